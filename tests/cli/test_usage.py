@@ -1,0 +1,364 @@
+"""What reaches the commands from the command line, and how what they raise leaves it."""
+
+import errno
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import udaseg
+from udaseg.cli import main
+from udaseg.errors import DataError, GateError, Interrupted, RecipeError, UsageError
+from udaseg.recipe import dump, load, recipes_folder
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SHIPPED = recipes_folder() / "gta5_cityscapes" / "rccr.yaml"
+NAMES = ("prepare", "train", "adapt", "evaluate", "predict", "info", "demo")
+
+
+class Commands(ModuleType):
+    """Stands in for `udaseg.commands`; keeps what it was called with, or raises."""
+
+    def __init__(self) -> None:
+        super().__init__("udaseg.commands")
+        self.calls: list[tuple[str, dict[str, Any]]] = []
+        self.error: BaseException | None = None
+        for name in NAMES:
+            setattr(self, name, self._record(name))
+
+    def _record(self, name: str) -> Callable[..., None]:
+        def command(**words: Any) -> None:
+            self.calls.append((name, words))
+            if self.error is not None:
+                raise self.error
+
+        return command
+
+
+@pytest.fixture
+def commands(monkeypatch: pytest.MonkeyPatch) -> Commands:
+    fake = Commands()
+    monkeypatch.setitem(sys.modules, "udaseg.commands", fake)
+    monkeypatch.setattr(udaseg, "commands", fake, raising=False)
+    monkeypatch.delenv("UDASEG_DATA", raising=False)
+    return fake
+
+
+def called(commands: Commands, *words: str) -> dict[str, Any]:
+    """Run the command line and return what the one command was called with."""
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 0
+    ((_, given),) = commands.calls
+    return given
+
+
+def failed(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int | str | None, str]:
+    """Run the command line and return the exit code and stderr; stdout stays empty."""
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    out, err = capsys.readouterr()
+    assert out == ""
+    return stop.value.code, err
+
+
+def test_prepare_needs_only_a_name(commands: Commands) -> None:
+    assert called(commands, "prepare", "gta5", "cityscapes") == {
+        "names": ["gta5", "cityscapes"],
+        "root": Path("data"),
+        "check_only": False,
+        "max_bad": 0,
+        "on_mismatch": "exclude",
+        "seed": 0,
+        "size": None,
+        "workers": -1,
+    }
+
+
+def test_prepare_takes_its_options(commands: Commands) -> None:
+    words = "prepare toyland --root d --check-only --max-bad 3 --on-mismatch resize --seed 4"
+    given = called(commands, *words.split(), "--size", "64x128", "--workers", "2")
+    assert given["size"] == (64, 128)
+    assert (given["root"], given["check_only"], given["max_bad"]) == (Path("d"), True, 3)
+    assert (given["on_mismatch"], given["seed"], given["workers"]) == ("resize", 4, 2)
+
+
+def test_the_root_comes_from_the_environment(
+    commands: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UDASEG_DATA", "/elsewhere")
+    assert called(commands, "demo")["root"] == Path("/elsewhere")
+
+
+def test_adapt_needs_nothing(commands: Commands) -> None:
+    given = called(commands, "adapt")
+    assert given.pop("recipe") == load(SHIPPED)
+    assert given.pop("command")[0] == "udaseg"
+    assert given == {
+        "recipe_path": SHIPPED,
+        "out": None,
+        "root": Path("data"),
+        "resume": None,
+        "init": None,
+        "overwrite": False,
+        "dry_run": False,
+    }
+
+
+def test_adapt_takes_words_and_options_in_any_order(commands: Commands) -> None:
+    words = "adapt steps=5 --out r --seed 3 gta5_cityscapes/rccr --target photos --batch 1 -v"
+    given = called(commands, *words.split(), "optimizer.lr=1e-5", "--dry-run", "--init", "c.pt")
+    recipe = given["recipe"]
+    assert (recipe.steps, recipe.seed, recipe.optimizer.lr) == (5, 3, 1e-5)
+    assert (recipe.batch.source, recipe.batch.target) == (1, 1)
+    assert (recipe.target.data, recipe.validation.data) == ("photos", None)
+    assert (given["out"], given["init"]) == (Path("r"), Path("c.pt"))
+    assert (given["dry_run"], given["overwrite"]) == (True, False)
+
+
+@pytest.mark.parametrize("command", ["train", "adapt"])
+def test_the_command_words_are_passed_on(
+    commands: Commands, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["/bin/udaseg", command, "gta5_cityscapes/rccr", "steps=5"])
+    with pytest.raises(SystemExit):
+        main()
+    assert commands.calls[0][0] == command
+    expected = ["udaseg", command, "gta5_cityscapes/rccr", "steps=5"]
+    assert commands.calls[0][1]["command"] == expected
+
+
+def test_resume_reads_the_recipe_of_the_run(commands: Commands, tmp_path: Path) -> None:
+    written = load(SHIPPED, overrides=["steps=5"])
+    (tmp_path / "recipe.yaml").write_text(dump(written))
+    given = called(commands, "adapt", "--resume", str(tmp_path), "--workers", "1")
+    assert given["recipe"].steps == 5
+    assert given["recipe"].machine.workers == 1
+    assert given["resume"] == tmp_path
+    assert given["recipe_path"] == tmp_path / "recipe.yaml"
+
+
+def test_eval_needs_only_a_run(commands: Commands) -> None:
+    assert called(commands, "eval", "runs/x") == {
+        "run": Path("runs/x"),
+        "data": None,
+        "split": "val",
+        "weights": "student",
+        "flip": False,
+        "scales": (1.0,),
+        "window": None,
+        "protocol": None,
+        "format": "table",
+        "fail_under": None,
+        "out": None,
+        "device": "auto",
+        "root": Path("data"),
+    }
+
+
+def test_eval_takes_its_options(commands: Commands) -> None:
+    words = "eval r --data d --split s --weights teacher --flip --scales 0.5,1,1.25"
+    more = "--window 512x1024 --protocol 16 --format json --fail-under 45.5 --out o --device cpu"
+    given = called(commands, *words.split(), *more.split())
+    assert (given["data"], given["split"], given["weights"]) == ("d", "s", "teacher")
+    assert (given["scales"], given["window"]) == ((0.5, 1.0, 1.25), (512, 1024))
+    assert (given["protocol"], given["format"], given["fail_under"]) == (16, "json", 45.5)
+    assert (given["flip"], given["out"], given["device"]) == (True, Path("o"), "cpu")
+
+
+def test_predict_needs_only_images(commands: Commands) -> None:
+    assert called(commands, "predict", "a.png", "images/") == {
+        "inputs": ["a.png", "images/"],
+        "checkpoint": None,
+        "out": Path("masks"),
+        "save": ("color", "ids"),
+        "weights": "student",
+        "device": "auto",
+        "overwrite": False,
+        "resume": False,
+        "flip": False,
+        "window": None,
+    }
+
+
+def test_predict_takes_each_kind_of_output_once(commands: Commands) -> None:
+    given = called(commands, "predict", "x", "--save", "ids,overlay,ids", "--resume")
+    assert given["save"] == ("ids", "overlay")
+    assert given["resume"] is True
+
+
+def test_info_and_demo_are_called(commands: Commands) -> None:
+    assert called(commands, "info", "runs/x") == {"run": Path("runs/x")}
+    commands.calls.clear()
+    expected = {"seed": 0, "out": Path("runs/demo"), "root": Path("data")}
+    assert called(commands, "demo") == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("nosuch", "No such command"),
+        ("prepare", "Missing argument"),
+        ("prepare x --on-mismatch maybe", "maybe"),
+        ("prepare x --max-bad -1", "--max-bad"),
+        ("prepare x --size 12", "--size is HEIGHTxWIDTH"),
+        ("prepare x --size 0x5", "--size is HEIGHTxWIDTH"),
+        ("adapt --stepps 5", "--stepps"),
+        ("adapt --steps five", "--steps"),
+        ("adapt --steps 0", "override steps=0: steps: must be at least 1"),
+        ("adapt --precision fp8", "fp8"),
+        ("adapt --method rccl", "did you mean 'rccr'?"),
+        ("adapt gta5_cityscapes/rcr", "did you mean 'gta5_cityscapes/rccr'?"),
+        ("adapt missing.yaml", "missing.yaml: no such file"),
+        ("adapt a.yaml b.yaml", "one RECIPE at most"),
+        ("adapt stepps=5", "did you mean 'steps'?"),
+        ("adapt --steps 5 steps=6", "contradicts"),
+        ("adapt --resume .", "not a run folder"),
+        ("adapt --resume . --init c.pt --overwrite", "leave out --init, --overwrite"),
+        ("adapt -v -q", "-v says more"),
+        ("train --method nosuch", "no method 'nosuch'"),
+        ("eval", "Missing argument"),
+        ("eval a b", "unexpected extra argument"),
+        ("eval a --protocol 12", "--protocol is 19, 16 or 13"),
+        ("eval a --scales 1,x", "--scales"),
+        ("eval a --scales 99", "--scales is between"),
+        ("eval a --window 5", "--window is HEIGHTxWIDTH"),
+        ("eval a --format xml", "xml"),
+        ("eval a --weights best", "best"),
+        ("predict", "Missing argument"),
+        ("predict x --save colour", "did you mean 'color'?"),
+        ("predict x --save ids,", "got ''"),
+        ("predict x --overwrite --resume", "give one of them"),
+        ("info", "Missing argument"),
+        ("recipes cat nosuch", "no such file or shipped recipe"),
+        ("recipes cp gta5_cityscapes/rccr no/such/folder/x.yaml", "no such folder"),
+    ],
+)
+def test_wrong_words_are_refused_with_code_2(
+    commands: Commands, capsys: pytest.CaptureFixture[str], words: str, expected: str
+) -> None:
+    code, err = failed(capsys, *words.split())
+    assert code == 2
+    assert expected in err
+    assert "Traceback" not in err
+    assert not commands.calls
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "expected"),
+    [
+        (UsageError("wrong [red]words[/]"), 2, "error: wrong [red]words[/]\n"),
+        (RecipeError("a.yaml:1:2: steps: no"), 2, "a.yaml:1:2: steps: no\n"),
+        (DataError("x\x1b[31m.png\n[/].png \u202e"), 3, "error: x\\x1b[31m.png\n[/].png \\u202e\n"),
+        (GateError("too low"), 7, "error: too low\n"),
+        (Interrupted("saved", signal.SIGTERM), 143, "saved\n"),
+        (Interrupted("saved", signal.SIGINT), 130, "saved\n"),
+        (OSError(errno.ENOSPC, "x", "runs/a"), 5, "error: runs/a: the disk is full; free some"),
+        (OSError(errno.EACCES, "x", "runs/a"), 5, "error: runs/a: no permission"),
+        (OSError(errno.EROFS, "x"), 5, "error: the file system is read-only"),
+        (MemoryError(), 5, "error: out of memory"),
+        (FileNotFoundError(errno.ENOENT, "gone", "x"), 1, "unexpected error: FileNotFoundError"),
+        (
+            ValueError("a\nb"),
+            1,
+            "unexpected error: ValueError: a b (run with --debug",
+        ),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+    ids=repr,
+)
+def test_what_a_command_raises_becomes_a_message_and_a_code(
+    commands: Commands,
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
+    code: int,
+    expected: str,
+) -> None:
+    commands.error = error
+    given, err = failed(capsys, "info", "x")
+    assert given == code
+    assert err.removeprefix("error: ").startswith(expected.removeprefix("error: "))
+    assert "Traceback" not in err
+
+
+def test_debug_anywhere_shows_the_traceback(
+    commands: Commands, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words in (("--debug", "info", "x"), ("info", "x", "--debug")):
+        commands.error = ValueError("broken")
+        code, err = failed(capsys, *words)
+        assert code == 1
+        assert "Traceback" in err
+        assert err.endswith("unexpected error: ValueError: broken\n")
+
+
+@pytest.mark.parametrize(
+    ("option", "shown"),
+    [([], ["hello", "warning: careful"]), (["-q"], ["warning: careful"]),
+     (["-v"], ["detail", "hello", "warning: careful"])],
+)  # fmt: skip
+def test_talk_goes_to_stderr_as_loud_as_asked(
+    commands: Commands,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    option: list[str],
+    shown: list[str],
+) -> None:
+    def speak(**words: object) -> None:
+        log = logging.getLogger("udaseg.engine.loop")
+        log.debug("detail")
+        log.info("hello")
+        log.warning("careful")
+
+    monkeypatch.setattr(commands, "info", speak)
+    _, err = failed(capsys, "info", "x", *option)
+    assert err.splitlines() == shown
+
+
+def test_recipes_are_listed_shown_and_copied(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def shown(*words: str) -> str:
+        with pytest.raises(SystemExit) as stop:
+            main(words)
+        assert stop.value.code == 0
+        return capsys.readouterr().out
+
+    assert "\ngta5_cityscapes/rccr  " in f"\n{shown('recipes', 'ls')}".replace("   ", "  ")
+    assert "rccr" in shown("methods")
+    assert shown("recipes", "cat", "gta5_cityscapes/rccr") == SHIPPED.read_text()
+    copy = tmp_path / "rccr.yaml"
+    assert shown("recipes", "cp", "gta5_cityscapes/rccr", str(tmp_path)) == f"{copy}\n"
+    assert copy.read_bytes() == SHIPPED.read_bytes()
+    code, err = failed(capsys, "recipes", "cp", "gta5_cityscapes/rccr", str(copy))
+    assert code == 2
+    assert "exists" in err
+
+
+def test_a_reader_that_has_gone_is_no_error() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "udaseg", "recipes", "cat", "gta5_cityscapes/rccr"]
+    result = subprocess.run(
+        command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False, cwd=REPOSITORY
+    )
+    os.close(writer)
+    assert result.stderr == ""
+
+
+def test_a_terminal_that_knows_ascii_only_is_no_error() -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    command = [sys.executable, "-m", "udaseg", "adapt", "é.yaml"]
+    result = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=environment, cwd=REPOSITORY
+    )
+    assert result.returncode == 2
+    assert ".yaml: no such file" in result.stderr
+    assert "Traceback" not in result.stderr

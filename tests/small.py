@@ -1,0 +1,33 @@
+"""Networks and recipes small enough to step in milliseconds."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from udaseg.contrast import Projector
+from udaseg.models import Backbone, DeepLabV2, Segmenter
+from udaseg.recipe import Recipe, load
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def small_segmenter(*, classes: int = 5, projector: bool = True, seed: int = 0) -> Segmenter:
+    """Return a two-layer network of stride 8 with batch norm, a head, and a projector."""
+    torch.manual_seed(seed)
+    low = nn.Sequential(nn.Conv2d(3, 6, 3, 4, 1), nn.BatchNorm2d(6), nn.ReLU())
+    rest = nn.Sequential(nn.Conv2d(6, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU())
+    body = Backbone(low, rest, (6, 8))
+    return Segmenter(
+        body,
+        DeepLabV2(8, classes, (1, 2)),
+        output_stride=8,
+        batch_norm="train",
+        projector=Projector(8, 4) if projector else None,
+    )
+
+
+def shipped(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Return the shipped recipe `name`, such as `toyland/rccr`, with overrides."""
+    return load(REPOSITORY / "recipes" / f"{name}.yaml", overrides=list(overrides))

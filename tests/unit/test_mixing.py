@@ -1,0 +1,127 @@
+"""ClassMix, CutMix squares and the strong augmentation, on small hand-made maps and over seeds."""
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from udaseg.adaptation import class_mask, gaussian_blur, paste, square_mask, strong_augment
+from udaseg.adaptation.mixing import cells_to_pixels
+from udaseg.data import IGNORE
+
+
+def _generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_half_of_each_images_classes_is_pasted_whole_and_void_is_not(seed):
+    labels = torch.randint(0, 7, (3, 12, 14), generator=_generator(seed)).to(torch.uint8)
+    labels[:, :2] = IGNORE
+    mask = class_mask(labels, 7, _generator(seed), ignore_is_class=False)
+    for label, chosen in zip(labels, mask, strict=True):
+        classes = [c for c in label.unique().tolist() if c != IGNORE]
+        pasted = [c for c in classes if chosen[label == c].any()]
+        assert len(pasted) == -(-len(classes) // 2)
+        assert all(chosen[label == c].all() for c in pasted), "a class was cut"
+        assert not chosen[label == IGNORE].any()
+
+
+def test_void_may_be_pasted_in_the_released_form():
+    labels = torch.full((1, 4, 4), IGNORE, dtype=torch.uint8)
+    assert class_mask(labels, 3, _generator(), ignore_is_class=True).all()
+    assert not class_mask(labels, 3, _generator(), ignore_is_class=False).any()
+    labels[:, :, :2] = 1
+    pasted = [
+        class_mask(labels, 3, _generator(seed), ignore_is_class=True)[0, 0, 3].item()
+        for seed in range(40)
+    ]
+    assert 8 < sum(pasted) < 32
+
+
+def test_each_class_is_chosen_equally_often():
+    labels = torch.arange(4, dtype=torch.uint8).view(1, 2, 2)
+    counts = torch.zeros(2, 2)
+    for seed in range(400):
+        counts += class_mask(labels, 4, _generator(seed), ignore_is_class=False)[0]
+    assert (counts - 200).abs().max() < 50
+
+
+def test_paste_moves_images_and_labels_alike():
+    mask = torch.tensor([[[True, False]]])
+    assert paste(mask, torch.ones(1, 3, 1, 2), torch.zeros(1, 3, 1, 2))[0, 0].tolist() == [[1, 0]]
+    assert paste(mask, torch.tensor([[[5, 6]]]), torch.tensor([[[7, 8]]])).tolist() == [[[5, 8]]]
+
+
+@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize(("size", "stride"), [((64, 64), 8), ((90, 120), 16), ((8, 8), 16)])
+def test_squares_are_whole_cells_inside_the_image(seed, size, stride):
+    if min(size) < stride:
+        with pytest.raises(ValueError, match="smaller than one cell"):
+            square_mask(2, size, stride, _generator(seed), per="image")
+        return
+    mask = square_mask(2, size, stride, _generator(seed), per="image")
+    assert mask.shape == (2, -(-size[0] // stride), -(-size[1] // stride))
+    for image in mask:
+        rows, columns = image.any(1).nonzero(), image.any(0).nonzero()
+        height, width = len(rows), len(columns)
+        assert height == width >= 1
+        assert image.sum() == height * width
+        assert (rows[-1] + 1) * stride <= size[0]
+        assert (columns[-1] + 1) * stride <= size[1]
+    pixels = cells_to_pixels(mask, size, stride)
+    assert pixels.shape == (2, *size)
+    assert pixels.sum() == mask.sum() * stride * stride
+
+
+def test_one_square_a_batch_or_one_an_image():
+    same = square_mask(4, (256, 256), 8, _generator(), per="batch")
+    own = square_mask(4, (256, 256), 8, _generator(), per="image")
+    assert all(torch.equal(same[0], image) for image in same)
+    assert any(not torch.equal(own[0], image) for image in own)
+
+
+def test_square_area_is_uniform_on_average():
+    areas = [
+        square_mask(1, (512, 512), 8, _generator(seed), per="image").float().mean().item()
+        for seed in range(500)
+    ]
+    assert np.mean(areas) == pytest.approx(0.5, abs=0.04)
+
+
+@pytest.mark.parametrize("sigma", [0.15, 0.7, 1.15])
+def test_blur_equals_opencvs(sigma):
+    image = torch.rand(1, 3, 33, 47, generator=_generator())
+    expected = cv2.GaussianBlur(
+        image[0].permute(1, 2, 0).numpy(), (11, 11), sigma, borderType=cv2.BORDER_REPLICATE
+    )
+    assert np.abs(gaussian_blur(image, sigma)[0].permute(1, 2, 0).numpy() - expected).max() < 1e-5
+
+
+def _augment(images, seed, **changes):
+    settings = {
+        "jitter": 0.25, "jitter_probability": 0.8, "blur_probability": 0.5,
+        "blur_sigma": (0.15, 1.15),
+    }
+    return strong_augment(images, _generator(seed), **{**settings, **changes})
+
+
+def test_strong_augmentation_is_a_function_of_its_generator_and_stays_in_range():
+    images = torch.rand(2, 3, 16, 16, generator=_generator())
+    before = images.clone()
+    assert torch.equal(_augment(images, 1), _augment(images, 1))
+    assert not torch.equal(_augment(images, 1), _augment(images, 2))
+    assert torch.equal(images, before), "the input was changed"
+    for seed in range(10):
+        augmented = _augment(images, seed)
+        assert augmented.min() >= 0
+        assert augmented.max() <= 1 + 1e-6
+
+
+def test_strong_augmentation_happens_as_often_as_asked():
+    images = torch.rand(1, 3, 8, 8, generator=_generator())
+    assert torch.equal(_augment(images, 0, jitter_probability=0.0, blur_probability=0.0), images)
+    changed = [
+        not torch.equal(_augment(images, seed, blur_probability=0.0), images) for seed in range(200)
+    ]
+    assert 140 < sum(changed) < 180

@@ -1,0 +1,373 @@
+"""The commands of `udaseg`: what each takes, and which function of `udaseg.commands` it calls.
+
+`udaseg.commands` is imported inside the functions only, so that `--help` answers at once.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from udaseg import __version__
+from udaseg.cli.options import (
+    AnyDevice,
+    Batch,
+    Device,
+    DryRun,
+    Flip,
+    Format,
+    Init,
+    OnMismatch,
+    Out,
+    Overwrite,
+    PrecisionOption,
+    Quiet,
+    Resume,
+    Root,
+    Run,
+    Seed,
+    Source,
+    Steps,
+    Target,
+    Verbose,
+    Weights,
+    WeightsOption,
+    Window,
+    Words,
+    Workers,
+    factors,
+    pixels,
+    saves,
+)
+from udaseg.cli.talk import talk
+from udaseg.errors import UsageError
+from udaseg.recipe import Everyday, find_recipe, list_recipes, methods, printable, requested
+
+_PROTOCOLS = (19, 16, 13)
+
+app = typer.Typer(
+    name="udaseg",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+recipes_app = typer.Typer(no_args_is_help=True, help="List, show or copy the shipped recipes.")
+app.add_typer(recipes_app, name="recipes")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"udaseg {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error; works anywhere.")
+    ] = False,
+) -> None:
+    """Adapt a segmentation network from labelled source images to unlabelled target images."""
+
+
+@app.command()
+def prepare(
+    names: Annotated[list[str], typer.Argument(metavar="NAME", show_default=False)],
+    root: Root = Path("data"),
+    check_only: Annotated[
+        bool, typer.Option("--check-only", help="Look at everything, write nothing.")
+    ] = False,
+    max_bad: Annotated[int, typer.Option(min=0, help="Damaged files to leave out.")] = 0,
+    on_mismatch: Annotated[
+        OnMismatch, typer.Option(help="When a label has another size than its image.")
+    ] = OnMismatch.exclude,
+    seed: Annotated[int, typer.Option(help="Seed of toyland.")] = 0,
+    size: Annotated[
+        str | None, typer.Option(metavar="HxW", help="Size of toyland's images.")
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Processes; -1 chooses.")] = -1,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Check datasets and index them; NAME is a known dataset or a dataset YAML."""
+    size_px = pixels("--size", size)
+    talk(verbose, quiet)
+    from udaseg import commands
+
+    commands.prepare(
+        names=names,
+        root=root,
+        check_only=check_only,
+        max_bad=max_bad,
+        on_mismatch=on_mismatch.value,
+        seed=seed,
+        size=size_px,
+        workers=workers,
+    )
+
+
+@app.command()
+def train(
+    words: Words = None,
+    method: Annotated[
+        str | None, typer.Option(help="A method of `udaseg methods`; by default source_only.")
+    ] = None,
+    source: Source = None,
+    target: Target = None,
+    out: Out = None,
+    root: Root = Path("data"),
+    seed: Seed = None,
+    device: Device = None,
+    precision: PrecisionOption = None,
+    steps: Steps = None,
+    batch: Batch = None,
+    workers: Workers = None,
+    resume: Resume = None,
+    init: Init = None,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train on labelled images only: the baseline that adaptation has to beat."""
+    everyday = Everyday(source, target, seed, steps, batch, device, precision, workers)
+    _refuse_with_resume(resume, out, init, overwrite)
+    recipe, path = requested(words or [], everyday, "source_only", method, resume)
+    talk(verbose, quiet)
+    from udaseg import commands
+
+    commands.train(
+        recipe=recipe,
+        recipe_path=path,
+        out=out,
+        root=root,
+        resume=resume,
+        init=init,
+        overwrite=overwrite,
+        dry_run=dry_run,
+        command=_command(),
+    )
+
+
+@app.command()
+def adapt(
+    words: Words = None,
+    method: Annotated[
+        str | None, typer.Option(help="A method of `udaseg methods`; by default rccr.")
+    ] = None,
+    source: Source = None,
+    target: Target = None,
+    out: Out = None,
+    root: Root = Path("data"),
+    seed: Seed = None,
+    device: Device = None,
+    precision: PrecisionOption = None,
+    steps: Steps = None,
+    batch: Batch = None,
+    workers: Workers = None,
+    resume: Resume = None,
+    init: Init = None,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Adapt from labelled source images to unlabelled target images."""
+    everyday = Everyday(source, target, seed, steps, batch, device, precision, workers)
+    _refuse_with_resume(resume, out, init, overwrite)
+    recipe, path = requested(words or [], everyday, "rccr", method, resume)
+    talk(verbose, quiet)
+    from udaseg import commands
+
+    commands.adapt(
+        recipe=recipe,
+        recipe_path=path,
+        out=out,
+        root=root,
+        resume=resume,
+        init=init,
+        overwrite=overwrite,
+        dry_run=dry_run,
+        command=_command(),
+    )
+
+
+@app.command("eval")
+def evaluate(
+    run: Run,
+    data: Annotated[
+        str | None, typer.Option(help="Prepared name or dataset YAML; by default the recipe's.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="The split to score.")] = "val",
+    weights: WeightsOption = Weights.student,
+    flip: Flip = False,
+    scales: Annotated[str, typer.Option(help="Scales to average over, with commas.")] = "1.0",
+    window: Window = None,
+    protocol: Annotated[
+        int | None, typer.Option(metavar="19|16|13", help="Classes that the mean takes.")
+    ] = None,
+    output_format: Annotated[Format, typer.Option("--format", help="Of stdout.")] = Format.table,
+    fail_under: Annotated[
+        float | None, typer.Option(help="Exit with 7 if mIoU, in percent, is below.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the scores; by default in the run.")
+    ] = None,
+    device: AnyDevice = "auto",
+    root: Root = Path("data"),
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Score a checkpoint, or the newest of a run, on labelled images."""
+    if protocol is not None and protocol not in _PROTOCOLS:
+        raise UsageError(f"--protocol is 19, 16 or 13, got {protocol}")
+    scale_factors, window_px = factors(scales), pixels("--window", window)
+    talk(verbose, quiet)
+    from udaseg import commands
+
+    commands.evaluate(
+        run=run,
+        data=data,
+        split=split,
+        weights=weights.value,
+        flip=flip,
+        scales=scale_factors,
+        window=window_px,
+        protocol=protocol,
+        format=output_format.value,
+        fail_under=fail_under,
+        out=out,
+        device=device,
+        root=root,
+    )
+
+
+@app.command()
+def predict(
+    images: Annotated[
+        list[str],
+        typer.Argument(metavar="IMAGES", help="Files, folders, patterns.", show_default=False),
+    ],
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(metavar="CHECKPOINT|RUN", help="By default the newest finished run."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the masks.")] = Path("masks"),
+    save: Annotated[
+        str, typer.Option(help="Any of color,ids,overlay,confidence, with commas.")
+    ] = "color,ids",
+    weights: WeightsOption = Weights.student,
+    device: AnyDevice = "auto",
+    overwrite: Overwrite = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Keep the masks that are done.")] = False,
+    flip: Flip = False,
+    window: Window = None,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a mask for each image."""
+    kinds, window_px = saves(save), pixels("--window", window)
+    if overwrite and resume:
+        raise UsageError("--overwrite makes every mask anew, --resume keeps them; give one of them")
+    talk(verbose, quiet)
+    from udaseg import commands
+
+    commands.predict(
+        inputs=images,
+        checkpoint=checkpoint,
+        out=out,
+        save=kinds,
+        weights=weights.value,
+        device=device,
+        overwrite=overwrite,
+        resume=resume,
+        flip=flip,
+        window=window_px,
+    )
+
+
+@app.command()
+def info(run: Run, verbose: Verbose = False, quiet: Quiet = False) -> None:
+    """Say what a run or a checkpoint is: recipe, step, classes, scores."""
+    talk(verbose, quiet)
+    from udaseg import commands
+
+    commands.info(run=run)
+
+
+@app.command()
+def demo(
+    seed: Annotated[int, typer.Option(help="Seed of the images and the training.")] = 0,
+    out: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/demo"),
+    root: Root = Path("data"),
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Adapt a small network on generated images, from nothing, in minutes on a CPU."""
+    talk(verbose, quiet)
+    from udaseg import commands
+
+    commands.demo(seed=seed, out=out, root=root)
+
+
+@app.command("methods")
+def show_methods() -> None:
+    """List the methods that `--method` knows."""
+    known = methods()
+    width = max(map(len, known), default=0)
+    for name, summary in sorted(known.items()):
+        typer.echo(printable(f"{name:{width}}  {summary}".rstrip()))
+
+
+@recipes_app.command("ls")
+def show_recipes() -> None:
+    """List the shipped recipes."""
+    entries = list_recipes()
+    width = max((len(entry.name) for entry in entries), default=0)
+    for entry in entries:
+        typer.echo(printable(f"{entry.name:{width}}  {entry.summary}".rstrip()))
+
+
+@recipes_app.command("cat")
+def show_recipe(name: Annotated[str, typer.Argument(show_default=False)]) -> None:
+    """Print a recipe."""
+    typer.echo(printable(find_recipe(name).read_text(encoding="utf-8")), nl=False)
+
+
+@recipes_app.command("cp")
+def copy_recipe(
+    name: Annotated[str, typer.Argument(show_default=False)],
+    destination: Annotated[
+        Path, typer.Argument(metavar="[DEST]", help="A file or a folder.")
+    ] = Path(),
+) -> None:
+    """Copy a recipe, to change it."""
+    path = find_recipe(name)
+    copy = destination / path.name if destination.is_dir() else destination
+    try:
+        with copy.open("xb") as file:
+            file.write(path.read_bytes())
+    except FileExistsError as error:
+        raise UsageError(f"{copy}: exists; name another file") from error
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UsageError(f"{copy.parent}: no such folder; make it first") from error
+    typer.echo(printable(str(copy)))
+
+
+def _command() -> list[str]:
+    return ["udaseg", *sys.argv[1:]]
+
+
+def _refuse_with_resume(
+    resume: Path | None, out: Path | None, init: Path | None, overwrite: bool
+) -> None:
+    given = {"--out": out is not None, "--init": init is not None, "--overwrite": overwrite}
+    if resume is not None and any(given.values()):
+        others = ", ".join(name for name, present in given.items() if present)
+        raise UsageError(f"--resume continues in the run's own folder; leave out {others}")

@@ -1,0 +1,133 @@
+"""The folder of a run: claimed by one writer, never written over without being asked."""
+
+import contextlib
+import json
+import os
+import platform
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from udaseg.errors import EnvironmentFault, UsageError
+from udaseg.recipe import Recipe, dump
+from udaseg.reporting import write_json_atomic
+
+_LOCK = "writer.lock"
+_PACKAGES = ("udaseg", "torch", "torchvision", "numpy", "opencv-python-headless", "timm")
+
+
+def folder_of(recipe: Recipe, out: Path | None) -> Path:
+    """Return where a run goes: `out`, or runs/<source>-<target>-<name>-s<seed>."""
+    if out is not None:
+        return out
+    source, target = (_short(word) for word in (recipe.source.data, recipe.target.data))
+    return Path("runs") / f"{source}-{target}-{recipe.name}-s{recipe.seed}"
+
+
+def create(folder: Path, recipe: Recipe, command: Sequence[str], *, overwrite: bool) -> None:
+    """Make a new run folder with all that is needed to run it again.
+
+    Raises:
+        UsageError: It exists and is not empty, and `overwrite` was not asked for.
+        EnvironmentFault: It cannot be written.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder}: is a file; choose another --out")
+    if folder.is_dir() and any(folder.iterdir()):
+        if not overwrite:
+            raise UsageError(
+                f"{folder}: exists already; --resume {shlex.quote(str(folder))} goes on with it, "
+                "--overwrite starts it again, --out DIR takes another folder"
+            )
+        if not (folder / "recipe.yaml").is_file():
+            raise UsageError(
+                f"{folder}: is no run folder (no recipe.yaml), so --overwrite leaves it alone; "
+                "choose another --out"
+            )
+        _refuse_second_writer(folder)
+        shutil.rmtree(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "recipe.yaml").write_text(dump(recipe), encoding="utf-8")
+        (folder / "command.txt").write_text(shlex.join(command) + "\n", encoding="utf-8")
+        write_json_atomic(folder / "environment.json", environment())
+    except OSError as error:
+        raise EnvironmentFault(f"{folder}: cannot be written ({error}); choose another --out") from error
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Hold the run folder as its one writer; the lock of a dead process is taken over.
+
+    Raises:
+        UsageError: A living process writes it.
+    """
+    _refuse_second_writer(folder)
+    lock = folder / _LOCK
+    document = {"pid": os.getpid(), "host": platform.node()}
+    try:
+        lock.unlink(missing_ok=True)
+        with lock.open("x", encoding="utf-8") as file:
+            json.dump(document, file)
+    except FileExistsError as error:
+        raise UsageError(f"{folder}: another process began to write it just now") from error
+    except OSError as error:
+        raise EnvironmentFault(f"{folder}: cannot be written ({error})") from error
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+
+
+def environment() -> dict[str, object]:
+    """Return what a reader needs to know of the machine to repeat a run."""
+    packages = {}
+    for name in _PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            packages[name] = version(name)
+    return {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpus": [
+            torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())
+        ],
+        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
+        "packages": packages,
+    }
+
+
+def _refuse_second_writer(folder: Path) -> None:
+    try:
+        holder = json.loads((folder / _LOCK).read_text(encoding="utf-8"))
+        pid, host = int(holder["pid"]), str(holder["host"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return
+    if host == platform.node() and not _alive(pid):
+        return
+    raise UsageError(
+        f"{folder}: process {pid} on {host} is writing this run; wait for it or stop it"
+        + ("" if host == platform.node() else f", then delete {folder / _LOCK}")
+    )
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _short(data: str) -> str:
+    stem = Path(data).stem if data.endswith((".yaml", ".yml")) else Path(data).name
+    return stem or "data"

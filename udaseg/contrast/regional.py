@@ -1,0 +1,303 @@
+"""RCCR: regional contrastive consistency between a student's and a teacher's view of one place."""
+
+import math
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from udaseg.contrast.memory import EMPTY, MemoryBank
+from udaseg.contrast.vectors import unit
+from udaseg.contrast.views import CellView, Regularizer, View, Views
+from udaseg.distributed import mean_share, rows_of_all_ranks, world_size
+from udaseg.errors import UdasegError
+
+_CHUNK = 256
+_MATCHES_NOTHING = -2
+
+
+def regional_loss(
+    queries: Tensor,
+    keys: Tensor,
+    labels: Tensor,
+    bank: Tensor,
+    bank_labels: Tensor,
+    *,
+    temperature: float,
+    keep: Tensor | None = None,
+) -> Tensor:
+    """Return the mean InfoNCE of each query with its own key against bank rows of other classes.
+
+    Args:
+        queries: (R, D) unit vectors; the only input that gets a gradient.
+        keys: (R, D) unit vectors, the positives.
+        labels: (R,) int64; bank rows with the query's own label are left out.
+        bank: (M, D) unit vectors.
+        bank_labels: (M,) int64; rows labelled `EMPTY` (-1) are left out for all.
+        temperature: Divides every similarity; above 0.
+        keep: (R,) bool, the queries that count; None keeps all.
+
+    Returns:
+        A scalar; exactly 0, with a graph, when no query counts.
+
+    Raises:
+        ValueError: Shapes that do not fit, or a temperature of 0 or less.
+
+    Reference:
+        Zhou et al., RCCR (2022), L_con. Differs: logsumexp instead of an epsilon of 1e-8.
+    """
+    total, count = regional_sum(queries, keys, labels, bank, bank_labels, temperature, keep)
+    return total / count.clamp_min(1)
+
+
+def regional_sum(
+    queries: Tensor,
+    keys: Tensor,
+    labels: Tensor,
+    bank: Tensor,
+    bank_labels: Tensor,
+    temperature: float,
+    keep: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Return the sum over counted queries and their number; see `regional_loss`."""
+    if queries.shape != keys.shape or labels.shape != queries.shape[:1]:
+        shapes = tuple(queries.shape), tuple(keys.shape), tuple(labels.shape)
+        raise ValueError(f"queries, keys (R, D) and labels (R,) do not fit: {shapes}")
+    if bank.shape[1:] != queries.shape[1:] or bank_labels.shape != bank.shape[:1]:
+        raise ValueError(
+            f"bank {tuple(bank.shape)} and bank_labels {tuple(bank_labels.shape)} do not fit "
+            f"queries {tuple(queries.shape)}"
+        )
+    if temperature <= 0:
+        raise ValueError(f"temperature must be above 0, got {temperature}")
+    if keep is None:
+        keep = torch.ones_like(labels, dtype=torch.bool)
+    with torch.autocast(queries.device.type, enabled=False):
+        total: Tensor = _RegionalSum.apply(  # type: ignore[no-untyped-call]  # torch's own
+            queries, keys.detach(), labels, bank.detach(), bank_labels, temperature, keep
+        )
+    return total, keep.sum()
+
+
+class _RegionalSum(torch.autograd.Function):
+    """The sum with its gradient formed in the forward pass, a chunk of queries at a time.
+
+    Only queries have a gradient, (softmax . bank - key) / temperature, so two products a chunk are
+    enough and nothing of size R x M outlives its chunk.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        queries: Tensor,
+        keys: Tensor,
+        labels: Tensor,
+        bank: Tensor,
+        bank_labels: Tensor,
+        temperature: float,
+        keep: Tensor,
+    ) -> Tensor:
+        """Return the sum; keep the gradient for `backward`."""
+        rows, columns = _counted(labels, bank_labels, keep)
+        query_RD, key_RD = queries.detach().float(), keys.float()
+        label_R, weight_R = labels, keep.float()
+        if rows is not None:
+            query_RD, key_RD, label_R = query_RD[rows], key_RD[rows], labels[rows]
+            weight_R = weight_R[rows]
+            bank, bank_labels = bank[columns], bank_labels[columns]
+        bank_MD = bank.float()
+        scale = 1 / temperature
+        positive_R = (query_RD * key_RD).sum(1) * scale
+        loss = query_RD.new_zeros(())
+        gradient_RD = torch.empty_like(query_RD)
+        for start in range(0, len(query_RD), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            score_rM = (query_RD[part] * scale) @ bank_MD.T
+            out_rM = (bank_labels == label_R[part, None]) | (bank_labels == EMPTY)
+            score_rM.masked_fill_(out_rM, -math.inf)
+            positive_r = positive_R[part]
+            top_r = positive_r if not len(bank_MD) else positive_r.maximum(score_rM.amax(1))
+            score_rM.sub_(top_r[:, None]).exp_()
+            own_r = (positive_r - top_r).exp()
+            total_r = own_r + score_rM.sum(1)
+            weight_r = weight_R[part]
+            loss = loss + ((total_r.log() + top_r - positive_r) * weight_r).sum()
+            own_share_r = (own_r / total_r - 1) * weight_r * scale
+            gradient_rD = score_rM @ bank_MD
+            gradient_rD.mul_((weight_r * scale / total_r)[:, None])
+            gradient_RD[part] = gradient_rD.addcmul_(own_share_r[:, None], key_RD[part])
+        if rows is not None:
+            wide = queries.new_zeros(queries.shape, dtype=torch.float32)
+            gradient_RD = wide.index_copy_(0, rows, gradient_RD)
+        ctx.save_for_backward(gradient_RD.to(queries.dtype))
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        """Return the gradient of the queries alone."""
+        (gradient,) = ctx.saved_tensors
+        return (gradient * grad.to(gradient.dtype), *[None] * 6)
+
+
+def _counted(
+    labels: Tensor, bank_labels: Tensor, keep: Tensor
+) -> tuple[Tensor, Tensor] | tuple[None, None]:
+    """Return the queries and bank rows worth a product, or None on a GPU.
+
+    Dropping them needs their number on the host; on a GPU waiting for it costs more than it saves.
+    """
+    if labels.is_cuda:
+        return None, None
+    return keep.nonzero().flatten(), (bank_labels != EMPTY).nonzero().flatten()
+
+
+class RegionalContrast(Regularizer):
+    """RCCR's term: inside the pasted square, the student's cell meets the teacher's cell.
+
+    Anchors are the student's cells of the CutMix view inside the square; the positive of each is
+    the teacher's cell at the same place of the plain target image; negatives are bank rows of other
+    pseudo-classes. Two sampling rules: rows of the anchor's class are no negatives, and anchors
+    without a confident pseudo-label do not count.
+
+    Args:
+        channels: Dimension of the embeddings.
+        weight: Of the loss at the last step.
+        ramp: The weight rises as exp(-5 (1 - sqrt(progress))).
+        start: First step with contrast.
+        temperature: Of the softmax.
+        min_confidence: Anchors need a teacher confidence above this.
+        bank_steps: Steps that the bank spans, the current one included.
+        cells_per_view: Random cells of each view that enter the bank a step, over all ranks.
+        region_size: Side of a region in cells.
+        square_per: One square a `batch` or an `image`.
+        keep_ignored: Cells without a class enter the bank as negatives of everything.
+        negative_sampling: False keeps rows of the anchor's class as negatives.
+        positive_filtering: False counts every anchor.
+        momentum_head: False takes the keys from the student's head.
+        ignore: The label without a class.
+
+    Reference:
+        Zhou et al., RCCR (2022).
+    """
+
+    needs: ClassVar[frozenset[View]] = frozenset({"cutmix", "target"})
+    wants_embeddings: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        *,
+        channels: int,
+        weight: float,
+        ramp: bool,
+        start: int,
+        temperature: float,
+        min_confidence: float,
+        bank_steps: int,
+        cells_per_view: int,
+        region_size: int,
+        square_per: Literal["image", "batch"],
+        keep_ignored: bool,
+        negative_sampling: bool = True,
+        positive_filtering: bool = True,
+        momentum_head: bool = True,
+        ignore: int = 255,
+    ) -> None:
+        super().__init__()
+        self.weight, self.ramp, self.start = weight, ramp, start
+        self.temperature, self.min_confidence = temperature, min_confidence
+        self.cells_per_view, self.region_size = cells_per_view, region_size
+        self.square_per, self.keep_ignored = square_per, keep_ignored
+        self.negative_sampling = negative_sampling
+        self.positive_filtering = positive_filtering
+        self.keys_by_student_head = not momentum_head
+        self.ignore = ignore
+        self.bank = MemoryBank(bank_steps, 2 * cells_per_view, channels)
+
+    def weight_at(self, step: int, progress: float) -> float:
+        """Return the weight of the term at a step; 0 before the start."""
+        if step < self.start:
+            return 0.0
+        return self.weight * (math.exp(-5 * (1 - math.sqrt(progress))) if self.ramp else 1.0)
+
+    def forward(self, views: Views) -> Tensor:
+        """Return the weighted term; changes nothing."""
+        weight = self.weight_at(views.step, views.progress)
+        queries, keys, labels, keep = self._pairs(views)
+        if weight == 0:
+            # the graph still reaches the head, so that every step has the same parameters in it
+            return 0.0 * queries.sum()
+        if not self.negative_sampling:
+            labels = torch.full_like(labels, _MATCHES_NOTHING)
+        bank, bank_labels = self.bank.rows_with(*self._new_rows(views))
+        total, count = regional_sum(
+            queries, keys, labels, bank, bank_labels, self.temperature, keep
+        )
+        return weight * total / mean_share(count)
+
+    @torch.no_grad()
+    def update(self, views: Views) -> None:
+        """Put this step's random cells into the bank, in place of the oldest step's."""
+        self.bank.push(*self._new_rows(views))
+
+    def _pairs(self, views: Views) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return queries and keys (R, D), labels (R,) and which of them count (R,)."""
+        cutmix, target = _required(views)
+        assert cutmix.embeddings is not None and views.square is not None
+        keys = target.embeddings if not self.keys_by_student_head else views.target_by_student_head
+        assert keys is not None
+        queries, square = cutmix.embeddings, views.square
+        labels, confidence = target.predictions, target.confidence
+        if self.region_size > 1:
+            queries, keys = (_pooled(part, self.region_size) for part in (queries, keys))
+            square = F.max_pool2d(-square.float(), self.region_size) < 0
+            labels, confidence = _region_labels(labels, confidence, self.region_size)
+        inside = square.flatten()
+        keep = inside
+        if self.positive_filtering:
+            keep = keep & (confidence.flatten() > self.min_confidence)
+        return _flat(queries), _flat(keys), labels.flatten(), keep
+
+    def _new_rows(self, views: Views) -> tuple[Tensor, Tensor]:
+        """Return random cells of both views and their labels, the same at every call in a step."""
+        cutmix, target = _required(views)
+        assert cutmix.embeddings is not None and target.embeddings is not None
+        generator = torch.Generator().manual_seed(views.seed)
+        rows, labels = [], []
+        for view in (cutmix, target):
+            assert view.embeddings is not None
+            cells = view.labels.numel()
+            wanted = min(cells, max(1, self.cells_per_view // world_size()))
+            chosen = torch.randperm(cells, generator=generator)[:wanted].to(view.labels.device)
+            rows.append(_flat(view.embeddings.detach())[chosen])
+            labels.append(view.labels.flatten()[chosen])
+        row_labels = torch.cat(labels)
+        if not self.keep_ignored:
+            row_labels = row_labels.masked_fill(row_labels == self.ignore, EMPTY)
+        return rows_of_all_ranks(torch.cat(rows)), rows_of_all_ranks(row_labels)
+
+
+def _required(views: Views) -> tuple[CellView, CellView]:
+    if views.cutmix is None or views.target is None:
+        raise UdasegError("regional contrast needs the CutMix view and the teacher's target view")
+    return views.cutmix, views.target
+
+
+def _flat(maps: Tensor) -> Tensor:
+    """Return (B, D, h, w) as (B h w, D)."""
+    return maps.permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def _pooled(embeddings: Tensor, size: int) -> Tensor:
+    return unit(F.avg_pool2d(embeddings, size))
+
+
+def _region_labels(labels: Tensor, confidence: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Return the label of each region's most confident cell and the region's mean confidence."""
+    height, width = (side // size * size for side in labels.shape[-2:])
+    _, where = F.max_pool2d(confidence[:, None, :height, :width], size, return_indices=True)
+    cropped = labels[:, :height, :width].flatten(1)
+    chosen = cropped.gather(1, where.flatten(1)).view_as(where)[:, 0]
+    return chosen, F.avg_pool2d(confidence[:, None], size)[:, 0]
+
+

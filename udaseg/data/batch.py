@@ -1,0 +1,225 @@
+"""Training batches as a function of the step: no sampler or loader state exists to be saved."""
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from udaseg.data.images import read_image, read_train_ids
+from udaseg.data.index import PreparedDataset, Sample
+from udaseg.data.transforms import random_crop, random_mirror, resize_image, resize_labels
+from udaseg.errors import DataError
+
+_SOURCE, _TARGET = 0, 1
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one step trains on.
+
+    Attributes:
+        step: Number of the step, from 0.
+        progress: step / steps, in [0, 1).
+        seed: Seeds everything random in the step on this rank.
+        source_images: (B, 3, H, W) uint8 RGB.
+        source_labels: (B, H, W) uint8 train ids with `IGNORE`.
+        target_images: (B, 3, H, W) uint8 RGB; None when only the source is trained on.
+    """
+
+    step: int
+    progress: float
+    seed: int
+    source_images: Tensor
+    source_labels: Tensor
+    target_images: Tensor | None
+
+    def to(self, device: torch.device) -> "Batch":
+        """Return the batch on `device`; bytes travel, floats are made there."""
+        target = self.target_images
+        return replace(
+            self,
+            source_images=self.source_images.to(device, non_blocking=True),
+            source_labels=self.source_labels.to(device, non_blocking=True),
+            target_images=None if target is None else target.to(device, non_blocking=True),
+        )
+
+    def pin_memory(self) -> "Batch":
+        """Return the batch in page-locked memory; the loader calls this by name."""
+        target = self.target_images
+        return replace(
+            self,
+            source_images=self.source_images.pin_memory(),
+            source_labels=self.source_labels.pin_memory(),
+            target_images=None if target is None else target.pin_memory(),
+        )
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Random crops of one domain.
+
+    Attributes:
+        dataset: Where the images are.
+        split: Which of its splits.
+        resize: (height, width) before the crop; None keeps the file's size.
+        crop: (height, width) of the crop.
+        flip: Mirror half of the crops.
+        labelled: Whether labels are read at all; never for a target.
+    """
+
+    dataset: PreparedDataset
+    split: str
+    resize: tuple[int, int] | None
+    crop: tuple[int, int]
+    flip: bool
+    labelled: bool
+
+    @property
+    def samples(self) -> tuple[Sample, ...]:
+        """The files that can be drawn."""
+        return self.dataset.split(self.split)
+
+    def draw(
+        self, sample: Sample, rng: np.random.Generator
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+        """Return one image crop (H, W, 3) and, when labelled, its labels (H, W)."""
+        image = read_image(self.dataset.image_path(sample))
+        labels = read_train_ids(self.dataset.label_path(sample)) if self.labelled else None
+        if labels is not None and labels.shape != image.shape[:2]:
+            raise DataError(
+                f"{self.dataset.image_path(sample)}: image {image.shape[1]}x{image.shape[0]}, "
+                f"label {labels.shape[1]}x{labels.shape[0]}; run `udaseg prepare` again"
+            )
+        if self.resize is not None:
+            image = resize_image(image, self.resize)
+            labels = None if labels is None else resize_labels(labels, self.resize)
+        image, labels = random_crop(image, labels, self.crop, rng)
+        return random_mirror(image, labels, rng) if self.flip else (image, labels)
+
+
+class TrainingBatches(Dataset[Batch]):
+    """Batch i of a run, made from (seed, i, rank) alone.
+
+    Every epoch visits each file once, in an order of its own; source and target run through their
+    files independently, so neither ends when the other does.
+
+    Args:
+        source: Labelled crops.
+        target: Unlabelled crops, or None.
+        batch_source: Source images a batch on each rank.
+        batch_target: Target images a batch on each rank.
+        steps: Length of the run.
+        seed: Of the run.
+        rank: Of this process.
+        world_size: Number of processes.
+
+    Raises:
+        DataError: A split without images.
+    """
+
+    def __init__(
+        self,
+        source: Crops,
+        target: Crops | None,
+        *,
+        batch_source: int,
+        batch_target: int,
+        steps: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        for crops in (source, target):
+            if crops is not None and not crops.samples:
+                raise DataError(f"{crops.dataset.name}: split '{crops.split}' has no images")
+        self.source, self.target = source, target
+        self.batch_source, self.batch_target = batch_source, batch_target
+        self.steps, self.seed, self.rank, self.world_size = steps, seed, rank, world_size
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> Batch:
+        """Return the batch of `step` on this rank."""
+        pairs = self._draw(self.source, _SOURCE, self.batch_source, step)
+        target = None
+        if self.target is not None:
+            drawn = self._draw(self.target, _TARGET, self.batch_target, step)
+            target = _image_tensor([image for image, _ in drawn])
+        labels = [label for _, label in pairs if label is not None]
+        entropy = np.random.SeedSequence([self.seed, step, self.rank])
+        return Batch(
+            step=step,
+            progress=step / self.steps,
+            seed=int(entropy.generate_state(1, np.uint32)[0]),
+            source_images=_image_tensor([image for image, _ in pairs]),
+            source_labels=torch.from_numpy(np.stack(labels)),
+            target_images=target,
+        )
+
+    def _draw(
+        self, crops: Crops, domain: int, size: int, step: int
+    ) -> list[tuple[NDArray[np.uint8], NDArray[np.uint8] | None]]:
+        first = (step * self.world_size + self.rank) * size
+        drawn = []
+        for number in range(first, first + size):
+            epoch, position = divmod(number, len(crops.samples))
+            order = _epoch_order(self.seed, domain, epoch, len(crops.samples))
+            rng = np.random.default_rng([self.seed, domain, epoch, position])
+            drawn.append(crops.draw(crops.samples[order[position]], rng))
+        return drawn
+
+    def names(self, step: int) -> list[str]:
+        """Return the files of the batch of `step` on this rank, to be named in an error."""
+        found = []
+        parts = ((self.source, _SOURCE, self.batch_source), (self.target, _TARGET, self.batch_target))
+        for crops, domain, size in parts:
+            if crops is None:
+                continue
+            first = (step * self.world_size + self.rank) * size
+            for number in range(first, first + size):
+                epoch, position = divmod(number, len(crops.samples))
+                order = _epoch_order(self.seed, domain, epoch, len(crops.samples))
+                found.append(str(crops.dataset.image_path(crops.samples[order[position]])))
+        return found
+
+
+def batches_from(
+    dataset: TrainingBatches, first: int, *, workers: int, pin: bool
+) -> Iterator[Batch]:
+    """Yield the batches of steps `first` to the end, decoded in `workers` processes."""
+    loader = DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=range(first, len(dataset)),
+        num_workers=workers,
+        pin_memory=pin,
+        prefetch_factor=4 if workers else None,
+        worker_init_fn=_prepare_worker,
+        multiprocessing_context="spawn" if workers else None,
+    )
+    yield from loader
+
+
+@functools.lru_cache(maxsize=8)
+def _epoch_order(seed: int, domain: int, epoch: int, count: int) -> NDArray[np.int64]:
+    return np.random.default_rng([seed, domain, epoch]).permutation(count)
+
+
+def _image_tensor(images: list[NDArray[np.uint8]]) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(np.stack(images).transpose(0, 3, 1, 2)))
+
+
+def _prepare_worker(_: int) -> None:
+    import signal
+
+    # one thread a worker, and Ctrl-C is the parent's to handle
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,139 @@
+"""The index of a prepared dataset: which images, which labels, what sizes and class counts."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from udaseg.data.labels import ClassSpace
+from udaseg.errors import DataError
+
+INDEX_FORMAT = 1
+INDEX_NAME = "index.json"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image of a split.
+
+    Attributes:
+        image: Path below the dataset's `image_root`, POSIX style.
+        label: Path of the train-id PNG below the prepared folder, or None without labels.
+        height: Image height in pixels.
+        width: Image width in pixels.
+        pixels: Pixels of each class in the label, in train-id order; empty without a label.
+    """
+
+    image: str
+    label: str | None
+    height: int
+    width: int
+    pixels: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class PreparedDataset:
+    """A dataset that training can read.
+
+    Attributes:
+        name: How the user calls it.
+        folder: Where the index and the train-id labels lie.
+        image_root: The user's own image folder; read, never written.
+        classes: The class space of the labels; None when there are none.
+        splits: Samples of each split, in a fixed order.
+    """
+
+    name: str
+    folder: Path
+    image_root: Path
+    classes: ClassSpace | None
+    splits: Mapping[str, tuple[Sample, ...]]
+
+    def image_path(self, sample: Sample) -> Path:
+        """Return the absolute path of the image of `sample`."""
+        return self.image_root / sample.image
+
+    def label_path(self, sample: Sample) -> Path:
+        """Return the absolute path of the train-id label of `sample`.
+
+        Raises:
+            DataError: The sample has no label.
+        """
+        if sample.label is None:
+            raise DataError(f"{self.image_path(sample)}: no label; '{self.name}' has none here")
+        return self.folder / sample.label
+
+    def split(self, name: str) -> tuple[Sample, ...]:
+        """Return the samples of split `name`.
+
+        Raises:
+            DataError: There is no such split.
+        """
+        if name not in self.splits:
+            raise DataError(
+                f"{self.name}: no split '{name}'; it has {', '.join(sorted(self.splits)) or 'none'}"
+            )
+        return self.splits[name]
+
+
+def index_document(dataset: PreparedDataset) -> dict[str, Any]:
+    """Return the index of `dataset` as plain JSON values."""
+    classes = None
+    if dataset.classes is not None:
+        pairs = zip(dataset.classes.names, dataset.classes.colors, strict=True)
+        classes = [{"name": name, "color": list(color)} for name, color in pairs]
+    return {
+        "format": INDEX_FORMAT,
+        "name": dataset.name,
+        "image_root": str(dataset.image_root),
+        "classes": classes,
+        "splits": {
+            split: [
+                [sample.image, sample.label, sample.height, sample.width, list(sample.pixels)]
+                for sample in samples
+            ]
+            for split, samples in dataset.splits.items()
+        },
+    }
+
+
+def read_index(folder: Path) -> PreparedDataset:
+    """Return the prepared dataset in `folder`.
+
+    Raises:
+        DataError: No index there, or one that cannot be read.
+    """
+    path = folder / INDEX_NAME
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        if document["format"] != INDEX_FORMAT:
+            raise DataError(
+                f"{path}: index format {document['format']}, this version reads {INDEX_FORMAT}; "
+                "run `udaseg prepare` again"
+            )
+        classes = document["classes"]
+        return PreparedDataset(
+            name=document["name"],
+            folder=folder,
+            image_root=Path(document["image_root"]),
+            classes=None
+            if classes is None
+            else ClassSpace(
+                tuple(entry["name"] for entry in classes),
+                tuple(tuple(entry["color"]) for entry in classes),
+            ),
+            splits={
+                split: tuple(
+                    Sample(image, label, height, width, tuple(pixels))
+                    for image, label, height, width, pixels in rows
+                )
+                for split, rows in document["splits"].items()
+            },
+        )
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: not found; run `udaseg prepare` first") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path}: not a readable index ({error}); run `udaseg prepare` again"
+        ) from error

@@ -1,0 +1,315 @@
+"""The canvas of toyland: one camera, and an image, its label and its depth painted together."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from udaseg.data.labels import IGNORE
+from udaseg.data.toyland.city import Color
+from udaseg.data.toyland.tiles import TILE_M, TILE_PX, Tile
+
+Points = NDArray[np.float64]
+
+NEAR_M = 1.2
+FAR_M = 400.0
+OVERSAMPLING = 2
+"""The image is painted this much larger and averaged down; the label is painted at size."""
+
+_SHIFT = 4
+_CIRCLE = np.stack(
+    [np.cos(np.linspace(0, 2 * np.pi, 20, False)), np.sin(np.linspace(0, 2 * np.pi, 20, False))], 1
+)
+
+
+@dataclass(frozen=True)
+class Camera:
+    """A pinhole camera over a street; x goes right, y up, z ahead, in metres.
+
+    Attributes:
+        size: Image height and width in pixels.
+        eye_m: Height above the road.
+        focal_px: Focal length.
+        horizon_px: Row of the horizon in the middle column.
+        aside_m: Place of the camera left or right of the road's middle.
+        roll: Rotation in radians.
+        curve: The street bends by `curve * z * z` metres aside.
+    """
+
+    size: tuple[int, int]
+    eye_m: float
+    focal_px: float
+    horizon_px: float
+    aside_m: float
+    roll: float
+    curve: float
+
+    def project(self, points: Points) -> Points:
+        """Return the pixels (..., 2) of world points (..., 3); what is too near is clamped."""
+        # written with few array operations: it runs about a thousand times an image
+        z = np.minimum(np.maximum(points[..., 2], NEAR_M), FAR_M)
+        scale = self.focal_px / z
+        right = (points[..., 0] - self.aside_m + self.curve * z * z) * scale
+        down = (self.eye_m - points[..., 1]) * scale
+        cosine, sine = math.cos(self.roll), math.sin(self.roll)
+        pixels = np.empty((*z.shape, 2))
+        pixels[..., 0] = self.size[1] / 2 + cosine * right - sine * down
+        pixels[..., 1] = self.horizon_px + sine * right + cosine * down
+        return pixels
+
+    def ground(self, columns: Points, rows: Points) -> tuple[Points, Points]:
+        """Return x and z of the road points seen at pixels; above the horizon z is far."""
+        right, down = columns - self.size[1] / 2, rows - self.horizon_px
+        cosine, sine = np.cos(self.roll), np.sin(self.roll)
+        right, down = cosine * right + sine * down, cosine * down - sine * right
+        z = self.focal_px * self.eye_m / np.maximum(down, self.focal_px * self.eye_m / FAR_M)
+        return right * z / self.focal_px + self.aside_m - self.curve * z * z, z
+
+
+class Canvas:
+    """Paints shapes of the world far to near; what comes later hides what came before.
+
+    Attributes:
+        camera: How the world is seen.
+        image: (2H, 2W, 3) uint8 RGB.
+        label: (H, W) uint8 train ids.
+        depth: (H, W) float32 metres.
+    """
+
+    def __init__(self, camera: Camera) -> None:
+        height, width = camera.size
+        self.camera = camera
+        self.image = np.zeros((height * OVERSAMPLING, width * OVERSAMPLING, 3), np.uint8)
+        self.label = np.full((height, width), IGNORE, np.uint8)
+        self.depth = np.full((height, width), FAR_M, np.float32)
+
+    def face(self, corners: Points, color: Color | None, train_id: int | None = None) -> None:
+        """Paint a polygon (N, 3) of the world; without `train_id` only its colour."""
+        depth_m = float(corners[:, 2].sum()) / len(corners)
+        self.polygon(self.camera.project(corners), color, train_id, depth_m)
+
+    def faces(self, corners: Points, color: Color) -> None:
+        """Paint the colour of polygons (M, N, 3) that do not overlap."""
+        if len(corners):
+            fixed = _fixed(self.camera.project(corners), OVERSAMPLING)
+            cv2.fillPoly(self.image, list(fixed), _rgb(color), cv2.LINE_8, _SHIFT)
+
+    def board(
+        self, at: tuple[float, float], shape: Any, color: Color | None, train_id: int | None = None
+    ) -> None:
+        """Paint a flat shape (N, 2) that stands at (x, z) and looks at the camera."""
+        shape = np.asarray(shape, np.float64)
+        self.face(_standing(at, shape), color, train_id)
+
+    def discs(
+        self,
+        at: tuple[float, float],
+        centers: Points,
+        radii: Points,
+        colors: Sequence[Color],
+        train_id: int | None = None,
+    ) -> None:
+        """Paint ellipses (N, 2), (N, 2) on a board, one over the other."""
+        shapes = centers[:, None] + _CIRCLE * radii[:, None]
+        pixels = self.camera.project(_standing(at, shapes))
+        large, plain = _fixed(pixels, OVERSAMPLING), _fixed(pixels)
+        for outline, color in zip(large, colors, strict=True):
+            cv2.fillPoly(self.image, [outline], _rgb(color), cv2.LINE_8, _SHIFT)
+        for outline in plain if train_id is not None else ():
+            cv2.fillPoly(self.label, [outline], int(train_id or 0), cv2.LINE_8, _SHIFT)
+            cv2.fillPoly(self.depth, [outline], at[1], cv2.LINE_8, _SHIFT)
+
+    def ring(
+        self,
+        at: tuple[float, float],
+        center: tuple[float, float],
+        radius: float,
+        width: float,
+        color: Color,
+    ) -> None:
+        """Paint the colour of a ring on a board."""
+        closed = np.concatenate([_CIRCLE, _CIRCLE[:1]])
+        outline = np.concatenate(
+            [closed * (radius + width / 2), closed[::-1] * (radius - width / 2)]
+        )
+        self.board(at, np.asarray(center) + outline, color)
+
+    def disc(
+        self,
+        at: tuple[float, float],
+        center: tuple[float, float],
+        radius: float | tuple[float, float],
+        color: Color | None,
+        train_id: int | None = None,
+    ) -> None:
+        """Paint an ellipse on a board; `radius` is one number or one a direction."""
+        self.board(at, np.asarray(center) + _CIRCLE * np.asarray(radius), color, train_id)
+
+    def bar(
+        self,
+        at: tuple[float, float],
+        start: tuple[float, float],
+        end: tuple[float, float],
+        width: float,
+        color: Color | None,
+        train_id: int | None = None,
+    ) -> None:
+        """Paint a straight bar of `width` metres on a board."""
+        first, last = np.asarray(start, np.float64), np.asarray(end, np.float64)
+        along = last - first
+        across = np.array([-along[1], along[0]]) * (0.5 * width / max(np.hypot(*along), 1e-6))
+        shape = [first - across, last - across, last + across, first + across]
+        self.board(at, shape, color, train_id)
+
+    def polygon(
+        self, pixels: Points, color: Color | None, train_id: int | None, depth_m: float
+    ) -> None:
+        """Paint a polygon (N, 2) in pixels of the image."""
+        if color is not None:
+            fixed = _fixed(pixels, OVERSAMPLING)
+            cv2.fillPoly(self.image, [fixed], _rgb(color), cv2.LINE_8, _SHIFT)
+        if train_id is not None:
+            fixed = _fixed(pixels)
+            cv2.fillPoly(self.label, [fixed], int(train_id), cv2.LINE_8, _SHIFT)
+            cv2.fillPoly(self.depth, [fixed], float(depth_m), cv2.LINE_8, _SHIFT)
+
+    def shade(self, corners: Points, factor: float) -> None:
+        """Multiply the colours below a polygon (N, 3): a shadow, or dirt."""
+        pixels = self.camera.project(corners) * OVERSAMPLING
+        found = self._inside(pixels)
+        if found is not None:
+            part, mask = found
+            dark = cv2.convertScaleAbs(part, alpha=factor)
+            cv2.copyTo(dark, mask, part)
+
+    def texture(self, quad: Points, tile: Tile, size_m: tuple[float, float], by: float) -> None:
+        """Multiply a painted quad (4, 3) by a tile in its own perspective.
+
+        Args:
+            quad: Corners bottom left, bottom right, top right, top left.
+            tile: What to show.
+            size_m: Length and height of the quad in metres.
+            by: Strength; it fades where the texture would be finer than a pixel.
+        """
+        pixels = (self.camera.project(quad) * OVERSAMPLING).astype(np.float32)
+        per_tile = TILE_PX / TILE_M
+        flat = np.array([[0, 0], [1, 0], [1, 1], [0, 1]], np.float32)
+        flat *= np.array(size_m, np.float32) * per_tile
+        px_per_m = float(abs(pixels[3, 1] - pixels[0, 1])) / max(size_m[1], 1e-3)
+        by *= float(np.clip(px_per_m / (OVERSAMPLING * self.camera.size[0] / 16), 0.0, 1.0))
+        found = self._inside(pixels.astype(np.float64))
+        if found is None or by < 0.02 or cv2.contourArea(pixels) < 4:
+            return
+        part, mask = found
+        corner = np.floor(np.maximum(pixels.min(0), 0))
+        warp = cv2.getPerspectiveTransform(flat, (pixels - corner).astype(np.float32))
+        shown = cv2.warpPerspective(
+            tile, warp, part.shape[1::-1], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP
+        )
+        self._multiply(part, shown * by, mask)
+
+    def ground_texture(self, tile: Tile, train_id: int, by: float, scale: float) -> None:
+        """Multiply the pixels of ground class `train_id` by a tile lying on the ground."""
+        height, width = self.image.shape[:2]
+        x, z = self._ground
+        top = height - len(z)
+        mask = cv2.resize(self.label, (width, height), interpolation=cv2.INTER_NEAREST)[top:]
+        per_m = TILE_PX / TILE_M * scale
+        shown = cv2.remap(
+            tile,
+            np.remainder(x * per_m, TILE_PX),
+            np.remainder(z * per_m, TILE_PX),
+            cv2.INTER_NEAREST,
+            borderMode=cv2.BORDER_WRAP,
+        )
+        fade = np.clip(self.camera.focal_px / self.camera.size[1] * 12 / z, 0.12, 1.0)
+        self._multiply(self.image[top:], shown * (by * fade), (mask == train_id).astype(np.uint8))
+
+    @cached_property
+    def _ground(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Road coordinates of the image's rows from a little above the horizon down."""
+        height, width = self.image.shape[:2]
+        top = max(int(self.camera.horizon_px * OVERSAMPLING) - height // 16, 0)
+        rows, columns = np.mgrid[top:height, 0:width] / OVERSAMPLING
+        x, z = self.camera.ground(columns, rows)
+        return x.astype(np.float32), z.astype(np.float32)
+
+    def ground_depth(self) -> None:
+        """Set the depth of the rows below the horizon to that of the road."""
+        z = self._ground[1][::OVERSAMPLING, ::OVERSAMPLING]
+        self.depth[-len(z) :] = z
+
+    def image_at_size(self) -> NDArray[np.float32]:
+        """Return the anti-aliased image (H, W, 3) as float, 0 to 255."""
+        height, width = self.camera.size
+        small = cv2.resize(self.image, (width, height), interpolation=cv2.INTER_AREA)
+        return np.asarray(small, np.float32)
+
+    def _inside(self, pixels: Points) -> tuple[NDArray[np.uint8], NDArray[np.uint8]] | None:
+        """Return the part of the image around a polygon, and the polygon's mask in it."""
+        height, width = self.image.shape[:2]
+        low = np.maximum(np.floor(pixels.min(0)), 0).astype(int)
+        high = np.minimum(np.ceil(pixels.max(0)) + 1, (width, height)).astype(int)
+        if (high - low < 2).any():
+            return None
+        part = self.image[low[1] : high[1], low[0] : high[0]]
+        mask = np.zeros(part.shape[:2], np.uint8)
+        cv2.fillPoly(mask, [_fixed(pixels - low)], 1, cv2.LINE_8, _SHIFT)
+        return part, mask
+
+    @staticmethod
+    def _multiply(part: NDArray[np.uint8], change: Any, mask: NDArray[np.uint8]) -> None:
+        factor = np.where(mask > 0, 1.0 + change, 1.0).astype(np.float32)
+        np.copyto(part, np.clip(part * factor[..., None], 0, 255).astype(np.uint8))
+
+
+def cells(quad: Points, across: Points, up: Points) -> Points:
+    """Return the sub-quads (len(across) * len(up), 4, 3) of a quad (4, 3).
+
+    Args:
+        quad: Corners bottom left, bottom right, top right, top left.
+        across: (A, 2) begin and end of each column, as shares of the length.
+        up: (U, 2) begin and end of each row, as shares of the height.
+    """
+    a, u = np.asarray(across, np.float64), np.asarray(up, np.float64)
+    a_corner = a[:, None, [0, 1, 1, 0], None]
+    u_corner = u[None, :, [0, 0, 1, 1], None]
+    low = quad[0] + (quad[1] - quad[0]) * a_corner
+    high = quad[3] + (quad[2] - quad[3]) * a_corner
+    return np.asarray(low + (high - low) * u_corner).reshape(-1, 4, 3)
+
+
+def shaded(color: Color, factor: float) -> Color:
+    """Return `color` brighter or darker by `factor`."""
+    return color[0] * factor, color[1] * factor, color[2] * factor
+
+
+def _standing(at: tuple[float, float], shape: Points) -> Points:
+    """Return a flat shape (..., 2) as world points (..., 3) at (x, z)."""
+    corners = np.empty((*shape.shape[:-1], 3))
+    corners[..., 0] = shape[..., 0] + at[0]
+    corners[..., 1] = shape[..., 1]
+    corners[..., 2] = at[1]
+    return corners
+
+
+def _rgb(color: Color) -> tuple[int, int, int]:
+    red, green, blue = color
+    return (
+        int(min(max(red, 0.0), 255.0)),
+        int(min(max(green, 0.0), 255.0)),
+        int(min(max(blue, 0.0), 255.0)),
+    )
+
+
+def _fixed(pixels: Points, scale: int = 1) -> NDArray[np.int32]:
+    """Return pixel coordinates in OpenCV's fixed point, kept within what it can clip."""
+    limit = 8000.0 * (1 << _SHIFT)
+    fixed = pixels * float(scale << _SHIFT) - float(1 << (_SHIFT - 1))
+    fixed = np.minimum(np.maximum(fixed, -limit), limit)
+    return np.ascontiguousarray(np.rint(fixed), dtype=np.int32)

@@ -1,0 +1,162 @@
+"""Light, weather and the sensor: what turns a painted street into a photograph."""
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from udaseg.data.labels import IGNORE
+from udaseg.data.toyland.city import City, Light
+from udaseg.data.toyland.classes import ROAD
+from udaseg.data.toyland.street import Rng, between
+
+Image = NDArray[np.float32]
+
+
+def draw_light(city: City, rng: Rng) -> Light:
+    """Draw the light of one image."""
+    swap = bool(rng.random() < 0.5)
+    level = float(rng.uniform(0.94, 1.06))
+    if city.domain == "source":
+        blue = rng.uniform(-14, 14)
+        return Light(
+            kind="sunny",
+            left=0.78 if swap else 1.06,
+            right=1.06 if swap else 0.78,
+            front=float(rng.uniform(0.86, 1.0)),
+            zenith=(92 + blue, 150 + blue, 226),
+            rim=(196 + blue, 218, 240),
+            clouds=float(rng.uniform(0.0, 0.7)),
+            gain=(level, level, level),
+            haze_m=900.0,
+        )
+    kind = str(
+        rng.choice(["overcast", "dusk", "low sun", "haze", "rain"], p=[0.3, 0.15, 0.2, 0.15, 0.2])
+    )
+    warm = rng.uniform(-0.03, 0.05)
+    casts = {
+        "overcast": (0.84, 0.86, 0.90),
+        "dusk": (0.66, 0.62, 0.74),
+        "low sun": (1.02, 0.88, 0.72),
+        "haze": (0.94, 0.92, 0.88),
+        "rain": (0.72, 0.76, 0.82),
+    }
+    skies = {
+        "overcast": ((168, 174, 182), (206, 208, 210)),
+        "dusk": ((96, 104, 150), (222, 168, 140)),
+        "low sun": ((140, 170, 208), (246, 216, 170)),
+        "haze": ((176, 186, 196), (220, 216, 206)),
+        "rain": ((136, 144, 154), (180, 184, 188)),
+    }
+    red, green, blue_gain = casts[kind]
+    split = 0.26 if kind == "low sun" else 0.05
+    return Light(
+        kind=kind,
+        left=0.88 - split if swap else 0.88 + split,
+        right=0.88 + split if swap else 0.88 - split,
+        front=float(rng.uniform(0.78, 0.92)),
+        zenith=skies[kind][0],
+        rim=skies[kind][1],
+        clouds=float(rng.uniform(0.3, 0.9))
+        if kind in ("overcast", "rain")
+        else rng.uniform(0.1, 0.6),
+        gain=(level * (red + warm), level * green, level * (blue_gain - warm)),
+        haze_m={"haze": rng.uniform(70, 130), "rain": 180.0}.get(kind, 420.0),
+        wet=float(rng.uniform(0.3, 0.6)) if kind == "rain" else 0.0,
+        streaks=int(rng.integers(40, 140)) if kind == "rain" else 0,
+        lamps={"dusk": 0.5, "rain": 0.2}.get(kind, 0.0),
+    )
+
+
+def photograph(
+    image: Image,
+    label: NDArray[np.uint8],
+    depth: NDArray[np.float32],
+    city: City,
+    light: Light,
+    horizon_px: float,
+    rng: Rng,
+) -> NDArray[np.uint8]:
+    """Return what the camera of `city` makes of a painted street.
+
+    Args:
+        image: (H, W, 3) in [0, 255].
+        label: (H, W) train ids; the road may be wet.
+        depth: (H, W) in metres.
+        city: The camera.
+        light: The weather.
+        horizon_px: Row of the horizon.
+        rng: Draws the noise.
+
+    Returns:
+        (H, W, 3) uint8.
+    """
+    if light.wet:
+        image = _wet_road(image, label, horizon_px, light.wet)
+    haze = 1.0 - np.exp(-depth / light.haze_m)
+    haze = np.where(depth >= 399.0, 0.0, haze)[..., None].astype(np.float32)
+    image = image * (1 - haze) + np.array(light.rim, np.float32) * haze
+    image = image * np.array(light.gain, np.float32)
+    if light.streaks:
+        image = _rain(image, light.streaks, rng)
+    scale = image.shape[0] / 128
+    blur = between(rng, city.lens_blur) * scale
+    if blur > 0.15:
+        image = np.asarray(cv2.GaussianBlur(image, (0, 0), blur), np.float32)
+    if city.vignette:
+        image = image * _vignette(image.shape[0], image.shape[1], city.vignette)
+    noise = rng.standard_normal(image.shape, dtype=np.float32) * between(rng, city.sensor_noise)
+    shot = np.clip(image + noise, 0, 255).astype(np.uint8)
+    if city.jpeg_quality is None:
+        return shot
+    quality = int(rng.integers(*city.jpeg_quality))
+    _, coded = cv2.imencode(".jpg", shot[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
+    decoded = np.asarray(cv2.imdecode(coded, cv2.IMREAD_COLOR), np.uint8)
+    return np.ascontiguousarray(decoded[..., ::-1])
+
+
+def _wet_road(image: Image, label: NDArray[np.uint8], horizon_px: float, strength: float) -> Image:
+    height, width = image.shape[:2]
+    smeared = cv2.GaussianBlur(image, (0, 0), sigmaX=height / 100, sigmaY=height / 18)
+    rows, columns = np.mgrid[0:height, 0:width].astype(np.float32)
+    above = np.clip(2 * horizon_px - rows, 0, height - 1).astype(np.float32)
+    mirrored = cv2.remap(smeared, columns, above, cv2.INTER_LINEAR)
+    weight = np.where(label == ROAD, np.float32(strength), np.float32(0.0))
+    weight = np.asarray(cv2.GaussianBlur(weight, (0, 0), height / 160))[..., None]
+    return np.asarray(image * (1 - weight) * (1 - 0.12 * weight) + mirrored * weight, np.float32)
+
+
+def _rain(image: Image, streaks: int, rng: Rng) -> Image:
+    height, width = image.shape[:2]
+    veil = np.zeros((height, width), np.uint8)
+    slant = rng.uniform(-0.25, 0.25)
+    for x, y, long in rng.random((streaks, 3)):
+        down = (0.03 + 0.07 * long) * height
+        start = (int(x * width), int(y * height))
+        end = (int(x * width + slant * down), int(y * height + down))
+        cv2.line(veil, start, end, int(120 + 100 * long), max(height // 160, 1), cv2.LINE_AA)
+    alpha = veil[..., None].astype(np.float32) / 255 * 0.28
+    return np.asarray(image * (1 - alpha) + 210 * alpha, np.float32)
+
+
+def _vignette(height: int, width: int, strength: float) -> Image:
+    y = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
+    x = np.linspace(-1, 1, width, dtype=np.float32)[None]
+    return np.asarray(1.0 - strength * ((x * x + y * y) / 2) ** 1.5, np.float32)[..., None]
+
+
+def paint_bonnet(image: Image, label: NDArray[np.uint8], rng: Rng, share: float) -> None:
+    """Paint the bonnet of the camera's own car along the bottom; it is ignored."""
+    height, width = label.shape
+    x = np.linspace(0, width, 40)
+    arch = 1.0 - 0.75 * ((x / width - 0.5) * 2) ** 2
+    top = height - share * height * arch
+    outline = np.stack([np.append(x, [width, 0]), np.append(top, [height, height])], 1)
+    fixed = np.round(outline * 16).astype(np.int32)
+    tone = float(rng.uniform(26, 70))
+    cv2.fillPoly(image, [fixed], (tone, tone, tone * 1.1), cv2.LINE_AA, 4)
+    cv2.fillPoly(label, [fixed], IGNORE, cv2.LINE_8, 4)
+    sheen = np.stack([x, top + 0.018 * height], 1)
+    line = [np.round(sheen * 16).astype(np.int32)]
+    cv2.polylines(
+        image, line, False, (tone * 2, tone * 2, tone * 2.2), max(height // 100, 1), cv2.LINE_AA, 4
+    )

@@ -1,0 +1,61 @@
+"""Resizing, cropping and mirroring of images and labels alike, on uint8 arrays."""
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from udaseg.data.labels import IGNORE
+
+
+def resize_image(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Return `image` (H, W, 3) at `size` (height, width); averaged where it shrinks.
+
+    Averaging keeps thin structures without aliasing; enlarging is bilinear.
+    """
+    height, width = size
+    if image.shape[:2] == (height, width):
+        return image
+    shrinks = height * width < image.shape[0] * image.shape[1]
+    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(image, (width, height), interpolation=interpolation), np.uint8)
+
+
+def resize_labels(labels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Return `labels` (H, W) at `size` by nearest neighbour, which invents no class."""
+    height, width = size
+    if labels.shape == (height, width):
+        return labels
+    resized = cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+    return np.asarray(resized, np.uint8)
+
+
+def random_crop(
+    image: NDArray[np.uint8],
+    labels: NDArray[np.uint8] | None,
+    size: tuple[int, int],
+    rng: np.random.Generator,
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+    """Return the same random window of image (H, W, 3) and labels (H, W).
+
+    A window larger than the image is filled at the bottom and the right, with black and `IGNORE`.
+    """
+    height, width = size
+    top = int(rng.integers(0, max(0, image.shape[0] - height) + 1))
+    left = int(rng.integers(0, max(0, image.shape[1] - width) + 1))
+    rows, columns = slice(top, top + height), slice(left, left + width)
+    image = image[rows, columns]
+    labels = None if labels is None else labels[rows, columns]
+    missing = ((0, height - image.shape[0]), (0, width - image.shape[1]))
+    if missing != ((0, 0), (0, 0)):
+        image = np.pad(image, (*missing, (0, 0)))
+        labels = None if labels is None else np.pad(labels, missing, constant_values=IGNORE)
+    return image, labels
+
+
+def random_mirror(
+    image: NDArray[np.uint8], labels: NDArray[np.uint8] | None, rng: np.random.Generator
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+    """Return both mirrored left-right with probability 1/2."""
+    if rng.random() < 0.5:
+        return image, labels
+    return image[:, ::-1], None if labels is None else labels[:, ::-1]

@@ -1,0 +1,223 @@
+"""Checkpoints: written so that a kill at any moment leaves the last one readable.
+
+A checkpoint is `step-000600.pt` (tensors and plain values only) and its manifest
+`step-000600.json` (size and SHA-256), which is written last: a checkpoint without a manifest was
+never finished. Order: temporary file, fsync, rename, fsync of the folder, manifest likewise, prune.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from torch import nn
+
+from udaseg.errors import CheckpointError, EnvironmentFault
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+_REQUIRED = ("format", "recipe", "classes", "step", "objective", "optimizer")
+_PLAIN = (str, int, float, bool, type(None))
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that was read and verified.
+
+    Attributes:
+        path: Its file.
+        step: Steps done.
+        recipe: The recipe as plain values.
+        classes: `{"names": [...], "colors": [...]}` of the network's outputs.
+        objective: State of student, teacher and regularizers.
+        optimizer: State of the optimiser, with parameter names.
+    """
+
+    path: Path
+    step: int
+    recipe: dict[str, Any]
+    classes: dict[str, Any]
+    objective: dict[str, torch.Tensor]
+    optimizer: dict[str, Any]
+
+
+def save(
+    folder: Path,
+    *,
+    step: int,
+    objective: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    recipe: Mapping[str, Any],
+    classes: Mapping[str, Any],
+    keep: int,
+) -> Path:
+    """Write the checkpoint of `step` into `folder`, then drop all but the newest `keep`.
+
+    Raises:
+        EnvironmentFault: The folder is not writable or the disk is full; older ones are intact.
+    """
+    payload = {
+        "format": FORMAT,
+        "recipe": recipe,
+        "classes": classes,
+        "step": step,
+        "objective": objective.state_dict(),
+        "optimizer": optimizer.state_dict(),
+    }
+    refused = list(_not_plain(payload, "checkpoint"))
+    if refused:
+        raise TypeError(f"not loadable with weights_only: {', '.join(refused[:5])}")
+    path = folder / f"step-{step:06d}.pt"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.glob("*.tmp"):
+            leftover.unlink()
+        temporary = path.with_suffix(".pt.tmp")
+        with temporary.open("wb") as file:
+            torch.save(payload, file)
+            _sync(file.fileno())
+        digest = _sha256(temporary)
+        size = temporary.stat().st_size
+        _publish(temporary, path)
+        manifest = {"format": FORMAT, "file": path.name, "size": size, "sha256": digest}
+        temporary = path.with_suffix(".json.tmp")
+        with temporary.open("w", encoding="utf-8") as file:
+            json.dump({**manifest, "step": step}, file)
+            file.flush()
+            _sync(file.fileno())
+        _publish(temporary, path.with_suffix(".json"))
+    except (OSError, RuntimeError) as error:
+        # torch.save turns a full disk into a RuntimeError of its zip writer
+        for leftover in folder.glob("*.tmp"):
+            leftover.unlink(missing_ok=True)
+        raise EnvironmentFault(
+            f"{path}: could not be written ({error}); free some space, then go on with --resume"
+        ) from error
+    for manifest_path in _manifests(folder)[keep:]:
+        manifest_path.unlink()
+        manifest_path.with_suffix(".pt").unlink(missing_ok=True)
+    return path
+
+
+def load(path: Path) -> Checkpoint:
+    """Return the checkpoint at `path`, verified against its manifest.
+
+    Raises:
+        CheckpointError: Missing, damaged, unsafe, or of another format.
+    """
+    manifest = _read_manifest(path.with_suffix(".json"))
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise CheckpointError(f"{path}: no such checkpoint") from error
+    if manifest is not None and size != manifest["size"]:
+        raise CheckpointError(f"{path}: damaged: {size} bytes, expected {manifest['size']}")
+    if manifest is not None and _sha256(path) != manifest["sha256"]:
+        raise CheckpointError(f"{path}: damaged: SHA-256 differs from its manifest")
+    try:
+        payload = torch.load(path, map_location="cpu", weights_only=True)
+    except (
+        *(OSError, RuntimeError, ValueError, KeyError, EOFError),
+        *(UnpicklingError, AttributeError, TypeError, AssertionError),
+    ) as error:
+        raise CheckpointError(f"{path}: not a readable checkpoint: {error}") from error
+    if not isinstance(payload, dict) or any(key not in payload for key in _REQUIRED):
+        raise CheckpointError(f"{path}: not a udaseg checkpoint")
+    if payload["format"] != FORMAT:
+        raise CheckpointError(
+            f"{path}: checkpoint format {payload['format']}, this version reads {FORMAT}"
+        )
+    return Checkpoint(
+        path, *(payload[key] for key in ("step", "recipe", "classes", "objective", "optimizer"))
+    )
+
+
+def newest(folder: Path) -> Checkpoint | None:
+    """Return the newest checkpoint that is whole, or None; damaged ones are named in a warning."""
+    for manifest_path in _manifests(folder):
+        try:
+            return load(manifest_path.with_suffix(".pt"))
+        except CheckpointError as error:
+            log.warning("%s; trying the one before", error)
+    return None
+
+
+def restore(
+    checkpoint: Checkpoint, objective: nn.Module, optimizer: torch.optim.Optimizer
+) -> int:
+    """Put `checkpoint` into an objective and its optimiser, strictly; return the next step.
+
+    Raises:
+        CheckpointError: Names or shapes differ; all differences are listed, ten at most.
+    """
+    own = objective.state_dict()
+    differences = [f"missing {name}" for name in own if name not in checkpoint.objective]
+    for name, value in checkpoint.objective.items():
+        if name not in own:
+            differences.append(f"unexpected {name}")
+        elif own[name].shape != value.shape:
+            differences.append(f"{name}: {tuple(value.shape)}, here {tuple(own[name].shape)}")
+    theirs = [group.get("param_names") for group in checkpoint.optimizer["param_groups"]]
+    ours = [group.get("param_names") for group in optimizer.state_dict()["param_groups"]]
+    if theirs != ours:
+        differences.append("the optimiser's parameters are others or in another order")
+    if differences:
+        shown = "; ".join(differences[:10]) + ("; …" if len(differences) > 10 else "")
+        raise CheckpointError(f"{checkpoint.path}: of another network or recipe: {shown}")
+    objective.load_state_dict(checkpoint.objective, strict=True)
+    optimizer.load_state_dict(checkpoint.optimizer)
+    return checkpoint.step
+
+
+def _manifests(folder: Path) -> list[Path]:
+    """Return the manifests in `folder`, newest step first."""
+    found = [path for path in folder.glob("step-*.json") if path.stem[5:].isdigit()]
+    return sorted(found, key=lambda path: int(path.stem[5:]), reverse=True)
+
+
+def _read_manifest(path: Path) -> dict[str, Any] | None:
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        return {"size": int(manifest["size"]), "sha256": str(manifest["sha256"])}
+    except FileNotFoundError:
+        log.warning("%s: no manifest, so the checkpoint cannot be verified", path)
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: damaged manifest: {error}") from error
+
+
+def _publish(temporary: Path, final: Path) -> None:
+    temporary.replace(final)
+    folder = os.open(final.parent, os.O_RDONLY)
+    try:
+        _sync(folder)
+    finally:
+        os.close(folder)
+
+
+def _sync(descriptor: int) -> None:
+    os.fsync(descriptor)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _not_plain(value: object, where: str) -> Iterator[str]:
+    """Yield the places in `value` that `weights_only=True` could not read back."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _not_plain(item, f"{where}.{key}")
+    elif type(value) in (list, tuple):
+        for index, item in enumerate(value):  # type: ignore[arg-type]  # a list or a tuple
+            yield from _not_plain(item, f"{where}[{index}]")
+    elif type(value) not in _PLAIN and not isinstance(value, torch.Tensor):
+        yield f"{where} ({type(value).__name__})"

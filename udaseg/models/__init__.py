@@ -1,0 +1,20 @@
+"""Networks: backbones of kept libraries, our heads, and the segmenter that joins them."""
+
+from udaseg.models.backbones import BACKBONES, Backbone, TimmBackbone, backbone
+from udaseg.models.heads import DeepLabV2, DeepLabV3Plus
+from udaseg.models.segmenter import Segmented, Segmenter
+from udaseg.models.weights import LoadReport, load_into, read_state_dict
+
+__all__ = [
+    "BACKBONES",
+    "Backbone",
+    "DeepLabV2",
+    "DeepLabV3Plus",
+    "LoadReport",
+    "Segmented",
+    "Segmenter",
+    "TimmBackbone",
+    "backbone",
+    "load_into",
+    "read_state_dict",
+]

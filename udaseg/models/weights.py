@@ -1,0 +1,107 @@
+"""Reading pretrained weights, with a report of what matched: never a silent random start."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from udaseg.errors import CheckpointError
+
+log = logging.getLogger(__name__)
+
+_MIN_MATCHED_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """Which tensors of a file went into a network.
+
+    Attributes:
+        matched: Names that were loaded.
+        missing: Names of the network that the file lacks; they keep their random start.
+        unexpected: Names of the file that the network lacks.
+        mismatched: Names whose shapes differ, with both shapes.
+    """
+
+    matched: tuple[str, ...]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    mismatched: tuple[str, ...]
+
+    def __str__(self) -> str:
+        def some(names: tuple[str, ...]) -> str:
+            shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+            return f"{len(names)}" + (f" ({shown})" if names else "")
+
+        text = (
+            f"matched {len(self.matched)}, missing {some(self.missing)}, "
+            f"unexpected {some(self.unexpected)}"
+        )
+        return text + (f", of another shape {some(self.mismatched)}" if self.mismatched else "")
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file or of a saved state dict.
+
+    Raises:
+        CheckpointError: Missing, unreadable, or holding anything but tensors.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such weights file")
+    try:
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
+        loaded = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251 (a reader)
+    except (
+        *(OSError, RuntimeError, ValueError, KeyError, EOFError),
+        *(UnpicklingError, SafetensorError),
+    ) as error:
+        raise CheckpointError(f"{path}: not readable as weights: {error}") from error
+    for key in ("state_dict", "model"):
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            loaded = loaded[key]
+    if not isinstance(loaded, dict) or not loaded:
+        raise CheckpointError(f"{path}: holds no state dict")
+    tensors = {str(name): value for name, value in loaded.items() if isinstance(value, Tensor)}
+    if len(tensors) != len(loaded):
+        raise CheckpointError(f"{path}: holds values that are not tensors; export a state dict")
+    return {name.removeprefix("module."): value for name, value in tensors.items()}
+
+
+def load_into(network: nn.Module, tensors: Mapping[str, Tensor], *, origin: str) -> LoadReport:
+    """Load what fits of `tensors` into `network` and return the report.
+
+    Half-precision tensors are widened to the network's own type.
+
+    Raises:
+        CheckpointError: Less than half of the network's tensors were found: this is another model.
+    """
+    own = network.state_dict()
+    matched, mismatched = [], []
+    for name, value in tensors.items():
+        if name not in own:
+            continue
+        if own[name].shape == value.shape:
+            own[name].copy_(value)
+            matched.append(name)
+        else:
+            mismatched.append(f"{name} {tuple(value.shape)} for {tuple(own[name].shape)}")
+    report = LoadReport(
+        matched=tuple(matched),
+        missing=tuple(sorted(set(own) - set(tensors))),
+        unexpected=tuple(sorted(set(tensors) - set(own))),
+        mismatched=tuple(mismatched),
+    )
+    if len(matched) < _MIN_MATCHED_SHARE * len(own):
+        raise CheckpointError(
+            f"{origin}: not weights of this network: {report}. "
+            "Check model.backbone, or write model.weights=random to start from nothing"
+        )
+    log.info("weights %s: %s", origin, report)
+    return report

@@ -1,0 +1,121 @@
+"""The "did you mean" of a recipe: from a word that is no key to the key that was probably meant."""
+
+import typing
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass
+from difflib import SequenceMatcher, get_close_matches
+from functools import lru_cache
+
+from udaseg.recipe.schema import Recipe
+
+_LONGEST = 64
+
+# What other trainers call it; a name that the schema does not have is passed over.
+_ELSEWHERE_CALLED = {
+    "learning_rate": "lr",
+    "weight_decay_rate": "weight_decay",
+    "iterations": "steps",
+    "iters": "steps",
+    "max_iters": "steps",
+    "max_steps": "steps",
+    "num_steps": "steps",
+    "epochs": "steps",
+    "random_seed": "seed",
+    "batch_size": "batch",
+    "crop_size": "crop",
+    "image_size": "resize",
+    "dataset": "data",
+    "data_root": "data",
+    "network": "model",
+    "encoder": "backbone",
+    "decoder": "head",
+    "pretrained": "weights",
+    "optim": "optimizer",
+    "solver": "optimizer",
+    "grad_clip": "clip_norm",
+    "max_grad_norm": "clip_norm",
+    "warmup_steps": "warmup",
+    "ema_decay": "momentum",
+    "alpha": "momentum",
+    "tau": "temperature",
+    "threshold": "confidence",
+    "num_workers": "workers",
+    "gpu": "device",
+    "amp": "precision",
+    "val": "validation",
+    "type": "kind",
+}
+
+
+def close(word: str, options: Sequence[str], cutoff: float = 0.6) -> str | None:
+    """Return the option nearest to `word`, None if none is near."""
+    if len(word) > _LONGEST:
+        return None
+    same_case = {option.lower(): option for option in options}
+    found = get_close_matches(word.lower().replace("-", "_"), same_case, 1, cutoff)
+    return same_case[found[0]] if found else None
+
+
+def key_hint(word: str, section: str, options: Sequence[str], written: Sequence[str]) -> str | None:
+    """Return the key that was probably meant.
+
+    Args:
+        word: The key that the section does not have.
+        section: Dotted key of the section; "" for the whole recipe.
+        options: Keys that the section may have.
+        written: Keys that it already has; less likely to be meant.
+
+    Returns:
+        A key of the section, the dotted key of another section, or None.
+    """
+    if len(word) > _LONGEST:
+        return None
+    name = word.lower().replace("-", "_").rpartition(".")[2]
+    near = sorted(((_nearness(name, o) - 0.1 * (o in written), o) for o in options), reverse=True)
+    if near and near[0][0] >= 0.8:
+        return near[0][1]
+    if exact := _elsewhere(name, section):
+        return exact
+    called = get_close_matches(name, _ELSEWHERE_CALLED, 1, 0.8)
+    if called and (known := _ELSEWHERE_CALLED[called[0]]) in options:
+        return known
+    if called and (exact := _elsewhere(known, section)):
+        return exact
+    if near and near[0][0] >= 0.55:
+        return near[0][1]
+    distant = get_close_matches(name, {path.rpartition(".")[2] for path in schema_keys()}, 1, 0.75)
+    return _elsewhere(distant[0], section) if distant else None
+
+
+def _nearness(word: str, option: str) -> float:
+    return SequenceMatcher(None, word, option).ratio()
+
+
+def _elsewhere(name: str, section: str) -> str | None:
+    """Return the dotted key that ends in `name`, the one that shares most with `section`."""
+    here = section.split(".")
+    itself = f"{section}.{name}" if section else name
+    found = [p for p in schema_keys() if p.rpartition(".")[2] == name and p != itself]
+
+    def shared(path: str) -> int:
+        return sum(1 for ours, theirs in zip(here, path.split("."), strict=False) if ours == theirs)
+
+    return max(found, key=lambda path: (shared(path), -path.count(".")), default=None)
+
+
+@lru_cache(maxsize=1)
+def schema_keys() -> tuple[str, ...]:
+    """Return every dotted key that some recipe may have, those of all kinds together."""
+    return tuple(dict.fromkeys(_keys(Recipe, "")))
+
+
+def _keys(annotation: object, path: str) -> Iterator[str]:
+    if isinstance(annotation, type) and is_dataclass(annotation):
+        hints = typing.get_type_hints(annotation)
+        for part in fields(annotation):
+            key = f"{path}.{part.name}" if path else part.name
+            yield key
+            yield from _keys(hints[part.name], key)
+    else:
+        for member in typing.get_args(annotation):
+            yield from _keys(member, path)

@@ -1,0 +1,170 @@
+"""The shipped recipes: where they lie, what they are called, which one a user means."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from udaseg.errors import EnvironmentFault, RecipeError, UsageError
+from udaseg.recipe.hints import close
+from udaseg.recipe.text import Faults, Section, Word, clipped, parse, read_text
+
+DEFAULT_SOURCE = "gta5"
+DEFAULT_TARGET = "cityscapes"
+_DEFAULT_FOLDER = "gta5_cityscapes"
+
+
+@dataclass(frozen=True)
+class RecipeEntry:
+    """A shipped recipe.
+
+    Attributes:
+        name: `<source>_<target>/<method>`, what the user types.
+        path: Its file.
+        summary: The first comment of the file that is not a command.
+    """
+
+    name: str
+    path: Path
+    summary: str
+
+    @property
+    def folder(self) -> str:
+        """The first half of the name."""
+        return self.name.partition("/")[0]
+
+    @property
+    def method(self) -> str:
+        """The second half of the name."""
+        return self.name.partition("/")[2]
+
+
+def recipes_folder() -> Path:
+    """Return the folder of the shipped recipes: of the wheel, else of the checkout."""
+    package = Path(__file__).resolve().parent.parent
+    for folder in (package / "_recipes", package.parent / "recipes"):
+        if folder.is_dir():
+            return folder
+    raise EnvironmentFault(f"{package / '_recipes'}: no shipped recipes; reinstall udaseg")
+
+
+def list_recipes() -> list[RecipeEntry]:
+    """Return all shipped recipes, sorted by name."""
+    paths = sorted(recipes_folder().glob("*/*.yaml"))
+    return [RecipeEntry(f"{p.parent.name}/{p.stem}", p, _summary(p)) for p in paths]
+
+
+def find_recipe(word: str) -> Path:
+    """Return the file that the user means by a path or by the name of a shipped recipe.
+
+    Raises:
+        RecipeError: There is neither.
+    """
+    try:
+        if Path(word).is_file():
+            return Path(word)
+        if Path(word).is_dir():
+            raise RecipeError(f"{word}: a folder; a run continues with --resume {clipped(word)}")
+    except (OSError, ValueError):  # a name too long, or with NUL: no file has it
+        pass
+    known = {entry.name: entry for entry in list_recipes()}
+    name = word.removesuffix(".yaml")
+    if name in known:
+        return known[name].path
+    by_method = {entry.method: entry.name for entry in reversed(known.values())}
+    hint = close(name, [*known, *by_method])
+    hint = by_method.get(hint or "", hint)
+    instead = f"did you mean '{hint}'? " if hint else ""
+    raise RecipeError(
+        f"{clipped(word)}: no such file or shipped recipe; {instead}"
+        "`udaseg recipes ls` lists the shipped ones"
+    )
+
+
+def methods() -> dict[str, str]:
+    """Return the summary of each method of the library, the default pair's where it has one."""
+    entries = sorted(list_recipes(), key=lambda e: (e.folder != _DEFAULT_FOLDER, e.name))
+    found: dict[str, str] = {}
+    for entry in entries:
+        found.setdefault(entry.method, entry.summary)
+    return found
+
+
+def choose_recipe(method: str, source: str | None = None, target: str | None = None) -> Path:
+    """Return the shipped recipe of a method that fits the data best.
+
+    The folder with this pair comes first, then those with this source, then the default pair, then
+    any that has the method.
+
+    Args:
+        method: File name without suffix.
+        source: The user's source data; None is GTA5.
+        target: The user's target data; None is Cityscapes.
+
+    Raises:
+        UsageError: No shipped recipe has this method.
+    """
+    entries = [entry for entry in list_recipes() if entry.method == method]
+    if not entries:
+        known = methods()
+        hint = close(method, list(known))
+        instead = f"did you mean '{hint}'? " if hint else ""
+        raise UsageError(
+            f"no method '{clipped(method)}'; {instead}known are {', '.join(sorted(known))}"
+        )
+    wanted = (source or DEFAULT_SOURCE, target or DEFAULT_TARGET)
+
+    def distance(entry: RecipeEntry) -> tuple[bool, bool, bool, str]:
+        pair = domains(entry.path)
+        default = entry.folder == _DEFAULT_FOLDER
+        return pair != wanted, pair[0] != wanted[0], not default, entry.name
+
+    return min(entries, key=distance).path
+
+
+def sibling(path: Path, method: str) -> Path:
+    """Return the recipe of another method for the same data as the shipped recipe `path`.
+
+    Raises:
+        UsageError: `path` is no shipped recipe, or its folder has no such method.
+    """
+    if path.resolve().parent.parent != recipes_folder().resolve():
+        raise UsageError(
+            f"{clipped(str(path))}: a recipe file says its own method; leave out --method "
+            f"{clipped(method)}, or name a shipped recipe"
+        )
+    known = sorted(other.stem for other in path.parent.glob("*.yaml"))
+    if method not in known:
+        hint = close(method, known)
+        instead = f"did you mean '{hint}'? " if hint else ""
+        raise UsageError(
+            f"no method '{clipped(method)}' in {path.parent.name}; {instead}"
+            f"known are {', '.join(known)}"
+        )
+    return path.parent / f"{method}.yaml"
+
+
+def domains(path: Path) -> tuple[str | None, str | None]:
+    """Return the source's and the target's `data` of a recipe, None where it cannot be read."""
+    try:
+        root = parse(read_text(path), lambda line, column: f"{line}:{column}", Faults())
+    except RecipeError:
+        return None, None
+    return _data(root, "source"), _data(root, "target")
+
+
+def _data(node: object, name: str) -> str | None:
+    for key in (name, "data"):
+        node = node.entries.get(key, ("", None))[1] if isinstance(node, Section) else None
+    return node.text if isinstance(node, Word) else None
+
+
+def _summary(path: Path) -> str:
+    comments = _comments(path.read_text(encoding="utf-8").splitlines())
+    return next((line for line in comments if line and not line.startswith("udaseg ")), "")
+
+
+def _comments(lines: Iterable[str]) -> Iterable[str]:
+    for line in lines:
+        if not line.startswith("#"):
+            return
+        yield line.lstrip("# ").rstrip()

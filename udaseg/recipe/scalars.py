@@ -1,0 +1,136 @@
+"""From a word as written to a number, a truth value or text; refuses what YAML would change.
+
+YAML 1.1 reads `0512` as 330, `12:30` as 750, `no` as false and `1e-4` as text. Here a word is read
+by the type of its field alone; where another reader could take it for something else it is refused.
+"""
+
+import math
+import re
+
+import yaml
+from yaml.resolver import Resolver
+
+from udaseg.recipe.text import Word, clipped
+
+_WHOLE = re.compile(r"[-+]?(0|[1-9][0-9]*)")
+_NUMBER = re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
+_LEADING_ZERO = re.compile(r"[-+]?0[0-9_]+")
+_BASE_60 = re.compile(r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?")
+_NOT_FINITE = re.compile(r"[-+]?\.?(nan|inf|infinity)", re.IGNORECASE)
+_OTHER_BASE = re.compile(r"[-+]?0[xXbBoO][0-9a-fA-F_]+")
+_DATE = re.compile(r"[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}.*")
+_MAX_DIGITS = 18
+_RESOLVER = Resolver()
+_TRUTH = {"yes": "true", "on": "true", "no": "false", "off": "false"}
+_TAGS = {"bool": "a truth value", "null": "null", "int": "a number", "float": "a number"}
+_TAGS |= {"timestamp": "a date", "merge": "a merge key", "value": "a default value"}
+
+
+class WordError(Exception):
+    """A word does not fit its field; the text says what it must be, what it is, and why."""
+
+
+def got(word: Word) -> str:
+    """Return how to name the word in a message."""
+    return f"the text '{clipped(word.text)}'" if word.quoted else clipped(word.text) or "nothing"
+
+
+def whole_number(word: Word) -> int:
+    """Return the word as an int; floats, truth values and quoted numbers are refused."""
+    must = "must be a whole number"
+    if not word.quoted and _WHOLE.fullmatch(word.text):
+        if len(word.text) > _MAX_DIGITS:
+            raise WordError(f"{must} of at most {_MAX_DIGITS} digits, got {got(word)}")
+        return int(word.text)
+    raise WordError(f"{must}, got {got(word)}{_why_not_whole(word)}")
+
+
+def number(word: Word) -> float:
+    """Return the word as a float; whole numbers and `1e-4` are numbers, nan and inf are not."""
+    must = "must be a number"
+    plain = not word.quoted and not _LEADING_ZERO.fullmatch(word.text)
+    if not plain or not _NUMBER.fullmatch(word.text):
+        raise WordError(f"{must}, got {got(word)}{_why_not_number(word)}")
+    value = float(word.text)
+    if math.isinf(value):
+        raise WordError(f"{must} that a float can hold, got {got(word)}: too large")
+    if value == 0 and re.search("[1-9]", re.split("[eE]", word.text)[0]):
+        raise WordError(f"{must} that a float can hold, got {got(word)}: it becomes 0")
+    return value
+
+
+def truth(word: Word) -> bool:
+    """Return the word as a bool: `true` or `false`, nothing else."""
+    if not word.quoted and word.text in ("true", "false"):
+        return word.text == "true"
+    lower = word.text.lower()
+    why = ""
+    if word.quoted and lower in ("true", "false"):
+        why = "; remove the quotes"
+    elif lower in _TRUTH:
+        why = f"; only YAML 1.1 reads it as {_TRUTH[lower]}: write {_TRUTH[lower]}"
+    elif lower in ("true", "false"):
+        why = f"; write {lower} in lower case"
+    raise WordError(f"must be true or false, got {got(word)}{why}")
+
+
+def plain_text(word: Word) -> str:
+    """Return the word as text; what YAML reads as something else must be quoted."""
+    if not word.text.strip():
+        raise WordError(f"must be text, got {got(word) if word.quoted else 'nothing'}")
+    if word.quoted or not (kind := reads_as(word.text)):
+        return word.text
+    shown = clipped(word.text)
+    raise WordError(f"must be text, got {shown}, which YAML reads as {kind}; quote it: '{shown}'")
+
+
+def reads_as(text: str) -> str:
+    """Return what some YAML reader takes the unquoted text for; "" if all agree that it is text."""
+    if _LEADING_ZERO.fullmatch(text) or _OTHER_BASE.fullmatch(text):
+        return "a number in another base"
+    if _BASE_60.fullmatch(text):
+        return "a base-60 number"
+    if _NOT_FINITE.fullmatch(text) or _NUMBER.fullmatch(text):
+        return "a number"
+    if _DATE.fullmatch(text):
+        return "a date"
+    tag: str = _RESOLVER.resolve(  # type: ignore[no-untyped-call]  # PyYAML has no types here
+        yaml.ScalarNode, text, (True, False)
+    )
+    return _TAGS.get(tag.rpartition(":")[2], "")
+
+
+def is_null(word: Word) -> bool:
+    """Return whether the word is `null` (or `~`), unquoted."""
+    return not word.quoted and word.text in ("null", "~")
+
+
+def _why_not_whole(word: Word) -> str:
+    if not word.quoted and _NUMBER.fullmatch(word.text) and not _LEADING_ZERO.fullmatch(word.text):
+        value = float(word.text)
+        return f"; write {value:.0f}" if value.is_integer() and abs(value) < 1e15 else ""
+    return _why_not_number(word)
+
+
+def _why_not_number(word: Word) -> str:
+    text = word.text
+    if word.quoted:
+        return "; remove the quotes" if _NUMBER.fullmatch(text) else ""
+    if _LEADING_ZERO.fullmatch(text):
+        octal = text.replace("_", "").lstrip("+-")
+        short = len(octal) <= _MAX_DIGITS and not set(octal) & set("89")
+        as_read = f"; YAML 1.1 reads it as {int(octal, 8)} (octal)" if short else ""
+        return f"{as_read}; write it without the leading zero"
+    if _BASE_60.fullmatch(text):
+        return "; YAML 1.1 reads it as a base-60 number; write it in decimal"
+    if _NOT_FINITE.fullmatch(text):
+        return "; only finite numbers"
+    if _OTHER_BASE.fullmatch(text) or ("_" in text and _NUMBER.fullmatch(text.replace("_", ""))):
+        return "; write it in plain decimal digits"
+    if _DATE.fullmatch(text):
+        return ", which YAML reads as a date"
+    if text.lower() in (*_TRUTH, "true", "false"):
+        return ", which YAML reads as a truth value"
+    if not text:
+        return "; write a value after the key"
+    return ""
