@@ -48,7 +48,9 @@ def _imports(path):
                     yield alias.name, node.lineno
 
 
-FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or _room(path) in MAY_KNOW)
+FILES = sorted(
+    path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or _room(path) in MAY_KNOW
+)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))

@@ -61,7 +61,9 @@ def device_of(word: str) -> torch.device:
     try:
         chosen = torch.device(word)
     except RuntimeError as error:
-        raise RecipeError(f"machine.device: '{word}' is no device; use cpu, cuda or cuda:N") from error
+        raise RecipeError(
+            f"machine.device: '{word}' is no device; use cpu, cuda or cuda:N"
+        ) from error
     if chosen.type == "cuda" and (
         not torch.cuda.is_available() or (chosen.index or 0) >= torch.cuda.device_count()
     ):
@@ -216,9 +218,7 @@ def trainer(recipe: Recipe, target: Objective) -> torch.optim.Optimizer:
     """
     spec = recipe.optimizer
     groups = trained_groups(spec, target.student)
-    made = optimizer(
-        spec.kind, groups, momentum=spec.momentum, weight_decay=spec.weight_decay
-    )
+    made = optimizer(spec.kind, groups, momentum=spec.momentum, weight_decay=spec.weight_decay)
     held = [id(part) for group in made.param_groups for part in group["params"]]
     wanted = {id(part) for part in target.parameters() if part.requires_grad}
     if len(held) != len(set(held)) or set(held) != wanted:
@@ -235,7 +235,9 @@ def crops(spec: Domain, dataset: PreparedDataset, *, labelled: bool) -> Crops:
     return Crops(dataset, spec.split, spec.resize, spec.crop, spec.flip, labelled)
 
 
-def batches(recipe: Recipe, source: PreparedDataset, target: PreparedDataset | None) -> TrainingBatches:
+def batches(
+    recipe: Recipe, source: PreparedDataset, target: PreparedDataset | None
+) -> TrainingBatches:
     """Return the batches of the whole run on this rank; target labels are not even looked up."""
     return TrainingBatches(
         crops(recipe.source, source, labelled=True),
@@ -266,9 +268,9 @@ def run(
     where = device_of(recipe.machine.device)
     made = objective(recipe, len(source.classes), init=init)
     made.to(where)
-    made.student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch stub
+    made.student.to(memory_format=torch.channels_last)
     if isinstance(made, SelfTraining):
-        made.teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        made.teacher.to(memory_format=torch.channels_last)
     model: nn.Module = made
     if world_size() > 1:
         model = DistributedDataParallel(made, broadcast_buffers=False, gradient_as_bucket_view=True)
@@ -325,7 +327,7 @@ def load_run(path: Path, *, weights: str = "student", device: str = "auto") -> L
         made.load_state_dict(kept, strict=True)
     except RuntimeError as error:
         raise CheckpointError(f"{checkpoint.path}: does not fit its own recipe: {error}") from error
-    made.to(where).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch stub
+    made.to(where).to(memory_format=torch.channels_last)
     made.eval().requires_grad_(False)
     return LoadedRun(made, classes, recipe, checkpoint.step, checkpoint.path, where)
 
@@ -359,4 +361,3 @@ def _network_tensors(checkpoint: Checkpoint, prefix: str) -> dict[str, torch.Ten
 def _without_weights(spec: Model) -> Model:
     # every tensor comes from the checkpoint, checked strictly
     return replace(spec, weights="random")
-

@@ -11,7 +11,9 @@ from udaseg.contrast import EMPTY, MemoryBank
 def _held(bank):
     rows, labels = bank.rows()
     return sorted(
-        (int(label), *row.tolist()) for row, label in zip(rows, labels, strict=True) if label != EMPTY
+        (int(label), *row.tolist())
+        for row, label in zip(rows, labels, strict=True)
+        if label != EMPTY
     )
 
 

@@ -100,7 +100,9 @@ def test_blur_equals_opencvs(sigma):
 
 def _augment(images, seed, **changes):
     settings = {
-        "jitter": 0.25, "jitter_probability": 0.8, "blur_probability": 0.5,
+        "jitter": 0.25,
+        "jitter_probability": 0.8,
+        "blur_probability": 0.5,
         "blur_sigma": (0.15, 1.15),
     }
     return strong_augment(images, _generator(seed), **{**settings, **changes})

@@ -39,7 +39,7 @@ def test_dilation_changes_strides_and_not_weights():
 
 
 def test_published_input_gives_the_published_grid_of_unit_vectors():
-    """512x512 at output stride 8: a 64x64 grid; ResNet-18 stands in for the 2048-wide ResNet-101."""
+    """512x512 at output stride 8: a 64x64 grid; ResNet-18 stands in for ResNet-101."""
     body = backbone("resnet18", output_stride=8, weights="random")
     network = Segmenter(
         body,
@@ -121,6 +121,7 @@ def test_weights_of_another_network_are_refused():
         load_into(nn.Linear(3, 4), {"weight": torch.zeros(9, 9)}, origin="other")
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("content", [b"", b"not a file of weights", b"\x80\x04."])
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
 def test_unreadable_weights_are_named(tmp_path, content, suffix):

@@ -53,9 +53,7 @@ def test_loss_and_gradient_equal_the_naive_loops(seed, temperature):
     bank_labels[::7] = EMPTY
     ours = queries.clone().requires_grad_()
     theirs = queries.double().requires_grad_()
-    loss = regional_loss(
-        ours, keys, labels, bank, bank_labels, temperature=temperature, keep=keep
-    )
+    loss = regional_loss(ours, keys, labels, bank, bank_labels, temperature=temperature, keep=keep)
     expected = _naive(theirs, keys, labels, bank, bank_labels, temperature, keep)
     loss.backward()
     expected.backward()
@@ -138,9 +136,17 @@ def test_shapes_and_temperature_are_checked():
 
 def _term(**changes):
     settings = {
-        "channels": 8, "weight": 0.01, "ramp": True, "start": 0, "temperature": 0.1,
-        "min_confidence": 0.75, "bank_steps": 3, "cells_per_view": 12, "region_size": 1,
-        "square_per": "image", "keep_ignored": False,
+        "channels": 8,
+        "weight": 0.01,
+        "ramp": True,
+        "start": 0,
+        "temperature": 0.1,
+        "min_confidence": 0.75,
+        "bank_steps": 3,
+        "cells_per_view": 12,
+        "region_size": 1,
+        "square_per": "image",
+        "keep_ignored": False,
     }
     return RegionalContrast(**{**settings, **changes})
 
@@ -157,9 +163,7 @@ def _views(step=0, seed=0, progress=0.5, batch=2, side=4, classes=3):
 
     square = torch.zeros(batch, side, side, dtype=torch.bool)
     square[:, 1:, :3] = True
-    return Views(
-        step, progress, seed + step, cutmix=view(True), square=square, target=view(False)
-    )
+    return Views(step, progress, seed + step, cutmix=view(True), square=square, target=view(False))
 
 
 def test_weight_follows_the_published_ramp():

@@ -1,6 +1,6 @@
 """ClassMix and CutMix masks, pasting, and the strong augmentation of what is mixed."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -146,27 +146,29 @@ def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
     weights = (taps / taps.sum()).tolist()
     height, width = images.shape[-2:]
     padded = F.pad(images, (reach, reach, 0, 0), mode="replicate")
-    blurred = weights[0] * padded[..., :width]
+    blurred = padded[..., :width] * weights[0]
     for index in range(1, len(weights)):
         blurred.add_(padded[..., index : index + width], alpha=weights[index])
     padded = F.pad(blurred, (0, 0, reach, reach), mode="replicate")
-    blurred = weights[0] * padded[..., :height, :]
+    result: Tensor = padded[..., :height, :] * weights[0]
     for index in range(1, len(weights)):
-        blurred.add_(padded[..., index : index + height, :], alpha=weights[index])
-    return blurred
+        result.add_(padded[..., index : index + height, :], alpha=weights[index])
+    return result
 
 
 def _jitter(image: Tensor, strength: float, draws: list[float], order: list[int]) -> Tensor:
     from torchvision.transforms.v2 import functional as transforms
 
+    jittered: Any = image
     factors = [1 + strength * (2 * draw - 1) for draw in draws[:3]]
     for step in order:
         if step == 0:
-            image = transforms.adjust_brightness(image, factors[0])
+            jittered = transforms.adjust_brightness(jittered, factors[0])
         elif step == 1:
-            image = transforms.adjust_contrast(image, factors[1])
+            jittered = transforms.adjust_contrast(jittered, factors[1])
         elif step == 2:
-            image = transforms.adjust_saturation(image, factors[2])
+            jittered = transforms.adjust_saturation(jittered, factors[2])
         else:
-            image = transforms.adjust_hue(image, strength * (2 * draws[3] - 1))
-    return image
+            jittered = transforms.adjust_hue(jittered, strength * (2 * draws[3] - 1))
+    result: Tensor = jittered
+    return result

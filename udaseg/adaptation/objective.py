@@ -19,7 +19,7 @@ from udaseg.adaptation.mixing import (
 )
 from udaseg.adaptation.pixels import pixel_loss, pseudo_labels
 from udaseg.adaptation.teacher import Teacher
-from udaseg.contrast import CellView, Regularizer, Views
+from udaseg.contrast import CellView, Regularizer, View, Views
 from udaseg.data import Batch
 from udaseg.models import Segmented, Segmenter
 
@@ -149,9 +149,7 @@ class SelfTraining(Objective):
         source_loss = pixel_loss(on_source.logits, labels)
 
         generator = _generator(batch.seed, "mixed")
-        mask = class_mask(
-            labels, self.num_classes, generator, ignore_is_class=self.ignore_is_class
-        )
+        mask = class_mask(labels, self.num_classes, generator, ignore_is_class=self.ignore_is_class)
         mixed_labels = paste(mask, labels, guessed)
         mixed_images = self._augment(paste(mask, source, target), generator)
         on_mixed: Segmented = self.student(mixed_images, embed=embeds and "mixed" in needs)
@@ -200,7 +198,7 @@ class SelfTraining(Objective):
     def _views(
         self,
         batch: Batch,
-        needs: set[str],
+        needs: set[View],
         source: Tensor,
         target: Tensor,
         taught: Segmented,

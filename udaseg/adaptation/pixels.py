@@ -40,7 +40,7 @@ def pixel_loss(logits: Tensor, labels: Tensor, weights: Tensor | None = None) ->
     wide = F.interpolate(
         logits.float(), (logits.shape[-2], width), mode="bilinear", align_corners=False
     )
-    total: Tensor = _StripCrossEntropy.apply(wide, labels, weights, height)  # type: ignore[no-untyped-call]
+    total: Tensor = _StripCrossEntropy.apply(wide, labels, weights, height)
     return total / mean_share((labels != IGNORE).sum())
 
 
@@ -121,7 +121,7 @@ class _StripCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradient of the logits alone."""
         (gradient,) = ctx.saved_tensors
         return gradient * grad, None, None, None

@@ -2,9 +2,9 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -13,13 +13,18 @@ from rich.text import Text
 from udaseg import build
 from udaseg.adaptation import LossReport
 from udaseg.commands import run_folder
-from udaseg.commands.evaluate import score, write_scores
-from udaseg.data import ClassSpace, PreparedDataset, open_dataset
+from udaseg.commands.evaluate import score, show, summarise, write_scores
+from udaseg.data import ClassSpace, PreparedDataset, Sample, open_dataset
 from udaseg.engine import Checkpoint, Fit, StopSignal, fit, newest, restore, save
-from udaseg.errors import CheckpointError, DivergedError, Interrupted, RecipeError, UdasegError, UsageError
+from udaseg.errors import (
+    Interrupted,
+    RecipeError,
+    UdasegError,
+    UsageError,
+)
 from udaseg.evaluation import ConfusionMatrix
-from udaseg.recipe import Machine, Recipe, dump, from_dict, to_dict
-from udaseg.reporting import MetricsLog, RunStatus, TrainingProgress, class_table, log_to_file
+from udaseg.recipe import Machine, Recipe, dump, from_dict, printable, to_dict
+from udaseg.reporting import MetricsLog, RunStatus, TrainingProgress, log_to_file
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +52,14 @@ def train(
             "`udaseg train` is for source_only"
         )
     return _run(
-        recipe, recipe_path, out, root, resume, init, overwrite=overwrite, dry_run=dry_run,
+        recipe,
+        recipe_path,
+        out,
+        root,
+        resume,
+        init,
+        overwrite=overwrite,
+        dry_run=dry_run,
         command=command,
     )
 
@@ -66,7 +78,14 @@ def adapt(
 ) -> Path:
     """Adapt from the source to the unlabelled target, and return the run folder."""
     return _run(
-        recipe, recipe_path, out, root, resume, init, overwrite=overwrite, dry_run=dry_run,
+        recipe,
+        recipe_path,
+        out,
+        root,
+        resume,
+        init,
+        overwrite=overwrite,
+        dry_run=dry_run,
         command=command,
     )
 
@@ -161,7 +180,9 @@ def _train_to_the_end(
     status = RunStatus(folder / "status.json")
     status.running(step=first)
     document = to_dict(recipe)
-    images = recipe.batch.source + (recipe.batch.target if recipe.method.kind != "source_only" else 0)
+    images = recipe.batch.source + (
+        recipe.batch.target if recipe.method.kind != "source_only" else 0
+    )
     started = time.monotonic()
 
     def checkpoint(done: int) -> None:
@@ -190,7 +211,7 @@ def _train_to_the_end(
                     losses = _floats(report)
                     rates = {group["name"]: group["lr"] for group in made.optimizer.param_groups}
                     metrics.write({"step": done, "losses": losses, "lr": rates})
-                progress.update(done, losses, images=images)
+                progress.step(done, losses, images=images)
                 if machine.checkpoint_every and done % machine.checkpoint_every == 0:
                     checkpoint(done)
                 every = machine.validate_every
@@ -246,11 +267,73 @@ def _validate(
     matrix = score(student, classes, validation, split, resize=resize, device=made.device)
     student.train(was_training)
     if folder is not None:
-        write_scores(
-            folder / "eval" / f"{validation.name}-{split}", matrix, classes, validation, split,
-            step=recipe.steps, weights="student", resize=resize,
-        )
-        Console(soft_wrap=False, highlight=False).print(
-            class_table(matrix, classes, title=f"{validation.name} {split}, student, step {recipe.steps}")
-        )
+        size = "as stored" if resize is None else f"{resize[1]}x{resize[0]}"
+        look = {"weights": f"student at step {recipe.steps}", "input": size}
+        scores = summarise(matrix, classes, validation, split, look)
+        write_scores(folder / "eval" / f"{validation.name}-{split}", scores)
+        show(scores, "table")
     return matrix
+
+
+def _say_plan(
+    recipe: Recipe,
+    recipe_path: Path,
+    made: Fit,
+    source: PreparedDataset,
+    target: PreparedDataset | None,
+    validation: PreparedDataset | None,
+    folder: Path,
+) -> None:
+    """Say on stderr what will happen: data, network, steps, and where it goes."""
+    assert source.classes is not None
+    student = made.objective.student
+    parameters = sum(part.numel() for part in student.parameters())
+    rows = {
+        "recipe": f"{recipe_path} ({recipe.name}, seed {recipe.seed})",
+        "source": f"{source.name}: {len(made.batches.source.samples)} images, "
+        f"{len(source.classes)} classes",
+    }
+    if target is not None and made.batches.target is not None:
+        count = len(made.batches.target.samples)
+        rows["target"] = f"{target.name}: {count} images, labels are not read"
+        _warn_of_shape(recipe, made.batches.target.samples)
+    if validation is not None:
+        split = recipe.validation.split
+        rows["scored on"] = f"{validation.name} {split}: {len(validation.split(split))} images"
+    model = recipe.model
+    rows["network"] = (
+        f"{model.backbone}, {model.head}, stride {model.output_stride}, "
+        f"{parameters / 1e6:.2f} M parameters, weights {model.weights}"
+    )
+    rows["steps"] = f"{recipe.steps} of {recipe.batch.source}"
+    if target is not None:
+        rows["steps"] += f" + {recipe.batch.target}"
+    rows["steps"] += f" images on {made.device}, {recipe.machine.precision}"
+    rows["run"] = str(folder)
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    for key, value in rows.items():
+        console.print(Text(f"{key:>10}  {printable(value)}"))
+
+
+def _warn_of_shape(recipe: Recipe, samples: Sequence[Sample]) -> None:
+    """Warn when the recipe's resize squashes the target's images."""
+    resize = recipe.target.resize
+    if resize is None:
+        return
+    wanted = resize[1] / resize[0]
+    squashed = [s for s in samples if not 0.9 < s.width / s.height / wanted < 1.1]
+    if squashed:
+        first = squashed[0]
+        log.warning(
+            "%d of %d target images have another shape than target.resize=[%d, %d] (the first is "
+            "%dx%d) and are squashed; choose target.resize=[HEIGHT, WIDTH] to keep their shape",
+            *(len(squashed), len(samples), *resize, first.width, first.height),
+        )
+
+
+def _announce(folder: Path, recipe: Recipe) -> None:
+    """Say on stdout where the run is and what can be done with it."""
+    console = Console(highlight=False, soft_wrap=True)
+    where = printable(str(folder))
+    console.print(Text(f"{recipe.name}: done, in {where}"))
+    console.print(Text(f"  udaseg eval {where}\n  udaseg predict IMAGES --checkpoint {where}"))

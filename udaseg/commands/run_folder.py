@@ -57,7 +57,9 @@ def create(folder: Path, recipe: Recipe, command: Sequence[str], *, overwrite: b
         (folder / "command.txt").write_text(shlex.join(command) + "\n", encoding="utf-8")
         write_json_atomic(folder / "environment.json", environment())
     except OSError as error:
-        raise EnvironmentFault(f"{folder}: cannot be written ({error}); choose another --out") from error
+        raise EnvironmentFault(
+            f"{folder}: cannot be written ({error}); choose another --out"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -96,9 +98,7 @@ def environment() -> dict[str, object]:
         "processor": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "gpus": [
-            torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())
-        ],
+        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,
         "packages": packages,
     }

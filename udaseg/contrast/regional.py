@@ -74,7 +74,7 @@ def regional_sum(
     if keep is None:
         keep = torch.ones_like(labels, dtype=torch.bool)
     with torch.autocast(queries.device.type, enabled=False):
-        total: Tensor = _RegionalSum.apply(  # type: ignore[no-untyped-call]  # torch's own
+        total: Tensor = _RegionalSum.apply(
             queries, keys.detach(), labels, bank.detach(), bank_labels, temperature, keep
         )
     return total, keep.sum()
@@ -134,7 +134,7 @@ class _RegionalSum(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradient of the queries alone."""
         (gradient,) = ctx.saved_tensors
         return (gradient * grad.to(gradient.dtype), *[None] * 6)
@@ -299,5 +299,3 @@ def _region_labels(labels: Tensor, confidence: Tensor, size: int) -> tuple[Tenso
     cropped = labels[:, :height, :width].flatten(1)
     chosen = cropped.gather(1, where.flatten(1)).view_as(where)[:, 0]
     return chosen, F.avg_pool2d(confidence[:, None], size)[:, 0]
-
-

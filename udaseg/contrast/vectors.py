@@ -30,7 +30,9 @@ class Projector(nn.Module):
     def __init__(self, channels: int, embedding: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Conv2d(channels, channels, 1), nn.ReLU(inplace=True), nn.Conv2d(channels, embedding, 1)
+            nn.Conv2d(channels, channels, 1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(channels, embedding, 1),
         )
 
     def forward(self, features: Tensor) -> Tensor:

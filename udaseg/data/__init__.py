@@ -5,8 +5,22 @@ Everything that makes tensors is imported when first asked for, so that `prepare
 
 from typing import TYPE_CHECKING, Any
 
+from udaseg.data.catalog_list import builtin, builtin_names
+from udaseg.data.declaration import Declaration, LabelTable, class_table, read_declaration
+from udaseg.data.find import find
+from udaseg.data.images import (
+    IMAGE_SUFFIXES,
+    image_size,
+    read_image,
+    read_label_ids,
+    read_train_ids,
+    write_png,
+)
 from udaseg.data.index import PreparedDataset, Sample, read_index
-from udaseg.data.labels import IGNORE, ClassSpace
+from udaseg.data.labels import IGNORE, ClassSpace, lookup_table
+from udaseg.data.open import folder_of_images, make_toyland, open_dataset
+from udaseg.data.prepare import PrepareReport, prepare_dataset, train_ids
+from udaseg.data.transforms import resize_image, resize_labels
 
 if TYPE_CHECKING:
     from udaseg.data.batch import Batch, Crops, TrainingBatches, batches_from
@@ -15,14 +29,36 @@ _WITH_TORCH = ("Batch", "Crops", "TrainingBatches", "batches_from")
 
 __all__ = [
     "IGNORE",
+    "IMAGE_SUFFIXES",
     "Batch",
     "ClassSpace",
     "Crops",
+    "Declaration",
+    "LabelTable",
+    "PrepareReport",
     "PreparedDataset",
     "Sample",
     "TrainingBatches",
     "batches_from",
+    "builtin",
+    "builtin_names",
+    "class_table",
+    "find",
+    "folder_of_images",
+    "image_size",
+    "lookup_table",
+    "make_toyland",
+    "open_dataset",
+    "prepare_dataset",
+    "read_declaration",
+    "read_image",
     "read_index",
+    "read_label_ids",
+    "read_train_ids",
+    "resize_image",
+    "resize_labels",
+    "train_ids",
+    "write_png",
 ]
 
 

@@ -178,7 +178,10 @@ class TrainingBatches(Dataset[Batch]):
     def names(self, step: int) -> list[str]:
         """Return the files of the batch of `step` on this rank, to be named in an error."""
         found = []
-        parts = ((self.source, _SOURCE, self.batch_source), (self.target, _TARGET, self.batch_target))
+        parts = (
+            (self.source, _SOURCE, self.batch_source),
+            (self.target, _TARGET, self.batch_target),
+        )
         for crops, domain, size in parts:
             if crops is None:
                 continue

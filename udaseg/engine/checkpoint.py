@@ -81,7 +81,7 @@ def save(
             leftover.unlink()
         temporary = path.with_suffix(".pt.tmp")
         with temporary.open("wb") as file:
-            torch.save(payload, file)
+            torch.save(payload, file)  # noqa: TID251 (the writer of checkpoints)
             _sync(file.fileno())
         digest = _sha256(temporary)
         size = temporary.stat().st_size
@@ -122,9 +122,9 @@ def load(path: Path) -> Checkpoint:
     if manifest is not None and _sha256(path) != manifest["sha256"]:
         raise CheckpointError(f"{path}: damaged: SHA-256 differs from its manifest")
     try:
-        payload = torch.load(path, map_location="cpu", weights_only=True)
+        payload = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251 (the reader)
     except (
-        *(OSError, RuntimeError, ValueError, KeyError, EOFError),
+        *(OSError, RuntimeError, ValueError, LookupError, EOFError),
         *(UnpicklingError, AttributeError, TypeError, AssertionError),
     ) as error:
         raise CheckpointError(f"{path}: not a readable checkpoint: {error}") from error
@@ -149,9 +149,7 @@ def newest(folder: Path) -> Checkpoint | None:
     return None
 
 
-def restore(
-    checkpoint: Checkpoint, objective: nn.Module, optimizer: torch.optim.Optimizer
-) -> int:
+def restore(checkpoint: Checkpoint, objective: nn.Module, optimizer: torch.optim.Optimizer) -> int:
     """Put `checkpoint` into an objective and its optimiser, strictly; return the next step.
 
     Raises:

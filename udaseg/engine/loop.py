@@ -65,9 +65,7 @@ def fit(run: Fit, *, first: int, on_step: OnStep, stop: StopSignal) -> int:
     steps = len(run.batches)
     run.model.train()
     trained = [part for group in run.optimizer.param_groups for part in group["params"]]
-    loader = batches_from(
-        run.batches, first, workers=run.workers, pin=run.device.type == "cuda"
-    )
+    loader = batches_from(run.batches, first, workers=run.workers, pin=run.device.type == "cuda")
     for batch in loader:
         step = batch.step
         # what a layer draws by itself (dropout) is a function of the step too

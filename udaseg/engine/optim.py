@@ -39,7 +39,8 @@ def optimizer(
 def rate_factor(step: int, steps: int, *, power: float, warmup: int) -> float:
     """Return the factor of the learning rate at `step`: linear warm-up times polynomial decay."""
     rise = min(1.0, (step + 1) / (warmup + 1))
-    return rise * (1 - step / steps) ** power
+    decay: float = (1 - step / steps) ** power
+    return rise * decay
 
 
 def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:

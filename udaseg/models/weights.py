@@ -59,8 +59,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             return dict(load_file(path))
         loaded = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251 (a reader)
     except (
-        *(OSError, RuntimeError, ValueError, KeyError, EOFError),
-        *(UnpicklingError, SafetensorError),
+        *(OSError, RuntimeError, ValueError, LookupError, EOFError),
+        *(UnpicklingError, AttributeError, TypeError, SafetensorError),
     ) as error:
         raise CheckpointError(f"{path}: not readable as weights: {error}") from error
     for key in ("state_dict", "model"):

@@ -5,6 +5,7 @@ default either belong to the machine or switch a part off. Ranges that a type ca
 in `problems`, which names every fault of the recipe at once.
 """
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -281,16 +282,20 @@ class Recipe:
     machine: Machine = field(default_factory=Machine)
 
 
-def _require(found: list[tuple[str, str]], where: str, holds: bool, must: str, value: object) -> None:
+def _require(
+    found: list[tuple[str, str]], where: str, holds: bool, must: str, value: object
+) -> None:
     if not holds:
         found.append((where, f"must be {must}, got {value}"))
 
 
-def _domain_problems(found: list[tuple[str, str]], name: str, domain: Domain) -> None:
+def _domain_problems(found: list[tuple[str, str]], name: str, domain: Domain, stride: int) -> None:
     for part in ("resize", "crop"):
         size = getattr(domain, part)
         if size is not None:
             _require(found, f"{name}.{part}", min(size) >= 1, "two sizes of at least 1 px", size)
+    least = min(domain.crop)
+    _require(found, f"{name}.crop", least >= stride, f"one cell ({stride} px) or more", least)
 
 
 def _self_training_problems(found: list[tuple[str, str]], method: SelfTraining) -> None:
@@ -317,34 +322,48 @@ def _self_training_problems(found: list[tuple[str, str]], method: SelfTraining) 
         unit("regional.min_confidence", regional.min_confidence)
         _require(found, "method.regional.weight", regional.weight >= 0, ">= 0", regional.weight)
         _require(
-            found, "method.regional.temperature", regional.temperature > 0, "above 0",
+            found,
+            "method.regional.temperature",
+            regional.temperature > 0,
+            "above 0",
             regional.temperature,
         )
+        _require(found, "method.regional.start", regional.start >= 0, ">= 0", regional.start)
         for part in ("bank_steps", "cells_per_view", "region_size"):
             value = getattr(regional, part)
             _require(found, f"method.regional.{part}", value >= 1, "at least 1", value)
         _require(
-            found, "method.regional.projector.channels", regional.projector.channels >= 1,
-            "at least 1", regional.projector.channels,
+            found,
+            "method.regional.projector.channels",
+            regional.projector.channels >= 1,
+            "at least 1",
+            regional.projector.channels,
         )
 
 
 def problems(recipe: Recipe) -> list[tuple[str, str]]:
     """Return every value out of range as (dotted key, what it must be); empty when all is well."""
     found: list[tuple[str, str]] = []
+    plain = re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", recipe.name) is not None
+    _require(found, "name", plain, "letters, digits, '.', '_' and '-'", repr(recipe.name))
     _require(found, "seed", 0 <= recipe.seed < 2**31, "in [0, 2^31)", recipe.seed)
     _require(found, "steps", recipe.steps >= 1, "at least 1", recipe.steps)
     _require(found, "batch.source", recipe.batch.source >= 1, "at least 1", recipe.batch.source)
     _require(found, "batch.target", recipe.batch.target >= 1, "at least 1", recipe.batch.target)
-    _domain_problems(found, "source", recipe.source)
-    _domain_problems(found, "target", recipe.target)
+    _domain_problems(found, "source", recipe.source, recipe.model.output_stride)
+    _domain_problems(found, "target", recipe.target, recipe.model.output_stride)
     optimizer = recipe.optimizer
     for part in ("lr", "head_lr_mult", "backbone_lr_mult"):
         value = getattr(optimizer, part)
         _require(found, f"optimizer.{part}", value > 0, "above 0", value)
-    _require(found, "optimizer.momentum", 0 <= optimizer.momentum < 1, "in [0, 1)", optimizer.momentum)
     _require(
-        found, "optimizer.weight_decay", optimizer.weight_decay >= 0, "at least 0",
+        found, "optimizer.momentum", 0 <= optimizer.momentum < 1, "in [0, 1)", optimizer.momentum
+    )
+    _require(
+        found,
+        "optimizer.weight_decay",
+        optimizer.weight_decay >= 0,
+        "at least 0",
         optimizer.weight_decay,
     )
     _require(found, "optimizer.power", optimizer.power >= 0, "at least 0", optimizer.power)
@@ -361,14 +380,20 @@ def problems(recipe: Recipe) -> list[tuple[str, str]]:
         recipe.model.aspp_dilations,
     )
     _require(
-        found, "model.head_channels", recipe.model.head_channels >= 1, "at least 1",
+        found,
+        "model.head_channels",
+        recipe.model.head_channels >= 1,
+        "at least 1",
         recipe.model.head_channels,
     )
     machine = recipe.machine
     _require(found, "machine.workers", machine.workers >= -1, "at least -1", machine.workers)
     _require(found, "machine.log_every", machine.log_every >= 1, "at least 1", machine.log_every)
     _require(
-        found, "machine.keep_checkpoints", machine.keep_checkpoints >= 2, "at least 2",
+        found,
+        "machine.keep_checkpoints",
+        machine.keep_checkpoints >= 2,
+        "at least 2",
         machine.keep_checkpoints,
     )
     for part in ("checkpoint_every", "validate_every"):

@@ -1,0 +1,48 @@
+"""Reporting: what a run writes down and what people look at."""
+
+from udaseg.reporting.events import (
+    MetricsLog,
+    RunStatus,
+    log_to_file,
+    write_json_atomic,
+    write_text_atomic,
+)
+from udaseg.reporting.pictures import (
+    color_mask,
+    confidence_picture,
+    legend,
+    overlay,
+    side_by_side,
+)
+from udaseg.reporting.progress import TrainingProgress, WorkProgress
+from udaseg.reporting.tables import (
+    Scores,
+    as_csv,
+    as_json,
+    as_markdown,
+    comparison_table,
+    percent,
+    score_table,
+)
+
+__all__ = [
+    "MetricsLog",
+    "RunStatus",
+    "Scores",
+    "TrainingProgress",
+    "WorkProgress",
+    "as_csv",
+    "as_json",
+    "as_markdown",
+    "color_mask",
+    "comparison_table",
+    "confidence_picture",
+    "legend",
+    "log_to_file",
+    "overlay",
+    "percent",
+    "score_table",
+    "side_by_side",
+    "write_json_atomic",
+    "write_text_atomic",
+]

@@ -62,10 +62,12 @@ class Camera:
         pixels[..., 1] = self.horizon_px + sine * right + cosine * down
         return pixels
 
-    def ground(self, columns: Points, rows: Points) -> tuple[Points, Points]:
+    def ground(
+        self, columns: NDArray[np.float32], rows: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return x and z of the road points seen at pixels; above the horizon z is far."""
         right, down = columns - self.size[1] / 2, rows - self.horizon_px
-        cosine, sine = np.cos(self.roll), np.sin(self.roll)
+        cosine, sine = math.cos(self.roll), math.sin(self.roll)
         right, down = cosine * right + sine * down, cosine * down - sine * right
         z = self.focal_px * self.eye_m / np.maximum(down, self.focal_px * self.eye_m / FAR_M)
         return right * z / self.focal_px + self.aside_m - self.curve * z * z, z
@@ -235,9 +237,9 @@ class Canvas:
         """Road coordinates of the image's rows from a little above the horizon down."""
         height, width = self.image.shape[:2]
         top = max(int(self.camera.horizon_px * OVERSAMPLING) - height // 16, 0)
-        rows, columns = np.mgrid[top:height, 0:width] / OVERSAMPLING
-        x, z = self.camera.ground(columns, rows)
-        return x.astype(np.float32), z.astype(np.float32)
+        rows = np.arange(top, height, dtype=np.float32)[:, None] / np.float32(OVERSAMPLING)
+        columns = np.arange(width, dtype=np.float32)[None] / np.float32(OVERSAMPLING)
+        return self.camera.ground(columns, rows)
 
     def ground_depth(self) -> None:
         """Set the depth of the rows below the horizon to that of the road."""
@@ -264,8 +266,9 @@ class Canvas:
 
     @staticmethod
     def _multiply(part: NDArray[np.uint8], change: Any, mask: NDArray[np.uint8]) -> None:
-        factor = np.where(mask > 0, 1.0 + change, 1.0).astype(np.float32)
-        np.copyto(part, np.clip(part * factor[..., None], 0, 255).astype(np.uint8))
+        factor = np.where(mask > 0, np.float32(1.0) + change, np.float32(1.0))
+        factor = factor.astype(np.float32, copy=False)
+        part[:] = cv2.multiply(part, cv2.merge((factor, factor, factor)), dtype=cv2.CV_8U)
 
 
 def cells(quad: Points, across: Points, up: Points) -> Points:

@@ -2,14 +2,16 @@
 
 import zlib
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from udaseg.data.toyland import street, traffic
+from udaseg.data.toyland import furniture, lots, street, traffic
 from udaseg.data.toyland.canvas import Camera, Canvas
 from udaseg.data.toyland.city import CITIES, City, Domain, Light
-from udaseg.data.toyland.street import Plan, Rng, between
+from udaseg.data.toyland.draws import Rng, between
+from udaseg.data.toyland.street import Plan
 from udaseg.data.toyland.weather import draw_light, paint_bonnet, photograph
 
 _DOMAIN_CODES = {"source": 0, "target": 1}
@@ -68,7 +70,7 @@ def _draw_plan(city: City, rng: Rng) -> Plan:
     return Plan(
         half_road=between(rng, city.half_road_m),
         sidewalk=between(rng, city.sidewalk_m),
-        crossing=float(rng.uniform(17, 45)) if rng.random() < 0.55 else None,
+        crossing=float(rng.uniform(16, 34)) if rng.random() < 0.55 else None,
         crossing_width=float(rng.uniform(8, 12)),
     )
 
@@ -89,30 +91,36 @@ def _furniture(canvas: Canvas, city: City, plan: Plan, light: Light, rng: Rng) -
     things: Things = []
     for side in (-1.0, 1.0):
         curb = side * (plan.half_road + 0.45)
-        gap, start = rng.uniform(20, 34), rng.uniform(8, 24)
-        for z in np.arange(start, 90, gap):
-            things.append(_at(traffic.lamp_post, canvas, city, light, rng, (curb, float(z))))
+        gap, start = rng.uniform(22, 38), rng.uniform(9, 24)
+        for z in np.arange(start, 45, gap):
+            things.append(
+                (float(z), partial(furniture.lamp_post, canvas, city, light, rng, (curb, float(z))))
+            )
         z = rng.uniform(7, 20)
-        while z < 80:
+        while z < 45:
             wide = side * (plan.half_road + 1.0)
             high = float(rng.uniform(4.5, 8.0))
-            things.append(_tree(canvas, city, light, rng, (wide, float(z)), high))
+            things.append(
+                (float(z), partial(lots.tree, canvas, city, light, rng, (wide, float(z)), high))
+            )
             z += between(rng, city.tree_gap_m)
-        for _ in range(int(rng.integers(0, 4))):
-            at = (side * (plan.half_road + 0.6), float(rng.uniform(7, 36)))
-            things.append(_at(traffic.traffic_sign, canvas, city, light, rng, at))
+        for _ in range(int(rng.integers(0, 3))):
+            at = (side * (plan.half_road + 0.6), float(rng.uniform(7, 20)))
+            things.append((at[1], partial(furniture.traffic_sign, canvas, city, light, rng, at)))
         if rng.random() < 0.35:
             at = (side * (plan.half_road + 1.2), float(rng.uniform(9, 22)))
-            things.append((at[1], lambda at=at: traffic.bin_or_box(canvas, light, rng, at)))
+            things.append((at[1], partial(furniture.bin_or_box, canvas, light, rng, at)))
         if plan.crossing is not None and rng.random() < 0.85:
             at = (curb, plan.crossing - 2.0)
-            things.append(_at(traffic.traffic_light, canvas, city, light, rng, at))
+            things.append((at[1], partial(furniture.traffic_light, canvas, city, light, rng, at)))
             if rng.random() < 0.5:
                 at = (curb, plan.crossing + plan.crossing_width + 0.5)
-                things.append(_at(traffic.traffic_light, canvas, city, light, rng, at))
+                things.append(
+                    (at[1], partial(furniture.traffic_light, canvas, city, light, rng, at))
+                )
         elif rng.random() < 0.25:
             at = (curb, float(rng.uniform(10, 22)))
-            things.append(_at(traffic.traffic_light, canvas, city, light, rng, at))
+            things.append((at[1], partial(furniture.traffic_light, canvas, city, light, rng, at)))
     return things
 
 
@@ -123,14 +131,14 @@ def _traffic(canvas: Canvas, city: City, plan: Plan, light: Light, rng: Rng) -> 
     for side, heading in headings:
         parking = bool(parked[int(side > 0)])
         z = rng.uniform(6, 16)
-        while z < 55 and parking:
+        while z < 42 and parking:
             at = (side * (plan.half_road - 1.0), float(z))
             if plan.crossing is None or not -6 < plan.crossing - z < 14:
                 things.append(_vehicle("car", canvas, city, light, rng, at, heading))
             z += rng.uniform(5.6, 14)
         lane = (plan.half_road - (2.2 if parking else 0.0)) / 2
         z = rng.uniform(10, 24)
-        while z < 70:
+        while z < 55:
             kind = "bus" if rng.random() < 0.16 else "car"
             at = (side * max(lane * rng.uniform(0.9, 1.05), 1.1), float(z))
             things.append(_vehicle(kind, canvas, city, light, rng, at, heading))
@@ -145,46 +153,25 @@ def _traffic(canvas: Canvas, city: City, plan: Plan, light: Light, rng: Rng) -> 
 
 def _people(canvas: Canvas, city: City, plan: Plan, light: Light, rng: Rng) -> Things:
     things: Things = []
-    for _ in range(int(rng.integers(2, 9))):
+    for _ in range(int(rng.integers(1, 7))):
         side = float(rng.choice([-1.0, 1.0]))
         x = side * (plan.half_road + float(rng.uniform(0.4, plan.sidewalk - 0.2)))
         for shift in (0.0, 0.75)[: 1 + int(rng.random() < 0.35)]:
-            at = (x + shift, float(rng.uniform(8, 38)))
-            things.append(_at(traffic.person, canvas, city, light, rng, at))
+            at = (x + shift, float(rng.uniform(8, 24)))
+            things.append((at[1], partial(traffic.person, canvas, city, light, rng, at)))
     if plan.crossing is not None:
         for _ in range(int(rng.integers(0, 4))):
             x = float(rng.uniform(-plan.half_road, plan.half_road))
             at = (x, plan.crossing - 2.7)
-            things.append(_at(traffic.person, canvas, city, light, rng, at))
+            things.append((at[1], partial(traffic.person, canvas, city, light, rng, at)))
     for _ in range(int(rng.integers(0, 4))):
         ridden = bool(rng.random() < 0.6)
         side = float(rng.choice([-1.0, 1.0]))
         edge = rng.uniform(-1.2, -0.5) if ridden else rng.uniform(0.6, 1.6)
         at = (side * (plan.half_road + float(edge)), float(rng.uniform(7, 22)))
-        things.append(
-            (
-                at[1],
-                lambda at=at, ridden=ridden: traffic.bicycle(canvas, city, light, rng, at, ridden),
-            )
-        )
+        paint = partial(traffic.bicycle, canvas, city, light, rng, at, ridden)
+        things.append((at[1], paint))
     return things
-
-
-def _at(
-    paint: Callable[[Canvas, City, Light, Rng, tuple[float, float]], None],
-    canvas: Canvas,
-    city: City,
-    light: Light,
-    rng: Rng,
-    at: tuple[float, float],
-) -> tuple[float, Painter]:
-    return at[1], lambda: paint(canvas, city, light, rng, at)
-
-
-def _tree(
-    canvas: Canvas, city: City, light: Light, rng: Rng, at: tuple[float, float], high: float
-) -> tuple[float, Painter]:
-    return at[1], lambda: street.tree(canvas, city, light, rng, at, high)
 
 
 def _vehicle(
@@ -199,4 +186,4 @@ def _vehicle(
     paint = traffic.bus if kind == "bus" else traffic.car
     # a vehicle stands on its rear, and what comes towards us begins with its front
     rear = at[1] + (0.0 if heading != "toward" else 11.0 if kind == "bus" else 4.5)
-    return at[1], lambda: paint(canvas, city, light, rng, (at[0], rear), heading)
+    return at[1], partial(paint, canvas, city, light, rng, (at[0], rear), heading)

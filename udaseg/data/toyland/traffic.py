@@ -1,10 +1,9 @@
-"""Vehicles, people and street furniture of toyland."""
+"""Vehicles and people of toyland."""
 
 from typing import Literal
 
 import numpy as np
 
-from udaseg.data.labels import IGNORE
 from udaseg.data.toyland.canvas import Canvas, Points, cells, shaded
 from udaseg.data.toyland.city import City, Color, Light
 from udaseg.data.toyland.classes import (
@@ -12,11 +11,8 @@ from udaseg.data.toyland.classes import (
     BUS,
     CAR,
     PERSON,
-    POLE,
-    TRAFFIC_LIGHT,
-    TRAFFIC_SIGN,
 )
-from udaseg.data.toyland.street import Rng, choice
+from udaseg.data.toyland.draws import Rng, choice
 
 At = tuple[float, float]
 Heading = Literal["ahead", "toward", "left", "right"]
@@ -35,6 +31,8 @@ _SIDES = {
     "right": ((0, 0, 1), (1, 0, 1), (1, 1, 1), (0, 1, 1)),
     "top": ((0, 1, 0), (0, 1, 1), (1, 1, 1), (1, 1, 0)),
 }
+
+_UNITS = np.array(list(_SIDES.values()), float)
 
 
 class _Body:
@@ -59,22 +57,23 @@ class _Body:
         train_id: int,
     ) -> dict[str, Points]:
         """Paint a box and return its visible sides; `taper` shrinks rear, front, width above."""
-        seen: list[tuple[float, str, Points]] = []
-        for name, corners in _SIDES.items():
-            unit = np.array(corners, float)
-            local = np.array(low) + unit * (np.array(high) - low)
-            above = unit[:, 1]
-            local[:, 0] += above * np.where(unit[:, 0] > 0, -taper[1], taper[0])
-            local[:, 2] += above * np.where(unit[:, 2] > 0, -taper[2], taper[2])
-            world = self.place(local)
-            pixels = self.canvas.camera.project(world)
-            x, y = pixels[:, 0], pixels[:, 1]
-            if float(np.sum(x * np.roll(y, -1) - y * np.roll(x, -1))) < 0:
-                seen.append((float(world[:, 2].mean()), name, world))
+        local = np.array(low) + _UNITS * (np.array(high) - low)
+        above = _UNITS[..., 1]
+        local[..., 0] += above * np.where(_UNITS[..., 0] > 0, -taper[1], taper[0])
+        local[..., 2] += above * np.where(_UNITS[..., 2] > 0, -taper[2], taper[2])
+        world = self.place(local)
+        x, y = np.moveaxis(self.canvas.camera.project(world), -1, 0)
+        following = [1, 2, 3, 0]
+        area = (x * y[:, following] - y * x[:, following]).sum(axis=1)
+        seen = [
+            (float(quad[:, 2].mean()), name, quad)
+            for name, quad, turned in zip(_SIDES, world, area, strict=True)
+            if turned < 0
+        ]
         visible = {}
-        for _, name, world in sorted(seen, key=lambda side: -side[0]):
-            self.canvas.face(world, shaded(color, self.tone(name, world)), train_id)
-            visible[name] = world
+        for _, name, quad in sorted(seen, key=lambda side: -side[0]):
+            self.canvas.face(quad, shaded(color, self.tone(name, quad)), train_id)
+            visible[name] = quad
         return visible
 
     def tone(self, name: str, world: Points) -> float:
@@ -258,69 +257,3 @@ def _rider(
     head = (neck[0] + 0.1 * np.sign(bars[0]), neck[1] + 0.2)
     canvas.disc(at, head, (0.13, 0.16), (206, 160, 130), PERSON)
     canvas.disc(at, (head[0], head[1] + 0.08), (0.16, 0.1), choice(rng, city.cars), PERSON)
-
-
-def lamp_post(canvas: Canvas, city: City, light: Light, rng: Rng, at: At) -> None:
-    """Paint a street lamp whose arm reaches over the road."""
-    color, high = shaded(choice(rng, city.poles, 6), light.front), rng.uniform(5.5, 7.5)
-    inward = -float(np.sign(at[0])) * rng.uniform(1.0, 2.0)
-    canvas.bar(at, (0, 0), (0, high), 0.17, color, POLE)
-    canvas.bar(at, (0, 0), (0, 1.0), 0.26, shaded(color, 0.85), POLE)
-    canvas.bar(at, (0, high), (inward, high + 0.25), 0.14, color, POLE)
-    head = (255, 226, 150) if light.lamps else (216, 216, 210)
-    canvas.bar(at, (inward * 0.7, high + 0.2), (inward * 1.3, high + 0.24), 0.2, head, POLE)
-
-
-def traffic_light(canvas: Canvas, city: City, light: Light, rng: Rng, at: At) -> None:
-    """Paint a traffic light on a pole, sometimes a second one on an arm over the road."""
-    color = shaded(choice(rng, city.poles, 6), light.front)
-    housing, phase = choice(rng, city.housing, 5), int(rng.integers(3))
-    arm = float(rng.uniform(2.0, 3.5)) if rng.random() < 0.5 else 0.0
-    inward = -float(np.sign(at[0]))
-    high = 5.6 if arm else 3.4
-    canvas.bar(at, (0, 0), (0, high), 0.2, color, POLE)
-    heads = [(0.0, 2.5)]
-    if arm:
-        canvas.bar(at, (0, high), (inward * arm, high), 0.15, color, POLE)
-        heads.append((inward * arm, high - 0.7))
-    for x, y in heads:
-        outline = [(x - 0.28, y), (x + 0.28, y), (x + 0.28, y + 1.3), (x - 0.28, y + 1.3)]
-        canvas.board(at, outline, housing, TRAFFIC_LIGHT)
-        for lamp, bright in enumerate(((50, 240, 110), (255, 196, 40), (255, 50, 40))):
-            shown = bright if lamp == phase else shaded(bright, 0.25)
-            canvas.disc(at, (x, y + 0.25 + 0.4 * lamp), 0.17, shown)
-
-
-def traffic_sign(canvas: Canvas, city: City, light: Light, rng: Rng, at: At) -> None:
-    """Paint a traffic sign on a pole."""
-    kind = city.signs[int(rng.integers(len(city.signs)))]
-    color, y = shaded(choice(rng, city.poles, 6), light.front), rng.uniform(2.3, 2.9)
-    canvas.bar(at, (0, 0), (0, y + 0.3), 0.13, color, POLE)
-    tone, size = light.front, rng.uniform(0.42, 0.56)
-    corners = {"triangle": 3, "diamond": 4, "square": 4, "octagon": 8}.get(kind, 20)
-    start = {"triangle": np.pi / 2, "square": np.pi / 4, "octagon": np.pi / 8}.get(kind, 0.0)
-    turn = start + np.arange(corners) * 2 * np.pi / corners
-    unit = np.stack([np.cos(turn), np.sin(turn)], 1)
-    outer, inner = {
-        "ring": ((206, 26, 34), (240, 238, 232)),
-        "square": ((236, 238, 240), (34, 88, 186)),
-        "diamond": ((240, 240, 236), (246, 196, 30)),
-        "octagon": ((240, 236, 232), (200, 24, 30)),
-        "triangle": ((200, 30, 34), (246, 226, 110)),
-        "blue": ((226, 230, 236), (30, 74, 160)),
-    }[kind]
-    center = np.array([0.0, y + 0.3])
-    canvas.board(at, center + unit * size, shaded(outer, tone), TRAFFIC_SIGN)
-    canvas.board(at, center + unit * size * 0.74, shaded(inner, tone))
-    mark = (40, 40, 44) if kind in ("ring", "diamond", "triangle") else (240, 240, 240)
-    canvas.bar(at, (-size * 0.3, y + 0.25), (size * 0.3, y + 0.25), size * 0.3, shaded(mark, tone))
-
-
-def bin_or_box(canvas: Canvas, light: Light, rng: Rng, at: At) -> None:
-    """Paint a litter bin or letter box; it has no class and is ignored."""
-    color = ((70, 90, 70), (190, 160, 40), (84, 84, 88))[int(rng.integers(3))]
-    high, half = rng.uniform(0.9, 1.3), rng.uniform(0.25, 0.4)
-    shape = [(-half, 0), (half, 0), (half, high), (-half, high)]
-    canvas.board(at, shape, shaded(color, light.front), IGNORE)
-    lid = [(-half, high * 0.85), (half, high * 0.85), (half, high), (-half, high)]
-    canvas.board(at, lid, shaded(color, light.front * 0.7))

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from udaseg.data.labels import IGNORE
 from udaseg.data.toyland.city import City, Light
 from udaseg.data.toyland.classes import ROAD
-from udaseg.data.toyland.street import Rng, between
+from udaseg.data.toyland.draws import Rng, between
 
 Image = NDArray[np.float32]
 
@@ -15,7 +15,7 @@ Image = NDArray[np.float32]
 def draw_light(city: City, rng: Rng) -> Light:
     """Draw the light of one image."""
     swap = bool(rng.random() < 0.5)
-    level = float(rng.uniform(0.94, 1.06))
+    level = float(rng.uniform(0.90, 1.08))
     if city.domain == "source":
         blue = rng.uniform(-14, 14)
         return Light(
@@ -25,7 +25,7 @@ def draw_light(city: City, rng: Rng) -> Light:
             front=float(rng.uniform(0.86, 1.0)),
             zenith=(92 + blue, 150 + blue, 226),
             rim=(196 + blue, 218, 240),
-            clouds=float(rng.uniform(0.0, 0.7)),
+            clouds=float(rng.uniform(0.0, 0.95)),
             gain=(level, level, level),
             haze_m=900.0,
         )
@@ -34,18 +34,18 @@ def draw_light(city: City, rng: Rng) -> Light:
     )
     warm = rng.uniform(-0.03, 0.05)
     casts = {
-        "overcast": (0.84, 0.86, 0.90),
-        "dusk": (0.66, 0.62, 0.74),
-        "low sun": (1.02, 0.88, 0.72),
-        "haze": (0.94, 0.92, 0.88),
-        "rain": (0.72, 0.76, 0.82),
+        "overcast": (0.90, 0.92, 0.96),
+        "dusk": (0.80, 0.75, 0.86),
+        "low sun": (1.02, 0.91, 0.78),
+        "haze": (0.97, 0.95, 0.91),
+        "rain": (0.83, 0.87, 0.93),
     }
     skies = {
-        "overcast": ((168, 174, 182), (206, 208, 210)),
-        "dusk": ((96, 104, 150), (222, 168, 140)),
+        "overcast": ((172, 186, 204), (214, 220, 226)),
+        "dusk": ((104, 122, 178), (226, 180, 156)),
         "low sun": ((140, 170, 208), (246, 216, 170)),
-        "haze": ((176, 186, 196), (220, 216, 206)),
-        "rain": ((136, 144, 154), (180, 184, 188)),
+        "haze": ((178, 194, 212), (222, 222, 216)),
+        "rain": ((150, 164, 182), (196, 204, 212)),
     }
     red, green, blue_gain = casts[kind]
     split = 0.26 if kind == "low sun" else 0.05

@@ -1,0 +1,29 @@
+"""A prepared pair of toyland images, made once a test session."""
+
+from pathlib import Path
+
+from udaseg.data import PreparedDataset, open_dataset, prepare_dataset
+from udaseg.data.toyland import write
+
+COUNTS = {"source/train": 6, "source/val": 2, "target/train": 5, "target/val": 2}
+SIZE = (64, 128)
+
+
+def toy_root(root: Path) -> Path:
+    """Write and prepare a tiny toyland below `root`, and return `root`."""
+    write(root / "toyland", seed=0, size=SIZE, counts=COUNTS)
+    prepare_dataset("toyland", root=root)
+    return root
+
+
+def toy_pair(root: Path) -> tuple[PreparedDataset, PreparedDataset]:
+    """Return source and target of the toyland below `root`."""
+    return open_dataset("toyland", root=root), open_dataset("toyland-target", root=root)
+
+
+TINY = [
+    *("source.crop=[64, 64]", "target.crop=[64, 64]", "source.resize=null", "target.resize=null"),
+    *("validation.resize=null", "model.backbone=mobilenet_v2", "model.output_stride=16"),
+    *("model.weights=random", "batch.source=2", "batch.target=2", "machine.device=cpu"),
+]
+"""Overrides that make any shipped recipe small enough for a step in well under a second."""

@@ -1,0 +1,200 @@
+"""Windows, flips, scales and enlarging, on models whose answer is known."""
+
+import tracemalloc
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from udaseg.evaluation import (
+    label_image,
+    labels_from_logits,
+    network_size,
+    predict_logits,
+    windows,
+)
+
+CPU = torch.device("cpu")
+
+
+def per_pixel(images):
+    """A model that looks at each pixel alone: four classes from three colours."""
+    mixing = torch.tensor([[4.0, 0, 0], [0, 4, 0], [0, 0, 4], [-2, 1, 2]])
+    return SimpleNamespace(logits=torch.einsum("kc,bchw->bkhw", mixing, images))
+
+
+def strided(images):
+    """The same at stride 4."""
+    return SimpleNamespace(logits=F.avg_pool2d(per_pixel(images).logits, 4))
+
+
+def leaning(images):
+    """A model that looks at the right neighbour, so that mirroring matters."""
+    return SimpleNamespace(logits=per_pixel(F.pad(images, (0, 1))[..., 1:]).logits)
+
+
+def image(height, width, seed=0):
+    return torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+def pixels(height, width, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("size", [(20, 30), (33, 17), (8, 8), (5, 40)])
+@pytest.mark.parametrize("window", [(8, 8), (16, 10), (64, 64)])
+@pytest.mark.parametrize("overlap", [0.0, 1 / 3, 0.75])
+def test_windows_cover_every_pixel_and_stay_inside(size, window, overlap):
+    covered = np.zeros(size, int)
+    for rows, columns in windows(size, window, overlap):
+        assert 0 <= rows.start < rows.stop <= size[0]
+        assert 0 <= columns.start < columns.stop <= size[1]
+        assert rows.stop - rows.start == min(window[0], size[0])
+        assert columns.stop - columns.start == min(window[1], size[1])
+        covered[rows, columns] += 1
+    assert covered.min() >= 1
+
+
+@pytest.mark.parametrize("window", [(8, 8), (16, 24), (20, 7), (100, 100)])
+def test_sliding_over_a_per_pixel_model_equals_the_model(window):
+    seen = image(20, 30)
+    whole = torch.softmax(per_pixel(seen).logits[0], 0)
+    slid = torch.softmax(predict_logits(per_pixel, seen, window=window), 0)
+    torch.testing.assert_close(slid, whole)
+
+
+def test_flip_averaging_does_not_know_left_from_right():
+    seen = image(12, 18)
+    there = predict_logits(leaning, seen, flip=True)
+    back = predict_logits(leaning, seen.flip(-1), flip=True).flip(-1)
+    torch.testing.assert_close(there, back)
+    plain = predict_logits(leaning, seen)
+    assert not torch.allclose(there.softmax(0), plain.softmax(0), atol=1e-3)
+
+
+def test_flip_averaging_over_a_per_pixel_model_equals_the_model():
+    seen = image(12, 18)
+    whole = torch.softmax(per_pixel(seen).logits[0], 0)
+    torch.testing.assert_close(predict_logits(per_pixel, seen, flip=True).softmax(0), whole)
+
+
+def test_scales_of_a_uniform_image_change_nothing():
+    seen = torch.full((1, 3, 16, 24), 0.3)
+    several = predict_logits(per_pixel, seen, scales=(0.5, 1.0, 1.25), window=(8, 8), flip=True)
+    torch.testing.assert_close(several.softmax(0), per_pixel(seen).logits[0].softmax(0))
+
+
+def test_scales_average_probabilities():
+    seen = image(16, 24)
+    both = predict_logits(per_pixel, seen, scales=(1.0, 0.5)).softmax(0)
+    small = F.interpolate(seen, (8, 12), mode="bilinear", align_corners=False)
+    small_logits = F.interpolate(
+        per_pixel(small).logits, (16, 24), mode="bilinear", align_corners=False
+    )
+    expected = (per_pixel(seen).logits[0].softmax(0) + _enlarged_softmax(small)) / 2
+    del small_logits
+    torch.testing.assert_close(both, expected)
+
+
+def _enlarged_softmax(small):
+    shares = per_pixel(small).logits.softmax(1)
+    return F.interpolate(shares, (16, 24), mode="bilinear", align_corners=False)[0]
+
+
+@pytest.mark.parametrize(
+    ("cells", "size"),
+    [
+        ((7, 11), (56, 88)),
+        ((7, 11), (50, 91)),
+        ((16, 16), (16, 16)),
+        ((20, 30), (9, 14)),
+        ((1, 1), (5, 3)),
+        ((6, 9), (6, 40)),
+        ((6, 9), (200, 9)),
+    ],
+)
+@pytest.mark.parametrize("seed", range(3))
+def test_labels_equal_upsampling_and_argmax(cells, size, seed):
+    logits = torch.randn(6, *cells, generator=torch.Generator().manual_seed(seed))
+    labels, confidence = labels_from_logits(logits, size, confidence=True)
+    wide = F.interpolate(logits[None], size, mode="bilinear", align_corners=False)[0]
+    shares, winner = wide.softmax(0).max(0)
+    first, second = wide.topk(2, dim=0).values
+    clear = (first - second > 1e-5).numpy()
+    assert clear.mean() > 0.99
+    assert (labels == winner.numpy())[clear].all()
+    np.testing.assert_allclose(confidence, shares.numpy(), atol=1e-5)
+    assert labels.dtype == np.uint8
+    assert confidence.dtype == np.float32
+
+
+def test_of_equal_logits_the_first_class_wins():
+    labels, confidence = labels_from_logits(torch.zeros(3, 2, 2), (4, 4), confidence=True)
+    assert (labels == 0).all()
+    np.testing.assert_allclose(confidence, 1 / 3, rtol=1e-6)
+
+
+def test_large_logits_give_a_finite_confidence():
+    logits = torch.tensor([1e4, -1e4, 9e3]).view(3, 1, 1)
+    labels, confidence = labels_from_logits(logits, (2, 2), confidence=True)
+    assert (labels == 0).all()
+    assert (confidence == 1).all()
+
+
+def test_labels_need_a_fraction_of_the_memory_of_all_planes():
+    logits = torch.randn(19, 32, 64, generator=torch.Generator().manual_seed(0))
+    size = (1024, 2048)
+    labels_from_logits(logits, (64, 64))
+    tracemalloc.start()
+    labels_from_logits(logits, size)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    all_planes = 19 * size[0] * size[1] * 4
+    assert peak < all_planes / 20
+
+
+@pytest.mark.parametrize("model", [per_pixel, strided])
+@pytest.mark.parametrize("size", [(1100, 40), (40, 2080)])
+def test_tiles_of_a_large_image_equal_the_whole(model, size):
+    seen = pixels(*size)
+    whole, whole_sure = label_image(model, seen, size, device=CPU, confidence=True)
+    tiled, tiled_sure = label_image(model, seen, size, device=CPU, confidence=True, whole_px=1)
+    assert (tiled == whole).all()
+    np.testing.assert_allclose(tiled_sure, whole_sure, atol=1e-6)
+
+
+def test_labels_are_enlarged_to_the_stored_size():
+    seen = np.zeros((4, 8, 3), np.uint8)
+    seen[:, :4, 0] = 255
+    seen[:, 4:, 2] = 255
+    for whole_px in (10**6, 1):
+        labels, _ = label_image(per_pixel, seen, (40, 80), device=CPU, whole_px=whole_px)
+        assert labels.shape == (40, 80)
+        assert (labels[:, :40] == 0).all()
+        assert (labels[:, 40:] == 2).all()
+
+
+@pytest.mark.parametrize(
+    ("stored", "expected"),
+    [
+        ((1024, 2048), (512, 1024)),  # the shape trained at
+        ((1052, 2100), (512, 1024)),  # within 2 %
+        ((512, 1024), (512, 1024)),
+        ((720, 1280), (543, 965)),  # another shape, as many pixels
+        ((1280, 720), (965, 543)),
+    ],
+)
+def test_the_network_sees_images_at_the_scale_of_training(stored, expected):
+    assert network_size(stored, (512, 1024)) == expected
+
+
+@pytest.mark.parametrize("stored", [(1, 10000), (7, 5), (12000, 8000), (10000, 1)])
+def test_the_network_never_sees_many_more_pixels_than_in_training(stored):
+    height, width = network_size(stored, (512, 1024))
+    assert height * width == pytest.approx(512 * 1024, rel=0.1)
+
+
+def test_without_a_trained_size_images_stay_as_they_are():
+    assert network_size((333, 77), None) == (333, 77)

@@ -1,0 +1,287 @@
+"""`udaseg eval`: score a run on labelled images at their own resolution."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+
+from udaseg import build
+from udaseg.data import (
+    IGNORE,
+    ClassSpace,
+    PreparedDataset,
+    Sample,
+    lookup_table,
+    open_dataset,
+    read_image,
+    read_train_ids,
+    resize_image,
+)
+from udaseg.distributed import rank, world_size
+from udaseg.errors import DataError, GateError, UsageError
+from udaseg.evaluation import (
+    ConfusionMatrix,
+    Model,
+    labels_from_logits,
+    mean_subsets,
+    network_size,
+    predict_logits,
+)
+from udaseg.recipe import Recipe
+from udaseg.reporting import (
+    Scores,
+    WorkProgress,
+    as_csv,
+    as_json,
+    as_markdown,
+    score_table,
+    write_text_atomic,
+)
+
+log = logging.getLogger(__name__)
+
+_AHEAD = 4
+_TEXTS = {"json": as_json, "csv": as_csv, "md": as_markdown}
+
+
+def evaluate(
+    *,
+    run: Path,
+    data: str | None,
+    split: str,
+    weights: str,
+    flip: bool,
+    scales: tuple[float, ...],
+    window: tuple[int, int] | None,
+    protocol: int | None,
+    format: str,  # noqa: A002 (the option's own name)
+    fail_under: float | None,
+    out: Path | None,
+    device: str,
+    root: Path,
+) -> None:
+    """Score a run or checkpoint, print the table, and write it into the run.
+
+    Args:
+        run: Run folder or checkpoint.
+        data: What to score on; None takes the recipe's validation, else its target.
+        split: Which split of it.
+        weights: `student` or `teacher`.
+        flip: Average with the mirrored image.
+        scales: Average over these sizes.
+        window: Sliding window (height, width); None looks at the whole image.
+        protocol: Show only the mean over 19, 16 or 13 classes.
+        format: table, json, csv or md.
+        fail_under: Smallest mean IoU in percent that passes.
+        out: Folder of the score files; None is `eval/<data>-<split>` in the run.
+        device: Where to compute.
+        root: Where prepared data lie.
+
+    Raises:
+        UsageError: `protocol` asks for classes that the network does not have.
+        DataError: The images have no labels, or share no class with the network.
+        GateError: The mean IoU is below `fail_under`; the scores are written all the same.
+    """
+    loaded = build.load_run(run, weights=weights, device=device)
+    recipe = loaded.recipe
+    if protocol is not None and protocol not in mean_subsets(loaded.classes.names):
+        raise UsageError(
+            f"--protocol {protocol}: the network lacks some of these classes; "
+            f"it has {', '.join(loaded.classes.names)}"
+        )
+    chosen = data or recipe.validation.data or recipe.target.data
+    dataset = open_dataset(chosen, root=root)
+    resize = trained_size(recipe)
+    # another data set's images need not have the shape that the network was trained at
+    keep_shape = chosen != recipe.validation.data
+    matrix = score(
+        loaded.segmenter,
+        loaded.classes,
+        dataset,
+        split,
+        resize=resize,
+        keep_shape=keep_shape,
+        device=loaded.device,
+        flip=flip,
+        scales=scales,
+        window=window,
+    )
+    look = {
+        "weights": f"{weights} at step {loaded.step}",
+        "input": _size(resize) + (" or as many pixels" if keep_shape and resize else ""),
+    }
+    if window is not None:
+        look["window"] = _size(window)
+    if flip:
+        look["flip"] = "yes"
+    if tuple(scales) != (1.0,):
+        look["scales"] = " ".join(map(str, scales))
+    scores = summarise(matrix, loaded.classes, dataset, split, look, protocol=protocol)
+    folder = out or _run_folder(run) / "eval" / f"{dataset.name}-{split}"
+    write_scores(folder, scores)
+    show(scores, format)
+    log.info("scores written to %s", folder)
+    mean = next(iter(scores.means.values()))
+    if fail_under is not None and not 100 * mean >= fail_under:
+        raise GateError(
+            f"{next(iter(scores.means))} is {100 * mean:.2f}, below --fail-under {fail_under:g}"
+        )
+
+
+def trained_size(recipe: Recipe) -> tuple[int, int] | None:
+    """Return the size that validation gives the network, or without one that of target images."""
+    if recipe.validation.data is not None:
+        return recipe.validation.resize
+    return recipe.validation.resize or recipe.target.resize
+
+
+def score(
+    segmenter: Model,
+    classes: ClassSpace,
+    dataset: PreparedDataset,
+    split: str,
+    *,
+    resize: tuple[int, int] | None,
+    device: torch.device,
+    keep_shape: bool = False,
+    flip: bool = False,
+    scales: Sequence[float] = (1.0,),
+    window: tuple[int, int] | None = None,
+) -> ConfusionMatrix:
+    """Return the confusion matrix of a network over a split, at the labels' own resolution.
+
+    Every process of a group scores its share of the images, and each returns the whole matrix.
+
+    Args:
+        segmenter: In evaluation mode, on `device`.
+        classes: Its outputs; matched with the labels' classes by name.
+        dataset: Labelled images.
+        split: Which of them.
+        resize: (height, width) of the network's input; None keeps each image's size.
+        device: Where the network is.
+        keep_shape: Give images of another shape as many pixels as `resize` has, unsquashed.
+        flip: Average with the mirrored image.
+        scales: Average over these sizes.
+        window: Sliding window; None looks at the whole image.
+
+    Raises:
+        DataError: No images, no labels, or no class in common.
+    """
+    if dataset.classes is None:
+        raise DataError(f"{dataset.name}: has no labels, so nothing can be scored on it")
+    train_ids = dataset.classes.train_ids_in(classes)
+    if all(train_id == IGNORE for train_id in train_ids):
+        raise DataError(
+            f"{dataset.name}: its classes ({', '.join(dataset.classes.names)}) share no name with "
+            f"the network's ({', '.join(classes.names)})"
+        )
+    truth_map = lookup_table(train_ids)
+    if not dataset.split(split):
+        raise DataError(f"{dataset.name}: split '{split}' has no images")
+    samples = dataset.split(split)[rank() :: world_size()]
+    matrix = ConfusionMatrix(len(classes), ignore=IGNORE)
+    with WorkProgress("eval", len(samples)) as progress:
+        for image, truth in _decoded(dataset, samples):
+            size = network_size((image.shape[0], image.shape[1]), resize) if keep_shape else resize
+            seen = image if size is None else resize_image(image, size)
+            tensor = torch.from_numpy(seen).to(device).permute(2, 0, 1)[None].float() / 255
+            logits = predict_logits(segmenter, tensor, window=window, flip=flip, scales=scales)
+            labels, _ = labels_from_logits(logits, (truth.shape[0], truth.shape[1]))
+            matrix.update(labels, truth, truth_map)
+            progress.advance()
+    return matrix.over_ranks(device)
+
+
+def summarise(
+    matrix: ConfusionMatrix,
+    classes: ClassSpace,
+    dataset: PreparedDataset,
+    split: str,
+    look: dict[str, str],
+    *,
+    protocol: int | None = None,
+) -> Scores:
+    """Return the scores of a matrix with its protocol line, means, and notes."""
+    assert dataset.classes is not None
+    means = {
+        f"mIoU-{count}": matrix.mean_iou(chosen)
+        for count, chosen in mean_subsets(classes.names).items()
+        if protocol in (None, count)
+    }
+    if not means:
+        means = {"mIoU": matrix.mean_iou()}
+    samples = dataset.split(split)
+    sizes = {(sample.height, sample.width) for sample in samples}
+    resolution = _size(next(iter(sizes))) if len(sizes) == 1 else f"{len(sizes)} sizes"
+    notes = []
+    absent = [name for name, count in zip(classes.names, matrix.truth, strict=True) if not count]
+    if absent:
+        notes.append(f"no truth for {', '.join(absent)}: shown as - and left out of the mean")
+    extra = [name for name in dataset.classes.names if name not in classes.names]
+    if extra:
+        notes.append(f"the network does not know {', '.join(extra)}: these pixels are not scored")
+    return Scores(
+        protocol={
+            "data": dataset.name,
+            "split": split,
+            "images": str(len(samples)),
+            "scored at": resolution,
+            **look,
+        },
+        names=classes.names,
+        iou=matrix.iou().tolist(),
+        accuracy=matrix.accuracy().tolist(),
+        share=matrix.truth_share().tolist(),
+        means=means,
+        pixel_accuracy=matrix.pixel_accuracy(),
+        confusion=matrix.counts.tolist(),
+        notes=notes,
+    )
+
+
+def write_scores(folder: Path, scores: Scores) -> None:
+    """Write `scores.json` and `scores.csv` into `folder`."""
+    write_text_atomic(folder / "scores.json", as_json(scores) + "\n")
+    write_text_atomic(folder / "scores.csv", as_csv(scores))
+
+
+def show(scores: Scores, format: str) -> None:  # noqa: A002 (the option's own name)
+    """Print the scores on stdout."""
+    console = Console(highlight=False, soft_wrap=format != "table")
+    if format == "table":
+        console.print(score_table(scores))
+    else:
+        console.print(_TEXTS[format](scores), markup=False)
+
+
+def _decoded(
+    dataset: PreparedDataset, samples: Sequence[Sample]
+) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
+    """Yield images and labels, a few decoded ahead; OpenCV decodes outside the interpreter lock."""
+
+    def read(sample: Sample) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        return read_image(dataset.image_path(sample)), read_train_ids(dataset.label_path(sample))
+
+    with ThreadPoolExecutor(2) as pool:
+        ahead = [pool.submit(read, sample) for sample in samples[:_AHEAD]]
+        for index in range(len(samples)):
+            ready = ahead.pop(0)
+            if index + _AHEAD < len(samples):
+                ahead.append(pool.submit(read, samples[index + _AHEAD]))
+            yield ready.result()
+
+
+def _run_folder(run: Path) -> Path:
+    """Return the run that a run folder or one of its checkpoints is of."""
+    if run.is_dir():
+        return run
+    return run.parent.parent if run.parent.name == "checkpoints" else run.parent
+
+
+def _size(size: tuple[int, int] | None) -> str:
+    return "as stored" if size is None else f"{size[1]}x{size[0]}"

@@ -1,0 +1,222 @@
+"""Which images `udaseg predict` was given, and where the masks of each go; nothing is written."""
+
+import logging
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from udaseg.data import IMAGE_SUFFIXES
+from udaseg.errors import DataError, UsageError
+from udaseg.recipe import printable
+
+log = logging.getLogger(__name__)
+
+_PATTERN = "*?["
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the words on the command line mean.
+
+    Attributes:
+        images: Absolute paths, sorted, each once.
+        roots: The folders among the words; nothing may be written into them.
+    """
+
+    images: tuple[Path, ...]
+    roots: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One image and its masks.
+
+    Attributes:
+        image: Its path.
+        masks: The file of each kind of mask.
+    """
+
+    image: Path
+    masks: dict[str, Path]
+
+
+def find_images(words: Sequence[str]) -> Found:
+    """Return the images that files, folders and patterns name.
+
+    A word that exists is taken literally; only then `*`, `?`, `[…]` and `**` are a pattern. Folders
+    are searched in any nesting, links to folders and hidden files left out, for the suffixes of
+    images in upper or lower case. A file that is named is always taken, to be tried.
+
+    Raises:
+        DataError: A word names nothing, or all words together name no image.
+    """
+    images: set[Path] = set()
+    roots = []
+    for word in words:
+        matches = [Path(word)] if os.path.lexists(word) else sorted(_matches(word))
+        if not matches:
+            what = "no file matches" if any(sign in word for sign in _PATTERN) else "does not exist"
+            raise DataError(f"{printable(word)}: {what}; give images, folders of them, or patterns")
+        for match in matches:
+            path = Path(os.path.abspath(match))  # noqa: PTH100  # links stay as they are named
+            if path.is_dir():
+                roots.append(path)
+                images |= _images_below(path)
+            else:
+                images.add(path)
+    if not images:
+        shown = ", ".join(printable(word) for word in words)
+        raise DataError(f"{shown}: no images there ({', '.join(IMAGE_SUFFIXES)})")
+    return Found(tuple(sorted(images)), tuple(roots))
+
+
+def plan_masks(found: Found, out: Path, kinds: Sequence[str]) -> list[Job]:
+    """Return where each image's masks go: `<out>/<kind>/<path of the image>.png`.
+
+    The path is the one below the deepest folder that all inputs share, so two folders with equal
+    names inside stay apart. `a.jpg` becomes `a.png`; where `a.png` lies beside it, both keep their
+    suffix: `a.jpg.png` and `a.png.png`.
+
+    Raises:
+        UsageError: Something would be written into an input folder or over an input, or two
+            images would get the same mask.
+    """
+    parents = [*(str(path.parent) for path in found.images), *map(str, found.roots)]
+    base = Path(os.path.commonpath(parents))
+    below = [image.relative_to(base) for image in found.images]
+    shared = Counter(_folded(path.with_suffix("")) for path in below)
+    names = [
+        path.with_name(
+            f"{path.name}.png" if shared[_folded(path.with_suffix(""))] > 1 else f"{path.stem}.png"
+        )
+        for path in below
+    ]
+    _refuse_same(found.images, names)
+    _refuse_inside(out, found.roots)
+    jobs = [
+        Job(image, {kind: out / kind / name for kind in kinds})
+        for image, name in zip(found.images, names, strict=True)
+    ]
+    _refuse_inputs(jobs)
+    return jobs
+
+
+def _images_below(folder: Path) -> set[Path]:
+    images, others, links = set(), Counter[str](), 0
+    for entry in _walk(folder):
+        suffix = Path(entry.name).suffix.lower()
+        if entry.is_symlink() and entry.is_dir():
+            links += 1
+        elif suffix in IMAGE_SUFFIXES:
+            images.add(Path(entry.path))
+        else:
+            others[suffix or "no suffix"] += 1
+    if links:
+        log.warning("%s: %d links to folders were not followed", printable(str(folder)), links)
+    if others:
+        listed = ", ".join(f"{printable(suffix)} ({n})" for suffix, n in others.most_common(5))
+        log.warning(
+            "%s: %d files are no images by their name and were left out: %s%s",
+            printable(str(folder)),
+            others.total(),
+            listed,
+            "; of a video, give its frames" if {".mp4", ".avi", ".mov", ".mkv"} & {*others} else "",
+        )
+    return images
+
+
+def _walk(folder: Path) -> Iterator["os.DirEntry[str]"]:
+    """Yield every entry below `folder` that is no folder, and links to folders; nothing hidden."""
+    try:
+        with os.scandir(folder) as opened:
+            entries = sorted(opened, key=lambda entry: entry.name)
+    except OSError as error:
+        raise DataError(f"{printable(str(folder))}: cannot be listed: {error.strerror}") from error
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir(follow_symlinks=False):
+            yield from _walk(Path(entry.path))
+        else:
+            yield entry
+
+
+def _matches(pattern: str) -> Iterator[Path]:
+    """Yield what a pattern names; a part that exists as it is written is no pattern."""
+    path = Path(pattern)
+    start = Path(path.anchor) if path.anchor else Path()
+    return _below(start, path.parts[1:] if path.anchor else path.parts)
+
+
+def _below(base: Path, parts: Sequence[str]) -> Iterator[Path]:
+    if not parts:
+        yield base
+        return
+    part, rest = parts[0], parts[1:]
+    if os.path.lexists(base / part):
+        yield from _below(base / part, rest)
+    elif base.is_dir() and any(sign in part for sign in _PATTERN):
+        if part == "**":
+            yield from _below(base, rest)
+        for entry in sorted(base.iterdir()):
+            if entry.name.startswith(".") and not part.startswith("."):
+                continue
+            if part == "**":
+                if entry.is_dir() and not entry.is_symlink():
+                    yield from _below(entry, parts)
+                elif not rest and not entry.is_dir():
+                    yield entry
+            elif fnmatchcase(entry.name, part):
+                yield from _below(entry, rest)
+
+
+def _folded(path: Path) -> str:
+    """Return a name as a file system that ignores case and accents' coding would see it."""
+    return unicodedata.normalize("NFC", str(path)).casefold()
+
+
+def _refuse_same(images: Iterable[Path], names: Iterable[Path]) -> None:
+    seen: dict[str, Path] = {}
+    for image, name in zip(images, names, strict=True):
+        other = seen.setdefault(_folded(name), image)
+        if other is not image:
+            raise UsageError(
+                f"{printable(str(image))} and {printable(str(other))} would both be written to "
+                f"{printable(str(name))}; predict them into two --out folders"
+            )
+
+
+def _refuse_inside(out: Path, roots: Iterable[Path]) -> None:
+    target = out.resolve()
+    for root in roots:
+        if target.is_relative_to(root.resolve()):
+            raise UsageError(
+                f"{printable(str(out))}: lies in the input folder {printable(str(root))}, whose "
+                "next prediction would take the masks for images; choose another --out"
+            )
+
+
+def _refuse_inputs(jobs: Iterable[Job]) -> None:
+    """Refuse outputs that are inputs, under another name, case, or link."""
+    jobs = list(jobs)
+    paths = {job.image.resolve() for job in jobs}
+    files = {_identity(path) for path in paths} - {None}
+    for job in jobs:
+        for mask in job.masks.values():
+            if mask.resolve() in paths or (_identity(mask) or ()) in files:
+                raise UsageError(
+                    f"{printable(str(mask))}: is an input too and would be overwritten; "
+                    "choose another --out"
+                )
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino

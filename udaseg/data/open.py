@@ -1,0 +1,104 @@
+"""From what a user calls their data to something that training can read."""
+
+import difflib
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from udaseg.data.catalog_list import builtin_names
+from udaseg.data.find import find
+from udaseg.data.images import IMAGE_SUFFIXES, image_size
+from udaseg.data.index import INDEX_NAME, PreparedDataset, Sample, read_index
+from udaseg.data.prepare import prepare_dataset
+from udaseg.data.toyland import write
+from udaseg.errors import DataError
+
+log = logging.getLogger(__name__)
+
+TOYLAND_SIZE = (128, 256)
+
+_TOYLAND = ("toyland", "toyland-target")
+
+
+def open_dataset(data: str, *, root: Path) -> PreparedDataset:
+    """Return the dataset that `data` means.
+
+    Args:
+        data: A prepared name, a dataset YAML (prepared when it is not yet), a built-in name that
+            can be made here, or a folder of images without labels.
+        root: Where prepared data lie.
+
+    Raises:
+        DataError: Nothing of that name, or not prepared; says what to do.
+    """
+    if data.endswith((".yaml", ".yml")):
+        report = prepare_dataset(data, root=root)
+        if not report.unchanged:
+            log.info("prepared %s in %s", data, report.dataset.folder)
+        return report.dataset
+    folder = root / "prepared" / data
+    plain = "/" not in data and data not in (".", "..")
+    if plain and (folder / INDEX_NAME).is_file():
+        return read_index(folder)
+    if data in _TOYLAND:
+        log.info("making toyland in %s", root / "toyland")
+        make_toyland(root)
+        return prepare_dataset(data, root=root).dataset
+    if Path(data).is_dir():
+        return folder_of_images(Path(data))
+    if data in builtin_names():
+        raise DataError(f"{data}: not prepared below {root}; run `udaseg prepare {data}`")
+    prepared = root / "prepared"
+    known = sorted(path.name for path in prepared.iterdir()) if prepared.is_dir() else []
+    close = difflib.get_close_matches(data, [*known, *builtin_names()], 1)
+    hint = f"; did you mean '{close[0]}'?" if close else ""
+    raise DataError(
+        f"{data}: no prepared dataset, dataset YAML or folder of that name{hint} "
+        f"(prepared here: {', '.join(known) or 'nothing'})"
+    )
+
+
+def make_toyland(
+    root: Path,
+    *,
+    seed: int = 0,
+    size: tuple[int, int] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Write toyland below `root`, unless it is there already.
+
+    Raises:
+        DataError: It is there with another seed or size.
+    """
+    write(
+        root / "toyland",
+        seed=seed,
+        size=size or TOYLAND_SIZE,
+        workers=os.cpu_count() or 1,
+        on_progress=on_progress,
+    )
+
+
+def folder_of_images(folder: Path) -> PreparedDataset:
+    """Return all images below a folder, in any nesting, as an unlabelled split `train`.
+
+    Raises:
+        DataError: There is none, or one cannot be read.
+    """
+    paths = [path for path in find(folder, "**/*") if path.suffix.lower() in IMAGE_SUFFIXES]
+    if not paths:
+        raise DataError(f"{folder}: holds no images ({', '.join(IMAGE_SUFFIXES)})")
+    samples, bad = [], []
+    for path in paths:
+        try:
+            height, width = image_size(path)
+        except DataError as error:
+            bad.append(str(error))
+            continue
+        samples.append(Sample(path.relative_to(folder).as_posix(), None, height, width))
+    if bad:
+        listed = "\n  ".join(bad[:10])
+        raise DataError(f"{folder}: {len(bad)} images cannot be read:\n  {listed}")
+    name = folder.resolve().name or "images"
+    return PreparedDataset(name, folder, folder.resolve(), None, {"train": tuple(samples)})

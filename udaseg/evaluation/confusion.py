@@ -1,0 +1,129 @@
+"""The confusion matrix and the scores read off it, in exact integers."""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from udaseg.distributed import sum_over_ranks
+
+_VALUES = 256
+
+
+class ConfusionMatrix:
+    """Counts of (true class, predicted class) over any number of images.
+
+    Args:
+        num_classes: K, at most 255.
+        ignore: Truth of this value is left out; a prediction of it is a miss.
+
+    Attributes:
+        counts: (K, K) int64; rows are the truth, columns the prediction.
+        abstained: (K,) int64; pixels of each true class predicted as none of the K.
+    """
+
+    def __init__(self, num_classes: int, *, ignore: int = 255) -> None:
+        if not 1 <= num_classes < _VALUES:
+            raise ValueError(f"a confusion matrix has 1 to 255 classes, got {num_classes}")
+        self.num_classes = num_classes
+        self.ignore = ignore
+        self.counts: NDArray[np.int64] = np.zeros((num_classes, num_classes), np.int64)
+        self.abstained: NDArray[np.int64] = np.zeros(num_classes, np.int64)
+
+    def update(
+        self,
+        prediction: NDArray[np.uint8],
+        truth: NDArray[np.uint8],
+        truth_map: bytes | None = None,
+    ) -> None:
+        """Count one image.
+
+        Args:
+            prediction: (H, W) uint8 class ids; any value that is no class is an abstention.
+            truth: (H, W) uint8 class ids with `ignore`.
+            truth_map: 256 class ids, where the truth counts its classes in another order: the
+                value v stands for `truth_map[v]`. The counts are moved, not the pixels.
+
+        Raises:
+            ValueError: Shapes differ, or the truth holds an id that is no class; nothing is
+                counted then.
+        """
+        if prediction.shape != truth.shape:
+            raise ValueError(f"prediction {prediction.shape} but truth {truth.shape}")
+        planes = [np.ascontiguousarray(truth), np.ascontiguousarray(prediction)]
+        span = [0, _VALUES, 0, _VALUES]
+        # float32 bins are exact below 2^24 pixels, so larger images are counted in bands of rows
+        rows = max(1, (2**24 - 1) // max(1, truth.shape[1]))
+        table = np.zeros((_VALUES, _VALUES), np.int64)
+        for start in range(0, truth.shape[0], rows):
+            bands = [plane[start : start + rows] for plane in planes]
+            counted = cv2.calcHist(bands, [0, 1], None, [_VALUES, _VALUES], span)
+            table += np.asarray(counted).reshape(_VALUES, _VALUES).astype(np.int64)
+        if truth_map is not None:
+            table = self._moved(table, truth_map)
+        labelled = np.delete(table, self.ignore, axis=0)
+        unknown = labelled[self.num_classes :].sum()
+        if unknown:
+            raise ValueError(f"{unknown} pixels of the truth are of no known class")
+        known = table[: self.num_classes]
+        self.counts += known[:, : self.num_classes]
+        self.abstained += known[:, self.num_classes :].sum(1)
+
+    def merge(self, other: "ConfusionMatrix") -> None:
+        """Add the counts of another matrix over the same classes."""
+        if other.num_classes != self.num_classes:
+            raise ValueError(f"{other.num_classes} classes do not add to {self.num_classes}")
+        self.counts += other.counts
+        self.abstained += other.abstained
+
+    def over_ranks(self, device: torch.device) -> "ConfusionMatrix":
+        """Return the counts of all processes together; they travel through `device`."""
+        counts = torch.from_numpy(np.column_stack([self.counts, self.abstained]))
+        total = sum_over_ranks(counts.to(device)).cpu().numpy()
+        together = ConfusionMatrix(self.num_classes, ignore=self.ignore)
+        together.counts, together.abstained = total[:, :-1].copy(), total[:, -1].copy()
+        return together
+
+    @property
+    def truth(self) -> NDArray[np.int64]:
+        """(K,) pixels of each true class."""
+        return np.asarray(self.counts.sum(1) + self.abstained, np.int64)
+
+    def iou(self) -> NDArray[np.float64]:
+        """Return (K,) intersection over union; NaN for a class without truth: unmeasured."""
+        union = self.truth + self.counts.sum(0) - np.diag(self.counts)
+        return self._share(np.diag(self.counts), union)
+
+    def accuracy(self) -> NDArray[np.float64]:
+        """Return (K,) the share of each true class that is found; NaN without truth."""
+        return self._share(np.diag(self.counts), self.truth)
+
+    def truth_share(self) -> NDArray[np.float64]:
+        """Return (K,) the share of each class in the labelled pixels."""
+        return np.asarray(self.truth / max(1, int(self.truth.sum())), np.float64)
+
+    def mean_iou(self, classes: Sequence[int] | None = None) -> float:
+        """Return the mean IoU over `classes`, all by default; unmeasured ones are left out."""
+        chosen = self.iou() if classes is None else self.iou()[list(classes)]
+        measured = chosen[~np.isnan(chosen)]
+        return float(measured.mean()) if len(measured) else float("nan")
+
+    def pixel_accuracy(self) -> float:
+        """Return the share of labelled pixels that are right."""
+        total = int(self.truth.sum())
+        return float(np.diag(self.counts).sum() / total) if total else float("nan")
+
+    @staticmethod
+    def _moved(table: NDArray[np.int64], truth_map: bytes) -> NDArray[np.int64]:
+        if len(truth_map) != _VALUES:
+            raise ValueError(f"a truth map has {_VALUES} entries, got {len(truth_map)}")
+        moved = np.zeros_like(table)
+        np.add.at(moved, np.frombuffer(truth_map, np.uint8), table)
+        return moved
+
+    def _share(self, part: NDArray[np.int64], whole: NDArray[np.int64]) -> NDArray[np.float64]:
+        shares = np.full(self.num_classes, np.nan)
+        np.divide(part, whole, out=shares, where=self.truth > 0)
+        return shares

@@ -1,0 +1,129 @@
+"""What a run writes down while it goes: metrics, its status, its log."""
+
+import contextlib
+import json
+import logging
+import math
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+
+def write_json_atomic(path: Path, document: Mapping[str, Any]) -> None:
+    """Write `document` as JSON, whole or not at all; NaN becomes null."""
+    text = json.dumps(_plain(document), indent=2, allow_nan=False) + "\n"
+    write_text_atomic(path, text)
+
+
+def write_text_atomic(path: Path, text: str) -> None:
+    """Write `text` under a temporary name beside `path`, then rename it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+class MetricsLog:
+    """One JSON object a line, appended and flushed; a number that is not finite becomes null.
+
+    Args:
+        path: `metrics.jsonl` of a run.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Nothing is held open between lines."""
+
+    def write(self, event: Mapping[str, Any]) -> None:
+        """Append one event."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(_plain(event), allow_nan=False) + "\n")
+
+    def truncate_after(self, step: int) -> None:
+        """Drop lines of later steps and a line that a kill cut off, so that steps keep rising."""
+        if not self.path.is_file():
+            return
+        kept = []
+        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                if int(json.loads(line)["step"]) <= step:
+                    kept.append(line)
+        write_text_atomic(self.path, "".join(f"{line}\n" for line in kept))
+
+
+class RunStatus:
+    """`status.json`: running, done, failed or interrupted, and since when.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def running(self, *, step: int) -> None:
+        """Note that the run goes on from `step`."""
+        self._write("running", step=step)
+
+    def done(self, *, step: int, seconds: float, miou: float | None) -> None:
+        """Note that the run is finished."""
+        self._write("done", step=step, seconds=round(seconds, 1), miou=miou)
+
+    def failed(self, *, code: int, reason: str) -> None:
+        """Note why the run stopped."""
+        self._write("failed", code=code, reason=reason)
+
+    def interrupted(self, *, step: int, signal_number: int) -> None:
+        """Note that a signal stopped the run after `step`, which is saved."""
+        self._write("interrupted", step=step, signal=signal_number)
+
+    def _write(self, state: str, **facts: Any) -> None:
+        when = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        document = {"state": state, "time": when, "unix_time": time.time(), **facts}
+        write_json_atomic(self.path, document)
+
+
+@contextlib.contextmanager
+def log_to_file(path: Path) -> Iterator[None]:
+    """Append all log messages of the package to `path` while the context lasts."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setLevel(logging.INFO)
+    logger = logging.getLogger("udaseg")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

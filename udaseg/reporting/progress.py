@@ -1,0 +1,143 @@
+"""Progress of long work: a live bar on a terminal, plain lines when piped."""
+
+import logging
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+log = logging.getLogger(__name__)
+
+_PLAIN_PAUSE_S = 5.0
+
+
+class WorkProgress:
+    """Context that counts items; a bar on a terminal, a line every few seconds when piped.
+
+    Args:
+        what: What is done, such as `predict`.
+        total: Items in all.
+        unit: Their name.
+        first: Items done before.
+        every: Items between two plain lines; None writes one every five seconds.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        total: int,
+        *,
+        unit: str = "images",
+        first: int = 0,
+        every: int | None = None,
+    ) -> None:
+        self._what, self._unit, self._total, self._first = what, unit, total, first
+        self._done = first
+        self._every = every
+        self._spoke = time.monotonic()
+        self._started = time.monotonic()
+        self._console = Console(stderr=True, highlight=False)
+        self._bar: Progress | None = None
+        self._facts = ""
+
+    def __enter__(self) -> Self:
+        self._started = time.monotonic()
+        if self._console.is_terminal and _talks():
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeElapsedColumn(),
+                TextColumn("ETA"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[facts]}", markup=False),
+                console=self._console,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task(
+                self._what, total=self._total, completed=self._first, rate="", facts=""
+            )
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def update(self, done: int, *, facts: str | None = None, items_each: int = 1) -> None:
+        """Show that `done` items are finished; `facts` stays until another comes."""
+        self._done = done
+        if facts is not None:
+            self._facts = facts
+        passed = max(1e-9, time.monotonic() - self._started)
+        rate = (done - self._first) / passed
+        if self._bar is not None:
+            shown = f"{rate * items_each:.1f} img/s" if items_each else ""
+            self._bar.update(self._task, completed=done, rate=shown, facts=self._facts)
+        elif self._speaks(done):
+            self._spoke = time.monotonic()
+            left = (self._total - done) / rate if rate > 0 else 0
+            line = f"{self._what} {done}/{self._total} {self._unit}"
+            if items_each:
+                line += f"  {rate * items_each:.1f} img/s"
+            log.info("%s", f"{line}  ETA {_clock(left)}  {self._facts}".rstrip())
+
+    def _speaks(self, done: int) -> bool:
+        if done == self._total:
+            return True
+        if self._every is not None:
+            return done % self._every == 0
+        return time.monotonic() - self._spoke >= _PLAIN_PAUSE_S
+
+    def advance(self, count: int = 1) -> None:
+        """Show that `count` more items are finished."""
+        self.update(self._done + count)
+
+
+class TrainingProgress(WorkProgress):
+    """Progress of steps with the current losses.
+
+    Args:
+        steps: Steps of the run.
+        first: Steps done before.
+        every: Steps between two looks at the losses.
+    """
+
+    def __init__(self, *, steps: int, first: int, every: int) -> None:
+        super().__init__("step", steps, unit="", first=first, every=every)
+
+    def step(self, done: int, losses: Mapping[str, float] | None, *, images: int) -> None:
+        """Show that `done` steps are finished, with the losses of the last look."""
+        facts = None
+        if losses is not None:
+            facts = "  ".join(f"{name} {value:.4g}" for name, value in losses.items())
+        self.update(done, facts=facts, items_each=images)
+
+
+def _talks() -> bool:
+    """Return whether the screen shows more than warnings; with `-q` it does not."""
+    return any(
+        handler.level <= logging.INFO and not isinstance(handler, logging.FileHandler)
+        for handler in logging.getLogger("udaseg").handlers
+    )
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
