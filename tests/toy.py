@@ -12,7 +12,8 @@ SIZE = (64, 128)
 def toy_root(root: Path) -> Path:
     """Write and prepare a tiny toyland below `root`, and return `root`."""
     write(root / "toyland", seed=0, size=SIZE, counts=COUNTS)
-    prepare_dataset("toyland", root=root)
+    for name in ("toyland", "toyland-target"):
+        prepare_dataset(name, root=root)
     return root
 
 

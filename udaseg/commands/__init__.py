@@ -3,20 +3,21 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from udaseg.commands.demo import demo
-    from udaseg.commands.evaluate import evaluate
+    from udaseg.commands.demonstration import demo
     from udaseg.commands.fit import adapt, train
-    from udaseg.commands.info import info
-    from udaseg.commands.predict import predict
-    from udaseg.commands.prepare import prepare
+    from udaseg.commands.inspection import info
+    from udaseg.commands.prediction import predict
+    from udaseg.commands.preparation import prepare
+    from udaseg.commands.scoring import evaluate
 
+# a module must not have the name of its function: importing it would hide the function
 _HOMES = {
     "adapt": "fit",
-    "demo": "demo",
-    "evaluate": "evaluate",
-    "info": "info",
-    "predict": "predict",
-    "prepare": "prepare",
+    "demo": "demonstration",
+    "evaluate": "scoring",
+    "info": "inspection",
+    "predict": "prediction",
+    "prepare": "preparation",
     "train": "fit",
 }
 

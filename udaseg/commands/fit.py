@@ -3,7 +3,6 @@
 import logging
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,20 +10,19 @@ from rich.console import Console
 from rich.text import Text
 
 from udaseg import build
-from udaseg.adaptation import LossReport
 from udaseg.commands import run_folder
-from udaseg.commands.evaluate import score, show, summarise, write_scores
-from udaseg.data import ClassSpace, PreparedDataset, Sample, open_dataset
-from udaseg.engine import Checkpoint, Fit, StopSignal, fit, newest, restore, save
+from udaseg.commands.plan import announce, say_plan
+from udaseg.commands.recording import Recorder
+from udaseg.data import ClassSpace, PreparedDataset, open_dataset
+from udaseg.engine import Checkpoint, Fit, StopSignal, fit, newest, restore
 from udaseg.errors import (
     Interrupted,
     RecipeError,
     UdasegError,
     UsageError,
 )
-from udaseg.evaluation import ConfusionMatrix
-from udaseg.recipe import Machine, Recipe, dump, from_dict, printable, to_dict
-from udaseg.reporting import MetricsLog, RunStatus, TrainingProgress, log_to_file
+from udaseg.recipe import Machine, Recipe, dump, from_dict, to_dict
+from udaseg.reporting import RunStatus, TrainingProgress, log_to_file
 
 log = logging.getLogger(__name__)
 
@@ -51,13 +49,13 @@ def train(
             f"{recipe_path}: its method is {recipe.method.kind}; `udaseg adapt` runs it, "
             "`udaseg train` is for source_only"
         )
-    return _run(
-        recipe,
-        recipe_path,
-        out,
-        root,
-        resume,
-        init,
+    return adapt(
+        recipe=recipe,
+        recipe_path=recipe_path,
+        out=out,
+        root=root,
+        resume=resume,
+        init=init,
         overwrite=overwrite,
         dry_run=dry_run,
         command=command,
@@ -77,31 +75,6 @@ def adapt(
     command: Sequence[str],
 ) -> Path:
     """Adapt from the source to the unlabelled target, and return the run folder."""
-    return _run(
-        recipe,
-        recipe_path,
-        out,
-        root,
-        resume,
-        init,
-        overwrite=overwrite,
-        dry_run=dry_run,
-        command=command,
-    )
-
-
-def _run(
-    recipe: Recipe,
-    recipe_path: Path,
-    out: Path | None,
-    root: Path,
-    resume: Path | None,
-    init: Path | None,
-    *,
-    overwrite: bool,
-    dry_run: bool,
-    command: Sequence[str],
-) -> Path:
     if resume is not None and (init is not None or overwrite):
         raise UsageError("--resume continues a run; it takes neither --init nor --overwrite")
     source = open_dataset(recipe.source.data, root=root)
@@ -112,7 +85,7 @@ def _run(
     made = build.run(recipe, source, target, init=start)
     assert source.classes is not None
     folder = resume or run_folder.folder_of(recipe, out)
-    _say_plan(recipe, recipe_path, made, source, target, validation, folder)
+    say_plan(recipe, recipe_path, made, source, target, validation, folder)
     if dry_run:
         Console(soft_wrap=True, highlight=False).print(Text(dump(recipe).rstrip()))
         return folder
@@ -121,7 +94,7 @@ def _run(
     with run_folder.writing(folder), log_to_file(folder / "train.log"):
         first = 0 if resume is None else _continue(folder, recipe, made)
         _train_to_the_end(recipe, made, source.classes, validation, folder, first)
-    _announce(folder, recipe)
+    announce(folder, recipe)
     return folder
 
 
@@ -176,164 +149,39 @@ def _train_to_the_end(
     folder: Path,
     first: int,
 ) -> None:
-    machine = recipe.machine
+    """Train from step `first`, score at the end, and leave word of how it went in `status.json`.
+
+    Raises:
+        Interrupted: A signal came; the last step is saved.
+    """
     status = RunStatus(folder / "status.json")
     status.running(step=first)
-    document = to_dict(recipe)
-    images = recipe.batch.source + (
-        recipe.batch.target if recipe.method.kind != "source_only" else 0
-    )
     started = time.monotonic()
-
-    def checkpoint(done: int) -> None:
-        save(
-            folder / "checkpoints",
-            step=done,
-            objective=made.objective,
-            optimizer=made.optimizer,
-            recipe=document,
-            classes=build.class_document(classes),
-            keep=machine.keep_checkpoints,
-        )
-
+    recorder = Recorder(recipe, made, classes, validation, folder)
     try:
-        with ExitStack() as stack:
-            metrics = stack.enter_context(MetricsLog(folder / "metrics.jsonl"))
-            metrics.truncate_after(first)
-            stop = stack.enter_context(StopSignal())
-            progress = stack.enter_context(
-                TrainingProgress(steps=recipe.steps, first=first, every=machine.log_every)
-            )
-
-            def on_step(done: int, report: LossReport) -> None:
-                losses = None
-                if done % machine.log_every == 0 or done == recipe.steps:
-                    losses = _floats(report)
-                    rates = {group["name"]: group["lr"] for group in made.optimizer.param_groups}
-                    metrics.write({"step": done, "losses": losses, "lr": rates})
-                progress.step(done, losses, images=images)
-                if machine.checkpoint_every and done % machine.checkpoint_every == 0:
-                    checkpoint(done)
-                every = machine.validate_every
-                if validation is not None and every and done % every == 0 and done < recipe.steps:
-                    matrix = _validate(recipe, made, classes, validation)
-                    metrics.write({"step": done, "oracle_miou": matrix.mean_iou()})
-
-            done = first
-            if first < recipe.steps:
-                done = fit(made, first=first, on_step=on_step, stop=stop)
-            if stop.number is not None and done < recipe.steps:
-                checkpoint(done)
-                status.interrupted(step=done, signal_number=stop.number)
-                raise Interrupted(
-                    f"stopped at step {done} and saved; go on with --resume {folder}", stop.number
-                )
-            if first < recipe.steps:
-                checkpoint(done)
-        seconds = time.monotonic() - started
-        matrix = None
+        if first < recipe.steps:
+            _steps(recorder, first, status)
+        miou = None
         if validation is not None:
-            matrix = _validate(recipe, made, classes, validation, folder)
-        status.done(
-            step=recipe.steps,
-            seconds=seconds,
-            miou=None if matrix is None else matrix.mean_iou(),
-        )
+            miou = recorder.scored(show_it=True).mean_iou()
     except Interrupted:
         raise
     except UdasegError as error:
         status.failed(code=error.exit_code, reason=str(error))
         raise
+    status.done(step=recipe.steps, seconds=time.monotonic() - started, miou=miou)
 
 
-def _floats(report: LossReport) -> dict[str, float]:
-    """Read a report's scalars; the only place of a step that waits for the device."""
-    values = {"total": report.total, **report.parts, **report.figures}
-    return {name: float(value.detach()) for name, value in values.items()}
-
-
-def _validate(
-    recipe: Recipe,
-    made: Fit,
-    classes: ClassSpace,
-    validation: PreparedDataset,
-    folder: Path | None = None,
-) -> ConfusionMatrix:
-    """Score the student on labelled target images; read by people, used for nothing."""
-    student = made.objective.student
-    was_training = student.training
-    student.eval()
-    split, resize = recipe.validation.split, recipe.validation.resize
-    matrix = score(student, classes, validation, split, resize=resize, device=made.device)
-    student.train(was_training)
-    if folder is not None:
-        size = "as stored" if resize is None else f"{resize[1]}x{resize[0]}"
-        look = {"weights": f"student at step {recipe.steps}", "input": size}
-        scores = summarise(matrix, classes, validation, split, look)
-        write_scores(folder / "eval" / f"{validation.name}-{split}", scores)
-        show(scores, "table")
-    return matrix
-
-
-def _say_plan(
-    recipe: Recipe,
-    recipe_path: Path,
-    made: Fit,
-    source: PreparedDataset,
-    target: PreparedDataset | None,
-    validation: PreparedDataset | None,
-    folder: Path,
-) -> None:
-    """Say on stderr what will happen: data, network, steps, and where it goes."""
-    assert source.classes is not None
-    student = made.objective.student
-    parameters = sum(part.numel() for part in student.parameters())
-    rows = {
-        "recipe": f"{recipe_path} ({recipe.name}, seed {recipe.seed})",
-        "source": f"{source.name}: {len(made.batches.source.samples)} images, "
-        f"{len(source.classes)} classes",
-    }
-    if target is not None and made.batches.target is not None:
-        count = len(made.batches.target.samples)
-        rows["target"] = f"{target.name}: {count} images, labels are not read"
-        _warn_of_shape(recipe, made.batches.target.samples)
-    if validation is not None:
-        split = recipe.validation.split
-        rows["scored on"] = f"{validation.name} {split}: {len(validation.split(split))} images"
-    model = recipe.model
-    rows["network"] = (
-        f"{model.backbone}, {model.head}, stride {model.output_stride}, "
-        f"{parameters / 1e6:.2f} M parameters, weights {model.weights}"
-    )
-    rows["steps"] = f"{recipe.steps} of {recipe.batch.source}"
-    if target is not None:
-        rows["steps"] += f" + {recipe.batch.target}"
-    rows["steps"] += f" images on {made.device}, {recipe.machine.precision}"
-    rows["run"] = str(folder)
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    for key, value in rows.items():
-        console.print(Text(f"{key:>10}  {printable(value)}"))
-
-
-def _warn_of_shape(recipe: Recipe, samples: Sequence[Sample]) -> None:
-    """Warn when the recipe's resize squashes the target's images."""
-    resize = recipe.target.resize
-    if resize is None:
-        return
-    wanted = resize[1] / resize[0]
-    squashed = [s for s in samples if not 0.9 < s.width / s.height / wanted < 1.1]
-    if squashed:
-        first = squashed[0]
-        log.warning(
-            "%d of %d target images have another shape than target.resize=[%d, %d] (the first is "
-            "%dx%d) and are squashed; choose target.resize=[HEIGHT, WIDTH] to keep their shape",
-            *(len(squashed), len(samples), *resize, first.width, first.height),
+def _steps(recorder: Recorder, first: int, status: RunStatus) -> None:
+    recipe, folder = recorder.recipe, recorder.folder
+    progress = TrainingProgress(steps=recipe.steps, first=first, every=recipe.machine.log_every)
+    with recorder.metrics, StopSignal() as stop, progress:
+        recorder.metrics.truncate_after(first)
+        recorder.progress = progress
+        done = fit(recorder.made, first=first, on_step=recorder.on_step, stop=stop)
+        recorder.checkpoint(done)
+    if stop.number is not None and done < recipe.steps:
+        status.interrupted(step=done, signal_number=stop.number)
+        raise Interrupted(
+            f"stopped at step {done} and saved; go on with --resume {folder}", stop.number
         )
-
-
-def _announce(folder: Path, recipe: Recipe) -> None:
-    """Say on stdout where the run is and what can be done with it."""
-    console = Console(highlight=False, soft_wrap=True)
-    where = printable(str(folder))
-    console.print(Text(f"{recipe.name}: done, in {where}"))
-    console.print(Text(f"  udaseg eval {where}\n  udaseg predict IMAGES --checkpoint {where}"))

@@ -109,7 +109,7 @@ def _images_below(folder: Path) -> set[Path]:
     images, others, links = set(), Counter[str](), 0
     for entry in _walk(folder):
         suffix = Path(entry.name).suffix.lower()
-        if entry.is_symlink() and entry.is_dir():
+        if entry.is_symlink() and Path(entry.path).is_dir():
             links += 1
         elif suffix in IMAGE_SUFFIXES:
             images.add(Path(entry.path))
@@ -203,11 +203,12 @@ def _refuse_inside(out: Path, roots: Iterable[Path]) -> None:
 def _refuse_inputs(jobs: Iterable[Job]) -> None:
     """Refuse outputs that are inputs, under another name, case, or link."""
     jobs = list(jobs)
-    paths = {job.image.resolve() for job in jobs}
-    files = {_identity(path) for path in paths} - {None}
+    # realpath, because Path.resolve raises on a link to itself
+    paths = {os.path.realpath(job.image) for job in jobs}
+    files = {_identity(job.image) for job in jobs} - {None}
     for job in jobs:
         for mask in job.masks.values():
-            if mask.resolve() in paths or (_identity(mask) or ()) in files:
+            if os.path.realpath(mask) in paths or _identity(mask) in files:
                 raise UsageError(
                     f"{printable(str(mask))}: is an input too and would be overwritten; "
                     "choose another --out"

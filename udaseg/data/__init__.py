@@ -6,7 +6,8 @@ Everything that makes tensors is imported when first asked for, so that `prepare
 from typing import TYPE_CHECKING, Any
 
 from udaseg.data.catalog_list import builtin, builtin_names
-from udaseg.data.declaration import Declaration, LabelTable, class_table, read_declaration
+from udaseg.data.convert import train_ids
+from udaseg.data.declaration import Declaration, read_declaration
 from udaseg.data.find import find
 from udaseg.data.images import (
     IMAGE_SUFFIXES,
@@ -17,9 +18,10 @@ from udaseg.data.images import (
     write_png,
 )
 from udaseg.data.index import PreparedDataset, Sample, read_index
+from udaseg.data.label_table import LabelTable, class_table
 from udaseg.data.labels import IGNORE, ClassSpace, lookup_table
 from udaseg.data.open import folder_of_images, make_toyland, open_dataset
-from udaseg.data.prepare import PrepareReport, prepare_dataset, train_ids
+from udaseg.data.prepare import PrepareReport, prepare_dataset
 from udaseg.data.transforms import resize_image, resize_labels
 
 if TYPE_CHECKING:

@@ -9,11 +9,16 @@ from pathlib import Path, PurePosixPath
 def find(root: Path, pattern: str) -> list[Path]:
     """Return the files below `root` that match, sorted.
 
-    `**` matches any number of folders; suffixes match in any case; hidden files, and the `._`
-    files that some archives bring, are left out; a folder that is reached twice is read once.
+    `**` matches any number of folders; a part that exists as it is written is no pattern; suffixes
+    match in any case; hidden files, and the `._` files that some archives bring, are left out;
+    links to folders are followed, and a folder that is reached twice is read once.
     """
-    parts = list(PurePosixPath(pattern.replace("\\", "/")).parts)
-    return sorted(set(_walk(root, parts, frozenset())), key=lambda path: path.as_posix())
+    parts = PurePosixPath(pattern.replace("\\", "/")).parts
+    if not parts:
+        return []
+    if parts[-1] == "**":
+        parts = (*parts, "*")
+    return sorted(set(_walk(root, parts, set())), key=lambda path: path.as_posix())
 
 
 def static_prefix(pattern: str) -> str:
@@ -26,40 +31,40 @@ def static_prefix(pattern: str) -> str:
     return "/".join(fixed)
 
 
-def _walk(folder: Path, parts: list[str], above: frozenset[tuple[int, int]]) -> Iterator[Path]:
+def _walk(folder: Path, parts: tuple[str, ...], seen: set[tuple[int, int, int]]) -> Iterator[Path]:
+    """Yield what matches `parts` below `folder`; `seen` are folders with the parts left there."""
     try:
         facts = folder.stat()
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        with os.scandir(folder) as opened:
+            entries = sorted(opened, key=lambda entry: entry.name)
     except OSError:
         return
-    here = (facts.st_dev, facts.st_ino)
-    if here in above:
+    state = (facts.st_dev, facts.st_ino, len(parts))
+    if state in seen:
         return
-    above = above | {here}
+    seen.add(state)
     head, rest = parts[0], parts[1:]
     if head == "**":
-        yield from _walk_entries(folder, rest, above)
-        for entry in entries:
-            if not entry.name.startswith(".") and entry.is_dir():
-                yield from _walk(folder / entry.name, parts, above)
-        return
+        yield from _walk(folder, rest, seen)
     for entry in entries:
-        if entry.name.startswith(".") or not _matches(entry.name, head):
+        if entry.name.startswith("."):
             continue
-        if rest:
-            if entry.is_dir():
-                yield from _walk(folder / entry.name, rest, above)
-        elif not entry.is_dir():
-            yield folder / entry.name
+        inside = _is_folder(entry)
+        if head == "**":
+            if inside:
+                yield from _walk(folder / entry.name, parts, seen)
+        elif _matches(entry.name, head):
+            if rest and inside:
+                yield from _walk(folder / entry.name, rest, seen)
+            elif not rest and not inside:
+                yield folder / entry.name
 
 
-def _walk_entries(
-    folder: Path, rest: list[str], above: frozenset[tuple[int, int]]
-) -> Iterator[Path]:
-    # the same folder once more, for the part behind `**`; it is no loop
-    if rest:
-        facts = folder.stat()
-        yield from _walk(folder, rest, above - {(facts.st_dev, facts.st_ino)})
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads in a circle; it is named when it is read
+        return False
 
 
 def _matches(name: str, pattern: str) -> bool:

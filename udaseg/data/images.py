@@ -2,23 +2,23 @@
 
 import io
 import os
-import struct
 import tempfile
-import zlib
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from udaseg.data.headers import PNG_START, png_depth, read_size, refuse_damaged
 from udaseg.errors import DataError
 
 LabelFormat = Literal["ids", "rgb", "synthia"]
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
-MAX_PIXELS = 100_000_000
-_PNG = b"\x89PNG\r\n\x1a\n"
+
+# a damaged file is a DataError of ours; OpenCV would print lines of its own too
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
 def read_bytes(path: Path) -> bytes:
@@ -28,15 +28,7 @@ def read_bytes(path: Path) -> bytes:
         DataError: Missing, a folder, a pipe, unreadable, or empty.
     """
     try:
-        if not path.is_file():
-            what = "no such file"
-            if path.is_dir():
-                what = "is a folder"
-            elif path.is_symlink():
-                what = "a link to nothing"
-            elif path.exists():
-                what = "is no regular file"
-            raise DataError(f"{path}: {what}")
+        _refuse_irregular(path)
         data = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
@@ -46,12 +38,17 @@ def read_bytes(path: Path) -> bytes:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Return (height, width) from the header, without decoding.
+    """Return (height, width) from the header; only the header is read.
 
     Raises:
         DataError: No image, or more than 100 million pixels.
     """
-    return _checked_size(path, read_bytes(path))
+    try:
+        _refuse_irregular(path)
+        with path.open("rb") as file:
+            return read_size(path, file)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
@@ -62,16 +59,8 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     Raises:
         DataError: Unreadable, damaged, no image, or too large; names the file.
     """
-    data = read_bytes(path)
-    _checked_size(path, data)
-    _refuse_damaged(path, data)
-    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-    try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    except cv2.error as error:
-        raise DataError(f"{path}: cannot be decoded: {error.err}") from error
-    if image is None:
-        raise DataError(f"{path}: cannot be decoded as an image")
+    data = _sound_bytes(path)
+    image = _decoded(path, data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
 
 
@@ -81,55 +70,51 @@ def read_train_ids(path: Path) -> NDArray[np.uint8]:
     Raises:
         DataError: Unreadable, or not an 8-bit single-channel PNG.
     """
-    data = read_bytes(path)
-    labels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    if labels is None:
-        raise DataError(f"{path}: cannot be decoded; run `udaseg prepare` again")
+    try:
+        labels = _decoded(path, read_bytes(path), cv2.IMREAD_UNCHANGED)
+    except DataError as error:
+        raise DataError(f"{error}; run `udaseg prepare` again") from error
     if labels.ndim != 2 or labels.dtype != np.uint8:
         raise DataError(f"{path}: is no prepared label (8-bit, one channel)")
     return np.asarray(labels, np.uint8)
 
 
-def read_label_ids(path: Path, label_format: LabelFormat) -> NDArray[np.int32]:
-    """Return the raw ids of a label file, (H, W) int32; RGB colours as r << 16 | g << 8 | b.
+def read_label_ids(path: Path, label_format: LabelFormat) -> NDArray[Any]:
+    """Return the raw ids of a label file, (H, W) uint8, uint16 or int32.
 
     Palette images give their indices, which OpenCV would turn into colours; SYNTHIA's 16-bit
-    images give their first RGB channel, which Pillow would read as zeros.
+    images give their first RGB channel, which Pillow would read as zeros; colours give
+    r << 16 | g << 8 | b.
+
+    Args:
+        path: The label file.
+        label_format: How it holds its ids.
 
     Raises:
         DataError: Unreadable, damaged, or of a form that cannot hold ids.
     """
-    data = read_bytes(path)
-    _checked_size(path, data)
-    _refuse_damaged(path, data)
-    if label_format == "ids":
-        return _ids(path, data)
-    flags = cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION
+    data = _sound_bytes(path)
     if label_format == "synthia":
-        raw = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-        if raw is None or raw.ndim != 3:
-            raise DataError(f"{path}: label_format synthia needs a 3-channel PNG")
-        return np.asarray(raw[..., 2], np.int32)
-    try:
-        with Image.open(io.BytesIO(data)) as opened:
-            if opened.mode not in ("RGB", "RGBA", "P"):
-                raise DataError(f"{path}: label_format rgb, but the image is {opened.mode}")
-            rgb = np.asarray(opened.convert("RGB"), np.int32)
-    except (OSError, ValueError, SyntaxError) as error:
-        raise DataError(f"{path}: cannot be decoded: {error}") from error
-    return (rgb[..., 0] << 16) | (rgb[..., 1] << 8) | rgb[..., 2]
-
-
-def _ids(path: Path, data: bytes) -> NDArray[np.int32]:
-    try:
-        with Image.open(io.BytesIO(data)) as opened:
-            if opened.mode in ("P", "L", "1", "I;16", "I"):
-                if opened.mode == "1":
-                    return np.asarray(opened.convert("L"), np.int32) // 255
-                return np.asarray(opened, np.int32)
-            mode = opened.mode
-    except (OSError, ValueError, SyntaxError) as error:
-        raise DataError(f"{path}: cannot be decoded: {error}") from error
+        raw = _decoded(path, data, cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
+        if raw.ndim != 3 or raw.shape[2] < 3:
+            raise DataError(f"{path}: label_format synthia needs three channels, this has one")
+        return np.ascontiguousarray(raw[..., 2])  # OpenCV orders blue, green, red
+    if data.startswith(b"\xff\xd8"):
+        raise DataError(f"{path}: a JPEG blurs the ids; labels must be stored without loss (PNG)")
+    mode, pixels = _as_stored(path, data, in_color=label_format == "rgb")
+    if label_format == "rgb":
+        if mode not in ("RGB", "RGBA", "P"):
+            raise DataError(f"{path}: label_format rgb needs colours, but the image is {mode}")
+        wide = pixels.astype(np.int32)
+        return (wide[..., 0] << 16) | (wide[..., 1] << 8) | wide[..., 2]
+    if mode in ("P", "I;16"):
+        return pixels
+    if mode == "I":
+        return pixels.astype(np.int32)
+    if mode in ("1", "L"):
+        # Pillow stretches grey of 1, 2 and 4 bits to 0..255; the ids are what was stored
+        bits = png_depth(data) if data.startswith(PNG_START) else {"1": 1, "L": 8}[mode]
+        return pixels // np.uint8(255 // (2 ** min(bits, 8) - 1))
     raise DataError(
         f"{path}: label_format ids needs one channel, but the image is {mode}; "
         "use label_format rgb for colour-coded labels"
@@ -190,44 +175,47 @@ def write_atomic(path: Path, data: bytes) -> None:
         raise
 
 
-def _checked_size(path: Path, data: bytes) -> tuple[int, int]:
-    """Return (height, width) from the header bytes."""
+def _refuse_irregular(path: Path) -> None:
+    """Refuse what is no regular file, before a read of a pipe would hang."""
+    if path.is_file():
+        return
+    what = "no such file"
+    if path.is_dir():
+        what = "is a folder"
+    elif path.is_symlink():
+        what = "a link to nothing"
+    elif path.exists():
+        what = "is no regular file"
+    raise DataError(f"{path}: {what}")
+
+
+def _sound_bytes(path: Path) -> bytes:
+    """Return the bytes of an image whose header and checksums are right."""
+    data = read_bytes(path)
+    read_size(path, io.BytesIO(data))
+    refuse_damaged(path, data)
+    return data
+
+
+def _decoded(path: Path, data: bytes, flags: int) -> NDArray[Any]:
     try:
-        if data.startswith(_PNG) and len(data) >= 24:
-            width, height = struct.unpack(">II", data[16:24])
-        else:
-            with Image.open(io.BytesIO(data)) as opened:
-                width, height = opened.size
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-        raise DataError(f"{path}: is no image that can be read") from error
-    except Image.DecompressionBombError as error:
-        raise DataError(f"{path}: more than {MAX_PIXELS:,} pixels") from error
-    if width * height > MAX_PIXELS:
-        raise DataError(f"{path}: {width}x{height} is more than {MAX_PIXELS:,} pixels")
-    if width < 1 or height < 1:
-        raise DataError(f"{path}: is {width}x{height}")
-    return height, width
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error as error:
+        raise DataError(f"{path}: cannot be decoded: {error.err}") from error
+    if image is None:
+        raise DataError(f"{path}: cannot be decoded")
+    return np.asarray(image)
 
 
-def _refuse_damaged(path: Path, data: bytes) -> None:
-    """Refuse what decoders would let pass: a PNG whose checksums fail, a JPEG without its end."""
-    if data.startswith(_PNG):
-        _check_png(path, data)
-    elif data.startswith(b"\xff\xd8") and b"\xff\xd9" not in data[-4096:]:
-        raise DataError(f"{path}: damaged: the JPEG has no end")
-
-
-def _check_png(path: Path, data: bytes) -> None:
-    position, kind = len(_PNG), b""
-    while position + 12 <= len(data) and kind != b"IEND":
-        length = struct.unpack(">I", data[position : position + 4])[0]
-        end = position + 12 + length
-        if end > len(data):
-            break
-        kind = data[position + 4 : position + 8]
-        stored = struct.unpack(">I", data[end - 4 : end])[0]
-        if zlib.crc32(data[position + 4 : end - 4]) != stored:
-            raise DataError(f"{path}: damaged: the checksum of PNG chunk {kind!r} fails")
-        position = end
-    if kind != b"IEND":
-        raise DataError(f"{path}: damaged: the PNG is cut off")
+def _as_stored(path: Path, data: bytes, *, in_color: bool) -> tuple[str, NDArray[Any]]:
+    """Return Pillow's mode and the values as they are stored; colours where `in_color`."""
+    try:
+        with Image.open(io.BytesIO(data)) as opened:
+            mode = opened.mode
+            if in_color:
+                return mode, np.asarray(opened.convert("RGB"))
+            if mode == "1":
+                return mode, np.asarray(opened.convert("L"))
+            return mode, np.asarray(opened)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path}: cannot be decoded: {error}") from error

@@ -1,16 +1,17 @@
 """From what a user calls their data to something that training can read."""
 
-import difflib
 import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 from udaseg.data.catalog_list import builtin_names
+from udaseg.data.document import did_you_mean
 from udaseg.data.find import find
 from udaseg.data.images import IMAGE_SUFFIXES, image_size
 from udaseg.data.index import INDEX_NAME, PreparedDataset, Sample, read_index
-from udaseg.data.prepare import prepare_dataset
+from udaseg.data.lock import held
+from udaseg.data.prepare import prepare_as_before
 from udaseg.data.toyland import write
 from udaseg.errors import DataError
 
@@ -18,6 +19,7 @@ log = logging.getLogger(__name__)
 
 TOYLAND_SIZE = (128, 256)
 
+_SHOWN = 10
 _TOYLAND = ("toyland", "toyland-target")
 
 
@@ -33,7 +35,7 @@ def open_dataset(data: str, *, root: Path) -> PreparedDataset:
         DataError: Nothing of that name, or not prepared; says what to do.
     """
     if data.endswith((".yaml", ".yml")):
-        report = prepare_dataset(data, root=root)
+        report = prepare_as_before(data, root=root)
         if not report.unchanged:
             log.info("prepared %s in %s", data, report.dataset.folder)
         return report.dataset
@@ -42,17 +44,17 @@ def open_dataset(data: str, *, root: Path) -> PreparedDataset:
     if plain and (folder / INDEX_NAME).is_file():
         return read_index(folder)
     if data in _TOYLAND:
-        log.info("making toyland in %s", root / "toyland")
-        make_toyland(root)
-        return prepare_dataset(data, root=root).dataset
+        if not (root / "toyland").is_dir():
+            log.info("making toyland in %s", root / "toyland")
+            make_toyland(root)
+        return prepare_as_before(data, root=root).dataset
     if Path(data).is_dir():
         return folder_of_images(Path(data))
     if data in builtin_names():
         raise DataError(f"{data}: not prepared below {root}; run `udaseg prepare {data}`")
     prepared = root / "prepared"
-    known = sorted(path.name for path in prepared.iterdir()) if prepared.is_dir() else []
-    close = difflib.get_close_matches(data, [*known, *builtin_names()], 1)
-    hint = f"; did you mean '{close[0]}'?" if close else ""
+    known = sorted(path.parent.name for path in prepared.glob(f"[!.]*/{INDEX_NAME}"))
+    hint = did_you_mean(data, [*known, *builtin_names()])
     raise DataError(
         f"{data}: no prepared dataset, dataset YAML or folder of that name{hint} "
         f"(prepared here: {', '.join(known) or 'nothing'})"
@@ -71,13 +73,14 @@ def make_toyland(
     Raises:
         DataError: It is there with another seed or size.
     """
-    write(
-        root / "toyland",
-        seed=seed,
-        size=size or TOYLAND_SIZE,
-        workers=os.cpu_count() or 1,
-        on_progress=on_progress,
-    )
+    with held(root / ".toyland.lock"):
+        write(
+            root / "toyland",
+            seed=seed,
+            size=size or TOYLAND_SIZE,
+            workers=os.cpu_count() or 1,
+            on_progress=on_progress,
+        )
 
 
 def folder_of_images(folder: Path) -> PreparedDataset:
@@ -98,7 +101,8 @@ def folder_of_images(folder: Path) -> PreparedDataset:
             continue
         samples.append(Sample(path.relative_to(folder).as_posix(), None, height, width))
     if bad:
-        listed = "\n  ".join(bad[:10])
-        raise DataError(f"{folder}: {len(bad)} images cannot be read:\n  {listed}")
+        listed = "\n  ".join(bad[:_SHOWN])
+        more = f"\n  and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
+        raise DataError(f"{folder}: {len(bad)} images cannot be read:\n  {listed}{more}")
     name = folder.resolve().name or "images"
     return PreparedDataset(name, folder, folder.resolve(), None, {"train": tuple(samples)})

@@ -3,11 +3,12 @@
 import hashlib
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from udaseg.data.declaration import Declaration
 from udaseg.data.find import find, static_prefix
+from udaseg.data.images import IMAGE_SUFFIXES
 from udaseg.errors import DataError
 
 
@@ -26,83 +27,134 @@ class Pair:
     label: Path | None
 
 
-def pairs_of(declaration: Declaration, folder: Path) -> tuple[dict[str, list[Pair]], list[str]]:
-    """Return the pairs of each split, sorted, and what could not be paired.
+@dataclass(frozen=True)
+class Pairs:
+    """What lies in a dataset's folder.
+
+    Attributes:
+        splits: The pairs of each split, sorted by their key.
+        unpaired: Files that are left over, each with the reason.
+        without_files: Declared splits that have no image here.
+        without_labels: Globs of labels that match nothing although there are images.
+    """
+
+    splits: dict[str, list[Pair]] = field(default_factory=dict)
+    unpaired: list[str] = field(default_factory=list)
+    without_files: list[str] = field(default_factory=list)
+    without_labels: list[str] = field(default_factory=list)
+
+
+def pairs_of(declaration: Declaration, folder: Path) -> Pairs:
+    """Return the pairs of each split and what could not be paired.
 
     Raises:
         DataError: No image matches, or a split rule names nothing.
     """
-    if "" not in declaration.images:
-        pairs: dict[str, list[Pair]] = {}
-        unpaired: list[str] = []
+    pairs = Pairs()
+    if "" in declaration.images:
+        _split_by_rule(declaration, folder, pairs)
+    else:
         for split, pattern in declaration.images.items():
             label_pattern = declaration.labels.get(split, declaration.labels.get(""))
-            found, faults = _paired(declaration, folder, pattern, label_pattern)
-            if found or faults:
-                pairs[split] = found
-            unpaired += faults
-        _refuse_none(declaration, folder, pairs)
-        return pairs, unpaired
-    pattern = declaration.images[""]
-    shared = "" in declaration.labels
-    found, unpaired = _paired(
-        declaration, folder, pattern, declaration.labels[""] if shared else None
-    )
-    _refuse_none(declaration, folder, {"all": found} if found or unpaired else {})
-    splits = {
-        split: _chosen(declaration, found, rule, split, folder)
-        for split, rule in _with_starts(declaration.splits)
-    }
-    if not shared and declaration.labels:
-        for split, glob in declaration.labels.items():
-            labels = _keyed(declaration, folder, glob)
-            wanted = [pair for pair in splits.get(split, []) if pair.key in labels]
-            missing = [pair for pair in splits.get(split, []) if pair.key not in labels]
-            unpaired += [f"{pair.image}: has no label ({glob})" for pair in missing]
-            splits[split] = [Pair(pair.key, pair.image, labels[pair.key]) for pair in wanted]
-    return splits, unpaired
+            found = _paired(declaration, folder, pattern, label_pattern, pairs)
+            if found is None:
+                pairs.without_files.append(split)
+            else:
+                pairs.splits[split] = found
+    if not pairs.splits:
+        globs = ", ".join(declaration.images.values())
+        raise DataError(f"{declaration.path}: no image below {folder} matches {globs}")
+    return pairs
+
+
+def _split_by_rule(declaration: Declaration, folder: Path, pairs: Pairs) -> None:
+    by_split = {split: glob for split, glob in declaration.labels.items() if split}
+    found: list[Pair] | None
+    if by_split:
+        keyed = _keyed(declaration, folder, declaration.images[""], pairs)
+        found = [Pair(key, path, None) for key, path in keyed.items()]
+    else:
+        shared = declaration.labels.get("")
+        found = _paired(declaration, folder, declaration.images[""], shared, pairs)
+    if not found and not pairs.unpaired:
+        return
+    for split, rule in _with_starts(declaration.splits):
+        pairs.splits[split] = _chosen(declaration, found or [], rule, split, folder, pairs)
+    for split, pattern in by_split.items():
+        if split not in pairs.splits:
+            raise DataError(
+                f"{declaration.path}: labels.{split}: there is no such split; "
+                f"splits has {', '.join(pairs.splits)}"
+            )
+        images = {pair.key: pair.image for pair in pairs.splits[split]}
+        labels = _keyed(declaration, folder, pattern, pairs)
+        # labels of other splits may lie in the same folder, so a label too many is no fault here
+        pairs.splits[split] = _matched(images, labels, pattern, None, pairs)
 
 
 def _paired(
-    declaration: Declaration, folder: Path, pattern: str, label_pattern: str | None
-) -> tuple[list[Pair], list[str]]:
-    images = _keyed(declaration, folder, pattern)
+    declaration: Declaration,
+    folder: Path,
+    pattern: str,
+    label_pattern: str | None,
+    pairs: Pairs,
+) -> list[Pair] | None:
+    """Return the pairs of a glob of images with a glob of labels; None without any image."""
     if label_pattern is None:
-        return [Pair(key, path, None) for key, path in images.items()], []
-    labels = _keyed(declaration, folder, label_pattern)
+        start = folder / static_prefix(pattern)
+        paths = _images(folder, pattern)
+        return [Pair(path.relative_to(start).as_posix(), path, None) for path in paths] or None
+    images = _keyed(declaration, folder, pattern, pairs)
+    if not images:
+        return None
+    labels = _keyed(declaration, folder, label_pattern, pairs)
+    return _matched(images, labels, label_pattern, pattern, pairs)
+
+
+def _matched(
+    images: Mapping[str, Path],
+    labels: Mapping[str, Path],
+    label_pattern: str,
+    pattern: str | None,
+    pairs: Pairs,
+) -> list[Pair]:
+    """Return what has the same key; what is left over goes to `pairs`."""
+    if images and not labels:
+        pairs.without_labels.append(label_pattern)
     if not set(images) & set(labels):
         # images and labels nested differently can still have unique names
         images, labels = _flat(images), _flat(labels)
-    unpaired = [
-        f"{path}: has no label ({label_pattern})"
-        for key, path in images.items()
-        if key not in labels
-    ]
-    unpaired += [
-        f"{path}: label without an image ({pattern})"
-        for key, path in labels.items()
-        if key not in images
-    ]
-    return [Pair(key, path, labels[key]) for key, path in images.items() if key in labels], unpaired
+    for key, path in images.items():
+        if key not in labels:
+            pairs.unpaired.append(f"{path}: has no label ({label_pattern})")
+    if pattern is not None:
+        for key, path in labels.items():
+            if key not in images:
+                pairs.unpaired.append(f"{path}: label without an image ({pattern})")
+    return [Pair(key, path, labels[key]) for key, path in images.items() if key in labels]
 
 
-def _keyed(declaration: Declaration, folder: Path, pattern: str) -> dict[str, Path]:
+def _keyed(declaration: Declaration, folder: Path, pattern: str, pairs: Pairs) -> dict[str, Path]:
     """Return files by key: the path below the pattern's fixed folders, without suffix and endings.
 
-    Raises:
-        DataError: Two files have the same key.
+    Files with the same key are left over: nothing says which one is meant.
     """
     start = folder / static_prefix(pattern)
-    keyed: dict[str, Path] = {}
-    for path in find(folder, pattern):
+    groups: dict[str, list[Path]] = {}
+    for path in _images(folder, pattern):
         stem = path.stem
         for ending in declaration.strip:
             stem = stem.removesuffix(ending)
         key = (path.relative_to(start).parent / stem).as_posix()
-        if key in keyed:
-            raise DataError(f"{path}: has the same name as {keyed[key]}; which one is meant?")
-        keyed[key] = path
-    return keyed
+        groups.setdefault(key, []).append(path)
+    for paths in groups.values():
+        for path in paths[1:]:
+            pairs.unpaired.append(f"{path}: has the same name as {paths[0].name}")
+    return {key: paths[0] for key, paths in groups.items()}
+
+
+def _images(folder: Path, pattern: str) -> list[Path]:
+    return [path for path in find(folder, pattern) if path.suffix.lower() in IMAGE_SUFFIXES]
 
 
 def _flat(keyed: Mapping[str, Path]) -> dict[str, Path]:
@@ -112,12 +164,6 @@ def _flat(keyed: Mapping[str, Path]) -> dict[str, Path]:
         for key, path in keyed.items()
         for name in [Path(key).name]
     }
-
-
-def _refuse_none(declaration: Declaration, folder: Path, pairs: Mapping[str, object]) -> None:
-    if not pairs:
-        globs = ", ".join(declaration.images.values())
-        raise DataError(f"{declaration.path}: no image below {folder} matches {globs}")
 
 
 def _with_starts(rules: Mapping[str, str | float]) -> list[tuple[str, str | tuple[float, float]]]:
@@ -139,41 +185,62 @@ def _chosen(
     rule: str | tuple[float, float],
     split: str,
     folder: Path,
+    state: Pairs,
 ) -> list[Pair]:
     if isinstance(rule, tuple):
-        return _by_share(pairs, rule)
-    if rule.endswith(".txt"):
-        return _listed(declaration, pairs, rule, folder)
-    found = [pair for pair in pairs if rule in pair.image.relative_to(folder).parts[:-1]]
-    if not found:
-        raise DataError(f"{declaration.path}: splits.{split}: no image lies in a folder '{rule}'")
+        found = _by_share(pairs, rule)
+        missing = f"that share of {len(pairs)} images is none"
+    elif rule.endswith(".txt"):
+        found = _listed(declaration, pairs, rule, folder, state)
+        missing = f"{rule} lists no image"
+    else:
+        found = [pair for pair in pairs if rule in pair.image.relative_to(folder).parts[:-1]]
+        missing = f"no image lies in a folder '{rule}'"
+    if not found and not state.unpaired:  # else what is left over says why
+        raise DataError(f"{declaration.path}: splits.{split}: {missing}")
     return found
 
 
 def _by_share(pairs: list[Pair], share: tuple[float, float]) -> list[Pair]:
     """Return a range of the pairs in an order that the names alone decide."""
-    order = sorted(pairs, key=lambda pair: hashlib.sha256(pair.key.encode()).digest())
+    order = sorted(pairs, key=lambda pair: hashlib.sha256(_bytes(pair.key)).digest())
     first, last = (round(part * len(order)) for part in share)
     return sorted(order[first:last], key=lambda pair: pair.key)
 
 
-def _listed(declaration: Declaration, pairs: list[Pair], rule: str, folder: Path) -> list[Pair]:
+def _bytes(name: str) -> bytes:
+    return name.encode(errors="surrogateescape")  # names need not be UTF-8
+
+
+def _listed(
+    declaration: Declaration, pairs: list[Pair], rule: str, folder: Path, state: Pairs
+) -> list[Pair]:
     path = declaration.path.parent / rule
     if not path.is_file():
         path = folder / rule
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise DataError(f"{declaration.path}: split list {path} cannot be read") from error
-    by_name: dict[str, Pair] = {}
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{declaration.path}: split list {path} cannot be read: {error}") from error
+    by_name = _by_words(pairs, folder)
+    wanted = [line.strip() for line in lines]
+    wanted = [line for line in wanted if line and not line.startswith("#")]
+    state.unpaired.extend(
+        f"{path}: lists {word}, which is no image here, or more than one"
+        for word in wanted
+        if word not in by_name
+    )
+    return list(dict.fromkeys(by_name[word] for word in wanted if word in by_name))
+
+
+def _by_words(pairs: list[Pair], folder: Path) -> dict[str, Pair]:
+    """Return pairs by every word that a list may call them; a short name only where it is one."""
+    short: dict[str, list[Pair]] = {}
     for pair in pairs:
-        for word in (pair.key, pair.image.name, pair.image.relative_to(folder).as_posix()):
-            by_name[word] = pair
-        by_name.setdefault(Path(pair.key).name, pair)
-    wanted = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
-    missing = [word for word in wanted if word not in by_name]
-    if missing:
-        raise DataError(
-            f"{path}: names {len(missing)} images that are not there, first {missing[0]}"
-        )
-    return [by_name[word] for word in dict.fromkeys(wanted)]
+        for word in {pair.image.name, pair.image.stem, Path(pair.key).name}:
+            short.setdefault(word, []).append(pair)
+    words = {word: found[0] for word, found in short.items() if len(found) == 1}
+    for pair in pairs:
+        path = pair.image.relative_to(folder)
+        words |= dict.fromkeys((pair.key, path.as_posix(), path.with_suffix("").as_posix()), pair)
+    return words

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from udaseg.distributed import sum_over_ranks
 
 _VALUES = 256
+_EXACT_PX = 2**24 - 1  # OpenCV counts in float32, which is exact below 2^24
 
 
 class ConfusionMatrix:
@@ -52,14 +53,13 @@ class ConfusionMatrix:
         """
         if prediction.shape != truth.shape:
             raise ValueError(f"prediction {prediction.shape} but truth {truth.shape}")
-        planes = [np.ascontiguousarray(truth), np.ascontiguousarray(prediction)]
+        planes = [np.ascontiguousarray(plane).reshape(1, -1) for plane in (truth, prediction)]
         span = [0, _VALUES, 0, _VALUES]
-        # float32 bins are exact below 2^24 pixels, so larger images are counted in bands of rows
-        rows = max(1, (2**24 - 1) // max(1, truth.shape[1]))
         table = np.zeros((_VALUES, _VALUES), np.int64)
-        for start in range(0, truth.shape[0], rows):
-            bands = [plane[start : start + rows] for plane in planes]
-            counted = cv2.calcHist(bands, [0, 1], None, [_VALUES, _VALUES], span)
+        for start in range(0, truth.size, _EXACT_PX):
+            parts = [plane[:, start : start + _EXACT_PX] for plane in planes]
+            counted = cv2.calcHist(parts, [0, 1], None, [_VALUES, _VALUES], span)
+            # the shape differs between OpenCV 4 and 5
             table += np.asarray(counted).reshape(_VALUES, _VALUES).astype(np.int64)
         if truth_map is not None:
             table = self._moved(table, truth_map)

@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.text import Text
 
 from udaseg import build
-from udaseg.commands.evaluate import score, summarise
 from udaseg.commands.fit import adapt, train
-from udaseg.commands.prepare import prepare
+from udaseg.commands.preparation import prepare
+from udaseg.commands.scoring import score, summarise
 from udaseg.data import PreparedDataset, open_dataset, read_image, read_train_ids, write_png
 from udaseg.errors import UsageError
 from udaseg.evaluation import labels_from_logits

@@ -122,7 +122,8 @@ def evaluate(
     if tuple(scales) != (1.0,):
         look["scales"] = " ".join(map(str, scales))
     scores = summarise(matrix, loaded.classes, dataset, split, look, protocol=protocol)
-    folder = out or _run_folder(run) / "eval" / f"{dataset.name}-{split}"
+    suffix = "" if weights == "student" else f"-{weights}"
+    folder = out or _run_folder(run) / "eval" / f"{dataset.name}-{split}{suffix}"
     write_scores(folder, scores)
     show(scores, format)
     log.info("scores written to %s", folder)

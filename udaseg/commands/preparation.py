@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from udaseg.data import PreparedDataset, PrepareReport, make_toyland, prepare_dataset
+from udaseg.data import PreparedDataset, PrepareReport, Sample, make_toyland, prepare_dataset
 from udaseg.errors import DataError
 from udaseg.recipe import printable
 from udaseg.reporting import WorkProgress
@@ -52,13 +52,15 @@ def prepare(
             wanted += ["toyland", "toyland-target"]
         else:
             wanted.append(name)
-    if any(name.startswith("toyland") for name in wanted) and not check_only:
-        log.info("making toyland in %s", root / "toyland")
-        with _Counted("render toyland") as rendered:
-            make_toyland(root, seed=seed, size=size, on_progress=rendered)
     faults, reports = [], []
+    made = check_only
     for name in dict.fromkeys(wanted):
         try:
+            if name in ("toyland", "toyland-target") and not made:
+                log.info("making toyland in %s", root / "toyland")
+                with _Counted("render toyland") as rendered:
+                    make_toyland(root, seed=seed, size=size, on_progress=rendered)
+                made = True
             reports.append(_prepared(name, root, check_only, max_bad, on_mismatch, workers))
         except DataError as error:
             faults.append(str(error))
@@ -66,7 +68,7 @@ def prepare(
     for report in reports:
         _show(console, report, check_only)
     if faults:
-        raise DataError("\n\n".join(faults))
+        raise DataError("\n\n".join(dict.fromkeys(faults)))
 
 
 def _prepared(
@@ -125,7 +127,16 @@ def _show(console: Console, report: PrepareReport, check_only: bool) -> None:
     if dataset.classes is not None:
         for title, text in _class_rows(dataset):
             table.add_row(title, Text(text))
-    for title, listed in (("left out", report.excluded), ("damaged", report.bad)):
+    void = sum(s.label is not None and not any(s.pixels) for s in _all(dataset))
+    if void:
+        table.add_row("empty", Text(f"{void} labels hold no class at all; they are kept"))
+    for split in report.missing:
+        table.add_row(split, Text("no images found"))
+    for title, listed in (
+        ("left out, size", report.excluded),
+        ("left out, bad", report.bad),
+        ("one colour, kept", report.blank),
+    ):
         if listed:
             shown = "\n".join(printable(line) for line in listed[:_SHOWN])
             rest = f"\nand {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else ""
@@ -133,14 +144,27 @@ def _show(console: Console, report: PrepareReport, check_only: bool) -> None:
     table.add_row("images in", Text(printable(str(dataset.image_root))))
     if not check_only:
         table.add_row("index in", Text(printable(str(dataset.folder))))
+        table.add_row("next", Text(_next(report)))
     console.print(table)
+
+
+def _all(dataset: PreparedDataset) -> list[Sample]:
+    return [sample for samples in dataset.splits.values() for sample in samples]
+
+
+def _next(report: PrepareReport) -> str:
+    """Return the command that uses the set: as a source where training labels are there."""
+    name = report.dataset.name
+    if report.dataset.classes is None or "train" in report.unlabelled:
+        return f"udaseg adapt --source DATA --target {name}"
+    return f"udaseg adapt --source {name} --target DATA"
 
 
 def _class_rows(dataset: PreparedDataset) -> list[tuple[str, str]]:
     """Return the shares of all classes over the labelled splits, and those that never occur."""
     assert dataset.classes is not None
     names = dataset.classes.names
-    counts = [s.pixels for samples in dataset.splits.values() for s in samples if s.pixels]
+    counts = [sample.pixels for sample in _all(dataset) if sample.pixels]
     if not counts:
         return [("classes", ", ".join(names))]
     table = np.asarray(counts, np.int64)

@@ -2,15 +2,13 @@
 
 import csv
 import io
-import json
 import logging
 import shlex
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,20 +16,33 @@ from rich.console import Console
 from rich.text import Text
 
 from udaseg import build
-from udaseg.commands.evaluate import trained_size
 from udaseg.commands.inputs import Job, find_images, plan_masks
 from udaseg.commands.masks import all_whole, as_stored, orientation_of, upright, write_masks
-from udaseg.data import image_size, read_image, resize_image
-from udaseg.errors import DataError, PartialError, UsageError
+from udaseg.commands.prediction_paths import (
+    named_faults,
+    newest_finished_run,
+    not_an_image,
+    refuse_conflicts,
+    refuse_existing,
+    refuse_other_network,
+    remove_masks,
+)
+from udaseg.commands.scoring import trained_size
+from udaseg.data import ClassSpace, image_size, read_image, resize_image
+from udaseg.engine import StopSignal
+from udaseg.errors import DataError, Interrupted, PartialError
 from udaseg.evaluation import label_image, network_size
 from udaseg.recipe import printable
-from udaseg.reporting import WorkProgress, write_json_atomic, write_text_atomic
+from udaseg.reporting import WorkProgress, percent, write_json_atomic, write_text_atomic
 
 log = logging.getLogger(__name__)
 
 _AHEAD = 3
 _FAILURES = "failures.csv"
 _FACTS = "prediction.json"
+_SHARES_SHOWN = 5
+
+_Looked = tuple[NDArray[np.uint8], NDArray[np.float32] | None]
 
 
 @dataclass(frozen=True)
@@ -42,6 +53,16 @@ class _Read:
     image: NDArray[np.uint8] | None = None
     orientation: int = 1
     fault: str | None = None
+
+
+@dataclass
+class _Outcome:
+    """What became of the images so far; `pixels` counts the new labels, one number a class."""
+
+    pixels: NDArray[np.int64]
+    failures: list[tuple[Path, str]] = field(default_factory=list)
+    kept: int = 0
+    seen: int = 0
 
 
 def predict(
@@ -69,7 +90,7 @@ def predict(
         save: Kinds: `color`, `ids`, `overlay`, `confidence`.
         weights: `student` or `teacher`.
         device: Where to compute.
-        overwrite: Replace masks that exist.
+        overwrite: Make masks that exist anew; they are removed before the first is written.
         resume: Keep masks that exist and are whole, made by the same network in the same way.
         flip: Average with the mirrored image.
         window: Sliding window (height, width) over the network's input.
@@ -78,10 +99,13 @@ def predict(
         UsageError: Masks exist, or would touch the inputs; nothing is written.
         DataError: No input is an image that can be read.
         PartialError: Some images failed; `failures.csv` names them, all others are written.
+        EnvironmentFault: A mask cannot be written; those before it are whole.
+        Interrupted: SIGINT or SIGTERM came; the masks of the images before are whole.
     """
     jobs = plan_masks(find_images(inputs), out, save)
+    refuse_conflicts(jobs, out)
     if not (overwrite or resume):
-        _refuse_existing(jobs, out)
+        refuse_existing(jobs, out)
     run = checkpoint if checkpoint is not None else newest_finished_run(Path("runs"))
     loaded = build.load_run(run, weights=weights, device=device)
     log.info("%s, step %d, %s", printable(str(loaded.checkpoint)), loaded.step, weights)
@@ -94,36 +118,69 @@ def predict(
         "classes": build.class_document(loaded.classes),
     }
     if resume:
-        _refuse_other_network(out, facts)
-    write_json_atomic(out / _FACTS, facts)
-    failures: list[tuple[Path, str]] = []
-    kept = 0
+        refuse_other_network(out / _FACTS, facts)
+    outcome = _Outcome(np.zeros(len(loaded.classes), np.int64))
+    with named_faults(out), StopSignal() as stop:
+        if overwrite:
+            remove_masks(jobs)
+        write_json_atomic(out / _FACTS, facts)
+
+        def look(image: NDArray[np.uint8], orientation: int) -> _Looked:
+            return _look(loaded, image, orientation, window, flip, "confidence" in save)
+
+        _predict_all(jobs, look, loaded.classes, outcome, stop, resume=resume)
+        _write_failures(out / _FAILURES, outcome.failures)
+    if stop.number is not None and outcome.seen < len(jobs):
+        instead = " instead of --overwrite" if overwrite else ""
+        raise Interrupted(
+            f"stopped after {outcome.seen} of {len(jobs)} images, whose masks are whole; "
+            f"the same command with --resume{instead} goes on",
+            stop.number,
+        )
+    _finish(out, save, outcome, loaded.classes, total=len(jobs))
+
+
+def _predict_all(
+    jobs: Sequence[Job],
+    look: Callable[[NDArray[np.uint8], int], _Looked],
+    classes: ClassSpace,
+    outcome: _Outcome,
+    stop: StopSignal,
+    *,
+    resume: bool,
+) -> None:
+    """Read, look and write side by side, until the end or a signal; `outcome` is filled."""
     with (
         WorkProgress("predict", len(jobs)) as progress,
         ThreadPoolExecutor(2) as readers,
         ThreadPoolExecutor(1) as writer,
     ):
-        writing: deque[Future[None]] = deque()
+        writing: deque[Future[NDArray[np.int64]]] = deque()
         for ready in _ahead(readers, jobs, resume=resume):
             if ready.fault is not None:
-                failures.append((ready.job.image, ready.fault))
+                outcome.failures.append((ready.job.image, ready.fault))
                 log.warning("%s", printable(ready.fault))
             elif ready.image is None:
-                kept += 1
+                outcome.kept += 1
             else:
-                sure = "confidence" in save
-                looked = _look(loaded, ready.image, ready.orientation, window, flip, sure)
-                writing.append(
-                    writer.submit(
-                        write_masks, ready.job.masks, ready.image, *looked, loaded.classes
-                    )
-                )
+                looked = look(ready.image, ready.orientation)
+                writing.append(writer.submit(_write, ready.job, ready.image, looked, classes))
             while len(writing) > _AHEAD:
-                writing.popleft().result()
+                outcome.pixels += writing.popleft().result()
+            outcome.seen += 1
             progress.advance()
+            if stop.number is not None:
+                break
         while writing:
-            writing.popleft().result()
-    _finish(out, save, failures, total=len(jobs), kept=kept)
+            outcome.pixels += writing.popleft().result()
+
+
+def _write(
+    job: Job, image: NDArray[np.uint8], looked: _Looked, classes: ClassSpace
+) -> NDArray[np.int64]:
+    """Write the masks of one image and return its pixels of each class."""
+    write_masks(job.masks, image, *looked, classes)
+    return np.bincount(looked[0].ravel(), minlength=len(classes)).astype(np.int64)
 
 
 def _look(
@@ -133,7 +190,7 @@ def _look(
     window: tuple[int, int] | None,
     flip: bool,
     confidence: bool,
-) -> tuple[NDArray[np.uint8], NDArray[np.float32] | None]:
+) -> _Looked:
     """Return labels and confidence in the size and orientation of the stored image."""
     image = upright(stored, orientation)
     size = (image.shape[0], image.shape[1])
@@ -149,57 +206,6 @@ def _look(
     return as_stored(labels, orientation), None if sure is None else as_stored(sure, orientation)
 
 
-def newest_finished_run(folder: Path) -> Path:
-    """Return the run below `folder` whose training ended last.
-
-    Raises:
-        UsageError: There is none.
-    """
-    finished = []
-    for status in [*folder.glob("*/status.json"), *folder.glob("*/*/status.json")]:
-        try:
-            document = json.loads(status.read_text(encoding="utf-8"))
-            if document["state"] == "done":
-                finished.append((float(document["unix_time"]), status.parent))
-        except (OSError, ValueError, KeyError, TypeError):
-            log.warning("%s: cannot be read; this run is passed over", status)
-    if not finished:
-        raise UsageError(
-            f"{folder}/: no finished run there; name one with --checkpoint RUN, "
-            "or make one with `udaseg adapt` or `udaseg demo`"
-        )
-    return max(finished)[1]
-
-
-def _refuse_existing(jobs: Iterable[Job], out: Path) -> None:
-    existing = [mask for job in jobs for mask in job.masks.values() if mask.exists()]
-    if existing:
-        raise UsageError(
-            f"{printable(str(out))}: {len(existing)} of the masks exist, such as "
-            f"{printable(str(existing[0]))}; --resume keeps what is whole and goes on, "
-            "--overwrite makes all anew, --out DIR takes another folder"
-        )
-
-
-def _refuse_other_network(out: Path, facts: dict[str, Any]) -> None:
-    path = out / _FACTS
-    if not path.exists():
-        return
-    try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-        changed = [key for key, value in facts.items() if before.get(key) != value]
-    except (OSError, ValueError, AttributeError) as error:
-        raise UsageError(
-            f"{printable(str(path))}: cannot be read ({error}), so nobody knows which network "
-            "made the masks there; use --overwrite"
-        ) from error
-    if changed:
-        raise UsageError(
-            f"{printable(str(out))}: its masks were made with another {', '.join(changed)}; "
-            "--resume would mix them. Use --overwrite or another --out"
-        )
-
-
 def _ahead(pool: ThreadPoolExecutor, jobs: Sequence[Job], *, resume: bool) -> Iterator[_Read]:
     """Yield images in order, a few read ahead; OpenCV decodes outside the interpreter lock."""
     waiting: deque[Future[_Read]] = deque()
@@ -212,6 +218,9 @@ def _ahead(pool: ThreadPoolExecutor, jobs: Sequence[Job], *, resume: bool) -> It
 
 
 def _read(job: Job, *, resume: bool) -> _Read:
+    fault = not_an_image(job.image)
+    if fault is not None:
+        return _Read(job, fault=fault)
     try:
         if resume and all_whole(job.masks, image_size(job.image)):
             return _Read(job)
@@ -220,40 +229,55 @@ def _read(job: Job, *, resume: bool) -> _Read:
         return _Read(job, fault=str(error))
 
 
+def _write_failures(table: Path, failures: Sequence[tuple[Path, str]]) -> None:
+    """Name the failures in a file; without any there is none."""
+    if not failures:
+        table.unlink(missing_ok=True)
+        return
+    buffer = io.StringIO()
+    rows = csv.writer(buffer, lineterminator="\n")
+    rows.writerow(["image", "reason"])
+    rows.writerows((_text(str(image)), _text(reason)) for image, reason in failures)
+    write_text_atomic(table, buffer.getvalue())
+
+
 def _finish(
-    out: Path,
-    save: Sequence[str],
-    failures: Sequence[tuple[Path, str]],
-    *,
-    total: int,
-    kept: int,
+    out: Path, save: Sequence[str], outcome: _Outcome, classes: ClassSpace, *, total: int
 ) -> None:
-    """Name the failures in a file and the masks on stdout.
+    """Say on stdout where the masks are and which classes fill them.
 
     Raises:
         DataError: Everything failed.
         PartialError: Something failed.
     """
-    table = out / _FAILURES
-    if failures:
-        buffer = io.StringIO()
-        rows = csv.writer(buffer, lineterminator="\n")
-        rows.writerow(["image", "reason"])
-        rows.writerows((_text(str(image)), _text(reason)) for image, reason in failures)
-        write_text_atomic(table, buffer.getvalue())
-    else:
-        table.unlink(missing_ok=True)
-    shown = printable(str(table))
-    if len(failures) == total:
+    failed = len(outcome.failures)
+    shown = printable(str(out / _FAILURES))
+    if failed == total:
         raise DataError(f"none of {total} images could be read; {shown} says why of each")
-    written = total - kept - len(failures)
-    done = f"{written} images masked" + (f", {kept} kept from before" if kept else "")
+    written = total - outcome.kept - failed
+    done = f"{written} images masked" + (
+        f", {outcome.kept} kept from before" if outcome.kept else ""
+    )
     folders = ", ".join(printable(shlex.quote(str(out / kind))) for kind in save)
-    Console(highlight=False, soft_wrap=True).print(Text(f"{done}: {folders}"))
-    if failures:
+    screen = Console(highlight=False, soft_wrap=True)
+    screen.print(Text(f"{done}: {folders}"))
+    if written:
+        screen.print(Text(f"pixels: {_shares(outcome.pixels, classes)}"))
+    if failed:
         raise PartialError(
-            f"{len(failures)} of {total} images failed, the others are done; {shown} says why"
+            f"{failed} of {total} images failed, the others are done; {shown} says why"
         )
+
+
+def _shares(pixels: NDArray[np.int64], classes: ClassSpace) -> str:
+    """Return the largest classes with their share of the pixels."""
+    largest = [int(number) for number in np.argsort(-pixels, kind="stable") if pixels[number]]
+    listed = [
+        f"{printable(classes.names[number])} {percent(pixels[number] / pixels.sum())} %"
+        for number in largest[:_SHARES_SHOWN]
+    ]
+    others = len(largest) - len(listed)
+    return ", ".join([*listed, f"{others} more classes"] if others else listed)
 
 
 def _text(name: str) -> str:

@@ -1,0 +1,218 @@
+"""`udaseg eval` scores at the labels' resolution, by class names, and keeps what it printed."""
+
+import csv
+import importlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.colors import COLORS, ColorNetwork, loaded_colors, painted, random_labels
+from udaseg import build, commands
+from udaseg.cli import main
+from udaseg.data import ClassSpace, PreparedDataset, Sample
+from udaseg.errors import DataError
+
+CPU = torch.device("cpu")
+MODULE = importlib.import_module("udaseg.commands.scoring")
+score = MODULE.score
+
+
+def write_city(folder, truths, names=COLORS.names, images=None, size=None):
+    """Write a prepared data set whose images show `images`, by default the truth itself."""
+    samples = []
+    for index, truth in enumerate(truths):
+        shown = truth if images is None else images[index]
+        picture = Image.fromarray(painted(shown))
+        if size is not None:
+            picture = picture.resize(size, Image.Resampling.NEAREST)
+        for part, stored in (("images", picture), ("labels", Image.fromarray(truth))):
+            (folder / part).mkdir(parents=True, exist_ok=True)
+            stored.save(folder / part / f"{index}.png")
+        samples.append(Sample(f"{index}.png", f"labels/{index}.png", *truth.shape))
+    colors = tuple((20 * index, 0, 0) for index in range(len(names)))
+    classes = ClassSpace(tuple(names), colors)
+    return PreparedDataset("city", folder, folder / "images", classes, {"val": tuple(samples)})
+
+
+@pytest.fixture
+def given(monkeypatch, tmp_path):
+    """Hand the command the colour network, and the data set that a test puts here."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    made = {"run": loaded_colors(), "city": None}
+    monkeypatch.setattr(commands, "evaluate", MODULE.evaluate)
+    monkeypatch.setattr(build, "load_run", lambda path, **_: made["run"])
+    monkeypatch.setattr(MODULE, "open_dataset", lambda data, *, root: made["city"])
+    return made
+
+
+def evaluate(*words):
+    with pytest.raises(SystemExit) as stop:
+        main(["eval", "run", "--data", "city", *map(str, words)])
+    return stop.value.code
+
+
+def scores_of(folder="run/eval/city-val"):
+    return json.loads((Path(folder) / "scores.json").read_text())
+
+
+def test_a_network_that_is_right_scores_one(given, tmp_path, capsys):
+    given["city"] = write_city(tmp_path / "city", [random_labels(16, 24, seed) for seed in (1, 2)])
+    assert evaluate() == 0
+    said = capsys.readouterr()
+    assert "100.00" in said.out
+    assert "data city" in said.out
+    assert "student at step 7" in " ".join(said.out.split())
+    document = scores_of()
+    assert [row["iou"] for row in document["classes"]] == [1, 1, 1]
+    assert np.sum(document["confusion"]) == 2 * 16 * 24
+    with Path("run/eval/city-val/scores.csv").open(newline="") as file:
+        assert list(csv.reader(file))[1][:2] == ["road", "100.00"]
+
+
+def test_scores_are_taken_at_the_size_of_the_labels(tmp_path):
+    truth = random_labels(32, 48)
+    city = write_city(tmp_path, [truth], size=(24, 16))  # images of half the size
+    matrix = score(ColorNetwork(), COLORS, city, "val", resize=None, device=CPU)
+    assert matrix.counts.sum() == truth.size
+    assert matrix.pixel_accuracy() > 0.8
+
+
+def test_ignored_pixels_enter_no_score(tmp_path):
+    truth = random_labels(8, 8)
+    void = truth.copy()
+    void[:4] = 255
+    shown = truth.copy()
+    shown[:4] = (shown[:4] + 1) % 3
+    city = write_city(tmp_path, [void], images=[shown])
+    matrix = score(ColorNetwork(), COLORS, city, "val", resize=None, device=CPU)
+    assert matrix.counts.sum() == 32
+    assert matrix.pixel_accuracy() == 1
+
+
+def test_classes_are_matched_by_name_and_strangers_are_named(given, tmp_path, capsys):
+    # the data set counts its classes in another order, lacks `sky`, and has a `tram`
+    names = ("car", "tram", "road")
+    truth = random_labels(16, 16)
+    shown = np.array([2, 1, 0], np.uint8)[truth]  # its car is our blue, its road our red
+    given["city"] = write_city(tmp_path / "city", [truth], names=names, images=[shown])
+    assert evaluate() == 0
+    document = scores_of()
+    scored = {row["name"]: row["iou"] for row in document["classes"]}
+    assert scored == {"road": 1, "sky": None, "car": 1}
+    assert document["means"] == {"mIoU": 1}
+    assert np.sum(document["confusion"]) == np.isin(truth, (0, 2)).sum()
+    said = " ".join(capsys.readouterr().out.split())
+    assert "no truth for sky" in said
+    assert "does not know tram" in said
+
+
+def test_predicting_a_class_that_the_truth_lacks_is_a_miss(tmp_path):
+    truth = np.zeros((4, 4), np.uint8)
+    shown = truth.copy()
+    shown[:2] = 1
+    city = write_city(tmp_path, [truth], names=("road", "car"), images=[shown])
+    matrix = score(ColorNetwork(), COLORS, city, "val", resize=None, device=CPU)
+    assert matrix.iou()[0] == 0.5
+
+
+@pytest.mark.parametrize("kind", ["json", "csv", "md", "table"])
+def test_stdout_has_the_scores_in_the_format_asked_for(given, tmp_path, capsys, kind):
+    given["city"] = write_city(tmp_path / "city", [random_labels(8, 8)])
+    assert evaluate("--format", kind) == 0
+    out = capsys.readouterr().out
+    folder = Path("run/eval/city-val")
+    match kind:
+        case "json":
+            assert json.loads(out) == scores_of()
+        case "csv":
+            assert out.strip() == (folder / "scores.csv").read_text().strip()
+        case "md":
+            assert "| road | 100.00 | 100.00 |" in out
+        case _:
+            assert "IoU %" in out
+
+
+def test_a_gate_that_is_not_met_fails_after_the_scores_are_written(given, tmp_path, capsys):
+    truth = random_labels(8, 8)
+    shown = truth.copy()
+    shown[0] = (shown[0] + 1) % 3
+    given["city"] = write_city(tmp_path / "city", [truth], images=[shown])
+    assert evaluate("--fail-under", 100) == 7
+    said = capsys.readouterr()
+    assert "below --fail-under 100" in said.err
+    assert "mIoU" in said.out
+    assert scores_of()["means"]["mIoU"] < 1
+    assert evaluate("--fail-under", 10) == 0
+
+
+def test_nothing_measured_does_not_pass_a_gate(given, tmp_path):
+    void = np.full((4, 4), 255, np.uint8)
+    shown = np.zeros((4, 4), np.uint8)
+    given["city"] = write_city(tmp_path / "city", [void], images=[shown])
+    assert evaluate("--fail-under", 0) == 7
+    assert scores_of()["means"] == {"mIoU": None}
+
+
+def test_a_protocol_that_the_classes_do_not_allow_is_refused(given, tmp_path, capsys):
+    given["city"] = write_city(tmp_path / "city", [random_labels(8, 8)])
+    assert evaluate("--protocol", 19) == 2
+    assert "lacks some of these classes" in capsys.readouterr().err
+    assert not Path("run/eval").exists()
+
+
+def test_scores_go_where_they_are_asked_to(given, tmp_path):
+    given["city"] = write_city(tmp_path / "city", [random_labels(8, 8)])
+    assert evaluate("--out", "elsewhere") == 0
+    assert scores_of("elsewhere")["pixel_accuracy"] == 1
+    assert not Path("run/eval").exists()
+
+
+def test_windows_flips_and_scales_are_in_the_protocol_line(given, tmp_path):
+    given["city"] = write_city(tmp_path / "city", [random_labels(16, 16)])
+    assert evaluate("--flip", "--scales", "1.0,0.5", "--window", "8x12") == 0
+    protocol = scores_of()["protocol"]
+    assert protocol["flip"] == "yes"
+    assert protocol["scales"] == "1.0 0.5"
+    assert protocol["window"] == "12x8"
+
+
+def test_the_network_sees_other_data_unsquashed(tmp_path):
+    seen = []
+
+    class Watching(ColorNetwork):
+        def forward(self, images):
+            seen.append(tuple(images.shape[-2:]))
+            return super().forward(images)
+
+    city = write_city(tmp_path, [random_labels(20, 80)])
+    for keep_shape in (False, True):
+        score(Watching(), COLORS, city, "val", resize=(20, 20), keep_shape=keep_shape, device=CPU)
+    assert seen == [(20, 20), (10, 40)]
+
+
+def test_data_that_cannot_be_scored_are_refused(tmp_path):
+    city = write_city(tmp_path, [random_labels(8, 8)], names=("ship", "sea", "quay"))
+    unlabelled = PreparedDataset("city", tmp_path, tmp_path / "images", None, {"val": ()})
+    empty = PreparedDataset("city", tmp_path, tmp_path / "images", COLORS, {"val": ()})
+    for dataset, split, reason in (
+        (city, "val", "share no name"),
+        (empty, "test", "no split 'test'"),
+        (unlabelled, "val", "no labels"),
+        (empty, "val", "no images"),
+    ):
+        with pytest.raises(DataError, match=reason):
+            score(ColorNetwork(), COLORS, dataset, split, resize=None, device=CPU)
+
+
+def test_a_damaged_image_stops_the_scoring_and_is_named(given, tmp_path, capsys):
+    given["city"] = write_city(tmp_path / "city", [random_labels(8, 8) for _ in range(3)])
+    path = tmp_path / "city/images/1.png"
+    path.write_bytes(path.read_bytes()[:-20])
+    assert evaluate() == 3
+    assert str(path) in capsys.readouterr().err
+    assert not Path("run/eval").exists()

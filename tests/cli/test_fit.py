@@ -1,0 +1,314 @@
+"""`udaseg train` and `udaseg adapt` as a user runs them, on a tiny toyland."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from tests.cli.running import udaseg
+from tests.toy import TINY, toy_root
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+OFTEN = ["machine.checkpoint_every=2", "machine.keep_checkpoints=9", "machine.log_every=1"]
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory):
+    return toy_root(tmp_path_factory.mktemp("data"))
+
+
+def adapt(root, out, *words, method="rccr", steps=3, expect=0, cwd=None):
+    return udaseg(
+        *("adapt", f"toyland/{method}", "--root", root, "--out", out, "--steps", steps),
+        *TINY,
+        *words,
+        cwd=cwd or out.parent,
+        expect=expect,
+    )
+
+
+def tensors(run):
+    """Return all tensors of a run's newest checkpoint by dotted name."""
+    path = sorted((run / "checkpoints").glob("step-*.pt"))[-1]
+    payload = torch.load(path, weights_only=True)
+    found = dict(payload["objective"])
+    for index, state in payload["optimizer"]["state"].items():
+        for name, value in state.items():
+            if torch.is_tensor(value):
+                found[f"optimizer.{index}.{name}"] = value
+    return found
+
+
+def assert_same(one, other):
+    assert one.keys() == other.keys()
+    different = [name for name in one if not torch.equal(one[name], other[name])]
+    assert not different, f"{len(different)} tensors differ, first {different[:3]}"
+
+
+@pytest.fixture(scope="session")
+def finished(root, tmp_path_factory):
+    """Return a finished RCCR run of six steps."""
+    out = tmp_path_factory.mktemp("finished") / "run"
+    adapt(
+        root,
+        out,
+        "machine.checkpoint_every=2",
+        "machine.keep_checkpoints=9",
+        "machine.log_every=1",
+        steps=6,
+    )
+    return out
+
+
+def test_a_run_folder_holds_all_that_is_needed_to_run_it_again(finished):
+    names = {path.name for path in finished.iterdir()}
+    assert names >= {
+        "recipe.yaml",
+        "command.txt",
+        "environment.json",
+        "status.json",
+        "metrics.jsonl",
+        "train.log",
+        "checkpoints",
+        "eval",
+    }
+    assert not (finished / "writer.lock").exists()
+    assert json.loads((finished / "status.json").read_text())["state"] == "done"
+    lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert {"total", "source", "mixed", "regional", "confident"} <= set(lines[0]["losses"])
+    scores = json.loads((finished / "eval" / "toyland-target-val" / "scores.json").read_text())
+    assert len(scores["confusion"]) == 13
+    assert (finished / "command.txt").read_text().startswith("udaseg adapt")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_resumed_run_ends_where_the_undisturbed_one_ends(root, finished, tmp_path, workers):
+    """Kill after four of six steps, resume, compare every tensor bit for bit."""
+    out = tmp_path / "run"
+    adapt(
+        root,
+        out,
+        "machine.checkpoint_every=2",
+        "machine.keep_checkpoints=9",
+        "machine.log_every=1",
+        steps=6,
+    )
+    for kind in ("pt", "json"):
+        (out / "checkpoints" / f"step-000006.{kind}").unlink()
+    (out / "metrics.jsonl").write_text(
+        (out / "metrics.jsonl").read_text() + '{"step": 7, "los', encoding="utf-8"
+    )
+    udaseg("adapt", "--resume", out, "--root", root, "--workers", workers, cwd=tmp_path)
+    assert_same(tensors(out), tensors(finished))
+    steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_resuming_with_other_numbers_is_refused_with_the_difference(root, finished, tmp_path):
+    said = udaseg(
+        "adapt", "--resume", finished, "--root", root, "optimizer.lr=0.5", cwd=tmp_path, expect=2
+    )
+    assert "optimizer.lr was" in said.stderr
+
+
+def test_poisoned_target_labels_leave_training_bit_identical(root, finished, tmp_path):
+    """Training images of the target get random labels in the index; nothing may change."""
+    poisoned = tmp_path / "data"
+    toy_root(poisoned)
+    folder = poisoned / "prepared" / "toyland-target"
+    index = json.loads((folder / "index.json").read_text())
+    rng = np.random.default_rng(0)
+    for row in index["splits"]["train"]:
+        row[1] = f"labels/{Path(row[0]).stem}.png"
+        (folder / "labels").mkdir(exist_ok=True)
+        noise = rng.integers(0, 13, (64, 128), dtype=np.uint8)
+        cv2.imwrite(str(folder / row[1]), noise)
+    (folder / "index.json").write_text(json.dumps(index))
+    out = tmp_path / "run"
+    adapt(poisoned, out, steps=6)
+    assert_same(tensors(out), tensors(finished))
+
+
+def test_an_existing_run_folder_is_not_written_into(root, finished, tmp_path):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    said = adapt(root, finished, expect=2)
+    assert "--resume" in said.stderr
+    assert "--overwrite" in said.stderr
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+def test_overwrite_spares_a_folder_that_is_no_run(root, tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.txt").write_text("mine")
+    said = adapt(root, tmp_path / "photos", "--overwrite", expect=2)
+    assert "no run folder" in said.stderr
+    assert (tmp_path / "photos" / "a.txt").read_text() == "mine"
+
+
+def test_dry_run_prints_plan_and_recipe_and_writes_nothing(root, tmp_path):
+    said = adapt(root, tmp_path / "run", "--dry-run")
+    assert "kind: self_training" in said.stdout
+    assert "5 images, labels are not read" in said.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_source_only_is_trains_and_adapting_is_adapts(root, tmp_path):
+    said = udaseg("train", "toyland/rccr", "--root", root, cwd=tmp_path, expect=2)
+    assert "udaseg adapt" in said.stderr
+    out = tmp_path / "run"
+    udaseg(
+        "train",
+        "toyland/source_only",
+        "--root",
+        root,
+        "--out",
+        out,
+        "--steps",
+        2,
+        *TINY,
+        cwd=tmp_path,
+    )
+    said = udaseg("eval", out, "--root", root, "--format", "csv", cwd=tmp_path)
+    assert said.stdout.startswith("class,iou")
+    said = udaseg("eval", out, "--root", root, "--fail-under", 99, cwd=tmp_path, expect=7)
+    assert "below --fail-under" in said.stderr
+    said = udaseg("eval", out, "--root", root, "--weights", "teacher", cwd=tmp_path, expect=3)
+    assert "no teacher" in said.stderr
+
+
+def test_a_strangers_own_folder_is_a_target_and_can_be_predicted(root, tmp_path):
+    """The README's two commands on a nested folder of photos of several sizes."""
+    rng = np.random.default_rng(0)
+    for name, size in {
+        "a/one.jpg": (90, 160),
+        "a/b/two.png": (120, 70),
+        "three.JPG": (64, 64),
+    }.items():
+        path = tmp_path / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), rng.integers(0, 256, (*size, 3), dtype=np.uint8))
+    said = udaseg(
+        *("adapt", "--source", "toyland", "--target", "photos", "--root", root, "--steps", 2),
+        *[word for word in TINY if not word.startswith("validation")],
+        cwd=tmp_path,
+    )
+    assert "photos: 3 images" in said.stderr
+    said = udaseg("predict", "photos", "--save", "color,ids,overlay,confidence", cwd=tmp_path)
+    assert "runs/toyland-photos-rccr-s0" in said.stderr + said.stdout
+    ids = sorted((tmp_path / "masks" / "ids").rglob("*.png"))
+    assert len(ids) == 3
+    sizes = sorted(cv2.imread(str(path), cv2.IMREAD_UNCHANGED).shape for path in ids)
+    assert sizes == [(64, 64), (90, 160), (120, 70)]
+
+
+def test_starting_from_weights_takes_the_student(root, finished, tmp_path):
+    out = tmp_path / "run"
+    adapt(root, out, "--init", finished, "optimizer.lr=1e-12", method="dacs", steps=1)
+    trained, start = tensors(out), tensors(finished)
+    name = "student.head.classify.weight"
+    assert torch.allclose(trained[name], start[name], atol=1e-6)
+    said = adapt(root, tmp_path / "other", "--init", finished, "model.head=deeplab_v2", expect=3)
+    assert "not of this network" in said.stderr
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_the_step_and_the_run_goes_on_exactly(
+    root, finished, tmp_path, number, code
+):
+    out = tmp_path / "run"
+    words = [
+        "adapt",
+        "toyland/rccr",
+        "--root",
+        root,
+        "--out",
+        out,
+        "--steps",
+        6,
+        *TINY,
+        "machine.log_every=1",
+        "machine.checkpoint_every=0",
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "udaseg", *map(str, words)],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+    )
+    metrics = out / "metrics.jsonl"
+    until = time.monotonic() + 120
+    while time.monotonic() < until and not (metrics.is_file() and metrics.stat().st_size):
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    if process.returncode != 0:  # a fast machine may have finished before the signal came
+        assert process.returncode == code, said
+        assert "--resume" in said
+        assert json.loads((out / "status.json").read_text())["state"] == "interrupted"
+        udaseg("adapt", "--resume", out, "--root", root, cwd=tmp_path)
+    assert_same(tensors(out), tensors(finished))
+
+
+def test_info_tells_what_a_run_is(finished, tmp_path):
+    said = udaseg("info", finished, cwd=tmp_path)
+    assert "mobilenet_v2" in said.stdout
+    assert "6 of 6" in said.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "expected"),
+    [
+        (["adapt", "--method", "rccr"], 3, "udaseg prepare gta5"),
+        (["adapt", "--method", "rcrc"], 2, "rccr"),
+        (["adapt", "toyland/rccr", "optimzer.lr=1"], 2, "did you mean"),
+        (["adapt", "toyland/rccr", "steps=many"], 2, "steps"),
+        (["adapt", "toyland/rccr", "machine.device=cuda:77"], 5, "no cuda:77"),
+        (["adapt", "toyland/rccr", "--target", "nowhere"], 3, "nowhere"),
+        (["adapt", "toyland/rccr", "model.weights=none.pth"], 3, "no such weights"),
+        (["adapt", "toyland/rccr", "model.backbone=resnet9"], 2, "resnet18"),
+        (["adapt", "toyland/rccr", "--init", "nowhere"], 3, "no such run"),
+        (["adapt", "--resume", "nowhere"], 2, "recipe.yaml"),
+        (["eval", "nowhere"], 3, "no such run"),
+        (["predict", "nowhere.png", "--checkpoint", "nowhere"], 3, "does not exist"),
+        (["info", "nowhere"], 3, "no such run"),
+        (["prepare", "gta6"], 3, "no dataset of that name"),
+        (["prepare", "gta5"], 3, "licence"),
+    ],
+    ids=lambda part: " ".join(map(str, part)) if isinstance(part, list) else None,
+)
+def test_wrong_input_is_answered_with_what_to_do(root, tmp_path, words, code, expected):
+    options = ["--root", root] if words[0] in ("adapt", "eval", "prepare") else []
+    said = udaseg(*words, *options, cwd=tmp_path, expect=code)
+    assert expected in said.stderr
+
+
+def test_two_writers_of_one_run_are_refused_and_a_dead_ones_lock_is_taken_over(
+    root, finished, tmp_path
+):
+    lock = finished / "writer.lock"
+    lock.write_text(json.dumps({"pid": os.getpid(), "host": os.uname().nodename}))
+    try:
+        said = udaseg("adapt", "--resume", finished, "--root", root, cwd=tmp_path, expect=2)
+        assert str(os.getpid()) in said.stderr
+        lock.write_text(json.dumps({"pid": 2**22 - 1, "host": os.uname().nodename}))
+        udaseg("adapt", "--resume", finished, "--root", root, cwd=tmp_path)
+    finally:
+        lock.unlink(missing_ok=True)
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_files_named(root, tmp_path):
+    said = adapt(root, tmp_path / "run", "optimizer.lr=1e30", steps=20, method="dacs", expect=6)
+    assert "not finite" in said.stderr
+    assert "toyland" in said.stderr
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["code"] == 6

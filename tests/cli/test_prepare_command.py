@@ -1,0 +1,134 @@
+"""`udaseg prepare` says in one screen what it found, and asks for what is missing."""
+
+import numpy as np
+import pytest
+
+from tests import files
+from udaseg import commands
+from udaseg.cli import main
+from udaseg.commands.preparation import prepare as prepare_command
+from udaseg.data import read_index
+from udaseg.data.toyland import write
+from udaseg.recipe import printable
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch, tmp_path):
+    """Call the real command, in an empty working folder and a wide window."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.delenv("UDASEG_DATA", raising=False)
+    monkeypatch.setattr(commands, "prepare", prepare_command)
+
+
+@pytest.fixture
+def run(capsys):
+    def prepare(*words):
+        with pytest.raises(SystemExit) as stop:
+            main(["prepare", *map(str, words)])
+        said = capsys.readouterr()
+        return stop.value.code or 0, said.out, said.err
+
+    return prepare
+
+
+def _own(folder, names=("a", "b", "c")):
+    for number, name in enumerate(names):
+        files.put(folder / f"images/{name}.png", files.image_png(6, 8, number))
+        ids = np.full((6, 8), number % 3)
+        files.put(folder / f"labels/{name}.png", files.gray_png(ids))
+    text = "name: own\nimages: images/*.png\nlabels: labels/*.png\nclasses: [road, sky, car, bus]\n"
+    return files.dataset_yaml(folder, text)
+
+
+def test_the_screen_names_counts_sizes_shares_places_and_the_next_command(run, tmp_path):
+    code, out, err = run(_own(tmp_path / "mine"))
+    assert code == 0
+    for part in (
+        *("own: prepared in", "3 images, labelled, 8x6 (3)", "33.33 %", "never seen", "bus"),
+        *(str(tmp_path / "mine"), "data/prepared/own", "udaseg adapt --source own --target DATA"),
+    ):
+        assert part in out, (part, out)
+    assert len(out.splitlines()) < 24
+    assert "prepare own 3/3 images" in err
+    assert "own: unchanged in" in run(tmp_path / "mine/own.yaml")[1]
+
+
+def test_a_look_writes_nothing(run, tmp_path):
+    code, out, _ = run(_own(tmp_path / "mine"), "--check-only")
+    assert code == 0
+    assert "own: checked in" in out
+    assert not (tmp_path / "data").exists()
+
+
+def test_the_root_is_an_option_or_a_variable(run, tmp_path, monkeypatch):
+    yaml = _own(tmp_path / "mine")
+    assert run(yaml, "--root", tmp_path / "one")[0] == 0
+    monkeypatch.setenv("UDASEG_DATA", str(tmp_path / "two"))
+    assert run(yaml)[0] == 0
+    for folder in ("one", "two"):
+        assert len(read_index(tmp_path / folder / "prepared/own").splits["train"]) == 3
+
+
+def test_one_missing_set_stops_none_of_the_others(run, tmp_path):
+    code, out, err = run("gta5", _own(tmp_path / "mine"), "cityscapes")
+    assert code == 3
+    assert "own: prepared in" in out
+    for name in ("gta5", "cityscapes"):
+        assert f"{name}: not found below data" in err
+        assert f"then     udaseg prepare {name}" in err
+
+
+def test_what_is_left_out_is_named(run, tmp_path):
+    yaml = _own(tmp_path / "mine", ("a", "b", "[red]x", "d\x1b[2J"))
+    files.put(tmp_path / "mine/labels/[red]x.png", files.gray_png(np.ones((4, 4), int)))
+    (tmp_path / "mine/labels/d\x1b[2J.png").unlink()
+    code, out, err = run(yaml)
+    assert code == 3
+    assert "d\\x1b[2J.png: has no label" in err
+    code, out, err = run(yaml, "--max-bad", 1)
+    assert code == 0
+    assert "[red]x.png: label 4x4, image 8x6" in out
+    assert "d\\x1b[2J.png: has no label" in out
+    assert out == printable(out)
+    assert run(yaml, "--max-bad", 1, "--on-mismatch", "fail")[0] == 3
+    code, out, _ = run(yaml, "--max-bad", 1, "--on-mismatch", "resize")
+    assert code == 0
+    assert "3 images" in out
+
+
+def test_toyland_is_made_and_both_its_halves_prepared(run, tmp_path, monkeypatch):
+    calls = []
+
+    def small(folder, *, seed, size, workers, on_progress):
+        calls.append((seed, size))
+        counts = {"source/train": 1, "source/val": 1, "target/train": 1, "target/val": 1}
+        write(folder, seed=seed, size=size, counts=counts, on_progress=on_progress)
+
+    monkeypatch.setattr("udaseg.data.open.write", small)
+    code, out, _ = run("toyland", "--seed", 7, "--size", "64x96")
+    assert code == 0
+    assert calls == [(7, (64, 96))]
+    assert "toyland: prepared in" in out
+    assert "toyland-target: prepared in" in out
+    assert "1 images, no labels, 96x64 (1)" in out
+    assert read_index(tmp_path / "data/prepared/toyland-target").splits["val"][0].height == 64
+    code, _, err = run("toyland", "--seed", 8, "--size", "64x96")
+    assert code == 3
+    assert err.count("other settings") == 1
+
+
+def test_a_fault_of_the_yaml_is_named_with_its_line(run, tmp_path):
+    yaml = _own(tmp_path / "mine")
+    yaml.write_text(yaml.read_text().replace("labels:", "label:"))
+    code, _, err = run(yaml)
+    assert code == 3
+    assert f"{yaml}:3: label: unknown key; did you mean 'labels'?" in err
+
+
+def test_a_narrow_window_and_a_pipe_do_no_harm(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("NO_COLOR", "1")
+    code, out, _ = run(_own(tmp_path / "mine"))
+    assert code == 0
+    assert max(map(len, out.splitlines())) <= 40

@@ -1,0 +1,71 @@
+"""Files in the forms that datasets come in, made without the code that reads them."""
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+
+def put(path: Path, data: bytes) -> Path:
+    """Write bytes, making the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return path
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def png(rows: list[bytes], width: int, depth: int, color: int, *more: bytes) -> bytes:
+    """Return a PNG of packed rows; `more` are chunks between header and pixels."""
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, len(rows), depth, color, 0, 0, 0))
+    body = chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row for row in rows)))
+    return b"\x89PNG\r\n\x1a\n" + head + b"".join(more) + body + chunk(b"IEND", b"")
+
+
+def palette_png(ids: np.ndarray, seed: int = 0, colors: int = 256) -> bytes:
+    """Return GTA5's form: 8-bit indices with a palette, here of random colours."""
+    palette = np.random.default_rng(seed).bytes(3 * colors)
+    rows = [row.tobytes() for row in ids.astype(np.uint8)]
+    return png(rows, ids.shape[1], 8, 3, chunk(b"PLTE", palette))
+
+
+def synthia_png(ids: np.ndarray, seed: int = 0) -> bytes:
+    """Return SYNTHIA's form: 16-bit RGB, the class in red, an instance in green, blue empty."""
+    instance = np.random.default_rng(seed).integers(0, 2**16, ids.shape)
+    stacked = np.stack([ids, instance, np.zeros_like(instance)], 2)
+    return png([row.astype(">u2").tobytes() for row in stacked], ids.shape[1], 16, 2)
+
+
+def gray_png(ids: np.ndarray, depth: int = 8) -> bytes:
+    """Return Cityscapes' form, and its relatives of 1, 2, 4 and 16 bits."""
+    if depth == 16:
+        rows = [row.astype(">u2").tobytes() for row in ids]
+    else:
+        bits = (ids[..., None] >> np.arange(depth - 1, -1, -1)) & 1
+        rows = [np.packbits(row.reshape(-1)).tobytes() for row in bits.astype(np.uint8)]
+    return png(rows, ids.shape[1], depth, 0)
+
+
+def coded(image: Image.Image, kind: str, **how: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format=kind, **how)
+    return buffer.getvalue()
+
+
+def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """Return a random RGB image."""
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def image_png(height: int = 6, width: int = 8, seed: int = 0) -> bytes:
+    return png([row.tobytes() for row in noise(height, width, seed)], width, 8, 2)
+
+
+def dataset_yaml(folder: Path, text: str, name: str = "own.yaml") -> Path:
+    """Write a dataset YAML into `folder`."""
+    return put(folder / name, text.encode())

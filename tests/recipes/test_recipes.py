@@ -1,0 +1,129 @@
+"""Every shipped recipe loads, states its command, builds small, and makes one step."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.toy import toy_pair, toy_root
+from udaseg import build
+from udaseg.engine import StopSignal, fit
+from udaseg.errors import EnvironmentFault
+from udaseg.recipe import BatchSize, Domain, Machine, Recipe, load
+
+FOLDER = Path(__file__).resolve().parents[2] / "recipes"
+FILES = sorted(path for path in FOLDER.glob("*/*.yaml") if path.parent.name != "datasets")
+NAMES = [f"{path.parent.name}/{path.stem}" for path in FILES]
+QUIRKS_OF_A_RELEASE = {"optimizer.backbone_lr_mult", "model.aspp_dilations"}
+
+
+def small(recipe: Recipe) -> Recipe:
+    """Return the recipe with a light backbone, tiny crops and one step."""
+
+    def cut(domain: Domain) -> Domain:
+        return replace(domain, resize=None, crop=(64, 64))
+
+    return replace(
+        recipe,
+        steps=1,
+        source=cut(recipe.source),
+        target=cut(recipe.target),
+        batch=BatchSize(2, 2),
+        model=replace(recipe.model, backbone="resnet18", weights="random", output_stride=16),
+        machine=Machine(device="cpu", workers=0),
+    )
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    return toy_pair(toy_root(tmp_path_factory.mktemp("data")))
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
+def test_a_recipe_begins_with_its_command_and_is_named_like_its_file(path):
+    first, second = path.read_text().splitlines()[:2]
+    recipe = load(path)
+    verb = "train" if recipe.method.kind == "source_only" else "adapt"
+    assert first == f"# udaseg {verb} {path.parent.name}/{path.stem}"
+    assert second.startswith("# ")
+    assert recipe.name == path.stem
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
+def test_a_recipe_builds_small_and_steps_once(path, pair):
+    recipe = small(load(path))
+    source, target = pair
+    run = build.run(recipe, source, target if recipe.method.kind != "source_only" else None)
+    before = {name: value.clone() for name, value in run.objective.state_dict().items()}
+    reports = []
+    with StopSignal() as stop:
+        fit(run, first=0, on_step=lambda _, report: reports.append(report), stop=stop)
+    assert torch.isfinite(reports[0].total)
+    trained = {
+        name
+        for group in run.optimizer.state_dict()["param_groups"]
+        for name in group["param_names"]
+    }
+    for name, parameter in run.objective.student.named_parameters():
+        moved = not torch.equal(before[f"student.{name}"], parameter)
+        assert (name in trained) == parameter.requires_grad
+        assert moved or not parameter.requires_grad or not parameter.grad.any(), name
+
+
+@pytest.mark.parametrize("folder", sorted({path.parent for path in FILES}), ids=lambda p: p.name)
+def test_recipes_of_a_folder_agree_on_all_but_name_and_method(folder):
+    recipes = {path.stem: load(path) for path in FILES if path.parent == folder}
+    plain = {
+        name: _leaves(replace(recipe, name="", method=recipes["source_only"].method))
+        for name, recipe in recipes.items()
+    }
+    for name, leaves in plain.items():
+        allowed = QUIRKS_OF_A_RELEASE if name.endswith("_release") else set()
+        different = {key for key in leaves if leaves[key] != plain["source_only"][key]}
+        assert different <= allowed, f"{name}: {different}"
+
+
+def _leaves(value: object, where: str = "") -> dict[str, object]:
+    if hasattr(value, "__dataclass_fields__"):
+        found: dict[str, object] = {}
+        for key in value.__dataclass_fields__:
+            found |= _leaves(getattr(value, key), f"{where}.{key}" if where else key)
+        return found
+    return {where: value}
+
+
+@pytest.mark.parametrize("trainable", [True, False])
+def test_the_projector_is_in_the_optimiser_exactly_when_it_is_trainable(trainable):
+    recipe = small(load(FOLDER / "toyland" / "rccr.yaml"))
+    method = replace(
+        recipe.method,
+        regional=replace(
+            recipe.method.regional,
+            projector=replace(recipe.method.regional.projector, trainable=trainable),
+        ),
+    )
+    objective = build.objective(replace(recipe, method=method), 5)
+    trainer = build.trainer(replace(recipe, method=method), objective)
+    held = {id(part) for group in trainer.param_groups for part in group["params"]}
+    assert all((id(part) in held) == trainable for part in objective.student.projector.parameters())
+
+
+def test_learning_rates_are_the_recipes():
+    recipe = small(load(FOLDER / "gta5_cityscapes" / "rccr_release.yaml"))
+    trainer = build.trainer(recipe, build.objective(recipe, 19))
+    rates = {group["name"]: group["base_lr"] for group in trainer.param_groups}
+    assert rates == {"backbone": pytest.approx(7.5e-4), "head": pytest.approx(2.5e-3)}
+
+
+def test_a_forgotten_parameter_is_a_fault_of_ours_that_is_noticed():
+    recipe = small(load(FOLDER / "toyland" / "dacs.yaml"))
+    objective = build.objective(recipe, 5)
+    objective.forgotten = torch.nn.Parameter(torch.zeros(1))
+    with pytest.raises(RuntimeError, match="exactly once"):
+        build.trainer(recipe, objective)
+
+
+def test_a_device_that_is_not_there_is_named():
+    with pytest.raises(EnvironmentFault, match="no cuda:99"):
+        build.device_of("cuda:99")

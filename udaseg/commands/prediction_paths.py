@@ -1,0 +1,149 @@
+"""Before `udaseg predict` begins: its run, what its paths may not be, and masks that exist."""
+
+import json
+import logging
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from udaseg.commands.inputs import Job
+from udaseg.errors import EnvironmentFault, UsageError
+from udaseg.recipe import printable
+
+log = logging.getLogger(__name__)
+
+_INSTEAD = {
+    "give its frames": (".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"),
+    "save its pages as images": (".pdf",),
+    "unpack it first": (".7z", ".bz2", ".gz", ".rar", ".tar", ".tgz", ".xz", ".zip"),
+}
+
+
+def newest_finished_run(folder: Path) -> Path:
+    """Return the run below `folder` whose training ended last.
+
+    Raises:
+        UsageError: There is none.
+    """
+    finished = []
+    for status in [*folder.glob("*/status.json"), *folder.glob("*/*/status.json")]:
+        try:
+            document = json.loads(status.read_text(encoding="utf-8"))
+            if document["state"] == "done":
+                finished.append((float(document["unix_time"]), status.parent))
+        except (OSError, ValueError, KeyError, TypeError):
+            log.warning("%s: cannot be read; this run is passed over", status)
+    if not finished:
+        raise UsageError(
+            f"{folder}/: no finished run there; name one with --checkpoint RUN, "
+            "or make one with `udaseg adapt` or `udaseg demo`"
+        )
+    return max(finished)[1]
+
+
+def not_an_image(path: Path) -> str | None:
+    """Return why a file of this suffix is not even tried, and what to give instead."""
+    suffix = path.suffix.lower()
+    for instead, suffixes in _INSTEAD.items():
+        if suffix in suffixes:
+            return f"{path}: not an image; {instead}"
+    return None
+
+
+def refuse_conflicts(jobs: Sequence[Job], out: Path) -> None:
+    """Refuse inputs inside `out`, and a mask where another mask needs a folder.
+
+    Raises:
+        UsageError: Names one such path; nothing was written.
+    """
+    # realpath, because Path.resolve raises on a link to itself
+    target = Path(os.path.realpath(out))
+    for job in jobs:
+        if Path(os.path.realpath(job.image)).is_relative_to(target):
+            raise UsageError(
+                f"{printable(str(job.image))}: is an input inside the output folder "
+                f"{printable(str(out))}; choose another --out"
+            )
+    masks = {mask: job.image for job in jobs for mask in job.masks.values()}
+    for mask, image in masks.items():
+        for folder in mask.parents:
+            if folder in masks:
+                raise UsageError(
+                    f"{printable(str(folder))}: would be the mask of "
+                    f"{printable(str(masks[folder]))} and a folder for that of "
+                    f"{printable(str(image))}; predict them into two --out folders"
+                )
+
+
+def refuse_existing(jobs: Iterable[Job], out: Path) -> None:
+    """Refuse to touch masks that exist.
+
+    Raises:
+        UsageError: Says how many there are, and names the ways to go on.
+    """
+    existing = [mask for job in jobs for mask in job.masks.values() if os.path.lexists(mask)]
+    if existing:
+        raise UsageError(
+            f"{printable(str(out))}: {len(existing)} of the masks exist, such as "
+            f"{printable(str(existing[0]))}; --resume keeps what is whole and goes on, "
+            "--overwrite makes all anew, --out DIR takes another folder"
+        )
+
+
+def refuse_other_network(path: Path, facts: dict[str, Any]) -> None:
+    """Refuse to go on with masks that were made in another way.
+
+    Args:
+        path: What the command before wrote of itself; nothing is refused without it.
+        facts: The same of this command.
+
+    Raises:
+        UsageError: Names what differs.
+    """
+    if not path.exists():
+        return
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        changed = [key for key, value in facts.items() if before.get(key) != value]
+    except (OSError, ValueError, AttributeError) as error:
+        raise UsageError(
+            f"{printable(str(path))}: cannot be read ({error}), so nobody knows which network "
+            "made the masks there; use --overwrite"
+        ) from error
+    if changed:
+        raise UsageError(
+            f"{printable(str(path.parent))}: its masks were made with another "
+            f"{', '.join(changed)}; --resume would mix them. Use --overwrite or another --out"
+        )
+
+
+def remove_masks(jobs: Iterable[Job]) -> None:
+    """Remove the masks that are to be made anew.
+
+    Were they replaced one by one instead, an interrupted `--overwrite` would leave masks of the
+    network before, which `--resume` could not tell from those of the new one.
+    """
+    for job in jobs:
+        for mask in job.masks.values():
+            mask.unlink(missing_ok=True)
+
+
+@contextmanager
+def named_faults(out: Path) -> Iterator[None]:
+    """Turn a failed write below `out` into a sentence.
+
+    Raises:
+        EnvironmentFault: Full disk, no permission, a file where a folder should be, and the like.
+    """
+    try:
+        yield
+    except BrokenPipeError:  # the reader of our talk has gone; the masks have no part in it
+        raise
+    except OSError as error:
+        where = error.filename2 or error.filename or out
+        raise EnvironmentFault(
+            f"{printable(str(where))}: cannot be written: {error.strerror or error}; masks written "
+            "so far are whole. Make room or choose another --out, then go on with --resume"
+        ) from error

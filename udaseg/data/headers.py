@@ -1,0 +1,130 @@
+"""What the bytes of an image say before anything is decoded: its size, and whether it is whole."""
+
+import io
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from PIL import Image, UnidentifiedImageError
+
+from udaseg.errors import DataError
+
+MAX_PIXELS = 100_000_000
+PNG_START = b"\x89PNG\r\n\x1a\n"
+
+_JPEG_START = b"\xff\xd8"
+_JPEG_END = b"\xff\xd9"
+_MAX_SEGMENTS = 20_000
+_START_OF_SCAN = 0xDA
+# frame headers hold the size; of this range C4, C8 and CC mean something else
+_FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+
+
+def read_size(path: Path, file: BinaryIO) -> tuple[int, int]:
+    """Return (height, width) of the image that `file` holds.
+
+    Args:
+        path: How messages name it.
+        file: At its start; only the header is read.
+
+    Raises:
+        DataError: No image, or more than 100 million pixels.
+    """
+    head = file.read(24)
+    if head.startswith(PNG_START) and len(head) == 24 and head[12:16] == b"IHDR":
+        width, height = struct.unpack(">II", head[16:24])
+    elif head.startswith(_JPEG_START):
+        height, width = _jpeg_size(path, file)
+    else:
+        file.seek(0)
+        try:
+            with Image.open(file) as opened:
+                width, height = opened.size
+        except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+            what = "is no image that can be read" if head else "is empty"
+            raise DataError(f"{path}: {what}") from error
+        except Image.DecompressionBombError as error:
+            raise DataError(f"{path}: more than {MAX_PIXELS:,} pixels") from error
+    if width * height > MAX_PIXELS:
+        raise DataError(f"{path}: {width}x{height} is more than {MAX_PIXELS:,} pixels")
+    if width < 1 or height < 1:
+        raise DataError(f"{path}: damaged: its header says {width}x{height} pixels")
+    return int(height), int(width)
+
+
+def png_depth(data: bytes) -> int:
+    """Return the bits of a sample of the PNG in `data`."""
+    return data[24]
+
+
+def refuse_damaged(path: Path, data: bytes) -> None:
+    """Refuse what some decoders let pass: a PNG whose checksums fail, a JPEG without its end.
+
+    Raises:
+        DataError: It is damaged.
+    """
+    if data.startswith(PNG_START):
+        _check_png(path, data)
+    elif data.startswith(_JPEG_START):
+        _check_jpeg(path, data)
+
+
+def _check_png(path: Path, data: bytes) -> None:
+    position, kind = len(PNG_START), b""
+    view = memoryview(data)
+    while position + 12 <= len(data) and kind != b"IEND":
+        length = struct.unpack_from(">I", data, position)[0]
+        end = position + 12 + length
+        if end > len(data):
+            break
+        kind = data[position + 4 : position + 8]
+        stored = struct.unpack_from(">I", data, end - 4)[0]
+        if zlib.crc32(view[position + 4 : end - 4]) != stored:
+            raise DataError(f"{path}: damaged: the checksum of PNG chunk {kind!r} fails")
+        position = end
+    if kind != b"IEND":
+        raise DataError(f"{path}: damaged: the PNG is cut off")
+
+
+def _check_jpeg(path: Path, data: bytes) -> None:
+    scan = None
+    for marker, position, length in _jpeg_segments(io.BytesIO(data)):
+        if marker == _START_OF_SCAN:
+            scan = position + 2 + length
+    # inside a scan FF is always followed by 00 or a restart, so the first FFD9 behind it is the end
+    if scan is None or data.find(_JPEG_END, scan) < 0:
+        raise DataError(f"{path}: damaged: the JPEG is cut off")
+
+
+def _jpeg_size(path: Path, file: BinaryIO) -> tuple[int, int]:
+    for marker, position, _ in _jpeg_segments(file):
+        if marker in _FRAMES:
+            file.seek(position + 5)
+            frame = file.read(4)
+            if len(frame) == 4:
+                height, width = struct.unpack(">HH", frame)
+                return height, width
+    raise DataError(f"{path}: damaged: the JPEG has no size")
+
+
+def _jpeg_segments(file: BinaryIO) -> Iterator[tuple[int, int, int]]:
+    """Yield marker, position and length of each segment, the first scan last."""
+    position = 2
+    for _ in range(_MAX_SEGMENTS):
+        file.seek(position)
+        head = file.read(4)
+        if len(head) < 4 or head[0] != 0xFF:
+            return
+        marker = head[1]
+        if marker == 0xFF:  # filling
+            position += 1
+        elif marker == 0x01 or 0xD0 <= marker <= 0xD7:  # without a length
+            position += 2
+        else:
+            length = int.from_bytes(head[2:], "big")
+            yield marker, position, length
+            if marker == _START_OF_SCAN:
+                return
+            position += 2 + length
