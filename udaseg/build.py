@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from udaseg.adaptation import Objective, SelfTraining, SourceOnly, Strong, Teacher
-from udaseg.contrast import Projector, RegionalContrast, Regularizer
+from udaseg.contrast import Projector, PrototypeContrast, RegionalContrast, Regularizer
 from udaseg.data import IGNORE, ClassSpace, Crops, PreparedDataset, TrainingBatches
 from udaseg.distributed import rank, world_size
 from udaseg.engine import Checkpoint, Fit, load, newest, optimizer
@@ -132,10 +132,35 @@ def _self_training(
         projector_channels=None if regional is None else regional.projector.channels,
     )
     _start_from(student, init)
-    regularizers: dict[str, Regularizer] = {}
     if regional is not None:
         assert student.projector is not None
         student.projector.requires_grad_(regional.projector.trainable)
+    strong = method.augmentation
+    return SelfTraining(
+        student,
+        Teacher(
+            student,
+            momentum=method.teacher.momentum,
+            batch_statistics=method.teacher.batch_statistics,
+        ),
+        num_classes=num_classes,
+        confidence=method.mixing.confidence,
+        share_over=method.mixing.share_over,
+        ignore_is_class=method.mixing.ignore_is_class,
+        strong=Strong(
+            strong.jitter, strong.jitter_probability, strong.blur_probability, strong.blur_sigma
+        ),
+        mix_weight=method.mix_weight,
+        regularizers=_regularizers(method, num_classes, student),
+    )
+
+
+def _regularizers(
+    method: SelfTrainingSpec, num_classes: int, student: Segmenter
+) -> dict[str, Regularizer]:
+    """Return the terms that the recipe names."""
+    regularizers: dict[str, Regularizer] = {}
+    if (regional := method.regional) is not None:
         regularizers["regional"] = RegionalContrast(
             channels=regional.projector.channels,
             weight=regional.weight,
@@ -153,24 +178,17 @@ def _self_training(
             momentum_head=regional.momentum_head,
             ignore=IGNORE,
         )
-    strong = method.augmentation
-    return SelfTraining(
-        student,
-        Teacher(
-            student,
-            momentum=method.teacher.momentum,
-            batch_statistics=method.teacher.batch_statistics,
-        ),
-        num_classes=num_classes,
-        confidence=method.mixing.confidence,
-        share_over=method.mixing.share_over,
-        ignore_is_class=method.mixing.ignore_is_class,
-        strong=Strong(
-            strong.jitter, strong.jitter_probability, strong.blur_probability, strong.blur_sigma
-        ),
-        mix_weight=method.mix_weight,
-        regularizers=regularizers,
-    )
+    if (prototypes := method.prototypes) is not None:
+        regularizers["prototypes"] = PrototypeContrast(
+            num_classes=num_classes,
+            channels=student.backbone.channels[1],
+            weight=prototypes.weight,
+            temperature=prototypes.temperature,
+            momentum=prototypes.momentum,
+            absent=prototypes.absent,
+            normalise=prototypes.normalise,
+        )
+    return regularizers
 
 
 def _start_from(student: Segmenter, init: Checkpoint | None) -> None:

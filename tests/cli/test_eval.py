@@ -1,7 +1,6 @@
 """`udaseg eval` scores at the labels' resolution, by class names, and keeps what it printed."""
 
 import csv
-import importlib
 import json
 from pathlib import Path
 
@@ -11,14 +10,14 @@ import torch
 from PIL import Image
 
 from tests.colors import COLORS, ColorNetwork, loaded_colors, painted, random_labels
-from udaseg import build, commands
+from udaseg import build
 from udaseg.cli import main
+from udaseg.commands import scoring
+from udaseg.commands.scoring import score
 from udaseg.data import ClassSpace, PreparedDataset, Sample
 from udaseg.errors import DataError
 
 CPU = torch.device("cpu")
-MODULE = importlib.import_module("udaseg.commands.scoring")
-score = MODULE.score
 
 
 def write_city(folder, truths, names=COLORS.names, images=None, size=None):
@@ -44,9 +43,8 @@ def given(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run").mkdir()
     made = {"run": loaded_colors(), "city": None}
-    monkeypatch.setattr(commands, "evaluate", MODULE.evaluate)
     monkeypatch.setattr(build, "load_run", lambda path, **_: made["run"])
-    monkeypatch.setattr(MODULE, "open_dataset", lambda data, *, root: made["city"])
+    monkeypatch.setattr(scoring, "open_dataset", lambda data, *, root: made["city"])
     return made
 
 

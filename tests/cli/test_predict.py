@@ -14,11 +14,10 @@ import torch
 from PIL import Image, ImageOps
 
 from tests.colors import COLORS, loaded_colors, painted, random_labels
-from udaseg import build, commands
+from udaseg import build
 from udaseg.cli import main
 from udaseg.commands.masks import as_stored, upright
 from udaseg.commands.prediction import newest_finished_run
-from udaseg.commands.prediction import predict as predict_command
 from udaseg.errors import UsageError
 
 
@@ -27,7 +26,6 @@ def run(monkeypatch, tmp_path):
     """The colour network stands for every run; the working folder is empty."""
     monkeypatch.chdir(tmp_path)
     made = {"run": loaded_colors()}
-    monkeypatch.setattr(commands, "predict", predict_command)
     monkeypatch.setattr(build, "load_run", lambda path, **_: made["run"])
     return made
 

@@ -216,9 +216,7 @@ def test_a_signal_ends_after_the_image_and_resume_does_the_rest(run, capsys, num
 
 def test_a_full_disk_leaves_whole_masks_and_no_partial_file(monkeypatch):
     labels = {n: write_image(f"in/{n}.png", random_labels(8, 12, seed=n)) for n in range(10, 18)}
-    command = import_module(
-        "udaseg.commands.prediction"
-    )  # the module, not the function of that name
+    command = import_module("udaseg.commands.prediction")
     real, before = command.write_masks, []
 
     def fill(masks, *looked):

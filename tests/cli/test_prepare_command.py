@@ -4,9 +4,7 @@ import numpy as np
 import pytest
 
 from tests import files
-from udaseg import commands
 from udaseg.cli import main
-from udaseg.commands.preparation import prepare as prepare_command
 from udaseg.data import read_index
 from udaseg.data.toyland import write
 from udaseg.recipe import printable
@@ -18,7 +16,6 @@ def here(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "160")
     monkeypatch.delenv("UDASEG_DATA", raising=False)
-    monkeypatch.setattr(commands, "prepare", prepare_command)
 
 
 @pytest.fixture

@@ -68,6 +68,21 @@ def test_every_id_of_a_table_means_what_is_published(table, expected, void):
     assert set(unknown) == set(range(400)) - set(expected) - set(void)
 
 
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.int32])
+def test_unknown_ids_are_ignored_and_counted_whatever_their_type(kind):
+    ids = np.array([[7, 34, 254], [200, 200, 8]]).astype(kind)
+    labels, unknown = train_ids(ids, class_table("cityscapes19"))
+    assert labels.tolist() == [[0, IGNORE, IGNORE], [IGNORE, IGNORE, 1]]
+    assert unknown == {254: 1, 200: 2}
+
+
+def test_ids_that_no_table_can_hold_are_counted_too():
+    ids = np.array([[-1, 2**24 + 7, 7]], np.int32)
+    labels, unknown = train_ids(ids, class_table("cityscapes19"))
+    assert labels.tolist() == [[IGNORE, IGNORE, 0]]
+    assert unknown == {-1: 1, 2**24 + 7: 1}
+
+
 def test_synthia_shares_the_names_and_colours_of_cityscapes():
     sixteen, nineteen = (class_table(name).classes for name in ("synthia16", "cityscapes19"))
     there = dict(zip(nineteen.names, nineteen.colors, strict=True))

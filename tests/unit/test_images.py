@@ -10,6 +10,7 @@ from PIL import Image
 
 from tests import files
 from udaseg.data import image_size, read_image, read_label_ids, read_train_ids, write_png
+from udaseg.data.headers import refuse_damaged
 from udaseg.errors import DataError
 
 IDS = np.array([[0, 7, 34, 255], [1, 2, 33, 254], [128, 64, 8, 11]])
@@ -142,6 +143,16 @@ def test_a_cut_image_is_never_read(saved, name, data):
         path = saved(data[:length], name)
         with pytest.raises(DataError, match=name):
             read_image(path)
+
+
+@pytest.mark.parametrize("how", [{}, {"progressive": True}, {"exif": b"Exif\0\0" + _THUMB}])
+def test_a_cut_jpeg_is_noticed_before_a_decoder_fills_the_rest_with_grey(tmp_path, how):
+    data = files.coded(_PICTURE, "JPEG", **how)
+    refuse_damaged(tmp_path, data)
+    refuse_damaged(tmp_path, data + b"what a camera adds")
+    for length in range(2, len(data), 7):
+        with pytest.raises(DataError, match="cut off"):
+            refuse_damaged(tmp_path, data[:length])
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "BMP"])

@@ -6,6 +6,7 @@ import os
 import shutil
 import struct
 import threading
+import time
 import zlib
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from PIL import Image
 
 from tests import files
 from udaseg.data import IGNORE, open_dataset, prepare_dataset, read_index, read_train_ids
+from udaseg.data.convert import convert
 from udaseg.errors import DataError
 from udaseg.recipe import printable
 
@@ -549,9 +551,16 @@ def test_what_a_killed_run_left_is_cleared(tmp_path):
     assert not (tmp_path / "prepared/.own.tmp").exists()
 
 
-def test_an_interrupt_ends_it_soon_and_leaves_nothing(tmp_path):
+def test_an_interrupt_ends_it_soon_and_leaves_nothing(tmp_path, monkeypatch):
     yaml = _own(tmp_path, pairs=40)
-    seen = []
+    seen, read = [], []
+
+    def slow(*job):
+        read.append(job)
+        time.sleep(0.01)
+        return convert(*job)
+
+    monkeypatch.setattr("udaseg.data.prepare.convert", slow)
 
     def stop(done, total):
         seen.append((done, total))
@@ -561,6 +570,7 @@ def test_an_interrupt_ends_it_soon_and_leaves_nothing(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         prepare_dataset(str(yaml), root=tmp_path, workers=1, on_progress=stop)
     assert seen == [(1, 40), (2, 40), (3, 40)]
+    assert len(read) < 40  # what had not begun was dropped
     assert not (tmp_path / "prepared/.own.tmp").exists()
 
 

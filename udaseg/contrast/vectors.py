@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-_EPS = 1e-4
+LENGTH_EPS = 1e-4
+"""Added to a length, so that a zero vector has a gradient of at most 1e4."""
 
 
 def unit(vectors: Tensor, dim: int = 1) -> Tensor:
@@ -13,7 +14,7 @@ def unit(vectors: Tensor, dim: int = 1) -> Tensor:
     1e12. For lengths of 1 and more the result differs from it by less than 1e-8.
     """
     wide = vectors.float()
-    return wide * torch.rsqrt(wide.square().sum(dim, keepdim=True) + _EPS**2)
+    return wide * torch.rsqrt(wide.square().sum(dim, keepdim=True) + LENGTH_EPS**2)
 
 
 class Projector(nn.Module):

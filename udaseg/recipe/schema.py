@@ -202,6 +202,25 @@ class Regional:
 
 
 @dataclass(frozen=True)
+class Prototypes:
+    """SPCL's prototype contrast as a term of self-training.
+
+    Attributes:
+        weight: Weight of the term.
+        temperature: Softmax temperature.
+        momentum: Share of a prototype that stays at an update.
+        absent: The prototype of a class that is not in the batch is `keep` or `fade` (as released).
+        normalise: Scale prototypes to unit length after an update (the release does not).
+    """
+
+    weight: float
+    temperature: float
+    momentum: float
+    absent: Literal["keep", "fade"]
+    normalise: bool
+
+
+@dataclass(frozen=True)
 class SourceOnly:
     """Supervised training on the source, nothing else: the baseline to beat."""
 
@@ -215,6 +234,7 @@ class SelfTraining:
     Attributes:
         mix_weight: Weight of the loss on the mixed image.
         regional: RCCR's contrast; leave it out for plain DACS.
+        prototypes: SPCL's contrast; may stand beside the regional one.
     """
 
     kind: Literal["self_training"]
@@ -223,6 +243,7 @@ class SelfTraining:
     augmentation: StrongAugmentation
     mix_weight: float
     regional: Regional | None = None
+    prototypes: Prototypes | None = None
 
 
 Method = SourceOnly | SelfTraining
@@ -318,6 +339,13 @@ def _self_training_problems(found: list[tuple[str, str]], method: SelfTraining) 
         found, "method.augmentation.blur_sigma", 0 < low <= high, "rising, above 0", (low, high)
     )
     _require(found, "method.mix_weight", method.mix_weight >= 0, "at least 0", method.mix_weight)
+    if (prototypes := method.prototypes) is not None:
+        unit("prototypes.momentum", prototypes.momentum)
+        _require(
+            found, "method.prototypes.weight", prototypes.weight >= 0, ">= 0", prototypes.weight
+        )
+        tau = prototypes.temperature
+        _require(found, "method.prototypes.temperature", tau > 0, "above 0", tau)
     if (regional := method.regional) is not None:
         unit("regional.min_confidence", regional.min_confidence)
         _require(found, "method.regional.weight", regional.weight >= 0, ">= 0", regional.weight)

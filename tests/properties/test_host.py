@@ -1,0 +1,52 @@
+"""Between two logs a step reads nothing back to the host: on a GPU each such read would wait."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tests.properties.test_self_training import _batch, _objective, _regional, _trainer
+from udaseg.contrast import PrototypeContrast
+
+
+class Reads(TorchDispatchMode):
+    """Counts the operations that hand a tensor's value to Python."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._local_scalar_dense.default:
+            self.found.append(func)
+        return func(*args, **(kwargs or {}))
+
+
+def _prototypes():
+    return PrototypeContrast(
+        num_classes=5,
+        channels=8,
+        weight=1.0,
+        temperature=0.1,
+        momentum=0.999,
+        absent="keep",
+        normalise=True,
+    )
+
+
+@pytest.mark.parametrize("terms", [[], ["regional"], ["regional", "prototypes"]])
+def test_a_step_reads_nothing_back(terms):
+    made = {"regional": _regional, "prototypes": _prototypes}
+    objective = _objective(_regional(), regularizers={name: made[name]() for name in terms})
+    trainer = _trainer(objective)
+    with Reads() as reads:
+        report = objective(_batch())
+        report.total.backward()
+        trainer.step()
+        objective.after_step(0, report)
+    assert reads.found == []
+
+
+def test_the_counter_counts():
+    with Reads() as reads:
+        torch.ones(()).item()
+    assert len(reads.found) == 1
