@@ -95,7 +95,7 @@ def prepare(
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Check datasets and index them; NAME is a known dataset or a dataset YAML."""
+    """Check and index datasets: known names or YAML files."""
     size_px = pixels("--size", size)
     talk(verbose, quiet)
     from udaseg import commands
@@ -135,7 +135,7 @@ def train(
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train on labelled images only: the baseline that adaptation has to beat."""
+    """Train on labelled source images only: the baseline."""
     everyday = Everyday(source, target, seed, steps, batch, device, precision, workers)
     _refuse_with_resume(resume, out, init, overwrite)
     recipe, path = requested(words or [], everyday, "source_only", method, resume)
@@ -178,7 +178,7 @@ def adapt(
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Adapt from labelled source images to unlabelled target images."""
+    """Adapt to unlabelled target images."""
     everyday = Everyday(source, target, seed, steps, batch, device, precision, workers)
     _refuse_with_resume(resume, out, init, overwrite)
     recipe, path = requested(words or [], everyday, "rccr", method, resume)
@@ -224,7 +224,7 @@ def evaluate(
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Score a checkpoint, or the newest of a run, on labelled images."""
+    """Score a run or a checkpoint on labelled images."""
     if protocol is not None and protocol not in _PROTOCOLS:
         raise UsageError(f"--protocol is 19, 16 or 13, got {protocol}")
     scale_factors, window_px = factors(scales), pixels("--window", window)
@@ -294,7 +294,7 @@ def predict(
 
 @app.command()
 def info(run: Run, verbose: Verbose = False, quiet: Quiet = False) -> None:
-    """Say what a run or a checkpoint is: recipe, step, classes, scores."""
+    """Say what a run or a checkpoint is."""
     talk(verbose, quiet)
     from udaseg import commands
 
@@ -309,7 +309,7 @@ def demo(
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Adapt a small network on generated images, from nothing, in minutes on a CPU."""
+    """Run the main job on generated images, in minutes."""
     talk(verbose, quiet)
     from udaseg import commands
 

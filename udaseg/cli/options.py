@@ -59,7 +59,7 @@ Source = Annotated[str | None, typer.Option(help="A prepared name or a dataset Y
 Target = Annotated[
     str | None, typer.Option(help="A prepared name, a dataset YAML, or a folder of images.")
 ]
-Out = Annotated[Path | None, typer.Option(help="Run folder; by default runs/NAME.")]
+Out = Annotated[Path | None, typer.Option(help="Run folder; else one below runs/.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of all randomness.")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 PrecisionOption = Annotated[Precision | None, typer.Option(help="Arithmetic of the network.")]

@@ -11,6 +11,7 @@ from udaseg.recipe.text import Faults, Section, Word, clipped, parse, read_text
 DEFAULT_SOURCE = "gta5"
 DEFAULT_TARGET = "cityscapes"
 _DEFAULT_FOLDER = "gta5_cityscapes"
+_DATASETS = "datasets"  # dataset declarations that recipes use lie beside the recipes
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,9 @@ def recipes_folder() -> Path:
 
 def list_recipes() -> list[RecipeEntry]:
     """Return all shipped recipes, sorted by name."""
-    paths = sorted(recipes_folder().glob("*/*.yaml"))
+    paths = sorted(
+        path for path in recipes_folder().glob("*/*.yaml") if path.parent.name != _DATASETS
+    )
     return [RecipeEntry(f"{p.parent.name}/{p.stem}", p, _summary(p)) for p in paths]
 
 
