@@ -280,9 +280,15 @@ def run(
 
     Raises:
         DataError: The source has no classes.
+        CheckpointError: `init` is of another network or of other classes.
     """
     if source.classes is None:
         raise DataError(f"{source.name}: has no labels, so it cannot be a source")
+    if init is not None and list(init.classes["names"]) != list(source.classes.names):
+        raise CheckpointError(
+            f"{init.path}: its classes are {', '.join(init.classes['names'])}, but {source.name} "
+            f"has {', '.join(source.classes.names)}; --init needs the same classes in one order"
+        )
     where = device_of(recipe.machine.device)
     made = objective(recipe, len(source.classes), init=init)
     made.to(where)

@@ -15,11 +15,6 @@ def world_size() -> int:
     return dist.get_world_size() if _active() else 1
 
 
-def is_main() -> bool:
-    """Return whether this process writes files and talks."""
-    return rank() == 0
-
-
 def sum_over_ranks(value: Tensor) -> Tensor:
     """Return the sum of `value` over all ranks, without a gradient; `value` itself when alone."""
     if world_size() == 1:

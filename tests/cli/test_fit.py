@@ -17,6 +17,7 @@ from tests.cli.running import udaseg
 from tests.toy import TINY, toy_root
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+LONG = 40
 OFTEN = ["machine.checkpoint_every=2", "machine.keep_checkpoints=9", "machine.log_every=1"]
 
 
@@ -220,24 +221,19 @@ def test_starting_from_weights_takes_the_student(root, finished, tmp_path):
     assert "not of this network" in said.stderr
 
 
+@pytest.fixture(scope="session")
+def longer(root, tmp_path_factory):
+    """Return a finished run that is long enough for a signal to come in its middle."""
+    out = tmp_path_factory.mktemp("longer") / "run"
+    adapt(root, out, "machine.log_every=1", "validation.data=null", steps=LONG)
+    return out
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_saves_the_step_and_the_run_goes_on_exactly(
-    root, finished, tmp_path, number, code
-):
+def test_a_signal_saves_the_step_and_the_run_goes_on(root, longer, tmp_path, number, code):
     out = tmp_path / "run"
-    words = [
-        "adapt",
-        "toyland/rccr",
-        "--root",
-        root,
-        "--out",
-        out,
-        "--steps",
-        6,
-        *TINY,
-        "machine.log_every=1",
-        "machine.checkpoint_every=0",
-    ]
+    words = ["adapt", "toyland/rccr", "--root", root, "--out", out, "--steps", LONG, *TINY]
+    words += ["machine.log_every=1", "machine.checkpoint_every=0", "validation.data=null"]
     process = subprocess.Popen(
         [sys.executable, "-m", "udaseg", *map(str, words)],
         cwd=tmp_path,
@@ -252,12 +248,101 @@ def test_a_signal_saves_the_step_and_the_run_goes_on_exactly(
         time.sleep(0.01)
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
-    if process.returncode != 0:  # a fast machine may have finished before the signal came
-        assert process.returncode == code, said
-        assert "--resume" in said
-        assert json.loads((out / "status.json").read_text())["state"] == "interrupted"
-        udaseg("adapt", "--resume", out, "--root", root, cwd=tmp_path)
-    assert_same(tensors(out), tensors(finished))
+    assert process.returncode == code, said
+    assert "--resume" in said
+    assert json.loads((out / "status.json").read_text())["state"] == "interrupted"
+    udaseg("adapt", "--resume", out, "--root", root, cwd=tmp_path)
+    assert_same(tensors(out), tensors(longer))
+
+
+def test_resuming_with_other_files_or_classes_is_refused(root, tmp_path):
+    mine = toy_root(tmp_path / "data")
+    out = tmp_path / "run"
+    adapt(mine, out, steps=2)
+    for kind in ("pt", "json"):
+        (out / "checkpoints" / f"step-000002.{kind}").rename(out / f"kept.{kind}")
+    index = mine / "prepared" / "toyland-target" / "index.json"
+    whole = index.read_text()
+    document = json.loads(whole)
+    document["splits"]["train"].pop()
+    for kind in ("pt", "json"):
+        (out / f"kept.{kind}").rename(out / "checkpoints" / f"step-000002.{kind}")
+    index.write_text(json.dumps(document))
+    said = udaseg("adapt", "--resume", out, "--root", mine, cwd=tmp_path, expect=3)
+    assert "the files of target are others" in said.stderr
+    index.write_text(whole)
+    source = mine / "prepared" / "toyland" / "index.json"
+    document = json.loads(source.read_text())
+    document["classes"][0]["name"] = "street"
+    source.write_text(json.dumps(document))
+    said = udaseg("adapt", "--resume", out, "--root", mine, cwd=tmp_path, expect=3)
+    assert "street" in said.stderr
+    said = adapt(mine, tmp_path / "other", "--init", out, expect=3)
+    assert "same classes" in said.stderr
+
+
+def test_resume_before_the_first_checkpoint_still_refuses_other_numbers(root, tmp_path):
+    out = tmp_path / "run"
+    adapt(root, out, steps=2)
+    for path in (out / "checkpoints").iterdir():
+        path.unlink()
+    said = udaseg("adapt", "--resume", out, "--root", root, "steps=9", cwd=tmp_path, expect=2)
+    assert "steps was 2" in said.stderr
+    said = udaseg(
+        "adapt", "--resume", out, "--root", root, "--precision", "bf16", cwd=tmp_path, expect=2
+    )
+    assert "machine.precision was fp32" in said.stderr
+
+
+def test_weights_that_are_not_finite_are_never_saved(root, tmp_path):
+    """The last step's loss is finite, its update is not: nothing may take the good one's place."""
+    out = tmp_path / "run"
+    adapt(root, out, "optimizer.lr=1e38", steps=1, method="dacs", expect=6)
+    assert not list((out / "checkpoints").glob("*")) if (out / "checkpoints").exists() else True
+    assert json.loads((out / "status.json").read_text())["state"] == "failed"
+
+
+def test_running_out_of_memory_is_answered_with_advice(root, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("udaseg.commands.fit.fit", full)
+    said = adapt(root, tmp_path / "run", expect=5)
+    assert "--batch 1" in said.stderr
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["code"] == 5
+
+
+def test_an_unexpected_error_is_no_run_that_goes_on(root, tmp_path, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr("udaseg.commands.fit.fit", broken)
+    said = adapt(root, tmp_path / "run", expect=1)
+    assert "a fault of ours" in said.stderr
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"
+
+
+def test_several_processes_are_refused_with_a_sentence(root, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    said = adapt(root, tmp_path / "run", expect=2)
+    assert "several processes" in said.stderr
+
+
+def test_ones_own_source_is_not_scored_on_the_recipes_target(root, tmp_path):
+    said = udaseg(
+        "train",
+        "gta5_cityscapes/source_only",
+        "--source",
+        "toyland",
+        "--root",
+        root,
+        "--steps",
+        1,
+        "--dry-run",
+        *[w for w in TINY if "valid" not in w],
+        cwd=tmp_path,
+    )
+    assert "scored on" not in said.stderr
 
 
 def test_info_tells_what_a_run_is(finished, tmp_path):
@@ -273,6 +358,8 @@ def test_info_tells_what_a_run_is(finished, tmp_path):
         (["adapt", "--method", "rcrc"], 2, "rccr"),
         (["adapt", "toyland/rccr", "optimzer.lr=1"], 2, "did you mean"),
         (["adapt", "toyland/rccr", "steps=many"], 2, "steps"),
+        (["adapt", "toyland/rccr", "target.crop=[64, 64]"], 2, "same as source.crop"),
+        (["adapt", "toyland/rccr", "method.regional.region_size=99"], 2, "cells"),
         (["adapt", "toyland/rccr", "machine.device=cuda:77"], 5, "no cuda:77"),
         (["adapt", "toyland/rccr", "--target", "nowhere"], 3, "nowhere"),
         (["adapt", "toyland/rccr", "model.weights=none.pth"], 3, "no such weights"),

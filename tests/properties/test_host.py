@@ -5,18 +5,27 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.properties.test_self_training import _batch, _objective, _regional, _trainer
-from udaseg.contrast import PrototypeContrast
+from udaseg.contrast import PrototypeContrast, regional
+
+WAITS = (
+    torch.ops.aten._local_scalar_dense.default,
+    torch.ops.aten.nonzero.default,
+    torch.ops.aten.masked_select.default,
+)
 
 
 class Reads(TorchDispatchMode):
-    """Counts the operations that hand a tensor's value to Python."""
+    """Counts the operations that hand a tensor's value or size to Python."""
 
     def __init__(self):
         super().__init__()
         self.found = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func is torch.ops.aten._local_scalar_dense.default:
+        masked = func is torch.ops.aten.index.Tensor and any(
+            torch.is_tensor(part) and part.dtype == torch.bool for part in args[1]
+        )
+        if masked or func in WAITS:
             self.found.append(func)
         return func(*args, **(kwargs or {}))
 
@@ -34,7 +43,8 @@ def _prototypes():
 
 
 @pytest.mark.parametrize("terms", [[], ["regional"], ["regional", "prototypes"]])
-def test_a_step_reads_nothing_back(terms):
+def test_a_step_reads_nothing_back(terms, monkeypatch):
+    monkeypatch.setattr(regional, "_counted", lambda _: None)  # as on a GPU
     made = {"regional": _regional, "prototypes": _prototypes}
     objective = _objective(_regional(), regularizers={name: made[name]() for name in terms})
     trainer = _trainer(objective)
@@ -49,4 +59,6 @@ def test_a_step_reads_nothing_back(terms):
 def test_the_counter_counts():
     with Reads() as reads:
         torch.ones(()).item()
-    assert len(reads.found) == 1
+        torch.ones(2).nonzero()
+        torch.ones(2)[torch.ones(2, dtype=torch.bool)]
+    assert len(reads.found) == 3

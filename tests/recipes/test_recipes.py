@@ -15,7 +15,11 @@ from udaseg.recipe import BatchSize, Domain, Machine, Recipe, load
 FOLDER = Path(__file__).resolve().parents[2] / "recipes"
 FILES = sorted(path for path in FOLDER.glob("*/*.yaml") if path.parent.name != "datasets")
 NAMES = [f"{path.parent.name}/{path.stem}" for path in FILES]
-QUIRKS_OF_A_RELEASE = {"optimizer.backbone_lr_mult", "model.aspp_dilations"}
+QUIRKS_OF_A_RELEASE = {
+    "optimizer.backbone_lr_mult",
+    "model.aspp_dilations",
+    "target.resize",
+}
 
 
 def small(recipe: Recipe) -> Recipe:

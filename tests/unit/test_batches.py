@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from udaseg.data import (
     IGNORE,
@@ -122,6 +123,37 @@ def test_a_crop_larger_than_the_image_is_padded_with_ignore(pair):
     assert (batch.source_labels[:, 20:] == IGNORE).all()
     assert (batch.source_labels[:, :, 30:] == IGNORE).all()
     assert (batch.source_labels[:, :20, :30] != IGNORE).all()
+
+
+def test_a_target_smaller_than_the_crop_is_enlarged_and_never_padded(pair):
+    source, target = pair
+    batches = _batches(source, target, crop=(24, 24))
+    for step in range(3):
+        images = batches[step].target_images
+        assert images.shape[-2:] == (24, 24)
+        assert (images[:, 0, -1] > 0).all(), "black rows below the image"
+
+
+def test_photos_without_labels_are_turned_as_a_viewer_shows_them(tmp_path, pair):
+    rows = np.arange(20, dtype=np.uint8)[:, None].repeat(30, 1)
+    photo = Image.fromarray(np.stack([rows * 10] * 3, 2))
+    exif = photo.getexif()
+    exif[274] = 6  # the camera was turned: rows of the file are columns of the scene
+    photo.save(tmp_path / "turned.png", exif=exif)
+    samples = (Sample("turned.png", None, 20, 30),)
+    target = PreparedDataset("phone", tmp_path, tmp_path, None, {"train": samples})
+    image = _batches(pair[0], target, crop=(8, 8))[0].target_images[0, 0]
+    assert torch.equal(image[0], image[-1]), "still lies on its side"
+    assert image[0, 0] > image[0, -1]
+
+
+def test_digests_change_with_the_files(pair):
+    source, target = pair
+    fewer = replace(source, splits={"train": source.splits["train"][:2]})
+    digests = _batches(source, target).digests()
+    assert digests == _batches(source, target, seed=3, batch=1).digests()
+    assert digests["target"] == _batches(fewer, target).digests()["target"]
+    assert digests["source"] != _batches(fewer, target).digests()["source"]
 
 
 def test_labels_of_the_target_are_never_read(pair, tmp_path):

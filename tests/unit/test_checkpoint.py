@@ -35,6 +35,7 @@ def _save(folder, step, *, keep=2, network=None, trainer=None):
         optimizer=trainer,
         recipe={"name": "r"},
         classes={"names": ["a", "b"], "colors": [[0, 0, 0], [1, 1, 1]]},
+        files={"source": "digest"},
         keep=keep,
     )
 
@@ -189,6 +190,7 @@ def test_what_could_not_be_read_back_is_not_written(tmp_path, value):
             optimizer=trainer,
             recipe={"best": value},
             classes={},
+            files={},
             keep=2,
         )
     assert list(tmp_path.iterdir()) == []

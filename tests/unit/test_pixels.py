@@ -76,3 +76,12 @@ def test_loss_under_bf16_autocast_is_computed_in_float32():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside = pixel_loss(logits, labels)
     assert inside.item() == pixel_loss(logits, labels).item()
+
+
+def test_a_mean_over_all_pixels_counts_void_ones_too():
+    logits = torch.randn(1, 3, 4, 4)
+    labels = torch.zeros(1, 8, 8, dtype=torch.uint8)
+    labels[:, :4] = IGNORE
+    labelled = pixel_loss(logits, labels)
+    over_all = pixel_loss(logits, labels, torch.ones(1, 8, 8), mean_over="all")
+    assert over_all.item() == pytest.approx(labelled.item() / 2, rel=1e-6)

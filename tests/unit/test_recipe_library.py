@@ -15,8 +15,8 @@ from udaseg.recipe import (
     methods,
     recipes_folder,
     requested,
+    scores_another_target,
     split_words,
-    unscored,
 )
 
 SHIPPED = recipes_folder() / "gta5_cityscapes" / "rccr.yaml"
@@ -133,20 +133,23 @@ def test_two_recipes_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("target", "overrides", "off"),
+    ("overrides", "off"),
     [
-        (None, [], False),
-        ("cityscapes", [], False),
-        ("photos", [], True),
-        ("photos", ["validation.split=val"], True),
-        ("photos", ["validation.data=photos"], False),
-        ("photos", ["validation={data: photos}"], False),
+        ([], False),
+        (["target.data=cityscapes"], False),
+        (["target.data=photos"], True),
+        (["source.data=city"], False),
+        (["source.data=city", "method={kind: source_only}"], True),
+        (["target.data=photos", "validation.split=val"], True),
+        (["target.data=photos", "validation.data=photos"], False),
+        (["target.data=photos", "validation={data: photos, split: val, resize: null}"], False),
     ],
 )
 def test_a_target_of_the_users_own_is_not_scored_on_the_recipes(
-    target: str | None, overrides: list[str], off: bool
+    overrides: list[str], off: bool
 ) -> None:
-    assert unscored(target, "cityscapes", overrides) == ["validation.data=null"] * off
+    recipe = load(SHIPPED, overrides=overrides)
+    assert scores_another_target(recipe, ("gta5", "cityscapes"), overrides) == off
 
 
 def test_everyday_options_change_the_recipe(library: Path) -> None:

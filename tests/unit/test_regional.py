@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from udaseg.contrast import (
     EMPTY,
@@ -61,8 +62,58 @@ def test_loss_and_gradient_equal_the_naive_loops(seed, temperature):
     assert torch.allclose(ours.grad.double(), theirs.grad, atol=1e-6)
 
 
+def test_the_form_for_a_gpu_which_drops_nothing_gives_the_same(monkeypatch):
+    queries, keys, labels, bank, bank_labels, keep = _case(5)
+    bank_labels[::7] = EMPTY
+    results = []
+    for drops in (True, False):
+        if not drops:
+            monkeypatch.setattr(module, "_counted", lambda _: None)
+        ours = queries.clone().requires_grad_()
+        loss = regional_loss(ours, keys, labels, bank, bank_labels, temperature=0.1, keep=keep)
+        loss.backward()
+        results.append((loss.detach(), ours.grad))
+    for one, other in zip(*results, strict=True):
+        assert torch.allclose(one, other, atol=1e-7)
+
+
+class _Largest(TorchDispatchMode):
+    """Notes the most elements that any tensor made inside holds."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        given = {part.untyped_storage().data_ptr() for part in args if torch.is_tensor(part)}
+        if torch.is_tensor(made) and made.untyped_storage().data_ptr() not in given:
+            self.elements = max(self.elements, made.numel())
+        return made
+
+
+def test_the_memory_of_the_loss_does_not_grow_with_the_bank():
+    largest = []
+    for rows in (20_000, 80_000):
+        queries, keys, labels, bank, bank_labels, keep = _case(0, regions=300, rows=rows)
+        with _Largest() as made:
+            regional_loss(
+                queries.requires_grad_(),
+                keys,
+                labels,
+                bank,
+                bank_labels,
+                temperature=0.1,
+                keep=keep,
+            )
+        largest.append(made.elements)
+    assert largest[0] == largest[1]
+
+
+@pytest.mark.parametrize("bank_chunk", [3, 90, 1000])
 @pytest.mark.parametrize("chunk", [1, 5, 37, 1000])
-def test_any_chunk_size_gives_the_dense_loss(monkeypatch, chunk):
+def test_any_chunk_size_gives_the_dense_loss(monkeypatch, chunk, bank_chunk):
+    monkeypatch.setattr(module, "_BANK_CHUNK", bank_chunk)
     queries, keys, labels, bank, bank_labels, keep = _case(3)
     monkeypatch.setattr(module, "_CHUNK", chunk)
     loss = regional_loss(queries, keys, labels, bank, bank_labels, temperature=0.1, keep=keep)

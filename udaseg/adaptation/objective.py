@@ -154,7 +154,9 @@ class SelfTraining(Objective):
         mixed_images = self._augment(paste(mask, source, target), generator)
         on_mixed: Segmented = self.student(mixed_images, embed=embeds and "mixed" in needs)
         mixed_weight = weight.masked_fill(mask, 1.0)
-        mixed_loss = self.mix_weight * pixel_loss(on_mixed.logits, mixed_labels, mixed_weight)
+        mixed_loss = self.mix_weight * pixel_loss(
+            on_mixed.logits, mixed_labels, mixed_weight, mean_over="all"
+        )
 
         parts = {"source": source_loss, "mixed": mixed_loss}
         figures = {"confident": share.mean(), "confidence": sure.mean()}
@@ -220,9 +222,8 @@ class SelfTraining(Objective):
             pixels = cells_to_pixels(square, size, stride)
             images = self._augment(paste(pixels, target, source), generator)
             seen = self.student(images, embed=True)
-            cutmix = _cell_view(seen, _to_cells(labels, seen))
-            cutmix_labels = paste(square, target_view.predictions, cutmix.labels)
-            cutmix = _cell_view(seen, cutmix_labels)
+            inside_out = paste(square, target_view.predictions, _to_cells(labels, seen))
+            cutmix = _cell_view(seen, inside_out)
         by_student = None
         if any(term.keys_by_student_head for term in self._terms()):
             assert self.student.projector is not None

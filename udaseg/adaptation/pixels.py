@@ -5,7 +5,7 @@ and dropped, so no tensor of size B x K x H x W exists.
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,13 +18,20 @@ _STRIP_ROWS_CPU = 16
 _STRIP_ROWS_GPU = 512
 
 
-def pixel_loss(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+def pixel_loss(
+    logits: Tensor,
+    labels: Tensor,
+    weights: Tensor | None = None,
+    *,
+    mean_over: Literal["labelled", "all"] = "labelled",
+) -> Tensor:
     """Return the mean cross-entropy over labelled pixels, at the labels' resolution.
 
     Args:
         logits: (B, K, h, w); enlarged bilinearly to the labels' size.
         labels: (B, H, W) integer, a class or `IGNORE`.
         weights: (B, H, W) in [0, 1]; low weights make the loss small, not merely uneven.
+        mean_over: `all` divides by the number of all pixels, void ones too.
 
     Returns:
         A scalar; 0 with a graph when no pixel is labelled.
@@ -41,7 +48,10 @@ def pixel_loss(logits: Tensor, labels: Tensor, weights: Tensor | None = None) ->
         logits.float(), (logits.shape[-2], width), mode="bilinear", align_corners=False
     )
     total: Tensor = _StripCrossEntropy.apply(wide, labels, weights, height)
-    return total / mean_share((labels != IGNORE).sum())
+    counted = (
+        (labels != IGNORE).sum() if mean_over == "labelled" else total.new_tensor(labels.numel())
+    )
+    return total / mean_share(counted)
 
 
 @torch.no_grad()

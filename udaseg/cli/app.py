@@ -303,7 +303,7 @@ def info(run: Run, verbose: Verbose = False, quiet: Quiet = False) -> None:
 
 @app.command()
 def demo(
-    seed: Annotated[int, typer.Option(help="Seed of the images and the training.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the training.")] = 0,
     out: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/demo"),
     root: Root = Path("data"),
     verbose: Verbose = False,

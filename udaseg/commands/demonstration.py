@@ -1,5 +1,6 @@
 """`udaseg demo`: the main job on the embedded toyland, source only against RCCR, side by side."""
 
+import logging
 import time
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from udaseg.evaluation import labels_from_logits
 from udaseg.recipe import choose_recipe, load
 from udaseg.reporting import color_mask, comparison_table, side_by_side, write_json_atomic
 
+log = logging.getLogger(__name__)
+
 _METHODS = {"source_only": train, "rccr": adapt}
 _SHOWN = 4
 _ZOOM = 2
@@ -29,7 +32,7 @@ def demo(*, seed: int, out: Path, root: Path) -> None:
     """Prepare toyland, train on its source, adapt to its target, and show both on the target.
 
     Args:
-        seed: Of both runs.
+        seed: Of both trainings; toyland stays the same.
         out: Where runs, summary and picture go; an earlier demo there is replaced.
         root: Where data lie.
 
@@ -39,16 +42,20 @@ def demo(*, seed: int, out: Path, root: Path) -> None:
     if out.is_dir() and any(out.iterdir()) and not (out / "source_only" / "recipe.yaml").is_file():
         raise UsageError(f"{out}: is not empty and no earlier demo; choose another --out")
     started = time.monotonic()
-    prepare(
-        names=["toyland"],
-        root=root,
-        check_only=False,
-        max_bad=0,
-        on_mismatch="exclude",
-        seed=0,
-        size=None,
-        workers=-1,
-    )
+    if (root / "toyland").is_dir():
+        # whichever toyland was made here before serves; it need not have our size or seed
+        log.info("taking the toyland in %s", root / "toyland")
+    else:
+        prepare(
+            names=["toyland"],
+            root=root,
+            check_only=False,
+            max_bad=0,
+            on_mismatch="exclude",
+            seed=0,
+            size=None,
+            workers=-1,
+        )
     for method, run in _METHODS.items():
         path = choose_recipe(method, "toyland", "toyland-target")
         run(

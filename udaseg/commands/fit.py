@@ -1,11 +1,13 @@
 """`udaseg train` and `udaseg adapt`: from a recipe to a finished run folder."""
 
 import logging
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.text import Text
 
@@ -16,12 +18,14 @@ from udaseg.commands.recording import Recorder
 from udaseg.data import ClassSpace, PreparedDataset, open_dataset
 from udaseg.engine import Checkpoint, Fit, StopSignal, fit, newest, restore
 from udaseg.errors import (
+    DataError,
+    EnvironmentFault,
     Interrupted,
     RecipeError,
     UdasegError,
     UsageError,
 )
-from udaseg.recipe import Machine, Recipe, dump, from_dict, to_dict
+from udaseg.recipe import Machine, Recipe, dump, from_dict, load, to_dict
 from udaseg.reporting import RunStatus, TrainingProgress, log_to_file
 
 log = logging.getLogger(__name__)
@@ -75,6 +79,8 @@ def adapt(
     command: Sequence[str],
 ) -> Path:
     """Adapt from the source to the unlabelled target, and return the run folder."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError("training in several processes is not there yet; start one process")
     if resume is not None and (init is not None or overwrite):
         raise UsageError("--resume continues a run; it takes neither --init nor --overwrite")
     source = open_dataset(recipe.source.data, root=root)
@@ -92,7 +98,7 @@ def adapt(
     if resume is None:
         run_folder.create(folder, recipe, command, overwrite=overwrite)
     with run_folder.writing(folder), log_to_file(folder / "train.log"):
-        first = 0 if resume is None else _continue(folder, recipe, made)
+        first = 0 if resume is None else _continue(folder, recipe, made, source.classes)
         _train_to_the_end(recipe, made, source.classes, validation, folder, first)
     announce(folder, recipe)
     return folder
@@ -106,27 +112,49 @@ def _validation(recipe: Recipe, root: Path) -> PreparedDataset | None:
     return dataset
 
 
-def _continue(folder: Path, recipe: Recipe, made: Fit) -> int:
+def _continue(folder: Path, recipe: Recipe, made: Fit, classes: ClassSpace) -> int:
+    """Restore the newest checkpoint and return the steps done; 0 when there is none yet."""
+    _refuse_other_numbers(folder / "recipe.yaml", load(folder / "recipe.yaml"), recipe)
     checkpoint = newest(folder / "checkpoints")
     if checkpoint is None:
         log.warning("%s: no checkpoint was written yet; starting at step 0", folder)
         return 0
-    _refuse_other_numbers(checkpoint, recipe)
+    _refuse_other_numbers(checkpoint.path, from_dict(checkpoint.recipe), recipe)
+    _refuse_other_data(checkpoint, made, classes)
     first = restore(checkpoint, made.objective, made.optimizer)
     log.info("resumed %s at step %d", folder, first)
     return first
 
 
-def _refuse_other_numbers(checkpoint: Checkpoint, recipe: Recipe) -> None:
+def _refuse_other_numbers(where: Path, before: Recipe, now: Recipe) -> None:
     """Refuse to continue with a recipe that differs in anything but the machine."""
-    before = to_dict(replace(from_dict(checkpoint.recipe), machine=Machine()))
-    now = to_dict(replace(recipe, machine=Machine()))
-    changed = list(_differences(before, now, ""))
+
+    def numbers(recipe: Recipe) -> dict[str, object]:
+        # the precision belongs to the machine, but it changes every number
+        return to_dict(replace(recipe, machine=Machine(precision=recipe.machine.precision)))
+
+    changed = _differences(numbers(before), numbers(now), "")
     if changed:
         raise RecipeError(
-            f"{checkpoint.path}: --resume continues with the same numbers, but "
+            f"{where}: --resume continues with the same numbers, but "
             + "; ".join(changed)
             + ". Start a new run with --init instead"
+        )
+
+
+def _refuse_other_data(checkpoint: Checkpoint, made: Fit, classes: ClassSpace) -> None:
+    """Refuse to continue with other classes or other files; each batch hangs on both."""
+    if checkpoint.classes != build.class_document(classes):
+        raise DataError(
+            f"{checkpoint.path}: was trained on the classes {checkpoint.classes['names']}, but the "
+            f"source has {list(classes.names)}; start a new run with --init instead"
+        )
+    now = made.batches.digests()
+    other = [domain for domain in now if checkpoint.files.get(domain) != now[domain]]
+    if other:
+        raise DataError(
+            f"{checkpoint.path}: the files of {' and '.join(other)} are others than before, so the "
+            "run could not go on exactly; restore them, or start a new run with --init"
         )
 
 
@@ -158,24 +186,39 @@ def _train_to_the_end(
     status.running(step=first)
     started = time.monotonic()
     recorder = Recorder(recipe, made, classes, validation, folder)
+    miou = None
     try:
-        if first < recipe.steps:
-            _steps(recorder, first, status)
-        miou = None
-        if validation is not None:
-            miou = recorder.scored(show_it=True).mean_iou()
+        with StopSignal() as stop:
+            if first < recipe.steps:
+                _steps(recorder, first, status, stop)
+            if validation is not None:
+                miou = recorder.scored(show_it=True).mean_iou()
     except Interrupted:
         raise
     except UdasegError as error:
+        log.error("%s", error)
         status.failed(code=error.exit_code, reason=str(error))
+        raise
+    except torch.OutOfMemoryError as error:
+        reason = (
+            f"out of memory on {made.device}: {recipe.batch.source} + {recipe.batch.target} images "
+            f"of {recipe.source.crop[1]}x{recipe.source.crop[0]}; take --batch 1, a smaller "
+            "source.crop and target.crop, or --precision bf16"
+        )
+        status.failed(code=EnvironmentFault.exit_code, reason=reason)
+        raise EnvironmentFault(reason) from error
+    except BaseException as error:
+        # whatever it was, the folder must not say for ever that the run goes on
+        log.debug("unexpected", exc_info=True)
+        status.failed(code=1, reason=f"{type(error).__name__}: {error}")
         raise
     status.done(step=recipe.steps, seconds=time.monotonic() - started, miou=miou)
 
 
-def _steps(recorder: Recorder, first: int, status: RunStatus) -> None:
+def _steps(recorder: Recorder, first: int, status: RunStatus, stop: StopSignal) -> None:
     recipe, folder = recorder.recipe, recorder.folder
     progress = TrainingProgress(steps=recipe.steps, first=first, every=recipe.machine.log_every)
-    with recorder.metrics, StopSignal() as stop, progress:
+    with recorder.metrics, progress:
         recorder.metrics.truncate_after(first)
         recorder.progress = progress
         done = fit(recorder.made, first=first, on_step=recorder.on_step, stop=stop)

@@ -1,6 +1,7 @@
 """What a run says before it starts and after it is done."""
 
 import logging
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,10 +36,19 @@ def say_plan(
     if target is not None and made.batches.target is not None:
         count = len(made.batches.target.samples)
         rows["target"] = f"{target.name}: {count} images, labels are not read"
-        _warn_of_shape(recipe, made.batches.target.samples)
+        _warn_of_shape("target", recipe.target.resize, made.batches.target.samples)
+    _warn_of_shape("source", recipe.source.resize, made.batches.source.samples)
+    if made.device.type == "cpu" and recipe.model.backbone.startswith("resnet"):
+        log.warning(
+            "%d steps of %s on a CPU take very long; a GPU is meant here. To try things out: "
+            "steps=500 model.backbone=mobilenet_v2 model.output_stride=16",
+            *(recipe.steps, recipe.model.backbone),
+        )
     if validation is not None:
         split = recipe.validation.split
         rows["scored on"] = f"{validation.name} {split}: {len(validation.split(split))} images"
+        if difference := _class_difference(source, validation):
+            rows["classes"] = difference
     model = recipe.model
     rows["network"] = (
         f"{model.backbone}, {model.head}, stride {model.output_stride}, "
@@ -54,9 +64,8 @@ def say_plan(
         console.print(Text(f"{key:>10}  {printable(value)}"))
 
 
-def _warn_of_shape(recipe: Recipe, samples: Sequence[Sample]) -> None:
-    """Warn when the recipe's resize squashes the target's images."""
-    resize = recipe.target.resize
+def _warn_of_shape(domain: str, resize: tuple[int, int] | None, samples: Sequence[Sample]) -> None:
+    """Warn when the recipe's resize squashes the images."""
     if resize is None:
         return
     wanted = resize[1] / resize[0]
@@ -64,15 +73,32 @@ def _warn_of_shape(recipe: Recipe, samples: Sequence[Sample]) -> None:
     if squashed:
         first = squashed[0]
         log.warning(
-            "%d of %d target images have another shape than target.resize=[%d, %d] (the first is "
-            "%dx%d) and are squashed; choose target.resize=[HEIGHT, WIDTH] to keep their shape",
-            *(len(squashed), len(samples), *resize, first.width, first.height),
+            "%d of %d %s images have another shape than %s.resize=[%d, %d] (the first is %dx%d) "
+            "and are squashed; choose %s.resize=[HEIGHT, WIDTH] to keep their shape",
+            *(len(squashed), len(samples), domain, domain, *resize, first.width, first.height),
+            domain,
         )
+
+
+def _class_difference(source: PreparedDataset, validation: PreparedDataset) -> str:
+    """Return which classes only one side has, or nothing."""
+    assert source.classes is not None
+    theirs = validation.classes.names if validation.classes is not None else ()
+    ours = source.classes.names
+    parts = [
+        f"only in {name}: {', '.join(only)}"
+        for name, only in (
+            (source.name, [word for word in ours if word not in theirs]),
+            (validation.name, [word for word in theirs if word not in ours]),
+        )
+        if only
+    ]
+    return "; ".join(parts)
 
 
 def announce(folder: Path, recipe: Recipe) -> None:
     """Say on stdout where the run is and what can be done with it."""
     console = Console(highlight=False, soft_wrap=True)
-    where = printable(str(folder))
+    where = shlex.quote(printable(str(folder)))
     console.print(Text(f"{recipe.name}: done, in {where}"))
     console.print(Text(f"  udaseg eval {where}\n  udaseg predict IMAGES --checkpoint {where}"))

@@ -1,12 +1,16 @@
 """What a run writes down while it trains: metrics, checkpoints, and scores for people."""
 
+import math
 from pathlib import Path
+
+from torch.nn.utils import get_total_norm
 
 from udaseg import build
 from udaseg.adaptation import LossReport
 from udaseg.commands.scoring import score, show, summarise, write_scores
 from udaseg.data import ClassSpace, PreparedDataset
 from udaseg.engine import Fit, save
+from udaseg.errors import DivergedError
 from udaseg.evaluation import ConfusionMatrix
 from udaseg.recipe import Recipe, to_dict
 from udaseg.reporting import MetricsLog, TrainingProgress
@@ -62,6 +66,7 @@ class Recorder:
         """Save the state after `done` steps, unless it is saved already."""
         if done == self.saved:
             return
+        self._refuse_not_finite(done)
         save(
             self.folder / "checkpoints",
             step=done,
@@ -69,9 +74,19 @@ class Recorder:
             optimizer=self.made.optimizer,
             recipe=to_dict(self.recipe),
             classes=build.class_document(self.classes),
+            files=self.made.batches.digests(),
             keep=self.recipe.machine.keep_checkpoints,
         )
         self.saved = done
+
+    def _refuse_not_finite(self, done: int) -> None:
+        """Keep a state that is not finite from taking the place of a good checkpoint."""
+        weights = [part.detach() for part in self.made.objective.student.parameters()]
+        if not math.isfinite(float(get_total_norm(weights))):
+            raise DivergedError(
+                f"step {done}: the weights are not finite, so nothing was saved; the last "
+                "checkpoint stands. Lower optimizer.lr, or set optimizer.clip_norm"
+            )
 
     def scored(self, *, show_it: bool = False) -> ConfusionMatrix:
         """Score the student on labelled target images, which chooses nothing.

@@ -69,13 +69,14 @@ def writing(folder: Path) -> Iterator[None]:
     Raises:
         UsageError: A living process writes it.
     """
-    _refuse_second_writer(folder)
     lock = folder / _LOCK
-    document = {"pid": os.getpid(), "host": platform.node()}
     try:
-        lock.unlink(missing_ok=True)
-        with lock.open("x", encoding="utf-8") as file:
-            json.dump(document, file)
+        try:
+            _take(lock)
+        except FileExistsError:
+            _refuse_second_writer(folder)
+            lock.unlink(missing_ok=True)
+            _take(lock)
     except FileExistsError as error:
         raise UsageError(f"{folder}: another process began to write it just now") from error
     except OSError as error:
@@ -84,6 +85,11 @@ def writing(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.unlink(missing_ok=True)
+
+
+def _take(lock: Path) -> None:
+    with lock.open("x", encoding="utf-8") as file:
+        json.dump({"pid": os.getpid(), "host": platform.node()}, file)
 
 
 def environment() -> dict[str, object]:

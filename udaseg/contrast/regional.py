@@ -14,6 +14,7 @@ from udaseg.distributed import mean_share, rows_of_all_ranks, world_size
 from udaseg.errors import UdasegError
 
 _CHUNK = 256
+_BANK_CHUNK = 8192
 _MATCHES_NOTHING = -2
 
 
@@ -99,34 +100,28 @@ class _RegionalSum(torch.autograd.Function):
         keep: Tensor,
     ) -> Tensor:
         """Return the sum; keep the gradient for `backward`."""
-        rows, columns = _counted(labels, bank_labels, keep)
+        rows = _counted(keep)
         query_RD, key_RD = queries.detach().float(), keys.float()
         label_R, weight_R = labels, keep.float()
         if rows is not None:
             query_RD, key_RD, label_R = query_RD[rows], key_RD[rows], labels[rows]
             weight_R = weight_R[rows]
-            bank, bank_labels = bank[columns], bank_labels[columns]
-        bank_MD = bank.float()
         scale = 1 / temperature
         positive_R = (query_RD * key_RD).sum(1) * scale
         loss = query_RD.new_zeros(())
         gradient_RD = torch.empty_like(query_RD)
         for start in range(0, len(query_RD), _CHUNK):
             part = slice(start, start + _CHUNK)
-            score_rM = (query_RD[part] * scale) @ bank_MD.T
-            out_rM = (bank_labels == label_R[part, None]) | (bank_labels == EMPTY)
-            score_rM.masked_fill_(out_rM, -math.inf)
-            positive_r = positive_R[part]
-            top_r = positive_r if not len(bank_MD) else positive_r.maximum(score_rM.amax(1))
-            score_rM.sub_(top_r[:, None]).exp_()
+            positive_r, weight_r = positive_R[part], weight_R[part]
+            top_r, rest_r, towards_rD = _negatives(
+                query_RD[part] * scale, label_R[part], positive_r, bank, bank_labels
+            )
             own_r = (positive_r - top_r).exp()
-            total_r = own_r + score_rM.sum(1)
-            weight_r = weight_R[part]
+            total_r = own_r + rest_r
             loss = loss + ((total_r.log() + top_r - positive_r) * weight_r).sum()
             own_share_r = (own_r / total_r - 1) * weight_r * scale
-            gradient_rD = score_rM @ bank_MD
-            gradient_rD.mul_((weight_r * scale / total_r)[:, None])
-            gradient_RD[part] = gradient_rD.addcmul_(own_share_r[:, None], key_RD[part])
+            towards_rD.mul_((weight_r * scale / total_r)[:, None])
+            gradient_RD[part] = towards_rD.addcmul_(own_share_r[:, None], key_RD[part])
         if rows is not None:
             wide = queries.new_zeros(queries.shape, dtype=torch.float32)
             gradient_RD = wide.index_copy_(0, rows, gradient_RD)
@@ -140,16 +135,41 @@ class _RegionalSum(torch.autograd.Function):
         return (gradient * grad.to(gradient.dtype), *[None] * 6)
 
 
-def _counted(
-    labels: Tensor, bank_labels: Tensor, keep: Tensor
-) -> tuple[Tensor, Tensor] | tuple[None, None]:
-    """Return the queries and bank rows worth a product, or None on a GPU.
+def _negatives(
+    scaled: Tensor, label_r: Tensor, positive_r: Tensor, bank: Tensor, bank_labels: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return top (r,), sum (r,) of exp(score - top) over negatives, and that sum times the bank.
 
-    Dropping them needs their number on the host; on a GPU waiting for it costs more than it saves.
+    `scaled` are queries (r, D) over the temperature.
+
+    The bank is read in chunks too, with a running maximum that starts at the positive's score, so
+    the memory is the same for a bank of any size.
     """
-    if labels.is_cuda:
-        return None, None
-    return keep.nonzero().flatten(), (bank_labels != EMPTY).nonzero().flatten()
+    top_r = positive_r
+    rest_r = torch.zeros_like(positive_r)
+    towards_rD = torch.zeros_like(scaled)
+    for start in range(0, len(bank), _BANK_CHUNK):
+        part_mD = bank[start : start + _BANK_CHUNK].float()
+        label_m = bank_labels[start : start + _BANK_CHUNK]
+        score_rm = scaled @ part_mD.T
+        out_rm = (label_m == label_r[:, None]) | (label_m == EMPTY)
+        score_rm.masked_fill_(out_rm, -math.inf)
+        higher_r = top_r.maximum(score_rm.amax(1))
+        shrink_r = (top_r - higher_r).exp()
+        score_rm.sub_(higher_r[:, None]).exp_()
+        rest_r = rest_r * shrink_r + score_rm.sum(1)
+        towards_rD.mul_(shrink_r[:, None]).addmm_(score_rm, part_mD)
+        top_r = higher_r
+    return top_r, rest_r, towards_rD
+
+
+def _counted(keep: Tensor) -> Tensor | None:
+    """Return the queries worth a product, or None on a GPU.
+
+    Dropping the others needs their number on the host; on a GPU waiting for it costs more than it
+    saves.
+    """
+    return None if keep.is_cuda else keep.nonzero().flatten()
 
 
 class RegionalContrast(Regularizer):

@@ -1,6 +1,7 @@
 """Training batches as a function of the step: no sampler or loader state exists to be saved."""
 
 import functools
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -13,10 +14,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from udaseg.data.images import read_image, read_train_ids
 from udaseg.data.index import PreparedDataset, Sample
-from udaseg.data.transforms import random_crop, random_mirror, resize_image, resize_labels
+from udaseg.data.transforms import cover, random_crop, random_mirror, resize_image, resize_labels
 from udaseg.errors import DataError
 
 _SOURCE, _TARGET = 0, 1
+_PREFIX = f"{DataError.__module__}.{DataError.__qualname__}: "
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,8 @@ class Crops:
         self, sample: Sample, rng: np.random.Generator
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
         """Return one image crop (H, W, 3) and, when labelled, its labels (H, W)."""
-        image = read_image(self.dataset.image_path(sample))
+        # photos without labels are turned as a viewer shows them; labels lie as files are stored
+        image = read_image(self.dataset.image_path(sample), upright=not self.labelled)
         labels = read_train_ids(self.dataset.label_path(sample)) if self.labelled else None
         if labels is not None and labels.shape != image.shape[:2]:
             raise DataError(
@@ -99,6 +102,8 @@ class Crops:
         if self.resize is not None:
             image = resize_image(image, self.resize)
             labels = None if labels is None else resize_labels(labels, self.resize)
+        if not self.labelled:
+            image = cover(image, self.crop)
         image, labels = random_crop(image, labels, self.crop, rng)
         return random_mirror(image, labels, rng) if self.flip else (image, labels)
 
@@ -175,6 +180,15 @@ class TrainingBatches(Dataset[Batch]):
             drawn.append(crops.draw(crops.samples[order[position]], rng))
         return drawn
 
+    def digests(self) -> dict[str, str]:
+        """Return a digest of the file names of each domain; the order of batches hangs on them."""
+        found = {}
+        for word, crops in (("source", self.source), ("target", self.target)):
+            if crops is not None:
+                names = "\n".join(sample.image for sample in crops.samples)
+                found[word] = hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()
+        return found
+
     def names(self, step: int) -> list[str]:
         """Return the files of the batch of `step` on this rank, to be named in an error."""
         found = []
@@ -207,7 +221,11 @@ def batches_from(
         worker_init_fn=_prepare_worker,
         multiprocessing_context="spawn" if workers else None,
     )
-    yield from loader
+    try:
+        yield from loader
+    except DataError as error:
+        # a worker's error arrives with its traceback as text; the last line is what we said
+        raise DataError(str(error).strip().splitlines()[-1].removeprefix(_PREFIX)) from error
 
 
 @functools.lru_cache(maxsize=8)

@@ -51,16 +51,21 @@ def image_size(path: Path) -> tuple[int, int]:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def read_image(path: Path) -> NDArray[np.uint8]:
+def read_image(path: Path, *, upright: bool = False) -> NDArray[np.uint8]:
     """Return an image as (H, W, 3) uint8 RGB in its stored orientation.
 
     Grey becomes three equal channels, alpha is dropped, 16 bits keep the upper 8.
+
+    Args:
+        path: The file.
+        upright: Turn it as its EXIF orientation says, as a viewer shows it.
 
     Raises:
         DataError: Unreadable, damaged, no image, or too large; names the file.
     """
     data = _sound_bytes(path)
-    image = _decoded(path, data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    turned = 0 if upright else cv2.IMREAD_IGNORE_ORIENTATION
+    image = _decoded(path, data, cv2.IMREAD_COLOR | turned)
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
 
 

