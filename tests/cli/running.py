@@ -2,7 +2,9 @@
 
 import contextlib
 import io
+import sys
 from typing import NamedTuple
+from unittest import mock
 
 import pytest
 
@@ -21,11 +23,12 @@ def udaseg(*words, cwd, expect=0):
     out, err = io.StringIO(), io.StringIO()
     with (
         contextlib.chdir(cwd),
+        mock.patch.object(sys, "argv", ["udaseg", *map(str, words)]),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
         pytest.raises(SystemExit) as stopped,
     ):
-        main([str(word) for word in words])
+        main()
     code = stopped.value.code or 0
     assert code == expect, f"exit {code}\n{out.getvalue()}\n{err.getvalue()}"
     assert "Traceback" not in err.getvalue()

@@ -56,8 +56,9 @@ def home(tmp_path_factory):
         _images(home / folder, ["a.png", "deep/er/b.png"])
     cv2.imwrite(str(home / "my_photos" / "c.jpg"), np.zeros((80, 80, 3), np.uint8))
     city = home / "city"
-    _images(city / "images", ["1.png", "2.png", "x/3.png", "x/4.png"])
-    _labels(city / "labels", ["1.png", "2.png", "x/3.png", "x/4.png"])
+    names = [f"{folder}{number}.png" for folder in ("", "x/") for number in range(5)]
+    _images(city / "images", names)
+    _labels(city / "labels", names)
     (home / "city" / "my_city.yaml").write_text(YAML.replace("[0, 255]", "[0, 8, 11, 255]"))
     return home
 
