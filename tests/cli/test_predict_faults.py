@@ -16,7 +16,7 @@ from PIL import Image
 
 from tests.colors import loaded_colors, painted, random_labels
 from udaseg import build
-from udaseg.commands import predict_paths
+from udaseg.commands import prediction_paths
 from udaseg.commands.prediction import predict as predict_command
 from udaseg.errors import DataError, EnvironmentFault, Interrupted, PartialError, UsageError
 
@@ -257,5 +257,5 @@ def test_only_what_is_no_image_is_bad_data():
 
 
 def test_a_closed_screen_is_not_taken_for_a_full_disk():
-    with pytest.raises(BrokenPipeError), predict_paths.named_faults(Path("masks")):
+    with pytest.raises(BrokenPipeError), prediction_paths.named_faults(Path("masks")):
         raise BrokenPipeError
