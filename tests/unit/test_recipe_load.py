@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from udaseg.errors import RecipeError
-from udaseg.recipe import Recipe, dump, expand_path, from_dict, load, to_dict
+from udaseg.recipe import Recipe, dump, expand_path, from_dict, list_recipes, load, to_dict
 from udaseg.recipe.read import type_hints
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -507,7 +507,7 @@ def test_every_recipe_survives_being_printed_and_stored(monkeypatch: pytest.Monk
         assert from_dict(to_dict(recipe)) == recipe
 
 
-@pytest.mark.parametrize("path", sorted((REPOSITORY / "recipes").glob("*/*.yaml")), ids=str)
+@pytest.mark.parametrize("path", [entry.path for entry in list_recipes()], ids=str)
 def test_a_shipped_recipe_survives_being_printed_and_stored(path: Path) -> None:
     recipe = load(path)
     assert load(text=dump(recipe)) == recipe
