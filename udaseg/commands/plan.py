@@ -101,4 +101,6 @@ def announce(folder: Path, recipe: Recipe) -> None:
     console = Console(highlight=False, soft_wrap=True)
     where = shlex.quote(printable(str(folder)))
     console.print(Text(f"{recipe.name}: done, in {where}"))
-    console.print(Text(f"  udaseg eval {where}\n  udaseg predict IMAGES --checkpoint {where}"))
+    if recipe.validation.data is not None:
+        console.print(Text(f"  udaseg eval {where}"))
+    console.print(Text(f"  udaseg predict IMAGES --checkpoint {where}"))
