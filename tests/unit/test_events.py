@@ -133,3 +133,11 @@ def test_piped_work_says_its_end(screen):
     assert [record.getMessage().split()[:3] for record in screen.records] == [
         ["predict", "3/3", "images"]
     ]
+
+
+def test_an_error_leaves_its_traceback_in_the_log_and_goes_on(tmp_path):
+    with pytest.raises(ZeroDivisionError), log_to_file(tmp_path / "train.log"):
+        1 / 0  # noqa: B018 (raises)
+    text = (tmp_path / "train.log").read_text()
+    assert "Traceback" in text
+    assert "ZeroDivisionError" in text

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.text import Text
@@ -14,10 +13,17 @@ from rich.text import Text
 from udaseg import build
 from udaseg.commands.fit import adapt, train
 from udaseg.commands.preparation import prepare
-from udaseg.commands.scoring import score, summarise
-from udaseg.data import PreparedDataset, open_dataset, read_image, read_train_ids, write_png
+from udaseg.commands.scoring import score, summarise, trained_size
+from udaseg.data import (
+    PreparedDataset,
+    open_dataset,
+    read_image,
+    read_train_ids,
+    resize_image,
+    write_png,
+)
 from udaseg.errors import UsageError
-from udaseg.evaluation import labels_from_logits
+from udaseg.evaluation import label_image, network_size
 from udaseg.recipe import choose_recipe, load
 from udaseg.reporting import color_mask, comparison_table, side_by_side, write_json_atomic
 
@@ -121,12 +127,11 @@ def _picture(loaded: dict[str, build.LoadedRun], target: PreparedDataset) -> NDA
     rows = []
     for sample in samples[:: max(1, len(samples) // _SHOWN)][:_SHOWN]:
         image = read_image(target.image_path(sample))
+        size = (image.shape[0], image.shape[1])
         row = [image]
         for run in loaded.values():
-            tensor = torch.from_numpy(image).permute(2, 0, 1)[None].float().to(run.device) / 255
-            with torch.no_grad():
-                logits = run.segmenter(tensor).logits[0]
-            labels, _ = labels_from_logits(logits, image.shape[:2])
+            seen = resize_image(image, network_size(size, trained_size(run.recipe)))
+            labels, _ = label_image(run.segmenter, seen, size, device=run.device)
             row.append(color_mask(labels, run.classes.colors))
         truth = read_train_ids(target.label_path(sample))
         row.append(color_mask(truth, loaded["rccr"].classes.colors))

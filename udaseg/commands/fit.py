@@ -196,7 +196,6 @@ def _train_to_the_end(
     except Interrupted:
         raise
     except UdasegError as error:
-        log.error("%s", error)
         status.failed(code=error.exit_code, reason=str(error))
         raise
     except torch.OutOfMemoryError as error:
@@ -209,7 +208,6 @@ def _train_to_the_end(
         raise EnvironmentFault(reason) from error
     except BaseException as error:
         # whatever it was, the folder must not say for ever that the run goes on
-        log.debug("unexpected", exc_info=True)
         status.failed(code=1, reason=f"{type(error).__name__}: {error}")
         raise
     status.done(step=recipe.steps, seconds=time.monotonic() - started, miou=miou)

@@ -7,7 +7,7 @@ from torch.nn.utils import get_total_norm
 
 from udaseg import build
 from udaseg.adaptation import LossReport
-from udaseg.commands.scoring import score, show, summarise, write_scores
+from udaseg.commands.scoring import score, show, shown_size, summarise, write_scores
 from udaseg.data import ClassSpace, PreparedDataset
 from udaseg.engine import Fit, save
 from udaseg.errors import DivergedError
@@ -105,8 +105,8 @@ class Recorder:
         )
         student.train(was_training)
         if show_it:
-            size = "as stored" if spec.resize is None else f"{spec.resize[1]}x{spec.resize[0]}"
-            look = {"weights": f"student at step {self.recipe.steps}", "input": size}
+            weights = f"student at step {self.recipe.steps}"
+            look = {"weights": weights, "input": shown_size(spec.resize)}
             scores = summarise(matrix, self.classes, self.validation, spec.split, look)
             write_scores(self.folder / "eval" / f"{self.validation.name}-{spec.split}", scores)
             show(scores, "table")

@@ -113,10 +113,10 @@ def evaluate(
     )
     look = {
         "weights": f"{weights} at step {loaded.step}",
-        "input": _size(resize) + (" or as many pixels" if keep_shape and resize else ""),
+        "input": shown_size(resize) + (" or as many pixels" if keep_shape and resize else ""),
     }
     if window is not None:
-        look["window"] = _size(window)
+        look["window"] = shown_size(window)
     if flip:
         look["flip"] = "yes"
     if tuple(scales) != (1.0,):
@@ -218,7 +218,7 @@ def summarise(
         means = {"mIoU": matrix.mean_iou()}
     samples = dataset.split(split)
     sizes = {(sample.height, sample.width) for sample in samples}
-    resolution = _size(next(iter(sizes))) if len(sizes) == 1 else f"{len(sizes)} sizes"
+    resolution = shown_size(next(iter(sizes))) if len(sizes) == 1 else f"{len(sizes)} sizes"
     notes = []
     absent = [name for name, count in zip(classes.names, matrix.truth, strict=True) if not count]
     if absent:
@@ -284,5 +284,6 @@ def _run_folder(run: Path) -> Path:
     return run.parent.parent if run.parent.name == "checkpoints" else run.parent
 
 
-def _size(size: tuple[int, int] | None) -> str:
+def shown_size(size: tuple[int, int] | None) -> str:
+    """Return (height, width) as people write it, None as what it stands for."""
     return "as stored" if size is None else f"{size[1]}x{size[0]}"

@@ -171,14 +171,21 @@ class TrainingBatches(Dataset[Batch]):
     def _draw(
         self, crops: Crops, domain: int, size: int, step: int
     ) -> list[tuple[NDArray[np.uint8], NDArray[np.uint8] | None]]:
-        first = (step * self.world_size + self.rank) * size
         drawn = []
+        for sample, epoch, position in self._chosen(crops, domain, size, step):
+            rng = np.random.default_rng([self.seed, domain, epoch, position])
+            drawn.append(crops.draw(sample, rng))
+        return drawn
+
+    def _chosen(
+        self, crops: Crops, domain: int, size: int, step: int
+    ) -> Iterator[tuple[Sample, int, int]]:
+        """Yield the samples of a step on this rank, with the epoch and the position in it."""
+        first = (step * self.world_size + self.rank) * size
         for number in range(first, first + size):
             epoch, position = divmod(number, len(crops.samples))
             order = _epoch_order(self.seed, domain, epoch, len(crops.samples))
-            rng = np.random.default_rng([self.seed, domain, epoch, position])
-            drawn.append(crops.draw(crops.samples[order[position]], rng))
-        return drawn
+            yield crops.samples[order[position]], epoch, position
 
     def digests(self) -> dict[str, str]:
         """Return a digest of the file names of each domain; the order of batches hangs on them."""
@@ -197,13 +204,9 @@ class TrainingBatches(Dataset[Batch]):
             (self.target, _TARGET, self.batch_target),
         )
         for crops, domain, size in parts:
-            if crops is None:
-                continue
-            first = (step * self.world_size + self.rank) * size
-            for number in range(first, first + size):
-                epoch, position = divmod(number, len(crops.samples))
-                order = _epoch_order(self.seed, domain, epoch, len(crops.samples))
-                found.append(str(crops.dataset.image_path(crops.samples[order[position]])))
+            if crops is not None:
+                chosen = self._chosen(crops, domain, size, step)
+                found += [str(crops.dataset.image_path(sample)) for sample, _, _ in chosen]
         return found
 
 

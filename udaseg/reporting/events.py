@@ -106,7 +106,10 @@ class RunStatus:
 
 @contextlib.contextmanager
 def log_to_file(path: Path) -> Iterator[None]:
-    """Append all log messages of the package to `path` while the context lasts."""
+    """Append all log messages of the package to `path` while the context lasts.
+
+    An error that ends the context is appended with its traceback; the screen gets only its message.
+    """
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     handler.setLevel(logging.INFO)
@@ -114,6 +117,12 @@ def log_to_file(path: Path) -> Iterator[None]:
     logger.addHandler(handler)
     try:
         yield
+    except Exception as error:
+        where = (type(error), error, error.__traceback__)
+        handler.emit(
+            logger.makeRecord(logger.name, logging.ERROR, __file__, 0, "%s", (error,), where)
+        )
+        raise
     finally:
         logger.removeHandler(handler)
         handler.close()
