@@ -3,14 +3,26 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from tests.toy import toy_pair, toy_root
 from udaseg import build
+from udaseg.data import write_pseudo_label
 from udaseg.engine import StopSignal, fit
 from udaseg.errors import EnvironmentFault
-from udaseg.recipe import BatchSize, Domain, Machine, Recipe, load
+from udaseg.recipe import (
+    BatchSize,
+    Domain,
+    Machine,
+    Recipe,
+    Staged,
+    StageTarget,
+    adapts,
+    legs,
+    load,
+)
 
 FOLDER = Path(__file__).resolve().parents[2] / "recipes"
 FILES = sorted(path for path in FOLDER.glob("*/*.yaml") if path.parent.name != "datasets")
@@ -19,6 +31,7 @@ QUIRKS_OF_A_RELEASE = {
     "optimizer.backbone_lr_mult",
     "model.aspp_dilations",
     "target.resize",
+    *("steps", "source.crop", "target.crop", "batch.source", "batch.target"),
 }
 
 
@@ -28,15 +41,27 @@ def small(recipe: Recipe) -> Recipe:
     def cut(domain: Domain) -> Domain:
         return replace(domain, resize=None, crop=(64, 64))
 
+    method = recipe.method
+    if isinstance(method, Staged):
+        stages = [
+            replace(stage, target=None if stage.target is None else _cut(stage.target))
+            for stage in method.stages
+        ]
+        method = replace(method, stages=tuple(stages))
     return replace(
         recipe,
-        steps=1,
+        method=method,
+        steps=5 if isinstance(method, Staged) else 1,
         source=cut(recipe.source),
         target=cut(recipe.target),
         batch=BatchSize(2, 2),
         model=replace(recipe.model, backbone="resnet18", weights="random", output_stride=16),
         machine=Machine(device="cpu", workers=0),
     )
+
+
+def _cut(target: StageTarget) -> StageTarget:
+    return replace(target, resize=None, crop=(64, 64), batch=2)
 
 
 @pytest.fixture(scope="module")
@@ -55,14 +80,28 @@ def test_a_recipe_begins_with_its_command_and_is_named_like_its_file(path):
 
 
 @pytest.mark.parametrize("path", FILES, ids=NAMES)
-def test_a_recipe_builds_small_and_steps_once(path, pair):
+def test_a_recipe_builds_small_and_each_of_its_legs_steps_once(path, pair, tmp_path):
     recipe = small(load(path))
     source, target = pair
-    run = build.run(recipe, source, target if recipe.method.kind != "source_only" else None)
+    for leg in legs(recipe):
+        labels = None
+        if leg.pseudo_labels is not None:
+            labels = tmp_path
+            for sample in target.split("train"):
+                write_pseudo_label(labels, sample, np.zeros((64, 128), np.uint8))
+        run = build.run(
+            recipe, source, target if adapts(recipe) else None, leg=leg, pseudo_labels=labels
+        )
+        _step_once(run, leg)
+
+
+def _step_once(run, leg):
     before = {name: value.clone() for name, value in run.objective.state_dict().items()}
     reports = []
     with StopSignal() as stop:
-        fit(run, first=0, on_step=lambda _, report: reports.append(report), stop=stop)
+        first = leg.end - 1
+        fit(run, first=first, on_step=lambda _, report: reports.append(report), stop=stop)
+    assert len(reports) == 1
     assert torch.isfinite(reports[0].total)
     trained = {
         name

@@ -93,7 +93,7 @@ MISSPELT = [
 
 MISPLACED = [
     ("lr: 1", "optimizer.lr"),
-    ("temperature: 0.1", "method.regional.temperature"),
+    ("min_confidence: 0.1", "method.regional.min_confidence"),
     ("backbone: resnet50", "model.backbone"),
     ("device: cpu", "machine.device"),
     ("optimizer.lr: 1", "optimizer.lr"),

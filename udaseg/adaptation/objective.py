@@ -72,7 +72,7 @@ class SourceOnly(Objective):
 
     def forward(self, batch: Batch) -> LossReport:
         """Return the cross-entropy on the source images."""
-        logits = self.student(_unit_range(batch.source_images)).logits
+        logits = self.student(unit_range(batch.source_images)).logits
         loss = pixel_loss(logits, batch.source_labels)
         return LossReport(loss, {"source": loss})
 
@@ -136,7 +136,7 @@ class SelfTraining(Objective):
         """Return the loss of source, mixed, and regularizers."""
         if batch.target_images is None:
             raise ValueError("self-training needs target images in the batch")
-        source, target = _unit_range(batch.source_images), _unit_range(batch.target_images)
+        source, target = unit_range(batch.source_images), unit_range(batch.target_images)
         labels = batch.source_labels
         needs = {need for term in self._terms() for need in term.needs}
         embeds = any(term.wants_embeddings for term in self._terms())
@@ -148,7 +148,7 @@ class SelfTraining(Objective):
         on_source: Segmented = self.student(source, embed=embeds and "source" in needs)
         source_loss = pixel_loss(on_source.logits, labels)
 
-        generator = _generator(batch.seed, "mixed")
+        generator = generator_for(batch.seed, "mixed")
         mask = class_mask(labels, self.num_classes, generator, ignore_is_class=self.ignore_is_class)
         mixed_labels = paste(mask, labels, guessed)
         mixed_images = self._augment(paste(mask, source, target), generator)
@@ -210,11 +210,11 @@ class SelfTraining(Objective):
     ) -> Views:
         """Make the passes that some regularizer asked for, and only those."""
         labels = batch.source_labels
-        target_view = _cell_view(taught, None) if needs & {"target", "cutmix"} else None
+        target_view = cell_view(taught, None) if needs & {"target", "cutmix"} else None
         cutmix = square = None
         if "cutmix" in needs:
             assert target_view is not None
-            generator = _generator(batch.seed, "cutmix")
+            generator = generator_for(batch.seed, "cutmix")
             stride, size = self.student.output_stride, (source.shape[-2], source.shape[-1])
             per = "batch" if any(term.square_per == "batch" for term in self._terms()) else "image"
             square = square_mask(len(source), size, stride, generator, per=per)  # type: ignore[arg-type]
@@ -222,8 +222,8 @@ class SelfTraining(Objective):
             pixels = cells_to_pixels(square, size, stride)
             images = self._augment(paste(pixels, target, source), generator)
             seen = self.student(images, embed=True)
-            inside_out = paste(square, target_view.predictions, _to_cells(labels, seen))
-            cutmix = _cell_view(seen, inside_out)
+            inside_out = paste(square, target_view.predictions, labels_on_cells(labels, seen))
+            cutmix = cell_view(seen, inside_out)
         by_student = None
         if any(term.keys_by_student_head for term in self._terms()):
             assert self.student.projector is not None
@@ -233,10 +233,10 @@ class SelfTraining(Objective):
             step=batch.step,
             progress=batch.progress,
             seed=batch.seed,
-            source=_cell_view(on_source, _to_cells(labels, on_source))
+            source=cell_view(on_source, labels_on_cells(labels, on_source))
             if "source" in needs
             else None,
-            mixed=_cell_view(on_mixed, _to_cells(mixed_labels, on_mixed))
+            mixed=cell_view(on_mixed, labels_on_cells(mixed_labels, on_mixed))
             if "mixed" in needs
             else None,
             cutmix=cutmix,
@@ -246,23 +246,25 @@ class SelfTraining(Objective):
         )
 
 
-def _unit_range(images: Tensor) -> Tensor:
+def unit_range(images: Tensor) -> Tensor:
+    """Return (B, 3, H, W) uint8 images as floats in [0, 1], channels last."""
     return images.float().div_(255).contiguous(memory_format=torch.channels_last)
 
 
-def _generator(seed: int, purpose: str) -> torch.Generator:
+def generator_for(seed: int, purpose: str) -> torch.Generator:
     """Return a generator for one purpose in one step, so that no purpose shifts another's draws."""
     digest = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
-def _to_cells(labels: Tensor, segmented: Segmented) -> Tensor:
+def labels_on_cells(labels: Tensor, segmented: Segmented) -> Tensor:
     """Return (B, H, W) labels on the grid of cells by nearest neighbour, int64."""
     size = segmented.features.shape[-2:]
     return F.interpolate(labels[:, None].float(), size, mode="nearest")[:, 0].long()
 
 
-def _cell_view(segmented: Segmented, labels: Tensor | None) -> CellView:
+def cell_view(segmented: Segmented, labels: Tensor | None) -> CellView:
+    """Return a pass on the grid of cells; without labels its predictions are the labels."""
     with torch.no_grad():
         confidence, predictions = segmented.cell_logits().float().softmax(1).max(1)
     return CellView(

@@ -3,8 +3,8 @@
 import logging
 import os
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from udaseg import build
 from udaseg.commands import run_folder
 from udaseg.commands.plan import announce, say_plan
 from udaseg.commands.recording import Recorder
+from udaseg.commands.stages import open_leg
 from udaseg.data import ClassSpace, PreparedDataset, open_dataset
 from udaseg.engine import Checkpoint, Fit, StopSignal, fit, newest, restore
 from udaseg.errors import (
@@ -25,7 +26,7 @@ from udaseg.errors import (
     UdasegError,
     UsageError,
 )
-from udaseg.recipe import Machine, Recipe, dump, from_dict, load, to_dict
+from udaseg.recipe import Machine, Recipe, adapts, dump, from_dict, leg_at, legs, load, to_dict
 from udaseg.reporting import RunStatus, TrainingProgress, log_to_file
 
 log = logging.getLogger(__name__)
@@ -84,8 +85,7 @@ def adapt(
     if resume is not None and (init is not None or overwrite):
         raise UsageError("--resume continues a run; it takes neither --init nor --overwrite")
     source = open_dataset(recipe.source.data, root=root)
-    adapts = recipe.method.kind != "source_only"
-    target = open_dataset(recipe.target.data, root=root) if adapts else None
+    target = open_dataset(recipe.target.data, root=root) if adapts(recipe) else None
     validation = _validation(recipe, root)
     start = None if init is None else build.find_checkpoint(init)
     made = build.run(recipe, source, target, init=start)
@@ -98,8 +98,9 @@ def adapt(
     if resume is None:
         run_folder.create(folder, recipe, command, overwrite=overwrite)
     with run_folder.writing(folder), log_to_file(folder / "train.log"):
-        first = 0 if resume is None else _continue(folder, recipe, made, source.classes)
-        _train_to_the_end(recipe, made, source.classes, validation, folder, first)
+        checkpoint = None if resume is None else _checkpoint_of(folder, recipe)
+        plan = _Plan(recipe, source, target, validation, folder, checkpoint)
+        _train_to_the_end(plan, made)
     announce(folder, recipe)
     return folder
 
@@ -112,18 +113,45 @@ def _validation(recipe: Recipe, root: Path) -> PreparedDataset | None:
     return dataset
 
 
-def _continue(folder: Path, recipe: Recipe, made: Fit, classes: ClassSpace) -> int:
-    """Restore the newest checkpoint and return the steps done; 0 when there is none yet."""
+@dataclass(frozen=True)
+class _Plan:
+    """What a run needs while it trains."""
+
+    recipe: Recipe
+    source: PreparedDataset
+    target: PreparedDataset | None
+    validation: PreparedDataset | None
+    folder: Path
+    checkpoint: Checkpoint | None
+
+    @property
+    def done(self) -> int:
+        """Steps that the checkpoint has behind it."""
+        return 0 if self.checkpoint is None else self.checkpoint.step
+
+    @property
+    def classes(self) -> ClassSpace:
+        assert self.source.classes is not None
+        return self.source.classes
+
+
+def _checkpoint_of(folder: Path, recipe: Recipe) -> Checkpoint | None:
+    """Return the newest checkpoint of a run to continue; None when there is none yet."""
     _refuse_other_numbers(folder / "recipe.yaml", load(folder / "recipe.yaml"), recipe)
     checkpoint = newest(folder / "checkpoints")
     if checkpoint is None:
         log.warning("%s: no checkpoint was written yet; starting at step 0", folder)
-        return 0
+        return None
     _refuse_other_numbers(checkpoint.path, from_dict(checkpoint.recipe), recipe)
-    _refuse_other_data(checkpoint, made, classes)
-    first = restore(checkpoint, made.objective, made.optimizer)
-    log.info("resumed %s at step %d", folder, first)
-    return first
+    return checkpoint
+
+
+def _continue(plan: _Plan, made: Fit, extra: Mapping[str, str]) -> None:
+    """Restore the checkpoint into the leg that it is of."""
+    assert plan.checkpoint is not None
+    _refuse_other_data(plan.checkpoint, made, plan.classes, extra)
+    restore(plan.checkpoint, made.objective, made.optimizer)
+    log.info("resumed %s at step %d", plan.folder, plan.done)
 
 
 def _refuse_other_numbers(where: Path, before: Recipe, now: Recipe) -> None:
@@ -142,14 +170,16 @@ def _refuse_other_numbers(where: Path, before: Recipe, now: Recipe) -> None:
         )
 
 
-def _refuse_other_data(checkpoint: Checkpoint, made: Fit, classes: ClassSpace) -> None:
+def _refuse_other_data(
+    checkpoint: Checkpoint, made: Fit, classes: ClassSpace, extra: Mapping[str, str]
+) -> None:
     """Refuse to continue with other classes or other files; each batch hangs on both."""
     if checkpoint.classes != build.class_document(classes):
         raise DataError(
             f"{checkpoint.path}: was trained on the classes {checkpoint.classes['names']}, but the "
             f"source has {list(classes.names)}; start a new run with --init instead"
         )
-    now = made.batches.digests()
+    now = {**made.batches.digests(), **extra}
     other = [domain for domain in now if checkpoint.files.get(domain) != now[domain]]
     if other:
         raise DataError(
@@ -169,29 +199,25 @@ def _differences(before: object, now: object, where: str) -> list[str]:
     return [] if before == now else [f"{where} was {before} and is now {now}"]
 
 
-def _train_to_the_end(
-    recipe: Recipe,
-    made: Fit,
-    classes: ClassSpace,
-    validation: PreparedDataset | None,
-    folder: Path,
-    first: int,
-) -> None:
-    """Train from step `first`, score at the end, and leave word of how it went in `status.json`.
+def _train_to_the_end(plan: _Plan, made: Fit) -> None:
+    """Train all legs, score at the end, and leave word of how it went in `status.json`.
+
+    Args:
+        plan: Of the run.
+        made: The first leg, built; others are built when their turn comes.
 
     Raises:
         Interrupted: A signal came; the last step is saved.
     """
+    recipe, folder = plan.recipe, plan.folder
     status = RunStatus(folder / "status.json")
-    status.running(step=first)
+    status.running(step=plan.done)
     started = time.monotonic()
-    recorder = Recorder(recipe, made, classes, validation, folder)
     miou = None
     try:
         with StopSignal() as stop:
-            if first < recipe.steps:
-                _steps(recorder, first, status, stop)
-            if validation is not None:
+            recorder = _all_legs(plan, made, status, stop)
+            if plan.validation is not None:
                 miou = recorder.scored(show_it=True).mean_iou()
     except Interrupted:
         raise
@@ -211,6 +237,33 @@ def _train_to_the_end(
         status.failed(code=1, reason=f"{type(error).__name__}: {error}")
         raise
     status.done(step=recipe.steps, seconds=time.monotonic() - started, miou=miou)
+
+
+def _all_legs(plan: _Plan, made: Fit, status: RunStatus, stop: StopSignal) -> Recorder:
+    """Train the legs that are left, each from the student of the one before."""
+    recipe, folder, done = plan.recipe, plan.folder, plan.done
+    for leg in legs(recipe)[leg_at(recipe, done).number :]:
+        # a checkpoint of the very step that a stage begins with is of the stage before
+        fresh = done <= leg.begin
+        extra: dict[str, str] = {}
+        if leg.number > 0:
+            log.info("stage %d: %s, steps %d to %d", leg.number + 1, leg.name, leg.begin, leg.end)
+            try:
+                made, extra = open_leg(
+                    *(recipe, leg, plan.source, plan.target, folder), fresh=fresh, stop=stop
+                )
+            except Interrupted:
+                assert stop.number is not None
+                status.interrupted(step=done, signal_number=stop.number)
+                raise
+        if plan.checkpoint is not None and plan.done > leg.begin:
+            _continue(plan, made, extra)
+        recorder = Recorder(recipe, leg, made, plan.classes, plan.validation, folder, extra)
+        first = max(done, leg.begin)
+        if first < leg.end:
+            _steps(recorder, first, status, stop)
+        done = leg.end
+    return recorder
 
 
 def _steps(recorder: Recorder, first: int, status: RunStatus, stop: StopSignal) -> None:

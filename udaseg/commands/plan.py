@@ -10,7 +10,7 @@ from rich.text import Text
 
 from udaseg.data import PreparedDataset, Sample
 from udaseg.engine import Fit
-from udaseg.recipe import Recipe, printable
+from udaseg.recipe import Recipe, legs, printable
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +26,7 @@ def say_plan(
 ) -> None:
     """Say on stderr what will happen: data, network, steps, and where it goes."""
     assert source.classes is not None
+    assert made.batches.source is not None
     student = made.objective.student
     parameters = sum(part.numel() for part in student.parameters())
     rows = {
@@ -33,10 +34,10 @@ def say_plan(
         "source": f"{source.name}: {len(made.batches.source.samples)} images, "
         f"{len(source.classes)} classes",
     }
-    if target is not None and made.batches.target is not None:
-        count = len(made.batches.target.samples)
-        rows["target"] = f"{target.name}: {count} images, labels are not read"
-        _warn_of_shape("target", recipe.target.resize, made.batches.target.samples)
+    if target is not None:
+        samples = target.split(recipe.target.split)
+        rows["target"] = f"{target.name}: {len(samples)} images, labels are not read"
+        _warn_of_shape("target", recipe.target.resize, samples)
     _warn_of_shape("source", recipe.source.resize, made.batches.source.samples)
     if made.device.type == "cpu" and recipe.model.backbone.startswith("resnet"):
         log.warning(
@@ -58,6 +59,8 @@ def say_plan(
     if target is not None:
         rows["steps"] += f" + {recipe.batch.target}"
     rows["steps"] += f" images on {made.device}, {recipe.machine.precision}"
+    if len(legs(recipe)) > 1:
+        rows["stages"] = ", ".join(f"{leg.name} to step {leg.end}" for leg in legs(recipe))
     rows["run"] = str(folder)
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     for key, value in rows.items():

@@ -1,6 +1,7 @@
 """What a run writes down while it trains: metrics, checkpoints, and scores for people."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch.nn.utils import get_total_norm
@@ -8,11 +9,12 @@ from torch.nn.utils import get_total_norm
 from udaseg import build
 from udaseg.adaptation import LossReport
 from udaseg.commands.scoring import score, show, shown_size, summarise, write_scores
+from udaseg.commands.stages import end_of
 from udaseg.data import ClassSpace, PreparedDataset
 from udaseg.engine import Fit, save
 from udaseg.errors import DivergedError
 from udaseg.evaluation import ConfusionMatrix
-from udaseg.recipe import Recipe, to_dict
+from udaseg.recipe import Leg, Recipe, to_dict
 from udaseg.reporting import MetricsLog, TrainingProgress
 
 
@@ -21,27 +23,34 @@ class Recorder:
 
     Args:
         recipe: Of the run.
+        leg: The part of it that trains.
         made: What trains.
         classes: Outputs of the network.
         validation: Labelled images to score, for people to read; None scores nothing.
         folder: Of the run.
+        digests: Of files that were made for this leg; a checkpoint keeps them.
     """
 
     def __init__(
         self,
         recipe: Recipe,
+        leg: Leg,
         made: Fit,
         classes: ClassSpace,
         validation: PreparedDataset | None,
         folder: Path,
+        digests: Mapping[str, str],
     ) -> None:
-        self.recipe, self.made, self.classes = recipe, made, classes
+        self.recipe, self.leg, self.made, self.classes = recipe, leg, made, classes
+        self.digests = digests
         self.validation, self.folder = validation, folder
         self.metrics = MetricsLog(folder / "metrics.jsonl")
         self.progress: TrainingProgress | None = None
         self.saved = -1
-        adapts = recipe.method.kind != "source_only"
-        self.images = recipe.batch.source + (recipe.batch.target if adapts else 0)
+        batches = made.batches
+        self.images = (0 if batches.source is None else batches.batch_source) + (
+            0 if batches.target is None else batches.batch_target
+        )
 
     def on_step(self, done: int, report: LossReport) -> None:
         """Log, score and save as often as the recipe says; between logs nothing waits."""
@@ -56,7 +65,8 @@ class Recorder:
         if self.validation is not None and every and done % every == 0 and not last:
             event["oracle_miou"] = self.scored().mean_iou()
         if event:
-            self.metrics.write({"step": done, **event})
+            stage = {} if self.leg.name is None else {"stage": self.leg.name}
+            self.metrics.write({"step": done, **stage, **event})
         if self.progress is not None:
             self.progress.step(done, losses, images=self.images)
         if machine.checkpoint_every and done % machine.checkpoint_every == 0:
@@ -67,17 +77,23 @@ class Recorder:
         if done == self.saved:
             return
         self._refuse_not_finite(done)
+        if done == self.leg.end and self.leg.name is not None:
+            # the next stage starts from this one, so it is kept, and it is written first
+            self._save(end_of(self.folder, self.leg), done)
+        self._save(self.folder / "checkpoints", done)
+        self.saved = done
+
+    def _save(self, folder: Path, done: int) -> None:
         save(
-            self.folder / "checkpoints",
+            folder,
             step=done,
             objective=self.made.objective,
             optimizer=self.made.optimizer,
             recipe=to_dict(self.recipe),
             classes=build.class_document(self.classes),
-            files=self.made.batches.digests(),
+            files={**self.made.batches.digests(), **self.digests},
             keep=self.recipe.machine.keep_checkpoints,
         )
-        self.saved = done
 
     def _refuse_not_finite(self, done: int) -> None:
         """Keep a state that is not finite from taking the place of a good checkpoint."""

@@ -4,6 +4,7 @@ from udaseg.contrast.memory import EMPTY, MemoryBank
 from udaseg.contrast.prototypes import (
     ClassPrototypes,
     PrototypeContrast,
+    PrototypeSums,
     class_sums,
     prototype_loss,
 )
@@ -18,6 +19,7 @@ __all__ = [
     "MemoryBank",
     "Projector",
     "PrototypeContrast",
+    "PrototypeSums",
     "RegionalContrast",
     "Regularizer",
     "View",

@@ -1,6 +1,6 @@
 """SPCL: pixels are drawn to the prototype of their class, the mean feature of the source."""
 
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -166,6 +166,13 @@ class ClassPrototypes(nn.Module):
         self.register_buffer("seen", torch.zeros(num_classes, dtype=torch.bool))
 
     @torch.no_grad()
+    def start(self, means: Tensor, seen: Tensor) -> None:
+        """Begin with the prototypes of a pass over the source; see `PrototypeSums`."""
+        first = means.to(self.means)
+        self.means.copy_(unit(first) if self.normalise else first)
+        self.seen.copy_(seen)
+
+    @torch.no_grad()
     def after(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return means and seen as they will be after `update`, changing nothing.
 
@@ -194,11 +201,56 @@ class ClassPrototypes(nn.Module):
         self.seen.copy_(seen)
 
 
+class PrototypeSums:
+    """The first prototypes, by one pass over the source.
+
+    Of each image and class the mean unit feature is taken where the prediction is right; a
+    prototype is the mean of these over the images that have the class. Sums are float64, so a pass
+    that is split over processes gives the same.
+
+    Args:
+        num_classes: K.
+        channels: D.
+
+    Reference:
+        Xie et al., SPCL (2021), initialisation.
+    """
+
+    def __init__(self, num_classes: int, channels: int) -> None:
+        self.sums = torch.zeros(num_classes, channels, dtype=torch.float64)
+        self.images = torch.zeros(num_classes, dtype=torch.float64)
+
+    @torch.no_grad()
+    def add(self, features: Tensor, labels: Tensor, predictions: Tensor) -> None:
+        """Take in one image.
+
+        Args:
+            features: (C, h, w).
+            labels: (h, w) integer; 255 is left out.
+            predictions: (h, w) integer.
+        """
+        right = labels.masked_fill(labels != predictions, _IGNORE).flatten()
+        sums, counts = class_sums(features.flatten(1).T, right, len(self.images))
+        present = counts > 0
+        means = sums.double() / counts.double().clamp_min(1)[:, None]
+        self.sums += torch.where(present[:, None], means, 0).to(self.sums.device)
+        self.images += present.to(self.images)
+
+    def merge(self, other: "PrototypeSums") -> None:
+        """Take in the images of another part of the pass."""
+        self.sums += other.sums
+        self.images += other.images
+
+    def prototypes(self) -> tuple[Tensor, Tensor]:
+        """Return the means (K, D) float64, zero where a class never occurred, and seen (K,)."""
+        return self.sums / self.images.clamp_min(1)[:, None], self.images > 0
+
+
 class PrototypeContrast(Regularizer):
-    """SPCL's term in self-training: source and mixed pixels against the source's prototypes.
+    """SPCL's term: source pixels and those of a second view against the source's prototypes.
 
     A source cell counts where the student already predicts its label; the same cells make the
-    prototypes. A mixed cell counts with its mixed label.
+    prototypes. A cell of the second view counts with its label.
 
     Args:
         num_classes: K.
@@ -208,13 +260,13 @@ class PrototypeContrast(Regularizer):
         momentum: See `ClassPrototypes`.
         absent: See `ClassPrototypes`.
         normalise: See `ClassPrototypes`.
+        second: `pseudo_labelled` target images, as published, or `mixed` ones inside self-training.
 
     Reference:
-        Xie et al., SPCL (2021). Differs: one stage on mixed images instead of three on target ones.
+        Xie et al., SPCL (2021), L_cl.
     """
 
-    needs: ClassVar[frozenset[View]] = frozenset({"source", "mixed"})
-    wants_embeddings: ClassVar[bool] = False
+    wants_embeddings: bool = False
 
     def __init__(
         self,
@@ -226,8 +278,11 @@ class PrototypeContrast(Regularizer):
         momentum: float,
         absent: Literal["keep", "fade"],
         normalise: bool,
+        second: Literal["mixed", "pseudo_labelled"] = "mixed",
     ) -> None:
         super().__init__()
+        self.second = second
+        self.needs: frozenset[View] = frozenset({"source", second})
         self.weight, self.temperature = weight, temperature
         self.prototypes = ClassPrototypes(
             num_classes, channels, momentum=momentum, absent=absent, normalise=normalise
@@ -235,25 +290,25 @@ class PrototypeContrast(Regularizer):
 
     def forward(self, views: Views) -> Tensor:
         """Return the weighted term, against the prototypes that include this step's source."""
-        source, mixed = _required(views)
+        source, second = self._required(views)
         features, labels = _trusted(source)
         means, seen = self.prototypes.after(features, labels)
         total = self._mean(features, labels, means, seen)
-        return total + self._mean(_flat(mixed.features), mixed.labels.flatten(), means, seen)
+        return total + self._mean(_flat(second.features), second.labels.flatten(), means, seen)
 
     def update(self, views: Views) -> None:
         """Move the prototypes towards this step's source."""
-        self.prototypes.update(*_trusted(_required(views)[0]))
+        self.prototypes.update(*_trusted(self._required(views)[0]))
 
     def _mean(self, features: Tensor, labels: Tensor, means: Tensor, seen: Tensor) -> Tensor:
         total, count = prototype_sum(features, labels, means, seen, self.temperature)
         return self.weight * total / mean_share(count)
 
-
-def _required(views: Views) -> tuple[CellView, CellView]:
-    if views.source is None or views.mixed is None:
-        raise UdasegError("prototype contrast needs the source and the mixed view")
-    return views.source, views.mixed
+    def _required(self, views: Views) -> tuple[CellView, CellView]:
+        second = views.mixed if self.second == "mixed" else views.pseudo_labelled
+        if views.source is None or second is None:
+            raise UdasegError(f"prototype contrast needs the source and the {self.second} view")
+        return views.source, second
 
 
 def _trusted(view: CellView) -> tuple[Tensor, Tensor]:

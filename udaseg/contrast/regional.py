@@ -1,7 +1,7 @@
 """RCCR: regional contrastive consistency between a student's and a teacher's view of one place."""
 
 import math
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -201,8 +201,8 @@ class RegionalContrast(Regularizer):
         Zhou et al., RCCR (2022).
     """
 
-    needs: ClassVar[frozenset[View]] = frozenset({"cutmix", "target"})
-    wants_embeddings: ClassVar[bool] = True
+    needs: frozenset[View] = frozenset({"cutmix", "target"})
+    wants_embeddings: bool = True
 
     def __init__(
         self,

@@ -2,11 +2,11 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from torch import Tensor, nn
 
-View = Literal["source", "mixed", "cutmix", "target"]
+View = Literal["source", "mixed", "cutmix", "target", "pseudo_labelled"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ class Views:
         target: The teacher on plain target images; no gradient.
         target_by_student_head: (B, D, h, w) the teacher's features through the student's head,
             no gradient; only when an ablation asks for it.
+        pseudo_labelled: The student on plain target images, with pseudo-labels that were made
+            before the stage began.
     """
 
     step: int
@@ -55,6 +57,7 @@ class Views:
     square: Tensor | None = None
     target: CellView | None = None
     target_by_student_head: Tensor | None = None
+    pseudo_labelled: CellView | None = None
 
 
 class Regularizer(nn.Module, ABC):
@@ -64,8 +67,8 @@ class Regularizer(nn.Module, ABC):
     `wants_embeddings` whether they must be projected.
     """
 
-    needs: ClassVar[frozenset[View]]
-    wants_embeddings: ClassVar[bool]
+    needs: frozenset[View]
+    wants_embeddings: bool
     square_per: Literal["image", "batch"] = "image"
     keys_by_student_head: bool = False
 

@@ -5,6 +5,7 @@ Everything that makes tensors is imported when first asked for, so that `prepare
 
 from typing import TYPE_CHECKING, Any
 
+from udaseg.data.balanced import balanced_order
 from udaseg.data.catalog_list import builtin, builtin_names
 from udaseg.data.convert import train_ids
 from udaseg.data.declaration import Declaration, read_declaration
@@ -22,6 +23,11 @@ from udaseg.data.label_table import LabelTable, class_table
 from udaseg.data.labels import IGNORE, ClassSpace, lookup_table
 from udaseg.data.open import folder_of_images, make_toyland, open_dataset
 from udaseg.data.prepare import PrepareReport, prepare_dataset
+from udaseg.data.pseudo_labels import (
+    pseudo_label_path,
+    pseudo_labels_digest,
+    write_pseudo_label,
+)
 from udaseg.data.transforms import resize_image, resize_labels
 
 if TYPE_CHECKING:
@@ -41,6 +47,7 @@ __all__ = [
     "PreparedDataset",
     "Sample",
     "TrainingBatches",
+    "balanced_order",
     "batches_from",
     "builtin",
     "builtin_names",
@@ -52,6 +59,8 @@ __all__ = [
     "make_toyland",
     "open_dataset",
     "prepare_dataset",
+    "pseudo_label_path",
+    "pseudo_labels_digest",
     "read_declaration",
     "read_image",
     "read_index",
@@ -61,6 +70,7 @@ __all__ = [
     "resize_labels",
     "train_ids",
     "write_png",
+    "write_pseudo_label",
 ]
 
 

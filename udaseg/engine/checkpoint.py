@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from udaseg.engine.optim import Trainer
 from udaseg.errors import CheckpointError, EnvironmentFault
 
 log = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ def save(
     *,
     step: int,
     objective: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Trainer,
     recipe: Mapping[str, Any],
     classes: Mapping[str, Any],
     files: Mapping[str, str],
@@ -154,7 +155,7 @@ def newest(folder: Path) -> Checkpoint | None:
     return None
 
 
-def restore(checkpoint: Checkpoint, objective: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+def restore(checkpoint: Checkpoint, objective: nn.Module, optimizer: Trainer) -> int:
     """Put `checkpoint` into an objective and its optimiser, strictly; return the next step.
 
     Raises:

@@ -11,7 +11,7 @@ from torch import nn
 
 from udaseg.adaptation import LossReport, Objective
 from udaseg.data import TrainingBatches, batches_from
-from udaseg.engine.optim import rate_factor, set_rate
+from udaseg.engine.optim import Trainer, rate_factor, set_rate
 from udaseg.engine.signals import StopSignal
 from udaseg.errors import DivergedError
 
@@ -35,11 +35,13 @@ class Fit:
         clip_norm: Largest gradient norm; None does not clip.
         check_every: Steps between two looks at whether the loss is finite; on a GPU a look waits
             for the device.
+        begin: Steps of the run before this objective's first; the rate decays from here.
+        schedule_stop: How far the decay has come at the end, in (0, 1].
     """
 
     model: nn.Module
     objective: Objective
-    optimizer: torch.optim.Optimizer
+    optimizer: Trainer
     batches: TrainingBatches
     device: torch.device
     precision: Literal["fp32", "bf16"]
@@ -48,6 +50,8 @@ class Fit:
     warmup: int
     clip_norm: float | None
     check_every: int
+    begin: int = 0
+    schedule_stop: float = 1.0
 
 
 def fit(run: Fit, *, first: int, on_step: OnStep, stop: StopSignal) -> int:
@@ -70,7 +74,9 @@ def fit(run: Fit, *, first: int, on_step: OnStep, stop: StopSignal) -> int:
         step = batch.step
         # what a layer draws by itself (dropout) is a function of the step too
         torch.manual_seed(batch.seed)
-        set_rate(run.optimizer, rate_factor(step, steps, power=run.power, warmup=run.warmup))
+        own_step, own_steps = step - run.begin, (steps - run.begin) / run.schedule_stop
+        rate = rate_factor(own_step, own_steps, power=run.power, warmup=run.warmup)
+        set_rate(run.optimizer, rate)
         with _autocast(run):
             report: LossReport = run.model(batch.to(run.device))
         if (step + 1) % run.check_every == 0 and not math.isfinite(float(report.total.detach())):
@@ -85,7 +91,7 @@ def fit(run: Fit, *, first: int, on_step: OnStep, stop: StopSignal) -> int:
         if run.clip_norm is not None:
             nn.utils.clip_grad_norm_(trained, run.clip_norm)
         run.optimizer.step()
-        run.objective.after_step(step, report)
+        run.objective.after_step(own_step, report)
         on_step(step + 1, report)
         del report  # or this step's features would live through the next forward pass
         if stop.number is not None:

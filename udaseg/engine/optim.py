@@ -1,10 +1,104 @@
 """Optimisers and the learning rate as a function of the step: there is no scheduler state."""
 
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import nn
+
+
+class Trainer(Protocol):
+    """What the loop and a checkpoint use of an optimiser, or of several."""
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The groups, each with its `base_lr` and `name`."""
+        ...
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients."""
+        ...
+
+    def step(self) -> Any:
+        """Move the parameters."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return `state` by parameter number, and `param_groups`."""
+        ...
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what `state_dict` returned."""
+        ...
+
+
+class Together:
+    """Several optimisers that step together; saved as if they were one.
+
+    Args:
+        members: At least one; they share no parameter.
+    """
+
+    def __init__(self, members: Sequence[torch.optim.Optimizer]) -> None:
+        self.members = tuple(members)
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The groups of all members, in order."""
+        return [group for member in self.members for group in member.param_groups]
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients of all members."""
+        for member in self.members:
+            member.zero_grad(set_to_none=set_to_none)
+
+    def step(self) -> None:
+        """Let each member step."""
+        for member in self.members:
+            member.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return one state, the parameters numbered through all members."""
+        state: dict[int, Any] = {}
+        groups: list[dict[str, Any]] = []
+        offset = 0
+        for member in self.members:
+            own = member.state_dict()
+            state |= {number + offset: value for number, value in own["state"].items()}
+            for group in own["param_groups"]:
+                groups.append({**group, "params": [n + offset for n in group["params"]]})
+            offset += _count(own)
+        return {"state": state, "param_groups": groups}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Give each member its part of what `state_dict` returned."""
+        offset = first = 0
+        for member in self.members:
+            own = member.state_dict()
+            count, last = _count(own), first + len(own["param_groups"])
+            state = state_dict["state"].items()
+            member.load_state_dict(
+                {
+                    "state": {n - offset: v for n, v in state if offset <= n < offset + count},
+                    "param_groups": [
+                        {**group, "params": [n - offset for n in group["params"]]}
+                        for group in state_dict["param_groups"][first:last]
+                    ],
+                }
+            )
+            offset, first = offset + count, last
+
+
+def _count(state: dict[str, Any]) -> int:
+    return sum(len(group["params"]) for group in state["param_groups"])
+
+
+def discriminator_optimizer(
+    named: Iterable[tuple[str, nn.Parameter]], lr: float
+) -> torch.optim.Optimizer:
+    """Return Adam with betas 0.9 and 0.99, as output-space discriminators are trained."""
+    group = {"params": list(named), "lr": lr, "base_lr": lr, "name": "discriminator"}
+    return torch.optim.Adam([group], lr=0.0, betas=(0.9, 0.99), fused=True)
 
 
 def optimizer(
@@ -36,14 +130,14 @@ def optimizer(
     )
 
 
-def rate_factor(step: int, steps: int, *, power: float, warmup: int) -> float:
+def rate_factor(step: int, steps: float, *, power: float, warmup: int) -> float:
     """Return the factor of the learning rate at `step`: linear warm-up times polynomial decay."""
     rise = min(1.0, (step + 1) / (warmup + 1))
     decay: float = (1 - step / steps) ** power
     return rise * decay
 
 
-def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
+def set_rate(optimizer: Trainer, factor: float) -> None:
     """Set every group's learning rate to `factor` times its own base rate."""
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor

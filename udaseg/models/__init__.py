@@ -1,6 +1,7 @@
 """Networks: backbones of kept libraries, our heads, and the segmenter that joins them."""
 
 from udaseg.models.backbones import BACKBONES, Backbone, TimmBackbone, backbone
+from udaseg.models.discriminator import Discriminator
 from udaseg.models.heads import DeepLabV2, DeepLabV3Plus
 from udaseg.models.segmenter import Segmented, Segmenter
 from udaseg.models.weights import LoadReport, load_into, read_state_dict
@@ -10,6 +11,7 @@ __all__ = [
     "Backbone",
     "DeepLabV2",
     "DeepLabV3Plus",
+    "Discriminator",
     "LoadReport",
     "Segmented",
     "Segmenter",

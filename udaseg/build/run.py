@@ -1,31 +1,43 @@
-"""Recipe to objects: the only file that knows both."""
+"""A whole run from a recipe: what trains, on which batches, and how a trained one is loaded."""
 
 import logging
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, assert_never
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from udaseg.adaptation import Objective, SelfTraining, SourceOnly, Strong, Teacher
-from udaseg.contrast import Projector, PrototypeContrast, RegionalContrast, Regularizer
-from udaseg.data import IGNORE, ClassSpace, Crops, PreparedDataset, TrainingBatches
+from udaseg.adaptation import Adversarial, Objective, SelfTraining
+from udaseg.build.objectives import (
+    STUDENT,
+    TEACHER,
+    network_tensors,
+    objective,
+    segmenter,
+    without_weights,
+)
+from udaseg.data import ClassSpace, Crops, PreparedDataset, TrainingBatches
 from udaseg.distributed import rank, world_size
-from udaseg.engine import Checkpoint, Fit, load, newest, optimizer
+from udaseg.engine import (
+    Checkpoint,
+    Fit,
+    Together,
+    Trainer,
+    discriminator_optimizer,
+    load,
+    newest,
+    optimizer,
+)
 from udaseg.errors import CheckpointError, DataError, EnvironmentFault, RecipeError
-from udaseg.models import DeepLabV2, DeepLabV3Plus, Segmenter, backbone
-from udaseg.recipe import Domain, Model, Optimizer, Recipe, expand_path, from_dict
-from udaseg.recipe import SelfTraining as SelfTrainingSpec
-from udaseg.recipe import SourceOnly as SourceOnlySpec
+from udaseg.models import Segmenter
+from udaseg.recipe import Adversarial as AdversarialSpec
+from udaseg.recipe import Domain, Leg, Optimizer, Recipe, from_dict, legs, network_of
 
 log = logging.getLogger(__name__)
-
-_TEACHER = "teacher.network."
-_STUDENT = "student."
 
 
 @dataclass(frozen=True)
@@ -74,139 +86,6 @@ def device_of(word: str) -> torch.device:
     return chosen
 
 
-def segmenter(spec: Model, num_classes: int, *, projector_channels: int | None = None) -> Segmenter:
-    """Return the network of a recipe, its backbone's weights loaded."""
-    weights = spec.weights
-    if weights not in ("imagenet", "random"):
-        weights = expand_path(weights)
-    body = backbone(spec.backbone, output_stride=spec.output_stride, weights=weights)
-    head: nn.Module
-    match spec.head:
-        case "deeplab_v2":
-            head = DeepLabV2(body.channels[1], num_classes, spec.aspp_dilations)
-        case "deeplab_v3plus":
-            head = DeepLabV3Plus(
-                body.channels, num_classes, spec.aspp_dilations, spec.head_channels
-            )
-        case _:
-            assert_never(spec.head)
-    return Segmenter(
-        body,
-        head,
-        output_stride=spec.output_stride,
-        batch_norm=spec.batch_norm,
-        projector=None
-        if projector_channels is None
-        else Projector(body.channels[1], projector_channels),
-    )
-
-
-def objective(recipe: Recipe, num_classes: int, *, init: Checkpoint | None = None) -> Objective:
-    """Return what the recipe minimises, on the CPU, with weights drawn from its seed.
-
-    Args:
-        recipe: Any recipe.
-        num_classes: Outputs of the network.
-        init: Start from the student of this checkpoint; the projector may be missing there.
-    """
-    torch.manual_seed(recipe.seed)
-    method = recipe.method
-    match method:
-        case SourceOnlySpec():
-            student = segmenter(recipe.model, num_classes)
-            _start_from(student, init)
-            return SourceOnly(student)
-        case SelfTrainingSpec():
-            return _self_training(recipe, method, num_classes, init)
-        case _:
-            assert_never(method)
-
-
-def _self_training(
-    recipe: Recipe, method: SelfTrainingSpec, num_classes: int, init: Checkpoint | None
-) -> SelfTraining:
-    regional = method.regional
-    student = segmenter(
-        recipe.model,
-        num_classes,
-        projector_channels=None if regional is None else regional.projector.channels,
-    )
-    _start_from(student, init)
-    if regional is not None:
-        assert student.projector is not None
-        student.projector.requires_grad_(regional.projector.trainable)
-    strong = method.augmentation
-    return SelfTraining(
-        student,
-        Teacher(
-            student,
-            momentum=method.teacher.momentum,
-            batch_statistics=method.teacher.batch_statistics,
-        ),
-        num_classes=num_classes,
-        confidence=method.mixing.confidence,
-        share_over=method.mixing.share_over,
-        ignore_is_class=method.mixing.ignore_is_class,
-        strong=Strong(
-            strong.jitter, strong.jitter_probability, strong.blur_probability, strong.blur_sigma
-        ),
-        mix_weight=method.mix_weight,
-        regularizers=_regularizers(method, num_classes, student),
-    )
-
-
-def _regularizers(
-    method: SelfTrainingSpec, num_classes: int, student: Segmenter
-) -> dict[str, Regularizer]:
-    """Return the terms that the recipe names."""
-    regularizers: dict[str, Regularizer] = {}
-    if (regional := method.regional) is not None:
-        regularizers["regional"] = RegionalContrast(
-            channels=regional.projector.channels,
-            weight=regional.weight,
-            ramp=regional.ramp,
-            start=regional.start,
-            temperature=regional.temperature,
-            min_confidence=regional.min_confidence,
-            bank_steps=regional.bank_steps,
-            cells_per_view=regional.cells_per_view,
-            region_size=regional.region_size,
-            square_per=regional.square_per,
-            keep_ignored=regional.keep_ignored,
-            negative_sampling=regional.negative_sampling,
-            positive_filtering=regional.positive_filtering,
-            momentum_head=regional.momentum_head,
-            ignore=IGNORE,
-        )
-    if (prototypes := method.prototypes) is not None:
-        regularizers["prototypes"] = PrototypeContrast(
-            num_classes=num_classes,
-            channels=student.backbone.channels[1],
-            weight=prototypes.weight,
-            temperature=prototypes.temperature,
-            momentum=prototypes.momentum,
-            absent=prototypes.absent,
-            normalise=prototypes.normalise,
-        )
-    return regularizers
-
-
-def _start_from(student: Segmenter, init: Checkpoint | None) -> None:
-    if init is None:
-        return
-    tensors = _network_tensors(init, _STUDENT)
-    own = student.state_dict()
-    missing = [name for name in own if name not in tensors and not name.startswith("projector.")]
-    other = [name for name in tensors if name in own and own[name].shape != tensors[name].shape]
-    if missing or other:
-        raise CheckpointError(
-            f"{init.path}: not of this network: missing {missing[:5]}, other shapes {other[:5]}; "
-            "--init needs the same model and classes"
-        )
-    student.load_state_dict({**own, **{k: v for k, v in tensors.items() if k in own}})
-    log.info("started from the student of %s, step %d", init.path, init.step)
-
-
 def trained_groups(
     spec: Optimizer, student: Segmenter
 ) -> list[tuple[str, float, list[tuple[str, nn.Parameter]]]]:
@@ -228,20 +107,36 @@ def trained_groups(
     ]
 
 
-def trainer(recipe: Recipe, target: Objective) -> torch.optim.Optimizer:
+def trainer(recipe: Recipe, target: Objective, leg: Leg | None = None) -> Trainer:
     """Return the optimiser; every parameter with a gradient is in it exactly once.
 
     Raises:
         RuntimeError: A parameter would be left out or counted twice; a fault of ours.
     """
-    spec = recipe.optimizer
+    leg = leg or legs(recipe)[0]
+    spec = network_of(recipe, leg).optimizer
     groups = trained_groups(spec, target.student)
-    made = optimizer(spec.kind, groups, momentum=spec.momentum, weight_decay=spec.weight_decay)
+    first = optimizer(spec.kind, groups, momentum=spec.momentum, weight_decay=spec.weight_decay)
+    made: Trainer = first
+    if isinstance(target, Adversarial):
+        objective_spec = _adversarial(recipe, leg)
+        named = [
+            (f"discriminator.{name}", part)
+            for name, part in target.discriminator.named_parameters()
+        ]
+        second = discriminator_optimizer(named, objective_spec.discriminator_lr)
+        made = Together([first, second])
     held = [id(part) for group in made.param_groups for part in group["params"]]
     wanted = {id(part) for part in target.parameters() if part.requires_grad}
     if len(held) != len(set(held)) or set(held) != wanted:
         raise RuntimeError("the optimiser does not hold every trained parameter exactly once")
     return made
+
+
+def _adversarial(recipe: Recipe, leg: Leg) -> AdversarialSpec:
+    spec = leg.objective
+    assert isinstance(spec, AdversarialSpec), f"{recipe.name}: {spec}"
+    return spec
 
 
 def crops(spec: Domain, dataset: PreparedDataset, *, labelled: bool) -> Crops:
@@ -254,18 +149,36 @@ def crops(spec: Domain, dataset: PreparedDataset, *, labelled: bool) -> Crops:
 
 
 def batches(
-    recipe: Recipe, source: PreparedDataset, target: PreparedDataset | None
+    recipe: Recipe,
+    source: PreparedDataset,
+    target: PreparedDataset | None,
+    leg: Leg | None = None,
+    pseudo_labels: Path | None = None,
 ) -> TrainingBatches:
-    """Return the batches of the whole run on this rank; target labels are not even looked up."""
+    """Return the batches of a leg on this rank; target labels are not even looked up."""
+    leg = leg or legs(recipe)[0]
+    from_source = from_target = None
+    batch_target = recipe.batch.target
+    if leg.reads_source:
+        drawn = crops(recipe.source, source, labelled=True)
+        from_source = replace(drawn, sampling=leg.source_sampling)
+    if target is not None and leg.reads_target:
+        spec, scale = recipe.target, (1.0, 1.0)
+        if (own := leg.target) is not None:
+            spec = replace(spec, resize=own.resize, crop=own.crop, flip=own.flip)
+            scale, batch_target = own.scale, own.batch
+        cut = crops(spec, target, labelled=False)
+        from_target = replace(cut, scale=scale, pseudo_labels=pseudo_labels)
     return TrainingBatches(
-        crops(recipe.source, source, labelled=True),
-        None if target is None else crops(recipe.target, target, labelled=False),
+        from_source,
+        from_target,
         batch_source=recipe.batch.source,
-        batch_target=recipe.batch.target,
-        steps=recipe.steps,
+        batch_target=batch_target,
+        steps=leg.end,
         seed=recipe.seed,
         rank=rank(),
         world_size=world_size(),
+        begin=leg.begin,
     )
 
 
@@ -275,8 +188,18 @@ def run(
     target: PreparedDataset | None,
     *,
     init: Checkpoint | None = None,
+    leg: Leg | None = None,
+    pseudo_labels: Path | None = None,
 ) -> Fit:
-    """Return all that a run trains with, on its device.
+    """Return all that a leg of a run trains with, on its device.
+
+    Args:
+        recipe: Of the run.
+        source: Labelled images.
+        target: Unlabelled images.
+        init: Start from its student.
+        leg: Which part of the run; None is the first.
+        pseudo_labels: Folder of the target's pseudo-labels, for a leg that learns from them.
 
     Raises:
         DataError: The source has no classes.
@@ -290,7 +213,8 @@ def run(
             f"has {', '.join(source.classes.names)}; --init needs the same classes in one order"
         )
     where = device_of(recipe.machine.device)
-    made = objective(recipe, len(source.classes), init=init)
+    leg = leg or legs(recipe)[0]
+    made = objective(recipe, len(source.classes), init=init, leg=leg)
     made.to(where)
     made.student.to(memory_format=torch.channels_last)
     if isinstance(made, SelfTraining):
@@ -302,8 +226,8 @@ def run(
     return Fit(
         model=model,
         objective=made,
-        optimizer=trainer(recipe, made),
-        batches=batches(recipe, source, target),
+        optimizer=trainer(recipe, made, leg),
+        batches=batches(recipe, source, target, leg, pseudo_labels),
         device=where,
         precision=machine.precision,
         workers=workers(machine.workers, where),
@@ -311,6 +235,8 @@ def run(
         warmup=recipe.optimizer.warmup,
         clip_norm=recipe.optimizer.clip_norm,
         check_every=machine.log_every if where.type == "cuda" else 1,
+        begin=leg.begin,
+        schedule_stop=leg.schedule_stop,
     )
 
 
@@ -335,8 +261,8 @@ def load_run(path: Path, *, weights: str = "student", device: str = "auto") -> L
         CheckpointError: Nothing to load there, or no teacher in it.
     """
     checkpoint = find_checkpoint(path)
-    prefix = _TEACHER if weights == "teacher" else _STUDENT
-    tensors = _network_tensors(checkpoint, prefix)
+    prefix = TEACHER if weights == "teacher" else STUDENT
+    tensors = network_tensors(checkpoint, prefix)
     if not tensors:
         raise CheckpointError(f"{checkpoint.path}: holds no {weights}; use --weights student")
     recipe = from_dict(checkpoint.recipe)
@@ -345,7 +271,7 @@ def load_run(path: Path, *, weights: str = "student", device: str = "auto") -> L
         tuple((int(r), int(g), int(b)) for r, g, b in checkpoint.classes["colors"]),
     )
     where = device_of(device)
-    made = segmenter(_without_weights(recipe.model), len(classes))
+    made = segmenter(without_weights(recipe.model), len(classes))
     kept = {name: part for name, part in tensors.items() if not name.startswith("projector.")}
     try:
         made.load_state_dict(kept, strict=True)
@@ -372,16 +298,3 @@ def find_checkpoint(path: Path) -> Checkpoint:
 def class_document(classes: ClassSpace) -> dict[str, Any]:
     """Return a class space as the plain values that a checkpoint keeps."""
     return {"names": list(classes.names), "colors": [list(color) for color in classes.colors]}
-
-
-def _network_tensors(checkpoint: Checkpoint, prefix: str) -> dict[str, torch.Tensor]:
-    return {
-        name.removeprefix(prefix): value
-        for name, value in checkpoint.objective.items()
-        if name.startswith(prefix)
-    }
-
-
-def _without_weights(spec: Model) -> Model:
-    # every tensor comes from the checkpoint, checked strictly
-    return replace(spec, weights="random")

@@ -1,0 +1,122 @@
+"""Streaming thresholds against exact medians; first prototypes against one plain pass."""
+
+import pytest
+import torch
+
+from udaseg.adaptation import ConfidenceHistograms, kept_labels
+from udaseg.adaptation.self_labels import BINS
+from udaseg.contrast import ClassPrototypes, PrototypeSums
+from udaseg.data import IGNORE
+
+
+def _pixels(seed, count=4001, classes=5):
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, classes - 1, (count,), generator=generator)  # the last is never seen
+    confidence = torch.rand(count, generator=generator) ** 0.3
+    return labels, confidence
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("quantile", [0.0, 0.25, 0.5, 0.9, 1.0])
+def test_streaming_quantiles_equal_the_exact_ones_to_one_bin(seed, quantile):
+    labels, confidence = _pixels(seed)
+    histograms = ConfidenceHistograms(5)
+    for part in torch.arange(len(labels)).split(333):
+        histograms.add(labels[part], confidence[part])
+    found = histograms.quantiles(quantile)
+    for number in range(4):
+        own = confidence[labels == number].double().sort().values
+        exact = own[int((len(own) - 1) * quantile)].item()
+        assert abs(found[number].item() - exact) <= 1 / BINS
+    assert found[4] == 0
+
+
+def test_thresholds_are_capped_and_a_class_that_was_never_predicted_has_0():
+    histograms = ConfidenceHistograms(3)
+    histograms.add(torch.tensor([0, 0, 0, 1]), torch.tensor([0.99, 1.0, 0.98, 0.3]))
+    found = histograms.thresholds(quantile=0.5, cap=0.9).tolist()
+    assert found[0] == pytest.approx(0.9)
+    assert 0.2999 <= found[1] <= 0.3
+    assert found[2] == 0
+
+
+def test_memory_does_not_grow_with_the_pixels():
+    histograms = ConfidenceHistograms(4)
+    before = histograms.counts.numel()
+    for seed in range(3):
+        histograms.add(*_pixels(seed, classes=4))
+    assert histograms.counts.numel() == before
+    assert histograms.counts.sum() == 3 * 4001
+
+
+def test_a_pixel_is_kept_from_its_class_threshold_on():
+    labels = torch.tensor([[0, 0, 1, 1]], dtype=torch.uint8)
+    confidence = torch.tensor([[0.49, 0.5, 0.69, 0.7]])
+    kept = kept_labels(labels, confidence, [0.5, 0.7 - 1e-6])
+    assert kept.tolist() == [[IGNORE, 0, IGNORE, 1]]
+
+
+def _image(seed, channels=6, classes=4):
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(channels, 5, 7, generator=generator)
+    labels = torch.randint(0, classes - 1, (5, 7), generator=generator)
+    labels[0] = 255
+    predictions = torch.randint(0, classes - 1, (5, 7), generator=generator)
+    return features, labels, predictions
+
+
+def _naive(images, classes=4):
+    """Mean over images of the mean unit feature of rightly predicted pixels, by loops."""
+    found = {}
+    for number in range(classes):
+        means = []
+        for features, labels, predictions in images:
+            own = [
+                features[:, row, column].double() / features[:, row, column].double().norm()
+                for row in range(labels.shape[0])
+                for column in range(labels.shape[1])
+                if labels[row, column] == number == predictions[row, column]
+            ]
+            if own:
+                means.append(torch.stack(own).mean(0))
+        if means:
+            found[number] = torch.stack(means).mean(0)
+    return found
+
+
+def test_first_prototypes_equal_the_naive_loops():
+    images = [_image(seed) for seed in range(5)]
+    sums = PrototypeSums(4, 6)
+    for image in images:
+        sums.add(*image)
+    means, seen = sums.prototypes()
+    expected = _naive(images)
+    assert seen.tolist() == [True, True, True, False]
+    for number, mean in expected.items():
+        assert torch.allclose(means[number], mean, atol=1e-6)
+    assert not means[3].any()
+
+
+def test_a_split_pass_gives_the_prototypes_of_the_whole():
+    images = [_image(seed) for seed in range(6)]
+    whole, first, second = (PrototypeSums(4, 6) for _ in range(3))
+    for number, image in enumerate(images):
+        whole.add(*image)
+        (first if number % 2 else second).add(*image)
+    first.merge(second)
+    assert torch.allclose(whole.prototypes()[0], first.prototypes()[0], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+def test_prototypes_begin_with_the_pass(normalise):
+    sums = PrototypeSums(4, 6)
+    sums.add(*_image(0))
+    means, seen = sums.prototypes()
+    prototypes = ClassPrototypes(4, 6, momentum=0.999, absent="keep", normalise=normalise)
+    prototypes.start(means, seen)
+    assert torch.equal(prototypes.seen, seen)
+    lengths = prototypes.means[seen].norm(dim=1)
+    if normalise:
+        assert torch.allclose(lengths, torch.ones_like(lengths), atol=1e-6)
+    else:
+        assert torch.allclose(prototypes.means.double(), means, atol=1e-7)

@@ -1,0 +1,88 @@
+"""SPCL's later stages: alignment with source prototypes, and self-distillation."""
+
+from torch import nn
+
+from udaseg.adaptation.objective import (
+    LossReport,
+    Objective,
+    cell_view,
+    labels_on_cells,
+    unit_range,
+)
+from udaseg.adaptation.pixels import pixel_loss
+from udaseg.contrast import PrototypeContrast, Views
+from udaseg.data import Batch
+from udaseg.models import Segmented, Segmenter
+
+
+class PrototypeAlignment(Objective):
+    """Cross-entropy on the source, and prototype contrast on source and pseudo-labelled target.
+
+    Args:
+        student: The network.
+        contrast: The regularizer; it compares the source with `pseudo_labelled` images.
+
+    Reference:
+        Xie et al., SPCL (2021), stage 2. Differs: source images are not colour-jittered.
+    """
+
+    def __init__(self, student: Segmenter, contrast: PrototypeContrast) -> None:
+        super().__init__()
+        self.student = student
+        self.regularizers = nn.ModuleDict({"prototypes": contrast})
+
+    @property
+    def contrast(self) -> PrototypeContrast:
+        """The regularizer with its prototypes."""
+        found = self.regularizers["prototypes"]
+        assert isinstance(found, PrototypeContrast)
+        return found
+
+    def forward(self, batch: Batch) -> LossReport:
+        """Return the loss of the source and of both views against the prototypes."""
+        if batch.target_images is None or batch.pseudo_labels is None:
+            raise ValueError("prototype alignment needs target images with pseudo-labels")
+        on_source: Segmented = self.student(unit_range(batch.source_images))
+        on_target: Segmented = self.student(unit_range(batch.target_images))
+        source_loss = pixel_loss(on_source.logits, batch.source_labels)
+        views = Views(
+            step=batch.step,
+            progress=batch.progress,
+            seed=batch.seed,
+            source=cell_view(on_source, labels_on_cells(batch.source_labels, on_source)),
+            pseudo_labelled=cell_view(on_target, labels_on_cells(batch.pseudo_labels, on_target)),
+        )
+        contrast = self.contrast(views)
+        parts = {"source": source_loss, "prototypes": contrast}
+        return LossReport(source_loss + contrast, parts, views=views)
+
+    def after_step(self, step: int, report: LossReport) -> None:  # noqa: ARG002 (one contract)
+        """Move the prototypes towards the step's source."""
+        assert report.views is not None
+        self.contrast.update(report.views)
+
+
+class SelfDistillation(Objective):
+    """Cross-entropy on pseudo-labelled target images alone.
+
+    Args:
+        student: The network.
+
+    Reference:
+        Xie et al., SPCL (2021), stage 3.
+    """
+
+    def __init__(self, student: Segmenter) -> None:
+        super().__init__()
+        self.student = student
+
+    def forward(self, batch: Batch) -> LossReport:
+        """Return the cross-entropy on the pseudo-labels."""
+        if batch.target_images is None or batch.pseudo_labels is None:
+            raise ValueError("self-distillation needs target images with pseudo-labels")
+        logits = self.student(unit_range(batch.target_images)).logits
+        loss = pixel_loss(logits, batch.pseudo_labels)
+        return LossReport(loss, {"target": loss})
+
+    def after_step(self, step: int, report: LossReport) -> None:
+        """Nothing to remember."""

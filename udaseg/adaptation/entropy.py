@@ -1,0 +1,101 @@
+"""Entropy minimisation on the target (MinEnt), and source images in the target's style (FDA)."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from udaseg.adaptation.objective import LossReport, Objective, unit_range
+from udaseg.adaptation.pixels import pixel_loss
+from udaseg.data import Batch
+from udaseg.models import Segmenter
+
+_ROOT_EPS = 1e-8
+
+
+class EntropyMinimization(Objective):
+    """Cross-entropy on the source, and low entropy on the target.
+
+    Args:
+        student: The network.
+        weight: Of the entropy term.
+        power: The entropy e is penalised as (e^2 + 1e-8) ** power, FDA's; None takes e as it is.
+        band: Source images take the target's amplitude in these low frequencies; see
+            `fourier_style`. None leaves them alone.
+
+    Reference:
+        Vu et al., ADVENT (2019), MinEnt; Yang and Soatto, FDA (2020). Differs: the entropy is taken
+        at the logits' resolution, as FDA does; ADVENT enlarges them first.
+    """
+
+    def __init__(
+        self, student: Segmenter, *, weight: float, power: float | None, band: float | None
+    ) -> None:
+        super().__init__()
+        self.student = student
+        self.weight, self.power, self.band = weight, power, band
+
+    def forward(self, batch: Batch) -> LossReport:
+        """Return the loss of the source and the target's entropy."""
+        if batch.target_images is None:
+            raise ValueError("entropy minimisation needs target images in the batch")
+        source, target = unit_range(batch.source_images), unit_range(batch.target_images)
+        if self.band is not None:
+            partner = torch.arange(len(source), device=source.device) % len(target)
+            source = fourier_style(source, target[partner], band=self.band)
+        supervised = pixel_loss(self.student(source).logits, batch.source_labels)
+        entropy = normalised_entropy(self.student(target).logits)
+        penalty = entropy
+        if self.power is not None:
+            penalty = (entropy.square() + _ROOT_EPS) ** self.power
+        term = self.weight * penalty.mean()
+        figures = {"uncertainty": entropy.detach().mean()}
+        return LossReport(supervised + term, {"source": supervised, "entropy": term}, figures)
+
+    def after_step(self, step: int, report: LossReport) -> None:
+        """Nothing to remember."""
+
+
+def normalised_entropy(logits: Tensor) -> Tensor:
+    """Return the entropy of each cell as a share of the largest, (B, h, w) in [0, 1].
+
+    Args:
+        logits: (B, K, h, w); finite values of any size give a finite gradient.
+    """
+    logs = logits.float().log_softmax(1)
+    return -(logs.exp() * logs).sum(1) / math.log(logits.shape[1])
+
+
+def fourier_style(content: Tensor, style: Tensor, *, band: float) -> Tensor:
+    """Return `content` with the low-frequency amplitude of `style`.
+
+    Args:
+        content: (B, 3, H, W) images.
+        style: (B, 3, H, W); another size is brought to the content's.
+        band: The window reaches b = floor(min(H, W) * band) frequencies around the mean, which is
+            always in it.
+
+    Returns:
+        (B, 3, H, W) float32 in the content's range of values, not clamped, as published.
+
+    Reference:
+        Yang and Soatto, FDA (2020), with the centred window of the numpy code.
+    """
+    height, width = content.shape[-2:]
+    with torch.autocast(content.device.type, enabled=False):
+        if style.shape[-2:] != content.shape[-2:]:
+            style = torch.nn.functional.interpolate(
+                style, (height, width), mode="bilinear", align_corners=False
+            )
+        own, theirs = torch.fft.fft2(content.float()), torch.fft.fft2(style.float())
+        reach = math.floor(min(height, width) * band)
+        low = _near_zero(height, reach, own.device)[:, None] & _near_zero(width, reach, own.device)
+        amplitude = torch.where(low, theirs.abs(), own.abs())
+        styled: Tensor = torch.fft.ifft2(torch.polar(amplitude, own.angle())).real
+        return styled.contiguous(memory_format=torch.channels_last)
+
+
+def _near_zero(size: int, reach: int, device: torch.device) -> Tensor:
+    """Return which of `size` frequencies, in the order of an FFT, are at most `reach` from 0."""
+    number = torch.arange(size, device=device)
+    return torch.minimum(number, size - number) <= reach

@@ -1,0 +1,134 @@
+"""Passes over whole datasets between two stages: first prototypes, thresholds, pseudo-labels."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from udaseg.adaptation.objective import cell_view, labels_on_cells, unit_range
+from udaseg.adaptation.pixels import pseudo_labels
+from udaseg.adaptation.self_labels import ConfidenceHistograms, kept_labels
+from udaseg.contrast import PrototypeSums
+from udaseg.data import (
+    IGNORE,
+    Crops,
+    Sample,
+    read_image,
+    read_train_ids,
+    resize_image,
+    resize_labels,
+    write_pseudo_label,
+)
+from udaseg.models import Segmented, Segmenter
+
+Seen = Callable[[int, int], None]
+"""Called after each image with the images done and all of them."""
+
+
+@torch.no_grad()
+def prototype_pass(
+    student: Segmenter, source: Crops, num_classes: int, device: torch.device, seen: Seen
+) -> PrototypeSums:
+    """Return the sums of one pass over whole labelled source images, the student in evaluation.
+
+    Args:
+        student: On `device`; its mode is put back.
+        source: Which images, and their size; crops and mirroring are left out.
+        num_classes: K.
+        device: Where the student is.
+        seen: Told of progress.
+    """
+    sums = PrototypeSums(num_classes, student.backbone.channels[1])
+    with _evaluating(student):
+        for number, sample in enumerate(source.samples, 1):
+            segmented = _look(student, source, sample, device)
+            labels = read_train_ids(source.dataset.label_path(sample))
+            if source.resize is not None:
+                labels = resize_labels(labels, source.resize)
+            cells = labels_on_cells(torch.from_numpy(labels)[None].to(device), segmented)
+            view = cell_view(segmented, cells)
+            sums.add(view.features[0], view.labels[0], view.predictions[0])
+            seen(number, len(source.samples))
+    return sums
+
+
+@torch.no_grad()
+def threshold_pass(
+    student: Segmenter, target: Crops, num_classes: int, device: torch.device, seen: Seen
+) -> ConfidenceHistograms:
+    """Return how confident the student is on each class of the whole target; no label is read."""
+    histograms = ConfidenceHistograms(num_classes)
+    for number, (_, labels, confidence) in enumerate(_guesses(student, target, device), 1):
+        histograms.add(labels, confidence)
+        seen(number, len(target.samples))
+    return histograms
+
+
+@torch.no_grad()
+def pseudo_label_pass(
+    student: Segmenter,
+    target: Crops,
+    thresholds: Tensor,
+    folder: Path,
+    device: torch.device,
+    seen: Seen,
+) -> Tensor:
+    """Write a pseudo-label PNG for each target image; return the kept pixels of each class (K,).
+
+    Args:
+        student: On `device`.
+        target: Which images, and the size that they are looked at; the PNGs have that size.
+        thresholds: (K,); a less confident pixel becomes `IGNORE`.
+        folder: Where the PNGs go.
+        device: Where the student is.
+        seen: Told of progress.
+    """
+    kept = torch.zeros(len(thresholds), dtype=torch.int64)
+    limits = thresholds.to(device)
+    for number, (sample, guessed, confidence) in enumerate(_guesses(student, target, device), 1):
+        labels = kept_labels(guessed, confidence, limits).cpu()
+        counts = torch.bincount(labels.flatten().long(), minlength=IGNORE + 1)
+        kept += counts[: len(kept)]
+        write_pseudo_label(folder, sample, labels.numpy())
+        seen(number, len(target.samples))
+    return kept
+
+
+def _guesses(
+    student: Segmenter, target: Crops, device: torch.device
+) -> Iterator[tuple[Sample, Tensor, Tensor]]:
+    """Yield each sample with the student's labels (H, W) uint8 and confidence (H, W)."""
+    with _evaluating(student):
+        for sample in target.samples:
+            image = _read(target, sample)
+            segmented: Segmented = student(unit_range(image.to(device)))
+            size = (image.shape[-2], image.shape[-1])
+            labels, confidence = pseudo_labels(segmented.logits, size)
+            yield sample, labels[0], confidence[0]
+
+
+def _look(student: Segmenter, crops: Crops, sample: Sample, device: torch.device) -> Segmented:
+    segmented: Segmented = student(unit_range(_read(crops, sample).to(device)))
+    return segmented
+
+
+def _read(crops: Crops, sample: Sample) -> Tensor:
+    image = read_image(crops.dataset.image_path(sample), upright=not crops.labelled)
+    if crops.resize is not None:
+        image = resize_image(image, crops.resize)
+    return torch.from_numpy(image).permute(2, 0, 1)[None]
+
+
+class _evaluating:  # noqa: N801 (used as a context, like contextlib's)
+    """Context in which a network is in evaluation mode."""
+
+    def __init__(self, network: Segmenter) -> None:
+        self._network = network
+        self._was_training = network.training
+
+    def __enter__(self) -> None:
+        self._network.eval()
+
+    def __exit__(self, *_: object) -> None:
+        self._network.train(self._was_training)

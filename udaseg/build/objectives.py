@@ -1,0 +1,220 @@
+"""From a recipe's words to the objective of a leg: its network, terms and memories."""
+
+import logging
+from dataclasses import replace
+from typing import Literal, assert_never
+
+import torch
+from torch import nn
+
+from udaseg.adaptation import (
+    Adversarial,
+    EntropyMinimization,
+    Objective,
+    PrototypeAlignment,
+    SelfDistillation,
+    SelfTraining,
+    SourceOnly,
+    Strong,
+    Teacher,
+)
+from udaseg.contrast import (
+    Projector,
+    PrototypeContrast,
+    RegionalContrast,
+    Regularizer,
+)
+from udaseg.data import IGNORE
+from udaseg.engine import Checkpoint
+from udaseg.errors import CheckpointError
+from udaseg.models import DeepLabV2, DeepLabV3Plus, Discriminator, Segmenter, backbone
+from udaseg.recipe import Adversarial as AdversarialSpec
+from udaseg.recipe import EntropyMinimization as EntropySpec
+from udaseg.recipe import Leg, Model, Prototypes, Recipe, expand_path, legs, network_of
+from udaseg.recipe import PrototypeAlignment as AlignmentSpec
+from udaseg.recipe import SelfDistillation as DistillationSpec
+from udaseg.recipe import SelfTraining as SelfTrainingSpec
+from udaseg.recipe import SourceOnly as SourceOnlySpec
+
+log = logging.getLogger(__name__)
+
+TEACHER = "teacher.network."
+STUDENT = "student."
+
+
+def segmenter(spec: Model, num_classes: int, *, projector_channels: int | None = None) -> Segmenter:
+    """Return the network of a recipe, its backbone's weights loaded."""
+    weights = spec.weights
+    if weights not in ("imagenet", "random"):
+        weights = expand_path(weights)
+    body = backbone(spec.backbone, output_stride=spec.output_stride, weights=weights)
+    head: nn.Module
+    match spec.head:
+        case "deeplab_v2":
+            head = DeepLabV2(body.channels[1], num_classes, spec.aspp_dilations)
+        case "deeplab_v3plus":
+            head = DeepLabV3Plus(
+                body.channels, num_classes, spec.aspp_dilations, spec.head_channels
+            )
+        case _:
+            assert_never(spec.head)
+    return Segmenter(
+        body,
+        head,
+        output_stride=spec.output_stride,
+        batch_norm=spec.batch_norm,
+        projector=None
+        if projector_channels is None
+        else Projector(body.channels[1], projector_channels),
+    )
+
+
+def objective(
+    recipe: Recipe, num_classes: int, *, init: Checkpoint | None = None, leg: Leg | None = None
+) -> Objective:
+    """Return what the recipe minimises, on the CPU, with weights drawn from its seed.
+
+    Args:
+        recipe: Any recipe.
+        num_classes: Outputs of the network.
+        init: Start from the student of this checkpoint; the projector may be missing there.
+        leg: Which part of the run; None is the first.
+    """
+    leg = leg or legs(recipe)[0]
+    torch.manual_seed(recipe.seed + leg.number)
+    recipe = network_of(recipe, leg)
+    method = leg.objective
+    if isinstance(method, SelfTrainingSpec):
+        return _self_training(recipe, method, num_classes, init)
+    student = segmenter(recipe.model, num_classes)
+    _start_from(student, init)
+    match method:
+        case SourceOnlySpec():
+            return SourceOnly(student)
+        case AdversarialSpec():
+            return Adversarial(
+                student,
+                Discriminator(num_classes),
+                sees=method.sees,
+                weight=method.weight,
+                temperature=method.temperature,
+            )
+        case EntropySpec():
+            return EntropyMinimization(
+                student, weight=method.weight, power=method.power, band=method.band
+            )
+        case AlignmentSpec():
+            contrast = _prototypes(method.prototypes, num_classes, student, "pseudo_labelled")
+            return PrototypeAlignment(student, contrast)
+        case DistillationSpec():
+            return SelfDistillation(student)
+        case _:
+            assert_never(method)
+
+
+def _self_training(
+    recipe: Recipe, method: SelfTrainingSpec, num_classes: int, init: Checkpoint | None
+) -> SelfTraining:
+    regional = method.regional
+    channels = None if regional is None else regional.projector.channels
+    student = segmenter(recipe.model, num_classes, projector_channels=channels)
+    _start_from(student, init)
+    if regional is not None:
+        assert student.projector is not None
+        student.projector.requires_grad_(regional.projector.trainable)
+    strong = method.augmentation
+    return SelfTraining(
+        student,
+        Teacher(
+            student,
+            momentum=method.teacher.momentum,
+            batch_statistics=method.teacher.batch_statistics,
+        ),
+        num_classes=num_classes,
+        confidence=method.mixing.confidence,
+        share_over=method.mixing.share_over,
+        ignore_is_class=method.mixing.ignore_is_class,
+        strong=Strong(
+            strong.jitter, strong.jitter_probability, strong.blur_probability, strong.blur_sigma
+        ),
+        mix_weight=method.mix_weight,
+        regularizers=_regularizers(method, num_classes, student),
+    )
+
+
+def _regularizers(
+    method: SelfTrainingSpec, num_classes: int, student: Segmenter
+) -> dict[str, Regularizer]:
+    """Return the terms that the recipe names."""
+    regularizers: dict[str, Regularizer] = {}
+    if (regional := method.regional) is not None:
+        regularizers["regional"] = RegionalContrast(
+            channels=regional.projector.channels,
+            weight=regional.weight,
+            ramp=regional.ramp,
+            start=regional.start,
+            temperature=regional.temperature,
+            min_confidence=regional.min_confidence,
+            bank_steps=regional.bank_steps,
+            cells_per_view=regional.cells_per_view,
+            region_size=regional.region_size,
+            square_per=regional.square_per,
+            keep_ignored=regional.keep_ignored,
+            negative_sampling=regional.negative_sampling,
+            positive_filtering=regional.positive_filtering,
+            momentum_head=regional.momentum_head,
+            ignore=IGNORE,
+        )
+    if method.prototypes is not None:
+        contrast = _prototypes(method.prototypes, num_classes, student, "mixed")
+        regularizers["prototypes"] = contrast
+    return regularizers
+
+
+def _prototypes(
+    spec: Prototypes,
+    num_classes: int,
+    student: Segmenter,
+    second: Literal["mixed", "pseudo_labelled"],
+) -> PrototypeContrast:
+    return PrototypeContrast(
+        num_classes=num_classes,
+        channels=student.backbone.channels[1],
+        weight=spec.weight,
+        temperature=spec.temperature,
+        momentum=spec.momentum,
+        absent=spec.absent,
+        normalise=spec.normalise,
+        second=second,
+    )
+
+
+def _start_from(student: Segmenter, init: Checkpoint | None) -> None:
+    if init is None:
+        return
+    tensors = network_tensors(init, STUDENT)
+    own = student.state_dict()
+    missing = [name for name in own if name not in tensors and not name.startswith("projector.")]
+    other = [name for name in tensors if name in own and own[name].shape != tensors[name].shape]
+    if missing or other:
+        raise CheckpointError(
+            f"{init.path}: not of this network: missing {missing[:5]}, other shapes {other[:5]}; "
+            "--init needs the same model and classes"
+        )
+    student.load_state_dict({**own, **{k: v for k, v in tensors.items() if k in own}})
+    log.info("started from the student of %s, step %d", init.path, init.step)
+
+
+def network_tensors(checkpoint: Checkpoint, prefix: str) -> dict[str, torch.Tensor]:
+    """Return the tensors of a network in a checkpoint by their names in the network."""
+    return {
+        name.removeprefix(prefix): value
+        for name, value in checkpoint.objective.items()
+        if name.startswith(prefix)
+    }
+
+
+def without_weights(spec: Model) -> Model:
+    """Return the network's description with no weights to look for."""
+    # every tensor comes from the checkpoint, checked strictly
+    return replace(spec, weights="random")

@@ -1,0 +1,31 @@
+"""The discriminator of adversarial methods: which domain does a map of class scores come from?"""
+
+import itertools
+
+from torch import Tensor, nn
+
+
+class Discriminator(nn.Module):
+    """Five 4x4 convolutions of stride 2 with leaky ReLUs of slope 0.2.
+
+    Args:
+        channels: Channels of the maps, one a class.
+        width: Channels after the first convolution; doubled by each of the next three.
+
+    Reference:
+        Tsai et al., AdaptSegNet (2018).
+    """
+
+    def __init__(self, channels: int, width: int = 64) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        widths = (channels, *(width * 2**power for power in range(4)))
+        for inputs, outputs in itertools.pairwise(widths):
+            layers += [nn.Conv2d(inputs, outputs, 4, 2, 1), nn.LeakyReLU(0.2, inplace=True)]
+        layers.append(nn.Conv2d(width * 8, 1, 4, 2, 1))
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Return logits (B, 1, H / 32, W / 32) of (B, K, H, W) maps; above 0 means target."""
+        logits: Tensor = self.layers(maps)
+        return logits

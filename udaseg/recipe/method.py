@@ -1,0 +1,435 @@
+"""What a method's section of a recipe may say, and which of its values are out of range."""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """The mean teacher.
+
+    Attributes:
+        momentum: phi <- a phi + (1 - a) theta with a = min(1 - 1/(step + 1), momentum).
+        batch_statistics: Normalise by the batch (as DACS released it) instead of by the
+            student's running statistics.
+    """
+
+    momentum: float
+    batch_statistics: bool
+
+
+@dataclass(frozen=True)
+class StrongAugmentation:
+    """Colour jitter and blur of what the student sees mixed.
+
+    Attributes:
+        jitter: Strength of brightness, contrast, saturation and hue.
+        jitter_probability: Chance of jitter, an image.
+        blur_probability: Chance of blur, an image.
+        blur_sigma: Range of the Gaussian's standard deviation in pixels.
+    """
+
+    jitter: float
+    jitter_probability: float
+    blur_probability: float
+    blur_sigma: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """ClassMix of source onto target.
+
+    Attributes:
+        ignore_is_class: Void counts as a class that may be pasted (as DACS released it).
+        confidence: A target pixel is confident at or above this probability; the share of
+            confident pixels weighs all target pixels.
+        share_over: That share is taken over the whole `batch` (as released) or each `image`.
+    """
+
+    ignore_is_class: bool
+    confidence: float
+    share_over: Literal["batch", "image"]
+
+
+@dataclass(frozen=True)
+class Projector:
+    """The projection head in front of a contrastive loss.
+
+    Attributes:
+        channels: Dimension of the embedding.
+        trainable: False leaves it at its random start (as RCCR was released).
+    """
+
+    channels: int
+    trainable: bool
+
+
+@dataclass(frozen=True)
+class Regional:
+    """RCCR's region-wise contrast.
+
+    Attributes:
+        weight: Weight of the loss at the last step.
+        ramp: Rise to it as exp(-5 (1 - sqrt(step/steps))); false is constant.
+        start: First step with contrast.
+        temperature: Softmax temperature.
+        min_confidence: Anchors need a teacher confidence above this.
+        bank_steps: Steps that the memory bank spans.
+        cells_per_view: Random cells of each view that a step puts into the bank.
+        region_size: Side of a region in cells, average-pooled; 1 as released.
+        square_per: One CutMix square a `batch` (as released) or an `image`.
+        keep_ignored: Ignored cells enter the bank, as negatives of everything (as released).
+        negative_sampling: Drop bank rows of the anchor's class (false only to ablate).
+        positive_filtering: Drop anchors of low confidence (false only to ablate).
+        momentum_head: Keys come from the teacher's head; false uses the student's (to ablate).
+        projector: The projection head.
+    """
+
+    weight: float
+    ramp: bool
+    start: int
+    temperature: float
+    min_confidence: float
+    bank_steps: int
+    cells_per_view: int
+    region_size: int
+    square_per: Literal["image", "batch"]
+    keep_ignored: bool
+    projector: Projector
+    negative_sampling: bool = True
+    positive_filtering: bool = True
+    momentum_head: bool = True
+
+
+@dataclass(frozen=True)
+class Prototypes:
+    """SPCL's prototype contrast as a term of self-training.
+
+    Attributes:
+        weight: Weight of the term.
+        temperature: Softmax temperature.
+        momentum: Share of a prototype that stays at an update.
+        absent: The prototype of a class that is not in the batch is `keep` or `fade` (as released).
+        normalise: Scale prototypes to unit length after an update (the release does not).
+    """
+
+    weight: float
+    temperature: float
+    momentum: float
+    absent: Literal["keep", "fade"]
+    normalise: bool
+
+
+@dataclass(frozen=True)
+class SourceOnly:
+    """Supervised training on the source, nothing else: the baseline to beat."""
+
+    kind: Literal["source_only"]
+
+
+@dataclass(frozen=True)
+class SelfTraining:
+    """Mean-teacher self-training with ClassMix (DACS), plus the regularizers that are named.
+
+    Attributes:
+        mix_weight: Weight of the loss on the mixed image.
+        regional: RCCR's contrast; leave it out for plain DACS.
+        prototypes: SPCL's contrast; may stand beside the regional one.
+    """
+
+    kind: Literal["self_training"]
+    teacher: Teacher
+    mixing: Mixing
+    augmentation: StrongAugmentation
+    mix_weight: float
+    regional: Regional | None = None
+    prototypes: Prototypes | None = None
+
+
+@dataclass(frozen=True)
+class Adversarial:
+    """Output-space adversarial training: a discriminator must not tell target from source.
+
+    Attributes:
+        sees: The discriminator sees `softmax` (AdaptSegNet, SPCL's warm-up) or
+            `self_information` (AdvEnt).
+        weight: Weight of the adversarial term.
+        temperature: Divides the logits, of both domains, before softmax and cross-entropy.
+        discriminator_lr: Learning rate of the discriminator's Adam, betas 0.9 and 0.99.
+    """
+
+    kind: Literal["adversarial"]
+    sees: Literal["softmax", "self_information"]
+    weight: float
+    temperature: float
+    discriminator_lr: float
+
+
+@dataclass(frozen=True)
+class EntropyMinimization:
+    """Supervised on the source, and certain on the target.
+
+    Attributes:
+        weight: Weight of the mean entropy of target pixels, in shares of the largest.
+        power: The entropy is penalised as (entropy^2 + 1e-8) ** power (FDA); null takes it as it is
+            (MinEnt).
+        band: Low frequencies of the source's spectrum, as a share of the shorter side, that get the
+            target's amplitude (FDA); null leaves source images alone.
+    """
+
+    kind: Literal["entropy"]
+    weight: float
+    power: float | None = None
+    band: float | None = None
+
+
+@dataclass(frozen=True)
+class PrototypeAlignment:
+    """SPCL's second stage: source and pseudo-labelled target are drawn to source prototypes.
+
+    Attributes:
+        prototypes: The contrast; its prototypes begin with a pass over the source.
+    """
+
+    kind: Literal["prototype_alignment"]
+    prototypes: Prototypes
+
+
+@dataclass(frozen=True)
+class SelfDistillation:
+    """SPCL's third stage: cross-entropy on pseudo-labelled target images alone."""
+
+    kind: Literal["self_distillation"]
+
+
+StageObjective = (
+    SourceOnly | Adversarial | EntropyMinimization | PrototypeAlignment | SelfDistillation
+)
+
+
+@dataclass(frozen=True)
+class PseudoLabelling:
+    """Pseudo-labels of the whole target, made once before a stage.
+
+    Attributes:
+        quantile: A class keeps the pixels at or above this quantile of its confidence.
+        cap: The threshold is never above this.
+    """
+
+    quantile: float
+    cap: float
+
+
+@dataclass(frozen=True)
+class StageTarget:
+    """How a stage cuts target images, where it differs from the recipe.
+
+    Attributes:
+        resize: (height, width) in pixels; null keeps each file's size.
+        crop: (height, width) of the random crop.
+        scale: Range of a random factor before the crop.
+        flip: Mirror left-right with probability 1/2.
+        batch: Images a step.
+    """
+
+    resize: tuple[int, int] | None
+    crop: tuple[int, int]
+    scale: tuple[float, float]
+    flip: bool
+    batch: int
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a staged method; it starts from the student of the stage before.
+
+    Attributes:
+        name: Names its folder in the run.
+        share: Of the recipe's steps; the shares of all stages add up to 1.
+        lr_mult: Factor of the recipe's learning rates.
+        schedule_stop: How far the decay of the rate has come at the stage's end, in (0, 1].
+        objective: What is minimised.
+        source_sampling: `uniform`, or `class_balanced` by image-level class counts.
+        batch_norm: As in `model`; null keeps the model's.
+        pseudo_labels: Of the target, made by the student that the stage starts from.
+        target: How target images are cut; null as the recipe says.
+    """
+
+    name: str
+    share: float
+    lr_mult: float
+    schedule_stop: float
+    objective: StageObjective
+    source_sampling: Literal["uniform", "class_balanced"] = "uniform"
+    batch_norm: Literal["train", "affine_frozen", "frozen"] | None = None
+    pseudo_labels: PseudoLabelling | None = None
+    target: StageTarget | None = None
+
+
+@dataclass(frozen=True)
+class Staged:
+    """Stages one after another in one run (SPCL).
+
+    Attributes:
+        stages: In order.
+    """
+
+    kind: Literal["staged"]
+    stages: tuple[Stage, ...]
+
+
+Objective = SelfTraining | StageObjective
+Method = SourceOnly | SelfTraining | Adversarial | EntropyMinimization | Staged
+
+Found = list[tuple[str, str]]
+
+
+def require(found: Found, where: str, holds: bool, must: str, value: object) -> None:
+    """List `where` with what its value must be, unless that holds."""
+    if not holds:
+        found.append((where, f"must be {must}, got {value}"))
+
+
+def _self_training_problems(found: Found, method: SelfTraining, where: str) -> None:
+    def unit(part: str, value: float) -> None:
+        require(found, f"{where}.{part}", 0 <= value <= 1, "in [0, 1]", value)
+
+    unit("teacher.momentum", method.teacher.momentum)
+    unit("mixing.confidence", method.mixing.confidence)
+    unit("augmentation.jitter_probability", method.augmentation.jitter_probability)
+    unit("augmentation.blur_probability", method.augmentation.blur_probability)
+    require(
+        found,
+        f"{where}.augmentation.jitter",
+        0 <= method.augmentation.jitter <= 0.5,
+        "in [0, 0.5] (hue turns at most half a circle)",
+        method.augmentation.jitter,
+    )
+    low, high = method.augmentation.blur_sigma
+    sigmas = 0 < low <= high <= 2
+    must = "rising, above 0 and at most 2 px"
+    require(found, f"{where}.augmentation.blur_sigma", sigmas, must, (low, high))
+    require(found, f"{where}.mix_weight", method.mix_weight >= 0, "at least 0", method.mix_weight)
+    if method.prototypes is not None:
+        _prototype_problems(found, method.prototypes, f"{where}.prototypes")
+    if (regional := method.regional) is not None:
+        unit("regional.min_confidence", regional.min_confidence)
+        require(found, f"{where}.regional.weight", regional.weight >= 0, ">= 0", regional.weight)
+        require(
+            found,
+            f"{where}.regional.temperature",
+            regional.temperature > 0,
+            "above 0",
+            regional.temperature,
+        )
+        require(found, f"{where}.regional.start", regional.start >= 0, ">= 0", regional.start)
+        for part in ("bank_steps", "cells_per_view", "region_size"):
+            value = getattr(regional, part)
+            require(found, f"{where}.regional.{part}", value >= 1, "at least 1", value)
+        require(
+            found,
+            f"{where}.regional.projector.channels",
+            regional.projector.channels >= 1,
+            "at least 1",
+            regional.projector.channels,
+        )
+
+
+def method_problems(found: Found, method: Method, steps: int) -> None:
+    """List every value of a method that is out of range."""
+    if isinstance(method, Staged):
+        _staged_problems(found, method, steps)
+    else:
+        _objective_problems(found, method, "method")
+
+
+def _objective_problems(found: Found, method: Objective, where: str) -> None:
+    match method:
+        case SelfTraining():
+            _self_training_problems(found, method, where)
+        case Adversarial():
+            for part in ("temperature", "discriminator_lr"):
+                value = getattr(method, part)
+                require(found, f"{where}.{part}", value > 0, "above 0", value)
+            require(found, f"{where}.weight", method.weight >= 0, "at least 0", method.weight)
+        case EntropyMinimization():
+            require(found, f"{where}.weight", method.weight >= 0, "at least 0", method.weight)
+            if method.power is not None:
+                require(found, f"{where}.power", method.power > 0, "above 0", method.power)
+            if method.band is not None:
+                band = method.band
+                require(found, f"{where}.band", 0 <= band <= 0.5, "in [0, 0.5]", band)
+        case PrototypeAlignment():
+            _prototype_problems(found, method.prototypes, f"{where}.prototypes")
+        case SourceOnly() | SelfDistillation():
+            pass
+
+
+def _prototype_problems(found: Found, prototypes: Prototypes, where: str) -> None:
+    momentum, tau = prototypes.momentum, prototypes.temperature
+    require(found, f"{where}.momentum", 0 <= momentum <= 1, "in [0, 1]", momentum)
+    require(found, f"{where}.weight", prototypes.weight >= 0, ">= 0", prototypes.weight)
+    require(found, f"{where}.temperature", tau > 0, "above 0", tau)
+
+
+def _staged_problems(found: Found, method: Staged, steps: int) -> None:
+    stages = method.stages
+    if not stages:
+        found.append(("method.stages", "must name at least one stage"))
+        return
+    total = sum(stage.share for stage in stages)
+    require(found, "method.stages", abs(total - 1) < 1e-6, "shares that add up to 1", total)
+    names = [stage.name for stage in stages]
+    for number, stage in enumerate(stages):
+        where = f"method.stages[{number}]"
+        plain = re.fullmatch(r"[a-z0-9_]+", stage.name) is not None
+        require(found, f"{where}.name", plain, "a-z, 0-9 and '_'", repr(stage.name))
+        alone = names.count(stage.name) == 1
+        require(found, f"{where}.name", alone, "a name of its own", repr(stage.name))
+        require(found, f"{where}.share", stage.share > 0, "above 0", stage.share)
+        require(found, f"{where}.lr_mult", stage.lr_mult > 0, "above 0", stage.lr_mult)
+        stop = stage.schedule_stop
+        require(found, f"{where}.schedule_stop", 0 < stop <= 1, "in (0, 1]", stop)
+        _stage_label_problems(found, stage, number, where)
+        _objective_problems(found, stage.objective, f"{where}.objective")
+    begin = 0
+    for number, end in enumerate(stage_ends(method, steps)):
+        if end <= begin and total > 0:
+            what = f"{steps}, which leaves no step for method.stages[{number}]"
+            found.append(("steps", f"must give each stage a step, got {what}"))
+        begin = end
+
+
+def _stage_label_problems(found: Found, stage: Stage, number: int, where: str) -> None:
+    needs = isinstance(stage.objective, PrototypeAlignment | SelfDistillation)
+    labelling = stage.pseudo_labels
+    if needs != (labelling is not None):
+        must = "given: this objective learns from pseudo-labels"
+        spare = "left out: this objective learns from none"
+        found.append((f"{where}.pseudo_labels", f"must be {must if needs else spare}"))
+    if needs and number == 0:
+        what = "must not come first: nothing could make its pseudo-labels"
+        found.append((f"{where}.objective", what))
+    if labelling is not None:
+        for part in ("quantile", "cap"):
+            value = getattr(labelling, part)
+            require(found, f"{where}.pseudo_labels.{part}", 0 <= value <= 1, "in [0, 1]", value)
+    if (target := stage.target) is not None:
+        low, high = target.scale
+        rising = 0 < low <= high
+        require(found, f"{where}.target.scale", rising, "rising and above 0", (low, high))
+        require(found, f"{where}.target.batch", target.batch >= 1, "at least 1", target.batch)
+        for part in ("resize", "crop"):
+            size = getattr(target, part)
+            if size is not None:
+                require(found, f"{where}.target.{part}", min(size) >= 1, "two sizes >= 1 px", size)
+
+
+def stage_ends(method: Staged, steps: int) -> tuple[int, ...]:
+    """Return the step at which each stage is over; the last is the recipe's."""
+    ends, share = [], 0.0
+    for stage in method.stages:
+        share += stage.share
+        ends.append(round(share * steps))
+    return (*ends[:-1], steps)
