@@ -605,7 +605,7 @@ def test_the_number_of_threads_changes_nothing(tmp_path, workers):
 # data that are not there
 
 
-@pytest.mark.parametrize("name", ["gta5", "synthia", "cityscapes", "camvid"])
+@pytest.mark.parametrize("name", ["gta5", "synthia", "cityscapes", "camvid", "acdc"])
 def test_missing_data_are_asked_for_in_one_screen(tmp_path, name):
     said = _missing(name, tmp_path)
     for part in ("page     http", "licence  ", "files    ", f"udaseg prepare {name}", "what     "):

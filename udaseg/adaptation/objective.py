@@ -211,6 +211,10 @@ class SelfTraining(Objective):
         """Make the passes that some regularizer asked for, and only those."""
         labels = batch.source_labels
         target_view = cell_view(taught, None) if needs & {"target", "cutmix"} else None
+        teacher_source = None
+        if "teacher_source" in needs:
+            taught_source: Segmented = self.teacher(source, embed=True)
+            teacher_source = cell_view(taught_source, labels_on_cells(labels, taught_source))
         cutmix = square = None
         if "cutmix" in needs:
             assert target_view is not None
@@ -243,6 +247,7 @@ class SelfTraining(Objective):
             square=square,
             target=target_view,
             target_by_student_head=by_student,
+            teacher_source=teacher_source,
         )
 
 

@@ -23,6 +23,7 @@ from udaseg.contrast import (
     PrototypeContrast,
     RegionalContrast,
     Regularizer,
+    SemanticContrast,
 )
 from udaseg.data import IGNORE
 from udaseg.engine import Checkpoint
@@ -115,8 +116,10 @@ def objective(
 def _self_training(
     recipe: Recipe, method: SelfTrainingSpec, num_classes: int, init: Checkpoint | None
 ) -> SelfTraining:
-    regional = method.regional
+    regional, semantic = method.regional, method.semantic
     channels = None if regional is None else regional.projector.channels
+    if semantic is not None:
+        channels = semantic.channels
     student = segmenter(recipe.model, num_classes, projector_channels=channels)
     _start_from(student, init)
     if regional is not None:
@@ -168,6 +171,16 @@ def _regularizers(
     if method.prototypes is not None:
         contrast = _prototypes(method.prototypes, num_classes, student, "mixed")
         regularizers["prototypes"] = contrast
+    if (semantic := method.semantic) is not None:
+        regularizers["semantic"] = SemanticContrast(
+            num_classes=num_classes,
+            channels=semantic.channels,
+            variant=semantic.variant,
+            weight=semantic.weight,
+            temperature=semantic.temperature,
+            momentum=semantic.momentum,
+            bank_rows=semantic.bank_rows,
+        )
     return regularizers
 
 

@@ -1,5 +1,6 @@
 """Contrastive regularizers and what they remember."""
 
+from udaseg.contrast.class_losses import bank_loss, distribution_loss
 from udaseg.contrast.memory import EMPTY, MemoryBank
 from udaseg.contrast.prototypes import (
     ClassPrototypes,
@@ -9,6 +10,8 @@ from udaseg.contrast.prototypes import (
     prototype_loss,
 )
 from udaseg.contrast.regional import RegionalContrast, regional_loss
+from udaseg.contrast.semantic import SemanticContrast
+from udaseg.contrast.statistics import ClassStatistics, class_moments
 from udaseg.contrast.vectors import Projector, unit
 from udaseg.contrast.views import CellView, Regularizer, View, Views
 
@@ -16,15 +19,20 @@ __all__ = [
     "EMPTY",
     "CellView",
     "ClassPrototypes",
+    "ClassStatistics",
     "MemoryBank",
     "Projector",
     "PrototypeContrast",
     "PrototypeSums",
     "RegionalContrast",
     "Regularizer",
+    "SemanticContrast",
     "View",
     "Views",
+    "bank_loss",
+    "class_moments",
     "class_sums",
+    "distribution_loss",
     "prototype_loss",
     "regional_loss",
     "unit",

@@ -59,7 +59,7 @@ def distribution_sum(
     """Return the sum over counted vectors and their number; see `distribution_loss`."""
     if variances.shape != means.shape:
         raise ValueError(f"means {tuple(means.shape)} but variances {tuple(variances.shape)}")
-    counted = _counted(embeddings, labels, means, seen, temperature)
+    counted = _counted(embeddings, labels, means.shape, seen, temperature)
     with torch.autocast(embeddings.device.type, enabled=False):
         total: Tensor = _DistributionSum.apply(
             embeddings,
@@ -111,7 +111,7 @@ def bank_sum(
     if rows.ndim != 3:
         raise ValueError(f"rows must be (K, L, D), got {tuple(rows.shape)}")
     valid_KL = torch.arange(rows.shape[1], device=rows.device) < filled[:, None]
-    counted = _counted(embeddings, labels, rows.sum(1), filled > 0, temperature)
+    counted = _counted(embeddings, labels, (rows.shape[0], rows.shape[2]), filled > 0, temperature)
     with torch.autocast(embeddings.device.type, enabled=False):
         total: Tensor = _BankSum.apply(
             embeddings, labels.long(), rows.detach(), valid_KL, temperature, counted
@@ -120,14 +120,22 @@ def bank_sum(
 
 
 def _counted(
-    embeddings: Tensor, labels: Tensor, means: Tensor, seen: Tensor, temperature: float
+    embeddings: Tensor,
+    labels: Tensor,
+    classes: tuple[int, ...],
+    seen: Tensor,
+    temperature: float,
 ) -> Tensor:
-    """Return which vectors (N,) have a class that is seen; raise ValueError where shapes differ."""
-    if labels.shape != embeddings.shape[:1] or means.shape[1:] != embeddings.shape[1:]:
-        shapes = tuple(embeddings.shape), tuple(labels.shape), tuple(means.shape)
+    """Return which vectors (N,) have a class that is seen.
+
+    `classes` is the shape (K, D) of what they are compared with; one that does not fit raises
+    ValueError, as a temperature of 0 or less does.
+    """
+    if labels.shape != embeddings.shape[:1] or classes[1:] != embeddings.shape[1:]:
+        shapes = tuple(embeddings.shape), tuple(labels.shape), tuple(classes)
         raise ValueError(f"embeddings (N, D), labels (N,), classes (K, D) do not fit: {shapes}")
-    if seen.shape != means.shape[:1]:
-        raise ValueError(f"seen or filled {tuple(seen.shape)} but {len(means)} classes")
+    if seen.shape != classes[:1]:
+        raise ValueError(f"seen or filled {tuple(seen.shape)} but {classes[0]} classes")
     if temperature <= 0:
         raise ValueError(f"temperature must be above 0, got {temperature}")
     known = labels != _IGNORE
@@ -203,7 +211,7 @@ class _BankSum(torch.autograd.Function):
         """Return the sum; keep the gradient for `backward`."""
         seen = valid.any(1)
         equal_KL = valid / valid.sum(1, keepdim=True).clamp_min(1)
-        row_KLD = (rows / temperature).masked_fill_(~valid[..., None], 0.0)
+        row_KLD = (rows.float() / temperature).masked_fill_(~valid[..., None], 0.0)
         mean_KD = (row_KLD * equal_KL[..., None]).sum(1)
         gradient_ND = torch.empty(embeddings.shape, device=embeddings.device)
         loss = gradient_ND.new_zeros(())

@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-View = Literal["source", "mixed", "cutmix", "target", "pseudo_labelled"]
+View = Literal["source", "mixed", "cutmix", "target", "teacher_source", "pseudo_labelled"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class Views:
         target: The teacher on plain target images; no gradient.
         target_by_student_head: (B, D, h, w) the teacher's features through the student's head,
             no gradient; only when an ablation asks for it.
+        teacher_source: The teacher on plain source images, with their labels; no gradient.
         pseudo_labelled: The student on plain target images, with pseudo-labels that were made
             before the stage began.
     """
@@ -57,6 +58,7 @@ class Views:
     square: Tensor | None = None
     target: CellView | None = None
     target_by_student_head: Tensor | None = None
+    teacher_source: CellView | None = None
     pseudo_labelled: CellView | None = None
 
 

@@ -122,6 +122,27 @@ class Prototypes:
 
 
 @dataclass(frozen=True)
+class Semantic:
+    """SePiCo's contrast with the class statistics of the teacher's source embeddings.
+
+    Attributes:
+        variant: `prototype`, `bank` or `distribution` (ProtoCL, BankCL, DistCL).
+        weight: Weight of the term.
+        temperature: Softmax temperature.
+        momentum: Weight that older vectors keep at an update; 1 is the mean over all of them.
+        bank_rows: Batch means kept of each class; only the bank variant uses them.
+        channels: Dimension of the embedding.
+    """
+
+    variant: Literal["prototype", "bank", "distribution"]
+    weight: float
+    temperature: float
+    momentum: float
+    bank_rows: int
+    channels: int
+
+
+@dataclass(frozen=True)
 class SourceOnly:
     """Supervised training on the source, nothing else: the baseline to beat."""
 
@@ -136,6 +157,7 @@ class SelfTraining:
         mix_weight: Weight of the loss on the mixed image.
         regional: RCCR's contrast; leave it out for plain DACS.
         prototypes: SPCL's contrast; may stand beside the regional one.
+        semantic: SePiCo's contrast; not beside the regional one, which has its own projector.
     """
 
     kind: Literal["self_training"]
@@ -145,6 +167,7 @@ class SelfTraining:
     mix_weight: float
     regional: Regional | None = None
     prototypes: Prototypes | None = None
+    semantic: Semantic | None = None
 
 
 @dataclass(frozen=True)
@@ -313,6 +336,10 @@ def _self_training_problems(found: Found, method: SelfTraining, where: str) -> N
     require(found, f"{where}.mix_weight", method.mix_weight >= 0, "at least 0", method.mix_weight)
     if method.prototypes is not None:
         _prototype_problems(found, method.prototypes, f"{where}.prototypes")
+    if (semantic := method.semantic) is not None:
+        _semantic_problems(found, semantic, f"{where}.semantic")
+        alone = method.regional is None
+        require(found, f"{where}.semantic", alone, "alone: regional has its own projector", "both")
     if (regional := method.regional) is not None:
         unit("regional.min_confidence", regional.min_confidence)
         require(found, f"{where}.regional.weight", regional.weight >= 0, ">= 0", regional.weight)
@@ -371,6 +398,16 @@ def _prototype_problems(found: Found, prototypes: Prototypes, where: str) -> Non
     require(found, f"{where}.momentum", 0 <= momentum <= 1, "in [0, 1]", momentum)
     require(found, f"{where}.weight", prototypes.weight >= 0, ">= 0", prototypes.weight)
     require(found, f"{where}.temperature", tau > 0, "above 0", tau)
+
+
+def _semantic_problems(found: Found, semantic: Semantic, where: str) -> None:
+    momentum, tau = semantic.momentum, semantic.temperature
+    require(found, f"{where}.momentum", 0 <= momentum <= 1, "in [0, 1]", momentum)
+    require(found, f"{where}.temperature", tau > 0, "above 0", tau)
+    require(found, f"{where}.weight", semantic.weight >= 0, "at least 0", semantic.weight)
+    for part in ("bank_rows", "channels"):
+        value = getattr(semantic, part)
+        require(found, f"{where}.{part}", value >= 1, "at least 1", value)
 
 
 def _staged_problems(found: Found, method: Staged, steps: int) -> None:
