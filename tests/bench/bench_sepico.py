@@ -1,0 +1,192 @@
+"""SePiCo's statistics and losses against their plain forms; run as a script.
+
+    python tests/bench/bench_sepico.py
+
+One thread, medians of interleaved rounds; losses forward and backward together; memory is the
+growth of the peak in a process of its own (Linux). Two images of 80 x 80 cells, 512 channels, 19
+classes, a bank of 200 rows a class. The plain forms are written here from the method's description:
+moments by an expansion to N x 19 x 512, cross-entropy of the augmented logits of the kept vectors,
+and for the bank a loop over pairs of classes that joins the rows anew.
+"""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import multiprocessing
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from udaseg.contrast import unit
+from udaseg.contrast.class_losses import bank_loss, distribution_loss
+from udaseg.contrast.statistics import class_moments
+
+ROUNDS = 5
+TEMPERATURE = 0.1
+CLASSES, CHANNELS, ROWS = 19, 512, 200
+VECTORS = 2 * 80 * 80
+
+
+def vectors_case() -> tuple[Tensor, Tensor]:
+    """Return vectors and labels, one in ten without a class."""
+    generator = torch.Generator().manual_seed(0)
+    embeddings = unit(torch.randn(VECTORS, CHANNELS, generator=generator))
+    labels = torch.randint(0, CLASSES, (VECTORS,), generator=generator)
+    return embeddings, labels.masked_fill(torch.rand(VECTORS, generator=generator) < 0.1, 255)
+
+
+def distribution_case() -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(1)
+    means = 0.5 * unit(torch.randn(CLASSES, CHANNELS, generator=generator))
+    variances = torch.rand(CLASSES, CHANNELS, generator=generator) / CHANNELS
+    return (*vectors_case(), means, variances)
+
+
+def bank_case() -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(1)
+    return (*vectors_case(), unit(torch.randn(CLASSES, ROWS, CHANNELS, generator=generator), 2))
+
+
+def plain_moments(embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return means and variances of a batch by the expansion to N x K x D."""
+    kept = labels != 255
+    embeddings, labels = embeddings[kept], labels[kept]
+    member = F.one_hot(labels, CLASSES).float()[..., None].expand(-1, -1, CHANNELS)
+    sorted_NKD = embeddings[:, None].expand(-1, CLASSES, -1) * member
+    counts_KD = member.sum(0).clamp_min(1)
+    mean_KD = sorted_NKD.sum(0) / counts_KD
+    return mean_KD, (sorted_NKD - mean_KD * member).pow(2).sum(0) / counts_KD
+
+
+def our_moments(embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    return class_moments(embeddings, labels, CLASSES)[1:]
+
+
+def plain_distribution(
+    embeddings: Tensor, labels: Tensor, means: Tensor, variances: Tensor
+) -> Tensor:
+    leaf = embeddings.clone().requires_grad_()
+    kept = labels != 255
+    query, label = F.normalize(leaf)[kept], labels[kept]
+    scaled = variances / TEMPERATURE
+    score = (query @ means.T + 0.5 * query.pow(2) @ scaled.T) / TEMPERATURE
+    own = 0.5 * (query.pow(2) * scaled[label]).sum(1) / TEMPERATURE
+    (F.cross_entropy(score, label, reduction="none") + own).mean().backward()
+    return leaf.grad
+
+
+def our_distribution(
+    embeddings: Tensor, labels: Tensor, means: Tensor, variances: Tensor
+) -> Tensor:
+    leaf = embeddings.clone().requires_grad_()
+    seen = torch.ones(CLASSES, dtype=torch.bool)
+    distribution_loss(leaf, labels, means, variances, seen, temperature=TEMPERATURE).backward()
+    return leaf.grad
+
+
+def plain_bank(embeddings: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
+    leaf = embeddings.clone().requires_grad_()
+    queue = [list(bank.split(1)) for bank in rows]
+    query, losses = F.normalize(leaf), []
+    for label in range(CLASSES):
+        mine, negatives = query[labels == label], []
+        for other in range(CLASSES):
+            score = mine @ torch.cat(queue[other]).T / TEMPERATURE
+            if other == label:
+                positive = score.exp()
+            else:
+                negatives.append(score.mean(1, keepdim=True))
+        rest = torch.cat(negatives, 1).exp().sum(1, keepdim=True)
+        losses.append(-(positive / (positive + rest)).log().mean(1))
+    torch.cat(losses).mean().backward()
+    return leaf.grad
+
+
+def our_bank(embeddings: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
+    leaf = embeddings.clone().requires_grad_()
+    filled = torch.full((CLASSES,), ROWS)
+    bank_loss(leaf, labels, rows, filled, temperature=TEMPERATURE).backward()
+    return leaf.grad
+
+
+WORK: dict[str, tuple[Callable[[], tuple[Tensor, ...]], Callable[..., object]]] = {
+    "moments plain": (vectors_case, plain_moments),
+    "moments ours": (vectors_case, our_moments),
+    "distribution plain": (distribution_case, plain_distribution),
+    "distribution ours": (distribution_case, our_distribution),
+    "bank plain": (bank_case, plain_bank),
+    "bank ours": (bank_case, our_bank),
+}
+
+
+def milliseconds(name: str) -> tuple[float, float]:
+    """Return the median times of the plain form and ours, run in turn after a warm-up."""
+    case = WORK[f"{name} plain"][0]()
+    times: dict[str, list[float]] = {"plain": [], "ours": []}
+    for turn in range(ROUNDS + 1):
+        for form, which in times.items():
+            started = time.perf_counter()
+            WORK[f"{name} {form}"][1](*case)
+            if turn:
+                which.append(1000 * (time.perf_counter() - started))
+    return statistics.median(times["plain"]), statistics.median(times["ours"])
+
+
+def _peak(name: str, queue: "multiprocessing.Queue[float]") -> None:
+    torch.set_num_threads(1)
+    make, work = WORK[name]
+    case = make()
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the peak so far
+    before = _resident_peak_mib()
+    work(*case)
+    queue.put(_resident_peak_mib() - before)
+
+
+def _resident_peak_mib() -> float:
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
+
+
+def peak_mib(name: str) -> float:
+    """Return how much the peak of a fresh process grows while it works."""
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    process = context.Process(target=_peak, args=(name, queue))
+    process.start()
+    process.join()
+    return queue.get()
+
+
+def show(what: str, name: str) -> None:
+    plain, ours = milliseconds(name)
+    line = f"{what:<58} {plain:9.1f} ms {ours:9.1f} ms  {plain / ours:5.2f}x"
+    line += f"  {peak_mib(f'{name} plain'):7.0f} MiB {peak_mib(f'{name} ours'):6.0f} MiB"
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    case = vectors_case()
+    for plain, ours in zip(plain_moments(*case), our_moments(*case), strict=True):
+        assert torch.allclose(plain, ours, atol=1e-6)
+    spread = distribution_case()
+    assert torch.allclose(plain_distribution(*spread), our_distribution(*spread), atol=1e-7)
+    bank = bank_case()
+    assert torch.allclose(plain_bank(*bank), our_bank(*bank), atol=1e-7)
+    sys.stdout.write(f"{'':<58} {'plain':>12} {'ours':>12}  ratio  peak memory\n")
+    show(f"class mean and variance, {VECTORS} x {CHANNELS}", "moments")
+    show(f"distribution loss (DistCL), {VECTORS} x {CHANNELS}", "distribution")
+    show(f"bank loss (BankCL), {VECTORS} x {CHANNELS}, 200 rows a class", "bank")
+
+
+if __name__ == "__main__":
+    main()
