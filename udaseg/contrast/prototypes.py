@@ -84,11 +84,14 @@ class _PrototypeSum(torch.autograd.Function):
         for start in range(0, len(embeddings), _CHUNK):
             part = slice(start, start + _CHUNK)
             feature_nD = embeddings[part].detach().float()
-            length_n = (feature_nD.square().sum(1) + LENGTH_EPS**2).sqrt_()
-            query_nD = feature_nD / length_n[:, None]
+            length_n = (
+                torch.linalg.vector_norm(feature_nD, dim=1).square() + LENGTH_EPS**2
+            ).sqrt_()
             weight_n = counted[part].float()
             label_n1 = labels[part].masked_fill(~counted[part], 0)[:, None]
-            score_nK = (query_nD @ scaled_KD.T).masked_fill_(missing_K, -torch.inf)
+            # divided after the product: no unit vector of size n x D is ever made
+            plain_nK = (feature_nD @ scaled_KD.T).div_(length_n[:, None])
+            score_nK = plain_nK.masked_fill(missing_K, -torch.inf)
             # where nothing is seen every score is -inf; such rows do not count, keep them finite
             top_n1 = score_nK.amax(1, keepdim=True).nan_to_num_(neginf=0.0)
             own_n = (score_nK.gather(1, label_n1) - top_n1)[:, 0].nan_to_num_(neginf=0.0)
@@ -97,10 +100,11 @@ class _PrototypeSum(torch.autograd.Function):
             loss = loss + ((total_n.log() - own_n) * weight_n).sum()
             share_nK.mul_((weight_n / total_n)[:, None])
             share_nK.scatter_add_(1, label_n1, -weight_n[:, None])
-            towards_nD = share_nK @ scaled_KD
-            along_n1 = (towards_nD * query_nD).sum(1, keepdim=True)
-            towards_nD.addcmul_(query_nD, along_n1, value=-1).div_(length_n[:, None])
-            gradient_ND[part] = towards_nD
+            along_n = (share_nK * plain_nK).sum(1)
+            share_nK.div_(length_n[:, None])
+            gradient_nD = gradient_ND[part]
+            torch.mm(share_nK, scaled_KD, out=gradient_nD)
+            gradient_nD.addcmul_(feature_nD, (along_n / length_n.square())[:, None], value=-1)
         ctx.save_for_backward(gradient_ND.to(embeddings.dtype))
         return loss
 
