@@ -15,6 +15,11 @@ def test_acdc_is_read_from_its_layout_of_conditions(tmp_path):
             written[f"{condition}/{split}"] = labels
             files.put(tmp_path / f"acdc/rgb_anon/{name}_rgb_anon.png", files.image_png(54, 96))
             files.put(tmp_path / f"acdc/gt/{name}_gt_labelTrainIds.png", files.gray_png(labels))
+            # what lies beside: other forms of the labels, and the same places in fair weather
+            for form in ("labelIds", "labelColor", "invIds"):
+                files.put(tmp_path / f"acdc/gt/{name}_gt_{form}.png", files.gray_png(labels * 0))
+            fair = name.replace(f"/{split}/", f"/{split}_ref/")
+            files.put(tmp_path / f"acdc/rgb_anon/{fair}_rgb_ref_anon.png", files.image_png(54, 96))
     prepare_dataset("acdc", root=tmp_path)
     dataset = open_dataset("acdc", root=tmp_path)
     assert {name: len(found) for name, found in dataset.splits.items()} == {"train": 2, "val": 2}

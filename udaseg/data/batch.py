@@ -86,6 +86,9 @@ class Crops:
             `pseudo_label_path`. They are brought to the image's size by nearest neighbour.
         scale: Range of a random factor of both sides before the crop.
         sampling: `uniform`, or `class_balanced` by the classes that the index counts.
+
+    Raises:
+        ValueError: Pseudo-labels besides labels.
     """
 
     dataset: PreparedDataset
@@ -97,6 +100,10 @@ class Crops:
     pseudo_labels: Path | None = None
     scale: tuple[float, float] = (1.0, 1.0)
     sampling: Literal["uniform", "class_balanced"] = "uniform"
+
+    def __post_init__(self) -> None:
+        if self.labelled and self.pseudo_labels is not None:
+            raise ValueError(f"labelled crops take no pseudo-labels, got {self.pseudo_labels}")
 
     @property
     def samples(self) -> tuple[Sample, ...]:
@@ -142,14 +149,19 @@ class Crops:
         """Return which sample holds which class, (N, K).
 
         Raises:
-            DataError: The index has no counts.
+            DataError: The index has no counts, or nothing but zeros.
         """
         if any(not sample.pixels for sample in self.samples):
             raise DataError(
                 f"{self.dataset.name}: its index counts no classes, which class-balanced sampling "
                 "needs; run `udaseg prepare` again"
             )
-        return np.array([sample.pixels for sample in self.samples]) > 0
+        present = np.array([sample.pixels for sample in self.samples]) > 0
+        if not present.any():
+            raise DataError(
+                f"{self.dataset.name}: no label of split '{self.split}' holds any class"
+            )
+        return present
 
 
 class TrainingBatches(Dataset[Batch]):
@@ -170,7 +182,8 @@ class TrainingBatches(Dataset[Batch]):
         begin: Steps of the run before this part; only `progress` counts from it.
 
     Raises:
-        DataError: A split without images.
+        DataError: A split without images, or without the counts that its sampling needs.
+        ValueError: Class-balanced sampling of a target, whose classes must not be known.
     """
 
     def __init__(
@@ -189,6 +202,8 @@ class TrainingBatches(Dataset[Batch]):
         for crops in (source, target):
             if crops is not None and not crops.samples:
                 raise DataError(f"{crops.dataset.name}: split '{crops.split}' has no images")
+        if target is not None and target.sampling != "uniform":
+            raise ValueError(f"a target is sampled uniformly, got {target.sampling}")
         self.source, self.target = source, target
         self.batch_source, self.batch_target = batch_source, batch_target
         self.steps, self.seed, self.rank, self.world_size = steps, seed, rank, world_size
