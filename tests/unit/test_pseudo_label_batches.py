@@ -13,11 +13,15 @@ from udaseg.data import (
     PreparedDataset,
     Sample,
     TrainingBatches,
+    balanced_order,
     pseudo_label_path,
     pseudo_labels_digest,
+    read_image,
+    read_train_ids,
     write_png,
     write_pseudo_label,
 )
+from udaseg.data.transforms import random_crop, random_mirror
 from udaseg.errors import DataError
 
 HEIGHT, WIDTH, STRETCH = 20, 30, 6
@@ -68,6 +72,10 @@ def _target(dataset, **changes):
 def _batches(source, target, **changes):
     settings = {"batch_source": 2, "batch_target": 2, "steps": 10, "seed": 3}
     return TrainingBatches(source, target, **{**settings, **changes})
+
+
+def _labels(dataset, sample):
+    return read_train_ids(dataset.label_path(sample))
 
 
 def _same(one, other):
@@ -122,6 +130,17 @@ def test_scales_differ_and_stay_in_their_range(pair, tmp_path):
     assert widths.min() >= WIDTH * 0.5 - 1
     assert widths.max() <= WIDTH * 1.5 + 1
     assert widths.max() - widths.min() > WIDTH * 0.4
+
+
+def test_without_a_scale_only_the_window_and_the_mirror_are_drawn(pair):
+    crops, sample = _source(pair[0]), pair[0].split("train")[1]
+    rng, plain = np.random.default_rng(5), np.random.default_rng(5)
+    for _ in range(8):
+        image, labels = read_image(pair[0].image_path(sample)), _labels(pair[0], sample)
+        wanted = random_mirror(*random_crop(image, labels, (8, 12), plain), plain)
+        for one, other in zip(crops.draw(sample, rng), wanted, strict=True):
+            assert np.array_equal(one, other)
+    assert rng.random() == plain.random()
 
 
 def test_a_source_is_scaled_with_its_labels(pair):
@@ -209,6 +228,15 @@ def test_batches_do_not_hang_on_the_order_in_which_they_are_made(pair, tmp_path)
     for step in np.random.default_rng(0).permutation(steps).tolist():
         assert _same(found[step], again[step])
         assert names[step] == again.names(step)
+
+
+def test_every_lap_is_the_balanced_order_of_its_number(pair):
+    batches = _batches(_source(pair[0], sampling="class_balanced"), None, batch_source=1500)
+    present = np.array([sample.pixels for sample in pair[0].split("train")]) > 0
+    for lap in range(3):
+        names = batches.names(2 * lap) + batches.names(2 * lap + 1)
+        order = balanced_order(present, seed=3, lap=lap, length=3000)
+        assert [name.rsplit("/", 1)[1] for name in names] == [f"source{n}.png" for n in order]
 
 
 def test_class_balanced_batches_visit_rare_files_more(pair):
