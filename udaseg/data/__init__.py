@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from udaseg.data.balanced import balanced_order
 from udaseg.data.catalog_list import builtin, builtin_names
 from udaseg.data.convert import train_ids
+from udaseg.data.crops import Crops
 from udaseg.data.declaration import Declaration, read_declaration
 from udaseg.data.find import find
 from udaseg.data.images import (
@@ -31,9 +32,9 @@ from udaseg.data.pseudo_labels import (
 from udaseg.data.transforms import resize_image, resize_labels
 
 if TYPE_CHECKING:
-    from udaseg.data.batch import Batch, Crops, TrainingBatches, batches_from
+    from udaseg.data.batch import Batch, TrainingBatches, batches_from
 
-_WITH_TORCH = ("Batch", "Crops", "TrainingBatches", "batches_from")
+_WITH_TORCH = ("Batch", "TrainingBatches", "batches_from")
 
 __all__ = [
     "IGNORE",

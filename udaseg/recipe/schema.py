@@ -9,7 +9,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from udaseg.recipe.method import Found, Method, SelfTraining, method_problems, require
+from udaseg.recipe.method import Method, SelfTraining
+from udaseg.recipe.method_checks import Found, method_problems, require
 
 
 @dataclass(frozen=True)
