@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint fix bench wheel clean
+.PHONY: help setup demo test test-all faults lint fix bench wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -22,10 +22,13 @@ demo: $(READY) ## the main job on toyland: source only against RCCR, in minutes 
 	$(BIN)/udaseg demo
 
 test: $(READY) ## the fast tests
-	$(BIN)/python -m pytest -m 'not slow and not bench and not gpu'
+	$(BIN)/python -m pytest -m 'not slow and not faults and not bench and not gpu'
 
 test-all: $(READY) ## every test, the slow ones too
-	$(BIN)/python -m pytest -m 'not bench'
+	$(BIN)/python -m pytest -m 'not bench and not faults'
+
+faults: $(READY) ## fault campaigns at full size; prints counts and bounds
+	$(BIN)/python -m pytest -m faults -s
 
 lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff check .
