@@ -140,6 +140,11 @@ def test_poisoned_target_labels_leave_all_stages_bit_identical(whole, tmp_path):
              "objective: {kind: source_only}, pseudo_labels: {quantile: 2, cap: 0.9}}]"],
             "learns from none",
         ),
+        (
+            ["method.stages=[{name: a, share: 1, lr_mult: 1, schedule_stop: 1, "
+             "source_jitter: {strength: 0.5, hue: 0.6}, objective: {kind: source_only}}]"],
+            "source_jitter.hue: must be in [0, 0.5]",
+        ),
     ],
 )  # fmt: skip
 def test_stages_that_cannot_run_are_refused(root, tmp_path, words, expected):

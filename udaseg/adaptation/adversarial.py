@@ -54,7 +54,7 @@ class Adversarial(Objective):
         """Return the loss of the source, of the student's disguise, and of the discriminator."""
         if batch.target_images is None:
             raise ValueError("adversarial training needs target images in the batch")
-        source = self.student(unit_range(batch.source_images)).logits / self.temperature
+        source = self.student(self.source_images(batch)).logits / self.temperature
         target = self.student(unit_range(batch.target_images)).logits / self.temperature
         size = (batch.source_images.shape[-2], batch.source_images.shape[-1])
         target_size = (batch.target_images.shape[-2], batch.target_images.shape[-1])

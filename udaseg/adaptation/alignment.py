@@ -23,7 +23,7 @@ class PrototypeAlignment(Objective):
         contrast: The regularizer; it compares the source with `pseudo_labelled` images.
 
     Reference:
-        Xie et al., SPCL (2021), stage 2. Differs: source images are not colour-jittered.
+        Xie et al., SPCL (2021), stage 2.
     """
 
     def __init__(self, student: Segmenter, contrast: PrototypeContrast) -> None:
@@ -42,7 +42,7 @@ class PrototypeAlignment(Objective):
         """Return the loss of the source and of both views against the prototypes."""
         if batch.target_images is None or batch.pseudo_labels is None:
             raise ValueError("prototype alignment needs target images with pseudo-labels")
-        on_source: Segmented = self.student(unit_range(batch.source_images))
+        on_source: Segmented = self.student(self.source_images(batch))
         on_target: Segmented = self.student(unit_range(batch.target_images))
         source_loss = pixel_loss(on_source.logits, batch.source_labels)
         views = Views(

@@ -39,7 +39,7 @@ class EntropyMinimization(Objective):
         """Return the loss of the source and the target's entropy."""
         if batch.target_images is None:
             raise ValueError("entropy minimisation needs target images in the batch")
-        source, target = unit_range(batch.source_images), unit_range(batch.target_images)
+        source, target = self.source_images(batch), unit_range(batch.target_images)
         if self.band is not None:
             partner = torch.arange(len(source), device=source.device) % len(target)
             source = fourier_style(source, target[partner], band=self.band)

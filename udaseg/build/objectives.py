@@ -10,6 +10,7 @@ from torch import nn
 from udaseg.adaptation import (
     Adversarial,
     EntropyMinimization,
+    Jitter,
     Objective,
     PrototypeAlignment,
     SelfDistillation,
@@ -83,7 +84,13 @@ def objective(
     """
     leg = leg or legs(recipe)[0]
     torch.manual_seed(recipe.seed + leg.number)
-    recipe = network_of(recipe, leg)
+    made = _bare(network_of(recipe, leg), leg, num_classes, init)
+    if (jitter := leg.source_jitter) is not None:
+        made.source_jitter = Jitter(jitter.strength, jitter.hue)
+    return made
+
+
+def _bare(recipe: Recipe, leg: Leg, num_classes: int, init: Checkpoint | None) -> Objective:
     method = leg.objective
     if isinstance(method, SelfTrainingSpec):
         return _self_training(recipe, method, num_classes, init)

@@ -7,6 +7,7 @@ from typing import Literal
 from udaseg.recipe.method import (
     Objective,
     PseudoLabelling,
+    SourceJitter,
     SourceOnly,
     Stage,
     Staged,
@@ -29,6 +30,7 @@ class Leg:
         lr_mult: Factor of the recipe's learning rates.
         schedule_stop: How far the decay of the rate has come at the end, in (0, 1].
         source_sampling: How source images are drawn.
+        source_jitter: Colour jitter of source images; None leaves them as they are.
         batch_norm: Of the backbone; None keeps the model's.
         pseudo_labels: How the target is labelled before it; None does not.
         target: How target images are cut; None as the recipe says.
@@ -42,6 +44,7 @@ class Leg:
     lr_mult: float = 1.0
     schedule_stop: float = 1.0
     source_sampling: Literal["uniform", "class_balanced"] = "uniform"
+    source_jitter: SourceJitter | None = None
     batch_norm: Literal["train", "affine_frozen", "frozen"] | None = None
     pseudo_labels: PseudoLabelling | None = None
     target: StageTarget | None = None
@@ -108,6 +111,7 @@ def _leg(number: int, stage: Stage, begin: int, end: int) -> Leg:
         stage.lr_mult,
         stage.schedule_stop,
         stage.source_sampling,
+        stage.source_jitter,
         stage.batch_norm,
         stage.pseudo_labels,
         stage.target,

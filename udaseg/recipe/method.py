@@ -263,6 +263,19 @@ class StageTarget:
 
 
 @dataclass(frozen=True)
+class SourceJitter:
+    """Colour jitter of the source images.
+
+    Attributes:
+        strength: Brightness, contrast and saturation factors are in [1 - strength, 1 + strength].
+        hue: Turned by at most this share of a circle.
+    """
+
+    strength: float
+    hue: float
+
+
+@dataclass(frozen=True)
 class Stage:
     """One stage of a staged method; it starts from the student of the stage before.
 
@@ -273,6 +286,7 @@ class Stage:
         schedule_stop: How far the decay of the rate has come at the stage's end, in (0, 1].
         objective: What is minimised.
         source_sampling: `uniform`, or `class_balanced` by image-level class counts.
+        source_jitter: Of the source images that are trained on; null leaves them as they are.
         batch_norm: As in `model`; null keeps the model's.
         pseudo_labels: Of the target, made by the student that the stage starts from.
         target: How target images are cut; null as the recipe says.
@@ -284,6 +298,7 @@ class Stage:
     schedule_stop: float
     objective: StageObjective
     source_sampling: Literal["uniform", "class_balanced"] = "uniform"
+    source_jitter: SourceJitter | None = None
     batch_norm: Literal["train", "affine_frozen", "frozen"] | None = None
     pseudo_labels: PseudoLabelling | None = None
     target: StageTarget | None = None

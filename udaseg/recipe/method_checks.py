@@ -141,6 +141,10 @@ def _staged_problems(found: Found, method: Staged, steps: int) -> None:
         require(found, f"{where}.lr_mult", stage.lr_mult > 0, "above 0", stage.lr_mult)
         stop = stage.schedule_stop
         require(found, f"{where}.schedule_stop", 0 < stop <= 1, "in (0, 1]", stop)
+        if (jitter := stage.source_jitter) is not None:
+            strong, hue = jitter.strength, jitter.hue
+            require(found, f"{where}.source_jitter.strength", 0 <= strong <= 1, "in [0, 1]", strong)
+            require(found, f"{where}.source_jitter.hue", 0 <= hue <= 0.5, "in [0, 0.5]", hue)
         _stage_label_problems(found, stage, number, where)
         _objective_problems(found, stage.objective, f"{where}.objective")
     begin = 0

@@ -1,0 +1,195 @@
+"""Mean-teacher self-training on mixed images, with any regularizers."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from udaseg.adaptation.augmentation import strong_augment
+from udaseg.adaptation.mixing import cells_to_pixels, class_mask, paste, square_mask
+from udaseg.adaptation.objective import (
+    LossReport,
+    Objective,
+    cell_view,
+    generator_for,
+    labels_on_cells,
+    unit_range,
+)
+from udaseg.adaptation.pixels import pixel_loss, pseudo_labels
+from udaseg.adaptation.teacher import Teacher
+from udaseg.contrast import Regularizer, View, Views
+from udaseg.data import Batch
+from udaseg.models import Segmented, Segmenter
+
+
+@dataclass(frozen=True)
+class Strong:
+    """Strength of the strong augmentation; see `strong_augment`."""
+
+    jitter: float
+    jitter_probability: float
+    blur_probability: float
+    blur_sigma: tuple[float, float]
+
+
+class SelfTraining(Objective):
+    """Mean-teacher self-training on ClassMix images, with any regularizers.
+
+    Args:
+        student: The network.
+        teacher: Its moving average.
+        num_classes: K.
+        confidence: A target pixel is confident at or above this probability.
+        share_over: The share of confident pixels is taken over the `batch` or each `image`.
+        ignore_is_class: ClassMix may paste void.
+        strong: Augmentation of what the student sees mixed.
+        mix_weight: Weight of the loss on the mixed image.
+        regularizers: By name; the name labels the loss and the state.
+
+    Reference:
+        Tranheden et al., DACS (2021); Zhou et al., RCCR (2022) for the CutMix view.
+    """
+
+    def __init__(
+        self,
+        student: Segmenter,
+        teacher: Teacher,
+        *,
+        num_classes: int,
+        confidence: float,
+        share_over: Literal["batch", "image"],
+        ignore_is_class: bool,
+        strong: Strong,
+        mix_weight: float,
+        regularizers: Mapping[str, Regularizer],
+    ) -> None:
+        super().__init__()
+        self.student = student
+        self.teacher = teacher
+        self.num_classes = num_classes
+        self.confidence = confidence
+        self.share_over = share_over
+        self.ignore_is_class = ignore_is_class
+        self.strong = strong
+        self.mix_weight = mix_weight
+        self.regularizers = nn.ModuleDict(regularizers)
+
+    def forward(self, batch: Batch) -> LossReport:
+        """Return the loss of source, mixed, and regularizers."""
+        if batch.target_images is None:
+            raise ValueError("self-training needs target images in the batch")
+        source, target = self.source_images(batch), unit_range(batch.target_images)
+        labels = batch.source_labels
+        needs = {need for term in self._terms() for need in term.needs}
+        embeds = any(term.wants_embeddings for term in self._terms())
+
+        taught: Segmented = self.teacher(target, embed=embeds and "target" in needs)
+        guessed, sure = pseudo_labels(taught.logits, (target.shape[-2], target.shape[-1]))
+        weight, share = self._target_weight(sure)
+
+        on_source: Segmented = self.student(source, embed=embeds and "source" in needs)
+        source_loss = pixel_loss(on_source.logits, labels)
+
+        generator = generator_for(batch.seed, "mixed")
+        mask = class_mask(labels, self.num_classes, generator, ignore_is_class=self.ignore_is_class)
+        mixed_labels = paste(mask, labels, guessed)
+        mixed_images = self._augment(paste(mask, source, target), generator)
+        on_mixed: Segmented = self.student(mixed_images, embed=embeds and "mixed" in needs)
+        mixed_weight = weight.masked_fill(mask, 1.0)
+        mixed_loss = self.mix_weight * pixel_loss(
+            on_mixed.logits, mixed_labels, mixed_weight, mean_over="all"
+        )
+
+        parts = {"source": source_loss, "mixed": mixed_loss}
+        figures = {"confident": share.mean(), "confidence": sure.mean()}
+        if not self.regularizers:
+            return LossReport(source_loss + mixed_loss, parts, figures)
+
+        views = self._views(batch, needs, source, target, taught, on_source, on_mixed, mixed_labels)
+        for name, term in self.regularizers.items():
+            parts[name] = term(views)
+        return LossReport(torch.stack(list(parts.values())).sum(), parts, figures, views)
+
+    @torch.no_grad()
+    def after_step(self, step: int, report: LossReport) -> None:
+        """Let the teacher follow and the regularizers remember."""
+        self.teacher.follow(self.student, step)
+        if report.views is not None:
+            for term in self._terms():
+                term.update(report.views)
+
+    def _terms(self) -> Sequence[Regularizer]:
+        return list(self.regularizers.values())  # type: ignore[arg-type]  # a ModuleDict of them
+
+    def _target_weight(self, sure: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the weight of target pixels (B, H, W) and the confident share behind it."""
+        share = (sure >= self.confidence).float().mean((1, 2), keepdim=True)
+        if self.share_over == "batch":
+            share = share.mean(0, keepdim=True)
+        return share.expand_as(sure).clone(), share
+
+    def _augment(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        strong = self.strong
+        return strong_augment(
+            images,
+            generator,
+            jitter=strong.jitter,
+            jitter_probability=strong.jitter_probability,
+            blur_probability=strong.blur_probability,
+            blur_sigma=strong.blur_sigma,
+        )
+
+    def _views(
+        self,
+        batch: Batch,
+        needs: set[View],
+        source: Tensor,
+        target: Tensor,
+        taught: Segmented,
+        on_source: Segmented,
+        on_mixed: Segmented,
+        mixed_labels: Tensor,
+    ) -> Views:
+        """Make the passes that some regularizer asked for, and only those."""
+        labels = batch.source_labels
+        target_view = cell_view(taught, None) if needs & {"target", "cutmix"} else None
+        teacher_source = None
+        if "teacher_source" in needs:
+            taught_source: Segmented = self.teacher(source, embed=True)
+            teacher_source = cell_view(taught_source, labels_on_cells(labels, taught_source))
+        cutmix = square = None
+        if "cutmix" in needs:
+            assert target_view is not None
+            generator = generator_for(batch.seed, "cutmix")
+            stride, size = self.student.output_stride, (source.shape[-2], source.shape[-1])
+            per = "batch" if any(term.square_per == "batch" for term in self._terms()) else "image"
+            square = square_mask(len(source), size, stride, generator, per=per)  # type: ignore[arg-type]
+            square = square.to(source.device)
+            pixels = cells_to_pixels(square, size, stride)
+            images = self._augment(paste(pixels, target, source), generator)
+            seen = self.student(images, embed=True)
+            inside_out = paste(square, target_view.predictions, labels_on_cells(labels, seen))
+            cutmix = cell_view(seen, inside_out)
+        by_student = None
+        if any(term.keys_by_student_head for term in self._terms()):
+            assert self.student.projector is not None
+            with torch.no_grad():
+                by_student = self.student.projector(taught.features)
+        return Views(
+            step=batch.step,
+            progress=batch.progress,
+            seed=batch.seed,
+            source=cell_view(on_source, labels_on_cells(labels, on_source))
+            if "source" in needs
+            else None,
+            mixed=cell_view(on_mixed, labels_on_cells(mixed_labels, on_mixed))
+            if "mixed" in needs
+            else None,
+            cutmix=cutmix,
+            square=square,
+            target=target_view,
+            target_by_student_head=by_student,
+            teacher_source=teacher_source,
+        )
