@@ -1,11 +1,14 @@
-"""SPCL's loss and class means at the published sizes, against plain forms of them.
+"""SPCL's loss and class means at the published sizes, against the published and a plain form.
 
     python tests/bench/bench_prototypes.py
 
-One thread, medians of interleaved rounds, forward and backward together; memory is the growth of
-the peak in a process of its own (Linux). Features lie as the network makes them, channels last. The
-plain loss normalises the whole map and lets autograd keep it; the plain means loop over the
-classes with a mask repeated over all channels.
+A source image of 1280x720 and a target image of 1024x512 at stride 8. One thread, medians of
+interleaved rounds, forward and backward together; memory is the growth of the peak in a process of
+its own (Linux), beyond what holding the features and their gradient takes. Ours gets the features
+channels last, as our network makes them. The published form has them channels first, turns the map
+into rows, picks the labelled rows by a mask, normalises them and lets autograd keep it all. The
+plain form is one that a careful writer makes of it: channels last, no rows picked. The published
+means loop over the classes with a mask repeated over all channels.
 """
 
 import os
@@ -13,6 +16,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import sys
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -23,69 +27,132 @@ from udaseg.contrast import class_sums, prototype_loss, unit
 
 CLASSES, CHANNELS = 19, 2048
 TEMPERATURE = 100.0
+SIZES = ((90, 160), (64, 128))
 
 
-def case() -> tuple[Tensor, Tensor, Tensor]:
-    """Return features of a source image of 1280x720 at stride 8, labels, and prototypes."""
+def case(channels_last: bool = True) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """Return features and labels of a source and a target image, and prototypes."""
     generator = torch.Generator().manual_seed(0)
-    features = torch.randn(1, CHANNELS, 90, 160, generator=generator)
-    labels = torch.randint(0, CLASSES + 1, (1, 90, 160), generator=generator)
-    prototypes = unit(torch.randn(CLASSES, CHANNELS, generator=generator))
-    features = features.contiguous(memory_format=torch.channels_last)
-    return features, labels.masked_fill(labels == CLASSES, 255), prototypes
+    features, labels = [], []
+    for size in SIZES:
+        made = torch.randn(1, CHANNELS, *size, generator=generator)
+        if channels_last:
+            made = made.contiguous(memory_format=torch.channels_last)
+        features.append(made)
+        label = torch.randint(0, CLASSES + 1, (1, *size), generator=generator)
+        labels.append(label.masked_fill(label == CLASSES, 255))
+    return features, labels, unit(torch.randn(CLASSES, CHANNELS, generator=generator))
 
 
-def plain_loss(features: Tensor, labels: Tensor, prototypes: Tensor) -> Tensor:
-    leaf = features.clone().requires_grad_()
-    flat = F.normalize(leaf.permute(0, 2, 3, 1).reshape(-1, CHANNELS), dim=1)
-    logits = flat.mm(prototypes.T) / TEMPERATURE
-    F.cross_entropy(logits, labels.flatten(), ignore_index=255).backward()
-    return leaf.grad
+def channels_first() -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """Return the same case with features as the published code has them."""
+    return case(channels_last=False)
 
 
-def our_loss(features: Tensor, labels: Tensor, prototypes: Tensor) -> Tensor:
-    leaf = features.clone().requires_grad_()
-    flat = leaf.permute(0, 2, 3, 1).flatten(0, 2)
+def gradients(features: list[Tensor], loss: Callable[[list[Tensor]], Tensor]) -> list[Tensor]:
+    """Return the gradient of each view; the features stand for a network's output."""
+    leaves = [feature.detach().requires_grad_() for feature in features]
+    loss(leaves).backward()
+    return [leaf.grad for leaf in leaves]
+
+
+def held(features: list[Tensor], labels: list[Tensor], prototypes: Tensor) -> list[Tensor]:
+    """The floor of memory: the features and a gradient of their size."""
+    return gradients(features, lambda leaves: sum(leaf.sum() for leaf in leaves))
+
+
+def published_loss(
+    features: list[Tensor], labels: list[Tensor], prototypes: Tensor
+) -> list[Tensor]:
+    def loss(leaves: list[Tensor]) -> Tensor:
+        total = torch.zeros(())
+        for leaf, label in zip(leaves, labels, strict=True):
+            rows = leaf.permute(0, 2, 3, 1).contiguous().view(-1, CHANNELS)
+            known = label.flatten() != 255
+            rows = F.normalize(rows[known], dim=1)
+            scores = rows.mm(prototypes.permute(1, 0).contiguous()) / TEMPERATURE
+            total = total + F.cross_entropy(scores, label.flatten()[known])
+        return total
+
+    return gradients(features, loss)
+
+
+def plain_loss(features: list[Tensor], labels: list[Tensor], prototypes: Tensor) -> list[Tensor]:
+    def loss(leaves: list[Tensor]) -> Tensor:
+        total = torch.zeros(())
+        for leaf, label in zip(leaves, labels, strict=True):
+            rows = F.normalize(leaf.permute(0, 2, 3, 1).flatten(0, 2), dim=1)
+            scores = rows.mm(prototypes.T) / TEMPERATURE
+            total = total + F.cross_entropy(scores, label.flatten(), ignore_index=255)
+        return total
+
+    return gradients(features, loss)
+
+
+def our_loss(features: list[Tensor], labels: list[Tensor], prototypes: Tensor) -> list[Tensor]:
     seen = torch.ones(CLASSES, dtype=torch.bool)
-    prototype_loss(flat, labels.flatten(), prototypes, seen, temperature=TEMPERATURE).backward()
-    return leaf.grad
+
+    def loss(leaves: list[Tensor]) -> Tensor:
+        total = torch.zeros(())
+        for leaf, label in zip(leaves, labels, strict=True):
+            rows = leaf.permute(0, 2, 3, 1).flatten(0, 2)
+            total = total + prototype_loss(
+                rows, label.flatten(), prototypes, seen, temperature=TEMPERATURE
+            )
+        return total
+
+    return gradients(features, loss)
 
 
-def plain_means(features: Tensor, labels: Tensor, _: Tensor) -> Tensor:
-    scaled = F.normalize(features, dim=1)
+def published_means(features: list[Tensor], labels: list[Tensor], _: Tensor) -> Tensor:
+    scaled = F.normalize(features[0], dim=1)
     means = []
     for number in range(CLASSES):
-        mask = (labels == number).float()[:, None].repeat(1, CHANNELS, 1, 1)
+        mask = (labels[0] == number).float()[:, None].repeat(1, CHANNELS, 1, 1)
         means.append((scaled * mask).sum((0, 2, 3)) / mask[:, 0].sum())
     return torch.stack(means)
 
 
-def our_means(features: Tensor, labels: Tensor, _: Tensor) -> Tensor:
-    flat = features.permute(0, 2, 3, 1).flatten(0, 2)
-    sums, counts = class_sums(flat, labels.flatten(), CLASSES)
+def our_means(features: list[Tensor], labels: list[Tensor], _: Tensor) -> Tensor:
+    flat = features[0].permute(0, 2, 3, 1).flatten(0, 2)
+    sums, counts = class_sums(flat, labels[0].flatten(), CLASSES)
     return sums / counts[:, None]
 
 
+def only(features: list[Tensor], labels: list[Tensor], _: Tensor) -> Tensor:
+    """The floor of memory of the means: the features alone."""
+    return features[0][:, :1].sum()
+
+
 bench.MEMORY |= {
+    "loss held": bench._with(case, held),
+    "loss published": bench._with(channels_first, published_loss),
     "loss plain": bench._with(case, plain_loss),
     "loss ours": bench._with(case, our_loss),
-    "means plain": bench._with(case, plain_means),
+    "means held": bench._with(case, only),
+    "means published": bench._with(channels_first, published_means),
     "means ours": bench._with(case, our_means),
 }
 
 
 def main() -> None:
     torch.set_num_threads(1)
-    made = case()
-    assert torch.allclose(plain_loss(*made), our_loss(*made), atol=1e-8)
-    assert torch.allclose(plain_means(*made), our_means(*made), atol=1e-6)
+    made, first = case(), channels_first()
+    ours = our_loss(*made)
+    for other in (plain_loss(*made), published_loss(*first)):
+        assert all(torch.allclose(a, b, atol=1e-8) for a, b in zip(other, ours, strict=True))
+    assert torch.allclose(published_means(*first), our_means(*made), atol=1e-6)
+    times = bench.milliseconds(lambda: published_loss(*first), lambda: our_loss(*made))
+    bench.show("SPCL loss, published form", *times)
     times = bench.milliseconds(lambda: plain_loss(*made), lambda: our_loss(*made))
-    bench.show("SPCL loss 14,400 x 19 x 2048", *times)
-    times = bench.milliseconds(lambda: plain_means(*made), lambda: our_means(*made))
-    bench.show("SPCL class means 14,400 x 2048, 19 classes", *times)
-    for name in bench.MEMORY:
-        if name.startswith(("loss", "means")):
-            sys.stdout.write(f"{name:<20} {bench.peak_mib(name):7.0f} MiB\n")
+    bench.show("SPCL loss, plain form", *times)
+    times = bench.milliseconds(lambda: published_means(*first), lambda: our_means(*made))
+    bench.show("SPCL class means, published form", *times)
+    peaks = {name: bench.peak_mib(name) for name in bench.MEMORY}
+    for name, peak in peaks.items():
+        kind = name.split()[0]
+        if kind in ("loss", "means"):
+            sys.stdout.write(f"{name:<20} {peak - peaks[f'{kind} held']:7.0f} MiB\n")
 
 
 if __name__ == "__main__":

@@ -47,31 +47,28 @@ class MemoryBank(nn.Module):
             embeddings: (N, D); stored without a graph.
             labels: (N,) int64; rows labelled `EMPTY` are stored as holding nothing.
         """
-        steps, rows, _ = self.embeddings.shape
-        kept = embeddings.detach()[-rows:].float()
-        count = len(kept)
-        # index_copy_ and a tensor cursor: no value is read back to the host
-        slot = self.cursor.view(1)
-        row_labels = torch.full_like(self.labels[0], EMPTY)
-        row_labels[:count] = labels[-rows:]
-        block = torch.zeros_like(self.embeddings[0])
-        block[:count] = kept
-        self.embeddings.index_copy_(0, slot, block[None])
-        self.labels.index_copy_(0, slot, row_labels[None])
-        self.cursor.copy_((self.cursor + 1) % steps)
+        after, labels_after = self._after(embeddings, labels)
+        self.embeddings.copy_(after)
+        self.labels.copy_(labels_after)
+        self.cursor.copy_((self.cursor + 1) % len(self.labels))
 
     def rows(self) -> tuple[Tensor, Tensor]:
         """Return all rows (steps * rows, D) and labels; some may be `EMPTY`."""
         return self.embeddings.flatten(0, 1), self.labels.flatten()
 
     def rows_with(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what `rows` will hold after `push(embeddings, labels)`, changing nothing.
+        """Return what `rows` will hold after `push(embeddings, labels)`, changing nothing."""
+        after, labels_after = self._after(embeddings, labels)
+        return after.flatten(0, 1), labels_after.flatten()
 
-        The rows at hand come last; the slot that they will replace is left out.
-        """
-        steps, rows, _ = self.embeddings.shape
-        number = torch.arange(steps, device=self.labels.device)
-        replaced = (number == self.cursor)[:, None]
-        old_labels = self.labels.masked_fill(replaced, EMPTY).flatten()
-        kept = torch.cat([self.embeddings.flatten(0, 1), embeddings.detach()[-rows:].float()])
-        return kept, torch.cat([old_labels, labels[-rows:]])
+    def _after(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        rows = self.embeddings.shape[1]
+        kept = embeddings.detach()[-rows:].float()
+        # index_copy and a tensor cursor: no value is read back to the host
+        slot = self.cursor.view(1)
+        row_labels = torch.full_like(self.labels[0], EMPTY)
+        row_labels[: len(kept)] = labels[-rows:]
+        block = torch.zeros_like(self.embeddings[0])
+        block[: len(kept)] = kept
+        after = self.embeddings.index_copy(0, slot, block[None])
+        return after, self.labels.index_copy(0, slot, row_labels[None])

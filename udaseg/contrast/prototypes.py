@@ -105,14 +105,17 @@ class _PrototypeSum(torch.autograd.Function):
             gradient_nD = gradient_ND[part]
             torch.mm(share_nK, scaled_KD, out=gradient_nD)
             gradient_nD.addcmul_(feature_nD, (along_n / length_n.square())[:, None], value=-1)
-        ctx.save_for_backward(gradient_ND.to(embeddings.dtype))
+        # not a saved tensor: backward scales it in place, one copy of the features less
+        ctx.gradient = gradient_ND.to(embeddings.dtype)
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradient of the embeddings alone."""
-        (gradient,) = ctx.saved_tensors
-        return (gradient * grad.to(gradient.dtype), *[None] * 5)
+        gradient, ctx.gradient = ctx.gradient, None
+        if gradient is None:
+            raise RuntimeError("prototype_loss: the graph was used already; compute the loss again")
+        return (gradient.mul_(grad), *[None] * 5)
 
 
 def class_sums(embeddings: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
