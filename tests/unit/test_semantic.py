@@ -1,5 +1,7 @@
 """SePiCo's term: what it compares, counts and remembers."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -26,12 +28,13 @@ def _views(first=0):
     return Views(0, 0.0, 0, source=source, mixed=mixed, teacher_source=teacher)
 
 
-def _term(variant, weight=1.0, bank_rows=3):
+def _term(variant, weight=1.0, bank_rows=3, start=0):
     return SemanticContrast(
         num_classes=CLASSES,
         channels=CHANNELS,
         variant=variant,
         weight=weight,
+        start=start,
         temperature=0.1,
         momentum=0.9,
         bank_rows=bank_rows,
@@ -88,6 +91,18 @@ def test_it_learns_from_the_teacher_alone():
     other.update(Views(0, 0.0, 0, views.mixed, views.source, teacher_source=views.teacher_source))
     for name, value in term.state_dict().items():
         assert torch.equal(other.state_dict()[name], value)
+
+
+def test_before_its_start_it_learns_and_asks_for_nothing():
+    term, views = _term("prototype", start=1), _views()
+    loss = term(views)
+    loss.backward()
+    assert loss.item() == 0
+    assert views.source.embeddings.grad is not None, "the head left the graph"
+    assert not views.source.embeddings.grad.any()
+    term.update(views)
+    assert term.statistics.seen.any()
+    assert term(replace(_views(), step=1)).item() > 0
 
 
 def test_missing_views_embeddings_and_rows_are_told():

@@ -184,6 +184,7 @@ def _regularizers(
             channels=semantic.channels,
             variant=semantic.variant,
             weight=semantic.weight,
+            start=semantic.start,
             temperature=semantic.temperature,
             momentum=semantic.momentum,
             bank_rows=semantic.bank_rows,

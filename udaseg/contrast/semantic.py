@@ -21,6 +21,7 @@ class SemanticContrast(Regularizer):
         variant: What a cell is compared with: class means (`prototype`, ProtoCL), the means of the
             newest batches (`bank`, BankCL), or means and variances (`distribution`, DistCL).
         weight: Of the term; 1 as published.
+        start: First step with contrast, 3000 as published; the statistics learn from step 0.
         temperature: Of the softmax. 100 as published, where the variants hardly differ.
         momentum: See `ClassStatistics`; 1 as published.
         bank_rows: Batch means to keep of each class, 200 as published; read by `bank` alone.
@@ -30,8 +31,7 @@ class SemanticContrast(Regularizer):
 
     Reference:
         Xie et al., SePiCo (2023). Differs: the mixed view takes the place of augmented target
-        images; the release's further term on the mean embedding, weight 1, and its start at step
-        3000 are left out.
+        images; the release's further term on the mean embedding, weight 1, is left out.
     """
 
     needs: frozenset[View] = frozenset({"source", "mixed", "teacher_source"})
@@ -44,6 +44,7 @@ class SemanticContrast(Regularizer):
         channels: int,
         variant: Literal["prototype", "bank", "distribution"],
         weight: float,
+        start: int,
         temperature: float,
         momentum: float,
         bank_rows: int,
@@ -51,7 +52,8 @@ class SemanticContrast(Regularizer):
         super().__init__()
         if variant == "bank" and bank_rows < 1:
             raise ValueError(f"the bank needs at least one row, got {bank_rows}")
-        self.variant, self.weight, self.temperature = variant, weight, temperature
+        self.variant, self.temperature = variant, temperature
+        self.weight, self.start = weight, start
         self.statistics = ClassStatistics(
             num_classes,
             channels,
@@ -62,6 +64,9 @@ class SemanticContrast(Regularizer):
     def forward(self, views: Views) -> Tensor:
         """Return the weighted term, against the statistics that include this step's source."""
         source, mixed, teacher = _required(views)
+        if views.step < self.start:
+            # the graph still reaches the head, so that every step has the same parameters in it
+            return 0.0 * (_flat(source)[0].sum() + _flat(mixed)[0].sum())
         state = self.statistics.after(*_flat(teacher))
         return self._mean(source, state) + self._mean(mixed, state)
 

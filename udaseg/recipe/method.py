@@ -127,6 +127,7 @@ class Semantic:
     Attributes:
         variant: `prototype`, `bank` or `distribution` (ProtoCL, BankCL, DistCL).
         weight: Weight of the term.
+        start: First step with contrast; the statistics learn from step 0.
         temperature: Softmax temperature.
         momentum: Weight that older vectors keep at an update; 1 is the mean over all of them.
         bank_rows: Batch means kept of each class; only the bank variant uses them.
@@ -135,6 +136,7 @@ class Semantic:
 
     variant: Literal["prototype", "bank", "distribution"]
     weight: float
+    start: int
     temperature: float
     momentum: float
     bank_rows: int

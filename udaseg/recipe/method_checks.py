@@ -118,6 +118,7 @@ def _semantic_problems(found: Found, semantic: Semantic, where: str) -> None:
     require(found, f"{where}.momentum", 0 <= momentum <= 1, "in [0, 1]", momentum)
     require(found, f"{where}.temperature", tau > 0, "above 0", tau)
     require(found, f"{where}.weight", semantic.weight >= 0, "at least 0", semantic.weight)
+    require(found, f"{where}.start", semantic.start >= 0, "at least 0", semantic.start)
     for part in ("bank_rows", "channels"):
         value = getattr(semantic, part)
         require(found, f"{where}.{part}", value >= 1, "at least 1", value)
