@@ -349,6 +349,7 @@ def test_info_tells_what_a_run_is(finished, tmp_path):
     said = udaseg("info", finished, cwd=tmp_path)
     assert "mobilenet_v2" in said.stdout
     assert "6 of 6" in said.stdout
+    assert "self_training + regional" in " ".join(said.stdout.split())
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,11 @@ def test_poisoned_target_labels_leave_all_stages_bit_identical(whole, tmp_path):
     assert_same(tensors(out), tensors(whole))
 
 
+def test_info_names_the_stages(whole, tmp_path):
+    said = " ".join(udaseg("info", whole, cwd=tmp_path).stdout.split())
+    assert "warm_up (adversarial) to 4, contrast (prototype_alignment) to 8" in said
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [

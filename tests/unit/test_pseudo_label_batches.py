@@ -191,6 +191,8 @@ def test_the_digest_changes_with_names_and_bytes_and_is_none_when_one_is_missing
     assert found != pseudo_labels_digest(folder, samples)
     pseudo_label_path(folder, samples[1]).unlink()
     assert pseudo_labels_digest(folder, samples) is None
+    pseudo_label_path(folder, samples[1]).mkdir()
+    assert pseudo_labels_digest(folder, samples) is None, "a folder in a file's place"
 
 
 def test_a_part_may_train_on_the_target_alone(pair, tmp_path):

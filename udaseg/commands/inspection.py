@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from udaseg import build
-from udaseg.recipe import from_dict
+from udaseg.recipe import Recipe, from_dict, legs
 
 
 def info(*, run: Path) -> None:
@@ -24,7 +24,7 @@ def info(*, run: Path) -> None:
     rows = {
         "checkpoint": str(checkpoint.path),
         "step": f"{checkpoint.step} of {recipe.steps}",
-        "recipe": f"{recipe.name}, seed {recipe.seed}, method {recipe.method.kind}",
+        "recipe": f"{recipe.name}, seed {recipe.seed}, method {_method(recipe)}",
         "source": recipe.source.data,
         "target": recipe.target.data,
         "network": f"{model.backbone}, {model.head}, stride {model.output_stride}",
@@ -39,6 +39,20 @@ def info(*, run: Path) -> None:
     for key, value in rows.items():
         table.add_row(Text(key, style="bold"), Text(value))
     Console(highlight=False).print(table)
+
+
+def _method(recipe: Recipe) -> str:
+    """Return what a run minimises, in words: its terms, or its stages with their steps."""
+    stretches = legs(recipe)
+    if stretches[0].name is not None:
+        parts = [f"{leg.name} ({leg.objective.kind}) to {leg.end}" for leg in stretches]
+        return f"{recipe.method.kind}: {', '.join(parts)}"
+    terms = [
+        name
+        for name in ("regional", "prototypes", "semantic")
+        if getattr(recipe.method, name, None) is not None
+    ]
+    return " + ".join([recipe.method.kind, *terms])
 
 
 def _status(run: Path) -> str:

@@ -22,12 +22,12 @@ def write_pseudo_label(folder: Path, sample: Sample, labels: NDArray[np.uint8]) 
 
 
 def pseudo_labels_digest(folder: Path, samples: Sequence[Sample]) -> str | None:
-    """Return a digest over names and bytes of all pseudo-labels; None when one is missing."""
+    """Return a digest over names and bytes of all pseudo-labels; None when one cannot be read."""
     digest = hashlib.sha256()
     for sample in samples:
         try:
             data = pseudo_label_path(folder, sample).read_bytes()
-        except FileNotFoundError:
+        except OSError:  # missing, or something else in its place: it will be made again
             return None
         digest.update(sample.image.encode(errors="surrogateescape") + b"\0")
         digest.update(hashlib.sha256(data).digest())

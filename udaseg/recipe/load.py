@@ -207,6 +207,11 @@ def _lines(values: Mapping[str, Any], indent: str) -> list[str]:
     for key, value in values.items():
         if isinstance(value, dict) and value:
             lines += [f"{indent}{key}:", *_lines(value, f"{indent}  ")]
+        elif isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+            lines.append(f"{indent}{key}:")
+            for item in value:
+                first, *rest = _lines(item, f"{indent}    ")
+                lines += [f"{indent}  - {first.lstrip()}", *rest]
         else:
             lines.append(f"{indent}{key}: {_flow(value)}")
     return lines
