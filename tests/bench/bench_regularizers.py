@@ -6,7 +6,8 @@ The networks and sizes of recipes/gta5_cityscapes (DeepLab-v2 ResNet-101 at stri
 512x512) with one source and one target image, one thread; forward, backward and `after_step`,
 without the optimiser. Memories are full before the first timing. The extra forward passes that a
 method asks for are timed by themselves, so that a regularizer's own cost can be told from them.
-Rounds are interleaved; memory is the peak of a process of its own (Linux).
+Rounds are interleaved; seconds are the process's own, so that other work on the machine counts for
+little; memory is the peak of a process of its own (Linux).
 """
 
 import os
@@ -142,10 +143,10 @@ def steps() -> None:
     times: dict[str, list[float]] = {name: [] for name in work}
     for turn in range(ROUNDS + 1):
         for name, step in work.items():
-            started = time.perf_counter()
+            started = time.process_time()
             step()
             if turn:
-                times[name].append(time.perf_counter() - started)
+                times[name].append(time.process_time() - started)
     middle = {name: statistics.median(found) for name, found in times.items()}
     del work
     plain, plain_peak = middle["dacs"], peak("dacs")

@@ -1,5 +1,6 @@
 """A staged run as a user meets it: one command, resumed inside any stage and between two."""
 
+import gc
 import json
 import shutil
 
@@ -150,6 +151,21 @@ def test_info_names_the_stages(whole, tmp_path):
              "source_jitter: {strength: 0.5, hue: 0.6}, objective: {kind: source_only}}]"],
             "source_jitter.hue: must be in [0, 0.5]",
         ),
+        (
+            ["method.stages=[{name: a, share: 1, lr_mult: 1, schedule_stop: 1, objective: "
+             "{kind: source_only}, target: {resize: null, crop: [64, 64], scale: [1, 1], "
+             "flip: true, batch: 2}}]"],
+            "source_only sees no target image",
+        ),
+        (
+            ["method.stages=[{name: a, share: 0.5, lr_mult: 1, schedule_stop: 1, objective: "
+             "{kind: source_only}}, {name: b, share: 0.5, lr_mult: 1, schedule_stop: 1, objective: "
+             "{kind: self_distillation}, pseudo_labels: {quantile: 0.5, cap: 0.9}, "
+             "source_jitter: {strength: 0.5, hue: 0.1}, source_sampling: class_balanced, "
+             "target: {resize: null, crop: [8, 64], scale: [1, 1], flip: true, batch: 2}}]"],
+            "self_distillation sees no source",
+        ),
+        (["source.crop=[24, 64]", "target.crop=[24, 64]"], "one cell of the discriminator"),
     ],
 )  # fmt: skip
 def test_stages_that_cannot_run_are_refused(root, tmp_path, words, expected):
@@ -172,3 +188,19 @@ def test_source_only_can_take_the_place_of_the_adversarial_warm_up(root, tmp_pat
     out = tmp_path / "run"
     udaseg("adapt", "my.yaml", "--root", root, "--out", out, "--steps", 5, *TINY, cwd=tmp_path)
     assert json.loads((out / "status.json").read_text())["state"] == "done"
+
+
+def test_a_stage_begins_when_the_one_before_is_freed(root, tmp_path, monkeypatch):
+    from udaseg.commands import legs
+    from udaseg.engine import Fit
+
+    real, alive = legs.open_leg, []
+
+    def counted(*args, **words):
+        gc.collect()
+        alive.append(sum(type(thing) is Fit for thing in gc.get_objects()))
+        return real(*args, **words)
+
+    monkeypatch.setattr(legs, "open_leg", counted)
+    adapt(root, tmp_path / "run", method="spcl", steps=5)
+    assert alive == [0, 0]

@@ -76,16 +76,20 @@ def test_prepare_needs_only_a_name(commands: Commands) -> None:
         "check_only": False,
         "max_bad": 0,
         "on_mismatch": "exclude",
+        "exclude": [],
         "seed": 0,
         "size": None,
         "workers": -1,
+        "cache": None,
+        "cache_format": "png",
     }
 
 
 def test_prepare_takes_its_options(commands: Commands) -> None:
     words = "prepare toyland --root d --check-only --max-bad 3 --on-mismatch resize --seed 4"
-    given = called(commands, *words.split(), "--size", "64x128", "--workers", "2")
-    assert given["size"] == (64, 128)
+    more = "--size 64x128 --workers 2 --exclude a --exclude b"
+    given = called(commands, *words.split(), *more.split())
+    assert (given["size"], given["exclude"]) == ((64, 128), ["a", "b"])
     assert (given["root"], given["check_only"], given["max_bad"]) == (Path("d"), True, 3)
     assert (given["on_mismatch"], given["seed"], given["workers"]) == ("resize", 4, 2)
 
@@ -109,6 +113,7 @@ def test_adapt_needs_nothing(commands: Commands) -> None:
         "init": None,
         "overwrite": False,
         "dry_run": False,
+        "fit_memory": False,
     }
 
 
@@ -155,6 +160,7 @@ def test_eval_needs_only_a_run(commands: Commands) -> None:
         "scales": (1.0,),
         "window": None,
         "protocol": None,
+        "convention": None,
         "format": "table",
         "fail_under": None,
         "out": None,
@@ -227,6 +233,7 @@ def test_info_and_demo_are_called(commands: Commands) -> None:
         ("eval", "Missing argument"),
         ("eval a b", "unexpected extra argument"),
         ("eval a --protocol 12", "--protocol is 19, 16 or 13"),
+        ("eval a --convention 13", "--convention is 19 or 16"),
         ("eval a --scales 1,x", "--scales"),
         ("eval a --scales 99", "--scales is between"),
         ("eval a --window 5", "--window is HEIGHTxWIDTH"),

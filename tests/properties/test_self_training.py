@@ -8,7 +8,7 @@ import torch
 
 from tests.small import small_segmenter
 from udaseg.adaptation import LossReport, SelfTraining, SourceOnly, Strong, Teacher
-from udaseg.contrast import RegionalContrast, Regularizer
+from udaseg.contrast import PrototypeContrast, RegionalContrast, Regularizer
 from udaseg.data import IGNORE, Batch
 from udaseg.engine import optimizer
 
@@ -190,6 +190,26 @@ def test_passes_that_nobody_asked_for_are_not_made(monkeypatch):
         monkeypatch.setattr(objective.student, "forward", counted)
         objective(_batch())
     assert calls == [False, False, False, False, True]
+
+
+def test_a_second_term_makes_the_first_ones_passes_but_not_its_projections(monkeypatch):
+    term = PrototypeContrast(
+        num_classes=CLASSES, channels=8, weight=0.1, temperature=0.1, momentum=0.9, absent="keep",
+        normalise=True, min_confidence=0.5,
+    )  # fmt: skip
+    objective, calls = _objective(_regional()), []
+    objective.regularizers["prototypes"] = term
+    real = objective.student.forward
+
+    def counted(images, *, embed=False):
+        calls.append(embed)
+        return real(images, embed=embed)
+
+    monkeypatch.setattr(objective.student, "forward", counted)
+    views = objective(_batch()).views
+    assert calls == [False, False, True], "a projection that nobody reads"
+    assert views.mixed_confidence.shape == views.mixed.labels.shape
+    assert views.mixed_confidence.max() == 1, "source cells are sure"
 
 
 def test_the_state_dict_is_the_whole_memory():

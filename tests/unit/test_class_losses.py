@@ -202,6 +202,21 @@ def test_what_was_never_seen_enters_no_denominator():
     assert both() == before
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("variant", ["distribution", "bank"])
+def test_what_is_not_finite_is_not_hidden(variant, bad):
+    embeddings, labels, (means, variances, seen), (rows, filled) = _case(0)
+    labels[3] = 0
+    seen[0] = True
+    filled[0] = True
+    embeddings[3, 1] = bad
+    if variant == "distribution":
+        loss = distribution_loss(embeddings, labels, means, variances, seen, temperature=0.1)
+    else:
+        loss = bank_loss(embeddings, labels, rows, filled, temperature=0.1)
+    assert not torch.isfinite(loss)
+
+
 def test_only_embeddings_get_a_gradient():
     embeddings, labels, (means, variances, seen), (rows, filled) = _case(0)
     for leaf in (embeddings, means, variances, rows):

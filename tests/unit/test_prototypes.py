@@ -1,5 +1,7 @@
 """SPCL's loss and prototypes against naive loops and the known answers of the method."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -187,3 +189,26 @@ def test_the_term_counts_source_cells_that_are_predicted_right():
     term.update(views)
     assert term.prototypes.seen.any()
     assert term(views).item() != loss.item()
+
+
+def test_mixed_cells_count_where_the_teacher_is_sure_of_them():
+    def views(trust):
+        generator = torch.Generator().manual_seed(4)
+        maps = [torch.randn(1, 6, 2, 3, generator=generator) for _ in range(2)]
+        labels = torch.arange(6).view(1, 2, 3) % 5
+        source, mixed = (CellView(m, None, labels, labels, labels * 0.0) for m in maps)
+        return Views(0, 0.0, 0, source=source, mixed=mixed, mixed_confidence=trust)
+
+    def term(least, second="mixed"):
+        return PrototypeContrast(
+            num_classes=5, channels=6, weight=1.0, temperature=0.1, momentum=0.9, absent="keep",
+            normalise=True, second=second, min_confidence=least,
+        )  # fmt: skip
+
+    trust = torch.tensor([[[0.95, 0.9, 0.2], [1.0, 0.89, 0.0]]])
+    all_cells, some = term(0.0)(views(trust)), term(0.9)(views(trust))
+    one = views(trust)
+    labels = one.mixed.labels.masked_fill(trust < 0.9, 255)
+    one = replace(one, mixed=replace(one.mixed, labels=labels))
+    assert some.item() == pytest.approx(term(0.0)(one).item(), rel=1e-6)
+    assert some.item() != all_cells.item()

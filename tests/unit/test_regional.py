@@ -314,6 +314,17 @@ def test_student_head_keys_replace_the_momentum_heads():
     assert term(swapped).item() != _term(ramp=False)(views).item()
 
 
+def test_with_the_student_head_no_vector_of_the_momentum_head_enters_the_bank():
+    term, views = _term(momentum_head=False, cells_per_view=32), _views()
+    other = unit(torch.randn_like(views.target.embeddings))
+    term.update(Views(**{**vars(views), "target_by_student_head": other}))
+    rows = term.bank.rows()[0]
+    flat = other.permute(0, 2, 3, 1).flatten(0, 2)
+    momentum = views.target.embeddings.permute(0, 2, 3, 1).flatten(0, 2)
+    assert torch.cdist(flat, rows).min(1).values.max() < 1e-3
+    assert torch.cdist(momentum, rows).min(1).values.min() > 1e-3
+
+
 def test_without_negative_sampling_rows_of_every_class_count():
     views = _views()
     term = _term(ramp=False, weight=1.0, negative_sampling=False)

@@ -5,6 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from udaseg.contrast import to_device
 from udaseg.data import IGNORE
 
 
@@ -32,7 +33,8 @@ def class_mask(
     present.scatter_(1, slots.flatten(1), True)
     if not ignore_is_class:
         present[:, num_classes] = False
-    order = torch.rand((batch, num_classes + 1), generator=generator).to(labels.device)
+    order = torch.rand((batch, num_classes + 1), generator=generator)
+    order = to_device(order, labels.device)
     rank = order.masked_fill(~present, 2.0).argsort(1).argsort(1)
     chosen = (rank < (present.sum(1, keepdim=True) + 1) // 2) & present
     return chosen.gather(1, slots.flatten(1)).view_as(slots)

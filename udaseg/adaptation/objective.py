@@ -25,12 +25,15 @@ class LossReport:
         parts: Scalars by name; they add up to the total.
         figures: Scalars by name that are watched, not minimised; no gradient.
         views: What the regularizers saw; None without them.
+        predicted: (K,) int64, pixels of the target that a teacher gave each class, on a grid of
+            every fourth row and column; None without a teacher.
     """
 
     total: Tensor
     parts: Mapping[str, Tensor]
     figures: Mapping[str, Tensor] = field(default_factory=dict)
     views: Views | None = None
+    predicted: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -3,23 +3,16 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from udaseg.adaptation.objective import cell_view, labels_on_cells, unit_range
 from udaseg.adaptation.pixels import pseudo_labels
 from udaseg.adaptation.self_labels import ConfidenceHistograms, kept_labels
 from udaseg.contrast import PrototypeSums
-from udaseg.data import (
-    IGNORE,
-    Crops,
-    Sample,
-    read_image,
-    read_train_ids,
-    resize_image,
-    resize_labels,
-    write_pseudo_label,
-)
+from udaseg.data import IGNORE, Crops, Sample, write_pseudo_label
 from udaseg.models import Segmented, Segmenter
 
 Seen = Callable[[int, int], None]
@@ -42,10 +35,10 @@ def prototype_pass(
     sums = PrototypeSums(num_classes, student.backbone.channels[1])
     with _evaluating(student):
         for number, sample in enumerate(source.samples, 1):
-            segmented = _look(student, source, sample, device)
-            labels = read_train_ids(source.dataset.label_path(sample))
-            if source.resize is not None:
-                labels = resize_labels(labels, source.resize)
+            image, labels = source.read(sample)
+            if labels is None:
+                raise ValueError("prototypes need labelled crops")
+            segmented: Segmented = student(unit_range(_tensor(image).to(device)))
             cells = labels_on_cells(torch.from_numpy(labels)[None].to(device), segmented)
             view = cell_view(segmented, cells)
             sums.add(view.features[0], view.labels[0], view.predictions[0])
@@ -101,22 +94,14 @@ def _guesses(
     """Yield each sample with the student's labels (H, W) uint8 and confidence (H, W)."""
     with _evaluating(student):
         for sample in target.samples:
-            image = _read(target, sample)
+            image = _tensor(target.read(sample)[0])
             segmented: Segmented = student(unit_range(image.to(device)))
             size = (image.shape[-2], image.shape[-1])
             labels, confidence = pseudo_labels(segmented.logits, size)
             yield sample, labels[0], confidence[0]
 
 
-def _look(student: Segmenter, crops: Crops, sample: Sample, device: torch.device) -> Segmented:
-    segmented: Segmented = student(unit_range(_read(crops, sample).to(device)))
-    return segmented
-
-
-def _read(crops: Crops, sample: Sample) -> Tensor:
-    image = read_image(crops.dataset.image_path(sample), upright=not crops.labelled)
-    if crops.resize is not None:
-        image = resize_image(image, crops.resize)
+def _tensor(image: NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(image).permute(2, 0, 1)[None]
 
 

@@ -49,7 +49,9 @@ def pixel_loss(
     )
     total: Tensor = _StripCrossEntropy.apply(wide, labels, weights, height)
     counted = (
-        (labels != IGNORE).sum() if mean_over == "labelled" else total.new_tensor(labels.numel())
+        (labels != IGNORE).sum()
+        if mean_over == "labelled"
+        else torch.full_like(total, labels.numel())
     )
     return total / mean_share(counted)
 

@@ -1,10 +1,11 @@
 """Mean-teacher self-training on mixed images, with any regularizers."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from udaseg.adaptation.augmentation import strong_augment
@@ -19,9 +20,11 @@ from udaseg.adaptation.objective import (
 )
 from udaseg.adaptation.pixels import pixel_loss, pseudo_labels
 from udaseg.adaptation.teacher import Teacher
-from udaseg.contrast import Regularizer, View, Views
+from udaseg.contrast import Regularizer, View, Views, to_device
 from udaseg.data import Batch
 from udaseg.models import Segmented, Segmenter
+
+_EVERY = 4
 
 
 @dataclass(frozen=True)
@@ -83,34 +86,45 @@ class SelfTraining(Objective):
         source, target = self.source_images(batch), unit_range(batch.target_images)
         labels = batch.source_labels
         needs = {need for term in self._terms() for need in term.needs}
-        embeds = any(term.wants_embeddings for term in self._terms())
+        embedded = {need for term in self._terms() if term.wants_embeddings for need in term.needs}
 
-        taught: Segmented = self.teacher(target, embed=embeds and "target" in needs)
+        taught: Segmented = self.teacher(target, embed="target" in embedded)
         guessed, sure = pseudo_labels(taught.logits, (target.shape[-2], target.shape[-1]))
         weight, share = self._target_weight(sure)
 
-        on_source: Segmented = self.student(source, embed=embeds and "source" in needs)
+        on_source: Segmented = self.student(source, embed="source" in embedded)
         source_loss = pixel_loss(on_source.logits, labels)
 
         generator = generator_for(batch.seed, "mixed")
         mask = class_mask(labels, self.num_classes, generator, ignore_is_class=self.ignore_is_class)
         mixed_labels = paste(mask, labels, guessed)
         mixed_images = self._augment(paste(mask, source, target), generator)
-        on_mixed: Segmented = self.student(mixed_images, embed=embeds and "mixed" in needs)
+        on_mixed: Segmented = self.student(mixed_images, embed="mixed" in embedded)
         mixed_weight = weight.masked_fill(mask, 1.0)
         mixed_loss = self.mix_weight * pixel_loss(
             on_mixed.logits, mixed_labels, mixed_weight, mean_over="all"
         )
 
         parts = {"source": source_loss, "mixed": mixed_loss}
-        figures = {"confident": share.mean(), "confidence": sure.mean()}
+        predicted = class_counts(guessed, self.num_classes)
+        figures = {
+            "confident": share.mean(),
+            "confidence": sure.mean(),
+            "top_class": predicted.max() / predicted.sum(),
+        }
         if not self.regularizers:
-            return LossReport(source_loss + mixed_loss, parts, figures)
+            return LossReport(source_loss + mixed_loss, parts, figures, predicted=predicted)
 
         views = self._views(batch, needs, source, target, taught, on_source, on_mixed, mixed_labels)
+        if "mixed" in needs:
+            trust = F.interpolate(
+                sure.masked_fill(mask, 1.0)[:, None], on_mixed.features.shape[-2:]
+            )
+            views = replace(views, mixed_confidence=trust[:, 0])
         for name, term in self.regularizers.items():
             parts[name] = term(views)
-        return LossReport(torch.stack(list(parts.values())).sum(), parts, figures, views)
+        total = torch.stack(list(parts.values())).sum()
+        return LossReport(total, parts, figures, views, predicted)
 
     @torch.no_grad()
     def after_step(self, step: int, report: LossReport) -> None:
@@ -166,7 +180,7 @@ class SelfTraining(Objective):
             stride, size = self.student.output_stride, (source.shape[-2], source.shape[-1])
             per = "batch" if any(term.square_per == "batch" for term in self._terms()) else "image"
             square = square_mask(len(source), size, stride, generator, per=per)  # type: ignore[arg-type]
-            square = square.to(source.device)
+            square = to_device(square, source.device)
             pixels = cells_to_pixels(square, size, stride)
             images = self._augment(paste(pixels, target, source), generator)
             seen = self.student(images, embed=True)
@@ -193,3 +207,16 @@ class SelfTraining(Objective):
             target_by_student_head=by_student,
             teacher_source=teacher_source,
         )
+
+
+def class_counts(labels: Tensor, num_classes: int) -> Tensor:
+    """Return how often each class occurs on a grid of every fourth row and column, (K,) int64.
+
+    Args:
+        labels: (B, H, W) uint8, classes; others are not counted.
+        num_classes: K.
+    """
+    # compared, not bincount: that looks at the largest label and waits for the device
+    classes = torch.arange(num_classes, dtype=labels.dtype, device=labels.device)
+    sample = labels[:, ::_EVERY, ::_EVERY].reshape(-1, 1)
+    return (sample == classes).sum(0)

@@ -1,11 +1,10 @@
 """Recipe to objects: the only room that knows both."""
 
+from udaseg.build.batches import batches, crops
 from udaseg.build.objectives import objective, segmenter
 from udaseg.build.run import (
     LoadedRun,
-    batches,
     class_document,
-    crops,
     device_of,
     find_checkpoint,
     load_run,

@@ -28,7 +28,7 @@ from udaseg.contrast import (
 )
 from udaseg.data import IGNORE
 from udaseg.engine import Checkpoint
-from udaseg.errors import CheckpointError
+from udaseg.errors import CheckpointError, RecipeError
 from udaseg.models import DeepLabV2, DeepLabV3Plus, Discriminator, Segmenter, backbone
 from udaseg.recipe import Adversarial as AdversarialSpec
 from udaseg.recipe import EntropyMinimization as EntropySpec
@@ -92,6 +92,10 @@ def objective(
 
 def _bare(recipe: Recipe, leg: Leg, num_classes: int, init: Checkpoint | None) -> Objective:
     method = leg.objective
+    if num_classes < 2 and isinstance(method, AdversarialSpec | EntropySpec):
+        raise RecipeError(
+            f"{recipe.name}: {method.kind} compares classes, but the source has {num_classes}"
+        )
     if isinstance(method, SelfTrainingSpec):
         return _self_training(recipe, method, num_classes, init)
     student = segmenter(recipe.model, num_classes)
@@ -207,6 +211,7 @@ def _prototypes(
         absent=spec.absent,
         normalise=spec.normalise,
         second=second,
+        min_confidence=spec.min_confidence,
     )
 
 

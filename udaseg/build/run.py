@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from udaseg.adaptation import Adversarial, Objective, SelfTraining
+from udaseg.build.batches import batches
 from udaseg.build.objectives import (
     STUDENT,
     TEACHER,
@@ -20,8 +21,8 @@ from udaseg.build.objectives import (
     segmenter,
     without_weights,
 )
-from udaseg.data import ClassSpace, Crops, PreparedDataset, TrainingBatches
-from udaseg.distributed import rank, world_size
+from udaseg.data import ClassSpace, PreparedDataset
+from udaseg.distributed import world_size
 from udaseg.engine import (
     Checkpoint,
     Fit,
@@ -35,7 +36,7 @@ from udaseg.engine import (
 from udaseg.errors import CheckpointError, DataError, EnvironmentFault, RecipeError
 from udaseg.models import Segmenter
 from udaseg.recipe import Adversarial as AdversarialSpec
-from udaseg.recipe import Domain, Leg, Optimizer, Recipe, from_dict, legs, network_of
+from udaseg.recipe import Leg, Optimizer, Recipe, from_dict, legs, network_of
 
 log = logging.getLogger(__name__)
 
@@ -120,10 +121,7 @@ def trainer(recipe: Recipe, target: Objective, leg: Leg | None = None) -> Traine
     made: Trainer = first
     if isinstance(target, Adversarial):
         objective_spec = _adversarial(recipe, leg)
-        named = [
-            (f"discriminator.{name}", part)
-            for name, part in target.discriminator.named_parameters()
-        ]
+        named = target.discriminator.named_parameters(prefix="discriminator")
         second = discriminator_optimizer(named, objective_spec.discriminator_lr)
         made = Together([first, second])
     held = [id(part) for group in made.param_groups for part in group["params"]]
@@ -137,49 +135,6 @@ def _adversarial(recipe: Recipe, leg: Leg) -> AdversarialSpec:
     spec = leg.objective
     assert isinstance(spec, AdversarialSpec), f"{recipe.name}: {spec}"
     return spec
-
-
-def crops(spec: Domain, dataset: PreparedDataset, *, labelled: bool) -> Crops:
-    """Return the training crops of one domain."""
-    if labelled and any(sample.label is None for sample in dataset.split(spec.split)):
-        raise DataError(
-            f"{dataset.name}: split '{spec.split}' has images without labels; a source needs all"
-        )
-    return Crops(dataset, spec.split, spec.resize, spec.crop, spec.flip, labelled)
-
-
-def batches(
-    recipe: Recipe,
-    source: PreparedDataset,
-    target: PreparedDataset | None,
-    leg: Leg | None = None,
-    pseudo_labels: Path | None = None,
-) -> TrainingBatches:
-    """Return the batches of a leg on this rank; target labels are not even looked up."""
-    leg = leg or legs(recipe)[0]
-    from_source = from_target = None
-    batch_target = recipe.batch.target
-    if leg.reads_source:
-        drawn = crops(recipe.source, source, labelled=True)
-        from_source = replace(drawn, sampling=leg.source_sampling)
-    if target is not None and leg.reads_target:
-        spec, scale = recipe.target, (1.0, 1.0)
-        if (own := leg.target) is not None:
-            spec = replace(spec, resize=own.resize, crop=own.crop, flip=own.flip)
-            scale, batch_target = own.scale, own.batch
-        cut = crops(spec, target, labelled=False)
-        from_target = replace(cut, scale=scale, pseudo_labels=pseudo_labels)
-    return TrainingBatches(
-        from_source,
-        from_target,
-        batch_source=recipe.batch.source,
-        batch_target=batch_target,
-        steps=leg.end,
-        seed=recipe.seed,
-        rank=rank(),
-        world_size=world_size(),
-        begin=leg.begin,
-    )
 
 
 def run(
@@ -234,7 +189,9 @@ def run(
         power=recipe.optimizer.power,
         warmup=recipe.optimizer.warmup,
         clip_norm=recipe.optimizer.clip_norm,
-        check_every=machine.log_every if where.type == "cuda" else 1,
+        checkpoint_every=machine.checkpoint_every,
+        max_bad_steps=machine.max_bad_steps,
+        micro_batches=machine.micro_batches,
         begin=leg.begin,
         schedule_stop=leg.schedule_stop,
     )

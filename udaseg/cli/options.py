@@ -21,6 +21,13 @@ class OnMismatch(StrEnum):
     fail = "fail"
 
 
+class CacheFormat(StrEnum):
+    """How cached images are stored."""
+
+    png = "png"
+    raw = "raw"
+
+
 class Weights(StrEnum):
     """Whose weights of a checkpoint."""
 
@@ -71,6 +78,9 @@ Init = Annotated[
     Path | None, typer.Option(metavar="CHECKPOINT", help="Start from these weights only.")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Write over what is there.")]
+FitMemory = Annotated[
+    bool, typer.Option("--fit", help="Make a step that does not fit in memory in smaller parts.")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print recipe and plan, then stop.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Say more.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Say only what went wrong.")]
@@ -91,6 +101,16 @@ def pixels(option: str, text: str | None) -> tuple[int, int] | None:
     if match is None:
         raise UsageError(f"{option} is HEIGHTxWIDTH in pixels, as 512x1024, got {text}")
     return int(match[1]), int(match[2])
+
+
+def width_by_height(option: str, text: str | None) -> tuple[int, int] | None:
+    """Return (height, width) of an option written `WxH`, as sizes of images are spoken."""
+    if text is None:
+        return None
+    match = re.fullmatch("([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", text)
+    if match is None:
+        raise UsageError(f"{option} is WIDTHxHEIGHT in pixels, as 1280x720, got {text}")
+    return int(match[2]), int(match[1])
 
 
 def factors(text: str) -> tuple[float, ...]:

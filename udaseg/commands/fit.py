@@ -2,32 +2,26 @@
 
 import logging
 import os
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.text import Text
 
 from udaseg import build
 from udaseg.commands import run_folder
+from udaseg.commands.legs import Plan, train_to_the_end
 from udaseg.commands.plan import announce, say_plan
-from udaseg.commands.recording import Recorder
-from udaseg.commands.stages import open_leg
-from udaseg.data import ClassSpace, PreparedDataset, open_dataset
-from udaseg.engine import Checkpoint, Fit, StopSignal, fit, newest, restore
+from udaseg.commands.room import take_over_parts
+from udaseg.data import PreparedDataset, open_dataset
+from udaseg.engine import Checkpoint, newest
 from udaseg.errors import (
-    DataError,
-    EnvironmentFault,
-    Interrupted,
     RecipeError,
-    UdasegError,
     UsageError,
 )
-from udaseg.recipe import Machine, Recipe, adapts, dump, from_dict, leg_at, legs, load, to_dict
-from udaseg.reporting import RunStatus, TrainingProgress, log_to_file
+from udaseg.recipe import Machine, Recipe, adapts, dump, from_dict, load, to_dict
+from udaseg.reporting import log_to_file
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +37,7 @@ def train(
     overwrite: bool,
     dry_run: bool,
     command: Sequence[str],
+    fit_memory: bool = False,
 ) -> Path:
     """Train on the source alone, and return the run folder.
 
@@ -64,6 +59,7 @@ def train(
         overwrite=overwrite,
         dry_run=dry_run,
         command=command,
+        fit_memory=fit_memory,
     )
 
 
@@ -78,8 +74,9 @@ def adapt(
     overwrite: bool,
     dry_run: bool,
     command: Sequence[str],
+    fit_memory: bool = False,
 ) -> Path:
-    """Adapt from the source to the unlabelled target, and return the run folder."""
+    """Adapt to the unlabelled target, with `fit_memory` in parts; return the run folder."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError("training in several processes is not there yet; start one process")
     if resume is not None and (init is not None or overwrite):
@@ -88,10 +85,11 @@ def adapt(
     target = open_dataset(recipe.target.data, root=root) if adapts(recipe) else None
     validation = _validation(recipe, root)
     start = None if init is None else build.find_checkpoint(init)
-    made = build.run(recipe, source, target, init=start)
+    # in a list, so that a later leg can let go of it: two networks need not fit in memory
+    current = [build.run(recipe, source, target, init=start)]
     assert source.classes is not None
     folder = resume or run_folder.folder_of(recipe, out)
-    say_plan(recipe, recipe_path, made, source, target, validation, folder)
+    say_plan(recipe, recipe_path, current[0], source, target, validation, folder)
     if dry_run:
         Console(soft_wrap=True, highlight=False).print(Text(dump(recipe).rstrip()))
         return folder
@@ -99,8 +97,8 @@ def adapt(
         run_folder.create(folder, recipe, command, overwrite=overwrite)
     with run_folder.writing(folder), log_to_file(folder / "train.log"):
         checkpoint = None if resume is None else _checkpoint_of(folder, recipe)
-        plan = _Plan(recipe, source, target, validation, folder, checkpoint)
-        _train_to_the_end(plan, made)
+        plan = Plan(recipe, source, target, validation, folder, checkpoint, fit_memory)
+        train_to_the_end(plan, current)
     announce(folder, recipe)
     return folder
 
@@ -113,45 +111,17 @@ def _validation(recipe: Recipe, root: Path) -> PreparedDataset | None:
     return dataset
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """What a run needs while it trains."""
-
-    recipe: Recipe
-    source: PreparedDataset
-    target: PreparedDataset | None
-    validation: PreparedDataset | None
-    folder: Path
-    checkpoint: Checkpoint | None
-
-    @property
-    def done(self) -> int:
-        """Steps that the checkpoint has behind it."""
-        return 0 if self.checkpoint is None else self.checkpoint.step
-
-    @property
-    def classes(self) -> ClassSpace:
-        assert self.source.classes is not None
-        return self.source.classes
-
-
 def _checkpoint_of(folder: Path, recipe: Recipe) -> Checkpoint | None:
     """Return the newest checkpoint of a run to continue; None when there is none yet."""
-    _refuse_other_numbers(folder / "recipe.yaml", load(folder / "recipe.yaml"), recipe)
+    before = load(folder / "recipe.yaml")
+    _refuse_other_numbers(folder / "recipe.yaml", before, recipe)
+    take_over_parts(folder, before, recipe)
     checkpoint = newest(folder / "checkpoints")
     if checkpoint is None:
         log.warning("%s: no checkpoint was written yet; starting at step 0", folder)
         return None
     _refuse_other_numbers(checkpoint.path, from_dict(checkpoint.recipe), recipe)
     return checkpoint
-
-
-def _continue(plan: _Plan, made: Fit, extra: Mapping[str, str]) -> None:
-    """Restore the checkpoint into the leg that it is of."""
-    assert plan.checkpoint is not None
-    _refuse_other_data(plan.checkpoint, made, plan.classes, extra)
-    restore(plan.checkpoint, made.objective, made.optimizer)
-    log.info("resumed %s at step %d", plan.folder, plan.done)
 
 
 def _refuse_other_numbers(where: Path, before: Recipe, now: Recipe) -> None:
@@ -170,24 +140,6 @@ def _refuse_other_numbers(where: Path, before: Recipe, now: Recipe) -> None:
         )
 
 
-def _refuse_other_data(
-    checkpoint: Checkpoint, made: Fit, classes: ClassSpace, extra: Mapping[str, str]
-) -> None:
-    """Refuse to continue with other classes or other files; each batch hangs on both."""
-    if checkpoint.classes != build.class_document(classes):
-        raise DataError(
-            f"{checkpoint.path}: was trained on the classes {checkpoint.classes['names']}, but the "
-            f"source has {list(classes.names)}; start a new run with --init instead"
-        )
-    now = {**made.batches.digests(), **extra}
-    other = [domain for domain in now if checkpoint.files.get(domain) != now[domain]]
-    if other:
-        raise DataError(
-            f"{checkpoint.path}: the files of {' and '.join(other)} are others than before, so the "
-            "run could not go on exactly; restore them, or start a new run with --init"
-        )
-
-
 def _differences(before: object, now: object, where: str) -> list[str]:
     if isinstance(before, dict) and isinstance(now, dict):
         keys = sorted({*before, *now})
@@ -197,85 +149,3 @@ def _differences(before: object, now: object, where: str) -> list[str]:
             found += _differences(before.get(key), now.get(key), inner)
         return found
     return [] if before == now else [f"{where} was {before} and is now {now}"]
-
-
-def _train_to_the_end(plan: _Plan, made: Fit) -> None:
-    """Train all legs, score at the end, and leave word of how it went in `status.json`.
-
-    Args:
-        plan: Of the run.
-        made: The first leg, built; others are built when their turn comes.
-
-    Raises:
-        Interrupted: A signal came; the last step is saved.
-    """
-    recipe, folder = plan.recipe, plan.folder
-    status = RunStatus(folder / "status.json")
-    status.running(step=plan.done)
-    started = time.monotonic()
-    miou = None
-    try:
-        with StopSignal() as stop:
-            recorder = _all_legs(plan, made, status, stop)
-            if plan.validation is not None:
-                miou = recorder.scored(show_it=True).mean_iou()
-    except Interrupted:
-        raise
-    except UdasegError as error:
-        status.failed(code=error.exit_code, reason=str(error))
-        raise
-    except torch.OutOfMemoryError as error:
-        reason = (
-            f"out of memory on {made.device}: {recipe.batch.source} + {recipe.batch.target} images "
-            f"of {recipe.source.crop[1]}x{recipe.source.crop[0]}; take --batch 1, a smaller "
-            "source.crop and target.crop, or --precision bf16"
-        )
-        status.failed(code=EnvironmentFault.exit_code, reason=reason)
-        raise EnvironmentFault(reason) from error
-    except BaseException as error:
-        # whatever it was, the folder must not say for ever that the run goes on
-        status.failed(code=1, reason=f"{type(error).__name__}: {error}")
-        raise
-    status.done(step=recipe.steps, seconds=time.monotonic() - started, miou=miou)
-
-
-def _all_legs(plan: _Plan, made: Fit, status: RunStatus, stop: StopSignal) -> Recorder:
-    """Train the legs that are left, each from the student of the one before."""
-    recipe, folder, done = plan.recipe, plan.folder, plan.done
-    for leg in legs(recipe)[leg_at(recipe, done).number :]:
-        # a checkpoint of the very step that a stage begins with is of the stage before
-        fresh = done <= leg.begin
-        extra: dict[str, str] = {}
-        if leg.number > 0:
-            log.info("stage %d: %s, steps %d to %d", leg.number + 1, leg.name, leg.begin, leg.end)
-            try:
-                made, extra = open_leg(
-                    *(recipe, leg, plan.source, plan.target, folder), fresh=fresh, stop=stop
-                )
-            except Interrupted:
-                assert stop.number is not None
-                status.interrupted(step=done, signal_number=stop.number)
-                raise
-        if plan.checkpoint is not None and plan.done > leg.begin:
-            _continue(plan, made, extra)
-        recorder = Recorder(recipe, leg, made, plan.classes, plan.validation, folder, extra)
-        first = max(done, leg.begin)
-        if first < leg.end:
-            _steps(recorder, first, status, stop)
-        done = leg.end
-    return recorder
-
-
-def _steps(recorder: Recorder, first: int, status: RunStatus, stop: StopSignal) -> None:
-    recipe, folder = recorder.recipe, recorder.folder
-    progress = TrainingProgress(steps=recipe.steps, first=first, every=recipe.machine.log_every)
-    with recorder.metrics, progress:
-        recorder.metrics.truncate_after(first)
-        recorder.progress = progress
-        done = fit(recorder.made, first=first, on_step=recorder.on_step, stop=stop)
-        recorder.checkpoint(done)
-    if stop.number is not None and done < recipe.steps:
-        status.interrupted(step=done, signal_number=stop.number)
-        raise Interrupted(
-            f"stopped at step {done} and saved; go on with --resume {folder}", stop.number
-        )

@@ -1,5 +1,6 @@
 """What a run writes down while it trains: metrics, checkpoints, and scores for people."""
 
+import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,14 +9,27 @@ from torch.nn.utils import get_total_norm
 
 from udaseg import build
 from udaseg.adaptation import LossReport
-from udaseg.commands.scoring import score, show, shown_size, summarise, write_scores
+from udaseg.commands.scoring import score, show, write_scores
 from udaseg.commands.stages import end_of
+from udaseg.commands.summary import shown_size, summarise
 from udaseg.data import ClassSpace, PreparedDataset
-from udaseg.engine import Fit, save
+from udaseg.engine import (
+    LOOK_EVERY,
+    Alarm,
+    CollapseWatch,
+    Dropped,
+    Fit,
+    Guard,
+    RanOut,
+    newest,
+    save,
+)
 from udaseg.errors import DivergedError
 from udaseg.evaluation import ConfusionMatrix
 from udaseg.recipe import Leg, Recipe, to_dict
-from udaseg.reporting import MetricsLog, TrainingProgress
+from udaseg.reporting import MetricsLog, RunStatus, TrainingProgress
+
+log = logging.getLogger(__name__)
 
 
 class Recorder:
@@ -29,6 +43,7 @@ class Recorder:
         validation: Labelled images to score, for people to read; None scores nothing.
         folder: Of the run.
         digests: Of files that were made for this leg; a checkpoint keeps them.
+        status: Of the run; incidents are counted there.
     """
 
     def __init__(
@@ -40,6 +55,7 @@ class Recorder:
         validation: PreparedDataset | None,
         folder: Path,
         digests: Mapping[str, str],
+        status: RunStatus,
     ) -> None:
         self.recipe, self.leg, self.made, self.classes = recipe, leg, made, classes
         self.digests = digests
@@ -47,20 +63,50 @@ class Recorder:
         self.metrics = MetricsLog(folder / "metrics.jsonl")
         self.progress: TrainingProgress | None = None
         self.saved = -1
+        self.status = status
+        self.guard = Guard(
+            made, counts=status.counts, on_drop=self.on_drop, on_return=self.on_return
+        )
+        self.watch = CollapseWatch(classes.names, leg.begin)
+        self._dropped: Dropped | None = None
         batches = made.batches
         self.images = (0 if batches.source is None else batches.batch_source) + (
             0 if batches.target is None else batches.batch_target
         )
 
+    def begin_from(self, done: int) -> None:
+        """Forget what was written of steps after `done`; they are made, or made again."""
+        self.metrics.truncate_after(done)
+        self.watch = CollapseWatch(self.classes.names, done)
+        self._dropped = None
+
+    def on_return(self, done: int) -> None:
+        """Forget the steps since `done`: a state was not finite, and they are made again."""
+        self.begin_from(done)
+        self.status.running(step=done)
+
+    def on_drop(self, dropped: Dropped) -> None:
+        """Note a step that was not finite; its line is written whatever its number."""
+        self._dropped = dropped
+        self.status.running(step=dropped.step)
+
     def on_step(self, done: int, report: LossReport) -> None:
-        """Log, score and save as often as the recipe says; between logs nothing waits."""
+        """Log, score and save as often as the recipe says."""
         machine, last = self.recipe.machine, done == self.recipe.steps
         losses: dict[str, float] | None = None
         event: dict[str, object] = {}
-        if done % machine.log_every == 0 or last:
+        dropped, self._dropped = self._dropped, None
+        if dropped is None:
+            self.watch.see(report)
+        alarms = self._alarms(done) if done % LOOK_EVERY == 0 else []
+        if done % machine.log_every == 0 or last or dropped is not None or alarms:
             losses = _floats(report)
             rates = {group["name"]: group["lr"] for group in self.made.optimizer.param_groups}
-            event = {"losses": losses, "lr": rates}
+            event = {"losses": losses, "lr": rates, "gradient_norm": self.guard.gradient_norm}
+            if dropped is not None:
+                event["dropped"] = {"in_a_row": dropped.in_a_row, "files": dropped.files}
+            if alarms:
+                event["alarms"] = {alarm.kind: alarm.text for alarm in alarms}
         every = machine.validate_every
         if self.validation is not None and every and done % every == 0 and not last:
             event["oracle_miou"] = self.scored().mean_iou()
@@ -68,9 +114,34 @@ class Recorder:
             stage = {} if self.leg.name is None else {"stage": self.leg.name}
             self.metrics.write({"step": done, **stage, **event})
         if self.progress is not None:
-            self.progress.step(done, losses, images=self.images)
+            shown = None if losses is None else _finite(losses)
+            self.progress.step(done, shown, images=self.images)
+        if machine.stop_on_collapse and (collapsed := [a.text for a in alarms if a.collapse]):
+            raise DivergedError(f"step {done}: {collapsed[0]} (machine.stop_on_collapse)")
         if machine.checkpoint_every and done % machine.checkpoint_every == 0:
             self.checkpoint(done)
+
+    def _alarms(self, done: int) -> list[Alarm]:
+        """Return what is to be told after `done` steps, told and counted."""
+        alarms = self.watch.look(done)
+        for alarm in alarms:
+            log.warning("step %d: %s", done, alarm.text)
+            self.status.counts[f"alarm_{alarm.kind}"] += 1
+        if alarms:
+            self.status.running(step=done)
+        return alarms
+
+    def last_words(self, error: DivergedError) -> DivergedError:
+        """Return the error with the checkpoint that stands; where memory ran out, it is made."""
+        if isinstance(error, RanOut):
+            self.checkpoint(error.done)
+        stands = newest(self.folder / "checkpoints")
+        if stands is None:
+            return DivergedError(f"{error}\nno checkpoint was written yet")
+        text = f"{error}\nthe last good checkpoint is {stands.path}, step {stands.step}"
+        if isinstance(error, RanOut):
+            text += f"; go on with --resume {self.folder} --fit, or on a machine with more memory"
+        return DivergedError(text)
 
     def checkpoint(self, done: int) -> None:
         """Save the state after `done` steps, unless it is saved already."""
@@ -130,6 +201,11 @@ class Recorder:
 
 
 def _floats(report: LossReport) -> dict[str, float]:
-    """Read a report's scalars; the only place of a step that waits for the device."""
+    """Read a report's scalars; this waits for the device."""
     values = {"total": report.total, **report.parts, **report.figures}
     return {name: float(value.detach()) for name, value in values.items()}
+
+
+def _finite(values: Mapping[str, float]) -> dict[str, float]:
+    """Return the values that can be shown."""
+    return {name: value for name, value in values.items() if math.isfinite(value)}

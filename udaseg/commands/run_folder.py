@@ -15,7 +15,7 @@ import torch
 
 from udaseg.errors import EnvironmentFault, UsageError
 from udaseg.recipe import Recipe, dump
-from udaseg.reporting import write_json_atomic
+from udaseg.reporting import write_json_atomic, write_text_atomic
 
 _LOCK = "writer.lock"
 _PACKAGES = ("udaseg", "torch", "torchvision", "numpy", "opencv-python-headless", "timm")
@@ -60,6 +60,11 @@ def create(folder: Path, recipe: Recipe, command: Sequence[str], *, overwrite: b
         raise EnvironmentFault(
             f"{folder}: cannot be written ({error}); choose another --out"
         ) from error
+
+
+def rewrite_recipe(folder: Path, recipe: Recipe) -> None:
+    """Let a run's `recipe.yaml` say what it is trained with from now on."""
+    write_text_atomic(folder / "recipe.yaml", dump(recipe))
 
 
 @contextlib.contextmanager

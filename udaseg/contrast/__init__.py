@@ -12,7 +12,7 @@ from udaseg.contrast.prototypes import (
 from udaseg.contrast.regional import RegionalContrast, regional_loss
 from udaseg.contrast.semantic import SemanticContrast
 from udaseg.contrast.statistics import ClassStatistics, class_moments
-from udaseg.contrast.vectors import Projector, unit
+from udaseg.contrast.vectors import Projector, to_device, unit
 from udaseg.contrast.views import CellView, Regularizer, View, Views
 
 __all__ = [
@@ -35,5 +35,6 @@ __all__ = [
     "distribution_loss",
     "prototype_loss",
     "regional_loss",
+    "to_device",
     "unit",
 ]

@@ -174,8 +174,8 @@ class _DistributionSum(torch.autograd.Function):
                 ~seen, -torch.inf
             )
             share_nK, level_n1 = _softmax(score_nK)
-            # nothing seen: the level is -inf and no row counts, so 0 is not lost by a product
-            loss = loss + ((level_n1 - own_n1).nan_to_num_(neginf=0.0) * weight_n1).sum()
+            # nothing seen: the level is -inf and no row counts; what is not finite is not hidden
+            loss = loss + torch.where(counted[part][:, None], level_n1 - own_n1, 0.0).sum()
             share_nK.mul_(weight_n1)
             towards_nD = (share_nK @ spread_KD).mul_(query_nD)
             share_nK.scatter_add_(1, label_n1, -weight_n1)

@@ -268,6 +268,7 @@ class PrototypeContrast(Regularizer):
         absent: See `ClassPrototypes`.
         normalise: See `ClassPrototypes`.
         second: `pseudo_labelled` target images, as published, or `mixed` ones inside self-training.
+        min_confidence: A mixed cell counts when the teacher is this sure of its label.
 
     Reference:
         Xie et al., SPCL (2021), L_cl.
@@ -286,9 +287,10 @@ class PrototypeContrast(Regularizer):
         absent: Literal["keep", "fade"],
         normalise: bool,
         second: Literal["mixed", "pseudo_labelled"] = "mixed",
+        min_confidence: float = 0.0,
     ) -> None:
         super().__init__()
-        self.second = second
+        self.second, self.min_confidence = second, min_confidence
         self.needs: frozenset[View] = frozenset({"source", second})
         self.weight, self.temperature = weight, temperature
         self.prototypes = ClassPrototypes(
@@ -301,7 +303,10 @@ class PrototypeContrast(Regularizer):
         features, labels = _trusted(source)
         means, seen = self.prototypes.after(features, labels)
         total = self._mean(features, labels, means, seen)
-        return total + self._mean(_flat(second.features), second.labels.flatten(), means, seen)
+        labels = second.labels
+        if views.mixed_confidence is not None and self.second == "mixed":
+            labels = labels.masked_fill(views.mixed_confidence < self.min_confidence, _IGNORE)
+        return total + self._mean(_flat(second.features), labels.flatten(), means, seen)
 
     def update(self, views: Views) -> None:
         """Move the prototypes towards this step's source."""

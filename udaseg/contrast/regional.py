@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from udaseg.contrast.memory import EMPTY, MemoryBank
-from udaseg.contrast.vectors import unit
+from udaseg.contrast.vectors import to_device, unit
 from udaseg.contrast.views import CellView, Regularizer, View, Views
 from udaseg.distributed import mean_share, rows_of_all_ranks, world_size
 from udaseg.errors import UdasegError
@@ -281,15 +281,16 @@ class RegionalContrast(Regularizer):
     def _new_rows(self, views: Views) -> tuple[Tensor, Tensor]:
         """Return random cells of both views and their labels, the same at every call in a step."""
         cutmix, target = _required(views)
-        assert cutmix.embeddings is not None and target.embeddings is not None
         generator = torch.Generator().manual_seed(views.seed)
         rows, labels = [], []
-        for view in (cutmix, target):
-            assert view.embeddings is not None
+        of_target = views.target_by_student_head if self.keys_by_student_head else target.embeddings
+        for view, embeddings in ((cutmix, cutmix.embeddings), (target, of_target)):
+            assert embeddings is not None
             cells = view.labels.numel()
             wanted = min(cells, max(1, self.cells_per_view // world_size()))
-            chosen = torch.randperm(cells, generator=generator)[:wanted].to(view.labels.device)
-            rows.append(_flat(view.embeddings.detach())[chosen])
+            chosen = torch.randperm(cells, generator=generator)[:wanted]
+            chosen = to_device(chosen, view.labels.device)
+            rows.append(_flat(embeddings.detach())[chosen])
             labels.append(view.labels.flatten()[chosen])
         row_labels = torch.cat(labels)
         if not self.keep_ignored:

@@ -1,4 +1,4 @@
-"""Unit vectors with a bounded gradient, and the projection head that makes them."""
+"""Unit vectors with a bounded gradient, the projection head that makes them, and moving tensors."""
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,13 @@ def unit(vectors: Tensor, dim: int = 1) -> Tensor:
     """
     wide = vectors.float()
     return wide * torch.rsqrt(wide.square().sum(dim, keepdim=True) + LENGTH_EPS**2)
+
+
+def to_device(drawn: Tensor, device: torch.device) -> Tensor:
+    """Return what was drawn on the CPU on `device`; a GPU is not waited for."""
+    if device.type != "cuda":
+        return drawn.to(device)
+    return drawn.pin_memory().to(device, non_blocking=True)
 
 
 class Projector(nn.Module):

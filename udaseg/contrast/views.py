@@ -38,6 +38,8 @@ class Views:
         seed: Seeds the regularizers' random choices.
         source: The student on source images, with their labels.
         mixed: The student on ClassMix images, with mixed labels.
+        mixed_confidence: (B, h, w) the teacher's confidence in the label of a mixed cell, 1 where
+            the label is the source's.
         cutmix: The student on source images that hold a square of the target; labels are the
             source's outside the square and the teacher's inside.
         square: (B, h, w) bool, the cells inside that square.
@@ -54,6 +56,7 @@ class Views:
     seed: int
     source: CellView | None = None
     mixed: CellView | None = None
+    mixed_confidence: Tensor | None = None
     cutmix: CellView | None = None
     square: Tensor | None = None
     target: CellView | None = None

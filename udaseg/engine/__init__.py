@@ -1,7 +1,10 @@
-"""The engine: the loop, optimisers, signals, and checkpoints."""
+"""The engine: the loop with its guards and alarms, optimisers, signals, and checkpoints."""
 
+from udaseg.engine.alarms import LOOK_EVERY, Alarm, CollapseWatch
 from udaseg.engine.checkpoint import Checkpoint, load, newest, restore, save
-from udaseg.engine.loop import Fit, fit
+from udaseg.engine.guards import Dropped, Guard
+from udaseg.engine.loop import fit
+from udaseg.engine.memory import DoesNotFit, RanOut, free
 from udaseg.engine.optim import (
     Together,
     Trainer,
@@ -10,16 +13,25 @@ from udaseg.engine.optim import (
     rate_factor,
     set_rate,
 )
+from udaseg.engine.parts import Fit
 from udaseg.engine.signals import StopSignal
 
 __all__ = [
+    "LOOK_EVERY",
+    "Alarm",
     "Checkpoint",
+    "CollapseWatch",
+    "DoesNotFit",
+    "Dropped",
     "Fit",
+    "Guard",
+    "RanOut",
     "StopSignal",
     "Together",
     "Trainer",
     "discriminator_optimizer",
     "fit",
+    "free",
     "load",
     "newest",
     "optimizer",

@@ -1,73 +1,57 @@
 """The training loop: one step after another, in the order of events."""
 
 import contextlib
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Iterator
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
-from udaseg.adaptation import LossReport, Objective
-from udaseg.data import TrainingBatches, batches_from
-from udaseg.engine.optim import Trainer, rate_factor, set_rate
+from udaseg.adaptation import LossReport
+from udaseg.data import batches_from
+from udaseg.engine.guards import Guard, StateNotFinite
+from udaseg.engine.memory import DoesNotFit, RanOut, gradients, is_out_of_memory, memory_told
+from udaseg.engine.optim import rate_factor, set_rate
+from udaseg.engine.parts import Fit
 from udaseg.engine.signals import StopSignal
-from udaseg.errors import DivergedError
 
 OnStep = Callable[[int, LossReport], None]
 
 
-@dataclass(frozen=True)
-class Fit:
-    """All that a run trains with.
-
-    Attributes:
-        model: What is called with a batch: the objective, or its distributed wrapper.
-        objective: The bare objective.
-        optimizer: Holds every trained parameter once.
-        batches: Batch i of the run.
-        device: Where it runs.
-        precision: fp32, or bf16 autocast.
-        workers: Loader processes.
-        power: Of the polynomial decay of the learning rate.
-        warmup: Its steps of linear rise.
-        clip_norm: Largest gradient norm; None does not clip.
-        check_every: Steps between two looks at whether the loss is finite; on a GPU a look waits
-            for the device.
-        begin: Steps of the run before this objective's first; the rate decays from here.
-        schedule_stop: How far the decay has come at the end, in (0, 1].
-    """
-
-    model: nn.Module
-    objective: Objective
-    optimizer: Trainer
-    batches: TrainingBatches
-    device: torch.device
-    precision: Literal["fp32", "bf16"]
-    workers: int
-    power: float
-    warmup: int
-    clip_norm: float | None
-    check_every: int
-    begin: int = 0
-    schedule_stop: float = 1.0
-
-
-def fit(run: Fit, *, first: int, on_step: OnStep, stop: StopSignal) -> int:
+def fit(
+    run: Fit, *, first: int, on_step: OnStep, stop: StopSignal, guard: Guard | None = None
+) -> int:
     """Train from step `first` to the end or to a signal; return the number of steps done.
 
     Args:
         run: What trains.
         first: Steps already done.
-        on_step: Called after each step with the number of steps done and the report.
+        on_step: Called after each step with the number of steps done and the report. After the run
+            went back (`Guard`), steps are told again.
         stop: Ends the loop after the current step once a signal came.
+        guard: Drops steps that are not finite and goes back to a good state; None makes one.
 
     Raises:
-        DivergedError: The loss is not finite; names the files of the batch.
+        DivergedError: Too many steps in a row are not finite (names the files of the batch), or the
+            state is not, again and again.
+        DoesNotFit: The first step needs more memory than there is.
+        RanOut: A later one does.
     """
-    steps = len(run.batches)
+    guard = guard or Guard(run)
     run.model.train()
+    done = first
+    while True:
+        try:
+            guard.begin_from(done)
+            return _steps(run, done, guard, on_step, stop)
+        except StateNotFinite as found:
+            done = guard.go_back(found.step)
+        if stop.number is not None:
+            return done
+
+
+def _steps(run: Fit, first: int, guard: Guard, on_step: OnStep, stop: StopSignal) -> int:
+    steps = len(run.batches)
     trained = [part for group in run.optimizer.param_groups for part in group["params"]]
     loader = batches_from(run.batches, first, workers=run.workers, pin=run.device.type == "cuda")
     for batch in loader:
@@ -77,29 +61,44 @@ def fit(run: Fit, *, first: int, on_step: OnStep, stop: StopSignal) -> int:
         own_step, own_steps = step - run.begin, (steps - run.begin) / run.schedule_stop
         rate = rate_factor(own_step, own_steps, power=run.power, warmup=run.warmup)
         set_rate(run.optimizer, rate)
-        with _autocast(run):
-            report: LossReport = run.model(batch.to(run.device))
-        if (step + 1) % run.check_every == 0 and not math.isfinite(float(report.total.detach())):
-            files = "\n  ".join(run.batches.names(step))
-            parts = {name: float(value.detach()) for name, value in report.parts.items()}
-            raise DivergedError(
-                f"step {step + 1}: the loss is not finite ({parts}); the last checkpoint stands. "
-                f"Lower optimizer.lr, or look at the batch:\n  {files}"
-            )
-        run.optimizer.zero_grad(set_to_none=True)
-        report.total.backward()  # type: ignore[no-untyped-call]  # torch's own
-        if run.clip_norm is not None:
-            nn.utils.clip_grad_norm_(trained, run.clip_norm)
-        run.optimizer.step()
-        run.objective.after_step(own_step, report)
-        on_step(step + 1, report)
+        with _enough_memory(run, guard, first):
+            guard.begin(step)
+            report = gradients(run, batch)
+            if guard.accepts(report, _clipped(trained, run.clip_norm)):
+                run.optimizer.step()
+                run.objective.after_step(own_step, report)
+            else:
+                guard.drop(step, report)
+            guard.end(step + 1)
+            if guard.due(step + 1):
+                guard.keep(step + 1)
+            elif step + 1 == steps:
+                guard.look(step + 1)
+            on_step(step + 1, report)
         del report  # or this step's features would live through the next forward pass
         if stop.number is not None:
+            guard.look(step + 1)
             return step + 1
     return steps
 
 
-def _autocast(run: Fit) -> contextlib.AbstractContextManager[object]:
-    if run.precision == "bf16":
-        return torch.autocast(run.device.type, dtype=torch.bfloat16)
-    return contextlib.nullcontext()
+def _clipped(trained: list[nn.Parameter], limit: float | None) -> Tensor:
+    """Clip the gradient to `limit`, where there is one, and return its norm before that."""
+    if limit is not None:
+        return nn.utils.clip_grad_norm_(trained, limit)
+    return get_total_norm([part.grad for part in trained if part.grad is not None])
+
+
+@contextlib.contextmanager
+def _enough_memory(run: Fit, guard: Guard, first: int) -> Iterator[None]:
+    """Turn running out of memory into an error that tells how the run stands, after undoing."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        done = guard.undo()
+        told = memory_told(run.device) or str(error).strip().partition("\n")[0]
+        if done == first:
+            raise DoesNotFit(told) from error
+        raise RanOut(f"out of memory on {run.device} after step {done}: {told}", done) from error

@@ -4,6 +4,7 @@
 every fault at once; the library holds the shipped recipes.
 """
 
+from udaseg.recipe.domain import Domain, RareClass
 from udaseg.recipe.hints import close
 from udaseg.recipe.legs import Leg, adapts, leg_at, legs, network_of
 from udaseg.recipe.library import (
@@ -38,7 +39,6 @@ from udaseg.recipe.method import (
 from udaseg.recipe.request import Everyday, requested, scores_another_target, split_words
 from udaseg.recipe.schema import (
     BatchSize,
-    Domain,
     Machine,
     Model,
     Optimizer,
@@ -63,6 +63,7 @@ __all__ = [
     "PrototypeAlignment",
     "Prototypes",
     "PseudoLabelling",
+    "RareClass",
     "Recipe",
     "RecipeEntry",
     "Regional",

@@ -29,7 +29,8 @@ class Leg:
         objective: What is minimised.
         lr_mult: Factor of the recipe's learning rates.
         schedule_stop: How far the decay of the rate has come at the end, in (0, 1].
-        source_sampling: How source images are drawn.
+        source_sampling: How source images are drawn: the stage's word where it has one, otherwise
+            the recipe's `source.sampling`.
         source_jitter: Colour jitter of source images; None leaves them as they are.
         batch_norm: Of the backbone; None keeps the model's.
         pseudo_labels: How the target is labelled before it; None does not.
@@ -43,7 +44,7 @@ class Leg:
     objective: Objective
     lr_mult: float = 1.0
     schedule_stop: float = 1.0
-    source_sampling: Literal["uniform", "class_balanced"] = "uniform"
+    source_sampling: Literal["uniform", "class_balanced", "rare_class"] = "uniform"
     source_jitter: SourceJitter | None = None
     batch_norm: Literal["train", "affine_frozen", "frozen"] | None = None
     pseudo_labels: PseudoLabelling | None = None
@@ -71,11 +72,12 @@ def legs(recipe: Recipe) -> tuple[Leg, ...]:
     """Return the legs of a recipe in order; the last ends with the run."""
     method = recipe.method
     if not isinstance(method, Staged):
-        return (Leg(0, None, 0, recipe.steps, method),)
+        sampling = recipe.source.sampling
+        return (Leg(0, None, 0, recipe.steps, method, source_sampling=sampling),)
     ends = stage_ends(method, recipe.steps)
     begins = (0, *ends[:-1])
     return tuple(
-        _leg(number, stage, begin, end)
+        _leg(recipe, number, stage, begin, end)
         for number, (stage, begin, end) in enumerate(zip(method.stages, begins, ends, strict=True))
     )
 
@@ -101,7 +103,9 @@ def network_of(recipe: Recipe, leg: Leg) -> Recipe:
     return replace(recipe, model=model, optimizer=scaled)
 
 
-def _leg(number: int, stage: Stage, begin: int, end: int) -> Leg:
+def _leg(recipe: Recipe, number: int, stage: Stage, begin: int, end: int) -> Leg:
+    own = stage.source_sampling
+    sampling = recipe.source.sampling if own is None else own
     return Leg(
         number,
         stage.name,
@@ -110,7 +114,7 @@ def _leg(number: int, stage: Stage, begin: int, end: int) -> Leg:
         stage.objective,
         stage.lr_mult,
         stage.schedule_stop,
-        stage.source_sampling,
+        sampling,
         stage.source_jitter,
         stage.batch_norm,
         stage.pseudo_labels,

@@ -111,6 +111,8 @@ class Prototypes:
         momentum: Share of a prototype that stays at an update.
         absent: The prototype of a class that is not in the batch is `keep` or `fade` (as released).
         normalise: Scale prototypes to unit length after an update (the release does not).
+        min_confidence: A cell of a mixed image counts when the teacher is this sure of its label;
+            only in self-training, SPCL's own stages have thresholds of their own.
     """
 
     weight: float
@@ -118,6 +120,7 @@ class Prototypes:
     momentum: float
     absent: Literal["keep", "fade"]
     normalise: bool
+    min_confidence: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -127,20 +130,20 @@ class Semantic:
     Attributes:
         variant: `prototype`, `bank` or `distribution` (ProtoCL, BankCL, DistCL).
         weight: Weight of the term.
-        start: First step with contrast; the statistics learn from step 0.
         temperature: Softmax temperature.
         momentum: Weight that older vectors keep at an update; 1 is the mean over all of them.
         bank_rows: Batch means kept of each class; only the bank variant uses them.
         channels: Dimension of the embedding.
+        start: First step with contrast; the statistics learn from step 0.
     """
 
     variant: Literal["prototype", "bank", "distribution"]
     weight: float
-    start: int
     temperature: float
     momentum: float
     bank_rows: int
     channels: int
+    start: int = 0
 
 
 @dataclass(frozen=True)
@@ -284,10 +287,11 @@ class Stage:
     Attributes:
         name: Names its folder in the run.
         share: Of the recipe's steps; the shares of all stages add up to 1.
-        lr_mult: Factor of the recipe's learning rates.
+        lr_mult: Factor of the recipe's learning rates; a discriminator has its own rate.
         schedule_stop: How far the decay of the rate has come at the stage's end, in (0, 1].
         objective: What is minimised.
-        source_sampling: `uniform`, or `class_balanced` by image-level class counts.
+        source_sampling: `uniform`, `class_balanced` by image-level class counts, or `rare_class`;
+            null as the recipe's source says.
         source_jitter: Of the source images that are trained on; null leaves them as they are.
         batch_norm: As in `model`; null keeps the model's.
         pseudo_labels: Of the target, made by the student that the stage starts from.
@@ -299,7 +303,7 @@ class Stage:
     lr_mult: float
     schedule_stop: float
     objective: StageObjective
-    source_sampling: Literal["uniform", "class_balanced"] = "uniform"
+    source_sampling: Literal["uniform", "class_balanced", "rare_class"] | None = None
     source_jitter: SourceJitter | None = None
     batch_norm: Literal["train", "affine_frozen", "frozen"] | None = None
     pseudo_labels: PseudoLabelling | None = None

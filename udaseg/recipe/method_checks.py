@@ -110,6 +110,8 @@ def _prototype_problems(found: Found, prototypes: Prototypes, where: str) -> Non
     momentum, tau = prototypes.momentum, prototypes.temperature
     require(found, f"{where}.momentum", 0 <= momentum <= 1, "in [0, 1]", momentum)
     require(found, f"{where}.weight", prototypes.weight >= 0, ">= 0", prototypes.weight)
+    sure = prototypes.min_confidence
+    require(found, f"{where}.min_confidence", 0 <= sure <= 1, "in [0, 1]", sure)
     require(found, f"{where}.temperature", tau > 0, "above 0", tau)
 
 
@@ -146,6 +148,7 @@ def _staged_problems(found: Found, method: Staged, steps: int) -> None:
             strong, hue = jitter.strength, jitter.hue
             require(found, f"{where}.source_jitter.strength", 0 <= strong <= 1, "in [0, 1]", strong)
             require(found, f"{where}.source_jitter.hue", 0 <= hue <= 0.5, "in [0, 0.5]", hue)
+        _stage_spare_problems(found, stage, where)
         _stage_label_problems(found, stage, number, where)
         _objective_problems(found, stage.objective, f"{where}.objective")
     begin = 0
@@ -154,6 +157,18 @@ def _staged_problems(found: Found, method: Staged, steps: int) -> None:
             what = f"{steps}, which leaves no step for method.stages[{number}]"
             found.append(("steps", f"must give each stage a step, got {what}"))
         begin = end
+
+
+def _stage_spare_problems(found: Found, stage: Stage, where: str) -> None:
+    """List what a stage says about images that it does not see."""
+    kind = stage.objective.kind
+    if stage.target is not None and kind == "source_only":
+        found.append((f"{where}.target", f"must be left out: {kind} sees no target image"))
+    if kind == "self_distillation":
+        if stage.source_jitter is not None:
+            found.append((f"{where}.source_jitter", f"must be left out: {kind} sees no source"))
+        if stage.source_sampling is not None:
+            found.append((f"{where}.source_sampling", f"must be left out: {kind} sees no source"))
 
 
 def _stage_label_problems(found: Found, stage: Stage, number: int, where: str) -> None:

@@ -9,28 +9,11 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from udaseg.recipe.method import Method, SelfTraining
+from udaseg.recipe.domain import Domain, source_problems, target_problems
+from udaseg.recipe.method import Method, SelfTraining, Staged
 from udaseg.recipe.method_checks import Found, method_problems, require
 
-
-@dataclass(frozen=True)
-class Domain:
-    """Images of one domain and how they are cut for training.
-
-    Attributes:
-        data: A prepared name, a dataset YAML, or (target only) a plain folder of images.
-        split: The split to read.
-        resize: (height, width) in pixels; null keeps each file's size.
-        crop: (height, width) of the random crop; a smaller labelled image is padded with ignored
-            pixels, a smaller unlabelled one is enlarged.
-        flip: Mirror left-right with probability 1/2.
-    """
-
-    data: str
-    split: str
-    resize: tuple[int, int] | None
-    crop: tuple[int, int]
-    flip: bool
+_DISCRIMINATOR_STRIDE = 32
 
 
 @dataclass(frozen=True)
@@ -110,7 +93,7 @@ class BatchSize:
 
 @dataclass(frozen=True)
 class Machine:
-    """What changes speed, not numbers (up to rounding).
+    """What changes speed, not numbers (up to rounding; `precision` and `micro_batches` do more).
 
     Attributes:
         device: auto, cpu, cuda or cuda:N.
@@ -120,6 +103,14 @@ class Machine:
         checkpoint_every: Steps between two checkpoints; 0 writes only the last.
         keep_checkpoints: Newest checkpoints to keep, at least 2.
         validate_every: Steps between two scores on the validation split; 0 scores at the end.
+        micro_batches: Parts that a step's images go through the network in, to save memory; each
+            part is normalised by itself. `--fit` sets it.
+        max_bad_steps: A step that is not finite is dropped; so many in a row end the run.
+        on_bad_sample: An image that cannot be read: `fail` names it; `skip` takes another in its
+            place, the same one in every run and after every resume.
+        worker_timeout: Seconds after which a loader process that gives no batch is replaced; 0
+            waits for ever.
+        stop_on_collapse: End the run when the teacher's labels collapse, instead of a warning.
     """
 
     device: str = "auto"
@@ -129,6 +120,11 @@ class Machine:
     checkpoint_every: int = 1000
     keep_checkpoints: int = 2
     validate_every: int = 0
+    micro_batches: int = 1
+    max_bad_steps: int = 5
+    on_bad_sample: Literal["fail", "skip"] = "fail"
+    worker_timeout: int = 300
+    stop_on_collapse: bool = False
 
 
 @dataclass(frozen=True)
@@ -162,15 +158,6 @@ class Recipe:
     machine: Machine = field(default_factory=Machine)
 
 
-def _domain_problems(found: Found, name: str, domain: Domain, stride: int) -> None:
-    for part in ("resize", "crop"):
-        size = getattr(domain, part)
-        if size is not None:
-            require(found, f"{name}.{part}", min(size) >= 1, "two sizes of at least 1 px", size)
-    least = min(domain.crop)
-    require(found, f"{name}.crop", least >= stride, f"one cell ({stride} px) or more", least)
-
-
 def problems(recipe: Recipe) -> list[tuple[str, str]]:
     """Return every value out of range as (dotted key, what it must be); empty when all is well."""
     found: Found = []
@@ -180,8 +167,8 @@ def problems(recipe: Recipe) -> list[tuple[str, str]]:
     require(found, "steps", recipe.steps >= 1, "at least 1", recipe.steps)
     require(found, "batch.source", recipe.batch.source >= 1, "at least 1", recipe.batch.source)
     require(found, "batch.target", recipe.batch.target >= 1, "at least 1", recipe.batch.target)
-    _domain_problems(found, "source", recipe.source, recipe.model.output_stride)
-    _domain_problems(found, "target", recipe.target, recipe.model.output_stride)
+    source_problems(found, recipe.source, recipe.model.output_stride)
+    target_problems(found, recipe.target, recipe.model.output_stride)
     optimizer = recipe.optimizer
     for part in ("lr", "head_lr_mult", "backbone_lr_mult"):
         value = getattr(optimizer, part)
@@ -226,13 +213,43 @@ def problems(recipe: Recipe) -> list[tuple[str, str]]:
         "at least 2",
         machine.keep_checkpoints,
     )
-    for part in ("checkpoint_every", "validate_every"):
+    least = machine.max_bad_steps
+    require(found, "machine.max_bad_steps", least >= 1, "at least 1", least)
+    parts = machine.micro_batches
+    even = parts >= 1 and recipe.batch.source % parts == recipe.batch.target % parts == 0
+    both = "a divisor of batch.source and of batch.target"
+    require(found, "machine.micro_batches", even, both, parts)
+    for part in ("checkpoint_every", "validate_every", "worker_timeout"):
         value = getattr(machine, part)
         require(found, f"machine.{part}", value >= 0, "at least 0", value)
     method_problems(found, recipe.method, recipe.steps)
     if isinstance(recipe.method, SelfTraining):
         _mixing_problems(found, recipe, recipe.method)
+    _crop_problems(found, recipe)
     return found
+
+
+def _crop_problems(found: Found, recipe: Recipe) -> None:
+    """List crops that are too small for what a part of the run does with them."""
+    parts: list[tuple[str, str, tuple[int, int] | None]] = [("", recipe.method.kind, None)]
+    if isinstance(recipe.method, Staged):
+        parts = [
+            (
+                f"method.stages[{number}].target.crop",
+                stage.objective.kind,
+                None if stage.target is None else stage.target.crop,
+            )
+            for number, stage in enumerate(recipe.method.stages)
+        ]
+    for where, kind, own in parts:
+        if own is not None:
+            cell = recipe.model.output_stride
+            require(found, where, min(own) >= cell, f"at least {cell} px, one cell", own)
+        if kind == "adversarial":
+            target = ("target.crop", recipe.target.crop) if own is None else (where, own)
+            for name, crop in (("source.crop", recipe.source.crop), target):
+                must = f"at least {_DISCRIMINATOR_STRIDE} px a side, one cell of the discriminator"
+                require(found, name, min(crop) >= _DISCRIMINATOR_STRIDE, must, crop)
 
 
 def _mixing_problems(found: Found, recipe: Recipe, method: SelfTraining) -> None:

@@ -7,6 +7,7 @@ import math
 import os
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -77,10 +78,18 @@ class RunStatus:
 
     Args:
         path: The file.
+
+    Attributes:
+        counts: Incidents by name, such as dropped steps, of this run before and after it was
+            resumed; written with every state when there are any.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.counts: Counter[str] = Counter()
+        with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):
+            known = json.loads(path.read_text(encoding="utf-8")).get("counts", {})
+            self.counts.update({str(name): int(count) for name, count in known.items()})
 
     def running(self, *, step: int) -> None:
         """Note that the run goes on from `step`."""
@@ -101,6 +110,8 @@ class RunStatus:
     def _write(self, state: str, **facts: Any) -> None:
         when = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         document = {"state": state, "time": when, "unix_time": time.time(), **facts}
+        if self.counts:
+            document["counts"] = dict(self.counts)
         write_json_atomic(self.path, document)
 
 

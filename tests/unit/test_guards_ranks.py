@@ -1,0 +1,54 @@
+"""Two real processes: a step that is bad on one of them is dropped on both."""
+
+import os
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+from torch.nn.parallel import DistributedDataParallel
+
+from tests.injections import PASSING, everything, inject, not_finite, tiny_fit, trained
+from udaseg.engine import Guard
+
+RANKS, STEPS = 2, 5
+CASES = ("nowhere", "loss", "teacher projection")
+
+
+def _case(place, rank):
+    run = tiny_fit(steps=STEPS, seed=rank)
+    for term in run.objective.regularizers.values():
+        if hasattr(term, "min_confidence"):
+            term.min_confidence = 1.1  # no loss counts these cells: only this rank can know
+    object.__setattr__(
+        run, "model", DistributedDataParallel(run.objective, broadcast_buffers=False)
+    )
+    if place in PASSING and rank == 1:
+        inject(run, place, 2)
+    guard = Guard(run)
+    trained(run, guard=guard)
+    return dict(guard.counts), everything(run)
+
+
+def _rank(number, folder):
+    torch.set_num_threads(1)
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    store = dist.FileStore(str(folder / "store"), RANKS)
+    dist.init_process_group("gloo", store=store, rank=number, world_size=RANKS)
+    torch.save({place: _case(place, number) for place in CASES}, folder / f"{number}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_all_ranks_drop_a_step_together_and_stay_equal(tmp_path):
+    torch.multiprocessing.spawn(_rank, args=(tmp_path,), nprocs=RANKS)
+    one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(RANKS))
+    for place in CASES:
+        expected = {} if place == "nowhere" else {"dropped_steps": 1}
+        assert one[place][0] == other[place][0] == expected, place
+        for name, value in one[place][1].items():
+            if "running" not in name and "teacher" not in name:
+                # batch statistics are each rank's own, and so is what a teacher makes of them
+                same = torch.equal(value, other[place][1][name])
+                assert same or name.startswith("regularizers"), (place, name)
+        assert not_finite(one[place][1]) == not_finite(other[place][1]) == []

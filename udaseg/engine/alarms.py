@@ -1,0 +1,149 @@
+"""Alarms: the signs of a self-training that collapses, noticed early and told in plain words.
+
+Losses do not show a collapse: a teacher that calls everything road and a student that agrees with
+it have a low one. What the teacher says of the target shows it. The statistics are summed up on the
+device and read once in `LOOK_EVERY` steps.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from udaseg.adaptation import LossReport
+from udaseg.distributed import sum_over_ranks, world_size
+
+Kind = Literal["one_class", "always_sure", "nothing_accepted", "never_predicted"]
+
+LOOK_EVERY = 50
+ONE_CLASS = 0.99
+ALWAYS_SURE = 0.9999
+NOTHING_ACCEPTED = 0.01
+PATIENCE: dict[Kind, int] = {"one_class": 100, "always_sure": 100, "nothing_accepted": 150}
+"""Steps for which a sign must hold in every look; with a look in between, never above 200."""
+UNSURE_START = 1000
+"""A teacher may be unsure of everything for so long before it was ever sure of anything."""
+ABSENCE = 1000
+"""Steps without a single pixel after which a class counts as never predicted."""
+AGAIN = 1000
+"""Steps after which an alarm that still holds is told again."""
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """Something to look at.
+
+    Attributes:
+        kind: What it is.
+        text: The same in words, with figures and what to do.
+        collapse: The pseudo-labels teach nothing any more, so going on is of no use.
+    """
+
+    kind: Kind
+    text: str
+    collapse: bool
+
+
+class CollapseWatch:
+    """Watches what a teacher says of the target.
+
+    Args:
+        names: Of the classes.
+        begin: Steps of the run before the first that is watched.
+    """
+
+    def __init__(self, names: Sequence[str], begin: int = 0) -> None:
+        self.names = tuple(names)
+        self._begin = self._looked = begin
+        self._sums: Tensor | None = None
+        # since when a sign holds without a break, and when it was told last
+        self._since: dict[Kind, int] = {}
+        self._told: dict[Kind, int] = {}
+        self._seen = [begin] * len(self.names)
+        self._missing: set[int] = set()
+        self._was_sure = False
+
+    def see(self, report: LossReport) -> None:
+        """Take in a step that was not dropped; waits for nothing."""
+        if report.predicted is None:
+            return
+        figures = report.figures
+        row = torch.stack([figures["confident"], figures["confidence"]]).detach().double()
+        row = torch.cat([row, row.new_ones(1), report.predicted.double()])
+        self._sums = row if self._sums is None else self._sums + row
+
+    def look(self, done: int) -> list[Alarm]:
+        """Return the alarms after `done` steps, by what was seen since the last look (waits)."""
+        sums, self._sums = self._sums, None
+        first, self._looked = self._looked, done
+        if sums is None:
+            return []
+        confident, confidence, steps, *counts = sum_over_ranks(sums).tolist()
+        accepted, sure = confident / steps, confidence / steps
+        top = max(range(len(counts)), key=counts.__getitem__)
+        share = counts[top] / max(1.0, sum(counts))
+        self._was_sure = self._was_sure or accepted >= NOTHING_ACCEPTED
+        armed = self._was_sure or done - self._begin > UNSURE_START
+        span = f"in the last {round(steps / world_size())} steps"
+        signs: list[tuple[Kind, bool, str]] = [
+            (
+                "one_class",
+                share > ONE_CLASS,
+                f"{100 * share:.2f} % of the target's pseudo-labels {span} are "
+                f"'{self.names[top]}': the teacher has collapsed into one class",
+            ),
+            (
+                "always_sure",
+                sure > ALWAYS_SURE,
+                f"the teacher's mean confidence {span} is {sure:.6f}: it is sure of everything, "
+                "right or wrong, so its labels can no longer be told apart",
+            ),
+            (
+                "nothing_accepted",
+                armed and accepted < NOTHING_ACCEPTED,
+                f"only {100 * accepted:.2f} % of the target's pixels {span} reach the confidence "
+                f"that counts (mean {sure:.3f}): nothing is learnt from the target",
+            ),
+        ]
+        alarms = [
+            Alarm(kind, f"{text}. {_ADVICE}", collapse=True)
+            for kind, holds, text in signs
+            if self._lasts(kind, holds, first, done)
+        ]
+        return alarms + self._absent(counts, done)
+
+    def _lasts(self, kind: Kind, holds: bool, first: int, done: int) -> bool:
+        """Return whether a sign has held for long enough and is to be told now."""
+        if not holds:
+            self._since.pop(kind, None)
+            self._told.pop(kind, None)
+            return False
+        since = self._since.setdefault(kind, first)
+        if done - since < PATIENCE[kind] or done - self._told.get(kind, -AGAIN) < AGAIN:
+            return False
+        self._told[kind] = done
+        return True
+
+    def _absent(self, counts: Sequence[float], done: int) -> list[Alarm]:
+        """Return one alarm for all classes that have just become long absent."""
+        for number, count in enumerate(counts):
+            if count:
+                self._seen[number] = done
+        absent = {n for n, seen in enumerate(self._seen) if done - seen >= ABSENCE}
+        new, self._missing = sorted(absent - self._missing), absent
+        if not new:
+            return []
+        named = ", ".join(self.names[number] for number in new)
+        text = (
+            f"not one of the target's pseudo-labels in the last {ABSENCE} steps is {named}: "
+            f"{len(absent)} of {len(self.names)} classes are not learnt on the target"
+        )
+        return [Alarm("never_predicted", text, collapse=False)]
+
+
+_ADVICE = (
+    "Look at the predictions of an earlier checkpoint; a lower optimizer.lr, a teacher momentum "
+    "nearer to 1 or a start from better weights may help"
+)
