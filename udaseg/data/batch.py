@@ -1,24 +1,25 @@
 """Training batches as a function of the step: no sampler or loader state exists to be saved."""
 
-import functools
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from udaseg.data.balanced import SUB_EPOCH, balanced_order
 from udaseg.data.crops import Crops
-from udaseg.data.index import Sample
+from udaseg.data.draws import Draws
 from udaseg.errors import DataError
 
 _SOURCE, _TARGET = 0, 1
-_PREFIX = f"{DataError.__module__}.{DataError.__qualname__}: "
+_INSTEAD = 20
+"""Images that are tried in the place of one that cannot be used."""
+
+_Crop = tuple[NDArray[np.uint8], NDArray[np.uint8] | None]
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Batch:
         target_images: (B, 3, H, W) uint8 RGB; None when only the source is trained on.
         pseudo_labels: (B, H, W) uint8 on the target images, made before this part of the run;
             never the target's truth. None when the part learns from none.
+        skipped: Why images that were drawn are not in the batch; others took their places.
     """
 
     step: int
@@ -43,6 +45,7 @@ class Batch:
     source_labels: Tensor
     target_images: Tensor | None
     pseudo_labels: Tensor | None = None
+    skipped: tuple[str, ...] = ()
 
     def to(self, device: torch.device) -> "Batch":
         """Return the batch on `device`; bytes travel, floats are made there."""
@@ -70,8 +73,8 @@ class Batch:
 class TrainingBatches(Dataset[Batch]):
     """Batch i of a run, made from (seed, i, rank) alone.
 
-    Every epoch visits each file once, in an order of its own; source and target run through their
-    files independently, so neither ends when the other does.
+    Source and target run through their files independently (see `Draws`), so neither ends when the
+    other does.
 
     Args:
         source: Labelled crops, or None.
@@ -83,10 +86,14 @@ class TrainingBatches(Dataset[Batch]):
         rank: Of this process.
         world_size: Number of processes.
         begin: Steps of the run before this part; only `progress` counts from it.
+        on_bad_sample: `fail` names an image that cannot be used; `skip` takes another one in its
+            place, which the number of the draw decides, and says so in `Batch.skipped`.
+        worker_timeout: Seconds after which a loader process that gives no batch counts as stuck; 0
+            waits for ever.
 
     Raises:
         DataError: A split without images, or without the counts that its sampling needs.
-        ValueError: Class-balanced sampling of a target, whose classes must not be known.
+        ValueError: A target whose sampling would need to know its classes.
     """
 
     def __init__(
@@ -101,6 +108,8 @@ class TrainingBatches(Dataset[Batch]):
         rank: int = 0,
         world_size: int = 1,
         begin: int = 0,
+        on_bad_sample: Literal["fail", "skip"] = "fail",
+        worker_timeout: float = 300,
     ) -> None:
         for crops in (source, target):
             if crops is not None and not crops.samples:
@@ -110,27 +119,27 @@ class TrainingBatches(Dataset[Batch]):
         self.source, self.target = source, target
         self.batch_source, self.batch_target = batch_source, batch_target
         self.steps, self.seed, self.rank, self.world_size = steps, seed, rank, world_size
-        self.begin = begin
-        balanced = source is not None and source.sampling == "class_balanced"
-        # the order of the sub-epoch at hand; made again from seed and lap wherever it is needed
-        self._order: tuple[int, NDArray[np.int64]] | None = None
-        self._present = source.balanced() if balanced and source is not None else None
+        self.begin, self.on_bad_sample = begin, on_bad_sample
+        self.worker_timeout = worker_timeout
+        self._source = None if source is None else Draws(source, seed=seed, domain=_SOURCE)
+        self._target = None if target is None else Draws(target, seed=seed, domain=_TARGET)
 
     def __len__(self) -> int:
         return self.steps
 
     def __getitem__(self, step: int) -> Batch:
         """Return the batch of `step` on this rank."""
+        skipped: list[str] = []
         source_images, source_labels = _nothing()
-        if self.source is not None:
-            pairs = self._draw(self.source, _SOURCE, self.batch_source, step)
+        if self._source is not None:
+            pairs = self._crops(self._source, self._numbers(step, self.batch_source), skipped)
             source_images = _image_tensor([image for image, _ in pairs])
             source_labels = _label_tensor([label for _, label in pairs])
         target = pseudo = None
-        if self.target is not None:
-            drawn = self._draw(self.target, _TARGET, self.batch_target, step)
+        if self._target is not None:
+            drawn = self._crops(self._target, self._numbers(step, self.batch_target), skipped)
             target = _image_tensor([image for image, _ in drawn])
-            if self.target.pseudo_labels is not None:
+            if self._target.crops.pseudo_labels is not None:
                 pseudo = _label_tensor([label for _, label in drawn])
         entropy = np.random.SeedSequence([self.seed, step, self.rank])
         return Batch(
@@ -141,37 +150,62 @@ class TrainingBatches(Dataset[Batch]):
             source_labels=source_labels,
             target_images=target,
             pseudo_labels=pseudo,
+            skipped=tuple(skipped),
         )
 
-    def _draw(
-        self, crops: Crops, domain: int, size: int, step: int
-    ) -> list[tuple[NDArray[np.uint8], NDArray[np.uint8] | None]]:
-        drawn = []
-        for sample, epoch, position in self._chosen(crops, domain, size, step):
-            rng = np.random.default_rng([self.seed, domain, epoch, position])
-            drawn.append(crops.draw(sample, rng))
-        return drawn
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of each tensor that batches have; it is the same in every step."""
+        images, labels = _nothing()
+        found: dict[str, tuple[int, ...]] = {
+            "source_images": images.shape,
+            "source_labels": labels.shape,
+        }
+        if self.source is not None:
+            size, crop = self.batch_source, self.source.crop
+            found = {"source_images": (size, 3, *crop), "source_labels": (size, *crop)}
+        if self.target is not None:
+            size, crop = self.batch_target, self.target.crop
+            found["target_images"] = (size, 3, *crop)
+            if self.target.pseudo_labels is not None:
+                found["pseudo_labels"] = (size, *crop)
+        return found
 
-    def _chosen(
-        self, crops: Crops, domain: int, size: int, step: int
-    ) -> Iterator[tuple[Sample, int, int]]:
-        """Yield the samples of a step on this rank, with the epoch and the position in it."""
+    def _numbers(self, step: int, size: int) -> range:
+        """Return the numbers of a domain's draws in `step` on this rank."""
         first = (step * self.world_size + self.rank) * size
-        if domain == _SOURCE and self._present is not None:
-            yield from self._balanced(crops, range(first, first + size))
-            return
-        for number in range(first, first + size):
-            epoch, position = divmod(number, len(crops.samples))
-            order = _epoch_order(self.seed, domain, epoch, len(crops.samples))
-            yield crops.samples[order[position]], epoch, position
+        return range(first, first + size)
 
-    def _balanced(self, crops: Crops, numbers: range) -> Iterator[tuple[Sample, int, int]]:
-        for number in numbers:
-            lap, position = divmod(number, SUB_EPOCH)
-            if self._order is None or self._order[0] != lap:
-                assert self._present is not None
-                self._order = (lap, balanced_order(self._present, seed=self.seed, lap=lap))
-            yield crops.samples[self._order[1][position]], lap, position
+    def _crops(self, draws: Draws, numbers: range, skipped: list[str]) -> list[_Crop]:
+        return [self._crop(draws, number, skipped) for number in numbers]
+
+    def _crop(self, draws: Draws, number: int, skipped: list[str]) -> _Crop:
+        """Return the crop of one draw; with `skip`, of the first image in its place that is good.
+
+        A crop hangs on the number of the draw alone, so it is the same in any worker and after any
+        resume as long as the same files are bad.
+        """
+        crops, first = draws.crops, draws.at(number)
+        drawn = first
+        for attempt in range(1 + _INSTEAD):
+            try:
+                image, labels = crops.read(drawn.sample)
+            except DataError as error:
+                if self.on_bad_sample == "fail":
+                    raise
+                skipped.append(str(error))
+                drawn = draws.instead(first, attempt)
+                continue
+            rng = np.random.default_rng(first.key)
+            return crops.cut(drawn.sample, image, labels, rng, drawn.train_id)
+        raise DataError(
+            f"{skipped[-1]}; so could {_INSTEAD} images before it not be used, which were drawn in "
+            "each other's place: the data are damaged or gone, not single files"
+        )
+
+    @property
+    def never_drawn(self) -> tuple[int, ...]:
+        """Train ids of source classes that occur, but for which no image can be drawn."""
+        return () if self._source is None else self._source.never_drawn
 
     def digests(self) -> dict[str, str]:
         """Return a digest of the file names of each domain; the order of batches hangs on them."""
@@ -184,61 +218,30 @@ class TrainingBatches(Dataset[Batch]):
 
     def names(self, step: int) -> list[str]:
         """Return the files of the batch of `step` on this rank, to be named in an error."""
-        found = []
-        parts = (
-            (self.source, _SOURCE, self.batch_source),
-            (self.target, _TARGET, self.batch_target),
-        )
-        for crops, domain, size in parts:
-            if crops is not None:
-                chosen = self._chosen(crops, domain, size, step)
-                found += [str(crops.dataset.image_path(sample)) for sample, _, _ in chosen]
-        return found
+        return [
+            str(draws.crops.dataset.image_path(draws.at(number).sample))
+            for draws, size in (
+                (self._source, self.batch_source),
+                (self._target, self.batch_target),
+            )
+            if draws is not None
+            for number in self._numbers(step, size)
+        ]
 
 
-def batches_from(
-    dataset: TrainingBatches, first: int, *, workers: int, pin: bool
-) -> Iterator[Batch]:
-    """Yield the batches of steps `first` to the end, decoded in `workers` processes."""
-    loader = DataLoader(
-        dataset,
-        batch_size=None,
-        sampler=range(first, len(dataset)),
-        num_workers=workers,
-        pin_memory=pin,
-        prefetch_factor=4 if workers else None,
-        worker_init_fn=_prepare_worker,
-        multiprocessing_context="spawn" if workers else None,
-    )
-    try:
-        yield from loader
-    except DataError as error:
-        # a worker's error arrives with its traceback as text; the last line is what we said
-        raise DataError(str(error).strip().splitlines()[-1].removeprefix(_PREFIX)) from error
+def _image_tensor(images: Sequence[NDArray[np.uint8]]) -> Tensor:
+    """Return crops (H, W, 3) as (B, 3, H, W), in one copy, mirrored or not."""
+    height, width = images[0].shape[:2]
+    stacked = np.empty((len(images), 3, height, width), np.uint8)
+    for place, image in zip(stacked, images, strict=True):
+        place[:] = image.transpose(2, 0, 1)
+    return torch.from_numpy(stacked)
 
 
-@functools.lru_cache(maxsize=8)
-def _epoch_order(seed: int, domain: int, epoch: int, count: int) -> NDArray[np.int64]:
-    return np.random.default_rng([seed, domain, epoch]).permutation(count)
-
-
-def _image_tensor(images: list[NDArray[np.uint8]]) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(np.stack(images).transpose(0, 3, 1, 2)))
-
-
-def _label_tensor(labels: list[NDArray[np.uint8] | None]) -> Tensor:
+def _label_tensor(labels: Sequence[NDArray[np.uint8] | None]) -> Tensor:
     return torch.from_numpy(np.stack([label for label in labels if label is not None]))
 
 
 def _nothing() -> tuple[Tensor, Tensor]:
     images = torch.empty((0, 3, 1, 1), dtype=torch.uint8)
     return images, torch.empty((0, 1, 1), dtype=torch.uint8)
-
-
-def _prepare_worker(_: int) -> None:
-    import signal
-
-    # one thread a worker, and Ctrl-C is the parent's to handle
-    torch.set_num_threads(1)
-    cv2.setNumThreads(0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

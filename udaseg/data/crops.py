@@ -1,17 +1,28 @@
 """Random crops of one domain: read, checked, resized, cut and mirrored from a generator's draws."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from udaseg.data.cache import Cache
 from udaseg.data.images import read_image, read_train_ids
 from udaseg.data.index import PreparedDataset, Sample
 from udaseg.data.pseudo_labels import pseudo_label_path
-from udaseg.data.transforms import cover, random_crop, random_mirror, resize_image, resize_labels
+from udaseg.data.rare import RareClasses, RareImages, rare_corner
+from udaseg.data.transforms import (
+    cover,
+    random_corner,
+    random_mirror,
+    resize_image,
+    resize_labels,
+    window,
+)
 from udaseg.errors import DataError
+
+Sampling = Literal["uniform", "class_balanced", "rare_class"]
 
 
 @dataclass(frozen=True)
@@ -28,10 +39,12 @@ class Crops:
         pseudo_labels: Folder of pseudo-labels that take the place of labels; see
             `pseudo_label_path`. They are brought to the image's size by nearest neighbour.
         scale: Range of a random factor of both sides before the crop.
-        sampling: `uniform`, or `class_balanced` by the classes that the index counts.
+        sampling: `uniform`; `class_balanced` or `rare_class` by the classes that the index counts.
+        rare: The numbers of `rare_class`.
+        cache: The images at `resize`, read instead of the files; changes no pixel.
 
     Raises:
-        ValueError: Pseudo-labels besides labels.
+        ValueError: Pseudo-labels besides labels, or a cache of another size.
     """
 
     dataset: PreparedDataset
@@ -42,41 +55,92 @@ class Crops:
     labelled: bool
     pseudo_labels: Path | None = None
     scale: tuple[float, float] = (1.0, 1.0)
-    sampling: Literal["uniform", "class_balanced"] = "uniform"
+    sampling: Sampling = "uniform"
+    rare: RareClasses = field(default_factory=RareClasses)
+    cache: Cache | None = None
 
     def __post_init__(self) -> None:
         if self.labelled and self.pseudo_labels is not None:
             raise ValueError(f"labelled crops take no pseudo-labels, got {self.pseudo_labels}")
+        if self.cache is not None and self.cache.size != self.resize:
+            raise ValueError(f"a cache of {self.cache.size} is not of size {self.resize}")
 
     @property
     def samples(self) -> tuple[Sample, ...]:
         """The files that can be drawn."""
         return self.dataset.split(self.split)
 
-    def draw(
-        self, sample: Sample, rng: np.random.Generator
-    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
-        """Return one image crop (H, W, 3) and, when labelled, its labels (H, W)."""
+    def read(self, sample: Sample) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+        """Return the whole image (H, W, 3) at `resize` and, when labelled, its labels (H, W).
+
+        Raises:
+            DataError: A file cannot be used; names it.
+        """
+        if self.cache is not None and self.cache.holds(sample):
+            labels = self.cache.labels(sample) if self.labelled else None
+            return self.cache.image(sample), labels
         # photos without labels are turned as a viewer shows them; labels lie as files are stored
         image = read_image(self.dataset.image_path(sample), upright=not self.labelled)
-        labels = read_train_ids(self.dataset.label_path(sample)) if self.labelled else None
-        if labels is not None and labels.shape != image.shape[:2]:
-            raise DataError(
-                f"{self.dataset.image_path(sample)}: image {image.shape[1]}x{image.shape[0]}, "
-                f"label {labels.shape[1]}x{labels.shape[0]}; run `udaseg prepare` again"
-            )
+        labels = self._labels(sample, image.shape) if self.labelled else None
+        if self.resize is None:
+            return image, labels
+        image = resize_image(image, self.resize)
+        return image, None if labels is None else resize_labels(labels, self.resize)
+
+    def draw(
+        self, sample: Sample, rng: np.random.Generator, train_id: int | None = None
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+        """Return one image crop (H, W, 3) and, when labelled, its labels (H, W).
+
+        Args:
+            sample: The image.
+            rng: Draws the crop.
+            train_id: The class that the crop shows, by `rare`; None shows what comes.
+        """
+        return self.cut(sample, *self.read(sample), rng, train_id)
+
+    def cut(
+        self,
+        sample: Sample,
+        image: NDArray[np.uint8],
+        labels: NDArray[np.uint8] | None,
+        rng: np.random.Generator,
+        train_id: int | None = None,
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+        """Return a crop of what `read` gave for `sample`; see `draw`."""
         if self.pseudo_labels is not None:
             labels = self._pseudo_labels(sample)
-        if self.resize is not None:
-            image = resize_image(image, self.resize)
         if self.scale != (1.0, 1.0):
             image = resize_image(image, _scaled(image.shape, rng.uniform(*self.scale)))
         if labels is None:
             image = cover(image, self.crop)
         else:
             labels = resize_labels(labels, (image.shape[0], image.shape[1]))
-        image, labels = random_crop(image, labels, self.crop, rng)
+        if train_id is None or labels is None:
+            corner = random_corner(image.shape, self.crop, rng)
+        else:
+            corner = rare_corner(labels, train_id, self.crop, self.rare.min_crop_pixels, rng)
+        image, labels = window(image, labels, self.crop, corner)
         return random_mirror(image, labels, rng) if self.flip else (image, labels)
+
+    def _labels(self, sample: Sample, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+        """Return the label of an image of `shape`, refused where a loss could not take it."""
+        path = self.dataset.label_path(sample)
+        labels = read_train_ids(path)
+        if labels.shape != shape[:2]:
+            raise DataError(
+                f"{self.dataset.image_path(sample)}: image {shape[1]}x{shape[0]}, "
+                f"label {labels.shape[1]}x{labels.shape[0]}; run `udaseg prepare` again"
+            )
+        if self.dataset.classes is not None:
+            # one more each, so that IGNORE, 255, becomes 0
+            largest = int((labels + np.uint8(1)).max()) - 1
+            if largest >= len(self.dataset.classes):
+                raise DataError(
+                    f"{path}: holds train id {largest}, but there are "
+                    f"{len(self.dataset.classes)} classes; run `udaseg prepare` again"
+                )
+        return labels
 
     def _pseudo_labels(self, sample: Sample) -> NDArray[np.uint8]:
         assert self.pseudo_labels is not None
@@ -88,23 +152,41 @@ class Crops:
                 f"{path}: not a readable pseudo-label; continue with --resume, which makes it again"
             ) from error
 
-    def balanced(self) -> NDArray[np.bool_]:
-        """Return which sample holds which class, (N, K).
+    def counts(self) -> NDArray[np.int64]:
+        """Return the pixels of each class in each sample's label, (N, K).
 
         Raises:
             DataError: The index has no counts, or nothing but zeros.
         """
         if any(not sample.pixels for sample in self.samples):
             raise DataError(
-                f"{self.dataset.name}: its index counts no classes, which class-balanced sampling "
+                f"{self.dataset.name}: its index counts no classes, which {self._word} sampling "
                 "needs; run `udaseg prepare` again"
             )
-        present = np.array([sample.pixels for sample in self.samples]) > 0
-        if not present.any():
+        pixels = np.array([sample.pixels for sample in self.samples], np.int64)
+        if not pixels.any():
             raise DataError(
                 f"{self.dataset.name}: no label of split '{self.split}' holds any class"
             )
-        return present
+        return pixels
+
+    def rare_images(self) -> RareImages:
+        """Return which images rare-class sampling draws for which class.
+
+        Raises:
+            DataError: No image holds `rare.min_pixels` of any class.
+        """
+        pixels = self.counts()
+        if int(pixels.max()) < self.rare.min_pixels:
+            raise DataError(
+                f"{self.dataset.name}: no image of split '{self.split}' holds "
+                f"{self.rare.min_pixels} pixels of any class; lower source.rare_class.min_pixels"
+            )
+        return RareImages(pixels, self.rare)
+
+    @property
+    def _word(self) -> str:
+        return self.sampling.replace("_", "-")
 
 
 def _scaled(shape: tuple[int, ...], factor: float) -> tuple[int, int]:

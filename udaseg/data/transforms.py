@@ -43,19 +43,26 @@ def cover(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
     return resize_image(image, (math.ceil(height * factor), math.ceil(width * factor)))
 
 
-def random_crop(
+def random_corner(
+    shape: tuple[int, ...], size: tuple[int, int], rng: np.random.Generator
+) -> tuple[int, int]:
+    """Return (top, left) of a random window of `size` inside `shape`; 0 where it is larger."""
+    top = int(rng.integers(0, max(0, shape[0] - size[0]) + 1))
+    left = int(rng.integers(0, max(0, shape[1] - size[1]) + 1))
+    return top, left
+
+
+def window(
     image: NDArray[np.uint8],
     labels: NDArray[np.uint8] | None,
     size: tuple[int, int],
-    rng: np.random.Generator,
+    corner: tuple[int, int],
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
-    """Return the same random window of image (H, W, 3) and labels (H, W).
+    """Return the same window of image (H, W, 3) and labels (H, W); views where it fits.
 
     A window larger than the image is filled at the bottom and the right, with black and `IGNORE`.
     """
-    height, width = size
-    top = int(rng.integers(0, max(0, image.shape[0] - height) + 1))
-    left = int(rng.integers(0, max(0, image.shape[1] - width) + 1))
+    (height, width), (top, left) = size, corner
     rows, columns = slice(top, top + height), slice(left, left + width)
     image = image[rows, columns]
     labels = None if labels is None else labels[rows, columns]
@@ -64,6 +71,16 @@ def random_crop(
         image = np.pad(image, (*missing, (0, 0)))
         labels = None if labels is None else np.pad(labels, missing, constant_values=IGNORE)
     return image, labels
+
+
+def random_crop(
+    image: NDArray[np.uint8],
+    labels: NDArray[np.uint8] | None,
+    size: tuple[int, int],
+    rng: np.random.Generator,
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+    """Return the same random `window` of image (H, W, 3) and labels (H, W)."""
+    return window(image, labels, size, random_corner(image.shape, size, rng))
 
 
 def random_mirror(
