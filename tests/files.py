@@ -69,3 +69,24 @@ def image_png(height: int = 6, width: int = 8, seed: int = 0) -> bytes:
 def dataset_yaml(folder: Path, text: str, name: str = "own.yaml") -> Path:
     """Write a dataset YAML into `folder`."""
     return put(folder / name, text.encode())
+
+
+# what Adam7 takes in each pass: first row, first column, step down, step right
+_PASSES = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2)]
+_PASSES += [(1, 0, 2, 1)]
+
+
+def interlaced_png(pixels: np.ndarray, depth: int, color: int, *more: bytes) -> bytes:
+    """Return an Adam7 PNG of (H, W) or (H, W, C) values of 8 or 16 bits."""
+    kind = ">u2" if depth == 16 else "u1"
+    parts = [pixels[top::down, left::right] for top, left, down, right in _PASSES]
+    rows = [b"\0" + row.astype(kind).tobytes() for part in parts if part.size for row in part]
+    height, width = pixels.shape[:2]
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 1))
+    body = chunk(b"IDAT", zlib.compress(b"".join(rows)))
+    return b"\x89PNG\r\n\x1a\n" + head + b"".join(more) + body + chunk(b"IEND", b"")
+
+
+def palette_chunk(seed: int = 0) -> bytes:
+    """Return 256 random colours."""
+    return chunk(b"PLTE", np.random.default_rng(seed).bytes(768))

@@ -13,7 +13,8 @@ from rich.text import Text
 from udaseg import build
 from udaseg.commands.fit import adapt, train
 from udaseg.commands.preparation import prepare
-from udaseg.commands.scoring import score, summarise, trained_size
+from udaseg.commands.scoring import score, trained_size
+from udaseg.commands.summary import summarise
 from udaseg.data import (
     PreparedDataset,
     open_dataset,

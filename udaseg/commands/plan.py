@@ -5,11 +5,13 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.text import Text
 
 from udaseg.data import PreparedDataset, Sample
 from udaseg.engine import Fit
+from udaseg.errors import DataError
 from udaseg.recipe import Recipe, legs, printable
 
 log = logging.getLogger(__name__)
@@ -48,8 +50,7 @@ def say_plan(
     if validation is not None:
         split = recipe.validation.split
         rows["scored on"] = f"{validation.name} {split}: {len(validation.split(split))} images"
-        if difference := _class_difference(source, validation):
-            rows["classes"] = difference
+    rows |= _class_rows(source, made.batches.source.samples, target, validation)
     model = recipe.model
     rows["network"] = (
         f"{model.backbone}, {model.head}, stride {model.output_stride}, "
@@ -83,20 +84,49 @@ def _warn_of_shape(domain: str, resize: tuple[int, int] | None, samples: Sequenc
         )
 
 
-def _class_difference(source: PreparedDataset, validation: PreparedDataset) -> str:
-    """Return which classes only one side has, or nothing."""
+def _class_rows(
+    source: PreparedDataset,
+    samples: Sequence[Sample],
+    target: PreparedDataset | None,
+    validation: PreparedDataset | None,
+) -> dict[str, str]:
+    """Return what the class lists have in common and what only one side has.
+
+    Args:
+        source: Its classes are the network's.
+        samples: What is trained on; its counts say which classes no label holds.
+        target: Its class names are compared when nothing is scored; its labels are not read.
+        validation: What is scored, if anything.
+
+    Raises:
+        DataError: Nothing could be scored, as no name is shared.
+    """
     assert source.classes is not None
-    theirs = validation.classes.names if validation.classes is not None else ()
     ours = source.classes.names
-    parts = [
-        f"only in {name}: {', '.join(only)}"
-        for name, only in (
-            (source.name, [word for word in ours if word not in theirs]),
-            (validation.name, [word for word in theirs if word not in ours]),
+    rows = {}
+    counts = [sample.pixels for sample in samples if sample.pixels]
+    totals = np.asarray(counts, np.int64).sum(0) if counts else np.ones(len(ours))
+    if unseen := [name for name, total in zip(ours, totals, strict=True) if not total]:
+        rows["unseen"] = (
+            f"no label of {source.name} holds {', '.join(unseen)}: the network has outputs for "
+            "them but nothing to learn them from"
         )
-        if only
-    ]
-    return "; ".join(parts)
+    other = validation or target
+    theirs = None if other is None or other.classes is None else other.classes.names
+    if other is None or theirs is None or set(ours) == set(theirs):
+        return rows
+    if validation is not None and not set(ours) & set(theirs):
+        raise DataError(
+            f"{other.name}: its classes ({', '.join(theirs)}) share no name with those of "
+            f"{source.name} ({', '.join(ours)}), so nothing could be scored; name them alike in "
+            "a dataset YAML, or set validation.data=null"
+        )
+    parts = [f"{len(set(ours) & set(theirs))} in common, by name"]
+    if only := [name for name in ours if name not in theirs]:
+        parts.append(f"only in {source.name}: {', '.join(only)} (learnt, never scored)")
+    if only := [name for name in theirs if name not in ours]:
+        parts.append(f"only in {other.name}: {', '.join(only)} (the network cannot predict them)")
+    return {**rows, "classes": "; ".join(parts)}
 
 
 def announce(folder: Path, recipe: Recipe) -> None:

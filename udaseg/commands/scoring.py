@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from udaseg import build
+from udaseg.commands.summary import refuse_protocol, shown_size, summarise
 from udaseg.data import (
     IGNORE,
     ClassSpace,
@@ -23,14 +24,14 @@ from udaseg.data import (
     resize_image,
 )
 from udaseg.distributed import rank, world_size
-from udaseg.errors import DataError, GateError, UsageError
+from udaseg.errors import DataError, GateError
 from udaseg.evaluation import (
     ConfusionMatrix,
     Model,
     labels_from_logits,
-    mean_subsets,
     network_size,
     predict_logits,
+    strangers,
 )
 from udaseg.recipe import Recipe
 from udaseg.reporting import (
@@ -59,6 +60,7 @@ def evaluate(
     scales: tuple[float, ...],
     window: tuple[int, int] | None,
     protocol: int | None,
+    convention: int | None = None,
     format: str,  # noqa: A002 (the option's own name)
     fail_under: float | None,
     out: Path | None,
@@ -76,6 +78,8 @@ def evaluate(
         scales: Average over these sizes.
         window: Sliding window (height, width); None looks at the whole image.
         protocol: Show only the mean over 19, 16 or 13 classes.
+        convention: 19 counts truth of classes that SYNTHIA lacks, 16 ignores it; None is the
+            network's own.
         format: table, json, csv or md.
         fail_under: Smallest mean IoU in percent that passes.
         out: Folder of the score files; None is `eval/<data>-<split>` in the run.
@@ -83,17 +87,13 @@ def evaluate(
         root: Where prepared data lie.
 
     Raises:
-        UsageError: `protocol` asks for classes that the network does not have.
+        UsageError: `protocol` or `convention` asks for classes that the network does not have.
         DataError: The images have no labels, or share no class with the network.
         GateError: The mean IoU is below `fail_under`; the scores are written all the same.
     """
     loaded = build.load_run(run, weights=weights, device=device)
     recipe = loaded.recipe
-    if protocol is not None and protocol not in mean_subsets(loaded.classes.names):
-        raise UsageError(
-            f"--protocol {protocol}: the network lacks some of these classes; "
-            f"it has {', '.join(loaded.classes.names)}"
-        )
+    refuse_protocol(loaded.classes.names, protocol, convention)
     chosen = data or recipe.validation.data or recipe.target.data
     dataset = open_dataset(chosen, root=root)
     resize = trained_size(recipe)
@@ -121,7 +121,9 @@ def evaluate(
         look["flip"] = "yes"
     if tuple(scales) != (1.0,):
         look["scales"] = " ".join(map(str, scales))
-    scores = summarise(matrix, loaded.classes, dataset, split, look, protocol=protocol)
+    scores = summarise(
+        *(matrix, loaded.classes, dataset, split, look), protocol=protocol, convention=convention
+    )
     suffix = "" if weights == "student" else f"-{weights}"
     folder = out or _run_folder(run) / "eval" / f"{dataset.name}-{split}{suffix}"
     write_scores(folder, scores)
@@ -156,6 +158,9 @@ def score(
 ) -> ConfusionMatrix:
     """Return the confusion matrix of a network over a split, at the labels' own resolution.
 
+    Classes of the labels that the network lacks are outside it, so that both conventions of
+    `udaseg.evaluation.protocols` can be read off.
+
     Every process of a group scores its share of the images, and each returns the whole matrix.
 
     Args:
@@ -175,17 +180,20 @@ def score(
     """
     if dataset.classes is None:
         raise DataError(f"{dataset.name}: has no labels, so nothing can be scored on it")
-    train_ids = dataset.classes.train_ids_in(classes)
-    if all(train_id == IGNORE for train_id in train_ids):
+    others = strangers(classes.names, dataset.classes.names)
+    if len(others) == len(dataset.classes):
         raise DataError(
             f"{dataset.name}: its classes ({', '.join(dataset.classes.names)}) share no name with "
             f"the network's ({', '.join(classes.names)})"
         )
-    truth_map = lookup_table(train_ids)
+    if len(classes) + len(others) >= IGNORE:  # more than a label can tell apart
+        others = ()
+    outputs = {name: number for number, name in enumerate((*classes.names, *others))}
+    truth_map = lookup_table([outputs.get(name, IGNORE) for name in dataset.classes.names])
     if not dataset.split(split):
         raise DataError(f"{dataset.name}: split '{split}' has no images")
     samples = dataset.split(split)[rank() :: world_size()]
-    matrix = ConfusionMatrix(len(classes), ignore=IGNORE)
+    matrix = ConfusionMatrix(len(classes), ignore=IGNORE, num_outside=len(others))
     with WorkProgress("eval", len(samples)) as progress:
         for image, truth in _decoded(dataset, samples):
             size = network_size((image.shape[0], image.shape[1]), resize) if keep_shape else resize
@@ -196,53 +204,6 @@ def score(
             matrix.update(labels, truth, truth_map)
             progress.advance()
     return matrix.over_ranks(device)
-
-
-def summarise(
-    matrix: ConfusionMatrix,
-    classes: ClassSpace,
-    dataset: PreparedDataset,
-    split: str,
-    look: dict[str, str],
-    *,
-    protocol: int | None = None,
-) -> Scores:
-    """Return the scores of a matrix with its protocol line, means, and notes."""
-    assert dataset.classes is not None
-    means = {
-        f"mIoU-{count}": matrix.mean_iou(chosen)
-        for count, chosen in mean_subsets(classes.names).items()
-        if protocol in (None, count)
-    }
-    if not means:
-        means = {"mIoU": matrix.mean_iou()}
-    samples = dataset.split(split)
-    sizes = {(sample.height, sample.width) for sample in samples}
-    resolution = shown_size(next(iter(sizes))) if len(sizes) == 1 else f"{len(sizes)} sizes"
-    notes = []
-    absent = [name for name, count in zip(classes.names, matrix.truth, strict=True) if not count]
-    if absent:
-        notes.append(f"no truth for {', '.join(absent)}: shown as - and left out of the mean")
-    extra = [name for name in dataset.classes.names if name not in classes.names]
-    if extra:
-        notes.append(f"the network does not know {', '.join(extra)}: these pixels are not scored")
-    return Scores(
-        protocol={
-            "data": dataset.name,
-            "split": split,
-            "images": str(len(samples)),
-            "scored at": resolution,
-            **look,
-        },
-        names=classes.names,
-        iou=matrix.iou().tolist(),
-        accuracy=matrix.accuracy().tolist(),
-        share=matrix.truth_share().tolist(),
-        means=means,
-        pixel_accuracy=matrix.pixel_accuracy(),
-        confusion=matrix.counts.tolist(),
-        notes=notes,
-    )
 
 
 def write_scores(folder: Path, scores: Scores) -> None:
@@ -282,8 +243,3 @@ def _run_folder(run: Path) -> Path:
     if run.is_dir():
         return run
     return run.parent.parent if run.parent.name == "checkpoints" else run.parent
-
-
-def shown_size(size: tuple[int, int] | None) -> str:
-    """Return (height, width) as people write it, None as what it stands for."""
-    return "as stored" if size is None else f"{size[1]}x{size[0]}"

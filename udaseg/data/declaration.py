@@ -9,12 +9,16 @@ from typing import Any, cast
 
 from udaseg.data.document import Faults, did_you_mean, read_document
 from udaseg.data.images import LabelFormat
+from udaseg.data.known_files import FileRule, excluded_rules, file_rules
 from udaseg.data.label_table import LabelTable, label_table
 
 _KEYS = {
     *("name", "root", "images", "labels", "match", "label_format", "classes", "ignore", "splits"),
     *("title", "home", "licence", "download", "size", "folders", "archives", "expected"),
+    *("base", "table", "rules", "exclude"),
 }
+_CATALOG = Path(__file__).parent / "catalog"
+Rule = str | float | tuple[str, ...]
 _VARIABLE = re.compile(r"\$\{([^}]*)\}")
 
 
@@ -31,11 +35,14 @@ class Declaration:
         strip: Endings to take off a stem before images and labels are matched.
         label_format: ids, rgb or synthia.
         table: What the labels mean; None without labels.
-        splits: Of all images: a list file, a fraction, or a folder name.
+        splits: Of all images: a list file, a fraction, a folder name, or patterns of names.
         about: Title, home, licence, download, size, as the YAML has them.
         folders: Folder names that a built-in set is looked for under.
         archives: Globs of archives that it comes in.
         expected: Published number of images of each split.
+        base: The built-in set that it changes; None for one of its own.
+        rules: Files that are known to be odd, in named lists.
+        exclude: The rules whose files are left out.
     """
 
     name: str
@@ -46,11 +53,19 @@ class Declaration:
     strip: tuple[str, ...]
     label_format: LabelFormat
     table: LabelTable | None
-    splits: Mapping[str, str | float]
+    splits: Mapping[str, Rule]
     about: Mapping[str, Any] = field(default_factory=dict)
     folders: tuple[str, ...] = ()
     archives: tuple[str, ...] = ()
     expected: Mapping[str, int] = field(default_factory=dict)
+    base: str | None = None
+    rules: Mapping[str, FileRule] = field(default_factory=dict)
+    exclude: tuple[str, ...] = ()
+
+    @property
+    def word(self) -> str:
+        """What `udaseg prepare` calls it: the name of a built-in set, else the YAML's path."""
+        return self.name if self.root is None and self.base is None else str(self.path)
 
 
 def read_declaration(path: Path, *, builtin: bool = False) -> Declaration:
@@ -64,6 +79,8 @@ def read_declaration(path: Path, *, builtin: bool = False) -> Declaration:
     for key in document:
         if key not in _KEYS:
             faults.add(key, f"unknown key{did_you_mean(str(key), sorted(_KEYS))}")
+    if "base" in document:
+        document = _with_base(document, faults)
     for key in ("name", "images"):
         if key not in document:
             faults.add("", f"'{key}' is missing")
@@ -81,7 +98,8 @@ def read_declaration(path: Path, *, builtin: bool = False) -> Declaration:
             faults.add("labels", "labels need 'classes': a table's name or a list")
         else:
             table = label_table(document, faults, label_format)
-    root = _root(document, path, faults, builtin)
+    root = _root(document, path, faults, builtin or "base" in document)
+    rules = file_rules(document.get("rules", {}), faults)
     declaration = Declaration(
         name=str(name),
         path=path,
@@ -100,9 +118,31 @@ def read_declaration(path: Path, *, builtin: bool = False) -> Declaration:
         folders=_words(document.get("folders", []), "folders", faults),
         archives=_words(document.get("archives", []), "archives", faults),
         expected=_counts(document.get("expected", {}), faults),
+        base=document.get("base"),
+        rules=rules,
+        exclude=excluded_rules(document.get("exclude", []), rules, faults),
     )
     faults.stop_if_any()
     return declaration
+
+
+def _with_base(document: Mapping[str, Any], faults: Faults) -> dict[str, Any]:
+    """Return a document with all that it does not say taken from a built-in set."""
+    name = document["base"]
+    known = sorted(path.stem for path in _CATALOG.glob("*.yaml"))
+    if name not in known:
+        hint = did_you_mean(str(name), known)
+        faults.add("base", f"no built-in dataset '{name}'{hint}; there are {', '.join(known)}")
+        faults.stop_if_any()
+    base, _ = read_document(_CATALOG / f"{name}.yaml")
+    del base["name"]
+    if isinstance(document.get("classes"), list) and "table" not in document:
+        base["table"] = base["classes"]
+    if {"images", "splits", "exclude"} & set(document):  # the published counts are of all files
+        base.pop("expected", None)
+    if "images" in document:
+        base.pop("splits", None)
+    return {**base, **document}
 
 
 def _words(value: object, key: str, faults: Faults) -> tuple[str, ...]:
@@ -163,23 +203,28 @@ def _strip(value: object, faults: Faults) -> tuple[str, ...]:
     return ()
 
 
-def _splits(value: object, images: Mapping[str, str], faults: Faults) -> dict[str, str | float]:
+def _splits(value: object, images: Mapping[str, str], faults: Faults) -> dict[str, Rule]:
     if not isinstance(value, dict):
         faults.add("splits", f"must be `split: rule`, got {value!r}")
         return {}
     if value and "" not in images:
         faults.add("splits", "images are given for each split already; leave splits out")
     fractions = 0.0
+    rules: dict[str, Rule] = {}
     for split, rule in value.items():
-        if isinstance(rule, bool) or not isinstance(rule, str | int | float):
+        if isinstance(rule, list) and rule and all(isinstance(part, str) for part in rule):
+            rules[str(split)] = tuple(rule)
+        elif isinstance(rule, bool) or not isinstance(rule, str | int | float):
             faults.add(
                 "splits", f"{split}: must be a list file, a fraction or a folder, got {rule!r}"
             )
-        elif not isinstance(rule, str):
-            fractions += rule
-            if not 0 < rule <= 1:
-                faults.add("splits", f"{split}: a fraction is above 0 and at most 1, got {rule}")
+        else:
+            rules[str(split)] = rule
+            if not isinstance(rule, str):
+                fractions += rule
+                if not 0 < rule <= 1:
+                    what = f"{split}: a fraction is above 0 and at most 1, got {rule}"
+                    faults.add("splits", what)
     if fractions > 1 + 1e-9:
         faults.add("splits", f"the fractions add up to {fractions:g}, more than 1")
-    rules = {str(split): rule for split, rule in value.items()}
     return rules or ({"train": 1.0} if "" in images else {})

@@ -59,6 +59,14 @@ def png_depth(data: bytes) -> int:
     return data[24]
 
 
+def png_form(data: bytes) -> str:
+    """Return how a PNG holds its pixels, such as `16-bit RGB`; nothing for other data."""
+    kinds = {0: "gray", 2: "RGB", 3: "palette", 4: "gray with alpha", 6: "RGBA"}
+    if not data.startswith(PNG_START):
+        return ""
+    return f"{data[24]}-bit {kinds.get(data[25], 'unknown')}"
+
+
 def refuse_damaged(path: Path, data: bytes) -> None:
     """Refuse what some decoders let pass: a PNG whose checksums fail, a JPEG without its end.
 

@@ -1,12 +1,13 @@
 """Which label belongs to which image, and which images belong to which split."""
 
+import fnmatch
 import hashlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from udaseg.data.declaration import Declaration
+from udaseg.data.declaration import Declaration, Rule
 from udaseg.data.find import find, static_prefix
 from udaseg.data.images import IMAGE_SUFFIXES
 from udaseg.errors import DataError
@@ -36,12 +37,16 @@ class Pairs:
         unpaired: Files that are left over, each with the reason.
         without_files: Declared splits that have no image here.
         without_labels: Globs of labels that match nothing although there are images.
+        excluded: Images that a named rule leaves out.
+        known: Images that a named rule would leave out, and that are kept.
     """
 
     splits: dict[str, list[Pair]] = field(default_factory=dict)
     unpaired: list[str] = field(default_factory=list)
     without_files: list[str] = field(default_factory=list)
     without_labels: list[str] = field(default_factory=list)
+    excluded: list[str] = field(default_factory=list)
+    known: list[str] = field(default_factory=list)
 
 
 def pairs_of(declaration: Declaration, folder: Path) -> Pairs:
@@ -64,7 +69,26 @@ def pairs_of(declaration: Declaration, folder: Path) -> Pairs:
     if not pairs.splits:
         globs = ", ".join(declaration.images.values())
         raise DataError(f"{declaration.path}: no image below {folder} matches {globs}")
+    _apply_rules(declaration, pairs)
     return pairs
+
+
+def _apply_rules(declaration: Declaration, pairs: Pairs) -> None:
+    """Leave out the files of the rules that are asked for, and note those of the others."""
+    if not declaration.rules:
+        return
+    for split, found in pairs.splits.items():
+        kept = []
+        for pair in found:
+            stem = PurePosixPath(pair.key).name
+            named = [name for name, rule in sorted(declaration.rules.items()) if stem in rule.stems]
+            asked = [name for name in named if name in declaration.exclude]
+            for name in asked[:1] or named[:1]:
+                line = f"{pair.image}: rule {name}: {declaration.rules[name].why}"
+                (pairs.excluded if asked else pairs.known).append(line)
+            if not asked:
+                kept.append(pair)
+        pairs.splits[split] = kept
 
 
 def _split_by_rule(declaration: Declaration, folder: Path, pairs: Pairs) -> None:
@@ -166,15 +190,25 @@ def _flat(keyed: Mapping[str, Path]) -> dict[str, Path]:
     }
 
 
-def _with_starts(rules: Mapping[str, str | float]) -> list[tuple[str, str | tuple[float, float]]]:
+@dataclass(frozen=True)
+class _Share:
+    """A range of all images, as shares from 0 to 1."""
+
+    start: float
+    stop: float
+
+
+def _with_starts(
+    rules: Mapping[str, Rule],
+) -> list[tuple[str, str | tuple[str, ...] | _Share]]:
     """Return each rule, a fraction as the range of shares that it takes."""
     start = 0.0
-    ranged: list[tuple[str, str | tuple[float, float]]] = []
+    ranged: list[tuple[str, str | tuple[str, ...] | _Share]] = []
     for split, rule in rules.items():
-        if isinstance(rule, str):
+        if isinstance(rule, str | tuple):
             ranged.append((split, rule))
         else:
-            ranged.append((split, (start, start + rule)))
+            ranged.append((split, _Share(start, start + rule)))
             start += rule
     return ranged
 
@@ -182,14 +216,17 @@ def _with_starts(rules: Mapping[str, str | float]) -> list[tuple[str, str | tupl
 def _chosen(
     declaration: Declaration,
     pairs: list[Pair],
-    rule: str | tuple[float, float],
+    rule: str | tuple[str, ...] | _Share,
     split: str,
     folder: Path,
     state: Pairs,
 ) -> list[Pair]:
-    if isinstance(rule, tuple):
+    if isinstance(rule, _Share):
         found = _by_share(pairs, rule)
         missing = f"that share of {len(pairs)} images is none"
+    elif isinstance(rule, tuple):
+        found = [pair for pair in pairs if _named_like(pair, rule)]
+        missing = f"no image has a name like {', '.join(rule)}"
     elif rule.endswith(".txt"):
         found = _listed(declaration, pairs, rule, folder, state)
         missing = f"{rule} lists no image"
@@ -201,10 +238,16 @@ def _chosen(
     return found
 
 
-def _by_share(pairs: list[Pair], share: tuple[float, float]) -> list[Pair]:
+def _named_like(pair: Pair, patterns: tuple[str, ...]) -> bool:
+    """Return whether a pattern fits the name of the image, without its suffix and endings."""
+    name = PurePosixPath(pair.key).name
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _by_share(pairs: list[Pair], share: _Share) -> list[Pair]:
     """Return a range of the pairs in an order that the names alone decide."""
     order = sorted(pairs, key=lambda pair: hashlib.sha256(_bytes(pair.key)).digest())
-    first, last = (round(part * len(order)) for part in share)
+    first, last = (round(part * len(order)) for part in (share.start, share.stop))
     return sorted(order[first:last], key=lambda pair: pair.key)
 
 

@@ -17,19 +17,26 @@ class ConfusionMatrix:
     """Counts of (true class, predicted class) over any number of images.
 
     Args:
-        num_classes: K, at most 255.
+        num_classes: K, at most 255 with those outside.
         ignore: Truth of this value is left out; a prediction of it is a miss.
+        num_outside: E true classes that cannot be predicted, K to K + E - 1; no score hears of
+            them unless `with_outside` makes them classes.
 
     Attributes:
         counts: (K, K) int64; rows are the truth, columns the prediction.
         abstained: (K,) int64; pixels of each true class predicted as none of the K.
+        outside: (E, K) int64; what was predicted where the truth is outside.
     """
 
-    def __init__(self, num_classes: int, *, ignore: int = 255) -> None:
-        if not 1 <= num_classes < _VALUES:
-            raise ValueError(f"a confusion matrix has 1 to 255 classes, got {num_classes}")
+    def __init__(self, num_classes: int, *, ignore: int = 255, num_outside: int = 0) -> None:
+        if not 1 <= num_classes <= num_classes + num_outside < _VALUES:
+            raise ValueError(
+                "a confusion matrix has 1 to 255 classes, got "
+                f"{num_classes}" + (f" and {num_outside} outside" if num_outside else "")
+            )
         self.num_classes = num_classes
         self.ignore = ignore
+        self.outside: NDArray[np.int64] = np.zeros((num_outside, num_classes), np.int64)
         self.counts: NDArray[np.int64] = np.zeros((num_classes, num_classes), np.int64)
         self.abstained: NDArray[np.int64] = np.zeros(num_classes, np.int64)
 
@@ -64,26 +71,50 @@ class ConfusionMatrix:
         if truth_map is not None:
             table = self._moved(table, truth_map)
         labelled = np.delete(table, self.ignore, axis=0)
-        unknown = labelled[self.num_classes :].sum()
+        stop = self.num_classes + len(self.outside)
+        unknown = labelled[stop:].sum()
         if unknown:
             raise ValueError(f"{unknown} pixels of the truth are of no known class")
         known = table[: self.num_classes]
         self.counts += known[:, : self.num_classes]
         self.abstained += known[:, self.num_classes :].sum(1)
+        self.outside += table[self.num_classes : stop, : self.num_classes]
 
     def merge(self, other: "ConfusionMatrix") -> None:
         """Add the counts of another matrix over the same classes."""
-        if other.num_classes != self.num_classes:
+        if other.outside.shape != self.outside.shape:
             raise ValueError(f"{other.num_classes} classes do not add to {self.num_classes}")
         self.counts += other.counts
         self.abstained += other.abstained
+        self.outside += other.outside
+
+    def with_outside(self, chosen: Sequence[int]) -> "ConfusionMatrix":
+        """Return a matrix in which these outside classes are classes that were never predicted."""
+        whole = ConfusionMatrix(self.num_classes + len(chosen), ignore=self.ignore)
+        whole.counts[: self.num_classes, : self.num_classes] = self.counts
+        whole.counts[self.num_classes :, : self.num_classes] = self.outside[list(chosen)]
+        whole.abstained[: self.num_classes] = self.abstained
+        return whole
+
+    def without_truth(self, classes: Sequence[int]) -> "ConfusionMatrix":
+        """Return a matrix in which the pixels of these true classes are ignored."""
+        part = ConfusionMatrix(self.num_classes, ignore=self.ignore, num_outside=len(self.outside))
+        part.counts, part.abstained = self.counts.copy(), self.abstained.copy()
+        part.counts[list(classes)] = 0
+        part.abstained[list(classes)] = 0
+        part.outside = self.outside.copy()
+        return part
 
     def over_ranks(self, device: torch.device) -> "ConfusionMatrix":
         """Return the counts of all processes together; they travel through `device`."""
-        counts = torch.from_numpy(np.column_stack([self.counts, self.abstained]))
-        total = sum_over_ranks(counts.to(device)).cpu().numpy()
-        together = ConfusionMatrix(self.num_classes, ignore=self.ignore)
-        together.counts, together.abstained = total[:, :-1].copy(), total[:, -1].copy()
+        rows = np.concatenate([self.counts, self.abstained[None], self.outside])
+        total = sum_over_ranks(torch.from_numpy(rows).to(device)).cpu().numpy()
+        together = ConfusionMatrix(
+            self.num_classes, ignore=self.ignore, num_outside=len(self.outside)
+        )
+        together.counts = total[: self.num_classes].copy()
+        together.abstained = total[self.num_classes].copy()
+        together.outside = total[self.num_classes + 1 :].copy()
         return together
 
     @property

@@ -1,20 +1,49 @@
-"""Which mean IoUs a class list allows: over 19, 16 or 13 Cityscapes classes, or over all."""
+"""Which mean IoUs a class list allows, and what becomes of truth that the network cannot predict.
+
+SYNTHIA has 16 of the 19 classes of Cityscapes, and two conventions of scoring it are published:
+
+* 16-way: a head with 16 outputs; pixels whose truth is terrain, truck or train are ignored
+  (FADA, ProDA, SPCL).
+* 19-way: a head with 19 outputs of which 16 are averaged; those pixels count as errors of whatever
+  was predicted there (DAFormer and its successors).
+
+mIoU-13 is the mean over 13 of the 16 IoUs in either. Both are read off one confusion matrix here,
+whatever the head: in the 19-way convention a class that the head lacks was never predicted.
+"""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+
+from udaseg.evaluation.confusion import ConfusionMatrix
 
 CITYSCAPES = (
     *("road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign"),
     *("vegetation", "terrain", "sky", "person", "rider", "car", "truck", "bus", "train"),
     *("motorcycle", "bicycle"),
 )
-_NOT_IN_16 = {"terrain", "truck", "train"}
-_NOT_IN_13 = _NOT_IN_16 | {"wall", "fence", "pole"}
+NOT_IN_16 = ("terrain", "truck", "train")
+_NOT_IN_13 = {*NOT_IN_16, "wall", "fence", "pole"}
 SUBSETS = {
     19: CITYSCAPES,
-    16: tuple(name for name in CITYSCAPES if name not in _NOT_IN_16),
+    16: tuple(name for name in CITYSCAPES if name not in NOT_IN_16),
     13: tuple(name for name in CITYSCAPES if name not in _NOT_IN_13),
 }
 """The classes of each published protocol; 16 and 13 are SYNTHIA's."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A confusion matrix under a convention.
+
+    Attributes:
+        matrix: Over `names`.
+        names: The network's classes, and those that it lacks where their truth counts.
+        means: Mean IoU by label, such as `mIoU-19`.
+    """
+
+    matrix: ConfusionMatrix
+    names: tuple[str, ...]
+    means: dict[str, float]
 
 
 def mean_subsets(names: Sequence[str]) -> dict[int, tuple[int, ...]]:
@@ -25,3 +54,50 @@ def mean_subsets(names: Sequence[str]) -> dict[int, tuple[int, ...]]:
         for count, subset in SUBSETS.items()
         if all(name in position for name in subset)
     }
+
+
+def strangers(names: Sequence[str], truth: Sequence[str]) -> tuple[str, ...]:
+    """Return the true classes that the network does not know, in the truth's order."""
+    return tuple(name for name in truth if name not in names)
+
+
+def conventions(names: Sequence[str], truth: Sequence[str]) -> tuple[int, ...]:
+    """Return the conventions that make a difference, the network's own first; or nothing.
+
+    Args:
+        names: Classes of the network.
+        truth: Classes of the labels.
+    """
+    known = [name for name in NOT_IN_16 if name in names]
+    if not set(SUBSETS[16]) <= set(names) or not set(NOT_IN_16) & set(truth):
+        return ()
+    if not known:
+        return 16, 19
+    return (19, 16) if len(known) == len(NOT_IN_16) else ()
+
+
+def scored_under(
+    convention: int | None, matrix: ConfusionMatrix, names: Sequence[str], truth: Sequence[str]
+) -> Scored:
+    """Return what a matrix says under a convention.
+
+    Args:
+        convention: 19, 16, or None where neither makes a difference.
+        matrix: Over `names`, with the `strangers` outside.
+        names: Classes of the network.
+        truth: Classes of the labels.
+    """
+    names = tuple(names)
+    if convention == 19:
+        others = strangers(names, truth)
+        chosen = [name for name in NOT_IN_16 if name in others]
+        matrix = matrix.with_outside([others.index(name) for name in chosen])
+        names = (*names, *chosen)
+    elif convention == 16:
+        known = [names.index(name) for name in NOT_IN_16 if name in names]
+        matrix = matrix.without_truth(known)
+    subsets = mean_subsets(names)
+    if convention == 16:
+        subsets.pop(19, None)
+    means = {f"mIoU-{count}": matrix.mean_iou(chosen) for count, chosen in subsets.items()}
+    return Scored(matrix, names, means or {"mIoU": matrix.mean_iou()})

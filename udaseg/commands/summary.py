@@ -1,0 +1,167 @@
+"""From a confusion matrix to scores with their protocol line, means and notes."""
+
+import math
+
+from udaseg.data import ClassSpace, PreparedDataset
+from udaseg.errors import UsageError
+from udaseg.evaluation import (
+    NOT_IN_16,
+    SUBSETS,
+    ConfusionMatrix,
+    Scored,
+    conventions,
+    mean_subsets,
+    scored_under,
+    strangers,
+)
+from udaseg.reporting import Scores, percent
+
+_LEARNT = 0.01  # a class with less IoU was not learnt: an output that no label ever trained
+
+
+def summarise(
+    matrix: ConfusionMatrix,
+    classes: ClassSpace,
+    dataset: PreparedDataset,
+    split: str,
+    look: dict[str, str],
+    *,
+    protocol: int | None = None,
+    convention: int | None = None,
+) -> Scores:
+    """Return the scores of a matrix with its protocol line, means, and notes.
+
+    Args:
+        matrix: Over `classes`, with the data's other classes outside.
+        classes: Outputs of the network.
+        dataset: What was scored.
+        split: Which split of it.
+        look: How the network looked, for the protocol line.
+        protocol: Show only the mean over 19, 16 or 13 classes.
+        convention: 19 or 16, see `udaseg.evaluation.protocols`; None is the network's own.
+    """
+    assert dataset.classes is not None
+    truth = dataset.classes.names
+    possible = conventions(classes.names, truth)
+    chosen = convention if convention in possible else next(iter(possible), None)
+    scored = scored_under(chosen, matrix, classes.names, truth)
+    means = {
+        name: mean for name, mean in scored.means.items() if protocol in (None, _count(name))
+    } or scored.means
+    notes = _notes(scored, classes, dataset)
+    if convention is not None and convention not in possible:
+        notes.append(f"convention {convention} makes no difference to these classes")
+    samples = dataset.split(split)
+    sizes = {(sample.height, sample.width) for sample in samples}
+    resolution = shown_size(next(iter(sizes))) if len(sizes) == 1 else f"{len(sizes)} sizes"
+    return Scores(
+        protocol={
+            "data": dataset.name,
+            "split": split,
+            "images": str(len(samples)),
+            "scored at": resolution,
+            **look,
+            **({} if chosen is None else {"convention": _convention(chosen, classes.names)}),
+        },
+        names=scored.names,
+        iou=scored.matrix.iou().tolist(),
+        accuracy=scored.matrix.accuracy().tolist(),
+        share=scored.matrix.truth_share().tolist(),
+        means=means,
+        pixel_accuracy=scored.matrix.pixel_accuracy(),
+        confusion=scored.matrix.counts.tolist(),
+        notes=[*notes, *_other_convention(possible, chosen, matrix, classes.names, truth)],
+    )
+
+
+def refuse_protocol(names: tuple[str, ...], protocol: int | None, convention: int | None) -> None:
+    """Refuse a mean over classes that the network does not have.
+
+    Raises:
+        UsageError: It lacks some, and the convention does not count those as 0.
+    """
+    listed = f"it has {', '.join(names)}"
+    sixteen = 16 in mean_subsets(names)
+    if convention is not None and not sixteen:
+        raise UsageError(
+            f"--convention {convention}: the network lacks some of the 16 classes; {listed}"
+        )
+    if protocol == 19 and convention == 16:
+        raise UsageError("--protocol 19 takes --convention 19; the other has 16 classes")
+    if protocol is None or protocol in mean_subsets(names):
+        return
+    if sixteen and convention == 19:
+        return
+    hint = "; --convention 19 counts them as 0" if sixteen else ""
+    raise UsageError(
+        f"--protocol {protocol}: the network lacks some of these classes; {listed}{hint}"
+    )
+
+
+def shown_size(size: tuple[int, int] | None) -> str:
+    """Return (height, width) as people write it, None as what it stands for."""
+    return "as stored" if size is None else f"{size[1]}x{size[0]}"
+
+
+def _count(name: str) -> int | None:
+    _, _, count = name.partition("-")
+    return int(count) if count else None
+
+
+def _convention(convention: int, names: tuple[str, ...]) -> str:
+    head = sum(name in SUBSETS[19] for name in names)
+    what = "counts" if convention == 19 else "is ignored"
+    return f"{convention}-way (truth of {', '.join(NOT_IN_16)} {what}; {head}-way head)"
+
+
+def _notes(scored: Scored, classes: ClassSpace, dataset: PreparedDataset) -> list[str]:
+    """Return a sentence for each kind of class that no plain IoU describes."""
+    assert dataset.classes is not None
+    theirs, matrix = dataset.classes.names, scored.matrix
+    iou = dict(zip(scored.names, matrix.iou().tolist(), strict=True))
+    predicted = dict(zip(scored.names, matrix.counts.sum(0).tolist(), strict=True))
+    notes = []
+    absent = [name for name in classes.names if math.isnan(iou[name]) and name in theirs]
+    if absent:
+        notes.append(f"no truth for {', '.join(absent)}: shown as - and left out of the mean")
+    ours = [name for name in classes.names if name not in theirs]
+    if ours:
+        notes.append(
+            f"no truth for {', '.join(ours)}, classes that only the network has: shown as - and "
+            "left out of the mean"
+        )
+    others = strangers(classes.names, theirs)
+    counted = [name for name in others if name in scored.names]
+    if counted:
+        notes.append(
+            f"the network does not know {', '.join(counted)}: IoU 0, and these pixels count as "
+            "errors of what was predicted there"
+        )
+    left = [name for name in others if name not in scored.names]
+    if left:
+        notes.append(f"the network does not know {', '.join(left)}: these pixels are not scored")
+    never = [name for name in classes.names if iou[name] == 0 and not predicted[name]]
+    if never:
+        notes.append(f"never predicted: {', '.join(never)}; each counts as 0 in the mean")
+    return notes
+
+
+def _other_convention(
+    possible: tuple[int, ...],
+    chosen: int | None,
+    matrix: ConfusionMatrix,
+    names: tuple[str, ...],
+    truth: tuple[str, ...],
+) -> list[str]:
+    """Return the means of the convention that was not chosen, where papers would differ."""
+    if chosen is None:
+        return []
+    other = next(number for number in possible if number != chosen)
+    if possible[0] == 19 and chosen == 19:
+        # with all 19 learnt, as from GTA5, nobody would ignore three of them
+        whole = dict(zip(names, matrix.iou().tolist(), strict=True))
+        if any(whole[name] >= _LEARNT for name in NOT_IN_16):
+            return []
+    means = scored_under(other, matrix, names, truth).means
+    listed = ", ".join(f"{name} {percent(mean)}" for name, mean in means.items())
+    return [f"in the other convention, {_convention(other, names)}: {listed}"]
