@@ -7,6 +7,17 @@ from udaseg.reporting.events import (
     write_json_atomic,
     write_text_atomic,
 )
+from udaseg.reporting.html import (
+    Layer,
+    PageContent,
+    Reliability,
+    RunContent,
+    Shot,
+    mask_uri,
+    photo_uri,
+    report_page,
+    shrunk,
+)
 from udaseg.reporting.pictures import (
     color_mask,
     confidence_picture,
@@ -26,9 +37,14 @@ from udaseg.reporting.tables import (
 )
 
 __all__ = [
+    "Layer",
     "MetricsLog",
+    "PageContent",
+    "Reliability",
+    "RunContent",
     "RunStatus",
     "Scores",
+    "Shot",
     "TrainingProgress",
     "WorkProgress",
     "as_csv",
@@ -39,9 +55,13 @@ __all__ = [
     "confidence_picture",
     "legend",
     "log_to_file",
+    "mask_uri",
     "overlay",
     "percent",
+    "photo_uri",
+    "report_page",
     "score_table",
+    "shrunk",
     "side_by_side",
     "write_json_atomic",
     "write_text_atomic",

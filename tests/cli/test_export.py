@@ -1,0 +1,177 @@
+"""`udaseg export` writes one ONNX file that answers as torch does, at any size."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.cli.running import udaseg
+from tests.colors import loaded_colors
+from tests.small import small_segmenter
+from udaseg import build
+from udaseg.commands import exporting, onnx_file
+from udaseg.commands.onnx_file import Checked, Exported, compare
+from udaseg.data import ClassSpace
+from udaseg.errors import EnvironmentFault
+
+CLASSES = ClassSpace(
+    ("road", "sky", "car", "tree", "<b>sign</b>"), tuple((30 * k, 9, 200) for k in range(5))
+)
+needs_onnx = pytest.mark.skipif(
+    not all(map(importlib.util.find_spec, ("onnx", "onnxscript", "onnxruntime"))),
+    reason="needs the extra `export`",
+)
+
+
+def loaded():
+    given = loaded_colors(["validation.resize=null", "target.data=gta5"])
+    network = small_segmenter(classes=5, projector=False).eval().requires_grad_(False)
+    return build.LoadedRun(network, CLASSES, given.recipe, 7, given.checkpoint, given.device)
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    (tmp_path / "run").mkdir()
+    monkeypatch.setattr(build, "load_run", lambda path, **_: loaded())
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """The small network exported by the command, once: the file and what was said."""
+    if not all(map(importlib.util.find_spec, ("onnx", "onnxscript", "onnxruntime"))):
+        pytest.skip("needs the extra `export`")
+    home = tmp_path_factory.mktemp("home")
+    (home / "run").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "load_run", lambda path, **_: loaded())
+        said = udaseg("export", "run", cwd=home)
+    return home / "run" / "model.onnx", said
+
+
+@pytest.mark.slow
+def test_the_file_agrees_with_torch_at_sizes_it_was_not_traced_at(exported):
+    import onnxruntime
+
+    path, _ = exported
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    network = loaded().segmenter
+    for shape in ((1, 3, 40, 56), (3, 3, 33, 71)):
+        image = torch.randint(0, 256, shape, dtype=torch.uint8)
+        answer = session.run(None, {"image": image.numpy()})[0]
+        with torch.no_grad():
+            coarse = network(image.float() / 255).logits
+            wide = torch.nn.functional.interpolate(coarse, shape[2:], mode="bilinear")
+        assert answer.shape == (shape[0], 5, *shape[2:])
+        np.testing.assert_allclose(answer, wide.numpy(), atol=1e-4)
+
+
+@pytest.mark.slow
+def test_the_file_says_what_its_classes_are(exported):
+    import onnx
+
+    model = onnx.load(exported[0])
+    facts = {entry.key: entry.value for entry in model.metadata_props}
+    assert json.loads(facts["classes"]) == list(CLASSES.names)
+    assert json.loads(facts["colors"]) == [list(color) for color in CLASSES.colors]
+    assert facts["step"] == "7"
+    assert "uint8" in facts["input"]
+    assert [entry.name for entry in model.graph.output] == ["logits"]
+
+
+@pytest.mark.slow
+def test_the_command_says_how_well_it_agrees_and_leaves_one_file(exported):
+    path, said = exported
+    assert "image (B, 3, H, W) uint8 -> logits (B, 5, H, W)" in said.stdout
+    assert "100.000 % of the labels agree with torch" in said.stdout
+    assert "checking with noise" in said.stderr  # this root has no data
+    assert [entry.name for entry in path.parent.iterdir()] == ["model.onnx"]
+
+
+@pytest.mark.slow
+def test_another_network_would_be_noticed(exported):
+    other = small_segmenter(classes=5, projector=False, seed=1).eval()
+    picture = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
+    module = Exported(other, uint8=True, argmax=False)
+    with torch.no_grad():
+        checked = compare(module, exported[0], [picture], real=True)
+    with pytest.raises(EnvironmentFault, match="disagrees"):
+        exporting._refuse_disagreement(checked)
+
+
+@pytest.mark.slow
+@needs_onnx
+@pytest.mark.parametrize("pixels", ["uint8", "float"])
+def test_labels_come_out_when_asked_for(run, pixels):
+    import onnx
+
+    said = udaseg(
+        *("export", "run", "--argmax", "--input", pixels, "--out", "deep/m.onnx"),
+        cwd=run,
+    )
+    assert "labels (B, H, W)" in said.stdout
+    assert "100.000 %" in said.stdout
+    assert onnx.load(run / "deep/m.onnx").graph.output[0].name == "labels"
+
+
+@pytest.mark.parametrize(
+    "checked",
+    [
+        Checked(1, True, float("nan"), float("nan"), 1.0),
+        Checked(1, True, 0.5, 0.1, 1.0),
+        Checked(1, True, None, None, 0.9),
+    ],
+)
+def test_nan_a_large_difference_and_other_labels_are_no_agreement(checked):
+    with pytest.raises(EnvironmentFault, match="was not kept"):
+        exporting._refuse_disagreement(checked)
+
+
+def test_a_file_that_disagrees_is_not_kept(run, monkeypatch):
+    monkeypatch.setattr(exporting, "_has", lambda package: True)
+    monkeypatch.setattr(exporting, "write_onnx", lambda module, path, facts: path.write_bytes(b"x"))
+    monkeypatch.setattr(exporting, "compare", lambda *_, real: Checked(1, real, 9.0, 9.0, 0.1))
+    udaseg("export", "run", cwd=run, expect=5)
+    assert list((run / "run").iterdir()) == []
+
+
+def test_a_missing_package_is_named_with_the_command_that_installs_it(run, monkeypatch):
+    monkeypatch.setattr(exporting, "_has", lambda package: package != "onnxscript")
+    said = udaseg("export", "run", cwd=run, expect=5)
+    assert "export needs onnxscript: pip install 'udaseg[export]'" in said.stderr
+    assert not Path(run / "run" / "model.onnx").exists()
+
+
+def test_without_onnxruntime_the_file_is_written_and_said_to_be_unchecked(run, monkeypatch):
+    monkeypatch.setattr(exporting, "_has", lambda package: package != "onnxruntime")
+    monkeypatch.setattr(exporting, "write_onnx", lambda module, path, facts: path.write_bytes(b"x"))
+    assert "not checked against torch" in udaseg("export", "run", cwd=run).stderr
+    assert (run / "run" / "model.onnx").read_bytes() == b"x"
+
+
+def test_a_file_is_not_written_over_unasked(run, monkeypatch):
+    monkeypatch.setattr(exporting, "_has", lambda package: True)
+    monkeypatch.setattr(exporting, "write_onnx", lambda module, path, facts: path.write_bytes(b"x"))
+    (run / "run" / "model.onnx").write_bytes(b"old")
+    assert "exists" in udaseg("export", "run", "--images", 0, cwd=run, expect=2).stderr
+    assert (run / "run" / "model.onnx").read_bytes() == b"old"
+    udaseg("export", "run", "--images", 0, "--overwrite", cwd=run)
+    assert (run / "run" / "model.onnx").read_bytes() == b"x"
+
+
+def test_a_checkpoint_is_exported_into_its_run(run, monkeypatch):
+    monkeypatch.setattr(exporting, "_has", lambda package: True)
+    monkeypatch.setattr(exporting, "write_onnx", lambda module, path, facts: path.write_bytes(b"x"))
+    checkpoint = run / "run" / "checkpoints" / "step-000007.pt"
+    checkpoint.parent.mkdir()
+    checkpoint.write_bytes(b"")
+    udaseg("export", checkpoint, "--images", 0, cwd=run)
+    assert (run / "run" / "model.onnx").is_file()
+
+
+def test_every_second_size_is_odd():
+    picture = np.zeros((40, 60, 3), np.uint8)
+    assert [part.shape for part in onnx_file._at_two_sizes([picture])] == [(40, 60, 3), (31, 41, 3)]

@@ -1,0 +1,244 @@
+"""`udaseg select` chooses without target labels, and says so loudly when it is given them."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from tests.cli.running import udaseg
+from tests.colors import COLORS, ColorNetwork, loaded_colors, painted, random_labels
+from udaseg import build
+from udaseg.commands import candidates
+from udaseg.data import ClassSpace, PreparedDataset, Sample
+from udaseg.errors import CheckpointError, DataError
+from udaseg.recipe import to_dict
+
+
+class Constant(nn.Module):
+    """Calls everything road, and is sure of it."""
+
+    def forward(self, images):
+        logits = torch.zeros_like(images)
+        logits[:, 0] = 20
+        return SimpleNamespace(logits=logits)
+
+
+class Unsure(nn.Module):
+    """Right, but hardly."""
+
+    def forward(self, images):
+        return SimpleNamespace(logits=0.3 * images)
+
+
+class Broken(nn.Module):
+    """Diverged."""
+
+    def forward(self, images):
+        return SimpleNamespace(logits=images * float("nan"))
+
+
+def write_city(folder, name, split, count, *, labelled=True):
+    samples = []
+    for index in range(count):
+        truth = random_labels(16, 24, index)
+        for part, stored in (("images", painted(truth)), ("labels", truth)):
+            (folder / name / part).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(stored).save(folder / name / part / f"{index}.png")
+        label = f"labels/{index}.png" if labelled else None
+        pixels = tuple(np.bincount(truth.ravel(), minlength=3).tolist()) if labelled else ()
+        samples.append(Sample(f"{index}.png", label, *truth.shape, pixels))
+    root = folder / name
+    classes = COLORS if labelled else None
+    return PreparedDataset(name, root, root / "images", classes, {split: tuple(samples)})
+
+
+@pytest.fixture
+def home(monkeypatch, tmp_path):
+    """A run of four checkpoints, whose networks a test may change, and three data sets."""
+    networks = {10: Broken(), 20: Constant(), 30: Unsure(), 40: ColorNetwork()}
+    made = SimpleNamespace(
+        path=tmp_path,
+        networks=networks,
+        teachers={},
+        classes={},
+        cities={
+            "toyland": write_city(tmp_path, "toyland", "val", 3),
+            "toyland-target": write_city(tmp_path, "toyland-target", "train", 4, labelled=False),
+            "labelled": write_city(tmp_path, "labelled", "val", 3),
+        },
+    )
+    folder = tmp_path / "run" / "checkpoints"
+    folder.mkdir(parents=True)
+    for step in networks:
+        (folder / f"step-{step:06d}.json").write_text("{}")
+        (folder / f"step-{step:06d}.pt").write_bytes(b"")
+    loaded = loaded_colors(["validation.resize=null", "validation.data=labelled"])
+
+    def step_of(path):
+        return int(path.stem.removeprefix("step-"))
+
+    def load_run(path, *, weights="student", device="auto"):
+        chosen = made.networks if weights == "student" else made.teachers
+        if step_of(path) not in chosen:
+            raise CheckpointError("holds no teacher")
+        return build.LoadedRun(
+            chosen[step_of(path)], COLORS, loaded.recipe, step_of(path), path, loaded.device
+        )
+
+    def find_checkpoint(path):
+        path = path if path.is_file() else sorted((path / "checkpoints").glob("*.pt"))[-1]
+        classes = made.classes.get(step_of(path), build.class_document(COLORS))
+        recipe = to_dict(loaded.recipe)
+        return SimpleNamespace(path=path, step=step_of(path), recipe=recipe, classes=classes)
+
+    def open_dataset(data, *, root):
+        if data not in made.cities:
+            raise DataError(f"{data}: not prepared")
+        return made.cities[data]
+
+    monkeypatch.setattr(build, "load_run", load_run)
+    monkeypatch.setattr(build, "find_checkpoint", find_checkpoint)
+    monkeypatch.setattr(candidates, "open_dataset", open_dataset)
+    return made
+
+
+def document(home, name="selection.json"):
+    return json.loads((home.path / "run" / name).read_text())
+
+
+def step_chosen(home, criterion, name="selection.json"):
+    return int(Path(document(home, name)["chosen"][criterion]).stem[5:])
+
+
+def test_the_network_that_is_right_and_sure_is_chosen(home):
+    said = udaseg("select", "run", cwd=home.path)
+    assert "chosen by mean rank: run/checkpoints/step-000040.pt" in said.stdout
+    assert step_chosen(home, "consensus") == 40
+    assert step_chosen(home, "infomax") == 40
+    rows = {row["step"]: row for row in document(home)["candidates"]}
+    assert rows[40]["source"] == rows[40]["flip"] == 1
+    assert rows[40]["drift"] < 0.05 < rows[20]["drift"]
+
+
+def test_no_label_of_the_target_is_opened_without_the_oracle(home):
+    # the labels of the labelled data set are gone, so that reading one would fail
+    for path in (home.path / "labelled" / "labels").iterdir():
+        path.unlink()
+    said = udaseg("select", "run", cwd=home.path)
+    assert "oracle" not in said.stdout.lower()
+    assert document(home)["uses_target_labels"] is False
+    assert not any("oracle" in key for row in document(home)["candidates"] for key in row)
+
+
+def test_a_collapsed_network_wins_by_entropy_alone(home):
+    udaseg("select", "run", cwd=home.path)
+    assert step_chosen(home, "entropy") == 20
+    row = next(row for row in document(home)["candidates"] if row["step"] == 20)
+    assert abs(row["infomax"]) < 1e-6
+    assert [row["collapsed"] for row in document(home)["candidates"]] == [True, True, False, False]
+
+
+def test_collapsed_networks_are_named_and_not_chosen_whatever_the_votes_say(home):
+    del home.cities["toyland"]  # without the source, most criteria are for one sure class
+    said = udaseg("select", "run", cwd=home.path)
+    rows = {row["step"]: row["mean_rank"] for row in document(home)["candidates"]}
+    assert rows[20] < rows[40]
+    assert step_chosen(home, "consensus") == 40
+    assert "one class, so not chosen: run 10, run 20" in said.stdout
+
+
+def test_if_all_have_collapsed_one_is_chosen_still(home):
+    home.networks = dict.fromkeys(home.networks, Constant())
+    udaseg("select", "run", cwd=home.path)
+    assert step_chosen(home, "consensus") == 40
+
+
+def test_a_diverged_network_is_ranked_last_and_stops_nothing(home):
+    udaseg("select", "run", cwd=home.path)
+    rows = document(home)["candidates"]
+    assert rows[0]["entropy"] is None
+    assert rows[0]["mean_rank"] == max(row["mean_rank"] for row in rows)
+
+
+def test_the_oracle_marks_every_output_and_writes_another_file(home):
+    said = udaseg("select", "run", "--oracle", cwd=home.path)
+    assert said.stdout.count("USES TARGET LABELS") == 1
+    assert "ORACLE mIoU" in said.stdout
+    assert "ORACLE: points of mIoU" in said.stdout
+    assert "USES TARGET LABELS" in said.stderr
+    assert not (home.path / "run" / "selection.json").exists()
+    marked = document(home, "selection-oracle.json")
+    assert marked["uses_target_labels"] is True
+    assert "USES TARGET LABELS" in marked["oracle"]["warning"]
+    scores = {row["step"]: row["oracle_miou"] for row in marked["candidates"]}
+    assert scores[40] == 1
+    assert marked["oracle"]["lost_miou"]["entropy"] == pytest.approx(1 - scores[20])
+    assert marked["oracle"]["lost_miou"]["consensus"] == 0
+
+
+def test_the_oracle_changes_no_choice(home):
+    udaseg("select", "run", cwd=home.path)
+    udaseg("select", "run", "--oracle", cwd=home.path)
+    assert document(home)["chosen"] == document(home, "selection-oracle.json")["chosen"]
+
+
+def test_json_on_stdout_is_what_the_file_holds(home):
+    said = udaseg("select", "run", "--format", "json", "-q", cwd=home.path)
+    assert json.loads(said.stdout) == document(home)
+
+
+def test_a_teacher_votes_only_when_every_candidate_has_one(home):
+    home.teachers = {40: Constant()}
+    said = udaseg("select", "run", cwd=home.path)
+    assert "without a vote: teacher" in said.stdout
+    home.teachers = dict.fromkeys(home.networks, home.networks[40])
+    udaseg("select", "run", cwd=home.path)
+    made = document(home)
+    assert made["criteria"]["teacher"]["votes"] is True
+    assert made["candidates"][-1]["teacher"] == 1
+
+
+def test_without_the_source_at_hand_the_other_criteria_vote(home):
+    del home.cities["toyland"]
+    said = udaseg("select", "run", cwd=home.path)
+    assert "`source` and `drift` are left out" in said.stderr
+    assert step_chosen(home, "consensus") == 40
+
+
+def test_the_target_decides_what_is_looked_at(home):
+    udaseg("select", "run", "--images", 2, cwd=home.path)
+    assert document(home)["target"] == {"data": "toyland-target", "split": "train", "images": 2}
+    udaseg("select", "run", "--data", "labelled", cwd=home.path)
+    assert document(home)["target"]["data"] == "labelled"
+
+
+def test_candidates_with_other_classes_are_refused(home):
+    other = ClassSpace(("sea", "ship", "quay"), COLORS.colors)
+    home.classes[30] = build.class_document(other)
+    said = udaseg("select", "run", cwd=home.path, expect=2)
+    assert "its classes differ" in said.stderr
+    assert not (home.path / "run" / "selection.json").exists()
+
+
+def test_of_several_runs_the_newest_checkpoint_stands_for_each(home):
+    other = home.path / "other" / "checkpoints"
+    other.mkdir(parents=True)
+    (other / "step-000030.json").write_text("{}")
+    (other / "step-000030.pt").write_bytes(b"")
+    said = udaseg("select", "run", "other", cwd=home.path)
+    assert "run 40" in said.stdout
+    assert "other 30" in said.stdout
+    assert "run 20" not in said.stdout
+    assert (home.path / "other" / "selection.json").is_file()
+    assert "run 20" in udaseg("select", "run", "other", "--every", cwd=home.path).stdout
+
+
+def test_one_checkpoint_is_no_choice_and_none_is_an_error(home):
+    one = "run/checkpoints/step-000040.pt"
+    assert "nothing to choose" in udaseg("select", one, cwd=home.path).stderr
+    assert "no such run" in udaseg("select", "nowhere", cwd=home.path, expect=3).stderr

@@ -1,0 +1,274 @@
+"""The report page: well formed, harmless whatever the names are, and right in its figures."""
+
+import base64
+import hashlib
+import io
+import math
+import re
+import shutil
+import subprocess
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from udaseg.reporting import (
+    Layer,
+    PageContent,
+    Reliability,
+    RunContent,
+    Scores,
+    Shot,
+    mask_uri,
+    photo_uri,
+    report_page,
+    shrunk,
+)
+from udaseg.reporting.html.markup import Html, asset, element, escape
+
+EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>&amp;\x00\x1b[31m\udcff"
+VOID = {"meta", "img", "input", "br"}
+
+
+class Reader(HTMLParser):
+    """Reads a page, and fails where elements are not nested."""
+
+    def __init__(self):
+        super().__init__(convert_charrefs=True)
+        self.open, self.elements, self.texts = [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append((self.open[-1] if self.open else None, data))
+
+
+def read(page):
+    reader = Reader()
+    reader.feed(page)
+    reader.close()
+    assert reader.open == []
+    return reader
+
+
+def scores(iou=(0.5, 0.25), names=("road", "car"), **protocol):
+    return Scores(
+        protocol={"data": "city", "split": "val", **protocol},
+        names=names,
+        iou=iou,
+        accuracy=iou,
+        share=(0.75, 0.25),
+        means={"mIoU": float(np.nanmean(iou))},
+        pixel_accuracy=0.5,
+        confusion=[[30, 10], [0, 5]],
+        notes=["a note"],
+    )
+
+
+def reliability():
+    return Reliability((0, 0, 5, 15), (0, 0, 4, 10), (0, 0, 2, 10), (0, 0, 2.6, 9.5), 0.1)
+
+
+def shot(seed=0, side=24):
+    rng = np.random.default_rng(seed)
+    photo = rng.integers(0, 256, (side, side, 3), dtype=np.uint8)
+    labels = rng.integers(0, 2, (side, side), dtype=np.uint8)
+    mask = mask_uri(labels, [(128, 64, 128), (0, 0, 142)])
+    layers = [Layer("image", photo_uri(photo), False), Layer("rccr", mask, True)]
+    return Shot(f"{seed}.png", "chosen", layers)
+
+
+def run(name="rccr", **more):
+    events = [{"step": s, "losses": {"total": 2 / s, "confident": 0.1 * s}} for s in (1, 2, 3)]
+    return RunContent(name=name, scores=scores(), metrics=events, **more)
+
+
+def page(*runs, **more):
+    colors = {"road": (128, 64, 128), "car": (0, 0, 142)}
+    given = runs or (run(reliability=reliability()),)
+    return PageContent("a page", given, colors=colors, shots=[shot()], **more)
+
+
+def evil_page():
+    bad = RunContent(
+        name=EVIL,
+        facts={EVIL: EVIL},
+        command=EVIL,
+        recipe=EVIL,
+        settings={EVIL: EVIL},
+        scores=Scores({EVIL: EVIL}, [EVIL], [0.5], [0.5], [1], {EVIL: 0.5}, 0.5, [[4]], [EVIL]),
+        evaluations={EVIL: {EVIL: 0.5}, "other": {EVIL: 0.1}},
+        metrics=[{"step": s, "losses": {EVIL: 1.0}, EVIL: {EVIL: 0.5}} for s in (1, 2)],
+        cost={EVIL: EVIL},
+        environment={EVIL: EVIL},
+        warnings=[EVIL],
+        reliability=reliability(),
+    )
+    shots = [Shot(EVIL, EVIL, [Layer(EVIL, 'x" onerror="alert(3)', True)])]
+    return PageContent(EVIL, [bad, run()], True, {EVIL: (1, 2, 3)}, shots, EVIL, [EVIL], made=EVIL)
+
+
+def test_hostile_text_stays_text_wherever_it_stands():
+    text = report_page(evil_page())
+    reader = read(text)
+    assert [tag for tag, _ in reader.elements].count("script") == 1
+    assert [tag for tag, _ in reader.elements].count("img") == 1  # the layer's own
+    assert not any(key.startswith("on") for _, given in reader.elements for key in given)
+    shown = "".join(part for place, part in reader.texts if place not in ("script", "style"))
+    assert shown.count("<script>alert(1)</script>") > 20
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]", text)
+    text.encode("utf-8")
+
+
+@pytest.mark.parametrize("given", [page(), evil_page(), PageContent("none", [RunContent("r")])])
+def test_the_page_loads_nothing_and_is_well_formed(given):
+    text = report_page(given)
+    reader = read(text)
+    for tag, attributes in reader.elements:
+        assert tag not in ("link", "iframe", "object", "base", "form", "a") or tag == "a"
+        assert attributes.get("href", "#").startswith("#")
+        if given.title != EVIL:
+            assert attributes.get("src", "data:").startswith("data:")
+    assert "url(" not in text
+    assert "@import" not in text
+    for drawing in re.findall("<svg.*?</svg>", text, re.DOTALL):
+        ET.fromstring(drawing)
+
+
+def test_every_link_leads_to_a_section_and_ids_are_unique():
+    reader = read(report_page(page()))
+    ids = [attributes["id"] for _, attributes in reader.elements if "id" in attributes]
+    assert len(set(ids)) == len(ids)
+    links = {given["href"][1:] for tag, given in reader.elements if tag == "a"}
+    assert links <= set(ids)
+    assert len(links) == 5
+
+
+def test_only_our_script_may_run():
+    text = report_page(page())
+    script = re.search("<script>(.*?)</script>", text, re.DOTALL)[1]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = re.search('Content-Security-Policy" content="([^"]*)"', text)[1]
+    assert f"script-src 'sha256-{digest}'" in policy
+    assert policy.startswith("default-src 'none'")
+
+
+def test_what_people_cannot_see_is_said_in_words():
+    reader = read(report_page(page()))
+    for tag, attributes in reader.elements:
+        if tag == "img":
+            assert attributes["alt"]
+        if tag == "svg" and "class" in attributes and attributes["class"] in ("chart", "confusion"):
+            assert attributes["role"] == "img"
+            assert attributes["aria-label"]
+        if tag == "th":
+            assert attributes["scope"] in ("row", "col")
+    assert dict(reader.elements)["html"]["lang"] == "en"
+
+
+def test_gain_and_loss_against_the_baseline_are_in_points():
+    base, other = run("base"), RunContent("new", scores=scores((0.75, 0.15)))
+    text = report_page(page(base, other, baseline=True))
+    assert "(+25.00)" in text
+    assert "(-10.00)" in text
+    assert text.count("(+7.50)") == 1  # of the mean
+    assert "(+" not in report_page(page(base, other))
+
+
+def test_an_unmeasured_class_has_a_dash_and_no_change():
+    base, other = run("base"), RunContent("new", scores=scores((math.nan, 0.25)))
+    shown = "".join(part for _, part in read(report_page(page(base, other, baseline=True))).texts)
+    assert "nan" not in shown.lower().replace("lifted", "")
+    assert re.search(r"road\s*50\.00\s*-\s*75\.00", shown)
+
+
+def test_scores_that_do_not_compare_are_warned_of():
+    text = report_page(page(run("a"), RunContent("b", scores=scores(images="100"))))
+    assert "these scores do not compare: they differ in images (-, 100)" in text
+    same = report_page(page(run("a"), RunContent("b", scores=scores(weights="teacher"))))
+    assert "do not compare" not in same
+
+
+def test_a_page_that_is_too_large_loses_images_and_says_so():
+    shots = [shot(seed, 64) for seed in range(8)]
+    whole = PageContent("t", [run()], shots=shots)
+    size = len(report_page(whole))
+    small = report_page(whole, largest=size - 2000)
+    assert len(small) <= size - 2000
+    assert "images were left out" in small
+    assert 0 < small.count("<article") < 8
+    assert "images were left out" not in report_page(whole, largest=size + 2000)
+
+
+def test_runs_without_anything_make_a_page():
+    text = report_page(PageContent("t", [RunContent("r")]))
+    assert "Not scored" in text
+    assert "No metrics were written" in text
+
+
+def test_curves_of_each_number_have_a_line_of_each_run_that_looks_the_same_everywhere():
+    other = RunContent("b", metrics=[{"step": s, "losses": {"regional": 1.0 * s}} for s in (1, 2)])
+    text = report_page(page(run("a"), other))
+    regional = re.search("loss, regional</figcaption>.*?</figure>", text)[0]
+    assert 'class="line s1"' in regional
+    assert 'class="line s0"' not in regional
+    assert re.search("share of confident target pixels", text)
+
+
+def test_shares_by_class_are_drawn_in_class_colours():
+    events = [{"step": s, "pseudo_label_shares": {"road": 0.9, "car": 0.1}} for s in (1, 2)]
+    text = report_page(page(RunContent("r", metrics=events)))
+    chart = re.search("pseudo label shares</figcaption>.*?</figure>", text)[0]
+    assert 'stroke="rgb(128,64,128)"' in chart
+    assert 'data-class="car"' in chart
+
+
+def decoded(uri):
+    kind, data = uri.split(",", 1)
+    assert kind in ("data:image/png;base64", "data:image/jpeg;base64")
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB"))
+
+
+def test_a_mask_keeps_its_exact_colours():
+    labels = np.array([[0, 1], [255, 1]], np.uint8)
+    shown = decoded(mask_uri(labels, [(128, 64, 128), (0, 0, 142)]))
+    wanted = [[[128, 64, 128], [0, 0, 142]], [[0, 0, 0], [0, 0, 142]]]
+    assert shown.tolist() == wanted
+
+
+def test_a_shrunk_mask_has_no_class_that_was_not_there():
+    labels = np.random.default_rng(0).choice(np.array([0, 7, 255], np.uint8), (900, 1300))
+    small = shrunk(labels, mask=True)
+    assert max(small.shape) == 640
+    assert set(np.unique(small)) <= {0, 7, 255}
+    assert shrunk(labels[:50, :50], mask=True).shape == (50, 50)
+
+
+def test_text_is_escaped_unless_it_is_markup():
+    assert escape("<b>") == "&lt;b&gt;"
+    assert element("p", "<b>", Html("<i></i>"), title='"x"') == (
+        '<p title="&quot;x&quot;">&lt;b&gt;<i></i></p>'
+    )
+    assert element("img", alt=None, hidden=True) == "<img hidden>"
+    assert element("rect", x=0.123456789) == '<rect x="0.123457"/>'
+    with pytest.raises(ValueError, match="no attribute"):
+        element("p", **{"on click": "x"})
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
+def test_the_script_is_javascript(tmp_path):
+    path = tmp_path / "page.js"
+    path.write_text(asset("page.js"), encoding="utf-8")
+    subprocess.run(["node", "--check", path], check=True, capture_output=True)
+    assert "</" not in asset("page.js")

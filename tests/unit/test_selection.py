@@ -1,0 +1,152 @@
+"""Criteria without target labels: known answers, naive loops, and what they must not prefer."""
+
+import math
+
+import pytest
+import torch
+
+from udaseg.evaluation import (
+    CRITERIA,
+    agreement,
+    information,
+    joint_counts,
+    mean_entropy,
+    mean_ranks,
+    neighbourhood_density,
+    prior_drift,
+    ranks,
+    sample_pixels,
+)
+
+
+def certain(*labels, classes=4):
+    return torch.eye(classes)[list(labels)]
+
+
+def random_rows(count, classes=5, seed=0, sharp=3.0):
+    generator = torch.Generator().manual_seed(seed)
+    return (sharp * torch.randn(count, classes, generator=generator)).softmax(1)
+
+
+def test_entropy_of_a_uniform_guess_is_one_and_of_certainty_zero():
+    assert mean_entropy(torch.full((3, 7), 1 / 7)) == pytest.approx(1)
+    assert mean_entropy(certain(0, 1, 2)) == 0
+    half = torch.tensor([[0.5, 0.5, 0, 0]])
+    assert mean_entropy(half) == pytest.approx(math.log(2) / math.log(4))
+
+
+def test_entropy_equals_the_sum_over_classes():
+    rows = random_rows(20)
+    naive = [-sum(p * math.log(p) for p in row if p > 0) / math.log(5) for row in rows.tolist()]
+    assert mean_entropy(rows) == pytest.approx(sum(naive) / 20, rel=1e-5)
+
+
+def test_information_is_largest_for_sure_and_even_predictions():
+    assert information(certain(0, 1, 2, 3)) == pytest.approx(1)
+    assert information(certain(0, 0, 1, 1)) == pytest.approx(0.5)
+
+
+def test_a_collapsed_network_has_the_best_entropy_and_no_information():
+    collapsed, honest = certain(0, 0, 0, 0), random_rows(200, 4)
+    assert mean_entropy(collapsed) < mean_entropy(honest)
+    assert information(collapsed) == 0 < information(honest)
+
+
+def naive_density(rows, temperature):
+    unit = rows / rows.norm(dim=1, keepdim=True)
+    total = 0.0
+    for i in range(len(rows)):
+        scores = [
+            math.exp(float(unit[i] @ unit[j]) / temperature) for j in range(len(rows)) if j != i
+        ]
+        total -= sum(s / sum(scores) * math.log(s / sum(scores)) for s in scores)
+    return total / len(rows)
+
+
+@pytest.mark.parametrize("temperature", [0.05, 0.5])
+def test_density_equals_a_loop_over_pairs(temperature):
+    rows = random_rows(30, seed=1)
+    expected = naive_density(rows.double(), temperature)
+    assert neighbourhood_density(rows, temperature=temperature) == pytest.approx(expected, rel=1e-4)
+
+
+def test_density_does_not_depend_on_the_chunks(monkeypatch):
+    rows = random_rows(50, seed=2)
+    whole = neighbourhood_density(rows)
+    monkeypatch.setattr("udaseg.evaluation.selection._CHUNK", 7)
+    assert neighbourhood_density(rows) == pytest.approx(whole, rel=1e-6)
+
+
+def test_density_counts_the_neighbours():
+    # two groups of 5 equal rows: each has four neighbours at once, the others are far away
+    rows = certain(*[0] * 5, *[1] * 5)
+    assert neighbourhood_density(rows) == pytest.approx(math.log(4), abs=1e-5)
+    assert neighbourhood_density(certain(*[0] * 9)) == pytest.approx(math.log(8))
+    with pytest.raises(ValueError, match="two rows"):
+        neighbourhood_density(certain(0))
+
+
+def test_joint_counts_equal_a_loop_over_pixels():
+    generator = torch.Generator().manual_seed(3)
+    first, second = torch.randint(0, 4, (2, 6, 7), generator=generator)
+    naive = torch.zeros(4, 4, dtype=torch.long)
+    for a, b in zip(first.flatten().tolist(), second.flatten().tolist(), strict=True):
+        naive[a, b] += 1
+    assert torch.equal(joint_counts(first, second, 4), naive)
+    with pytest.raises(ValueError, match="do not pair"):
+        joint_counts(first, second[:2], 4)
+
+
+def test_agreement_is_a_symmetric_mean_over_the_classes_that_occur():
+    first = torch.tensor([0, 0, 0, 1])
+    second = torch.tensor([0, 0, 1, 1])
+    counts = joint_counts(first, second, 3)
+    assert agreement(counts) == pytest.approx((2 / 3 + 1 / 2) / 2)
+    assert agreement(counts.T) == agreement(counts)
+    assert agreement(joint_counts(first, first, 3)) == 1
+    assert math.isnan(agreement(torch.zeros(3, 3)))
+
+
+def test_drift_is_zero_for_equal_shares_and_one_bit_for_strangers():
+    prior = torch.tensor([2.0, 1.0, 1.0, 0.0])
+    assert prior_drift(10 * prior, prior) == 0
+    assert prior_drift(torch.tensor([0, 0, 0, 5]), prior) == pytest.approx(1)
+    mid = prior_drift(torch.tensor([1, 0, 0, 0]), torch.tensor([1, 1, 0, 0]))
+    naive = (1 * math.log2(1 / 0.75) + 0.5 * math.log2(0.5 / 0.75) + 0.5 * math.log2(2)) / 2
+    assert mid == pytest.approx(naive)
+
+
+def test_ranks_share_ties_and_put_nan_last():
+    assert ranks([3, 1, 2], "lower") == [3, 1, 2]
+    assert ranks([3, 1, 2], "higher") == [1, 3, 2]
+    assert ranks([1, 1, 5], "lower") == [1.5, 1.5, 3]
+    assert ranks([math.nan, 0.2, 0.1], "higher") == [3, 1, 2]
+
+
+def test_a_criterion_with_a_gap_has_no_vote():
+    columns = {"entropy": [0.1, 0.2], "teacher": [None, 0.9], "source": [0.5, 0.7]}
+    mean, voted = mean_ranks(columns)
+    assert voted == ["entropy", "source"]
+    assert mean == [1.5, 1.5]
+    assert mean_ranks({"teacher": [None, None]}) == ([], [])
+
+
+def test_the_best_of_most_criteria_wins_the_vote():
+    columns = {"entropy": [0.1, 0.2, 0.3], "snd": [5.0, 6.0, 4.0], "source": [0.4, 0.6, 0.5]}
+    mean, _ = mean_ranks(columns)
+    assert min(range(3), key=mean.__getitem__) == 1
+
+
+def test_sampled_pixels_are_rows_of_the_map_and_repeat():
+    maps = torch.arange(24.0).view(2, 3, 4)
+    rows = sample_pixels(maps, 5, seed=1)
+    assert rows.shape == (5, 2)
+    assert torch.equal(rows[:, 1] - rows[:, 0], torch.full((5,), 12.0))
+    assert len(set(rows[:, 0].tolist())) == 5
+    assert torch.equal(rows, sample_pixels(maps, 5, seed=1))
+    assert not torch.equal(rows, sample_pixels(maps, 5, seed=2))
+    assert sample_pixels(maps, 100, seed=1).shape == (12, 2)
+
+
+def test_every_criterion_is_named_once():
+    assert len({criterion.name for criterion in CRITERIA}) == len(CRITERIA) == 7

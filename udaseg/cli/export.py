@@ -1,0 +1,53 @@
+"""The words of `udaseg export`."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from udaseg.cli.options import Overwrite, Quiet, Root, Run, Verbose, Weights, WeightsOption
+from udaseg.cli.talk import talk
+
+
+class Pixels(StrEnum):
+    """What the exported network takes."""
+
+    uint8 = "uint8"
+    float32 = "float"
+
+
+def export(
+    run: Run,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="By default model.onnx in the run.")
+    ] = None,
+    argmax: Annotated[
+        bool, typer.Option("--argmax", help="Give labels (uint8) instead of logits.")
+    ] = False,
+    pixels: Annotated[
+        Pixels, typer.Option("--input", help="RGB as uint8 0..255, or as float 0..1.")
+    ] = Pixels.uint8,
+    weights: WeightsOption = Weights.student,
+    images: Annotated[
+        int, typer.Option(min=0, help="Target images to check the file with; 0 does not check.")
+    ] = 3,
+    overwrite: Overwrite = False,
+    root: Root = Path("data"),
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write the network as ONNX for any image size, and check it."""
+    talk(verbose, quiet)
+    from udaseg import commands
+
+    commands.export(
+        run=run,
+        out=out,
+        argmax=argmax,
+        pixels=pixels.value,
+        weights=weights.value,
+        images=images,
+        overwrite=overwrite,
+        root=root,
+    )

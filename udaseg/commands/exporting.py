@@ -1,0 +1,173 @@
+"""`udaseg export`: a run's network as one ONNX file for any height and width, checked."""
+
+import importlib.util
+import json
+import logging
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.text import Text
+
+from udaseg import __version__, build
+from udaseg.commands.onnx_file import EXAMPLE, Checked, Exported, Pixels, compare, write_onnx
+from udaseg.commands.scoring import trained_size
+from udaseg.data import open_dataset, read_image, resize_image
+from udaseg.errors import DataError, EnvironmentFault, UsageError
+from udaseg.evaluation import network_size
+from udaseg.recipe import Recipe, printable
+
+log = logging.getLogger(__name__)
+
+_LEAST_AGREEMENT = 0.995
+_LARGEST_DIFFERENCE = 1e-3  # relative to the largest logit
+_NOISE = 3
+_PIP = "pip install 'udaseg[export]'  (onnx, onnxscript, onnxruntime)"
+
+
+def export(
+    *,
+    run: Path,
+    out: Path | None,
+    argmax: bool,
+    pixels: str,
+    weights: str,
+    images: int,
+    overwrite: bool,
+    root: Path,
+) -> None:
+    """Write a run's network as ONNX, run it beside torch, and say how well they agree.
+
+    Args:
+        run: Run folder or checkpoint.
+        out: The file; None is `model.onnx` in the run.
+        argmax: Labels instead of logits.
+        pixels: `uint8` or `float`.
+        weights: `student` or `teacher`.
+        images: Target images to check with; 0 does not check.
+        overwrite: Replace a file that is there.
+        root: Where prepared data lie.
+
+    Raises:
+        EnvironmentFault: A package is missing, or the file disagrees with torch; it is not kept.
+        UsageError: The file exists.
+    """
+    _require("onnx", "onnxscript")
+    path = out or _folder(run) / "model.onnx"
+    if path.is_dir() or (path.exists() and not overwrite):
+        raise UsageError(f"{path}: exists; give --overwrite, or another --out FILE")
+    loaded = build.load_run(run, weights=weights, device="cpu")
+    network = loaded.segmenter.to(memory_format=torch.contiguous_format)
+    module = Exported(network, uint8=pixels == "uint8", argmax=argmax).eval()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
+        temporary = Path(folder) / "model.onnx"
+        log.info("exporting %s, step %d", printable(str(loaded.checkpoint)), loaded.step)
+        write_onnx(module, temporary, _metadata(loaded, weights, module))
+        checked = None
+        if images and _has("onnxruntime"):
+            pictures = _pictures(loaded.recipe, images, root)
+            real = pictures is not None
+            checked = compare(module, temporary, pictures or _noise(), real=real)
+            _refuse_disagreement(checked)
+        temporary.replace(path)
+    screen = Console(highlight=False, soft_wrap=True)
+    megabytes = path.stat().st_size / 1e6
+    screen.print(Text(f"{printable(str(path))}: {megabytes:.1f} MB, {_shapes(loaded, module)}"))
+    if checked is not None:
+        screen.print(Text(_words(checked)))
+    elif images:
+        log.warning("not checked against torch: onnxruntime is missing; %s", _PIP)
+
+
+def _refuse_disagreement(checked: Checked) -> None:
+    """Refuse a file that is another network than the one in torch.
+
+    Raises:
+        EnvironmentFault: With what was found; NaN on either side is no agreement.
+    """
+    close = checked.relative is None or checked.relative <= _LARGEST_DIFFERENCE
+    if close and checked.agreement >= _LEAST_AGREEMENT:
+        return
+    raise EnvironmentFault(
+        f"the ONNX file disagrees with torch {torch.__version__}, so it was not kept: "
+        f"{_words(checked)}; try other versions of torch, onnxscript and onnxruntime"
+    )
+
+
+def _words(checked: Checked) -> str:
+    kind = "images" if checked.real else "pictures of noise"
+    text = f"checked on {checked.images} {kind} at two sizes each: "
+    if checked.difference is not None:
+        text += f"largest difference of a logit {checked.difference:.2g}, "
+    return text + f"{100 * checked.agreement:.3f} % of the labels agree with torch"
+
+
+def _pictures(recipe: Recipe, count: int, root: Path) -> list[Pixels] | None:
+    """Return images of the recipe's target as the network sees them; None without any at hand."""
+    try:
+        target = open_dataset(recipe.target.data, root=root)
+        samples = target.split(recipe.target.split)[:count]
+        stored = [read_image(target.image_path(sample)) for sample in samples]
+    except DataError as error:
+        log.warning("%s; checking with noise instead", error)
+        return None
+    size = trained_size(recipe)
+    return [
+        resize_image(image, network_size((image.shape[0], image.shape[1]), size))
+        for image in stored
+    ] or None
+
+
+def _noise() -> list[Pixels]:
+    generator = np.random.default_rng(0)
+    size = (*EXAMPLE[2:], 3)
+    return [generator.integers(0, 256, size, dtype=np.uint8) for _ in range(_NOISE)]
+
+
+def _metadata(loaded: build.LoadedRun, weights: str, module: Exported) -> dict[str, str]:
+    """Return what a user of the file needs to know, as text."""
+    size = trained_size(loaded.recipe)
+    document = build.class_document(loaded.classes)
+    return {
+        "classes": json.dumps(document["names"]),
+        "colors": json.dumps(document["colors"]),
+        "input": "RGB, (batch, 3, height, width), "
+        + ("uint8 0..255" if module.uint8 else "float 0..1"),
+        "output": "class of each pixel, uint8" if module.argmax else "logits of each pixel, float",
+        "trained_size": json.dumps(size),  # (height, width), null where images kept their size
+        "recipe": loaded.recipe.name,
+        "step": str(loaded.step),
+        "weights": weights,
+        "made_by": f"udaseg {__version__}",
+    }
+
+
+def _shapes(loaded: build.LoadedRun, module: Exported) -> str:
+    taken = "uint8" if module.uint8 else "float"
+    given = "labels (B, H, W)" if module.argmax else f"logits (B, {len(loaded.classes)}, H, W)"
+    return f"image (B, 3, H, W) {taken} -> {given}"
+
+
+def _folder(run: Path) -> Path:
+    """Return the run folder that a run or one of its checkpoints belongs to."""
+    if run.is_dir():
+        return run
+    return run.parent.parent if run.parent.name == "checkpoints" else run.parent
+
+
+def _has(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+def _require(*packages: str) -> None:
+    """Refuse to begin without the packages that write ONNX.
+
+    Raises:
+        EnvironmentFault: With the command that installs them.
+    """
+    missing = [package for package in packages if not _has(package)]
+    if missing:
+        raise EnvironmentFault(f"export needs {' and '.join(missing)}: {_PIP}")

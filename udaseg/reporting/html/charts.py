@@ -1,0 +1,241 @@
+"""Charts as inline SVG, small and without a library: lines, bars, reliability, confusion."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from udaseg.reporting.html.content import Color, Reliability
+from udaseg.reporting.html.markup import Html, element, join
+
+Points = Sequence[tuple[float, float]]
+
+_WIDTH, _HEIGHT = 360.0, 200.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46.0, 16.0, 8.0, 24.0
+_STYLES = 6
+# the confusion matrix: a cell, the room for names above and beside, the share that is written
+_CELL, _HEAD, _SIDE, _WRITTEN = 26.0, 92.0, 100.0, 0.01
+
+
+def line_chart(
+    title: str,
+    lines: Mapping[str, Points],
+    *,
+    span: tuple[float, float] | None = None,
+    colors: Mapping[str, Color] | None = None,
+    styles: Sequence[str] = (),
+) -> Html:
+    """Return a figure of lines over steps; a gap where a value is not finite.
+
+    Args:
+        title: What is drawn.
+        lines: (x, y) by name, x rising.
+        span: Lowest and highest y; None takes the values'.
+        colors: RGB of each line, where lines are classes; else each line has a colour and dashes.
+        styles: All names of lines on the page, so that a name looks the same in every chart.
+    """
+    kept = {name: [(x, y) for x, y in points if math.isfinite(x)] for name, points in lines.items()}
+    xs = [x for points in kept.values() for x, _ in points]
+    ys = [y for points in kept.values() for _, y in points if math.isfinite(y)]
+    if not xs or not ys:
+        return Html("")
+    x_span = _wide((min(xs), max(xs)))
+    y_span = _wide(span or (min(*ys, 0.0) if min(ys) < max(ys) / 4 else min(ys), max(ys)))
+    parts = [_axes(x_span, y_span)]
+    keys = []
+    for number, (name, points) in enumerate(kept.items()):
+        place = styles.index(name) if name in styles else number
+        style = {"class_": f"line s{place % _STYLES}"}
+        if colors and name in colors:
+            style = {"class_": "line", "stroke": _rgb(colors[name]), "data_class": name}
+        for piece in _pieces(points):
+            places = [(_across(x, x_span), _up(y, y_span)) for x, y in piece]
+            if len(places) == 1:
+                (x, y), *_ = places
+                parts.append(element("circle", cx=x, cy=y, r=2, **style))
+                continue
+            drawn = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+            parts.append(element("polyline", points=drawn, **style))
+        keys.append(_key(name, style))
+    last = "; ".join(
+        f"{name} ends at {_short(finite[-1])}"
+        for name, points in kept.items()
+        if (finite := [y for _, y in points if math.isfinite(y)])
+    )
+    words = f"{title} over steps {_short(x_span[0])} to {_short(x_span[1])}: {last}"
+    return _figure(title, parts, words, keys if len({*lines, *styles}) > 1 else [])
+
+
+def histogram(title: str, reliability: Reliability) -> Html:
+    """Return a figure of the share of pixels in each step of confidence."""
+    total = max(1, sum(reliability.pixels))
+    shares = [count / total for count in reliability.pixels]
+    y_span = (0.0, max(*shares, 1e-9))
+    width = 1 / len(shares)
+    bars = [
+        _bar(index * width, width, share, y_span, f"{_bin(index, width)}: {100 * share:.2f} %")
+        for index, share in enumerate(shares)
+    ]
+    sure = 100 * sum(shares[-len(shares) // 10 :])
+    words = f"{title}: share of pixels by confidence; {sure:.1f} % are above 0.9"
+    return _figure(title, [_axes((0.0, 1.0), y_span), *bars], words, [])
+
+
+def reliability_chart(title: str, reliability: Reliability) -> Html:
+    """Return a figure of accuracy by confidence; on the diagonal confidence can be believed."""
+    if not sum(reliability.labelled):
+        return Html("")
+    span = (0.0, 1.0)
+    width = 1 / len(reliability.labelled)
+    bars = []
+    for index, count in enumerate(reliability.labelled):
+        if count:
+            accuracy = reliability.correct[index] / count
+            sure = reliability.confidence[index] / count
+            words = (
+                f"{_bin(index, width)}: accuracy {accuracy:.3f}, mean confidence {sure:.3f}, "
+                f"{count} pixels"
+            )
+            bars.append(_bar(index * width, width, accuracy, span, words))
+    corners = [(_across(0, span), _up(0, span)), (_across(1, span), _up(1, span))]
+    drawn = " ".join(f"{x:.1f},{y:.1f}" for x, y in corners)
+    diagonal = element("polyline", points=drawn, class_="diagonal")
+    error = f"calibration error {100 * reliability.error:.2f} %"
+    parts = [_axes(span, span), *bars, diagonal]
+    return _figure(f"{title} ({error})", parts, f"{title}: expected {error}", [])
+
+
+def confusion_chart(names: Sequence[str], counts: Sequence[Sequence[int]]) -> Html:
+    """Return a figure of the confusion matrix, each row in percent of its truth.
+
+    Args:
+        names: Of the classes.
+        counts: Rows truth, columns prediction.
+    """
+    side = _CELL * len(names)
+    heads = [
+        element("text", name, transform=f"translate({_place(n) + 16:.1f} {_HEAD - 6}) rotate(-55)")
+        for n, name in enumerate(names)
+    ]
+    rows = [_row(names, number, row) for number, row in enumerate(counts)]
+    frame = element("rect", x=_SIDE, y=_HEAD, width=side, height=side, class_="frame")
+    label = "confusion matrix: rows are the truth, columns the prediction, percent of each row"
+    picture = element(
+        "svg",
+        join([*heads, *rows, frame]),
+        viewBox=f"0 0 {_SIDE + side + 60:.0f} {_HEAD + side + 4:.0f}",
+        class_="confusion",
+        role="img",
+        aria_label=label,
+    )
+    return element("figure", picture, element("figcaption", label))
+
+
+def _row(names: Sequence[str], number: int, counts: Sequence[int]) -> Html:
+    """Return a row of the confusion matrix: the name of its truth, and a cell a prediction."""
+    total, y, name = sum(counts), _HEAD + number * _CELL, names[number]
+    parts = [element("text", name, x=_SIDE - 6, y=y + 17, text_anchor="end")]
+    for column, (other, count) in enumerate(zip(names, counts, strict=True)):
+        if not count:
+            continue
+        share, x = count / total, _place(column)
+        cell = [
+            element("title", f"{name}, called {other}: {100 * share:.2f} %, {count} pixels"),
+            element("rect", x=x, y=y, width=_CELL, height=_CELL, class_="cell", fill_opacity=share),
+        ]
+        if share >= _WRITTEN:
+            dark = "deep" if share > 0.5 else None
+            text, middle = f"{100 * share:.0f}", x + _CELL / 2
+            cell.append(
+                element("text", text, class_=dark, x=middle, y=y + 17, text_anchor="middle")
+            )
+        parts.append(element("g", *cell))
+    return element("g", *parts, data_class=name)
+
+
+def _place(column: int) -> float:
+    return _SIDE + column * _CELL
+
+
+def _figure(title: str, parts: Sequence[Html], words: str, keys: Sequence[Html]) -> Html:
+    picture = element(
+        "svg",
+        join(list(parts)),
+        viewBox=f"0 0 {_WIDTH:.0f} {_HEIGHT:.0f}",
+        class_="chart",
+        role="img",
+        aria_label=words,
+    )
+    legend = element("ul", *keys, class_="keys") if keys else Html("")
+    return element("figure", element("figcaption", title), picture, legend)
+
+
+def _key(name: str, style: Mapping[str, str]) -> Html:
+    mark = element("svg", element("line", x1=0, y1=5, x2=22, y2=5, **style), viewBox="0 0 22 10")
+    return element("li", mark, name, data_class=style.get("data_class"))
+
+
+def _axes(x_span: tuple[float, float], y_span: tuple[float, float]) -> Html:
+    parts = []
+    for value in _ticks(y_span):
+        y = _up(value, y_span)
+        parts.append(element("line", x1=_LEFT, x2=_WIDTH - _RIGHT, y1=y, y2=y, class_="grid"))
+        parts.append(element("text", _short(value), x=_LEFT - 5, y=y + 4, text_anchor="end"))
+    for value in _ticks(x_span):
+        x = _across(value, x_span)
+        parts.append(element("text", _short(value), x=x, y=_HEIGHT - 6, text_anchor="middle"))
+    return join(parts)
+
+
+def _bar(x: float, width: float, share: float, y_span: tuple[float, float], words: str) -> Html:
+    left, right = _across(x, (0.0, 1.0)), _across(x + width, (0.0, 1.0))
+    top, bottom = _up(share, y_span), _up(0, y_span)
+    place = {"x": left + 0.5, "y": top, "width": right - left - 1, "height": bottom - top}
+    return element("g", element("title", words), element("rect", class_="bar", **place))
+
+
+def _pieces(points: Points) -> list[list[tuple[float, float]]]:
+    """Return the stretches without a gap."""
+    pieces: list[list[tuple[float, float]]] = [[]]
+    for x, y in points:
+        if math.isfinite(y):
+            pieces[-1].append((x, y))
+        elif pieces[-1]:
+            pieces.append([])
+    return [piece for piece in pieces if piece]
+
+
+def _ticks(span: tuple[float, float]) -> list[float]:
+    """Return four to eight round numbers inside a span."""
+    width = span[1] - span[0]
+    step = 10 ** math.floor(math.log10(width / 4))
+    step *= next(factor for factor in (1, 2, 5, 10) if width / (step * factor) <= 7)
+    first = math.ceil(span[0] / step - 1e-9)
+    last = math.floor(span[1] / step + 1e-9)
+    return [number * step for number in range(first, last + 1)]
+
+
+def _wide(span: tuple[float, float]) -> tuple[float, float]:
+    low, high = span
+    return (low, high) if high - low > 1e-12 * max(1.0, abs(high)) else (low - 0.5, high + 0.5)
+
+
+def _across(x: float, span: tuple[float, float]) -> float:
+    return _LEFT + (x - span[0]) / (span[1] - span[0]) * (_WIDTH - _LEFT - _RIGHT)
+
+
+def _up(y: float, span: tuple[float, float]) -> float:
+    share = min(1.0, max(0.0, (y - span[0]) / (span[1] - span[0])))
+    return _HEIGHT - _BOTTOM - share * (_HEIGHT - _TOP - _BOTTOM)
+
+
+def _bin(index: int, width: float) -> str:
+    return f"confidence {index * width:.2f} to {(index + 1) * width:.2f}"
+
+
+def _short(value: float) -> str:
+    if abs(value) >= 10_000 and value % 100 == 0:
+        return f"{value / 1000:g}k"
+    return f"{value:.4g}"
+
+
+def _rgb(color: Color) -> str:
+    return f"rgb({int(color[0])},{int(color[1])},{int(color[2])})"

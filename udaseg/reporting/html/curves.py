@@ -1,0 +1,115 @@
+"""Curves of `metrics.jsonl`: one small chart a number, one line a run."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from udaseg.reporting.html.charts import line_chart
+from udaseg.reporting.html.content import Color, RunContent
+from udaseg.reporting.html.markup import Html, element, join
+
+# figures that are shares or probabilities, so that charts of them share one axis
+_UNIT = {"confident", "confidence", "top_class", "oracle_miou"}
+_NO_CURVE = {"step", "stage", "losses", "dropped", "alarms"}
+_TITLES = {
+    "total": "loss, total",
+    "confident": "share of confident target pixels",
+    "confidence": "mean confidence of the pseudo-labels",
+    "top_class": "share of the most frequent pseudo-label",
+    "uncertainty": "mean entropy of the predictions",
+    "oracle_miou": "mIoU on labelled target images (for people; selects nothing)",
+    "gradient_norm": "gradient norm before clipping",
+}
+_LONGEST = 600
+
+Series = dict[str, list[tuple[float, float]]]
+
+
+def curves(runs: Sequence[RunContent], colors: Mapping[str, Color]) -> Html:
+    """Return charts of all that the runs wrote down, or a sentence where they wrote nothing."""
+    numbers: dict[str, Series] = {}
+    tables: dict[tuple[str, str], Series] = {}
+    for run in runs:
+        for event in run.metrics:
+            step = event.get("step")
+            if not isinstance(step, int | float):
+                continue
+            for name, value in _numbers(event):
+                numbers.setdefault(name, {}).setdefault(run.name, []).append((step, value))
+            for table, row in _tables(event):
+                for name, value in row.items():
+                    series = tables.setdefault((table, run.name), {})
+                    series.setdefault(str(name), []).append((step, value))
+    charts = [
+        line_chart(
+            _TITLES.get(name, name.replace("_", " ")),
+            {run: thinned(points) for run, points in series.items()},
+            span=(0.0, 1.0) if name in _UNIT else None,
+            styles=[run.name for run in runs],
+        )
+        for name, series in numbers.items()
+    ]
+    for (table, run_name), series in tables.items():
+        lines = {name: thinned(points) for name, points in series.items()}
+        title = table.replace("_", " ") + (f" — {run_name}" if len(runs) > 1 else "")
+        charts.append(line_chart(title, lines, colors=colors))
+    drawn = [chart for chart in charts if chart]
+    if not drawn:
+        return element("p", "No metrics were written.")
+    note = element(
+        "p", "Over optimiser steps; a gap is a value that was not finite.", class_="note"
+    )
+    return join([note, element("div", *drawn, class_="charts")])
+
+
+def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return at most some hundred points: means of neighbours, gaps kept where all are gaps."""
+    size = -(-len(points) // _LONGEST)
+    if size <= 1:
+        return list(points)
+    kept = []
+    for start in range(0, len(points), size):
+        group = points[start : start + size]
+        finite = [y for _, y in group if math.isfinite(y)]
+        mean = sum(finite) / len(finite) if finite else math.nan
+        kept.append((sum(x for x, _ in group) / len(group), mean))
+    return kept
+
+
+def _numbers(event: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """Return the single numbers of an event; null, which was not finite, is a gap."""
+    found = {}
+    losses = event.get("losses")
+    if isinstance(losses, Mapping):
+        # what is watched needs no second word, what is minimised does
+        for name, value in losses.items():
+            watched = name in _TITLES or name in _UNIT
+            found[str(name) if watched else f"loss, {name}"] = value
+    found |= {name: value for name, value in event.items() if name not in _NO_CURVE}
+    rates = event.get("lr")
+    if isinstance(rates, Mapping) and len(set(rates.values())) == 1:
+        found["learning rate"] = next(iter(rates.values()))
+    return [(name, _float(value)) for name, value in found.items() if _is_number(value)]
+
+
+def _tables(event: Mapping[str, Any]) -> list[tuple[str, dict[str, float]]]:
+    """Return the numbers by name of an event, such as pseudo-label shares by class."""
+    found = []
+    for key, value in event.items():
+        if key in _NO_CURVE or not isinstance(value, Mapping) or not value:
+            continue
+        if key == "lr":
+            if len(set(value.values())) == 1:
+                continue
+            key = "learning rate"
+        if all(map(_is_number, value.values())):
+            found.append((key, {name: _float(part) for name, part in value.items()}))
+    return found
+
+
+def _is_number(value: object) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+
+
+def _float(value: float | None) -> float:
+    return math.nan if value is None else float(value)

@@ -1,0 +1,216 @@
+"""The report page: sections in order, one file without anything from outside."""
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from udaseg.reporting.html.charts import confusion_chart, histogram, reliability_chart
+from udaseg.reporting.html.content import PageContent, RunContent, Shot
+from udaseg.reporting.html.curves import curves
+from udaseg.reporting.html.markup import Html, asset, element, join
+from udaseg.reporting.html.score_section import differing_protocols, score_section, scrolled, swatch
+
+LARGEST_BYTES = 20_000_000
+
+
+def report_page(page: PageContent, *, largest: int = LARGEST_BYTES) -> str:
+    """Return the page as one HTML document that loads nothing.
+
+    Everything of the user's is escaped; the only script is ours, and a policy in the page lets no
+    other run. Where the page would be too large, images are left out from the end, with a warning.
+
+    Args:
+        page: What to show.
+        largest: Bytes that the page may have.
+    """
+    text = _document(page)
+    shown = list(page.shots)
+    while len(text.encode()) > largest and shown:
+        shown = shown[: len(shown) * 3 // 4]
+        left = len(page.shots) - len(shown)
+        warning = f"{left} images were left out, so that the page stays below {largest} bytes"
+        text = _document(replace(page, shots=shown, warnings=[*page.warnings, warning]))
+    return text
+
+
+def _document(page: PageContent) -> str:
+    style, script = asset("page.css"), asset("page.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = (
+        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
+        f"script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    )
+    sections = {
+        "What was run": _facts(page.runs),
+        "Scores": score_section(page),
+        "Images": _shots(page),
+        "Confidence": _confidence(page.runs),
+        "Confusion": _confusion(page.runs),
+        "Curves": curves(page.runs, page.colors),
+        "Cost": _table_of({run.name: run.cost for run in page.runs}, "Cost"),
+        "Environment": _table_of({run.name: run.environment for run in page.runs}, "Environment"),
+        "Recipes": _recipes(page.runs),
+    }
+    kept = {title: body for title, body in sections.items() if body}
+    names = {title: f"s-{title.lower().replace(' ', '-')}" for title in kept}
+    menu = [element("li", element("a", title, href=f"#{names[title]}")) for title in kept]
+    bodies = [
+        element("section", element("h2", title), body, id=names[title])
+        for title, body in kept.items()
+    ]
+    body = element(
+        "body",
+        element("header", element("h1", page.title), element("p", page.made, class_="note")),
+        element("nav", element("ul", *menu), aria_label="Sections"),
+        element("main", _warnings(page), *bodies),
+        element("script", Html(script)),
+    )
+    head = element(
+        "head",
+        element("meta", charset="utf-8"),
+        Html(f'<meta http-equiv="Content-Security-Policy" content="{policy}">'),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("meta", name="color-scheme", content="light dark"),
+        element("title", page.title),
+        element("style", Html(style)),
+    )
+    return f"<!doctype html>\n{element('html', head, body, lang='en')}\n"
+
+
+def _warnings(page: PageContent) -> Html:
+    """Return what to know before believing a number; it comes first."""
+    items = [element("li", text) for text in page.warnings]
+    if differing := differing_protocols(page.runs):
+        items.append(
+            element("li", f"these scores do not compare: they differ in {'; '.join(differing)}")
+        )
+    for run in page.runs:
+        for text in run.warnings:
+            items.append(element("li", element("strong", run.name), f": {text}"))
+    if not items:
+        return Html("")
+    return element(
+        *("section", element("h2", "Warnings"), element("ul", *items)), class_="warnings"
+    )
+
+
+def _facts(runs: Sequence[RunContent]) -> Html:
+    table = _table_of({run.name: run.facts for run in runs}, "What was run")
+    commands = [
+        join([element("p", run.name, class_="note"), element("pre", element("code", run.command))])
+        for run in runs
+        if run.command
+    ]
+    return join([table, *commands])
+
+
+def _table_of(columns: Mapping[str, Mapping[str, str]], label: str) -> Html:
+    """Return facts of each run side by side; nothing where there are none."""
+    keys = list(dict.fromkeys(key for column in columns.values() for key in column))
+    if not keys:
+        return Html("")
+    heads = [element("th", name, scope="col") for name in columns]
+    rows = [
+        element(
+            "tr",
+            element("th", key, scope="row"),
+            *(element("td", column.get(key, "-")) for column in columns.values()),
+        )
+        for key in keys
+    ]
+    head = element("thead", element("tr", element("td"), *heads))
+    return scrolled(element("table", head, element("tbody", *rows)), label)
+
+
+def _recipes(runs: Sequence[RunContent]) -> Html:
+    """Return what differs between the recipes, then each recipe as it was written."""
+    parts = []
+    settings = {run.name: run.settings for run in runs if run.settings}
+    if len(settings) > 1:
+        keys = dict.fromkeys(key for column in settings.values() for key in column)
+        differing = [
+            key for key in keys if len({column.get(key) for column in settings.values()}) > 1
+        ]
+        different = {
+            name: {key: column.get(key, "-") for key in differing}
+            for name, column in settings.items()
+        }
+        parts.append(element("h3", "Where the recipes differ"))
+        parts.append(_table_of(different, "Differences") if differing else element("p", "Nowhere."))
+    for run in runs:
+        if run.recipe:
+            text = element("pre", element("code", run.recipe))
+            parts.append(element("details", element("summary", f"Recipe of {run.name}"), text))
+    return join(parts)
+
+
+def _confidence(runs: Sequence[RunContent]) -> Html:
+    rows = []
+    for run in runs:
+        counts = run.reliability
+        if counts is not None and any(counts.pixels):
+            pair = [
+                histogram(f"{run.name}: share of pixels by confidence", counts),
+                reliability_chart(f"{run.name}: accuracy by confidence", counts),
+            ]
+            rows.append(element("div", *pair, class_="charts pair"))
+    if not rows:
+        return Html("")
+    words = "Of the images that were looked at. Bars below the dashed line: more sure than right."
+    return join([element("p", words, class_="note"), *rows])
+
+
+def _confusion(runs: Sequence[RunContent]) -> Html:
+    figures = [
+        join([element("h3", run.name), confusion_chart(run.scores.names, run.scores.confusion)])
+        for run in runs
+        if run.scores is not None and run.scores.confusion
+    ]
+    if not figures:
+        return Html("")
+    return element("div", *(element("div", figure) for figure in figures), class_="matrices")
+
+
+def _shots(page: PageContent) -> Html:
+    if not page.shots:
+        return Html("")
+    buttons = [
+        element(
+            "button",
+            swatch(color),
+            name,
+            type="button",
+            data_lift=name,
+            data_rgb=",".join(map(str, color)),
+        )
+        for name, color in page.colors.items()
+    ]
+    legend = element("p", *buttons, class_="legend")
+    hint = (
+        "Press a class to lift it out, here and in table, curves and matrix. Each slider moves "
+        "between the two pictures chosen below it; arrow keys work."
+    )
+    parts = [element("p", page.looked, class_="note"), element("p", hint, class_="note script")]
+    shots = element("div", *(_shot(shot) for shot in page.shots), class_="shots")
+    return join([*parts, legend, shots])
+
+
+def _shot(shot: Shot) -> Html:
+    """Return the pictures of an image in a row; a script makes a slider of them."""
+    pictures = [
+        element(
+            "figure",
+            element(
+                "img",
+                src=layer.uri,
+                alt=f"{layer.title} of {shot.name}",
+                data_title=layer.title,
+                data_mask="1" if layer.mask else None,
+            ),
+            element("figcaption", layer.title),
+        )
+        for layer in shot.layers
+    ]
+    head = element("h3", shot.name, element("small", f" {shot.why}"))
+    return element("article", head, element("div", *pictures, class_="strip"), class_="shot")

@@ -1,0 +1,143 @@
+"""The table of scores: every class, every run, and what adaptation changed."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from udaseg.reporting.html.content import Color, PageContent, RunContent
+from udaseg.reporting.html.markup import Html, element, join
+from udaseg.reporting.tables import Scores, percent, protocol_line
+
+
+def score_section(page: PageContent) -> Html:
+    """Return the table of class IoUs with means, protocol lines and notes."""
+    scored = [(run, run.scores) for run in page.runs if run.scores is not None]
+    if not scored:
+        return element("p", "Not scored. `udaseg eval RUN` scores a run where labels exist.")
+    first = page.runs[0].scores if page.baseline else None
+    names = list(dict.fromkeys(name for _, scores in scored for name in scores.names))
+    iou = [dict(zip(scores.names, scores.iou, strict=True)) for _, scores in scored]
+    share = dict(zip(scored[-1][1].names, scored[-1][1].share, strict=True))
+    base = dict(zip(first.names, first.iou, strict=True)) if first is not None else None
+    rows = []
+    for name in names:
+        cells = [element("th", _class_button(name, page.colors), scope="row")]
+        for number, column in enumerate(iou):
+            value = column.get(name, math.nan)
+            compared = base.get(name) if base is not None and number else None
+            cells.append(_iou_cell(value, compared))
+        cells.append(element("td", percent(share.get(name, math.nan)), class_="number"))
+        rows.append(element("tr", *cells, data_class=name))
+    labels = list(dict.fromkeys(label for _, scores in scored for label in scores.means))
+    foot = []
+    for label in labels:
+        values = [scores.means.get(label, math.nan) for _, scores in scored]
+        foot.append(_mean_row(label, values, compare=first is not None))
+    accuracies = [scores.pixel_accuracy for _, scores in scored]
+    foot.append(_mean_row("pixel accuracy", accuracies, compare=first is not None))
+    heads = [element("th", "class", scope="col")]
+    for number, (run, _) in enumerate(scored):
+        role = "baseline, IoU %" if first is not None and number == 0 else "IoU %"
+        heads.append(element("th", run.name, element("small", role), scope="col"))
+    heads.append(element("th", "share of truth %", scope="col"))
+    caption = "IoU of each class in percent"
+    if first is not None:
+        caption += f"; in brackets the points gained or lost against {page.runs[0].name}"
+    table = element(
+        "table",
+        element("caption", caption),
+        element("thead", element("tr", *heads)),
+        element("tbody", *rows),
+        element("tfoot", *foot),
+        class_="scores",
+    )
+    notes = [_protocol(run, scores) for run, scores in scored]
+    return join([scrolled(table, "Scores"), *notes, _others(page.runs)])
+
+
+def differing_protocols(runs: Sequence[RunContent]) -> list[str]:
+    """Return what the runs' evaluations do not share, so that their numbers do not compare."""
+    scored = [run.scores for run in runs if run.scores is not None]
+    keys = dict.fromkeys(key for scores in scored for key in scores.protocol if key != "weights")
+    differing = []
+    for key in keys:
+        values = {scores.protocol.get(key, "-") for scores in scored}
+        if len(values) > 1:
+            differing.append(f"{key} ({', '.join(sorted(values))})")
+    return differing
+
+
+def _protocol(run: RunContent, scores: Scores) -> Html:
+    line = element("p", element("strong", run.name), f": {protocol_line(scores)}", class_="note")
+    if not scores.notes:
+        return line
+    return join([line, element("ul", *(element("li", note) for note in scores.notes))])
+
+
+def scrolled(table: Html, label: str) -> Html:
+    """Return a table that scrolls by itself where the screen is narrow, by keyboard too."""
+    return element("div", table, class_="wide", tabindex="0", role="region", aria_label=label)
+
+
+def _others(runs: Sequence[RunContent]) -> Html:
+    """Return the means of every evaluation, where there are more than the one compared."""
+    if max(len(run.evaluations) for run in runs) < 2:
+        return Html("")
+    rows = [
+        element(
+            "tr",
+            element("th", run.name, scope="row"),
+            element("td", name),
+            element("td", ", ".join(f"{key} {percent(mean)}" for key, mean in means.items())),
+        )
+        for run in runs
+        for name, means in run.evaluations.items()
+    ]
+    table = element("table", element("tbody", *rows))
+    return element("details", element("summary", "All evaluations of these runs"), table)
+
+
+def _class_button(name: str, colors: Mapping[str, Color]) -> Html:
+    """Return a class's name with its colour; a script makes it lift the class out everywhere."""
+    return element("button", swatch(colors.get(name)), name, type="button", data_lift=name)
+
+
+def swatch(color: Color | None) -> Html:
+    """Return a small square of a class's colour; empty where it is not known."""
+    fill = "none" if color is None else f"rgb({int(color[0])},{int(color[1])},{int(color[2])})"
+    box = element("rect", width=12, height=12, rx=2, fill=fill)
+    return element("svg", box, viewBox="0 0 12 12", class_="swatch", aria_hidden="true")
+
+
+def _iou_cell(value: float, base: float | None) -> Html:
+    width = 0.0 if math.isnan(value) else round(100 * value, 1)
+    bar = element(
+        "svg",
+        element("rect", width=width, height=4),
+        viewBox="0 0 100 4",
+        preserveAspectRatio="none",
+        class_="share",
+        aria_hidden="true",
+    )
+    return element("td", percent(value), _change(value, base), bar, class_="number")
+
+
+def _mean_row(label: str, values: Sequence[float], *, compare: bool) -> Html:
+    cells = [
+        element(
+            "td",
+            percent(value),
+            _change(value, values[0] if compare and number else None),
+            class_="number",
+        )
+        for number, value in enumerate(values)
+    ]
+    return element("tr", element("th", label, scope="row"), *cells, element("td"))
+
+
+def _change(value: float, base: float | None) -> Html:
+    """Return the points between two scores, the sign in the text and in the colour."""
+    if base is None or math.isnan(value) or math.isnan(base):
+        return Html("")
+    points = 100 * (value - base)
+    kind = "gain" if points >= 0.005 else "loss" if points <= -0.005 else "same"
+    return join([Html(" "), element("span", f"({points:+.2f})", class_=kind)])
