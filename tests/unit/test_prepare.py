@@ -6,7 +6,6 @@ import os
 import shutil
 import struct
 import threading
-import time
 import zlib
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from PIL import Image
 
 from tests import files
 from udaseg.data import IGNORE, open_dataset, prepare_dataset, read_index, read_train_ids
-from udaseg.data.convert import convert
 from udaseg.errors import DataError
 from udaseg.recipe import printable
 
@@ -530,48 +528,6 @@ def test_a_look_writes_nothing(tmp_path):
     assert [s.pixels for s in report.dataset.splits["train"]] == [
         s.pixels for s in prepare_dataset(str(yaml), root=tmp_path / "data").dataset.splits["train"]
     ]
-
-
-def test_a_failure_leaves_the_last_good_state_and_no_rubbish(tmp_path):
-    yaml = _own(tmp_path)
-    prepare_dataset(str(yaml), root=tmp_path)
-    before = _tree(tmp_path / "prepared/own")
-    files.put(tmp_path / "labels/0.png", b"broken")
-    with pytest.raises(DataError):
-        prepare_dataset(str(yaml), root=tmp_path)
-    assert _tree(tmp_path / "prepared/own") == before
-    assert sorted(p.name for p in (tmp_path / "prepared").iterdir()) == [".own.lock", "own"]
-
-
-def test_what_a_killed_run_left_is_cleared(tmp_path):
-    yaml = _own(tmp_path)
-    files.put(tmp_path / "prepared/.own.tmp/labels/train/old.png", b"half")
-    dataset = prepare_dataset(str(yaml), root=tmp_path).dataset
-    assert len(_tree(dataset.folder)) == 5
-    assert not (tmp_path / "prepared/.own.tmp").exists()
-
-
-def test_an_interrupt_ends_it_soon_and_leaves_nothing(tmp_path, monkeypatch):
-    yaml = _own(tmp_path, pairs=40)
-    seen, read = [], []
-
-    def slow(*job):
-        read.append(job)
-        time.sleep(0.01)
-        return convert(*job)
-
-    monkeypatch.setattr("udaseg.data.prepare.convert", slow)
-
-    def stop(done, total):
-        seen.append((done, total))
-        if done == 3:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        prepare_dataset(str(yaml), root=tmp_path, workers=1, on_progress=stop)
-    assert seen == [(1, 40), (2, 40), (3, 40)]
-    assert len(read) < 40  # what had not begun was dropped
-    assert not (tmp_path / "prepared/.own.tmp").exists()
 
 
 def test_several_at_once_do_it_once(tmp_path):

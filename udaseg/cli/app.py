@@ -10,11 +10,15 @@ from typing import Annotated
 import typer
 
 from udaseg import __version__
+from udaseg.cli.doctor import doctor
+from udaseg.cli.export import export
 from udaseg.cli.options import (
     AnyDevice,
     Batch,
+    CacheFormat,
     Device,
     DryRun,
+    FitMemory,
     Flip,
     Format,
     Init,
@@ -39,7 +43,10 @@ from udaseg.cli.options import (
     factors,
     pixels,
     saves,
+    width_by_height,
 )
+from udaseg.cli.report import report
+from udaseg.cli.select import select
 from udaseg.cli.talk import talk
 from udaseg.errors import UsageError
 from udaseg.recipe import Everyday, find_recipe, list_recipes, methods, printable, requested
@@ -83,32 +90,56 @@ def prepare(
     check_only: Annotated[
         bool, typer.Option("--check-only", help="Look at everything, write nothing.")
     ] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Say which files changed since, write nothing.")
+    ] = False,
     max_bad: Annotated[int, typer.Option(min=0, help="Damaged files to leave out.")] = 0,
     on_mismatch: Annotated[
         OnMismatch, typer.Option(help="When a label has another size than its image.")
     ] = OnMismatch.exclude,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(metavar="RULE", help="Leave out the files of a named rule, as gta5 has."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of toyland.")] = 0,
     size: Annotated[
         str | None, typer.Option(metavar="HxW", help="Size of toyland's images.")
     ] = None,
     workers: Annotated[int, typer.Option(help="Processes; -1 chooses.")] = -1,
+    cache: Annotated[
+        str | None,
+        typer.Option(metavar="WxH", help="Also keep training images at this size (resize)."),
+    ] = None,
+    cache_format: Annotated[
+        CacheFormat, typer.Option(help="raw is read faster and needs zstd.")
+    ] = CacheFormat.png,
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
     """Check and index datasets: known names or YAML files."""
-    size_px = pixels("--size", size)
+    size_px, cache_px = pixels("--size", size), width_by_height("--cache", cache)
+    if check_only and cache is not None:
+        raise UsageError("--check-only writes nothing, so it takes no --cache")
+    if verify and (check_only or cache is not None):
+        raise UsageError("--verify goes without --check-only and --cache")
     talk(verbose, quiet)
     from udaseg import commands
 
+    if verify:
+        commands.verify(names=names, root=root, workers=workers)
+        return
     commands.prepare(
         names=names,
         root=root,
         check_only=check_only,
         max_bad=max_bad,
         on_mismatch=on_mismatch.value,
+        exclude=exclude or [],
         seed=seed,
         size=size_px,
         workers=workers,
+        cache=cache_px,
+        cache_format=cache_format.value,
     )
 
 
@@ -131,6 +162,7 @@ def train(
     resume: Resume = None,
     init: Init = None,
     overwrite: Overwrite = False,
+    fit: FitMemory = False,
     dry_run: DryRun = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
@@ -152,6 +184,7 @@ def train(
         overwrite=overwrite,
         dry_run=dry_run,
         command=_command(),
+        fit_memory=fit,
     )
 
 
@@ -174,6 +207,7 @@ def adapt(
     resume: Resume = None,
     init: Init = None,
     overwrite: Overwrite = False,
+    fit: FitMemory = False,
     dry_run: DryRun = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
@@ -195,6 +229,7 @@ def adapt(
         overwrite=overwrite,
         dry_run=dry_run,
         command=_command(),
+        fit_memory=fit,
     )
 
 
@@ -212,6 +247,13 @@ def evaluate(
     protocol: Annotated[
         int | None, typer.Option(metavar="19|16|13", help="Classes that the mean takes.")
     ] = None,
+    convention: Annotated[
+        int | None,
+        typer.Option(
+            metavar="19|16",
+            help="Truth of terrain, truck, train: 19 counts it, 16 ignores it (for SYNTHIA).",
+        ),
+    ] = None,
     output_format: Annotated[Format, typer.Option("--format", help="Of stdout.")] = Format.table,
     fail_under: Annotated[
         float | None, typer.Option(help="Exit with 7 if mIoU, in percent, is below.")
@@ -227,6 +269,8 @@ def evaluate(
     """Score a run or a checkpoint on labelled images."""
     if protocol is not None and protocol not in _PROTOCOLS:
         raise UsageError(f"--protocol is 19, 16 or 13, got {protocol}")
+    if convention not in (None, 19, 16):
+        raise UsageError(f"--convention is 19 or 16, got {convention}")
     scale_factors, window_px = factors(scales), pixels("--window", window)
     talk(verbose, quiet)
     from udaseg import commands
@@ -240,6 +284,7 @@ def evaluate(
         scales=scale_factors,
         window=window_px,
         protocol=protocol,
+        convention=convention,
         format=output_format.value,
         fail_under=fail_under,
         out=out,
@@ -299,6 +344,10 @@ def info(run: Run, verbose: Verbose = False, quiet: Quiet = False) -> None:
     from udaseg import commands
 
     commands.info(run=run)
+
+
+for _command_of_its_own_file in (doctor, report, select, export):
+    app.command()(_command_of_its_own_file)
 
 
 @app.command()

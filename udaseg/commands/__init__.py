@@ -4,24 +4,47 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from udaseg.commands.demonstration import demo
+    from udaseg.commands.examination import doctor
+    from udaseg.commands.exporting import export
     from udaseg.commands.fit import adapt, train
     from udaseg.commands.inspection import info
     from udaseg.commands.prediction import predict
     from udaseg.commands.preparation import prepare
+    from udaseg.commands.reporting_page import report
     from udaseg.commands.scoring import evaluate
+    from udaseg.commands.selection import select
+    from udaseg.commands.verification import verify
 
 # a module must not have the name of its function: importing it would hide the function
 _HOMES = {
     "adapt": "fit",
     "demo": "demonstration",
+    "doctor": "examination",
     "evaluate": "scoring",
+    "export": "exporting",
     "info": "inspection",
     "predict": "prediction",
     "prepare": "preparation",
+    "report": "reporting_page",
+    "select": "selection",
     "train": "fit",
+    "verify": "verification",
 }
 
-__all__ = ["adapt", "demo", "evaluate", "info", "predict", "prepare", "train"]
+__all__ = [
+    "adapt",
+    "demo",
+    "doctor",
+    "evaluate",
+    "export",
+    "info",
+    "predict",
+    "prepare",
+    "report",
+    "select",
+    "train",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,15 +2,25 @@
 
 import logging
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from udaseg.data import PreparedDataset, PrepareReport, Sample, make_toyland, prepare_dataset
+from udaseg.data import (
+    CacheReport,
+    PreparedDataset,
+    PrepareReport,
+    Sample,
+    make_toyland,
+    prepare_dataset,
+    write_cache,
+)
 from udaseg.errors import DataError
 from udaseg.recipe import printable
 from udaseg.reporting import WorkProgress
@@ -27,9 +37,12 @@ def prepare(
     check_only: bool,
     max_bad: int,
     on_mismatch: str,
+    exclude: Sequence[str] = (),
     seed: int,
     size: tuple[int, int] | None,
     workers: int,
+    cache: tuple[int, int] | None = None,
+    cache_format: str = "png",
 ) -> None:
     """Prepare each dataset and show what it holds; one that is missing does not stop the others.
 
@@ -39,74 +52,110 @@ def prepare(
         check_only: Look at everything and write nothing.
         max_bad: Damaged or unpaired files that may be left out.
         on_mismatch: exclude, resize or fail, when a label has another size than its image.
+        exclude: Named rules of the datasets whose files are left out.
         seed: Of toyland.
         size: (height, width) of toyland's images.
         workers: Threads that decode; -1 chooses.
+        cache: (height, width) to keep training images at, as the recipe's `resize`.
+        cache_format: png or raw.
 
     Raises:
         DataError: Something is missing or damaged; all such sets are named.
     """
-    wanted = []
-    for name in names:
-        if name == "toyland":
-            wanted += ["toyland", "toyland-target"]
-        else:
-            wanted.append(name)
     faults, reports = [], []
     made = check_only
-    for name in dict.fromkeys(wanted):
+    for name in every_half(names):
         try:
             if name in ("toyland", "toyland-target") and not made:
                 log.info("making toyland in %s", root / "toyland")
-                with _Counted("render toyland") as rendered:
+                with Counted("render toyland") as rendered:
                     make_toyland(root, seed=seed, size=size, on_progress=rendered)
                 made = True
-            reports.append(_prepared(name, root, check_only, max_bad, on_mismatch, workers))
+            rules = {"max_bad": max_bad, "on_mismatch": on_mismatch, "exclude": exclude}
+            reports.append(_prepared(name, root, check_only, rules, workers))
         except DataError as error:
             faults.append(str(error))
     console = Console(highlight=False, soft_wrap=False)
     for report in reports:
-        _show(console, report, check_only)
+        cached = None
+        if cache is not None:
+            try:
+                cached = _cached(report.dataset, cache, cache_format, workers)
+            except DataError as error:
+                faults.append(str(error))
+        _show(console, report, check_only, cached)
     if faults:
         raise DataError("\n\n".join(dict.fromkeys(faults)))
 
 
+def every_half(names: Sequence[str]) -> list[str]:
+    """Return each name once, toyland with both its halves."""
+    halves = {"toyland": ["toyland", "toyland-target"]}
+    return list(dict.fromkeys(half for name in names for half in halves.get(name, [name])))
+
+
 def _prepared(
-    name: str, root: Path, check_only: bool, max_bad: int, on_mismatch: str, workers: int
+    name: str, root: Path, check_only: bool, rules: dict[str, Any], workers: int
 ) -> PrepareReport:
-    with _Counted(f"prepare {printable(Path(name).stem)}") as on_progress:
+    with Counted(f"prepare {printable(Path(name).stem)}") as on_progress:
         return prepare_dataset(
             name,
             root=root,
             check_only=check_only,
-            max_bad=max_bad,
-            on_mismatch=on_mismatch,  # type: ignore[arg-type]  # the command line checked the word
+            workers=workers,
+            on_progress=on_progress,
+            **rules,
+        )
+
+
+def _cached(
+    dataset: PreparedDataset, size: tuple[int, int], cache_format: str, workers: int
+) -> CacheReport:
+    height, width = size
+    samples = _all(dataset)
+    squashed = [s for s in samples if not 0.9 < s.width / s.height * height / width < 1.1]
+    if squashed:
+        first = squashed[0]
+        log.warning(
+            "--cache %dx%d (width x height) squashes %d of %d images, such as one of %dx%d",
+            *(width, height, len(squashed), len(samples), first.width, first.height),
+        )
+    with Counted(f"cache {printable(dataset.name)}") as on_progress:
+        return write_cache(
+            dataset,
+            size,
+            cache_format,  # type: ignore[arg-type]  # the command line checked the word
             workers=workers,
             on_progress=on_progress,
         )
 
 
-class _Counted:
+class Counted:
     """A progress display that appears with the first call, when the total is known."""
 
-    def __init__(self, what: str) -> None:
-        self._what = what
+    def __init__(self, what: str, unit: str = "images") -> None:
+        self._what, self._unit = what, unit
         self._stack = ExitStack()
         self._progress: WorkProgress | None = None
 
-    def __enter__(self) -> "_Counted":
+    def __enter__(self) -> "Counted":
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
     def __call__(self, done: int, total: int) -> None:
+        """Show that `done` of `total` are done."""
         if self._progress is None:
-            self._progress = self._stack.enter_context(WorkProgress(self._what, total))
+            self._progress = self._stack.enter_context(
+                WorkProgress(self._what, total, unit=self._unit)
+            )
         self._progress.update(done)
 
 
-def _show(console: Console, report: PrepareReport, check_only: bool) -> None:
+def _show(
+    console: Console, report: PrepareReport, check_only: bool, cached: CacheReport | None
+) -> None:
     dataset = report.dataset
     state = "unchanged" if report.unchanged else "checked" if check_only else "prepared"
     table = Table(
@@ -133,8 +182,9 @@ def _show(console: Console, report: PrepareReport, check_only: bool) -> None:
     for split in report.missing:
         table.add_row(split, Text("no images found"))
     for title, listed in (
-        ("left out, size", report.excluded),
+        ("left out, rule", report.excluded),
         ("left out, bad", report.bad),
+        ("rule, but kept", report.known),
         ("one colour, kept", report.blank),
     ):
         if listed:
@@ -144,12 +194,28 @@ def _show(console: Console, report: PrepareReport, check_only: bool) -> None:
     table.add_row("images in", Text(printable(str(dataset.image_root))))
     if not check_only:
         table.add_row("index in", Text(printable(str(dataset.folder))))
+    if cached is not None:
+        table.add_row("cache", Text(_cache_row(cached)))
+    if not check_only:
         table.add_row("next", Text(_next(report)))
     console.print(table)
 
 
 def _all(dataset: PreparedDataset) -> list[Sample]:
     return [sample for samples in dataset.splits.values() for sample in samples]
+
+
+def _cache_row(cached: CacheReport) -> str:
+    height, width = cached.cache.size
+    each = cached.size_bytes / max(1, cached.images) / 1e6
+    row = (
+        f"{cached.images} images of {width}x{height} with their labels as {cached.cache.form}, "
+        f"{cached.size_bytes / 1e6:,.1f} MB ({each:.2f} MB each)"
+    )
+    row += f", {cached.made} made in {cached.seconds:.1f} s" if cached.made else ", unchanged"
+    if cached.cache.left_out:
+        row += f"; {len(cached.cache.left_out)} with an EXIF turn are read from their own files"
+    return f"{row}; training with resize [{height}, {width}] reads it"
 
 
 def _next(report: PrepareReport) -> str:

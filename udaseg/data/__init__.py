@@ -6,10 +6,13 @@ Everything that makes tensors is imported when first asked for, so that `prepare
 from typing import TYPE_CHECKING, Any
 
 from udaseg.data.balanced import balanced_order
+from udaseg.data.cache import Cache, CacheFormat, cache_folder, open_cache
+from udaseg.data.cache_write import CacheReport, write_cache
 from udaseg.data.catalog_list import builtin, builtin_names
 from udaseg.data.convert import train_ids
-from udaseg.data.crops import Crops
+from udaseg.data.crops import Crops, Sampling
 from udaseg.data.declaration import Declaration, read_declaration
+from udaseg.data.doctor import Examination, Finding, SetFacts, examine
 from udaseg.data.find import find
 from udaseg.data.images import (
     IMAGE_SUFFIXES,
@@ -23,16 +26,20 @@ from udaseg.data.index import PreparedDataset, Sample, read_index
 from udaseg.data.label_table import LabelTable, class_table
 from udaseg.data.labels import IGNORE, ClassSpace, lookup_table
 from udaseg.data.open import folder_of_images, make_toyland, open_dataset
-from udaseg.data.prepare import PrepareReport, prepare_dataset
+from udaseg.data.prepare import prepare_dataset
+from udaseg.data.prepare_report import PrepareReport
 from udaseg.data.pseudo_labels import (
     pseudo_label_path,
     pseudo_labels_digest,
     write_pseudo_label,
 )
+from udaseg.data.rare import RareClasses, class_chances
 from udaseg.data.transforms import resize_image, resize_labels
+from udaseg.data.verify import VerifyReport, verify_dataset
 
 if TYPE_CHECKING:
-    from udaseg.data.batch import Batch, TrainingBatches, batches_from
+    from udaseg.data.batch import Batch, TrainingBatches
+    from udaseg.data.loader import batches_from
 
 _WITH_TORCH = ("Batch", "TrainingBatches", "batches_from")
 
@@ -40,24 +47,37 @@ __all__ = [
     "IGNORE",
     "IMAGE_SUFFIXES",
     "Batch",
+    "Cache",
+    "CacheFormat",
+    "CacheReport",
     "ClassSpace",
     "Crops",
     "Declaration",
+    "Examination",
+    "Finding",
     "LabelTable",
     "PrepareReport",
     "PreparedDataset",
+    "RareClasses",
     "Sample",
+    "Sampling",
+    "SetFacts",
     "TrainingBatches",
+    "VerifyReport",
     "balanced_order",
     "batches_from",
     "builtin",
     "builtin_names",
+    "cache_folder",
+    "class_chances",
     "class_table",
+    "examine",
     "find",
     "folder_of_images",
     "image_size",
     "lookup_table",
     "make_toyland",
+    "open_cache",
     "open_dataset",
     "prepare_dataset",
     "pseudo_label_path",
@@ -70,6 +90,8 @@ __all__ = [
     "resize_image",
     "resize_labels",
     "train_ids",
+    "verify_dataset",
+    "write_cache",
     "write_png",
     "write_pseudo_label",
 ]
@@ -77,7 +99,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _WITH_TORCH:
-        from udaseg.data import batch
+        from udaseg.data import batch, loader
 
-        return getattr(batch, name)
+        return getattr(loader if name == "batches_from" else batch, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,28 +1,40 @@
-"""Unpacking dataset archives: checked first, never outside the folder, all or nothing."""
+"""Unpacking dataset archives: checked first, never outside the folder, and resumable."""
 
 import errno
+import logging
 import lzma
+import os
 import shutil
-import stat
 import struct
 import tarfile
-import unicodedata
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import IO
 
-from udaseg.errors import DataError, EnvironmentFault
+from udaseg.data.archive_members import (
+    Content,
+    Member,
+    damaged,
+    refuse_clashes,
+    refuse_contradictions,
+)
+from udaseg.data.archive_tar import TarReader
+from udaseg.data.archive_zip import ZipReader
+from udaseg.data.checksums import refuse_other_checksum
+from udaseg.data.manifest import sha256_of
+from udaseg.data.room import amount, free, no_room, room
+from udaseg.errors import DataError
 
-_MAX_MEMBERS = 500_000
-_MAX_TOTAL = 200 * 2**30
-_MAX_MEMBER = 4 * 2**30
-_MAX_RATIO = 200
-_RATIO_FROM = 2**20
-_BLOCK = 512
+log = logging.getLogger(__name__)
+
 _PIECE = 2**20
-_TARS = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")
+_TARS = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
+_BY_HAND = "unpack it yourself ({how}) and leave the folder beside it"
+_OTHERS = (("rar", b"Rar!\x1a\x07", "unrar x"), ("7z", b"7z\xbc\xaf\x27\x1c", "7z x"))
 
 # Damaged archives raise all of these; what the machine cannot do is not among them.
 _FAULTS: tuple[type[Exception], ...] = (zipfile.BadZipFile, tarfile.TarError, zlib.error)
@@ -31,58 +43,83 @@ _FAULTS += (RuntimeError, OverflowError, IndexError, KeyError)
 _MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
-def unpack(archive: Path, into: Path) -> None:
-    """Unpack a zip or tar into the folder `into`, which appears complete or not at all.
+def unpack(archives: Sequence[Path], into: Path) -> None:
+    """Unpack zips and tars together into `into`, a folder of its own.
+
+    All are checked before the first file is written. After a fault of the data the folder is gone;
+    after a kill, an interrupt or a full disk it holds whole files only, and the next call goes on.
+    Hidden files are left out; files get the times that the archive gives them.
+
+    Args:
+        archives: The files.
+        into: Where members go; nothing else may be there.
 
     Raises:
         DataError: Unknown kind, damaged, too large, or a member that would land outside.
         EnvironmentFault: Not enough room on the disk.
     """
-    suffix = archive.name.lower()
-    if suffix.endswith((".rar", ".7z")):
-        raise DataError(
-            f"{archive}: unpack it yourself (unrar x, or 7z x) and leave the folder beside it"
-        )
-    temporary = into.with_name(f".{into.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     try:
-        with _named_faults(archive):
-            if suffix.endswith(".zip"):
-                _unpack_zip(archive, temporary)
-            elif suffix.endswith(_TARS):
-                _unpack_tar(archive, temporary)
-            else:
-                raise DataError(f"{archive}: not an archive that can be unpacked (zip or tar)")
-        temporary.rename(into)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        lists = {archive: _members(archive) for archive in archives}
+        refuse_contradictions(lists)
+        _refuse_no_room(into, lists.values())
+        with room(into, partial(_missing, into, lists.values())):
+            for archive, members in lists.items():
+                log.info("unpacking %s: %d files, %s", archive, len(members), _amount(members))
+                _write(archive, into)
+        _prune(into, {member.name for members in lists.values() for member in members})
+    except DataError:
+        shutil.rmtree(into, ignore_errors=True)
+        _part(into).unlink(missing_ok=True)
         raise
 
 
-def safe_name(name: str, archive: Path) -> PurePosixPath:
-    """Return the member's path below the target folder.
+def _amount(members: Iterable[Member]) -> str:
+    return amount(sum(member.size for member in members))
+
+
+def _members(archive: Path) -> list[Member]:
+    with _named_faults(archive), closing(_reader(archive)) as reader:
+        checked = refuse_other_checksum(archive)
+        members = reader.members()
+    if not members:
+        raise DataError(f"{archive}: is empty; download it again")
+    refuse_clashes(archive, members)
+    if isinstance(reader, TarReader) and not (reader.packed or checked):
+        log.warning(
+            "%s: a tar has no checksums, and no %s.sha256 lies beside it; its sha256 is %s",
+            *(archive, archive.name, sha256_of(archive)),
+        )
+    return members
+
+
+def _reader(archive: Path) -> ZipReader | TarReader:
+    """Return what reads an archive.
 
     Raises:
-        DataError: It would land outside, or is no proper name.
+        DataError: Nothing here does; says what to do.
     """
-    path = PurePosixPath(name)
-    bad = (
-        not name
-        or "\0" in name
-        or "\\" in name
-        or path.is_absolute()
-        or ".." in path.parts
-        or not path.parts
-        or (len(name) > 1 and name[1] == ":")
+    suffix = archive.name.lower()
+    with archive.open("rb") as file:
+        head = file.read(_PIECE // 1024)
+    for kind, start, how in _OTHERS:
+        if head.startswith(start) or suffix.endswith(f".{kind}"):
+            raise DataError(f"{archive}: is a {kind}; {_BY_HAND.format(how=how)}")
+    if head.lstrip().startswith(b"<"):
+        raise DataError(
+            f"{archive}: is a web page, not an archive; log in on the page, then download it again"
+        )
+    if suffix.endswith(".zip"):
+        return ZipReader(archive)
+    if suffix.endswith(_TARS):
+        return TarReader(archive)
+    raise DataError(
+        f"{archive}: not an archive that can be unpacked here (zip or tar); "
+        + _BY_HAND.format(how="7z x")
     )
-    if bad:
-        raise DataError(f"{archive}: member {name!r} would land outside; nothing was unpacked")
-    return path
 
 
 @contextmanager
-def _named_faults(archive: Path) -> Iterator[None]:
+def _named_faults(archive: Path, member: str | None = None) -> Iterator[None]:
     try:
         yield
     except DataError:
@@ -90,84 +127,74 @@ def _named_faults(archive: Path) -> Iterator[None]:
     except _FAULTS as error:
         if isinstance(error, OSError) and error.errno in _MACHINE:
             raise
-        raise DataError(f"{archive}: damaged or unreadable: {error}") from error
+        where = "" if member is None else f"member {member!r}: "
+        raise damaged(archive, f"{where}{error}") from error
 
 
-def _unpack_zip(archive: Path, into: Path) -> None:
-    with zipfile.ZipFile(archive) as opened:
-        members = opened.infolist()
-        for member in members:
-            # ZipFile cuts names at a zero byte; the name as it was stored is what is judged
-            safe_name(member.orig_filename, archive)
-            kind = stat.S_IFMT(member.external_attr >> 16)
-            if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-                raise DataError(f"{archive}: member {member.filename!r} is no plain file")
-        sizes = [(m.filename, m.file_size, m.compress_size) for m in members]
-        _check_sizes(archive, sizes, into)
-        _check_names(archive, ((m.filename, m.is_dir()) for m in members))
-        for member in members:
-            opened.extract(member, into)
+def _write(archive: Path, into: Path) -> None:
+    """Write the members that are not there yet, each under its name once it is whole."""
+    with _named_faults(archive), closing(_reader(archive)) as reader:
+        for content in reader.contents():
+            if content.member.hidden:
+                continue
+            target = into / content.member.name
+            with _named_faults(archive, content.member.name):
+                if not _whole(target, content):
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    _copy(content, _part(into))
+                    _part(into).replace(target)
 
 
-def _unpack_tar(archive: Path, into: Path) -> None:
-    with tarfile.open(archive) as opened:
-        members = list(_plain_members(opened, archive))
-        _check_sizes(archive, [(member.name, member.size, 0) for member in members], into)
-        _check_names(archive, ((member.name, member.isdir()) for member in members))
-        for member in members:
-            opened.extract(member, into, filter="data")
-        _refuse_cut(opened, archive, members)  # last: in a compressed file, going back is slow
+def _whole(target: Path, content: Content) -> bool:
+    """Return whether an earlier run wrote this file; its content is compared."""
+    if not target.is_file() or target.stat().st_size != content.member.size:
+        return False
+    with target.open("rb") as file:
+        if content.member.crc is not None:
+            crc = 0
+            for piece in _pieces(file):
+                crc = zlib.crc32(piece, crc)
+            return crc == content.member.crc
+        with content.open() as stream:
+            return all(piece == file.read(len(piece)) for piece in _pieces(stream))
 
 
-def _plain_members(opened: tarfile.TarFile, archive: Path) -> Iterator[tarfile.TarInfo]:
-    for number, member in enumerate(opened):
-        if number >= _MAX_MEMBERS:
-            raise DataError(f"{archive}: more than {_MAX_MEMBERS:,} members")
-        if member.isdir() and member.name in (".", "./"):
-            continue  # `tar cf x.tar .` begins with the folder itself
-        safe_name(member.name, archive)
-        if not (member.isfile() or member.isdir()):
-            raise DataError(f"{archive}: member {member.name!r} is a link or a device")
-        yield member
+def _copy(content: Content, part: Path) -> None:
+    size = 0
+    with content.open() as stream, part.open("wb") as file:
+        for piece in _pieces(stream):
+            size += len(piece)
+            file.write(piece)
+    if size != content.member.size:
+        raise EOFError(f"has {size:,} bytes, not {content.member.size:,}")
+    os.utime(part, (content.seconds, content.seconds))
 
 
-def _refuse_cut(opened: tarfile.TarFile, archive: Path, members: list[tarfile.TarInfo]) -> None:
-    """Refuse a tar without its end; cut between two members, it unpacks without a complaint."""
-    assert opened.fileobj is not None
-    last = members[-1] if members else None
-    end = 0 if last is None else last.offset_data + -(-last.size // _BLOCK) * _BLOCK
-    opened.fileobj.seek(end)
-    if opened.fileobj.read(_BLOCK) != bytes(_BLOCK):
-        raise DataError(f"{archive}: damaged or unreadable: it is cut off")
-    while opened.fileobj.read(_PIECE):  # to the checksum behind it, where there is one
-        pass
+def _pieces(stream: IO[bytes]) -> Iterator[bytes]:
+    return iter(partial(stream.read, _PIECE), b"")
 
 
-def _check_sizes(archive: Path, sizes: list[tuple[str, int, int]], into: Path) -> None:
-    if not sizes:
-        raise DataError(f"{archive}: is empty")
-    total = sum(size for _, size, _ in sizes)
-    if len(sizes) > _MAX_MEMBERS or total > _MAX_TOTAL:
-        raise DataError(f"{archive}: more than {_MAX_MEMBERS:,} members or 200 GB")
-    for name, size, packed in sizes:
-        if size > _MAX_MEMBER:
-            raise DataError(f"{archive}: member {name!r} is larger than 4 GB")
-        if packed and size > _RATIO_FROM and size / packed > _MAX_RATIO:
-            raise DataError(f"{archive}: member {name!r} grows more than {_MAX_RATIO} times")
-    free = shutil.disk_usage(into).free
-    if total > free:
-        raise EnvironmentFault(
-            f"{archive}: unpacked it needs {total / 1e9:.1f} GB, but {into.parent} has "
-            f"{free / 1e9:.1f} GB free"
-        )
+def _part(into: Path) -> Path:
+    return into.with_name(f"{into.name}.part")
 
 
-def _check_names(archive: Path, names: Iterable[tuple[str, bool]]) -> None:
-    """Refuse members that some file system takes for the same file."""
-    seen: dict[str, str] = {}
-    for name, is_folder in names:
-        key = unicodedata.normalize("NFC", name.rstrip("/")).casefold()
-        if not is_folder and key in seen:
-            raise DataError(f"{archive}: {seen[key]!r} and {name!r} are the same file")
-        if not is_folder:
-            seen[key] = name
+def _missing(into: Path, lists: Iterable[Iterable[Member]]) -> int:
+    """Return the bytes that are not there yet."""
+    sizes = {member.name: member.size for members in lists for member in members}
+    return sum(size for name, size in sizes.items() if not (into / name).is_file())
+
+
+def _refuse_no_room(into: Path, lists: Iterable[Iterable[Member]]) -> None:
+    missing = _missing(into, lists)
+    if missing > free(into):
+        raise no_room(into, missing)
+
+
+def _prune(into: Path, wanted: set[str]) -> None:
+    """Remove what no archive holds: left by a run with other archives."""
+    for top, _, names in os.walk(into):
+        for name in names:
+            path = Path(top, name)
+            if path.relative_to(into).as_posix() not in wanted:
+                path.unlink()
+    _part(into).unlink(missing_ok=True)

@@ -1,7 +1,8 @@
 """One pair at a time: read the image and its label, check both, write the label as train ids."""
 
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from udaseg.data.images import read_image, read_label_ids, write_png
 from udaseg.data.index import Sample
 from udaseg.data.label_table import LabelTable
 from udaseg.data.labels import IGNORE
+from udaseg.data.manifest import Fingerprint, Row, content, sha256
 from udaseg.data.pairs import Pair
 from udaseg.errors import DataError
 
@@ -27,21 +29,19 @@ _COARSE = 16
 
 @dataclass(frozen=True)
 class Checked:
-    """One pair after reading: a sample, or why there is none.
+    """One pair after reading, or why it cannot be used.
 
     Attributes:
-        sample: What goes into the index.
+        row: What goes into the manifest, and into the index unless a rule leaves the pair out.
         bad: Why a file cannot be used.
-        excluded: Why a rule leaves the pair out.
-        blank: The image has one colour only; it is kept.
         unknown: Pixels of each id that the table does not know.
+        kept: It was read by an earlier run; nothing was done now.
     """
 
-    sample: Sample | None = None
+    row: Row | None = None
     bad: str | None = None
-    excluded: str | None = None
-    blank: bool = False
     unknown: Mapping[int, int] = field(default_factory=dict)
+    kept: bool = False
 
 
 def convert(
@@ -53,33 +53,43 @@ def convert(
     on_mismatch: Mismatch,
 ) -> Checked:
     """Read and check a pair; write its label below `into`, unless that is None."""
-    name = pair.image.relative_to(folder).as_posix()
     try:
-        image = read_image(pair.image)
+        data, seen = content(pair.image, folder)
+        image = read_image(pair.image, data=data)
         height, width = image.shape[:2]
-        blank = _is_blank(image)
+        row = Row(split, pair.key, seen, None, None, None, blank=_is_blank(image))
         if pair.label is None:
-            return Checked(Sample(name, None, height, width), blank=blank)
-        ids = read_label_ids(pair.label, declaration.label_format)
+            return Checked(replace(row, sample=Sample(seen.path, None, height, width)))
+        data, label_seen = content(pair.label, folder)
+        ids = read_label_ids(pair.label, declaration.label_format, data=data)
     except DataError as error:
         return Checked(bad=str(error))
     assert declaration.table is not None
     labels, unknown = train_ids(ids, declaration.table)
+    row = replace(row, label=label_seen)
     if labels.shape != (height, width):
         what = f"{pair.label}: label {labels.shape[1]}x{labels.shape[0]}, image {width}x{height}"
         if on_mismatch == "fail":
             return Checked(bad=what, unknown=unknown)
         if on_mismatch == "exclude":
-            return Checked(excluded=what, unknown=unknown)
+            return Checked(replace(row, excluded=what, blank=False), unknown=unknown)
         labels = np.asarray(
             cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST_EXACT), np.uint8
         )
-    target = f"labels/{split}/{pair.key}.png"
-    if into is not None:
-        write_png(into / target, labels)
+    name = f"labels/{split}/{pair.key}.png"
     counts = np.bincount(labels.ravel(), minlength=256)[: len(declaration.table.classes)]
-    sample = Sample(name, target, height, width, tuple(counts.tolist()))
-    return Checked(sample, blank=blank, unknown=unknown)
+    sample = Sample(seen.path, name, height, width, tuple(counts.tolist()))
+    prepared = None if into is None else _written(into, name, labels, label_seen.mtime_ns)
+    return Checked(replace(row, prepared=prepared, sample=sample), unknown=unknown)
+
+
+def _written(into: Path, name: str, labels: NDArray[np.uint8], mtime_ns: int) -> Fingerprint:
+    """Write a label, as old as the file that it is made from: the same in every run."""
+    path = into / name
+    write_png(path, labels)
+    os.utime(path, ns=(mtime_ns, mtime_ns))
+    found = path.stat()  # file systems round times
+    return Fingerprint(name, found.st_size, found.st_mtime_ns, sha256(path.read_bytes()))
 
 
 def train_ids(ids: NDArray[Any], table: LabelTable) -> tuple[NDArray[np.uint8], dict[int, int]]:

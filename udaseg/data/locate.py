@@ -1,5 +1,6 @@
 """Where a dataset's files are: the user's folder, archives to unpack, or how to get them."""
 
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -8,6 +9,8 @@ from udaseg.data.archives import unpack
 from udaseg.data.declaration import Declaration
 from udaseg.data.find import find
 from udaseg.errors import DataError
+
+log = logging.getLogger(__name__)
 
 
 def located(declaration: Declaration, root: Path) -> Path | None:
@@ -37,38 +40,60 @@ def unpacked(declaration: Declaration, root: Path) -> Path:
 
     Raises:
         DataError: An archive is damaged, unsafe, or of something else.
+        EnvironmentFault: No room on the disk; the next run goes on.
     """
     whole = root / "unpacked" / declaration.name
+    if whole.exists():
+        raise DataError(
+            f"{whole}: exists but holds no such images; move it away, then prepare again"
+        )
     building = _building(declaration, root)
-    together = building / "together"
-    together.mkdir(parents=True)
-    try:
-        for number, archive in enumerate(_archives(declaration, root)):
-            part = building / str(number)
-            unpack(archive, part)
-            for path in find(part, "**/*"):
-                target = together / path.relative_to(part)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                path.replace(target)
-        found = _folder_inside(declaration, together)
-        if found is None:
-            raise DataError(
-                f"{', '.join(map(str, _archives(declaration, root)))}: unpacked, but no image "
-                f"matches {', '.join(declaration.images.values())}; of another dataset?"
-            )
-        if whole.exists():
-            raise DataError(
-                f"{whole}: exists but holds no such images; move it away, then prepare again"
-            )
-        found.rename(whole)
-    finally:
+    archives = _archives(declaration, root)
+    unpack(archives, building)
+    found = _folder_inside(declaration, building)
+    if found is None:
+        inner = [path.name for path in find(building, "**/*.*") if _is_archive(path)]
         shutil.rmtree(building, ignore_errors=True)
+        raise DataError(
+            f"{', '.join(map(str, archives))}: unpacked, but no image matches "
+            f"{', '.join(declaration.images.values())}; of another dataset?"
+            + (f"\n  it holds {', '.join(inner[:3])}: unpack it yourself" if inner else "")
+            + f"\n{how_to_get(declaration, root)}"
+        )
+    whole.parent.mkdir(parents=True, exist_ok=True)
+    names = "\n".join(path.name for path in archives)
+    _record(declaration, root).write_bytes(os.fsencode(names))  # half of it is written again
+    found.rename(whole)
     return whole
 
 
 def clear_leftovers(declaration: Declaration, root: Path) -> None:
-    """Remove what a run that was killed left while it unpacked."""
+    """Remove what a run that was killed left while it unpacked; for when the images are there."""
     shutil.rmtree(_building(declaration, root), ignore_errors=True)
+
+
+def tell_of_later_archives(declaration: Declaration, root: Path) -> None:
+    """Warn of archives that lie here now and did not when the others were unpacked."""
+    try:
+        known = os.fsdecode(_record(declaration, root).read_bytes()).split("\n")
+    except OSError:
+        return
+    whole = root / "unpacked" / declaration.name
+    later = [path.name for path in _archives(declaration, root) if path.name not in known]
+    if later and whole.is_dir():
+        log.warning(
+            "%s was unpacked without %s; delete that folder to unpack all archives again",
+            *(whole, ", ".join(later)),
+        )
+
+
+def _record(declaration: Declaration, root: Path) -> Path:
+    """Return where the names of the archives are noted that were unpacked."""
+    return root / "unpacked" / f".{declaration.name}.archives"
+
+
+def _is_archive(path: Path) -> bool:
+    return path.suffix.lower() in (".zip", ".tar", ".gz", ".tgz", ".xz", ".rar", ".7z")
 
 
 def _building(declaration: Declaration, root: Path) -> Path:
@@ -92,7 +117,7 @@ def how_to_get(declaration: Declaration, root: Path) -> str:
     lines.append(f"  put      the archives into {root}/, or the unpacked folders so that there are")
     lines += [f"             {put}/{glob}" for glob in globs]
     lines.append(
-        f"  then     udaseg prepare {declaration.name}   (--root DIR if they lie elsewhere)"
+        f"  then     udaseg prepare {declaration.word}   (--root DIR if they lie elsewhere)"
     )
     return "\n".join(lines)
 

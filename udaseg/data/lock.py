@@ -1,9 +1,12 @@
 """One writer at a time: what another process or rank prepares is waited for, not done twice."""
 
+import errno
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 log = logging.getLogger(__name__)
 
@@ -23,4 +26,8 @@ def held(path: Path) -> Iterator[None]:
         except BlockingIOError:
             log.info("another process prepares %s; waiting for it", path.stem.lstrip("."))
             fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            log.warning("%s: this disk has no locks; do not prepare twice at once", path.parent)
         yield

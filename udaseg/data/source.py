@@ -12,7 +12,7 @@ from udaseg.data.index import INDEX_FORMAT, INDEX_NAME
 from udaseg.data.pairs import Pairs
 
 SOURCE_NAME = "source.json"
-REPORTED = ("bad", "excluded", "blank", "missing")
+REPORTED = ("bad", "excluded", "known", "blank", "missing")
 """The lists of a report that are kept, so that a second look tells the same."""
 
 
@@ -23,25 +23,39 @@ class Rules:
     Attributes:
         max_bad: Files that may be damaged or unpaired.
         on_mismatch: What to do when a label has another size than its image.
+        exclude: Named rules of the dataset whose files were left out.
     """
 
     max_bad: int = 0
     on_mismatch: Mismatch = "exclude"
+    exclude: tuple[str, ...] = ()
 
 
-def stamp_of(declaration: Declaration, pairs: Pairs, folder: Path, rules: Rules) -> str:
-    """Return a digest that changes when any file, the declaration or a rule changes."""
+def meaning_of(declaration: Declaration, folder: Path, rules: Rules) -> str:
+    """Return a digest of what decides over a prepared label besides the image and label files."""
     table = declaration.table
     meaning = None if table is None else (table.classes, table.ids, sorted(table.ignore))
-    digest = hashlib.sha256()
     facts = (INDEX_FORMAT, folder.resolve(), rules.on_mismatch, meaning, declaration.label_format)
-    digest.update(repr((facts, pairs.unpaired)).encode(errors="surrogateescape"))
+    return _digest(repr(facts))
+
+
+def stamp_of(meaning: str, pairs: Pairs) -> str:
+    """Return a digest that changes when any file, the declaration or a rule changes.
+
+    Args:
+        meaning: From `meaning_of`.
+        pairs: The files.
+    """
+    lines = [repr((meaning, pairs.unpaired, pairs.excluded, pairs.known))]
     for split, found in pairs.splits.items():
         for pair in found:
             for path in (pair.image, pair.label):
-                line = f"{split} {path} {_state(path)}\n" if path is not None else "\n"
-                digest.update(line.encode(errors="surrogateescape"))
-    return digest.hexdigest()
+                lines.append("" if path is None else f"{split} {path} {_state(path)}")
+    return _digest("\n".join(lines))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
 
 
 def _state(path: Path) -> str:

@@ -1,0 +1,148 @@
+"""Reading tars, packed or not: their members, judged, and the content of each."""
+
+import bz2
+import gzip
+import io
+import lzma
+import tarfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, Any
+
+from udaseg.data.archive_members import Content, Member, Totals, damaged, safe_name
+from udaseg.errors import DataError
+
+_BLOCK = 512
+_PIECE = 2**20
+_MAX_PADDING = 2**22
+_LATEST = 2**32
+
+_STARTS: dict[bytes, Callable[[IO[bytes]], Any]] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ\0": lzma.open,
+}
+
+
+class TarReader:
+    """A tar, open; packed by gzip, bzip2 or xz, or not.
+
+    Args:
+        archive: The file.
+    """
+
+    def __init__(self, archive: Path) -> None:
+        self.archive = archive
+        with ExitStack() as stack:
+            raw = stack.enter_context(archive.open("rb"))
+            head = raw.read(6)
+            raw.seek(0)
+            stream: IO[bytes] = raw
+            for start, opening in _STARTS.items():
+                if head.startswith(start):
+                    stream = stack.enter_context(opening(raw))
+            self.packed = stream is not raw
+            self._stream = _Bounded(archive, stream)
+            self._stack = stack.pop_all()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._stack.close()
+
+    def members(self) -> list[Member]:
+        """Return its files; all of it is read, to its end.
+
+        Raises:
+            DataError: A member that would land outside, is no plain file, or is too large; or the
+                archive is cut off.
+        """
+        found, totals, end = [], Totals(self.archive), 0
+        for entry in self._entries():
+            name = safe_name(entry.name, self.archive)
+            what = f"{self.archive}: member {entry.name!r}"
+            if not (entry.isfile() or entry.isdir()) or entry.issparse():
+                raise DataError(f"{what} is a link or a device, or no plain file")
+            member = Member(name, entry.size)
+            totals.add(member)
+            end = entry.offset_data + -(-entry.size // _BLOCK) * _BLOCK
+            if entry.isfile():
+                found.append(member)
+        self._refuse_cut(end)
+        return found
+
+    def contents(self) -> Iterator[Content]:
+        """Yield each file with what opens it, before the next is asked for."""
+        self._stream.seek(0)
+        with tarfile.open(fileobj=self._stream, mode="r:") as opened:
+            for entry in _each(opened):
+                if not entry.isfile():
+                    continue
+                member = Member(safe_name(entry.name, self.archive), entry.size)
+
+                def content(entry: tarfile.TarInfo = entry) -> IO[bytes]:
+                    stream = opened.extractfile(entry)
+                    assert stream is not None
+                    return stream
+
+                yield Content(member, min(max(0, int(entry.mtime)), _LATEST), content)
+
+    def _entries(self) -> Iterator[tarfile.TarInfo]:
+        self._stream.seek(0)
+        with tarfile.open(fileobj=self._stream, mode="r:") as opened:
+            for entry in _each(opened):
+                # `tar cf x.tar .` begins with the folder itself
+                if not (entry.isdir() and entry.name in (".", "./")):
+                    yield entry
+
+    def _refuse_cut(self, end: int) -> None:
+        """Refuse a tar without its end; cut between two members, it unpacks without a complaint."""
+        self._stream.seek(end)
+        if self._stream.read(_BLOCK) != bytes(_BLOCK):
+            raise damaged(self.archive, "it is cut off")
+        # to the checksum behind it, where there is one
+        rest = 0
+        while piece := self._stream.read(_PIECE):
+            rest += len(piece)
+            if any(piece):
+                raise damaged(self.archive, "more follows behind its end")
+            if rest > _MAX_PADDING:
+                what = f"more than {_MAX_PADDING:,} empty bytes, as of a download that was cut off"
+                raise damaged(self.archive, what)
+
+
+def _each(opened: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """Yield the members without keeping them: a list of a million takes a gigabyte."""
+    while (entry := opened.next()) is not None:
+        opened.members.clear()  # type: ignore[attr-defined]  # public, but not in the stubs
+        yield entry
+
+
+class _Bounded(io.RawIOBase):
+    """A stream of which only small pieces are asked for, such as names that are no gigabyte.
+
+    Args:
+        archive: How messages name it.
+        stream: What is read.
+    """
+
+    def __init__(self, archive: Path, stream: IO[bytes]) -> None:
+        super().__init__()
+        self._archive, self._stream = archive, stream
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= _PIECE:
+            raise DataError(f"{self._archive}: a member's name or header of {size:,} bytes")
+        return self._stream.read(size)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._stream.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._stream.tell()

@@ -1,0 +1,126 @@
+"""Comparing a prepared set with its manifest: every byte that was read and written, once more."""
+
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from udaseg.data.index import INDEX_NAME
+from udaseg.data.manifest import Manifest, read_manifest, sha256_of
+from udaseg.data.prepare import declared
+from udaseg.errors import DataError
+
+_GONE = "gone"
+
+
+@dataclass
+class VerifyReport:
+    """What comparing a prepared set with its manifest found.
+
+    Attributes:
+        name: Of the set.
+        folder: Where it lies.
+        files: The files of the manifest.
+        changed: Those that are there with another content, or cannot be read; with what is found.
+        missing: Those that are not there any more.
+        seconds: Wall time.
+    """
+
+    name: str
+    folder: Path
+    files: int
+    changed: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def verify_dataset(
+    name: str,
+    *,
+    root: Path,
+    workers: int = -1,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> VerifyReport:
+    """Read every file of a prepared set and compare it with the manifest; nothing is written.
+
+    Args:
+        name: Name of a prepared or built-in set, or path of a dataset YAML.
+        root: Where data lie and prepared sets are.
+        workers: Threads that read; -1 takes one a core.
+        on_progress: Called with the files done and the files in all.
+
+    Raises:
+        DataError: It is not prepared, or its manifest is damaged.
+    """
+    started = time.monotonic()
+    folder = _prepared(name, root)
+    try:
+        manifest = read_manifest(folder)
+    except DataError as error:
+        raise DataError(f"{error}; run `udaseg prepare {name}` to make it again") from error
+    jobs = _wanted(folder, manifest)
+    report = VerifyReport(folder.name, folder, len(jobs))
+    pool = ThreadPoolExecutor(workers if workers > 0 else os.cpu_count())
+    try:
+        for done, (path, fault) in enumerate(
+            zip(jobs, pool.map(_fault, jobs.items()), strict=True), 1
+        ):
+            if fault == _GONE:
+                report.missing.append(str(path))
+            elif fault is not None:
+                report.changed.append(f"{path}: {fault}")
+            if on_progress is not None:
+                on_progress(done, len(jobs))
+    finally:  # on Ctrl-C too: what has not begun is dropped
+        pool.shutdown(cancel_futures=True)
+    report.seconds = time.monotonic() - started
+    return report
+
+
+def _prepared(name: str, root: Path) -> Path:
+    """Return the prepared folder that `name` means; a name of one's own set does without its YAML.
+
+    Raises:
+        DataError: There is none.
+    """
+    folder = root / "prepared" / name
+    plain = "/" not in name and not name.endswith((".yaml", ".yml"))
+    if not (plain and (folder / INDEX_NAME).is_file()):
+        folder = root / "prepared" / declared(name).name
+    if not (folder / INDEX_NAME).is_file():
+        raise DataError(f"{name}: not prepared below {root}; run `udaseg prepare {name}`")
+    return folder
+
+
+def _wanted(folder: Path, manifest: Manifest) -> dict[Path, tuple[int | None, str]]:
+    """Return size and SHA-256 of each file of a manifest."""
+    wanted: dict[Path, tuple[int | None, str]] = {
+        folder / name: (None, digest) for name, digest in manifest.files.items()
+    }
+    for row in manifest.rows:
+        for base, file in (
+            (manifest.image_root, row.image),
+            (manifest.image_root, row.label),
+            (folder, row.prepared),
+        ):
+            if file is not None:
+                wanted[base / file.path] = (file.size, file.sha256)
+    return wanted
+
+
+def _fault(job: tuple[Path, tuple[int | None, str]]) -> str | None:
+    """Return what is wrong with a file, if anything is."""
+    path, (size, digest) = job
+    try:
+        if not path.is_file():  # a pipe would never end
+            return _GONE if not path.exists() else "is no regular file any more"
+        found = path.stat().st_size
+        if size is not None and found != size:
+            return f"has {found:,} bytes, not {size:,}"
+        if sha256_of(path) != digest:
+            return "has another content"
+    except OSError as error:
+        return f"cannot be read: {error.strerror or error}"
+    return None
