@@ -2,6 +2,7 @@
 
 import logging
 import random
+import shutil
 import sys
 import tarfile
 import zipfile
@@ -91,7 +92,7 @@ def test_a_naive_way_of_unpacking_would_escape(tmp_path):
         try:
             with tarfile.open(archive) as opened:
                 opened.extractall(deep, filter="fully_trusted")
-        except (OSError, tarfile.TarError, ValueError):
+        except (OSError, tarfile.TarError, ValueError, KeyError):
             pass
         inside = f"in/deep/{archive.stem}/"
         escapes += any(not name.startswith(inside) for name in _escaped(tmp_path / "world", before))
@@ -145,11 +146,11 @@ def test_flips_in_a_zip(tmp_path):
             named += content and hit[1] in str(error)
             continue
         harmless += 1
-        found = {p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*")}
-        for name in found & set(members):
-            silent += (tmp_path / "out" / name).read_bytes() != members[name]
+        unpacked = {path.read_bytes() for path in (tmp_path / "out").rglob("*.*")}
+        silent += not unpacked <= set(members.values())
+        shutil.rmtree(tmp_path / "out")
     tell(
-        f"zip flips: 400, {silent} silent, {harmless} harmless (time, rights, versions); of {inside} "
+        f"zip flips: 400, {silent} silent, {harmless} harmless (times, rights, names); of {inside} "
         f"in a member's content {named} name it; seed {SEED}, bound 3/400 = 0.75 %"
     )
     assert silent == 0
@@ -171,6 +172,7 @@ def test_any_mutation_is_a_data_error(tmp_path):
         path.write_bytes(bytes(data))
         try:
             unpack([path], tmp_path / "out")
+            shutil.rmtree(tmp_path / "out", ignore_errors=True)
         except DataError as error:
             refused += 1
             wrong += [] if str(path) in str(error) else [str(error)]

@@ -117,8 +117,8 @@ def test_a_disk_that_is_full_midway(small_disk, tmp_path, kind):
             kept += len(done)
         failures += {n: facts[0] for n, facts in state(root).items()} != calm
     tell(
-        f"disk full, {kind}: {len(sizes)} sizes, {refused} refused with exit 5, {failures} failures; "
-        f"of {kept} finished files {lost} were written again"
+        f"disk full, {kind}: {len(sizes)} sizes, {refused} refused with exit 5, {failures} "
+        f"failures; of {kept} finished files {lost} were written again"
     )
     assert refused >= 4
     assert (failures, lost) == (0, 0)

@@ -247,6 +247,22 @@ def test_a_real_size_mismatch_is_found(sample_data, tmp_path):
     assert {f.code: f.count for f in found.of("error")} == {"size-mismatch": 5}
 
 
+def test_a_part_of_a_published_set_is_told_from_the_whole(tmp_path):
+    for number in ("00001", "15188"):
+        own = int(number)
+        files.put(tmp_path / f"gta5/images/{number}.png", sick.rgb_png(sick.picture([30, own])))
+        ids = np.where(sick.ids([30, own]) == 255, 0, 7)
+        files.put(tmp_path / f"gta5/labels/{number}.png", files.palette_png(ids))
+    found = {finding.code: finding for finding in examine("gta5", root=tmp_path).findings}
+    assert {"known-odd", "count-differs"} <= set(found)
+    assert found["known-odd"].examples[0].path == tmp_path / "gta5/images/15188.png"
+    assert found["count-differs"].examples[0].note == "train: 2 of 24,966"
+    for kind, folder in (("images", "CamVid/train"), ("labels", "CamVid/trainannot")):
+        shutil.copytree(tmp_path / "gta5" / kind, tmp_path / folder)
+    found = {finding.code: finding for finding in examine("camvid", root=tmp_path).findings}
+    assert found["missing-split"].count == 2
+
+
 def test_what_is_not_there_says_how_to_get_it(tmp_path):
     with pytest.raises(DataError, match="cityscapes: not found below"):
         examine("cityscapes", root=tmp_path)
