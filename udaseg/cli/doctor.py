@@ -32,7 +32,7 @@ def doctor(
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Find what is wrong with a data set, or a pair; nothing is changed."""
+    """Find what is wrong with a data set or a pair."""
     talk(verbose, quiet)
     from udaseg import commands
 
