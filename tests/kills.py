@@ -6,6 +6,7 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
@@ -122,10 +123,10 @@ class Campaigns:
         self.kills += 1
         stage = "before the first file"
         for name, found in (
+            ("done, or a set replaced", root / "prepared/gta5/index.json"),
             ("while unpacking", root / "unpacked/.gta5.tmp"),
             ("while reading pairs", root / "prepared/.gta5.tmp"),
             ("while replacing the folder", root / "prepared/.gta5.old"),
-            ("done, not yet gone", root / "prepared/gta5/index.json"),
         ):
             if found.exists():
                 stage = name
@@ -179,10 +180,33 @@ def campaigns(root: Path, number: int, kills: int, seed: int) -> Campaigns:
 def at_every_change(root: Path, every: int = 1) -> Campaigns:
     """Kill a fresh run before its first, second, ... change on the disk, then complete it."""
     calm, _ = calm_run(root)
+    return _each_change(root, every, calm, lambda: clear(root))
+
+
+def at_every_change_of_a_second_run(root: Path, every: int = 1) -> Campaigns:
+    """Kill a run that replaces a prepared set, as one of its labels is another now; likewise."""
+    prepare_dataset("gta5", root=root, workers=1)
+    labels = sorted((root / "unpacked/gta5/labels").iterdir())
+    labels[0].write_bytes(labels[-1].read_bytes())
+    shutil.copytree(root / "prepared", root / "before")
+
+    def begin() -> None:
+        shutil.rmtree(root / "prepared")
+        shutil.copytree(root / "before", root / "prepared")
+
+    prepare_dataset("gta5", root=root, workers=1)
+    calm = result(root)
+    begin()
+    return _each_change(root, every, calm, begin)
+
+
+def _each_change(
+    root: Path, every: int, calm: dict[str, object], begin: Callable[[], None]
+) -> Campaigns:
     told, at = Campaigns(), 1
     while killed(root, at=at):
         told.hit(root)
         told.compare(root, calm, f"change {at}")
-        clear(root)
+        begin()
         at += every
     return told

@@ -42,3 +42,14 @@ def state(folder: Path) -> dict[str, tuple[str, int, int]]:
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
             found[path.relative_to(folder).as_posix()] = (digest, facts.st_mtime_ns, facts.st_mode)
     return found
+
+
+def forms(root: Path) -> dict[str, str]:
+    """Write a pair in each of three published forms; return the words for `prepare`."""
+    ids = np.random.default_rng(0).choice([7, 11], (6, 8))
+    files.put(root / "gta5/images/1.png", files.image_png())
+    files.put(root / "gta5/labels/1.png", files.palette_png(ids))
+    files.put(root / "synthia/RGB/1.png", files.image_png())
+    files.put(root / "synthia/GT/LABELS/1.png", files.synthia_png(ids))
+    own_set(root / "mine")
+    return {"gta5": "gta5", "synthia": "synthia", "mine": str(root / "mine/own.yaml")}

@@ -9,7 +9,6 @@ from PIL import Image
 from tests import files
 from tests.cli.running import udaseg
 from tests.toy import TINY
-from udaseg import commands
 
 YAML = """\
 name: my_city
@@ -66,7 +65,6 @@ def test_it_is_prepared_and_its_classes_counted(home):
         assert row[4] == [int(np.isin(ids, own).sum()) for own in ([7, 13], [26], [300])]
 
 
-@pytest.mark.skipif("doctor" not in commands.__all__, reason="this version has no udaseg doctor")
 def test_the_doctor_finds_nothing_to_stop_it(home):
     udaseg("doctor", "city/my_city.yaml", "--target", "photos", cwd=home)
 

@@ -1,10 +1,14 @@
 """`udaseg prepare` says in one screen what it found, and asks for what is missing."""
 
+import errno
+import os
+
 import numpy as np
 import pytest
 
 from tests import files
 from udaseg.cli import main
+from udaseg.data import images as images_file
 from udaseg.data import read_index
 from udaseg.data.toyland import write
 from udaseg.recipe import printable
@@ -49,6 +53,13 @@ def test_the_screen_names_counts_sizes_shares_places_and_the_next_command(run, t
     assert len(out.splitlines()) < 24
     assert "prepare own 3/3 images" in err
     assert "own: unchanged in" in run(tmp_path / "mine/own.yaml")[1]
+
+
+def test_a_second_run_says_how_many_images_it_read(run, tmp_path):
+    yaml = _own(tmp_path / "mine")
+    assert "as before" not in run(yaml)[1]
+    files.put(tmp_path / "mine/images/b.png", files.image_png(6, 8, 99))
+    assert ", 1 images read, the others as before" in run(yaml)[1]
 
 
 def test_a_look_writes_nothing(run, tmp_path):
@@ -129,3 +140,74 @@ def test_a_narrow_window_and_a_pipe_do_no_harm(run, tmp_path, monkeypatch):
     code, out, _ = run(_own(tmp_path / "mine"))
     assert code == 0
     assert max(map(len, out.splitlines())) <= 40
+
+
+def test_verify_says_that_all_is_as_it_was_or_what_is_not(run, tmp_path):
+    yaml = _own(tmp_path / "mine")
+    code, _, err = run(yaml, "--verify")
+    assert code == 3
+    assert "own.yaml: not prepared below data; run `udaseg prepare " in err
+    run(yaml)
+    code, out, err = run("own", "--verify")
+    assert code == 0
+    assert "own: all 11 files as they were" in out
+    assert "verify own 11/11 files" in err
+    image = tmp_path / "mine/images/b.png"
+    data, facts = image.read_bytes(), image.stat()
+    image.write_bytes(data[:60] + bytes([data[60] ^ 1]) + data[61:])
+    os.utime(image, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    (tmp_path / "data/prepared/own/labels/train/c.png").unlink()
+    code, out, err = run(yaml, "--verify")
+    assert code == 3
+    assert out == ""
+    for part in (
+        "own: 1 of 11 files changed and 1 are gone:",
+        f"{image}: has another content",
+        "labels/train/c.png: is gone",
+        "restore them; or, to take all as it is now, delete data/prepared/own and run",
+    ):
+        assert part in err, (part, err)
+
+
+def test_one_set_that_changed_stops_no_other_from_being_verified(run, tmp_path):
+    run(_own(tmp_path / "mine"))
+    code, out, err = run("gta5", "own", "--verify")
+    assert code == 3
+    assert "own: all 11 files as they were" in out
+    assert "gta5: not prepared below data" in err
+
+
+def test_verify_goes_alone(run, tmp_path):
+    for more in (["--check-only"], ["--cache", "4x3"]):
+        code, _, err = run(_own(tmp_path / "mine"), "--verify", *more)
+        assert code == 2
+        assert "--verify goes without" in err
+
+
+def test_archives_that_cannot_be_unpacked_here_say_what_to_do(run, tmp_path):
+    files.put(tmp_path / "data/SYNTHIA_RAND_CITYSCAPES.rar", b"Rar!\x1a\x07")
+    code, _, err = run("synthia")
+    assert code == 3
+    assert "is a rar; unpack it yourself (unrar x) and leave the folder beside it" in err
+
+
+def test_a_full_disk_is_a_fault_of_the_machine_with_the_size_that_is_needed(
+    run, tmp_path, monkeypatch
+):
+    yaml = _own(tmp_path / "mine")
+    write = images_file.write_atomic
+
+    def full(path, data):
+        if path.name == "b.png":
+            raise OSError(errno.ENOSPC, "no space", str(path))
+        write(path, data)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(images_file, "write_atomic", full)
+        code, _, err = run(yaml, "--workers", 1)
+    assert code == 5
+    assert "the disk is full: about" in err
+    assert "run the same command again, what is done is kept" in err
+    code, out, _ = run(yaml)
+    assert code == 0
+    assert "own: prepared in" in out

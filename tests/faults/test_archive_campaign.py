@@ -84,7 +84,8 @@ def test_a_naive_way_of_unpacking_would_escape(tmp_path):
     found = [*hostile.named(made, outside), *hostile.linked(made, outside)]
     escapes = 0
     for archive in found:
-        if archive.suffix != ".tar" or archive.name in ("device.tar", "block.tar", "long.tar"):
+        # devices and a terabyte are not made, not even to show that they would be
+        if archive.suffix != ".tar" or archive.stem in ("device", "block", "sparse", "long"):
             continue
         deep = tmp_path / "world/in/deep" / archive.stem
         deep.mkdir(parents=True)
@@ -157,18 +158,25 @@ def test_flips_in_a_zip(tmp_path):
     assert named == inside
 
 
+def _is_small(path):
+    return path.stat().st_size < 100_000
+
+
 def test_any_mutation_is_a_data_error(tmp_path):
     rng = random.Random(SEED)
-    whole = [packed(tmp_path / f"x.{kind}", _members(6)).read_bytes() for kind in KINDS]
-    whole += [path.read_bytes() for path in hostile.all_hostile(tmp_path / "made", tmp_path)[:50]]
+    sound = [packed(tmp_path / f"x.{kind}", _members(6)) for kind in KINDS]
+    bad = [path for path in hostile.all_hostile(tmp_path / "made", tmp_path) if _is_small(path)]
+    whole = [(path.name.partition(".")[2], path.read_bytes()) for path in (*(sound * 40), *bad)]
     wrong, refused = [], 0
     for number in range(5000):
-        data = bytearray(whole[number % len(whole)])
-        for _ in range(rng.randrange(1, 8)):
+        kind, source = whole[number % len(whole)]
+        data = bytearray(source)
+        for _ in range(rng.randrange(1, 4)):
             if data:
                 at = rng.randrange(len(data))
-                data[at : at + rng.randrange(4)] = rng.randbytes(rng.randrange(6))
-        path = tmp_path / f"y.{KINDS[number % len(KINDS)]}"
+                size = rng.randrange(4)
+                data[at : at + size] = rng.randbytes(rng.choice([size, size, rng.randrange(6)]))
+        path = tmp_path / f"y.{kind}"
         path.write_bytes(bytes(data))
         try:
             unpack([path], tmp_path / "out")

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests import kills
-from tests.own import own_set, state
-from udaseg.data import prepare_dataset
+from tests.own import forms, own_set, state
+from udaseg.data import prepare_dataset, verify_dataset
 from udaseg.errors import EnvironmentFault
 
 pytestmark = pytest.mark.faults
@@ -51,6 +51,17 @@ def test_a_kill_before_every_change_on_the_disk(tmp_path):
         f"{told.stages}"
     )
     assert told.kills > 100
+    assert told.wrong == []
+
+
+def test_a_kill_before_every_change_while_a_set_is_replaced(tmp_path):
+    kills.archived_set(tmp_path, parts=1, pairs=6)
+    told = kills.at_every_change_of_a_second_run(tmp_path)
+    tell(
+        f"kills before each of {told.kills} changes while a set is replaced: {len(told.wrong)} "
+        f"wrong files; {told.stages}"
+    )
+    assert told.stages["while replacing the folder"] > 0
     assert told.wrong == []
 
 
@@ -128,3 +139,16 @@ def test_a_disk_that_is_full_midway(small_disk, tmp_path, kind):
 def _finished(root):
     """Return the inodes of unpacked files and prepared labels: written again, they are others."""
     return {path.stat().st_ino for path in root.rglob("*.png") if not path.name.startswith(".")}
+
+
+@pytest.mark.parametrize("name", ["gta5", "synthia", "mine"])
+def test_a_source_that_cannot_be_written(small_disk, tmp_path, name):
+    word = forms(small_disk)[name]
+    before = state(small_disk)
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    if name != "mine":
+        (tmp_path / name).symlink_to(small_disk / name)
+    report = prepare_dataset(word, root=tmp_path)
+    tell(f"read-only source {name}: {len(report.dataset.splits['train'])} images prepared")
+    assert state(small_disk) == before
+    assert verify_dataset(word, root=tmp_path).changed == []

@@ -63,6 +63,8 @@ def test_bombs_and_lies_about_sizes_are_refused_before_they_are_written(tmp_path
         lie = archive.name in ("less.zip", "more.zip")
         assert not lie or "member 'a': " in said
         assert len(written) == lie  # only unpacking shows that one
+        long = archive.name == "name.tar.gz"
+        assert not long or "header of 4,194,304 bytes" in said  # which was not read
         written.clear()
 
 

@@ -257,6 +257,30 @@ def test_what_a_killed_run_left_is_used_as_far_as_it_is_sound(tmp_path, reads, l
     assert not place.exists()
 
 
+def test_labels_of_a_killed_run_whose_pair_is_gone_are_gone_too(tmp_path):
+    yaml = own_set(tmp_path / "mine")
+    files.put(tmp_path / "mine/labels/4.png", b"broken")
+    with pytest.raises(DataError):
+        prepare_dataset(str(yaml), root=tmp_path / "data")
+    for number in (1, 4):
+        (tmp_path / f"mine/labels/{number}.png").unlink()
+        (tmp_path / f"mine/images/{number}.png").unlink()
+    prepare_dataset(str(yaml), root=tmp_path / "data")
+    assert _content(_prepared(tmp_path)) == _content(_fresh(tmp_path, yaml))
+
+
+def test_what_is_done_is_on_the_disk_while_the_rest_is_read(tmp_path):
+    """A process that is killed writes nothing more."""
+    yaml, lines = own_set(tmp_path / "mine"), []
+    journal = tmp_path / "data/prepared/.own.journal"
+
+    def look(*_):
+        lines.append(journal.read_bytes().count(b"\n"))
+
+    prepare_dataset(str(yaml), root=tmp_path / "data", on_progress=look)
+    assert lines == [2, 3, 4, 5, 6]
+
+
 @pytest.mark.parametrize("moment", ["between", "after"])
 def test_a_change_of_folders_that_was_cut_off_is_completed(tmp_path, reads, moment):
     yaml = own_set(tmp_path / "mine")

@@ -158,9 +158,10 @@ def _show(
 ) -> None:
     dataset = report.dataset
     state = "unchanged" if report.unchanged else "checked" if check_only else "prepared"
-    table = Table(
-        title=Text(f"{dataset.name}: {state} in {report.seconds:.1f} s"), show_header=False
-    )
+    title = f"{dataset.name}: {state} in {report.seconds:.1f} s"
+    if state == "prepared" and report.read < len(_all(dataset)):
+        title += f", {report.read:,} images read, the others as before"
+    table = Table(title=Text(title), show_header=False)
     table.title_justify = "left"
     table.add_column(style="bold")
     table.add_column(overflow="fold")
