@@ -292,7 +292,7 @@ def test_too_little_room_is_told_before_the_disk_is_full(root, monkeypatch):
     monkeypatch.setattr(cache_write, "_TRIED", 2)
     usage = shutil.disk_usage(root)
     monkeypatch.setattr(cache_write.shutil, "disk_usage", lambda _: usage._replace(free=10))
-    with pytest.raises(EnvironmentFault, match="are free; free some space, what is done is kept"):
+    with pytest.raises(EnvironmentFault, match="are free; free some space and run the same command again"):
         write_cache(source, SIZE, workers=1)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from udaseg import build
-from udaseg.data import PreparedDataset, open_dataset
+from udaseg.data import PreparedDataset, evenly_spaced, open_dataset
 from udaseg.engine import Checkpoint
 from udaseg.errors import CheckpointError, DataError, UsageError
 from udaseg.recipe import Recipe, from_dict
@@ -122,8 +122,7 @@ def _some(dataset: PreparedDataset, split: str, most: int) -> PreparedDataset:
     samples = dataset.split(split)
     if not samples:
         raise DataError(f"{dataset.name}: split '{split}' has no images")
-    step = max(1.0, len(samples) / most)
-    chosen = tuple(samples[int(index * step)] for index in range(min(most, len(samples))))
+    chosen = tuple(samples[place] for place in evenly_spaced(len(samples), most))
     return replace(dataset, splits={**dataset.splits, split: chosen})
 
 

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from udaseg import __version__, build
 from udaseg.commands.onnx_file import EXAMPLE, Checked, Exported, Pixels, compare, write_onnx
+from udaseg.commands.run_folder import run_of
 from udaseg.commands.scoring import trained_size
 from udaseg.data import open_dataset, read_image, resize_image
 from udaseg.errors import DataError, EnvironmentFault, UsageError
@@ -55,7 +56,7 @@ def export(
         UsageError: The file exists.
     """
     _require("onnx", "onnxscript")
-    path = out or _folder(run) / "model.onnx"
+    path = out or run_of(run) / "model.onnx"
     if path.is_dir() or (path.exists() and not overwrite):
         raise UsageError(f"{path}: exists; give --overwrite, or another --out FILE")
     loaded = build.load_run(run, weights=weights, device="cpu")
@@ -149,13 +150,6 @@ def _shapes(loaded: build.LoadedRun, module: Exported) -> str:
     taken = "uint8" if module.uint8 else "float"
     given = "labels (B, H, W)" if module.argmax else f"logits (B, {len(loaded.classes)}, H, W)"
     return f"image (B, 3, H, W) {taken} -> {given}"
-
-
-def _folder(run: Path) -> Path:
-    """Return the run folder that a run or one of its checkpoints belongs to."""
-    if run.is_dir():
-        return run
-    return run.parent.parent if run.parent.name == "checkpoints" else run.parent
 
 
 def _has(package: str) -> bool:

@@ -13,6 +13,7 @@ from udaseg.data import (
     ClassSpace,
     PreparedDataset,
     Sample,
+    evenly_spaced,
     lookup_table,
     read_image,
     read_train_ids,
@@ -80,7 +81,7 @@ def look(
         scan: Most images to look at, evenly spaced.
     """
     samples = dataset.split(split)
-    chosen = [samples[place] for place in _spaced(len(samples), scan)]
+    chosen = [samples[place] for place in evenly_spaced(len(samples), scan)]
     counts = {name: Calibration.empty() for name in runs}
     seen = []
     with WorkProgress("report", len(chosen)) as progress:
@@ -89,7 +90,7 @@ def look(
             progress.advance()
     labelled = all(each.truth is not None for each in seen)
     measure = f"{'mIoU' if labelled else 'mean confidence'} of {list(runs)[-1]}"
-    spaced = _spaced(len(seen), max(1, show // 2))
+    spaced = evenly_spaced(len(seen), max(1, show // 2))
     others = [number for number in range(len(seen)) if number not in spaced]
     worst = sorted(others, key=lambda number: np.nan_to_num(seen[number].score, nan=2.0))
     shots = []
@@ -147,12 +148,6 @@ def _shot(
     if seen.truth is not None and truth_classes is not None:
         layers.append(Layer("truth", mask_uri(seen.truth, truth_classes.colors), mask=True))
     return Shot(seen.name, why, layers)
-
-
-def _spaced(count: int, most: int) -> list[int]:
-    """Return at most `most` evenly spaced places of `count`."""
-    step = max(1.0, count / most)
-    return [int(number * step) for number in range(min(most, count))]
 
 
 def _reliability(counts: Calibration) -> Reliability:

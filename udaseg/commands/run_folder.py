@@ -29,6 +29,16 @@ def folder_of(recipe: Recipe, out: Path | None) -> Path:
     return Path("runs") / f"{source}-{target}-{recipe.name}-s{recipe.seed}"
 
 
+def run_of(path: Path) -> Path:
+    """Return the run folder that a run or one of its checkpoints belongs to.
+
+    A checkpoint that lies in no run's `checkpoints/` has the folder that it lies in.
+    """
+    if path.is_dir():
+        return path
+    return path.parent.parent if path.parent.name == "checkpoints" else path.parent
+
+
 def create(folder: Path, recipe: Recipe, command: Sequence[str], *, overwrite: bool) -> None:
     """Make a new run folder with all that is needed to run it again.
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from udaseg import build
+from udaseg.commands.run_folder import run_of
 from udaseg.commands.summary import refuse_protocol, shown_size, summarise
 from udaseg.data import (
     IGNORE,
@@ -125,7 +126,7 @@ def evaluate(
         *(matrix, loaded.classes, dataset, split, look), protocol=protocol, convention=convention
     )
     suffix = "" if weights == "student" else f"-{weights}"
-    folder = out or _run_folder(run) / "eval" / f"{dataset.name}-{split}{suffix}"
+    folder = out or run_of(run) / "eval" / f"{dataset.name}-{split}{suffix}"
     write_scores(folder, scores)
     show(scores, format)
     log.info("scores written to %s", folder)
@@ -236,10 +237,3 @@ def _decoded(
             if index + _AHEAD < len(samples):
                 ahead.append(pool.submit(read, samples[index + _AHEAD]))
             yield ready.result()
-
-
-def _run_folder(run: Path) -> Path:
-    """Return the run that a run folder or one of its checkpoints is of."""
-    if run.is_dir():
-        return run
-    return run.parent.parent if run.parent.name == "checkpoints" else run.parent

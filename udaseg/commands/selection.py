@@ -147,13 +147,12 @@ def _document(
         "chosen": {name: str(each.checkpoint) for name, each in chosen.items()},
     }
     if oracle and sets.labelled is not None:
-        best = max(_score(each) for each in candidates)
         document["oracle"] = {
             "warning": ORACLE_WARNING,
             "data": sets.labelled.name,
             "split": sets.labelled_split,
             "images": len(sets.labelled.split(sets.labelled_split)),
-            "lost_miou": {name: best - _score(each) for name, each in chosen.items()},
+            "lost_miou": _lost(candidates, chosen),
         }
     return document
 
@@ -200,11 +199,16 @@ def _print_table(
         say.print(Text(f"not computed for every candidate, so without a vote: {', '.join(silent)}"))
     say.print(Text(f"chosen by mean rank: {printable(str(chosen[CONSENSUS].checkpoint))}"))
     if oracle:
-        best = max(_score(each) for each in candidates)
-        lost = [f"{name} {100 * (best - _score(each)):.2f}" for name, each in chosen.items()]
+        lost = [f"{name} {100 * points:.2f}" for name, points in _lost(candidates, chosen).items()]
         say.print(
             Text(f"ORACLE: points of mIoU that each choice loses to the best: {', '.join(lost)}")
         )
+
+
+def _lost(candidates: Sequence[Candidate], chosen: dict[str, Candidate]) -> dict[str, float]:
+    """Return how much mIoU each choice loses to the best candidate, by the oracle."""
+    best = max(_score(each) for each in candidates)
+    return {name: best - _score(each) for name, each in chosen.items()}
 
 
 def _score(candidate: Candidate) -> float:

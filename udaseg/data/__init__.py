@@ -22,7 +22,7 @@ from udaseg.data.images import (
     read_train_ids,
     write_png,
 )
-from udaseg.data.index import PreparedDataset, Sample, read_index
+from udaseg.data.index import PreparedDataset, Sample, evenly_spaced, read_index
 from udaseg.data.label_table import LabelTable, class_table
 from udaseg.data.labels import IGNORE, ClassSpace, lookup_table
 from udaseg.data.open import folder_of_images, make_toyland, open_dataset
@@ -71,6 +71,7 @@ __all__ = [
     "cache_folder",
     "class_chances",
     "class_table",
+    "evenly_spaced",
     "examine",
     "find",
     "folder_of_images",

@@ -1,16 +1,13 @@
 """Making a cache: every image and label at training resolution, resumable, whole or not used."""
 
 import json
-import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -30,7 +27,8 @@ from udaseg.data.images import read_bytes, read_image, write_atomic, write_png
 from udaseg.data.index import PreparedDataset, Sample
 from udaseg.data.lock import held
 from udaseg.data.packed import pack, zstd
-from udaseg.errors import EnvironmentFault
+from udaseg.data.room import free, no_room
+from udaseg.data.threads import in_threads
 
 JOURNAL = "journal.jsonl"
 
@@ -155,32 +153,22 @@ def _make(
     head = [json.dumps(cache.form), *(json.dumps(item) for item in rows.items())]
     write_atomic(cache.folder / JOURNAL, ("\n".join(head) + "\n").encode())
     before, made_bytes = len(rows), 0
+
+    def write(sample: Sample) -> list[Any]:
+        return _row(dataset, cache, sample)
+
     with (cache.folder / JOURNAL).open("a", encoding="utf-8") as journal:
-        for done, (sample, row) in enumerate(_in_threads(dataset, cache, jobs, workers), 1):
+        for done, (sample, row) in enumerate(in_threads(write, jobs, workers), 1):
             rows[sample.image] = row
             journal.write(json.dumps((sample.image, row)) + "\n")
             journal.flush()
             made_bytes += (row[1] or 0) + (row[3] or 0)
             if done == _TRIED:
-                _refuse_no_room(cache.folder, (len(jobs) - done) * made_bytes // done)
+                left = (len(jobs) - done) * made_bytes // done
+                if left > free(cache.folder):
+                    raise no_room(cache.folder, left)
             if on_progress is not None:
                 on_progress(before + done, before + len(jobs))
-
-
-def _in_threads(
-    dataset: PreparedDataset, cache: Cache, jobs: Sequence[Sample], workers: int
-) -> Iterator[tuple[Sample, list[Any]]]:
-    """Yield each sample with its row, in order; decoding lets the threads run at once."""
-    threads = cv2.getNumThreads()
-    cv2.setNumThreads(1)
-    pool = ThreadPoolExecutor(workers if workers > 0 else os.cpu_count())
-    try:
-        yield from zip(
-            jobs, pool.map(lambda sample: _row(dataset, cache, sample), jobs), strict=True
-        )
-    finally:  # on Ctrl-C too: what has not begun is dropped
-        pool.shutdown(cancel_futures=True)
-        cv2.setNumThreads(threads)
 
 
 def _row(dataset: PreparedDataset, cache: Cache, sample: Sample) -> list[Any]:
@@ -223,12 +211,3 @@ def _turned(path: Path) -> bool:
         return False
     stored, upright = read_image(path), read_image(path, upright=True)
     return stored.shape != upright.shape or bool((stored != upright).any())
-
-
-def _refuse_no_room(folder: Path, wanted: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if wanted > free:
-        raise EnvironmentFault(
-            f"{folder}: the rest of the cache takes about {wanted / 1e9:.1f} GB, but only "
-            f"{free / 1e9:.1f} GB are free; free some space, what is done is kept"
-        )

@@ -137,3 +137,9 @@ def read_index(folder: Path) -> PreparedDataset:
         raise DataError(
             f"{path}: not a readable index ({error}); run `udaseg prepare` again"
         ) from error
+
+
+def evenly_spaced(count: int, most: int) -> list[int]:
+    """Return at most `most` places of `count`, the first among them, at even distances."""
+    step = max(1.0, count / most)
+    return [int(number * step) for number in range(min(most, count))]

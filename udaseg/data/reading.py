@@ -1,13 +1,9 @@
 """Reading all pairs of a set in threads: what is done is kept, the rest is read and checked."""
 
-import os
 from collections import Counter
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import cv2
 
 from udaseg.data.building import Building
 from udaseg.data.convert import Checked, convert
@@ -17,6 +13,7 @@ from udaseg.data.pairs import Pair, Pairs
 from udaseg.data.refusals import unknown_ids
 from udaseg.data.room import room
 from udaseg.data.source import Rules
+from udaseg.data.threads import in_threads
 from udaseg.errors import DataError
 
 _Job = tuple[str, Pair]
@@ -67,7 +64,7 @@ def read_all(
         return convert(pair, split, declaration, folder, into, rules.on_mismatch)
 
     with room(into or folder, lambda: _rest(jobs, found)):
-        for done, ((_, pair), checked) in enumerate(_in_threads(read, jobs, workers), 1):
+        for done, ((_, pair), checked) in enumerate(in_threads(read, jobs, workers), 1):
             if checked.row is not None:
                 found.rows.append(checked.row)
             found.bad += [checked.bad] if checked.bad else []
@@ -91,17 +88,3 @@ def _rest(jobs: list[_Job], found: Found) -> int:
     if sizes:
         return len(left) * sum(sizes) // len(sizes)
     return sum(path.stat().st_size for path in left if path.is_file())
-
-
-def _in_threads(
-    read: Callable[[_Job], Checked], jobs: list[_Job], workers: int
-) -> Iterator[tuple[_Job, Checked]]:
-    """Yield each job with its outcome, in order; decoding lets the threads run at once."""
-    threads = cv2.getNumThreads()
-    cv2.setNumThreads(1)
-    pool = ThreadPoolExecutor(workers if workers > 0 else os.cpu_count())
-    try:
-        yield from zip(jobs, pool.map(read, jobs), strict=True)
-    finally:  # on Ctrl-C too: what has not begun is dropped
-        pool.shutdown(cancel_futures=True)
-        cv2.setNumThreads(threads)

@@ -1,15 +1,14 @@
 """Comparing a prepared set with its manifest: every byte that was read and written, once more."""
 
-import os
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from udaseg.data.index import INDEX_NAME
 from udaseg.data.manifest import Manifest, read_manifest, sha256_of
 from udaseg.data.prepare import declared
+from udaseg.data.threads import in_threads
 from udaseg.errors import DataError
 
 _GONE = "gone"
@@ -62,19 +61,13 @@ def verify_dataset(
         raise DataError(f"{error}; run `udaseg prepare {name}` to make it again") from error
     jobs = _wanted(folder, manifest)
     report = VerifyReport(folder.name, folder, len(jobs))
-    pool = ThreadPoolExecutor(workers if workers > 0 else os.cpu_count())
-    try:
-        for done, (path, fault) in enumerate(
-            zip(jobs, pool.map(_fault, jobs.items()), strict=True), 1
-        ):
-            if fault == _GONE:
-                report.missing.append(str(path))
-            elif fault is not None:
-                report.changed.append(f"{path}: {fault}")
-            if on_progress is not None:
-                on_progress(done, len(jobs))
-    finally:  # on Ctrl-C too: what has not begun is dropped
-        pool.shutdown(cancel_futures=True)
+    for done, ((path, _), fault) in enumerate(in_threads(_fault, list(jobs.items()), workers), 1):
+        if fault == _GONE:
+            report.missing.append(str(path))
+        elif fault is not None:
+            report.changed.append(f"{path}: {fault}")
+        if on_progress is not None:
+            on_progress(done, len(jobs))
     report.seconds = time.monotonic() - started
     return report
 

@@ -112,7 +112,7 @@ def _probabilities(model: Model, image: Tensor) -> Tensor:
 
 @torch.no_grad()
 def labels_from_logits(
-    logits: Tensor, size: tuple[int, int], *, confidence: bool = False
+    logits: Tensor, size: tuple[int, int], *, confidence: bool = False, temperature: float = 1.0
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32] | None]:
     """Return the most probable class of each pixel at `size`, and its probability when asked.
 
@@ -123,6 +123,7 @@ def labels_from_logits(
         logits: (K, h, w) float; enlarged bilinearly, corners not aligned.
         size: (H, W) of the result.
         confidence: Also return the softmax of the winner.
+        temperature: What logits are divided by for the confidence; labels do not depend on it.
 
     Returns:
         Labels (H, W) uint8 and confidence (H, W) float32 or None.
@@ -130,13 +131,14 @@ def labels_from_logits(
     if logits.is_cuda and len(logits) * size[0] * size[1] <= _MOST_ON_DEVICE:
         wide = F.interpolate(logits[None].float(), size, mode="bilinear", align_corners=False)[0]
         top, winner = wide.max(0)
-        shares = (wide - top).exp_().sum(0).reciprocal().cpu().numpy() if confidence else None
+        shares = (wide - top).div_(temperature).exp_().sum(0).reciprocal().cpu().numpy() if confidence else None
         return winner.to(torch.uint8).cpu().numpy(), shares
     planes = logits.float().cpu().contiguous().numpy()
     best = np.zeros(size, np.uint8)
     sure = np.empty(size, np.float32) if confidence else None
     for rows in _bands(size[0]):
-        _label_band(planes, size, rows, best[rows], None if sure is None else sure[rows])
+        share = None if sure is None else sure[rows]
+        _label_band(planes, size, rows, best[rows], share, temperature)
     return best, sure
 
 
@@ -151,6 +153,7 @@ def _label_band(
     rows: slice,
     best: NDArray[np.uint8],
     sure: NDArray[np.float32] | None,
+    temperature: float,
 ) -> None:
     """Fill some rows of the labels and the confidence, one class after another.
 
@@ -163,6 +166,7 @@ def _label_band(
         rows: Which of the H rows.
         best: (rows, W) zeros, filled with labels.
         sure: (rows, W), filled with probabilities.
+        temperature: Of these probabilities.
     """
     classes, height, width = planes.shape
     place = (np.arange(rows.start, rows.stop) + 0.5) * height / size[0] - 0.5
@@ -186,7 +190,7 @@ def _label_band(
         wins = wide > top
         if sure is not None:
             # the sum of exponentials is kept relative to the best so far
-            shrink = np.exp(-np.abs(wide - top))
+            shrink = np.exp(np.abs(wide - top) * np.float32(-1 / temperature))
             total = np.where(wins, total * shrink + 1, total + shrink)
         np.maximum(top, wide, out=top)
         # numbers rise, so the larger of two is the later winner

@@ -24,6 +24,7 @@ def label_image(
     flip: bool = False,
     scales: Sequence[float] = (1.0,),
     confidence: bool = False,
+    temperature: float = 1.0,
     whole_px: int = _WHOLE_PX,
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32] | None]:
     """Return the labels of an image at `size`, and their probabilities when asked.
@@ -41,6 +42,7 @@ def label_image(
         flip: Average with the mirrored image.
         scales: Average over these sizes.
         confidence: Also return the probability of each label.
+        temperature: Of these probabilities; labels do not depend on it.
         whole_px: Most pixels to look at at once.
 
     Returns:
@@ -54,7 +56,9 @@ def label_image(
         logits = predict_logits(
             model, tensor.float() / 255, window=window, flip=flip, scales=scales
         )
-        return labels_from_logits(logits, wanted, confidence=confidence)
+        return labels_from_logits(
+            logits, wanted, confidence=confidence, temperature=temperature
+        )
 
     height, width = image.shape[:2]
     if height * width <= whole_px:

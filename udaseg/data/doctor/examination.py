@@ -1,15 +1,11 @@
 """`examine`: look at a data set, or at a source and a target, whole, and change nothing."""
 
-import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import cv2
 
 from udaseg.data.doctor.alike import Seen, note_alike
 from udaseg.data.doctor.comparison import note_difference, note_figures
@@ -19,6 +15,7 @@ from udaseg.data.doctor.pairing import accounted, note_pairing
 from udaseg.data.doctor.statistics import SetFacts, facts_of
 from udaseg.data.doctor.subject import Item, Subject, only_splits, open_subject
 from udaseg.data.doctor.tree import note_tree
+from udaseg.data.threads import in_threads
 
 DOCUMENT_FORMAT = 1
 
@@ -108,7 +105,7 @@ def _look_at_all(
     def work(job: tuple[int, Item]) -> Looked:
         return look(job[1], subjects[job[0]])
 
-    for done, ((number, _), one) in enumerate(_in_threads(work, jobs, workers), 1):
+    for done, ((number, _), one) in enumerate(in_threads(work, jobs, workers), 1):
         subject = subjects[number]
         looked[number].append(one)
         for code, path, note in one.found:
@@ -119,20 +116,6 @@ def _look_at_all(
         if on_progress is not None:
             on_progress(done, len(jobs))
     return looked
-
-
-def _in_threads(
-    work: Callable[[tuple[int, Item]], Looked], jobs: list[tuple[int, Item]], workers: int
-) -> Iterator[tuple[tuple[int, Item], Looked]]:
-    """Yield each job with its outcome, in order; decoding lets the threads run at once."""
-    threads = cv2.getNumThreads()
-    cv2.setNumThreads(1)
-    pool = ThreadPoolExecutor(workers if workers > 0 else os.cpu_count())
-    try:
-        yield from zip(jobs, pool.map(work, jobs), strict=True)
-    finally:  # on Ctrl-C too: what has not begun is dropped
-        pool.shutdown(cancel_futures=True)
-        cv2.setNumThreads(threads)
 
 
 def _note_copies(
