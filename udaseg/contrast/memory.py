@@ -47,9 +47,10 @@ class MemoryBank(nn.Module):
             embeddings: (N, D); stored without a graph.
             labels: (N,) int64; rows labelled `EMPTY` are stored as holding nothing.
         """
-        after, labels_after = self._after(embeddings, labels)
-        self.embeddings.copy_(after)
-        self.labels.copy_(labels_after)
+        slot, block, row_labels = self._block(embeddings, labels)
+        # in place: one step's rows are written, however many the bank holds
+        self.embeddings.index_copy_(0, slot, block)
+        self.labels.index_copy_(0, slot, row_labels)
         self.cursor.copy_((self.cursor + 1) % len(self.labels))
 
     def rows(self) -> tuple[Tensor, Tensor]:
@@ -58,17 +59,17 @@ class MemoryBank(nn.Module):
 
     def rows_with(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return what `rows` will hold after `push(embeddings, labels)`, changing nothing."""
-        after, labels_after = self._after(embeddings, labels)
-        return after.flatten(0, 1), labels_after.flatten()
+        slot, block, row_labels = self._block(embeddings, labels)
+        after = self.embeddings.index_copy(0, slot, block)
+        return after.flatten(0, 1), self.labels.index_copy(0, slot, row_labels).flatten()
 
-    def _after(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def _block(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the slot (1,) of the next push, and its rows (1, rows, D) and labels (1, rows)."""
         rows = self.embeddings.shape[1]
         kept = embeddings.detach()[-rows:].float()
-        # index_copy and a tensor cursor: no value is read back to the host
-        slot = self.cursor.view(1)
-        row_labels = torch.full_like(self.labels[0], EMPTY)
-        row_labels[: len(kept)] = labels[-rows:]
-        block = torch.zeros_like(self.embeddings[0])
-        block[: len(kept)] = kept
-        after = self.embeddings.index_copy(0, slot, block[None])
-        return after, self.labels.index_copy(0, slot, row_labels[None])
+        row_labels = torch.full_like(self.labels[:1], EMPTY)
+        row_labels[0, : len(kept)] = labels[-rows:]
+        block = torch.zeros_like(self.embeddings[:1])
+        block[0, : len(kept)] = kept
+        # a tensor cursor: no value is read back to the host
+        return self.cursor.view(1), block, row_labels
