@@ -132,10 +132,13 @@ def class_sums(embeddings: Tensor, labels: Tensor, num_classes: int) -> tuple[Te
     with torch.no_grad(), torch.autocast(embeddings.device.type, enabled=False):
         for start in range(0, len(embeddings), _CHUNK):
             part = slice(start, start + _CHUNK)
+            wide = embeddings[part].float()
             # compared, not one_hot: that looks at the largest label and waits for the device
             member_nK = (labels[part, None] == classes).float()
-            sums += member_nK.T @ unit(embeddings[part])
             counts += member_nK.sum(0)
+            # the lengths go into the small factor: no scaled copy of the embeddings is made
+            squares = torch.linalg.vector_norm(wide, dim=1).square_()
+            sums += (member_nK * torch.rsqrt(squares + LENGTH_EPS**2)[:, None]).T @ wide
     return sums, counts
 
 
