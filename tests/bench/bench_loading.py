@@ -40,6 +40,7 @@ from udaseg.data import (
     prepare_dataset,
     write_cache,
 )
+from udaseg.data.memory import keep_freed_memory
 from udaseg.data.rare import rare_corner
 from udaseg.data.toyland import render
 
@@ -266,6 +267,7 @@ def say(line: str) -> None:
 def main() -> None:
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
+    keep_freed_memory()  # as every process that loads
     folder = Path(os.environ.get("UDASEG_TEST_DATA", "nowhere"))
     versions = f"OpenCV {cv2.__version__}, Pillow {Image.__version__}, 1 thread"
     with tempfile.TemporaryDirectory() as made:

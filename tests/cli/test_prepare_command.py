@@ -2,11 +2,13 @@
 
 import errno
 import os
+import re
 
 import numpy as np
 import pytest
 
 from tests import files
+from tests.hostile import packed
 from udaseg.cli import main
 from udaseg.data import images as images_file
 from udaseg.data import read_index
@@ -47,6 +49,7 @@ def test_the_screen_names_counts_sizes_shares_places_and_the_next_command(run, t
     assert code == 0
     for part in (
         *("own: prepared in", "3 images, labelled, 8x6 (3)", "33.33 %", "never seen", "bus"),
+        "3 labels hold a single class; kept",
         *(str(tmp_path / "mine"), "data/prepared/own", "udaseg adapt --source own --target DATA"),
     ):
         assert part in out, (part, out)
@@ -59,7 +62,22 @@ def test_a_second_run_says_how_many_images_it_read(run, tmp_path):
     yaml = _own(tmp_path / "mine")
     assert "as before" not in run(yaml)[1]
     files.put(tmp_path / "mine/images/b.png", files.image_png(6, 8, 99))
-    assert ", 1 images read, the others as before" in run(yaml)[1]
+    assert ", 1 image read, the others as before" in run(yaml)[1]
+
+
+def test_unpacking_and_reading_are_followed_one_after_the_other(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("udaseg.data.archives._MB", 100)
+    packed(tmp_path / "data/01_images.zip", {"images/00001.png": files.image_png(6, 8)})
+    labels = {"labels/00001.png": files.palette_png(np.full((6, 8), 7))}
+    packed(tmp_path / "data/01_labels.zip", labels)
+    code, _, err = run("gta5", "--verbose")
+    assert code == 0
+    lines = [line for line in err.splitlines() if line.startswith(("unpack gta5", "prepare gta5"))]
+    unpacked, prepared = lines
+    assert re.fullmatch(r"unpack gta5 (\d+)/\1 MB  [\d.]+ MB/s  ETA 0:00", unpacked)
+    assert re.fullmatch(r"prepare gta5 1/1 images  [\d.]+ img/s  ETA 0:00", prepared)
+    code, _, err = run("gta5", "--verify")
+    assert "files/s" in err
 
 
 def test_a_look_writes_nothing(run, tmp_path):
@@ -105,6 +123,36 @@ def test_what_is_left_out_is_named(run, tmp_path):
     assert "3 images" in out
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("a b", "ünï", "-x", "[x]", "[red]x", "x\nerror: all is lost", "esc\x1b[31m", "x" * 240),
+        *("a.b.c", "\u202egnp"),
+    ],
+    ids=map(str, range(10)),
+)
+def test_a_name_is_on_one_line_and_without_control_characters(run, tmp_path, name):
+    yaml = _own(tmp_path / "mine", ("a", name))
+    image = tmp_path / f"mine/images/{name}.png"
+    image.write_bytes(image.read_bytes()[:-9])
+    shown = printable(name.replace("\n", "\\n"))
+    code, _, err = run(yaml)
+    assert code == 3
+    lines = [line for line in err.splitlines() if "images/" in line]
+    assert [line.partition("images/")[2] for line in lines] == [
+        f"{shown}.png: damaged: the PNG is cut off"
+    ]
+    code, out, _ = run(yaml, "--max-bad", 1)
+    assert code == 0
+    assert printable(out) == out
+    image.write_bytes(files.image_png())
+    run(yaml)
+    image.unlink()
+    code, _, err = run(yaml, "--verify")
+    assert code == 3
+    assert f"{shown}.png: is gone" in err
+
+
 def test_toyland_is_made_and_both_its_halves_prepared(run, tmp_path, monkeypatch):
     calls = []
 
@@ -119,7 +167,7 @@ def test_toyland_is_made_and_both_its_halves_prepared(run, tmp_path, monkeypatch
     assert calls == [(7, (64, 96))]
     assert "toyland: prepared in" in out
     assert "toyland-target: prepared in" in out
-    assert "1 images, no labels, 96x64 (1)" in out
+    assert "1 image, no labels, 96x64 (1)" in out
     assert read_index(tmp_path / "data/prepared/toyland-target").splits["val"][0].height == 64
     code, _, err = run("toyland", "--seed", 8, "--size", "64x96")
     assert code == 3

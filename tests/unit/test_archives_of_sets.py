@@ -1,6 +1,7 @@
 """Archives that data sets come in: found, unpacked together, and of the right set."""
 
 import logging
+import zipfile
 
 import numpy as np
 import pytest
@@ -42,6 +43,25 @@ def test_a_damaged_part_leaves_nothing_behind(tmp_path):
     with pytest.raises(DataError, match=r"02_labels\.zip"):
         prepare_dataset("gta5", root=tmp_path)
     assert not (tmp_path / "unpacked").exists()
+
+
+def test_unpacking_tells_how_far_it_is_in_megabytes(tmp_path, monkeypatch):
+    monkeypatch.setattr("udaseg.data.archives._MB", 10)
+    _gta5(tmp_path)
+    told = []
+    prepare_dataset("gta5", root=tmp_path, on_unpack=lambda *at: told.append(at))
+    sizes = []
+    for archive in tmp_path.glob("*.zip"):
+        with zipfile.ZipFile(archive) as opened:
+            sizes += [entry.file_size for entry in opened.infolist()]
+    total = sum(sizes) // 10
+    assert told[0] == (0, total)
+    assert told[-1] == (total, total)
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    assert len(told) == len(sizes) + 1
+    told.clear()  # what is unpacked is not unpacked again
+    prepare_dataset("gta5", root=tmp_path, on_unpack=lambda *at: told.append(at))
+    assert told == []
 
 
 def test_an_archive_of_another_set_is_refused(tmp_path):

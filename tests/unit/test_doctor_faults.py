@@ -170,6 +170,18 @@ def test_a_list_that_names_what_is_not_there_is_named(tmp_path):
     assert found.findings[0].examples[0].note == "lists gone"
 
 
+def test_a_listed_image_without_a_label_is_one_fault(tmp_path):
+    text = sick.YAML.replace("{train: train/images/*, val: val/images/*}", "train/images/*")
+    text = text.replace("{train: train/labels/*, val: val/labels/*}", "train/labels/*")
+    yaml = sick.clean(tmp_path / "set", text=text + "splits: {train: list.txt}\n")
+    names = [f"{number:03d}" for number in range(sick.TRAIN)]
+    (yaml.parent / "list.txt").write_text("\n".join(names))
+    (yaml.parent / "train/labels/007.png").unlink()
+    assert _told(_examined(yaml.parent)) == {
+        ("image-without-label", yaml.parent / "train/images/007.png"): 1
+    }
+
+
 def test_lists_that_share_an_image_leak(tmp_path):
     text = sick.YAML.replace("{train: train/images/*, val: val/images/*}", "train/images/*")
     text = text.replace("{train: train/labels/*, val: val/labels/*}", "train/labels/*")

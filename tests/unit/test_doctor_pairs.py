@@ -10,7 +10,7 @@ from PIL import Image
 from tests import files, sick
 from tests.conftest import REPOSITORY
 from tests.toy import toy_root
-from udaseg.data import examine
+from udaseg.data import examine, prepare_dataset
 from udaseg.data.doctor.alike import NEAR, fingerprint, near_pairs
 from udaseg.errors import DataError
 
@@ -256,6 +256,9 @@ def test_a_part_of_a_published_set_is_told_from_the_whole(tmp_path):
     found = {finding.code: finding for finding in examine("gta5", root=tmp_path).findings}
     assert {"known-odd", "count-differs"} <= set(found)
     assert found["known-odd"].examples[0].path == tmp_path / "gta5/images/15188.png"
+    assert found["count-differs"].examples[0].note == "train: 2 of 24,966"
+    prepare_dataset("gta5", root=tmp_path)
+    found = {finding.code: finding for finding in examine("gta5", root=tmp_path).findings}
     assert found["count-differs"].examples[0].note == "train: 2 of 24,966"
     for kind, folder in (("images", "CamVid/train"), ("labels", "CamVid/trainannot")):
         shutil.copytree(tmp_path / "gta5" / kind, tmp_path / folder)

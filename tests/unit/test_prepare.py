@@ -437,6 +437,9 @@ def test_blank_images_and_labels_without_a_class_are_kept_and_counted(tmp_path):
     report = prepare_dataset(str(yaml), root=tmp_path)
     assert [Path(path).name for path in report.blank] == ["1.png"]
     assert [s.pixels for s in report.dataset.splits["train"]][2] == (0, 0, 0)
+    # flagged in the index too, also when nothing is read again
+    assert prepare_dataset(str(yaml), root=tmp_path).unchanged
+    assert read_index(tmp_path / "prepared/own").blank == {"images/1.png"}
 
 
 _NAMES = ["a b", "ünï", "-x", "[x]", "new\nline", "esc\x1b[31m", "x" * 240, "dir[1]/[/]", "a.b.c"]
@@ -552,7 +555,7 @@ def test_the_number_of_threads_changes_nothing(tmp_path, workers):
     report = prepare_dataset(
         str(yaml), root=tmp_path, workers=workers, on_progress=lambda *at: done.append(at)
     )
-    assert done == [(number, 12) for number in range(1, 13)]
+    assert done == [(number, 12) for number in range(13)]
     assert [s.image for s in report.dataset.splits["train"]] == sorted(
         f"images/{number}.png" for number in range(12)
     )

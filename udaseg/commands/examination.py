@@ -184,7 +184,8 @@ def _show_finding(console: Console, finding: Finding, folders: dict[str, Path]) 
     for example in finding.examples[:most]:
         path = "" if example.path is None else _shown(example.path, list(folders.values()))
         parts = [part for part in (path, example.note) if part]
-        _say(console, printable(": ".join(parts)), deeper=2, style="dim")
+        line = ": ".join(parts).replace("\n", "\\n")  # a name may hold a line end
+        _say(console, printable(line), deeper=2, style="dim")
     if finding.count > most and finding.examples:
         _say(console, f"and {finding.count - most:,} more", deeper=2, style="dim")
     _say(console, f"-> {finding.fix}", hanging=3)

@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from udaseg.data import (
     Sample,
     make_toyland,
     prepare_dataset,
+    speed_up,
     write_cache,
 )
 from udaseg.errors import DataError
@@ -28,6 +29,7 @@ from udaseg.reporting import WorkProgress
 log = logging.getLogger(__name__)
 
 _SHOWN = 5
+_FEW = 2  # classes of which a label often has but one
 
 
 def prepare(
@@ -77,13 +79,14 @@ def prepare(
             faults.append(str(error))
     console = Console(highlight=False, soft_wrap=False)
     for report in reports:
-        cached = None
+        cached = faster = None
         if cache is not None:
             try:
                 cached = _cached(report.dataset, cache, cache_format, workers)
+                faster = speed_up(report.dataset, cached.cache)
             except DataError as error:
                 faults.append(str(error))
-        _show(console, report, check_only, cached)
+        _show(console, report, check_only, None if cached is None else _cache_row(cached, faster))
     if faults:
         raise DataError("\n\n".join(dict.fromkeys(faults)))
 
@@ -97,13 +100,18 @@ def every_half(names: Sequence[str]) -> list[str]:
 def _prepared(
     name: str, root: Path, check_only: bool, rules: dict[str, Any], workers: int
 ) -> PrepareReport:
-    with Counted(f"prepare {printable(Path(name).stem)}") as on_progress:
+    word = printable(Path(name).stem)
+    with (
+        Counted(f"unpack {word}", "MB") as on_unpack,
+        Counted(f"prepare {word}") as on_progress,
+    ):
         return prepare_dataset(
             name,
             root=root,
             check_only=check_only,
             workers=workers,
             on_progress=on_progress,
+            on_unpack=on_unpack,
             **rules,
         )
 
@@ -137,6 +145,7 @@ class Counted:
         self._what, self._unit = what, unit
         self._stack = ExitStack()
         self._progress: WorkProgress | None = None
+        self._over = False
 
     def __enter__(self) -> "Counted":
         return self
@@ -145,43 +154,71 @@ class Counted:
         self._stack.close()
 
     def __call__(self, done: int, total: int) -> None:
-        """Show that `done` of `total` are done."""
+        """Show that `done` of `total` are done; with the last one the display ends."""
+        if self._over or total == 0:
+            return
         if self._progress is None:
             self._progress = self._stack.enter_context(
                 WorkProgress(self._what, total, unit=self._unit)
             )
         self._progress.update(done)
+        if done == total:
+            self._over = True
+            self._stack.close()
 
 
-def _show(
-    console: Console, report: PrepareReport, check_only: bool, cached: CacheReport | None
-) -> None:
+def _show(console: Console, report: PrepareReport, check_only: bool, cache_row: str | None) -> None:
     dataset = report.dataset
     state = "unchanged" if report.unchanged else "checked" if check_only else "prepared"
     title = f"{dataset.name}: {state} in {report.seconds:.1f} s"
     if state == "prepared" and report.read < len(_all(dataset)):
-        title += f", {report.read:,} images read, the others as before"
+        title += f", {_images(report.read)} read, the others as before"
     table = Table(title=Text(title), show_header=False)
     table.title_justify = "left"
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    for split, samples in dataset.splits.items():
-        labels = "no labels" if split in report.unlabelled else "labelled"
-        expected = report.expected.get(split)
-        note = "" if expected in (None, len(samples)) else f"; the published set has {expected}"
-        sizes = Counter((sample.width, sample.height) for sample in samples).most_common(2)
-        shown = ", ".join(f"{w}x{h} ({count})" for (w, h), count in sizes)
-        more = len({(s.width, s.height) for s in samples}) - len(sizes)
-        shown += f" and {more} more sizes" if more > 0 else ""
-        table.add_row(split, Text(f"{len(samples)} images, {labels}, {shown}{note}"))
+    for split in dataset.splits:
+        table.add_row(split, Text(_split_row(report, split)))
     if dataset.classes is not None:
         for title, text in _class_rows(dataset):
             table.add_row(title, Text(text))
-    void = sum(s.label is not None and not any(s.pixels) for s in _all(dataset))
-    if void:
-        table.add_row("empty", Text(f"{void} labels hold no class at all; they are kept"))
+    held = Counter(sum(map(bool, s.pixels)) for s in _all(dataset) if s.label is not None)
+    if held[0]:
+        table.add_row("empty", Text(f"{_labels(held[0])} no class at all; kept"))
+    if held[1] and dataset.classes is not None and len(dataset.classes) > _FEW:
+        table.add_row("one class", Text(f"{_labels(held[1])} a single class; kept"))
     for split in report.missing:
         table.add_row(split, Text("no images found"))
+    for title, text in _listed_rows(report):
+        table.add_row(title, Text(text))
+    table.add_row("images in", Text(printable(str(dataset.image_root))))
+    if not check_only:
+        table.add_row("index in", Text(printable(str(dataset.folder))))
+    if cache_row is not None:
+        table.add_row("cache", Text(cache_row))
+    if not check_only:
+        table.add_row("next", Text(_next(report)))
+    console.print(table)
+
+
+def _split_row(report: PrepareReport, split: str) -> str:
+    samples = report.dataset.splits[split]
+    labels = "no labels" if split in report.unlabelled else "labelled"
+    expected = report.expected.get(split)
+    note = "" if expected in (None, len(samples)) else f"; the published set has {expected:,}"
+    sizes = Counter((sample.width, sample.height) for sample in samples).most_common(2)
+    shown = ", ".join(f"{w}x{h} ({count:,})" for (w, h), count in sizes)
+    more = len({(s.width, s.height) for s in samples}) - len(sizes)
+    shown += f" and {more} more sizes" if more > 0 else ""
+    return f"{_images(len(samples))}, {labels}, {shown}{note}"
+
+
+def _images(number: int) -> str:
+    return "1 image" if number == 1 else f"{number:,} images"
+
+
+def _listed_rows(report: PrepareReport) -> Iterator[tuple[str, str]]:
+    """Yield what was left out, and what is odd and was kept; the first of each."""
     for title, listed in (
         ("left out, rule", report.excluded),
         ("left out, bad", report.bad),
@@ -189,24 +226,20 @@ def _show(
         ("one colour, kept", report.blank),
     ):
         if listed:
-            shown = "\n".join(printable(line) for line in listed[:_SHOWN])
-            rest = f"\nand {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else ""
-            table.add_row(title, Text(f"{len(listed)}:\n{shown}{rest}"))
-    table.add_row("images in", Text(printable(str(dataset.image_root))))
-    if not check_only:
-        table.add_row("index in", Text(printable(str(dataset.folder))))
-    if cached is not None:
-        table.add_row("cache", Text(_cache_row(cached)))
-    if not check_only:
-        table.add_row("next", Text(_next(report)))
-    console.print(table)
+            shown = "\n".join(printable(line.replace("\n", "\\n")) for line in listed[:_SHOWN])
+            rest = f"\nand {len(listed) - _SHOWN:,} more" if len(listed) > _SHOWN else ""
+            yield title, f"{len(listed):,}:\n{shown}{rest}"
+
+
+def _labels(number: int) -> str:
+    return f"{number:,} label{'s hold' if number > 1 else ' holds'}"
 
 
 def _all(dataset: PreparedDataset) -> list[Sample]:
     return [sample for samples in dataset.splits.values() for sample in samples]
 
 
-def _cache_row(cached: CacheReport) -> str:
+def _cache_row(cached: CacheReport, faster: float | None) -> str:
     height, width = cached.cache.size
     each = cached.size_bytes / max(1, cached.images) / 1e6
     row = (
@@ -214,6 +247,8 @@ def _cache_row(cached: CacheReport) -> str:
         f"{cached.size_bytes / 1e6:,.1f} MB ({each:.2f} MB each)"
     )
     row += f", {cached.made} made in {cached.seconds:.1f} s" if cached.made else ", unchanged"
+    if faster is not None:
+        row += f", read {faster:.1f} times as fast as the files"
     if cached.cache.left_out:
         row += f"; {len(cached.cache.left_out)} with an EXIF turn are read from their own files"
     return f"{row}; training with resize [{height}, {width}] reads it"

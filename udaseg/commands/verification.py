@@ -49,8 +49,8 @@ def _told(report: VerifyReport, name: str) -> str:
     lines = [
         f"{report.name}: {len(report.changed)} of {report.files:,} files changed and "
         f"{len(report.missing)} are gone:",
-        *(f"  {line}" for line in report.changed[:_SHOWN]),
-        *(f"  {path}: is gone" for path in report.missing[:_SHOWN]),
+        *("  " + line.replace("\n", "\\n") for line in report.changed[:_SHOWN]),
+        *("  " + path.replace("\n", "\\n") + ": is gone" for path in report.missing[:_SHOWN]),
     ]
     more = sum(max(0, len(found) - _SHOWN) for found in (report.changed, report.missing))
     lines += [f"  and {more} more"] if more else []

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from udaseg.data.balanced import balanced_order
 from udaseg.data.cache import Cache, CacheFormat, cache_folder, open_cache
+from udaseg.data.cache_speed import speed_up
 from udaseg.data.cache_write import CacheReport, write_cache
 from udaseg.data.catalog_list import builtin, builtin_names
 from udaseg.data.convert import train_ids
@@ -20,6 +21,7 @@ from udaseg.data.images import (
     read_image,
     read_label_ids,
     read_train_ids,
+    write_atomic,
     write_png,
 )
 from udaseg.data.index import PreparedDataset, Sample, evenly_spaced, read_index
@@ -36,6 +38,7 @@ from udaseg.data.pseudo_labels import (
 from udaseg.data.rare import RareClasses, class_chances
 from udaseg.data.transforms import resize_image, resize_labels
 from udaseg.data.verify import VerifyReport, verify_dataset
+from udaseg.data.video import VIDEO_SUFFIXES, VideoReader, VideoWriter
 
 if TYPE_CHECKING:
     from udaseg.data.batch import Batch, TrainingBatches
@@ -46,6 +49,7 @@ _WITH_TORCH = ("Batch", "TrainingBatches", "batches_from")
 __all__ = [
     "IGNORE",
     "IMAGE_SUFFIXES",
+    "VIDEO_SUFFIXES",
     "Batch",
     "Cache",
     "CacheFormat",
@@ -64,6 +68,8 @@ __all__ = [
     "SetFacts",
     "TrainingBatches",
     "VerifyReport",
+    "VideoReader",
+    "VideoWriter",
     "balanced_order",
     "batches_from",
     "builtin",
@@ -90,8 +96,10 @@ __all__ = [
     "read_train_ids",
     "resize_image",
     "resize_labels",
+    "speed_up",
     "train_ids",
     "verify_dataset",
+    "write_atomic",
     "write_cache",
     "write_png",
     "write_pseudo_label",

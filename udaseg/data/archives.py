@@ -9,7 +9,7 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,8 @@ from udaseg.errors import DataError
 log = logging.getLogger(__name__)
 
 _PIECE = 2**20
+_MB = 10**6
+_LARGE = 10**9
 _TARS = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
 _BY_HAND = "unpack it yourself ({how}) and leave the folder beside it"
 _OTHERS = (("rar", b"Rar!\x1a\x07", "unrar x"), ("7z", b"7z\xbc\xaf\x27\x1c", "7z x"))
@@ -43,7 +45,9 @@ _FAULTS += (RuntimeError, OverflowError, IndexError, KeyError)
 _MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
-def unpack(archives: Sequence[Path], into: Path) -> None:
+def unpack(
+    archives: Sequence[Path], into: Path, on_unpack: Callable[[int, int], None] | None = None
+) -> None:
     """Unpack zips and tars together into `into`, a folder of its own.
 
     All are checked before the first file is written. After a fault of the data the folder is gone;
@@ -53,19 +57,27 @@ def unpack(archives: Sequence[Path], into: Path) -> None:
     Args:
         archives: The files.
         into: Where members go; nothing else may be there.
+        on_unpack: Called with the megabytes that are unpacked, and those in all.
 
     Raises:
         DataError: Unknown kind, damaged, too large, or a member that would land outside.
         EnvironmentFault: Not enough room on the disk.
     """
     try:
-        lists = {archive: _members(archive) for archive in archives}
+        lists = {}
+        for archive in archives:
+            size = archive.stat().st_size
+            if size > _LARGE:  # minutes, where all of it is read
+                log.info("looking through %s (%s)", archive, amount(size))
+            lists[archive] = _members(archive)
         refuse_contradictions(lists)
         _refuse_no_room(into, lists.values())
+        told = _Told(sum(map(_size, lists.values())), on_unpack)
         with room(into, partial(_missing, into, lists.values())):
             for archive, members in lists.items():
-                log.info("unpacking %s: %d files, %s", archive, len(members), _amount(members))
-                _write(archive, into)
+                shown = amount(_size(members))
+                log.info("unpacking %s: %d files, %s", archive, len(members), shown)
+                _write(archive, into, told)
         _prune(into, {member.name for members in lists.values() for member in members})
     except DataError:
         shutil.rmtree(into, ignore_errors=True)
@@ -73,8 +85,27 @@ def unpack(archives: Sequence[Path], into: Path) -> None:
         raise
 
 
-def _amount(members: Iterable[Member]) -> str:
-    return amount(sum(member.size for member in members))
+class _Told:
+    """Tells how much is unpacked; members that were there already count too.
+
+    Args:
+        total: Bytes in all.
+        on_unpack: Is told, in megabytes; None tells no one.
+    """
+
+    def __init__(self, total: int, on_unpack: Callable[[int, int], None] | None) -> None:
+        self._done, self._total, self._on_unpack = 0, total, on_unpack
+        self.more(0)
+
+    def more(self, size: int) -> None:
+        """Count `size` more bytes."""
+        self._done += size
+        if self._on_unpack is not None:
+            self._on_unpack(self._done // _MB, self._total // _MB)
+
+
+def _size(members: Iterable[Member]) -> int:
+    return sum(member.size for member in members)
 
 
 def _members(archive: Path) -> list[Member]:
@@ -131,18 +162,17 @@ def _named_faults(archive: Path, member: str | None = None) -> Iterator[None]:
         raise damaged(archive, f"{where}{error}") from error
 
 
-def _write(archive: Path, into: Path) -> None:
+def _write(archive: Path, into: Path, told: _Told) -> None:
     """Write the members that are not there yet, each under its name once it is whole."""
     with _named_faults(archive), closing(_reader(archive)) as reader:
         for content in reader.contents():
-            if content.member.hidden:
-                continue
             target = into / content.member.name
             with _named_faults(archive, content.member.name):
-                if not _whole(target, content):
+                if not (content.member.hidden or _whole(target, content)):
                     target.parent.mkdir(parents=True, exist_ok=True)
                     _copy(content, _part(into))
                     _part(into).replace(target)
+            told.more(content.member.size)
 
 
 def _whole(target: Path, content: Content) -> bool:

@@ -17,6 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
+from udaseg.data.durable import moved, written_out
 from udaseg.data.images import write_atomic
 from udaseg.data.index import INDEX_NAME, PreparedDataset, index_document
 from udaseg.data.manifest import (
@@ -114,9 +115,10 @@ class Building:
             write_atomic(self.place / name, data)
         manifest = Manifest(dataset.image_root, self.meaning, files, tuple(rows))
         write_manifest(self.place, manifest)
+        written_out()
         if self.final.exists():
             self.final.rename(_old(self.final))
-        self.place.rename(self.final)
+        moved(self.place, self.final)
         settle(self.final)
         self.close()
 

@@ -23,6 +23,7 @@ from udaseg.data.cache import (
     stamp,
 )
 from udaseg.data.crops import Crops
+from udaseg.data.durable import written_out
 from udaseg.data.images import read_bytes, read_image, write_atomic, write_png
 from udaseg.data.index import PreparedDataset, Sample
 from udaseg.data.lock import held
@@ -90,6 +91,7 @@ def write_cache(
         if jobs or (read_manifest(cache.folder) or {"files": {}})["files"] != rows:
             cache.folder.mkdir(parents=True, exist_ok=True)
             _make(dataset, cache, jobs, rows, workers, on_progress)
+            written_out()  # the manifest says that all files are whole
             document = {"version": CACHE_VERSION, "form": form, "size": size, "files": rows}
             write_atomic(cache.folder / MANIFEST, json.dumps(document).encode())
             (cache.folder / JOURNAL).unlink(missing_ok=True)
@@ -153,6 +155,8 @@ def _make(
     head = [json.dumps(cache.form), *(json.dumps(item) for item in rows.items())]
     write_atomic(cache.folder / JOURNAL, ("\n".join(head) + "\n").encode())
     before, made_bytes = len(rows), 0
+    if on_progress is not None:
+        on_progress(before, before + len(jobs))
 
     def write(sample: Sample) -> list[Any]:
         return _row(dataset, cache, sample)

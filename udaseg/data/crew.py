@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from udaseg.data.batch import Batch, TrainingBatches
+from udaseg.data.memory import keep_freed_memory
 from udaseg.errors import DataError, EnvironmentFault
 
 _START: Final = "spawn"
@@ -151,6 +152,7 @@ def _work(dataset: TrainingBatches, room: Tensor, pipe: Connection) -> None:
     # one thread a worker, and Ctrl-C is the parent's to handle
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
+    keep_freed_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     shapes = dataset.shapes()
     with contextlib.suppress(EOFError, OSError):  # the parent is gone

@@ -15,11 +15,27 @@ from udaseg.data.label_table import LabelTable, label_table
 _KEYS = {
     *("name", "root", "images", "labels", "match", "label_format", "classes", "ignore", "splits"),
     *("title", "home", "licence", "download", "size", "folders", "archives", "expected"),
-    *("base", "table", "rules", "exclude"),
+    *("base", "table", "rules", "exclude", "layouts"),
 }
+_LAYOUT_KEYS = ("images", "labels", "match")
 _CATALOG = Path(__file__).parent / "catalog"
 Rule = str | float | tuple[str, ...]
 _VARIABLE = re.compile(r"\$\{([^}]*)\}")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the files of a set lie in another release, or as some known code rearranges them.
+
+    Attributes:
+        images: Glob of each split, or of all images under "".
+        labels: Likewise; splits left out have no labels.
+        strip: Endings to take off a stem before images and labels are matched.
+    """
+
+    images: Mapping[str, str]
+    labels: Mapping[str, str]
+    strip: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -43,6 +59,7 @@ class Declaration:
         base: The built-in set that it changes; None for one of its own.
         rules: Files that are known to be odd, in named lists.
         exclude: The rules whose files are left out.
+        layouts: Other places of the same files, for when they are not in those of `images`.
     """
 
     name: str
@@ -61,6 +78,7 @@ class Declaration:
     base: str | None = None
     rules: Mapping[str, FileRule] = field(default_factory=dict)
     exclude: tuple[str, ...] = ()
+    layouts: tuple[Layout, ...] = ()
 
     @property
     def word(self) -> str:
@@ -100,6 +118,7 @@ def read_declaration(path: Path, *, builtin: bool = False) -> Declaration:
             table = label_table(document, faults, label_format)
     root = _root(document, path, faults, builtin or "base" in document)
     rules = file_rules(document.get("rules", {}), faults)
+    layouts = _layouts(document, faults)
     declaration = Declaration(
         name=str(name),
         path=path,
@@ -121,6 +140,7 @@ def read_declaration(path: Path, *, builtin: bool = False) -> Declaration:
         base=document.get("base"),
         rules=rules,
         exclude=excluded_rules(document.get("exclude", []), rules, faults),
+        layouts=layouts,
     )
     faults.stop_if_any()
     return declaration
@@ -142,6 +162,8 @@ def _with_base(document: Mapping[str, Any], faults: Faults) -> dict[str, Any]:
         base.pop("expected", None)
     if "images" in document:
         base.pop("splits", None)
+    if set(_LAYOUT_KEYS) & set(document):  # it says itself where its files are
+        base.pop("layouts", None)
     return {**base, **document}
 
 
@@ -189,6 +211,21 @@ def _globs(value: object, key: str, faults: Faults) -> dict[str, str]:
         if pattern.startswith(("/", "~")) or ".." in Path(pattern).parts or not Path(pattern).parts:
             faults.add(key, f"must be a glob below the root, got '{pattern}'")
     return {str(split): pattern for split, pattern in found.items()}
+
+
+def _layouts(document: Mapping[str, Any], faults: Faults) -> tuple[Layout, ...]:
+    """Return the layouts that are listed; what one does not say is as in the document."""
+    listed = document.get("layouts", [])
+    found = []
+    for entry in listed if isinstance(listed, list) else [listed]:
+        if not isinstance(entry, dict) or not entry or set(entry) - set(_LAYOUT_KEYS):
+            what = f"must be a list of {{{', '.join(_LAYOUT_KEYS)}}}, got {entry!r}"
+            faults.add("layouts", what)
+            continue
+        images, labels, match = ({**document, **entry}.get(key) for key in _LAYOUT_KEYS)
+        globs = (_globs(images, "layouts", faults), _globs(labels, "layouts", faults))
+        found.append(Layout(*globs, _strip("stem" if match is None else match, faults)))
+    return tuple(found)
 
 
 def _strip(value: object, faults: Faults) -> tuple[str, ...]:

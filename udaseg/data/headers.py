@@ -2,6 +2,7 @@
 
 import io
 import struct
+import warnings
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,10 @@ from PIL import Image, UnidentifiedImageError
 from udaseg.errors import DataError
 
 MAX_PIXELS = 100_000_000
+# what Pillow holds for many pixels is checked here, by the limit that the caller means; what it
+# thinks of odd or cut metadata is beside the point, or said of the whole file when it is read
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 PNG_START = b"\x89PNG\r\n\x1a\n"
 
 _JPEG_START = b"\xff\xd8"
@@ -22,15 +27,16 @@ _START_OF_SCAN = 0xDA
 _FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 
-def read_size(path: Path, file: BinaryIO) -> tuple[int, int]:
+def read_size(path: Path, file: BinaryIO, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """Return (height, width) of the image that `file` holds.
 
     Args:
         path: How messages name it.
         file: At its start; only the header is read.
+        max_pixels: Most that are let in, at most 178 million.
 
     Raises:
-        DataError: No image, or more than 100 million pixels.
+        DataError: No image, or more pixels.
     """
     head = file.read(24)
     if head.startswith(PNG_START) and len(head) == 24 and head[12:16] == b"IHDR":
@@ -46,9 +52,9 @@ def read_size(path: Path, file: BinaryIO) -> tuple[int, int]:
             what = "is no image that can be read" if head else "is empty"
             raise DataError(f"{path}: {what}") from error
         except Image.DecompressionBombError as error:
-            raise DataError(f"{path}: more than {MAX_PIXELS:,} pixels") from error
-    if width * height > MAX_PIXELS:
-        raise DataError(f"{path}: {width}x{height} is more than {MAX_PIXELS:,} pixels")
+            raise DataError(f"{path}: more than {max_pixels:,} pixels") from error
+    if width * height > max_pixels:
+        raise DataError(f"{path}: {width}x{height} is more than {max_pixels:,} pixels")
     if width < 1 or height < 1:
         raise DataError(f"{path}: damaged: its header says {width}x{height} pixels")
     return int(height), int(width)

@@ -11,7 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from udaseg.data.headers import PNG_START, png_depth, png_form, read_size, refuse_damaged
+from udaseg.data.headers import (
+    MAX_PIXELS,
+    PNG_START,
+    png_depth,
+    png_form,
+    read_size,
+    refuse_damaged,
+)
 from udaseg.errors import DataError
 
 LabelFormat = Literal["ids", "rgb", "synthia"]
@@ -28,7 +35,7 @@ def read_bytes(path: Path) -> bytes:
         DataError: Missing, a folder, a pipe, unreadable, or empty.
     """
     try:
-        _refuse_irregular(path)
+        refuse_irregular(path)
         data = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
@@ -37,22 +44,26 @@ def read_bytes(path: Path) -> bytes:
     return data
 
 
-def image_size(path: Path) -> tuple[int, int]:
+def image_size(path: Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """Return (height, width) from the header; only the header is read.
 
     Raises:
-        DataError: No image, or more than 100 million pixels.
+        DataError: No image, or more than `max_pixels`.
     """
     try:
-        _refuse_irregular(path)
+        refuse_irregular(path)
         with path.open("rb") as file:
-            return read_size(path, file)
+            return read_size(path, file, max_pixels)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
 def read_image(
-    path: Path, *, upright: bool = False, data: bytes | None = None
+    path: Path,
+    *,
+    upright: bool = False,
+    data: bytes | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> NDArray[np.uint8]:
     """Return an image as (H, W, 3) uint8 RGB in its stored orientation.
 
@@ -62,11 +73,12 @@ def read_image(
         path: The file.
         upright: Turn it as its EXIF orientation says, as a viewer shows it.
         data: Its content, where that was read already.
+        max_pixels: A larger image is refused from its header.
 
     Raises:
         DataError: Unreadable, damaged, no image, or too large; names the file.
     """
-    data = _sound_bytes(path, data)
+    data = _sound_bytes(path, data, max_pixels)
     turned = 0 if upright else cv2.IMREAD_IGNORE_ORIENTATION
     # decoded as RGB at once, which saves a pass over the image
     return np.asarray(_decoded(path, data, cv2.IMREAD_COLOR_RGB | turned), np.uint8)
@@ -147,6 +159,7 @@ def write_png(
     pixels: NDArray[np.uint8],
     *,
     palette: tuple[tuple[int, int, int], ...] | None = None,
+    bgr: bool = False,
 ) -> None:
     """Write (H, W) or (H, W, 3) RGB uint8 as a PNG, whole or not at all.
 
@@ -154,6 +167,7 @@ def write_png(
         path: The file; its folder is made.
         pixels: What to write.
         palette: Colours of the values 0, 1, …; the PNG keeps the values and shows the colours.
+        bgr: The channels are in OpenCV's order already, which spares a copy of a large picture.
 
     Raises:
         ValueError: Another shape or type.
@@ -170,7 +184,7 @@ def write_png(
         colored.save(buffer, format="PNG")
         write_atomic(path, buffer.getvalue())
         return
-    stored = pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
+    stored = pixels if pixels.ndim == 2 or bgr else cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
     # the Huffman strategy is faster to write and to read than deflate's levels, and smaller here
     options = [cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_HUFFMAN_ONLY]
     if pixels.ndim == 2:
@@ -180,10 +194,10 @@ def write_png(
     ok, encoded = cv2.imencode(".png", stored, options)
     if not ok:
         raise ValueError(f"{path}: could not be encoded as a PNG")
-    write_atomic(path, encoded.tobytes())
+    write_atomic(path, encoded.data)
 
 
-def write_atomic(path: Path, data: bytes) -> None:
+def write_atomic(path: Path, data: bytes | memoryview) -> None:
     """Write `data` under a temporary name beside `path`, then rename it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
@@ -198,7 +212,7 @@ def write_atomic(path: Path, data: bytes) -> None:
         raise
 
 
-def _refuse_irregular(path: Path) -> None:
+def refuse_irregular(path: Path) -> None:
     """Refuse what is no regular file, before a read of a pipe would hang."""
     if path.is_file():
         return
@@ -212,10 +226,10 @@ def _refuse_irregular(path: Path) -> None:
     raise DataError(f"{path}: {what}")
 
 
-def _sound_bytes(path: Path, data: bytes | None = None) -> bytes:
+def _sound_bytes(path: Path, data: bytes | None = None, max_pixels: int = MAX_PIXELS) -> bytes:
     """Return the bytes of an image whose header and checksums are right."""
     data = read_bytes(path) if data is None else data
-    read_size(path, io.BytesIO(data))
+    read_size(path, io.BytesIO(data), max_pixels)
     refuse_damaged(path, data)
     return data
 

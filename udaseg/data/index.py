@@ -42,6 +42,7 @@ class PreparedDataset:
         image_root: The user's own image folder; read, never written.
         classes: The class space of the labels; None when there are none.
         splits: Samples of each split, in a fixed order.
+        blank: Images of a single colour, which are kept.
     """
 
     name: str
@@ -49,6 +50,7 @@ class PreparedDataset:
     image_root: Path
     classes: ClassSpace | None
     splits: Mapping[str, tuple[Sample, ...]]
+    blank: frozenset[str] = frozenset()
 
     def image_path(self, sample: Sample) -> Path:
         """Return the absolute path of the image of `sample`."""
@@ -95,6 +97,7 @@ def index_document(dataset: PreparedDataset) -> dict[str, Any]:
             ]
             for split, samples in dataset.splits.items()
         },
+        "blank": sorted(dataset.blank),
     }
 
 
@@ -130,6 +133,7 @@ def read_index(folder: Path) -> PreparedDataset:
                 )
                 for split, rows in document["splits"].items()
             },
+            blank=frozenset(document.get("blank", [])),  # younger than the format
         )
     except FileNotFoundError as error:
         raise DataError(f"{path}: not found; run `udaseg prepare` first") from error

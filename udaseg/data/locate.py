@@ -3,11 +3,14 @@
 import logging
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from udaseg.data.archives import unpack
 from udaseg.data.declaration import Declaration
+from udaseg.data.durable import moved, written_out
 from udaseg.data.find import find
+from udaseg.data.layouts import holds_images
 from udaseg.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -26,17 +29,26 @@ def located(declaration: Declaration, root: Path) -> Path | None:
     for base in (root, root / "unpacked"):
         for wanted in (*declaration.folders, declaration.name):
             folder = _any_case(base, wanted)
-            if folder is not None and _holds_images(declaration, folder):
+            if folder is not None and holds_images(declaration, folder):
                 return folder
     if _archives(declaration, root):
         return None
     raise DataError(f"{declaration.name}: not found below {root}\n{how_to_get(declaration, root)}")
 
 
-def unpacked(declaration: Declaration, root: Path) -> Path:
+def unpacked(
+    declaration: Declaration,
+    root: Path,
+    on_unpack: Callable[[int, int], None] | None = None,
+) -> Path:
     """Unpack every archive below root/unpacked/NAME and return where the images lie.
 
     The folder appears when all archives are unpacked, or not at all.
+
+    Args:
+        declaration: Of the set.
+        root: Where its archives lie.
+        on_unpack: Called with the megabytes that are unpacked, and those in all.
 
     Raises:
         DataError: An archive is damaged, unsafe, or of something else.
@@ -49,7 +61,7 @@ def unpacked(declaration: Declaration, root: Path) -> Path:
         )
     building = _building(declaration, root)
     archives = _archives(declaration, root)
-    unpack(archives, building)
+    unpack(archives, building, on_unpack)
     found = _folder_inside(declaration, building)
     if found is None:
         inner = [path.name for path in find(building, "**/*.*") if _is_archive(path)]
@@ -63,7 +75,8 @@ def unpacked(declaration: Declaration, root: Path) -> Path:
     whole.parent.mkdir(parents=True, exist_ok=True)
     names = "\n".join(path.name for path in archives)
     _record(declaration, root).write_bytes(os.fsencode(names))  # half of it is written again
-    found.rename(whole)
+    written_out()
+    moved(found, whole)
     return whole
 
 
@@ -126,13 +139,9 @@ def _folder_inside(declaration: Declaration, whole: Path) -> Path | None:
     """Return `whole` or the folder in it (two deep) that the globs start from."""
     below = [sorted(path for path in whole.glob(deep) if path.is_dir()) for deep in ("*", "*/*")]
     for folder in (whole, *below[0], *below[1]):
-        if _holds_images(declaration, folder):
+        if holds_images(declaration, folder):
             return folder
     return None
-
-
-def _holds_images(declaration: Declaration, folder: Path) -> bool:
-    return any(find(folder, pattern) for pattern in declaration.images.values())
 
 
 def _any_case(base: Path, wanted: str) -> Path | None:

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from udaseg.data.declaration import Declaration, Rule
 from udaseg.data.find import find, static_prefix
 from udaseg.data.images import IMAGE_SUFFIXES
+from udaseg.data.layouts import laid_out
 from udaseg.errors import DataError
 
 
@@ -35,6 +36,7 @@ class Pairs:
     Attributes:
         splits: The pairs of each split, sorted by their key.
         unpaired: Files that are left over, each with the reason.
+        alone: Those of them that are images without a label.
         without_files: Declared splits that have no image here.
         without_labels: Globs of labels that match nothing although there are images.
         excluded: Images that a named rule leaves out.
@@ -43,6 +45,7 @@ class Pairs:
 
     splits: dict[str, list[Pair]] = field(default_factory=dict)
     unpaired: list[str] = field(default_factory=list)
+    alone: list[Pair] = field(default_factory=list)
     without_files: list[str] = field(default_factory=list)
     without_labels: list[str] = field(default_factory=list)
     excluded: list[str] = field(default_factory=list)
@@ -56,6 +59,7 @@ def pairs_of(declaration: Declaration, folder: Path) -> Pairs:
         DataError: No image matches, or a split rule names nothing.
     """
     pairs = Pairs()
+    declaration = laid_out(declaration, folder)
     if "" in declaration.images:
         _split_by_rule(declaration, folder, pairs)
     else:
@@ -151,6 +155,7 @@ def _matched(
     for key, path in images.items():
         if key not in labels:
             pairs.unpaired.append(f"{path}: has no label ({label_pattern})")
+            pairs.alone.append(Pair(key, path, None))
     if pattern is not None:
         for key, path in labels.items():
             if key not in images:
@@ -266,12 +271,13 @@ def _listed(
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{declaration.path}: split list {path} cannot be read: {error}") from error
     by_name = _by_words(pairs, folder)
+    alone = _by_words(state.alone, folder)  # that they have no label is said already
     wanted = [line.strip() for line in lines]
     wanted = [line for line in wanted if line and not line.startswith("#")]
     state.unpaired.extend(
         f"{path}: lists {word}, which is no image here, or more than one"
         for word in wanted
-        if word not in by_name
+        if word not in by_name and word not in alone
     )
     return list(dict.fromkeys(by_name[word] for word in wanted if word in by_name))
 

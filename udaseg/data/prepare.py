@@ -46,6 +46,7 @@ def prepare_dataset(
     exclude: Sequence[str] = (),
     workers: int = -1,
     on_progress: Callable[[int, int], None] | None = None,
+    on_unpack: Callable[[int, int], None] | None = None,
 ) -> PrepareReport:
     """Prepare a built-in set or a dataset YAML below `root`/prepared, and report on it.
 
@@ -60,6 +61,7 @@ def prepare_dataset(
         exclude: Named rules of the dataset whose files are left out, besides those of its YAML.
         workers: Threads that decode; -1 takes one a core.
         on_progress: Called with the pairs done and the pairs in all.
+        on_unpack: Called with the megabytes of archives that are unpacked, and those in all.
 
     Raises:
         DataError: Missing, or with more faults than allowed; lists the first of each kind.
@@ -78,7 +80,7 @@ def prepare_dataset(
         )
         report = report_on(declaration, pairs, found, folder, folder, rules)
     else:
-        report = _up_to_date(declaration, root, rules, workers, on_progress)
+        report = _up_to_date(declaration, root, rules, workers, on_progress, on_unpack)
     tell_of_later_archives(declaration, root)
     report.unlabelled = tuple(
         split for split, samples in report.dataset.splits.items() if samples[0].label is None
@@ -157,6 +159,7 @@ def _up_to_date(
     rules: Rules,
     workers: int,
     on_progress: Callable[[int, int], None] | None,
+    on_unpack: Callable[[int, int], None] | None,
 ) -> PrepareReport:
     final = root / "prepared" / declaration.name
     # first without the lock: all may be done, in a folder that cannot be written
@@ -166,7 +169,7 @@ def _up_to_date(
             settle(final)
             report = _unchanged(declaration, root, rules)
             if report is None:
-                report = _rebuilt(declaration, root, rules, workers, on_progress)
+                report = _rebuilt(declaration, root, rules, workers, on_progress, on_unpack)
             clear_building(final)
     return report
 
@@ -199,11 +202,12 @@ def _rebuilt(
     rules: Rules,
     workers: int,
     on_progress: Callable[[int, int], None] | None,
+    on_unpack: Callable[[int, int], None] | None,
 ) -> PrepareReport:
     """Read what is new and put the prepared folder in its place, whole or not at all."""
     folder = located(declaration, root)
     if folder is None:
-        folder = unpacked(declaration, root)
+        folder = unpacked(declaration, root, on_unpack)
         _tell_if_short(declaration, folder)
     clear_leftovers(declaration, root)
     pairs = _paired(declaration, folder, root, rules)

@@ -61,7 +61,7 @@ def report_on(
         if row.sample is not None:
             samples[row.split].append(row.sample)
     excluded = [*pairs.excluded, *(row.excluded for row in found.rows if row.excluded)]
-    blank = [str(folder / row.image.path) for row in found.rows if row.blank]
+    blank = [row.image.path for row in found.rows if row.blank]
     refuse_too_many(declaration.name, found.bad, rules.max_bad)
     refuse_nothing_left(declaration.name, samples, found.bad, excluded)
     dataset = PreparedDataset(
@@ -70,9 +70,11 @@ def report_on(
         folder.resolve(),
         None if declaration.table is None else declaration.table.classes,
         {split: tuple(those) for split, those in samples.items()},
+        frozenset(blank),
     )
     return PrepareReport(
         dataset,
-        *(found.bad, excluded, pairs.known, blank, pairs.without_files),
+        *(found.bad, excluded, pairs.known),
+        *([str(folder / path) for path in blank], pairs.without_files),
         read=found.read,
     )

@@ -55,6 +55,8 @@ def read_all(
     unknown: Counter[int] = Counter()
     first_unknown: dict[int, Path] = {}
     into = None if building is None else building.place
+    if on_progress is not None:
+        on_progress(0, len(jobs))
 
     def read(job: _Job) -> Checked:
         split, pair = job

@@ -48,8 +48,10 @@ def refuse_too_many(name: str, bad: list[str], max_bad: int) -> None:
         DataError: There are more; lists the first.
     """
     if len(bad) > max_bad:
-        advice = f"mend or remove them, or leave them out with --max-bad {len(bad)}"
-        raise DataError(f"{name}: {len(bad)} files cannot be used:\n{_first(bad)}\n  {advice}")
+        them = "it" if len(bad) == 1 else "them"
+        advice = f"mend or remove {them}, or leave {them} out with --max-bad {len(bad)}"
+        files = "1 file" if len(bad) == 1 else f"{len(bad)} files"
+        raise DataError(f"{name}: {files} cannot be used:\n{_first(bad)}\n  {advice}")
 
 
 def refuse_nothing_left(
@@ -71,7 +73,8 @@ def refuse_nothing_left(
 
 
 def _first(lines: list[str]) -> str:
-    shown = [f"  {line}" for line in lines[:_SHOWN]]
+    # a name may hold a line end, and its second line would look like one of ours
+    shown = ["  " + line.replace("\n", "\\n") for line in lines[:_SHOWN]]
     if len(lines) > _SHOWN:
         shown.append(f"  and {len(lines) - _SHOWN} more")
     return "\n".join(shown)

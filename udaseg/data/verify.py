@@ -61,6 +61,8 @@ def verify_dataset(
         raise DataError(f"{error}; run `udaseg prepare {name}` to make it again") from error
     jobs = _wanted(folder, manifest)
     report = VerifyReport(folder.name, folder, len(jobs))
+    if on_progress is not None:
+        on_progress(0, len(jobs))
     for done, ((path, _), fault) in enumerate(in_threads(_fault, list(jobs.items()), workers), 1):
         if fault == _GONE:
             report.missing.append(str(path))

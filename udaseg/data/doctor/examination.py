@@ -102,6 +102,9 @@ def _look_at_all(
     jobs = [(number, item) for number, subject in enumerate(subjects) for item in subject.items]
     looked: list[list[Looked]] = [[] for _ in subjects]
 
+    if on_progress is not None:
+        on_progress(0, len(jobs))
+
     def work(job: tuple[int, Item]) -> Looked:
         return look(job[1], subjects[job[0]])
 

@@ -1,7 +1,8 @@
 """What cannot be paired, is left out by a rule, or is not here at all, as findings."""
 
 import re
-from collections.abc import Collection, Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from udaseg.data.doctor.findings import Findings
@@ -62,6 +63,8 @@ def note_pairing(subject: Subject, posing: Collection[Path], findings: Findings)
     for line in subject.left_out:
         findings.add("left-out", role, None, line)
     if pairs is None or declaration is None:
+        there = Counter(item.split for item in subject.items)
+        _note_counts(subject, there, len(subject.left_out), findings)
         return
     strip = declaration.strip
     stems = {_stem(path, strip) for path in posing}
@@ -79,10 +82,25 @@ def note_pairing(subject: Subject, posing: Collection[Path], findings: Findings)
     for split in pairs.without_files:
         code = "empty-split" if own else "missing-split"
         findings.add(code, role, None, f"{split}: {declaration.images[split]}")
-    for split, published in declaration.expected.items():
-        there = len(pairs.splits.get(split, ()))
-        if there and there != published:
-            findings.add("count-differs", role, None, f"{split}: {there:,} of {published:,}")
+    _note_counts(subject, {name: len(found) for name, found in pairs.splits.items()}, 0, findings)
+
+
+def _note_counts(
+    subject: Subject, there: Mapping[str, int], left_out: int, findings: Findings
+) -> None:
+    """Note splits with another number of images than was published.
+
+    Args:
+        subject: The set.
+        there: Images of each split.
+        left_out: So many may be fewer, as they have a note of their own.
+        findings: Where to note.
+    """
+    for split, published in subject.expected.items():
+        count = there.get(split, 0)
+        if count and not published - left_out <= count <= published:
+            note = f"{split}: {count:,} of {published:,}"
+            findings.add("count-differs", subject.role, None, note)
 
 
 def _stem(path: Path, strip: tuple[str, ...]) -> str:

@@ -1,16 +1,17 @@
 """What is looked at: the images and labels that a prepared set, a declaration or a folder has."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from udaseg.data.catalog_list import builtin_names
+from udaseg.data.catalog_list import builtin, builtin_names
 from udaseg.data.declaration import Declaration
 from udaseg.data.find import find, static_prefix
 from udaseg.data.images import IMAGE_SUFFIXES
 from udaseg.data.index import INDEX_NAME, PreparedDataset, Sample, read_index
 from udaseg.data.labels import ClassSpace
+from udaseg.data.layouts import laid_out
 from udaseg.data.locate import located
 from udaseg.data.manifest import read_manifest
 from udaseg.data.open import open_dataset
@@ -63,6 +64,7 @@ class Subject:
         pairs: What a declaration finds, with what is left over.
         left_out: What was left out when it was prepared.
         walked: Folders whose every file is looked at by name.
+        expected: Published number of images of each split, where it is known.
     """
 
     role: Role
@@ -75,6 +77,7 @@ class Subject:
     pairs: Pairs | None = None
     left_out: tuple[str, ...] = ()
     walked: tuple[Path, ...] = ()
+    expected: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -145,6 +148,7 @@ def _prepared(dataset: PreparedDataset, role: Role) -> Subject:
         items,
         dataset.classes,
         left_out=(*stored["bad"], *stored["excluded"]),
+        expected=builtin(dataset.name).expected if dataset.name in builtin_names() else {},
     )
 
 
@@ -174,6 +178,7 @@ def _folder(folder: Path, role: Role) -> Subject:
 
 
 def _declared(declaration: Declaration, folder: Path, role: Role) -> Subject:
+    declaration = laid_out(declaration, folder)
     pairs = pairs_of(declaration, folder)
     items = [
         Item(split, pair.image, pair.label)
@@ -191,4 +196,5 @@ def _declared(declaration: Declaration, folder: Path, role: Role) -> Subject:
         declaration,
         pairs,
         walked=tuple(dict.fromkeys(folder / static_prefix(glob) for glob in globs)),
+        expected=declaration.expected,
     )
