@@ -6,6 +6,7 @@ every fault at once; the library holds the shipped recipes.
 
 from udaseg.recipe.domain import Domain, RareClass
 from udaseg.recipe.hints import close
+from udaseg.recipe.identity import numbers_of, recipe_digest
 from udaseg.recipe.legs import Leg, adapts, leg_at, legs, network_of
 from udaseg.recipe.library import (
     RecipeEntry,
@@ -16,19 +17,16 @@ from udaseg.recipe.library import (
     recipes_folder,
 )
 from udaseg.recipe.load import dump, expand_path, from_dict, load, to_dict
+from udaseg.recipe.machine import Machine
 from udaseg.recipe.method import (
     Adversarial,
     EntropyMinimization,
     Method,
     Mixing,
-    Projector,
     PrototypeAlignment,
-    Prototypes,
     PseudoLabelling,
-    Regional,
     SelfDistillation,
     SelfTraining,
-    Semantic,
     SourceOnly,
     Stage,
     Staged,
@@ -39,12 +37,13 @@ from udaseg.recipe.method import (
 from udaseg.recipe.request import Everyday, requested, scores_another_target, split_words
 from udaseg.recipe.schema import (
     BatchSize,
-    Machine,
+    Expected,
     Model,
     Optimizer,
     Recipe,
     Validation,
 )
+from udaseg.recipe.terms import Projector, Prototypes, Regional, Semantic
 from udaseg.recipe.text import printable
 
 __all__ = [
@@ -53,6 +52,7 @@ __all__ = [
     "Domain",
     "EntropyMinimization",
     "Everyday",
+    "Expected",
     "Leg",
     "Machine",
     "Method",
@@ -90,7 +90,9 @@ __all__ = [
     "load",
     "methods",
     "network_of",
+    "numbers_of",
     "printable",
+    "recipe_digest",
     "recipes_folder",
     "requested",
     "scores_another_target",

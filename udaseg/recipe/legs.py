@@ -90,7 +90,8 @@ def leg_at(recipe: Recipe, step: int) -> Leg:
 
 def adapts(recipe: Recipe) -> bool:
     """Return whether any part of the run looks at target images."""
-    return any(leg.reads_target for leg in legs(recipe))
+    trained_on = any(leg.reads_target for leg in legs(recipe))
+    return trained_on or recipe.method.target_statistics > 0
 
 
 def network_of(recipe: Recipe, leg: Leg) -> Recipe:

@@ -196,7 +196,9 @@ def _node(value: object, where: str, key: str, faults: Faults, depth: int) -> No
 
 def _plain(value: object) -> object:
     if is_dataclass(value):
-        return {part.name: _plain(getattr(value, part.name)) for part in fields(value)}
+        # what kind of section it is stands first, though inherited fields come before it
+        names = sorted((part.name for part in fields(value)), key=lambda name: name != "kind")
+        return {name: _plain(getattr(value, name)) for name in names}
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
     return value

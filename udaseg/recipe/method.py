@@ -1,7 +1,9 @@
-"""What a method's section of a recipe may say, and which of its values are out of range."""
+"""What a method's section of a recipe may say."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
+
+from udaseg.recipe.terms import Prototypes, Regional, Semantic
 
 
 @dataclass(frozen=True)
@@ -52,109 +54,26 @@ class Mixing:
 
 
 @dataclass(frozen=True)
-class Projector:
-    """The projection head in front of a contrastive loss.
+class WholeRun:
+    """What a method may say of the whole run, whatever it minimises.
 
     Attributes:
-        channels: Dimension of the embedding.
-        trainable: False leaves it at its random start (as RCCR was released).
+        target_statistics: Unlabelled target images whose batch-norm statistics take the place of
+            the running ones when the training is over (AdaBN); 0 keeps those. Not in a stage.
     """
 
-    channels: int
-    trainable: bool
+    target_statistics: int = field(default=0, kw_only=True)
 
 
 @dataclass(frozen=True)
-class Regional:
-    """RCCR's region-wise contrast.
-
-    Attributes:
-        weight: Weight of the loss at the last step.
-        ramp: Rise to it as exp(-5 (1 - sqrt(step/steps))); false is constant.
-        start: First step with contrast.
-        temperature: Softmax temperature.
-        min_confidence: Anchors need a teacher confidence above this.
-        bank_steps: Steps that the memory bank spans.
-        cells_per_view: Random cells of each view that a step puts into the bank.
-        region_size: Side of a region in cells, average-pooled; 1 as released.
-        square_per: One CutMix square a `batch` (as released) or an `image`.
-        keep_ignored: Ignored cells enter the bank, as negatives of everything (as released).
-        negative_sampling: Drop bank rows of the anchor's class (false only to ablate).
-        positive_filtering: Drop anchors of low confidence (false only to ablate).
-        momentum_head: Keys come from the teacher's head; false uses the student's (to ablate).
-        projector: The projection head.
-    """
-
-    weight: float
-    ramp: bool
-    start: int
-    temperature: float
-    min_confidence: float
-    bank_steps: int
-    cells_per_view: int
-    region_size: int
-    square_per: Literal["image", "batch"]
-    keep_ignored: bool
-    projector: Projector
-    negative_sampling: bool = True
-    positive_filtering: bool = True
-    momentum_head: bool = True
-
-
-@dataclass(frozen=True)
-class Prototypes:
-    """SPCL's prototype contrast as a term of self-training.
-
-    Attributes:
-        weight: Weight of the term.
-        temperature: Softmax temperature.
-        momentum: Share of a prototype that stays at an update.
-        absent: The prototype of a class that is not in the batch is `keep` or `fade` (as released).
-        normalise: Scale prototypes to unit length after an update (the release does not).
-        min_confidence: A cell of a mixed image counts when the teacher is this sure of its label;
-            only in self-training, SPCL's own stages have thresholds of their own.
-    """
-
-    weight: float
-    temperature: float
-    momentum: float
-    absent: Literal["keep", "fade"]
-    normalise: bool
-    min_confidence: float = 0.0
-
-
-@dataclass(frozen=True)
-class Semantic:
-    """SePiCo's contrast with the class statistics of the teacher's source embeddings.
-
-    Attributes:
-        variant: `prototype`, `bank` or `distribution` (ProtoCL, BankCL, DistCL).
-        weight: Weight of the term.
-        temperature: Softmax temperature.
-        momentum: Weight that older vectors keep at an update; 1 is the mean over all of them.
-        bank_rows: Batch means kept of each class; only the bank variant uses them.
-        channels: Dimension of the embedding.
-        start: First step with contrast; the statistics learn from step 0.
-    """
-
-    variant: Literal["prototype", "bank", "distribution"]
-    weight: float
-    temperature: float
-    momentum: float
-    bank_rows: int
-    channels: int
-    start: int = 0
-
-
-@dataclass(frozen=True)
-class SourceOnly:
-    """Supervised training on the source, nothing else: the baseline to beat."""
+class SourceOnly(WholeRun):
+    """Supervised training on the source: the baseline to beat."""
 
     kind: Literal["source_only"]
 
 
 @dataclass(frozen=True)
-class SelfTraining:
+class SelfTraining(WholeRun):
     """Mean-teacher self-training with ClassMix (DACS), plus the regularizers that are named.
 
     Attributes:
@@ -175,7 +94,7 @@ class SelfTraining:
 
 
 @dataclass(frozen=True)
-class Adversarial:
+class Adversarial(WholeRun):
     """Output-space adversarial training: a discriminator must not tell target from source.
 
     Attributes:
@@ -194,7 +113,7 @@ class Adversarial:
 
 
 @dataclass(frozen=True)
-class EntropyMinimization:
+class EntropyMinimization(WholeRun):
     """Supervised on the source, and certain on the target.
 
     Attributes:
@@ -311,7 +230,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Staged:
+class Staged(WholeRun):
     """Stages one after another in one run (SPCL).
 
     Attributes:

@@ -8,15 +8,15 @@ from udaseg.recipe.method import (
     Method,
     Objective,
     PrototypeAlignment,
-    Prototypes,
     SelfDistillation,
     SelfTraining,
-    Semantic,
     SourceOnly,
     Stage,
     Staged,
+    WholeRun,
     stage_ends,
 )
+from udaseg.recipe.terms import Prototypes, Semantic
 
 Found = list[tuple[str, str]]
 
@@ -78,6 +78,8 @@ def _self_training_problems(found: Found, method: SelfTraining, where: str) -> N
 
 def method_problems(found: Found, method: Method, steps: int) -> None:
     """List every value of a method that is out of range."""
+    images = method.target_statistics
+    require(found, "method.target_statistics", images >= 0, "at least 0", images)
     if isinstance(method, Staged):
         _staged_problems(found, method, steps)
     else:
@@ -160,8 +162,11 @@ def _staged_problems(found: Found, method: Staged, steps: int) -> None:
 
 
 def _stage_spare_problems(found: Found, stage: Stage, where: str) -> None:
-    """List what a stage says about images that it does not see."""
+    """List what a stage says about images that it does not see, or what the whole run says."""
     kind = stage.objective.kind
+    if isinstance(stage.objective, WholeRun) and stage.objective.target_statistics:
+        where_else = "must be left out: it belongs to the run, at method.target_statistics"
+        found.append((f"{where}.objective.target_statistics", where_else))
     if stage.target is not None and kind == "source_only":
         found.append((f"{where}.target", f"must be left out: {kind} sees no target image"))
     if kind == "self_distillation":
