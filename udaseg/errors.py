@@ -10,6 +10,7 @@ UdasegError             1  unexpected
 ├── EnvironmentFault    5  cannot write, disk full, no such device, a package missing
 ├── DivergedError       6  training stopped; the last good checkpoint stands
 ├── GateError           7  a score below `--fail-under`
+├── RankFailed      varies  one of several processes failed, and all end
 └── Interrupted   130, 143  SIGINT or SIGTERM, after a resumable checkpoint was written
 ```
 
@@ -71,6 +72,21 @@ class GateError(UdasegError):
     """A score is below the gate the user set."""
 
     exit_code = 7
+
+
+class RankFailed(UdasegError):
+    """One of several processes failed, so this one ends too.
+
+    Args:
+        message: Why it failed.
+        exit_code: Its exit code.
+        told: Another process tells it; this one is to be silent.
+    """
+
+    def __init__(self, message: str, exit_code: int, *, told: bool) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code  # type: ignore[misc]  # that of the process that failed
+        self.told = told
 
 
 class Interrupted(UdasegError):

@@ -33,8 +33,8 @@ def _regional():
         temperature=0.1,
         min_confidence=0.3,
         bank_steps=2,
-        # every cell of all ranks: which ones are drawn cannot differ
-        cells_per_view=2 * RANKS * SIDE * SIDE,
+        # odd, and fewer than there are: ranks give other numbers of rows
+        cells_per_view=2 * RANKS * SIDE * SIDE - 11,
         region_size=1,
         square_per="image",
         keep_ignored=False,
@@ -172,28 +172,8 @@ def test_a_term_and_its_memory_are_those_of_one_process(ranks, name):
     assert set(first) == set(memory)
     for key in memory:
         assert torch.equal(first[key], second[key]), f"the ranks remember other {key}"
-    if name != "regional":
-        for key, value in memory.items():
-            assert torch.allclose(first[key].double(), value.double(), atol=1e-5), key
-    else:
-        # one process draws its rows in another order
-        ours, theirs = (
-            torch.cat(
-                [
-                    bank["bank.labels"].flatten()[:, None].float(),
-                    bank["bank.embeddings"].flatten(0, 1),
-                ],
-                1,
-            )
-            for bank in (first, memory)
-        )
-        assert torch.cdist(ours.double(), theirs.double()).min(1).values.max() < 1e-4
-        assert (
-            first["bank.labels"]
-            .flatten()
-            .sort()
-            .values.equal(memory["bank.labels"].flatten().sort().values)
-        )
+    for key, value in memory.items():
+        assert torch.allclose(first[key].double(), value.double(), atol=1e-5), key
 
 
 def test_the_mean_of_pixels_is_over_all_ranks(ranks):

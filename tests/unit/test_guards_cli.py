@@ -93,7 +93,7 @@ def test_a_first_step_that_does_not_fit_is_answered_with_figures(root, tmp_path,
     spoil(0, error=torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."))
     said = adapt(root, tmp_path / "run", *QUIET, method="dacs", expect=5)
     parts = ("2 source images of 64x64", "2.00 GiB", "--fit", "--batch 1", "source.crop=[48, 48]")
-    for part in parts:
+    for part in (*parts, "machine.activation_checkpointing=true"):
         assert part in said.stderr
 
 

@@ -8,8 +8,10 @@ from udaseg.adaptation.mixing import class_mask, paste, square_mask
 from udaseg.adaptation.objective import Jitter, LossReport, Objective, SourceOnly
 from udaseg.adaptation.passes import prototype_pass, pseudo_label_pass, threshold_pass
 from udaseg.adaptation.pixels import pixel_loss, pseudo_labels
+from udaseg.adaptation.rank_norms import norms_over_ranks
 from udaseg.adaptation.self_labels import ConfidenceHistograms, kept_labels
 from udaseg.adaptation.self_training import SelfTraining, Strong
+from udaseg.adaptation.target_statistics import adapt_statistics
 from udaseg.adaptation.teacher import Teacher
 
 __all__ = [
@@ -25,12 +27,14 @@ __all__ = [
     "SourceOnly",
     "Strong",
     "Teacher",
+    "adapt_statistics",
     "class_mask",
     "color_jitter",
     "fourier_style",
     "gaussian_blur",
     "kept_labels",
     "normalised_entropy",
+    "norms_over_ranks",
     "paste",
     "pixel_loss",
     "prototype_pass",

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from udaseg.adaptation.entropy import normalised_entropy
 from udaseg.adaptation.objective import LossReport, Objective, unit_range
 from udaseg.adaptation.pixels import pixel_loss
 from udaseg.data import Batch
@@ -71,7 +72,8 @@ class Adversarial(Objective):
             "adversarial": adversarial,
             "discriminator": (told_source + told_target) / 2,
         }
-        return LossReport(torch.stack(list(parts.values())).sum(), parts)
+        figures = {"uncertainty": normalised_entropy(target.detach()).mean()}
+        return LossReport(torch.stack(list(parts.values())).sum(), parts, figures)
 
     def after_step(self, step: int, report: LossReport) -> None:
         """Nothing to remember."""

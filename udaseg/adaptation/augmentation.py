@@ -1,10 +1,16 @@
-"""Photometric augmentation of image batches: colour jitter and blur, keyed by a generator."""
+"""Photometric augmentation of image batches: colour jitter and blur, keyed by a generator.
+
+Numbers are drawn for the images of all ranks in order, so an image gets the same ones however the
+images are shared out.
+"""
 
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from udaseg.distributed import own_part
 
 _BLUR_REACH = 5
 
@@ -37,9 +43,7 @@ def strong_augment(
         image, which changes no pixel by more than 4e-6 at the largest published sigma.
     """
     augmented = []
-    for image in images:
-        draws = torch.rand(8, generator=generator).tolist()
-        order = torch.randperm(4, generator=generator).tolist()
+    for image, (draws, order) in zip(images, _drawn(8, len(images), generator), strict=True):
         if draws[0] < jitter_probability:
             image = _jittered(image, jitter, jitter, draws[1:5], order)
         if draws[5] < blur_probability:
@@ -85,11 +89,24 @@ def color_jitter(
         A new tensor in [0, 1].
     """
     jittered = []
-    for image in images:
-        draws = torch.rand(4, generator=generator).tolist()
-        order = torch.randperm(4, generator=generator).tolist()
+    for image, (draws, order) in zip(images, _drawn(4, len(images), generator), strict=True):
         jittered.append(_jittered(image, strength, hue, draws, order))
     return torch.stack(jittered)
+
+
+def _drawn(
+    numbers: int, images: int, generator: torch.Generator
+) -> list[tuple[list[float], list[int]]]:
+    """Return uniform numbers and an order of four for each of this rank's images."""
+    total, own = own_part(images)
+    drawn = [
+        (
+            torch.rand(numbers, generator=generator).tolist(),
+            torch.randperm(4, generator=generator).tolist(),
+        )
+        for _ in range(total)
+    ]
+    return drawn[own]
 
 
 def _jittered(

@@ -7,12 +7,16 @@ from torch import Tensor
 
 from udaseg.contrast import to_device
 from udaseg.data import IGNORE
+from udaseg.distributed import own_part
 
 
 def class_mask(
     labels: Tensor, num_classes: int, generator: torch.Generator, *, ignore_is_class: bool
 ) -> Tensor:
     """Return where half of each image's classes lie, chosen without replacement.
+
+    Numbers are drawn for the images of all ranks, so an image gets the same ones however the
+    images are shared out.
 
     Args:
         labels: (B, H, W) integer, a class or `IGNORE`.
@@ -33,7 +37,8 @@ def class_mask(
     present.scatter_(1, slots.flatten(1), True)
     if not ignore_is_class:
         present[:, num_classes] = False
-    order = torch.rand((batch, num_classes + 1), generator=generator)
+    total, own = own_part(batch)
+    order = torch.rand((total, num_classes + 1), generator=generator)[own]
     order = to_device(order, labels.device)
     rank = order.masked_fill(~present, 2.0).argsort(1).argsort(1)
     chosen = (rank < (present.sum(1, keepdim=True) + 1) // 2) & present
@@ -51,14 +56,14 @@ def square_mask(
     """Return random squares on the grid of cells, on the CPU.
 
     The side is floor(side of the crop * sqrt(u)), u uniform, rounded down to whole cells, at least
-    one; the corner is uniform on the grid.
+    one; the corner is uniform on the grid. Squares are drawn for the images of all ranks.
 
     Args:
         batch: B.
         size: (H, W) of the image in pixels; the shorter side is the crop's.
         stride: Pixels a cell.
         generator: On the CPU.
-        per: One square for each `image`, or one for the whole `batch`.
+        per: One square for each `image`, or one for the whole `batch`, of all ranks.
 
     Returns:
         (B, h, w) bool with h = ceil(H / stride); only whole cells are inside.
@@ -73,14 +78,15 @@ def square_mask(
     whole = (size[0] // stride, size[1] // stride)
     if min(whole) < 1:
         raise ValueError(f"an image of {size[1]}x{size[0]} px is smaller than one cell of {stride}")
-    mask = torch.zeros((batch, *cells), dtype=torch.bool)
-    for image in range(1 if per == "batch" else batch):
+    total, own = own_part(batch)
+    mask = torch.zeros((total, *cells), dtype=torch.bool)
+    for image in range(1 if per == "batch" else total):
         share, down, right = torch.rand(3, generator=generator).tolist()
         side = min(max(1, int(min(size) * share**0.5) // stride), *whole)
         top = min(int(down * (whole[0] - side + 1)), whole[0] - side)
         left = min(int(right * (whole[1] - side + 1)), whole[1] - side)
         mask[image, top : top + side, left : left + side] = True
-    return mask[:1].expand(batch, -1, -1).clone() if per == "batch" else mask
+    return mask[:1].expand(batch, -1, -1).clone() if per == "batch" else mask[own]
 
 
 def cells_to_pixels(mask: Tensor, size: tuple[int, int], stride: int) -> Tensor:

@@ -1,6 +1,9 @@
-"""Passes over whole datasets between two stages: first prototypes, thresholds, pseudo-labels."""
+"""Passes over whole datasets between two stages: first prototypes, thresholds, pseudo-labels.
 
-from collections.abc import Callable, Iterator
+Each rank looks at its share of the images, without padding; sums are over all ranks.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +16,11 @@ from udaseg.adaptation.pixels import pseudo_labels
 from udaseg.adaptation.self_labels import ConfidenceHistograms, kept_labels
 from udaseg.contrast import PrototypeSums
 from udaseg.data import IGNORE, Crops, Sample, write_pseudo_label
+from udaseg.distributed import rank, sum_over_ranks, world_size
 from udaseg.models import Segmented, Segmenter
 
 Seen = Callable[[int, int], None]
-"""Called after each image with the images done and all of them."""
+"""Called after each image with the images done on this rank and those of all ranks."""
 
 
 @torch.no_grad()
@@ -34,7 +38,7 @@ def prototype_pass(
     """
     sums = PrototypeSums(num_classes, student.backbone.channels[1])
     with _evaluating(student):
-        for number, sample in enumerate(source.samples, 1):
+        for number, sample in enumerate(_share(source), 1):
             image, labels = source.read(sample)
             if labels is None:
                 raise ValueError("prototypes need labelled crops")
@@ -43,6 +47,7 @@ def prototype_pass(
             view = cell_view(segmented, cells)
             sums.add(view.features[0], view.labels[0], view.predictions[0])
             seen(number, len(source.samples))
+    sums.sums, sums.images = sum_over_ranks(sums.sums), sum_over_ranks(sums.images)
     return sums
 
 
@@ -55,6 +60,7 @@ def threshold_pass(
     for number, (_, labels, confidence) in enumerate(_guesses(student, target, device), 1):
         histograms.add(labels, confidence)
         seen(number, len(target.samples))
+    histograms.counts = sum_over_ranks(histograms.counts)
     return histograms
 
 
@@ -85,7 +91,8 @@ def pseudo_label_pass(
         kept += counts[: len(kept)]
         write_pseudo_label(folder, sample, labels.numpy())
         seen(number, len(target.samples))
-    return kept
+    # the sum waits for all, so every PNG is written when this returns
+    return sum_over_ranks(kept)
 
 
 def _guesses(
@@ -93,12 +100,16 @@ def _guesses(
 ) -> Iterator[tuple[Sample, Tensor, Tensor]]:
     """Yield each sample with the student's labels (H, W) uint8 and confidence (H, W)."""
     with _evaluating(student):
-        for sample in target.samples:
+        for sample in _share(target):
             image = _tensor(target.read(sample)[0])
             segmented: Segmented = student(unit_range(image.to(device)))
             size = (image.shape[-2], image.shape[-1])
             labels, confidence = pseudo_labels(segmented.logits, size)
             yield sample, labels[0], confidence[0]
+
+
+def _share(crops: Crops) -> Sequence[Sample]:
+    return crops.samples[rank() :: world_size()]
 
 
 def _tensor(image: NDArray[np.uint8]) -> Tensor:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from udaseg.adaptation.augmentation import strong_augment
+from udaseg.adaptation.entropy import normalised_entropy
 from udaseg.adaptation.mixing import cells_to_pixels, class_mask, paste, square_mask
 from udaseg.adaptation.objective import (
     LossReport,
@@ -22,6 +23,7 @@ from udaseg.adaptation.pixels import pixel_loss, pseudo_labels
 from udaseg.adaptation.teacher import Teacher
 from udaseg.contrast import Regularizer, View, Views, to_device
 from udaseg.data import Batch
+from udaseg.distributed import mean_over_ranks, sum_over_ranks
 from udaseg.models import Segmented, Segmenter
 
 _EVERY = 4
@@ -45,7 +47,8 @@ class SelfTraining(Objective):
         teacher: Its moving average.
         num_classes: K.
         confidence: A target pixel is confident at or above this probability.
-        share_over: The share of confident pixels is taken over the `batch` or each `image`.
+        share_over: The share of confident pixels is taken over the `batch` of all ranks or each
+            `image`.
         ignore_is_class: ClassMix may paste void.
         strong: Augmentation of what the student sees mixed.
         mix_weight: Weight of the loss on the mixed image.
@@ -107,10 +110,13 @@ class SelfTraining(Objective):
 
         parts = {"source": source_loss, "mixed": mixed_loss}
         predicted = class_counts(guessed, self.num_classes)
+        of_all = sum_over_ranks(predicted)
         figures = {
             "confident": share.mean(),
             "confidence": sure.mean(),
-            "top_class": predicted.max() / predicted.sum(),
+            "top_class": of_all.max() / of_all.sum(),
+            # on the grid of the logits, so that it costs next to nothing
+            "uncertainty": normalised_entropy(taught.logits).mean(),
         }
         if not self.regularizers:
             return LossReport(source_loss + mixed_loss, parts, figures, predicted=predicted)
@@ -141,7 +147,7 @@ class SelfTraining(Objective):
         """Return the weight of target pixels (B, H, W) and the confident share behind it."""
         share = (sure >= self.confidence).float().mean((1, 2), keepdim=True)
         if self.share_over == "batch":
-            share = share.mean(0, keepdim=True)
+            share = mean_over_ranks(share.mean(0, keepdim=True))
         return share.expand_as(sure).clone(), share
 
     def _augment(self, images: Tensor, generator: torch.Generator) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from udaseg.contrast.memory import EMPTY, MemoryBank
 from udaseg.contrast.vectors import to_device, unit
 from udaseg.contrast.views import CellView, Regularizer, View, Views
-from udaseg.distributed import mean_share, rows_of_all_ranks, world_size
+from udaseg.distributed import mean_share, own_part, sum_over_ranks, world_size
 from udaseg.errors import UdasegError
 
 _CHUNK = 256
@@ -279,29 +279,41 @@ class RegionalContrast(Regularizer):
         return _flat(queries), _flat(keys), labels.flatten(), keep
 
     def _new_rows(self, views: Views) -> tuple[Tensor, Tensor]:
-        """Return random cells of both views and their labels, the same at every call in a step."""
+        """Return random cells of both views and their labels, the same at every call in a step.
+
+        They are drawn from the cells of all ranks, and every rank returns the same.
+        """
         cutmix, target = _required(views)
         generator = torch.Generator().manual_seed(views.seed)
         rows, labels = [], []
         of_target = views.target_by_student_head if self.keys_by_student_head else target.embeddings
         for view, embeddings in ((cutmix, cutmix.embeddings), (target, of_target)):
             assert embeddings is not None
-            cells = view.labels.numel()
-            wanted = min(cells, max(1, self.cells_per_view // world_size()))
-            chosen = torch.randperm(cells, generator=generator)[:wanted]
+            cells, own = own_part(view.labels.numel())
+            chosen = torch.randperm(cells, generator=generator)[: self.cells_per_view]
             chosen = to_device(chosen, view.labels.device)
-            rows.append(_flat(embeddings.detach())[chosen])
-            labels.append(view.labels.flatten()[chosen])
+            rows.append(_rows_of_all(_flat(embeddings.detach()), chosen, own))
+            labels.append(_rows_of_all(view.labels.flatten(), chosen, own))
         row_labels = torch.cat(labels)
         if not self.keep_ignored:
             row_labels = row_labels.masked_fill(row_labels == self.ignore, EMPTY)
-        return rows_of_all_ranks(torch.cat(rows)), rows_of_all_ranks(row_labels)
+        return torch.cat(rows), row_labels
 
 
 def _required(views: Views) -> tuple[CellView, CellView]:
     if views.cutmix is None or views.target is None:
         raise UdasegError("regional contrast needs the CutMix view and the teacher's target view")
     return views.cutmix, views.target
+
+
+def _rows_of_all(rows: Tensor, chosen: Tensor, own: slice) -> Tensor:
+    """Return the `chosen` of all ranks' rows, of which this rank holds those in `own`."""
+    if world_size() == 1:
+        return rows[chosen]
+    here = (chosen >= own.start) & (chosen < own.stop)
+    found = rows[(chosen - own.start).clamp(0, len(rows) - 1)]
+    # each row is one rank's, so the sum moves it to all
+    return sum_over_ranks(torch.where(here[:, None] if found.dim() > 1 else here, found, 0))
 
 
 def _flat(maps: Tensor) -> Tensor:

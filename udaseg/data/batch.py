@@ -29,7 +29,7 @@ class Batch:
     Attributes:
         step: Number of the step, from 0.
         progress: Share of this part of the run that is done, in [0, 1).
-        seed: Seeds everything random in the step on this rank.
+        seed: Seeds everything random in the step, the same on every rank.
         source_images: (B, 3, H, W) uint8 RGB; (0, 3, 1, 1) when only the target is trained on.
         source_labels: (B, H, W) uint8 train ids with `IGNORE`.
         target_images: (B, 3, H, W) uint8 RGB; None when only the source is trained on.
@@ -72,6 +72,8 @@ class Batch:
 
 class TrainingBatches(Dataset[Batch]):
     """Batch i of a run, made from (seed, i, rank) alone.
+
+    The ranks' batches of a step, one after another, are the batch of one process that is as large.
 
     Source and target run through their files independently (see `Draws`), so neither ends when the
     other does.
@@ -141,7 +143,8 @@ class TrainingBatches(Dataset[Batch]):
             target = _image_tensor([image for image, _ in drawn])
             if self._target.crops.pseudo_labels is not None:
                 pseudo = _label_tensor([label for _, label in drawn])
-        entropy = np.random.SeedSequence([self.seed, step, self.rank])
+        # one seed for all ranks, who draw for all images; the 0 was once the rank's number
+        entropy = np.random.SeedSequence([self.seed, step, 0])
         return Batch(
             step=step,
             progress=(step - self.begin) / (self.steps - self.begin),

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from udaseg.distributed import world_size
 from udaseg.engine.optim import Trainer
 from udaseg.errors import CheckpointError, EnvironmentFault
 
@@ -40,6 +41,7 @@ class Checkpoint:
         files: A digest of each domain's file names.
         objective: State of student, teacher and regularizers.
         optimizer: State of the optimiser, with parameter names.
+        processes: How many trained; the recipe's batch is that of each.
     """
 
     path: Path
@@ -49,6 +51,7 @@ class Checkpoint:
     files: dict[str, str]
     objective: dict[str, torch.Tensor]
     optimizer: dict[str, Any]
+    processes: int = 1
 
 
 def save(
@@ -73,6 +76,7 @@ def save(
         "classes": classes,
         "files": files,
         "step": step,
+        "processes": world_size(),
         "objective": objective.state_dict(),
         "optimizer": optimizer.state_dict(),
     }
@@ -141,6 +145,8 @@ def load(path: Path) -> Checkpoint:
         )
     return Checkpoint(
         path=path,
+        # checkpoints of one process once did not say so
+        processes=int(payload.get("processes", 1)),
         **{key: payload[key] for key in _REQUIRED if key != "format"},
     )
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from udaseg.adaptation import LossReport
-from udaseg.distributed import sum_over_ranks
+from udaseg.distributed import gathered, mean_over_ranks, sum_over_ranks
 from udaseg.engine.parts import Fit
 from udaseg.engine.snapshot import BufferCopy, Snapshot, state_is_finite
 from udaseg.errors import DivergedError
@@ -47,8 +47,8 @@ class Dropped:
 
     Attributes:
         step: Steps of the run with it.
-        files: The batch's images.
-        values: What was reported, by name; some are not finite.
+        files: The batch's images, of all ranks.
+        values: What was reported, by name, as the mean over ranks; some are not finite.
         gradient_norm: Before clipping.
         in_a_row: How many steps running were dropped, with this one.
     """
@@ -144,7 +144,7 @@ class Guard:
             raise StateNotFinite(step)
         self._in_a_row += 1
         self.counts[DROPPED] += 1
-        files = tuple(self.run.batches.names(step))
+        files = tuple(name for part in gathered(self.run.batches.names(step)) for name in part)
         dropped = Dropped(step + 1, files, _values(report), self.gradient_norm, self._in_a_row)
         if self._on_drop is not None:
             self._on_drop(dropped)
@@ -262,7 +262,7 @@ def _views(value: object) -> Iterator[Tensor]:
 
 def _values(report: LossReport) -> dict[str, float]:
     values = {"total": report.total, **report.parts, **report.figures}
-    return {name: float(value.detach()) for name, value in values.items()}
+    return {name: float(mean_over_ranks(value.detach())) for name, value in values.items()}
 
 
 def _shown(values: Mapping[str, float]) -> str:

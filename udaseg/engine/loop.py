@@ -9,6 +9,7 @@ from torch.nn.utils import get_total_norm
 
 from udaseg.adaptation import LossReport
 from udaseg.data import batches_from
+from udaseg.distributed import rank
 from udaseg.engine.guards import Guard, StateNotFinite
 from udaseg.engine.memory import DoesNotFit, RanOut, gradients, is_out_of_memory, memory_told
 from udaseg.engine.optim import rate_factor, set_rate
@@ -46,7 +47,7 @@ def fit(
             return _steps(run, done, guard, on_step, stop)
         except StateNotFinite as found:
             done = guard.go_back(found.step)
-        if stop.number is not None:
+        if stop.asked():
             return done
 
 
@@ -56,8 +57,8 @@ def _steps(run: Fit, first: int, guard: Guard, on_step: OnStep, stop: StopSignal
     loader = batches_from(run.batches, first, workers=run.workers, pin=run.device.type == "cuda")
     for batch in loader:
         step = batch.step
-        # what a layer draws by itself (dropout) is a function of the step too
-        torch.manual_seed(batch.seed)
+        # what a layer draws by itself (dropout) is a function of the step and the rank too
+        torch.manual_seed(batch.seed + rank())
         own_step, own_steps = step - run.begin, (steps - run.begin) / run.schedule_stop
         rate = rate_factor(own_step, own_steps, power=run.power, warmup=run.warmup)
         set_rate(run.optimizer, rate)
@@ -76,7 +77,7 @@ def _steps(run: Fit, first: int, guard: Guard, on_step: OnStep, stop: StopSignal
                 guard.look(step + 1)
             on_step(step + 1, report)
         del report  # or this step's features would live through the next forward pass
-        if stop.number is not None:
+        if stop.asked():
             guard.look(step + 1)
             return step + 1
     return steps

@@ -1,0 +1,161 @@
+"""More of `torchrun -m udaseg`: as one process, other numbers of them, signals, errors."""
+
+import json
+import shutil
+import signal
+
+import pytest
+import torch
+
+from tests.cli.running import udaseg
+from tests.cli.test_fit import tensors
+from tests.torchrun import (
+    adapt_words,
+    ended,
+    kill,
+    lines,
+    pid_of,
+    started,
+    status,
+    torchrun,
+    wait_for_step,
+)
+from tests.toy import toy_root
+
+pytestmark = pytest.mark.slow
+
+STEPS = 5
+# by its normalised size AdamW would make a step of the rounding in a gradient that is nearly 0
+SGD = ["optimizer.kind=sgd", "optimizer.lr=0.01", "optimizer.warmup=0"]
+TWICE = ["batch.source=2", "batch.target=2"]
+BY_RUNNING = ["method.teacher.batch_statistics=false"]
+SURE = ["method.mixing.confidence=0.09", "method.regional.min_confidence=0.05"]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return toy_root(tmp_path_factory.mktemp("data"))
+
+
+def _words(root, run, *words, one=False, **settings):
+    found = adapt_words(root, run, *words, **settings)
+    if not one:
+        return found
+    return [word for word in found if not str(word).startswith("batch.")] + TWICE
+
+
+def _assert_close(one, two, atol):
+    pairs = list(zip(lines(one), lines(two), strict=True))
+    assert len(pairs) == STEPS
+    for first, second in pairs:
+        assert first["losses"] == pytest.approx(second["losses"], abs=atol)
+    ours, theirs = tensors(one), tensors(two)
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        if not name.startswith("optimizer"):
+            # a variance of features is a sum of squares, and larger than the weights
+            limit = 10 * atol if "running" in name else atol
+            assert torch.allclose(value.double(), theirs[name].double(), atol=limit, rtol=0), name
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [("rccr", [*BY_RUNNING, *SURE]), ("sepico", BY_RUNNING), ("rccr_spcl", [*BY_RUNNING, *SURE])],
+)
+def test_two_ranks_agree_with_one_process_of_the_same_batch(root, tmp_path, method, words):
+    settings = {"method": method, "steps": STEPS}
+    torchrun(*_words(root, tmp_path / "two", *SGD, *words, **settings), cwd=tmp_path)
+    udaseg(*_words(root, tmp_path / "one", *SGD, *words, one=True, **settings), cwd=tmp_path)
+    _assert_close(tmp_path / "one", tmp_path / "two", 1e-5)
+
+
+def test_stages_agree_too_with_their_pseudo_labels(root, tmp_path):
+    """The last stage of the recipe trains batch norm, so a tiny rate keeps rounding small there."""
+    words = ["optimizer.kind=sgd", "optimizer.lr=1e-6", "optimizer.warmup=0"]
+    settings = {"method": "spcl", "steps": STEPS}
+    torchrun(*_words(root, tmp_path / "two", *words, **settings), cwd=tmp_path)
+    udaseg(*_words(root, tmp_path / "one", *words, one=True, **settings), cwd=tmp_path)
+    _assert_close(tmp_path / "one", tmp_path / "two", 1e-5)
+    told = [
+        json.loads((tmp_path / run / "stages/2-contrast/pseudo_labels.json").read_text())
+        for run in ("one", "two")
+    ]
+    assert told[0]["images"] == told[1]["images"] == 5
+    assert sorted(told[0]["classes"]) == sorted(told[1]["classes"])
+
+
+def test_a_run_goes_on_with_another_number_of_processes_if_the_step_is_as_large(root, tmp_path):
+    run = tmp_path / "run"
+    torchrun(*_words(root, run, *BY_RUNNING, "machine.checkpoint_every=2"), cwd=tmp_path)
+    for kind in ("pt", "json"):
+        (run / "checkpoints" / f"step-000004.{kind}").unlink()
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    said = udaseg("adapt", "--resume", run, "--root", root, cwd=tmp_path, expect=2)
+    assert "batch.source was 2 and is now 1" in said.stderr
+    assert "2 before, 1 now" in said.stderr
+    said = udaseg("adapt", "--resume", run, "--root", root, "--batch", 2, cwd=tmp_path)
+    assert "with 1 processes, before with 2" in said.stderr
+    # and it is one process's run from now on
+    udaseg("adapt", "--resume", run, "--root", root, cwd=tmp_path)
+    _, err = torchrun("adapt", "--resume", run, "--root", root, cwd=tmp_path, expect=1)
+    assert err.count("batch.source was 2 and is now 4") == 1
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_to_torchrun_saves_and_the_processes_end_with_its_code(
+    root, tmp_path, number, code
+):
+    run = tmp_path / "run"
+    words = _words(root, run, *BY_RUNNING, "machine.checkpoint_every=0", steps=400)
+    process = started(*words, cwd=tmp_path)
+    wait_for_step(process, run, 2)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert err.count("and saved; go on with --resume") == 1
+    told = status(run)
+    assert (told["state"], told["signal"]) == ("interrupted", number)
+    path = sorted((run / "checkpoints").glob("step-*.pt"))[-1]
+    assert int(path.stem[5:]) == told["step"] == lines(run)[-1]["step"]
+    assert not (run / "writer.lock").exists()
+    assert code == 128 + number
+
+
+def test_a_signal_to_one_process_stops_both_at_the_same_step(root, tmp_path):
+    run = tmp_path / "run"
+    words = _words(root, run, *BY_RUNNING, "machine.checkpoint_every=0", steps=400)
+    process = started(*words, cwd=tmp_path)
+    wait_for_step(process, run, 2)
+    kill(process, 1, signal.SIGTERM)
+    ended(process, expect=1)
+    assert status(run)["state"] == "interrupted"
+
+
+def test_an_error_of_one_process_is_told_once_with_its_number(root, tmp_path):
+    """The folder of the second one's images is gone for it alone: it reads the odd draws."""
+    run = tmp_path / "run"
+    mine = tmp_path / "data"
+    shutil.copytree(root, mine)
+    words = _words(mine, run, *BY_RUNNING, steps=400)
+    process = started(*words, cwd=tmp_path)
+    wait_for_step(process, run, 1)
+    assert pid_of(process, 0) is not None
+    for path in (mine / "toyland" / "source").rglob("*.png"):
+        path.write_bytes(b"no picture")
+    _, err = ended(process, expect=1)
+    assert err.count("error: ") == 1
+    told = status(run)
+    assert (told["state"], told["code"]) == ("failed", 3)
+
+
+def test_words_that_are_wrong_are_told_once(root, tmp_path):
+    _, err = torchrun("adapt", "toyland/rccr", "stepz=3", cwd=tmp_path, expect=1)
+    assert err.count("did you mean") == 1
+    _, err = torchrun(*_words(root, tmp_path / "run", "--fit"), cwd=tmp_path, expect=1)
+    assert err.count("machine.micro_batches=2") == 1
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine").touch()
+    _, err = torchrun(*_words(root, tmp_path / "run"), cwd=tmp_path, expect=1, restarts=1)
+    assert "exists already" in err
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["mine"]

@@ -1,0 +1,93 @@
+"""Killing ranks of a run: with restarts it ends the same, without it ends and can go on."""
+
+import random
+import sys
+import time
+
+import pytest
+
+from tests.cli.test_fit import assert_same, tensors
+from tests.torchrun import (
+    adapt_words,
+    ended,
+    kill,
+    lines,
+    started,
+    status,
+    torchrun,
+    wait_for_step,
+)
+from tests.toy import toy_root
+from udaseg.engine import newest
+
+pytestmark = pytest.mark.faults
+
+SEED, STEPS = 0, 12
+RESTARTED, ALONE = 20, 10
+SOON_S = 60
+WORDS = ["machine.checkpoint_every=3", "method.teacher.batch_statistics=false"]
+
+
+def tell(text):
+    sys.stdout.write(f"\n{text}\n")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return toy_root(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def whole(root, tmp_path_factory):
+    """Return a run of two ranks that nothing disturbed."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    torchrun(*adapt_words(root, out, *WORDS, steps=STEPS), cwd=out.parent)
+    return out
+
+
+def _killed(root, folder, rng, restarts):
+    """Start a run, kill one of its ranks at a random step, and return process, run and rank."""
+    run, rank = folder / "run", rng.randrange(2)
+    folder.mkdir()
+    words = adapt_words(root, run, *WORDS, steps=STEPS)
+    process = started(*words, cwd=folder, restarts=restarts)
+    wait_for_step(process, run, rng.randrange(1, STEPS - 2))
+    time.sleep(rng.uniform(0, 0.2))
+    kill(process, rank)
+    return process, run, rank
+
+
+def test_killed_ranks_are_started_again_and_the_run_ends_the_same(root, whole, tmp_path):
+    rng, hit = random.Random(SEED), [0, 0]
+    for trial in range(RESTARTED):
+        process, run, rank = _killed(root, tmp_path / str(trial), rng, restarts=1)
+        ended(process)
+        assert_same(tensors(run), tensors(whole))
+        assert [line["step"] for line in lines(run)] == list(range(1, STEPS + 1))
+        hit[rank] += 1
+    tell(
+        f"rank kills with a restart: {RESTARTED}/{RESTARTED} ended as the undisturbed run, by rank "
+        f"{hit}, seed {SEED}, bound 3/{RESTARTED} = {300 / RESTARTED:.0f} %"
+    )
+
+
+def test_without_restarts_both_end_soon_and_the_run_can_go_on(root, whole, tmp_path):
+    rng, longest = random.Random(SEED + 1), 0.0
+    for trial in range(ALONE):
+        process, run, rank = _killed(root, tmp_path / str(trial), rng, restarts=0)
+        begun = time.monotonic()
+        _, err = ended(process, expect=1)
+        longest = max(longest, time.monotonic() - begun)
+        if rank == 1:
+            assert status(run)["state"] == "failed"
+            assert err.count("another process of the run is gone") == 1
+        assert not list((run / "checkpoints").glob("*.tmp"))
+        if (run / "checkpoints").is_dir():
+            assert newest(run / "checkpoints") is not None
+    torchrun("adapt", "--resume", run, "--root", root, cwd=tmp_path)
+    assert_same(tensors(run), tensors(whole))
+    assert longest < SOON_S
+    tell(
+        f"rank kills without a restart: {ALONE}/{ALONE} ended, the longest after {longest:.1f} s, "
+        f"seed {SEED + 1}, bound 3/{ALONE} = {300 / ALONE:.0f} %"
+    )

@@ -1,0 +1,222 @@
+"""Two real processes train as one with the whole batch does: losses, weights, memories, signals.
+
+The loop, the objectives and their randomness are the real ones; batch norm trains. The second
+rank's images are mostly void, so that a mean of the ranks' means would be off.
+"""
+
+import os
+import signal
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+from torch import nn
+
+from tests.injections import easy_batch, everything, tiny_fit, trained
+from tests.properties.test_self_training import _objective, _regional
+from tests.small import small_segmenter
+from udaseg import build
+from udaseg.adaptation import (
+    Adversarial,
+    EntropyMinimization,
+    Jitter,
+    PrototypeAlignment,
+    Teacher,
+)
+from udaseg.contrast import PrototypeContrast, SemanticContrast
+from udaseg.data import IGNORE
+from udaseg.distributed import alone, by_first_rank, everywhere, gathered, world_size
+from udaseg.engine import StopSignal
+from udaseg.errors import DataError, RankFailed
+
+RANKS, EACH, STEPS = 2, 2, 5
+CALLS_STOP = 3
+
+
+def _global_batch(step, seed):
+    """Return 4 + 4 images; the last two have few labels, and other ones at that."""
+    first, second = (easy_batch(step, seed + half) for half in range(2))
+    second.source_labels[:, 2:] = IGNORE
+    joined = {
+        name: torch.cat([getattr(first, name), getattr(second, name)])
+        for name in ("source_images", "source_labels", "target_images")
+    }
+    return replace(first, **joined, pseudo_labels=joined["source_labels"].flip(2))
+
+
+def _prototypes(second):
+    settings = {"temperature": 0.1, "momentum": 0.9, "absent": "keep", "normalise": True}
+    return PrototypeContrast(num_classes=5, channels=8, weight=1.0, second=second, **settings)
+
+
+def _mean_teaching(**changes):
+    """Return RCCR with the teacher on batch statistics."""
+    made = _objective(_regional(cells_per_view=15, weight=0.5), **changes)
+    made.teacher = Teacher(made.student, momentum=0.99, batch_statistics=True)
+    made.source_jitter = Jitter(0.2, 0.1)
+    return made.train()
+
+
+def _semantic():
+    term = SemanticContrast(
+        num_classes=5,
+        channels=4,
+        variant="distribution",
+        weight=1.0,
+        start=0,
+        temperature=1.0,
+        momentum=0.9,
+        bank_rows=0,
+    )
+    return _mean_teaching(share_over="image", regularizers={"semantic": term})
+
+
+def _adversarial():
+    torch.manual_seed(1)
+    student = small_segmenter(projector=False)
+    discriminator = nn.Sequential(nn.Conv2d(5, 4, 3, 2), nn.LeakyReLU(), nn.Conv2d(4, 1, 3))
+    return Adversarial(student, discriminator, sees="softmax", weight=0.1, temperature=1.0).train()
+
+
+OBJECTIVES = {
+    "rccr": _mean_teaching,
+    "rccr, a square a batch": lambda: _mean_teaching(
+        regularizers={"regional": _regional(cells_per_view=7, square_per="batch")}
+    ),
+    "rccr and spcl": lambda: _mean_teaching(
+        regularizers={"regional": _regional(), "prototypes": _prototypes("mixed")}
+    ),
+    "spcl, contrast": lambda: PrototypeAlignment(
+        small_segmenter(projector=False), _prototypes("pseudo_labelled")
+    ).train(),
+    "sepico": _semantic,
+    "advent": _adversarial,
+    "fda": lambda: EntropyMinimization(
+        small_segmenter(projector=False), weight=0.1, power=2.0, band=0.2
+    ).train(),
+}
+
+
+def _run(name, part):
+    """Return the losses of each step, and all tensors after the last."""
+
+    def batches(step, seed):
+        whole = _global_batch(step, seed)
+        names = ("source_images", "source_labels", "target_images", "pseudo_labels")
+        return replace(whole, **{word: getattr(whole, word)[part] for word in names})
+
+    objective = OBJECTIVES[name]()
+    run = tiny_fit(objective=objective, steps=STEPS, kind="sgd", lr=0.02, make=batches)
+    object.__setattr__(run, "model", build.of_all_ranks(objective))
+    losses = []
+
+    def on_step(_, report):
+        parts = [report.total, *report.parts.values(), *report.figures.values()]
+        losses.append(torch.stack([part.detach() for part in parts]))
+
+    trained(run, on_step=on_step)
+    return torch.stack(losses), everything(run)
+
+
+class _Stop(StopSignal):
+    """Gets a signal on one rank, at the third time it is asked."""
+
+    def __init__(self, rank):
+        super().__init__()
+        self.calls, self.rank = 0, rank
+
+    def asked(self):
+        self.calls += 1
+        if self.rank == 1 and self.calls == CALLS_STOP:
+            self.number = signal.SIGTERM
+        return super().asked()
+
+
+def _stopped(rank):
+    run = tiny_fit(objective=_adversarial(), steps=STEPS, make=_global_batch)
+    stop = _Stop(rank)
+    return trained(run, stop=stop), stop.number
+
+
+def _words(rank):
+    """Return what the small operations say on a rank."""
+    with alone():
+        sizes = world_size(), gathered(rank)
+
+    def fails():
+        raise DataError("no such file")
+
+    try:
+        by_first_rank(fails)
+        told = None
+    except (DataError, RankFailed) as error:
+        told = type(error).__name__, error.exit_code, str(error)
+    return {
+        "alone": sizes,
+        "everywhere": (everywhere(True), everywhere(rank == 0)),
+        "first": by_first_rank(lambda: f"from {rank}"),
+        "gathered": gathered([rank]),
+        "told": told,
+    }
+
+
+def _rank(number, folder):
+    torch.set_num_threads(1)
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    store = dist.FileStore(str(folder / "store"), RANKS)
+    dist.init_process_group("gloo", store=store, rank=number, world_size=RANKS)
+    part = slice(EACH * number, EACH * (number + 1))
+    found = {name: _run(name, part) for name in OBJECTIVES}
+    rest = {"stopped": _stopped(number), "words": _words(number)}
+    torch.save((found, rest), folder / f"{number}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    """Return what each of two processes found."""
+    folder = tmp_path_factory.mktemp("ranks")
+    torch.multiprocessing.spawn(_rank, (folder,), nprocs=RANKS)
+    return [torch.load(folder / f"{number}.pt", weights_only=True) for number in range(RANKS)]
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_two_processes_train_as_one_with_the_whole_batch(ranks, name):
+    losses, tensors = _run(name, slice(None))
+    (first, state), (second, other) = (found[name] for found, _ in ranks)
+    assert torch.allclose((first + second) / RANKS, losses, atol=1e-5, rtol=0)
+    for key, value in tensors.items():
+        assert torch.equal(state[key], other[key]), f"the ranks have other {key}"
+        assert torch.allclose(state[key].double(), value.double(), atol=1e-5, rtol=0), key
+    assert losses.isfinite().all()
+    assert not torch.equal(first, second), "the ranks hold different images"
+
+
+def test_a_signal_to_one_rank_stops_all_after_the_same_step(ranks):
+    assert [rest["stopped"] for _, rest in ranks] == [(CALLS_STOP, signal.SIGTERM)] * RANKS
+
+
+def test_what_ranks_say_to_each_other(ranks):
+    for number, (_, rest) in enumerate(ranks):
+        said = rest["words"]
+        assert said["alone"] == (1, [number])
+        assert said["everywhere"] == (True, False)
+        assert said["first"] == "from 0"
+        assert said["gathered"] == [[0], [1]]
+        assert said["told"][1:] == (3, "no such file")
+    assert [rest["words"]["told"][0] for _, rest in ranks] == ["DataError", "RankFailed"]
+
+
+def test_a_signal_that_comes_while_the_ranks_talk_is_kept_for_the_next_time(monkeypatch):
+    stop = StopSignal()
+
+    def talk(number):
+        stop.number = signal.SIGTERM
+        return number
+
+    monkeypatch.setattr("udaseg.engine.signals.world_size", lambda: 2)
+    monkeypatch.setattr("udaseg.engine.signals.largest_over_ranks", talk)
+    assert not stop.asked(), "the others have not heard of it, so this rank must not stop alone"
+    assert stop.asked()
