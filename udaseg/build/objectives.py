@@ -32,7 +32,7 @@ from udaseg.errors import CheckpointError, RecipeError
 from udaseg.models import DeepLabV2, DeepLabV3Plus, Discriminator, Segmenter, backbone
 from udaseg.recipe import Adversarial as AdversarialSpec
 from udaseg.recipe import EntropyMinimization as EntropySpec
-from udaseg.recipe import Leg, Model, Prototypes, Recipe, expand_path, legs, network_of
+from udaseg.recipe import Leg, Machine, Model, Prototypes, Recipe, expand_path, legs, network_of
 from udaseg.recipe import PrototypeAlignment as AlignmentSpec
 from udaseg.recipe import SelfDistillation as DistillationSpec
 from udaseg.recipe import SelfTraining as SelfTrainingSpec
@@ -213,6 +213,24 @@ def _prototypes(
         second=second,
         min_confidence=spec.min_confidence,
     )
+
+
+def run_as(made: Objective, machine: Machine) -> None:
+    """Lay out, cut and compile the networks of an objective on its device, as the machine wants.
+
+    Raises:
+        EnvironmentFault: They cannot be compiled here.
+    """
+    made.student.recompute = machine.activation_checkpointing
+    made.student.lay_out(channels_last=machine.channels_last)
+    if machine.compile:
+        made.student.compiled("training")
+    if isinstance(made, SelfTraining):
+        teacher = made.teacher.network
+        teacher.lay_out(channels_last=machine.channels_last)
+        if machine.compile:
+            # a teacher is never in training mode, and sees crops only
+            teacher.compiled("always")
 
 
 def _start_from(student: Segmenter, init: Checkpoint | None) -> None:

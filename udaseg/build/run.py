@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,19 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from udaseg.adaptation import Adversarial, Objective, SelfTraining
+from udaseg.adaptation import Adversarial, Objective, norms_over_ranks
 from udaseg.build.batches import batches
 from udaseg.build.objectives import (
     STUDENT,
     TEACHER,
     network_tensors,
     objective,
+    run_as,
     segmenter,
     without_weights,
 )
 from udaseg.data import ClassSpace, PreparedDataset
-from udaseg.distributed import world_size
+from udaseg.distributed import local_rank, local_world_size, world_size
 from udaseg.engine import (
     Checkpoint,
     Fit,
@@ -39,6 +41,12 @@ from udaseg.recipe import Adversarial as AdversarialSpec
 from udaseg.recipe import Leg, Optimizer, Recipe, from_dict, legs, network_of
 
 log = logging.getLogger(__name__)
+
+# torch would copy the first rank's memories over the others' at each step; 2.15 renamed the switch
+_SWITCH = ("forward_sync_buffers", "broadcast_buffers")
+_BUFFERS_STAY: dict[str, Any] = {
+    next(s for s in _SWITCH if s in signature(DistributedDataParallel).parameters): False
+}
 
 
 @dataclass(frozen=True)
@@ -62,21 +70,37 @@ class LoadedRun:
     device: torch.device
 
 
+def device_type(word: str) -> str:
+    """Return `cuda` or `cpu`, for a word that may mean no device at all; see `device_of`."""
+    gpu = word == "auto" or word.startswith("cuda")
+    return "cuda" if gpu and torch.cuda.is_available() else "cpu"
+
+
 def device_of(word: str) -> torch.device:
     """Return the device that `word` means; `auto` is CUDA where there is one.
 
+    Of several processes on a host each gets the GPU of its number.
+
     Raises:
         EnvironmentFault: There is no such device.
+        RecipeError: It is none, or one GPU for several processes.
     """
     if word == "auto":
-        local = int(os.environ.get("LOCAL_RANK", "0"))
-        return torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+        gpu = torch.cuda.is_available()
+        return torch.device("cuda", local_rank()) if gpu else torch.device("cpu")
     try:
         chosen = torch.device(word)
     except RuntimeError as error:
         raise RecipeError(
             f"machine.device: '{word}' is no device; use cpu, cuda or cuda:N"
         ) from error
+    if chosen.type == "cuda" and world_size() > 1:
+        if chosen.index is not None:
+            raise RecipeError(
+                f"machine.device: {word} is one GPU for {world_size()} processes; use cuda, and "
+                "CUDA_VISIBLE_DEVICES to choose which"
+            )
+        chosen = torch.device("cuda", local_rank())
     if chosen.type == "cuda" and (
         not torch.cuda.is_available() or (chosen.index or 0) >= torch.cuda.device_count()
     ):
@@ -171,15 +195,10 @@ def run(
     leg = leg or legs(recipe)[0]
     made = objective(recipe, len(source.classes), init=init, leg=leg)
     made.to(where)
-    made.student.to(memory_format=torch.channels_last)
-    if isinstance(made, SelfTraining):
-        made.teacher.to(memory_format=torch.channels_last)
-    model: nn.Module = made
-    if world_size() > 1:
-        model = DistributedDataParallel(made, broadcast_buffers=False, gradient_as_bucket_view=True)
+    run_as(made, recipe.machine)
     machine = recipe.machine
     return Fit(
-        model=model,
+        model=of_all_ranks(made),
         objective=made,
         optimizer=trainer(recipe, made, leg),
         batches=batches(recipe, source, target, leg, pseudo_labels),
@@ -197,13 +216,26 @@ def run(
     )
 
 
+def of_all_ranks(made: Objective) -> nn.Module:
+    """Return what is called with a batch: the objective, or its wrapper that adds up gradients.
+
+    Args:
+        made: On its device; of several processes its batch norms see all images from now on.
+    """
+    if world_size() == 1:
+        return made
+    norms_over_ranks(made)
+    # no parameter is ever unused: each objective keeps all that it trains in every step's graph
+    return DistributedDataParallel(made, gradient_as_bucket_view=True, **_BUFFERS_STAY)
+
+
 def workers(wanted: int, where: torch.device) -> int:
     """Return the loader processes: as wished, or none on a CPU, which trains with every core."""
     if wanted >= 0:
         return wanted
     if where.type == "cpu":
         return 0
-    return max(1, min(8, (os.cpu_count() or 2) // world_size() - 1))
+    return max(1, min(8, (os.cpu_count() or 2) // local_world_size() - 1))
 
 
 def load_run(path: Path, *, weights: str = "student", device: str = "auto") -> LoadedRun:

@@ -45,6 +45,8 @@ def in_smaller_parts(
 
 def take_over_parts(folder: Path, before: Recipe, now: Recipe) -> None:
     """Let a resumed run go on with another number of parts, and say what that means."""
+    if before.machine.activation_checkpointing != now.machine.activation_checkpointing:
+        rewrite_recipe(folder, now)  # the same numbers, so there is nothing to say
     old, new = before.machine.micro_batches, now.machine.micro_batches
     if old != new:
         # not refused, or a run that ran out of memory could never go on
@@ -66,6 +68,9 @@ def advice(recipe: Recipe, made: Fit, told: str, *, fit_given: bool) -> str:
         if of is not None
     ]
     ways = []
+    machine = recipe.machine
+    if not machine.activation_checkpointing and not machine.compile:
+        ways.append("machine.activation_checkpointing=true (the same numbers, a little slower)")
     if not fit_given and (parts := _next_parts(recipe, made)) is not None:
         ways.append(f"--fit (the same batch in {parts} or more parts)")
     if batch.source > 1:

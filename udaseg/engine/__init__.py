@@ -2,6 +2,8 @@
 
 from udaseg.engine.alarms import LOOK_EVERY, Alarm, CollapseWatch
 from udaseg.engine.checkpoint import Checkpoint, load, newest, restore, save
+from udaseg.engine.determinism import deterministic
+from udaseg.engine.footprint import Footprint, footprint
 from udaseg.engine.guards import Dropped, Guard
 from udaseg.engine.loop import fit
 from udaseg.engine.memory import DoesNotFit, RanOut, free
@@ -24,13 +26,16 @@ __all__ = [
     "DoesNotFit",
     "Dropped",
     "Fit",
+    "Footprint",
     "Guard",
     "RanOut",
     "StopSignal",
     "Together",
     "Trainer",
+    "deterministic",
     "discriminator_optimizer",
     "fit",
+    "footprint",
     "free",
     "load",
     "newest",

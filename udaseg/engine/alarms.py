@@ -52,6 +52,9 @@ class CollapseWatch:
     Args:
         names: Of the classes.
         begin: Steps of the run before the first that is watched.
+
+    Attributes:
+        shares: Of each class in the pseudo-labels that the last look saw, by name; empty without.
     """
 
     def __init__(self, names: Sequence[str], begin: int = 0) -> None:
@@ -64,6 +67,7 @@ class CollapseWatch:
         self._seen = [begin] * len(self.names)
         self._missing: set[int] = set()
         self._was_sure = False
+        self.shares: dict[str, float] = {}
 
     def see(self, report: LossReport) -> None:
         """Take in a step that was not dropped; waits for nothing."""
@@ -78,12 +82,15 @@ class CollapseWatch:
         """Return the alarms after `done` steps, by what was seen since the last look (waits)."""
         sums, self._sums = self._sums, None
         first, self._looked = self._looked, done
+        self.shares = {}
         if sums is None:
             return []
         confident, confidence, steps, *counts = sum_over_ranks(sums).tolist()
         accepted, sure = confident / steps, confidence / steps
         top = max(range(len(counts)), key=counts.__getitem__)
-        share = counts[top] / max(1.0, sum(counts))
+        total = max(1.0, sum(counts))
+        share = counts[top] / total
+        self.shares = {name: count / total for name, count in zip(self.names, counts, strict=True)}
         self._was_sure = self._was_sure or accepted >= NOTHING_ACCEPTED
         armed = self._was_sure or done - self._begin > UNSURE_START
         span = f"in the last {round(steps / world_size())} steps"

@@ -3,6 +3,7 @@
 from udaseg.models.backbones import BACKBONES, Backbone, TimmBackbone, backbone
 from udaseg.models.discriminator import Discriminator
 from udaseg.models.heads import DeepLabV2, DeepLabV3Plus
+from udaseg.models.recompute import segments
 from udaseg.models.segmenter import Segmented, Segmenter
 from udaseg.models.weights import LoadReport, load_into, read_state_dict
 
@@ -19,4 +20,5 @@ __all__ = [
     "backbone",
     "load_into",
     "read_state_dict",
+    "segments",
 ]

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from udaseg.errors import EnvironmentFault, RecipeError
+from udaseg.models.recompute import recomputed, recomputed_in_turn
 from udaseg.models.weights import load_into, read_state_dict
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -76,6 +77,11 @@ class Backbone(nn.Module):
         low = self.low(images)
         return low, self.rest(low)
 
+    def sparing(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the same maps; blocks keep only their inputs for the backward pass."""
+        low = recomputed_in_turn(self.low, images)
+        return low, recomputed_in_turn(self.rest, low)
+
 
 class TimmBackbone(nn.Module):
     """A timm `features_only` network behind the same two maps.
@@ -97,6 +103,12 @@ class TimmBackbone(nn.Module):
         """Return the maps at stride 4 and at the output stride, (B, C, h, w) each."""
         maps = self.network(images)
         return maps[self.at_4], maps[-1]
+
+    def sparing(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the same maps; only the images are kept for the backward pass."""
+        # how a timm network is cut is its own affair, so it is one segment
+        low, last = recomputed(self, images)
+        return low, last
 
 
 def backbone(name: str, *, output_stride: int, weights: str) -> Backbone | TimmBackbone:

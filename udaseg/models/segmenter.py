@@ -1,13 +1,15 @@
 """The network: normalisation, backbone, head, and a projection head where a method wants one."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from udaseg.models.backbones import Backbone, TimmBackbone
+from udaseg.models.compiling import compile_parts
+from udaseg.models.recompute import recomputed
 
 
 @dataclass(frozen=True)
@@ -42,10 +44,18 @@ class Segmenter(nn.Module):
         batch_norm: How the backbone's batch norms behave in training: `train`; `affine_frozen`
             (statistics follow, scale and shift stay); `frozen` (both stay).
         projector: Maps (B, C, h, w) features to (B, D, h, w) unit vectors; dropped at test time.
+
+    Attributes:
+        recompute: Keep only the inputs of blocks for the backward pass, and make what is between
+            again there: less memory, one more forward pass, the same numbers.
+        channels_last: Lay out images as the kernels of convolutions like them.
     """
 
     mean: Tensor
     std: Tensor
+    recompute: bool = False
+    channels_last: bool = True
+    _compiled: Literal["never", "training", "always"] = "never"
 
     def __init__(
         self,
@@ -76,13 +86,47 @@ class Segmenter(nn.Module):
             images: (B, 3, H, W) float RGB in [0, 1].
             embed: Also project the features; needs a projector.
         """
-        low, features = self.backbone((images - self.mean) / self.std)
+        images = (images - self.mean) / self.std
+        if not self.channels_last:
+            images = images.contiguous()
+        if self.recompute and self.training and torch.is_grad_enabled():
+            low, features = self.backbone.sparing(images)
+            part = recomputed
+        else:
+            low, features = self._part(self.backbone, images)
+            part = self._part
         embeddings = None
         if embed:
             if self.projector is None:
                 raise ValueError("embed=True, but this network has no projector")
-            embeddings = self.projector(features)
-        return Segmented(self.head(low, features), features, embeddings)
+            embeddings = part(self.projector, features)
+        return Segmented(part(self.head, low, features), features, embeddings)
+
+    def lay_out(self, *, channels_last: bool) -> None:
+        """Lay out weights and images, channels last or first."""
+        self.channels_last = channels_last
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        self.to(memory_format=layout)
+
+    def compiled(self, when: Literal["training", "always"]) -> None:
+        """Compile backbone, head and projector at their first call.
+
+        Args:
+            when: `training` leaves evaluation as it is, so that scores are those of `udaseg eval`,
+                and images of any size compile nothing.
+
+        Raises:
+            EnvironmentFault: There is no compiler.
+        """
+        parts = [self.backbone, self.head, self.projector]
+        compile_parts([part for part in parts if part is not None], self.mean.device.type)
+        self._compiled = when
+
+    def _part(self, module: nn.Module, *inputs: Tensor) -> Any:
+        """Return what a part of the network says, by compiled code where that is wanted."""
+        if self._compiled == "training" and not self.training:
+            return module.forward(*inputs)
+        return module(*inputs)
 
     def train(self, mode: bool = True) -> "Segmenter":
         """Set training mode; frozen batch norms stay in evaluation mode."""

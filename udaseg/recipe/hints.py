@@ -42,6 +42,9 @@ _ELSEWHERE_CALLED = {
     "num_workers": "workers",
     "gpu": "device",
     "amp": "precision",
+    "gradient_checkpointing": "activation_checkpointing",
+    "grad_checkpointing": "activation_checkpointing",
+    "torch_compile": "compile",
     "val": "validation",
     "type": "kind",
 }

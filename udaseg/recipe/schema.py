@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from udaseg.recipe.domain import Domain, source_problems, target_problems
+from udaseg.recipe.machine import Machine, machine_problems
 from udaseg.recipe.method import Method, SelfTraining, Staged
 from udaseg.recipe.method_checks import Found, method_problems, require
 
@@ -92,39 +93,14 @@ class BatchSize:
 
 
 @dataclass(frozen=True)
-class Machine:
-    """What changes speed, not numbers (up to rounding; `precision` and `micro_batches` do more).
+class Expected:
+    """What a run should come to; `udaseg verify` checks it. Overrides of numbers drop it.
 
     Attributes:
-        device: auto, cpu, cuda or cuda:N.
-        precision: fp32 or bf16 (autocast; losses stay fp32).
-        workers: Loader processes; -1 chooses by the machine.
-        log_every: Steps between two lines of metrics.
-        checkpoint_every: Steps between two checkpoints; 0 writes only the last.
-        keep_checkpoints: Newest checkpoints to keep, at least 2.
-        validate_every: Steps between two scores on the validation split; 0 scores at the end.
-        micro_batches: Parts that a step's images go through the network in, to save memory; each
-            part is normalised by itself. `--fit` sets it.
-        max_bad_steps: A step that is not finite is dropped; so many in a row end the run.
-        on_bad_sample: An image that cannot be read: `fail` names it; `skip` takes another in its
-            place, the same one in every run and after every resume.
-        worker_timeout: Seconds after which a loader process that gives no batch is replaced; 0
-            waits for ever.
-        stop_on_collapse: End the run when the teacher's labels collapse, instead of a warning.
+        miou: Lowest and highest mIoU of the final score, in percent.
     """
 
-    device: str = "auto"
-    precision: Literal["fp32", "bf16"] = "fp32"
-    workers: int = -1
-    log_every: int = 50
-    checkpoint_every: int = 1000
-    keep_checkpoints: int = 2
-    validate_every: int = 0
-    micro_batches: int = 1
-    max_bad_steps: int = 5
-    on_bad_sample: Literal["fail", "skip"] = "fail"
-    worker_timeout: int = 300
-    stop_on_collapse: bool = False
+    miou: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -143,6 +119,7 @@ class Recipe:
         batch: Images a step.
         method: What is minimised.
         machine: What changes speed only.
+        expected: Where the final score should lie, once that is known.
     """
 
     name: str
@@ -156,6 +133,7 @@ class Recipe:
     batch: BatchSize
     method: Method
     machine: Machine = field(default_factory=Machine)
+    expected: Expected | None = None
 
 
 def problems(recipe: Recipe) -> list[tuple[str, str]]:
@@ -204,29 +182,34 @@ def problems(recipe: Recipe) -> list[tuple[str, str]]:
         recipe.model.head_channels,
     )
     machine = recipe.machine
-    require(found, "machine.workers", machine.workers >= -1, "at least -1", machine.workers)
-    require(found, "machine.log_every", machine.log_every >= 1, "at least 1", machine.log_every)
-    require(
-        found,
-        "machine.keep_checkpoints",
-        machine.keep_checkpoints >= 2,
-        "at least 2",
-        machine.keep_checkpoints,
-    )
-    least = machine.max_bad_steps
-    require(found, "machine.max_bad_steps", least >= 1, "at least 1", least)
+    machine_problems(found, machine)
     parts = machine.micro_batches
     even = parts >= 1 and recipe.batch.source % parts == recipe.batch.target % parts == 0
     both = "a divisor of batch.source and of batch.target"
     require(found, "machine.micro_batches", even, both, parts)
-    for part in ("checkpoint_every", "validate_every", "worker_timeout"):
-        value = getattr(machine, part)
-        require(found, f"machine.{part}", value >= 0, "at least 0", value)
+    taught = isinstance(recipe.method, SelfTraining) or machine.keep_best != "teacher"
+    other = "another criterion, as the method has no teacher"
+    require(found, "machine.keep_best", taught, other, machine.keep_best)
+    if recipe.expected is not None:
+        low, high = recipe.expected.miou
+        rising = 0 <= low <= high <= 100
+        require(found, "expected.miou", rising, "[LOWEST, HIGHEST] in percent", [low, high])
     method_problems(found, recipe.method, recipe.steps)
+    _statistics_problems(found, recipe)
     if isinstance(recipe.method, SelfTraining):
         _mixing_problems(found, recipe, recipe.method)
     _crop_problems(found, recipe)
     return found
+
+
+def _statistics_problems(found: Found, recipe: Recipe) -> None:
+    """List batch norms that target statistics cannot enter."""
+    method, norms = recipe.method, recipe.model.batch_norm
+    if isinstance(method, Staged) and method.stages and method.stages[-1].batch_norm is not None:
+        norms = method.stages[-1].batch_norm
+    if method.target_statistics > 0 and norms == "frozen":
+        what = "must be 0: batch_norm is frozen, so its weights were learned for other statistics"
+        found.append(("method.target_statistics", what))
 
 
 def _crop_problems(found: Found, recipe: Recipe) -> None:

@@ -1,0 +1,268 @@
+"""`--seeds` and `verify`: runs of one recipe, what they come to, and whether they are whole."""
+
+import json
+import math
+import shutil
+import statistics
+
+import pytest
+import torch
+
+from tests.cli.running import udaseg
+from tests.cli.test_fit import assert_same, tensors
+from tests.damage import flips
+from tests.toy import TINY, toy_root
+from udaseg.commands.run_check import checked
+from udaseg.commands.seeds import spread
+from udaseg.errors import DivergedError, RecipeError
+from udaseg.recipe import Everyday, load, recipe_digest, requested
+
+RECIPE = "toyland/dacs"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return toy_root(tmp_path_factory.mktemp("data"))
+
+
+def words(root, out, *more):
+    return [
+        *("adapt", RECIPE, "--root", root, "--out", out, "--steps", 2, "--deterministic"),
+        *(*TINY, "machine.log_every=1", *more),
+    ]
+
+
+@pytest.fixture(scope="module")
+def three(root, tmp_path_factory):
+    """Return a folder of three seeds, of which the second was stopped and went on."""
+    out = tmp_path_factory.mktemp("three") / "seeds"
+    said = udaseg(*words(root, out, "--seeds", "0,1,2"), cwd=out.parent)
+    return out, said
+
+
+def test_each_seed_has_a_run_of_its_own_that_is_the_single_one(root, three, tmp_path):
+    out, _ = three
+    assert sorted(path.name for path in out.iterdir()) == ["s0", "s1", "s2", "seeds.json"]
+    alone = tmp_path / "alone"
+    udaseg(*words(root, alone, "--seed", 1), cwd=tmp_path)
+    assert_same(tensors(out / "s1"), tensors(alone))
+    assert load(out / "s1" / "recipe.yaml").seed == 1
+    assert any(
+        not torch.equal(one, tensors(out / "s1")[name]) for name, one in tensors(out / "s0").items()
+    )
+
+
+def test_mean_and_spread_are_those_of_the_scores(three):
+    out, said = three
+    told = json.loads((out / "seeds.json").read_text())
+    runs = [
+        json.loads((out / f"s{n}/eval/toyland-target-val/scores.json").read_text())
+        for n in range(3)
+    ]
+    assert told["seeds"] == [0, 1, 2]
+    assert told["finished"] == {"0": "s0", "1": "s1", "2": "s2"}
+    for name in runs[0]["means"]:
+        values = [run["means"][name] for run in runs]
+        assert told["means"][name]["mean"] == pytest.approx(statistics.fmean(values))
+        assert told["means"][name]["spread"] == pytest.approx(statistics.stdev(values))
+        assert (told["means"][name]["least"], told["means"][name]["most"]) == (
+            min(values),
+            max(values),
+        )
+        assert f"{100 * statistics.fmean(values):.2f}" in said.stdout
+    for number, row in enumerate(runs[0]["classes"]):
+        values = [run["classes"][number]["iou"] for run in runs]
+        known = [value for value in values if value is not None]
+        assert told["classes"][row["name"]]["seeds"] == len(known)
+        assert row["name"] in said.stdout
+
+
+def test_spread_leaves_out_what_was_not_measured_and_needs_two():
+    assert spread([0.1, math.nan, 0.3])["mean"] == pytest.approx(0.2)
+    assert spread([0.1, math.nan])["spread"] is None
+    assert spread([math.nan])["mean"] is None
+    assert spread([])["seeds"] == 0
+
+
+def test_the_same_command_again_goes_on_with_what_is_left(root, three, tmp_path):
+    out = tmp_path / "seeds"
+    shutil.copytree(three[0], out)
+    # the first seed is finished, the second was cut off after a step, the third never began
+    for kind in ("pt", "json"):
+        (out / f"s1/checkpoints/step-000002.{kind}").unlink()
+    (out / "s1/status.json").write_text('{"state": "running", "step": 1}')
+    shutil.rmtree(out / "s2")
+    before = (out / "s0/checkpoints/step-000002.pt").stat().st_mtime_ns
+    said = udaseg(*words(root, out, "--seeds", "0,1,2"), cwd=tmp_path)
+    assert "seed 0: is finished" in said.stderr
+    assert "seed 1: goes on" in said.stderr
+    assert "seed 2: begins" in said.stderr
+    assert (out / "s0/checkpoints/step-000002.pt").stat().st_mtime_ns == before
+    for name in ("s1", "s2"):
+        assert_same(tensors(out / name), tensors(three[0] / name))
+    again = udaseg(*words(root, out, "optimizer.lr=1e-5", "--seeds", "0,1"), cwd=tmp_path, expect=2)
+    assert "another recipe" in again.stderr
+
+
+def test_a_seed_that_diverges_leaves_the_others_theirs(root, tmp_path, monkeypatch):
+    from udaseg.commands import fit
+
+    real = fit.train_to_the_end
+
+    def diverging(plan, current):
+        if plan.recipe.seed == 0:
+            raise DivergedError("step 1: not finite\nmore of it")
+        real(plan, current)
+
+    monkeypatch.setattr(fit, "train_to_the_end", diverging)
+    out = tmp_path / "seeds"
+    said = udaseg(*words(root, out, "--seeds", "0,3"), cwd=tmp_path, expect=4)
+    assert "1 of 2 seeds did not finish: seed 0: step 1: not finite" in said.stderr
+    told = json.loads((out / "seeds.json").read_text())
+    assert told["finished"] == {"3": "s3"}
+    assert list(told["failed"]) == ["0"]
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        (["--seeds", "0,0"], "different whole numbers"),
+        (["--seeds", "0;1"], "different whole numbers"),
+        (["--seeds", "0,1", "--seed", "3"], "goes without --seed"),
+    ],
+)
+def test_seeds_that_make_no_sense_are_refused(root, tmp_path, more, expected):
+    assert expected in udaseg(*words(root, tmp_path / "x", *more), cwd=tmp_path, expect=2).stderr
+
+
+def test_several_processes_and_the_folder_of_one_run_are_refused(
+    root, three, tmp_path, monkeypatch
+):
+    into = udaseg(*words(root, three[0] / "s0", "--seeds", "0,1"), cwd=tmp_path, expect=2)
+    assert "run of one seed" in into.stderr
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    many = udaseg(*words(root, tmp_path / "x", "--seeds", "0,1"), cwd=tmp_path, expect=2)
+    assert "torchrun once for each" in many.stderr
+
+
+@pytest.fixture
+def one(three, tmp_path):
+    shutil.copytree(three[0] / "s0", tmp_path / "run")
+    return tmp_path / "run"
+
+
+def verify(path, expect=0):
+    return udaseg("verify", path, cwd=path.parent, expect=expect)
+
+
+def _miou(run):
+    return 100 * json.loads((run / "status.json").read_text())["miou"]
+
+
+def _expecting(run, low, high):
+    path = run / "recipe.yaml"
+    text = path.read_text().replace("expected: null", f"expected: {{miou: [{low}, {high}]}}")
+    path.write_text(text)
+
+
+def test_a_finished_run_is_whole_and_its_digest_is_told(one, three):
+    said = verify(one).stdout
+    assert "finished, 2 steps" in said
+    assert "1 checkpoints with the digests" in said
+    assert recipe_digest(load(one / "recipe.yaml"))[:12] in said
+    assert verify(three[0]).stdout.count("finished") == 3
+
+
+def test_a_score_is_held_against_what_the_recipe_expects(one):
+    score = _miou(one)
+    _expecting(one, max(0.0, score - 1), score + 1)
+    assert "expected" in verify(one).stdout
+    text = (one / "recipe.yaml").read_text()
+    (one / "recipe.yaml").write_text(text.replace(text.split("expected:")[1], ""))
+    _set = text.split("expected:")[0] + "expected: {miou: [99.0, 100.0]}\n"
+    (one / "recipe.yaml").write_text(_set)
+    said = verify(one, expect=7)
+    assert f"mIoU {score:.2f}, expected 99 to 100" in said.stderr
+
+
+@pytest.mark.parametrize(
+    ("harm", "code", "expected"),
+    [
+        ("flip", 3, "SHA-256"),
+        ("cut", 3, "damaged"),
+        ("no manifest", 3, "no manifest"),
+        ("no checkpoint", 3, "is gone"),
+        ("no metrics", 3, "metrics.jsonl: is gone"),
+        ("cut metrics", 3, "metrics.jsonl"),
+        ("no environment", 3, "environment.json: is gone"),
+        ("unfinished", 3, "not finished: interrupted, step 1 of 2"),
+        ("recipe edited", 3, "another recipe"),
+        ("recipe broken", 2, "steps"),
+        ("no recipe", 2, "no run folder"),
+        ("no scores", 3, "no scores.json"),
+    ],
+)
+def test_what_is_wrong_with_a_run_is_named(one, harm, code, expected):
+    checkpoint, recipe = one / "checkpoints/step-000002.pt", one / "recipe.yaml"
+    metrics, status = one / "metrics.jsonl", one / "status.json"
+    harms = {
+        "flip": lambda: checkpoint.write_bytes(flips(checkpoint.read_bytes(), 1, 0)[0]),
+        "cut": lambda: checkpoint.write_bytes(checkpoint.read_bytes()[:-1]),
+        "no manifest": checkpoint.with_suffix(".json").unlink,
+        "no checkpoint": checkpoint.unlink,
+        "no metrics": metrics.unlink,
+        "cut metrics": lambda: metrics.write_text(metrics.read_text()[:-9]),
+        "no environment": (one / "environment.json").unlink,
+        "unfinished": lambda: status.write_text('{"state": "interrupted", "step": 1}'),
+        "recipe edited": lambda: recipe.write_text(
+            recipe.read_text().replace("seed: 0", "seed: 7")
+        ),
+        "recipe broken": lambda: recipe.write_text(
+            recipe.read_text().replace("steps: 2", "steps: x")
+        ),
+        "no recipe": recipe.unlink,
+        "no scores": (one / "eval/toyland-target-val/scores.json").unlink,
+    }
+    harms[harm]()
+    assert expected in verify(one, expect=code).stderr
+
+
+def test_a_damaged_run_among_the_seeds_is_named(three, tmp_path):
+    out = tmp_path / "seeds"
+    shutil.copytree(three[0], out)
+    (out / "s1/checkpoints/step-000002.pt").write_bytes(b"no checkpoint")
+    said = verify(out, expect=3)
+    assert "s1" in said.stderr
+    assert checked(out / "s0").damaged == []
+
+
+def test_what_is_expected_falls_with_the_numbers_that_it_was_found_with(three, tmp_path):
+    path = tmp_path / "mine.yaml"
+    text = (three[0] / "s0/recipe.yaml").read_text()
+    path.write_text(text.replace("expected: null", "expected: {miou: [1, 99]}"))
+    same = [str(path), "machine.log_every=7"]
+
+    def expects(*more, seed=5):
+        return requested([*same, *more], Everyday(seed=seed), "rccr")[0].expected
+
+    assert expects().miou == (1.0, 99.0)
+    assert expects("steps=3") is None
+    assert expects("steps=3", "expected.miou=[2, 98]").miou == (2.0, 98.0)
+    with pytest.raises(RecipeError, match="LOWEST"):
+        expects("expected.miou=[98, 2]")
+
+
+def test_deterministic_holds_for_the_run_and_not_for_longer(root, tmp_path, monkeypatch):
+    from udaseg.commands import fit
+
+    seen = []
+    real = fit.train_to_the_end
+
+    def watching(plan, current):
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        real(plan, current)
+
+    monkeypatch.setattr(fit, "train_to_the_end", watching)
+    udaseg(*words(root, tmp_path / "run"), cwd=tmp_path)
+    assert seen == [True]
+    assert not torch.are_deterministic_algorithms_enabled()

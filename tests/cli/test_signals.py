@@ -1,0 +1,30 @@
+"""A signal at an awkward moment: saved or broken off, and the run goes on to the same end."""
+
+import signal
+
+import pytest
+
+from tests.stops import Stop, golden, problem
+from tests.toy import toy_root
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return toy_root(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def whole(root, tmp_path_factory):
+    return golden(root, tmp_path_factory.mktemp("whole") / "run")
+
+
+@pytest.mark.parametrize(
+    "stop",
+    [
+        Stop("save", group=True, number=signal.SIGTERM, workers=1),
+        pytest.param(Stop("eval", group=False, number=signal.SIGINT), marks=pytest.mark.slow),
+    ],
+    ids=lambda stop: stop.phase,
+)
+def test_a_signal_ends_the_run_and_resuming_ends_it_as_undisturbed(root, whole, tmp_path, stop):
+    assert problem(stop, root, tmp_path / "run", whole) is None

@@ -1,0 +1,100 @@
+"""The memory plan: a step on tensors without storage against a real step, byte by byte."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.cli.running import udaseg
+from tests.small import shipped
+from tests.toy import TINY, toy_pair, toy_root
+from udaseg import build
+from udaseg.engine import footprint
+from udaseg.engine.footprint import Ledger, peak_of_step
+from udaseg.engine.memory import gradients
+from udaseg.recipe import adapts
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return toy_root(tmp_path_factory.mktemp("data"))
+
+
+def made(root, name, *words):
+    recipe = shipped(name, [*TINY, *words])
+    source, target = toy_pair(root)
+    return build.run(recipe, source, target if adapts(recipe) else None)
+
+
+def really(run):
+    """Return the most bytes of a real step with the same ledger: gradients and all."""
+    run = replace(run, model=run.objective)
+    batch = replace(run.batches[0], step=len(run.batches) - 1, progress=1.0)
+    with Ledger() as ledger:
+        gradients(run, batch)
+    return ledger.peak
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("toyland/rccr_spcl", []),
+        ("toyland/sepico", ["machine.activation_checkpointing=true"]),
+        ("toyland/advent", ["machine.micro_batches=2"]),
+        ("toyland/rccr", ["machine.precision=bf16", "optimizer.kind=sgd"]),
+    ],
+    ids=lambda part: part if isinstance(part, str) else " ".join(part),
+)
+def test_the_reckoned_peak_is_that_of_a_real_step(root, name, words):
+    run = made(root, name, *words)
+    before = {key: value.clone() for key, value in run.objective.state_dict().items()}
+    reckoned = peak_of_step(run)
+    after = run.objective.state_dict()
+    assert [key for key in before if not torch.equal(before[key], after[key])] == []
+    assert all(part.grad is None for part in run.objective.parameters())
+    assert reckoned == pytest.approx(really(run), rel=0.01)
+
+
+def test_the_parts_are_those_of_the_tensors(root):
+    run = made(root, "toyland/rccr")
+    needs = footprint(run)
+    state = run.objective.state_dict()
+
+    def size(prefix):
+        return sum(v.numel() * v.element_size() for k, v in state.items() if k.startswith(prefix))
+
+    assert needs.student == size("student.")
+    assert needs.teacher == size("teacher.")
+    assert needs.memories == size("regularizers.")
+    gradients(replace(run, model=run.objective), run.batches[0])
+    grads = [part.grad for part in run.objective.parameters() if part.grad is not None]
+    assert needs.gradients == sum(grad.numel() * grad.element_size() for grad in grads)
+    run.optimizer.step()
+    moments = run.optimizer.state_dict()["state"].values()
+    held = sum(v.numel() * v.element_size() for part in moments for v in part.values() if v.dim())
+    assert needs.moments == held
+    assert needs.total() > needs.checkpoint() > needs.student
+
+
+@pytest.mark.slow
+def test_each_way_of_saving_memory_saves_it(root):
+    words = {
+        "plain": [],
+        "checkpointing": ["machine.activation_checkpointing=true"],
+        "parts": ["machine.micro_batches=2"],
+    }
+    needs = {name: footprint(made(root, "toyland/dacs", *extra)) for name, extra in words.items()}
+    for name in ("checkpointing", "parts"):
+        assert needs[name].activations < 0.85 * needs["plain"].activations, name
+        assert needs[name].student == needs["plain"].student
+
+
+def test_a_dry_run_prints_the_plan_of_memory_of_each_stage(root, tmp_path):
+    words = ["adapt", "toyland/spcl", "--root", root, "--dry-run", *TINY]
+    said = udaseg(*words, cwd=tmp_path).stderr
+    lines = [line for line in said.splitlines() if line.strip().startswith("memory")]
+    assert [line.split()[2] for line in lines] == ["warm_up:", "contrast:", "self_distillation:"]
+    assert all("activations" in line and "optimiser" in line for line in lines)
+    assert "no" in said.split("reckoned from")[1]
+    assert "a checkpoint" in said
+    assert not list(tmp_path.iterdir())

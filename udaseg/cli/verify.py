@@ -1,0 +1,21 @@
+"""The words of `udaseg verify`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from udaseg.cli.options import Quiet, Verbose
+from udaseg.cli.talk import talk
+
+
+def verify(
+    run: Annotated[Path, typer.Argument(metavar="RUN", show_default=False)],
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Check that a run is whole, unchanged, and as good as its recipe expects."""
+    talk(verbose, quiet)
+    from udaseg import commands
+
+    commands.verify_run(run=run)
