@@ -13,6 +13,7 @@ from tests.colors import COLORS, ColorNetwork, loaded_colors, painted, random_la
 from udaseg import build
 from udaseg.cli import main
 from udaseg.commands import scoring
+from udaseg.commands.run_record import score_files
 from udaseg.commands.scoring import score
 from udaseg.data import ClassSpace, PreparedDataset, Sample
 from udaseg.errors import DataError
@@ -173,10 +174,65 @@ def test_scores_go_where_they_are_asked_to(given, tmp_path):
 def test_windows_flips_and_scales_are_in_the_protocol_line(given, tmp_path):
     given["city"] = write_city(tmp_path / "city", [random_labels(16, 16)])
     assert evaluate("--flip", "--scales", "1.0,0.5", "--window", "8x12") == 0
-    protocol = scores_of()["protocol"]
+    protocol = scores_of("run/eval/city-val+flip+scales1.0,0.5+window12x8")["protocol"]
     assert protocol["flip"] == "yes"
     assert protocol["scales"] == "1.0 0.5"
     assert protocol["window"] == "12x8"
+
+
+def test_results_of_other_protocols_lie_beside_the_plain_one(given, tmp_path):
+    truth = random_labels(16, 32)
+    given["city"] = write_city(tmp_path / "city", [truth])
+    assert evaluate() == 0
+    plain = Path("run/eval/city-val/scores.json").read_bytes()
+    checkpoint = Path("run/checkpoints/step-000007.pt")
+    checkpoint.parent.mkdir()
+    checkpoint.touch()
+    for words, name in (
+        (["--flip"], "city-val+flip"),
+        (["--release"], "city-val+release"),
+        (["--weights", "teacher"], "city-val+teacher"),
+        (["--scales", "0.5"], "city-val+scales0.5"),
+    ):
+        assert evaluate(*words) == 0
+        assert (Path("run/eval") / name / "scores.csv").is_file()
+    with pytest.raises(SystemExit):
+        main(["eval", str(checkpoint), "--data", "city"])
+    assert Path("run/eval/city-val+step-000007/scores.json").is_file()
+    assert len(list(Path("run/eval").iterdir())) == 6
+    assert Path("run/eval/city-val/scores.json").read_bytes() == plain
+    assert next(iter(score_files(Path("run")))) == "city-val"  # what reports show
+
+
+@pytest.mark.parametrize("kind", ["json", "csv", "md", "table"])
+def test_every_output_says_which_protocol_was_used(given, tmp_path, capsys, kind):
+    given["city"] = write_city(tmp_path / "city", [random_labels(8, 16)])
+    for words, protocol in (([], "full size"), (["--release"], "release of DACS and RCCR")):
+        assert evaluate("--format", kind, *words) == 0
+        said = " ".join(capsys.readouterr().out.split())
+        expected = f'"protocol": "{protocol}"' if kind == "json" else f"protocol {protocol}"
+        assert expected in said
+
+
+def test_the_release_protocol_halves_truth_and_input(given, tmp_path):
+    rng = np.random.default_rng(0)
+    shown = random_labels(1024, 2048)
+    truth = np.where(rng.random(shown.shape) < 0.3, 255, shown).astype(np.uint8)
+    given["city"] = write_city(tmp_path / "city", [truth], images=[shown])
+    assert evaluate("--release") == 0
+    document = scores_of("run/eval/city-val+release")
+    # the releases halve the truth with Pillow, through SciPy
+    half = np.asarray(Image.fromarray(truth).resize((1024, 512), Image.Resampling.NEAREST))
+    assert np.diag(document["confusion"]).tolist() == np.bincount(half.ravel())[:3].tolist()
+    assert document["means"]["mIoU"] == 1  # blocks of 4 pixels survive halving
+    assert document["protocol"]["input"] == "1024x512"
+    assert document["protocol"]["scored at"] == "1024x512, truth by nearest neighbour"
+
+
+def test_the_release_protocol_is_refused_for_images_that_it_would_squash(given, tmp_path, capsys):
+    given["city"] = write_city(tmp_path / "city", [random_labels(8, 12)])
+    assert evaluate("--release") == 2
+    assert "city has 12x8" in capsys.readouterr().err
 
 
 def test_the_network_sees_other_data_unsquashed(tmp_path):

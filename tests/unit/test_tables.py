@@ -91,7 +91,8 @@ def test_csv_has_a_row_for_each_class_and_leaves_the_unmeasured_empty():
     assert rows[0] == ["class", "iou_percent", "accuracy_percent", "truth_share_percent"]
     assert rows[1] == ["road", "75.00", "90.00", "60.00"]
     assert rows[3] == ["train", "", "", "0.00"]
-    assert rows[-1] == ["mIoU", "43.75", "", ""]
+    assert rows[-2] == ["mIoU", "43.75", "", ""]
+    assert rows[-1] == ["# data city · split val · images 3", "", "", ""]
 
 
 def test_markdown_is_a_table_of_four_columns():

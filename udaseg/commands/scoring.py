@@ -1,43 +1,25 @@
 """`udaseg eval`: score a run on labelled images at their own resolution."""
 
 import logging
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from rich.console import Console
 
 from udaseg import build
+from udaseg.commands.counting import count
+from udaseg.commands.label_files import Ids, Saver
+from udaseg.commands.looking import Look, refuse_release
 from udaseg.commands.run_folder import run_of
 from udaseg.commands.summary import refuse_protocol, shown_size, summarise
-from udaseg.data import (
-    IGNORE,
-    ClassSpace,
-    PreparedDataset,
-    Sample,
-    lookup_table,
-    open_dataset,
-    read_image,
-    read_train_ids,
-    resize_image,
-)
-from udaseg.distributed import rank, world_size
-from udaseg.errors import DataError, GateError
-from udaseg.evaluation import (
-    ConfusionMatrix,
-    Model,
-    labels_from_logits,
-    network_size,
-    predict_logits,
-    strangers,
-)
+from udaseg.data import ClassSpace, PreparedDataset, open_dataset
+from udaseg.errors import GateError
+from udaseg.evaluation import WHOLE_PX, ConfusionMatrix, Model
 from udaseg.recipe import Recipe
 from udaseg.reporting import (
     Scores,
-    WorkProgress,
     as_csv,
     as_json,
     as_markdown,
@@ -47,7 +29,6 @@ from udaseg.reporting import (
 
 log = logging.getLogger(__name__)
 
-_AHEAD = 4
 _TEXTS = {"json": as_json, "csv": as_csv, "md": as_markdown}
 
 
@@ -60,11 +41,15 @@ def evaluate(
     flip: bool,
     scales: tuple[float, ...],
     window: tuple[int, int] | None,
+    release: bool = False,
+    batch: int | None = None,
     protocol: int | None,
     convention: int | None = None,
     format: str,  # noqa: A002 (the option's own name)
     fail_under: float | None,
     out: Path | None,
+    save: Path | None = None,
+    ids: Ids = "train",
     device: str,
     root: Path,
 ) -> None:
@@ -78,63 +63,127 @@ def evaluate(
         flip: Average with the mirrored image.
         scales: Average over these sizes.
         window: Sliding window (height, width); None looks at the whole image.
+        release: Input and truth at 1024x512, as the releases of DACS and RCCR score.
+        batch: Images at a time; None chooses.
         protocol: Show only the mean over 19, 16 or 13 classes.
         convention: 19 counts truth of classes that SYNTHIA lacks, 16 ignores it; None is the
             network's own.
         format: table, json, csv or md.
         fail_under: Smallest mean IoU in percent that passes.
-        out: Folder of the score files; None is `eval/<data>-<split>` in the run.
+        out: Folder of the score files; None is one of the run's, see `score_folder`.
+        save: Also write every prediction as a PNG below this folder.
+        ids: Which ids these hold.
         device: Where to compute.
         root: Where prepared data lie.
 
     Raises:
-        UsageError: `protocol` or `convention` asks for classes that the network does not have.
+        UsageError: `protocol` or `convention` asks for classes that the network does not have, or
+            `release` or `save` cannot be.
         DataError: The images have no labels, or share no class with the network.
         GateError: The mean IoU is below `fail_under`; the scores are written all the same.
     """
     loaded = build.load_run(run, weights=weights, device=device)
-    recipe = loaded.recipe
     refuse_protocol(loaded.classes.names, protocol, convention)
-    chosen = data or recipe.validation.data or recipe.target.data
-    dataset = open_dataset(chosen, root=root)
-    resize = trained_size(recipe)
-    # another data set's images need not have the shape that the network was trained at
-    keep_shape = chosen != recipe.validation.data
-    matrix = score(
-        loaded.segmenter,
-        loaded.classes,
-        dataset,
-        split,
-        resize=resize,
-        keep_shape=keep_shape,
+    asked = Look(flip=flip, scales=scales, window=window, release=release, batch=batch)
+    dataset, look = chosen_data(loaded.recipe, data, asked, root)
+    if look.release:
+        refuse_release(dataset, split)
+    keep = None
+    if save is not None:
+        keep = Saver(save, dataset, split, loaded.classes, ids).write
+    matrix = count(
+        *(loaded.segmenter, loaded.classes, dataset, split, look),
         device=loaded.device,
-        flip=flip,
-        scales=scales,
-        window=window,
+        on_labels=None if keep is None else lambda seen: keep(seen.sample, seen.labels),
     )
-    look = {
-        "weights": f"{weights} at step {loaded.step}",
-        "input": shown_size(resize) + (" or as many pixels" if keep_shape and resize else ""),
-    }
-    if window is not None:
-        look["window"] = shown_size(window)
-    if flip:
-        look["flip"] = "yes"
-    if tuple(scales) != (1.0,):
-        look["scales"] = " ".join(map(str, scales))
+    facts = {"weights": f"{weights} at step {loaded.step}", **look_facts(look)}
+    if any(look.in_tiles((sample.height, sample.width)) for sample in dataset.split(split)):
+        facts["tiles"] = f"above {WHOLE_PX:,} pixels"
     scores = summarise(
-        *(matrix, loaded.classes, dataset, split, look), protocol=protocol, convention=convention
+        *(matrix, loaded.classes, dataset, split, facts),
+        protocol=protocol,
+        convention=convention,
+        release=look.release,
     )
-    suffix = "" if weights == "student" else f"-{weights}"
-    folder = out or run_of(run) / "eval" / f"{dataset.name}-{split}{suffix}"
+    words = [
+        *([] if weights == "student" else [weights]),
+        *([run.stem] if run.is_file() else []),
+        *look_words(look),
+        *([] if protocol is None else [f"mean{protocol}"]),
+        *([] if convention is None else [f"convention{convention}"]),
+    ]
+    folder = out or score_folder(run_of(run), dataset.name, split, words)
     write_scores(folder, scores)
     show(scores, format)
     log.info("scores written to %s", folder)
-    mean = next(iter(scores.means.values()))
+    gate(scores, fail_under)
+
+
+def chosen_data(
+    recipe: Recipe, data: str | None, look: Look, root: Path
+) -> tuple[PreparedDataset, Look]:
+    """Return the images to look at, and the look with the sizes that the recipe gives for them.
+
+    Args:
+        recipe: Of the network.
+        data: What to look at; None takes the recipe's validation, else its target.
+        look: How.
+        root: Where prepared data lie.
+    """
+    chosen = data or recipe.validation.data or recipe.target.data
+    dataset = open_dataset(chosen, root=root)
+    # another data set's images need not have the shape that the network was trained at
+    other = chosen != recipe.validation.data
+    return dataset, replace(look, resize=trained_size(recipe), keep_shape=other)
+
+
+def score_folder(run: Path, data: str, split: str, words: Iterable[str]) -> Path:
+    """Return where scores of a run are kept: the plain ones in `eval/<data>-<split>`.
+
+    Args:
+        run: Run folder.
+        data: Name of the data set.
+        split: Which split of it.
+        words: What differs from the plain look, such as `flip`; each is added after a `+`, so that
+            results of different protocols lie side by side.
+    """
+    return run / "eval" / "+".join([f"{data}-{split}", *words])
+
+
+def look_facts(look: Look) -> dict[str, str]:
+    """Return how the network looked, for the protocol line."""
+    size = look.resize
+    facts = {"input": shown_size(size) + (" or as many pixels" if look.keep_shape and size else "")}
+    if look.release:
+        facts["input"] = shown_size(look.input_size((0, 0)))
+    if look.window is not None:
+        facts["window"] = shown_size(look.window)
+    if look.flip:
+        facts["flip"] = "yes"
+    if look.scales != (1.0,):
+        facts["scales"] = " ".join(map(str, look.scales))
+    return facts
+
+
+def look_words(look: Look) -> list[str]:
+    """Return what of a look differs from the plain one, as words for a folder's name."""
+    return [
+        *(["release"] if look.release else []),
+        *(["flip"] if look.flip else []),
+        *([] if look.scales == (1.0,) else ["scales" + ",".join(map(str, look.scales))]),
+        *([] if look.window is None else [f"window{shown_size(look.window)}"]),
+    ]
+
+
+def gate(scores: Scores, fail_under: float | None) -> None:
+    """Refuse scores whose first mean is below `fail_under` percent, or was not measured.
+
+    Raises:
+        GateError: It is.
+    """
+    label, mean = next(iter(scores.means.items()))
     if fail_under is not None and not 100 * mean >= fail_under:
-        raise GateError(
-            f"{next(iter(scores.means))} is {100 * mean:.2f}, below --fail-under {fail_under:g}"
-        )
+        raise GateError(f"{label} is {100 * mean:.2f}, below --fail-under {fail_under:g}")
 
 
 def trained_size(recipe: Recipe) -> tuple[int, int] | None:
@@ -153,58 +202,10 @@ def score(
     resize: tuple[int, int] | None,
     device: torch.device,
     keep_shape: bool = False,
-    flip: bool = False,
-    scales: Sequence[float] = (1.0,),
-    window: tuple[int, int] | None = None,
 ) -> ConfusionMatrix:
-    """Return the confusion matrix of a network over a split, at the labels' own resolution.
-
-    Classes of the labels that the network lacks are outside it, so that both conventions of
-    `udaseg.evaluation.protocols` can be read off.
-
-    Every process of a group scores its share of the images, and each returns the whole matrix.
-
-    Args:
-        segmenter: In evaluation mode, on `device`.
-        classes: Its outputs; matched with the labels' classes by name.
-        dataset: Labelled images.
-        split: Which of them.
-        resize: (height, width) of the network's input; None keeps each image's size.
-        device: Where the network is.
-        keep_shape: Give images of another shape as many pixels as `resize` has, unsquashed.
-        flip: Average with the mirrored image.
-        scales: Average over these sizes.
-        window: Sliding window; None looks at the whole image.
-
-    Raises:
-        DataError: No images, no labels, or no class in common.
-    """
-    if dataset.classes is None:
-        raise DataError(f"{dataset.name}: has no labels, so nothing can be scored on it")
-    others = strangers(classes.names, dataset.classes.names)
-    if len(others) == len(dataset.classes):
-        raise DataError(
-            f"{dataset.name}: its classes ({', '.join(dataset.classes.names)}) share no name with "
-            f"the network's ({', '.join(classes.names)})"
-        )
-    if len(classes) + len(others) >= IGNORE:  # more than a label can tell apart
-        others = ()
-    outputs = {name: number for number, name in enumerate((*classes.names, *others))}
-    truth_map = lookup_table([outputs.get(name, IGNORE) for name in dataset.classes.names])
-    if not dataset.split(split):
-        raise DataError(f"{dataset.name}: split '{split}' has no images")
-    samples = dataset.split(split)[rank() :: world_size()]
-    matrix = ConfusionMatrix(len(classes), ignore=IGNORE, num_outside=len(others))
-    with WorkProgress("eval", len(samples)) as progress:
-        for image, truth in _decoded(dataset, samples):
-            size = network_size((image.shape[0], image.shape[1]), resize) if keep_shape else resize
-            seen = image if size is None else resize_image(image, size)
-            tensor = torch.from_numpy(seen).to(device).permute(2, 0, 1)[None].float() / 255
-            logits = predict_logits(segmenter, tensor, window=window, flip=flip, scales=scales)
-            labels, _ = labels_from_logits(logits, (truth.shape[0], truth.shape[1]))
-            matrix.update(labels, truth, truth_map)
-            progress.advance()
-    return matrix.over_ranks(device)
+    """Return the confusion matrix of a network that looks once at each image, see `count`."""
+    look = Look(resize=resize, keep_shape=keep_shape)
+    return count(segmenter, classes, dataset, split, look, device=device)
 
 
 def write_scores(folder: Path, scores: Scores) -> None:
@@ -220,20 +221,3 @@ def show(scores: Scores, format: str) -> None:  # noqa: A002 (the option's own n
         console.print(score_table(scores))
     else:
         console.print(_TEXTS[format](scores), markup=False)
-
-
-def _decoded(
-    dataset: PreparedDataset, samples: Sequence[Sample]
-) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
-    """Yield images and labels, a few decoded ahead; OpenCV decodes outside the interpreter lock."""
-
-    def read(sample: Sample) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        return read_image(dataset.image_path(sample)), read_train_ids(dataset.label_path(sample))
-
-    with ThreadPoolExecutor(2) as pool:
-        ahead = [pool.submit(read, sample) for sample in samples[:_AHEAD]]
-        for index in range(len(samples)):
-            ready = ahead.pop(0)
-            if index + _AHEAD < len(samples):
-                ahead.append(pool.submit(read, samples[index + _AHEAD]))
-            yield ready.result()

@@ -2,6 +2,7 @@
 
 import math
 
+from udaseg.commands.looking import RELEASE_SIZE
 from udaseg.data import ClassSpace, PreparedDataset
 from udaseg.errors import UsageError
 from udaseg.evaluation import (
@@ -16,6 +17,8 @@ from udaseg.evaluation import (
 )
 from udaseg.reporting import Scores, percent
 
+FULL_SIZE = "full size"
+RELEASE = "release of DACS and RCCR"
 _LEARNT = 0.01  # a class with less IoU was not learnt: an output that no label ever trained
 
 
@@ -28,6 +31,7 @@ def summarise(
     *,
     protocol: int | None = None,
     convention: int | None = None,
+    release: bool = False,
 ) -> Scores:
     """Return the scores of a matrix with its protocol line, means, and notes.
 
@@ -39,6 +43,7 @@ def summarise(
         look: How the network looked, for the protocol line.
         protocol: Show only the mean over 19, 16 or 13 classes.
         convention: 19 or 16, see `udaseg.evaluation.protocols`; None is the network's own.
+        release: It was scored as the releases of DACS and RCCR do, at their size.
     """
     assert dataset.classes is not None
     truth = dataset.classes.names
@@ -54,11 +59,14 @@ def summarise(
     samples = dataset.split(split)
     sizes = {(sample.height, sample.width) for sample in samples}
     resolution = shown_size(next(iter(sizes))) if len(sizes) == 1 else f"{len(sizes)} sizes"
+    if release:
+        resolution = f"{shown_size(RELEASE_SIZE)}, truth by nearest neighbour"
     return Scores(
         protocol={
             "data": dataset.name,
             "split": split,
             "images": str(len(samples)),
+            "protocol": RELEASE if release else FULL_SIZE,
             "scored at": resolution,
             **look,
             **({} if chosen is None else {"convention": _convention(chosen, classes.names)}),
@@ -136,6 +144,14 @@ def _notes(scored: Scored, classes: ClassSpace, dataset: PreparedDataset) -> lis
         notes.append(
             f"the network does not know {', '.join(counted)}: IoU 0, and these pixels count as "
             "errors of what was predicted there"
+        )
+    false = [name for name in classes.names if math.isnan(iou[name]) and predicted[name]]
+    if false and set(scored.names) == set(SUBSETS[19]):
+        measured = [value for value in iou.values() if not math.isnan(value)]
+        strict = sum(measured) / (len(measured) + len(false))
+        notes.append(
+            f"predicted where there is no truth of them: {', '.join(false)}; the official script "
+            f"of Cityscapes counts these as 0, its mean would be {percent(strict)}"
         )
     left = [name for name in others if name not in scored.names]
     if left:

@@ -2,7 +2,13 @@
 
 from udaseg.evaluation.calibration import BINS, Calibration
 from udaseg.evaluation.confusion import ConfusionMatrix
-from udaseg.evaluation.inference import Model, labels_from_logits, predict_logits, windows
+from udaseg.evaluation.inference import (
+    Model,
+    labels_from_logits,
+    predict_batch,
+    predict_logits,
+    windows,
+)
 from udaseg.evaluation.protocols import (
     CITYSCAPES,
     NOT_IN_16,
@@ -27,35 +33,55 @@ from udaseg.evaluation.selection import (
     sample_pixels,
 )
 from udaseg.evaluation.sizes import network_size
-from udaseg.evaluation.tiles import label_image
+from udaseg.evaluation.temperature import (
+    COLDEST,
+    HOTTEST,
+    Trust,
+    fit_temperature,
+    logits_at,
+    trust,
+)
+from udaseg.evaluation.tiles import WHOLE_PX, label_image
+from udaseg.evaluation.together import Said, label_images, seen_in_tiles
 
 __all__ = [
     "BINS",
     "CITYSCAPES",
+    "COLDEST",
     "CRITERIA",
+    "HOTTEST",
     "NOT_IN_16",
     "SUBSETS",
+    "WHOLE_PX",
     "Calibration",
     "ConfusionMatrix",
     "Criterion",
     "Model",
+    "Said",
     "Scored",
+    "Trust",
     "agreement",
     "conventions",
+    "fit_temperature",
     "information",
     "joint_counts",
     "label_image",
+    "label_images",
     "labels_from_logits",
+    "logits_at",
     "mean_entropy",
     "mean_ranks",
     "mean_subsets",
     "neighbourhood_density",
     "network_size",
+    "predict_batch",
     "predict_logits",
     "prior_drift",
     "ranks",
     "sample_pixels",
     "scored_under",
+    "seen_in_tiles",
     "strangers",
+    "trust",
     "windows",
 ]

@@ -11,16 +11,31 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Model = Callable[[Tensor], Any]
-"""Maps (1, 3, H, W) images to something with `.logits` (1, K, h, w)."""
+"""Maps (N, 3, H, W) images to something with `.logits` (N, K, h, w)."""
 
 _BAND_PX = 64
 _MOST_ON_DEVICE = 2**29  # values enlarged at once on a GPU: 2 GiB
 
 
-@torch.no_grad()
 def predict_logits(
     model: Model,
     image: Tensor,
+    *,
+    window: tuple[int, int] | None = None,
+    overlap: float = 1 / 3,
+    flip: bool = False,
+    scales: Sequence[float] = (1.0,),
+) -> Tensor:
+    """Return (K, h, w), what `predict_batch` says of one image (1, 3, H, W)."""
+    return predict_batch(
+        model, image, window=window, overlap=overlap, flip=flip, scales=scales
+    ).squeeze(0)
+
+
+@torch.no_grad()
+def predict_batch(
+    model: Model,
+    images: Tensor,
     *,
     window: tuple[int, int] | None = None,
     overlap: float = 1 / 3,
@@ -31,38 +46,38 @@ def predict_logits(
 
     Args:
         model: The network in evaluation mode.
-        image: (1, 3, H, W) float RGB in [0, 1].
+        images: (N, 3, H, W) float RGB in [0, 1].
         window: (height, width) of a sliding window; None looks at the whole image.
         overlap: Share of a window that its neighbour sees too.
         flip: Also look at the mirrored image.
         scales: Sizes to look at, relative to the image.
 
     Returns:
-        (K, h, w): the logits of one whole look; else, at full size, the logarithm of the mean
+        (N, K, h, w): the logits of one whole look; else, at full size, the logarithm of the mean
         probability over all looks, which are logits too.
     """
     if window is None and not flip and tuple(scales) == (1.0,):
-        logits: Tensor = model(image).logits[0].float()
+        logits: Tensor = model(images).logits.float()
         return logits
-    size = (image.shape[-2], image.shape[-1])
+    size = (images.shape[-2], images.shape[-1])
     total: Tensor | None = None
     looks = 0
     for scale in scales:
-        scaled = image
+        scaled = images
         if scale != 1.0:
             wanted = tuple(max(1, round(side * scale)) for side in size)
-            scaled = F.interpolate(image, wanted, mode="bilinear", align_corners=False)
+            scaled = F.interpolate(images, wanted, mode="bilinear", align_corners=False)
         for mirrored in (False, True) if flip else (False,):
             look = scaled.flip(-1) if mirrored else scaled
             seen = _windowed(model, look, window, overlap)
             seen = seen.flip(-1) if mirrored else seen
             if seen.shape[-2:] != size:
-                seen = F.interpolate(seen[None], size, mode="bilinear", align_corners=False)[0]
-            total = seen if total is None else total + seen
+                seen = F.interpolate(seen, size, mode="bilinear", align_corners=False)
+            total = seen if total is None else total.add_(seen)
             looks += 1
     assert total is not None
     # logarithms of probabilities are logits again, so that all that follows is the same
-    return (total / looks).clamp_min(1e-12).log()
+    return total.div_(looks).clamp_min_(1e-12).log_()
 
 
 def windows(
@@ -84,35 +99,40 @@ def windows(
 
 
 def _windowed(
-    model: Model, image: Tensor, window: tuple[int, int] | None, overlap: float
+    model: Model, images: Tensor, window: tuple[int, int] | None, overlap: float
 ) -> Tensor:
-    """Return (K, H, W) probabilities of one look at the image."""
-    size = (image.shape[-2], image.shape[-1])
+    """Return (N, K, H, W) probabilities of one look at the images."""
+    size = (images.shape[-2], images.shape[-1])
     if window is None:
-        return _probabilities(model, image)
+        return _probabilities(model, images)
     total: Tensor | None = None
-    weight = torch.zeros(size, device=image.device)
+    weight = torch.zeros(size, device=images.device)
     for rows, columns in windows(size, window, overlap):
-        seen = _probabilities(model, image[..., rows, columns])
+        seen = _probabilities(model, images[..., rows, columns])
         if total is None:
-            total = seen.new_zeros((len(seen), *size))
-        total[:, rows, columns] += seen
+            total = seen.new_zeros((*seen.shape[:2], *size))
+        total[..., rows, columns] += seen
         weight[rows, columns] += 1
     assert total is not None
     return total.div_(weight)
 
 
-def _probabilities(model: Model, image: Tensor) -> Tensor:
-    logits = model(image).logits.float()
-    size = image.shape[-2:]
+def _probabilities(model: Model, images: Tensor) -> Tensor:
+    logits = model(images).logits.float()
+    size = images.shape[-2:]
     if logits.shape[-2:] != size:
         logits = F.interpolate(logits, size, mode="bilinear", align_corners=False)
-    return torch.softmax(logits, 1)[0]
+    return torch.softmax(logits, 1)
 
 
 @torch.no_grad()
 def labels_from_logits(
-    logits: Tensor, size: tuple[int, int], *, confidence: bool = False, temperature: float = 1.0
+    logits: Tensor,
+    size: tuple[int, int],
+    *,
+    confidence: bool = False,
+    temperature: float = 1.0,
+    align_corners: bool = False,
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32] | None]:
     """Return the most probable class of each pixel at `size`, and its probability when asked.
 
@@ -120,18 +140,26 @@ def labels_from_logits(
     time, so the memory beside the result is that of a few bands instead of K planes.
 
     Args:
-        logits: (K, h, w) float; enlarged bilinearly, corners not aligned.
+        logits: (K, h, w) float; enlarged bilinearly.
         size: (H, W) of the result.
         confidence: Also return the softmax of the winner.
         temperature: What logits are divided by for the confidence; labels do not depend on it.
+        align_corners: Enlarge so that the outermost cells lie on the border, as some releases do;
+            all planes at once, for sizes of their kind.
 
     Returns:
         Labels (H, W) uint8 and confidence (H, W) float32 or None.
     """
-    if logits.is_cuda and len(logits) * size[0] * size[1] <= _MOST_ON_DEVICE:
-        wide = F.interpolate(logits[None].float(), size, mode="bilinear", align_corners=False)[0]
+    on_device = logits.is_cuda and len(logits) * size[0] * size[1] <= _MOST_ON_DEVICE
+    if on_device or align_corners:
+        wide = F.interpolate(
+            logits[None].float(), size, mode="bilinear", align_corners=align_corners
+        )[0]
         top, winner = wide.max(0)
-        shares = (wide - top).div_(temperature).exp_().sum(0).reciprocal().cpu().numpy() if confidence else None
+        shares = None
+        if confidence:
+            total = (wide - top).div_(temperature).exp_().sum(0)
+            shares = total.reciprocal_().cpu().numpy()
         return winner.to(torch.uint8).cpu().numpy(), shares
     planes = logits.float().cpu().contiguous().numpy()
     best = np.zeros(size, np.uint8)

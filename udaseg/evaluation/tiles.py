@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 
 from udaseg.evaluation.inference import Model, labels_from_logits, predict_logits
 
-_WHOLE_PX = 2048 * 2048
+WHOLE_PX = 2048 * 2048
+"""Most pixels that a network is shown at once."""
+
 _CORE_PX = 1024
 _MARGIN_PX = 256
 
@@ -25,7 +27,7 @@ def label_image(
     scales: Sequence[float] = (1.0,),
     confidence: bool = False,
     temperature: float = 1.0,
-    whole_px: int = _WHOLE_PX,
+    whole_px: int = WHOLE_PX,
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32] | None]:
     """Return the labels of an image at `size`, and their probabilities when asked.
 
@@ -56,9 +58,7 @@ def label_image(
         logits = predict_logits(
             model, tensor.float() / 255, window=window, flip=flip, scales=scales
         )
-        return labels_from_logits(
-            logits, wanted, confidence=confidence, temperature=temperature
-        )
+        return labels_from_logits(logits, wanted, confidence=confidence, temperature=temperature)
 
     height, width = image.shape[:2]
     if height * width <= whole_px:

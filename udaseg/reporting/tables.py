@@ -88,7 +88,7 @@ def as_json(scores: Scores) -> str:
 
 
 def as_csv(scores: Scores) -> str:
-    """Return the table as CSV, in percent; empty where unmeasured."""
+    """Return the table as CSV, in percent, empty where unmeasured; the last row is the protocol."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["class", "iou_percent", "accuracy_percent", "truth_share_percent"])
@@ -96,6 +96,7 @@ def as_csv(scores: Scores) -> str:
         writer.writerow([row[0], *("" if part == "-" else part for part in row[1:])])
     for label, mean in scores.means.items():
         writer.writerow([label, "" if math.isnan(mean) else percent(mean), "", ""])
+    writer.writerow([f"# {protocol_line(scores)}", "", "", ""])
     return buffer.getvalue()
 
 

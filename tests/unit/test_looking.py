@@ -1,0 +1,177 @@
+"""A network looks at a split: every image once, in order, whatever is read ahead or batched."""
+
+import threading
+import tracemalloc
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from tests.colors import COLORS, ColorNetwork, painted, random_labels
+from udaseg.commands import looking
+from udaseg.commands.counting import count
+from udaseg.commands.looking import Look, look_at, read_ahead
+from udaseg.data import PreparedDataset, Sample, read_image
+from udaseg.errors import DataError
+
+CPU = torch.device("cpu")
+SIZES = [(16, 24), (16, 24), (8, 40), (16, 24), (16, 24), (16, 24), (8, 40)]
+
+
+@pytest.fixture(scope="module")
+def city(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("city")
+    samples = []
+    for number, size in enumerate(SIZES):
+        truth = random_labels(*size, seed=number)
+        Image.fromarray(painted(truth)).save(folder / f"{number}.png")
+        Image.fromarray(truth).save(folder / f"{number}-label.png")
+        samples.append(Sample(f"{number}.png", f"{number}-label.png", *size))
+    return PreparedDataset("city", folder, folder, COLORS, {"val": tuple(samples)})
+
+
+class Watching(ColorNetwork):
+    """Keeps the shapes that it saw, and may have no memory for more than a few images."""
+
+    def __init__(self, most=99):
+        super().__init__()
+        self.shapes, self.most = [], most
+
+    def forward(self, images):
+        if len(images) > self.most:
+            raise torch.OutOfMemoryError
+        self.shapes.append(tuple(images.shape))
+        return super().forward(images)
+
+
+@pytest.mark.parametrize("batch", [None, 1, 2, 3, 100])
+@pytest.mark.parametrize("flip", [False, True])
+def test_batches_change_neither_order_nor_labels(city, batch, flip):
+    network = Watching()
+    look = Look(batch=batch, flip=flip)
+    seen = list(look_at(network, city, city.split("val"), look, device=CPU, truth=True))
+    assert [each.sample for each in seen] == list(city.split("val"))
+    for each in seen:
+        assert (each.labels == each.truth).all()
+        assert each.confidence is None
+    passes = 2 if flip else 1
+    assert sum(shape[0] for shape in network.shapes) == passes * len(SIZES)
+    assert max(shape[0] for shape in network.shapes) == min(batch or 1, 3)
+
+
+def test_a_batch_that_does_not_fit_in_memory_is_halved(city):
+    network = Watching(most=1)
+    look = Look(batch=3)
+    seen = look_at(network, city, city.split("val"), look, device=CPU, truth=True)
+    assert all((each.labels == each.truth).all() for each in seen)
+    with pytest.raises(torch.OutOfMemoryError):
+        list(look_at(Watching(most=0), city, city.split("val"), look, device=CPU, truth=True))
+
+
+def test_a_look_is_a_function_of_the_set_not_of_its_order(city):
+    backwards = PreparedDataset(
+        "city", city.folder, city.image_root, COLORS, {"val": city.split("val")[::-1]}
+    )
+    look = Look(batch=2, resize=(12, 20))
+    there, back = (
+        count(ColorNetwork(), COLORS, each, "val", look, device=CPU) for each in (city, backwards)
+    )
+    assert (there.counts == back.counts).all()
+    assert there.counts.sum() == sum(height * width for height, width in SIZES)
+
+
+def test_without_truth_labels_have_the_size_of_the_image_and_confidence_is_there_when_asked(city):
+    bare = PreparedDataset("city", city.folder, city.image_root, None, city.splits)
+    samples = city.split("val")
+    looks = look_at(ColorNetwork(), bare, samples, Look(), device=CPU, truth=False, confidence=True)
+    for each, size in zip(looks, SIZES, strict=True):
+        assert each.truth is None
+        assert each.labels.shape == each.confidence.shape == size
+        assert each.confidence.min() > 0.99
+
+
+def test_the_release_look_enlarges_with_aligned_corners(city):
+    small = torch.randn(1, 3, 7, 9, generator=torch.Generator().manual_seed(0))
+    (seen,) = look_at(
+        lambda images: SimpleNamespace(logits=small),
+        *(city, city.split("val")[:1], Look(release=True)),
+        device=CPU,
+        truth=True,
+    )
+    wide = F.interpolate(small, (512, 1024), mode="bilinear", align_corners=True)
+    assert (seen.labels == wide[0].argmax(0).numpy()).all()
+    assert seen.truth.shape == (512, 1024)
+
+
+def test_images_too_large_to_be_seen_at_once_go_in_tiles_in_their_turn(city, monkeypatch):
+    monkeypatch.setattr(looking, "WHOLE_PX", 16 * 24 - 1)
+    network = Watching()
+    looks = list(look_at(network, city, city.split("val"), Look(batch=2), device=CPU, truth=True))
+    assert [each.sample for each in looks] == list(city.split("val"))
+    assert all((each.labels == each.truth).all() for each in looks)
+    # 8x40 is below and still goes through alone, as its neighbours have another size
+    assert [shape[0] for shape in network.shapes] == [1] * len(SIZES)
+    assert Look().in_tiles((16, 24))
+    assert not Look(resize=(8, 8)).in_tiles((16, 24))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("batch", [None, 1])
+def test_on_a_gpu_batches_are_labelled_in_order_too(city, batch):
+    network = Watching()
+    looks = look_at(
+        *(network, city, city.split("val"), Look(batch=batch)),
+        device=torch.device("cuda"),
+        truth=True,
+    )
+    assert all((each.labels == each.truth).all() for each in looks)
+    assert max(shape[0] for shape in network.shapes) == (batch or 3)
+
+
+def test_reading_ahead_keeps_the_order_and_reads_little_ahead():
+    begun, lock = [], threading.Lock()
+
+    def read(job):
+        with lock:
+            begun.append(job)
+        return -job
+
+    for taken, ready in enumerate(read_ahead(read, range(200), at_once=3)):
+        assert ready == -taken
+        assert len(begun) <= taken + 1 + 12
+    assert sorted(begun) == list(range(200))
+
+
+def test_a_reader_that_fails_is_heard_at_its_turn_and_the_rest_is_not_begun():
+    begun = []
+
+    def read(job):
+        begun.append(job)
+        if job == 3:
+            raise DataError("damaged")
+        return job
+
+    seen = []
+    with pytest.raises(DataError, match="damaged"):
+        seen.extend(read_ahead(read, range(1000)))
+    assert len(begun) < 30
+
+
+def test_memory_does_not_grow_with_the_number_of_images(city):
+    samples = city.split("val")[:1]
+    image = read_image(city.image_path(samples[0]))
+
+    def peak(times):
+        many = PreparedDataset("c", city.folder, city.image_root, COLORS, {"val": samples * times})
+        tracemalloc.start()
+        count(ColorNetwork(), COLORS, many, "val", Look(), device=CPU)
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    peak(3)
+    few, many = peak(20), peak(120)
+    assert many - few < 20 * image.nbytes
