@@ -50,13 +50,13 @@ def result(root: Path) -> dict[str, object]:
 
 def _prepare(root: Path, started, at: int | None) -> None:
     if at is not None:
-        _die_at(at)
+        die_at(at)
     started.set()
     prepare_dataset("gta5", root=root, workers=1)
     os._exit(0)
 
 
-def _die_at(number: int) -> None:
+def die_at(number: int) -> None:
     """Kill this process right before its n-th change on the disk."""
     changes = 0
 

@@ -3,8 +3,10 @@
 import json
 import logging
 import os
+import re
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,11 @@ from udaseg.recipe import printable
 
 log = logging.getLogger(__name__)
 
+TEMPORARY = ".video-"
+_LEFT_OVER = re.compile(r"\.[a-z0-9_]{8}\.tmp|\.video-[a-z0-9_]{8}")
+_FRAME = re.compile(r"[0-9]{6,}\.(png|npy)")
 _INSTEAD = {
-    "give its frames": (".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"),
+    "give its frames": (".gif",),
     "save its pages as images": (".pdf",),
     "unpack it first": (".7z", ".bz2", ".gz", ".rar", ".tar", ".tgz", ".xz", ".zip"),
 }
@@ -66,7 +71,7 @@ def refuse_conflicts(jobs: Sequence[Job], out: Path) -> None:
                 f"{printable(str(job.image))}: is an input inside the output folder "
                 f"{printable(str(out))}; choose another --out"
             )
-    masks = {mask: job.image for job in jobs for mask in job.masks.values()}
+    masks = {mask: job.image for job in jobs for mask in job.outputs}
     for mask, image in masks.items():
         for folder in mask.parents:
             if folder in masks:
@@ -83,7 +88,7 @@ def refuse_existing(jobs: Iterable[Job], out: Path) -> None:
     Raises:
         UsageError: Says how many there are, and names the ways to go on.
     """
-    existing = [mask for job in jobs for mask in job.masks.values() if os.path.lexists(mask)]
+    existing = [mask for job in jobs for mask in job.outputs if os.path.lexists(mask)]
     if existing:
         raise UsageError(
             f"{printable(str(out))}: {len(existing)} of the masks exist, such as "
@@ -126,8 +131,66 @@ def remove_masks(jobs: Iterable[Job]) -> None:
     network before, which `--resume` could not tell from those of the new one.
     """
     for job in jobs:
-        for mask in job.masks.values():
-            mask.unlink(missing_ok=True)
+        for kind, mask in job.masks.items():
+            if job.in_frames(kind) and mask.is_dir() and not mask.is_symlink():
+                remove_frames(mask)
+            else:
+                mask.unlink(missing_ok=True)
+        if job.record is not None:
+            job.record.unlink(missing_ok=True)
+
+
+def remove_frames(folder: Path) -> None:
+    """Remove a folder of frames; one that holds anything else is left, with that in it.
+
+    Raises:
+        OSError: It is not empty now.
+    """
+    for entry in list(folder.iterdir()):
+        if _FRAME.fullmatch(entry.name):
+            entry.unlink()
+    folder.rmdir()
+
+
+@contextmanager
+def shared(out: Path, jobs: Iterable[Job]) -> Iterator[None]:
+    """Make `out`, and hold it together with other commands that write there now.
+
+    The first to come removes what a killed one left under temporary names.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        import fcntl
+    except ImportError:  # Windows has no such lock, and what was left stays
+        yield
+        return
+    descriptor = os.open(out, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _remove_left_over({out, *(mask.parent for job in jobs for mask in job.outputs)})
+        except BlockingIOError:
+            log.info("another command writes to %s too", printable(str(out)))
+        except OSError as error:
+            log.debug("%s: this disk has no locks: %s", out, error)
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _remove_left_over(folders: Iterable[Path]) -> None:
+    for folder in folders:
+        if not folder.is_dir():
+            continue
+        for entry in list(folder.iterdir()):
+            if not _LEFT_OVER.fullmatch(entry.name):
+                continue
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry, ignore_errors=True)
+            else:
+                entry.unlink(missing_ok=True)
 
 
 @contextmanager
