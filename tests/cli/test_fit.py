@@ -322,12 +322,6 @@ def test_an_unexpected_error_is_no_run_that_goes_on(root, tmp_path, monkeypatch)
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"
 
 
-def test_several_processes_are_refused_with_a_sentence(root, tmp_path, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    said = adapt(root, tmp_path / "run", expect=2)
-    assert "several processes" in said.stderr
-
-
 def test_ones_own_source_is_not_scored_on_the_recipes_target(root, tmp_path):
     said = udaseg(
         "train",

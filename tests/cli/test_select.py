@@ -238,6 +238,28 @@ def test_of_several_runs_the_newest_checkpoint_stands_for_each(home):
     assert "run 20" in udaseg("select", "run", "other", "--every", cwd=home.path).stdout
 
 
+def test_the_choice_among_a_runs_own_checkpoints_is_kept(home):
+    for path in (home.path / "run" / "checkpoints").glob("*.pt"):
+        path.write_text(path.stem)
+    kept = home.path / "run" / "checkpoints" / "best-consensus"
+    udaseg("select", "run", "--oracle", cwd=home.path)
+    assert not kept.exists()
+    for expected in (40, 30):
+        udaseg("select", "run", cwd=home.path)
+        assert [path.read_text() for path in kept.glob("*.pt")] == [f"step-{expected:06d}"]
+        assert [path.stem for path in kept.glob("*.json")] == [f"step-{expected:06d}"]
+        home.networks[40] = Broken()
+
+
+def test_a_choice_among_several_runs_is_kept_in_none(home):
+    other = home.path / "other" / "checkpoints"
+    other.mkdir(parents=True)
+    (other / "step-000030.json").write_text("{}")
+    (other / "step-000030.pt").write_bytes(b"")
+    udaseg("select", "run", "other", cwd=home.path)
+    assert not list(home.path.glob("*/checkpoints/best-*"))
+
+
 def test_one_checkpoint_is_no_choice_and_none_is_an_error(home):
     one = "run/checkpoints/step-000040.pt"
     assert "nothing to choose" in udaseg("select", one, cwd=home.path).stderr

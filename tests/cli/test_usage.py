@@ -20,7 +20,18 @@ from udaseg.recipe import dump, load, recipes_folder
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SHIPPED = recipes_folder() / "gta5_cityscapes" / "rccr.yaml"
-NAMES = ("prepare", "train", "adapt", "evaluate", "predict", "info", "demo")
+NAMES = (
+    "prepare",
+    "train",
+    "adapt",
+    "evaluate",
+    "evaluate_files",
+    "submit",
+    "predict",
+    "calibrate",
+    "info",
+    "demo",
+)
 
 
 class Commands(ModuleType):
@@ -159,6 +170,10 @@ def test_eval_needs_only_a_run(commands: Commands) -> None:
         "flip": False,
         "scales": (1.0,),
         "window": None,
+        "release": False,
+        "batch": None,
+        "save": None,
+        "ids": "train",
         "protocol": None,
         "convention": None,
         "format": "table",
@@ -179,12 +194,53 @@ def test_eval_takes_its_options(commands: Commands) -> None:
     assert (given["flip"], given["out"], given["device"]) == (True, Path("o"), "cpu")
 
 
+def test_eval_of_files_needs_no_run(commands: Commands) -> None:
+    words = "eval --predictions p --data city --ids label --release --format md"
+    assert called(commands, *words.split()) == {
+        "predictions": Path("p"),
+        "ids": "label",
+        "data": "city",
+        "split": "val",
+        "release": True,
+        "protocol": None,
+        "convention": None,
+        "format": "md",
+        "fail_under": None,
+        "out": None,
+        "root": Path("data"),
+    }
+
+
+def test_eval_makes_a_package_for_a_server(commands: Commands) -> None:
+    words = "eval r --submit dark-zurich --flip --batch 2 --out o"
+    given = called(commands, *words.split())
+    assert commands.calls[0][0] == "submit"
+    assert given == {
+        "run": Path("r"),
+        "server": "dark-zurich",
+        "data": None,
+        "split": None,
+        "weights": "student",
+        "flip": True,
+        "scales": (1.0,),
+        "window": None,
+        "batch": 2,
+        "out": Path("o"),
+        "device": "auto",
+        "root": Path("data"),
+    }
+
+
 def test_predict_needs_only_images(commands: Commands) -> None:
     assert called(commands, "predict", "a.png", "images/") == {
         "inputs": ["a.png", "images/"],
         "checkpoint": None,
         "out": Path("masks"),
         "save": ("color", "ids"),
+        "video": "mp4",
+        "abstain": None,
+        "calibrated": True,
+        "batch": None,
         "weights": "student",
         "device": "auto",
         "overwrite": False,
@@ -198,6 +254,26 @@ def test_predict_takes_each_kind_of_output_once(commands: Commands) -> None:
     given = called(commands, "predict", "x", "--save", "ids,overlay,ids", "--resume")
     assert given["save"] == ("ids", "overlay")
     assert given["resume"] is True
+
+
+@pytest.mark.parametrize("word", ["0", "1", "-0.5", "nan", "70"])
+def test_predict_abstains_below_a_confidence_only(commands: Commands, word: str) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["predict", "x", f"--abstain={word}"])
+    assert stop.value.code == 2
+    assert commands.calls == []
+
+
+def test_calibrate_needs_only_a_run(commands: Commands) -> None:
+    assert called(commands, "calibrate", "runs/x") == {
+        "run": Path("runs/x"),
+        "on": "source",
+        "images": 100,
+        "weights": "student",
+        "format": "table",
+        "device": "auto",
+        "root": Path("data"),
+    }
 
 
 def test_info_and_demo_are_called(commands: Commands) -> None:
@@ -239,6 +315,11 @@ def test_info_and_demo_are_called(commands: Commands) -> None:
         ("eval a --window 5", "--window is HEIGHTxWIDTH"),
         ("eval a --format xml", "xml"),
         ("eval a --weights best", "best"),
+        ("eval a --ids color", "color"),
+        ("eval a --submit kitti", "kitti"),
+        ("eval --predictions p", "--predictions needs --data"),
+        ("eval r --predictions p --data d --flip", "leave out CHECKPOINT|RUN, --flip"),
+        ("eval r --submit acdc --release --fail-under 3", "leave out --release, --fail-under"),
         ("predict", "Missing argument"),
         ("predict x --save colour", "did you mean 'color'?"),
         ("predict x --save ids,", "got ''"),

@@ -60,6 +60,19 @@ def test_an_alarm_says_what_is_wrong_with_figures(kind):
     assert "optimizer.lr" in alarm.text
 
 
+def test_the_shares_of_the_classes_are_those_since_the_last_look():
+    watch = CollapseWatch(NAMES)
+    for counts in ([6, 2, 0, 0], [2, 2, 4, 0]):
+        watch.see(_report(counts, 0.4, 0.8))
+    watch.look(2)
+    assert watch.shares == {"road": 0.5, "sky": 0.25, "car": 0.25, "pole": 0.0}
+    watch.see(_report([0, 0, 0, 3], 0.4, 0.8))
+    watch.look(3)
+    assert watch.shares == {"road": 0.0, "sky": 0.0, "car": 0.0, "pole": 1.0}
+    watch.look(4)
+    assert watch.shares == {}
+
+
 def test_a_sign_that_passes_is_no_alarm():
     assert _watched(lambda done: SIGNS["one_class"] if done % 200 < 90 else SOUND, 900) == []
 

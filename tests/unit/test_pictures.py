@@ -24,8 +24,8 @@ def test_an_overlay_lies_between_image_and_mask(opacity, expected):
 
 
 def test_confidence_becomes_grey():
-    grey = confidence_picture(np.array([[0.0, 0.5, 1.0, 1.01]], np.float32))
-    assert grey.tolist() == [[0, 128, 255, 255]]
+    grey = confidence_picture(np.array([[0.0, 0.5, 1.0, 1.01, np.nan]], np.float32))
+    assert grey.tolist() == [[0, 128, 255, 255, 0]]
 
 
 def test_a_sheet_holds_every_picture_under_a_title():

@@ -8,6 +8,7 @@ import pytest
 from udaseg.reporting import Reliability
 from udaseg.reporting.html import charts
 from udaseg.reporting.html.curves import thinned
+from udaseg.reporting.html.markup import asset
 
 
 def reliability():
@@ -43,6 +44,18 @@ def test_ticks_are_few_round_and_inside(span):
     width = span[1] - span[0]
     assert 2 <= len(ticks) <= 8
     assert all(span[0] - 1e-6 * width <= tick <= span[1] + 1e-6 * width for tick in ticks)
+
+
+def test_lines_of_classes_have_their_colours_on_a_ground_of_their_own():
+    lines = {"road": [(1, 0.1), (2, 0.2)], "car": [(1, 0.9), (2, 0.8)]}
+    figure = charts.line_chart("shares", lines, colors={"road": (1, 2, 3), "car": (0, 0, 142)})
+    assert figure.count('class="chart classes"') == 1
+    assert "<polyline" in figure
+    for name, color in (("road", "rgb(1,2,3)"), ("car", "rgb(0,0,142)")):
+        assert re.search(f'<polyline [^>]*stroke="{re.escape(color)}" data-class="{name}"', figure)
+    # a stroke of the style sheet would beat the attribute
+    assert "stroke:" not in re.search(r"\.line \{([^}]*)\}", asset("page.css"))[1]
+    assert 'class="chart"' in charts.line_chart("loss", {"a": [(1, 1.0), (2, 2.0)]}, colors={})
 
 
 def test_constant_and_single_values_are_drawn():

@@ -3,25 +3,30 @@
 `udaseg.commands` is imported inside the functions only, so that `--help` answers at once.
 """
 
+import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from udaseg import __version__
+from udaseg.cli.calibrate import calibrate
 from udaseg.cli.doctor import doctor
+from udaseg.cli.eval import evaluate
 from udaseg.cli.export import export
+from udaseg.cli.info import info
 from udaseg.cli.options import (
-    AnyDevice,
     Batch,
     CacheFormat,
+    Compile,
+    Deterministic,
     Device,
     DryRun,
     FitMemory,
-    Flip,
-    Format,
     Init,
+    KeepBest,
     OnMismatch,
     Out,
     Overwrite,
@@ -29,29 +34,26 @@ from udaseg.cli.options import (
     Quiet,
     Resume,
     Root,
-    Run,
     Seed,
+    Seeds,
     Source,
     Steps,
     Target,
+    TensorBoard,
     Verbose,
-    Weights,
-    WeightsOption,
-    Window,
     Words,
     Workers,
-    factors,
     pixels,
-    saves,
     width_by_height,
 )
+from udaseg.cli.options import seeds as each_seed
+from udaseg.cli.predict import predict
 from udaseg.cli.report import report
 from udaseg.cli.select import select
 from udaseg.cli.talk import talk
+from udaseg.cli.verify import verify
 from udaseg.errors import UsageError
 from udaseg.recipe import Everyday, find_recipe, list_recipes, methods, printable, requested
-
-_PROTOCOLS = (19, 16, 13)
 
 app = typer.Typer(
     name="udaseg",
@@ -105,7 +107,7 @@ def prepare(
     size: Annotated[
         str | None, typer.Option(metavar="HxW", help="Size of toyland's images.")
     ] = None,
-    workers: Annotated[int, typer.Option(help="Processes; -1 chooses.")] = -1,
+    workers: Annotated[int, typer.Option(help="Threads; -1 takes one a core.")] = -1,
     cache: Annotated[
         str | None,
         typer.Option(metavar="WxH", help="Also keep training images at this size (resize)."),
@@ -154,6 +156,7 @@ def train(
     out: Out = None,
     root: Root = Path("data"),
     seed: Seed = None,
+    seeds: Seeds = None,
     device: Device = None,
     precision: PrecisionOption = None,
     steps: Steps = None,
@@ -163,18 +166,31 @@ def train(
     init: Init = None,
     overwrite: Overwrite = False,
     fit: FitMemory = False,
+    compiled: Compile = None,
+    deterministic: Deterministic = None,
+    keep_best: KeepBest = None,
+    tensorboard: TensorBoard = None,
     dry_run: DryRun = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
     """Train on labelled source images only: the baseline."""
-    everyday = Everyday(source, target, seed, steps, batch, device, precision, workers)
+    everyday = Everyday(
+        *(source, target, seed, steps, batch, device, precision, workers),
+        tensorboard=_board(tensorboard),
+        keep_best=keep_best,
+        compile=compiled,
+        deterministic=deterministic,
+    )
     _refuse_with_resume(resume, out, init, overwrite)
     recipe, path = requested(words or [], everyday, "source_only", method, resume)
     talk(verbose, quiet)
     from udaseg import commands
 
-    commands.train(
+    _run(
+        commands.train,
+        seeds,
+        seed=seed,
         recipe=recipe,
         recipe_path=path,
         out=out,
@@ -199,6 +215,7 @@ def adapt(
     out: Out = None,
     root: Root = Path("data"),
     seed: Seed = None,
+    seeds: Seeds = None,
     device: Device = None,
     precision: PrecisionOption = None,
     steps: Steps = None,
@@ -208,18 +225,31 @@ def adapt(
     init: Init = None,
     overwrite: Overwrite = False,
     fit: FitMemory = False,
+    compiled: Compile = None,
+    deterministic: Deterministic = None,
+    keep_best: KeepBest = None,
+    tensorboard: TensorBoard = None,
     dry_run: DryRun = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
     """Adapt to unlabelled target images."""
-    everyday = Everyday(source, target, seed, steps, batch, device, precision, workers)
+    everyday = Everyday(
+        *(source, target, seed, steps, batch, device, precision, workers),
+        tensorboard=_board(tensorboard),
+        keep_best=keep_best,
+        compile=compiled,
+        deterministic=deterministic,
+    )
     _refuse_with_resume(resume, out, init, overwrite)
     recipe, path = requested(words or [], everyday, "rccr", method, resume)
     talk(verbose, quiet)
     from udaseg import commands
 
-    commands.adapt(
+    _run(
+        commands.adapt,
+        seeds,
+        seed=seed,
         recipe=recipe,
         recipe_path=path,
         out=out,
@@ -233,120 +263,10 @@ def adapt(
     )
 
 
-@app.command("eval")
-def evaluate(
-    run: Run,
-    data: Annotated[
-        str | None, typer.Option(help="Prepared name or dataset YAML; by default the recipe's.")
-    ] = None,
-    split: Annotated[str, typer.Option(help="The split to score.")] = "val",
-    weights: WeightsOption = Weights.student,
-    flip: Flip = False,
-    scales: Annotated[str, typer.Option(help="Scales to average over, with commas.")] = "1.0",
-    window: Window = None,
-    protocol: Annotated[
-        int | None, typer.Option(metavar="19|16|13", help="Classes that the mean takes.")
-    ] = None,
-    convention: Annotated[
-        int | None,
-        typer.Option(
-            metavar="19|16",
-            help="Truth of terrain, truck, train: 19 counts it, 16 ignores it (for SYNTHIA).",
-        ),
-    ] = None,
-    output_format: Annotated[Format, typer.Option("--format", help="Of stdout.")] = Format.table,
-    fail_under: Annotated[
-        float | None, typer.Option(help="Exit with 7 if mIoU, in percent, is below.")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder of the scores; by default in the run.")
-    ] = None,
-    device: AnyDevice = "auto",
-    root: Root = Path("data"),
-    verbose: Verbose = False,
-    quiet: Quiet = False,
-) -> None:
-    """Score a run or a checkpoint on labelled images."""
-    if protocol is not None and protocol not in _PROTOCOLS:
-        raise UsageError(f"--protocol is 19, 16 or 13, got {protocol}")
-    if convention not in (None, 19, 16):
-        raise UsageError(f"--convention is 19 or 16, got {convention}")
-    scale_factors, window_px = factors(scales), pixels("--window", window)
-    talk(verbose, quiet)
-    from udaseg import commands
-
-    commands.evaluate(
-        run=run,
-        data=data,
-        split=split,
-        weights=weights.value,
-        flip=flip,
-        scales=scale_factors,
-        window=window_px,
-        protocol=protocol,
-        convention=convention,
-        format=output_format.value,
-        fail_under=fail_under,
-        out=out,
-        device=device,
-        root=root,
-    )
+app.command("eval")(evaluate)
 
 
-@app.command()
-def predict(
-    images: Annotated[
-        list[str],
-        typer.Argument(metavar="IMAGES", help="Files, folders, patterns.", show_default=False),
-    ],
-    checkpoint: Annotated[
-        Path | None,
-        typer.Option(metavar="CHECKPOINT|RUN", help="By default the newest finished run."),
-    ] = None,
-    out: Annotated[Path, typer.Option(help="Folder of the masks.")] = Path("masks"),
-    save: Annotated[
-        str, typer.Option(help="Any of color,ids,overlay,confidence, with commas.")
-    ] = "color,ids",
-    weights: WeightsOption = Weights.student,
-    device: AnyDevice = "auto",
-    overwrite: Overwrite = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Keep the masks that are done.")] = False,
-    flip: Flip = False,
-    window: Window = None,
-    verbose: Verbose = False,
-    quiet: Quiet = False,
-) -> None:
-    """Write a mask for each image."""
-    kinds, window_px = saves(save), pixels("--window", window)
-    if overwrite and resume:
-        raise UsageError("--overwrite makes every mask anew, --resume keeps them; give one of them")
-    talk(verbose, quiet)
-    from udaseg import commands
-
-    commands.predict(
-        inputs=images,
-        checkpoint=checkpoint,
-        out=out,
-        save=kinds,
-        weights=weights.value,
-        device=device,
-        overwrite=overwrite,
-        resume=resume,
-        flip=flip,
-        window=window_px,
-    )
-
-
-@app.command()
-def info(run: Run, verbose: Verbose = False, quiet: Quiet = False) -> None:
-    """Say what a run or a checkpoint is."""
-    talk(verbose, quiet)
-    from udaseg import commands
-
-    commands.info(run=run)
-
-
-for _command_of_its_own_file in (doctor, report, select, export):
+for _command_of_its_own_file in (predict, calibrate, doctor, report, select, export, info, verify):
     app.command()(_command_of_its_own_file)
 
 
@@ -409,8 +329,31 @@ def copy_recipe(
     typer.echo(printable(str(copy)))
 
 
+def _board(wanted: bool | None) -> str | None:
+    return None if wanted is None else "require" if wanted else "never"
+
+
+def _run(one: Callable[..., Path], many: str | None, *, seed: int | None, **options: Any) -> None:
+    """Run a command once, or once for each seed."""
+    if many is None:
+        one(**options)
+        return
+    if seed is not None or options["resume"] is not None:
+        other = "--seed" if seed is not None else "--resume (the same command again goes on)"
+        raise UsageError(f"--seeds goes without {other}")
+    from udaseg import commands
+
+    del options["resume"]
+    commands.run_seeds(one, each_seed(many), **options)
+
+
 def _command() -> list[str]:
-    return ["udaseg", *sys.argv[1:]]
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if processes == "1":
+        return ["udaseg", *sys.argv[1:]]
+    hosts, each = (os.environ.get(f"{word}_WORLD_SIZE", "1") for word in ("GROUP", "LOCAL"))
+    launcher = ["torchrun", f"--nnodes={hosts}", f"--nproc-per-node={each}", "-m", "udaseg"]
+    return [*launcher, *sys.argv[1:]]
 
 
 def _refuse_with_resume(

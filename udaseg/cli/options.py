@@ -10,7 +10,7 @@ import typer
 from udaseg.errors import UsageError
 from udaseg.recipe import close
 
-_SAVES = ("color", "ids", "overlay", "confidence")
+_SAVES = ("color", "ids", "label-ids", "overlay", "confidence", "logits")
 
 
 class OnMismatch(StrEnum):
@@ -51,6 +51,18 @@ class Precision(StrEnum):
     bf16 = "bf16"
 
 
+class Criterion(StrEnum):
+    """By which checkpoints are compared without target labels."""
+
+    entropy = "entropy"
+    infomax = "infomax"
+    snd = "snd"
+    teacher = "teacher"
+    flip = "flip"
+    source = "source"
+    drift = "drift"
+
+
 Root = Annotated[
     Path, typer.Option("--root", envvar="UDASEG_DATA", help="Folder of the prepared data.")
 ]
@@ -68,6 +80,21 @@ Target = Annotated[
 ]
 Out = Annotated[Path | None, typer.Option(help="Run folder; else one below runs/.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of all randomness.")]
+Seeds = Annotated[
+    str | None,
+    typer.Option(
+        metavar="0,1,2", help="Several seeds, one after another; again goes on where it stopped."
+    ),
+]
+Compile = Annotated[
+    bool | None, typer.Option("--compile/--no-compile", help="torch.compile the networks.")
+]
+Deterministic = Annotated[
+    bool | None,
+    typer.Option(
+        "--deterministic/--no-deterministic", help="The same bits each time, or a warning."
+    ),
+]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 PrecisionOption = Annotated[Precision | None, typer.Option(help="Arithmetic of the network.")]
 Steps = Annotated[int | None, typer.Option(help="Optimiser steps.")]
@@ -80,6 +107,18 @@ Init = Annotated[
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Write over what is there.")]
 FitMemory = Annotated[
     bool, typer.Option("--fit", help="Make a step that does not fit in memory in smaller parts.")
+]
+TensorBoard = Annotated[
+    bool | None,
+    typer.Option(
+        "--tensorboard/--no-tensorboard",
+        help="Write for TensorBoard; by default where its package is installed.",
+        show_default=False,
+    ),
+]
+KeepBest = Annotated[
+    Criterion | None,
+    typer.Option(help="Also keep the best checkpoint by this, without target labels."),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print recipe and plan, then stop.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Say more.")]
@@ -121,6 +160,14 @@ def factors(text: str) -> tuple[float, ...]:
     if not all(0.1 <= float(factor) <= 10 for factor in words):
         raise UsageError(f"--scales is between 0.1 and 10, got {text}")
     return tuple(map(float, words))
+
+
+def seeds(text: str) -> tuple[int, ...]:
+    """Return the seeds written with commas, each once."""
+    words = text.split(",")
+    if not all(re.fullmatch("[0-9]{1,10}", word) for word in words) or len(set(words)) < len(words):
+        raise UsageError(f"--seeds is different whole numbers with commas, as 0,1,2, got {text}")
+    return tuple(map(int, words))
 
 
 def saves(text: str) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from udaseg.cli.talk import talk
 
 
 class TableFormat(StrEnum):
-    """How the criteria are printed."""
+    """How what is found is printed."""
 
     table = "table"
     json = "json"

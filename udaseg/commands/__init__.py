@@ -3,6 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from udaseg.commands.calibrating import calibrate
+    from udaseg.commands.comparing import evaluate_files
     from udaseg.commands.demonstration import demo
     from udaseg.commands.examination import doctor
     from udaseg.commands.exporting import export
@@ -11,39 +13,52 @@ if TYPE_CHECKING:
     from udaseg.commands.prediction import predict
     from udaseg.commands.preparation import prepare
     from udaseg.commands.reporting_page import report
+    from udaseg.commands.run_check import verify_run
     from udaseg.commands.scoring import evaluate
+    from udaseg.commands.seeds import run_seeds
     from udaseg.commands.selection import select
+    from udaseg.commands.submission import submit
     from udaseg.commands.verification import verify
 
 # a module must not have the name of its function: importing it would hide the function
 _HOMES = {
     "adapt": "fit",
+    "calibrate": "calibrating",
     "demo": "demonstration",
     "doctor": "examination",
     "evaluate": "scoring",
+    "evaluate_files": "comparing",
     "export": "exporting",
     "info": "inspection",
     "predict": "prediction",
     "prepare": "preparation",
     "report": "reporting_page",
+    "run_seeds": "seeds",
     "select": "selection",
+    "submit": "submission",
     "train": "fit",
     "verify": "verification",
+    "verify_run": "run_check",
 }
 
 __all__ = [
     "adapt",
+    "calibrate",
     "demo",
     "doctor",
     "evaluate",
+    "evaluate_files",
     "export",
     "info",
     "predict",
     "prepare",
     "report",
+    "run_seeds",
     "select",
+    "submit",
     "train",
     "verify",
+    "verify_run",
 ]
 
 

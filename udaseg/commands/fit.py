@@ -1,9 +1,8 @@
 """`udaseg train` and `udaseg adapt`: from a recipe to a finished run folder."""
 
+import contextlib
 import logging
-import os
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -11,16 +10,17 @@ from rich.text import Text
 
 from udaseg import build
 from udaseg.commands import run_folder
+from udaseg.commands.keeping import Keeper, open_keeping_sets
 from udaseg.commands.legs import Plan, train_to_the_end
+from udaseg.commands.memory_plan import say_memory
 from udaseg.commands.plan import announce, say_plan
-from udaseg.commands.room import take_over_parts
+from udaseg.commands.resuming import checkpoint_of
+from udaseg.commands.tensorboard import wants_board
 from udaseg.data import PreparedDataset, open_dataset
-from udaseg.engine import Checkpoint, newest
-from udaseg.errors import (
-    RecipeError,
-    UsageError,
-)
-from udaseg.recipe import Machine, Recipe, adapts, dump, from_dict, load, to_dict
+from udaseg.distributed import by_first_rank, first_of_host_first, rank, session, world_size
+from udaseg.engine import deterministic
+from udaseg.errors import UsageError
+from udaseg.recipe import Recipe, adapts, dump, load
 from udaseg.reporting import log_to_file
 
 log = logging.getLogger(__name__)
@@ -44,10 +44,10 @@ def train(
     Raises:
         UsageError: The recipe adapts, or the run folder is taken.
     """
-    if recipe.method.kind != "source_only":
+    if recipe.method.kind != "source_only" or adapts(recipe):
         raise UsageError(
-            f"{recipe_path}: its method is {recipe.method.kind}; `udaseg adapt` runs it, "
-            "`udaseg train` is for source_only"
+            f"{recipe_path}: it looks at target images; `udaseg adapt` runs it, `udaseg train` is "
+            "for source_only alone"
         )
     return adapt(
         recipe=recipe,
@@ -76,31 +76,69 @@ def adapt(
     command: Sequence[str],
     fit_memory: bool = False,
 ) -> Path:
-    """Adapt to the unlabelled target, with `fit_memory` in parts; return the run folder."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UsageError("training in several processes is not there yet; start one process")
+    """Adapt to the unlabelled target, with `fit_memory` in parts; return the run folder.
+
+    Started by torchrun it is one of several processes, of which the first alone writes and talks.
+    """
     if resume is not None and (init is not None or overwrite):
         raise UsageError("--resume continues a run; it takes neither --init nor --overwrite")
-    source = open_dataset(recipe.source.data, root=root)
-    target = open_dataset(recipe.target.data, root=root) if adapts(recipe) else None
-    validation = _validation(recipe, root)
-    start = None if init is None else build.find_checkpoint(init)
-    # in a list, so that a later leg can let go of it: two networks need not fit in memory
-    current = [build.run(recipe, source, target, init=start)]
-    assert source.classes is not None
     folder = resume or run_folder.folder_of(recipe, out)
-    say_plan(recipe, recipe_path, current[0], source, target, validation, folder)
-    if dry_run:
-        Console(soft_wrap=True, highlight=False).print(Text(dump(recipe).rstrip()))
-        return folder
-    if resume is None:
-        run_folder.create(folder, recipe, command, overwrite=overwrite)
-    with run_folder.writing(folder), log_to_file(folder / "train.log"):
-        checkpoint = None if resume is None else _checkpoint_of(folder, recipe)
-        plan = Plan(recipe, source, target, validation, folder, checkpoint, fit_memory)
-        train_to_the_end(plan, current)
-    announce(folder, recipe)
+    with (
+        deterministic(recipe.machine.deterministic),
+        session(build.device_type(recipe.machine.device)),
+    ):
+        if fit_memory and world_size() > 1:
+            raise UsageError(
+                "--fit tries how many parts fit in one process; of several, each makes the step in "
+                "machine.micro_batches=2 or more parts"
+            )
+        if resume is None and by_first_rank(lambda: run_folder.goes_on(folder)):
+            resume, recipe = folder, load(folder / "recipe.yaml")
+            log.warning("torchrun started again: going on with %s from its last checkpoint", folder)
+        with first_of_host_first():
+            source = open_dataset(recipe.source.data, root=root)
+            target = open_dataset(recipe.target.data, root=root) if adapts(recipe) else None
+            validation = _validation(recipe, root)
+            wants_board(recipe.machine.tensorboard)
+            sets = open_keeping_sets(recipe, root)
+        start = None if init is None else build.find_checkpoint(init)
+        # in a list, so that a later leg can let go of it: two networks need not fit in memory
+        current = [build.run(recipe, source, target, init=start)]
+        assert source.classes is not None
+        if rank() == 0:
+            say_plan(recipe, recipe_path, current[0], source, target, validation, folder)
+        if dry_run:
+            if rank() == 0:
+                say_memory(recipe, current[0], source, target)
+                Console(soft_wrap=True, highlight=False).print(Text(dump(recipe).rstrip()))
+            return folder
+        with contextlib.ExitStack() as held:
+            by_first_rank(
+                lambda: _claim(held, folder, recipe, command, anew=not resume, over=overwrite)
+            )
+            checkpoint = None if resume is None else checkpoint_of(folder, recipe)
+            keeper = None if sets is None else Keeper(recipe, sets, source.classes, folder)
+            plan = Plan(recipe, source, target, validation, folder, checkpoint, fit_memory, keeper)
+            train_to_the_end(plan, current)
+        if rank() == 0:
+            announce(folder, recipe)
     return folder
+
+
+def _claim(
+    held: contextlib.ExitStack,
+    folder: Path,
+    recipe: Recipe,
+    command: Sequence[str],
+    *,
+    anew: bool,
+    over: bool,
+) -> None:
+    """Make the run folder, unless it is resumed; hold it and its log while `held` lasts."""
+    if anew:
+        run_folder.create(folder, recipe, command, overwrite=over)
+    held.enter_context(run_folder.writing(folder))
+    held.enter_context(log_to_file(folder / "train.log"))
 
 
 def _validation(recipe: Recipe, root: Path) -> PreparedDataset | None:
@@ -109,43 +147,3 @@ def _validation(recipe: Recipe, root: Path) -> PreparedDataset | None:
     dataset = open_dataset(recipe.validation.data, root=root)
     dataset.split(recipe.validation.split)
     return dataset
-
-
-def _checkpoint_of(folder: Path, recipe: Recipe) -> Checkpoint | None:
-    """Return the newest checkpoint of a run to continue; None when there is none yet."""
-    before = load(folder / "recipe.yaml")
-    _refuse_other_numbers(folder / "recipe.yaml", before, recipe)
-    take_over_parts(folder, before, recipe)
-    checkpoint = newest(folder / "checkpoints")
-    if checkpoint is None:
-        log.warning("%s: no checkpoint was written yet; starting at step 0", folder)
-        return None
-    _refuse_other_numbers(checkpoint.path, from_dict(checkpoint.recipe), recipe)
-    return checkpoint
-
-
-def _refuse_other_numbers(where: Path, before: Recipe, now: Recipe) -> None:
-    """Refuse to continue with a recipe that differs in anything but the machine."""
-
-    def numbers(recipe: Recipe) -> dict[str, object]:
-        # the precision belongs to the machine, but it changes every number
-        return to_dict(replace(recipe, machine=Machine(precision=recipe.machine.precision)))
-
-    changed = _differences(numbers(before), numbers(now), "")
-    if changed:
-        raise RecipeError(
-            f"{where}: --resume continues with the same numbers, but "
-            + "; ".join(changed)
-            + ". Start a new run with --init instead"
-        )
-
-
-def _differences(before: object, now: object, where: str) -> list[str]:
-    if isinstance(before, dict) and isinstance(now, dict):
-        keys = sorted({*before, *now})
-        found = []
-        for key in keys:
-            inner = f"{where}.{key}" if where else str(key)
-            found += _differences(before.get(key), now.get(key), inner)
-        return found
-    return [] if before == now else [f"{where} was {before} and is now {now}"]

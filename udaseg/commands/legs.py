@@ -9,10 +9,13 @@ from pathlib import Path
 import torch
 
 from udaseg import build
+from udaseg.commands.ending import take_target_statistics
+from udaseg.commands.keeping import Keeper
 from udaseg.commands.recording import Recorder
 from udaseg.commands.room import advice, in_smaller_parts
 from udaseg.commands.stages import open_leg
 from udaseg.data import ClassSpace, PreparedDataset
+from udaseg.distributed import one_voice, rank
 from udaseg.engine import Checkpoint, DoesNotFit, Fit, StopSignal, fit, restore
 from udaseg.errors import (
     DataError,
@@ -38,6 +41,7 @@ class Plan:
     folder: Path
     checkpoint: Checkpoint | None
     fit_memory: bool
+    keeper: Keeper | None = None
 
     @property
     def done(self) -> int:
@@ -61,17 +65,28 @@ def train_to_the_end(plan: Plan, current: list[Fit]) -> None:
     Raises:
         Interrupted: A signal came; the last step is saved.
     """
+    # to the last word of status.json: torchrun sends SIGTERM as soon as another process is gone
+    with StopSignal() as stop:
+        _to_the_end(plan, current, stop)
+
+
+def _to_the_end(plan: Plan, current: list[Fit], stop: StopSignal) -> None:
     recipe, folder = plan.recipe, plan.folder
-    status = RunStatus(folder / "status.json")
+    status = RunStatus(folder / "status.json" if rank() == 0 else None)
     status.running(step=plan.done)
     started = time.monotonic()
-    miou = None
+    miou: float | None = None
+    recorder: Recorder | None = None
     try:
-        with StopSignal() as stop:
+        with one_voice():
             recorder = _all_legs(plan, current, status, stop)
             if plan.validation is not None:
-                miou = recorder.scored(show_it=True).mean_iou()
-    except Interrupted:
+                with stop.breaking_off(f"trained, not scored; go on with --resume {folder}"):
+                    miou = recorder.scored(show_it=True).mean_iou()
+    except Interrupted as interrupted:
+        if recorder is not None:
+            number = interrupted.exit_code - 128
+            status.interrupted(step=recipe.steps, signal_number=number)
         raise
     except UdasegError as error:
         status.failed(code=error.exit_code, reason=str(error))
@@ -117,7 +132,8 @@ def _all_legs(plan: Plan, current: list[Fit], status: RunStatus, stop: StopSigna
         first = max(done, leg.begin)
         while True:
             recorder = Recorder(
-                recipe, leg, current[0], plan.classes, plan.validation, folder, extra, status
+                *(recipe, leg, current[0], plan.classes, plan.validation, folder, extra, status),
+                plan.keeper,
             )
             try:
                 if first < leg.end:
@@ -132,6 +148,14 @@ def _all_legs(plan: Plan, current: list[Fit], status: RunStatus, stop: StopSigna
             )
         done = leg.end
     assert recorder is not None
+    if recipe.method.target_statistics > 0 and plan.target is not None:
+        try:
+            take_target_statistics(recipe, current[0], plan.target, stop, folder)
+        except Interrupted:
+            assert stop.number is not None
+            status.interrupted(step=done, signal_number=stop.number)
+            raise
+        recorder.checkpoint(done, again=True)
     return recorder
 
 
@@ -147,7 +171,8 @@ def _steps(recorder: Recorder, first: int, status: RunStatus, stop: StopSignal) 
             recorder.checkpoint(done)
         except DivergedError as error:
             raise recorder.last_words(error) from error
-    if stop.number is not None and done < recipe.steps:
+    if done < recipe.steps and stop.asked():
+        assert stop.number is not None
         status.interrupted(step=done, signal_number=stop.number)
         raise Interrupted(
             f"stopped at step {done} and saved; go on with --resume {folder}", stop.number

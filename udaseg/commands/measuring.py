@@ -1,5 +1,7 @@
 """The criteria of `udaseg select` for one candidate: what its network says of the images."""
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor
 
@@ -26,21 +28,38 @@ from udaseg.reporting import WorkProgress
 _PIXELS_EACH = 2048
 _PIXELS_SND = 4096
 _ONE_CLASS = 0.99
+_ALL = frozenset(criterion.name for criterion in CRITERIA)
 
 
-def measure(candidate: Candidate, loaded: build.LoadedRun, sets: Sets, *, device: str) -> None:
-    """Compute the criteria of one candidate, and its oracle score where labels were opened."""
-    values, predicted = _on_target(candidate, loaded, sets, device=device)
+def measure(
+    candidate: Candidate,
+    loaded: build.LoadedRun,
+    sets: Sets,
+    *,
+    device: str,
+    wanted: Collection[str] = _ALL,
+) -> None:
+    """Compute the criteria of one candidate, and its oracle score where labels were opened.
+
+    Args:
+        candidate: Gets the values; None for a criterion that cannot be computed.
+        loaded: Its network.
+        sets: What it is looked at with.
+        device: Of its teacher.
+        wanted: Criteria; passes that only others need are not made.
+    """
+    values, predicted = _on_target(candidate, loaded, sets, device=device, wanted=wanted)
     candidate.collapsed = float(predicted.max() / predicted.sum()) > _ONE_CLASS
     size = trained_size(loaded.recipe)
     values |= {"source": None, "drift": None}
     if sets.source is not None:
-        values["source"] = score(
-            *(loaded.segmenter, loaded.classes, sets.source, sets.source_split),
-            resize=size,
-            keep_shape=True,
-            device=loaded.device,
-        ).mean_iou()
+        if "source" in wanted:
+            values["source"] = score(
+                *(loaded.segmenter, loaded.classes, sets.source, sets.source_split),
+                resize=size,
+                keep_shape=True,
+                device=loaded.device,
+            ).mean_iou()
         prior = _prior(sets.source, sets.source_split, loaded.classes)
         if prior is not None:
             values["drift"] = prior_drift(predicted, prior)
@@ -55,14 +74,20 @@ def measure(candidate: Candidate, loaded: build.LoadedRun, sets: Sets, *, device
 
 
 def _on_target(
-    candidate: Candidate, loaded: build.LoadedRun, sets: Sets, *, device: str
+    candidate: Candidate,
+    loaded: build.LoadedRun,
+    sets: Sets,
+    *,
+    device: str,
+    wanted: Collection[str],
 ) -> tuple[dict[str, float | None], Tensor]:
     """Return what unlabelled images tell of a network, and the (K,) pixels it gives each class."""
-    teacher = _teacher(candidate, device)
+    teacher = _teacher(candidate, device) if "teacher" in wanted else None
     samples = sets.target.split(sets.target_split)
     classes, each = len(loaded.classes), max(1, _PIXELS_SND // len(samples))
     rows, few = [], []
     flips, teachers = torch.zeros(2, classes, classes, dtype=torch.int64)
+    predicted = torch.zeros(classes, dtype=torch.int64)
     with WorkProgress(f"select {candidate.name}", len(samples)) as progress:
         for number, sample in enumerate(samples):
             stored = read_image(sets.target.image_path(sample))
@@ -74,8 +99,10 @@ def _on_target(
             rows.append(taken)
             few.append(taken[:each])
             labels = _labels(logits, seen)
-            mirrored = _labels(predict_logits(loaded.segmenter, image.flip(-1)).flip(-1), seen)
-            flips += joint_counts(labels, mirrored, classes)
+            predicted += torch.bincount(labels.flatten().long(), minlength=classes)
+            if "flip" in wanted:
+                mirrored = _labels(predict_logits(loaded.segmenter, image.flip(-1)).flip(-1), seen)
+                flips += joint_counts(labels, mirrored, classes)
             if teacher is not None:
                 theirs = _labels(predict_logits(teacher.segmenter, image), seen)
                 teachers += joint_counts(labels, theirs, classes)
@@ -84,11 +111,11 @@ def _on_target(
     values: dict[str, float | None] = {
         "entropy": mean_entropy(pixels),
         "infomax": information(pixels),
-        "snd": neighbourhood_density(torch.cat(few)),
-        "flip": agreement(flips),
+        "snd": neighbourhood_density(torch.cat(few)) if "snd" in wanted else None,
+        "flip": agreement(flips) if "flip" in wanted else None,
         "teacher": None if teacher is None else agreement(teachers),
     }
-    return values, flips.sum(1)
+    return values, predicted
 
 
 def _labels(logits: Tensor, size: tuple[int, int]) -> Tensor:

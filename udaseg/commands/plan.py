@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from udaseg.data import PreparedDataset, Sample
+from udaseg.distributed import world_size
 from udaseg.engine import Fit
 from udaseg.errors import DataError
 from udaseg.recipe import Recipe, legs, printable
@@ -59,7 +60,8 @@ def say_plan(
     rows["steps"] = f"{recipe.steps} of {recipe.batch.source}"
     if target is not None:
         rows["steps"] += f" + {recipe.batch.target}"
-    rows["steps"] += f" images on {made.device}, {recipe.machine.precision}"
+    each = f" in each of {world_size()} processes" if world_size() > 1 else ""
+    rows["steps"] += f" images{each} on {made.device}, {recipe.machine.precision}"
     if len(legs(recipe)) > 1:
         rows["stages"] = ", ".join(f"{leg.name} to step {leg.end}" for leg in legs(recipe))
     rows["run"] = str(folder)

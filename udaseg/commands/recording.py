@@ -1,4 +1,4 @@
-"""What a run writes down while it trains: metrics, checkpoints, and scores for people."""
+"""What a run writes down while it trains: metrics, pictures, checkpoints, scores for people."""
 
 import logging
 import math
@@ -9,10 +9,15 @@ from torch.nn.utils import get_total_norm
 
 from udaseg import build
 from udaseg.adaptation import LossReport
+from udaseg.commands.cost import Cost
+from udaseg.commands.keeping import Keeper
+from udaseg.commands.previews import Previews
 from udaseg.commands.scoring import score, show, write_scores
 from udaseg.commands.stages import end_of
 from udaseg.commands.summary import shown_size, summarise
+from udaseg.commands.tensorboard import Numbers, wants_board
 from udaseg.data import ClassSpace, PreparedDataset
+from udaseg.distributed import alone, by_first_rank, mean_over_ranks, rank, world_size
 from udaseg.engine import (
     LOOK_EVERY,
     Alarm,
@@ -27,7 +32,7 @@ from udaseg.engine import (
 from udaseg.errors import DivergedError
 from udaseg.evaluation import ConfusionMatrix
 from udaseg.recipe import Leg, Recipe, to_dict
-from udaseg.reporting import MetricsLog, RunStatus, TrainingProgress
+from udaseg.reporting import RunStatus, TrainingProgress
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +49,7 @@ class Recorder:
         folder: Of the run.
         digests: Of files that were made for this leg; a checkpoint keeps them.
         status: Of the run; incidents are counted there.
+        keeper: Keeps the best checkpoint; None keeps the newest alone.
     """
 
     def __init__(
@@ -56,11 +62,16 @@ class Recorder:
         folder: Path,
         digests: Mapping[str, str],
         status: RunStatus,
+        keeper: Keeper | None = None,
     ) -> None:
         self.recipe, self.leg, self.made, self.classes = recipe, leg, made, classes
         self.digests = digests
         self.validation, self.folder = validation, folder
-        self.metrics = MetricsLog(folder / "metrics.jsonl")
+        # all processes of a group compute the same; the first writes it down
+        self.writes = rank() == 0
+        board = self.writes and wants_board(recipe.machine.tensorboard)
+        self.metrics = Numbers(folder, board=board)
+        self.previews, self.keeper = Previews(recipe, made, classes, folder), keeper
         self.progress: TrainingProgress | None = None
         self.saved = -1
         self.status = status
@@ -69,16 +80,20 @@ class Recorder:
         )
         self.watch = CollapseWatch(classes.names, leg.begin)
         self._dropped: Dropped | None = None
+        self._shares: dict[str, float] = {}
         batches = made.batches
         self.images = (0 if batches.source is None else batches.batch_source) + (
             0 if batches.target is None else batches.batch_target
         )
+        self.cost = Cost(folder, made.device, self.images * world_size())
 
     def begin_from(self, done: int) -> None:
         """Forget what was written of steps after `done`; they are made, or made again."""
-        self.metrics.truncate_after(done)
+        if self.writes:
+            self.metrics.begin_from(done)
         self.watch = CollapseWatch(self.classes.names, done)
-        self._dropped = None
+        self._dropped, self._shares = None, {}
+        self._compare(done)
 
     def on_return(self, done: int) -> None:
         """Forget the steps since `done`: a state was not finite, and they are made again."""
@@ -91,7 +106,8 @@ class Recorder:
         self.status.running(step=dropped.step)
 
     def on_step(self, done: int, report: LossReport) -> None:
-        """Log, score and save as often as the recipe says."""
+        """Log, draw, score and save as often as the recipe says."""
+        self.cost.step()
         machine, last = self.recipe.machine, done == self.recipe.steps
         losses: dict[str, float] | None = None
         event: dict[str, object] = {}
@@ -107,23 +123,40 @@ class Recorder:
                 event["dropped"] = {"in_a_row": dropped.in_a_row, "files": dropped.files}
             if alarms:
                 event["alarms"] = {alarm.kind: alarm.text for alarm in alarms}
+            if self._shares:
+                event["pseudo_labels"], self._shares = self._shares, {}
         every = machine.validate_every
         if self.validation is not None and every and done % every == 0 and not last:
             event["oracle_miou"] = self.scored().mean_iou()
         if event:
-            stage = {} if self.leg.name is None else {"stage": self.leg.name}
-            self.metrics.write({"step": done, **stage, **event})
+            self._write(done, event)
+        self._draw(done)
         if self.progress is not None:
             shown = None if losses is None else _finite(losses)
-            self.progress.step(done, shown, images=self.images)
+            self.progress.step(done, shown, images=self.images * world_size())
         if machine.stop_on_collapse and (collapsed := [a.text for a in alarms if a.collapse]):
             raise DivergedError(f"step {done}: {collapsed[0]} (machine.stop_on_collapse)")
         if machine.checkpoint_every and done % machine.checkpoint_every == 0:
             self.checkpoint(done)
 
+    def _draw(self, done: int) -> None:
+        if not self.writes or not self.previews.due(done):
+            return
+        # a teacher that normalises by the batch would wait for the other ranks' images
+        with alone():
+            sheet = self.previews.draw(done)
+        if sheet is not None:
+            self.metrics.picture(done, sheet)
+
+    def _write(self, done: int, event: Mapping[str, object]) -> None:
+        stage = {} if self.leg.name is None else {"stage": self.leg.name}
+        if self.writes:
+            self.metrics.write(done, {**stage, **event})
+
     def _alarms(self, done: int) -> list[Alarm]:
         """Return what is to be told after `done` steps, told and counted."""
         alarms = self.watch.look(done)
+        self._shares = self.watch.shares
         for alarm in alarms:
             log.warning("step %d: %s", done, alarm.text)
             self.status.counts[f"alarm_{alarm.kind}"] += 1
@@ -133,19 +166,20 @@ class Recorder:
 
     def last_words(self, error: DivergedError) -> DivergedError:
         """Return the error with the checkpoint that stands; where memory ran out, it is made."""
-        if isinstance(error, RanOut):
+        ran_out = isinstance(error, RanOut) and world_size() == 1
+        if isinstance(error, RanOut) and ran_out:  # of several ranks the others are in mid-step
             self.checkpoint(error.done)
         stands = newest(self.folder / "checkpoints")
         if stands is None:
             return DivergedError(f"{error}\nno checkpoint was written yet")
         text = f"{error}\nthe last good checkpoint is {stands.path}, step {stands.step}"
-        if isinstance(error, RanOut):
+        if ran_out:
             text += f"; go on with --resume {self.folder} --fit, or on a machine with more memory"
         return DivergedError(text)
 
-    def checkpoint(self, done: int) -> None:
-        """Save the state after `done` steps, unless it is saved already."""
-        if done == self.saved:
+    def checkpoint(self, done: int, *, again: bool = False) -> None:
+        """Save the state after `done` steps, unless it is saved already or changed since."""
+        if done == self.saved and not again:
             return
         self._refuse_not_finite(done)
         if done == self.leg.end and self.leg.name is not None:
@@ -153,18 +187,38 @@ class Recorder:
             self._save(end_of(self.folder, self.leg), done)
         self._save(self.folder / "checkpoints", done)
         self.saved = done
+        if self.writes:
+            self.cost.write(done)
+        self._compare(done, again=again)
+
+    def _compare(self, done: int, *, again: bool = False) -> None:
+        """Keep the checkpoint of `done` steps if it is the best so far, where that was asked for.
+
+        Asked again after a resume: a kill may have come between writing and comparing.
+        """
+        path = self.folder / "checkpoints" / f"step-{done:06d}.pt"
+        if self.keeper is None or not self.writes:
+            return
+        if (self.keeper.knows(done) and not again) or not path.is_file():
+            return
+        with alone():
+            value = self.keeper.look(self.made, path, done)
+        self._write(done, {"select": {self.keeper.criterion: value}})
 
     def _save(self, folder: Path, done: int) -> None:
-        save(
-            folder,
-            step=done,
-            objective=self.made.objective,
-            optimizer=self.made.optimizer,
-            recipe=to_dict(self.recipe),
-            classes=build.class_document(self.classes),
-            files={**self.made.batches.digests(), **self.digests},
-            keep=self.recipe.machine.keep_checkpoints,
-        )
+        def written() -> None:
+            save(
+                folder,
+                step=done,
+                objective=self.made.objective,
+                optimizer=self.made.optimizer,
+                recipe=to_dict(self.recipe),
+                classes=build.class_document(self.classes),
+                files={**self.made.batches.digests(), **self.digests},
+                keep=self.recipe.machine.keep_checkpoints,
+            )
+
+        by_first_rank(written)
 
     def _refuse_not_finite(self, done: int) -> None:
         """Keep a state that is not finite from taking the place of a good checkpoint."""
@@ -191,7 +245,7 @@ class Recorder:
             device=self.made.device,
         )
         student.train(was_training)
-        if show_it:
+        if show_it and self.writes:
             weights = f"student at step {self.recipe.steps}"
             look = {"weights": weights, "input": shown_size(spec.resize)}
             scores = summarise(matrix, self.classes, self.validation, spec.split, look)
@@ -201,9 +255,9 @@ class Recorder:
 
 
 def _floats(report: LossReport) -> dict[str, float]:
-    """Read a report's scalars; this waits for the device."""
+    """Read a report's scalars, the means over ranks; this waits for the device."""
     values = {"total": report.total, **report.parts, **report.figures}
-    return {name: float(value.detach()) for name, value in values.items()}
+    return {name: float(mean_over_ranks(value.detach())) for name, value in values.items()}
 
 
 def _finite(values: Mapping[str, float]) -> dict[str, float]:

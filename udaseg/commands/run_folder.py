@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from udaseg.distributed import world_size
 from udaseg.errors import EnvironmentFault, UsageError
 from udaseg.recipe import Recipe, dump
 from udaseg.reporting import write_json_atomic, write_text_atomic
@@ -34,9 +35,10 @@ def run_of(path: Path) -> Path:
 
     A checkpoint that lies in no run's `checkpoints/` has the folder that it lies in.
     """
-    if path.is_dir():
-        return path
-    return path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    folder = path if path.is_dir() else path.parent
+    # the best ones lie in a folder of their own below the others
+    inside = next((each for each in (folder, folder.parent) if each.name == "checkpoints"), None)
+    return folder if inside is None else inside.parent
 
 
 def create(folder: Path, recipe: Recipe, command: Sequence[str], *, overwrite: bool) -> None:
@@ -72,6 +74,27 @@ def create(folder: Path, recipe: Recipe, command: Sequence[str], *, overwrite: b
         ) from error
 
 
+def goes_on(folder: Path) -> bool:
+    """Return whether torchrun started the command again that began this run.
+
+    It then goes on from its last checkpoint, without being asked to.
+    """
+    if not _restarts() or not (folder / "recipe.yaml").is_file():
+        return False
+    return _environment_of(folder).get("launch") == _launch()
+
+
+def processes_of(folder: Path) -> int:
+    """Return how many processes a run was started with."""
+    found = _environment_of(folder).get("processes", 1)
+    return found if isinstance(found, int) else 1
+
+
+def rewrite_environment(folder: Path) -> None:
+    """Let a run's `environment.json` say where it is trained from now on."""
+    write_json_atomic(folder / "environment.json", environment())
+
+
 def rewrite_recipe(folder: Path, recipe: Recipe) -> None:
     """Let a run's `recipe.yaml` say what it is trained with from now on."""
     write_text_atomic(folder / "recipe.yaml", dump(recipe))
@@ -104,7 +127,7 @@ def writing(folder: Path) -> Iterator[None]:
 
 def _take(lock: Path) -> None:
     with lock.open("x", encoding="utf-8") as file:
-        json.dump({"pid": os.getpid(), "host": platform.node()}, file)
+        json.dump({"pid": os.getpid(), "host": platform.node(), "launch": _launch()}, file)
 
 
 def environment() -> dict[str, object]:
@@ -118,6 +141,8 @@ def environment() -> dict[str, object]:
         "platform": platform.platform(),
         "processor": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
+        "processes": world_size(),
+        "launch": _launch(),
         "threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,
@@ -133,10 +158,36 @@ def _refuse_second_writer(folder: Path) -> None:
         return
     if host == platform.node() and not _alive(pid):
         return
+    if _restarts() and holder.get("launch") == _launch():
+        return  # torchrun ended all processes before it started these
     raise UsageError(
         f"{folder}: process {pid} on {host} is writing this run; wait for it or stop it"
         + ("" if host == platform.node() else f", then delete {folder / _LOCK}")
     )
+
+
+def _environment_of(folder: Path) -> dict[str, object]:
+    with contextlib.suppress(OSError, ValueError):
+        document = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+        if isinstance(document, dict):
+            return document
+    return {}
+
+
+def _restarts() -> int:
+    """Return how often torchrun started this command again."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def _launch() -> str | None:
+    """Return what tells one call of torchrun from another; None without torchrun."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID")
+    if name is None:
+        return None
+    if name != "none" and os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
+        return name  # the first process may come to be on another host
+    # on one host the parent is the one torchrun; a name that a user chose may be used again
+    return f"{name} {platform.node()} {os.getppid()}"
 
 
 def _alive(pid: int) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from udaseg.commands.cost import read_cost
 from udaseg.errors import UsageError
 from udaseg.reporting import RunContent, Scores
 
@@ -16,6 +17,7 @@ _RATE = re.compile(r": step [0-9]+/[0-9]+ .*?([0-9.]+) img/s")
 _LOGGED = re.compile(r"^\S+ \S+ (?:WARNING|ERROR) \S+: (.*)$", re.MULTILINE)
 _MOST_LOG_WARNINGS = 20
 _LONGEST_TEXT = 20_000_000
+_NOTHING = {"[]": "none", "null": "none"}
 
 
 def read_run(folder: Path, name: str, scored: str | None) -> RunContent:
@@ -50,16 +52,17 @@ def read_run(folder: Path, name: str, scored: str | None) -> RunContent:
         scores=None if scored is None else known.get(scored),
         evaluations={key: scores.means for key, scores in known.items()},
         metrics=metrics,
-        cost=_cost(status, settings, log),
-        environment=dict(_flat(environment)),
+        cost=_cost(folder, status, settings, log),
+        environment={key: _NOTHING.get(value, value) for key, value in _flat(environment)},
         warnings=list(dict.fromkeys(warnings)),
     )
 
 
 def score_files(folder: Path) -> dict[str, Path]:
-    """Return every evaluation in a run by its name, the newest first."""
+    """Return every evaluation in a run by its name, plain ones first, then the newest."""
     found = [path for path in (folder / "eval").glob("*/scores.json") if path.is_file()]
-    found.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    # a `+` names what differs from the plain protocol, as flips do: such scores do not compare
+    found.sort(key=lambda path: ("+" in path.parent.name, -path.stat().st_mtime))
     return {path.parent.name: path for path in found}
 
 
@@ -141,21 +144,33 @@ def _domain(settings: Mapping[str, str], name: str) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def _cost(status: Mapping[str, Any], settings: Mapping[str, str], log: str) -> dict[str, str]:
+def _cost(
+    folder: Path, status: Mapping[str, Any], settings: Mapping[str, str], log: str
+) -> dict[str, str]:
     """Return time, rate and memory, as far as they were written down."""
-    cost = {}
-    seconds = status.get("seconds")
-    if isinstance(seconds, int | float):
-        minutes, rest = divmod(round(seconds), 60)
-        hours, minutes = divmod(minutes, 60)
-        cost["time since the last start"] = f"{hours}:{minutes:02d}:{rest:02d}"
-    if rates := _RATE.findall(log):
+    cost, counted = {}, read_cost(folder)
+    if counted:
+        seconds = max(1e-9, counted["seconds"])
+        cost["training, all starts"] = f"{duration(seconds)} for {counted['step']} steps"
+        cost["images/s, source and target"] = f"{counted['images'] / seconds:.1f}"
+        memory = counted["peak_memory_mib"]
+        cost["peak memory"] = f"{memory} MiB of {counted['peak_memory_of']}"
+    elif rates := _RATE.findall(log):
         cost["images/s, source and target"] = rates[-1]
+    total = status.get("seconds")
+    if isinstance(total, int | float):
+        cost["last start, with scoring"] = duration(total)
     batch = [settings[key] for key in ("batch.source", "batch.target") if key in settings]
     if batch:
         cost["images a step"] = " + ".join(batch)
-    recorded = {key: value for key, value in status.items() if "memory" in key or "gpu" in key}
-    return cost | {key.replace("_", " "): str(value) for key, value in recorded.items()}
+    return cost
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as H:MM:SS."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"
 
 
 def _status_warnings(status: Mapping[str, Any]) -> list[str]:

@@ -20,6 +20,7 @@ from udaseg.commands.candidates import (
     open_sets,
     refuse_others,
 )
+from udaseg.commands.keeping import keep_choice
 from udaseg.commands.measuring import measure
 from udaseg.evaluation import CRITERIA, mean_ranks
 from udaseg.recipe import printable
@@ -90,6 +91,15 @@ def select(
     for folder in dict.fromkeys(each.run for each in candidates if each.run.is_dir()):
         write_json_atomic(folder / name, document)
         log.info("written to %s", folder / name)
+    if not oracle:  # all that a look at target labels leaves behind is marked
+        _keep(candidates, chosen[CONSENSUS])
+
+
+def _keep(candidates: Sequence[Candidate], best: Candidate) -> None:
+    """Keep the choice among a run's own checkpoints, so that going on with the run spares it."""
+    own = best.checkpoint.parent == best.run / "checkpoints"
+    if own and len(candidates) > 1 and all(each.run == best.run for each in candidates):
+        log.info("kept in %s", keep_choice(best.run, CONSENSUS, best.checkpoint))
 
 
 def choices(candidates: Sequence[Candidate]) -> dict[str, Candidate]:

@@ -22,6 +22,7 @@ from udaseg.adaptation import (
     threshold_pass,
 )
 from udaseg.data import ClassSpace, PreparedDataset, pseudo_labels_digest
+from udaseg.distributed import by_first_rank, everywhere, world_size
 from udaseg.engine import Checkpoint, Fit, StopSignal, newest
 from udaseg.errors import CheckpointError, DataError, Interrupted
 from udaseg.recipe import Leg, Recipe, legs
@@ -98,7 +99,7 @@ def _first_prototypes(made: Fit, num_classes: int, stop: StopSignal, folder: Pat
     with WorkProgress("prototypes of the source", len(source.samples)) as progress:
         sums = prototype_pass(
             *(objective.student, source, num_classes, made.device),
-            _watched(progress, stop, folder),
+            watched(progress, stop, folder),
         )
     means, seen = sums.prototypes()
     objective.contrast.prototypes.start(means, seen)
@@ -123,22 +124,23 @@ def _pseudo_labels(
     target, how = made.batches.target, leg.pseudo_labels
     assert target is not None and how is not None
     marker = labels.parent / _MARKER
-    known = _read(marker)
+    known = by_first_rank(lambda: _read(marker))
     if known.get("student") == student:
         digest = pseudo_labels_digest(labels, target.samples)
-        if digest is not None and digest == known.get("digest"):
+        if everywhere(digest is not None and digest == known.get("digest")):
+            assert digest is not None
             return digest
         log.warning("%s: pseudo-labels are missing or changed; they are made again", labels)
     network, device = made.objective.student, made.device
     whole = replace(target, scale=(1.0, 1.0))
     with WorkProgress("confidence on the target", len(target.samples)) as progress:
         histograms = threshold_pass(
-            network, whole, len(classes), device, _watched(progress, stop, folder)
+            network, whole, len(classes), device, watched(progress, stop, folder)
         )
     thresholds = histograms.thresholds(quantile=how.quantile, cap=how.cap)
     with WorkProgress("pseudo-labels of the target", len(target.samples)) as progress:
         kept = pseudo_label_pass(
-            *(network, whole, thresholds, labels, device), _watched(progress, stop, folder)
+            *(network, whole, thresholds, labels, device), watched(progress, stop, folder)
         )
     digest = pseudo_labels_digest(labels, target.samples)
     if digest is None:
@@ -147,18 +149,16 @@ def _pseudo_labels(
     by_class = zip(
         *(classes.names, thresholds.tolist(), predicted.tolist(), kept.tolist()), strict=True
     )
-    write_json_atomic(
-        marker,
-        {
-            "student": student,
-            "digest": digest,
-            "images": len(target.samples),
-            "classes": {
-                name: {"threshold": threshold, "predicted_pixels": count, "kept_pixels": left}
-                for name, threshold, count, left in by_class
-            },
+    document = {
+        "student": student,
+        "digest": digest,
+        "images": len(target.samples),
+        "classes": {
+            name: {"threshold": threshold, "predicted_pixels": count, "kept_pixels": left}
+            for name, threshold, count, left in by_class
         },
-    )
+    }
+    by_first_rank(lambda: write_json_atomic(marker, document))
     share = float(kept.sum()) / max(1, int(predicted.sum()))
     log.info("%.1f %% of the target's pixels got a pseudo-label", 100 * share)
     never = [
@@ -169,12 +169,26 @@ def _pseudo_labels(
     return digest
 
 
-def _watched(progress: WorkProgress, stop: StopSignal, folder: Path) -> Callable[[int, int], None]:
-    def seen(done: int, _: int) -> None:
-        progress.update(done)
-        if stop.number is not None:
+def watched(
+    progress: WorkProgress, stop: StopSignal, folder: Path, *, shared: bool = True
+) -> Callable[[int, int], None]:
+    """Return what a pass over images calls: it moves the bar, and ends the pass at a signal.
+
+    Args:
+        progress: The bar.
+        stop: Knows of signals.
+        folder: Of the run.
+        shared: The images are shared out over ranks; otherwise each looks at all of them.
+    """
+
+    def seen(done: int, of_all: int) -> None:
+        ranks = world_size() if shared else 1
+        progress.update(min(done * ranks, of_all))
+        # the ranks ask each other as long as all have images: none has more than one more
+        if done <= of_all // ranks and stop.asked():
+            assert stop.number is not None
             raise Interrupted(
-                f"stopped between two stages; go on with --resume {folder}", stop.number
+                f"stopped between two parts of the run; go on with --resume {folder}", stop.number
             )
 
     return seen

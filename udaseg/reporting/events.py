@@ -77,16 +77,18 @@ class RunStatus:
     """`status.json`: running, done, failed or interrupted, and since when.
 
     Args:
-        path: The file.
+        path: The file; None writes nothing, for a process beside the one that writes.
 
     Attributes:
         counts: Incidents by name, such as dropped steps, of this run before and after it was
             resumed; written with every state when there are any.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | None) -> None:
         self.path = path
         self.counts: Counter[str] = Counter()
+        if path is None:
+            return
         with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):
             known = json.loads(path.read_text(encoding="utf-8")).get("counts", {})
             self.counts.update({str(name): int(count) for name, count in known.items()})
@@ -108,6 +110,8 @@ class RunStatus:
         self._write("interrupted", step=step, signal=signal_number)
 
     def _write(self, state: str, **facts: Any) -> None:
+        if self.path is None:
+            return
         when = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         document = {"state": state, "time": when, "unix_time": time.time(), **facts}
         if self.counts:

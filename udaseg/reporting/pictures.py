@@ -24,8 +24,8 @@ def overlay(image: Picture, mask: Picture, *, opacity: float = 0.5) -> Picture:
 
 
 def confidence_picture(confidence: NDArray[np.float32]) -> Picture:
-    """Return (H, W) confidence in [0, 1] as grey values 0..255."""
-    return np.asarray(np.clip(np.rint(confidence * 255), 0, 255), np.uint8)
+    """Return (H, W) confidence in [0, 1] as grey values 0..255; black where it is NaN."""
+    return np.asarray(np.clip(np.rint(np.nan_to_num(confidence) * 255), 0, 255), np.uint8)
 
 
 def side_by_side(rows: Sequence[Sequence[Picture]], titles: Sequence[str]) -> Picture:

@@ -42,6 +42,7 @@ class WorkProgress:
         every: int | None = None,
     ) -> None:
         self._what, self._unit, self._total, self._first = what, unit, total, first
+        self._each = "img" if unit in ("", "images") else unit
         self._done = first
         self._every = every
         self._spoke = time.monotonic()
@@ -87,14 +88,14 @@ class WorkProgress:
         passed = max(1e-9, time.monotonic() - self._started)
         rate = (done - self._first) / passed
         if self._bar is not None:
-            shown = f"{rate * items_each:.1f} img/s" if items_each else ""
+            shown = f"{rate * items_each:.1f} {self._each}/s" if items_each else ""
             self._bar.update(self._task, completed=done, rate=shown, facts=self._facts)
         elif self._speaks(done):
             self._spoke = time.monotonic()
             left = (self._total - done) / rate if rate > 0 else 0
             line = f"{self._what} {done}/{self._total} {self._unit}"
             if items_each:
-                line += f"  {rate * items_each:.1f} img/s"
+                line += f"  {rate * items_each:.1f} {self._each}/s"
             log.info("%s", f"{line}  ETA {_clock(left)}  {self._facts}".rstrip())
 
     def _speaks(self, done: int) -> bool:

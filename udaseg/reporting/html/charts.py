@@ -61,7 +61,9 @@ def line_chart(
         if (finite := [y for _, y in points if math.isfinite(y)])
     )
     words = f"{title} over steps {_short(x_span[0])} to {_short(x_span[1])}: {last}"
-    return _figure(title, parts, words, keys if len({*lines, *styles}) > 1 else [])
+    by_class = any(name in (colors or {}) for name in kept)
+    shown = keys if len({*lines, *styles}) > 1 else []
+    return _figure(title, parts, words, shown, kind="chart classes" if by_class else "chart")
 
 
 def histogram(title: str, reliability: Reliability) -> Html:
@@ -155,12 +157,14 @@ def _place(column: int) -> float:
     return _SIDE + column * _CELL
 
 
-def _figure(title: str, parts: Sequence[Html], words: str, keys: Sequence[Html]) -> Html:
+def _figure(
+    title: str, parts: Sequence[Html], words: str, keys: Sequence[Html], kind: str = "chart"
+) -> Html:
     picture = element(
         "svg",
         join(list(parts)),
         viewBox=f"0 0 {_WIDTH:.0f} {_HEIGHT:.0f}",
-        class_="chart",
+        class_=kind,
         role="img",
         aria_label=words,
     )
@@ -169,7 +173,9 @@ def _figure(title: str, parts: Sequence[Html], words: str, keys: Sequence[Html])
 
 
 def _key(name: str, style: Mapping[str, str]) -> Html:
-    mark = element("svg", element("line", x1=0, y1=5, x2=22, y2=5, **style), viewBox="0 0 22 10")
+    line = element("line", x1=0, y1=5, x2=22, y2=5, **style)
+    kind = "classes" if "data_class" in style else None
+    mark = element("svg", line, viewBox="0 0 22 10", class_=kind)
     return element("li", mark, name, data_class=style.get("data_class"))
 
 

@@ -9,14 +9,18 @@ from udaseg.reporting.html.content import Color, RunContent
 from udaseg.reporting.html.markup import Html, element, join
 
 # figures that are shares or probabilities, so that charts of them share one axis
-_UNIT = {"confident", "confidence", "top_class", "oracle_miou"}
+_UNIT = {"confident", "confidence", "top_class", "oracle_miou", "uncertainty"}
+_TABLE_TITLES = {
+    "pseudo_labels": "share of each class in the pseudo-labels",
+    "select": "criterion that keeps the best checkpoint",
+}
 _NO_CURVE = {"step", "stage", "losses", "dropped", "alarms"}
 _TITLES = {
     "total": "loss, total",
     "confident": "share of confident target pixels",
     "confidence": "mean confidence of the pseudo-labels",
     "top_class": "share of the most frequent pseudo-label",
-    "uncertainty": "mean entropy of the predictions",
+    "uncertainty": "mean entropy of the target's labels (1 is a uniform guess)",
     "oracle_miou": "mIoU on labelled target images (for people; selects nothing)",
     "gradient_norm": "gradient norm before clipping",
 }
@@ -51,7 +55,9 @@ def curves(runs: Sequence[RunContent], colors: Mapping[str, Color]) -> Html:
     ]
     for (table, run_name), series in tables.items():
         lines = {name: thinned(points) for name, points in series.items()}
-        title = table.replace("_", " ") + (f" — {run_name}" if len(runs) > 1 else "")
+        title = _TABLE_TITLES.get(table, table.replace("_", " "))
+        title += f", {next(iter(lines))}" if len(lines) == 1 else ""
+        title += f" — {run_name}" if len(runs) > 1 else ""
         charts.append(line_chart(title, lines, colors=colors))
     drawn = [chart for chart in charts if chart]
     if not drawn:

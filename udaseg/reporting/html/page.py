@@ -120,7 +120,7 @@ def _table_of(columns: Mapping[str, Mapping[str, str]], label: str) -> Html:
         for key in keys
     ]
     head = element("thead", element("tr", element("td"), *heads))
-    return scrolled(element("table", head, element("tbody", *rows)), label)
+    return scrolled(element("table", head, element("tbody", *rows), class_="facts"), label)
 
 
 def _recipes(runs: Sequence[RunContent]) -> Html:
@@ -163,7 +163,15 @@ def _confidence(runs: Sequence[RunContent]) -> Html:
 
 def _confusion(runs: Sequence[RunContent]) -> Html:
     figures = [
-        join([element("h3", run.name), confusion_chart(run.scores.names, run.scores.confusion)])
+        join(
+            [
+                element("h3", run.name),
+                scrolled(
+                    confusion_chart(run.scores.names, run.scores.confusion),
+                    f"Confusion matrix of {run.name}",
+                ),
+            ]
+        )
         for run in runs
         if run.scores is not None and run.scores.confusion
     ]

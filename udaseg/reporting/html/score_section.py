@@ -7,6 +7,9 @@ from udaseg.reporting.html.content import Color, PageContent, RunContent
 from udaseg.reporting.html.markup import Html, element, join
 from udaseg.reporting.tables import Scores, percent, protocol_line
 
+# what evaluations were before they said so
+_UNSAID = {"protocol": "full size"}
+
 
 def score_section(page: PageContent) -> Html:
     """Return the table of class IoUs with means, protocol lines and notes."""
@@ -60,7 +63,7 @@ def differing_protocols(runs: Sequence[RunContent]) -> list[str]:
     keys = dict.fromkeys(key for scores in scored for key in scores.protocol if key != "weights")
     differing = []
     for key in keys:
-        values = {scores.protocol.get(key, "-") for scores in scored}
+        values = {scores.protocol.get(key, _UNSAID.get(key, "-")) for scores in scored}
         if len(values) > 1:
             differing.append(f"{key} ({', '.join(sorted(values))})")
     return differing
@@ -74,7 +77,7 @@ def _protocol(run: RunContent, scores: Scores) -> Html:
 
 
 def scrolled(table: Html, label: str) -> Html:
-    """Return a table that scrolls by itself where the screen is narrow, by keyboard too."""
+    """Return a table or chart that scrolls by itself on a narrow screen, by keyboard too."""
     return element("div", table, class_="wide", tabindex="0", role="region", aria_label=label)
 
 

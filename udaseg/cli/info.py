@@ -1,0 +1,24 @@
+"""The words of `udaseg info`."""
+
+from typing import Annotated
+
+import typer
+
+from udaseg.cli.options import Quiet, Run, Verbose
+from udaseg.cli.select import TableFormat
+from udaseg.cli.talk import talk
+
+
+def info(
+    run: Run,
+    output_format: Annotated[
+        TableFormat, typer.Option("--format", help="Of stdout.")
+    ] = TableFormat.table,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Say what a run or a checkpoint is."""
+    talk(verbose, quiet)
+    from udaseg import commands
+
+    commands.info(run=run, format=output_format.value)
