@@ -277,7 +277,7 @@ def test_calibrate_needs_only_a_run(commands: Commands) -> None:
 
 
 def test_info_and_demo_are_called(commands: Commands) -> None:
-    assert called(commands, "info", "runs/x") == {"run": Path("runs/x")}
+    assert called(commands, "info", "runs/x") == {"run": Path("runs/x"), "format": "table"}
     commands.calls.clear()
     expected = {"seed": 0, "out": Path("runs/demo"), "root": Path("data")}
     assert called(commands, "demo") == expected
