@@ -21,11 +21,12 @@ $(READY): pyproject.toml
 demo: $(READY) ## the main job on toyland: source only against RCCR, in minutes on a CPU
 	$(BIN)/udaseg demo
 
+# one process a core, one thread each: most tests are too small for more
 test: $(READY) ## the fast tests
-	$(BIN)/python -m pytest -m 'not slow and not faults and not bench and not gpu'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m 'not slow and not faults and not bench and not gpu'
 
 test-all: $(READY) ## every test, the slow ones too
-	$(BIN)/python -m pytest -m 'not bench and not faults'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m 'not bench and not faults'
 
 faults: $(READY) ## fault campaigns at full size; prints counts and bounds
 	$(BIN)/python -m pytest -m faults -s
