@@ -105,11 +105,23 @@ def test_without_prediction_json_train_ids_are_the_data_sets_own(city):
     assert scores_of("compared")["means"]["mIoU"] == 1
 
 
-def test_ids_of_no_class_are_errors_and_named(city, capsys):
+def test_ids_that_do_not_exist_are_refused_with_their_files(city, capsys):
     assert evaluate("--save", "saved", "--ids", "label") == 0
     Path("saved/prediction.json").unlink()
     capsys.readouterr()
-    assert compare("--predictions", "saved", "--ids", "train") == 0
+    assert compare("--predictions", "saved", "--ids", "train") == 3
+    said = capsys.readouterr().err
+    assert "3 of 3 predictions hold ids that are no train ids; if they are label ids" in said
+    assert "saved/1.png: " in said
+    assert not Path("compared").exists()
+
+
+def test_ids_of_no_class_are_errors_and_named(city, capsys):
+    assert evaluate("--save", "saved") == 0
+    for path in Path("saved").glob("*.png"):
+        put(Path("saved"), path.name, np.full((16, 24), 255, np.uint8))
+    capsys.readouterr()
+    assert compare("--predictions", "saved") == 0
     assert "100.00 % of the labelled pixels hold an id of no class" in " ".join(
         capsys.readouterr().out.split()
     )

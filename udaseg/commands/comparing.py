@@ -4,6 +4,8 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from udaseg.commands.counting import empty_matrix
 from udaseg.commands.label_files import (
     Ids,
@@ -31,6 +33,8 @@ from udaseg.recipe import printable
 from udaseg.reporting import WorkProgress, percent
 
 log = logging.getLogger(__name__)
+
+_SHOWN = 10
 
 
 def evaluate_files(
@@ -108,14 +112,15 @@ def count_files(
 
     Args:
         folder: Holds one PNG of each image, see `match_files`.
-        ids: Which ids they hold; an id of no class is a miss.
+        ids: Which ids they hold; a known one of no class, such as 255, is a miss.
         classes: Of the predictions.
         dataset: Labelled images.
         split: Which of them.
         release: Truth at 1024x512 by nearest neighbour.
 
     Raises:
-        DataError: An image has no prediction, or several, or one of another size.
+        DataError: An image has no prediction, or several, or one of another size; or a prediction
+            holds an id that does not exist.
     """
     matrix, truth_map = empty_matrix(classes, dataset, split)
     prediction_map = _read_ids(classes) if ids == "label" else None
@@ -131,11 +136,41 @@ def count_files(
             raise DataError(f"{files[sample]}: is {have}, but {need} is scored")
         return labels, truth
 
+    strangers: dict[Path, list[int]] = {}
+    known, strange = _known(ids, classes), 0
     with WorkProgress("eval", len(samples)) as progress:
-        for labels, truth in read_ahead(read, samples):
+        for sample, (labels, truth) in zip(samples, read_ahead(read, samples), strict=True):
             matrix.update(labels, truth, truth_map, prediction_map)
+            # ids of no class are rare, so a file is looked through only when it has some
+            if (total := int(matrix.abstained.sum())) > strange:
+                strange = total
+                unknown = [int(number) for number in np.unique(labels) if number not in known]
+                strangers |= {files[sample]: unknown} if unknown else {}
             progress.advance()
+    if strangers:
+        raise DataError(_unknown_ids(strangers, ids, len(samples)))
     return matrix
+
+
+def _known(ids: Ids, classes: ClassSpace) -> frozenset[int]:
+    """Return the ids that a prediction may hold; those of no class count as errors."""
+    if ids == "train":
+        return frozenset((*range(len(classes)), IGNORE))
+    table = class_table("cityscapes19")
+    return table.ignore | {number for own in table.ids for number in own}
+
+
+def _unknown_ids(strangers: dict[Path, list[int]], ids: Ids, images: int) -> str:
+    listed = [
+        f"  {printable(str(path))}: {', '.join(map(str, unknown[:_SHOWN]))}"
+        f"{' ...' if len(unknown) > _SHOWN else ''}"
+        for path, unknown in list(strangers.items())[:_SHOWN]
+    ]
+    other = "label" if ids == "train" else "train"
+    return (
+        f"{len(strangers)} of {images} predictions hold ids that are no {ids} ids; if they are "
+        f"{other} ids, say --ids {other}:\n" + "\n".join(listed)
+    )
 
 
 def _classes(folder: Path, ids: Ids, dataset: PreparedDataset) -> ClassSpace:
