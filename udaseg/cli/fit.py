@@ -1,0 +1,191 @@
+"""The words of `udaseg train` and `udaseg adapt`."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from udaseg.cli.options import (
+    Batch,
+    Compile,
+    Deterministic,
+    Device,
+    DryRun,
+    FitMemory,
+    Init,
+    KeepBest,
+    Out,
+    Overwrite,
+    PrecisionOption,
+    Quiet,
+    Resume,
+    Root,
+    Seed,
+    Seeds,
+    Source,
+    Steps,
+    Target,
+    TensorBoard,
+    Verbose,
+    Words,
+    Workers,
+)
+from udaseg.cli.options import seeds as each_seed
+from udaseg.cli.talk import talk
+from udaseg.errors import UsageError
+from udaseg.recipe import Everyday, requested
+
+
+def train(
+    words: Words = None,
+    method: Annotated[
+        str | None, typer.Option(help="A method of `udaseg methods`; by default source_only.")
+    ] = None,
+    source: Source = None,
+    target: Target = None,
+    out: Out = None,
+    root: Root = Path("data"),
+    seed: Seed = None,
+    seeds: Seeds = None,
+    device: Device = None,
+    precision: PrecisionOption = None,
+    steps: Steps = None,
+    batch: Batch = None,
+    workers: Workers = None,
+    resume: Resume = None,
+    init: Init = None,
+    overwrite: Overwrite = False,
+    fit: FitMemory = False,
+    compiled: Compile = None,
+    deterministic: Deterministic = None,
+    keep_best: KeepBest = None,
+    tensorboard: TensorBoard = None,
+    dry_run: DryRun = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train on labelled source images only: the baseline."""
+    everyday = Everyday(
+        *(source, target, seed, steps, batch, device, precision, workers),
+        tensorboard=_board(tensorboard),
+        keep_best=keep_best,
+        compile=compiled,
+        deterministic=deterministic,
+    )
+    _refuse_with_resume(resume, out, init, overwrite)
+    recipe, path = requested(words or [], everyday, "source_only", method, resume)
+    talk(verbose, quiet)
+    from udaseg import commands
+
+    _run(
+        commands.train,
+        seeds,
+        seed=seed,
+        recipe=recipe,
+        recipe_path=path,
+        out=out,
+        root=root,
+        resume=resume,
+        init=init,
+        overwrite=overwrite,
+        dry_run=dry_run,
+        command=_command(),
+        fit_memory=fit,
+    )
+
+
+def adapt(
+    words: Words = None,
+    method: Annotated[
+        str | None, typer.Option(help="A method of `udaseg methods`; by default rccr.")
+    ] = None,
+    source: Source = None,
+    target: Target = None,
+    out: Out = None,
+    root: Root = Path("data"),
+    seed: Seed = None,
+    seeds: Seeds = None,
+    device: Device = None,
+    precision: PrecisionOption = None,
+    steps: Steps = None,
+    batch: Batch = None,
+    workers: Workers = None,
+    resume: Resume = None,
+    init: Init = None,
+    overwrite: Overwrite = False,
+    fit: FitMemory = False,
+    compiled: Compile = None,
+    deterministic: Deterministic = None,
+    keep_best: KeepBest = None,
+    tensorboard: TensorBoard = None,
+    dry_run: DryRun = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Adapt to unlabelled target images."""
+    everyday = Everyday(
+        *(source, target, seed, steps, batch, device, precision, workers),
+        tensorboard=_board(tensorboard),
+        keep_best=keep_best,
+        compile=compiled,
+        deterministic=deterministic,
+    )
+    _refuse_with_resume(resume, out, init, overwrite)
+    recipe, path = requested(words or [], everyday, "rccr", method, resume)
+    talk(verbose, quiet)
+    from udaseg import commands
+
+    _run(
+        commands.adapt,
+        seeds,
+        seed=seed,
+        recipe=recipe,
+        recipe_path=path,
+        out=out,
+        root=root,
+        resume=resume,
+        init=init,
+        overwrite=overwrite,
+        dry_run=dry_run,
+        command=_command(),
+        fit_memory=fit,
+    )
+
+
+def _board(wanted: bool | None) -> str | None:
+    return None if wanted is None else "require" if wanted else "never"
+
+
+def _run(one: Callable[..., Path], many: str | None, *, seed: int | None, **options: Any) -> None:
+    """Run a command once, or once for each seed."""
+    if many is None:
+        one(**options)
+        return
+    if seed is not None or options["resume"] is not None:
+        other = "--seed" if seed is not None else "--resume (the same command again goes on)"
+        raise UsageError(f"--seeds goes without {other}")
+    from udaseg import commands
+
+    del options["resume"]
+    commands.run_seeds(one, each_seed(many), **options)
+
+
+def _command() -> list[str]:
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if processes == "1":
+        return ["udaseg", *sys.argv[1:]]
+    hosts, each = (os.environ.get(f"{word}_WORLD_SIZE", "1") for word in ("GROUP", "LOCAL"))
+    launcher = ["torchrun", f"--nnodes={hosts}", f"--nproc-per-node={each}", "-m", "udaseg"]
+    return [*launcher, *sys.argv[1:]]
+
+
+def _refuse_with_resume(
+    resume: Path | None, out: Path | None, init: Path | None, overwrite: bool
+) -> None:
+    given = {"--out": out is not None, "--init": init is not None, "--overwrite": overwrite}
+    if resume is not None and any(given.values()):
+        others = ", ".join(name for name, present in given.items() if present)
+        raise UsageError(f"--resume continues in the run's own folder; leave out {others}")
