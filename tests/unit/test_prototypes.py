@@ -14,7 +14,7 @@ from udaseg.contrast import (
     prototype_loss,
     unit,
 )
-from udaseg.contrast import prototypes as module
+from udaseg.contrast import prototype_softmax as module
 
 
 def _case(seed, count=50, channels=6, classes=5):

@@ -14,7 +14,7 @@ from udaseg.contrast import (
     regional_loss,
     unit,
 )
-from udaseg.contrast import regional as module
+from udaseg.contrast import regional_softmax as module
 
 
 def _case(seed, regions=37, rows=90, channels=8, classes=5):

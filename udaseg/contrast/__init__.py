@@ -2,14 +2,10 @@
 
 from udaseg.contrast.class_losses import bank_loss, distribution_loss
 from udaseg.contrast.memory import EMPTY, MemoryBank
-from udaseg.contrast.prototypes import (
-    ClassPrototypes,
-    PrototypeContrast,
-    PrototypeSums,
-    class_sums,
-    prototype_loss,
-)
-from udaseg.contrast.regional import RegionalContrast, regional_loss
+from udaseg.contrast.prototype_softmax import class_sums, prototype_loss
+from udaseg.contrast.prototypes import ClassPrototypes, PrototypeContrast, PrototypeSums
+from udaseg.contrast.regional import RegionalContrast
+from udaseg.contrast.regional_softmax import regional_loss
 from udaseg.contrast.semantic import SemanticContrast
 from udaseg.contrast.statistics import ClassStatistics, class_moments
 from udaseg.contrast.vectors import Projector, to_device, unit

@@ -5,7 +5,7 @@ from typing import Literal, assert_never
 from torch import Tensor
 
 from udaseg.contrast.class_losses import bank_sum, distribution_sum
-from udaseg.contrast.prototypes import prototype_sum
+from udaseg.contrast.prototype_softmax import prototype_sum
 from udaseg.contrast.statistics import ClassStatistics, StatisticsState
 from udaseg.contrast.views import CellView, Regularizer, View, Views
 from udaseg.distributed import mean_share
