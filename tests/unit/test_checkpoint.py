@@ -210,6 +210,27 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("*.tmp"))
 
 
+def test_what_the_disk_said_is_told_and_not_what_the_writer_made_of_it(tmp_path):
+    """A disk that is full in the middle of torch's own writing."""
+
+    class Full:
+        def __init__(self, file):
+            self._file = file
+
+        def write(self, data):
+            raise OSError(28, "No space left on device")
+
+        def __getattr__(self, name):
+            return getattr(self._file, name)
+
+    real = torch.save
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(torch, "save", lambda payload, file: real(payload, Full(file)))
+        with pytest.raises(EnvironmentFault, match=r"\(No space left on device\); free some"):
+            _save(tmp_path, 2)
+    assert not list(tmp_path.glob("*.tmp"))
+
+
 def test_the_manifest_is_plain_json(tmp_path):
     manifest = json.loads(_save(tmp_path, 3).with_suffix(".json").read_text())
     assert manifest["step"] == 3

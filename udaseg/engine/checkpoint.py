@@ -103,16 +103,24 @@ def save(
             _sync(file.fileno())
         _publish(temporary, path.with_suffix(".json"))
     except (OSError, RuntimeError) as error:
-        # torch.save turns a full disk into a RuntimeError of its zip writer
         for leftover in folder.glob("*.tmp"):
             leftover.unlink(missing_ok=True)
         raise EnvironmentFault(
-            f"{path}: could not be written ({error}); free some space, then go on with --resume"
+            f"{path}: could not be written ({_reason(error)}); free some space, then go on with "
+            "--resume"
         ) from error
     for manifest_path in _manifests(folder)[keep:]:
         manifest_path.unlink()
         manifest_path.with_suffix(".pt").unlink(missing_ok=True)
     return path
+
+
+def _reason(error: OSError | RuntimeError) -> str:
+    """Return what the disk said; torch.save hides it behind an error of its zip writer."""
+    first: BaseException = error
+    while not isinstance(first, OSError) and first.__context__ is not None:
+        first = first.__context__
+    return (isinstance(first, OSError) and first.strerror) or str(error).partition("\n")[0]
 
 
 def load(path: Path) -> Checkpoint:
