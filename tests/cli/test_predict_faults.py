@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 
 from tests.colors import loaded_colors, painted, random_labels
+from tests.predicting import predict
 from udaseg import build
 from udaseg.commands import prediction_paths
-from udaseg.commands.prediction import predict as predict_command
 from udaseg.errors import DataError, EnvironmentFault, Interrupted, PartialError, UsageError
 
 
@@ -28,21 +28,6 @@ def run(monkeypatch, tmp_path):
     made = {"run": loaded_colors()}
     monkeypatch.setattr(build, "load_run", lambda path, **_: made["run"])
     return made
-
-
-def predict(*words, **options):
-    asked = {
-        "checkpoint": Path("runs/colors"),
-        "out": Path("masks"),
-        "save": ("ids",),
-        "weights": "student",
-        "device": "cpu",
-        "overwrite": False,
-        "resume": False,
-        "flip": False,
-        "window": None,
-    }
-    predict_command(inputs=[str(word) for word in words], **{**asked, **options})
 
 
 def write_image(path, labels, **how):

@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -15,10 +16,10 @@ import pytest
 import torch
 from PIL import Image
 
+from tests import predicting
 from tests.colors import COLORS, loaded_colors, painted, random_labels
 from tests.films import frames_of, turn, write_film
 from udaseg import build
-from udaseg.commands.prediction import predict as predict_command
 from udaseg.data import VideoReader
 from udaseg.errors import DataError, EnvironmentFault, Interrupted, PartialError, UsageError
 
@@ -45,19 +46,7 @@ def run(monkeypatch, tmp_path):
     return made
 
 
-def predict(*words, **options):
-    asked = {
-        "checkpoint": Path("runs/colors"),
-        "out": Path("masks"),
-        "save": ("color", "ids"),
-        "weights": "student",
-        "device": "cpu",
-        "overwrite": False,
-        "resume": False,
-        "flip": False,
-        "window": None,
-    }
-    predict_command(inputs=[str(word) for word in words], **{**asked, **options})
+predict = functools.partial(predicting.predict, save=("color", "ids"))
 
 
 def ids_of(path):

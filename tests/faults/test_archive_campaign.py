@@ -3,7 +3,6 @@
 import logging
 import random
 import shutil
-import sys
 import tarfile
 import zipfile
 
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests import files, hostile
+from tests.campaign import tell
 from tests.hostile import packed, tree
 from tests.measured import measured
 from udaseg.data.archives import unpack
@@ -20,10 +20,6 @@ pytestmark = pytest.mark.faults
 
 SEED = 0
 KINDS = ("zip", "tar", "tar.gz", "tar.bz2", "tar.xz")
-
-
-def tell(text):
-    sys.stdout.write(f"\n{text}\n")
 
 
 @pytest.fixture(autouse=True)

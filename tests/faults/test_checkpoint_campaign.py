@@ -3,11 +3,11 @@
 import logging
 import random
 import shutil
-import sys
 
 import pytest
 
 from tests import crashes
+from tests.campaign import tell
 from tests.cli.running import udaseg
 from tests.cli.test_fit import adapt, tensors
 from tests.toy import toy_root
@@ -18,10 +18,6 @@ pytestmark = pytest.mark.faults
 SEED = 0
 STEPS = 6
 OFTEN = ["machine.checkpoint_every=1", "machine.keep_checkpoints=9", "machine.log_every=1"]
-
-
-def tell(text):
-    sys.stdout.write(f"\n{text}\n")
 
 
 @pytest.fixture(autouse=True)

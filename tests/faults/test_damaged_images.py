@@ -2,12 +2,12 @@
 
 import os
 import random
-import sys
 
 import numpy as np
 import pytest
 
 from tests import damage, files
+from tests.campaign import tell
 from tests.measured import measured
 from tests.own import own_set
 from udaseg.data import prepare_dataset, verify_dataset
@@ -15,10 +15,6 @@ from udaseg.data import prepare_dataset, verify_dataset
 pytestmark = pytest.mark.faults
 
 SEED = 0
-
-
-def tell(text):
-    sys.stdout.write(f"\n{text}\n")
 
 
 def test_995_cut_images(tmp_path):

@@ -2,11 +2,11 @@
 
 import gc
 import os
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.campaign import tell
 from tests.injections import PASSING, PLACES, alarms_of, biased, campaign, easy_batch, tiny_fit
 from tests.injections import trained as train
 from tests.properties.test_self_training import _objective
@@ -16,10 +16,6 @@ pytestmark = pytest.mark.faults
 SEEDS = (0, 1, 2)
 STEPS = 8
 AT = (1, 4, 7)
-
-
-def tell(text):
-    sys.stdout.write(f"\n{text}\n")
 
 
 def test_nan_in_every_place_at_three_steps_with_three_seeds():

@@ -3,7 +3,6 @@
 import csv
 import hashlib
 import logging
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from PIL import Image
 
 from tests import killed_predictions as kills
 from tests.bad_inputs import write_bad, write_image
+from tests.campaign import tell
 from tests.colors import loaded_colors
 from udaseg import build
 from udaseg.errors import PartialError
@@ -23,10 +23,6 @@ pytestmark = [
 ]
 
 SEED = 0
-
-
-def tell(text):
-    sys.stdout.write(f"\n{text}\n")
 
 
 @pytest.fixture(autouse=True)

@@ -4,13 +4,13 @@ import logging
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import pytest
 
 from tests import kills
+from tests.campaign import tell
 from tests.own import forms, own_set, state
 from udaseg.data import prepare_dataset, verify_dataset
 from udaseg.errors import EnvironmentFault
@@ -18,10 +18,6 @@ from udaseg.errors import EnvironmentFault
 pytestmark = pytest.mark.faults
 
 SEED = 0
-
-
-def tell(text):
-    sys.stdout.write(f"\n{text}\n")
 
 
 @pytest.fixture(autouse=True)

@@ -1,11 +1,11 @@
 """Killing ranks of a run: with restarts it ends the same, without it ends and can go on."""
 
 import random
-import sys
 import time
 
 import pytest
 
+from tests.campaign import tell
 from tests.cli.test_fit import assert_same, tensors
 from tests.torchrun import (
     adapt_words,
@@ -26,10 +26,6 @@ SEED, STEPS = 0, 12
 RESTARTED, ALONE = 20, 10
 SOON_S = 60
 WORDS = ["machine.checkpoint_every=3", "method.teacher.batch_statistics=false"]
-
-
-def tell(text):
-    sys.stdout.write(f"\n{text}\n")
 
 
 @pytest.fixture(scope="module")

@@ -1,18 +1,14 @@
 """Wrong recipes: refused with exit code 2, file, line and column, every one of them."""
 
 import re
-import sys
 
 import pytest
 
+from tests.campaign import tell
 from tests.unit import test_recipe_load as cases
 from udaseg.errors import RecipeError
 
 pytestmark = pytest.mark.faults
-
-
-def tell(text):
-    sys.stdout.write(f"\n{text}\n")
 
 
 def wrong_recipes():

@@ -1,19 +1,14 @@
 """Signals in every phase of a run, to the process and to its group, once and twice."""
 
-import sys
-
 import pytest
 
+from tests.campaign import tell
 from tests.stops import PHASES, SIGNALS, Stop, golden, problem
 from tests.toy import toy_root
 
 pytestmark = pytest.mark.faults
 
 AT_WORK = ("first batch", "train", "save")
-
-
-def tell(text):
-    sys.stdout.write(f"\n{text}\n")
 
 
 @pytest.fixture(scope="module")

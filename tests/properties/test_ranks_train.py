@@ -4,18 +4,17 @@ The loop, the objectives and their randomness are the real ones; batch norm trai
 rank's images are mostly void, so that a mean of the ranks' means would be off.
 """
 
-import os
 import signal
 from dataclasses import replace
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.multiprocessing
 from torch import nn
 
 from tests.injections import easy_batch, everything, tiny_fit, trained
 from tests.properties.test_self_training import _objective, _regional
+from tests.ranks import found_by_each, joined
 from tests.small import small_segmenter
 from udaseg import build
 from udaseg.adaptation import (
@@ -163,23 +162,18 @@ def _words(rank):
 
 
 def _rank(number, folder):
-    torch.set_num_threads(1)
-    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-    store = dist.FileStore(str(folder / "store"), RANKS)
-    dist.init_process_group("gloo", store=store, rank=number, world_size=RANKS)
-    part = slice(EACH * number, EACH * (number + 1))
-    found = {name: _run(name, part) for name in OBJECTIVES}
-    rest = {"stopped": _stopped(number), "words": _words(number)}
-    torch.save((found, rest), folder / f"{number}.pt")
-    dist.destroy_process_group()
+    with joined(number, folder, RANKS):
+        part = slice(EACH * number, EACH * (number + 1))
+        found = {name: _run(name, part) for name in OBJECTIVES}
+        rest = {"stopped": _stopped(number), "words": _words(number)}
+        torch.save((found, rest), folder / f"{number}.pt")
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     """Return what each of two processes found."""
     folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(_rank, (folder,), nprocs=RANKS)
-    return [torch.load(folder / f"{number}.pt", weights_only=True) for number in range(RANKS)]
+    return found_by_each(_rank, folder, RANKS)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

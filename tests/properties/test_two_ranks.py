@@ -4,13 +4,12 @@ Each rank holds other numbers of ignored cells, so that a mean of local means wo
 """
 
 import functools
-import os
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.multiprocessing
 
+from tests.ranks import found_by_each, joined
 from udaseg.adaptation import pixel_loss
 from udaseg.contrast import (
     CellView,
@@ -138,23 +137,18 @@ def _pixels(part):
 
 
 def _rank(number, folder):
-    torch.set_num_threads(1)
-    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-    store = dist.FileStore(str(folder / "store"), RANKS)
-    dist.init_process_group("gloo", store=store, rank=number, world_size=RANKS)
-    part = slice(RANKS * number, RANKS * (number + 1))
-    found = {name: _run(name, part) for name in TERMS}
-    found["pixels"] = _pixels(part)
-    torch.save(found, folder / f"{number}.pt")
-    dist.destroy_process_group()
+    with joined(number, folder, RANKS):
+        part = slice(RANKS * number, RANKS * (number + 1))
+        found = {name: _run(name, part) for name in TERMS}
+        found["pixels"] = _pixels(part)
+        torch.save(found, folder / f"{number}.pt")
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     """Return what each of two processes found."""
     folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(_rank, (folder,), nprocs=RANKS)
-    return [torch.load(folder / f"{number}.pt", weights_only=True) for number in range(RANKS)]
+    return found_by_each(_rank, folder, RANKS)
 
 
 @pytest.mark.parametrize("name", TERMS)

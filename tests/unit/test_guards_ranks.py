@@ -1,13 +1,11 @@
 """Two real processes: a step that is bad on one of them is dropped on both."""
 
-import os
-
 import pytest
 import torch
-import torch.distributed as dist
 import torch.multiprocessing
 
 from tests.injections import PASSING, everything, inject, not_finite, tiny_fit, trained
+from tests.ranks import found_by_each, joined
 from udaseg import build
 from udaseg.engine import Guard
 
@@ -29,18 +27,13 @@ def _case(place, rank):
 
 
 def _rank(number, folder):
-    torch.set_num_threads(1)
-    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-    store = dist.FileStore(str(folder / "store"), RANKS)
-    dist.init_process_group("gloo", store=store, rank=number, world_size=RANKS)
-    torch.save({place: _case(place, number) for place in CASES}, folder / f"{number}.pt")
-    dist.destroy_process_group()
+    with joined(number, folder, RANKS):
+        torch.save({place: _case(place, number) for place in CASES}, folder / f"{number}.pt")
 
 
 @pytest.mark.slow
 def test_all_ranks_drop_a_step_together_and_stay_equal(tmp_path):
-    torch.multiprocessing.spawn(_rank, args=(tmp_path,), nprocs=RANKS)
-    one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(RANKS))
+    one, other = found_by_each(_rank, tmp_path, RANKS)
     for place in CASES:
         expected = {} if place == "nowhere" else {"dropped_steps": 1}
         assert one[place][0] == other[place][0] == expected, place

@@ -39,120 +39,71 @@ from udaseg.errors import UsageError
 from udaseg.recipe import Everyday, requested
 
 
-def train(
-    words: Words = None,
-    method: Annotated[
-        str | None, typer.Option(help="A method of `udaseg methods`; by default source_only.")
-    ] = None,
-    source: Source = None,
-    target: Target = None,
-    out: Out = None,
-    root: Root = Path("data"),
-    seed: Seed = None,
-    seeds: Seeds = None,
-    device: Device = None,
-    precision: PrecisionOption = None,
-    steps: Steps = None,
-    batch: Batch = None,
-    workers: Workers = None,
-    resume: Resume = None,
-    init: Init = None,
-    overwrite: Overwrite = False,
-    fit: FitMemory = False,
-    compiled: Compile = None,
-    deterministic: Deterministic = None,
-    keep_best: KeepBest = None,
-    tensorboard: TensorBoard = None,
-    dry_run: DryRun = False,
-    verbose: Verbose = False,
-    quiet: Quiet = False,
-) -> None:
-    """Train on labelled source images only: the baseline."""
-    everyday = Everyday(
-        *(source, target, seed, steps, batch, device, precision, workers),
-        tensorboard=_board(tensorboard),
-        keep_best=keep_best,
-        compile=compiled,
-        deterministic=deterministic,
-    )
-    _refuse_with_resume(resume, out, init, overwrite)
-    recipe, path = requested(words or [], everyday, "source_only", method, resume)
-    talk(verbose, quiet)
-    from udaseg import commands
+def _verb(name: str, default: str, summary: str) -> Callable[..., None]:
+    """Return the command `name`, whose `--method` is `default` unless one is given.
 
-    _run(
-        commands.train,
-        seeds,
-        seed=seed,
-        recipe=recipe,
-        recipe_path=path,
-        out=out,
-        root=root,
-        resume=resume,
-        init=init,
-        overwrite=overwrite,
-        dry_run=dry_run,
-        command=_command(),
-        fit_memory=fit,
-    )
+    The two commands take the same words; a method that looks at target images is `adapt`'s.
+    """
 
+    def command(
+        words: Words = None,
+        method: Annotated[
+            str | None,
+            typer.Option(help=f"A method of `udaseg methods`; by default {default}."),
+        ] = None,
+        source: Source = None,
+        target: Target = None,
+        out: Out = None,
+        root: Root = Path("data"),
+        seed: Seed = None,
+        seeds: Seeds = None,
+        device: Device = None,
+        precision: PrecisionOption = None,
+        steps: Steps = None,
+        batch: Batch = None,
+        workers: Workers = None,
+        resume: Resume = None,
+        init: Init = None,
+        overwrite: Overwrite = False,
+        fit: FitMemory = False,
+        compiled: Compile = None,
+        deterministic: Deterministic = None,
+        keep_best: KeepBest = None,
+        tensorboard: TensorBoard = None,
+        dry_run: DryRun = False,
+        verbose: Verbose = False,
+        quiet: Quiet = False,
+    ) -> None:
+        everyday = Everyday(
+            *(source, target, seed, steps, batch, device, precision, workers),
+            tensorboard=_board(tensorboard),
+            keep_best=keep_best,
+            compile=compiled,
+            deterministic=deterministic,
+        )
+        _refuse_with_resume(resume, out, init, overwrite)
+        recipe, path = requested(words or [], everyday, default, method, resume)
+        talk(verbose, quiet)
+        from udaseg import commands
 
-def adapt(
-    words: Words = None,
-    method: Annotated[
-        str | None, typer.Option(help="A method of `udaseg methods`; by default rccr.")
-    ] = None,
-    source: Source = None,
-    target: Target = None,
-    out: Out = None,
-    root: Root = Path("data"),
-    seed: Seed = None,
-    seeds: Seeds = None,
-    device: Device = None,
-    precision: PrecisionOption = None,
-    steps: Steps = None,
-    batch: Batch = None,
-    workers: Workers = None,
-    resume: Resume = None,
-    init: Init = None,
-    overwrite: Overwrite = False,
-    fit: FitMemory = False,
-    compiled: Compile = None,
-    deterministic: Deterministic = None,
-    keep_best: KeepBest = None,
-    tensorboard: TensorBoard = None,
-    dry_run: DryRun = False,
-    verbose: Verbose = False,
-    quiet: Quiet = False,
-) -> None:
-    """Adapt to unlabelled target images."""
-    everyday = Everyday(
-        *(source, target, seed, steps, batch, device, precision, workers),
-        tensorboard=_board(tensorboard),
-        keep_best=keep_best,
-        compile=compiled,
-        deterministic=deterministic,
-    )
-    _refuse_with_resume(resume, out, init, overwrite)
-    recipe, path = requested(words or [], everyday, "rccr", method, resume)
-    talk(verbose, quiet)
-    from udaseg import commands
+        _run(
+            getattr(commands, name),
+            seeds,
+            seed=seed,
+            recipe=recipe,
+            recipe_path=path,
+            out=out,
+            root=root,
+            resume=resume,
+            init=init,
+            overwrite=overwrite,
+            dry_run=dry_run,
+            command=_command(),
+            fit_memory=fit,
+        )
 
-    _run(
-        commands.adapt,
-        seeds,
-        seed=seed,
-        recipe=recipe,
-        recipe_path=path,
-        out=out,
-        root=root,
-        resume=resume,
-        init=init,
-        overwrite=overwrite,
-        dry_run=dry_run,
-        command=_command(),
-        fit_memory=fit,
-    )
+    command.__name__, command.__doc__ = name, summary
+    return command
 
 
 def _board(wanted: bool | None) -> str | None:
@@ -189,3 +140,7 @@ def _refuse_with_resume(
     if resume is not None and any(given.values()):
         others = ", ".join(name for name, present in given.items() if present)
         raise UsageError(f"--resume continues in the run's own folder; leave out {others}")
+
+
+train = _verb("train", "source_only", "Train on labelled source images only: the baseline.")
+adapt = _verb("adapt", "rccr", "Adapt to unlabelled target images.")

@@ -17,7 +17,7 @@ from udaseg.commands.run_record import duration, read_scores, score_files
 from udaseg.engine import Checkpoint
 from udaseg.errors import CheckpointError
 from udaseg.recipe import Domain, Recipe, from_dict, legs, load, printable
-from udaseg.reporting import percent
+from udaseg.reporting import percent, read_json
 
 _NETWORKS = ("student", "teacher")
 
@@ -177,7 +177,7 @@ def _best(folder: Path) -> list[str]:
     """Return the checkpoints that `--keep-best` kept."""
     found = []
     for path in sorted((folder / "checkpoints").glob("best-*/step-*.json")):
-        record = _json(path.parent / "best.json")
+        record = read_json(path.parent / "best.json")
         steps = record.get("steps")
         known = steps.get(str(int(path.stem[5:]))) if isinstance(steps, dict) else None
         value = known.get("value") if isinstance(known, dict) else None
@@ -191,7 +191,7 @@ def _status(folder: Path) -> str:
     path = folder / "status.json"
     if not path.is_file():
         return ""
-    document = _json(path)
+    document = read_json(path)
     if not document:
         return "unreadable"
     left_out = ("unix_time", "miou")
@@ -200,11 +200,3 @@ def _status(folder: Path) -> str:
         for key, value in document.items()
         if key not in left_out and value not in (None, {})
     )
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return document if isinstance(document, dict) else {}

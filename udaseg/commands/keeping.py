@@ -1,7 +1,5 @@
 """`--keep-best CRITERION`: the best checkpoint so far, without a label of the target."""
 
-import contextlib
-import json
 import logging
 import math
 import os
@@ -18,7 +16,7 @@ from udaseg.engine import Fit
 from udaseg.errors import DataError
 from udaseg.evaluation import CRITERIA
 from udaseg.recipe import Recipe
-from udaseg.reporting import write_json_atomic
+from udaseg.reporting import read_json, write_json_atomic
 
 log = logging.getLogger(__name__)
 
@@ -51,10 +49,7 @@ def best_folder(run: Path, criterion: str) -> Path:
 
 def read_record(run: Path, criterion: str) -> dict[str, Any]:
     """Return `best.json`: the values of all checkpoints that were looked at, and which is kept."""
-    record: dict[str, Any] = {}
-    with contextlib.suppress(OSError, ValueError):
-        record = json.loads((best_folder(run, criterion) / _RECORD).read_text(encoding="utf-8"))
-    steps = record.get("steps") if isinstance(record, dict) else None
+    steps = read_json(best_folder(run, criterion) / _RECORD).get("steps")
     return {"criterion": criterion, "steps": steps if isinstance(steps, dict) else {}}
 
 

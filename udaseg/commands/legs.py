@@ -1,8 +1,9 @@
 """Training all legs of a run to the end, or to a signal, with word of how it goes."""
 
+import contextlib
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,18 +77,17 @@ def _to_the_end(plan: Plan, current: list[Fit], stop: StopSignal) -> None:
     status.running(step=plan.done)
     started = time.monotonic()
     miou: float | None = None
-    recorder: Recorder | None = None
     try:
         with one_voice():
             recorder = _all_legs(plan, current, status, stop)
             if plan.validation is not None:
-                with stop.breaking_off(f"trained, not scored; go on with --resume {folder}"):
+                with (
+                    _told_when_interrupted(status, recipe.steps),
+                    stop.breaking_off(f"trained, not scored; go on with --resume {folder}"),
+                ):
                     miou = recorder.scored(show_it=True).mean_iou()
-    except Interrupted as interrupted:
-        if recorder is not None:
-            number = interrupted.exit_code - 128
-            status.interrupted(step=recipe.steps, signal_number=number)
-        raise
+    except Interrupted:
+        raise  # told where it came, with the step
     except UdasegError as error:
         status.failed(code=error.exit_code, reason=str(error))
         raise
@@ -117,16 +117,12 @@ def _all_legs(plan: Plan, current: list[Fit], status: RunStatus, stop: StopSigna
             # the network, gradients and moments of the stage before are freed
             recorder = None
             current.clear()
-            try:
+            with _told_when_interrupted(status, done):
                 opened, extra = open_leg(
                     *(recipe, leg, plan.source, plan.target, folder), fresh=fresh, stop=stop
                 )
                 current.append(opened)
                 del opened
-            except Interrupted:
-                assert stop.number is not None
-                status.interrupted(step=done, signal_number=stop.number)
-                raise
         if plan.checkpoint is not None and plan.done > leg.begin:
             _continue(plan, current[0], extra)
         first = max(done, leg.begin)
@@ -149,14 +145,20 @@ def _all_legs(plan: Plan, current: list[Fit], status: RunStatus, stop: StopSigna
         done = leg.end
     assert recorder is not None
     if recipe.method.target_statistics > 0 and plan.target is not None:
-        try:
+        with _told_when_interrupted(status, done):
             take_target_statistics(recipe, current[0], plan.target, stop, folder)
-        except Interrupted:
-            assert stop.number is not None
-            status.interrupted(step=done, signal_number=stop.number)
-            raise
         recorder.checkpoint(done, again=True)
     return recorder
+
+
+@contextlib.contextmanager
+def _told_when_interrupted(status: RunStatus, done: int) -> Iterator[None]:
+    """Note in `status.json` that a signal ended what comes after `done` steps."""
+    try:
+        yield
+    except Interrupted as interrupted:
+        status.interrupted(step=done, signal_number=interrupted.exit_code - 128)
+        raise
 
 
 def _steps(recorder: Recorder, first: int, status: RunStatus, stop: StopSignal) -> None:

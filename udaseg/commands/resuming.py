@@ -9,7 +9,7 @@ from udaseg.commands.room import take_over_parts
 from udaseg.distributed import gathered, rank, world_size
 from udaseg.engine import Checkpoint, newest
 from udaseg.errors import EnvironmentFault, RecipeError
-from udaseg.recipe import BatchSize, Machine, Recipe, Staged, from_dict, load, to_dict
+from udaseg.recipe import BatchSize, Recipe, Staged, from_dict, load, numbers_of
 
 log = logging.getLogger(__name__)
 
@@ -82,9 +82,7 @@ def _numbers(recipe: Recipe, processes: int) -> dict[str, object]:
             for stage in method.stages
         )
         method = replace(method, stages=stages)
-    # the precision belongs to the machine, but it changes every number
-    machine = Machine(precision=recipe.machine.precision)
-    return to_dict(replace(recipe, batch=batch, method=method, machine=machine, expected=None))
+    return numbers_of(replace(recipe, batch=batch, method=method))
 
 
 def _differences(before: object, now: object, where: str) -> list[str]:

@@ -16,6 +16,7 @@ from udaseg.engine import Checkpoint, load
 from udaseg.errors import CheckpointError, DataError, GateError, UdasegError, UsageError
 from udaseg.recipe import Recipe, from_dict, printable, recipe_digest
 from udaseg.recipe import load as load_recipe
+from udaseg.reporting import read_json
 
 _FILES = ("command.txt", "environment.json", "status.json", "metrics.jsonl", "train.log")
 _SHOWN = 10
@@ -92,7 +93,7 @@ def checked(folder: Path) -> Check:
 def _look_at_files(check: Check, recipe: Recipe) -> None:
     folder = check.folder
     check.missing += [f"{name}: is gone" for name in _FILES if not (folder / name).is_file()]
-    status = _json(folder / "status.json")
+    status = read_json(folder / "status.json")
     state, step = status.get("state"), status.get("step")
     if state != "done" or step != recipe.steps:
         where = f", step {step} of {recipe.steps}" if isinstance(step, int) else ""
@@ -152,7 +153,7 @@ def _look_at_score(check: Check, recipe: Recipe) -> None:
     for path in files.values():
         read_scores(path, troubles)
     check.missing += troubles or ([] if files else ["no scores.json below eval/"])
-    miou = _json(folder / "status.json").get("miou")
+    miou = read_json(folder / "status.json").get("miou")
     if not isinstance(miou, int | float) or math.isnan(miou):
         check.missing.append("status.json: has no final score")
         return
@@ -169,11 +170,3 @@ def _checkpoint_files(folder: Path) -> Iterator[Path]:
     for path in folder.glob("**/step-*.pt"):
         if path.stem[5:].isdigit():
             yield path
-
-
-def _json(path: Path) -> dict[str, object]:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return document if isinstance(document, dict) else {}

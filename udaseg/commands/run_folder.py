@@ -16,7 +16,7 @@ import torch
 from udaseg.distributed import world_size
 from udaseg.errors import EnvironmentFault, UsageError
 from udaseg.recipe import Recipe, dump
-from udaseg.reporting import write_json_atomic, write_text_atomic
+from udaseg.reporting import read_json, write_json_atomic, write_text_atomic
 
 _LOCK = "writer.lock"
 _PACKAGES = ("udaseg", "torch", "torchvision", "numpy", "opencv-python-headless", "timm")
@@ -81,12 +81,12 @@ def goes_on(folder: Path) -> bool:
     """
     if not _restarts() or not (folder / "recipe.yaml").is_file():
         return False
-    return _environment_of(folder).get("launch") == _launch()
+    return read_json(folder / "environment.json").get("launch") == _launch()
 
 
 def processes_of(folder: Path) -> int:
     """Return how many processes a run was started with."""
-    found = _environment_of(folder).get("processes", 1)
+    found = read_json(folder / "environment.json").get("processes", 1)
     return found if isinstance(found, int) else 1
 
 
@@ -164,14 +164,6 @@ def _refuse_second_writer(folder: Path) -> None:
         f"{folder}: process {pid} on {host} is writing this run; wait for it or stop it"
         + ("" if host == platform.node() else f", then delete {folder / _LOCK}")
     )
-
-
-def _environment_of(folder: Path) -> dict[str, object]:
-    with contextlib.suppress(OSError, ValueError):
-        document = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
-        if isinstance(document, dict):
-            return document
-    return {}
 
 
 def _restarts() -> int:

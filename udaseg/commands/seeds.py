@@ -1,6 +1,5 @@
 """`--seeds`: one recipe with several seeds, one after another, and what their scores come to."""
 
-import json
 import logging
 import math
 import os
@@ -19,7 +18,7 @@ from udaseg.commands.run_record import read_scores, score_files
 from udaseg.engine import free
 from udaseg.errors import DivergedError, Interrupted, PartialError, UsageError
 from udaseg.recipe import Recipe, load, printable, recipe_digest
-from udaseg.reporting import Scores, percent, write_json_atomic
+from udaseg.reporting import Scores, percent, read_json, write_json_atomic
 
 log = logging.getLogger(__name__)
 
@@ -136,7 +135,7 @@ def _is_done(where: Path, recipe: Recipe) -> bool:
     Raises:
         UsageError: It is, but of another recipe.
     """
-    if _state(where) != "done":
+    if read_json(where / "status.json").get("state") != "done":
         return False
     if recipe_digest(load(where / "recipe.yaml")) != recipe_digest(recipe):
         raise UsageError(
@@ -146,15 +145,6 @@ def _is_done(where: Path, recipe: Recipe) -> bool:
     return True
 
 
-def _state(where: Path) -> str | None:
-    try:
-        document = json.loads((where / "status.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    state = document.get("state") if isinstance(document, dict) else None
-    return str(state)
-
-
 def _summarise(
     folder: Path, recipe: Recipe, seeds: Sequence[int], failed: Mapping[int, str]
 ) -> list[SeedRun]:
@@ -162,7 +152,7 @@ def _summarise(
     runs = []
     for seed in seeds:
         where = folder / f"s{seed}"
-        if _state(where) == "done":
+        if read_json(where / "status.json").get("state") == "done":
             found = next(iter(score_files(where).values()), None)
             runs.append(SeedRun(seed, where, None if found is None else read_scores(found, [])))
     scored = [run for run in runs if run.scores is not None]

@@ -4,6 +4,7 @@ from udaseg.reporting.events import (
     MetricsLog,
     RunStatus,
     log_to_file,
+    read_json,
     write_json_atomic,
     write_text_atomic,
 )
@@ -59,6 +60,7 @@ __all__ = [
     "overlay",
     "percent",
     "photo_uri",
+    "read_json",
     "report_page",
     "score_table",
     "shrunk",

@@ -14,6 +14,15 @@ from types import TracebackType
 from typing import Any
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file of a run; nothing where it cannot be read or is none."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
 def write_json_atomic(path: Path, document: Mapping[str, Any]) -> None:
     """Write `document` as JSON, whole or not at all; NaN becomes null."""
     text = json.dumps(_plain(document), indent=2, allow_nan=False) + "\n"
@@ -89,8 +98,8 @@ class RunStatus:
         self.counts: Counter[str] = Counter()
         if path is None:
             return
-        with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):
-            known = json.loads(path.read_text(encoding="utf-8")).get("counts", {})
+        with contextlib.suppress(ValueError, AttributeError, TypeError):
+            known = read_json(path).get("counts", {})
             self.counts.update({str(name): int(count) for name, count in known.items()})
 
     def running(self, *, step: int) -> None:
