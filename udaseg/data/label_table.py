@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,7 @@ def _no_table(name: str) -> str:
     return f"no table '{name}'{did_you_mean(name, known)}; there are {', '.join(known)}"
 
 
+@cache
 def _read_table(name: str) -> tuple[LabelTable, str]:
     """Return a built-in table and the label format that its ids are of."""
     path = _TABLES / f"{name}.yaml"
