@@ -179,6 +179,12 @@ def test_the_oracle_marks_every_output_and_writes_another_file(home):
     assert scores[40] == 1
     assert marked["oracle"]["lost_miou"]["entropy"] == pytest.approx(1 - scores[20])
     assert marked["oracle"]["lost_miou"]["consensus"] == 0
+    order = marked["oracle"]["rank_correlation"]
+    assert "teacher" not in order  # none of the candidates has one
+    assert order["source"] > order["entropy"]
+    assert f"rank correlation with mIoU (1 is its order): entropy {order['entropy']:+.2f}, " in (
+        said.stdout
+    )
 
 
 def test_the_oracle_changes_no_choice(home):

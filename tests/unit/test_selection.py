@@ -1,6 +1,7 @@
 """Criteria without target labels: known answers, naive loops, and what they must not prefer."""
 
 import math
+import random
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from udaseg.evaluation import (
     mean_ranks,
     neighbourhood_density,
     prior_drift,
+    rank_correlation,
     ranks,
     sample_pixels,
 )
@@ -114,6 +116,21 @@ def test_drift_is_zero_for_equal_shares_and_one_bit_for_strangers():
     mid = prior_drift(torch.tensor([1, 0, 0, 0]), torch.tensor([1, 1, 0, 0]))
     naive = (1 * math.log2(1 / 0.75) + 0.5 * math.log2(0.5 / 0.75) + 0.5 * math.log2(2)) / 2
     assert mid == pytest.approx(naive)
+
+
+def test_rank_correlation_is_spearmans():
+    assert rank_correlation([1, 2, 3, 4], [1, 2, 3, 4]) == pytest.approx(1)
+    assert rank_correlation([1, 2, 3, 4], [4, 3, 2, 1]) == pytest.approx(-1)
+    # without ties: 1 - 6 sum(d^2) / (n (n^2 - 1))
+    rng = random.Random(0)
+    for count in (2, 3, 8, 32):
+        first, second = ([*range(1, count + 1)] for _ in range(2))
+        rng.shuffle(second)
+        apart = sum((a - b) ** 2 for a, b in zip(first, second, strict=True))
+        expected = 1 - 6 * apart / (count * (count**2 - 1))
+        assert rank_correlation(first, second) == pytest.approx(expected)
+    assert rank_correlation([1.5, 1.5, 3], [1, 2, 3]) == pytest.approx(3**0.5 / 2)
+    assert math.isnan(rank_correlation([2, 2, 2], [1, 2, 3]))
 
 
 def test_ranks_share_ties_and_put_nan_last():

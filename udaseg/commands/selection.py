@@ -22,7 +22,7 @@ from udaseg.commands.candidates import (
 )
 from udaseg.commands.keeping import keep_choice
 from udaseg.commands.measuring import measure
-from udaseg.evaluation import CRITERIA, mean_ranks
+from udaseg.evaluation import CRITERIA, mean_ranks, rank_correlation, ranks
 from udaseg.recipe import printable
 from udaseg.reporting import write_json_atomic
 
@@ -163,6 +163,7 @@ def _document(
             "split": sets.labelled_split,
             "images": len(sets.labelled.split(sets.labelled_split)),
             "lost_miou": _lost(candidates, chosen),
+            "rank_correlation": _correlations(candidates),
         }
     return document
 
@@ -213,12 +214,30 @@ def _print_table(
         say.print(
             Text(f"ORACLE: points of mIoU that each choice loses to the best: {', '.join(lost)}")
         )
+        order = [
+            f"{name} {'-' if value is None else f'{value:+.2f}'}"
+            for name, value in _correlations(candidates).items()
+        ]
+        say.print(Text(f"ORACLE: rank correlation with mIoU (1 is its order): {', '.join(order)}"))
 
 
 def _lost(candidates: Sequence[Candidate], chosen: dict[str, Candidate]) -> dict[str, float]:
     """Return how much mIoU each choice loses to the best candidate, by the oracle."""
     best = max(_score(each) for each in candidates)
     return {name: best - _score(each) for name, each in chosen.items()}
+
+
+def _correlations(candidates: Sequence[Candidate]) -> dict[str, float | None]:
+    """Return how far each criterion that has all its values orders as the oracle does."""
+    truth = ranks([_score(each) for each in candidates], "higher")
+    orders = {CONSENSUS: ranks([each.mean_rank for each in candidates], "lower")}
+    for criterion in CRITERIA:
+        values = [each.values[criterion.name] for each in candidates]
+        known = [value for value in values if value is not None]
+        if len(known) == len(values):
+            orders[criterion.name] = ranks(known, criterion.better)
+    names = [*(each.name for each in CRITERIA if each.name in orders), CONSENSUS]
+    return {name: _plain(rank_correlation(orders[name], truth)) for name in names}
 
 
 def _score(candidate: Candidate) -> float:

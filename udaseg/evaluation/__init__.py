@@ -29,6 +29,7 @@ from udaseg.evaluation.selection import (
     mean_ranks,
     neighbourhood_density,
     prior_drift,
+    rank_correlation,
     ranks,
     sample_pixels,
 )
@@ -77,6 +78,7 @@ __all__ = [
     "predict_batch",
     "predict_logits",
     "prior_drift",
+    "rank_correlation",
     "ranks",
     "sample_pixels",
     "scored_under",

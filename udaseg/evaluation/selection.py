@@ -175,6 +175,22 @@ def ranks(values: Sequence[float], better: Literal["lower", "higher"]) -> list[f
     ]
 
 
+def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
+    """Return Spearman's correlation of two lists of ranks, 1 for the same order.
+
+    Args:
+        first: From `ranks`, where equals share their mean rank.
+        second: As many.
+
+    Returns:
+        In [-1, 1]; NaN when one list does not tell any two apart.
+    """
+    pairs = torch.tensor([first, second], dtype=torch.float64)
+    centred = pairs - pairs.mean(1, keepdim=True)
+    spread = float(centred.norm(dim=1).prod())
+    return float((centred[0] * centred[1]).sum()) / spread if spread > 0 else math.nan
+
+
 def mean_ranks(columns: Mapping[str, Sequence[float | None]]) -> tuple[list[float], list[str]]:
     """Return the mean rank of each candidate over the criteria, and the criteria that voted.
 
