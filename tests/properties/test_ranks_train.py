@@ -97,8 +97,10 @@ OBJECTIVES = {
     ).train(),
 }
 
+MADE_AGAIN = ("rccr", "spcl, contrast")
 
-def _run(name, part):
+
+def _run(name, part, *, recompute=False):
     """Return the losses of each step, and all tensors after the last."""
 
     def batches(step, seed):
@@ -107,6 +109,7 @@ def _run(name, part):
         return replace(whole, **{word: getattr(whole, word)[part] for word in names})
 
     objective = OBJECTIVES[name]()
+    objective.student.recompute = recompute
     run = tiny_fit(objective=objective, steps=STEPS, kind="sgd", lr=0.02, make=batches)
     object.__setattr__(run, "model", build.of_all_ranks(objective))
     losses = []
@@ -165,7 +168,8 @@ def _rank(number, folder):
     with joined(number, folder, RANKS):
         part = slice(EACH * number, EACH * (number + 1))
         found = {name: _run(name, part) for name in OBJECTIVES}
-        rest = {"stopped": _stopped(number), "words": _words(number)}
+        again = {name: _run(name, part, recompute=True) for name in MADE_AGAIN}
+        rest = {"stopped": _stopped(number), "words": _words(number), "again": again}
         torch.save((found, rest), folder / f"{number}.pt")
 
 
@@ -186,6 +190,15 @@ def test_two_processes_train_as_one_with_the_whole_batch(ranks, name):
         assert torch.allclose(state[key].double(), value.double(), atol=1e-5, rtol=0), key
     assert losses.isfinite().all()
     assert not torch.equal(first, second), "the ranks hold different images"
+
+
+@pytest.mark.parametrize("name", MADE_AGAIN)
+def test_activations_made_again_change_no_bit_where_norms_see_all_ranks(ranks, name):
+    for found, rest in ranks:
+        losses, tensors = found[name]
+        again, other = rest["again"][name]
+        assert torch.equal(again, losses)
+        assert [key for key in tensors if not torch.equal(tensors[key], other[key])] == []
 
 
 def test_a_signal_to_one_rank_stops_all_after_the_same_step(ranks):
