@@ -196,9 +196,14 @@ def test_results_of_other_protocols_lie_beside_the_plain_one(given, tmp_path):
     ):
         assert evaluate(*words) == 0
         assert (Path("run/eval") / name / "scores.csv").is_file()
-    with pytest.raises(SystemExit):
-        main(["eval", str(checkpoint), "--data", "city"])
-    assert Path("run/eval/city-val+step-000007/scores.json").is_file()
+    best = Path("run/checkpoints/best-infomax")
+    best.mkdir()
+    for one in (checkpoint, best):
+        with pytest.raises(SystemExit):
+            main(["eval", str(one), "--data", "city"])
+        scores = Path("run/eval/city-val+step-000007/scores.json")
+        assert scores.is_file()
+        scores.unlink()
     assert len(list(Path("run/eval").iterdir())) == 6
     assert Path("run/eval/city-val/scores.json").read_bytes() == plain
     assert next(iter(score_files(Path("run")))) == "city-val"  # what reports show

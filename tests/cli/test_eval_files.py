@@ -12,7 +12,7 @@ from tests.cli.test_eval import evaluate, given, scores_of, write_city
 from tests.colors import COLORS, loaded_colors, random_labels
 from udaseg.cli import main
 from udaseg.commands import comparing
-from udaseg.commands.label_files import match_files, name_key, read_prediction
+from udaseg.commands.label_files import file_names, match_files, name_key, read_prediction
 from udaseg.data import ClassSpace, Sample
 from udaseg.errors import DataError
 
@@ -202,6 +202,17 @@ def test_images_of_one_name_are_told_apart_by_their_folders(tmp_path):
     with pytest.raises(DataError, match="several predictions for 1 of 1"):
         put(tmp_path, "cam/0.png", np.zeros((4, 4), np.uint8))
         match_files(tmp_path, samples[:1])
+
+
+def test_names_that_we_write_for_images_of_one_stem_are_found_again(tmp_path):
+    images = ["x/a.jpg", "x/a.png", "y/a.png", "x/b.png", "x/c.jpg", "y/c.png"]
+    samples = [Sample(name, None, 4, 4) for name in images]
+    names = file_names(samples)
+    assert names["x/a.jpg"] == "x/a.jpg.png"
+    for name in names.values():
+        put(tmp_path, name, np.zeros((4, 4), np.uint8))
+    found = [path.relative_to(tmp_path).as_posix() for path in match_files(tmp_path, samples)]
+    assert found == [names[name] for name in images]
 
 
 def test_ids_of_sixteen_bits_are_read_when_a_byte_holds_them(tmp_path):

@@ -3,8 +3,10 @@
 import csv
 import errno
 import hashlib
+import json
 import os
 import signal
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,10 +16,13 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.colors import loaded_colors, painted, random_labels
+from tests.colors import COLORS, loaded_colors, painted, random_labels
 from tests.predicting import predict
 from udaseg import build
+from udaseg.cli import options
 from udaseg.commands import prediction_paths
+from udaseg.commands.label_files import saved_classes
+from udaseg.data import ClassSpace
 from udaseg.errors import DataError, EnvironmentFault, Interrupted, PartialError, UsageError
 
 
@@ -244,3 +249,41 @@ def test_only_what_is_no_image_is_bad_data():
 def test_a_closed_screen_is_not_taken_for_a_full_disk():
     with pytest.raises(BrokenPipeError), prediction_paths.named_faults(Path("masks")):
         raise BrokenPipeError
+
+
+def test_masks_of_two_networks_in_one_folder_are_told_and_never_taken_for_one(run, caplog):
+    for name in "ab":
+        write_image(f"{name}.png", random_labels(8, 12))
+    predict("a.png")
+    predict("b.png")
+    assert "also" not in caplog.text
+    Path("masks/ids/b.png").unlink()
+    run["run"] = replace(loaded_colors(step=8), classes=ClassSpace(("x", "y", "z"), COLORS.colors))
+    predict("b.png")
+    said = "masks of other images that were made with another step, classes, such as masks"
+    assert said in caplog.text
+    (also,) = json.loads(Path("masks/prediction.json").read_text())["also_there"]
+    assert also["step"] == 7
+    with pytest.raises(UsageError, match="masks of several networks"):
+        predict("a.png", "b.png", resume=True)
+    with pytest.raises(DataError, match="networks with other classes"):
+        saved_classes(Path("masks/ids"))
+    predict("b.png", overwrite=True)
+    assert len(json.loads(Path("masks/prediction.json").read_text())["also_there"]) == 1
+    predict("a.png", "b.png", overwrite=True)  # all that is there is made anew
+    assert "also_there" not in json.loads(Path("masks/prediction.json").read_text())
+    assert saved_classes(Path("masks/ids")).names == ("x", "y", "z")
+
+
+def test_resume_notices_a_network_that_was_trained_anew_in_the_same_place(run):
+    write_image("a.png", random_labels(8, 12))
+    run["run"] = replace(loaded_colors(), sha256="one")
+    predict("a.png")
+    predict("a.png", resume=True)
+    run["run"] = replace(loaded_colors(), sha256="other")
+    with pytest.raises(UsageError, match="another checkpoint_sha256"):
+        predict("a.png", resume=True)
+
+
+def test_the_kinds_whose_masks_are_looked_for_are_all_that_there_are():
+    assert set(prediction_paths.KINDS) == set(options._SAVES)

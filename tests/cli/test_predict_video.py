@@ -154,6 +154,35 @@ def test_a_bad_video_is_named_leaves_nothing_and_stops_no_other():
     assert not list(Path("masks").rglob(".*"))
 
 
+def test_a_video_that_the_codec_does_not_take_stops_no_other():
+    write_film(Path("in/a.avi"), 3, fps=66.1234)
+    write_film(Path("in/b.mp4"), 3)
+    with pytest.raises(PartialError, match="1 of 2 inputs failed"):
+        predict("in", save=("ids", "overlay"), video="mp4")
+    with Path("masks/failures.csv").open(newline="") as file:
+        ((image, reason),) = ((row["image"], row["reason"]) for row in csv.DictReader(file))
+    assert Path(image).name == "a.avi"
+    assert reason.startswith(f"{image}: this OpenCV cannot write")
+    assert "66.12" in reason
+    assert "b.mp4" in files_below("masks/overlay")
+    assert not list(Path("masks").rglob(".*"))
+
+
+def test_failures_before_a_full_disk_are_named_all_the_same(monkeypatch):
+    Path("in").mkdir()
+    Path("in/a.mp4").write_bytes(b"no")
+    write_film(Path("in/b.mp4"), 3)
+    module = import_module("udaseg.commands.prediction_videos")
+
+    def fill(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(module, "write_masks", fill)
+    with pytest.raises(EnvironmentFault, match="disk full"):
+        predict("in")
+    assert "a.mp4: is no video" in Path("masks/failures.csv").read_text()
+
+
 def test_a_signal_in_a_video_leaves_nothing_of_it_and_resume_does_it_whole(run):
     write_film(Path("in/a.mp4"), 4)
     write_film(Path("in/b.mp4"), 6)

@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -287,3 +288,12 @@ def test_as_many_classes_as_a_byte_holds_can_still_be_scored(tmp_path):
     scores = scored(tmp_path, space(ours), space(theirs), prediction, truth)
     assert scores.means["mIoU"] == 1
     assert any("does not know b0" in note for note in scores.notes)
+
+
+def test_a_mean_that_neither_network_nor_labels_have_is_refused():
+    """Else `--fail-under` would judge the mean over 16 classes that nobody asked for."""
+    data = PreparedDataset("city", Path(), Path(), SIXTEEN, {"val": ()})
+    matrix = ConfusionMatrix(16)
+    refuse_protocol(SIXTEEN.names, 19, 19)  # the labels might have them
+    with pytest.raises(UsageError, match="no such mean, only mIoU-16, mIoU-13"):
+        summarise(matrix, SIXTEEN, data, "val", {}, protocol=19, convention=19)

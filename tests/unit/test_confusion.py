@@ -4,6 +4,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+import torch
 
 from udaseg.evaluation import SUBSETS, ConfusionMatrix, mean_subsets
 
@@ -82,6 +83,27 @@ def test_an_abstention_is_a_miss_and_in_the_union():
     assert matrix.iou().tolist() == [0.5, 0.5]
     assert matrix.pixel_accuracy() == 0.5
     assert matrix.truth.tolist() == [2, 2]
+
+
+def test_an_abstention_counts_where_the_truth_is_outside_too():
+    prediction = np.array([[0, 1, IGNORE, 0, IGNORE, IGNORE, 1]], np.uint8)
+    truth = np.array([[0, 1, 1, 2, 2, 3, 3]], np.uint8)
+    parts = []
+    for columns in (slice(0, 4), slice(4, None)):
+        part = ConfusionMatrix(2, num_outside=2)
+        part.update(prediction[:, columns], truth[:, columns])
+        parts.append(part)
+    parts[0].merge(parts[1])
+    for matrix in (parts[0], parts[0].over_ranks(torch.device("cpu"))):
+        assert matrix.truth_outside.tolist() == [2, 2]
+        assert matrix.abstained_outside.tolist() == [1, 1]
+        whole = matrix.with_outside([0, 1])
+        assert whole.truth.tolist() == [1, 2, 2, 2]
+        assert whole.iou().tolist() == [0.5, 1 / 3, 0, 0]
+        assert whole.pixel_accuracy() == 2 / 7
+        some = matrix.without_truth([1]).with_outside([1])
+        assert some.truth.tolist() == [1, 0, 2]
+        assert some.abstained.tolist() == [0, 0, 1]
 
 
 def test_with_all_pixels_ignored_nothing_is_measured():

@@ -9,10 +9,13 @@ import torch
 import torch.nn.functional as F
 
 from udaseg.evaluation import (
+    WHOLE_PX,
+    inference,
     label_image,
     labels_from_logits,
     network_size,
     predict_logits,
+    whole_size,
     windows,
 )
 
@@ -126,6 +129,31 @@ def test_of_equal_logits_the_first_class_wins():
     labels, confidence = labels_from_logits(torch.zeros(3, 2, 2), (4, 4), confidence=True)
     assert (labels == 0).all()
     np.testing.assert_allclose(confidence, 1 / 3, rtol=1e-6)
+
+
+class OnGpu(torch.Tensor):
+    """Says that it lies on a GPU."""
+
+    is_cuda = True
+
+
+def test_what_does_not_fit_on_a_gpu_is_enlarged_in_bands(monkeypatch):
+    logits = torch.randn(6, 7, 11, generator=torch.Generator().manual_seed(0))
+    expected, sure = labels_from_logits(logits, (50, 91), confidence=True, temperature=2)
+    asked = []
+
+    def no_room(*words, **options):
+        asked.append(options)
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(inference, "_label_at_once", no_room)
+    there = logits.as_subclass(OnGpu)
+    labels, same = labels_from_logits(there, (50, 91), confidence=True, temperature=2)
+    assert asked == [{"confidence": True, "temperature": 2, "align_corners": False}]
+    assert (labels == expected).all()
+    assert (same == sure).all()
+    with pytest.raises(torch.OutOfMemoryError):
+        labels_from_logits(logits, (50, 91), align_corners=True)
 
 
 def test_large_logits_give_a_finite_confidence():
@@ -255,3 +283,12 @@ def test_the_network_never_sees_many_more_pixels_than_in_training(stored):
 
 def test_without_a_trained_size_images_stay_as_they_are():
     assert network_size((333, 77), None) == (333, 77)
+
+
+@pytest.mark.parametrize("stored", [(3000, 4000), (600, 60_000), (2049, 2048)])
+def test_what_is_looked_at_whole_has_its_shape_and_no_more_than_most_pixels(stored):
+    height, width = whole_size(stored, None)
+    assert height * width <= WHOLE_PX * 1.001
+    assert height / width == pytest.approx(stored[0] / stored[1], 0.01)
+    assert whole_size((2048, 2048), None) == (2048, 2048)
+    assert whole_size(stored, (512, 1024)) == network_size(stored, (512, 1024))

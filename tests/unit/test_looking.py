@@ -2,6 +2,7 @@
 
 import threading
 import tracemalloc
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -175,3 +176,26 @@ def test_memory_does_not_grow_with_the_number_of_images(city):
     peak(3)
     few, many = peak(20), peak(120)
     assert many - few < 20 * image.nbytes
+
+
+class Keeping(Watching):
+    """Notes for each pass whether what the pass before made is still held by anyone."""
+
+    def __init__(self, most):
+        super().__init__(most)
+        self.made, self.held = None, []
+
+    def forward(self, images):
+        self.held.append(self.made is not None and self.made() is not None)
+        activations = images * 2
+        self.made = weakref.ref(activations)
+        return super().forward(images)
+
+
+def test_what_did_not_fit_is_let_go_of_before_the_halves(city):
+    network = Keeping(most=1)
+    samples = city.split("val")
+    looks = list(look_at(network, city, samples, Look(batch=3), device=CPU, truth=True))
+    assert all((each.labels == each.truth).all() for each in looks)
+    assert len(network.held) > len(samples)
+    assert not any(network.held)

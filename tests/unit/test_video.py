@@ -103,11 +103,18 @@ def test_a_video_whose_frames_are_damaged_is_refused_or_told(tmp_path, caplog):
     assert f"speaks of 20 frames, {given} could be decoded" in caplog.text
 
 
-def test_a_form_that_cannot_be_written_is_an_environment_fault(tmp_path):
+@pytest.mark.parametrize(("fps", "size"), [(25, (16, 20_000)), (66.1234, (16, 16))])
+def test_a_size_or_rate_that_cannot_be_written_is_told(tmp_path, fps, size):
     with (
-        pytest.raises(EnvironmentFault, match="write frames instead"),
-        VideoWriter(tmp_path / "film.mp4", 25, (16, 20_000)),
+        pytest.raises(DataError, match="frames a second as mp4; write frames instead"),
+        VideoWriter(tmp_path / "film.mp4", fps, size),
     ):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_not_there_is_not_taken_for_a_size(tmp_path):
+    with pytest.raises(FileNotFoundError), VideoWriter(tmp_path / "no/film.mp4", 25, (16, 16)):
         pass
 
 

@@ -36,9 +36,9 @@ from udaseg.evaluation import (
     Trust,
     fit_temperature,
     logits_at,
-    network_size,
     predict_logits,
     trust,
+    whole_size,
 )
 from udaseg.recipe import printable
 from udaseg.reporting import WorkProgress, percent
@@ -235,7 +235,7 @@ def _pixels(
 
 def _seen(loaded: build.LoadedRun, image: NDArray[np.uint8]) -> Tensor:
     """Return an image (1, 3, h, w) in [0, 1] at the size that `predict` shows it."""
-    size = network_size((image.shape[0], image.shape[1]), trained_size(loaded.recipe))
+    size = whole_size((image.shape[0], image.shape[1]), trained_size(loaded.recipe))
     shown = torch.from_numpy(resize_image(image, size)).to(loaded.device)
     return shown.permute(2, 0, 1)[None].float() / 255
 

@@ -87,9 +87,11 @@ def evaluate_files(
         convention=convention,
         release=release,
     )
-    strange = int(matrix.abstained.sum())
+    beyond = len(scores.names) > len(classes)  # truth that the network lacks is scored too
+    strange = int(matrix.abstained.sum()) + beyond * int(matrix.abstained_outside.sum())
     if strange:
-        share = percent(strange / int(matrix.truth.sum()))
+        labelled = int(matrix.truth.sum()) + beyond * int(matrix.truth_outside.sum())
+        share = percent(strange / labelled)
         note = f"{share} % of the labelled pixels hold an id of no class, which counts as an error"
         scores = replace(scores, notes=[*scores.notes, f"{note}; are these {ids} ids?"])
     if out is not None:
@@ -142,7 +144,7 @@ def count_files(
         for sample, (labels, truth) in zip(samples, read_ahead(read, samples), strict=True):
             matrix.update(labels, truth, truth_map, prediction_map)
             # ids of no class are rare, so a file is looked through only when it has some
-            if (total := int(matrix.abstained.sum())) > strange:
+            if (total := int(matrix.abstained.sum() + matrix.abstained_outside.sum())) > strange:
                 strange = total
                 unknown = [int(number) for number in np.unique(labels) if number not in known]
                 strangers |= {files[sample]: unknown} if unknown else {}

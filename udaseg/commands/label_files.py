@@ -121,13 +121,17 @@ def saved_classes(folder: Path) -> ClassSpace | None:
     `udaseg predict` and `eval --save` leave one, so that train ids keep their meaning.
 
     Raises:
-        DataError: It cannot be read.
+        DataError: It cannot be read, or tells of masks of networks with other classes.
     """
     path = next((at / FACTS for at in (folder, folder.parent) if (at / FACTS).is_file()), None)
     if path is None:
         return None
     try:
-        names = json.loads(path.read_text(encoding="utf-8"))["classes"]["names"]
+        known = json.loads(path.read_text(encoding="utf-8"))
+        names = known["classes"]["names"]
+        several = any(each["classes"]["names"] != names for each in known.get("also_there", []))
+        if several:
+            raise DataError(f"{path}: tells of masks of networks with other classes")
         return ClassSpace(tuple(map(str, names)), tuple((0, 0, 0) for _ in names))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: does not say which classes were predicted: {error}") from error
@@ -147,6 +151,7 @@ def match_files(folder: Path, samples: Sequence[Sample]) -> list[Path]:
     for path in find(folder, "**/*.png"):
         found[name_key(path.stem)].append(path)
     shared = Counter(name_key(PurePosixPath(sample.image).stem) for sample in samples)
+    own = file_names(samples)
     chosen: list[Path] = []
     missing: list[str] = []
     double: list[str] = []
@@ -154,6 +159,8 @@ def match_files(folder: Path, samples: Sequence[Sample]) -> list[Path]:
         image = PurePosixPath(sample.image)
         key = name_key(image.stem)
         paths = found[key]
+        if own[sample.image] == f"{sample.image}.png":  # a.jpg.png, of a.jpg beside a.png
+            paths = found[image.name] or paths
         if shared[key] > 1 or len(paths) > 1:
             paths = [path for path in paths if _agree(path.relative_to(folder), image)]
         if len(paths) == 1:
@@ -200,4 +207,5 @@ def _agree(path: Path, image: PurePosixPath) -> bool:
     """Return whether two paths are the same as far as both go up, names aside."""
     theirs, ours = path.parts[-2::-1], image.parts[-2::-1]
     same = all(a == b for a, b in zip(theirs, ours, strict=False))
-    return same and (path.stem == image.stem or name_key(path.stem) == name_key(image.stem))
+    names = (image.name, image.stem)
+    return same and (path.stem in names or name_key(path.stem) == name_key(image.stem))

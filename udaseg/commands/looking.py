@@ -210,23 +210,25 @@ def _batches(ready: Iterator[_Read], most: int) -> Iterator[list[_Read]]:
 
 def _logits(model: Model, batch: Sequence[_Read], look: Look, device: torch.device) -> list[Tensor]:
     """Return (K, h, w) of each image; a batch that does not fit in memory is halved."""
-    pixels = torch.from_numpy(np.stack([each.image for each in batch]))
-    if device.type == "cuda":
-        pixels = pixels.pin_memory()
     try:
-        images = pixels.to(device, non_blocking=True).permute(0, 3, 1, 2).float() / 255
-        logits = predict_batch(
-            model, images, window=look.window, flip=look.flip, scales=look.scales
-        )
+        return list(_together(model, batch, look, device))
     except torch.OutOfMemoryError:
         if len(batch) == 1:
             raise
-        half = len(batch) // 2
-        return [
-            *_logits(model, batch[:half], look, device),
-            *_logits(model, batch[half:], look, device),
-        ]
-    return list(logits)
+    # out of the handler, so that what did not fit is let go of first
+    half = len(batch) // 2
+    return [
+        *_logits(model, batch[:half], look, device),
+        *_logits(model, batch[half:], look, device),
+    ]
+
+
+def _together(model: Model, batch: Sequence[_Read], look: Look, device: torch.device) -> Tensor:
+    pixels = torch.from_numpy(np.stack([each.image for each in batch]))
+    if device.type == "cuda":
+        pixels = pixels.pin_memory()
+    images = pixels.to(device, non_blocking=True).permute(0, 3, 1, 2).float() / 255
+    return predict_batch(model, images, window=look.window, flip=look.flip, scales=look.scales)
 
 
 def _labels(

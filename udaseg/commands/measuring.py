@@ -18,10 +18,10 @@ from udaseg.evaluation import (
     labels_from_logits,
     mean_entropy,
     neighbourhood_density,
-    network_size,
     predict_logits,
     prior_drift,
     sample_pixels,
+    whole_size,
 )
 from udaseg.reporting import WorkProgress
 
@@ -91,7 +91,7 @@ def _on_target(
     with WorkProgress(f"select {candidate.name}", len(samples)) as progress:
         for number, sample in enumerate(samples):
             stored = read_image(sets.target.image_path(sample))
-            seen = network_size((stored.shape[0], stored.shape[1]), trained_size(loaded.recipe))
+            seen = whole_size((stored.shape[0], stored.shape[1]), trained_size(loaded.recipe))
             image = torch.from_numpy(resize_image(stored, seen)).to(loaded.device)
             image = image.permute(2, 0, 1)[None].float() / 255
             logits = predict_logits(loaded.segmenter, image)

@@ -19,8 +19,10 @@ from udaseg.commands.label_files import label_ids
 from udaseg.commands.prediction_images import Outcome, predict_images
 from udaseg.commands.prediction_look import Looker, looker
 from udaseg.commands.prediction_paths import (
+    ALSO,
     named_faults,
     newest_finished_run,
+    others_there,
     refuse_conflicts,
     refuse_existing,
     refuse_other_network,
@@ -109,17 +111,24 @@ def predict(
     facts = {"weights": weights, **looking.facts()}
     if resume:
         refuse_other_network(out / _FACTS, facts)
+        also = []
+    else:
+        also = others_there(out / _FACTS, facts, jobs)
     outcome = Outcome()
     with named_faults(out), StopSignal() as stop, shared(out, jobs):
         if overwrite:
             remove_masks(jobs)
-        write_json_atomic(out / _FACTS, {**facts, **_more_facts(looking)})
+        write_json_atomic(
+            out / _FACTS, {**facts, **_more_facts(looking), **({ALSO: also} if also else {})}
+        )
         images = [job for job in jobs if job.record is None]
         videos = [job for job in jobs if job.record is not None]
-        if images:
-            predict_images(images, looking, outcome, stop, resume=resume)
-        predict_videos(videos, looking, outcome, stop, out, resume=resume)
-        _write_failures(out / _FAILURES, outcome.failures)
+        try:
+            if images:
+                predict_images(images, looking, outcome, stop, resume=resume)
+            predict_videos(videos, looking, outcome, stop, out, resume=resume)
+        finally:  # also those before a fault of the machine
+            _write_failures(out / _FAILURES, outcome.failures)
     if stop.number is not None and outcome.seen < len(jobs):
         instead = " instead of --overwrite" if overwrite else ""
         what = "inputs" if videos else "images"
@@ -187,7 +196,7 @@ def _finish(
     what = "inputs" if videos else "images"
     shown = printable(str(out / _FAILURES))
     if failed == total:
-        raise DataError(f"none of {total} {what} could be read; {shown} says why of each")
+        raise DataError(f"none of {total} {what} could be masked; {shown} says why of each")
     written = total - outcome.kept - failed
     done = [f"{written - outcome.videos} images masked"] if images else []
     if outcome.videos:

@@ -47,6 +47,7 @@ class Looker:
         return {
             "checkpoint": str(loaded.checkpoint.resolve()),
             "step": loaded.step,
+            "checkpoint_sha256": loaded.sha256,
             "flip": self.flip,
             "window": None if self.window is None else list(self.window),
             "temperature": self.temperature,

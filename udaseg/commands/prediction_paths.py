@@ -16,6 +16,10 @@ from udaseg.recipe import printable
 
 log = logging.getLogger(__name__)
 
+ALSO = "also_there"
+"""Key of the facts of other networks whose masks lie in the same folder."""
+
+KINDS = ("color", "ids", "label-ids", "overlay", "confidence", "logits")
 TEMPORARY = ".video-"
 _LEFT_OVER = re.compile(r"\.[a-z0-9_]{8}\.tmp|\.video-[a-z0-9_]{8}")
 _FRAME = re.compile(r"[0-9]{6,}\.(png|npy)")
@@ -107,21 +111,67 @@ def refuse_other_network(path: Path, facts: dict[str, Any]) -> None:
     Raises:
         UsageError: Names what differs.
     """
+    before = _before(path)
+    if changed := _changed(before, facts):
+        raise UsageError(
+            f"{printable(str(path.parent))}: its masks were made with another {changed}; "
+            "--resume would mix them. Use --overwrite or another --out"
+        )
+    if before.get(ALSO):
+        raise UsageError(
+            f"{printable(str(path.parent))}: holds masks of several networks, so nobody knows "
+            "which of them --resume may keep. Use --overwrite or another --out"
+        )
+
+
+def others_there(path: Path, facts: dict[str, Any], jobs: Iterable[Job]) -> list[Any]:
+    """Return what made the masks of other images there, if not this command's network, and warn.
+
+    Args:
+        path: What the command before wrote of itself; it is about to be replaced.
+        facts: The same of this command.
+        jobs: What it writes; masks of these do not count, as all of them are made anew.
+
+    Raises:
+        UsageError: The file is damaged.
+    """
+    own = {mask for job in jobs for mask in job.outputs}
+    others = (
+        file
+        for kind in KINDS
+        for file in (path.parent / kind).rglob("*")
+        if not file.name.startswith(".") and file.is_file()
+        if own.isdisjoint((file, *file.parents))
+    )
+    before = _before(path)
+    also = list(before.pop(ALSO, []))
+    changed = _changed(before, facts)
+    if not (changed or also) or (other := next(others, None)) is None:
+        return []
+    log.warning(
+        "%s: also holds masks of other images that were made with another %s, such as %s; "
+        "--out DIR takes another folder",
+        *(printable(str(path.parent)), changed or "network", printable(str(other))),
+    )
+    return [*also, before] if changed else also
+
+
+def _before(path: Path) -> dict[str, Any]:
+    """Return what the command before wrote of itself, nothing where there was none."""
     if not path.exists():
-        return
+        return {}
     try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-        changed = [key for key, value in facts.items() if before.get(key) != value]
-    except (OSError, ValueError, AttributeError) as error:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
         raise UsageError(
             f"{printable(str(path))}: cannot be read ({error}), so nobody knows which network "
-            "made the masks there; use --overwrite"
+            "made the masks there; remove the file, or take another --out"
         ) from error
-    if changed:
-        raise UsageError(
-            f"{printable(str(path.parent))}: its masks were made with another "
-            f"{', '.join(changed)}; --resume would mix them. Use --overwrite or another --out"
-        )
+
+
+def _changed(before: dict[str, Any], facts: dict[str, Any]) -> str:
+    """Return in what a command differs from the one before; nothing where there was none."""
+    return ", ".join(key for key, value in facts.items() if before and before.get(key) != value)
 
 
 def remove_masks(jobs: Iterable[Job]) -> None:

@@ -186,9 +186,13 @@ class _Film:
             path.parent.mkdir()
             if self.job.in_frames(kind):
                 path.mkdir()
-            else:
-                writer = VideoWriter(path, self.film.fps, self.film.size)
+                continue
+            writer = VideoWriter(path, self.film.fps, self.film.size)
+            try:
                 self._writers[kind] = self._open.enter_context(writer)
+            except DataError as error:
+                self.__exit__(type(error), error, error.__traceback__)
+                raise DataError(f"{self.job.image}: {error}") from error
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:

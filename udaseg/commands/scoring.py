@@ -107,7 +107,7 @@ def evaluate(
     )
     words = [
         *([] if weights == "student" else [weights]),
-        *([run.stem] if run.is_file() else []),
+        *([] if run.resolve() == run_of(run).resolve() else [loaded.checkpoint.stem]),
         *look_words(look),
         *([] if protocol is None else [f"mean{protocol}"]),
         *([] if convention is None else [f"convention{convention}"]),

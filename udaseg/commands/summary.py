@@ -50,9 +50,12 @@ def summarise(
     possible = conventions(classes.names, truth)
     chosen = convention if convention in possible else next(iter(possible), None)
     scored = scored_under(chosen, matrix, classes.names, truth)
-    means = {
-        name: mean for name, mean in scored.means.items() if protocol in (None, _count(name))
-    } or scored.means
+    means = {name: mean for name, mean in scored.means.items() if protocol in (None, _count(name))}
+    if not means:  # as of 19 classes where neither network nor labels have all of them
+        raise UsageError(
+            f"--protocol {protocol}: network and labels of {dataset.name} together have no such "
+            f"mean, only {', '.join(scored.means)}"
+        )
     notes = _notes(scored, classes, dataset)
     if convention is not None and convention not in possible:
         notes.append(f"convention {convention} makes no difference to these classes")

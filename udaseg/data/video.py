@@ -142,8 +142,10 @@ class VideoWriter:
         size: (height, width) of a frame.
 
     Raises:
-        EnvironmentFault: On entering: this OpenCV cannot write such a video. On leaving: it is not
-            whole, as on a full disk, of which FFmpeg says nothing.
+        DataError: On entering: this OpenCV cannot write videos of this size or rate.
+        OSError: On entering: nothing can be written there.
+        EnvironmentFault: On leaving: it is not whole, as on a full disk, of which FFmpeg says
+            nothing.
     """
 
     def __init__(self, path: Path, fps: float, size: tuple[int, int]) -> None:
@@ -157,9 +159,11 @@ class VideoWriter:
         wide = (self._size[1], self._size[0])
         self._film = cv2.VideoWriter(str(self._path), cv2.CAP_FFMPEG, code, self._fps, wide)
         if not self._film.isOpened():
-            raise EnvironmentFault(
-                f"{self._path}: this OpenCV cannot write {wide[0]}x{wide[1]} as "
-                f"{self._path.suffix[1:]} here; write frames instead, or avi"
+            self._path.write_bytes(b"0")  # a folder that cannot be written says so
+            self._path.unlink()
+            raise DataError(
+                f"this OpenCV cannot write {wide[0]}x{wide[1]} at {self._fps:g} frames a second as "
+                f"{self._path.suffix[1:]}; write frames instead, or avi"
             )
         return self
 

@@ -33,7 +33,7 @@ from udaseg.evaluation.selection import (
     ranks,
     sample_pixels,
 )
-from udaseg.evaluation.sizes import network_size
+from udaseg.evaluation.sizes import WHOLE_PX, network_size, whole_size
 from udaseg.evaluation.temperature import (
     COLDEST,
     HOTTEST,
@@ -42,7 +42,7 @@ from udaseg.evaluation.temperature import (
     logits_at,
     trust,
 )
-from udaseg.evaluation.tiles import WHOLE_PX, label_image
+from udaseg.evaluation.tiles import label_image
 from udaseg.evaluation.together import Said, label_images, seen_in_tiles
 
 __all__ = [
@@ -85,5 +85,6 @@ __all__ = [
     "seen_in_tiles",
     "strangers",
     "trust",
+    "whole_size",
     "windows",
 ]

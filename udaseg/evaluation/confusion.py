@@ -26,6 +26,7 @@ class ConfusionMatrix:
         counts: (K, K) int64; rows are the truth, columns the prediction.
         abstained: (K,) int64; pixels of each true class predicted as none of the K.
         outside: (E, K) int64; what was predicted where the truth is outside.
+        abstained_outside: (E,) int64; pixels of these predicted as none of the K.
     """
 
     def __init__(self, num_classes: int, *, ignore: int = 255, num_outside: int = 0) -> None:
@@ -39,6 +40,7 @@ class ConfusionMatrix:
         self.outside: NDArray[np.int64] = np.zeros((num_outside, num_classes), np.int64)
         self.counts: NDArray[np.int64] = np.zeros((num_classes, num_classes), np.int64)
         self.abstained: NDArray[np.int64] = np.zeros(num_classes, np.int64)
+        self.abstained_outside: NDArray[np.int64] = np.zeros(num_outside, np.int64)
 
     def update(
         self,
@@ -82,7 +84,9 @@ class ConfusionMatrix:
         known = table[: self.num_classes]
         self.counts += known[:, : self.num_classes]
         self.abstained += known[:, self.num_classes :].sum(1)
-        self.outside += table[self.num_classes : stop, : self.num_classes]
+        beyond = table[self.num_classes : stop]
+        self.outside += beyond[:, : self.num_classes]
+        self.abstained_outside += beyond[:, self.num_classes :].sum(1)
 
     def merge(self, other: "ConfusionMatrix") -> None:
         """Add the counts of another matrix over the same classes."""
@@ -91,6 +95,7 @@ class ConfusionMatrix:
         self.counts += other.counts
         self.abstained += other.abstained
         self.outside += other.outside
+        self.abstained_outside += other.abstained_outside
 
     def with_outside(self, chosen: Sequence[int]) -> "ConfusionMatrix":
         """Return a matrix in which these outside classes are classes that were never predicted."""
@@ -98,6 +103,7 @@ class ConfusionMatrix:
         whole.counts[: self.num_classes, : self.num_classes] = self.counts
         whole.counts[self.num_classes :, : self.num_classes] = self.outside[list(chosen)]
         whole.abstained[: self.num_classes] = self.abstained
+        whole.abstained[self.num_classes :] = self.abstained_outside[list(chosen)]
         return whole
 
     def without_truth(self, classes: Sequence[int]) -> "ConfusionMatrix":
@@ -107,24 +113,32 @@ class ConfusionMatrix:
         part.counts[list(classes)] = 0
         part.abstained[list(classes)] = 0
         part.outside = self.outside.copy()
+        part.abstained_outside = self.abstained_outside.copy()
         return part
 
     def over_ranks(self, device: torch.device) -> "ConfusionMatrix":
         """Return the counts of all processes together; they travel through `device`."""
-        rows = np.concatenate([self.counts, self.abstained[None], self.outside])
+        rows = np.concatenate([self.counts, self.outside])
+        rows = np.column_stack([rows, [*self.abstained, *self.abstained_outside]])
         total = sum_over_ranks(torch.from_numpy(rows).to(device)).cpu().numpy()
         together = ConfusionMatrix(
             self.num_classes, ignore=self.ignore, num_outside=len(self.outside)
         )
-        together.counts = total[: self.num_classes].copy()
-        together.abstained = total[self.num_classes].copy()
-        together.outside = total[self.num_classes + 1 :].copy()
+        own = slice(self.num_classes)
+        together.counts, together.outside = total[own, own].copy(), total[own.stop :, own].copy()
+        together.abstained = total[own, own.stop].copy()
+        together.abstained_outside = total[own.stop :, own.stop].copy()
         return together
 
     @property
     def truth(self) -> NDArray[np.int64]:
         """(K,) pixels of each true class."""
         return np.asarray(self.counts.sum(1) + self.abstained, np.int64)
+
+    @property
+    def truth_outside(self) -> NDArray[np.int64]:
+        """(E,) pixels of each true class that cannot be predicted."""
+        return np.asarray(self.outside.sum(1) + self.abstained_outside, np.int64)
 
     def iou(self) -> NDArray[np.float64]:
         """Return (K,) intersection over union; NaN for a class without truth: unmeasured."""

@@ -152,15 +152,17 @@ def labels_from_logits(
     """
     on_device = logits.is_cuda and len(logits) * size[0] * size[1] <= _MOST_ON_DEVICE
     if on_device or align_corners:
-        wide = F.interpolate(
-            logits[None].float(), size, mode="bilinear", align_corners=align_corners
-        )[0]
-        top, winner = wide.max(0)
-        shares = None
-        if confidence:
-            total = (wide - top).div_(temperature).exp_().sum(0)
-            shares = total.reciprocal_().cpu().numpy()
-        return winner.to(torch.uint8).cpu().numpy(), shares
+        try:
+            return _label_at_once(
+                *(logits, size),
+                confidence=confidence,
+                temperature=temperature,
+                align_corners=align_corners,
+            )
+        except torch.OutOfMemoryError:
+            if align_corners:
+                raise
+    # also what did not fit on a GPU, out of the handler so that it is let go of
     planes = logits.float().cpu().contiguous().numpy()
     best = np.zeros(size, np.uint8)
     sure = np.empty(size, np.float32) if confidence else None
@@ -168,6 +170,24 @@ def labels_from_logits(
         share = None if sure is None else sure[rows]
         _label_band(planes, size, rows, best[rows], share, temperature)
     return best, sure
+
+
+def _label_at_once(
+    logits: Tensor,
+    size: tuple[int, int],
+    *,
+    confidence: bool,
+    temperature: float,
+    align_corners: bool,
+) -> tuple[NDArray[np.uint8], NDArray[np.float32] | None]:
+    """Do as `labels_from_logits` does with all planes enlarged, where the logits are."""
+    wide = F.interpolate(logits[None].float(), size, mode="bilinear", align_corners=align_corners)
+    top, winner = wide[0].max(0)
+    shares = None
+    if confidence:
+        total = (wide[0] - top).div_(temperature).exp_().sum(0)
+        shares = total.reciprocal_().cpu().numpy()
+    return winner.to(torch.uint8).cpu().numpy(), shares
 
 
 def _bands(height: int) -> Iterator[slice]:

@@ -2,6 +2,9 @@
 
 Size = tuple[int, int]
 
+WHOLE_PX = 2048 * 2048
+"""Most pixels that a network is shown at once."""
+
 _SAME_SHAPE = 0.02
 
 
@@ -23,5 +26,23 @@ def network_size(stored: Size, trained: Size | None) -> Size:
     ratio = (stored[1] / stored[0]) / (trained[1] / trained[0])
     if abs(ratio - 1) <= _SAME_SHAPE:
         return trained
-    factor = (trained[0] * trained[1] / (stored[0] * stored[1])) ** 0.5
-    return max(1, round(stored[0] * factor)), max(1, round(stored[1] * factor))
+    return _of_pixels(stored, trained[0] * trained[1])
+
+
+def whole_size(stored: Size, trained: Size | None) -> Size:
+    """Return the size at which an image is looked at whole, where tiles will not do.
+
+    That of `network_size`, or of more than `WHOLE_PX` pixels one of the same shape with as many.
+
+    Args:
+        stored: (height, width) of the image.
+        trained: (height, width) that the network was trained at, or None.
+    """
+    seen = network_size(stored, trained)
+    return seen if seen[0] * seen[1] <= WHOLE_PX else _of_pixels(seen, WHOLE_PX)
+
+
+def _of_pixels(size: Size, pixels: int) -> Size:
+    """Return the size of the same shape that has about `pixels`."""
+    factor = (pixels / (size[0] * size[1])) ** 0.5
+    return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))

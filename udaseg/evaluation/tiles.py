@@ -12,9 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from udaseg.evaluation.inference import Model, labels_from_logits, predict_logits
-
-WHOLE_PX = 2048 * 2048
-"""Most pixels that a network is shown at once."""
+from udaseg.evaluation.sizes import WHOLE_PX
 
 _CORE_PX = 1024
 _MARGIN_PX = 256

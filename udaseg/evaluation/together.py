@@ -8,7 +8,8 @@ import torch
 from numpy.typing import NDArray
 
 from udaseg.evaluation.inference import Model, labels_from_logits, predict_batch
-from udaseg.evaluation.tiles import WHOLE_PX, label_image
+from udaseg.evaluation.sizes import WHOLE_PX
+from udaseg.evaluation.tiles import label_image
 
 
 @dataclass(frozen=True)
