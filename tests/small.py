@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import nn
@@ -13,7 +14,26 @@ from udaseg.recipe import Recipe, load
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
-def small_segmenter(*, classes: int = 5, projector: bool = True, seed: int = 0) -> Segmenter:
+class NormedHead(DeepLabV2):
+    """A head with a batch norm before it, as DeepLab-v3+ has some inside."""
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__(channels, classes, (1, 2))
+        self.norm = nn.BatchNorm2d(channels)
+
+    def forward(self, low: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
+        """Return logits (B, K, h, w)."""
+        return super().forward(low, self.norm(last))
+
+
+def small_segmenter(
+    *,
+    classes: int = 5,
+    projector: bool = True,
+    seed: int = 0,
+    batch_norm: Literal["train", "affine_frozen", "frozen"] = "train",
+    head_norm: bool = False,
+) -> Segmenter:
     """Return a two-layer network of stride 8 with batch norm, a head, and a projector."""
     torch.manual_seed(seed)
     low = nn.Sequential(nn.Conv2d(3, 6, 3, 4, 1), nn.BatchNorm2d(6), nn.ReLU())
@@ -21,9 +41,9 @@ def small_segmenter(*, classes: int = 5, projector: bool = True, seed: int = 0) 
     body = Backbone(low, rest, (6, 8))
     return Segmenter(
         body,
-        DeepLabV2(8, classes, (1, 2)),
+        NormedHead(8, classes) if head_norm else DeepLabV2(8, classes, (1, 2)),
         output_stride=8,
-        batch_norm="train",
+        batch_norm=batch_norm,
         projector=Projector(8, 4) if projector else None,
     )
 

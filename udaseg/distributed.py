@@ -38,15 +38,17 @@ class _Voice:
         """Return what this rank is to raise for `error`."""
         if error is self._told or isinstance(error, RankFailed):
             return error
+        # the fault that this rank tells, in other words
+        again = self._told is not None and _came_of(error, self._told)
         if isinstance(error, Interrupted):  # on all ranks at once
             if rank() > 0:
                 return RankFailed(str(error), error.exit_code, told=True)
             self._told = error
             return error
-        if _is_loss(error):
+        if _is_loss(error) and not again:
             return self._of_loss(error)
         code, text = _told(error)
-        if not self._first():
+        if not again and not self._first():
             return RankFailed(text, code, told=True)
         with contextlib.suppress(RuntimeError):
             self._notes.set("why", json.dumps([code, text]))
@@ -275,6 +277,14 @@ def _told(error: Exception) -> tuple[int, str]:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return EnvironmentFault.exit_code, str(error).partition("\n")[0]
     return 1, f"{type(error).__name__}: {error}"
+
+
+def _came_of(error: BaseException, first: BaseException) -> bool:
+    """Return whether `error` was raised while `first` was dealt with."""
+    found: BaseException | None = error
+    while found is not None and found is not first:
+        found = found.__cause__ or found.__context__
+    return found is first
 
 
 def _is_loss(error: Exception) -> bool:

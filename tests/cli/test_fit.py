@@ -1,7 +1,9 @@
 """`udaseg train` and `udaseg adapt` as a user runs them, on a tiny toyland."""
 
+import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -221,6 +223,118 @@ def test_starting_from_weights_takes_the_student(root, finished, tmp_path):
     assert "not of this network" in said.stderr
 
 
+def without_checkpoints(run):
+    """Take a run back to how a kill before its first checkpoint leaves it."""
+    shutil.rmtree(run / "checkpoints")
+    (run / "status.json").write_text('{"state": "running", "step": 0}')
+
+
+def starting_weights(finished, folder, step):
+    """Copy a checkpoint of a run to where a user keeps weights."""
+    folder.mkdir(exist_ok=True)
+    for kind in ("pt", "json"):
+        shutil.copy(finished / "checkpoints" / f"step-{step:06d}.{kind}", folder)
+    return folder / f"step-{step:06d}.pt"
+
+
+def test_a_run_from_weights_that_goes_on_before_its_first_checkpoint_begins_with_them(
+    root, finished, tmp_path
+):
+    start, out = starting_weights(finished, tmp_path / "start", 6), tmp_path / "run"
+    adapt(root, out, "--init", "start/step-000006.pt", "validation.data=null", method="dacs")
+    wanted = tensors(out)
+    again = ("adapt", "--resume", out, "--root", root)
+    without_checkpoints(out)
+    (tmp_path / "elsewhere").mkdir()
+    udaseg(*again, cwd=tmp_path / "elsewhere")
+    assert_same(tensors(out), wanted)
+    whole = start.read_bytes()
+    start.write_bytes(whole[:-1])
+    udaseg(*again, cwd=tmp_path)  # it has a checkpoint of its own and needs no other
+    without_checkpoints(out)
+    said = udaseg(*again, cwd=tmp_path, expect=3).stderr
+    assert f"{start} (--init)" in said
+    assert "holds other bytes now; put back the one with SHA-256" in said
+    start.unlink()
+    said = udaseg(*again, cwd=tmp_path, expect=3).stderr
+    assert "cannot be read any more (No such file or directory)" in said
+    start.write_bytes(whole)
+    udaseg(*again, cwd=tmp_path)
+    assert_same(tensors(out), wanted)
+    (out / "init.json").write_text("{")
+    without_checkpoints(out)
+    assert "init.json: is damaged" in udaseg(*again, cwd=tmp_path, expect=3).stderr
+
+
+def test_torchruns_second_start_begins_with_the_weights_of_the_first(
+    root, finished, tmp_path, monkeypatch
+):
+    """The run that `--init` names has trained on in between."""
+    starting_weights(finished, tmp_path / "start", 4)
+    out, words = tmp_path / "run", ["--init", tmp_path / "start", "validation.data=null"]
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    adapt(root, out, *words, method="dacs", steps=2)
+    wanted = tensors(out)
+    without_checkpoints(out)
+    starting_weights(finished, tmp_path / "start", 6)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    said = adapt(root, out, *words, method="dacs", steps=2)
+    assert "torchrun started again" in said.stderr
+    assert_same(tensors(out), wanted)
+
+
+def test_a_run_that_takes_the_place_of_its_own_start_knows_its_digest(root, finished, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    start = out / "checkpoints" / "step-000006.pt"
+    digest = json.loads(start.with_suffix(".json").read_text())["sha256"]
+    words = ["--init", start, "--overwrite", "validation.data=null"]
+    adapt(root, out, *words, method="dacs", steps=1)
+    told = json.loads((out / "init.json").read_text())
+    assert told == {"checkpoint": str(start), "sha256": digest, "step": 6}
+    adapt(root, out, "--overwrite", "validation.data=null", method="dacs", steps=1)
+    assert not (out / "init.json").exists()
+
+
+def test_a_checkpoint_from_before_the_first_step_is_gone_on_from(root, tmp_path):
+    """A signal while the run goes back to its begin leaves one."""
+    out = tmp_path / "run"
+    words = ["optimizer.lr=1e-12", "validation.data=null"]
+    adapt(root, out, *words, method="dacs", steps=1)
+    last, first = (out / "checkpoints" / f"step-00000{step}.pt" for step in (1, 0))
+    payload = torch.load(last, weights_only=True)
+    payload["step"] = 0
+    payload["optimizer"]["state"] = {}
+    payload["objective"]["student.head.classify.bias"].fill_(7.0)
+    for path in (last, last.with_suffix(".json")):
+        path.unlink()
+    torch.save(payload, first)
+    data = first.read_bytes()
+    manifest = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    first.with_suffix(".json").write_text(json.dumps(manifest))
+    udaseg("adapt", "--resume", out, "--root", root, cwd=tmp_path)
+    bias = tensors(out)["student.head.classify.bias"]
+    assert torch.allclose(bias, torch.full_like(bias, 7.0))
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_again_unasked(
+    root, finished, tmp_path
+):
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    for path in (out / "checkpoints").glob("step-*.pt"):
+        path.write_bytes(path.read_bytes()[:-1])
+    before = {path.name: path.read_bytes() for path in (out / "checkpoints").iterdir()}
+    again = ("adapt", "--resume", out, "--root", root)
+    said = udaseg(*again, cwd=tmp_path, expect=3).stderr
+    assert "(step-000006.pt, step-000004.pt, step-000002.pt)" in said
+    assert "remove the folder to train again" in said
+    assert {path.name: path.read_bytes() for path in (out / "checkpoints").iterdir()} == before
+    shutil.rmtree(out / "checkpoints")
+    udaseg(*again, cwd=tmp_path)
+    assert_same(tensors(out), tensors(finished))
+
+
 @pytest.fixture(scope="session")
 def longer(root, tmp_path_factory):
     """Return a finished run that is long enough for a signal to come in its middle."""
@@ -379,12 +493,18 @@ def test_two_writers_of_one_run_are_refused_and_a_dead_ones_lock_is_taken_over(
     root, finished, tmp_path
 ):
     lock = finished / "writer.lock"
-    lock.write_text(json.dumps({"pid": os.getpid(), "host": os.uname().nodename}))
+    living = os.getppid()
+    lock.write_text(json.dumps({"pid": living, "host": os.uname().nodename}))
     try:
         said = udaseg("adapt", "--resume", finished, "--root", root, cwd=tmp_path, expect=2)
-        assert str(os.getpid()) in said.stderr
-        lock.write_text(json.dumps({"pid": 2**22 - 1, "host": os.uname().nodename}))
-        udaseg("adapt", "--resume", finished, "--root", root, cwd=tmp_path)
+        assert f"process {living} on" in said.stderr
+        # in a container that is started again the dead process had the number that this one has
+        for dead in (2**22 - 1, os.getpid()):
+            lock.write_text(json.dumps({"pid": dead, "host": os.uname().nodename}))
+            udaseg("adapt", "--resume", finished, "--root", root, cwd=tmp_path)
+            assert not lock.exists()
+        lock.write_text(json.dumps({"pid": os.getpid(), "host": "another-host"}))
+        udaseg("adapt", "--resume", finished, "--root", root, cwd=tmp_path, expect=2)
     finally:
         lock.unlink(missing_ok=True)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.cli.running import udaseg
-from tests.cli.test_fit import assert_same, tensors
+from tests.cli.test_fit import assert_same, tensors, without_checkpoints
 from tests.damage import flips
 from tests.toy import TINY, toy_root
 from udaseg.commands.run_check import checked
@@ -104,6 +104,18 @@ def test_the_same_command_again_goes_on_with_what_is_left(root, three, tmp_path)
     assert "another recipe" in again.stderr
 
 
+def test_a_seed_that_was_stopped_before_its_first_checkpoint_begins_with_the_same_weights(
+    root, three, tmp_path
+):
+    out = tmp_path / "seeds"
+    every = words(root, out, "--seeds", "0,1", "--init", three[0] / "s2", "validation.data=null")
+    udaseg(*every, cwd=tmp_path)
+    wanted = tensors(out / "s1")
+    without_checkpoints(out / "s1")
+    assert "seed 1: goes on" in udaseg(*every, cwd=tmp_path).stderr
+    assert_same(tensors(out / "s1"), wanted)
+
+
 def test_a_seed_that_diverges_leaves_the_others_theirs(root, tmp_path, monkeypatch):
     from udaseg.commands import fit
 
@@ -194,6 +206,7 @@ def test_a_score_is_held_against_what_the_recipe_expects(one):
         ("no checkpoint", 3, "is gone"),
         ("no metrics", 3, "metrics.jsonl: is gone"),
         ("cut metrics", 3, "metrics.jsonl"),
+        ("a step twice", 3, "metrics.jsonl: its steps do not rise"),
         ("no environment", 3, "environment.json: is gone"),
         ("unfinished", 3, "not finished: interrupted, step 1 of 2"),
         ("recipe edited", 3, "another recipe"),
@@ -212,6 +225,9 @@ def test_what_is_wrong_with_a_run_is_named(one, harm, code, expected):
         "no checkpoint": checkpoint.unlink,
         "no metrics": metrics.unlink,
         "cut metrics": lambda: metrics.write_text(metrics.read_text()[:-9]),
+        "a step twice": lambda: metrics.write_text(
+            metrics.read_text() + metrics.read_text().splitlines()[-1] + "\n"
+        ),
         "no environment": (one / "environment.json").unlink,
         "unfinished": lambda: status.write_text('{"state": "interrupted", "step": 1}'),
         "recipe edited": lambda: recipe.write_text(
@@ -225,6 +241,25 @@ def test_what_is_wrong_with_a_run_is_named(one, harm, code, expected):
     }
     harms[harm]()
     assert expected in verify(one, expect=code).stderr
+
+
+@pytest.mark.parametrize(("processes", "batch", "code"), [(2, 1, 0), (2, 2, 3), (1, 1, 3)])
+def test_checkpoints_of_other_processes_are_the_runs_if_the_step_is_as_large(
+    one, processes, batch, code
+):
+    """As two processes leave it which went on with the run of one, of 2 + 2 images a step."""
+    for name, old, new in (
+        ("recipe.yaml", "source: 2\n", f"source: {batch}\n"),
+        ("recipe.yaml", "target: 2\n", f"target: {batch}\n"),
+        ("environment.json", '"processes": 1', f'"processes": {processes}'),
+    ):
+        text = (one / name).read_text()
+        assert text.count(old) == 1
+        (one / name).write_text(text.replace(old, new))
+    said = verify(one, expect=code)
+    assert ("another recipe" in said.stderr) == bool(code)
+    (one / "environment.json").unlink()
+    assert ("another recipe" in verify(one, expect=3).stderr) == (batch == 1)
 
 
 def test_a_damaged_run_among_the_seeds_is_named(three, tmp_path):

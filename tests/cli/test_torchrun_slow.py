@@ -95,6 +95,7 @@ def test_a_run_goes_on_with_another_number_of_processes_if_the_step_is_as_large(
     assert "2 before, 1 now" in said.stderr
     said = udaseg("adapt", "--resume", run, "--root", root, "--batch", 2, cwd=tmp_path)
     assert "with 1 processes, before with 2" in said.stderr
+    assert "lines of metrics" in udaseg("verify", run, cwd=tmp_path).stdout
     # and it is one process's run from now on
     udaseg("adapt", "--resume", run, "--root", root, cwd=tmp_path)
     _, err = torchrun("adapt", "--resume", run, "--root", root, cwd=tmp_path, expect=1)

@@ -9,13 +9,15 @@ from types import ModuleType
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from tests.cli.running import udaseg
 from tests.cli.test_fit import adapt, assert_same, tensors
 from tests.toy import toy_root
-from udaseg.commands import recording, tensorboard
+from udaseg.commands import keeping, recording, tensorboard
 from udaseg.commands.cost import read_cost
 from udaseg.engine import load
+from udaseg.errors import DataError
 
 OFTEN = ["machine.checkpoint_every=2", "machine.log_every=1", "machine.preview_every=2"]
 STEPS = 6
@@ -90,6 +92,41 @@ def test_the_best_checkpoint_can_be_used_like_a_run(watched, root, tmp_path):
     assert f"student at step {record['best']}" in said.stdout
     assert (watched / "eval" / "toyland-target-val" / "scores.json").is_file()
     assert not (best / "eval").exists()
+
+
+def test_a_run_that_keeps_its_best_is_whole(watched, tmp_path):
+    said = udaseg("verify", watched, cwd=tmp_path)
+    assert f"{STEPS + 3} lines of metrics" in said.stdout
+
+
+def test_a_device_that_is_too_full_to_compare_ends_no_run(watched, root, tmp_path, monkeypatch):
+    real, steps = keeping.measure, []
+
+    def measured(candidate, *rest, **words):
+        steps.append(candidate.step)
+        if candidate.step == 4:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
+        real(candidate, *rest, **words)
+
+    monkeypatch.setattr(keeping, "measure", measured)
+    out = tmp_path / "run"
+    words = [*OFTEN, "--keep-best", "infomax", "--no-tensorboard"]
+    said = adapt(root, out, *words, method="dacs", steps=STEPS)
+    assert said.stderr.count("no more checkpoints are compared in this run") == 1
+    assert "Tried to allocate 2.00 GiB.)" in said.stderr
+    assert steps == [2, 4]
+    assert [event["step"] for event in events(out) if "select" in event] == [2]
+    assert_same(tensors(out), tensors(watched))
+
+
+def test_images_that_cannot_be_read_for_comparing_end_the_run(root, tmp_path, monkeypatch):
+    def broken(*_, **__):
+        raise DataError("a.png: damaged")
+
+    monkeypatch.setattr(keeping, "measure", broken)
+    words = [*OFTEN, "--keep-best", "infomax", "--no-tensorboard"]
+    said = adapt(root, tmp_path / "run", *words, method="dacs", steps=2, expect=3)
+    assert "a.png: damaged" in said.stderr
 
 
 @pytest.mark.parametrize("compared", [True, False])

@@ -85,12 +85,28 @@ def test_files_are_synced_before_they_are_named_and_the_manifest_comes_last(tmp_
 
 def test_only_the_newest_are_kept_and_leftovers_are_swept(tmp_path):
     (tmp_path / "step-000000.pt.tmp").write_bytes(b"killed while writing")
-    for step in (1, 2, 10, 9):
+    for step in (1, 2, 9, 10):
         _save(tmp_path, step)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         *("step-000009.json", "step-000009.pt"),
         *("step-000010.json", "step-000010.pt"),
     ]
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_damaged_ones_of_later_steps_push_out_none_that_is_made_again(tmp_path, keep):
+    for step in (8, 9):
+        path = _save(tmp_path, step, keep=9)
+        path.write_bytes(path.read_bytes()[:-1])
+    for step in range(1, 8):
+        _save(tmp_path, step, keep=keep)
+        assert newest(tmp_path).step == step
+        whole = sorted(int(path.stem[5:]) for path in tmp_path.glob("*.pt"))
+        assert whole == [*range(max(1, step - keep + 1), step + 1), 8, 9]
+    for step in (8, 9):
+        _save(tmp_path, step, keep=keep)
+    assert len(list(tmp_path.glob("*.pt"))) == len(list(tmp_path.glob("*.json"))) == keep
+    assert load(tmp_path / "step-000009.pt").step == 9
 
 
 @pytest.mark.parametrize("cut", range(0, 100, 7))

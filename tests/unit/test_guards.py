@@ -293,6 +293,47 @@ def test_memory_that_runs_out_later_leaves_a_whole_state(where, done):
     assert differing(everything(run), states[done]) == []
 
 
+def test_memory_that_runs_out_after_going_back_is_no_first_step_that_does_not_fit():
+    """The state that it goes back to has steps behind it: to begin again would do them twice."""
+    run, states, back = tiny_fit(checkpoint_every=2), {}, []
+    assert inject(run, "optimiser state", 3) == []
+
+    def full(*_):
+        if back:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    run.objective.student.head.register_forward_hook(full)
+    with pytest.raises(RanOut) as error:
+        trained(
+            run,
+            on_step=lambda number, _: states.setdefault(number, everything(run)),
+            guard=Guard(run, on_return=back.append),
+        )
+    assert back == [error.value.done] == [2]
+    assert differing(everything(run), states[2]) == []
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes",
+    ],
+)
+def test_each_way_to_say_that_memory_is_used_up_is_understood(said):
+    run = tiny_fit(objective=plain_objective())
+
+    def full(*_):
+        raise torch.AcceleratorError(said) if "CUDA error" in said else RuntimeError(said)
+
+    run.objective.student.head.register_forward_hook(full)
+    with pytest.raises(DoesNotFit) as error:
+        trained(run)
+    assert str(error.value) == said.partition("\n")[0]
+
+
 def test_other_runtime_errors_stay_what_they_are():
     run = tiny_fit(objective=plain_objective())
     run.objective.student.head.register_forward_hook(lambda *_: torch.zeros(2) @ torch.zeros(3))

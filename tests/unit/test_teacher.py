@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 from tests.small import small_segmenter
 from udaseg.adaptation import Teacher
@@ -58,6 +59,26 @@ def test_batch_statistics_depend_on_the_batch_and_running_ones_do_not():
         alone = teacher(images[:1]).logits
         together = teacher(torch.cat([images[:1], images[1:] * 0.1])).logits[:1]
         assert torch.allclose(alone, together, atol=1e-5) != batch_statistics
+
+
+@pytest.mark.parametrize("batch_norm", ["train", "affine_frozen", "frozen"])
+def test_with_equal_weights_a_teacher_of_batch_statistics_says_what_the_student_says(batch_norm):
+    """The student in training; frozen norms keep statistics that are not the batch's."""
+    student = small_segmenter(batch_norm=batch_norm, head_norm=True)
+    teacher = Teacher(student, momentum=0.9, batch_statistics=True)
+    norms = [part for part in student.modules() if isinstance(part, nn.BatchNorm2d)]
+    assert [norm.training for norm in norms] == [batch_norm != "frozen"] * 2 + [True]
+    for network in (student, teacher.network):
+        for norm in network.modules():
+            if isinstance(norm, nn.BatchNorm2d):
+                norm.running_mean.fill_(0.3)
+    student.train()
+    teacher.train()
+    images = torch.rand(2, 3, 32, 32)
+    seen = teacher(images).logits
+    assert torch.allclose(seen, student(images).logits, atol=1e-6)
+    alone = teacher(images[:1]).logits
+    assert not torch.allclose(seen[:1], alone, atol=1e-4), "the head's norm goes by the batch"
 
 
 def test_the_projection_head_follows_too():

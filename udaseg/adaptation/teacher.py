@@ -15,7 +15,8 @@ class Teacher(nn.Module):
         student: Copied as the start.
         momentum: phi <- a phi + (1 - a) theta with a = min(1 - 1/(step + 1), momentum).
         batch_statistics: Normalise by the batch at hand instead of by running statistics, as DACS
-            was released; the running statistics stay as they are either way.
+            was released; the running statistics stay as they are either way. Norms that the
+            student keeps frozen stay frozen here too: its weights fit those statistics alone.
 
     Reference:
         Tarvainen and Valpola, mean teachers (2017), with the ramp of DACS (2021).
@@ -33,8 +34,9 @@ class Teacher(nn.Module):
         super().train(mode)
         self.network.eval()
         if self.batch_statistics and mode:
+            frozen = set(self.network.frozen_norms())
             for module in self.network.modules():
-                if isinstance(module, nn.BatchNorm2d):
+                if isinstance(module, nn.BatchNorm2d) and module not in frozen:
                     module.training = True
                     module.track_running_stats = False
         return self

@@ -60,6 +60,7 @@ class LoadedRun:
         step: Steps it was trained for.
         checkpoint: The file it came from.
         device: Where it is.
+        sha256: Of the file it came from.
     """
 
     segmenter: Segmenter
@@ -68,6 +69,7 @@ class LoadedRun:
     step: int
     checkpoint: Path
     device: torch.device
+    sha256: str = ""
 
 
 def device_type(word: str) -> str:
@@ -268,7 +270,9 @@ def load_run(path: Path, *, weights: str = "student", device: str = "auto") -> L
         raise CheckpointError(f"{checkpoint.path}: does not fit its own recipe: {error}") from error
     made.to(where).to(memory_format=torch.channels_last)
     made.eval().requires_grad_(False)
-    return LoadedRun(made, classes, recipe, checkpoint.step, checkpoint.path, where)
+    return LoadedRun(
+        *(made, classes, recipe, checkpoint.step, checkpoint.path, where), sha256=checkpoint.sha256
+    )
 
 
 def find_checkpoint(path: Path) -> Checkpoint:

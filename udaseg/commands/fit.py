@@ -15,10 +15,11 @@ from udaseg.commands.legs import Plan, train_to_the_end
 from udaseg.commands.memory_plan import say_memory
 from udaseg.commands.plan import announce, say_plan
 from udaseg.commands.resuming import checkpoint_of
+from udaseg.commands.starting import start_of
 from udaseg.commands.tensorboard import wants_board
 from udaseg.data import PreparedDataset, open_dataset
 from udaseg.distributed import by_first_rank, first_of_host_first, rank, session, world_size
-from udaseg.engine import deterministic
+from udaseg.engine import Checkpoint, deterministic
 from udaseg.errors import UsageError
 from udaseg.recipe import Recipe, adapts, dump, load
 from udaseg.reporting import log_to_file
@@ -101,7 +102,8 @@ def adapt(
             validation = _validation(recipe, root)
             wants_board(recipe.machine.tensorboard)
             sets = open_keeping_sets(recipe, root)
-        start = None if init is None else build.find_checkpoint(init)
+        # the run knows its own: torchrun's second start names it again, as it is by then
+        start = _start(init) if resume is None else start_of(folder)
         # in a list, so that a later leg can let go of it: two networks need not fit in memory
         current = [build.run(recipe, source, target, init=start)]
         assert source.classes is not None
@@ -113,9 +115,13 @@ def adapt(
                 Console(soft_wrap=True, highlight=False).print(Text(dump(recipe).rstrip()))
             return folder
         with contextlib.ExitStack() as held:
-            by_first_rank(
-                lambda: _claim(held, folder, recipe, command, anew=not resume, over=overwrite)
-            )
+            if resume is None:
+                by_first_rank(
+                    lambda: run_folder.create(
+                        folder, recipe, command, overwrite=overwrite, init=start
+                    )
+                )
+            by_first_rank(lambda: _hold(held, folder))
             checkpoint = None if resume is None else checkpoint_of(folder, recipe)
             keeper = None if sets is None else Keeper(recipe, sets, source.classes, folder)
             plan = Plan(recipe, source, target, validation, folder, checkpoint, fit_memory, keeper)
@@ -125,18 +131,12 @@ def adapt(
     return folder
 
 
-def _claim(
-    held: contextlib.ExitStack,
-    folder: Path,
-    recipe: Recipe,
-    command: Sequence[str],
-    *,
-    anew: bool,
-    over: bool,
-) -> None:
-    """Make the run folder, unless it is resumed; hold it and its log while `held` lasts."""
-    if anew:
-        run_folder.create(folder, recipe, command, overwrite=over)
+def _start(init: Path | None) -> Checkpoint | None:
+    return None if init is None else build.find_checkpoint(init)
+
+
+def _hold(held: contextlib.ExitStack, folder: Path) -> None:
+    """Hold the run folder and its log while `held` lasts."""
     held.enter_context(run_folder.writing(folder))
     held.enter_context(log_to_file(folder / "train.log"))
 

@@ -64,6 +64,9 @@ class Keeper:
         sets: What checkpoints are looked at with; no target label is in it.
         classes: Outputs of the network.
         folder: Of the run.
+
+    Attributes:
+        gave_up: The device could not do it, so nothing more is compared until a resume.
     """
 
     def __init__(self, recipe: Recipe, sets: Sets, classes: ClassSpace, folder: Path) -> None:
@@ -72,6 +75,7 @@ class Keeper:
         self._recipe, self._sets, self._classes, self._run = recipe, sets, classes, folder
         better = next(each.better for each in CRITERIA if each.name == self.criterion)
         self._sign = 1.0 if better == "higher" else -1.0
+        self.gave_up = False
 
     def knows(self, step: int) -> bool:
         """Return whether the checkpoint of `step` was compared."""

@@ -7,8 +7,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from udaseg import build
 from udaseg.commands.ending import take_target_statistics
 from udaseg.commands.keeping import Keeper
@@ -17,7 +15,15 @@ from udaseg.commands.room import advice, in_smaller_parts
 from udaseg.commands.stages import open_leg
 from udaseg.data import ClassSpace, PreparedDataset
 from udaseg.distributed import one_voice, rank
-from udaseg.engine import Checkpoint, DoesNotFit, Fit, StopSignal, fit, restore
+from udaseg.engine import (
+    Checkpoint,
+    DoesNotFit,
+    Fit,
+    StopSignal,
+    fit,
+    is_out_of_memory,
+    restore,
+)
 from udaseg.errors import (
     DataError,
     DivergedError,
@@ -91,13 +97,13 @@ def _to_the_end(plan: Plan, current: list[Fit], stop: StopSignal) -> None:
     except UdasegError as error:
         status.failed(code=error.exit_code, reason=str(error))
         raise
-    except torch.OutOfMemoryError as error:
-        reason = str(error).partition("\n")[0]
-        if current:
-            reason = advice(recipe, current[0], reason, fit_given=plan.fit_memory)
-        status.failed(code=EnvironmentFault.exit_code, reason=reason)
-        raise EnvironmentFault(reason) from error
     except BaseException as error:
+        if is_out_of_memory(error):
+            reason = str(error).partition("\n")[0] or "out of memory"
+            if current:
+                reason = advice(recipe, current[0], reason, fit_given=plan.fit_memory)
+            status.failed(code=EnvironmentFault.exit_code, reason=reason)
+            raise EnvironmentFault(reason) from error
         # whatever it was, the folder must not say for ever that the run goes on
         status.failed(code=1, reason=f"{type(error).__name__}: {error}")
         raise
@@ -123,7 +129,7 @@ def _all_legs(plan: Plan, current: list[Fit], status: RunStatus, stop: StopSigna
                 )
                 current.append(opened)
                 del opened
-        if plan.checkpoint is not None and plan.done > leg.begin:
+        if plan.checkpoint is not None and (plan.done > leg.begin or leg.number == 0):
             _continue(plan, current[0], extra)
         first = max(done, leg.begin)
         while True:

@@ -32,10 +32,11 @@ log = logging.getLogger(__name__)
 Pixels = NDArray[np.uint8]
 
 FOLDER = "previews"
+DEVICE_FAULTS = (RuntimeError, MemoryError)
+"""What a device that is full or broken raises."""
 _MOST = 20
 _IMAGES = 2
 _COLUMN_PX = 320
-_DEVICE_FAULTS = (RuntimeError, MemoryError)
 
 
 class Previews:
@@ -79,7 +80,7 @@ class Previews:
         try:
             sheet = self._sheet()
             write_png(path, sheet)
-        except (UdasegError, OSError, *_DEVICE_FAULTS) as error:
+        except (UdasegError, OSError, *DEVICE_FAULTS) as error:
             log.warning("%s: no more previews in this run (%s)", path, error)
             self._every = 0
             return None

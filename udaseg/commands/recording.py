@@ -11,7 +11,7 @@ from udaseg import build
 from udaseg.adaptation import LossReport
 from udaseg.commands.cost import Cost
 from udaseg.commands.keeping import Keeper
-from udaseg.commands.previews import Previews
+from udaseg.commands.previews import DEVICE_FAULTS, Previews
 from udaseg.commands.scoring import score, show, write_scores
 from udaseg.commands.stages import end_of
 from udaseg.commands.summary import shown_size, summarise
@@ -194,15 +194,22 @@ class Recorder:
     def _compare(self, done: int, *, again: bool = False) -> None:
         """Keep the checkpoint of `done` steps if it is the best so far, where that was asked for.
 
-        Asked again after a resume: a kill may have come between writing and comparing.
+        Asked again after a resume: a kill may have come between writing and comparing. A device
+        that is too full for it ends the comparing and nothing else.
         """
         path = self.folder / "checkpoints" / f"step-{done:06d}.pt"
-        if self.keeper is None or not self.writes:
+        if self.keeper is None or self.keeper.gave_up or not self.writes:
             return
         if (self.keeper.knows(done) and not again) or not path.is_file():
             return
-        with alone():
-            value = self.keeper.look(self.made, path, done)
+        try:
+            with alone():
+                value = self.keeper.look(self.made, path, done)
+        except DEVICE_FAULTS as error:
+            said = str(error).strip().partition("\n")[0] or type(error).__name__
+            log.warning("%s: no more checkpoints are compared in this run (%s)", path, said)
+            self.keeper.gave_up = True
+            return
         self._write(done, {"select": {self.keeper.criterion: value}})
 
     def _save(self, folder: Path, done: int) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 from udaseg.commands import run_folder
 from udaseg.commands.room import take_over_parts
 from udaseg.distributed import gathered, rank, world_size
-from udaseg.engine import Checkpoint, newest
-from udaseg.errors import EnvironmentFault, RecipeError
+from udaseg.engine import Checkpoint, manifests, newest
+from udaseg.errors import CheckpointError, EnvironmentFault, RecipeError
 from udaseg.recipe import BatchSize, Recipe, Staged, from_dict, load, numbers_of
 
 log = logging.getLogger(__name__)
@@ -20,6 +20,7 @@ def checkpoint_of(folder: Path, recipe: Recipe) -> Checkpoint | None:
     Raises:
         RecipeError: The numbers are others than before, or a step has another number of images.
         EnvironmentFault: The processes do not see the same folder.
+        CheckpointError: There are checkpoints, and all of them are damaged.
     """
     before, processes = load(folder / "recipe.yaml"), run_folder.processes_of(folder)
     _refuse_other_numbers(folder / "recipe.yaml", (before, processes), recipe)
@@ -29,6 +30,12 @@ def checkpoint_of(folder: Path, recipe: Recipe) -> Checkpoint | None:
         raise EnvironmentFault(
             f"{folder}: the processes find checkpoints of the steps {steps}; put the run folder "
             "on a file system that all hosts share"
+        )
+    if checkpoint is None and (damaged := manifests(folder / "checkpoints")):
+        named = ", ".join(path.with_suffix(".pt").name for path in damaged)
+        raise CheckpointError(
+            f"{folder / 'checkpoints'}: none of the checkpoints can be read ({named}); put whole "
+            "copies in their place, or remove the folder to train again from step 0 with --resume"
         )
     if checkpoint is not None:
         then = from_dict(checkpoint.recipe)
@@ -57,7 +64,7 @@ def _refuse_other_numbers(where: Path, before: tuple[Recipe, int], now: Recipe) 
         now: The recipe now.
     """
     processes = before[1]
-    changed = _differences(_numbers(*before), _numbers(now, world_size()), "")
+    changed = _differences(numbers_with(*before), numbers_with(now, world_size()), "")
     if not changed:
         return
     text = f"{where}: --resume continues with the same numbers, but " + "; ".join(changed)
@@ -70,7 +77,7 @@ def _refuse_other_numbers(where: Path, before: tuple[Recipe, int], now: Recipe) 
     raise RecipeError(f"{text}. Start a new run with --init instead")
 
 
-def _numbers(recipe: Recipe, processes: int) -> dict[str, object]:
+def numbers_with(recipe: Recipe, processes: int) -> dict[str, object]:
     """Return what changes the numbers of a run, with the images of all processes."""
     batch = BatchSize(recipe.batch.source * processes, recipe.batch.target * processes)
     method = recipe.method

@@ -3,13 +3,16 @@
 import itertools
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
+from udaseg.commands.resuming import numbers_with
+from udaseg.commands.run_folder import processes_of
 from udaseg.commands.run_record import read_scores, score_files
 from udaseg.commands.seeds import SUMMARY
 from udaseg.engine import Checkpoint, load
@@ -102,13 +105,14 @@ def _look_at_files(check: Check, recipe: Recipe) -> None:
         check.good.append(f"finished, {recipe.steps} steps")
     try:
         lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        steps = [int(json.loads(line)["step"]) for line in lines]
+        events = [json.loads(line) for line in lines]
+        steps = [int(event["step"]) for event in events]
     except FileNotFoundError:
         return
     except (OSError, ValueError, LookupError, TypeError) as error:
         check.missing.append(f"metrics.jsonl: cannot be read ({error})")
         return
-    if any(later <= earlier for earlier, later in itertools.pairwise(steps)):
+    if not all(itertools.starmap(_rises, itertools.pairwise(events))):
         check.missing.append("metrics.jsonl: its steps do not rise")
     elif state == "done" and (not steps or steps[-1] != recipe.steps):
         check.missing.append(f"metrics.jsonl: ends before step {recipe.steps}")
@@ -116,8 +120,16 @@ def _look_at_files(check: Check, recipe: Recipe) -> None:
         check.good.append(f"{len(steps)} lines of metrics")
 
 
+def _rises(before: Mapping[str, Any], event: Mapping[str, Any]) -> bool:
+    """Return whether a line of metrics may follow another one."""
+    # what a checkpoint is worth has a line of its own, after the one of its step
+    beside = "select" in event and event.keys() <= {"step", "stage", "select"}
+    return int(event["step"]) >= int(before["step"]) + (not beside)
+
+
 def _look_at_checkpoints(check: Check, recipe: Recipe) -> None:
     files = sorted(_checkpoint_files(check.folder))
+    known = (check.folder / "environment.json").is_file()
     sound: list[Checkpoint] = []
     for path in files:
         if not path.with_suffix(".json").is_file():
@@ -128,7 +140,9 @@ def _look_at_checkpoints(check: Check, recipe: Recipe) -> None:
         except CheckpointError as error:
             check.damaged.append(str(error))
             continue
-        if recipe_digest(from_dict(found.recipe)) != recipe_digest(recipe):
+        # a run may go on with other processes, as long as a step has as many images
+        then = numbers_with(from_dict(found.recipe), found.processes)
+        if then != numbers_with(recipe, processes_of(check.folder) if known else found.processes):
             check.damaged.append(f"{path}: was made with another recipe than recipe.yaml")
             continue
         sound.append(found)

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import torch
 
+from udaseg.commands.starting import START, start_document
 from udaseg.distributed import world_size
+from udaseg.engine import Checkpoint
 from udaseg.errors import EnvironmentFault, UsageError
 from udaseg.recipe import Recipe, dump
 from udaseg.reporting import read_json, write_json_atomic, write_text_atomic
@@ -41,13 +43,30 @@ def run_of(path: Path) -> Path:
     return folder if inside is None else inside.parent
 
 
-def create(folder: Path, recipe: Recipe, command: Sequence[str], *, overwrite: bool) -> None:
+def create(
+    folder: Path,
+    recipe: Recipe,
+    command: Sequence[str],
+    *,
+    overwrite: bool,
+    init: Checkpoint | None = None,
+) -> None:
     """Make a new run folder with all that is needed to run it again.
+
+    Args:
+        folder: Of the run.
+        recipe: Of the run.
+        command: What the user typed.
+        overwrite: Take the place of a run that is there.
+        init: What the run starts from.
 
     Raises:
         UsageError: It exists and is not empty, and `overwrite` was not asked for.
+        CheckpointError: What it starts from is gone.
         EnvironmentFault: It cannot be written.
     """
+    # read first: it may lie in the very folder that is overwritten
+    start = None if init is None else start_document(init)
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder}: is a file; choose another --out")
     if folder.is_dir() and any(folder.iterdir()):
@@ -65,6 +84,9 @@ def create(folder: Path, recipe: Recipe, command: Sequence[str], *, overwrite: b
         shutil.rmtree(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if start is not None:
+            # before the recipe, which makes it a run that can be resumed
+            write_json_atomic(folder / START, start)
         (folder / "recipe.yaml").write_text(dump(recipe), encoding="utf-8")
         (folder / "command.txt").write_text(shlex.join(command) + "\n", encoding="utf-8")
         write_json_atomic(folder / "environment.json", environment())
@@ -156,7 +178,8 @@ def _refuse_second_writer(folder: Path) -> None:
         pid, host = int(holder["pid"]), str(holder["host"])
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return
-    if host == platform.node() and not _alive(pid):
+    # of this very number it is a process of before: in a container each start may get the same
+    if host == platform.node() and (pid == os.getpid() or not _alive(pid)):
         return
     if _restarts() and holder.get("launch") == _launch():
         return  # torchrun ended all processes before it started these

@@ -1,12 +1,12 @@
 """The engine: the loop with its guards and alarms, optimisers, signals, and checkpoints."""
 
 from udaseg.engine.alarms import LOOK_EVERY, Alarm, CollapseWatch
-from udaseg.engine.checkpoint import Checkpoint, load, newest, restore, save
+from udaseg.engine.checkpoint import Checkpoint, load, manifests, newest, restore, save
 from udaseg.engine.determinism import deterministic
 from udaseg.engine.footprint import Footprint, footprint
 from udaseg.engine.guards import Dropped, Guard
 from udaseg.engine.loop import fit
-from udaseg.engine.memory import DoesNotFit, RanOut, free
+from udaseg.engine.memory import DoesNotFit, RanOut, free, is_out_of_memory
 from udaseg.engine.optim import (
     Together,
     Trainer,
@@ -37,7 +37,9 @@ __all__ = [
     "fit",
     "footprint",
     "free",
+    "is_out_of_memory",
     "load",
+    "manifests",
     "newest",
     "optimizer",
     "rate_factor",

@@ -42,6 +42,7 @@ class Checkpoint:
         objective: State of student, teacher and regularizers.
         optimizer: State of the optimiser, with parameter names.
         processes: How many trained; the recipe's batch is that of each.
+        sha256: Of the file.
     """
 
     path: Path
@@ -52,6 +53,7 @@ class Checkpoint:
     objective: dict[str, torch.Tensor]
     optimizer: dict[str, Any]
     processes: int = 1
+    sha256: str = ""
 
 
 def save(
@@ -65,7 +67,10 @@ def save(
     files: Mapping[str, str],
     keep: int,
 ) -> Path:
-    """Write the checkpoint of `step` into `folder`, then drop all but the newest `keep`.
+    """Write the checkpoint of `step` into `folder`, then drop all but the newest `keep` up to it.
+
+    Those of later steps stay. A run that makes its steps again found them damaged, and if they
+    counted, they would push out the only ones that can be read.
 
     Raises:
         EnvironmentFault: The folder is not writable or the disk is full; older ones are intact.
@@ -109,7 +114,7 @@ def save(
             f"{path}: could not be written ({_reason(error)}); free some space, then go on with "
             "--resume"
         ) from error
-    for manifest_path in _manifests(folder)[keep:]:
+    for manifest_path in [each for each in manifests(folder) if _step(each) <= step][keep:]:
         manifest_path.unlink()
         manifest_path.with_suffix(".pt").unlink(missing_ok=True)
     return path
@@ -155,13 +160,14 @@ def load(path: Path) -> Checkpoint:
         path=path,
         # checkpoints of one process once did not say so
         processes=int(payload.get("processes", 1)),
+        sha256=_sha256(path) if manifest is None else str(manifest["sha256"]),
         **{key: payload[key] for key in _REQUIRED if key != "format"},
     )
 
 
 def newest(folder: Path) -> Checkpoint | None:
     """Return the newest checkpoint that is whole, or None; damaged ones are named in a warning."""
-    for manifest_path in _manifests(folder):
+    for manifest_path in manifests(folder):
         try:
             return load(manifest_path.with_suffix(".pt"))
         except CheckpointError as error:
@@ -194,10 +200,15 @@ def restore(checkpoint: Checkpoint, objective: nn.Module, optimizer: Trainer) ->
     return checkpoint.step
 
 
-def _manifests(folder: Path) -> list[Path]:
-    """Return the manifests in `folder`, newest step first."""
+def manifests(folder: Path) -> list[Path]:
+    """Return the manifests of the checkpoints in `folder`, newest step first, damaged or not."""
     found = [path for path in folder.glob("step-*.json") if path.stem[5:].isdigit()]
-    return sorted(found, key=lambda path: int(path.stem[5:]), reverse=True)
+    return sorted(found, key=_step, reverse=True)
+
+
+def _step(path: Path) -> int:
+    """Return the step that the name of a checkpoint or its manifest tells."""
+    return int(path.stem[5:])
 
 
 def _read_manifest(path: Path) -> dict[str, Any] | None:

@@ -44,14 +44,17 @@ def fit(
     while True:
         try:
             guard.begin_from(done)
-            return _steps(run, done, guard, on_step, stop)
+            return _steps(run, done, guard, on_step, stop, begun=first)
         except StateNotFinite as found:
             done = guard.go_back(found.step)
         if stop.asked():
             return done
 
 
-def _steps(run: Fit, first: int, guard: Guard, on_step: OnStep, stop: StopSignal) -> int:
+def _steps(
+    run: Fit, first: int, guard: Guard, on_step: OnStep, stop: StopSignal, *, begun: int
+) -> int:
+    """Train from step `first`, of a run that began with step `begun` and may have gone back."""
     steps = len(run.batches)
     trained = [part for group in run.optimizer.param_groups for part in group["params"]]
     loader = batches_from(run.batches, first, workers=run.workers, pin=run.device.type == "cuda")
@@ -62,7 +65,7 @@ def _steps(run: Fit, first: int, guard: Guard, on_step: OnStep, stop: StopSignal
         own_step, own_steps = step - run.begin, (steps - run.begin) / run.schedule_stop
         rate = rate_factor(own_step, own_steps, power=run.power, warmup=run.warmup)
         set_rate(run.optimizer, rate)
-        with _enough_memory(run, guard, first):
+        with _enough_memory(run, guard, begun):
             guard.begin(step)
             report = gradients(run, batch)
             if guard.accepts(report, _clipped(trained, run.clip_norm)):
@@ -91,7 +94,7 @@ def _clipped(trained: list[nn.Parameter], limit: float | None) -> Tensor:
 
 
 @contextlib.contextmanager
-def _enough_memory(run: Fit, guard: Guard, first: int) -> Iterator[None]:
+def _enough_memory(run: Fit, guard: Guard, begun: int) -> Iterator[None]:
     """Turn running out of memory into an error that tells how the run stands, after undoing."""
     try:
         yield
@@ -100,6 +103,6 @@ def _enough_memory(run: Fit, guard: Guard, first: int) -> Iterator[None]:
             raise
         done = guard.undo()
         told = memory_told(run.device) or str(error).strip().partition("\n")[0]
-        if done == first:
+        if done == begun:
             raise DoesNotFit(told) from error
         raise RanOut(f"out of memory on {run.device} after step {done}: {told}", done) from error

@@ -24,7 +24,11 @@ from udaseg.data import Batch
 from udaseg.engine.parts import Fit
 from udaseg.errors import DivergedError, EnvironmentFault
 
-_CPU_WORDS = ("can't allocate memory", "not enough memory")
+# the CPU's allocator and the libraries of CUDA have no error class of their own for it
+_WORDS = (
+    *("can't allocate memory", "not enough memory"),
+    *("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED"),
+)
 
 
 class DoesNotFit(EnvironmentFault):
@@ -48,8 +52,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Return whether `error` says that memory is used up, on a GPU or not."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    # the CPU's allocator has no error of its own
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in _CPU_WORDS)
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in _WORDS)
 
 
 def free() -> None:

@@ -131,10 +131,13 @@ class Segmenter(nn.Module):
     def train(self, mode: bool = True) -> "Segmenter":
         """Set training mode; frozen batch norms stay in evaluation mode."""
         super().train(mode)
-        if self.batch_norm == "frozen":
-            for norm in self._backbone_norms():
-                norm.eval()
+        for norm in self.frozen_norms():
+            norm.eval()
         return self
+
+    def frozen_norms(self) -> list[nn.Module]:
+        """Return the batch norms that normalise by their running statistics in training too."""
+        return self._backbone_norms() if self.batch_norm == "frozen" else []
 
     def _backbone_norms(self) -> list[nn.Module]:
         return [part for part in self.backbone.modules() if isinstance(part, nn.BatchNorm2d)]

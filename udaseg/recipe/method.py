@@ -13,7 +13,7 @@ class Teacher:
     Attributes:
         momentum: phi <- a phi + (1 - a) theta with a = min(1 - 1/(step + 1), momentum).
         batch_statistics: Normalise by the batch (as DACS released it) instead of by the
-            student's running statistics.
+            student's running statistics. Norms that `model.batch_norm: frozen` keeps do not.
     """
 
     momentum: float
