@@ -51,13 +51,16 @@ def judged(rows: list[Row]) -> dict[str, tuple[float, float]]:
     result = {"any": (max(scores) - mean(scores), nan)}
     for name, order in orders(rows).items():
         first = [score for score, rank in zip(scores, order, strict=True) if rank == min(order)]
-        result[name] = (max(scores) - mean(first), rank_correlation(order, truth))
+        # of equals the later, as `select` has it; there is a last one for each run
+        taken = mean(first) if name == "last" else first[-1]
+        result[name] = (max(scores) - taken, rank_correlation(order, truth))
     return result
 
 
 def table(title: str, parts: list[dict[str, tuple[float, float]]]) -> None:
     sys.stdout.write(f"{title:<24}{'lost':>8}{'worst':>8}{'correlation':>14}\n")
-    for name in ("last", "source", *(key for key in parts[0] if key not in ("last", "source"))):
+    names = dict.fromkeys(("last", "source", *(key for part in parts for key in part)))
+    for name in names:
         lost, order = zip(*(part[name] for part in parts if name in part), strict=True)
         known = [value for value in order if not isnan(value)]
         shown = f"{mean(known):+.2f}" if known else "-"

@@ -144,12 +144,24 @@ def test_a_collapsed_network_wins_by_entropy_alone(home):
 
 
 def test_collapsed_networks_are_named_and_not_chosen_whatever_the_votes_say(home):
-    del home.cities["toyland"]  # without the source, most criteria are for one sure class
+    # without the source, and with teachers that have collapsed, most are for one sure class
+    del home.cities["toyland"]
+    home.teachers = dict.fromkeys(home.networks, Constant())
     said = udaseg("select", "run", cwd=home.path)
     rows = {row["step"]: row["mean_rank"] for row in document(home)["candidates"]}
     assert rows[20] < rows[40]
     assert step_chosen(home, "consensus") == 40
     assert "one class, so not chosen: run 10, run 20" in said.stdout
+
+
+def test_neighbourhood_density_is_shown_and_has_no_vote(home):
+    said = udaseg("select", "run", cwd=home.path)
+    assert "snd" in said.stdout
+    assert "without a vote: teacher" in said.stdout  # that of `snd` is not missed
+    made = document(home)
+    assert made["criteria"]["snd"]["votes"] is False
+    assert made["candidates"][-1]["snd"] > 0
+    assert "snd" in made["chosen"]
 
 
 def test_if_all_have_collapsed_one_is_chosen_still(home):

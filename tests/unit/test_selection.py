@@ -149,8 +149,9 @@ def test_a_criterion_with_a_gap_has_no_vote():
 
 
 def test_the_best_of_most_criteria_wins_the_vote():
-    columns = {"entropy": [0.1, 0.2, 0.3], "snd": [5.0, 6.0, 4.0], "source": [0.4, 0.6, 0.5]}
-    mean, _ = mean_ranks(columns)
+    columns = {"entropy": [0.1, 0.2, 0.3], "flip": [5.0, 6.0, 4.0], "source": [0.4, 0.6, 0.5]}
+    mean, voted = mean_ranks(columns)
+    assert (mean, voted) == mean_ranks({**columns, "snd": [9.0, 1.0, 9.0]})
     assert min(range(3), key=mean.__getitem__) == 1
 
 

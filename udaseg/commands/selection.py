@@ -205,7 +205,7 @@ def _print_table(
     collapsed = [printable(each.name) for each in candidates if each.collapsed]
     if collapsed:
         say.print(Text(f"calls nearly everything one class, so not chosen: {', '.join(collapsed)}"))
-    silent = [criterion.name for criterion in CRITERIA if criterion.name not in voted]
+    silent = [each.name for each in CRITERIA if each.votes and each.name not in voted]
     if silent:
         say.print(Text(f"not computed for every candidate, so without a vote: {', '.join(silent)}"))
     say.print(Text(f"chosen by mean rank: {printable(str(chosen[CONSENSUS].checkpoint))}"))

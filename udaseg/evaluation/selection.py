@@ -26,17 +26,23 @@ class Criterion:
         name: Key in tables and files.
         better: Which of two values is preferred.
         meaning: One line for people.
+        votes: Has a say in the choice by mean rank.
     """
 
     name: str
     better: Literal["lower", "higher"]
     meaning: str
+    votes: bool = True
 
 
 CRITERIA = (
     Criterion("entropy", "lower", "mean entropy of the predictions; 1 is a uniform guess"),
     Criterion("infomax", "higher", "sure of each pixel, yet many classes over all pixels"),
-    Criterion("snd", "higher", "soft neighbourhood density: pixels have many near neighbours"),
+    # on both pairs that were studied it ranks checkpoints against the labels (BENCHMARKS.md)
+    Criterion(
+        *("snd", "higher", "soft neighbourhood density: pixels have many near neighbours"),
+        votes=False,
+    ),
     Criterion("teacher", "higher", "mIoU between the student's labels and the teacher's"),
     Criterion("flip", "higher", "mIoU between the labels of an image and of its mirror image"),
     Criterion("source", "higher", "mIoU on labelled source images"),
@@ -195,17 +201,17 @@ def mean_ranks(columns: Mapping[str, Sequence[float | None]]) -> tuple[list[floa
     """Return the mean rank of each candidate over the criteria, and the criteria that voted.
 
     A criterion that could not be computed for some candidate (None) has no vote: ranks among a
-    part of the candidates would not compare with ranks among all.
+    part of the candidates would not compare with ranks among all. Nor has one that is told not to.
 
     Args:
         columns: Values of each criterion of `CRITERIA` by its name, one a candidate.
     """
-    better = {criterion.name: criterion.better for criterion in CRITERIA}
+    known = {criterion.name: criterion for criterion in CRITERIA}
     voted: dict[str, list[float]] = {}
     for name, values in columns.items():
         measured = [value for value in values if value is not None]
-        if measured and len(measured) == len(values):
-            voted[name] = ranks(measured, better[name])
+        if known[name].votes and measured and len(measured) == len(values):
+            voted[name] = ranks(measured, known[name].better)
     votes = list(zip(*voted.values(), strict=True))
     return [sum(row) / len(row) for row in votes], list(voted)
 
