@@ -23,6 +23,8 @@ _SCRIPT = """
 import multiprocessing, os, signal, sys, threading, time
 phase, whole_group, number, again, first = {facts!r}
 fired = []
+# as in a terminal: what a script starts in the background ignores SIGINT from its birth
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def send():
     if whole_group:
