@@ -1,6 +1,29 @@
 """`python -m udaseg`, which is also what torchrun starts."""
 
+import logging
+import os
+import sys
+
 from udaseg.cli import main
 
+
+def _end_now(code: object) -> None:
+    """End one of several processes without Python's teardown.
+
+    All is written by then, but threads of the process group that are taken down in an unlucky
+    order abort the process, and torchrun calls a finished run a failed one.
+    """
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
+
+
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except SystemExit as stop:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            _end_now(stop.code)
+        raise
