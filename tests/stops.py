@@ -70,11 +70,11 @@ else:
                 yield batch
         loop.batches_from = batches_from
     elif phase == "save":
-        real = checkpoint._sha256
+        real = checkpoint.sha256_of
         def digest(path):
             fire()
             return real(path)
-        checkpoint._sha256 = digest
+        checkpoint.sha256_of = digest
     elif phase == "prune":
         real = pathlib.Path.unlink
         def unlink(path, *words, **options):

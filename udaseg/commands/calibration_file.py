@@ -1,11 +1,11 @@
 """`calibration.json` of a run: the temperature of its confidence, and which network it is for."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 from udaseg.commands.run_folder import run_of
+from udaseg.engine import sha256_of
 from udaseg.errors import DataError
 from udaseg.recipe import printable
 from udaseg.reporting import write_json_atomic
@@ -24,8 +24,7 @@ def digest_of(checkpoint: Path) -> str:
         manifest = json.loads(checkpoint.with_suffix(".json").read_text(encoding="utf-8"))
         return str(manifest["sha256"])
     except (OSError, ValueError, LookupError, TypeError):
-        with checkpoint.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of(checkpoint)
 
 
 def write_calibration(checkpoint: Path, weights: str, facts: dict[str, Any]) -> Path:

@@ -24,6 +24,7 @@ from udaseg.errors import UsageError
 from udaseg.evaluation import (
     WHOLE_PX,
     Model,
+    in_halves,
     label_image,
     labels_from_logits,
     network_size,
@@ -210,17 +211,7 @@ def _batches(ready: Iterator[_Read], most: int) -> Iterator[list[_Read]]:
 
 def _logits(model: Model, batch: Sequence[_Read], look: Look, device: torch.device) -> list[Tensor]:
     """Return (K, h, w) of each image; a batch that does not fit in memory is halved."""
-    try:
-        return list(_together(model, batch, look, device))
-    except torch.OutOfMemoryError:
-        if len(batch) == 1:
-            raise
-    # out of the handler, so that what did not fit is let go of first
-    half = len(batch) // 2
-    return [
-        *_logits(model, batch[:half], look, device),
-        *_logits(model, batch[half:], look, device),
-    ]
+    return list(in_halves(lambda part: _together(model, part, look, device), batch))
 
 
 def _together(model: Model, batch: Sequence[_Read], look: Look, device: torch.device) -> Tensor:

@@ -62,11 +62,8 @@ def create(
 
     Raises:
         UsageError: It exists and is not empty, and `overwrite` was not asked for.
-        CheckpointError: What it starts from is gone.
         EnvironmentFault: It cannot be written.
     """
-    # read first: it may lie in the very folder that is overwritten
-    start = None if init is None else start_document(init)
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder}: is a file; choose another --out")
     if folder.is_dir() and any(folder.iterdir()):
@@ -84,9 +81,9 @@ def create(
         shutil.rmtree(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if start is not None:
+        if init is not None:
             # before the recipe, which makes it a run that can be resumed
-            write_json_atomic(folder / START, start)
+            write_json_atomic(folder / START, start_document(init))
         (folder / "recipe.yaml").write_text(dump(recipe), encoding="utf-8")
         (folder / "command.txt").write_text(shlex.join(command) + "\n", encoding="utf-8")
         write_json_atomic(folder / "environment.json", environment())

@@ -1,10 +1,9 @@
 """What a run starts from with `--init`, kept in its folder for as long as it has no checkpoint."""
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
-from udaseg.engine import Checkpoint, load, manifests
+from udaseg.engine import Checkpoint, load, manifests, sha256_of
 from udaseg.errors import CheckpointError
 from udaseg.reporting import read_json
 
@@ -12,16 +11,12 @@ START = "init.json"
 
 
 def start_document(init: Checkpoint) -> dict[str, Any]:
-    """Return what a run's `init.json` says: the file, its SHA-256, and its step.
-
-    Raises:
-        CheckpointError: The file is gone.
-    """
-    path = init.path.absolute()
-    try:
-        return {"checkpoint": str(path), "sha256": _sha256(path), "step": init.step}
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    """Return what a run's `init.json` says: the file, its SHA-256 as it was read, and its step."""
+    return {
+        "checkpoint": str(init.path.absolute()),
+        "sha256": init.sha256,
+        "step": init.step,
+    }
 
 
 def start_of(folder: Path) -> Checkpoint | None:
@@ -42,7 +37,7 @@ def start_of(folder: Path) -> Checkpoint | None:
         )
     path, digest = Path(str(known["checkpoint"])), known["sha256"]
     try:
-        trouble = None if _sha256(path) == digest else "holds other bytes now"
+        trouble = None if sha256_of(path) == digest else "holds other bytes now"
     except OSError as error:
         trouble = f"cannot be read any more ({error.strerror})"
     if trouble is not None:
@@ -52,8 +47,3 @@ def start_of(folder: Path) -> Checkpoint | None:
             "--overwrite and another --init"
         )
     return load(path)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

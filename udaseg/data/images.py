@@ -1,5 +1,6 @@
 """Reading images and labels from bytes, and writing PNGs: exact ids, true reasons, atomic files."""
 
+import contextlib
 import io
 import os
 import tempfile
@@ -130,11 +131,10 @@ def read_label_ids(
         raise DataError(f"{path}: a JPEG blurs the ids; labels must be stored without loss (PNG)")
     if form == "8-bit gray" and label_format == "ids":
         # OpenCV decodes it faster than Pillow; a file that it refuses gets Pillow's reason
-        grey = cv2.imdecode(
-            np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION
-        )
-        if grey is not None and grey.ndim == 2 and grey.dtype == np.uint8:
-            return np.asarray(grey)
+        with contextlib.suppress(DataError):
+            grey = _decoded(path, data, cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
+            if grey.ndim == 2 and grey.dtype == np.uint8:
+                return grey
     mode, pixels = _as_stored(path, data, in_color=label_format == "rgb")
     if label_format == "rgb":
         if mode not in ("RGB", "RGBA", "P"):

@@ -1,7 +1,7 @@
 """The engine: the loop with its guards and alarms, optimisers, signals, and checkpoints."""
 
 from udaseg.engine.alarms import LOOK_EVERY, Alarm, CollapseWatch
-from udaseg.engine.checkpoint import Checkpoint, load, manifests, newest, restore, save
+from udaseg.engine.checkpoint import Checkpoint, load, manifests, newest, restore, save, sha256_of
 from udaseg.engine.determinism import deterministic
 from udaseg.engine.footprint import Footprint, footprint
 from udaseg.engine.guards import Dropped, Guard
@@ -46,4 +46,5 @@ __all__ = [
     "restore",
     "save",
     "set_rate",
+    "sha256_of",
 ]

@@ -97,7 +97,7 @@ def save(
         with temporary.open("wb") as file:
             torch.save(payload, file)  # noqa: TID251 (the writer of checkpoints)
             _sync(file.fileno())
-        digest = _sha256(temporary)
+        digest = sha256_of(temporary)
         size = temporary.stat().st_size
         _publish(temporary, path)
         manifest = {"format": FORMAT, "file": path.name, "size": size, "sha256": digest}
@@ -141,7 +141,7 @@ def load(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path}: no such checkpoint") from error
     if manifest is not None and size != manifest["size"]:
         raise CheckpointError(f"{path}: damaged: {size} bytes, expected {manifest['size']}")
-    if manifest is not None and _sha256(path) != manifest["sha256"]:
+    if manifest is not None and sha256_of(path) != manifest["sha256"]:
         raise CheckpointError(f"{path}: damaged: SHA-256 differs from its manifest")
     try:
         payload = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251 (the reader)
@@ -160,7 +160,7 @@ def load(path: Path) -> Checkpoint:
         path=path,
         # checkpoints of one process once did not say so
         processes=int(payload.get("processes", 1)),
-        sha256=_sha256(path) if manifest is None else str(manifest["sha256"]),
+        sha256=sha256_of(path) if manifest is None else str(manifest["sha256"]),
         **{key: payload[key] for key in _REQUIRED if key != "format"},
     )
 
@@ -235,7 +235,8 @@ def _sync(descriptor: int) -> None:
     os.fsync(descriptor)
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

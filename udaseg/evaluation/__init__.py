@@ -43,7 +43,7 @@ from udaseg.evaluation.temperature import (
     trust,
 )
 from udaseg.evaluation.tiles import label_image
-from udaseg.evaluation.together import Said, label_images, seen_in_tiles
+from udaseg.evaluation.together import Said, in_halves, label_images, seen_in_tiles
 
 __all__ = [
     "BINS",
@@ -64,6 +64,7 @@ __all__ = [
     "agreement",
     "conventions",
     "fit_temperature",
+    "in_halves",
     "information",
     "joint_counts",
     "label_image",

@@ -1,15 +1,19 @@
 """Images of one size looked at together: labels, confidence and logits of each."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from udaseg.evaluation.inference import Model, labels_from_logits, predict_batch
 from udaseg.evaluation.sizes import WHOLE_PX
 from udaseg.evaluation.tiles import label_image
+
+Seen = TypeVar("Seen")
 
 
 @dataclass(frozen=True)
@@ -69,35 +73,43 @@ def label_images(
             for image, size in zip(images, sizes, strict=True)
         )
         return [Said(*look) for look in looks]
-    try:
-        stacked = torch.from_numpy(np.stack(images)).to(device).permute(0, 3, 1, 2)
-        planes = predict_batch(model, stacked.float() / 255, window=window, flip=flip)
-    except torch.OutOfMemoryError:
-        if len(images) == 1:
-            raise
-        planes = None
-    if planes is None:  # out of the handler, so that what did not fit is let go of first
-        halves = (slice(0, len(images) // 2), slice(len(images) // 2, None))
-        return [
-            said
-            for half in halves
-            for said in label_images(
-                *(model, images[half], sizes[half]),
-                device=device,
-                window=window,
-                flip=flip,
-                confidence=confidence,
-                logits=logits,
-                temperature=temperature,
-            )
-        ]
+
+    def look(part: Sequence[NDArray[np.uint8]]) -> Tensor:
+        stacked = torch.from_numpy(np.stack(part)).to(device).permute(0, 3, 1, 2)
+        return predict_batch(model, stacked.float() / 255, window=window, flip=flip)
+
     return [
         Said(
             *labels_from_logits(one, size, confidence=confidence, temperature=temperature),
             one.cpu().contiguous().numpy() if logits else None,
         )
-        for one, size in zip(planes, sizes, strict=True)
+        for one, size in zip(in_halves(look, images), sizes, strict=True)
     ]
+
+
+def in_halves(look: Callable[[Sequence[Seen]], Tensor], images: Sequence[Seen]) -> Iterator[Tensor]:
+    """Yield (K, h, w) of each image, of one look at all; what does not fit is looked at in halves.
+
+    Args:
+        look: Gives (N, K, h, w) of N images.
+        images: At least one.
+
+    Raises:
+        OutOfMemoryError: One image alone does not fit.
+    """
+    logits = None
+    try:
+        logits = look(images)
+    except torch.OutOfMemoryError:
+        if len(images) == 1:
+            raise
+    if logits is not None:
+        yield from logits
+        return
+    # out of the handler, so that what did not fit is let go of first
+    half = len(images) // 2
+    yield from in_halves(look, images[:half])
+    yield from in_halves(look, images[half:])
 
 
 def seen_in_tiles(size: Sequence[int]) -> bool:
