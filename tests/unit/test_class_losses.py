@@ -229,13 +229,13 @@ def test_only_embeddings_get_a_gradient():
 
 def test_what_does_not_fit_is_refused():
     embeddings, labels, (means, variances, seen), (rows, filled) = _case(0)
-    with pytest.raises(ValueError, match="do not fit"):
+    with pytest.raises(ValueError, match="do not match"):
         distribution_loss(embeddings, labels[1:], means, variances, seen, temperature=1.0)
     with pytest.raises(ValueError, match="variances"):
         distribution_loss(embeddings, labels, means, variances[1:], seen, temperature=1.0)
     with pytest.raises(ValueError, match="5 classes"):
         distribution_loss(embeddings, labels, means, variances, seen[1:], temperature=1.0)
-    with pytest.raises(ValueError, match="do not fit"):
+    with pytest.raises(ValueError, match="do not match"):
         bank_loss(embeddings, labels, rows[..., 1:], filled, temperature=1.0)
     with pytest.raises(ValueError, match="temperature"):
         bank_loss(embeddings, labels, rows, filled, temperature=0.0)

@@ -177,9 +177,9 @@ def test_extreme_inputs_stay_finite(temperature, dtype, zero):
 
 def test_shapes_and_temperature_are_checked():
     queries, keys, labels, bank, bank_labels, _ = _case(0)
-    with pytest.raises(ValueError, match="do not fit"):
+    with pytest.raises(ValueError, match="do not match"):
         regional_loss(queries, keys[:-1], labels, bank, bank_labels, temperature=0.1)
-    with pytest.raises(ValueError, match="do not fit"):
+    with pytest.raises(ValueError, match="do not match"):
         regional_loss(queries, keys, labels, bank, bank_labels[:-1], temperature=0.1)
     with pytest.raises(ValueError, match="temperature"):
         regional_loss(queries, keys, labels, bank, bank_labels, temperature=0.0)

@@ -221,5 +221,5 @@ def test_what_makes_no_sense_is_refused(arguments):
 
 
 def test_labels_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match="do not fit"):
+    with pytest.raises(ValueError, match="do not match"):
         class_moments(torch.zeros(3, 2), torch.zeros(4), CLASSES)

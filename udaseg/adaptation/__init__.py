@@ -1,4 +1,4 @@
-"""Adaptation: the teacher, mixing, pixel losses, and the objectives made of them."""
+"""Domain adaptation: the mean teacher, mixing, pixel losses, and the training objectives."""
 
 from udaseg.adaptation.adversarial import Adversarial
 from udaseg.adaptation.alignment import PrototypeAlignment, SelfDistillation

@@ -1,4 +1,4 @@
-"""Adversarial adaptation in output space: a discriminator must not tell target from source."""
+"""Adversarial adaptation in output space: make target outputs look like source outputs."""
 
 import math
 from typing import Literal
@@ -19,17 +19,17 @@ _LOG_EPS = 1e-30
 
 
 class Adversarial(Objective):
-    """Cross-entropy on the source, and target outputs that pass for the source's.
+    """Cross-entropy on the source, plus an adversarial loss on the outputs for the target.
 
-    One backward serves both networks: the discriminator's weights are constants in the student's
-    term, and the maps are constants in the discriminator's.
+    One backward pass serves both networks: the discriminator's weights are constants in the
+    student's term, and the output maps are constants in the discriminator's term.
 
     Args:
-        student: The network.
+        student: The network to adapt.
         discriminator: Maps (B, K, H, W) to logits; above 0 means target.
-        sees: It sees `softmax` or weighted `self_information`.
-        weight: Of the adversarial term.
-        temperature: Divides the logits, of both domains.
+        sees: Input of the discriminator: `softmax` or weighted `self_information`.
+        weight: Weight of the adversarial term.
+        temperature: Divides the logits of both domains.
 
     Reference:
         Tsai et al., AdaptSegNet (2018); Vu et al., ADVENT (2019); Xie et al., SPCL (2021), stage 1.
@@ -52,7 +52,7 @@ class Adversarial(Objective):
         self.weight, self.temperature = weight, temperature
 
     def forward(self, batch: Batch) -> LossReport:
-        """Return the loss of the source, of the student's disguise, and of the discriminator."""
+        """Return the source loss, the adversarial loss, and the loss of the discriminator."""
         if batch.target_images is None:
             raise ValueError("adversarial training needs target images in the batch")
         source = self.student(self.source_images(batch)).logits / self.temperature
@@ -63,39 +63,41 @@ class Adversarial(Objective):
         target_map = output_map(target, target_size, self.sees)
 
         constant = {name: part.detach() for name, part in self.discriminator.named_parameters()}
-        taken_for = functional_call(self.discriminator, constant, (target_map,))
-        adversarial = self.weight * _guilt(taken_for, _SOURCE)
-        told_source = _guilt(self.discriminator(source_map), _SOURCE)
-        told_target = _guilt(self.discriminator(target_map.detach()), _TARGET)
+        verdict = functional_call(self.discriminator, constant, (target_map,))
+        adversarial = self.weight * _guilt(verdict, _SOURCE)
+        source_verdict = _guilt(self.discriminator(source_map), _SOURCE)
+        target_verdict = _guilt(self.discriminator(target_map.detach()), _TARGET)
         parts = {
             "source": pixel_loss(source, batch.source_labels),
             "adversarial": adversarial,
-            "discriminator": (told_source + told_target) / 2,
+            "discriminator": (source_verdict + target_verdict) / 2,
         }
         figures = {"uncertainty": normalised_entropy(target.detach()).mean()}
         return LossReport(torch.stack(list(parts.values())).sum(), parts, figures)
 
     def after_step(self, step: int, report: LossReport) -> None:
-        """Nothing to remember."""
+        """Do nothing; this objective keeps no state."""
 
 
 def output_map(
     logits: Tensor, size: tuple[int, int], sees: Literal["softmax", "self_information"]
 ) -> Tensor:
-    """Return what a discriminator sees of logits (B, K, h, w), at `size`, (B, K, H, W) float32.
+    """Return the input of a discriminator, (B, K, H, W) float32, for logits (B, K, h, w).
 
     Args:
-        logits: Enlarged bilinearly before the softmax.
+        logits: Upsampled bilinearly to `size` before the softmax.
         size: (H, W).
         sees: `softmax` probabilities, or `self_information` -p log2(p) / log2(K).
     """
-    wide = F.interpolate(logits.float(), size, mode="bilinear", align_corners=False)
-    shares = wide.softmax(1)
+    upsampled = F.interpolate(logits.float(), size, mode="bilinear", align_corners=False)
+    probabilities = upsampled.softmax(1)
     if sees == "softmax":
-        return shares
-    return -shares * torch.log2(shares + _LOG_EPS) / math.log2(logits.shape[1])
+        return probabilities
+    return -probabilities * torch.log2(probabilities + _LOG_EPS) / math.log2(logits.shape[1])
 
 
 def _guilt(logits: Tensor, domain: float) -> Tensor:
-    wide = logits.float()
-    return F.binary_cross_entropy_with_logits(wide, torch.full_like(wide, domain))
+    logits_float32 = logits.float()
+    return F.binary_cross_entropy_with_logits(
+        logits_float32, torch.full_like(logits_float32, domain)
+    )

@@ -1,4 +1,4 @@
-"""SPCL's later stages: alignment with source prototypes, and self-distillation."""
+"""Stages 2 and 3 of SPCL: alignment with source prototypes, and self-distillation."""
 
 from torch import nn
 
@@ -16,11 +16,11 @@ from udaseg.models import Segmented, Segmenter
 
 
 class PrototypeAlignment(Objective):
-    """Cross-entropy on the source, and prototype contrast on source and pseudo-labelled target.
+    """Cross-entropy on the source, plus prototype contrast on source and pseudo-labelled target.
 
     Args:
-        student: The network.
-        contrast: The regularizer; it compares the source with `pseudo_labelled` images.
+        student: The network to adapt.
+        contrast: The regularizer; its second view must be `pseudo_labelled`.
 
     Reference:
         Xie et al., SPCL (2021), stage 2.
@@ -33,13 +33,13 @@ class PrototypeAlignment(Objective):
 
     @property
     def contrast(self) -> PrototypeContrast:
-        """The regularizer with its prototypes."""
-        found = self.regularizers["prototypes"]
-        assert isinstance(found, PrototypeContrast)
-        return found
+        """The regularizer that holds the prototypes."""
+        regularizer = self.regularizers["prototypes"]
+        assert isinstance(regularizer, PrototypeContrast)
+        return regularizer
 
     def forward(self, batch: Batch) -> LossReport:
-        """Return the loss of the source and of both views against the prototypes."""
+        """Return the source loss and the contrast of both views with the prototypes."""
         if batch.target_images is None or batch.pseudo_labels is None:
             raise ValueError("prototype alignment needs target images with pseudo-labels")
         on_source: Segmented = self.student(self.source_images(batch))
@@ -57,16 +57,13 @@ class PrototypeAlignment(Objective):
         return LossReport(source_loss + contrast, parts, views=views)
 
     def after_step(self, step: int, report: LossReport) -> None:  # noqa: ARG002 (one contract)
-        """Move the prototypes towards the step's source."""
+        """Update the prototypes with the source features of this step."""
         assert report.views is not None
         self.contrast.update(report.views)
 
 
 class SelfDistillation(Objective):
-    """Cross-entropy on pseudo-labelled target images alone.
-
-    Args:
-        student: The network.
+    """Cross-entropy on pseudo-labelled target images only.
 
     Reference:
         Xie et al., SPCL (2021), stage 3.
@@ -85,4 +82,4 @@ class SelfDistillation(Objective):
         return LossReport(loss, {"target": loss})
 
     def after_step(self, step: int, report: LossReport) -> None:
-        """Nothing to remember."""
+        """Do nothing; this objective keeps no state."""

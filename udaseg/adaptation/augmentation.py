@@ -1,7 +1,7 @@
-"""Photometric augmentation of image batches: colour jitter and blur, keyed by a generator.
+"""Photometric augmentation of image batches: colour jitter and blur, seeded by a generator.
 
-Numbers are drawn for the images of all ranks in order, so an image gets the same ones however the
-images are shared out.
+Random numbers are drawn for the images of all ranks in order. An image gets the same numbers
+however the images are distributed over ranks.
 """
 
 from typing import Any
@@ -24,23 +24,23 @@ def strong_augment(
     blur_probability: float,
     blur_sigma: tuple[float, float],
 ) -> Tensor:
-    """Return the images with colour jitter and Gaussian blur, drawn for each image alone.
+    """Return the images with colour jitter and Gaussian blur, drawn separately for each image.
 
     Args:
         images: (B, 3, H, W) float RGB in [0, 1].
-        generator: On the CPU.
+        generator: A generator on the CPU.
         jitter: Strength s: brightness, contrast and saturation factors in [1 - s, 1 + s], hue
-            turned by at most s of a circle, in random order.
-        jitter_probability: Chance of jitter.
-        blur_probability: Chance of blur.
+            rotated by at most s of a circle, in random order.
+        jitter_probability: Probability of jitter for each image.
+        blur_probability: Probability of blur for each image.
         blur_sigma: Range of the standard deviation in pixels.
 
     Returns:
         A new tensor in [0, 1].
 
     Reference:
-        Tranheden et al., DACS (2021). Differs: the kernel reaches 5 px instead of a tenth of the
-        image, which changes no pixel by more than 4e-6 at the largest published sigma.
+        Tranheden et al., DACS (2021). Differs: the kernel radius is 5 px instead of a tenth of
+        the image, which changes no pixel by more than 4e-6 at the largest published sigma.
     """
     augmented = []
     for image, (draws, order) in zip(images, _drawn(8, len(images), generator), strict=True):
@@ -54,9 +54,9 @@ def strong_augment(
 
 
 def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
-    """Return (B, 3, H, W) images blurred by a Gaussian of `sigma` px, edges repeated.
+    """Return (B, 3, H, W) images blurred by a Gaussian of `sigma` px, with replicated edges.
 
-    Shifted sums instead of a depthwise convolution, which is slow on a CPU.
+    Uses sums of shifted images, because a depthwise convolution is slow on a CPU.
     """
     reach = _BLUR_REACH
     offsets = torch.arange(-reach, reach + 1, dtype=torch.float64)
@@ -77,13 +77,14 @@ def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
 def color_jitter(
     images: Tensor, generator: torch.Generator, *, strength: float, hue: float
 ) -> Tensor:
-    """Return the images with colour jitter, drawn for each image alone.
+    """Return the images with colour jitter, drawn separately for each image.
 
     Args:
         images: (B, 3, H, W) float RGB in [0, 1].
-        generator: On the CPU.
+        generator: A generator on the CPU.
         strength: s in [0, 1]: brightness, contrast and saturation factors in [1 - s, 1 + s].
-        hue: h in [0, 0.5]: turned by at most h of a circle. The four come in random order.
+        hue: h in [0, 0.5]: hue rotated by at most h of a circle. The four adjustments are applied
+            in random order.
 
     Returns:
         A new tensor in [0, 1].
@@ -97,8 +98,8 @@ def color_jitter(
 def _drawn(
     numbers: int, images: int, generator: torch.Generator
 ) -> list[tuple[list[float], list[int]]]:
-    """Return uniform numbers and an order of four for each of this rank's images."""
-    total, own = own_part(images)
+    """Return uniform numbers and a permutation of 4 for each image of this rank."""
+    total, rank_slice = own_part(images)
     drawn = [
         (
             torch.rand(numbers, generator=generator).tolist(),
@@ -106,7 +107,7 @@ def _drawn(
         )
         for _ in range(total)
     ]
-    return drawn[own]
+    return drawn[rank_slice]
 
 
 def _jittered(

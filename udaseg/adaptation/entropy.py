@@ -1,4 +1,4 @@
-"""Entropy minimisation on the target (MinEnt), and source images in the target's style (FDA)."""
+"""Entropy minimisation on the target (MinEnt), and style transfer to source images (FDA)."""
 
 import math
 
@@ -14,18 +14,18 @@ _ROOT_EPS = 1e-8
 
 
 class EntropyMinimization(Objective):
-    """Cross-entropy on the source, and low entropy on the target.
+    """Cross-entropy on the source, plus the entropy of the predictions on the target.
 
     Args:
-        student: The network.
-        weight: Of the entropy term.
-        power: The entropy e is penalised as (e^2 + 1e-8) ** power, FDA's; None takes e as it is.
-        band: Source images take the target's amplitude in these low frequencies; see
-            `fourier_style`. None leaves them alone.
+        student: The network to adapt.
+        weight: Weight of the entropy term.
+        power: The penalty of an entropy e is (e^2 + 1e-8) ** power, as in FDA; None uses e itself.
+        band: Source images get the target's amplitude in these low frequencies; see
+            `fourier_style`. None leaves the source images unchanged.
 
     Reference:
         Vu et al., ADVENT (2019), MinEnt; Yang and Soatto, FDA (2020). Differs: the entropy is taken
-        at the logits' resolution, as FDA does; ADVENT enlarges them first.
+        at the logits' resolution, as FDA does; ADVENT upsamples them first.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class EntropyMinimization(Objective):
         self.weight, self.power, self.band = weight, power, band
 
     def forward(self, batch: Batch) -> LossReport:
-        """Return the loss of the source and the target's entropy."""
+        """Return the source loss and the entropy loss of the target."""
         if batch.target_images is None:
             raise ValueError("entropy minimisation needs target images in the batch")
         source, target = self.source_images(batch), unit_range(batch.target_images)
@@ -53,11 +53,11 @@ class EntropyMinimization(Objective):
         return LossReport(supervised + term, {"source": supervised, "entropy": term}, figures)
 
     def after_step(self, step: int, report: LossReport) -> None:
-        """Nothing to remember."""
+        """Do nothing; this objective keeps no state."""
 
 
 def normalised_entropy(logits: Tensor) -> Tensor:
-    """Return the entropy of each cell as a share of the largest, (B, h, w) in [0, 1].
+    """Return the entropy of each cell divided by the maximum log(K), (B, h, w) in [0, 1].
 
     Args:
         logits: (B, K, h, w); finite values of any size give a finite gradient.
@@ -71,12 +71,12 @@ def fourier_style(content: Tensor, style: Tensor, *, band: float) -> Tensor:
 
     Args:
         content: (B, 3, H, W) images.
-        style: (B, 3, H, W); another size is brought to the content's.
-        band: The window reaches b = floor(min(H, W) * band) frequencies around the mean, which is
-            always in it.
+        style: (B, 3, H', W'); resized bilinearly if the size differs from `content`.
+        band: The window covers b = floor(min(H, W) * band) frequencies on each side of frequency 0.
+            Frequency 0, the mean, is always included.
 
     Returns:
-        (B, 3, H, W) float32 in the content's range of values, not clamped, as published.
+        (B, 3, H, W) float32 in the value range of `content`, not clamped, as published.
 
     Reference:
         Yang and Soatto, FDA (2020), with the centred window of the numpy code.
@@ -87,15 +87,20 @@ def fourier_style(content: Tensor, style: Tensor, *, band: float) -> Tensor:
             style = torch.nn.functional.interpolate(
                 style, (height, width), mode="bilinear", align_corners=False
             )
-        own, theirs = torch.fft.fft2(content.float()), torch.fft.fft2(style.float())
+        content_spectrum, style_spectrum = (
+            torch.fft.fft2(content.float()),
+            torch.fft.fft2(style.float()),
+        )
         reach = math.floor(min(height, width) * band)
-        low = _near_zero(height, reach, own.device)[:, None] & _near_zero(width, reach, own.device)
-        amplitude = torch.where(low, theirs.abs(), own.abs())
-        styled: Tensor = torch.fft.ifft2(torch.polar(amplitude, own.angle())).real
+        low = _near_zero(height, reach, content_spectrum.device)[:, None] & _near_zero(
+            width, reach, content_spectrum.device
+        )
+        amplitude = torch.where(low, style_spectrum.abs(), content_spectrum.abs())
+        styled: Tensor = torch.fft.ifft2(torch.polar(amplitude, content_spectrum.angle())).real
         return styled.contiguous(memory_format=torch.channels_last)
 
 
 def _near_zero(size: int, reach: int, device: torch.device) -> Tensor:
-    """Return which of `size` frequencies, in the order of an FFT, are at most `reach` from 0."""
+    """Return a mask of the `size` frequencies, in FFT order, that are at most `reach` from 0."""
     number = torch.arange(size, device=device)
     return torch.minimum(number, size - number) <= reach

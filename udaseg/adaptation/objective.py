@@ -1,4 +1,4 @@
-"""What is minimised: the contract, supervised training, and what objectives share."""
+"""Training objectives: the base class, supervised training, and shared helpers."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -18,14 +18,14 @@ from udaseg.models import Segmented, Segmenter
 
 @dataclass(frozen=True)
 class LossReport:
-    """What one step's loss is made of.
+    """The loss of one step and its components.
 
     Attributes:
         total: Scalar with a graph.
-        parts: Scalars by name; they add up to the total.
-        figures: Scalars by name that are watched, not minimised; no gradient.
-        views: What the regularizers saw; None without them.
-        predicted: (K,) int64, pixels of the target that a teacher gave each class, on a grid of
+        parts: Scalars by name; their sum is the total.
+        figures: Scalars by name that are monitored but not minimised; no gradient.
+        views: Input of the regularizers; None without regularizers.
+        predicted: (K,) int64, target pixels that the teacher assigned to each class, counted in
             every fourth row and column; None without a teacher.
     """
 
@@ -45,11 +45,11 @@ class Jitter:
 
 
 class Objective(nn.Module, ABC):
-    """A loss with all that it trains and remembers.
+    """A training loss with the networks that it trains and the state that it keeps.
 
     Attributes:
-        student: The network that the optimiser moves and that is used afterwards.
-        source_jitter: Colour jitter of the source images; None leaves them as they are.
+        student: The network that is trained, and the one that inference uses.
+        source_jitter: Colour jitter of the source images; None applies none.
     """
 
     student: Segmenter
@@ -57,14 +57,14 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, batch: Batch) -> LossReport:
-        """Return the loss of a batch; changes nothing but batch-norm statistics."""
+        """Return the loss of a batch; change no state except batch-norm statistics."""
 
     @abstractmethod
     def after_step(self, step: int, report: LossReport) -> None:
-        """Learn from the step, after the optimiser."""
+        """Update the state of the objective after the optimiser step."""
 
     def source_images(self, batch: Batch) -> Tensor:
-        """Return the batch's source images (B, 3, H, W) in [0, 1], with jitter where it is set."""
+        """Return the batch's source images (B, 3, H, W) in [0, 1], with jitter if configured."""
         images = unit_range(batch.source_images)
         if self.source_jitter is None:
             return images
@@ -74,11 +74,7 @@ class Objective(nn.Module, ABC):
 
 
 class SourceOnly(Objective):
-    """Supervised cross-entropy on the source: the baseline.
-
-    Args:
-        student: The network.
-    """
+    """Supervised cross-entropy on the source only: the baseline."""
 
     def __init__(self, student: Segmenter) -> None:
         super().__init__()
@@ -91,7 +87,7 @@ class SourceOnly(Objective):
         return LossReport(loss, {"source": loss})
 
     def after_step(self, step: int, report: LossReport) -> None:
-        """Nothing to remember."""
+        """Do nothing; this objective keeps no state."""
 
 
 def unit_range(images: Tensor) -> Tensor:
@@ -100,19 +96,19 @@ def unit_range(images: Tensor) -> Tensor:
 
 
 def generator_for(seed: int, purpose: str) -> torch.Generator:
-    """Return a generator for one purpose in one step, so that no purpose shifts another's draws."""
+    """Return a generator for one purpose, whose numbers do not depend on other purposes."""
     digest = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
 def labels_on_cells(labels: Tensor, segmented: Segmented) -> Tensor:
-    """Return (B, H, W) labels on the grid of cells by nearest neighbour, int64."""
+    """Return (B, H, W) labels resized to the grid of cells by nearest neighbour, int64."""
     size = segmented.features.shape[-2:]
     return F.interpolate(labels[:, None].float(), size, mode="nearest")[:, 0].long()
 
 
 def cell_view(segmented: Segmented, labels: Tensor | None) -> CellView:
-    """Return a pass on the grid of cells; without labels its predictions are the labels."""
+    """Return an output on the grid of cells; without labels, its predictions are the labels."""
     with torch.no_grad():
         confidence, predictions = segmented.cell_logits().float().softmax(1).max(1)
     return CellView(

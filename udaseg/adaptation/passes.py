@@ -1,6 +1,6 @@
-"""Passes over whole datasets between two stages: first prototypes, thresholds, pseudo-labels.
+"""Passes over whole datasets between two stages: prototypes, thresholds, pseudo-labels.
 
-Each rank looks at its share of the images, without padding; sums are over all ranks.
+Each rank processes its share of the images, without padding. Sums are over all ranks.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,21 +20,21 @@ from udaseg.distributed import rank, sum_over_ranks, world_size
 from udaseg.models import Segmented, Segmenter
 
 Seen = Callable[[int, int], None]
-"""Called after each image with the images done on this rank and those of all ranks."""
+"""Called after each image with the number done on this rank and the total of all ranks."""
 
 
 @torch.no_grad()
 def prototype_pass(
     student: Segmenter, source: Crops, num_classes: int, device: torch.device, seen: Seen
 ) -> PrototypeSums:
-    """Return the sums of one pass over whole labelled source images, the student in evaluation.
+    """Return the prototype sums of one pass over whole labelled source images.
 
     Args:
-        student: On `device`; its mode is put back.
-        source: Which images, and their size; crops and mirroring are left out.
+        student: Used in evaluation mode; its mode is restored.
+        source: Which images, and their size; crops and mirroring are not applied.
         num_classes: K.
-        device: Where the student is.
-        seen: Told of progress.
+        device: Device of the student.
+        seen: Progress callback.
     """
     sums = PrototypeSums(num_classes, student.backbone.channels[1])
     with _evaluating(student):
@@ -55,7 +55,7 @@ def prototype_pass(
 def threshold_pass(
     student: Segmenter, target: Crops, num_classes: int, device: torch.device, seen: Seen
 ) -> ConfidenceHistograms:
-    """Return how confident the student is on each class of the whole target; no label is read."""
+    """Return confidence histograms of each predicted class over the target; read no label."""
     histograms = ConfidenceHistograms(num_classes)
     for number, (_, labels, confidence) in enumerate(_guesses(student, target, device), 1):
         histograms.add(labels, confidence)
@@ -76,22 +76,22 @@ def pseudo_label_pass(
     """Write a pseudo-label PNG for each target image; return the kept pixels of each class (K,).
 
     Args:
-        student: On `device`.
-        target: Which images, and the size that they are looked at; the PNGs have that size.
+        student: Used in evaluation mode; its mode is restored.
+        target: Which images, and the size at which they are predicted; the PNGs have that size.
         thresholds: (K,); a less confident pixel becomes `IGNORE`.
-        folder: Where the PNGs go.
-        device: Where the student is.
-        seen: Told of progress.
+        folder: Output folder of the PNGs.
+        device: Device of the student.
+        seen: Progress callback.
     """
     kept = torch.zeros(len(thresholds), dtype=torch.int64)
     limits = thresholds.to(device)
-    for number, (sample, guessed, confidence) in enumerate(_guesses(student, target, device), 1):
-        labels = kept_labels(guessed, confidence, limits).cpu()
+    for number, (sample, predicted, confidence) in enumerate(_guesses(student, target, device), 1):
+        labels = kept_labels(predicted, confidence, limits).cpu()
         counts = torch.bincount(labels.flatten().long(), minlength=IGNORE + 1)
         kept += counts[: len(kept)]
         write_pseudo_label(folder, sample, labels.numpy())
         seen(number, len(target.samples))
-    # the sum waits for all, so every PNG is written when this returns
+    # the sum waits for all ranks, so every PNG is written when this returns
     return sum_over_ranks(kept)
 
 
@@ -116,8 +116,8 @@ def _tensor(image: NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(image).permute(2, 0, 1)[None]
 
 
-class _evaluating:  # noqa: N801 (used as a context, like contextlib's)
-    """Context in which a network is in evaluation mode."""
+class _evaluating:  # noqa: N801 (used like the context managers of contextlib)
+    """Context manager that puts a network into evaluation mode and restores its mode."""
 
     def __init__(self, network: Segmenter) -> None:
         self._network = network

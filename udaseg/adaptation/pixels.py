@@ -1,7 +1,7 @@
-"""Losses and pseudo-labels at label resolution, made in strips that stay in the cache.
+"""Losses and pseudo-labels at label resolution, computed in strips that fit in the cache.
 
-Logits are enlarged along the width first, on few rows; each strip of rows is then enlarged, read,
-and dropped, so no tensor of size B x K x H x W exists.
+Logits are upsampled along the width first, while there are few rows. Each strip of rows is then
+upsampled, read and dropped, so no tensor of size B x K x H x W exists.
 """
 
 from collections.abc import Iterator
@@ -28,16 +28,17 @@ def pixel_loss(
     """Return the mean cross-entropy over labelled pixels, at the labels' resolution.
 
     Args:
-        logits: (B, K, h, w); enlarged bilinearly to the labels' size.
+        logits: (B, K, h, w); upsampled bilinearly to the size of the labels.
         labels: (B, H, W) integer, a class or `IGNORE`.
-        weights: (B, H, W) in [0, 1]; low weights make the loss small, not merely uneven.
-        mean_over: `all` divides by the number of all pixels, void ones too.
+        weights: (B, H, W) in [0, 1]; the mean is not divided by them, so low weights give a low
+            loss.
+        mean_over: `all` divides by the number of all pixels, `IGNORE` included.
 
     Returns:
         A scalar; 0 with a graph when no pixel is labelled.
 
     Raises:
-        ValueError: Sizes that do not fit.
+        ValueError: The sizes do not match.
     """
     if logits.shape[0] != labels.shape[0]:
         raise ValueError(f"{logits.shape[0]} logit maps but {labels.shape[0]} label maps")
@@ -48,12 +49,12 @@ def pixel_loss(
         logits.float(), (logits.shape[-2], width), mode="bilinear", align_corners=False
     )
     total: Tensor = _StripCrossEntropy.apply(wide, labels, weights, height)
-    counted = (
+    count = (
         (labels != IGNORE).sum()
         if mean_over == "labelled"
         else torch.full_like(total, labels.numel())
     )
-    return total / mean_share(counted)
+    return total / mean_share(count)
 
 
 @torch.no_grad()
@@ -82,13 +83,13 @@ def pseudo_labels(logits: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor
 
 
 def row_weights(height: int, low: int, device: torch.device) -> Tensor:
-    """Return the (height, low) matrix that enlarges rows bilinearly, corners not aligned."""
+    """Return the (height, low) matrix that upsamples rows bilinearly, corners not aligned."""
     rows = torch.eye(low, device=device)[None, None]
     return F.interpolate(rows, (height, low), mode="bilinear", align_corners=False)[0, 0]
 
 
 def _strips(wide: Tensor, height: int) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
-    """Yield (output rows, input rows, weights (r, n), enlarged strip (B, K, r, W))."""
+    """Yield (output rows, input rows, weights (r, n), upsampled strip (B, K, r, W))."""
     low = wide.shape[-2]
     matrix = row_weights(height, low, wide.device)
     step = _STRIP_ROWS_GPU if wide.is_cuda else _STRIP_ROWS_CPU
@@ -98,14 +99,14 @@ def _strips(wide: Tensor, height: int) -> Iterator[tuple[slice, slice, Tensor, T
         last = min(low, int((rows.stop - 0.5) * low / height - 0.5) + 2)
         inputs = slice(first, max(last, first + 1))
         weights = matrix[rows, inputs]
-        # products stay in float32 under autocast: these are probabilities
+        # float32 even under autocast: these become probabilities
         with torch.autocast(wide.device.type, enabled=False):
             strip = weights @ wide[:, :, inputs]
         yield rows, inputs, weights, strip
 
 
 class _StripCrossEntropy(torch.autograd.Function):
-    """Sum of weighted cross-entropies; the gradient is formed in the forward pass."""
+    """Sum of weighted cross-entropies; the gradient is computed in the forward pass."""
 
     @staticmethod
     def forward(
@@ -121,10 +122,10 @@ class _StripCrossEntropy(torch.autograd.Function):
             label = label.masked_fill(~valid, 0)[:, None]
             weight = valid.float() if weights is None else weights[:, rows] * valid
             strip = strip.sub_(strip.amax(1, keepdim=True))
-            own = strip.gather(1, label)[:, 0]
+            label_score = strip.gather(1, label)[:, 0]
             shares = strip.exp_()
             normaliser = shares.sum(1)
-            total = total + ((normaliser.log() - own) * weight).sum()
+            total = total + ((normaliser.log() - label_score) * weight).sum()
             shares.mul_((weight / normaliser)[:, None])
             shares.scatter_add_(1, label, -weight[:, None])
             with torch.autocast(wide.device.type, enabled=False):
@@ -134,6 +135,6 @@ class _StripCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradient of the logits alone."""
+        """Return the gradient of the logits; the other inputs have none."""
         (gradient,) = ctx.saved_tensors
         return gradient * grad, None, None, None

@@ -1,4 +1,4 @@
-"""Batch norms that see the images of all ranks, so that N processes normalise as one would."""
+"""Batch norms over the images of all ranks, so that N processes normalise as one would."""
 
 import functools
 from typing import Any
@@ -10,14 +10,14 @@ from udaseg.distributed import mean_over_ranks, world_size
 
 
 def norms_over_ranks(module: nn.Module) -> None:
-    """Let each batch norm in `module` take the batch's statistics over all ranks, in place.
+    """Make each batch norm in `module` use batch statistics over all ranks, in place.
 
-    Names, parameters and buffers stay as they are, and so does what a norm does in evaluation.
-    Every rank must hold equally many images. On a GPU this is torch's SyncBatchNorm; a CPU, for
-    which torch has none, gets the same written out.
+    Names, parameters, buffers and the behaviour in evaluation mode do not change. Every rank must
+    hold the same number of images. On a GPU this is torch's SyncBatchNorm; torch has none for the
+    CPU, so the CPU version is implemented here.
 
     Args:
-        module: On its device.
+        module: Already on its device.
     """
     for part in module.modules():
         if isinstance(part, nn.BatchNorm2d):
@@ -27,61 +27,61 @@ def norms_over_ranks(module: nn.Module) -> None:
 
 
 @functools.cache
-def _over_ranks(own: type[nn.BatchNorm2d], on_gpu: bool) -> type[nn.BatchNorm2d]:
-    """Return a subclass of a kind of batch norm that keeps what the kind does beside."""
+def _over_ranks(base: type[nn.BatchNorm2d], on_gpu: bool) -> type[nn.BatchNorm2d]:
+    """Return a subclass of a batch norm class that keeps everything else the class does."""
     normalise = nn.SyncBatchNorm.forward if on_gpu else _normalised
 
     def forward(norm: nn.BatchNorm2d, images: Tensor) -> Tensor:
         if not norm.training or world_size() == 1:
-            found: Tensor = own.forward(norm, images)
-            return found
-        found = normalise(norm, images)  # type: ignore[arg-type]  # it is a SyncBatchNorm too
-        # timm's norms end in an activation
+            output: Tensor = base.forward(norm, images)
+            return output
+        output = normalise(norm, images)  # type: ignore[arg-type]  # it is a SyncBatchNorm too
+        # batch norms of timm end in an activation
         for name in ("drop", "act"):
-            if (after := getattr(norm, name, None)) is not None:
-                found = after(found)
-        return found
+            if (layer := getattr(norm, name, None)) is not None:
+                output = layer(output)
+        return output
 
-    bases = (own, nn.SyncBatchNorm) if on_gpu else (own,)
-    # what ranks say to each other is no part of a compiled graph; None is torch's word for all
-    apart: Any = torch.compiler.disable(forward)  # type: ignore[no-untyped-call]  # torch's own
-    body = {"forward": apart, "process_group": None}
-    return type(f"{own.__name__}OverRanks", bases, body)
+    bases = (base, nn.SyncBatchNorm) if on_gpu else (base,)
+    # communication between ranks stays out of compiled graphs; process_group None means all ranks
+    uncompiled: Any = torch.compiler.disable(forward)  # type: ignore[no-untyped-call]  # torch's own
+    body = {"forward": uncompiled, "process_group": None}
+    return type(f"{base.__name__}OverRanks", bases, body)
 
 
 def _normalised(norm: nn.BatchNorm2d, images: Tensor) -> Tensor:
-    """Return (B, C, H, W) images normalised by all ranks' batch; the running statistics follow."""
+    """Return (B, C, H, W) images normalised over all ranks; update the running statistics."""
     wide = images.to(torch.promote_types(images.dtype, torch.float32))
     mean = _mean_of_all(wide.mean((0, 2, 3)))
     centred = wide - mean.view(1, -1, 1, 1)
-    # from the mean of all: in E[x^2] - E[x]^2 a small variance would lose its digits
+    # around the mean of all ranks: E[x^2] - E[x]^2 would lose the digits of a small variance
     variance = _mean_of_all(centred.square().mean((0, 2, 3)))
     if norm.track_running_stats and norm.running_mean is not None:
         _follow(norm, mean.detach(), variance.detach(), wide.numel() // wide.shape[1])
     scale = torch.rsqrt(variance + norm.eps)
     if norm.weight is not None:
         scale = scale * norm.weight
-    found = centred * scale.view(1, -1, 1, 1)
+    output = centred * scale.view(1, -1, 1, 1)
     if norm.bias is not None:
-        found = found + norm.bias.view(1, -1, 1, 1)
-    return found.to(images.dtype)
+        output = output + norm.bias.view(1, -1, 1, 1)
+    return output.to(images.dtype)
 
 
 @torch.no_grad()
-def _follow(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, own_count: int) -> None:
+def _follow(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, rank_count: int) -> None:
     assert norm.running_mean is not None and norm.running_var is not None
     assert norm.num_batches_tracked is not None
     norm.num_batches_tracked.add_(1)
     step = norm.momentum
     if step is None:
         step = 1 / float(norm.num_batches_tracked)
-    count = own_count * world_size()
+    count = rank_count * world_size()
     norm.running_mean.lerp_(mean, step)
     norm.running_var.lerp_(variance * (count / max(1, count - 1)), step)
 
 
 def _mean_of_all(value: Tensor) -> Tensor:
-    """Return the mean of `value` over all ranks; its gradient is the mean of all ranks' too."""
+    """Return the mean of `value` over all ranks; the gradient is the mean over all ranks too."""
     mean: Tensor = _MeanOverRanks.apply(value)
     return mean
 

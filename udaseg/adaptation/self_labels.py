@@ -1,4 +1,4 @@
-"""Pseudo-labels of a whole dataset: thresholds for each class from one streaming pass."""
+"""Pseudo-labels of a whole dataset: class thresholds from one streaming pass."""
 
 from collections.abc import Sequence
 
@@ -11,24 +11,21 @@ BINS = 10_000
 
 
 class ConfidenceHistograms:
-    """How confident a network is where it predicts each class, in constant memory.
-
-    Args:
-        num_classes: K.
+    """Histograms of a network's confidence for each predicted class, in constant memory.
 
     Attributes:
-        counts: (K, BINS) int64; bin b holds confidences in [b / BINS, (b + 1) / BINS).
+        counts: (K, BINS) int64; bin b counts confidences in [b / BINS, (b + 1) / BINS).
     """
 
     def __init__(self, num_classes: int) -> None:
         self.counts = torch.zeros(num_classes, BINS, dtype=torch.int64)
 
     def add(self, labels: Tensor, confidence: Tensor) -> None:
-        """Count the pixels of an image.
+        """Add the pixels of an image.
 
         Args:
-            labels: Integer, a class; any shape.
-            confidence: In [0, 1], the same shape.
+            labels: Integer classes of any shape.
+            confidence: Values in [0, 1] of the same shape.
         """
         if labels.shape != confidence.shape:
             shapes = tuple(labels.shape), tuple(confidence.shape)
@@ -42,10 +39,10 @@ class ConfidenceHistograms:
         )
 
     def quantiles(self, quantile: float) -> Tensor:
-        """Return for each class the lower edge of its quantile's bin (K,); 0 if never predicted."""
+        """Return the lower edge of the quantile's bin for each class (K,); 0 if never predicted."""
         reached = self.counts.cumsum(1)
         total = reached[:, -1]
-        # the smallest bin that holds the quantile's rank, counted as the lower median is
+        # the smallest bin that holds the rank of the quantile, rounded down as for a lower median
         rank = ((total - 1).clamp_min(0).double() * quantile).floor().long()
         bins = (reached <= rank[:, None]).sum(1).clamp_max(BINS - 1)
         return torch.where(total > 0, bins.double() / BINS, 0.0)
@@ -60,13 +57,13 @@ class ConfidenceHistograms:
 
 
 def kept_labels(labels: Tensor, confidence: Tensor, thresholds: Tensor | Sequence[float]) -> Tensor:
-    """Return `labels` where the confidence reaches the class's threshold, elsewhere `IGNORE`.
+    """Return `labels`, with `IGNORE` where the confidence is below the threshold of the class.
 
     Args:
-        labels: Integer, a class; any shape.
-        confidence: In [0, 1], the same shape.
+        labels: Integer classes of any shape.
+        confidence: Values in [0, 1] of the same shape.
         thresholds: (K,).
     """
     limits = torch.as_tensor(thresholds, dtype=torch.float64, device=labels.device)
-    sure = confidence.double() >= limits[labels.long()]
-    return labels.masked_fill(~sure, IGNORE)
+    confident = confidence.double() >= limits[labels.long()]
+    return labels.masked_fill(~confident, IGNORE)

@@ -1,4 +1,4 @@
-"""Mean-teacher self-training on mixed images, with any regularizers."""
+"""Mean-teacher self-training on mixed images, with optional regularizers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,7 +31,7 @@ _EVERY = 4
 
 @dataclass(frozen=True)
 class Strong:
-    """Strength of the strong augmentation; see `strong_augment`."""
+    """Parameters of the strong augmentation; see `strong_augment`."""
 
     jitter: float
     jitter_probability: float
@@ -40,19 +40,19 @@ class Strong:
 
 
 class SelfTraining(Objective):
-    """Mean-teacher self-training on ClassMix images, with any regularizers.
+    """Mean-teacher self-training on ClassMix images, with optional regularizers.
 
     Args:
-        student: The network.
-        teacher: Its moving average.
+        student: The network to adapt.
+        teacher: Moving average of the student.
         num_classes: K.
         confidence: A target pixel is confident at or above this probability.
-        share_over: The share of confident pixels is taken over the `batch` of all ranks or each
-            `image`.
-        ignore_is_class: ClassMix may paste void.
-        strong: Augmentation of what the student sees mixed.
-        mix_weight: Weight of the loss on the mixed image.
-        regularizers: By name; the name labels the loss and the state.
+        share_over: Compute the share of confident pixels over the `batch` of all ranks or over
+            each `image`.
+        ignore_is_class: ClassMix may paste pixels labelled `IGNORE`.
+        strong: Augmentation of the student's mixed images.
+        mix_weight: Weight of the loss on the mixed images.
+        regularizers: By name; the name identifies the loss and the state.
 
     Reference:
         Tranheden et al., DACS (2021); Zhou et al., RCCR (2022) for the CutMix view.
@@ -83,7 +83,7 @@ class SelfTraining(Objective):
         self.regularizers = nn.ModuleDict(regularizers)
 
     def forward(self, batch: Batch) -> LossReport:
-        """Return the loss of source, mixed, and regularizers."""
+        """Return the losses of the source, the mixed images, and the regularizers."""
         if batch.target_images is None:
             raise ValueError("self-training needs target images in the batch")
         source, target = self.source_images(batch), unit_range(batch.target_images)
@@ -91,42 +91,46 @@ class SelfTraining(Objective):
         needs = {need for term in self._terms() for need in term.needs}
         embedded = {need for term in self._terms() if term.wants_embeddings for need in term.needs}
 
-        taught: Segmented = self.teacher(target, embed="target" in embedded)
-        guessed, sure = pseudo_labels(taught.logits, (target.shape[-2], target.shape[-1]))
-        weight, share = self._target_weight(sure)
+        teacher_output: Segmented = self.teacher(target, embed="target" in embedded)
+        predictions, confidence = pseudo_labels(
+            teacher_output.logits, (target.shape[-2], target.shape[-1])
+        )
+        weight, share = self._target_weight(confidence)
 
-        on_source: Segmented = self.student(source, embed="source" in embedded)
-        source_loss = pixel_loss(on_source.logits, labels)
+        source_output: Segmented = self.student(source, embed="source" in embedded)
+        source_loss = pixel_loss(source_output.logits, labels)
 
         generator = generator_for(batch.seed, "mixed")
         mask = class_mask(labels, self.num_classes, generator, ignore_is_class=self.ignore_is_class)
-        mixed_labels = paste(mask, labels, guessed)
+        mixed_labels = paste(mask, labels, predictions)
         mixed_images = self._augment(paste(mask, source, target), generator)
-        on_mixed: Segmented = self.student(mixed_images, embed="mixed" in embedded)
+        mixed_output: Segmented = self.student(mixed_images, embed="mixed" in embedded)
         mixed_weight = weight.masked_fill(mask, 1.0)
         mixed_loss = self.mix_weight * pixel_loss(
-            on_mixed.logits, mixed_labels, mixed_weight, mean_over="all"
+            mixed_output.logits, mixed_labels, mixed_weight, mean_over="all"
         )
 
         parts = {"source": source_loss, "mixed": mixed_loss}
-        predicted = class_counts(guessed, self.num_classes)
-        of_all = sum_over_ranks(predicted)
+        predicted = class_counts(predictions, self.num_classes)
+        counts_of_all_ranks = sum_over_ranks(predicted)
         figures = {
             "confident": share.mean(),
-            "confidence": sure.mean(),
-            "top_class": of_all.max() / of_all.sum(),
-            # on the grid of the logits, so that it costs next to nothing
-            "uncertainty": normalised_entropy(taught.logits).mean(),
+            "confidence": confidence.mean(),
+            "top_class": counts_of_all_ranks.max() / counts_of_all_ranks.sum(),
+            # at the resolution of the logits, where the cost is negligible
+            "uncertainty": normalised_entropy(teacher_output.logits).mean(),
         }
         if not self.regularizers:
             return LossReport(source_loss + mixed_loss, parts, figures, predicted=predicted)
 
-        views = self._views(batch, needs, source, target, taught, on_source, on_mixed, mixed_labels)
+        views = self._views(
+            batch, needs, source, target, teacher_output, source_output, mixed_output, mixed_labels
+        )
         if "mixed" in needs:
-            trust = F.interpolate(
-                sure.masked_fill(mask, 1.0)[:, None], on_mixed.features.shape[-2:]
+            mixed_confidence = F.interpolate(
+                confidence.masked_fill(mask, 1.0)[:, None], mixed_output.features.shape[-2:]
             )
-            views = replace(views, mixed_confidence=trust[:, 0])
+            views = replace(views, mixed_confidence=mixed_confidence[:, 0])
         for name, term in self.regularizers.items():
             parts[name] = term(views)
         total = torch.stack(list(parts.values())).sum()
@@ -134,21 +138,21 @@ class SelfTraining(Objective):
 
     @torch.no_grad()
     def after_step(self, step: int, report: LossReport) -> None:
-        """Let the teacher follow and the regularizers remember."""
+        """Update the teacher and the regularizers."""
         self.teacher.follow(self.student, step)
         if report.views is not None:
             for term in self._terms():
                 term.update(report.views)
 
     def _terms(self) -> Sequence[Regularizer]:
-        return list(self.regularizers.values())  # type: ignore[arg-type]  # a ModuleDict of them
+        return list(self.regularizers.values())  # type: ignore[arg-type]  # all regularizers
 
-    def _target_weight(self, sure: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the weight of target pixels (B, H, W) and the confident share behind it."""
-        share = (sure >= self.confidence).float().mean((1, 2), keepdim=True)
+    def _target_weight(self, confidence: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the weight of target pixels (B, H, W) and the share of confident pixels."""
+        share = (confidence >= self.confidence).float().mean((1, 2), keepdim=True)
         if self.share_over == "batch":
             share = mean_over_ranks(share.mean(0, keepdim=True))
-        return share.expand_as(sure).clone(), share
+        return share.expand_as(confidence).clone(), share
 
     def _augment(self, images: Tensor, generator: torch.Generator) -> Tensor:
         strong = self.strong
@@ -167,18 +171,20 @@ class SelfTraining(Objective):
         needs: set[View],
         source: Tensor,
         target: Tensor,
-        taught: Segmented,
-        on_source: Segmented,
-        on_mixed: Segmented,
+        teacher_output: Segmented,
+        source_output: Segmented,
+        mixed_output: Segmented,
         mixed_labels: Tensor,
     ) -> Views:
-        """Make the passes that some regularizer asked for, and only those."""
+        """Return the views that the regularizers need; compute no others."""
         labels = batch.source_labels
-        target_view = cell_view(taught, None) if needs & {"target", "cutmix"} else None
+        target_view = cell_view(teacher_output, None) if needs & {"target", "cutmix"} else None
         teacher_source = None
         if "teacher_source" in needs:
-            taught_source: Segmented = self.teacher(source, embed=True)
-            teacher_source = cell_view(taught_source, labels_on_cells(labels, taught_source))
+            teacher_source_output: Segmented = self.teacher(source, embed=True)
+            teacher_source = cell_view(
+                teacher_source_output, labels_on_cells(labels, teacher_source_output)
+            )
         cutmix = square = None
         if "cutmix" in needs:
             assert target_view is not None
@@ -189,40 +195,42 @@ class SelfTraining(Objective):
             square = to_device(square, source.device)
             pixels = cells_to_pixels(square, size, stride)
             images = self._augment(paste(pixels, target, source), generator)
-            seen = self.student(images, embed=True)
-            inside_out = paste(square, target_view.predictions, labels_on_cells(labels, seen))
-            cutmix = cell_view(seen, inside_out)
-        by_student = None
+            cutmix_output = self.student(images, embed=True)
+            cutmix_labels = paste(
+                square, target_view.predictions, labels_on_cells(labels, cutmix_output)
+            )
+            cutmix = cell_view(cutmix_output, cutmix_labels)
+        student_keys = None
         if any(term.keys_by_student_head for term in self._terms()):
             assert self.student.projector is not None
             with torch.no_grad():
-                by_student = self.student.projector(taught.features)
+                student_keys = self.student.projector(teacher_output.features)
         return Views(
             step=batch.step,
             progress=batch.progress,
             seed=batch.seed,
-            source=cell_view(on_source, labels_on_cells(labels, on_source))
+            source=cell_view(source_output, labels_on_cells(labels, source_output))
             if "source" in needs
             else None,
-            mixed=cell_view(on_mixed, labels_on_cells(mixed_labels, on_mixed))
+            mixed=cell_view(mixed_output, labels_on_cells(mixed_labels, mixed_output))
             if "mixed" in needs
             else None,
             cutmix=cutmix,
             square=square,
             target=target_view,
-            target_by_student_head=by_student,
+            target_by_student_head=student_keys,
             teacher_source=teacher_source,
         )
 
 
 def class_counts(labels: Tensor, num_classes: int) -> Tensor:
-    """Return how often each class occurs on a grid of every fourth row and column, (K,) int64.
+    """Return the pixels of each class in every fourth row and column, (K,) int64.
 
     Args:
-        labels: (B, H, W) uint8, classes; others are not counted.
+        labels: (B, H, W) uint8; values outside [0, K) are not counted.
         num_classes: K.
     """
-    # compared, not bincount: that looks at the largest label and waits for the device
+    # compared, not bincount: bincount reads the largest label and waits for the device
     classes = torch.arange(num_classes, dtype=labels.dtype, device=labels.device)
     sample = labels[:, ::_EVERY, ::_EVERY].reshape(-1, 1)
     return (sample == classes).sum(0)

@@ -1,4 +1,4 @@
-"""Batch-norm statistics of the target for a network that was trained with others."""
+"""Replace the batch-norm statistics of a trained network with those of the target."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -20,22 +20,24 @@ def adapt_statistics(
     device: torch.device,
     seen: Callable[[int, int], None],
 ) -> None:
-    """Put the target's statistics into the batch norms of `networks`; no weight changes.
+    """Set the batch norms of `networks` to the statistics of the target; change no weight.
 
     The running mean and variance become the averages over batches of whole, unlabelled images.
-    Images of one size go through together, `batch` at a time.
+    A batch holds up to `batch` images of one size.
 
     Args:
-        networks: On `device`, no batch norm frozen. Set their mode anew afterwards.
-        target: How images are read; crops and mirroring are left out, no label is read.
-        samples: Which of its images.
-        batch: Images at a time.
-        device: Where the networks are.
-        seen: Told after each batch of the images done and all of them, for each network anew.
+        networks: Networks on `device` without frozen batch norms. Set their mode again, for example
+            with `train()`, afterwards.
+        target: How images are read; crops and mirroring are not applied, no label is read.
+        samples: The images of `target` to use.
+        batch: Maximum images per batch.
+        device: Device of the networks.
+        seen: Called after each batch with the images done and their total; starts again for each
+            network.
 
     Reference:
-        Li et al., AdaBN (2016). Differs: statistics are averaged over batches that are normalised
-        by themselves, instead of layer by layer over all images.
+        Li et al., AdaBN (2016). Differs: statistics are averaged over batches, each normalised by
+        its own statistics, instead of layer by layer over all images.
     """
     for network in networks:
 
@@ -48,18 +50,18 @@ def adapt_statistics(
 
         for norm in network.modules():
             if isinstance(norm, nn.BatchNorm2d):
-                norm.track_running_stats = True  # a teacher that uses the batch's has it off
+                norm.track_running_stats = True  # off in a teacher with batch statistics
         update_bn(passes(), network)
 
 
 def _batches(target: Crops, samples: Sequence[Sample], batch: int) -> Iterator[Tensor]:
-    """Yield (B, 3, H, W) uint8 images in order; a change of size begins a new batch."""
-    held: list[Tensor] = []
+    """Yield batches (B, 3, H, W) uint8 in order; a change of image size starts a new batch."""
+    pending: list[Tensor] = []
     for sample in samples:
         image = torch.from_numpy(target.read(sample)[0]).permute(2, 0, 1)
-        if held and (len(held) == batch or held[0].shape != image.shape):
-            yield torch.stack(held)
-            held = []
-        held.append(image)
-    if held:
-        yield torch.stack(held)
+        if pending and (len(pending) == batch or pending[0].shape != image.shape):
+            yield torch.stack(pending)
+            pending = []
+        pending.append(image)
+    if pending:
+        yield torch.stack(pending)

@@ -1,4 +1,4 @@
-"""The mean teacher: a copy of the student that follows it and never gets a gradient."""
+"""The mean teacher: a moving average of the student that receives no gradient."""
 
 import copy
 
@@ -9,14 +9,15 @@ from udaseg.models import Segmented, Segmenter
 
 
 class Teacher(nn.Module):
-    """An exponential moving average of a student, its projection head included.
+    """An exponential moving average of a student, including its projection head.
 
     Args:
-        student: Copied as the start.
+        student: The initial weights are copied from it.
         momentum: phi <- a phi + (1 - a) theta with a = min(1 - 1/(step + 1), momentum).
-        batch_statistics: Normalise by the batch at hand instead of by running statistics, as DACS
-            was released; the running statistics stay as they are either way. Norms that the
-            student keeps frozen stay frozen here too: its weights fit those statistics alone.
+        batch_statistics: Normalise by the statistics of the batch instead of the running ones, as
+            in the released DACS. Forward passes never change the running statistics. Norms that are
+            frozen in the student are frozen here too, because its weights only fit the frozen
+            statistics.
 
     Reference:
         Tarvainen and Valpola, mean teachers (2017), with the ramp of DACS (2021).
@@ -30,7 +31,7 @@ class Teacher(nn.Module):
         self.train()
 
     def train(self, mode: bool = True) -> "Teacher":
-        """Stay in evaluation mode; only batch norm may use the batch's own statistics."""
+        """Stay in evaluation mode; batch norms use batch statistics if so configured."""
         super().train(mode)
         self.network.eval()
         if self.batch_statistics and mode:
@@ -43,25 +44,25 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: torch.Tensor, *, embed: bool = False) -> Segmented:
-        """Return what the teacher says of (B, 3, H, W) images; no gradient."""
+        """Return the teacher's output for (B, 3, H, W) images, without a gradient."""
         segmented: Segmented = self.network(images, embed=embed)
         return segmented
 
     @torch.no_grad()
     def follow(self, student: Segmenter, step: int) -> None:
-        """Move towards the student after the optimiser step number `step` (from 0)."""
+        """Update the moving average after optimiser step `step` (from 0)."""
         keep = min(1 - 1 / (step + 1), self.momentum)
-        own, theirs = [], []
+        teacher_values, student_values = [], []
         pairs = zip(
             (*self.network.parameters(), *self.network.buffers()),
             (*student.parameters(), *student.buffers()),
             strict=True,
         )
-        for mine, new in pairs:
-            if mine.is_floating_point():
-                own.append(mine.data)
-                theirs.append(new.detach())
+        for averaged, current in pairs:
+            if averaged.is_floating_point():
+                teacher_values.append(averaged.data)
+                student_values.append(current.detach())
             else:
-                # counters of batch norm are integers and have no average
-                mine.copy_(new)
-        torch._foreach_lerp_(own, theirs, 1 - keep)
+                # batch-norm counters are integers and cannot be averaged
+                averaged.copy_(current)
+        torch._foreach_lerp_(teacher_values, student_values, 1 - keep)

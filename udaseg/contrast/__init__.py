@@ -1,4 +1,4 @@
-"""Contrastive regularizers and what they remember."""
+"""Contrastive regularizers and their state: memory banks, prototypes and statistics."""
 
 from udaseg.contrast.class_losses import bank_loss, distribution_loss
 from udaseg.contrast.memory import EMPTY, MemoryBank

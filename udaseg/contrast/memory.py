@@ -1,26 +1,26 @@
-"""The memory bank: labelled embeddings of the last few steps, in one preallocated ring."""
+"""The memory bank: labelled embeddings of the last few steps in a preallocated ring buffer."""
 
 import torch
 from torch import Tensor, nn
 
 EMPTY = -1
-"""The label of a row that holds nothing; such a row is never compared with."""
+"""Label of an unused row; unused rows take part in no comparison."""
 
 
 class MemoryBank(nn.Module):
-    """A first-in first-out bank of steps.
+    """A first-in, first-out bank of the embeddings of several steps.
 
-    Each push takes the place of the oldest step. All state is in persistent buffers, so a
-    checkpoint restores it exactly.
+    Each push replaces the oldest step. All state is in persistent buffers, so a checkpoint restores
+    it exactly.
 
     Args:
-        steps: Pushes to keep.
-        rows: Most rows of one push; of a larger one the last `rows` are kept.
-        channels: Dimension of an embedding.
+        steps: Number of pushes to keep.
+        rows: Maximum rows per push; of a larger push the last `rows` are kept.
+        channels: Dimension D of an embedding.
 
     Attributes:
         embeddings: (steps, rows, D) float32.
-        labels: (steps, rows) int64, `EMPTY` where nothing lies.
+        labels: (steps, rows) int64, `EMPTY` in unused rows.
         cursor: Scalar int64, the slot of the next push.
     """
 
@@ -37,28 +37,28 @@ class MemoryBank(nn.Module):
         self.register_buffer("cursor", torch.zeros((), dtype=torch.int64))
 
     def __len__(self) -> int:
-        """Return the number of rows that hold something (waits for the device)."""
+        """Return the number of rows in use (waits for the device)."""
         return int((self.labels != EMPTY).sum())
 
     def push(self, embeddings: Tensor, labels: Tensor) -> None:
-        """Store the rows of one step in place of the oldest.
+        """Store the rows of one step and drop the oldest step.
 
         Args:
             embeddings: (N, D); stored without a graph.
-            labels: (N,) int64; rows labelled `EMPTY` are stored as holding nothing.
+            labels: (N,) int64; rows labelled `EMPTY` count as unused.
         """
         slot, block, row_labels = self._block(embeddings, labels)
-        # in place: one step's rows are written, however many the bank holds
+        # in place: only the rows of one step are written, whatever the size of the bank
         self.embeddings.index_copy_(0, slot, block)
         self.labels.index_copy_(0, slot, row_labels)
         self.cursor.copy_((self.cursor + 1) % len(self.labels))
 
     def rows(self) -> tuple[Tensor, Tensor]:
-        """Return all rows (steps * rows, D) and labels; some may be `EMPTY`."""
+        """Return all rows (steps * rows, D) and their labels; some may be `EMPTY`."""
         return self.embeddings.flatten(0, 1), self.labels.flatten()
 
     def rows_with(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what `rows` will hold after `push(embeddings, labels)`, changing nothing."""
+        """Return what `rows` would return after `push(embeddings, labels)`; change nothing."""
         slot, block, row_labels = self._block(embeddings, labels)
         after = self.embeddings.index_copy(0, slot, block)
         return after.flatten(0, 1), self.labels.index_copy(0, slot, row_labels).flatten()
@@ -71,5 +71,5 @@ class MemoryBank(nn.Module):
         row_labels[0, : len(kept)] = labels[-rows:]
         block = torch.zeros_like(self.embeddings[:1])
         block[0, : len(kept)] = kept
-        # a tensor cursor: no value is read back to the host
+        # the cursor is a tensor, so no value is read back to the host
         return self.cursor.view(1), block, row_labels

@@ -1,4 +1,4 @@
-"""The prototype loss, its gradient made in the forward pass, and sums of unit vectors by class."""
+"""The prototype loss, with its gradient from the forward pass, and class sums of unit vectors."""
 
 from typing import Any
 
@@ -14,23 +14,24 @@ _IGNORE = 255
 def prototype_loss(
     embeddings: Tensor, labels: Tensor, prototypes: Tensor, seen: Tensor, *, temperature: float
 ) -> Tensor:
-    """Return the mean cross-entropy of each vector's class among its similarities to prototypes.
+    """Return the mean cross-entropy of the vectors' labels, with prototype similarities as logits.
 
     Args:
-        embeddings: (N, D), scaled to unit length here; the only input that gets a gradient.
-        labels: (N,) integer; 255 is left out, and so is a class without a prototype.
-        prototypes: (K, D), as they are.
-        seen: (K,) bool; prototypes that are not seen yet are in no denominator.
+        embeddings: (N, D), normalised to unit length here; the only input with a gradient.
+        labels: (N,) integer; vectors with label 255 or of a class without a prototype are not
+            counted.
+        prototypes: (K, D), used without normalisation.
+        seen: (K,) bool; prototypes of classes not yet seen are in no denominator.
         temperature: Divides every similarity; above 0.
 
     Returns:
-        A scalar; exactly 0, with a graph, when no vector counts.
+        A scalar; exactly 0, with a graph, if no vector is counted.
 
     Raises:
-        ValueError: Shapes that do not fit, or a temperature of 0 or less.
+        ValueError: Shapes do not match, or the temperature is not above 0.
 
     Reference:
-        Xie et al., SPCL (2021), L_cl. Differs: classes without a prototype are left out.
+        Xie et al., SPCL (2021), L_cl. Differs: classes without a prototype are excluded.
     """
     total, count = prototype_sum(embeddings, labels, prototypes, seen, temperature)
     return total / count.clamp_min(1)
@@ -39,10 +40,12 @@ def prototype_loss(
 def prototype_sum(
     embeddings: Tensor, labels: Tensor, prototypes: Tensor, seen: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """Return the sum over counted vectors and their number; see `prototype_loss`."""
+    """Return the sum over counted vectors and the count; see `prototype_loss`."""
     if labels.shape != embeddings.shape[:1] or prototypes.shape[1:] != embeddings.shape[1:]:
         shapes = tuple(embeddings.shape), tuple(labels.shape), tuple(prototypes.shape)
-        raise ValueError(f"embeddings (N, D), labels (N,), prototypes (K, D) do not fit: {shapes}")
+        raise ValueError(
+            f"embeddings (N, D), labels (N,), prototypes (K, D) do not match: {shapes}"
+        )
     if seen.shape != prototypes.shape[:1]:
         raise ValueError(f"seen {tuple(seen.shape)} but {len(prototypes)} prototypes")
     if temperature <= 0:
@@ -57,10 +60,10 @@ def prototype_sum(
 
 
 class _PrototypeSum(torch.autograd.Function):
-    """The sum with its gradient formed in the forward pass, a chunk of vectors at a time.
+    """The sum, with its gradient computed in the forward pass, chunk by chunk.
 
     With q = f / |f| the gradient of f is (g - q (q . g)) / |f|, where g, the gradient of q, is
-    (softmax . prototypes - own prototype) / temperature.
+    (softmax . prototypes - prototype of the label) / temperature.
     """
 
     @staticmethod
@@ -73,9 +76,9 @@ class _PrototypeSum(torch.autograd.Function):
         temperature: float,
         counted: Tensor,
     ) -> Tensor:
-        """Return the sum; keep the gradient for `backward`."""
+        """Return the sum; store the gradient for `backward`."""
         scaled_KD = prototypes.float() / temperature
-        missing_K = ~seen
+        unseen_K = ~seen
         gradient_ND = torch.empty(embeddings.shape, device=embeddings.device)
         loss = gradient_ND.new_zeros(())
         for start in range(0, len(embeddings), _CHUNK):
@@ -86,41 +89,41 @@ class _PrototypeSum(torch.autograd.Function):
             ).sqrt_()
             weight_n = counted[part].float()
             label_n1 = labels[part].masked_fill(~counted[part], 0)[:, None]
-            # divided after the product: no unit vector of size n x D is ever made
-            plain_nK = (feature_nD @ scaled_KD.T).div_(length_n[:, None])
-            score_nK = plain_nK.masked_fill(missing_K, -torch.inf)
-            # where nothing is seen every score is -inf; such rows do not count, keep them finite
+            # divided after the product, so no unit vectors of size n x D are stored
+            similarity_nK = (feature_nD @ scaled_KD.T).div_(length_n[:, None])
+            score_nK = similarity_nK.masked_fill(unseen_K, -torch.inf)
+            # if no class was seen, all scores are -inf; such rows are not counted, keep them finite
             top_n1 = score_nK.amax(1, keepdim=True).nan_to_num_(neginf=0.0)
-            own_n = (score_nK.gather(1, label_n1) - top_n1)[:, 0].nan_to_num_(neginf=0.0)
+            label_score_n = (score_nK.gather(1, label_n1) - top_n1)[:, 0].nan_to_num_(neginf=0.0)
             share_nK = (score_nK - top_n1).exp_()
             total_n = share_nK.sum(1).clamp_min_(torch.finfo(torch.float32).tiny)
-            loss = loss + ((total_n.log() - own_n) * weight_n).sum()
+            loss = loss + ((total_n.log() - label_score_n) * weight_n).sum()
             share_nK.mul_((weight_n / total_n)[:, None])
             share_nK.scatter_add_(1, label_n1, -weight_n[:, None])
-            along_n = (share_nK * plain_nK).sum(1)
+            along_n = (share_nK * similarity_nK).sum(1)
             share_nK.div_(length_n[:, None])
             gradient_nD = gradient_ND[part]
             torch.mm(share_nK, scaled_KD, out=gradient_nD)
             gradient_nD.addcmul_(feature_nD, (along_n / length_n.square())[:, None], value=-1)
-        # not a saved tensor: backward scales it in place, one copy of the features less
+        # not a saved tensor: backward scales it in place, which saves one copy of the features
         ctx.gradient = gradient_ND.to(embeddings.dtype)
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradient of the embeddings alone."""
+        """Return the gradient of the embeddings; the other inputs have none."""
         gradient, ctx.gradient = ctx.gradient, None
         if gradient is None:
-            raise RuntimeError("prototype_loss: the graph was used already; compute the loss again")
+            raise RuntimeError("prototype_loss: backward already called; compute the loss again")
         return (gradient.mul_(grad), *[None] * 5)
 
 
 def class_sums(embeddings: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Return the sum (K, D) of unit vectors of each class and their number (K,).
+    """Return the sum (K, D) and the number (K,) of the unit vectors of each class.
 
     Args:
-        embeddings: (N, D), scaled to unit length here; no gradient flows.
-        labels: (N,) integer; 255 is left out.
+        embeddings: (N, D), normalised to unit length here; no gradient flows.
+        labels: (N,) integer; 255 is ignored.
         num_classes: K.
     """
     sums = torch.zeros(num_classes, embeddings.shape[1], device=embeddings.device)
@@ -129,11 +132,11 @@ def class_sums(embeddings: Tensor, labels: Tensor, num_classes: int) -> tuple[Te
     with torch.no_grad(), torch.autocast(embeddings.device.type, enabled=False):
         for start in range(0, len(embeddings), _CHUNK):
             part = slice(start, start + _CHUNK)
-            wide = embeddings[part].float()
-            # compared, not one_hot: that looks at the largest label and waits for the device
+            feature_nD = embeddings[part].float()
+            # compared, not one_hot: one_hot reads the largest label and waits for the device
             member_nK = (labels[part, None] == classes).float()
             counts += member_nK.sum(0)
-            # the lengths go into the small factor: no scaled copy of the embeddings is made
-            squares = torch.linalg.vector_norm(wide, dim=1).square_()
-            sums += (member_nK * torch.rsqrt(squares + LENGTH_EPS**2)[:, None]).T @ wide
+            # scales the small factor by the lengths, so the embeddings are not copied
+            squares = torch.linalg.vector_norm(feature_nD, dim=1).square_()
+            sums += (member_nK * torch.rsqrt(squares + LENGTH_EPS**2)[:, None]).T @ feature_nD
     return sums, counts

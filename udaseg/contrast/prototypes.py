@@ -1,4 +1,4 @@
-"""SPCL: pixels are drawn to the prototype of their class, the mean feature of the source."""
+"""SPCL: pull pixels towards the prototype of their class, the mean source feature."""
 
 from typing import Literal
 
@@ -15,14 +15,14 @@ _IGNORE = 255
 
 
 class ClassPrototypes(nn.Module):
-    """One unit vector a class, the moving mean of its source features.
+    """One vector per class: the moving mean of its unit source features.
 
     Args:
         num_classes: K.
         channels: D.
-        momentum: Share of the old prototype that stays at an update.
-        absent: A class that is not in the batch does `keep` its prototype or `fade` towards zero,
-            as released.
+        momentum: Weight of the old prototype in an update.
+        absent: For a class that is not in the batch, `keep` the prototype or let it `fade` towards
+            zero, as in the release.
         normalise: Scale prototypes to unit length after an update; the release does not.
 
     Attributes:
@@ -49,46 +49,46 @@ class ClassPrototypes(nn.Module):
 
     @torch.no_grad()
     def start(self, means: Tensor, seen: Tensor) -> None:
-        """Begin with the prototypes of a pass over the source; see `PrototypeSums`."""
-        first = means.to(self.means)
-        self.means.copy_(unit(first) if self.normalise else first)
+        """Set the initial prototypes, from a pass over the source; see `PrototypeSums`."""
+        initial = means.to(self.means)
+        self.means.copy_(unit(initial) if self.normalise else initial)
         self.seen.copy_(seen)
 
     @torch.no_grad()
     def after(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return means and seen as they will be after `update`, changing nothing.
+        """Return means and seen as they would be after `update`; change nothing.
 
         Args:
             embeddings: (N, D) features of the source.
-            labels: (N,) integer; 255 is left out.
+            labels: (N,) integer; 255 is ignored.
         """
         sums, counts = class_sums(embeddings, labels, len(self.means))
         sums, counts = sum_over_ranks(sums), sum_over_ranks(counts)
         present = counts > 0
         batch = sums / counts.clamp_min(1)[:, None]
-        moved = self.momentum * self.means + (1 - self.momentum) * batch
-        # the first batch of a class is its prototype, not a small step away from zero
-        moved = torch.where((present & ~self.seen)[:, None], batch, moved)
+        updated = self.momentum * self.means + (1 - self.momentum) * batch
+        # the first batch of a class sets its prototype; a moving mean would stay near zero
+        updated = torch.where((present & ~self.seen)[:, None], batch, updated)
         if self.normalise:
-            moved = unit(moved)
+            updated = unit(updated)
         if self.absent == "keep":
-            moved = torch.where(present[:, None], moved, self.means)
-        return moved, self.seen | present
+            updated = torch.where(present[:, None], updated, self.means)
+        return updated, self.seen | present
 
     @torch.no_grad()
     def update(self, embeddings: Tensor, labels: Tensor) -> None:
-        """Learn from a source batch; every rank stores the same."""
+        """Update the prototypes from a source batch; all ranks store the same values."""
         means, seen = self.after(embeddings, labels)
         self.means.copy_(means)
         self.seen.copy_(seen)
 
 
 class PrototypeSums:
-    """The first prototypes, by one pass over the source.
+    """Sums for the initial prototypes, collected in one pass over the source.
 
-    Of each image and class the mean unit feature is taken where the prediction is right; a
-    prototype is the mean of these over the images that have the class. Sums are float64, so a pass
-    that is split over processes gives the same.
+    For each image and class, take the mean unit feature of the correctly predicted cells. A
+    prototype is the mean of these over the images that have such cells. Sums are float64, so a pass
+    that is split over processes gives the same prototypes.
 
     Args:
         num_classes: K.
@@ -104,46 +104,47 @@ class PrototypeSums:
 
     @torch.no_grad()
     def add(self, features: Tensor, labels: Tensor, predictions: Tensor) -> None:
-        """Take in one image.
+        """Add one image.
 
         Args:
-            features: (C, h, w).
-            labels: (h, w) integer; 255 is left out.
+            features: (D, h, w).
+            labels: (h, w) integer; 255 is ignored.
             predictions: (h, w) integer.
         """
-        right = labels.masked_fill(labels != predictions, _IGNORE).flatten()
-        sums, counts = class_sums(features.flatten(1).T, right, len(self.images))
+        correct = labels.masked_fill(labels != predictions, _IGNORE).flatten()
+        sums, counts = class_sums(features.flatten(1).T, correct, len(self.images))
         present = counts > 0
         means = sums.double() / counts.double().clamp_min(1)[:, None]
         self.sums += torch.where(present[:, None], means, 0).to(self.sums.device)
         self.images += present.to(self.images)
 
     def merge(self, other: "PrototypeSums") -> None:
-        """Take in the images of another part of the pass."""
+        """Add the images of another part of the pass."""
         self.sums += other.sums
         self.images += other.images
 
     def prototypes(self) -> tuple[Tensor, Tensor]:
-        """Return the means (K, D) float64, zero where a class never occurred, and seen (K,)."""
+        """Return means (K, D) float64, zero for classes that never occurred, and seen (K,)."""
         return self.sums / self.images.clamp_min(1)[:, None], self.images > 0
 
 
 class PrototypeContrast(Regularizer):
-    """SPCL's term: source pixels and those of a second view against the source's prototypes.
+    """SPCL's loss: contrast cells of the source and of a second view with source prototypes.
 
-    A source cell counts where the student already predicts its label; the same cells make the
-    prototypes. A cell of the second view counts with its label.
+    A source cell counts if the student predicts its label; the prototypes are updated from the same
+    cells. Cells of the second view count with their labels.
 
     Args:
         num_classes: K.
-        channels: Of the features.
-        weight: Of the term.
-        temperature: Of the softmax.
+        channels: Channels of the features.
+        weight: Weight of the loss.
+        temperature: Temperature of the softmax.
         momentum: See `ClassPrototypes`.
         absent: See `ClassPrototypes`.
         normalise: See `ClassPrototypes`.
-        second: `pseudo_labelled` target images, as published, or `mixed` ones inside self-training.
-        min_confidence: A mixed cell counts when the teacher is this sure of its label.
+        second: `pseudo_labelled` target images, as published, or `mixed` images in self-training.
+        min_confidence: A mixed cell counts if the teacher's confidence in its label is at least
+            this.
 
     Reference:
         Xie et al., SPCL (2021), L_cl.
@@ -173,7 +174,7 @@ class PrototypeContrast(Regularizer):
         )
 
     def forward(self, views: Views) -> Tensor:
-        """Return the weighted term, against the prototypes that include this step's source."""
+        """Return the weighted loss; the prototypes already include the source of this step."""
         source, second = self._required(views)
         features, labels = _trusted(source)
         means, seen = self.prototypes.after(features, labels)
@@ -184,7 +185,7 @@ class PrototypeContrast(Regularizer):
         return total + self._mean(_flat(second.features), labels.flatten(), means, seen)
 
     def update(self, views: Views) -> None:
-        """Move the prototypes towards this step's source."""
+        """Update the prototypes with the source features of this step."""
         self.prototypes.update(*_trusted(self._required(views)[0]))
 
     def _mean(self, features: Tensor, labels: Tensor, means: Tensor, seen: Tensor) -> Tensor:
@@ -199,7 +200,7 @@ class PrototypeContrast(Regularizer):
 
 
 def _trusted(view: CellView) -> tuple[Tensor, Tensor]:
-    """Return flat features and labels, the label void where the prediction is another."""
+    """Return flat features and labels; the label is 255 where the prediction differs."""
     labels = view.labels.masked_fill(view.labels != view.predictions, _IGNORE)
     return _flat(view.features), labels.flatten()
 

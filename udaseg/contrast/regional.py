@@ -1,4 +1,4 @@
-"""RCCR: regional contrastive consistency between a student's and a teacher's view of one place."""
+"""RCCR: regional contrastive consistency between student and teacher views of one location."""
 
 import math
 from typing import Literal
@@ -18,29 +18,29 @@ _MATCHES_NOTHING = -2
 
 
 class RegionalContrast(Regularizer):
-    """RCCR's term: inside the pasted square, the student's cell meets the teacher's cell.
+    """RCCR's loss: inside the pasted square, contrast student cells with teacher cells.
 
-    Anchors are the student's cells of the CutMix view inside the square; the positive of each is
-    the teacher's cell at the same place of the plain target image; negatives are bank rows of other
-    pseudo-classes. Two sampling rules: rows of the anchor's class are no negatives, and anchors
-    without a confident pseudo-label do not count.
+    Anchors are the student's cells of the CutMix view inside the square. The positive of an anchor
+    is the teacher's cell at the same location of the plain target image. Negatives are bank rows of
+    other pseudo-classes. Two sampling rules apply: rows of the anchor's class are not negatives,
+    and anchors without a confident pseudo-label do not count.
 
     Args:
         channels: Dimension of the embeddings.
-        weight: Of the loss at the last step.
+        weight: Weight of the loss at the last step.
         ramp: The weight rises as exp(-5 (1 - sqrt(progress))).
         start: First step with contrast.
-        temperature: Of the softmax.
+        temperature: Temperature of the softmax.
         min_confidence: Anchors need a teacher confidence above this.
-        bank_steps: Steps that the bank spans, the current one included.
-        cells_per_view: Random cells of each view that enter the bank a step, over all ranks.
+        bank_steps: Number of steps in the bank, including the current one.
+        cells_per_view: Random cells of each view added to the bank per step, over all ranks.
         region_size: Side of a region in cells.
-        square_per: One square a `batch` or an `image`.
-        keep_ignored: Cells without a class enter the bank as negatives of everything.
-        negative_sampling: False keeps rows of the anchor's class as negatives.
-        positive_filtering: False counts every anchor.
-        momentum_head: False takes the keys from the student's head.
-        ignore: The label without a class.
+        square_per: One square per `batch` or per `image`.
+        keep_ignored: Add cells without a class to the bank, as negatives of every anchor.
+        negative_sampling: If false, rows of the anchor's class stay negatives.
+        positive_filtering: If false, every anchor counts.
+        momentum_head: If false, the keys come from the student's head.
+        ignore: Label of cells without a class.
 
     Reference:
         Zhou et al., RCCR (2022).
@@ -80,17 +80,17 @@ class RegionalContrast(Regularizer):
         self.bank = MemoryBank(bank_steps, 2 * cells_per_view, channels)
 
     def weight_at(self, step: int, progress: float) -> float:
-        """Return the weight of the term at a step; 0 before the start."""
+        """Return the weight of the loss at a step; 0 before the start."""
         if step < self.start:
             return 0.0
         return self.weight * (math.exp(-5 * (1 - math.sqrt(progress))) if self.ramp else 1.0)
 
     def forward(self, views: Views) -> Tensor:
-        """Return the weighted term; changes nothing."""
+        """Return the weighted loss; change no state."""
         weight = self.weight_at(views.step, views.progress)
         queries, keys, labels, keep = self._pairs(views)
         if weight == 0:
-            # the graph still reaches the head, so that every step has the same parameters in it
+            # keep the head in the graph, so that every step trains the same parameters
             return 0.0 * queries.sum()
         if not self.negative_sampling:
             labels = torch.full_like(labels, _MATCHES_NOTHING)
@@ -102,11 +102,11 @@ class RegionalContrast(Regularizer):
 
     @torch.no_grad()
     def update(self, views: Views) -> None:
-        """Put this step's random cells into the bank, in place of the oldest step's."""
+        """Store random cells of this step in the bank and drop the oldest step."""
         self.bank.push(*self._new_rows(views))
 
     def _pairs(self, views: Views) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return queries and keys (R, D), labels (R,) and which of them count (R,)."""
+        """Return queries and keys (R, D), labels (R,), and a mask (R,) of those that count."""
         cutmix, target = _required(views)
         assert cutmix.embeddings is not None and views.square is not None
         keys = target.embeddings if not self.keys_by_student_head else views.target_by_student_head
@@ -124,21 +124,24 @@ class RegionalContrast(Regularizer):
         return _flat(queries), _flat(keys), labels.flatten(), keep
 
     def _new_rows(self, views: Views) -> tuple[Tensor, Tensor]:
-        """Return random cells of both views and their labels, the same at every call in a step.
+        """Return random cells of both views and their labels.
 
-        They are drawn from the cells of all ranks, and every rank returns the same.
+        Cells are drawn from those of all ranks. All ranks, and all calls in a step, return the same
+        cells.
         """
         cutmix, target = _required(views)
         generator = torch.Generator().manual_seed(views.seed)
         rows, labels = [], []
-        of_target = views.target_by_student_head if self.keys_by_student_head else target.embeddings
-        for view, embeddings in ((cutmix, cutmix.embeddings), (target, of_target)):
+        target_embeddings = (
+            views.target_by_student_head if self.keys_by_student_head else target.embeddings
+        )
+        for view, embeddings in ((cutmix, cutmix.embeddings), (target, target_embeddings)):
             assert embeddings is not None
-            cells, own = own_part(view.labels.numel())
+            cells, rank_slice = own_part(view.labels.numel())
             chosen = torch.randperm(cells, generator=generator)[: self.cells_per_view]
             chosen = to_device(chosen, view.labels.device)
-            rows.append(_rows_of_all(_flat(embeddings.detach()), chosen, own))
-            labels.append(_rows_of_all(view.labels.flatten(), chosen, own))
+            rows.append(_rows_of_all(_flat(embeddings.detach()), chosen, rank_slice))
+            labels.append(_rows_of_all(view.labels.flatten(), chosen, rank_slice))
         row_labels = torch.cat(labels)
         if not self.keep_ignored:
             row_labels = row_labels.masked_fill(row_labels == self.ignore, EMPTY)
@@ -151,14 +154,16 @@ def _required(views: Views) -> tuple[CellView, CellView]:
     return views.cutmix, views.target
 
 
-def _rows_of_all(rows: Tensor, chosen: Tensor, own: slice) -> Tensor:
-    """Return the `chosen` of all ranks' rows, of which this rank holds those in `own`."""
+def _rows_of_all(rows: Tensor, chosen: Tensor, rank_slice: slice) -> Tensor:
+    """Return the rows `chosen` among those of all ranks; this rank holds `rank_slice` of them."""
     if world_size() == 1:
         return rows[chosen]
-    here = (chosen >= own.start) & (chosen < own.stop)
-    found = rows[(chosen - own.start).clamp(0, len(rows) - 1)]
-    # each row is one rank's, so the sum moves it to all
-    return sum_over_ranks(torch.where(here[:, None] if found.dim() > 1 else here, found, 0))
+    is_local = (chosen >= rank_slice.start) & (chosen < rank_slice.stop)
+    local_rows = rows[(chosen - rank_slice.start).clamp(0, len(rows) - 1)]
+    # each row is nonzero on one rank only, so the sum copies it to all
+    return sum_over_ranks(
+        torch.where(is_local[:, None] if local_rows.dim() > 1 else is_local, local_rows, 0)
+    )
 
 
 def _flat(maps: Tensor) -> Tensor:
@@ -171,9 +176,9 @@ def _pooled(embeddings: Tensor, size: int) -> Tensor:
 
 
 def _region_labels(labels: Tensor, confidence: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Return the label of each region's most confident cell and the region's mean confidence."""
+    """Return the label of the most confident cell of each region and its mean confidence."""
     height, width = (side // size * size for side in labels.shape[-2:])
-    _, where = F.max_pool2d(confidence[:, None, :height, :width], size, return_indices=True)
+    _, index = F.max_pool2d(confidence[:, None, :height, :width], size, return_indices=True)
     cropped = labels[:, :height, :width].flatten(1)
-    chosen = cropped.gather(1, where.flatten(1)).view_as(where)[:, 0]
+    chosen = cropped.gather(1, index.flatten(1)).view_as(index)[:, 0]
     return chosen, F.avg_pool2d(confidence[:, None], size)[:, 0]

@@ -1,4 +1,4 @@
-"""The regional loss: log-softmax over the negatives of each query, its gradient made on the way."""
+"""The regional loss: InfoNCE with its gradient computed in the forward pass."""
 
 import math
 from typing import Any
@@ -22,22 +22,22 @@ def regional_loss(
     temperature: float,
     keep: Tensor | None = None,
 ) -> Tensor:
-    """Return the mean InfoNCE of each query with its own key against bank rows of other classes.
+    """Return the mean InfoNCE of the queries with their keys against bank rows of other classes.
 
     Args:
-        queries: (R, D) unit vectors; the only input that gets a gradient.
-        keys: (R, D) unit vectors, the positives.
-        labels: (R,) int64; bank rows with the query's own label are left out.
+        queries: (R, D) unit vectors; the only input with a gradient.
+        keys: (R, D) unit vectors; row i is the positive of query i.
+        labels: (R,) int64; bank rows with the label of the query are not negatives.
         bank: (M, D) unit vectors.
-        bank_labels: (M,) int64; rows labelled `EMPTY` (-1) are left out for all.
+        bank_labels: (M,) int64; rows labelled `EMPTY` (-1) are never negatives.
         temperature: Divides every similarity; above 0.
-        keep: (R,) bool, the queries that count; None keeps all.
+        keep: (R,) bool, the queries to count; None counts all.
 
     Returns:
-        A scalar; exactly 0, with a graph, when no query counts.
+        A scalar; exactly 0, with a graph, if no query is counted.
 
     Raises:
-        ValueError: Shapes that do not fit, or a temperature of 0 or less.
+        ValueError: Shapes do not match, or the temperature is not above 0.
 
     Reference:
         Zhou et al., RCCR (2022), L_con. Differs: logsumexp instead of an epsilon of 1e-8.
@@ -55,14 +55,14 @@ def regional_sum(
     temperature: float,
     keep: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Return the sum over counted queries and their number; see `regional_loss`."""
+    """Return the sum over counted queries and the count; see `regional_loss`."""
     if queries.shape != keys.shape or labels.shape != queries.shape[:1]:
         shapes = tuple(queries.shape), tuple(keys.shape), tuple(labels.shape)
-        raise ValueError(f"queries, keys (R, D) and labels (R,) do not fit: {shapes}")
+        raise ValueError(f"queries, keys (R, D) and labels (R,) do not match: {shapes}")
     if bank.shape[1:] != queries.shape[1:] or bank_labels.shape != bank.shape[:1]:
         raise ValueError(
-            f"bank {tuple(bank.shape)} and bank_labels {tuple(bank_labels.shape)} do not fit "
-            f"queries {tuple(queries.shape)}"
+            f"bank {tuple(bank.shape)}, bank_labels {tuple(bank_labels.shape)} and "
+            f"queries {tuple(queries.shape)} do not match"
         )
     if temperature <= 0:
         raise ValueError(f"temperature must be above 0, got {temperature}")
@@ -76,10 +76,10 @@ def regional_sum(
 
 
 class _RegionalSum(torch.autograd.Function):
-    """The sum with its gradient formed in the forward pass, a chunk of queries at a time.
+    """The sum, with its gradient computed in the forward pass, chunk by chunk.
 
-    Only queries have a gradient, (softmax . bank - key) / temperature, so two products a chunk are
-    enough and nothing of size R x M outlives its chunk.
+    Only queries have a gradient, (softmax . bank - key) / temperature. So two products per chunk
+    are enough, and no tensor of size R x M is stored.
     """
 
     @staticmethod
@@ -93,7 +93,7 @@ class _RegionalSum(torch.autograd.Function):
         temperature: float,
         keep: Tensor,
     ) -> Tensor:
-        """Return the sum; keep the gradient for `backward`."""
+        """Return the sum; store the gradient for `backward`."""
         rows = _counted(keep)
         query_RD, key_RD = queries.detach().float(), keys.float()
         label_R, weight_R = labels, keep.float()
@@ -107,24 +107,26 @@ class _RegionalSum(torch.autograd.Function):
         for start in range(0, len(query_RD), _CHUNK):
             part = slice(start, start + _CHUNK)
             positive_r, weight_r = positive_R[part], weight_R[part]
-            top_r, rest_r, towards_rD = _negatives(
+            top_r, negative_sum_r, negative_gradient_rD = _negatives(
                 query_RD[part] * scale, label_R[part], positive_r, bank, bank_labels
             )
-            own_r = (positive_r - top_r).exp()
-            total_r = own_r + rest_r
+            positive_exp_r = (positive_r - top_r).exp()
+            total_r = positive_exp_r + negative_sum_r
             loss = loss + ((total_r.log() + top_r - positive_r) * weight_r).sum()
-            own_share_r = (own_r / total_r - 1) * weight_r * scale
-            towards_rD.mul_((weight_r * scale / total_r)[:, None])
-            gradient_RD[part] = towards_rD.addcmul_(own_share_r[:, None], key_RD[part])
+            positive_factor_r = (positive_exp_r / total_r - 1) * weight_r * scale
+            negative_gradient_rD.mul_((weight_r * scale / total_r)[:, None])
+            gradient_RD[part] = negative_gradient_rD.addcmul_(
+                positive_factor_r[:, None], key_RD[part]
+            )
         if rows is not None:
-            wide = queries.new_zeros(queries.shape, dtype=torch.float32)
-            gradient_RD = wide.index_copy_(0, rows, gradient_RD)
+            full_RD = queries.new_zeros(queries.shape, dtype=torch.float32)
+            gradient_RD = full_RD.index_copy_(0, rows, gradient_RD)
         ctx.save_for_backward(gradient_RD.to(queries.dtype))
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradient of the queries alone."""
+        """Return the gradient of the queries; the other inputs have none."""
         (gradient,) = ctx.saved_tensors
         return (gradient * grad.to(gradient.dtype), *[None] * 6)
 
@@ -134,33 +136,30 @@ def _negatives(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return top (r,), sum (r,) of exp(score - top) over negatives, and that sum times the bank.
 
-    `scaled` are queries (r, D) over the temperature.
-
-    The bank is read in chunks too, with a running maximum that starts at the positive's score, so
-    the memory is the same for a bank of any size.
+    `scaled` are queries (r, D) divided by the temperature. The bank is read in chunks with a
+    running maximum that starts at the score of the positive, so memory does not grow with the bank.
     """
     top_r = positive_r
-    rest_r = torch.zeros_like(positive_r)
-    towards_rD = torch.zeros_like(scaled)
+    sum_r = torch.zeros_like(positive_r)
+    weighted_rD = torch.zeros_like(scaled)
     for start in range(0, len(bank), _BANK_CHUNK):
         part_mD = bank[start : start + _BANK_CHUNK].float()
         label_m = bank_labels[start : start + _BANK_CHUNK]
         score_rm = scaled @ part_mD.T
-        out_rm = (label_m == label_r[:, None]) | (label_m == EMPTY)
-        score_rm.masked_fill_(out_rm, -math.inf)
+        excluded_rm = (label_m == label_r[:, None]) | (label_m == EMPTY)
+        score_rm.masked_fill_(excluded_rm, -math.inf)
         higher_r = top_r.maximum(score_rm.amax(1))
         shrink_r = (top_r - higher_r).exp()
         score_rm.sub_(higher_r[:, None]).exp_()
-        rest_r = rest_r * shrink_r + score_rm.sum(1)
-        towards_rD.mul_(shrink_r[:, None]).addmm_(score_rm, part_mD)
+        sum_r = sum_r * shrink_r + score_rm.sum(1)
+        weighted_rD.mul_(shrink_r[:, None]).addmm_(score_rm, part_mD)
         top_r = higher_r
-    return top_r, rest_r, towards_rD
+    return top_r, sum_r, weighted_rD
 
 
 def _counted(keep: Tensor) -> Tensor | None:
-    """Return the queries worth a product, or None on a GPU.
+    """Return the indices of the counted queries, or None on a GPU.
 
-    Dropping the others needs their number on the host; on a GPU waiting for it costs more than it
-    saves.
+    Dropping the others needs the count on the host; on a GPU that wait costs more than it saves.
     """
     return None if keep.is_cuda else keep.nonzero().flatten()

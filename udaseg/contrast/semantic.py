@@ -1,4 +1,4 @@
-"""SePiCo: pixels are drawn to what a teacher shows of their class in the source."""
+"""SePiCo: pull pixels towards the teacher's source statistics of their class."""
 
 from typing import Literal, assert_never
 
@@ -13,25 +13,25 @@ from udaseg.errors import UdasegError
 
 
 class SemanticContrast(Regularizer):
-    """SePiCo's term: source and mixed cells against the statistics of the teacher's source cells.
+    """SePiCo's loss: contrast source and mixed cells with statistics of the teacher's source cells.
 
     Args:
         num_classes: K.
-        channels: Of the embeddings.
+        channels: Channels of the embeddings.
         variant: What a cell is compared with: class means (`prototype`, ProtoCL), the means of the
             newest batches (`bank`, BankCL), or means and variances (`distribution`, DistCL).
-        weight: Of the term; 1 as published.
-        start: First step with contrast, 3000 as published; the statistics learn from step 0.
-        temperature: Of the softmax. 100 as published, where the variants hardly differ.
+        weight: Weight of the loss; 1 as published.
+        start: First step with contrast, 3000 as published; statistics are updated from step 0.
+        temperature: Temperature of the softmax; 100 as published, where the variants hardly differ.
         momentum: See `ClassStatistics`; 1 as published.
-        bank_rows: Batch means to keep of each class, 200 as published; read by `bank` alone.
+        bank_rows: Batch means to keep for each class, 200 as published; only used by `bank`.
 
     Raises:
-        ValueError: A bank of less than one row.
+        ValueError: The bank has less than one row.
 
     Reference:
-        Xie et al., SePiCo (2023). Differs: the mixed view takes the place of augmented target
-        images; the release's further term on the mean embedding, weight 1, is left out.
+        Xie et al., SePiCo (2023). Differs: the mixed view replaces augmented target images; the
+        release has a further term on the mean embedding, weight 1, which is omitted here.
     """
 
     needs: frozenset[View] = frozenset({"source", "mixed", "teacher_source"})
@@ -62,16 +62,16 @@ class SemanticContrast(Regularizer):
         )
 
     def forward(self, views: Views) -> Tensor:
-        """Return the weighted term, against the statistics that include this step's source."""
+        """Return the weighted loss; the statistics already include the source of this step."""
         source, mixed, teacher = _required(views)
         if views.step < self.start:
-            # the graph still reaches the head, so that every step has the same parameters in it
+            # keep the head in the graph, so that every step trains the same parameters
             return 0.0 * (_flat(source)[0].sum() + _flat(mixed)[0].sum())
         state = self.statistics.after(*_flat(teacher))
         return self._mean(source, state) + self._mean(mixed, state)
 
     def update(self, views: Views) -> None:
-        """Learn from the teacher's embeddings of this step's source."""
+        """Update the statistics with the teacher's embeddings of this step's source."""
         self.statistics.update(*_flat(_required(views)[2]))
 
     def _mean(self, view: CellView, state: StatisticsState) -> Tensor:
@@ -100,5 +100,5 @@ def _required(views: Views) -> tuple[CellView, CellView, CellView]:
 def _flat(view: CellView) -> tuple[Tensor, Tensor]:
     """Return embeddings (B h w, D) and labels (B h w,)."""
     if view.embeddings is None:
-        raise UdasegError("semantic contrast needs embeddings, so a network with a projector")
+        raise UdasegError("semantic contrast needs embeddings; use a network with a projector")
     return view.embeddings.permute(0, 2, 3, 1).flatten(0, 2), view.labels.flatten()

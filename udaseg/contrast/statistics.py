@@ -1,4 +1,4 @@
-"""Mean, variance and newest batch means of each class's source embeddings."""
+"""Mean, variance and newest batch means of the source embeddings of each class."""
 
 from dataclasses import dataclass
 
@@ -16,20 +16,20 @@ def class_moments(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return counts (K,), means (K, D) and variances (K, D) of the unit vectors of each class.
 
-    Variances are those of the whole population, sum of squares over the count. A class that does
+    Variances are population variances, the sum of squares divided by the count. A class that does
     not occur has zeros.
 
     Args:
-        embeddings: (N, D), scaled to unit length here; no gradient flows.
-        labels: (N,) integer; 255 is left out.
+        embeddings: (N, D), normalised to unit length here; no gradient flows.
+        labels: (N,) integer; 255 is ignored.
         num_classes: K.
 
     Raises:
-        ValueError: Labels that do not fit the embeddings.
+        ValueError: The number of labels differs from the number of embeddings.
     """
     if labels.shape != embeddings.shape[:1]:
         shapes = tuple(embeddings.shape), tuple(labels.shape)
-        raise ValueError(f"embeddings (N, D) and labels (N,) do not fit: {shapes}")
+        raise ValueError(f"embeddings (N, D) and labels (N,) do not match: {shapes}")
     counts = torch.zeros(num_classes, device=embeddings.device)
     means = torch.zeros(num_classes, embeddings.shape[1], device=embeddings.device)
     variances = torch.zeros_like(means)
@@ -37,13 +37,13 @@ def class_moments(
     with torch.no_grad(), torch.autocast(embeddings.device.type, enabled=False):
         for start in range(0, len(embeddings), _CHUNK):
             part = slice(start, start + _CHUNK)
-            # compared, not one_hot: that looks at the largest label and waits for the device
+            # compared, not one_hot: one_hot reads the largest label and waits for the device
             member_nK = (labels[part, None] == classes).float()
             query_nD = unit(embeddings[part])
             new_counts = member_nK.sum(0)
             divisor_K1 = new_counts.clamp_min(1)[:, None]
             new_means = (member_nK.T @ query_nD) / divisor_K1
-            # centred before squaring: a tight class would lose its digits in E[x^2] - E[x]^2
+            # centred before squaring: E[x^2] - E[x]^2 would lose the digits of a small variance
             spread_nD = torch.addmm(query_nD, member_nK, new_means, alpha=-1).square_()
             new_variances = (member_nK.T @ spread_nD) / divisor_K1
             share_K1 = (new_counts / (counts + new_counts).clamp_min(1))[:, None]
@@ -55,14 +55,14 @@ def class_moments(
 def _merged(
     means: Tensor, variances: Tensor, new_means: Tensor, new_variances: Tensor, share: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return mean and variance of two samples as one; `share` (K, 1) of it is the new one."""
+    """Return mean and variance of two merged samples; `share` (K, 1) is the new sample's share."""
     step = new_means - means
     spread = (1 - share) * variances + share * new_variances
     return means + share * step, spread + share * (1 - share) * step.square()
 
 
 def _over_ranks(counts: Tensor, means: Tensor, variances: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the moments of what all ranks hold together, exactly, by sums alone."""
+    """Return the exact moments of the samples of all ranks, using only sums over ranks."""
     total = sum_over_ranks(counts)
     divisor_K1 = total.clamp_min(1)[:, None]
     mean = sum_over_ranks(counts[:, None] * means) / divisor_K1
@@ -72,7 +72,7 @@ def _over_ranks(counts: Tensor, means: Tensor, variances: Tensor) -> tuple[Tenso
 
 @dataclass(frozen=True)
 class StatisticsState:
-    """What `ClassStatistics` holds at one moment; its attributes are described there."""
+    """A copy of the buffers of `ClassStatistics`; see there for the attributes."""
 
     means: Tensor
     variances: Tensor
@@ -86,33 +86,33 @@ class StatisticsState:
 class ClassStatistics(nn.Module):
     """Mean and diagonal variance of each class, and the means of its newest batches.
 
-    A batch is merged exactly: with a momentum of 1 the statistics are those of all vectors so far,
-    however they were split into batches. Below 1 the old vectors of a class count for less by that
-    factor at each batch that holds the class, so that what an untrained network showed is
-    forgotten; at equal counts this is the moving mean, without its bias at the start. Nothing of a
-    class that is absent changes.
+    Batches are merged exactly: with a momentum of 1 the statistics are those of all vectors so far,
+    however they were split into batches. With a momentum below 1, each batch that contains a class
+    multiplies the weight of its old vectors by the momentum, so embeddings of the untrained network
+    are forgotten. With equal counts this is a moving mean without the bias at the start. The
+    statistics of absent classes do not change.
 
     Args:
         num_classes: K.
         channels: D.
-        momentum: Share of the old weight that stays at an update, in [0, 1].
-        bank_rows: L, batch means to keep of each class; 0 keeps none.
+        momentum: Factor on the old weight at an update, in [0, 1].
+        bank_rows: L, batch means to keep for each class; 0 keeps none.
 
     Attributes:
         means: (K, D) float32, not scaled to unit length.
         variances: (K, D) float32.
-        counts: (K,) float64 weights; in float32 they would stop to grow at 2^24 vectors.
+        counts: (K,) float64 weights; in float32 they would stop growing at 2^24 vectors.
         seen: (K,) bool, whether the class ever occurred.
-        rows: (K, L, D) float32, in each class a ring of which the first `filled` hold something.
-        cursor: (K,) int64, the row that comes next.
-        filled: (K,) int64.
+        rows: (K, L, D) float32, a ring buffer for each class; the first `filled` rows are in use.
+        cursor: (K,) int64, the next row to write.
+        filled: (K,) int64, rows in use.
 
     Raises:
-        ValueError: A momentum outside [0, 1], or a size that is too small.
+        ValueError: The momentum is outside [0, 1], or a size is too small.
 
     Reference:
         Xie et al., SePiCo (2023): cumulative, momentum 1; a bank of 200 batch means a class.
-        Differs: the momentum is ours; the bank starts empty, not with a zero row in each class.
+        Differs: the momentum is an addition; the bank starts empty, not with a zero row per class.
     """
 
     means: Tensor
@@ -143,11 +143,11 @@ class ClassStatistics(nn.Module):
 
     @torch.no_grad()
     def after(self, embeddings: Tensor, labels: Tensor) -> StatisticsState:
-        """Return what `update` will store, changing nothing; the same on every rank.
+        """Return what `update` would store, the same on all ranks; change nothing.
 
         Args:
-            embeddings: (N, D), scaled to unit length here.
-            labels: (N,) integer; 255 is left out.
+            embeddings: (N, D), normalised to unit length here.
+            labels: (N,) integer; 255 is ignored.
         """
         counts, batch, spread = _over_ranks(*class_moments(embeddings, labels, len(self.means)))
         present = counts > 0
@@ -157,7 +157,7 @@ class ClassStatistics(nn.Module):
         means, variances = _merged(self.means, self.variances, batch, spread, share_K1)
         rows, cursor, filled = self._pushed(batch, present)
         return StatisticsState(
-            # chosen, not only merged with a share of 0: what is absent stays bit for bit
+            # selected, not only merged with a share of 0: absent classes stay bit-identical
             means=torch.where(present[:, None], means, self.means),
             variances=torch.where(present[:, None], variances, self.variances),
             counts=total,
@@ -169,18 +169,18 @@ class ClassStatistics(nn.Module):
 
     @torch.no_grad()
     def update(self, embeddings: Tensor, labels: Tensor) -> None:
-        """Learn from a batch; every rank stores the same. See `after`."""
+        """Update the statistics from a batch; all ranks store the same. See `after`."""
         state = self.after(embeddings, labels)
         for name, buffer in self.named_buffers():
             buffer.copy_(getattr(state, name))
 
     def _pushed(self, batch: Tensor, present: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return rows, cursor and filled with the batch means (K, D) of the present classes."""
+        """Return rows, cursor and filled after storing batch means (K, D) of present classes."""
         length = self.rows.shape[1]
         if length == 0:
             return self.rows, self.cursor, self.filled
         slot = torch.arange(length, device=self.rows.device)
-        here_KL = (slot == self.cursor[:, None]) & present[:, None]
-        rows = torch.where(here_KL[..., None], batch[:, None], self.rows)
+        replaced_KL = (slot == self.cursor[:, None]) & present[:, None]
+        rows = torch.where(replaced_KL[..., None], batch[:, None], self.rows)
         cursor = (self.cursor + present) % length
         return rows, cursor, (self.filled + present).clamp_max(length)

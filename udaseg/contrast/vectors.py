@@ -1,24 +1,26 @@
-"""Unit vectors with a bounded gradient, the projection head that makes them, and moving tensors."""
+"""Unit vectors with a bounded gradient, the projection head, and transfers to a device."""
 
 import torch
 from torch import Tensor, nn
 
 LENGTH_EPS = 1e-4
-"""Added to a length, so that a zero vector has a gradient of at most 1e4."""
+"""Added to a length in quadrature, so that a zero vector has a gradient of at most 1e4."""
 
 
 def unit(vectors: Tensor, dim: int = 1) -> Tensor:
     """Return `vectors` scaled to length 1 along `dim`.
 
-    A zero vector stays zero, and the gradient there is at most 1e4: `F.normalize` lets it grow to
-    1e12. For lengths of 1 and more the result differs from it by less than 1e-8.
+    A zero vector stays zero with a gradient of at most 1e4, where `F.normalize` has up to 1e12. For
+    lengths of 1 and more the result differs from `F.normalize` by less than 1e-8.
     """
-    wide = vectors.float()
-    return wide * torch.rsqrt(wide.square().sum(dim, keepdim=True) + LENGTH_EPS**2)
+    vectors_float32 = vectors.float()
+    return vectors_float32 * torch.rsqrt(
+        vectors_float32.square().sum(dim, keepdim=True) + LENGTH_EPS**2
+    )
 
 
 def to_device(drawn: Tensor, device: torch.device) -> Tensor:
-    """Return what was drawn on the CPU on `device`; a GPU is not waited for."""
+    """Copy a CPU tensor to `device`, without waiting for a GPU."""
     if device.type != "cuda":
         return drawn.to(device)
     return drawn.pin_memory().to(device, non_blocking=True)

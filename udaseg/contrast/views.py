@@ -1,4 +1,4 @@
-"""What a regularizer sees of a step, and the contract it keeps."""
+"""The base class of regularizers, and the views of a step that they receive."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -11,14 +11,14 @@ View = Literal["source", "mixed", "cutmix", "target", "teacher_source", "pseudo_
 
 @dataclass(frozen=True)
 class CellView:
-    """One pass of a network over a batch, on the grid of cells.
+    """The output of a network for a batch, on the grid of cells.
 
     Attributes:
         features: (B, C, h, w).
         embeddings: (B, D, h, w) unit vectors; None without a projector.
-        labels: (B, h, w) int64, a class or `IGNORE`; pseudo-labels where there is no truth.
+        labels: (B, h, w) int64, a class or `IGNORE`; pseudo-labels if there is no ground truth.
         predictions: (B, h, w) int64, the most probable class; no gradient.
-        confidence: (B, h, w) in [0, 1], its probability; no gradient.
+        confidence: (B, h, w) in [0, 1], probability of the prediction; no gradient.
     """
 
     features: Tensor
@@ -30,25 +30,25 @@ class CellView:
 
 @dataclass(frozen=True)
 class Views:
-    """The passes of one step that some regularizer needs; the others are None.
+    """The network outputs of one step that regularizers need; views that none needs are None.
 
     Attributes:
         step: Number of the step.
         progress: step / steps, in [0, 1).
-        seed: Seeds the regularizers' random choices.
+        seed: Seed of the regularizers' random choices.
         source: The student on source images, with their labels.
         mixed: The student on ClassMix images, with mixed labels.
-        mixed_confidence: (B, h, w) the teacher's confidence in the label of a mixed cell, 1 where
-            the label is the source's.
-        cutmix: The student on source images that hold a square of the target; labels are the
-            source's outside the square and the teacher's inside.
-        square: (B, h, w) bool, the cells inside that square.
+        mixed_confidence: (B, h, w), confidence of the teacher in the labels of `mixed`; 1 where the
+            label comes from the source.
+        cutmix: The student on source images with a pasted square of the target; labels come from
+            the source outside the square and from the teacher inside.
+        square: (B, h, w) bool, the cells inside the square.
         target: The teacher on plain target images; no gradient.
-        target_by_student_head: (B, D, h, w) the teacher's features through the student's head,
-            no gradient; only when an ablation asks for it.
+        target_by_student_head: (B, D, h, w), the teacher's features projected by the student's
+            head; no gradient; only for an ablation.
         teacher_source: The teacher on plain source images, with their labels; no gradient.
-        pseudo_labelled: The student on plain target images, with pseudo-labels that were made
-            before the stage began.
+        pseudo_labelled: The student on plain target images, with pseudo-labels written before the
+            stage.
     """
 
     step: int
@@ -66,10 +66,10 @@ class Views:
 
 
 class Regularizer(nn.Module, ABC):
-    """A term of the loss that compares views; reads in `forward`, remembers in `update`.
+    """A loss term that compares views; `forward` computes it, `update` changes its state.
 
-    All that it remembers is in persistent buffers. `needs` names the views to be made for it,
-    `wants_embeddings` whether they must be projected.
+    All state is in persistent buffers. `needs` names the views that it reads, `wants_embeddings`
+    says whether they need embeddings.
     """
 
     needs: frozenset[View]
@@ -79,8 +79,8 @@ class Regularizer(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, views: Views) -> Tensor:
-        """Return the weighted term, a scalar; changes nothing."""
+        """Return the weighted loss, a scalar; change no state."""
 
     @abstractmethod
     def update(self, views: Views) -> None:
-        """Remember what the step showed; once a step, after the optimiser, on all ranks alike."""
+        """Update the state, once per step after the optimiser, identically on all ranks."""
