@@ -296,5 +296,5 @@ def test_the_recipes_numbers_reach_the_batches(tmp_path, caplog):
     assert batches.target.sampling == "uniform"
     assert batches.never_drawn
     names = [source.classes.names[number] for number in batches.never_drawn]
-    assert f"no image holds 400 pixels of {', '.join(names)}" in caplog.text
+    assert f"no image has 400 pixels of {', '.join(names)}" in caplog.text
     assert batches[0].source_images.shape == (2, 3, 64, 64)

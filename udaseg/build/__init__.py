@@ -1,4 +1,4 @@
-"""Recipe to objects: the only room that knows both."""
+"""Build models, objectives and training setups from a recipe."""
 
 from udaseg.build.batches import batches, crops
 from udaseg.build.objectives import objective, segmenter

@@ -1,4 +1,4 @@
-"""From a recipe's words to the objective of a leg: its network, terms and memories."""
+"""Build the objective of a stage from a recipe: network, loss terms and memories."""
 
 import logging
 from dataclasses import replace
@@ -45,7 +45,7 @@ STUDENT = "student."
 
 
 def segmenter(spec: Model, num_classes: int, *, projector_channels: int | None = None) -> Segmenter:
-    """Return the network of a recipe, its backbone's weights loaded."""
+    """Return the network of a recipe, with the backbone's weights loaded."""
     weights = spec.weights
     if weights not in ("imagenet", "random"):
         weights = expand_path(weights)
@@ -74,24 +74,24 @@ def segmenter(spec: Model, num_classes: int, *, projector_channels: int | None =
 def objective(
     recipe: Recipe, num_classes: int, *, init: Checkpoint | None = None, leg: Leg | None = None
 ) -> Objective:
-    """Return what the recipe minimises, on the CPU, with weights drawn from its seed.
+    """Return the objective of a stage, on the CPU, with weights initialised from the recipe's seed.
 
     Args:
         recipe: Any recipe.
         num_classes: Outputs of the network.
-        init: Start from the student of this checkpoint; the projector may be missing there.
-        leg: Which part of the run; None is the first.
+        init: Start from the student of this checkpoint, which may lack a projector.
+        leg: Stage of the run; None is the first.
     """
     leg = leg or legs(recipe)[0]
     torch.manual_seed(recipe.seed + leg.number)
-    made = _bare(network_of(recipe, leg), leg, num_classes, init)
+    training_objective = _bare(network_of(recipe, leg), leg, num_classes, init)
     if (jitter := leg.source_jitter) is not None:
-        made.source_jitter = Jitter(jitter.strength, jitter.hue)
-    return made
+        training_objective.source_jitter = Jitter(jitter.strength, jitter.hue)
+    return training_objective
 
 
-def _bare(recipe: Recipe, leg: Leg, num_classes: int, init: Checkpoint | None) -> Objective:
-    method = leg.objective
+def _bare(recipe: Recipe, stage: Leg, num_classes: int, init: Checkpoint | None) -> Objective:
+    method = stage.objective
     if num_classes < 2 and isinstance(method, AdversarialSpec | EntropySpec):
         raise RecipeError(
             f"{recipe.name}: {method.kind} compares classes, but the source has {num_classes}"
@@ -159,7 +159,7 @@ def _self_training(
 def _regularizers(
     method: SelfTrainingSpec, num_classes: int, student: Segmenter
 ) -> dict[str, Regularizer]:
-    """Return the terms that the recipe names."""
+    """Return the contrastive terms that the recipe enables."""
     regularizers: dict[str, Regularizer] = {}
     if (regional := method.regional) is not None:
         regularizers["regional"] = RegionalContrast(
@@ -215,21 +215,21 @@ def _prototypes(
     )
 
 
-def run_as(made: Objective, machine: Machine) -> None:
-    """Lay out, cut and compile the networks of an objective on its device, as the machine wants.
+def run_as(training_objective: Objective, machine: Machine) -> None:
+    """Set the memory layout, recomputation and compilation of an objective's networks.
 
     Raises:
         EnvironmentFault: They cannot be compiled here.
     """
-    made.student.recompute = machine.activation_checkpointing
-    made.student.lay_out(channels_last=machine.channels_last)
+    training_objective.student.recompute = machine.activation_checkpointing
+    training_objective.student.lay_out(channels_last=machine.channels_last)
     if machine.compile:
-        made.student.compiled("training")
-    if isinstance(made, SelfTraining):
-        teacher = made.teacher.network
+        training_objective.student.compiled("training")
+    if isinstance(training_objective, SelfTraining):
+        teacher = training_objective.teacher.network
         teacher.lay_out(channels_last=machine.channels_last)
         if machine.compile:
-            # a teacher is never in training mode, and sees crops only
+            # the teacher is never in training mode, and gets only crops
             teacher.compiled("always")
 
 
@@ -237,20 +237,25 @@ def _start_from(student: Segmenter, init: Checkpoint | None) -> None:
     if init is None:
         return
     tensors = network_tensors(init, STUDENT)
-    own = student.state_dict()
-    missing = [name for name in own if name not in tensors and not name.startswith("projector.")]
-    other = [name for name in tensors if name in own and own[name].shape != tensors[name].shape]
-    if missing or other:
+    state = student.state_dict()
+    missing = [name for name in state if name not in tensors and not name.startswith("projector.")]
+    mismatched = [
+        name for name in tensors if name in state and state[name].shape != tensors[name].shape
+    ]
+    if missing or mismatched:
         raise CheckpointError(
-            f"{init.path}: not of this network: missing {missing[:5]}, other shapes {other[:5]}; "
+            f"{init.path}: of another network: missing {missing[:5]}, "
+            f"other shapes {mismatched[:5]}; "
             "--init needs the same model and classes"
         )
-    student.load_state_dict({**own, **{k: v for k, v in tensors.items() if k in own}})
+    student.load_state_dict(
+        {**state, **{key: value for key, value in tensors.items() if key in state}}
+    )
     log.info("started from the student of %s, step %d", init.path, init.step)
 
 
 def network_tensors(checkpoint: Checkpoint, prefix: str) -> dict[str, torch.Tensor]:
-    """Return the tensors of a network in a checkpoint by their names in the network."""
+    """Return a network's tensors from a checkpoint, by their names in the network."""
     return {
         name.removeprefix(prefix): value
         for name, value in checkpoint.objective.items()
@@ -259,6 +264,6 @@ def network_tensors(checkpoint: Checkpoint, prefix: str) -> dict[str, torch.Tens
 
 
 def without_weights(spec: Model) -> Model:
-    """Return the network's description with no weights to look for."""
-    # every tensor comes from the checkpoint, checked strictly
+    """Return the model specification with random weights, so that no weights file is needed."""
+    # the checkpoint provides all tensors, loaded with strict=True
     return replace(spec, weights="random")

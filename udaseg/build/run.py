@@ -1,4 +1,4 @@
-"""A whole run from a recipe: what trains, on which batches, and how a trained one is loaded."""
+"""Build the training setup of a run from a recipe, and load trained networks."""
 
 import logging
 import os
@@ -42,7 +42,7 @@ from udaseg.recipe import Leg, Optimizer, Recipe, from_dict, legs, network_of
 
 log = logging.getLogger(__name__)
 
-# torch would copy the first rank's memories over the others' at each step; 2.15 renamed the switch
+# torch would overwrite all ranks' memories with rank 0's at each step; 2.15 renamed the switch
 _SWITCH = ("forward_sync_buffers", "broadcast_buffers")
 _BUFFERS_STAY: dict[str, Any] = {
     next(s for s in _SWITCH if s in signature(DistributedDataParallel).parameters): False
@@ -51,16 +51,16 @@ _BUFFERS_STAY: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A network from a run, ready to look at images.
+    """A trained network, ready for inference.
 
     Attributes:
         segmenter: In evaluation mode, on `device`.
-        classes: Its outputs.
-        recipe: What it was trained with.
-        step: Steps it was trained for.
-        checkpoint: The file it came from.
-        device: Where it is.
-        sha256: Of the file it came from.
+        classes: Outputs of the network.
+        recipe: Recipe that it was trained with.
+        step: Number of training steps.
+        checkpoint: File it was loaded from.
+        device: Device of the network.
+        sha256: Digest of the file.
     """
 
     segmenter: Segmenter
@@ -72,51 +72,51 @@ class LoadedRun:
     sha256: str = ""
 
 
-def device_type(word: str) -> str:
-    """Return `cuda` or `cpu`, for a word that may mean no device at all; see `device_of`."""
-    gpu = word == "auto" or word.startswith("cuda")
+def device_type(name: str) -> str:
+    """Return `cuda` or `cpu` for a device name that may be invalid; see `device_of`."""
+    gpu = name == "auto" or name.startswith("cuda")
     return "cuda" if gpu and torch.cuda.is_available() else "cpu"
 
 
-def device_of(word: str) -> torch.device:
-    """Return the device that `word` means; `auto` is CUDA where there is one.
+def device_of(name: str) -> torch.device:
+    """Return the device with that name; `auto` is CUDA if available.
 
-    Of several processes on a host each gets the GPU of its number.
+    With several processes on a host, each gets the GPU with its local rank.
 
     Raises:
         EnvironmentFault: There is no such device.
-        RecipeError: It is none, or one GPU for several processes.
+        RecipeError: The name is not valid, or names one GPU for several processes.
     """
-    if word == "auto":
+    if name == "auto":
         gpu = torch.cuda.is_available()
         return torch.device("cuda", local_rank()) if gpu else torch.device("cpu")
     try:
-        chosen = torch.device(word)
+        device = torch.device(name)
     except RuntimeError as error:
         raise RecipeError(
-            f"machine.device: '{word}' is no device; use cpu, cuda or cuda:N"
+            f"machine.device: '{name}' is not a device; use cpu, cuda or cuda:N"
         ) from error
-    if chosen.type == "cuda" and world_size() > 1:
-        if chosen.index is not None:
+    if device.type == "cuda" and world_size() > 1:
+        if device.index is not None:
             raise RecipeError(
-                f"machine.device: {word} is one GPU for {world_size()} processes; use cuda, and "
-                "CUDA_VISIBLE_DEVICES to choose which"
+                f"machine.device: {name} is one GPU for {world_size()} processes; use cuda, and "
+                "select GPUs with CUDA_VISIBLE_DEVICES"
             )
-        chosen = torch.device("cuda", local_rank())
-    if chosen.type == "cuda" and (
-        not torch.cuda.is_available() or (chosen.index or 0) >= torch.cuda.device_count()
+        device = torch.device("cuda", local_rank())
+    if device.type == "cuda" and (
+        not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()
     ):
         raise EnvironmentFault(
-            f"machine.device: there is no {word} here ({torch.cuda.device_count()} CUDA devices); "
+            f"machine.device: {name} is not available ({torch.cuda.device_count()} CUDA devices); "
             "use --device cpu"
         )
-    return chosen
+    return device
 
 
 def trained_groups(
     spec: Optimizer, student: Segmenter
 ) -> list[tuple[str, float, list[tuple[str, nn.Parameter]]]]:
-    """Return name, learning rate and named parameters of each group of the student."""
+    """Return the student's parameter groups as (name, learning rate, named parameters)."""
 
     def named(prefix: str, module: nn.Module | None) -> Iterable[tuple[str, nn.Parameter]]:
         if module is None:
@@ -127,38 +127,38 @@ def trained_groups(
             if parameter.requires_grad
         ]
 
-    fresh = [*named("head", student.head), *named("projector", student.projector)]
+    head_parameters = [*named("head", student.head), *named("projector", student.projector)]
     return [
         ("backbone", spec.lr * spec.backbone_lr_mult, list(named("backbone", student.backbone))),
-        ("head", spec.lr * spec.head_lr_mult, fresh),
+        ("head", spec.lr * spec.head_lr_mult, head_parameters),
     ]
 
 
-def trainer(recipe: Recipe, target: Objective, leg: Leg | None = None) -> Trainer:
-    """Return the optimiser; every parameter with a gradient is in it exactly once.
+def trainer(recipe: Recipe, target: Objective, stage: Leg | None = None) -> Trainer:
+    """Return the optimiser; it holds each trainable parameter exactly once.
 
     Raises:
-        RuntimeError: A parameter would be left out or counted twice; a fault of ours.
+        RuntimeError: A parameter is missing or held twice, which is a bug.
     """
-    leg = leg or legs(recipe)[0]
-    spec = network_of(recipe, leg).optimizer
+    stage = stage or legs(recipe)[0]
+    spec = network_of(recipe, stage).optimizer
     groups = trained_groups(spec, target.student)
     first = optimizer(spec.kind, groups, momentum=spec.momentum, weight_decay=spec.weight_decay)
-    made: Trainer = first
+    combined: Trainer = first
     if isinstance(target, Adversarial):
-        objective_spec = _adversarial(recipe, leg)
+        objective_spec = _adversarial(recipe, stage)
         named = target.discriminator.named_parameters(prefix="discriminator")
         second = discriminator_optimizer(named, objective_spec.discriminator_lr)
-        made = Together([first, second])
-    held = [id(part) for group in made.param_groups for part in group["params"]]
-    wanted = {id(part) for part in target.parameters() if part.requires_grad}
-    if len(held) != len(set(held)) or set(held) != wanted:
+        combined = Together([first, second])
+    held = [id(parameter) for group in combined.param_groups for parameter in group["params"]]
+    trainable = {id(parameter) for parameter in target.parameters() if parameter.requires_grad}
+    if len(held) != len(set(held)) or set(held) != trainable:
         raise RuntimeError("the optimiser does not hold every trained parameter exactly once")
-    return made
+    return combined
 
 
-def _adversarial(recipe: Recipe, leg: Leg) -> AdversarialSpec:
-    spec = leg.objective
+def _adversarial(recipe: Recipe, stage: Leg) -> AdversarialSpec:
+    spec = stage.objective
     assert isinstance(spec, AdversarialSpec), f"{recipe.name}: {spec}"
     return spec
 
@@ -172,41 +172,42 @@ def run(
     leg: Leg | None = None,
     pseudo_labels: Path | None = None,
 ) -> Fit:
-    """Return all that a leg of a run trains with, on its device.
+    """Return the training setup of a stage, on its device.
 
     Args:
-        recipe: Of the run.
+        recipe: Recipe of the run.
         source: Labelled images.
         target: Unlabelled images.
-        init: Start from its student.
-        leg: Which part of the run; None is the first.
-        pseudo_labels: Folder of the target's pseudo-labels, for a leg that learns from them.
+        init: Start from the student of this checkpoint.
+        leg: Stage of the run; None is the first.
+        pseudo_labels: Folder of the target's pseudo-labels, for a stage that trains on them.
 
     Raises:
         DataError: The source has no classes.
-        CheckpointError: `init` is of another network or of other classes.
+        CheckpointError: `init` belongs to another network or has other classes.
     """
     if source.classes is None:
-        raise DataError(f"{source.name}: has no labels, so it cannot be a source")
+        raise DataError(f"{source.name}: has no labels, so it cannot be used as source")
     if init is not None and list(init.classes["names"]) != list(source.classes.names):
         raise CheckpointError(
             f"{init.path}: its classes are {', '.join(init.classes['names'])}, but {source.name} "
-            f"has {', '.join(source.classes.names)}; --init needs the same classes in one order"
+            f"has {', '.join(source.classes.names)}; --init needs the same "
+            "classes in the same order"
         )
-    where = device_of(recipe.machine.device)
+    device = device_of(recipe.machine.device)
     leg = leg or legs(recipe)[0]
-    made = objective(recipe, len(source.classes), init=init, leg=leg)
-    made.to(where)
-    run_as(made, recipe.machine)
+    training_objective = objective(recipe, len(source.classes), init=init, leg=leg)
+    training_objective.to(device)
+    run_as(training_objective, recipe.machine)
     machine = recipe.machine
     return Fit(
-        model=of_all_ranks(made),
-        objective=made,
-        optimizer=trainer(recipe, made, leg),
+        model=of_all_ranks(training_objective),
+        objective=training_objective,
+        optimizer=trainer(recipe, training_objective, leg),
         batches=batches(recipe, source, target, leg, pseudo_labels),
-        device=where,
+        device=device,
         precision=machine.precision,
-        workers=workers(machine.workers, where),
+        workers=workers(machine.workers, device),
         power=recipe.optimizer.power,
         warmup=recipe.optimizer.warmup,
         clip_norm=recipe.optimizer.clip_norm,
@@ -218,30 +219,36 @@ def run(
     )
 
 
-def of_all_ranks(made: Objective) -> nn.Module:
-    """Return what is called with a batch: the objective, or its wrapper that adds up gradients.
+def of_all_ranks(training_objective: Objective) -> nn.Module:
+    """Return the module to call with a batch: the objective, or a wrapper that sums gradients.
 
     Args:
-        made: On its device; of several processes its batch norms see all images from now on.
+        training_objective: Objective on its device. With several processes, its batch norms are
+            changed to use the images of all ranks.
     """
     if world_size() == 1:
-        return made
-    norms_over_ranks(made)
-    # no parameter is ever unused: each objective keeps all that it trains in every step's graph
-    return DistributedDataParallel(made, gradient_as_bucket_view=True, **_BUFFERS_STAY)
+        return training_objective
+    norms_over_ranks(training_objective)
+    # no parameter is unused: each objective keeps all trained parameters in the graph of each step
+    return DistributedDataParallel(
+        training_objective, gradient_as_bucket_view=True, **_BUFFERS_STAY
+    )
 
 
-def workers(wanted: int, where: torch.device) -> int:
-    """Return the loader processes: as wished, or none on a CPU, which trains with every core."""
-    if wanted >= 0:
-        return wanted
-    if where.type == "cpu":
+def workers(requested: int, device: torch.device) -> int:
+    """Return the number of loader processes.
+
+    A negative request means automatic: 0 on a CPU, where training uses all cores.
+    """
+    if requested >= 0:
+        return requested
+    if device.type == "cpu":
         return 0
     return max(1, min(8, (os.cpu_count() or 2) // local_world_size() - 1))
 
 
 def load_run(path: Path, *, weights: str = "student", device: str = "auto") -> LoadedRun:
-    """Return the network of a run folder (its newest whole checkpoint) or of a checkpoint file.
+    """Return the network of a run folder (its newest complete checkpoint) or of a checkpoint file.
 
     Args:
         path: Run folder or `step-*.pt`.
@@ -249,7 +256,7 @@ def load_run(path: Path, *, weights: str = "student", device: str = "auto") -> L
         device: As in a recipe.
 
     Raises:
-        CheckpointError: Nothing to load there, or no teacher in it.
+        CheckpointError: There is no checkpoint, or it has no teacher.
     """
     checkpoint = find_checkpoint(path)
     prefix = TEACHER if weights == "teacher" else STUDENT
@@ -259,24 +266,36 @@ def load_run(path: Path, *, weights: str = "student", device: str = "auto") -> L
     recipe = from_dict(checkpoint.recipe)
     classes = ClassSpace(
         tuple(checkpoint.classes["names"]),
-        tuple((int(r), int(g), int(b)) for r, g, b in checkpoint.classes["colors"]),
+        tuple(
+            (int(red), int(green), int(blue)) for red, green, blue in checkpoint.classes["colors"]
+        ),
     )
-    where = device_of(device)
-    made = segmenter(without_weights(recipe.model), len(classes))
-    kept = {name: part for name, part in tensors.items() if not name.startswith("projector.")}
+    target_device = device_of(device)
+    network = segmenter(without_weights(recipe.model), len(classes))
+    network_state = {
+        name: value for name, value in tensors.items() if not name.startswith("projector.")
+    }
     try:
-        made.load_state_dict(kept, strict=True)
+        network.load_state_dict(network_state, strict=True)
     except RuntimeError as error:
-        raise CheckpointError(f"{checkpoint.path}: does not fit its own recipe: {error}") from error
-    made.to(where).to(memory_format=torch.channels_last)
-    made.eval().requires_grad_(False)
+        raise CheckpointError(
+            f"{checkpoint.path}: does not match its own recipe: {error}"
+        ) from error
+    network.to(target_device).to(memory_format=torch.channels_last)
+    network.eval().requires_grad_(False)
     return LoadedRun(
-        *(made, classes, recipe, checkpoint.step, checkpoint.path, where), sha256=checkpoint.sha256
+        network,
+        classes,
+        recipe,
+        checkpoint.step,
+        checkpoint.path,
+        target_device,
+        sha256=checkpoint.sha256,
     )
 
 
 def find_checkpoint(path: Path) -> Checkpoint:
-    """Return the checkpoint that `path` means: the file, or the newest whole one of a run."""
+    """Return the checkpoint at `path`: the file, or the newest complete one of a run folder."""
     if path.is_file():
         return load(path)
     if not path.exists():
@@ -289,5 +308,5 @@ def find_checkpoint(path: Path) -> Checkpoint:
 
 
 def class_document(classes: ClassSpace) -> dict[str, Any]:
-    """Return a class space as the plain values that a checkpoint keeps."""
+    """Return a class space as the plain values that a checkpoint stores."""
     return {"names": list(classes.names), "colors": [list(color) for color in classes.colors]}

@@ -1,4 +1,4 @@
-"""Evaluation: confusion matrices, protocols, and inference at full size."""
+"""Evaluate networks: confusion matrices, protocols, and inference at full resolution."""
 
 from udaseg.evaluation.calibration import BINS, Calibration
 from udaseg.evaluation.confusion import ConfusionMatrix

@@ -1,4 +1,4 @@
-"""How far confidence can be believed: counts by confidence, and the error read off them."""
+"""Measure how reliable confidence is: pixel counts by confidence, and the calibration error."""
 
 import math
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ BINS = 20
 
 @dataclass
 class Calibration:
-    """Pixels by the confidence of their label, in `BINS` equal steps from 0 to 1.
+    """Pixel counts by the confidence of the label, in `BINS` equal steps from 0 to 1.
 
     Attributes:
         pixels: (BINS,) all pixels.
-        labelled: (BINS,) those with truth.
-        correct: (BINS,) those of them that are right.
-        confidence: (BINS,) sum of the confidence of the labelled ones.
+        labelled: (BINS,) pixels with truth.
+        correct: (BINS,) labelled pixels that are predicted correctly.
+        confidence: (BINS,) sum of the confidence of the labelled pixels.
     """
 
     pixels: NDArray[np.int64]
@@ -27,7 +27,7 @@ class Calibration:
 
     @classmethod
     def empty(cls) -> "Calibration":
-        """Return counts of no pixel."""
+        """Return counts of zero pixels."""
         pixels, labelled, correct = np.zeros((3, BINS), np.int64)
         return cls(pixels, labelled, correct, np.zeros(BINS))
 
@@ -44,24 +44,27 @@ class Calibration:
         Args:
             confidence: (H, W) in [0, 1].
             labels: (H, W) class ids.
-            truth: (H, W) class ids with `ignore`; None without labels.
-            ignore: Truth that is not counted.
+            truth: (H, W) class ids with `ignore`; None if there are no labels.
+            ignore: Truth id that is not counted.
         """
-        sure = np.nan_to_num(confidence.ravel())  # a diverged network is sure of nothing
-        bins = np.clip((sure * BINS).astype(np.int64), 0, BINS - 1)
+        # a diverged network has NaN confidence; count it as 0
+        values = np.nan_to_num(confidence.ravel())
+        bins = np.clip((values * BINS).astype(np.int64), 0, BINS - 1)
         self.pixels += np.bincount(bins, minlength=BINS)
         if truth is None:
             return
-        known = truth.ravel() != ignore
-        right = known & (labels.ravel() == truth.ravel())
-        self.labelled += np.bincount(bins[known], minlength=BINS)
-        self.correct += np.bincount(bins[right], minlength=BINS)
-        self.confidence += np.bincount(bins[known], sure[known].astype(np.float64), minlength=BINS)
+        has_truth = truth.ravel() != ignore
+        is_correct = has_truth & (labels.ravel() == truth.ravel())
+        self.labelled += np.bincount(bins[has_truth], minlength=BINS)
+        self.correct += np.bincount(bins[is_correct], minlength=BINS)
+        self.confidence += np.bincount(
+            bins[has_truth], values[has_truth].astype(np.float64), minlength=BINS
+        )
 
     def error(self) -> float:
-        """Return the expected calibration error: the mean gap of confidence and accuracy.
+        """Return the expected calibration error: the mean gap between confidence and accuracy.
 
-        Each bin weighs as many pixels as it has. NaN without truth.
+        Bins are weighted by their number of pixels. NaN without truth.
 
         Reference: Guo et al., On Calibration of Modern Neural Networks, 2017 (arXiv 1706.04599).
         """

@@ -1,4 +1,4 @@
-"""The confusion matrix and the scores read off it, in exact integers."""
+"""Count a confusion matrix in exact integers, and compute the scores from it."""
 
 from collections.abc import Sequence
 
@@ -17,16 +17,16 @@ class ConfusionMatrix:
     """Counts of (true class, predicted class) over any number of images.
 
     Args:
-        num_classes: K, at most 255 with those outside.
-        ignore: Truth of this value is left out; a prediction of it is a miss.
-        num_outside: E true classes that cannot be predicted, K to K + E - 1; no score hears of
-            them unless `with_outside` makes them classes.
+        num_classes: K; at most 255 including the outside classes.
+        ignore: Pixels with this truth are not counted; a prediction of it is an error.
+        num_outside: E true classes that cannot be predicted, K to K + E - 1. They do not affect any
+            score unless `with_outside` makes them classes.
 
     Attributes:
         counts: (K, K) int64; rows are the truth, columns the prediction.
         abstained: (K,) int64; pixels of each true class predicted as none of the K.
-        outside: (E, K) int64; what was predicted where the truth is outside.
-        abstained_outside: (E,) int64; pixels of these predicted as none of the K.
+        outside: (E, K) int64; predictions where the truth is an outside class.
+        abstained_outside: (E,) int64; pixels of each outside class predicted as none of the K.
     """
 
     def __init__(self, num_classes: int, *, ignore: int = 255, num_outside: int = 0) -> None:
@@ -52,15 +52,15 @@ class ConfusionMatrix:
         """Count one image.
 
         Args:
-            prediction: (H, W) uint8 class ids; any value that is no class is an abstention.
+            prediction: (H, W) uint8 class ids; a value that is not a class is an abstention.
             truth: (H, W) uint8 class ids with `ignore`.
-            truth_map: 256 class ids, where the truth counts its classes in another order: the
-                value v stands for `truth_map[v]`. The counts are moved, not the pixels.
+            truth_map: 256 class ids, for a truth with another class order: the value v stands for
+                `truth_map[v]`. The counts are permuted, not the pixels.
             prediction_map: The same for the prediction.
 
         Raises:
-            ValueError: Shapes differ, or the truth holds an id that is no class; nothing is
-                counted then.
+            ValueError: Shapes differ, or the truth has an id that is not a class; nothing is
+                counted.
         """
         if prediction.shape != truth.shape:
             raise ValueError(f"prediction {prediction.shape} but truth {truth.shape}")
@@ -69,9 +69,9 @@ class ConfusionMatrix:
         table = np.zeros((_VALUES, _VALUES), np.int64)
         for start in range(0, truth.size, _EXACT_PX):
             parts = [plane[:, start : start + _EXACT_PX] for plane in planes]
-            counted = cv2.calcHist(parts, [0, 1], None, [_VALUES, _VALUES], span)
+            histogram = cv2.calcHist(parts, [0, 1], None, [_VALUES, _VALUES], span)
             # the shape differs between OpenCV 4 and 5
-            table += np.asarray(counted).reshape(_VALUES, _VALUES).astype(np.int64)
+            table += np.asarray(histogram).reshape(_VALUES, _VALUES).astype(np.int64)
         if truth_map is not None:
             table = self._moved(table, truth_map)
         if prediction_map is not None:
@@ -80,25 +80,27 @@ class ConfusionMatrix:
         stop = self.num_classes + len(self.outside)
         unknown = labelled[stop:].sum()
         if unknown:
-            raise ValueError(f"{unknown} pixels of the truth are of no known class")
-        known = table[: self.num_classes]
-        self.counts += known[:, : self.num_classes]
-        self.abstained += known[:, self.num_classes :].sum(1)
-        beyond = table[self.num_classes : stop]
-        self.outside += beyond[:, : self.num_classes]
-        self.abstained_outside += beyond[:, self.num_classes :].sum(1)
+            raise ValueError(f"{unknown} pixels of the truth are of unknown classes")
+        inside = table[: self.num_classes]
+        self.counts += inside[:, : self.num_classes]
+        self.abstained += inside[:, self.num_classes :].sum(1)
+        outside = table[self.num_classes : stop]
+        self.outside += outside[:, : self.num_classes]
+        self.abstained_outside += outside[:, self.num_classes :].sum(1)
 
     def merge(self, other: "ConfusionMatrix") -> None:
         """Add the counts of another matrix over the same classes."""
         if other.outside.shape != self.outside.shape:
-            raise ValueError(f"{other.num_classes} classes do not add to {self.num_classes}")
+            raise ValueError(
+                f"cannot add counts of {other.num_classes} classes to counts of {self.num_classes}"
+            )
         self.counts += other.counts
         self.abstained += other.abstained
         self.outside += other.outside
         self.abstained_outside += other.abstained_outside
 
     def with_outside(self, chosen: Sequence[int]) -> "ConfusionMatrix":
-        """Return a matrix in which these outside classes are classes that were never predicted."""
+        """Return a matrix with these outside classes as classes that were never predicted."""
         whole = ConfusionMatrix(self.num_classes + len(chosen), ignore=self.ignore)
         whole.counts[: self.num_classes, : self.num_classes] = self.counts
         whole.counts[self.num_classes :, : self.num_classes] = self.outside[list(chosen)]
@@ -107,7 +109,7 @@ class ConfusionMatrix:
         return whole
 
     def without_truth(self, classes: Sequence[int]) -> "ConfusionMatrix":
-        """Return a matrix in which the pixels of these true classes are ignored."""
+        """Return a matrix that ignores the pixels of these true classes."""
         part = ConfusionMatrix(self.num_classes, ignore=self.ignore, num_outside=len(self.outside))
         part.counts, part.abstained = self.counts.copy(), self.abstained.copy()
         part.counts[list(classes)] = 0
@@ -117,53 +119,56 @@ class ConfusionMatrix:
         return part
 
     def over_ranks(self, device: torch.device) -> "ConfusionMatrix":
-        """Return the counts of all processes together; they travel through `device`."""
+        """Return the counts summed over all processes; they are exchanged through `device`."""
         rows = np.concatenate([self.counts, self.outside])
         rows = np.column_stack([rows, [*self.abstained, *self.abstained_outside]])
         total = sum_over_ranks(torch.from_numpy(rows).to(device)).cpu().numpy()
         together = ConfusionMatrix(
             self.num_classes, ignore=self.ignore, num_outside=len(self.outside)
         )
-        own = slice(self.num_classes)
-        together.counts, together.outside = total[own, own].copy(), total[own.stop :, own].copy()
-        together.abstained = total[own, own.stop].copy()
-        together.abstained_outside = total[own.stop :, own.stop].copy()
+        inside = slice(self.num_classes)
+        together.counts, together.outside = (
+            total[inside, inside].copy(),
+            total[inside.stop :, inside].copy(),
+        )
+        together.abstained = total[inside, inside.stop].copy()
+        together.abstained_outside = total[inside.stop :, inside.stop].copy()
         return together
 
     @property
     def truth(self) -> NDArray[np.int64]:
-        """(K,) pixels of each true class."""
+        """Pixels of each true class, (K,)."""
         return np.asarray(self.counts.sum(1) + self.abstained, np.int64)
 
     @property
     def truth_outside(self) -> NDArray[np.int64]:
-        """(E,) pixels of each true class that cannot be predicted."""
+        """Pixels of each true class that cannot be predicted, (E,)."""
         return np.asarray(self.outside.sum(1) + self.abstained_outside, np.int64)
 
     def iou(self) -> NDArray[np.float64]:
-        """Return (K,) intersection over union; NaN for a class without truth: unmeasured."""
+        """Return (K,) intersection over union; NaN for a class without truth (not measured)."""
         union = self.truth + self.counts.sum(0) - np.diag(self.counts)
         return self._share(np.diag(self.counts), union)
 
     def accuracy(self) -> NDArray[np.float64]:
-        """Return (K,) the share of each true class that is found; NaN without truth."""
+        """Return (K,) share of each true class that is predicted correctly; NaN without truth."""
         return self._share(np.diag(self.counts), self.truth)
 
     def truth_share(self) -> NDArray[np.float64]:
-        """Return (K,) the share of each class in the labelled pixels."""
+        """Return (K,) share of each class in the labelled pixels."""
         return np.asarray(self.truth / max(1, int(self.truth.sum())), np.float64)
 
     def mean_iou(self, classes: Sequence[int] | None = None) -> float:
-        """Return the mean IoU over `classes`, all by default; unmeasured ones are left out."""
+        """Return the mean IoU over `classes` (default: all), without classes that have no truth."""
         chosen = self.iou() if classes is None else self.iou()[list(classes)]
         measured = chosen[~np.isnan(chosen)]
         if not len(measured):
             return float("nan")
-        # added one after another, as the official script does: a sum in pairs ends in other digits
+        # summed sequentially like the official script: pairwise summation rounds differently
         return float(np.add.accumulate(measured)[-1] / len(measured))
 
     def pixel_accuracy(self) -> float:
-        """Return the share of labelled pixels that are right."""
+        """Return the share of labelled pixels that are predicted correctly."""
         total = int(self.truth.sum())
         return float(np.diag(self.counts).sum() / total) if total else float("nan")
 
@@ -172,8 +177,8 @@ class ConfusionMatrix:
         if len(new_ids) != _VALUES:
             raise ValueError(f"a map of ids has {_VALUES} entries, got {len(new_ids)}")
         moved = np.zeros(table.shape, np.int64)
-        for old in np.flatnonzero(table.any(1)):
-            moved[new_ids[old]] += table[old]
+        for old_id in np.flatnonzero(table.any(1)):
+            moved[new_ids[old_id]] += table[old_id]
         return moved
 
     def _share(self, part: NDArray[np.int64], whole: NDArray[np.int64]) -> NDArray[np.float64]:

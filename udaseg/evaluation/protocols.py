@@ -1,14 +1,15 @@
-"""Which mean IoUs a class list allows, and what becomes of truth that the network cannot predict.
+"""Compute mean IoUs by the published protocols, including truth that the network cannot predict.
 
-SYNTHIA has 16 of the 19 classes of Cityscapes, and two conventions of scoring it are published:
+SYNTHIA has 16 of the 19 classes of Cityscapes. Two conventions of scoring it are published:
 
-* 16-way: a head with 16 outputs; pixels whose truth is terrain, truck or train are ignored
-  (FADA, ProDA, SPCL).
-* 19-way: a head with 19 outputs of which 16 are averaged; those pixels count as errors of whatever
-  was predicted there (DAFormer and its successors).
+* 16-way: a head with 16 outputs; pixels whose truth is terrain, truck or train are ignored (FADA,
+  ProDA, SPCL).
+* 19-way: a head with 19 outputs of which 16 are averaged; those pixels count as errors of the
+  predicted class (DAFormer and its successors).
 
-mIoU-13 is the mean over 13 of the 16 IoUs in either. Both are read off one confusion matrix here,
-whatever the head: in the 19-way convention a class that the head lacks was never predicted.
+mIoU-13 is the mean over 13 of the 16 IoUs in both. Both conventions are computed from one confusion
+matrix for any head: in the 19-way convention, a class that the head lacks counts as never
+predicted.
 """
 
 from collections.abc import Sequence
@@ -37,8 +38,8 @@ class Scored:
 
     Attributes:
         matrix: Over `names`.
-        names: The network's classes, and those that it lacks where their truth counts.
-        means: Mean IoU by label, such as `mIoU-19`.
+        names: The network's classes, plus the classes it lacks if their truth counts.
+        means: Mean IoU by name, such as `mIoU-19`.
     """
 
     matrix: ConfusionMatrix
@@ -47,7 +48,7 @@ class Scored:
 
 
 def mean_subsets(names: Sequence[str]) -> dict[int, tuple[int, ...]]:
-    """Return, for each protocol whose classes all occur in `names`, their positions there."""
+    """Return the class positions of each protocol whose classes all occur in `names`."""
     position = {name: index for index, name in enumerate(names)}
     return {
         count: tuple(position[name] for name in subset)
@@ -57,45 +58,45 @@ def mean_subsets(names: Sequence[str]) -> dict[int, tuple[int, ...]]:
 
 
 def strangers(names: Sequence[str], truth: Sequence[str]) -> tuple[str, ...]:
-    """Return the true classes that the network does not know, in the truth's order."""
+    """Return the true classes that the network lacks, in the truth's order."""
     return tuple(name for name in truth if name not in names)
 
 
 def conventions(names: Sequence[str], truth: Sequence[str]) -> tuple[int, ...]:
-    """Return the conventions that make a difference, the network's own first; or nothing.
+    """Return the conventions that change the scores, the network's own first; empty if none does.
 
     Args:
         names: Classes of the network.
         truth: Classes of the labels.
     """
-    known = [name for name in NOT_IN_16 if name in names]
+    extra_classes = [name for name in NOT_IN_16 if name in names]
     if not set(SUBSETS[16]) <= set(names) or not set(NOT_IN_16) & set(truth):
         return ()
-    if not known:
+    if not extra_classes:
         return 16, 19
-    return (19, 16) if len(known) == len(NOT_IN_16) else ()
+    return (19, 16) if len(extra_classes) == len(NOT_IN_16) else ()
 
 
 def scored_under(
     convention: int | None, matrix: ConfusionMatrix, names: Sequence[str], truth: Sequence[str]
 ) -> Scored:
-    """Return what a matrix says under a convention.
+    """Return the scores of a matrix under a convention.
 
     Args:
-        convention: 19, 16, or None where neither makes a difference.
+        convention: 19, 16, or None if neither applies.
         matrix: Over `names`, with the `strangers` outside.
         names: Classes of the network.
         truth: Classes of the labels.
     """
     names = tuple(names)
     if convention == 19:
-        others = strangers(names, truth)
-        chosen = [name for name in NOT_IN_16 if name in others]
-        matrix = matrix.with_outside([others.index(name) for name in chosen])
+        missing = strangers(names, truth)
+        chosen = [name for name in NOT_IN_16 if name in missing]
+        matrix = matrix.with_outside([missing.index(name) for name in chosen])
         names = (*names, *chosen)
     elif convention == 16:
-        known = [names.index(name) for name in NOT_IN_16 if name in names]
-        matrix = matrix.without_truth(known)
+        ignored = [names.index(name) for name in NOT_IN_16 if name in names]
+        matrix = matrix.without_truth(ignored)
     subsets = mean_subsets(names)
     if convention == 16:
         subsets.pop(19, None)

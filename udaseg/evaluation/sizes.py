@@ -1,25 +1,25 @@
-"""At which size the network looks at an image that is not of the size it was trained at."""
+"""Choose the network's input size for images of other sizes than in training."""
 
 Size = tuple[int, int]
 
 WHOLE_PX = 2048 * 2048
-"""Most pixels that a network is shown at once."""
+"""Maximum pixels of one network input."""
 
 _SAME_SHAPE = 0.02
 
 
 def network_size(stored: Size, trained: Size | None) -> Size:
-    """Return the size (height, width) at which the network looks at an image.
+    """Return the network's input size (height, width) for an image.
 
-    An image of the shape trained at (width / height within 2 %) gets exactly that size. Any other
-    keeps its own shape and gets as many pixels as were trained at: things then appear about as
-    large as in training, nothing is squashed, and time and memory are the same for every image,
-    a strip of 10,000 x 1 pixels included.
+    An image with the training aspect ratio (width / height within 2 %) gets exactly the training
+    size. Any other keeps its aspect ratio and gets about the same number of pixels. Objects then
+    appear about as large as in training, nothing is distorted, and time and memory are equal for
+    every image, even a strip of 10,000 x 1 pixels.
 
     Args:
         stored: (height, width) of the image.
-        trained: (height, width) that the network was trained and is validated at; None means
-            that images were not resized, so none is here.
+        trained: (height, width) of training and validation; None if images were not resized in
+            training, so this image is not resized either.
     """
     if trained is None:
         return stored
@@ -30,19 +30,19 @@ def network_size(stored: Size, trained: Size | None) -> Size:
 
 
 def whole_size(stored: Size, trained: Size | None) -> Size:
-    """Return the size at which an image is looked at whole, where tiles will not do.
+    """Return the input size for predicting an image in one piece, for callers without tiles.
 
-    That of `network_size`, or of more than `WHOLE_PX` pixels one of the same shape with as many.
+    The result of `network_size`, reduced to `WHOLE_PX` pixels with the same aspect ratio.
 
     Args:
         stored: (height, width) of the image.
-        trained: (height, width) that the network was trained at, or None.
+        trained: (height, width) of training, or None.
     """
-    seen = network_size(stored, trained)
-    return seen if seen[0] * seen[1] <= WHOLE_PX else _of_pixels(seen, WHOLE_PX)
+    size = network_size(stored, trained)
+    return size if size[0] * size[1] <= WHOLE_PX else _of_pixels(size, WHOLE_PX)
 
 
 def _of_pixels(size: Size, pixels: int) -> Size:
-    """Return the size of the same shape that has about `pixels`."""
+    """Scale a size to about `pixels` pixels, with the same aspect ratio."""
     factor = (pixels / (size[0] * size[1])) ** 0.5
     return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))

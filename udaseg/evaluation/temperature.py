@@ -1,4 +1,4 @@
-"""Temperature scaling: one number that brings confidence to accuracy, and how far it does."""
+"""Fit a temperature that calibrates confidence, and measure its effect."""
 
 import math
 from dataclasses import dataclass
@@ -16,14 +16,14 @@ _HALVINGS = 40
 
 @dataclass(frozen=True)
 class Trust:
-    """How far confidence can be believed on some labelled pixels.
+    """Calibration statistics of some labelled pixels.
 
     Attributes:
-        pixels: How many.
-        accuracy: Share of them that is right.
-        confidence: Their mean confidence.
+        pixels: Number of pixels.
+        accuracy: Share of correct pixels.
+        confidence: Mean confidence.
         error: Expected calibration error.
-        nll: Mean negative log-likelihood of their labels, in nats.
+        nll: Mean negative log-likelihood of the labels, in nats.
     """
 
     pixels: int
@@ -34,10 +34,10 @@ class Trust:
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """Return the temperature T at which softmax(logits / T) makes the labels most likely.
+    """Return the temperature T that maximises the likelihood of the labels in softmax(logits / T).
 
-    The likelihood is concave in 1 / T, so the place where its slope is zero is found by halving.
-    Where every label is right there is none, and the result is a temperature near the coldest.
+    The likelihood is concave in 1 / T, so the zero of its slope is found by bisection. If every
+    label is predicted correctly there is no zero, and the result is close to `COLDEST`.
 
     Args:
         logits: (N, K) float, at least one row.
@@ -50,20 +50,21 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
         ValueError: No rows, or logits that are not finite.
 
     Reference: Guo et al., On Calibration of Modern Neural Networks, 2017 (arXiv 1706.04599).
-    Differs: pixels of segmentation maps instead of images; halving instead of a quasi-Newton
-    method, so that the result depends on no starting point.
+    Differs: pixels of segmentation maps instead of images; bisection instead of a quasi-Newton
+    method, so the result does not depend on a starting point.
     """
     if len(labels) == 0 or not bool(torch.isfinite(logits).all()):
         raise ValueError("a temperature needs at least one pixel, and finite logits")
     rows = logits.float()
     rows = rows - rows.amax(1, keepdim=True)
-    meant = rows.gather(1, labels.long()[:, None])[:, 0].double().mean()
+    label_mean = rows.gather(1, labels.long()[:, None])[:, 0].double().mean()
     low, high = math.log(COLDEST), math.log(HOTTEST)
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         expected = (rows.div(math.exp(middle)).softmax(1) * rows).sum(1).double().mean()
-        # too hot: the softmax expects less than the labels have, or all that there is
-        if bool(expected <= meant):
+        # too high a temperature: the expected logit is below the mean logit of the labels, or equal
+        # if all labels have the largest logit
+        if bool(expected <= label_mean):
             high = middle
         else:
             low = middle
@@ -71,25 +72,25 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
 
 
 def trust(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> Trust:
-    """Return how far the softmax of logits / temperature can be believed.
+    """Return the calibration statistics of softmax(logits / temperature).
 
     Args:
         logits: (N, K) float.
         labels: (N,) class ids; none is ignored.
-        temperature: What logits are divided by.
+        temperature: Divisor of the logits.
     """
-    spread = (logits.float() / temperature).log_softmax(1)
-    best, winner = spread.max(1)
+    log_probabilities = (logits.float() / temperature).log_softmax(1)
+    best, winner = log_probabilities.max(1)
     confidence = best.exp().cpu().numpy()
     truth = labels.cpu().numpy().astype(np.uint8)
-    guessed = winner.cpu().numpy().astype(np.uint8)
+    predicted = winner.cpu().numpy().astype(np.uint8)
     counts = Calibration.empty()
-    # no label is ignored here: 255 cannot be a class id of a label image
-    counts.update(confidence, guessed, truth)
-    nll = -spread.gather(1, labels.long()[:, None]).double().mean()
+    # no label is ignored here: 255 is never a class id
+    counts.update(confidence, predicted, truth)
+    nll = -log_probabilities.gather(1, labels.long()[:, None]).double().mean()
     return Trust(
         pixels=len(labels),
-        accuracy=float((guessed == truth).mean()),
+        accuracy=float((predicted == truth).mean()),
         confidence=float(confidence.astype(np.float64).mean()),
         error=counts.error(),
         nll=float(nll),
@@ -99,13 +100,13 @@ def trust(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> Trust:
 def logits_at(
     logits: Tensor, size: tuple[int, int], rows: NDArray[np.int64], columns: NDArray[np.int64]
 ) -> Tensor:
-    """Return (N, K) logits of some pixels of the map that bilinear enlargement to `size` gives.
+    """Return (N, K) logits of some pixels after bilinear enlargement to `size`.
 
     Only these pixels are computed.
 
     Args:
         logits: (K, h, w).
-        size: (H, W) of the enlarged map; corners not aligned.
+        size: (H, W) of the enlarged map; corners are not aligned.
         rows: (N,) below H.
         columns: (N,) below W.
     """
@@ -118,10 +119,10 @@ def logits_at(
     return (above * (1 - down) + below * down).T
 
 
-def _between(places: NDArray[np.int64], wide: int, cells: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the two cells around each pixel of an enlarged side, and the share of the second."""
-    at = ((places + 0.5) * cells / wide - 0.5).clip(0, cells - 1)
-    first = np.floor(at).astype(np.int64)
+def _between(pixels: NDArray[np.int64], length: int, cells: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return each pixel's two neighbouring cells along a side, and the weight of the second."""
+    positions = ((pixels + 0.5) * cells / length - 0.5).clip(0, cells - 1)
+    first = np.floor(positions).astype(np.int64)
     second = np.minimum(first + 1, cells - 1)
-    share = torch.from_numpy((at - first).astype(np.float32))
+    share = torch.from_numpy((positions - first).astype(np.float32))
     return torch.from_numpy(first), torch.from_numpy(second), share

@@ -1,4 +1,4 @@
-"""Labels of a whole image of any size, in memory that does not grow with it."""
+"""Predict images of any size in tiles, with bounded memory for the network."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ from udaseg.evaluation.sizes import WHOLE_PX
 _CORE_PX = 1024
 _MARGIN_PX = 256
 _RAMP_PX = 128
-"""Half the width over which a tile hands over to the next."""
+"""Half the width over which neighbouring tiles are blended."""
 
 _GRID_PX = 32
-"""Multiple of every network's stride; sides of tiles are multiples of it."""
+"""Multiple of every network's stride; tile sides are multiples of it."""
 
 _SEAM_PX = _RAMP_PX + _GRID_PX
 
@@ -40,67 +40,69 @@ def label_image(
     temperature: float = 1.0,
     whole_px: int = WHOLE_PX,
 ) -> Labelled:
-    """Return the labels of an image at `size`, and their probabilities when asked.
+    """Return the labels of an image at `size`, and optionally their probabilities.
 
-    Up to `whole_px` pixels the network sees the image at once (or through `window`). Above, it
-    sees tiles of 1024 pixels and 256 more on each side. Between two tiles the logits of one go
-    over into those of the other along 256 pixels, and the outermost 128 pixels of a tile, which
-    know least of what is around them, count for nothing. Tiles begin at multiples of 256, so the
-    cells of a network of any stride lie where they always lie.
+    Up to `whole_px` pixels, the network gets the whole image (or windows of it). Larger images are
+    predicted in tiles of 1024 pixels plus 256 on each side. Neighbouring tiles are blended linearly
+    over 256 pixels. The outermost 128 pixels of a tile, which have the least context, are not used.
+    Tiles begin at multiples of 256, so the cells of a network of any stride have the same positions
+    as in a whole image.
 
     Args:
         model: In evaluation mode, on `device`.
-        image: (H, W, 3) uint8 RGB at the size that the network is to see.
+        image: (H, W, 3) uint8 RGB at the network's input size.
         size: (height, width) of the result.
-        device: Where the network is.
+        device: Device of the network.
         window: Sliding window (height, width) inside the image or each tile.
         flip: Average with the mirrored image.
         scales: Average over these sizes.
         confidence: Also return the probability of each label.
-        temperature: Of these probabilities; labels do not depend on it.
-        whole_px: Most pixels to look at at once.
+        temperature: Temperature of these probabilities; labels do not depend on it.
+        whole_px: Maximum pixels to predict in one piece.
 
     Returns:
-        Labels (H, W) uint8 and confidence (H, W) float32 or None.
+        Labels (H, W) uint8, and confidence (H, W) float32 or None.
     """
 
-    def look(part: NDArray[np.uint8]) -> Tensor:
-        tensor = torch.from_numpy(np.ascontiguousarray(part)).to(device).permute(2, 0, 1)[None]
+    def predict(pixels: NDArray[np.uint8]) -> Tensor:
+        tensor = torch.from_numpy(np.ascontiguousarray(pixels)).to(device).permute(2, 0, 1)[None]
         return predict_logits(model, tensor.float() / 255, window=window, flip=flip, scales=scales)
 
-    def decide(logits: Tensor, wanted: tuple[int, int]) -> Labelled:
-        return labels_from_logits(logits, wanted, confidence=confidence, temperature=temperature)
+    def to_labels(logits: Tensor, label_size: tuple[int, int]) -> Labelled:
+        return labels_from_logits(
+            logits, label_size, confidence=confidence, temperature=temperature
+        )
 
     height, width = image.shape[:2]
     if height * width <= whole_px:
-        return decide(look(image), size)
+        return to_labels(predict(image), size)
     labels = np.empty((height, width), np.uint8)
-    sure = np.empty((height, width), np.float32) if confidence else None
-    for rows, columns, logits, inner in _blended(look, image):
+    probabilities = np.empty((height, width), np.float32) if confidence else None
+    for rows, columns, logits, inner in _blended(predict, image):
         stride = inner.stride
-        seen = (logits.shape[-2] * stride, logits.shape[-1] * stride)
-        part_labels, part_sure = decide(logits, seen)
+        enlarged_size = (logits.shape[-2] * stride, logits.shape[-1] * stride)
+        part_labels, part_probabilities = to_labels(logits, enlarged_size)
         labels[rows, columns] = part_labels[inner.rows, inner.columns]
-        if sure is not None and part_sure is not None:
-            sure[rows, columns] = part_sure[inner.rows, inner.columns]
+        if probabilities is not None and part_probabilities is not None:
+            probabilities[rows, columns] = part_probabilities[inner.rows, inner.columns]
     if size != (height, width):
-        wanted = (size[1], size[0])
+        cv2_size = (size[1], size[0])
         labels = np.asarray(
-            cv2.resize(labels, wanted, interpolation=cv2.INTER_NEAREST_EXACT), np.uint8
+            cv2.resize(labels, cv2_size, interpolation=cv2.INTER_NEAREST_EXACT), np.uint8
         )
-        if sure is not None:
-            sure = np.asarray(cv2.resize(sure, wanted), np.float32)
-    return labels, sure
+        if probabilities is not None:
+            probabilities = np.asarray(cv2.resize(probabilities, cv2_size), np.float32)
+    return labels, probabilities
 
 
 @dataclass(frozen=True)
 class _Part:
-    """A stretch of one side in which the same tiles have a say: the inside of a tile, or a seam.
+    """A range along one side covered by the same tiles: the inside of a tile, or a seam.
 
     Attributes:
         start: First pixel.
-        stop: Behind the last.
-        complete: No later tile has a say in it.
+        stop: One past the last pixel.
+        complete: No later tile contributes to it.
     """
 
     start: int
@@ -113,10 +115,10 @@ class _Tile:
     """A tile along one side.
 
     Attributes:
-        seen: What the network sees; its end may lie beyond the image, up to the grid.
-        parts: Where it has a say.
-        begin: Seam with the tile before, if there is one.
-        end: Seam with the next, if there is one.
+        seen: Network input; it may extend beyond the image up to the grid.
+        parts: Ranges that the tile contributes to.
+        begin: Position of the seam with the previous tile, or None.
+        end: Position of the seam with the next tile, or None.
     """
 
     seen: slice
@@ -125,19 +127,19 @@ class _Tile:
     end: int | None
 
     def weights(self, cells: int, stride: int) -> Tensor:
-        """Return (cells,), how much each of its cells counts; with the neighbour's, one."""
-        place = (torch.arange(cells) + 0.5) * stride + self.seen.start
+        """Return (cells,) blending weights of its cells; those of overlapping tiles sum to one."""
+        positions = (torch.arange(cells) + 0.5) * stride + self.seen.start
         weight = torch.ones(cells)
         if self.begin is not None:
-            weight *= ((place - self.begin) / (2 * _RAMP_PX) + 0.5).clamp(0, 1)
+            weight *= ((positions - self.begin) / (2 * _RAMP_PX) + 0.5).clamp(0, 1)
         if self.end is not None:
-            weight *= (0.5 - (place - self.end) / (2 * _RAMP_PX)).clamp(0, 1)
+            weight *= (0.5 - (positions - self.end) / (2 * _RAMP_PX)).clamp(0, 1)
         return weight
 
 
 @dataclass(frozen=True)
 class _Inner:
-    """Where a part lies in what is enlarged for it, which is a cell more on each side."""
+    """Position of a part inside its enlarged logits, which extend one cell beyond it per side."""
 
     stride: int
     rows: slice
@@ -165,77 +167,85 @@ def _tiles(side: int) -> tuple[_Tile, ...]:
 
 
 def _blended(
-    look: Callable[[NDArray[np.uint8]], Tensor], image: NDArray[np.uint8]
+    predict: Callable[[NDArray[np.uint8]], Tensor], image: NDArray[np.uint8]
 ) -> Iterator[tuple[slice, slice, Tensor, _Inner]]:
     """Yield each part of an image once, with its logits.
 
-    Parts in which several tiles have a say are kept until the last of these was looked at: the
-    seams of one row of tiles, so the memory grows with the width of the image only.
+    A part shared by several tiles is kept until the last of them was predicted. These are the seams
+    of one row of tiles, so memory grows only with the width of the image.
 
     Yields:
-        Its rows and columns, the logits (K, h, w) of its cells and of those around it, and where
-        the part lies among these when they are enlarged to pixels.
+        Rows and columns of the part, the logits (K, h, w) of its cells and their neighbours, and
+            the position of the part in these logits after enlargement to pixels.
     """
-    across = _tiles(image.shape[1])
-    waiting: dict[tuple[int, int], Tensor] = {}
-    for down in _tiles(image.shape[0]):
-        for tile in across:
-            logits, stride = _looked_at(look, image, down.seen, tile.seen)
-            for rows in down.parts:
-                high = _cells(rows, down.seen.start, stride, logits.shape[1])
-                for columns in tile.parts:
-                    wide = _cells(columns, tile.seen.start, stride, logits.shape[2])
-                    part = logits[:, high, wide]
-                    part = part * down.weights(logits.shape[1], stride)[high, None].to(part.device)
-                    part *= tile.weights(logits.shape[2], stride)[wide].to(part.device)
+    column_tiles = _tiles(image.shape[1])
+    incomplete: dict[tuple[int, int], Tensor] = {}
+    for row_tile in _tiles(image.shape[0]):
+        for column_tile in column_tiles:
+            logits, stride = _looked_at(predict, image, row_tile.seen, column_tile.seen)
+            for rows in row_tile.parts:
+                cell_rows = _cells(rows, row_tile.seen.start, stride, logits.shape[1])
+                for columns in column_tile.parts:
+                    cell_columns = _cells(columns, column_tile.seen.start, stride, logits.shape[2])
+                    logits_of_part = logits[:, cell_rows, cell_columns]
+                    logits_of_part = logits_of_part * row_tile.weights(logits.shape[1], stride)[
+                        cell_rows, None
+                    ].to(logits_of_part.device)
+                    logits_of_part *= column_tile.weights(logits.shape[2], stride)[cell_columns].to(
+                        logits_of_part.device
+                    )
                     key = (rows.start, columns.start)
-                    if key in waiting:
-                        part += waiting.pop(key)
+                    if key in incomplete:
+                        logits_of_part += incomplete.pop(key)
                     if not (rows.complete and columns.complete):
-                        waiting[key] = part
+                        incomplete[key] = logits_of_part
                         continue
                     inner = _Inner(
                         stride,
-                        _within(rows, high.start * stride + down.seen.start),
-                        _within(columns, wide.start * stride + tile.seen.start),
+                        _within(rows, cell_rows.start * stride + row_tile.seen.start),
+                        _within(columns, cell_columns.start * stride + column_tile.seen.start),
                     )
                     yield (
-                        *(slice(rows.start, rows.stop), slice(columns.start, columns.stop)),
-                        *(part, inner),
+                        slice(rows.start, rows.stop),
+                        slice(columns.start, columns.stop),
+                        logits_of_part,
+                        inner,
                     )
 
 
 def _looked_at(
-    look: Callable[[NDArray[np.uint8]], Tensor],
+    predict: Callable[[NDArray[np.uint8]], Tensor],
     image: NDArray[np.uint8],
     rows: slice,
     columns: slice,
 ) -> tuple[Tensor, int]:
-    """Return the logits of a tile and how many pixels a cell has on each side.
+    """Return the logits of a tile, and the number of pixels per cell.
 
-    What the grid adds beyond the image repeats its border, so cells lie on multiples of the stride
-    in tiles at the border too; cells that lie in it are left out.
+    The padding up to the grid repeats the border, so cells lie on multiples of the stride in border
+    tiles too; cells in the padding are removed.
     """
-    part = image[rows, columns]
-    height, width = part.shape[:2]
-    high, wide = rows.stop - rows.start, columns.stop - columns.start
-    if (high, wide) != (height, width):
-        missing = (0, high - height, 0, wide - width)
-        part = np.asarray(cv2.copyMakeBorder(part, *missing, cv2.BORDER_REPLICATE), np.uint8)
-    logits = look(part)
-    stride = max(1, high // logits.shape[-2])
-    fits = (logits.shape[-2] * stride, logits.shape[-1] * stride) == (high, wide)
+    pixels = image[rows, columns]
+    height, width = pixels.shape[:2]
+    padded_height, padded_width = rows.stop - rows.start, columns.stop - columns.start
+    if (padded_height, padded_width) != (height, width):
+        padding = (0, padded_height - height, 0, padded_width - width)
+        pixels = np.asarray(cv2.copyMakeBorder(pixels, *padding, cv2.BORDER_REPLICATE), np.uint8)
+    logits = predict(pixels)
+    stride = max(1, padded_height // logits.shape[-2])
+    fits = (logits.shape[-2] * stride, logits.shape[-1] * stride) == (padded_height, padded_width)
     if not fits or _GRID_PX % stride:
-        logits = F.interpolate(logits[None], (high, wide), mode="bilinear", align_corners=False)[0]
+        logits = F.interpolate(
+            logits[None], (padded_height, padded_width), mode="bilinear", align_corners=False
+        )[0]
         stride = 1
     return logits[:, : -(-height // stride), : -(-width // stride)], stride
 
 
 def _cells(part: _Part, begin: int, stride: int, count: int) -> slice:
-    """Return which of a tile's `count` cells a part needs to be enlarged: its own, one around."""
+    """Return the slice of a tile's cells needed to enlarge a part: its cells and one around."""
     first = (part.start - begin) // stride - 1
-    behind = -(-(part.stop - begin) // stride) + 1
-    return slice(max(0, first), min(behind, count))
+    stop = -(-(part.stop - begin) // stride) + 1
+    return slice(max(0, first), min(stop, count))
 
 
 def _within(part: _Part, start: int) -> slice:

@@ -1,4 +1,4 @@
-"""Images of one size looked at together: labels, confidence and logits of each."""
+"""Predict several images of one size together: labels, confidence and logits of each."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ Seen = TypeVar("Seen")
 
 @dataclass(frozen=True)
 class Said:
-    """What a network says of an image.
+    """The prediction for an image.
 
     Attributes:
         labels: (H, W) uint8.
-        confidence: (H, W) float32; None unless asked for.
-        logits: (K, h, w) float32 as the network gave them; None unless asked for, and of an image
-            that is seen in tiles.
+        confidence: (H, W) float32; None if not requested.
+        logits: (K, h, w) float32, the network's output; None if not requested, or if the image is
+            predicted in tiles.
     """
 
     labels: NDArray[np.uint8]
@@ -44,26 +44,28 @@ def label_images(
     logits: bool = False,
     temperature: float = 1.0,
 ) -> list[Said]:
-    """Return what a network says of each image, looking at all in one pass.
+    """Return the prediction for each image, with all images in one forward pass.
 
-    Images that are too large to be looked at whole are looked at one by one, in tiles. A pass that
-    does not fit into the memory of a GPU is made in halves.
+    Images that are too large for one piece are predicted one by one, in tiles. On a GPU
+    out-of-memory error, the batch is split and retried.
 
     Args:
         model: In evaluation mode, on `device`.
-        images: (H, W, 3) uint8 RGB, all of one size, as the network is to see them.
-        sizes: (height, width) of the labels of each.
-        device: Where the network is.
+        images: (H, W, 3) uint8 RGB, all of one size, at the network's input size.
+        sizes: (height, width) of the labels of each image.
+        device: Device of the network.
         window: Sliding window (height, width).
         flip: Average with the mirrored images.
         confidence: Also return the probability of each label.
         logits: Also return the logits.
-        temperature: Of the probabilities; labels and logits do not depend on it.
+        temperature: Temperature of the probabilities; labels and logits do not depend on it.
     """
     if seen_in_tiles(images[0].shape[:2]):
-        looks = (
+        results = (
             label_image(
-                *(model, image, size),
+                model,
+                image,
+                size,
                 device=device,
                 window=window,
                 flip=flip,
@@ -72,46 +74,48 @@ def label_images(
             )
             for image, size in zip(images, sizes, strict=True)
         )
-        return [Said(*look) for look in looks]
+        return [Said(*result) for result in results]
 
-    def look(part: Sequence[NDArray[np.uint8]]) -> Tensor:
-        stacked = torch.from_numpy(np.stack(part)).to(device).permute(0, 3, 1, 2)
+    def predict(images_of_part: Sequence[NDArray[np.uint8]]) -> Tensor:
+        stacked = torch.from_numpy(np.stack(images_of_part)).to(device).permute(0, 3, 1, 2)
         return predict_batch(model, stacked.float() / 255, window=window, flip=flip)
 
     return [
         Said(
-            *labels_from_logits(one, size, confidence=confidence, temperature=temperature),
-            one.cpu().contiguous().numpy() if logits else None,
+            *labels_from_logits(image_logits, size, confidence=confidence, temperature=temperature),
+            image_logits.cpu().contiguous().numpy() if logits else None,
         )
-        for one, size in zip(in_halves(look, images), sizes, strict=True)
+        for image_logits, size in zip(in_halves(predict, images), sizes, strict=True)
     ]
 
 
-def in_halves(look: Callable[[Sequence[Seen]], Tensor], images: Sequence[Seen]) -> Iterator[Tensor]:
-    """Yield (K, h, w) of each image, of one look at all; what does not fit is looked at in halves.
+def in_halves(
+    predict: Callable[[Sequence[Seen]], Tensor], images: Sequence[Seen]
+) -> Iterator[Tensor]:
+    """Yield the logits (K, h, w) of each image, splitting the batch if memory is exhausted.
 
     Args:
-        look: Gives (N, K, h, w) of N images.
+        predict: Maps N images to (N, K, h, w).
         images: At least one.
 
     Raises:
-        OutOfMemoryError: One image alone does not fit.
+        OutOfMemoryError: A single image does not fit in memory.
     """
     logits = None
     try:
-        logits = look(images)
+        logits = predict(images)
     except torch.OutOfMemoryError:
         if len(images) == 1:
             raise
     if logits is not None:
         yield from logits
         return
-    # out of the handler, so that what did not fit is let go of first
+    # outside the handler, so that the tensors of the failed attempt are freed first
     half = len(images) // 2
-    yield from in_halves(look, images[:half])
-    yield from in_halves(look, images[half:])
+    yield from in_halves(predict, images[:half])
+    yield from in_halves(predict, images[half:])
 
 
 def seen_in_tiles(size: Sequence[int]) -> bool:
-    """Return whether an image of (height, width) is too large to be looked at whole."""
+    """Return whether an image of (height, width) is too large to predict in one piece."""
     return size[0] * size[1] > WHOLE_PX
