@@ -97,7 +97,7 @@ def test_the_scale_is_found_on_the_source_and_kept_with_the_checkpoints_digest(w
 def test_labels_of_the_target_are_only_looked_at_and_it_says_so(world, capsys):
     assert calibrate() == 0
     both = kept()
-    assert "only looked at" in capsys.readouterr().out
+    assert "target labels, evaluation only" in capsys.readouterr().out
     assert both["looked_at"]["after"]["pixels"] == both["looked_at"]["before"]["pixels"]
     # other labels there change what is reported, and nothing else
     world.sets["toyland-target"] = write_city("toyland-target", 4, shift=16.0)
@@ -112,7 +112,7 @@ def test_a_temperature_that_misleads_on_the_target_is_told(world, capsys):
     world.made["run"] = loaded_colors(network=Scaled(0.4))
     assert calibrate() == 0
     assert kept()["temperature"] < 0.6
-    assert "this temperature misleads there" in capsys.readouterr().err
+    assert "this temperature makes confidence less reliable there" in capsys.readouterr().err
 
 
 def test_pseudo_labels_need_no_label_at_all(world, capsys):
@@ -136,7 +136,7 @@ def test_without_labels_there_is_no_source_to_fit_to(world, capsys):
 def test_a_source_without_validation_images_is_told(world, capsys):
     world.sets["toyland"].splits.pop("val")
     assert calibrate() == 0
-    assert "will be too cold" in capsys.readouterr().err
+    assert "will be too low (overconfident)" in capsys.readouterr().err
 
 
 def test_a_diverged_network_is_refused(world, capsys):
@@ -153,7 +153,7 @@ def test_a_network_that_is_always_right_has_no_temperature_to_trust(world, capsy
         Image.fromarray(painted(truth)).save(city.image_path(sample))
         Image.fromarray(truth).save(city.label_path(sample))
     assert calibrate() == 0
-    assert "do not trust it" in capsys.readouterr().err
+    assert "nearly all are wrong; do not use it" in capsys.readouterr().err
 
 
 def test_the_same_command_finds_the_same_temperature(world):

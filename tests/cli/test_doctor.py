@@ -63,7 +63,7 @@ def _tree(folder):
 
 def test_a_clean_set_is_said_to_be_so(well):
     said = udaseg("doctor", "set/own.yaml", cwd=well)
-    assert "no errors, no warnings, no notes; looked at 24 images" in said.stdout
+    assert "no errors, no warnings, no notes; checked 24 images" in said.stdout
     for part in ("small (own files)", "train 12, labelled", "64x48 (24)", "mean RGB", "road"):
         assert part in said.stdout
     assert "doctor 24/24 images" in said.stderr

@@ -72,4 +72,4 @@ def test_self_training_can_end_so_too_and_the_recipe_says_it(root, tmp_path):
 
 def test_train_refuses_what_looks_at_target_images(root, tmp_path):
     said = udaseg("train", "toyland/adabn", "--root", root, cwd=tmp_path, expect=2)
-    assert "looks at target images; `udaseg adapt` runs it" in said.stderr
+    assert "the recipe uses target images; run it with `udaseg adapt`" in said.stderr

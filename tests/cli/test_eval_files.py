@@ -111,7 +111,7 @@ def test_ids_that_do_not_exist_are_refused_with_their_files(city, capsys):
     capsys.readouterr()
     assert compare("--predictions", "saved", "--ids", "train") == 3
     said = capsys.readouterr().err
-    assert "3 of 3 predictions hold ids that are no train ids; if they are label ids" in said
+    assert "3 of 3 predictions hold ids that are not train ids; if they are label ids" in said
     assert "saved/1.png: " in said
     assert not Path("compared").exists()
 
@@ -122,7 +122,7 @@ def test_ids_of_no_class_are_errors_and_named(city, capsys):
         put(Path("saved"), path.name, np.full((16, 24), 255, np.uint8))
     capsys.readouterr()
     assert compare("--predictions", "saved") == 0
-    assert "100.00 % of the labelled pixels hold an id of no class" in " ".join(
+    assert "100.00 % of the labelled pixels hold an id without a class" in " ".join(
         capsys.readouterr().out.split()
     )
     assert scores_of("compared")["means"]["mIoU"] == 0
@@ -133,7 +133,10 @@ def test_ids_of_no_class_are_errors_and_named(city, capsys):
     [
         (lambda saved: (saved / "1.png").unlink(), "no prediction for 1 of 3 images: 1.png"),
         (lambda saved: put(saved, "more/1.png", np.zeros((16, 24), np.uint8)), "several"),
-        (lambda saved: put(saved, "1.png", np.zeros((8, 12), np.uint8)), "12x8, but 24x16"),
+        (
+            lambda saved: put(saved, "1.png", np.zeros((8, 12), np.uint8)),
+            "12x8, but the truth has 24x16",
+        ),
         (lambda saved: (saved / "1.png").write_bytes(b"no png"), "1.png"),
         (lambda saved: put(saved, "1.png", np.zeros((16, 24, 3), np.uint8)), "needs one channel"),
     ],
@@ -156,7 +159,7 @@ def test_a_gate_holds_for_files_too(city):
 def test_predictions_are_not_written_among_other_files(city, capsys):
     assert evaluate("--save", "saved") == 0
     assert evaluate("--save", "saved") == 2
-    assert "takes a new or empty folder" in capsys.readouterr().err
+    assert "needs a new or empty folder" in capsys.readouterr().err
 
 
 def test_classes_that_cityscapes_lacks_have_no_label_ids(city, given, capsys):

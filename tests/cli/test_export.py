@@ -126,7 +126,7 @@ def test_labels_come_out_when_asked_for(run, pixels):
     ],
 )
 def test_nan_a_large_difference_and_other_labels_are_no_agreement(checked):
-    with pytest.raises(EnvironmentFault, match="was not kept"):
+    with pytest.raises(EnvironmentFault, match="was discarded"):
         exporting._refuse_disagreement(checked)
 
 

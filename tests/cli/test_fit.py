@@ -153,14 +153,14 @@ def test_overwrite_spares_a_folder_that_is_no_run(root, tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.txt").write_text("mine")
     said = adapt(root, tmp_path / "photos", "--overwrite", expect=2)
-    assert "no run folder" in said.stderr
+    assert "is not a run folder" in said.stderr
     assert (tmp_path / "photos" / "a.txt").read_text() == "mine"
 
 
 def test_dry_run_prints_plan_and_recipe_and_writes_nothing(root, tmp_path):
     said = adapt(root, tmp_path / "run", "--dry-run")
     assert "kind: self_training" in said.stdout
-    assert "5 images, labels are not read" in said.stderr
+    assert "5 images, labels unused" in said.stderr
     assert not (tmp_path / "run").exists()
 
 
@@ -220,7 +220,7 @@ def test_starting_from_weights_takes_the_student(root, finished, tmp_path):
     name = "student.head.classify.weight"
     assert torch.allclose(trained[name], start[name], atol=1e-6)
     said = adapt(root, tmp_path / "other", "--init", finished, "model.head=deeplab_v2", expect=3)
-    assert "not of this network" in said.stderr
+    assert "of another network" in said.stderr
 
 
 def without_checkpoints(run):
@@ -254,10 +254,10 @@ def test_a_run_from_weights_that_goes_on_before_its_first_checkpoint_begins_with
     without_checkpoints(out)
     said = udaseg(*again, cwd=tmp_path, expect=3).stderr
     assert f"{start} (--init)" in said
-    assert "holds other bytes now; put back the one with SHA-256" in said
+    assert "has changed; restore the one with SHA-256" in said
     start.unlink()
     said = udaseg(*again, cwd=tmp_path, expect=3).stderr
-    assert "cannot be read any more (No such file or directory)" in said
+    assert "cannot be read (No such file or directory)" in said
     start.write_bytes(whole)
     udaseg(*again, cwd=tmp_path)
     assert_same(tensors(out), wanted)
@@ -279,7 +279,7 @@ def test_torchruns_second_start_begins_with_the_weights_of_the_first(
     starting_weights(finished, tmp_path / "start", 6)
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     said = adapt(root, out, *words, method="dacs", steps=2)
-    assert "torchrun started again" in said.stderr
+    assert "torchrun restarted" in said.stderr
     assert_same(tensors(out), wanted)
 
 

@@ -73,7 +73,7 @@ def test_every_kind_of_mask_is_written_in_the_stored_size(capsys):
         middle = (painted(labels).astype(int) + np.array(COLORS.colors)[labels]) / 2
         assert np.abs(np.asarray(blend) - middle).max() <= 1
     assert (ids_of("masks/confidence/a.png") == 255).all()
-    assert "1 images masked: masks/color, masks/ids" in capsys.readouterr().out
+    assert "1 images predicted: masks/color, masks/ids" in capsys.readouterr().out
     facts = json.loads(Path("masks/prediction.json").read_text())
     assert facts["classes"]["names"] == list(COLORS.names)
 
@@ -239,7 +239,7 @@ def test_a_mask_that_is_an_input_is_refused(how, capsys):
             os.link(image, mask)
     before = digests(Path())
     assert predict(image, "--out", "out", "--save", "ids", "--overwrite") == 2
-    assert "is an input too" in capsys.readouterr().err
+    assert "is also an input" in capsys.readouterr().err
     assert digests(Path()) == before
 
 
@@ -269,7 +269,7 @@ def test_resume_keeps_whole_masks_and_makes_the_others_anew(capsys):
     assert mask["whole"].stat().st_ino == kept.st_ino
     for name, labels in images.items():
         assert (ids_of(mask[name]) == labels).all()
-    assert "3 images masked, 1 kept from before" in capsys.readouterr().out
+    assert "3 images predicted, 1 kept from an earlier run" in capsys.readouterr().out
 
 
 def test_resume_does_not_mix_two_networks(run, capsys):
@@ -277,7 +277,7 @@ def test_resume_does_not_mix_two_networks(run, capsys):
     assert predict("in") == 0
     run["run"] = loaded_colors(step=8)
     assert predict("in", "--resume") == 2
-    assert "another step" in capsys.readouterr().err
+    assert "a different step" in capsys.readouterr().err
 
 
 def png_header(width, height):
@@ -323,7 +323,7 @@ def test_bad_images_are_named_and_stop_no_other(capsys):
     assert predict("in", "--save", "ids") == 4
     said = capsys.readouterr()
     assert f"{len(bad)} of {len(bad) + 6} images failed" in said.err
-    assert "6 images masked" in said.out
+    assert "6 images predicted" in said.out
     with Path("masks/failures.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert sorted(Path(row["image"]).name for row in rows) == bad

@@ -105,10 +105,10 @@ def test_the_runs_temperature_is_taken_and_told_and_can_be_left_out(caplog):
     assert json.loads(Path("masks/prediction.json").read_text())["temperature"] == 2.5
     predict("in", save=("confidence", "ids"), calibrated=False, out=Path("raw"))
     np.testing.assert_allclose(ids_of("raw/confidence/a.png"), 255 * sure(brightness), atol=0.51)
-    assert "as the network gives it: --uncalibrated" in caplog.text
+    assert "confidence is not calibrated: --uncalibrated" in caplog.text
     assert (ids_of("masks/ids/a.png") == ids_of("raw/ids/a.png")).all()
     # masks of two temperatures are not mixed
-    with pytest.raises(UsageError, match="another temperature"):
+    with pytest.raises(UsageError, match="a different temperature"):
         predict("in", save=("confidence", "ids"), out=Path("raw"), resume=True)
 
 
@@ -116,14 +116,14 @@ def test_without_a_calibration_it_says_so(caplog):
     caplog.set_level("INFO")
     write_image("in/a.png", random_labels(8, 8))
     predict("in", save=("confidence",))
-    assert "`udaseg calibrate` was not run for it" in caplog.text
+    assert "`udaseg calibrate` was not run for this checkpoint" in caplog.text
 
 
 def test_a_calibration_of_another_checkpoint_is_refused_where_confidence_is_asked_for():
     write_image("in/a.png", random_labels(8, 8))
     write_calibration(CHECKPOINT, "student", {"temperature": 2.5})
     CHECKPOINT.write_bytes(b"other weights")
-    with pytest.raises(DataError, match=r"is not step-000007\.pt as it is now"):
+    with pytest.raises(DataError, match=r"differs from the current step-000007\.pt"):
         predict("in", save=("confidence",))
     with pytest.raises(DataError, match="--uncalibrated"):
         predict("in", abstain=0.5)
@@ -208,6 +208,6 @@ def test_of_several_pages_the_first_is_predicted_and_it_says_so(name, caplog):
     write_image(Path("in/plain.png"), first)
     predict("in")
     assert (ids_of("masks/ids/a.png") == first).all()
-    told = [record for record in caplog.records if "holds 2 pages" in record.getMessage()]
+    told = [record for record in caplog.records if "has 2 pages" in record.getMessage()]
     assert len(told) == 1
     assert name in told[0].getMessage()

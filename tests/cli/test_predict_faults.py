@@ -139,7 +139,7 @@ def test_a_folder_named_like_an_image_is_a_folder():
 def test_a_mask_where_another_needs_a_folder_is_refused_before_anything():
     write_image("in/x.jpg", random_labels(8, 8))
     write_image("in/x.png/a.png", random_labels(8, 8))
-    with pytest.raises(UsageError, match="and a folder for that of"):
+    with pytest.raises(UsageError, match="and a folder for the mask of"):
         predict("in")
     assert not Path("masks").exists()
 
@@ -201,7 +201,7 @@ def test_a_signal_ends_after_the_image_and_resume_does_the_rest(run, capsys, num
     assert files_below("masks") == ["a.png", "b.png", "c.png", "prediction.json"]
     run["run"] = loaded_colors(network=Everywhere())
     predict("in", resume=True)
-    assert "5 images masked, 3 kept from before" in capsys.readouterr().out
+    assert "5 images predicted, 3 kept from an earlier run" in capsys.readouterr().out
 
 
 def test_a_full_disk_leaves_whole_masks_and_no_partial_file(monkeypatch):
@@ -260,13 +260,13 @@ def test_masks_of_two_networks_in_one_folder_are_told_and_never_taken_for_one(ru
     Path("masks/ids/b.png").unlink()
     run["run"] = replace(loaded_colors(step=8), classes=ClassSpace(("x", "y", "z"), COLORS.colors))
     predict("b.png")
-    said = "masks of other images that were made with another step, classes, such as masks"
+    said = "masks of other images that were made with a different step, classes, such as masks"
     assert said in caplog.text
     (also,) = json.loads(Path("masks/prediction.json").read_text())["also_there"]
     assert also["step"] == 7
     with pytest.raises(UsageError, match="masks of several networks"):
         predict("a.png", "b.png", resume=True)
-    with pytest.raises(DataError, match="networks with other classes"):
+    with pytest.raises(DataError, match="networks with different classes"):
         saved_classes(Path("masks/ids"))
     predict("b.png", overwrite=True)
     assert len(json.loads(Path("masks/prediction.json").read_text())["also_there"]) == 1
@@ -281,7 +281,7 @@ def test_resume_notices_a_network_that_was_trained_anew_in_the_same_place(run):
     predict("a.png")
     predict("a.png", resume=True)
     run["run"] = replace(loaded_colors(), sha256="other")
-    with pytest.raises(UsageError, match="another checkpoint_sha256"):
+    with pytest.raises(UsageError, match="a different checkpoint_sha256"):
         predict("a.png", resume=True)
 
 

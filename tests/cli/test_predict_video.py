@@ -93,7 +93,7 @@ def test_every_frame_gets_its_ids_and_the_colours_are_a_video(capsys):
     record = json.loads(Path("masks/videos/film.avi.json").read_text())
     assert record["frames"] == 5
     assert record["size"] == [32, 48]
-    assert "1 videos of 5 frames masked" in capsys.readouterr().out
+    assert "1 videos of 5 frames predicted" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("form", ["webm", "avi", "frames"])
@@ -244,7 +244,7 @@ def test_a_video_is_never_written_over():
     Path("link.mp4").symlink_to("out/color/film.mp4")
     Path("other/color").mkdir(parents=True)
     os.link("out/color/film.mp4", "other/color/link.mp4")
-    with pytest.raises(UsageError, match="is an input too"):
+    with pytest.raises(UsageError, match="is also an input"):
         predict("link.mp4", out=Path("other"), overwrite=True)
     assert digests("out") == before
 

@@ -61,6 +61,6 @@ def test_after_a_rank_is_killed_torchrun_starts_again_and_the_run_ends_the_same(
     wait_for_step(process, run, 3)
     kill(process, rank=1)
     _, err = ends(process)
-    assert "going on with" in err
+    assert "torchrun restarted: resuming" in err
     assert_same(tensors(run), tensors(whole[0]))
     assert [line["step"] for line in lines(run)] == list(range(1, STEPS + 1))

@@ -94,7 +94,7 @@ def test_a_run_goes_on_with_another_number_of_processes_if_the_step_is_as_large(
     assert "batch.source was 2 and is now 1" in said.stderr
     assert "2 before, 1 now" in said.stderr
     said = udaseg("adapt", "--resume", run, "--root", root, "--batch", 2, cwd=tmp_path)
-    assert "with 1 processes, before with 2" in said.stderr
+    assert "with 1 processes instead of 2" in said.stderr
     assert "lines of metrics" in udaseg("verify", run, cwd=tmp_path).stdout
     # and it is one process's run from now on
     udaseg("adapt", "--resume", run, "--root", root, cwd=tmp_path)
@@ -113,7 +113,7 @@ def test_a_signal_to_torchrun_saves_and_the_processes_end_with_its_code(
     process.send_signal(number)
     _, err = process.communicate(timeout=120)
     assert process.returncode != 0
-    assert err.count("and saved; go on with --resume") == 1
+    assert err.count("and saved; continue with --resume") == 1
     told = status(run)
     assert (told["state"], told["signal"]) == ("interrupted", number)
     path = sorted((run / "checkpoints").glob("step-*.pt"))[-1]

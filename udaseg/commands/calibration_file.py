@@ -1,4 +1,4 @@
-"""`calibration.json` of a run: the temperature of its confidence, and which network it is for."""
+"""Read and write `calibration.json`, the fitted confidence temperatures of a run."""
 
 import json
 from pathlib import Path
@@ -14,12 +14,12 @@ _NAME = "calibration.json"
 
 
 def file_of(checkpoint: Path) -> Path:
-    """Return where the calibration of a checkpoint lies: in its run, else beside it."""
+    """Return the path of a checkpoint's calibration: in its run, else next to it."""
     return run_of(checkpoint) / _NAME
 
 
 def digest_of(checkpoint: Path) -> str:
-    """Return the SHA-256 of a checkpoint; its manifest has it, checked when it was loaded."""
+    """Return the SHA-256 of a checkpoint from its manifest, which was checked on load."""
     try:
         manifest = json.loads(checkpoint.with_suffix(".json").read_text(encoding="utf-8"))
         return str(manifest["sha256"])
@@ -28,45 +28,43 @@ def digest_of(checkpoint: Path) -> str:
 
 
 def write_calibration(checkpoint: Path, weights: str, facts: dict[str, Any]) -> Path:
-    """Keep `facts` for a checkpoint's `weights`; those of the other weights stay.
+    """Store `facts` for a checkpoint's `weights`; entries of the other weights stay.
 
     Args:
-        checkpoint: The file that was calibrated.
+        checkpoint: The calibrated checkpoint file.
         weights: `student` or `teacher`.
-        facts: `temperature` and how it was found.
+        facts: `temperature` and the details of its fit.
 
     Returns:
-        The file.
+        The path of the file.
     """
     path = file_of(checkpoint)
     try:
-        kept = _read(path)
-    except DataError:  # it is written anew, so what was wrong with it does not matter
-        kept = {}
-    named = {"checkpoint": checkpoint.name, "sha256": digest_of(checkpoint)}
-    write_json_atomic(path, {**kept, weights: {**named, **facts}})
+        entries = _read(path)
+    except DataError:  # a damaged file is replaced
+        entries = {}
+    identity = {"checkpoint": checkpoint.name, "sha256": digest_of(checkpoint)}
+    write_json_atomic(path, {**entries, weights: {**identity, **facts}})
     return path
 
 
 def read_temperature(checkpoint: Path, weights: str) -> float | None:
-    """Return the temperature fitted to a checkpoint's `weights`; None where nobody fitted one.
+    """Return the temperature fitted to a checkpoint's `weights`; None if there is none.
 
     Raises:
-        DataError: The file is damaged, or was made for another checkpoint.
+        DataError: The file is damaged, or belongs to another checkpoint.
     """
     path = file_of(checkpoint)
     facts = _read(path).get(weights)
     if facts is None:
         return None
-    again = f"run `udaseg calibrate {printable(str(checkpoint))}` again, or use --uncalibrated"
+    hint = f"run `udaseg calibrate {printable(str(checkpoint))}` again, or use --uncalibrated"
     if not isinstance(facts, dict) or not _is_temperature(facts.get("temperature")):
-        raise DataError(
-            f"{printable(str(path))}: damaged: no temperature of the {weights}; {again}"
-        )
+        raise DataError(f"{printable(str(path))}: damaged, no temperature of the {weights}; {hint}")
     if facts.get("sha256") != digest_of(checkpoint):
         raise DataError(
             f"{printable(str(path))}: was fitted to {printable(str(facts.get('checkpoint')))}, "
-            f"which is not {printable(checkpoint.name)} as it is now; {again}"
+            f"which differs from the current {printable(checkpoint.name)}; {hint}"
         )
     return float(facts["temperature"])
 

@@ -1,4 +1,4 @@
-"""`udaseg eval --predictions`: score a folder of prediction PNGs, whatever tool made them."""
+"""`udaseg eval --predictions`: score a folder of prediction PNGs made by any tool."""
 
 import logging
 from dataclasses import replace
@@ -51,25 +51,25 @@ def evaluate_files(
     out: Path | None,
     root: Path,
 ) -> None:
-    """Score prediction PNGs, print the table, and write it where `out` says.
+    """Score prediction PNGs, print the table, and write the scores to `out`.
 
     Args:
-        predictions: Folder that holds a one-channel PNG of each image, in any nesting.
-        ids: `label`, those of Cityscapes; or `train`, of the classes that a `prediction.json` in
-            or beside the folder lists, else of the data set's own.
+        predictions: Folder with one single-channel PNG per image, nested in any way.
+        ids: `label` for Cityscapes label ids, or `train` for indices into the classes of a
+            `prediction.json` in or next to the folder, else into the data set's classes.
         data: Labelled images.
-        split: Which of them.
-        release: Truth at 1024x512; the predictions have that size too.
+        split: Split of `data`.
+        release: Score at 1024x512: the truth is resized, and the predictions must have that size.
         protocol: Show only the mean over 19, 16 or 13 classes.
         convention: 19 counts truth of classes that SYNTHIA lacks, 16 ignores it.
         format: table, json, csv or md.
         fail_under: Smallest mean IoU in percent that passes.
         out: Folder of the score files; None writes none.
-        root: Where prepared data lie.
+        root: Folder of the prepared data.
 
     Raises:
-        UsageError: A mean or a convention that the classes do not allow.
-        DataError: An image has no prediction, or several, or one of another size.
+        UsageError: The classes do not allow the mean or the convention.
+        DataError: An image has no prediction, several predictions, or one of another size.
         GateError: The mean IoU is below `fail_under`.
     """
     if not predictions.is_dir():
@@ -80,19 +80,26 @@ def evaluate_files(
     classes = _classes(predictions, ids, dataset)
     refuse_protocol(classes.names, protocol, convention)
     matrix = count_files(predictions, ids, classes, dataset, split, release=release)
-    facts = {"predictions": f"{printable(str(predictions))} ({ids} ids)"}
+    metadata = {"predictions": f"{printable(str(predictions))} ({ids} ids)"}
     scores = summarise(
-        *(matrix, classes, dataset, split, facts),
+        matrix,
+        classes,
+        dataset,
+        split,
+        metadata,
         protocol=protocol,
         convention=convention,
         release=release,
     )
-    beyond = len(scores.names) > len(classes)  # truth that the network lacks is scored too
-    strange = int(matrix.abstained.sum()) + beyond * int(matrix.abstained_outside.sum())
-    if strange:
-        labelled = int(matrix.truth.sum()) + beyond * int(matrix.truth_outside.sum())
-        share = percent(strange / labelled)
-        note = f"{share} % of the labelled pixels hold an id of no class, which counts as an error"
+    # truth of classes that the network lacks counts
+    with_outside = len(scores.names) > len(classes)
+    unclassified = int(matrix.abstained.sum()) + with_outside * int(matrix.abstained_outside.sum())
+    if unclassified:
+        labelled = int(matrix.truth.sum()) + with_outside * int(matrix.truth_outside.sum())
+        share = percent(unclassified / labelled)
+        note = (
+            f"{share} % of the labelled pixels hold an id without a class, which counts as an error"
+        )
         scores = replace(scores, notes=[*scores.notes, f"{note}; are these {ids} ids?"])
     if out is not None:
         write_scores(out, scores)
@@ -113,16 +120,16 @@ def count_files(
     """Return the confusion matrix of prediction PNGs over a split.
 
     Args:
-        folder: Holds one PNG of each image, see `match_files`.
-        ids: Which ids they hold; a known one of no class, such as 255, is a miss.
-        classes: Of the predictions.
+        folder: Holds one PNG per image, see `match_files`.
+        ids: Kind of ids in the files. A known id without a class, such as 255, counts as an error.
+        classes: Classes of the predictions.
         dataset: Labelled images.
-        split: Which of them.
-        release: Truth at 1024x512 by nearest neighbour.
+        split: Split of `dataset`.
+        release: Resize the truth to 1024x512 by nearest neighbour.
 
     Raises:
-        DataError: An image has no prediction, or several, or one of another size; or a prediction
-            holds an id that does not exist.
+        DataError: An image has no prediction, several predictions, or one of another size; or a
+            prediction holds an unknown id.
     """
     matrix, truth_map = empty_matrix(classes, dataset, split)
     prediction_map = _read_ids(classes) if ids == "label" else None
@@ -134,61 +141,65 @@ def count_files(
         truth = resize_labels(truth, RELEASE_SIZE) if release else truth
         labels = read_prediction(files[sample])
         if labels.shape != truth.shape:
-            have, need = (shown_size((part.shape[0], part.shape[1])) for part in (labels, truth))
-            raise DataError(f"{files[sample]}: is {have}, but {need} is scored")
+            size, expected = (
+                shown_size((pixels.shape[0], pixels.shape[1])) for pixels in (labels, truth)
+            )
+            raise DataError(f"{files[sample]}: has size {size}, but the truth has {expected}")
         return labels, truth
 
-    strangers: dict[Path, list[int]] = {}
-    known, strange = _known(ids, classes), 0
+    unknown_by_file: dict[Path, list[int]] = {}
+    valid_ids, unclassified = _known(ids, classes), 0
     with WorkProgress("eval", len(samples)) as progress:
         for sample, (labels, truth) in zip(samples, read_ahead(read, samples), strict=True):
             matrix.update(labels, truth, truth_map, prediction_map)
-            # ids of no class are rare, so a file is looked through only when it has some
-            if (total := int(matrix.abstained.sum() + matrix.abstained_outside.sum())) > strange:
-                strange = total
-                unknown = [int(number) for number in np.unique(labels) if number not in known]
-                strangers |= {files[sample]: unknown} if unknown else {}
+            # ids without a class are rare: a file is searched only if it has some
+            if (
+                total := int(matrix.abstained.sum() + matrix.abstained_outside.sum())
+            ) > unclassified:
+                unclassified = total
+                unknown = [int(value) for value in np.unique(labels) if value not in valid_ids]
+                unknown_by_file |= {files[sample]: unknown} if unknown else {}
             progress.advance()
-    if strangers:
-        raise DataError(_unknown_ids(strangers, ids, len(samples)))
+    if unknown_by_file:
+        raise DataError(_unknown_ids(unknown_by_file, ids, len(samples)))
     return matrix
 
 
 def _known(ids: Ids, classes: ClassSpace) -> frozenset[int]:
-    """Return the ids that a prediction may hold; those of no class count as errors."""
+    """Return the ids that a prediction may hold, including ids without a class."""
     if ids == "train":
         return frozenset((*range(len(classes)), IGNORE))
     table = class_table("cityscapes19")
-    return table.ignore | {number for own in table.ids for number in own}
+    return table.ignore | {number for class_ids in table.ids for number in class_ids}
 
 
-def _unknown_ids(strangers: dict[Path, list[int]], ids: Ids, images: int) -> str:
+def _unknown_ids(unknown_by_file: dict[Path, list[int]], ids: Ids, images: int) -> str:
     listed = [
         f"  {printable(str(path))}: {', '.join(map(str, unknown[:_SHOWN]))}"
         f"{' ...' if len(unknown) > _SHOWN else ''}"
-        for path, unknown in list(strangers.items())[:_SHOWN]
+        for path, unknown in list(unknown_by_file.items())[:_SHOWN]
     ]
-    other = "label" if ids == "train" else "train"
+    other_ids = "label" if ids == "train" else "train"
     return (
-        f"{len(strangers)} of {images} predictions hold ids that are no {ids} ids; if they are "
-        f"{other} ids, say --ids {other}:\n" + "\n".join(listed)
+        f"{len(unknown_by_file)} of {images} predictions hold ids that are not {ids} ids; if they "
+        f"are {other_ids} ids, use --ids {other_ids}:\n" + "\n".join(listed)
     )
 
 
 def _classes(folder: Path, ids: Ids, dataset: PreparedDataset) -> ClassSpace:
-    """Return the classes that the files of a folder speak of."""
+    """Return the classes that the ids in a folder refer to."""
     if ids == "label":
         return class_table("cityscapes19").classes
-    saved = saved_classes(folder)
-    if saved is not None:
-        return saved
+    recorded = saved_classes(folder)
+    if recorded is not None:
+        return recorded
     if dataset.classes is None:
         raise DataError(f"{dataset.name}: has no labels, so nothing can be scored on it")
     return dataset.classes
 
 
 def _read_ids(classes: ClassSpace) -> bytes:
-    """Return 256 entries: the train id of each label id, `IGNORE` for those of no class."""
+    """Return 256 entries: the train id of each label id, `IGNORE` for ids without a class."""
     table = bytearray([IGNORE] * 256)
     for train_id, label_id in enumerate(label_ids(classes)):
         table[label_id] = train_id

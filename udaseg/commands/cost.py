@@ -1,4 +1,4 @@
-"""What a run costs: time, rate and memory over all its starts, in `cost.json`."""
+"""Measure the time, rate and memory of a run over all its starts, in `cost.json`."""
 
 import json
 import resource
@@ -16,14 +16,14 @@ _MIB = 2**20
 
 
 class Cost:
-    """Counts what the steps cost, with pictures and scores between them.
+    """Measures the cost of the training steps, including pictures and scores between them.
 
-    Passes between stages, the scores at the end, and steps that a kill threw away are not in it.
+    Not included: passes between stages, the final scores, and steps lost when a process was killed.
 
     Args:
-        folder: Of the run; what earlier starts cost is read from there.
-        device: Where it trains.
-        images: Images a step, of all processes.
+        folder: Run folder; the cost of earlier starts is read from there.
+        device: Training device.
+        images: Images per step, over all processes.
     """
 
     def __init__(self, folder: Path, device: torch.device, images: int) -> None:
@@ -37,21 +37,21 @@ class Cost:
         self._steps += 1
 
     def write(self, done: int) -> None:
-        """Write what the run has cost after `done` steps."""
+        """Write the cost of the run after `done` steps."""
         seconds = time.monotonic() - self._started
-        memory, of = peak_memory(self._device)
+        peak, measured_on = peak_memory(self._device)
         document = {
             "step": done,
             "seconds": round(float(self._before.get("seconds", 0)) + seconds, 1),
             "images": int(self._before.get("images", 0)) + self._steps * self._images,
-            "peak_memory_mib": max(int(self._before.get("peak_memory_mib", 0)), memory),
-            "peak_memory_of": of,
+            "peak_memory_mib": max(int(self._before.get("peak_memory_mib", 0)), peak),
+            "peak_memory_of": measured_on,
         }
         write_json_atomic(self._path, document)
 
 
 def read_cost(folder: Path) -> dict[str, Any]:
-    """Return what `cost.json` of a run says; nothing where it says nothing."""
+    """Return the contents of a run's `cost.json`; an empty dict if it is missing or damaged."""
     try:
         document = json.loads((folder / FILE).read_text(encoding="utf-8"))
         return {
@@ -66,11 +66,11 @@ def read_cost(folder: Path) -> dict[str, Any]:
 
 
 def peak_memory(device: torch.device) -> tuple[int, str]:
-    """Return the most memory in MiB since the process began, and what it was measured of.
+    """Return the peak memory in MiB since the process began, and a description of what it covers.
 
-    Both are counters that are kept anyway, so nothing waits for the device.
+    Both counters are maintained anyway, so reading them does not wait for the device.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) // _MIB, "tensors on the GPU"
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most * (1 if sys.platform == "darwin" else 1024) // _MIB, "the process"
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024) // _MIB, "the process"

@@ -1,4 +1,4 @@
-"""From a network and a labelled split to a confusion matrix, in memory that does not grow."""
+"""Score a network on a labelled split; memory does not grow with the number of images."""
 
 from collections import deque
 from collections.abc import Callable
@@ -21,26 +21,26 @@ def count(
     classes: ClassSpace,
     dataset: PreparedDataset,
     split: str,
-    look: Look,
+    options: Look,
     *,
     device: torch.device,
     on_labels: Callable[[Labelled], None] | None = None,
 ) -> ConfusionMatrix:
-    """Return the confusion matrix of a network over a split, at the labels' own resolution.
+    """Return the confusion matrix of a network over a split, at the resolution of the labels.
 
-    Classes of the labels that the network lacks are outside it, so that both conventions of
-    `udaseg.evaluation.protocols` can be read off.
+    True classes that the network lacks are counted as outside classes, so both conventions of
+    `udaseg.evaluation.protocols` can be computed from the matrix.
 
-    Every process of a group scores its share of the images, and each returns the whole matrix.
+    Each process of a group scores its share of the images; each returns the whole matrix.
 
     Args:
         segmenter: In evaluation mode, on `device`.
-        classes: Its outputs; matched with the labels' classes by name.
+        classes: Outputs of the network; matched with the classes of the labels by name.
         dataset: Labelled images.
-        split: Which of them.
-        look: How the network looks, and at which size is scored.
-        device: Where the network is.
-        on_labels: Called with what the network says of each image, in a thread, in order.
+        split: Split of `dataset`.
+        options: Inference options, and the size at which to score.
+        device: Device of the network.
+        on_labels: Called with the prediction for each image, in order, in another thread.
 
     Raises:
         DataError: No images, no labels, or no class in common.
@@ -48,46 +48,48 @@ def count(
     matrix, truth_map = empty_matrix(classes, dataset, split)
     samples = dataset.split(split)[rank() :: world_size()]
 
-    def take(seen: Labelled) -> None:
-        assert seen.truth is not None
-        matrix.update(seen.labels, seen.truth, truth_map)
+    def take(prediction: Labelled) -> None:
+        assert prediction.truth is not None
+        matrix.update(prediction.labels, prediction.truth, truth_map)
         if on_labels is not None:
-            on_labels(seen)
+            on_labels(prediction)
 
-    looks = look_at(segmenter, dataset, samples, look, device=device, truth=True)
-    # counted beside the network, a few images behind, so that nothing piles up
+    predictions = look_at(segmenter, dataset, samples, options, device=device, truth=True)
+    # count in a thread while the network runs; at most a few images wait, which bounds memory
     with WorkProgress("eval", len(samples)) as progress, ThreadPoolExecutor(1) as counter:
-        behind: deque[Future[None]] = deque()
-        for seen in looks:
-            behind.append(counter.submit(take, seen))
-            if len(behind) > _COUNTED_BEHIND:
-                behind.popleft().result()
+        pending: deque[Future[None]] = deque()
+        for prediction in predictions:
+            pending.append(counter.submit(take, prediction))
+            if len(pending) > _COUNTED_BEHIND:
+                pending.popleft().result()
             progress.advance()
-        while behind:
-            behind.popleft().result()
+        while pending:
+            pending.popleft().result()
     return matrix.over_ranks(device)
 
 
 def empty_matrix(
     classes: ClassSpace, dataset: PreparedDataset, split: str
 ) -> tuple[ConfusionMatrix, bytes]:
-    """Return a matrix over `classes`, the data's other classes outside, and the map of its truth.
+    """Return an empty matrix over `classes`, and the lookup table that maps truth ids to it.
+
+    Classes of the data that the network lacks are outside classes of the matrix.
 
     Raises:
         DataError: No images, no labels, or no class in common.
     """
     if dataset.classes is None:
-        raise DataError(f"{dataset.name}: has no labels, so nothing can be scored on it")
+        raise DataError(f"{dataset.name}: has no labels, so it cannot be used for scoring")
     others = strangers(classes.names, dataset.classes.names)
     if len(others) == len(dataset.classes):
         raise DataError(
             f"{dataset.name}: its classes ({', '.join(dataset.classes.names)}) share no name with "
             f"the network's ({', '.join(classes.names)})"
         )
-    if len(classes) + len(others) >= IGNORE:  # more than a label can tell apart
+    if len(classes) + len(others) >= IGNORE:  # more classes than a label (uint8) can hold
         others = ()
     if not dataset.split(split):
         raise DataError(f"{dataset.name}: split '{split}' has no images")
-    outputs = {name: number for number, name in enumerate((*classes.names, *others))}
+    outputs = {name: index for index, name in enumerate((*classes.names, *others))}
     truth_map = lookup_table([outputs.get(name, IGNORE) for name in dataset.classes.names])
     return ConfusionMatrix(len(classes), ignore=IGNORE, num_outside=len(others)), truth_map

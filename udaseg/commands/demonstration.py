@@ -1,4 +1,4 @@
-"""`udaseg demo`: the main job on the embedded toyland, source only against RCCR, side by side."""
+"""`udaseg demo`: compare source-only training with RCCR on the built-in toyland."""
 
 import logging
 import time
@@ -36,22 +36,22 @@ _ZOOM = 2
 
 
 def demo(*, seed: int, out: Path, root: Path) -> None:
-    """Prepare toyland, train on its source, adapt to its target, and show both on the target.
+    """Prepare toyland, train on its source, adapt to its target, and compare both on the target.
 
     Args:
-        seed: Of both trainings; toyland stays the same.
-        out: Where runs, summary and picture go; an earlier demo there is replaced.
-        root: Where data lie.
+        seed: Seed of both trainings; toyland is always the same.
+        out: Folder for runs, summary and picture; an earlier demo there is replaced.
+        root: Folder of the prepared data.
 
     Raises:
-        UsageError: `out` holds something that is no demo.
+        UsageError: `out` holds something other than an earlier demo.
     """
     if out.is_dir() and any(out.iterdir()) and not (out / "source_only" / "recipe.yaml").is_file():
-        raise UsageError(f"{out}: is not empty and no earlier demo; choose another --out")
+        raise UsageError(f"{out}: is not empty and not an earlier demo; choose another --out")
     started = time.monotonic()
     if (root / "toyland").is_dir():
-        # whichever toyland was made here before serves; it need not have our size or seed
-        log.info("taking the toyland in %s", root / "toyland")
+        # any existing toyland is used, even one of another size or seed
+        log.info("using the toyland in %s", root / "toyland")
     else:
         prepare(
             names=["toyland"],
@@ -77,7 +77,7 @@ def demo(*, seed: int, out: Path, root: Path) -> None:
             command=["udaseg", "demo", "--seed", str(seed)],
         )
     target = open_dataset("toyland-target", root=root)
-    loaded = {method: build.load_run(out / method) for method in _METHODS}
+    loaded_runs = {method: build.load_run(out / method) for method in _METHODS}
     matrices = {
         method: score(
             run.segmenter,
@@ -87,24 +87,28 @@ def demo(*, seed: int, out: Path, root: Path) -> None:
             resize=run.recipe.validation.resize,
             device=run.device,
         )
-        for method, run in loaded.items()
+        for method, run in loaded_runs.items()
     }
     picture = out / "side_by_side.png"
-    write_png(picture, _picture(loaded, target))
+    write_png(picture, _picture(loaded_runs, target))
     seconds = time.monotonic() - started
-    look = {"weights": "student", "seed": str(seed)}
+    protocol = {"weights": "student", "seed": str(seed)}
     columns = {
-        method: summarise(matrix, loaded[method].classes, target, "val", look)
+        method: summarise(matrix, loaded_runs[method].classes, target, "val", protocol)
         for method, matrix in matrices.items()
     }
     summary: dict[str, object] = {
         method: {
             "miou": matrix.mean_iou(),
-            "iou": dict(zip(loaded[method].classes.names, matrix.iou().tolist(), strict=True)),
+            "iou": dict(zip(loaded_runs[method].classes.names, matrix.iou().tolist(), strict=True)),
         }
         for method, matrix in matrices.items()
     }
-    summary |= {"seed": seed, "steps": loaded["rccr"].recipe.steps, "seconds": round(seconds, 1)}
+    summary |= {
+        "seed": seed,
+        "steps": loaded_runs["rccr"].recipe.steps,
+        "seconds": round(seconds, 1),
+    }
     write_json_atomic(out / "summary.json", summary)
     console = Console(highlight=False)
     console.print(comparison_table(columns))
@@ -114,29 +118,29 @@ def demo(*, seed: int, out: Path, root: Path) -> None:
             f"On the unlabelled target, adaptation moved mIoU from "
             f"{100 * matrices['source_only'].mean_iou():.1f} to "
             f"{100 * matrices['rccr'].mean_iou():.1f} ({gain:+.1f} points) in {seconds:.0f} s.\n"
-            f"Look at {picture} (image | source only | adapted | truth)\n"
-            f"and {out / 'summary.json'}.\n"
+            f"Picture: {picture} (image | source only | adapted | truth)\n"
+            f"Summary: {out / 'summary.json'}\n"
             f"Next: udaseg adapt --source toyland --target FOLDER_OF_IMAGES, "
             "then udaseg predict FOLDER_OF_IMAGES"
         )
     )
 
 
-def _picture(loaded: dict[str, build.LoadedRun], target: PreparedDataset) -> NDArray[np.uint8]:
-    """Return rows of image, both predictions, and truth for a few validation images."""
+def _picture(loaded_runs: dict[str, build.LoadedRun], target: PreparedDataset) -> NDArray[np.uint8]:
+    """Return an image with a few validation images, both predictions and the truth in rows."""
     samples = target.split("val")
     rows = []
     for sample in samples[:: max(1, len(samples) // _SHOWN)][:_SHOWN]:
         image = read_image(target.image_path(sample))
         size = (image.shape[0], image.shape[1])
         row = [image]
-        for run in loaded.values():
-            seen = resize_image(image, network_size(size, trained_size(run.recipe)))
-            labels, _ = label_image(run.segmenter, seen, size, device=run.device)
+        for run in loaded_runs.values():
+            resized = resize_image(image, network_size(size, trained_size(run.recipe)))
+            labels, _ = label_image(run.segmenter, resized, size, device=run.device)
             row.append(color_mask(labels, run.classes.colors))
         truth = read_train_ids(target.label_path(sample))
-        row.append(color_mask(truth, loaded["rccr"].classes.colors))
-        rows.append([_enlarged(part) for part in row])
+        row.append(color_mask(truth, loaded_runs["rccr"].classes.colors))
+        rows.append([_enlarged(panel) for panel in row])
     titles = ["target image", "source only", "RCCR", "truth"]
     return side_by_side(rows, titles)
 

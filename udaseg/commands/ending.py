@@ -1,4 +1,4 @@
-"""What a run may do after its last step: batch-norm statistics of the target."""
+"""Recompute batch-norm statistics on the target after the last training step."""
 
 import logging
 from pathlib import Path
@@ -15,36 +15,38 @@ log = logging.getLogger(__name__)
 
 
 def take_target_statistics(
-    recipe: Recipe, made: Fit, target: PreparedDataset, stop: StopSignal, folder: Path
+    recipe: Recipe, setup: Fit, target: PreparedDataset, stop: StopSignal, folder: Path
 ) -> None:
     """Give student and teacher the batch-norm statistics of unlabelled target images.
 
-    It hangs on the weights and the images alone, so that a run that is killed here does it again
-    from its last checkpoint and ends the same.
+    The result depends only on the weights and the images. A run that is killed here repeats the
+    pass from its last checkpoint, with the same result.
 
     Args:
-        recipe: Says how many images.
-        made: What was trained.
+        recipe: Sets the number of images.
+        setup: The trained setup.
         target: Unlabelled images.
-        stop: Ends the pass when a signal came.
-        folder: Of the run.
+        stop: Ends the pass after a signal.
+        folder: Run folder.
 
     Raises:
-        Interrupted: A signal came; the checkpoint from before the pass stands.
+        Interrupted: A signal came; the checkpoint from before the pass remains valid.
     """
-    whole = build.crops(recipe.target, target, labelled=False)
-    places = evenly_spaced(len(whole.samples), recipe.method.target_statistics)
-    samples = [whole.samples[place] for place in places]
-    objective = made.objective
+    crops = build.crops(recipe.target, target, labelled=False)
+    places = evenly_spaced(len(crops.samples), recipe.method.target_statistics)
+    samples = [crops.samples[index] for index in places]
+    objective = setup.objective
     networks = [objective.student]
     if isinstance(objective, SelfTraining):
         networks.append(objective.teacher.network)
     with WorkProgress("statistics of the target", len(samples)) as progress:
         adapt_statistics(
-            *(networks, whole, samples),
+            networks,
+            crops,
+            samples,
             batch=recipe.batch.target,
-            device=made.device,
+            device=setup.device,
             seen=watched(progress, stop, folder, shared=False),
         )
     objective.train()
-    log.info("batch norm now has the statistics of %d images of %s", len(samples), target.name)
+    log.info("batch norm uses the statistics of %d images of %s", len(samples), target.name)

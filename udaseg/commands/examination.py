@@ -1,4 +1,4 @@
-"""`udaseg doctor`: examine a data set or a pair, and show what is wrong and what helps."""
+"""`udaseg doctor`: check a data set or a pair, and print problems with their fixes."""
 
 import json
 import logging
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 _COLORS = {"error": "bold red", "warning": "yellow", "info": "cyan"}
 _INDENT = 9
-_FEW = 2  # examples of what is only worth knowing
+_FEW = 2  # examples per finding of severity info
 _AMOUNTS = 10
 _SIZES = 3
 _LEAST = 1e-4
@@ -35,28 +35,28 @@ def doctor(
     as_json: bool,
     workers: int,
 ) -> None:
-    """Examine a data set, or a source and a target, and show what was found; nothing is changed.
+    """Check a data set, or a source and a target, and print the findings; no file is changed.
 
     Args:
         data: A prepared or built-in name, a dataset YAML, or a folder of images.
         target: Likewise; `data` is then the source.
-        root: Where data lie.
-        splits: The splits to look at; all when empty.
+        root: Folder of the prepared data.
+        splits: Splits to check; all if empty.
         as_json: Write one JSON document instead of tables.
-        workers: Threads that decode; -1 chooses.
+        workers: Decoding threads; -1 chooses a number.
 
     Raises:
-        DataError: Something has an error, or there is no such data.
+        DataError: The check found errors, or there is no such data.
     """
     with ExitStack() as stack:
-        shown: list[WorkProgress] = []
+        progress_bars: list[WorkProgress] = []
 
         def on_progress(done: int, total: int) -> None:
-            if not shown:  # the total is known with the first call
-                shown.append(stack.enter_context(WorkProgress("doctor", total)))
-            shown[0].update(done)
+            if not progress_bars:  # the total is known with the first call
+                progress_bars.append(stack.enter_context(WorkProgress("doctor", total)))
+            progress_bars[0].update(done)
 
-        found = examine(
+        examination = examine(
             data,
             target=target,
             root=root,
@@ -65,34 +65,38 @@ def doctor(
             on_progress=on_progress,
         )
     if as_json:
-        text = json.dumps(found.document(), indent=2, allow_nan=False)
-        Console(highlight=False, soft_wrap=True).print(Text(text))
+        document = json.dumps(examination.document(), indent=2, allow_nan=False)
+        Console(highlight=False, soft_wrap=True).print(Text(document))
     else:
-        _show(Console(highlight=False), found)
-    errors = found.of("error")
+        _show(Console(highlight=False), examination)
+    errors = examination.of("error")
     if errors:
         codes = ", ".join(dict.fromkeys(error.code for error in errors))
-        names = " and ".join(printable(facts.name) for facts in found.sets)
+        names = " and ".join(printable(facts.name) for facts in examination.sets)
         raise DataError(f"{names}: {_counted(len(errors), 'kind')} of error: {codes}")
 
 
-def _show(console: Console, found: Examination) -> None:
-    console.print(_facts(found.sets))
-    classes = _classes(found.sets)
+def _show(console: Console, examination: Examination) -> None:
+    console.print(_facts(examination.sets))
+    classes = _classes(examination.sets)
     if classes is not None:
         console.print(classes)
-    folders = {facts.role: facts.folder for facts in found.sets}
-    for finding in found.findings:
+    folders = {facts.role: facts.folder for facts in examination.sets}
+    for finding in examination.findings:
         _show_finding(console, finding, folders)
-    counts = [len(found.of("error")), len(found.of("warning")), len(found.of("info"))]
-    words = ("error", "warning", "note")
-    said = ", ".join(_counted(count, word) for count, word in zip(counts, words, strict=True))
-    images = sum(split.images for facts in found.sets for split in facts.splits.values())
-    console.print(Text(f"\n{said}; looked at {images:,} images in {found.seconds:.1f} s"))
+    counts = [
+        len(examination.of("error")),
+        len(examination.of("warning")),
+        len(examination.of("info")),
+    ]
+    labels = ("error", "warning", "note")
+    summary = ", ".join(_counted(count, label) for count, label in zip(counts, labels, strict=True))
+    images = sum(split.images for facts in examination.sets for split in facts.splits.values())
+    console.print(Text(f"\n{summary}; checked {images:,} images in {examination.seconds:.1f} s"))
 
 
 def _facts(sets: Sequence[SetFacts]) -> Table:
-    """Return a table of what each set is, a column a set."""
+    """Return a table of the properties of each set, one column per set."""
     table = Table(show_header=False)
     table.add_column(style="bold")
     for _ in sets:
@@ -123,48 +127,56 @@ def _sizes(facts: SetFacts) -> str:
     parts = [split.sizes for split in facts.splits.values()]
     sizes = sum(parts[1:], parts[0].copy()) if parts else None
     if not sizes:
-        return "none can be read"
-    shown = ", ".join(f"{w}x{h} ({count:,})" for (w, h), count in sizes.most_common(_SIZES))
-    return shown + (f" and {len(sizes) - _SIZES} more" if len(sizes) > _SIZES else "")
+        return "no readable image"
+    listed = ", ".join(
+        f"{width}x{height} ({count:,})" for (width, height), count in sizes.most_common(_SIZES)
+    )
+    return listed + (f" and {len(sizes) - _SIZES} more" if len(sizes) > _SIZES else "")
 
 
 def _color(facts: SetFacts) -> str:
     if facts.mean is None or facts.spread is None:
         return "-"
     mean, spread = (
-        " ".join(f"{part:.0f}" for part in color) for color in (facts.mean, facts.spread)
+        " ".join(f"{channel:.0f}" for channel in color) for color in (facts.mean, facts.spread)
     )
     return f"mean RGB {mean}\nspread   {spread}"
 
 
 def _classes(sets: Sequence[SetFacts]) -> Table | None:
-    """Return the share of each class in the labels of each set; None without any labels.
+    """Return a table of each class's share of the labels, per set; None if no set has labels.
 
-    Of a source they are those of its training splits, of other sets all labels.
+    For a source, only its training splits count; for other sets, all labels.
     """
     shares = {facts.role: _shares(facts) for facts in sets}
-    shares = {role: found for role, found in shares.items() if found}
+    shares = {role: share_by_class for role, share_by_class in shares.items() if share_by_class}
     if not shares:
         return None
     table = Table()
     table.add_column("class")
     for role in shares:
         table.add_column("share" if role == "data" else role, justify="right")
-    for name in dict.fromkeys(name for found in shares.values() for name in found):
-        cells = [found.get(name, "no such class") for found in shares.values()]
+    for name in dict.fromkeys(
+        name for share_by_class in shares.values() for name in share_by_class
+    ):
+        cells = [share_by_class.get(name, "no such class") for share_by_class in shares.values()]
         table.add_row(Text(printable(name)), *cells)
     return table
 
 
 def _shares(facts: SetFacts) -> dict[str, str]:
-    kinds = (True,) if facts.role == "source" else (True, False)
-    counts = [found[0] for kind in kinds if (found := facts.counts(trained=kind)) is not None]
+    subsets = (True,) if facts.role == "source" else (True, False)
+    counts = [
+        labelled[0]
+        for trained in subsets
+        if (labelled := facts.counts(trained=trained)) is not None
+    ]
     if not counts:
         return {}
-    pixels = [sum(int(count[n]) for count in counts) for n in range(len(facts.classes))]
-    every = max(1, sum(pixels))
-    shown = [_percent(count / every) if count else "never" for count in pixels]
-    return dict(zip(facts.classes, shown, strict=True))
+    pixels = [sum(int(count[index]) for count in counts) for index in range(len(facts.classes))]
+    total = max(1, sum(pixels))
+    texts = [_percent(count / total) if count else "never" for count in pixels]
+    return dict(zip(facts.classes, texts, strict=True))
 
 
 def _percent(share: float) -> str:
@@ -172,29 +184,29 @@ def _percent(share: float) -> str:
 
 
 def _show_finding(console: Console, finding: Finding, folders: dict[str, Path]) -> None:
-    where = "" if finding.where == "data" else f" in {finding.where}"
+    location = "" if finding.where == "data" else f" in {finding.where}"
     head = Text(f"\n{finding.severity:<{_INDENT - 1}} ", style=_COLORS[finding.severity])
     head.append(finding.code, style="bold")
-    head.append(f"{where}: {finding.count:,}", style="not bold default")
+    head.append(f"{location}: {finding.count:,}", style="not bold default")
     console.print(head)
     _say(console, finding.what)
     if finding.amounts:
         _say(console, _amounts(finding), deeper=2)
-    most = _FEW if finding.severity == "info" else len(finding.examples)
-    for example in finding.examples[:most]:
+    limit = _FEW if finding.severity == "info" else len(finding.examples)
+    for example in finding.examples[:limit]:
         path = "" if example.path is None else _shown(example.path, list(folders.values()))
         parts = [part for part in (path, example.note) if part]
-        line = ": ".join(parts).replace("\n", "\\n")  # a name may hold a line end
+        line = ": ".join(parts).replace("\n", "\\n")  # a file name may contain a newline
         _say(console, printable(line), deeper=2, style="dim")
-    if finding.count > most and finding.examples:
-        _say(console, f"and {finding.count - most:,} more", deeper=2, style="dim")
+    if finding.count > limit and finding.examples:
+        _say(console, f"and {finding.count - limit:,} more", deeper=2, style="dim")
     _say(console, f"-> {finding.fix}", hanging=3)
 
 
 def _say(
     console: Console, text: str, *, deeper: int = 0, hanging: int = 2, style: str = ""
 ) -> None:
-    """Print a text below a finding; what does not fit goes on below, a little further in."""
+    """Print a text below a finding; wrapped lines get a larger indent."""
     indent = _INDENT + deeper
     lines = Text(text).wrap(console, max(20, console.width - indent - hanging))
     for number, line in enumerate(lines):
@@ -203,7 +215,7 @@ def _say(
 
 
 def _shown(path: Path, folders: Sequence[Path]) -> str:
-    """Return a path below the folder of its set; as it is where it lies elsewhere."""
+    """Return a path relative to the folder of its set; unchanged if it lies elsewhere."""
     for folder in folders:
         if path != folder and path.is_relative_to(folder):
             return str(path.relative_to(folder))
@@ -214,8 +226,8 @@ def _amounts(finding: Finding) -> str:
     listed = finding.amounts.most_common()
     names = [f"{name} ({count:,} px)" if count else name for name, count in listed]
     more = f" and {len(names) - _AMOUNTS} more" if len(names) > _AMOUNTS else ""
-    word = "" if finding.code != "unknown-id" else "id " if len(names) == 1 else "ids "
-    return word + printable(", ".join(names[:_AMOUNTS])) + more
+    prefix = "" if finding.code != "unknown-id" else "id " if len(names) == 1 else "ids "
+    return prefix + printable(", ".join(names[:_AMOUNTS])) + more
 
 
 def _counted(count: int, word: str) -> str:

@@ -1,4 +1,4 @@
-"""`udaseg export`: a run's network as one ONNX file for any height and width, checked."""
+"""`udaseg export`: write a run's network as an ONNX file for any image size, and check it."""
 
 import importlib.util
 import json
@@ -39,26 +39,26 @@ def export(
     overwrite: bool,
     root: Path,
 ) -> None:
-    """Write a run's network as ONNX, run it beside torch, and say how well they agree.
+    """Write a run's network as ONNX, compare it with torch, and print how well they agree.
 
     Args:
         run: Run folder or checkpoint.
-        out: The file; None is `model.onnx` in the run.
-        argmax: Labels instead of logits.
+        out: Output file; None writes `model.onnx` into the run.
+        argmax: Export labels instead of logits.
         pixels: `uint8` or `float`.
         weights: `student` or `teacher`.
-        images: Target images to check with; 0 does not check.
-        overwrite: Replace a file that is there.
-        root: Where prepared data lie.
+        images: Number of target images to check with; 0 skips the check.
+        overwrite: Replace an existing file.
+        root: Folder of the prepared data.
 
     Raises:
-        EnvironmentFault: A package is missing, or the file disagrees with torch; it is not kept.
+        EnvironmentFault: A package is missing, or the file disagrees with torch and was discarded.
         UsageError: The file exists.
     """
     _require("onnx", "onnxscript")
     path = out or run_of(run) / "model.onnx"
     if path.is_dir() or (path.exists() and not overwrite):
-        raise UsageError(f"{path}: exists; give --overwrite, or another --out FILE")
+        raise UsageError(f"{path}: exists; use --overwrite or another --out FILE")
     loaded = build.load_run(run, weights=weights, device="cpu")
     network = loaded.segmenter.to(memory_format=torch.contiguous_format)
     module = Exported(network, uint8=pixels == "uint8", argmax=argmax).eval()
@@ -67,53 +67,49 @@ def export(
         temporary = Path(folder) / "model.onnx"
         log.info("exporting %s, step %d", printable(str(loaded.checkpoint)), loaded.step)
         write_onnx(module, temporary, _metadata(loaded, weights, module))
-        checked = None
+        comparison = None
         if images and _has("onnxruntime"):
-            pictures = _pictures(loaded.recipe, images, root)
-            real = pictures is not None
-            checked = compare(module, temporary, pictures or _noise(), real=real)
-            _refuse_disagreement(checked)
+            target_images = _pictures(loaded.recipe, images, root)
+            real = target_images is not None
+            comparison = compare(module, temporary, target_images or _noise(), real=real)
+            _refuse_disagreement(comparison)
         temporary.replace(path)
-    screen = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True)
     megabytes = path.stat().st_size / 1e6
-    screen.print(Text(f"{printable(str(path))}: {megabytes:.1f} MB, {_shapes(loaded, module)}"))
-    if checked is not None:
-        screen.print(Text(_words(checked)))
+    console.print(Text(f"{printable(str(path))}: {megabytes:.1f} MB, {_shapes(loaded, module)}"))
+    if comparison is not None:
+        console.print(Text(_words(comparison)))
     elif images:
-        log.warning("not checked against torch: onnxruntime is missing; %s", _PIP)
+        log.warning("not checked against torch: onnxruntime is not installed; %s", _PIP)
 
 
-def _refuse_disagreement(checked: Checked) -> None:
-    """Refuse a file that is another network than the one in torch.
-
-    Raises:
-        EnvironmentFault: With what was found; NaN on either side is no agreement.
-    """
-    close = checked.relative is None or checked.relative <= _LARGEST_DIFFERENCE
-    if close and checked.agreement >= _LEAST_AGREEMENT:
+def _refuse_disagreement(comparison: Checked) -> None:
+    """Raise `EnvironmentFault` if the file disagrees with torch; NaN counts as disagreement."""
+    close = comparison.relative is None or comparison.relative <= _LARGEST_DIFFERENCE
+    if close and comparison.agreement >= _LEAST_AGREEMENT:
         return
     raise EnvironmentFault(
-        f"the ONNX file disagrees with torch {torch.__version__}, so it was not kept: "
-        f"{_words(checked)}; try other versions of torch, onnxscript and onnxruntime"
+        f"the ONNX file disagrees with torch {torch.__version__} and was discarded: "
+        f"{_words(comparison)}; try other versions of torch, onnxscript and onnxruntime"
     )
 
 
-def _words(checked: Checked) -> str:
-    kind = "images" if checked.real else "pictures of noise"
-    text = f"checked on {checked.images} {kind} at two sizes each: "
-    if checked.difference is not None:
-        text += f"largest difference of a logit {checked.difference:.2g}, "
-    return text + f"{100 * checked.agreement:.3f} % of the labels agree with torch"
+def _words(comparison: Checked) -> str:
+    kind = "images" if comparison.real else "noise images"
+    text = f"checked on {comparison.images} {kind} at two sizes each: "
+    if comparison.difference is not None:
+        text += f"largest difference of a logit {comparison.difference:.2g}, "
+    return text + f"{100 * comparison.agreement:.3f} % of the labels agree with torch"
 
 
 def _pictures(recipe: Recipe, count: int, root: Path) -> list[Pixels] | None:
-    """Return images of the recipe's target as the network sees them; None without any at hand."""
+    """Return target images at the network's input size; None if there are none."""
     try:
         target = open_dataset(recipe.target.data, root=root)
         samples = target.split(recipe.target.split)[:count]
         stored = [read_image(target.image_path(sample)) for sample in samples]
     except DataError as error:
-        log.warning("%s; checking with noise instead", error)
+        log.warning("%s; checking with noise images instead", error)
         return None
     size = trained_size(recipe)
     return [
@@ -129,7 +125,7 @@ def _noise() -> list[Pixels]:
 
 
 def _metadata(loaded: build.LoadedRun, weights: str, module: Exported) -> dict[str, str]:
-    """Return what a user of the file needs to know, as text."""
+    """Return the facts that a user of the file needs, as text."""
     size = trained_size(loaded.recipe)
     document = build.class_document(loaded.classes)
     return {
@@ -147,9 +143,9 @@ def _metadata(loaded: build.LoadedRun, weights: str, module: Exported) -> dict[s
 
 
 def _shapes(loaded: build.LoadedRun, module: Exported) -> str:
-    taken = "uint8" if module.uint8 else "float"
-    given = "labels (B, H, W)" if module.argmax else f"logits (B, {len(loaded.classes)}, H, W)"
-    return f"image (B, 3, H, W) {taken} -> {given}"
+    input_type = "uint8" if module.uint8 else "float"
+    output = "labels (B, H, W)" if module.argmax else f"logits (B, {len(loaded.classes)}, H, W)"
+    return f"image (B, 3, H, W) {input_type} -> {output}"
 
 
 def _has(package: str) -> bool:
@@ -157,11 +153,7 @@ def _has(package: str) -> bool:
 
 
 def _require(*packages: str) -> None:
-    """Refuse to begin without the packages that write ONNX.
-
-    Raises:
-        EnvironmentFault: With the command that installs them.
-    """
+    """Raise `EnvironmentFault` with the install command if a package for ONNX export is missing."""
     missing = [package for package in packages if not _has(package)]
     if missing:
         raise EnvironmentFault(f"export needs {' and '.join(missing)}: {_PIP}")

@@ -1,4 +1,4 @@
-"""`udaseg train` and `udaseg adapt`: from a recipe to a finished run folder."""
+"""`udaseg train` and `udaseg adapt`: train a recipe into a run folder."""
 
 import contextlib
 import logging
@@ -43,12 +43,12 @@ def train(
     """Train on the source alone, and return the run folder.
 
     Raises:
-        UsageError: The recipe adapts, or the run folder is taken.
+        UsageError: The recipe adapts, or the run folder already exists.
     """
     if recipe.method.kind != "source_only" or adapts(recipe):
         raise UsageError(
-            f"{recipe_path}: it looks at target images; `udaseg adapt` runs it, `udaseg train` is "
-            "for source_only alone"
+            f"{recipe_path}: the recipe uses target images; run it with `udaseg adapt`, since "
+            "`udaseg train` supports only source_only"
         )
     return adapt(
         recipe=recipe,
@@ -77,12 +77,13 @@ def adapt(
     command: Sequence[str],
     fit_memory: bool = False,
 ) -> Path:
-    """Adapt to the unlabelled target, with `fit_memory` in parts; return the run folder.
+    """Adapt to the unlabelled target and return the run folder.
 
-    Started by torchrun it is one of several processes, of which the first alone writes and talks.
+    `fit_memory` splits steps into micro-batches until they fit in memory. Under torchrun this runs
+    in each process; only rank 0 writes files and logs.
     """
     if resume is not None and (init is not None or overwrite):
-        raise UsageError("--resume continues a run; it takes neither --init nor --overwrite")
+        raise UsageError("--resume cannot be combined with --init or --overwrite")
     folder = resume or run_folder.folder_of(recipe, out)
     with (
         deterministic(recipe.machine.deterministic),
@@ -90,42 +91,47 @@ def adapt(
     ):
         if fit_memory and world_size() > 1:
             raise UsageError(
-                "--fit tries how many parts fit in one process; of several, each makes the step in "
-                "machine.micro_batches=2 or more parts"
+                "--fit supports only one process; with several, set machine.micro_batches=2 or "
+                "more to split the steps"
             )
         if resume is None and by_first_rank(lambda: run_folder.goes_on(folder)):
             resume, recipe = folder, load(folder / "recipe.yaml")
-            log.warning("torchrun started again: going on with %s from its last checkpoint", folder)
+            log.warning("torchrun restarted: resuming %s from its last checkpoint", folder)
         with first_of_host_first():
             source = open_dataset(recipe.source.data, root=root)
             target = open_dataset(recipe.target.data, root=root) if adapts(recipe) else None
             validation = _validation(recipe, root)
             wants_board(recipe.machine.tensorboard)
-            sets = open_keeping_sets(recipe, root)
-        # the run knows its own: torchrun's second start names it again, as it is by then
-        start = _start(init) if resume is None else start_of(folder)
-        # in a list, so that a later leg can let go of it: two networks need not fit in memory
-        current = [build.run(recipe, source, target, init=start)]
+            criterion_sets = open_keeping_sets(recipe, root)
+        # a resumed run has stored its start checkpoint: a restart by torchrun repeats --init, whose
+        # file may have changed since
+        start_checkpoint = _start(init) if resume is None else start_of(folder)
+        # in a list, so that a later stage can free it: two networks may not fit in memory
+        setups = [build.run(recipe, source, target, init=start_checkpoint)]
         assert source.classes is not None
         if rank() == 0:
-            say_plan(recipe, recipe_path, current[0], source, target, validation, folder)
+            say_plan(recipe, recipe_path, setups[0], source, target, validation, folder)
         if dry_run:
             if rank() == 0:
-                say_memory(recipe, current[0], source, target)
+                say_memory(recipe, setups[0], source, target)
                 Console(soft_wrap=True, highlight=False).print(Text(dump(recipe).rstrip()))
             return folder
-        with contextlib.ExitStack() as held:
+        with contextlib.ExitStack() as stack:
             if resume is None:
                 by_first_rank(
                     lambda: run_folder.create(
-                        folder, recipe, command, overwrite=overwrite, init=start
+                        folder, recipe, command, overwrite=overwrite, init=start_checkpoint
                     )
                 )
-            by_first_rank(lambda: _hold(held, folder))
+            by_first_rank(lambda: _hold(stack, folder))
             checkpoint = None if resume is None else checkpoint_of(folder, recipe)
-            keeper = None if sets is None else Keeper(recipe, sets, source.classes, folder)
+            keeper = (
+                None
+                if criterion_sets is None
+                else Keeper(recipe, criterion_sets, source.classes, folder)
+            )
             plan = Plan(recipe, source, target, validation, folder, checkpoint, fit_memory, keeper)
-            train_to_the_end(plan, current)
+            train_to_the_end(plan, setups)
         if rank() == 0:
             announce(folder, recipe)
     return folder
@@ -135,10 +141,10 @@ def _start(init: Path | None) -> Checkpoint | None:
     return None if init is None else build.find_checkpoint(init)
 
 
-def _hold(held: contextlib.ExitStack, folder: Path) -> None:
-    """Hold the run folder and its log while `held` lasts."""
-    held.enter_context(run_folder.writing(folder))
-    held.enter_context(log_to_file(folder / "train.log"))
+def _hold(stack: contextlib.ExitStack, folder: Path) -> None:
+    """Hold the run folder's lock and its log until `stack` closes."""
+    stack.enter_context(run_folder.writing(folder))
+    stack.enter_context(log_to_file(folder / "train.log"))
 
 
 def _validation(recipe: Recipe, root: Path) -> PreparedDataset | None:

@@ -1,4 +1,4 @@
-"""Which images and videos `udaseg predict` was given, and where their masks go."""
+"""Resolve the inputs of `udaseg predict`, and plan the paths of its masks."""
 
 import logging
 import os
@@ -22,11 +22,11 @@ _IN_COLORS = ("color", "overlay")
 
 @dataclass(frozen=True)
 class Found:
-    """What the words on the command line mean.
+    """The images and videos given on the command line.
 
     Attributes:
-        images: Absolute paths of images, then of videos, sorted, each once.
-        roots: The folders among the words; nothing may be written into them.
+        images: Absolute paths of images, then of videos, each sorted, without duplicates.
+        roots: The input folders; nothing may be written into them.
     """
 
     images: tuple[Path, ...]
@@ -39,8 +39,8 @@ class Job:
 
     Attributes:
         image: Its path.
-        masks: The file of each kind of mask; of a video some are folders of frames.
-        record: Of a video: what was written, itself written last.
+        masks: File of each kind of mask; for some kinds of a video, a folder of frames.
+        record: For a video, the list of outputs written; it is written last.
     """
 
     image: Path
@@ -49,11 +49,11 @@ class Job:
 
     @property
     def outputs(self) -> tuple[Path, ...]:
-        """All that is written for it."""
+        """All paths that are written for this input."""
         return (*self.masks.values(), *(() if self.record is None else (self.record,)))
 
     def in_frames(self, kind: str) -> bool:
-        """Return whether a kind of mask of a video is a folder of frames."""
+        """Return whether this kind of mask is written as a folder of video frames."""
         return self.record is not None and self.masks[kind].suffix == FRAMES
 
 
@@ -61,86 +61,94 @@ FRAMES = ".frames"
 
 
 def file_suffix(kind: str) -> str:
-    """Return the suffix of a kind of mask."""
+    """Return the file suffix of a kind of mask."""
     return ".npy" if kind == "logits" else ".png"
 
 
 def is_video(path: Path) -> bool:
-    """Return whether a file is a video by its name."""
+    """Return whether a file name has a video suffix."""
     return path.suffix.lower() in VIDEO_SUFFIXES
 
 
-def find_images(words: Sequence[str]) -> Found:
+def find_images(arguments: Sequence[str]) -> Found:
     """Return the images and videos that files, folders and patterns name.
 
-    A word that exists is taken literally; only then `*`, `?`, `[…]` and `**` are a pattern. Folders
-    are searched in any nesting, links to folders and hidden files left out, for the suffixes of
-    images and videos in upper or lower case. A file that is named is always taken, to be tried.
+    An input that exists is taken literally; otherwise `*`, `?`, `[…]` and `**` form a pattern.
+    Folders are searched recursively for the suffixes of images and videos, in upper or lower case;
+    links to folders and hidden files are skipped. A file that is named explicitly is always
+    included.
 
     Raises:
-        DataError: A word names nothing, or all words together name no image.
+        DataError: An input does not exist, or no input contains an image.
     """
     images: set[Path] = set()
     roots = []
-    for word in words:
-        matches = [Path(word)] if os.path.lexists(word) else sorted(_matches(word))
+    for argument in arguments:
+        matches = [Path(argument)] if os.path.lexists(argument) else sorted(_matches(argument))
         if not matches:
-            what = "no file matches" if any(sign in word for sign in _PATTERN) else "does not exist"
+            problem = (
+                "no file matches"
+                if any(sign in argument for sign in _PATTERN)
+                else "does not exist"
+            )
             raise DataError(
-                f"{printable(word)}: {what}; give images, videos, folders of them, or patterns"
+                f"{printable(argument)}: {problem}; give images, videos, folders or patterns"
             )
         for match in matches:
-            path = Path(os.path.abspath(match))  # noqa: PTH100  # links stay as they are named
+            path = Path(os.path.abspath(match))  # noqa: PTH100  # does not resolve links
             if path.is_dir():
                 roots.append(path)
                 images |= _images_below(path)
             else:
                 images.add(path)
     if not images:
-        shown = ", ".join(printable(word) for word in words)
+        listed = ", ".join(printable(argument) for argument in arguments)
         suffixes = ", ".join((*IMAGE_SUFFIXES, *VIDEO_SUFFIXES))
-        raise DataError(f"{shown}: no images or videos there ({suffixes})")
+        raise DataError(f"{listed}: contains no images or videos ({suffixes})")
     return Found(tuple(sorted(images, key=lambda path: (is_video(path), path))), tuple(roots))
 
 
-def plan_masks(found: Found, out: Path, kinds: Sequence[str], *, video: str = "mp4") -> list[Job]:
-    """Return where each image's masks go: `<out>/<kind>/<path of the image>.png`, logits `.npy`.
+def plan_masks(inputs: Found, out: Path, kinds: Sequence[str], *, video: str = "mp4") -> list[Job]:
+    """Return one job per input: `<out>/<kind>/<path of the image>.png`, logits as `.npy`.
 
-    The path is the one below the deepest folder that all inputs share, so two folders with equal
-    names inside stay apart. `a.jpg` becomes `a.png`; where `a.png` lies beside it, both keep their
-    suffix: `a.jpg.png` and `a.png.png`. Of a video `a.mov` the kinds in colour become the video
-    `a.mp4`, all others, which a codec would change, the frames `a.mov.frames/000000.png` and so on.
+    The path is relative to the deepest folder shared by all inputs, so folders of equal names stay
+    apart. `a.jpg` becomes `a.png`; if `a.png` is another input next to it, both keep their suffix:
+    `a.jpg.png` and `a.png.png`. For a video `a.mov`, colour kinds become the video `a.mp4`; all
+    other kinds would be changed by a codec and become frames `a.mov.frames/000000.png` and so on.
 
     Args:
-        found: The inputs.
+        inputs: The inputs.
         out: Folder of the masks.
-        kinds: Of mask.
-        video: Suffix of videos in colour, or `frames` for frames there too.
+        kinds: Kinds of mask.
+        video: Suffix of colour videos, or `frames` to write frames there too.
 
     Raises:
-        UsageError: Something would be written into an input folder or over an input, or two
-            images would get the same mask.
+        UsageError: An output lies in an input folder or would overwrite an input, or two inputs map
+            to one output.
     """
-    parents = [*(str(path.parent) for path in found.images), *map(str, found.roots)]
+    parents = [*(str(path.parent) for path in inputs.images), *map(str, inputs.roots)]
     base = Path(os.path.commonpath(parents))
-    below = [image.relative_to(base) for image in found.images]
-    shared = Counter((is_video(path), _folded(path.with_suffix(""))) for path in below)
+    relative_paths = [image.relative_to(base) for image in inputs.images]
+    stem_counts = Counter(
+        (is_video(path), _folded(path.with_suffix(""))) for path in relative_paths
+    )
     jobs = []
-    for image, path in zip(found.images, below, strict=True):
-        alone = shared[is_video(path), _folded(path.with_suffix(""))] == 1
-        stem = path.stem if alone else path.name
+    for image, path in zip(inputs.images, relative_paths, strict=True):
+        is_unique = stem_counts[is_video(path), _folded(path.with_suffix(""))] == 1
+        stem = path.stem if is_unique else path.name
         if not is_video(image):
-            named = {kind: path.with_name(stem + file_suffix(kind)) for kind in kinds}
-            jobs.append(Job(image, {kind: out / kind / name for kind, name in named.items()}))
+            image_names = {kind: path.with_name(stem + file_suffix(kind)) for kind in kinds}
+            jobs.append(Job(image, {kind: out / kind / name for kind, name in image_names.items()}))
             continue
-        film, frames = f"{stem}.{video}", f"{path.name}{FRAMES}"
+        video_name, frames_name = f"{stem}.{video}", f"{path.name}{FRAMES}"
         names = {
-            kind: film if video != "frames" and kind in _IN_COLORS else frames for kind in kinds
+            kind: video_name if video != "frames" and kind in _IN_COLORS else frames_name
+            for kind in kinds
         }
         masks = {kind: out / kind / path.with_name(name) for kind, name in names.items()}
         jobs.append(Job(image, masks, out / _RECORDS / path.with_name(f"{path.name}.json")))
     _refuse_same(jobs)
-    _refuse_inside(out, found.roots)
+    _refuse_inside(out, inputs.roots)
     _refuse_inputs(jobs)
     return jobs
 
@@ -158,16 +166,20 @@ def _images_below(folder: Path) -> set[Path]:
     if links:
         log.warning("%s: %d links to folders were not followed", printable(str(folder)), links)
     if others:
-        listed = ", ".join(f"{printable(suffix)} ({n})" for suffix, n in others.most_common(5))
+        listed = ", ".join(
+            f"{printable(suffix)} ({count})" for suffix, count in others.most_common(5)
+        )
         log.warning(
-            "%s: %d files are no images by their name and were left out: %s",
-            *(printable(str(folder)), others.total(), listed),
+            "%s: skipped %d files with unsupported extensions: %s",
+            printable(str(folder)),
+            others.total(),
+            listed,
         )
     return images
 
 
 def _walk(folder: Path) -> Iterator["os.DirEntry[str]"]:
-    """Yield every entry below `folder` that is no folder, and links to folders; nothing hidden."""
+    """Yield all files below `folder`, and links to folders; hidden entries are skipped."""
     try:
         with os.scandir(folder) as opened:
             entries = sorted(opened, key=lambda entry: entry.name)
@@ -183,7 +195,7 @@ def _walk(folder: Path) -> Iterator["os.DirEntry[str]"]:
 
 
 def _matches(pattern: str) -> Iterator[Path]:
-    """Yield what a pattern names; a part that exists as it is written is no pattern."""
+    """Yield the paths that match a pattern; a part that exists literally is not a pattern."""
     path = Path(pattern)
     start = Path(path.anchor) if path.anchor else Path()
     return _below(start, path.parts[1:] if path.anchor else path.parts)
@@ -193,38 +205,38 @@ def _below(base: Path, parts: Sequence[str]) -> Iterator[Path]:
     if not parts:
         yield base
         return
-    part, rest = parts[0], parts[1:]
+    part, remaining = parts[0], parts[1:]
     if os.path.lexists(base / part):
-        yield from _below(base / part, rest)
+        yield from _below(base / part, remaining)
     elif base.is_dir() and any(sign in part for sign in _PATTERN):
         if part == "**":
-            yield from _below(base, rest)
+            yield from _below(base, remaining)
         for entry in sorted(base.iterdir()):
             if entry.name.startswith(".") and not part.startswith("."):
                 continue
             if part == "**":
                 if entry.is_dir() and not entry.is_symlink():
                     yield from _below(entry, parts)
-                elif not rest and not entry.is_dir():
+                elif not remaining and not entry.is_dir():
                     yield entry
             elif fnmatchcase(entry.name, part):
-                yield from _below(entry, rest)
+                yield from _below(entry, remaining)
 
 
 def _folded(path: Path) -> str:
-    """Return a name as a file system that ignores case and accents' coding would see it."""
+    """Return a path folded as on a file system that ignores case and Unicode normal form."""
     return unicodedata.normalize("NFC", str(path)).casefold()
 
 
 def _refuse_same(jobs: Iterable[Job]) -> None:
-    seen: dict[str, Path] = {}
+    image_by_output: dict[str, Path] = {}
     for job in jobs:
         for mask in job.outputs:
-            other = seen.setdefault(_folded(mask), job.image)
+            other = image_by_output.setdefault(_folded(mask), job.image)
             if other is not job.image:
                 raise UsageError(
                     f"{printable(str(job.image))} and {printable(str(other))} would both be "
-                    f"written to {printable(str(mask))}; predict them into two --out folders"
+                    f"written to {printable(str(mask))}; predict them into separate --out folders"
                 )
 
 
@@ -233,13 +245,13 @@ def _refuse_inside(out: Path, roots: Iterable[Path]) -> None:
     for root in roots:
         if target.is_relative_to(root.resolve()):
             raise UsageError(
-                f"{printable(str(out))}: lies in the input folder {printable(str(root))}, whose "
-                "next prediction would take the masks for images; choose another --out"
+                f"{printable(str(out))}: lies in the input folder {printable(str(root))}, so the "
+                "next prediction would read the masks as images; choose another --out"
             )
 
 
 def _refuse_inputs(jobs: Iterable[Job]) -> None:
-    """Refuse outputs that are inputs, under another name, case, or link."""
+    """Refuse outputs that are inputs, even under another name, case or link."""
     jobs = list(jobs)
     # realpath, because Path.resolve raises on a link to itself
     paths = {os.path.realpath(job.image) for job in jobs}
@@ -248,14 +260,14 @@ def _refuse_inputs(jobs: Iterable[Job]) -> None:
         for mask in job.outputs:
             if os.path.realpath(mask) in paths or _identity(mask) in files:
                 raise UsageError(
-                    f"{printable(str(mask))}: is an input too and would be overwritten; "
+                    f"{printable(str(mask))}: is also an input and would be overwritten; "
                     "choose another --out"
                 )
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return None
-    return found.st_dev, found.st_ino
+    return status.st_dev, status.st_ino

@@ -1,4 +1,4 @@
-"""`udaseg info`: what a run or checkpoint is, on one screen."""
+"""`udaseg info`: show the details of a run or checkpoint."""
 
 import json
 from collections.abc import Mapping
@@ -23,11 +23,11 @@ _NETWORKS = ("student", "teacher")
 
 
 def info(*, run: Path, format: str = "table") -> None:  # noqa: A002 (the option's own name)
-    """Print what a run folder or a checkpoint holds.
+    """Print the contents of a run folder or a checkpoint.
 
     Args:
-        run: Either; of a run the newest whole checkpoint is looked into.
-        format: `table`, or `json` with the same.
+        run: Run folder or checkpoint; for a run, its newest complete checkpoint is shown.
+        format: `table` or `json`.
 
     Raises:
         CheckpointError: There is neither a run nor a readable checkpoint.
@@ -38,7 +38,7 @@ def info(*, run: Path, format: str = "table") -> None:  # noqa: A002 (the option
     except CheckpointError:
         if not (run / "recipe.yaml").is_file():
             raise
-        checkpoint = None  # a run that has not saved yet is a run
+        checkpoint = None  # a run without checkpoints is valid
     if checkpoint is None:
         recipe = load(run / "recipe.yaml")
         rows: dict[str, Any] = {"run": str(run), "checkpoint": "none yet"}
@@ -65,7 +65,7 @@ def info(*, run: Path, format: str = "table") -> None:  # noqa: A002 (the option
 
 
 def _file_rows(path: Path) -> dict[str, str]:
-    """Return size and digest; the digest was compared with the file when it was read."""
+    """Return size and digest of the file; the digest was verified when the file was read."""
     size = f"{path.stat().st_size / 1e6:.1f} MB"
     try:
         manifest = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
@@ -81,8 +81,8 @@ def _recipe_rows(recipe: Recipe) -> dict[str, str]:
         "source": _domain(recipe.source),
         "target": _domain(recipe.target),
         "batch": f"{batch.source} source and {batch.target} target images",
-        "network": f"{model.backbone}, {model.head}, stride {model.output_stride}, began from "
-        f"{model.weights} weights",
+        "network": f"{model.backbone}, {model.head}, stride {model.output_stride}, "
+        f"initialised from {model.weights} weights",
     }
     if recipe.validation.data is not None:
         rows["scored on"] = f"{recipe.validation.data}, {recipe.validation.split}"
@@ -97,27 +97,27 @@ def _domain(domain: Domain) -> str:
 
 
 def _weights(checkpoint: Checkpoint) -> list[str]:
-    """Return what tensors are inside, by what they belong to."""
+    """Return the number of values in the checkpoint, by owner."""
     sizes: dict[str, int] = {}
     for name, value in checkpoint.objective.items():
-        owner, _, rest = name.partition(".")
+        owner, _, parameter_name = name.partition(".")
         if owner == "regularizers":
-            owner = f"memory of {rest.partition('.')[0]}"
+            owner = f"memory of {parameter_name.partition('.')[0]}"
         sizes[owner] = sizes.get(owner, 0) + value.numel()
     lines = []
     for owner, count in sizes.items():
-        what = f"{count / 1e6:.2f} M values"
+        size = f"{count / 1e6:.2f} M values"
         if owner in _NETWORKS:
-            what += f" (udaseg eval --weights {owner})"
-        lines.append(f"{owner}: {what}")
-    moments = [
+            size += f" (udaseg eval --weights {owner})"
+        lines.append(f"{owner}: {size}")
+    optimizer_tensors = [
         value
         for state in _states(checkpoint.optimizer)
         for value in state.values()
         if isinstance(value, Tensor)
     ]
-    count = sum(value.numel() for value in moments)
-    lines.append(f"optimiser: {count / 1e6:.2f} M values, so training can go on (--resume)")
+    count = sum(value.numel() for value in optimizer_tensors)
+    lines.append(f"optimiser: {count / 1e6:.2f} M values, so training can be resumed (--resume)")
     return lines
 
 
@@ -132,10 +132,10 @@ def _classes(checkpoint: Checkpoint) -> str:
 
 
 def _method(recipe: Recipe) -> str:
-    """Return what a run minimises, in words: its terms, or its stages with their steps."""
-    stretches = legs(recipe)
-    if stretches[0].name is not None:
-        parts = [f"{leg.name} ({leg.objective.kind}) to {leg.end}" for leg in stretches]
+    """Return what a run minimises: its loss terms, or its stages with their steps."""
+    stages = legs(recipe)
+    if stages[0].name is not None:
+        parts = [f"{stage.name} ({stage.objective.kind}) to {stage.end}" for stage in stages]
         return f"{recipe.method.kind}: {', '.join(parts)}"
     terms = [
         name
@@ -146,23 +146,25 @@ def _method(recipe: Recipe) -> str:
 
 
 def _run_rows(folder: Path) -> dict[str, Any]:
-    """Return what the run around a checkpoint tells: state, other checkpoints, scores, cost."""
+    """Return facts from the run folder: status, other checkpoints, scores, cost."""
     rows: dict[str, Any] = {}
     if status := _status(folder):
         rows["status"] = status
-    kept = sorted(
+    manifests = sorted(
         (folder / "checkpoints").glob("step-*.json"), key=lambda path: (len(path.stem), path.stem)
     )
-    if kept:
-        rows["kept"] = "steps " + ", ".join(str(int(path.stem[5:])) for path in kept)
+    if manifests:
+        rows["kept"] = "steps " + ", ".join(str(int(path.stem[5:])) for path in manifests)
     if best := _best(folder):
         rows["best"] = best
     scores = []
     for name, path in score_files(folder).items():
-        read = read_scores(path, [])
-        if read is not None:
-            means = ", ".join(f"{key} {percent(mean)}" for key, mean in read.means.items())
-            scores.append(f"{name}: {means} % ({read.protocol.get('weights', 'unknown weights')})")
+        report = read_scores(path, [])
+        if report is not None:
+            means = ", ".join(f"{key} {percent(mean)}" for key, mean in report.means.items())
+            scores.append(
+                f"{name}: {means} % ({report.protocol.get('weights', 'unknown weights')})"
+            )
     if scores:
         rows["scores"] = scores
     if cost := read_cost(folder):
@@ -174,17 +176,17 @@ def _run_rows(folder: Path) -> dict[str, Any]:
 
 
 def _best(folder: Path) -> list[str]:
-    """Return the checkpoints that `--keep-best` kept."""
-    found = []
+    """Return the checkpoints stored by `--keep-best`."""
+    lines = []
     for path in sorted((folder / "checkpoints").glob("best-*/step-*.json")):
         record = read_json(path.parent / "best.json")
         steps = record.get("steps")
-        known = steps.get(str(int(path.stem[5:]))) if isinstance(steps, dict) else None
-        value = known.get("value") if isinstance(known, dict) else None
-        shown = f" {value:.4f}" if isinstance(value, float) else ""
+        entry = steps.get(str(int(path.stem[5:]))) if isinstance(steps, dict) else None
+        value = entry.get("value") if isinstance(entry, dict) else None
+        value_text = f" {value:.4f}" if isinstance(value, float) else ""
         criterion = path.parent.name.removeprefix("best-")
-        found.append(f"{criterion}{shown} at step {int(path.stem[5:])}: {path.parent}")
-    return found
+        lines.append(f"{criterion}{value_text} at step {int(path.stem[5:])}: {path.parent}")
+    return lines
 
 
 def _status(folder: Path) -> str:
@@ -194,9 +196,9 @@ def _status(folder: Path) -> str:
     document = read_json(path)
     if not document:
         return "unreadable"
-    left_out = ("unix_time", "miou")
+    hidden_keys = ("unix_time", "miou")
     return ", ".join(
         f"{key} {value}" if key != "state" else str(value)
         for key, value in document.items()
-        if key not in left_out and value not in (None, {})
+        if key not in hidden_keys and value not in (None, {})
     )

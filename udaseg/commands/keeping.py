@@ -1,4 +1,4 @@
-"""`--keep-best CRITERION`: the best checkpoint so far, without a label of the target."""
+"""`--keep-best CRITERION`: keep the best checkpoint of a run, without target labels."""
 
 import logging
 import math
@@ -26,10 +26,10 @@ _RECORD = "best.json"
 
 
 def open_keeping_sets(recipe: Recipe, root: Path) -> Sets | None:
-    """Return the images that checkpoints are looked at with, or None where none are compared.
+    """Return the images that checkpoints are evaluated on, or None if no criterion is set.
 
     Raises:
-        DataError: The criterion needs images that are not at hand.
+        DataError: The images that the criterion needs are not available.
     """
     criterion = recipe.machine.keep_best
     if criterion is None:
@@ -38,67 +38,69 @@ def open_keeping_sets(recipe: Recipe, root: Path) -> Sets | None:
     if criterion not in _NEED_SOURCE:
         return replace(sets, source=None)
     if sets.source is None:
-        raise DataError(f"machine.keep_best={criterion} needs the source, which is not at hand")
+        raise DataError(
+            f"machine.keep_best={criterion} needs the source images, which are not available"
+        )
     return sets
 
 
 def best_folder(run: Path, criterion: str) -> Path:
-    """Return where the best checkpoint of a run by a criterion lies."""
+    """Return the folder of a run's best checkpoint by a criterion."""
     return run / "checkpoints" / f"best-{criterion}"
 
 
 def read_record(run: Path, criterion: str) -> dict[str, Any]:
-    """Return `best.json`: the values of all checkpoints that were looked at, and which is kept."""
+    """Return `best.json`: the values of all compared checkpoints, and which one is kept."""
     steps = read_json(best_folder(run, criterion) / _RECORD).get("steps")
     return {"criterion": criterion, "steps": steps if isinstance(steps, dict) else {}}
 
 
 class Keeper:
-    """Keeps the best checkpoint of a run beside the newest ones.
+    """Keep the best checkpoint by a criterion that needs no target labels.
 
-    What it knows lies in the run, so a run that is resumed goes on comparing. A network that calls
-    nearly everything one class is kept only as long as there is no other.
+    The values of all checkpoints are stored in the run, so a resumed run continues the comparison.
+    A network that predicts one class almost everywhere is kept only if there is no other.
 
     Args:
-        recipe: Of the run, with a criterion.
-        sets: What checkpoints are looked at with; no target label is in it.
+        recipe: Recipe of the run, with a criterion.
+        sets: Images to evaluate checkpoints on, without target labels.
         classes: Outputs of the network.
-        folder: Of the run.
+        folder: Run folder.
 
     Attributes:
-        gave_up: The device could not do it, so nothing more is compared until a resume.
+        gave_up: The device ran out of memory; nothing more is compared until a resume.
     """
 
     def __init__(self, recipe: Recipe, sets: Sets, classes: ClassSpace, folder: Path) -> None:
         assert recipe.machine.keep_best is not None
         self.criterion: str = recipe.machine.keep_best
         self._recipe, self._sets, self._classes, self._run = recipe, sets, classes, folder
-        better = next(each.better for each in CRITERIA if each.name == self.criterion)
+        better = next(spec.better for spec in CRITERIA if spec.name == self.criterion)
         self._sign = 1.0 if better == "higher" else -1.0
         self.gave_up = False
 
     def knows(self, step: int) -> bool:
-        """Return whether the checkpoint of `step` was compared."""
+        """Return whether the checkpoint of `step` has been compared."""
         return str(step) in read_record(self._run, self.criterion)["steps"]
 
-    def look(self, made: Fit, checkpoint: Path, step: int) -> float | None:
-        """Compare a checkpoint that was just written, keep it if it is the best; return its value.
+    def look(self, setup: Fit, checkpoint: Path, step: int) -> float | None:
+        """Evaluate a new checkpoint, keep it if it is the best, and return its value.
 
         Args:
-            made: What trains; its student is what the checkpoint holds.
-            checkpoint: The file.
-            step: Of it.
+            setup: Training setup; its student has the weights of the checkpoint.
+            checkpoint: The checkpoint file.
+            step: Step of the checkpoint.
         """
-        student = made.objective.student
+        student = setup.objective.student
         was_training = student.training
         student.eval()
         loaded = build.LoadedRun(
-            student, self._classes, self._recipe, step, checkpoint, made.device
+            student, self._classes, self._recipe, step, checkpoint, setup.device
         )
         candidate = Candidate(self._run, checkpoint, step)
         try:
-            wanted = frozenset({self.criterion})
-            measure(candidate, loaded, self._sets, device=str(made.device), wanted=wanted)
+            criteria = frozenset({self.criterion})
+            measure(candidate, loaded, self._sets, device=str(setup.device), wanted=criteria)
         finally:
             student.train(was_training)
         value = candidate.values[self.criterion]
@@ -110,24 +112,24 @@ class Keeper:
         folder = best_folder(self._run, self.criterion)
         steps: dict[str, dict[str, Any]] = record["steps"]
         steps[str(step)] = {"value": value, "collapsed": collapsed}
-        best = max(steps, key=lambda each: (*self._merit(steps[each]), int(each)))
+        best = max(steps, key=lambda other: (*self._merit(steps[other]), int(other)))
         if best == str(step):
             _place(checkpoint, folder)
-            shown = "-" if value is None else f"{value:.4f}"
-            log.info("step %d is the best so far by %s (%s)", step, self.criterion, shown)
+            value_text = "-" if value is None else f"{value:.4f}"
+            log.info("step %d is the best so far by %s (%s)", step, self.criterion, value_text)
         write_json_atomic(folder / _RECORD, {**record, "best": int(best), "steps": steps})
         if best == str(step):
             _drop_others(checkpoint, folder)
 
-    def _merit(self, known: dict[str, Any]) -> tuple[bool, float]:
-        value = known.get("value")
+    def _merit(self, entry: dict[str, Any]) -> tuple[bool, float]:
+        value = entry.get("value")
         if value is None or math.isnan(value):
             return False, -math.inf
-        return not known.get("collapsed"), self._sign * value
+        return not entry.get("collapsed"), self._sign * value
 
 
 def keep_choice(run: Path, name: str, checkpoint: Path) -> Path:
-    """Let a run's `checkpoints/best-<name>` hold one of its checkpoints; return the folder."""
+    """Replace the content of `checkpoints/best-<name>` by a checkpoint; return the folder."""
     folder = best_folder(run, name)
     _place(checkpoint, folder)
     _drop_others(checkpoint, folder)
@@ -136,19 +138,19 @@ def keep_choice(run: Path, name: str, checkpoint: Path) -> Path:
 
 def _place(checkpoint: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    # the manifest last: a checkpoint without one is none
-    for part in (checkpoint, checkpoint.with_suffix(".json")):
-        _link(part, folder / part.name)
+    # the manifest comes last: a checkpoint without a manifest is incomplete
+    for file in (checkpoint, checkpoint.with_suffix(".json")):
+        _link(file, folder / file.name)
 
 
 def _drop_others(checkpoint: Path, folder: Path) -> None:
-    for old in folder.glob("step-*"):
-        if old.stem != checkpoint.stem:
-            old.unlink()
+    for file in folder.glob("step-*"):
+        if file.stem != checkpoint.stem:
+            file.unlink()
 
 
 def _link(path: Path, to: Path) -> None:
-    """Let `to` be the same file, or a copy where the file system has no links."""
+    """Hard-link `to` to the file, or copy it if the file system has no links."""
     temporary = to.with_name(f"{to.name}.tmp")
     temporary.unlink(missing_ok=True)
     try:

@@ -1,4 +1,4 @@
-"""Predictions as PNG files: under which name, with which ids, and which file is of which image."""
+"""Write, name and read predictions as PNG files, and match them with images."""
 
 import json
 import re
@@ -36,28 +36,32 @@ _SHOWN = 3
 
 
 def label_ids(classes: ClassSpace) -> tuple[int, ...]:
-    """Return the label id of Cityscapes of each class.
+    """Return the Cityscapes label id of each class.
 
     Raises:
-        UsageError: A class is none of the 19 of Cityscapes.
+        UsageError: A class is not one of the 19 of Cityscapes.
     """
     table = class_table("cityscapes19")
-    known = {name: own[0] for name, own in zip(table.classes.names, table.ids, strict=True)}
-    others = [name for name in classes.names if name not in known]
-    if others:
+    id_by_name = {
+        name: ids_of_class[0]
+        for name, ids_of_class in zip(table.classes.names, table.ids, strict=True)
+    }
+    unknown = [name for name in classes.names if name not in id_by_name]
+    if unknown:
         raise UsageError(
-            f"label ids are those of Cityscapes, which has no class {printable(', '.join(others))}"
+            "label ids exist only for Cityscapes, which has no class "
+            f"{printable(', '.join(unknown))}"
         )
-    return tuple(known[name] for name in classes.names)
+    return tuple(id_by_name[name] for name in classes.names)
 
 
 def stored_ids(classes: ClassSpace, ids: Ids) -> bytes:
-    """Return 256 entries: what is stored for each train id of `classes`.
+    """Return 256 entries: the id that is written for each train id of `classes`.
 
     A pixel without a class is 255 among train ids, and 0 (unlabeled) among label ids.
 
     Raises:
-        UsageError: Label ids of classes that Cityscapes does not have.
+        UsageError: Label ids are requested for classes that Cityscapes lacks.
     """
     if ids == "train":
         return lookup_table(range(len(classes)))
@@ -65,34 +69,36 @@ def stored_ids(classes: ClassSpace, ids: Ids) -> bytes:
 
 
 def server_ids(classes: ClassSpace, ids: Ids) -> tuple[int, ...]:
-    """Return the label id, or the train id, that Cityscapes gives each class, whatever its order.
+    """Return each class's Cityscapes label id or train id, independent of the class order.
 
     Raises:
-        UsageError: A class is none of the 19 of Cityscapes.
+        UsageError: A class is not one of the 19 of Cityscapes.
     """
     labels = label_ids(classes)
     return labels if ids == "label" else classes.train_ids_in(class_table("cityscapes19").classes)
 
 
 class Saver:
-    """Writes predictions as one-channel PNGs below a folder, in the folders of the images.
+    """Writes predictions as single-channel PNGs, in the same folder structure as the images.
 
     Args:
-        folder: Where; it must not hold PNGs.
-        dataset: Whose images.
-        split: Which of them.
-        classes: What the train ids mean.
-        ids: Which ids the files hold.
+        folder: Output folder; it must not contain PNGs.
+        dataset: Data set of the images.
+        split: Split of `dataset`.
+        classes: Meaning of the train ids.
+        ids: Kind of ids to write.
 
     Raises:
-        UsageError: The folder holds PNGs, or `classes` have no label ids.
+        UsageError: The folder contains PNGs, or `classes` have no label ids.
     """
 
     def __init__(
         self, folder: Path, dataset: PreparedDataset, split: str, classes: ClassSpace, ids: Ids
     ) -> None:
         if folder.exists() and (not folder.is_dir() or find(folder, "**/*.png")):
-            raise UsageError(f"{folder}: holds files already; --save takes a new or empty folder")
+            raise UsageError(
+                f"{folder}: already contains files; --save needs a new or empty folder"
+            )
         self._folder = folder
         self._names = file_names(dataset.split(split))
         self._table = np.frombuffer(stored_ids(classes, ids), np.uint8)
@@ -105,83 +111,85 @@ class Saver:
 
 
 def file_names(samples: Sequence[Sample]) -> dict[str, str]:
-    """Return the path of the prediction of each image: its own, as PNG, each once."""
-    shared = Counter(PurePosixPath(sample.image).with_suffix("") for sample in samples)
+    """Return the relative PNG path of each image's prediction; no two are equal."""
+    stem_counts = Counter(PurePosixPath(sample.image).with_suffix("") for sample in samples)
     return {
         sample.image: f"{sample.image}.png"
-        if shared[PurePosixPath(sample.image).with_suffix("")] > 1
+        if stem_counts[PurePosixPath(sample.image).with_suffix("")] > 1
         else str(PurePosixPath(sample.image).with_suffix(".png"))
         for sample in samples
     }
 
 
 def saved_classes(folder: Path) -> ClassSpace | None:
-    """Return the classes that a `prediction.json` in or beside the folder names, else None.
+    """Return the classes listed in a `prediction.json` in or next to the folder, else None.
 
-    `udaseg predict` and `eval --save` leave one, so that train ids keep their meaning.
+    `udaseg predict` and `eval --save` write this file to record the meaning of train ids.
 
     Raises:
-        DataError: It cannot be read, or tells of masks of networks with other classes.
+        DataError: The file cannot be read, or covers masks of networks with other classes.
     """
-    path = next((at / FACTS for at in (folder, folder.parent) if (at / FACTS).is_file()), None)
+    path = next(
+        (parent / FACTS for parent in (folder, folder.parent) if (parent / FACTS).is_file()), None
+    )
     if path is None:
         return None
     try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-        names = known["classes"]["names"]
-        several = any(each["classes"]["names"] != names for each in known.get("also_there", []))
-        if several:
-            raise DataError(f"{path}: tells of masks of networks with other classes")
+        document = json.loads(path.read_text(encoding="utf-8"))
+        names = document["classes"]["names"]
+        differ = any(entry["classes"]["names"] != names for entry in document.get("also_there", []))
+        if differ:
+            raise DataError(f"{path}: lists masks of networks with different classes")
         return ClassSpace(tuple(map(str, names)), tuple((0, 0, 0) for _ in names))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: does not say which classes were predicted: {error}") from error
+        raise DataError(f"{path}: does not name the predicted classes: {error}") from error
 
 
 def match_files(folder: Path, samples: Sequence[Sample]) -> list[Path]:
     """Return the prediction of each image, from anywhere below a folder.
 
-    Files belong to an image by their name: the same stem, or for the names of Cityscapes, ACDC
-    and Dark Zurich the same city or drive, sequence and frame, whatever follows. Where images in
-    several folders share a name, the folders must agree as far as both have them.
+    Files match an image by name: the same stem, or for the naming schemes of Cityscapes, ACDC and
+    Dark Zurich the same city or drive, sequence and frame, with any suffix. If images in several
+    folders share a name, the folder names must agree as far as both paths have them.
 
     Raises:
         DataError: An image has no prediction, or several.
     """
-    found: dict[str, list[Path]] = defaultdict(list)
+    paths_by_key: dict[str, list[Path]] = defaultdict(list)
     for path in find(folder, "**/*.png"):
-        found[name_key(path.stem)].append(path)
-    shared = Counter(name_key(PurePosixPath(sample.image).stem) for sample in samples)
-    own = file_names(samples)
+        paths_by_key[name_key(path.stem)].append(path)
+    key_counts = Counter(name_key(PurePosixPath(sample.image).stem) for sample in samples)
+    own_names = file_names(samples)
     chosen: list[Path] = []
     missing: list[str] = []
-    double: list[str] = []
+    ambiguous: list[str] = []
     for sample in samples:
         image = PurePosixPath(sample.image)
         key = name_key(image.stem)
-        paths = found[key]
-        if own[sample.image] == f"{sample.image}.png":  # a.jpg.png, of a.jpg beside a.png
-            paths = found[image.name] or paths
-        if shared[key] > 1 or len(paths) > 1:
+        paths = paths_by_key[key]
+        if own_names[sample.image] == f"{sample.image}.png":  # a.jpg.png, if a.jpg is next to a.png
+            paths = paths_by_key[image.name] or paths
+        if key_counts[key] > 1 or len(paths) > 1:
             paths = [path for path in paths if _agree(path.relative_to(folder), image)]
         if len(paths) == 1:
             chosen.append(paths[0])
         else:
-            (double if paths else missing).append(sample.image)
-    for what, images, hint in (
+            (ambiguous if paths else missing).append(sample.image)
+    for problem, images, hint in (
         ("no prediction", missing, ""),
-        ("several predictions", double, "; give the folder of one kind of mask"),
+        ("several predictions", ambiguous, "; give the folder of one kind of mask"),
     ):
         if images:
             listed = ", ".join(images[:_SHOWN]) + (" ..." if len(images) > _SHOWN else "")
             raise DataError(
-                f"{printable(str(folder))}: {what} for {len(images)} of {len(samples)} images: "
+                f"{printable(str(folder))}: {problem} for {len(images)} of {len(samples)} images: "
                 f"{printable(listed)}{hint}"
             )
     return chosen
 
 
 def name_key(stem: str) -> str:
-    """Return the part of a name that all files of one image share."""
+    """Return the part of a file name that all files of one image share."""
     for pattern in (CITYSCAPES_KEY, FRAME_KEY):
         match = pattern.fullmatch(stem)
         if match is not None:
@@ -190,10 +198,10 @@ def name_key(stem: str) -> str:
 
 
 def read_prediction(path: Path) -> Pixels:
-    """Return the ids of a prediction, (H, W) uint8; a palette gives its indices.
+    """Return the ids of a prediction, (H, W) uint8; for a palette PNG, its indices.
 
     Raises:
-        DataError: Unreadable, damaged, of several channels, or of ids that a byte does not hold.
+        DataError: The file is unreadable or damaged, has several channels, or ids above 255.
     """
     ids = read_label_ids(path, "ids")
     if ids.dtype != np.uint8:
@@ -204,8 +212,8 @@ def read_prediction(path: Path) -> Pixels:
 
 
 def _agree(path: Path, image: PurePosixPath) -> bool:
-    """Return whether two paths are the same as far as both go up, names aside."""
-    theirs, ours = path.parts[-2::-1], image.parts[-2::-1]
-    same = all(a == b for a, b in zip(theirs, ours, strict=False))
+    """Return whether two paths have the same name and the same folders as far as both go."""
+    path_folders, image_folders = path.parts[-2::-1], image.parts[-2::-1]
+    same = all(a == b for a, b in zip(path_folders, image_folders, strict=False))
     names = (image.name, image.stem)
     return same and (path.stem in names or name_key(path.stem) == name_key(image.stem))

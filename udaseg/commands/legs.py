@@ -1,4 +1,4 @@
-"""Training all legs of a run to the end, or to a signal, with word of how it goes."""
+"""Train all stages of a run, to the end or until a signal, and record the status."""
 
 import contextlib
 import logging
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run needs while it trains."""
+    """Everything a run needs while it trains."""
 
     recipe: Recipe
     source: PreparedDataset
@@ -52,7 +52,7 @@ class Plan:
 
     @property
     def done(self) -> int:
-        """Steps that the checkpoint has behind it."""
+        """Number of steps completed by the checkpoint."""
         return 0 if self.checkpoint is None else self.checkpoint.step
 
     @property
@@ -62,22 +62,22 @@ class Plan:
         return self.source.classes
 
 
-def train_to_the_end(plan: Plan, current: list[Fit]) -> None:
-    """Train all legs, score at the end, and leave word of how it went in `status.json`.
+def train_to_the_end(plan: Plan, setups: list[Fit]) -> None:
+    """Train all stages, score at the end, and write the outcome to `status.json`.
 
     Args:
-        plan: Of the run.
-        current: The first leg, built; others take its place when their turn comes.
+        plan: Context of the run.
+        setups: Holds the setup of the first stage; later stages replace it.
 
     Raises:
         Interrupted: A signal came; the last step is saved.
     """
-    # to the last word of status.json: torchrun sends SIGTERM as soon as another process is gone
+    # lasts until status.json is final: torchrun sends SIGTERM as soon as another process exits
     with StopSignal() as stop:
-        _to_the_end(plan, current, stop)
+        _to_the_end(plan, setups, stop)
 
 
-def _to_the_end(plan: Plan, current: list[Fit], stop: StopSignal) -> None:
+def _to_the_end(plan: Plan, setups: list[Fit], stop: StopSignal) -> None:
     recipe, folder = plan.recipe, plan.folder
     status = RunStatus(folder / "status.json" if rank() == 0 else None)
     status.running(step=plan.done)
@@ -85,81 +85,90 @@ def _to_the_end(plan: Plan, current: list[Fit], stop: StopSignal) -> None:
     miou: float | None = None
     try:
         with one_voice():
-            recorder = _all_legs(plan, current, status, stop)
+            recorder = _all_legs(plan, setups, status, stop)
             if plan.validation is not None:
                 with (
                     _told_when_interrupted(status, recipe.steps),
-                    stop.breaking_off(f"trained, not scored; go on with --resume {folder}"),
+                    stop.breaking_off(f"trained, not scored; continue with --resume {folder}"),
                 ):
                     miou = recorder.scored(show_it=True).mean_iou()
     except Interrupted:
-        raise  # told where it came, with the step
+        raise  # already recorded where it was raised, with the step
     except UdasegError as error:
         status.failed(code=error.exit_code, reason=str(error))
         raise
     except BaseException as error:
         if is_out_of_memory(error):
             reason = str(error).partition("\n")[0] or "out of memory"
-            if current:
-                reason = advice(recipe, current[0], reason, fit_given=plan.fit_memory)
+            if setups:
+                reason = advice(recipe, setups[0], reason, fit_given=plan.fit_memory)
             status.failed(code=EnvironmentFault.exit_code, reason=reason)
             raise EnvironmentFault(reason) from error
-        # whatever it was, the folder must not say for ever that the run goes on
+        # after any error, the status must not remain "running"
         status.failed(code=1, reason=f"{type(error).__name__}: {error}")
         raise
     status.done(step=recipe.steps, seconds=time.monotonic() - started, miou=miou)
 
 
-def _all_legs(plan: Plan, current: list[Fit], status: RunStatus, stop: StopSignal) -> Recorder:
-    """Train the legs that are left, each from the student of the one before."""
+def _all_legs(plan: Plan, setups: list[Fit], status: RunStatus, stop: StopSignal) -> Recorder:
+    """Train the remaining stages; each starts from the student of the previous one."""
     recipe, folder, done = plan.recipe, plan.folder, plan.done
     recorder: Recorder | None = None
-    for leg in legs(recipe)[leg_at(recipe, done).number :]:
-        # a checkpoint of the very step that a stage begins with is of the stage before
-        fresh = done <= leg.begin
-        extra: dict[str, str] = {}
-        if leg.number > 0:
-            log.info("stage %d: %s, steps %d to %d", leg.number + 1, leg.name, leg.begin, leg.end)
-            # the network, gradients and moments of the stage before are freed
+    for stage in legs(recipe)[leg_at(recipe, done).number :]:
+        # a checkpoint at a stage's first step belongs to the previous stage
+        is_new = done <= stage.begin
+        digests: dict[str, str] = {}
+        if stage.number > 0:
+            log.info(
+                "stage %d: %s, steps %d to %d", stage.number + 1, stage.name, stage.begin, stage.end
+            )
+            # free the network, gradients and moments of the previous stage
             recorder = None
-            current.clear()
+            setups.clear()
             with _told_when_interrupted(status, done):
-                opened, extra = open_leg(
-                    *(recipe, leg, plan.source, plan.target, folder), fresh=fresh, stop=stop
+                setup, digests = open_leg(
+                    recipe, stage, plan.source, plan.target, folder, fresh=is_new, stop=stop
                 )
-                current.append(opened)
-                del opened
-        if plan.checkpoint is not None and (plan.done > leg.begin or leg.number == 0):
-            _continue(plan, current[0], extra)
-        first = max(done, leg.begin)
+                setups.append(setup)
+                del setup
+        if plan.checkpoint is not None and (plan.done > stage.begin or stage.number == 0):
+            _continue(plan, setups[0], digests)
+        first = max(done, stage.begin)
         while True:
             recorder = Recorder(
-                *(recipe, leg, current[0], plan.classes, plan.validation, folder, extra, status),
+                recipe,
+                stage,
+                setups[0],
+                plan.classes,
+                plan.validation,
+                folder,
+                digests,
+                status,
                 plan.keeper,
             )
             try:
-                if first < leg.end:
+                if first < stage.end:
                     _steps(recorder, first, status, stop)
                 break
             except DoesNotFit as error:
-                told = str(error)
-            # outside the except clause: what the error's frames hold is to be freed
+                message = str(error)
+            # outside the except clause, so that the tensors in the error's frames are freed first
             recorder = None
-            recipe, current[0] = in_smaller_parts(
-                recipe, current[0], folder, told, wanted=plan.fit_memory
+            recipe, setups[0] = in_smaller_parts(
+                recipe, setups[0], folder, message, wanted=plan.fit_memory
             )
-        done = leg.end
+        done = stage.end
     assert recorder is not None
     if recipe.method.target_statistics > 0 and plan.target is not None:
         with _told_when_interrupted(status, done):
-            take_target_statistics(recipe, current[0], plan.target, stop, folder)
+            take_target_statistics(recipe, setups[0], plan.target, stop, folder)
         recorder.checkpoint(done, again=True)
     return recorder
 
 
 @contextlib.contextmanager
 def _told_when_interrupted(status: RunStatus, done: int) -> Iterator[None]:
-    """Note in `status.json` that a signal ended what comes after `done` steps."""
+    """Record in `status.json` if a signal interrupts the work that follows step `done`."""
     try:
         yield
     except Interrupted as interrupted:
@@ -174,8 +183,8 @@ def _steps(recorder: Recorder, first: int, status: RunStatus, stop: StopSignal) 
         recorder.begin_from(first)
         recorder.progress = progress
         try:
-            made, guard = recorder.made, recorder.guard
-            done = fit(made, first=first, on_step=recorder.on_step, stop=stop, guard=guard)
+            setup, guard = recorder.made, recorder.guard
+            done = fit(setup, first=first, on_step=recorder.on_step, stop=stop, guard=guard)
             recorder.checkpoint(done)
         except DivergedError as error:
             raise recorder.last_words(error) from error
@@ -183,31 +192,31 @@ def _steps(recorder: Recorder, first: int, status: RunStatus, stop: StopSignal) 
         assert stop.number is not None
         status.interrupted(step=done, signal_number=stop.number)
         raise Interrupted(
-            f"stopped at step {done} and saved; go on with --resume {folder}", stop.number
+            f"stopped at step {done} and saved; continue with --resume {folder}", stop.number
         )
 
 
-def _continue(plan: Plan, made: Fit, extra: Mapping[str, str]) -> None:
-    """Restore the checkpoint into the leg that it is of."""
+def _continue(plan: Plan, setup: Fit, digests: Mapping[str, str]) -> None:
+    """Restore the checkpoint into the stage that it belongs to."""
     assert plan.checkpoint is not None
-    _refuse_other_data(plan.checkpoint, made, plan.classes, extra)
-    restore(plan.checkpoint, made.objective, made.optimizer)
+    _refuse_other_data(plan.checkpoint, setup, plan.classes, digests)
+    restore(plan.checkpoint, setup.objective, setup.optimizer)
     log.info("resumed %s at step %d", plan.folder, plan.done)
 
 
 def _refuse_other_data(
-    checkpoint: Checkpoint, made: Fit, classes: ClassSpace, extra: Mapping[str, str]
+    checkpoint: Checkpoint, setup: Fit, classes: ClassSpace, digests: Mapping[str, str]
 ) -> None:
-    """Refuse to continue with other classes or other files; each batch hangs on both."""
+    """Refuse to resume with other classes or other files; the batches depend on both."""
     if checkpoint.classes != build.class_document(classes):
         raise DataError(
             f"{checkpoint.path}: was trained on the classes {checkpoint.classes['names']}, but the "
             f"source has {list(classes.names)}; start a new run with --init instead"
         )
-    now = {**made.batches.digests(), **extra}
-    other = [domain for domain in now if checkpoint.files.get(domain) != now[domain]]
-    if other:
+    current = {**setup.batches.digests(), **digests}
+    changed = [domain for domain in current if checkpoint.files.get(domain) != current[domain]]
+    if changed:
         raise DataError(
-            f"{checkpoint.path}: the files of {' and '.join(other)} are others than before, so the "
-            "run could not go on exactly; restore them, or start a new run with --init"
+            f"{checkpoint.path}: the files of {' and '.join(changed)} have changed, so the run "
+            "cannot be resumed exactly; restore them, or start a new run with --init"
         )

@@ -1,4 +1,4 @@
-"""A network looks at a split: files decoded ahead in threads, batches on the device, in order."""
+"""Run a network over a split: decode files ahead in threads, predict in batches, in order."""
 
 import os
 from collections import deque
@@ -44,17 +44,18 @@ _Ready = TypeVar("_Ready")
 
 @dataclass(frozen=True)
 class Look:
-    """How a network looks at images, and at which size its labels are taken.
+    """Inference options, and the size at which labels are produced.
 
     Attributes:
         resize: (height, width) of the network's input; None keeps each image's size.
-        keep_shape: Give images of another shape as many pixels as `resize` has, unsquashed.
+        keep_shape: Resize images of another aspect ratio to the pixel count of `resize`,
+            undistorted.
         flip: Average with the mirrored image.
         scales: Average over these sizes.
-        window: Sliding window; None looks at the whole image.
-        release: As the released code of DACS and RCCR scores: input and truth at 1024x512, the
-            truth by nearest neighbour, logits enlarged with aligned corners.
-        batch: Images at a time; None is 4 on a GPU and 1 elsewhere.
+        window: Size of a sliding window; None predicts the whole image.
+        release: Score like the released code of DACS and RCCR: input and truth at 1024x512, the
+            truth resized by nearest neighbour, the logits with aligned corners.
+        batch: Images per batch; None is 4 on a GPU and 1 elsewhere.
     """
 
     resize: Size | None = None
@@ -66,12 +67,12 @@ class Look:
     batch: int | None = None
 
     def in_tiles(self, stored: Size) -> bool:
-        """Return whether an image of that size is too large to be seen at once."""
+        """Return whether an image of that size is too large to predict in one piece."""
         height, width = self.input_size(stored)
         return height * width > WHOLE_PX
 
     def input_size(self, stored: Size) -> Size:
-        """Return (height, width) at which the network sees an image of that size."""
+        """Return the network's input (height, width) for an image of that size."""
         if self.release:
             return RELEASE_SIZE
         if self.keep_shape:
@@ -81,13 +82,13 @@ class Look:
 
 @dataclass(frozen=True)
 class Labelled:
-    """What a network says of an image.
+    """The prediction for one image.
 
     Attributes:
-        sample: Which image.
-        labels: (H, W) uint8 class ids, of the size of `truth` or else of the stored image.
-        truth: (H, W) uint8 train ids of the data set; None where they were not asked for.
-        confidence: (H, W) float32 or None.
+        sample: The image.
+        labels: (H, W) uint8 class ids, in the size of `truth` or else of the stored image.
+        truth: (H, W) uint8 train ids of the data set; None if not requested.
+        confidence: (H, W) float32, or None.
     """
 
     sample: Sample
@@ -108,24 +109,24 @@ def look_at(
     model: Model,
     dataset: PreparedDataset,
     samples: Sequence[Sample],
-    look: Look,
+    options: Look,
     *,
     device: torch.device,
     truth: bool,
     confidence: bool = False,
 ) -> Iterator[Labelled]:
-    """Yield what a network says of each image, in order, in memory that does not grow with them.
+    """Yield the prediction for each image, in order; memory does not grow with their number.
 
-    Threads read and resize ahead; images of one size go through the network together; on a GPU
-    the next batch is computed while the labels of the one before are taken. Images of more than
-    `WHOLE_PX` go in tiles.
+    Threads read and resize ahead. Images of equal size go through the network together. On a GPU,
+    the next batch is computed while the labels of the previous one are extracted. Images of more
+    than `WHOLE_PX` pixels are predicted in tiles.
 
     Args:
         model: In evaluation mode, on `device`.
-        dataset: Where the images are.
-        samples: Which of them.
-        look: How.
-        device: Where the network is.
+        dataset: Data set of the images.
+        samples: Images to predict.
+        options: Inference options.
+        device: Device of the network.
         truth: Also read the labels of the data set.
         confidence: Also return the probability of each label.
     """
@@ -133,40 +134,40 @@ def look_at(
     def read(sample: Sample) -> _Read:
         image = read_image(dataset.image_path(sample))
         stored = (image.shape[0], image.shape[1])
-        true = read_train_ids(dataset.label_path(sample)) if truth else None
-        size = stored if true is None else (true.shape[0], true.shape[1])
-        if look.release:
+        labels = read_train_ids(dataset.label_path(sample)) if truth else None
+        size = stored if labels is None else (labels.shape[0], labels.shape[1])
+        if options.release:
             size = RELEASE_SIZE
-            true = None if true is None else resize_labels(true, size)
-        return _Read(sample, resize_image(image, look.input_size(stored)), size, true)
+            labels = None if labels is None else resize_labels(labels, size)
+        return _Read(sample, resize_image(image, options.input_size(stored)), size, labels)
 
-    most = look.batch or (_BATCH_ON_GPU if device.type == "cuda" else 1)
-    before: tuple[list[_Read], list[Tensor]] = [], []
-    for batch in _batches(read_ahead(read, samples, at_once=most), most):
+    batch_size = options.batch or (_BATCH_ON_GPU if device.type == "cuda" else 1)
+    pending: tuple[list[_Read], list[Tensor]] = [], []
+    for batch in _batches(read_ahead(read, samples, at_once=batch_size), batch_size):
         first = batch[0].image
         if first.shape[0] * first.shape[1] <= WHOLE_PX:
-            seen = batch, _logits(model, batch, look, device)
-            yield from _labels(*before, look, confidence=confidence)
-            before = seen
+            computed = batch, _logits(model, batch, options, device)
+            yield from _labels(*pending, options, confidence=confidence)
+            pending = computed
             continue
-        yield from _labels(*before, look, confidence=confidence)
-        before = [], []
-        for each in batch:
-            yield _in_tiles(model, each, look, device, confidence=confidence)
-    yield from _labels(*before, look, confidence=confidence)
+        yield from _labels(*pending, options, confidence=confidence)
+        pending = [], []
+        for item in batch:
+            yield _in_tiles(model, item, options, device, confidence=confidence)
+    yield from _labels(*pending, options, confidence=confidence)
 
 
 def read_ahead(
     read: Callable[[_Job], _Ready], jobs: Sequence[_Job], *, at_once: int = 1
 ) -> Iterator[_Ready]:
-    """Yield what reading gives, in order, a few read ahead in threads.
+    """Yield the results of `read` in order, reading a few jobs ahead in threads.
 
-    OpenCV decodes outside the interpreter lock, so threads serve as well as processes.
+    OpenCV decodes without holding the interpreter lock, so threads are as fast as processes.
 
     Args:
-        read: Called in a thread; what it raises is raised here.
-        jobs: What to read.
-        at_once: How many the reader of these takes together.
+        read: Called in a thread; its exceptions are raised here.
+        jobs: Arguments of `read`.
+        at_once: Number of results that the caller consumes together.
     """
     workers = min(_MOST_WORKERS, os.cpu_count() or 1)
     with ThreadPoolExecutor(workers) as pool:
@@ -178,13 +179,13 @@ def read_ahead(
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
-        finally:  # a fault or a signal: what has not begun is dropped
-            for each in waiting:
-                each.cancel()
+        finally:  # after an error or a signal, cancel jobs that have not started
+            for future in waiting:
+                future.cancel()
 
 
 def refuse_release(dataset: PreparedDataset, split: str) -> None:
-    """Refuse the releases' protocol for images that it would squash.
+    """Refuse the protocol of the released code for images that it would distort.
 
     Raises:
         UsageError: An image is not twice as wide as high.
@@ -192,55 +193,61 @@ def refuse_release(dataset: PreparedDataset, split: str) -> None:
     for sample in dataset.split(split):
         if sample.width != 2 * sample.height:
             raise UsageError(
-                f"--release halves images of 2048x1024, as of Cityscapes; {dataset.name} has "
-                f"{sample.width}x{sample.height}"
+                "--release needs images twice as wide as high (2048x1024 in Cityscapes); "
+                f"{dataset.name} has {sample.width}x{sample.height}"
             )
 
 
-def _batches(ready: Iterator[_Read], most: int) -> Iterator[list[_Read]]:
-    """Yield runs of images that the network sees at one size, at most `most` together."""
+def _batches(ready: Iterator[_Read], limit: int) -> Iterator[list[_Read]]:
+    """Yield consecutive images of equal network input size, at most `limit` together."""
     batch: list[_Read] = []
-    for each in ready:
-        if batch and (len(batch) == most or each.image.shape != batch[0].image.shape):
+    for item in ready:
+        if batch and (len(batch) == limit or item.image.shape != batch[0].image.shape):
             yield batch
             batch = []
-        batch.append(each)
+        batch.append(item)
     if batch:
         yield batch
 
 
-def _logits(model: Model, batch: Sequence[_Read], look: Look, device: torch.device) -> list[Tensor]:
-    """Return (K, h, w) of each image; a batch that does not fit in memory is halved."""
-    return list(in_halves(lambda part: _together(model, part, look, device), batch))
+def _logits(
+    model: Model, batch: Sequence[_Read], options: Look, device: torch.device
+) -> list[Tensor]:
+    """Return (K, h, w) of each image; split the batch on an out-of-memory error."""
+    return list(in_halves(lambda part: _together(model, part, options, device), batch))
 
 
-def _together(model: Model, batch: Sequence[_Read], look: Look, device: torch.device) -> Tensor:
-    pixels = torch.from_numpy(np.stack([each.image for each in batch]))
+def _together(model: Model, batch: Sequence[_Read], options: Look, device: torch.device) -> Tensor:
+    pixels = torch.from_numpy(np.stack([item.image for item in batch]))
     if device.type == "cuda":
         pixels = pixels.pin_memory()
     images = pixels.to(device, non_blocking=True).permute(0, 3, 1, 2).float() / 255
-    return predict_batch(model, images, window=look.window, flip=look.flip, scales=look.scales)
+    return predict_batch(
+        model, images, window=options.window, flip=options.flip, scales=options.scales
+    )
 
 
 def _labels(
-    batch: Sequence[_Read], logits: Sequence[Tensor], look: Look, *, confidence: bool
+    batch: Sequence[_Read], logits: Sequence[Tensor], options: Look, *, confidence: bool
 ) -> Iterator[Labelled]:
-    for each, own in zip(batch, logits, strict=True):
-        labels, sure = labels_from_logits(
-            own, each.size, confidence=confidence, align_corners=look.release
+    for item, item_logits in zip(batch, logits, strict=True):
+        labels, probabilities = labels_from_logits(
+            item_logits, item.size, confidence=confidence, align_corners=options.release
         )
-        yield Labelled(each.sample, labels, each.truth, sure)
+        yield Labelled(item.sample, labels, item.truth, probabilities)
 
 
 def _in_tiles(
-    model: Model, read: _Read, look: Look, device: torch.device, *, confidence: bool
+    model: Model, item: _Read, options: Look, device: torch.device, *, confidence: bool
 ) -> Labelled:
-    labels, sure = label_image(
-        *(model, read.image, read.size),
+    labels, probabilities = label_image(
+        model,
+        item.image,
+        item.size,
         device=device,
-        window=look.window,
-        flip=look.flip,
-        scales=look.scales,
+        window=options.window,
+        flip=options.flip,
+        scales=options.scales,
         confidence=confidence,
     )
-    return Labelled(read.sample, labels, read.truth, sure)
+    return Labelled(item.sample, labels, item.truth, probabilities)

@@ -1,4 +1,4 @@
-"""The mask files of one image: orientation, kinds, and whether what is there can stay."""
+"""Write, orient and check the mask files of one image."""
 
 import io
 from collections.abc import Iterator
@@ -24,17 +24,17 @@ _MIRRORED = (2, 3, 6, 7)
 _BAND_PX = 256
 _WITH_PAGES = (".png", ".tif", ".tiff", ".webp")
 LARGEST_PX = 150_000_000
-"""Most pixels of an image that is predicted: half as many again as are trained on."""
+"""Maximum pixels of an image to predict: 1.5 times the limit for training images."""
 
 
 @dataclass(frozen=True)
 class Kept:
-    """What is kept of what a network says of an image.
+    """The parts of an image's prediction that are written to disk.
 
     Attributes:
-        labels: (H, W) train ids, `IGNORE` where it abstains.
-        grey: (H, W) confidence as 0..255; None unless wanted.
-        logits: (K, h, w) float32; None unless wanted.
+        labels: (H, W) train ids, `IGNORE` where the network abstains.
+        grey: (H, W) confidence as 0..255; None if not requested.
+        logits: (K, h, w) float32; None if not requested.
     """
 
     labels: Pixels
@@ -43,7 +43,7 @@ class Kept:
 
 
 def orientation_of(path: Path) -> int:
-    """Return the EXIF orientation 1 to 8 of an image; 1 where there is none that can be read."""
+    """Return the EXIF orientation of an image, 1 to 8; 1 if it is missing or unreadable."""
     try:
         with Image.open(path) as opened:
             value = opened.getexif().get(_EXIF_ORIENTATION, 1)
@@ -53,7 +53,7 @@ def orientation_of(path: Path) -> int:
 
 
 def pages_of(path: Path) -> int:
-    """Return how many pages or moving pictures a file holds; 1 where that cannot be read."""
+    """Return the number of pages or animation frames in a file; 1 if it cannot be read."""
     if path.suffix.lower() not in _WITH_PAGES:
         return 1
     try:
@@ -64,23 +64,23 @@ def pages_of(path: Path) -> int:
 
 
 def upright(image: NDArray[Any], orientation: int) -> NDArray[Any]:
-    """Return a stored image (H, W, …) as a viewer shows it."""
-    turned = image.swapaxes(0, 1) if orientation >= 5 else image
+    """Return a stored image (H, W, …) in the orientation in which viewers display it."""
+    oriented = image.swapaxes(0, 1) if orientation >= 5 else image
     if orientation in _UPSIDE_DOWN:
-        turned = turned[::-1]
+        oriented = oriented[::-1]
     if orientation in _MIRRORED:
-        turned = turned[:, ::-1]
-    return np.ascontiguousarray(turned)
+        oriented = oriented[:, ::-1]
+    return np.ascontiguousarray(oriented)
 
 
 def as_stored(image: NDArray[Any], orientation: int) -> NDArray[Any]:
-    """Return an upright image as the file stores it: the inverse of `upright`."""
-    # the two quarter turns undo each other, everything else undoes itself
+    """Return an upright image in its stored orientation: the inverse of `upright`."""
+    # the two quarter turns are inverse to each other; every other orientation is its own inverse
     return upright(image, {6: 8, 8: 6}.get(orientation, orientation))
 
 
 def blended(image: Pixels, labels: Pixels, classes: ClassSpace) -> Pixels:
-    """Return an RGB image with the class colours over it; what is ignored stays as it is."""
+    """Return an RGB image with the class colours over it; ignored pixels stay unchanged."""
     blend = np.empty_like(image)
     for rows in _bands(len(image)):
         blend[rows] = overlay(image[rows], color_mask(labels[rows], classes.colors))
@@ -89,7 +89,7 @@ def blended(image: Pixels, labels: Pixels, classes: ClassSpace) -> Pixels:
 
 
 def grey(confidence: NDArray[np.float32]) -> Pixels:
-    """Return (H, W) confidence in [0, 1] as grey values 0..255."""
+    """Convert (H, W) confidence in [0, 1] to grey values 0..255."""
     picture = np.empty(confidence.shape, np.uint8)
     for rows in _bands(len(confidence)):
         picture[rows] = confidence_picture(confidence[rows])
@@ -97,26 +97,29 @@ def grey(confidence: NDArray[np.float32]) -> Pixels:
 
 
 def counted(labels: Pixels) -> NDArray[np.int64]:
-    """Return (256,) pixels of each id."""
+    """Return (256,) pixel counts, one per id."""
     counts = np.zeros(IGNORE + 1, np.int64)
-    for rows in _bands(len(labels)):  # numpy counts in a copy that is eight times as large
+    for rows in _bands(len(labels)):  # np.bincount makes a copy eight times as large
         counts += np.bincount(labels[rows].ravel(), minlength=IGNORE + 1)
     return counts
 
 
-def write_masks(masks: dict[str, Path], image: Pixels, said: Kept, classes: ClassSpace) -> None:
-    """Write each kind of mask, whole or not at all.
+def write_masks(
+    masks: dict[str, Path], image: Pixels, prediction: Kept, classes: ClassSpace
+) -> None:
+    """Write each kind of mask; each file is written atomically.
 
     Args:
         masks: File of each kind: `ids` (train ids, 255 where the network abstains), `label-ids`
-            (those of Cityscapes, 0 where it does), `color` (train ids with the class colours as
+            (those of Cityscapes, 0 where it abstains), `color` (train ids with the class colours as
             palette), `overlay` (colours over the image), `confidence` (0..255), `logits` (K, h, w)
             float32.
         image: (H, W, 3) RGB as stored.
-        said: Labels, and grey and logits where their kinds are wanted; all as stored.
-        classes: Whose colours.
+        prediction: The prediction, with grey values and logits if their kinds are requested; in the
+            stored orientation.
+        classes: Classes with their colours.
     """
-    labels = said.labels
+    labels = prediction.labels
     for kind, path in masks.items():
         match kind:
             case "ids":
@@ -131,19 +134,19 @@ def write_masks(masks: dict[str, Path], image: Pixels, said: Kept, classes: Clas
                 cv2.cvtColor(blend, cv2.COLOR_RGB2BGR, dst=blend)
                 write_png(path, blend, bgr=True)
             case "confidence":
-                assert said.grey is not None
-                write_png(path, said.grey)
+                assert prediction.grey is not None
+                write_png(path, prediction.grey)
             case "logits":
-                assert said.logits is not None
+                assert prediction.logits is not None
                 buffer = io.BytesIO()
-                np.save(buffer, said.logits, allow_pickle=False)
+                np.save(buffer, prediction.logits, allow_pickle=False)
                 write_atomic(path, buffer.getvalue())
             case _:
-                raise ValueError(f"'{kind}' is no kind of mask")
+                raise ValueError(f"'{kind}' is not a kind of mask")
 
 
 def all_whole(masks: dict[str, Path], size: tuple[int, int]) -> bool:
-    """Return whether every mask is there, undamaged (checksums too), and of (height, width)."""
+    """Return whether all masks exist, are undamaged (checksums included), and have this size."""
     try:
         return all(
             _is_map(path)
@@ -156,13 +159,13 @@ def all_whole(masks: dict[str, Path], size: tuple[int, int]) -> bool:
 
 
 def _bands(height: int) -> Iterator[slice]:
-    """Yield rows, few at a time: beside a large picture there is no room for another."""
+    """Yield slices of a few rows: a copy of a large picture would not fit in memory."""
     for start in range(0, height, _BAND_PX):
         yield slice(start, start + _BAND_PX)
 
 
 def _is_map(path: Path) -> bool:
-    """Return whether a file holds logits, as many as its header says."""
+    """Return whether a file contains logits and is complete."""
     try:
         return bool(np.load(path, allow_pickle=False).ndim == 3)
     except (OSError, ValueError, EOFError):
@@ -170,7 +173,7 @@ def _is_map(path: Path) -> bool:
 
 
 def _palette(labels: Pixels, classes: ClassSpace) -> tuple[tuple[int, int, int], ...]:
-    """Return the class colours; with black up to 255 where that occurs, as a PNG needs it."""
+    """Return the class colours; padded with black to 255 if `IGNORE` occurs, as PNG requires."""
     if not bool((labels == IGNORE).any()):
         return classes.colors
     return (*classes.colors, *[(0, 0, 0)] * (IGNORE + 1 - len(classes)))
