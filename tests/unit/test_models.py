@@ -117,7 +117,7 @@ def test_saved_state_dicts_load_too(tmp_path, wrap):
 def test_weights_of_another_network_are_refused():
     with pytest.raises(CheckpointError, match=r"matched 0.*model\.weights=random"):
         load_into(nn.Linear(3, 4), {"conv.weight": torch.zeros(1)}, origin="other")
-    with pytest.raises(CheckpointError, match="of another shape"):
+    with pytest.raises(CheckpointError, match="of different shape"):
         load_into(nn.Linear(3, 4), {"weight": torch.zeros(9, 9)}, origin="other")
 
 

@@ -1,4 +1,4 @@
-"""The engine: the loop with its guards and alarms, optimisers, signals, and checkpoints."""
+"""The training engine: loop, guards, alarms, optimisers, signals, and checkpoints."""
 
 from udaseg.engine.alarms import LOOK_EVERY, Alarm, CollapseWatch
 from udaseg.engine.checkpoint import Checkpoint, load, manifests, newest, restore, save, sha256_of

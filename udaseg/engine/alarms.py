@@ -1,8 +1,8 @@
-"""Alarms: the signs of a self-training that collapses, noticed early and told in plain words.
+"""Alarms: early warnings of a collapsing self-training.
 
-Losses do not show a collapse: a teacher that calls everything road and a student that agrees with
-it have a low one. What the teacher says of the target shows it. The statistics are summed up on the
-device and read once in `LOOK_EVERY` steps.
+The loss does not show a collapse: a teacher that predicts road everywhere and a student that agrees
+have a low loss. The teacher's predictions on the target do show it. Their statistics are summed on
+the device and read once every `LOOK_EVERY` steps.
 """
 
 from collections.abc import Sequence
@@ -22,23 +22,23 @@ ONE_CLASS = 0.99
 ALWAYS_SURE = 0.9999
 NOTHING_ACCEPTED = 0.01
 PATIENCE: dict[Kind, int] = {"one_class": 100, "always_sure": 100, "nothing_accepted": 150}
-"""Steps for which a sign must hold in every look; with a look in between, never above 200."""
+"""Steps for which a condition must hold at every check; with the check interval, at most 200."""
 UNSURE_START = 1000
-"""A teacher may be unsure of everything for so long before it was ever sure of anything."""
+"""Steps that a new teacher may be unsure of everything before `nothing_accepted` applies."""
 ABSENCE = 1000
-"""Steps without a single pixel after which a class counts as never predicted."""
+"""Steps without a single pixel until a class counts as never predicted."""
 AGAIN = 1000
-"""Steps after which an alarm that still holds is told again."""
+"""Steps after which an alarm is repeated while its condition holds."""
 
 
 @dataclass(frozen=True)
 class Alarm:
-    """Something to look at.
+    """A warning about the pseudo-labels.
 
     Attributes:
-        kind: What it is.
-        text: The same in words, with figures and what to do.
-        collapse: The pseudo-labels teach nothing any more, so going on is of no use.
+        kind: Which condition holds.
+        text: Description with figures and advice.
+        collapse: Whether the pseudo-labels are useless, so that more training is of no use.
     """
 
     kind: Kind
@@ -47,21 +47,22 @@ class Alarm:
 
 
 class CollapseWatch:
-    """Watches what a teacher says of the target.
+    """Monitors a teacher's predictions on the target for signs of a collapse.
 
     Args:
-        names: Of the classes.
-        begin: Steps of the run before the first that is watched.
+        names: Class names.
+        begin: Steps of the run before the first monitored step.
 
     Attributes:
-        shares: Of each class in the pseudo-labels that the last look saw, by name; empty without.
+        shares: Share of each class in the pseudo-labels at the last check, by name; empty if that
+            check had no pseudo-labels.
     """
 
     def __init__(self, names: Sequence[str], begin: int = 0) -> None:
         self.names = tuple(names)
         self._begin = self._looked = begin
         self._sums: Tensor | None = None
-        # since when a sign holds without a break, and when it was told last
+        # the step since which a condition has held, and the step of its last alarm
         self._since: dict[Kind, int] = {}
         self._told: dict[Kind, int] = {}
         self._seen = [begin] * len(self.names)
@@ -70,7 +71,7 @@ class CollapseWatch:
         self.shares: dict[str, float] = {}
 
     def see(self, report: LossReport) -> None:
-        """Take in a step that was not dropped; waits for nothing."""
+        """Add the report of a step that was not dropped, without waiting for the device."""
         if report.predicted is None:
             return
         figures = report.figures
@@ -79,14 +80,14 @@ class CollapseWatch:
         self._sums = row if self._sums is None else self._sums + row
 
     def look(self, done: int) -> list[Alarm]:
-        """Return the alarms after `done` steps, by what was seen since the last look (waits)."""
+        """Return the alarms after `done` steps, from the reports since the last check (waits)."""
         sums, self._sums = self._sums, None
         first, self._looked = self._looked, done
         self.shares = {}
         if sums is None:
             return []
         confident, confidence, steps, *counts = sum_over_ranks(sums).tolist()
-        accepted, sure = confident / steps, confidence / steps
+        accepted, mean_confidence = confident / steps, confidence / steps
         top = max(range(len(counts)), key=counts.__getitem__)
         total = max(1.0, sum(counts))
         share = counts[top] / total
@@ -94,7 +95,7 @@ class CollapseWatch:
         self._was_sure = self._was_sure or accepted >= NOTHING_ACCEPTED
         armed = self._was_sure or done - self._begin > UNSURE_START
         span = f"in the last {round(steps / world_size())} steps"
-        signs: list[tuple[Kind, bool, str]] = [
+        conditions: list[tuple[Kind, bool, str]] = [
             (
                 "one_class",
                 share > ONE_CLASS,
@@ -103,26 +104,26 @@ class CollapseWatch:
             ),
             (
                 "always_sure",
-                sure > ALWAYS_SURE,
-                f"the teacher's mean confidence {span} is {sure:.6f}: it is sure of everything, "
-                "right or wrong, so its labels can no longer be told apart",
+                mean_confidence > ALWAYS_SURE,
+                f"the teacher's mean confidence {span} is {mean_confidence:.6f}: it is sure of all "
+                "labels, right or wrong, so confidence no longer separates right from wrong ones",
             ),
             (
                 "nothing_accepted",
                 armed and accepted < NOTHING_ACCEPTED,
                 f"only {100 * accepted:.2f} % of the target's pixels {span} reach the confidence "
-                f"that counts (mean {sure:.3f}): nothing is learnt from the target",
+                f"threshold (mean {mean_confidence:.3f}): nothing is learnt from the target",
             ),
         ]
         alarms = [
             Alarm(kind, f"{text}. {_ADVICE}", collapse=True)
-            for kind, holds, text in signs
+            for kind, holds, text in conditions
             if self._lasts(kind, holds, first, done)
         ]
         return alarms + self._absent(counts, done)
 
     def _lasts(self, kind: Kind, holds: bool, first: int, done: int) -> bool:
-        """Return whether a sign has held for long enough and is to be told now."""
+        """Return whether a condition has held long enough and its alarm is due now."""
         if not holds:
             self._since.pop(kind, None)
             self._told.pop(kind, None)
@@ -134,7 +135,7 @@ class CollapseWatch:
         return True
 
     def _absent(self, counts: Sequence[float], done: int) -> list[Alarm]:
-        """Return one alarm for all classes that have just become long absent."""
+        """Return one alarm for all classes that have just reached the limit of absence."""
         for number, count in enumerate(counts):
             if count:
                 self._seen[number] = done
@@ -144,13 +145,13 @@ class CollapseWatch:
             return []
         named = ", ".join(self.names[number] for number in new)
         text = (
-            f"not one of the target's pseudo-labels in the last {ABSENCE} steps is {named}: "
+            f"none of the target's pseudo-labels in the last {ABSENCE} steps is {named}: "
             f"{len(absent)} of {len(self.names)} classes are not learnt on the target"
         )
         return [Alarm("never_predicted", text, collapse=False)]
 
 
 _ADVICE = (
-    "Look at the predictions of an earlier checkpoint; a lower optimizer.lr, a teacher momentum "
-    "nearer to 1 or a start from better weights may help"
+    "Check the predictions of an earlier checkpoint; a lower optimizer.lr, a teacher momentum "
+    "closer to 1 or better initial weights may help"
 )

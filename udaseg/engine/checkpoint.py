@@ -1,8 +1,9 @@
-"""Checkpoints: written so that a kill at any moment leaves the last one readable.
+"""Checkpoints, written so that the last one stays readable if the process is killed.
 
 A checkpoint is `step-000600.pt` (tensors and plain values only) and its manifest
-`step-000600.json` (size and SHA-256), which is written last: a run never goes on from a checkpoint
-without one. Order: temporary file, fsync, rename, fsync of the folder, manifest likewise, prune.
+`step-000600.json` (size and SHA-256). The manifest is written last: a run never resumes from a
+checkpoint without one. Order: temporary file, fsync, rename, fsync of the folder, the same for the
+manifest, prune.
 """
 
 import hashlib
@@ -34,15 +35,15 @@ class Checkpoint:
     """A checkpoint that was read and verified.
 
     Attributes:
-        path: Its file.
+        path: The checkpoint file.
         step: Steps done.
         recipe: The recipe as plain values.
         classes: `{"names": [...], "colors": [...]}` of the network's outputs.
-        files: A digest of each domain's file names.
+        files: Digest of the file names of each domain.
         objective: State of student, teacher and regularizers.
         optimizer: State of the optimiser, with parameter names.
-        processes: How many trained; the recipe's batch is that of each.
-        sha256: Of the file.
+        processes: Number of training processes; each uses the batch size of the recipe.
+        sha256: SHA-256 of the file.
     """
 
     path: Path
@@ -67,13 +68,14 @@ def save(
     files: Mapping[str, str],
     keep: int,
 ) -> Path:
-    """Write the checkpoint of `step` into `folder`, then drop all but the newest `keep` up to it.
+    """Write the checkpoint of `step`, then delete all but the newest `keep` up to that step.
 
-    Those of later steps stay. A run that makes its steps again found them damaged, and if they
-    counted, they would push out the only ones that can be read.
+    Checkpoints of later steps are not deleted. A run that repeats its steps found the later
+    checkpoints damaged; if they counted, they would displace the only readable ones.
 
     Raises:
-        EnvironmentFault: The folder is not writable or the disk is full; older ones are intact.
+        EnvironmentFault: The folder is not writable or the disk is full; older checkpoints are
+            intact.
     """
     payload = {
         "format": FORMAT,
@@ -111,28 +113,28 @@ def save(
         for leftover in folder.glob("*.tmp"):
             leftover.unlink(missing_ok=True)
         raise EnvironmentFault(
-            f"{path}: could not be written ({_reason(error)}); free some space, then go on with "
-            "--resume"
+            f"{path}: could not be written ({_reason(error)}); free some space, then continue "
+            "with --resume"
         ) from error
-    for manifest_path in [each for each in manifests(folder) if _step(each) <= step][keep:]:
+    for manifest_path in [item for item in manifests(folder) if _step(item) <= step][keep:]:
         manifest_path.unlink()
         manifest_path.with_suffix(".pt").unlink(missing_ok=True)
     return path
 
 
 def _reason(error: OSError | RuntimeError) -> str:
-    """Return what the disk said; torch.save hides it behind an error of its zip writer."""
-    first: BaseException = error
-    while not isinstance(first, OSError) and first.__context__ is not None:
-        first = first.__context__
-    return (isinstance(first, OSError) and first.strerror) or str(error).partition("\n")[0]
+    """Return the message of the OSError that torch.save hides behind its zip writer's error."""
+    cause: BaseException = error
+    while not isinstance(cause, OSError) and cause.__context__ is not None:
+        cause = cause.__context__
+    return (isinstance(cause, OSError) and cause.strerror) or str(error).partition("\n")[0]
 
 
 def load(path: Path) -> Checkpoint:
     """Return the checkpoint at `path`, verified against its manifest.
 
     Raises:
-        CheckpointError: Missing, damaged, unsafe, or of another format.
+        CheckpointError: The file is missing, damaged, unsafe, or of another format.
     """
     manifest = _read_manifest(path.with_suffix(".json"))
     try:
@@ -146,8 +148,15 @@ def load(path: Path) -> Checkpoint:
     try:
         payload = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251 (the reader)
     except (
-        *(OSError, RuntimeError, ValueError, LookupError, EOFError),
-        *(UnpicklingError, AttributeError, TypeError, AssertionError),
+        OSError,
+        RuntimeError,
+        ValueError,
+        LookupError,
+        EOFError,
+        UnpicklingError,
+        AttributeError,
+        TypeError,
+        AssertionError,
     ) as error:
         raise CheckpointError(f"{path}: not a readable checkpoint: {error}") from error
     if not isinstance(payload, dict) or any(key not in payload for key in _REQUIRED):
@@ -158,7 +167,7 @@ def load(path: Path) -> Checkpoint:
         )
     return Checkpoint(
         path=path,
-        # checkpoints of one process once did not say so
+        # early checkpoints of single-process runs lack this key
         processes=int(payload.get("processes", 1)),
         sha256=sha256_of(path) if manifest is None else str(manifest["sha256"]),
         **{key: payload[key] for key in _REQUIRED if key != "format"},
@@ -166,48 +175,48 @@ def load(path: Path) -> Checkpoint:
 
 
 def newest(folder: Path) -> Checkpoint | None:
-    """Return the newest checkpoint that is whole, or None; damaged ones are named in a warning."""
+    """Return the newest intact checkpoint, or None; log a warning for each damaged one."""
     for manifest_path in manifests(folder):
         try:
             return load(manifest_path.with_suffix(".pt"))
         except CheckpointError as error:
-            log.warning("%s; trying the one before", error)
+            log.warning("%s; trying the previous checkpoint", error)
     return None
 
 
 def restore(checkpoint: Checkpoint, objective: nn.Module, optimizer: Trainer) -> int:
-    """Put `checkpoint` into an objective and its optimiser, strictly; return the next step.
+    """Load `checkpoint` into an objective and its optimiser, strictly; return the next step.
 
     Raises:
-        CheckpointError: Names or shapes differ; all differences are listed, ten at most.
+        CheckpointError: Names or shapes differ; the message lists up to ten differences.
     """
-    own = objective.state_dict()
-    differences = [f"missing {name}" for name in own if name not in checkpoint.objective]
+    state = objective.state_dict()
+    differences = [f"missing {name}" for name in state if name not in checkpoint.objective]
     for name, value in checkpoint.objective.items():
-        if name not in own:
+        if name not in state:
             differences.append(f"unexpected {name}")
-        elif own[name].shape != value.shape:
-            differences.append(f"{name}: {tuple(value.shape)}, here {tuple(own[name].shape)}")
-    theirs = [group.get("param_names") for group in checkpoint.optimizer["param_groups"]]
-    ours = [group.get("param_names") for group in optimizer.state_dict()["param_groups"]]
-    if theirs != ours:
-        differences.append("the optimiser's parameters are others or in another order")
+        elif state[name].shape != value.shape:
+            differences.append(f"{name}: {tuple(value.shape)}, here {tuple(state[name].shape)}")
+    saved_names = [group.get("param_names") for group in checkpoint.optimizer["param_groups"]]
+    names = [group.get("param_names") for group in optimizer.state_dict()["param_groups"]]
+    if saved_names != names:
+        differences.append("the optimiser's parameters differ or are in another order")
     if differences:
         shown = "; ".join(differences[:10]) + ("; …" if len(differences) > 10 else "")
-        raise CheckpointError(f"{checkpoint.path}: of another network or recipe: {shown}")
+        raise CheckpointError(f"{checkpoint.path}: belongs to another network or recipe: {shown}")
     objective.load_state_dict(checkpoint.objective, strict=True)
     optimizer.load_state_dict(checkpoint.optimizer)
     return checkpoint.step
 
 
 def manifests(folder: Path) -> list[Path]:
-    """Return the manifests of the checkpoints in `folder`, newest step first, damaged or not."""
-    found = [path for path in folder.glob("step-*.json") if path.stem[5:].isdigit()]
-    return sorted(found, key=_step, reverse=True)
+    """Return the checkpoint manifests in `folder`, newest step first, including damaged ones."""
+    paths = [path for path in folder.glob("step-*.json") if path.stem[5:].isdigit()]
+    return sorted(paths, key=_step, reverse=True)
 
 
 def _step(path: Path) -> int:
-    """Return the step that the name of a checkpoint or its manifest tells."""
+    """Return the step in the file name of a checkpoint or its manifest."""
     return int(path.stem[5:])
 
 
@@ -241,13 +250,13 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _not_plain(value: object, where: str) -> Iterator[str]:
-    """Yield the places in `value` that `weights_only=True` could not read back."""
+def _not_plain(value: object, path: str) -> Iterator[str]:
+    """Yield the paths inside `value` that `weights_only=True` cannot load."""
     if isinstance(value, Mapping):
         for key, item in value.items():
-            yield from _not_plain(item, f"{where}.{key}")
+            yield from _not_plain(item, f"{path}.{key}")
     elif type(value) in (list, tuple):
         for index, item in enumerate(value):  # type: ignore[arg-type]  # a list or a tuple
-            yield from _not_plain(item, f"{where}[{index}]")
+            yield from _not_plain(item, f"{path}[{index}]")
     elif type(value) not in _PLAIN and not isinstance(value, torch.Tensor):
-        yield f"{where} ({type(value).__name__})"
+        yield f"{path} ({type(value).__name__})"

@@ -1,4 +1,4 @@
-"""Kernels that give the same bits each time, while a context lasts."""
+"""A context manager that enables deterministic kernels."""
 
 import contextlib
 import os
@@ -8,27 +8,27 @@ import torch
 
 
 @contextlib.contextmanager
-def deterministic(wanted: bool) -> Iterator[None]:
-    """Let torch choose deterministic kernels only; where it has none, it warns and names them.
+def deterministic(enabled: bool) -> Iterator[None]:
+    """Use deterministic kernels; torch warns about operations that have none.
 
     Args:
-        wanted: Otherwise nothing is changed.
+        enabled: If false, change nothing.
     """
-    if not wanted:
+    if not enabled:
         yield
         return
-    before = (
+    previous = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
     )
     cudnn = torch.backends.cudnn
     kernels = (cudnn.deterministic, cudnn.benchmark)
-    # cuBLAS reads it when it is first used
+    # cuBLAS reads this variable at its first use
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
     cudnn.deterministic, cudnn.benchmark = True, False
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.use_deterministic_algorithms(previous[0], warn_only=previous[1])
         cudnn.deterministic, cudnn.benchmark = kernels

@@ -1,8 +1,8 @@
-"""What a step needs of memory, found by a whole step on tensors that have a size but no storage.
+"""Estimate the memory of a training step, from a step on tensors without storage.
 
-Forward and backward pass go through every operation of the real step, in its order, and the sizes
-of what is alive are added up; no kernel runs. What a library takes for itself (workspaces of
-convolutions, a device's context, gaps between blocks) is not in it.
+Forward and backward pass run every operation of the real step in the same order, and the sizes of
+live tensors are added up; no kernel runs. The estimate excludes memory of libraries: workspaces of
+convolutions, the device context, and fragmentation.
 """
 
 import weakref
@@ -28,16 +28,16 @@ _CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes that training holds.
+    """Memory that training needs, in bytes.
 
     Attributes:
-        student: Weights and buffers of the student, and of a discriminator.
-        teacher: The same of the teacher; 0 without one.
+        student: Weights and buffers of the student and of the discriminator, if any.
+        teacher: Weights and buffers of the teacher; 0 without one.
         memories: Banks, prototypes and statistics of the regularizers.
-        moments: What the optimiser remembers of each weight.
-        gradients: One for each trained weight.
-        activations: The most that a step holds at once besides, for the backward pass and in it.
-        guard: Copies of all buffers that a step which is not finite is undone with.
+        moments: Optimiser state of the trained weights.
+        gradients: Gradients of the trained weights.
+        activations: Peak of everything else that a step holds until the end of the backward pass.
+        guard: Copies of all buffers, for undoing a step that is not finite.
     """
 
     student: int
@@ -49,18 +49,18 @@ class Footprint:
     guard: int
 
     def total(self) -> int:
-        """Return the most bytes at once, on the device."""
+        """Return the peak memory on the device in bytes."""
         return sum(vars(self).values())
 
     def checkpoint(self) -> int:
-        """Return the bytes of a checkpoint, and of the copy that a run can go back to."""
+        """Return the bytes of a checkpoint, which is also the size of the rollback copy."""
         return self.student + self.teacher + self.memories + self.moments
 
 
 def footprint(run: Fit) -> Footprint:
-    """Return what `run` needs of memory; nothing of it is changed, and no step is made.
+    """Estimate the memory that `run` needs; change nothing and train no step.
 
-    The step is one of the last, when every term counts.
+    The estimated step is the last of the run, when every loss term is active.
     """
     objective = run.objective
     parts = {"teacher": 0, "memories": 0, "student": 0}
@@ -79,13 +79,13 @@ def footprint(run: Fit) -> Footprint:
 
 
 def peak_of_step(run: Fit) -> int:
-    """Return the most bytes that forward and backward pass hold, gradients with them."""
+    """Return the peak bytes of forward and backward pass, including gradients."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     whole = _WholeStep(run)
     with mode:
         state = {name: _hollow(value) for name, value in _state(whole).items()}
         batch = _batch(run)
-    # compiled code would be made for sizes that are never run
+    # otherwise torch.compile would compile code that never runs
     with torch.compiler.set_stance("force_eager"), Ledger() as ledger:
         report = functional_call(whole, state, (batch,))
     del report
@@ -94,11 +94,11 @@ def peak_of_step(run: Fit) -> int:
 
 
 class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
-    """Context that adds up the storages which operations make, for as long as they live.
+    """Context manager that tracks the live storages that operations allocate.
 
     Attributes:
-        alive: Bytes now.
-        peak: Most bytes at once.
+        alive: Bytes allocated now.
+        peak: Maximum of `alive`.
     """
 
     def __init__(self) -> None:
@@ -106,7 +106,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
         self.alive = self.peak = 0
         self._seen: dict[int, weakref.ref[Any]] = {}
 
-    def __torch_dispatch__(  # torch's contract
+    def __torch_dispatch__(  # signature of torch
         self,
         func: Any,
         types: Sequence[type],
@@ -114,16 +114,16 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         if func is torch.ops.aten.nonzero.default:
-            # how many there are is unknown without values: all, at most
+            # the count is unknown without values, so assume the maximum: all elements
             shape = (args[0].numel(), args[0].dim())
-            made = torch.zeros(shape, dtype=torch.int64)
+            result = torch.zeros(shape, dtype=torch.int64)
         else:
-            made = func(*args, **(kwargs or {}))
-        before = {_key(value) for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)}
-        for value in tree_leaves(made):
-            if isinstance(value, Tensor) and _key(value) not in before:
+            result = func(*args, **(kwargs or {}))
+        inputs = {_key(value) for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)}
+        for value in tree_leaves(result):
+            if isinstance(value, Tensor) and _key(value) not in inputs:
                 self._enter(value)
-        return made
+        return result
 
     def _enter(self, value: Tensor) -> None:
         storage = value.untyped_storage()
@@ -144,7 +144,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
 
 
 class _WholeStep(nn.Module):
-    """Forward and backward pass as one call, so that both see the same parameters."""
+    """Forward and backward pass as one module, so that both use the same parameters."""
 
     def __init__(self, run: Fit) -> None:
         super().__init__()
@@ -160,13 +160,13 @@ def _state(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _hollow(value: Tensor) -> Tensor:
-    """Return a tensor of the same size and layout without storage; call it in a fake mode."""
-    made = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="cpu")
-    return made.requires_grad_(value.requires_grad)
+    """Return a tensor of the same size and layout without storage; call in a fake mode."""
+    hollow = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="cpu")
+    return hollow.requires_grad_(value.requires_grad)
 
 
 def _batch(run: Fit) -> Batch:
-    """Return a batch of the last step, of the sizes that a run has; call it in a fake mode."""
+    """Return a batch of the last step, with the sizes of the run; call in a fake mode."""
     sizes = run.batches.shapes()
     parts = {name: torch.zeros(size, dtype=torch.uint8) for name, size in sizes.items()}
     return Batch(
@@ -181,7 +181,7 @@ def _batch(run: Fit) -> Batch:
 
 
 def _moments(trainer: Trainer) -> int:
-    """Return the bytes that an optimiser will hold once it has stepped."""
+    """Return the bytes of the optimiser state after the first step."""
     total = 0
     for group in trainer.param_groups:
         copies = 2 if "betas" in group else int(group.get("momentum", 0) > 0)

@@ -1,14 +1,14 @@
-"""Guards of the loop: a step that is not finite is dropped, a state that is not is put back.
+"""Guards of the loop: drop steps that are not finite, and roll back a state that is not finite.
 
-A dropped step leaves everything as it was before its forward pass. Whether to drop it is asked once
-a step, when all that the answer hangs on has been queued: one read of two numbers, on a GPU too.
-Deciding on the device instead would have to mask every write of a step (statistics of batch norms,
-moments, teacher, memories), and would tell of k bad steps only after more of them.
+A dropped step leaves the state as it was before its forward pass. The decision is made once per
+step, after everything that it depends on has been queued, by reading two numbers from the device.
+A decision on the device would have to mask every write of a step (statistics of batch norms,
+moments, teacher, memories), and would report k bad steps in a row only after further steps.
 
-A state that is damaged between two steps (a bit flip, a fault of a kernel) spoils all steps that
-follow, so dropping them would not help: the last good copy of everything is put back, and the steps
-since are done again. As a run is a function of (recipe, step), it then ends where an undisturbed
-one ends.
+A state that is damaged between two steps (by a bit flip or a faulty kernel) makes all later steps
+bad, so dropping them would not help. Instead the last good copy of the state is restored, and the
+steps since then are repeated. As a run is a function of (recipe, step), the result is identical to
+an uninterrupted run.
 """
 
 import logging
@@ -33,11 +33,11 @@ log = logging.getLogger(__name__)
 DROPPED, RETURNED = "dropped_steps", "returns_to_a_good_state"
 CLIPPED, SPIKES = "clipped_steps", "gradient_spikes"
 CHECK_EVERY = 100
-"""Steps between two looks at the whole state on a CPU, each with a copy to go back to."""
+"""Steps between two checks of the whole state on a CPU; each check stores a rollback copy."""
 CHECK_EVERY_CUDA = 500
-"""The same on a GPU, where steps are short and the copy travels to the host."""
+"""The same on a GPU, where steps are short and the copy is transferred to the host."""
 SPIKE = 100.0
-"""A gradient so many times as long as the median of the last ones is a spike."""
+"""A gradient norm above this multiple of the median of recent norms is a spike."""
 _USUAL, _LEAST = 50, 10
 
 
@@ -46,11 +46,11 @@ class Dropped:
     """A step that was dropped.
 
     Attributes:
-        step: Steps of the run with it.
-        files: The batch's images, of all ranks.
-        values: What was reported, by name, as the mean over ranks; some are not finite.
-        gradient_norm: Before clipping.
-        in_a_row: How many steps running were dropped, with this one.
+        step: Steps of the run, including this one.
+        files: Images of the batch on all ranks.
+        values: Reported values by name, as the mean over ranks; some are not finite.
+        gradient_norm: Gradient norm before clipping.
+        in_a_row: Number of consecutive dropped steps, including this one.
     """
 
     step: int
@@ -61,7 +61,7 @@ class Dropped:
 
 
 class StateNotFinite(Exception):
-    """The state after `step` steps holds NaN or infinity; never leaves the engine."""
+    """The state after `step` steps contains NaN or infinity; always caught in the engine."""
 
     def __init__(self, step: int) -> None:
         super().__init__(f"the state after step {step} is not finite")
@@ -69,16 +69,17 @@ class StateNotFinite(Exception):
 
 
 class Guard:
-    """Watches over the steps of a run; the loop calls it in the order of the methods below.
+    """Checks the steps and the state of a run; the loop calls its methods in the order below.
 
     Args:
-        run: What trains.
-        counts: Where steps that were dropped, clipped and so on are counted, by the names above.
-        on_drop: Called for each step that is dropped.
-        on_return: Called with the number of steps done when the run goes back to there.
+        run: The training setup.
+        counts: Counters of dropped and clipped steps, gradient spikes and rollbacks, by the names
+            above.
+        on_drop: Called for each dropped step.
+        on_return: Called after a rollback with the number of steps done.
 
     Attributes:
-        gradient_norm: Of the last step, before clipping.
+        gradient_norm: Gradient norm of the last step, before clipping.
     """
 
     def __init__(
@@ -102,24 +103,24 @@ class Guard:
         self._norms: deque[float] = deque(maxlen=_USUAL)
 
     def begin_from(self, done: int) -> None:
-        """Keep the state that the run begins with; after going back it is kept already."""
+        """Store the initial state of the run; after a rollback it is stored already."""
         if self._kept is None or self._kept.step != done:
             self.keep(done)
 
     def begin(self, step: int) -> None:
-        """Remember what the forward pass of `step` may change."""
+        """Save what the forward pass of `step` may change."""
         self._done, self._undoes = step, "buffers"
         self._buffers.take()
 
     def end(self, done: int) -> None:
-        """Take the step as done, kept or dropped; there is nothing to undo until the next."""
+        """Mark the step as done, accepted or dropped; `undo` does nothing until the next step."""
         self._done, self._undoes = done, "nothing"
 
     def accepts(self, report: LossReport, gradient_norm: Tensor) -> bool:
-        """Return whether the step is finite on every rank, loss, gradient and views (waits).
+        """Return whether loss, gradient and views are finite on every rank (waits).
 
         Args:
-            report: Of the step.
+            report: Report of the step.
             gradient_norm: Scalar, before clipping.
         """
         norm = gradient_norm.detach().float()
@@ -133,11 +134,11 @@ class Guard:
         return True
 
     def drop(self, step: int, report: LossReport) -> None:
-        """Undo the step whose number is `step` (from 0): nothing of it stays.
+        """Undo step number `step` (from 0) completely.
 
         Raises:
-            StateNotFinite: It was no fault of the step.
-            DivergedError: Too many in a row; names the files of the batch.
+            StateNotFinite: The state before the step was already not finite.
+            DivergedError: Too many consecutive steps were dropped; names the files of the batch.
         """
         self.undo()
         if not state_is_finite(self.run.objective, self.run.optimizer):
@@ -148,23 +149,23 @@ class Guard:
         dropped = Dropped(step + 1, files, _values(report), self.gradient_norm, self._in_a_row)
         if self._on_drop is not None:
             self._on_drop(dropped)
-        said = f"loss {_shown(dropped.values)}, gradient norm {self.gradient_norm:.4g}"
-        log.warning("step %d: not finite (%s); dropped as if it had not happened", step + 1, said)
+        values = f"loss {_shown(dropped.values)}, gradient norm {self.gradient_norm:.4g}"
+        log.warning("step %d: not finite (%s); step dropped, its changes undone", step + 1, values)
         if self._in_a_row >= self.run.max_bad_steps:
             named = "\n  ".join(files)
-            row = f", in {self._in_a_row} steps running" if self._in_a_row > 1 else ""
+            row = f", {self._in_a_row} steps in a row" if self._in_a_row > 1 else ""
             raise DivergedError(
-                f"step {step + 1}: the loss or its gradient is not finite ({said}){row}. Lower "
-                f"optimizer.lr, set optimizer.clip_norm, or look at the batch:\n  {named}"
+                f"step {step + 1}: the loss or its gradient is not finite ({values}){row}. Lower "
+                f"optimizer.lr, set optimizer.clip_norm, or check the batch:\n  {named}"
             )
 
     def undo(self) -> int:
-        """Undo what a step began, and return how many steps the state now has behind it."""
+        """Undo an unfinished step and return the number of steps in the restored state."""
         self.run.optimizer.zero_grad(set_to_none=True)
         if self._undoes == "buffers":
             self._buffers.put_back()
         elif self._undoes == "all":
-            # weights, moments and memories may have moved in part
+            # weights, moments and memories may be partly updated
             assert self._kept is not None
             self._put_back(self._kept)
             self._done = self._kept.step
@@ -172,7 +173,7 @@ class Guard:
         return self._done
 
     def due(self, done: int) -> bool:
-        """Return whether the state after `done` steps is to be looked at and copied."""
+        """Return whether the state after `done` steps must be checked and copied."""
         checkpoint = self.run.checkpoint_every
         if checkpoint and done % checkpoint == 0:
             return True
@@ -185,22 +186,22 @@ class Guard:
             raise StateNotFinite(done)
 
     def keep(self, done: int) -> None:
-        """Copy the state after `done` steps, to go back to; raise StateNotFinite if it is bad."""
+        """Store a rollback copy after `done` steps; raise StateNotFinite if the state is bad."""
         self.look(done)
-        self._kept = None  # its memory is needed for the new one
+        self._kept = None  # free its memory for the new copy
         self._kept = Snapshot(done, self.run.objective, self.run.optimizer)
         self._returns = 0
 
     def go_back(self, failed_at: int) -> int:
-        """Put the last good state back and return the steps that it has behind it.
+        """Restore the last good state and return its number of steps.
 
         Args:
-            failed_at: Where a state was found not to be finite.
+            failed_at: Number of steps after which the state was not finite.
 
         Raises:
-            DivergedError: There is no good state, or the same steps spoilt it before.
+            DivergedError: There is no good state, or the same steps have failed before.
         """
-        # done again, the same step does the same: what comes back at once was no accident
+        # steps are deterministic, so a failure that repeats is not a random fault
         repeated = failed_at == self._failed_at or self._returns >= self.run.max_bad_steps
         if self._kept is None or repeated:
             since = "" if self._kept is None else f", again since step {self._kept.step}"
@@ -213,9 +214,10 @@ class Guard:
         self._in_a_row = 0
         self.counts[RETURNED] += 1
         log.warning(
-            "step %d: weights, statistics or the optimiser's moments are not finite; going back to "
-            "the state after step %d and on from there",
-            *(failed_at, self._kept.step),
+            "step %d: weights, statistics or the optimiser's moments are not finite; restoring the "
+            "state after step %d and continuing from there",
+            failed_at,
+            self._kept.step,
         )
         self._put_back(self._kept)
         return self._kept.step
@@ -230,25 +232,28 @@ class Guard:
         limit = self.run.clip_norm
         if limit is not None and norm > limit:
             self.counts[CLIPPED] += 1
-        usual = statistics.median(self._norms) if len(self._norms) >= _LEAST else 0.0
-        if usual > 0 and norm > SPIKE * usual:
+        median = statistics.median(self._norms) if len(self._norms) >= _LEAST else 0.0
+        if median > 0 and norm > SPIKE * median:
             self.counts[SPIKES] += 1
             if self.counts[SPIKES] == 1:
-                how = "optimizer.clip_norm would clip it" if limit is None else "it is clipped"
+                clipping = "optimizer.clip_norm would clip it" if limit is None else "it is clipped"
                 log.warning(
-                    "the gradient is %.3g long, %.0f times the usual; %s; further ones are counted",
-                    *(norm, norm / usual, how),
+                    "gradient norm %.3g is %.0f times the median of recent steps; %s; further "
+                    "spikes are only counted",
+                    norm,
+                    norm / median,
+                    clipping,
                 )
         self._norms.append(norm)
 
 
 def _finite(report: LossReport, gradient_norm: Tensor) -> Tensor:
-    """Return on the device whether loss, figures, gradient, and what was seen are finite."""
+    """Return on the device whether loss, figures, gradient and views are finite."""
     scalars = [report.total, *report.parts.values(), *report.figures.values(), gradient_norm]
-    # a memory would take in what a loss leaves out, so every view is looked at
-    seen = [value for value in _views(report.views) if value.is_floating_point()]
-    if seen:
-        scalars.append(get_total_norm(seen))
+    # a memory may store values that the loss ignores, so every view is checked
+    views = [value for value in _views(report.views) if value.is_floating_point()]
+    if views:
+        scalars.append(get_total_norm(views))
     return torch.stack([value.detach().float() for value in scalars]).isfinite().all()
 
 

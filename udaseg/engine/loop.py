@@ -1,4 +1,4 @@
-"""The training loop: one step after another, in the order of events."""
+"""The training loop."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -25,18 +25,18 @@ def fit(
     """Train from step `first` to the end or to a signal; return the number of steps done.
 
     Args:
-        run: What trains.
+        run: The training setup.
         first: Steps already done.
-        on_step: Called after each step with the number of steps done and the report. After the run
-            went back (`Guard`), steps are told again.
-        stop: Ends the loop after the current step once a signal came.
-        guard: Drops steps that are not finite and goes back to a good state; None makes one.
+        on_step: Called after each step with the number of steps done and the report. After a
+            rollback (`Guard`), it is called again for repeated steps.
+        stop: Ends the loop after the current step if a signal came.
+        guard: Drops steps that are not finite and rolls back a damaged state; None creates one.
 
     Raises:
         DivergedError: Too many steps in a row are not finite (names the files of the batch), or the
-            state is not, again and again.
-        DoesNotFit: The first step needs more memory than there is.
-        RanOut: A later one does.
+            state is repeatedly not finite.
+        DoesNotFit: The first step runs out of memory.
+        RanOut: A later step runs out of memory.
     """
     guard = guard or Guard(run)
     run.model.train()
@@ -45,8 +45,8 @@ def fit(
         try:
             guard.begin_from(done)
             return _steps(run, done, guard, on_step, stop, begun=first)
-        except StateNotFinite as found:
-            done = guard.go_back(found.step)
+        except StateNotFinite as error:
+            done = guard.go_back(error.step)
         if stop.asked():
             return done
 
@@ -54,23 +54,23 @@ def fit(
 def _steps(
     run: Fit, first: int, guard: Guard, on_step: OnStep, stop: StopSignal, *, begun: int
 ) -> int:
-    """Train from step `first`, of a run that began with step `begun` and may have gone back."""
+    """Train from step `first`; the run began at `begun` and may have been rolled back since."""
     steps = len(run.batches)
     trained = [part for group in run.optimizer.param_groups for part in group["params"]]
     loader = batches_from(run.batches, first, workers=run.workers, pin=run.device.type == "cuda")
     for batch in loader:
         step = batch.step
-        # what a layer draws by itself (dropout) is a function of the step and the rank too
+        # random numbers of layers (dropout) must be a function of the step and the rank too
         torch.manual_seed(batch.seed + rank())
-        own_step, own_steps = step - run.begin, (steps - run.begin) / run.schedule_stop
-        rate = rate_factor(own_step, own_steps, power=run.power, warmup=run.warmup)
+        stage_step, stage_steps = step - run.begin, (steps - run.begin) / run.schedule_stop
+        rate = rate_factor(stage_step, stage_steps, power=run.power, warmup=run.warmup)
         set_rate(run.optimizer, rate)
         with _enough_memory(run, guard, begun):
             guard.begin(step)
             report = gradients(run, batch)
             if guard.accepts(report, _clipped(trained, run.clip_norm)):
                 run.optimizer.step()
-                run.objective.after_step(own_step, report)
+                run.objective.after_step(stage_step, report)
             else:
                 guard.drop(step, report)
             guard.end(step + 1)
@@ -79,7 +79,7 @@ def _steps(
             elif step + 1 == steps:
                 guard.look(step + 1)
             on_step(step + 1, report)
-        del report  # or this step's features would live through the next forward pass
+        del report  # otherwise the features of this step live through the next forward pass
         if stop.asked():
             guard.look(step + 1)
             return step + 1
@@ -87,7 +87,7 @@ def _steps(
 
 
 def _clipped(trained: list[nn.Parameter], limit: float | None) -> Tensor:
-    """Clip the gradient to `limit`, where there is one, and return its norm before that."""
+    """Clip the gradient norm to `limit`, if any; return the norm before clipping."""
     if limit is not None:
         return nn.utils.clip_grad_norm_(trained, limit)
     return get_total_norm([part.grad for part in trained if part.grad is not None])
@@ -95,14 +95,14 @@ def _clipped(trained: list[nn.Parameter], limit: float | None) -> Tensor:
 
 @contextlib.contextmanager
 def _enough_memory(run: Fit, guard: Guard, begun: int) -> Iterator[None]:
-    """Turn running out of memory into an error that tells how the run stands, after undoing."""
+    """Undo a step that runs out of memory and raise an error with the state of the run."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
         done = guard.undo()
-        told = memory_told(run.device) or str(error).strip().partition("\n")[0]
+        message = memory_told(run.device) or str(error).strip().partition("\n")[0]
         if done == begun:
-            raise DoesNotFit(told) from error
-        raise RanOut(f"out of memory on {run.device} after step {done}: {told}", done) from error
+            raise DoesNotFit(message) from error
+        raise RanOut(f"out of memory on {run.device} after step {done}: {message}", done) from error

@@ -1,10 +1,10 @@
-"""Memory that is too small: the two errors it ends in, and a step in parts that needs less.
+"""Out-of-memory errors, and steps split into micro-batches, which need less memory.
 
-In parts, a step sees the same images and makes one update, with the mean of the parts' gradients.
-Teacher and memories still learn once a step, from all parts together. What differs: batch norms
-normalise each part by itself (and their running statistics move once a part), means over labelled
-pixels, confident shares and the choice of pasted classes are a part's own, and a part's contrast
-does not see the others' newest rows.
+A split step uses the same images and makes one update with the mean gradient of its parts. Teacher
+and memories are still updated once per step, from all parts together. These things differ: batch
+norms normalise each part separately (and their running statistics are updated once per part); means
+over labelled pixels, confident shares and the choice of pasted classes are computed per part; and
+the contrast of a part does not include the newest rows of the others.
 """
 
 import contextlib
@@ -24,23 +24,26 @@ from udaseg.data import Batch
 from udaseg.engine.parts import Fit
 from udaseg.errors import DivergedError, EnvironmentFault
 
-# the CPU's allocator and the libraries of CUDA have no error class of their own for it
+# the CPU allocator and CUDA libraries have no error class of their own for this
 _WORDS = (
-    *("can't allocate memory", "not enough memory"),
-    *("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED"),
+    "can't allocate memory",
+    "not enough memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
 )
 
 
 class DoesNotFit(EnvironmentFault):
-    """The first step needs more memory than there is; nothing was changed."""
+    """The first step ran out of memory; nothing was changed."""
 
 
 class RanOut(DivergedError):
-    """Memory ran out after steps that went well.
+    """Memory ran out after successful steps.
 
     Args:
         message: What happened.
-        done: Steps that the state has behind it; it is whole.
+        done: Number of steps in the state, which is intact.
     """
 
     def __init__(self, message: str, done: int) -> None:
@@ -49,32 +52,32 @@ class RanOut(DivergedError):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether `error` says that memory is used up, on a GPU or not."""
+    """Return whether `error` means out of memory, on a GPU or a CPU."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(word in str(error) for word in _WORDS)
 
 
 def free() -> None:
-    """Give back what a step that was cut off still held."""
+    """Free the memory that an interrupted step still held, including the GPU cache."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def memory_told(device: torch.device) -> str:
-    """Return how much of the device's memory was used at most; nothing to tell of a CPU."""
+    """Return a message with the peak memory use of the device; empty for a CPU."""
     if device.type != "cuda":
         return ""
-    most = torch.cuda.max_memory_allocated(device) / 2**30
+    peak = torch.cuda.max_memory_allocated(device) / 2**30
     total = torch.cuda.get_device_properties(device).total_memory / 2**30
-    return f"{most:.1f} of {total:.1f} GiB used when it ran out"
+    return f"peak use {peak:.1f} of {total:.1f} GiB"
 
 
 def gradients(run: Fit, batch: Batch) -> LossReport:
-    """Form the gradient of a batch and return what it reports.
+    """Compute the gradient of a batch and return its loss report.
 
-    It is made in `run.micro_batches` parts, or in as many of them as divide the batch evenly.
+    The batch is split into `run.micro_batches` parts, or fewer if they do not divide it evenly.
     """
     run.optimizer.zero_grad(set_to_none=True)
     images = [
@@ -92,40 +95,40 @@ def gradients(run: Fit, batch: Batch) -> LossReport:
             report = _forward(run, part)
             (report.total / parts).backward()  # type: ignore[no-untyped-call]  # torch's own
         reports.append(_detached(report))
-        del report  # or this part's features would live through the next forward pass
+        del report  # otherwise the features of this part live through the next forward pass
     return joined(reports)
 
 
 def split(batch: Batch, parts: int) -> list[Batch]:
-    """Return the batch as `parts` batches of equal size, each with a seed of its own.
+    """Split the batch into `parts` batches of equal size, each with a different seed.
 
     Raises:
-        ValueError: The images cannot be shared out evenly.
+        ValueError: `parts` does not divide the number of images.
     """
     pieces = {
         name: value.chunk(parts) if len(value) else (value,) * parts
         for name in ("source_images", "source_labels", "target_images", "pseudo_labels")
         if (value := getattr(batch, name)) is not None
     }
-    for name, found in pieces.items():
-        if len(found) != parts or len({len(piece) for piece in found}) != 1:
+    for name, chunks in pieces.items():
+        if len(chunks) != parts or len({len(piece) for piece in chunks}) != 1:
             count = len(getattr(batch, name))
             raise ValueError(f"{count} {name} cannot be split evenly into {parts} parts")
     return [
         replace(
             batch,
             seed=_seed(batch.seed, number),
-            **{name: found[number] for name, found in pieces.items()},
+            **{name: chunks[number] for name, chunks in pieces.items()},
         )
         for number in range(parts)
     ]
 
 
 def joined(reports: Sequence[LossReport]) -> LossReport:
-    """Return what the parts of a step report together: means of scalars, views one after another.
+    """Merge the reports of the parts of a step: average scalars, concatenate views.
 
     Args:
-        reports: Of parts of equal size, without graphs.
+        reports: Reports of parts of equal size, without graphs.
     """
     first, count = reports[0], len(reports)
     counted = [report.predicted for report in reports if report.predicted is not None]
@@ -155,7 +158,7 @@ def _forward(run: Fit, batch: Batch) -> LossReport:
 
 @contextlib.contextmanager
 def _quiet(run: Fit, *, last: bool) -> Iterator[None]:
-    """Let ranks exchange gradients once a step, after the last part."""
+    """Synchronise gradients between ranks only after the last part of a step."""
     if last or not isinstance(run.model, DistributedDataParallel):
         yield
         return
@@ -169,7 +172,7 @@ def _seed(seed: int, number: int) -> int:
 
 
 def _detached(value: Any) -> Any:
-    """Return nested dataclasses and mappings with their tensors free of graphs."""
+    """Return nested dataclasses and mappings with all tensors detached."""
     if isinstance(value, Tensor):
         return value.detach()
     if isinstance(value, dict):
@@ -182,7 +185,7 @@ def _detached(value: Any) -> Any:
 
 
 def _concatenated(values: Sequence[Any]) -> Any:
-    """Return dataclasses as one: tensors joined along the batch, all else as in the first."""
+    """Merge dataclasses: concatenate tensors along the batch, keep other values of the first."""
     first = values[0]
     if isinstance(first, Tensor):
         return torch.cat(list(values))

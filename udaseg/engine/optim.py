@@ -1,4 +1,4 @@
-"""Optimisers and the learning rate as a function of the step: there is no scheduler state."""
+"""Optimisers, and the learning rate as a function of the step, without scheduler state."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, Protocol
@@ -8,19 +8,19 @@ from torch import nn
 
 
 class Trainer(Protocol):
-    """What the loop and a checkpoint use of an optimiser, or of several."""
+    """The methods of an optimiser, or of several, that the loop and checkpoints use."""
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
-        """The groups, each with its `base_lr` and `name`."""
+        """The parameter groups, each with `base_lr` and `name`."""
         ...
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget the gradients."""
+        """Reset the gradients."""
         ...
 
     def step(self) -> Any:
-        """Move the parameters."""
+        """Update the parameters."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
@@ -28,15 +28,15 @@ class Trainer(Protocol):
         ...
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over what `state_dict` returned."""
+        """Load what `state_dict` returned."""
         ...
 
 
 class Together:
-    """Several optimisers that step together; saved as if they were one.
+    """Several optimisers that step together and are saved like one.
 
     Args:
-        members: At least one; they share no parameter.
+        members: At least one optimiser; no two share a parameter.
     """
 
     def __init__(self, members: Sequence[torch.optim.Optimizer]) -> None:
@@ -44,38 +44,38 @@ class Together:
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
-        """The groups of all members, in order."""
+        """The parameter groups of all members, in order."""
         return [group for member in self.members for group in member.param_groups]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget the gradients of all members."""
+        """Reset the gradients of all members."""
         for member in self.members:
             member.zero_grad(set_to_none=set_to_none)
 
     def step(self) -> None:
-        """Let each member step."""
+        """Update the parameters of all members."""
         for member in self.members:
             member.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return one state, the parameters numbered through all members."""
+        """Return one state, with parameters numbered across all members."""
         state: dict[int, Any] = {}
         groups: list[dict[str, Any]] = []
         offset = 0
         for member in self.members:
-            own = member.state_dict()
-            state |= {number + offset: value for number, value in own["state"].items()}
-            for group in own["param_groups"]:
+            member_state = member.state_dict()
+            state |= {number + offset: value for number, value in member_state["state"].items()}
+            for group in member_state["param_groups"]:
                 groups.append({**group, "params": [n + offset for n in group["params"]]})
-            offset += _count(own)
+            offset += _count(member_state)
         return {"state": state, "param_groups": groups}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Give each member its part of what `state_dict` returned."""
+        """Load what `state_dict` returned into the members."""
         offset = first = 0
         for member in self.members:
-            own = member.state_dict()
-            count, last = _count(own), first + len(own["param_groups"])
+            member_state = member.state_dict()
+            count, last = _count(member_state), first + len(member_state["param_groups"])
             state = state_dict["state"].items()
             member.load_state_dict(
                 {
@@ -96,7 +96,7 @@ def _count(state: dict[str, Any]) -> int:
 def discriminator_optimizer(
     named: Iterable[tuple[str, nn.Parameter]], lr: float
 ) -> torch.optim.Optimizer:
-    """Return Adam with betas 0.9 and 0.99, as output-space discriminators are trained."""
+    """Return Adam with betas 0.9 and 0.99, as in the training of output-space discriminators."""
     group = {"params": list(named), "lr": lr, "base_lr": lr, "name": "discriminator"}
     return torch.optim.Adam([group], lr=0.0, betas=(0.9, 0.99), fused=True)
 
@@ -111,22 +111,22 @@ def optimizer(
     """Return a fused optimiser over named parameter groups.
 
     Args:
-        kind: sgd or adamw.
+        kind: `sgd` or `adamw`.
         groups: Name, learning rate and named parameters of each group; empty groups are dropped.
         momentum: Momentum of SGD, beta 1 of AdamW.
-        weight_decay: Of all groups.
+        weight_decay: Weight decay of all groups.
     """
-    described = []
+    specs = []
     for name, rate, named in groups:
         parameters = list(named)
         if parameters:
-            described.append({"params": parameters, "lr": rate, "base_lr": rate, "name": name})
+            specs.append({"params": parameters, "lr": rate, "base_lr": rate, "name": name})
     if kind == "sgd":
         return torch.optim.SGD(
-            described, lr=0.0, momentum=momentum, weight_decay=weight_decay, fused=True
+            specs, lr=0.0, momentum=momentum, weight_decay=weight_decay, fused=True
         )
     return torch.optim.AdamW(
-        described, lr=0.0, betas=(momentum, 0.999), weight_decay=weight_decay, fused=True
+        specs, lr=0.0, betas=(momentum, 0.999), weight_decay=weight_decay, fused=True
     )
 
 
@@ -138,6 +138,6 @@ def rate_factor(step: int, steps: float, *, power: float, warmup: int) -> float:
 
 
 def set_rate(optimizer: Trainer, factor: float) -> None:
-    """Set every group's learning rate to `factor` times its own base rate."""
+    """Set every group's learning rate to `factor` times its base rate."""
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor

@@ -1,4 +1,4 @@
-"""All that a run trains with, on one page."""
+"""Everything that the training loop of a run needs."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -13,25 +13,25 @@ from udaseg.engine.optim import Trainer
 
 @dataclass(frozen=True)
 class Fit:
-    """All that a run trains with.
+    """Everything that the training loop of a run needs.
 
     Attributes:
-        model: What is called with a batch: the objective, or its distributed wrapper.
-        objective: The bare objective.
-        optimizer: Holds every trained parameter once.
+        model: Called with a batch: the objective, or its distributed wrapper.
+        objective: The objective without a wrapper.
+        optimizer: Contains every trained parameter once.
         batches: Batch i of the run.
-        device: Where it runs.
-        precision: fp32, or bf16 autocast.
-        workers: Loader processes.
-        power: Of the polynomial decay of the learning rate.
-        warmup: Its steps of linear rise.
-        clip_norm: Largest gradient norm; None does not clip.
-        checkpoint_every: Steps between two checkpoints; before each the whole state is looked at.
-            0 has none but the last.
-        max_bad_steps: So many steps in a row that are not finite end the run.
-        micro_batches: Equal parts that a batch is split into, one after another, to save memory.
-        begin: Steps of the run before this objective's first; the rate decays from here.
-        schedule_stop: How far the decay has come at the end, in (0, 1].
+        device: Device of the model.
+        precision: `fp32`, or `bf16` autocast.
+        workers: Number of loader processes.
+        power: Exponent of the polynomial decay of the learning rate.
+        warmup: Steps of linear warm-up.
+        clip_norm: Maximum gradient norm; None does not clip.
+        checkpoint_every: Steps between two checkpoints, each preceded by a check of the whole
+            state; 0 writes only the last checkpoint.
+        max_bad_steps: Number of consecutive steps that are not finite after which the run ends.
+        micro_batches: Number of equal parts of a batch, processed in turn to save memory.
+        begin: Steps of the run before the first of this objective; the rate decays from here.
+        schedule_stop: Fraction of the decay reached at the end, in (0, 1].
     """
 
     model: nn.Module

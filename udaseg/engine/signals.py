@@ -1,7 +1,7 @@
-"""The first SIGINT or SIGTERM asks the loop to stop after the step; the second exits at once.
+"""The first SIGINT or SIGTERM stops the loop after the current step; the second exits at once.
 
-Of several processes all stop after the same step, and a second signal changes nothing: torchrun
-passes on what a job manager has sent to each process already, and kills what takes too long.
+Several processes all stop after the same step and ignore a second signal: torchrun forwards signals
+that the job manager has already sent to each process, and kills processes that take too long.
 """
 
 import contextlib
@@ -18,10 +18,11 @@ _CAUGHT = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopSignal:
-    """Context in which a signal sets `number` instead of killing the process.
+    """Context manager in which a signal sets `number` instead of killing the process.
 
     Attributes:
-        number: The signal that came, here or, once `asked` told so, to another rank; or None.
+        number: The signal received by this process or, after `asked`, by another rank; None if
+            there was none.
     """
 
     def __init__(self) -> None:
@@ -45,19 +46,19 @@ class StopSignal:
             signal.signal(number, handler)
 
     def asked(self) -> bool:
-        """Return whether any rank got a signal, the same on all; all ask at the same point."""
+        """Return whether any rank received a signal; all ranks must call it at the same point."""
         if world_size() == 1:
             return self.number is not None
-        # one that comes while the ranks talk is for the next time: the others have not heard of it
+        # a signal during the reduction counts at the next call: other ranks do not know of it yet
         agreed = largest_over_ranks(self.number or 0)
         if agreed:
             self.number = agreed
         return agreed > 0
 
     @contextlib.contextmanager
-    def breaking_off(self, saying: str) -> Iterator[None]:
-        """Let a signal break off what has nothing to save, with `Interrupted`, in one process."""
-        self._saying = saying
+    def breaking_off(self, message: str) -> Iterator[None]:
+        """Raise `Interrupted` at a signal in this context; only in single-process runs."""
+        self._saying = message
         try:
             self._break_off()
             yield
@@ -66,8 +67,8 @@ class StopSignal:
 
     def _break_off(self) -> None:
         if self.number is not None and self._saying is not None and world_size() == 1:
-            saying, self._saying = self._saying, None
-            raise Interrupted(saying, self.number)
+            message, self._saying = self._saying, None
+            raise Interrupted(message, self.number)
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         if os.getpid() != self._pid:

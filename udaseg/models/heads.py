@@ -1,4 +1,4 @@
-"""Segmentation heads: DeepLab-v2's sum of dilated convolutions, and DeepLab-v3+."""
+"""Segmentation heads: DeepLab-v2 and DeepLab-v3+."""
 
 from collections.abc import Sequence
 
@@ -14,8 +14,8 @@ class DeepLabV2(nn.Module):
 
     Args:
         channels: Channels of the last feature map.
-        num_classes: Outputs.
-        dilations: (6, 12, 18, 24) in the paper; RCCR's and DACS's release uses only (6, 12).
+        num_classes: Number of outputs.
+        dilations: (6, 12, 18, 24) in the paper; the releases of RCCR and DACS use only (6, 12).
 
     Reference:
         Chen et al., DeepLab (2018), figure 7. The bias of each branch is kept, as published.
@@ -31,7 +31,7 @@ class DeepLabV2(nn.Module):
             nn.init.normal_(branch.weight, std=_INIT_STD)  # type: ignore[arg-type]
             nn.init.zeros_(branch.bias)  # type: ignore[arg-type]
 
-    def forward(self, low: Tensor, last: Tensor) -> Tensor:  # noqa: ARG002 (one contract of heads)
+    def forward(self, low: Tensor, last: Tensor) -> Tensor:  # noqa: ARG002 (same signature for all heads)
         """Return logits (B, K, h, w) on the grid of `last`."""
         logits: Tensor = self.branches[0](last)
         for branch in list(self.branches)[1:]:
@@ -40,12 +40,12 @@ class DeepLabV2(nn.Module):
 
 
 class DeepLabV3Plus(nn.Module):
-    """Atrous pooling with depthwise-separable convolutions, refined by the stride-4 map.
+    """Atrous pooling with depthwise-separable convolutions, refined with the map at stride 4.
 
     Args:
-        channels: Channels of the map at stride 4 and of the last one.
-        num_classes: Outputs.
-        dilations: Of the separable 3x3 branches.
+        channels: Channels of the map at stride 4 and of the last map.
+        num_classes: Number of outputs.
+        dilations: Dilations of the separable 3x3 branches.
         width: Channels inside the head.
 
     Reference:
@@ -73,8 +73,8 @@ class DeepLabV3Plus(nn.Module):
         """Return logits (B, K, h, w) on the grid of `low`."""
         size = last.shape[-2:]
         pooled = F.relu(self.pool(last.mean((2, 3), keepdim=True))).expand(-1, -1, *size)
-        wide = [self.point(last), *(branch(last) for branch in self.branches), pooled]
-        context = self.project(torch.cat(wide, 1))
+        branches = [self.point(last), *(branch(last) for branch in self.branches), pooled]
+        context = self.project(torch.cat(branches, 1))
         context = F.interpolate(context, low.shape[-2:], mode="bilinear", align_corners=False)
         logits: Tensor = self.classify(self.refine(torch.cat([context, self.low(low)], 1)))
         return logits

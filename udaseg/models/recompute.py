@@ -1,8 +1,8 @@
-"""Activations that are made again in the backward pass instead of being kept (checkpointing).
+"""Activation checkpointing: recompute activations in the backward pass instead of storing them.
 
-A network is cut into segments, block by block; only the inputs of a segment are kept. The second
-forward pass must not be noticed: batch norms normalise by the batch as in the first, but their
-running statistics and counters stay.
+A network is split into segments, block by block; only the inputs of a segment are stored. The
+second forward pass must have no side effects: batch norms normalise by the batch as in the first
+pass, but their running statistics and counters do not change.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 def recomputed(module: nn.Module, *inputs: Tensor) -> Any:
-    """Return `module(*inputs)`; of the graph only the inputs are kept until it is needed."""
+    """Return `module(*inputs)`; store only its inputs, recompute the rest in the backward pass."""
     return checkpoint(
         module,
         *inputs,
@@ -25,7 +25,7 @@ def recomputed(module: nn.Module, *inputs: Tensor) -> Any:
 
 
 def recomputed_in_turn(stages: nn.Module, features: Tensor) -> Tensor:
-    """Return `stages(features)`, segment by segment where `stages` is a plain sequence."""
+    """Return `stages(features)`, segment by segment if `stages` is a plain `nn.Sequential`."""
     if type(stages) is not nn.Sequential:
         result: Tensor = recomputed(stages, features)
         return result
@@ -35,13 +35,13 @@ def recomputed_in_turn(stages: nn.Module, features: Tensor) -> Tensor:
 
 
 def segments(stages: nn.Sequential) -> list[nn.Module]:
-    """Return the blocks of a sequence in order; single layers between blocks go together."""
-    found: list[nn.Module] = []
+    """Return the blocks of a sequence in order; group single layers between blocks."""
+    blocks: list[nn.Module] = []
     layers: list[nn.Module] = []
 
     def close() -> None:
         if layers:
-            found.append(nn.Sequential(*layers))
+            blocks.append(nn.Sequential(*layers))
             layers.clear()
 
     for part in _flat(stages):
@@ -49,14 +49,14 @@ def segments(stages: nn.Sequential) -> list[nn.Module]:
             layers.append(part)
         else:
             close()
-            found.append(part)
+            blocks.append(part)
     close()
-    return found
+    return blocks
 
 
 def _flat(stages: nn.Sequential) -> Iterator[nn.Module]:
     for part in stages:
-        # a block may be a kind of Sequential; only plain ones are taken apart
+        # a block may be a subclass of Sequential; only plain Sequentials are split
         if type(part) is nn.Sequential:
             yield from _flat(part)
         else:
@@ -65,15 +65,15 @@ def _flat(stages: nn.Sequential) -> Iterator[nn.Module]:
 
 @contextlib.contextmanager
 def statistics_stay(module: nn.Module) -> Iterator[None]:
-    """Let batch norms in training normalise as ever, but leave their running statistics alone."""
+    """Keep the running statistics of batch norms in training mode unchanged in this context."""
     norms = [part for part in module.modules() if isinstance(part, _BatchNorm) and part.training]
-    own = [dict(norm._buffers) for norm in norms]
-    for norm, buffers in zip(norms, own, strict=True):
-        # copies, as autograd keeps running statistics too and counts what is kept
+    saved = [dict(norm._buffers) for norm in norms]
+    for norm, buffers in zip(norms, saved, strict=True):
+        # clones, because autograd saves running statistics too and checks the saved tensors
         for name, value in buffers.items():
             norm._buffers[name] = None if value is None else value.clone()
     try:
         yield
     finally:
-        for norm, buffers in zip(norms, own, strict=True):
+        for norm, buffers in zip(norms, saved, strict=True):
             norm._buffers.update(buffers)

@@ -1,4 +1,4 @@
-"""The network: normalisation, backbone, head, and a projection head where a method wants one."""
+"""The segmentation network: normalisation, backbone, head, and an optional projection head."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,12 +14,12 @@ from udaseg.models.recompute import recomputed
 
 @dataclass(frozen=True)
 class Segmented:
-    """What the network says of a batch of images.
+    """The output of the network for a batch of images.
 
     Attributes:
-        logits: (B, K, h', w'); at the output stride or finer, as the head makes them.
-        features: (B, C, h, w); the last feature map, the grid of cells.
-        embeddings: (B, D, h, w) unit vectors on that grid, when asked for.
+        logits: (B, K, h', w'), at the output stride or finer, depending on the head.
+        features: (B, C, h, w), the last feature map, which defines the grid of cells.
+        embeddings: (B, D, h, w) unit vectors on that grid; None unless requested.
     """
 
     logits: Tensor
@@ -38,17 +38,17 @@ class Segmenter(nn.Module):
     """A segmentation network from RGB images in [0, 1] to logits.
 
     Args:
-        backbone: Makes the feature maps and knows the normalisation that its weights expect.
+        backbone: Returns the feature maps; defines the normalisation that its weights expect.
         head: Called with both feature maps, returns logits.
-        output_stride: Pixels of input a cell.
-        batch_norm: How the backbone's batch norms behave in training: `train`; `affine_frozen`
-            (statistics follow, scale and shift stay); `frozen` (both stay).
-        projector: Maps (B, C, h, w) features to (B, D, h, w) unit vectors; dropped at test time.
+        output_stride: Input pixels per cell.
+        batch_norm: Mode of the backbone's batch norms in training: `train`; `affine_frozen`
+            (statistics are updated, scale and shift are not); `frozen` (neither is updated).
+        projector: Maps (B, C, h, w) features to (B, D, h, w) unit vectors; not used at test time.
 
     Attributes:
-        recompute: Keep only the inputs of blocks for the backward pass, and make what is between
-            again there: less memory, one more forward pass, the same numbers.
-        channels_last: Lay out images as the kernels of convolutions like them.
+        recompute: Store only the inputs of blocks for the backward pass and recompute the other
+            activations: less memory, one more forward pass, the same numbers.
+        channels_last: Use the channels-last memory format, which convolution kernels prefer.
     """
 
     mean: Tensor
@@ -80,7 +80,7 @@ class Segmenter(nn.Module):
         self.train()
 
     def forward(self, images: Tensor, *, embed: bool = False) -> Segmented:
-        """Return what the network says.
+        """Return logits, features and, if requested, embeddings.
 
         Args:
             images: (B, 3, H, W) float RGB in [0, 1].
@@ -103,7 +103,7 @@ class Segmenter(nn.Module):
         return Segmented(part(self.head, low, features), features, embeddings)
 
     def lay_out(self, *, channels_last: bool) -> None:
-        """Lay out weights and images, channels last or first."""
+        """Set the memory format of weights and images, channels last or first."""
         self.channels_last = channels_last
         layout = torch.channels_last if channels_last else torch.contiguous_format
         self.to(memory_format=layout)
@@ -112,18 +112,18 @@ class Segmenter(nn.Module):
         """Compile backbone, head and projector at their first call.
 
         Args:
-            when: `training` leaves evaluation as it is, so that scores are those of `udaseg eval`,
-                and images of any size compile nothing.
+            when: `training` keeps evaluation uncompiled, so that scores equal those of
+                `udaseg eval` and new image sizes trigger no compilation.
 
         Raises:
-            EnvironmentFault: There is no compiler.
+            EnvironmentFault: This machine has no compiler.
         """
         parts = [self.backbone, self.head, self.projector]
         compile_parts([part for part in parts if part is not None], self.mean.device.type)
         self._compiled = when
 
     def _part(self, module: nn.Module, *inputs: Tensor) -> Any:
-        """Return what a part of the network says, by compiled code where that is wanted."""
+        """Return the output of a part of the network, from compiled code if configured."""
         if self._compiled == "training" and not self.training:
             return module.forward(*inputs)
         return module(*inputs)
@@ -136,7 +136,7 @@ class Segmenter(nn.Module):
         return self
 
     def frozen_norms(self) -> list[nn.Module]:
-        """Return the batch norms that normalise by their running statistics in training too."""
+        """Return the batch norms that use their running statistics in training too."""
         return self._backbone_norms() if self.batch_norm == "frozen" else []
 
     def _backbone_norms(self) -> list[nn.Module]:

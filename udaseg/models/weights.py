@@ -1,4 +1,4 @@
-"""Reading pretrained weights, with a report of what matched: never a silent random start."""
+"""Read pretrained weights and report what matched, so that no random start goes unnoticed."""
 
 import logging
 from collections.abc import Mapping
@@ -20,12 +20,12 @@ _MIN_MATCHED_SHARE = 0.5
 
 @dataclass(frozen=True)
 class LoadReport:
-    """Which tensors of a file went into a network.
+    """The tensors of a file that were and were not loaded into a network.
 
     Attributes:
         matched: Names that were loaded.
-        missing: Names of the network that the file lacks; they keep their random start.
-        unexpected: Names of the file that the network lacks.
+        missing: Names that only the network has; they keep their random initialisation.
+        unexpected: Names that only the file has.
         mismatched: Names whose shapes differ, with both shapes.
     """
 
@@ -43,14 +43,14 @@ class LoadReport:
             f"matched {len(self.matched)}, missing {some(self.missing)}, "
             f"unexpected {some(self.unexpected)}"
         )
-        return text + (f", of another shape {some(self.mismatched)}" if self.mismatched else "")
+        return text + (f", of different shape {some(self.mismatched)}" if self.mismatched else "")
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file or of a saved state dict.
 
     Raises:
-        CheckpointError: Missing, unreadable, or holding anything but tensors.
+        CheckpointError: The file is missing, unreadable, or contains anything but tensors.
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: no such weights file")
@@ -59,49 +59,57 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             return dict(load_file(path))
         loaded = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251 (a reader)
     except (
-        *(OSError, RuntimeError, ValueError, LookupError, EOFError),
-        *(UnpicklingError, AttributeError, TypeError, SafetensorError),
+        OSError,
+        RuntimeError,
+        ValueError,
+        LookupError,
+        EOFError,
+        UnpicklingError,
+        AttributeError,
+        TypeError,
+        SafetensorError,
     ) as error:
         raise CheckpointError(f"{path}: not readable as weights: {error}") from error
     for key in ("state_dict", "model"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
     if not isinstance(loaded, dict) or not loaded:
-        raise CheckpointError(f"{path}: holds no state dict")
+        raise CheckpointError(f"{path}: contains no state dict")
     tensors = {str(name): value for name, value in loaded.items() if isinstance(value, Tensor)}
     if len(tensors) != len(loaded):
-        raise CheckpointError(f"{path}: holds values that are not tensors; export a state dict")
+        raise CheckpointError(f"{path}: contains values that are not tensors; export a state dict")
     return {name.removeprefix("module."): value for name, value in tensors.items()}
 
 
 def load_into(network: nn.Module, tensors: Mapping[str, Tensor], *, origin: str) -> LoadReport:
-    """Load what fits of `tensors` into `network` and return the report.
+    """Load the tensors that match by name and shape into `network`; return a report.
 
-    Half-precision tensors are widened to the network's own type.
+    Half-precision tensors are converted to the type of the network.
 
     Raises:
-        CheckpointError: Less than half of the network's tensors were found: this is another model.
+        CheckpointError: Less than half of the network's tensors matched, so the file belongs to
+            another model.
     """
-    own = network.state_dict()
+    state = network.state_dict()
     matched, mismatched = [], []
     for name, value in tensors.items():
-        if name not in own:
+        if name not in state:
             continue
-        if own[name].shape == value.shape:
-            own[name].copy_(value)
+        if state[name].shape == value.shape:
+            state[name].copy_(value)
             matched.append(name)
         else:
-            mismatched.append(f"{name} {tuple(value.shape)} for {tuple(own[name].shape)}")
+            mismatched.append(f"{name} {tuple(value.shape)} for {tuple(state[name].shape)}")
     report = LoadReport(
         matched=tuple(matched),
-        missing=tuple(sorted(set(own) - set(tensors))),
-        unexpected=tuple(sorted(set(tensors) - set(own))),
+        missing=tuple(sorted(set(state) - set(tensors))),
+        unexpected=tuple(sorted(set(tensors) - set(state))),
         mismatched=tuple(mismatched),
     )
-    if len(matched) < _MIN_MATCHED_SHARE * len(own):
+    if len(matched) < _MIN_MATCHED_SHARE * len(state):
         raise CheckpointError(
             f"{origin}: not weights of this network: {report}. "
-            "Check model.backbone, or write model.weights=random to start from nothing"
+            "Check model.backbone, or set model.weights=random to train from scratch"
         )
     log.info("weights %s: %s", origin, report)
     return report
