@@ -60,9 +60,9 @@ def test_the_screen_names_counts_sizes_shares_places_and_the_next_command(run, t
 
 def test_a_second_run_says_how_many_images_it_read(run, tmp_path):
     yaml = _own(tmp_path / "mine")
-    assert "as before" not in run(yaml)[1]
+    assert "others unchanged" not in run(yaml)[1]
     files.put(tmp_path / "mine/images/b.png", files.image_png(6, 8, 99))
-    assert ", 1 image read, the others as before" in run(yaml)[1]
+    assert ", 1 image read, the others unchanged" in run(yaml)[1]
 
 
 def test_unpacking_and_reading_are_followed_one_after_the_other(run, tmp_path, monkeypatch):
@@ -150,7 +150,7 @@ def test_a_name_is_on_one_line_and_without_control_characters(run, tmp_path, nam
     image.unlink()
     code, _, err = run(yaml, "--verify")
     assert code == 3
-    assert f"{shown}.png: is gone" in err
+    assert f"{shown}.png: is missing" in err
 
 
 def test_toyland_is_made_and_both_its_halves_prepared(run, tmp_path, monkeypatch):
@@ -198,7 +198,7 @@ def test_verify_says_that_all_is_as_it_was_or_what_is_not(run, tmp_path):
     run(yaml)
     code, out, err = run("own", "--verify")
     assert code == 0
-    assert "own: all 11 files as they were" in out
+    assert "own: all 11 files unchanged" in out
     assert "verify own 11/11 files" in err
     image = tmp_path / "mine/images/b.png"
     data, facts = image.read_bytes(), image.stat()
@@ -209,10 +209,10 @@ def test_verify_says_that_all_is_as_it_was_or_what_is_not(run, tmp_path):
     assert code == 3
     assert out == ""
     for part in (
-        "own: 1 of 11 files changed and 1 are gone:",
-        f"{image}: has another content",
-        "labels/train/c.png: is gone",
-        "restore them; or, to take all as it is now, delete data/prepared/own and run",
+        "own: 1 of 11 files changed and 1 are missing:",
+        f"{image}: has different content",
+        "labels/train/c.png: is missing",
+        "restore them; or, to accept all changes, delete data/prepared/own and run",
     ):
         assert part in err, (part, err)
 
@@ -221,7 +221,7 @@ def test_one_set_that_changed_stops_no_other_from_being_verified(run, tmp_path):
     run(_own(tmp_path / "mine"))
     code, out, err = run("gta5", "own", "--verify")
     assert code == 3
-    assert "own: all 11 files as they were" in out
+    assert "own: all 11 files unchanged" in out
     assert "gta5: not prepared below data" in err
 
 
@@ -229,14 +229,15 @@ def test_verify_goes_alone(run, tmp_path):
     for more in (["--check-only"], ["--cache", "4x3"]):
         code, _, err = run(_own(tmp_path / "mine"), "--verify", *more)
         assert code == 2
-        assert "--verify goes without" in err
+        assert "--verify cannot be combined with" in err
 
 
 def test_archives_that_cannot_be_unpacked_here_say_what_to_do(run, tmp_path):
     files.put(tmp_path / "data/SYNTHIA_RAND_CITYSCAPES.rar", b"Rar!\x1a\x07")
     code, _, err = run("synthia")
     assert code == 3
-    assert "is a rar; unpack it yourself (unrar x) and leave the folder beside it" in err
+    assert "rar archives are not supported; unpack it yourself (unrar x)" in err
+    assert "and leave the folder next to the archive" in err
 
 
 def test_a_full_disk_is_a_fault_of_the_machine_with_the_size_that_is_needed(
@@ -255,7 +256,7 @@ def test_a_full_disk_is_a_fault_of_the_machine_with_the_size_that_is_needed(
         code, _, err = run(yaml, "--workers", 1)
     assert code == 5
     assert "the disk is full: about" in err
-    assert "run the same command again, what is done is kept" in err
+    assert "run the same command again, finished work is kept" in err
     code, out, _ = run(yaml)
     assert code == 0
     assert "own: prepared in" in out

@@ -44,12 +44,12 @@ def test_a_member_that_would_land_outside_is_refused(tmp_path, outside):
     found = hostile.named(tmp_path, outside)
     assert len(found) == 26
     for archive in found:
-        assert "would land outside" in refused(archive, tmp_path / "sand")
+        assert "would be written outside the target folder" in refused(archive, tmp_path / "sand")
 
 
 def test_links_devices_and_what_writes_through_them_are_refused(tmp_path, outside):
     for archive in hostile.linked(tmp_path, outside):
-        assert "no plain file" in refused(archive, tmp_path / "sand")
+        assert "not a regular file" in refused(archive, tmp_path / "sand")
 
 
 def test_bombs_and_lies_about_sizes_are_refused_before_they_are_written(tmp_path, monkeypatch):
@@ -64,7 +64,7 @@ def test_bombs_and_lies_about_sizes_are_refused_before_they_are_written(tmp_path
         assert not lie or "member 'a': " in said
         assert len(written) == lie  # only unpacking shows that one
         long = archive.name == "name.tar.gz"
-        assert not long or "header of 4,194,304 bytes" in said  # which was not read
+        assert not long or "header has 4,194,304 bytes" in said  # which was not read
         written.clear()
 
 
@@ -81,7 +81,7 @@ def test_too_many_members_are_refused_in_any_kind(tmp_path, monkeypatch):
 def test_members_that_are_one_file_somewhere_are_both_named(tmp_path):
     for archive in hostile.clashing(tmp_path):
         said = refused(archive, tmp_path / "sand")
-        assert "are the same file" in said or "lies in it" in said
+        assert "name the same file" in said or "is inside it" in said
         assert said.lower().count(".png'") == 2
 
 
@@ -91,17 +91,21 @@ def test_members_that_are_one_file_somewhere_are_both_named(tmp_path):
         ("locked.zip", "password; unpack it yourself"),
         ("deflate64.zip", "unpack it yourself"),
         ("parts.zip", "unpack it yourself"),
-        ("x.rar", "is a rar; unpack it yourself (unrar x) and leave the folder beside it"),
-        ("renamed.zip", "is a rar"),
+        (
+            "x.rar",
+            "rar archives are not supported; unpack it yourself (unrar x) and leave the folder "
+            "next to the archive",
+        ),
+        ("renamed.zip", "rar archives are not supported"),
         ("x.7z", "unpack it yourself (7z x)"),
-        ("seven.zip", "is a 7z"),
+        ("seven.zip", "7z archives are not supported"),
         ("login.zip", "is a web page, not an archive; log in"),
         ("empty.zip", "is empty; download it again"),
-        ("nothing.zip", "cut off, or no zip; download it again"),
+        ("nothing.zip", "cut off, or not a zip; download it again"),
         ("zeros.tar", "is empty"),
         ("text.tar", "download it again"),
         ("start.tar.gz", "download it again"),
-        ("x.iso", "not an archive that can be unpacked here"),
+        ("x.iso", "not a supported archive"),
     ],
 )
 def test_what_cannot_be_unpacked_is_refused_with_the_next_step(tmp_path, name, said):
@@ -152,13 +156,13 @@ def test_a_download_that_left_zeros_is_refused(tmp_path):
     path = packed(tmp_path / "x.tar", MEMBERS)
     data = path.read_bytes()
     path.write_bytes(data[: data.index(b"images/3.png")] + bytes(5_000_000))
-    assert "empty bytes, as of a download that was cut off" in refused(path, tmp_path / "sand")
+    assert "zero bytes at its end: the download is cut off" in refused(path, tmp_path / "sand")
 
 
 def test_a_second_archive_behind_the_first_is_refused(tmp_path):
     path = packed(tmp_path / "x.tar", MEMBERS)
     path.write_bytes(path.read_bytes() * 2)
-    assert "more follows behind its end" in refused(path, tmp_path / "sand")
+    assert "there is data after its end" in refused(path, tmp_path / "sand")
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar.gz", "tar.xz", "tar.bz2"])
@@ -252,7 +256,8 @@ def test_what_archives_do_not_hold_is_gone_after_going_on(tmp_path):
 def test_two_archives_with_another_image_of_one_name_are_both_named(tmp_path):
     one = packed(tmp_path / "1.zip", {"i/a.png": b"1", "read.txt": b"1"})
     two = packed(tmp_path / "2.tar", {"i/a.png": b"22", "read.txt": b"22"})
-    with pytest.raises(DataError, match=r"1\.zip and .*2\.tar hold different files 'i/a\.png'"):
+    named = r"1\.zip and .*2\.tar contain different files named 'i/a\.png'"
+    with pytest.raises(DataError, match=named):
         unpack([one, two], tmp_path / "out")
     two = packed(tmp_path / "2.tar", {"i/b.png": b"22", "read.txt": b"22"})
     unpack([one, two], tmp_path / "out")
@@ -275,7 +280,7 @@ def test_a_checksum_beside_an_archive_is_compared(tmp_path, kind):
     beside.unlink()
     name = {"sha256": "SHA256SUMS", "md5": "MD5SUMS", "sha1": "SHA256SUMS"}[kind]
     (tmp_path / name).write_text(f"{digest}  y.zip\n{wrong}  x.zip\n")
-    assert f"{name} says {wrong}" in refused(path, tmp_path / "sand")
+    assert f"{name} lists {wrong}" in refused(path, tmp_path / "sand")
 
 
 def test_a_tar_without_any_checksum_is_told_with_its_own(tmp_path, caplog):

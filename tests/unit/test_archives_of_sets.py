@@ -31,7 +31,7 @@ def test_the_parts_of_a_set_are_unpacked_together_and_only_once(tmp_path):
 
 def test_archives_that_are_not_unpacked_yet_are_not_looked_into(tmp_path):
     _gta5(tmp_path)
-    with pytest.raises(DataError, match="only archives are there"):
+    with pytest.raises(DataError, match="found only archives"):
         prepare_dataset("gta5", root=tmp_path, check_only=True)
     assert not (tmp_path / "unpacked").exists()
 
@@ -66,7 +66,7 @@ def test_unpacking_tells_how_far_it_is_in_megabytes(tmp_path, monkeypatch):
 
 def test_an_archive_of_another_set_is_refused(tmp_path):
     packed(tmp_path / "01_images.zip", {"photos/x.png": files.image_png()})
-    with pytest.raises(DataError, match=r"of another dataset\?(.|\n)*then +udaseg prepare gta5"):
+    with pytest.raises(DataError, match=r"is this another dataset\?(.|\n)*then +udaseg prepare gta5"):
         prepare_dataset("gta5", root=tmp_path)
     assert not list((tmp_path / "unpacked").iterdir())
 
@@ -90,7 +90,7 @@ def test_a_rar_says_to_unpack_it(tmp_path):
 
 def test_a_set_inside_another_archive_is_named(tmp_path):
     packed(tmp_path / "01_images.zip", {"photos/x.png": b"1", "parts/images.tar.gz": b"2"})
-    with pytest.raises(DataError, match=r"it holds images\.tar\.gz: unpack it yourself"):
+    with pytest.raises(DataError, match=r"it contains images\.tar\.gz: unpack it yourself"):
         prepare_dataset("gta5", root=tmp_path)
 
 

@@ -152,7 +152,7 @@ def test_a_target_image_is_replaced_too(pair):
 def test_when_nothing_can_be_read_the_run_ends(pair):
     for number in range(COUNT):
         _damage(pair[0], number)
-    with pytest.raises(DataError, match="the data are damaged or gone, not single files"):
+    with pytest.raises(DataError, match="the dataset is damaged or missing, not single files"):
         _batches(pair, on_bad_sample="skip")[0]
 
 
@@ -172,7 +172,8 @@ def test_a_train_id_without_a_class_is_named_before_it_reaches_a_loss(pair, valu
     labels[0, 0], labels[1, 1] = 255, value
     write_png(pair[0].label_path(sample), labels)
     batches = _batches(pair)
-    with pytest.raises(DataError, match=rf"source5_label.png: holds train id {value}, but there"):
+    message = rf"source5_label.png: contains train id {value}, but there"
+    with pytest.raises(DataError, match=message):
         [batches[step] for step in range(4)]
     labels[1, 1] = 2
     write_png(pair[0].label_path(sample), labels)
@@ -249,10 +250,10 @@ class _Faulty(TrainingBatches):
 
 SAID = {
     "exception": "loading failed with ValueError: a fault of",
-    "killed": "was ended by SIGKILL; memory probably ran out: take fewer machine.workers",
+    "killed": "was killed by SIGKILL; memory probably ran out: reduce machine.workers",
     "exit": "ended with exit code 0",
-    "hang": "gave no batch for 1 s",
-    "stopped": "gave no batch for 1 s",
+    "hang": "returned no batch for 1 s",
+    "stopped": "returned no batch for 1 s",
 }
 
 
@@ -314,7 +315,7 @@ def test_any_number_of_workers_makes_the_same_batches_and_tells_of_each_file_onc
         made = list(batches_from(batches, 2, workers=workers, pin=False))
     assert [batch.step for batch in made] == list(range(2, 12))
     assert all(_same(batches[batch.step], batch) for batch in made)
-    assert caplog.text.count("another image takes its place") == 1
+    assert caplog.text.count("replaced by another image") == 1
     assert str(path) in caplog.text
 
 
@@ -359,13 +360,13 @@ def _kill_at_random(pair, kills, seed):
 
 def test_workers_that_are_killed_at_random_moments_lose_nothing(quick, pair, caplog):
     assert _kill_at_random(pair, 6, seed=0) == []
-    assert caplog.text.count("was ended by SIGKILL") == 6
+    assert caplog.text.count("was killed by SIGKILL") == 6
 
 
 @pytest.mark.faults
 def test_two_hundred_kills_lose_no_batch(quick, pair, caplog):
     assert _kill_at_random(pair, 200, seed=1) == []
-    assert caplog.text.count("was ended by SIGKILL") == 200
+    assert caplog.text.count("was killed by SIGKILL") == 200
     sys.stdout.write("\n200 kills of a worker at random moments, seed 1: 0 batches lost or ")
     sys.stdout.write("wrong, 0 hangs; 95 % bound 3/200 = 1.5 %\n")
 

@@ -80,7 +80,7 @@ def test_a_damaged_file_that_a_rule_leaves_out_stops_nothing(gta5):
     ("name", "rule", "said"),
     [
         ("gta5", "blanks", "gta5: no rule 'blanks'; did you mean 'blank'"),
-        ("synthia", "blank", "synthia: no rule 'blank'; this dataset has none"),
+        ("synthia", "blank", "synthia: no rule 'blank'; this dataset has no rules"),
     ],
 )
 def test_an_unknown_rule_is_refused(tmp_path, name, rule, said):
@@ -91,8 +91,8 @@ def test_an_unknown_rule_is_refused(tmp_path, name, rule, said):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("exclude: [x]", "exclude: no rule 'x'; this dataset has none"),
-        ("exclude: x", "exclude: must be a list of the names of rules, got 'x'"),
+        ("exclude: [x]", "exclude: no rule 'x'; this dataset has no rules"),
+        ("exclude: x", "exclude: must be a list of rule names, got 'x'"),
         ("rules: [a]", "rules: must be `name: {why: ..., images: [...]}`, got ['a']"),
         ("rules: {a: {images: [b]}}", "rules: a: must be {why: ..., images: [NAME, ...]}"),
         ("rules: {a: {why: b, images: [1.5]}}", "rules: a: must be {why: ..., images: [NAME"),

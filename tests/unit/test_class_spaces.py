@@ -88,7 +88,7 @@ def test_a_class_of_the_table_is_dropped_only_by_its_name(tmp_path):
     text = _plain("table: toyland13\n", "road", "{name: rest, of: [sidewalk, building]}")
     (fault,) = _faults(tmp_path, text)
     assert fault.startswith("5: classes: fence, pole, traffic light, traffic sign, vegetation, sky")
-    assert "of toyland13 are in no class; name them there or in 'ignore'" in fault
+    assert "of toyland13 are in no class; add them to a class or to 'ignore'" in fault
     others = "fence, pole, traffic light, traffic sign, vegetation, sky, person, car, bus, bicycle"
     table = _table(tmp_path, text + f"ignore: [{others}, 99]\n")
     assert table.ids == ((0,), (1, 2))
@@ -100,7 +100,7 @@ def test_a_class_of_the_table_is_dropped_only_by_its_name(tmp_path):
     [
         ("{name: a, of: [raod]}", "7: classes: the table has no class 'raod'; did you mean 'road'"),
         ("raod", "7: classes: the table has no class 'raod'; did you mean 'road'?"),
-        ("{name: a, of: road}", "7: classes: a: 'of' is a list of the table's classes"),
+        ("{name: a, of: road}", "7: classes: a: 'of' must be a list of class names of"),
         ("{name: a, of: [road]}", "5: classes: id 0 belongs to both road and a"),
         ("{name: a, off: [road]}", "7: classes: a: unknown key 'off'; did you mean 'of'?"),
     ],
@@ -113,7 +113,7 @@ def test_a_fault_in_a_merge_is_named_with_its_line(tmp_path, entry, said):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (_plain("", "{name: a, of: [road]}"), "'of' names classes of a 'table', which is not giv"),
+        (_plain("", "{name: a, of: [road]}"), "'of' refers to classes of a 'table', but no tabl"),
         (_plain("table: toyland\n", "road"), "table: no table 'toyland'; did you mean 'toyland13'"),
         (
             _plain("", "a").replace("classes:\n  - a", "table: toyland13\nclasses: trainids19"),
@@ -126,7 +126,7 @@ def test_a_fault_in_a_merge_is_named_with_its_line(tmp_path, entry, said):
         ("name: x\nbase: [a]\n", "base: no built-in dataset '['a']'"),
         (
             _plain("", "a").replace("[", "").replace("- a", "- {name: a, color: 3}"),
-            "a color is thr",
+            "a color must be thr",
         ),
         (
             _plain("label_format: ids\n", "a").replace("classes:\n  - a", "classes: camvid-colors"),
@@ -222,7 +222,7 @@ def test_the_plan_names_classes_that_one_side_has():
     source = _set("game", ["road", "car", "ufo"], [5, 5, 6])
     target = _set("city", ["car", "tram", "road"])
     expected = (
-        "2 in common, by name; only in game: ufo (learnt, never scored); "
+        "2 names in common; only in game: ufo (trained, never scored); "
         "only in city: tram (the network cannot predict them)"
     )
     assert _rows(source, None, target) == {"classes": expected}

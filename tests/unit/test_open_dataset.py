@@ -146,7 +146,7 @@ def test_files_in_a_folder_that_cannot_be_read_are_all_named(tmp_path):
 
 def test_a_folder_without_images_is_refused(tmp_path):
     files.put(tmp_path / "x/notes.txt", b"hello")
-    with pytest.raises(DataError, match=r"holds no images \(\.png"):
+    with pytest.raises(DataError, match=r"contains no images \(\.png"):
         open_dataset(str(tmp_path / "x"), root=tmp_path)
 
 

@@ -318,11 +318,11 @@ def test_an_unlabelled_target_may_hold_one_name_with_two_suffixes(tmp_path):
 @pytest.mark.parametrize(
     ("split", "said"),
     [
-        ("splits: {train: day}\n", "splits.train: no image lies in a folder 'day'"),
+        ("splits: {train: day}\n", "splits.train: no image is in a folder 'day'"),
         ("splits: {train: lost.txt}\n", "split list .* cannot be read"),
-        ("splits: {train: bad.txt}\n", "bad.txt: lists 17, which is no image here"),
-        ("splits: {train: empty.txt}\n", "empty.txt lists no image"),
-        ("splits: {train: 0.01}\n", "that share of 3 images is none"),
+        ("splits: {train: bad.txt}\n", "bad.txt: lists 17, which matches no image"),
+        ("splits: {train: empty.txt}\n", "empty.txt lists no image of the dataset"),
+        ("splits: {train: 0.01}\n", "that fraction of 3 images is empty"),
     ],
 )
 def test_a_split_that_names_nothing_is_refused(tmp_path, split, said):
@@ -386,7 +386,7 @@ def test_every_file_that_cannot_be_used_is_named_and_counted(tmp_path):
     assert "7 files cannot be used" in said
     for reason in ("0.png: damaged: the PNG is cut off", "1.png: is empty", "2.png: damaged: the"):
         assert reason in said
-    assert "5.png: a link to nothing" in said
+    assert "5.png: is a broken link" in said
     assert "--max-bad 7" in said
     report = prepare_dataset(str(yaml), root=tmp_path, max_bad=7)
     assert len(report.bad) == 7
@@ -588,7 +588,7 @@ def test_an_unknown_name_gets_a_suggestion(tmp_path):
 
 def test_a_root_that_is_not_there_is_named(tmp_path):
     yaml = files.dataset_yaml(tmp_path, "name: own\nimages: '*.png'\nroot: lost\n")
-    assert "lost is no folder" in _refused(yaml, tmp_path)
+    assert "lost is not a folder" in _refused(yaml, tmp_path)
 
 
 def test_cityscapes_without_its_labels_says_where_they_are_from(tmp_path):

@@ -319,7 +319,7 @@ def test_a_full_disk_is_told_with_what_is_missing_and_the_next_run_goes_on(tmp_p
     assert f"the disk is full: about {4 * each / 1000:.1f} kB are still to be written" in str(
         caught.value
     )
-    assert "run the same command again, what is done is kept" in str(caught.value)
+    assert "run the same command again, finished work is kept" in str(caught.value)
     monkeypatch.setattr(images_file, "write_atomic", write)
     assert prepare_dataset(str(yaml), root=root).read == 4
 
@@ -333,7 +333,7 @@ def test_a_disk_without_locks_is_told(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(fcntl, "flock", refused)
     with held(tmp_path / ".x.lock"):
         pass
-    assert "this disk has no locks" in caplog.text
+    assert "this file system has no locks" in caplog.text
 
 
 def test_several_at_once_do_it_once(tmp_path):
@@ -396,7 +396,7 @@ def test_a_damaged_manifest_is_refused_and_made_again(tmp_path, damage):
             "version": data.replace(b'"format": 1', b'"format": 7'),
         }[damage]
     )
-    with pytest.raises(DataError, match=r"damaged: .*run `udaseg prepare own` to make it again"):
+    with pytest.raises(DataError, match=r"damaged: .*run `udaseg prepare own` to prepare it again"):
         verify_dataset("own", root=tmp_path / "data")
     prepare_dataset(str(yaml), root=tmp_path / "data")
     assert path.read_bytes() == data
@@ -439,8 +439,8 @@ def test_verify_finds_what_changed_even_where_size_and_time_did_not(tmp_path, wh
     report = verify_dataset("own", root=tmp_path / "data")
     gone = kind == "gone"
     assert report.missing == ([str(path)] if gone else [])
-    what = {"flip": "has another content", "longer": f"has {len(data) + 1} bytes, not {len(data)}"}
-    said = f"{path}: {what.get(kind, 'is no regular file any more')}"
+    what = {"flip": "has different content", "longer": f"has {len(data) + 1} bytes, not {len(data)}"}
+    said = f"{path}: {what.get(kind, 'is no longer a regular file')}"
     assert report.changed == ([] if gone else [said])
 
 
@@ -451,14 +451,14 @@ def test_verify_looks_at_what_was_written_too(tmp_path, name):
     data[60] ^= 1
     (folder / name).write_bytes(bytes(data))
     report = verify_dataset("own", root=tmp_path / "data")
-    assert report.changed == [f"{folder / name}: has another content"]
+    assert report.changed == [f"{folder / name}: has different content"]
 
 
 def test_verify_of_what_is_not_prepared_says_so(tmp_path):
     yaml = own_set(tmp_path / "mine")
     with pytest.raises(DataError, match=r"not prepared below .*; run `udaseg prepare "):
         verify_dataset(str(yaml), root=tmp_path / "data")
-    with pytest.raises(DataError, match="no dataset of that name; there are acdc"):
+    with pytest.raises(DataError, match="no dataset of that name; use one of acdc"):
         verify_dataset("own", root=tmp_path / "data")
 
 

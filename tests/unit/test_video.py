@@ -62,8 +62,8 @@ def test_a_video_cut_anywhere_is_refused(tmp_path, suffix):
     ("content", "what"),
     [
         (b"", "is empty"),
-        (b"#EXTM3U\n#EXT-X-VERSION:3\n/etc/passwd\n", "no video"),  # a list of other files
-        (b"GIF89a" + bytes(40), "no video"),
+        (b"#EXTM3U\n#EXT-X-VERSION:3\n/etc/passwd\n", "not a readable video"),  # a list of files
+        (b"GIF89a" + bytes(40), "not a readable video"),
         (b"\x00\x00\x00\x18ftypisom" + bytes(12), "cut off"),
         (b"RIFF\xff\xff\xff\x7fAVI " + bytes(40), "cut off"),
         (b"\x1a\x45\xdf\xa3", "cut off"),
@@ -82,7 +82,8 @@ def test_what_is_no_video_is_named(tmp_path, content, what):
 def test_what_is_no_file_is_named_without_a_hang(tmp_path):
     os.mkfifo(tmp_path / "pipe.mp4")
     (tmp_path / "folder.mp4").mkdir()
-    for name, what in (("pipe.mp4", "no regular"), ("folder.mp4", "folder"), ("no.mp4", "no such")):
+    faults = (("pipe.mp4", "not a regular"), ("folder.mp4", "folder"), ("no.mp4", "no such"))
+    for name, what in faults:
         with pytest.raises(DataError, match=what), VideoReader(tmp_path / name):
             pass
 
@@ -100,13 +101,13 @@ def test_a_video_whose_frames_are_damaged_is_refused_or_told(tmp_path, caplog):
     except DataError:
         return
     assert given < 18
-    assert f"speaks of 20 frames, {given} could be decoded" in caplog.text
+    assert f"gives 20 frames, but {given} could be decoded" in caplog.text
 
 
 @pytest.mark.parametrize(("fps", "size"), [(25, (16, 20_000)), (66.1234, (16, 16))])
 def test_a_size_or_rate_that_cannot_be_written_is_told(tmp_path, fps, size):
     with (
-        pytest.raises(DataError, match="frames a second as mp4; write frames instead"),
+        pytest.raises(DataError, match="frames per second as mp4; write frames or avi instead"),
         VideoWriter(tmp_path / "film.mp4", fps, size),
     ):
         pass

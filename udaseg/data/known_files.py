@@ -1,4 +1,4 @@
-"""Files of a dataset that are known to be odd: named lists, kept unless a rule is asked for."""
+"""Named lists of dataset files with known problems; they are kept unless a rule excludes them."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -8,11 +8,11 @@ from udaseg.data.document import Faults, did_you_mean
 
 @dataclass(frozen=True)
 class FileRule:
-    """Files that may be left out together.
+    """Files that can be excluded together.
 
     Attributes:
-        why: What is odd about them, and who says so.
-        stems: Their names, without suffix and without the endings that matching takes off.
+        why: The problem with these files, and its source.
+        stems: File names without suffix and without the endings that matching strips.
     """
 
     why: str
@@ -20,7 +20,7 @@ class FileRule:
 
 
 def file_rules(value: object, faults: Faults) -> dict[str, FileRule]:
-    """Return the rules that `rules: {NAME: {why, images}}` gives."""
+    """Return the rules declared by `rules: {NAME: {why, images}}`."""
     rules: dict[str, FileRule] = {}
     if not isinstance(value, dict):
         faults.add("rules", f"must be `name: {{why: ..., images: [...]}}`, got {value!r}")
@@ -41,16 +41,16 @@ def file_rules(value: object, faults: Faults) -> dict[str, FileRule]:
 
 
 def unknown_rule(name: str, rules: Iterable[str]) -> str:
-    """Return what to say about a rule that is not there."""
+    """Return the message for a rule that does not exist."""
     known = sorted(rules)
-    there = f"there are {', '.join(known)}" if known else "this dataset has none"
-    return f"no rule '{name}'{did_you_mean(name, known)}; {there}"
+    available = f"known rules: {', '.join(known)}" if known else "this dataset has no rules"
+    return f"no rule '{name}'{did_you_mean(name, known)}; {available}"
 
 
 def excluded_rules(value: object, rules: Mapping[str, FileRule], faults: Faults) -> tuple[str, ...]:
-    """Return the names in `exclude: [NAME, ...]`."""
+    """Return the rule names in `exclude: [NAME, ...]`."""
     if not isinstance(value, list) or not all(isinstance(part, str) for part in value):
-        faults.add("exclude", f"must be a list of the names of rules, got {value!r}")
+        faults.add("exclude", f"must be a list of rule names, got {value!r}")
         return ()
     for name in value:
         if name not in rules:

@@ -1,4 +1,4 @@
-"""Label tables: which ids of a label file, or which colours, mean which class."""
+"""Label tables: the class of each id or colour in a label file."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ _MAX_CLASSES = 254
 
 @dataclass(frozen=True)
 class LabelTable:
-    """Which ids mean which class.
+    """The ids of each class.
 
     Attributes:
         classes: The class space.
         ids: Raw ids of each class; colours as r << 16 | g << 8 | b.
-        ignore: Ids that are known and mean no class.
+        ignore: Known ids that belong to no class.
     """
 
     classes: ClassSpace
@@ -33,7 +33,7 @@ def class_table(name: str) -> LabelTable:
     """Return a built-in label table, such as `cityscapes19`.
 
     Raises:
-        DataError: There is no such table.
+        DataError: No table has this name.
     """
     if name not in _tables():
         raise DataError(_no_table(name))
@@ -41,46 +41,49 @@ def class_table(name: str) -> LabelTable:
 
 
 def label_table(document: Mapping[str, Any], faults: Faults, label_format: str) -> LabelTable:
-    """Return the table that `classes`, `table` and `ignore` of a document give.
+    """Return the table described by `classes`, `table` and `ignore` of a document.
 
     `classes` is a table's name or a list. With `table`, entries of the list may name classes of
-    that table, several as one; every class of the table must then be in a class or in `ignore`.
+    that table and merge several into one; each class of the table must then be in a class or in
+    `ignore`.
 
     Raises:
-        DataError: Everything that is wrong with them, a line each.
+        DataError: The description is wrong; the message has one line per fault.
     """
-    listed = document["classes"]
-    if isinstance(listed, str):
+    classes = document["classes"]
+    if isinstance(classes, str):
         if "table" in document:
-            faults.add("table", "is for a list of classes; here 'classes' names a table already")
-        return _named_table(listed, "classes", document, faults, label_format)
+            faults.add(
+                "table", "only applies to a list of classes; here 'classes' already names a table"
+            )
+        return _named_table(classes, "classes", document, faults, label_format)
     base = None
     if "table" in document:
         bare = {key: value for key, value in document.items() if key != "ignore"}
         base = _named_table(str(document["table"]), "table", bare, faults, label_format)
-    if not isinstance(listed, list) or not 1 <= len(listed) <= _MAX_CLASSES:
+    if not isinstance(classes, list) or not 1 <= len(classes) <= _MAX_CLASSES:
         faults.add("classes", f"must be a table's name or a list of 1 to {_MAX_CLASSES} classes")
-        listed = []
-    found = [
-        _class(entry, number, label_format, base, faults) for number, entry in enumerate(listed)
+        classes = []
+    parsed = [
+        _class(entry, number, label_format, base, faults) for number, entry in enumerate(classes)
     ]
-    names = tuple(name for name, _, _ in found)
-    ids = tuple(own for _, _, own in found)
+    names = tuple(name for name, _, _ in parsed)
+    ids = tuple(class_ids for _, _, class_ids in parsed)
     ignore = _ignored(document, base, ids, faults)
-    seen: dict[int, str] = {}
-    for name, own in zip(names, ids, strict=True):
-        for number in own:
-            if number in seen or number in ignore:
-                other = seen.get(number, "ignore")
-                what = f"id {number}" if label_format != "rgb" else f"color {_parts(number)}"
-                faults.add("classes", f"{what} belongs to both {other} and {name}")
-            seen[number] = name
+    owners: dict[int, str] = {}
+    for name, class_ids in zip(names, ids, strict=True):
+        for number in class_ids:
+            if number in owners or number in ignore:
+                owner = owners.get(number, "ignore")
+                id_text = f"id {number}" if label_format != "rgb" else f"color {_parts(number)}"
+                faults.add("classes", f"{id_text} belongs to both {owner} and {name}")
+            owners[number] = name
     for name in dict.fromkeys(name for name in names if names.count(name) > 1):
         faults.add("classes", f"the name '{name}' is given twice; one class may have several ids")
     if base is not None and not faults.found:
-        _refuse_forgotten(str(document["table"]), base, {*seen, *ignore}, faults)
+        _refuse_forgotten(str(document["table"]), base, {*owners, *ignore}, faults)
     faults.stop_if_any()
-    return LabelTable(ClassSpace(names, tuple(color for _, color, _ in found)), ids, ignore)
+    return LabelTable(ClassSpace(names, tuple(color for _, color, _ in parsed)), ids, ignore)
 
 
 def _ignored(
@@ -89,32 +92,32 @@ def _ignored(
     ids: Sequence[tuple[int, ...]],
     faults: Faults,
 ) -> frozenset[int]:
-    """Return the ids to ignore: those listed, of classes listed, and the table's own."""
-    listed = document.get("ignore", [])
+    """Return the ids to ignore: listed ids, ids of listed classes, and those the table ignores."""
+    entries = document.get("ignore", [])
     if base is None:
-        return frozenset(_ids(listed, "ignore", faults))
-    listed = listed if isinstance(listed, list) else [listed]
-    ignore = set(_ids([part for part in listed if not isinstance(part, str)], "ignore", faults))
-    for name in listed:
+        return frozenset(_ids(entries, "ignore", faults))
+    entries = entries if isinstance(entries, list) else [entries]
+    ignore = set(_ids([entry for entry in entries if not isinstance(entry, str)], "ignore", faults))
+    for name in entries:
         if isinstance(name, str):
             ignore.update(_of(base, name, "ignore", faults))
-    # a class may take what the table leaves out
-    return frozenset(ignore | (base.ignore - {number for own in ids for number in own}))
+    # a class may use ids that the table ignores
+    return frozenset(ignore | (base.ignore - {number for class_ids in ids for number in class_ids}))
 
 
-def _refuse_forgotten(name: str, base: LabelTable, known: set[int], faults: Faults) -> None:
-    """Refuse to drop a class of the table without a word."""
+def _refuse_forgotten(table_name: str, base: LabelTable, known: set[int], faults: Faults) -> None:
+    """Add a fault if classes of the table are in no class and not ignored."""
     pairs = zip(base.classes.names, base.ids, strict=True)
-    forgotten = [word for word, own in pairs if own and not known.intersection(own)]
-    if forgotten:
-        what = f"{', '.join(forgotten)} of {name} are in no class; name them there or in 'ignore'"
-        faults.add("classes", what)
+    missing = [name for name, class_ids in pairs if class_ids and not known.intersection(class_ids)]
+    if missing:
+        names = f"{', '.join(missing)} of {table_name}"
+        faults.add("classes", f"{names} are in no class; add them to a class or to 'ignore'")
 
 
 def _of(
     base: LabelTable, name: str, key: str, faults: Faults, entry: int | None = None
 ) -> tuple[int, ...]:
-    """Return the ids of a class of the table."""
+    """Return the ids of a class of the table; add a fault if the table lacks the class."""
     names = list(base.classes.names)
     if name in names:
         return base.ids[names.index(name)]
@@ -128,12 +131,12 @@ def _tables() -> list[str]:
 
 def _no_table(name: str) -> str:
     known = _tables()
-    return f"no table '{name}'{did_you_mean(name, known)}; there are {', '.join(known)}"
+    return f"no table '{name}'{did_you_mean(name, known)}; known tables: {', '.join(known)}"
 
 
 @cache
 def _read_table(name: str) -> tuple[LabelTable, str]:
-    """Return a built-in table and the label format that its ids are of."""
+    """Return a built-in table and the label format of its ids."""
     path = _TABLES / f"{name}.yaml"
     document, lines = read_document(path)
     label_format = str(document.get("label_format", "ids"))
@@ -146,85 +149,97 @@ def _named_table(
     if name not in _tables():
         faults.add(key, _no_table(name))
         faults.stop_if_any()
-    known, own_format = _read_table(name)
+    known, table_format = _read_table(name)
     ids, ignore = known.ids, known.ignore
-    if own_format == "rgb" and label_format != "rgb":
+    if table_format == "rgb" and label_format != "rgb":
         faults.add(key, f"{name} is a table of colours; it needs label_format rgb")
-    elif own_format != "rgb" and label_format == "rgb":  # the table's own colours are its ids
+    elif table_format != "rgb" and label_format == "rgb":  # use the table's colours as ids
         ids = tuple((r << 16 | g << 8 | b,) for r, g, b in known.classes.colors)
         ignore = frozenset()
     ignore |= frozenset(_ids(document.get("ignore", []), "ignore", faults))
-    for own, class_name in zip(ids, known.classes.names, strict=True):
-        for number in ignore & set(own):
+    for class_ids, class_name in zip(ids, known.classes.names, strict=True):
+        for number in ignore & set(class_ids):
             faults.add("ignore", f"id {number} is the class {class_name} of {name}")
     faults.stop_if_any()
     return LabelTable(known.classes, ids, ignore)
 
 
 def _class(
-    entry: object, number: int, label_format: str, base: LabelTable | None, faults: Faults
+    entry: object, index: int, label_format: str, base: LabelTable | None, faults: Faults
 ) -> tuple[str, tuple[int, int, int], tuple[int, ...]]:
-    """Return name, colour and ids of one entry of `classes`."""
-    fallback = (37 * number % 256, 91 * number % 256, 151 * number % 256)
-    known = ["name", "ids", "color", "colors", *(["of"] if base is not None else [])]
+    """Return the name, colour and ids of one entry of `classes`."""
+    fallback = (37 * index % 256, 91 * index % 256, 151 * index % 256)
+    known_keys = ["name", "ids", "color", "colors", *(["of"] if base is not None else [])]
     if isinstance(entry, str):
         entry = {"name": entry}
     if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
-        what = f"must be a name or {{name, ids, color}}, got {entry!r}"
-        faults.add("classes", f"entry {number + 1}: {what}", number)
-        return f"class {number}", fallback, ()
+        message = f"must be a name or {{name, ids, color}}, got {entry!r}"
+        faults.add("classes", f"entry {index + 1}: {message}", index)
+        return f"class {index}", fallback, ()
     name = entry["name"]
     for key in entry:
         if key == "of" and base is None:
-            what = f"{name}: 'of' names classes of a 'table', which is not given"
-            faults.add("classes", what, number)
-        elif key not in known:
+            message = f"{name}: 'of' refers to classes of a 'table', but no table is given"
+            faults.add("classes", message, index)
+        elif key not in known_keys:
             faults.add(
-                "classes", f"{name}: unknown key '{key}'{did_you_mean(str(key), known)}", number
+                "classes", f"{name}: unknown key '{key}'{did_you_mean(str(key), known_keys)}", index
             )
     if base is not None:
-        return _class_of(entry, number, label_format, base, faults)
-    color = _color(entry.get("color", list(fallback)), name, faults, number)
+        return _class_of(entry, index, label_format, base, faults)
+    color = _color(entry.get("color", list(fallback)), name, faults, index)
     if label_format != "rgb":
-        return name, color, tuple(_ids(entry.get("ids", [number]), "classes", faults, number))
-    listed = _colors(entry, name, faults, number)
+        return name, color, tuple(_ids(entry.get("ids", [index]), "classes", faults, index))
+    colors = _colors(entry, name, faults, index)
     if "color" in entry:
-        listed.insert(0, color)
-    elif not listed:
-        faults.add("classes", f"{name}: label_format rgb needs its color", number)
-    return name, color, tuple(dict.fromkeys(r << 16 | g << 8 | b for r, g, b in listed))
+        colors.insert(0, color)
+    elif not colors:
+        faults.add("classes", f"{name}: label_format rgb needs a color", index)
+    return name, color, tuple(dict.fromkeys(r << 16 | g << 8 | b for r, g, b in colors))
 
 
 def _class_of(
-    entry: Mapping[str, Any], number: int, label_format: str, base: LabelTable, faults: Faults
+    entry: Mapping[str, Any], index: int, label_format: str, base: LabelTable, faults: Faults
 ) -> tuple[str, tuple[int, int, int], tuple[int, ...]]:
-    """Return an entry that takes classes of a table: those in `of`, or the one of its own name."""
+    """Return the name, colour and ids of an entry that uses classes of a table.
+
+    These are the classes in `of`, or the class with the entry's name.
+    """
     name = entry["name"]
-    words = entry.get("of", [] if {"ids", "colors"} & set(entry) else [name])
-    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-        faults.add("classes", f"{name}: 'of' is a list of the table's classes", number)
-        words = []
-    taken = [part for word in words for part in _of(base, word, "classes", faults, number)]
+    class_names = entry.get("of", [] if {"ids", "colors"} & set(entry) else [name])
+    if not isinstance(class_names, list) or not all(
+        isinstance(class_name, str) for class_name in class_names
+    ):
+        faults.add("classes", f"{name}: 'of' must be a list of class names of the table", index)
+        class_names = []
+    table_ids = [
+        part
+        for class_name in class_names
+        for part in _of(base, class_name, "classes", faults, index)
+    ]
     if label_format == "rgb":
-        own = [r << 16 | g << 8 | b for r, g, b in _colors(entry, name, faults, number)]
+        more_ids = [r << 16 | g << 8 | b for r, g, b in _colors(entry, name, faults, index)]
     else:
-        own = _ids(entry.get("ids", []), "classes", faults, number)
-    colors = dict(zip(base.classes.names, base.classes.colors, strict=True))
-    first = next((colors[word] for word in words if word in colors), (0, 0, 0))
-    color = _color(entry.get("color", list(first)), name, faults, number)
-    return name, color, tuple(dict.fromkeys([*taken, *own]))
+        more_ids = _ids(entry.get("ids", []), "classes", faults, index)
+    table_colors = dict(zip(base.classes.names, base.classes.colors, strict=True))
+    default_color = next(
+        (table_colors[class_name] for class_name in class_names if class_name in table_colors),
+        (0, 0, 0),
+    )
+    color = _color(entry.get("color", list(default_color)), name, faults, index)
+    return name, color, tuple(dict.fromkeys([*table_ids, *more_ids]))
 
 
 def _colors(
-    entry: Mapping[str, Any], name: str, faults: Faults, number: int
+    entry: Mapping[str, Any], name: str, faults: Faults, index: int
 ) -> list[tuple[int, int, int]]:
-    more = entry.get("colors", [])
-    listed = more if isinstance(more, list) else [more]
-    return [_color(part, name, faults, number) for part in listed]
+    value = entry.get("colors", [])
+    colors = value if isinstance(value, list) else [value]
+    return [_color(part, name, faults, index) for part in colors]
 
 
-def _parts(number: int) -> list[int]:
-    return [number >> 16, number >> 8 & 255, number & 255]
+def _parts(packed: int) -> list[int]:
+    return [packed >> 16, packed >> 8 & 255, packed & 255]
 
 
 def _color(
@@ -235,20 +250,20 @@ def _color(
         if len(parts) == 3:
             return parts[0], parts[1], parts[2]
     key = name if entry is None else "classes"
-    what = f"a color is three numbers from 0 to 255, got {value!r}"
-    faults.add(key, what if entry is None else f"{name}: {what}", entry)
+    message = f"a color must be three numbers from 0 to 255, got {value!r}"
+    faults.add(key, message if entry is None else f"{name}: {message}", entry)
     return 0, 0, 0
 
 
 def _ids(value: object, key: str, faults: Faults, entry: int | None = None) -> list[int]:
-    """Return ids; a colour in `ignore` is written as a list of three."""
-    found = []
-    for part in value if isinstance(value, list) else [value]:
-        if isinstance(part, list):
-            r, g, b = _color(part, key, faults)
-            found.append(r << 16 | g << 8 | b)
-        elif type(part) is int and 0 <= part < 2**24:
-            found.append(part)
+    """Return a list of ids; a colour is written as a list of three numbers."""
+    ids = []
+    for item in value if isinstance(value, list) else [value]:
+        if isinstance(item, list):
+            r, g, b = _color(item, key, faults)
+            ids.append(r << 16 | g << 8 | b)
+        elif type(item) is int and 0 <= item < 2**24:
+            ids.append(item)
         else:
-            faults.add(key, f"an id is a whole number from 0, got {part!r}", entry)
-    return found
+            faults.add(key, f"an id must be a whole number >= 0, got {item!r}", entry)
+    return ids

@@ -1,10 +1,10 @@
-"""What a label value means: the ignored value, and class spaces (names with colours)."""
+"""The meaning of label values: the ignored value, and class spaces (names with colours)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 IGNORE = 255
-"""The train id of every pixel without a class; it enters no loss and no score."""
+"""The train id of pixels without a class; losses and scores skip it."""
 
 
 @dataclass(frozen=True)
@@ -12,8 +12,8 @@ class ClassSpace:
     """The classes of a dataset or a network, in train-id order.
 
     Attributes:
-        names: One lower-case name a class; the position is the train id.
-        colors: One RGB triple (0..255) a class, for masks and pictures.
+        names: One lower-case name per class; the position is the train id.
+        colors: One RGB triple (0..255) per class, for masks and pictures.
     """
 
     names: tuple[str, ...]
@@ -31,7 +31,7 @@ class ClassSpace:
         return len(self.names)
 
     def train_ids_in(self, other: "ClassSpace") -> tuple[int, ...]:
-        """Return, for each class here, its train id in `other`, or `IGNORE` where it has none.
+        """Return each class's train id in `other`, or `IGNORE` if `other` lacks the class.
 
         Classes are matched by name, so source and target may have different lists.
         """
@@ -40,7 +40,7 @@ class ClassSpace:
 
 
 def lookup_table(train_ids: Sequence[int]) -> bytes:
-    """Return a 256-entry table that sends id i to `train_ids[i]` and every other id to `IGNORE`."""
+    """Return a 256-entry table that maps id i to `train_ids[i]` and all others to `IGNORE`."""
     if len(train_ids) > 256:
         raise ValueError(f"a lookup table has 256 entries, got {len(train_ids)}")
     return bytes(train_ids) + bytes([IGNORE]) * (256 - len(train_ids))

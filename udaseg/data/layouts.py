@@ -1,4 +1,4 @@
-"""Which of the known layouts of a set lies in a folder: another release, or rearranged files."""
+"""Known layouts of a dataset, such as other releases, and which of them a folder has."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -9,28 +9,32 @@ from udaseg.data.find import find
 
 
 def laid_out(declaration: Declaration, folder: Path) -> Declaration:
-    """Return the declaration with the globs of the layout that lies in `folder`.
+    """Return the declaration with the globs of the layout that `folder` has.
 
-    That is the first that has images and, where it names labels, labels; without such, the first
-    that has images, and without that, the declaration's own.
+    Prefers the first layout with images and, if it declares labels, labels; then the first with
+    images; then the declaration's own layout.
     """
     if not declaration.layouts:
         return declaration
-    known = [
+    candidates = [
         declaration,
         *(
-            replace(declaration, images=other.images, labels=other.labels, strip=other.strip)
-            for other in declaration.layouts
+            replace(declaration, images=layout.images, labels=layout.labels, strip=layout.strip)
+            for layout in declaration.layouts
         ),
     ]
-    with_images = [one for one in known if _any(one.images, folder)]
-    whole = [one for one in with_images if not one.labels or _any(one.labels, folder)]
-    return next(iter(whole or with_images), declaration)
+    with_images = [candidate for candidate in candidates if _any(candidate.images, folder)]
+    complete = [
+        candidate
+        for candidate in with_images
+        if not candidate.labels or _any(candidate.labels, folder)
+    ]
+    return next(iter(complete or with_images), declaration)
 
 
 def holds_images(declaration: Declaration, folder: Path) -> bool:
-    """Return whether `folder` has an image of the set, in any of its layouts."""
-    globs = [declaration.images, *(other.images for other in declaration.layouts)]
+    """Return whether `folder` has an image of the dataset, in any of its layouts."""
+    globs = [declaration.images, *(layout.images for layout in declaration.layouts)]
     return any(_any(images, folder) for images in globs)
 
 

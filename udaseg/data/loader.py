@@ -1,4 +1,4 @@
-"""Batches in order, from loader processes that are watched: none dies or hangs unnamed."""
+"""Training batches in step order, from processes that are monitored for crashes and hangs."""
 
 import logging
 from collections.abc import Iterator
@@ -10,11 +10,11 @@ from udaseg.errors import DataError
 log = logging.getLogger(__name__)
 
 _AHEAD = 4
-"""Batches that each process makes ahead."""
+"""Batches that each process makes in advance."""
 
 
 class _Trace(Exception):
-    """The traceback of an error, as it was in the process that loads."""
+    """The traceback of an error in the process that loads."""
 
 
 def batches_from(
@@ -22,35 +22,37 @@ def batches_from(
 ) -> Iterator[Batch]:
     """Yield the batches of steps `first` to the end, decoded in `workers` processes.
 
-    When a process dies, or gives no batch for `dataset.worker_timeout` seconds, loading goes on
-    where it was, for a batch is a function of its step. The steps that were in work then are made
-    one at a time by one process, so that a second fault has a step and files.
+    If a process dies, or returns no batch for `dataset.worker_timeout` seconds, loading continues
+    where it stopped, because a batch is a function of its step. One process then makes the batches
+    that were in progress, one at a time, so that a second fault can be traced to a step and files.
 
     Raises:
-        DataError: A file cannot be used, or a batch cannot be made; names the files.
-        EnvironmentFault: There is no shared memory for the processes.
+        DataError: A file cannot be used, or a batch cannot be made; the message names the files.
+        EnvironmentFault: The processes have no shared memory.
     """
     _say_caches(dataset)
-    step, careful_until, told = first, first, set[str]()
+    step, single_until, reported = first, first, set[str]()
     while step < len(dataset):
-        careful = step < careful_until
-        steps = range(step, min(careful_until, len(dataset)) if careful else len(dataset))
-        crew, ahead = (1, 1) if careful else (workers, _AHEAD)
+        one_at_a_time = step < single_until
+        steps = range(step, min(single_until, len(dataset)) if one_at_a_time else len(dataset))
+        processes, ahead = (1, 1) if one_at_a_time else (workers, _AHEAD)
         try:
-            for batch in _made(dataset, steps, crew, ahead, pin):
+            for batch in _made(dataset, steps, processes, ahead, pin):
                 for reason in batch.skipped:
-                    if reason not in told:
-                        told.add(reason)
-                        log.warning("%s; another image takes its place", reason)
+                    if reason not in reported:
+                        reported.add(reason)
+                        log.warning("%s; replaced by another image", reason)
                 yield batch
                 step = batch.step + 1
-        except Lost as lost:
-            if careful:
-                raise DataError(f"{lost}, for the second time; {_batch(dataset, step)}") from lost
-            careful_until = step + _AHEAD * workers
+        except Lost as error:
+            if one_at_a_time:
+                raise DataError(f"{error}, for the second time; {_batch(dataset, step)}") from error
+            single_until = step + _AHEAD * workers
             log.warning(
-                "%s; a new process makes the batches of the steps %d to %d, one at a time",
-                *(lost, step + 1, min(careful_until, len(dataset))),
+                "%s; a new process makes the batches of steps %d to %d, one at a time",
+                error,
+                step + 1,
+                min(single_until, len(dataset)),
             )
 
 
@@ -62,25 +64,25 @@ def _made(
             batch = _usable(outcome(dataset, step), dataset, step)
             yield batch.pin_memory() if pin else batch
         return
-    crew = Crew(dataset, steps, workers, ahead, pin)
+    pool = Crew(dataset, steps, workers, ahead, pin)
     try:
         for step in steps:
-            yield _usable(crew.batch(step), dataset, step)
+            yield _usable(pool.batch(step), dataset, step)
     finally:
-        crew.end()
+        pool.end()
 
 
-def _usable(made: Batch | Failed, dataset: TrainingBatches, step: int) -> Batch:
-    """Return a batch, or raise why there is none."""
-    if isinstance(made, Batch):
-        return made
-    where = _Trace(made.trace)
-    if made.kind == MemoryError.__name__:
-        raise MemoryError(made.message) from where
-    if made.kind == DataError.__name__:
-        raise DataError(made.message) from where
-    what = f"loading failed with {made.kind}: {made.message}"
-    raise DataError(f"{what}; {_batch(dataset, step)}") from where
+def _usable(result: Batch | Failed, dataset: TrainingBatches, step: int) -> Batch:
+    """Return the batch, or raise the error of the process that could not make it."""
+    if isinstance(result, Batch):
+        return result
+    trace = _Trace(result.trace)
+    if result.kind == MemoryError.__name__:
+        raise MemoryError(result.message) from trace
+    if result.kind == DataError.__name__:
+        raise DataError(result.message) from trace
+    message = f"loading failed with {result.kind}: {result.message}"
+    raise DataError(f"{message}; {_batch(dataset, step)}") from trace
 
 
 def _batch(dataset: TrainingBatches, step: int) -> str:
@@ -88,7 +90,9 @@ def _batch(dataset: TrainingBatches, step: int) -> str:
 
 
 def _say_caches(dataset: TrainingBatches) -> None:
-    for word, crops in (("source", dataset.source), ("target", dataset.target)):
+    for domain, crops in (("source", dataset.source), ("target", dataset.target)):
         if crops is not None and crops.cache is not None:
             height, width = crops.cache.size
-            log.info("%s images of %dx%d come from %s", word, width, height, crops.cache.folder)
+            log.info(
+                "%s images of %dx%d are read from %s", domain, width, height, crops.cache.folder
+            )

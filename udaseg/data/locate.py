@@ -1,4 +1,4 @@
-"""Where a dataset's files are: the user's folder, archives to unpack, or how to get them."""
+"""Find the files of a dataset: a folder, archives to unpack, or instructions to get them."""
 
 import logging
 import os
@@ -17,18 +17,18 @@ log = logging.getLogger(__name__)
 
 
 def located(declaration: Declaration, root: Path) -> Path | None:
-    """Return the folder of the images, None when only archives are there.
+    """Return the folder of the images, or None if there are only archives.
 
     Raises:
-        DataError: Nothing is there; says what to get and where to put it.
+        DataError: Nothing was found; the message says what to get and where to put it.
     """
     if declaration.root is not None:
         if not declaration.root.is_dir():
-            raise DataError(f"{declaration.path}: root {declaration.root} is no folder")
+            raise DataError(f"{declaration.path}: root {declaration.root} is not a folder")
         return declaration.root
     for base in (root, root / "unpacked"):
-        for wanted in (*declaration.folders, declaration.name):
-            folder = _any_case(base, wanted)
+        for name in (*declaration.folders, declaration.name):
+            folder = _any_case(base, name)
             if folder is not None and holds_images(declaration, folder):
                 return folder
     if _archives(declaration, root):
@@ -41,67 +41,68 @@ def unpacked(
     root: Path,
     on_unpack: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Unpack every archive below root/unpacked/NAME and return where the images lie.
+    """Unpack all archives into root/unpacked/NAME and return that folder.
 
-    The folder appears when all archives are unpacked, or not at all.
+    The folder appears only after all archives are unpacked.
 
     Args:
-        declaration: Of the set.
-        root: Where its archives lie.
-        on_unpack: Called with the megabytes that are unpacked, and those in all.
+        declaration: The dataset.
+        root: The folder of its archives.
+        on_unpack: Called with the megabytes unpacked so far and in total.
 
     Raises:
-        DataError: An archive is damaged, unsafe, or of something else.
-        EnvironmentFault: No room on the disk; the next run goes on.
+        DataError: An archive is damaged, unsafe, or of another dataset.
+        EnvironmentFault: The disk is full; the next run continues.
     """
-    whole = root / "unpacked" / declaration.name
-    if whole.exists():
+    final = root / "unpacked" / declaration.name
+    if final.exists():
         raise DataError(
-            f"{whole}: exists but holds no such images; move it away, then prepare again"
+            f"{final}: exists but has no images of this dataset; move it away, then prepare again"
         )
-    building = _building(declaration, root)
+    temporary = _building(declaration, root)
     archives = _archives(declaration, root)
-    unpack(archives, building, on_unpack)
-    found = _folder_inside(declaration, building)
-    if found is None:
-        inner = [path.name for path in find(building, "**/*.*") if _is_archive(path)]
-        shutil.rmtree(building, ignore_errors=True)
+    unpack(archives, temporary, on_unpack)
+    image_folder = _folder_inside(declaration, temporary)
+    if image_folder is None:
+        nested = [path.name for path in find(temporary, "**/*.*") if _is_archive(path)]
+        shutil.rmtree(temporary, ignore_errors=True)
         raise DataError(
             f"{', '.join(map(str, archives))}: unpacked, but no image matches "
-            f"{', '.join(declaration.images.values())}; of another dataset?"
-            + (f"\n  it holds {', '.join(inner[:3])}: unpack it yourself" if inner else "")
+            f"{', '.join(declaration.images.values())}; is this another dataset?"
+            + (f"\n  it contains {', '.join(nested[:3])}: unpack it yourself" if nested else "")
             + f"\n{how_to_get(declaration, root)}"
         )
-    whole.parent.mkdir(parents=True, exist_ok=True)
+    final.parent.mkdir(parents=True, exist_ok=True)
     names = "\n".join(path.name for path in archives)
-    _record(declaration, root).write_bytes(os.fsencode(names))  # half of it is written again
+    _record(declaration, root).write_bytes(os.fsencode(names))  # rewritten after a kill
     written_out()
-    moved(found, whole)
-    return whole
+    moved(image_folder, final)
+    return final
 
 
 def clear_leftovers(declaration: Declaration, root: Path) -> None:
-    """Remove what a run that was killed left while it unpacked; for when the images are there."""
+    """Remove what a killed run left while unpacking; call this once the images are in place."""
     shutil.rmtree(_building(declaration, root), ignore_errors=True)
 
 
 def tell_of_later_archives(declaration: Declaration, root: Path) -> None:
-    """Warn of archives that lie here now and did not when the others were unpacked."""
+    """Warn of archives that were added after the others were unpacked."""
     try:
         known = os.fsdecode(_record(declaration, root).read_bytes()).split("\n")
     except OSError:
         return
-    whole = root / "unpacked" / declaration.name
-    later = [path.name for path in _archives(declaration, root) if path.name not in known]
-    if later and whole.is_dir():
+    folder = root / "unpacked" / declaration.name
+    added = [path.name for path in _archives(declaration, root) if path.name not in known]
+    if added and folder.is_dir():
         log.warning(
             "%s was unpacked without %s; delete that folder to unpack all archives again",
-            *(whole, ", ".join(later)),
+            folder,
+            ", ".join(added),
         )
 
 
 def _record(declaration: Declaration, root: Path) -> Path:
-    """Return where the names of the archives are noted that were unpacked."""
+    """Return the path of the file that lists the unpacked archives."""
     return root / "unpacked" / f".{declaration.name}.archives"
 
 
@@ -114,40 +115,42 @@ def _building(declaration: Declaration, root: Path) -> Path:
 
 
 def how_to_get(declaration: Declaration, root: Path) -> str:
-    """Return what to download, from where, under which licence, and where to put it."""
+    """Return what to download, where from, under which licence, and where to put it."""
     about = declaration.about
-    put = root / (declaration.folders[0] if declaration.folders else declaration.name)
+    destination = root / (declaration.folders[0] if declaration.folders else declaration.name)
     lines = []
     if "home" in about:
-        what = (about.get("title", declaration.name), about.get("size"))
+        title_and_size = (about.get("title", declaration.name), about.get("size"))
         lines += [
-            f"  what     {', '.join(str(part) for part in what if part)}",
+            f"  what     {', '.join(str(part) for part in title_and_size if part)}",
             f"  page     {about['home']}",
             f"  licence  {about.get('licence', 'see the page')}",
             f"  files    {', '.join(map(str, about.get('download', [])))}",
         ]
     globs = dict.fromkeys((*declaration.images.values(), *declaration.labels.values()))
     lines.append(f"  put      the archives into {root}/, or the unpacked folders so that there are")
-    lines += [f"             {put}/{glob}" for glob in globs]
+    lines += [f"             {destination}/{glob}" for glob in globs]
     lines.append(
-        f"  then     udaseg prepare {declaration.word}   (--root DIR if they lie elsewhere)"
+        f"  then     udaseg prepare {declaration.word}   (--root DIR if they are elsewhere)"
     )
     return "\n".join(lines)
 
 
-def _folder_inside(declaration: Declaration, whole: Path) -> Path | None:
-    """Return `whole` or the folder in it (two deep) that the globs start from."""
-    below = [sorted(path for path in whole.glob(deep) if path.is_dir()) for deep in ("*", "*/*")]
-    for folder in (whole, *below[0], *below[1]):
+def _folder_inside(declaration: Declaration, top: Path) -> Path | None:
+    """Return `top` or the folder in it, up to two levels deep, that has images; None without."""
+    levels = [
+        sorted(path for path in top.glob(pattern) if path.is_dir()) for pattern in ("*", "*/*")
+    ]
+    for folder in (top, *levels[0], *levels[1]):
         if holds_images(declaration, folder):
             return folder
     return None
 
 
-def _any_case(base: Path, wanted: str) -> Path | None:
-    """Return `base`/`wanted`, each part in whatever case it has on disk."""
+def _any_case(base: Path, relative: str) -> Path | None:
+    """Return `base`/`relative`, matching each part regardless of case; None if it is missing."""
     folder = base
-    for part in wanted.split("/"):
+    for part in relative.split("/"):
         try:
             names = {
                 entry.name.lower(): entry.name for entry in os.scandir(folder) if entry.is_dir()
@@ -161,9 +164,9 @@ def _any_case(base: Path, wanted: str) -> Path | None:
 
 
 def _archives(declaration: Declaration, root: Path) -> list[Path]:
-    places = [root, root / declaration.name]
-    places += [place for name in declaration.folders if (place := _any_case(root, name))]
-    found = [
-        path for place in places for glob in declaration.archives for path in find(place, glob)
+    folders = [root, root / declaration.name]
+    folders += [folder for name in declaration.folders if (folder := _any_case(root, name))]
+    paths = [
+        path for folder in folders for glob in declaration.archives for path in find(folder, glob)
     ]
-    return list({path.resolve(): path for path in found}.values())
+    return list({path.resolve(): path for path in paths}.values())

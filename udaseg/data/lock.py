@@ -1,4 +1,4 @@
-"""One writer at a time: what another process or rank prepares is waited for, not done twice."""
+"""A file lock: one process or rank prepares a dataset while the others wait."""
 
 import errno
 import logging
@@ -13,10 +13,13 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def held(path: Path) -> Iterator[None]:
-    """Hold the lock file `path`; waits while another process does. It goes with the process."""
+    """Hold the lock file `path`; wait while another process holds it.
+
+    The lock is released at the latest when the process ends.
+    """
     try:
         import fcntl
-    except ImportError:  # Windows has no such lock; there, do not prepare twice at once
+    except ImportError:  # Windows has no such lock: preparing twice at once is not safe there
         yield
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -24,10 +27,12 @@ def held(path: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            log.info("another process prepares %s; waiting for it", path.stem.lstrip("."))
+            log.info("another process is preparing %s; waiting for it", path.stem.lstrip("."))
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise
-            log.warning("%s: this disk has no locks; do not prepare twice at once", path.parent)
+            log.warning(
+                "%s: this file system has no locks; do not prepare twice at once", path.parent
+            )
         yield

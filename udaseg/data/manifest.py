@@ -1,7 +1,7 @@
-"""The manifest of a prepared set: every file that was read and written, by size, time and SHA-256.
+"""The manifest of a prepared dataset: size, time and SHA-256 of every file read and written.
 
-Lines of JSON: what the set is; one line a pair; the digest of all lines before it. Nothing in it
-depends on when or in how many runs it was made.
+It has lines of JSON: a head, one line per pair, and the digest of all lines before. The content
+does not depend on when the dataset was prepared or in how many runs.
 """
 
 import hashlib
@@ -19,18 +19,18 @@ MANIFEST_NAME = "manifest.jsonl"
 MANIFEST_FORMAT = 1
 
 _LARGEST = 2**30
-"""Bytes; an image of 100 million pixels of 16 bits without compression is smaller."""
+"""Bytes; an uncompressed 16-bit image of 100 million pixels is smaller."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
-    """A file as it was.
+    """Size, time and digest of a file when it was read or written.
 
     Attributes:
-        path: Below its folder, POSIX style.
-        size: In bytes.
-        mtime_ns: Time of change.
-        sha256: Of its content.
+        path: Relative to its folder, POSIX style.
+        size: Bytes.
+        mtime_ns: Modification time.
+        sha256: Digest of the content.
     """
 
     path: str
@@ -39,12 +39,12 @@ class Fingerprint:
     sha256: str
 
     def holds(self, path: Path) -> bool:
-        """Return whether the file at `path` has this size and time; its content is not read."""
+        """Return whether the file at `path` has this size and time, without reading it."""
         try:
-            found = path.stat()
+            status = path.stat()
         except OSError:
             return False
-        return (found.st_size, found.st_mtime_ns) == (self.size, self.mtime_ns)
+        return (status.st_size, status.st_mtime_ns) == (self.size, self.mtime_ns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +52,14 @@ class Row:
     """A pair that was read.
 
     Attributes:
-        split: Its split.
-        key: What image and label were matched by.
-        image: The image file, below the image root.
-        label: The label file, likewise; None without labels.
-        prepared: The label as train ids, below the prepared folder.
-        sample: What is in the index; None when a rule left the pair out.
-        excluded: Why, then.
-        blank: The image has one colour only.
+        split: The split of the pair.
+        key: The name by which image and label were matched.
+        image: The image file, relative to the image root.
+        label: The label file, relative to the image root; None without labels.
+        prepared: The label as train ids, relative to the prepared folder.
+        sample: The entry in the index; None if the pair is excluded.
+        excluded: The reason, if the pair is excluded.
+        blank: Whether the image has a single colour.
     """
 
     split: str
@@ -72,7 +72,7 @@ class Row:
     blank: bool = False
 
     def of(self, folder: Path, image: Path, label: Path | None) -> bool:
-        """Return whether these are its files below `folder`, as they were."""
+        """Return whether the row is of these files below `folder` and they are unchanged."""
         if (label is None) != (self.label is None):
             return False
         if folder / self.image.path != image or not self.image.holds(image):
@@ -84,12 +84,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a prepared folder was made from.
+    """The files that a prepared folder was made from and contains.
 
     Attributes:
-        image_root: Where images and labels lie.
-        meaning: Digest of what decides over a prepared label besides the pair itself.
-        files: Of the prepared folder that are neither label nor manifest, with their SHA-256.
+        image_root: The folder of images and labels.
+        meaning: Digest of all that affects a prepared label besides the pair itself.
+        files: SHA-256 of the prepared folder's files that are neither labels nor the manifest.
         rows: The pairs, in the order of the index.
     """
 
@@ -100,42 +100,42 @@ class Manifest:
 
 
 def content(path: Path, folder: Path) -> tuple[bytes, Fingerprint]:
-    """Return the bytes of a file below `folder`, and its fingerprint; it is read once.
+    """Read a file below `folder` once, and return its bytes and fingerprint.
 
     Raises:
-        DataError: It cannot be read, is empty, or is too large for an image.
+        DataError: The file cannot be read, is empty, or is too large for an image.
     """
     try:
-        # taken first: a file that changes while it is read is found to have changed
-        seen = path.stat()
+        # before reading, so that a file that changes meanwhile counts as changed later
+        status = path.stat()
     except OSError:
-        seen = None
-    if seen is not None and seen.st_size > _LARGEST:
-        raise DataError(f"{path}: {seen.st_size / 1e9:.1f} GB; too large for an image")
+        status = None
+    if status is not None and status.st_size > _LARGEST:
+        raise DataError(f"{path}: {status.st_size / 1e9:.1f} GB; too large for an image")
     data = read_bytes(path)
-    if seen is None:
+    if status is None:
         raise DataError(f"{path}: changed while it was read")
     name = path.relative_to(folder).as_posix()
-    return data, Fingerprint(name, seen.st_size, seen.st_mtime_ns, sha256(data))
+    return data, Fingerprint(name, status.st_size, status.st_mtime_ns, sha256(data))
 
 
 def sha256(data: bytes) -> str:
-    """Return the digest of `data` in hexadecimal."""
+    """Return the SHA-256 of `data` in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
 
 
 def sha256_of(path: Path) -> str:
-    """Return the digest of a file of any size.
+    """Return the SHA-256 of a file of any size in hexadecimal.
 
     Raises:
-        OSError: It cannot be read.
+        OSError: The file cannot be read.
     """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def row_line(row: Row) -> str:
-    """Return a row as a line of JSON, without its line break."""
+    """Return a row as a line of JSON, without a newline."""
     document: dict[str, Any] = {"split": row.split, "key": row.key, "image": _listed(row.image)}
     if row.label is not None:
         document["label"] = _listed(row.label)
@@ -152,10 +152,10 @@ def row_line(row: Row) -> str:
 
 
 def row_of(line: str) -> Row:
-    """Return the row of a line of JSON.
+    """Parse a row from a line of JSON.
 
     Raises:
-        ValueError, KeyError, TypeError: It is none.
+        ValueError, KeyError, TypeError: The line is not a row.
     """
     document = json.loads(line)
     image, label, prepared = (
@@ -172,12 +172,17 @@ def row_of(line: str) -> Row:
     return Row(
         document["split"],
         document["key"],
-        *(image, label, prepared, sample, document.get("excluded"), document.get("blank", False)),
+        image,
+        label,
+        prepared,
+        sample,
+        document.get("excluded"),
+        document.get("blank", False),
     )
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write the manifest of the prepared set in `folder`."""
+    """Write the manifest of the prepared dataset in `folder`."""
     head = {
         "format": MANIFEST_FORMAT,
         "image_root": str(manifest.image_root),
@@ -191,21 +196,21 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Return the manifest of the prepared set in `folder`.
+    """Read the manifest of the prepared dataset in `folder`.
 
     Raises:
-        DataError: There is none, or it is damaged.
+        DataError: The manifest is missing or damaged.
     """
     path = folder / MANIFEST_NAME
     try:
         text = path.read_text(encoding="utf-8")
         body, _, end = text.rstrip("\n").rpartition("\n")
         if json.loads(end)["sha256"] != sha256(f"{body}\n".encode()):
-            raise DataError(f"{path}: damaged: its digest is another")
+            raise DataError(f"{path}: damaged: its digest does not match")
         first, *lines = body.split("\n")
         head = json.loads(first)
         if head["format"] != MANIFEST_FORMAT:
-            raise DataError(f"{path}: of another version")
+            raise DataError(f"{path}: written by another version")
         rows = tuple(map(row_of, lines))
     except FileNotFoundError as error:
         raise DataError(f"{path}: not found") from error

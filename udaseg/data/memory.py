@@ -1,4 +1,4 @@
-"""Memory for images: kept when it is freed, as getting it anew can cost more than decoding."""
+"""Allocator setup: keep freed image memory, as new memory can cost more than decoding."""
 
 import numpy as np
 
@@ -6,10 +6,10 @@ _LARGE = 2**25 - 2**16
 
 
 def keep_freed_memory() -> None:
-    """Have the allocator keep what this process frees, up to 64 MB, for the next images.
+    """Make the allocator keep up to 64 MB of freed memory for the next images.
 
-    glibc learns from the largest piece that was given back how much to keep, up to pieces of 32 MB.
-    Where only small images are read, it gives each one's memory back to the system, which has to
-    fill it with zeros again, page by page. Other allocators have other ways, and are not harmed.
+    glibc derives how much to keep from the largest block freed so far, for blocks up to 32 MB. If
+    only small images are read, it returns the memory of each one to the system, which has to fill
+    it with zeros again, page by page. Other allocators are not affected.
     """
-    np.empty(_LARGE, np.uint8)  # given back at once
+    np.empty(_LARGE, np.uint8)  # freed at once

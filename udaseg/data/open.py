@@ -1,4 +1,4 @@
-"""From what a user calls their data to something that training can read."""
+"""Open the dataset that a user names: a prepared name, a dataset YAML or a folder."""
 
 import logging
 import os
@@ -27,12 +27,12 @@ def open_dataset(data: str, *, root: Path) -> PreparedDataset:
     """Return the dataset that `data` means.
 
     Args:
-        data: A prepared name, a dataset YAML (prepared when it is not yet), a built-in name that
-            can be made here, or a folder of images without labels.
-        root: Where prepared data lie.
+        data: A prepared name, a dataset YAML (prepared now if necessary), a built-in name that
+            can be generated, or a folder of images without labels.
+        root: The folder of data and prepared datasets.
 
     Raises:
-        DataError: Nothing of that name, or not prepared; says what to do.
+        DataError: No dataset has this name, or it is not prepared; the message says what to do.
     """
     if data.endswith((".yaml", ".yml")):
         report = prepare_as_before(data, root=root)
@@ -45,7 +45,7 @@ def open_dataset(data: str, *, root: Path) -> PreparedDataset:
         return read_index(folder)
     if data in _TOYLAND:
         if not (root / "toyland").is_dir():
-            log.info("making toyland in %s", root / "toyland")
+            log.info("generating toyland in %s", root / "toyland")
             make_toyland(root)
         return prepare_as_before(data, root=root).dataset
     if Path(data).is_dir():
@@ -68,10 +68,10 @@ def make_toyland(
     size: tuple[int, int] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Write toyland below `root`, unless it is there already.
+    """Write toyland below `root`, unless it already exists.
 
     Raises:
-        DataError: It is there with another seed or size.
+        DataError: It exists with another seed or size.
     """
     with held(root / ".toyland.lock"):
         write(
@@ -84,14 +84,14 @@ def make_toyland(
 
 
 def folder_of_images(folder: Path) -> PreparedDataset:
-    """Return all images below a folder, in any nesting, as an unlabelled split `train`.
+    """Return all images below a folder, at any depth, as an unlabelled split `train`.
 
     Raises:
-        DataError: There is none, or one cannot be read.
+        DataError: There is no image, or one cannot be read.
     """
     paths = [path for path in find(folder, "**/*") if path.suffix.lower() in IMAGE_SUFFIXES]
     if not paths:
-        raise DataError(f"{folder}: holds no images ({', '.join(IMAGE_SUFFIXES)})")
+        raise DataError(f"{folder}: contains no images ({', '.join(IMAGE_SUFFIXES)})")
     samples, bad = [], []
     for path in paths:
         try:

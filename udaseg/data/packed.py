@@ -1,8 +1,8 @@
-"""Pixels as packed bytes: differences between rows under zstd, several times faster than a PNG.
+"""Packed pixels: differences between rows, compressed by zstd; several times faster than PNG.
 
-An image is stored as differences to the row above, red and blue as differences to green, each row's
-colours one after another: as small as a PNG, and undone in one addition a row. Labels are stored as
-they are.
+An image is stored as differences to the row above, with red and blue as differences to green, and
+each row as three planes of colour. It is as small as a PNG and needs one addition per row to
+decode. Labels are stored unchanged.
 """
 
 import struct
@@ -23,7 +23,7 @@ _MAX_PIXELS = 100_000_000
 
 
 def zstd() -> ModuleType:
-    """Return the standard library's zstd, or its backport.
+    """Return the standard library's zstd module, or its backport.
 
     Raises:
         EnvironmentFault: Neither is installed.
@@ -35,20 +35,22 @@ def zstd() -> ModuleType:
             from backports import zstd as module
     except ImportError as error:
         raise EnvironmentFault(
-            "the raw cache needs zstd: pip install 'udaseg[cache]', or take --cache-format png"
+            "the raw cache needs zstd: pip install 'udaseg[cache]', or use --cache-format png"
         ) from error
     return module
 
 
 def pack(pixels: NDArray[np.uint8]) -> bytes:
-    """Return (H, W) or (H, W, 3) uint8 as bytes that `unpack` reads.
+    """Return (H, W) or (H, W, 3) uint8 pixels as bytes for `unpack`.
 
     Raises:
-        EnvironmentFault: There is no zstd here.
-        ValueError: Another shape or type.
+        EnvironmentFault: zstd is not installed.
+        ValueError: The pixels have another shape or type.
     """
     if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or pixels.shape[2:] == (3,)):
-        raise ValueError(f"only uint8 (H, W) or (H, W, 3), got {pixels.dtype} {pixels.shape}")
+        raise ValueError(
+            f"pixels must be uint8 (H, W) or (H, W, 3), got {pixels.dtype} {pixels.shape}"
+        )
     channels = 1 if pixels.ndim == 2 else 3
     stored = pixels
     if channels == 3:
@@ -69,27 +71,27 @@ def unpack(path: Path, data: bytes) -> NDArray[np.uint8]:
     """Return the pixels of packed bytes.
 
     Args:
-        path: How messages name them.
-        data: What `pack` gave.
+        path: The file that error messages name.
+        data: The bytes from `pack`.
 
     Raises:
-        DataError: They are damaged.
-        EnvironmentFault: There is no zstd here.
+        DataError: The bytes are damaged.
+        EnvironmentFault: zstd is not installed.
     """
     module = zstd()
     if len(data) < _HEAD.size or not data.startswith(_MARK):
-        raise DataError(f"{path}: holds no packed pixels")
+        raise DataError(f"{path}: contains no packed pixels")
     _, height, width, channels = _HEAD.unpack_from(data)
     size = height * width * channels
     if not 0 < size <= 3 * _MAX_PIXELS or channels not in (1, 3):
         raise DataError(f"{path}: damaged: its header says {width}x{height}x{channels}")
     frame = module.ZstdDecompressor()
     try:
-        # never more than the header says, whatever the frame holds
+        # never more than the header says, whatever the frame contains
         unzipped = frame.decompress(memoryview(data)[_HEAD.size :], max_length=size + 1)
     except module.ZstdError as error:
         raise DataError(f"{path}: damaged: {error}") from error
-    if len(unzipped) != size or not frame.eof:  # at its end the checksum was right
+    if len(unzipped) != size or not frame.eof:  # at eof the checksum is verified
         raise DataError(f"{path}: damaged: {len(unzipped)} bytes instead of {size}")
     flat = np.frombuffer(bytearray(unzipped), np.uint8)
     if channels == 1:
@@ -98,11 +100,11 @@ def unpack(path: Path, data: bytes) -> NDArray[np.uint8]:
 
 
 def _image(stored: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return (H, W, 3) from the differences (H, 3, W), which are used up."""
+    """Return (H, W, 3) from the differences (H, 3, W), which are overwritten."""
     stored[:, 0] += stored[:, 1]
     stored[:, 2] += stored[:, 1]
     rows = stored.reshape(len(stored), -1)
-    for number in range(1, len(rows)):
-        np.add(rows[number], rows[number - 1], out=rows[number])
+    for row in range(1, len(rows)):
+        np.add(rows[row], rows[row - 1], out=rows[row])
     planes = [stored[:, 0], stored[:, 1], stored[:, 2]]
     return np.asarray(cv2.merge(planes), np.uint8)

@@ -1,4 +1,4 @@
-"""Which label belongs to which image, and which images belong to which split."""
+"""Match labels to images, and images to splits."""
 
 import fnmatch
 import hashlib
@@ -19,7 +19,7 @@ class Pair:
     """An image and its label.
 
     Attributes:
-        key: What both are matched by; also names the prepared label.
+        key: The name by which both are matched; also the name of the prepared label.
         image: The image file.
         label: The label file; None in an unlabelled split.
     """
@@ -31,16 +31,16 @@ class Pair:
 
 @dataclass(frozen=True)
 class Pairs:
-    """What lies in a dataset's folder.
+    """The files of a dataset: its pairs, and what could not be paired.
 
     Attributes:
         splits: The pairs of each split, sorted by their key.
-        unpaired: Files that are left over, each with the reason.
-        alone: Those of them that are images without a label.
-        without_files: Declared splits that have no image here.
-        without_labels: Globs of labels that match nothing although there are images.
-        excluded: Images that a named rule leaves out.
-        known: Images that a named rule would leave out, and that are kept.
+        unpaired: Files without a partner, each with the reason.
+        alone: The images among them, which have no label.
+        without_files: Declared splits without images.
+        without_labels: Label globs that match nothing although there are images.
+        excluded: Images that a named rule excludes.
+        known: Images that a named rule would exclude, but which are kept.
     """
 
     splits: dict[str, list[Pair]] = field(default_factory=dict)
@@ -53,10 +53,10 @@ class Pairs:
 
 
 def pairs_of(declaration: Declaration, folder: Path) -> Pairs:
-    """Return the pairs of each split and what could not be paired.
+    """Return the pairs of each split, and the files that could not be paired.
 
     Raises:
-        DataError: No image matches, or a split rule names nothing.
+        DataError: No image matches, or a split rule matches nothing.
     """
     pairs = Pairs()
     declaration = laid_out(declaration, folder)
@@ -65,11 +65,11 @@ def pairs_of(declaration: Declaration, folder: Path) -> Pairs:
     else:
         for split, pattern in declaration.images.items():
             label_pattern = declaration.labels.get(split, declaration.labels.get(""))
-            found = _paired(declaration, folder, pattern, label_pattern, pairs)
-            if found is None:
+            split_pairs = _paired(declaration, folder, pattern, label_pattern, pairs)
+            if split_pairs is None:
                 pairs.without_files.append(split)
             else:
-                pairs.splits[split] = found
+                pairs.splits[split] = split_pairs
     if not pairs.splits:
         globs = ", ".join(declaration.images.values())
         raise DataError(f"{declaration.path}: no image below {folder} matches {globs}")
@@ -78,37 +78,39 @@ def pairs_of(declaration: Declaration, folder: Path) -> Pairs:
 
 
 def _apply_rules(declaration: Declaration, pairs: Pairs) -> None:
-    """Leave out the files of the rules that are asked for, and note those of the others."""
+    """Exclude the files of the requested rules, and list those of the other rules."""
     if not declaration.rules:
         return
-    for split, found in pairs.splits.items():
+    for split, split_pairs in pairs.splits.items():
         kept = []
-        for pair in found:
+        for pair in split_pairs:
             stem = PurePosixPath(pair.key).name
-            named = [name for name, rule in sorted(declaration.rules.items()) if stem in rule.stems]
-            asked = [name for name in named if name in declaration.exclude]
-            for name in asked[:1] or named[:1]:
+            matching = [
+                name for name, rule in sorted(declaration.rules.items()) if stem in rule.stems
+            ]
+            requested = [name for name in matching if name in declaration.exclude]
+            for name in requested[:1] or matching[:1]:
                 line = f"{pair.image}: rule {name}: {declaration.rules[name].why}"
-                (pairs.excluded if asked else pairs.known).append(line)
-            if not asked:
+                (pairs.excluded if requested else pairs.known).append(line)
+            if not requested:
                 kept.append(pair)
         pairs.splits[split] = kept
 
 
 def _split_by_rule(declaration: Declaration, folder: Path, pairs: Pairs) -> None:
-    by_split = {split: glob for split, glob in declaration.labels.items() if split}
-    found: list[Pair] | None
-    if by_split:
+    label_globs = {split: glob for split, glob in declaration.labels.items() if split}
+    candidates: list[Pair] | None
+    if label_globs:
         keyed = _keyed(declaration, folder, declaration.images[""], pairs)
-        found = [Pair(key, path, None) for key, path in keyed.items()]
+        candidates = [Pair(key, path, None) for key, path in keyed.items()]
     else:
-        shared = declaration.labels.get("")
-        found = _paired(declaration, folder, declaration.images[""], shared, pairs)
-    if not found and not pairs.unpaired:
+        label_pattern = declaration.labels.get("")
+        candidates = _paired(declaration, folder, declaration.images[""], label_pattern, pairs)
+    if not candidates and not pairs.unpaired:
         return
     for split, rule in _with_starts(declaration.splits):
-        pairs.splits[split] = _chosen(declaration, found or [], rule, split, folder, pairs)
-    for split, pattern in by_split.items():
+        pairs.splits[split] = _chosen(declaration, candidates or [], rule, split, folder, pairs)
+    for split, pattern in label_globs.items():
         if split not in pairs.splits:
             raise DataError(
                 f"{declaration.path}: labels.{split}: there is no such split; "
@@ -116,7 +118,7 @@ def _split_by_rule(declaration: Declaration, folder: Path, pairs: Pairs) -> None
             )
         images = {pair.key: pair.image for pair in pairs.splits[split]}
         labels = _keyed(declaration, folder, pattern, pairs)
-        # labels of other splits may lie in the same folder, so a label too many is no fault here
+        # labels of other splits may be in the same folder, so extra labels are not a fault here
         pairs.splits[split] = _matched(images, labels, pattern, None, pairs)
 
 
@@ -127,7 +129,7 @@ def _paired(
     label_pattern: str | None,
     pairs: Pairs,
 ) -> list[Pair] | None:
-    """Return the pairs of a glob of images with a glob of labels; None without any image."""
+    """Return the pairs of an image glob and a label glob, or None if there is no image."""
     if label_pattern is None:
         start = folder / static_prefix(pattern)
         paths = _images(folder, pattern)
@@ -146,11 +148,11 @@ def _matched(
     pattern: str | None,
     pairs: Pairs,
 ) -> list[Pair]:
-    """Return what has the same key; what is left over goes to `pairs`."""
+    """Return the pairs with the same key, and list the other files in `pairs`."""
     if images and not labels:
         pairs.without_labels.append(label_pattern)
     if not set(images) & set(labels):
-        # images and labels nested differently can still have unique names
+        # names can be unique even if images and labels are nested differently
         images, labels = _flat(images), _flat(labels)
     for key, path in images.items():
         if key not in labels:
@@ -166,7 +168,8 @@ def _matched(
 def _keyed(declaration: Declaration, folder: Path, pattern: str, pairs: Pairs) -> dict[str, Path]:
     """Return files by key: the path below the pattern's fixed folders, without suffix and endings.
 
-    Files with the same key are left over: nothing says which one is meant.
+    Of files with the same key the first is returned, and the others are listed as unpaired, because
+    it is unclear which one is meant.
     """
     start = folder / static_prefix(pattern)
     groups: dict[str, list[Path]] = {}
@@ -187,9 +190,9 @@ def _images(folder: Path, pattern: str) -> list[Path]:
 
 
 def _flat(keyed: Mapping[str, Path]) -> dict[str, Path]:
-    names = Counter(Path(key).name for key in keyed)
+    counts = Counter(Path(key).name for key in keyed)
     return {
-        (name if names[name] == 1 else key): path
+        (name if counts[name] == 1 else key): path
         for key, path in keyed.items()
         for name in [Path(key).name]
     }
@@ -197,7 +200,7 @@ def _flat(keyed: Mapping[str, Path]) -> dict[str, Path]:
 
 @dataclass(frozen=True)
 class _Share:
-    """A range of all images, as shares from 0 to 1."""
+    """A range of all images, as fractions from 0 to 1."""
 
     start: float
     stop: float
@@ -206,16 +209,16 @@ class _Share:
 def _with_starts(
     rules: Mapping[str, Rule],
 ) -> list[tuple[str, str | tuple[str, ...] | _Share]]:
-    """Return each rule, a fraction as the range of shares that it takes."""
+    """Return the rules, with each fraction as the range of images that it covers."""
     start = 0.0
-    ranged: list[tuple[str, str | tuple[str, ...] | _Share]] = []
+    ranges: list[tuple[str, str | tuple[str, ...] | _Share]] = []
     for split, rule in rules.items():
         if isinstance(rule, str | tuple):
-            ranged.append((split, rule))
+            ranges.append((split, rule))
         else:
-            ranged.append((split, _Share(start, start + rule)))
+            ranges.append((split, _Share(start, start + rule)))
             start += rule
-    return ranged
+    return ranges
 
 
 def _chosen(
@@ -224,35 +227,35 @@ def _chosen(
     rule: str | tuple[str, ...] | _Share,
     split: str,
     folder: Path,
-    state: Pairs,
+    result: Pairs,
 ) -> list[Pair]:
     if isinstance(rule, _Share):
-        found = _by_share(pairs, rule)
-        missing = f"that share of {len(pairs)} images is none"
+        chosen = _by_share(pairs, rule)
+        message = f"that fraction of {len(pairs)} images is empty"
     elif isinstance(rule, tuple):
-        found = [pair for pair in pairs if _named_like(pair, rule)]
-        missing = f"no image has a name like {', '.join(rule)}"
+        chosen = [pair for pair in pairs if _named_like(pair, rule)]
+        message = f"no image name matches {', '.join(rule)}"
     elif rule.endswith(".txt"):
-        found = _listed(declaration, pairs, rule, folder, state)
-        missing = f"{rule} lists no image"
+        chosen = _listed(declaration, pairs, rule, folder, result)
+        message = f"{rule} lists no image of the dataset"
     else:
-        found = [pair for pair in pairs if rule in pair.image.relative_to(folder).parts[:-1]]
-        missing = f"no image lies in a folder '{rule}'"
-    if not found and not state.unpaired:  # else what is left over says why
-        raise DataError(f"{declaration.path}: splits.{split}: {missing}")
-    return found
+        chosen = [pair for pair in pairs if rule in pair.image.relative_to(folder).parts[:-1]]
+        message = f"no image is in a folder '{rule}'"
+    if not chosen and not result.unpaired:  # otherwise the unpaired files explain it
+        raise DataError(f"{declaration.path}: splits.{split}: {message}")
+    return chosen
 
 
 def _named_like(pair: Pair, patterns: tuple[str, ...]) -> bool:
-    """Return whether a pattern fits the name of the image, without its suffix and endings."""
+    """Return whether a pattern matches the image's name without suffix and endings."""
     name = PurePosixPath(pair.key).name
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _by_share(pairs: list[Pair], share: _Share) -> list[Pair]:
-    """Return a range of the pairs in an order that the names alone decide."""
+    """Return a range of the pairs, in an order that depends on the names only."""
     order = sorted(pairs, key=lambda pair: hashlib.sha256(_bytes(pair.key)).digest())
-    first, last = (round(part * len(order)) for part in (share.start, share.stop))
+    first, last = (round(fraction * len(order)) for fraction in (share.start, share.stop))
     return sorted(order[first:last], key=lambda pair: pair.key)
 
 
@@ -261,7 +264,7 @@ def _bytes(name: str) -> bytes:
 
 
 def _listed(
-    declaration: Declaration, pairs: list[Pair], rule: str, folder: Path, state: Pairs
+    declaration: Declaration, pairs: list[Pair], rule: str, folder: Path, result: Pairs
 ) -> list[Pair]:
     path = declaration.path.parent / rule
     if not path.is_file():
@@ -271,25 +274,25 @@ def _listed(
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{declaration.path}: split list {path} cannot be read: {error}") from error
     by_name = _by_words(pairs, folder)
-    alone = _by_words(state.alone, folder)  # that they have no label is said already
-    wanted = [line.strip() for line in lines]
-    wanted = [line for line in wanted if line and not line.startswith("#")]
-    state.unpaired.extend(
-        f"{path}: lists {word}, which is no image here, or more than one"
-        for word in wanted
-        if word not in by_name and word not in alone
+    unlabelled = _by_words(result.alone, folder)  # their missing labels are listed already
+    names = [line.strip() for line in lines]
+    names = [line for line in names if line and not line.startswith("#")]
+    result.unpaired.extend(
+        f"{path}: lists {name}, which matches no image or more than one"
+        for name in names
+        if name not in by_name and name not in unlabelled
     )
-    return list(dict.fromkeys(by_name[word] for word in wanted if word in by_name))
+    return list(dict.fromkeys(by_name[name] for name in names if name in by_name))
 
 
 def _by_words(pairs: list[Pair], folder: Path) -> dict[str, Pair]:
-    """Return pairs by every word that a list may call them; a short name only where it is one."""
+    """Return pairs by every name that a list may use; a short name only if it is unique."""
     short: dict[str, list[Pair]] = {}
     for pair in pairs:
-        for word in {pair.image.name, pair.image.stem, Path(pair.key).name}:
-            short.setdefault(word, []).append(pair)
-    words = {word: found[0] for word, found in short.items() if len(found) == 1}
+        for name in {pair.image.name, pair.image.stem, Path(pair.key).name}:
+            short.setdefault(name, []).append(pair)
+    by_name = {name: matches[0] for name, matches in short.items() if len(matches) == 1}
     for pair in pairs:
         path = pair.image.relative_to(folder)
-        words |= dict.fromkeys((pair.key, path.as_posix(), path.with_suffix("").as_posix()), pair)
-    return words
+        by_name |= dict.fromkeys((pair.key, path.as_posix(), path.with_suffix("").as_posix()), pair)
+    return by_name

@@ -1,4 +1,4 @@
-"""Preparing a dataset: find it, pair it, check every file, write train-id labels and an index."""
+"""Prepare a dataset: find it, pair it, check every file, write train-id labels and an index."""
 
 import logging
 import time
@@ -33,7 +33,7 @@ from udaseg.errors import DataError
 log = logging.getLogger(__name__)
 
 _DOCUMENTS = 1000
-"""Bytes of index and manifest for a pair, about."""
+"""Approximate bytes of index and manifest per pair."""
 
 
 def prepare_dataset(
@@ -48,24 +48,25 @@ def prepare_dataset(
     on_progress: Callable[[int, int], None] | None = None,
     on_unpack: Callable[[int, int], None] | None = None,
 ) -> PrepareReport:
-    """Prepare a built-in set or a dataset YAML below `root`/prepared, and report on it.
+    """Prepare a built-in dataset or a dataset YAML below `root`/prepared, and return a report.
 
-    The user's own files are read and never written.
+    The user's own files are never written.
 
     Args:
-        name: Name of a built-in set, or path of a dataset YAML.
-        root: Where data lie and prepared sets go.
-        check_only: Look at everything and write nothing.
-        max_bad: Files that may be damaged or unpaired; they are left out.
-        on_mismatch: What to do when a label has another size than its image.
-        exclude: Named rules of the dataset whose files are left out, besides those of its YAML.
-        workers: Threads that decode; -1 takes one a core.
-        on_progress: Called with the pairs done and the pairs in all.
-        on_unpack: Called with the megabytes of archives that are unpacked, and those in all.
+        name: Name of a built-in dataset, or path of a dataset YAML.
+        root: The folder of data and prepared datasets.
+        check_only: Check all files without writing.
+        max_bad: Maximum number of damaged or unpaired files; they are left out.
+        on_mismatch: What to do if label and image differ in size.
+        exclude: Named rules whose files are excluded, besides those listed in the YAML.
+        workers: Threads that decode; -1 uses one per core.
+        on_progress: Called with the pairs done so far and in total.
+        on_unpack: Called with the megabytes of archives unpacked so far and in total.
 
     Raises:
-        DataError: Missing, or with more faults than allowed; lists the first of each kind.
-        EnvironmentFault: No room on the disk; what is done is kept for the next run.
+        DataError: Files are missing, or there are more faults than allowed; the message lists the
+            first of each kind.
+        EnvironmentFault: The disk is full; finished work is kept for the next run.
     """
     started = time.monotonic()
     declaration = _without(declared(name), exclude)
@@ -73,12 +74,14 @@ def prepare_dataset(
     if check_only:
         folder = located(declaration, root)
         if folder is None:
-            raise DataError(f"{name}: only archives are there; prepare it, or unpack them first")
+            raise DataError(
+                f"{name}: found only archives; prepare the dataset, or unpack them first"
+            )
         pairs = _paired(declaration, folder, root, rules)
-        found = read_all(
+        result = read_all(
             declaration, pairs, folder, None, rules, workers=workers, on_progress=on_progress
         )
-        report = report_on(declaration, pairs, found, folder, folder, rules)
+        report = report_on(declaration, pairs, result, folder, folder, rules)
     else:
         report = _up_to_date(declaration, root, rules, workers, on_progress, on_unpack)
     tell_of_later_archives(declaration, root)
@@ -91,10 +94,10 @@ def prepare_dataset(
 
 
 def prepare_as_before(name: str, *, root: Path) -> PrepareReport:
-    """Prepare a dataset by the rules that it was prepared by last, if it was.
+    """Prepare a dataset by the rules of its last preparation, if there was one.
 
     Raises:
-        DataError: As `prepare_dataset`.
+        DataError: See `prepare_dataset`.
     """
     stored = stored_source(root / "prepared" / declared(name).name)
     rules = Rules(**stored["rules"]) if stored else Rules()
@@ -108,10 +111,10 @@ def prepare_as_before(name: str, *, root: Path) -> PrepareReport:
 
 
 def declared(name: str) -> Declaration:
-    """Return the declaration that `name` means: a YAML's path or a built-in name.
+    """Return the declaration of a dataset, given a YAML's path or a built-in name.
 
     Raises:
-        DataError: Neither.
+        DataError: `name` is neither.
     """
     if name.endswith((".yaml", ".yml")):
         return read_declaration(Path(name))
@@ -119,13 +122,13 @@ def declared(name: str) -> Declaration:
     if name in known:
         return builtin(name)
     raise DataError(
-        f"{name}: no dataset of that name{did_you_mean(name, known)}; there are "
-        f"{', '.join(known)}, or give a dataset YAML"
+        f"{name}: no dataset of that name{did_you_mean(name, known)}; use one of "
+        f"{', '.join(known)}, or a dataset YAML"
     )
 
 
 def _without(declaration: Declaration, exclude: Sequence[str]) -> Declaration:
-    """Return a declaration that leaves out the files of more rules."""
+    """Return the declaration with more rules whose files are excluded."""
     for name in exclude:
         if name not in declaration.rules:
             raise DataError(f"{declaration.name}: {unknown_rule(name, declaration.rules)}")
@@ -134,8 +137,8 @@ def _without(declaration: Declaration, exclude: Sequence[str]) -> Declaration:
 
 def _paired(declaration: Declaration, folder: Path, root: Path, rules: Rules) -> Pairs:
     pairs = pairs_of(declaration, folder)
-    own = declaration.root is not None
-    if pairs.without_files and own:
+    user_defined = declaration.root is not None
+    if pairs.without_files and user_defined:
         missing = [f"images.{split}" for split in pairs.without_files]
         raise DataError(f"{declaration.path}: no image below {folder} matches {', '.join(missing)}")
     if pairs.without_labels:
@@ -144,9 +147,9 @@ def _paired(declaration: Declaration, folder: Path, root: Path, rules: Rules) ->
             f"{declaration.name}: {folder} has images, but no label matches {globs}\n"
             + (
                 "  leave 'labels' out of the YAML for an unlabelled target"
-                if own
+                if user_defined
                 else f"{how_to_get(declaration, root)}\n"
-                "  or, as an unlabelled target, name the folder of the images instead"
+                "  or, for an unlabelled target, use the folder of the images instead"
             )
         )
     refuse_too_many(declaration.name, pairs.unpaired, rules.max_bad)
@@ -162,7 +165,7 @@ def _up_to_date(
     on_unpack: Callable[[int, int], None] | None,
 ) -> PrepareReport:
     final = root / "prepared" / declaration.name
-    # first without the lock: all may be done, in a folder that cannot be written
+    # check without the lock first: the dataset may be complete, in a read-only folder
     report = _unchanged(declaration, root, rules) if settled(final) else None
     if report is None:
         with held(final.with_name(f".{final.name}.lock")):
@@ -175,7 +178,7 @@ def _up_to_date(
 
 
 def _unchanged(declaration: Declaration, root: Path, rules: Rules) -> PrepareReport | None:
-    """Return the report of last time if nothing has changed since."""
+    """Return the stored report if nothing has changed since, else None."""
     final = root / "prepared" / declaration.name
     stored = stored_source(final)
     folder = located(declaration, root)
@@ -187,11 +190,11 @@ def _unchanged(declaration: Declaration, root: Path, rules: Rules) -> PrepareRep
     try:
         manifest = read_manifest(final)
         dataset = read_index(final)
-        sound = all(sha256_of(final / name) == digest for name, digest in manifest.files.items())
-    except (DataError, OSError):  # damaged; it is made again
+        intact = all(sha256_of(final / name) == digest for name, digest in manifest.files.items())
+    except (DataError, OSError):  # damaged: prepare it again
         return None
     labels = [row.prepared for row in manifest.rows if row.prepared is not None]
-    if not sound or not all(label.holds(final / label.path) for label in labels):
+    if not intact or not all(label.holds(final / label.path) for label in labels):
         return None
     return PrepareReport(dataset, unchanged=True, **{key: stored[key] for key in REPORTED})
 
@@ -204,7 +207,7 @@ def _rebuilt(
     on_progress: Callable[[int, int], None] | None,
     on_unpack: Callable[[int, int], None] | None,
 ) -> PrepareReport:
-    """Read what is new and put the prepared folder in its place, whole or not at all."""
+    """Read new and changed files, and replace the prepared folder atomically."""
     folder = located(declaration, root)
     if folder is None:
         folder = unpacked(declaration, root, on_unpack)
@@ -212,17 +215,17 @@ def _rebuilt(
     clear_leftovers(declaration, root)
     pairs = _paired(declaration, folder, root, rules)
     meaning = meaning_of(declaration, folder, rules)
-    stamp = stamp_of(meaning, pairs)  # before they are read: a later change is found as one
+    stamp = stamp_of(meaning, pairs)  # before reading, so that later changes are detected
     building = Building(root / "prepared" / declaration.name, folder, meaning)
     try:
         building.begin()
-        found = read_all(
+        result = read_all(
             declaration, pairs, folder, building, rules, workers=workers, on_progress=on_progress
         )
-        report = report_on(declaration, pairs, found, folder, building.final, rules)
-        noted = {key: getattr(report, key) for key in REPORTED}
-        with room(building.place, lambda: _DOCUMENTS * len(found.rows)):
-            building.finish(report.dataset, found.rows, {"stamp": stamp, **noted}, rules)
+        report = report_on(declaration, pairs, result, folder, building.final, rules)
+        reported = {key: getattr(report, key) for key in REPORTED}
+        with room(building.place, lambda: _DOCUMENTS * len(result.rows)):
+            building.finish(report.dataset, result.rows, {"stamp": stamp, **reported}, rules)
     finally:
         building.close()
     report.dataset = read_index(building.final)
@@ -230,11 +233,14 @@ def _rebuilt(
 
 
 def _tell_if_short(declaration: Declaration, folder: Path) -> None:
-    """Warn of fewer images than were published: of a tar that was cut off, nothing else tells."""
+    """Warn of fewer images than published: nothing else reveals a truncated tar."""
     splits = pairs_of(declaration, folder).splits
     for split, expected in declaration.expected.items():
         if split in splits and len(splits[split]) < expected:
             log.warning(
                 "%s: %s has %d images, but the published set has %d; is an archive missing?",
-                *(declaration.name, split, len(splits[split]), expected),
+                declaration.name,
+                split,
+                len(splits[split]),
+                expected,
             )

@@ -1,4 +1,4 @@
-"""What preparing a dataset found, and whether that is good enough."""
+"""The report on preparing a dataset, and the checks that it must pass."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,20 +14,20 @@ from udaseg.data.source import Rules
 
 @dataclass
 class PrepareReport:
-    """What preparing a dataset found.
+    """The result of preparing a dataset.
 
     Attributes:
-        dataset: The result; with `check_only` it is not on disk.
+        dataset: The prepared dataset; with `check_only` it is not on disk.
         bad: Files that cannot be used, with the reason; they are left out.
-        excluded: Pairs left out by a named rule, with the reason.
-        known: Pairs that a named rule would leave out; they are kept.
+        excluded: Pairs that a named rule excludes, with the reason.
+        known: Pairs that a named rule would exclude; they are kept.
         blank: Images of a single colour; they are kept.
-        missing: Declared splits of a built-in set that are not here.
+        missing: Declared splits of a built-in dataset that have no images.
         unlabelled: Splits without labels.
         expected: Published number of images of each split.
         seconds: Wall time.
-        read: Pairs that were read now; the others are as an earlier run read them.
-        unchanged: It was prepared before and nothing had changed.
+        read: Pairs read in this run; the others come from an earlier run.
+        unchanged: Whether the dataset was already prepared and nothing had changed.
     """
 
     dataset: PreparedDataset
@@ -46,35 +46,38 @@ class PrepareReport:
 def report_on(
     declaration: Declaration,
     pairs: Pairs,
-    found: Found,
+    result: Found,
     folder: Path,
     final: Path,
     rules: Rules,
 ) -> PrepareReport:
-    """Return the report on what was read.
+    """Return the report on the pairs that were read.
 
     Raises:
-        DataError: More bad files than allowed, or a split of which nothing is left.
+        DataError: There are more bad files than allowed, or a split has no usable image.
     """
     samples: dict[str, list[Sample]] = {split: [] for split in pairs.splits}
-    for row in found.rows:
+    for row in result.rows:
         if row.sample is not None:
             samples[row.split].append(row.sample)
-    excluded = [*pairs.excluded, *(row.excluded for row in found.rows if row.excluded)]
-    blank = [row.image.path for row in found.rows if row.blank]
-    refuse_too_many(declaration.name, found.bad, rules.max_bad)
-    refuse_nothing_left(declaration.name, samples, found.bad, excluded)
+    excluded = [*pairs.excluded, *(row.excluded for row in result.rows if row.excluded)]
+    blank = [row.image.path for row in result.rows if row.blank]
+    refuse_too_many(declaration.name, result.bad, rules.max_bad)
+    refuse_nothing_left(declaration.name, samples, result.bad, excluded)
     dataset = PreparedDataset(
         declaration.name,
         final,
         folder.resolve(),
         None if declaration.table is None else declaration.table.classes,
-        {split: tuple(those) for split, those in samples.items()},
+        {split: tuple(split_samples) for split, split_samples in samples.items()},
         frozenset(blank),
     )
     return PrepareReport(
         dataset,
-        *(found.bad, excluded, pairs.known),
-        *([str(folder / path) for path in blank], pairs.without_files),
-        read=found.read,
+        result.bad,
+        excluded,
+        pairs.known,
+        [str(folder / path) for path in blank],
+        pairs.without_files,
+        read=result.read,
     )

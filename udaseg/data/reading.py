@@ -1,4 +1,4 @@
-"""Reading all pairs of a set in threads: what is done is kept, the rest is read and checked."""
+"""Read and check all pairs of a dataset in threads, and reuse what earlier runs finished."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -21,12 +21,12 @@ _Job = tuple[str, Pair]
 
 @dataclass
 class Found:
-    """What reading all pairs gave.
+    """The result of reading all pairs.
 
     Attributes:
-        rows: The pairs that can be read, in order.
+        rows: The readable pairs, in order.
         bad: Files that cannot be used, with the reason.
-        read: Pairs that were read now; the others are as an earlier run read them.
+        read: Pairs read in this run; the others come from an earlier run.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -47,14 +47,14 @@ def read_all(
     """Read every pair and write its label into `building`, unless that is None.
 
     Raises:
-        DataError: A label holds ids that the table does not know.
-        EnvironmentFault: No room on the disk.
+        DataError: A label has ids that the table does not define.
+        EnvironmentFault: The disk is full.
     """
-    jobs = [(split, pair) for split, found in pairs.splits.items() for pair in found]
-    found = Found(bad=list(pairs.unpaired))
+    jobs = [(split, pair) for split, members in pairs.splits.items() for pair in members]
+    result = Found(bad=list(pairs.unpaired))
     unknown: Counter[int] = Counter()
     first_unknown: dict[int, Path] = {}
-    into = None if building is None else building.place
+    label_folder = None if building is None else building.place
     if on_progress is not None:
         on_progress(0, len(jobs))
 
@@ -63,16 +63,16 @@ def read_all(
         kept = None if building is None else building.kept(pair, split)
         if kept is not None:
             return Checked(kept, kept=True)
-        return convert(pair, split, declaration, folder, into, rules.on_mismatch)
+        return convert(pair, split, declaration, folder, label_folder, rules.on_mismatch)
 
-    with room(into or folder, lambda: _rest(jobs, found)):
+    with room(label_folder or folder, lambda: _rest(jobs, result)):
         for done, ((_, pair), checked) in enumerate(in_threads(read, jobs, workers), 1):
             if checked.row is not None:
-                found.rows.append(checked.row)
-            found.bad += [checked.bad] if checked.bad else []
-            found.read += not checked.kept
-            for number in checked.unknown:
-                first_unknown.setdefault(number, pair.label or pair.image)
+                result.rows.append(checked.row)
+            result.bad += [checked.bad] if checked.bad else []
+            result.read += not checked.kept
+            for label_id in checked.unknown:
+                first_unknown.setdefault(label_id, pair.label or pair.image)
             unknown.update(checked.unknown)
             if building is not None and checked.row and not (checked.kept or checked.unknown):
                 building.note(checked.row)
@@ -80,13 +80,13 @@ def read_all(
                 on_progress(done, len(jobs))
     if unknown:
         raise DataError(unknown_ids(declaration, unknown, first_unknown))
-    return found
+    return result
 
 
-def _rest(jobs: list[_Job], found: Found) -> int:
-    """Return about how many bytes the labels take that are not written yet."""
-    sizes = [row.prepared.size for row in found.rows if row.prepared is not None]
-    left = [pair.label for _, pair in jobs[len(found.rows) :] if pair.label is not None]
+def _rest(jobs: list[_Job], result: Found) -> int:
+    """Return the approximate bytes of the labels that are still to be written."""
+    sizes = [row.prepared.size for row in result.rows if row.prepared is not None]
+    remaining = [pair.label for _, pair in jobs[len(result.rows) :] if pair.label is not None]
     if sizes:
-        return len(left) * sum(sizes) // len(sizes)
-    return sum(path.stat().st_size for path in left if path.is_file())
+        return len(remaining) * sum(sizes) // len(sizes)
+    return sum(path.stat().st_size for path in remaining if path.is_file())

@@ -1,4 +1,4 @@
-"""What `prepare` says when files cannot be used: how many, the first of them, and what helps."""
+"""Messages of `prepare` for unusable files: how many, the first of them, and what to do."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,12 +13,12 @@ _SHOWN = 10
 def unknown_ids(
     declaration: Declaration, unknown: Mapping[int, int], first: Mapping[int, Path]
 ) -> str:
-    """Return what to say about ids that the table does not know.
+    """Return the message about ids that the table does not define.
 
     Args:
-        declaration: Of the dataset.
-        unknown: Pixels of each such id.
-        first: A label that holds it.
+        declaration: The declaration of the dataset.
+        unknown: Number of pixels of each such id.
+        first: The first label that has the id.
     """
 
     def shown(number: int) -> str:
@@ -26,30 +26,30 @@ def unknown_ids(
             return str(number)
         return str([number >> 16, number >> 8 & 255, number & 255])
 
-    lines = [f"{declaration.name}: labels hold ids that are in no class and not in 'ignore':"]
+    lines = [f"{declaration.name}: labels contain ids that are in no class and not in 'ignore':"]
     for number, count in sorted(unknown.items(), key=lambda item: -item[1])[:_SHOWN]:
         lines.append(f"  {shown(number)}: {count} pixels, first in {first[number]}")
     if len(unknown) > _SHOWN:
         lines.append(f"  and {len(unknown) - _SHOWN} more")
     if declaration.word == declaration.name:
         lines += [
-            "  these are not the labels of that set; is it another version of it?",
-            f"  a YAML of your own with `base: {declaration.name}` may list them in 'ignore'",
+            "  these are not the labels of this dataset; is it another version?",
+            f"  a dataset YAML with `base: {declaration.name}` can list them in 'ignore'",
         ]
     else:
-        lines.append("  name them in a class, or list them in 'ignore' of the dataset YAML")
+        lines.append("  add them to a class, or list them in 'ignore' of the dataset YAML")
     return "\n".join(lines)
 
 
 def refuse_too_many(name: str, bad: list[str], max_bad: int) -> None:
-    """Refuse more files that cannot be used than may be left out.
+    """Raise an error if more files are unusable than may be left out.
 
     Raises:
-        DataError: There are more; lists the first.
+        DataError: More than `max_bad` files are bad; the message lists the first.
     """
     if len(bad) > max_bad:
-        them = "it" if len(bad) == 1 else "them"
-        advice = f"mend or remove {them}, or leave {them} out with --max-bad {len(bad)}"
+        pronoun = "it" if len(bad) == 1 else "them"
+        advice = f"fix or remove {pronoun}, or leave {pronoun} out with --max-bad {len(bad)}"
         files = "1 file" if len(bad) == 1 else f"{len(bad)} files"
         raise DataError(f"{name}: {files} cannot be used:\n{_first(bad)}\n  {advice}")
 
@@ -57,23 +57,23 @@ def refuse_too_many(name: str, bad: list[str], max_bad: int) -> None:
 def refuse_nothing_left(
     name: str, samples: Mapping[str, list[Sample]], bad: list[str], excluded: list[str]
 ) -> None:
-    """Refuse a split of which nothing is left.
+    """Raise an error if nothing is left of a split.
 
     Raises:
-        DataError: There is one; lists what was left out.
+        DataError: A split is empty; the message lists what was left out.
     """
-    for split, found in samples.items():
-        if not found:
-            hint = "\n  --on-mismatch resize gives labels the size of their image"
-            mismatch = any(", image " in line for line in excluded)
+    for split, split_samples in samples.items():
+        if not split_samples:
+            hint = "\n  --on-mismatch resize scales labels to the size of their image"
+            has_mismatch = any(", image " in line for line in excluded)
             raise DataError(
                 f"{name}: nothing is left of split '{split}':\n{_first([*excluded, *bad])}"
-                + (hint if mismatch else "")
+                + (hint if has_mismatch else "")
             )
 
 
 def _first(lines: list[str]) -> str:
-    # a name may hold a line end, and its second line would look like one of ours
+    # a file name may contain a newline, and would look like another line of the list
     shown = ["  " + line.replace("\n", "\\n") for line in lines[:_SHOWN]]
     if len(lines) > _SHOWN:
         shown.append(f"  and {len(lines) - _SHOWN} more")

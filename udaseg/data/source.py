@@ -1,4 +1,4 @@
-"""What a prepared dataset was made from, and by which rules: to know whether it still holds."""
+"""The sources and rules of a prepared dataset, to detect whether it is out of date."""
 
 import hashlib
 import json
@@ -13,17 +13,17 @@ from udaseg.data.pairs import Pairs
 
 SOURCE_NAME = "source.json"
 REPORTED = ("bad", "excluded", "known", "blank", "missing")
-"""The lists of a report that are kept, so that a second look tells the same."""
+"""The lists of a report that are stored, so that a later run can report the same."""
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What may be left out, and how.
+    """The options of preparing a dataset that decide which files are left out.
 
     Attributes:
-        max_bad: Files that may be damaged or unpaired.
-        on_mismatch: What to do when a label has another size than its image.
-        exclude: Named rules of the dataset whose files were left out.
+        max_bad: Maximum number of damaged or unpaired files.
+        on_mismatch: What to do if label and image differ in size.
+        exclude: Named rules of the dataset whose files are excluded.
     """
 
     max_bad: int = 0
@@ -32,10 +32,10 @@ class Rules:
 
 
 def meaning_of(declaration: Declaration, folder: Path, rules: Rules) -> str:
-    """Return a digest of what decides over a prepared label besides the image and label files."""
+    """Return a digest of all that affects a prepared label besides the files themselves."""
     table = declaration.table
-    meaning = None if table is None else (table.classes, table.ids, sorted(table.ignore))
-    facts = (INDEX_FORMAT, folder.resolve(), rules.on_mismatch, meaning, declaration.label_format)
+    classes = None if table is None else (table.classes, table.ids, sorted(table.ignore))
+    facts = (INDEX_FORMAT, folder.resolve(), rules.on_mismatch, classes, declaration.label_format)
     return _digest(repr(facts))
 
 
@@ -43,12 +43,12 @@ def stamp_of(meaning: str, pairs: Pairs) -> str:
     """Return a digest that changes when any file, the declaration or a rule changes.
 
     Args:
-        meaning: From `meaning_of`.
-        pairs: The files.
+        meaning: The digest from `meaning_of`.
+        pairs: The files of the dataset.
     """
     lines = [repr((meaning, pairs.unpaired, pairs.excluded, pairs.known))]
-    for split, found in pairs.splits.items():
-        for pair in found:
+    for split, split_pairs in pairs.splits.items():
+        for pair in split_pairs:
             for path in (pair.image, pair.label):
                 lines.append("" if path is None else f"{split} {path} {_state(path)}")
     return _digest("\n".join(lines))
@@ -60,14 +60,14 @@ def _digest(text: str) -> str:
 
 def _state(path: Path) -> str:
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return "unreadable"
-    return f"{found.st_size} {found.st_mtime_ns}"
+    return f"{status.st_size} {status.st_mtime_ns}"
 
 
 def stored_source(final: Path) -> dict[str, Any] | None:
-    """Return what was noted about the sources last time; None where nothing usable was."""
+    """Return what the last run stored about the sources, or None if nothing usable is there."""
     try:
         document = json.loads((final / SOURCE_NAME).read_text(encoding="utf-8"))
         Rules(**document["rules"])

@@ -1,4 +1,4 @@
-"""Work on many files in threads; decoding and hashing let the threads run at once."""
+"""Process many files in threads; decoding and hashing run in parallel."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -16,18 +16,18 @@ def in_threads(
 ) -> Iterator[tuple[Job, Outcome]]:
     """Yield each job with its outcome, in order.
 
-    OpenCV's own threads are off meanwhile: a file is one thread's.
+    OpenCV's own threads are off meanwhile: each file uses one thread.
 
     Args:
-        work: What is done with a job; what it raises is raised here.
-        jobs: All of them.
-        workers: Threads; -1 takes one a core.
+        work: Called with each job; its exceptions are raised here.
+        jobs: The jobs.
+        workers: Number of threads; -1 uses one per core.
     """
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
     pool = ThreadPoolExecutor(workers if workers > 0 else os.cpu_count())
     try:
         yield from zip(jobs, pool.map(work, jobs), strict=True)
-    finally:  # on Ctrl-C too: what has not begun is dropped
+    finally:  # also on Ctrl-C: drop jobs that have not started
         pool.shutdown(cancel_futures=True)
         cv2.setNumThreads(threads)

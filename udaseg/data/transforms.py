@@ -1,4 +1,4 @@
-"""Resizing, cropping and mirroring of images and labels alike, on uint8 arrays."""
+"""Resize, crop and mirror images and labels, as uint8 arrays."""
 
 import math
 
@@ -10,9 +10,9 @@ from udaseg.data.labels import IGNORE
 
 
 def resize_image(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Return `image` (H, W, 3) at `size` (height, width); averaged where it shrinks.
+    """Return `image` (H, W, 3) resized to `size` (height, width).
 
-    Averaging keeps thin structures without aliasing; enlarging is bilinear.
+    Shrinking averages, which keeps thin structures without aliasing; enlarging is bilinear.
     """
     height, width = size
     if image.shape[:2] == (height, width):
@@ -23,7 +23,7 @@ def resize_image(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.
 
 
 def resize_labels(labels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Return `labels` (H, W) at `size` by nearest neighbour, which invents no class."""
+    """Return `labels` (H, W) resized by nearest neighbour, which adds no other class."""
     height, width = size
     if labels.shape == (height, width):
         return labels
@@ -32,9 +32,9 @@ def resize_labels(labels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[n
 
 
 def cover(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Return `image` enlarged, in its shape, until it covers `size`; larger ones stay.
+    """Return `image` enlarged, at its aspect ratio, to cover `size`; larger ones are unchanged.
 
-    Padding would be black pixels that a teacher labels with confidence.
+    Padding would add black pixels, which a teacher labels with confidence.
     """
     height, width = image.shape[:2]
     factor = max(size[0] / height, size[1] / width)
@@ -46,7 +46,7 @@ def cover(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
 def random_corner(
     shape: tuple[int, ...], size: tuple[int, int], rng: np.random.Generator
 ) -> tuple[int, int]:
-    """Return (top, left) of a random window of `size` inside `shape`; 0 where it is larger."""
+    """Return (top, left) of a random window of `size` in `shape`; 0 where the window is larger."""
     top = int(rng.integers(0, max(0, shape[0] - size[0]) + 1))
     left = int(rng.integers(0, max(0, shape[1] - size[1]) + 1))
     return top, left
@@ -58,7 +58,7 @@ def window(
     size: tuple[int, int],
     corner: tuple[int, int],
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
-    """Return the same window of image (H, W, 3) and labels (H, W); views where it fits.
+    """Return the same window of image (H, W, 3) and labels (H, W), as views if it fits.
 
     A window larger than the image is filled at the bottom and the right, with black and `IGNORE`.
     """
@@ -86,7 +86,7 @@ def random_crop(
 def random_mirror(
     image: NDArray[np.uint8], labels: NDArray[np.uint8] | None, rng: np.random.Generator
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
-    """Return both mirrored left-right with probability 1/2."""
+    """Return image and labels, both mirrored left-right with probability 1/2."""
     if rng.random() < 0.5:
         return image, labels
     return image[:, ::-1], None if labels is None else labels[:, ::-1]

@@ -1,4 +1,4 @@
-"""Comparing a prepared set with its manifest: every byte that was read and written, once more."""
+"""Compare every file of a prepared dataset with its manifest."""
 
 import time
 from collections.abc import Callable
@@ -16,14 +16,14 @@ _GONE = "gone"
 
 @dataclass
 class VerifyReport:
-    """What comparing a prepared set with its manifest found.
+    """The result of comparing a prepared dataset with its manifest.
 
     Attributes:
-        name: Of the set.
-        folder: Where it lies.
-        files: The files of the manifest.
-        changed: Those that are there with another content, or cannot be read; with what is found.
-        missing: Those that are not there any more.
+        name: Name of the dataset.
+        folder: The prepared folder.
+        files: Number of files in the manifest.
+        changed: Files with different content and unreadable files, each with the problem.
+        missing: Files that no longer exist.
         seconds: Wall time.
     """
 
@@ -42,23 +42,23 @@ def verify_dataset(
     workers: int = -1,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> VerifyReport:
-    """Read every file of a prepared set and compare it with the manifest; nothing is written.
+    """Read every file of a prepared dataset and compare it with the manifest; write nothing.
 
     Args:
-        name: Name of a prepared or built-in set, or path of a dataset YAML.
-        root: Where data lie and prepared sets are.
-        workers: Threads that read; -1 takes one a core.
-        on_progress: Called with the files done and the files in all.
+        name: Name of a prepared or built-in dataset, or path of a dataset YAML.
+        root: The folder of data and prepared datasets.
+        workers: Threads that read; -1 uses one per core.
+        on_progress: Called with the files done so far and in total.
 
     Raises:
-        DataError: It is not prepared, or its manifest is damaged.
+        DataError: The dataset is not prepared, or its manifest is damaged.
     """
     started = time.monotonic()
     folder = _prepared(name, root)
     try:
         manifest = read_manifest(folder)
     except DataError as error:
-        raise DataError(f"{error}; run `udaseg prepare {name}` to make it again") from error
+        raise DataError(f"{error}; run `udaseg prepare {name}` to prepare it again") from error
     jobs = _wanted(folder, manifest)
     report = VerifyReport(folder.name, folder, len(jobs))
     if on_progress is not None:
@@ -75,11 +75,7 @@ def verify_dataset(
 
 
 def _prepared(name: str, root: Path) -> Path:
-    """Return the prepared folder that `name` means; a name of one's own set does without its YAML.
-
-    Raises:
-        DataError: There is none.
-    """
+    """Return the prepared folder of `name`; the name of a prepared dataset needs no YAML."""
     folder = root / "prepared" / name
     plain = "/" not in name and not name.endswith((".yaml", ".yml"))
     if not (plain and (folder / INDEX_NAME).is_file()):
@@ -90,8 +86,8 @@ def _prepared(name: str, root: Path) -> Path:
 
 
 def _wanted(folder: Path, manifest: Manifest) -> dict[Path, tuple[int | None, str]]:
-    """Return size and SHA-256 of each file of a manifest."""
-    wanted: dict[Path, tuple[int | None, str]] = {
+    """Return the expected size and SHA-256 of each file in a manifest."""
+    expected: dict[Path, tuple[int | None, str]] = {
         folder / name: (None, digest) for name, digest in manifest.files.items()
     }
     for row in manifest.rows:
@@ -101,21 +97,21 @@ def _wanted(folder: Path, manifest: Manifest) -> dict[Path, tuple[int | None, st
             (folder, row.prepared),
         ):
             if file is not None:
-                wanted[base / file.path] = (file.size, file.sha256)
-    return wanted
+                expected[base / file.path] = (file.size, file.sha256)
+    return expected
 
 
 def _fault(job: tuple[Path, tuple[int | None, str]]) -> str | None:
-    """Return what is wrong with a file, if anything is."""
+    """Return the problem with a file, or None."""
     path, (size, digest) = job
     try:
-        if not path.is_file():  # a pipe would never end
-            return _GONE if not path.exists() else "is no regular file any more"
-        found = path.stat().st_size
-        if size is not None and found != size:
-            return f"has {found:,} bytes, not {size:,}"
+        if not path.is_file():  # reading a pipe would never end
+            return _GONE if not path.exists() else "is no longer a regular file"
+        actual = path.stat().st_size
+        if size is not None and actual != size:
+            return f"has {actual:,} bytes, not {size:,}"
         if sha256_of(path) != digest:
-            return "has another content"
+            return "has different content"
     except OSError as error:
         return f"cannot be read: {error.strerror or error}"
     return None

@@ -1,4 +1,4 @@
-"""Videos: the frames of one in their order, and frames written as one, by OpenCV's FFmpeg."""
+"""Read and write the frames of videos, by OpenCV's FFmpeg."""
 
 import logging
 import math
@@ -18,33 +18,35 @@ from udaseg.data.images import refuse_irregular
 from udaseg.errors import DataError, EnvironmentFault
 
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
-# VP8 is ten times as quick to write as VP9, and plays in a browser, which MPEG-4 part 2 does not
+# VP8 is ten times faster to write than VP9 and plays in browsers; MPEG-4 part 2 does not play
 _CODECS = {".mp4": "mp4v", ".webm": "VP80", ".avi": "MJPG"}
 _FPS_UNKNOWN = 25.0
 _FASTEST_FPS = 1000.0
-# a frame more or less is a matter of rounding durations
+# rounded durations can add or remove a frame
 _SLACK_FRAMES = 2
 
 log = logging.getLogger(__name__)
 
-# a damaged video is a DataError of ours; FFmpeg would print lines of its own too
+# silence FFmpeg's own messages: a damaged video raises a DataError
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
 
 class VideoReader:
-    """Context that gives the frames of a video, (H, W, 3) uint8 RGB, as a player shows them.
+    """Read the frames of a video, (H, W, 3) uint8 RGB, as players show them.
+
+    Use it as a context manager, and iterate over it.
 
     Args:
-        path: The file.
+        path: The video file.
 
     Attributes:
-        size: (height, width) of a frame, turned upright where the file says so.
-        fps: Frames a second; 25 where the file gives none that can be.
-        expected: How many frames its header speaks of; None where it does not.
-        frames: How many were given so far.
+        size: (height, width) of a frame, after the rotation that the file declares.
+        fps: Frames per second; 25 if the file has no plausible rate.
+        expected: Number of frames in the header; None if it gives none.
+        frames: Number of frames yielded so far.
 
     Raises:
-        DataError: On entering: no file, no video, cut off, or of too many pixels.
+        DataError: On entering: the file is missing, not a video, cut off, or has too many pixels.
     """
 
     def __init__(self, path: Path) -> None:
@@ -67,8 +69,8 @@ class VideoReader:
             raise DataError(f"{self._path}: cannot be read: {error.strerror or error}") from error
         self._film = cv2.VideoCapture(name, cv2.CAP_FFMPEG)
         if not self._film.isOpened():
-            raise DataError(f"{self._path}: cannot be opened as a video; damaged, or of a codec "
-                            "that this OpenCV has not; give its frames")  # fmt: skip
+            raise DataError(f"{self._path}: cannot be opened as a video: damaged, or this "
+                            "OpenCV lacks its codec; use its frames as images")  # fmt: skip
         try:
             self._read_facts()
         except DataError:
@@ -88,30 +90,34 @@ class VideoReader:
         """Yield the frames.
 
         Raises:
-            DataError: There is not one that can be decoded, or their size changes.
+            DataError: No frame can be decoded, or the frame size changes.
         """
         while True:
-            good, frame = self._film.read()
-            if not good or frame is None:
+            success, frame = self._film.read()
+            if not success or frame is None:
                 break
-            if self.frames == 0:  # the header knows nothing of a turn
+            if self.frames == 0:  # the header ignores rotation
                 self.size = (frame.shape[0], frame.shape[1])
             elif frame.shape[:2] != self.size:
-                raise DataError(f"{self._path}: its frames change their size; give its frames")
+                raise DataError(
+                    f"{self._path}: its frames change in size; use its frames as images"
+                )
             self.frames += 1
             yield np.asarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), np.uint8)
         if self.frames == 0:
-            raise DataError(f"{self._path}: damaged: no frame of it can be decoded")
+            raise DataError(f"{self._path}: damaged: no frame can be decoded")
         if self.expected is not None and self.frames < self.expected - _SLACK_FRAMES:
             log.warning(
-                "%s: its header speaks of %d frames, %d could be decoded",
-                *(self._path, self.expected, self.frames),
+                "%s: its header gives %d frames, but %d could be decoded",
+                self._path,
+                self.expected,
+                self.frames,
             )
 
     def _read_facts(self) -> None:
         width, height, fps, frames = (
-            self._film.get(each)
-            for each in (
+            self._film.get(property_id)
+            for property_id in (
                 cv2.CAP_PROP_FRAME_WIDTH,
                 cv2.CAP_PROP_FRAME_HEIGHT,
                 cv2.CAP_PROP_FPS,
@@ -121,31 +127,34 @@ class VideoReader:
         if not (width >= 1 and height >= 1):
             raise DataError(f"{self._path}: damaged: it has no size")
         if width * height > MAX_PIXELS:
-            raise DataError(f"{self._path}: {width:.0f}x{height:.0f} is more than {MAX_PIXELS:,}")
+            raise DataError(
+                f"{self._path}: {width:.0f}x{height:.0f} is more than {MAX_PIXELS:,} pixels"
+            )
         self.size = (int(height), int(width))
         if math.isfinite(fps) and 0 < fps <= _FASTEST_FPS:
             self.fps = float(fps)
         else:
-            log.warning("%s: has no frame rate; %g a second are taken", self._path, self.fps)
-        # of a stream without a length the count is negative or beyond all time
+            log.warning("%s: has no frame rate; using %g frames per second", self._path, self.fps)
+        # without a known length the count is negative or absurdly large
         self.expected = int(frames) if 0 < frames < 2**31 else None
 
 
 class VideoWriter:
-    """Context that writes RGB frames as a video; the suffix says how: mp4, webm, avi.
+    """Write RGB frames as a video; the suffix (mp4, webm, avi) sets the format.
 
-    A frame of odd width or height is continued by its last column or row, which the codecs need.
+    Use it as a context manager. The last column or row of a frame of odd width or height is
+    repeated, because the codecs need even sizes.
 
     Args:
-        path: The file; its folder is there.
-        fps: Frames a second.
+        path: The video file, in an existing folder.
+        fps: Frames per second.
         size: (height, width) of a frame.
 
     Raises:
         DataError: On entering: this OpenCV cannot write videos of this size or rate.
-        OSError: On entering: nothing can be written there.
-        EnvironmentFault: On leaving: it is not whole, as on a full disk, of which FFmpeg says
-            nothing.
+        OSError: On entering: the file cannot be written.
+        EnvironmentFault: On leaving: the video is incomplete, for example because the disk is full,
+            which FFmpeg does not report.
     """
 
     def __init__(self, path: Path, fps: float, size: tuple[int, int]) -> None:
@@ -155,15 +164,15 @@ class VideoWriter:
         self._frames = 0
 
     def __enter__(self) -> Self:
-        code = cv2.VideoWriter.fourcc(*_CODECS[self._path.suffix])
-        wide = (self._size[1], self._size[0])
-        self._film = cv2.VideoWriter(str(self._path), cv2.CAP_FFMPEG, code, self._fps, wide)
+        codec = cv2.VideoWriter.fourcc(*_CODECS[self._path.suffix])
+        frame_size = (self._size[1], self._size[0])
+        self._film = cv2.VideoWriter(str(self._path), cv2.CAP_FFMPEG, codec, self._fps, frame_size)
         if not self._film.isOpened():
-            self._path.write_bytes(b"0")  # a folder that cannot be written says so
+            self._path.write_bytes(b"0")  # raises OSError if the folder is not writable
             self._path.unlink()
             raise DataError(
-                f"this OpenCV cannot write {wide[0]}x{wide[1]} at {self._fps:g} frames a second as "
-                f"{self._path.suffix[1:]}; write frames instead, or avi"
+                f"this OpenCV cannot write {frame_size[0]}x{frame_size[1]} at {self._fps:g} frames "
+                f"per second as {self._path.suffix[1:]}; write frames or avi instead"
             )
         return self
 
@@ -178,7 +187,7 @@ class VideoWriter:
             self._refuse_unfinished()
 
     def write(self, frame: NDArray[np.uint8]) -> None:
-        """Append a frame (H, W, 3) uint8 RGB of the size given."""
+        """Append a frame, (H, W, 3) uint8 RGB, of the given size."""
         stored = cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)
         if any(self._odd):
             border = (0, self._odd[0], 0, self._odd[1])
@@ -187,14 +196,16 @@ class VideoWriter:
         self._frames += 1
 
     def _refuse_unfinished(self) -> None:
-        """Look at what was written: OpenCV does not say when a write fails."""
+        """Raise an error if the file is incomplete: OpenCV does not report failed writes."""
         try:
-            with VideoReader(self._path) as film:
-                whole = film.expected is None or abs(film.expected - self._frames) <= _SLACK_FRAMES
+            with VideoReader(self._path) as video:
+                complete = (
+                    video.expected is None or abs(video.expected - self._frames) <= _SLACK_FRAMES
+                )
         except DataError:
-            whole = False
-        if not whole:
+            complete = False
+        if not complete:
             raise EnvironmentFault(
                 f"{self._path.parent}: a video of {self._frames} frames could not be written "
-                "whole; is the disk full? Make room, then go on with --resume"
+                "completely; is the disk full? Free some space, then continue with --resume"
             )

@@ -1,4 +1,4 @@
-"""What is wrong with a data set, and what helps: every file looked at, nothing changed."""
+"""Find problems of a data set and how to fix them; read every file and change nothing."""
 
 from udaseg.data.doctor.examination import Examination, examine
 from udaseg.data.doctor.findings import KINDS, SEVERITIES, Example, Finding

@@ -1,4 +1,4 @@
-"""Images that are the same or look the same: within a split, across splits, across domains."""
+"""Find identical and similar images: within a split, across splits, across domains."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ from udaseg.data.doctor.findings import Findings
 _SIDE = 16
 _BITS = _SIDE * _SIDE
 NEAR = 10
-"""Two images whose marks differ in at most so many of 256 bits look the same."""
-_CROWD = 2000  # more images than this in one band are too alike to be told by it
-_STRIP = 128  # rows of a table of distances at a time
+"""Two images are similar if their fingerprints differ in at most this many of 256 bits."""
+_CROWD = 2000  # a band shared by more images than this does not tell them apart
+_STRIP = 128  # rows of the distance table computed at a time
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,11 @@ class Seen:
     """An image that could be read.
 
     Attributes:
-        role: The set that it is of: data, source or target.
-        path: Its file.
-        trained: Training reads it; else it is held out.
-        mark: Bits that say how it looks.
-        digest: SHA-256 of its file.
+        role: The set that it belongs to: data, source or target.
+        path: The image file.
+        trained: Whether training uses it; otherwise it is held out.
+        mark: The image's fingerprint.
+        digest: SHA-256 of the file.
     """
 
     role: str
@@ -38,61 +38,69 @@ class Seen:
 
 
 def fingerprint(image: NDArray[np.uint8]) -> bytes:
-    """Return 256 bits that say how an image looks: where it grows brighter from left to right.
+    """Return 256 bits that describe an image: where brightness increases from left to right.
 
-    Another size, another compression or another brightness change few of them.
+    Another size, compression or brightness changes few of them.
 
     Args:
         image: (H, W, 3) RGB.
 
     Reference:
         The difference hash of Neal Krawetz ("Kind of Like That", 2013). Differs: 16x16 instead of
-        8x8 bits, so that frames of one street are told apart.
+        8x8 bits, so that frames of one street differ.
     """
     gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     small = cv2.resize(gray, (_SIDE + 1, _SIDE), interpolation=cv2.INTER_AREA)
     return np.packbits(small[:, 1:] > small[:, :-1]).tobytes()
 
 
-def note_alike(seen: Sequence[Seen], findings: Findings, name: Callable[[Seen], str]) -> None:
-    """Note copies and near copies among the images of one set or of a source and a target.
+def note_alike(images: Sequence[Seen], findings: Findings, name: Callable[[Seen], str]) -> None:
+    """Add findings for copies and near copies among the images of one set or of both domains.
 
     Args:
-        seen: Images that are not of a single colour.
-        findings: Where to note.
-        name: How a note calls another image.
+        images: Images that have more than one colour.
+        findings: The findings are added here.
+        name: Returns the name of another image for a note.
     """
-    same = _same_bytes(seen)
-    for group in same:
-        _note_copies([seen[number] for number in group], findings, name)
-    # of copies the first stands for all
-    others = {number for group in same for number in group[1:]}
-    marks = np.array([np.frombuffer(image.mark, np.uint8) for image in seen], np.uint8)
-    near = sorted(near_pairs(marks.reshape(len(seen), _BITS // 8)))
-    near = [pair for pair in near if not others.intersection(pair)]
-    leaks = [pair for pair in near if seen[pair[0]].trained != seen[pair[1]].trained]
-    told: set[int] = set()
+    copies = _same_bytes(images)
+    for group in copies:
+        _note_copies([images[index] for index in group], findings, name)
+    # compare only the first of several copies
+    others = {index for group in copies for index in group[1:]}
+    marks = np.array([np.frombuffer(image.mark, np.uint8) for image in images], np.uint8)
+    near_copies = sorted(near_pairs(marks.reshape(len(images), _BITS // 8)))
+    near_copies = [pair for pair in near_copies if not others.intersection(pair)]
+    leaks = [pair for pair in near_copies if images[pair[0]].trained != images[pair[1]].trained]
+    reported: set[int] = set()
     for one, other in leaks:
-        held, trained = (other, one) if seen[one].trained else (one, other)
-        if held not in told:
-            told.add(held)
-            _note("near-leak", seen[held], f"like {name(seen[trained])}", seen[trained], findings)
-    for one, other in near:
-        if other not in told and seen[one].trained == seen[other].trained:
-            told.add(other)
-            _note("near-duplicate", seen[other], f"like {name(seen[one])}", seen[one], findings)
+        held_out, trained = (other, one) if images[one].trained else (one, other)
+        if held_out not in reported:
+            reported.add(held_out)
+            _note(
+                "near-leak",
+                images[held_out],
+                f"like {name(images[trained])}",
+                images[trained],
+                findings,
+            )
+    for one, other in near_copies:
+        if other not in reported and images[one].trained == images[other].trained:
+            reported.add(other)
+            _note(
+                "near-duplicate", images[other], f"like {name(images[one])}", images[one], findings
+            )
 
 
 def _note_copies(group: Sequence[Seen], findings: Findings, name: Callable[[Seen], str]) -> None:
-    """Note the images of a group with the same bytes, each once, by what is gravest about it."""
+    """Add the most severe finding for each image of a group with the same bytes."""
     trained = [image for image in group if image.trained]
-    held = [image for image in group if not image.trained]
+    held_out = [image for image in group if not image.trained]
     if trained:
-        for image in held:
+        for image in held_out:
             first = next((other for other in trained if other.role == image.role), trained[0])
             _note("leaked-image", image, f"same as {name(first)}", first, findings)
-    for image in trained[1:] or ([] if trained else held[1:]):
-        first = (trained or held)[0]
+    for image in trained[1:] or ([] if trained else held_out[1:]):
+        first = (trained or held_out)[0]
         code = "duplicate-image" if image.role == first.role else "shared-image"
         _note(code, image, f"same as {name(first)}", first, findings)
 
@@ -101,47 +109,47 @@ def _note(code: str, image: Seen, note: str, other: Seen, findings: Findings) ->
     findings.add(code, image.role if image.role == other.role else "pair", image.path, note)
 
 
-def _same_bytes(seen: Sequence[Seen]) -> list[list[int]]:
+def _same_bytes(images: Sequence[Seen]) -> list[list[int]]:
     """Return groups of images with the same bytes."""
     groups: dict[str, list[int]] = {}
-    for number, image in enumerate(seen):
-        groups.setdefault(image.digest, []).append(number)
+    for index, image in enumerate(images):
+        groups.setdefault(image.digest, []).append(index)
     return [group for group in groups.values() if len(group) > 1]
 
 
 def near_pairs(marks: NDArray[np.uint8]) -> set[tuple[int, int]]:
-    """Return the pairs of rows that differ in at most `NEAR` bits, the smaller number first.
+    """Return the pairs of rows that differ in at most `NEAR` bits, the smaller index first.
 
-    The bits are dealt to NEAR + 1 bands; rows that differ in NEAR bits agree in a whole band, so
-    only rows that share a band are compared.
+    The bits are divided into NEAR + 1 bands. Rows that differ in NEAR bits agree in at least one
+    whole band, so only rows that share a band are compared.
 
     Args:
         marks: (N, 32) uint8.
     """
-    found: set[tuple[int, int]] = set()
+    pairs: set[tuple[int, int]] = set()
     bits = np.unpackbits(marks, axis=1)
-    # dealt out at random: neighbouring bits are alike, such as those of the sky
+    # in random order, because neighbouring bits are correlated, such as those of the sky
     order = np.random.default_rng(0).permutation(bits.shape[1])
     for band in np.array_split(order, NEAR + 1):
         values = bits[:, band] @ (1 << np.arange(len(band), dtype=np.int64))
         by_value = np.argsort(values, kind="stable")
         starts = np.flatnonzero(np.diff(values[by_value])) + 1
-        for crowd in np.split(by_value, starts):
-            if 1 < len(crowd) <= _CROWD:
-                found |= _close(crowd, bits)
-    return found
+        for bucket in np.split(by_value, starts):
+            if 1 < len(bucket) <= _CROWD:
+                pairs |= _close(bucket, bits)
+    return pairs
 
 
 def _close(rows: NDArray[np.int64], bits: NDArray[np.uint8]) -> set[tuple[int, int]]:
     """Return the pairs among `rows` that differ in few bits."""
-    found = set()
-    own = bits[rows].astype(np.float32)  # exact, and a product of matrices is fast
-    ones = own.sum(1)
+    pairs = set()
+    selected = bits[rows].astype(np.float32)  # exact, and matrix products are fast
+    ones = selected.sum(1)
     for start in range(0, len(rows), _STRIP):
-        part = slice(start, start + _STRIP)
-        differ = ones[part, None] + ones[None] - 2 * (own[part] @ own.T)
-        for i, j in np.argwhere(differ <= NEAR).tolist():
+        strip = slice(start, start + _STRIP)
+        distances = ones[strip, None] + ones[None] - 2 * (selected[strip] @ selected.T)
+        for i, j in np.argwhere(distances <= NEAR).tolist():
             if start + i < j:
                 pair = sorted((int(rows[start + i]), int(rows[j])))
-                found.add((pair[0], pair[1]))
-    return found
+                pairs.add((pair[0], pair[1]))
+    return pairs

@@ -1,4 +1,4 @@
-"""What the figures of a set, or of a source and a target, say: classes, sizes, colours."""
+"""Findings from statistics of one set, or of a source and a target: classes, sizes, colours."""
 
 from collections.abc import Iterable
 
@@ -10,14 +10,14 @@ from udaseg.data.doctor.statistics import SetFacts
 TINY = 10
 RARE = 0.001
 _MOSTLY = 0.5
-_COLOR = 20.0  # of 255; a tenth of what a channel spans is seen at once
+_COLOR = 20.0  # of 255; a difference of almost a tenth of the range is clearly visible
 _SPREAD = 1.5
 _ASPECT = 1.1
 _SCALE = 2.0
 
 
 def note_figures(facts: SetFacts, findings: Findings) -> None:
-    """Note what the figures of one set say."""
+    """Add findings from the statistics of one set."""
     role = facts.role
     for name, split in facts.splits.items():
         if split.images < TINY:
@@ -25,24 +25,24 @@ def note_figures(facts: SetFacts, findings: Findings) -> None:
         if split.ignored is not None and split.ignored > _MOSTLY:
             findings.add("mostly-ignored", role, None, f"{name}: {100 * split.ignored:.0f} %")
         if len(split.sizes) > 1:
-            commonest, _ = split.sizes.most_common(1)[0]
-            others = split.sizes.total() - split.sizes[commonest]
-            note = f"{name}: {len(split.sizes)} sizes, mostly {commonest[0]}x{commonest[1]}"
+            most_common, _ = split.sizes.most_common(1)[0]
+            others = split.sizes.total() - split.sizes[most_common]
+            note = f"{name}: {len(split.sizes)} sizes, mostly {most_common[0]}x{most_common[1]}"
             findings.add("mixed-sizes", role, None, note, count=others)
     counts = facts.counts(trained=True)
-    if counts is None or role == "target":  # training never sees a target's labels
+    if counts is None or role == "target":  # training does not use a target's labels
         return
     pixels, _ = counts
-    every = max(1, int(pixels.sum()))
+    total = max(1, int(pixels.sum()))
     for name, count in zip(facts.classes, pixels.tolist(), strict=True):
         if not count:
             findings.add("class-never-seen", role, amounts={name: 0})
-        elif count / every < RARE:
+        elif count / total < RARE:
             findings.add("rare-class", role, amounts={name: count})
 
 
 def note_difference(source: SetFacts, target: SetFacts, findings: Findings) -> None:
-    """Note what the figures of source and target say beside each other."""
+    """Add findings from comparing the statistics of source and target."""
     trained = [split for name, split in source.splits.items() if name.startswith("train")]
     if trained and not any(split.labelled for split in trained):
         findings.add("source-unlabelled", "source", None, source.name)
@@ -52,9 +52,9 @@ def note_difference(source: SetFacts, target: SetFacts, findings: Findings) -> N
         return
     assert source.spread is not None
     assert target.spread is not None
-    far = np.abs(np.subtract(source.mean, target.mean)).max() > _COLOR
-    wide = _apart(source.spread, target.spread) > _SPREAD
-    if far or wide:
+    mean_differs = np.abs(np.subtract(source.mean, target.mean)).max() > _COLOR
+    spread_differs = _apart(source.spread, target.spread) > _SPREAD
+    if mean_differs or spread_differs:
         note = (
             f"mean RGB {_rounded(source.mean)} against {_rounded(target.mean)}, "
             f"spread {_rounded(source.spread)} against {_rounded(target.spread)}"
@@ -83,25 +83,29 @@ def _note_classes(source: SetFacts, target: SetFacts, findings: Findings) -> Non
     for name in target.classes:
         if name not in shared:
             findings.add("class-only-in-target", "pair", amounts={name: 0})
-    taught, there = _pixels(source, (True,)), _pixels(target, (True, False))
+    source_pixels, target_pixels = _pixels(source, (True,)), _pixels(target, (True, False))
     for name in source.classes:
-        if name in shared and taught and there:
-            if there[name] and not taught[name]:
-                findings.add("class-not-taught", "pair", amounts={name: there[name]})
-            elif taught[name] and not there[name]:
+        if name in shared and source_pixels and target_pixels:
+            if target_pixels[name] and not source_pixels[name]:
+                findings.add("class-not-taught", "pair", amounts={name: target_pixels[name]})
+            elif source_pixels[name] and not target_pixels[name]:
                 findings.add("class-not-in-target", "pair", amounts={name: 0})
 
 
-def _pixels(facts: SetFacts, kinds: Iterable[bool]) -> dict[str, int]:
-    """Return the pixels of each class over training, held-out, or both kinds of splits."""
-    found = [counts[0] for kind in kinds if (counts := facts.counts(trained=kind)) is not None]
-    if not found:
+def _pixels(facts: SetFacts, trained_values: Iterable[bool]) -> dict[str, int]:
+    """Return the pixels of each class over training splits, held-out splits, or both."""
+    pixels = [
+        counts[0]
+        for trained in trained_values
+        if (counts := facts.counts(trained=trained)) is not None
+    ]
+    if not pixels:
         return {}
-    return dict(zip(facts.classes, np.sum(found, 0).tolist(), strict=True))
+    return dict(zip(facts.classes, np.sum(pixels, 0).tolist(), strict=True))
 
 
 def _apart(one: Iterable[float], other: Iterable[float]) -> float:
-    """Return the largest ratio between values of both, the larger over the smaller."""
+    """Return the largest ratio between corresponding values, the larger over the smaller."""
     pairs = [(max(a, 1e-6), max(b, 1e-6)) for a, b in zip(one, other, strict=True)]
     return max(max(a / b, b / a) for a, b in pairs)
 

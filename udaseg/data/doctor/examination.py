@@ -1,4 +1,4 @@
-"""`examine`: look at a data set, or at a source and a target, whole, and change nothing."""
+"""Check a whole data set, or a source and a target, and change nothing."""
 
 import time
 from collections import Counter
@@ -22,11 +22,11 @@ DOCUMENT_FORMAT = 1
 
 @dataclass(frozen=True)
 class Examination:
-    """What was found.
+    """The result of checking a data set, or a source and a target.
 
     Attributes:
-        sets: The figures of the one set, or of source and target.
-        findings: The gravest first.
+        sets: Statistics of the one set, or of source and target.
+        findings: All findings, the most severe first.
         seconds: Wall time.
     """
 
@@ -35,8 +35,8 @@ class Examination:
     seconds: float
 
     def of(self, severity: Severity) -> tuple[Finding, ...]:
-        """Return the findings of this severity."""
-        return tuple(found for found in self.findings if found.severity == severity)
+        """Return the findings with this severity."""
+        return tuple(finding for finding in self.findings if finding.severity == severity)
 
     def document(self) -> dict[str, Any]:
         """Return plain JSON values, all numbers finite."""
@@ -46,7 +46,7 @@ class Examination:
             "counts": {severity: len(self.of(severity)) for severity in SEVERITIES},
             "seconds": round(self.seconds, 3),
             "sets": [facts.document() for facts in self.sets],
-            "findings": [found.document() for found in self.findings],
+            "findings": [finding.document() for finding in self.findings],
         }
 
 
@@ -59,19 +59,19 @@ def examine(
     workers: int = -1,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Examination:
-    """Look at every image and label of a data set, or of a source and a target; write nothing.
+    """Check every image and label of a data set, or of a source and a target; write nothing.
 
     Args:
-        data: A prepared name, a built-in name whose folder is there, a dataset YAML, or a folder
-            of images. With a target it is the source.
-        target: Likewise.
-        root: Where data and prepared sets lie.
-        splits: The splits to look at; all of them when empty. A plain folder has none.
-        workers: Threads that decode; -1 takes one a core.
-        on_progress: Called with the images done and the images in all.
+        data: A prepared name, a built-in name whose folder exists, a dataset YAML, or a folder of
+            images. With a target, this is the source.
+        target: The target, named in the same ways.
+        root: The folder of data and prepared datasets.
+        splits: The splits to check; all if empty. A plain folder has no splits.
+        workers: Threads that decode; -1 uses one per core.
+        on_progress: Called with the images done so far and in total.
 
     Raises:
-        DataError: Nothing of that name, no image there, or a declaration that is wrong.
+        DataError: There is no data set of that name, it has no image, or its declaration is wrong.
     """
     started = time.monotonic()
     subjects = [open_subject(data, "data" if target is None else "source", root)]
@@ -80,11 +80,13 @@ def examine(
     subjects = [only_splits(subject, splits) for subject in subjects]
     findings = Findings()
     for subject in subjects:
-        posing = note_tree(subject, accounted(subject), findings)
-        note_pairing(subject, posing, findings)
-    looked = _look_at_all(subjects, findings, workers, on_progress)
-    _note_copies(subjects, looked, findings)
-    sets = tuple(facts_of(*both) for both in zip(subjects, looked, strict=True))
+        folders_named_as_images = note_tree(subject, accounted(subject), findings)
+        note_pairing(subject, folders_named_as_images, findings)
+    inspected = _look_at_all(subjects, findings, workers, on_progress)
+    _note_copies(subjects, inspected, findings)
+    sets = tuple(
+        facts_of(*set_and_images) for set_and_images in zip(subjects, inspected, strict=True)
+    )
     for facts in sets:
         note_figures(facts, findings)
     if len(sets) > 1:
@@ -98,9 +100,11 @@ def _look_at_all(
     workers: int,
     on_progress: Callable[[int, int], None] | None,
 ) -> list[list[Looked]]:
-    """Read every image and label, note what is wrong with each, and return what was seen."""
-    jobs = [(number, item) for number, subject in enumerate(subjects) for item in subject.items]
-    looked: list[list[Looked]] = [[] for _ in subjects]
+    """Read every image and label, add a finding per fault, and return what was read."""
+    jobs = [
+        (set_index, item) for set_index, subject in enumerate(subjects) for item in subject.items
+    ]
+    inspected: list[list[Looked]] = [[] for _ in subjects]
 
     if on_progress is not None:
         on_progress(0, len(jobs))
@@ -108,28 +112,30 @@ def _look_at_all(
     def work(job: tuple[int, Item]) -> Looked:
         return look(job[1], subjects[job[0]])
 
-    for done, ((number, _), one) in enumerate(in_threads(work, jobs, workers), 1):
-        subject = subjects[number]
-        looked[number].append(one)
-        for code, path, note in one.found:
+    for done, ((set_index, _), image) in enumerate(in_threads(work, jobs, workers), 1):
+        subject = subjects[set_index]
+        inspected[set_index].append(image)
+        for code, path, note in image.found:
             amounts: Counter[str] = Counter()
             if code == "unknown-id":
-                amounts.update({id_name(key, subject): n for key, n in one.unknown.items()})
+                amounts.update(
+                    {id_name(key, subject): count for key, count in image.unknown.items()}
+                )
             findings.add(code, subject.role, path, note, amounts=amounts)
         if on_progress is not None:
             on_progress(done, len(jobs))
-    return looked
+    return inspected
 
 
 def _note_copies(
-    subjects: Sequence[Subject], looked: Sequence[Sequence[Looked]], findings: Findings
+    subjects: Sequence[Subject], inspected: Sequence[Sequence[Looked]], findings: Findings
 ) -> None:
-    """Note copies among all images of all sets; those of one colour are noted as such."""
-    seen = [
-        Seen(subject.role, one.item.image, one.item.trained, one.mark, one.digest)
-        for subject, found in zip(subjects, looked, strict=True)
-        for one in found
-        if one.mark and not one.flat
+    """Add findings for copies among all images; images of one colour have another finding."""
+    images = [
+        Seen(subject.role, entry.item.image, entry.item.trained, entry.mark, entry.digest)
+        for subject, members in zip(subjects, inspected, strict=True)
+        for entry in members
+        if entry.mark and not entry.flat
     ]
     folders: dict[str, Path] = {subject.role: subject.folder for subject in subjects}
 
@@ -138,4 +144,4 @@ def _note_copies(
         inside = image.path.is_relative_to(folder)
         return str(image.path.relative_to(folder) if inside else image.path)
 
-    note_alike(seen, findings, name)
+    note_alike(images, findings, name)

@@ -1,4 +1,4 @@
-"""One image with its label: can both be read, do they fit, and what do they hold."""
+"""Check one image with its label: whether both can be read and match, and what they contain."""
 
 import errno
 import io
@@ -32,9 +32,9 @@ from udaseg.errors import DataError
 _ORIENTATION = 0x0112
 _SMALL = 32
 _IDS_SHOWN = 3
-_FEW = 2  # classes of which an image often has but one
+_FEW = 2  # with this few classes, an image often has only one
 _FLAT = 1.0
-"""A spread of every channel below this is one colour."""
+"""An image whose channels all have a spread below this has a single colour."""
 _KINDS = {
     b"\x89PNG": (".png",),
     b"\xff\xd8\xff": (".jpg", ".jpeg"),
@@ -43,25 +43,25 @@ _KINDS = {
     b"MM\0*": (".tif", ".tiff"),
     b"GIF8": (".gif",),
 }
-_HEAD = 64  # bytes that tell an image's type and a PNG's form
+_HEAD = 64  # bytes that suffice to detect an image's type and a PNG's form
 
 
 @dataclass
 class Looked:
-    """What one image and its label turned out to be.
+    """The result of checking one image and its label.
 
     Attributes:
-        item: Which.
+        item: The image and label.
         found: Code, file and note of each fault.
-        size: (height, width) of the image; None when it cannot be read.
-        mean: (3,) mean of its channels, RGB.
-        spread: (3,) standard deviation of its channels.
-        flat: It has one colour.
-        mark: Bits that say how it looks.
+        size: (height, width) of the image; None if it cannot be read.
+        mean: (3,) mean of the channels, RGB.
+        spread: (3,) standard deviation of the channels.
+        flat: Whether the image has a single colour.
+        mark: The image's fingerprint.
         digest: SHA-256 of the image file.
-        pixels: (K,) pixels of each class in the label; None when it cannot be read.
+        pixels: (K,) pixels of each class in the label; None if it cannot be read.
         ignored: Pixels of the label without a class.
-        unknown: Pixels of each id that means nothing.
+        unknown: Pixels of each id that the label table does not define.
     """
 
     item: Item
@@ -78,24 +78,24 @@ class Looked:
 
 
 def look(item: Item, subject: Subject) -> Looked:
-    """Read an image and its label whole, and return all that is wrong with them."""
-    looked = Looked(item)
-    _look_at_image(looked)
+    """Read an image and its label completely, and return all faults and statistics."""
+    result = Looked(item)
+    _look_at_image(result)
     if item.label is not None:
-        _look_at_label(looked, item.label, subject)
-    return looked
+        _look_at_label(result, item.label, subject)
+    return result
 
 
 def fault_of(path: Path) -> tuple[str, str] | None:
-    """Return code and note of what keeps a file from being read as an image; None if nothing.
+    """Return code and note of the fault that keeps a file from being read as an image, or None.
 
-    What only a decoder finds is not looked for.
+    Faults that only a decoder finds are not detected.
     """
     try:
         mode = path.stat().st_mode
     except OSError as error:
         if path.is_symlink() and error.errno in (errno.ENOENT, errno.ELOOP):
-            return "broken-link", "in a circle" if error.errno == errno.ELOOP else ""
+            return "broken-link", "circular link" if error.errno == errno.ELOOP else ""
         if isinstance(error, FileNotFoundError):
             return "missing-file", ""
         return "unreadable", error.strerror or ""
@@ -117,59 +117,59 @@ def fault_of(path: Path) -> tuple[str, str] | None:
             return "too-large", note
         if _suffixes(head):
             return "damaged", note.removeprefix("damaged: ")
-        return "not-an-image", "" if note.startswith("is no image") else note
+        return "not-an-image", "" if note.startswith("is not a readable image") else note
     return None
 
 
-def _look_at_image(looked: Looked) -> None:
-    path = looked.item.image
+def _look_at_image(result: Looked) -> None:
+    path = result.item.image
     try:
-        data, seen = content(path, path.parent)
+        data, file_fingerprint = content(path, path.parent)
         image = read_image(path, data=data)
     except DataError as error:
         code, note = fault_of(path) or ("damaged", _without_path(error, path))
-        looked.found.append((code, path, note))
+        result.found.append((code, path, note))
         return
     height, width = image.shape[:2]
-    looked.size = (height, width)
-    both = np.asarray(cv2.meanStdDev(image), np.float64)
-    looked.mean, looked.spread = both[0].ravel(), both[1].ravel()
-    looked.flat = bool(looked.spread.max() < _FLAT)
-    looked.mark = fingerprint(image)
-    looked.digest = seen.sha256
-    if looked.flat:
-        color = ", ".join(str(round(part)) for part in looked.mean)
-        looked.found.append(("blank-image", path, f"RGB {color}"))
-    if min(looked.size) < _SMALL:
-        looked.found.append(("small-image", path, f"{width}x{height}"))
-    looked.found += [(code, path, note) for code, note in _form(path, data)]
-    recorded = looked.item.recorded
-    if recorded is not None and (recorded.height, recorded.width) != looked.size:
-        was = f"{width}x{height}, prepared as {recorded.width}x{recorded.height}"
-        looked.found.append(("stale-index", path, was))
-    elif looked.item.image_sha256 not in (None, seen.sha256):
-        looked.found.append(("stale-index", path, "changed since it was prepared"))
+    result.size = (height, width)
+    statistics = np.asarray(cv2.meanStdDev(image), np.float64)
+    result.mean, result.spread = statistics[0].ravel(), statistics[1].ravel()
+    result.flat = bool(result.spread.max() < _FLAT)
+    result.mark = fingerprint(image)
+    result.digest = file_fingerprint.sha256
+    if result.flat:
+        color = ", ".join(str(round(part)) for part in result.mean)
+        result.found.append(("blank-image", path, f"RGB {color}"))
+    if min(result.size) < _SMALL:
+        result.found.append(("small-image", path, f"{width}x{height}"))
+    result.found += [(code, path, note) for code, note in _form(path, data)]
+    recorded = result.item.recorded
+    if recorded is not None and (recorded.height, recorded.width) != result.size:
+        change = f"{width}x{height}, prepared as {recorded.width}x{recorded.height}"
+        result.found.append(("stale-index", path, change))
+    elif result.item.image_sha256 not in (None, file_fingerprint.sha256):
+        result.found.append(("stale-index", path, "changed since it was prepared"))
 
 
 def _form(path: Path, data: bytes) -> list[tuple[str, str]]:
-    """Return what is unusual in how a sound image is stored: its turn, its type, its channels."""
-    found = _suffix_fault(path, data)
+    """Return what is unusual in how a readable image is stored: rotation, type, channels."""
+    faults = _suffix_fault(path, data)
     try:
         with Image.open(io.BytesIO(data)) as opened:
             mode = opened.mode
-            # asking a PNG for EXIF decodes it, so the bytes are asked first
-            marked = b"Exif" in data or b"eXIf" in data or ".tif" in _suffixes(data)
-            turn = opened.getexif().get(_ORIENTATION, 1) if marked else 1
-    except (OSError, ValueError, SyntaxError):  # what OpenCV reads is no fault for its form
-        return found
-    if turn not in (0, 1):
-        found.append(("exif-orientation", f"orientation {turn}"))
+            # reading EXIF decodes a PNG, so search its bytes first
+            may_have_exif = b"Exif" in data or b"eXIf" in data or ".tif" in _suffixes(data)
+            orientation = opened.getexif().get(_ORIENTATION, 1) if may_have_exif else 1
+    except (OSError, ValueError, SyntaxError):  # OpenCV can read it, so its form is not a fault
+        return faults
+    if orientation not in (0, 1):
+        faults.append(("exif-orientation", f"orientation {orientation}"))
     form = png_form(data[:_HEAD])
     if form.startswith("16-bit"):
-        found.append(("image-form", form))
+        faults.append(("image-form", form))
     elif mode not in ("RGB", "P"):
-        found.append(("image-form", {"L": "grey", "1": "black and white"}.get(mode, mode)))
-    return found
+        faults.append(("image-form", {"L": "grey", "1": "black and white"}.get(mode, mode)))
+    return faults
 
 
 def _suffix_fault(path: Path, data: bytes) -> list[tuple[str, str]]:
@@ -180,55 +180,55 @@ def _suffix_fault(path: Path, data: bytes) -> list[tuple[str, str]]:
 
 
 def _suffixes(data: bytes) -> tuple[str, ...]:
-    """Return the suffixes that the content goes by; none where it is of no known type."""
+    """Return the suffixes that match the content; empty if its type is unknown."""
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         return (".webp",)
     return next((names for start, names in _KINDS.items() if data.startswith(start)), ())
 
 
-def _look_at_label(looked: Looked, path: Path, subject: Subject) -> None:
+def _look_at_label(result: Looked, path: Path, subject: Subject) -> None:
     try:
-        data, seen = content(path, path.parent)
+        data, file_fingerprint = content(path, path.parent)
         labels, unknown = _train_ids(path, data, subject)
     except DataError as error:
         note = _without_path(error, path)
-        undecoded = ("damaged", note) if "cannot be decoded" in note else ("label-form", note)
-        code, note = fault_of(path) or undecoded
-        looked.found.append((code, path, note))
+        fallback = ("damaged", note) if "cannot be decoded" in note else ("label-form", note)
+        code, note = fault_of(path) or fallback
+        result.found.append((code, path, note))
         return
     assert subject.classes is not None
-    looked.unknown = unknown
+    result.unknown = unknown
     if unknown:
         more = ", ..." if len(unknown) > _IDS_SHOWN else ""
         shown = ", ".join(id_name(number, subject) for number in list(unknown)[:_IDS_SHOWN])
-        looked.found.append(("unknown-id", path, f"id {shown}{more}"))
-    looked.found += [(code, path, note) for code, note in _suffix_fault(path, data)]
-    if looked.size is not None and labels.shape != looked.size:
-        looked.found.append(("size-mismatch", path, _sizes(labels.shape, looked.size)))
-    if looked.item.label_sha256 not in (None, seen.sha256):
-        looked.found.append(("stale-index", path, "changed since it was prepared"))
-    _count(looked, path, labels, subject.classes)
+        result.found.append(("unknown-id", path, f"id {shown}{more}"))
+    result.found += [(code, path, note) for code, note in _suffix_fault(path, data)]
+    if result.size is not None and labels.shape != result.size:
+        result.found.append(("size-mismatch", path, _sizes(labels.shape, result.size)))
+    if result.item.label_sha256 not in (None, file_fingerprint.sha256):
+        result.found.append(("stale-index", path, "changed since it was prepared"))
+    _count(result, path, labels, subject.classes)
 
 
-def _count(looked: Looked, path: Path, labels: NDArray[np.uint8], classes: ClassSpace) -> None:
-    """Count the pixels of each class, and note what is odd about them."""
+def _count(result: Looked, path: Path, labels: NDArray[np.uint8], classes: ClassSpace) -> None:
+    """Count the pixels of each class, and record what is unusual about them."""
     counts = np.bincount(labels.ravel(), minlength=256)
-    looked.pixels = counts[: len(classes)].astype(np.int64)
-    looked.ignored = int(counts[IGNORE]) - sum(looked.unknown.values())
-    present = np.flatnonzero(looked.pixels)
-    if not present.size and not looked.unknown:
-        looked.found.append(("no-class", path, "every pixel is ignored"))
-    elif present.size == 1 and not looked.unknown and len(classes) > _FEW:
-        looked.found.append(("one-class", path, f"all {classes.names[int(present[0])]}"))
-    recorded, digest = looked.item.recorded, looked.item.label_sha256
-    if recorded is not None and digest is None and recorded.pixels != tuple(looked.pixels.tolist()):
-        looked.found.append(("stale-index", path, "holds other classes than when prepared"))
+    result.pixels = counts[: len(classes)].astype(np.int64)
+    result.ignored = int(counts[IGNORE]) - sum(result.unknown.values())
+    present = np.flatnonzero(result.pixels)
+    if not present.size and not result.unknown:
+        result.found.append(("no-class", path, "every pixel is ignored"))
+    elif present.size == 1 and not result.unknown and len(classes) > _FEW:
+        result.found.append(("one-class", path, f"all {classes.names[int(present[0])]}"))
+    recorded, digest = result.item.recorded, result.item.label_sha256
+    if recorded is not None and digest is None and recorded.pixels != tuple(result.pixels.tolist()):
+        result.found.append(("stale-index", path, "has other classes than when it was prepared"))
 
 
 def _train_ids(
     path: Path, data: bytes, subject: Subject
 ) -> tuple[NDArray[np.uint8], Mapping[int, int]]:
-    """Return the train ids of a label, `IGNORE` where unknown, and pixels of each unknown id."""
+    """Return the train ids of a label, `IGNORE` if unknown, and the pixels of each unknown id."""
     if subject.declaration is not None:
         assert subject.declaration.table is not None
         ids = read_label_ids(path, subject.declaration.label_format, data=data)
@@ -240,13 +240,13 @@ def _train_ids(
 
 @lru_cache(maxsize=4)
 def _of_train_ids(classes: ClassSpace) -> LabelTable:
-    """Return the table of a prepared label: each class is its own id."""
+    """Return the table of a prepared label, where the id of each class is its index."""
     ids = tuple((number,) for number in range(len(classes)))
     return LabelTable(classes, ids, frozenset({IGNORE}))
 
 
 def id_name(number: int, subject: Subject) -> str:
-    """Return an id as the YAML writes it: a number, or a colour."""
+    """Return an id as it is written in the YAML: a number or a colour."""
     declaration = subject.declaration
     if declaration is None or declaration.label_format != "rgb":
         return str(number)
@@ -254,8 +254,8 @@ def id_name(number: int, subject: Subject) -> str:
 
 
 def _sizes(label: Any, image: tuple[int, int]) -> str:
-    turned = ", turned" if tuple(label) == image[::-1] else ""
-    return f"label {label[1]}x{label[0]}, image {image[1]}x{image[0]}{turned}"
+    rotated = ", rotated" if tuple(label) == image[::-1] else ""
+    return f"label {label[1]}x{label[0]}, image {image[1]}x{image[0]}{rotated}"
 
 
 def _without_path(error: Exception, path: Path) -> str:

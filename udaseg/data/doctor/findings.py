@@ -1,4 +1,4 @@
-"""What `udaseg doctor` can find: a short code, how grave it is, what it means, and what helps."""
+"""All problems that `udaseg doctor` can find: code, severity, description and fix."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -17,9 +17,9 @@ class Kind:
     """A kind of finding.
 
     Attributes:
-        severity: error: `prepare` or training would stop or be wrong; warning: look at it;
-            info: worth knowing.
-        what: What is so, in a few words.
+        severity: error: `prepare` or training stops or is wrong; warning: rarely intended; info: no
+            action needed.
+        what: The problem, in a few words.
         fix: What to do, in one line.
     """
 
@@ -35,74 +35,94 @@ def _kinds(severity: Severity, *rows: tuple[str, str, str]) -> dict[str, Kind]:
 KINDS: Mapping[str, Kind] = {
     **_kinds(
         "error",
-        ("missing-file", "file is not there", "restore it, then run `udaseg prepare` again"),
-        ("broken-link", "link leads nowhere", "restore what it links to, or remove the link"),
-        ("not-a-file", "folder, pipe or device with an image's name", "remove or rename it"),
-        ("unreadable", "file or folder cannot be opened", "give yourself the right to read it"),
-        ("empty-file", "file has no bytes", "copy it again from where it came"),
-        ("not-an-image", "content is no image", "remove it, or copy the right file"),
-        ("damaged", "file is cut off or corrupt", "copy it again from where it came"),
-        ("too-large", "more pixels than are read", "scale it down or cut it into tiles"),
+        ("missing-file", "file is missing", "restore it, then run `udaseg prepare` again"),
+        ("broken-link", "link target does not exist", "restore the target, or remove the link"),
+        ("not-a-file", "folder, pipe or device with an image name", "remove or rename it"),
+        ("unreadable", "file or folder cannot be opened", "give yourself read permission"),
+        ("empty-file", "file is empty", "copy it again from the original"),
+        ("not-an-image", "content is not an image", "remove it, or copy the right file"),
+        ("damaged", "file is truncated or corrupt", "copy it again from the original"),
+        (
+            "too-large",
+            "image exceeds the maximum number of pixels",
+            "scale it down or cut it into tiles",
+        ),
         (
             "image-without-label",
             "image has no label",
-            "add the label or remove the image; else `prepare --max-bad N` leaves it out",
+            "add the label or remove the image, or exclude it with `prepare --max-bad N`",
         ),
         (
             "label-without-image",
             "label has no image",
-            "add the image or remove the label; else `prepare --max-bad N` leaves it out",
+            "add the image or remove the label, or exclude it with `prepare --max-bad N`",
         ),
-        ("no-labels", "no label matches at all", "correct `labels` and `match` in the YAML"),
-        ("duplicate-stem", "two files with the same name but suffix", "remove or rename one"),
-        ("split-list", "list names an image that is not here", "correct the list"),
-        ("empty-split", "declared split has no image", "correct its glob, or drop the split"),
+        ("no-labels", "no label matches any image", "correct `labels` and `match` in the YAML"),
+        (
+            "duplicate-stem",
+            "two files have the same name except for the suffix",
+            "remove or rename one of them",
+        ),
+        ("split-list", "list names an image that does not exist", "correct the list"),
+        ("empty-split", "declared split has no image", "correct its glob, or remove the split"),
         (
             "size-mismatch",
             "label and image differ in size",
-            "mend them; `prepare` leaves them out, or `--on-mismatch resize` scales the label",
+            "fix them; `prepare` excludes them, or scales the label with `--on-mismatch resize`",
         ),
         (
             "label-form",
-            "label is stored in a form that does not fit",
-            "correct `label_format` in the YAML, or write one-channel PNGs without loss",
+            "label is stored in an unsupported format",
+            "correct `label_format` in the YAML, or write lossless single-channel PNGs",
         ),
         (
             "unknown-id",
-            "label has an id that means nothing",
-            "name the id in a class, or list it in `ignore` of the YAML",
+            "label has an id that belongs to no class",
+            "add the id to a class, or list it in `ignore` of the YAML",
         ),
-        ("stale-index", "file is not what was prepared", "run `udaseg prepare` again"),
+        ("stale-index", "file has changed since it was prepared", "run `udaseg prepare` again"),
         (
             "leaked-image",
-            "held-out image is also trained on",
-            "take it out of the training split, or scores will flatter",
+            "held-out image is also used for training",
+            "remove it from the training split, or scores will be inflated",
         ),
-        ("source-unlabelled", "source has no labels to train on", "take a labelled source"),
+        ("source-unlabelled", "source has no labels to train on", "use a labelled source"),
         ("no-shared-class", "source and target share no class", "give both the same class names"),
     ),
     **_kinds(
         "warning",
         (
             "exif-orientation",
-            "image is stored turned (EXIF)",
-            "turn the pixels and drop the tag, so that label and image match everywhere",
+            "image is stored rotated (EXIF)",
+            "rotate the pixels and remove the tag, so that label and image match in every tool",
         ),
-        ("wrong-suffix", "content is of another type than its name", "rename it"),
-        ("odd-name", "name that other tools stumble over", "rename image and label"),
-        ("name-collision", "names differ only in case or accents' coding", "rename one"),
-        ("link-outside", "link leads out of the data set", "copy the file in, or keep both places"),
-        ("link-circle", "link leads back to a folder above", "remove it; it is read once"),
-        ("no-class", "label has no class at all", "look at it; it teaches nothing"),
-        ("one-class", "label has a single class", "look at it; is it really so?"),
+        ("wrong-suffix", "content does not match the file suffix", "rename it"),
+        ("odd-name", "name that causes problems in other tools", "rename image and label"),
+        (
+            "name-collision",
+            "names differ only in case or in the encoding of accents",
+            "rename one of them",
+        ),
+        (
+            "link-outside",
+            "link leads out of the data set",
+            "copy the file into the data set, or keep both places",
+        ),
+        ("link-circle", "link leads back to a parent folder", "remove it; the folder is read once"),
+        ("no-class", "label contains no class", "check it; it contributes nothing to training"),
+        ("one-class", "label contains a single class", "check that this is intended"),
         (
             "mostly-ignored",
-            "most label pixels mean no class",
-            "is it the right table? `classes` and `ignore` say what ids mean",
+            "most label pixels belong to no class",
+            "check the label table: `classes` and `ignore` define the meaning of ids",
         ),
-        ("blank-image", "image has one colour", "remove the pair, or leave it out by a rule"),
-        ("small-image", "a side below 32 pixels", "is it a thumbnail? remove it"),
-        ("duplicate-image", "same bytes as another image", "remove one"),
+        ("blank-image", "image has a single colour", "remove the pair, or exclude it with a rule"),
+        (
+            "small-image",
+            "one side is shorter than 32 pixels",
+            "check whether it is a thumbnail, and remove it",
+        ),
+        ("duplicate-image", "same bytes as another image", "remove one of them"),
         (
             "near-leak",
             "held-out image looks like a training image",
@@ -110,14 +130,18 @@ KINDS: Mapping[str, Kind] = {
         ),
         (
             "shared-image",
-            "image is in source and target",
-            "take it out of one, or adaptation looks easier than it is",
+            "image is in both source and target",
+            "remove it from one of them, or adaptation looks easier than it is",
         ),
-        ("tiny-split", "split has fewer than 10 images", "scores and training on it vary much"),
+        (
+            "tiny-split",
+            "split has fewer than 10 images",
+            "expect large variation in scores and training",
+        ),
         (
             "class-never-seen",
-            "class is never in the training labels",
-            "nothing can teach it; drop it from `classes`, or expect IoU 0",
+            "class never occurs in the training labels",
+            "it cannot be learnt; remove it from `classes`, or expect IoU 0",
         ),
         (
             "class-only-in-source",
@@ -132,12 +156,12 @@ KINDS: Mapping[str, Kind] = {
         (
             "class-not-taught",
             "target has the class, the source's labels never do",
-            "expect IoU 0; a source with this class would help",
+            "expect IoU 0; use a source with this class",
         ),
         (
             "count-differs",
-            "not as many images as were published",
-            "complete the download, unless it is a part on purpose",
+            "image count differs from the published one",
+            "complete the download, unless the subset is intended",
         ),
     ),
     **_kinds(
@@ -146,31 +170,43 @@ KINDS: Mapping[str, Kind] = {
         (
             "class-not-in-target",
             "source has the class, the target's labels never do",
-            "its IoU in the target is n/a",
+            "its IoU on the target is n/a",
         ),
         ("near-duplicate", "looks like another image", "usual in video; thin it out if you like"),
-        ("mixed-sizes", "not of the commonest size", "`resize` in the recipe makes them equal"),
+        (
+            "mixed-sizes",
+            "differs from the most common size",
+            "`resize` in the recipe makes sizes equal",
+        ),
         (
             "image-form",
             "grey, alpha or 16 bits",
-            "nothing: grey is made RGB, alpha dropped, 16 bits keep the upper 8",
+            "nothing: grey is converted to RGB, alpha is dropped, 16 bits keep the upper 8",
         ),
-        ("unused-file", "image file that no split uses", "correct globs or splits if it should be"),
+        (
+            "unused-file",
+            "image file that no split uses",
+            "correct globs or splits if it should be used",
+        ),
         (
             "other-file",
-            "file that is no image by its name",
+            "file with an unsupported image extension",
             "convert it (HEIC, GIF, frames of a video) if it should be used",
         ),
-        ("known-odd", "file that a named rule would leave out", "`prepare --exclude RULE`"),
-        ("left-out", "left out when it was prepared", "nothing, unless it should be used"),
-        ("missing-split", "published split is not here", "nothing, unless you need it"),
+        ("known-odd", "file that a named rule would exclude", "`prepare --exclude RULE`"),
+        ("left-out", "excluded by `prepare`", "nothing, unless it should be used"),
+        ("missing-split", "published split is missing", "nothing, unless you need it"),
         (
             "color-shift",
             "source and target differ in colour",
-            "nothing: adaptation is for that; `--method fda` brings colours nearer",
+            "nothing: adaptation handles this; `--method fda` brings colours closer",
         ),
         ("scale-shift", "images of one side are twice as high", "check `resize` of both sides"),
-        ("aspect-shift", "source and target differ in shape", "check `resize` of both sides"),
+        (
+            "aspect-shift",
+            "source and target differ in aspect ratio",
+            "check `resize` of both sides",
+        ),
     ),
 }
 
@@ -180,8 +216,8 @@ class Example:
     """One case of a finding.
 
     Attributes:
-        path: The file; None where it is of none.
-        note: What is so with it.
+        path: The file; None if the case is not about a file.
+        note: Details of the case.
     """
 
     path: Path | None
@@ -194,11 +230,11 @@ class Finding:
 
     Attributes:
         code: Short stable name, a key of `KINDS`.
-        where: `data`, `source`, `target` or `pair`.
+        where: The set with the problem: `data`, `source`, `target` or `pair`.
         severity: error, warning or info.
-        count: How many files, or classes where it is about classes.
-        examples: The first of them.
-        amounts: Pixels of each id or class where it is about them; empty otherwise.
+        count: Number of files or, for findings about classes, of classes.
+        examples: The first cases.
+        amounts: Pixels of each id or class, for findings about ids or classes; otherwise empty.
     """
 
     code: str
@@ -210,7 +246,7 @@ class Finding:
 
     @property
     def what(self) -> str:
-        """What is so, in a few words."""
+        """The problem, in a few words."""
         return KINDS[self.code].what
 
     @property
@@ -227,8 +263,8 @@ class Finding:
             "what": self.what,
             "count": self.count,
             "examples": [
-                {"path": None if shown.path is None else str(shown.path), "note": shown.note}
-                for shown in self.examples
+                {"path": None if example.path is None else str(example.path), "note": example.note}
+                for example in self.examples
             ],
             "amounts": dict(self.amounts),
             "fix": self.fix,
@@ -236,7 +272,7 @@ class Finding:
 
 
 class Findings:
-    """What was found so far, a finding for each code and set."""
+    """Collect findings: one per code and set."""
 
     def __init__(self) -> None:
         self._found: dict[tuple[str, str], Finding] = {}
@@ -244,7 +280,7 @@ class Findings:
     def add(
         self,
         code: str,
-        where: str,
+        role: str,
         path: Path | None = None,
         note: str = "",
         *,
@@ -252,21 +288,21 @@ class Findings:
         amounts: Mapping[str, int] | None = None,
         count: int = 1,
     ) -> None:
-        """Note one case; the first few of a kind are kept as examples."""
-        found = self._found.setdefault(
-            (code, where), Finding(code, where, severity or KINDS[code].severity)
+        """Add one case; the first few cases of a finding are kept as examples."""
+        finding = self._found.setdefault(
+            (code, role), Finding(code, role, severity or KINDS[code].severity)
         )
-        found.count += count
-        found.amounts.update(amounts or {})
-        if len(found.examples) < SHOWN and (path is not None or note):
-            found.examples.append(Example(path, note))
+        finding.count += count
+        finding.amounts.update(amounts or {})
+        if len(finding.examples) < SHOWN and (path is not None or note):
+            finding.examples.append(Example(path, note))
 
     def ordered(self) -> tuple[Finding, ...]:
-        """Return all findings, the gravest first, then as `KINDS` lists them."""
+        """Return all findings, the most severe first, then in the order of `KINDS`."""
         codes, sets = list(KINDS), ["data", "source", "target", "pair"]
 
-        def rank(found: Finding) -> tuple[int, int, int]:
-            grave = SEVERITIES.index(found.severity)
-            return grave, codes.index(found.code), sets.index(found.where)
+        def rank(finding: Finding) -> tuple[int, int, int]:
+            severity = SEVERITIES.index(finding.severity)
+            return severity, codes.index(finding.code), sets.index(finding.where)
 
         return tuple(sorted(self._found.values(), key=rank))

@@ -1,4 +1,4 @@
-"""What a set is like in figures: images, sizes, colours, shares of classes."""
+"""Statistics of a data set: images, sizes, colours, shares of classes."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -15,14 +15,14 @@ from udaseg.data.doctor.subject import Subject
 
 @dataclass(frozen=True)
 class SplitFacts:
-    """A split in figures.
+    """Statistics of a split.
 
     Attributes:
-        images: Images that it has.
-        labelled: How many of them have a label.
-        sizes: How often each (width, height) occurs among those that can be read.
-        pixels: (K,) pixels of each class over its labels; None without labels.
-        holding: (K,) labels that hold each class; None without labels.
+        images: Number of images.
+        labelled: Number of images with a label.
+        sizes: Number of readable images of each (width, height).
+        pixels: (K,) pixels of each class in all labels; None without labels.
+        holding: (K,) number of labels that contain each class; None without labels.
         ignored: Share of label pixels without a class; None without labels.
     """
 
@@ -35,7 +35,7 @@ class SplitFacts:
 
     def document(self, names: Sequence[str]) -> dict[str, Any]:
         """Return plain JSON values; `names` are the classes."""
-        found: dict[str, Any] = {
+        document: dict[str, Any] = {
             "images": self.images,
             "labelled": self.labelled,
             "sizes": {f"{w}x{h}": count for (w, h), count in self.sizes.most_common()},
@@ -43,25 +43,26 @@ class SplitFacts:
         }
         if self.pixels is not None and self.holding is not None:
             rows = zip(names, self.pixels.tolist(), self.holding.tolist(), strict=True)
-            found["classes"] = {
-                name: {"pixels": pixels, "labels": holding} for name, pixels, holding in rows
+            document["classes"] = {
+                name: {"pixels": pixels, "labels": labels} for name, pixels, labels in rows
             }
-        return found
+        return document
 
 
 @dataclass(frozen=True)
 class SetFacts:
-    """A data set in figures.
+    """Statistics of a data set.
 
     Attributes:
         role: data, source or target.
-        name: How it is called.
+        name: Name of the data set.
         kind: prepared, declared, or a folder.
-        folder: Where its images lie.
-        classes: Names of its classes; empty without labels.
-        splits: Each split.
-        mean: Mean of red, green and blue (0..255), each image alike; None when none can be read.
-        spread: Their standard deviation over all pixels.
+        folder: Folder of the images.
+        classes: Names of the classes; empty without labels.
+        splits: Statistics of each split.
+        mean: Mean of red, green and blue (0..255), with equal weight per image; None if no image
+            can be read.
+        spread: Standard deviation of red, green and blue over all pixels.
         aspect: Median of width / height.
         height: Median height in pixels.
     """
@@ -79,17 +80,17 @@ class SetFacts:
 
     def counts(self, *, trained: bool) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
         """Return (K,) pixels and labels of each class over the training or held-out splits."""
-        found = [
+        per_split = [
             np.stack([split.pixels, split.holding])
             for name, split in self.splits.items()
             if name.startswith("train") == trained
             and split.pixels is not None
             and split.holding is not None
         ]
-        if not found:
+        if not per_split:
             return None
-        both = np.stack(found).sum(0)
-        return both[0], both[1]
+        totals = np.stack(per_split).sum(0)
+        return totals[0], totals[1]
 
     def document(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -107,24 +108,24 @@ class SetFacts:
         }
 
 
-def facts_of(subject: Subject, looked: Sequence[Looked]) -> SetFacts:
-    """Return the figures of a set from what was read of each of its images."""
+def facts_of(subject: Subject, inspected: Sequence[Looked]) -> SetFacts:
+    """Return the statistics of a data set from the results for each of its images."""
     names = () if subject.classes is None else subject.classes.names
     splits = {
-        split: _split_facts([one for one in looked if one.item.split == split], len(names))
+        split: _split_facts([image for image in inspected if image.item.split == split], len(names))
         for split in subject.splits
     }
-    sizes = np.array([one.size for one in looked if one.size is not None], np.float64)
-    means = np.array([one.mean for one in looked if one.mean is not None])
-    spreads = np.array([one.spread for one in looked if one.spread is not None])
-    facts = (subject.role, subject.name, subject.kind, subject.folder, names, splits)
+    sizes = np.array([image.size for image in inspected if image.size is not None], np.float64)
+    means = np.array([image.mean for image in inspected if image.mean is not None])
+    spreads = np.array([image.spread for image in inspected if image.spread is not None])
+    description = (subject.role, subject.name, subject.kind, subject.folder, names, splits)
     if not len(sizes):
-        return SetFacts(*facts)
+        return SetFacts(*description)
     mean = means.mean(0)
     # of all pixels together: E[x^2] - E[x]^2
     spread = np.sqrt(np.maximum((spreads**2 + means**2).mean(0) - mean**2, 0))
     return SetFacts(
-        *facts,
+        *description,
         mean=tuple(mean.round(2).tolist()),
         spread=tuple(spread.round(2).tolist()),
         aspect=round(float(np.median(sizes[:, 1] / sizes[:, 0])), 4),
@@ -132,15 +133,15 @@ def facts_of(subject: Subject, looked: Sequence[Looked]) -> SetFacts:
     )
 
 
-def _split_facts(looked: Sequence[Looked], classes: int) -> SplitFacts:
-    sizes = Counter((one.size[1], one.size[0]) for one in looked if one.size is not None)
-    labelled = sum(one.item.label is not None for one in looked)
-    counted = [one.pixels for one in looked if one.pixels is not None]
-    if not counted:
-        return SplitFacts(len(looked), labelled, sizes, None, None, None)
-    table = np.array(counted, np.int64).reshape(len(counted), classes)
+def _split_facts(inspected: Sequence[Looked], classes: int) -> SplitFacts:
+    sizes = Counter((image.size[1], image.size[0]) for image in inspected if image.size is not None)
+    labelled = sum(image.item.label is not None for image in inspected)
+    label_pixels = [image.pixels for image in inspected if image.pixels is not None]
+    if not label_pixels:
+        return SplitFacts(len(inspected), labelled, sizes, None, None, None)
+    table = np.array(label_pixels, np.int64).reshape(len(label_pixels), classes)
     pixels = table.sum(0)
-    ignored = sum(one.ignored for one in looked)
-    every = int(pixels.sum()) + ignored
-    share = round(ignored / every, 6) if every else 0.0
-    return SplitFacts(len(looked), labelled, sizes, pixels, (table > 0).sum(0), share)
+    ignored = sum(image.ignored for image in inspected)
+    total = int(pixels.sum()) + ignored
+    share = round(ignored / total, 6) if total else 0.0
+    return SplitFacts(len(inspected), labelled, sizes, pixels, (table > 0).sum(0), share)

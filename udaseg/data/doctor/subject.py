@@ -1,4 +1,4 @@
-"""What is looked at: the images and labels that a prepared set, a declaration or a folder has."""
+"""The images and labels to check, of a prepared dataset, a declaration or a folder."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -30,10 +30,10 @@ class Item:
     Attributes:
         split: The split.
         image: The image file.
-        label: The label file; None without one.
-        recorded: What the index says of both; None when there is no index.
-        image_sha256: Digest of the image when it was prepared; None where none is known.
-        label_sha256: Digest of the prepared label, likewise.
+        label: The label file; None if there is none.
+        recorded: The entry of both in the index; None if there is no index.
+        image_sha256: Digest of the image when it was prepared; None if unknown.
+        label_sha256: Digest of the prepared label; None if unknown.
     """
 
     split: str
@@ -45,26 +45,26 @@ class Item:
 
     @property
     def trained(self) -> bool:
-        """Whether training reads it; all other splits are held out."""
+        """Whether training uses the image; all other splits are held out."""
         return self.split.startswith("train")
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A dataset as doctor sees it.
+    """A data set to check.
 
     Attributes:
-        role: `data` alone, or `source` and `target`.
-        name: How it is called.
+        role: `data`, or `source` and `target` if there are two.
+        name: Name of the data set.
         kind: prepared, declared, or a folder of images.
-        folder: Where its images lie.
-        items: Its images, in the order of its splits.
-        classes: The class space of the labels; None when there are none.
-        declaration: What says where files are; None for prepared sets and folders.
-        pairs: What a declaration finds, with what is left over.
-        left_out: What was left out when it was prepared.
-        walked: Folders whose every file is looked at by name.
-        expected: Published number of images of each split, where it is known.
+        folder: Folder of the images.
+        items: The images, in the order of the splits.
+        classes: The class space of the labels; None without labels.
+        declaration: The declaration of its files; None for prepared datasets and folders.
+        pairs: The files that the declaration matches, and those that could not be paired.
+        left_out: Files that were left out when it was prepared.
+        walked: Folders in which the names of all files are checked.
+        expected: Published number of images of each split, if known.
     """
 
     role: Role
@@ -81,15 +81,15 @@ class Subject:
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """The splits that have an image, in their order."""
+        """The splits that have images, in their order."""
         return tuple(dict.fromkeys(item.split for item in self.items))
 
 
 def open_subject(data: str, role: Role, root: Path) -> Subject:
-    """Return what `data` means; nothing is written.
+    """Return the data set that `data` names, without writing anything.
 
     Raises:
-        DataError: Nothing of that name, no image there, or a declaration that is wrong.
+        DataError: There is no data set of that name, it has no image, or its declaration is wrong.
     """
     if not data.endswith((".yaml", ".yml")):
         plain = "/" not in data and data not in (".", "..")
@@ -99,20 +99,20 @@ def open_subject(data: str, role: Role, root: Path) -> Subject:
         if not (plain and data in builtin_names()):
             if Path(data).is_dir():
                 return _folder(Path(data), role)
-            # there is nothing of that name, and `open_dataset` knows what to say about it
+            # nothing has that name: `open_dataset` raises the fitting error
             return _prepared(open_dataset(data, root=root), role)
     declaration = declared(data)
     place = located(declaration, root)
     if place is None:
-        raise DataError(f"{data}: only archives are there; run `udaseg prepare {data}` first")
+        raise DataError(f"{data}: found only archives; run `udaseg prepare {data}` first")
     return _declared(declaration, place, role)
 
 
 def only_splits(subject: Subject, splits: Sequence[str]) -> Subject:
-    """Return the subject with these splits alone; a plain folder has none to choose from.
+    """Return the subject with only these splits; a plain folder is returned unchanged.
 
     Raises:
-        DataError: It has none of them.
+        DataError: The subject has none of these splits.
     """
     if not splits or subject.kind == "folder":
         return subject
@@ -153,7 +153,7 @@ def _prepared(dataset: PreparedDataset, role: Role) -> Subject:
 
 
 def _digests(dataset: PreparedDataset) -> dict[str, str]:
-    """Return the SHA-256 that each image and prepared label had; none from older sets."""
+    """Return the SHA-256 of each prepared image and label; empty without a manifest."""
     try:
         rows = read_manifest(dataset.folder).rows
     except DataError:
@@ -166,7 +166,7 @@ def _folder(folder: Path, role: Role) -> Subject:
     files = find(folder, "**/*")
     images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
     if not images:
-        raise DataError(f"{folder}: holds no images ({', '.join(IMAGE_SUFFIXES)})")
+        raise DataError(f"{folder}: contains no images ({', '.join(IMAGE_SUFFIXES)})")
     return Subject(
         role,
         folder.resolve().name or "images",
@@ -182,8 +182,8 @@ def _declared(declaration: Declaration, folder: Path, role: Role) -> Subject:
     pairs = pairs_of(declaration, folder)
     items = [
         Item(split, pair.image, pair.label)
-        for split, found in pairs.splits.items()
-        for pair in found
+        for split, split_pairs in pairs.splits.items()
+        for pair in split_pairs
     ]
     globs = (*declaration.images.values(), *declaration.labels.values())
     return Subject(

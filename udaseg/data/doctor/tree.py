@@ -1,4 +1,4 @@
-"""What names and links say, before a file is opened: odd names, loops, what no split uses."""
+"""Findings about names and links, without opening files: odd names, loops, unused files."""
 
 import os
 import unicodedata
@@ -9,58 +9,58 @@ from udaseg.data.doctor.findings import Findings
 from udaseg.data.doctor.subject import Subject
 from udaseg.data.images import IMAGE_SUFFIXES
 
-_LONGEST = 200  # bytes; file systems end at 255, and masks get a suffix more
+_LONGEST = 200  # bytes; file systems allow 255, and masks get an additional suffix
 _RESERVED = '<>:"|?*\\'
 
 
 def note_tree(subject: Subject, accounted: Collection[Path], findings: Findings) -> set[Path]:
-    """Note what names and links of a set say, without opening a file.
+    """Add findings about the names and links of a data set, without opening a file.
 
     Args:
-        subject: The set.
-        accounted: Files that are in a split or noted already.
-        findings: Where to note.
+        subject: The data set.
+        accounted: Files that are in a split or already have a finding.
+        findings: The findings are added here.
 
     Returns:
-        Folders that have an image's name.
+        Folders that are named like images.
     """
     role = subject.role
     files = dict.fromkeys(
         path for item in subject.items for path in (item.image, item.label) if path is not None
     )
-    own = [path for path in files if path.is_relative_to(subject.folder)]
+    paths = [path for path in files if path.is_relative_to(subject.folder)]
     tree = Path(os.path.realpath(subject.folder))
-    for path in own:
-        why = odd_name(path.name)
-        if why:
-            findings.add("odd-name", role, path, why)
+    for path in paths:
+        problem = odd_name(path.name)
+        if problem:
+            findings.add("odd-name", role, path, problem)
         _note_link(path, tree, role, findings)
-    _note_collisions(own, role, findings)
-    seen: set[tuple[int, int]] = set()
-    posing: set[Path] = set()
+    _note_collisions(paths, role, findings)
+    visited: set[tuple[int, int]] = set()
+    folders_named_as_images: set[Path] = set()
     known = {*files, *accounted}
     for start in subject.walked:
         for folder in _above(start, subject.folder):
             _note_link(folder, tree, role, findings)
-        for path in _entries(start, tree, role, findings, seen):
+        for path in _entries(start, tree, role, findings, visited):
             is_image = path.suffix.lower() in IMAGE_SUFFIXES
             if path.is_dir():
                 _note_link(path, tree, role, findings)
                 if is_image:
                     findings.add("not-a-file", role, path, "a folder")
-                    posing.add(path)
+                    folders_named_as_images.add(path)
             elif is_image and path not in known and _is_own(subject):
                 findings.add("unused-file", role, path)
             elif not is_image and subject.kind == "folder":
                 findings.add("other-file", role, path)
-    return posing
+    return folders_named_as_images
 
 
 def odd_name(name: str) -> str:
-    """Return why other tools would stumble over a file name; nothing if they would not."""
-    if any("\ud800" <= sign <= "\udfff" for sign in name):
+    """Return why a file name causes problems in other tools; empty if it causes none."""
+    if any("\ud800" <= char <= "\udfff" for char in name):
         return "not UTF-8"
-    if any(unicodedata.category(sign) in ("Cc", "Cf", "Zl", "Zp") for sign in name):
+    if any(unicodedata.category(char) in ("Cc", "Cf", "Zl", "Zp") for char in name):
         return "control or invisible characters"
     if name.startswith("-"):
         return "begins like an option"
@@ -68,12 +68,12 @@ def odd_name(name: str) -> str:
         return "begins or ends with a space"
     if len(name.encode()) > _LONGEST:
         return f"longer than {_LONGEST} bytes"
-    marks = sorted(set(name) & set(_RESERVED))
-    return f"has {' '.join(marks)}" if marks else ""
+    reserved = sorted(set(name) & set(_RESERVED))
+    return f"has {' '.join(reserved)}" if reserved else ""
 
 
 def _note_link(path: Path, tree: Path, role: str, findings: Findings) -> None:
-    if not path.is_symlink() or not path.exists():  # what leads nowhere is named when it is read
+    if not path.is_symlink() or not path.exists():  # a broken link is reported when it is read
         return
     real = Path(os.path.realpath(path))
     if not real.is_relative_to(tree):
@@ -92,38 +92,38 @@ def _note_collisions(paths: Iterable[Path], role: str, findings: Findings) -> No
 
 
 def _above(start: Path, folder: Path) -> list[Path]:
-    """Return the folders from `folder`, which is left out, down to `start`."""
+    """Return the folders from `folder` (exclusive) down to `start` (inclusive)."""
     parts = start.relative_to(folder).parts
     return [folder.joinpath(*parts[: number + 1]) for number in range(len(parts))]
 
 
 def _entries(
-    folder: Path, tree: Path, role: str, findings: Findings, seen: set[tuple[int, int]]
+    folder: Path, tree: Path, role: str, findings: Findings, visited: set[tuple[int, int]]
 ) -> Iterator[Path]:
-    """Yield every entry below a folder, nothing hidden, each folder's once.
+    """Yield every entry below a folder except hidden ones, and the entries of each folder once.
 
-    A link to a folder is followed when that lies outside; inside, it is met at its own place.
+    A link to a folder is followed if that is outside; a folder inside is visited at its own path.
     """
     try:
-        facts = folder.stat()
-        with os.scandir(folder) as opened:
-            names = sorted(entry.name for entry in opened if not entry.name.startswith("."))
+        status = folder.stat()
+        with os.scandir(folder) as entries:
+            names = sorted(entry.name for entry in entries if not entry.name.startswith("."))
     except OSError as error:
         if not isinstance(error, FileNotFoundError):
             findings.add("unreadable", role, folder, error.strerror or "")
         return
-    if (facts.st_dev, facts.st_ino) in seen:
+    if (status.st_dev, status.st_ino) in visited:
         return
-    seen.add((facts.st_dev, facts.st_ino))
+    visited.add((status.st_dev, status.st_ino))
     for name in names:
         path = folder / name
         yield path
-        inside = path.is_symlink() and Path(os.path.realpath(path)).is_relative_to(tree)
-        if path.is_dir() and not inside:
-            yield from _entries(path, tree, role, findings, seen)
+        is_inside = path.is_symlink() and Path(os.path.realpath(path)).is_relative_to(tree)
+        if path.is_dir() and not is_inside:
+            yield from _entries(path, tree, role, findings, visited)
 
 
 def _is_own(subject: Subject) -> bool:
-    """Return whether a user wrote the globs: a published set has files that no one uses."""
+    """Return whether a user wrote the globs: published datasets have files that are never used."""
     declaration = subject.declaration
     return declaration is not None and declaration.root is not None and declaration.base is None
