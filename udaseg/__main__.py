@@ -1,4 +1,4 @@
-"""`python -m udaseg`, which is also what torchrun starts."""
+"""Entry point of `python -m udaseg`, which is also what torchrun starts."""
 
 import logging
 import os
@@ -10,8 +10,8 @@ from udaseg.cli import main
 def _end_now(code: object) -> None:
     """End one of several processes without Python's teardown.
 
-    All is written by then, but threads of the process group that are taken down in an unlucky
-    order abort the process, and torchrun calls a finished run a failed one.
+    All files are written by then. During the teardown, threads of the process group that stop in
+    the wrong order can abort the process, and torchrun would report a finished run as failed.
     """
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):

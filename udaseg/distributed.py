@@ -1,7 +1,7 @@
-"""Rank, world size, and the few collective operations we need; honest in a single process.
+"""Rank, world size and collective operations, which also work in a single process.
 
-torchrun starts the processes; `session` joins them. Every function below it that is not about one
-rank alone must be called by all ranks in the same order.
+torchrun starts the processes; `session` joins them. All ranks must call every collective function
+of this module, in the same order.
 """
 
 import contextlib
@@ -22,33 +22,33 @@ from udaseg.errors import EnvironmentFault, Interrupted, RankFailed, UdasegError
 T = TypeVar("T")
 
 PATIENCE = timedelta(minutes=15)
-"""How long a rank waits for the others in one operation: for a slow first batch, not for ever."""
+"""Longest wait of a rank for the others in one operation; long enough for a slow first batch."""
 _TO_SAY_WHY = timedelta(seconds=5)
 _LOST = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
 
 
 class _Voice:
-    """Lets one rank alone tell why the run fails, by notes that all can read."""
+    """Makes exactly one rank report why the run fails, through a store that all ranks read."""
 
     def __init__(self, notes: Any) -> None:
         self._notes = notes
         self._told: BaseException | None = None
 
     def of(self, error: Exception) -> Exception:
-        """Return what this rank is to raise for `error`."""
+        """Return the exception that this rank must raise for `error`."""
         if error is self._told or isinstance(error, RankFailed):
             return error
-        # the fault that this rank tells, in other words
-        again = self._told is not None and _came_of(error, self._told)
-        if isinstance(error, Interrupted):  # on all ranks at once
+        # a consequence of the error that this rank reports
+        is_consequence = self._told is not None and _came_of(error, self._told)
+        if isinstance(error, Interrupted):  # a signal reaches all ranks
             if rank() > 0:
                 return RankFailed(str(error), error.exit_code, told=True)
             self._told = error
             return error
-        if _is_loss(error) and not again:
+        if _is_loss(error) and not is_consequence:
             return self._of_loss(error)
         code, text = _told(error)
-        if not again and not self._first():
+        if not is_consequence and not self._first():
             return RankFailed(text, code, told=True)
         with contextlib.suppress(RuntimeError):
             self._notes.set("why", json.dumps([code, text]))
@@ -58,24 +58,24 @@ class _Voice:
         return RankFailed(f"process {rank()} on {platform.node()}: {text}", code, told=False)
 
     def _of_loss(self, error: Exception) -> Exception:
-        """Return the error of the rank that left, or that one is gone without a word."""
+        """Return the reported error of the lost rank, or that it ended without a report."""
         with contextlib.suppress(RuntimeError):
             self._notes.wait(["why"], _TO_SAY_WHY)
             code, text = json.loads(self._notes.get("why"))
             return RankFailed(text, code, told=True)
         text = (
-            "another process of the run is gone (killed, out of memory, or its host or network "
-            "failed); what was saved stands, go on with --resume RUN"
+            "another process of the run has ended (killed, out of memory, or its host or network "
+            "failed); its checkpoints are intact, continue with --resume RUN"
         )
-        told = not self._first()
-        made = RankFailed(text, EnvironmentFault.exit_code, told=told)
-        made.__cause__ = error
-        return made
+        reported_elsewhere = not self._first()
+        failure = RankFailed(text, EnvironmentFault.exit_code, told=reported_elsewhere)
+        failure.__cause__ = error
+        return failure
 
     def _first(self) -> bool:
         try:
             return bool(self._notes.add("failed", 1) == 1)
-        except RuntimeError:  # whoever held the notes is gone too
+        except RuntimeError:  # the process that holds the store has ended too
             return rank() == 0
 
 
@@ -85,13 +85,13 @@ _alone = False
 
 @contextlib.contextmanager
 def session(device_type: str) -> Iterator[None]:
-    """Join the processes that torchrun started, as its environment says; nothing without one.
+    """Join the processes that torchrun started; do nothing without torchrun.
 
-    An error on one rank ends all, and one rank alone tells it: on the others it becomes
+    An error on one rank ends all ranks. One rank reports it; on the others it becomes
     `RankFailed`.
 
     Args:
-        device_type: `cuda` gives each process of a host the GPU of its number.
+        device_type: `cuda` assigns each process the GPU of its local rank.
 
     Raises:
         EnvironmentFault: torchrun started more processes on this host than it has GPUs.
@@ -102,39 +102,39 @@ def session(device_type: str) -> Iterator[None]:
         return
     store, number, size = next(rendezvous("env://", timeout=PATIENCE))
     cuda = device_type == "cuda"
-    # what lies on the host (flags, counts, words) goes by gloo, so that no GPU is waited for
+    # gloo carries flags, counts and objects of the host, so that they do not wait for a GPU
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
     dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=PATIENCE)
-    notes = dist.PrefixStore("udaseg", store)  # type: ignore[attr-defined]  # torch names it so
+    notes = dist.PrefixStore("udaseg", store)  # type: ignore[attr-defined]  # torch does not export it
     _voice = _Voice(notes)
     with one_voice():
         if cuda:
             _take_gpu()
         yield
         wait_for_all()
-    # after an error the sockets close with the process: destroying could wait for others
+    # not after an error: destroying could wait for others; the sockets close with the process
     dist.destroy_process_group()
     _voice = None
 
 
 @contextlib.contextmanager
 def one_voice() -> Iterator[None]:
-    """Let an error of one rank be the error of all, told once; see `session`."""
+    """Turn an error of one rank into an error of all ranks, reported once; see `session`."""
     try:
         yield
     except Exception as error:
         voice = _voice
         if voice is None:
             raise
-        own = voice.of(error)
-        if own is error:
+        raised = voice.of(error)
+        if raised is error:
             raise
-        raise own from error
+        raise raised from error
 
 
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
-    """Let this rank work as if there were no others; what it runs must not need their part."""
+    """Make this rank act as a single process; the body must not need the other ranks."""
     global _alone
     before, _alone = _alone, True
     try:
@@ -144,7 +144,7 @@ def alone() -> Iterator[None]:
 
 
 def rank() -> int:
-    """Return this process's number, 0 without a process group."""
+    """Return the rank of this process, 0 without a process group."""
     return dist.get_rank() if _active() else 0
 
 
@@ -154,7 +154,7 @@ def world_size() -> int:
 
 
 def local_rank() -> int:
-    """Return this process's number on its host."""
+    """Return the rank of this process on its host."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
@@ -164,13 +164,16 @@ def local_world_size() -> int:
 
 
 def own_part(count: int) -> tuple[int, slice]:
-    """Return the items of all ranks together when each has `count`, and which are this rank's."""
+    """Return the number of items of all ranks, `count` each, and the slice of this rank."""
     first = rank() * count
     return world_size() * count, slice(first, first + count)
 
 
 def sum_over_ranks(value: Tensor) -> Tensor:
-    """Return the sum of `value` over all ranks, without a gradient; `value` itself when alone."""
+    """Return the sum of `value` over all ranks, without a gradient.
+
+    A single process returns `value` itself.
+    """
     if world_size() == 1:
         return value
     total = value.detach().clone(memory_format=torch.contiguous_format)
@@ -179,18 +182,21 @@ def sum_over_ranks(value: Tensor) -> Tensor:
 
 
 def mean_over_ranks(value: Tensor) -> Tensor:
-    """Return the mean of `value` over all ranks, without a gradient; `value` itself when alone."""
+    """Return the mean of `value` over all ranks, without a gradient.
+
+    A single process returns `value` itself.
+    """
     return value if world_size() == 1 else sum_over_ranks(value) / world_size()
 
 
 def mean_share(count: Tensor) -> Tensor:
-    """Return the divisor that turns a local sum into its part of the mean over all ranks.
+    """Return the divisor that turns a local sum into this rank's term of a mean over all ranks.
 
-    DistributedDataParallel averages gradients over ranks, so a sum divided by this and averaged is
-    the mean over all counted items, whatever each rank holds of them.
+    DistributedDataParallel averages gradients over ranks. A sum divided by this and then averaged
+    is the mean over all counted items, even if the ranks have different numbers of them.
 
     Args:
-        count: Scalar; items on this rank.
+        count: Scalar; number of items on this rank.
 
     Returns:
         A float scalar of at least 1 / world size.
@@ -202,58 +208,61 @@ def largest_over_ranks(number: int) -> int:
     """Return the largest `number` of all ranks."""
     if world_size() == 1:
         return number
-    found = torch.tensor(number)
-    dist.all_reduce(found, dist.ReduceOp.MAX)
-    return int(found)
+    largest = torch.tensor(number)
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return int(largest)
 
 
 def wait_for_all() -> None:
-    """Return when every rank has come here."""
-    # not dist.barrier, which would wait for a GPU's queue
+    """Wait until all ranks have called this."""
+    # not dist.barrier, which waits for the queue of the GPU
     largest_over_ranks(0)
 
 
 def everywhere(holds: bool) -> bool:
-    """Return whether something holds on every rank."""
+    """Return whether `holds` is true on every rank."""
     return largest_over_ranks(int(not holds)) == 0
 
 
 def gathered(value: T) -> list[T]:
-    """Return the plain value of each rank, in rank order."""
+    """Return the values of all ranks, in rank order; they must be picklable."""
     if world_size() == 1:
         return [value]
-    found: list[Any] = [None] * world_size()
-    dist.all_gather_object(found, value)
-    return found
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def by_first_rank(act: Callable[[], T]) -> T:
-    """Let rank 0 alone act while the others wait; return its plain result on every rank.
+    """Call `act` on rank 0 while the others wait, and return its result on every rank.
+
+    The result must be picklable.
 
     Raises:
-        RankFailed: On the others, when rank 0 failed.
+        RankFailed: On the other ranks, when `act` failed on rank 0.
     """
     if world_size() == 1:
         return act()
-    box: list[Any] = [None, None]
+    # [result, (message, exit code) of an error]
+    outcome: list[Any] = [None, None]
     if rank() == 0:
         try:
-            box[0] = act()
+            outcome[0] = act()
         except UdasegError as error:
             dist.broadcast_object_list([None, (str(error), error.exit_code)])
             raise
-    dist.broadcast_object_list(box)
-    if box[1] is not None:
-        text, code = box[1]
+    dist.broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        text, code = outcome[1]
         raise RankFailed(text, code, told=True)
-    result: T = box[0]
+    result: T = outcome[0]
     return result
 
 
 @contextlib.contextmanager
 def first_of_host_first() -> Iterator[None]:
-    """Let one process of each host go through before the others: what it makes, they find."""
-    # alone, nothing waits
+    """Run the body on local rank 0 of each host first, then on the others, which find its files."""
+    # a single process does not wait
     if local_rank() > 0:
         wait_for_all()
     yield
@@ -271,7 +280,7 @@ def _take_gpu() -> None:
 
 
 def _told(error: Exception) -> tuple[int, str]:
-    """Return exit code and words of an error."""
+    """Return the exit code and the message of an error."""
     if isinstance(error, UdasegError):
         return error.exit_code, str(error)
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
@@ -280,19 +289,21 @@ def _told(error: Exception) -> tuple[int, str]:
 
 
 def _came_of(error: BaseException, first: BaseException) -> bool:
-    """Return whether `error` was raised while `first` was dealt with."""
-    found: BaseException | None = error
-    while found is not None and found is not first:
-        found = found.__cause__ or found.__context__
-    return found is first
+    """Return whether `error` was raised while `first` was being handled."""
+    cause: BaseException | None = error
+    while cause is not None and cause is not first:
+        cause = cause.__cause__ or cause.__context__
+    return cause is first
 
 
 def _is_loss(error: Exception) -> bool:
-    """Return whether `error` says that another rank does not answer."""
+    """Return whether `error` means that another rank does not respond."""
     if isinstance(error, UdasegError):
         return False
     network = isinstance(error, dist.DistError)
-    return network or (isinstance(error, RuntimeError) and any(w in str(error) for w in _LOST))
+    return network or (
+        isinstance(error, RuntimeError) and any(text in str(error) for text in _LOST)
+    )
 
 
 def _active() -> bool:

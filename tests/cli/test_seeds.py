@@ -94,9 +94,9 @@ def test_the_same_command_again_goes_on_with_what_is_left(root, three, tmp_path)
     shutil.rmtree(out / "s2")
     before = (out / "s0/checkpoints/step-000002.pt").stat().st_mtime_ns
     said = udaseg(*words(root, out, "--seeds", "0,1,2"), cwd=tmp_path)
-    assert "seed 0: is finished" in said.stderr
-    assert "seed 1: goes on" in said.stderr
-    assert "seed 2: begins" in said.stderr
+    assert "seed 0: finished already" in said.stderr
+    assert "seed 1: resumes in" in said.stderr
+    assert "seed 2: starts in" in said.stderr
     assert (out / "s0/checkpoints/step-000002.pt").stat().st_mtime_ns == before
     for name in ("s1", "s2"):
         assert_same(tensors(out / name), tensors(three[0] / name))
@@ -112,7 +112,7 @@ def test_a_seed_that_was_stopped_before_its_first_checkpoint_begins_with_the_sam
     udaseg(*every, cwd=tmp_path)
     wanted = tensors(out / "s1")
     without_checkpoints(out / "s1")
-    assert "seed 1: goes on" in udaseg(*every, cwd=tmp_path).stderr
+    assert "seed 1: resumes in" in udaseg(*every, cwd=tmp_path).stderr
     assert_same(tensors(out / "s1"), wanted)
 
 
@@ -140,7 +140,7 @@ def test_a_seed_that_diverges_leaves_the_others_theirs(root, tmp_path, monkeypat
     [
         (["--seeds", "0,0"], "different whole numbers"),
         (["--seeds", "0;1"], "different whole numbers"),
-        (["--seeds", "0,1", "--seed", "3"], "goes without --seed"),
+        (["--seeds", "0,1", "--seed", "3"], "cannot be combined with --seed"),
     ],
 )
 def test_seeds_that_make_no_sense_are_refused(root, tmp_path, more, expected):
@@ -151,7 +151,7 @@ def test_several_processes_and_the_folder_of_one_run_are_refused(
     root, three, tmp_path, monkeypatch
 ):
     into = udaseg(*words(root, three[0] / "s0", "--seeds", "0,1"), cwd=tmp_path, expect=2)
-    assert "run of one seed" in into.stderr
+    assert "is a run of a single seed" in into.stderr
     monkeypatch.setenv("WORLD_SIZE", "2")
     many = udaseg(*words(root, tmp_path / "x", "--seeds", "0,1"), cwd=tmp_path, expect=2)
     assert "torchrun once for each" in many.stderr
@@ -180,7 +180,7 @@ def _expecting(run, low, high):
 def test_a_finished_run_is_whole_and_its_digest_is_told(one, three):
     said = verify(one).stdout
     assert "finished, 2 steps" in said
-    assert "1 checkpoints with the digests" in said
+    assert "1 checkpoints match the digests" in said
     assert recipe_digest(load(one / "recipe.yaml"))[:12] in said
     assert verify(three[0]).stdout.count("finished") == 3
 
@@ -203,15 +203,15 @@ def test_a_score_is_held_against_what_the_recipe_expects(one):
         ("flip", 3, "SHA-256"),
         ("cut", 3, "damaged"),
         ("no manifest", 3, "no manifest"),
-        ("no checkpoint", 3, "is gone"),
-        ("no metrics", 3, "metrics.jsonl: is gone"),
+        ("no checkpoint", 3, "is missing, but its manifest exists"),
+        ("no metrics", 3, "metrics.jsonl: is missing"),
         ("cut metrics", 3, "metrics.jsonl"),
-        ("a step twice", 3, "metrics.jsonl: its steps do not rise"),
-        ("no environment", 3, "environment.json: is gone"),
+        ("a step twice", 3, "metrics.jsonl: steps are not in increasing order"),
+        ("no environment", 3, "environment.json: is missing"),
         ("unfinished", 3, "not finished: interrupted, step 1 of 2"),
         ("recipe edited", 3, "another recipe"),
         ("recipe broken", 2, "steps"),
-        ("no recipe", 2, "no run folder"),
+        ("no recipe", 2, "is not a run folder"),
         ("no scores", 3, "no scores.json"),
     ],
 )

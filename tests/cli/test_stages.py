@@ -105,7 +105,7 @@ def test_a_stage_whose_start_is_gone_is_refused_with_what_to_do(root, whole, tmp
     _cut(out, 6)
     shutil.rmtree(out / "stages" / "1-warm_up")
     said = udaseg("adapt", "--resume", out, "--root", root, cwd=tmp_path, expect=3)
-    assert "warm_up is gone" in said.stderr
+    assert "warm_up is missing" in said.stderr
 
 
 def test_poisoned_target_labels_leave_all_stages_bit_identical(whole, tmp_path):
@@ -144,7 +144,7 @@ def test_info_names_the_stages(whole, tmp_path):
         (
             ["method.stages=[{name: a b, share: 1, lr_mult: 0, schedule_stop: 2, "
              "objective: {kind: source_only}, pseudo_labels: {quantile: 2, cap: 0.9}}]"],
-            "learns from none",
+            "uses no pseudo-labels",
         ),
         (
             ["method.stages=[{name: a, share: 1, lr_mult: 1, schedule_stop: 1, "
@@ -155,7 +155,7 @@ def test_info_names_the_stages(whole, tmp_path):
             ["method.stages=[{name: a, share: 1, lr_mult: 1, schedule_stop: 1, objective: "
              "{kind: source_only}, target: {resize: null, crop: [64, 64], scale: [1, 1], "
              "flip: true, batch: 2}}]"],
-            "source_only sees no target image",
+            "source_only uses no target images",
         ),
         (
             ["method.stages=[{name: a, share: 0.5, lr_mult: 1, schedule_stop: 1, objective: "
@@ -163,7 +163,7 @@ def test_info_names_the_stages(whole, tmp_path):
              "{kind: self_distillation}, pseudo_labels: {quantile: 0.5, cap: 0.9}, "
              "source_jitter: {strength: 0.5, hue: 0.1}, source_sampling: class_balanced, "
              "target: {resize: null, crop: [8, 64], scale: [1, 1], flip: true, batch: 2}}]"],
-            "self_distillation sees no source",
+            "self_distillation uses no source images",
         ),
         (["source.crop=[24, 64]", "target.crop=[24, 64]"], "one cell of the discriminator"),
     ],

@@ -76,7 +76,7 @@ def test_without_restarts_both_end_soon_and_the_run_can_go_on(root, whole, tmp_p
         longest = max(longest, time.monotonic() - begun)
         if rank == 1:
             assert status(run)["state"] == "failed"
-            assert err.count("another process of the run is gone") == 1
+            assert err.count("another process of the run has ended") == 1
         # a first rank that is killed while it writes leaves a part, which the next save sweeps
         left = list((run / "checkpoints").glob("*.tmp"))
         assert rank == 0 or not left

@@ -98,7 +98,7 @@ def test_channels_first_is_the_same_up_to_rounding():
 
 def test_compile_and_checkpointing_are_refused_together():
     both = ["machine.compile=true", "machine.activation_checkpointing=true"]
-    with pytest.raises(RecipeError, match="give one of them"):
+    with pytest.raises(RecipeError, match="enable only one of them"):
         shipped("toyland/rccr", both)
     for word in both:
         assert shipped("toyland/rccr", [word]).machine != Machine()

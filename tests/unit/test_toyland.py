@@ -162,8 +162,8 @@ def test_writing_again_changes_nothing(written):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"seed": 9}, "seed is 2, asked for 9"),
-        ({"size": (64, 128)}, r"size is \[32, 64\], asked for \[64, 128\]"),
+        ({"seed": 9}, "seed is 2, requested 9"),
+        ({"size": (64, 128)}, r"size is \[32, 64\], requested \[64, 128\]"),
         ({"counts": {**COUNTS, "target/val": 3}}, "counts is"),
     ],
 )
@@ -176,7 +176,7 @@ def test_other_settings_are_refused_with_what_differs_and_what_to_do(written, ch
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine", encoding="utf-8")
-    with pytest.raises(DataError, match="no toyland folder"):
+    with pytest.raises(DataError, match="not a toyland folder"):
         write(tmp_path, size=SMALL, counts=COUNTS)
     assert _tree(tmp_path) == ["thesis.txt"]
 

@@ -1,6 +1,6 @@
-"""The commands of `udaseg`: what each takes, and which function of `udaseg.commands` it calls.
+"""The `udaseg` application: registers every command.
 
-`udaseg.commands` is imported inside the functions only, so that `--help` answers at once.
+Commands import `udaseg.commands` inside their functions, so that `--help` stays fast.
 """
 
 from pathlib import Path
@@ -36,8 +36,8 @@ app = typer.Typer(
 app.add_typer(recipes_app, name="recipes")
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(requested: bool) -> None:
+    if requested:
         typer.echo(f"udaseg {__version__}")
         raise typer.Exit
 
@@ -45,10 +45,14 @@ def _version(asked: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Show the version and exit."
+        ),
     ] = False,
     debug: Annotated[
-        bool, typer.Option("--debug", help="Show the traceback of an error; works anywhere.")
+        bool,
+        typer.Option("--debug", help="Show the traceback of an error (works in any position)."),
     ] = False,
 ) -> None:
     """Adapt a segmentation network from labelled source images to unlabelled target images."""
@@ -63,13 +67,13 @@ for _then in (predict, calibrate, doctor, report, select, export, info, verify):
 
 @app.command()
 def demo(
-    seed: Annotated[int, typer.Option(help="Seed of the training.")] = 0,
-    out: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(help="Random seed of the training.")] = 0,
+    out: Annotated[Path, typer.Option(help="Output folder.")] = Path("runs/demo"),
     root: Root = Path("data"),
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Run the main job on generated images, in minutes."""
+    """Show training and adaptation on generated images, in minutes."""
     talk(verbose, quiet)
     from udaseg import commands
 
@@ -78,7 +82,7 @@ def demo(
 
 @app.command("methods")
 def show_methods() -> None:
-    """List the methods that `--method` knows."""
+    """List the methods that `--method` accepts."""
     known = methods()
     width = max(map(len, known), default=0)
     for name, summary in sorted(known.items()):

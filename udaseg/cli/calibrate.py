@@ -1,4 +1,4 @@
-"""The words of `udaseg calibrate`."""
+"""The `udaseg calibrate` command."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -11,14 +11,14 @@ from udaseg.cli.talk import talk
 
 
 class FittedOn(StrEnum):
-    """Whose labels the temperature is fitted to; never the target's own."""
+    """Labels that the temperature is fitted to; true target labels are never used."""
 
     source = "source"
     pseudo = "pseudo"
 
 
 class TrustFormat(StrEnum):
-    """How the figures are printed."""
+    """Output format of the calibration results."""
 
     table = "table"
     json = "json"
@@ -28,19 +28,19 @@ def calibrate(
     run: Run,
     on: Annotated[
         FittedOn,
-        typer.Option(help="The source's labels, or the network's own of mixed target images."),
+        typer.Option(help="Fit to source labels, or to pseudo-labels of mixed target images."),
     ] = FittedOn.source,
-    images: Annotated[int, typer.Option(min=1, help="Most images of each data set.")] = 100,
+    images: Annotated[int, typer.Option(min=1, help="Maximum images per data set.")] = 100,
     weights: WeightsOption = Weights.student,
     output_format: Annotated[
-        TrustFormat, typer.Option("--format", help="Of stdout.")
+        TrustFormat, typer.Option("--format", help="Output format.")
     ] = TrustFormat.table,
     device: AnyDevice = "auto",
     root: Root = Path("data"),
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Fit the confidence of predictions, without target labels."""
+    """Calibrate the confidence of predictions without target labels."""
     talk(verbose, quiet)
     from udaseg import commands
 

@@ -1,4 +1,4 @@
-"""The words of `udaseg doctor`."""
+"""The `udaseg doctor` command."""
 
 from pathlib import Path
 from typing import Annotated
@@ -14,25 +14,24 @@ def doctor(
         str,
         typer.Argument(
             metavar="DATA",
-            help="A prepared or built-in name, a dataset YAML, or a folder of images.",
+            help="Name of a prepared or built-in data set, dataset YAML, or image folder.",
             show_default=False,
         ),
     ],
     target: Annotated[
-        str | None, typer.Option(metavar="DATA", help="Check DATA as source, and this as target.")
+        str | None,
+        typer.Option(metavar="DATA", help="Check DATA as the source and this as the target."),
     ] = None,
     split: Annotated[
-        list[str] | None, typer.Option(metavar="SPLIT", help="Only this split; may be repeated.")
+        list[str] | None, typer.Option(metavar="SPLIT", help="Check only this split; repeatable.")
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Write one JSON document to stdout.")
-    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     root: Root = Path("data"),
-    workers: Annotated[int, typer.Option(help="Threads; -1 chooses.")] = -1,
+    workers: Annotated[int, typer.Option(help="Number of threads (-1: automatic).")] = -1,
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Find what is wrong with a data set or a pair."""
+    """Find problems in a data set or a source-target pair."""
     talk(verbose, quiet)
     from udaseg import commands
 

@@ -1,4 +1,4 @@
-"""The words of `udaseg eval`."""
+"""The `udaseg eval` command."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -26,14 +26,14 @@ _PROTOCOLS = (19, 16, 13)
 
 
 class LabelIds(StrEnum):
-    """Which ids a prediction PNG holds."""
+    """Kind of class ids in a prediction PNG."""
 
     train = "train"
     label = "label"
 
 
 class TestServer(StrEnum):
-    """Who is to take a package of predictions."""
+    """Test server that a package of predictions is for."""
 
     cityscapes = "cityscapes"
     acdc = "acdc"
@@ -42,79 +42,92 @@ class TestServer(StrEnum):
 
 def evaluate(
     run: Annotated[
-        Path | None, typer.Argument(metavar="CHECKPOINT|RUN", show_default=False)
+        Path | None,
+        typer.Argument(
+            metavar="CHECKPOINT|RUN", help="Checkpoint file or run folder.", show_default=False
+        ),
     ] = None,
     data: Annotated[
-        str | None, typer.Option(help="Prepared name or dataset YAML; by default the recipe's.")
+        str | None,
+        typer.Option(
+            help="Name of a prepared data set, or dataset YAML. Default: the recipe's validation "
+            "data, else its target."
+        ),
     ] = None,
     split: Annotated[
-        str | None, typer.Option(help="The split to score; val, or test with --submit.")
+        str | None, typer.Option(help="Split to score. Default: val; with --submit: test.")
     ] = None,
     weights: WeightsOption = Weights.student,
     flip: Flip = False,
-    scales: Annotated[str, typer.Option(help="Scales to average over, with commas.")] = "1.0",
+    scales: Annotated[str, typer.Option(help="Comma-separated scales to average over.")] = "1.0",
     window: Window = None,
     protocol: Annotated[
-        int | None, typer.Option(metavar="19|16|13", help="Classes that the mean takes.")
+        int | None, typer.Option(metavar="19|16|13", help="Classes included in mIoU.")
     ] = None,
     convention: Annotated[
         int | None,
         typer.Option(
             metavar="19|16",
-            help="Truth of terrain, truck, train: 19 counts it, 16 ignores it (for SYNTHIA).",
+            help="Count (19) or ignore (16) the labels of terrain, truck and train (for SYNTHIA).",
         ),
     ] = None,
     release: Annotated[
         bool,
-        typer.Option("--release", help="Score at 1024x512, as the code of DACS and RCCR does."),
+        typer.Option(
+            "--release", help="Score at 1024x512, as the released DACS and RCCR code does."
+        ),
     ] = False,
     batch: Annotated[
-        int | None, typer.Option(min=1, help="Images at a time; by default 4 on a GPU, else 1.")
+        int | None, typer.Option(min=1, help="Batch size. Default: 4 on a GPU, otherwise 1.")
     ] = None,
     predictions: Annotated[
-        Path | None, typer.Option(help="Score this folder of PNGs instead of a run.")
+        Path | None, typer.Option(help="Score the PNG files in this folder instead of a run.")
     ] = None,
     save: Annotated[
-        Path | None, typer.Option(help="Also write each prediction as a PNG below this folder.")
+        Path | None, typer.Option(help="Also write each prediction as a PNG to this folder.")
     ] = None,
     ids: Annotated[
-        LabelIds, typer.Option(help="Ids in those PNGs: train ids or Cityscapes label ids.")
+        LabelIds, typer.Option(help="Ids in these PNG files: train ids or Cityscapes label ids.")
     ] = LabelIds.train,
     submit: Annotated[
-        TestServer | None, typer.Option(help="Make a checked package for a test server instead.")
+        TestServer | None,
+        typer.Option(help="Write a package for this test server instead of scoring."),
     ] = None,
-    output_format: Annotated[Format, typer.Option("--format", help="Of stdout.")] = Format.table,
+    output_format: Annotated[
+        Format, typer.Option("--format", help="Output format.")
+    ] = Format.table,
     fail_under: Annotated[
-        float | None, typer.Option(help="Exit with 7 if mIoU, in percent, is below.")
+        float | None, typer.Option(help="Exit with code 7 if mIoU is below this percentage.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the scores or package; by default in the run.")
+        Path | None,
+        typer.Option(help="Folder of the scores or the package. Default: in the run folder."),
     ] = None,
     device: AnyDevice = "auto",
     root: Root = Path("data"),
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Score a run, a checkpoint or a folder of predictions on labelled images."""
+    """Score a run, a checkpoint or predictions on labelled images."""
     if protocol is not None and protocol not in _PROTOCOLS:
-        raise UsageError(f"--protocol is 19, 16 or 13, got {protocol}")
+        raise UsageError(f"--protocol must be 19, 16 or 13, got {protocol}")
     if convention not in (None, 19, 16):
-        raise UsageError(f"--convention is 19 or 16, got {convention}")
+        raise UsageError(f"--convention must be 19 or 16, got {convention}")
     scale_factors, window_px = factors(scales), pixels("--window", window)
     talk(verbose, quiet)
-    scored: dict[str, Any] = {
+    scoring_options: dict[str, Any] = {
         "protocol": protocol,
         "convention": convention,
         "format": output_format.value,
         "fail_under": fail_under,
     }
-    looked: dict[str, Any] = {
+    inference_options: dict[str, Any] = {
         "flip": flip,
         "scales": scale_factors,
         "window": window_px,
         "batch": batch,
     }
-    odd = {
+    needs_network = {
         "CHECKPOINT|RUN": run is not None,
         "--weights": weights is not Weights.student,
         "--flip": flip,
@@ -127,9 +140,9 @@ def evaluate(
     from udaseg import commands
 
     if predictions is not None:
-        _refuse("--predictions scores files, no network", odd)
+        _refuse("--predictions scores files and runs no network", needs_network)
         if data is None:
-            raise UsageError("--predictions needs --data: what the files are predictions of")
+            raise UsageError("--predictions needs --data DATA, the data set of the predictions")
         commands.evaluate_files(
             predictions=predictions,
             ids=ids.value,
@@ -138,15 +151,17 @@ def evaluate(
             release=release,
             out=out,
             root=root,
-            **scored,
+            **scoring_options,
         )
         return
     if run is None:
-        raise UsageError("Missing argument 'CHECKPOINT|RUN'; or give --predictions DIR --data DATA")
-    where: dict[str, Any] = {"out": out, "device": device, "root": root}
+        raise UsageError(
+            "Missing argument 'CHECKPOINT|RUN'; give one, or --predictions DIR --data DATA"
+        )
+    places: dict[str, Any] = {"out": out, "device": device, "root": root}
     if submit is not None:
         _refuse(
-            "--submit makes a package and scores nothing",
+            "--submit writes a package and computes no scores",
             {
                 "--protocol": protocol is not None,
                 "--convention": convention is not None,
@@ -162,8 +177,8 @@ def evaluate(
             data=data,
             split=split,
             weights=weights.value,
-            **looked,
-            **where,
+            **inference_options,
+            **places,
         )
         return
     commands.evaluate(
@@ -174,13 +189,13 @@ def evaluate(
         release=release,
         save=save,
         ids=ids.value,
-        **looked,
-        **scored,
-        **where,
+        **inference_options,
+        **scoring_options,
+        **places,
     )
 
 
-def _refuse(why: str, given: dict[str, bool]) -> None:
+def _refuse(reason: str, given: dict[str, bool]) -> None:
     others = [name for name, present in given.items() if present]
     if others:
-        raise UsageError(f"{why}; leave out {', '.join(others)}")
+        raise UsageError(f"{reason}; leave out {', '.join(others)}")

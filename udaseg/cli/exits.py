@@ -1,4 +1,4 @@
-"""From what a command raises to one message on stderr and an exit code."""
+"""Turns the exceptions of commands into one message on stderr and an exit code."""
 
 import errno
 import os
@@ -17,11 +17,11 @@ from udaseg.recipe import printable
 _SIGNALS = 128
 _SIGNAL_S, _FAILURE_S = 2.0, 10.0
 
-# A write that these end is the machine's fault, not ours.
+# Errors of the operating system that the user can fix; they are not bugs.
 _MACHINE_FAULTS = {
     errno.ENOSPC: "the disk is full; free some space",
     errno.EDQUOT: "the disk quota is used up; free some space",
-    errno.EFBIG: "the file is larger than allowed here",
+    errno.EFBIG: "the file is larger than the system allows",
     errno.EACCES: "no permission; choose another folder",
     errno.EPERM: "no permission; choose another folder",
     errno.EROFS: "the file system is read-only; choose another folder",
@@ -29,27 +29,27 @@ _MACHINE_FAULTS = {
 
 
 def main(words: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line and exit with the code of `udaseg.errors`.
+    """Run the command line and exit with a code of `udaseg.errors`.
 
     Args:
-        words: The words after `udaseg`; None takes the process's.
+        words: The arguments after `udaseg`; None takes `sys.argv`.
     """
-    given = list(sys.argv[1:] if words is None else words)
+    arguments = list(sys.argv[1:] if words is None else words)
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # names that the terminal's encoding cannot show
+        if hasattr(stream, "reconfigure"):  # for names that the terminal cannot encode
             stream.reconfigure(errors="backslashreplace")
-    code = _run([word for word in given if word != "--debug"], debug="--debug" in given)
+    code = _run([word for word in arguments if word != "--debug"], debug="--debug" in arguments)
     try:
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader, say `head`, has gone: nothing to say, no one to say it to
-        sys.stdout = None  # or Python flushes again at exit
+    except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
+        sys.stdout = None  # otherwise Python flushes it again at exit
     sys.exit(code)
 
 
-def _run(words: list[str], debug: bool) -> int | str | None:
+def _run(arguments: list[str], debug: bool) -> int | str | None:
     try:
-        _refuse_torchrun(words)
-        app(args=words, prog_name="udaseg")
+        _refuse_torchrun(arguments)
+        app(args=arguments, prog_name="udaseg")
     except SystemExit as stop:
         return stop.code
     except KeyboardInterrupt:
@@ -61,44 +61,47 @@ def _run(words: list[str], debug: bool) -> int | str | None:
             return _after_the_one_that_tells(error.exit_code)
         return _say(f"error: {error}", error.exit_code, debug)
     except UdasegError as error:
-        # a recipe's lines begin with file:line:col, for editors that jump there
+        # these lines begin with file:line:col, so that editors can jump there
         prefix = "" if isinstance(error, RecipeError) else "error: "
         return _failed(f"{prefix}{error}", error.exit_code, debug)
     except OSError as error:
         if error.errno in _MACHINE_FAULTS:
-            named = f"{error.filename}: " if error.filename is not None else ""
-            return _failed(f"error: {named}{_MACHINE_FAULTS[error.errno]}", 5, debug)
+            path = f"{error.filename}: " if error.filename is not None else ""
+            return _failed(f"error: {path}{_MACHINE_FAULTS[error.errno]}", 5, debug)
         return _unexpected(error, debug)
     except MemoryError:
-        return _failed("error: out of memory; take a smaller batch or smaller crops", 5, debug)
-    except Exception as error:  # noqa: BLE001  # the last line of defence; --debug shows it all
+        return _failed("error: out of memory; use a smaller batch or smaller crops", 5, debug)
+    except Exception as error:  # noqa: BLE001  # last resort; --debug shows the traceback
         return _unexpected(error, debug)
     return 0
 
 
-def _refuse_torchrun(words: Sequence[str]) -> None:
-    """Refuse what several processes would each do whole, over one another."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and words[:1] not in (["train"], ["adapt"]):
-        raise UsageError("torchrun is for `udaseg train` and `udaseg adapt`; start one process")
+def _refuse_torchrun(arguments: Sequence[str]) -> None:
+    """Refuse commands that every process would run in full, overwriting the same files."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and arguments[:1] not in (["train"], ["adapt"]):
+        raise UsageError(
+            "torchrun works only with `udaseg train` and `udaseg adapt`; run it without torchrun"
+        )
 
 
 def _unexpected(error: Exception, debug: bool) -> int:
-    what = " ".join(f"{type(error).__name__}: {error}".split())
+    description = " ".join(f"{type(error).__name__}: {error}".split())
     hint = "" if debug else " (run with --debug for the traceback)"
-    return _failed(f"unexpected error: {what}{hint}", 1, debug)
+    return _failed(f"unexpected error: {description}{hint}", 1, debug)
 
 
 def _failed(message: str, code: int, debug: bool) -> int:
-    # what the processes of torchrun meet before they know of each other, they meet alike
+    # before the process group exists, all processes of torchrun meet the same error
     if os.environ.get("RANK", "0") != "0":
         return _after_the_one_that_tells(code)
     return _say(message, code, debug)
 
 
 def _after_the_one_that_tells(code: int) -> int:
-    """Wait until torchrun ends this process, as it does once the one that tells has ended.
+    """Wait for torchrun to end this process, which it does when the reporting one has ended.
 
-    It would end that one, perhaps in the middle of its words, if this one ended first.
+    If this process ended first, torchrun would kill the reporting one, perhaps in the middle of
+    its message.
     """
     time.sleep(_SIGNAL_S if code > _SIGNALS else _FAILURE_S)
     return code

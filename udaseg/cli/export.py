@@ -1,4 +1,4 @@
-"""The words of `udaseg export`."""
+"""The `udaseg export` command."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -11,7 +11,7 @@ from udaseg.cli.talk import talk
 
 
 class Pixels(StrEnum):
-    """What the exported network takes."""
+    """Pixel type of the input of the exported network."""
 
     uint8 = "uint8"
     float32 = "float"
@@ -20,24 +20,26 @@ class Pixels(StrEnum):
 def export(
     run: Run,
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="By default model.onnx in the run.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Output file. Default: model.onnx in the run folder."),
     ] = None,
     argmax: Annotated[
-        bool, typer.Option("--argmax", help="Give labels (uint8) instead of logits.")
+        bool, typer.Option("--argmax", help="Output labels (uint8) instead of logits.")
     ] = False,
     pixels: Annotated[
-        Pixels, typer.Option("--input", help="RGB as uint8 0..255, or as float 0..1.")
+        Pixels, typer.Option("--input", help="RGB input as uint8 0..255 or float 0..1.")
     ] = Pixels.uint8,
     weights: WeightsOption = Weights.student,
     images: Annotated[
-        int, typer.Option(min=0, help="Target images to check the file with; 0 does not check.")
+        int,
+        typer.Option(min=0, help="Number of target images to check the file with (0: no check)."),
     ] = 3,
     overwrite: Overwrite = False,
     root: Root = Path("data"),
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write the network as ONNX for any image size, and check it."""
+    """Export the network to ONNX for any image size and check it."""
     talk(verbose, quiet)
     from udaseg import commands
 

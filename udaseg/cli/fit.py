@@ -1,4 +1,4 @@
-"""The words of `udaseg train` and `udaseg adapt`."""
+"""The `udaseg train` and `udaseg adapt` commands."""
 
 import os
 import sys
@@ -33,23 +33,23 @@ from udaseg.cli.options import (
     Words,
     Workers,
 )
-from udaseg.cli.options import seeds as each_seed
+from udaseg.cli.options import seeds as parse_seeds
 from udaseg.cli.talk import talk
 from udaseg.errors import UsageError
 from udaseg.recipe import Everyday, requested
 
 
 def _verb(name: str, default: str, summary: str) -> Callable[..., None]:
-    """Return the command `name`, whose `--method` is `default` unless one is given.
+    """Return the command `name` with the default method `default`.
 
-    The two commands take the same words; a method that looks at target images is `adapt`'s.
+    Both commands take the same options; methods that use target images belong to `adapt`.
     """
 
     def command(
         words: Words = None,
         method: Annotated[
             str | None,
-            typer.Option(help=f"A method of `udaseg methods`; by default {default}."),
+            typer.Option(help=f"Method, see `udaseg methods`. Default: {default}."),
         ] = None,
         source: Source = None,
         target: Target = None,
@@ -75,7 +75,14 @@ def _verb(name: str, default: str, summary: str) -> Callable[..., None]:
         quiet: Quiet = False,
     ) -> None:
         everyday = Everyday(
-            *(source, target, seed, steps, batch, device, precision, workers),
+            source,
+            target,
+            seed,
+            steps,
+            batch,
+            device,
+            precision,
+            workers,
             tensorboard=_board(tensorboard),
             keep_best=keep_best,
             compile=compiled,
@@ -106,30 +113,32 @@ def _verb(name: str, default: str, summary: str) -> Callable[..., None]:
     return command
 
 
-def _board(wanted: bool | None) -> str | None:
-    return None if wanted is None else "require" if wanted else "never"
+def _board(requested: bool | None) -> str | None:
+    return None if requested is None else "require" if requested else "never"
 
 
-def _run(one: Callable[..., Path], many: str | None, *, seed: int | None, **options: Any) -> None:
+def _run(
+    train_or_adapt: Callable[..., Path], seeds: str | None, *, seed: int | None, **options: Any
+) -> None:
     """Run a command once, or once for each seed."""
-    if many is None:
-        one(**options)
+    if seeds is None:
+        train_or_adapt(**options)
         return
     if seed is not None or options["resume"] is not None:
-        other = "--seed" if seed is not None else "--resume (the same command again goes on)"
-        raise UsageError(f"--seeds goes without {other}")
+        other = "--seed" if seed is not None else "--resume; rerun the same command to continue"
+        raise UsageError(f"--seeds cannot be combined with {other}")
     from udaseg import commands
 
     del options["resume"]
-    commands.run_seeds(one, each_seed(many), **options)
+    commands.run_seeds(train_or_adapt, parse_seeds(seeds), **options)
 
 
 def _command() -> list[str]:
     processes = os.environ.get("WORLD_SIZE", "1")
     if processes == "1":
         return ["udaseg", *sys.argv[1:]]
-    hosts, each = (os.environ.get(f"{word}_WORLD_SIZE", "1") for word in ("GROUP", "LOCAL"))
-    launcher = ["torchrun", f"--nnodes={hosts}", f"--nproc-per-node={each}", "-m", "udaseg"]
+    hosts, per_host = (os.environ.get(f"{word}_WORLD_SIZE", "1") for word in ("GROUP", "LOCAL"))
+    launcher = ["torchrun", f"--nnodes={hosts}", f"--nproc-per-node={per_host}", "-m", "udaseg"]
     return [*launcher, *sys.argv[1:]]
 
 
@@ -139,8 +148,8 @@ def _refuse_with_resume(
     given = {"--out": out is not None, "--init": init is not None, "--overwrite": overwrite}
     if resume is not None and any(given.values()):
         others = ", ".join(name for name, present in given.items() if present)
-        raise UsageError(f"--resume continues in the run's own folder; leave out {others}")
+        raise UsageError(f"--resume continues in the folder of the run; leave out {others}")
 
 
-train = _verb("train", "source_only", "Train on labelled source images only: the baseline.")
-adapt = _verb("adapt", "rccr", "Adapt to unlabelled target images.")
+train = _verb("train", "source_only", "Train on labelled source images only (the baseline).")
+adapt = _verb("adapt", "rccr", "Train with adaptation to unlabelled target images.")

@@ -1,4 +1,4 @@
-"""The words of `udaseg info`."""
+"""The `udaseg info` command."""
 
 from typing import Annotated
 
@@ -12,12 +12,12 @@ from udaseg.cli.talk import talk
 def info(
     run: Run,
     output_format: Annotated[
-        TableFormat, typer.Option("--format", help="Of stdout.")
+        TableFormat, typer.Option("--format", help="Output format.")
     ] = TableFormat.table,
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Say what a run or a checkpoint is."""
+    """Show details of a run or checkpoint."""
     talk(verbose, quiet)
     from udaseg import commands
 

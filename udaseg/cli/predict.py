@@ -1,4 +1,4 @@
-"""The words of `udaseg predict`."""
+"""The `udaseg predict` command."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -23,7 +23,7 @@ from udaseg.errors import UsageError
 
 
 class VideoForm(StrEnum):
-    """What the coloured masks of a video become."""
+    """Container of the color and overlay output of a video."""
 
     mp4 = "mp4"
     webm = "webm"
@@ -35,47 +35,62 @@ def predict(
     inputs: Annotated[
         list[str],
         typer.Argument(
-            metavar="IMAGES", help="Images, videos, folders, patterns.", show_default=False
+            metavar="IMAGES", help="Images, videos, folders or glob patterns.", show_default=False
         ),
     ],
     checkpoint: Annotated[
         Path | None,
-        typer.Option(metavar="CHECKPOINT|RUN", help="By default the newest finished run."),
+        typer.Option(
+            metavar="CHECKPOINT|RUN",
+            help="Checkpoint file or run folder. Default: the newest finished run.",
+        ),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder of the masks.")] = Path("masks"),
+    out: Annotated[Path, typer.Option(help="Output folder.")] = Path("masks"),
     save: Annotated[
-        str, typer.Option(help="Any of color,ids,label-ids,overlay,confidence,logits, with commas.")
+        str,
+        typer.Option(
+            help="Outputs, comma-separated: color, ids, label-ids, overlay, confidence, logits."
+        ),
     ] = "color,ids",
     video: Annotated[
         VideoForm,
-        typer.Option(help="What color and overlay of a video become; the others are frames."),
+        typer.Option(
+            help="Container for color and overlay videos; other outputs are written as frames."
+        ),
     ] = VideoForm.mp4,
     abstain: Annotated[
         float | None,
-        typer.Option(metavar="P", help="Mark pixels with less confidence, 0 to 1, as ignore: 255."),
+        typer.Option(
+            metavar="P", help="Mark pixels with a confidence below P (0 to 1) as ignore (255)."
+        ),
     ] = None,
     uncalibrated: Annotated[
-        bool, typer.Option("--uncalibrated", help="Leave out what `udaseg calibrate` found.")
+        bool,
+        typer.Option("--uncalibrated", help="Ignore the calibration saved by `udaseg calibrate`."),
     ] = False,
     weights: WeightsOption = Weights.student,
     device: AnyDevice = "auto",
     batch: Annotated[
         int | None,
-        typer.Option(min=1, help="Images of one size at once; by default 1, on a GPU 8."),
+        typer.Option(
+            min=1, help="Batch size (of images of equal size). Default: 8 on a GPU, otherwise 1."
+        ),
     ] = None,
     overwrite: Overwrite = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Keep the masks that are done.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Keep existing masks and write only the missing ones.")
+    ] = False,
     flip: Flip = False,
     window: Window = None,
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write a mask for each image and each frame of a video."""
+    """Write a mask for each image and each video frame."""
     kinds, window_px = saves(save), pixels("--window", window)
     if overwrite and resume:
-        raise UsageError("--overwrite makes every mask anew, --resume keeps them; give one of them")
+        raise UsageError("--overwrite replaces existing masks, --resume keeps them; give only one")
     if abstain is not None and not 0 < abstain < 1:
-        raise UsageError(f"--abstain is a confidence between 0 and 1, as 0.5, got {abstain:g}")
+        raise UsageError(f"--abstain must be a confidence between 0 and 1, as 0.5, got {abstain:g}")
     talk(verbose, quiet)
     from udaseg import commands
 

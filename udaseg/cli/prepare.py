@@ -1,4 +1,4 @@
-"""The words of `udaseg prepare`."""
+"""The `udaseg prepare` command."""
 
 from pathlib import Path
 from typing import Annotated
@@ -19,43 +19,55 @@ from udaseg.errors import UsageError
 
 
 def prepare(
-    names: Annotated[list[str], typer.Argument(metavar="NAME", show_default=False)],
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="NAME",
+            help="Names of built-in data sets, or dataset YAML files.",
+            show_default=False,
+        ),
+    ],
     root: Root = Path("data"),
     check_only: Annotated[
-        bool, typer.Option("--check-only", help="Look at everything, write nothing.")
+        bool, typer.Option("--check-only", help="Check all files without writing.")
     ] = False,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Say which files changed since, write nothing.")
+        bool, typer.Option("--verify", help="List files changed since the last prepare.")
     ] = False,
-    max_bad: Annotated[int, typer.Option(min=0, help="Damaged files to leave out.")] = 0,
+    max_bad: Annotated[
+        int, typer.Option(min=0, help="Maximum number of damaged files to leave out.")
+    ] = 0,
     on_mismatch: Annotated[
-        OnMismatch, typer.Option(help="When a label has another size than its image.")
+        OnMismatch, typer.Option(help="What to do when label and image sizes differ.")
     ] = OnMismatch.exclude,
     exclude: Annotated[
         list[str] | None,
-        typer.Option(metavar="RULE", help="Leave out the files of a named rule, as gta5 has."),
+        typer.Option(
+            metavar="RULE",
+            help="Leave out the files that this rule of the data set lists; repeatable.",
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of toyland.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed of toyland.")] = 0,
     size: Annotated[
-        str | None, typer.Option(metavar="HxW", help="Size of toyland's images.")
+        str | None, typer.Option(metavar="HxW", help="Size of the toyland images.")
     ] = None,
-    workers: Annotated[int, typer.Option(help="Threads; -1 takes one a core.")] = -1,
+    workers: Annotated[int, typer.Option(help="Number of threads (-1: one per core).")] = -1,
     cache: Annotated[
         str | None,
-        typer.Option(metavar="WxH", help="Also keep training images at this size (resize)."),
+        typer.Option(metavar="WxH", help="Also cache the training images, resized to this size."),
     ] = None,
     cache_format: Annotated[
-        CacheFormat, typer.Option(help="raw is read faster and needs zstd.")
+        CacheFormat, typer.Option(help="raw loads faster and needs zstd.")
     ] = CacheFormat.png,
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Check and index datasets: known names or YAML files."""
+    """Check and index data sets for training."""
     size_px, cache_px = pixels("--size", size), width_by_height("--cache", cache)
     if check_only and cache is not None:
-        raise UsageError("--check-only writes nothing, so it takes no --cache")
+        raise UsageError("--check-only writes nothing; leave out --cache")
     if verify and (check_only or cache is not None):
-        raise UsageError("--verify goes without --check-only and --cache")
+        raise UsageError("--verify cannot be combined with --check-only or --cache")
     talk(verbose, quiet)
     from udaseg import commands
 

@@ -1,4 +1,4 @@
-"""The words of `udaseg recipes`: the shipped recipes to read and to copy."""
+"""The `udaseg recipes` commands: list, print and copy the shipped recipes."""
 
 from pathlib import Path
 from typing import Annotated
@@ -21,26 +21,34 @@ def show_recipes() -> None:
 
 
 @recipes_app.command("cat")
-def show_recipe(name: Annotated[str, typer.Argument(show_default=False)]) -> None:
+def show_recipe(
+    name: Annotated[
+        str,
+        typer.Argument(metavar="NAME", help="Name from `udaseg recipes ls`.", show_default=False),
+    ],
+) -> None:
     """Print a recipe."""
     typer.echo(printable(find_recipe(name).read_text(encoding="utf-8")), nl=False)
 
 
 @recipes_app.command("cp")
 def copy_recipe(
-    name: Annotated[str, typer.Argument(show_default=False)],
+    name: Annotated[
+        str,
+        typer.Argument(metavar="NAME", help="Name from `udaseg recipes ls`.", show_default=False),
+    ],
     destination: Annotated[
-        Path, typer.Argument(metavar="[DEST]", help="A file or a folder.")
+        Path, typer.Argument(metavar="DEST", help="New file, or folder to copy into.")
     ] = Path(),
 ) -> None:
-    """Copy a recipe, to change it."""
+    """Copy a recipe to edit it."""
     path = find_recipe(name)
     copy = destination / path.name if destination.is_dir() else destination
     try:
         with copy.open("xb") as file:
             file.write(path.read_bytes())
     except FileExistsError as error:
-        raise UsageError(f"{copy}: exists; name another file") from error
+        raise UsageError(f"{copy}: already exists; choose another file name") from error
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise UsageError(f"{copy.parent}: no such folder; make it first") from error
+        raise UsageError(f"{copy.parent}: no such folder; create it first") from error
     typer.echo(printable(str(copy)))

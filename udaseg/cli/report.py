@@ -1,4 +1,4 @@
-"""The words of `udaseg report`."""
+"""The `udaseg report` command."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,25 +10,32 @@ from udaseg.cli.talk import talk
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", show_default=False)],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN", help="One run folder, or several to compare.", show_default=False
+        ),
+    ],
     baseline: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="What to compare with, say source only.")
+        Path | None, typer.Option(metavar="RUN", help="Run to compare with, such as source_only.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="By default report.html in the first run.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Output file. Default: report.html in the first run."),
     ] = None,
     images: Annotated[
-        int, typer.Option(min=0, max=40, help="Images to show; 0 runs no network.")
+        int,
+        typer.Option(min=0, max=40, help="Number of images to show (0: do not run the network)."),
     ] = 8,
     scan: Annotated[
-        int, typer.Option(min=1, help="Most images to look at for the worst ones.")
+        int, typer.Option(min=1, help="Maximum number of images to search for the worst ones.")
     ] = 60,
     device: AnyDevice = "auto",
     root: Root = Path("data"),
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write one HTML page about a run, or comparing runs."""
+    """Write an HTML report of a run, or of several runs compared."""
     talk(verbose, quiet)
     from udaseg import commands
 

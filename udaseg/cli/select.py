@@ -1,4 +1,4 @@
-"""The words of `udaseg select`."""
+"""The `udaseg select` command."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -11,7 +11,7 @@ from udaseg.cli.talk import talk
 
 
 class TableFormat(StrEnum):
-    """How what is found is printed."""
+    """Output format of a command that prints one table."""
 
     table = "table"
     json = "json"
@@ -21,33 +21,33 @@ def select(
     runs: Annotated[
         list[Path],
         typer.Argument(
-            metavar="RUN|CHECKPOINT...",
-            help="One run: all its checkpoints. Several: the newest of each.",
+            metavar="RUN|CHECKPOINT",
+            help="One run: compare its checkpoints. Several: compare the newest of each.",
             show_default=False,
         ),
     ],
     data: Annotated[
-        str | None, typer.Option(help="Unlabelled images; by default the recipe's target.")
+        str | None, typer.Option(help="Unlabelled images. Default: the target of the recipe.")
     ] = None,
-    split: Annotated[str | None, typer.Option(help="The split of them to look at.")] = None,
+    split: Annotated[str | None, typer.Option(help="Split of these images to use.")] = None,
     every: Annotated[
-        bool, typer.Option("--every", help="All checkpoints of each of several runs.")
+        bool, typer.Option("--every", help="Compare all checkpoints of several runs.")
     ] = False,
-    images: Annotated[int, typer.Option(min=1, help="Most images of each data set.")] = 50,
+    images: Annotated[int, typer.Option(min=1, help="Maximum images per data set.")] = 50,
     oracle: Annotated[
         bool,
-        typer.Option("--oracle", help="Also score on target labels; the output says so."),
+        typer.Option("--oracle", help="Also score with target labels; the output is marked."),
     ] = False,
     weights: WeightsOption = Weights.student,
     output_format: Annotated[
-        TableFormat, typer.Option("--format", help="Of stdout.")
+        TableFormat, typer.Option("--format", help="Output format.")
     ] = TableFormat.table,
     device: AnyDevice = "auto",
     root: Root = Path("data"),
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Choose among checkpoints or runs without target labels."""
+    """Choose the best checkpoint or run without target labels."""
     talk(verbose, quiet)
     from udaseg import commands
 

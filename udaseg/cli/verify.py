@@ -1,4 +1,4 @@
-"""The words of `udaseg verify`."""
+"""The `udaseg verify` command."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,11 +10,11 @@ from udaseg.cli.talk import talk
 
 
 def verify(
-    run: Annotated[Path, typer.Argument(metavar="RUN", show_default=False)],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.", show_default=False)],
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Check that a run is whole, unchanged, and as good as its recipe expects."""
+    """Check that a run is complete, unchanged and scores as expected."""
     talk(verbose, quiet)
     from udaseg import commands
 

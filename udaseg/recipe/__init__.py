@@ -1,7 +1,7 @@
-"""Recipes: what a run is, in one YAML file. No torch in here.
+"""Recipes: all settings of a run in one YAML file. Does not import torch.
 
-`Recipe` and its sections are frozen dataclasses; `load` reads a file with overrides and reports
-every fault at once; the library holds the shipped recipes.
+`Recipe` and its sections are frozen dataclasses. `load` reads a file with overrides and reports all
+errors at once. `list_recipes` and `find_recipe` access the shipped recipes.
 """
 
 from udaseg.recipe.domain import Domain, RareClass

@@ -1,4 +1,4 @@
-"""What a recipe says of each domain: where its images are, and how they are drawn and cut."""
+"""The `source` and `target` sections of a recipe: data, sampling and crops."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -8,12 +8,13 @@ from udaseg.recipe.method_checks import Found, require
 
 @dataclass(frozen=True)
 class RareClass:
-    """The numbers of `sampling: rare_class`; the defaults are DAFormer's.
+    """Settings of `sampling: rare_class`; the defaults are those of DAFormer.
 
     Attributes:
-        temperature: A class of pixel share f is drawn with softmax of (1 - f) / temperature.
-        min_pixels: Pixels of the class that an image drawn for it must hold, at its own size.
-        min_crop_pixels: Pixels of the class that its crop must hold, after `resize`.
+        temperature: Classes are drawn by the softmax of (1 - f) / temperature, where f is the pixel
+            share of the class.
+        min_pixels: Minimum pixels of the class in an image drawn for it, at the original size.
+        min_crop_pixels: Minimum pixels of the class in its crop, after `resize`.
     """
 
     temperature: float = 0.01
@@ -26,15 +27,16 @@ class Domain:
     """Images of one domain and how they are cut for training.
 
     Attributes:
-        data: A prepared name, a dataset YAML, or (target only) a plain folder of images.
+        data: Name of a prepared data set, dataset YAML, or (target only) a folder of images.
         split: The split to read.
-        resize: (height, width) in pixels; null keeps each file's size.
-        crop: (height, width) of the random crop; a smaller labelled image is padded with ignored
-            pixels, a smaller unlabelled one is enlarged.
+        resize: (height, width) in pixels; null keeps the size of each file.
+        crop: (height, width) of the random crop. A labelled image that is smaller is padded with
+            ignored pixels; an unlabelled one is enlarged.
         flip: Mirror left-right with probability 1/2.
-        sampling: How images are drawn: `uniform`; of a source also `class_balanced` (by image-level
-            class counts, as SPCL) and `rare_class` (as DAFormer). A stage's own word comes first.
-        rare_class: The numbers of `rare_class`.
+        sampling: How images are sampled: `uniform`; for a source also `class_balanced` (by
+            image-level class counts, as in SPCL) and `rare_class` (as in DAFormer). A stage can
+            override it.
+        rare_class: Settings of `rare_class`.
     """
 
     data: str
@@ -46,31 +48,45 @@ class Domain:
     rare_class: RareClass = field(default_factory=RareClass)
 
 
-def source_problems(found: Found, domain: Domain, stride: int) -> None:
-    """List every value of the source that is out of range, for a network of this stride."""
-    _size_problems(found, "source", domain, stride)
-    rare, where = domain.rare_class, "source.rare_class"
-    require(found, f"{where}.temperature", rare.temperature > 0, "above 0", rare.temperature)
-    require(found, f"{where}.min_pixels", rare.min_pixels >= 1, "at least 1", rare.min_pixels)
-    most = domain.crop[0] * domain.crop[1]
-    least = rare.min_crop_pixels
+def source_problems(problems: Found, domain: Domain, stride: int) -> None:
+    """Append the values of the source that are out of range, for a network of this stride."""
+    _size_problems(problems, "source", domain, stride)
+    rare, key = domain.rare_class, "source.rare_class"
+    require(problems, f"{key}.temperature", rare.temperature > 0, "above 0", rare.temperature)
+    require(problems, f"{key}.min_pixels", rare.min_pixels >= 1, "at least 1", rare.min_pixels)
+    crop_pixels = domain.crop[0] * domain.crop[1]
+    min_crop_pixels = rare.min_crop_pixels
     if domain.sampling == "rare_class":
-        require(found, f"{where}.min_crop_pixels", least <= most, f"at most {most}, a crop", least)
-    require(found, f"{where}.min_crop_pixels", least >= 0, "at least 0", least)
+        require(
+            problems,
+            f"{key}.min_crop_pixels",
+            min_crop_pixels <= crop_pixels,
+            f"at most {crop_pixels}, the pixels of a crop",
+            min_crop_pixels,
+        )
+    require(problems, f"{key}.min_crop_pixels", min_crop_pixels >= 0, "at least 0", min_crop_pixels)
 
 
-def target_problems(found: Found, domain: Domain, stride: int) -> None:
-    """List every value of the target that is out of range, for a network of this stride."""
-    _size_problems(found, "target", domain, stride)
-    blind = domain.sampling == "uniform"
-    why = "uniform, because a target's classes are not known"
-    require(found, "target.sampling", blind, why, domain.sampling)
+def target_problems(problems: Found, domain: Domain, stride: int) -> None:
+    """Append the values of the target that are out of range, for a network of this stride."""
+    _size_problems(problems, "target", domain, stride)
+    is_uniform = domain.sampling == "uniform"
+    must = "uniform, because the classes of target images are unknown"
+    require(problems, "target.sampling", is_uniform, must, domain.sampling)
 
 
-def _size_problems(found: Found, name: str, domain: Domain, stride: int) -> None:
-    for part in ("resize", "crop"):
-        size = getattr(domain, part)
+def _size_problems(problems: Found, section: str, domain: Domain, stride: int) -> None:
+    for name in ("resize", "crop"):
+        size = getattr(domain, name)
         if size is not None:
-            require(found, f"{name}.{part}", min(size) >= 1, "two sizes of at least 1 px", size)
-    least = min(domain.crop)
-    require(found, f"{name}.crop", least >= stride, f"one cell ({stride} px) or more", least)
+            require(
+                problems, f"{section}.{name}", min(size) >= 1, "two sizes of at least 1 px", size
+            )
+    shorter_side = min(domain.crop)
+    require(
+        problems,
+        f"{section}.crop",
+        shorter_side >= stride,
+        f"one cell ({stride} px) or more",
+        shorter_side,
+    )

@@ -1,4 +1,4 @@
-"""The "did you mean" of a recipe: from a word that is no key to the key that was probably meant."""
+"""Suggests the key that was probably meant by an unknown key of a recipe."""
 
 import typing
 from collections.abc import Iterator, Sequence
@@ -10,7 +10,7 @@ from udaseg.recipe.schema import Recipe
 
 _LONGEST = 64
 
-# What other trainers call it; a name that the schema does not have is passed over.
+# Names in other training tools -> our names; names that a section lacks are skipped.
 _ELSEWHERE_CALLED = {
     "learning_rate": "lr",
     "weight_decay_rate": "weight_decay",
@@ -51,12 +51,12 @@ _ELSEWHERE_CALLED = {
 
 
 def close(word: str, options: Sequence[str], cutoff: float = 0.6) -> str | None:
-    """Return the option nearest to `word`, None if none is near."""
+    """Return the option most similar to `word`, None if none is similar enough."""
     if len(word) > _LONGEST:
         return None
     same_case = {option.lower(): option for option in options}
-    found = get_close_matches(word.lower().replace("-", "_"), same_case, 1, cutoff)
-    return same_case[found[0]] if found else None
+    matches = get_close_matches(word.lower().replace("-", "_"), same_case, 1, cutoff)
+    return same_case[matches[0]] if matches else None
 
 
 def key_hint(word: str, section: str, options: Sequence[str], written: Sequence[str]) -> str | None:
@@ -64,12 +64,12 @@ def key_hint(word: str, section: str, options: Sequence[str], written: Sequence[
 
     Args:
         word: The key that the section does not have.
-        section: Dotted key of the section; "" for the whole recipe.
-        options: Keys that the section may have.
-        written: Keys that it already has; less likely to be meant.
+        section: Dotted key of the section; "" for the top level.
+        options: Keys that the section can have.
+        written: Keys that it already has; they are less likely to be meant.
 
     Returns:
-        A key of the section, the dotted key of another section, or None.
+        A key of the section, a dotted key in another section, or None.
     """
     if len(word) > _LONGEST:
         return None
@@ -95,20 +95,24 @@ def _nearness(word: str, option: str) -> float:
 
 
 def _elsewhere(name: str, section: str) -> str | None:
-    """Return the dotted key that ends in `name`, the one that shares most with `section`."""
-    here = section.split(".")
-    itself = f"{section}.{name}" if section else name
-    found = [p for p in schema_keys() if p.rpartition(".")[2] == name and p != itself]
+    """Return the dotted key ending in `name` that shares most parents with `section`."""
+    section_parts = section.split(".")
+    own_path = f"{section}.{name}" if section else name
+    paths = [p for p in schema_keys() if p.rpartition(".")[2] == name and p != own_path]
 
     def shared(path: str) -> int:
-        return sum(1 for ours, theirs in zip(here, path.split("."), strict=False) if ours == theirs)
+        return sum(
+            1
+            for ours, theirs in zip(section_parts, path.split("."), strict=False)
+            if ours == theirs
+        )
 
-    return max(found, key=lambda path: (shared(path), -path.count(".")), default=None)
+    return max(paths, key=lambda path: (shared(path), -path.count(".")), default=None)
 
 
 @lru_cache(maxsize=1)
 def schema_keys() -> tuple[str, ...]:
-    """Return every dotted key that some recipe may have, those of all kinds together."""
+    """Return every dotted key that a recipe can have, of all kinds of methods."""
     return tuple(dict.fromkeys(_keys(Recipe, "")))
 
 

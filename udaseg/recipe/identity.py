@@ -1,4 +1,4 @@
-"""Whether two recipes make the same numbers: everything but the machine and what is expected."""
+"""Tells whether two recipes give the same numbers, ignoring the machine and expected scores."""
 
 import hashlib
 import json
@@ -11,13 +11,13 @@ from udaseg.recipe.schema import Recipe
 
 
 def numbers_of(recipe: Recipe) -> dict[str, Any]:
-    """Return what the numbers of a run hang on, as plain values."""
-    # the precision belongs to the machine, but it changes every number
+    """Return the settings that determine the numbers of a run, as plain values."""
+    # precision is a setting of the machine, but it changes every number
     machine = Machine(precision=recipe.machine.precision)
     return to_dict(replace(recipe, machine=machine, expected=None))
 
 
 def recipe_digest(recipe: Recipe) -> str:
-    """Return the SHA-256 of a recipe's numbers, the same however the file is written."""
+    """Return the SHA-256 of `numbers_of`; the formatting of the file does not change it."""
     text = json.dumps(numbers_of(recipe), sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""The legs of a run: one for most methods, one for each stage of a staged one."""
+"""Splits a run into stages: one for most methods, several for a staged one."""
 
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
@@ -19,22 +19,22 @@ from udaseg.recipe.schema import Recipe
 
 @dataclass(frozen=True)
 class Leg:
-    """A stretch of steps with one objective.
+    """A range of steps with one objective, all settings resolved.
 
     Attributes:
-        number: From 0.
-        name: Of the stage; None when the run is one leg.
-        begin: Steps of the run before it.
-        end: Steps of the run when it is over.
+        number: Index of the stage, from 0.
+        name: Name of the stage; None when the run has only one.
+        begin: First step of the stage.
+        end: First step after the stage.
         objective: What is minimised.
         lr_mult: Factor of the recipe's learning rates.
-        schedule_stop: How far the decay of the rate has come at the end, in (0, 1].
-        source_sampling: How source images are drawn: the stage's word where it has one, otherwise
-            the recipe's `source.sampling`.
-        source_jitter: Colour jitter of source images; None leaves them as they are.
-        batch_norm: Of the backbone; None keeps the model's.
-        pseudo_labels: How the target is labelled before it; None does not.
-        target: How target images are cut; None as the recipe says.
+        schedule_stop: Progress of the learning rate decay at the end of the stage, in (0, 1].
+        source_sampling: How source images are sampled: as the stage says, else as the recipe's
+            `source.sampling` says.
+        source_jitter: Colour jitter of source images; None for no jitter.
+        batch_norm: Mode of the backbone's batch norm; None keeps that of the model.
+        pseudo_labels: How the target is labelled before the stage; None for no labels.
+        target: Size and crop of target images; None keeps those of the recipe.
     """
 
     number: int
@@ -52,24 +52,24 @@ class Leg:
 
     @property
     def folder(self) -> str | None:
-        """The stage's folder below the run's, such as `stages/2-contrast`."""
+        """Path of the stage's folder in the run folder, such as `stages/2-contrast`."""
         if self.name is None:
             return None
         return str(PurePosixPath("stages") / f"{self.number + 1}-{self.name}")
 
     @property
     def reads_source(self) -> bool:
-        """Whether source images are trained on."""
+        """Whether the stage trains on source images."""
         return self.objective.kind != "self_distillation"
 
     @property
     def reads_target(self) -> bool:
-        """Whether target images are trained on."""
+        """Whether the stage trains on target images."""
         return not isinstance(self.objective, SourceOnly)
 
 
 def legs(recipe: Recipe) -> tuple[Leg, ...]:
-    """Return the legs of a recipe in order; the last ends with the run."""
+    """Return the stages of a recipe in order; the last ends at the last step."""
     method = recipe.method
     if not isinstance(method, Staged):
         sampling = recipe.source.sampling
@@ -83,19 +83,19 @@ def legs(recipe: Recipe) -> tuple[Leg, ...]:
 
 
 def leg_at(recipe: Recipe, step: int) -> Leg:
-    """Return the leg that step number `step` (from 0) is in; the last one when all are done."""
+    """Return the stage of step `step` (from 0); after the last step, the last stage."""
     all_legs = legs(recipe)
     return next((leg for leg in all_legs if step < leg.end), all_legs[-1])
 
 
 def adapts(recipe: Recipe) -> bool:
-    """Return whether any part of the run looks at target images."""
+    """Return whether any part of the run uses target images."""
     trained_on = any(leg.reads_target for leg in legs(recipe))
     return trained_on or recipe.method.target_statistics > 0
 
 
 def network_of(recipe: Recipe, leg: Leg) -> Recipe:
-    """Return the recipe with the leg's batch norm and learning rate put in."""
+    """Return the recipe with the batch norm mode and the learning rate of the stage."""
     optimizer = recipe.optimizer
     scaled = replace(optimizer, lr=optimizer.lr * leg.lr_mult)
     model = recipe.model
@@ -105,8 +105,8 @@ def network_of(recipe: Recipe, leg: Leg) -> Recipe:
 
 
 def _leg(recipe: Recipe, number: int, stage: Stage, begin: int, end: int) -> Leg:
-    own = stage.source_sampling
-    sampling = recipe.source.sampling if own is None else own
+    stage_sampling = stage.source_sampling
+    sampling = recipe.source.sampling if stage_sampling is None else stage_sampling
     return Leg(
         number,
         stage.name,

@@ -1,4 +1,4 @@
-"""The shipped recipes: where they lie, what they are called, which one a user means."""
+"""The shipped recipes: their folder, their names, and which one a user means."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from udaseg.recipe.text import Faults, Section, Word, clipped, parse, read_text
 DEFAULT_SOURCE = "gta5"
 DEFAULT_TARGET = "cityscapes"
 _DEFAULT_FOLDER = "gta5_cityscapes"
-_DATASETS = "datasets"  # dataset declarations that recipes use lie beside the recipes
+_DATASETS = "datasets"  # dataset declarations of recipes, in a folder beside them
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,9 @@ class RecipeEntry:
     """A shipped recipe.
 
     Attributes:
-        name: `<source>_<target>/<method>`, what the user types.
-        path: Its file.
-        summary: The first comment of the file that is not a command.
+        name: `<source>_<target>/<method>`, as the user types it.
+        path: The recipe file.
+        summary: The first comment line of the file that is not a command.
     """
 
     name: str
@@ -30,17 +30,17 @@ class RecipeEntry:
 
     @property
     def folder(self) -> str:
-        """The first half of the name."""
+        """The part of the name before the slash."""
         return self.name.partition("/")[0]
 
     @property
     def method(self) -> str:
-        """The second half of the name."""
+        """The part of the name after the slash."""
         return self.name.partition("/")[2]
 
 
 def recipes_folder() -> Path:
-    """Return the folder of the shipped recipes: of the wheel, else of the checkout."""
+    """Return the folder of the shipped recipes, in the wheel or else in the checkout."""
     package = Path(__file__).resolve().parent.parent
     for folder in (package / "_recipes", package.parent / "recipes"):
         if folder.is_dir():
@@ -57,17 +57,19 @@ def list_recipes() -> list[RecipeEntry]:
 
 
 def find_recipe(word: str) -> Path:
-    """Return the file that the user means by a path or by the name of a shipped recipe.
+    """Return the recipe file for a path or for the name of a shipped recipe.
 
     Raises:
-        RecipeError: There is neither.
+        RecipeError: There is no such file and no such shipped recipe.
     """
     try:
         if Path(word).is_file():
             return Path(word)
         if Path(word).is_dir():
-            raise RecipeError(f"{word}: a folder; a run continues with --resume {clipped(word)}")
-    except (OSError, ValueError):  # a name too long, or with NUL: no file has it
+            raise RecipeError(
+                f"{word}: is a folder; use --resume {clipped(word)} to continue a run"
+            )
+    except (OSError, ValueError):  # the name is too long or contains NUL
         pass
     known = {entry.name: entry for entry in list_recipes()}
     name = word.removesuffix(".yaml")
@@ -84,24 +86,23 @@ def find_recipe(word: str) -> Path:
 
 
 def methods() -> dict[str, str]:
-    """Return the summary of each method of the library, the default pair's where it has one."""
+    """Return the summary of each shipped method, preferably from the default pair."""
     entries = sorted(list_recipes(), key=lambda e: (e.folder != _DEFAULT_FOLDER, e.name))
-    found: dict[str, str] = {}
+    summaries: dict[str, str] = {}
     for entry in entries:
-        found.setdefault(entry.method, entry.summary)
-    return found
+        summaries.setdefault(entry.method, entry.summary)
+    return summaries
 
 
 def choose_recipe(method: str, source: str | None = None, target: str | None = None) -> Path:
     """Return the shipped recipe of a method that fits the data best.
 
-    The folder with this pair comes first, then those with this source, then the default pair, then
-    any that has the method.
+    Preference: the same pair, then the same source, then the default pair, then any other.
 
     Args:
         method: File name without suffix.
-        source: The user's source data; None is GTA5.
-        target: The user's target data; None is Cityscapes.
+        source: The user's source data; None means GTA5.
+        target: The user's target data; None means Cityscapes.
 
     Raises:
         UsageError: No shipped recipe has this method.
@@ -112,14 +113,14 @@ def choose_recipe(method: str, source: str | None = None, target: str | None = N
         hint = close(method, list(known))
         instead = f"did you mean '{hint}'? " if hint else ""
         raise UsageError(
-            f"no method '{clipped(method)}'; {instead}known are {', '.join(sorted(known))}"
+            f"no method '{clipped(method)}'; {instead}available: {', '.join(sorted(known))}"
         )
-    wanted = (source or DEFAULT_SOURCE, target or DEFAULT_TARGET)
+    requested_pair = (source or DEFAULT_SOURCE, target or DEFAULT_TARGET)
 
     def distance(entry: RecipeEntry) -> tuple[bool, bool, bool, str]:
         pair = domains(entry.path)
         default = entry.folder == _DEFAULT_FOLDER
-        return pair != wanted, pair[0] != wanted[0], not default, entry.name
+        return pair != requested_pair, pair[0] != requested_pair[0], not default, entry.name
 
     return min(entries, key=distance).path
 
@@ -128,12 +129,12 @@ def sibling(path: Path, method: str) -> Path:
     """Return the recipe of another method for the same data as the shipped recipe `path`.
 
     Raises:
-        UsageError: `path` is no shipped recipe, or its folder has no such method.
+        UsageError: `path` is not a shipped recipe, or its folder lacks the method.
     """
     if path.resolve().parent.parent != recipes_folder().resolve():
         raise UsageError(
-            f"{clipped(str(path))}: a recipe file says its own method; leave out --method "
-            f"{clipped(method)}, or name a shipped recipe"
+            f"{clipped(str(path))}: a recipe file defines its own method; leave out "
+            f"--method {clipped(method)}, or name a shipped recipe"
         )
     known = sorted(other.stem for other in path.parent.glob("*.yaml"))
     if method not in known:
@@ -141,13 +142,13 @@ def sibling(path: Path, method: str) -> Path:
         instead = f"did you mean '{hint}'? " if hint else ""
         raise UsageError(
             f"no method '{clipped(method)}' in {path.parent.name}; {instead}"
-            f"known are {', '.join(known)}"
+            f"available: {', '.join(known)}"
         )
     return path.parent / f"{method}.yaml"
 
 
 def domains(path: Path) -> tuple[str | None, str | None]:
-    """Return the source's and the target's `data` of a recipe, None where it cannot be read."""
+    """Return `source.data` and `target.data` of a recipe; None for what cannot be read."""
     try:
         root = parse(read_text(path), lambda line, column: f"{line}:{column}", Faults())
     except RecipeError:

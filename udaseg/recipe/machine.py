@@ -1,4 +1,4 @@
-"""What belongs to the machine that a recipe runs on: speed, memory, and what is written down."""
+"""The `machine` section of a recipe: speed, memory, logging and checkpoints."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,33 +8,37 @@ from udaseg.recipe.method_checks import Found, require
 
 @dataclass(frozen=True)
 class Machine:
-    """What changes speed, not numbers (up to rounding; `precision` and `micro_batches` do more).
+    """Settings that do not change the numbers, except for rounding.
+
+    `precision` and `micro_batches` change them more than by rounding.
 
     Attributes:
         device: auto, cpu, cuda or cuda:N.
         precision: fp32 or bf16 (autocast; losses stay fp32).
-        workers: Loader processes; -1 chooses by the machine.
-        log_every: Steps between two lines of metrics.
-        checkpoint_every: Steps between two checkpoints; 0 writes only the last.
-        keep_checkpoints: Newest checkpoints to keep, at least 2.
-        validate_every: Steps between two scores on the validation split; 0 scores at the end.
-        micro_batches: Parts that a step's images go through the network in, to save memory; each
-            part is normalised by itself. `--fit` sets it.
-        max_bad_steps: A step that is not finite is dropped; so many in a row end the run.
-        on_bad_sample: An image that cannot be read: `fail` names it; `skip` takes another in its
-            place, the same one in every run and after every resume.
-        worker_timeout: Seconds after which a loader process that gives no batch is replaced; 0
-            waits for ever.
-        stop_on_collapse: End the run when the teacher's labels collapse, instead of a warning.
+        workers: Loader processes; -1 chooses automatically.
+        log_every: Steps between metric log lines.
+        checkpoint_every: Steps between checkpoints; 0 writes only the last.
+        keep_checkpoints: Number of newest checkpoints to keep, at least 2.
+        validate_every: Steps between validations; 0 validates only at the end.
+        micro_batches: Number of micro-batches of a step, to save memory; batch norm normalises
+            each by itself. `--fit` sets it.
+        max_bad_steps: A step that is not finite is skipped; this many in a row end the run.
+        on_bad_sample: For an image that cannot be read: `fail` stops with its name; `skip` uses a
+            substitute, the same one in every run and after every resume.
+        worker_timeout: Seconds after which a loader process that delivers no batch is replaced; 0
+            waits without limit.
+        stop_on_collapse: End the run, instead of a warning, when the teacher's labels collapse.
         activation_checkpointing: Keep only the inputs of the network's blocks for the backward
-            pass and make the rest again there: less memory, the same numbers.
-        channels_last: The layout that convolutions are fast in.
-        compile: `torch.compile` the networks; slow to start, and losses differ by rounding.
-        deterministic: Only kernels that give the same bits each time, where there are any.
-        preview_every: Steps between two pictures of what the networks say, at most 20 a run; 0
-            draws none.
-        tensorboard: `auto` writes for TensorBoard when it is installed, `require` insists, `never`.
-        keep_best: Keep the best checkpoint by this criterion of `udaseg select`, too; it looks at
+            pass and recompute the other activations: less memory, the same numbers.
+        channels_last: Memory layout in which convolutions are fast.
+        compile: Compile the networks with `torch.compile`; starts slowly, and losses differ by
+            rounding.
+        deterministic: Use deterministic kernels where they exist.
+        preview_every: Steps between preview pictures of the predictions, at most 20 per run; 0 for
+            none.
+        tensorboard: `auto` logs to TensorBoard if it is installed, `require` fails if it is not,
+            `never` does not log.
+        keep_best: Also keep the best checkpoint by this criterion of `udaseg select`, computed on
             unlabelled target images at each checkpoint. Null keeps only the newest.
     """
 
@@ -61,23 +65,23 @@ class Machine:
     )
 
 
-def machine_problems(found: Found, machine: Machine) -> None:
-    """List what is out of range in `machine`, whatever the rest of the recipe says."""
-    require(found, "machine.workers", machine.workers >= -1, "at least -1", machine.workers)
-    require(found, "machine.log_every", machine.log_every >= 1, "at least 1", machine.log_every)
+def machine_problems(problems: Found, machine: Machine) -> None:
+    """Append the values of `machine` that are out of range, independent of other sections."""
+    require(problems, "machine.workers", machine.workers >= -1, "at least -1", machine.workers)
+    require(problems, "machine.log_every", machine.log_every >= 1, "at least 1", machine.log_every)
     require(
-        found,
+        problems,
         "machine.keep_checkpoints",
         machine.keep_checkpoints >= 2,
         "at least 2",
         machine.keep_checkpoints,
     )
-    least = machine.max_bad_steps
-    require(found, "machine.max_bad_steps", least >= 1, "at least 1", least)
+    max_bad_steps = machine.max_bad_steps
+    require(problems, "machine.max_bad_steps", max_bad_steps >= 1, "at least 1", max_bad_steps)
     if machine.compile:
-        alone = not machine.activation_checkpointing
-        must = "false with machine.activation_checkpointing: give one of them"
-        require(found, "machine.compile", alone, must, "true")
-    for part in ("checkpoint_every", "validate_every", "worker_timeout", "preview_every"):
-        value = getattr(machine, part)
-        require(found, f"machine.{part}", value >= 0, "at least 0", value)
+        compatible = not machine.activation_checkpointing
+        must = "false with machine.activation_checkpointing: enable only one of them"
+        require(problems, "machine.compile", compatible, must, "true")
+    for name in ("checkpoint_every", "validate_every", "worker_timeout", "preview_every"):
+        value = getattr(machine, name)
+        require(problems, f"machine.{name}", value >= 0, "at least 0", value)

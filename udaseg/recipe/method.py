@@ -1,4 +1,4 @@
-"""What a method's section of a recipe may say."""
+"""The `method` section of a recipe."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -12,8 +12,8 @@ class Teacher:
 
     Attributes:
         momentum: phi <- a phi + (1 - a) theta with a = min(1 - 1/(step + 1), momentum).
-        batch_statistics: Normalise by the batch (as DACS released it) instead of by the
-            student's running statistics. Norms that `model.batch_norm: frozen` keeps do not.
+        batch_statistics: Normalise by the batch (as in the released DACS) instead of by the
+            student's running statistics. `model.batch_norm: frozen` overrides this.
     """
 
     momentum: float
@@ -22,12 +22,12 @@ class Teacher:
 
 @dataclass(frozen=True)
 class StrongAugmentation:
-    """Colour jitter and blur of what the student sees mixed.
+    """Colour jitter and blur of the mixed images of the student.
 
     Attributes:
         jitter: Strength of brightness, contrast, saturation and hue.
-        jitter_probability: Chance of jitter, an image.
-        blur_probability: Chance of blur, an image.
+        jitter_probability: Probability of jitter, per image.
+        blur_probability: Probability of blur, per image.
         blur_sigma: Range of the Gaussian's standard deviation in pixels.
     """
 
@@ -39,13 +39,13 @@ class StrongAugmentation:
 
 @dataclass(frozen=True)
 class Mixing:
-    """ClassMix of source onto target.
+    """ClassMix of source images onto target images.
 
     Attributes:
-        ignore_is_class: Void counts as a class that may be pasted (as DACS released it).
+        ignore_is_class: Void counts as a class that can be pasted (as in the released DACS).
         confidence: A target pixel is confident at or above this probability; the share of
-            confident pixels weighs all target pixels.
-        share_over: That share is taken over the whole `batch` (as released) or each `image`.
+            confident pixels is the weight of all target pixels.
+        share_over: Compute this share over the whole `batch` (as released) or each `image`.
     """
 
     ignore_is_class: bool
@@ -55,11 +55,12 @@ class Mixing:
 
 @dataclass(frozen=True)
 class WholeRun:
-    """What a method may say of the whole run, whatever it minimises.
+    """Settings of a method for the whole run.
 
     Attributes:
-        target_statistics: Unlabelled target images whose batch-norm statistics take the place of
-            the running ones when the training is over (AdaBN); 0 keeps those. Not in a stage.
+        target_statistics: Number of unlabelled target images whose batch-norm statistics replace
+            the running ones after training (AdaBN); 0 keeps the running ones. Not allowed in a
+            stage.
     """
 
     target_statistics: int = field(default=0, kw_only=True)
@@ -74,13 +75,14 @@ class SourceOnly(WholeRun):
 
 @dataclass(frozen=True)
 class SelfTraining(WholeRun):
-    """Mean-teacher self-training with ClassMix (DACS), plus the regularizers that are named.
+    """Mean-teacher self-training with ClassMix (DACS), plus contrastive regularizers.
 
     Attributes:
         mix_weight: Weight of the loss on the mixed image.
-        regional: RCCR's contrast; leave it out for plain DACS.
-        prototypes: SPCL's contrast; may stand beside the regional one.
-        semantic: SePiCo's contrast; not beside the regional one, which has its own projector.
+        regional: Contrast of RCCR; leave it out for plain DACS.
+        prototypes: Contrast of SPCL; can be combined with `regional`.
+        semantic: Contrast of SePiCo; cannot be combined with `regional`, which has its own
+            projector.
     """
 
     kind: Literal["self_training"]
@@ -95,14 +97,14 @@ class SelfTraining(WholeRun):
 
 @dataclass(frozen=True)
 class Adversarial(WholeRun):
-    """Output-space adversarial training: a discriminator must not tell target from source.
+    """Output-space adversarial training against a discriminator of source and target.
 
     Attributes:
-        sees: The discriminator sees `softmax` (AdaptSegNet, SPCL's warm-up) or
+        sees: Input of the discriminator: `softmax` (AdaptSegNet, warm-up of SPCL) or
             `self_information` (AdvEnt).
         weight: Weight of the adversarial term.
-        temperature: Divides the logits, of both domains, before softmax and cross-entropy.
-        discriminator_lr: Learning rate of the discriminator's Adam, betas 0.9 and 0.99.
+        temperature: Divides the logits of both domains before softmax and cross-entropy.
+        discriminator_lr: Learning rate of the discriminator; Adam with betas 0.9 and 0.99.
     """
 
     kind: Literal["adversarial"]
@@ -114,14 +116,14 @@ class Adversarial(WholeRun):
 
 @dataclass(frozen=True)
 class EntropyMinimization(WholeRun):
-    """Supervised on the source, and certain on the target.
+    """Supervised training on the source, and entropy minimisation on the target.
 
     Attributes:
-        weight: Weight of the mean entropy of target pixels, in shares of the largest.
-        power: The entropy is penalised as (entropy^2 + 1e-8) ** power (FDA); null takes it as it is
+        weight: Weight of the mean entropy of target pixels, normalised by the maximum entropy.
+        power: The penalty is (entropy^2 + 1e-8) ** power (FDA); null uses the entropy itself
             (MinEnt).
         band: Low frequencies of the source's spectrum, as a share of the shorter side, that get the
-            target's amplitude (FDA); null leaves source images alone.
+            target's amplitude (FDA); null leaves source images unchanged.
     """
 
     kind: Literal["entropy"]
@@ -132,10 +134,10 @@ class EntropyMinimization(WholeRun):
 
 @dataclass(frozen=True)
 class PrototypeAlignment:
-    """SPCL's second stage: source and pseudo-labelled target are drawn to source prototypes.
+    """Second stage of SPCL: pulls source and pseudo-labelled target pixels to source prototypes.
 
     Attributes:
-        prototypes: The contrast; its prototypes begin with a pass over the source.
+        prototypes: The contrast; its prototypes are initialised by a pass over the source.
     """
 
     kind: Literal["prototype_alignment"]
@@ -144,7 +146,7 @@ class PrototypeAlignment:
 
 @dataclass(frozen=True)
 class SelfDistillation:
-    """SPCL's third stage: cross-entropy on pseudo-labelled target images alone."""
+    """Third stage of SPCL: cross-entropy on pseudo-labelled target images only."""
 
     kind: Literal["self_distillation"]
 
@@ -156,11 +158,11 @@ StageObjective = (
 
 @dataclass(frozen=True)
 class PseudoLabelling:
-    """Pseudo-labels of the whole target, made once before a stage.
+    """Pseudo-labels of the whole target, computed once before a stage.
 
     Attributes:
         quantile: A class keeps the pixels at or above this quantile of its confidence.
-        cap: The threshold is never above this.
+        cap: Upper limit of the threshold.
     """
 
     quantile: float
@@ -169,14 +171,14 @@ class PseudoLabelling:
 
 @dataclass(frozen=True)
 class StageTarget:
-    """How a stage cuts target images, where it differs from the recipe.
+    """Size and crop of target images in a stage, replacing those of the recipe.
 
     Attributes:
-        resize: (height, width) in pixels; null keeps each file's size.
+        resize: (height, width) in pixels; null keeps the size of each file.
         crop: (height, width) of the random crop.
-        scale: Range of a random factor before the crop.
+        scale: Range of a random scale factor, applied before the crop.
         flip: Mirror left-right with probability 1/2.
-        batch: Images a step.
+        batch: Images per step.
     """
 
     resize: tuple[int, int] | None
@@ -192,7 +194,7 @@ class SourceJitter:
 
     Attributes:
         strength: Brightness, contrast and saturation factors are in [1 - strength, 1 + strength].
-        hue: Turned by at most this share of a circle.
+        hue: Maximum rotation of the hue, as a share of a circle.
     """
 
     strength: float
@@ -201,20 +203,20 @@ class SourceJitter:
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of a staged method; it starts from the student of the stage before.
+    """One stage of a staged method; it starts from the student of the previous stage.
 
     Attributes:
-        name: Names its folder in the run.
-        share: Of the recipe's steps; the shares of all stages add up to 1.
+        name: Name of the stage and of its folder in the run.
+        share: Share of the recipe's steps; the shares of all stages add up to 1.
         lr_mult: Factor of the recipe's learning rates; a discriminator has its own rate.
-        schedule_stop: How far the decay of the rate has come at the stage's end, in (0, 1].
+        schedule_stop: Progress of the learning rate decay at the end of the stage, in (0, 1].
         objective: What is minimised.
-        source_sampling: `uniform`, `class_balanced` by image-level class counts, or `rare_class`;
-            null as the recipe's source says.
-        source_jitter: Of the source images that are trained on; null leaves them as they are.
-        batch_norm: As in `model`; null keeps the model's.
-        pseudo_labels: Of the target, made by the student that the stage starts from.
-        target: How target images are cut; null as the recipe says.
+        source_sampling: `uniform`, `class_balanced` (by image-level class counts) or `rare_class`;
+            null uses the recipe's `source.sampling`.
+        source_jitter: Colour jitter of source images; null for no jitter.
+        batch_norm: As in `model`; null keeps that of the model.
+        pseudo_labels: How the student that the stage starts from labels the target.
+        target: Size and crop of target images; null keeps those of the recipe.
     """
 
     name: str
@@ -231,10 +233,10 @@ class Stage:
 
 @dataclass(frozen=True)
 class Staged(WholeRun):
-    """Stages one after another in one run (SPCL).
+    """Several stages in one run (SPCL).
 
     Attributes:
-        stages: In order.
+        stages: The stages, in order.
     """
 
     kind: Literal["staged"]
@@ -246,7 +248,7 @@ Method = SourceOnly | SelfTraining | Adversarial | EntropyMinimization | Staged
 
 
 def stage_ends(method: Staged, steps: int) -> tuple[int, ...]:
-    """Return the step at which each stage is over; the last is the recipe's."""
+    """Return the first step after each stage; the last is the number of steps of the recipe."""
     ends, share = [], 0.0
     for stage in method.stages:
         share += stage.share

@@ -1,4 +1,4 @@
-"""Which values of a method's section are out of range."""
+"""Range checks of the `method` section."""
 
 import re
 
@@ -21,181 +21,199 @@ from udaseg.recipe.terms import Prototypes, Semantic
 Found = list[tuple[str, str]]
 
 
-def require(found: Found, where: str, holds: bool, must: str, value: object) -> None:
-    """List `where` with what its value must be, unless that holds."""
+def require(problems: Found, key: str, holds: bool, must: str, value: object) -> None:
+    """Append `key` with what its value must be, unless `holds`."""
     if not holds:
-        found.append((where, f"must be {must}, got {value}"))
+        problems.append((key, f"must be {must}, got {value}"))
 
 
-def _self_training_problems(found: Found, method: SelfTraining, where: str) -> None:
-    def unit(part: str, value: float) -> None:
-        require(found, f"{where}.{part}", 0 <= value <= 1, "in [0, 1]", value)
+def _self_training_problems(problems: Found, method: SelfTraining, key: str) -> None:
+    def unit(name: str, value: float) -> None:
+        require(problems, f"{key}.{name}", 0 <= value <= 1, "in [0, 1]", value)
 
     unit("teacher.momentum", method.teacher.momentum)
     unit("mixing.confidence", method.mixing.confidence)
     unit("augmentation.jitter_probability", method.augmentation.jitter_probability)
     unit("augmentation.blur_probability", method.augmentation.blur_probability)
     require(
-        found,
-        f"{where}.augmentation.jitter",
+        problems,
+        f"{key}.augmentation.jitter",
         0 <= method.augmentation.jitter <= 0.5,
         "in [0, 0.5] (hue turns at most half a circle)",
         method.augmentation.jitter,
     )
     low, high = method.augmentation.blur_sigma
-    sigmas = 0 < low <= high <= 2
+    valid = 0 < low <= high <= 2
     must = "rising, above 0 and at most 2 px"
-    require(found, f"{where}.augmentation.blur_sigma", sigmas, must, (low, high))
-    require(found, f"{where}.mix_weight", method.mix_weight >= 0, "at least 0", method.mix_weight)
+    require(problems, f"{key}.augmentation.blur_sigma", valid, must, (low, high))
+    require(problems, f"{key}.mix_weight", method.mix_weight >= 0, "at least 0", method.mix_weight)
     if method.prototypes is not None:
-        _prototype_problems(found, method.prototypes, f"{where}.prototypes")
+        _prototype_problems(problems, method.prototypes, f"{key}.prototypes")
     if (semantic := method.semantic) is not None:
-        _semantic_problems(found, semantic, f"{where}.semantic")
-        alone = method.regional is None
-        require(found, f"{where}.semantic", alone, "alone: regional has its own projector", "both")
+        _semantic_problems(problems, semantic, f"{key}.semantic")
+        no_regional = method.regional is None
+        require(
+            problems,
+            f"{key}.semantic",
+            no_regional,
+            "used without regional, which has its own projector",
+            "both",
+        )
     if (regional := method.regional) is not None:
         unit("regional.min_confidence", regional.min_confidence)
-        require(found, f"{where}.regional.weight", regional.weight >= 0, ">= 0", regional.weight)
+        require(problems, f"{key}.regional.weight", regional.weight >= 0, ">= 0", regional.weight)
         require(
-            found,
-            f"{where}.regional.temperature",
+            problems,
+            f"{key}.regional.temperature",
             regional.temperature > 0,
             "above 0",
             regional.temperature,
         )
-        require(found, f"{where}.regional.start", regional.start >= 0, ">= 0", regional.start)
-        for part in ("bank_steps", "cells_per_view", "region_size"):
-            value = getattr(regional, part)
-            require(found, f"{where}.regional.{part}", value >= 1, "at least 1", value)
+        require(problems, f"{key}.regional.start", regional.start >= 0, ">= 0", regional.start)
+        for name in ("bank_steps", "cells_per_view", "region_size"):
+            value = getattr(regional, name)
+            require(problems, f"{key}.regional.{name}", value >= 1, "at least 1", value)
         require(
-            found,
-            f"{where}.regional.projector.channels",
+            problems,
+            f"{key}.regional.projector.channels",
             regional.projector.channels >= 1,
             "at least 1",
             regional.projector.channels,
         )
 
 
-def method_problems(found: Found, method: Method, steps: int) -> None:
-    """List every value of a method that is out of range."""
+def method_problems(problems: Found, method: Method, steps: int) -> None:
+    """Append the values of a method that are out of range."""
     images = method.target_statistics
-    require(found, "method.target_statistics", images >= 0, "at least 0", images)
+    require(problems, "method.target_statistics", images >= 0, "at least 0", images)
     if isinstance(method, Staged):
-        _staged_problems(found, method, steps)
+        _staged_problems(problems, method, steps)
     else:
-        _objective_problems(found, method, "method")
+        _objective_problems(problems, method, "method")
 
 
-def _objective_problems(found: Found, method: Objective, where: str) -> None:
+def _objective_problems(problems: Found, method: Objective, key: str) -> None:
     match method:
         case SelfTraining():
-            _self_training_problems(found, method, where)
+            _self_training_problems(problems, method, key)
         case Adversarial():
-            for part in ("temperature", "discriminator_lr"):
-                value = getattr(method, part)
-                require(found, f"{where}.{part}", value > 0, "above 0", value)
-            require(found, f"{where}.weight", method.weight >= 0, "at least 0", method.weight)
+            for name in ("temperature", "discriminator_lr"):
+                value = getattr(method, name)
+                require(problems, f"{key}.{name}", value > 0, "above 0", value)
+            require(problems, f"{key}.weight", method.weight >= 0, "at least 0", method.weight)
         case EntropyMinimization():
-            require(found, f"{where}.weight", method.weight >= 0, "at least 0", method.weight)
+            require(problems, f"{key}.weight", method.weight >= 0, "at least 0", method.weight)
             if method.power is not None:
-                require(found, f"{where}.power", method.power > 0, "above 0", method.power)
+                require(problems, f"{key}.power", method.power > 0, "above 0", method.power)
             if method.band is not None:
                 band = method.band
-                require(found, f"{where}.band", 0 <= band <= 0.5, "in [0, 0.5]", band)
+                require(problems, f"{key}.band", 0 <= band <= 0.5, "in [0, 0.5]", band)
         case PrototypeAlignment():
-            _prototype_problems(found, method.prototypes, f"{where}.prototypes")
+            _prototype_problems(problems, method.prototypes, f"{key}.prototypes")
         case SourceOnly() | SelfDistillation():
             pass
 
 
-def _prototype_problems(found: Found, prototypes: Prototypes, where: str) -> None:
-    momentum, tau = prototypes.momentum, prototypes.temperature
-    require(found, f"{where}.momentum", 0 <= momentum <= 1, "in [0, 1]", momentum)
-    require(found, f"{where}.weight", prototypes.weight >= 0, ">= 0", prototypes.weight)
-    sure = prototypes.min_confidence
-    require(found, f"{where}.min_confidence", 0 <= sure <= 1, "in [0, 1]", sure)
-    require(found, f"{where}.temperature", tau > 0, "above 0", tau)
+def _prototype_problems(problems: Found, prototypes: Prototypes, key: str) -> None:
+    momentum, temperature = prototypes.momentum, prototypes.temperature
+    require(problems, f"{key}.momentum", 0 <= momentum <= 1, "in [0, 1]", momentum)
+    require(problems, f"{key}.weight", prototypes.weight >= 0, ">= 0", prototypes.weight)
+    min_confidence = prototypes.min_confidence
+    require(
+        problems, f"{key}.min_confidence", 0 <= min_confidence <= 1, "in [0, 1]", min_confidence
+    )
+    require(problems, f"{key}.temperature", temperature > 0, "above 0", temperature)
 
 
-def _semantic_problems(found: Found, semantic: Semantic, where: str) -> None:
-    momentum, tau = semantic.momentum, semantic.temperature
-    require(found, f"{where}.momentum", 0 <= momentum <= 1, "in [0, 1]", momentum)
-    require(found, f"{where}.temperature", tau > 0, "above 0", tau)
-    require(found, f"{where}.weight", semantic.weight >= 0, "at least 0", semantic.weight)
-    require(found, f"{where}.start", semantic.start >= 0, "at least 0", semantic.start)
-    for part in ("bank_rows", "channels"):
-        value = getattr(semantic, part)
-        require(found, f"{where}.{part}", value >= 1, "at least 1", value)
+def _semantic_problems(problems: Found, semantic: Semantic, key: str) -> None:
+    momentum, temperature = semantic.momentum, semantic.temperature
+    require(problems, f"{key}.momentum", 0 <= momentum <= 1, "in [0, 1]", momentum)
+    require(problems, f"{key}.temperature", temperature > 0, "above 0", temperature)
+    require(problems, f"{key}.weight", semantic.weight >= 0, "at least 0", semantic.weight)
+    require(problems, f"{key}.start", semantic.start >= 0, "at least 0", semantic.start)
+    for name in ("bank_rows", "channels"):
+        value = getattr(semantic, name)
+        require(problems, f"{key}.{name}", value >= 1, "at least 1", value)
 
 
-def _staged_problems(found: Found, method: Staged, steps: int) -> None:
+def _staged_problems(problems: Found, method: Staged, steps: int) -> None:
     stages = method.stages
     if not stages:
-        found.append(("method.stages", "must name at least one stage"))
+        problems.append(("method.stages", "must name at least one stage"))
         return
     total = sum(stage.share for stage in stages)
-    require(found, "method.stages", abs(total - 1) < 1e-6, "shares that add up to 1", total)
+    require(problems, "method.stages", abs(total - 1) < 1e-6, "shares that add up to 1", total)
     names = [stage.name for stage in stages]
     for number, stage in enumerate(stages):
-        where = f"method.stages[{number}]"
-        plain = re.fullmatch(r"[a-z0-9_]+", stage.name) is not None
-        require(found, f"{where}.name", plain, "a-z, 0-9 and '_'", repr(stage.name))
-        alone = names.count(stage.name) == 1
-        require(found, f"{where}.name", alone, "a name of its own", repr(stage.name))
-        require(found, f"{where}.share", stage.share > 0, "above 0", stage.share)
-        require(found, f"{where}.lr_mult", stage.lr_mult > 0, "above 0", stage.lr_mult)
-        stop = stage.schedule_stop
-        require(found, f"{where}.schedule_stop", 0 < stop <= 1, "in (0, 1]", stop)
+        key = f"method.stages[{number}]"
+        valid = re.fullmatch(r"[a-z0-9_]+", stage.name) is not None
+        require(problems, f"{key}.name", valid, "a-z, 0-9 and '_'", repr(stage.name))
+        unique = names.count(stage.name) == 1
+        require(problems, f"{key}.name", unique, "a unique name", repr(stage.name))
+        require(problems, f"{key}.share", stage.share > 0, "above 0", stage.share)
+        require(problems, f"{key}.lr_mult", stage.lr_mult > 0, "above 0", stage.lr_mult)
+        schedule_stop = stage.schedule_stop
+        require(
+            problems, f"{key}.schedule_stop", 0 < schedule_stop <= 1, "in (0, 1]", schedule_stop
+        )
         if (jitter := stage.source_jitter) is not None:
-            strong, hue = jitter.strength, jitter.hue
-            require(found, f"{where}.source_jitter.strength", 0 <= strong <= 1, "in [0, 1]", strong)
-            require(found, f"{where}.source_jitter.hue", 0 <= hue <= 0.5, "in [0, 0.5]", hue)
-        _stage_spare_problems(found, stage, where)
-        _stage_label_problems(found, stage, number, where)
-        _objective_problems(found, stage.objective, f"{where}.objective")
+            strength, hue = jitter.strength, jitter.hue
+            require(
+                problems, f"{key}.source_jitter.strength", 0 <= strength <= 1, "in [0, 1]", strength
+            )
+            require(problems, f"{key}.source_jitter.hue", 0 <= hue <= 0.5, "in [0, 0.5]", hue)
+        _stage_spare_problems(problems, stage, key)
+        _stage_label_problems(problems, stage, number, key)
+        _objective_problems(problems, stage.objective, f"{key}.objective")
     begin = 0
     for number, end in enumerate(stage_ends(method, steps)):
         if end <= begin and total > 0:
-            what = f"{steps}, which leaves no step for method.stages[{number}]"
-            found.append(("steps", f"must give each stage a step, got {what}"))
+            steps_of_stage = f"{steps}, which leaves no step for method.stages[{number}]"
+            problems.append(("steps", f"must give each stage a step, got {steps_of_stage}"))
         begin = end
 
 
-def _stage_spare_problems(found: Found, stage: Stage, where: str) -> None:
-    """List what a stage says about images that it does not see, or what the whole run says."""
+def _stage_spare_problems(problems: Found, stage: Stage, key: str) -> None:
+    """Append settings for images that the stage does not use, or that belong to the whole run."""
     kind = stage.objective.kind
     if isinstance(stage.objective, WholeRun) and stage.objective.target_statistics:
-        where_else = "must be left out: it belongs to the run, at method.target_statistics"
-        found.append((f"{where}.objective.target_statistics", where_else))
+        problem = "must be left out: set it for the whole run, as method.target_statistics"
+        problems.append((f"{key}.objective.target_statistics", problem))
     if stage.target is not None and kind == "source_only":
-        found.append((f"{where}.target", f"must be left out: {kind} sees no target image"))
+        problems.append((f"{key}.target", f"must be left out: {kind} uses no target images"))
     if kind == "self_distillation":
         if stage.source_jitter is not None:
-            found.append((f"{where}.source_jitter", f"must be left out: {kind} sees no source"))
+            problems.append(
+                (f"{key}.source_jitter", f"must be left out: {kind} uses no source images")
+            )
         if stage.source_sampling is not None:
-            found.append((f"{where}.source_sampling", f"must be left out: {kind} sees no source"))
+            problems.append(
+                (f"{key}.source_sampling", f"must be left out: {kind} uses no source images")
+            )
 
 
-def _stage_label_problems(found: Found, stage: Stage, number: int, where: str) -> None:
-    needs = isinstance(stage.objective, PrototypeAlignment | SelfDistillation)
+def _stage_label_problems(problems: Found, stage: Stage, number: int, key: str) -> None:
+    needs_labels = isinstance(stage.objective, PrototypeAlignment | SelfDistillation)
     labelling = stage.pseudo_labels
-    if needs != (labelling is not None):
-        must = "given: this objective learns from pseudo-labels"
-        spare = "left out: this objective learns from none"
-        found.append((f"{where}.pseudo_labels", f"must be {must if needs else spare}"))
-    if needs and number == 0:
-        what = "must not come first: nothing could make its pseudo-labels"
-        found.append((f"{where}.objective", what))
+    if needs_labels != (labelling is not None):
+        missing = "given: this objective trains on pseudo-labels"
+        superfluous = "left out: this objective uses no pseudo-labels"
+        problems.append(
+            (f"{key}.pseudo_labels", f"must be {missing if needs_labels else superfluous}")
+        )
+    if needs_labels and number == 0:
+        problem = "must not come first: no earlier stage can create its pseudo-labels"
+        problems.append((f"{key}.objective", problem))
     if labelling is not None:
-        for part in ("quantile", "cap"):
-            value = getattr(labelling, part)
-            require(found, f"{where}.pseudo_labels.{part}", 0 <= value <= 1, "in [0, 1]", value)
+        for name in ("quantile", "cap"):
+            value = getattr(labelling, name)
+            require(problems, f"{key}.pseudo_labels.{name}", 0 <= value <= 1, "in [0, 1]", value)
     if (target := stage.target) is not None:
         low, high = target.scale
         rising = 0 < low <= high
-        require(found, f"{where}.target.scale", rising, "rising and above 0", (low, high))
-        require(found, f"{where}.target.batch", target.batch >= 1, "at least 1", target.batch)
-        for part in ("resize", "crop"):
-            size = getattr(target, part)
+        require(problems, f"{key}.target.scale", rising, "rising and above 0", (low, high))
+        require(problems, f"{key}.target.batch", target.batch >= 1, "at least 1", target.batch)
+        for name in ("resize", "crop"):
+            size = getattr(target, name)
             if size is not None:
-                require(found, f"{where}.target.{part}", min(size) >= 1, "two sizes >= 1 px", size)
+                require(problems, f"{key}.target.{name}", min(size) >= 1, "two sizes >= 1 px", size)

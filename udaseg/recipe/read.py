@@ -1,8 +1,8 @@
-"""From nodes to the schema's dataclasses, by their annotations; lists every fault with its place.
+"""Converts nodes to the dataclasses of the schema, and lists every error with its position.
 
-A new dataclass or field in the schema needs no change here. Annotations may be str, int, float,
-bool, Literal, tuple, a dataclass, `X | None`, and a union of dataclasses that differ in a Literal
-`kind`.
+It follows the annotations, so a new dataclass or field in the schema needs no change here.
+Annotations can be str, int, float, bool, Literal, tuple, a dataclass, `X | None`, and a union of
+dataclasses that differ in a Literal `kind`.
 """
 
 import re
@@ -32,16 +32,12 @@ _WORDS = {
 }
 _MAX_HINTS = 40
 
-# A value that could not be read; its fault is listed.
+# Stands for a value that could not be read; its error is already listed.
 UNREAD: Any = object()
 
 
 class Reader:
-    """Reads values by annotation.
-
-    Args:
-        faults: Takes what is wrong.
-    """
+    """Reads values by annotation; adds errors to `faults`."""
 
     def __init__(self, faults: Faults) -> None:
         self._faults = faults
@@ -49,13 +45,13 @@ class Reader:
         self._places: dict[str, str] = {}
 
     def place(self, key: str) -> str:
-        """Return the position of a dotted key, or of the nearest section around it."""
+        """Return the position of a dotted key, or of the nearest enclosing section."""
         while key and key not in self._places:
             key = re.sub(r"(^|\.)[^.\[]*$|\[[0-9]+\]$", "", key)
         return self._places[key]
 
     def read(self, annotation: Any, node: Node, key: str = "") -> Any:
-        """Return the value of `node`, or `UNREAD` after listing why it is none."""
+        """Return the value of `node`, or `UNREAD` after listing an error."""
         self._places.setdefault(key, node.where)
         if isinstance(node, Broken):
             return UNREAD
@@ -77,8 +73,8 @@ class Reader:
         except WordError as refused:
             return self._fault(node, key, str(refused))
 
-    def _fault(self, node: Node, key: str, what: str) -> Any:
-        self._faults.add(node.where, key, what)
+    def _fault(self, node: Node, key: str, problem: str) -> Any:
+        self._faults.add(node.where, key, problem)
         return UNREAD
 
     def _union(self, annotation: Any, node: Node, key: str) -> Any:
@@ -94,8 +90,8 @@ class Reader:
             trial = Reader(Faults())
             if (value := trial.read(member, node, key)) is not UNREAD:
                 return value
-        shown = scalars.got(node) if isinstance(node, Word) else _shape(node)
-        return self._fault(node, key, f"must be {described(annotation)}, got {shown}")
+        written = scalars.got(node) if isinstance(node, Word) else _shape(node)
+        return self._fault(node, key, f"must be {described(annotation)}, got {written}")
 
     def _kind(self, members: Sequence[Any], node: Section, key: str) -> Any:
         kinds = {
@@ -104,65 +100,67 @@ class Reader:
             for kind in typing.get_args(type_hints(member)["kind"])
         }
         if "kind" not in node.entries:
-            what = f"is missing: one of {', '.join(kinds)}"
-            self._faults.add(self._places[key], _join(key, "kind"), what)
+            problem = f"is missing: one of {', '.join(kinds)}"
+            self._faults.add(self._places[key], _join(key, "kind"), problem)
             return UNREAD
-        where, word = node.entries["kind"]
-        self._places[_join(key, "kind")] = where
+        position, word = node.entries["kind"]
+        self._places[_join(key, "kind")] = position
         kind = self.read(Literal[tuple(kinds)], word, _join(key, "kind"))
         return UNREAD if kind is UNREAD else self._section(kinds[kind], node, key, f" of {kind}")
 
     def _section(self, cls: Any, node: Node, key: str, of: str = "") -> Any:
         if not isinstance(node, Section):
             names = ", ".join(part.name for part in fields(cls))
-            what = f"must be a section with {names}, got {_shape(node)}"
-            return self._fault(node, key, what)
+            problem = f"must be a section with {names}, got {_shape(node)}"
+            return self._fault(node, key, problem)
         hints = type_hints(cls)
         values: dict[str, Any] = {}
-        meant: set[str] = set()
-        for name, (where, child) in node.entries.items():
+        suggested: set[str] = set()
+        for name, (position, child) in node.entries.items():
             if name in hints:
-                self._places[_join(key, name)] = where
+                self._places[_join(key, name)] = position
                 values[name] = self.read(hints[name], child, _join(key, name))
             else:
-                meant.add(self._unknown(cls, node, key, name, of))
+                suggested.add(self._unknown(cls, node, key, name, of))
         for part in fields(cls):
             required = part.default is MISSING and part.default_factory is MISSING
             if required and part.name not in values:
                 values[part.name] = UNREAD
-                if part.name not in meant:
-                    what = f"is missing: {described(hints[part.name])}"
-                    self._faults.add(self._places[key], _join(key, part.name), what)
+                if part.name not in suggested:
+                    problem = f"is missing: {described(hints[part.name])}"
+                    self._faults.add(self._places[key], _join(key, part.name), problem)
         return UNREAD if any(value is UNREAD for value in values.values()) else cls(**values)
 
     def _unknown(self, cls: Any, node: Section, key: str, name: str, of: str) -> str:
-        """List an unknown key and return the key that was probably meant."""
+        """List an unknown key, and return the key that was probably meant."""
         self._hints += 1
         options = [part.name for part in fields(cls)]
         hint = None
         if self._hints <= _MAX_HINTS:
             hint = key_hint(name, key, options, tuple(node.entries))
-        instead = f"; did you mean '{hint}'?" if hint else f"; known are {', '.join(options)}"
-        what = f"unknown key{of}{instead}"
-        self._faults.add(node.entries[name][0], _join(key, name), what)
+        suggestion = f"; did you mean '{hint}'?" if hint else f"; known keys: {', '.join(options)}"
+        problem = f"unknown key{of}{suggestion}"
+        self._faults.add(node.entries[name][0], _join(key, name), problem)
         return hint or ""
 
     def _items(self, annotation: Any, node: Node, key: str) -> Any:
-        of = typing.get_args(annotation)
-        must = described(annotation)
+        item_types = typing.get_args(annotation)
+        expected = described(annotation)
         if not isinstance(node, Items):
-            shown = scalars.got(node) if isinstance(node, Word) else _shape(node)
+            written = scalars.got(node) if isinstance(node, Word) else _shape(node)
             example = ""
             if isinstance(node, Word) and (numbers := re.findall("[0-9]+", node.text)):
-                wanted = len(numbers) if Ellipsis in of else len(of)
-                example = f"; write [{', '.join((numbers * wanted)[:wanted])}]"
-            return self._fault(node, key, f"must be {must}, got {shown}{example}")
-        inner = [of[0]] * len(node.items) if Ellipsis in of else list(of)
-        if len(inner) != len(node.items):
-            return self._fault(node, key, f"must be {must}, got {len(node.items)}")
+                length = len(numbers) if Ellipsis in item_types else len(item_types)
+                example = f"; write [{', '.join((numbers * length)[:length])}]"
+            return self._fault(node, key, f"must be {expected}, got {written}{example}")
+        annotations = (
+            [item_types[0]] * len(node.items) if Ellipsis in item_types else list(item_types)
+        )
+        if len(annotations) != len(node.items):
+            return self._fault(node, key, f"must be {expected}, got {len(node.items)}")
         values = [
             self.read(part, item, f"{key}[{number}]")
-            for number, (part, item) in enumerate(zip(inner, node.items, strict=True))
+            for number, (part, item) in enumerate(zip(annotations, node.items, strict=True))
         ]
         return UNREAD if any(value is UNREAD for value in values) else tuple(values)
 
@@ -174,18 +172,24 @@ def type_hints(cls: type) -> dict[str, Any]:
 
 
 def described(annotation: Any) -> str:
-    """Return in words what a value of this annotation is."""
-    origin, of = typing.get_origin(annotation), typing.get_args(annotation)
+    """Return a description of the values that an annotation allows."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if annotation in _WORDS:
         return _WORDS[annotation][0]
     if origin is Literal:
-        return f"one of {', '.join(map(str, of))}" if len(of) > 1 else str(of[0])
+        return (
+            f"one of {', '.join(map(str, arguments))}" if len(arguments) > 1 else str(arguments[0])
+        )
     if origin in (Union, types.UnionType):
-        members = [described(member) for member in of if member is not types.NoneType]
-        return " or ".join(dict.fromkeys(members)) + " or null" * (types.NoneType in of)
+        members = [described(member) for member in arguments if member is not types.NoneType]
+        return " or ".join(dict.fromkeys(members)) + " or null" * (types.NoneType in arguments)
     if origin is tuple:
-        plural = _WORDS[of[0]][1] if of[0] in _WORDS else "sections"
-        return f"a list of {plural}" if Ellipsis in of else f"a list of {len(of)} {plural}"
+        plural = _WORDS[arguments[0]][1] if arguments[0] in _WORDS else "sections"
+        return (
+            f"a list of {plural}"
+            if Ellipsis in arguments
+            else f"a list of {len(arguments)} {plural}"
+        )
     if is_dataclass(annotation):
         return "a section"
     return "null"
@@ -201,9 +205,9 @@ def _choice(options: Sequence[object], word: Word) -> object:
     if value in options:
         return value
     hint = close(word.text, [str(option) for option in options]) if not numeric else None
-    instead = f"; did you mean '{hint}'?" if hint else ""
+    suggestion = f"; did you mean '{hint}'?" if hint else ""
     listed = ", ".join(map(str, options))
-    raise WordError(f"must be one of {listed}, got {scalars.got(word)}{instead}")
+    raise WordError(f"must be one of {listed}, got {scalars.got(word)}{suggestion}")
 
 
 def _shape(node: Node) -> str:

@@ -1,4 +1,4 @@
-"""From the words of `udaseg train` and `udaseg adapt` to a recipe file and its overrides."""
+"""Turns the arguments of `udaseg train` and `udaseg adapt` into a recipe."""
 
 import json
 from collections.abc import Sequence
@@ -15,21 +15,21 @@ from udaseg.recipe.text import clipped
 
 @dataclass(frozen=True)
 class Everyday:
-    """The everyday options that change a recipe; None leaves it as it is.
+    """Command-line options that override a recipe; None changes nothing.
 
     Attributes:
-        source: Data of the source.
-        target: Data of the target.
-        seed: Of all randomness.
-        steps: Optimiser steps.
-        batch: Images a step from each domain.
-        device: Where to compute.
-        precision: Of the network's arithmetic.
+        source: Source data.
+        target: Target data.
+        seed: Random seed.
+        steps: Number of optimizer steps.
+        batch: Batch size per domain.
+        device: Device to compute on.
+        precision: Numeric precision of the network.
         workers: Loader processes.
         tensorboard: `require` or `never`.
-        keep_best: Criterion by which the best checkpoint is kept.
+        keep_best: Criterion of the best checkpoint to keep.
         compile: Compile the networks.
-        deterministic: Only kernels that give the same bits each time.
+        deterministic: Use deterministic kernels.
     """
 
     source: str | None = None
@@ -46,7 +46,7 @@ class Everyday:
     deterministic: bool | None = None
 
     def overrides(self) -> list[str]:
-        """Return the options as `KEY=VALUE`; text is quoted, so it stays text."""
+        """Return the options as `KEY=VALUE`; text is quoted, so that it is read as text."""
         keys = {
             "source": ("source.data",),
             "target": ("target.data",),
@@ -68,39 +68,39 @@ class Everyday:
 
 
 def split_words(words: Sequence[str]) -> tuple[str | None, list[str]]:
-    """Return the RECIPE among the words, if any, and the `KEY=VALUE` overrides.
+    """Return the RECIPE among the arguments, if any, and the `KEY=VALUE` overrides.
 
     Raises:
-        UsageError: More than one word is no override.
+        UsageError: More than one argument is not an override.
     """
     overrides = [word for word in words if "=" in word and "/" not in word.partition("=")[0]]
-    rest = [word for word in words if word not in overrides]
-    if len(rest) > 1:
-        shown = " ".join(map(clipped, rest))
-        raise UsageError(f"one RECIPE at most, got {shown}; an override is written KEY=VALUE")
-    return (rest[0] if rest else None), overrides
+    recipes = [word for word in words if word not in overrides]
+    if len(recipes) > 1:
+        shown = " ".join(map(clipped, recipes))
+        raise UsageError(f"give at most one RECIPE, got {shown}; write an override as KEY=VALUE")
+    return (recipes[0] if recipes else None), overrides
 
 
 def scores_another_target(
-    recipe: Recipe, own: tuple[str | None, str | None], words: Sequence[str]
+    recipe: Recipe, file_data: tuple[str | None, str | None], words: Sequence[str]
 ) -> bool:
-    """Return whether the recipe's validation data say nothing about what the user trains on.
+    """Return whether the recipe validates on other data than the user trains on.
 
-    A target that the user brings need not have labels, and those of the recipe's own target say
-    nothing about it; `validation.data=...` scores what the user asks for.
+    The user's own target may have no labels, and a score on the target of the recipe file would
+    not describe it. An explicit `validation.data=...` is always scored.
 
     Args:
-        recipe: With all overrides.
-        own: Source and target data that the recipe's file names.
+        recipe: The recipe with all overrides.
+        file_data: Source and target data in the recipe file.
         words: The overrides.
     """
     if recipe.validation.data is None:
         return False
     if any(word.startswith(("validation=", "validation.data=")) for word in words):
         return False
-    own_source, own_target = own
-    others_source = recipe.method.kind == "source_only" and recipe.source.data != own_source
-    return recipe.target.data != own_target or others_source
+    file_source, file_target = file_data
+    other_source = recipe.method.kind == "source_only" and recipe.source.data != file_source
+    return recipe.target.data != file_target or other_source
 
 
 def requested(
@@ -110,29 +110,29 @@ def requested(
     method: str | None = None,
     resume: Path | None = None,
 ) -> tuple[Recipe, Path]:
-    """Return the recipe that the user asks for, and its file.
+    """Return the recipe that the user requests, and its file.
 
     Args:
-        words: RECIPE and `KEY=VALUE` in any order.
+        words: RECIPE and `KEY=VALUE` arguments in any order.
         everyday: Options that become overrides.
-        default_method: Method when neither RECIPE nor `method` is given.
-        method: The user's `--method`.
-        resume: A run folder; its recipe is the one to continue.
+        default_method: Method if neither RECIPE nor `method` is given.
+        method: The value of `--method`.
+        resume: Run folder whose recipe is continued.
 
     Raises:
-        UsageError: The words contradict each other.
-        RecipeError: The recipe, or an override, is wrong.
+        UsageError: The arguments contradict each other.
+        RecipeError: The recipe or an override is wrong.
     """
     named, overrides = split_words(words)
     if resume is not None:
         if named is not None or method is not None:
             other = clipped(named) if named is not None else "--method"
-            raise UsageError(f"--resume takes the recipe of the run; leave out {other}")
+            raise UsageError(f"--resume uses the recipe of the run; leave out {other}")
         path = resume / "recipe.yaml"
         if not path.is_file():
             raise UsageError(
-                f"{clipped(str(resume), 300)}: not a run folder, it has no recipe.yaml; --init "
-                "CHECKPOINT starts a new run from weights"
+                f"{clipped(str(resume), 300)}: not a run folder, it has no recipe.yaml; use --init "
+                "CHECKPOINT to start a new run from weights"
             )
     elif named is None:
         path = choose_recipe(method or default_method, everyday.source, everyday.target)
@@ -144,8 +144,8 @@ def requested(
     if scores_another_target(recipe, domains(path), overrides):
         recipe = replace(recipe, validation=replace(recipe.validation, data=None))
     if recipe.expected is not None and not any(word.startswith("expected") for word in overrides):
-        # what is expected was found with the file's own numbers, whatever the seed
-        own = replace(load(path), seed=recipe.seed)
-        if numbers_of(own) != numbers_of(recipe):
+        # the expected score holds for the settings of the file, with any seed
+        unchanged = replace(load(path), seed=recipe.seed)
+        if numbers_of(unchanged) != numbers_of(recipe):
             recipe = replace(recipe, expected=None)
     return recipe, path

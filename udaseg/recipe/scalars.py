@@ -1,7 +1,8 @@
-"""From a word as written to a number, a truth value or text; refuses what YAML would change.
+"""Converts scalars to numbers, booleans or text, and refuses those that YAML would change.
 
-YAML 1.1 reads `0512` as 330, `12:30` as 750, `no` as false and `1e-4` as text. Here a word is read
-by the type of its field alone; where another reader could take it for something else it is refused.
+YAML 1.1 reads `0512` as 330, `12:30` as 750, `no` as false and `1e-4` as text. Here only the type
+of the field decides how a scalar is read. A scalar that other readers could read differently is
+refused.
 """
 
 import math
@@ -27,16 +28,16 @@ _TAGS |= {"timestamp": "a date", "merge": "a merge key", "value": "a default val
 
 
 class WordError(Exception):
-    """A word does not fit its field; the text says what it must be, what it is, and why."""
+    """A scalar does not fit its field; the message states what it must be, what it is, and why."""
 
 
 def got(word: Word) -> str:
-    """Return how to name the word in a message."""
+    """Return the scalar as messages show it."""
     return f"the text '{clipped(word.text)}'" if word.quoted else clipped(word.text) or "nothing"
 
 
 def whole_number(word: Word) -> int:
-    """Return the word as an int; floats, truth values and quoted numbers are refused."""
+    """Return the scalar as an int; floats, booleans and quoted numbers are refused."""
     must = "must be a whole number"
     if not word.quoted and _WHOLE.fullmatch(word.text):
         if len(word.text) > _MAX_DIGITS:
@@ -46,7 +47,7 @@ def whole_number(word: Word) -> int:
 
 
 def number(word: Word) -> float:
-    """Return the word as a float; whole numbers and `1e-4` are numbers, nan and inf are not."""
+    """Return the scalar as a float; accepts whole numbers and `1e-4`, but not nan and inf."""
     must = "must be a number"
     plain = not word.quoted and not _LEADING_ZERO.fullmatch(word.text)
     if not plain or not _NUMBER.fullmatch(word.text):
@@ -60,32 +61,34 @@ def number(word: Word) -> float:
 
 
 def truth(word: Word) -> bool:
-    """Return the word as a bool: `true` or `false`, nothing else."""
+    """Return the scalar as a bool; accepts only `true` and `false`."""
     if not word.quoted and word.text in ("true", "false"):
         return word.text == "true"
     lower = word.text.lower()
-    why = ""
+    hint = ""
     if word.quoted and lower in ("true", "false"):
-        why = "; remove the quotes"
+        hint = "; remove the quotes"
     elif lower in _TRUTH:
-        why = f"; only YAML 1.1 reads it as {_TRUTH[lower]}: write {_TRUTH[lower]}"
+        hint = f"; only YAML 1.1 reads it as {_TRUTH[lower]}: write {_TRUTH[lower]}"
     elif lower in ("true", "false"):
-        why = f"; write {lower} in lower case"
-    raise WordError(f"must be true or false, got {got(word)}{why}")
+        hint = f"; write {lower} in lower case"
+    raise WordError(f"must be true or false, got {got(word)}{hint}")
 
 
 def plain_text(word: Word) -> str:
-    """Return the word as text; what YAML reads as something else must be quoted."""
+    """Return the scalar as text; text that YAML would read as another type must be quoted."""
     if not word.text.strip():
         raise WordError(f"must be text, got {got(word) if word.quoted else 'nothing'}")
     if word.quoted or not (kind := reads_as(word.text)):
         return word.text
-    shown = clipped(word.text)
-    raise WordError(f"must be text, got {shown}, which YAML reads as {kind}; quote it: '{shown}'")
+    written = clipped(word.text)
+    raise WordError(
+        f"must be text, got {written}, which YAML reads as {kind}; quote it: '{written}'"
+    )
 
 
 def reads_as(text: str) -> str:
-    """Return what some YAML reader takes the unquoted text for; "" if all agree that it is text."""
+    """Return the type that some YAML reader assigns to the unquoted text; "" if all read text."""
     if _LEADING_ZERO.fullmatch(text) or _OTHER_BASE.fullmatch(text):
         return "a number in another base"
     if _BASE_60.fullmatch(text):
@@ -101,7 +104,7 @@ def reads_as(text: str) -> str:
 
 
 def is_null(word: Word) -> bool:
-    """Return whether the word is `null` (or `~`), unquoted."""
+    """Return whether the scalar is an unquoted `null` or `~`."""
     return not word.quoted and word.text in ("null", "~")
 
 
@@ -124,7 +127,7 @@ def _why_not_number(word: Word) -> str:
     if _BASE_60.fullmatch(text):
         return "; YAML 1.1 reads it as a base-60 number; write it in decimal"
     if _NOT_FINITE.fullmatch(text):
-        return "; only finite numbers"
+        return "; the number must be finite"
     if _OTHER_BASE.fullmatch(text) or ("_" in text and _NUMBER.fullmatch(text.replace("_", ""))):
         return "; write it in plain decimal digits"
     if _DATE.fullmatch(text):

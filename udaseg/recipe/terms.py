@@ -1,4 +1,4 @@
-"""What a contrastive term of a method may say in a recipe."""
+"""Recipe sections of the contrastive terms of a method."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,7 +10,7 @@ class Projector:
 
     Attributes:
         channels: Dimension of the embedding.
-        trainable: False leaves it at its random start (as RCCR was released).
+        trainable: False keeps the random initialisation (as in the released RCCR).
     """
 
     channels: int
@@ -23,18 +23,19 @@ class Regional:
 
     Attributes:
         weight: Weight of the loss at the last step.
-        ramp: Rise to it as exp(-5 (1 - sqrt(step/steps))); false is constant.
+        ramp: Increase to it as exp(-5 (1 - sqrt(step/steps))); false keeps it constant.
         start: First step with contrast.
         temperature: Softmax temperature.
         min_confidence: Anchors need a teacher confidence above this.
-        bank_steps: Steps that the memory bank spans.
-        cells_per_view: Random cells of each view that a step puts into the bank.
+        bank_steps: Number of steps whose cells the memory bank holds.
+        cells_per_view: Random cells of each view that a step adds to the bank.
         region_size: Side of a region in cells, average-pooled; 1 as released.
-        square_per: One CutMix square a `batch` (as released) or an `image`.
-        keep_ignored: Ignored cells enter the bank, as negatives of everything (as released).
-        negative_sampling: Drop bank rows of the anchor's class (false only to ablate).
-        positive_filtering: Drop anchors of low confidence (false only to ablate).
-        momentum_head: Keys come from the teacher's head; false uses the student's (to ablate).
+        square_per: One CutMix square per `batch` (as released) or per `image`.
+        keep_ignored: Add ignored cells to the bank, as negatives of all anchors (as released).
+        negative_sampling: Drop bank rows of the anchor's class (false only for ablation).
+        positive_filtering: Drop anchors of low confidence (false only for ablation).
+        momentum_head: Compute keys with the teacher's head; false uses the student's (for
+            ablation).
         projector: The projection head.
     """
 
@@ -61,11 +62,11 @@ class Prototypes:
     Attributes:
         weight: Weight of the term.
         temperature: Softmax temperature.
-        momentum: Share of a prototype that stays at an update.
-        absent: The prototype of a class that is not in the batch is `keep` or `fade` (as released).
-        normalise: Scale prototypes to unit length after an update (the release does not).
-        min_confidence: A cell of a mixed image counts when the teacher is this sure of its label;
-            only in self-training, SPCL's own stages have thresholds of their own.
+        momentum: Share of a prototype that is kept at an update.
+        absent: Prototypes of classes that are not in the batch: `keep` or `fade` (as released).
+        normalise: Scale prototypes to unit length after an update (not in the release).
+        min_confidence: Minimum confidence of the teacher for a cell of a mixed image to count.
+            Only in self-training; the stages of SPCL have their own thresholds.
     """
 
     weight: float
@@ -78,16 +79,16 @@ class Prototypes:
 
 @dataclass(frozen=True)
 class Semantic:
-    """SePiCo's contrast with the class statistics of the teacher's source embeddings.
+    """SePiCo's contrast with class statistics of the teacher's source embeddings.
 
     Attributes:
         variant: `prototype`, `bank` or `distribution` (ProtoCL, BankCL, DistCL).
         weight: Weight of the term.
         temperature: Softmax temperature.
-        momentum: Weight that older vectors keep at an update; 1 is the mean over all of them.
-        bank_rows: Batch means kept of each class; only the bank variant uses them.
+        momentum: Weight of older vectors at an update; 1 gives the mean over all of them.
+        bank_rows: Batch means kept per class; used only by the bank variant.
         channels: Dimension of the embedding.
-        start: First step with contrast; the statistics learn from step 0.
+        start: First step with contrast; the statistics are updated from step 0.
     """
 
     variant: Literal["prototype", "bank", "distribution"]

@@ -1,7 +1,7 @@
-"""From YAML text to nodes that know where they stand, within limits. Decides no types.
+"""Parses YAML text to nodes with positions, within limits; does not convert scalars to types.
 
-PyYAML's composer and constructor are recursive, follow aliases and turn words into other things, so
-only its event stream is used: every word stays as it was written, with its file, line and column.
+PyYAML's composer and constructor are recursive, follow aliases and convert scalars, so this module
+uses only its event stream. Every scalar stays as written, with its file, line and column.
 """
 
 import re
@@ -19,7 +19,7 @@ MAX_DEPTH = 32
 MAX_NODES = 5_000
 _MAX_LISTED = 100
 
-# Direction marks and invisible characters make a line read unlike what it says.
+# Direction marks and invisible characters, which make a line look different from its content.
 _HIDDEN = "\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff"
 _UNSAFE = re.compile(f"[^\t\n\r\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]|[{_HIDDEN}]")
 _UNSAFE_IN_VALUE = re.compile(f"{_UNSAFE.pattern}|[\t\n\r]")
@@ -31,8 +31,8 @@ class Word:
 
     Attributes:
         text: The characters, without quotes.
-        quoted: It stood in quotes or in a block scalar, so it is text whatever it looks like.
-        where: Its position.
+        quoted: It was quoted or a block scalar, so it is always text.
+        where: Its position, as `FILE:LINE:COL`.
     """
 
     text: str
@@ -58,7 +58,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Broken:
-    """A node whose fault is already listed; readers pass over it."""
+    """A node whose error is already listed; readers skip it."""
 
     where: str
 
@@ -67,39 +67,39 @@ Node = Word | Items | Section | Broken
 
 
 def printable(text: str) -> str:
-    """Return `text` with control, direction and invisible characters written as escapes.
+    """Return `text` with control, direction and invisible characters escaped.
 
-    Line ends and tabs stay; what is left can be shown on a terminal as it is.
+    Line ends and tabs are kept. The result is safe to print on a terminal.
     """
     return _UNSAFE.sub(lambda match: match.group().encode("unicode_escape").decode(), text)
 
 
 def clipped(text: str, longest: int = 60) -> str:
-    """Return `text` on one line, printable and not longer than about `longest` characters."""
+    """Return `text` printable on one line, cut to about `longest` characters."""
     short = text if len(text) <= longest else f"{text[:longest]}…"
     return _UNSAFE_IN_VALUE.sub(lambda m: m.group().encode("unicode_escape").decode(), short)
 
 
 class Faults:
-    """Everything that is wrong with a recipe, to be told at once."""
+    """Collects all errors of a recipe, to report them at once."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
 
-    def add(self, where: str, key: str, what: str) -> None:
-        """List one fault: where it is, the dotted key ("" for the whole file), what is wrong."""
-        place = f"{where}: {clipped(key, 80)}" if key else where
-        self.lines.append(f"{place}: {what}")
+    def add(self, position: str, key: str, problem: str) -> None:
+        """Add an error with its position and dotted key ("" for the whole file)."""
+        place = f"{position}: {clipped(key, 80)}" if key else position
+        self.lines.append(f"{place}: {problem}")
 
     def stop(self) -> NoReturn:
-        """Raise RecipeError with all faults, one a line."""
+        """Raise RecipeError with all errors, one per line."""
         listed = self.lines[:_MAX_LISTED]
         if len(self.lines) > _MAX_LISTED:
             listed.append(f"… and {len(self.lines) - _MAX_LISTED} more")
         raise RecipeError("\n".join(listed))
 
     def stop_if_any(self) -> None:
-        """Raise RecipeError if a fault was listed."""
+        """Raise RecipeError if an error was added."""
         if self.lines:
             self.stop()
 
@@ -108,7 +108,7 @@ def read_text(path: Path) -> str:
     """Return the text of a recipe file, without a leading byte order mark.
 
     Raises:
-        RecipeError: Not a readable UTF-8 file of at most `MAX_BYTES`.
+        RecipeError: The file is not a readable UTF-8 file of at most `MAX_BYTES`.
     """
     name = clipped(str(path), 300)
     try:
@@ -136,38 +136,36 @@ def read_text(path: Path) -> str:
         ) from error
 
 
-def parse(text: str, where: Callable[[int, int], str], faults: Faults) -> Node:
-    """Return the one document in `text`.
+def parse(text: str, position_of: Callable[[int, int], str], faults: Faults) -> Node:
+    """Return the root node of the YAML document in `text`.
 
     Args:
-        text: YAML without anchors, aliases, tags, merge keys; at most one document.
-        where: The position to show for a line and a column, both from 1.
-        faults: Takes what is wrong but leaves the rest readable.
+        text: YAML without anchors, aliases, tags and merge keys; at most one document.
+        position_of: Returns the position to show for a line and a column, both from 1.
+        faults: Collects errors after which the text can still be read.
 
     Raises:
-        RecipeError: The rest cannot be read; the message has all faults so far.
+        RecipeError: The text cannot be read further; the message has all errors so far.
     """
     if len(text) > MAX_BYTES:
-        faults.add(where(1, 1), "", f"longer than {MAX_BYTES} characters")
+        faults.add(position_of(1, 1), "", f"longer than {MAX_BYTES} characters")
         faults.stop()
     for number, line in enumerate(text.split("\n"), 1):
-        if found := _UNSAFE.search(line):
-            what = (
-                f"holds the character U+{ord(found.group()):04X}, which cannot be seen; remove it"
-            )
-            faults.add(where(number, found.start() + 1), "", what)
+        if invisible := _UNSAFE.search(line):
+            problem = f"contains the invisible character U+{ord(invisible.group()):04X}; remove it"
+            faults.add(position_of(number, invisible.start() + 1), "", problem)
             faults.stop()
-    builder = _Builder(where, faults)
+    builder = _Builder(position_of, faults)
     try:
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
             builder.take(event)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        place = where(mark.line + 1, mark.column + 1) if mark else where(1, 1)
+        place = position_of(mark.line + 1, mark.column + 1) if mark else position_of(1, 1)
         faults.add(place, "", _syntax(error))
         faults.stop()
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # chr() and int() in the scanner
-        faults.add(where(1, 1), "", f"not YAML: {clipped(str(error))}")
+        faults.add(position_of(1, 1), "", f"not YAML: {clipped(str(error))}")
         faults.stop()
     return builder.document()
 
@@ -175,7 +173,7 @@ def parse(text: str, where: Callable[[int, int], str], faults: Faults) -> Node:
 def _syntax(error: yaml.MarkedYAMLError) -> str:
     problem = error.problem or error.context or "unreadable"
     if "'\\t'" in problem:
-        return "a tab; YAML indents with spaces"
+        return "not YAML: indented with a tab; use spaces"
     if "mapping values are not allowed" in problem:
         return "not YAML: a second `:` on the line, or wrong indentation; quote text that has `: `"
     context = f" ({error.context})" if error.context and error.problem else ""
@@ -184,7 +182,7 @@ def _syntax(error: yaml.MarkedYAMLError) -> str:
 
 @dataclass
 class _Open:
-    """A list or a mapping whose end has not been read."""
+    """A list or mapping whose end has not been read yet."""
 
     where: str
     path: str
@@ -194,7 +192,7 @@ class _Open:
 
 
 class _Builder:
-    """Takes events, keeps an explicit stack, so depth is a number and not a crash."""
+    """Builds nodes from events, with an explicit stack that limits the depth without recursion."""
 
     def __init__(self, where: Callable[[int, int], str], faults: Faults) -> None:
         self._where = where
@@ -205,26 +203,32 @@ class _Builder:
         self._root: Node | None = None
 
     def document(self) -> Node:
-        """Return what was read; an empty document is a fault."""
+        """Return the root node; an empty document is an error."""
         if self._root is None:
             self._faults.add(self._where(1, 1), "", "is empty")
             self._faults.stop()
         return self._root
 
     def take(self, event: yaml.Event) -> None:
-        """Take the next event of the stream."""
+        """Process the next event of the stream."""
         mark = event.start_mark
-        where = self._where(mark.line + 1, mark.column + 1) if mark else self._where(1, 1)
+        position = self._where(mark.line + 1, mark.column + 1) if mark else self._where(1, 1)
         if isinstance(event, yaml.DocumentStartEvent):
             self._documents += 1
             if self._documents > 1:
-                self._faults.add(where, "", "a second document starts; one file is one recipe")
+                self._faults.add(
+                    position, "", "contains a second document; a file holds one recipe"
+                )
                 self._faults.stop()
         elif isinstance(event, yaml.AliasEvent):
-            self._faults.add(where, self._path(), f"the alias *{event.anchor}; write the value out")
-            self._put(Broken(where))
+            self._faults.add(
+                position,
+                self._path(),
+                f"the alias *{event.anchor} is not allowed; write the value out",
+            )
+            self._put(Broken(position))
         elif isinstance(event, yaml.NodeEvent):
-            self._node(event, where)
+            self._node(event, position)
         elif isinstance(event, (yaml.SequenceEndEvent, yaml.MappingEndEvent)):
             done = self._stack.pop()
             closed: Node = Section(done.entries, done.where)
@@ -232,30 +236,32 @@ class _Builder:
                 closed = Items(done.items, done.where)
             self._put(closed)
 
-    def _node(self, event: yaml.NodeEvent, where: str) -> None:
+    def _node(self, event: yaml.NodeEvent, position: str) -> None:
         self._nodes += 1
-        refused = False
+        rejected = False
         tag = getattr(event, "tag", None)
         if event.anchor is not None:
-            what = f"the anchor &{event.anchor}; one file is one whole run, write values out"
-            self._faults.add(where, self._path(), what)
+            problem = f"the anchor &{event.anchor} is not allowed; write the values out"
+            self._faults.add(position, self._path(), problem)
         if tag is not None:
-            self._faults.add(where, self._path(), f"the tag {clipped(tag)}; tags are not allowed")
-            refused = True
+            self._faults.add(
+                position, self._path(), f"the tag {clipped(tag)}; tags are not allowed"
+            )
+            rejected = True
         if self._nodes > MAX_NODES or len(self._stack) >= MAX_DEPTH:
             limit = f"{MAX_NODES} values" if self._nodes > MAX_NODES else f"{MAX_DEPTH} levels deep"
-            self._faults.add(where, "", f"more than {limit}")
+            self._faults.add(position, "", f"more than {limit}")
             self._faults.stop()
         if isinstance(event, yaml.ScalarEvent):
-            if found := _UNSAFE_IN_VALUE.search(event.value):
-                what = f"holds U+{ord(found.group()):04X}; values are one line of visible text"
-                self._faults.add(where, self._path(), what)
-                refused = True
+            if invisible := _UNSAFE_IN_VALUE.search(event.value):
+                problem = f"contains U+{ord(invisible.group()):04X}; write one line of visible text"
+                self._faults.add(position, self._path(), problem)
+                rejected = True
             quoted = event.style is not None
-            self._put(Broken(where) if refused else Word(event.value, quoted, where))
+            self._put(Broken(position) if rejected else Word(event.value, quoted, position))
         else:
             is_list = isinstance(event, yaml.SequenceStartEvent)
-            self._stack.append(_Open(where, self._path(), [] if is_list else None))
+            self._stack.append(_Open(position, self._path(), [] if is_list else None))
 
     def _path(self) -> str:
         if not self._stack:
@@ -287,7 +293,9 @@ class _Builder:
         if not isinstance(node, Word):
             self._faults.add(node.where, top.path, "a key must be a word, got a list or a section")
         elif node.text == "<<" and not node.quoted:
-            self._faults.add(node.where, top.path, "the merge key <<; write the values out")
+            self._faults.add(
+                node.where, top.path, "the merge key << is not allowed; write the values out"
+            )
         elif node.text in top.entries:
             first = top.entries[node.text][0].removesuffix(":")
             path = f"{top.path}.{node.text}" if top.path else node.text

@@ -1,8 +1,8 @@
-"""Toyland: an endless, seeded benchmark of street scenes in two cities, made on the spot.
+"""Toyland: an unlimited, seeded benchmark of street scenes in two cities, rendered on demand.
 
-`source` is a sunny, clean render of one city with labels; `target` is another city, photographed
-with haze, rain, dusk or low sun through an imperfect camera. Both share their 13 classes and how a
-street is built, so a network trained on one half understands the other.
+`source` is a sunny, clean render of one city with labels. `target` is another city, photographed
+with haze, rain, dusk or low sun through an imperfect camera. Both share 13 classes and the layout
+of a street, so a network trained on one can be adapted to the other.
 """
 
 from udaseg.data.toyland.city import Domain

@@ -1,4 +1,4 @@
-"""The canvas of toyland: one camera, and an image, its label and its depth painted together."""
+"""The canvas of toyland: a camera, and an image, label and depth that are painted together."""
 
 import math
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ Points = NDArray[np.float64]
 NEAR_M = 1.2
 FAR_M = 400.0
 OVERSAMPLING = 2
-"""The image is painted this much larger and averaged down; the label is painted at size."""
+"""Factor by which the image is painted larger and then averaged; the label is not enlarged."""
 
 _SHIFT = 4
 _CIRCLE = np.stack(
@@ -29,16 +29,16 @@ _CIRCLE = np.stack(
 
 @dataclass(frozen=True)
 class Camera:
-    """A pinhole camera over a street; x goes right, y up, z ahead, in metres.
+    """A pinhole camera over a street; x points right, y up, z ahead, in metres.
 
     Attributes:
         size: Image height and width in pixels.
         eye_m: Height above the road.
         focal_px: Focal length.
         horizon_px: Row of the horizon in the middle column.
-        aside_m: Place of the camera left or right of the road's middle.
+        aside_m: Offset of the camera to the right of the middle of the road.
         roll: Rotation in radians.
-        curve: The street bends by `curve * z * z` metres aside.
+        curve: The street bends sideways by `curve * z * z` metres.
     """
 
     size: tuple[int, int]
@@ -50,8 +50,8 @@ class Camera:
     curve: float
 
     def project(self, points: Points) -> Points:
-        """Return the pixels (..., 2) of world points (..., 3); what is too near is clamped."""
-        # written with few array operations: it runs about a thousand times an image
+        """Return the pixels (..., 2) of world points (..., 3); clamps points that are too near."""
+        # few array operations, because it runs about a thousand times per image
         z = np.minimum(np.maximum(points[..., 2], NEAR_M), FAR_M)
         scale = self.focal_px / z
         right = (points[..., 0] - self.aside_m + self.curve * z * z) * scale
@@ -65,7 +65,7 @@ class Camera:
     def ground(
         self, columns: NDArray[np.float32], rows: NDArray[np.float32]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return x and z of the road points seen at pixels; above the horizon z is far."""
+        """Return x and z of the road points at pixels; above the horizon, z is `FAR_M`."""
         right, down = columns - self.size[1] / 2, rows - self.horizon_px
         cosine, sine = math.cos(self.roll), math.sin(self.roll)
         right, down = cosine * right + sine * down, cosine * down - sine * right
@@ -74,10 +74,10 @@ class Camera:
 
 
 class Canvas:
-    """Paints shapes of the world far to near; what comes later hides what came before.
+    """Paints shapes of the world from far to near; later shapes hide earlier ones.
 
     Attributes:
-        camera: How the world is seen.
+        camera: Camera that views the world.
         image: (2H, 2W, 3) uint8 RGB.
         label: (H, W) uint8 train ids.
         depth: (H, W) float32 metres.
@@ -91,7 +91,7 @@ class Canvas:
         self.depth = np.full((height, width), FAR_M, np.float32)
 
     def face(self, corners: Points, color: Color | None, train_id: int | None = None) -> None:
-        """Paint a polygon (N, 3) of the world; without `train_id` only its colour."""
+        """Paint a polygon (N, 3) of the world; without `train_id`, only its colour."""
         depth_m = float(corners[:, 2].sum()) / len(corners)
         self.polygon(self.camera.project(corners), color, train_id, depth_m)
 
@@ -104,7 +104,7 @@ class Canvas:
     def board(
         self, at: tuple[float, float], shape: Any, color: Color | None, train_id: int | None = None
     ) -> None:
-        """Paint a flat shape (N, 2) that stands at (x, z) and looks at the camera."""
+        """Paint an upright flat shape (N, 2) at (x, z) that faces the camera."""
         shape = np.asarray(shape, np.float64)
         self.face(_standing(at, shape), color, train_id)
 
@@ -116,7 +116,7 @@ class Canvas:
         colors: Sequence[Color],
         train_id: int | None = None,
     ) -> None:
-        """Paint ellipses (N, 2), (N, 2) on a board, one over the other."""
+        """Paint ellipses with centers (N, 2) and radii (N, 2) on a board, in order."""
         shapes = centers[:, None] + _CIRCLE * radii[:, None]
         pixels = self.camera.project(_standing(at, shapes))
         large, plain = _fixed(pixels, OVERSAMPLING), _fixed(pixels)
@@ -134,7 +134,7 @@ class Canvas:
         width: float,
         color: Color,
     ) -> None:
-        """Paint the colour of a ring on a board."""
+        """Paint a ring on a board, colour only."""
         closed = np.concatenate([_CIRCLE, _CIRCLE[:1]])
         outline = np.concatenate(
             [closed * (radius + width / 2), closed[::-1] * (radius - width / 2)]
@@ -149,7 +149,7 @@ class Canvas:
         color: Color | None,
         train_id: int | None = None,
     ) -> None:
-        """Paint an ellipse on a board; `radius` is one number or one a direction."""
+        """Paint an ellipse on a board; `radius` is one number, or one per direction."""
         self.board(at, np.asarray(center) + _CIRCLE * np.asarray(radius), color, train_id)
 
     def bar(
@@ -181,22 +181,22 @@ class Canvas:
             cv2.fillPoly(self.depth, [fixed], float(depth_m), cv2.LINE_8, _SHIFT)
 
     def shade(self, corners: Points, factor: float) -> None:
-        """Multiply the colours below a polygon (N, 3): a shadow, or dirt."""
+        """Multiply the colours inside a polygon (N, 3), for a shadow or dirt."""
         pixels = self.camera.project(corners) * OVERSAMPLING
-        found = self._inside(pixels)
-        if found is not None:
-            part, mask = found
+        region = self._inside(pixels)
+        if region is not None:
+            part, mask = region
             dark = cv2.convertScaleAbs(part, alpha=factor)
             cv2.copyTo(dark, mask, part)
 
     def texture(self, quad: Points, tile: Tile, size_m: tuple[float, float], by: float) -> None:
-        """Multiply a painted quad (4, 3) by a tile in its own perspective.
+        """Multiply a painted quad (4, 3) by a tile, in the perspective of the quad.
 
         Args:
             quad: Corners bottom left, bottom right, top right, top left.
-            tile: What to show.
+            tile: The texture.
             size_m: Length and height of the quad in metres.
-            by: Strength; it fades where the texture would be finer than a pixel.
+            by: Strength; fades where the texture would be finer than a pixel.
         """
         pixels = (self.camera.project(quad) * OVERSAMPLING).astype(np.float32)
         per_tile = TILE_PX / TILE_M
@@ -204,25 +204,25 @@ class Canvas:
         flat *= np.array(size_m, np.float32) * per_tile
         px_per_m = float(abs(pixels[3, 1] - pixels[0, 1])) / max(size_m[1], 1e-3)
         by *= float(np.clip(px_per_m / (OVERSAMPLING * self.camera.size[0] / 16), 0.0, 1.0))
-        found = self._inside(pixels.astype(np.float64))
-        if found is None or by < 0.02 or cv2.contourArea(pixels) < 4:
+        region = self._inside(pixels.astype(np.float64))
+        if region is None or by < 0.02 or cv2.contourArea(pixels) < 4:
             return
-        part, mask = found
+        part, mask = region
         corner = np.floor(np.maximum(pixels.min(0), 0))
         warp = cv2.getPerspectiveTransform(flat, (pixels - corner).astype(np.float32))
-        shown = cv2.warpPerspective(
+        warped = cv2.warpPerspective(
             tile, warp, part.shape[1::-1], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP
         )
-        self._multiply(part, shown * by, mask)
+        self._multiply(part, warped * by, mask)
 
     def ground_texture(self, tile: Tile, train_id: int, by: float, scale: float) -> None:
-        """Multiply the pixels of ground class `train_id` by a tile lying on the ground."""
+        """Multiply the pixels of the ground class `train_id` by a tile on the ground."""
         height, width = self.image.shape[:2]
         x, z = self._ground
         top = height - len(z)
         mask = cv2.resize(self.label, (width, height), interpolation=cv2.INTER_NEAREST)[top:]
         per_m = TILE_PX / TILE_M * scale
-        shown = cv2.remap(
+        sampled = cv2.remap(
             tile,
             np.remainder(x * per_m, TILE_PX),
             np.remainder(z * per_m, TILE_PX),
@@ -230,11 +230,11 @@ class Canvas:
             borderMode=cv2.BORDER_WRAP,
         )
         fade = np.clip(self.camera.focal_px / self.camera.size[1] * 12 / z, 0.12, 1.0)
-        self._multiply(self.image[top:], shown * (by * fade), (mask == train_id).astype(np.uint8))
+        self._multiply(self.image[top:], sampled * (by * fade), (mask == train_id).astype(np.uint8))
 
     @cached_property
     def _ground(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Road coordinates of the image's rows from a little above the horizon down."""
+        """Road coordinates of the image rows from just above the horizon downwards."""
         height, width = self.image.shape[:2]
         top = max(int(self.camera.horizon_px * OVERSAMPLING) - height // 16, 0)
         rows = np.arange(top, height, dtype=np.float32)[:, None] / np.float32(OVERSAMPLING)
@@ -253,7 +253,7 @@ class Canvas:
         return np.asarray(small, np.float32)
 
     def _inside(self, pixels: Points) -> tuple[NDArray[np.uint8], NDArray[np.uint8]] | None:
-        """Return the part of the image around a polygon, and the polygon's mask in it."""
+        """Return the part of the image around a polygon and the mask of the polygon in it."""
         height, width = self.image.shape[:2]
         low = np.maximum(np.floor(pixels.min(0)), 0).astype(int)
         high = np.minimum(np.ceil(pixels.max(0)) + 1, (width, height)).astype(int)
@@ -276,8 +276,8 @@ def cells(quad: Points, across: Points, up: Points) -> Points:
 
     Args:
         quad: Corners bottom left, bottom right, top right, top left.
-        across: (A, 2) begin and end of each column, as shares of the length.
-        up: (U, 2) begin and end of each row, as shares of the height.
+        across: (A, 2) start and end of each column, as shares of the length.
+        up: (U, 2) start and end of each row, as shares of the height.
     """
     a, u = np.asarray(across, np.float64), np.asarray(up, np.float64)
     a_corner = a[:, None, [0, 1, 1, 0], None]
@@ -288,12 +288,12 @@ def cells(quad: Points, across: Points, up: Points) -> Points:
 
 
 def shaded(color: Color, factor: float) -> Color:
-    """Return `color` brighter or darker by `factor`."""
+    """Return `color` multiplied by `factor`."""
     return color[0] * factor, color[1] * factor, color[2] * factor
 
 
 def _standing(at: tuple[float, float], shape: Points) -> Points:
-    """Return a flat shape (..., 2) as world points (..., 3) at (x, z)."""
+    """Return an upright flat shape (..., 2) as world points (..., 3) at (x, z)."""
     corners = np.empty((*shape.shape[:-1], 3))
     corners[..., 0] = shape[..., 0] + at[0]
     corners[..., 1] = shape[..., 1]
@@ -311,7 +311,7 @@ def _rgb(color: Color) -> tuple[int, int, int]:
 
 
 def _fixed(pixels: Points, scale: int = 1) -> NDArray[np.int32]:
-    """Return pixel coordinates in OpenCV's fixed point, kept within what it can clip."""
+    """Return pixel coordinates in OpenCV's fixed point, limited to the range it can clip."""
     limit = 8000.0 * (1 << _SHIFT)
     fixed = pixels * float(scale << _SHIFT) - float(1 << (_SHIFT - 1))
     fixed = np.minimum(np.maximum(fixed, -limit), limit)

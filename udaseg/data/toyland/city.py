@@ -1,4 +1,4 @@
-"""What the two cities of toyland look like: palettes, streets, camera and light."""
+"""Appearance of the two cities of toyland: palettes, streets, camera and light."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,29 +10,29 @@ Span = tuple[float, float]
 
 @dataclass(frozen=True)
 class City:
-    """The appearance of one domain; a span is the (low, high) of a uniform draw.
+    """The appearance of one domain; a span is the (low, high) of a uniform distribution.
 
     Attributes:
         eye_m: Camera height.
         focal: Focal length as a share of the image width.
         horizon: Row of the horizon as a share of the image height.
         roll_deg: Camera roll.
-        curve: How fast the street bends, in metres aside per square metre ahead.
+        curve: Bend of the street, in metres sideways per square metre ahead.
         half_road_m: Half of the road's width.
         sidewalk_m: Width of each sidewalk.
         building_m: Height of the buildings.
-        lots: Chances of a building, a fence, a hedge and an open lot along the street.
+        lots: Probabilities of a building, a fence, a hedge and an open lot along the street.
         tree_gap_m: Distance between street trees.
         walls: Facade colours.
         facade_tiles: Names of the facade textures.
-        texture: How strongly textures show, 0 to 1.
-        pitched_roofs: Chance of a pitched roof.
-        car_shape: Body height and cabin length, both relative to a plain saloon.
+        texture: Strength of textures, 0 to 1.
+        pitched_roofs: Probability of a pitched roof.
+        car_shape: Body height and cabin length, relative to a saloon car.
         lens_blur: Blur of the camera in pixels of a 128-row image.
-        sensor_noise: Standard deviation of the noise, of 255.
+        sensor_noise: Standard deviation of the noise, on the scale of 0 to 255.
         jpeg_quality: Quality of the camera's compression; None keeps the clean image.
         vignette: Darkening of the corners.
-        bonnet: Chance that the bonnet of the ego car is in view.
+        bonnet: Probability that the bonnet of the ego car is in view.
     """
 
     domain: Domain
@@ -202,17 +202,17 @@ class Light:
 
     Attributes:
         kind: "sunny", "overcast", "dusk", "low sun", "haze" or "rain".
-        left: Brightness of faces that look to the right (they stand on the left).
-        right: Brightness of faces that look to the left.
-        front: Brightness of faces that look at the camera.
-        zenith: Sky colour above.
-        rim: Sky colour at the horizon, also the colour of haze.
-        clouds: Share of the sky that clouds cover.
+        left: Brightness of surfaces on the left, which face right.
+        right: Brightness of surfaces on the right, which face left.
+        front: Brightness of surfaces that face the camera.
+        zenith: Sky colour at the zenith.
+        rim: Sky colour at the horizon, and the colour of haze.
+        clouds: Share of the sky covered by clouds.
         gain: Brightness of the whole image, per colour.
         haze_m: Distance at which haze hides two thirds of the colour.
         wet: How mirror-like the road is, 0 to 1.
-        streaks: Rain streaks in view.
-        lamps: Share of the windows that are lit.
+        streaks: Number of rain streaks.
+        lamps: Share of lit windows.
     """
 
     kind: str

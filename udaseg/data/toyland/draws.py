@@ -1,4 +1,4 @@
-"""Small draws that every part of toyland makes."""
+"""Random draws shared by all parts of toyland."""
 
 import numpy as np
 
@@ -8,12 +8,12 @@ Rng = np.random.Generator
 
 
 def between(rng: Rng, span: Span) -> float:
-    """Return a uniform draw of `span`."""
+    """Return a uniform random number from `span`."""
     return float(rng.uniform(*span))
 
 
 def choice(rng: Rng, colors: tuple[Color, ...], jitter: float = 14.0) -> Color:
-    """Return one of `colors`, a little changed."""
+    """Return one of `colors` with random jitter."""
     red, green, blue = colors[int(rng.integers(len(colors)))]
     value, warm = rng.normal(0.0, jitter), rng.normal(0.0, jitter / 3)
     return red + value + warm, green + value, blue + value - warm

@@ -12,7 +12,7 @@ At = tuple[float, float]
 
 
 def lamp_post(canvas: Canvas, city: City, light: Light, rng: Rng, at: At) -> None:
-    """Paint a street lamp whose arm reaches over the road."""
+    """Paint a street lamp with an arm over the road."""
     color, high = shaded(choice(rng, city.poles, 6), light.front), rng.uniform(5.5, 7.5)
     inward = -float(np.sign(at[0])) * rng.uniform(1.0, 2.0)
     canvas.bar(at, (0, 0), (0, high), 0.3, color, POLE)
@@ -68,7 +68,7 @@ def traffic_sign(canvas: Canvas, city: City, light: Light, rng: Rng, at: At) -> 
 
 
 def bin_or_box(canvas: Canvas, light: Light, rng: Rng, at: At) -> None:
-    """Paint a litter bin or letter box; it has no class and is ignored."""
+    """Paint a litter bin or letter box; it has no class, so its label is `IGNORE`."""
     color = ((70, 90, 70), (190, 160, 40), (84, 84, 88))[int(rng.integers(3))]
     high, half = rng.uniform(0.9, 1.3), rng.uniform(0.25, 0.4)
     shape = [(-half, 0), (half, 0), (half, high), (-half, high)]

@@ -1,4 +1,4 @@
-"""What stands along a toyland street: buildings, fences, hedges and trees."""
+"""Buildings, fences, hedges and trees along a toyland street."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from udaseg.data.toyland.draws import Rng, between, choice
 from udaseg.data.toyland.tiles import tile
 
 DETAIL_M = 60.0
-"""Beyond this distance windows, leaves and clumps would be finer than a pixel."""
+"""Distance beyond which windows, leaves and clumps would be finer than a pixel."""
 
 
 def building(
@@ -194,7 +194,7 @@ def tree(
     light_of = light.front * (0.86 + 0.16 * clumps[:, 1] - 0.10 * clumps[:, 0] * toward)
     greens = [shaded(green, float(tone)) for tone in light_of]
     canvas.discs(at, crown(clumps), sizes, greens, VEGETATION)
-    # leaves finer than a pixel are left out
+    # skip leaves that would be finer than a pixel
     if canvas.camera.focal_px * radius / max(at[1], 1.0) > 0.05 * canvas.camera.size[0]:
         light_of = light.front * (0.95 + 0.2 * specks[:, 1] + 0.25 * city.texture * tones)
         leaves = [shaded(green, float(tone)) for tone in light_of]

@@ -1,4 +1,4 @@
-"""One toyland image: draw a street, furnish it, photograph it."""
+"""Renders one toyland image: draws a street, adds objects and photographs it."""
 
 import zlib
 from collections.abc import Callable
@@ -28,9 +28,9 @@ def render(
     Args:
         domain: "source" or "target".
         seed: Seed of the whole benchmark.
-        split: Name of the split; images of two splits are unrelated.
-        index: Number of the image in its split.
-        size: Height and width; the same street at every size of one aspect.
+        split: Name of the split; images of different splits are unrelated.
+        index: Index of the image in its split.
+        size: Height and width; every size of the same aspect ratio shows the same street.
 
     Returns:
         (H, W, 3) uint8 RGB, and (H, W) uint8 train ids of `CLASSES` or `IGNORE`.
@@ -44,7 +44,7 @@ def render(
         raise ValueError(f"size must be at least (32, 64), got {size}")
     city = CITIES[domain]
     code = [seed, _DOMAIN_CODES[domain], zlib.crc32(split.encode()), index]
-    # the sensor draws more numbers for a larger image, so it has a stream of its own
+    # the sensor draws more numbers for a larger image, so it has its own stream
     layout, sensor = np.random.default_rng(code).spawn(2)
     light = draw_light(city, layout)
     plan = _draw_plan(city, layout)
@@ -60,10 +60,10 @@ def render(
     image = canvas.image_at_size()
     if layout.random() < city.bonnet:
         paint_bonnet(image, canvas.label, layout, float(layout.uniform(0.05, 0.11)))
-    shot = photograph(
+    photo = photograph(
         image, canvas.label, canvas.depth, city, light, canvas.camera.horizon_px, sensor
     )
-    return shot, canvas.label
+    return photo, canvas.label
 
 
 def _draw_plan(city: City, rng: Rng) -> Plan:
@@ -165,11 +165,11 @@ def _people(canvas: Canvas, city: City, plan: Plan, light: Light, rng: Rng) -> T
             at = (x, plan.crossing - 2.7)
             things.append((at[1], partial(traffic.person, canvas, city, light, rng, at)))
     for _ in range(int(rng.integers(0, 4))):
-        ridden = bool(rng.random() < 0.6)
+        has_rider = bool(rng.random() < 0.6)
         side = float(rng.choice([-1.0, 1.0]))
-        edge = rng.uniform(-1.2, -0.5) if ridden else rng.uniform(0.6, 1.6)
+        edge = rng.uniform(-1.2, -0.5) if has_rider else rng.uniform(0.6, 1.6)
         at = (side * (plan.half_road + float(edge)), float(rng.uniform(7, 22)))
-        paint = partial(traffic.bicycle, canvas, city, light, rng, at, ridden)
+        paint = partial(traffic.bicycle, canvas, city, light, rng, at, has_rider)
         things.append((at[1], paint))
     return things
 
@@ -184,6 +184,6 @@ def _vehicle(
     heading: traffic.Heading,
 ) -> tuple[float, Painter]:
     paint = traffic.bus if kind == "bus" else traffic.car
-    # a vehicle stands on its rear, and what comes towards us begins with its front
+    # a vehicle is placed by its rear, but an oncoming one is nearest at its front
     rear = at[1] + (0.0 if heading != "toward" else 11.0 if kind == "bus" else 4.5)
     return at[1], partial(paint, canvas, city, light, rng, (at[0], rear), heading)

@@ -13,18 +13,18 @@ from udaseg.data.toyland.lots import building, fence, hedge, tree
 from udaseg.data.toyland.tiles import TILE_PX, tile
 
 END_M = 95.0
-"""The street ends here, at a row of distant houses and trees."""
+"""Length of the street, which ends at a row of distant houses and trees."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Where things are in one street.
+    """The layout of one street.
 
     Attributes:
         half_road: Half of the road's width in metres.
         sidewalk: Width of each sidewalk in metres.
-        crossing: Distance of the cross street, or None.
-        crossing_width: Its width.
+        crossing: Distance of the cross street in metres, or None.
+        crossing_width: Width of the cross street in metres.
     """
 
     half_road: float
@@ -34,18 +34,18 @@ class Plan:
 
     @property
     def front(self) -> float:
-        """Distance of the facades from the road's middle."""
+        """Distance of the facades from the middle of the road."""
         return self.half_road + self.sidewalk
 
 
 def paint_sky(canvas: Canvas, light: Light, rng: Rng) -> None:
-    """Fill the image with sky: a gradient to the rim, and clouds that flatten with distance."""
-    height, width = canvas.camera.size  # a sky has no edges, so it is painted small
+    """Fill the image with sky: a gradient to the horizon, and clouds that flatten with distance."""
+    height, width = canvas.camera.size  # a sky has no sharp edges, so a small one is enough
     rows = np.linspace(0.0, 1.0, height)[:, None, None]
     rim = canvas.camera.horizon_px / canvas.camera.size[0]
     share = np.clip(rows / rim, 0.0, 1.0) ** 1.3
     sky = np.array(light.zenith) * (1 - share) + np.array(light.rim) * share
-    sky = sky / np.array(light.gain)  # the sky lights the street and stays bright itself
+    sky = sky / np.array(light.gain)  # the gain must not darken the sky, which lights the street
     sky = np.broadcast_to(sky, (height, width, 3)).astype(np.float32)
     offset = rng.uniform(0, TILE_PX, 2)
     tone = rng.uniform(0.75, 1.0) if light.clouds > 0.6 else 1.0
@@ -136,7 +136,7 @@ def _ground_quad(left: float, right: float, near: float, far: float) -> Points:
 
 
 def paint_lots(canvas: Canvas, city: City, plan: Plan, light: Light, rng: Rng) -> None:
-    """Paint what lines the street on both sides, far to near."""
+    """Paint the lots on both sides of the street, from far to near."""
     _backdrop(canvas, city, light, rng)
     lots: list[tuple[float, float, float]] = []
     for side in (-1.0, 1.0):

@@ -1,4 +1,4 @@
-"""Textures of toyland: small periodic tiles, made once a process."""
+"""Textures of toyland: small periodic tiles, computed once per process."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -11,14 +11,14 @@ TILE_PX = 256
 """Rows and columns of every tile."""
 
 TILE_M = 6.0
-"""Metres in the world that one tile covers."""
+"""Side of a tile in the world, in metres."""
 
 Tile = NDArray[np.float32]
 
 
 @lru_cache(maxsize=16)
 def tile(name: str) -> Tile:
-    """Return the (256, 256) tile `name`, about zero mean, in about [-1, 1].
+    """Return the (256, 256) tile `name`, with about zero mean and a range of about [-1, 1].
 
     Raises:
         ValueError: There is no such tile.
@@ -36,10 +36,10 @@ def tile(name: str) -> Tile:
         "clouds": lambda: noise(1.7, 13),
     }
     if name not in makers:
-        raise ValueError(f"no tile '{name}'; there are {', '.join(makers)}")
-    made = np.ascontiguousarray(makers[name](), dtype=np.float32)
-    made.flags.writeable = False  # cached and shared
-    return made
+        raise ValueError(f"no tile '{name}'; available: {', '.join(makers)}")
+    texture = np.ascontiguousarray(makers[name](), dtype=np.float32)
+    texture.flags.writeable = False  # cached and shared
+    return texture
 
 
 def noise(smoothness: float, seed: int) -> Tile:
@@ -52,10 +52,10 @@ def noise(smoothness: float, seed: int) -> Tile:
 
 
 def _blocks(width: int, height: int, tint: float, seed: int, *, stagger: bool) -> Tile:
-    """Return blocks of `width` x `height` pixels with dark joints and a tint each."""
+    """Return blocks of `width` x `height` pixels with dark joints, each with its own tint."""
     rows, columns = TILE_PX // height, TILE_PX // width
     tints = np.random.default_rng(seed).uniform(-tint, tint, (rows, columns))
-    made = np.empty((TILE_PX, TILE_PX), np.float32)
+    blocks = np.empty((TILE_PX, TILE_PX), np.float32)
     for row in range(rows):
         line = cv2.resize(
             tints[row : row + 1].astype(np.float32),
@@ -64,7 +64,7 @@ def _blocks(width: int, height: int, tint: float, seed: int, *, stagger: bool) -
         )
         line[:, :: max(width, 2)] = -1.0
         line[0] = -1.0
-        made[row * height : (row + 1) * height] = np.roll(
+        blocks[row * height : (row + 1) * height] = np.roll(
             line, (width // 2) * (row % 2) if stagger else 0, axis=1
         )
-    return made
+    return blocks

@@ -22,8 +22,8 @@ TIRE = (26, 26, 28)
 
 _TURN = {"ahead": (0.0, 1.0), "toward": (0.0, -1.0), "right": (1.0, 0.0), "left": (-1.0, 0.0)}
 
-# corners of a box by (length, height, width) in {0, 1}; each side's corners run bottom left,
-# bottom right, top right, top left as seen from outside
+# corners of a box as (length, height, width) in {0, 1}; the corners of a side are ordered bottom
+# left, bottom right, top right, top left, seen from outside
 _SIDES = {
     "front": ((1, 0, 1), (1, 0, 0), (1, 1, 0), (1, 1, 1)),
     "rear": ((0, 0, 0), (0, 0, 1), (0, 1, 1), (0, 1, 0)),
@@ -36,7 +36,7 @@ _UNITS = np.array(list(_SIDES.values()), float)
 
 
 class _Body:
-    """A box on wheels that knows which of its sides the camera sees."""
+    """The body of a vehicle, which paints the sides that the camera sees."""
 
     def __init__(self, canvas: Canvas, light: Light, at: At, heading: Heading) -> None:
         self.canvas, self.light, self.at = canvas, light, at
@@ -56,7 +56,7 @@ class _Body:
         color: Color,
         train_id: int,
     ) -> dict[str, Points]:
-        """Paint a box and return its visible sides; `taper` shrinks rear, front, width above."""
+        """Paint a box and return its visible sides; `taper` narrows rear, front, width upwards."""
         local = np.array(low) + _UNITS * (np.array(high) - low)
         above = _UNITS[..., 1]
         local[..., 0] += above * np.where(_UNITS[..., 0] > 0, -taper[1], taper[0])
@@ -77,7 +77,7 @@ class _Body:
         return visible
 
     def tone(self, name: str, world: Points) -> float:
-        """Return how bright a side is in the light."""
+        """Return the brightness of a side in the light."""
         if name == "top":
             return 1.08
         if np.ptp(world[[0, 1], 2]) < 0.5:
@@ -217,7 +217,7 @@ def person(canvas: Canvas, city: City, light: Light, rng: Rng, at: At) -> None:
 
 
 def bicycle(canvas: Canvas, city: City, light: Light, rng: Rng, at: At, ridden: bool) -> None:
-    """Paint a bicycle from the side; its rider, if any, is a person."""
+    """Paint a bicycle from the side; the rider, if any, has the class person."""
     paint, facing = choice(rng, city.cars), float(rng.choice([-1.0, 1.0]))
     radius, reach = 0.38, 0.58 * facing
     hubs = [(-reach, radius), (reach, radius)]

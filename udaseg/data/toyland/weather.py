@@ -1,4 +1,4 @@
-"""Light, weather and the sensor: what turns a painted street into a photograph."""
+"""Light, weather and sensor, which turn a painted street into a photograph."""
 
 import cv2
 import numpy as np
@@ -13,7 +13,7 @@ Image = NDArray[np.float32]
 
 
 def draw_light(city: City, rng: Rng) -> Light:
-    """Draw the light of one image."""
+    """Return random light and weather for one image."""
     swap = bool(rng.random() < 0.5)
     level = float(rng.uniform(0.90, 1.08))
     if city.domain == "source":
@@ -76,16 +76,16 @@ def photograph(
     horizon_px: float,
     rng: Rng,
 ) -> NDArray[np.uint8]:
-    """Return what the camera of `city` makes of a painted street.
+    """Return the photograph of a painted street by the camera of `city`.
 
     Args:
         image: (H, W, 3) in [0, 255].
-        label: (H, W) train ids; the road may be wet.
+        label: (H, W) train ids, to find the road, which can be wet.
         depth: (H, W) in metres.
-        city: The camera.
-        light: The weather.
+        city: City whose camera is used.
+        light: Light and weather.
         horizon_px: Row of the horizon.
-        rng: Draws the noise.
+        rng: Source of the noise.
 
     Returns:
         (H, W, 3) uint8.
@@ -145,7 +145,7 @@ def _vignette(height: int, width: int, strength: float) -> Image:
 
 
 def paint_bonnet(image: Image, label: NDArray[np.uint8], rng: Rng, share: float) -> None:
-    """Paint the bonnet of the camera's own car along the bottom; it is ignored."""
+    """Paint the bonnet of the ego car along the bottom edge, with the label `IGNORE`."""
     height, width = label.shape
     x = np.linspace(0, width, 40)
     arch = 1.0 - 0.75 * ((x / width - 0.5) * 2) ** 2

@@ -1,4 +1,4 @@
-"""Write toyland to a folder of PNGs, whole or not at all."""
+"""Writes toyland to a folder of PNG files, completely or not at all."""
 
 import json
 import logging
@@ -19,7 +19,7 @@ from udaseg.data.toyland.scene import render
 from udaseg.errors import DataError
 
 VERSION = 1
-"""Rises whenever the same seed gives other images."""
+"""Must increase whenever the same seed gives different images."""
 
 SETTINGS_NAME = "toyland.json"
 
@@ -46,40 +46,40 @@ def write(
     workers: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Write the benchmark to `folder`, or do nothing if it is there already.
+    """Write the benchmark to `folder`, or do nothing if it is already there.
 
     The folder gets `source/{train,val}/{images,labels}`, `target/{train,val}/images`,
-    `target_labels/val` and `toyland.json`. Target training images have no labels anywhere.
+    `target_labels/val` and `toyland.json`. No labels of target training images are written.
 
     Args:
-        folder: Where to write; it appears complete or not at all.
-        seed: Seed of every image.
+        folder: Output folder; it appears complete or not at all.
+        seed: Seed of all images.
         size: Height and width of the images.
-        counts: Images by "source/train", "source/val", "target/train", "target/val"; what is
-            left out keeps its default.
-        workers: Processes that render; 0 and 1 render in this one.
-        on_progress: Called with the images done and the images in all.
+        counts: Number of images of "source/train", "source/val", "target/train" and "target/val";
+            missing keys keep their defaults.
+        workers: Number of rendering processes; 0 and 1 render in this process.
+        on_progress: Called with the number of finished images and of all images.
 
     Raises:
-        DataError: The folder holds something else, or toyland with other settings.
-        ValueError: A count is negative or of an unknown split.
+        DataError: The folder contains other files, or toyland with other settings.
+        ValueError: A count is negative or has an unknown split.
     """
     settings = _settings(seed, size, counts or {})
     if _is_there(folder, settings):
         logger.info("%s is up to date", folder)
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        building.chmod(0o755)  # mkdtemp keeps others out; a dataset is for everyone
-        _write_images(building, settings, workers, on_progress)
+        temporary.chmod(0o755)  # mkdtemp denies access to other users
+        _write_images(temporary, settings, workers, on_progress)
         text = json.dumps(settings, indent=2) + "\n"
-        (building / SETTINGS_NAME).write_text(text, encoding="utf-8")
+        (temporary / SETTINGS_NAME).write_text(text, encoding="utf-8")
         if folder.exists():
-            folder.rmdir()  # empty, as _is_there made sure
-        building.rename(folder)
+            folder.rmdir()  # _is_there has checked that it is empty
+        temporary.rename(folder)
     finally:
-        shutil.rmtree(building, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _settings(seed: int, size: tuple[int, int], counts: Mapping[str, int]) -> dict[str, Any]:
@@ -99,24 +99,24 @@ def _is_there(folder: Path, settings: dict[str, Any]) -> bool:
             return False
         if folder.exists():
             raise DataError(
-                f"{folder}: exists but is no toyland folder (it has no {SETTINGS_NAME}); "
-                "choose another folder, or move this one away"
+                f"{folder}: exists but is not a toyland folder (it has no {SETTINGS_NAME}); "
+                "choose another folder, or move this one"
             )
         return False
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        existing = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DataError(f"{path}: not readable as JSON ({error}); delete {folder}") from error
-    found = found if isinstance(found, dict) else {}
+    existing = existing if isinstance(existing, dict) else {}
     different = [
-        f"{key} is {found.get(key)}, asked for {value}"
+        f"{key} is {existing.get(key)}, requested {value}"
         for key, value in settings.items()
-        if found.get(key) != value
+        if existing.get(key) != value
     ]
     if different:
         raise DataError(
-            f"{folder}: holds toyland with other settings ({'; '.join(different)}); "
-            "delete the folder to make it again, or choose another one"
+            f"{folder}: contains toyland with other settings ({'; '.join(different)}); "
+            "delete the folder to render it again, or choose another one"
         )
     return True
 
@@ -149,13 +149,13 @@ def _jobs(folder: Path, settings: dict[str, Any]) -> Iterator[Job]:
 
 
 def _finished(jobs: list[Job], workers: int) -> Iterator[int]:
-    """Do the jobs; yield how many were finished, each time some were."""
+    """Run the jobs and yield the number of newly finished ones."""
     if workers <= 1:
         for job in jobs:
             yield _do([job])
         return
     chunks = [jobs[begin : begin + _CHUNK] for begin in range(0, len(jobs), _CHUNK)]
-    # spawn: the parent may hold threads and a GPU, which do not survive a fork
+    # spawn: threads and GPU contexts of the parent do not survive a fork
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         yield from pool.map(_do, chunks)
 
@@ -176,7 +176,7 @@ def _image_folder(folder: Path, domain: Domain, split: str) -> Path:
 
 
 def _label_folder(folder: Path, domain: Domain, split: str) -> Path | None:
-    """Return where labels go; those of the target lie apart, for evaluation only."""
+    """Return the folder of labels; those of the target are separate, for evaluation only."""
     if domain == "source":
         return folder / domain / split / "labels"
     return folder / "target_labels" / split if split == "val" else None
