@@ -103,7 +103,7 @@ def test_a_form_that_cannot_hold_ids_is_refused_by_name(saved, mode, label_forma
 
 def test_a_jpeg_is_no_label(saved):
     path = saved(files.coded(Image.new("L", (8, 8)), "JPEG"), "x.jpg")
-    with pytest.raises(DataError, match="a JPEG blurs the ids"):
+    with pytest.raises(DataError, match="JPEG compression changes ids"):
         read_label_ids(path, "ids")
 
 
@@ -223,10 +223,10 @@ def test_what_is_no_image_is_refused_with_the_true_reason(tmp_path, kind):
         "missing": "no such file",
         "empty": "is empty",
         "folder": "is a folder",
-        "text": "is no image that can be read",
-        "dangling": "a link to nothing",
-        "loop": "a link to nothing|cannot be read",
-        "pipe": "is no regular file",
+        "text": "is not a readable image",
+        "dangling": "is a broken link",
+        "loop": "is a broken link|cannot be read",
+        "pipe": "is not a regular file",
     }[kind]
     if kind == "empty":
         path.touch()
@@ -289,7 +289,7 @@ def test_only_bytes_are_written(tmp_path, wrong):
 
 
 def test_a_prepared_label_has_one_channel(saved):
-    with pytest.raises(DataError, match="is no prepared label"):
+    with pytest.raises(DataError, match="is not a prepared label"):
         read_train_ids(saved(files.image_png()))
 
 

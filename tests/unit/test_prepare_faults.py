@@ -51,9 +51,9 @@ def test_what_is_no_image_is_named_and_nothing_hangs(tmp_path):
     assert set(named) == {path.name for path in strange.values()} - unseen
     for name, reason in (
         ("empty.png", "is empty"),
-        ("text.png", "is no image that can be read"),
-        ("dangling.png", "a link to nothing"),
-        ("pipe.png", "is no regular file"),
+        ("text.png", "is not a readable image"),
+        ("dangling.png", "is a broken link"),
+        ("pipe.png", "is not a regular file"),
         ("large.png", "2.1 GB; too large for an image"),
     ):
         assert named[name] == reason

@@ -260,7 +260,7 @@ def test_ranks_share_a_class_balanced_lap_without_overlap(pair):
 
 
 @pytest.mark.parametrize(
-    ("pixels", "words"), [((), "udaseg prepare"), ((0, 0, 0), "holds any class")]
+    ("pixels", "words"), [((), "udaseg prepare"), ((0, 0, 0), "contains any class")]
 )
 def test_class_balanced_sampling_without_counts_is_refused(pair, pixels, words):
     samples = tuple(replace(sample, pixels=pixels) for sample in pair[0].split("train"))
@@ -272,7 +272,7 @@ def test_class_balanced_sampling_without_counts_is_refused(pair, pixels, words):
 def test_a_target_gives_away_neither_classes_nor_labels(pair, tmp_path):
     with pytest.raises(ValueError, match="uniformly"):
         _batches(None, _target(pair[1], sampling="class_balanced"))
-    with pytest.raises(ValueError, match="no pseudo-labels"):
+    with pytest.raises(ValueError, match="cannot use pseudo-labels"):
         _source(pair[0], pseudo_labels=tmp_path)
 
 

@@ -1,6 +1,6 @@
-"""Data: what labels mean, where images are, and the batches that training sees.
+"""Read datasets: label meanings, image files, and training batches.
 
-Everything that makes tensors is imported when first asked for, so that `prepare` needs no torch.
+Names that need torch are imported on first use, so `prepare` runs without torch.
 """
 
 from typing import TYPE_CHECKING, Any

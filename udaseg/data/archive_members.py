@@ -1,4 +1,4 @@
-"""What an archive holds, judged by its list of members before anything is written."""
+"""Validate the member list of an archive before anything is written."""
 
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping
@@ -10,11 +10,11 @@ from udaseg.data.images import IMAGE_SUFFIXES
 from udaseg.errors import DataError
 
 MAX_MEMBERS = 300_000
-"""The largest set here has 100,000 files, and a list of this many takes 300 MB of memory."""
+"""The largest built-in dataset has 100,000 files; a list of this length takes 300 MB of memory."""
 
 MAX_NAME = 1024
 MAX_PART = 255
-"""Bytes of a member's name and of a folder in it; file systems take no more."""
+"""Limits in bytes for a member's name and for each part of it; file systems accept no more."""
 
 _MAX_TOTAL = 200 * 2**30
 _MAX_MEMBER = 4 * 2**30
@@ -28,10 +28,10 @@ class Member:
     """A file in an archive.
 
     Attributes:
-        name: Its path below the folder that it is unpacked into, POSIX style.
-        size: Unpacked, in bytes, as the archive says.
-        packed: Packed, likewise; 0 where members are not packed one by one.
-        crc: Checksum of its content; None where there is none.
+        name: Path below the target folder, POSIX style.
+        size: Uncompressed size in bytes, as the archive states it.
+        packed: Compressed size in bytes; 0 if members are not compressed one by one.
+        crc: CRC-32 of the content; None if the archive stores none.
     """
 
     name: str
@@ -41,18 +41,18 @@ class Member:
 
     @property
     def hidden(self) -> bool:
-        """Whether no glob finds it, like the `._` files that some archives bring."""
+        """Whether globs skip it, like the `._` files in some archives."""
         return any(part.startswith(".") for part in self.name.split("/"))
 
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """A member that can be read.
+    """A member whose content can be read.
 
     Attributes:
-        member: What it is.
-        seconds: Its time of change, since 1970.
-        open: Opens its content.
+        member: Name, size and checksum.
+        seconds: Modification time in seconds since 1970.
+        open: Opens the content for reading.
     """
 
     member: Member
@@ -60,19 +60,19 @@ class Content:
     open: Callable[[], IO[bytes]]
 
 
-def damaged(archive: Path, what: str) -> DataError:
-    """Return what to say about an archive that is not as it was made."""
-    return DataError(f"{archive}: damaged: {what}; download it again")
+def damaged(archive: Path, problem: str) -> DataError:
+    """Return the error for a damaged archive."""
+    return DataError(f"{archive}: damaged: {problem}; download it again")
 
 
 def safe_name(name: str, archive: Path) -> str:
     """Return the member's path below the target folder, POSIX style.
 
     Raises:
-        DataError: It would land outside, or is no proper name.
+        DataError: The path is outside the target folder, or the name is empty or too long.
     """
     path = PurePosixPath(name)
-    bad = (
+    unsafe = (
         not name
         or "\0" in name
         or "\\" in name
@@ -81,10 +81,17 @@ def safe_name(name: str, archive: Path) -> str:
         or not path.parts
         or (len(name) > 1 and name[1] == ":")
     )
-    if bad:
-        raise DataError(f"{archive}: member {name!r} would land outside; nothing was unpacked")
-    raw = [part.encode(errors="surrogateescape") for part in path.parts]
-    if len(name) > MAX_NAME or sum(map(len, raw)) > MAX_NAME or max(map(len, raw)) > MAX_PART:
+    if unsafe:
+        raise DataError(
+            f"{archive}: member {name!r} would be written outside the target folder; "
+            "nothing was unpacked"
+        )
+    encoded = [part.encode(errors="surrogateescape") for part in path.parts]
+    if (
+        len(name) > MAX_NAME
+        or sum(map(len, encoded)) > MAX_NAME
+        or max(map(len, encoded)) > MAX_PART
+    ):
         raise DataError(
             f"{archive}: member {name[:60]!r}... has a name of {len(name):,} characters; "
             "nothing was unpacked"
@@ -93,21 +100,17 @@ def safe_name(name: str, archive: Path) -> str:
 
 
 class Totals:
-    """Sums over the members of an archive, refused as soon as they are too large.
-
-    Args:
-        archive: The file.
-    """
+    """Count the members of an archive and their bytes; raise as soon as a limit is exceeded."""
 
     def __init__(self, archive: Path) -> None:
         self.archive, self.packed = archive, archive.stat().st_size
         self.members, self.size = 0, 0
 
     def add(self, member: Member) -> None:
-        """Count a member.
+        """Add a member to the totals.
 
         Raises:
-            DataError: It is too large, grows too much, or is one too many.
+            DataError: A limit is exceeded: number, size or compression ratio.
         """
         if member.size < 0:
             raise damaged(self.archive, f"member {member.name!r} has a negative size")
@@ -115,69 +118,67 @@ class Totals:
         self.size += member.size
         refuse_number(self.archive, self.members)
         if self.size > _MAX_TOTAL:
-            raise DataError(f"{self.archive}: unpacked it is larger than 200 GB")
+            raise DataError(f"{self.archive}: larger than 200 GB when unpacked")
         if member.size > _MAX_MEMBER:
             raise DataError(f"{self.archive}: member {member.name!r} is larger than 4 GB")
-        grown = member.packed and member.size > _MAX_RATIO * member.packed
-        if grown and member.size > _MEMBER_FROM:
+        large_ratio = member.packed and member.size > _MAX_RATIO * member.packed
+        if large_ratio and member.size > _MEMBER_FROM:
             raise DataError(
-                f"{self.archive}: member {member.name!r} grows more than {_MAX_RATIO} times"
+                f"{self.archive}: member {member.name!r} expands to more than {_MAX_RATIO} times "
+                "its compressed size"
             )
         if self.size > max(_TOTAL_FROM, _MAX_RATIO * self.packed):
-            raise DataError(f"{self.archive}: grows more than {_MAX_RATIO} times")
+            raise DataError(
+                f"{self.archive}: expands to more than {_MAX_RATIO} times its compressed size"
+            )
 
 
 def refuse_number(archive: Path, members: int) -> None:
-    """Refuse more members than any set has.
-
-    Raises:
-        DataError: There are more.
-    """
+    """Raise a `DataError` for more members than any dataset has."""
     if members > MAX_MEMBERS:
         raise DataError(f"{archive}: more than {MAX_MEMBERS:,} members; unpack it yourself")
 
 
 def refuse_clashes(archive: Path, members: Iterable[Member]) -> None:
-    """Refuse members that some file system takes for the same file, or for a file and a folder.
+    """Raise a `DataError` if two members clash on some file system.
 
-    Raises:
-        DataError: There are such; names both.
+    They clash if their names differ only in case or Unicode form, or if one is a file and another
+    is inside a folder of that name.
     """
     files: dict[str, str] = {}
     folders: dict[str, str] = {}
     for member in members:
         key = unicodedata.normalize("NFC", member.name).casefold()
         if key in files:
-            raise DataError(f"{archive}: {files[key]!r} and {member.name!r} are the same file")
+            raise DataError(f"{archive}: {files[key]!r} and {member.name!r} name the same file")
         files[key] = member.name
         folder = key.rpartition("/")[0]
         while folder and folder not in folders:
             folders[folder] = member.name
             folder = folder.rpartition("/")[0]
     for key in files.keys() & folders.keys():
-        raise DataError(f"{archive}: {files[key]!r} is a file, but {folders[key]!r} lies in it")
+        raise DataError(f"{archive}: {files[key]!r} is a file, but {folders[key]!r} is inside it")
 
 
 def refuse_contradictions(lists: Mapping[Path, Iterable[Member]]) -> None:
-    """Refuse archives of one set that hold an image under one name with another content.
+    """Raise a `DataError` if two archives hold different images under the same name.
 
     Args:
         lists: The members of each archive.
-
-    Raises:
-        DataError: There are such; names both archives.
     """
     if len(lists) < 2:
         return
-    seen: dict[str, tuple[Path, Member]] = {}
+    first_seen: dict[str, tuple[Path, Member]] = {}
     for archive, members in lists.items():
         for member in members:
             if not member.name.lower().endswith(IMAGE_SUFFIXES):
                 continue
-            other, before = seen.setdefault(member.name, (archive, member))
-            both = (before.crc, member.crc)
-            if before.size != member.size or (None not in both and both[0] != both[1]):
+            other, earlier = first_seen.setdefault(member.name, (archive, member))
+            checksums = (earlier.crc, member.crc)
+            if earlier.size != member.size or (
+                None not in checksums and checksums[0] != checksums[1]
+            ):
                 raise DataError(
-                    f"{other} and {archive} hold different files {member.name!r}; "
-                    "leave one of the archives here"
+                    f"{other} and {archive} contain different files named {member.name!r}; "
+                    "keep only one of the archives"
                 )

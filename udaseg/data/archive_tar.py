@@ -1,4 +1,4 @@
-"""Reading tars, packed or not: their members, judged, and the content of each."""
+"""Read tar archives, compressed or not: a validated member list and the content of each file."""
 
 import bz2
 import gzip
@@ -26,11 +26,7 @@ _STARTS: dict[bytes, Callable[[IO[bytes]], Any]] = {
 
 
 class TarReader:
-    """A tar, open; packed by gzip, bzip2 or xz, or not.
-
-    Args:
-        archive: The file.
-    """
+    """An open tar archive: uncompressed, or compressed with gzip, bzip2 or xz."""
 
     def __init__(self, archive: Path) -> None:
         self.archive = archive
@@ -39,9 +35,9 @@ class TarReader:
             head = raw.read(6)
             raw.seek(0)
             stream: IO[bytes] = raw
-            for start, opening in _STARTS.items():
+            for start, open_stream in _STARTS.items():
                 if head.startswith(start):
-                    stream = stack.enter_context(opening(raw))
+                    stream = stack.enter_context(open_stream(raw))
             self.packed = stream is not raw
             self._stream = _Bounded(archive, stream)
             self._stack = stack.pop_all()
@@ -51,28 +47,28 @@ class TarReader:
         self._stack.close()
 
     def members(self) -> list[Member]:
-        """Return its files; all of it is read, to its end.
+        """Return all files of the archive; reads it to the end.
 
         Raises:
-            DataError: A member that would land outside, is no plain file, or is too large; or the
-                archive is cut off.
+            DataError: A member would be written outside the target folder, is not a regular file,
+                or is too large; or the archive is cut off.
         """
-        found, totals, end = [], Totals(self.archive), 0
+        files, totals, end = [], Totals(self.archive), 0
         for entry in self._entries():
             name = safe_name(entry.name, self.archive)
-            what = f"{self.archive}: member {entry.name!r}"
+            prefix = f"{self.archive}: member {entry.name!r}"
             if not (entry.isfile() or entry.isdir()) or entry.issparse():
-                raise DataError(f"{what} is a link or a device, or no plain file")
+                raise DataError(f"{prefix} is a link or a device, not a regular file")
             member = Member(name, entry.size)
             totals.add(member)
             end = entry.offset_data + -(-entry.size // _BLOCK) * _BLOCK
             if entry.isfile():
-                found.append(member)
+                files.append(member)
         self._refuse_cut(end)
-        return found
+        return files
 
     def contents(self) -> Iterator[Content]:
-        """Yield each file with what opens it, before the next is asked for."""
+        """Yield each file; its content must be read before the next one is requested."""
         self._stream.seek(0)
         with tarfile.open(fileobj=self._stream, mode="r:") as opened:
             for entry in _each(opened):
@@ -91,40 +87,37 @@ class TarReader:
         self._stream.seek(0)
         with tarfile.open(fileobj=self._stream, mode="r:") as opened:
             for entry in _each(opened):
-                # `tar cf x.tar .` begins with the folder itself
+                # `tar cf x.tar .` starts with an entry for the folder itself
                 if not (entry.isdir() and entry.name in (".", "./")):
                     yield entry
 
     def _refuse_cut(self, end: int) -> None:
-        """Refuse a tar without its end; cut between two members, it unpacks without a complaint."""
+        """Refuse a tar without an end block; one cut between two members unpacks without error."""
         self._stream.seek(end)
         if self._stream.read(_BLOCK) != bytes(_BLOCK):
             raise damaged(self.archive, "it is cut off")
-        # to the checksum behind it, where there is one
-        rest = 0
+        # read on to the checksum that a compressed stream has after the tar data
+        padding = 0
         while piece := self._stream.read(_PIECE):
-            rest += len(piece)
+            padding += len(piece)
             if any(piece):
-                raise damaged(self.archive, "more follows behind its end")
-            if rest > _MAX_PADDING:
-                what = f"more than {_MAX_PADDING:,} empty bytes, as of a download that was cut off"
-                raise damaged(self.archive, what)
+                raise damaged(self.archive, "there is data after its end")
+            if padding > _MAX_PADDING:
+                problem = (
+                    f"more than {_MAX_PADDING:,} zero bytes at its end: the download is cut off"
+                )
+                raise damaged(self.archive, problem)
 
 
 def _each(opened: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """Yield the members without keeping them: a list of a million takes a gigabyte."""
+    """Yield the members without storing them: a list of a million takes a gigabyte."""
     while (entry := opened.next()) is not None:
         opened.members.clear()  # type: ignore[attr-defined]  # public, but not in the stubs
         yield entry
 
 
 class _Bounded(io.RawIOBase):
-    """A stream of which only small pieces are asked for, such as names that are no gigabyte.
-
-    Args:
-        archive: How messages name it.
-        stream: What is read.
-    """
+    """A stream that refuses large reads, such as a member name of a gigabyte."""
 
     def __init__(self, archive: Path, stream: IO[bytes]) -> None:
         super().__init__()
@@ -138,7 +131,10 @@ class _Bounded(io.RawIOBase):
 
     def read(self, size: int = -1) -> bytes:
         if not 0 <= size <= _PIECE:
-            raise DataError(f"{self._archive}: a member's name or header of {size:,} bytes")
+            raise DataError(
+                f"{self._archive}: a member's name or header has {size:,} bytes; "
+                f"at most {_PIECE:,} are read"
+            )
         return self._stream.read(size)
 
     def seek(self, offset: int, whence: int = 0) -> int:

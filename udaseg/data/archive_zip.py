@@ -1,4 +1,4 @@
-"""Reading zips: their members, judged, and the content of each."""
+"""Read zip archives: a validated member list and the content of each file."""
 
 import stat
 import zipfile
@@ -14,14 +14,11 @@ from udaseg.errors import DataError
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
 _HEADER = 30
 _LOCKED = 1
-_FIRST = 315_532_800  # 1980, where the dates of zips begin
+_FIRST = 315_532_800  # 1980, the earliest date in a zip
 
 
 class ZipReader:
-    """A zip, open.
-
-    Args:
-        archive: The file.
+    """An open zip archive.
 
     Raises:
         DataError: Its directory is damaged or too long.
@@ -34,7 +31,7 @@ class ZipReader:
         self._entries = self._opened.infolist()
         if len(self._entries) != directory.entries:
             self.close()
-            raise damaged(archive, "its directory can be read in two ways")
+            raise damaged(archive, "its directory is ambiguous")
         self._start = directory.start
 
     def close(self) -> None:
@@ -42,48 +39,48 @@ class ZipReader:
         self._opened.close()
 
     def members(self) -> list[Member]:
-        """Return its files.
+        """Return all files of the archive.
 
         Raises:
-            DataError: A member that would land outside, is no plain file, or is too large; or
-                members that share their bytes.
+            DataError: A member would be written outside the target folder, is not a regular file,
+                or is too large; or members overlap.
         """
-        found, totals = [], Totals(self.archive)
+        files, totals = [], Totals(self.archive)
         for entry in self._entries:
-            # ZipFile cuts names at a zero byte; the name as it was stored is judged too
+            # ZipFile cuts names at a zero byte, so the stored name is checked too
             safe_name(entry.orig_filename, self.archive)
             name = safe_name(entry.filename, self.archive)
-            what = f"{self.archive}: member {entry.filename!r}"
+            prefix = f"{self.archive}: member {entry.filename!r}"
             if stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
-                raise DataError(f"{what} is no plain file")
+                raise DataError(f"{prefix} is not a regular file")
             if entry.flag_bits & _LOCKED:
                 raise DataError(
-                    f"{what} is locked with a password; unpack it yourself (7z x asks for it) and "
-                    "leave the folder beside it"
+                    f"{prefix} is encrypted with a password; unpack it yourself (7z x asks for it) "
+                    "and leave the folder next to the archive"
                 )
             if entry.compress_type not in _METHODS:
                 raise DataError(
-                    f"{what} is packed by a method that is not known here; unpack it yourself "
-                    "(7z x) and leave the folder beside it"
+                    f"{prefix} uses an unsupported compression method; unpack it yourself "
+                    "(7z x) and leave the folder next to the archive"
                 )
             member = Member(name, entry.file_size, entry.compress_size, entry.CRC)
             totals.add(member)
             if not entry.is_dir():
-                found.append(member)
+                files.append(member)
         self._refuse_overlap()
-        return found
+        return files
 
     def _refuse_overlap(self) -> None:
-        """Refuse members that share their bytes: so a small file unpacks to a huge one."""
+        """Refuse overlapping members: they let a small file unpack to a huge one."""
         entries = sorted(self._entries, key=lambda entry: entry.header_offset)
         start = self._start
         for entry in reversed(entries):
             if entry.header_offset + _HEADER + entry.compress_size > start:
-                raise damaged(self.archive, f"member {entry.filename!r} overlaps with another one")
+                raise damaged(self.archive, f"member {entry.filename!r} overlaps another one")
             start = entry.header_offset
 
     def contents(self) -> Iterator[Content]:
-        """Yield each file with what opens it."""
+        """Yield each file with a function that opens it."""
         for entry in self._entries:
             if not entry.is_dir():
                 name = safe_name(entry.filename, self.archive)
@@ -92,8 +89,8 @@ class ZipReader:
 
 
 def _seconds(entry: zipfile.ZipInfo) -> int:
-    """Return when a file was changed; zips do not tell the time zone, so it is taken as UTC."""
+    """Return the modification time; zips store no time zone, so UTC is assumed."""
     try:
         return int(datetime(*entry.date_time, tzinfo=UTC).timestamp())
-    except ValueError:  # month 0, which some writers leave
+    except ValueError:  # some writers store month 0
         return _FIRST

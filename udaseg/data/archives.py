@@ -1,4 +1,4 @@
-"""Unpacking dataset archives: checked first, never outside the folder, and resumable."""
+"""Unpack dataset archives: checked first, only into the target folder, and resumable."""
 
 import errno
 import logging
@@ -35,10 +35,10 @@ _PIECE = 2**20
 _MB = 10**6
 _LARGE = 10**9
 _TARS = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
-_BY_HAND = "unpack it yourself ({how}) and leave the folder beside it"
+_BY_HAND = "unpack it yourself ({how}) and leave the folder next to the archive"
 _OTHERS = (("rar", b"Rar!\x1a\x07", "unrar x"), ("7z", b"7z\xbc\xaf\x27\x1c", "7z x"))
 
-# Damaged archives raise all of these; what the machine cannot do is not among them.
+# Damaged archives raise any of these; errors of the machine are excluded by _MACHINE.
 _FAULTS: tuple[type[Exception], ...] = (zipfile.BadZipFile, tarfile.TarError, zlib.error)
 _FAULTS += (lzma.LZMAError, struct.error, OSError, EOFError, ValueError, NotImplementedError)
 _FAULTS += (RuntimeError, OverflowError, IndexError, KeyError)
@@ -48,36 +48,37 @@ _MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, 
 def unpack(
     archives: Sequence[Path], into: Path, on_unpack: Callable[[int, int], None] | None = None
 ) -> None:
-    """Unpack zips and tars together into `into`, a folder of its own.
+    """Unpack zip and tar archives into the folder `into`.
 
-    All are checked before the first file is written. After a fault of the data the folder is gone;
-    after a kill, an interrupt or a full disk it holds whole files only, and the next call goes on.
-    Hidden files are left out; files get the times that the archive gives them.
+    All archives are checked before the first file is written. On a data error the folder is
+    removed. After a kill, an interrupt or a full disk it holds only complete files, and the next
+    call resumes. Hidden files are skipped; files get the modification times stored in the archive.
 
     Args:
-        archives: The files.
-        into: Where members go; nothing else may be there.
-        on_unpack: Called with the megabytes that are unpacked, and those in all.
+        archives: The archive files.
+        into: Target folder; must contain nothing else.
+        on_unpack: Called with the megabytes unpacked so far and in total.
 
     Raises:
-        DataError: Unknown kind, damaged, too large, or a member that would land outside.
-        EnvironmentFault: Not enough room on the disk.
+        DataError: An archive is of an unknown type, damaged or too large, or a member would be
+            written outside the target folder.
+        EnvironmentFault: Not enough disk space.
     """
     try:
         lists = {}
         for archive in archives:
             size = archive.stat().st_size
-            if size > _LARGE:  # minutes, where all of it is read
-                log.info("looking through %s (%s)", archive, amount(size))
+            if size > _LARGE:  # takes minutes if all of it has to be read
+                log.info("checking %s (%s)", archive, amount(size))
             lists[archive] = _members(archive)
         refuse_contradictions(lists)
         _refuse_no_room(into, lists.values())
-        told = _Told(sum(map(_size, lists.values())), on_unpack)
+        progress = _Told(sum(map(_size, lists.values())), on_unpack)
         with room(into, partial(_missing, into, lists.values())):
             for archive, members in lists.items():
-                shown = amount(_size(members))
-                log.info("unpacking %s: %d files, %s", archive, len(members), shown)
-                _write(archive, into, told)
+                total_size = amount(_size(members))
+                log.info("unpacking %s: %d files, %s", archive, len(members), total_size)
+                _write(archive, into, progress)
         _prune(into, {member.name for members in lists.values() for member in members})
     except DataError:
         shutil.rmtree(into, ignore_errors=True)
@@ -86,11 +87,11 @@ def unpack(
 
 
 class _Told:
-    """Tells how much is unpacked; members that were there already count too.
+    """Report how much is unpacked; members that already exist count too.
 
     Args:
-        total: Bytes in all.
-        on_unpack: Is told, in megabytes; None tells no one.
+        total: Total bytes.
+        on_unpack: Called with megabytes done and in total, if given.
     """
 
     def __init__(self, total: int, on_unpack: Callable[[int, int], None] | None) -> None:
@@ -117,35 +118,35 @@ def _members(archive: Path) -> list[Member]:
     refuse_clashes(archive, members)
     if isinstance(reader, TarReader) and not (reader.packed or checked):
         log.warning(
-            "%s: a tar has no checksums, and no %s.sha256 lies beside it; its sha256 is %s",
-            *(archive, archive.name, sha256_of(archive)),
+            "%s: a tar has no checksums, and there is no %s.sha256 next to it; its sha256 is %s",
+            archive,
+            archive.name,
+            sha256_of(archive),
         )
     return members
 
 
 def _reader(archive: Path) -> ZipReader | TarReader:
-    """Return what reads an archive.
-
-    Raises:
-        DataError: Nothing here does; says what to do.
-    """
+    """Return a reader for the archive; raise a `DataError` with advice for an unsupported type."""
     suffix = archive.name.lower()
     with archive.open("rb") as file:
         head = file.read(_PIECE // 1024)
     for kind, start, how in _OTHERS:
         if head.startswith(start) or suffix.endswith(f".{kind}"):
-            raise DataError(f"{archive}: is a {kind}; {_BY_HAND.format(how=how)}")
+            raise DataError(
+                f"{archive}: {kind} archives are not supported; {_BY_HAND.format(how=how)}"
+            )
     if head.lstrip().startswith(b"<"):
         raise DataError(
-            f"{archive}: is a web page, not an archive; log in on the page, then download it again"
+            f"{archive}: is a web page, not an archive; log in on the website, then download it "
+            "again"
         )
     if suffix.endswith(".zip"):
         return ZipReader(archive)
     if suffix.endswith(_TARS):
         return TarReader(archive)
     raise DataError(
-        f"{archive}: not an archive that can be unpacked here (zip or tar); "
-        + _BY_HAND.format(how="7z x")
+        f"{archive}: not a supported archive (zip or tar); " + _BY_HAND.format(how="7z x")
     )
 
 
@@ -158,12 +159,12 @@ def _named_faults(archive: Path, member: str | None = None) -> Iterator[None]:
     except _FAULTS as error:
         if isinstance(error, OSError) and error.errno in _MACHINE:
             raise
-        where = "" if member is None else f"member {member!r}: "
-        raise damaged(archive, f"{where}{error}") from error
+        prefix = "" if member is None else f"member {member!r}: "
+        raise damaged(archive, f"{prefix}{error}") from error
 
 
-def _write(archive: Path, into: Path, told: _Told) -> None:
-    """Write the members that are not there yet, each under its name once it is whole."""
+def _write(archive: Path, into: Path, progress: _Told) -> None:
+    """Write the missing members; each gets its final name only when it is complete."""
     with _named_faults(archive), closing(_reader(archive)) as reader:
         for content in reader.contents():
             target = into / content.member.name
@@ -172,11 +173,11 @@ def _write(archive: Path, into: Path, told: _Told) -> None:
                     target.parent.mkdir(parents=True, exist_ok=True)
                     _copy(content, _part(into))
                     _part(into).replace(target)
-            told.more(content.member.size)
+            progress.more(content.member.size)
 
 
 def _whole(target: Path, content: Content) -> bool:
-    """Return whether an earlier run wrote this file; its content is compared."""
+    """Return whether an earlier run wrote this file completely; compares the content."""
     if not target.is_file() or target.stat().st_size != content.member.size:
         return False
     with target.open("rb") as file:
@@ -209,7 +210,7 @@ def _part(into: Path) -> Path:
 
 
 def _missing(into: Path, lists: Iterable[Iterable[Member]]) -> int:
-    """Return the bytes that are not there yet."""
+    """Return the total size in bytes of the files that do not exist yet."""
     sizes = {member.name: member.size for members in lists for member in members}
     return sum(size for name, size in sizes.items() if not (into / name).is_file())
 
@@ -220,11 +221,11 @@ def _refuse_no_room(into: Path, lists: Iterable[Iterable[Member]]) -> None:
         raise no_room(into, missing)
 
 
-def _prune(into: Path, wanted: set[str]) -> None:
-    """Remove what no archive holds: left by a run with other archives."""
-    for top, _, names in os.walk(into):
-        for name in names:
+def _prune(into: Path, names_to_keep: set[str]) -> None:
+    """Remove files that are in none of the archives, left by a run with other archives."""
+    for top, _, file_names in os.walk(into):
+        for name in file_names:
             path = Path(top, name)
-            if path.relative_to(into).as_posix() not in wanted:
+            if path.relative_to(into).as_posix() not in names_to_keep:
                 path.unlink()
     _part(into).unlink(missing_ok=True)

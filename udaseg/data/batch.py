@@ -1,4 +1,4 @@
-"""Training batches as a function of the step: no sampler or loader state exists to be saved."""
+"""Training batches as a function of the step, so no sampler or loader state has to be saved."""
 
 import hashlib
 from collections.abc import Sequence
@@ -17,25 +17,25 @@ from udaseg.errors import DataError
 
 _SOURCE, _TARGET = 0, 1
 _INSTEAD = 20
-"""Images that are tried in the place of one that cannot be used."""
+"""Replacement images to try for one that cannot be used."""
 
 _Crop = tuple[NDArray[np.uint8], NDArray[np.uint8] | None]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What one step trains on.
+    """The data of one training step.
 
     Attributes:
         step: Number of the step, from 0.
-        progress: Share of this part of the run that is done, in [0, 1).
-        seed: Seeds everything random in the step, the same on every rank.
-        source_images: (B, 3, H, W) uint8 RGB; (0, 3, 1, 1) when only the target is trained on.
+        progress: Completed share of the current stage, in [0, 1).
+        seed: Seed of all random operations in the step, identical on every rank.
+        source_images: (B, 3, H, W) uint8 RGB; (0, 3, 1, 1) when training on the target only.
         source_labels: (B, H, W) uint8 train ids with `IGNORE`.
-        target_images: (B, 3, H, W) uint8 RGB; None when only the source is trained on.
-        pseudo_labels: (B, H, W) uint8 on the target images, made before this part of the run;
-            never the target's truth. None when the part learns from none.
-        skipped: Why images that were drawn are not in the batch; others took their places.
+        target_images: (B, 3, H, W) uint8 RGB; None when training on the source only.
+        pseudo_labels: (B, H, W) uint8 labels of the target images, created before this stage;
+            never the target's ground truth. None if the stage uses none.
+        skipped: For each image that was drawn but replaced, the reason.
     """
 
     step: int
@@ -48,7 +48,7 @@ class Batch:
     skipped: tuple[str, ...] = ()
 
     def to(self, device: torch.device) -> "Batch":
-        """Return the batch on `device`; bytes travel, floats are made there."""
+        """Return the batch on `device`; transfers uint8, conversion to float happens there."""
         target, pseudo = self.target_images, self.pseudo_labels
         return replace(
             self,
@@ -71,31 +71,32 @@ class Batch:
 
 
 class TrainingBatches(Dataset[Batch]):
-    """Batch i of a run, made from (seed, i, rank) alone.
+    """Batches of a run, where batch i depends only on (seed, i, rank).
 
-    The ranks' batches of a step, one after another, are the batch of one process that is as large.
+    The batches of all ranks in a step, concatenated, equal the batch of a single process with the
+    same total size.
 
-    Source and target run through their files independently (see `Draws`), so neither ends when the
+    Source and target iterate over their files independently (see `Draws`), so neither ends when the
     other does.
 
     Args:
         source: Labelled crops, or None.
         target: Unlabelled crops, or None.
-        batch_source: Source images a batch on each rank.
-        batch_target: Target images a batch on each rank.
-        steps: Steps of the run when this part of it is over.
-        seed: Of the run.
-        rank: Of this process.
+        batch_source: Source images per batch on each rank.
+        batch_target: Target images per batch on each rank.
+        steps: Step of the run at which this stage ends.
+        seed: Seed of the run.
+        rank: Rank of this process.
         world_size: Number of processes.
-        begin: Steps of the run before this part; only `progress` counts from it.
-        on_bad_sample: `fail` names an image that cannot be used; `skip` takes another one in its
-            place, which the number of the draw decides, and says so in `Batch.skipped`.
-        worker_timeout: Seconds after which a loader process that gives no batch counts as stuck; 0
-            waits for ever.
+        begin: Step of the run at which this stage begins; used only for `progress`.
+        on_bad_sample: `fail` raises an error that names the image; `skip` replaces it by one chosen
+            from the number of the draw, and adds the reason to `Batch.skipped`.
+        worker_timeout: Seconds without a batch after which a loader process counts as hung; 0
+            disables the limit.
 
     Raises:
-        DataError: A split without images, or without the counts that its sampling needs.
-        ValueError: A target whose sampling would need to know its classes.
+        DataError: A split has no images, or lacks the class counts that its sampling needs.
+        ValueError: The target's sampling needs class labels.
     """
 
     def __init__(
@@ -117,7 +118,7 @@ class TrainingBatches(Dataset[Batch]):
             if crops is not None and not crops.samples:
                 raise DataError(f"{crops.dataset.name}: split '{crops.split}' has no images")
         if target is not None and target.sampling != "uniform":
-            raise ValueError(f"a target is sampled uniformly, got {target.sampling}")
+            raise ValueError(f"the target must be sampled uniformly, got {target.sampling}")
         self.source, self.target = source, target
         self.batch_source, self.batch_target = batch_source, batch_target
         self.steps, self.seed, self.rank, self.world_size = steps, seed, rank, world_size
@@ -134,16 +135,21 @@ class TrainingBatches(Dataset[Batch]):
         skipped: list[str] = []
         source_images, source_labels = _nothing()
         if self._source is not None:
-            pairs = self._crops(self._source, self._numbers(step, self.batch_source), skipped)
-            source_images = _image_tensor([image for image, _ in pairs])
-            source_labels = _label_tensor([label for _, label in pairs])
+            source_crops = self._crops(
+                self._source, self._numbers(step, self.batch_source), skipped
+            )
+            source_images = _image_tensor([image for image, _ in source_crops])
+            source_labels = _label_tensor([label for _, label in source_crops])
         target = pseudo = None
         if self._target is not None:
-            drawn = self._crops(self._target, self._numbers(step, self.batch_target), skipped)
-            target = _image_tensor([image for image, _ in drawn])
+            target_crops = self._crops(
+                self._target, self._numbers(step, self.batch_target), skipped
+            )
+            target = _image_tensor([image for image, _ in target_crops])
             if self._target.crops.pseudo_labels is not None:
-                pseudo = _label_tensor([label for _, label in drawn])
-        # one seed for all ranks, who draw for all images; the 0 was once the rank's number
+                pseudo = _label_tensor([label for _, label in target_crops])
+        # The same seed on all ranks: each draws the random numbers for the images of all ranks.
+        # The constant 0 stays so that existing seeds keep their meaning.
         entropy = np.random.SeedSequence([self.seed, step, 0])
         return Batch(
             step=step,
@@ -157,24 +163,24 @@ class TrainingBatches(Dataset[Batch]):
         )
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return the shape of each tensor that batches have; it is the same in every step."""
+        """Return the shape of each tensor in a batch; it is the same in every step."""
         images, labels = _nothing()
-        found: dict[str, tuple[int, ...]] = {
+        shapes: dict[str, tuple[int, ...]] = {
             "source_images": images.shape,
             "source_labels": labels.shape,
         }
         if self.source is not None:
             size, crop = self.batch_source, self.source.crop
-            found = {"source_images": (size, 3, *crop), "source_labels": (size, *crop)}
+            shapes = {"source_images": (size, 3, *crop), "source_labels": (size, *crop)}
         if self.target is not None:
             size, crop = self.batch_target, self.target.crop
-            found["target_images"] = (size, 3, *crop)
+            shapes["target_images"] = (size, 3, *crop)
             if self.target.pseudo_labels is not None:
-                found["pseudo_labels"] = (size, *crop)
-        return found
+                shapes["pseudo_labels"] = (size, *crop)
+        return shapes
 
     def _numbers(self, step: int, size: int) -> range:
-        """Return the numbers of a domain's draws in `step` on this rank."""
+        """Return the draw numbers of a domain in `step` on this rank."""
         first = (step * self.world_size + self.rank) * size
         return range(first, first + size)
 
@@ -182,45 +188,45 @@ class TrainingBatches(Dataset[Batch]):
         return [self._crop(draws, number, skipped) for number in numbers]
 
     def _crop(self, draws: Draws, number: int, skipped: list[str]) -> _Crop:
-        """Return the crop of one draw; with `skip`, of the first image in its place that is good.
+        """Return the crop of one draw; with `skip`, replace an image that cannot be used.
 
-        A crop hangs on the number of the draw alone, so it is the same in any worker and after any
-        resume as long as the same files are bad.
+        A crop depends only on the number of the draw. It is the same in any worker and after any
+        resume, as long as the same files are bad.
         """
-        crops, first = draws.crops, draws.at(number)
-        drawn = first
+        crops, requested = draws.crops, draws.at(number)
+        draw = requested
         for attempt in range(1 + _INSTEAD):
             try:
-                image, labels = crops.read(drawn.sample)
+                image, labels = crops.read(draw.sample)
             except DataError as error:
                 if self.on_bad_sample == "fail":
                     raise
                 skipped.append(str(error))
-                drawn = draws.instead(first, attempt)
+                draw = draws.instead(requested, attempt)
                 continue
-            rng = np.random.default_rng(first.key)
-            return crops.cut(drawn.sample, image, labels, rng, drawn.train_id)
+            rng = np.random.default_rng(requested.key)
+            return crops.cut(draw.sample, image, labels, rng, draw.train_id)
         raise DataError(
-            f"{skipped[-1]}; so could {_INSTEAD} images before it not be used, which were drawn in "
-            "each other's place: the data are damaged or gone, not single files"
+            f"{skipped[-1]}; the {_INSTEAD} images tried before it could not be used either: the "
+            "dataset is damaged or missing, not single files; check it with `udaseg doctor`"
         )
 
     @property
     def never_drawn(self) -> tuple[int, ...]:
-        """Train ids of source classes that occur, but for which no image can be drawn."""
+        """Train ids of source classes that occur, but that no image can be drawn for."""
         return () if self._source is None else self._source.never_drawn
 
     def digests(self) -> dict[str, str]:
-        """Return a digest of the file names of each domain; the order of batches hangs on them."""
-        found = {}
-        for word, crops in (("source", self.source), ("target", self.target)):
+        """Return a digest of each domain's file names, which determine the order of batches."""
+        digests = {}
+        for domain, crops in (("source", self.source), ("target", self.target)):
             if crops is not None:
                 names = "\n".join(sample.image for sample in crops.samples)
-                found[word] = hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()
-        return found
+                digests[domain] = hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()
+        return digests
 
     def names(self, step: int) -> list[str]:
-        """Return the files of the batch of `step` on this rank, to be named in an error."""
+        """Return the image files of the batch of `step` on this rank, for error messages."""
         return [
             str(draws.crops.dataset.image_path(draws.at(number).sample))
             for draws, size in (
@@ -233,11 +239,11 @@ class TrainingBatches(Dataset[Batch]):
 
 
 def _image_tensor(images: Sequence[NDArray[np.uint8]]) -> Tensor:
-    """Return crops (H, W, 3) as (B, 3, H, W), in one copy, mirrored or not."""
+    """Stack (H, W, 3) crops to (B, 3, H, W) in one copy, also from mirrored views."""
     height, width = images[0].shape[:2]
     stacked = np.empty((len(images), 3, height, width), np.uint8)
-    for place, image in zip(stacked, images, strict=True):
-        place[:] = image.transpose(2, 0, 1)
+    for slot, image in zip(stacked, images, strict=True):
+        slot[:] = image.transpose(2, 0, 1)
     return torch.from_numpy(stacked)
 
 

@@ -1,10 +1,10 @@
-"""The prepared folder in the making: goes on where a killed run stopped, then takes its place.
+"""Build a prepared folder at a temporary path; resumable, replaces the old folder at the end.
 
 ```
-prepared/NAME            the finished set; whole, or not there
-prepared/.NAME.tmp       the next one, while it is made
-prepared/.NAME.journal   a line for each of its pairs that is done
-prepared/.NAME.old       the one before, for the moment of the change
+prepared/NAME            the finished dataset; complete, or absent
+prepared/.NAME.tmp       the next version, while it is being built
+prepared/.NAME.journal   one line for each finished pair of the next version
+prepared/.NAME.old       the previous version, only during the replacement
 ```
 """
 
@@ -38,13 +38,13 @@ from udaseg.errors import DataError
 
 
 class Building:
-    """A prepared folder in the making, to be used by one process at a time.
+    """A prepared folder that is being built, by one process at a time.
 
     Args:
-        final: Where it will be.
-        folder: Of the images and labels.
-        meaning: Digest of what decides over labels besides the pairs; labels that were made with
-            another are not kept.
+        final: Path of the finished folder.
+        folder: Folder of the source images and labels.
+        meaning: Digest of all settings that affect labels; labels written with another digest are
+            not reused.
     """
 
     def __init__(self, final: Path, folder: Path, meaning: str) -> None:
@@ -55,27 +55,27 @@ class Building:
         self._done: dict[tuple[str, str], Row] = {}
 
     def begin(self) -> None:
-        """Take over what a killed run left and what the finished set holds."""
+        """Load the pairs that a killed run and the finished dataset already contain."""
         settle(self.final)
-        done = _manifest(self.final)
-        if done is not None and done.meaning == self.meaning:
-            self._done = keyed(done.rows)
+        manifest = _manifest(self.final)
+        if manifest is not None and manifest.meaning == self.meaning:
+            self._done = keyed(manifest.rows)
         self._begun = self._journaled()
         self._prune(self._begun.values())
         lines = [json.dumps(self.meaning), *map(row_line, self._begun.values())]
         self.place.mkdir(parents=True, exist_ok=True)
-        # a name of its own, not a random one, so that a kill leaves nothing to be found
+        # A fixed name, not a random one, so that files left by a kill do not accumulate.
         self._fresh_journal.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         self._fresh_journal.replace(self._journal_path)
         self._journal = self._journal_path.open("a", encoding="utf-8")
 
     def close(self) -> None:
-        """Let go of the journal; what is done stays for the next run."""
+        """Close the journal; finished pairs stay for the next run."""
         if self._journal is not None:
             self._journal.close()
 
     def kept(self, pair: Pair, split: str) -> Row | None:
-        """Return the row of a pair that is done and has not changed; its label is in place."""
+        """Return the row of a pair that is finished and unchanged, with its label in place."""
         row = self._begun.get((split, pair.key))
         if row is not None and row.of(self.folder, pair.image, pair.label) and self._whole(row):
             return row
@@ -87,7 +87,7 @@ class Building:
         return None
 
     def note(self, row: Row) -> None:
-        """Note that a pair is done, for the case that this run is killed."""
+        """Write a finished pair to the journal, in case this run is killed."""
         assert self._journal is not None
         self._journal.write(f"{row_line(row)}\n")
         self._journal.flush()
@@ -95,13 +95,13 @@ class Building:
     def finish(
         self, dataset: PreparedDataset, rows: Sequence[Row], source: dict[str, Any], rules: Rules
     ) -> None:
-        """Write index, source and manifest, and put the folder in its place.
+        """Write index, source and manifest, then replace the finished folder.
 
         Args:
-            dataset: What was prepared.
+            dataset: The prepared dataset.
             rows: Its pairs.
-            source: What to note about the sources.
-            rules: What was left out, and how.
+            source: Description of the sources.
+            rules: Exclusion rules that were applied.
         """
         self._prune(rows)
         documents = {
@@ -123,27 +123,27 @@ class Building:
         self.close()
 
     def _whole(self, row: Row) -> bool:
-        """Return whether a label is here; after a loss of power one may be without its content."""
+        """Return whether a label is complete; after a power loss a file may lack its content."""
         if row.prepared is None:
             return True
         path = self.place / row.prepared.path
         return row.prepared.holds(path) and sha256_of(path) == row.prepared.sha256
 
     def _taken_over(self, prepared: Fingerprint) -> bool:
-        """Bring a label of the finished set here, without copying where the disk can do so."""
-        there, here = self.final / prepared.path, self.place / prepared.path
-        if not prepared.holds(there):
+        """Link a label of the finished dataset into this folder, or copy it without hard links."""
+        source, target = self.final / prepared.path, self.place / prepared.path
+        if not prepared.holds(source):
             return False
-        here.parent.mkdir(parents=True, exist_ok=True)
-        here.unlink(missing_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)
         try:
-            os.link(there, here)
-        except OSError:  # no hard links there
-            shutil.copy2(there, here)
-        return prepared.holds(here)
+            os.link(source, target)
+        except OSError:  # the file system has no hard links
+            shutil.copy2(source, target)
+        return prepared.holds(target)
 
     def _journaled(self) -> dict[tuple[str, str], Row]:
-        """Return the pairs that a killed run had done; its last line may be torn."""
+        """Return the pairs that a killed run finished; its last line may be incomplete."""
         rows: list[Row] = []
         try:
             first, *lines = self._journal_path.read_text(encoding="utf-8").splitlines()
@@ -151,32 +151,36 @@ class Building:
                 for line in lines:
                     rows.append(row_of(line))
         except (OSError, ValueError, KeyError, TypeError):
-            pass  # what was read before the torn line counts
+            pass  # keep the rows before the incomplete line
         return keyed(rows)
 
     def _prune(self, rows: Iterable[Row]) -> None:
-        """Remove all but the labels of `rows`: half a label, or one that is not wanted now."""
-        wanted = {row.prepared.path for row in rows if row.prepared is not None}
-        for top, folders, names in os.walk(self.place, topdown=False):
-            for name in names:
+        """Remove all files except the labels of `rows`, such as incomplete or obsolete labels."""
+        labels_to_keep = {row.prepared.path for row in rows if row.prepared is not None}
+        for top, folders, file_names in os.walk(self.place, topdown=False):
+            for name in file_names:
                 path = Path(top, name)
-                if path.relative_to(self.place).as_posix() not in wanted:
+                if path.relative_to(self.place).as_posix() not in labels_to_keep:
                     path.unlink()
             for name in folders:
-                with suppress(OSError):  # it is not empty
+                with suppress(OSError):  # the folder is not empty
                     Path(top, name).rmdir()
 
 
 def settle(final: Path) -> None:
-    """Complete a change of folders that was cut off; caches of the same labels move along."""
+    """Complete an interrupted replacement; caches of unchanged labels move to the new folder."""
     old = _old(final)
     if not old.exists():
         return
     if not final.exists():
         old.rename(final)
         return
-    before, now = _manifest(old), _manifest(final)
-    if before is not None and now is not None and before.meaning == now.meaning:
+    old_manifest, new_manifest = _manifest(old), _manifest(final)
+    if (
+        old_manifest is not None
+        and new_manifest is not None
+        and old_manifest.meaning == new_manifest.meaning
+    ):
         for cache in sorted(old.glob("cache-*")):
             if not (final / cache.name).exists():
                 cache.rename(final / cache.name)
@@ -184,22 +188,24 @@ def settle(final: Path) -> None:
 
 
 def settled(final: Path) -> bool:
-    """Return whether no run was cut off."""
+    """Return whether no interrupted run left files."""
     return not any(path.exists() for path in (_old(final), *_unfinished(final)))
 
 
 def clear_building(final: Path) -> None:
-    """Remove what a run that was cut off left, for when the finished set is up to date."""
-    place, *journals = _unfinished(final)
-    shutil.rmtree(place, ignore_errors=True)
+    """Remove the files of an interrupted run, once the finished dataset is up to date."""
+    folder, *journals = _unfinished(final)
+    shutil.rmtree(folder, ignore_errors=True)
     for path in journals:
         path.unlink(missing_ok=True)
 
 
 def _unfinished(final: Path) -> tuple[Path, Path, Path]:
-    """Return where the next folder is made, its journal, and the journal while it is written."""
-    place, journal, fresh = (f".{final.name}.{end}" for end in ("tmp", "journal", "journal.new"))
-    return final.with_name(place), final.with_name(journal), final.with_name(fresh)
+    """Return the paths of the temporary folder, its journal, and the journal being written."""
+    folder, journal, fresh = (
+        f".{final.name}.{suffix}" for suffix in ("tmp", "journal", "journal.new")
+    )
+    return final.with_name(folder), final.with_name(journal), final.with_name(fresh)
 
 
 def _old(final: Path) -> Path:

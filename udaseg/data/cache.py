@@ -1,7 +1,7 @@
-"""Images at training resolution beside the index: where they lie, whether they still hold, reading.
+"""Locate, validate and read a cache of images at training resolution, stored next to the index.
 
-A cache is a folder with one file for each image and label and a manifest, written last, with the
-size and time of change of every file that it was made from.
+A cache is a folder with one file per image and label, and a manifest. The manifest is written last;
+it holds the size and modification time of every source file.
 """
 
 import json
@@ -30,13 +30,13 @@ _SHOWN = 3
 
 @dataclass(frozen=True)
 class Cache:
-    """Images and labels of one size.
+    """Cached images and labels of one size.
 
     Attributes:
-        folder: Where they lie.
+        folder: Folder of the cached files.
         size: (height, width).
-        form: `png`, or `raw` (packed bytes).
-        left_out: Images that are not in it, to be read from their own files.
+        form: `png`, or `raw` (bytes compressed with zstd).
+        left_out: Images that are not cached and must be read from their original files.
     """
 
     folder: Path
@@ -45,19 +45,19 @@ class Cache:
     left_out: frozenset[str] = frozenset()
 
     def holds(self, sample: Sample) -> bool:
-        """Return whether `sample` is in it."""
+        """Return whether `sample` is cached."""
         return sample.image not in self.left_out
 
     def image_path(self, sample: Sample) -> Path:
-        """Return where the image of `sample` lies."""
+        """Return the path of the cached image of `sample`."""
         return self.folder / "images" / f"{sample.image}.{self.form}"
 
     def label_path(self, sample: Sample) -> Path:
-        """Return where the label of `sample` lies."""
+        """Return the path of the cached label of `sample`."""
         return self.folder / "labels" / f"{sample.label}.{self.form}"
 
     def image(self, sample: Sample) -> NDArray[np.uint8]:
-        """Return the image (H, W, 3) of `sample`.
+        """Return the cached (H, W, 3) image of `sample`.
 
         Raises:
             DataError: The cached file is damaged.
@@ -65,7 +65,7 @@ class Cache:
         return self._read(self.image_path(sample), color=True)
 
     def labels(self, sample: Sample) -> NDArray[np.uint8]:
-        """Return the label (H, W) of `sample`, train ids.
+        """Return the cached (H, W) train ids of `sample`.
 
         Raises:
             DataError: The cached file is damaged.
@@ -79,65 +79,65 @@ class Cache:
             else:
                 pixels = read_image(path) if color else read_train_ids(path)
             if pixels.shape != (*self.size, 3)[: 3 if color else 2]:
-                raise DataError(f"{path}: damaged: of shape {pixels.shape}")
+                raise DataError(f"{path}: damaged: unexpected shape {pixels.shape}")
         except DataError as error:
             raise DataError(
                 f"{error}; delete it and run `udaseg prepare --cache` again, "
-                f"or delete {self.folder} to read the files themselves"
+                f"or delete {self.folder} to read the original files"
             ) from error
         return pixels
 
 
 def cache_folder(dataset: PreparedDataset, size: tuple[int, int]) -> Path:
-    """Return where the cache of `size` (height, width) lies, beside the index."""
+    """Return the folder of the cache of `size` (height, width), next to the index."""
     return dataset.folder / f"cache-{size[1]}x{size[0]}"
 
 
 def stamp(path: Path) -> str:
-    """Return what tells that a file is another one now: its size and time of change."""
+    """Return size and modification time of a file, to detect changes."""
     try:
-        found = path.stat()
+        info = path.stat()
     except OSError:
         return "unreadable"
-    return f"{found.st_size} {found.st_mtime_ns}"
+    return f"{info.st_size} {info.st_mtime_ns}"
 
 
 def read_manifest(folder: Path) -> Mapping[str, Any] | None:
-    """Return the manifest of a cache; None when there is none that this version reads."""
+    """Return the manifest of a cache; None if it is missing or not readable by this version."""
     try:
         document = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        known = document["version"] == CACHE_VERSION and document["form"] in ("png", "raw")
-        known = known and all(len(row) == 4 for row in document["files"].values())
+        readable = document["version"] == CACHE_VERSION and document["form"] in ("png", "raw")
+        readable = readable and all(len(row) == 4 for row in document["files"].values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return dict(document) if known else None
+    return dict(document) if readable else None
 
 
 def left_out_of(rows: Mapping[str, Any]) -> frozenset[str]:
-    """Return the images of a manifest that have no cached file."""
+    """Return the images in a manifest that have no cached file."""
     return frozenset(name for name, row in rows.items() if row[1] is None)
 
 
 def open_cache(
     dataset: PreparedDataset, split: str, size: tuple[int, int] | None, *, labelled: bool
 ) -> Cache | None:
-    """Return the cache of a split at `size`; None, with a warning, where it no longer holds.
+    """Return the cache of a split at `size`; None if there is none, with a warning if it is stale.
 
     Args:
-        dataset: A prepared set.
-        split: All of its images must be there.
-        size: (height, width); None has no cache.
-        labelled: Whether labels are asked for; otherwise not even their names are looked at.
+        dataset: A prepared dataset.
+        split: Split whose images must all be cached.
+        size: (height, width); None disables the cache.
+        labelled: Whether labels are needed; otherwise they are not checked.
     """
     if size is None or dataset.folder.resolve() == dataset.image_root.resolve():
-        return None  # a plain folder is the user's own
+        return None  # a plain folder belongs to the user and has no cache
     folder = cache_folder(dataset, size)
     if not folder.is_dir():
         return None
-    again = f"run `udaseg prepare {dataset.name} --cache {size[1]}x{size[0]}` again"
+    advice = f"run `udaseg prepare {dataset.name} --cache {size[1]}x{size[0]}` again"
     manifest = read_manifest(folder)
     if manifest is None:
-        log.warning("%s: is not complete, so it is not used; %s", folder, again)
+        log.warning("%s: the cache is incomplete and is ignored; %s", folder, advice)
         return None
     rows = manifest["files"]
     left_out = left_out_of(rows)
@@ -150,16 +150,19 @@ def open_cache(
     ]
     if stale:
         log.warning(
-            "%s: is not used, as %d images are new or have changed since (%s%s); %s",
-            *(folder, len(stale), ", ".join(stale[:_SHOWN])),
-            *(", ..." if len(stale) > _SHOWN else "", again),
+            "%s: the cache is stale and is ignored: %d images are new or changed (%s%s); %s",
+            folder,
+            len(stale),
+            ", ".join(stale[:_SHOWN]),
+            ", ..." if len(stale) > _SHOWN else "",
+            advice,
         )
         return None
     if cache.form == "raw":
         try:
             zstd()
         except EnvironmentFault as error:
-            log.warning("%s: is not used: %s", folder, error)
+            log.warning("%s: the cache is ignored: %s", folder, error)
             return None
     return cache
 
@@ -167,14 +170,14 @@ def open_cache(
 def current(
     dataset: PreparedDataset, cache: Cache, sample: Sample, row: Any, *, labelled: bool
 ) -> bool:
-    """Return whether the cached files of `sample` are whole and of today's files.
+    """Return whether the cached files of `sample` are complete and up to date.
 
     Args:
-        dataset: The set.
-        cache: Where its files would be.
-        sample: One of its images.
-        row: What the manifest or the journal says of it: stamp and bytes of image and label.
-        labelled: Whether the label counts.
+        dataset: The dataset.
+        cache: Its cache.
+        sample: The image to check.
+        row: Entry of the manifest or journal: stamp and bytes of the image, then of the label.
+        labelled: Whether to check the label too.
     """
     if not isinstance(row, list) or len(row) != 4:
         return False
@@ -182,7 +185,7 @@ def current(
     if image != stamp(dataset.image_path(sample)):
         return False
     if image_bytes is None:
-        return True  # left out, and still the same file
+        return True  # not cached, and the file has not changed
     if image_bytes != _bytes(cache.image_path(sample)):
         return False
     if not labelled:

@@ -1,4 +1,4 @@
-"""How much faster a cache is read than the files that it was made from, measured here and now."""
+"""Measure how much faster a cache is read than the original files."""
 
 import time
 from dataclasses import replace
@@ -16,38 +16,37 @@ _ROUNDS = 3
 
 
 def speed_up(dataset: PreparedDataset, cache: Cache) -> float | None:
-    """Return how many times faster a sample is read from `cache`, decoded and at its size.
+    """Return how many times faster a decoded, resized sample is read from `cache`.
 
-    The median over a few samples of the CPU time of one thread, each the least of a few rounds. The
-    samples are always the same; waiting for the disk is not counted.
-
-    Args:
-        dataset: The set.
-        cache: One of its caches.
+    The result is the median over a few fixed samples. Each is timed as CPU time of one thread, the
+    minimum of a few rounds; time spent waiting for the disk does not count.
 
     Returns:
-        None when the cache has none of its images.
+        The speed-up; None if the cache contains no image of the dataset.
 
     Raises:
         DataError: A file cannot be read.
     """
     splits = ["train"] if "train" in dataset.splits else list(dataset.splits)
-    held = [one for split in splits for one in dataset.split(split) if cache.holds(one)]
-    if not held:
+    cached = [sample for split in splits for sample in dataset.split(split) if cache.holds(sample)]
+    if not cached:
         return None
     threads = cv2.getNumThreads()
-    cv2.setNumThreads(1)  # as in a process that loads
+    cv2.setNumThreads(1)  # as in a loader process
     keep_freed_memory()
     ratios = []
     try:
-        for sample in held[:: -(-len(held) // _SAMPLES)]:
-            own = Crops(
-                *(dataset, "", cache.size, cache.size),
+        for sample in cached[:: -(-len(cached) // _SAMPLES)]:
+            from_files = Crops(
+                dataset,
+                "",
+                cache.size,
+                cache.size,
                 flip=False,
                 labelled=sample.label is not None,
             )
             seconds = []
-            for crops in (own, replace(own, cache=cache)):
+            for crops in (from_files, replace(from_files, cache=cache)):
                 rounds = []
                 for _ in range(_ROUNDS):
                     started = time.thread_time()

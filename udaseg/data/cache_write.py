@@ -1,4 +1,4 @@
-"""Making a cache: every image and label at training resolution, resumable, whole or not used."""
+"""Write a cache of images and labels at training resolution; resumable, unused until complete."""
 
 import json
 import shutil
@@ -34,18 +34,18 @@ from udaseg.data.threads import in_threads
 JOURNAL = "journal.jsonl"
 
 _TRIED = 16
-"""Images after which the rest's size is foreseen."""
+"""Images after which the total size is estimated."""
 
 
 @dataclass(frozen=True)
 class CacheReport:
-    """What making a cache gave.
+    """Result of writing a cache.
 
     Attributes:
         cache: The cache.
-        images: Images in it.
-        made: Images that were made now; the others were there.
-        size_bytes: Of all its files.
+        images: Number of cached images.
+        made: Number of images written by this run; the others already existed.
+        size_bytes: Size of all cached files.
         seconds: Wall time.
     """
 
@@ -64,21 +64,21 @@ def write_cache(
     workers: int = -1,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> CacheReport:
-    """Write the images of the training split at `size` beside the index of a prepared set.
+    """Cache the images of the training split at `size`, next to the index of a prepared dataset.
 
-    Takes the split `train` where there is one, otherwise all. What is there and still holds is
-    kept, so a run that was killed goes on. The user's own files are read and never written.
+    Uses the split `train` if it exists, otherwise all splits. Up-to-date files are kept, so a
+    killed run can be resumed. The user's own files are only read.
 
     Args:
-        dataset: A prepared set.
-        size: (height, width), as the recipe's `resize`.
-        form: `png`, or `raw`: four times faster to read, with zstd.
-        workers: Threads; -1 takes one a core.
-        on_progress: Called with the images done and the images in all.
+        dataset: A prepared dataset.
+        size: (height, width), as in the recipe's `resize`.
+        form: `png`, or `raw`: four times faster to read, needs zstd.
+        workers: Threads; -1 uses one per core.
+        on_progress: Called with the number of finished images and the total.
 
     Raises:
         DataError: An image or label cannot be read.
-        EnvironmentFault: No zstd for `raw`, or no room on the disk.
+        EnvironmentFault: zstd is missing for `raw`, or there is not enough disk space.
     """
     started = time.monotonic()
     if form == "raw":
@@ -91,7 +91,7 @@ def write_cache(
         if jobs or (read_manifest(cache.folder) or {"files": {}})["files"] != rows:
             cache.folder.mkdir(parents=True, exist_ok=True)
             _make(dataset, cache, jobs, rows, workers, on_progress)
-            written_out()  # the manifest says that all files are whole
+            written_out()  # the manifest promises that all files are complete
             document = {"version": CACHE_VERSION, "form": form, "size": size, "files": rows}
             write_atomic(cache.folder / MANIFEST, json.dumps(document).encode())
             (cache.folder / JOURNAL).unlink(missing_ok=True)
@@ -100,7 +100,10 @@ def write_cache(
     total = sum((row[1] or 0) + (row[3] or 0) for row in rows.values())
     return CacheReport(
         Cache(cache.folder, size, form, left_out),
-        *(len(rows) - len(left_out), len(jobs), total, time.monotonic() - started),
+        len(rows) - len(left_out),
+        len(jobs),
+        total,
+        time.monotonic() - started,
     )
 
 
@@ -110,17 +113,17 @@ def _samples(dataset: PreparedDataset) -> dict[str, Sample]:
 
 
 def _kept(dataset: PreparedDataset, cache: Cache, samples: dict[str, Sample]) -> dict[str, Any]:
-    """Return what is there and still holds: of a whole cache, and of a run that was killed."""
+    """Return the rows of up-to-date files, from a complete cache and from a killed run."""
     manifest = read_manifest(cache.folder) or {"form": None, "files": {}}
-    form, lines = _journal(cache.folder)
+    form, journal_rows = _journal(cache.folder)
     if cache.folder.is_dir() and cache.form not in (manifest["form"], form):
         shutil.rmtree(cache.folder)
         return {}
     rows = dict(manifest["files"]) if manifest["form"] == cache.form else {}
     if form is not None:
-        rows |= lines if form == cache.form else {}
-        for left in cache.folder.rglob(".*.tmp"):
-            left.unlink(missing_ok=True)
+        rows |= journal_rows if form == cache.form else {}
+        for leftover in cache.folder.rglob(".*.tmp"):
+            leftover.unlink(missing_ok=True)
     return {
         name: rows[name]
         for name, sample in samples.items()
@@ -130,7 +133,7 @@ def _kept(dataset: PreparedDataset, cache: Cache, samples: dict[str, Sample]) ->
 
 
 def _journal(folder: Path) -> tuple[str | None, dict[str, Any]]:
-    """Return format and rows of an unfinished run; its last line may be torn."""
+    """Return format and rows of an unfinished run; its last line may be incomplete."""
     form, rows = None, {}
     try:
         first, *lines = (folder / JOURNAL).read_text(encoding="utf-8").splitlines()
@@ -139,7 +142,7 @@ def _journal(folder: Path) -> tuple[str | None, dict[str, Any]]:
             name, row = json.loads(line)
             rows[name] = row
     except (OSError, ValueError, TypeError):
-        pass  # what was read before the torn line counts
+        pass  # keep the rows before the incomplete line
     return form, rows
 
 
@@ -151,12 +154,12 @@ def _make(
     workers: int,
     on_progress: Callable[[int, int], None] | None,
 ) -> None:
-    """Write the files of `jobs` and add their rows; each is in the journal once it is whole."""
-    head = [json.dumps(cache.form), *(json.dumps(item) for item in rows.items())]
-    write_atomic(cache.folder / JOURNAL, ("\n".join(head) + "\n").encode())
-    before, made_bytes = len(rows), 0
+    """Write the files of `jobs` and add their rows; journal each sample once it is complete."""
+    header = [json.dumps(cache.form), *(json.dumps(item) for item in rows.items())]
+    write_atomic(cache.folder / JOURNAL, ("\n".join(header) + "\n").encode())
+    reused, written_bytes = len(rows), 0
     if on_progress is not None:
-        on_progress(before, before + len(jobs))
+        on_progress(reused, reused + len(jobs))
 
     def write(sample: Sample) -> list[Any]:
         return _row(dataset, cache, sample)
@@ -166,28 +169,28 @@ def _make(
             rows[sample.image] = row
             journal.write(json.dumps((sample.image, row)) + "\n")
             journal.flush()
-            made_bytes += (row[1] or 0) + (row[3] or 0)
+            written_bytes += (row[1] or 0) + (row[3] or 0)
             if done == _TRIED:
-                left = (len(jobs) - done) * made_bytes // done
-                if left > free(cache.folder):
-                    raise no_room(cache.folder, left)
+                remaining_bytes = (len(jobs) - done) * written_bytes // done
+                if remaining_bytes > free(cache.folder):
+                    raise no_room(cache.folder, remaining_bytes)
             if on_progress is not None:
-                on_progress(before + done, before + len(jobs))
+                on_progress(reused + done, reused + len(jobs))
 
 
 def _row(dataset: PreparedDataset, cache: Cache, sample: Sample) -> list[Any]:
     """Write the files of one sample; return stamp and bytes of image and label."""
-    # taken first: a file that changes while it is read is found to have changed
-    seen = stamp(dataset.image_path(sample))
+    # The stamp is taken before reading, so a change during the read is detected later.
+    image_stamp = stamp(dataset.image_path(sample))
     labelled = sample.label is not None
     if labelled and _turned(dataset.image_path(sample)):
-        return [seen, None, None, None]
-    label_seen = stamp(dataset.label_path(sample)) if labelled else None
+        return [image_stamp, None, None, None]
+    label_stamp = stamp(dataset.label_path(sample)) if labelled else None
     crops = Crops(dataset, "", cache.size, cache.size, flip=False, labelled=labelled)
     image, labels = crops.read(sample)
     image_bytes = _write(cache.image_path(sample), image, cache.form)
     label_bytes = 0 if labels is None else _write(cache.label_path(sample), labels, cache.form)
-    return [seen, image_bytes, label_seen, label_bytes]
+    return [image_stamp, image_bytes, label_stamp, label_bytes]
 
 
 def _write(path: Path, pixels: NDArray[np.uint8], form: CacheFormat) -> int:
@@ -199,17 +202,17 @@ def _write(path: Path, pixels: NDArray[np.uint8], form: CacheFormat) -> int:
 
 
 def _remove_others(cache: Cache, samples: Mapping[str, Sample]) -> None:
-    """Remove what is left of images that the set no longer has."""
-    wanted = {cache.folder / MANIFEST}
+    """Remove cached files of images that are no longer in the dataset."""
+    expected = {cache.folder / MANIFEST}
     for sample in samples.values():
-        wanted |= {cache.image_path(sample), cache.label_path(sample)}
+        expected |= {cache.image_path(sample), cache.label_path(sample)}
     for path in cache.folder.rglob("*"):
-        if path.is_file() and path not in wanted:
+        if path.is_file() and path not in expected:
             path.unlink()
 
 
 def _turned(path: Path) -> bool:
-    """Return whether a viewer would turn the image: a source and a target read it differently."""
+    """Return whether EXIF rotates the image; it is not cached, as source and target differ then."""
     data = read_bytes(path)
     if b"Exif" not in data and b"eXIf" not in data:
         return False

@@ -1,4 +1,4 @@
-"""The datasets that need no YAML of the user's."""
+"""Built-in datasets, which need no YAML by the user."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Checksums that lie beside an archive, as `sha256sum` and `md5sum` write them."""
+"""Verify checksum files next to an archive, in the format of `sha256sum` and `md5sum`."""
 
 import hashlib
 import re
@@ -14,36 +14,35 @@ _LONGEST = 2**20
 
 
 def refuse_other_checksum(archive: Path) -> bool:
-    """Compare an archive with the checksums beside it: `NAME.sha256`, `NAME.md5`, `SHA256SUMS`.
+    """Verify the checksums next to an archive: `NAME.sha256`, `NAME.md5`, `SHA256SUMS`.
 
     Returns:
-        Whether there is one.
+        Whether a checksum exists.
 
     Raises:
-        DataError: It has another checksum.
+        DataError: A checksum does not match.
     """
-    wanted = list(dict.fromkeys(_beside(archive)))
-    for path, digest in wanted:
+    expected = list(dict.fromkeys(_beside(archive)))
+    for path, digest in expected:
         kind = _KINDS[len(digest)]
         with archive.open("rb") as file:
-            found = hashlib.file_digest(file, kind).hexdigest()
-        if found != digest:
+            actual = hashlib.file_digest(file, kind).hexdigest()
+        if actual != digest:
             raise DataError(
-                f"{archive}: its {kind} is {found}, but {path.name} says {digest}; "
-                "download it again"
+                f"{archive}: {kind} is {actual}, but {path.name} lists {digest}; download it again"
             )
-    return bool(wanted)
+    return bool(expected)
 
 
 def _beside(archive: Path) -> Iterator[tuple[Path, str]]:
-    """Yield each checksum of `archive` that lies beside it, with the file that says it."""
-    own = [archive.with_name(f"{archive.name}.{kind}") for kind in _KINDS.values()]
-    for path in (*own, *(archive.with_name(name) for name in _LISTS)):
+    """Yield each checksum listed for `archive`, with the file that lists it."""
+    own_lists = [archive.with_name(f"{archive.name}.{kind}") for kind in _KINDS.values()]
+    for path in (*own_lists, *(archive.with_name(name) for name in _LISTS)):
         if not path.is_file() or path.stat().st_size > _LONGEST:
             continue
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            found = _LINE.fullmatch(line.strip())
-            name = found[2] if found else None
-            alone = name is None and path in own
-            if found and (alone or (name is not None and Path(name).name == archive.name)):
-                yield path, found[1].lower()
+            match = _LINE.fullmatch(line.strip())
+            name = match[2] if match else None
+            nameless = name is None and path in own_lists
+            if match and (nameless or (name is not None and Path(name).name == archive.name)):
+                yield path, match[1].lower()

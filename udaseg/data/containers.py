@@ -1,7 +1,7 @@
-"""What the bytes of a video file say before FFmpeg sees them: that it is one, and that it is whole.
+"""Check that a file is a complete video before FFmpeg opens it.
 
-FFmpeg reads a file that was cut off as far as it goes and says nothing; and it takes lists of
-other files for videos, whatever they are called.
+FFmpeg reads a truncated file up to its end without an error. It also accepts playlists of other
+files as videos, whatever their suffix.
 """
 
 from pathlib import Path
@@ -17,71 +17,68 @@ _MAX_PARTS = 100_000
 
 
 def refuse_cut(path: Path, file: BinaryIO, length: int) -> None:
-    """Refuse what is no video, or one whose parts go beyond its end.
+    """Raise a `DataError` if a file is not a video or is cut off.
 
-    Known are MP4 and MOV, AVI, Matroska and WebM; of MPEG streams nothing but the start can be
-    checked, and of live recordings no length is known.
+    Supports MP4, MOV, AVI, Matroska and WebM. For MPEG streams only the start can be checked, and
+    live recordings state no length.
 
     Args:
-        path: How messages name it.
-        file: At its start.
-        length: Bytes of the file.
-
-    Raises:
-        DataError: No video, or cut off.
+        path: Name for error messages.
+        file: The open file, at position 0.
+        length: Size of the file in bytes.
     """
-    head = file.read(12)
-    if head[4:8] in _BOXES:
-        whole = _boxes_fit(file, length)
-    elif head[:4] == b"RIFF" and head[8:12] == b"AVI ":
-        whole = _riffs_fit(file, length)
-    elif head[:4] == _EBML:
-        whole = _segment_fits(file, length)
-    elif head[:4] in _MPEG:
-        whole = True
+    header = file.read(12)
+    if header[4:8] in _BOXES:
+        complete = _boxes_fit(file, length)
+    elif header[:4] == b"RIFF" and header[8:12] == b"AVI ":
+        complete = _riffs_fit(file, length)
+    elif header[:4] == _EBML:
+        complete = _segment_fits(file, length)
+    elif header[:4] in _MPEG:
+        complete = True
     else:
-        raise DataError(f"{path}: is {'no video that can be read' if head else 'empty'}")
-    if not whole:
-        raise DataError(f"{path}: damaged: the video is cut off; give its frames, or mend it first")
+        raise DataError(f"{path}: is {'not a readable video' if header else 'empty'}")
+    if not complete:
+        raise DataError(f"{path}: damaged: the video is cut off; repair it, or pass its frames")
 
 
 def _boxes_fit(file: BinaryIO, length: int) -> bool:
-    """Return whether the boxes of an MP4 end inside the file, and its index is among them."""
-    place, index = 0, False
+    """Return whether all boxes of an MP4 end inside the file and the index (moov) is present."""
+    position, has_index = 0, False
     for _ in range(_MAX_PARTS):
-        file.seek(place)
-        head = file.read(16)
-        if len(head) < 8:
+        file.seek(position)
+        header = file.read(16)
+        if len(header) < 8:
             break
-        size = int.from_bytes(head[:4], "big")
-        if size == 1:  # the true size follows
-            size = int.from_bytes(head[8:16], "big")
-        elif size == 0:  # until the end
-            size = length - place
-        if size < 8 or place + size > length:
+        size = int.from_bytes(header[:4], "big")
+        if size == 1:  # the 64-bit size follows
+            size = int.from_bytes(header[8:16], "big")
+        elif size == 0:  # the box extends to the end of the file
+            size = length - position
+        if size < 8 or position + size > length:
             return False
-        index |= head[4:8] == b"moov"
-        place += size
-    return index
+        has_index |= header[4:8] == b"moov"
+        position += size
+    return has_index
 
 
 def _riffs_fit(file: BinaryIO, length: int) -> bool:
-    """Return whether the parts of an AVI end inside the file; long ones have several."""
-    place = 0
+    """Return whether all RIFF chunks of an AVI end inside the file; long videos have several."""
+    position = 0
     for _ in range(_MAX_PARTS):
-        file.seek(place)
-        head = file.read(8)
-        if len(head) < 8 or head[:4] != b"RIFF":
+        file.seek(position)
+        header = file.read(8)
+        if len(header) < 8 or header[:4] != b"RIFF":
             break
-        size = int.from_bytes(head[4:8], "little")
-        if place + 8 + size > length:
+        size = int.from_bytes(header[4:8], "little")
+        if position + 8 + size > length:
             return False
-        place += 8 + size + size % 2
+        position += 8 + size + size % 2
     return True
 
 
 def _segment_fits(file: BinaryIO, length: int) -> bool:
-    """Return whether the one great element of a Matroska file ends inside it."""
+    """Return whether the segment element of a Matroska file ends inside the file."""
     file.seek(4)
     start = _number(file)
     if start is None:
@@ -89,22 +86,22 @@ def _segment_fits(file: BinaryIO, length: int) -> bool:
     file.seek(start, 1)
     if file.read(4) != _SEGMENT:
         return False
-    place = file.tell()
+    position = file.tell()
     size = _number(file)
     if size is None:
         return False
-    width = file.tell() - place
-    unknown = size == 2 ** (7 * width) - 1  # of a live recording
+    width = file.tell() - position
+    unknown = size == 2 ** (7 * width) - 1  # as in a live recording
     return unknown or file.tell() + size <= length
 
 
 def _number(file: BinaryIO) -> int | None:
-    """Return a number whose leading zero bits say how many bytes it has; None at the end."""
+    """Return an EBML number, whose leading zero bits encode its length; None at the end."""
     first = file.read(1)
     if not first or first[0] == 0:
         return None
-    more = 8 - first[0].bit_length()
-    rest = file.read(more)
-    if len(rest) < more:
+    extra_bytes = 8 - first[0].bit_length()
+    tail = file.read(extra_bytes)
+    if len(tail) < extra_bytes:
         return None
-    return int.from_bytes(bytes([first[0] - (1 << (7 - more))]) + rest, "big")
+    return int.from_bytes(bytes([first[0] - (1 << (7 - extra_bytes))]) + tail, "big")

@@ -1,4 +1,4 @@
-"""One pair at a time: read the image and its label, check both, write the label as train ids."""
+"""Read and check an image with its label, and write the label as train ids."""
 
 import os
 from collections.abc import Mapping
@@ -29,13 +29,13 @@ _COARSE = 16
 
 @dataclass(frozen=True)
 class Checked:
-    """One pair after reading, or why it cannot be used.
+    """Result of reading one pair.
 
     Attributes:
-        row: What goes into the manifest, and into the index unless a rule leaves the pair out.
+        row: Entry for the manifest, and for the index unless a rule excludes the pair.
         bad: Why a file cannot be used.
-        unknown: Pixels of each id that the table does not know.
-        kept: It was read by an earlier run; nothing was done now.
+        unknown: Number of pixels of each id that the table does not list.
+        kept: Whether the result of an earlier run was reused.
     """
 
     row: Row | None = None
@@ -52,52 +52,52 @@ def convert(
     into: Path | None,
     on_mismatch: Mismatch,
 ) -> Checked:
-    """Read and check a pair; write its label below `into`, unless that is None."""
+    """Read and check a pair; write its label below `into` unless that is None."""
     try:
-        data, seen = content(pair.image, folder)
+        data, image_stamp = content(pair.image, folder)
         image = read_image(pair.image, data=data)
         height, width = image.shape[:2]
-        row = Row(split, pair.key, seen, None, None, None, blank=_is_blank(image))
+        row = Row(split, pair.key, image_stamp, None, None, None, blank=_is_blank(image))
         if pair.label is None:
-            return Checked(replace(row, sample=Sample(seen.path, None, height, width)))
-        data, label_seen = content(pair.label, folder)
+            return Checked(replace(row, sample=Sample(image_stamp.path, None, height, width)))
+        data, label_stamp = content(pair.label, folder)
         ids = read_label_ids(pair.label, declaration.label_format, data=data)
     except DataError as error:
         return Checked(bad=str(error))
     assert declaration.table is not None
     labels, unknown = train_ids(ids, declaration.table)
-    row = replace(row, label=label_seen)
+    row = replace(row, label=label_stamp)
     if labels.shape != (height, width):
-        what = f"{pair.label}: label {labels.shape[1]}x{labels.shape[0]}, image {width}x{height}"
+        problem = f"{pair.label}: label {labels.shape[1]}x{labels.shape[0]}, image {width}x{height}"
         if on_mismatch == "fail":
-            return Checked(bad=what, unknown=unknown)
+            return Checked(bad=problem, unknown=unknown)
         if on_mismatch == "exclude":
-            return Checked(replace(row, excluded=what, blank=False), unknown=unknown)
+            return Checked(replace(row, excluded=problem, blank=False), unknown=unknown)
         labels = np.asarray(
             cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST_EXACT), np.uint8
         )
     name = f"labels/{split}/{pair.key}.png"
     counts = np.bincount(labels.ravel(), minlength=256)[: len(declaration.table.classes)]
-    sample = Sample(seen.path, name, height, width, tuple(counts.tolist()))
-    prepared = None if into is None else _written(into, name, labels, label_seen.mtime_ns)
+    sample = Sample(image_stamp.path, name, height, width, tuple(counts.tolist()))
+    prepared = None if into is None else _written(into, name, labels, label_stamp.mtime_ns)
     return Checked(replace(row, prepared=prepared, sample=sample), unknown=unknown)
 
 
 def _written(into: Path, name: str, labels: NDArray[np.uint8], mtime_ns: int) -> Fingerprint:
-    """Write a label, as old as the file that it is made from: the same in every run."""
+    """Write a label with the modification time of its source file, so every run gives the same."""
     path = into / name
     write_png(path, labels)
     os.utime(path, ns=(mtime_ns, mtime_ns))
-    found = path.stat()  # file systems round times
-    return Fingerprint(name, found.st_size, found.st_mtime_ns, sha256(path.read_bytes()))
+    info = path.stat()  # file systems round times, so read them back
+    return Fingerprint(name, info.st_size, info.st_mtime_ns, sha256(path.read_bytes()))
 
 
 def train_ids(ids: NDArray[Any], table: LabelTable) -> tuple[NDArray[np.uint8], dict[int, int]]:
-    """Return raw ids as train ids, and how often each id occurs that the table does not know.
+    """Convert raw ids to train ids, and count the pixels of each id that the table does not list.
 
     Args:
         ids: (H, W) of any integer type.
-        table: What they mean.
+        table: Meaning of the ids.
 
     Returns:
         (H, W) uint8, `IGNORE` where an id is unknown, and the pixels of each unknown id.
@@ -110,30 +110,30 @@ def train_ids(ids: NDArray[Any], table: LabelTable) -> tuple[NDArray[np.uint8], 
         inside = (ids >= 0) & (ids < 2**24)
         labels = np.where(inside, _lookup(table, 2**24)[np.where(inside, ids, 0)], _UNKNOWN)
         labels = labels.astype(np.uint8)
-    strange = labels == _UNKNOWN
-    if not strange.any():
+    is_unknown = labels == _UNKNOWN
+    if not is_unknown.any():
         return labels, {}
-    values, counts = np.unique(ids[strange], return_counts=True)
-    labels[strange] = IGNORE
+    values, counts = np.unique(ids[is_unknown], return_counts=True)
+    labels[is_unknown] = IGNORE
     return labels, dict(zip(values.tolist(), counts.tolist(), strict=True))
 
 
 @lru_cache(maxsize=4)
 def _lookup(table: LabelTable, size: int) -> NDArray[np.uint8]:
-    """Return the train id of each id below `size`."""
+    """Return an array that maps each id below `size` to its train id."""
     lookup = np.full(size, _UNKNOWN, np.uint8)
-    for number in table.ignore:
-        if number < size:
-            lookup[number] = IGNORE
-    for train_id, own in enumerate(table.ids):
-        for number in own:
-            if number < size:
-                lookup[number] = train_id
+    for label_id in table.ignore:
+        if label_id < size:
+            lookup[label_id] = IGNORE
+    for train_id, ids in enumerate(table.ids):
+        for label_id in ids:
+            if label_id < size:
+                lookup[label_id] = train_id
     lookup.flags.writeable = False
     return lookup
 
 
 def _is_blank(image: NDArray[np.uint8]) -> bool:
-    """Return whether all pixels have one colour; a coarse look settles most images."""
+    """Return whether all pixels have one colour; a coarse grid decides for most images."""
     coarse = image[::_COARSE, ::_COARSE]
     return bool((coarse == image[0, 0]).all()) and bool((image == image[0, 0]).all())

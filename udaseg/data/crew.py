@@ -1,6 +1,6 @@
-"""Processes that make batches: each with a pipe and shared memory of its own, and no lock.
+"""Loader processes that build batches, each with its own pipe and shared memory, without locks.
 
-So nothing ever waits for what a process held that has died or hangs.
+As nothing is shared between processes, none can block on a lock of one that died or hangs.
 """
 
 import contextlib
@@ -25,21 +25,21 @@ from udaseg.errors import DataError, EnvironmentFault
 _START: Final = "spawn"
 _SECONDS_TO_END = 2.0
 _LONGEST = 4000
-"""Characters of a message from a process: a pipe takes so much in one piece."""
+"""Maximum characters of a message from a process; a pipe transfers this much at once."""
 
 _HINTS = {
-    "SIGKILL": "; memory probably ran out: take fewer machine.workers",
-    "SIGBUS": "; shared memory (/dev/shm) probably ran out: take fewer machine.workers",
+    "SIGKILL": "; memory probably ran out: reduce machine.workers",
+    "SIGBUS": "; shared memory (/dev/shm) probably ran out: reduce machine.workers",
 }
 
 
 class Lost(Exception):
-    """A loader process is gone or stuck; says which and how."""
+    """A loader process died or hangs; the message says which process and how."""
 
 
 @dataclass(frozen=True)
 class Failed:
-    """Why a process could not make a batch."""
+    """The error that kept a process from building a batch."""
 
     kind: str
     message: str
@@ -47,14 +47,14 @@ class Failed:
 
 
 class Crew:
-    """Processes that make the batches of `steps` in turn, each `ahead` of them before they are due.
+    """Loader processes that build the batches of `steps` in turn, each up to `ahead` in advance.
 
     Args:
-        dataset: Makes batches.
-        steps: Asked for one after another.
-        workers: Processes.
-        ahead: Batches that each has room for.
-        pin: Hand batches out in page-locked memory.
+        dataset: Builds the batches.
+        steps: Steps in the order in which they are requested.
+        workers: Number of processes.
+        ahead: Batches that each process can hold in shared memory.
+        pin: Return batches in page-locked memory.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Crew:
                 )
                 process.start()
                 self._processes.append(process)
-                theirs.close()  # or the pipe would not break when the process is gone
+                theirs.close()  # otherwise the pipe would not break when the process dies
             for step in steps[: ahead * workers]:
                 self._ask(step)
         except BaseException:
@@ -85,31 +85,31 @@ class Crew:
             raise
 
     def batch(self, step: int) -> Batch | Failed:
-        """Return the batch of `step`, in memory of its own.
+        """Return a copy of the batch of `step`, or its failure.
 
         Raises:
-            Lost: A process is dead, or that of this step gave nothing for too long.
+            Lost: A process died, or the process of this step exceeded the time limit.
         """
         worker, slot = self._place(step)
-        until = time.monotonic() + (self._limit or math.inf)
+        deadline = time.monotonic() + (self._limit or math.inf)
         while step not in self._made:
-            left = until - time.monotonic()
-            if left <= 0:
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
                 pid = self._processes[worker].pid
-                raise Lost(f"loader process {pid} gave no batch for {self._limit:g} s")
-            self._take_in(None if left == math.inf else left)
-        made = self._made.pop(step)
-        if isinstance(made, Failed):
-            return made
-        parts = {
+                raise Lost(f"loader process {pid} returned no batch for {self._limit:g} s")
+            self._take_in(None if remaining == math.inf else remaining)
+        result = self._made.pop(step)
+        if isinstance(result, Failed):
+            return result
+        tensors = {
             name: view.pin_memory() if self._pin else view.clone()
             for name, view in _views(self._room[worker, slot], self._shapes).items()
         }
         self._ask(step + self._ahead * self._workers)
-        return Batch(step=step, **{"target_images": None, **made, **parts})
+        return Batch(step=step, **{"target_images": None, **result, **tensors})
 
     def end(self) -> None:
-        """End all processes, by force: they hold nothing that could be lost."""
+        """Kill all processes; they hold no state that could be lost."""
         for process in self._processes:
             process.kill()
         for process in self._processes:
@@ -118,88 +118,88 @@ class Crew:
             pipe.close()
 
     def _place(self, step: int) -> tuple[int, int]:
-        """Return the process that makes a step, and where in its room."""
+        """Return the process that builds a step, and the slot in its shared memory."""
         turn, worker = divmod(step - self._steps.start, self._workers)
         return worker, turn % self._ahead
 
     def _ask(self, step: int) -> None:
         if step in self._steps:
             worker, slot = self._place(step)
-            with contextlib.suppress(OSError):  # a dead process is noticed where it is waited for
+            with contextlib.suppress(OSError):  # the wait for its batch reports a dead process
                 self._pipes[worker].send((step, slot))
 
     def _take_in(self, seconds: float | None) -> None:
-        """Wait for something to happen, and take in what has been made."""
+        """Wait for an event, then receive all finished batches."""
         ready = wait([*self._pipes, *(child.sentinel for child in self._processes)], seconds)
-        gone = []
+        dead = []
         for pipe, process in zip(self._pipes, self._processes, strict=True):
             try:
                 while pipe.poll():
-                    step, made = pipe.recv()
-                    self._made[step] = made
-            except (EOFError, OSError):  # broken, after all that had come was read
-                gone.append(process)
+                    step, result = pipe.recv()
+                    self._made[step] = result
+            except (EOFError, OSError):  # the pipe is broken, and all sent results were read
+                dead.append(process)
             else:
-                gone += [process] if process.sentinel in ready else []
-        if gone:
-            for process in gone:
-                process.join(_SECONDS_TO_END)  # a pipe breaks just before its process is dead
-            raise Lost("; ".join(map(_how, gone)))
+                dead += [process] if process.sentinel in ready else []
+        if dead:
+            for process in dead:
+                process.join(_SECONDS_TO_END)  # a pipe breaks shortly before its process is dead
+            raise Lost("; ".join(map(_how, dead)))
 
 
-def _work(dataset: TrainingBatches, room: Tensor, pipe: Connection) -> None:
-    """Make batches for as long as they are asked for, in a process of its own."""
-    # one thread a worker, and Ctrl-C is the parent's to handle
+def _work(dataset: TrainingBatches, slots: Tensor, pipe: Connection) -> None:
+    """Run a loader process: build batches until the parent closes the pipe."""
+    # one thread per worker; the parent handles Ctrl-C
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
     keep_freed_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     shapes = dataset.shapes()
-    with contextlib.suppress(EOFError, OSError):  # the parent is gone
+    with contextlib.suppress(EOFError, OSError):  # the parent has exited
         while True:
             step, slot = pipe.recv()
-            made = outcome(dataset, step)
-            if isinstance(made, Failed):
-                pipe.send((step, made))
+            result = outcome(dataset, step)
+            if isinstance(result, Failed):
+                pipe.send((step, result))
                 continue
-            for name, view in _views(room[slot], shapes).items():
-                view.copy_(getattr(made, name))
-            skipped = tuple(reason[: _LONGEST // len(made.skipped)] for reason in made.skipped)
-            rest = {"progress": made.progress, "seed": made.seed, "skipped": skipped}
-            pipe.send((step, rest))
+            for name, view in _views(slots[slot], shapes).items():
+                view.copy_(getattr(result, name))
+            skipped = tuple(reason[: _LONGEST // len(result.skipped)] for reason in result.skipped)
+            metadata = {"progress": result.progress, "seed": result.seed, "skipped": skipped}
+            pipe.send((step, metadata))
 
 
 def outcome(dataset: TrainingBatches, step: int) -> Batch | Failed:
-    """Return the batch of `step`, or why it cannot be made."""
+    """Return the batch of `step`, or the error that occurred."""
     try:
         return dataset[step]
-    except Exception as error:  # noqa: BLE001  # raised where it is waited for
+    except Exception as error:  # noqa: BLE001  # raised again where the batch is waited for
         kind = next(
-            (word for word in (DataError, MemoryError) if isinstance(error, word)), type(error)
+            (known for known in (DataError, MemoryError) if isinstance(error, known)), type(error)
         )
         trace = "".join(traceback.format_exception(error))
         return Failed(kind.__name__, str(error)[:_LONGEST], trace[-_LONGEST:])
 
 
 def _shared(shape: tuple[int, int, int]) -> Tensor:
-    """Return bytes that other processes can write: processes x batches x bytes of a batch.
+    """Allocate shared memory of shape (processes, batches per process, bytes per batch).
 
     Raises:
-        EnvironmentFault: There is not so much shared memory.
+        EnvironmentFault: There is not enough shared memory.
     """
     try:
-        room = torch.empty(shape, dtype=torch.uint8)
-        room.share_memory_()  # type: ignore[no-untyped-call]  # torch's own
+        memory = torch.empty(shape, dtype=torch.uint8)
+        memory.share_memory_()  # type: ignore[no-untyped-call]  # torch's own
     except (OSError, RuntimeError) as error:
         raise EnvironmentFault(
-            f"no shared memory (/dev/shm) for {math.prod(shape) / 1e6:.0f} MB of batches: take "
-            "fewer machine.workers"
+            f"not enough shared memory (/dev/shm) for {math.prod(shape) / 1e6:.0f} MB of batches; "
+            "reduce machine.workers"
         ) from error
-    return room
+    return memory
 
 
 def _views(slot: Tensor, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """Return the tensors of a batch in its bytes."""
+    """Return the tensors of a batch as views of its bytes."""
     views, begin = {}, 0
     for name, shape in shapes.items():
         end = begin + math.prod(shape)
@@ -214,6 +214,6 @@ def _how(child: BaseProcess) -> str:
     if code is not None and code < 0:
         with contextlib.suppress(ValueError):
             name = signal.Signals(-code).name
-            return f"loader process {child.pid} was ended by {name}{_HINTS.get(name, '')}"
-    how = "closed its pipe" if code is None else f"ended with exit code {code}"
-    return f"loader process {child.pid} {how}"
+            return f"loader process {child.pid} was killed by {name}{_HINTS.get(name, '')}"
+    reason = "closed its pipe" if code is None else f"ended with exit code {code}"
+    return f"loader process {child.pid} {reason}"

@@ -1,4 +1,4 @@
-"""Random crops of one domain: read, checked, resized, cut and mirrored from a generator's draws."""
+"""Random crops of one domain: read, check, resize, crop and mirror images."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,21 +30,22 @@ class Crops:
     """Random crops of one domain.
 
     Attributes:
-        dataset: Where the images are.
-        split: Which of its splits.
+        dataset: The dataset of the images.
+        split: Its split to draw from.
         resize: (height, width) before the crop; None keeps the file's size.
         crop: (height, width) of the crop.
         flip: Mirror half of the crops.
-        labelled: Whether labels are read at all; never for a target.
-        pseudo_labels: Folder of pseudo-labels that take the place of labels; see
-            `pseudo_label_path`. They are brought to the image's size by nearest neighbour.
-        scale: Range of a random factor of both sides before the crop.
-        sampling: `uniform`; `class_balanced` or `rare_class` by the classes that the index counts.
-        rare: The numbers of `rare_class`.
-        cache: The images at `resize`, read instead of the files; changes no pixel.
+        labelled: Whether to read labels; never for a target.
+        pseudo_labels: Folder of pseudo-labels to use instead of labels; see `pseudo_label_path`.
+            They are resized to the image by nearest neighbour.
+        scale: Range of the random factor applied to height and width before the crop.
+        sampling: `uniform`, or `class_balanced` or `rare_class`, which use the class counts of the
+            index.
+        rare: Settings of `rare_class`.
+        cache: Cached images at `resize`, read instead of the files; pixels are identical.
 
     Raises:
-        ValueError: Pseudo-labels besides labels, or a cache of another size.
+        ValueError: Both labels and pseudo-labels are given, or the cache has another size.
     """
 
     dataset: PreparedDataset
@@ -61,25 +62,26 @@ class Crops:
 
     def __post_init__(self) -> None:
         if self.labelled and self.pseudo_labels is not None:
-            raise ValueError(f"labelled crops take no pseudo-labels, got {self.pseudo_labels}")
+            raise ValueError(f"labelled crops cannot use pseudo-labels, got {self.pseudo_labels}")
         if self.cache is not None and self.cache.size != self.resize:
-            raise ValueError(f"a cache of {self.cache.size} is not of size {self.resize}")
+            raise ValueError(f"the cache has size {self.cache.size}, not {self.resize}")
 
     @property
     def samples(self) -> tuple[Sample, ...]:
-        """The files that can be drawn."""
+        """The samples of the split."""
         return self.dataset.split(self.split)
 
     def read(self, sample: Sample) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
         """Return the whole image (H, W, 3) at `resize` and, when labelled, its labels (H, W).
 
         Raises:
-            DataError: A file cannot be used; names it.
+            DataError: A file cannot be used; the message names it.
         """
         if self.cache is not None and self.cache.holds(sample):
             labels = self.cache.labels(sample) if self.labelled else None
             return self.cache.image(sample), labels
-        # photos without labels are turned as a viewer shows them; labels lie as files are stored
+        # Photos without labels are rotated by their EXIF orientation. Labels match the stored
+        # orientation.
         image = read_image(self.dataset.image_path(sample), upright=not self.labelled)
         labels = self._labels(sample, image.shape) if self.labelled else None
         if self.resize is None:
@@ -94,8 +96,8 @@ class Crops:
 
         Args:
             sample: The image.
-            rng: Draws the crop.
-            train_id: The class that the crop shows, by `rare`; None shows what comes.
+            rng: Source of all random choices.
+            train_id: Class that the crop must contain, as set by `rare`; None for any crop.
         """
         return self.cut(sample, *self.read(sample), rng, train_id)
 
@@ -107,7 +109,7 @@ class Crops:
         rng: np.random.Generator,
         train_id: int | None = None,
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
-        """Return a crop of what `read` gave for `sample`; see `draw`."""
+        """Return a random crop of the result of `read`; see `draw`."""
         if self.pseudo_labels is not None:
             labels = self._pseudo_labels(sample)
         if self.scale != (1.0, 1.0):
@@ -124,7 +126,7 @@ class Crops:
         return random_mirror(image, labels, rng) if self.flip else (image, labels)
 
     def _labels(self, sample: Sample, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-        """Return the label of an image of `shape`, refused where a loss could not take it."""
+        """Return the label of an image of `shape`; reject one that a loss could not use."""
         path = self.dataset.label_path(sample)
         labels = read_train_ids(path)
         if labels.shape != shape[:2]:
@@ -133,11 +135,11 @@ class Crops:
                 f"label {labels.shape[1]}x{labels.shape[0]}; run `udaseg prepare` again"
             )
         if self.dataset.classes is not None:
-            # one more each, so that IGNORE, 255, becomes 0
+            # uint8 addition turns IGNORE, 255, into 0
             largest = int((labels + np.uint8(1)).max()) - 1
             if largest >= len(self.dataset.classes):
                 raise DataError(
-                    f"{path}: holds train id {largest}, but there are "
+                    f"{path}: contains train id {largest}, but there are "
                     f"{len(self.dataset.classes)} classes; run `udaseg prepare` again"
                 )
         return labels
@@ -149,37 +151,37 @@ class Crops:
             return read_train_ids(path)
         except DataError as error:
             raise DataError(
-                f"{path}: not a readable pseudo-label; continue with --resume, which makes it again"
+                f"{path}: not a readable pseudo-label; continue with --resume to recreate it"
             ) from error
 
     def counts(self) -> NDArray[np.int64]:
-        """Return the pixels of each class in each sample's label, (N, K).
+        """Return the number of pixels of each class in each sample's label, (N, K).
 
         Raises:
-            DataError: The index has no counts, or nothing but zeros.
+            DataError: The index has no counts, or all are zero.
         """
         if any(not sample.pixels for sample in self.samples):
             raise DataError(
-                f"{self.dataset.name}: its index counts no classes, which {self._word} sampling "
+                f"{self.dataset.name}: the index has no class counts, which {self._word} sampling "
                 "needs; run `udaseg prepare` again"
             )
         pixels = np.array([sample.pixels for sample in self.samples], np.int64)
         if not pixels.any():
             raise DataError(
-                f"{self.dataset.name}: no label of split '{self.split}' holds any class"
+                f"{self.dataset.name}: no label of split '{self.split}' contains any class"
             )
         return pixels
 
     def rare_images(self) -> RareImages:
-        """Return which images rare-class sampling draws for which class.
+        """Return the images that rare-class sampling draws from for each class.
 
         Raises:
-            DataError: No image holds `rare.min_pixels` of any class.
+            DataError: No image contains `rare.min_pixels` pixels of any class.
         """
         pixels = self.counts()
         if int(pixels.max()) < self.rare.min_pixels:
             raise DataError(
-                f"{self.dataset.name}: no image of split '{self.split}' holds "
+                f"{self.dataset.name}: no image of split '{self.split}' contains "
                 f"{self.rare.min_pixels} pixels of any class; lower source.rare_class.min_pixels"
             )
         return RareImages(pixels, self.rare)

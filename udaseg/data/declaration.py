@@ -1,4 +1,4 @@
-"""Dataset declarations: YAML that says where images and labels are and what the labels mean."""
+"""Read dataset declarations: YAML with the paths of images and labels and the label meanings."""
 
 import os
 import re
@@ -25,12 +25,12 @@ _VARIABLE = re.compile(r"\$\{([^}]*)\}")
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the files of a set lie in another release, or as some known code rearranges them.
+    """An alternative file layout: another release, or folders rearranged by well-known code.
 
     Attributes:
-        images: Glob of each split, or of all images under "".
-        labels: Likewise; splits left out have no labels.
-        strip: Endings to take off a stem before images and labels are matched.
+        images: Glob per split, or one for all images under "".
+        labels: Glob per split likewise; splits without one have no labels.
+        strip: Endings to remove from file stems before matching images and labels.
     """
 
     images: Mapping[str, str]
@@ -40,26 +40,26 @@ class Layout:
 
 @dataclass(frozen=True)
 class Declaration:
-    """A dataset as its YAML declares it.
+    """A dataset as declared in its YAML.
 
     Attributes:
-        name: How it is called; names its prepared folder.
-        path: The YAML.
-        root: What globs are relative to; None for a built-in set, whose folder is looked for.
-        images: Glob of each split, or of all images under "".
-        labels: Likewise; splits left out have no labels.
-        strip: Endings to take off a stem before images and labels are matched.
+        name: Name of the dataset and of its prepared folder.
+        path: Path of the YAML.
+        root: Folder that globs are relative to; None for a built-in dataset, which is searched for.
+        images: Glob per split, or one for all images under "".
+        labels: Glob per split likewise; splits without one have no labels.
+        strip: Endings to remove from file stems before matching images and labels.
         label_format: ids, rgb or synthia.
-        table: What the labels mean; None without labels.
-        splits: Of all images: a list file, a fraction, a folder name, or patterns of names.
-        about: Title, home, licence, download, size, as the YAML has them.
-        folders: Folder names that a built-in set is looked for under.
-        archives: Globs of archives that it comes in.
-        expected: Published number of images of each split.
-        base: The built-in set that it changes; None for one of its own.
-        rules: Files that are known to be odd, in named lists.
-        exclude: The rules whose files are left out.
-        layouts: Other places of the same files, for when they are not in those of `images`.
+        table: Meaning of the labels; None without labels.
+        splits: Rule per split: a list file, a fraction, a folder name, or name patterns.
+        about: Title, home, licence, download and size, as given in the YAML.
+        folders: Folder names to search for a built-in dataset.
+        archives: Globs of the archives that the dataset is published in.
+        expected: Published number of images per split.
+        base: Built-in dataset that this one modifies, or None.
+        rules: Named lists of files with known problems.
+        exclude: Rules whose files are excluded.
+        layouts: Alternative layouts to try if `images` matches no files.
     """
 
     name: str
@@ -82,7 +82,7 @@ class Declaration:
 
     @property
     def word(self) -> str:
-        """What `udaseg prepare` calls it: the name of a built-in set, else the YAML's path."""
+        """Argument for `udaseg prepare`: the name of a built-in dataset, else the YAML's path."""
         return self.name if self.root is None and self.base is None else str(self.path)
 
 
@@ -90,7 +90,7 @@ def read_declaration(path: Path, *, builtin: bool = False) -> Declaration:
     """Return the declaration in a dataset YAML.
 
     Raises:
-        DataError: Everything that is wrong with it, a line each.
+        DataError: The YAML is invalid; the message lists all problems, one per line.
     """
     document, lines = read_document(path)
     faults = Faults(path, lines)
@@ -147,22 +147,22 @@ def read_declaration(path: Path, *, builtin: bool = False) -> Declaration:
 
 
 def _with_base(document: Mapping[str, Any], faults: Faults) -> dict[str, Any]:
-    """Return a document with all that it does not say taken from a built-in set."""
+    """Return the document, with missing keys taken from a built-in dataset."""
     name = document["base"]
     known = sorted(path.stem for path in _CATALOG.glob("*.yaml"))
     if name not in known:
         hint = did_you_mean(str(name), known)
-        faults.add("base", f"no built-in dataset '{name}'{hint}; there are {', '.join(known)}")
+        faults.add("base", f"no built-in dataset '{name}'{hint}; available: {', '.join(known)}")
         faults.stop_if_any()
     base, _ = read_document(_CATALOG / f"{name}.yaml")
     del base["name"]
     if isinstance(document.get("classes"), list) and "table" not in document:
         base["table"] = base["classes"]
-    if {"images", "splits", "exclude"} & set(document):  # the published counts are of all files
+    if {"images", "splits", "exclude"} & set(document):  # published counts include all files
         base.pop("expected", None)
     if "images" in document:
         base.pop("splits", None)
-    if set(_LAYOUT_KEYS) & set(document):  # it says itself where its files are
+    if set(_LAYOUT_KEYS) & set(document):  # the document gives its own layout
         base.pop("layouts", None)
     return {**base, **document}
 
@@ -170,14 +170,14 @@ def _with_base(document: Mapping[str, Any], faults: Faults) -> dict[str, Any]:
 def _words(value: object, key: str, faults: Faults) -> tuple[str, ...]:
     if isinstance(value, list) and all(isinstance(part, str) for part in value):
         return tuple(value)
-    faults.add(key, f"must be a list of words, got {value!r}")
+    faults.add(key, f"must be a list of strings, got {value!r}")
     return ()
 
 
 def _counts(value: object, faults: Faults) -> dict[str, int]:
     if isinstance(value, dict) and all(type(part) is int for part in value.values()):
         return {str(split): count for split, count in value.items()}
-    faults.add("expected", f"must be `split: images`, got {value!r}")
+    faults.add("expected", f"must be a mapping of splits to image counts, got {value!r}")
     return {}
 
 
@@ -190,12 +190,12 @@ def _root(document: Mapping[str, Any], path: Path, faults: Faults, builtin: bool
         return None
 
     def value(match: re.Match[str]) -> str:
-        found = os.environ.get(match[1])
-        if not found:
+        folder = os.environ.get(match[1])
+        if not folder:
             faults.add(
-                "root", f"the environment variable {match[1]} is not set; it names the folder"
+                "root", f"the environment variable {match[1]} is not set; set it to the folder"
             )
-        return found or ""
+        return folder or ""
 
     return path.resolve().parent / Path(_VARIABLE.sub(value, text)).expanduser()
 
@@ -203,29 +203,29 @@ def _root(document: Mapping[str, Any], path: Path, faults: Faults, builtin: bool
 def _globs(value: object, key: str, faults: Faults) -> dict[str, str]:
     if value is None:
         return {}
-    found = {"": value} if isinstance(value, str) else value
-    if not isinstance(found, dict) or not all(isinstance(part, str) for part in found.values()):
-        faults.add(key, f"must be a glob, or a glob for each split, got {value!r}")
+    globs = {"": value} if isinstance(value, str) else value
+    if not isinstance(globs, dict) or not all(isinstance(part, str) for part in globs.values()):
+        faults.add(key, f"must be a glob, or one glob per split, got {value!r}")
         return {}
-    for pattern in found.values():
+    for pattern in globs.values():
         if pattern.startswith(("/", "~")) or ".." in Path(pattern).parts or not Path(pattern).parts:
             faults.add(key, f"must be a glob below the root, got '{pattern}'")
-    return {str(split): pattern for split, pattern in found.items()}
+    return {str(split): pattern for split, pattern in globs.items()}
 
 
 def _layouts(document: Mapping[str, Any], faults: Faults) -> tuple[Layout, ...]:
-    """Return the layouts that are listed; what one does not say is as in the document."""
+    """Return the listed layouts, with missing keys taken from the document."""
     listed = document.get("layouts", [])
-    found = []
+    layouts = []
     for entry in listed if isinstance(listed, list) else [listed]:
         if not isinstance(entry, dict) or not entry or set(entry) - set(_LAYOUT_KEYS):
-            what = f"must be a list of {{{', '.join(_LAYOUT_KEYS)}}}, got {entry!r}"
-            faults.add("layouts", what)
+            problem = f"must be a list of {{{', '.join(_LAYOUT_KEYS)}}}, got {entry!r}"
+            faults.add("layouts", problem)
             continue
         images, labels, match = ({**document, **entry}.get(key) for key in _LAYOUT_KEYS)
         globs = (_globs(images, "layouts", faults), _globs(labels, "layouts", faults))
-        found.append(Layout(*globs, _strip("stem" if match is None else match, faults)))
-    return tuple(found)
+        layouts.append(Layout(*globs, _strip("stem" if match is None else match, faults)))
+    return tuple(layouts)
 
 
 def _strip(value: object, faults: Faults) -> tuple[str, ...]:
@@ -242,10 +242,10 @@ def _strip(value: object, faults: Faults) -> tuple[str, ...]:
 
 def _splits(value: object, images: Mapping[str, str], faults: Faults) -> dict[str, Rule]:
     if not isinstance(value, dict):
-        faults.add("splits", f"must be `split: rule`, got {value!r}")
+        faults.add("splits", f"must be a mapping of splits to rules, got {value!r}")
         return {}
     if value and "" not in images:
-        faults.add("splits", "images are given for each split already; leave splits out")
+        faults.add("splits", "images are already given per split; remove splits")
     fractions = 0.0
     rules: dict[str, Rule] = {}
     for split, rule in value.items():
@@ -260,8 +260,8 @@ def _splits(value: object, images: Mapping[str, str], faults: Faults) -> dict[st
             if not isinstance(rule, str):
                 fractions += rule
                 if not 0 < rule <= 1:
-                    what = f"{split}: a fraction is above 0 and at most 1, got {rule}"
-                    faults.add("splits", what)
+                    problem = f"{split}: a fraction must be above 0 and at most 1, got {rule}"
+                    faults.add("splits", problem)
     if fractions > 1 + 1e-9:
         faults.add("splits", f"the fractions add up to {fractions:g}, more than 1")
     return rules or ({"train": 1.0} if "" in images else {})

@@ -1,4 +1,4 @@
-"""Reading a dataset YAML: no surprises of YAML 1.1, no traps, and the line of every fault."""
+"""Read a dataset YAML without the pitfalls of YAML 1.1, and report the line of every problem."""
 
 import difflib
 import re
@@ -12,11 +12,11 @@ from udaseg.errors import DataError
 
 _MAX_BYTES = 200_000
 _MAX_BRACKETS = 5_000
-_LEAKED = (AttributeError, KeyError, TypeError)  # of PyYAML, on tags that do not fit
+_LEAKED = (AttributeError, KeyError, TypeError)  # raised by PyYAML for tags that do not fit
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without the surprises of 1.1: `0512` is no 330, `no` no truth value, `1e-1` a number."""
+    """YAML without pitfalls of 1.1: `0512` is not 330, `no` is not false, `1e-1` is a number."""
 
 
 _Loader.yaml_implicit_resolvers = {}
@@ -36,27 +36,27 @@ for _tag, _pattern, _first in (
 
 
 class Faults:
-    """Problems of one file, each with the line of its key."""
+    """Collect the problems of one file, each with the line of its key."""
 
     def __init__(self, path: Path, lines: Mapping[str, int]) -> None:
         self.path, self.lines = path, lines
         self.found: list[str] = []
 
-    def add(self, key: object, what: str, entry: int | None = None) -> None:
-        """Note a problem of a key, or of an entry of its list."""
+    def add(self, key: object, problem: str, entry: int | None = None) -> None:
+        """Add a problem of a key, or of one entry of its list."""
         line = self.lines.get(str(key), 1)
         if entry is not None:
             line = self.lines.get(f"{key} {entry}", line)
-        self.found.append(f"{self.path}:{line}: {f'{key}: ' if key else ''}{what}")
+        self.found.append(f"{self.path}:{line}: {f'{key}: ' if key else ''}{problem}")
 
     def stop_if_any(self) -> None:
-        """Raise a `DataError` with every problem, if there is one."""
+        """Raise a `DataError` that lists all problems, if there are any."""
         if self.found:
             raise DataError("\n".join(self.found))
 
 
 def read_document(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
-    """Return the document and the line of each top-level key."""
+    """Return the document, and the line of each top-level key and list entry."""
     try:
         data = path.read_bytes()
         if len(data) > _MAX_BYTES:
@@ -71,12 +71,12 @@ def read_document(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
         raise DataError(f"{path}: no such dataset YAML") from error
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
-        where = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-        raise DataError(f"{path}{where}: not YAML: {error.problem}") from error
+        position = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+        raise DataError(f"{path}{position}: not YAML: {error.problem}") from error
     except (OSError, ValueError, yaml.YAMLError, RecursionError, *_LEAKED) as error:
         raise DataError(f"{path}: not readable as YAML: {error}") from error
     if not isinstance(document, dict) or not isinstance(node, yaml.MappingNode):
-        raise DataError(f"{path}: must be `key: value` lines")
+        raise DataError(f"{path}: must be a YAML mapping")
     lines: dict[str, int] = {}
     for key, value in node.value:
         word = str(key.value)
@@ -90,13 +90,13 @@ def read_document(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
 
 
 def _refuse_aliases(path: Path, root: yaml.Node | None) -> None:
-    """Refuse `*name`, which can make a small file a huge document."""
+    """Refuse aliases (`*name`), which can expand a small file to a huge document."""
     waiting = [root] if root is not None else []
     seen: set[int] = set()
     while waiting:
         node = waiting.pop()
         if id(node) in seen:
-            raise DataError(f"{path}:{node.start_mark.line + 1}: aliases (*name) are not read here")
+            raise DataError(f"{path}:{node.start_mark.line + 1}: aliases (*name) are not supported")
         seen.add(id(node))
         if isinstance(node, yaml.MappingNode):
             waiting += [part for pair in node.value for part in pair]
@@ -105,6 +105,6 @@ def _refuse_aliases(path: Path, root: yaml.Node | None) -> None:
 
 
 def did_you_mean(word: str, known: list[str]) -> str:
-    """Return "; did you mean '…'?" with the nearest known word, or nothing."""
+    """Return "; did you mean '…'?" with the most similar known word, or an empty string."""
     close = difflib.get_close_matches(word, known, 1)
     return f"; did you mean '{close[0]}'?" if close else ""

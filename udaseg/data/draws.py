@@ -1,4 +1,4 @@
-"""Which image is drawn at which number: functions of the seed, so that nothing has to be saved."""
+"""The image of each draw as a function of the seed, so no sampling state has to be saved."""
 
 import functools
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from udaseg.data.balanced import SUB_EPOCH, balanced_order
 from udaseg.data.crops import Crops
 from udaseg.data.index import Sample
 
-# last words of the keys of draws that are no crops
+# suffixes of random keys for purposes other than the crop
 _RARE, _INSTEAD = 1, 2
 
 
@@ -20,8 +20,8 @@ class Drawn:
 
     Attributes:
         sample: The image.
-        key: Seeds its crop.
-        train_id: The class that the crop must show; None shows what comes.
+        key: Seed of its crop.
+        train_id: Class that the crop must contain; None for any crop.
     """
 
     sample: Sample
@@ -30,27 +30,27 @@ class Drawn:
 
 
 class Draws:
-    """The draws of one domain: draw n is made from (seed, domain, n) alone.
+    """The draws of one domain, where draw n depends only on (seed, domain, n).
 
-    Uniform draws visit each file once an epoch, in an order of its own for each epoch;
-    class-balanced ones go by the counts within a sub-epoch; rare-class ones are independent.
+    Uniform sampling visits each file once per epoch, in a new order each epoch. Class-balanced
+    sampling follows the class counts within a sub-epoch. Rare-class draws are independent.
 
     Args:
-        crops: Of the domain.
-        seed: Of the run.
-        domain: A number of its own for source and for target.
+        crops: Crops of the domain.
+        seed: Seed of the run.
+        domain: Number that distinguishes source and target.
 
     Raises:
-        DataError: The index lacks the counts that the sampling needs.
+        DataError: The index lacks the class counts that the sampling needs.
     """
 
     def __init__(self, crops: Crops, *, seed: int, domain: int) -> None:
         self.crops = crops
         self._seed, self._domain = seed, domain
-        balanced, rare = (crops.sampling == word for word in ("class_balanced", "rare_class"))
+        balanced, rare = (crops.sampling == name for name in ("class_balanced", "rare_class"))
         self._present = crops.counts() > 0 if balanced else None
         self._rare = crops.rare_images() if rare else None
-        # the order of the sub-epoch at hand; made again from seed and lap wherever it is needed
+        # order of the current sub-epoch; can always be recomputed from seed and lap
         self._order: tuple[int, NDArray[np.int64]] | None = None
 
     def at(self, number: int) -> Drawn:
@@ -71,11 +71,11 @@ class Draws:
         return Drawn(samples[order[position]], key)
 
     def instead(self, drawn: Drawn, attempt: int) -> Drawn:
-        """Return what takes the place of a draw whose image cannot be used.
+        """Return the replacement of a draw whose image cannot be used.
 
         Args:
-            drawn: The draw.
-            attempt: How many in its place could not be used either.
+            drawn: The draw to replace.
+            attempt: Number of replacements that could not be used either.
         """
         samples = self.crops.samples
         rng = np.random.default_rng([*drawn.key, _INSTEAD, attempt])
@@ -87,7 +87,7 @@ class Draws:
 
     @property
     def never_drawn(self) -> tuple[int, ...]:
-        """Classes that occur, but in no image often enough to be drawn for them."""
+        """Classes that occur, but in no image with enough pixels for rare-class sampling."""
         return () if self._rare is None else self._rare.left_out
 
     def _key(self, epoch: int, position: int) -> tuple[int, int, int, int]:

@@ -1,4 +1,4 @@
-"""What a rename makes visible is synced to the disk before, lest power fails in between."""
+"""Sync files to disk before a rename makes them visible, so that a power loss is harmless."""
 
 import contextlib
 import os
@@ -6,22 +6,22 @@ from pathlib import Path
 
 
 def written_out() -> None:
-    """Have the disk hold all that was written so far.
+    """Sync all written data to disk.
 
-    One call for any number of files; an fsync of each would take milliseconds for each.
+    One call covers any number of files; an fsync would take milliseconds per file.
     """
     if hasattr(os, "sync"):  # Windows has none
         os.sync()
 
 
 def moved(source: Path, target: Path) -> None:
-    """Rename a file or a folder whose content is on the disk, and have the disk hold that too."""
+    """Rename a file or folder whose content is already on disk, and sync the rename as well."""
     source.rename(target)
     _entries_written_out(target.parent)
 
 
 def _entries_written_out(folder: Path) -> None:
-    # some file systems, and Windows, cannot do so for a folder
+    # Windows and some file systems cannot sync a folder
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -1,4 +1,4 @@
-"""Finding files by a glob pattern: same order everywhere, no loops, no hidden files."""
+"""Find files by a glob pattern: same order on every system, no loops, no hidden files."""
 
 import fnmatch
 import os
@@ -7,11 +7,11 @@ from pathlib import Path, PurePosixPath
 
 
 def find(root: Path, pattern: str) -> list[Path]:
-    """Return the files below `root` that match, sorted.
+    """Return the files below `root` that match a pattern, sorted.
 
-    `**` matches any number of folders; a part that exists as it is written is no pattern; suffixes
-    match in any case; hidden files, and the `._` files that some archives bring, are left out;
-    links to folders are followed, and a folder that is reached twice is read once.
+    `**` matches any number of folders. A part that exists literally also matches. Suffixes match in
+    any case. Hidden files are skipped, including the `._` files in some archives. Links to folders
+    are followed; a folder that is reached twice is read once.
     """
     parts = PurePosixPath(pattern.replace("\\", "/")).parts
     if not parts:
@@ -23,47 +23,50 @@ def find(root: Path, pattern: str) -> list[Path]:
 
 def static_prefix(pattern: str) -> str:
     """Return the folders of a pattern before its first wildcard, POSIX style."""
-    fixed = []
+    folders = []
     for part in PurePosixPath(pattern.replace("\\", "/")).parts[:-1]:
-        if any(sign in part for sign in "*?["):
+        if any(wildcard in part for wildcard in "*?["):
             break
-        fixed.append(part)
-    return "/".join(fixed)
+        folders.append(part)
+    return "/".join(folders)
 
 
 def _walk(folder: Path, parts: tuple[str, ...], seen: set[tuple[int, int, int]]) -> Iterator[Path]:
-    """Yield what matches `parts` below `folder`; `seen` are folders with the parts left there."""
+    """Yield the files below `folder` that match `parts`.
+
+    `seen` holds the visited folders, each with the number of remaining parts.
+    """
     try:
-        facts = folder.stat()
+        info = folder.stat()
         with os.scandir(folder) as opened:
             entries = sorted(opened, key=lambda entry: entry.name)
     except OSError:
         return
-    state = (facts.st_dev, facts.st_ino, len(parts))
+    state = (info.st_dev, info.st_ino, len(parts))
     if state in seen:
         return
     seen.add(state)
-    head, rest = parts[0], parts[1:]
-    if head == "**":
-        yield from _walk(folder, rest, seen)
+    first, remaining = parts[0], parts[1:]
+    if first == "**":
+        yield from _walk(folder, remaining, seen)
     for entry in entries:
         if entry.name.startswith("."):
             continue
-        inside = _is_folder(entry)
-        if head == "**":
-            if inside:
+        is_folder = _is_folder(entry)
+        if first == "**":
+            if is_folder:
                 yield from _walk(folder / entry.name, parts, seen)
-        elif _matches(entry.name, head):
-            if rest and inside:
-                yield from _walk(folder / entry.name, rest, seen)
-            elif not rest and not inside:
+        elif _matches(entry.name, first):
+            if remaining and is_folder:
+                yield from _walk(folder / entry.name, remaining, seen)
+            elif not remaining and not is_folder:
                 yield folder / entry.name
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link that leads in a circle; it is named when it is read
+    except OSError:  # a circular link; reading it raises an error that names it
         return False
 
 

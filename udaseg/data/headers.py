@@ -1,4 +1,4 @@
-"""What the bytes of an image say before anything is decoded: its size, and whether it is whole."""
+"""Read the size of an image from its header, and check that the file is complete."""
 
 import io
 import struct
@@ -13,8 +13,8 @@ from PIL import Image, UnidentifiedImageError
 from udaseg.errors import DataError
 
 MAX_PIXELS = 100_000_000
-# what Pillow holds for many pixels is checked here, by the limit that the caller means; what it
-# thinks of odd or cut metadata is beside the point, or said of the whole file when it is read
+# Pillow's size warning is replaced by the caller's own limit, checked below. Its warnings about odd
+# or truncated metadata are irrelevant, or reported as an error when the whole file is read.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 PNG_START = b"\x89PNG\r\n\x1a\n"
@@ -23,25 +23,25 @@ _JPEG_START = b"\xff\xd8"
 _JPEG_END = b"\xff\xd9"
 _MAX_SEGMENTS = 20_000
 _START_OF_SCAN = 0xDA
-# frame headers hold the size; of this range C4, C8 and CC mean something else
+# frame headers contain the size; C4, C8 and CC in this range have other meanings
 _FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 
 def read_size(path: Path, file: BinaryIO, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """Return (height, width) of the image that `file` holds.
+    """Return (height, width) of the image in `file`, from the header alone.
 
     Args:
-        path: How messages name it.
-        file: At its start; only the header is read.
-        max_pixels: Most that are let in, at most 178 million.
+        path: Name for error messages.
+        file: The open file, at position 0.
+        max_pixels: Maximum number of pixels, at most 178 million.
 
     Raises:
-        DataError: No image, or more pixels.
+        DataError: Not an image, or too many pixels.
     """
-    head = file.read(24)
-    if head.startswith(PNG_START) and len(head) == 24 and head[12:16] == b"IHDR":
-        width, height = struct.unpack(">II", head[16:24])
-    elif head.startswith(_JPEG_START):
+    start = file.read(24)
+    if start.startswith(PNG_START) and len(start) == 24 and start[12:16] == b"IHDR":
+        width, height = struct.unpack(">II", start[16:24])
+    elif start.startswith(_JPEG_START):
         height, width = _jpeg_size(path, file)
     else:
         file.seek(0)
@@ -49,24 +49,24 @@ def read_size(path: Path, file: BinaryIO, max_pixels: int = MAX_PIXELS) -> tuple
             with Image.open(file) as opened:
                 width, height = opened.size
         except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-            what = "is no image that can be read" if head else "is empty"
-            raise DataError(f"{path}: {what}") from error
+            problem = "is not a readable image" if start else "is empty"
+            raise DataError(f"{path}: {problem}") from error
         except Image.DecompressionBombError as error:
             raise DataError(f"{path}: more than {max_pixels:,} pixels") from error
     if width * height > max_pixels:
         raise DataError(f"{path}: {width}x{height} is more than {max_pixels:,} pixels")
     if width < 1 or height < 1:
-        raise DataError(f"{path}: damaged: its header says {width}x{height} pixels")
+        raise DataError(f"{path}: damaged: its header states {width}x{height} pixels")
     return int(height), int(width)
 
 
 def png_depth(data: bytes) -> int:
-    """Return the bits of a sample of the PNG in `data`."""
+    """Return the bits per channel of the PNG in `data`."""
     return data[24]
 
 
 def png_form(data: bytes) -> str:
-    """Return how a PNG holds its pixels, such as `16-bit RGB`; nothing for other data."""
+    """Return the pixel format of a PNG, such as `16-bit RGB`; empty for other data."""
     kinds = {0: "gray", 2: "RGB", 3: "palette", 4: "gray with alpha", 6: "RGBA"}
     if not data.startswith(PNG_START):
         return ""
@@ -74,10 +74,9 @@ def png_form(data: bytes) -> str:
 
 
 def refuse_damaged(path: Path, data: bytes) -> None:
-    """Refuse what some decoders let pass: a PNG whose checksums fail, a JPEG without its end.
+    """Raise a `DataError` for a PNG with a wrong checksum or a JPEG without an end.
 
-    Raises:
-        DataError: It is damaged.
+    Some decoders accept both.
     """
     if data.startswith(PNG_START):
         _check_png(path, data)
@@ -107,7 +106,7 @@ def _check_jpeg(path: Path, data: bytes) -> None:
     for marker, position, length in _jpeg_segments(io.BytesIO(data)):
         if marker == _START_OF_SCAN:
             scan = position + 2 + length
-    # inside a scan FF is always followed by 00 or a restart, so the first FFD9 behind it is the end
+    # inside a scan, FF is always followed by 00 or a restart marker, so the first FFD9 is the end
     if scan is None or data.find(_JPEG_END, scan) < 0:
         raise DataError(f"{path}: damaged: the JPEG is cut off")
 
@@ -128,16 +127,16 @@ def _jpeg_segments(file: BinaryIO) -> Iterator[tuple[int, int, int]]:
     position = 2
     for _ in range(_MAX_SEGMENTS):
         file.seek(position)
-        head = file.read(4)
-        if len(head) < 4 or head[0] != 0xFF:
+        header = file.read(4)
+        if len(header) < 4 or header[0] != 0xFF:
             return
-        marker = head[1]
-        if marker == 0xFF:  # filling
+        marker = header[1]
+        if marker == 0xFF:  # a fill byte
             position += 1
         elif marker == 0x01 or 0xD0 <= marker <= 0xD7:  # without a length
             position += 2
         else:
-            length = int.from_bytes(head[2:], "big")
+            length = int.from_bytes(header[2:], "big")
             yield marker, position, length
             if marker == _START_OF_SCAN:
                 return

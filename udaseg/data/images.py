@@ -1,4 +1,4 @@
-"""Reading images and labels from bytes, and writing PNGs: exact ids, true reasons, atomic files."""
+"""Read images and labels with exact ids and precise errors, and write PNGs atomically."""
 
 import contextlib
 import io
@@ -25,15 +25,15 @@ from udaseg.errors import DataError
 LabelFormat = Literal["ids", "rgb", "synthia"]
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 
-# a damaged file is a DataError of ours; OpenCV would print lines of its own too
+# damaged files raise a DataError; without this OpenCV would print messages as well
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
 def read_bytes(path: Path) -> bytes:
-    """Return the content of a regular file, or say why there is none.
+    """Return the content of a regular file.
 
     Raises:
-        DataError: Missing, a folder, a pipe, unreadable, or empty.
+        DataError: The file is missing, a folder, a pipe, unreadable, or empty.
     """
     try:
         refuse_irregular(path)
@@ -46,10 +46,10 @@ def read_bytes(path: Path) -> bytes:
 
 
 def image_size(path: Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """Return (height, width) from the header; only the header is read.
+    """Return (height, width) of an image, from the header alone.
 
     Raises:
-        DataError: No image, or more than `max_pixels`.
+        DataError: Not an image, or more than `max_pixels` pixels.
     """
     try:
         refuse_irregular(path)
@@ -66,37 +66,37 @@ def read_image(
     data: bytes | None = None,
     max_pixels: int = MAX_PIXELS,
 ) -> NDArray[np.uint8]:
-    """Return an image as (H, W, 3) uint8 RGB in its stored orientation.
+    """Return an image as (H, W, 3) uint8 RGB.
 
-    Grey becomes three equal channels, alpha is dropped, 16 bits keep the upper 8.
+    Grey is repeated to three channels, alpha is dropped, and 16-bit images keep their upper 8 bits.
 
     Args:
         path: The file.
-        upright: Turn it as its EXIF orientation says, as a viewer shows it.
-        data: Its content, where that was read already.
-        max_pixels: A larger image is refused from its header.
+        upright: Apply the EXIF orientation, as a viewer does; otherwise keep the stored one.
+        data: Content of the file, if already read.
+        max_pixels: Maximum number of pixels, checked before decoding.
 
     Raises:
-        DataError: Unreadable, damaged, no image, or too large; names the file.
+        DataError: The file is unreadable, damaged, not an image, or too large.
     """
     data = _sound_bytes(path, data, max_pixels)
-    turned = 0 if upright else cv2.IMREAD_IGNORE_ORIENTATION
-    # decoded as RGB at once, which saves a pass over the image
-    return np.asarray(_decoded(path, data, cv2.IMREAD_COLOR_RGB | turned), np.uint8)
+    orientation = 0 if upright else cv2.IMREAD_IGNORE_ORIENTATION
+    # decoding directly to RGB saves a pass over the image
+    return np.asarray(_decoded(path, data, cv2.IMREAD_COLOR_RGB | orientation), np.uint8)
 
 
 def read_train_ids(path: Path) -> NDArray[np.uint8]:
-    """Return a prepared label, (H, W) uint8 train ids.
+    """Return a prepared label as (H, W) uint8 train ids.
 
     Raises:
-        DataError: Unreadable, or not an 8-bit single-channel PNG.
+        DataError: The file is unreadable, or not an 8-bit single-channel PNG.
     """
     try:
         labels = _decoded(path, read_bytes(path), cv2.IMREAD_UNCHANGED)
     except DataError as error:
         raise DataError(f"{error}; run `udaseg prepare` again") from error
     if labels.ndim != 2 or labels.dtype != np.uint8:
-        raise DataError(f"{path}: is no prepared label (8-bit, one channel)")
+        raise DataError(f"{path}: is not a prepared label (8-bit, one channel)")
     return np.asarray(labels, np.uint8)
 
 
@@ -105,17 +105,17 @@ def read_label_ids(
 ) -> NDArray[Any]:
     """Return the raw ids of a label file, (H, W) uint8, uint16 or int32.
 
-    Palette images give their indices, which OpenCV would turn into colours; SYNTHIA's 16-bit
-    images give their first RGB channel, which Pillow would read as zeros; colours give
+    Palette images return their indices, which OpenCV would turn into colours. SYNTHIA's 16-bit
+    images return their first RGB channel, which Pillow would read as zeros. Colours return
     r << 16 | g << 8 | b.
 
     Args:
         path: The label file.
-        label_format: How it holds its ids.
-        data: Its content, where that was read already.
+        label_format: How the ids are stored.
+        data: Content of the file, if already read.
 
     Raises:
-        DataError: Unreadable, damaged, or of a form that cannot hold ids.
+        DataError: The file is unreadable, damaged, or its format cannot store ids.
     """
     data = _sound_bytes(path, data)
     form = png_form(data)
@@ -123,14 +123,14 @@ def read_label_ids(
         if form not in ("16-bit RGB", "16-bit RGBA"):
             raise DataError(
                 f"{path}: label_format synthia needs three channels of 16 bits, but the image is "
-                f"{form or 'no PNG'}"
+                f"{form or 'not a PNG'}"
             )
-        raw = _decoded(path, data, cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
-        return np.ascontiguousarray(raw[..., 2])  # OpenCV orders blue, green, red
+        channels = _decoded(path, data, cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
+        return np.ascontiguousarray(channels[..., 2])  # OpenCV orders blue, green, red
     if data.startswith(b"\xff\xd8"):
-        raise DataError(f"{path}: a JPEG blurs the ids; labels must be stored without loss (PNG)")
+        raise DataError(f"{path}: JPEG compression changes ids; store labels losslessly (PNG)")
     if form == "8-bit gray" and label_format == "ids":
-        # OpenCV decodes it faster than Pillow; a file that it refuses gets Pillow's reason
+        # OpenCV decodes faster than Pillow; if it fails, Pillow below gives the reason
         with contextlib.suppress(DataError):
             grey = _decoded(path, data, cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
             if grey.ndim == 2 and grey.dtype == np.uint8:
@@ -141,14 +141,14 @@ def read_label_ids(
             raise DataError(f"{path}: label_format rgb needs colours, but the image is {mode}")
         if form.startswith("16-bit"):  # Pillow would drop the lower half of each channel
             raise DataError(f"{path}: label_format rgb needs 8 bits, but the image is {form}")
-        wide = pixels.astype(np.int32)
-        return (wide[..., 0] << 16) | (wide[..., 1] << 8) | wide[..., 2]
+        rgb = pixels.astype(np.int32)
+        return (rgb[..., 0] << 16) | (rgb[..., 1] << 8) | rgb[..., 2]
     if mode in ("P", "I;16"):
         return pixels
     if mode == "I":
         return pixels.astype(np.int32)
     if mode in ("1", "L"):
-        # Pillow stretches grey of 1, 2 and 4 bits to 0..255; the ids are what was stored
+        # Pillow scales grey of 1, 2 and 4 bits to 0..255; undo this to get the stored ids
         bits = png_depth(data) if data.startswith(PNG_START) else {"1": 1, "L": 8}[mode]
         return pixels // np.uint8(255 // (2 ** min(bits, 8) - 1))
     raise DataError(
@@ -168,20 +168,20 @@ def write_png(
     palette: tuple[tuple[int, int, int], ...] | None = None,
     bgr: bool = False,
 ) -> None:
-    """Write (H, W) or (H, W, 3) RGB uint8 as a PNG, whole or not at all.
+    """Write (H, W) or (H, W, 3) RGB uint8 pixels as a PNG, atomically.
 
     Args:
-        path: The file; its folder is made.
-        pixels: What to write.
-        palette: Colours of the values 0, 1, …; the PNG keeps the values and shows the colours.
-        bgr: The channels are in OpenCV's order already, which spares a copy of a large picture.
+        path: The file; its folder is created.
+        pixels: The pixels.
+        palette: Colours of the values 0, 1, …; the PNG stores the values and shows the colours.
+        bgr: The channels are already in OpenCV's order, which saves a copy of a large image.
 
     Raises:
-        ValueError: Another shape or type.
+        ValueError: The pixels have another shape or type.
     """
     if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3):
         raise ValueError(
-            f"a PNG takes uint8 (H, W) or (H, W, 3), got {pixels.dtype} {pixels.shape}"
+            f"a PNG needs uint8 (H, W) or (H, W, 3), got {pixels.dtype} {pixels.shape}"
         )
     if palette is not None:
         height, width = pixels.shape[:2]
@@ -192,10 +192,10 @@ def write_png(
         write_atomic(path, buffer.getvalue())
         return
     stored = pixels if pixels.ndim == 2 or bgr else cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
-    # the Huffman strategy is faster to write and to read than deflate's levels, and smaller here
+    # the Huffman strategy is faster to write and read than deflate levels, and smaller for photos
     options = [cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_HUFFMAN_ONLY]
     if pixels.ndim == 2:
-        # labels are flat areas: without a row filter they are a tenth larger and read in a third
+        # labels have flat areas: without a row filter they are 10 % larger, but read 3 times faster
         options = [cv2.IMWRITE_PNG_COMPRESSION, 3]
         options += [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE]
     ok, encoded = cv2.imencode(".png", stored, options)
@@ -205,7 +205,7 @@ def write_png(
 
 
 def write_atomic(path: Path, data: bytes | memoryview) -> None:
-    """Write `data` under a temporary name beside `path`, then rename it."""
+    """Write `data` to a temporary file next to `path`, then rename it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
     temporary = Path(name)
@@ -220,21 +220,21 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
 
 
 def refuse_irregular(path: Path) -> None:
-    """Refuse what is no regular file, before a read of a pipe would hang."""
+    """Raise a `DataError` if `path` is not a regular file; reading a pipe would hang."""
     if path.is_file():
         return
-    what = "no such file"
+    problem = "no such file"
     if path.is_dir():
-        what = "is a folder"
+        problem = "is a folder"
     elif path.is_symlink():
-        what = "a link to nothing"
+        problem = "is a broken link"
     elif path.exists():
-        what = "is no regular file"
-    raise DataError(f"{path}: {what}")
+        problem = "is not a regular file"
+    raise DataError(f"{path}: {problem}")
 
 
 def _sound_bytes(path: Path, data: bytes | None = None, max_pixels: int = MAX_PIXELS) -> bytes:
-    """Return the bytes of an image whose header and checksums are right."""
+    """Return the bytes of an image after checking its header and checksums."""
     data = read_bytes(path) if data is None else data
     read_size(path, io.BytesIO(data), max_pixels)
     refuse_damaged(path, data)
@@ -252,7 +252,7 @@ def _decoded(path: Path, data: bytes, flags: int) -> NDArray[Any]:
 
 
 def _as_stored(path: Path, data: bytes, *, in_color: bool) -> tuple[str, NDArray[Any]]:
-    """Return Pillow's mode and the values as they are stored; colours where `in_color`."""
+    """Return Pillow's mode and the stored values, or RGB colours if `in_color`."""
     try:
         with Image.open(io.BytesIO(data)) as opened:
             mode = opened.mode

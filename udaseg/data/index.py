@@ -1,4 +1,4 @@
-"""The index of a prepared dataset: which images, which labels, what sizes and class counts."""
+"""The index of a prepared dataset: images, labels, sizes and class counts."""
 
 import json
 from collections.abc import Mapping
@@ -19,10 +19,10 @@ class Sample:
 
     Attributes:
         image: Path below the dataset's `image_root`, POSIX style.
-        label: Path of the train-id PNG below the prepared folder, or None without labels.
+        label: Path of the train-id PNG below the prepared folder; None without a label.
         height: Image height in pixels.
         width: Image width in pixels.
-        pixels: Pixels of each class in the label, in train-id order; empty without a label.
+        pixels: Number of pixels per class in the label, by train id; empty without a label.
     """
 
     image: str
@@ -37,12 +37,12 @@ class PreparedDataset:
     """A dataset that training can read.
 
     Attributes:
-        name: How the user calls it.
-        folder: Where the index and the train-id labels lie.
-        image_root: The user's own image folder; read, never written.
-        classes: The class space of the labels; None when there are none.
+        name: Name given by the user.
+        folder: Folder of the index and the train-id labels.
+        image_root: The user's image folder; read, never written.
+        classes: Class space of the labels; None without labels.
         splits: Samples of each split, in a fixed order.
-        blank: Images of a single colour, which are kept.
+        blank: Images of a single colour; they stay in the splits.
     """
 
     name: str
@@ -63,14 +63,14 @@ class PreparedDataset:
             DataError: The sample has no label.
         """
         if sample.label is None:
-            raise DataError(f"{self.image_path(sample)}: no label; '{self.name}' has none here")
+            raise DataError(f"{self.image_path(sample)}: has no label in '{self.name}'")
         return self.folder / sample.label
 
     def split(self, name: str) -> tuple[Sample, ...]:
         """Return the samples of split `name`.
 
         Raises:
-            DataError: There is no such split.
+            DataError: The split does not exist.
         """
         if name not in self.splits:
             raise DataError(
@@ -80,7 +80,7 @@ class PreparedDataset:
 
 
 def index_document(dataset: PreparedDataset) -> dict[str, Any]:
-    """Return the index of `dataset` as plain JSON values."""
+    """Return the index of `dataset` as JSON values."""
     classes = None
     if dataset.classes is not None:
         pairs = zip(dataset.classes.names, dataset.classes.colors, strict=True)
@@ -105,7 +105,7 @@ def read_index(folder: Path) -> PreparedDataset:
     """Return the prepared dataset in `folder`.
 
     Raises:
-        DataError: No index there, or one that cannot be read.
+        DataError: The index is missing or cannot be read.
     """
     path = folder / INDEX_NAME
     try:
@@ -133,7 +133,7 @@ def read_index(folder: Path) -> PreparedDataset:
                 )
                 for split, rows in document["splits"].items()
             },
-            blank=frozenset(document.get("blank", [])),  # younger than the format
+            blank=frozenset(document.get("blank", [])),  # added after the format was fixed
         )
     except FileNotFoundError as error:
         raise DataError(f"{path}: not found; run `udaseg prepare` first") from error
@@ -143,7 +143,7 @@ def read_index(folder: Path) -> PreparedDataset:
         ) from error
 
 
-def evenly_spaced(count: int, most: int) -> list[int]:
-    """Return at most `most` places of `count`, the first among them, at even distances."""
-    step = max(1.0, count / most)
-    return [int(number * step) for number in range(min(most, count))]
+def evenly_spaced(count: int, limit: int) -> list[int]:
+    """Return at most `limit` evenly spaced indices below `count`, starting with 0."""
+    step = max(1.0, count / limit)
+    return [int(number * step) for number in range(min(limit, count))]
