@@ -196,7 +196,7 @@ def test_without_a_checkpoint_the_rest_is_shown_and_it_is_said(home):
     said, page = report(home, "adapted")
     assert "no readable checkpoint" in said.stderr
     text = page.read_text()
-    assert "adapted has no pictures" in text
+    assert "no images of adapted" in text
     assert "60.00" in text
     assert "<article" not in text
 
@@ -227,7 +227,7 @@ def test_a_run_that_failed_half_way_has_a_page_with_warnings(home):
         *("1 lines of metrics.jsonl cannot be read", "step 40: all is road"),
     ):
         assert expected in warnings, expected
-    assert "Not scored" in text
+    assert "No scores" in text
 
 
 def test_scores_of_another_protocol_are_warned_of(home):
@@ -245,7 +245,7 @@ def test_runs_of_one_name_are_told_apart(home):
 def test_what_is_no_run_is_refused(home):
     (home["path"] / "empty").mkdir()
     assert "no recipe.yaml" in report(home, "empty", expect=2)[0].stderr
-    assert "no such run folder" in report(home, "nowhere", expect=2)[0].stderr
+    assert "nowhere: is not a run folder" in report(home, "nowhere", expect=2)[0].stderr
 
 
 def place_of(browser, selector, share=0.5):

@@ -75,9 +75,9 @@ def test_bars_are_as_high_as_their_shares():
 
 def test_the_confusion_matrix_is_in_percent_of_its_rows():
     figure = charts.confusion_chart(["road", "car"], [[30, 10], [0, 5]])
-    assert "road, called car: 25.00 %, 10 pixels" in figure
-    assert "car, called car: 100.00 %, 5 pixels" in figure
-    assert "car, called road" not in figure  # nothing to show
+    assert "road predicted as car: 25.00 %, 10 pixels" in figure
+    assert "car predicted as car: 100.00 %, 5 pixels" in figure
+    assert "car predicted as road" not in figure  # nothing to show
     assert "nan" not in charts.confusion_chart(["road", "car"], [[0, 0], [0, 5]])
 
 

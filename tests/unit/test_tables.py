@@ -27,7 +27,7 @@ SCORES = Scores(
     means={"mIoU": 0.4375},
     pixel_accuracy=0.64,
     confusion=[[9, 1, 0], [3, 1, 0], [0, 0, 0]],
-    notes=["no truth for train: shown as - and left out of the mean"],
+    notes=["no truth for train: shown as - and excluded from the mean"],
 )
 
 
@@ -53,7 +53,7 @@ def test_the_table_shows_protocol_classes_means_and_notes():
     assert unmeasured.count(" - ") == 2
     assert any("mIoU" in line and "43.75" in line for line in text.splitlines())
     assert any("pixel accuracy" in line and "64.00" in line for line in text.splitlines())
-    assert "left out of the mean" in text
+    assert "excluded from the mean" in " ".join(text.split())
 
 
 def test_a_class_name_with_markup_is_shown_as_it_is():

@@ -1,4 +1,4 @@
-"""Reporting: what a run writes down and what people look at."""
+"""Report results: metrics logs, score tables, images and the HTML report."""
 
 from udaseg.reporting.events import (
     MetricsLog,

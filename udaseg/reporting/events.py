@@ -1,4 +1,4 @@
-"""What a run writes down while it goes: metrics, its status, its log."""
+"""Write the files of a run in progress: metrics, status and log."""
 
 import contextlib
 import json
@@ -15,7 +15,7 @@ from typing import Any
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file of a run; nothing where it cannot be read or is none."""
+    """Return the object in a JSON file; empty if it cannot be read or is not an object."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -24,13 +24,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json_atomic(path: Path, document: Mapping[str, Any]) -> None:
-    """Write `document` as JSON, whole or not at all; NaN becomes null."""
+    """Write `document` as JSON, atomically; non-finite numbers become null."""
     text = json.dumps(_plain(document), indent=2, allow_nan=False) + "\n"
     write_text_atomic(path, text)
 
 
 def write_text_atomic(path: Path, text: str) -> None:
-    """Write `text` under a temporary name beside `path`, then rename it."""
+    """Write `text` to a temporary file next to `path`, then rename it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
     temporary = Path(name)
@@ -45,11 +45,7 @@ def write_text_atomic(path: Path, text: str) -> None:
 
 
 class MetricsLog:
-    """One JSON object a line, appended and flushed; a number that is not finite becomes null.
-
-    Args:
-        path: `metrics.jsonl` of a run.
-    """
+    """Append events to `metrics.jsonl`, one JSON object per line; null for non-finite numbers."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -63,7 +59,7 @@ class MetricsLog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Nothing is held open between lines."""
+        """Do nothing; the file is closed after each line."""
 
     def write(self, event: Mapping[str, Any]) -> None:
         """Append one event."""
@@ -71,7 +67,7 @@ class MetricsLog:
             file.write(json.dumps(_plain(event), allow_nan=False) + "\n")
 
     def truncate_after(self, step: int) -> None:
-        """Drop lines of later steps and a line that a kill cut off, so that steps keep rising."""
+        """Drop incomplete lines and lines after `step`, so that steps increase after a resume."""
         if not self.path.is_file():
             return
         kept = []
@@ -83,14 +79,14 @@ class MetricsLog:
 
 
 class RunStatus:
-    """`status.json`: running, done, failed or interrupted, and since when.
+    """Write the state of a run to `status.json`: running, done, failed or interrupted.
 
     Args:
-        path: The file; None writes nothing, for a process beside the one that writes.
+        path: The file; None writes nothing, for processes of other ranks.
 
     Attributes:
-        counts: Incidents by name, such as dropped steps, of this run before and after it was
-            resumed; written with every state when there are any.
+        counts: Incidents by name, such as dropped steps, summed over all resumes of the run;
+            written with every state if there are any.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -99,23 +95,23 @@ class RunStatus:
         if path is None:
             return
         with contextlib.suppress(ValueError, AttributeError, TypeError):
-            known = read_json(path).get("counts", {})
-            self.counts.update({str(name): int(count) for name, count in known.items()})
+            saved = read_json(path).get("counts", {})
+            self.counts.update({str(name): int(count) for name, count in saved.items()})
 
     def running(self, *, step: int) -> None:
-        """Note that the run goes on from `step`."""
+        """Record that the run continues from `step`."""
         self._write("running", step=step)
 
     def done(self, *, step: int, seconds: float, miou: float | None) -> None:
-        """Note that the run is finished."""
+        """Record that the run is finished."""
         self._write("done", step=step, seconds=round(seconds, 1), miou=miou)
 
     def failed(self, *, code: int, reason: str) -> None:
-        """Note why the run stopped."""
+        """Record why the run failed."""
         self._write("failed", code=code, reason=reason)
 
     def interrupted(self, *, step: int, signal_number: int) -> None:
-        """Note that a signal stopped the run after `step`, which is saved."""
+        """Record that a signal stopped the run after `step`, which is saved."""
         self._write("interrupted", step=step, signal=signal_number)
 
     def _write(self, state: str, **facts: Any) -> None:
@@ -130,9 +126,10 @@ class RunStatus:
 
 @contextlib.contextmanager
 def log_to_file(path: Path) -> Iterator[None]:
-    """Append all log messages of the package to `path` while the context lasts.
+    """Append all log messages of the package to `path` while the context is open.
 
-    An error that ends the context is appended with its traceback; the screen gets only its message.
+    An error that leaves the context is appended with its traceback; the terminal shows only its
+    message.
     """
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
@@ -142,9 +139,9 @@ def log_to_file(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        where = (type(error), error, error.__traceback__)
+        exc_info = (type(error), error, error.__traceback__)
         handler.emit(
-            logger.makeRecord(logger.name, logging.ERROR, __file__, 0, "%s", (error,), where)
+            logger.makeRecord(logger.name, logging.ERROR, __file__, 0, "%s", (error,), exc_info)
         )
         raise
     finally:

@@ -1,4 +1,4 @@
-"""Pictures people look at: coloured masks, overlays, confidence, and side-by-side sheets."""
+"""Render images for viewing: coloured masks, overlays, confidence maps and comparison sheets."""
 
 from collections.abc import Sequence
 
@@ -12,27 +12,27 @@ _TITLE = 24
 
 
 def color_mask(labels: NDArray[np.uint8], colors: Sequence[tuple[int, int, int]]) -> Picture:
-    """Return (H, W) class ids as (H, W, 3) RGB; black where there is no class."""
+    """Return (H, W) class ids as an (H, W, 3) RGB image; black for pixels without a class."""
     table = np.zeros((256, 3), np.uint8)
     table[: len(colors)] = np.asarray(colors, np.uint8)
     return np.asarray(table[labels], np.uint8)
 
 
 def overlay(image: Picture, mask: Picture, *, opacity: float = 0.5) -> Picture:
-    """Return an RGB image with a coloured mask of the same size laid over it."""
+    """Blend a coloured mask over an RGB image of the same size."""
     return np.asarray(cv2.addWeighted(image, 1 - opacity, mask, opacity, 0), np.uint8)
 
 
 def confidence_picture(confidence: NDArray[np.float32]) -> Picture:
-    """Return (H, W) confidence in [0, 1] as grey values 0..255; black where it is NaN."""
+    """Return (H, W) confidence in [0, 1] as grey values 0..255; NaN becomes black."""
     return np.asarray(np.clip(np.rint(np.nan_to_num(confidence) * 255), 0, 255), np.uint8)
 
 
 def side_by_side(rows: Sequence[Sequence[Picture]], titles: Sequence[str]) -> Picture:
-    """Return rows of RGB pictures as one sheet with a title over each column.
+    """Arrange rows of RGB images on one sheet with a title above each column.
 
-    The pictures of a row have one size; a row of another size than the first is brought to the
-    width of the first, keeping its shape.
+    All images of a row have the same size. Rows are resized to the width of the first row, keeping
+    their aspect ratio.
     """
     width = rows[0][0].shape[1]
     fitted = [[_of_width(picture, width) for picture in row] for row in rows]
@@ -55,22 +55,22 @@ def _of_width(picture: Picture, width: int) -> Picture:
     if picture.shape[1] == width:
         return picture
     height = max(1, round(picture.shape[0] * width / picture.shape[1]))
-    # nearest, because a mask must not show colours of no class
+    # nearest neighbour, because interpolation would give a mask colours of no class
     return np.asarray(
         cv2.resize(picture, (width, height), interpolation=cv2.INTER_NEAREST_EXACT), np.uint8
     )
 
 
 def _write(strip: Picture, title: str) -> None:
-    """Write a title into a strip of the sheet, smaller where it would not fit."""
-    (wide, _), _ = cv2.getTextSize(title, cv2.FONT_HERSHEY_SIMPLEX, 0.5, 1)
-    size = 0.5 * min(1.0, (strip.shape[1] - 8) / max(1, wide))
-    place = (4, _TITLE - 8)
-    cv2.putText(strip, title, place, cv2.FONT_HERSHEY_SIMPLEX, size, (0, 0, 0), 1, cv2.LINE_AA)
+    """Write a title into a strip of the sheet, scaled down to fit."""
+    (text_width, _), _ = cv2.getTextSize(title, cv2.FONT_HERSHEY_SIMPLEX, 0.5, 1)
+    size = 0.5 * min(1.0, (strip.shape[1] - 8) / max(1, text_width))
+    position = (4, _TITLE - 8)
+    cv2.putText(strip, title, position, cv2.FONT_HERSHEY_SIMPLEX, size, (0, 0, 0), 1, cv2.LINE_AA)
 
 
 def legend(names: Sequence[str], colors: Sequence[tuple[int, int, int]], width: int) -> Picture:
-    """Return a strip of `width` px that names each class beside its colour."""
+    """Return an image of `width` pixels that shows each class name next to its colour."""
     cell, line = 150, 22
     columns = max(1, width // cell)
     lines = -(-len(names) // columns)
@@ -79,6 +79,8 @@ def legend(names: Sequence[str], colors: Sequence[tuple[int, int, int]], width: 
         left, top = index % columns * cell + 4, index // columns * line + 4
         rgb = tuple(int(part) for part in color)
         cv2.rectangle(strip, (left, top), (left + 16, top + 14), rgb, cv2.FILLED)
-        place = (left + 22, top + 12)
-        cv2.putText(strip, name, place, cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
+        position = (left + 22, top + 12)
+        cv2.putText(
+            strip, name, position, cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1, cv2.LINE_AA
+        )
     return strip

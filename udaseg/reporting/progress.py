@@ -1,4 +1,4 @@
-"""Progress of long work: a live bar on a terminal, plain lines when piped."""
+"""Show the progress of long operations: a live bar on a terminal, plain lines when piped."""
 
 import logging
 import time
@@ -22,14 +22,14 @@ _PLAIN_PAUSE_S = 5.0
 
 
 class WorkProgress:
-    """Context that counts items; a bar on a terminal, a line every few seconds when piped.
+    """Show progress while the context is open: a bar on a terminal, plain lines when piped.
 
     Args:
-        what: What is done, such as `predict`.
-        total: Items in all.
-        unit: Their name.
-        first: Items done before.
-        every: Items between two plain lines; None writes one every five seconds.
+        what: Name of the operation, such as `predict`.
+        total: Total number of items.
+        unit: Name of the items.
+        first: Items finished before.
+        every: Items between two plain lines; None writes a line every five seconds.
     """
 
     def __init__(
@@ -81,22 +81,22 @@ class WorkProgress:
             self._bar.stop()
 
     def update(self, done: int, *, facts: str | None = None, items_each: int = 1) -> None:
-        """Show that `done` items are finished; `facts` stays until another comes."""
+        """Show that `done` items are finished; `facts` stays until it is replaced."""
         self._done = done
         if facts is not None:
             self._facts = facts
-        passed = max(1e-9, time.monotonic() - self._started)
-        rate = (done - self._first) / passed
+        elapsed = max(1e-9, time.monotonic() - self._started)
+        rate = (done - self._first) / elapsed
         if self._bar is not None:
-            shown = f"{rate * items_each:.1f} {self._each}/s" if items_each else ""
-            self._bar.update(self._task, completed=done, rate=shown, facts=self._facts)
+            rate_text = f"{rate * items_each:.1f} {self._each}/s" if items_each else ""
+            self._bar.update(self._task, completed=done, rate=rate_text, facts=self._facts)
         elif self._speaks(done):
             self._spoke = time.monotonic()
-            left = (self._total - done) / rate if rate > 0 else 0
+            remaining = (self._total - done) / rate if rate > 0 else 0
             line = f"{self._what} {done}/{self._total} {self._unit}"
             if items_each:
                 line += f"  {rate * items_each:.1f} {self._each}/s"
-            log.info("%s", f"{line}  ETA {_clock(left)}  {self._facts}".rstrip())
+            log.info("%s", f"{line}  ETA {_clock(remaining)}  {self._facts}".rstrip())
 
     def _speaks(self, done: int) -> bool:
         if done == self._total:
@@ -111,19 +111,19 @@ class WorkProgress:
 
 
 class TrainingProgress(WorkProgress):
-    """Progress of steps with the current losses.
+    """Show the progress of training steps with the current losses.
 
     Args:
         steps: Steps of the run.
-        first: Steps done before.
-        every: Steps between two looks at the losses.
+        first: Steps finished before.
+        every: Steps between two updates of the losses.
     """
 
     def __init__(self, *, steps: int, first: int, every: int) -> None:
         super().__init__("step", steps, unit="", first=first, every=every)
 
     def step(self, done: int, losses: Mapping[str, float] | None, *, images: int) -> None:
-        """Show that `done` steps are finished, with the losses of the last look."""
+        """Show that `done` steps are finished; `losses`, if given, replace those shown."""
         facts = None
         if losses is not None:
             facts = "  ".join(f"{name} {value:.4g}" for name, value in losses.items())
@@ -131,7 +131,7 @@ class TrainingProgress(WorkProgress):
 
 
 def _talks() -> bool:
-    """Return whether the screen shows more than warnings; with `-q` it does not."""
+    """Return whether the terminal shows info messages; it does not with `-q`."""
     return any(
         handler.level <= logging.INFO and not isinstance(handler, logging.FileHandler)
         for handler in logging.getLogger("udaseg").handlers
@@ -139,6 +139,6 @@ def _talks() -> bool:
 
 
 def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
+    minutes, seconds_left = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+    return f"{hours}:{minutes:02d}:{seconds_left:02d}" if hours else f"{minutes}:{seconds_left:02d}"

@@ -1,4 +1,4 @@
-"""Score tables: for the terminal, and as JSON, CSV and Markdown."""
+"""Format scores as tables for the terminal, and as JSON, CSV and Markdown."""
 
 import csv
 import io
@@ -14,18 +14,18 @@ from rich.text import Text
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of one evaluation, ready to be shown; fractions, NaN where unmeasured.
+    """Scores of one evaluation as fractions; NaN where not measured.
 
     Attributes:
-        protocol: What was scored and how, in order of showing.
+        protocol: Data and settings of the evaluation, in display order.
         names: Class names.
-        iou: Of each class.
-        accuracy: Of each class.
-        share: Of each class in the labelled pixels.
-        means: Mean IoU by label, such as `mIoU-19`.
-        pixel_accuracy: Of all labelled pixels.
-        confusion: Rows truth, columns prediction.
-        notes: Sentences below the table.
+        iou: IoU per class.
+        accuracy: Accuracy per class.
+        share: Share of the labelled pixels per class.
+        means: Mean IoUs by name, such as `mIoU-19`.
+        pixel_accuracy: Accuracy over all labelled pixels.
+        confusion: Rows are ground truth, columns are predictions.
+        notes: Sentences to show below the table.
     """
 
     protocol: Mapping[str, str]
@@ -39,7 +39,7 @@ class Scores:
     notes: Sequence[str] = ()
 
     def document(self) -> dict[str, Any]:
-        """Return all of it as JSON values; fractions, null where unmeasured."""
+        """Return the scores as a JSON object; fractions, NaN where not measured."""
         rows = zip(self.names, self.iou, self.accuracy, self.share, strict=True)
         return {
             "protocol": dict(self.protocol),
@@ -55,15 +55,15 @@ class Scores:
 
 
 def percent(value: float) -> str:
-    """Return a fraction as percent with two digits, `-` when it was not measured."""
+    """Return a fraction as percent with two digits; `-` if it was not measured."""
     return "-" if math.isnan(value) else f"{100 * value:.2f}"
 
 
 def score_table(scores: Scores) -> Table:
-    """Return the table of classes for the terminal."""
+    """Return the table of class scores for the terminal."""
     table = Table(title=Text(protocol_line(scores)), title_justify="left", title_style="")
     table.add_column("class")
-    for title in ("IoU %", "accuracy %", "share of truth %"):
+    for title in ("IoU %", "accuracy %", "pixels %"):
         table.add_column(title, justify="right")
     for row in _rows(scores):
         table.add_row(Text(row[0]), *row[1:])
@@ -78,7 +78,7 @@ def score_table(scores: Scores) -> Table:
 
 
 def protocol_line(scores: Scores) -> str:
-    """Return what was scored and how in one line."""
+    """Return the evaluation protocol in one line."""
     return " · ".join(f"{key} {value}" for key, value in scores.protocol.items())
 
 
@@ -88,7 +88,7 @@ def as_json(scores: Scores) -> str:
 
 
 def as_csv(scores: Scores) -> str:
-    """Return the table as CSV, in percent, empty where unmeasured; the last row is the protocol."""
+    """Return the table as CSV in percent, empty if not measured; the last row is the protocol."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["class", "iou_percent", "accuracy_percent", "truth_share_percent"])
@@ -102,7 +102,7 @@ def as_csv(scores: Scores) -> str:
 
 def as_markdown(scores: Scores) -> str:
     """Return the table as Markdown."""
-    lines = [protocol_line(scores), "", "| class | IoU % | accuracy % | share of truth % |"]
+    lines = [protocol_line(scores), "", "| class | IoU % | accuracy % | pixels % |"]
     lines.append("|---|---:|---:|---:|")
     lines += [f"| {' | '.join(row)} |" for row in _rows(scores)]
     lines += [f"| **{label}** | **{percent(mean)}** | | |" for label, mean in scores.means.items()]
@@ -111,17 +111,17 @@ def as_markdown(scores: Scores) -> str:
 
 
 def comparison_table(columns: Mapping[str, Scores]) -> Table:
-    """Return class IoUs of several evaluations over the same classes, side by side, in percent."""
+    """Return a table of class IoUs in percent, one column per evaluation of the same classes."""
     table = Table()
     table.add_column("IoU %")
     for title in columns:
         table.add_column(Text(title), justify="right")
-    scores = list(columns.values())
-    for index, name in enumerate(scores[0].names):
-        table.add_row(Text(name), *(percent(each.iou[index]) for each in scores))
+    all_scores = list(columns.values())
+    for index, name in enumerate(all_scores[0].names):
+        table.add_row(Text(name), *(percent(column.iou[index]) for column in all_scores))
     table.add_section()
-    for label in scores[0].means:
-        cells = (Text(percent(each.means[label]), style="bold") for each in scores)
+    for label in all_scores[0].means:
+        cells = (Text(percent(column.means[label]), style="bold") for column in all_scores)
         table.add_row(Text(label, style="bold"), *cells)
     return table
 

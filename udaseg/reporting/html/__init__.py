@@ -1,4 +1,4 @@
-"""A report as one HTML page: what it shows (`content`), and how it is drawn."""
+"""Render a report as one HTML page from the plain data in `content`."""
 
 from udaseg.reporting.html.content import (
     Layer,

@@ -1,4 +1,4 @@
-"""Charts as inline SVG, small and without a library: lines, bars, reliability, confusion."""
+"""Draw small charts as inline SVG: lines, histograms, reliability and confusion matrices."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ Points = Sequence[tuple[float, float]]
 _WIDTH, _HEIGHT = 360.0, 200.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46.0, 16.0, 8.0, 24.0
 _STYLES = 6
-# the confusion matrix: a cell, the room for names above and beside, the share that is written
+# confusion matrix: cell size, margins for names at the top and left, lowest share shown as text
 _CELL, _HEAD, _SIDE, _WRITTEN = 26.0, 92.0, 100.0, 0.01
 
 
@@ -23,51 +23,56 @@ def line_chart(
     colors: Mapping[str, Color] | None = None,
     styles: Sequence[str] = (),
 ) -> Html:
-    """Return a figure of lines over steps; a gap where a value is not finite.
+    """Draw lines over steps, with gaps at non-finite values.
 
     Args:
-        title: What is drawn.
-        lines: (x, y) by name, x rising.
-        span: Lowest and highest y; None takes the values'.
-        colors: RGB of each line, where lines are classes; else each line has a colour and dashes.
-        styles: All names of lines on the page, so that a name looks the same in every chart.
+        title: Title of the chart.
+        lines: Points (x, y) by name of the line, with increasing x.
+        span: Lowest and highest y; None uses the range of the values.
+        colors: RGB colour of each line, if lines are classes; otherwise each line gets a colour and
+            a dash pattern.
+        styles: All line names on the page, so that a name has the same style in every chart.
     """
-    kept = {name: [(x, y) for x, y in points if math.isfinite(x)] for name, points in lines.items()}
-    xs = [x for points in kept.values() for x, _ in points]
-    ys = [y for points in kept.values() for _, y in points if math.isfinite(y)]
+    finite_x = {
+        name: [(x, y) for x, y in points if math.isfinite(x)] for name, points in lines.items()
+    }
+    xs = [x for points in finite_x.values() for x, _ in points]
+    ys = [y for points in finite_x.values() for _, y in points if math.isfinite(y)]
     if not xs or not ys:
         return Html("")
     x_span = _wide((min(xs), max(xs)))
     y_span = _wide(span or (min(*ys, 0.0) if min(ys) < max(ys) / 4 else min(ys), max(ys)))
     parts = [_axes(x_span, y_span)]
-    keys = []
-    for number, (name, points) in enumerate(kept.items()):
-        place = styles.index(name) if name in styles else number
-        style = {"class_": f"line s{place % _STYLES}"}
+    legend_entries = []
+    for number, (name, points) in enumerate(finite_x.items()):
+        style_index = styles.index(name) if name in styles else number
+        style = {"class_": f"line s{style_index % _STYLES}"}
         if colors and name in colors:
             style = {"class_": "line", "stroke": _rgb(colors[name]), "data_class": name}
         for piece in _pieces(points):
-            places = [(_across(x, x_span), _up(y, y_span)) for x, y in piece]
-            if len(places) == 1:
-                (x, y), *_ = places
+            positions = [(_across(x, x_span), _up(y, y_span)) for x, y in piece]
+            if len(positions) == 1:
+                (x, y), *_ = positions
                 parts.append(element("circle", cx=x, cy=y, r=2, **style))
                 continue
-            drawn = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-            parts.append(element("polyline", points=drawn, **style))
-        keys.append(_key(name, style))
+            coordinates = " ".join(f"{x:.1f},{y:.1f}" for x, y in positions)
+            parts.append(element("polyline", points=coordinates, **style))
+        legend_entries.append(_key(name, style))
     last = "; ".join(
         f"{name} ends at {_short(finite[-1])}"
-        for name, points in kept.items()
+        for name, points in finite_x.items()
         if (finite := [y for _, y in points if math.isfinite(y)])
     )
-    words = f"{title} over steps {_short(x_span[0])} to {_short(x_span[1])}: {last}"
-    by_class = any(name in (colors or {}) for name in kept)
-    shown = keys if len({*lines, *styles}) > 1 else []
-    return _figure(title, parts, words, shown, kind="chart classes" if by_class else "chart")
+    description = f"{title} over steps {_short(x_span[0])} to {_short(x_span[1])}: {last}"
+    by_class = any(name in (colors or {}) for name in finite_x)
+    legend = legend_entries if len({*lines, *styles}) > 1 else []
+    return _figure(
+        title, parts, description, legend, css_class="chart classes" if by_class else "chart"
+    )
 
 
 def histogram(title: str, reliability: Reliability) -> Html:
-    """Return a figure of the share of pixels in each step of confidence."""
+    """Draw the share of pixels in each bin of confidence."""
     total = max(1, sum(reliability.pixels))
     shares = [count / total for count in reliability.pixels]
     y_span = (0.0, max(*shares, 1e-9))
@@ -76,13 +81,13 @@ def histogram(title: str, reliability: Reliability) -> Html:
         _bar(index * width, width, share, y_span, f"{_bin(index, width)}: {100 * share:.2f} %")
         for index, share in enumerate(shares)
     ]
-    sure = 100 * sum(shares[-len(shares) // 10 :])
-    words = f"{title}: share of pixels by confidence; {sure:.1f} % are above 0.9"
-    return _figure(title, [_axes((0.0, 1.0), y_span), *bars], words, [])
+    confident = 100 * sum(shares[-len(shares) // 10 :])
+    description = f"{title}: share of pixels by confidence; {confident:.1f} % are above 0.9"
+    return _figure(title, [_axes((0.0, 1.0), y_span), *bars], description, [])
 
 
 def reliability_chart(title: str, reliability: Reliability) -> Html:
-    """Return a figure of accuracy by confidence; on the diagonal confidence can be believed."""
+    """Draw accuracy by confidence; on the diagonal, confidence equals accuracy."""
     if not sum(reliability.labelled):
         return Html("")
     span = (0.0, 1.0)
@@ -91,26 +96,26 @@ def reliability_chart(title: str, reliability: Reliability) -> Html:
     for index, count in enumerate(reliability.labelled):
         if count:
             accuracy = reliability.correct[index] / count
-            sure = reliability.confidence[index] / count
-            words = (
-                f"{_bin(index, width)}: accuracy {accuracy:.3f}, mean confidence {sure:.3f}, "
-                f"{count} pixels"
+            mean_confidence = reliability.confidence[index] / count
+            tooltip = (
+                f"{_bin(index, width)}: accuracy {accuracy:.3f}, "
+                f"mean confidence {mean_confidence:.3f}, {count} pixels"
             )
-            bars.append(_bar(index * width, width, accuracy, span, words))
+            bars.append(_bar(index * width, width, accuracy, span, tooltip))
     corners = [(_across(0, span), _up(0, span)), (_across(1, span), _up(1, span))]
-    drawn = " ".join(f"{x:.1f},{y:.1f}" for x, y in corners)
-    diagonal = element("polyline", points=drawn, class_="diagonal")
+    coordinates = " ".join(f"{x:.1f},{y:.1f}" for x, y in corners)
+    diagonal = element("polyline", points=coordinates, class_="diagonal")
     error = f"calibration error {100 * reliability.error:.2f} %"
     parts = [_axes(span, span), *bars, diagonal]
     return _figure(f"{title} ({error})", parts, f"{title}: expected {error}", [])
 
 
 def confusion_chart(names: Sequence[str], counts: Sequence[Sequence[int]]) -> Html:
-    """Return a figure of the confusion matrix, each row in percent of its truth.
+    """Draw the confusion matrix, each row in percent of its ground truth.
 
     Args:
-        names: Of the classes.
-        counts: Rows truth, columns prediction.
+        names: Class names.
+        counts: Rows are ground truth, columns are predictions.
     """
     side = _CELL * len(names)
     heads = [
@@ -119,7 +124,7 @@ def confusion_chart(names: Sequence[str], counts: Sequence[Sequence[int]]) -> Ht
     ]
     rows = [_row(names, number, row) for number, row in enumerate(counts)]
     frame = element("rect", x=_SIDE, y=_HEAD, width=side, height=side, class_="frame")
-    label = "confusion matrix: rows are the truth, columns the prediction, percent of each row"
+    label = "confusion matrix: rows are ground truth, columns predictions, in percent of each row"
     picture = element(
         "svg",
         join([*heads, *rows, frame]),
@@ -132,7 +137,7 @@ def confusion_chart(names: Sequence[str], counts: Sequence[Sequence[int]]) -> Ht
 
 
 def _row(names: Sequence[str], number: int, counts: Sequence[int]) -> Html:
-    """Return a row of the confusion matrix: the name of its truth, and a cell a prediction."""
+    """Draw a row of the confusion matrix: the true class, and a cell per predicted class."""
     total, y, name = sum(counts), _HEAD + number * _CELL, names[number]
     parts = [element("text", name, x=_SIDE - 6, y=y + 17, text_anchor="end")]
     for column, (other, count) in enumerate(zip(names, counts, strict=True)):
@@ -140,14 +145,14 @@ def _row(names: Sequence[str], number: int, counts: Sequence[int]) -> Html:
             continue
         share, x = count / total, _place(column)
         cell = [
-            element("title", f"{name}, called {other}: {100 * share:.2f} %, {count} pixels"),
+            element("title", f"{name} predicted as {other}: {100 * share:.2f} %, {count} pixels"),
             element("rect", x=x, y=y, width=_CELL, height=_CELL, class_="cell", fill_opacity=share),
         ]
         if share >= _WRITTEN:
-            dark = "deep" if share > 0.5 else None
+            css_class = "deep" if share > 0.5 else None
             text, middle = f"{100 * share:.0f}", x + _CELL / 2
             cell.append(
-                element("text", text, class_=dark, x=middle, y=y + 17, text_anchor="middle")
+                element("text", text, class_=css_class, x=middle, y=y + 17, text_anchor="middle")
             )
         parts.append(element("g", *cell))
     return element("g", *parts, data_class=name)
@@ -158,24 +163,28 @@ def _place(column: int) -> float:
 
 
 def _figure(
-    title: str, parts: Sequence[Html], words: str, keys: Sequence[Html], kind: str = "chart"
+    title: str,
+    parts: Sequence[Html],
+    description: str,
+    legend_entries: Sequence[Html],
+    css_class: str = "chart",
 ) -> Html:
     picture = element(
         "svg",
         join(list(parts)),
         viewBox=f"0 0 {_WIDTH:.0f} {_HEIGHT:.0f}",
-        class_=kind,
+        class_=css_class,
         role="img",
-        aria_label=words,
+        aria_label=description,
     )
-    legend = element("ul", *keys, class_="keys") if keys else Html("")
+    legend = element("ul", *legend_entries, class_="keys") if legend_entries else Html("")
     return element("figure", element("figcaption", title), picture, legend)
 
 
 def _key(name: str, style: Mapping[str, str]) -> Html:
     line = element("line", x1=0, y1=5, x2=22, y2=5, **style)
-    kind = "classes" if "data_class" in style else None
-    mark = element("svg", line, viewBox="0 0 22 10", class_=kind)
+    css_class = "classes" if "data_class" in style else None
+    mark = element("svg", line, viewBox="0 0 22 10", class_=css_class)
     return element("li", mark, name, data_class=style.get("data_class"))
 
 
@@ -191,26 +200,26 @@ def _axes(x_span: tuple[float, float], y_span: tuple[float, float]) -> Html:
     return join(parts)
 
 
-def _bar(x: float, width: float, share: float, y_span: tuple[float, float], words: str) -> Html:
+def _bar(x: float, width: float, share: float, y_span: tuple[float, float], tooltip: str) -> Html:
     left, right = _across(x, (0.0, 1.0)), _across(x + width, (0.0, 1.0))
     top, bottom = _up(share, y_span), _up(0, y_span)
-    place = {"x": left + 0.5, "y": top, "width": right - left - 1, "height": bottom - top}
-    return element("g", element("title", words), element("rect", class_="bar", **place))
+    box = {"x": left + 0.5, "y": top, "width": right - left - 1, "height": bottom - top}
+    return element("g", element("title", tooltip), element("rect", class_="bar", **box))
 
 
 def _pieces(points: Points) -> list[list[tuple[float, float]]]:
-    """Return the stretches without a gap."""
-    pieces: list[list[tuple[float, float]]] = [[]]
+    """Split points into segments at the gaps."""
+    segments: list[list[tuple[float, float]]] = [[]]
     for x, y in points:
         if math.isfinite(y):
-            pieces[-1].append((x, y))
-        elif pieces[-1]:
-            pieces.append([])
-    return [piece for piece in pieces if piece]
+            segments[-1].append((x, y))
+        elif segments[-1]:
+            segments.append([])
+    return [segment for segment in segments if segment]
 
 
 def _ticks(span: tuple[float, float]) -> list[float]:
-    """Return four to eight round numbers inside a span."""
+    """Return four to eight round numbers inside an interval."""
     width = span[1] - span[0]
     step = 10 ** math.floor(math.log10(width / 4))
     step *= next(factor for factor in (1, 2, 5, 10) if width / (step * factor) <= 7)

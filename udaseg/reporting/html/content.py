@@ -1,4 +1,4 @@
-"""What a report page shows, as plain values; everything is optional but a run's name."""
+"""Content of a report page as plain values; only the name of a run is required."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,14 +11,14 @@ Color = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Reliability:
-    """Pixels by the confidence of their label, in equal steps from 0 to 1.
+    """Pixel counts in equal bins of confidence from 0 to 1.
 
     Attributes:
-        pixels: All pixels of each bin.
-        labelled: Those with truth.
-        correct: Those of them that are right.
-        confidence: Sum of the confidence of the labelled ones.
-        error: Expected calibration error; NaN without truth.
+        pixels: All pixels per bin.
+        labelled: Pixels with ground truth per bin.
+        correct: Correctly predicted pixels among those.
+        confidence: Sum of the confidence of the labelled pixels per bin.
+        error: Expected calibration error; NaN without ground truth.
     """
 
     pixels: Sequence[int]
@@ -30,21 +30,21 @@ class Reliability:
 
 @dataclass(frozen=True)
 class RunContent:
-    """One run.
+    """Content about one run.
 
     Attributes:
-        name: Heads its column everywhere.
-        facts: What was run, in order of showing.
+        name: Column heading in all tables.
+        facts: Main facts about the run, in display order.
         command: The command line.
         recipe: The recipe as YAML.
-        settings: The recipe flattened to dotted keys, for telling runs apart.
-        scores: The evaluation that is compared; None without any.
-        evaluations: Means of every evaluation in the run, by its name.
-        metrics: Lines of `metrics.jsonl`, by rising step.
-        cost: Time, rate, memory.
+        settings: The recipe flattened to dotted keys, to show differences between runs.
+        scores: The evaluation to compare; None without one.
+        evaluations: Means of every evaluation of the run, by name.
+        metrics: Lines of `metrics.jsonl`, by increasing step.
+        cost: Time, throughput and memory.
         environment: Machine and packages.
-        warnings: What a reader must know before believing a number.
-        reliability: Of the images that were looked at; None when none were.
+        warnings: Problems that affect the reported numbers.
+        reliability: Reliability on the evaluated images; None if there are none.
     """
 
     name: str
@@ -63,12 +63,12 @@ class RunContent:
 
 @dataclass(frozen=True)
 class Layer:
-    """One picture of a shot.
+    """One layer of an example image: photo, prediction or ground truth.
 
     Attributes:
-        title: What it is, such as `image`, a run's name, `truth`.
-        uri: `data:` address with the picture.
-        mask: It shows class colours, so that a class can be lifted out.
+        title: Title, such as `image`, a run's name, or `truth`.
+        uri: The picture as a `data:` URI.
+        mask: Whether it shows class colours, in which a class can be highlighted.
     """
 
     title: str
@@ -78,12 +78,12 @@ class Layer:
 
 @dataclass(frozen=True)
 class Shot:
-    """One image with what each run makes of it.
+    """One example image with the prediction of each run.
 
     Attributes:
-        name: Its file.
+        name: Name of the image file.
         why: Why it is shown, such as `lowest mIoU of rccr: 23.4 %`.
-        layers: Pictures of one size.
+        layers: Pictures of the same size.
     """
 
     name: str
@@ -93,17 +93,17 @@ class Shot:
 
 @dataclass(frozen=True)
 class PageContent:
-    """One page.
+    """Content of one page.
 
     Attributes:
-        title: Heads it.
-        runs: In order of columns; the baseline, if any, first.
-        baseline: The first run is what the others are compared with.
-        colors: RGB of each class by name.
-        shots: Images to look at.
-        looked: What the shots were chosen from, a sentence.
-        warnings: Of the page as a whole.
-        made: When and by what.
+        title: Heading of the page.
+        runs: The runs in column order; the baseline, if any, comes first.
+        baseline: Whether the first run is the baseline for the others.
+        colors: RGB colour of each class by name.
+        shots: Example images.
+        looked: Sentence on the images that the shots were chosen from.
+        warnings: Warnings about the page as a whole.
+        made: When and by which version the page was created.
     """
 
     title: str

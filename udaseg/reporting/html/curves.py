@@ -1,4 +1,4 @@
-"""Curves of `metrics.jsonl`: one small chart a number, one line a run."""
+"""Render the curves of `metrics.jsonl`: one small chart per metric, one line per run."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,11 +8,11 @@ from udaseg.reporting.html.charts import line_chart
 from udaseg.reporting.html.content import Color, RunContent
 from udaseg.reporting.html.markup import Html, element, join
 
-# figures that are shares or probabilities, so that charts of them share one axis
+# metrics between 0 and 1, drawn with a fixed y axis
 _UNIT = {"confident", "confidence", "top_class", "oracle_miou", "uncertainty"}
 _TABLE_TITLES = {
     "pseudo_labels": "share of each class in the pseudo-labels",
-    "select": "criterion that keeps the best checkpoint",
+    "select": "criterion for the best checkpoint",
 }
 _NO_CURVE = {"step", "stage", "losses", "dropped", "alarms"}
 _TITLES = {
@@ -21,7 +21,7 @@ _TITLES = {
     "confidence": "mean confidence of the pseudo-labels",
     "top_class": "share of the most frequent pseudo-label",
     "uncertainty": "mean entropy of the target's labels (1 is a uniform guess)",
-    "oracle_miou": "mIoU on labelled target images (for people; selects nothing)",
+    "oracle_miou": "mIoU on labelled target images (for reporting only; never used for selection)",
     "gradient_norm": "gradient norm before clipping",
 }
 _LONGEST = 600
@@ -30,7 +30,7 @@ Series = dict[str, list[tuple[float, float]]]
 
 
 def curves(runs: Sequence[RunContent], colors: Mapping[str, Color]) -> Html:
-    """Return charts of all that the runs wrote down, or a sentence where they wrote nothing."""
+    """Return charts of all metrics of the runs, or a sentence if there are none."""
     numbers: dict[str, Series] = {}
     tables: dict[tuple[str, str], Series] = {}
     for run in runs:
@@ -59,17 +59,20 @@ def curves(runs: Sequence[RunContent], colors: Mapping[str, Color]) -> Html:
         title += f", {next(iter(lines))}" if len(lines) == 1 else ""
         title += f" — {run_name}" if len(runs) > 1 else ""
         charts.append(line_chart(title, lines, colors=colors))
-    drawn = [chart for chart in charts if chart]
-    if not drawn:
+    non_empty = [chart for chart in charts if chart]
+    if not non_empty:
         return element("p", "No metrics were written.")
     note = element(
-        "p", "Over optimiser steps; a gap is a value that was not finite.", class_="note"
+        "p", "Metrics over optimiser steps; gaps are values that were not finite.", class_="note"
     )
-    return join([note, element("div", *drawn, class_="charts")])
+    return join([note, element("div", *non_empty, class_="charts")])
 
 
 def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Return at most some hundred points: means of neighbours, gaps kept where all are gaps."""
+    """Reduce a curve to a few hundred points by averaging neighbours.
+
+    A point is a gap only if all values that it averages are gaps.
+    """
     size = -(-len(points) // _LONGEST)
     if size <= 1:
         return list(points)
@@ -83,24 +86,24 @@ def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def _numbers(event: Mapping[str, Any]) -> list[tuple[str, float]]:
-    """Return the single numbers of an event; null, which was not finite, is a gap."""
-    found = {}
+    """Return the scalar metrics of an event; null (a non-finite number) becomes NaN, a gap."""
+    metrics = {}
     losses = event.get("losses")
     if isinstance(losses, Mapping):
-        # what is watched needs no second word, what is minimised does
+        # only losses that are minimised get the prefix; monitored values do not
         for name, value in losses.items():
-            watched = name in _TITLES or name in _UNIT
-            found[str(name) if watched else f"loss, {name}"] = value
-    found |= {name: value for name, value in event.items() if name not in _NO_CURVE}
+            monitored = name in _TITLES or name in _UNIT
+            metrics[str(name) if monitored else f"loss, {name}"] = value
+    metrics |= {name: value for name, value in event.items() if name not in _NO_CURVE}
     rates = event.get("lr")
     if isinstance(rates, Mapping) and len(set(rates.values())) == 1:
-        found["learning rate"] = next(iter(rates.values()))
-    return [(name, _float(value)) for name, value in found.items() if _is_number(value)]
+        metrics["learning rate"] = next(iter(rates.values()))
+    return [(name, _float(value)) for name, value in metrics.items() if _is_number(value)]
 
 
 def _tables(event: Mapping[str, Any]) -> list[tuple[str, dict[str, float]]]:
-    """Return the numbers by name of an event, such as pseudo-label shares by class."""
-    found = []
+    """Return the tables of an event by name, such as pseudo-label shares per class."""
+    tables = []
     for key, value in event.items():
         if key in _NO_CURVE or not isinstance(value, Mapping) or not value:
             continue
@@ -109,8 +112,8 @@ def _tables(event: Mapping[str, Any]) -> list[tuple[str, dict[str, float]]]:
                 continue
             key = "learning rate"
         if all(map(_is_number, value.values())):
-            found.append((key, {name: _float(part) for name, part in value.items()}))
-    return found
+            tables.append((key, {name: _float(part) for name, part in value.items()}))
+    return tables
 
 
 def _is_number(value: object) -> bool:

@@ -1,4 +1,4 @@
-"""HTML and SVG in strings: whatever is not markup already is escaped."""
+"""Build HTML and SVG strings; any text that is not markup is escaped."""
 
 import html
 import re
@@ -11,16 +11,16 @@ _EMPTY_IN_SVG = {"circle", "line", "polyline", "rect"}
 
 
 class Html(str):
-    """Text that is markup; any other string is escaped before it enters a page."""
+    """A string that is markup; other strings are escaped before they enter a page."""
 
     __slots__ = ()
 
 
 def escape(text: str) -> Html:
-    """Return text as markup that shows it, in an element or in a quoted attribute.
+    """Escape text for use in an element or a quoted attribute.
 
-    Control characters, which no page may hold, and lone surrogates, which file names of other
-    encodings bring, become visible.
+    Control characters, which HTML forbids, and lone surrogates, which come from file names in other
+    encodings, are replaced by visible characters.
     """
     if isinstance(text, Html):
         return text
@@ -32,33 +32,33 @@ def element(tag: str, *children: str, **attributes: str | float | bool | None) -
     """Return an element with its children.
 
     Args:
-        tag: Its name; ours, never a user's.
-        children: `Html` stays, other text is escaped.
-        attributes: `class_` is class, `data_name` is data-name; None and False leave one out, True
-            writes it without a value. Numbers are written short.
+        tag: Name of the element; never user text.
+        children: `Html` is kept, other text is escaped.
+        attributes: `class_` becomes class, `data_name` becomes data-name. None and False omit the
+            attribute, True writes it without a value. Numbers are shortened to six digits.
 
     Raises:
-        ValueError: A name that is none; user text never names an attribute.
+        ValueError: An attribute name is invalid.
     """
-    words = [tag]
+    head = [tag]
     for name, value in attributes.items():
         key = name.rstrip("_").replace("_", "-")
         if _ATTRIBUTE.fullmatch(key) is None:
-            raise ValueError(f"'{key}' is no attribute")
+            raise ValueError(f"'{key}' is not a valid attribute name")
         if value is None or value is False:
             continue
-        words.append(key if value is True else f'{key}="{escape(_written(value))}"')
-    head = " ".join(words)
+        head.append(key if value is True else f'{key}="{escape(_written(value))}"')
+    opening = " ".join(head)
     if not children and tag in _EMPTY:
-        return Html(f"<{head}>")
+        return Html(f"<{opening}>")
     if not children and tag in _EMPTY_IN_SVG:
-        # in SVG nothing is empty by its name: without the slash the next element would be inside
-        return Html(f"<{head}/>")
-    return Html(f"<{head}>{''.join(map(escape, children))}</{tag}>")
+        # SVG has no void elements: without the slash the next element would be nested inside
+        return Html(f"<{opening}/>")
+    return Html(f"<{opening}>{''.join(map(escape, children))}</{tag}>")
 
 
 def join(parts: list[Html] | tuple[Html, ...]) -> Html:
-    """Return markup after markup."""
+    """Concatenate markup."""
     return Html("".join(parts))
 
 

@@ -1,4 +1,4 @@
-"""The report page: sections in order, one file without anything from outside."""
+"""Render the report page as one self-contained HTML file."""
 
 import base64
 import hashlib
@@ -17,19 +17,19 @@ LARGEST_BYTES = 20_000_000
 def report_page(page: PageContent, *, largest: int = LARGEST_BYTES) -> str:
     """Return the page as one HTML document that loads nothing.
 
-    Everything of the user's is escaped; the only script is ours, and a policy in the page lets no
-    other run. Where the page would be too large, images are left out from the end, with a warning.
+    All text from users is escaped. A content security policy allows only the script included here.
+    If the page would be too large, images are omitted from the end, with a warning.
 
     Args:
-        page: What to show.
-        largest: Bytes that the page may have.
+        page: Content of the page.
+        largest: Maximum size of the page in bytes.
     """
     text = _document(page)
     shown = list(page.shots)
     while len(text.encode()) > largest and shown:
         shown = shown[: len(shown) * 3 // 4]
-        left = len(page.shots) - len(shown)
-        warning = f"{left} images were left out, so that the page stays below {largest} bytes"
+        omitted = len(page.shots) - len(shown)
+        warning = f"{omitted} images were omitted to keep the page below {largest} bytes"
         text = _document(replace(page, shots=shown, warnings=[*page.warnings, warning]))
     return text
 
@@ -53,10 +53,10 @@ def _document(page: PageContent) -> str:
         "Recipes": _recipes(page.runs),
     }
     kept = {title: body for title, body in sections.items() if body}
-    names = {title: f"s-{title.lower().replace(' ', '-')}" for title in kept}
-    menu = [element("li", element("a", title, href=f"#{names[title]}")) for title in kept]
+    anchors = {title: f"s-{title.lower().replace(' ', '-')}" for title in kept}
+    menu = [element("li", element("a", title, href=f"#{anchors[title]}")) for title in kept]
     bodies = [
-        element("section", element("h2", title), body, id=names[title])
+        element("section", element("h2", title), body, id=anchors[title])
         for title, body in kept.items()
     ]
     body = element(
@@ -79,20 +79,18 @@ def _document(page: PageContent) -> str:
 
 
 def _warnings(page: PageContent) -> Html:
-    """Return what to know before believing a number; it comes first."""
+    """Return the warnings about page and runs; they come first on the page."""
     items = [element("li", text) for text in page.warnings]
     if differing := differing_protocols(page.runs):
         items.append(
-            element("li", f"these scores do not compare: they differ in {'; '.join(differing)}")
+            element("li", f"these scores are not comparable: they differ in {'; '.join(differing)}")
         )
     for run in page.runs:
         for text in run.warnings:
             items.append(element("li", element("strong", run.name), f": {text}"))
     if not items:
         return Html("")
-    return element(
-        *("section", element("h2", "Warnings"), element("ul", *items)), class_="warnings"
-    )
+    return element("section", element("h2", "Warnings"), element("ul", *items), class_="warnings")
 
 
 def _facts(runs: Sequence[RunContent]) -> Html:
@@ -106,7 +104,7 @@ def _facts(runs: Sequence[RunContent]) -> Html:
 
 
 def _table_of(columns: Mapping[str, Mapping[str, str]], label: str) -> Html:
-    """Return facts of each run side by side; nothing where there are none."""
+    """Return a table with one column per run; empty if there is nothing to show."""
     keys = list(dict.fromkeys(key for column in columns.values() for key in column))
     if not keys:
         return Html("")
@@ -124,7 +122,7 @@ def _table_of(columns: Mapping[str, Mapping[str, str]], label: str) -> Html:
 
 
 def _recipes(runs: Sequence[RunContent]) -> Html:
-    """Return what differs between the recipes, then each recipe as it was written."""
+    """Return the differences between the recipes, then each recipe in full."""
     parts = []
     settings = {run.name: run.settings for run in runs if run.settings}
     if len(settings) > 1:
@@ -136,8 +134,8 @@ def _recipes(runs: Sequence[RunContent]) -> Html:
             name: {key: column.get(key, "-") for key in differing}
             for name, column in settings.items()
         }
-        parts.append(element("h3", "Where the recipes differ"))
-        parts.append(_table_of(different, "Differences") if differing else element("p", "Nowhere."))
+        parts.append(element("h3", "Differences between the recipes"))
+        parts.append(_table_of(different, "Differences") if differing else element("p", "None."))
     for run in runs:
         if run.recipe:
             text = element("pre", element("code", run.recipe))
@@ -157,8 +155,8 @@ def _confidence(runs: Sequence[RunContent]) -> Html:
             rows.append(element("div", *pair, class_="charts pair"))
     if not rows:
         return Html("")
-    words = "Of the images that were looked at. Bars below the dashed line: more sure than right."
-    return join([element("p", words, class_="note"), *rows])
+    note = "Measured on the evaluated images. Bars below the dashed line: overconfident."
+    return join([element("p", note, class_="note"), *rows])
 
 
 def _confusion(runs: Sequence[RunContent]) -> Html:
@@ -196,8 +194,8 @@ def _shots(page: PageContent) -> Html:
     ]
     legend = element("p", *buttons, class_="legend")
     hint = (
-        "Press a class to lift it out, here and in table, curves and matrix. Each slider moves "
-        "between the two pictures chosen below it; arrow keys work."
+        "Click a class to highlight it, here and in tables, curves and matrices. Each slider moves "
+        "between the two images chosen below it; arrow keys work."
     )
     parts = [element("p", page.looked, class_="note"), element("p", hint, class_="note script")]
     shots = element("div", *(_shot(shot) for shot in page.shots), class_="shots")
@@ -205,7 +203,7 @@ def _shots(page: PageContent) -> Html:
 
 
 def _shot(shot: Shot) -> Html:
-    """Return the pictures of an image in a row; a script makes a slider of them."""
+    """Return all layers of an image in a row; a script turns them into a slider."""
     pictures = [
         element(
             "figure",

@@ -1,4 +1,4 @@
-"""Pictures as `data:` addresses: photographs as JPEG, class maps as PNG with exact colours."""
+"""Encode images as `data:` URIs: photos as JPEG, class maps as PNG with exact colours."""
 
 import base64
 import io
@@ -16,25 +16,25 @@ _QUALITY = 82
 
 
 def shrunk(picture: NDArray[np.uint8], *, mask: bool) -> NDArray[np.uint8]:
-    """Return a picture of at most `SHOWN_PX` a side; class ids are taken, never mixed."""
+    """Resize a picture to at most `SHOWN_PX` per side; class ids are never interpolated."""
     height, width = picture.shape[:2]
     factor = SHOWN_PX / max(height, width)
     if factor >= 1:
         return picture
     size = (max(1, round(width * factor)), max(1, round(height * factor)))
-    how = cv2.INTER_NEAREST_EXACT if mask else cv2.INTER_AREA
-    return np.asarray(cv2.resize(picture, size, interpolation=how), np.uint8)
+    interpolation = cv2.INTER_NEAREST_EXACT if mask else cv2.INTER_AREA
+    return np.asarray(cv2.resize(picture, size, interpolation=interpolation), np.uint8)
 
 
 def photo_uri(picture: NDArray[np.uint8]) -> str:
-    """Return an (H, W, 3) RGB picture as a JPEG address."""
+    """Return an (H, W, 3) RGB image as a JPEG `data:` URI."""
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, format="JPEG", quality=_QUALITY)
     return _address("jpeg", buffer.getvalue())
 
 
 def mask_uri(labels: NDArray[np.uint8], colors: Sequence[Color]) -> str:
-    """Return (H, W) class ids as a PNG address in class colours; black where there is no class."""
+    """Return (H, W) class ids as a PNG `data:` URI in class colours; black without a class."""
     picture = Image.fromarray(labels)
     table = np.zeros((256, 3), np.uint8)
     table[: len(colors)] = np.asarray(colors, np.uint8).reshape(-1, 3)
@@ -44,5 +44,5 @@ def mask_uri(labels: NDArray[np.uint8], colors: Sequence[Color]) -> str:
     return _address("png", buffer.getvalue())
 
 
-def _address(kind: str, data: bytes) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+def _address(image_type: str, data: bytes) -> str:
+    return f"data:image/{image_type};base64,{base64.b64encode(data).decode()}"

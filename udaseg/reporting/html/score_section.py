@@ -1,4 +1,4 @@
-"""The table of scores: every class, every run, and what adaptation changed."""
+"""Render the table of scores per class and run, with the change against the baseline."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,15 +7,15 @@ from udaseg.reporting.html.content import Color, PageContent, RunContent
 from udaseg.reporting.html.markup import Html, element, join
 from udaseg.reporting.tables import Scores, percent, protocol_line
 
-# what evaluations were before they said so
+# values for old evaluations, which did not record these keys
 _UNSAID = {"protocol": "full size"}
 
 
 def score_section(page: PageContent) -> Html:
-    """Return the table of class IoUs with means, protocol lines and notes."""
+    """Return a table of class IoUs with means, protocol lines and notes."""
     scored = [(run, run.scores) for run in page.runs if run.scores is not None]
     if not scored:
-        return element("p", "Not scored. `udaseg eval RUN` scores a run where labels exist.")
+        return element("p", "No scores. Run `udaseg eval RUN` on data with labels to add them.")
     first = page.runs[0].scores if page.baseline else None
     names = list(dict.fromkeys(name for _, scores in scored for name in scores.names))
     iou = [dict(zip(scores.names, scores.iou, strict=True)) for _, scores in scored]
@@ -26,31 +26,31 @@ def score_section(page: PageContent) -> Html:
         cells = [element("th", _class_button(name, page.colors), scope="row")]
         for number, column in enumerate(iou):
             value = column.get(name, math.nan)
-            compared = base.get(name) if base is not None and number else None
-            cells.append(_iou_cell(value, compared))
+            base_value = base.get(name) if base is not None and number else None
+            cells.append(_iou_cell(value, base_value))
         cells.append(element("td", percent(share.get(name, math.nan)), class_="number"))
         rows.append(element("tr", *cells, data_class=name))
     labels = list(dict.fromkeys(label for _, scores in scored for label in scores.means))
-    foot = []
+    footer = []
     for label in labels:
         values = [scores.means.get(label, math.nan) for _, scores in scored]
-        foot.append(_mean_row(label, values, compare=first is not None))
+        footer.append(_mean_row(label, values, compare=first is not None))
     accuracies = [scores.pixel_accuracy for _, scores in scored]
-    foot.append(_mean_row("pixel accuracy", accuracies, compare=first is not None))
-    heads = [element("th", "class", scope="col")]
+    footer.append(_mean_row("pixel accuracy", accuracies, compare=first is not None))
+    header = [element("th", "class", scope="col")]
     for number, (run, _) in enumerate(scored):
         role = "baseline, IoU %" if first is not None and number == 0 else "IoU %"
-        heads.append(element("th", run.name, element("small", role), scope="col"))
-    heads.append(element("th", "share of truth %", scope="col"))
-    caption = "IoU of each class in percent"
+        header.append(element("th", run.name, element("small", role), scope="col"))
+    header.append(element("th", "pixels %", scope="col"))
+    caption = "IoU per class in percent"
     if first is not None:
-        caption += f"; in brackets the points gained or lost against {page.runs[0].name}"
+        caption += f"; in brackets the change in points against {page.runs[0].name}"
     table = element(
         "table",
         element("caption", caption),
-        element("thead", element("tr", *heads)),
+        element("thead", element("tr", *header)),
         element("tbody", *rows),
-        element("tfoot", *foot),
+        element("tfoot", *footer),
         class_="scores",
     )
     notes = [_protocol(run, scores) for run, scores in scored]
@@ -58,7 +58,7 @@ def score_section(page: PageContent) -> Html:
 
 
 def differing_protocols(runs: Sequence[RunContent]) -> list[str]:
-    """Return what the runs' evaluations do not share, so that their numbers do not compare."""
+    """Return the protocol settings in which evaluations differ, so scores are not comparable."""
     scored = [run.scores for run in runs if run.scores is not None]
     keys = dict.fromkeys(key for scores in scored for key in scores.protocol if key != "weights")
     differing = []
@@ -77,12 +77,12 @@ def _protocol(run: RunContent, scores: Scores) -> Html:
 
 
 def scrolled(table: Html, label: str) -> Html:
-    """Return a table or chart that scrolls by itself on a narrow screen, by keyboard too."""
+    """Wrap a table or chart so that it scrolls on a narrow screen, also by keyboard."""
     return element("div", table, class_="wide", tabindex="0", role="region", aria_label=label)
 
 
 def _others(runs: Sequence[RunContent]) -> Html:
-    """Return the means of every evaluation, where there are more than the one compared."""
+    """Return the means of all evaluations, if any run has more than one."""
     if max(len(run.evaluations) for run in runs) < 2:
         return Html("")
     rows = [
@@ -100,12 +100,12 @@ def _others(runs: Sequence[RunContent]) -> Html:
 
 
 def _class_button(name: str, colors: Mapping[str, Color]) -> Html:
-    """Return a class's name with its colour; a script makes it lift the class out everywhere."""
+    """Return a button with a class's name and colour; a script highlights the class on click."""
     return element("button", swatch(colors.get(name)), name, type="button", data_lift=name)
 
 
 def swatch(color: Color | None) -> Html:
-    """Return a small square of a class's colour; empty where it is not known."""
+    """Return a small square in the colour of a class; unfilled if the colour is unknown."""
     fill = "none" if color is None else f"rgb({int(color[0])},{int(color[1])},{int(color[2])})"
     box = element("rect", width=12, height=12, rx=2, fill=fill)
     return element("svg", box, viewBox="0 0 12 12", class_="swatch", aria_hidden="true")
@@ -138,9 +138,9 @@ def _mean_row(label: str, values: Sequence[float], *, compare: bool) -> Html:
 
 
 def _change(value: float, base: float | None) -> Html:
-    """Return the points between two scores, the sign in the text and in the colour."""
+    """Return the difference of two scores in points, with the sign shown by text and colour."""
     if base is None or math.isnan(value) or math.isnan(base):
         return Html("")
     points = 100 * (value - base)
-    kind = "gain" if points >= 0.005 else "loss" if points <= -0.005 else "same"
-    return join([Html(" "), element("span", f"({points:+.2f})", class_=kind)])
+    css_class = "gain" if points >= 0.005 else "loss" if points <= -0.005 else "same"
+    return join([Html(" "), element("span", f"({points:+.2f})", class_=css_class)])

@@ -1,9 +1,9 @@
 "use strict";
-// Without this script the page shows everything in rows; with it, sliders and classes lifted out.
+// Adds image sliders and class highlighting; without this script all images are shown in rows.
 (() => {
   const DIM = 0.18;
   const shots = [];
-  let lifted = null;
+  let highlighted = null;
   document.documentElement.classList.add("scripted");
 
   const colors = new Map();
@@ -11,35 +11,37 @@
     colors.set(button.dataset.lift, button.dataset.rgb.split(",").map(Number));
   }
 
-  // A canvas with a picture; of a mask, all but the lifted class fades into the photograph.
-  function painted(layer, photo) {
-    const wide = layer.image.naturalWidth;
-    const high = layer.image.naturalHeight;
+  // Returns a canvas with the picture; in a mask, all but the highlighted class fade to the photo.
+  function paint(layer, photo) {
+    const width = layer.image.naturalWidth;
+    const height = layer.image.naturalHeight;
     const canvas = document.createElement("canvas");
-    canvas.width = wide;
-    canvas.height = high;
-    const pen = canvas.getContext("2d", { willReadFrequently: true });
-    pen.drawImage(layer.image, 0, 0);
-    const color = layer.mask && lifted !== null ? colors.get(lifted) : undefined;
+    canvas.width = width;
+    canvas.height = height;
+    const context = canvas.getContext("2d", { willReadFrequently: true });
+    context.drawImage(layer.image, 0, 0);
+    const color = layer.mask && highlighted !== null ? colors.get(highlighted) : undefined;
     if (color === undefined) return canvas;
-    const whole = pen.getImageData(0, 0, wide, high);
-    const out = new Uint8ClampedArray(whole.data);
-    pen.clearRect(0, 0, wide, high);
-    pen.drawImage(photo.image, 0, 0, wide, high);
-    const under = pen.getImageData(0, 0, wide, high).data;
-    for (let at = 0; at < out.length; at += 4) {
-      const same = out[at] === color[0] && out[at + 1] === color[1] && out[at + 2] === color[2];
+    const original = context.getImageData(0, 0, width, height);
+    const output = new Uint8ClampedArray(original.data);
+    context.clearRect(0, 0, width, height);
+    context.drawImage(photo.image, 0, 0, width, height);
+    const photoData = context.getImageData(0, 0, width, height).data;
+    for (let offset = 0; offset < output.length; offset += 4) {
+      const same = output[offset] === color[0] && output[offset + 1] === color[1] &&
+        output[offset + 2] === color[2];
       if (same) continue;
-      const grey = 0.3 * under[at] + 0.59 * under[at + 1] + 0.11 * under[at + 2];
-      for (let part = 0; part < 3; part += 1) {
-        out[at + part] = DIM * out[at + part] + (1 - DIM) * grey;
+      const grey = 0.3 * photoData[offset] + 0.59 * photoData[offset + 1] +
+        0.11 * photoData[offset + 2];
+      for (let channel = 0; channel < 3; channel += 1) {
+        output[offset + channel] = DIM * output[offset + channel] + (1 - DIM) * grey;
       }
     }
-    pen.putImageData(new ImageData(out, wide, high), 0, 0);
+    context.putImageData(new ImageData(output, width, height), 0, 0);
     return canvas;
   }
 
-  function chooser(label, layers, chosen) {
+  function makeSelect(label, layers, chosen) {
     const select = document.createElement("select");
     layers.forEach((layer, number) => {
       const option = document.createElement("option");
@@ -48,9 +50,9 @@
       option.selected = number === chosen;
       select.append(option);
     });
-    const wrap = document.createElement("label");
-    wrap.append(`${label} `, select);
-    return [wrap, select];
+    const wrapper = document.createElement("label");
+    wrapper.append(`${label} `, select);
+    return [wrapper, select];
   }
 
   function makeShot(article) {
@@ -65,11 +67,11 @@
     canvas.setAttribute("role", "img");
     const range = document.createElement("input");
     Object.assign(range, { type: "range", min: "0", max: "100", value: "50" });
-    range.setAttribute("aria-label", `where the two pictures of ${name} meet, in percent`);
+    range.setAttribute("aria-label", `divider between the two images of ${name}, in percent`);
     const choose = document.createElement("div");
     choose.className = "choose";
-    const [leftLabel, left] = chooser("left", layers, Math.min(1, layers.length - 1));
-    const [rightLabel, right] = chooser("right", layers, Math.min(2, layers.length - 1));
+    const [leftLabel, left] = makeSelect("left", layers, Math.min(1, layers.length - 1));
+    const [rightLabel, right] = makeSelect("right", layers, Math.min(2, layers.length - 1));
     if (layers.length === 2) left.value = "0";
     choose.append(leftLabel, rightLabel);
     stage.append(canvas, range, choose);
@@ -78,21 +80,21 @@
 
     function draw() {
       if (sides === null) {
-        sides = [left, right].map((select) => painted(layers[Number(select.value)], layers[0]));
+        sides = [left, right].map((select) => paint(layers[Number(select.value)], layers[0]));
         canvas.width = sides[0].width;
         canvas.height = sides[0].height;
         const names = [left, right].map((select) => layers[Number(select.value)].title);
         canvas.setAttribute("aria-label", `${name}: ${names[0]} on the left, ${names[1]} on the right`);
       }
-      const pen = canvas.getContext("2d");
+      const context = canvas.getContext("2d");
       const { width, height } = canvas;
-      const cut = Math.round((Number(range.value) / 100) * width);
-      pen.drawImage(sides[1], 0, 0);
-      if (cut > 0) pen.drawImage(sides[0], 0, 0, cut, height, 0, 0, cut, height);
-      pen.fillStyle = "#ffffff";
-      pen.fillRect(cut - 1, 0, 2, height);
+      const dividerX = Math.round((Number(range.value) / 100) * width);
+      context.drawImage(sides[1], 0, 0);
+      if (dividerX > 0) context.drawImage(sides[0], 0, 0, dividerX, height, 0, 0, dividerX, height);
+      context.fillStyle = "#ffffff";
+      context.fillRect(dividerX - 1, 0, 2, height);
     }
-    function anew() {
+    function redraw() {
       sides = null;
       draw();
     }
@@ -102,8 +104,8 @@
       draw();
     }
     range.addEventListener("input", draw);
-    left.addEventListener("change", anew);
-    right.addEventListener("change", anew);
+    left.addEventListener("change", redraw);
+    right.addEventListener("change", redraw);
     canvas.addEventListener("pointerdown", (event) => {
       canvas.setPointerCapture(event.pointerId);
       drag(event);
@@ -111,24 +113,24 @@
     canvas.addEventListener("pointermove", (event) => {
       if (event.buttons !== 0) drag(event);
     });
-    shots.push(anew);
-    Promise.all(layers.map((layer) => layer.image.decode())).then(anew, () => stage.remove());
+    shots.push(redraw);
+    Promise.all(layers.map((layer) => layer.image.decode())).then(redraw, () => stage.remove());
   }
 
-  function lift(name) {
-    lifted = lifted === name ? null : name;
+  function toggleHighlight(name) {
+    highlighted = highlighted === name ? null : name;
     for (const part of document.querySelectorAll("[data-class]")) {
-      part.classList.toggle("dim", lifted !== null && part.dataset.class !== lifted);
+      part.classList.toggle("dim", highlighted !== null && part.dataset.class !== highlighted);
     }
     for (const button of document.querySelectorAll("button[data-lift]")) {
-      button.setAttribute("aria-pressed", String(button.dataset.lift === lifted));
+      button.setAttribute("aria-pressed", String(button.dataset.lift === highlighted));
     }
-    for (const anew of shots) anew();
+    for (const redraw of shots) redraw();
   }
 
   for (const button of document.querySelectorAll("button[data-lift]")) {
     button.setAttribute("aria-pressed", "false");
-    button.addEventListener("click", () => lift(button.dataset.lift));
+    button.addEventListener("click", () => toggleHighlight(button.dataset.lift));
   }
   document.querySelectorAll("article.shot").forEach(makeShot);
 })();
