@@ -45,7 +45,7 @@ def open_dataset(data: str, *, root: Path) -> PreparedDataset:
         return read_index(folder)
     if data in _TOYLAND:
         if not (root / "toyland").is_dir():
-            log.info("generating toyland in %s", root / "toyland")
+            log.info("rendering toyland in %s", root / "toyland")
             make_toyland(root)
         return prepare_as_before(data, root=root).dataset
     if Path(data).is_dir():
