@@ -108,7 +108,7 @@ def test_the_plan_names_what_only_one_side_has_before_anything_trains(home):
     files.dataset_yaml(home / "city", other, "target.yaml")
     words = ("--source", "city/my_city.yaml", "--target", "city/target.yaml", "--steps", 2)
     said = udaseg("adapt", *words, *TINY, "--dry-run", cwd=home).stderr
-    assert "only in my_city: sky (learnt, never scored)" in said
+    assert "only in my_city: sky (trained, never scored)" in said
     assert "only in target: tram (the network cannot predict them)" in said
 
 

@@ -138,9 +138,12 @@ def test_the_same_predictions_are_the_same_bytes_and_nothing_is_overwritten(give
 def test_sets_of_another_layout_are_refused_before_the_network_looks(given, capsys, monkeypatch):
     monkeypatch.setattr(HalfSure, "forward", lambda *_: pytest.fail("the network looked"))
     for city, said in (
-        (write_set("acdc"), "is not named as an image of cityscapes"),
+        (write_set("acdc"), "is not named like an image of cityscapes"),
         (write_set("cityscapes", size=(16, 32)), "is 32x16, but the server's images are 64x32"),
-        (write_set("cityscapes", name="{}/berlin_000000_000019_left.png"), "one image to the"),
+        (
+            write_set("cityscapes", name="{}/berlin_000000_000019_left.png"),
+            "the same image to the server",
+        ),
     ):
         given["city"] = city
         assert submit("cityscapes") == 2
@@ -186,12 +189,15 @@ def png(pixels):
     ("members", "said"),
     [
         ({"a.png": png(np.full(SMALL, 7, np.uint8))}, "1 files missing: b.png"),
-        ({"a.png": None, "b.png": None, "c.txt": b"x"}, "1 files not asked for: c.txt"),
+        ({"a.png": None, "b.png": None, "c.txt": b"x"}, "1 files not expected: c.txt"),
         ({"a.png": None, "b.png": png(np.full((8, 8), 7, np.uint8))}, "b.png: is 8x8"),
-        ({"a.png": None, "b.png": png(np.full(SMALL, 0, np.uint8))}, "b.png: holds 0, no label"),
+        (
+            {"a.png": None, "b.png": png(np.full(SMALL, 0, np.uint8))},
+            "b.png: contains 0, which are not label",
+        ),
         ({"a.png": None, "b.png": png(np.full((*SMALL, 3), 7, np.uint8))}, "not one channel"),
         ({"a.png": None, "b.png": png(np.full(SMALL, 7, np.uint16))}, "not one channel of 8"),
-        ({"a.png": None, "b.png": b"no image"}, "b.png: is no image"),
+        ({"a.png": None, "b.png": b"no image"}, "b.png: is not an image"),
         ({"a.png": None, "b.png": None}, None),
     ],
 )
@@ -218,7 +224,7 @@ def test_a_package_that_was_damaged_or_cut_is_refused(given, tmp_path):
     changed = data[:100] + bytes([data[100] ^ 1]) + data[101:]
     for damaged in (data[:-30], changed, b""):
         path.write_bytes(damaged)
-        with pytest.raises(DataError, match="is no package"):
+        with pytest.raises(DataError, match="is not a valid package"):
             check_package(path, SERVERS["cityscapes"], wanted)
     path.write_bytes(data)
     check_package(path, SERVERS["cityscapes"], wanted)

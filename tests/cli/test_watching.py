@@ -112,7 +112,7 @@ def test_a_device_that_is_too_full_to_compare_ends_no_run(watched, root, tmp_pat
     out = tmp_path / "run"
     words = [*OFTEN, "--keep-best", "infomax", "--no-tensorboard"]
     said = adapt(root, out, *words, method="dacs", steps=STEPS)
-    assert said.stderr.count("no more checkpoints are compared in this run") == 1
+    assert said.stderr.count("no further checkpoints are compared in this run") == 1
     assert "Tried to allocate 2.00 GiB.)" in said.stderr
     assert steps == [2, 4]
     assert [event["step"] for event in events(out) if "select" in event] == [2]

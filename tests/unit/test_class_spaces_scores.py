@@ -193,10 +193,10 @@ def test_a_protocol_shows_its_mean_alone_in_either_convention(tmp_path):
     ("names", "protocol", "convention", "said"),
     [
         (SIXTEEN.names, 19, None, "--convention 19 counts them as 0"),
-        (SIXTEEN.names, 19, 16, "--protocol 19 takes --convention 19"),
+        (SIXTEEN.names, 19, 16, "--protocol 19 needs --convention 19"),
         (("road", "sky"), 16, None, "the network lacks some of these classes; it has road, sky"),
         (("road", "sky"), None, 16, "--convention 16: the network lacks some of the 16 classes"),
-        (NINETEEN.names, 19, 16, "--protocol 19 takes --convention 19"),
+        (NINETEEN.names, 19, 16, "--protocol 19 needs --convention 19"),
     ],
 )
 def test_means_that_cannot_be_are_refused(names, protocol, convention, said):
@@ -230,7 +230,7 @@ def test_truth_that_is_taken_out_later_counts_as_if_it_had_been_ignored(seed):
 def test_a_convention_that_changes_nothing_says_so(tmp_path):
     prediction, truth = np.zeros((4, 4), int), np.zeros((4, 4), int)
     scores = scored(tmp_path, SIXTEEN, SIXTEEN, prediction, truth, convention=19)
-    assert "convention 19 makes no difference to these classes" in scores.notes
+    assert "convention 19 makes no difference for these classes" in scores.notes
     assert "convention" not in scores.protocol
 
 
@@ -279,7 +279,7 @@ def test_every_class_of_one_side_is_named_in_the_scores(tmp_path):
     assert "no truth for x, classes that only the network has: shown as -" in said
     assert "the network does not know y, c: these pixels are not scored" in said
     scores = scored(tmp_path, space("abx"), space("abx"), prediction * 0, truth * 0)
-    assert "no truth for b, x: shown as - and left out" in "\n".join(scores.notes)
+    assert "no truth for b, x: shown as - and excluded" in "\n".join(scores.notes)
 
 
 def test_as_many_classes_as_a_byte_holds_can_still_be_scored(tmp_path):

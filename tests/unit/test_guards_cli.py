@@ -103,8 +103,8 @@ def test_fit_halves_the_step_until_it_fits_and_the_run_resumes_exactly(root, tmp
     spoil(*range(9), error=torch.OutOfMemoryError("CUDA out of memory."), images=1)
     out = tmp_path / "run"
     said = udaseg(*words, "--out", out, "--fit", cwd=tmp_path)
-    assert "trying it in 2 parts of 2 + 2" in said.stderr
-    assert "trying it in 4 parts of 1 + 1" in said.stderr
+    assert "trying 2 micro-batches of 2 + 2" in said.stderr
+    assert "trying 4 micro-batches of 1 + 1" in said.stderr
     assert load(out / "recipe.yaml").machine.micro_batches == 4
     assert [line["step"] for line in _lines(out)] == [1, 2]
     given = tmp_path / "given"
@@ -120,7 +120,7 @@ def test_fit_gives_up_where_one_image_does_not_fit(root, tmp_path, spoil):
     spoil(*range(9), error=torch.OutOfMemoryError("CUDA out of memory."))
     said = adapt(root, tmp_path / "run", *QUIET, "--fit", method="dacs", expect=5)
     assert "1 source images of 64x64" in said.stderr
-    assert "take --fit" not in said.stderr
+    assert "use --fit" not in said.stderr
 
 
 def test_memory_that_runs_out_later_saves_the_run_which_goes_on_in_parts(

@@ -1,4 +1,4 @@
-"""The story of each command, one function each; a command's imports wait until it is called."""
+"""One function per command; the modules are imported on first use, to keep start-up fast."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from udaseg.commands.submission import submit
     from udaseg.commands.verification import verify
 
-# a module must not have the name of its function: importing it would hide the function
+# a module must not have the name of its function: importing it would replace the function
 _HOMES = {
     "adapt": "fit",
     "calibrate": "calibrating",

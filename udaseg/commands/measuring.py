@@ -1,4 +1,4 @@
-"""The criteria of `udaseg select` for one candidate: what its network says of the images."""
+"""Compute the criteria of `udaseg select` for one candidate."""
 
 from collections.abc import Collection
 
@@ -39,23 +39,26 @@ def measure(
     device: str,
     wanted: Collection[str] = _ALL,
 ) -> None:
-    """Compute the criteria of one candidate, and its oracle score where labels were opened.
+    """Compute the criteria of one candidate, and its oracle score if labels are open.
 
     Args:
-        candidate: Gets the values; None for a criterion that cannot be computed.
-        loaded: Its network.
-        sets: What it is looked at with.
-        device: Of its teacher.
-        wanted: Criteria; passes that only others need are not made.
+        candidate: Receives the values; None for a criterion that cannot be computed.
+        loaded: The network of the candidate.
+        sets: Images to evaluate it on.
+        device: Device of the teacher.
+        wanted: Names of the criteria; passes that only other criteria need are skipped.
     """
-    values, predicted = _on_target(candidate, loaded, sets, device=device, wanted=wanted)
+    values, predicted = _on_target(candidate, loaded, sets, device=device, requested=wanted)
     candidate.collapsed = float(predicted.max() / predicted.sum()) > _ONE_CLASS
     size = trained_size(loaded.recipe)
     values |= {"source": None, "drift": None}
     if sets.source is not None:
         if "source" in wanted:
             values["source"] = score(
-                *(loaded.segmenter, loaded.classes, sets.source, sets.source_split),
+                loaded.segmenter,
+                loaded.classes,
+                sets.source,
+                sets.source_split,
                 resize=size,
                 keep_shape=True,
                 device=loaded.device,
@@ -66,7 +69,10 @@ def measure(
     candidate.values = {criterion.name: values[criterion.name] for criterion in CRITERIA}
     if sets.labelled is not None:
         candidate.oracle = score(
-            *(loaded.segmenter, loaded.classes, sets.labelled, sets.labelled_split),
+            loaded.segmenter,
+            loaded.classes,
+            sets.labelled,
+            sets.labelled_split,
             resize=size,
             keep_shape=True,
             device=loaded.device,
@@ -79,66 +85,68 @@ def _on_target(
     sets: Sets,
     *,
     device: str,
-    wanted: Collection[str],
+    requested: Collection[str],
 ) -> tuple[dict[str, float | None], Tensor]:
-    """Return what unlabelled images tell of a network, and the (K,) pixels it gives each class."""
-    teacher = _teacher(candidate, device) if "teacher" in wanted else None
+    """Return the criteria from unlabelled images, and the (K,) predicted pixels of each class."""
+    teacher = _teacher(candidate, device) if "teacher" in requested else None
     samples = sets.target.split(sets.target_split)
-    classes, each = len(loaded.classes), max(1, _PIXELS_SND // len(samples))
-    rows, few = [], []
-    flips, teachers = torch.zeros(2, classes, classes, dtype=torch.int64)
+    classes, pixels_per_image = len(loaded.classes), max(1, _PIXELS_SND // len(samples))
+    rows, density_rows = [], []
+    flip_counts, teacher_counts = torch.zeros(2, classes, classes, dtype=torch.int64)
     predicted = torch.zeros(classes, dtype=torch.int64)
     with WorkProgress(f"select {candidate.name}", len(samples)) as progress:
-        for number, sample in enumerate(samples):
+        for index, sample in enumerate(samples):
             stored = read_image(sets.target.image_path(sample))
-            seen = whole_size((stored.shape[0], stored.shape[1]), trained_size(loaded.recipe))
-            image = torch.from_numpy(resize_image(stored, seen)).to(loaded.device)
+            input_size = whole_size((stored.shape[0], stored.shape[1]), trained_size(loaded.recipe))
+            image = torch.from_numpy(resize_image(stored, input_size)).to(loaded.device)
             image = image.permute(2, 0, 1)[None].float() / 255
             logits = predict_logits(loaded.segmenter, image)
-            taken = sample_pixels(logits.softmax(0), _PIXELS_EACH, seed=number).cpu()
-            rows.append(taken)
-            few.append(taken[:each])
-            labels = _labels(logits, seen)
+            sampled = sample_pixels(logits.softmax(0), _PIXELS_EACH, seed=index).cpu()
+            rows.append(sampled)
+            density_rows.append(sampled[:pixels_per_image])
+            labels = _labels(logits, input_size)
             predicted += torch.bincount(labels.flatten().long(), minlength=classes)
-            if "flip" in wanted:
-                mirrored = _labels(predict_logits(loaded.segmenter, image.flip(-1)).flip(-1), seen)
-                flips += joint_counts(labels, mirrored, classes)
+            if "flip" in requested:
+                mirrored = _labels(
+                    predict_logits(loaded.segmenter, image.flip(-1)).flip(-1), input_size
+                )
+                flip_counts += joint_counts(labels, mirrored, classes)
             if teacher is not None:
-                theirs = _labels(predict_logits(teacher.segmenter, image), seen)
-                teachers += joint_counts(labels, theirs, classes)
+                teacher_labels = _labels(predict_logits(teacher.segmenter, image), input_size)
+                teacher_counts += joint_counts(labels, teacher_labels, classes)
             progress.advance()
     pixels = torch.cat(rows)
     values: dict[str, float | None] = {
         "entropy": mean_entropy(pixels),
         "infomax": information(pixels),
-        "snd": neighbourhood_density(torch.cat(few)) if "snd" in wanted else None,
-        "flip": agreement(flips) if "flip" in wanted else None,
-        "teacher": None if teacher is None else agreement(teachers),
+        "snd": neighbourhood_density(torch.cat(density_rows)) if "snd" in requested else None,
+        "flip": agreement(flip_counts) if "flip" in requested else None,
+        "teacher": None if teacher is None else agreement(teacher_counts),
     }
     return values, predicted
 
 
 def _labels(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return (H, W) labels at the size that the network saw."""
+    """Return (H, W) labels at the network's input size."""
     return torch.from_numpy(labels_from_logits(logits, size)[0])
 
 
 def _teacher(candidate: Candidate, device: str) -> build.LoadedRun | None:
-    """Return the candidate's teacher; None where its checkpoint has none."""
+    """Return the candidate's teacher; None if its checkpoint has none."""
     try:
         return build.load_run(candidate.checkpoint, weights="teacher", device=device)
-    except CheckpointError:  # it was read a moment ago, so what is missing is the teacher
+    except CheckpointError:  # the checkpoint was read before, so only the teacher can be missing
         return None
 
 
 def _prior(source: PreparedDataset, split: str, classes: ClassSpace) -> Tensor | None:
-    """Return (K,) pixels of each class of the network in the source's labels; None if uncounted."""
+    """Return the (K,) source pixels of each class of the network; None if not counted."""
     if source.classes is None:
         return None
-    place = source.classes.train_ids_in(classes)
+    train_ids = source.classes.train_ids_in(classes)
     counts = torch.zeros(len(classes), dtype=torch.int64)
     for sample in source.split(split):
-        for train_id, pixels in zip(place, sample.pixels, strict=False):
+        for train_id, pixels in zip(train_ids, sample.pixels, strict=False):
             if train_id < len(classes):
                 counts[train_id] += pixels
     return counts if bool(counts.any()) else None

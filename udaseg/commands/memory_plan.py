@@ -1,4 +1,4 @@
-"""What `--dry-run` says of memory: a whole step of each stage, on tensors without storage."""
+"""Estimate the memory of training for `--dry-run`: one step of each stage, on meta tensors."""
 
 import gc
 import logging
@@ -25,77 +25,83 @@ _WORDS = {
     "moments": "optimiser",
     "gradients": "gradients",
     "activations": "activations",
-    "guard": "undo of a bad step",
+    "guard": "rollback copy",
 }
 
 
 def say_memory(
     recipe: Recipe, first: Fit, source: PreparedDataset, target: PreparedDataset | None
 ) -> None:
-    """Say on stderr what training will hold, stage by stage, and what a checkpoint takes.
+    """Print to stderr how much memory each stage of training needs, and the checkpoint size.
 
     Args:
-        recipe: Of the run.
+        recipe: Recipe of the run.
         first: Its first stage, built.
         source: Labelled images.
         target: Unlabelled images.
     """
     rows: list[tuple[str, str]] = []
     if world_size() > 1:
-        rows.append(("memory", "is not reckoned in several processes; ask in one, it is the same"))
+        rows.append(
+            (
+                "memory",
+                "not estimated with several processes; use --dry-run in one process, with the same "
+                "result",
+            )
+        )
     else:
-        for leg, run in _runs(recipe, first, source, target):
+        for stage, setup in _runs(recipe, first, source, target):
             try:
-                needs = footprint(run)
+                memory = footprint(setup)
             except RuntimeError as error:
-                # an operation whose result has a size that only its values tell
-                log.warning("memory cannot be reckoned: %s", str(error).partition("\n")[0])
+                # the size of an operation's result depends on its values
+                log.warning("memory cannot be estimated: %s", str(error).partition("\n")[0])
                 return
-            rows.append(("memory", memory_row(needs, leg.name, run.device)))
+            rows.append(("memory", memory_row(memory, stage.name, setup.device)))
         rows.append(
             (
                 "",
-                "reckoned from the sizes of all that a step makes, none was run; workspaces of "
-                "kernels, gaps and the device's own come on top",
+                "estimated from tensor sizes; excludes kernel workspaces, fragmentation and device "
+                "context",
             )
         )
         rows.append(
-            ("saved", f"{_size(needs.checkpoint())} a checkpoint; as much again in host memory")
+            ("saved", f"checkpoint size {_size(memory.checkpoint())}; the same in host memory")
         )
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     for key, value in rows:
         console.print(Text(f"{key:>10}  {printable(value)}"))
 
 
-def memory_row(needs: Footprint, stage: str | None, device: torch.device) -> str:
-    """Return what training needs in words: the sum and its parts."""
+def memory_row(memory: Footprint, stage: str | None, device: torch.device) -> str:
+    """Return the memory that training needs as text: the sum and its parts."""
     parts = ", ".join(
-        f"{word} {_size(getattr(needs, name))}"
-        for name, word in _WORDS.items()
-        if getattr(needs, name) >= 2**17
+        f"{label} {_size(getattr(memory, name))}"
+        for name, label in _WORDS.items()
+        if getattr(memory, name) >= 2**17
     )
-    there = ""
+    capacity = ""
     if device.type == "cuda":
-        there = f" of {_size(torch.cuda.get_device_properties(device).total_memory)}"
-    named = "" if stage is None else f"stage {stage}: "
-    return f"{named}{_size(needs.total())}{there} on {device}: {parts}"
+        capacity = f" of {_size(torch.cuda.get_device_properties(device).total_memory)}"
+    prefix = "" if stage is None else f"stage {stage}: "
+    return f"{prefix}{_size(memory.total())}{capacity} on {device}: {parts}"
 
 
 def _runs(
     recipe: Recipe, first: Fit, source: PreparedDataset, target: PreparedDataset | None
 ) -> Iterator[tuple[Leg, Fit]]:
-    """Yield the legs with what they train with; after the first with weights that are made up."""
-    # whatever they are, weights are of the same size
-    hollow = replace(recipe, model=replace(recipe.model, weights="random"))
-    for leg in legs(recipe):
-        if leg.number == 0:
-            yield leg, first
+    """Yield each stage with its training setup; random weights after the first stage."""
+    # random weights have the same size
+    without_weights = replace(recipe, model=replace(recipe.model, weights="random"))
+    for stage in legs(recipe):
+        if stage.number == 0:
+            yield stage, first
             continue
-        labels = None if leg.pseudo_labels is None else Path("pseudo_labels")
-        yield leg, build.run(hollow, source, target, leg=leg, pseudo_labels=labels)
+        labels = None if stage.pseudo_labels is None else Path("pseudo_labels")
+        yield stage, build.run(without_weights, source, target, leg=stage, pseudo_labels=labels)
         gc.collect()
 
 
 def _size(count: int) -> str:
-    """Return bytes in GiB, or in MiB where that says more."""
+    """Return bytes as GiB, or as MiB below 0.5 GiB."""
     return f"{count / 2**30:.2f} GiB" if count >= 2**29 else f"{count / 2**20:.1f} MiB"

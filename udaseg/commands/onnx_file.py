@@ -1,4 +1,4 @@
-"""The ONNX file of a network: written with free sizes, and compared with torch."""
+"""Write a network as an ONNX file with dynamic sizes, and compare the file with torch."""
 
 import warnings
 from collections.abc import Iterator, Sequence
@@ -15,16 +15,16 @@ from udaseg.data import resize_image
 from udaseg.errors import EnvironmentFault
 
 EXAMPLE = (2, 3, 128, 192)
-"""Shape of the images that the network is traced with; every axis but the colours stays free."""
+"""Shape of the images that the network is traced with; all axes but the channels are dynamic."""
 
 Pixels = NDArray[np.uint8]
 
 
 class Exported(nn.Module):
-    """From RGB images as they are stored to logits or labels of the images' size.
+    """Map stored RGB images to logits or labels of the images' size.
 
     Args:
-        network: From images in [0, 1] to something with `.logits`; knows its normalisation.
+        network: Takes images in [0, 1], normalises them, and returns an object with `.logits`.
         uint8: Images are 0..255 instead of 0..1.
         argmax: Return labels instead of logits.
     """
@@ -41,21 +41,21 @@ class Exported(nn.Module):
         Args:
             image: (B, 3, H, W) uint8 or float.
         """
-        unit = image.float() / 255 if self.uint8 else image
-        logits = self.network(unit).logits
-        wide = F.interpolate(logits, image.shape[-2:], mode="bilinear", align_corners=False)
-        return wide.argmax(1).to(torch.uint8) if self.argmax else wide
+        scaled = image.float() / 255 if self.uint8 else image
+        logits = self.network(scaled).logits
+        resized = F.interpolate(logits, image.shape[-2:], mode="bilinear", align_corners=False)
+        return resized.argmax(1).to(torch.uint8) if self.argmax else resized
 
 
 @dataclass(frozen=True)
 class Checked:
-    """How well the file agrees with torch.
+    """How well the ONNX file agrees with torch.
 
     Attributes:
-        images: Pictures it was run on.
-        real: They are images of the recipe's data, no noise.
+        images: Number of images compared.
+        real: They are images of the recipe's data, not noise.
         difference: Largest absolute difference of a logit; None for labels.
-        relative: The same over the largest logit; None for labels.
+        relative: The same divided by the largest logit; None for labels.
         agreement: Share of pixels with the same label.
     """
 
@@ -67,22 +67,22 @@ class Checked:
 
 
 def write_onnx(module: Exported, path: Path, metadata: dict[str, str]) -> None:
-    """Write a module as one ONNX file with free batch, height and width, and metadata.
+    """Write a module as one ONNX file with dynamic batch, height and width, and metadata.
 
     Args:
         module: In evaluation mode.
         path: The file; its folder exists.
-        metadata: Plain text by key, kept in the file.
+        metadata: Text by key, stored in the file.
     """
     import onnx
 
     generator = torch.Generator().manual_seed(0)
     example = torch.randint(0, 256, EXAMPLE, dtype=torch.uint8, generator=generator)
     image = example if module.uint8 else example.float() / 255
-    free = {0: "batch", 2: "height", 3: "width"}
-    shapes = {axis: torch.export.Dim(name, min=2) for axis, name in free.items()}
+    dynamic = {0: "batch", 2: "height", 3: "width"}
+    shapes = {axis: torch.export.Dim(name, min=2) for axis, name in dynamic.items()}
     with warnings.catch_warnings(), torch.no_grad():
-        # what the exporter says of itself is nothing that a user could act on
+        # users cannot act on the exporter's own warnings
         warnings.simplefilter("ignore")
         torch.onnx.export(
             module,
@@ -97,39 +97,43 @@ def write_onnx(module: Exported, path: Path, metadata: dict[str, str]) -> None:
         )
     model = onnx.load(path)
     onnx.helper.set_model_props(model, metadata)
-    model.doc_string = "Semantic segmentation; normalisation inside. Class names in the metadata."
+    model.doc_string = (
+        "Semantic segmentation, normalisation included. Class names are in the metadata."
+    )
     onnx.checker.check_model(model)
     onnx.save(model, path)
 
 
 def compare(module: Exported, path: Path, pictures: Sequence[Pixels], *, real: bool) -> Checked:
-    """Return how the file answers beside torch, each image at its size and at an odd one.
+    """Compare the ONNX file with torch, on each image at its own size and at an odd size.
 
     Args:
-        module: What was exported.
+        module: The exported module.
         path: The ONNX file.
         pictures: (H, W, 3) uint8 RGB.
-        real: Noted in the result.
+        real: Stored in the result.
     """
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    difference, largest, equal, total = 0.0, 0.0, 0, 0
-    for picture in _at_two_sizes(pictures):
-        image = torch.from_numpy(picture).permute(2, 0, 1)[None].contiguous()
+    difference, largest, equal_pixels, total_pixels = 0.0, 0.0, 0, 0
+    for pixels in _at_two_sizes(pictures):
+        image = torch.from_numpy(pixels).permute(2, 0, 1)[None].contiguous()
         image = image if module.uint8 else image.float() / 255
         with torch.no_grad():
-            ours = module(image).numpy()
-        theirs = np.asarray(session.run(None, {"image": image.numpy()})[0])
-        if ours.shape != theirs.shape:
-            raise EnvironmentFault(f"the ONNX file returns {theirs.shape}, torch {ours.shape}")
+            torch_output = module(image).numpy()
+        onnx_output = np.asarray(session.run(None, {"image": image.numpy()})[0])
+        if torch_output.shape != onnx_output.shape:
+            raise EnvironmentFault(
+                f"the ONNX file returns {onnx_output.shape}, torch {torch_output.shape}"
+            )
         if not module.argmax:
-            difference = max(difference, float(np.abs(ours - theirs).max()))
-            largest = max(largest, float(np.abs(ours).max()))
-            ours, theirs = ours.argmax(1), theirs.argmax(1)
-        equal += int((ours == theirs).sum())
-        total += ours.size
-    share = equal / max(1, total)
+            difference = max(difference, float(np.abs(torch_output - onnx_output).max()))
+            largest = max(largest, float(np.abs(torch_output).max()))
+            torch_output, onnx_output = torch_output.argmax(1), onnx_output.argmax(1)
+        equal_pixels += int((torch_output == onnx_output).sum())
+        total_pixels += torch_output.size
+    share = equal_pixels / max(1, total_pixels)
     if module.argmax:
         return Checked(len(pictures), real, None, None, share)
     return Checked(len(pictures), real, difference, difference / max(largest, 1e-12), share)

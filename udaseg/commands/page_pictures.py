@@ -1,4 +1,4 @@
-"""The pictures and the confidence of a report page: what runs make of the same images."""
+"""Predict the same images with several runs, for the images and confidence of a report."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -36,7 +36,7 @@ Pixels = NDArray[np.uint8]
 
 @dataclass
 class _Seen:
-    """One image that was looked at, kept small; `score` is the last run's."""
+    """One evaluated image, downscaled; `score` is that of the last run."""
 
     name: str
     photo: Pixels
@@ -47,12 +47,12 @@ class _Seen:
 
 @dataclass
 class Looked:
-    """What came of looking.
+    """Images and confidence for a report page.
 
     Attributes:
         shots: Images to show.
-        reliability: Of each run, over every image that was looked at.
-        words: What the shots were chosen from.
+        reliability: Reliability of each run over all evaluated images.
+        words: Caption that says how the images were chosen.
     """
 
     shots: list[Shot] = field(default_factory=list)
@@ -68,41 +68,42 @@ def look(
     show: int,
     scan: int,
 ) -> Looked:
-    """Return pictures of some images and of the worst ones, and how far confidence holds.
+    """Return some images with their predictions, and the reliability of each run's confidence.
 
-    With labels the worst images have the lowest mIoU of the last run, else the lowest confidence.
-    Half of the images shown are evenly spaced, the others are the worst of the rest.
+    With labels, the worst images have the lowest mIoU of the last run; without, its lowest mean
+    confidence. Half of the images shown are evenly spaced, the other half are the worst of the
+    remaining ones.
 
     Args:
-        runs: Networks by name; the last is the one whose worst images are shown.
+        runs: Networks by name; the worst images are those of the last one.
         dataset: With or without labels.
-        split: Which split of it.
+        split: Split of the dataset.
         show: Images to show, at least 1.
-        scan: Most images to look at, evenly spaced.
+        scan: Maximum number of images to evaluate, evenly spaced.
     """
     samples = dataset.split(split)
-    chosen = [samples[place] for place in evenly_spaced(len(samples), scan)]
+    chosen = [samples[position] for position in evenly_spaced(len(samples), scan)]
     counts = {name: Calibration.empty() for name in runs}
-    seen = []
+    evaluated = []
     with WorkProgress("report", len(chosen)) as progress:
         for sample in chosen:
-            seen.append(_look(runs, dataset, sample, counts))
+            evaluated.append(_look(runs, dataset, sample, counts))
             progress.advance()
-    labelled = all(each.truth is not None for each in seen)
+    labelled = all(item.truth is not None for item in evaluated)
     measure = f"{'mIoU' if labelled else 'mean confidence'} of {list(runs)[-1]}"
-    spaced = evenly_spaced(len(seen), max(1, show // 2))
-    others = [number for number in range(len(seen)) if number not in spaced]
-    worst = sorted(others, key=lambda number: np.nan_to_num(seen[number].score, nan=2.0))
+    spaced = evenly_spaced(len(evaluated), max(1, show // 2))
+    others = [index for index in range(len(evaluated)) if index not in spaced]
+    worst = sorted(others, key=lambda index: np.nan_to_num(evaluated[index].score, nan=2.0))
     shots = []
-    for number in [*spaced, *worst[: max(0, show - len(spaced))]]:
-        kind = "" if number in spaced else "among the worst: "
-        why = f"{kind}{measure} {percent(seen[number].score)} %"
-        shots.append(_shot(seen[number], runs, dataset.classes, why))
-    words = (
-        f"{len(chosen)} of {len(samples)} images of {dataset.name}, {split}, were looked at. "
-        f"Shown are evenly spaced ones, then those with the lowest {measure}."
+    for index in [*spaced, *worst[: max(0, show - len(spaced))]]:
+        prefix = "" if index in spaced else "among the worst: "
+        reason = f"{prefix}{measure} {percent(evaluated[index].score)} %"
+        shots.append(_shot(evaluated[index], runs, dataset.classes, reason))
+    caption = (
+        f"{len(chosen)} of {len(samples)} images of {dataset.name}, {split}, were evaluated. "
+        f"Shown are evenly spaced images, then those with the lowest {measure}."
     )
-    return Looked(shots, {name: _reliability(each) for name, each in counts.items()}, words)
+    return Looked(shots, {name: _reliability(item) for name, item in counts.items()}, caption)
 
 
 def _look(
@@ -111,43 +112,46 @@ def _look(
     sample: Sample,
     counts: Mapping[str, Calibration],
 ) -> _Seen:
-    """Return what every run makes of an image, and count its confidence."""
+    """Predict an image with every run, and add its confidence to `counts`."""
     image = read_image(dataset.image_path(sample))
     stored = (image.shape[0], image.shape[1])
-    made = _Seen(sample.image, shrunk(image, mask=False), None)
+    result = _Seen(sample.image, shrunk(image, mask=False), None)
     truth, size = None, stored
     if dataset.classes is not None and sample.label is not None:
         truth = read_train_ids(dataset.label_path(sample))
         size = (truth.shape[0], truth.shape[1])
-        made.truth = shrunk(truth, mask=True)
+        result.truth = shrunk(truth, mask=True)
     for name, run in runs.items():
-        seen = resize_image(image, network_size(stored, trained_size(run.recipe)))
+        resized = resize_image(image, network_size(stored, trained_size(run.recipe)))
         labels, confidence = label_image(
-            run.segmenter, seen, size, device=run.device, confidence=True
+            run.segmenter, resized, size, device=run.device, confidence=True
         )
         assert confidence is not None
-        known = None
-        made.score = float(confidence.mean())
+        run_truth = None
+        result.score = float(confidence.mean())
         if truth is not None and dataset.classes is not None:
             table = lookup_table(dataset.classes.train_ids_in(run.classes))
-            known = np.frombuffer(table, np.uint8)[truth]
+            run_truth = np.frombuffer(table, np.uint8)[truth]
             matrix = ConfusionMatrix(len(run.classes), ignore=IGNORE)
-            matrix.update(labels, known)
-            made.score = matrix.mean_iou()
-        counts[name].update(confidence, labels, known, ignore=IGNORE)
-        made.masks[name] = shrunk(labels, mask=True)
-    return made
+            matrix.update(labels, run_truth)
+            result.score = matrix.mean_iou()
+        counts[name].update(confidence, labels, run_truth, ignore=IGNORE)
+        result.masks[name] = shrunk(labels, mask=True)
+    return result
 
 
 def _shot(
-    seen: _Seen, runs: Mapping[str, build.LoadedRun], truth_classes: ClassSpace | None, why: str
+    evaluated: _Seen,
+    runs: Mapping[str, build.LoadedRun],
+    truth_classes: ClassSpace | None,
+    reason: str,
 ) -> Shot:
-    layers = [Layer("image", photo_uri(seen.photo), mask=False)]
-    for name, labels in seen.masks.items():
+    layers = [Layer("image", photo_uri(evaluated.photo), mask=False)]
+    for name, labels in evaluated.masks.items():
         layers.append(Layer(name, mask_uri(labels, runs[name].classes.colors), mask=True))
-    if seen.truth is not None and truth_classes is not None:
-        layers.append(Layer("truth", mask_uri(seen.truth, truth_classes.colors), mask=True))
-    return Shot(seen.name, why, layers)
+    if evaluated.truth is not None and truth_classes is not None:
+        layers.append(Layer("truth", mask_uri(evaluated.truth, truth_classes.colors), mask=True))
+    return Shot(evaluated.name, reason, layers)
 
 
 def _reliability(counts: Calibration) -> Reliability:

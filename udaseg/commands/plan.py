@@ -1,4 +1,4 @@
-"""What a run says before it starts and after it is done."""
+"""Print the plan of a run before it starts, and its folder when it is done."""
 
 import logging
 import shlex
@@ -21,37 +21,38 @@ log = logging.getLogger(__name__)
 def say_plan(
     recipe: Recipe,
     recipe_path: Path,
-    made: Fit,
+    setup: Fit,
     source: PreparedDataset,
     target: PreparedDataset | None,
     validation: PreparedDataset | None,
     folder: Path,
 ) -> None:
-    """Say on stderr what will happen: data, network, steps, and where it goes."""
+    """Print the plan to stderr: data, network, steps and run folder."""
     assert source.classes is not None
-    assert made.batches.source is not None
-    student = made.objective.student
-    parameters = sum(part.numel() for part in student.parameters())
+    assert setup.batches.source is not None
+    student = setup.objective.student
+    parameters = sum(parameter.numel() for parameter in student.parameters())
     rows = {
         "recipe": f"{recipe_path} ({recipe.name}, seed {recipe.seed})",
-        "source": f"{source.name}: {len(made.batches.source.samples)} images, "
+        "source": f"{source.name}: {len(setup.batches.source.samples)} images, "
         f"{len(source.classes)} classes",
     }
     if target is not None:
         samples = target.split(recipe.target.split)
-        rows["target"] = f"{target.name}: {len(samples)} images, labels are not read"
+        rows["target"] = f"{target.name}: {len(samples)} images, labels unused"
         _warn_of_shape("target", recipe.target.resize, samples)
-    _warn_of_shape("source", recipe.source.resize, made.batches.source.samples)
-    if made.device.type == "cpu" and recipe.model.backbone.startswith("resnet"):
+    _warn_of_shape("source", recipe.source.resize, setup.batches.source.samples)
+    if setup.device.type == "cpu" and recipe.model.backbone.startswith("resnet"):
         log.warning(
-            "%d steps of %s on a CPU take very long; a GPU is meant here. To try things out: "
+            "%d steps of %s on a CPU take very long; use a GPU. For a quick test: "
             "steps=500 model.backbone=mobilenet_v2 model.output_stride=16",
-            *(recipe.steps, recipe.model.backbone),
+            recipe.steps,
+            recipe.model.backbone,
         )
     if validation is not None:
         split = recipe.validation.split
         rows["scored on"] = f"{validation.name} {split}: {len(validation.split(split))} images"
-    rows |= _class_rows(source, made.batches.source.samples, target, validation)
+    rows |= _class_rows(source, setup.batches.source.samples, target, validation)
     model = recipe.model
     rows["network"] = (
         f"{model.backbone}, {model.head}, stride {model.output_stride}, "
@@ -60,10 +61,10 @@ def say_plan(
     rows["steps"] = f"{recipe.steps} of {recipe.batch.source}"
     if target is not None:
         rows["steps"] += f" + {recipe.batch.target}"
-    each = f" in each of {world_size()} processes" if world_size() > 1 else ""
-    rows["steps"] += f" images{each} on {made.device}, {recipe.machine.precision}"
+    per_process = f" in each of {world_size()} processes" if world_size() > 1 else ""
+    rows["steps"] += f" images{per_process} on {setup.device}, {recipe.machine.precision}"
     if len(legs(recipe)) > 1:
-        rows["stages"] = ", ".join(f"{leg.name} to step {leg.end}" for leg in legs(recipe))
+        rows["stages"] = ", ".join(f"{stage.name} to step {stage.end}" for stage in legs(recipe))
     rows["run"] = str(folder)
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     for key, value in rows.items():
@@ -71,17 +72,23 @@ def say_plan(
 
 
 def _warn_of_shape(domain: str, resize: tuple[int, int] | None, samples: Sequence[Sample]) -> None:
-    """Warn when the recipe's resize squashes the images."""
+    """Warn if the recipe's resize changes the aspect ratio of the images."""
     if resize is None:
         return
-    wanted = resize[1] / resize[0]
-    squashed = [s for s in samples if not 0.9 < s.width / s.height / wanted < 1.1]
-    if squashed:
-        first = squashed[0]
+    aspect = resize[1] / resize[0]
+    distorted = [s for s in samples if not 0.9 < s.width / s.height / aspect < 1.1]
+    if distorted:
+        first = distorted[0]
         log.warning(
-            "%d of %d %s images have another shape than %s.resize=[%d, %d] (the first is %dx%d) "
-            "and are squashed; choose %s.resize=[HEIGHT, WIDTH] to keep their shape",
-            *(len(squashed), len(samples), domain, domain, *resize, first.width, first.height),
+            "%d of %d %s images have another aspect ratio than %s.resize=[%d, %d] (the first "
+            "is %dx%d) and are distorted; set %s.resize=[HEIGHT, WIDTH] to keep their aspect ratio",
+            len(distorted),
+            len(samples),
+            domain,
+            domain,
+            *resize,
+            first.width,
+            first.height,
             domain,
         )
 
@@ -92,50 +99,52 @@ def _class_rows(
     target: PreparedDataset | None,
     validation: PreparedDataset | None,
 ) -> dict[str, str]:
-    """Return what the class lists have in common and what only one side has.
+    """Return which classes both sides share, and which only one side has.
 
     Args:
         source: Its classes are the network's.
-        samples: What is trained on; its counts say which classes no label holds.
-        target: Its class names are compared when nothing is scored; its labels are not read.
-        validation: What is scored, if anything.
+        samples: Training samples; their pixel counts show which classes no label has.
+        target: Its class names are compared if nothing is scored; its labels are not read.
+        validation: Images to score, if any.
 
     Raises:
-        DataError: Nothing could be scored, as no name is shared.
+        DataError: No class name is shared, so nothing can be scored.
     """
     assert source.classes is not None
-    ours = source.classes.names
+    source_names = source.classes.names
     rows = {}
     counts = [sample.pixels for sample in samples if sample.pixels]
-    totals = np.asarray(counts, np.int64).sum(0) if counts else np.ones(len(ours))
-    if unseen := [name for name, total in zip(ours, totals, strict=True) if not total]:
+    totals = np.asarray(counts, np.int64).sum(0) if counts else np.ones(len(source_names))
+    if untrained := [name for name, total in zip(source_names, totals, strict=True) if not total]:
         rows["unseen"] = (
-            f"no label of {source.name} holds {', '.join(unseen)}: the network has outputs for "
-            "them but nothing to learn them from"
+            f"no training pixels for: {', '.join(untrained)} (no label of {source.name} has them, "
+            "so the network cannot learn them)"
         )
     other = validation or target
-    theirs = None if other is None or other.classes is None else other.classes.names
-    if other is None or theirs is None or set(ours) == set(theirs):
+    other_names = None if other is None or other.classes is None else other.classes.names
+    if other is None or other_names is None or set(source_names) == set(other_names):
         return rows
-    if validation is not None and not set(ours) & set(theirs):
+    if validation is not None and not set(source_names) & set(other_names):
         raise DataError(
-            f"{other.name}: its classes ({', '.join(theirs)}) share no name with those of "
-            f"{source.name} ({', '.join(ours)}), so nothing could be scored; name them alike in "
-            "a dataset YAML, or set validation.data=null"
+            f"{other.name}: its classes ({', '.join(other_names)}) have no name in common with "
+            f"those of {source.name} ({', '.join(source_names)}), so nothing can be scored; use "
+            "the same names in a dataset YAML, or set validation.data=null"
         )
-    parts = [f"{len(set(ours) & set(theirs))} in common, by name"]
-    if only := [name for name in ours if name not in theirs]:
-        parts.append(f"only in {source.name}: {', '.join(only)} (learnt, never scored)")
-    if only := [name for name in theirs if name not in ours]:
-        parts.append(f"only in {other.name}: {', '.join(only)} (the network cannot predict them)")
+    parts = [f"{len(set(source_names) & set(other_names))} names in common"]
+    if exclusive := [name for name in source_names if name not in other_names]:
+        parts.append(f"only in {source.name}: {', '.join(exclusive)} (trained, never scored)")
+    if exclusive := [name for name in other_names if name not in source_names]:
+        parts.append(
+            f"only in {other.name}: {', '.join(exclusive)} (the network cannot predict them)"
+        )
     return {**rows, "classes": "; ".join(parts)}
 
 
 def announce(folder: Path, recipe: Recipe) -> None:
-    """Say on stdout where the run is and what can be done with it."""
+    """Print to stdout where the run is, and the commands to use next."""
     console = Console(highlight=False, soft_wrap=True)
-    where = shlex.quote(printable(str(folder)))
-    console.print(Text(f"{recipe.name}: done, in {where}"))
+    path = shlex.quote(printable(str(folder)))
+    console.print(Text(f"{recipe.name}: done, in {path}"))
     if recipe.validation.data is not None:
-        console.print(Text(f"  udaseg eval {where}"))
-    console.print(Text(f"  udaseg predict IMAGES --checkpoint {where}"))
+        console.print(Text(f"  udaseg eval {path}"))
+    console.print(Text(f"  udaseg predict IMAGES --checkpoint {path}"))

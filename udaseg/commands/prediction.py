@@ -1,4 +1,4 @@
-"""`udaseg predict`: masks for the images and videos of files, folders and patterns."""
+"""`udaseg predict`: write masks of the images and videos in files, folders and patterns."""
 
 import csv
 import io
@@ -61,45 +61,47 @@ def predict(
     calibrated: bool = True,
     batch: int | None = None,
 ) -> None:
-    """Write masks of all images and videos that `inputs` name; one that is bad stops none.
+    """Write masks of all images and videos that `inputs` name; bad inputs are skipped.
 
-    Masks have the size and orientation of the stored image, those of a video of its frames as
-    they are shown. The network sees everything upright, at the scale it was trained at.
+    Masks have the size and orientation of the stored image; those of a video have the size and
+    orientation of its displayed frames. The network sees everything upright, at its training
+    resolution.
 
     Args:
-        inputs: Files, folders in any nesting, patterns.
+        inputs: Files, folders (searched recursively), patterns.
         checkpoint: A checkpoint or run; None takes the newest finished run below `runs/`.
-        out: Folder of the masks, `<out>/<kind>/<path>.png`.
+        out: Output folder of the masks, `<out>/<kind>/<path>.png`.
         save: Kinds: `color`, `ids`, `overlay`, `confidence`, `logits`.
         weights: `student` or `teacher`.
-        device: Where to compute.
-        overwrite: Make masks that exist anew; they are removed before the first is written.
-        resume: Keep masks that exist and are whole, made by the same network in the same way.
+        device: Device to compute on.
+        overwrite: Overwrite existing masks; all of them are removed before the first is written.
+        resume: Keep existing intact masks, if the same network made them with the same options.
         flip: Average with the mirrored image.
         window: Sliding window (height, width) over the network's input.
-        video: What `color` and `overlay` of a video become: `mp4`, `webm`, `avi` or `frames`.
+        video: Container for `color` and `overlay` of a video: `mp4`, `webm`, `avi` or `frames`.
         abstain: Pixels with less confidence become ignore; None keeps all.
-        calibrated: Take the temperature that `udaseg calibrate` found, where there is one.
-        batch: Images of one size to look at together; None chooses.
+        calibrated: Use the temperature saved by `udaseg calibrate`, if there is one.
+        batch: Images of one size per batch; None chooses.
 
     Raises:
-        UsageError: Masks exist, or would touch the inputs; nothing is written.
-        DataError: No input is an image that can be read.
-        PartialError: Some inputs failed; `failures.csv` names them, all others are written.
-        EnvironmentFault: A mask cannot be written; those before it are whole.
-        Interrupted: SIGINT or SIGTERM came; the masks of the images before are whole.
+        UsageError: Masks exist already, or would overwrite the inputs; nothing is written.
+        DataError: No input is a readable image.
+        PartialError: Some inputs failed and are listed in `failures.csv`; all others are written.
+        EnvironmentFault: A mask cannot be written; the masks before it are complete.
+        Interrupted: SIGINT or SIGTERM was received; the masks written so far are complete.
     """
     jobs = plan_masks(find_images(inputs), out, save, video=video)
     refuse_conflicts(jobs, out)
     if not (overwrite or resume):
         refuse_existing(jobs, out)
-    run = checkpoint if checkpoint is not None else newest_finished_run(Path("runs"))
-    loaded = build.load_run(run, weights=weights, device=device)
+    run_or_checkpoint = checkpoint if checkpoint is not None else newest_finished_run(Path("runs"))
+    loaded = build.load_run(run_or_checkpoint, weights=weights, device=device)
     if "label-ids" in save:
-        label_ids(loaded.classes)  # refuses classes that have none
+        label_ids(loaded.classes)  # raises for classes without label ids
     log.info("%s, step %d, %s", printable(str(loaded.checkpoint)), loaded.step, weights)
-    looking = looker(
-        *(loaded, save),
+    predictor = looker(
+        loaded,
+        save,
         weights=weights,
         window=window,
         flip=flip,
@@ -107,66 +109,73 @@ def predict(
         calibrated=calibrated,
         batch=batch,
     )
-    _say_confidence(looking, calibrated=calibrated)
-    facts = {"weights": weights, **looking.facts()}
+    _say_confidence(predictor, calibrated=calibrated)
+    facts = {"weights": weights, **predictor.facts()}
     if resume:
         refuse_other_network(out / _FACTS, facts)
-        also = []
+        earlier_facts = []
     else:
-        also = others_there(out / _FACTS, facts, jobs)
+        earlier_facts = others_there(out / _FACTS, facts, jobs)
     outcome = Outcome()
     with named_faults(out), StopSignal() as stop, shared(out, jobs):
         if overwrite:
             remove_masks(jobs)
         write_json_atomic(
-            out / _FACTS, {**facts, **_more_facts(looking), **({ALSO: also} if also else {})}
+            out / _FACTS,
+            {**facts, **_more_facts(predictor), **({ALSO: earlier_facts} if earlier_facts else {})},
         )
         images = [job for job in jobs if job.record is None]
         videos = [job for job in jobs if job.record is not None]
         try:
             if images:
-                predict_images(images, looking, outcome, stop, resume=resume)
-            predict_videos(videos, looking, outcome, stop, out, resume=resume)
-        finally:  # also those before a fault of the machine
+                predict_images(images, predictor, outcome, stop, resume=resume)
+            predict_videos(videos, predictor, outcome, stop, out, resume=resume)
+        finally:  # also when the machine fails in between
             _write_failures(out / _FAILURES, outcome.failures)
     if stop.number is not None and outcome.seen < len(jobs):
-        instead = " instead of --overwrite" if overwrite else ""
-        what = "inputs" if videos else "images"
+        replaced_option = " instead of --overwrite" if overwrite else ""
+        noun = "inputs" if videos else "images"
         raise Interrupted(
-            f"stopped after {outcome.seen} of {len(jobs)} {what}, whose masks are whole; "
-            f"the same command with --resume{instead} goes on",
+            f"stopped after {outcome.seen} of {len(jobs)} {noun}; their masks are complete. "
+            f"Continue with the same command and --resume{replaced_option}",
             stop.number,
         )
     _finish(out, save, outcome, loaded.classes, images=len(images), videos=len(videos))
 
 
-def _say_confidence(looking: Looker, *, calibrated: bool) -> None:
-    """Say what the confidence is worth, where any is asked for."""
-    if "confidence" not in looking.kinds and looking.abstain is None:
+def _say_confidence(predictor: Looker, *, calibrated: bool) -> None:
+    """Log whether the confidence is calibrated, if confidence is used."""
+    if "confidence" not in predictor.kinds and predictor.abstain is None:
         return
-    if looking.temperature is None:
-        why = "--uncalibrated" if not calibrated else "`udaseg calibrate` was not run for it"
-        log.info("confidence as the network gives it: %s", why)
+    if predictor.temperature is None:
+        reason = (
+            "--uncalibrated"
+            if not calibrated
+            else "`udaseg calibrate` was not run for this checkpoint"
+        )
+        log.info("confidence is not calibrated: %s", reason)
         return
-    log.info("confidence with the run's temperature %.3f", looking.temperature)
-    if looking.flip or looking.window is not None:
-        log.warning("the temperature was fitted without flip and window; with them it is a guess")
+    log.info("confidence uses the run's temperature %.3f", predictor.temperature)
+    if predictor.flip or predictor.window is not None:
+        log.warning(
+            "the temperature was fitted without flip and window; with them it may not be accurate"
+        )
 
 
-def _more_facts(looking: Looker) -> dict[str, Any]:
-    """Return what else a reader of the masks may want to know."""
-    size = trained_size(looking.loaded.recipe)
+def _more_facts(predictor: Looker) -> dict[str, Any]:
+    """Return further settings that readers of the masks may need."""
+    size = trained_size(predictor.loaded.recipe)
     return {
         "ignore": IGNORE,
-        "save": list(looking.kinds),
+        "save": list(predictor.kinds),
         "network_input": None if size is None else list(size),
-        "batch": looking.batch,
+        "batch": predictor.batch,
         "udaseg": __version__,
     }
 
 
 def _write_failures(table: Path, failures: Sequence[tuple[Path, str]]) -> None:
-    """Name the failures in a file; without any there is none."""
+    """Write the failures to a CSV file; remove the file if there are none."""
     if not failures:
         table.unlink(missing_ok=True)
         return
@@ -186,41 +195,44 @@ def _finish(
     images: int,
     videos: int,
 ) -> None:
-    """Say on stdout where the masks are and which classes fill them.
+    """Print to stdout the output folders and the largest classes.
 
     Raises:
-        DataError: Everything failed.
-        PartialError: Something failed.
+        DataError: All inputs failed.
+        PartialError: Some inputs failed.
     """
     failed, total = len(outcome.failures), images + videos
-    what = "inputs" if videos else "images"
-    shown = printable(str(out / _FAILURES))
+    noun = "inputs" if videos else "images"
+    failures_path = printable(str(out / _FAILURES))
     if failed == total:
-        raise DataError(f"none of {total} {what} could be masked; {shown} says why of each")
+        raise DataError(
+            f"none of {total} {noun} could be predicted; see {failures_path} for the reasons"
+        )
     written = total - outcome.kept - failed
-    done = [f"{written - outcome.videos} images masked"] if images else []
+    parts = [f"{written - outcome.videos} images predicted"] if images else []
     if outcome.videos:
-        done.append(f"{outcome.videos} videos of {outcome.frames} frames masked")
+        parts.append(f"{outcome.videos} videos of {outcome.frames} frames predicted")
     if outcome.kept:
-        done.append(f"{outcome.kept} kept from before")
+        parts.append(f"{outcome.kept} kept from an earlier run")
     folders = ", ".join(printable(shlex.quote(str(out / kind))) for kind in save)
-    screen = Console(highlight=False, soft_wrap=True)
-    screen.print(Text(f"{', '.join(done)}: {folders}"))
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(Text(f"{', '.join(parts)}: {folders}"))
     if written:
-        screen.print(Text(f"pixels: {_shares(outcome.pixels, classes)}"))
+        console.print(Text(f"pixels: {_shares(outcome.pixels, classes)}"))
     if failed:
         raise PartialError(
-            f"{failed} of {total} {what} failed, the others are done; {shown} says why"
+            f"{failed} of {total} {noun} failed, the others are written; "
+            f"see {failures_path} for the reasons"
         )
 
 
 def _shares(pixels: NDArray[np.int64], classes: ClassSpace) -> str:
-    """Return the largest classes with their share of the pixels, and the share of none."""
+    """Return the largest classes with their pixel shares, and the share of abstained pixels."""
     counts = pixels[: len(classes)]
-    largest = [int(number) for number in np.argsort(-counts, kind="stable") if counts[number]]
+    largest = [int(index) for index in np.argsort(-counts, kind="stable") if counts[index]]
     listed = [
-        f"{printable(classes.names[number])} {percent(counts[number] / pixels.sum())} %"
-        for number in largest[:_SHARES_SHOWN]
+        f"{printable(classes.names[index])} {percent(counts[index] / pixels.sum())} %"
+        for index in largest[:_SHARES_SHOWN]
     ]
     others = len(largest) - len(listed)
     if others:
@@ -231,5 +243,5 @@ def _shares(pixels: NDArray[np.int64], classes: ClassSpace) -> str:
 
 
 def _text(name: str) -> str:
-    """Return a name that UTF-8 can write, whatever bytes the file system holds."""
+    """Return a name that can be written as UTF-8, whatever its bytes in the file system."""
     return printable(name.encode("utf-8", "backslashreplace").decode("utf-8"))

@@ -1,4 +1,4 @@
-"""The images of `udaseg predict`: read ahead, looked at in batches, written behind."""
+"""Predict the images of `udaseg predict`: read ahead, infer in batches, write in a thread."""
 
 import logging
 from collections import deque
@@ -32,7 +32,7 @@ from udaseg.reporting import WorkProgress
 log = logging.getLogger(__name__)
 
 _AHEAD = 3
-# pixels read ahead, and as many waiting to be written: 200 MB each
+# limit of pixels read ahead, and of pixels waiting to be written: 200 MB each
 _AHEAD_PX = 64_000_000
 
 Pixels = NDArray[np.uint8]
@@ -40,15 +40,15 @@ Pixels = NDArray[np.uint8]
 
 @dataclass
 class Outcome:
-    """What became of the inputs so far.
+    """Results of the inputs so far.
 
     Attributes:
-        pixels: (256,) new labels; those of `IGNORE` are where the network abstained.
-        failures: Inputs with what is wrong with them.
-        kept: Inputs whose masks were there.
-        seen: Inputs that are done, in whatever way.
-        frames: Frames of videos that were masked.
-        videos: Videos that were masked.
+        pixels: (256,) newly predicted pixels of each label; `IGNORE` counts abstained pixels.
+        failures: Inputs that failed, with the reason.
+        kept: Number of inputs whose masks existed already.
+        seen: Number of inputs done: predicted, failed or kept.
+        frames: Number of video frames predicted.
+        videos: Number of videos predicted.
     """
 
     pixels: NDArray[np.int64] = field(default_factory=lambda: np.zeros(IGNORE + 1, np.int64))
@@ -59,14 +59,14 @@ class Outcome:
     videos: int = 0
 
     def failed(self, path: Path, fault: str) -> None:
-        """Note a bad input and go on."""
+        """Record an input that failed, and log a warning."""
         self.failures.append((path, fault))
         log.warning("%s", printable(fault))
 
 
 @dataclass(frozen=True)
 class _Read:
-    """An image as stored and as the network sees it; or what is wrong; or neither: done before."""
+    """An image as stored and as network input; with a fault; or with neither if already done."""
 
     job: Job
     image: Pixels | None = None
@@ -76,45 +76,45 @@ class _Read:
 
 
 def predict_images(
-    jobs: Sequence[Job], looker: Looker, outcome: Outcome, stop: StopSignal, *, resume: bool
+    jobs: Sequence[Job], predictor: Looker, outcome: Outcome, stop: StopSignal, *, resume: bool
 ) -> None:
-    """Read, look and write side by side, until the end or a signal; `outcome` is filled."""
+    """Predict the images until the end or a signal; `outcome` receives the results."""
     with (
         WorkProgress("predict", len(jobs)) as progress,
         ThreadPoolExecutor(2) as readers,
-        _Behind(looker.loaded.classes, outcome.pixels) as writer,
+        _Behind(predictor.loaded.classes, outcome.pixels) as writer,
     ):
         batch: list[_Read] = []
 
-        def finish() -> None:
-            _look(batch, looker, writer)
+        def flush() -> None:
+            _look(batch, predictor, writer)
             outcome.seen += len(batch)
             progress.advance(len(batch))
             batch.clear()
 
-        for ready in _ahead(readers, jobs, looker, resume=resume):
-            if ready.seen is not None:
-                if batch and batch[0].seen is not None and batch[0].seen.shape != ready.seen.shape:
-                    finish()
-                batch.append(ready)
-                if len(batch) >= looker.batch or _pixels_in(batch) > _AHEAD_PX:
-                    finish()
+        for item in _ahead(readers, jobs, predictor, resume=resume):
+            if item.seen is not None:
+                if batch and batch[0].seen is not None and batch[0].seen.shape != item.seen.shape:
+                    flush()
+                batch.append(item)
+                if len(batch) >= predictor.batch or _pixels_in(batch) > _AHEAD_PX:
+                    flush()
             else:
-                if ready.fault is not None:
-                    outcome.failed(ready.job.image, ready.fault)
+                if item.fault is not None:
+                    outcome.failed(item.job.image, item.fault)
                 else:
                     outcome.kept += 1
                 outcome.seen += 1
                 progress.advance()
-            del ready  # a large image is let go of before the next is waited for
+            del item  # free a large image before waiting for the next
             if stop.number is not None:
                 return
         if batch:
-            finish()
+            flush()
 
 
 class _Behind:
-    """Context that writes masks in a thread, a few images behind, and counts their pixels."""
+    """Context that writes masks in a background thread and counts their pixels."""
 
     def __init__(self, classes: ClassSpace, pixels: NDArray[np.int64]) -> None:
         self._classes, self._pixels = classes, pixels
@@ -131,10 +131,10 @@ class _Behind:
         finally:
             self._thread.shutdown()
 
-    def write(self, job: Job, image: Pixels, said: Kept) -> None:
-        """Write the masks of an image soon; waits while there is much to be written."""
-        writing = self._thread.submit(_write, job, image, said, self._classes)
-        self._waiting.append((said.labels.size, writing))
+    def write(self, job: Job, image: Pixels, prediction: Kept) -> None:
+        """Queue the masks of an image for writing; block while the queue is full."""
+        future = self._thread.submit(_write, job, image, prediction, self._classes)
+        self._waiting.append((prediction.labels.size, future))
         while len(self._waiting) > _AHEAD or sum(px for px, _ in self._waiting) > _AHEAD_PX:
             self._take()
 
@@ -142,31 +142,31 @@ class _Behind:
         self._pixels += self._waiting.popleft()[1].result()
 
 
-def _look(batch: Sequence[_Read], looker: Looker, writer: _Behind) -> None:
-    """Look at the images of a batch and have their masks written."""
-    seen = [each.seen for each in batch if each.seen is not None]
-    stored = [each.image for each in batch if each.image is not None]
-    # a quarter turn exchanges height and width
+def _look(batch: Sequence[_Read], predictor: Looker, writer: _Behind) -> None:
+    """Predict the images of a batch and queue their masks for writing."""
+    inputs = [item.seen for item in batch if item.seen is not None]
+    images = [item.image for item in batch if item.image is not None]
+    # orientations 5 to 8 are rotated by 90 degrees: height and width are swapped
     sizes = [
-        (image.shape[1], image.shape[0]) if each.orientation >= 5 else image.shape[:2]
-        for each, image in zip(batch, stored, strict=True)
+        (image.shape[1], image.shape[0]) if item.orientation >= 5 else image.shape[:2]
+        for item, image in zip(batch, images, strict=True)
     ]
-    for each, image, said in zip(batch, stored, looker.look(seen, sizes), strict=True):
-        writer.write(each.job, image, lying_as_stored(said, each.orientation))
+    for item, image, prediction in zip(batch, images, predictor.look(inputs, sizes), strict=True):
+        writer.write(item.job, image, lying_as_stored(prediction, item.orientation))
 
 
-def _write(job: Job, image: Pixels, said: Kept, classes: ClassSpace) -> NDArray[np.int64]:
-    """Write the masks of one image and return its pixels of each id."""
-    write_masks(job.masks, image, said, classes)
-    return counted(said.labels)
+def _write(job: Job, image: Pixels, prediction: Kept, classes: ClassSpace) -> NDArray[np.int64]:
+    """Write the masks of one image and return its pixel count per id."""
+    write_masks(job.masks, image, prediction, classes)
+    return counted(prediction.labels)
 
 
 def _ahead(
-    pool: ThreadPoolExecutor, jobs: Sequence[Job], looker: Looker, *, resume: bool
+    pool: ThreadPoolExecutor, jobs: Sequence[Job], predictor: Looker, *, resume: bool
 ) -> Iterator[_Read]:
-    """Yield images in order, a few read ahead; OpenCV decodes outside the interpreter lock.
+    """Yield images in order, a few read ahead; OpenCV decodes without the interpreter lock.
 
-    A large image is read when those before it are looked at, so that few are in memory.
+    A large image is read only once the images before it are predicted, to limit memory.
     """
     waiting: deque[tuple[int, Future[_Read]]] = deque()
     for job in jobs:
@@ -175,24 +175,24 @@ def _ahead(
             len(waiting) > _AHEAD or sum(px for px, _ in waiting) + pixels > _AHEAD_PX
         ):
             yield waiting.popleft()[1].result()
-        waiting.append((pixels, pool.submit(_read, job, looker, resume=resume)))
+        waiting.append((pixels, pool.submit(_read, job, predictor, resume=resume)))
     while waiting:
         yield waiting.popleft()[1].result()
 
 
 def _pixels_in(batch: Sequence[_Read]) -> int:
-    return sum(each.image.size // 3 for each in batch if each.image is not None)
+    return sum(item.image.size // 3 for item in batch if item.image is not None)
 
 
 def _pixels_of(path: Path) -> int:
     try:
         height, width = image_size(path, max_pixels=LARGEST_PX)
-    except DataError:  # it is named when it is read
+    except DataError:  # reported when the image is read
         return 0
     return height * width
 
 
-def _read(job: Job, looker: Looker, *, resume: bool) -> _Read:
+def _read(job: Job, predictor: Looker, *, resume: bool) -> _Read:
     fault = not_an_image(job.image)
     if fault is not None:
         return _Read(job, fault=fault)
@@ -202,13 +202,14 @@ def _read(job: Job, looker: Looker, *, resume: bool) -> _Read:
             return _Read(job)
         image = read_image(job.image, max_pixels=LARGEST_PX)
         orientation = orientation_of(job.image)
-        seen = looker.prepared(job.image, upright(image, orientation))
+        network_input = predictor.prepared(job.image, upright(image, orientation))
     except DataError as error:
         return _Read(job, fault=str(error))
     pages = pages_of(job.image)
     if pages > 1:
         log.warning(
-            "%s: holds %d pages; only the first is predicted, so give the others as images",
-            *(printable(str(job.image)), pages),
+            "%s: has %d pages; only the first is predicted; save the others as separate images",
+            printable(str(job.image)),
+            pages,
         )
-    return _Read(job, image, seen, orientation)
+    return _Read(job, image, network_input, orientation)

@@ -1,4 +1,4 @@
-"""How `udaseg predict` looks at images: size, flips, confidence, and where it abstains."""
+"""Run the network for `udaseg predict`: input size, flip, confidence and abstention."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,16 +21,16 @@ _ON_A_GPU = 8
 
 @dataclass(frozen=True)
 class Looker:
-    """A network and all that decides what it says of an image.
+    """A network with the settings that decide its prediction.
 
     Attributes:
         loaded: The network.
-        kinds: Of mask that are wanted.
+        kinds: Requested kinds of mask.
         window: Sliding window (height, width) over the network's input.
         flip: Average with the mirrored image.
-        temperature: Of the confidence; None where nobody fitted one.
-        abstain: Confidence below which a pixel is ignored.
-        batch: Images of one size to look at together.
+        temperature: Temperature of the confidence; None if not calibrated.
+        abstain: Pixels with less confidence are ignored.
+        batch: Images of one size per batch.
     """
 
     loaded: build.LoadedRun
@@ -42,7 +42,7 @@ class Looker:
     batch: int
 
     def facts(self) -> dict[str, Any]:
-        """Return what masks depend on, as JSON values."""
+        """Return the settings that the masks depend on, as JSON values."""
         loaded = self.loaded
         return {
             "checkpoint": str(loaded.checkpoint.resolve()),
@@ -56,15 +56,16 @@ class Looker:
         }
 
     def prepared(self, name: Path, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Return an upright image at the size that the network sees.
+        """Return an upright image resized to the network's input size.
 
         Raises:
-            DataError: Its logits are wanted, but it is seen in tiles, which have none of their own.
+            DataError: Logits are requested, but an image of this size is predicted in tiles, which
+                do not return logits.
         """
         size = network_size((image.shape[0], image.shape[1]), trained_size(self.loaded.recipe))
         if "logits" in self.kinds and seen_in_tiles(size):
             raise DataError(
-                f"{name}: {size[1]}x{size[0]} pixels are seen in tiles, whose logits are not kept; "
+                f"{name}: {size[1]}x{size[0]} pixels are predicted in tiles, without logits; "
                 "leave logits out of --save"
             )
         return resize_image(image, size)
@@ -72,14 +73,16 @@ class Looker:
     def look(
         self, images: Sequence[NDArray[np.uint8]], sizes: Sequence[tuple[int, int]]
     ) -> list[Kept]:
-        """Return what is kept of what the network says of prepared images of one size.
+        """Return the predictions of prepared images of one size.
 
         Args:
             images: From `prepared`.
-            sizes: (height, width) of each as it came, upright.
+            sizes: Original (height, width) of each image, upright.
         """
-        said = label_images(
-            *(self.loaded.segmenter, images, sizes),
+        predictions = label_images(
+            self.loaded.segmenter,
+            images,
+            sizes,
             device=self.loaded.device,
             window=self.window,
             flip=self.flip,
@@ -87,17 +90,17 @@ class Looker:
             logits="logits" in self.kinds,
             temperature=self.temperature or 1.0,
         )
-        kept = []
-        while said:  # one after another: a large confidence is let go of as soon as can be
-            each = said.pop(0)
-            shade = None
-            if each.confidence is not None:
+        results = []
+        while predictions:  # pop one by one, so that each large confidence map is freed early
+            prediction = predictions.pop(0)
+            gray = None
+            if prediction.confidence is not None:
                 if self.abstain is not None:
-                    # a confidence that is not a number is none
-                    each.labels[~(each.confidence >= self.abstain)] = IGNORE
-                shade = grey(each.confidence) if "confidence" in self.kinds else None
-            kept.append(Kept(each.labels, shade, each.logits))
-        return kept
+                    # `not >=`, so that NaN counts as no confidence
+                    prediction.labels[~(prediction.confidence >= self.abstain)] = IGNORE
+                gray = grey(prediction.confidence) if "confidence" in self.kinds else None
+            results.append(Kept(prediction.labels, gray, prediction.logits))
+        return results
 
 
 def looker(
@@ -111,28 +114,28 @@ def looker(
     calibrated: bool,
     batch: int | None,
 ) -> Looker:
-    """Return how to look; a temperature is read only where confidence is asked for.
+    """Return the predictor; the temperature is read only if confidence is needed.
 
     Raises:
-        DataError: The run's calibration is damaged, or of another checkpoint.
+        DataError: The run's calibration is damaged, or belongs to another checkpoint.
     """
-    confident = "confidence" in kinds or abstain is not None
+    needs_confidence = "confidence" in kinds or abstain is not None
     temperature = None
-    if confident and calibrated:
+    if needs_confidence and calibrated:
         temperature = read_temperature(loaded.checkpoint, weights)
     if batch is None:
         batch = _ON_A_GPU if loaded.device.type == "cuda" else 1
     return Looker(loaded, kinds, window, flip, temperature, abstain, batch)
 
 
-def lying_as_stored(said: Kept, orientation: int) -> Kept:
-    """Return what was said of an upright image as the file stores it."""
+def lying_as_stored(prediction: Kept, orientation: int) -> Kept:
+    """Rotate the prediction of an upright image back to the orientation of the stored file."""
     if orientation == 1:
-        return said
-    turned = replace(said, labels=as_stored(said.labels, orientation))
-    if said.grey is not None:
-        turned = replace(turned, grey=as_stored(said.grey, orientation))
-    if said.logits is not None:
-        planes = as_stored(said.logits.transpose(1, 2, 0), orientation).transpose(2, 0, 1)
+        return prediction
+    turned = replace(prediction, labels=as_stored(prediction.labels, orientation))
+    if prediction.grey is not None:
+        turned = replace(turned, grey=as_stored(prediction.grey, orientation))
+    if prediction.logits is not None:
+        planes = as_stored(prediction.logits.transpose(1, 2, 0), orientation).transpose(2, 0, 1)
         turned = replace(turned, logits=np.ascontiguousarray(planes))
     return turned

@@ -1,4 +1,4 @@
-"""Before `udaseg predict` begins: its run, what its paths may not be, and masks that exist."""
+"""Check the paths of `udaseg predict`: its run, conflicts and existing masks."""
 
 import json
 import logging
@@ -17,62 +17,62 @@ from udaseg.recipe import printable
 log = logging.getLogger(__name__)
 
 ALSO = "also_there"
-"""Key of the facts of other networks whose masks lie in the same folder."""
+"""Key of the settings of other networks whose masks are in the same folder."""
 
 KINDS = ("color", "ids", "label-ids", "overlay", "confidence", "logits")
 TEMPORARY = ".video-"
 _LEFT_OVER = re.compile(r"\.[a-z0-9_]{8}\.tmp|\.video-[a-z0-9_]{8}")
 _FRAME = re.compile(r"[0-9]{6,}\.(png|npy)")
 _INSTEAD = {
-    "give its frames": (".gif",),
+    "use its frames as images": (".gif",),
     "save its pages as images": (".pdf",),
     "unpack it first": (".7z", ".bz2", ".gz", ".rar", ".tar", ".tgz", ".xz", ".zip"),
 }
 
 
 def newest_finished_run(folder: Path) -> Path:
-    """Return the run below `folder` whose training ended last.
+    """Return the run below `folder` that finished last.
 
     Raises:
         UsageError: There is none.
     """
     finished = []
-    for status in [*folder.glob("*/status.json"), *folder.glob("*/*/status.json")]:
+    for status_path in [*folder.glob("*/status.json"), *folder.glob("*/*/status.json")]:
         try:
-            document = json.loads(status.read_text(encoding="utf-8"))
+            document = json.loads(status_path.read_text(encoding="utf-8"))
             if document["state"] == "done":
-                finished.append((float(document["unix_time"]), status.parent))
+                finished.append((float(document["unix_time"]), status_path.parent))
         except (OSError, ValueError, KeyError, TypeError):
-            log.warning("%s: cannot be read; this run is passed over", status)
+            log.warning("%s: cannot be read; skipping this run", status_path)
     if not finished:
         raise UsageError(
-            f"{folder}/: no finished run there; name one with --checkpoint RUN, "
-            "or make one with `udaseg adapt` or `udaseg demo`"
+            f"{folder}/: no finished run found; give one with --checkpoint RUN, "
+            "or train one with `udaseg adapt` or `udaseg demo`"
         )
     return max(finished)[1]
 
 
 def not_an_image(path: Path) -> str | None:
-    """Return why a file of this suffix is not even tried, and what to give instead."""
+    """Return why a file with this suffix is skipped and what to do instead; None if it is read."""
     suffix = path.suffix.lower()
-    for instead, suffixes in _INSTEAD.items():
+    for remedy, suffixes in _INSTEAD.items():
         if suffix in suffixes:
-            return f"{path}: not an image; {instead}"
+            return f"{path}: not an image; {remedy}"
     return None
 
 
 def refuse_conflicts(jobs: Sequence[Job], out: Path) -> None:
-    """Refuse inputs inside `out`, and a mask where another mask needs a folder.
+    """Refuse inputs inside `out`, and masks whose path is also a folder for other masks.
 
     Raises:
         UsageError: Names one such path; nothing was written.
     """
-    # realpath, because Path.resolve raises on a link to itself
+    # realpath: Path.resolve raises for a link to itself
     target = Path(os.path.realpath(out))
     for job in jobs:
         if Path(os.path.realpath(job.image)).is_relative_to(target):
             raise UsageError(
-                f"{printable(str(job.image))}: is an input inside the output folder "
+                f"{printable(str(job.image))}: this input is inside the output folder "
                 f"{printable(str(out))}; choose another --out"
             )
     masks = {mask: job.image for job in jobs for mask in job.outputs}
@@ -80,105 +80,107 @@ def refuse_conflicts(jobs: Sequence[Job], out: Path) -> None:
         for folder in mask.parents:
             if folder in masks:
                 raise UsageError(
-                    f"{printable(str(folder))}: would be the mask of "
-                    f"{printable(str(masks[folder]))} and a folder for that of "
-                    f"{printable(str(image))}; predict them into two --out folders"
+                    f"{printable(str(folder))}: would be both the mask of "
+                    f"{printable(str(masks[folder]))} and a folder for the mask of "
+                    f"{printable(str(image))}; predict them with different --out folders"
                 )
 
 
 def refuse_existing(jobs: Iterable[Job], out: Path) -> None:
-    """Refuse to touch masks that exist.
+    """Refuse to overwrite existing masks.
 
     Raises:
-        UsageError: Says how many there are, and names the ways to go on.
+        UsageError: Gives their number and the options to continue.
     """
     existing = [mask for job in jobs for mask in job.outputs if os.path.lexists(mask)]
     if existing:
         raise UsageError(
-            f"{printable(str(out))}: {len(existing)} of the masks exist, such as "
-            f"{printable(str(existing[0]))}; --resume keeps what is whole and goes on, "
-            "--overwrite makes all anew, --out DIR takes another folder"
+            f"{printable(str(out))}: {len(existing)} of the masks exist already, such as "
+            f"{printable(str(existing[0]))}; use --resume to keep complete masks and continue, "
+            "--overwrite to replace them, or --out DIR for another folder"
         )
 
 
 def refuse_other_network(path: Path, facts: dict[str, Any]) -> None:
-    """Refuse to go on with masks that were made in another way.
+    """Refuse to resume masks that were made with other settings.
 
     Args:
-        path: What the command before wrote of itself; nothing is refused without it.
-        facts: The same of this command.
+        path: Settings file of the previous command; nothing is refused without it.
+        facts: Settings of this command.
 
     Raises:
-        UsageError: Names what differs.
+        UsageError: Names the settings that differ.
     """
-    before = _before(path)
-    if changed := _changed(before, facts):
+    previous = _before(path)
+    if changed := _changed(previous, facts):
         raise UsageError(
-            f"{printable(str(path.parent))}: its masks were made with another {changed}; "
-            "--resume would mix them. Use --overwrite or another --out"
+            f"{printable(str(path.parent))}: its masks were made with a different {changed}; "
+            "--resume would mix both. Use --overwrite or another --out"
         )
-    if before.get(ALSO):
+    if previous.get(ALSO):
         raise UsageError(
-            f"{printable(str(path.parent))}: holds masks of several networks, so nobody knows "
-            "which of them --resume may keep. Use --overwrite or another --out"
+            f"{printable(str(path.parent))}: contains masks of several networks, so --resume "
+            "cannot know which to keep. Use --overwrite or another --out"
         )
 
 
 def others_there(path: Path, facts: dict[str, Any], jobs: Iterable[Job]) -> list[Any]:
-    """Return what made the masks of other images there, if not this command's network, and warn.
+    """Return the settings of other networks whose masks stay in the folder, and warn of them.
 
     Args:
-        path: What the command before wrote of itself; it is about to be replaced.
-        facts: The same of this command.
-        jobs: What it writes; masks of these do not count, as all of them are made anew.
+        path: Settings file of the previous command; the caller replaces it.
+        facts: Settings of this command.
+        jobs: Jobs of this command; their masks do not count, because all of them are replaced.
 
     Raises:
-        UsageError: The file is damaged.
+        UsageError: The settings file is damaged.
     """
-    own = {mask for job in jobs for mask in job.outputs}
+    new_masks = {mask for job in jobs for mask in job.outputs}
     others = (
         file
         for kind in KINDS
         for file in (path.parent / kind).rglob("*")
         if not file.name.startswith(".") and file.is_file()
-        if own.isdisjoint((file, *file.parents))
+        if new_masks.isdisjoint((file, *file.parents))
     )
-    before = _before(path)
-    also = list(before.pop(ALSO, []))
-    changed = _changed(before, facts)
-    if not (changed or also) or (other := next(others, None)) is None:
+    previous = _before(path)
+    earlier_facts = list(previous.pop(ALSO, []))
+    changed = _changed(previous, facts)
+    if not (changed or earlier_facts) or (other := next(others, None)) is None:
         return []
     log.warning(
-        "%s: also holds masks of other images that were made with another %s, such as %s; "
-        "--out DIR takes another folder",
-        *(printable(str(path.parent)), changed or "network", printable(str(other))),
+        "%s: also contains masks of other images that were made with a different %s, such as "
+        "%s; use --out DIR for another folder",
+        printable(str(path.parent)),
+        changed or "network",
+        printable(str(other)),
     )
-    return [*also, before] if changed else also
+    return [*earlier_facts, previous] if changed else earlier_facts
 
 
 def _before(path: Path) -> dict[str, Any]:
-    """Return what the command before wrote of itself, nothing where there was none."""
+    """Return the settings of the previous command; empty if there was none."""
     if not path.exists():
         return {}
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise UsageError(
-            f"{printable(str(path))}: cannot be read ({error}), so nobody knows which network "
-            "made the masks there; remove the file, or take another --out"
+            f"{printable(str(path))}: cannot be read ({error}), so it is unknown which network "
+            "made the masks; remove the file, or use another --out"
         ) from error
 
 
-def _changed(before: dict[str, Any], facts: dict[str, Any]) -> str:
-    """Return in what a command differs from the one before; nothing where there was none."""
-    return ", ".join(key for key, value in facts.items() if before and before.get(key) != value)
+def _changed(previous: dict[str, Any], facts: dict[str, Any]) -> str:
+    """Return the settings that differ from the previous command; empty if there was none."""
+    return ", ".join(key for key, value in facts.items() if previous and previous.get(key) != value)
 
 
 def remove_masks(jobs: Iterable[Job]) -> None:
-    """Remove the masks that are to be made anew.
+    """Remove the masks that will be overwritten.
 
-    Were they replaced one by one instead, an interrupted `--overwrite` would leave masks of the
-    network before, which `--resume` could not tell from those of the new one.
+    Replacing them one by one is not enough: an interrupted `--overwrite` would leave masks of the
+    previous network, which `--resume` could not distinguish from the new ones.
     """
     for job in jobs:
         for kind, mask in job.masks.items():
@@ -191,10 +193,10 @@ def remove_masks(jobs: Iterable[Job]) -> None:
 
 
 def remove_frames(folder: Path) -> None:
-    """Remove a folder of frames; one that holds anything else is left, with that in it.
+    """Remove a folder of frames; any other file in it is kept, and then so is the folder.
 
     Raises:
-        OSError: It is not empty now.
+        OSError: The folder is not empty afterwards.
     """
     for entry in list(folder.iterdir()):
         if _FRAME.fullmatch(entry.name):
@@ -204,14 +206,14 @@ def remove_frames(folder: Path) -> None:
 
 @contextmanager
 def shared(out: Path, jobs: Iterable[Job]) -> Iterator[None]:
-    """Make `out`, and hold it together with other commands that write there now.
+    """Create `out` and hold a shared lock on it.
 
-    The first to come removes what a killed one left under temporary names.
+    The first command there removes temporary files that a killed command left behind.
     """
     out.mkdir(parents=True, exist_ok=True)
     try:
         import fcntl
-    except ImportError:  # Windows has no such lock, and what was left stays
+    except ImportError:  # Windows has no fcntl; leftover files are not removed
         yield
         return
     descriptor = os.open(out, os.O_RDONLY)
@@ -220,9 +222,9 @@ def shared(out: Path, jobs: Iterable[Job]) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             _remove_left_over({out, *(mask.parent for job in jobs for mask in job.outputs)})
         except BlockingIOError:
-            log.info("another command writes to %s too", printable(str(out)))
+            log.info("another command also writes to %s", printable(str(out)))
         except OSError as error:
-            log.debug("%s: this disk has no locks: %s", out, error)
+            log.debug("%s: this file system does not support locks: %s", out, error)
         with suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_SH)
         yield
@@ -245,18 +247,19 @@ def _remove_left_over(folders: Iterable[Path]) -> None:
 
 @contextmanager
 def named_faults(out: Path) -> Iterator[None]:
-    """Turn a failed write below `out` into a sentence.
+    """Convert a failed write below `out` to an error message.
 
     Raises:
-        EnvironmentFault: Full disk, no permission, a file where a folder should be, and the like.
+        EnvironmentFault: Full disk, no permission, a file where a folder should be, and so on.
     """
     try:
         yield
-    except BrokenPipeError:  # the reader of our talk has gone; the masks have no part in it
+    except BrokenPipeError:  # stdout or stderr was closed; not a fault of the masks
         raise
     except OSError as error:
-        where = error.filename2 or error.filename or out
+        path = error.filename2 or error.filename or out
         raise EnvironmentFault(
-            f"{printable(str(where))}: cannot be written: {error.strerror or error}; masks written "
-            "so far are whole. Make room or choose another --out, then go on with --resume"
+            f"{printable(str(path))}: cannot be written: {error.strerror or error}; masks written "
+            "so far are complete. Free disk space or choose another --out, then continue with "
+            "--resume"
         ) from error

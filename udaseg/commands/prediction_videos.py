@@ -1,4 +1,7 @@
-"""The videos of `udaseg predict`: every frame is masked, and all of a video is kept or nothing."""
+"""Predict the videos of `udaseg predict`, frame by frame.
+
+A video is written completely or not at all.
+"""
 
 import contextlib
 import hashlib
@@ -35,19 +38,19 @@ Pixels = NDArray[np.uint8]
 
 
 class _Stopped(Exception):
-    """A signal came in the middle of a video."""
+    """A signal was received during a video."""
 
 
 def predict_videos(
     jobs: Sequence[Job],
-    looker: Looker,
+    predictor: Looker,
     outcome: Outcome,
     stop: StopSignal,
     out: Path,
     *,
     resume: bool,
 ) -> None:
-    """Mask each video; what is bad is noted in `outcome`, and a signal ends it."""
+    """Predict each video until the end or a signal; `outcome` receives results and failures."""
     for job in jobs:
         if stop.number is not None:
             return
@@ -57,7 +60,7 @@ def predict_videos(
             continue
         temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=out))
         try:
-            pixels, frames = _predict_video(job, looker, temporary, stop)
+            pixels, frames = _predict_video(job, predictor, temporary, stop)
         except DataError as error:
             outcome.failed(job.image, str(error))
         except _Stopped:
@@ -72,7 +75,7 @@ def predict_videos(
 
 
 def video_whole(job: Job) -> bool:
-    """Return whether everything that was written of a video is there, to the byte."""
+    """Return whether all outputs of a video exist with their recorded digests."""
     assert job.record is not None
     try:
         written = json.loads(job.record.read_text(encoding="utf-8"))["written"]
@@ -83,75 +86,78 @@ def video_whole(job: Job) -> bool:
 
 def digest_of(output: Path) -> str:
     """Return the SHA-256 of a file, or of the names and contents of a folder's files."""
-    whole = hashlib.sha256()
+    digest = hashlib.sha256()
     for path in sorted(output.iterdir()) if output.is_dir() else [output]:
         with path.open("rb") as file:
-            whole.update(path.name.encode("utf-8", "surrogateescape"))
-            whole.update(hashlib.file_digest(file, "sha256").digest())
-    return whole.hexdigest()
+            digest.update(path.name.encode("utf-8", "surrogateescape"))
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 def _predict_video(
-    job: Job, looker: Looker, temporary: Path, stop: StopSignal
+    job: Job, predictor: Looker, temporary: Path, stop: StopSignal
 ) -> tuple[NDArray[np.int64], int]:
-    """Mask a video under temporary names, then give all of it its names, the record last.
+    """Predict a video under temporary names, then rename its outputs and write the record.
 
     Returns:
-        (256,) new labels, and the number of frames.
+        (256,) newly predicted pixels of each label, and the number of frames.
     """
-    made = {kind: temporary / kind / job.masks[kind].name for kind in job.masks}
+    temporary_paths = {kind: temporary / kind / job.masks[kind].name for kind in job.masks}
     pixels = np.zeros(IGNORE + 1, np.int64)
-    with VideoReader(job.image) as film, contextlib.ExitStack() as stack:
-        progress = _progress(job.image, film.expected, stack)
-        frames = _batches(film, looker.batch)
-        first = next(frames)  # its size is that of all, turned as the file says
-        writer = stack.enter_context(_Film(job, made, film, looker.loaded.classes, pixels))
-        while first:
-            seen = [looker.prepared(job.image, frame) for frame in first]
-            said = looker.look(seen, [film.size] * len(first))
-            for frame, one in zip(first, said, strict=True):
-                writer.write(frame, one)
+    with VideoReader(job.image) as video, contextlib.ExitStack() as stack:
+        progress = _progress(job.image, video.expected, stack)
+        frames = _batches(video, predictor.batch)
+        # the first frame sets the size of all, rotated as the file's metadata says
+        batch = next(frames)
+        writer = stack.enter_context(
+            _Film(job, temporary_paths, video, predictor.loaded.classes, pixels)
+        )
+        while batch:
+            inputs = [predictor.prepared(job.image, frame) for frame in batch]
+            predictions = predictor.look(inputs, [video.size] * len(batch))
+            for frame, prediction in zip(batch, predictions, strict=True):
+                writer.write(frame, prediction)
             if progress is not None:
-                progress.advance(len(first))
+                progress.advance(len(batch))
             if stop.number is not None:
                 raise _Stopped
-            first = next(frames, [])
-    for kind, path in made.items():
+            batch = next(frames, [])
+    for kind, path in temporary_paths.items():
         target = job.masks[kind]
         target.parent.mkdir(parents=True, exist_ok=True)
-        if target.is_dir() and job.in_frames(kind):  # of a run that was killed here
+        if target.is_dir() and job.in_frames(kind):  # left by a command that was killed here
             remove_frames(target)
         path.replace(target)
     assert job.record is not None
-    write_json_atomic(job.record, _record(job, film))
-    log.info("%s: %d frames masked", printable(str(job.image)), film.frames)
-    return pixels, film.frames
+    write_json_atomic(job.record, _record(job, video))
+    log.info("%s: %d frames predicted", printable(str(job.image)), video.frames)
+    return pixels, video.frames
 
 
-def _record(job: Job, film: VideoReader) -> Mapping[str, Any]:
+def _record(job: Job, video: VideoReader) -> Mapping[str, Any]:
     return {
         "video": str(job.image).encode("utf-8", "backslashreplace").decode("utf-8"),
-        "frames": film.frames,
-        "frames_of_its_header": film.expected,
-        "fps": film.fps,
-        "size": list(film.size),
+        "frames": video.frames,
+        "frames_of_its_header": video.expected,
+        "fps": video.fps,
+        "size": list(video.size),
         "written": {kind: digest_of(path) for kind, path in job.masks.items()},
     }
 
 
 def _progress(video: Path, frames: int | None, stack: contextlib.ExitStack) -> WorkProgress | None:
-    """Return the progress of a video's frames; None where nobody knows how many there are."""
+    """Return a progress bar for a video's frames; None if their number is unknown."""
     if frames is None:
         return None
-    what = f"predict {printable(video.name)}"
-    return stack.enter_context(WorkProgress(what, frames, unit="frames"))
+    title = f"predict {printable(video.name)}"
+    return stack.enter_context(WorkProgress(title, frames, unit="frames"))
 
 
-def _batches(film: VideoReader, most: int) -> Iterator[list[Pixels]]:
+def _batches(video: VideoReader, size: int) -> Iterator[list[Pixels]]:
     batch = []
-    for frame in film:
+    for frame in video:
         batch.append(frame)
-        if len(batch) == most:
+        if len(batch) == size:
             yield batch
             batch = []
     if batch:
@@ -160,14 +166,14 @@ def _batches(film: VideoReader, most: int) -> Iterator[list[Pixels]]:
 
 @dataclass
 class _Film:
-    """Context that writes the masks of frames in a thread, a few behind; and counts pixels.
+    """Context that writes the masks of frames in a background thread and counts their pixels.
 
     Attributes:
         job: The video.
         made: Temporary file or folder of each kind.
-        film: Gives size and rate.
-        classes: Whose colours.
-        pixels: (256,) is filled.
+        film: The video reader; gives size and frame rate.
+        classes: Classes with their colours.
+        pixels: (256,) pixel counts, incremented.
     """
 
     job: Job
@@ -203,23 +209,23 @@ class _Film:
             self._thread.shutdown()
             self._open.__exit__(kind, error, trace)
 
-    def write(self, frame: Pixels, said: Kept) -> None:
-        """Write the masks of the next frame soon."""
-        self._waiting.append(self._thread.submit(self._write, self._frames, frame, said))
+    def write(self, frame: Pixels, prediction: Kept) -> None:
+        """Queue the masks of the next frame for writing."""
+        self._waiting.append(self._thread.submit(self._write, self._frames, frame, prediction))
         self._frames += 1
         while len(self._waiting) > _BEHIND:
             self.pixels += self._waiting.popleft().result()
 
-    def _write(self, number: int, frame: Pixels, said: Kept) -> NDArray[np.int64]:
-        single = {
-            kind: folder / f"{number:06d}{file_suffix(kind)}"
+    def _write(self, index: int, frame: Pixels, prediction: Kept) -> NDArray[np.int64]:
+        frame_paths = {
+            kind: folder / f"{index:06d}{file_suffix(kind)}"
             for kind, folder in self.made.items()
             if kind not in self._writers
         }
-        write_masks(single, frame, said, self.classes)
+        write_masks(frame_paths, frame, prediction, self.classes)
         for kind, writer in self._writers.items():
             if kind == "color":
-                writer.write(color_mask(said.labels, self.classes.colors))
+                writer.write(color_mask(prediction.labels, self.classes.colors))
             else:
-                writer.write(blended(frame, said.labels, self.classes))
-        return counted(said.labels)
+                writer.write(blended(frame, prediction.labels, self.classes))
+        return counted(prediction.labels)

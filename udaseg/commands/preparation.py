@@ -1,4 +1,4 @@
-"""`udaseg prepare`: check datasets, index them, and say in one screen what was found."""
+"""`udaseg prepare`: check and index datasets, and print a summary of each."""
 
 import logging
 from collections import Counter
@@ -29,7 +29,7 @@ from udaseg.reporting import WorkProgress
 log = logging.getLogger(__name__)
 
 _SHOWN = 5
-_FEW = 2  # classes of which a label often has but one
+_FEW = 2  # with this many classes, labels with a single class are normal
 
 
 def prepare(
@@ -46,53 +46,58 @@ def prepare(
     cache: tuple[int, int] | None = None,
     cache_format: str = "png",
 ) -> None:
-    """Prepare each dataset and show what it holds; one that is missing does not stop the others.
+    """Prepare each dataset and print its contents; a missing one does not stop the others.
 
     Args:
         names: Built-in names or dataset YAMLs.
-        root: Where data lie and prepared sets go.
-        check_only: Look at everything and write nothing.
-        max_bad: Damaged or unpaired files that may be left out.
-        on_mismatch: exclude, resize or fail, when a label has another size than its image.
-        exclude: Named rules of the datasets whose files are left out.
-        seed: Of toyland.
+        root: Folder of raw data and of prepared datasets.
+        check_only: Check all files without writing.
+        max_bad: Maximum number of damaged or unpaired files that may be skipped.
+        on_mismatch: exclude, resize or fail, if a label and its image differ in size.
+        exclude: Named rules of the datasets; matching files are skipped.
+        seed: Seed of toyland.
         size: (height, width) of toyland's images.
-        workers: Threads that decode; -1 chooses.
-        cache: (height, width) to keep training images at, as the recipe's `resize`.
+        workers: Decoder threads; -1 chooses.
+        cache: (height, width) of the cached training images, like the recipe's `resize`.
         cache_format: png or raw.
 
     Raises:
-        DataError: Something is missing or damaged; all such sets are named.
+        DataError: Datasets are missing or damaged; all of them are named.
     """
     faults, reports = [], []
-    made = check_only
+    toyland_done = check_only
     for name in every_half(names):
         try:
-            if name in ("toyland", "toyland-target") and not made:
-                log.info("making toyland in %s", root / "toyland")
-                with Counted("render toyland") as rendered:
-                    make_toyland(root, seed=seed, size=size, on_progress=rendered)
-                made = True
+            if name in ("toyland", "toyland-target") and not toyland_done:
+                log.info("rendering toyland in %s", root / "toyland")
+                with Counted("render toyland") as progress:
+                    make_toyland(root, seed=seed, size=size, on_progress=progress)
+                toyland_done = True
             rules = {"max_bad": max_bad, "on_mismatch": on_mismatch, "exclude": exclude}
             reports.append(_prepared(name, root, check_only, rules, workers))
         except DataError as error:
             faults.append(str(error))
     console = Console(highlight=False, soft_wrap=False)
     for report in reports:
-        cached = faster = None
+        cache_report = speedup = None
         if cache is not None:
             try:
-                cached = _cached(report.dataset, cache, cache_format, workers)
-                faster = speed_up(report.dataset, cached.cache)
+                cache_report = _cached(report.dataset, cache, cache_format, workers)
+                speedup = speed_up(report.dataset, cache_report.cache)
             except DataError as error:
                 faults.append(str(error))
-        _show(console, report, check_only, None if cached is None else _cache_row(cached, faster))
+        _show(
+            console,
+            report,
+            check_only,
+            None if cache_report is None else _cache_row(cache_report, speedup),
+        )
     if faults:
         raise DataError("\n\n".join(dict.fromkeys(faults)))
 
 
 def every_half(names: Sequence[str]) -> list[str]:
-    """Return each name once, toyland with both its halves."""
+    """Return each name once, with toyland expanded to its two datasets."""
     halves = {"toyland": ["toyland", "toyland-target"]}
     return list(dict.fromkeys(half for name in names for half in halves.get(name, [name])))
 
@@ -100,10 +105,10 @@ def every_half(names: Sequence[str]) -> list[str]:
 def _prepared(
     name: str, root: Path, check_only: bool, rules: dict[str, Any], workers: int
 ) -> PrepareReport:
-    word = printable(Path(name).stem)
+    stem = printable(Path(name).stem)
     with (
-        Counted(f"unpack {word}", "MB") as on_unpack,
-        Counted(f"prepare {word}") as on_progress,
+        Counted(f"unpack {stem}", "MB") as on_unpack,
+        Counted(f"prepare {stem}") as on_progress,
     ):
         return prepare_dataset(
             name,
@@ -121,25 +126,31 @@ def _cached(
 ) -> CacheReport:
     height, width = size
     samples = _all(dataset)
-    squashed = [s for s in samples if not 0.9 < s.width / s.height * height / width < 1.1]
-    if squashed:
-        first = squashed[0]
+    distorted = [s for s in samples if not 0.9 < s.width / s.height * height / width < 1.1]
+    if distorted:
+        first = distorted[0]
         log.warning(
-            "--cache %dx%d (width x height) squashes %d of %d images, such as one of %dx%d",
-            *(width, height, len(squashed), len(samples), first.width, first.height),
+            "--cache %dx%d (width x height) changes the aspect ratio of %d of %d images, such as "
+            "one of %dx%d",
+            width,
+            height,
+            len(distorted),
+            len(samples),
+            first.width,
+            first.height,
         )
     with Counted(f"cache {printable(dataset.name)}") as on_progress:
         return write_cache(
             dataset,
             size,
-            cache_format,  # type: ignore[arg-type]  # the command line checked the word
+            cache_format,  # type: ignore[arg-type]  # the command line checked the value
             workers=workers,
             on_progress=on_progress,
         )
 
 
 class Counted:
-    """A progress display that appears with the first call, when the total is known."""
+    """A progress bar that appears with the first call, when the total is known."""
 
     def __init__(self, what: str, unit: str = "images") -> None:
         self._what, self._unit = what, unit
@@ -154,7 +165,7 @@ class Counted:
         self._stack.close()
 
     def __call__(self, done: int, total: int) -> None:
-        """Show that `done` of `total` are done; with the last one the display ends."""
+        """Show that `done` of `total` are done; the last call closes the bar."""
         if self._over or total == 0:
             return
         if self._progress is None:
@@ -172,7 +183,7 @@ def _show(console: Console, report: PrepareReport, check_only: bool, cache_row: 
     state = "unchanged" if report.unchanged else "checked" if check_only else "prepared"
     title = f"{dataset.name}: {state} in {report.seconds:.1f} s"
     if state == "prepared" and report.read < len(_all(dataset)):
-        title += f", {_images(report.read)} read, the others as before"
+        title += f", {_images(report.read)} read, the others unchanged"
     table = Table(title=Text(title), show_header=False)
     table.title_justify = "left"
     table.add_column(style="bold")
@@ -182,11 +193,15 @@ def _show(console: Console, report: PrepareReport, check_only: bool, cache_row: 
     if dataset.classes is not None:
         for title, text in _class_rows(dataset):
             table.add_row(title, Text(text))
-    held = Counter(sum(map(bool, s.pixels)) for s in _all(dataset) if s.label is not None)
-    if held[0]:
-        table.add_row("empty", Text(f"{_labels(held[0])} no class at all; kept"))
-    if held[1] and dataset.classes is not None and len(dataset.classes) > _FEW:
-        table.add_row("one class", Text(f"{_labels(held[1])} a single class; kept"))
+    labels_by_class_count = Counter(
+        sum(map(bool, s.pixels)) for s in _all(dataset) if s.label is not None
+    )
+    if labels_by_class_count[0]:
+        table.add_row("empty", Text(f"{_labels(labels_by_class_count[0])} no class; kept"))
+    if labels_by_class_count[1] and dataset.classes is not None and len(dataset.classes) > _FEW:
+        table.add_row(
+            "one class", Text(f"{_labels(labels_by_class_count[1])} a single class; kept")
+        )
     for split in report.missing:
         table.add_row(split, Text("no images found"))
     for title, text in _listed_rows(report):
@@ -218,17 +233,17 @@ def _images(number: int) -> str:
 
 
 def _listed_rows(report: PrepareReport) -> Iterator[tuple[str, str]]:
-    """Yield what was left out, and what is odd and was kept; the first of each."""
-    for title, listed in (
-        ("left out, rule", report.excluded),
-        ("left out, bad", report.bad),
-        ("rule, but kept", report.known),
+    """Yield the skipped files, and the unusual files that were kept; the first few of each."""
+    for title, lines in (
+        ("skipped by rule", report.excluded),
+        ("skipped, bad", report.bad),
+        ("matches rule, kept", report.known),
         ("one colour, kept", report.blank),
     ):
-        if listed:
-            shown = "\n".join(printable(line.replace("\n", "\\n")) for line in listed[:_SHOWN])
-            rest = f"\nand {len(listed) - _SHOWN:,} more" if len(listed) > _SHOWN else ""
-            yield title, f"{len(listed):,}:\n{shown}{rest}"
+        if lines:
+            shown = "\n".join(printable(line.replace("\n", "\\n")) for line in lines[:_SHOWN])
+            remainder = f"\nand {len(lines) - _SHOWN:,} more" if len(lines) > _SHOWN else ""
+            yield title, f"{len(lines):,}:\n{shown}{remainder}"
 
 
 def _labels(number: int) -> str:
@@ -239,23 +254,23 @@ def _all(dataset: PreparedDataset) -> list[Sample]:
     return [sample for samples in dataset.splits.values() for sample in samples]
 
 
-def _cache_row(cached: CacheReport, faster: float | None) -> str:
-    height, width = cached.cache.size
-    each = cached.size_bytes / max(1, cached.images) / 1e6
+def _cache_row(report: CacheReport, speedup: float | None) -> str:
+    height, width = report.cache.size
+    mb_per_image = report.size_bytes / max(1, report.images) / 1e6
     row = (
-        f"{cached.images} images of {width}x{height} with their labels as {cached.cache.form}, "
-        f"{cached.size_bytes / 1e6:,.1f} MB ({each:.2f} MB each)"
+        f"{report.images} images of {width}x{height} with their labels as {report.cache.form}, "
+        f"{report.size_bytes / 1e6:,.1f} MB ({mb_per_image:.2f} MB per image)"
     )
-    row += f", {cached.made} made in {cached.seconds:.1f} s" if cached.made else ", unchanged"
-    if faster is not None:
-        row += f", read {faster:.1f} times as fast as the files"
-    if cached.cache.left_out:
-        row += f"; {len(cached.cache.left_out)} with an EXIF turn are read from their own files"
-    return f"{row}; training with resize [{height}, {width}] reads it"
+    row += f", {report.made} written in {report.seconds:.1f} s" if report.made else ", unchanged"
+    if speedup is not None:
+        row += f", read {speedup:.1f} times as fast as the original files"
+    if report.cache.left_out:
+        row += f"; {len(report.cache.left_out)} with an EXIF rotation are read from the originals"
+    return f"{row}; used by training with resize [{height}, {width}]"
 
 
 def _next(report: PrepareReport) -> str:
-    """Return the command that uses the set: as a source where training labels are there."""
+    """Return the command that uses the dataset: as source if it has training labels."""
     name = report.dataset.name
     if report.dataset.classes is None or "train" in report.unlabelled:
         return f"udaseg adapt --source DATA --target {name}"
@@ -263,7 +278,7 @@ def _next(report: PrepareReport) -> str:
 
 
 def _class_rows(dataset: PreparedDataset) -> list[tuple[str, str]]:
-    """Return the shares of all classes over the labelled splits, and those that never occur."""
+    """Return the pixel shares of all classes over the labelled splits, and unused classes."""
     assert dataset.classes is not None
     names = dataset.classes.names
     counts = [sample.pixels for sample in _all(dataset) if sample.pixels]
@@ -273,7 +288,7 @@ def _class_rows(dataset: PreparedDataset) -> list[tuple[str, str]]:
     shares = 100 * table.sum(0) / max(1, int(table.sum()))
     order = np.argsort(-shares)
     rows = [("classes", ", ".join(f"{names[i]} {shares[i]:.2f} %" for i in order if shares[i] > 0))]
-    never = [names[i] for i in order if shares[i] == 0]
-    if never:
-        rows.append(("never seen", ", ".join(never)))
+    unused = [names[i] for i in order if shares[i] == 0]
+    if unused:
+        rows.append(("never seen", ", ".join(unused)))
     return rows

@@ -1,4 +1,4 @@
-"""Previews: what the networks say of the same few images while a run trains, as pictures."""
+"""Draw what the networks predict for the same few images while a run trains."""
 
 import logging
 import math
@@ -33,48 +33,48 @@ Pixels = NDArray[np.uint8]
 
 FOLDER = "previews"
 DEVICE_FAULTS = (RuntimeError, MemoryError)
-"""What a device that is full or broken raises."""
+"""Exceptions that a full or broken device raises."""
 _MOST = 20
 _IMAGES = 2
 _COLUMN_PX = 320
 
 
 class Previews:
-    """Pictures of a run: image, label, confidence, prediction in a row, and a legend.
+    """Pictures of a run: image, label, confidence and prediction in a row, and a legend.
 
-    The label is the teacher's where there is one, else what the leg learns from: stored
-    pseudo-labels, or on the source the truth. The target's truth is never opened. Drawing changes
-    nothing that a step hangs on.
+    The label is the teacher's if there is one, else the label that the stage trains on: stored
+    pseudo-labels, or the truth on the source. The target's truth is never read. Drawing does not
+    change the state of the training.
 
     Args:
-        recipe: Of the run.
-        made: What trains.
-        classes: Outputs of the network.
-        folder: Of the run.
+        recipe: Recipe of the run.
+        setup: Training setup.
+        classes: Classes of the network.
+        folder: Run folder.
     """
 
-    def __init__(self, recipe: Recipe, made: Fit, classes: ClassSpace, folder: Path) -> None:
-        self._made, self._classes, self._folder = made, classes, folder / FOLDER
-        self._steps, wanted = recipe.steps, recipe.machine.preview_every
-        self._every = max(wanted, math.ceil(recipe.steps / _MOST)) if wanted else 0
-        crops = made.batches.target or made.batches.source
+    def __init__(self, recipe: Recipe, setup: Fit, classes: ClassSpace, folder: Path) -> None:
+        self._made, self._classes, self._folder = setup, classes, folder / FOLDER
+        self._steps, interval = recipe.steps, recipe.machine.preview_every
+        self._every = max(interval, math.ceil(recipe.steps / _MOST)) if interval else 0
+        crops = setup.batches.target or setup.batches.source
         assert crops is not None
         self._crops = crops
-        batches = made.batches
+        batches = setup.batches
         images = (batches.batch_source if batches.source else 0) + (
             batches.batch_target if batches.target else 0
         )
-        # fewer pixels than a training step has, so that what fits there fits here
+        # fewer pixels than a training step, so a preview fits in memory if a step does
         self._most_px = images * crops.crop[0] * crops.crop[1]
 
     def due(self, done: int) -> bool:
-        """Return whether there is a picture of the state after `done` steps."""
+        """Return whether a picture is drawn after `done` steps."""
         return bool(self._every) and (done % self._every == 0 or done == self._steps)
 
     def draw(self, done: int) -> Pixels | None:
-        """Write and return the picture after `done` steps; None, and a warning, if it fails.
+        """Write and return the picture after `done` steps; None and a warning if it fails.
 
-        A picture is not worth a run: whatever goes wrong ends the previews and nothing else.
+        A failure only disables the previews; the run continues.
         """
         path = self._folder / f"step-{done:06d}.png"
         try:
@@ -88,17 +88,17 @@ class Previews:
 
     def _sheet(self) -> Pixels:
         samples = self._crops.samples
-        chosen = [samples[place] for place in evenly_spaced(len(samples), _IMAGES)]
+        selected = [samples[index] for index in evenly_spaced(len(samples), _IMAGES)]
         student = self._made.objective.student
         was_training = student.training
         student.eval()
         try:
-            rows = [self._row(sample) for sample in chosen]
+            rows = [self._row(sample) for sample in selected]
         finally:
             student.train(was_training)
         sheet = side_by_side(rows, self._titles())
-        names = legend(self._classes.names, self._classes.colors, sheet.shape[1])
-        return np.concatenate([sheet, names])
+        legend_image = legend(self._classes.names, self._classes.colors, sheet.shape[1])
+        return np.concatenate([sheet, legend_image])
 
     def _titles(self) -> list[str]:
         if self._teacher is not None:
@@ -118,21 +118,21 @@ class Previews:
         image, truth = self._crops.read(sample)
         image = _at_most(image, self._most_px)
         size = (image.shape[0], image.shape[1])
-        shown = (round(size[0] * _COLUMN_PX / size[1]), _COLUMN_PX)
+        column_size = (round(size[0] * _COLUMN_PX / size[1]), _COLUMN_PX)
         colors = self._classes.colors
-        prediction, sure = self._look(self._made.objective.student, image)
+        prediction, confidence = self._look(self._made.objective.student, image)
         label = self._label(self._crops, sample, truth)
         if self._teacher is not None:
-            # as it labels in training, by the batch's statistics where it does so there
-            label, sure = self._look(self._teacher, image)
-        grey = np.repeat(confidence_picture(sure)[..., None], 3, 2)
-        row = [resize_image(image, shown)]
+            # in its training mode: it labels with batch statistics if it does so in training
+            label, confidence = self._look(self._teacher, image)
+        gray = np.repeat(confidence_picture(confidence)[..., None], 3, 2)
+        row = [resize_image(image, column_size)]
         if label is not None:
-            row.append(color_mask(resize_labels(label, shown), colors))
+            row.append(color_mask(resize_labels(label, column_size), colors))
         return [
             *row,
-            resize_image(grey, shown),
-            color_mask(resize_labels(prediction, shown), colors),
+            resize_image(gray, column_size),
+            color_mask(resize_labels(prediction, column_size), colors),
         ]
 
     @staticmethod
@@ -148,15 +148,15 @@ class Previews:
         tensor = torch.from_numpy(image).to(self._made.device).permute(2, 0, 1)[None].float() / 255
         size = (image.shape[0], image.shape[1])
         logits = network(tensor).logits[0].float()
-        labels, sure = labels_from_logits(logits, size, confidence=True)
-        assert sure is not None
-        return labels, sure
+        labels, confidence = labels_from_logits(logits, size, confidence=True)
+        assert confidence is not None
+        return labels, confidence
 
 
 def _at_most(image: Pixels, pixels: int) -> Pixels:
-    """Return an image of at most so many pixels, in its own shape."""
+    """Return an image of at most `pixels` pixels, with the same aspect ratio."""
     height, width = image.shape[:2]
-    factor = math.sqrt(pixels / (height * width))
-    if factor >= 1:
+    scale = math.sqrt(pixels / (height * width))
+    if scale >= 1:
         return image
-    return resize_image(image, (max(1, int(height * factor)), max(1, int(width * factor))))
+    return resize_image(image, (max(1, int(height * scale)), max(1, int(width * scale))))

@@ -1,4 +1,4 @@
-"""What a run writes down while it trains: metrics, pictures, checkpoints, scores for people."""
+"""Record a run while it trains: metrics, previews, checkpoints and scores."""
 
 import logging
 import math
@@ -38,25 +38,25 @@ log = logging.getLogger(__name__)
 
 
 class Recorder:
-    """What is written down while a run trains.
+    """Write the metrics, previews, checkpoints and scores of a run.
 
     Args:
-        recipe: Of the run.
-        leg: The part of it that trains.
-        made: What trains.
-        classes: Outputs of the network.
-        validation: Labelled images to score, for people to read; None scores nothing.
-        folder: Of the run.
-        digests: Of files that were made for this leg; a checkpoint keeps them.
-        status: Of the run; incidents are counted there.
-        keeper: Keeps the best checkpoint; None keeps the newest alone.
+        recipe: Recipe of the run.
+        stage: The stage that is trained.
+        setup: Training setup of the stage.
+        classes: Classes of the network.
+        validation: Labelled images to score, for reporting only; None scores nothing.
+        folder: Run folder.
+        digests: Digests of files that were made for this stage; stored in each checkpoint.
+        status: Status of the run; incidents are counted there.
+        keeper: Keeps the best checkpoint; None keeps only the newest ones.
     """
 
     def __init__(
         self,
         recipe: Recipe,
-        leg: Leg,
-        made: Fit,
+        stage: Leg,
+        setup: Fit,
         classes: ClassSpace,
         validation: PreparedDataset | None,
         folder: Path,
@@ -64,31 +64,31 @@ class Recorder:
         status: RunStatus,
         keeper: Keeper | None = None,
     ) -> None:
-        self.recipe, self.leg, self.made, self.classes = recipe, leg, made, classes
+        self.recipe, self.leg, self.made, self.classes = recipe, stage, setup, classes
         self.digests = digests
         self.validation, self.folder = validation, folder
-        # all processes of a group compute the same; the first writes it down
+        # all ranks compute the same values; rank 0 writes them
         self.writes = rank() == 0
-        board = self.writes and wants_board(recipe.machine.tensorboard)
-        self.metrics = Numbers(folder, board=board)
-        self.previews, self.keeper = Previews(recipe, made, classes, folder), keeper
+        tensorboard = self.writes and wants_board(recipe.machine.tensorboard)
+        self.metrics = Numbers(folder, board=tensorboard)
+        self.previews, self.keeper = Previews(recipe, setup, classes, folder), keeper
         self.progress: TrainingProgress | None = None
         self.saved = -1
         self.status = status
         self.guard = Guard(
-            made, counts=status.counts, on_drop=self.on_drop, on_return=self.on_return
+            setup, counts=status.counts, on_drop=self.on_drop, on_return=self.on_return
         )
-        self.watch = CollapseWatch(classes.names, leg.begin)
+        self.watch = CollapseWatch(classes.names, stage.begin)
         self._dropped: Dropped | None = None
         self._shares: dict[str, float] = {}
-        batches = made.batches
+        batches = setup.batches
         self.images = (0 if batches.source is None else batches.batch_source) + (
             0 if batches.target is None else batches.batch_target
         )
-        self.cost = Cost(folder, made.device, self.images * world_size())
+        self.cost = Cost(folder, setup.device, self.images * world_size())
 
     def begin_from(self, done: int) -> None:
-        """Forget what was written of steps after `done`; they are made, or made again."""
+        """Delete the records of steps after `done`; these steps are run, or run again."""
         if self.writes:
             self.metrics.begin_from(done)
         self.watch = CollapseWatch(self.classes.names, done)
@@ -96,17 +96,17 @@ class Recorder:
         self._compare(done)
 
     def on_return(self, done: int) -> None:
-        """Forget the steps since `done`: a state was not finite, and they are made again."""
+        """Delete the records of steps after `done`: a state was not finite, they are run again."""
         self.begin_from(done)
         self.status.running(step=done)
 
     def on_drop(self, dropped: Dropped) -> None:
-        """Note a step that was not finite; its line is written whatever its number."""
+        """Note a step with non-finite values; it is logged whatever `log_every` is."""
         self._dropped = dropped
         self.status.running(step=dropped.step)
 
     def on_step(self, done: int, report: LossReport) -> None:
-        """Log, draw, score and save as often as the recipe says."""
+        """Log, draw, score and save at the intervals of the recipe."""
         self.cost.step()
         machine, last = self.recipe.machine, done == self.recipe.steps
         losses: dict[str, float] | None = None
@@ -125,15 +125,15 @@ class Recorder:
                 event["alarms"] = {alarm.kind: alarm.text for alarm in alarms}
             if self._shares:
                 event["pseudo_labels"], self._shares = self._shares, {}
-        every = machine.validate_every
-        if self.validation is not None and every and done % every == 0 and not last:
+        interval = machine.validate_every
+        if self.validation is not None and interval and done % interval == 0 and not last:
             event["oracle_miou"] = self.scored().mean_iou()
         if event:
             self._write(done, event)
         self._draw(done)
         if self.progress is not None:
-            shown = None if losses is None else _finite(losses)
-            self.progress.step(done, shown, images=self.images * world_size())
+            finite_losses = None if losses is None else _finite(losses)
+            self.progress.step(done, finite_losses, images=self.images * world_size())
         if machine.stop_on_collapse and (collapsed := [a.text for a in alarms if a.collapse]):
             raise DivergedError(f"step {done}: {collapsed[0]} (machine.stop_on_collapse)")
         if machine.checkpoint_every and done % machine.checkpoint_every == 0:
@@ -142,7 +142,7 @@ class Recorder:
     def _draw(self, done: int) -> None:
         if not self.writes or not self.previews.due(done):
             return
-        # a teacher that normalises by the batch would wait for the other ranks' images
+        # a teacher with synchronised batch norm would wait for the images of the other ranks
         with alone():
             sheet = self.previews.draw(done)
         if sheet is not None:
@@ -154,7 +154,7 @@ class Recorder:
             self.metrics.write(done, {**stage, **event})
 
     def _alarms(self, done: int) -> list[Alarm]:
-        """Return what is to be told after `done` steps, told and counted."""
+        """Log, count and return the alarms after `done` steps."""
         alarms = self.watch.look(done)
         self._shares = self.watch.shares
         for alarm in alarms:
@@ -165,25 +165,28 @@ class Recorder:
         return alarms
 
     def last_words(self, error: DivergedError) -> DivergedError:
-        """Return the error with the checkpoint that stands; where memory ran out, it is made."""
-        ran_out = isinstance(error, RanOut) and world_size() == 1
-        if isinstance(error, RanOut) and ran_out:  # of several ranks the others are in mid-step
+        """Return the error with the last checkpoint added; save one if memory ran out."""
+        out_of_memory = isinstance(error, RanOut) and world_size() == 1
+        # with several ranks the others are in the middle of a step
+        if isinstance(error, RanOut) and out_of_memory:
             self.checkpoint(error.done)
-        stands = newest(self.folder / "checkpoints")
-        if stands is None:
+        last = newest(self.folder / "checkpoints")
+        if last is None:
             return DivergedError(f"{error}\nno checkpoint was written yet")
-        text = f"{error}\nthe last good checkpoint is {stands.path}, step {stands.step}"
-        if ran_out:
-            text += f"; go on with --resume {self.folder} --fit, or on a machine with more memory"
+        text = f"{error}\nthe last good checkpoint is {last.path}, step {last.step}"
+        if out_of_memory:
+            text += (
+                f"; continue with --resume {self.folder} --fit, or on a machine with more memory"
+            )
         return DivergedError(text)
 
     def checkpoint(self, done: int, *, again: bool = False) -> None:
-        """Save the state after `done` steps, unless it is saved already or changed since."""
+        """Save the state after `done` steps, unless saved before; `again` saves it anyway."""
         if done == self.saved and not again:
             return
         self._refuse_not_finite(done)
         if done == self.leg.end and self.leg.name is not None:
-            # the next stage starts from this one, so it is kept, and it is written first
+            # the next stage starts from this checkpoint, so it is kept and written first
             self._save(end_of(self.folder, self.leg), done)
         self._save(self.folder / "checkpoints", done)
         self.saved = done
@@ -192,10 +195,10 @@ class Recorder:
         self._compare(done, again=again)
 
     def _compare(self, done: int, *, again: bool = False) -> None:
-        """Keep the checkpoint of `done` steps if it is the best so far, where that was asked for.
+        """Keep the checkpoint of `done` steps if it is the best so far and a criterion is set.
 
-        Asked again after a resume: a kill may have come between writing and comparing. A device
-        that is too full for it ends the comparing and nothing else.
+        Called again after a resume, because a kill may have come between writing and comparing. If
+        the device is too full, only the comparison is disabled.
         """
         path = self.folder / "checkpoints" / f"step-{done:06d}.pt"
         if self.keeper is None or self.keeper.gave_up or not self.writes:
@@ -206,14 +209,14 @@ class Recorder:
             with alone():
                 value = self.keeper.look(self.made, path, done)
         except DEVICE_FAULTS as error:
-            said = str(error).strip().partition("\n")[0] or type(error).__name__
-            log.warning("%s: no more checkpoints are compared in this run (%s)", path, said)
+            message = str(error).strip().partition("\n")[0] or type(error).__name__
+            log.warning("%s: no further checkpoints are compared in this run (%s)", path, message)
             self.keeper.gave_up = True
             return
         self._write(done, {"select": {self.keeper.criterion: value}})
 
     def _save(self, folder: Path, done: int) -> None:
-        def written() -> None:
+        def write() -> None:
             save(
                 folder,
                 step=done,
@@ -225,19 +228,19 @@ class Recorder:
                 keep=self.recipe.machine.keep_checkpoints,
             )
 
-        by_first_rank(written)
+        by_first_rank(write)
 
     def _refuse_not_finite(self, done: int) -> None:
-        """Keep a state that is not finite from taking the place of a good checkpoint."""
-        weights = [part.detach() for part in self.made.objective.student.parameters()]
+        """Raise if the weights are not finite, so that no bad state replaces a good checkpoint."""
+        weights = [parameter.detach() for parameter in self.made.objective.student.parameters()]
         if not math.isfinite(float(get_total_norm(weights))):
             raise DivergedError(
                 f"step {done}: the weights are not finite, so nothing was saved; the last "
-                "checkpoint stands. Lower optimizer.lr, or set optimizer.clip_norm"
+                "checkpoint is unchanged. Lower optimizer.lr, or set optimizer.clip_norm"
             )
 
     def scored(self, *, show_it: bool = False) -> ConfusionMatrix:
-        """Score the student on labelled target images, which chooses nothing.
+        """Score the student on labelled target images; the result is never used for selection.
 
         Args:
             show_it: Also print the table and write it into the run.
@@ -247,26 +250,29 @@ class Recorder:
         was_training = student.training
         student.eval()
         matrix = score(
-            *(student, self.classes, self.validation, spec.split),
+            student,
+            self.classes,
+            self.validation,
+            spec.split,
             resize=spec.resize,
             device=self.made.device,
         )
         student.train(was_training)
         if show_it and self.writes:
             weights = f"student at step {self.recipe.steps}"
-            look = {"weights": weights, "input": shown_size(spec.resize)}
-            scores = summarise(matrix, self.classes, self.validation, spec.split, look)
+            options = {"weights": weights, "input": shown_size(spec.resize)}
+            scores = summarise(matrix, self.classes, self.validation, spec.split, options)
             write_scores(self.folder / "eval" / f"{self.validation.name}-{spec.split}", scores)
             show(scores, "table")
         return matrix
 
 
 def _floats(report: LossReport) -> dict[str, float]:
-    """Read a report's scalars, the means over ranks; this waits for the device."""
+    """Return the scalars of a report as means over ranks; this waits for the device."""
     values = {"total": report.total, **report.parts, **report.figures}
     return {name: float(mean_over_ranks(value.detach())) for name, value in values.items()}
 
 
 def _finite(values: Mapping[str, float]) -> dict[str, float]:
-    """Return the values that can be shown."""
+    """Return the finite values."""
     return {name: value for name, value in values.items() if math.isfinite(value)}

@@ -1,4 +1,4 @@
-"""`udaseg report`: one self-contained HTML page about a run, or comparing runs."""
+"""`udaseg report`: one self-contained HTML page about a run, or a comparison of runs."""
 
 import logging
 import time
@@ -30,42 +30,45 @@ def report(
     device: str,
     root: Path,
 ) -> None:
-    """Write a page about runs: what was run, scores, pictures, confidence, curves, cost.
+    """Write a page about runs: settings, scores, images, confidence, curves and cost.
 
-    What cannot be had (a checkpoint, images, scores) is named on the page; the rest is shown.
+    The page lists what is not available (a checkpoint, images, scores) and shows everything else.
 
     Args:
         runs: Run folders, one column each.
-        baseline: A run that the others are compared with; its column is the first.
-        out: The file; None is `report.html` in the first run.
-        images: Images to show; 0 runs no network.
-        scan: Most images to look at.
-        device: Where to compute.
-        root: Where prepared data lie.
+        baseline: Run that the others are compared with; its column is the first.
+        out: Output file; None is `report.html` in the first run.
+        images: Number of images to show; 0 runs no network.
+        scan: Maximum number of images to evaluate.
+        device: Device to compute on.
+        root: Folder of the prepared data.
 
     Raises:
-        UsageError: A run is no run folder.
+        UsageError: A path is not a run folder.
     """
     folders = _unique([*([] if baseline is None else [baseline]), *runs])
     columns = dict(zip(_names(folders), folders, strict=True))
-    compared = _compared(folders)
+    evaluations = _compared(folders)
     contents = [
-        read_run(folder, name, scored)
-        for (name, folder), scored in zip(columns.items(), compared, strict=True)
+        read_run(folder, name, evaluation)
+        for (name, folder), evaluation in zip(columns.items(), evaluations, strict=True)
     ]
     warnings: list[str] = []
     loaded = _load(columns, device, warnings)
-    looked = _look(loaded, images, scan, root, warnings) if images and loaded else Looked()
+    pictures = _look(loaded, images, scan, root, warnings) if images and loaded else Looked()
     colors: dict[str, tuple[int, int, int]] = {}
     for run in loaded.values():
         colors = dict(zip(run.classes.names, run.classes.colors, strict=True)) | colors
     page = PageContent(
         title=" and ".join(columns) if len(columns) < 3 else f"{len(columns)} runs",
-        runs=[replace(each, reliability=looked.reliability.get(each.name)) for each in contents],
+        runs=[
+            replace(content, reliability=pictures.reliability.get(content.name))
+            for content in contents
+        ],
         baseline=baseline is not None and len(columns) > 1,
         colors=colors,
-        shots=looked.shots,
-        looked=looked.words,
+        shots=pictures.shots,
+        looked=pictures.words,
         warnings=warnings,
         made=f"Written {time.strftime('%Y-%m-%d %H:%M %z')} by udaseg {__version__}.",
     )
@@ -77,19 +80,21 @@ def report(
 
 
 def _unique(folders: Sequence[Path]) -> list[Path]:
-    """Return the run folders, each once.
+    """Return the run folders without duplicates.
 
     Raises:
-        UsageError: One is no folder.
+        UsageError: A path is not a folder.
     """
     for folder in folders:
         if not folder.is_dir():
-            raise UsageError(f"{folder}: no such run folder; a report is of runs, not checkpoints")
+            raise UsageError(
+                f"{folder}: is not a run folder; a report takes run folders, not checkpoints"
+            )
     return list({folder.resolve(): folder for folder in folders}.values())
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
-    """Return a name for each folder: its own, or with its parents where names repeat."""
+    """Return a name for each folder: its own, with parent folders if names repeat."""
     paths = [folder.resolve() for folder in folders]
     for depth in range(1, max(len(path.parts) for path in paths)):
         names = ["/".join(path.parts[-depth:]) for path in paths]
@@ -99,25 +104,25 @@ def _names(folders: Sequence[Path]) -> list[str]:
 
 
 def _compared(folders: Sequence[Path]) -> list[str | None]:
-    """Return which evaluation of each run is shown: the newest that all have, or each's newest."""
-    found = [list(score_files(folder)) for folder in folders]
-    for name in found[-1]:
-        if all(name in names for names in found):
+    """Return the evaluation to show of each run: the newest common one, or each run's newest."""
+    evaluations = [list(score_files(folder)) for folder in folders]
+    for name in evaluations[-1]:
+        if all(name in names for names in evaluations):
             return [name] * len(folders)
-    return [names[0] if names else None for names in found]
+    return [names[0] if names else None for names in evaluations]
 
 
 def _load(
     columns: Mapping[str, Path], device: str, warnings: list[str]
 ) -> dict[str, build.LoadedRun]:
-    """Return the networks of the runs that have a readable checkpoint."""
+    """Return the networks of the runs with a readable checkpoint."""
     loaded = {}
     for name, folder in columns.items():
         try:
             loaded[name] = build.load_run(folder, device=device)
         except UdasegError as error:
             log.warning("%s", error)
-            warnings.append(f"{name} has no pictures: {error}")
+            warnings.append(f"no images of {name}: {error}")
     return loaded
 
 
@@ -128,13 +133,13 @@ def _look(
     root: Path,
     warnings: list[str],
 ) -> Looked:
-    """Look at the last run's validation images, or at its unlabelled target without any."""
+    """Predict the last run's validation images, or its unlabelled target without any."""
     try:
         dataset, split = _images(list(loaded.values())[-1].recipe, root)
         return look(loaded, dataset, split, show=images, scan=max(scan, images))
     except DataError as error:
         log.warning("%s", error)
-        warnings.append(f"no pictures: {error}")
+        warnings.append(f"no images: {error}")
         return Looked()
 
 

@@ -1,4 +1,4 @@
-"""Going on with a run: its newest checkpoint, and what must be as it was before."""
+"""Resume a run: find its newest checkpoint, and refuse a recipe that changes the results."""
 
 import logging
 from dataclasses import replace
@@ -15,12 +15,13 @@ log = logging.getLogger(__name__)
 
 
 def checkpoint_of(folder: Path, recipe: Recipe) -> Checkpoint | None:
-    """Return the newest checkpoint of a run to continue; None when there is none yet.
+    """Return the newest checkpoint of a run to resume; None if there is none yet.
 
     Raises:
-        RecipeError: The numbers are others than before, or a step has another number of images.
+        RecipeError: A setting that changes the results, or the batch size over all processes,
+            differs.
         EnvironmentFault: The processes do not see the same folder.
-        CheckpointError: There are checkpoints, and all of them are damaged.
+        CheckpointError: There are checkpoints, but all of them are damaged.
     """
     before, processes = load(folder / "recipe.yaml"), run_folder.processes_of(folder)
     _refuse_other_numbers(folder / "recipe.yaml", (before, processes), recipe)
@@ -28,25 +29,26 @@ def checkpoint_of(folder: Path, recipe: Recipe) -> Checkpoint | None:
     steps = gathered(None if checkpoint is None else checkpoint.step)
     if len(set(steps)) > 1:
         raise EnvironmentFault(
-            f"{folder}: the processes find checkpoints of the steps {steps}; put the run folder "
-            "on a file system that all hosts share"
+            f"{folder}: the processes see checkpoints of different steps, {steps}; put the run "
+            "folder on a file system that all hosts share"
         )
-    if checkpoint is None and (damaged := manifests(folder / "checkpoints")):
-        named = ", ".join(path.with_suffix(".pt").name for path in damaged)
+    if checkpoint is None and (unreadable := manifests(folder / "checkpoints")):
+        names = ", ".join(path.with_suffix(".pt").name for path in unreadable)
         raise CheckpointError(
-            f"{folder / 'checkpoints'}: none of the checkpoints can be read ({named}); put whole "
-            "copies in their place, or remove the folder to train again from step 0 with --resume"
+            f"{folder / 'checkpoints'}: none of the checkpoints can be read ({names}); replace "
+            "them by intact copies, or remove the folder to train again from step 0 with --resume"
         )
     if checkpoint is not None:
-        then = from_dict(checkpoint.recipe)
-        _refuse_other_numbers(checkpoint.path, (then, checkpoint.processes), recipe)
+        stored_recipe = from_dict(checkpoint.recipe)
+        _refuse_other_numbers(checkpoint.path, (stored_recipe, checkpoint.processes), recipe)
     if rank() == 0:
         take_over_parts(folder, before, recipe)
         if processes != world_size():
             log.warning(
-                "the run goes on with %d processes, before with %d: the same images in each step, "
-                "but the numbers differ by rounding",
-                *(world_size(), processes),
+                "the run continues with %d processes instead of %d: each step uses the same "
+                "images, but the results differ by rounding",
+                world_size(),
+                processes,
             )
             run_folder.rewrite_recipe(folder, recipe)
             run_folder.rewrite_environment(folder)
@@ -55,19 +57,19 @@ def checkpoint_of(folder: Path, recipe: Recipe) -> Checkpoint | None:
     return checkpoint
 
 
-def _refuse_other_numbers(where: Path, before: tuple[Recipe, int], now: Recipe) -> None:
-    """Refuse to continue with a recipe that differs in anything but the machine.
+def _refuse_other_numbers(path: Path, before: tuple[Recipe, int], now: Recipe) -> None:
+    """Refuse to resume with a recipe that differs in more than `machine`.
 
     Args:
-        where: What says how it was.
-        before: The recipe and the number of processes then.
-        now: The recipe now.
+        path: File that holds the previous recipe.
+        before: The previous recipe and number of processes.
+        now: The recipe of this call.
     """
     processes = before[1]
     changed = _differences(numbers_with(*before), numbers_with(now, world_size()), "")
     if not changed:
         return
-    text = f"{where}: --resume continues with the same numbers, but " + "; ".join(changed)
+    text = f"{path}: --resume needs the same settings, but " + "; ".join(changed)
     if processes != world_size():
         raise RecipeError(
             f"{text}, counting the images of all processes ({processes} before, {world_size()} "
@@ -78,26 +80,26 @@ def _refuse_other_numbers(where: Path, before: tuple[Recipe, int], now: Recipe) 
 
 
 def numbers_with(recipe: Recipe, processes: int) -> dict[str, object]:
-    """Return what changes the numbers of a run, with the images of all processes."""
+    """Return the settings that change a run's results, with batch sizes over all processes."""
     batch = BatchSize(recipe.batch.source * processes, recipe.batch.target * processes)
     method = recipe.method
     if isinstance(method, Staged):
         stages = tuple(
             stage
-            if (own := stage.target) is None
-            else replace(stage, target=replace(own, batch=own.batch * processes))
+            if (stage_target := stage.target) is None
+            else replace(stage, target=replace(stage_target, batch=stage_target.batch * processes))
             for stage in method.stages
         )
         method = replace(method, stages=stages)
     return numbers_of(replace(recipe, batch=batch, method=method))
 
 
-def _differences(before: object, now: object, where: str) -> list[str]:
+def _differences(before: object, now: object, prefix: str) -> list[str]:
     if isinstance(before, dict) and isinstance(now, dict):
         keys = sorted({*before, *now})
-        found = []
+        differences = []
         for key in keys:
-            inner = f"{where}.{key}" if where else str(key)
-            found += _differences(before.get(key), now.get(key), inner)
-        return found
-    return [] if before == now else [f"{where} was {before} and is now {now}"]
+            full_key = f"{prefix}.{key}" if prefix else str(key)
+            differences += _differences(before.get(key), now.get(key), full_key)
+        return differences
+    return [] if before == now else [f"{prefix} was {before} and is now {now}"]

@@ -1,4 +1,4 @@
-"""What a user can do when a step does not fit in memory, and what `--fit` does about it."""
+"""Handle steps that do not fit in memory: micro-batches with `--fit`, advice without."""
 
 import logging
 import math
@@ -14,84 +14,89 @@ log = logging.getLogger(__name__)
 
 
 def in_smaller_parts(
-    recipe: Recipe, made: Fit, folder: Path, told: str, *, wanted: bool
+    recipe: Recipe, setup: Fit, folder: Path, message: str, *, wanted: bool
 ) -> tuple[Recipe, Fit]:
-    """Return recipe and run with each step in more parts; the run's `recipe.yaml` says so too.
+    """Return recipe and setup with more micro-batches per step; `recipe.yaml` is updated.
 
     Args:
-        recipe: Of the run.
-        made: What does not fit.
-        folder: Of the run.
-        told: What the device said.
+        recipe: Recipe of the run.
+        setup: Training setup that does not fit.
+        folder: Run folder.
+        message: Error message of the device.
         wanted: `--fit` was given.
 
     Raises:
-        EnvironmentFault: It was not, or a part is down to what cannot be divided; with advice.
+        EnvironmentFault: With advice: `--fit` was not given, or the batch cannot be split further.
     """
-    parts = _next_parts(recipe, made)
+    parts = _next_parts(recipe, setup)
     if not wanted or parts is None:
-        raise EnvironmentFault(advice(recipe, made, told, fit_given=wanted))
+        raise EnvironmentFault(advice(recipe, setup, message, fit_given=wanted))
     free()
     log.warning(
-        "a step of %d + %d images does not fit in memory (%s); trying it in %d parts of %d + %d. "
-        "Batch norm sees one part at a time, so the numbers are others than without --fit",
-        *(recipe.batch.source, recipe.batch.target, told, parts),
-        *(recipe.batch.source // parts, recipe.batch.target // parts),
+        "a step of %d + %d images does not fit in memory (%s); trying %d micro-batches of %d + %d. "
+        "Batch norm sees one micro-batch at a time, so results differ from those without --fit",
+        recipe.batch.source,
+        recipe.batch.target,
+        message,
+        parts,
+        recipe.batch.source // parts,
+        recipe.batch.target // parts,
     )
     recipe = replace(recipe, machine=replace(recipe.machine, micro_batches=parts))
     rewrite_recipe(folder, recipe)
-    return recipe, replace(made, micro_batches=parts)
+    return recipe, replace(setup, micro_batches=parts)
 
 
 def take_over_parts(folder: Path, before: Recipe, now: Recipe) -> None:
-    """Let a resumed run go on with another number of parts, and say what that means."""
+    """Update the recipe of a resumed run to another number of micro-batches, and warn."""
     if before.machine.activation_checkpointing != now.machine.activation_checkpointing:
-        rewrite_recipe(folder, now)  # the same numbers, so there is nothing to say
+        rewrite_recipe(folder, now)  # the results are the same, so no message is needed
     old, new = before.machine.micro_batches, now.machine.micro_batches
     if old != new:
-        # not refused, or a run that ran out of memory could never go on
-        log.warning("a step is now made in %d parts, before in %d: the numbers differ", new, old)
+        # not refused: otherwise a run that ran out of memory could not be resumed
+        log.warning("a step now has %d micro-batches, before %d: the results differ", new, old)
         rewrite_recipe(folder, now)
 
 
-def advice(recipe: Recipe, made: Fit, told: str, *, fit_given: bool) -> str:
-    """Return what does not fit, in figures, and what to change."""
-    batch, batches = recipe.batch, made.batches
+def advice(recipe: Recipe, setup: Fit, message: str, *, fit_given: bool) -> str:
+    """Return an error message with the sizes that do not fit and the options to change."""
+    batch, batches = recipe.batch, setup.batches
     crop = recipe.source.crop
-    # of the stage at hand, whose crops and batch may be its own
-    seen = [
-        f"{count // recipe.machine.micro_batches} {domain} images of {of.crop[1]}x{of.crop[0]} px"
-        for domain, count, of in (
+    # of the current stage, which may have its own crops and batch size
+    images = [
+        f"{count // recipe.machine.micro_batches} {domain} images of "
+        f"{crops.crop[1]}x{crops.crop[0]} px"
+        for domain, count, crops in (
             ("source", batches.batch_source, batches.source),
             ("target", batches.batch_target, batches.target),
         )
-        if of is not None
+        if crops is not None
     ]
-    ways = []
+    options = []
     machine = recipe.machine
     if not machine.activation_checkpointing and not machine.compile:
-        ways.append("machine.activation_checkpointing=true (the same numbers, a little slower)")
-    if not fit_given and (parts := _next_parts(recipe, made)) is not None:
-        ways.append(f"--fit (the same batch in {parts} or more parts)")
+        options.append("machine.activation_checkpointing=true (same results, slightly slower)")
+    if not fit_given and (parts := _next_parts(recipe, setup)) is not None:
+        options.append(f"--fit (the same batch in {parts} or more micro-batches)")
     if batch.source > 1:
-        ways.append(f"--batch {batch.source // 2}")
+        options.append(f"--batch {batch.source // 2}")
     stride = recipe.model.output_stride
-    # half the pixels, in whole cells
+    # half the pixels, in multiples of the stride
     smaller = [max(stride, round(side / math.sqrt(2) / stride) * stride) for side in crop]
-    ways.append(f"source.crop={smaller} target.crop={smaller} (half the pixels)")
-    if made.device.type == "cuda" and recipe.machine.precision == "fp32":
-        ways.append("--precision bf16")
+    options.append(f"source.crop={smaller} target.crop={smaller} (half the pixels)")
+    if setup.device.type == "cuda" and recipe.machine.precision == "fp32":
+        options.append("--precision bf16")
     return (
-        f"out of memory on {made.device}: {' and '.join(seen)} at once ({told}); take "
-        + ", or ".join(ways)
+        f"out of memory on {setup.device}: {' and '.join(images)} at once ({message}); use "
+        + ", or ".join(options)
     )
 
 
-def _next_parts(recipe: Recipe, made: Fit) -> int | None:
-    """Return the next larger number of equal parts of every batch, or None."""
+def _next_parts(recipe: Recipe, setup: Fit) -> int | None:
+    """Return the next larger number of micro-batches that divides every batch, or None."""
     sizes = [recipe.batch.source, recipe.batch.target]
-    if made.batches.target is not None:
-        sizes.append(made.batches.batch_target)
-    most = math.gcd(*sizes)
-    larger = range(recipe.machine.micro_batches + 1, most + 1)
-    return next((parts for parts in larger if most % parts == 0), None)
+    if setup.batches.target is not None:
+        sizes.append(setup.batches.batch_target)
+    divisor = math.gcd(*sizes)
+    larger = range(recipe.machine.micro_batches + 1, divisor + 1)
+    return next((parts for parts in larger if divisor % parts == 0), None)

@@ -1,4 +1,4 @@
-"""`udaseg verify`: whether a run is whole, unchanged, and as good as its recipe says."""
+"""`udaseg verify`: check that a run is complete, unchanged, and within its expected score."""
 
 import itertools
 import json
@@ -27,14 +27,14 @@ _SHOWN = 10
 
 @dataclass
 class Check:
-    """What was found of one run.
+    """Results of checking one run.
 
     Attributes:
-        folder: Of the run.
-        good: What is as it should be, in words.
-        damaged: Checkpoints that are not what was saved.
-        missing: What else a finished run has and this one has not.
-        outside: A score outside of the expected range.
+        folder: Run folder.
+        good: Passed checks, as text.
+        damaged: Checkpoints that are not as they were saved.
+        missing: What a finished run has and this one lacks.
+        outside: Scores outside of the expected range.
     """
 
     folder: Path
@@ -45,20 +45,20 @@ class Check:
 
 
 def verify_run(*, run: Path) -> None:
-    """Check a run, or all runs of a folder of seeds, and say what is right and what is wrong.
+    """Check a run, or all runs of a folder of seeds, and print the results.
 
     Raises:
-        UsageError: It is no run.
-        RecipeError: Its recipe cannot be read.
-        CheckpointError: A checkpoint is damaged, or of another recipe.
-        DataError: The run is not finished, or files of it are gone.
-        GateError: The final score is outside of what the recipe expects.
+        UsageError: The path is not a run.
+        RecipeError: A recipe cannot be read.
+        CheckpointError: A checkpoint is damaged, or was made with another recipe.
+        DataError: The run is not finished, or files are missing.
+        GateError: The final score is outside of the range that the recipe expects.
     """
     folders = [run]
     if (run / SUMMARY).is_file():
         folders = [path.parent for path in sorted(run.glob("s*/recipe.yaml"))]
     if not folders or not all((folder / "recipe.yaml").is_file() for folder in folders):
-        raise UsageError(f"{run}: is no run folder (no recipe.yaml)")
+        raise UsageError(f"{run}: is not a run folder (no recipe.yaml)")
     checks = [checked(folder) for folder in folders]
     console = Console(highlight=False, soft_wrap=True)
     for check in checks:
@@ -69,17 +69,17 @@ def verify_run(*, run: Path) -> None:
         ("missing", DataError),
         ("outside", GateError),
     )
-    wrong = [
+    problems = [
         f"{c.folder}: {line}" for c in checks for kind, _ in kinds for line in getattr(c, kind)
     ]
     for kind, error in kinds:
         if any(getattr(check, kind) for check in checks):
-            more = [f"and {len(wrong) - _SHOWN} more"] if len(wrong) > _SHOWN else []
-            raise error("\n".join([*wrong[:_SHOWN], *more]))
+            remainder = [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
+            raise error("\n".join([*problems[:_SHOWN], *remainder]))
 
 
 def checked(folder: Path) -> Check:
-    """Return what is right and what is wrong with one run.
+    """Check one run and return the results.
 
     Raises:
         RecipeError: Its recipe cannot be read.
@@ -95,12 +95,12 @@ def checked(folder: Path) -> Check:
 
 def _look_at_files(check: Check, recipe: Recipe) -> None:
     folder = check.folder
-    check.missing += [f"{name}: is gone" for name in _FILES if not (folder / name).is_file()]
+    check.missing += [f"{name}: is missing" for name in _FILES if not (folder / name).is_file()]
     status = read_json(folder / "status.json")
     state, step = status.get("state"), status.get("step")
     if state != "done" or step != recipe.steps:
-        where = f", step {step} of {recipe.steps}" if isinstance(step, int) else ""
-        check.missing.append(f"the run is not finished: {state}{where}; go on with --resume")
+        progress = f", step {step} of {recipe.steps}" if isinstance(step, int) else ""
+        check.missing.append(f"the run is not finished: {state}{progress}; continue with --resume")
     else:
         check.good.append(f"finished, {recipe.steps} steps")
     try:
@@ -113,47 +113,49 @@ def _look_at_files(check: Check, recipe: Recipe) -> None:
         check.missing.append(f"metrics.jsonl: cannot be read ({error})")
         return
     if not all(itertools.starmap(_rises, itertools.pairwise(events))):
-        check.missing.append("metrics.jsonl: its steps do not rise")
+        check.missing.append("metrics.jsonl: steps are not in increasing order")
     elif state == "done" and (not steps or steps[-1] != recipe.steps):
         check.missing.append(f"metrics.jsonl: ends before step {recipe.steps}")
     else:
         check.good.append(f"{len(steps)} lines of metrics")
 
 
-def _rises(before: Mapping[str, Any], event: Mapping[str, Any]) -> bool:
+def _rises(previous: Mapping[str, Any], event: Mapping[str, Any]) -> bool:
     """Return whether a line of metrics may follow another one."""
-    # what a checkpoint is worth has a line of its own, after the one of its step
-    beside = "select" in event and event.keys() <= {"step", "stage", "select"}
-    return int(event["step"]) >= int(before["step"]) + (not beside)
+    # the criterion of a checkpoint has its own line, after the line of its step
+    is_selection = "select" in event and event.keys() <= {"step", "stage", "select"}
+    return int(event["step"]) >= int(previous["step"]) + (not is_selection)
 
 
 def _look_at_checkpoints(check: Check, recipe: Recipe) -> None:
     files = sorted(_checkpoint_files(check.folder))
-    known = (check.folder / "environment.json").is_file()
-    sound: list[Checkpoint] = []
+    has_environment = (check.folder / "environment.json").is_file()
+    intact: list[Checkpoint] = []
     for path in files:
         if not path.with_suffix(".json").is_file():
-            check.damaged.append(f"{path}: has no manifest, so it was never finished")
+            check.damaged.append(f"{path}: has no manifest, so it was not written completely")
             continue
         try:
-            found = load(path)
+            checkpoint = load(path)
         except CheckpointError as error:
             check.damaged.append(str(error))
             continue
-        # a run may go on with other processes, as long as a step has as many images
-        then = numbers_with(from_dict(found.recipe), found.processes)
-        if then != numbers_with(recipe, processes_of(check.folder) if known else found.processes):
+        # the number of processes may change, if a step keeps its number of images
+        checkpoint_settings = numbers_with(from_dict(checkpoint.recipe), checkpoint.processes)
+        if checkpoint_settings != numbers_with(
+            recipe, processes_of(check.folder) if has_environment else checkpoint.processes
+        ):
             check.damaged.append(f"{path}: was made with another recipe than recipe.yaml")
             continue
-        sound.append(found)
-    # a manifest is written last, so one without its checkpoint lost it afterwards
+        intact.append(checkpoint)
+    # a manifest is written after its checkpoint, so a missing checkpoint was lost later
     for path in check.folder.glob("**/step-*.json"):
         if path.stem[5:].isdigit() and not path.with_suffix(".pt").is_file():
-            check.damaged.append(f"{path.with_suffix('.pt')}: is gone, its manifest is there")
-    if len(sound) == len(files) and files:
-        check.good.append(f"{len(files)} checkpoints with the digests of their manifests")
-    if not any(one.step == recipe.steps for one in sound):
-        check.missing.append(f"no sound checkpoint of the last step, {recipe.steps}")
+            check.damaged.append(f"{path.with_suffix('.pt')}: is missing, but its manifest exists")
+    if len(intact) == len(files) and files:
+        check.good.append(f"{len(files)} checkpoints match the digests in their manifests")
+    if not any(saved.step == recipe.steps for saved in intact):
+        check.missing.append(f"no intact checkpoint of the last step, {recipe.steps}")
 
 
 def _look_at_score(check: Check, recipe: Recipe) -> None:
@@ -162,22 +164,22 @@ def _look_at_score(check: Check, recipe: Recipe) -> None:
         if recipe.expected is not None:
             check.missing.append("a score is expected, but the recipe has no validation data")
         return
-    troubles: list[str] = []
+    problems: list[str] = []
     files = score_files(folder)
     for path in files.values():
-        read_scores(path, troubles)
-    check.missing += troubles or ([] if files else ["no scores.json below eval/"])
+        read_scores(path, problems)
+    check.missing += problems or ([] if files else ["no scores.json below eval/"])
     miou = read_json(folder / "status.json").get("miou")
     if not isinstance(miou, int | float) or math.isnan(miou):
         check.missing.append("status.json: has no final score")
         return
     score = 100 * float(miou)
     if recipe.expected is None:
-        check.good.append(f"mIoU {score:.2f}; the recipe expects no range")
+        check.good.append(f"mIoU {score:.2f}; the recipe has no expected range")
         return
     low, high = recipe.expected.miou
-    told = f"mIoU {score:.2f}, expected {low:g} to {high:g}"
-    (check.good if low <= score <= high else check.outside).append(told)
+    message = f"mIoU {score:.2f}, expected {low:g} to {high:g}"
+    (check.good if low <= score <= high else check.outside).append(message)
 
 
 def _checkpoint_files(folder: Path) -> Iterator[Path]:

@@ -1,4 +1,4 @@
-"""The folder of a run: claimed by one writer, never written over without being asked."""
+"""Create and lock run folders: one writer at a time, overwritten only on request."""
 
 import contextlib
 import json
@@ -25,7 +25,7 @@ _PACKAGES = ("udaseg", "torch", "torchvision", "numpy", "opencv-python-headless"
 
 
 def folder_of(recipe: Recipe, out: Path | None) -> Path:
-    """Return where a run goes: `out`, or runs/<source>-<target>-<name>-s<seed>."""
+    """Return the folder of a run: `out`, or runs/<source>-<target>-<name>-s<seed>."""
     if out is not None:
         return out
     source, target = (_short(word) for word in (recipe.source.data, recipe.target.data))
@@ -33,14 +33,17 @@ def folder_of(recipe: Recipe, out: Path | None) -> Path:
 
 
 def run_of(path: Path) -> Path:
-    """Return the run folder that a run or one of its checkpoints belongs to.
+    """Return the run folder of a run or of one of its checkpoints.
 
-    A checkpoint that lies in no run's `checkpoints/` has the folder that it lies in.
+    For a checkpoint that is not in a run's `checkpoints/`, return the folder it is in.
     """
     folder = path if path.is_dir() else path.parent
-    # the best ones lie in a folder of their own below the others
-    inside = next((each for each in (folder, folder.parent) if each.name == "checkpoints"), None)
-    return folder if inside is None else inside.parent
+    # the best checkpoints are in a folder below the others
+    checkpoints = next(
+        (candidate for candidate in (folder, folder.parent) if candidate.name == "checkpoints"),
+        None,
+    )
+    return folder if checkpoints is None else checkpoints.parent
 
 
 def create(
@@ -51,38 +54,38 @@ def create(
     overwrite: bool,
     init: Checkpoint | None = None,
 ) -> None:
-    """Make a new run folder with all that is needed to run it again.
+    """Create a run folder with everything that is needed to repeat the run.
 
     Args:
-        folder: Of the run.
-        recipe: Of the run.
-        command: What the user typed.
-        overwrite: Take the place of a run that is there.
-        init: What the run starts from.
+        folder: Run folder.
+        recipe: Recipe of the run.
+        command: Command line of the user.
+        overwrite: Replace an existing run.
+        init: Checkpoint that the run starts from.
 
     Raises:
-        UsageError: It exists and is not empty, and `overwrite` was not asked for.
-        EnvironmentFault: It cannot be written.
+        UsageError: The folder is not empty, and `overwrite` is not set.
+        EnvironmentFault: The folder cannot be written.
     """
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder}: is a file; choose another --out")
     if folder.is_dir() and any(folder.iterdir()):
         if not overwrite:
             raise UsageError(
-                f"{folder}: exists already; --resume {shlex.quote(str(folder))} goes on with it, "
-                "--overwrite starts it again, --out DIR takes another folder"
+                f"{folder}: exists already; use --resume {shlex.quote(str(folder))} to continue "
+                "it, --overwrite to start again, or --out DIR for another folder"
             )
         if not (folder / "recipe.yaml").is_file():
             raise UsageError(
-                f"{folder}: is no run folder (no recipe.yaml), so --overwrite leaves it alone; "
-                "choose another --out"
+                f"{folder}: is not a run folder (no recipe.yaml), so --overwrite does not touch "
+                "it; choose another --out"
             )
         _refuse_second_writer(folder)
         shutil.rmtree(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if init is not None:
-            # before the recipe, which makes it a run that can be resumed
+            # before recipe.yaml, because a folder with recipe.yaml counts as resumable
             write_json_atomic(folder / START, start_document(init))
         (folder / "recipe.yaml").write_text(dump(recipe), encoding="utf-8")
         (folder / "command.txt").write_text(shlex.join(command) + "\n", encoding="utf-8")
@@ -94,9 +97,9 @@ def create(
 
 
 def goes_on(folder: Path) -> bool:
-    """Return whether torchrun started the command again that began this run.
+    """Return whether torchrun restarted the command that created this run.
 
-    It then goes on from its last checkpoint, without being asked to.
+    Such a run resumes from its last checkpoint without `--resume`.
     """
     if not _restarts() or not (folder / "recipe.yaml").is_file():
         return False
@@ -104,27 +107,27 @@ def goes_on(folder: Path) -> bool:
 
 
 def processes_of(folder: Path) -> int:
-    """Return how many processes a run was started with."""
-    found = read_json(folder / "environment.json").get("processes", 1)
-    return found if isinstance(found, int) else 1
+    """Return the number of processes that a run was started with."""
+    processes = read_json(folder / "environment.json").get("processes", 1)
+    return processes if isinstance(processes, int) else 1
 
 
 def rewrite_environment(folder: Path) -> None:
-    """Let a run's `environment.json` say where it is trained from now on."""
+    """Update a run's `environment.json` to this machine."""
     write_json_atomic(folder / "environment.json", environment())
 
 
 def rewrite_recipe(folder: Path, recipe: Recipe) -> None:
-    """Let a run's `recipe.yaml` say what it is trained with from now on."""
+    """Update a run's `recipe.yaml`."""
     write_text_atomic(folder / "recipe.yaml", dump(recipe))
 
 
 @contextlib.contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Hold the run folder as its one writer; the lock of a dead process is taken over.
+    """Lock the run folder for this process; the lock of a dead process is replaced.
 
     Raises:
-        UsageError: A living process writes it.
+        UsageError: Another running process holds the lock.
     """
     lock = folder / _LOCK
     try:
@@ -135,7 +138,7 @@ def writing(folder: Path) -> Iterator[None]:
             lock.unlink(missing_ok=True)
             _take(lock)
     except FileExistsError as error:
-        raise UsageError(f"{folder}: another process began to write it just now") from error
+        raise UsageError(f"{folder}: another process has just started to write this run") from error
     except OSError as error:
         raise EnvironmentFault(f"{folder}: cannot be written ({error})") from error
     try:
@@ -150,7 +153,7 @@ def _take(lock: Path) -> None:
 
 
 def environment() -> dict[str, object]:
-    """Return what a reader needs to know of the machine to repeat a run."""
+    """Return the facts about the machine that are needed to repeat a run."""
     packages = {}
     for name in _PACKAGES:
         with contextlib.suppress(PackageNotFoundError):
@@ -175,11 +178,11 @@ def _refuse_second_writer(folder: Path) -> None:
         pid, host = int(holder["pid"]), str(holder["host"])
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return
-    # of this very number it is a process of before: in a container each start may get the same
+    # our own pid belongs to a dead process: in a container each start may get the same pid
     if host == platform.node() and (pid == os.getpid() or not _alive(pid)):
         return
     if _restarts() and holder.get("launch") == _launch():
-        return  # torchrun ended all processes before it started these
+        return  # torchrun ended all previous processes before it started these
     raise UsageError(
         f"{folder}: process {pid} on {host} is writing this run; wait for it or stop it"
         + ("" if host == platform.node() else f", then delete {folder / _LOCK}")
@@ -187,18 +190,18 @@ def _refuse_second_writer(folder: Path) -> None:
 
 
 def _restarts() -> int:
-    """Return how often torchrun started this command again."""
+    """Return how often torchrun restarted this command."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def _launch() -> str | None:
-    """Return what tells one call of torchrun from another; None without torchrun."""
+    """Return an identifier of this torchrun launch; None without torchrun."""
     name = os.environ.get("TORCHELASTIC_RUN_ID")
     if name is None:
         return None
     if name != "none" and os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
-        return name  # the first process may come to be on another host
-    # on one host the parent is the one torchrun; a name that a user chose may be used again
+        return name  # the first process may be on another host after a restart
+    # on one host the parent process is torchrun; a name chosen by the user may be reused
     return f"{name} {platform.node()} {os.getppid()}"
 
 

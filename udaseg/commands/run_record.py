@@ -1,4 +1,4 @@
-"""What a run folder holds, read for people: a file that is missing or cut is named, never fatal."""
+"""Read a run folder for reports; a missing or truncated file gives a warning, not an error."""
 
 import json
 import math
@@ -21,25 +21,25 @@ _NOTHING = {"[]": "none", "null": "none"}
 
 
 def read_run(folder: Path, name: str, scored: str | None) -> RunContent:
-    """Return what a run folder tells.
+    """Return the contents of a run folder.
 
     Args:
-        folder: Of the run.
-        name: What the page calls it.
-        scored: The evaluation to show, a folder below `eval`; None where there is none.
+        folder: Run folder.
+        name: Name on the page.
+        scored: Evaluation to show, a folder below `eval`; None if there is none.
 
     Raises:
-        UsageError: It is no run folder.
+        UsageError: The folder is not a run folder.
     """
     recipe = _text(folder / "recipe.yaml")
     if not recipe:
-        raise UsageError(f"{folder}: is no run folder (no recipe.yaml)")
+        raise UsageError(f"{folder}: is not a run folder (no recipe.yaml)")
     warnings: list[str] = []
     status = _json(folder / "status.json", warnings)
     environment = _json(folder / "environment.json", warnings)
     metrics = read_metrics(folder / "metrics.jsonl", warnings)
-    found = {key: read_scores(path, warnings) for key, path in score_files(folder).items()}
-    known = {key: scores for key, scores in found.items() if scores is not None}
+    evaluations = {key: read_scores(path, warnings) for key, path in score_files(folder).items()}
+    readable = {key: scores for key, scores in evaluations.items() if scores is not None}
     log = _text(folder / "train.log")
     warnings += [*_status_warnings(status), *_alarms(metrics), *_logged(log)]
     settings = dict(_flat(_yaml(recipe)))
@@ -49,8 +49,8 @@ def read_run(folder: Path, name: str, scored: str | None) -> RunContent:
         command=_text(folder / "command.txt").strip(),
         recipe=recipe,
         settings=settings,
-        scores=None if scored is None else known.get(scored),
-        evaluations={key: scores.means for key, scores in known.items()},
+        scores=None if scored is None else readable.get(scored),
+        evaluations={key: scores.means for key, scores in readable.items()},
         metrics=metrics,
         cost=_cost(folder, status, settings, log),
         environment={key: _NOTHING.get(value, value) for key, value in _flat(environment)},
@@ -59,15 +59,15 @@ def read_run(folder: Path, name: str, scored: str | None) -> RunContent:
 
 
 def score_files(folder: Path) -> dict[str, Path]:
-    """Return every evaluation in a run by its name, plain ones first, then the newest."""
-    found = [path for path in (folder / "eval").glob("*/scores.json") if path.is_file()]
-    # a `+` names what differs from the plain protocol, as flips do: such scores do not compare
-    found.sort(key=lambda path: ("+" in path.parent.name, -path.stat().st_mtime))
-    return {path.parent.name: path for path in found}
+    """Return the evaluations of a run by name: plain ones first, then the newest first."""
+    files = [path for path in (folder / "eval").glob("*/scores.json") if path.is_file()]
+    # a `+` marks options such as flip: these scores are not comparable with plain ones
+    files.sort(key=lambda path: ("+" in path.parent.name, -path.stat().st_mtime))
+    return {path.parent.name: path for path in files}
 
 
 def read_scores(path: Path, warnings: list[str]) -> Scores | None:
-    """Return the scores of a `scores.json`; None, and a warning, where it cannot be read."""
+    """Return the scores of a `scores.json`; None and a warning if it cannot be read."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         rows = document["classes"]
@@ -90,7 +90,7 @@ def read_scores(path: Path, warnings: list[str]) -> Scores | None:
 
 
 def read_metrics(path: Path, warnings: list[str]) -> list[dict[str, Any]]:
-    """Return the events of `metrics.jsonl`; lines that are none are counted in a warning."""
+    """Return the events of `metrics.jsonl`; unreadable lines are counted in a warning."""
     events, bad = [], 0
     for line in _text(path).splitlines():
         try:
@@ -104,7 +104,7 @@ def read_metrics(path: Path, warnings: list[str]) -> list[dict[str, Any]]:
 
 
 def _facts(folder: Path, settings: Mapping[str, str], status: Mapping[str, Any]) -> dict[str, str]:
-    """Return what was run, in order of showing."""
+    """Return the main facts of the run, in display order."""
     network = ("model.backbone", "model.head", "model.weights")
     facts = {
         "recipe": settings.get("name", "-"),
@@ -123,7 +123,7 @@ def _facts(folder: Path, settings: Mapping[str, str], status: Mapping[str, Any])
 
 
 def _method(settings: Mapping[str, str]) -> str:
-    """Return a run's method with the terms that its recipe switches on."""
+    """Return a run's method with the terms that its recipe enables."""
     terms = [
         term
         for term in ("regional", "prototypes", "semantic")
@@ -147,14 +147,14 @@ def _domain(settings: Mapping[str, str], name: str) -> str:
 def _cost(
     folder: Path, status: Mapping[str, Any], settings: Mapping[str, str], log: str
 ) -> dict[str, str]:
-    """Return time, rate and memory, as far as they were written down."""
-    cost, counted = {}, read_cost(folder)
-    if counted:
-        seconds = max(1e-9, counted["seconds"])
-        cost["training, all starts"] = f"{duration(seconds)} for {counted['step']} steps"
-        cost["images/s, source and target"] = f"{counted['images'] / seconds:.1f}"
-        memory = counted["peak_memory_mib"]
-        cost["peak memory"] = f"{memory} MiB of {counted['peak_memory_of']}"
+    """Return time, throughput and memory, if recorded."""
+    cost, recorded = {}, read_cost(folder)
+    if recorded:
+        seconds = max(1e-9, recorded["seconds"])
+        cost["training, all starts"] = f"{duration(seconds)} for {recorded['step']} steps"
+        cost["images/s, source and target"] = f"{recorded['images'] / seconds:.1f}"
+        memory = recorded["peak_memory_mib"]
+        cost["peak memory"] = f"{memory} MiB of {recorded['peak_memory_of']}"
     elif rates := _RATE.findall(log):
         cost["images/s, source and target"] = rates[-1]
     total = status.get("seconds")
@@ -168,17 +168,17 @@ def _cost(
 
 def duration(seconds: float) -> str:
     """Return seconds as H:MM:SS."""
-    minutes, rest = divmod(round(seconds), 60)
+    minutes, remainder = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}"
+    return f"{hours}:{minutes:02d}:{remainder:02d}"
 
 
 def _status_warnings(status: Mapping[str, Any]) -> list[str]:
     warnings = []
     if (state := str(status.get("state", "unknown"))) != "done":
-        told = ("step", "code", "reason", "signal")
-        why = ", ".join(f"{key} {status[key]}" for key in told if key in status)
-        warnings.append(f"the run is not finished: {state}" + (f" ({why})" if why else ""))
+        reported = ("step", "code", "reason", "signal")
+        details = ", ".join(f"{key} {status[key]}" for key in reported if key in status)
+        warnings.append(f"the run is not finished: {state}" + (f" ({details})" if details else ""))
     counts = status.get("counts")
     if isinstance(counts, Mapping):
         warnings += [f"{str(key).replace('_', ' ')}: {count}" for key, count in counts.items()]
@@ -186,7 +186,7 @@ def _status_warnings(status: Mapping[str, Any]) -> list[str]:
 
 
 def _alarms(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the first alarm of each kind, and how often it came."""
+    """Return the first alarm of each kind, and how often it was raised."""
     first: dict[str, str] = {}
     times: dict[str, int] = {}
     for event in metrics:
@@ -195,13 +195,13 @@ def _alarms(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
             first.setdefault(str(kind), f"step {event['step']}: {text}")
             times[str(kind)] = times.get(str(kind), 0) + 1
     return [
-        text + (f" (told {times[kind]} times)" if times[kind] > 1 else "")
+        text + (f" (raised {times[kind]} times)" if times[kind] > 1 else "")
         for kind, text in first.items()
     ]
 
 
 def _logged(log: str) -> list[str]:
-    """Return the warnings and errors of a log without their time, each once."""
+    """Return the warnings and errors of a log without timestamps or duplicates."""
     unique = list(dict.fromkeys(_LOGGED.findall(log)))
     if len(unique) <= _MOST_LOG_WARNINGS:
         return unique
@@ -243,7 +243,7 @@ def _json(path: Path, warnings: list[str]) -> dict[str, Any]:
 
 
 def _text(path: Path) -> str:
-    """Return a text file, the end of it where it is very long; empty where there is none."""
+    """Return a text file, or its end if it is very long; empty if there is none."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")[-_LONGEST_TEXT:]
     except OSError:

@@ -57,62 +57,72 @@ def evaluate(
 
     Args:
         run: Run folder or checkpoint.
-        data: What to score on; None takes the recipe's validation, else its target.
-        split: Which split of it.
+        data: Dataset to score on; None takes the recipe's validation, else its target.
+        split: Split of the dataset.
         weights: `student` or `teacher`.
         flip: Average with the mirrored image.
-        scales: Average over these sizes.
-        window: Sliding window (height, width); None looks at the whole image.
-        release: Input and truth at 1024x512, as the releases of DACS and RCCR score.
-        batch: Images at a time; None chooses.
+        scales: Average over these scales.
+        window: Sliding window (height, width); None predicts the whole image at once.
+        release: Input and truth at 1024x512, as in the released code of DACS and RCCR.
+        batch: Images per batch; None chooses.
         protocol: Show only the mean over 19, 16 or 13 classes.
         convention: 19 counts truth of classes that SYNTHIA lacks, 16 ignores it; None is the
             network's own.
         format: table, json, csv or md.
-        fail_under: Smallest mean IoU in percent that passes.
-        out: Folder of the score files; None is one of the run's, see `score_folder`.
+        fail_under: Minimum mean IoU in percent.
+        out: Folder of the score files; None is a folder in the run, see `score_folder`.
         save: Also write every prediction as a PNG below this folder.
-        ids: Which ids these hold.
-        device: Where to compute.
-        root: Where prepared data lie.
+        ids: Ids of the saved predictions.
+        device: Device to compute on.
+        root: Folder of the prepared data.
 
     Raises:
-        UsageError: `protocol` or `convention` asks for classes that the network does not have, or
-            `release` or `save` cannot be.
+        UsageError: The network lacks the classes of `protocol` or `convention`, or `release` or
+            `save` is not possible.
         DataError: The images have no labels, or share no class with the network.
-        GateError: The mean IoU is below `fail_under`; the scores are written all the same.
+        GateError: The mean IoU is below `fail_under`; the scores are written first.
     """
     loaded = build.load_run(run, weights=weights, device=device)
     refuse_protocol(loaded.classes.names, protocol, convention)
-    asked = Look(flip=flip, scales=scales, window=window, release=release, batch=batch)
-    dataset, look = chosen_data(loaded.recipe, data, asked, root)
-    if look.release:
+    requested = Look(flip=flip, scales=scales, window=window, release=release, batch=batch)
+    dataset, options = chosen_data(loaded.recipe, data, requested, root)
+    if options.release:
         refuse_release(dataset, split)
-    keep = None
+    save_labels = None
     if save is not None:
-        keep = Saver(save, dataset, split, loaded.classes, ids).write
+        save_labels = Saver(save, dataset, split, loaded.classes, ids).write
     matrix = count(
-        *(loaded.segmenter, loaded.classes, dataset, split, look),
+        loaded.segmenter,
+        loaded.classes,
+        dataset,
+        split,
+        options,
         device=loaded.device,
-        on_labels=None if keep is None else lambda seen: keep(seen.sample, seen.labels),
+        on_labels=None
+        if save_labels is None
+        else lambda prediction: save_labels(prediction.sample, prediction.labels),
     )
-    facts = {"weights": f"{weights} at step {loaded.step}", **look_facts(look)}
-    if any(look.in_tiles((sample.height, sample.width)) for sample in dataset.split(split)):
-        facts["tiles"] = f"above {WHOLE_PX:,} pixels"
+    protocol_facts = {"weights": f"{weights} at step {loaded.step}", **look_facts(options)}
+    if any(options.in_tiles((sample.height, sample.width)) for sample in dataset.split(split)):
+        protocol_facts["tiles"] = f"above {WHOLE_PX:,} pixels"
     scores = summarise(
-        *(matrix, loaded.classes, dataset, split, facts),
+        matrix,
+        loaded.classes,
+        dataset,
+        split,
+        protocol_facts,
         protocol=protocol,
         convention=convention,
-        release=look.release,
+        release=options.release,
     )
-    words = [
+    variants = [
         *([] if weights == "student" else [weights]),
         *([] if run.resolve() == run_of(run).resolve() else [loaded.checkpoint.stem]),
-        *look_words(look),
+        *look_words(options),
         *([] if protocol is None else [f"mean{protocol}"]),
         *([] if convention is None else [f"convention{convention}"]),
     ]
-    folder = out or score_folder(run_of(run), dataset.name, split, words)
+    folder = out or score_folder(run_of(run), dataset.name, split, variants)
     write_scores(folder, scores)
     show(scores, format)
     log.info("scores written to %s", folder)
@@ -120,66 +130,68 @@ def evaluate(
 
 
 def chosen_data(
-    recipe: Recipe, data: str | None, look: Look, root: Path
+    recipe: Recipe, data: str | None, options: Look, root: Path
 ) -> tuple[PreparedDataset, Look]:
-    """Return the images to look at, and the look with the sizes that the recipe gives for them.
+    """Return the dataset to predict, and the options with the recipe's input size.
 
     Args:
-        recipe: Of the network.
-        data: What to look at; None takes the recipe's validation, else its target.
-        look: How.
-        root: Where prepared data lie.
+        recipe: Recipe of the network.
+        data: Dataset to predict; None takes the recipe's validation, else its target.
+        options: Options without the input size.
+        root: Folder of the prepared data.
     """
-    chosen = data or recipe.validation.data or recipe.target.data
-    dataset = open_dataset(chosen, root=root)
-    # another data set's images need not have the shape that the network was trained at
-    other = chosen != recipe.validation.data
-    return dataset, replace(look, resize=trained_size(recipe), keep_shape=other)
+    name = data or recipe.validation.data or recipe.target.data
+    dataset = open_dataset(name, root=root)
+    # images of another dataset may have another aspect ratio than those of training
+    is_other_data = name != recipe.validation.data
+    return dataset, replace(options, resize=trained_size(recipe), keep_shape=is_other_data)
 
 
 def score_folder(run: Path, data: str, split: str, words: Iterable[str]) -> Path:
-    """Return where scores of a run are kept: the plain ones in `eval/<data>-<split>`.
+    """Return the folder of a run's scores; plain ones are in `eval/<data>-<split>`.
 
     Args:
         run: Run folder.
-        data: Name of the data set.
-        split: Which split of it.
-        words: What differs from the plain look, such as `flip`; each is added after a `+`, so that
-            results of different protocols lie side by side.
+        data: Name of the dataset.
+        split: Split of the dataset.
+        words: Options that differ from the plain protocol, such as `flip`; each is added after a
+            `+`, so that results of different protocols have separate folders.
     """
     return run / "eval" / "+".join([f"{data}-{split}", *words])
 
 
-def look_facts(look: Look) -> dict[str, str]:
-    """Return how the network looked, for the protocol line."""
-    size = look.resize
-    facts = {"input": shown_size(size) + (" or as many pixels" if look.keep_shape and size else "")}
-    if look.release:
-        facts["input"] = shown_size(look.input_size((0, 0)))
-    if look.window is not None:
-        facts["window"] = shown_size(look.window)
-    if look.flip:
+def look_facts(options: Look) -> dict[str, str]:
+    """Return the inference options for the protocol line."""
+    size = options.resize
+    facts = {
+        "input": shown_size(size) + (" or as many pixels" if options.keep_shape and size else "")
+    }
+    if options.release:
+        facts["input"] = shown_size(options.input_size((0, 0)))
+    if options.window is not None:
+        facts["window"] = shown_size(options.window)
+    if options.flip:
         facts["flip"] = "yes"
-    if look.scales != (1.0,):
-        facts["scales"] = " ".join(map(str, look.scales))
+    if options.scales != (1.0,):
+        facts["scales"] = " ".join(map(str, options.scales))
     return facts
 
 
-def look_words(look: Look) -> list[str]:
-    """Return what of a look differs from the plain one, as words for a folder's name."""
+def look_words(options: Look) -> list[str]:
+    """Return the options that differ from the plain protocol, as words for a folder name."""
     return [
-        *(["release"] if look.release else []),
-        *(["flip"] if look.flip else []),
-        *([] if look.scales == (1.0,) else ["scales" + ",".join(map(str, look.scales))]),
-        *([] if look.window is None else [f"window{shown_size(look.window)}"]),
+        *(["release"] if options.release else []),
+        *(["flip"] if options.flip else []),
+        *([] if options.scales == (1.0,) else ["scales" + ",".join(map(str, options.scales))]),
+        *([] if options.window is None else [f"window{shown_size(options.window)}"]),
     ]
 
 
 def gate(scores: Scores, fail_under: float | None) -> None:
-    """Refuse scores whose first mean is below `fail_under` percent, or was not measured.
+    """Refuse scores whose first mean is below `fail_under` percent or NaN.
 
     Raises:
-        GateError: It is.
+        GateError: The mean is below `fail_under`, or NaN.
     """
     label, mean = next(iter(scores.means.items()))
     if fail_under is not None and not 100 * mean >= fail_under:
@@ -187,7 +199,7 @@ def gate(scores: Scores, fail_under: float | None) -> None:
 
 
 def trained_size(recipe: Recipe) -> tuple[int, int] | None:
-    """Return the size that validation gives the network, or without one that of target images."""
+    """Return the recipe's input size for validation; without one, that of target images."""
     if recipe.validation.data is not None:
         return recipe.validation.resize
     return recipe.validation.resize or recipe.target.resize
@@ -203,9 +215,9 @@ def score(
     device: torch.device,
     keep_shape: bool = False,
 ) -> ConfusionMatrix:
-    """Return the confusion matrix of a network that looks once at each image, see `count`."""
-    look = Look(resize=resize, keep_shape=keep_shape)
-    return count(segmenter, classes, dataset, split, look, device=device)
+    """Return the confusion matrix of a network on single, whole images; see `count`."""
+    options = Look(resize=resize, keep_shape=keep_shape)
+    return count(segmenter, classes, dataset, split, options, device=device)
 
 
 def write_scores(folder: Path, scores: Scores) -> None:
@@ -215,7 +227,7 @@ def write_scores(folder: Path, scores: Scores) -> None:
 
 
 def show(scores: Scores, format: str) -> None:  # noqa: A002 (the option's own name)
-    """Print the scores on stdout."""
+    """Print the scores to stdout."""
     console = Console(highlight=False, soft_wrap=format != "table")
     if format == "table":
         console.print(score_table(scores))

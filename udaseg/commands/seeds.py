@@ -1,4 +1,4 @@
-"""`--seeds`: one recipe with several seeds, one after another, and what their scores come to."""
+"""`--seeds`: train one recipe with several seeds in turn, and summarise their scores."""
 
 import logging
 import math
@@ -30,9 +30,9 @@ class SeedRun:
     """One finished run of several.
 
     Attributes:
-        seed: Of the run.
-        folder: Of the run.
-        scores: At its end; None where nothing is scored.
+        seed: Seed of the run.
+        folder: Run folder.
+        scores: Final scores; None if nothing is scored.
     """
 
     seed: int
@@ -50,53 +50,54 @@ def run_seeds(
     dry_run: bool,
     **options: Any,
 ) -> Path:
-    """Train with each seed in a folder of its own, and return the folder of all.
+    """Train with each seed in its own folder, and return the folder of all runs.
 
-    The same command again goes on: finished seeds are left as they are, one that was stopped is
-    resumed. A seed whose training ends in an error does not keep the others from theirs.
+    The same command again continues: finished seeds are skipped, an interrupted one is resumed. If
+    the training of a seed ends in an error, the other seeds are still trained.
 
     Args:
         one: `train` or `adapt`, called once for each seed.
         seeds: In order.
-        recipe: Its own seed is replaced.
-        out: The folder; None takes one below `runs/`.
-        overwrite: Begin every seed anew.
-        dry_run: Say the plan of the first.
-        options: Handed on to `one`.
+        recipe: Its seed is replaced.
+        out: Folder of all runs; None takes one below `runs/`.
+        overwrite: Start every seed again.
+        dry_run: Print only the plan of the first seed.
+        options: Passed on to `one`.
 
     Raises:
-        UsageError: A finished seed was made with another recipe; or there are several processes.
-        Interrupted: A signal came; what was done is saved.
+        UsageError: A finished seed was trained with another recipe, or there are several processes.
+        Interrupted: A signal was received; the completed steps are saved.
         PartialError: Some seeds diverged; the others are finished.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError("--seeds runs in one process; start torchrun once for each --seed")
     folder = out or _folder(recipe)
     if (folder / "recipe.yaml").is_file():
-        raise UsageError(f"{folder}: is the run of one seed; take another --out for --seeds")
+        raise UsageError(f"{folder}: is a run of a single seed; use another --out for --seeds")
     failed: dict[int, str] = {}
     for seed in seeds:
-        own, where = replace(recipe, seed=seed), folder / f"s{seed}"
-        words = {**options, "recipe": own, "dry_run": dry_run}
+        seed_recipe, run_folder = replace(recipe, seed=seed), folder / f"s{seed}"
+        arguments = {**options, "recipe": seed_recipe, "dry_run": dry_run}
         if dry_run:
-            one(**words, out=where, resume=None, overwrite=overwrite)
+            one(**arguments, out=run_folder, resume=None, overwrite=overwrite)
             return folder
-        if not overwrite and _is_done(where, own):
-            log.info("seed %d: is finished, in %s", seed, where)
+        if not overwrite and _is_done(run_folder, seed_recipe):
+            log.info("seed %d: finished already, in %s", seed, run_folder)
             continue
-        begun = not overwrite and (where / "recipe.yaml").is_file()
-        log.info("seed %d: %s %s", seed, "goes on in" if begun else "begins in", where)
+        resumable = not overwrite and (run_folder / "recipe.yaml").is_file()
+        log.info("seed %d: %s %s", seed, "resumes in" if resumable else "starts in", run_folder)
         try:
-            if begun:
-                one(**{**words, "init": None}, out=None, resume=where, overwrite=False)
+            if resumable:
+                one(**{**arguments, "init": None}, out=None, resume=run_folder, overwrite=False)
             else:
-                one(**words, out=where, resume=None, overwrite=overwrite)
-        except Interrupted as stop:
+                one(**arguments, out=run_folder, resume=None, overwrite=overwrite)
+        except Interrupted as interruption:
             _summarise(folder, recipe, seeds, failed)
             raise Interrupted(
-                f"{stop}\nthe same command goes on with seed {seed}, and then with the others",
-                stop.exit_code - 128,
-            ) from stop
+                f"{interruption}\nrun the same command again to continue with "
+                f"seed {seed} and the remaining seeds",
+                interruption.exit_code - 128,
+            ) from interruption
         except DivergedError as error:
             log.error("seed %d: %s", seed, error)
             failed[seed] = str(error).partition("\n")[0]
@@ -105,13 +106,13 @@ def run_seeds(
     runs = _summarise(folder, recipe, seeds, failed)
     _show(folder, runs)
     if failed:
-        named = "; ".join(f"seed {seed}: {reason}" for seed, reason in failed.items())
-        raise PartialError(f"{len(failed)} of {len(seeds)} seeds did not finish: {named}")
+        reasons = "; ".join(f"seed {seed}: {reason}" for seed, reason in failed.items())
+        raise PartialError(f"{len(failed)} of {len(seeds)} seeds did not finish: {reasons}")
     return folder
 
 
 def spread(values: Sequence[float]) -> dict[str, float | int | None]:
-    """Return mean, standard deviation over seeds (n - 1), least and most; NaN is left out."""
+    """Return mean, standard deviation (n - 1), minimum and maximum over seeds, without NaN."""
     known = [value for value in values if not math.isnan(value)]
     if not known:
         return {"seeds": 0, "mean": None, "spread": None, "least": None, "most": None}
@@ -125,22 +126,22 @@ def spread(values: Sequence[float]) -> dict[str, float | int | None]:
 
 
 def _folder(recipe: Recipe) -> Path:
-    named = folder_of(recipe, None)
-    return named.with_name(named.name.removesuffix(f"-s{recipe.seed}") + "-seeds")
+    single_run = folder_of(recipe, None)
+    return single_run.with_name(single_run.name.removesuffix(f"-s{recipe.seed}") + "-seeds")
 
 
-def _is_done(where: Path, recipe: Recipe) -> bool:
-    """Return whether a seed's run is finished.
+def _is_done(run_folder: Path, recipe: Recipe) -> bool:
+    """Return whether the run of a seed is finished.
 
     Raises:
-        UsageError: It is, but of another recipe.
+        UsageError: It is finished, but with another recipe.
     """
-    if read_json(where / "status.json").get("state") != "done":
+    if read_json(run_folder / "status.json").get("state") != "done":
         return False
-    if recipe_digest(load(where / "recipe.yaml")) != recipe_digest(recipe):
+    if recipe_digest(load(run_folder / "recipe.yaml")) != recipe_digest(recipe):
         raise UsageError(
-            f"{where}: is finished, but with another recipe; take another --out, or --overwrite to "
-            "make all seeds anew"
+            f"{run_folder}: is finished, but with another recipe; use another --out, or "
+            "--overwrite to train all seeds again"
         )
     return True
 
@@ -148,13 +149,17 @@ def _is_done(where: Path, recipe: Recipe) -> bool:
 def _summarise(
     folder: Path, recipe: Recipe, seeds: Sequence[int], failed: Mapping[int, str]
 ) -> list[SeedRun]:
-    """Write `seeds.json` of what is finished, and return it."""
+    """Write `seeds.json` for the finished runs, and return them."""
     runs = []
     for seed in seeds:
-        where = folder / f"s{seed}"
-        if read_json(where / "status.json").get("state") == "done":
-            found = next(iter(score_files(where).values()), None)
-            runs.append(SeedRun(seed, where, None if found is None else read_scores(found, [])))
+        run_folder = folder / f"s{seed}"
+        if read_json(run_folder / "status.json").get("state") == "done":
+            score_file = next(iter(score_files(run_folder).values()), None)
+            runs.append(
+                SeedRun(
+                    seed, run_folder, None if score_file is None else read_scores(score_file, [])
+                )
+            )
     scored = [run for run in runs if run.scores is not None]
     write_json_atomic(
         folder / SUMMARY,
@@ -179,7 +184,7 @@ def _summarise(
 
 
 def means_of(runs: Sequence[SeedRun]) -> dict[str, list[float]]:
-    """Return the mean IoUs of each run by their names."""
+    """Return the mean IoUs of each run by name."""
     return _gathered([run.scores.means for run in runs if run.scores is not None])
 
 
@@ -200,7 +205,7 @@ def _gathered(parts: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
 
 
 def _show(folder: Path, runs: Sequence[SeedRun]) -> None:
-    """Print mean and spread over the seeds, by class and over all."""
+    """Print mean and spread over the seeds, for each class and each mean."""
     console = Console(highlight=False, soft_wrap=True)
     scored = [run for run in runs if run.scores is not None]
     if scored:
@@ -210,8 +215,8 @@ def _show(folder: Path, runs: Sequence[SeedRun]) -> None:
             table.add_column(name, justify="right")
         means = means_of(scored)
         for name, values in {**classes_of(scored), **means}.items():
-            told = spread(values)
-            row = [_percent(told["mean"]), _percent(told["spread"]), *map(percent, values)]
+            summary = spread(values)
+            row = [_percent(summary["mean"]), _percent(summary["spread"]), *map(percent, values)]
             style = "bold" if name in means else None
             table.add_row(Text(printable(name)), *row, style=style)
         console.print(table)

@@ -1,4 +1,4 @@
-"""`udaseg select`: choose among checkpoints without a label of the target."""
+"""`udaseg select`: choose among checkpoints without target labels."""
 
 import json
 import logging
@@ -48,23 +48,22 @@ def select(
     """Compute all criteria for all candidates, print them, and write them into the runs.
 
     Args:
-        runs: Runs or checkpoints. One run alone stands for all its checkpoints, each of several
-            for its newest.
-        data: Unlabelled images to look at; None takes the recipe's target.
-        split: Which split of them; None takes the recipe's, of other data `train`, `val` or the
-            first that there is.
-        oracle: Also score on target labels, and mark everything with it.
+        runs: Runs or checkpoints. A single run stands for all its checkpoints; with several runs,
+            each stands for its newest checkpoint.
+        data: Dataset of unlabelled images; None takes the recipe's target.
+        split: Split of the dataset; None takes the recipe's, or with other data `train`, `val` or
+            the first split.
+        oracle: Also score on target labels, and mark all results as such.
         every: Take all checkpoints of each of several runs.
-        images: Most images of each data set to look at.
+        images: Maximum images per dataset.
         weights: `student` or `teacher`.
         format: `table` or `json`.
-        device: Where to compute.
-        root: Where prepared data lie.
+        device: Device to compute on.
+        root: Folder of the prepared data.
 
     Raises:
-        UsageError: The candidates have other classes or other targets, so that numbers would not
-            compare.
-        CheckpointError: There is nothing to choose among.
+        UsageError: The candidates differ in classes or target, so they are not comparable.
+        CheckpointError: There are no checkpoints to choose from.
     """
     candidates = find_candidates(runs, every=every)
     recipe = refuse_others(candidates, same_target=data is None)
@@ -73,59 +72,67 @@ def select(
         loaded = build.load_run(candidate.checkpoint, weights=weights, device=device)
         measure(candidate, loaded, sets, device=device)
     columns = {
-        criterion.name: [each.values[criterion.name] for each in candidates]
+        criterion.name: [candidate.values[criterion.name] for candidate in candidates]
         for criterion in CRITERIA
     }
-    means, voted = mean_ranks(columns)
+    means, voters = mean_ranks(columns)
     for candidate, mean in zip(candidates, means, strict=True):
         candidate.mean_rank = mean
     chosen = choices(candidates)
-    document = _document(candidates, chosen, voted, sets, weights=weights, oracle=oracle)
+    document = _document(candidates, chosen, voters, sets, weights=weights, oracle=oracle)
     if format == "json":
-        screen = Console(highlight=False, soft_wrap=True)
-        screen.print(json.dumps(document, indent=2), markup=False)
+        console = Console(highlight=False, soft_wrap=True)
+        console.print(json.dumps(document, indent=2), markup=False)
     else:
-        _print_table(candidates, chosen, voted, oracle=oracle)
-    # with labels it goes under another name, so that no script takes one for the other
+        _print_table(candidates, chosen, voters, oracle=oracle)
+    # another name if labels were used, so that no script confuses the two
     name = "selection-oracle.json" if oracle else "selection.json"
-    for folder in dict.fromkeys(each.run for each in candidates if each.run.is_dir()):
+    for folder in dict.fromkeys(
+        candidate.run for candidate in candidates if candidate.run.is_dir()
+    ):
         write_json_atomic(folder / name, document)
         log.info("written to %s", folder / name)
-    if not oracle:  # all that a look at target labels leaves behind is marked
+    if not oracle:  # with target labels, only files that are marked as such are written
         _keep(candidates, chosen[CONSENSUS])
 
 
 def _keep(candidates: Sequence[Candidate], best: Candidate) -> None:
-    """Keep the choice among a run's own checkpoints, so that going on with the run spares it."""
-    own = best.checkpoint.parent == best.run / "checkpoints"
-    if own and len(candidates) > 1 and all(each.run == best.run for each in candidates):
+    """Keep the chosen checkpoint of a single run, so that resuming the run does not delete it."""
+    in_run = best.checkpoint.parent == best.run / "checkpoints"
+    if (
+        in_run
+        and len(candidates) > 1
+        and all(candidate.run == best.run for candidate in candidates)
+    ):
         log.info("kept in %s", keep_choice(best.run, CONSENSUS, best.checkpoint))
 
 
 def choices(candidates: Sequence[Candidate]) -> dict[str, Candidate]:
-    """Return whom each criterion chooses, then whom their mean rank does; of equals the later."""
+    """Return the choice of each criterion and of the mean rank; the later one if equal."""
     chosen = {}
     for criterion in CRITERIA:
         sign = 1.0 if criterion.better == "higher" else -1.0
-        scored = [(each.values[criterion.name], each) for each in candidates]
-        computed = [(sign * value, each) for value, each in scored if value is not None]
-        known = [pair for pair in computed if not math.isnan(pair[0])]
-        if known and len(computed) == len(candidates):
-            chosen[criterion.name] = max(reversed(known), key=lambda pair: pair[0])[1]
-    chosen[CONSENSUS] = min(reversed(candidates), key=lambda each: (each.collapsed, each.mean_rank))
+        scored = [(candidate.values[criterion.name], candidate) for candidate in candidates]
+        computed = [(sign * value, candidate) for value, candidate in scored if value is not None]
+        finite = [pair for pair in computed if not math.isnan(pair[0])]
+        if finite and len(computed) == len(candidates):
+            chosen[criterion.name] = max(reversed(finite), key=lambda pair: pair[0])[1]
+    chosen[CONSENSUS] = min(
+        reversed(candidates), key=lambda candidate: (candidate.collapsed, candidate.mean_rank)
+    )
     return chosen
 
 
 def _document(
     candidates: Sequence[Candidate],
     chosen: dict[str, Candidate],
-    voted: Sequence[str],
+    voters: Sequence[str],
     sets: Sets,
     *,
     weights: str,
     oracle: bool,
 ) -> dict[str, Any]:
-    """Return everything as JSON values."""
+    """Return all results as JSON values."""
     source = None
     if sets.source is not None:
         count = len(sets.source.split(sets.source_split))
@@ -140,21 +147,25 @@ def _document(
         },
         "source": source,
         "criteria": {
-            each.name: {"better": each.better, "meaning": each.meaning, "votes": each.name in voted}
-            for each in CRITERIA
+            criterion.name: {
+                "better": criterion.better,
+                "meaning": criterion.meaning,
+                "votes": criterion.name in voters,
+            }
+            for criterion in CRITERIA
         },
         "candidates": [
             {
-                "checkpoint": str(each.checkpoint),
-                "step": each.step,
-                **{name: _plain(value) for name, value in each.values.items()},
-                "mean_rank": _plain(each.mean_rank),
-                "collapsed": each.collapsed,
-                **({"oracle_miou": _plain(each.oracle)} if oracle else {}),
+                "checkpoint": str(candidate.checkpoint),
+                "step": candidate.step,
+                **{name: _plain(value) for name, value in candidate.values.items()},
+                "mean_rank": _plain(candidate.mean_rank),
+                "collapsed": candidate.collapsed,
+                **({"oracle_miou": _plain(candidate.oracle)} if oracle else {}),
             }
-            for each in candidates
+            for candidate in candidates
         ],
-        "chosen": {name: str(each.checkpoint) for name, each in chosen.items()},
+        "chosen": {name: str(candidate.checkpoint) for name, candidate in chosen.items()},
     }
     if oracle and sets.labelled is not None:
         document["oracle"] = {
@@ -171,77 +182,98 @@ def _document(
 def _print_table(
     candidates: Sequence[Candidate],
     chosen: dict[str, Candidate],
-    voted: Sequence[str],
+    voters: Sequence[str],
     *,
     oracle: bool,
 ) -> None:
-    """Print a row a candidate, a star at each criterion's choice, and the choice of the vote."""
-    screen = Console(highlight=False)
-    if not screen.is_terminal:
-        screen.width = max(screen.width, _WIDE)
+    """Print one row per candidate, with a star at each criterion's choice, and the choice."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = max(console.width, _WIDE)
     table = Table(box=None, pad_edge=False, collapse_padding=True)
     table.add_column("candidate", overflow="fold")
-    shown = [each for each in CRITERIA if any(c.values[each.name] is not None for c in candidates)]
-    for criterion in shown:
+    computed = [
+        criterion
+        for criterion in CRITERIA
+        if any(candidate.values[criterion.name] is not None for candidate in candidates)
+    ]
+    for criterion in computed:
         arrow = "↑" if criterion.better == "higher" else "↓"
         table.add_column(f"{criterion.name} {arrow}", justify="right")
     table.add_column("mean rank ↓", justify="right")
     if oracle:
         table.add_column("ORACLE mIoU %", justify="right", style="red")
-    one_run = len({each.run for each in candidates}) == 1
-    for each in candidates:
+    one_run = len({candidate.run for candidate in candidates}) == 1
+    for candidate in candidates:
         cells = [
-            _shown(each.values[criterion.name]) + _star(chosen.get(criterion.name) is each)
-            for criterion in shown
+            _shown(candidate.values[criterion.name])
+            + _star(chosen.get(criterion.name) is candidate)
+            for criterion in computed
         ]
-        rank = f"{each.mean_rank:.2f}" + _star(chosen[CONSENSUS] is each)
-        score = [f"{100 * _score(each):.2f}"] if oracle else []
-        name = f"step {each.step}" if one_run else printable(each.name)
+        rank = f"{candidate.mean_rank:.2f}" + _star(chosen[CONSENSUS] is candidate)
+        score = [f"{100 * _score(candidate):.2f}"] if oracle else []
+        name = f"step {candidate.step}" if one_run else printable(candidate.name)
         table.add_row(Text(name), *map(Text, [*cells, rank, *score]))
-    say = Console(highlight=False, soft_wrap=True)
+    wrapped = Console(highlight=False, soft_wrap=True)
     if oracle:
-        say.print(Text(ORACLE_WARNING, style="bold red"))
-    screen.print(table)
-    collapsed = [printable(each.name) for each in candidates if each.collapsed]
+        wrapped.print(Text(ORACLE_WARNING, style="bold red"))
+    console.print(table)
+    collapsed = [printable(candidate.name) for candidate in candidates if candidate.collapsed]
     if collapsed:
-        say.print(Text(f"calls nearly everything one class, so not chosen: {', '.join(collapsed)}"))
-    silent = [each.name for each in CRITERIA if each.votes and each.name not in voted]
-    if silent:
-        say.print(Text(f"not computed for every candidate, so without a vote: {', '.join(silent)}"))
-    say.print(Text(f"chosen by mean rank: {printable(str(chosen[CONSENSUS].checkpoint))}"))
-    if oracle:
-        lost = [f"{name} {100 * points:.2f}" for name, points in _lost(candidates, chosen).items()]
-        say.print(
-            Text(f"ORACLE: points of mIoU that each choice loses to the best: {', '.join(lost)}")
+        wrapped.print(
+            Text(f"predicts almost only one class, so not chosen: {', '.join(collapsed)}")
         )
-        order = [
+    excluded = [
+        criterion.name for criterion in CRITERIA if criterion.votes and criterion.name not in voters
+    ]
+    if excluded:
+        wrapped.print(
+            Text(
+                "not computed for every candidate, so not included in the mean rank: "
+                f"{', '.join(excluded)}"
+            )
+        )
+    wrapped.print(Text(f"chosen by mean rank: {printable(str(chosen[CONSENSUS].checkpoint))}"))
+    if oracle:
+        losses = [
+            f"{name} {100 * points:.2f}" for name, points in _lost(candidates, chosen).items()
+        ]
+        wrapped.print(
+            Text(
+                "ORACLE: mIoU points that each choice loses to the best candidate: "
+                f"{', '.join(losses)}"
+            )
+        )
+        correlations = [
             f"{name} {'-' if value is None else f'{value:+.2f}'}"
             for name, value in _correlations(candidates).items()
         ]
-        say.print(Text(f"ORACLE: rank correlation with mIoU (1 is its order): {', '.join(order)}"))
+        wrapped.print(
+            Text(f"ORACLE: rank correlation with mIoU (1: same order): {', '.join(correlations)}")
+        )
 
 
 def _lost(candidates: Sequence[Candidate], chosen: dict[str, Candidate]) -> dict[str, float]:
     """Return how much mIoU each choice loses to the best candidate, by the oracle."""
-    best = max(_score(each) for each in candidates)
-    return {name: best - _score(each) for name, each in chosen.items()}
+    best = max(_score(candidate) for candidate in candidates)
+    return {name: best - _score(candidate) for name, candidate in chosen.items()}
 
 
 def _correlations(candidates: Sequence[Candidate]) -> dict[str, float | None]:
-    """Return how far each criterion that has all its values orders as the oracle does."""
-    truth = ranks([_score(each) for each in candidates], "higher")
-    orders = {CONSENSUS: ranks([each.mean_rank for each in candidates], "lower")}
+    """Return the rank correlation of each complete criterion with the oracle."""
+    truth = ranks([_score(candidate) for candidate in candidates], "higher")
+    orders = {CONSENSUS: ranks([candidate.mean_rank for candidate in candidates], "lower")}
     for criterion in CRITERIA:
-        values = [each.values[criterion.name] for each in candidates]
-        known = [value for value in values if value is not None]
-        if len(known) == len(values):
-            orders[criterion.name] = ranks(known, criterion.better)
-    names = [*(each.name for each in CRITERIA if each.name in orders), CONSENSUS]
+        values = [candidate.values[criterion.name] for candidate in candidates]
+        computed = [value for value in values if value is not None]
+        if len(computed) == len(values):
+            orders[criterion.name] = ranks(computed, criterion.better)
+    names = [*(criterion.name for criterion in CRITERIA if criterion.name in orders), CONSENSUS]
     return {name: _plain(rank_correlation(orders[name], truth)) for name in names}
 
 
 def _score(candidate: Candidate) -> float:
-    """Return the oracle's mIoU; a network without any counts as nothing."""
+    """Return the oracle's mIoU; 0 if there is none."""
     score = candidate.oracle
     return 0.0 if score is None or math.isnan(score) else score
 

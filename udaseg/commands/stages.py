@@ -1,7 +1,7 @@
-"""What happens between two stages of a run: first prototypes, thresholds, and pseudo-labels.
+"""Prepare a stage of a run: initial prototypes, thresholds and pseudo-labels.
 
-All of it is a function of the student that the stage before ended with, so a run that is killed
-here begins the same passes again; pseudo-labels that are whole are kept.
+All of it depends only on the student at the end of the previous stage, so a run that is killed
+here repeats the same passes; complete pseudo-labels are kept.
 """
 
 import hashlib
@@ -35,32 +35,32 @@ _LABELS = "pseudo_labels"
 _MARKER = "pseudo_labels.json"
 
 
-def end_of(folder: Path, leg: Leg) -> Path:
-    """Return where the checkpoint that ended a stage lies in its run's folder."""
-    assert leg.folder is not None
-    return folder / leg.folder / CHECKPOINTS
+def end_of(folder: Path, stage: Leg) -> Path:
+    """Return the folder of the checkpoint that ended a stage."""
+    assert stage.folder is not None
+    return folder / stage.folder / CHECKPOINTS
 
 
-def before_leg(folder: Path, recipe: Recipe, leg: Leg) -> Checkpoint:
-    """Return the checkpoint that ended the stage before `leg`.
+def before_leg(folder: Path, recipe: Recipe, stage: Leg) -> Checkpoint:
+    """Return the checkpoint that ended the stage before `stage`.
 
     Raises:
-        CheckpointError: It is gone, or of another step.
+        CheckpointError: It is missing, or of another step.
     """
-    earlier = legs(recipe)[leg.number - 1]
-    where = end_of(folder, earlier)
-    found = newest(where)
-    if found is None or found.step != earlier.end:
+    previous = legs(recipe)[stage.number - 1]
+    checkpoint_folder = end_of(folder, previous)
+    checkpoint = newest(checkpoint_folder)
+    if checkpoint is None or checkpoint.step != previous.end:
         raise CheckpointError(
-            f"{where}: the checkpoint that ended stage {earlier.name} is gone, and {leg.name} "
-            "starts from it; start the run again with --overwrite"
+            f"{checkpoint_folder}: the checkpoint that ended stage {previous.name} is missing, and "
+            f"{stage.name} needs it; start the run again with --overwrite"
         )
-    return found
+    return checkpoint
 
 
 def open_leg(
     recipe: Recipe,
-    leg: Leg,
+    stage: Leg,
     source: PreparedDataset,
     target: PreparedDataset | None,
     folder: Path,
@@ -68,130 +68,139 @@ def open_leg(
     fresh: bool,
     stop: StopSignal,
 ) -> tuple[Fit, dict[str, str]]:
-    """Return what a stage after the first trains with, and the digests of what was made for it.
+    """Return the training setup of a stage after the first, and digests of its files.
 
     Args:
-        recipe: Of the run.
-        leg: The stage.
+        recipe: Recipe of the run.
+        stage: The stage.
         source: Labelled images.
         target: Unlabelled images.
-        folder: Of the run.
-        fresh: No step of the stage was done, so prototypes are to be made; otherwise a checkpoint
-            brings them.
-        stop: Ends a pass when a signal came.
+        folder: Run folder.
+        fresh: No step of the stage was done, so prototypes are computed; otherwise a checkpoint
+            restores them.
+        stop: Stops a pass when a signal is received.
     """
-    assert leg.folder is not None and source.classes is not None
-    before = before_leg(folder, recipe, leg)
-    labels = folder / leg.folder / _LABELS if leg.pseudo_labels is not None else None
-    made = build.run(recipe, source, target, init=before, leg=leg, pseudo_labels=labels)
+    assert stage.folder is not None and source.classes is not None
+    previous = before_leg(folder, recipe, stage)
+    labels = folder / stage.folder / _LABELS if stage.pseudo_labels is not None else None
+    setup = build.run(recipe, source, target, init=previous, leg=stage, pseudo_labels=labels)
     digests: dict[str, str] = {}
     if labels is not None:
-        student = _digest(made.objective.student)
-        digests[_LABELS] = _pseudo_labels(made, leg, source.classes, labels, student, stop, folder)
-    if fresh and isinstance(made.objective, PrototypeAlignment):
-        _first_prototypes(made, len(source.classes), stop, folder)
-    return made, digests
+        student = _digest(setup.objective.student)
+        digests[_LABELS] = _pseudo_labels(
+            setup, stage, source.classes, labels, student, stop, folder
+        )
+    if fresh and isinstance(setup.objective, PrototypeAlignment):
+        _first_prototypes(setup, len(source.classes), stop, folder)
+    return setup, digests
 
 
-def _first_prototypes(made: Fit, num_classes: int, stop: StopSignal, folder: Path) -> None:
-    objective, source = made.objective, made.batches.source
+def _first_prototypes(setup: Fit, num_classes: int, stop: StopSignal, folder: Path) -> None:
+    objective, source = setup.objective, setup.batches.source
     assert isinstance(objective, PrototypeAlignment) and source is not None
     with WorkProgress("prototypes of the source", len(source.samples)) as progress:
         sums = prototype_pass(
-            *(objective.student, source, num_classes, made.device),
+            objective.student,
+            source,
+            num_classes,
+            setup.device,
             watched(progress, stop, folder),
         )
-    means, seen = sums.prototypes()
-    objective.contrast.prototypes.start(means, seen)
-    if not bool(seen.all()):
+    means, has_prototype = sums.prototypes()
+    objective.contrast.prototypes.start(means, has_prototype)
+    if not bool(has_prototype.all()):
         log.warning(
-            "%d of %d classes are nowhere predicted right on the source; they get a prototype when "
-            "they first are",
-            *(int((~seen).sum()), num_classes),
+            "%d of %d classes have no correct prediction on the source; they get a prototype with "
+            "their first one",
+            int((~has_prototype).sum()),
+            num_classes,
         )
 
 
 def _pseudo_labels(
-    made: Fit,
-    leg: Leg,
+    setup: Fit,
+    stage: Leg,
     classes: ClassSpace,
     labels: Path,
     student: str,
     stop: StopSignal,
     folder: Path,
 ) -> str:
-    """Return the digest of the pseudo-labels, made here unless they are there and whole."""
-    target, how = made.batches.target, leg.pseudo_labels
-    assert target is not None and how is not None
+    """Return the digest of the pseudo-labels; compute them unless they exist unchanged."""
+    target, settings = setup.batches.target, stage.pseudo_labels
+    assert target is not None and settings is not None
     marker = labels.parent / _MARKER
-    known = by_first_rank(lambda: _read(marker))
-    if known.get("student") == student:
+    stored = by_first_rank(lambda: _read(marker))
+    if stored.get("student") == student:
         digest = pseudo_labels_digest(labels, target.samples)
-        if everywhere(digest is not None and digest == known.get("digest")):
+        if everywhere(digest is not None and digest == stored.get("digest")):
             assert digest is not None
             return digest
-        log.warning("%s: pseudo-labels are missing or changed; they are made again", labels)
-    network, device = made.objective.student, made.device
-    whole = replace(target, scale=(1.0, 1.0))
+        log.warning("%s: pseudo-labels are missing or changed; computing them again", labels)
+    network, device = setup.objective.student, setup.device
+    unscaled = replace(target, scale=(1.0, 1.0))
     with WorkProgress("confidence on the target", len(target.samples)) as progress:
         histograms = threshold_pass(
-            network, whole, len(classes), device, watched(progress, stop, folder)
+            network, unscaled, len(classes), device, watched(progress, stop, folder)
         )
-    thresholds = histograms.thresholds(quantile=how.quantile, cap=how.cap)
+    thresholds = histograms.thresholds(quantile=settings.quantile, cap=settings.cap)
     with WorkProgress("pseudo-labels of the target", len(target.samples)) as progress:
         kept = pseudo_label_pass(
-            *(network, whole, thresholds, labels, device), watched(progress, stop, folder)
+            network, unscaled, thresholds, labels, device, watched(progress, stop, folder)
         )
     digest = pseudo_labels_digest(labels, target.samples)
     if digest is None:
-        raise DataError(f"{labels}: pseudo-labels vanished while they were written")
+        raise DataError(f"{labels}: pseudo-labels were deleted while they were written")
     predicted = histograms.counts.sum(1)
     by_class = zip(
-        *(classes.names, thresholds.tolist(), predicted.tolist(), kept.tolist()), strict=True
+        classes.names, thresholds.tolist(), predicted.tolist(), kept.tolist(), strict=True
     )
     document = {
         "student": student,
         "digest": digest,
         "images": len(target.samples),
         "classes": {
-            name: {"threshold": threshold, "predicted_pixels": count, "kept_pixels": left}
-            for name, threshold, count, left in by_class
+            name: {"threshold": threshold, "predicted_pixels": count, "kept_pixels": kept_pixels}
+            for name, threshold, count, kept_pixels in by_class
         },
     }
     by_first_rank(lambda: write_json_atomic(marker, document))
     share = float(kept.sum()) / max(1, int(predicted.sum()))
-    log.info("%.1f %% of the target's pixels got a pseudo-label", 100 * share)
-    never = [
+    log.info("%.1f %% of the target pixels have a pseudo-label", 100 * share)
+    unpredicted = [
         name for name, count in zip(classes.names, predicted.tolist(), strict=True) if not count
     ]
-    if never:
-        log.warning("never predicted on the target, so never learned there: %s", ", ".join(never))
+    if unpredicted:
+        log.warning(
+            "never predicted on the target, so without pseudo-labels: %s", ", ".join(unpredicted)
+        )
     return digest
 
 
 def watched(
     progress: WorkProgress, stop: StopSignal, folder: Path, *, shared: bool = True
 ) -> Callable[[int, int], None]:
-    """Return what a pass over images calls: it moves the bar, and ends the pass at a signal.
+    """Return a callback for a pass over images: it updates the bar and stops at a signal.
 
     Args:
-        progress: The bar.
-        stop: Knows of signals.
-        folder: Of the run.
-        shared: The images are shared out over ranks; otherwise each looks at all of them.
+        progress: Progress bar.
+        stop: Signal state.
+        folder: Run folder.
+        shared: The images are divided among ranks; otherwise each rank processes all of them.
     """
 
-    def seen(done: int, of_all: int) -> None:
+    def on_image(done: int, total: int) -> None:
         ranks = world_size() if shared else 1
-        progress.update(min(done * ranks, of_all))
-        # the ranks ask each other as long as all have images: none has more than one more
-        if done <= of_all // ranks and stop.asked():
+        progress.update(min(done * ranks, total))
+        # asked() is collective: call it only while every rank has images; some have one more
+        if done <= total // ranks and stop.asked():
             assert stop.number is not None
             raise Interrupted(
-                f"stopped between two parts of the run; go on with --resume {folder}", stop.number
+                f"stopped between two parts of the run; continue with --resume {folder}",
+                stop.number,
             )
 
-    return seen
+    return on_image
 
 
 def _digest(network: nn.Module) -> str:

@@ -1,4 +1,4 @@
-"""What a run starts from with `--init`, kept in its folder for as long as it has no checkpoint."""
+"""Store which checkpoint a run starts from with `--init`, until it has its own checkpoint."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ START = "init.json"
 
 
 def start_document(init: Checkpoint) -> dict[str, Any]:
-    """Return what a run's `init.json` says: the file, its SHA-256 as it was read, and its step."""
+    """Return the content of a run's `init.json`: file, SHA-256 and step."""
     return {
         "checkpoint": str(init.path.absolute()),
         "sha256": init.sha256,
@@ -20,30 +20,30 @@ def start_document(init: Checkpoint) -> dict[str, Any]:
 
 
 def start_of(folder: Path) -> Checkpoint | None:
-    """Return what a run that is to be resumed starts from.
+    """Return the `--init` checkpoint of a run that is resumed.
 
-    None where it starts from its recipe's weights, or goes on from a checkpoint of its own.
+    None if the run starts from its recipe's weights, or has its own checkpoint.
 
     Raises:
-        CheckpointError: The file is gone, or is another one by now.
+        CheckpointError: The file is missing, or has changed.
     """
     if not (folder / START).is_file() or manifests(folder / "checkpoints"):
         return None
-    known = read_json(folder / START)
-    if not {"checkpoint", "sha256"} <= known.keys():
+    stored = read_json(folder / START)
+    if not {"checkpoint", "sha256"} <= stored.keys():
         raise CheckpointError(
-            f"{folder / START}: is damaged, so what the run began from is not known; begin again "
+            f"{folder / START}: is damaged, so the initial checkpoint is unknown; start again "
             "with --overwrite and --init"
         )
-    path, digest = Path(str(known["checkpoint"])), known["sha256"]
+    path, digest = Path(str(stored["checkpoint"])), stored["sha256"]
     try:
-        trouble = None if sha256_of(path) == digest else "holds other bytes now"
+        problem = None if sha256_of(path) == digest else "has changed"
     except OSError as error:
-        trouble = f"cannot be read any more ({error.strerror})"
-    if trouble is not None:
+        problem = f"cannot be read ({error.strerror})"
+    if problem is not None:
         raise CheckpointError(
-            f"{folder}: the run began from {path} (--init) and has no checkpoint of its own yet, "
-            f"but that file {trouble}; put back the one with SHA-256 {digest}, or begin again with "
+            f"{folder}: the run started from {path} (--init) and has no checkpoint yet, but that "
+            f"file {problem}; restore the one with SHA-256 {digest}, or start again with "
             "--overwrite and another --init"
         )
     return load(path)

@@ -1,4 +1,4 @@
-"""`udaseg eval --submit`: a package for a test server, which is checked once it is written."""
+"""`udaseg eval --submit`: write a package for a test server, and check it."""
 
 import logging
 import os
@@ -58,79 +58,88 @@ def submit(
     Args:
         run: Run folder or checkpoint.
         server: One of `SERVERS`.
-        data: What to predict; None takes the recipe's validation, else its target.
-        split: Which split of it; None takes `test`, or the only one.
+        data: Dataset to predict; None takes the recipe's validation, else its target.
+        split: Split of the dataset; None takes `test`, or the only one.
         weights: `student` or `teacher`.
         flip: Average with the mirrored image.
-        scales: Average over these sizes.
-        window: Sliding window (height, width); None looks at the whole image.
-        batch: Images at a time; None chooses.
+        scales: Average over these scales.
+        window: Sliding window (height, width); None predicts the whole image at once.
+        batch: Images per batch; None chooses.
         out: Folder of the zip; None is `submissions/` in the run.
-        device: Where to compute.
-        root: Where prepared data lie.
+        device: Device to compute on.
+        root: Folder of the prepared data.
 
     Raises:
-        UsageError: The images are not of the server's layout, the network has other classes, or
+        UsageError: The images do not have the server's layout, the network has other classes, or
             the package exists.
-        DataError: No images, or the finished package is not as it must be.
+        DataError: There are no images, or the finished package is invalid.
     """
-    taker = SERVERS[server]
+    server_spec = SERVERS[server]
     loaded = build.load_run(run, weights=weights, device=device)
-    table = np.frombuffer(lookup_table(server_ids(loaded.classes, taker.ids)), np.uint8)
-    asked = Look(flip=flip, scales=scales, window=window, batch=batch)
-    dataset, look = chosen_data(loaded.recipe, data, asked, root)
+    table = np.frombuffer(lookup_table(server_ids(loaded.classes, server_spec.ids)), np.uint8)
+    requested = Look(flip=flip, scales=scales, window=window, batch=batch)
+    dataset, options = chosen_data(loaded.recipe, data, requested, root)
     split = split or _test_split(dataset)
     samples = dataset.split(split)
-    names = member_names(taker, dataset, samples)
-    words = [*([] if weights == "student" else [weights]), *look_words(look)]
+    names = member_names(server_spec, dataset, samples)
+    variants = [*([] if weights == "student" else [weights]), *look_words(options)]
     step = f"step-{loaded.step:06d}"
-    name = "+".join([f"{server}-{dataset.name}-{split}-{step}", *words]) + ".zip"
+    name = "+".join([f"{server}-{dataset.name}-{split}-{step}", *variants]) + ".zip"
     path = (out or run_of(run) / "submissions") / name
     if path.exists():
-        raise UsageError(f"{path}: exists; move it away, or name another with --out")
-    if len(samples) != taker.images:
+        raise UsageError(f"{path}: exists already; move it, or choose another folder with --out")
+    if len(samples) != server_spec.images:
         log.warning(
             "the test set of %s has %d images, split '%s' of %s has %d: the server will refuse it",
-            *(server, taker.images, split, dataset.name, len(samples)),
+            server,
+            server_spec.images,
+            split,
+            dataset.name,
+            len(samples),
         )
-    looks = look_at(
-        *(loaded.segmenter, dataset, samples, look),
+    predictions = look_at(
+        loaded.segmenter,
+        dataset,
+        samples,
+        options,
         device=loaded.device,
         truth=False,
-        confidence="confidence" in taker.folders,
+        confidence="confidence" in server_spec.folders,
     )
     with _written_whole(path) as package, WorkProgress("submit", len(samples)) as progress:
-        for seen in looks:
-            for folder, member in names[seen.sample.image].items():
-                # without a time, so that the same predictions are the same bytes
-                package.writestr(zipfile.ZipInfo(member), _png(_content(seen, folder, table)))
+        for prediction in predictions:
+            for folder, member in names[prediction.sample.image].items():
+                # without a timestamp, so that equal predictions give identical files
+                package.writestr(zipfile.ZipInfo(member), _png(_content(prediction, folder, table)))
             progress.advance()
-    folders = {name: folder for own in names.values() for folder, name in own.items()}
-    check_package(path, taker, folders)
-    _say(path, taker, folders)
+    folders = {name: folder for members in names.values() for folder, name in members.items()}
+    check_package(path, server_spec, folders)
+    _say(path, server_spec, folders)
 
 
 def _test_split(dataset: PreparedDataset) -> str:
-    """Return the split that is meant for a server.
+    """Return the default split for a server.
 
     Raises:
-        UsageError: There are several, and none is `test`.
+        UsageError: There are several splits, and none is `test`.
     """
     if "test" in dataset.splits or len(dataset.splits) == 1:
         return "test" if "test" in dataset.splits else next(iter(dataset.splits))
     raise UsageError(
-        f"{dataset.name} has no split 'test', but {', '.join(dataset.splits)}; name one with "
+        f"{dataset.name} has no split 'test', but {', '.join(dataset.splits)}; choose one with "
         "--split, or give the folder of the test images as --data"
     )
 
 
-def _content(seen: Labelled, folder: str, table: NDArray[np.uint8]) -> NDArray[np.integer[Any]]:
+def _content(
+    prediction: Labelled, folder: str, table: NDArray[np.uint8]
+) -> NDArray[np.integer[Any]]:
     """Return the pixels of one file of the package."""
     if folder == "confidence":
-        assert seen.confidence is not None
-        sure = np.nan_to_num(seen.confidence).clip(0, 1)
-        return np.asarray(np.rint(sure * _CERTAIN), np.uint16)
-    return np.asarray(cv2.LUT(seen.labels, table), np.uint8)
+        assert prediction.confidence is not None
+        confidence = np.nan_to_num(prediction.confidence).clip(0, 1)
+        return np.asarray(np.rint(confidence * _CERTAIN), np.uint16)
+    return np.asarray(cv2.LUT(prediction.labels, table), np.uint8)
 
 
 def _png(pixels: NDArray[np.integer[Any]]) -> bytes:
@@ -142,7 +151,7 @@ def _png(pixels: NDArray[np.integer[Any]]) -> bytes:
 
 @contextmanager
 def _written_whole(path: Path) -> Iterator[zipfile.ZipFile]:
-    """Give a zip that appears under its name once all is in it, or not at all."""
+    """Open a zip that is renamed to its path when complete, and deleted on an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
     temporary = Path(name)
@@ -157,17 +166,17 @@ def _written_whole(path: Path) -> Iterator[zipfile.ZipFile]:
 
 
 def _say(path: Path, server: Server, folders: Mapping[str, str]) -> None:
-    """Say on stdout where the package is and what was checked."""
-    each = len(folders) // len(server.folders)
-    kept = ", ".join(folder for folder in server.folders if folder)
+    """Print to stdout where the package is and what was checked."""
+    images = len(folders) // len(server.folders)
+    folder_names = ", ".join(folder for folder in server.folders if folder)
     lines = (
         f"{printable(str(path))}: {path.stat().st_size / 1e6:.1f} MB",
-        f"checked: {each} images{f' in each of {kept}' if kept else ''}, all of "
-        f"{shown_size(server.size)}, {server.ids} ids, named as the server asks, nothing else "
-        "in the zip",
+        f"checked: {images} images{f' in each of {folder_names}' if folder_names else ''}, all "
+        f"of {shown_size(server.size)}, {server.ids} ids, named as the server requires, no other "
+        "files in the zip",
         *(
             []
-            if each == server.images
+            if images == server.images
             else [f"but the test set of {server.name} has {server.images} images"]
         ),
         f"submit it at {server.home}",

@@ -1,4 +1,4 @@
-"""What test servers take: names, sizes, ids, folders; and the check of a finished package."""
+"""Describe the packages that test servers accept, and check finished packages."""
 
 import re
 import zipfile
@@ -21,17 +21,17 @@ _SHOWN = 3
 
 @dataclass(frozen=True)
 class Server:
-    """What a test server takes.
+    """Requirements of a test server.
 
     Attributes:
-        name: How the user calls it.
-        pattern: Stems of its images; `key` is the part that the server looks for.
+        name: Name on the command line.
+        pattern: Stems of its images; the server reads the group `key`.
         size: (height, width) of its images.
-        images: How many its test set has.
-        ids: Which ids it wants.
-        folders: What the zip holds for each image, by folder; "" is none. A folder `confidence`
-            holds 16 bits, 65535 for certain.
-        home: Where to submit.
+        images: Size of its test set.
+        ids: Ids that it expects.
+        folders: Folders of the zip with one file per image; "" is the top level. A folder
+            `confidence` has 16-bit images, 65535 for certain.
+        home: URL to submit to.
     """
 
     name: str
@@ -75,17 +75,17 @@ SERVERS = {
         ),
     )
 }
-"""The servers of `--submit`. Names, sizes and folders are what the evaluation script of Cityscapes
-and published submissions to the other two use; their own pages were not at hand."""
+"""The servers of `--submit`. Names, sizes and folders are those of the Cityscapes evaluation script
+and of published submissions to the other two, whose own pages were not available."""
 
 
 def member_names(
     server: Server, dataset: PreparedDataset, samples: Sequence[Sample]
 ) -> dict[str, dict[str, str]]:
-    """Return for each image the file of each folder in the zip, named as the image is.
+    """Return, for each image, the file in each folder of the zip.
 
     Raises:
-        UsageError: The images are not of the server's layout: names or sizes.
+        UsageError: Names or sizes of the images do not match the server.
     """
     names: dict[str, dict[str, str]] = {}
     keys: dict[str, str] = {}
@@ -95,19 +95,19 @@ def member_names(
         if match is None:
             raise UsageError(
                 f"--submit {server.name}: {printable(sample.image)} of {dataset.name} is not named "
-                f"as an image of {server.name} is"
+                f"like an image of {server.name}"
             )
         if (sample.height, sample.width) != server.size:
-            have, need = shown_size((sample.height, sample.width)), shown_size(server.size)
+            actual, required = shown_size((sample.height, sample.width)), shown_size(server.size)
             raise UsageError(
-                f"--submit {server.name}: {printable(sample.image)} of {dataset.name} is {have}, "
-                f"but the server's images are {need}"
+                f"--submit {server.name}: {printable(sample.image)} of {dataset.name} is {actual}, "
+                f"but the server's images are {required}"
             )
         other = keys.setdefault(match["key"], sample.image)
         if other != sample.image:
             raise UsageError(
                 f"--submit {server.name}: {printable(sample.image)} and {printable(other)} are "
-                "one image to the server"
+                "the same image to the server"
             )
         names[sample.image] = {
             folder: str(PurePosixPath(folder) / f"{stem}.png") for folder in server.folders
@@ -116,15 +116,15 @@ def member_names(
 
 
 def check_package(path: Path, server: Server, members: Mapping[str, str]) -> None:
-    """Read a finished zip from the disk and check all that a server would stumble over.
+    """Read a finished zip from disk and check everything that the server requires.
 
     Args:
         path: The zip.
-        server: Who is to take it.
-        members: The folder of each file that must be in it; nothing else may be.
+        server: Server to submit to.
+        members: Expected files with their folders; no other files are allowed.
 
     Raises:
-        DataError: Everything that is wrong with it, a line each.
+        DataError: Lists the problems, one per line.
     """
     faults: list[str] = []
     try:
@@ -138,32 +138,33 @@ def check_package(path: Path, server: Server, members: Mapping[str, str]) -> Non
     if faults:
         more = [f"and {len(faults) - _SHOWN} more"] if len(faults) > _SHOWN else []
         raise DataError(
-            f"{path}: is no package for {server.name}:\n  " + "\n  ".join([*faults[:_SHOWN], *more])
+            f"{path}: is not a valid package for {server.name}:\n  "
+            + "\n  ".join([*faults[:_SHOWN], *more])
         )
 
 
 def allowed(server: Server, folder: str) -> frozenset[int]:
-    """Return the values that files of a folder may hold; all 16 bits in `confidence`."""
+    """Return the pixel values allowed in files of a folder; all 16-bit values in `confidence`."""
     if folder == "confidence":
         return frozenset(range(2**16))
     table = class_table("cityscapes19")
     if server.ids == "label":
-        return frozenset(own[0] for own in table.ids)
+        return frozenset(class_ids[0] for class_ids in table.ids)
     void = {255} if folder == "labelTrainIds_invalid" else set()
     return frozenset(range(len(table.classes))) | void
 
 
 def _wrong_names(listed: Sequence[str], members: Mapping[str, str]) -> list[str]:
-    found = set(listed)
-    twice = [name for name, times in Counter(listed).items() if times > 1]
-    wrong = (
-        ("missing", sorted(set(members) - found)),
-        ("not asked for", sorted(found - set(members))),
-        ("twice", twice),
+    present = set(listed)
+    duplicates = [name for name, times in Counter(listed).items() if times > 1]
+    problems = (
+        ("missing", sorted(set(members) - present)),
+        ("not expected", sorted(present - set(members))),
+        ("twice", duplicates),
     )
     return [
-        f"{len(names)} files {what}: {printable(', '.join(names[:_SHOWN]))}"
-        for what, names in wrong
+        f"{len(names)} files {problem}: {printable(', '.join(names[:_SHOWN]))}"
+        for problem, names in problems
         if names
     ]
 
@@ -171,7 +172,7 @@ def _wrong_names(listed: Sequence[str], members: Mapping[str, str]) -> list[str]
 def _wrong_file(name: str, data: bytes, server: Server, folder: str) -> list[str]:
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None:
-        return [f"{name}: is no image"]
+        return [f"{name}: is not an image"]
     depth = np.uint16 if folder == "confidence" else np.uint8
     if pixels.ndim != 2 or pixels.dtype != depth:
         return [f"{name}: is not one channel of {np.dtype(depth).itemsize * 8} bits"]
@@ -180,5 +181,9 @@ def _wrong_file(name: str, data: bytes, server: Server, folder: str) -> list[str
     if folder == "confidence":
         return []
     counts = cv2.calcHist([pixels], [0], None, [256], [0, 256]).ravel()
-    strange = sorted(set(np.flatnonzero(counts).tolist()) - allowed(server, folder))
-    return [f"{name}: holds {', '.join(map(str, strange))}, no {server.ids} ids"] if strange else []
+    invalid = sorted(set(np.flatnonzero(counts).tolist()) - allowed(server, folder))
+    return (
+        [f"{name}: contains {', '.join(map(str, invalid))}, which are not {server.ids} ids"]
+        if invalid
+        else []
+    )

@@ -1,4 +1,4 @@
-"""From a confusion matrix to scores with their protocol line, means and notes."""
+"""Turn a confusion matrix into scores with protocol line, means and notes."""
 
 import math
 
@@ -19,7 +19,7 @@ from udaseg.reporting import Scores, percent
 
 FULL_SIZE = "full size"
 RELEASE = "release of DACS and RCCR"
-_LEARNT = 0.01  # a class with less IoU was not learnt: an output that no label ever trained
+_LEARNT = 0.01  # a class below this IoU counts as untrained: no label ever supervised its output
 
 
 def summarise(
@@ -27,7 +27,7 @@ def summarise(
     classes: ClassSpace,
     dataset: PreparedDataset,
     split: str,
-    look: dict[str, str],
+    inference: dict[str, str],
     *,
     protocol: int | None = None,
     convention: int | None = None,
@@ -36,14 +36,14 @@ def summarise(
     """Return the scores of a matrix with its protocol line, means, and notes.
 
     Args:
-        matrix: Over `classes`, with the data's other classes outside.
-        classes: Outputs of the network.
-        dataset: What was scored.
-        split: Which split of it.
-        look: How the network looked, for the protocol line.
+        matrix: Over `classes`, with the dataset's other classes appended.
+        classes: Classes of the network.
+        dataset: Dataset that was scored.
+        split: Split of the dataset.
+        inference: Inference options for the protocol line.
         protocol: Show only the mean over 19, 16 or 13 classes.
         convention: 19 or 16, see `udaseg.evaluation.protocols`; None is the network's own.
-        release: It was scored as the releases of DACS and RCCR do, at their size.
+        release: Scored at the size used by the released code of DACS and RCCR.
     """
     assert dataset.classes is not None
     truth = dataset.classes.names
@@ -51,14 +51,14 @@ def summarise(
     chosen = convention if convention in possible else next(iter(possible), None)
     scored = scored_under(chosen, matrix, classes.names, truth)
     means = {name: mean for name, mean in scored.means.items() if protocol in (None, _count(name))}
-    if not means:  # as of 19 classes where neither network nor labels have all of them
+    if not means:  # for example 19, if neither network nor labels have all 19 classes
         raise UsageError(
             f"--protocol {protocol}: network and labels of {dataset.name} together have no such "
             f"mean, only {', '.join(scored.means)}"
         )
     notes = _notes(scored, classes, dataset)
     if convention is not None and convention not in possible:
-        notes.append(f"convention {convention} makes no difference to these classes")
+        notes.append(f"convention {convention} makes no difference for these classes")
     samples = dataset.split(split)
     sizes = {(sample.height, sample.width) for sample in samples}
     resolution = shown_size(next(iter(sizes))) if len(sizes) == 1 else f"{len(sizes)} sizes"
@@ -71,7 +71,7 @@ def summarise(
             "images": str(len(samples)),
             "protocol": RELEASE if release else FULL_SIZE,
             "scored at": resolution,
-            **look,
+            **inference,
             **({} if chosen is None else {"convention": _convention(chosen, classes.names)}),
         },
         names=scored.names,
@@ -89,7 +89,7 @@ def refuse_protocol(names: tuple[str, ...], protocol: int | None, convention: in
     """Refuse a mean over classes that the network does not have.
 
     Raises:
-        UsageError: It lacks some, and the convention does not count those as 0.
+        UsageError: It lacks some of them, and the convention does not count those as 0.
     """
     listed = f"it has {', '.join(names)}"
     sixteen = 16 in mean_subsets(names)
@@ -98,7 +98,7 @@ def refuse_protocol(names: tuple[str, ...], protocol: int | None, convention: in
             f"--convention {convention}: the network lacks some of the 16 classes; {listed}"
         )
     if protocol == 19 and convention == 16:
-        raise UsageError("--protocol 19 takes --convention 19; the other has 16 classes")
+        raise UsageError("--protocol 19 needs --convention 19; convention 16 has 16 classes")
     if protocol is None or protocol in mean_subsets(names):
         return
     if sixteen and convention == 19:
@@ -110,7 +110,7 @@ def refuse_protocol(names: tuple[str, ...], protocol: int | None, convention: in
 
 
 def shown_size(size: tuple[int, int] | None) -> str:
-    """Return (height, width) as people write it, None as what it stands for."""
+    """Return (height, width) as "WxH"; "as stored" for None."""
     return "as stored" if size is None else f"{size[1]}x{size[0]}"
 
 
@@ -120,48 +120,52 @@ def _count(name: str) -> int | None:
 
 
 def _convention(convention: int, names: tuple[str, ...]) -> str:
-    head = sum(name in SUBSETS[19] for name in names)
-    what = "counts" if convention == 19 else "is ignored"
-    return f"{convention}-way (truth of {', '.join(NOT_IN_16)} {what}; {head}-way head)"
+    head_classes = sum(name in SUBSETS[19] for name in names)
+    treatment = "counts" if convention == 19 else "is ignored"
+    return (
+        f"{convention}-way (truth of {', '.join(NOT_IN_16)} {treatment}; {head_classes}-way head)"
+    )
 
 
 def _notes(scored: Scored, classes: ClassSpace, dataset: PreparedDataset) -> list[str]:
-    """Return a sentence for each kind of class that no plain IoU describes."""
+    """Return a sentence for each kind of class that a plain IoU does not describe."""
     assert dataset.classes is not None
-    theirs, matrix = dataset.classes.names, scored.matrix
+    truth_names, matrix = dataset.classes.names, scored.matrix
     iou = dict(zip(scored.names, matrix.iou().tolist(), strict=True))
     predicted = dict(zip(scored.names, matrix.counts.sum(0).tolist(), strict=True))
     notes = []
-    absent = [name for name in classes.names if math.isnan(iou[name]) and name in theirs]
+    absent = [name for name in classes.names if math.isnan(iou[name]) and name in truth_names]
     if absent:
-        notes.append(f"no truth for {', '.join(absent)}: shown as - and left out of the mean")
-    ours = [name for name in classes.names if name not in theirs]
-    if ours:
+        notes.append(f"no truth for {', '.join(absent)}: shown as - and excluded from the mean")
+    network_only = [name for name in classes.names if name not in truth_names]
+    if network_only:
         notes.append(
-            f"no truth for {', '.join(ours)}, classes that only the network has: shown as - and "
-            "left out of the mean"
+            f"no truth for {', '.join(network_only)}, classes that only the network has: "
+            "shown as - and excluded from the mean"
         )
-    others = strangers(classes.names, theirs)
-    counted = [name for name in others if name in scored.names]
+    unknown = strangers(classes.names, truth_names)
+    counted = [name for name in unknown if name in scored.names]
     if counted:
         notes.append(
             f"the network does not know {', '.join(counted)}: IoU 0, and these pixels count as "
-            "errors of what was predicted there"
+            "errors of the predicted classes"
         )
-    false = [name for name in classes.names if math.isnan(iou[name]) and predicted[name]]
-    if false and set(scored.names) == set(SUBSETS[19]):
-        measured = [value for value in iou.values() if not math.isnan(value)]
-        strict = sum(measured) / (len(measured) + len(false))
+    without_truth = [name for name in classes.names if math.isnan(iou[name]) and predicted[name]]
+    if without_truth and set(scored.names) == set(SUBSETS[19]):
+        known_ious = [value for value in iou.values() if not math.isnan(value)]
+        strict = sum(known_ious) / (len(known_ious) + len(without_truth))
         notes.append(
-            f"predicted where there is no truth of them: {', '.join(false)}; the official script "
-            f"of Cityscapes counts these as 0, its mean would be {percent(strict)}"
+            f"predicted but without truth: {', '.join(without_truth)}; the official script of "
+            f"Cityscapes counts these as 0, its mean would be {percent(strict)}"
         )
-    left = [name for name in others if name not in scored.names]
-    if left:
-        notes.append(f"the network does not know {', '.join(left)}: these pixels are not scored")
-    never = [name for name in classes.names if iou[name] == 0 and not predicted[name]]
-    if never:
-        notes.append(f"never predicted: {', '.join(never)}; each counts as 0 in the mean")
+    unscored = [name for name in unknown if name not in scored.names]
+    if unscored:
+        notes.append(
+            f"the network does not know {', '.join(unscored)}: these pixels are not scored"
+        )
+    unpredicted = [name for name in classes.names if iou[name] == 0 and not predicted[name]]
+    if unpredicted:
+        notes.append(f"never predicted: {', '.join(unpredicted)}; each counts as 0 in the mean")
     return notes
 
 
@@ -172,14 +176,14 @@ def _other_convention(
     names: tuple[str, ...],
     truth: tuple[str, ...],
 ) -> list[str]:
-    """Return the means of the convention that was not chosen, where papers would differ."""
+    """Return the means of the other convention, if papers differ for these classes."""
     if chosen is None:
         return []
     other = next(number for number in possible if number != chosen)
     if possible[0] == 19 and chosen == 19:
-        # with all 19 learnt, as from GTA5, nobody would ignore three of them
-        whole = dict(zip(names, matrix.iou().tolist(), strict=True))
-        if any(whole[name] >= _LEARNT for name in NOT_IN_16):
+        # if all 19 are trained, as from GTA5, papers do not ignore three of them
+        ious = dict(zip(names, matrix.iou().tolist(), strict=True))
+        if any(ious[name] >= _LEARNT for name in NOT_IN_16):
             return []
     means = scored_under(other, matrix, names, truth).means
     listed = ", ".join(f"{name} {percent(mean)}" for name, mean in means.items())

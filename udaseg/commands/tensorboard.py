@@ -1,4 +1,4 @@
-"""A run's numbers and previews for TensorBoard, where its package is installed."""
+"""Write a run's metrics and previews for TensorBoard, if its package is installed."""
 
 import importlib.util
 import logging
@@ -20,34 +20,34 @@ log = logging.getLogger(__name__)
 FOLDER = "tensorboard"
 
 
-def wants_board(wanted: Literal["auto", "require", "never"]) -> bool:
+def wants_board(mode: Literal["auto", "require", "never"]) -> bool:
     """Return whether a run writes for TensorBoard.
 
     Raises:
-        EnvironmentFault: It is required and not installed.
+        EnvironmentFault: It is required but not installed.
     """
-    if wanted == "never":
+    if mode == "never":
         return False
-    found = installed()
-    if wanted == "require" and not found:
+    available = installed()
+    if mode == "require" and not available:
         raise EnvironmentFault(
             "--tensorboard needs the package `tensorboard`, which is not installed; "
-            "pip install 'udaseg[tensorboard]', or leave the option out: metrics.jsonl and "
+            "run pip install 'udaseg[tensorboard]', or omit the option: metrics.jsonl and "
             "`udaseg report` have the same numbers"
         )
-    return found
+    return available
 
 
 def installed() -> bool:
-    """Return whether the package is there."""
+    """Return whether the tensorboard package is installed."""
     return importlib.util.find_spec("tensorboard") is not None
 
 
 class Numbers:
-    """What is written down in numbers: `metrics.jsonl`, and the same for TensorBoard.
+    """Write metrics to `metrics.jsonl`, and to TensorBoard.
 
     Args:
-        folder: Of the run.
+        folder: Run folder.
         board: Also write for TensorBoard.
     """
 
@@ -65,11 +65,11 @@ class Numbers:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Let TensorBoard have what was not written yet."""
+        """Flush and close the TensorBoard writer."""
         self._close()
 
     def begin_from(self, done: int) -> None:
-        """Forget what was written of steps after `done`; TensorBoard hides it."""
+        """Delete the metrics of steps after `done`; TensorBoard hides these steps."""
         self.log.truncate_after(done)
         self._close()
         if self._wanted:
@@ -77,7 +77,7 @@ class Numbers:
             self._wanted = self._board is not None
 
     def write(self, step: int, event: Mapping[str, Any]) -> None:
-        """Append what is known after `step` steps."""
+        """Append the metrics after `step` steps."""
         self.log.write({"step": step, **event})
         if self._board is not None:
             for tag, value in scalars(event):
@@ -87,7 +87,7 @@ class Numbers:
                 self._board.add_text(f"alarm/{kind}", text, step)
 
     def picture(self, step: int, pixels: NDArray[np.uint8]) -> None:
-        """Show a preview, (H, W, 3) RGB."""
+        """Add a preview, (H, W, 3) RGB."""
         if self._board is not None:
             self._board.add_image("preview", pixels, step, dataformats="HWC")
 
@@ -110,13 +110,15 @@ def scalars(event: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 def _opened(folder: Path, purge: int) -> Any:
-    """Return a writer that hides steps from `purge` on which were written before, or None."""
+    """Return a writer that hides earlier records of steps from `purge` on, or None."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of packages that are not ours
+            warnings.simplefilter("ignore")  # warnings of third-party packages
             from torch.utils.tensorboard import SummaryWriter
 
             return SummaryWriter(str(folder), purge_step=purge)
     except (ImportError, OSError, AttributeError) as error:
-        log.warning("%s: TensorBoard cannot be written (%s); the run goes on", folder, error)
+        log.warning(
+            "%s: cannot write TensorBoard files (%s); the run continues without", folder, error
+        )
         return None

@@ -1,4 +1,4 @@
-"""`udaseg prepare --verify`: whether all files of prepared sets are as they were."""
+"""`udaseg prepare --verify`: list the files of prepared datasets that have changed."""
 
 import logging
 from pathlib import Path
@@ -17,15 +17,15 @@ _SHOWN = 10
 
 
 def verify(*, names: list[str], root: Path, workers: int) -> None:
-    """Compare prepared sets with their manifests, and say which files changed or are gone.
+    """Compare prepared datasets with their manifests, and list changed and missing files.
 
     Args:
-        names: Names of prepared or built-in sets, or dataset YAMLs.
-        root: Where data lie and prepared sets are.
-        workers: Threads that read; -1 chooses.
+        names: Names of prepared or built-in datasets, or dataset YAMLs.
+        root: Folder of raw data and of prepared datasets.
+        workers: Reader threads; -1 chooses.
 
     Raises:
-        DataError: A file is not as it was, or a set is not prepared; all such sets are named.
+        DataError: A file has changed, or a dataset is not prepared; all of them are listed.
     """
     faults = []
     console = Console(highlight=False, soft_wrap=True)
@@ -39,8 +39,8 @@ def verify(*, names: list[str], root: Path, workers: int) -> None:
         if report.changed or report.missing:
             faults.append(_told(report, name))
         else:
-            took = f"({report.seconds:.1f} s)"
-            console.print(Text(f"{report.name}: all {report.files:,} files as they were {took}"))
+            duration = f"({report.seconds:.1f} s)"
+            console.print(Text(f"{report.name}: all {report.files:,} files unchanged {duration}"))
     if faults:
         raise DataError("\n\n".join(faults))
 
@@ -48,15 +48,15 @@ def verify(*, names: list[str], root: Path, workers: int) -> None:
 def _told(report: VerifyReport, name: str) -> str:
     lines = [
         f"{report.name}: {len(report.changed)} of {report.files:,} files changed and "
-        f"{len(report.missing)} are gone:",
+        f"{len(report.missing)} are missing:",
         *("  " + line.replace("\n", "\\n") for line in report.changed[:_SHOWN]),
-        *("  " + path.replace("\n", "\\n") + ": is gone" for path in report.missing[:_SHOWN]),
+        *("  " + path.replace("\n", "\\n") + ": is missing" for path in report.missing[:_SHOWN]),
     ]
-    more = sum(max(0, len(found) - _SHOWN) for found in (report.changed, report.missing))
-    lines += [f"  and {more} more"] if more else []
-    # a file can change without its size and time, which is all that prepare looks at
+    remaining = sum(max(0, len(paths) - _SHOWN) for paths in (report.changed, report.missing))
+    lines += [f"  and {remaining} more"] if remaining else []
+    # a file can change while its size and time stay, and prepare compares only these
     lines.append(
-        f"  restore them; or, to take all as it is now, delete {report.folder} and run "
+        f"  restore them; or, to accept all changes, delete {report.folder} and run "
         f"`udaseg prepare {name}`"
     )
     return "\n".join(lines)
