@@ -168,8 +168,8 @@ def _staged_problems(problems: Found, method: Staged, steps: int) -> None:
     begin = 0
     for number, end in enumerate(stage_ends(method, steps)):
         if end <= begin and total > 0:
-            steps_of_stage = f"{steps}, which leaves no step for method.stages[{number}]"
-            problems.append(("steps", f"must give each stage a step, got {steps_of_stage}"))
+            shown = f"{steps}, which leaves no step for method.stages[{number}]"
+            problems.append(("steps", f"must give each stage a step, got {shown}"))
         begin = end
 
 

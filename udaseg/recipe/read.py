@@ -108,7 +108,7 @@ class Reader:
         kind = self.read(Literal[tuple(kinds)], word, _join(key, "kind"))
         return UNREAD if kind is UNREAD else self._section(kinds[kind], node, key, f" of {kind}")
 
-    def _section(self, cls: Any, node: Node, key: str, of: str = "") -> Any:
+    def _section(self, cls: Any, node: Node, key: str, suffix: str = "") -> Any:
         if not isinstance(node, Section):
             names = ", ".join(part.name for part in fields(cls))
             problem = f"must be a section with {names}, got {_shape(node)}"
@@ -121,7 +121,7 @@ class Reader:
                 self._places[_join(key, name)] = position
                 values[name] = self.read(hints[name], child, _join(key, name))
             else:
-                suggested.add(self._unknown(cls, node, key, name, of))
+                suggested.add(self._unknown(cls, node, key, name, suffix))
         for part in fields(cls):
             required = part.default is MISSING and part.default_factory is MISSING
             if required and part.name not in values:
@@ -131,7 +131,7 @@ class Reader:
                     self._faults.add(self._places[key], _join(key, part.name), problem)
         return UNREAD if any(value is UNREAD for value in values.values()) else cls(**values)
 
-    def _unknown(self, cls: Any, node: Section, key: str, name: str, of: str) -> str:
+    def _unknown(self, cls: Any, node: Section, key: str, name: str, suffix: str) -> str:
         """List an unknown key, and return the key that was probably meant."""
         self._hints += 1
         options = [part.name for part in fields(cls)]
@@ -139,7 +139,7 @@ class Reader:
         if self._hints <= _MAX_HINTS:
             hint = key_hint(name, key, options, tuple(node.entries))
         suggestion = f"; did you mean '{hint}'?" if hint else f"; known keys: {', '.join(options)}"
-        problem = f"unknown key{of}{suggestion}"
+        problem = f"unknown key{suffix}{suggestion}"
         self._faults.add(node.entries[name][0], _join(key, name), problem)
         return hint or ""
 

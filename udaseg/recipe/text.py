@@ -194,8 +194,8 @@ class _Open:
 class _Builder:
     """Builds nodes from events, with an explicit stack that limits the depth without recursion."""
 
-    def __init__(self, where: Callable[[int, int], str], faults: Faults) -> None:
-        self._where = where
+    def __init__(self, position_of: Callable[[int, int], str], faults: Faults) -> None:
+        self._where = position_of
         self._faults = faults
         self._stack: list[_Open] = []
         self._documents = 0
