@@ -19,11 +19,11 @@ def unit(vectors: Tensor, dim: int = 1) -> Tensor:
     )
 
 
-def to_device(drawn: Tensor, device: torch.device) -> Tensor:
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """Copy a CPU tensor to `device`, without waiting for a GPU."""
     if device.type != "cuda":
-        return drawn.to(device)
-    return drawn.pin_memory().to(device, non_blocking=True)
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 class Projector(nn.Module):
