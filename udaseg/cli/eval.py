@@ -87,7 +87,10 @@ def evaluate(
         Path | None, typer.Option(help="Also write each prediction as a PNG to this folder.")
     ] = None,
     ids: Annotated[
-        LabelIds, typer.Option(help="Ids in these PNG files: train ids or Cityscapes label ids.")
+        LabelIds,
+        typer.Option(
+            help="Train ids or Cityscapes label ids in the PNGs of --predictions, --save."
+        ),
     ] = LabelIds.train,
     submit: Annotated[
         TestServer | None,
