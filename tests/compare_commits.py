@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -198,6 +199,8 @@ def main() -> None:
     words.add_argument("--recipes", nargs="+", help="by default all of toyland")
     words.add_argument("--steps", type=int, default=5, help="optimiser steps; by default 5")
     given = words.parse_args()
+    # the worktree is removed after SIGTERM too
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     toyland = sorted((REPOSITORY / "recipes" / "toyland").glob("*.yaml"))
     recipes = given.recipes or [f"toyland/{path.stem}" for path in toyland]
     sys.exit(1 if compare(given.before, recipes, given.steps) else 0)
