@@ -383,7 +383,7 @@ def test_resuming_with_other_files_or_classes_is_refused(root, tmp_path):
         (out / f"kept.{kind}").rename(out / "checkpoints" / f"step-000002.{kind}")
     index.write_text(json.dumps(document))
     said = udaseg("adapt", "--resume", out, "--root", mine, cwd=tmp_path, expect=3)
-    assert "the files of target are others" in said.stderr
+    assert "the files of target have changed" in said.stderr
     index.write_text(whole)
     source = mine / "prepared" / "toyland" / "index.json"
     document = json.loads(source.read_text())
@@ -469,7 +469,7 @@ def test_info_tells_what_a_run_is(finished, tmp_path):
         (["adapt", "toyland/rccr", "steps=many"], 2, "steps"),
         (["adapt", "toyland/rccr", "target.crop=[64, 64]"], 2, "same as source.crop"),
         (["adapt", "toyland/rccr", "method.regional.region_size=99"], 2, "cells"),
-        (["adapt", "toyland/rccr", "machine.device=cuda:77"], 5, "no cuda:77"),
+        (["adapt", "toyland/rccr", "machine.device=cuda:77"], 5, "cuda:77 is not available"),
         (["adapt", "toyland/rccr", "--target", "nowhere"], 3, "nowhere"),
         (["adapt", "toyland/rccr", "model.weights=none.pth"], 3, "no such weights"),
         (["adapt", "toyland/rccr", "model.backbone=resnet9"], 2, "resnet18"),

@@ -168,5 +168,5 @@ def test_a_forgotten_parameter_is_a_fault_of_ours_that_is_noticed():
 
 
 def test_a_device_that_is_not_there_is_named():
-    with pytest.raises(EnvironmentFault, match="no cuda:99"):
+    with pytest.raises(EnvironmentFault, match="cuda:99 is not available"):
         build.device_of("cuda:99")
