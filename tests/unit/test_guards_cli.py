@@ -141,7 +141,7 @@ def test_memory_that_runs_out_later_saves_the_run_which_goes_on_in_parts(
     assert "step-000003.pt" in said.stderr
     assert "--fit" in said.stderr
     said = udaseg("adapt", "--resume", out, "--fit", "--root", root, cwd=tmp_path)
-    assert "in 2 parts" in said.stderr
+    assert "trying 2 micro-batches" in said.stderr
     assert json.loads((out / "status.json").read_text())["state"] == "done"
 
 
