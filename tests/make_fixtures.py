@@ -134,6 +134,7 @@ def machine() -> dict[str, object]:
         "opencv": cv2.__version__,
         "numpy": np.__version__,
         "cpu": _cpu(),
+        "kernels": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
     }
 
