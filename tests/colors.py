@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tests.small import shipped
-from udaseg.build import LoadedRun
-from udaseg.data import ClassSpace
+from udaseg.data.labels.classes import ClassSpace
+from udaseg.inference.loaded_run import LoadedModel
 
 COLORS = ClassSpace(("road", "sky", "car"), ((128, 64, 128), (70, 130, 180), (0, 0, 142)))
 """Red pixels are road, green ones sky, blue ones car."""
@@ -26,14 +26,14 @@ class ColorNetwork(nn.Module):
 
 def loaded_colors(
     overrides: Sequence[str] = (), network: nn.Module | None = None, step: int = 7
-) -> LoadedRun:
+) -> LoadedModel:
     """Return the colour network as if a run of toyland had made it; images keep their size,
     unless `overrides` change the recipe otherwise.
     """
     recipe = shipped("toyland/rccr", list(overrides) or ["validation.resize=null"])
     checkpoint = Path("runs/colors/checkpoints/step-000007.pt")
     where = torch.device("cpu")
-    return LoadedRun(network or ColorNetwork(), COLORS, recipe, step, checkpoint, where)  # type: ignore[arg-type]
+    return LoadedModel(network or ColorNetwork(), COLORS, recipe, step, checkpoint, where)  # type: ignore[arg-type]
 
 
 def painted(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:

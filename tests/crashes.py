@@ -16,8 +16,10 @@ from torch import nn
 from tests import damage, kills
 from tests.injections import everything, rich_objective, tiny_fit
 from tests.injections import trained as train
-from udaseg.engine import load, newest, optimizer, restore, save
 from udaseg.errors import CheckpointError
+from udaseg.runs.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from udaseg.training.optimizer import make_optimizer
+from udaseg.training.resume import restore
 
 KEEP = 2
 FACTS: dict[str, Any] = {
@@ -32,7 +34,7 @@ def network(size: int = 3, step: int = 0) -> tuple[nn.Module, torch.optim.Optimi
     torch.manual_seed(0)
     made = nn.Sequential(nn.Linear(size, 2), nn.BatchNorm1d(2))
     named = list(made.named_parameters())
-    trainer = optimizer("adamw", [("all", 0.1, named)], momentum=0.9, weight_decay=0.0)
+    trainer = make_optimizer("adamw", [("all", 0.1, named)], momentum=0.9, weight_decay=0.0)
     made(torch.ones(2, size)).sum().backward()
     trainer.step()
     with torch.no_grad():
@@ -44,7 +46,7 @@ def saved(folder: Path, step: int, size: int = 3, **changes: Any) -> Path:
     """Save a network of `network` as the checkpoint of a step."""
     made, trainer = network(size, step)
     facts = {**FACTS, "keep": KEEP, **changes}
-    return save(folder, step=step, objective=made, optimizer=trainer, **facts)
+    return save_checkpoint(folder, step=step, objective=made, optimizer=trainer, **facts)
 
 
 def _save_on_and_on(folder: Path, first: int, told: Any, at: int | None) -> None:
@@ -54,7 +56,7 @@ def _save_on_and_on(folder: Path, first: int, told: Any, at: int | None) -> None
     for step in range(first, first + 10_000):
         with torch.no_grad():
             made[0].weight.fill_(step)
-        save(folder, step=step, objective=made, optimizer=trainer, keep=KEEP, **FACTS)
+        save_checkpoint(folder, step=step, objective=made, optimizer=trainer, keep=KEEP, **FACTS)
         os.write(told, step.to_bytes(4, "big"))
 
 
@@ -90,7 +92,7 @@ def killed_at_every_change(folder: Path, most: int) -> Kills:
 
 
 def _trial(folder: Path, found: Kills, *, after_s: float = 0.0, at: int | None = None) -> None:
-    before = newest(folder)
+    before = newest_checkpoint(folder)
     first = 1 if before is None else before.step + 1
     read, write = os.pipe()
     process = get_context("fork").Process(target=_save_on_and_on, args=(folder, first, write, at))
@@ -112,7 +114,7 @@ def _trial(folder: Path, found: Kills, *, after_s: float = 0.0, at: int | None =
         whole = len(told) // 4 * 4
         acknowledged = int.from_bytes(told[whole - 4 : whole], "big")
     found.leftovers += len(list(folder.glob("*.tmp")))
-    after = newest(folder)
+    after = newest_checkpoint(folder)
     step = 0 if after is None else after.step
     if step < acknowledged:
         found.lost.append(f"step {acknowledged} was told, {step} is there")
@@ -120,7 +122,7 @@ def _trial(folder: Path, found: Kills, *, after_s: float = 0.0, at: int | None =
         found.lost.append(f"step {after.step} holds another step's weights")
     # what the next start does first
     path = saved(folder, step + 1, 256)
-    if list(folder.glob("*.tmp")) or load(path).step != step + 1:
+    if list(folder.glob("*.tmp")) or load_checkpoint(path).step != step + 1:
         found.lost.append("a leftover, or no checkpoint, after the next save")
 
 
@@ -133,12 +135,12 @@ def unnoticed_damage(folder: Path, cuts: int, flips: int, seed: int) -> tuple[in
     for number, data in enumerate(damaged):
         path.write_bytes(data)
         try:
-            load(path)
+            load_checkpoint(path)
             wrong.append(f"damage {number} was read")
         except CheckpointError as error:
             if path.name not in str(error):
                 wrong.append(f"damage {number}: the file is not named")
-        found = newest(folder)
+        found = newest_checkpoint(folder)
         if found is None or found.step != 1:
             wrong.append(f"damage {number}: the one before was not taken")
     path.write_bytes(whole)
@@ -148,13 +150,13 @@ def unnoticed_damage(folder: Path, cuts: int, flips: int, seed: int) -> tuple[in
 def unnoticed_damage_of_manifests(folder: Path, seed: int) -> tuple[int, list[str]]:
     """Cut and flip a manifest; the checkpoint is refused, or read as it was saved."""
     path = saved(folder, 2)
-    manifest, right = path.with_suffix(".json"), load(path).objective
+    manifest, right = path.with_suffix(".json"), load_checkpoint(path).objective
     whole, wrong = manifest.read_bytes(), []
     damaged = [*damage.cuts(whole, len(whole) - 2), *damage.flips(whole, 8 * len(whole), seed)]
     for number, data in enumerate(damaged):
         manifest.write_bytes(data)
         try:
-            found = load(path).objective
+            found = load_checkpoint(path).objective
             if any(not torch.equal(found[name], right[name]) for name in right):
                 wrong.append(f"damage {number} of the manifest: other weights were read")
         except CheckpointError:
@@ -175,7 +177,7 @@ def of_another_kind(folder: Path) -> Iterator[tuple[str, Callable[[], object]]]:
     def tried(changed: object, size: int = 3) -> Callable[[], object]:
         def act() -> object:
             put(changed)
-            return restore(load(path), *network(size))
+            return restore(load_checkpoint(path), *network(size))
 
         return act
 

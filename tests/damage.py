@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from tests import files
-from udaseg.data import prepare_dataset
+from udaseg.data.prepare.prepare import prepare_dataset
 
 KINDS = ("rgb png", "palette png", "interlaced png", "jpeg", "progressive jpeg")
 

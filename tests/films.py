@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tests.colors import painted, random_labels
-from udaseg.data import VideoWriter
+from udaseg.data.files.video import VideoWriter
 
 
 def write_film(

@@ -8,20 +8,15 @@ import torch
 
 from tests.properties.test_self_training import _batch, _objective, _regional
 from tests.small import small_segmenter
-from udaseg.adaptation import SourceOnly
-from udaseg.contrast import PrototypeContrast
-from udaseg.data import Batch
-from udaseg.engine import (
-    LOOK_EVERY,
-    CollapseWatch,
-    Fit,
-    Guard,
-    StopSignal,
-    fit,
-    optimizer,
-    rate_factor,
-    set_rate,
-)
+from udaseg.data.loading.batches import Batch
+from udaseg.methods.contrast.prototypes import PrototypeContrast
+from udaseg.methods.objectives.source_only import SourceOnly
+from udaseg.signals import StopSignal
+from udaseg.training.callbacks.collapse import CHECK_INTERVAL, CollapseMonitor
+from udaseg.training.guards import Guard
+from udaseg.training.loop import train
+from udaseg.training.optimizer import learning_rate_factor, make_optimizer, set_learning_rate
+from udaseg.training.setup import TrainingSetup
 
 PASSING = (
     *("image", "label weight", "logits", "loss", "gradient", "teacher output"),
@@ -94,10 +89,10 @@ def tiny_fit(*, objective=None, steps=8, seed=0, kind="adamw", lr=0.01, make=_ba
     """Return all that a tiny run trains with."""
     objective = objective or rich_objective()
     named = [(n, p) for n, p in objective.named_parameters() if p.requires_grad]
-    trainer = optimizer(kind, [("all", lr, named)], momentum=0.9, weight_decay=0.01)
+    trainer = make_optimizer(kind, [("all", lr, named)], momentum=0.9, weight_decay=0.01)
     settings = {"precision": "fp32", "workers": 0, "power": 0.9, "warmup": 0, "clip_norm": None}
     batches, device = Batches(steps, seed, make), torch.device("cpu")
-    return Fit(objective, objective, trainer, batches, device, **{**settings, **changes})
+    return TrainingSetup(objective, objective, trainer, batches, device, **{**settings, **changes})
 
 
 def _in_order(batches, first, **_):
@@ -108,8 +103,8 @@ def _in_order(batches, first, **_):
 def trained(run, *, on_step=lambda done, report: None, first=0, guard=None, stop=None):
     """Train to the end and return the number of steps done."""
     # each batch is made when its step begins, whatever a loader would do ahead
-    with mock.patch("udaseg.engine.loop.batches_from", _in_order):
-        return fit(run, first=first, on_step=on_step, stop=stop or StopSignal(), guard=guard)
+    with mock.patch("udaseg.training.loop.iterate_batches", _in_order):
+        return train(run, first=first, on_step=on_step, stop=stop or StopSignal(), guard=guard)
 
 
 def plainly_trained(run, *, without=()):
@@ -120,8 +115,8 @@ def plainly_trained(run, *, without=()):
             continue
         batch = run.batches.make(step, run.batches.seed)
         torch.manual_seed(batch.seed)
-        rate = rate_factor(step, len(run.batches), power=run.power, warmup=run.warmup)
-        set_rate(run.optimizer, rate)
+        rate = learning_rate_factor(step, len(run.batches), power=run.power, warmup=run.warmup)
+        set_learning_rate(run.optimizer, rate)
         report = run.model(batch)
         run.optimizer.zero_grad()
         report.total.backward()
@@ -219,11 +214,11 @@ def biased(run, bias=9.0):
 
 def alarms_of(run):
     """Train to the end and return (step, kind) of each alarm."""
-    watch, found = CollapseWatch(["a", "b", "c", "d", "e"]), []
+    watch, found = CollapseMonitor(["a", "b", "c", "d", "e"]), []
 
     def on_step(done, report):
         watch.see(report)
-        if done % LOOK_EVERY == 0:
+        if done % CHECK_INTERVAL == 0:
             found.extend((done, alarm.kind) for alarm in watch.look(done))
 
     trained(run, on_step=on_step)

@@ -19,7 +19,7 @@ import cv2
 from tests.bad_inputs import write_image
 from tests.films import write_film
 from tests.kills import die_at
-from udaseg.commands.prediction import predict
+from udaseg.prediction.predict import predict
 
 KINDS = ("color", "ids", "overlay", "confidence")
 _TEMPORARY = re.compile(r"(^|/)\.[^/]*(\.tmp|video-)")

@@ -15,7 +15,7 @@ import numpy as np
 
 from tests import files
 from tests.hostile import packed, tree
-from udaseg.data import prepare_dataset
+from udaseg.data.prepare.prepare import prepare_dataset
 
 _CHANGES = {
     *("os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir", "os.utime", "os.chmod"),

@@ -25,10 +25,11 @@ import torch
 from tests.cli.running import udaseg
 from tests.compare_commits import FIXTURES, MADE_IN, leaves, tiny_words, verb_of
 from tests.toy import toy_root
-from udaseg.build import run as build_run
-from udaseg.data import open_dataset
-from udaseg.data.toyland import render
-from udaseg.recipe import dump, find_recipe, list_recipes, load
+from udaseg.data.open import open_dataset
+from udaseg.data.toyland.scene import render
+from udaseg.recipe.library import find_recipe, list_recipes
+from udaseg.recipe.load import dump, load
+from udaseg.training.setup import build_setup as build_run
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 WORKPLACE = Path(MADE_IN)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from udaseg.commands.prediction import predict as predict_command
+from udaseg.prediction.predict import predict as predict_command
 
 
 def predict(*words, **options):

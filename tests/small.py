@@ -7,9 +7,12 @@ from typing import Literal
 import torch
 from torch import nn
 
-from udaseg.contrast import Projector
-from udaseg.models import Backbone, DeepLabV2, Segmenter
-from udaseg.recipe import Recipe, load
+from udaseg.models.backbones import Backbone
+from udaseg.models.heads import DeepLabV2
+from udaseg.models.projector import Projector
+from udaseg.models.segmenter import Segmenter
+from udaseg.recipe.load import load
+from udaseg.recipe.schema import Recipe
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -26,7 +26,8 @@ from tests.make_fixtures import (
     tensors_of,
     unpack_run,
 )
-from udaseg.recipe import dump, list_recipes, load
+from udaseg.recipe.library import list_recipes
+from udaseg.recipe.load import dump, load
 
 GOLDEN = json.loads((FIXTURES / "golden.json").read_text(encoding="utf-8"))
 ENDS = json.loads((FIXTURES / "runs" / "ends.json").read_text(encoding="utf-8"))

@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
-from udaseg.data import PreparedDataset, open_dataset, prepare_dataset
-from udaseg.data.toyland import write
+from udaseg.data.datasets.index import PreparedDataset
+from udaseg.data.open import open_dataset
+from udaseg.data.prepare.prepare import prepare_dataset
+from udaseg.data.toyland.writer import write
 
 COUNTS = {"source/train": 6, "source/val": 2, "target/train": 5, "target/val": 2}
 SIZE = (64, 128)

@@ -1,3 +1,68 @@
 """udaseg: unsupervised domain adaptation for semantic segmentation."""
 
 __version__ = "0.1.0"
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from udaseg.data.doctor.command import doctor
+    from udaseg.data.prepare.command import prepare, verify
+    from udaseg.evaluation.evaluate import evaluate
+    from udaseg.evaluation.score_predictions import score_predictions
+    from udaseg.evaluation.submission import submit
+    from udaseg.inference.export import export
+    from udaseg.inspection.info import info
+    from udaseg.inspection.report import report
+    from udaseg.inspection.verify import verify_run
+    from udaseg.prediction.predict import predict
+    from udaseg.selection.calibrate import calibrate
+    from udaseg.selection.select import select
+    from udaseg.training.seeds import run_seeds
+    from udaseg.training.train import adapt, train
+
+_MODULES = {
+    "adapt": "udaseg.training.train",
+    "calibrate": "udaseg.selection.calibrate",
+    "doctor": "udaseg.data.doctor.command",
+    "evaluate": "udaseg.evaluation.evaluate",
+    "score_predictions": "udaseg.evaluation.score_predictions",
+    "export": "udaseg.inference.export",
+    "info": "udaseg.inspection.info",
+    "predict": "udaseg.prediction.predict",
+    "prepare": "udaseg.data.prepare.command",
+    "report": "udaseg.inspection.report",
+    "run_seeds": "udaseg.training.seeds",
+    "select": "udaseg.selection.select",
+    "submit": "udaseg.evaluation.submission",
+    "train": "udaseg.training.train",
+    "verify": "udaseg.data.prepare.command",
+    "verify_run": "udaseg.inspection.verify",
+}
+
+__all__ = [
+    "__version__",
+    "adapt",
+    "calibrate",
+    "doctor",
+    "evaluate",
+    "score_predictions",
+    "export",
+    "info",
+    "predict",
+    "prepare",
+    "report",
+    "run_seeds",
+    "select",
+    "submit",
+    "train",
+    "verify",
+    "verify_run",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        from importlib import import_module
+
+        return getattr(import_module(_MODULES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -4,7 +4,7 @@ import logging
 import os
 import sys
 
-from udaseg.cli import main
+from udaseg.cli.main import main
 
 
 def _end_now(code: object) -> None:

@@ -5,9 +5,7 @@ of this module, in the same order.
 """
 
 import contextlib
-import json
 import os
-import platform
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -15,142 +13,36 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.rendezvous import rendezvous
 
-from udaseg.errors import EnvironmentFault, Interrupted, RankFailed, UdasegError
+from udaseg.errors import EnvironmentFault, RankFailed, RecipeError, UdasegError
 
 T = TypeVar("T")
 
-PATIENCE = timedelta(minutes=15)
+COLLECTIVE_TIMEOUT = timedelta(minutes=15)
 """Longest wait of a rank for the others in one operation; long enough for a slow first batch."""
-_TO_SAY_WHY = timedelta(seconds=5)
-_LOST = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
 
-
-class _Voice:
-    """Makes exactly one rank report why the run fails, through a store that all ranks read."""
-
-    def __init__(self, notes: Any) -> None:
-        self._notes = notes
-        self._told: BaseException | None = None
-
-    def of(self, error: Exception) -> Exception:
-        """Return the exception that this rank must raise for `error`."""
-        if error is self._told or isinstance(error, RankFailed):
-            return error
-        # a consequence of the error that this rank reports
-        is_consequence = self._told is not None and _came_of(error, self._told)
-        if isinstance(error, Interrupted):  # a signal reaches all ranks
-            if rank() > 0:
-                return RankFailed(str(error), error.exit_code, told=True)
-            self._told = error
-            return error
-        if _is_loss(error) and not is_consequence:
-            return self._of_loss(error)
-        code, text = _told(error)
-        if not is_consequence and not self._first():
-            return RankFailed(text, code, told=True)
-        with contextlib.suppress(RuntimeError):
-            self._notes.set("why", json.dumps([code, text]))
-        self._told = error
-        if rank() == 0:
-            return error
-        return RankFailed(f"process {rank()} on {platform.node()}: {text}", code, told=False)
-
-    def _of_loss(self, error: Exception) -> Exception:
-        """Return the reported error of the lost rank, or that it ended without a report."""
-        with contextlib.suppress(RuntimeError):
-            self._notes.wait(["why"], _TO_SAY_WHY)
-            code, text = json.loads(self._notes.get("why"))
-            return RankFailed(text, code, told=True)
-        text = (
-            "another process of the run has ended (killed, out of memory, or its host or network "
-            "failed); its checkpoints are intact, continue with --resume RUN"
-        )
-        reported_elsewhere = not self._first()
-        failure = RankFailed(text, EnvironmentFault.exit_code, told=reported_elsewhere)
-        failure.__cause__ = error
-        return failure
-
-    def _first(self) -> bool:
-        try:
-            return bool(self._notes.add("failed", 1) == 1)
-        except RuntimeError:  # the process that holds the store has ended too
-            return rank() == 0
-
-
-_voice: _Voice | None = None
-_alone = False
+_without_peers = False
 
 
 @contextlib.contextmanager
-def session(device_type: str) -> Iterator[None]:
-    """Join the processes that torchrun started; do nothing without torchrun.
-
-    An error on one rank ends all ranks. One rank reports it; on the others it becomes
-    `RankFailed`.
-
-    Args:
-        device_type: `cuda` assigns each process the GPU of its local rank.
-
-    Raises:
-        EnvironmentFault: torchrun started more processes on this host than it has GPUs.
-    """
-    global _voice
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or _active():
-        yield
-        return
-    store, number, size = next(rendezvous("env://", timeout=PATIENCE))
-    cuda = device_type == "cuda"
-    # gloo carries flags, counts and objects of the host, so that they do not wait for a GPU
-    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-    dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=PATIENCE)
-    notes = dist.PrefixStore("udaseg", store)  # type: ignore[attr-defined]  # torch does not export it
-    _voice = _Voice(notes)
-    with one_voice():
-        if cuda:
-            _take_gpu()
-        yield
-        wait_for_all()
-    # not after an error: destroying could wait for others; the sockets close with the process
-    dist.destroy_process_group()
-    _voice = None
-
-
-@contextlib.contextmanager
-def one_voice() -> Iterator[None]:
-    """Turn an error of one rank into an error of all ranks, reported once; see `session`."""
-    try:
-        yield
-    except Exception as error:
-        voice = _voice
-        if voice is None:
-            raise
-        raised = voice.of(error)
-        if raised is error:
-            raise
-        raise raised from error
-
-
-@contextlib.contextmanager
-def alone() -> Iterator[None]:
+def without_peers() -> Iterator[None]:
     """Make this rank act as a single process; the body must not need the other ranks."""
-    global _alone
-    before, _alone = _alone, True
+    global _without_peers
+    before, _without_peers = _without_peers, True
     try:
         yield
     finally:
-        _alone = before
+        _without_peers = before
 
 
 def rank() -> int:
     """Return the rank of this process, 0 without a process group."""
-    return dist.get_rank() if _active() else 0
+    return dist.get_rank() if is_initialized() else 0
 
 
 def world_size() -> int:
     """Return the number of processes, 1 without a process group."""
-    return dist.get_world_size() if _active() else 1
+    return dist.get_world_size() if is_initialized() else 1
 
 
 def local_rank() -> int:
@@ -163,13 +55,13 @@ def local_world_size() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
-def own_part(count: int) -> tuple[int, slice]:
+def slice_for_rank(count: int) -> tuple[int, slice]:
     """Return the number of items of all ranks, `count` each, and the slice of this rank."""
     first = rank() * count
     return world_size() * count, slice(first, first + count)
 
 
-def sum_over_ranks(value: Tensor) -> Tensor:
+def all_reduce_sum(value: Tensor) -> Tensor:
     """Return the sum of `value` over all ranks, without a gradient.
 
     A single process returns `value` itself.
@@ -181,15 +73,15 @@ def sum_over_ranks(value: Tensor) -> Tensor:
     return total
 
 
-def mean_over_ranks(value: Tensor) -> Tensor:
+def all_reduce_mean(value: Tensor) -> Tensor:
     """Return the mean of `value` over all ranks, without a gradient.
 
     A single process returns `value` itself.
     """
-    return value if world_size() == 1 else sum_over_ranks(value) / world_size()
+    return value if world_size() == 1 else all_reduce_sum(value) / world_size()
 
 
-def mean_share(count: Tensor) -> Tensor:
+def mean_divisor(count: Tensor) -> Tensor:
     """Return the divisor that turns a local sum into this rank's term of a mean over all ranks.
 
     DistributedDataParallel averages gradients over ranks. A sum divided by this and then averaged
@@ -201,10 +93,10 @@ def mean_share(count: Tensor) -> Tensor:
     Returns:
         A float scalar of at least 1 / world size.
     """
-    return (sum_over_ranks(count.float()) / world_size()).clamp_min(1 / world_size())
+    return (all_reduce_sum(count.float()) / world_size()).clamp_min(1 / world_size())
 
 
-def largest_over_ranks(number: int) -> int:
+def all_reduce_max(number: int) -> int:
     """Return the largest `number` of all ranks."""
     if world_size() == 1:
         return number
@@ -213,18 +105,18 @@ def largest_over_ranks(number: int) -> int:
     return int(largest)
 
 
-def wait_for_all() -> None:
+def barrier() -> None:
     """Wait until all ranks have called this."""
     # not dist.barrier, which waits for the queue of the GPU
-    largest_over_ranks(0)
+    all_reduce_max(0)
 
 
-def everywhere(holds: bool) -> bool:
+def all_ranks(holds: bool) -> bool:
     """Return whether `holds` is true on every rank."""
-    return largest_over_ranks(int(not holds)) == 0
+    return all_reduce_max(int(not holds)) == 0
 
 
-def gathered(value: T) -> list[T]:
+def all_gather_object(value: T) -> list[T]:
     """Return the values of all ranks, in rank order; they must be picklable."""
     if world_size() == 1:
         return [value]
@@ -233,7 +125,7 @@ def gathered(value: T) -> list[T]:
     return values
 
 
-def by_first_rank(act: Callable[[], T]) -> T:
+def on_rank_zero(act: Callable[[], T]) -> T:
     """Call `act` on rank 0 while the others wait, and return its result on every rank.
 
     The result must be picklable.
@@ -260,51 +152,63 @@ def by_first_rank(act: Callable[[], T]) -> T:
 
 
 @contextlib.contextmanager
-def first_of_host_first() -> Iterator[None]:
+def local_rank_zero_first() -> Iterator[None]:
     """Run the body on local rank 0 of each host first, then on the others, which find its files."""
     # a single process does not wait
     if local_rank() > 0:
-        wait_for_all()
+        barrier()
     yield
     if local_rank() == 0:
-        wait_for_all()
+        barrier()
 
 
-def _take_gpu() -> None:
-    if local_world_size() > torch.cuda.device_count():
+def is_initialized() -> bool:
+    return not _without_peers and dist.is_available() and dist.is_initialized()
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a CPU tensor to `device`, without waiting for a GPU."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def device_type(name: str) -> str:
+    """Return `cuda` or `cpu` for a device name that may be invalid; see `device_of`."""
+    gpu = name == "auto" or name.startswith("cuda")
+    return "cuda" if gpu and torch.cuda.is_available() else "cpu"
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device with that name; `auto` is CUDA if available.
+
+    With several processes on a host, each gets the GPU with its local rank.
+
+    Raises:
+        EnvironmentFault: There is no such device.
+        RecipeError: The name is not valid, or names one GPU for several processes.
+    """
+    if name == "auto":
+        gpu = torch.cuda.is_available()
+        return torch.device("cuda", local_rank()) if gpu else torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise RecipeError(
+            f"machine.device: '{name}' is not a device; use cpu, cuda or cuda:N"
+        ) from error
+    if device.type == "cuda" and world_size() > 1:
+        if device.index is not None:
+            raise RecipeError(
+                f"machine.device: {name} is one GPU for {world_size()} processes; use cuda, and "
+                "select GPUs with CUDA_VISIBLE_DEVICES"
+            )
+        device = torch.device("cuda", local_rank())
+    if device.type == "cuda" and (
+        not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()
+    ):
         raise EnvironmentFault(
-            f"torchrun started {local_world_size()} processes on {platform.node()}, but it has "
-            f"{torch.cuda.device_count()} GPUs; use --nproc-per-node={torch.cuda.device_count()}"
+            f"machine.device: {name} is not available ({torch.cuda.device_count()} CUDA devices); "
+            "use --device cpu"
         )
-    torch.cuda.set_device(local_rank())
-
-
-def _told(error: Exception) -> tuple[int, str]:
-    """Return the exit code and the message of an error."""
-    if isinstance(error, UdasegError):
-        return error.exit_code, str(error)
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return EnvironmentFault.exit_code, str(error).partition("\n")[0]
-    return 1, f"{type(error).__name__}: {error}"
-
-
-def _came_of(error: BaseException, first: BaseException) -> bool:
-    """Return whether `error` was raised while `first` was being handled."""
-    cause: BaseException | None = error
-    while cause is not None and cause is not first:
-        cause = cause.__cause__ or cause.__context__
-    return cause is first
-
-
-def _is_loss(error: Exception) -> bool:
-    """Return whether `error` means that another rank does not respond."""
-    if isinstance(error, UdasegError):
-        return False
-    network = isinstance(error, dist.DistError)
-    return network or (
-        isinstance(error, RuntimeError) and any(text in str(error) for text in _LOST)
-    )
-
-
-def _active() -> bool:
-    return not _alone and dist.is_available() and dist.is_initialized()
+    return device

@@ -27,18 +27,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from udaseg.commands.counting import count
-from udaseg.commands.looking import Look
-from udaseg.data import (
-    PreparedDataset,
-    Sample,
-    class_table,
-    read_image,
-    read_train_ids,
-    resize_image,
-    write_png,
-)
-from udaseg.evaluation import ConfusionMatrix, labels_from_logits, predict_logits
+from udaseg.data.datasets.index import PreparedDataset, Sample
+from udaseg.data.files.images import read_image, write_png
+from udaseg.data.labels.read import read_train_ids
+from udaseg.data.labels.tables import builtin_label_table
+from udaseg.data.loading.transforms import resize_image
+from udaseg.evaluation.confusion import ConfusionMatrix
+from udaseg.evaluation.evaluate import confusion_matrix
+from udaseg.inference.labels import labels_from_logits
+from udaseg.inference.pipeline import InferenceOptions
+from udaseg.inference.windows import predict_logits
 
 CLASSES = 19
 SIZE = (1024, 2048)
@@ -142,7 +140,7 @@ def write_city(folder: Path, count: int) -> PreparedDataset:
     noise = np.random.default_rng(0).integers(0, 255, (*SIZE, 3)).astype(np.uint8)
     write_png(folder / "0.png", cv2.GaussianBlur(noise, (0, 0), 3))
     write_png(folder / "label.png", truth)
-    classes = class_table("cityscapes19").classes
+    classes = builtin_label_table("cityscapes19").classes
     samples = (Sample("0.png", "label.png", *SIZE),) * count
     return PreparedDataset("city", folder, folder, classes, {"val": samples})
 
@@ -158,8 +156,15 @@ def one_after_another(dataset: PreparedDataset, size: tuple[int, int]) -> None:
 
 
 def read_ahead(dataset: PreparedDataset, size: tuple[int, int]) -> None:
-    classes = class_table("cityscapes19").classes
-    count(Elsewhere(), classes, dataset, "val", Look(resize=size), device=torch.device("cpu"))
+    classes = builtin_label_table("cityscapes19").classes
+    confusion_matrix(
+        Elsewhere(),
+        classes,
+        dataset,
+        "val",
+        InferenceOptions(resize=size),
+        device=torch.device("cpu"),
+    )
 
 
 def _measure_images(images: int, queue: "multiprocessing.Queue[float]") -> None:

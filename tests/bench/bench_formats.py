@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from tests.bench.bench_loading import ZSTD, milliseconds, rendered_pairs, sample_pairs, say
-from udaseg.data.packed import pack, unpack, zstd
+from udaseg.data.loading.packed import import_zstd, pack, unpack
 
 SIZE = (720, 1280)
 
@@ -45,8 +45,10 @@ def images(path: Path) -> None:
     stored[name] = zlib.compress(rows.tobytes(), 1)
     calls[name] = lambda _: zlib.decompress(stored["zlib 1 of row differences, not undone"])
     if ZSTD:
-        stored["zstd 1 of the pixels"] = zstd().compress(image.tobytes(), 1)
-        calls["zstd 1 of the pixels"] = lambda _: zstd().decompress(stored["zstd 1 of the pixels"])
+        stored["zstd 1 of the pixels"] = import_zstd().compress(image.tobytes(), 1)
+        calls["zstd 1 of the pixels"] = lambda _: import_zstd().decompress(
+            stored["zstd 1 of the pixels"]
+        )
         name = "zstd 1 of differences, undone (raw)"
         stored[name] = pack(image)
         calls[name] = lambda _: unpack(Path(), stored["zstd 1 of differences, undone (raw)"])

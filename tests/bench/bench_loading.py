@@ -30,19 +30,15 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from udaseg.data import (
-    Batch,
-    Crops,
-    PreparedDataset,
-    TrainingBatches,
-    batches_from,
-    open_cache,
-    prepare_dataset,
-    write_cache,
-)
-from udaseg.data.memory import keep_freed_memory
-from udaseg.data.rare import rare_corner
-from udaseg.data.toyland import render
+from udaseg.data.datasets.index import PreparedDataset
+from udaseg.data.loading.batches import Batch, TrainingBatches
+from udaseg.data.loading.cache import open_cache
+from udaseg.data.loading.cache_write import write_cache
+from udaseg.data.loading.crops import CropSource
+from udaseg.data.loading.rare_class import rare_class_corner
+from udaseg.data.loading.workers import iterate_batches, keep_freed_memory
+from udaseg.data.prepare.prepare import prepare_dataset
+from udaseg.data.toyland.scene import render
 
 ROUNDS = 7
 BATCHES = 400
@@ -131,7 +127,7 @@ def decoded(pair: tuple[Path, Path]) -> object:
 def batches(dataset: PreparedDataset, size: tuple[int, int], *, cached: bool) -> TrainingBatches:
     cache = open_cache(dataset, "train", size, labelled=True) if cached else None
     assert cached == (cache is not None)
-    crops = Crops(dataset, "train", size, CROP, flip=True, labelled=True, cache=cache)
+    crops = CropSource(dataset, "train", size, CROP, flip=True, labelled=True, cache=cache)
     return TrainingBatches(crops, None, batch_source=1, batch_target=1, steps=10**6, seed=0)
 
 
@@ -204,7 +200,7 @@ def window(pairs: Pairs, size: tuple[int, int]) -> None:
         return top, left
 
     def exact(number: int) -> object:
-        return rare_corner(labels, train_id, CROP, 1500, np.random.default_rng(number))
+        return rare_class_corner(labels, train_id, CROP, 1500, np.random.default_rng(number))
 
     times = milliseconds(40, {"tries": tries, "exact": exact})
     say(
@@ -235,10 +231,10 @@ class Narrow(TrainingBatches):
 
 def transport(dataset: PreparedDataset) -> None:
     """Time a batch's way through one worker: torch's loader with floats, ours with bytes."""
-    crops = Crops(dataset, "train", None, CROP, flip=True, labelled=True)
+    crops = CropSource(dataset, "train", None, CROP, flip=True, labelled=True)
     ours = Narrow(crops, None, batch_source=2, batch_target=2, steps=BATCHES, seed=0)
     wide = iter(DataLoader(Wide(), batch_size=None, num_workers=1))
-    narrow = batches_from(ours, 0, workers=1, pin=False)
+    narrow = iterate_batches(ours, 0, workers=1, pin=False)
 
     def taken(batches: Iterator[object]) -> tuple[float, int]:
         for _ in range(BATCHES // 4):

@@ -15,9 +15,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.small import shipped
 from tests.toy import toy_pair, toy_root
-from udaseg import build
-from udaseg.engine import footprint
-from udaseg.engine.memory import gradients
+from udaseg.training.footprint import estimate_footprint
+from udaseg.training.setup import build_setup
+from udaseg.training.step import compute_gradients
 
 _TINY = ["source.resize=null", "target.resize=null", "validation.resize=null"]
 _TINY += ["source.crop=[64, 128]", "target.crop=[64, 128]", "machine.device=cpu"]
@@ -39,14 +39,14 @@ def megabytes(name: str) -> float:
 def one(name: str, words: list[str]) -> None:
     """Print reckoned and measured growth of one step; a process keeps what it once had."""
     source, target = toy_pair(toy_root(Path(tempfile.mkdtemp())))
-    run = build.run(shipped("toyland/rccr", [*_TINY, *_CASES[name], *words]), source, target)
-    needs = footprint(run)
+    run = build_setup(shipped("toyland/rccr", [*_TINY, *_CASES[name], *words]), source, target)
+    needs = estimate_footprint(run)
     reckoned = (needs.gradients + needs.activations) / 1e6
     run.objective.train()
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak begins anew
     before = megabytes("VmRSS")
-    gradients(run, run.batches[0])
+    compute_gradients(run, run.batches[0])
     grew = megabytes("VmHWM") - before
     sys.stdout.write(
         f"{name}: reckoned {reckoned:.0f} MB, the process grew by {grew:.0f} MB "

@@ -28,14 +28,18 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from udaseg.commands.comparing import count_files
-from udaseg.commands.counting import empty_matrix
-from udaseg.commands.label_files import read_prediction
-from udaseg.data import PreparedDataset, class_table, lookup_table, open_dataset, read_train_ids
+from udaseg.data.datasets.index import PreparedDataset
+from udaseg.data.labels.classes import lookup_table
+from udaseg.data.labels.read import read_train_ids
+from udaseg.data.labels.tables import builtin_label_table
+from udaseg.data.open import open_dataset
+from udaseg.evaluation.evaluate import empty_matrix
+from udaseg.evaluation.prediction_files import read_prediction
+from udaseg.evaluation.score_predictions import count_predictions
 
 PAIRS, ROUNDS = 10, 7
 SIZE = (1024, 2048)
-TABLE = class_table("cityscapes19")
+TABLE = builtin_label_table("cityscapes19")
 IDS = [own[0] for own in TABLE.ids]
 DECLARED = """
 name: city
@@ -116,7 +120,7 @@ def medians(forms: dict[str, Callable[[], object]]) -> dict[str, float]:
 
 
 def from_files(root: Path, dataset: PreparedDataset) -> Any:
-    return count_files(root / "predictions", "label", TABLE.classes, dataset, "val")
+    return count_predictions(root / "predictions", "label", TABLE.classes, dataset, "val")
 
 
 def from_raw_files(predicted: list[str], true: list[str], dataset: PreparedDataset) -> Any:

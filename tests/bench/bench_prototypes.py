@@ -23,7 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.bench import bench_training as bench
-from udaseg.contrast import class_sums, prototype_loss, unit
+from udaseg.methods.contrast.prototype_loss import class_sums, prototype_loss
+from udaseg.models.projector import to_unit_length
 
 CLASSES, CHANNELS = 19, 2048
 TEMPERATURE = 100.0
@@ -41,7 +42,7 @@ def case(channels_last: bool = True) -> tuple[list[Tensor], list[Tensor], Tensor
         features.append(made)
         label = torch.randint(0, CLASSES + 1, (1, *size), generator=generator)
         labels.append(label.masked_fill(label == CLASSES, 255))
-    return features, labels, unit(torch.randn(CLASSES, CHANNELS, generator=generator))
+    return features, labels, to_unit_length(torch.randn(CLASSES, CHANNELS, generator=generator))
 
 
 def channels_first() -> tuple[list[Tensor], list[Tensor], Tensor]:

@@ -25,10 +25,12 @@ import torch
 
 from tests.bench import bench_training as bench
 from tests.small import shipped
-from udaseg.adaptation import Objective
-from udaseg.build import objective
-from udaseg.contrast import MemoryBank, regional_loss, unit
-from udaseg.data import Batch
+from udaseg.data.loading.batches import Batch
+from udaseg.methods.build import build_objective
+from udaseg.methods.contrast.memory_bank import MemoryBank
+from udaseg.methods.contrast.regional_loss import regional_loss
+from udaseg.methods.objectives.objective import Objective
+from udaseg.models.projector import to_unit_length
 
 CLASSES, SIDE, ROUNDS = 19, 512, 3
 MODEL = ["model.weights=random"]
@@ -44,7 +46,7 @@ def made(name: str) -> Objective:
     """Return a recipe's objective; `spcl` is DACS with the prototype term of rccr_spcl."""
     found = "rccr_spcl" if name == "spcl" else name
     recipe = shipped(f"gta5_cityscapes/{found}", MODEL)
-    built = objective(recipe, CLASSES)
+    built = build_objective(recipe, CLASSES)
     if name == "spcl":
         del built.regularizers["regional"]
         built.student.projector = built.teacher.network.projector = None
@@ -70,7 +72,9 @@ def step_of(name: str) -> Callable[[], None]:
     for module in built.modules():
         if isinstance(module, MemoryBank):
             generator = torch.Generator().manual_seed(0)
-            module.embeddings.copy_(unit(torch.randn(module.embeddings.shape, generator=generator)))
+            module.embeddings.copy_(
+                to_unit_length(torch.randn(module.embeddings.shape, generator=generator))
+            )
             module.labels.random_(0, CLASSES, generator=generator)
 
     def step() -> None:
@@ -162,12 +166,15 @@ def steps() -> None:
 
 def memories() -> None:
     """Print the bank's own cost and the loss's, for growing banks."""
-    queries, keys = (unit(torch.randn(4225, 128)) for _ in range(2))
+    queries, keys = (to_unit_length(torch.randn(4225, 128)) for _ in range(2))
     labels = torch.randint(0, CLASSES, (4225,))
     sys.stdout.write(f"{'bank rows':<12}{'push, ms':>10}{'loss, ms':>10}\n")
     for count in (1, 3, 6, 12):
         bank = MemoryBank(count, 8000, 128)
-        rows, row_labels = unit(torch.randn(8000, 128)), torch.randint(0, CLASSES, (8000,))
+        rows, row_labels = (
+            to_unit_length(torch.randn(8000, 128)),
+            torch.randint(0, CLASSES, (8000,)),
+        )
         for _ in range(count):
             bank.push(rows, row_labels)
 

@@ -16,7 +16,7 @@ from math import isnan, nan
 from statistics import mean
 from typing import Any
 
-from udaseg.evaluation import CRITERIA, mean_ranks, rank_correlation, ranks
+from udaseg.selection.criteria import CRITERIA, mean_ranks, rank_correlation, ranks
 
 BETTER = {criterion.name: criterion.better for criterion in CRITERIA}
 Row = dict[str, Any]

@@ -24,9 +24,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from udaseg.contrast import unit
-from udaseg.contrast.class_losses import bank_loss, distribution_loss
-from udaseg.contrast.statistics import class_moments
+from udaseg.methods.contrast.class_losses import bank_loss, distribution_loss
+from udaseg.methods.contrast.class_statistics import class_moments
+from udaseg.models.projector import to_unit_length
 
 ROUNDS = 5
 TEMPERATURE = 0.1
@@ -37,21 +37,24 @@ VECTORS = 2 * 80 * 80
 def vectors_case() -> tuple[Tensor, Tensor]:
     """Return vectors and labels, one in ten without a class."""
     generator = torch.Generator().manual_seed(0)
-    embeddings = unit(torch.randn(VECTORS, CHANNELS, generator=generator))
+    embeddings = to_unit_length(torch.randn(VECTORS, CHANNELS, generator=generator))
     labels = torch.randint(0, CLASSES, (VECTORS,), generator=generator)
     return embeddings, labels.masked_fill(torch.rand(VECTORS, generator=generator) < 0.1, 255)
 
 
 def distribution_case() -> tuple[Tensor, ...]:
     generator = torch.Generator().manual_seed(1)
-    means = 0.5 * unit(torch.randn(CLASSES, CHANNELS, generator=generator))
+    means = 0.5 * to_unit_length(torch.randn(CLASSES, CHANNELS, generator=generator))
     variances = torch.rand(CLASSES, CHANNELS, generator=generator) / CHANNELS
     return (*vectors_case(), means, variances)
 
 
 def bank_case() -> tuple[Tensor, ...]:
     generator = torch.Generator().manual_seed(1)
-    return (*vectors_case(), unit(torch.randn(CLASSES, ROWS, CHANNELS, generator=generator), 2))
+    return (
+        *vectors_case(),
+        to_unit_length(torch.randn(CLASSES, ROWS, CHANNELS, generator=generator), 2),
+    )
 
 
 def plain_moments(embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

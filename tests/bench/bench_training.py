@@ -26,10 +26,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from udaseg.adaptation import Teacher, class_mask, pixel_loss, pseudo_labels
-from udaseg.contrast import regional_loss, unit
-from udaseg.engine import optimizer
-from udaseg.models import DeepLabV2, Segmenter, backbone
+from udaseg.methods.contrast.regional_loss import regional_loss
+from udaseg.methods.mixing import class_mask
+from udaseg.methods.pixel_loss import pixel_loss, pseudo_labels
+from udaseg.methods.teacher import Teacher
+from udaseg.models.backbones import backbone
+from udaseg.models.heads import DeepLabV2
+from udaseg.models.projector import to_unit_length
+from udaseg.models.segmenter import Segmenter
+from udaseg.training.optimizer import make_optimizer
 
 ROUNDS = 5
 TEMPERATURE = 0.1
@@ -39,7 +44,7 @@ def contrast_case(regions: int, rows: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
 
     def vectors(count: int) -> Tensor:
-        return unit(torch.randn(count, 128, generator=generator))
+        return to_unit_length(torch.randn(count, 128, generator=generator))
 
     return {
         "queries": vectors(regions),
@@ -259,7 +264,7 @@ def main() -> None:
         weight_decay=5e-4,
         foreach=False,
     )
-    fused = optimizer(
+    fused = make_optimizer(
         "sgd", [("all", 1e-9, student.named_parameters())], momentum=0.9, weight_decay=5e-4
     )
     show("SGD step, DeepLab-v2 ResNet-101", *milliseconds(each.step, fused.step))

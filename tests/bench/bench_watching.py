@@ -25,12 +25,12 @@ import torch
 
 from tests.small import shipped
 from tests.toy import toy_pair, toy_root
-from udaseg import build
-from udaseg.adaptation.entropy import normalised_entropy
-from udaseg.commands.previews import Previews
-from udaseg.commands.tensorboard import Numbers
-from udaseg.engine import LOOK_EVERY, CollapseWatch
-from udaseg.engine.memory import gradients
+from udaseg.methods.objectives.entropy import normalised_entropy
+from udaseg.training.callbacks.collapse import CHECK_INTERVAL, CollapseMonitor
+from udaseg.training.callbacks.previews import Previews
+from udaseg.training.callbacks.tensorboard import MetricsWriter
+from udaseg.training.setup import build_setup
+from udaseg.training.step import compute_gradients
 
 ROUNDS = 7
 
@@ -54,14 +54,14 @@ def main() -> int:
         pair = toy_pair(toy_root(folder / "data"))
         words = ["source.resize=[128, 256]", "target.resize=[128, 256]", "machine.device=cpu"]
         recipe = shipped("toyland/rccr", words)
-        made = build.run(recipe, *pair)
+        made = build_setup(recipe, *pair)
         classes = pair[0].classes
         assert classes is not None
         batch = made.batches[0]
-        report = gradients(made, batch)
+        report = compute_gradients(made, batch)
 
         def step() -> None:
-            made.objective.after_step(0, gradients(made, batch))
+            made.objective.after_step(0, compute_gradients(made, batch))
             made.optimizer.step()
 
         step()
@@ -69,12 +69,12 @@ def main() -> int:
         with torch.no_grad():
             images = torch.rand(recipe.batch.target, 3, 128, 256)
             logits = made.objective.student(images).logits.detach()
-        watch = CollapseWatch(classes.names)
-        numbers = Numbers(folder, board=False)
+        watch = CollapseMonitor(classes.names)
+        numbers = MetricsWriter(folder, board=False)
         shares = dict.fromkeys(classes.names, 1 / len(classes))
 
         def line() -> None:
-            watch.look(LOOK_EVERY)
+            watch.look(CHECK_INTERVAL)
             watch.see(report)
             numbers.write(1, {"losses": shares, "pseudo_labels": shares})
 

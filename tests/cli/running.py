@@ -8,7 +8,7 @@ from unittest import mock
 
 import pytest
 
-from udaseg.cli import main
+from udaseg.cli.main import main
 
 
 class Said(NamedTuple):

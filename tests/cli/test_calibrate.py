@@ -12,11 +12,11 @@ from PIL import Image
 from torch import nn
 
 from tests.colors import COLORS, loaded_colors, painted, random_labels
-from udaseg import build
-from udaseg.cli import main
-from udaseg.commands import calibrating
-from udaseg.data import PreparedDataset, Sample
+from udaseg.cli.main import main
+from udaseg.data.datasets.index import PreparedDataset, Sample
 from udaseg.errors import CheckpointError, DataError
+from udaseg.inference import loaded_run
+from udaseg.selection import calibrate as calibrate_module
 
 CHECKPOINT = Path("runs/colors/checkpoints/step-000007.pt")
 
@@ -68,8 +68,8 @@ def world(monkeypatch, tmp_path):
         made["asked"].append(options["weights"])
         return made["run"]
 
-    monkeypatch.setattr(build, "load_run", load)
-    monkeypatch.setattr(calibrating, "open_dataset", lambda name, root: sets[name])
+    monkeypatch.setattr(loaded_run, "load_run", load)
+    monkeypatch.setattr(calibrate_module, "open_dataset", lambda name, root: sets[name])
     return SimpleNamespace(made=made, sets=sets)
 
 

@@ -12,7 +12,7 @@ import pytest
 from tests import sick
 from tests.cli.running import udaseg
 from tests.sick import FAULTS, Patient
-from udaseg.recipe import printable
+from udaseg.text import printable
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

@@ -8,9 +8,9 @@ import torch
 from tests.cli.running import udaseg
 from tests.cli.test_fit import adapt, assert_same, tensors
 from tests.toy import TINY, toy_root
-from udaseg.commands import ending
 from udaseg.errors import DataError
-from udaseg.recipe import load
+from udaseg.recipe.load import load
+from udaseg.training import stage_data
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_a_run_that_fails_in_the_pass_keeps_its_steps_and_ends_the_same(
         raise DataError("the disk is gone")
 
     with monkeypatch.context() as patched:
-        patched.setattr(ending, "adapt_statistics", gone)
+        patched.setattr(stage_data, "adapt_batch_norms", gone)
         assert "the disk is gone" in adapt(root, out, method="adabn", expect=3).stderr
     assert (out / "checkpoints" / "step-000003.pt").is_file()
     udaseg("adapt", "--resume", out, "--root", root, cwd=tmp_path)

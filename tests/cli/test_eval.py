@@ -10,13 +10,14 @@ import torch
 from PIL import Image
 
 from tests.colors import COLORS, ColorNetwork, loaded_colors, painted, random_labels
-from udaseg import build
-from udaseg.cli import main
-from udaseg.commands import scoring
-from udaseg.commands.run_record import score_files
-from udaseg.commands.scoring import score
-from udaseg.data import ClassSpace, PreparedDataset, Sample
+from udaseg.cli.main import main
+from udaseg.data.datasets.index import PreparedDataset, Sample
+from udaseg.data.labels.classes import ClassSpace
 from udaseg.errors import DataError
+from udaseg.evaluation import evaluate as evaluate_module
+from udaseg.evaluation.evaluate import score_dataset
+from udaseg.evaluation.scores import find_score_files
+from udaseg.inference import loaded_run
 
 CPU = torch.device("cpu")
 
@@ -44,8 +45,8 @@ def given(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run").mkdir()
     made = {"run": loaded_colors(), "city": None}
-    monkeypatch.setattr(build, "load_run", lambda path, **_: made["run"])
-    monkeypatch.setattr(scoring, "open_dataset", lambda data, *, root: made["city"])
+    monkeypatch.setattr(loaded_run, "load_run", lambda path, **_: made["run"])
+    monkeypatch.setattr(evaluate_module, "open_dataset", lambda data, *, root: made["city"])
     return made
 
 
@@ -76,7 +77,7 @@ def test_a_network_that_is_right_scores_one(given, tmp_path, capsys):
 def test_scores_are_taken_at_the_size_of_the_labels(tmp_path):
     truth = random_labels(32, 48)
     city = write_city(tmp_path, [truth], size=(24, 16))  # images of half the size
-    matrix = score(ColorNetwork(), COLORS, city, "val", resize=None, device=CPU)
+    matrix = score_dataset(ColorNetwork(), COLORS, city, "val", resize=None, device=CPU)
     assert matrix.counts.sum() == truth.size
     assert matrix.pixel_accuracy() > 0.8
 
@@ -88,7 +89,7 @@ def test_ignored_pixels_enter_no_score(tmp_path):
     shown = truth.copy()
     shown[:4] = (shown[:4] + 1) % 3
     city = write_city(tmp_path, [void], images=[shown])
-    matrix = score(ColorNetwork(), COLORS, city, "val", resize=None, device=CPU)
+    matrix = score_dataset(ColorNetwork(), COLORS, city, "val", resize=None, device=CPU)
     assert matrix.counts.sum() == 32
     assert matrix.pixel_accuracy() == 1
 
@@ -115,7 +116,7 @@ def test_predicting_a_class_that_the_truth_lacks_is_a_miss(tmp_path):
     shown = truth.copy()
     shown[:2] = 1
     city = write_city(tmp_path, [truth], names=("road", "car"), images=[shown])
-    matrix = score(ColorNetwork(), COLORS, city, "val", resize=None, device=CPU)
+    matrix = score_dataset(ColorNetwork(), COLORS, city, "val", resize=None, device=CPU)
     assert matrix.iou()[0] == 0.5
 
 
@@ -206,7 +207,7 @@ def test_results_of_other_protocols_lie_beside_the_plain_one(given, tmp_path):
         scores.unlink()
     assert len(list(Path("run/eval").iterdir())) == 6
     assert Path("run/eval/city-val/scores.json").read_bytes() == plain
-    assert next(iter(score_files(Path("run")))) == "city-val"  # what reports show
+    assert next(iter(find_score_files(Path("run")))) == "city-val"  # what reports show
 
 
 @pytest.mark.parametrize("kind", ["json", "csv", "md", "table"])
@@ -250,7 +251,9 @@ def test_the_network_sees_other_data_unsquashed(tmp_path):
 
     city = write_city(tmp_path, [random_labels(20, 80)])
     for keep_shape in (False, True):
-        score(Watching(), COLORS, city, "val", resize=(20, 20), keep_shape=keep_shape, device=CPU)
+        score_dataset(
+            Watching(), COLORS, city, "val", resize=(20, 20), keep_shape=keep_shape, device=CPU
+        )
     assert seen == [(20, 20), (10, 40)]
 
 
@@ -265,7 +268,7 @@ def test_data_that_cannot_be_scored_are_refused(tmp_path):
         (empty, "val", "no images"),
     ):
         with pytest.raises(DataError, match=reason):
-            score(ColorNetwork(), COLORS, dataset, split, resize=None, device=CPU)
+            score_dataset(ColorNetwork(), COLORS, dataset, split, resize=None, device=CPU)
 
 
 def test_a_damaged_image_stops_the_scoring_and_is_named(given, tmp_path, capsys):

@@ -10,11 +10,17 @@ from PIL import Image
 
 from tests.cli.test_eval import evaluate, given, scores_of, write_city
 from tests.colors import COLORS, loaded_colors, random_labels
-from udaseg.cli import main
-from udaseg.commands import comparing
-from udaseg.commands.label_files import file_names, match_files, name_key, read_prediction
-from udaseg.data import ClassSpace, Sample
+from udaseg.cli.main import main
+from udaseg.data.datasets.index import Sample
+from udaseg.data.labels.classes import ClassSpace
 from udaseg.errors import DataError
+from udaseg.evaluation import score_predictions
+from udaseg.evaluation.prediction_files import (
+    match_predictions,
+    name_key,
+    prediction_names,
+    read_prediction,
+)
 
 __all__ = ["given"]  # a fixture
 
@@ -27,7 +33,7 @@ def city(given, tmp_path, monkeypatch):
     truths = [random_labels(16, 24, seed) for seed in range(3)]
     shown = [truths[0], truths[1], (truths[2] + (np.arange(24) < 9)) % 3]
     given["city"] = write_city(tmp_path / "city", truths, images=shown)
-    monkeypatch.setattr(comparing, "open_dataset", lambda data, *, root: given["city"])
+    monkeypatch.setattr(score_predictions, "open_dataset", lambda data, *, root: given["city"])
     return given["city"]
 
 
@@ -173,7 +179,7 @@ def test_classes_that_cityscapes_lacks_have_no_label_ids(city, given, capsys):
 def test_files_at_the_size_of_the_releases_are_scored_at_it(given, tmp_path, monkeypatch):
     truth = random_labels(1024, 2048)
     given["city"] = write_city(tmp_path / "city", [truth])
-    monkeypatch.setattr(comparing, "open_dataset", lambda data, *, root: given["city"])
+    monkeypatch.setattr(score_predictions, "open_dataset", lambda data, *, root: given["city"])
     put(Path("theirs"), "0.png", truth[1::2, 1::2].copy())
     assert compare("--predictions", "theirs", "--release") == 0
     assert scores_of("compared")["means"]["mIoU"] == 1
@@ -200,21 +206,21 @@ def test_images_of_one_name_are_told_apart_by_their_folders(tmp_path):
     samples = [Sample(f"drive{n}/cam/0.jpg", None, 4, 4) for n in (1, 2)]
     for sample in samples:
         put(tmp_path, str(Path(sample.image).with_suffix(".png")), np.zeros((4, 4), np.uint8))
-    files = match_files(tmp_path, samples)
+    files = match_predictions(tmp_path, samples)
     assert [path.parent.parent.name for path in files] == ["drive1", "drive2"]
     with pytest.raises(DataError, match="several predictions for 1 of 1"):
         put(tmp_path, "cam/0.png", np.zeros((4, 4), np.uint8))
-        match_files(tmp_path, samples[:1])
+        match_predictions(tmp_path, samples[:1])
 
 
 def test_names_that_we_write_for_images_of_one_stem_are_found_again(tmp_path):
     images = ["x/a.jpg", "x/a.png", "y/a.png", "x/b.png", "x/c.jpg", "y/c.png"]
     samples = [Sample(name, None, 4, 4) for name in images]
-    names = file_names(samples)
+    names = prediction_names(samples)
     assert names["x/a.jpg"] == "x/a.jpg.png"
     for name in names.values():
         put(tmp_path, name, np.zeros((4, 4), np.uint8))
-    found = [path.relative_to(tmp_path).as_posix() for path in match_files(tmp_path, samples)]
+    found = [path.relative_to(tmp_path).as_posix() for path in match_predictions(tmp_path, samples)]
     assert found == [names[name] for name in images]
 
 

@@ -11,11 +11,12 @@ import torch
 from tests.cli.running import udaseg
 from tests.colors import loaded_colors
 from tests.small import small_segmenter
-from udaseg import build
-from udaseg.commands import exporting, onnx_file
-from udaseg.commands.onnx_file import Checked, Exported, compare
-from udaseg.data import ClassSpace
+from udaseg.data.labels.classes import ClassSpace
 from udaseg.errors import EnvironmentFault
+from udaseg.inference import export, loaded_run
+from udaseg.inference import onnx as onnx_file
+from udaseg.inference.loaded_run import LoadedModel
+from udaseg.inference.onnx import ExportModule, OnnxComparison, compare_with_torch
 
 CLASSES = ClassSpace(
     ("road", "sky", "car", "tree", "<b>sign</b>"), tuple((30 * k, 9, 200) for k in range(5))
@@ -29,13 +30,13 @@ needs_onnx = pytest.mark.skipif(
 def loaded():
     given = loaded_colors(["validation.resize=null", "target.data=gta5"])
     network = small_segmenter(classes=5, projector=False).eval().requires_grad_(False)
-    return build.LoadedRun(network, CLASSES, given.recipe, 7, given.checkpoint, given.device)
+    return LoadedModel(network, CLASSES, given.recipe, 7, given.checkpoint, given.device)
 
 
 @pytest.fixture
 def run(monkeypatch, tmp_path):
     (tmp_path / "run").mkdir()
-    monkeypatch.setattr(build, "load_run", lambda path, **_: loaded())
+    monkeypatch.setattr(loaded_run, "load_run", lambda path, **_: loaded())
     return tmp_path
 
 
@@ -47,7 +48,7 @@ def exported(tmp_path_factory):
     home = tmp_path_factory.mktemp("home")
     (home / "run").mkdir()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "load_run", lambda path, **_: loaded())
+        patch.setattr(loaded_run, "load_run", lambda path, **_: loaded())
         said = udaseg("export", "run", cwd=home)
     return home / "run" / "model.onnx", said
 
@@ -95,11 +96,11 @@ def test_the_command_says_how_well_it_agrees_and_leaves_one_file(exported):
 def test_another_network_would_be_noticed(exported):
     other = small_segmenter(classes=5, projector=False, seed=1).eval()
     picture = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
-    module = Exported(other, uint8=True, argmax=False)
+    module = ExportModule(other, uint8=True, argmax=False)
     with torch.no_grad():
-        checked = compare(module, exported[0], [picture], real=True)
+        checked = compare_with_torch(module, exported[0], [picture], real=True)
     with pytest.raises(EnvironmentFault, match="disagrees"):
-        exporting._refuse_disagreement(checked)
+        export._check_agreement(checked)
 
 
 @pytest.mark.slow
@@ -120,41 +121,43 @@ def test_labels_come_out_when_asked_for(run, pixels):
 @pytest.mark.parametrize(
     "checked",
     [
-        Checked(1, True, float("nan"), float("nan"), 1.0),
-        Checked(1, True, 0.5, 0.1, 1.0),
-        Checked(1, True, None, None, 0.9),
+        OnnxComparison(1, True, float("nan"), float("nan"), 1.0),
+        OnnxComparison(1, True, 0.5, 0.1, 1.0),
+        OnnxComparison(1, True, None, None, 0.9),
     ],
 )
 def test_nan_a_large_difference_and_other_labels_are_no_agreement(checked):
     with pytest.raises(EnvironmentFault, match="was discarded"):
-        exporting._refuse_disagreement(checked)
+        export._check_agreement(checked)
 
 
 def test_a_file_that_disagrees_is_not_kept(run, monkeypatch):
-    monkeypatch.setattr(exporting, "_has", lambda package: True)
-    monkeypatch.setattr(exporting, "write_onnx", lambda module, path, facts: path.write_bytes(b"x"))
-    monkeypatch.setattr(exporting, "compare", lambda *_, real: Checked(1, real, 9.0, 9.0, 0.1))
+    monkeypatch.setattr(export, "_is_installed", lambda package: True)
+    monkeypatch.setattr(export, "write_onnx", lambda module, path, facts: path.write_bytes(b"x"))
+    monkeypatch.setattr(
+        export, "compare_with_torch", lambda *_, real: OnnxComparison(1, real, 9.0, 9.0, 0.1)
+    )
     udaseg("export", "run", cwd=run, expect=5)
     assert list((run / "run").iterdir()) == []
 
 
 def test_a_missing_package_is_named_with_the_command_that_installs_it(run, monkeypatch):
-    monkeypatch.setattr(exporting, "_has", lambda package: package != "onnxscript")
+    monkeypatch.setattr(export, "_is_installed", lambda package: package != "onnxscript")
     said = udaseg("export", "run", cwd=run, expect=5)
     assert "export needs onnxscript: pip install 'udaseg[export]'" in said.stderr
     assert not Path(run / "run" / "model.onnx").exists()
 
 
 def test_without_onnxruntime_the_file_is_written_and_said_to_be_unchecked(run, monkeypatch):
-    monkeypatch.setattr(exporting, "_has", lambda package: package != "onnxruntime")
-    monkeypatch.setattr(exporting, "write_onnx", lambda module, path, facts: path.write_bytes(b"x"))
+    monkeypatch.setattr(export, "_is_installed", lambda package: package != "onnxruntime")
+    monkeypatch.setattr(export, "write_onnx", lambda module, path, facts: path.write_bytes(b"x"))
     assert "not checked against torch" in udaseg("export", "run", cwd=run).stderr
     assert (run / "run" / "model.onnx").read_bytes() == b"x"
 
 
 def test_a_file_is_not_written_over_unasked(run, monkeypatch):
-    monkeypatch.setattr(exporting, "_has", lambda package: True)
-    monkeypatch.setattr(exporting, "write_onnx", lambda module, path, facts: path.write_bytes(b"x"))
+    monkeypatch.setattr(export, "_is_installed", lambda package: True)
+    monkeypatch.setattr(export, "write_onnx", lambda module, path, facts: path.write_bytes(b"x"))
     (run / "run" / "model.onnx").write_bytes(b"old")
     assert "exists" in udaseg("export", "run", "--images", 0, cwd=run, expect=2).stderr
     assert (run / "run" / "model.onnx").read_bytes() == b"old"
@@ -163,8 +166,8 @@ def test_a_file_is_not_written_over_unasked(run, monkeypatch):
 
 
 def test_a_checkpoint_is_exported_into_its_run(run, monkeypatch):
-    monkeypatch.setattr(exporting, "_has", lambda package: True)
-    monkeypatch.setattr(exporting, "write_onnx", lambda module, path, facts: path.write_bytes(b"x"))
+    monkeypatch.setattr(export, "_is_installed", lambda package: True)
+    monkeypatch.setattr(export, "write_onnx", lambda module, path, facts: path.write_bytes(b"x"))
     checkpoint = run / "run" / "checkpoints" / "step-000007.pt"
     checkpoint.parent.mkdir()
     checkpoint.write_bytes(b"")

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from udaseg import __version__
-from udaseg.cli import app
+from udaseg.cli.app import app
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 COMMANDS = ["prepare", "train", "adapt", "eval", "predict", "info", "demo", "methods", "recipes"]

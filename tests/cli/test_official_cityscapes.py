@@ -14,12 +14,12 @@ from PIL import Image
 from torch import nn
 
 from tests.colors import loaded_colors
-from udaseg import build
-from udaseg.cli import main
-from udaseg.data import class_table
-from udaseg.evaluation import CITYSCAPES
+from udaseg.cli.main import main
+from udaseg.data.labels.tables import builtin_label_table
+from udaseg.evaluation.protocols import CITYSCAPES
+from udaseg.inference import loaded_run
 
-TABLE = class_table("cityscapes19")
+TABLE = builtin_label_table("cityscapes19")
 IDS = np.array([own[0] for own in TABLE.ids], np.uint8)
 VOID = [0, 1, 2, 3, 4, 5, 6, 9, 10, 14, 15, 16, 18, 29, 30]
 FRAMES = ["frankfurt_000000_000294", "lindau_000001_000019", "munster_000002_000019"]
@@ -111,7 +111,7 @@ def test_a_network_and_the_files_that_it_wrote_score_as_the_official_script_says
     rng = np.random.default_rng(1)
     write_layout(tmp_path, rng.integers(0, 19, (3, 32, 64)))
     run = replace(loaded_colors(network=Reads()), classes=TABLE.classes)
-    monkeypatch.setattr(build, "load_run", lambda path, **_: run)
+    monkeypatch.setattr(loaded_run, "load_run", lambda path, **_: run)
     data = declared(tmp_path)
     network = evaluated("run", "--data", data, "--save", "saved", "--ids", "label")
     theirs = official(*pairs(tmp_path, tmp_path / "saved"))

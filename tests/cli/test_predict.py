@@ -14,11 +14,11 @@ import torch
 from PIL import Image, ImageOps
 
 from tests.colors import COLORS, loaded_colors, painted, random_labels
-from udaseg import build
-from udaseg.cli import main
-from udaseg.commands.masks import as_stored, upright
-from udaseg.commands.prediction import newest_finished_run
+from udaseg.cli.main import main
+from udaseg.data.files.orientation import to_stored, to_upright
 from udaseg.errors import UsageError
+from udaseg.inference import loaded_run
+from udaseg.runs.folder import newest_finished_run
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +26,7 @@ def run(monkeypatch, tmp_path):
     """The colour network stands for every run; the working folder is empty."""
     monkeypatch.chdir(tmp_path)
     made = {"run": loaded_colors()}
-    monkeypatch.setattr(build, "load_run", lambda path, **_: made["run"])
+    monkeypatch.setattr(loaded_run, "load_run", lambda path, **_: made["run"])
     return made
 
 
@@ -138,9 +138,9 @@ def test_turning_upright_is_what_viewers_do_and_can_be_undone(orientation):
     stored = np.arange(12, dtype=np.uint8).reshape(3, 4)
     picture = Image.fromarray(stored)
     picture.getexif()[0x0112] = orientation
-    seen = upright(stored, orientation)
+    seen = to_upright(stored, orientation)
     assert (seen == np.asarray(ImageOps.exif_transpose(picture))).all()
-    assert (as_stored(seen, orientation) == stored).all()
+    assert (to_stored(seen, orientation) == stored).all()
 
 
 def test_the_tree_is_mirrored_and_equal_names_stay_apart():

@@ -11,10 +11,10 @@ from PIL import Image
 
 from tests.colors import COLORS, loaded_colors, painted, random_labels
 from tests.predicting import predict
-from udaseg import build
-from udaseg.commands.calibration_file import write_calibration
 from udaseg.errors import DataError, PartialError, UsageError
-from udaseg.evaluation import labels_from_logits
+from udaseg.inference import loaded_run
+from udaseg.inference.labels import labels_from_logits
+from udaseg.runs.calibration_file import write_calibration
 
 CHECKPOINT = Path("runs/colors/checkpoints/step-000007.pt")
 
@@ -37,7 +37,7 @@ def run(monkeypatch, tmp_path):
     CHECKPOINT.parent.mkdir(parents=True)
     CHECKPOINT.write_bytes(b"weights")
     made = {"run": loaded_colors(network=Grey())}
-    monkeypatch.setattr(build, "load_run", lambda path, **_: made["run"])
+    monkeypatch.setattr(loaded_run, "load_run", lambda path, **_: made["run"])
     return made
 
 

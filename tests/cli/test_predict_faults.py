@@ -18,12 +18,12 @@ from PIL import Image
 
 from tests.colors import COLORS, loaded_colors, painted, random_labels
 from tests.predicting import predict
-from udaseg import build
 from udaseg.cli import options
-from udaseg.commands import prediction_paths
-from udaseg.commands.label_files import saved_classes
-from udaseg.data import ClassSpace
+from udaseg.data.labels.classes import ClassSpace
 from udaseg.errors import DataError, EnvironmentFault, Interrupted, PartialError, UsageError
+from udaseg.evaluation.prediction_files import recorded_classes
+from udaseg.inference import loaded_run
+from udaseg.prediction import outputs
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +31,7 @@ def run(monkeypatch, tmp_path):
     """The colour network stands for every run; the working folder is empty."""
     monkeypatch.chdir(tmp_path)
     made = {"run": loaded_colors()}
-    monkeypatch.setattr(build, "load_run", lambda path, **_: made["run"])
+    monkeypatch.setattr(loaded_run, "load_run", lambda path, **_: made["run"])
     return made
 
 
@@ -206,7 +206,7 @@ def test_a_signal_ends_after_the_image_and_resume_does_the_rest(run, capsys, num
 
 def test_a_full_disk_leaves_whole_masks_and_no_partial_file(monkeypatch):
     labels = {n: write_image(f"in/{n}.png", random_labels(8, 12, seed=n)) for n in range(10, 18)}
-    command = import_module("udaseg.commands.prediction_images")
+    command = import_module("udaseg.prediction.images")
     real, before = command.write_masks, []
 
     def fill(masks, *looked):
@@ -247,7 +247,7 @@ def test_only_what_is_no_image_is_bad_data():
 
 
 def test_a_closed_screen_is_not_taken_for_a_full_disk():
-    with pytest.raises(BrokenPipeError), prediction_paths.named_faults(Path("masks")):
+    with pytest.raises(BrokenPipeError), outputs.convert_write_errors(Path("masks")):
         raise BrokenPipeError
 
 
@@ -267,12 +267,12 @@ def test_masks_of_two_networks_in_one_folder_are_told_and_never_taken_for_one(ru
     with pytest.raises(UsageError, match="masks of several networks"):
         predict("a.png", "b.png", resume=True)
     with pytest.raises(DataError, match="networks with different classes"):
-        saved_classes(Path("masks/ids"))
+        recorded_classes(Path("masks/ids"))
     predict("b.png", overwrite=True)
     assert len(json.loads(Path("masks/prediction.json").read_text())["also_there"]) == 1
     predict("a.png", "b.png", overwrite=True)  # all that is there is made anew
     assert "also_there" not in json.loads(Path("masks/prediction.json").read_text())
-    assert saved_classes(Path("masks/ids")).names == ("x", "y", "z")
+    assert recorded_classes(Path("masks/ids")).names == ("x", "y", "z")
 
 
 def test_resume_notices_a_network_that_was_trained_anew_in_the_same_place(run):
@@ -286,4 +286,4 @@ def test_resume_notices_a_network_that_was_trained_anew_in_the_same_place(run):
 
 
 def test_the_kinds_whose_masks_are_looked_for_are_all_that_there_are():
-    assert set(prediction_paths.KINDS) == set(options._SAVES)
+    assert set(outputs.KINDS) == set(options._OUTPUT_KINDS)

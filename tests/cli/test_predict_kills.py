@@ -6,12 +6,12 @@ import pytest
 
 from tests import killed_predictions as kills
 from tests.colors import loaded_colors
-from udaseg import build
+from udaseg.inference import loaded_run
 
 
 @pytest.fixture(autouse=True)
 def colors(monkeypatch):
-    monkeypatch.setattr(build, "load_run", lambda path, **_: loaded_colors())
+    monkeypatch.setattr(loaded_run, "load_run", lambda path, **_: loaded_colors())
     logging.disable(logging.CRITICAL)
     yield
     logging.disable(logging.NOTSET)

@@ -19,9 +19,9 @@ from PIL import Image
 from tests import predicting
 from tests.colors import COLORS, loaded_colors, painted, random_labels
 from tests.films import frames_of, turn, write_film
-from udaseg import build
-from udaseg.data import VideoReader
+from udaseg.data.files.video import VideoReader
 from udaseg.errors import DataError, EnvironmentFault, Interrupted, PartialError, UsageError
+from udaseg.inference import loaded_run
 
 
 class Nearest(torch.nn.Module):
@@ -42,7 +42,7 @@ class Nearest(torch.nn.Module):
 def run(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     made = {"run": loaded_colors(network=Nearest())}
-    monkeypatch.setattr(build, "load_run", lambda path, **_: made["run"])
+    monkeypatch.setattr(loaded_run, "load_run", lambda path, **_: made["run"])
     return made
 
 
@@ -172,7 +172,7 @@ def test_failures_before_a_full_disk_are_named_all_the_same(monkeypatch):
     Path("in").mkdir()
     Path("in/a.mp4").write_bytes(b"no")
     write_film(Path("in/b.mp4"), 3)
-    module = import_module("udaseg.commands.prediction_videos")
+    module = import_module("udaseg.prediction.videos")
 
     def fill(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -252,7 +252,7 @@ def test_a_video_is_never_written_over():
 def test_a_disk_that_is_full_in_a_video_leaves_nothing_of_it(monkeypatch):
     write_film(Path("in/a.mp4"), 3)
     write_film(Path("in/b.mp4"), 3)
-    module = import_module("udaseg.commands.prediction_videos")
+    module = import_module("udaseg.prediction.videos")
     real, written = module.write_masks, []
 
     def fill(*words):

@@ -9,11 +9,11 @@ import pytest
 
 from tests import files
 from tests.hostile import packed
-from udaseg.cli import main
-from udaseg.data import images as images_file
-from udaseg.data import read_index
-from udaseg.data.toyland import write
-from udaseg.recipe import printable
+from udaseg import files as files_module
+from udaseg.cli.main import main
+from udaseg.data.datasets.index import read_index
+from udaseg.data.toyland.writer import write
+from udaseg.text import printable
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +66,7 @@ def test_a_second_run_says_how_many_images_it_read(run, tmp_path):
 
 
 def test_unpacking_and_reading_are_followed_one_after_the_other(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("udaseg.data.archives._MB", 100)
+    monkeypatch.setattr("udaseg.data.archives.unpack._MB", 100)
     packed(tmp_path / "data/01_images.zip", {"images/00001.png": files.image_png(6, 8)})
     labels = {"labels/00001.png": files.palette_png(np.full((6, 8), 7))}
     packed(tmp_path / "data/01_labels.zip", labels)
@@ -161,7 +161,7 @@ def test_toyland_is_made_and_both_its_halves_prepared(run, tmp_path, monkeypatch
         counts = {"source/train": 1, "source/val": 1, "target/train": 1, "target/val": 1}
         write(folder, seed=seed, size=size, counts=counts, on_progress=on_progress)
 
-    monkeypatch.setattr("udaseg.data.open.write", small)
+    monkeypatch.setattr("udaseg.data.toyland.make.write", small)
     code, out, _ = run("toyland", "--seed", 7, "--size", "64x96")
     assert code == 0
     assert calls == [(7, (64, 96))]
@@ -244,7 +244,7 @@ def test_a_full_disk_is_a_fault_of_the_machine_with_the_size_that_is_needed(
     run, tmp_path, monkeypatch
 ):
     yaml = _own(tmp_path / "mine")
-    write = images_file.write_atomic
+    write = files_module.write_atomic
 
     def full(path, data):
         if path.name == "b.png":
@@ -252,7 +252,7 @@ def test_a_full_disk_is_a_fault_of_the_machine_with_the_size_that_is_needed(
         write(path, data)
 
     with monkeypatch.context() as patched:
-        patched.setattr(images_file, "write_atomic", full)
+        patched.setattr(files_module, "write_atomic", full)
         code, _, err = run(yaml, "--workers", 1)
     assert code == 5
     assert "the disk is full: about" in err

@@ -10,7 +10,7 @@ import pytest
 
 from tests.cli.running import udaseg
 from tests.toy import TINY, toy_root
-from udaseg.data import write_png
+from udaseg.data.files.images import write_png
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)

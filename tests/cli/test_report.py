@@ -14,11 +14,11 @@ from tests.browser import Browser, needs_browser
 from tests.cli.running import udaseg
 from tests.colors import COLORS, ColorNetwork, loaded_colors, painted, random_labels
 from tests.small import shipped
-from udaseg import build
-from udaseg.commands import reporting_page
-from udaseg.data import PreparedDataset, Sample
+from udaseg.data.datasets.index import PreparedDataset, Sample
 from udaseg.errors import CheckpointError
-from udaseg.recipe import dump
+from udaseg.inference import loaded_run
+from udaseg.inspection import report as report_module
+from udaseg.recipe.load import dump
 
 OVERRIDES = ["validation.resize=null", "validation.data=city"]
 
@@ -95,8 +95,8 @@ def home(monkeypatch, tmp_path):
             raise CheckpointError(f"{path}: holds no readable checkpoint")
         return loaded_colors(OVERRIDES, networks[path.name])
 
-    monkeypatch.setattr(build, "load_run", load_run)
-    monkeypatch.setattr(reporting_page, "open_dataset", lambda data, *, root: cities["city"])
+    monkeypatch.setattr(loaded_run, "load_run", load_run)
+    monkeypatch.setattr(report_module, "open_dataset", lambda data, *, root: cities["city"])
     return {"path": tmp_path, "networks": networks, "cities": cities}
 
 
@@ -205,7 +205,7 @@ def test_no_images_means_that_no_network_looks(home, monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("looked")
 
-    monkeypatch.setattr(reporting_page, "look", refuse)
+    monkeypatch.setattr(report_module, "render_report_images", refuse)
     _, page = report(home, "adapted", "--images", 0)
     assert "<article" not in page.read_text()
 

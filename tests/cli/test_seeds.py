@@ -12,10 +12,12 @@ from tests.cli.running import udaseg
 from tests.cli.test_fit import assert_same, tensors, without_checkpoints
 from tests.damage import flips
 from tests.toy import TINY, toy_root
-from udaseg.commands.run_check import checked
-from udaseg.commands.seeds import spread
 from udaseg.errors import DivergedError, RecipeError
-from udaseg.recipe import Everyday, load, recipe_digest, requested
+from udaseg.inspection.verify import check_run
+from udaseg.recipe.load import load
+from udaseg.recipe.request import Overrides, requested_recipe
+from udaseg.recipe.stages import recipe_digest
+from udaseg.training.seeds import seed_statistics
 
 RECIPE = "toyland/dacs"
 
@@ -78,10 +80,10 @@ def test_mean_and_spread_are_those_of_the_scores(three):
 
 
 def test_spread_leaves_out_what_was_not_measured_and_needs_two():
-    assert spread([0.1, math.nan, 0.3])["mean"] == pytest.approx(0.2)
-    assert spread([0.1, math.nan])["spread"] is None
-    assert spread([math.nan])["mean"] is None
-    assert spread([])["seeds"] == 0
+    assert seed_statistics([0.1, math.nan, 0.3])["mean"] == pytest.approx(0.2)
+    assert seed_statistics([0.1, math.nan])["spread"] is None
+    assert seed_statistics([math.nan])["mean"] is None
+    assert seed_statistics([])["seeds"] == 0
 
 
 def test_the_same_command_again_goes_on_with_what_is_left(root, three, tmp_path):
@@ -117,16 +119,16 @@ def test_a_seed_that_was_stopped_before_its_first_checkpoint_begins_with_the_sam
 
 
 def test_a_seed_that_diverges_leaves_the_others_theirs(root, tmp_path, monkeypatch):
-    from udaseg.commands import fit
+    from udaseg.training import train
 
-    real = fit.train_to_the_end
+    real = train.train_all_stages
 
     def diverging(plan, current):
         if plan.recipe.seed == 0:
             raise DivergedError("step 1: not finite\nmore of it")
         real(plan, current)
 
-    monkeypatch.setattr(fit, "train_to_the_end", diverging)
+    monkeypatch.setattr(train, "train_all_stages", diverging)
     out = tmp_path / "seeds"
     said = udaseg(*words(root, out, "--seeds", "0,3"), cwd=tmp_path, expect=4)
     assert "1 of 2 seeds did not finish: seed 0: step 1: not finite" in said.stderr
@@ -268,7 +270,7 @@ def test_a_damaged_run_among_the_seeds_is_named(three, tmp_path):
     (out / "s1/checkpoints/step-000002.pt").write_bytes(b"no checkpoint")
     said = verify(out, expect=3)
     assert "s1" in said.stderr
-    assert checked(out / "s0").damaged == []
+    assert check_run(out / "s0").damaged == []
 
 
 def test_what_is_expected_falls_with_the_numbers_that_it_was_found_with(three, tmp_path):
@@ -278,7 +280,7 @@ def test_what_is_expected_falls_with_the_numbers_that_it_was_found_with(three, t
     same = [str(path), "machine.log_every=7"]
 
     def expects(*more, seed=5):
-        return requested([*same, *more], Everyday(seed=seed), "rccr")[0].expected
+        return requested_recipe([*same, *more], Overrides(seed=seed), "rccr")[0].expected
 
     assert expects().miou == (1.0, 99.0)
     assert expects("steps=3") is None
@@ -288,16 +290,16 @@ def test_what_is_expected_falls_with_the_numbers_that_it_was_found_with(three, t
 
 
 def test_deterministic_holds_for_the_run_and_not_for_longer(root, tmp_path, monkeypatch):
-    from udaseg.commands import fit
+    from udaseg.training import train
 
     seen = []
-    real = fit.train_to_the_end
+    real = train.train_all_stages
 
     def watching(plan, current):
         seen.append(torch.are_deterministic_algorithms_enabled())
         real(plan, current)
 
-    monkeypatch.setattr(fit, "train_to_the_end", watching)
+    monkeypatch.setattr(train, "train_all_stages", watching)
     udaseg(*words(root, tmp_path / "run"), cwd=tmp_path)
     assert seen == [True]
     assert not torch.are_deterministic_algorithms_enabled()

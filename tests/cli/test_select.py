@@ -12,11 +12,14 @@ from torch import nn
 
 from tests.cli.running import udaseg
 from tests.colors import COLORS, ColorNetwork, loaded_colors, painted, random_labels
-from udaseg import build
-from udaseg.commands import candidates
-from udaseg.data import ClassSpace, PreparedDataset, Sample
+from udaseg.data.datasets.index import PreparedDataset, Sample
+from udaseg.data.labels.classes import ClassSpace, classes_to_dict
 from udaseg.errors import CheckpointError, DataError
-from udaseg.recipe import to_dict
+from udaseg.inference import loaded_run
+from udaseg.inference.loaded_run import LoadedModel
+from udaseg.recipe.load import to_dict
+from udaseg.runs import checkpoint
+from udaseg.selection import candidates
 
 
 class Constant(nn.Module):
@@ -86,13 +89,13 @@ def home(monkeypatch, tmp_path):
         chosen = made.networks if weights == "student" else made.teachers
         if step_of(path) not in chosen:
             raise CheckpointError("holds no teacher")
-        return build.LoadedRun(
+        return LoadedModel(
             chosen[step_of(path)], COLORS, loaded.recipe, step_of(path), path, loaded.device
         )
 
     def find_checkpoint(path):
         path = path if path.is_file() else sorted((path / "checkpoints").glob("*.pt"))[-1]
-        classes = made.classes.get(step_of(path), build.class_document(COLORS))
+        classes = made.classes.get(step_of(path), classes_to_dict(COLORS))
         recipe = to_dict(loaded.recipe)
         return SimpleNamespace(path=path, step=step_of(path), recipe=recipe, classes=classes)
 
@@ -101,8 +104,8 @@ def home(monkeypatch, tmp_path):
             raise DataError(f"{data}: not prepared")
         return made.cities[data]
 
-    monkeypatch.setattr(build, "load_run", load_run)
-    monkeypatch.setattr(build, "find_checkpoint", find_checkpoint)
+    monkeypatch.setattr(loaded_run, "load_run", load_run)
+    monkeypatch.setattr(checkpoint, "find_checkpoint", find_checkpoint)
     monkeypatch.setattr(candidates, "open_dataset", open_dataset)
     return made
 
@@ -237,7 +240,7 @@ def test_the_target_decides_what_is_looked_at(home):
 
 def test_candidates_with_other_classes_are_refused(home):
     other = ClassSpace(("sea", "ship", "quay"), COLORS.colors)
-    home.classes[30] = build.class_document(other)
+    home.classes[30] = classes_to_dict(other)
     said = udaseg("select", "run", cwd=home.path, expect=2)
     assert "its classes differ" in said.stderr
     assert not (home.path / "run" / "selection.json").exists()

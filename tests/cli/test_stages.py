@@ -11,7 +11,7 @@ import pytest
 from tests.cli.running import udaseg
 from tests.cli.test_fit import adapt, assert_same, tensors
 from tests.toy import toy_root
-from udaseg.data import open_dataset
+from udaseg.data.open import open_dataset
 
 OFTEN = ["machine.checkpoint_every=1", "machine.keep_checkpoints=99", "machine.log_every=1"]
 STEPS = 10  # 4 of warm-up, 4 of contrast, 2 of self-distillation
@@ -191,16 +191,16 @@ def test_source_only_can_take_the_place_of_the_adversarial_warm_up(root, tmp_pat
 
 
 def test_a_stage_begins_when_the_one_before_is_freed(root, tmp_path, monkeypatch):
-    from udaseg.commands import legs
-    from udaseg.engine import Fit
+    from udaseg.training import stages as stages_module
+    from udaseg.training.setup import TrainingSetup
 
-    real, alive = legs.open_leg, []
+    real, alive = stages_module.open_stage, []
 
     def counted(*args, **words):
         gc.collect()
-        alive.append(sum(type(thing) is Fit for thing in gc.get_objects()))
+        alive.append(sum(type(thing) is TrainingSetup for thing in gc.get_objects()))
         return real(*args, **words)
 
-    monkeypatch.setattr(legs, "open_leg", counted)
+    monkeypatch.setattr(stages_module, "open_stage", counted)
     adapt(root, tmp_path / "run", method="spcl", steps=5)
     assert alive == [0, 0]

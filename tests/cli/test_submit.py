@@ -11,12 +11,13 @@ import pytest
 from PIL import Image
 
 from tests.colors import COLORS, ColorNetwork, loaded_colors, painted, random_labels
-from udaseg import build
-from udaseg.cli import main
-from udaseg.commands import scoring
-from udaseg.commands.submission_servers import SERVERS, check_package, member_names
-from udaseg.data import ClassSpace, PreparedDataset, Sample
+from udaseg.cli.main import main
+from udaseg.data.datasets.index import PreparedDataset, Sample
+from udaseg.data.labels.classes import ClassSpace
 from udaseg.errors import DataError
+from udaseg.evaluation import evaluate
+from udaseg.evaluation.servers import SERVERS, check_package, member_names
+from udaseg.inference import loaded_run
 
 NAMES = {
     "cityscapes": "berlin/berlin_{:06d}_000019_leftImg8bit.png",
@@ -42,8 +43,8 @@ def given(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run").mkdir()
     made = {"run": loaded_colors(network=HalfSure())}
-    monkeypatch.setattr(build, "load_run", lambda path, **_: made["run"])
-    monkeypatch.setattr(scoring, "open_dataset", lambda data, *, root: made["city"])
+    monkeypatch.setattr(loaded_run, "load_run", lambda path, **_: made["run"])
+    monkeypatch.setattr(evaluate, "open_dataset", lambda data, *, root: made["city"])
     # tiny images, so that a test takes no time; the true sizes are tested by themselves
     for name, server in SERVERS.items():
         monkeypatch.setitem(SERVERS, name, replace(server, size=SMALL, images=2))

@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 
 import udaseg
-from udaseg.cli import main
+from udaseg.cli.main import main
 from udaseg.errors import DataError, GateError, Interrupted, RecipeError, UsageError
-from udaseg.recipe import dump, load, recipes_folder
+from udaseg.recipe.library import recipes_folder
+from udaseg.recipe.load import dump, load
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SHIPPED = recipes_folder() / "gta5_cityscapes" / "rccr.yaml"
@@ -400,7 +401,7 @@ def test_talk_goes_to_stderr_as_loud_as_asked(
     shown: list[str],
 ) -> None:
     def speak(**words: object) -> None:
-        log = logging.getLogger("udaseg.engine.loop")
+        log = logging.getLogger("udaseg.training.loop")
         log.debug("detail")
         log.info("hello")
         log.warning("careful")

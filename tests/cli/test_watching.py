@@ -14,10 +14,10 @@ import torch
 from tests.cli.running import udaseg
 from tests.cli.test_fit import adapt, assert_same, tensors
 from tests.toy import toy_root
-from udaseg.commands import keeping, recording, tensorboard
-from udaseg.commands.cost import read_cost
-from udaseg.engine import load
 from udaseg.errors import DataError
+from udaseg.runs.checkpoint import load_checkpoint
+from udaseg.runs.status import read_cost
+from udaseg.training.callbacks import keep_best, recorder, tensorboard
 
 OFTEN = ["machine.checkpoint_every=2", "machine.log_every=1", "machine.preview_every=2"]
 STEPS = 6
@@ -33,7 +33,7 @@ def watched(root, tmp_path_factory):
     """Return a finished run that looked at its pseudo-labels every other step."""
     out = tmp_path_factory.mktemp("watched") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recording, "LOOK_EVERY", 2)
+        patch.setattr(recorder, "CHECK_INTERVAL", 2)
         words = [*OFTEN, "--keep-best", "infomax", "--no-tensorboard"]
         adapt(root, out, *words, method="dacs", steps=STEPS)
     return out
@@ -87,7 +87,7 @@ def test_the_best_checkpoint_can_be_used_like_a_run(watched, root, tmp_path):
     assert told == {step: {"infomax": known["value"]} for step, known in values.items()}
     ranked = sorted(values, key=lambda s: (not values[s]["collapsed"], values[s]["value"], s))
     assert record["best"] == ranked[-1]
-    assert load(best / f"step-{record['best']:06d}.pt").step == record["best"]
+    assert load_checkpoint(best / f"step-{record['best']:06d}.pt").step == record["best"]
     said = udaseg("eval", best, "--root", root, "--format", "json", "-q", cwd=tmp_path)
     assert f"student at step {record['best']}" in said.stdout
     assert (watched / "eval" / "toyland-target-val" / "scores.json").is_file()
@@ -100,7 +100,7 @@ def test_a_run_that_keeps_its_best_is_whole(watched, tmp_path):
 
 
 def test_a_device_that_is_too_full_to_compare_ends_no_run(watched, root, tmp_path, monkeypatch):
-    real, steps = keeping.measure, []
+    real, steps = keep_best.compute_criteria, []
 
     def measured(candidate, *rest, **words):
         steps.append(candidate.step)
@@ -108,7 +108,7 @@ def test_a_device_that_is_too_full_to_compare_ends_no_run(watched, root, tmp_pat
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
         real(candidate, *rest, **words)
 
-    monkeypatch.setattr(keeping, "measure", measured)
+    monkeypatch.setattr(keep_best, "compute_criteria", measured)
     out = tmp_path / "run"
     words = [*OFTEN, "--keep-best", "infomax", "--no-tensorboard"]
     said = adapt(root, out, *words, method="dacs", steps=STEPS)
@@ -123,7 +123,7 @@ def test_images_that_cannot_be_read_for_comparing_end_the_run(root, tmp_path, mo
     def broken(*_, **__):
         raise DataError("a.png: damaged")
 
-    monkeypatch.setattr(keeping, "measure", broken)
+    monkeypatch.setattr(keep_best, "compute_criteria", broken)
     words = [*OFTEN, "--keep-best", "infomax", "--no-tensorboard"]
     said = adapt(root, tmp_path / "run", *words, method="dacs", steps=2, expect=3)
     assert "a.png: damaged" in said.stderr
@@ -186,7 +186,7 @@ def board(monkeypatch):
     package = ModuleType("torch.utils.tensorboard")
     package.SummaryWriter = Writer
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", package)
-    monkeypatch.setattr(tensorboard, "installed", lambda: True)
+    monkeypatch.setattr(tensorboard, "is_installed", lambda: True)
     Writer.made = []
     return Writer
 
@@ -210,7 +210,7 @@ def test_tensorboard_gets_every_number_of_the_metrics(root, tmp_path, board):
 def test_without_the_package_the_option_is_refused_and_the_default_is_silent(
     root, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(tensorboard, "installed", lambda: False)
+    monkeypatch.setattr(tensorboard, "is_installed", lambda: False)
     out = tmp_path / "run"
     said = adapt(root, out, "--tensorboard", method="dacs", steps=1, expect=5)
     assert "pip install 'udaseg[tensorboard]'" in said.stderr
@@ -225,7 +225,7 @@ def test_a_tensorboard_that_cannot_be_written_ends_nothing(tmp_path, board, capl
         raise ImportError("half installed")
 
     monkeypatch.setattr(sys.modules["torch.utils.tensorboard"], "SummaryWriter", broken)
-    numbers = tensorboard.Numbers(tmp_path, board=True)
+    numbers = tensorboard.MetricsWriter(tmp_path, board=True)
     numbers.begin_from(0)
     numbers.write(1, {"losses": {"total": 1.0}})
     assert "half installed" in caplog.text
@@ -233,7 +233,7 @@ def test_a_tensorboard_that_cannot_be_written_ends_nothing(tmp_path, board, capl
 
 
 def test_going_back_hides_the_later_steps(tmp_path, board):
-    numbers = tensorboard.Numbers(tmp_path, board=True)
+    numbers = tensorboard.MetricsWriter(tmp_path, board=True)
     numbers.begin_from(0)
     numbers.write(9, {"losses": {"total": float("nan"), "source": 2.0}, "dropped": {"in_a_row": 1}})
     numbers.begin_from(4)
@@ -246,7 +246,7 @@ def test_going_back_hides_the_later_steps(tmp_path, board):
 def test_the_real_tensorboard_reads_what_was_written(tmp_path):
     pytest.importorskip("tensorboard")
     importlib.invalidate_caches()
-    numbers = tensorboard.Numbers(tmp_path, board=True)
+    numbers = tensorboard.MetricsWriter(tmp_path, board=True)
     with numbers:
         numbers.begin_from(0)
         numbers.write(1, {"losses": {"total": 1.5}})

@@ -13,7 +13,7 @@ from tests import files, hostile
 from tests.campaign import tell
 from tests.hostile import packed, tree
 from tests.measured import measured
-from udaseg.data.archives import unpack
+from udaseg.data.archives.unpack import unpack
 from udaseg.errors import DataError
 
 pytestmark = pytest.mark.faults

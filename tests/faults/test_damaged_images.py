@@ -10,7 +10,8 @@ from tests import damage, files
 from tests.campaign import tell
 from tests.measured import measured
 from tests.own import own_set
-from udaseg.data import prepare_dataset, verify_dataset
+from udaseg.data.prepare.prepare import prepare_dataset
+from udaseg.data.prepare.verify import verify_dataset
 
 pytestmark = pytest.mark.faults
 

@@ -13,8 +13,8 @@ from tests import killed_predictions as kills
 from tests.bad_inputs import write_bad, write_image
 from tests.campaign import tell
 from tests.colors import loaded_colors
-from udaseg import build
 from udaseg.errors import PartialError
+from udaseg.inference import loaded_run
 
 pytestmark = [
     pytest.mark.faults,
@@ -27,7 +27,7 @@ SEED = 0
 
 @pytest.fixture(autouse=True)
 def colors(monkeypatch):
-    monkeypatch.setattr(build, "load_run", lambda path, **_: loaded_colors())
+    monkeypatch.setattr(loaded_run, "load_run", lambda path, **_: loaded_colors())
     logging.disable(logging.CRITICAL)
     yield
     logging.disable(logging.NOTSET)

@@ -12,7 +12,8 @@ import pytest
 from tests import kills
 from tests.campaign import tell
 from tests.own import forms, own_set, state
-from udaseg.data import prepare_dataset, verify_dataset
+from udaseg.data.prepare.prepare import prepare_dataset
+from udaseg.data.prepare.verify import verify_dataset
 from udaseg.errors import EnvironmentFault
 
 pytestmark = pytest.mark.faults

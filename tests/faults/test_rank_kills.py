@@ -18,7 +18,7 @@ from tests.torchrun import (
     wait_for_step,
 )
 from tests.toy import toy_root
-from udaseg.engine import newest
+from udaseg.runs.checkpoint import newest_checkpoint
 
 pytestmark = pytest.mark.faults
 
@@ -82,7 +82,7 @@ def test_without_restarts_both_end_soon_and_the_run_can_go_on(root, whole, tmp_p
         assert rank == 0 or not left
         cut += [run] if left else []
         if list((run / "checkpoints").glob("step-*.json")):  # else it was in its first one
-            assert newest(run / "checkpoints") is not None
+            assert newest_checkpoint(run / "checkpoints") is not None
     for again in dict.fromkeys([*cut, run]):
         torchrun("adapt", "--resume", again, "--root", root, cwd=tmp_path)
         assert_same(tensors(again), tensors(whole))

@@ -5,7 +5,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.properties.test_self_training import _batch, _objective, _regional, _trainer
-from udaseg.contrast import PrototypeContrast, regional_softmax
+from udaseg.methods.contrast import regional_loss
+from udaseg.methods.contrast.prototypes import PrototypeContrast
 
 WAITS = (
     torch.ops.aten._local_scalar_dense.default,
@@ -44,7 +45,7 @@ def _prototypes():
 
 @pytest.mark.parametrize("terms", [[], ["regional"], ["regional", "prototypes"]])
 def test_a_step_reads_nothing_back(terms, monkeypatch):
-    monkeypatch.setattr(regional_softmax, "_counted", lambda _: None)  # as on a GPU
+    monkeypatch.setattr(regional_loss, "_counted_indices", lambda _: None)  # as on a GPU
     made = {"regional": _regional, "prototypes": _prototypes}
     objective = _objective(_regional(), regularizers={name: made[name]() for name in terms})
     trainer = _trainer(objective)

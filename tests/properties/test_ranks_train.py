@@ -16,19 +16,18 @@ from tests.injections import easy_batch, everything, tiny_fit, trained
 from tests.properties.test_self_training import _objective, _regional
 from tests.ranks import found_by_each, joined
 from tests.small import small_segmenter
-from udaseg import build
-from udaseg.adaptation import (
-    Adversarial,
-    EntropyMinimization,
-    Jitter,
-    PrototypeAlignment,
-    Teacher,
-)
-from udaseg.contrast import PrototypeContrast, SemanticContrast
-from udaseg.data import IGNORE
-from udaseg.distributed import alone, by_first_rank, everywhere, gathered, world_size
-from udaseg.engine import StopSignal
+from udaseg.data.labels.classes import IGNORE
+from udaseg.distributed import all_gather_object, all_ranks, on_rank_zero, without_peers, world_size
 from udaseg.errors import DataError, RankFailed
+from udaseg.methods.contrast.prototypes import PrototypeContrast
+from udaseg.methods.contrast.semantic import SemanticContrast
+from udaseg.methods.objectives.adversarial import Adversarial
+from udaseg.methods.objectives.alignment import PrototypeAlignment
+from udaseg.methods.objectives.entropy import EntropyMinimization
+from udaseg.methods.objectives.objective import ColorJitter
+from udaseg.methods.teacher import Teacher
+from udaseg.signals import StopSignal
+from udaseg.training.setup import distribute
 
 RANKS, EACH, STEPS = 2, 2, 5
 CALLS_STOP = 3
@@ -54,7 +53,7 @@ def _mean_teaching(**changes):
     """Return RCCR with the teacher on batch statistics."""
     made = _objective(_regional(cells_per_view=15, weight=0.5), **changes)
     made.teacher = Teacher(made.student, momentum=0.99, batch_statistics=True)
-    made.source_jitter = Jitter(0.2, 0.1)
+    made.source_jitter = ColorJitter(0.2, 0.1)
     return made.train()
 
 
@@ -111,7 +110,7 @@ def _run(name, part, *, recompute=False):
     objective = OBJECTIVES[name]()
     objective.student.recompute = recompute
     run = tiny_fit(objective=objective, steps=STEPS, kind="sgd", lr=0.02, make=batches)
-    object.__setattr__(run, "model", build.of_all_ranks(objective))
+    object.__setattr__(run, "model", distribute(objective))
     losses = []
 
     def on_step(_, report):
@@ -144,22 +143,22 @@ def _stopped(rank):
 
 def _words(rank):
     """Return what the small operations say on a rank."""
-    with alone():
-        sizes = world_size(), gathered(rank)
+    with without_peers():
+        sizes = world_size(), all_gather_object(rank)
 
     def fails():
         raise DataError("no such file")
 
     try:
-        by_first_rank(fails)
+        on_rank_zero(fails)
         told = None
     except (DataError, RankFailed) as error:
         told = type(error).__name__, error.exit_code, str(error)
     return {
         "alone": sizes,
-        "everywhere": (everywhere(True), everywhere(rank == 0)),
-        "first": by_first_rank(lambda: f"from {rank}"),
-        "gathered": gathered([rank]),
+        "everywhere": (all_ranks(True), all_ranks(rank == 0)),
+        "first": on_rank_zero(lambda: f"from {rank}"),
+        "gathered": all_gather_object([rank]),
         "told": told,
     }
 
@@ -223,7 +222,7 @@ def test_a_signal_that_comes_while_the_ranks_talk_is_kept_for_the_next_time(monk
         stop.number = signal.SIGTERM
         return number
 
-    monkeypatch.setattr("udaseg.engine.signals.world_size", lambda: 2)
-    monkeypatch.setattr("udaseg.engine.signals.largest_over_ranks", talk)
+    monkeypatch.setattr("udaseg.signals.world_size", lambda: 2)
+    monkeypatch.setattr("udaseg.signals.all_reduce_max", talk)
     assert not stop.asked(), "the others have not heard of it, so this rank must not stop alone"
     assert stop.asked()

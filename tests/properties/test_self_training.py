@@ -7,10 +7,16 @@ import pytest
 import torch
 
 from tests.small import small_segmenter
-from udaseg.adaptation import LossReport, SelfTraining, SourceOnly, Strong, Teacher
-from udaseg.contrast import PrototypeContrast, RegionalContrast, Regularizer
-from udaseg.data import IGNORE, Batch
-from udaseg.engine import optimizer
+from udaseg.data.labels.classes import IGNORE
+from udaseg.data.loading.batches import Batch
+from udaseg.methods.contrast.prototypes import PrototypeContrast
+from udaseg.methods.contrast.regional import RegionalContrast
+from udaseg.methods.contrast.regularizer import Regularizer
+from udaseg.methods.objectives.objective import LossReport
+from udaseg.methods.objectives.self_training import SelfTraining, StrongAugmentation
+from udaseg.methods.objectives.source_only import SourceOnly
+from udaseg.methods.teacher import Teacher
+from udaseg.training.optimizer import make_optimizer
 
 CLASSES = 5
 
@@ -39,7 +45,7 @@ def _objective(regional=None, **changes):
         "confidence": 0.2,
         "share_over": "batch",
         "ignore_is_class": False,
-        "strong": Strong(0.25, 0.8, 0.5, (0.15, 1.15)),
+        "strong": StrongAugmentation(0.25, 0.8, 0.5, (0.15, 1.15)),
         "mix_weight": 1.0,
         "regularizers": {} if regional is None else {"regional": regional},
     }
@@ -73,7 +79,7 @@ def _step(objective, trainer, batch):
 
 def _trainer(objective):
     named = [(n, p) for n, p in objective.named_parameters() if p.requires_grad]
-    return optimizer("sgd", [("all", 0.05, named)], momentum=0.9, weight_decay=0.0)
+    return make_optimizer("sgd", [("all", 0.05, named)], momentum=0.9, weight_decay=0.0)
 
 
 @pytest.mark.parametrize("method", ["source_only", "dacs", "rccr"])

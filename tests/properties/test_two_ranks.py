@@ -10,15 +10,12 @@ import torch
 import torch.multiprocessing
 
 from tests.ranks import found_by_each, joined
-from udaseg.adaptation import pixel_loss
-from udaseg.contrast import (
-    CellView,
-    PrototypeContrast,
-    RegionalContrast,
-    SemanticContrast,
-    Views,
-    unit,
-)
+from udaseg.methods.contrast.prototypes import PrototypeContrast
+from udaseg.methods.contrast.regional import RegionalContrast
+from udaseg.methods.contrast.semantic import SemanticContrast
+from udaseg.methods.pixel_loss import pixel_loss
+from udaseg.methods.views import CellView, Views
+from udaseg.models.projector import to_unit_length
 
 RANKS, CLASSES, CHANNELS, SIDE, STEPS = 2, 5, 8, 4, 4
 
@@ -76,7 +73,7 @@ def _view(step, name):
     """Return a view of the whole batch; the second half of it is mostly void."""
     generator = torch.Generator().manual_seed(1000 * step + len(name))
     shape = (2 * RANKS, SIDE, SIDE)
-    embeddings = unit(torch.randn(shape[0], CHANNELS, *shape[1:], generator=generator))
+    embeddings = to_unit_length(torch.randn(shape[0], CHANNELS, *shape[1:], generator=generator))
     labels = torch.randint(0, CLASSES, shape, generator=generator)
     predictions = torch.randint(0, CLASSES, shape, generator=generator)
     predictions = torch.where(torch.rand(shape, generator=generator) < 0.6, labels, predictions)

@@ -8,21 +8,18 @@ import pytest
 import torch
 
 from tests.toy import toy_pair, toy_root
-from udaseg import build
-from udaseg.data import write_pseudo_label
-from udaseg.engine import StopSignal, fit
+from udaseg.data.loading.pseudo_labels import write_pseudo_label
+from udaseg.distributed import resolve_device
 from udaseg.errors import EnvironmentFault
-from udaseg.recipe import (
-    BatchSize,
-    Domain,
-    Machine,
-    Recipe,
-    Staged,
-    StageTarget,
-    adapts,
-    legs,
-    load,
-)
+from udaseg.methods.build import build_objective
+from udaseg.recipe.load import load
+from udaseg.recipe.methods import Staged, StageTarget
+from udaseg.recipe.schema import BatchSize, Domain, Machine, Recipe
+from udaseg.recipe.stages import adapts, stages_of
+from udaseg.signals import StopSignal
+from udaseg.training.loop import train
+from udaseg.training.optimizer import build_optimizer
+from udaseg.training.setup import build_setup
 
 FOLDER = Path(__file__).resolve().parents[2] / "recipes"
 FILES = sorted(path for path in FOLDER.glob("*/*.yaml") if path.parent.name != "datasets")
@@ -83,13 +80,13 @@ def test_a_recipe_begins_with_its_command_and_is_named_like_its_file(path):
 def test_a_recipe_builds_small_and_each_of_its_legs_steps_once(path, pair, tmp_path):
     recipe = small(load(path))
     source, target = pair
-    for leg in legs(recipe):
+    for leg in stages_of(recipe):
         labels = None
         if leg.pseudo_labels is not None:
             labels = tmp_path
             for sample in target.split("train"):
                 write_pseudo_label(labels, sample, np.zeros((64, 128), np.uint8))
-        run = build.run(
+        run = build_setup(
             recipe, source, target if adapts(recipe) else None, leg=leg, pseudo_labels=labels
         )
         _step_once(run, leg)
@@ -100,7 +97,7 @@ def _step_once(run, leg):
     reports = []
     with StopSignal() as stop:
         first = leg.end - 1
-        fit(run, first=first, on_step=lambda _, report: reports.append(report), stop=stop)
+        train(run, first=first, on_step=lambda _, report: reports.append(report), stop=stop)
     assert len(reports) == 1
     assert torch.isfinite(reports[0].total)
     trained = {
@@ -146,27 +143,27 @@ def test_the_projector_is_in_the_optimiser_exactly_when_it_is_trainable(trainabl
             projector=replace(recipe.method.regional.projector, trainable=trainable),
         ),
     )
-    objective = build.objective(replace(recipe, method=method), 5)
-    trainer = build.trainer(replace(recipe, method=method), objective)
+    objective = build_objective(replace(recipe, method=method), 5)
+    trainer = build_optimizer(replace(recipe, method=method), objective)
     held = {id(part) for group in trainer.param_groups for part in group["params"]}
     assert all((id(part) in held) == trainable for part in objective.student.projector.parameters())
 
 
 def test_learning_rates_are_the_recipes():
     recipe = small(load(FOLDER / "gta5_cityscapes" / "rccr_release.yaml"))
-    trainer = build.trainer(recipe, build.objective(recipe, 19))
+    trainer = build_optimizer(recipe, build_objective(recipe, 19))
     rates = {group["name"]: group["base_lr"] for group in trainer.param_groups}
     assert rates == {"backbone": pytest.approx(7.5e-4), "head": pytest.approx(2.5e-3)}
 
 
 def test_a_forgotten_parameter_is_a_fault_of_ours_that_is_noticed():
     recipe = small(load(FOLDER / "toyland" / "dacs.yaml"))
-    objective = build.objective(recipe, 5)
+    objective = build_objective(recipe, 5)
     objective.forgotten = torch.nn.Parameter(torch.zeros(1))
     with pytest.raises(RuntimeError, match="exactly once"):
-        build.trainer(recipe, objective)
+        build_optimizer(recipe, objective)
 
 
 def test_a_device_that_is_not_there_is_named():
     with pytest.raises(EnvironmentFault, match="cuda:99 is not available"):
-        build.device_of("cuda:99")
+        resolve_device("cuda:99")

@@ -3,7 +3,9 @@
 import numpy as np
 
 from tests import files
-from udaseg.data import open_dataset, prepare_dataset, read_train_ids
+from udaseg.data.labels.read import read_train_ids
+from udaseg.data.open import open_dataset
+from udaseg.data.prepare.prepare import prepare_dataset
 
 
 def test_acdc_is_read_from_its_layout_of_conditions(tmp_path):

@@ -10,15 +10,11 @@ import torch.nn.functional as F
 
 from tests.properties.test_self_training import _batch
 from tests.small import small_segmenter
-from udaseg.adaptation import (
-    Adversarial,
-    EntropyMinimization,
-    fourier_style,
-    normalised_entropy,
-)
-from udaseg.adaptation.adversarial import output_map
-from udaseg.engine import Together, discriminator_optimizer, optimizer
-from udaseg.models import Discriminator
+from udaseg.methods.augmentation import fourier_style
+from udaseg.methods.objectives.adversarial import Adversarial, output_map
+from udaseg.methods.objectives.entropy import EntropyMinimization, normalised_entropy
+from udaseg.models.discriminator import Discriminator
+from udaseg.training.optimizer import JointOptimizer, build_discriminator_optimizer, make_optimizer
 
 SIZE = (32, 64)
 
@@ -134,12 +130,12 @@ def test_an_image_in_its_own_style_is_itself_and_band_0_moves_only_the_mean():
 def test_two_optimisers_are_saved_and_restored_as_one():
     def made():
         objective = _adversarial()
-        first = optimizer(
+        first = make_optimizer(
             "sgd", [("all", 0.1, objective.student.named_parameters())], momentum=0.9,
             weight_decay=0.0,
         )  # fmt: skip
-        second = discriminator_optimizer(objective.discriminator.named_parameters(), 0.01)
-        return objective, Together([first, second])
+        second = build_discriminator_optimizer(objective.discriminator.named_parameters(), 0.01)
+        return objective, JointOptimizer([first, second])
 
     def step(objective, trainer, number):
         trainer.zero_grad()

@@ -5,10 +5,10 @@ import torch
 
 from tests.injections import alarms_of, biased, easy_batch, tiny_fit
 from tests.properties.test_self_training import _objective
-from udaseg.adaptation import LossReport
-from udaseg.adaptation.self_training import class_counts
-from udaseg.data import IGNORE
-from udaseg.engine import LOOK_EVERY, CollapseWatch
+from udaseg.data.labels.classes import IGNORE
+from udaseg.methods.objectives.objective import LossReport
+from udaseg.methods.objectives.self_training import class_counts
+from udaseg.training.callbacks.collapse import CHECK_INTERVAL, CollapseMonitor
 
 NAMES = ("road", "sky", "car", "pole")
 SOUND = {"counts": [40, 30, 20, 10], "confident": 0.4, "confidence": 0.8}
@@ -26,10 +26,10 @@ def _report(counts, confident, confidence):
 
 def _watched(says, steps, begin=0):
     """Return (step, kind) of all alarms when step i, from `begin`, reports `says(i)`."""
-    watch, alarms = CollapseWatch(NAMES, begin), []
+    watch, alarms = CollapseMonitor(NAMES, begin), []
     for done in range(begin + 1, begin + steps + 1):
         watch.see(_report(**says(done)))
-        if done % LOOK_EVERY == 0:
+        if done % CHECK_INTERVAL == 0:
             alarms += [(done, alarm) for alarm in watch.look(done)]
     return alarms
 
@@ -61,7 +61,7 @@ def test_an_alarm_says_what_is_wrong_with_figures(kind):
 
 
 def test_the_shares_of_the_classes_are_those_since_the_last_look():
-    watch = CollapseWatch(NAMES)
+    watch = CollapseMonitor(NAMES)
     for counts in ([6, 2, 0, 0], [2, 2, 4, 0]):
         watch.see(_report(counts, 0.4, 0.8))
     watch.look(2)
@@ -107,7 +107,7 @@ def test_a_resumed_run_counts_from_where_it_goes_on():
 
 
 def test_an_objective_without_a_teacher_is_not_watched():
-    watch = CollapseWatch(NAMES)
+    watch = CollapseMonitor(NAMES)
     watch.see(LossReport(torch.zeros(()), {}))
     assert watch.look(50) == []
 

@@ -12,8 +12,9 @@ import pytest
 
 from tests import files, hostile
 from tests.hostile import packed, tree
-from udaseg.data import archive_members, archives
-from udaseg.data.archives import unpack
+from udaseg.data.archives import members as members_module
+from udaseg.data.archives import unpack as unpack_module
+from udaseg.data.archives.unpack import unpack
 from udaseg.errors import DataError, EnvironmentFault
 
 KINDS = ["zip", "tar", "tar.gz", "tar.xz", "tar.bz2"]
@@ -53,9 +54,9 @@ def test_links_devices_and_what_writes_through_them_are_refused(tmp_path, outsid
 
 
 def test_bombs_and_lies_about_sizes_are_refused_before_they_are_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(archive_members, "MAX_MEMBERS", 1000)
-    written, copy = [], archives._copy
-    monkeypatch.setattr(archives, "_copy", lambda *how: (written.append(1), copy(*how)))
+    monkeypatch.setattr(members_module, "MAX_MEMBERS", 1000)
+    written, copy = [], unpack_module._copy
+    monkeypatch.setattr(unpack_module, "_copy", lambda *how: (written.append(1), copy(*how)))
     found = hostile.bombs(tmp_path / "made", members=1001)
     assert len(found) > 12
     for archive in found:
@@ -69,7 +70,7 @@ def test_bombs_and_lies_about_sizes_are_refused_before_they_are_written(tmp_path
 
 
 def test_too_many_members_are_refused_in_any_kind(tmp_path, monkeypatch):
-    monkeypatch.setattr(archive_members, "MAX_MEMBERS", 1000)
+    monkeypatch.setattr(members_module, "MAX_MEMBERS", 1000)
     for archive in (
         hostile.many_members_zip(tmp_path / "a.zip", 1001, told=1001),
         hostile.many_members_zip(tmp_path / "b.zip", 1001, told=1),
@@ -221,7 +222,7 @@ def test_more_than_the_disk_holds_is_refused_with_both_sizes(tmp_path, monkeypat
 @pytest.mark.parametrize("kind", KINDS)
 def test_after_a_full_disk_only_the_rest_is_written(tmp_path, monkeypatch, kind):
     path = packed(tmp_path / f"x.{kind}", MEMBERS)
-    written, copy = [], archives._copy
+    written, copy = [], unpack_module._copy
 
     def once_full(content, part):
         if len(written) == 3:
@@ -230,13 +231,13 @@ def test_after_a_full_disk_only_the_rest_is_written(tmp_path, monkeypatch, kind)
         written.append(content.member.name)
         copy(content, part)
 
-    monkeypatch.setattr(archives, "_copy", once_full)
+    monkeypatch.setattr(unpack_module, "_copy", once_full)
     with pytest.raises(EnvironmentFault, match=r"about 2.1 kB are still to be written"):
         unpack([path], tmp_path / "out")
     kept = tree(tmp_path / "out")
     assert len(written) == 3
     (tmp_path / "out/images/0.png").write_bytes(bytes(300))  # as after a loss of power
-    monkeypatch.setattr(archives, "_copy", lambda *how: (written.append(0), copy(*how)))
+    monkeypatch.setattr(unpack_module, "_copy", lambda *how: (written.append(0), copy(*how)))
     unpack([path], tmp_path / "out")
     assert written[3:] == [0, 0, 0, 0]
     found = tree(tmp_path / "out")

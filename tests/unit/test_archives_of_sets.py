@@ -8,7 +8,8 @@ import pytest
 
 from tests import files
 from tests.hostile import packed
-from udaseg.data import archives, prepare_dataset
+from udaseg.data.archives import unpack
+from udaseg.data.prepare.prepare import prepare_dataset
 from udaseg.errors import DataError
 
 
@@ -46,7 +47,7 @@ def test_a_damaged_part_leaves_nothing_behind(tmp_path):
 
 
 def test_unpacking_tells_how_far_it_is_in_megabytes(tmp_path, monkeypatch):
-    monkeypatch.setattr("udaseg.data.archives._MB", 10)
+    monkeypatch.setattr("udaseg.data.archives.unpack._MB", 10)
     _gta5(tmp_path)
     told = []
     prepare_dataset("gta5", root=tmp_path, on_unpack=lambda *at: told.append(at))
@@ -66,7 +67,9 @@ def test_unpacking_tells_how_far_it_is_in_megabytes(tmp_path, monkeypatch):
 
 def test_an_archive_of_another_set_is_refused(tmp_path):
     packed(tmp_path / "01_images.zip", {"photos/x.png": files.image_png()})
-    with pytest.raises(DataError, match=r"is this another dataset\?(.|\n)*then +udaseg prepare gta5"):
+    with pytest.raises(
+        DataError, match=r"is this another dataset\?(.|\n)*then +udaseg prepare gta5"
+    ):
         prepare_dataset("gta5", root=tmp_path)
     assert not list((tmp_path / "unpacked").iterdir())
 
@@ -113,7 +116,7 @@ def test_an_archive_that_came_later_is_told(tmp_path, caplog):
 
 def test_an_interrupt_while_unpacking_is_gone_on_from(tmp_path, monkeypatch):
     _gta5(tmp_path, parts=3)
-    written, copy = [], archives._copy
+    written, copy = [], unpack._copy
 
     def stopped(content, part):
         if len(written) == 4:
@@ -121,7 +124,7 @@ def test_an_interrupt_while_unpacking_is_gone_on_from(tmp_path, monkeypatch):
         written.append(content.member.name)
         copy(content, part)
 
-    monkeypatch.setattr(archives, "_copy", stopped)
+    monkeypatch.setattr(unpack, "_copy", stopped)
     with pytest.raises(KeyboardInterrupt):
         prepare_dataset("gta5", root=tmp_path)
     assert not (tmp_path / "unpacked/gta5").exists()
@@ -130,7 +133,7 @@ def test_an_interrupt_while_unpacking_is_gone_on_from(tmp_path, monkeypatch):
         written.append(content.member.name)
         copy(content, part)
 
-    monkeypatch.setattr(archives, "_copy", noted)
+    monkeypatch.setattr(unpack, "_copy", noted)
     assert len(prepare_dataset("gta5", root=tmp_path).dataset.splits["train"]) == 3
     assert len(written) - written.count("read.txt") == 6
     assert not (tmp_path / "unpacked/.gta5.tmp").exists()

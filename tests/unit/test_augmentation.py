@@ -7,9 +7,11 @@ import torch
 
 from tests.properties.test_self_training import _batch
 from tests.small import shipped, small_segmenter
-from udaseg.adaptation import Jitter, SourceOnly, color_jitter, gaussian_blur, strong_augment
-from udaseg.build import objective
-from udaseg.recipe import legs
+from udaseg.methods.augmentation import color_jitter, gaussian_blur, strong_augment
+from udaseg.methods.build import build_objective
+from udaseg.methods.objectives.objective import ColorJitter
+from udaseg.methods.objectives.source_only import SourceOnly
+from udaseg.recipe.stages import stages_of
 
 
 def _generator(seed=0):
@@ -91,7 +93,7 @@ def test_an_objective_jitters_the_source_of_a_step_and_only_when_it_is_told_to()
     made, batch = SourceOnly(small_segmenter(projector=False)), _batch()
     plain = made.source_images(batch)
     assert torch.equal(plain, batch.source_images.float() / 255)
-    made.source_jitter = Jitter(0.5, 0.2)
+    made.source_jitter = ColorJitter(0.5, 0.2)
     jittered = made.source_images(batch)
     assert torch.equal(jittered, made.source_images(batch))
     assert not torch.allclose(jittered, plain, atol=1e-2)
@@ -101,5 +103,5 @@ def test_an_objective_jitters_the_source_of_a_step_and_only_when_it_is_told_to()
 
 def test_spcl_jitters_the_source_in_its_two_stages_that_see_one():
     recipe = shipped("toyland/spcl")
-    found = [objective(recipe, 13, leg=leg).source_jitter for leg in legs(recipe)]
-    assert found == [Jitter(0.5, 0.2), Jitter(0.5, 0.2), None]
+    found = [build_objective(recipe, 13, leg=leg).source_jitter for leg in stages_of(recipe)]
+    assert found == [ColorJitter(0.5, 0.2), ColorJitter(0.5, 0.2), None]

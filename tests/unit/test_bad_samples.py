@@ -16,18 +16,15 @@ import numpy as np
 import pytest
 import torch
 
-from udaseg.data import (
-    ClassSpace,
-    Crops,
-    PreparedDataset,
-    RareClasses,
-    Sample,
-    TrainingBatches,
-    batches_from,
-    crew,
-    write_png,
-    write_pseudo_label,
-)
+from udaseg.data.datasets.index import PreparedDataset, Sample
+from udaseg.data.files.images import write_png
+from udaseg.data.labels.classes import ClassSpace
+from udaseg.data.loading import workers as workers_module
+from udaseg.data.loading.batches import TrainingBatches
+from udaseg.data.loading.crops import CropSource
+from udaseg.data.loading.pseudo_labels import write_pseudo_label
+from udaseg.data.loading.rare_class import RareClassSettings
+from udaseg.data.loading.workers import iterate_batches
 from udaseg.errors import DataError
 
 CLASSES = ClassSpace(("a", "b", "c"), ((1, 1, 1), (2, 2, 2), (3, 3, 3)))
@@ -58,8 +55,8 @@ def pair(tmp_path):
 
 
 def _batches(pair, kind=TrainingBatches, source=None, target=None, **changes):
-    crops = [Crops(pair[0], "train", None, (8, 8), True, True, **(source or {}))]
-    crops.append(Crops(pair[1], "train", None, (8, 8), True, False, **(target or {})))
+    crops = [CropSource(pair[0], "train", None, (8, 8), True, True, **(source or {}))]
+    crops.append(CropSource(pair[1], "train", None, (8, 8), True, False, **(target or {})))
     settings = {"batch_source": 2, "batch_target": 2, "steps": 12, "seed": 0}
     return kind(*crops, **{**settings, **changes})
 
@@ -132,7 +129,7 @@ def test_the_replacement_hangs_on_the_number_of_the_draw_alone(pair):
 def test_a_rare_class_gets_another_image_of_its_own(pair):
     bad = _damage(pair[0], 2)
     # at this temperature nothing but the rare class is drawn
-    rare = {"sampling": "rare_class", "rare": RareClasses(0.01, 10, 16)}
+    rare = {"sampling": "rare_class", "rare": RareClassSettings(0.01, 10, 16)}
     batches = _batches(pair, source=rare, on_bad_sample="skip", steps=40)
     hurt = 0
     for step in range(40):
@@ -203,12 +200,12 @@ def test_images_smaller_than_the_crop_and_odd_crops_are_cut_to_size(tmp_path, si
     sample = Sample("i.png", "l.png", *size, (1, 1, 1))
     dataset = PreparedDataset("odd", tmp_path, tmp_path, CLASSES, {"train": (sample,)})
     for sampling in ("uniform", "rare_class"):
-        crops = Crops(
+        crops = CropSource(
             *(dataset, "train", None, crop, True, True),
             sampling=sampling,
-            rare=RareClasses(1.0, 1, 3),
+            rare=RareClassSettings(1.0, 1, 3),
         )
-        target = Crops(dataset, "train", None, crop, True, False)
+        target = CropSource(dataset, "train", None, crop, True, False)
         batches = TrainingBatches(crops, target, batch_source=1, batch_target=1, steps=9, seed=0)
         for step in range(9):
             batch = batches[step]
@@ -262,7 +259,7 @@ def quick(monkeypatch):
     """Start workers in milliseconds."""
     if "fork" not in multiprocessing.get_all_start_methods() or sys.version_info >= (3, 12):
         pytest.skip("needs processes that fork without a warning")
-    monkeypatch.setattr(crew, "_START", "fork")
+    monkeypatch.setattr(workers_module, "_START_METHOD", "fork")
 
 
 def _fault_ends_the_run(pair, fault, workers, timeout):
@@ -270,7 +267,7 @@ def _fault_ends_the_run(pair, fault, workers, timeout):
     batches.fault = fault
     seen, started = [], time.monotonic()
     with pytest.raises(DataError) as told:
-        for batch in batches_from(batches, 0, workers=workers, pin=False):
+        for batch in iterate_batches(batches, 0, workers=workers, pin=False):
             seen.append(batch.step)
     assert seen == [0, 1, 2]
     message = str(told.value)
@@ -299,7 +296,7 @@ def test_a_worker_that_fails_once_is_replaced_where_it_was(quick, pair, fault, t
     plain = _batches(pair)
     batches = _batches(pair, _Faulty, worker_timeout=1)
     batches.fault, batches.marker = fault, tmp_path / "done"
-    made = list(batches_from(batches, 1, workers=2, pin=False))
+    made = list(iterate_batches(batches, 1, workers=2, pin=False))
     assert [batch.step for batch in made] == list(range(1, 12))
     assert all(_same(plain[batch.step], batch) for batch in made)
     assert caplog.text.count("one at a time") == 1
@@ -312,7 +309,7 @@ def test_any_number_of_workers_makes_the_same_batches_and_tells_of_each_file_onc
     path = _damage(pair[0], 3)
     batches = _batches(pair, on_bad_sample="skip")
     with caplog.at_level(logging.WARNING):
-        made = list(batches_from(batches, 2, workers=workers, pin=False))
+        made = list(iterate_batches(batches, 2, workers=workers, pin=False))
     assert [batch.step for batch in made] == list(range(2, 12))
     assert all(_same(batches[batch.step], batch) for batch in made)
     assert caplog.text.count("replaced by another image") == 1
@@ -323,13 +320,13 @@ def test_any_number_of_workers_makes_the_same_batches_and_tells_of_each_file_onc
 def test_a_bad_file_met_by_a_worker_is_named_in_one_line(quick, pair, workers):
     path = _damage(pair[0], 3)
     with pytest.raises(DataError) as told:
-        list(batches_from(_batches(pair), 0, workers=workers, pin=False))
+        list(iterate_batches(_batches(pair), 0, workers=workers, pin=False))
     assert str(told.value).startswith(f"{path}: ")
     assert "\n" not in str(told.value)
 
 
 def test_a_run_that_stops_early_leaves_no_process(quick, pair):
-    made = batches_from(_batches(pair), 0, workers=2, pin=False)
+    made = iterate_batches(_batches(pair), 0, workers=2, pin=False)
     next(made)
     assert len(multiprocessing.active_children()) == 2
     made.close()
@@ -347,7 +344,7 @@ def _kill_at_random(pair, kills, seed):
     steps = 20 * kills + 10
     batches, plain = _batches(pair, steps=steps), _batches(pair, steps=steps)
     wrong = []
-    for batch in batches_from(batches, 0, workers=2, pin=False):
+    for batch in iterate_batches(batches, 0, workers=2, pin=False):
         if not _same(plain[batch.step], batch):
             wrong.append(batch.step)
         if batch.step % 20 == 9:

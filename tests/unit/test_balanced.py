@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from udaseg.data import balanced_order
+from udaseg.data.loading.sampling import balanced_order
 
 
 def _present(images=60, classes=5):

@@ -8,16 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
-from udaseg.data import (
-    IGNORE,
-    ClassSpace,
-    Crops,
-    PreparedDataset,
-    Sample,
-    TrainingBatches,
-    write_png,
-)
-from udaseg.data.transforms import random_crop, random_mirror, resize_image, resize_labels
+from udaseg.data.datasets.index import PreparedDataset, Sample
+from udaseg.data.files.images import write_png
+from udaseg.data.labels.classes import IGNORE, ClassSpace
+from udaseg.data.loading.batches import TrainingBatches
+from udaseg.data.loading.crops import CropSource
+from udaseg.data.loading.transforms import random_crop, random_mirror, resize_image, resize_labels
 from udaseg.errors import DataError
 
 CLASSES = ClassSpace(("a", "b", "c"), ((1, 1, 1), (2, 2, 2), (3, 3, 3)))
@@ -40,8 +36,8 @@ def _batches(
     source, target, *, steps=12, batch=2, seed=0, rank=0, world=1, crop=(8, 8), flip=False
 ):
     return TrainingBatches(
-        Crops(source, "train", None, crop, flip, labelled=True),
-        None if target is None else Crops(target, "train", None, crop, flip, labelled=False),
+        CropSource(source, "train", None, crop, flip, labelled=True),
+        None if target is None else CropSource(target, "train", None, crop, flip, labelled=False),
         batch_source=batch,
         batch_target=batch,
         steps=steps,

@@ -15,25 +15,20 @@ from PIL import Image
 from tests.cli.running import udaseg
 from tests.small import shipped
 from tests.toy import TINY, toy_pair, toy_root
-from udaseg import build
-from udaseg.data import (
-    Crops,
-    PreparedDataset,
-    RareClasses,
-    TrainingBatches,
-    batches_from,
-    cache_folder,
-    cache_write,
-    folder_of_images,
-    open_cache,
-    open_dataset,
-    prepare_dataset,
-    read_image,
-    write_cache,
-    write_png,
-)
-from udaseg.data.packed import pack, unpack, zstd
+from udaseg.data.datasets.index import PreparedDataset
+from udaseg.data.files.images import read_image, write_png
+from udaseg.data.loading import cache_write
+from udaseg.data.loading.batches import TrainingBatches
+from udaseg.data.loading.cache import cache_folder, open_cache
+from udaseg.data.loading.cache_write import write_cache
+from udaseg.data.loading.crops import CropSource
+from udaseg.data.loading.packed import import_zstd, pack, unpack
+from udaseg.data.loading.rare_class import RareClassSettings
+from udaseg.data.loading.workers import iterate_batches
+from udaseg.data.open import open_dataset, open_image_folder
+from udaseg.data.prepare.prepare import prepare_dataset
 from udaseg.errors import DataError, EnvironmentFault
+from udaseg.training.setup import build_batches
 
 SIZE = (48, 80)
 BOTH = ("png", "raw")
@@ -60,7 +55,7 @@ def with_zstd(request):
 
 def _standard():
     try:
-        return zstd().__name__.startswith("compression")
+        return import_zstd().__name__.startswith("compression")
     except EnvironmentFault:
         return False
 
@@ -68,10 +63,17 @@ def _standard():
 def _pairs(root, size=SIZE, **changes):
     source, target = toy_pair(root)
     return TrainingBatches(
-        Crops(
-            source, "train", size, (32, 40), True, True, rare=RareClasses(0.1, 200, 30), **changes
+        CropSource(
+            source,
+            "train",
+            size,
+            (32, 40),
+            True,
+            True,
+            rare=RareClassSettings(0.1, 200, 30),
+            **changes,
         ),
-        Crops(target, "train", size, (32, 40), True, False),
+        CropSource(target, "train", size, (32, 40), True, False),
         batch_source=2,
         batch_target=2,
         steps=12,
@@ -141,7 +143,7 @@ def test_a_second_time_nothing_is_made(root):
 def test_a_run_that_was_killed_goes_on_and_its_rest_is_not_used(root, monkeypatch):
     source, _ = toy_pair(root)
     made = []
-    real = cache_write._row
+    real = cache_write._write_sample
 
     def dying(dataset, cache, sample):
         if len(made) == 4:
@@ -149,7 +151,7 @@ def test_a_run_that_was_killed_goes_on_and_its_rest_is_not_used(root, monkeypatc
         made.append(sample.image)
         return real(dataset, cache, sample)
 
-    monkeypatch.setattr(cache_write, "_row", dying)
+    monkeypatch.setattr(cache_write, "_write_sample", dying)
     with pytest.raises(KeyboardInterrupt):
         write_cache(source, SIZE, workers=1)
     folder = cache_folder(source, SIZE)
@@ -160,7 +162,7 @@ def test_a_run_that_was_killed_goes_on_and_its_rest_is_not_used(root, monkeypatc
     (folder / "images" / ".x.tmp").write_bytes(b"half")
     broken = folder / "images" / f"{made[0]}.png"
     broken.write_bytes(broken.read_bytes()[:-1])
-    monkeypatch.setattr(cache_write, "_row", real)
+    monkeypatch.setattr(cache_write, "_write_sample", real)
     report = write_cache(source, SIZE, workers=1)
     assert report.made == 6 - 4 + 1, "one of the four is cut off"
     names = {path.name for path in folder.rglob("*")}
@@ -269,28 +271,28 @@ def test_an_image_that_viewers_turn_is_read_from_its_own_file(root):
     assert report.made == 0
     assert report.cache.left_out == {sample.image}
     for labelled in (True, False):
-        plain = Crops(dataset, "train", SIZE, SIZE, False, labelled)
+        plain = CropSource(dataset, "train", SIZE, SIZE, False, labelled)
         cache = open_cache(dataset, "train", SIZE, labelled=labelled)
-        cached = Crops(dataset, "train", SIZE, SIZE, False, labelled, cache=cache)
+        cached = CropSource(dataset, "train", SIZE, SIZE, False, labelled, cache=cache)
         assert np.array_equal(plain.read(sample)[0], cached.read(sample)[0])
 
 
 def test_a_folder_of_the_users_own_is_never_a_cache(tmp_path):
     write_png(tmp_path / "a.png", np.zeros((8, 8, 3), np.uint8))
     (tmp_path / "cache-8x8").mkdir()
-    assert open_cache(folder_of_images(tmp_path), "train", (8, 8), labelled=False) is None
+    assert open_cache(open_image_folder(tmp_path), "train", (8, 8), labelled=False) is None
 
 
 def test_a_cache_of_another_size_than_resize_is_refused(root):
     source, _ = toy_pair(root)
     cache = write_cache(source, SIZE, workers=1).cache
     with pytest.raises(ValueError, match="the cache has size"):
-        Crops(source, "train", (64, 64), (8, 8), False, True, cache=cache)
+        CropSource(source, "train", (64, 64), (8, 8), False, True, cache=cache)
 
 
 def test_too_little_room_is_told_before_the_disk_is_full(root, monkeypatch):
     source, _ = toy_pair(root)
-    monkeypatch.setattr(cache_write, "_TRIED", 2)
+    monkeypatch.setattr(cache_write, "_SAMPLES_FOR_ESTIMATE", 2)
     usage = shutil.disk_usage(root)
     monkeypatch.setattr(cache_write.shutil, "disk_usage", lambda _: usage._replace(free=10))
     with pytest.raises(
@@ -303,14 +305,14 @@ def test_training_takes_the_cache_by_itself_and_says_so(root, caplog):
     source, target = toy_pair(root)
     words = [word.replace("source.resize=null", "source.resize=[48, 80]") for word in TINY]
     recipe = shipped("toyland/dacs", words)
-    plain = build.batches(recipe, source, target)
+    plain = build_batches(recipe, source, target)
     assert plain.source.cache is None
     write_cache(source, SIZE, workers=1)
-    batches = build.batches(recipe, source, target)
+    batches = build_batches(recipe, source, target)
     assert batches.source.cache is not None
     assert batches.target.cache is None
     with caplog.at_level(logging.INFO):
-        batch = next(batches_from(batches, 0, workers=0, pin=False))
+        batch = next(iterate_batches(batches, 0, workers=0, pin=False))
     assert f"source images of 80x48 are read from {batches.source.cache.folder}" in caplog.text
     assert torch.equal(batch.source_images, plain[0].source_images)
 
@@ -321,7 +323,7 @@ def test_the_command_makes_it_and_prints_its_size(root, toys, form):
     words = ("prepare", "toyland", "--root", root, "--cache", "80x48", "--cache-format", form)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COLUMNS", "200")
-        patch.setattr("udaseg.commands.preparation.make_toyland", lambda *_, **__: None)
+        patch.setattr("udaseg.data.prepare.command.make_toyland", lambda *_, **__: None)
         said = udaseg(*words, cwd=root).stdout
         size = sum(
             path.stat().st_size

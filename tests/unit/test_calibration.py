@@ -5,13 +5,13 @@ import math
 import numpy as np
 import pytest
 
-from udaseg.evaluation import BINS, Calibration
+from udaseg.selection.temperature import BINS, ConfidenceHistogram
 
 NONE = 255
 
 
 def counted(confidence, labels, truth):
-    calibration = Calibration.empty()
+    calibration = ConfidenceHistogram.empty()
     calibration.update(
         np.array([confidence], np.float32),
         np.array([labels], np.uint8),
@@ -25,7 +25,7 @@ def test_counts_equal_a_loop_over_pixels():
     confidence = rng.random((9, 11), dtype=np.float32)
     labels, truth = rng.integers(0, 3, (2, 9, 11)).astype(np.uint8)
     truth[:2] = NONE
-    calibration = Calibration.empty()
+    calibration = ConfidenceHistogram.empty()
     calibration.update(confidence[:4], labels[:4], truth[:4])
     calibration.update(confidence[4:], labels[4:], truth[4:])
     pixels, known, right, sure = [0] * BINS, [0] * BINS, [0] * BINS, [0.0] * BINS

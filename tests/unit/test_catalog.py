@@ -9,16 +9,13 @@ import pytest
 from PIL import Image
 
 from tests import files
-from udaseg.data import (
-    IGNORE,
-    builtin,
-    builtin_names,
-    class_table,
-    open_dataset,
-    prepare_dataset,
-    read_declaration,
-    read_train_ids,
-)
+from udaseg.data.datasets.catalog import builtin_names, read_builtin
+from udaseg.data.datasets.declaration import read_declaration
+from udaseg.data.labels.classes import IGNORE
+from udaseg.data.labels.read import read_train_ids
+from udaseg.data.labels.tables import builtin_label_table
+from udaseg.data.open import open_dataset
+from udaseg.data.prepare.prepare import prepare_dataset
 from udaseg.errors import DataError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -55,7 +52,7 @@ def _labels(dataset, split="train"):
 def _meant(ids, table):
     """Return raw ids as train ids by a naive loop over a table."""
     out = np.full(ids.shape, IGNORE)
-    for train_id, own in enumerate(class_table(table).ids):
+    for train_id, own in enumerate(builtin_label_table(table).ids):
         for number in own:
             out[ids == number] = train_id
     return out
@@ -63,14 +60,14 @@ def _meant(ids, table):
 
 def test_counts_are_the_published_ones():
     published = {name for name in builtin_names() if not name.startswith("toyland")}
-    assert {name: builtin(name).expected for name in published} == PUBLISHED
+    assert {name: read_builtin(name).expected for name in published} == PUBLISHED
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_each_set_says_where_it_comes_from_and_where_to_put_it(tmp_path, name):
     with pytest.raises(DataError) as caught:
         prepare_dataset(name, root=tmp_path)
-    said, about = str(caught.value), builtin(name)
+    said, about = str(caught.value), read_builtin(name)
     assert f"page     {about.about['home']}" in said
     assert f"licence  {about.about['licence']}" in said
     for archive in about.about["download"]:
@@ -108,7 +105,7 @@ def test_dark_zurich_is_unlabelled_but_for_its_validation_night(tmp_path):
     assert report.unlabelled == ("train", "train-twilight", "train-day")
     assert all("/night/" in sample.image for sample in report.dataset.split("train"))
     np.testing.assert_array_equal(_labels(report.dataset, "val")[0], ids)
-    assert report.dataset.classes == class_table("cityscapes19").classes
+    assert report.dataset.classes == builtin_label_table("cityscapes19").classes
 
 
 @pytest.mark.parametrize("folder", ["bdd100k", "BDD100K", "bdd100k/bdd100k"])
@@ -197,7 +194,7 @@ def test_synthia_is_read_for_sixteen_outputs_and_for_nineteen_from_one_folder(tm
         tmp_path, "synthia/RGB/0000000.png", "synthia/GT/LABELS/0000000.png", ids, files.synthia_png
     )
     made = {name: prepare_dataset(name, root=tmp_path).dataset for name in ("synthia", "synthia19")}
-    assert made["synthia19"].classes == class_table("cityscapes19").classes
+    assert made["synthia19"].classes == builtin_label_table("cityscapes19").classes
     sixteen, nineteen = (_labels(dataset)[0] for dataset in made.values())
     np.testing.assert_array_equal(nineteen, _meant(ids, "synthia19"))
     names = made["synthia"].classes.train_ids_in(made["synthia19"].classes)

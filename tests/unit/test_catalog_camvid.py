@@ -5,8 +5,12 @@ import pytest
 from PIL import Image
 
 from tests import files
-from udaseg.data import IGNORE, builtin, class_table, prepare_dataset, read_train_ids
-from udaseg.data.pairs import Pair, _named_like
+from udaseg.data.datasets.catalog import read_builtin
+from udaseg.data.datasets.pairs import Pair, _name_matches
+from udaseg.data.labels.classes import IGNORE
+from udaseg.data.labels.read import read_train_ids
+from udaseg.data.labels.tables import builtin_label_table
+from udaseg.data.prepare.prepare import prepare_dataset
 
 SIZE = (6, 11)
 CAMVID = {
@@ -30,7 +34,7 @@ CAMVID["pedestrian"] += ["Child 192 128 64"]
 
 @pytest.mark.parametrize("labels", ["LabeledApproved_full/", ""])
 def test_camvid_s_thirty_two_colours_become_eleven_classes(tmp_path, labels):
-    names = list(class_table("camvid11").classes.names)
+    names = list(builtin_label_table("camvid11").classes.names)
     colors = [
         ([int(part) for part in line.split()[1:]], IGNORE if name is None else names.index(name))
         for name, lines in CAMVID.items()
@@ -68,8 +72,8 @@ def test_the_splits_of_camvid_hold_the_published_number_of_its_frames():
     frames += [f"0016E5_{number:05d}" for number in range(7959, 8160, 2)]
     frames += [f"Seq05VD_f{number:05d}" for number in range(0, 5101, 30)]
     counts = {
-        split: sum(_named_like(Pair(frame, None, None), rule) for frame in frames)
-        for split, rule in builtin("camvid-original").splits.items()
+        split: sum(_name_matches(Pair(frame, None, None), rule) for frame in frames)
+        for split, rule in read_builtin("camvid-original").splits.items()
     }
     # the rest of the 367 are 204 frames of 0016E5 in steps of 30, which all end in 0
     assert counts == {"train": 367 - 204, "val": 101, "test": 233}

@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 
 from tests import files
-from udaseg.data import builtin, open_dataset, prepare_dataset, read_declaration
+from udaseg.data.datasets.catalog import read_builtin
+from udaseg.data.datasets.declaration import read_declaration
+from udaseg.data.open import open_dataset
+from udaseg.data.prepare.prepare import prepare_dataset
 from udaseg.errors import DataError
 
 SIZE = (6, 11)
@@ -24,7 +27,7 @@ def _stems(dataset):
 
 
 def test_the_rules_of_gta5_are_the_published_lists():
-    rules = builtin("gta5").rules
+    rules = read_builtin("gta5").rules
     assert {name: len(rule.stems) for name, rule in rules.items()} == {
         "blank": 2,
         "one-colour": 15,

@@ -9,15 +9,17 @@ import pytest
 import torch
 from torch import nn
 
-from udaseg.engine import checkpoint as module
-from udaseg.engine import load, newest, optimizer, restore, save
 from udaseg.errors import CheckpointError, EnvironmentFault
+from udaseg.runs import checkpoint as module
+from udaseg.runs.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from udaseg.training.optimizer import make_optimizer
+from udaseg.training.resume import restore
 
 
 def _trained(width=3):
     torch.manual_seed(0)
     network = nn.Linear(width, 2)
-    trainer = optimizer(
+    trainer = make_optimizer(
         "sgd", [("all", 0.1, network.named_parameters())], momentum=0.9, weight_decay=0.0
     )
     network(torch.ones(1, width)).sum().backward()
@@ -28,7 +30,7 @@ def _trained(width=3):
 def _save(folder, step, *, keep=2, network=None, trainer=None):
     if network is None:
         network, trainer = _trained()
-    return save(
+    return save_checkpoint(
         folder,
         step=step,
         objective=network,
@@ -43,7 +45,7 @@ def _save(folder, step, *, keep=2, network=None, trainer=None):
 def test_a_checkpoint_comes_back_whole(tmp_path):
     network, trainer = _trained()
     path = _save(tmp_path, 7, network=network, trainer=trainer)
-    found = load(path)
+    found = load_checkpoint(path)
     other, its_trainer = _trained()
     with torch.no_grad():
         other.weight.zero_()
@@ -100,13 +102,13 @@ def test_damaged_ones_of_later_steps_push_out_none_that_is_made_again(tmp_path, 
         path.write_bytes(path.read_bytes()[:-1])
     for step in range(1, 8):
         _save(tmp_path, step, keep=keep)
-        assert newest(tmp_path).step == step
+        assert newest_checkpoint(tmp_path).step == step
         whole = sorted(int(path.stem[5:]) for path in tmp_path.glob("*.pt"))
         assert whole == [*range(max(1, step - keep + 1), step + 1), 8, 9]
     for step in (8, 9):
         _save(tmp_path, step, keep=keep)
     assert len(list(tmp_path.glob("*.pt"))) == len(list(tmp_path.glob("*.json"))) == keep
-    assert load(tmp_path / "step-000009.pt").step == 9
+    assert load_checkpoint(tmp_path / "step-000009.pt").step == 9
 
 
 @pytest.mark.parametrize("cut", range(0, 100, 7))
@@ -116,8 +118,8 @@ def test_truncation_is_refused_and_the_one_before_is_used(tmp_path, cut, caplog)
     data = path.read_bytes()
     path.write_bytes(data[: len(data) * cut // 100])
     with pytest.raises(CheckpointError, match=r"step-000002\.pt.*damaged.*expected"):
-        load(path)
-    found = newest(tmp_path)
+        load_checkpoint(path)
+    found = newest_checkpoint(tmp_path)
     assert found.step == 1
     assert "step-000002" in caplog.text
 
@@ -130,13 +132,13 @@ def test_a_flipped_bit_is_refused(tmp_path, seed):
     data[rng.integers(len(data))] ^= 1 << int(rng.integers(8))
     path.write_bytes(data)
     with pytest.raises(CheckpointError, match="SHA-256"):
-        load(path)
+        load_checkpoint(path)
 
 
 def test_a_checkpoint_without_manifest_was_never_finished(tmp_path):
     path = _save(tmp_path, 1)
     path.with_suffix(".json").unlink()
-    assert newest(tmp_path) is None
+    assert newest_checkpoint(tmp_path) is None
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"size": "x"}', '{"size": 1}'])
@@ -144,7 +146,7 @@ def test_a_damaged_manifest_is_named(tmp_path, content):
     path = _save(tmp_path, 1)
     path.with_suffix(".json").write_text(content)
     with pytest.raises(CheckpointError, match="manifest"):
-        load(path)
+        load_checkpoint(path)
 
 
 def test_a_pickle_that_runs_code_is_never_run(tmp_path, monkeypatch):
@@ -158,7 +160,7 @@ def test_a_pickle_that_runs_code_is_never_run(tmp_path, monkeypatch):
     path = tmp_path / "step-000001.pt"
     torch.save({"format": 1, "x": Payload()}, path)
     with pytest.raises(CheckpointError, match="not a readable checkpoint"):
-        load(path)
+        load_checkpoint(path)
     assert not marker.exists()
 
 
@@ -166,9 +168,9 @@ def test_other_files_are_no_checkpoints(tmp_path):
     path = tmp_path / "step-000001.pt"
     torch.save({"weights": torch.zeros(2)}, path)
     with pytest.raises(CheckpointError, match="not a udaseg checkpoint"):
-        load(path)
+        load_checkpoint(path)
     with pytest.raises(CheckpointError, match="no such checkpoint"):
-        load(tmp_path / "none.pt")
+        load_checkpoint(tmp_path / "none.pt")
 
 
 def test_a_newer_format_says_so(tmp_path, monkeypatch):
@@ -176,16 +178,16 @@ def test_a_newer_format_says_so(tmp_path, monkeypatch):
     path = _save(tmp_path, 1)
     monkeypatch.undo()
     with pytest.raises(CheckpointError, match="format 99"):
-        load(path)
+        load_checkpoint(path)
 
 
 def test_another_network_is_refused_with_the_differences(tmp_path):
-    found = load(_save(tmp_path, 1))
+    found = load_checkpoint(_save(tmp_path, 1))
     network, trainer = _trained(width=4)
     with pytest.raises(CheckpointError, match=r"weight: \(2, 3\), here \(2, 4\)"):
         restore(found, network, trainer)
     network, _ = _trained()
-    reordered = optimizer(
+    reordered = make_optimizer(
         "sgd",
         [("all", 0.1, reversed(list(network.named_parameters())))],
         momentum=0.9,
@@ -199,7 +201,7 @@ def test_another_network_is_refused_with_the_differences(tmp_path):
 def test_what_could_not_be_read_back_is_not_written(tmp_path, value):
     network, trainer = _trained()
     with pytest.raises(TypeError, match=r"checkpoint\.recipe\.best"):
-        save(
+        save_checkpoint(
             tmp_path,
             step=1,
             objective=network,
@@ -222,7 +224,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     with pytest.raises(EnvironmentFault, match="No space left"):
         _save(tmp_path, 2)
     monkeypatch.undo()
-    assert newest(tmp_path).step == 1
+    assert newest_checkpoint(tmp_path).step == 1
     assert not list(tmp_path.glob("*.tmp"))
 
 

@@ -4,9 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from udaseg.contrast import class_losses as module
-from udaseg.contrast import prototype_loss, unit
-from udaseg.contrast.class_losses import bank_loss, distribution_loss
+from udaseg.methods.contrast import class_losses as module
+from udaseg.methods.contrast.class_losses import bank_loss, distribution_loss
+from udaseg.methods.contrast.prototype_loss import prototype_loss
+from udaseg.models.projector import to_unit_length
 
 CLASSES, CHANNELS, ROWS = 5, 6, 4
 
@@ -21,9 +22,12 @@ def _case(seed, count=50):
     embeddings = 3 * random(count, CHANNELS)
     labels = torch.randint(0, CLASSES, (count,), generator=generator)
     labels[torch.rand(count, generator=generator) < 0.2] = 255
-    means, variances = 0.8 * unit(random(CLASSES, CHANNELS)), 0.1 * random(CLASSES, CHANNELS) ** 2
+    means, variances = (
+        0.8 * to_unit_length(random(CLASSES, CHANNELS)),
+        0.1 * random(CLASSES, CHANNELS) ** 2,
+    )
     seen = torch.rand(CLASSES, generator=generator) < 0.7
-    rows = unit(random(CLASSES * ROWS, CHANNELS)).view(CLASSES, ROWS, CHANNELS)
+    rows = to_unit_length(random(CLASSES * ROWS, CHANNELS)).view(CLASSES, ROWS, CHANNELS)
     filled = torch.randint(0, ROWS + 1, (CLASSES,), generator=generator)
     return embeddings, labels, (means, variances, seen), (rows, filled)
 
@@ -107,7 +111,7 @@ def test_without_variance_the_distribution_is_its_prototype(seed, temperature):
 def test_the_distribution_bounds_the_contrast_with_samples_of_it():
     """Jensen: the mean over draws of the classes' Gaussians of the cross-entropy is not above."""
     embeddings, labels, (means, variances, _), _ = _case(0, 10)
-    embeddings, labels, t = unit(embeddings), labels.clamp_max(4), 0.5
+    embeddings, labels, t = to_unit_length(embeddings), labels.clamp_max(4), 0.5
     seen = torch.ones(CLASSES, dtype=torch.bool)
     bound = distribution_loss(embeddings, labels, means, variances, seen, temperature=t)
     noise = torch.randn(20_000, CLASSES, CHANNELS, generator=torch.Generator().manual_seed(0))
@@ -124,14 +128,14 @@ def test_the_distribution_bounds_the_contrast_with_samples_of_it():
 def _gradients(temperature):
     """Return the gradients of the variants with statistics of the same 40 samples a class."""
     generator = torch.Generator().manual_seed(0)
-    centres = unit(torch.randn(19, 1, 512, generator=generator), dim=2)
+    centres = to_unit_length(torch.randn(19, 1, 512, generator=generator), dim=2)
     # each channel of a class spreads differently: equal variances only scale a vector
     noise = torch.randn(19, 40, 512, generator=generator) * torch.rand(
         19, 1, 512, generator=generator
     )
-    rows = unit(centres + 0.06 * noise, dim=2)
+    rows = to_unit_length(centres + 0.06 * noise, dim=2)
     means, variances = rows.mean(1), rows.var(1, correction=0)
-    embeddings = unit(torch.randn(64, 512, generator=generator))
+    embeddings = to_unit_length(torch.randn(64, 512, generator=generator))
     labels = torch.randint(0, 19, (64,), generator=generator)
     seen, filled = torch.ones(19, dtype=torch.bool), torch.full((19,), 40)
     leaf = embeddings.requires_grad_()

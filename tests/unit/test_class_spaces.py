@@ -6,21 +6,17 @@ import numpy as np
 import pytest
 
 from tests import files
-from udaseg.commands.plan import _class_rows
-from udaseg.data import (
-    IGNORE,
-    ClassSpace,
-    PreparedDataset,
-    Sample,
-    builtin,
-    class_table,
-    open_dataset,
-    prepare_dataset,
-    read_declaration,
-    read_train_ids,
-    train_ids,
-)
+from udaseg.data.datasets.catalog import read_builtin
+from udaseg.data.datasets.declaration import read_declaration
+from udaseg.data.datasets.index import PreparedDataset, Sample
+from udaseg.data.labels.classes import IGNORE, ClassSpace
+from udaseg.data.labels.read import read_train_ids
+from udaseg.data.labels.tables import builtin_label_table
+from udaseg.data.open import open_dataset
+from udaseg.data.prepare.convert import to_train_ids
+from udaseg.data.prepare.prepare import prepare_dataset
 from udaseg.errors import DataError
+from udaseg.training.plan import _class_rows
 
 SIX = """\
 name: six
@@ -57,7 +53,7 @@ def _plain(top, *entries):
 
 def test_classes_of_a_table_become_one_by_name(tmp_path):
     table = _table(tmp_path, SIX)
-    official = class_table("cityscapes19")
+    official = builtin_label_table("cityscapes19")
     meant = {
         **dict.fromkeys(("road", "sidewalk"), 0),
         **dict.fromkeys(("building", "wall", "fence"), 1),
@@ -72,7 +68,7 @@ def test_classes_of_a_table_become_one_by_name(tmp_path):
     for name, own in zip(official.classes.names, official.ids, strict=True):
         expected[list(own)] = meant[name]
     expected[[18, 29, 30]] = 2, 5, 5  # what the table leaves out may be taken by its id
-    labels, unknown = train_ids(np.arange(256, dtype=np.uint8)[None], table)
+    labels, unknown = to_train_ids(np.arange(256, dtype=np.uint8)[None], table)
     np.testing.assert_array_equal(labels[0], np.where(expected < 0, IGNORE, expected))
     assert set(unknown) == set(np.flatnonzero(expected < 0).tolist())
 
@@ -146,7 +142,7 @@ def test_colours_merge_by_name_too(tmp_path):
         "pedestrian, bicyclist], colors: [[1, 2, 3]]}",
     )
     table = _table(tmp_path, text)
-    official = class_table("camvid-colors")
+    official = builtin_label_table("camvid-colors")
     assert table.ids[0] == official.ids[3]
     assert set(table.ids[1]) == {0x010203, *sum(official.ids, ())} - set(official.ids[3])
     assert table.ignore == {0}
@@ -156,7 +152,7 @@ def test_colours_merge_by_name_too(tmp_path):
 
 
 def test_a_set_may_start_from_a_built_in_one_and_change_a_line(tmp_path):
-    plain = builtin("gta5")
+    plain = read_builtin("gta5")
     changed = read_declaration(files.dataset_yaml(tmp_path, "name: x\nbase: gta5\n"))
     for part in (
         "images",
@@ -192,7 +188,9 @@ def test_a_set_that_starts_from_another_is_found_where_the_other_lies(tmp_path):
     assert dataset.classes.names[0] == "flat"
     (sample,) = dataset.split("train")
     labels = read_train_ids(dataset.label_path(sample))
-    np.testing.assert_array_equal(labels, train_ids(ids.astype(np.uint8), _table(tmp_path, SIX))[0])
+    np.testing.assert_array_equal(
+        labels, to_train_ids(ids.astype(np.uint8), _table(tmp_path, SIX))[0]
+    )
 
 
 def test_missing_data_of_such_a_set_are_asked_for_by_its_yaml(tmp_path):
@@ -232,7 +230,7 @@ def test_the_plan_names_classes_that_one_side_has():
 
 
 def test_the_plan_names_classes_that_no_source_label_holds():
-    names = class_table("synthia19").classes.names
+    names = builtin_label_table("synthia19").classes.names
     pixels = [0 if name in ("terrain", "truck", "train") else 7 for name in names]
     rows = _rows(_set("synthia19", names, pixels), _set("cityscapes", names))
     assert list(rows) == ["unseen"]

@@ -14,17 +14,20 @@ from PIL import Image
 from torch import nn
 
 from tests.colors import loaded_colors
-from udaseg import build
-from udaseg.cli import main
-from udaseg.commands import scoring
-from udaseg.commands.scoring import score
-from udaseg.commands.summary import refuse_protocol, summarise
-from udaseg.data import IGNORE, ClassSpace, PreparedDataset, Sample, class_table
+from udaseg.cli.main import main
+from udaseg.data.datasets.index import PreparedDataset, Sample
+from udaseg.data.labels.classes import IGNORE, ClassSpace
+from udaseg.data.labels.tables import builtin_label_table
 from udaseg.errors import UsageError
-from udaseg.evaluation import CITYSCAPES, NOT_IN_16, SUBSETS, ConfusionMatrix, conventions
+from udaseg.evaluation import evaluate
+from udaseg.evaluation.confusion import ConfusionMatrix
+from udaseg.evaluation.evaluate import score_dataset
+from udaseg.evaluation.protocols import CITYSCAPES, NOT_IN_16, SUBSETS, applicable_conventions
+from udaseg.evaluation.scores import check_protocol, summarise
+from udaseg.inference import loaded_run
 
-NINETEEN = class_table("cityscapes19").classes
-SIXTEEN = class_table("synthia16").classes
+NINETEEN = builtin_label_table("cityscapes19").classes
+SIXTEEN = builtin_label_table("synthia16").classes
 MISSING = [CITYSCAPES.index(name) for name in NOT_IN_16]
 
 
@@ -55,7 +58,7 @@ def written(tmp_path, truth_classes, prediction, truth):
 def scored(tmp_path, classes, truth_classes, prediction, truth, **how):
     """Return the scores of a network that predicts `prediction`, as `udaseg eval` takes them."""
     city = written(tmp_path, truth_classes, prediction, truth)
-    matrix = score(
+    matrix = score_dataset(
         Reads(len(classes)), classes, city, "val", resize=None, device=torch.device("cpu")
     )
     return summarise(matrix, classes, city, "val", {}, **how)
@@ -143,8 +146,8 @@ def test_the_command_prints_the_convention_and_takes_the_other(tmp_path, monkeyp
     prediction, truth = drawn(8, 16)
     city = written(tmp_path, NINETEEN, prediction, truth)
     loaded = replace(loaded_colors(network=Reads(16)), classes=SIXTEEN)
-    monkeypatch.setattr(build, "load_run", lambda path, **_: loaded)
-    monkeypatch.setattr(scoring, "open_dataset", lambda data, *, root: city)
+    monkeypatch.setattr(loaded_run, "load_run", lambda path, **_: loaded)
+    monkeypatch.setattr(evaluate, "open_dataset", lambda data, *, root: city)
     monkeypatch.chdir(tmp_path)
     said = []
     for words in ([], ["--convention", "19", "--protocol", "16"]):
@@ -201,15 +204,15 @@ def test_a_protocol_shows_its_mean_alone_in_either_convention(tmp_path):
 )
 def test_means_that_cannot_be_are_refused(names, protocol, convention, said):
     with pytest.raises(UsageError, match=said):
-        refuse_protocol(names, protocol, convention)
+        check_protocol(names, protocol, convention)
 
 
 def test_conventions_matter_only_where_the_truth_has_what_sixteen_lack():
-    assert conventions(SIXTEEN.names, SIXTEEN.names) == ()
-    assert conventions(SIXTEEN.names, NINETEEN.names) == (16, 19)
-    assert conventions(NINETEEN.names, NINETEEN.names) == (19, 16)
-    assert conventions((*SIXTEEN.names, "truck"), NINETEEN.names) == ()
-    assert conventions(("road", "sky"), NINETEEN.names) == ()
+    assert applicable_conventions(SIXTEEN.names, SIXTEEN.names) == ()
+    assert applicable_conventions(SIXTEEN.names, NINETEEN.names) == (16, 19)
+    assert applicable_conventions(NINETEEN.names, NINETEEN.names) == (19, 16)
+    assert applicable_conventions((*SIXTEEN.names, "truck"), NINETEEN.names) == ()
+    assert applicable_conventions(("road", "sky"), NINETEEN.names) == ()
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -294,6 +297,6 @@ def test_a_mean_that_neither_network_nor_labels_have_is_refused():
     """Else `--fail-under` would judge the mean over 16 classes that nobody asked for."""
     data = PreparedDataset("city", Path(), Path(), SIXTEEN, {"val": ()})
     matrix = ConfusionMatrix(16)
-    refuse_protocol(SIXTEEN.names, 19, 19)  # the labels might have them
+    check_protocol(SIXTEEN.names, 19, 19)  # the labels might have them
     with pytest.raises(UsageError, match="no such mean, only mIoU-16, mIoU-13"):
         summarise(matrix, SIXTEEN, data, "val", {}, protocol=19, convention=19)

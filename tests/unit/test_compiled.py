@@ -12,11 +12,11 @@ from tests.injections import rich_objective, tiny_fit
 from tests.injections import trained as train
 from tests.small import shipped, small_segmenter
 from tests.toy import TINY, toy_root
-from udaseg.build.objectives import run_as
-from udaseg.engine import load, save
 from udaseg.errors import EnvironmentFault, RecipeError
+from udaseg.methods.build import apply_machine_options
 from udaseg.models import compiling
-from udaseg.recipe import Machine
+from udaseg.recipe.schema import Machine
+from udaseg.runs.checkpoint import load_checkpoint, save_checkpoint
 
 # torch's tracer looks at `.grad` of tensors that have none, and hides the warning by itself
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
@@ -33,7 +33,7 @@ def backend(monkeypatch):
 
 def _losses(compiled, steps=4):
     run, losses = tiny_fit(objective=rich_objective(), steps=steps, lr=1e-5), []
-    run_as(run.objective, Machine(compile=compiled))
+    apply_machine_options(run.objective, Machine(compile=compiled))
     train(run, on_step=lambda _, report: losses.append(report.total.item()))
     return run, losses
 
@@ -51,9 +51,11 @@ def test_losses_are_the_same_up_to_rounding_and_names_stay(backend):
 def test_a_checkpoint_of_a_compiled_run_is_like_any_other(backend, tmp_path):
     run, _ = _losses(True, steps=1)
     facts = {"recipe": {}, "classes": {}, "files": {}, "keep": 2}
-    path = save(tmp_path, step=1, objective=run.objective, optimizer=run.optimizer, **facts)
+    path = save_checkpoint(
+        tmp_path, step=1, objective=run.objective, optimizer=run.optimizer, **facts
+    )
     other = rich_objective()
-    other.load_state_dict(load(path).objective, strict=True)
+    other.load_state_dict(load_checkpoint(path).objective, strict=True)
 
 
 def test_evaluation_is_not_compiled(backend):
@@ -88,7 +90,7 @@ def test_channels_first_is_the_same_up_to_rounding():
     losses = []
     for channels_last in (True, False):
         run, found = tiny_fit(steps=3, lr=1e-5), []
-        run_as(run.objective, Machine(channels_last=channels_last))
+        apply_machine_options(run.objective, Machine(channels_last=channels_last))
         weight = run.objective.student.backbone.rest[0].weight
         assert weight.is_contiguous(memory_format=torch.channels_last) == channels_last
         train(run, on_step=lambda _, report, found=found: found.append(report.total.item()))

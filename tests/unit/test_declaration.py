@@ -6,15 +6,12 @@ import numpy as np
 import pytest
 
 from tests.files import dataset_yaml
-from udaseg.data import (
-    IGNORE,
-    builtin,
-    builtin_names,
-    class_table,
-    read_declaration,
-    train_ids,
-)
-from udaseg.data.toyland import CLASSES
+from udaseg.data.datasets.catalog import builtin_names, read_builtin
+from udaseg.data.datasets.declaration import read_declaration
+from udaseg.data.labels.classes import IGNORE
+from udaseg.data.labels.tables import builtin_label_table
+from udaseg.data.prepare.convert import to_train_ids
+from udaseg.data.toyland.city import CLASSES
 from udaseg.errors import DataError
 
 OWN = """\
@@ -60,7 +57,7 @@ def _listed(folder, *classes, top=""):
 )
 def test_every_id_of_a_table_means_what_is_published(table, expected, void):
     ids = np.arange(400, dtype=np.uint16)[None]
-    labels, unknown = train_ids(ids, class_table(table))
+    labels, unknown = to_train_ids(ids, builtin_label_table(table))
     got = {i: int(value) for i, value in enumerate(labels[0]) if value != IGNORE}
     assert got == expected
     assert set(unknown) == set(range(400)) - set(expected) - set(void)
@@ -69,20 +66,22 @@ def test_every_id_of_a_table_means_what_is_published(table, expected, void):
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.int32])
 def test_unknown_ids_are_ignored_and_counted_whatever_their_type(kind):
     ids = np.array([[7, 34, 254], [200, 200, 8]]).astype(kind)
-    labels, unknown = train_ids(ids, class_table("cityscapes19"))
+    labels, unknown = to_train_ids(ids, builtin_label_table("cityscapes19"))
     assert labels.tolist() == [[0, IGNORE, IGNORE], [IGNORE, IGNORE, 1]]
     assert unknown == {254: 1, 200: 2}
 
 
 def test_ids_that_no_table_can_hold_are_counted_too():
     ids = np.array([[-1, 2**24 + 7, 7]], np.int32)
-    labels, unknown = train_ids(ids, class_table("cityscapes19"))
+    labels, unknown = to_train_ids(ids, builtin_label_table("cityscapes19"))
     assert labels.tolist() == [[IGNORE, IGNORE, 0]]
     assert unknown == {-1: 1, 2**24 + 7: 1}
 
 
 def test_synthia_shares_the_names_and_colours_of_cityscapes():
-    sixteen, nineteen = (class_table(name).classes for name in ("synthia16", "cityscapes19"))
+    sixteen, nineteen = (
+        builtin_label_table(name).classes for name in ("synthia16", "cityscapes19")
+    )
     there = dict(zip(nineteen.names, nineteen.colors, strict=True))
     assert set(nineteen.names) - set(sixteen.names) == {"terrain", "truck", "train"}
     assert all(
@@ -92,25 +91,25 @@ def test_synthia_shares_the_names_and_colours_of_cityscapes():
 
 
 def test_cityscapes_has_its_official_colours():
-    classes = class_table("cityscapes19").classes
+    classes = builtin_label_table("cityscapes19").classes
     assert classes.colors[classes.names.index("sky")] == (70, 130, 180)
-    assert classes == class_table("trainids19").classes
+    assert classes == builtin_label_table("trainids19").classes
 
 
 def test_the_table_of_toyland_is_toyland_s_own():
-    assert class_table("toyland13").classes == CLASSES
+    assert builtin_label_table("toyland13").classes == CLASSES
 
 
 def test_the_table_of_camvid_is_the_one_its_labels_were_made_with(sample_data):
     published = json.loads((sample_data / "mappings.json").read_text())
-    classes = class_table("camvid11").classes
+    classes = builtin_label_table("camvid11").classes
     assert list(classes.names) == published["classes"]
     assert [list(color) for color in classes.colors] == published["palette"]
 
 
 @pytest.mark.parametrize("name", builtin_names())
 def test_every_built_in_set_is_declared_whole(name):
-    declaration = builtin(name)
+    declaration = read_builtin(name)
     assert declaration.name == name
     assert declaration.table is not None
     if not name.startswith("toyland"):

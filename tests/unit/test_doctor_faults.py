@@ -13,15 +13,17 @@ from PIL import Image
 
 from tests import sick
 from tests.sick import FAULTS, Patient
-from udaseg.data import examine, prepare_dataset, read_index
-from udaseg.data.doctor import KINDS
+from udaseg.data.datasets.index import read_index
+from udaseg.data.doctor.doctor import diagnose
+from udaseg.data.doctor.findings import KINDS
+from udaseg.data.prepare.prepare import prepare_dataset
 from udaseg.errors import DataError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def _examined(folder, **how):
-    return examine(str(folder / "own.yaml"), root=folder.parent / "data", workers=2, **how)
+    return diagnose(str(folder / "own.yaml"), root=folder.parent / "data", workers=2, **how)
 
 
 def _told(found):
@@ -251,7 +253,7 @@ def prepared(tmp_path):
 
 
 def _of_prepared(home):
-    return examine("small", root=home / "data")
+    return diagnose("small", root=home / "data")
 
 
 def test_a_prepared_set_is_as_clean_as_its_source(prepared):

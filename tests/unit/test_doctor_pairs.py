@@ -10,8 +10,9 @@ from PIL import Image
 from tests import files, sick
 from tests.conftest import REPOSITORY
 from tests.toy import toy_root
-from udaseg.data import examine, prepare_dataset
-from udaseg.data.doctor.alike import NEAR, fingerprint, near_pairs
+from udaseg.data.doctor.doctor import diagnose
+from udaseg.data.doctor.duplicates import MAX_BIT_DIFFERENCE, fingerprint, near_pairs
+from udaseg.data.prepare.prepare import prepare_dataset
 from udaseg.errors import DataError
 
 TARGET = sick.YAML.replace("name: small", "name: goal").replace("train: train/labels/*, ", "")
@@ -28,7 +29,7 @@ def pair(tmp_path):
 
 def _examined(pair, **how):
     source, target = (str(folder / "own.yaml") for folder in pair)
-    return examine(source, target=target, root=pair[0].parent, workers=2, **how)
+    return diagnose(source, target=target, root=pair[0].parent, workers=2, **how)
 
 
 def _told(found):
@@ -119,7 +120,7 @@ def test_a_target_is_not_judged_by_training_labels_that_are_never_read(pair, tmp
     sick.clean(other, seed=2, train=12, text=text)
     found = _examined((pair[0], other))
     assert [finding.code for finding in found.findings] == ["class-only-in-target"]
-    found = examine(str(other / "own.yaml"), root=tmp_path)
+    found = diagnose(str(other / "own.yaml"), root=tmp_path)
     assert [finding.code for finding in found.findings] == ["class-never-seen"]
 
 
@@ -127,9 +128,9 @@ def test_a_source_without_labels_is_an_error_and_a_folder_can_be_a_target(pair, 
     photos = tmp_path / "photos"
     shutil.copytree(tmp_path / "target/train/images", photos / "a/b")
     (photos / "holiday.HEIC").write_bytes(b"1")
-    found = examine(str(tmp_path / "source/own.yaml"), target=str(photos), root=tmp_path)
+    found = diagnose(str(tmp_path / "source/own.yaml"), target=str(photos), root=tmp_path)
     assert _told(found) == [("other-file", "target", [photos / "holiday.HEIC"])]
-    found = examine(str(tmp_path / "target/own.yaml"), target=str(photos), root=tmp_path)
+    found = diagnose(str(tmp_path / "target/own.yaml"), target=str(photos), root=tmp_path)
     errors = [finding.code for finding in found.of("error")]
     assert errors == ["source-unlabelled"]
 
@@ -177,13 +178,15 @@ def test_near_pairs_are_those_of_a_plain_loop(seed):
     bits = rng.integers(0, 2, (60, 256), dtype=np.uint8)
     for row in range(20, 60):  # relatives at every distance around the border
         bits[row] = bits[rng.integers(20)]
-        flips = rng.choice(256, rng.integers(NEAR - 4, NEAR + 5), replace=False)
+        flips = rng.choice(
+            256, rng.integers(MAX_BIT_DIFFERENCE - 4, MAX_BIT_DIFFERENCE + 5), replace=False
+        )
         bits[row, flips] ^= 1
     expected = {
         (i, j)
         for i in range(60)
         for j in range(i + 1, 60)
-        if int((bits[i] != bits[j]).sum()) <= NEAR
+        if int((bits[i] != bits[j]).sum()) <= MAX_BIT_DIFFERENCE
     }
     assert expected
     assert near_pairs(np.packbits(bits, axis=1)) == expected
@@ -208,8 +211,8 @@ def test_an_image_stays_like_itself_and_unlike_others(seed):
     recoded = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
     brighter = np.clip(image.astype(int) * 0.9 + 12, 0, 255).astype(np.uint8)
     for same in (half, recoded, brighter):
-        assert _differ(image, same) <= NEAR
-    assert _differ(image, sick.picture([20, seed + 100], 96, 128)) > 3 * NEAR
+        assert _differ(image, same) <= MAX_BIT_DIFFERENCE
+    assert _differ(image, sick.picture([20, seed + 100], 96, 128)) > 3 * MAX_BIT_DIFFERENCE
 
 
 # data that is there
@@ -217,11 +220,11 @@ def test_an_image_stays_like_itself_and_unlike_others(seed):
 
 def test_toyland_has_no_error_raw_or_prepared(tmp_path):
     toy_root(tmp_path)
-    prepared = examine("toyland", target="toyland-target", root=tmp_path)
+    prepared = diagnose("toyland", target="toyland-target", root=tmp_path)
     assert [facts.kind for facts in prepared.sets] == ["prepared", "prepared"]
     assert not prepared.of("error")
     shutil.rmtree(tmp_path / "prepared")
-    raw = examine("toyland", target="toyland-target", root=tmp_path)
+    raw = diagnose("toyland", target="toyland-target", root=tmp_path)
     assert [facts.kind for facts in raw.sets] == ["declared", "declared"]
     for one, other in zip(raw.findings, prepared.findings, strict=True):
         assert (one.code, one.count, one.amounts) == (other.code, other.count, other.amounts)
@@ -232,7 +235,7 @@ def test_toyland_has_no_error_raw_or_prepared(tmp_path):
 def test_the_real_pair_has_no_error(sample_data, monkeypatch, tmp_path, splits):
     monkeypatch.setenv("UDASEG_SYNSTREET2CAMVID", str(sample_data / "synstreet2camvid"))
     folder = REPOSITORY / "recipes/datasets"
-    found = examine(
+    found = diagnose(
         str(folder / "synstreet.yaml"),
         target=str(folder / "camvid-drive.yaml"),
         root=tmp_path,
@@ -243,7 +246,7 @@ def test_the_real_pair_has_no_error(sample_data, monkeypatch, tmp_path, splits):
 
 def test_a_real_size_mismatch_is_found(sample_data, tmp_path):
     (tmp_path / "kitti").symlink_to(sample_data / "layouts/real/kitti_semantics")
-    found = examine("kitti-semantics", root=tmp_path)
+    found = diagnose("kitti-semantics", root=tmp_path)
     assert {f.code: f.count for f in found.of("error")} == {"size-mismatch": 5}
 
 
@@ -253,22 +256,22 @@ def test_a_part_of_a_published_set_is_told_from_the_whole(tmp_path):
         files.put(tmp_path / f"gta5/images/{number}.png", sick.rgb_png(sick.picture([30, own])))
         ids = np.where(sick.ids([30, own]) == 255, 0, 7)
         files.put(tmp_path / f"gta5/labels/{number}.png", files.palette_png(ids))
-    found = {finding.code: finding for finding in examine("gta5", root=tmp_path).findings}
+    found = {finding.code: finding for finding in diagnose("gta5", root=tmp_path).findings}
     assert {"known-odd", "count-differs"} <= set(found)
     assert found["known-odd"].examples[0].path == tmp_path / "gta5/images/15188.png"
     assert found["count-differs"].examples[0].note == "train: 2 of 24,966"
     prepare_dataset("gta5", root=tmp_path)
-    found = {finding.code: finding for finding in examine("gta5", root=tmp_path).findings}
+    found = {finding.code: finding for finding in diagnose("gta5", root=tmp_path).findings}
     assert found["count-differs"].examples[0].note == "train: 2 of 24,966"
     for kind, folder in (("images", "CamVid/train"), ("labels", "CamVid/trainannot")):
         shutil.copytree(tmp_path / "gta5" / kind, tmp_path / folder)
-    found = {finding.code: finding for finding in examine("camvid", root=tmp_path).findings}
+    found = {finding.code: finding for finding in diagnose("camvid", root=tmp_path).findings}
     assert found["missing-split"].count == 2
 
 
 def test_what_is_not_there_says_how_to_get_it(tmp_path):
     with pytest.raises(DataError, match="cityscapes: not found below"):
-        examine("cityscapes", root=tmp_path)
+        diagnose("cityscapes", root=tmp_path)
     with pytest.raises(DataError, match="no prepared dataset, dataset YAML or folder"):
-        examine("citiscapes", root=tmp_path)
+        diagnose("citiscapes", root=tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -7,7 +7,8 @@ import pytest
 
 from tests import files, kills
 from tests.own import own_set
-from udaseg.data import prepare_dataset, write_cache
+from udaseg.data.loading.cache_write import write_cache
+from udaseg.data.prepare.prepare import prepare_dataset
 
 
 @pytest.fixture

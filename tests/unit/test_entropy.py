@@ -8,14 +8,10 @@ import torch
 
 from tests.properties.test_self_training import _batch
 from tests.small import small_segmenter
-from udaseg.adaptation import (
-    Adversarial,
-    EntropyMinimization,
-    fourier_style,
-    normalised_entropy,
-)
-from udaseg.adaptation.adversarial import output_map
-from udaseg.models import Discriminator
+from udaseg.methods.augmentation import fourier_style
+from udaseg.methods.objectives.adversarial import Adversarial, output_map
+from udaseg.methods.objectives.entropy import EntropyMinimization, normalised_entropy
+from udaseg.models.discriminator import Discriminator
 
 
 def _random(*shape, seed=0, scale=1.0):

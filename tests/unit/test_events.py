@@ -7,14 +7,10 @@ import re
 
 import pytest
 
-from udaseg.reporting import (
-    MetricsLog,
-    RunStatus,
-    TrainingProgress,
-    WorkProgress,
-    log_to_file,
-    write_json_atomic,
-)
+from udaseg.display.progress import TrainingProgress, WorkProgress
+from udaseg.files import write_json
+from udaseg.runs.metrics_log import MetricsLog
+from udaseg.runs.status import RunStatus, log_to_file
 
 
 def lines(path):
@@ -41,7 +37,7 @@ def test_every_event_is_one_line_and_there_at_once(tmp_path):
 def test_a_number_that_json_lacks_becomes_null(tmp_path, value):
     with MetricsLog(tmp_path / "metrics.jsonl") as metrics:
         metrics.write({"step": 1, "losses": {"total": value, "parts": [value, 1.0]}})
-    write_json_atomic(tmp_path / "status.json", {"miou": value})
+    write_json(tmp_path / "status.json", {"miou": value})
     assert lines(tmp_path / "metrics.jsonl")[0]["losses"] == {"total": None, "parts": [None, 1.0]}
     assert (tmp_path / "status.json").read_text() == '{\n  "miou": null\n}\n'
 
@@ -76,12 +72,12 @@ def test_truncating_a_log_that_is_not_there_does_nothing(tmp_path):
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
     path = tmp_path / "status.json"
-    write_json_atomic(path, {"state": "running"})
+    write_json(path, {"state": "running"})
     with pytest.raises(TypeError):
-        write_json_atomic(path, {"state": object()})
+        write_json(path, {"state": object()})
     with pytest.raises(UnicodeEncodeError):
         MetricsLog(path).path.write_text("\udcff", encoding="utf-8")
-    write_json_atomic(path, {"state": "done"})
+    write_json(path, {"state": "done"})
     assert json.loads(path.read_text()) == {"state": "done"}
     assert [entry.name for entry in tmp_path.iterdir()] == ["status.json"]
 

@@ -1,6 +1,6 @@
 """Finding files: any nesting and case, no loops, nothing hidden."""
 
-from udaseg.data import find
+from udaseg.data.files.find import find_files
 
 
 def _touch(folder, *names):
@@ -10,7 +10,7 @@ def _touch(folder, *names):
 
 
 def _found(folder, pattern):
-    return [path.relative_to(folder).as_posix() for path in find(folder, pattern)]
+    return [path.relative_to(folder).as_posix() for path in find_files(folder, pattern)]
 
 
 def test_files_are_found_in_any_nesting_and_case_and_never_hidden_ones(tmp_path):

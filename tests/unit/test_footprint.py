@@ -8,11 +8,10 @@ import torch
 from tests.cli.running import udaseg
 from tests.small import shipped
 from tests.toy import TINY, toy_pair, toy_root
-from udaseg import build
-from udaseg.engine import footprint
-from udaseg.engine.footprint import Ledger, peak_of_step
-from udaseg.engine.memory import gradients
-from udaseg.recipe import adapts
+from udaseg.recipe.stages import adapts
+from udaseg.training.footprint import StorageTracker, estimate_footprint, peak_step_memory
+from udaseg.training.setup import build_setup
+from udaseg.training.step import compute_gradients
 
 
 @pytest.fixture(scope="module")
@@ -23,15 +22,15 @@ def root(tmp_path_factory):
 def made(root, name, *words):
     recipe = shipped(name, [*TINY, *words])
     source, target = toy_pair(root)
-    return build.run(recipe, source, target if adapts(recipe) else None)
+    return build_setup(recipe, source, target if adapts(recipe) else None)
 
 
 def really(run):
     """Return the most bytes of a real step with the same ledger: gradients and all."""
     run = replace(run, model=run.objective)
     batch = replace(run.batches[0], step=len(run.batches) - 1, progress=1.0)
-    with Ledger() as ledger:
-        gradients(run, batch)
+    with StorageTracker() as ledger:
+        compute_gradients(run, batch)
     return ledger.peak
 
 
@@ -48,7 +47,7 @@ def really(run):
 def test_the_reckoned_peak_is_that_of_a_real_step(root, name, words):
     run = made(root, name, *words)
     before = {key: value.clone() for key, value in run.objective.state_dict().items()}
-    reckoned = peak_of_step(run)
+    reckoned = peak_step_memory(run)
     after = run.objective.state_dict()
     assert [key for key in before if not torch.equal(before[key], after[key])] == []
     assert all(part.grad is None for part in run.objective.parameters())
@@ -57,7 +56,7 @@ def test_the_reckoned_peak_is_that_of_a_real_step(root, name, words):
 
 def test_the_parts_are_those_of_the_tensors(root):
     run = made(root, "toyland/rccr")
-    needs = footprint(run)
+    needs = estimate_footprint(run)
     state = run.objective.state_dict()
 
     def size(prefix):
@@ -66,7 +65,7 @@ def test_the_parts_are_those_of_the_tensors(root):
     assert needs.student == size("student.")
     assert needs.teacher == size("teacher.")
     assert needs.memories == size("regularizers.")
-    gradients(replace(run, model=run.objective), run.batches[0])
+    compute_gradients(replace(run, model=run.objective), run.batches[0])
     grads = [part.grad for part in run.objective.parameters() if part.grad is not None]
     assert needs.gradients == sum(grad.numel() * grad.element_size() for grad in grads)
     run.optimizer.step()
@@ -83,7 +82,10 @@ def test_each_way_of_saving_memory_saves_it(root):
         "checkpointing": ["machine.activation_checkpointing=true"],
         "parts": ["machine.micro_batches=2"],
     }
-    needs = {name: footprint(made(root, "toyland/dacs", *extra)) for name, extra in words.items()}
+    needs = {
+        name: estimate_footprint(made(root, "toyland/dacs", *extra))
+        for name, extra in words.items()
+    }
     for name in ("checkpointing", "parts"):
         assert needs[name].activations < 0.85 * needs["plain"].activations, name
         assert needs[name].student == needs["plain"].student

@@ -22,11 +22,14 @@ from tests.injections import (
 )
 from tests.properties.test_host import Reads
 from tests.properties.test_self_training import _batch, _objective
-from udaseg.data import IGNORE
-from udaseg.engine import DoesNotFit, Guard, RanOut, StopSignal, guards
-from udaseg.engine.loop import _clipped
-from udaseg.engine.memory import gradients, joined, split
+from udaseg.data.labels.classes import IGNORE
 from udaseg.errors import DivergedError
+from udaseg.signals import StopSignal
+from udaseg.training import guards
+from udaseg.training.guards import Guard
+from udaseg.training.loop import _clip_gradient
+from udaseg.training.memory import FirstStepOutOfMemory, OutOfMemory
+from udaseg.training.step import compute_gradients, merge_reports, split_batch
 
 NAN, INF = float("nan"), float("inf")
 
@@ -201,7 +204,7 @@ def test_a_spike_is_clipped_and_counted():
 
 def test_a_step_that_is_bad_on_another_rank_is_dropped_here_too(monkeypatch):
     run = tiny_fit(objective=plain_objective(), steps=3)
-    monkeypatch.setattr(guards, "sum_over_ranks", lambda bad: bad + (run.batches.step == 1))
+    monkeypatch.setattr(guards, "all_reduce_sum", lambda bad: bad + (run.batches.step == 1))
     guard = Guard(run)
     trained(run, guard=guard)
     assert guard.counts == {"dropped_steps": 1}
@@ -237,9 +240,9 @@ def test_a_good_step_waits_for_the_device_once_only():
     guard = Guard(run)
     with Reads() as reads:
         guard.begin(0)
-        report = gradients(run, _batch())
-        norm = _clipped(list(run.objective.student.parameters()), 1.0)
-        verdict = guards._finite(report, norm)
+        report = compute_gradients(run, _batch())
+        norm = _clip_gradient(list(run.objective.student.parameters()), 1.0)
+        verdict = guards._is_finite(report, norm)
         guard.end(1)
     # the CPU's form of the regional loss picks its rows, which a GPU does not
     assert [found for found in reads.found if "nonzero" not in str(found)] == []
@@ -270,7 +273,7 @@ def test_memory_that_runs_out_at_the_first_step_leaves_the_start_as_it_was(where
     run = tiny_fit()
     before = everything(run)
     _full(run, 0, where=where)
-    with pytest.raises(DoesNotFit, match="Tried to allocate"):
+    with pytest.raises(FirstStepOutOfMemory, match="Tried to allocate"):
         trained(run)
     assert differing(everything(run), before) == []
 
@@ -286,7 +289,7 @@ def test_memory_that_runs_out_later_leaves_a_whole_state(where, done):
 
     if where != "on_step":
         _full(run, 3, where=where)
-    with pytest.raises(RanOut) as error:
+    with pytest.raises(OutOfMemory) as error:
         trained(run, on_step=on_step)
     assert error.value.done == done
     assert error.value.exit_code == 6
@@ -303,7 +306,7 @@ def test_memory_that_runs_out_after_going_back_is_no_first_step_that_does_not_fi
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     run.objective.student.head.register_forward_hook(full)
-    with pytest.raises(RanOut) as error:
+    with pytest.raises(OutOfMemory) as error:
         trained(
             run,
             on_step=lambda number, _: states.setdefault(number, everything(run)),
@@ -329,7 +332,7 @@ def test_each_way_to_say_that_memory_is_used_up_is_understood(said):
         raise torch.AcceleratorError(said) if "CUDA error" in said else RuntimeError(said)
 
     run.objective.student.head.register_forward_hook(full)
-    with pytest.raises(DoesNotFit) as error:
+    with pytest.raises(FirstStepOutOfMemory) as error:
         trained(run)
     assert str(error.value) == said.partition("\n")[0]
 
@@ -346,14 +349,14 @@ def test_other_runtime_errors_stay_what_they_are():
 
 def test_parts_hold_each_image_once_and_draw_by_themselves():
     batch = _batch()
-    parts = split(batch, 2)
+    parts = split_batch(batch, 2)
     assert [part.seed for part in parts] != [batch.seed] * 2
     assert parts[0].seed != parts[1].seed
     for name in ("source_images", "source_labels", "target_images"):
         whole = torch.cat([getattr(part, name) for part in parts])
         assert torch.equal(whole, getattr(batch, name))
     with pytest.raises(ValueError, match="2 source_images cannot be split evenly into 3"):
-        split(batch, 3)
+        split_batch(batch, 3)
 
 
 def test_without_batch_statistics_the_gradient_of_the_parts_is_that_of_the_batch():
@@ -364,7 +367,7 @@ def test_without_batch_statistics_the_gradient_of_the_parts_is_that_of_the_batch
         run.model.eval()
         batch = _batch()
         assert (batch.source_labels == IGNORE).sum(1).unique().numel() <= 2
-        report = gradients(run, batch)
+        report = compute_gradients(run, batch)
         found.append([report.total, *(part.grad for part in run.model.parameters())])
     for one, other in zip(*found, strict=True):
         assert torch.allclose(one, other, rtol=1e-4, atol=1e-6)
@@ -376,12 +379,12 @@ def test_teacher_and_memories_learn_once_a_step_from_all_parts():
     trained(parts)
     one, other = (run.objective.regularizers["regional"].bank for run in (whole, parts))
     assert one.cursor == other.cursor == 1
-    reports = [parts.objective(part) for part in split(_batch(), 2)]
-    views = joined(reports).views
+    reports = [parts.objective(part) for part in split_batch(_batch(), 2)]
+    views = merge_reports(reports).views
     assert views.source.features.shape[0] == 2
     assert torch.equal(views.square, torch.cat([report.views.square for report in reports]))
     assert torch.equal(
-        joined(reports).predicted, torch.stack([r.predicted for r in reports]).sum(0)
+        merge_reports(reports).predicted, torch.stack([r.predicted for r in reports]).sum(0)
     )
 
 

@@ -8,9 +8,10 @@ import torch
 from tests.cli.running import udaseg
 from tests.cli.test_fit import adapt, assert_same, tensors
 from tests.toy import TINY, toy_root
-from udaseg.adaptation import SelfTraining
-from udaseg.engine import alarms, memory
-from udaseg.recipe import load
+from udaseg.methods.objectives.self_training import SelfTraining
+from udaseg.recipe.load import load
+from udaseg.training import step
+from udaseg.training.callbacks import collapse
 
 OFTEN = ["validation.data=null", "machine.log_every=1", "machine.checkpoint_every=1"]
 QUIET = ["validation.data=null", "machine.log_every=2", "machine.checkpoint_every=2"]
@@ -126,9 +127,9 @@ def test_fit_gives_up_where_one_image_does_not_fit(root, tmp_path, spoil):
 def test_memory_that_runs_out_later_saves_the_run_which_goes_on_in_parts(
     root, tmp_path, monkeypatch
 ):
-    real = memory.gradients
+    real = step.compute_gradients
     monkeypatch.setattr(
-        "udaseg.engine.loop.gradients",
+        "udaseg.training.loop.compute_gradients",
         lambda run, batch: (
             real(run, batch)
             if batch.step < 3 or run.micro_batches > 1
@@ -149,9 +150,9 @@ def test_memory_that_runs_out_later_saves_the_run_which_goes_on_in_parts(
 def test_a_collapse_is_told_and_ends_the_run_where_that_is_wished(
     root, tmp_path, monkeypatch, stops
 ):
-    monkeypatch.setattr("udaseg.commands.recording.LOOK_EVERY", 2)
-    monkeypatch.setattr(alarms, "PATIENCE", dict.fromkeys(alarms.PATIENCE, 3))
-    monkeypatch.setattr(alarms, "ALWAYS_SURE", 0.0)
+    monkeypatch.setattr("udaseg.training.callbacks.recorder.CHECK_INTERVAL", 2)
+    monkeypatch.setattr(collapse, "PATIENCE_STEPS", dict.fromkeys(collapse.PATIENCE_STEPS, 3))
+    monkeypatch.setattr(collapse, "ALWAYS_SURE", 0.0)
     out = tmp_path / "run"
     words = [*QUIET, f"machine.stop_on_collapse={str(stops).lower()}"]
     said = adapt(root, out, *words, method="dacs", steps=6, expect=6 if stops else 0)

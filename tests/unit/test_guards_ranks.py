@@ -6,8 +6,8 @@ import torch.multiprocessing
 
 from tests.injections import PASSING, everything, inject, not_finite, tiny_fit, trained
 from tests.ranks import found_by_each, joined
-from udaseg import build
-from udaseg.engine import Guard
+from udaseg.training.guards import Guard
+from udaseg.training.setup import distribute
 
 RANKS, STEPS = 2, 5
 CASES = ("nowhere", "loss", "teacher projection")
@@ -18,7 +18,7 @@ def _case(place, rank):
     for term in run.objective.regularizers.values():
         if hasattr(term, "min_confidence"):
             term.min_confidence = 1.1  # no loss counts these cells: only this rank can know
-    object.__setattr__(run, "model", build.of_all_ranks(run.objective))
+    object.__setattr__(run, "model", distribute(run.objective))
     if place in PASSING and rank == 1:
         inject(run, place, 2)
     guard = Guard(run)

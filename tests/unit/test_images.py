@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from tests import files
-from udaseg.data import image_size, read_image, read_label_ids, read_train_ids, write_png
-from udaseg.data.headers import refuse_damaged
+from udaseg.data.files.headers import refuse_damaged_image
+from udaseg.data.files.images import image_size, read_image, write_png
+from udaseg.data.labels.read import read_label_ids, read_train_ids
 from udaseg.errors import DataError
 
 IDS = np.array([[0, 7, 34, 255], [1, 2, 33, 254], [128, 64, 8, 11]])
@@ -148,11 +149,11 @@ def test_a_cut_image_is_never_read(saved, name, data):
 @pytest.mark.parametrize("how", [{}, {"progressive": True}, {"exif": b"Exif\0\0" + _THUMB}])
 def test_a_cut_jpeg_is_noticed_before_a_decoder_fills_the_rest_with_grey(tmp_path, how):
     data = files.coded(_PICTURE, "JPEG", **how)
-    refuse_damaged(tmp_path, data)
-    refuse_damaged(tmp_path, data + b"what a camera adds")
+    refuse_damaged_image(tmp_path, data)
+    refuse_damaged_image(tmp_path, data + b"what a camera adds")
     for length in range(2, len(data), 7):
         with pytest.raises(DataError, match="cut off"):
-            refuse_damaged(tmp_path, data[:length])
+            refuse_damaged_image(tmp_path, data[:length])
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "BMP"])

@@ -8,16 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from udaseg.evaluation import (
-    WHOLE_PX,
-    inference,
-    label_image,
-    labels_from_logits,
-    network_size,
-    predict_logits,
-    whole_size,
-    windows,
-)
+from udaseg.inference import labels as labels_module
+from udaseg.inference.labels import labels_from_logits
+from udaseg.inference.sizes import MAX_WHOLE_PIXELS, input_size, untiled_input_size
+from udaseg.inference.tiles import label_image
+from udaseg.inference.windows import predict_logits, windows
 
 CPU = torch.device("cpu")
 
@@ -146,7 +141,7 @@ def test_what_does_not_fit_on_a_gpu_is_enlarged_in_bands(monkeypatch):
         asked.append(options)
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(inference, "_label_at_once", no_room)
+    monkeypatch.setattr(labels_module, "_labels_at_once", no_room)
     there = logits.as_subclass(OnGpu)
     labels, same = labels_from_logits(there, (50, 91), confidence=True, temperature=2)
     assert asked == [{"confidence": True, "temperature": 2, "align_corners": False}]
@@ -272,23 +267,23 @@ def test_labels_are_enlarged_to_the_stored_size():
     ],
 )
 def test_the_network_sees_images_at_the_scale_of_training(stored, expected):
-    assert network_size(stored, (512, 1024)) == expected
+    assert input_size(stored, (512, 1024)) == expected
 
 
 @pytest.mark.parametrize("stored", [(1, 10000), (7, 5), (12000, 8000), (10000, 1)])
 def test_the_network_never_sees_many_more_pixels_than_in_training(stored):
-    height, width = network_size(stored, (512, 1024))
+    height, width = input_size(stored, (512, 1024))
     assert height * width == pytest.approx(512 * 1024, rel=0.1)
 
 
 def test_without_a_trained_size_images_stay_as_they_are():
-    assert network_size((333, 77), None) == (333, 77)
+    assert input_size((333, 77), None) == (333, 77)
 
 
 @pytest.mark.parametrize("stored", [(3000, 4000), (600, 60_000), (2049, 2048)])
 def test_what_is_looked_at_whole_has_its_shape_and_no_more_than_most_pixels(stored):
-    height, width = whole_size(stored, None)
-    assert height * width <= WHOLE_PX * 1.001
+    height, width = untiled_input_size(stored, None)
+    assert height * width <= MAX_WHOLE_PIXELS * 1.001
     assert height / width == pytest.approx(stored[0] / stored[1], 0.01)
-    assert whole_size((2048, 2048), None) == (2048, 2048)
-    assert whole_size(stored, (512, 1024)) == network_size(stored, (512, 1024))
+    assert untiled_input_size((2048, 2048), None) == (2048, 2048)
+    assert untiled_input_size(stored, (512, 1024)) == input_size(stored, (512, 1024))

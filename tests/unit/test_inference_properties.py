@@ -9,7 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from udaseg.evaluation import labels_from_logits, predict_batch, predict_logits, windows
+from udaseg.inference.labels import labels_from_logits
+from udaseg.inference.windows import predict_batch, predict_logits, windows
 
 
 def image(height, width, seed=0, count=1):

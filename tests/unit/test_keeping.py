@@ -11,12 +11,15 @@ import torch
 from tests.small import shipped, small_segmenter
 from tests.toy import TINY, toy_pair, toy_root
 from udaseg.cli.options import Criterion
-from udaseg.commands import keeping
-from udaseg.commands.keeping import Keeper, best_folder, open_keeping_sets, read_record
-from udaseg.data import ClassSpace, PreparedDataset
-from udaseg.engine import newest, save
+from udaseg.data.datasets.index import PreparedDataset
+from udaseg.data.labels.classes import ClassSpace
 from udaseg.errors import DataError, RecipeError
-from udaseg.evaluation import CRITERIA
+from udaseg.runs import best as best_module
+from udaseg.runs.best import best_folder, read_record
+from udaseg.runs.checkpoint import newest_checkpoint, save_checkpoint
+from udaseg.selection.criteria import CRITERIA
+from udaseg.training.callbacks import keep_best
+from udaseg.training.callbacks.keep_best import KeepBest, open_criterion_sets
 
 CLASSES = ClassSpace(("road", "car"), ((1, 2, 3), (4, 5, 6)))
 
@@ -44,13 +47,13 @@ class Home:
             value, candidate.collapsed = self.values[candidate.step]
             candidate.values = {each.name: None for each in CRITERIA} | {criterion: value}
 
-        monkeypatch.setattr(keeping, "measure", measured)
+        monkeypatch.setattr(keep_best, "compute_criteria", measured)
 
     def reach(self, step):
         network = self.made.objective.student
         with torch.no_grad():
             network.bias.fill_(float(step))
-        path = save(
+        path = save_checkpoint(
             self.folder / "checkpoints",
             step=step,
             objective=network,
@@ -61,7 +64,7 @@ class Home:
             keep=2,
         )
         # a new one each time, as after a resume
-        keeper = Keeper(self.recipe, None, CLASSES, self.folder)
+        keeper = KeepBest(self.recipe, None, CLASSES, self.folder)
         assert not keeper.knows(step)
         keeper.look(self.made, path, step)
         assert keeper.knows(step)
@@ -69,7 +72,7 @@ class Home:
 
     @property
     def kept(self):
-        found = newest(best_folder(self.folder, self.criterion))
+        found = newest_checkpoint(best_folder(self.folder, self.criterion))
         assert float(found.objective["bias"][0]) == found.step
         return found.step
 
@@ -118,7 +121,7 @@ def test_without_links_the_file_is_copied(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError("no links here")
 
-    monkeypatch.setattr(keeping.os, "link", refuse)
+    monkeypatch.setattr(best_module.os, "link", refuse)
     home = Home(tmp_path, "entropy", monkeypatch)
     home.values[3] = (0.5, False)
     home.reach(3)
@@ -153,7 +156,7 @@ def root(tmp_path_factory):
 @pytest.mark.parametrize("criterion", ["infomax", "flip", "source"])
 def test_no_label_of_the_target_is_opened(root, tmp_path, monkeypatch, criterion):
     recipe = recipe_of(criterion)
-    sets = open_keeping_sets(recipe, root)
+    sets = open_criterion_sets(recipe, root)
     assert sets.labelled is None
     assert (sets.source is None) == (criterion != "source")
     real, opened = PreparedDataset.label_path, []
@@ -171,7 +174,7 @@ def test_no_label_of_the_target_is_opened(root, tmp_path, monkeypatch, criterion
     path.parent.mkdir()
     path.write_bytes(b"weights")
     path.with_suffix(".json").write_text("{}")
-    value = Keeper(recipe, sets, source.classes, tmp_path).look(made, path, 1)
+    value = KeepBest(recipe, sets, source.classes, tmp_path).look(made, path, 1)
     assert 0 <= value <= 1
     assert set(opened) == ({"toyland"} if criterion == "source" else set())
     assert (best_folder(tmp_path, criterion) / "step-000001.pt").read_bytes() == b"weights"
@@ -179,5 +182,5 @@ def test_no_label_of_the_target_is_opened(root, tmp_path, monkeypatch, criterion
 
 def test_a_criterion_without_its_images_is_refused_before_training(root, tmp_path):
     with pytest.raises(DataError):
-        open_keeping_sets(shipped("gta5_cityscapes/dacs", ["machine.keep_best=flip"]), root)
-    assert open_keeping_sets(shipped("toyland/dacs", TINY), tmp_path) is None
+        open_criterion_sets(shipped("gta5_cityscapes/dacs", ["machine.keep_best=flip"]), root)
+    assert open_criterion_sets(shipped("toyland/dacs", TINY), tmp_path) is None

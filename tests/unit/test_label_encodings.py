@@ -5,14 +5,11 @@ import pytest
 from PIL import Image
 
 from tests import files
-from udaseg.data import (
-    IGNORE,
-    class_table,
-    prepare_dataset,
-    read_label_ids,
-    read_train_ids,
-    train_ids,
-)
+from udaseg.data.labels.classes import IGNORE
+from udaseg.data.labels.read import read_label_ids, read_train_ids
+from udaseg.data.labels.tables import builtin_label_table
+from udaseg.data.prepare.convert import to_train_ids
+from udaseg.data.prepare.prepare import prepare_dataset
 from udaseg.errors import DataError
 
 SIZE = (13, 21)  # no multiple of 8, so that every pass of an interlaced PNG is ragged
@@ -98,7 +95,7 @@ def test_every_encoding_gives_its_ids_or_is_refused_by_name(tmp_path, name, enco
         return
     dataset = prepare_dataset(name, root=tmp_path).dataset
     (sample,) = dataset.split("train")
-    table = class_table(TABLES[name])
+    table = builtin_label_table(TABLES[name])
     meant = {own: index for index, listed in enumerate(table.ids) for own in listed}
     expected = [[meant.get(int(number), IGNORE) for number in row] for row in ids]
     np.testing.assert_array_equal(read_train_ids(dataset.label_path(sample)), expected)
@@ -136,7 +133,7 @@ def test_every_unknown_id_is_counted_by_itself(tmp_path):
     counts |= {300: 3, 65535: 2, -1: 5}
     ids = np.repeat(list(counts), list(counts.values()))
     np.random.default_rng(0).shuffle(ids)
-    labels, unknown = train_ids(ids[None], class_table("cityscapes19"))
+    labels, unknown = to_train_ids(ids[None], builtin_label_table("cityscapes19"))
     assert (labels == IGNORE).all()
     assert unknown == counts
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from tests import files
-from udaseg.data import read_label_ids
+from udaseg.data.labels.read import read_label_ids
 
 GENUINE = {
     "cityscapes/gtFine/train/aachen/aachen_000000_000019_gtFine_labelIds.png": {

@@ -6,8 +6,12 @@ from PIL import Image
 
 from tests import files
 from tests.hostile import zip_of
-from udaseg.data import builtin, examine, prepare_dataset, read_declaration, read_train_ids
-from udaseg.data.layouts import laid_out
+from udaseg.data.datasets.catalog import read_builtin
+from udaseg.data.datasets.declaration import read_declaration
+from udaseg.data.datasets.layouts import match_layout
+from udaseg.data.doctor.doctor import diagnose
+from udaseg.data.labels.read import read_train_ids
+from udaseg.data.prepare.prepare import prepare_dataset
 from udaseg.errors import DataError
 
 SIZE = (6, 11)
@@ -104,13 +108,13 @@ def test_what_converters_put_beside_the_labels_is_no_label(tmp_path, name, image
     report = prepare_dataset(name, root=tmp_path)
     assert report.bad == []
     assert len(report.dataset.split("train")) == 1
-    codes = {found.code for found in examine(name, root=tmp_path).findings}
+    codes = {found.code for found in diagnose(name, root=tmp_path).findings}
     assert codes.isdisjoint({"label-without-image", "unused-file"})
 
 
 def test_doctor_looks_where_prepare_looks(tmp_path):
     _acdc(tmp_path, *FLAT)
-    found = examine("acdc", root=tmp_path)
+    found = diagnose("acdc", root=tmp_path)
     assert {name: split.labelled for name, split in found.sets[0].splits.items()} == {
         "train": 1,
         "val": 1,
@@ -125,7 +129,7 @@ def test_a_layout_whose_labels_are_not_there_is_told_by_its_own_globs(tmp_path):
 
 
 def test_without_any_file_the_published_layout_is_asked_for(tmp_path):
-    assert laid_out(builtin("acdc"), tmp_path) == builtin("acdc")
+    assert match_layout(read_builtin("acdc"), tmp_path) == read_builtin("acdc")
     with pytest.raises(DataError, match=r"rgb_anon/\*/train/"):
         prepare_dataset("acdc", root=tmp_path)
 
@@ -135,7 +139,9 @@ def test_a_set_that_says_where_its_files_are_has_no_other_layout(tmp_path):
     own = read_declaration(files.dataset_yaml(tmp_path, text))
     assert own.layouts == ()
     text = "name: clear\nbase: acdc\nexclude: []\n"
-    assert read_declaration(files.dataset_yaml(tmp_path, text)).layouts == builtin("acdc").layouts
+    assert (
+        read_declaration(files.dataset_yaml(tmp_path, text)).layouts == read_builtin("acdc").layouts
+    )
 
 
 @pytest.mark.parametrize("entry", ["rgb", "[1]", "[{}]", "[{pictures: a}]", "[{images: /a}]"])

@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from PIL import Image
 
 from tests.colors import COLORS, ColorNetwork, painted, random_labels
-from udaseg.commands import looking
-from udaseg.commands.counting import count
-from udaseg.commands.looking import Look, look_at, read_ahead
-from udaseg.data import PreparedDataset, Sample, read_image
+from udaseg.data.datasets.index import PreparedDataset, Sample
+from udaseg.data.files.images import read_image
 from udaseg.errors import DataError
+from udaseg.evaluation.evaluate import confusion_matrix
+from udaseg.inference import pipeline
+from udaseg.inference.pipeline import InferenceOptions, infer, read_ahead
 
 CPU = torch.device("cpu")
 SIZES = [(16, 24), (16, 24), (8, 40), (16, 24), (16, 24), (16, 24), (8, 40)]
@@ -51,8 +52,8 @@ class Watching(ColorNetwork):
 @pytest.mark.parametrize("flip", [False, True])
 def test_batches_change_neither_order_nor_labels(city, batch, flip):
     network = Watching()
-    look = Look(batch=batch, flip=flip)
-    seen = list(look_at(network, city, city.split("val"), look, device=CPU, truth=True))
+    look = InferenceOptions(batch=batch, flip=flip)
+    seen = list(infer(network, city, city.split("val"), look, device=CPU, truth=True))
     assert [each.sample for each in seen] == list(city.split("val"))
     for each in seen:
         assert (each.labels == each.truth).all()
@@ -64,20 +65,21 @@ def test_batches_change_neither_order_nor_labels(city, batch, flip):
 
 def test_a_batch_that_does_not_fit_in_memory_is_halved(city):
     network = Watching(most=1)
-    look = Look(batch=3)
-    seen = look_at(network, city, city.split("val"), look, device=CPU, truth=True)
+    look = InferenceOptions(batch=3)
+    seen = infer(network, city, city.split("val"), look, device=CPU, truth=True)
     assert all((each.labels == each.truth).all() for each in seen)
     with pytest.raises(torch.OutOfMemoryError):
-        list(look_at(Watching(most=0), city, city.split("val"), look, device=CPU, truth=True))
+        list(infer(Watching(most=0), city, city.split("val"), look, device=CPU, truth=True))
 
 
 def test_a_look_is_a_function_of_the_set_not_of_its_order(city):
     backwards = PreparedDataset(
         "city", city.folder, city.image_root, COLORS, {"val": city.split("val")[::-1]}
     )
-    look = Look(batch=2, resize=(12, 20))
+    look = InferenceOptions(batch=2, resize=(12, 20))
     there, back = (
-        count(ColorNetwork(), COLORS, each, "val", look, device=CPU) for each in (city, backwards)
+        confusion_matrix(ColorNetwork(), COLORS, each, "val", look, device=CPU)
+        for each in (city, backwards)
     )
     assert (there.counts == back.counts).all()
     assert there.counts.sum() == sum(height * width for height, width in SIZES)
@@ -86,7 +88,9 @@ def test_a_look_is_a_function_of_the_set_not_of_its_order(city):
 def test_without_truth_labels_have_the_size_of_the_image_and_confidence_is_there_when_asked(city):
     bare = PreparedDataset("city", city.folder, city.image_root, None, city.splits)
     samples = city.split("val")
-    looks = look_at(ColorNetwork(), bare, samples, Look(), device=CPU, truth=False, confidence=True)
+    looks = infer(
+        ColorNetwork(), bare, samples, InferenceOptions(), device=CPU, truth=False, confidence=True
+    )
     for each, size in zip(looks, SIZES, strict=True):
         assert each.truth is None
         assert each.labels.shape == each.confidence.shape == size
@@ -95,9 +99,9 @@ def test_without_truth_labels_have_the_size_of_the_image_and_confidence_is_there
 
 def test_the_release_look_enlarges_with_aligned_corners(city):
     small = torch.randn(1, 3, 7, 9, generator=torch.Generator().manual_seed(0))
-    (seen,) = look_at(
+    (seen,) = infer(
         lambda images: SimpleNamespace(logits=small),
-        *(city, city.split("val")[:1], Look(release=True)),
+        *(city, city.split("val")[:1], InferenceOptions(release=True)),
         device=CPU,
         truth=True,
     )
@@ -107,15 +111,17 @@ def test_the_release_look_enlarges_with_aligned_corners(city):
 
 
 def test_images_too_large_to_be_seen_at_once_go_in_tiles_in_their_turn(city, monkeypatch):
-    monkeypatch.setattr(looking, "WHOLE_PX", 16 * 24 - 1)
+    monkeypatch.setattr(pipeline, "MAX_WHOLE_PIXELS", 16 * 24 - 1)
     network = Watching()
-    looks = list(look_at(network, city, city.split("val"), Look(batch=2), device=CPU, truth=True))
+    looks = list(
+        infer(network, city, city.split("val"), InferenceOptions(batch=2), device=CPU, truth=True)
+    )
     assert [each.sample for each in looks] == list(city.split("val"))
     assert all((each.labels == each.truth).all() for each in looks)
     # 8x40 is below and still goes through alone, as its neighbours have another size
     assert [shape[0] for shape in network.shapes] == [1] * len(SIZES)
-    assert Look().in_tiles((16, 24))
-    assert not Look(resize=(8, 8)).in_tiles((16, 24))
+    assert InferenceOptions().in_tiles((16, 24))
+    assert not InferenceOptions(resize=(8, 8)).in_tiles((16, 24))
 
 
 @pytest.mark.gpu
@@ -123,8 +129,8 @@ def test_images_too_large_to_be_seen_at_once_go_in_tiles_in_their_turn(city, mon
 @pytest.mark.parametrize("batch", [None, 1])
 def test_on_a_gpu_batches_are_labelled_in_order_too(city, batch):
     network = Watching()
-    looks = look_at(
-        *(network, city, city.split("val"), Look(batch=batch)),
+    looks = infer(
+        *(network, city, city.split("val"), InferenceOptions(batch=batch)),
         device=torch.device("cuda"),
         truth=True,
     )
@@ -168,7 +174,7 @@ def test_memory_does_not_grow_with_the_number_of_images(city):
     def peak(times):
         many = PreparedDataset("c", city.folder, city.image_root, COLORS, {"val": samples * times})
         tracemalloc.start()
-        count(ColorNetwork(), COLORS, many, "val", Look(), device=CPU)
+        confusion_matrix(ColorNetwork(), COLORS, many, "val", InferenceOptions(), device=CPU)
         found = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return found
@@ -195,7 +201,7 @@ class Keeping(Watching):
 def test_what_did_not_fit_is_let_go_of_before_the_halves(city):
     network = Keeping(most=1)
     samples = city.split("val")
-    looks = list(look_at(network, city, samples, Look(batch=3), device=CPU, truth=True))
+    looks = list(infer(network, city, samples, InferenceOptions(batch=3), device=CPU, truth=True))
     assert all((each.labels == each.truth).all() for each in looks)
     assert len(network.held) > len(samples)
     assert not any(network.held)

@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from udaseg.contrast import EMPTY, MemoryBank
+from udaseg.methods.contrast.memory_bank import EMPTY, MemoryBank
 
 
 def _held(bank):

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from udaseg.adaptation import class_mask, paste, square_mask
-from udaseg.adaptation.mixing import cells_to_pixels
-from udaseg.data import IGNORE
+from udaseg.data.labels.classes import IGNORE
+from udaseg.methods.mixing import cells_to_pixels, class_mask, paste, square_mask
 
 
 def _generator(seed=0):

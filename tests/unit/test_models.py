@@ -6,16 +6,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 from tests.small import small_segmenter
-from udaseg.contrast import Projector
 from udaseg.errors import CheckpointError, RecipeError
-from udaseg.models import (
-    DeepLabV2,
-    DeepLabV3Plus,
-    Segmenter,
-    backbone,
-    load_into,
-    read_state_dict,
-)
+from udaseg.models.backbones import backbone
+from udaseg.models.heads import DeepLabV2, DeepLabV3Plus
+from udaseg.models.projector import Projector
+from udaseg.models.segmenter import Segmenter
+from udaseg.models.weights import load_into, read_state_dict
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "mobilenet_v2", "mobilenet_v3_large"])

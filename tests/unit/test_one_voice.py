@@ -9,9 +9,10 @@ import torch.distributed as dist
 import torch.multiprocessing
 
 from tests.ranks import found_by_each
-from udaseg import distributed
-from udaseg.distributed import one_voice, session, wait_for_all
+from udaseg import distributed, failures
+from udaseg.distributed import barrier
 from udaseg.errors import DataError, EnvironmentFault, RankFailed, UdasegError
+from udaseg.failures import process_group, report_once
 
 FULL = "CUDA out of memory. Tried to allocate 2.00 GiB"
 ADVICE = "out of memory on cuda:0; take a smaller batch"
@@ -20,7 +21,7 @@ ADVICE = "out of memory on cuda:0; take a smaller batch"
 def _put_better(act):
     """Do as a run does: what ends it is told, then put into words that help."""
     try:
-        with one_voice():
+        with report_once():
             act()
     except torch.OutOfMemoryError as error:
         raise EnvironmentFault(ADVICE) from error
@@ -33,13 +34,13 @@ def _full():
 @pytest.fixture(params=[0, 1])
 def number(request, monkeypatch):
     """Be the first or the second process of two."""
-    monkeypatch.setattr(distributed, "_voice", distributed._Voice(dist.HashStore()))
+    monkeypatch.setattr(failures, "_reporter", failures.FailureReporter(dist.HashStore()))
     monkeypatch.setattr(distributed, "rank", lambda: request.param)
     return request.param
 
 
 def _ending(act):
-    with pytest.raises(UdasegError) as caught, one_voice():
+    with pytest.raises(UdasegError) as caught, report_once():
         act()
     return caught.value
 
@@ -57,7 +58,7 @@ def test_a_fault_in_other_words_is_still_this_processs_to_tell(number):
 def test_what_fails_while_a_fault_is_dealt_with_is_told_too(number):
     def act():
         try:
-            with one_voice():
+            with report_once():
                 raise DataError("a.png: damaged")
         except UdasegError:
             raise EnvironmentFault("the disk is full")  # noqa: B904 (as an accident would)
@@ -68,7 +69,7 @@ def test_what_fails_while_a_fault_is_dealt_with_is_told_too(number):
 
 
 def test_another_fault_is_not_told_when_one_was(number):
-    distributed._voice._notes.add("failed", 1)
+    failures._reporter._notes.add("failed", 1)
     error = _ending(lambda: _put_better(_full))
     assert isinstance(error, RankFailed)
     assert error.told
@@ -82,8 +83,8 @@ def _rank(number, folder):
         "MASTER_PORT": (folder / "port").read_text(),
     }
     try:
-        with session("cpu"):
-            _put_better(_full if number == 0 else wait_for_all)
+        with process_group("cpu"):
+            _put_better(_full if number == 0 else barrier)
     except UdasegError as error:
         said = None if getattr(error, "told", False) else str(error)
         torch.save((said, error.exit_code), folder / f"{number}.pt")

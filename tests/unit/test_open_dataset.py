@@ -8,8 +8,11 @@ import pytest
 from PIL import Image
 
 from tests import files
-from udaseg.data import folder_of_images, make_toyland, open_dataset, prepare_dataset
-from udaseg.data.toyland import CLASSES, write
+from udaseg.data.open import open_dataset, open_image_folder
+from udaseg.data.prepare.prepare import prepare_dataset
+from udaseg.data.toyland.city import CLASSES
+from udaseg.data.toyland.make import make_toyland
+from udaseg.data.toyland.writer import write
 from udaseg.errors import DataError
 
 COUNTS = {"source/train": 2, "source/val": 1, "target/train": 2, "target/val": 1}
@@ -22,7 +25,7 @@ def toy(tmp_path, monkeypatch):
     def small(folder, *, seed, size, workers, on_progress):
         write(folder, seed=seed, size=(64, 128), counts=COUNTS)
 
-    monkeypatch.setattr("udaseg.data.open.write", small)
+    monkeypatch.setattr("udaseg.data.toyland.make.write", small)
     return tmp_path
 
 
@@ -77,7 +80,7 @@ def test_a_prepared_set_opens_in_a_folder_that_cannot_be_written(tmp_path, monke
     def refuse(path):
         raise AssertionError(f"{path} would be written")
 
-    monkeypatch.setattr("udaseg.data.prepare.held", refuse)
+    monkeypatch.setattr("udaseg.data.prepare.prepare.file_lock", refuse)
     assert open_dataset(str(yaml), root=tmp_path) == dataset
 
 
@@ -130,7 +133,7 @@ def test_a_folder_is_an_unlabelled_set_of_all_its_images(tmp_path):
 def test_a_folder_reached_by_two_ways_is_read_once(tmp_path):
     files.put(tmp_path / "a/x.png", files.image_png())
     (tmp_path / "a/again").symlink_to(tmp_path / "a")
-    assert len(folder_of_images(tmp_path / "a").splits["train"]) == 1
+    assert len(open_image_folder(tmp_path / "a").splits["train"]) == 1
 
 
 def test_files_in_a_folder_that_cannot_be_read_are_all_named(tmp_path):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from udaseg.reporting import color_mask, confidence_picture, legend, overlay, side_by_side
+from udaseg.display.pictures import color_mask, comparison_sheet, confidence_image, legend, overlay
 
 COLORS = ((128, 64, 128), (0, 0, 142))
 
@@ -24,13 +24,15 @@ def test_an_overlay_lies_between_image_and_mask(opacity, expected):
 
 
 def test_confidence_becomes_grey():
-    grey = confidence_picture(np.array([[0.0, 0.5, 1.0, 1.01, np.nan]], np.float32))
+    grey = confidence_image(np.array([[0.0, 0.5, 1.0, 1.01, np.nan]], np.float32))
     assert grey.tolist() == [[0, 128, 255, 255, 0]]
 
 
 def test_a_sheet_holds_every_picture_under_a_title():
     colors = [[(10, 0, 0), (20, 0, 0)], [(30, 0, 0), (40, 0, 0)]]
-    sheet = side_by_side([[plain(30, 80, c) for c in row] for row in colors], ["image", "truth"])
+    sheet = comparison_sheet(
+        [[plain(30, 80, c) for c in row] for row in colors], ["image", "truth"]
+    )
     for row in colors:
         for color in row:
             assert (sheet == color).all(-1).sum() == 30 * 80
@@ -43,14 +45,16 @@ def test_a_sheet_holds_every_picture_under_a_title():
 
 def test_a_row_of_another_size_is_fitted_without_new_colours():
     rows = [[plain(20, 40, 10)] * 2, [plain(40, 20, 30)] * 2]
-    sheet = side_by_side(rows, ["a", "b"])
+    sheet = comparison_sheet(rows, ["a", "b"])
     assert (sheet == 30).all(-1).sum() == 2 * 40 * 80
     below = sheet[30:]
     assert set(np.unique(below)) <= {10, 30, 255}
 
 
 def test_a_long_title_stays_over_its_column():
-    sheet = side_by_side([[plain(10, 60, 0), plain(10, 60, 0)]], ["a very long title indeed", ""])
+    sheet = comparison_sheet(
+        [[plain(10, 60, 0), plain(10, 60, 0)]], ["a very long title indeed", ""]
+    )
     assert (sheet[:20, 62:] == 255).all()
     assert (sheet[:20, :60] < 200).any()
 

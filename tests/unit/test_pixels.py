@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from udaseg.adaptation import pixel_loss, pseudo_labels
-from udaseg.data import IGNORE
+from udaseg.data.labels.classes import IGNORE
+from udaseg.methods.pixel_loss import pixel_loss, pseudo_labels
 
 
 def _plain(logits, labels, weights):

@@ -14,9 +14,13 @@ import pytest
 from PIL import Image
 
 from tests import files
-from udaseg.data import IGNORE, open_dataset, prepare_dataset, read_index, read_train_ids
+from udaseg.data.datasets.index import read_index
+from udaseg.data.labels.classes import IGNORE
+from udaseg.data.labels.read import read_train_ids
+from udaseg.data.open import open_dataset
+from udaseg.data.prepare.prepare import prepare_dataset
 from udaseg.errors import DataError
-from udaseg.recipe import printable
+from udaseg.text import printable
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SIZE = (6, 8)

@@ -12,12 +12,15 @@ import pytest
 
 from tests import files
 from tests.own import own_set, put_label, state
-from udaseg.data import images as images_file
-from udaseg.data import prepare_dataset, verify_dataset, write_cache
-from udaseg.data.convert import convert
-from udaseg.data.lock import held
-from udaseg.data.manifest import read_manifest
+from udaseg import files as files_module
+from udaseg.data.files import images as images_file
+from udaseg.data.loading.cache_write import write_cache
+from udaseg.data.prepare.convert import convert_pair
+from udaseg.data.prepare.manifest import read_manifest
+from udaseg.data.prepare.prepare import prepare_dataset
+from udaseg.data.prepare.verify import verify_dataset
 from udaseg.errors import DataError, EnvironmentFault
+from udaseg.files import file_lock
 
 
 @pytest.fixture
@@ -27,9 +30,9 @@ def reads(monkeypatch):
 
     def noted(pair, *how):
         found.append(pair.key)
-        return convert(pair, *how)
+        return convert_pair(pair, *how)
 
-    monkeypatch.setattr("udaseg.data.reading.convert", noted)
+    monkeypatch.setattr("udaseg.data.prepare.convert.convert_pair", noted)
     return found
 
 
@@ -199,9 +202,9 @@ def test_an_interrupt_ends_it_soon_and_the_next_run_goes_on(tmp_path, monkeypatc
     def slow(*job):
         reads.append(job)
         time.sleep(0.01)
-        return convert(*job)
+        return convert_pair(*job)
 
-    monkeypatch.setattr("udaseg.data.reading.convert", slow)
+    monkeypatch.setattr("udaseg.data.prepare.convert.convert_pair", slow)
 
     def stop(done, total):
         seen.append((done, total))
@@ -304,7 +307,7 @@ def test_a_change_of_folders_that_was_cut_off_is_completed(tmp_path, reads, mome
 def test_a_full_disk_is_told_with_what_is_missing_and_the_next_run_goes_on(tmp_path, monkeypatch):
     yaml = own_set(tmp_path / "mine", pairs=6)
     root, written = tmp_path / "data", []
-    write = images_file.write_atomic
+    write = files_module.write_atomic
 
     def full(path, data):
         written.append(path.name)
@@ -312,7 +315,7 @@ def test_a_full_disk_is_told_with_what_is_missing_and_the_next_run_goes_on(tmp_p
             raise OSError(errno.ENOSPC, "no space", str(path))
         write(path, data)
 
-    monkeypatch.setattr(images_file, "write_atomic", full)
+    monkeypatch.setattr(files_module, "write_atomic", full)
     with pytest.raises(EnvironmentFault) as caught:
         prepare_dataset(str(yaml), root=root, workers=1)
     each = (root / "prepared/.own.tmp/labels/train/0.png").stat().st_size
@@ -320,7 +323,7 @@ def test_a_full_disk_is_told_with_what_is_missing_and_the_next_run_goes_on(tmp_p
         caught.value
     )
     assert "run the same command again, finished work is kept" in str(caught.value)
-    monkeypatch.setattr(images_file, "write_atomic", write)
+    monkeypatch.setattr(files_module, "write_atomic", write)
     assert prepare_dataset(str(yaml), root=root).read == 4
 
 
@@ -331,7 +334,7 @@ def test_a_disk_without_locks_is_told(tmp_path, monkeypatch, caplog):
         raise OSError(errno.ENOLCK, "no locks")
 
     monkeypatch.setattr(fcntl, "flock", refused)
-    with held(tmp_path / ".x.lock"):
+    with file_lock(tmp_path / ".x.lock"):
         pass
     assert "this file system has no locks" in caplog.text
 
@@ -439,7 +442,10 @@ def test_verify_finds_what_changed_even_where_size_and_time_did_not(tmp_path, wh
     report = verify_dataset("own", root=tmp_path / "data")
     gone = kind == "gone"
     assert report.missing == ([str(path)] if gone else [])
-    what = {"flip": "has different content", "longer": f"has {len(data) + 1} bytes, not {len(data)}"}
+    what = {
+        "flip": "has different content",
+        "longer": f"has {len(data) + 1} bytes, not {len(data)}",
+    }
     said = f"{path}: {what.get(kind, 'is no longer a regular file')}"
     assert report.changed == ([] if gone else [said])
 

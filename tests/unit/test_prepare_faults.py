@@ -11,7 +11,7 @@ import pytest
 from tests import damage, files, kills
 from tests.measured import measured
 from tests.own import forms, own_set, state
-from udaseg.data import prepare_dataset
+from udaseg.data.prepare.prepare import prepare_dataset
 
 LABEL = files.gray_png(np.zeros((30, 40), int))
 
@@ -155,5 +155,5 @@ def test_a_prepared_folder_that_cannot_be_written_is_enough_when_nothing_changed
     def refused(*_):
         raise OSError(errno.EROFS, "read-only")
 
-    monkeypatch.setattr("udaseg.data.prepare.held", refused)
+    monkeypatch.setattr("udaseg.data.prepare.prepare.file_lock", refused)
     assert prepare_dataset(str(yaml), root=tmp_path / "data").unchanged

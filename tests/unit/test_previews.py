@@ -9,11 +9,11 @@ from PIL import Image
 
 from tests.small import shipped, small_segmenter
 from tests.toy import TINY, toy_pair, toy_root
-from udaseg import build
-from udaseg.adaptation import SelfTraining
-from udaseg.commands.previews import Previews
-from udaseg.data import evenly_spaced
-from udaseg.evaluation import labels_from_logits
+from udaseg.data.datasets.index import evenly_spaced_indices
+from udaseg.inference.labels import labels_from_logits
+from udaseg.methods.objectives.self_training import SelfTraining
+from udaseg.training.callbacks.previews import Previews
+from udaseg.training.setup import build_setup
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def pair(tmp_path_factory):
 def made_for(pair, method, *words):
     recipe = shipped(f"toyland/{method}", [*TINY, "steps=40", *words])
     source, target = pair
-    made = build.run(recipe, source, None if method == "source_only" else target)
+    made = build_setup(recipe, source, None if method == "source_only" else target)
     return recipe, made, source.classes
 
 
@@ -65,7 +65,7 @@ def test_the_prediction_is_the_students_and_the_label_the_teachers(pair, tmp_pat
     assert (label == classes.colors[4]).all()
     assert (grey == 255).all()
     crops = made.batches.target
-    image, none = crops.read(crops.samples[evenly_spaced(len(crops.samples), 2)[0]])
+    image, none = crops.read(crops.samples[evenly_spaced_indices(len(crops.samples), 2)[0]])
     assert none is None
     made.objective.student.eval()
     with torch.no_grad():

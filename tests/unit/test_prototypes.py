@@ -6,15 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from udaseg.contrast import (
-    CellView,
-    ClassPrototypes,
-    PrototypeContrast,
-    Views,
-    prototype_loss,
-    unit,
-)
-from udaseg.contrast import prototype_softmax as module
+from udaseg.methods.contrast import prototype_loss as module
+from udaseg.methods.contrast.prototype_loss import prototype_loss
+from udaseg.methods.contrast.prototypes import ClassPrototypes, PrototypeContrast
+from udaseg.methods.views import CellView, Views
+from udaseg.models.projector import to_unit_length
 
 
 def _case(seed, count=50, channels=6, classes=5):
@@ -22,7 +18,7 @@ def _case(seed, count=50, channels=6, classes=5):
     embeddings = 3 * torch.randn(count, channels, generator=generator)
     labels = torch.randint(0, classes, (count,), generator=generator)
     labels[torch.rand(count, generator=generator) < 0.2] = 255
-    prototypes = unit(torch.randn(classes, channels, generator=generator))
+    prototypes = to_unit_length(torch.randn(classes, channels, generator=generator))
     seen = torch.rand(classes, generator=generator) < 0.7
     return embeddings, labels, prototypes, seen
 
@@ -59,7 +55,7 @@ def test_loss_and_gradient_equal_the_naive_loops(monkeypatch, seed, temperature,
 
 def test_at_temperature_100_with_19_classes_the_loss_moves_in_the_published_band():
     generator = torch.Generator().manual_seed(0)
-    prototypes = unit(torch.randn(19, 64, generator=generator))
+    prototypes = to_unit_length(torch.randn(19, 64, generator=generator))
     seen = torch.ones(19, dtype=torch.bool)
     for direction in (1, -1):
         loss = prototype_loss(

@@ -7,21 +7,19 @@ import numpy as np
 import pytest
 import torch
 
-from udaseg.data import (
-    IGNORE,
-    Crops,
-    PreparedDataset,
-    Sample,
-    TrainingBatches,
-    balanced_order,
+from udaseg.data.datasets.index import PreparedDataset, Sample
+from udaseg.data.files.images import read_image, write_png
+from udaseg.data.labels.classes import IGNORE
+from udaseg.data.labels.read import read_train_ids
+from udaseg.data.loading.batches import TrainingBatches
+from udaseg.data.loading.crops import CropSource
+from udaseg.data.loading.pseudo_labels import (
     pseudo_label_path,
     pseudo_labels_digest,
-    read_image,
-    read_train_ids,
-    write_png,
     write_pseudo_label,
 )
-from udaseg.data.transforms import random_crop, random_mirror
+from udaseg.data.loading.sampling import balanced_order
+from udaseg.data.loading.transforms import random_crop, random_mirror
 from udaseg.errors import DataError
 
 HEIGHT, WIDTH, STRETCH = 20, 30, 6
@@ -62,11 +60,11 @@ def _write(folder, target, axis, size=(HEIGHT, WIDTH)):
 
 
 def _source(dataset, **changes):
-    return replace(Crops(dataset, "train", None, (8, 12), True, labelled=True), **changes)
+    return replace(CropSource(dataset, "train", None, (8, 12), True, labelled=True), **changes)
 
 
 def _target(dataset, **changes):
-    return replace(Crops(dataset, "train", None, (8, 12), False, labelled=False), **changes)
+    return replace(CropSource(dataset, "train", None, (8, 12), False, labelled=False), **changes)
 
 
 def _batches(source, target, **changes):

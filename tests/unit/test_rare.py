@@ -9,21 +9,21 @@ import torch
 
 from tests.small import shipped
 from tests.toy import TINY, toy_pair, toy_root
-from udaseg import build
-from udaseg.data import (
-    IGNORE,
-    ClassSpace,
-    Crops,
-    PreparedDataset,
-    RareClasses,
-    Sample,
-    TrainingBatches,
-    class_chances,
-    write_png,
+from udaseg.data.datasets.index import PreparedDataset, Sample
+from udaseg.data.files.images import write_png
+from udaseg.data.labels.classes import IGNORE, ClassSpace
+from udaseg.data.loading.batches import TrainingBatches
+from udaseg.data.loading.crops import CropSource
+from udaseg.data.loading.rare_class import (
+    RareClassImages,
+    RareClassSettings,
+    class_probabilities,
+    rare_class_corner,
 )
-from udaseg.data.rare import RareImages, rare_corner
 from udaseg.errors import DataError, RecipeError
-from udaseg.recipe import from_dict, legs, to_dict
+from udaseg.recipe.load import from_dict, to_dict
+from udaseg.recipe.stages import stages_of
+from udaseg.training.setup import build_batches
 
 # pixel shares of GTA5 in percent, and the published chances at a temperature of 0.01
 GTA5 = {
@@ -52,7 +52,7 @@ GTA5 = {
 @pytest.mark.parametrize("name", GTA5)
 def test_the_chances_of_gta5_are_the_published_ones(name):
     shares = np.array([round(share * 1e4) for share, _ in GTA5.values()])
-    chances = class_chances(shares, 0.01)
+    chances = class_probabilities(shares, 0.01)
     assert abs(chances[list(GTA5).index(name)] - GTA5[name][1]) < 1e-4
     assert abs(chances.sum() - 1) < 1e-12
 
@@ -72,19 +72,19 @@ def test_the_chances_are_a_softmax_over_what_may_be_drawn(temperature):
             for count, allowed in zip(pixels.tolist(), among, strict=True)
         ]
         wanted = [weight / sum(weights) for weight in weights]
-        assert np.allclose(class_chances(pixels, temperature, among), wanted, atol=1e-12)
+        assert np.allclose(class_probabilities(pixels, temperature, among), wanted, atol=1e-12)
 
 
 def test_without_a_class_to_draw_there_are_no_chances():
     with pytest.raises(ValueError, match="no class"):
-        class_chances(np.zeros(3, np.int64), 0.01)
+        class_probabilities(np.zeros(3, np.int64), 0.01)
     with pytest.raises(ValueError, match="no class"):
-        RareImages(np.full((4, 3), 99), RareClasses(min_pixels=100))
+        RareClassImages(np.full((4, 3), 99), RareClassSettings(min_pixels=100))
 
 
 def test_classes_come_by_their_chances_and_their_images_alike():
     pixels = np.array([[900, 50, 0, 3], [800, 0, 40, 3], [700, 60, 70, 3], [600, 9, 0, 3]])
-    images = RareImages(pixels, RareClasses(temperature=0.5, min_pixels=40))
+    images = RareClassImages(pixels, RareClassSettings(temperature=0.5, min_pixels=40))
     assert images.left_out == (3,)
     assert images.chances[3] == 0
     rng = np.random.default_rng(0)
@@ -125,7 +125,8 @@ def test_every_window_with_enough_is_drawn_and_no_other(size, least):
         for train_id in (1, 2, 7):
             wanted = _naive_corners(labels, train_id, size, least)
             drawn = collections.Counter(
-                rare_corner(labels, train_id, size, least, rng) for _ in range(12 * len(wanted))
+                rare_class_corner(labels, train_id, size, least, rng)
+                for _ in range(12 * len(wanted))
             )
             assert set(drawn) <= wanted
             assert len(drawn) > 0.98 * len(wanted) - 1
@@ -136,7 +137,7 @@ def test_valid_windows_are_equally_likely():
     labels[2, 4] = 1
     wanted = _naive_corners(labels, 1, (2, 3), 1)
     rng = np.random.default_rng(0)
-    drawn = collections.Counter(rare_corner(labels, 1, (2, 3), 1, rng) for _ in range(6000))
+    drawn = collections.Counter(rare_class_corner(labels, 1, (2, 3), 1, rng) for _ in range(6000))
     assert set(drawn) == wanted
     assert len(wanted) == 6
     assert all(abs(count - 1000) < 5 * math.sqrt(1000) for count in drawn.values())
@@ -147,7 +148,7 @@ def test_a_label_that_is_no_whole_array_is_counted_right():
     labels[6, 7] = 1
     rng = np.random.default_rng(0)
     turned = labels[::-1, ::2][:, 1:]
-    assert rare_corner(turned, 1, (1, 1), 1, rng) in _naive_corners(turned, 1, (1, 1), 1)
+    assert rare_class_corner(turned, 1, (1, 1), 1, rng) in _naive_corners(turned, 1, (1, 1), 1)
 
 
 CLASSES = ClassSpace(("a", "b", "c"), ((1, 1, 1), (2, 2, 2), (3, 3, 3)))
@@ -172,8 +173,8 @@ def source(tmp_path):
 
 
 def _batches(source, *, min_pixels=10, steps=40, **changes):
-    rare = RareClasses(0.1, min_pixels, 12)
-    crops = Crops(source, "train", None, (8, 10), True, True, sampling="rare_class", rare=rare)
+    rare = RareClassSettings(0.1, min_pixels, 12)
+    crops = CropSource(source, "train", None, (8, 10), True, True, sampling="rare_class", rare=rare)
     settings = {"batch_source": 2, "batch_target": 2, "steps": steps, "seed": 3}
     return TrainingBatches(crops, None, **{**settings, **changes})
 
@@ -187,7 +188,9 @@ def test_a_rare_class_is_seen_as_often_as_its_chance_says(source):
     batches = _batches(source, steps=150)
     labels = torch.cat([batches[step].source_labels for step in range(150)])
     shown = (labels == 2).sum((1, 2)) >= 12
-    chance = class_chances(np.array([s.pixels for s in source.splits["train"]]).sum(0), 0.1)[2]
+    chance = class_probabilities(np.array([s.pixels for s in source.splits["train"]]).sum(0), 0.1)[
+        2
+    ]
     assert chance > 0.4
     assert abs(float(shown.float().mean()) - chance) < 0.12
 
@@ -241,7 +244,7 @@ def test_an_index_without_counts_is_refused(source):
 
 @pytest.mark.parametrize("word", ["rare_class", "class_balanced"])
 def test_a_target_is_drawn_without_looking_at_classes(source, word):
-    target = Crops(source, "train", None, (8, 8), True, labelled=False, sampling=word)
+    target = CropSource(source, "train", None, (8, 8), True, labelled=False, sampling=word)
     with pytest.raises(ValueError, match="uniformly"):
         TrainingBatches(None, target, batch_source=1, batch_target=1, steps=1, seed=0)
     with pytest.raises(RecipeError, match=r"target\.sampling: must be uniform"):
@@ -271,17 +274,17 @@ def test_recipes_are_uniform_unless_they_say_otherwise():
     for domain in ("source", "target"):  # as an older version wrote it
         del plain[domain]["sampling"], plain[domain]["rare_class"]
     assert from_dict(plain) == recipe
-    assert {leg.source_sampling for leg in legs(recipe)} == {"uniform"}
+    assert {leg.source_sampling for leg in stages_of(recipe)} == {"uniform"}
     rare = shipped("toyland/rccr", ["source.sampling=rare_class"])
-    assert {leg.source_sampling for leg in legs(rare)} == {"rare_class"}
+    assert {leg.source_sampling for leg in stages_of(rare)} == {"rare_class"}
 
 
 def test_a_stages_own_word_comes_before_the_recipes():
     plain = shipped("toyland/spcl")
     rare = shipped("toyland/spcl", ["source.sampling=rare_class"])
-    before = [leg.source_sampling for leg in legs(plain)]
+    before = [leg.source_sampling for leg in stages_of(plain)]
     assert set(before) == {"uniform", "class_balanced"}
-    after = [leg.source_sampling for leg in legs(rare)]
+    after = [leg.source_sampling for leg in stages_of(rare)]
     assert after == [word if word == "class_balanced" else "rare_class" for word in before]
 
 
@@ -290,9 +293,9 @@ def test_the_recipes_numbers_reach_the_batches(tmp_path, caplog):
     words = ["source.sampling=rare_class", "source.rare_class.temperature=0.2"]
     words += ["source.rare_class.min_pixels=400", "source.rare_class.min_crop_pixels=64"]
     recipe = shipped("toyland/dacs", [*TINY, *words])
-    batches = build.batches(recipe, source, target)
+    batches = build_batches(recipe, source, target)
     assert batches.source.sampling == "rare_class"
-    assert batches.source.rare == RareClasses(0.2, 400, 64)
+    assert batches.source.rare == RareClassSettings(0.2, 400, 64)
     assert batches.target.sampling == "uniform"
     assert batches.never_drawn
     names = [source.classes.names[number] for number in batches.never_drawn]

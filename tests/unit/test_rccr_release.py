@@ -12,11 +12,15 @@ import torch
 import torch.nn.functional as F
 
 from tests.small import shipped, small_segmenter
-from udaseg.adaptation import class_mask, pseudo_labels, square_mask, strong_augment
-from udaseg.adaptation.objective import generator_for
-from udaseg.build import objectives
-from udaseg.contrast import Projector
-from udaseg.data import IGNORE, Batch
+from udaseg.data.labels.classes import IGNORE
+from udaseg.data.loading.batches import Batch
+from udaseg.methods import build
+from udaseg.methods.augmentation import strong_augment
+from udaseg.methods.mixing import class_mask, square_mask
+from udaseg.methods.objectives.objective import generator_for
+from udaseg.methods.pixel_loss import pseudo_labels
+from udaseg.models import segmenter
+from udaseg.models.projector import Projector
 
 CLASSES, SIDE, STRIDE, STEPS = 13, 64, 8, 5
 # a network that has learned nothing is sure of nothing: thresholds that some cells still pass
@@ -162,9 +166,9 @@ def test_losses_teacher_and_bank_follow_the_formulas_over_several_steps(name, mo
     # two layers: in a deep untrained network rounding alone grows by 1,000 within a step
     small = small_segmenter(classes=CLASSES)
     small.projector = Projector(8, 128)
-    monkeypatch.setattr(objectives, "segmenter", lambda *_, **__: small)
+    monkeypatch.setattr(segmenter, "build_segmenter", lambda *_, **__: small)
     recipe = shipped(f"toyland/{name}", [*SURE, *SMALL])
-    made = objectives.objective(recipe, CLASSES).train()
+    made = build.build_objective(recipe, CLASSES).train()
     spec = recipe.method
     naive = Naive(made, spec)
     trained = [

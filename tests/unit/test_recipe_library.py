@@ -5,19 +5,9 @@ from pathlib import Path
 import pytest
 
 from udaseg.errors import RecipeError, UsageError
-from udaseg.recipe import (
-    Everyday,
-    choose_recipe,
-    dump,
-    find_recipe,
-    list_recipes,
-    load,
-    methods,
-    recipes_folder,
-    requested,
-    scores_another_target,
-    split_words,
-)
+from udaseg.recipe.library import choose_recipe, find_recipe, list_recipes, methods, recipes_folder
+from udaseg.recipe.load import dump, load
+from udaseg.recipe.request import Overrides, requested_recipe, split_arguments, validates_other_data
 
 SHIPPED = recipes_folder() / "gta5_cityscapes" / "rccr.yaml"
 PAIRS = {
@@ -124,12 +114,12 @@ def test_a_run_folder_as_recipe_is_sent_to_resume(tmp_path: Path) -> None:
 def test_a_word_with_an_equals_sign_is_an_override(
     words: list[str], expected: tuple[str | None, list[str]]
 ) -> None:
-    assert split_words(words) == expected
+    assert split_arguments(words) == expected
 
 
 def test_two_recipes_are_refused() -> None:
     with pytest.raises(UsageError, match="at most one RECIPE"):
-        split_words(["a.yaml", "b.yaml"])
+        split_arguments(["a.yaml", "b.yaml"])
 
 
 @pytest.mark.parametrize(
@@ -149,12 +139,12 @@ def test_a_target_of_the_users_own_is_not_scored_on_the_recipes(
     overrides: list[str], off: bool
 ) -> None:
     recipe = load(SHIPPED, overrides=overrides)
-    assert scores_another_target(recipe, ("gta5", "cityscapes"), overrides) == off
+    assert validates_other_data(recipe, ("gta5", "cityscapes"), overrides) == off
 
 
 def test_everyday_options_change_the_recipe(library: Path) -> None:
-    everyday = Everyday("no", "my photos: 1", 7, 9, 3, "cpu", "bf16", 0)
-    recipe, path = requested(["optimizer.lr=1e-5"], everyday, "rccr")
+    everyday = Overrides("no", "my photos: 1", 7, 9, 3, "cpu", "bf16", 0)
+    recipe, path = requested_recipe(["optimizer.lr=1e-5"], everyday, "rccr")
     assert path == library / "gta5_cityscapes" / "rccr.yaml"
     assert (recipe.source.data, recipe.target.data) == ("no", "my photos: 1")
     assert (recipe.seed, recipe.steps, recipe.batch.source, recipe.batch.target) == (7, 9, 3, 3)
@@ -166,33 +156,33 @@ def test_everyday_options_change_the_recipe(library: Path) -> None:
 
 def test_an_option_and_an_override_that_contradict_are_refused(library: Path) -> None:
     with pytest.raises(RecipeError, match="contradicts `steps=9`"):
-        requested(["steps=5"], Everyday(steps=9), "rccr")
+        requested_recipe(["steps=5"], Overrides(steps=9), "rccr")
 
 
 def test_method_beside_a_shipped_recipe_takes_its_neighbour(library: Path) -> None:
-    _, path = requested(["synthia_cityscapes/rccr"], Everyday(), "rccr", "spcl")
+    _, path = requested_recipe(["synthia_cityscapes/rccr"], Overrides(), "rccr", "spcl")
     assert path == library / "synthia_cityscapes" / "spcl.yaml"
     with pytest.raises(UsageError, match="no method 'dacs' in synthia_cityscapes"):
-        requested(["synthia_cityscapes/rccr"], Everyday(), "rccr", "dacs")
+        requested_recipe(["synthia_cityscapes/rccr"], Overrides(), "rccr", "dacs")
 
 
 def test_method_beside_a_file_of_ones_own_is_refused(library: Path, tmp_path: Path) -> None:
     mine = tmp_path / "mine.yaml"
     mine.write_bytes(SHIPPED.read_bytes())
     with pytest.raises(UsageError, match="leave out --method"):
-        requested([str(mine)], Everyday(), "rccr", "dacs")
+        requested_recipe([str(mine)], Overrides(), "rccr", "dacs")
 
 
 def test_resume_takes_the_recipe_of_the_run(library: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
     with pytest.raises(UsageError, match="not a run folder"):
-        requested([], Everyday(), "rccr", resume=run)
+        requested_recipe([], Overrides(), "rccr", resume=run)
     written = load(SHIPPED, overrides=["steps=5", "target.data=photos", "validation.data=null"])
     (run / "recipe.yaml").write_text(dump(written))
-    assert requested([], Everyday(), "rccr", resume=run) == (written, run / "recipe.yaml")
-    recipe, _ = requested(["machine.workers=3"], Everyday(), "rccr", resume=run)
+    assert requested_recipe([], Overrides(), "rccr", resume=run) == (written, run / "recipe.yaml")
+    recipe, _ = requested_recipe(["machine.workers=3"], Overrides(), "rccr", resume=run)
     assert recipe.machine.workers == 3
     for words, method in ((["toyland/rccr"], None), ([], "dacs")):
         with pytest.raises(UsageError, match="leave out"):
-            requested(words, Everyday(), "rccr", method, run)
+            requested_recipe(words, Overrides(), "rccr", method, run)

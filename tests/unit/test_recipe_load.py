@@ -14,8 +14,10 @@ import pytest
 import yaml
 
 from udaseg.errors import RecipeError
-from udaseg.recipe import Recipe, dump, expand_path, from_dict, list_recipes, load, to_dict
-from udaseg.recipe.read import type_hints
+from udaseg.recipe.library import list_recipes
+from udaseg.recipe.load import dump, expand_path, from_dict, load, to_dict
+from udaseg.recipe.reader import type_hints
+from udaseg.recipe.schema import Recipe
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RCCR = REPOSITORY / "recipes" / "gta5_cityscapes" / "rccr.yaml"

@@ -18,10 +18,15 @@ from tests.injections import (
 from tests.injections import trained as train
 from tests.properties.test_self_training import _batch
 from tests.small import small_segmenter
-from udaseg.adaptation import Adversarial, SourceOnly
-from udaseg.contrast import Projector
-from udaseg.engine import Guard
-from udaseg.models import DeepLabV2, DeepLabV3Plus, Discriminator, Segmenter, backbone, segments
+from udaseg.methods.objectives.adversarial import Adversarial
+from udaseg.methods.objectives.source_only import SourceOnly
+from udaseg.models.backbones import backbone
+from udaseg.models.checkpointing import split_into_segments
+from udaseg.models.discriminator import Discriminator
+from udaseg.models.heads import DeepLabV2, DeepLabV3Plus
+from udaseg.models.projector import Projector
+from udaseg.models.segmenter import Segmenter
+from udaseg.training.guards import Guard
 
 
 def network(name="mobilenet_v2", *, recompute=False, batch_norm="train", projector=False):
@@ -80,7 +85,7 @@ def test_a_timm_network_is_the_same_too():
 def test_batch_norms_that_were_moved_twice_would_be_noticed(monkeypatch):
     """The test can fail: with an idle guard the second pass moves the statistics again."""
     plain = step(network())
-    monkeypatch.setattr("udaseg.models.recompute.statistics_stay", contextlib.nullcontext)
+    monkeypatch.setattr("udaseg.models.checkpointing.frozen_statistics", contextlib.nullcontext)
     moved = unequal(plain, step(network(recompute=True)))
     assert any(name.endswith("running_mean") for name in moved)
 
@@ -158,13 +163,16 @@ def test_only_training_passes_are_cut():
 def test_segments_are_blocks_in_order_and_single_layers_go_together():
     block = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 1)), nn.Sequential(nn.Conv2d(4, 4, 1)))
     stages = nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU(), block, nn.ReLU())
-    found = segments(stages)
+    found = split_into_segments(stages)
     assert [len(list(part.children())) for part in found] == [5]
     resnet = network("resnet18").backbone
-    assert len(segments(resnet.low)) == 3
-    assert len(segments(resnet.rest)) == 6
+    assert len(split_into_segments(resnet.low)) == 3
+    assert len(split_into_segments(resnet.rest)) == 6
     flat = [
-        leaf for part in segments(resnet.rest) for leaf in part.modules() if not [*leaf.children()]
+        leaf
+        for part in split_into_segments(resnet.rest)
+        for leaf in part.modules()
+        if not [*leaf.children()]
     ]
     assert flat == [leaf for leaf in resnet.rest.modules() if not [*leaf.children()]]
 

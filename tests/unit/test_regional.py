@@ -6,22 +6,19 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from udaseg.contrast import (
-    EMPTY,
-    CellView,
-    RegionalContrast,
-    Views,
-    regional_loss,
-    unit,
-)
-from udaseg.contrast import regional_softmax as module
+from udaseg.methods.contrast import regional_loss as module
+from udaseg.methods.contrast.memory_bank import EMPTY
+from udaseg.methods.contrast.regional import RegionalContrast
+from udaseg.methods.contrast.regional_loss import regional_loss
+from udaseg.methods.views import CellView, Views
+from udaseg.models.projector import to_unit_length
 
 
 def _case(seed, regions=37, rows=90, channels=8, classes=5):
     generator = torch.Generator().manual_seed(seed)
 
     def vectors(count):
-        return unit(torch.randn(count, channels, generator=generator))
+        return to_unit_length(torch.randn(count, channels, generator=generator))
 
     def labels(count):
         return torch.randint(0, classes, (count,), generator=generator)
@@ -68,7 +65,7 @@ def test_the_form_for_a_gpu_which_drops_nothing_gives_the_same(monkeypatch):
     results = []
     for drops in (True, False):
         if not drops:
-            monkeypatch.setattr(module, "_counted", lambda _: None)
+            monkeypatch.setattr(module, "_counted_indices", lambda _: None)
         ours = queries.clone().requires_grad_()
         loss = regional_loss(ours, keys, labels, bank, bank_labels, temperature=0.1, keep=keep)
         loss.backward()
@@ -125,7 +122,7 @@ def test_rows_of_the_anchors_class_do_not_change_the_loss():
     queries, keys, labels, bank, bank_labels, _ = _case(0)
     labels[:] = 2
     before = regional_loss(queries, keys, labels, bank, bank_labels, temperature=0.1)
-    bank[bank_labels == 2] = unit(torch.randn(int((bank_labels == 2).sum()), 8))
+    bank[bank_labels == 2] = to_unit_length(torch.randn(int((bank_labels == 2).sum()), 8))
     assert regional_loss(queries, keys, labels, bank, bank_labels, temperature=0.1) == before
 
 
@@ -206,7 +203,7 @@ def _views(step=0, seed=0, progress=0.5, batch=2, side=4, classes=3):
     generator = torch.Generator().manual_seed(1000 + seed + step)
 
     def view(grad):
-        embeddings = unit(torch.randn(batch, 8, side, side, generator=generator))
+        embeddings = to_unit_length(torch.randn(batch, 8, side, side, generator=generator))
         labels = torch.randint(0, classes, (batch, side, side), generator=generator)
         confidence = torch.rand(batch, side, side, generator=generator)
         embeddings.requires_grad_(grad)
@@ -260,7 +257,7 @@ def test_published_sizes_fill_the_bank_as_published():
     term = _term(channels=128, cells_per_view=4000)
     sizes = []
     for step in range(4):
-        embeddings = unit(torch.randn(2, 128, 64, 64))
+        embeddings = to_unit_length(torch.randn(2, 128, 64, 64))
         labels = torch.zeros(2, 64, 64, dtype=torch.int64)
         view = CellView(embeddings, embeddings, labels, labels, torch.ones(2, 64, 64))
         term.update(Views(step, 0.0, step, cutmix=view, square=labels > 0, target=view))
@@ -309,14 +306,14 @@ def test_each_ablation_switch_changes_the_loss(change):
 def test_student_head_keys_replace_the_momentum_heads():
     term = _term(ramp=False, momentum_head=False)
     views = _views()
-    other = unit(torch.randn_like(views.target.embeddings))
+    other = to_unit_length(torch.randn_like(views.target.embeddings))
     swapped = Views(**{**vars(views), "target_by_student_head": other})
     assert term(swapped).item() != _term(ramp=False)(views).item()
 
 
 def test_with_the_student_head_no_vector_of_the_momentum_head_enters_the_bank():
     term, views = _term(momentum_head=False, cells_per_view=32), _views()
-    other = unit(torch.randn_like(views.target.embeddings))
+    other = to_unit_length(torch.randn_like(views.target.embeddings))
     term.update(Views(**{**vars(views), "target_by_student_head": other}))
     rows = term.bank.rows()[0]
     flat = other.permute(0, 2, 3, 1).flatten(0, 2)

@@ -5,10 +5,10 @@ import re
 
 import pytest
 
-from udaseg.reporting import Reliability
-from udaseg.reporting.html import charts
-from udaseg.reporting.html.curves import thinned
-from udaseg.reporting.html.markup import asset
+from udaseg.inspection import charts
+from udaseg.inspection.curves import thin_out
+from udaseg.inspection.markup import read_asset
+from udaseg.inspection.report_content import Reliability
 
 
 def reliability():
@@ -54,7 +54,7 @@ def test_lines_of_classes_have_their_colours_on_a_ground_of_their_own():
     for name, color in (("road", "rgb(1,2,3)"), ("car", "rgb(0,0,142)")):
         assert re.search(f'<polyline [^>]*stroke="{re.escape(color)}" data-class="{name}"', figure)
     # a stroke of the style sheet would beat the attribute
-    assert "stroke:" not in re.search(r"\.line \{([^}]*)\}", asset("page.css"))[1]
+    assert "stroke:" not in re.search(r"\.line \{([^}]*)\}", read_asset("page.css"))[1]
     assert 'class="chart"' in charts.line_chart("loss", {"a": [(1, 1.0), (2, 2.0)]}, colors={})
 
 
@@ -83,8 +83,8 @@ def test_the_confusion_matrix_is_in_percent_of_its_rows():
 
 def test_many_points_are_thinned_to_means():
     points = [(float(k), 1.0 if k % 2 else 3.0) for k in range(10_000)]
-    few = thinned(points)
+    few = thin_out(points)
     assert len(few) <= 600
     assert {round(y, 1) for _, y in few} <= {1.9, 2.0, 2.1}
-    gap = thinned([(float(k), math.nan) for k in range(5_000)])
+    gap = thin_out([(float(k), math.nan) for k in range(5_000)])
     assert all(math.isnan(y) for _, y in gap)

@@ -14,19 +14,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from udaseg.reporting import (
-    Layer,
+from udaseg.evaluation.scores import Scores
+from udaseg.inspection.markup import Html, element, escape, read_asset
+from udaseg.inspection.report_content import (
+    ExampleImage,
+    ImageLayer,
     PageContent,
     Reliability,
     RunContent,
-    Scores,
-    Shot,
-    mask_uri,
-    photo_uri,
-    report_page,
-    shrunk,
 )
-from udaseg.reporting.html.markup import Html, asset, element, escape
+from udaseg.inspection.report_images import mask_uri, photo_uri, shrink
+from udaseg.inspection.report_page import report_page
 
 EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>&amp;\x00\x1b[31m\udcff"
 VOID = {"meta", "img", "input", "br"}
@@ -85,8 +83,8 @@ def shot(seed=0, side=24):
     photo = rng.integers(0, 256, (side, side, 3), dtype=np.uint8)
     labels = rng.integers(0, 2, (side, side), dtype=np.uint8)
     mask = mask_uri(labels, [(128, 64, 128), (0, 0, 142)])
-    layers = [Layer("image", photo_uri(photo), False), Layer("rccr", mask, True)]
-    return Shot(f"{seed}.png", "chosen", layers)
+    layers = [ImageLayer("image", photo_uri(photo), False), ImageLayer("rccr", mask, True)]
+    return ExampleImage(f"{seed}.png", "chosen", layers)
 
 
 def run(name="rccr", **more):
@@ -115,7 +113,7 @@ def evil_page():
         warnings=[EVIL],
         reliability=reliability(),
     )
-    shots = [Shot(EVIL, EVIL, [Layer(EVIL, 'x" onerror="alert(3)', True)])]
+    shots = [ExampleImage(EVIL, EVIL, [ImageLayer(EVIL, 'x" onerror="alert(3)', True)])]
     return PageContent(EVIL, [bad, run()], True, {EVIL: (1, 2, 3)}, shots, EVIL, [EVIL], made=EVIL)
 
 
@@ -249,10 +247,10 @@ def test_a_mask_keeps_its_exact_colours():
 
 def test_a_shrunk_mask_has_no_class_that_was_not_there():
     labels = np.random.default_rng(0).choice(np.array([0, 7, 255], np.uint8), (900, 1300))
-    small = shrunk(labels, mask=True)
+    small = shrink(labels, mask=True)
     assert max(small.shape) == 640
     assert set(np.unique(small)) <= {0, 7, 255}
-    assert shrunk(labels[:50, :50], mask=True).shape == (50, 50)
+    assert shrink(labels[:50, :50], mask=True).shape == (50, 50)
 
 
 def test_text_is_escaped_unless_it_is_markup():
@@ -269,6 +267,6 @@ def test_text_is_escaped_unless_it_is_markup():
 @pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
 def test_the_script_is_javascript(tmp_path):
     path = tmp_path / "page.js"
-    path.write_text(asset("page.js"), encoding="utf-8")
+    path.write_text(read_asset("page.js"), encoding="utf-8")
     subprocess.run(["node", "--check", path], check=True, capture_output=True)
-    assert "</" not in asset("page.js")
+    assert "</" not in read_asset("page.js")

@@ -6,13 +6,13 @@ import random
 import pytest
 import torch
 
-from udaseg.evaluation import (
+from udaseg.selection.criteria import (
     CRITERIA,
-    agreement,
-    information,
-    joint_counts,
+    joint_label_counts,
     mean_entropy,
+    mean_iou_of_labellings,
     mean_ranks,
+    mutual_information,
     neighbourhood_density,
     prior_drift,
     rank_correlation,
@@ -44,14 +44,14 @@ def test_entropy_equals_the_sum_over_classes():
 
 
 def test_information_is_largest_for_sure_and_even_predictions():
-    assert information(certain(0, 1, 2, 3)) == pytest.approx(1)
-    assert information(certain(0, 0, 1, 1)) == pytest.approx(0.5)
+    assert mutual_information(certain(0, 1, 2, 3)) == pytest.approx(1)
+    assert mutual_information(certain(0, 0, 1, 1)) == pytest.approx(0.5)
 
 
 def test_a_collapsed_network_has_the_best_entropy_and_no_information():
     collapsed, honest = certain(0, 0, 0, 0), random_rows(200, 4)
     assert mean_entropy(collapsed) < mean_entropy(honest)
-    assert information(collapsed) == 0 < information(honest)
+    assert mutual_information(collapsed) == 0 < mutual_information(honest)
 
 
 def naive_density(rows, temperature):
@@ -75,7 +75,7 @@ def test_density_equals_a_loop_over_pairs(temperature):
 def test_density_does_not_depend_on_the_chunks(monkeypatch):
     rows = random_rows(50, seed=2)
     whole = neighbourhood_density(rows)
-    monkeypatch.setattr("udaseg.evaluation.selection._CHUNK", 7)
+    monkeypatch.setattr("udaseg.selection.criteria._CHUNK", 7)
     assert neighbourhood_density(rows) == pytest.approx(whole, rel=1e-6)
 
 
@@ -94,19 +94,19 @@ def test_joint_counts_equal_a_loop_over_pixels():
     naive = torch.zeros(4, 4, dtype=torch.long)
     for a, b in zip(first.flatten().tolist(), second.flatten().tolist(), strict=True):
         naive[a, b] += 1
-    assert torch.equal(joint_counts(first, second, 4), naive)
+    assert torch.equal(joint_label_counts(first, second, 4), naive)
     with pytest.raises(ValueError, match="labels have different shapes"):
-        joint_counts(first, second[:2], 4)
+        joint_label_counts(first, second[:2], 4)
 
 
 def test_agreement_is_a_symmetric_mean_over_the_classes_that_occur():
     first = torch.tensor([0, 0, 0, 1])
     second = torch.tensor([0, 0, 1, 1])
-    counts = joint_counts(first, second, 3)
-    assert agreement(counts) == pytest.approx((2 / 3 + 1 / 2) / 2)
-    assert agreement(counts.T) == agreement(counts)
-    assert agreement(joint_counts(first, first, 3)) == 1
-    assert math.isnan(agreement(torch.zeros(3, 3)))
+    counts = joint_label_counts(first, second, 3)
+    assert mean_iou_of_labellings(counts) == pytest.approx((2 / 3 + 1 / 2) / 2)
+    assert mean_iou_of_labellings(counts.T) == mean_iou_of_labellings(counts)
+    assert mean_iou_of_labellings(joint_label_counts(first, first, 3)) == 1
+    assert math.isnan(mean_iou_of_labellings(torch.zeros(3, 3)))
 
 
 def test_drift_is_zero_for_equal_shares_and_one_bit_for_strangers():

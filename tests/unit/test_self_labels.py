@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from udaseg.adaptation import ConfidenceHistograms, kept_labels
-from udaseg.adaptation.self_labels import BINS
-from udaseg.contrast import ClassPrototypes, PrototypeSums
-from udaseg.data import IGNORE
+from udaseg.data.labels.classes import IGNORE
+from udaseg.methods.contrast.prototypes import ClassPrototypes, PrototypeSums
+from udaseg.methods.passes import BINS, ConfidenceHistograms, threshold_labels
 
 
 def _pixels(seed, count=4001, classes=5):
@@ -52,7 +51,7 @@ def test_memory_does_not_grow_with_the_pixels():
 def test_a_pixel_is_kept_from_its_class_threshold_on():
     labels = torch.tensor([[0, 0, 1, 1]], dtype=torch.uint8)
     confidence = torch.tensor([[0.49, 0.5, 0.69, 0.7]])
-    kept = kept_labels(labels, confidence, [0.5, 0.7 - 1e-6])
+    kept = threshold_labels(labels, confidence, [0.5, 0.7 - 1e-6])
     assert kept.tolist() == [[IGNORE, 0, IGNORE, 1]]
 
 

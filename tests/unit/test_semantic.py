@@ -5,17 +5,19 @@ from dataclasses import replace
 import pytest
 import torch
 
-from udaseg.contrast import CellView, Views, prototype_loss, unit
-from udaseg.contrast.class_losses import bank_loss, distribution_loss
-from udaseg.contrast.semantic import SemanticContrast
 from udaseg.errors import UdasegError
+from udaseg.methods.contrast.class_losses import bank_loss, distribution_loss
+from udaseg.methods.contrast.prototype_loss import prototype_loss
+from udaseg.methods.contrast.semantic import SemanticContrast
+from udaseg.methods.views import CellView, Views
+from udaseg.models.projector import to_unit_length
 
 CLASSES, CHANNELS = 5, 6
 
 
 def _view(seed, requires_grad=True):
     generator = torch.Generator().manual_seed(seed)
-    embeddings = unit(torch.randn(2, CHANNELS, 3, 4, generator=generator))
+    embeddings = to_unit_length(torch.randn(2, CHANNELS, 3, 4, generator=generator))
     labels = torch.randint(0, CLASSES, (2, 3, 4), generator=generator)
     labels[0, 0, 0] = 255
     return CellView(

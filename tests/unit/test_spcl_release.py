@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from tests.small import shipped
-from udaseg.contrast import CellView, PrototypeContrast, Views
-from udaseg.recipe import PrototypeAlignment, Staged
+from udaseg.methods.contrast.prototypes import PrototypeContrast
+from udaseg.methods.views import CellView, Views
+from udaseg.recipe.methods import PrototypeAlignment, Staged
 
 CLASSES, CHANNELS = 4, 6
 

@@ -5,8 +5,8 @@ import threading
 import pytest
 import torch
 
-from udaseg.contrast import statistics as module
-from udaseg.contrast.statistics import ClassStatistics, class_moments
+from udaseg.methods.contrast import class_statistics as module
+from udaseg.methods.contrast.class_statistics import ClassStatistics, class_moments
 
 CLASSES, CHANNELS = 5, 6
 
@@ -201,7 +201,7 @@ def test_two_ranks_learn_what_one_process_learns_from_both(monkeypatch):
             part = slice(start + (0, 11)[rank], start + (11, 30)[rank])
             ranks[rank].update(embeddings[part], labels[part])
 
-    monkeypatch.setattr(module, "sum_over_ranks", summed)
+    monkeypatch.setattr(module, "all_reduce_sum", summed)
     threads = [threading.Thread(target=train, args=(rank,), name=str(rank)) for rank in (0, 1)]
     for thread in threads:
         thread.start()

@@ -8,15 +8,9 @@ import math
 import pytest
 from rich.console import Console
 
-from udaseg.reporting import (
-    Scores,
-    as_csv,
-    as_json,
-    as_markdown,
-    comparison_table,
-    percent,
-    score_table,
-)
+from udaseg.evaluation.scores import Scores
+from udaseg.evaluation.tables import as_csv, as_json, as_markdown, comparison_table, score_table
+from udaseg.text import percent
 
 SCORES = Scores(
     protocol={"data": "city", "split": "val", "images": "3"},

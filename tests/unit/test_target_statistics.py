@@ -9,22 +9,23 @@ from torch import nn
 
 from tests.small import shipped, small_segmenter
 from tests.toy import TINY, toy_pair, toy_root
-from udaseg.adaptation import Teacher, adapt_statistics
-from udaseg.build import crops
-from udaseg.data import read_image
+from udaseg.data.files.images import read_image
 from udaseg.errors import RecipeError
-from udaseg.recipe.schema import problems
+from udaseg.methods.target_statistics import adapt_batch_norms
+from udaseg.methods.teacher import Teacher
+from udaseg.recipe.rules import recipe_problems
+from udaseg.training.setup import build_crop_source
 
 
 @pytest.fixture(scope="module")
 def target(tmp_path_factory):
     dataset = toy_pair(toy_root(tmp_path_factory.mktemp("data")))[1]
-    return crops(shipped("toyland/adabn", TINY).target, dataset, labelled=False)
+    return build_crop_source(shipped("toyland/adabn", TINY).target, dataset, labelled=False)
 
 
 def _adapt(networks, target, batch=2):
     seen = []
-    adapt_statistics(
+    adapt_batch_norms(
         *(networks, target, target.samples),
         batch=batch,
         device=torch.device("cpu"),
@@ -104,8 +105,8 @@ def test_frozen_norms_and_fewer_than_no_images_are_refused(override):
 
 def test_a_stage_cannot_have_them_but_the_whole_run_can():
     spcl = shipped("toyland/spcl", ["method.target_statistics=5"])
-    assert problems(spcl) == []
+    assert recipe_problems(spcl) == []
     first, *others = spcl.method.stages
     wrong = replace(first, objective=replace(first.objective, target_statistics=3))
-    told = problems(replace(spcl, method=replace(spcl.method, stages=(wrong, *others))))
+    told = recipe_problems(replace(spcl, method=replace(spcl.method, stages=(wrong, *others))))
     assert [key for key, _ in told] == ["method.stages[0].objective.target_statistics"]

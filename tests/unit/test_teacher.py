@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from tests.small import small_segmenter
-from udaseg.adaptation import Teacher
+from udaseg.methods.teacher import Teacher
 
 
 def test_first_step_copies_the_student_and_later_steps_average():

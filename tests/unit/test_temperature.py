@@ -7,15 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from udaseg.evaluation import (
-    COLDEST,
-    HOTTEST,
+from udaseg.inference.labels import labels_from_logits, logits_at
+from udaseg.inference.pipeline import infer_batch, needs_tiles
+from udaseg.selection.temperature import (
+    MAX_TEMPERATURE,
+    MIN_TEMPERATURE,
+    confidence_error,
     fit_temperature,
-    label_images,
-    labels_from_logits,
-    logits_at,
-    seen_in_tiles,
-    trust,
 )
 
 CPU = torch.device("cpu")
@@ -37,14 +35,17 @@ def test_the_scale_of_logits_is_recovered(scale):
 
 def test_no_temperature_of_a_fine_grid_makes_the_labels_likelier():
     logits, labels = drawn(2.0, rows=500)
-    found = trust(logits, labels, fit_temperature(logits, labels)).nll
-    grid = [trust(logits, labels, t).nll for t in np.geomspace(COLDEST, HOTTEST, 400)]
+    found = confidence_error(logits, labels, fit_temperature(logits, labels)).nll
+    grid = [
+        confidence_error(logits, labels, t).nll
+        for t in np.geomspace(MIN_TEMPERATURE, MAX_TEMPERATURE, 400)
+    ]
     assert found <= min(grid) + 1e-6
 
 
 def test_trust_equals_a_loop_over_pixels():
     logits, labels = drawn(2.0, rows=300)
-    found = trust(logits, labels, 1.7)
+    found = confidence_error(logits, labels, 1.7)
     bins = {}
     nll = 0.0
     for row, label in zip(logits.tolist(), labels.tolist(), strict=True):
@@ -64,14 +65,14 @@ def test_trust_equals_a_loop_over_pixels():
 
 def test_the_right_temperature_takes_the_calibration_error_away():
     logits, labels = drawn(3.0)
-    assert trust(logits, labels).error > 0.1
-    assert trust(logits, labels, fit_temperature(logits, labels)).error < 0.01
+    assert confidence_error(logits, labels).error > 0.1
+    assert confidence_error(logits, labels, fit_temperature(logits, labels)).error < 0.01
 
 
 def test_what_is_always_right_is_cold_and_what_is_never_right_is_hot():
     logits = torch.randn(100, 4)
-    assert fit_temperature(logits, logits.argmax(1)) < 1.5 * COLDEST
-    assert fit_temperature(logits, logits.argmin(1)) > 0.99 * HOTTEST
+    assert fit_temperature(logits, logits.argmax(1)) < 1.5 * MIN_TEMPERATURE
+    assert fit_temperature(logits, logits.argmin(1)) > 0.99 * MAX_TEMPERATURE
 
 
 @pytest.mark.parametrize("bad", [torch.zeros(0, 3), torch.full((4, 3), math.nan)])
@@ -128,9 +129,9 @@ def pictures(count, size=(24, 32)):
 def test_images_together_are_labelled_as_one_by_one(how):
     model, images, sizes = Small().eval(), pictures(3), [(24, 32), (50, 61), (12, 9)]
     every = {**how, "device": CPU, "confidence": True, "logits": True, "temperature": 2.0}
-    together = label_images(model, images, sizes, **every)
+    together = infer_batch(model, images, sizes, **every)
     for image, size, said in zip(images, sizes, together, strict=True):
-        (alone,) = label_images(model, [image], [size], **every)
+        (alone,) = infer_batch(model, [image], [size], **every)
         assert said.labels.shape == size
         assert (said.labels == alone.labels).mean() > 0.999  # sums in another order may tie
         np.testing.assert_allclose(said.confidence, alone.confidence, atol=1e-5)
@@ -141,21 +142,21 @@ def test_images_together_are_labelled_as_one_by_one(how):
 
 def test_what_does_not_fit_together_is_looked_at_in_parts():
     model, images = Small().eval(), pictures(5)
-    whole = label_images(model, images, [(24, 32)] * 5, device=CPU)
+    whole = infer_batch(model, images, [(24, 32)] * 5, device=CPU)
     model.room, model.most = 2, 0
-    parts = label_images(model, images, [(24, 32)] * 5, device=CPU)
+    parts = infer_batch(model, images, [(24, 32)] * 5, device=CPU)
     assert model.most == 2
     assert all((a.labels == b.labels).mean() > 0.999 for a, b in zip(whole, parts, strict=True))
     model.room = 0
     with pytest.raises(torch.OutOfMemoryError):
-        label_images(model, images, [(24, 32)] * 5, device=CPU)
+        infer_batch(model, images, [(24, 32)] * 5, device=CPU)
 
 
 def test_a_large_image_is_seen_in_tiles_and_has_no_logits():
     (image,) = pictures(1, (2049, 2049))
     model = torch.nn.Module()
     model.forward = lambda images: type("Seen", (), {"logits": images})
-    assert seen_in_tiles(image.shape[:2])
-    (said,) = label_images(model, [image], [(2049, 2049)], device=CPU, logits=True)
+    assert needs_tiles(image.shape[:2])
+    (said,) = infer_batch(model, [image], [(2049, 2049)], device=CPU, logits=True)
     assert said.logits is None
     assert (said.labels == image.argmax(-1)).all()

@@ -7,8 +7,10 @@ import cv2
 import numpy as np
 import pytest
 
-from udaseg.data.labels import IGNORE
-from udaseg.data.toyland import CLASSES, Domain, render, write
+from udaseg.data.labels.classes import IGNORE
+from udaseg.data.toyland.city import CLASSES, Domain
+from udaseg.data.toyland.scene import render
+from udaseg.data.toyland.writer import write
 from udaseg.errors import DataError
 
 COUNTS = {"source/train": 2, "source/val": 1, "target/train": 2, "target/val": 1}

@@ -5,7 +5,11 @@ import pytest
 from PIL import Image
 
 from tests import files
-from udaseg.data import Crops, examine, open_cache, prepare_dataset, write_cache
+from udaseg.data.doctor.doctor import diagnose
+from udaseg.data.loading.cache import open_cache
+from udaseg.data.loading.cache_write import write_cache
+from udaseg.data.loading.crops import CropSource
+from udaseg.data.prepare.prepare import prepare_dataset
 
 YAML = "name: own\nimages: images/*\nlabels: labels/*\nclasses: [dark, bright]\n"
 
@@ -32,9 +36,9 @@ def test_image_and_label_stay_aligned_pixel_by_pixel(tmp_path, orientation, size
     cache = open_cache(dataset, "train", size, labelled=True)
     for how in (None, cache):
         resize = None if how is None else size
-        crops = Crops(dataset, "train", resize, (24, 32), flip=True, labelled=True, cache=how)
+        crops = CropSource(dataset, "train", resize, (24, 32), flip=True, labelled=True, cache=how)
         for seed in range(6):
             image, labels = crops.draw(sample, np.random.default_rng(seed))
             np.testing.assert_array_equal(image[..., 0] > 127, labels == 1)
-    codes = [found.code for found in examine(yaml, root=tmp_path).findings]
+    codes = [found.code for found in diagnose(yaml, root=tmp_path).findings]
     assert ("exif-orientation" in codes) == (orientation != 1)

@@ -10,7 +10,7 @@ import pytest
 
 from tests.colors import painted
 from tests.films import frames_of, turn, write_film
-from udaseg.data import VideoReader, VideoWriter
+from udaseg.data.files.video import VideoReader, VideoWriter
 from udaseg.errors import DataError, EnvironmentFault
 
 

@@ -9,21 +9,22 @@ from typing import Annotated
 import typer
 
 from udaseg import __version__
-from udaseg.cli.calibrate import calibrate
-from udaseg.cli.doctor import doctor
-from udaseg.cli.eval import evaluate
-from udaseg.cli.export import export
-from udaseg.cli.fit import adapt, train
-from udaseg.cli.info import info
+from udaseg.cli.commands.calibrate import calibrate
+from udaseg.cli.commands.doctor import doctor
+from udaseg.cli.commands.eval import evaluate
+from udaseg.cli.commands.export import export
+from udaseg.cli.commands.info import info
+from udaseg.cli.commands.predict import predict
+from udaseg.cli.commands.prepare import prepare
+from udaseg.cli.commands.recipes import recipes_app
+from udaseg.cli.commands.report import report
+from udaseg.cli.commands.select import select
+from udaseg.cli.commands.train import adapt, train
+from udaseg.cli.commands.verify import verify
 from udaseg.cli.options import Quiet, Root, Verbose
-from udaseg.cli.predict import predict
-from udaseg.cli.prepare import prepare
-from udaseg.cli.recipes import recipes_app
-from udaseg.cli.report import report
-from udaseg.cli.select import select
-from udaseg.cli.talk import talk
-from udaseg.cli.verify import verify
-from udaseg.recipe import methods, printable
+from udaseg.cli.verbosity import set_verbosity
+from udaseg.recipe.library import methods
+from udaseg.text import printable
 
 app = typer.Typer(
     name="udaseg",
@@ -36,18 +37,18 @@ app = typer.Typer(
 app.add_typer(recipes_app, name="recipes")
 
 
-def _version(requested: bool) -> None:
+def _show_version(requested: bool) -> None:
     if requested:
         typer.echo(f"udaseg {__version__}")
         raise typer.Exit
 
 
 @app.callback()
-def _options(
+def _global_options(
     version: Annotated[
         bool,
         typer.Option(
-            "--version", callback=_version, is_eager=True, help="Show the version and exit."
+            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
         ),
     ] = False,
     debug: Annotated[
@@ -74,10 +75,10 @@ def demo(
     quiet: Quiet = False,
 ) -> None:
     """Show training and adaptation on generated images, in minutes."""
-    talk(verbose, quiet)
-    from udaseg import commands
+    set_verbosity(verbose, quiet)
+    from udaseg.demo import demo
 
-    commands.demo(seed=seed, out=out, root=root)
+    demo(seed=seed, out=out, root=root)
 
 
 @app.command("methods")

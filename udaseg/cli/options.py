@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from udaseg.errors import UsageError
-from udaseg.recipe import close
+from udaseg.text import did_you_mean
 
-_SAVES = ("color", "ids", "label-ids", "overlay", "confidence", "logits")
+_OUTPUT_KINDS = ("color", "ids", "label-ids", "overlay", "confidence", "logits")
 
 
 class OnMismatch(StrEnum):
@@ -66,7 +66,7 @@ class Criterion(StrEnum):
 Root = Annotated[
     Path, typer.Option("--root", envvar="UDASEG_DATA", help="Folder of the prepared data sets.")
 ]
-Words = Annotated[
+RecipeArguments = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="RECIPE|KEY=VALUE",
@@ -150,7 +150,7 @@ Run = Annotated[
 ]
 
 
-def pixels(option: str, text: str | None) -> tuple[int, int] | None:
+def parse_height_width(option: str, text: str | None) -> tuple[int, int] | None:
     """Return (height, width) of an option written `HxW`."""
     if text is None:
         return None
@@ -162,7 +162,7 @@ def pixels(option: str, text: str | None) -> tuple[int, int] | None:
     return int(match[1]), int(match[2])
 
 
-def width_by_height(option: str, text: str | None) -> tuple[int, int] | None:
+def parse_width_height(option: str, text: str | None) -> tuple[int, int] | None:
     """Return (height, width) of an option written `WxH`, the usual order for image sizes."""
     if text is None:
         return None
@@ -174,7 +174,7 @@ def width_by_height(option: str, text: str | None) -> tuple[int, int] | None:
     return int(match[2]), int(match[1])
 
 
-def factors(text: str) -> tuple[float, ...]:
+def parse_scales(text: str) -> tuple[float, ...]:
     """Return the scales of a comma-separated list."""
     words = text.split(",")
     if not all(re.fullmatch(r"[0-9]{1,2}(\.[0-9]{1,6})?", factor) for factor in words):
@@ -186,7 +186,7 @@ def factors(text: str) -> tuple[float, ...]:
     return tuple(map(float, words))
 
 
-def seeds(text: str) -> tuple[int, ...]:
+def parse_seeds(text: str) -> tuple[int, ...]:
     """Return the seeds of a comma-separated list; repeated ones are refused."""
     words = text.split(",")
     if not all(re.fullmatch("[0-9]{1,10}", word) for word in words) or len(set(words)) < len(words):
@@ -196,12 +196,14 @@ def seeds(text: str) -> tuple[int, ...]:
     return tuple(map(int, words))
 
 
-def saves(text: str) -> tuple[str, ...]:
+def parse_outputs(text: str) -> tuple[str, ...]:
     """Return the kinds of output in a comma-separated list, without repetitions."""
     words = tuple(dict.fromkeys(text.split(",")))
     for word in words:
-        if word not in _SAVES:
-            hint = close(word, _SAVES)
+        if word not in _OUTPUT_KINDS:
+            hint = did_you_mean(word, _OUTPUT_KINDS)
             instead = f"; did you mean '{hint}'?" if hint else ""
-            raise UsageError(f"--save must be any of {', '.join(_SAVES)}, got '{word}'{instead}")
+            raise UsageError(
+                f"--save must be any of {', '.join(_OUTPUT_KINDS)}, got '{word}'{instead}"
+            )
     return words

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from udaseg.distributed import sum_over_ranks
+from udaseg.distributed import all_reduce_sum
 
-_VALUES = 256
-_EXACT_PX = 2**24 - 1  # OpenCV counts in float32, which is exact below 2^24
+_NUM_IDS = 256
+_MAX_EXACT_PIXELS = 2**24 - 1  # OpenCV counts in float32, which is exact below 2^24
 
 
 class ConfusionMatrix:
@@ -30,7 +30,7 @@ class ConfusionMatrix:
     """
 
     def __init__(self, num_classes: int, *, ignore: int = 255, num_outside: int = 0) -> None:
-        if not 1 <= num_classes <= num_classes + num_outside < _VALUES:
+        if not 1 <= num_classes <= num_classes + num_outside < _NUM_IDS:
             raise ValueError(
                 "a confusion matrix has 1 to 255 classes, got "
                 f"{num_classes}" + (f" and {num_outside} outside" if num_outside else "")
@@ -65,13 +65,13 @@ class ConfusionMatrix:
         if prediction.shape != truth.shape:
             raise ValueError(f"prediction {prediction.shape} but truth {truth.shape}")
         planes = [np.ascontiguousarray(plane).reshape(1, -1) for plane in (truth, prediction)]
-        span = [0, _VALUES, 0, _VALUES]
-        table = np.zeros((_VALUES, _VALUES), np.int64)
-        for start in range(0, truth.size, _EXACT_PX):
-            parts = [plane[:, start : start + _EXACT_PX] for plane in planes]
-            histogram = cv2.calcHist(parts, [0, 1], None, [_VALUES, _VALUES], span)
+        span = [0, _NUM_IDS, 0, _NUM_IDS]
+        table = np.zeros((_NUM_IDS, _NUM_IDS), np.int64)
+        for start in range(0, truth.size, _MAX_EXACT_PIXELS):
+            parts = [plane[:, start : start + _MAX_EXACT_PIXELS] for plane in planes]
+            histogram = cv2.calcHist(parts, [0, 1], None, [_NUM_IDS, _NUM_IDS], span)
             # the shape differs between OpenCV 4 and 5
-            table += np.asarray(histogram).reshape(_VALUES, _VALUES).astype(np.int64)
+            table += np.asarray(histogram).reshape(_NUM_IDS, _NUM_IDS).astype(np.int64)
         if truth_map is not None:
             table = self._moved(table, truth_map)
         if prediction_map is not None:
@@ -122,7 +122,7 @@ class ConfusionMatrix:
         """Return the counts summed over all processes; they are exchanged through `device`."""
         rows = np.concatenate([self.counts, self.outside])
         rows = np.column_stack([rows, [*self.abstained, *self.abstained_outside]])
-        total = sum_over_ranks(torch.from_numpy(rows).to(device)).cpu().numpy()
+        total = all_reduce_sum(torch.from_numpy(rows).to(device)).cpu().numpy()
         together = ConfusionMatrix(
             self.num_classes, ignore=self.ignore, num_outside=len(self.outside)
         )
@@ -174,8 +174,8 @@ class ConfusionMatrix:
 
     @staticmethod
     def _moved(table: NDArray[np.int64], new_ids: bytes) -> NDArray[np.int64]:
-        if len(new_ids) != _VALUES:
-            raise ValueError(f"a map of ids has {_VALUES} entries, got {len(new_ids)}")
+        if len(new_ids) != _NUM_IDS:
+            raise ValueError(f"a map of ids has {_NUM_IDS} entries, got {len(new_ids)}")
         moved = np.zeros(table.shape, np.int64)
         for old_id in np.flatnonzero(table.any(1)):
             moved[new_ids[old_id]] += table[old_id]

@@ -24,6 +24,7 @@ CITYSCAPES = (
 )
 NOT_IN_16 = ("terrain", "truck", "train")
 _NOT_IN_13 = {*NOT_IN_16, "wall", "fence", "pole"}
+
 SUBSETS = {
     19: CITYSCAPES,
     16: tuple(name for name in CITYSCAPES if name not in NOT_IN_16),
@@ -33,7 +34,7 @@ SUBSETS = {
 
 
 @dataclass(frozen=True)
-class Scored:
+class ProtocolScores:
     """A confusion matrix under a convention.
 
     Attributes:
@@ -47,7 +48,7 @@ class Scored:
     means: dict[str, float]
 
 
-def mean_subsets(names: Sequence[str]) -> dict[int, tuple[int, ...]]:
+def class_positions_by_protocol(names: Sequence[str]) -> dict[int, tuple[int, ...]]:
     """Return the class positions of each protocol whose classes all occur in `names`."""
     position = {name: index for index, name in enumerate(names)}
     return {
@@ -57,12 +58,12 @@ def mean_subsets(names: Sequence[str]) -> dict[int, tuple[int, ...]]:
     }
 
 
-def strangers(names: Sequence[str], truth: Sequence[str]) -> tuple[str, ...]:
+def classes_only_in_truth(names: Sequence[str], truth: Sequence[str]) -> tuple[str, ...]:
     """Return the true classes that the network lacks, in the truth's order."""
     return tuple(name for name in truth if name not in names)
 
 
-def conventions(names: Sequence[str], truth: Sequence[str]) -> tuple[int, ...]:
+def applicable_conventions(names: Sequence[str], truth: Sequence[str]) -> tuple[int, ...]:
     """Return the conventions that change the scores, the network's own first; empty if none does.
 
     Args:
@@ -77,9 +78,9 @@ def conventions(names: Sequence[str], truth: Sequence[str]) -> tuple[int, ...]:
     return (19, 16) if len(extra_classes) == len(NOT_IN_16) else ()
 
 
-def scored_under(
+def score_under_convention(
     convention: int | None, matrix: ConfusionMatrix, names: Sequence[str], truth: Sequence[str]
-) -> Scored:
+) -> ProtocolScores:
     """Return the scores of a matrix under a convention.
 
     Args:
@@ -90,15 +91,15 @@ def scored_under(
     """
     names = tuple(names)
     if convention == 19:
-        missing = strangers(names, truth)
+        missing = classes_only_in_truth(names, truth)
         chosen = [name for name in NOT_IN_16 if name in missing]
         matrix = matrix.with_outside([missing.index(name) for name in chosen])
         names = (*names, *chosen)
     elif convention == 16:
         ignored = [names.index(name) for name in NOT_IN_16 if name in names]
         matrix = matrix.without_truth(ignored)
-    subsets = mean_subsets(names)
+    subsets = class_positions_by_protocol(names)
     if convention == 16:
         subsets.pop(19, None)
     means = {f"mIoU-{count}": matrix.mean_iou(chosen) for count, chosen in subsets.items()}
-    return Scored(matrix, names, means or {"mIoU": matrix.mean_iou()})
+    return ProtocolScores(matrix, names, means or {"mIoU": matrix.mean_iou()})

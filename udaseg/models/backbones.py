@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from udaseg.errors import EnvironmentFault, RecipeError
-from udaseg.models.recompute import recomputed, recomputed_in_turn
+from udaseg.models.checkpointing import checkpointed, checkpointed_in_sequence
 from udaseg.models.weights import load_into, read_state_dict
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -79,8 +79,8 @@ class Backbone(nn.Module):
 
     def sparing(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the same maps; store only the inputs of blocks for the backward pass."""
-        low = recomputed_in_turn(self.low, images)
-        return low, recomputed_in_turn(self.rest, low)
+        low = checkpointed_in_sequence(self.low, images)
+        return low, checkpointed_in_sequence(self.rest, low)
 
 
 class TimmBackbone(nn.Module):
@@ -107,7 +107,7 @@ class TimmBackbone(nn.Module):
     def sparing(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the same maps; store only the images for the backward pass."""
         # timm networks differ in structure, so the whole network is one segment
-        low, last = recomputed(self, images)
+        low, last = checkpointed(self, images)
         return low, last
 
 

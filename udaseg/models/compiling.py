@@ -22,12 +22,12 @@ def compile_parts(parts: list[nn.Module], device: str) -> None:
         EnvironmentFault: This machine has no compiler.
     """
     if BACKEND == "inductor":
-        _refuse_without_compiler(device)
+        _check_compiler(device)
     for part in parts:
         part.compile(backend=BACKEND, dynamic=False)
 
 
-def _refuse_without_compiler(device: str) -> None:
+def _check_compiler(device: str) -> None:
     if device == "cpu":
         compilers = [os.environ.get("CXX"), "g++", "clang++"]
         if not any(shutil.which(compiler) for compiler in compilers if compiler):

@@ -1,19 +1,23 @@
 """The segmentation network: normalisation, backbone, head, and an optional projection head."""
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, assert_never
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from udaseg.models.backbones import Backbone, TimmBackbone
+from udaseg.models.backbones import Backbone, TimmBackbone, backbone
+from udaseg.models.checkpointing import checkpointed
 from udaseg.models.compiling import compile_parts
-from udaseg.models.recompute import recomputed
+from udaseg.models.heads import DeepLabV2, DeepLabV3Plus
+from udaseg.models.projector import Projector
+from udaseg.recipe.load import expand_path
+from udaseg.recipe.schema import Model
 
 
 @dataclass(frozen=True)
-class Segmented:
+class SegmenterOutput:
     """The output of the network for a batch of images.
 
     Attributes:
@@ -79,7 +83,7 @@ class Segmenter(nn.Module):
                 norm.requires_grad_(False)
         self.train()
 
-    def forward(self, images: Tensor, *, embed: bool = False) -> Segmented:
+    def forward(self, images: Tensor, *, embed: bool = False) -> SegmenterOutput:
         """Return logits, features and, if requested, embeddings.
 
         Args:
@@ -91,7 +95,7 @@ class Segmenter(nn.Module):
             images = images.contiguous()
         if self.recompute and self.training and torch.is_grad_enabled():
             low, features = self.backbone.sparing(images)
-            part = recomputed
+            part = checkpointed
         else:
             low, features = self._part(self.backbone, images)
             part = self._part
@@ -100,7 +104,7 @@ class Segmenter(nn.Module):
             if self.projector is None:
                 raise ValueError("embed=True, but this network has no projector")
             embeddings = part(self.projector, features)
-        return Segmented(part(self.head, low, features), features, embeddings)
+        return SegmenterOutput(part(self.head, low, features), features, embeddings)
 
     def lay_out(self, *, channels_last: bool) -> None:
         """Set the memory format of weights and images, channels last or first."""
@@ -141,3 +145,38 @@ class Segmenter(nn.Module):
 
     def _backbone_norms(self) -> list[nn.Module]:
         return [part for part in self.backbone.modules() if isinstance(part, nn.BatchNorm2d)]
+
+
+def build_segmenter(
+    spec: Model, num_classes: int, *, projector_channels: int | None = None
+) -> Segmenter:
+    """Return the network of a recipe, with the backbone's weights loaded."""
+    weights = spec.weights
+    if weights not in ("imagenet", "random"):
+        weights = expand_path(weights)
+    body = backbone(spec.backbone, output_stride=spec.output_stride, weights=weights)
+    head: nn.Module
+    match spec.head:
+        case "deeplab_v2":
+            head = DeepLabV2(body.channels[1], num_classes, spec.aspp_dilations)
+        case "deeplab_v3plus":
+            head = DeepLabV3Plus(
+                body.channels, num_classes, spec.aspp_dilations, spec.head_channels
+            )
+        case _:
+            assert_never(spec.head)
+    return Segmenter(
+        body,
+        head,
+        output_stride=spec.output_stride,
+        batch_norm=spec.batch_norm,
+        projector=None
+        if projector_channels is None
+        else Projector(body.channels[1], projector_channels),
+    )
+
+
+def with_random_weights(spec: Model) -> Model:
+    """Return the model specification with random weights, so that no weights file is needed."""
+    # the checkpoint provides all tensors, loaded with strict=True
+    return replace(spec, weights="random")

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from udaseg.errors import CheckpointError
 
 log = logging.getLogger(__name__)
-
 _MIN_MATCHED_SHARE = 0.5
 
 

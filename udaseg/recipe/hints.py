@@ -7,11 +7,10 @@ from difflib import SequenceMatcher, get_close_matches
 from functools import lru_cache
 
 from udaseg.recipe.schema import Recipe
-
-_LONGEST = 64
+from udaseg.text import LONGEST_WORD
 
 # Names in other training tools -> our names; names that a section lacks are skipped.
-_ELSEWHERE_CALLED = {
+_FOREIGN_NAMES = {
     "learning_rate": "lr",
     "weight_decay_rate": "weight_decay",
     "iterations": "steps",
@@ -50,15 +49,6 @@ _ELSEWHERE_CALLED = {
 }
 
 
-def close(word: str, options: Sequence[str], cutoff: float = 0.6) -> str | None:
-    """Return the option most similar to `word`, None if none is similar enough."""
-    if len(word) > _LONGEST:
-        return None
-    same_case = {option.lower(): option for option in options}
-    matches = get_close_matches(word.lower().replace("-", "_"), same_case, 1, cutoff)
-    return same_case[matches[0]] if matches else None
-
-
 def key_hint(word: str, section: str, options: Sequence[str], written: Sequence[str]) -> str | None:
     """Return the key that was probably meant.
 
@@ -71,30 +61,30 @@ def key_hint(word: str, section: str, options: Sequence[str], written: Sequence[
     Returns:
         A key of the section, a dotted key in another section, or None.
     """
-    if len(word) > _LONGEST:
+    if len(word) > LONGEST_WORD:
         return None
     name = word.lower().replace("-", "_").rpartition(".")[2]
-    near = sorted(((_nearness(name, o) - 0.1 * (o in written), o) for o in options), reverse=True)
+    near = sorted(((_similarity(name, o) - 0.1 * (o in written), o) for o in options), reverse=True)
     if near and near[0][0] >= 0.8:
         return near[0][1]
-    if exact := _elsewhere(name, section):
+    if exact := _key_in_other_section(name, section):
         return exact
-    called = get_close_matches(name, _ELSEWHERE_CALLED, 1, 0.8)
-    if called and (known := _ELSEWHERE_CALLED[called[0]]) in options:
+    called = get_close_matches(name, _FOREIGN_NAMES, 1, 0.8)
+    if called and (known := _FOREIGN_NAMES[called[0]]) in options:
         return known
-    if called and (exact := _elsewhere(known, section)):
+    if called and (exact := _key_in_other_section(known, section)):
         return exact
     if near and near[0][0] >= 0.55:
         return near[0][1]
     distant = get_close_matches(name, {path.rpartition(".")[2] for path in schema_keys()}, 1, 0.75)
-    return _elsewhere(distant[0], section) if distant else None
+    return _key_in_other_section(distant[0], section) if distant else None
 
 
-def _nearness(word: str, option: str) -> float:
+def _similarity(word: str, option: str) -> float:
     return SequenceMatcher(None, word, option).ratio()
 
 
-def _elsewhere(name: str, section: str) -> str | None:
+def _key_in_other_section(name: str, section: str) -> str | None:
     """Return the dotted key ending in `name` that shares most parents with `section`."""
     section_parts = section.split(".")
     own_path = f"{section}.{name}" if section else name

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from udaseg.errors import EnvironmentFault, RecipeError, UsageError
-from udaseg.recipe.hints import close
-from udaseg.recipe.text import Faults, Section, Word, clipped, parse, read_text
+from udaseg.recipe.nodes import ErrorList, MappingNode, ScalarNode, parse, read_text
+from udaseg.text import did_you_mean, shortened
 
 DEFAULT_SOURCE = "gta5"
 DEFAULT_TARGET = "cityscapes"
@@ -67,7 +67,7 @@ def find_recipe(word: str) -> Path:
             return Path(word)
         if Path(word).is_dir():
             raise RecipeError(
-                f"{word}: is a folder; use --resume {clipped(word)} to continue a run"
+                f"{word}: is a folder; use --resume {shortened(word)} to continue a run"
             )
     except (OSError, ValueError):  # the name is too long or contains NUL
         pass
@@ -76,11 +76,11 @@ def find_recipe(word: str) -> Path:
     if name in known:
         return known[name].path
     by_method = {entry.method: entry.name for entry in reversed(known.values())}
-    hint = close(name, [*known, *by_method])
+    hint = did_you_mean(name, [*known, *by_method])
     hint = by_method.get(hint or "", hint)
     instead = f"did you mean '{hint}'? " if hint else ""
     raise RecipeError(
-        f"{clipped(word)}: no such file or shipped recipe; {instead}"
+        f"{shortened(word)}: no such file or shipped recipe; {instead}"
         "`udaseg recipes ls` lists the shipped ones"
     )
 
@@ -110,10 +110,10 @@ def choose_recipe(method: str, source: str | None = None, target: str | None = N
     entries = [entry for entry in list_recipes() if entry.method == method]
     if not entries:
         known = methods()
-        hint = close(method, list(known))
+        hint = did_you_mean(method, list(known))
         instead = f"did you mean '{hint}'? " if hint else ""
         raise UsageError(
-            f"no method '{clipped(method)}'; {instead}available: {', '.join(sorted(known))}"
+            f"no method '{shortened(method)}'; {instead}available: {', '.join(sorted(known))}"
         )
     requested_pair = (source or DEFAULT_SOURCE, target or DEFAULT_TARGET)
 
@@ -133,15 +133,15 @@ def sibling(path: Path, method: str) -> Path:
     """
     if path.resolve().parent.parent != recipes_folder().resolve():
         raise UsageError(
-            f"{clipped(str(path))}: a recipe file defines its own method; leave out "
-            f"--method {clipped(method)}, or name a shipped recipe"
+            f"{shortened(str(path))}: a recipe file defines its own method; leave out "
+            f"--method {shortened(method)}, or name a shipped recipe"
         )
     known = sorted(other.stem for other in path.parent.glob("*.yaml"))
     if method not in known:
-        hint = close(method, known)
+        hint = did_you_mean(method, known)
         instead = f"did you mean '{hint}'? " if hint else ""
         raise UsageError(
-            f"no method '{clipped(method)}' in {path.parent.name}; {instead}"
+            f"no method '{shortened(method)}' in {path.parent.name}; {instead}"
             f"available: {', '.join(known)}"
         )
     return path.parent / f"{method}.yaml"
@@ -150,7 +150,7 @@ def sibling(path: Path, method: str) -> Path:
 def domains(path: Path) -> tuple[str | None, str | None]:
     """Return `source.data` and `target.data` of a recipe; None for what cannot be read."""
     try:
-        root = parse(read_text(path), lambda line, column: f"{line}:{column}", Faults())
+        root = parse(read_text(path), lambda line, column: f"{line}:{column}", ErrorList())
     except RecipeError:
         return None, None
     return _data(root, "source"), _data(root, "target")
@@ -158,8 +158,8 @@ def domains(path: Path) -> tuple[str | None, str | None]:
 
 def _data(node: object, name: str) -> str | None:
     for key in (name, "data"):
-        node = node.entries.get(key, ("", None))[1] if isinstance(node, Section) else None
-    return node.text if isinstance(node, Word) else None
+        node = node.entries.get(key, ("", None))[1] if isinstance(node, MappingNode) else None
+    return node.text if isinstance(node, ScalarNode) else None
 
 
 def _summary(path: Path) -> str:

@@ -9,21 +9,22 @@ from pathlib import Path
 from typing import Any, cast
 
 from udaseg.errors import RecipeError
-from udaseg.recipe.read import UNREAD, Reader
-from udaseg.recipe.scalars import is_null, reads_as
-from udaseg.recipe.schema import Recipe, problems
-from udaseg.recipe.text import (
+from udaseg.recipe.nodes import (
     MAX_DEPTH,
-    Broken,
-    Faults,
-    Items,
+    ErrorList,
+    InvalidNode,
+    ListNode,
+    MappingNode,
     Node,
-    Section,
-    Word,
-    clipped,
+    ScalarNode,
     parse,
     read_text,
 )
+from udaseg.recipe.reader import INVALID, Reader
+from udaseg.recipe.rules import recipe_problems
+from udaseg.recipe.scalars import is_null, yaml_type
+from udaseg.recipe.schema import Recipe
+from udaseg.text import shortened
 
 _KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*(\.[A-Za-z_][A-Za-z0-9_-]*)*")
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")
@@ -49,10 +50,10 @@ def load(
         if path is None:
             raise ValueError("load needs a path or a text")
         text = read_text(path)
-    name = clipped(str(path), 300) if path is not None else "recipe"
-    faults = Faults()
+    name = shortened(str(path), 300) if path is not None else "recipe"
+    faults = ErrorList()
     root = parse(text, lambda line, column: f"{name}:{line}:{column}", faults)
-    if not isinstance(root, Section):
+    if not isinstance(root, MappingNode):
         faults.add(root.where, "", "must be a YAML mapping")
         faults.stop()
     _override(root, overrides, faults)
@@ -74,9 +75,9 @@ def from_dict(values: Mapping[str, Any], origin: str = "recipe") -> Recipe:
     Raises:
         RecipeError: The recipe is wrong; the message lists all errors, one per line.
     """
-    faults = Faults()
+    faults = ErrorList()
     root = _node(values, origin, "", faults, 0)
-    if not isinstance(root, Section):
+    if not isinstance(root, MappingNode):
         faults.add(origin, "", f"must hold a recipe, got {type(values).__name__}")
         faults.stop()
     return _recipe(root, faults, origin)
@@ -97,33 +98,35 @@ def expand_path(text: str) -> str:
     def value(match: re.Match[str]) -> str:
         name, closing_brace = match.groups()
         if not closing_brace or not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", name):
-            raise RecipeError(f"{clipped(text)}: write a variable as ${{NAME}}")
+            raise RecipeError(f"{shortened(text)}: write a variable as ${{NAME}}")
         if not os.environ.get(name):
-            raise RecipeError(f"{clipped(text)}: ${{{name}}} is not set; set it or write the path")
+            raise RecipeError(
+                f"{shortened(text)}: ${{{name}}} is not set; set it or write the path"
+            )
         return os.environ[name]
 
     if "\0" in text:
-        raise RecipeError(f"{clipped(text)}: a path cannot contain NUL")
+        raise RecipeError(f"{shortened(text)}: a path cannot contain NUL")
     home = text == "~" or text.startswith("~/")
     expanded = _VARIABLE.sub(value, text[1:] if home else text)
     return f"{Path.home()}{expanded}" if home else expanded
 
 
-def _recipe(root: Section, faults: Faults, position: str) -> Recipe:
+def _recipe(root: MappingNode, faults: ErrorList, position: str) -> Recipe:
     reader = Reader(faults)
-    recipe = reader.read(Recipe, Section(root.entries, position))
-    if recipe is not UNREAD:
-        for key, problem in problems(recipe):
+    recipe = reader.read(Recipe, MappingNode(root.entries, position))
+    if recipe is not INVALID:
+        for key, problem in recipe_problems(recipe):
             faults.add(reader.place(key), key, problem)
     faults.stop_if_any()
     return cast("Recipe", recipe)
 
 
-def _override(root: Section, overrides: Sequence[str], faults: Faults) -> None:
+def _override(root: MappingNode, overrides: Sequence[str], faults: ErrorList) -> None:
     """Set each `KEY=VALUE` in the tree; overrides that contradict each other are errors."""
     earlier_overrides: dict[str, str] = {}
     for override in overrides:
-        position = f"override {clipped(override, 80)}"
+        position = f"override {shortened(override, 80)}"
         key, equals, text = override.partition("=")
         if not equals or not _KEY.fullmatch(key):
             faults.add(
@@ -138,36 +141,38 @@ def _override(root: Section, overrides: Sequence[str], faults: Faults) -> None:
                 faults.add(
                     position,
                     key,
-                    f"contradicts `{clipped(earlier_override, 80)}`; give only one of them",
+                    f"contradicts `{shortened(earlier_override, 80)}`; give only one of them",
                 )
         earlier_overrides[key] = override
         value = _override_value(text, position, key, faults)
         _put(root, key.split("."), value, position, faults)
 
 
-def _override_value(text: str, position: str, key: str, faults: Faults) -> Node:
+def _override_value(text: str, position: str, key: str, faults: ErrorList) -> Node:
     if not text.strip():
         faults.add(position, key, "has no value; `null` disables an optional section")
-        return Broken(position)
-    inner = Faults()
+        return InvalidNode(position)
+    inner = ErrorList()
     try:
         value = parse(text, lambda _line, _column: position, inner)
         inner.stop_if_any()
     except RecipeError:
         faults.lines.extend(inner.lines)
-        return Broken(position)
+        return InvalidNode(position)
     return value
 
 
-def _put(section: Section, key: list[str], value: Node, position: str, faults: Faults) -> None:
+def _put(
+    section: MappingNode, key: list[str], value: Node, position: str, faults: ErrorList
+) -> None:
     for depth, name in enumerate(key[:-1], 1):
         _, child = section.entries.get(name, (position, None))
-        if child is None or (isinstance(child, Word) and is_null(child)):
-            child = Section({}, position)
+        if child is None or (isinstance(child, ScalarNode) and is_null(child)):
+            child = MappingNode({}, position)
             section.entries[name] = (position, child)
-        if isinstance(child, Broken):
+        if isinstance(child, InvalidNode):
             return
-        if not isinstance(child, Section):
+        if not isinstance(child, MappingNode):
             faults.add(
                 position, ".".join(key), f"{'.'.join(key[:depth])} is a value, not a section"
             )
@@ -176,22 +181,22 @@ def _put(section: Section, key: list[str], value: Node, position: str, faults: F
     section.entries[key[-1]] = (position, value)
 
 
-def _node(value: object, position: str, key: str, faults: Faults, depth: int) -> Node:
+def _node(value: object, position: str, key: str, faults: ErrorList, depth: int) -> Node:
     """Convert plain values to nodes, so that files and checkpoints share one reader."""
     if depth > MAX_DEPTH:
         faults.add(position, key, f"is more than {MAX_DEPTH} levels deep")
         faults.stop()
     if isinstance(value, str):
-        return Word(value, quoted=True, where=position)
+        return ScalarNode(value, quoted=True, where=position)
     if value is None or isinstance(value, (bool, int, float)):
         try:
             text = json.dumps(value)
         except ValueError:  # an int of more than 4300 digits
             text = "a number of more than 4300 digits"
-        return Word(text, quoted=False, where=position)
+        return ScalarNode(text, quoted=False, where=position)
     if isinstance(value, (list, tuple)):
         items = [_node(v, position, f"{key}[{n}]", faults, depth + 1) for n, v in enumerate(value)]
-        return Items(items, position)
+        return ListNode(items, position)
     if isinstance(value, Mapping):
         entries: dict[str, tuple[str, Node]] = {}
         for name, child in value.items():
@@ -200,9 +205,9 @@ def _node(value: object, position: str, key: str, faults: Faults, depth: int) ->
                 entries[name] = (position, _node(child, position, path, faults, depth + 1))
             else:
                 faults.add(position, path, "a key must be text")
-        return Section(entries, position)
+        return MappingNode(entries, position)
     faults.add(position, key, f"must be a plain value, got {type(value).__name__}")
-    return Broken(position)
+    return InvalidNode(position)
 
 
 def _plain(value: object) -> object:
@@ -237,7 +242,7 @@ def _flow(value: object) -> str:
     if isinstance(value, list):
         return f"[{', '.join(map(_flow, value))}]"
     if isinstance(value, str):
-        plain = _PLAIN.fullmatch(value) and not reads_as(value)
+        plain = _PLAIN.fullmatch(value) and not yaml_type(value)
         return value if plain else json.dumps(value, ensure_ascii=False)
     written = json.dumps(value)
     if isinstance(value, float) and "e" in written and "." not in written:

@@ -6,15 +6,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from udaseg.errors import UsageError
-from udaseg.recipe.identity import numbers_of
 from udaseg.recipe.library import choose_recipe, domains, find_recipe, sibling
 from udaseg.recipe.load import load
 from udaseg.recipe.schema import Recipe
-from udaseg.recipe.text import clipped
+from udaseg.recipe.stages import numeric_settings
+from udaseg.text import shortened
 
 
 @dataclass(frozen=True)
-class Everyday:
+class Overrides:
     """Command-line options that override a recipe; None changes nothing.
 
     Attributes:
@@ -67,7 +67,7 @@ class Everyday:
         ]
 
 
-def split_words(words: Sequence[str]) -> tuple[str | None, list[str]]:
+def split_arguments(words: Sequence[str]) -> tuple[str | None, list[str]]:
     """Return the RECIPE among the arguments, if any, and the `KEY=VALUE` overrides.
 
     Raises:
@@ -76,12 +76,12 @@ def split_words(words: Sequence[str]) -> tuple[str | None, list[str]]:
     overrides = [word for word in words if "=" in word and "/" not in word.partition("=")[0]]
     recipes = [word for word in words if word not in overrides]
     if len(recipes) > 1:
-        shown = " ".join(map(clipped, recipes))
+        shown = " ".join(map(shortened, recipes))
         raise UsageError(f"give at most one RECIPE, got {shown}; write an override as KEY=VALUE")
     return (recipes[0] if recipes else None), overrides
 
 
-def scores_another_target(
+def validates_other_data(
     recipe: Recipe, file_data: tuple[str | None, str | None], words: Sequence[str]
 ) -> bool:
     """Return whether the recipe validates on other data than the user trains on.
@@ -103,9 +103,9 @@ def scores_another_target(
     return recipe.target.data != file_target or other_source
 
 
-def requested(
+def requested_recipe(
     words: Sequence[str],
-    everyday: Everyday,
+    everyday: Overrides,
     default_method: str,
     method: str | None = None,
     resume: Path | None = None,
@@ -123,15 +123,15 @@ def requested(
         UsageError: The arguments contradict each other.
         RecipeError: The recipe or an override is wrong.
     """
-    named, overrides = split_words(words)
+    named, overrides = split_arguments(words)
     if resume is not None:
         if named is not None or method is not None:
-            other = clipped(named) if named is not None else "--method"
+            other = shortened(named) if named is not None else "--method"
             raise UsageError(f"--resume uses the recipe of the run; leave out {other}")
         path = resume / "recipe.yaml"
         if not path.is_file():
             raise UsageError(
-                f"{clipped(str(resume), 300)}: not a run folder, it has no recipe.yaml; use --init "
+                f"{shortened(str(resume), 300)}: not a run folder, it has no recipe.yaml; use --init "
                 "CHECKPOINT to start a new run from weights"
             )
     elif named is None:
@@ -141,11 +141,11 @@ def requested(
         path = sibling(path, method) if method is not None else path
     overrides = [*everyday.overrides(), *overrides]
     recipe = load(path, overrides=overrides)
-    if scores_another_target(recipe, domains(path), overrides):
+    if validates_other_data(recipe, domains(path), overrides):
         recipe = replace(recipe, validation=replace(recipe.validation, data=None))
     if recipe.expected is not None and not any(word.startswith("expected") for word in overrides):
         # the expected score holds for the settings of the file, with any seed
         unchanged = replace(load(path), seed=recipe.seed)
-        if numbers_of(unchanged) != numbers_of(recipe):
+        if numeric_settings(unchanged) != numeric_settings(recipe):
             recipe = replace(recipe, expected=None)
     return recipe, path

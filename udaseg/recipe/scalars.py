@@ -11,7 +11,8 @@ import re
 import yaml
 from yaml.resolver import Resolver
 
-from udaseg.recipe.text import Word, clipped
+from udaseg.recipe.nodes import ScalarNode
+from udaseg.text import shortened
 
 _WHOLE = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 _NUMBER = re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
@@ -22,45 +23,51 @@ _OTHER_BASE = re.compile(r"[-+]?0[xXbBoO][0-9a-fA-F_]+")
 _DATE = re.compile(r"[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}.*")
 _MAX_DIGITS = 18
 _RESOLVER = Resolver()
-_TRUTH = {"yes": "true", "on": "true", "no": "false", "off": "false"}
+_YAML_1_1_BOOLEANS = {"yes": "true", "on": "true", "no": "false", "off": "false"}
 _TAGS = {"bool": "a truth value", "null": "null", "int": "a number", "float": "a number"}
 _TAGS |= {"timestamp": "a date", "merge": "a merge key", "value": "a default value"}
 
 
-class WordError(Exception):
+class ScalarError(Exception):
     """A scalar does not fit its field; the message states what it must be, what it is, and why."""
 
 
-def got(word: Word) -> str:
+def describe_scalar(word: ScalarNode) -> str:
     """Return the scalar as messages show it."""
-    return f"the text '{clipped(word.text)}'" if word.quoted else clipped(word.text) or "nothing"
+    return (
+        f"the text '{shortened(word.text)}'" if word.quoted else shortened(word.text) or "nothing"
+    )
 
 
-def whole_number(word: Word) -> int:
+def whole_number(word: ScalarNode) -> int:
     """Return the scalar as an int; floats, booleans and quoted numbers are refused."""
     must = "must be a whole number"
     if not word.quoted and _WHOLE.fullmatch(word.text):
         if len(word.text) > _MAX_DIGITS:
-            raise WordError(f"{must} of at most {_MAX_DIGITS} digits, got {got(word)}")
+            raise ScalarError(
+                f"{must} of at most {_MAX_DIGITS} digits, got {describe_scalar(word)}"
+            )
         return int(word.text)
-    raise WordError(f"{must}, got {got(word)}{_why_not_whole(word)}")
+    raise ScalarError(f"{must}, got {describe_scalar(word)}{_why_not_whole(word)}")
 
 
-def number(word: Word) -> float:
+def number(word: ScalarNode) -> float:
     """Return the scalar as a float; accepts whole numbers and `1e-4`, but not nan and inf."""
     must = "must be a number"
     plain = not word.quoted and not _LEADING_ZERO.fullmatch(word.text)
     if not plain or not _NUMBER.fullmatch(word.text):
-        raise WordError(f"{must}, got {got(word)}{_why_not_number(word)}")
+        raise ScalarError(f"{must}, got {describe_scalar(word)}{_why_not_number(word)}")
     value = float(word.text)
     if math.isinf(value):
-        raise WordError(f"{must} that a float can hold, got {got(word)}: too large")
+        raise ScalarError(f"{must} that a float can hold, got {describe_scalar(word)}: too large")
     if value == 0 and re.search("[1-9]", re.split("[eE]", word.text)[0]):
-        raise WordError(f"{must} that a float can hold, got {got(word)}: it becomes 0")
+        raise ScalarError(
+            f"{must} that a float can hold, got {describe_scalar(word)}: it becomes 0"
+        )
     return value
 
 
-def truth(word: Word) -> bool:
+def boolean(word: ScalarNode) -> bool:
     """Return the scalar as a bool; accepts only `true` and `false`."""
     if not word.quoted and word.text in ("true", "false"):
         return word.text == "true"
@@ -68,26 +75,28 @@ def truth(word: Word) -> bool:
     hint = ""
     if word.quoted and lower in ("true", "false"):
         hint = "; remove the quotes"
-    elif lower in _TRUTH:
-        hint = f"; only YAML 1.1 reads it as {_TRUTH[lower]}: write {_TRUTH[lower]}"
+    elif lower in _YAML_1_1_BOOLEANS:
+        hint = f"; only YAML 1.1 reads it as {_YAML_1_1_BOOLEANS[lower]}: write {_YAML_1_1_BOOLEANS[lower]}"
     elif lower in ("true", "false"):
         hint = f"; write {lower} in lower case"
-    raise WordError(f"must be true or false, got {got(word)}{hint}")
+    raise ScalarError(f"must be true or false, got {describe_scalar(word)}{hint}")
 
 
-def plain_text(word: Word) -> str:
+def plain_text(word: ScalarNode) -> str:
     """Return the scalar as text; text that YAML would read as another type must be quoted."""
     if not word.text.strip():
-        raise WordError(f"must be text, got {got(word) if word.quoted else 'nothing'}")
-    if word.quoted or not (kind := reads_as(word.text)):
+        raise ScalarError(
+            f"must be text, got {describe_scalar(word) if word.quoted else 'nothing'}"
+        )
+    if word.quoted or not (kind := yaml_type(word.text)):
         return word.text
-    written = clipped(word.text)
-    raise WordError(
+    written = shortened(word.text)
+    raise ScalarError(
         f"must be text, got {written}, which YAML reads as {kind}; quote it: '{written}'"
     )
 
 
-def reads_as(text: str) -> str:
+def yaml_type(text: str) -> str:
     """Return the type that some YAML reader assigns to the unquoted text; "" if all read text."""
     if _LEADING_ZERO.fullmatch(text) or _OTHER_BASE.fullmatch(text):
         return "a number in another base"
@@ -103,19 +112,19 @@ def reads_as(text: str) -> str:
     return _TAGS.get(tag.rpartition(":")[2], "")
 
 
-def is_null(word: Word) -> bool:
+def is_null(word: ScalarNode) -> bool:
     """Return whether the scalar is an unquoted `null` or `~`."""
     return not word.quoted and word.text in ("null", "~")
 
 
-def _why_not_whole(word: Word) -> str:
+def _why_not_whole(word: ScalarNode) -> str:
     if not word.quoted and _NUMBER.fullmatch(word.text) and not _LEADING_ZERO.fullmatch(word.text):
         value = float(word.text)
         return f"; write {value:.0f}" if value.is_integer() and abs(value) < 1e15 else ""
     return _why_not_number(word)
 
 
-def _why_not_number(word: Word) -> str:
+def _why_not_number(word: ScalarNode) -> str:
     text = word.text
     if word.quoted:
         return "; remove the quotes" if _NUMBER.fullmatch(text) else ""
@@ -132,7 +141,7 @@ def _why_not_number(word: Word) -> str:
         return "; write it in plain decimal digits"
     if _DATE.fullmatch(text):
         return ", which YAML reads as a date"
-    if text.lower() in (*_TRUTH, "true", "false"):
+    if text.lower() in (*_YAML_1_1_BOOLEANS, "true", "false"):
         return ", which YAML reads as a truth value"
     if not text:
         return "; write a value after the key"

@@ -5,16 +5,10 @@ with a default either belongs to the machine or disables a part. `problems` chec
 type cannot express, and reports all errors of the recipe at once.
 """
 
-import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from udaseg.recipe.domain import Domain, source_problems, target_problems
-from udaseg.recipe.machine import Machine, machine_problems
-from udaseg.recipe.method import Method, SelfTraining, Staged
-from udaseg.recipe.method_checks import Found, method_problems, require
-
-_DISCRIMINATOR_STRIDE = 32
+from udaseg.recipe.methods import Method
 
 
 @dataclass(frozen=True)
@@ -104,6 +98,107 @@ class Expected:
 
 
 @dataclass(frozen=True)
+class RareClass:
+    """Settings of `sampling: rare_class`; the defaults are those of DAFormer.
+
+    Attributes:
+        temperature: Classes are drawn by the softmax of (1 - f) / temperature, where f is the pixel
+            share of the class.
+        min_pixels: Minimum pixels of the class in an image drawn for it, at the original size.
+        min_crop_pixels: Minimum pixels of the class in its crop, after `resize`.
+    """
+
+    temperature: float = 0.01
+    min_pixels: int = 3000
+    min_crop_pixels: int = 1500
+
+
+@dataclass(frozen=True)
+class Domain:
+    """Images of one domain and how they are cut for training.
+
+    Attributes:
+        data: Name of a prepared data set, dataset YAML, or (target only) a folder of images.
+        split: The split to read.
+        resize: (height, width) in pixels; null keeps the size of each file.
+        crop: (height, width) of the random crop. A labelled image that is smaller is padded with
+            ignored pixels; an unlabelled one is enlarged.
+        flip: Mirror left-right with probability 1/2.
+        sampling: How images are sampled: `uniform`; for a source also `class_balanced` (by
+            image-level class counts, as in SPCL) and `rare_class` (as in DAFormer). A stage can
+            override it.
+        rare_class: Settings of `rare_class`.
+    """
+
+    data: str
+    split: str
+    resize: tuple[int, int] | None
+    crop: tuple[int, int]
+    flip: bool
+    sampling: Literal["uniform", "class_balanced", "rare_class"] = "uniform"
+    rare_class: RareClass = field(default_factory=RareClass)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Settings that do not change the numbers, except for rounding.
+
+    `precision` and `micro_batches` change them more than by rounding.
+
+    Attributes:
+        device: auto, cpu, cuda or cuda:N.
+        precision: fp32 or bf16 (autocast; losses stay fp32).
+        workers: Loader processes; -1 chooses automatically.
+        log_every: Steps between metric log lines.
+        checkpoint_every: Steps between checkpoints; 0 writes only the last.
+        keep_checkpoints: Number of newest checkpoints to keep, at least 2.
+        validate_every: Steps between validations; 0 validates only at the end.
+        micro_batches: Number of micro-batches of a step, to save memory; batch norm normalises
+            each by itself. `--fit` sets it.
+        max_bad_steps: A step that is not finite is skipped; this many in a row end the run.
+        on_bad_sample: For an image that cannot be read: `fail` stops with its name; `skip` uses a
+            substitute, the same one in every run and after every resume.
+        worker_timeout: Seconds after which a loader process that delivers no batch is replaced; 0
+            waits without limit.
+        stop_on_collapse: End the run, instead of a warning, when the teacher's labels collapse.
+        activation_checkpointing: Keep only the inputs of the network's blocks for the backward
+            pass and recompute the other activations: less memory, the same numbers.
+        channels_last: Memory layout in which convolutions are fast.
+        compile: Compile the networks with `torch.compile`; starts slowly, and losses differ by
+            rounding.
+        deterministic: Use deterministic kernels where they exist.
+        preview_every: Steps between preview pictures of the predictions, at most 20 per run; 0 for
+            none.
+        tensorboard: `auto` logs to TensorBoard if it is installed, `require` fails if it is not,
+            `never` does not log.
+        keep_best: Also keep the best checkpoint by this criterion of `udaseg select`, computed on
+            unlabelled target images at each checkpoint. Null keeps only the newest.
+    """
+
+    device: str = "auto"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    workers: int = -1
+    log_every: int = 50
+    checkpoint_every: int = 1000
+    keep_checkpoints: int = 2
+    validate_every: int = 0
+    micro_batches: int = 1
+    max_bad_steps: int = 5
+    on_bad_sample: Literal["fail", "skip"] = "fail"
+    worker_timeout: int = 300
+    stop_on_collapse: bool = False
+    activation_checkpointing: bool = False
+    channels_last: bool = True
+    compile: bool = False
+    deterministic: bool = False
+    preview_every: int = 1000
+    tensorboard: Literal["auto", "require", "never"] = "auto"
+    keep_best: Literal["entropy", "infomax", "snd", "teacher", "flip", "source", "drift"] | None = (
+        None
+    )
+
+
+@dataclass(frozen=True)
 class Recipe:
     """All settings of one run.
 
@@ -134,132 +229,3 @@ class Recipe:
     method: Method
     machine: Machine = field(default_factory=Machine)
     expected: Expected | None = None
-
-
-def problems(recipe: Recipe) -> list[tuple[str, str]]:
-    """Return (dotted key, what it must be) for every value that is out of range."""
-    problems: Found = []
-    valid = re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", recipe.name) is not None
-    require(problems, "name", valid, "letters, digits, '.', '_' and '-'", repr(recipe.name))
-    require(problems, "seed", 0 <= recipe.seed < 2**31, "in [0, 2^31)", recipe.seed)
-    require(problems, "steps", recipe.steps >= 1, "at least 1", recipe.steps)
-    require(problems, "batch.source", recipe.batch.source >= 1, "at least 1", recipe.batch.source)
-    require(problems, "batch.target", recipe.batch.target >= 1, "at least 1", recipe.batch.target)
-    source_problems(problems, recipe.source, recipe.model.output_stride)
-    target_problems(problems, recipe.target, recipe.model.output_stride)
-    optimizer = recipe.optimizer
-    for part in ("lr", "head_lr_mult", "backbone_lr_mult"):
-        value = getattr(optimizer, part)
-        require(problems, f"optimizer.{part}", value > 0, "above 0", value)
-    require(
-        problems, "optimizer.momentum", 0 <= optimizer.momentum < 1, "in [0, 1)", optimizer.momentum
-    )
-    require(
-        problems,
-        "optimizer.weight_decay",
-        optimizer.weight_decay >= 0,
-        "at least 0",
-        optimizer.weight_decay,
-    )
-    require(problems, "optimizer.power", optimizer.power >= 0, "at least 0", optimizer.power)
-    require(problems, "optimizer.warmup", optimizer.warmup >= 0, "at least 0", optimizer.warmup)
-    if optimizer.clip_norm is not None:
-        require(
-            problems, "optimizer.clip_norm", optimizer.clip_norm > 0, "above 0", optimizer.clip_norm
-        )
-    require(
-        problems,
-        "model.aspp_dilations",
-        bool(recipe.model.aspp_dilations) and min(recipe.model.aspp_dilations, default=0) >= 1,
-        "one or more dilations of at least 1",
-        recipe.model.aspp_dilations,
-    )
-    require(
-        problems,
-        "model.head_channels",
-        recipe.model.head_channels >= 1,
-        "at least 1",
-        recipe.model.head_channels,
-    )
-    machine = recipe.machine
-    machine_problems(problems, machine)
-    micro_batches = machine.micro_batches
-    even = (
-        micro_batches >= 1
-        and recipe.batch.source % micro_batches == recipe.batch.target % micro_batches == 0
-    )
-    must = "a divisor of batch.source and of batch.target"
-    require(problems, "machine.micro_batches", even, must, micro_batches)
-    criterion_works = isinstance(recipe.method, SelfTraining) or machine.keep_best != "teacher"
-    must = "another criterion, because the method has no teacher"
-    require(problems, "machine.keep_best", criterion_works, must, machine.keep_best)
-    if recipe.expected is not None:
-        low, high = recipe.expected.miou
-        rising = 0 <= low <= high <= 100
-        require(problems, "expected.miou", rising, "[LOWEST, HIGHEST] in percent", [low, high])
-    method_problems(problems, recipe.method, recipe.steps)
-    _statistics_problems(problems, recipe)
-    if isinstance(recipe.method, SelfTraining):
-        _mixing_problems(problems, recipe, recipe.method)
-    _crop_problems(problems, recipe)
-    return problems
-
-
-def _statistics_problems(problems: Found, recipe: Recipe) -> None:
-    """Append an error if target statistics are used with frozen batch norms."""
-    method, norms = recipe.method, recipe.model.batch_norm
-    if isinstance(method, Staged) and method.stages and method.stages[-1].batch_norm is not None:
-        norms = method.stages[-1].batch_norm
-    if method.target_statistics > 0 and norms == "frozen":
-        problem = (
-            "must be 0: batch_norm is frozen, so its weights were learned for other statistics"
-        )
-        problems.append(("method.target_statistics", problem))
-
-
-def _crop_problems(problems: Found, recipe: Recipe) -> None:
-    """Append crops that are too small for the network or the discriminator."""
-    parts: list[tuple[str, str, tuple[int, int] | None]] = [("", recipe.method.kind, None)]
-    if isinstance(recipe.method, Staged):
-        parts = [
-            (
-                f"method.stages[{number}].target.crop",
-                stage.objective.kind,
-                None if stage.target is None else stage.target.crop,
-            )
-            for number, stage in enumerate(recipe.method.stages)
-        ]
-    for key, kind, stage_crop in parts:
-        if stage_crop is not None:
-            cell = recipe.model.output_stride
-            require(
-                problems, key, min(stage_crop) >= cell, f"at least {cell} px, one cell", stage_crop
-            )
-        if kind == "adversarial":
-            target = (
-                ("target.crop", recipe.target.crop) if stage_crop is None else (key, stage_crop)
-            )
-            for name, crop in (("source.crop", recipe.source.crop), target):
-                must = f"at least {_DISCRIMINATOR_STRIDE} px a side, one cell of the discriminator"
-                require(problems, name, min(crop) >= _DISCRIMINATOR_STRIDE, must, crop)
-
-
-def _mixing_problems(problems: Found, recipe: Recipe, method: SelfTraining) -> None:
-    """Append batch and crop sizes that prevent ClassMix, and regions larger than the crop."""
-    if recipe.batch.source != recipe.batch.target:
-        problems.append(
-            (
-                "batch.target",
-                "must equal batch.source: ClassMix pastes one source image onto each target "
-                f"image, got {recipe.batch.target} and {recipe.batch.source}",
-            )
-        )
-    if recipe.source.crop != recipe.target.crop:
-        same = "the same as source.crop: source pixels are pasted onto target images"
-        require(problems, "target.crop", False, same, recipe.target.crop)
-    if (regional := method.regional) is not None:
-        side = regional.region_size * recipe.model.output_stride
-        least = min(recipe.source.crop)
-        fits = f"at most {least // recipe.model.output_stride} cells, the crop's shorter side"
-        key = "method.regional.region_size"
-        require(problems, key, side <= least, fits, regional.region_size)

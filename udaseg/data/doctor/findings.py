@@ -8,12 +8,13 @@ from typing import Any, Literal
 
 Severity = Literal["error", "warning", "info"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
-SHOWN = 5
+
+MAX_EXAMPLES = 5
 """Examples that a finding keeps."""
 
 
 @dataclass(frozen=True)
-class Kind:
+class FindingKind:
     """A kind of finding.
 
     Attributes:
@@ -28,11 +29,11 @@ class Kind:
     fix: str
 
 
-def _kinds(severity: Severity, *rows: tuple[str, str, str]) -> dict[str, Kind]:
-    return {code: Kind(severity, what, fix) for code, what, fix in rows}
+def _kinds(severity: Severity, *rows: tuple[str, str, str]) -> dict[str, FindingKind]:
+    return {code: FindingKind(severity, what, fix) for code, what, fix in rows}
 
 
-KINDS: Mapping[str, Kind] = {
+KINDS: Mapping[str, FindingKind] = {
     **_kinds(
         "error",
         ("missing-file", "file is missing", "restore it, then run `udaseg prepare` again"),
@@ -294,7 +295,7 @@ class Findings:
         )
         finding.count += count
         finding.amounts.update(amounts or {})
-        if len(finding.examples) < SHOWN and (path is not None or note):
+        if len(finding.examples) < MAX_EXAMPLES and (path is not None or note):
             finding.examples.append(Example(path, note))
 
     def ordered(self) -> tuple[Finding, ...]:

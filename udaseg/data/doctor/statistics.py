@@ -1,7 +1,7 @@
 """Statistics of a data set: images, sizes, colours, shares of classes."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from udaseg.data.doctor.files import Looked
+from udaseg.data.doctor.findings import Findings
+from udaseg.data.doctor.images import InspectedImage
 from udaseg.data.doctor.subject import Subject
 
 
 @dataclass(frozen=True)
-class SplitFacts:
+class SplitStatistics:
     """Statistics of a split.
 
     Attributes:
@@ -50,7 +51,7 @@ class SplitFacts:
 
 
 @dataclass(frozen=True)
-class SetFacts:
+class SetStatistics:
     """Statistics of a data set.
 
     Attributes:
@@ -72,7 +73,7 @@ class SetFacts:
     kind: str
     folder: Path
     classes: tuple[str, ...]
-    splits: dict[str, SplitFacts] = field(default_factory=dict)
+    splits: dict[str, SplitStatistics] = field(default_factory=dict)
     mean: tuple[float, ...] | None = None
     spread: tuple[float, ...] | None = None
     aspect: float | None = None
@@ -108,11 +109,13 @@ class SetFacts:
         }
 
 
-def facts_of(subject: Subject, inspected: Sequence[Looked]) -> SetFacts:
+def compute_statistics(subject: Subject, inspected: Sequence[InspectedImage]) -> SetStatistics:
     """Return the statistics of a data set from the results for each of its images."""
     names = () if subject.classes is None else subject.classes.names
     splits = {
-        split: _split_facts([image for image in inspected if image.item.split == split], len(names))
+        split: _split_statistics(
+            [image for image in inspected if image.item.split == split], len(names)
+        )
         for split in subject.splits
     }
     sizes = np.array([image.size for image in inspected if image.size is not None], np.float64)
@@ -120,11 +123,11 @@ def facts_of(subject: Subject, inspected: Sequence[Looked]) -> SetFacts:
     spreads = np.array([image.spread for image in inspected if image.spread is not None])
     description = (subject.role, subject.name, subject.kind, subject.folder, names, splits)
     if not len(sizes):
-        return SetFacts(*description)
+        return SetStatistics(*description)
     mean = means.mean(0)
     # of all pixels together: E[x^2] - E[x]^2
     spread = np.sqrt(np.maximum((spreads**2 + means**2).mean(0) - mean**2, 0))
-    return SetFacts(
+    return SetStatistics(
         *description,
         mean=tuple(mean.round(2).tolist()),
         spread=tuple(spread.round(2).tolist()),
@@ -133,15 +136,127 @@ def facts_of(subject: Subject, inspected: Sequence[Looked]) -> SetFacts:
     )
 
 
-def _split_facts(inspected: Sequence[Looked], classes: int) -> SplitFacts:
+def _split_statistics(inspected: Sequence[InspectedImage], classes: int) -> SplitStatistics:
     sizes = Counter((image.size[1], image.size[0]) for image in inspected if image.size is not None)
     labelled = sum(image.item.label is not None for image in inspected)
     label_pixels = [image.pixels for image in inspected if image.pixels is not None]
     if not label_pixels:
-        return SplitFacts(len(inspected), labelled, sizes, None, None, None)
+        return SplitStatistics(len(inspected), labelled, sizes, None, None, None)
     table = np.array(label_pixels, np.int64).reshape(len(label_pixels), classes)
     pixels = table.sum(0)
     ignored = sum(image.ignored for image in inspected)
     total = int(pixels.sum()) + ignored
     share = round(ignored / total, 6) if total else 0.0
-    return SplitFacts(len(inspected), labelled, sizes, pixels, (table > 0).sum(0), share)
+    return SplitStatistics(len(inspected), labelled, sizes, pixels, (table > 0).sum(0), share)
+
+
+MIN_IMAGES = 10
+RARE_SHARE = 0.001
+_MAX_IGNORED_SHARE = 0.5
+_MAX_MEAN_DIFFERENCE = (
+    20.0  # of 255; a difference of almost a tenth of the range is clearly visible
+)
+_MAX_SPREAD_RATIO = 1.5
+_MAX_ASPECT_RATIO = 1.1
+_MIN_SCALE_RATIO = 2.0
+
+
+def add_set_findings(facts: SetStatistics, findings: Findings) -> None:
+    """Add findings from the statistics of one set."""
+    role = facts.role
+    for name, split in facts.splits.items():
+        if split.images < MIN_IMAGES:
+            findings.add("tiny-split", role, None, f"{name}: {split.images}")
+        if split.ignored is not None and split.ignored > _MAX_IGNORED_SHARE:
+            findings.add("mostly-ignored", role, None, f"{name}: {100 * split.ignored:.0f} %")
+        if len(split.sizes) > 1:
+            most_common, _ = split.sizes.most_common(1)[0]
+            others = split.sizes.total() - split.sizes[most_common]
+            note = f"{name}: {len(split.sizes)} sizes, mostly {most_common[0]}x{most_common[1]}"
+            findings.add("mixed-sizes", role, None, note, count=others)
+    counts = facts.counts(trained=True)
+    if counts is None or role == "target":  # training does not use a target's labels
+        return
+    pixels, _ = counts
+    total = max(1, int(pixels.sum()))
+    for name, count in zip(facts.classes, pixels.tolist(), strict=True):
+        if not count:
+            findings.add("class-never-seen", role, amounts={name: 0})
+        elif count / total < RARE_SHARE:
+            findings.add("rare-class", role, amounts={name: count})
+
+
+def add_domain_findings(source: SetStatistics, target: SetStatistics, findings: Findings) -> None:
+    """Add findings from comparing the statistics of source and target."""
+    trained = [split for name, split in source.splits.items() if name.startswith("train")]
+    if trained and not any(split.labelled for split in trained):
+        findings.add("source-unlabelled", "source", None, source.name)
+    if source.classes and target.classes:
+        _add_class_findings(source, target, findings)
+    if source.mean is None or target.mean is None:
+        return
+    assert source.spread is not None
+    assert target.spread is not None
+    mean_differs = np.abs(np.subtract(source.mean, target.mean)).max() > _MAX_MEAN_DIFFERENCE
+    spread_differs = _max_ratio(source.spread, target.spread) > _MAX_SPREAD_RATIO
+    if mean_differs or spread_differs:
+        note = (
+            f"mean RGB {_format_color(source.mean)} against {_format_color(target.mean)}, "
+            f"spread {_format_color(source.spread)} against {_format_color(target.spread)}"
+        )
+        findings.add("color-shift", "pair", None, note)
+    assert source.aspect is not None
+    assert target.aspect is not None
+    if _max_ratio([source.aspect], [target.aspect]) > _MAX_ASPECT_RATIO:
+        note = f"width / height {source.aspect:.2f} against {target.aspect:.2f}"
+        findings.add("aspect-shift", "pair", None, note)
+    assert source.height is not None
+    assert target.height is not None
+    if _max_ratio([source.height], [target.height]) >= _MIN_SCALE_RATIO:
+        note = f"height {source.height:.0f} against {target.height:.0f} px"
+        findings.add("scale-shift", "pair", None, note)
+
+
+def _add_class_findings(source: SetStatistics, target: SetStatistics, findings: Findings) -> None:
+    shared = set(source.classes) & set(target.classes)
+    if not shared:
+        findings.add("no-shared-class", "pair", None, f"{source.name}, {target.name}")
+        return
+    for name in source.classes:
+        if name not in shared:
+            findings.add("class-only-in-source", "pair", amounts={name: 0})
+    for name in target.classes:
+        if name not in shared:
+            findings.add("class-only-in-target", "pair", amounts={name: 0})
+    source_pixels, target_pixels = (
+        _pixels_by_class(source, (True,)),
+        _pixels_by_class(target, (True, False)),
+    )
+    for name in source.classes:
+        if name in shared and source_pixels and target_pixels:
+            if target_pixels[name] and not source_pixels[name]:
+                findings.add("class-not-taught", "pair", amounts={name: target_pixels[name]})
+            elif source_pixels[name] and not target_pixels[name]:
+                findings.add("class-not-in-target", "pair", amounts={name: 0})
+
+
+def _pixels_by_class(facts: SetStatistics, trained_values: Iterable[bool]) -> dict[str, int]:
+    """Return the pixels of each class over training splits, held-out splits, or both."""
+    pixels = [
+        counts[0]
+        for trained in trained_values
+        if (counts := facts.counts(trained=trained)) is not None
+    ]
+    if not pixels:
+        return {}
+    return dict(zip(facts.classes, np.sum(pixels, 0).tolist(), strict=True))
+
+
+def _max_ratio(one: Iterable[float], other: Iterable[float]) -> float:
+    """Return the largest ratio between corresponding values, the larger over the smaller."""
+    pairs = [(max(a, 1e-6), max(b, 1e-6)) for a, b in zip(one, other, strict=True)]
+    return max(max(a / b, b / a) for a, b in pairs)
+
+
+def _format_color(color: Iterable[float]) -> str:
+    return " ".join(str(round(part)) for part in color)

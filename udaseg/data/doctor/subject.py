@@ -1,30 +1,32 @@
 """The images and labels to check, of a prepared dataset, a declaration or a folder."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from udaseg.data.catalog_list import builtin, builtin_names
-from udaseg.data.declaration import Declaration
-from udaseg.data.find import find, static_prefix
-from udaseg.data.images import IMAGE_SUFFIXES
-from udaseg.data.index import INDEX_NAME, PreparedDataset, Sample, read_index
-from udaseg.data.labels import ClassSpace
-from udaseg.data.layouts import laid_out
-from udaseg.data.locate import located
-from udaseg.data.manifest import read_manifest
+from udaseg.data.datasets.catalog import builtin_names, read_builtin, resolve_declaration
+from udaseg.data.datasets.declaration import Declaration
+from udaseg.data.datasets.index import INDEX_NAME, PreparedDataset, Sample, read_index
+from udaseg.data.datasets.layouts import match_layout
+from udaseg.data.datasets.pairs import DatasetFiles, find_pairs
+from udaseg.data.doctor.findings import Findings
+from udaseg.data.files.find import find_files, static_prefix
+from udaseg.data.files.images import IMAGE_SUFFIXES
+from udaseg.data.labels.classes import ClassSpace
 from udaseg.data.open import open_dataset
-from udaseg.data.pairs import Pairs, pairs_of
-from udaseg.data.prepare import declared
-from udaseg.data.source import stored_source
+from udaseg.data.prepare.locate import find_dataset_folder
+from udaseg.data.prepare.manifest import read_manifest
+from udaseg.data.prepare.rules import read_source
 from udaseg.errors import DataError
 
 Role = Literal["data", "source", "target"]
 
 
 @dataclass(frozen=True)
-class Item:
+class SubjectImage:
     """An image of a split, with its label.
 
     Attributes:
@@ -71,10 +73,10 @@ class Subject:
     name: str
     kind: Literal["prepared", "declared", "folder"]
     folder: Path
-    items: tuple[Item, ...]
+    items: tuple[SubjectImage, ...]
     classes: ClassSpace | None = None
     declaration: Declaration | None = None
-    pairs: Pairs | None = None
+    pairs: DatasetFiles | None = None
     left_out: tuple[str, ...] = ()
     walked: tuple[Path, ...] = ()
     expected: Mapping[str, int] = field(default_factory=dict)
@@ -95,20 +97,20 @@ def open_subject(data: str, role: Role, root: Path) -> Subject:
         plain = "/" not in data and data not in (".", "..")
         folder = root / "prepared" / data
         if plain and (folder / INDEX_NAME).is_file():
-            return _prepared(read_index(folder), role)
+            return _open_prepared(read_index(folder), role)
         if not (plain and data in builtin_names()):
             if Path(data).is_dir():
-                return _folder(Path(data), role)
+                return _open_folder(Path(data), role)
             # nothing has that name: `open_dataset` raises the fitting error
-            return _prepared(open_dataset(data, root=root), role)
-    declaration = declared(data)
-    place = located(declaration, root)
+            return _open_prepared(open_dataset(data, root=root), role)
+    declaration = resolve_declaration(data)
+    place = find_dataset_folder(declaration, root)
     if place is None:
         raise DataError(f"{data}: found only archives; run `udaseg prepare {data}` first")
-    return _declared(declaration, place, role)
+    return _open_declared(declaration, place, role)
 
 
-def only_splits(subject: Subject, splits: Sequence[str]) -> Subject:
+def select_splits(subject: Subject, splits: Sequence[str]) -> Subject:
     """Return the subject with only these splits; a plain folder is returned unchanged.
 
     Raises:
@@ -123,10 +125,10 @@ def only_splits(subject: Subject, splits: Sequence[str]) -> Subject:
     return replace(subject, items=items)
 
 
-def _prepared(dataset: PreparedDataset, role: Role) -> Subject:
-    digests = _digests(dataset)
+def _open_prepared(dataset: PreparedDataset, role: Role) -> Subject:
+    digests = _prepared_digests(dataset)
     items = tuple(
-        Item(
+        SubjectImage(
             split,
             dataset.image_path(sample),
             None if sample.label is None else dataset.label_path(sample),
@@ -139,7 +141,7 @@ def _prepared(dataset: PreparedDataset, role: Role) -> Subject:
     )
     if not items:
         raise DataError(f"{dataset.name}: its index has no image; run `udaseg prepare` again")
-    stored = stored_source(dataset.folder) or {"bad": [], "excluded": []}
+    stored = read_source(dataset.folder) or {"bad": [], "excluded": []}
     return Subject(
         role,
         dataset.name,
@@ -148,11 +150,11 @@ def _prepared(dataset: PreparedDataset, role: Role) -> Subject:
         items,
         dataset.classes,
         left_out=(*stored["bad"], *stored["excluded"]),
-        expected=builtin(dataset.name).expected if dataset.name in builtin_names() else {},
+        expected=read_builtin(dataset.name).expected if dataset.name in builtin_names() else {},
     )
 
 
-def _digests(dataset: PreparedDataset) -> dict[str, str]:
+def _prepared_digests(dataset: PreparedDataset) -> dict[str, str]:
     """Return the SHA-256 of each prepared image and label; empty without a manifest."""
     try:
         rows = read_manifest(dataset.folder).rows
@@ -162,8 +164,8 @@ def _digests(dataset: PreparedDataset) -> dict[str, str]:
     return {file.path: file.sha256 for file in files}
 
 
-def _folder(folder: Path, role: Role) -> Subject:
-    files = find(folder, "**/*")
+def _open_folder(folder: Path, role: Role) -> Subject:
+    files = find_files(folder, "**/*")
     images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
     if not images:
         raise DataError(f"{folder}: contains no images ({', '.join(IMAGE_SUFFIXES)})")
@@ -172,16 +174,16 @@ def _folder(folder: Path, role: Role) -> Subject:
         folder.resolve().name or "images",
         "folder",
         folder,
-        tuple(Item("train", path, None) for path in images),
+        tuple(SubjectImage("train", path, None) for path in images),
         walked=(folder,),
     )
 
 
-def _declared(declaration: Declaration, folder: Path, role: Role) -> Subject:
-    declaration = laid_out(declaration, folder)
-    pairs = pairs_of(declaration, folder)
+def _open_declared(declaration: Declaration, folder: Path, role: Role) -> Subject:
+    declaration = match_layout(declaration, folder)
+    pairs = find_pairs(declaration, folder)
     items = [
-        Item(split, pair.image, pair.label)
+        SubjectImage(split, pair.image, pair.label)
         for split, split_pairs in pairs.splits.items()
         for pair in split_pairs
     ]
@@ -198,3 +200,109 @@ def _declared(declaration: Declaration, folder: Path, role: Role) -> Subject:
         walked=tuple(dict.fromkeys(folder / static_prefix(glob) for glob in globs)),
         expected=declaration.expected,
     )
+
+
+# the lines of `pairs_of` about unpaired files
+_UNPAIRED_PATTERNS = {
+    code: re.compile(f"(?P<path>.*): {pattern}", re.DOTALL)
+    for code, pattern in (
+        ("image-without-label", r"has no label \((?P<note>.*)\)"),
+        ("label-without-image", r"label without an image \((?P<note>.*)\)"),
+        ("duplicate-stem", r"has (?P<note>the same name as .*)"),
+        ("split-list", r"(?P<note>lists .*), which matches no image or more than one"),
+    )
+}
+
+
+def unpaired_files(pairs: DatasetFiles) -> Iterator[tuple[str, Path, str]]:
+    """Yield code, file and note of each unpaired file, parsed from the lines of `pairs_of`."""
+    for line in pairs.unpaired:
+        for code, pattern in _UNPAIRED_PATTERNS.items():
+            match = pattern.fullmatch(line)
+            if match:
+                yield code, Path(match["path"]), match["note"]
+                break
+        else:
+            raise ValueError(f"no finding matches this line about an unpaired file: {line}")
+
+
+def files_with_rules(pairs: DatasetFiles) -> Iterator[tuple[str, Path, str]]:
+    """Yield code, file and note of each image that a named rule excludes or would exclude."""
+    for code, lines in (("known-odd", pairs.known), ("left-out", pairs.excluded)):
+        for line in lines:
+            path, _, note = line.partition(": rule ")
+            yield code, Path(path), f"rule {note}"
+
+
+def known_paths(subject: Subject) -> set[Path]:
+    """Return the files that are in a split, checked or not, or that have their own finding."""
+    pairs = subject.pairs
+    if pairs is None:
+        return set()
+    known_pairs = [pair for split_pairs in pairs.splits.values() for pair in split_pairs]
+    files = {path for pair in known_pairs for path in (pair.image, pair.label) if path is not None}
+    return files | {path for _, path, _ in (*unpaired_files(pairs), *files_with_rules(pairs))}
+
+
+def add_pairing_findings(
+    subject: Subject, folders_named_as_images: Collection[Path], findings: Findings
+) -> None:
+    """Add findings for the files that could not be paired.
+
+    Args:
+        subject: The data set.
+        folders_named_as_images: These folders have their own finding, so files that only lack them
+            are not listed again.
+        findings: The findings are added here.
+    """
+    role, pairs, declaration = subject.role, subject.pairs, subject.declaration
+    for line in subject.left_out:
+        findings.add("left-out", role, None, line)
+    if pairs is None or declaration is None:
+        counts = Counter(item.split for item in subject.items)
+        _add_count_findings(subject, counts, len(subject.left_out), findings)
+        return
+    strip = declaration.strip
+    stems = {_stem(path, strip) for path in folders_named_as_images}
+    for glob in pairs.without_labels:
+        findings.add("no-labels", role, None, glob)
+    for code, path, note in unpaired_files(pairs):
+        is_unmatched = code in ("image-without-label", "label-without-image")
+        # a glob without any match is one fault, not one per image
+        if is_unmatched and (note in pairs.without_labels or _stem(path, strip) in stems):
+            continue
+        findings.add(code, role, path, "" if is_unmatched else note)
+    for code, path, note in files_with_rules(pairs):
+        findings.add(code, role, path, note)
+    user_defined = declaration.root is not None
+    for split in pairs.without_files:
+        code = "empty-split" if user_defined else "missing-split"
+        findings.add(code, role, None, f"{split}: {declaration.images[split]}")
+    _add_count_findings(
+        subject, {name: len(split_pairs) for name, split_pairs in pairs.splits.items()}, 0, findings
+    )
+
+
+def _add_count_findings(
+    subject: Subject, counts: Mapping[str, int], left_out: int, findings: Findings
+) -> None:
+    """Add findings for splits whose number of images differs from the published one.
+
+    Args:
+        subject: The data set.
+        counts: Number of images of each split.
+        left_out: Number of images that may be missing, because they have their own finding.
+        findings: The findings are added here.
+    """
+    for split, published in subject.expected.items():
+        count = counts.get(split, 0)
+        if count and not published - left_out <= count <= published:
+            note = f"{split}: {count:,} of {published:,}"
+            findings.add("count-differs", subject.role, None, note)
+
+
+def _stem(path: Path, strip: tuple[str, ...]) -> str:
+    stem = path.stem
+    for ending in strip:
+        stem = stem.removesuffix(ending)
+    return stem

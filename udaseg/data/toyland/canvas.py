@@ -1,23 +1,100 @@
-"""The canvas of toyland: a camera, and an image, label and depth that are painted together."""
+"""Random draws shared by all parts of toyland."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from udaseg.data.labels import IGNORE
-from udaseg.data.toyland.city import Color
-from udaseg.data.toyland.tiles import TILE_M, TILE_PX, Tile
+from udaseg.data.labels.classes import IGNORE
+from udaseg.data.toyland.city import Color, Span
+
+Rng = np.random.Generator
+
+
+def draw_uniform(rng: Rng, span: Span) -> float:
+    """Return a uniform random number from `span`."""
+    return float(rng.uniform(*span))
+
+
+def draw_color(rng: Rng, colors: tuple[Color, ...], jitter: float = 14.0) -> Color:
+    """Return one of `colors` with random jitter."""
+    red, green, blue = colors[int(rng.integers(len(colors)))]
+    value, warm = rng.normal(0.0, jitter), rng.normal(0.0, jitter / 3)
+    return red + value + warm, green + value, blue + value - warm
+
+
+TILE_PX = 256
+"""Rows and columns of every tile."""
+
+TILE_M = 6.0
+"""Side of a tile in the world, in metres."""
+
+Tile = NDArray[np.float32]
+
+
+@lru_cache(maxsize=16)
+def tile(name: str) -> Tile:
+    """Return the (256, 256) tile `name`, with about zero mean and a range of about [-1, 1].
+
+    Raises:
+        ValueError: There is no such tile.
+    """
+    makers: dict[str, Callable[[], Tile]] = {
+        "asphalt": lambda: 0.6 * noise(0.2, 1) + 0.5 * noise(1.5, 2),
+        "paving": lambda: _blocks(16, 16, 0.5, 3, stagger=False),
+        "slabs": lambda: _blocks(32, 16, 0.7, 4, stagger=True),
+        "plaster": lambda: 0.5 * noise(1.2, 5),
+        "panels": lambda: _blocks(128, 64, 0.15, 6, stagger=False),
+        "bricks": lambda: _blocks(20, 8, 0.6, 7, stagger=True) + 0.3 * noise(0.8, 8),
+        "stucco": lambda: 0.5 * noise(0.5, 9) + 0.6 * noise(2.0, 10),
+        "planks": lambda: _blocks(12, 256, 0.5, 11, stagger=False),
+        "leaves": lambda: np.tanh(2.0 * noise(0.9, 12)),
+        "clouds": lambda: noise(1.7, 13),
+    }
+    if name not in makers:
+        raise ValueError(f"no tile '{name}'; available: {', '.join(makers)}")
+    texture = np.ascontiguousarray(makers[name](), dtype=np.float32)
+    texture.flags.writeable = False  # cached and shared
+    return texture
+
+
+def noise(smoothness: float, seed: int) -> Tile:
+    """Return periodic noise of unit deviation whose amplitude falls as frequency^-smoothness."""
+    white = np.random.default_rng(seed).standard_normal((TILE_PX, TILE_PX))
+    frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(TILE_PX), np.fft.fftfreq(TILE_PX)))
+    frequency[0, 0] = np.inf
+    shaped = np.fft.ifft2(np.fft.fft2(white) * frequency**-smoothness).real
+    return np.asarray(shaped / shaped.std(), np.float32)
+
+
+def _blocks(width: int, height: int, tint: float, seed: int, *, stagger: bool) -> Tile:
+    """Return blocks of `width` x `height` pixels with dark joints, each with its own tint."""
+    rows, columns = TILE_PX // height, TILE_PX // width
+    tints = np.random.default_rng(seed).uniform(-tint, tint, (rows, columns))
+    blocks = np.empty((TILE_PX, TILE_PX), np.float32)
+    for row in range(rows):
+        line = cv2.resize(
+            tints[row : row + 1].astype(np.float32),
+            (TILE_PX, height),
+            interpolation=cv2.INTER_NEAREST,
+        )
+        line[:, :: max(width, 2)] = -1.0
+        line[0] = -1.0
+        blocks[row * height : (row + 1) * height] = np.roll(
+            line, (width // 2) * (row % 2) if stagger else 0, axis=1
+        )
+    return blocks
+
 
 Points = NDArray[np.float64]
-
 NEAR_M = 1.2
 FAR_M = 400.0
+
 OVERSAMPLING = 2
 """Factor by which the image is painted larger and then averaged; the label is not enlarged."""
 
@@ -98,7 +175,7 @@ class Canvas:
     def faces(self, corners: Points, color: Color) -> None:
         """Paint the colour of polygons (M, N, 3) that do not overlap."""
         if len(corners):
-            fixed = _fixed(self.camera.project(corners), OVERSAMPLING)
+            fixed = _to_fixed_point(self.camera.project(corners), OVERSAMPLING)
             cv2.fillPoly(self.image, list(fixed), _rgb(color), cv2.LINE_8, _SHIFT)
 
     def board(
@@ -106,7 +183,7 @@ class Canvas:
     ) -> None:
         """Paint an upright flat shape (N, 2) at (x, z) that faces the camera."""
         shape = np.asarray(shape, np.float64)
-        self.face(_standing(at, shape), color, train_id)
+        self.face(_upright(at, shape), color, train_id)
 
     def discs(
         self,
@@ -118,8 +195,8 @@ class Canvas:
     ) -> None:
         """Paint ellipses with centers (N, 2) and radii (N, 2) on a board, in order."""
         shapes = centers[:, None] + _CIRCLE * radii[:, None]
-        pixels = self.camera.project(_standing(at, shapes))
-        large, plain = _fixed(pixels, OVERSAMPLING), _fixed(pixels)
+        pixels = self.camera.project(_upright(at, shapes))
+        large, plain = _to_fixed_point(pixels, OVERSAMPLING), _to_fixed_point(pixels)
         for outline, color in zip(large, colors, strict=True):
             cv2.fillPoly(self.image, [outline], _rgb(color), cv2.LINE_8, _SHIFT)
         for outline in plain if train_id is not None else ():
@@ -173,10 +250,10 @@ class Canvas:
     ) -> None:
         """Paint a polygon (N, 2) in pixels of the image."""
         if color is not None:
-            fixed = _fixed(pixels, OVERSAMPLING)
+            fixed = _to_fixed_point(pixels, OVERSAMPLING)
             cv2.fillPoly(self.image, [fixed], _rgb(color), cv2.LINE_8, _SHIFT)
         if train_id is not None:
-            fixed = _fixed(pixels)
+            fixed = _to_fixed_point(pixels)
             cv2.fillPoly(self.label, [fixed], int(train_id), cv2.LINE_8, _SHIFT)
             cv2.fillPoly(self.depth, [fixed], float(depth_m), cv2.LINE_8, _SHIFT)
 
@@ -261,7 +338,7 @@ class Canvas:
             return None
         part = self.image[low[1] : high[1], low[0] : high[0]]
         mask = np.zeros(part.shape[:2], np.uint8)
-        cv2.fillPoly(mask, [_fixed(pixels - low)], 1, cv2.LINE_8, _SHIFT)
+        cv2.fillPoly(mask, [_to_fixed_point(pixels - low)], 1, cv2.LINE_8, _SHIFT)
         return part, mask
 
     @staticmethod
@@ -271,7 +348,7 @@ class Canvas:
         part[:] = cv2.multiply(part, cv2.merge((factor, factor, factor)), dtype=cv2.CV_8U)
 
 
-def cells(quad: Points, across: Points, up: Points) -> Points:
+def sub_quads(quad: Points, across: Points, up: Points) -> Points:
     """Return the sub-quads (len(across) * len(up), 4, 3) of a quad (4, 3).
 
     Args:
@@ -287,12 +364,12 @@ def cells(quad: Points, across: Points, up: Points) -> Points:
     return np.asarray(low + (high - low) * u_corner).reshape(-1, 4, 3)
 
 
-def shaded(color: Color, factor: float) -> Color:
+def scale_color(color: Color, factor: float) -> Color:
     """Return `color` multiplied by `factor`."""
     return color[0] * factor, color[1] * factor, color[2] * factor
 
 
-def _standing(at: tuple[float, float], shape: Points) -> Points:
+def _upright(at: tuple[float, float], shape: Points) -> Points:
     """Return an upright flat shape (..., 2) as world points (..., 3) at (x, z)."""
     corners = np.empty((*shape.shape[:-1], 3))
     corners[..., 0] = shape[..., 0] + at[0]
@@ -310,7 +387,7 @@ def _rgb(color: Color) -> tuple[int, int, int]:
     )
 
 
-def _fixed(pixels: Points, scale: int = 1) -> NDArray[np.int32]:
+def _to_fixed_point(pixels: Points, scale: int = 1) -> NDArray[np.int32]:
     """Return pixel coordinates in OpenCV's fixed point, limited to the range it can clip."""
     limit = 8000.0 * (1 << _SHIFT)
     fixed = pixels * float(scale << _SHIFT) - float(1 << (_SHIFT - 1))

@@ -1,8 +1,57 @@
-"""Appearance of the two cities of toyland: palettes, streets, camera and light."""
+"""The 13 classes of toyland, with the names and colours of Cityscapes."""
 
 from dataclasses import dataclass
 from typing import Literal
 
+from udaseg.data.labels.classes import ClassSpace
+
+CLASSES = ClassSpace(
+    names=(
+        "road",
+        "sidewalk",
+        "building",
+        "fence",
+        "pole",
+        "traffic light",
+        "traffic sign",
+        "vegetation",
+        "sky",
+        "person",
+        "car",
+        "bus",
+        "bicycle",
+    ),
+    colors=(
+        (128, 64, 128),
+        (244, 35, 232),
+        (70, 70, 70),
+        (190, 153, 153),
+        (153, 153, 153),
+        (250, 170, 30),
+        (220, 220, 0),
+        (107, 142, 35),
+        (70, 130, 180),
+        (220, 20, 60),
+        (0, 0, 142),
+        (0, 60, 100),
+        (119, 11, 32),
+    ),
+)
+(
+    ROAD,
+    SIDEWALK,
+    BUILDING,
+    FENCE,
+    POLE,
+    TRAFFIC_LIGHT,
+    TRAFFIC_SIGN,
+    VEGETATION,
+    SKY,
+    PERSON,
+    CAR,
+    BUS,
+    BICYCLE,
+) = range(13)
 Domain = Literal["source", "target"]
 Color = tuple[float, float, float]
 Span = tuple[float, float]
@@ -132,7 +181,6 @@ SOURCE = City(
     vignette=0.0,
     bonnet=0.0,
 )
-
 TARGET = City(
     domain="target",
     eye_m=(1.20, 1.95),
@@ -192,7 +240,6 @@ TARGET = City(
     vignette=0.22,
     bonnet=0.6,
 )
-
 CITIES: dict[Domain, City] = {"source": SOURCE, "target": TARGET}
 
 

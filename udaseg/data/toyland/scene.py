@@ -7,15 +7,13 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from udaseg.data.toyland import furniture, lots, street, traffic
-from udaseg.data.toyland.canvas import Camera, Canvas
+from udaseg.data.toyland import lots, street, traffic
+from udaseg.data.toyland.canvas import Camera, Canvas, Rng, draw_uniform
 from udaseg.data.toyland.city import CITIES, City, Domain, Light
-from udaseg.data.toyland.draws import Rng, between
 from udaseg.data.toyland.street import Plan
 from udaseg.data.toyland.weather import draw_light, paint_bonnet, photograph
 
 _DOMAIN_CODES = {"source": 0, "target": 1}
-
 Painter = Callable[[], None]
 Things = list[tuple[float, Painter]]
 
@@ -68,8 +66,8 @@ def render(
 
 def _draw_plan(city: City, rng: Rng) -> Plan:
     return Plan(
-        half_road=between(rng, city.half_road_m),
-        sidewalk=between(rng, city.sidewalk_m),
+        half_road=draw_uniform(rng, city.half_road_m),
+        sidewalk=draw_uniform(rng, city.sidewalk_m),
         crossing=float(rng.uniform(16, 34)) if rng.random() < 0.55 else None,
         crossing_width=float(rng.uniform(8, 12)),
     )
@@ -78,12 +76,12 @@ def _draw_plan(city: City, rng: Rng) -> Plan:
 def _draw_camera(city: City, plan: Plan, rng: Rng, size: tuple[int, int]) -> Camera:
     return Camera(
         size=size,
-        eye_m=between(rng, city.eye_m),
-        focal_px=between(rng, city.focal) * size[1],
-        horizon_px=between(rng, city.horizon) * size[0],
+        eye_m=draw_uniform(rng, city.eye_m),
+        focal_px=draw_uniform(rng, city.focal) * size[1],
+        horizon_px=draw_uniform(rng, city.horizon) * size[0],
         aside_m=float(rng.uniform(0.0, 0.55)) * plan.half_road,
-        roll=np.deg2rad(between(rng, city.roll_deg)),
-        curve=between(rng, city.curve),
+        roll=np.deg2rad(draw_uniform(rng, city.roll_deg)),
+        curve=draw_uniform(rng, city.curve),
     )
 
 
@@ -94,7 +92,7 @@ def _furniture(canvas: Canvas, city: City, plan: Plan, light: Light, rng: Rng) -
         gap, start = rng.uniform(22, 38), rng.uniform(9, 24)
         for z in np.arange(start, 45, gap):
             things.append(
-                (float(z), partial(furniture.lamp_post, canvas, city, light, rng, (curb, float(z))))
+                (float(z), partial(lots.lamp_post, canvas, city, light, rng, (curb, float(z))))
             )
         z = rng.uniform(7, 20)
         while z < 45:
@@ -103,24 +101,22 @@ def _furniture(canvas: Canvas, city: City, plan: Plan, light: Light, rng: Rng) -
             things.append(
                 (float(z), partial(lots.tree, canvas, city, light, rng, (wide, float(z)), high))
             )
-            z += between(rng, city.tree_gap_m)
+            z += draw_uniform(rng, city.tree_gap_m)
         for _ in range(int(rng.integers(0, 3))):
             at = (side * (plan.half_road + 0.6), float(rng.uniform(7, 20)))
-            things.append((at[1], partial(furniture.traffic_sign, canvas, city, light, rng, at)))
+            things.append((at[1], partial(lots.traffic_sign, canvas, city, light, rng, at)))
         if rng.random() < 0.35:
             at = (side * (plan.half_road + 1.2), float(rng.uniform(9, 22)))
-            things.append((at[1], partial(furniture.bin_or_box, canvas, light, rng, at)))
+            things.append((at[1], partial(lots.bin_or_box, canvas, light, rng, at)))
         if plan.crossing is not None and rng.random() < 0.85:
             at = (curb, plan.crossing - 2.0)
-            things.append((at[1], partial(furniture.traffic_light, canvas, city, light, rng, at)))
+            things.append((at[1], partial(lots.traffic_light, canvas, city, light, rng, at)))
             if rng.random() < 0.5:
                 at = (curb, plan.crossing + plan.crossing_width + 0.5)
-                things.append(
-                    (at[1], partial(furniture.traffic_light, canvas, city, light, rng, at))
-                )
+                things.append((at[1], partial(lots.traffic_light, canvas, city, light, rng, at)))
         elif rng.random() < 0.25:
             at = (curb, float(rng.uniform(10, 22)))
-            things.append((at[1], partial(furniture.traffic_light, canvas, city, light, rng, at)))
+            things.append((at[1], partial(lots.traffic_light, canvas, city, light, rng, at)))
     return things
 
 

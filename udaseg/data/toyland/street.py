@@ -5,12 +5,18 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from udaseg.data.toyland.canvas import FAR_M, Canvas, Points, shaded
-from udaseg.data.toyland.city import City, Color, Light
-from udaseg.data.toyland.classes import BUILDING, ROAD, SIDEWALK, SKY, VEGETATION
-from udaseg.data.toyland.draws import Rng, choice
+from udaseg.data.toyland.canvas import (
+    FAR_M,
+    TILE_PX,
+    Canvas,
+    Points,
+    Rng,
+    draw_color,
+    scale_color,
+    tile,
+)
+from udaseg.data.toyland.city import BUILDING, ROAD, SIDEWALK, SKY, VEGETATION, City, Color, Light
 from udaseg.data.toyland.lots import building, fence, hedge, tree
-from udaseg.data.toyland.tiles import TILE_PX, tile
 
 END_M = 95.0
 """Length of the street, which ends at a row of distant houses and trees."""
@@ -68,7 +74,7 @@ def paint_sky(canvas: Canvas, light: Light, rng: Rng) -> None:
 
 def paint_ground(canvas: Canvas, city: City, plan: Plan, light: Light, rng: Rng) -> None:
     """Paint road, markings, curbs and sidewalks to the end of the street."""
-    paving, asphalt = choice(rng, city.paving), choice(rng, city.asphalt, 8.0)
+    paving, asphalt = draw_color(rng, city.paving), draw_color(rng, city.asphalt, 8.0)
     _strip(canvas, -300.0, 300.0, paving, SIDEWALK)
     _strip(canvas, -plan.half_road, plan.half_road, asphalt, ROAD)
     if plan.crossing is not None:
@@ -79,7 +85,7 @@ def paint_ground(canvas: Canvas, city: City, plan: Plan, light: Light, rng: Rng)
     canvas.ground_texture(tile("asphalt"), ROAD, city.texture * 0.30, 1.0)
     style = "paving" if city.domain == "source" else "slabs"
     canvas.ground_texture(tile(style), SIDEWALK, city.texture * 0.35, 1.0)
-    _curbs(canvas, plan, shaded(paving, 1.12), shaded(paving, 0.62))
+    _curbs(canvas, plan, scale_color(paving, 1.12), scale_color(paving, 0.62))
     _markings(canvas, city, plan, rng)
     if light.kind in ("sunny", "low sun"):
         reach = plan.front * rng.uniform(0.15, 1.0)
@@ -109,7 +115,7 @@ def _curbs(canvas: Canvas, plan: Plan, top: Color, face: Color) -> None:
 
 def _markings(canvas: Canvas, city: City, plan: Plan, rng: Rng) -> None:
     lanes = 4 if plan.half_road > 5.6 else 2
-    white = shaded(city.marking, float(rng.uniform(0.88, 1.0)))
+    white = scale_color(city.marking, float(rng.uniform(0.88, 1.0)))
     phase, dash, gap = rng.uniform(0, 6), rng.uniform(2.0, 3.5), rng.uniform(2.5, 5.0)
     starts = np.arange(1.5 + phase % 3, 100.0, dash + gap)
     quads: list[Points] = []
@@ -177,7 +183,7 @@ def _lot(
     elif kind == 2:
         hedge(canvas, city, light, rng, place, plan.front)
     else:
-        green = shaded(choice(rng, city.foliage), 1.05)
+        green = scale_color(draw_color(rng, city.foliage), 1.05)
         lawn = [[x, 0, near], [x + side * 60, 0, near], [x + side * 60, 0, far], [x, 0, far]]
         canvas.face(np.array(lawn), green, VEGETATION)
         for z in np.linspace(far, near, 2):
@@ -190,11 +196,11 @@ def _backdrop(canvas: Canvas, city: City, light: Light, rng: Rng) -> None:
         while x < 150:
             width, height = rng.uniform(8, 22), rng.uniform(5, 16)
             if rng.random() < 0.7:
-                wall = shaded(choice(rng, city.walls), light.front * 0.9)
+                wall = scale_color(draw_color(rng, city.walls), light.front * 0.9)
                 shape = [[x, 0, z], [x + width, 0, z], [x + width, height, z], [x, height, z]]
                 canvas.face(np.array(shape), wall, BUILDING)
             else:
-                green = shaded(choice(rng, city.foliage), light.front)
+                green = scale_color(draw_color(rng, city.foliage), light.front)
                 centers = np.stack([np.linspace(0, width, 4), np.full(4, 2.5)], 1)
                 crowns = np.stack([np.full(4, width / 4), rng.uniform(2.5, 5.0, 4)], 1)
                 canvas.discs((x, z), centers, crowns, [green] * 4, VEGETATION)

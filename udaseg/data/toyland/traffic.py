@@ -4,22 +4,13 @@ from typing import Literal
 
 import numpy as np
 
-from udaseg.data.toyland.canvas import Canvas, Points, cells, shaded
-from udaseg.data.toyland.city import City, Color, Light
-from udaseg.data.toyland.classes import (
-    BICYCLE,
-    BUS,
-    CAR,
-    PERSON,
-)
-from udaseg.data.toyland.draws import Rng, choice
+from udaseg.data.toyland.canvas import Canvas, Points, Rng, draw_color, scale_color, sub_quads
+from udaseg.data.toyland.city import BICYCLE, BUS, CAR, PERSON, City, Color, Light
 
 At = tuple[float, float]
 Heading = Literal["ahead", "toward", "left", "right"]
-
 GLASS = (44, 54, 66)
 TIRE = (26, 26, 28)
-
 _TURN = {"ahead": (0.0, 1.0), "toward": (0.0, -1.0), "right": (1.0, 0.0), "left": (-1.0, 0.0)}
 
 # corners of a box as (length, height, width) in {0, 1}; the corners of a side are ordered bottom
@@ -31,7 +22,6 @@ _SIDES = {
     "right": ((0, 0, 1), (1, 0, 1), (1, 1, 1), (0, 1, 1)),
     "top": ((0, 1, 0), (0, 1, 1), (1, 1, 1), (1, 1, 0)),
 }
-
 _UNITS = np.array(list(_SIDES.values()), float)
 
 
@@ -72,7 +62,7 @@ class _Body:
         ]
         visible = {}
         for _, name, quad in sorted(seen, key=lambda side: -side[0]):
-            self.canvas.face(quad, shaded(color, self.tone(name, quad)), train_id)
+            self.canvas.face(quad, scale_color(color, self.tone(name, quad)), train_id)
             visible[name] = quad
         return visible
 
@@ -105,7 +95,7 @@ def _shadow(canvas: Canvas, body: _Body, length: float, width: float) -> None:
 
 def car(canvas: Canvas, city: City, light: Light, rng: Rng, at: At, heading: Heading) -> None:
     """Paint a car: body, cabin with windows, lamps, plate and wheels."""
-    color = choice(rng, city.cars, 10)
+    color = draw_color(rng, city.cars, 10)
     tall, roomy = city.car_shape
     length, width = rng.uniform(3.9, 4.8), rng.uniform(1.75, 1.95)
     waist, roof = 0.92 * tall, 1.48 * tall + rng.uniform(-0.06, 0.22)
@@ -129,15 +119,17 @@ def car(canvas: Canvas, city: City, light: Light, rng: Rng, at: At, heading: Hea
         if name == "top":
             continue
         panes = np.array([[0.06, 0.94]]) if name in ("front", "rear") else _PANES
-        canvas.faces(cells(quad, panes, np.array([[0.12, 0.86]])), GLASS)
+        canvas.faces(sub_quads(quad, panes, np.array([[0.12, 0.86]])), GLASS)
         sheen = tuple(0.5 * c for c in light.rim)
         canvas.faces(
-            cells(quad, panes[:1], np.array([[0.6, 0.82]])), (sheen[0], sheen[1], sheen[2])
+            sub_quads(quad, panes[:1], np.array([[0.6, 0.82]])), (sheen[0], sheen[1], sheen[2])
         )
     hull = body.box((0, 0.26, -half), (length, waist, half), (0.08, 0.15, 0.05), color, CAR)
     for name, quad in hull.items():
         if name in ("left", "right"):
-            canvas.faces(cells(quad, np.array([[0.0, 1.0]]), np.array([[0.0, 0.16]])), (40, 40, 42))
+            canvas.faces(
+                sub_quads(quad, np.array([[0.0, 1.0]]), np.array([[0.0, 0.16]])), (40, 40, 42)
+            )
             body.wheels(quad, 0.33, (0.18, 0.80), CAR)
         elif name in ("front", "rear"):
             _car_end(canvas, quad, name == "rear", light)
@@ -150,16 +142,20 @@ _LAMPS = np.array([[0.04, 0.22], [0.78, 0.96]])
 def _car_end(canvas: Canvas, quad: Points, rear: bool, light: Light) -> None:
     on = light.kind in ("dusk", "rain", "haze")
     lamp = ((255, 60, 40) if on else (190, 26, 24)) if rear else (255, 250, 226)
-    canvas.faces(cells(quad, np.array([[0.0, 1.0]]), np.array([[0.0, 0.3]])), (48, 48, 50))
-    canvas.faces(cells(quad, _LAMPS, np.array([[0.52, 0.82]])), lamp)
-    canvas.faces(cells(quad, np.array([[0.36, 0.64]]), np.array([[0.3, 0.48]])), (232, 232, 216))
+    canvas.faces(sub_quads(quad, np.array([[0.0, 1.0]]), np.array([[0.0, 0.3]])), (48, 48, 50))
+    canvas.faces(sub_quads(quad, _LAMPS, np.array([[0.52, 0.82]])), lamp)
+    canvas.faces(
+        sub_quads(quad, np.array([[0.36, 0.64]]), np.array([[0.3, 0.48]])), (232, 232, 216)
+    )
     if not rear:
-        canvas.faces(cells(quad, np.array([[0.28, 0.72]]), np.array([[0.54, 0.76]])), (34, 34, 38))
+        canvas.faces(
+            sub_quads(quad, np.array([[0.28, 0.72]]), np.array([[0.54, 0.76]])), (34, 34, 38)
+        )
 
 
 def bus(canvas: Canvas, city: City, light: Light, rng: Rng, at: At, heading: Heading) -> None:
     """Paint a bus: a long box with a band of windows, doors and a line sign."""
-    color, trim = choice(rng, city.buses, 8), choice(rng, city.buses, 8)
+    color, trim = draw_color(rng, city.buses, 8), draw_color(rng, city.buses, 8)
     length, high = rng.uniform(9.5, 12.0), rng.uniform(2.9, 3.4)
     body = _Body(canvas, light, at, heading)
     _shadow(canvas, body, length, 2.5)
@@ -168,22 +164,22 @@ def bus(canvas: Canvas, city: City, light: Light, rng: Rng, at: At, heading: Hea
     for name, quad in sides.items():
         if name in ("left", "right"):
             panes = (np.arange(count)[:, None] + [0.06, 0.94]) / count
-            canvas.faces(cells(quad, np.array([[0, 1]]), np.array([[0.3, 0.4]])), trim)
-            canvas.faces(cells(quad, panes, np.array([[0.44, 0.84]])), GLASS)
-            canvas.faces(cells(quad, panes[::3], np.array([[0.06, 0.84]])), (58, 66, 76))
+            canvas.faces(sub_quads(quad, np.array([[0, 1]]), np.array([[0.3, 0.4]])), trim)
+            canvas.faces(sub_quads(quad, panes, np.array([[0.44, 0.84]])), GLASS)
+            canvas.faces(sub_quads(quad, panes[::3], np.array([[0.06, 0.84]])), (58, 66, 76))
             body.wheels(quad, 0.48, (0.2, 0.76), BUS)
         elif name in ("front", "rear"):
             glass = np.array([[0.34, 0.8]]) if name == "front" else np.array([[0.5, 0.8]])
-            canvas.faces(cells(quad, np.array([[0.06, 0.94]]), glass), GLASS)
+            canvas.faces(sub_quads(quad, np.array([[0.06, 0.94]]), glass), GLASS)
             canvas.faces(
-                cells(quad, np.array([[0.2, 0.8]]), np.array([[0.85, 0.95]])), (30, 30, 32)
+                sub_quads(quad, np.array([[0.2, 0.8]]), np.array([[0.85, 0.95]])), (30, 30, 32)
             )
             canvas.faces(
-                cells(quad, np.array([[0.3, 0.7]]), np.array([[0.87, 0.93]])), (250, 190, 60)
+                sub_quads(quad, np.array([[0.3, 0.7]]), np.array([[0.87, 0.93]])), (250, 190, 60)
             )
             _car_end(
                 canvas,
-                cells(quad, np.array([[0, 1]]), np.array([[0, 0.34]]))[0],
+                sub_quads(quad, np.array([[0, 1]]), np.array([[0, 0.34]]))[0],
                 name == "rear",
                 light,
             )
@@ -192,12 +188,12 @@ def bus(canvas: Canvas, city: City, light: Light, rng: Rng, at: At, heading: Hea
 def person(canvas: Canvas, city: City, light: Light, rng: Rng, at: At) -> None:
     """Paint a walking or standing person."""
     high, facing = rng.uniform(1.6, 1.95), float(rng.choice([-1.0, 1.0]))
-    shirt, trousers = choice(rng, city.clothes), shaded(choice(rng, city.clothes), 0.7)
-    skin = shaded(
+    shirt, trousers = draw_color(rng, city.clothes), scale_color(draw_color(rng, city.clothes), 0.7)
+    skin = scale_color(
         ((222, 180, 150), (150, 106, 80), (196, 150, 116))[int(rng.integers(3))], light.front
     )
     stride = rng.uniform(0.02, 0.3)
-    shirt, trousers = shaded(shirt, light.front), shaded(trousers, light.front)
+    shirt, trousers = scale_color(shirt, light.front), scale_color(trousers, light.front)
     hip, neck = 0.5 * high, 0.84 * high
     for foot in (-stride, stride):
         canvas.bar(at, (foot * 0.3, hip), (foot, 0.03), 0.19, trousers, PERSON)
@@ -206,19 +202,19 @@ def person(canvas: Canvas, city: City, light: Light, rng: Rng, at: At) -> None:
     canvas.board(at, torso, shirt, PERSON)
     for side in (-1.0, 1.0):
         hand = (side * 0.27 + stride * 0.6 * facing, hip - 0.05)
-        canvas.bar(at, (side * 0.24, neck - 0.05), hand, 0.13, shaded(shirt, 0.82), PERSON)
+        canvas.bar(at, (side * 0.24, neck - 0.05), hand, 0.13, scale_color(shirt, 0.82), PERSON)
     canvas.disc(at, (0, 0.93 * high), (0.13, 0.16), skin, PERSON)
     hair = [(-0.14, 0.95 * high), (0.14, 0.95 * high), (0.1, 1.02 * high), (-0.1, 1.02 * high)]
     canvas.board(at, hair, (60, 44, 34), PERSON)
     bag = bool(rng.random() < 0.3)
     if bag:
         pack = [(-0.14, hip + 0.1), (0.14, hip + 0.1), (0.14, neck - 0.1), (-0.14, neck - 0.1)]
-        canvas.board(at, pack, choice(rng, city.clothes), PERSON)
+        canvas.board(at, pack, draw_color(rng, city.clothes), PERSON)
 
 
 def bicycle(canvas: Canvas, city: City, light: Light, rng: Rng, at: At, ridden: bool) -> None:
     """Paint a bicycle from the side; the rider, if any, has the class person."""
-    paint, facing = choice(rng, city.cars), float(rng.choice([-1.0, 1.0]))
+    paint, facing = draw_color(rng, city.cars), float(rng.choice([-1.0, 1.0]))
     radius, reach = 0.38, 0.58 * facing
     hubs = [(-reach, radius), (reach, radius)]
     seat, bars, pedals = (-reach * 0.45, 0.98), (reach * 0.72, 1.08), (0.0, 0.36)
@@ -246,14 +242,14 @@ def _rider(
     frame: tuple[At, At, At],
 ) -> None:
     seat, bars, pedals = frame
-    shirt = shaded(choice(rng, city.clothes), light.front)
-    trousers = shaded(choice(rng, city.clothes), light.front * 0.7)
+    shirt = scale_color(draw_color(rng, city.clothes), light.front)
+    trousers = scale_color(draw_color(rng, city.clothes), light.front * 0.7)
     hip, neck = (seat[0], 1.08), (seat[0] + 0.42 * (bars[0] - seat[0]), 1.62)
     knee = (seat[0] + 0.6 * (bars[0] - seat[0]), 0.84)
     canvas.bar(at, hip, knee, 0.2, trousers, PERSON)
     canvas.bar(at, knee, (pedals[0], pedals[1] - 0.1), 0.16, trousers, PERSON)
     canvas.bar(at, hip, neck, 0.36, shirt, PERSON)
-    canvas.bar(at, (neck[0], neck[1] - 0.08), bars, 0.13, shaded(shirt, 0.82), PERSON)
+    canvas.bar(at, (neck[0], neck[1] - 0.08), bars, 0.13, scale_color(shirt, 0.82), PERSON)
     head = (neck[0] + 0.1 * np.sign(bars[0]), neck[1] + 0.2)
     canvas.disc(at, head, (0.13, 0.16), (206, 160, 130), PERSON)
-    canvas.disc(at, (head[0], head[1] + 0.08), (0.16, 0.1), choice(rng, city.cars), PERSON)
+    canvas.disc(at, (head[0], head[1] + 0.08), (0.16, 0.1), draw_color(rng, city.cars), PERSON)

@@ -4,10 +4,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from udaseg.data.labels import IGNORE
-from udaseg.data.toyland.city import City, Light
-from udaseg.data.toyland.classes import ROAD
-from udaseg.data.toyland.draws import Rng, between
+from udaseg.data.labels.classes import IGNORE
+from udaseg.data.toyland.canvas import Rng, draw_uniform
+from udaseg.data.toyland.city import ROAD, City, Light
 
 Image = NDArray[np.float32]
 
@@ -99,12 +98,14 @@ def photograph(
     if light.streaks:
         image = _rain(image, light.streaks, rng)
     scale = image.shape[0] / 128
-    blur = between(rng, city.lens_blur) * scale
+    blur = draw_uniform(rng, city.lens_blur) * scale
     if blur > 0.15:
         image = np.asarray(cv2.GaussianBlur(image, (0, 0), blur), np.float32)
     if city.vignette:
         image = image * _vignette(image.shape[0], image.shape[1], city.vignette)
-    noise = rng.standard_normal(image.shape, dtype=np.float32) * between(rng, city.sensor_noise)
+    noise = rng.standard_normal(image.shape, dtype=np.float32) * draw_uniform(
+        rng, city.sensor_noise
+    )
     shot = np.clip(image + noise, 0, 255).astype(np.uint8)
     if city.jpeg_quality is None:
         return shot

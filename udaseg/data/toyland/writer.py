@@ -22,18 +22,14 @@ VERSION = 1
 """Must increase whenever the same seed gives different images."""
 
 SETTINGS_NAME = "toyland.json"
-
 DEFAULT_COUNTS: Mapping[str, int] = {
     "source/train": 400,
     "source/val": 100,
     "target/train": 400,
     "target/val": 100,
 }
-
 _CHUNK = 16
-
 logger = logging.getLogger(__name__)
-
 Job = tuple[Path, Domain, str, int, int, tuple[int, int]]
 
 

@@ -1,0 +1,55 @@
+"""The `udaseg export` command."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from udaseg.cli.options import Overwrite, Quiet, Root, Run, Verbose, Weights, WeightsOption
+from udaseg.cli.verbosity import set_verbosity
+
+
+class Pixels(StrEnum):
+    """Pixel type of the input of the exported network."""
+
+    uint8 = "uint8"
+    float32 = "float"
+
+
+def export(
+    run: Run,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Output file. Default: model.onnx in the run folder."),
+    ] = None,
+    argmax: Annotated[
+        bool, typer.Option("--argmax", help="Output labels (uint8) instead of logits.")
+    ] = False,
+    pixels: Annotated[
+        Pixels, typer.Option("--input", help="RGB input as uint8 0..255 or float 0..1.")
+    ] = Pixels.uint8,
+    weights: WeightsOption = Weights.student,
+    images: Annotated[
+        int,
+        typer.Option(min=0, help="Number of target images to check the file with (0: no check)."),
+    ] = 3,
+    overwrite: Overwrite = False,
+    root: Root = Path("data"),
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Export the network to ONNX for any image size and check it."""
+    set_verbosity(verbose, quiet)
+    import udaseg
+
+    udaseg.export(
+        run=run,
+        out=out,
+        argmax=argmax,
+        pixels=pixels.value,
+        weights=weights.value,
+        images=images,
+        overwrite=overwrite,
+        root=root,
+    )

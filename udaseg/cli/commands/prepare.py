@@ -1,0 +1,89 @@
+"""The `udaseg prepare` command."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from udaseg.cli.options import (
+    CacheFormat,
+    OnMismatch,
+    Quiet,
+    Root,
+    Verbose,
+    parse_height_width,
+    parse_width_height,
+)
+from udaseg.cli.verbosity import set_verbosity
+from udaseg.errors import UsageError
+
+
+def prepare(
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="NAME",
+            help="Names of built-in data sets, or dataset YAML files.",
+            show_default=False,
+        ),
+    ],
+    root: Root = Path("data"),
+    check_only: Annotated[
+        bool, typer.Option("--check-only", help="Check all files without writing.")
+    ] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="List files changed since the last prepare.")
+    ] = False,
+    max_bad: Annotated[
+        int, typer.Option(min=0, help="Maximum number of damaged files to leave out.")
+    ] = 0,
+    on_mismatch: Annotated[
+        OnMismatch, typer.Option(help="What to do when label and image sizes differ.")
+    ] = OnMismatch.exclude,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="RULE",
+            help="Leave out the files that this rule of the data set lists; repeatable.",
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Random seed of toyland.")] = 0,
+    size: Annotated[
+        str | None, typer.Option(metavar="HxW", help="Size of the toyland images.")
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Number of threads (-1: one per core).")] = -1,
+    cache: Annotated[
+        str | None,
+        typer.Option(metavar="WxH", help="Also cache the training images, resized to this size."),
+    ] = None,
+    cache_format: Annotated[
+        CacheFormat, typer.Option(help="raw loads faster and needs zstd.")
+    ] = CacheFormat.png,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Check and index data sets for training."""
+    size_px, cache_px = parse_height_width("--size", size), parse_width_height("--cache", cache)
+    if check_only and cache is not None:
+        raise UsageError("--check-only writes nothing; leave out --cache")
+    if verify and (check_only or cache is not None):
+        raise UsageError("--verify cannot be combined with --check-only or --cache")
+    set_verbosity(verbose, quiet)
+    import udaseg
+
+    if verify:
+        udaseg.verify(names=names, root=root, workers=workers)
+        return
+    udaseg.prepare(
+        names=names,
+        root=root,
+        check_only=check_only,
+        max_bad=max_bad,
+        on_mismatch=on_mismatch.value,
+        exclude=exclude or [],
+        seed=seed,
+        size=size_px,
+        workers=workers,
+        cache=cache_px,
+        cache_format=cache_format.value,
+    )

@@ -1,0 +1,55 @@
+"""The `udaseg recipes` commands: list, print and copy the shipped recipes."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from udaseg.errors import UsageError
+from udaseg.recipe.library import find_recipe, list_recipes
+from udaseg.text import printable
+
+recipes_app = typer.Typer(no_args_is_help=True, help="List, show or copy the shipped recipes.")
+
+
+@recipes_app.command("ls")
+def show_recipes() -> None:
+    """List the shipped recipes."""
+    entries = list_recipes()
+    width = max((len(entry.name) for entry in entries), default=0)
+    for entry in entries:
+        typer.echo(printable(f"{entry.name:{width}}  {entry.summary}".rstrip()))
+
+
+@recipes_app.command("cat")
+def show_recipe(
+    name: Annotated[
+        str,
+        typer.Argument(metavar="NAME", help="Name from `udaseg recipes ls`.", show_default=False),
+    ],
+) -> None:
+    """Print a recipe."""
+    typer.echo(printable(find_recipe(name).read_text(encoding="utf-8")), nl=False)
+
+
+@recipes_app.command("cp")
+def copy_recipe(
+    name: Annotated[
+        str,
+        typer.Argument(metavar="NAME", help="Name from `udaseg recipes ls`.", show_default=False),
+    ],
+    destination: Annotated[
+        Path, typer.Argument(metavar="DEST", help="New file, or folder to copy into.")
+    ] = Path(),
+) -> None:
+    """Copy a recipe to edit it."""
+    path = find_recipe(name)
+    copy = destination / path.name if destination.is_dir() else destination
+    try:
+        with copy.open("xb") as file:
+            file.write(path.read_bytes())
+    except FileExistsError as error:
+        raise UsageError(f"{copy}: already exists; choose another file name") from error
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UsageError(f"{copy.parent}: no such folder; create it first") from error
+    typer.echo(printable(str(copy)))

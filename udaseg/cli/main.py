@@ -1,0 +1,116 @@
+"""Turns the exceptions of commands into one message on stderr and an exit code."""
+
+import errno
+import os
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from typing import NoReturn
+
+import typer
+
+from udaseg.cli.app import app
+from udaseg.errors import RankFailed, RecipeError, UdasegError, UsageError
+from udaseg.text import printable
+
+_SIGNAL_CODE_BASE = 128
+_SIGNAL_WAIT_S, _FAILURE_WAIT_S = 2.0, 10.0
+
+# Errors of the operating system that the user can fix; they are not bugs.
+_MACHINE_FAULTS = {
+    errno.ENOSPC: "the disk is full; free some space",
+    errno.EDQUOT: "the disk quota is used up; free some space",
+    errno.EFBIG: "the file is larger than the system allows",
+    errno.EACCES: "no permission; choose another folder",
+    errno.EPERM: "no permission; choose another folder",
+    errno.EROFS: "the file system is read-only; choose another folder",
+}
+
+
+def main(words: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit with a code of `udaseg.errors`.
+
+    Args:
+        words: The arguments after `udaseg`; None takes `sys.argv`.
+    """
+    arguments = list(sys.argv[1:] if words is None else words)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # for names that the terminal cannot encode
+            stream.reconfigure(errors="backslashreplace")
+    code = _run([word for word in arguments if word != "--debug"], debug="--debug" in arguments)
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
+        sys.stdout = None  # otherwise Python flushes it again at exit
+    sys.exit(code)
+
+
+def _run(arguments: list[str], debug: bool) -> int | str | None:
+    try:
+        _refuse_torchrun(arguments)
+        app(args=arguments, prog_name="udaseg")
+    except SystemExit as stop:
+        return stop.code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        return 1
+    except RankFailed as error:
+        if error.told:
+            return _wait_for_torchrun(error.exit_code)
+        return _print_error(f"error: {error}", error.exit_code, debug)
+    except UdasegError as error:
+        # these lines begin with file:line:col, so that editors can jump there
+        prefix = "" if isinstance(error, RecipeError) else "error: "
+        return _report_failure(f"{prefix}{error}", error.exit_code, debug)
+    except OSError as error:
+        if error.errno in _MACHINE_FAULTS:
+            path = f"{error.filename}: " if error.filename is not None else ""
+            return _report_failure(f"error: {path}{_MACHINE_FAULTS[error.errno]}", 5, debug)
+        return _report_unexpected(error, debug)
+    except MemoryError:
+        return _report_failure(
+            "error: out of memory; use a smaller batch or smaller crops", 5, debug
+        )
+    except Exception as error:  # noqa: BLE001  # last resort; --debug shows the traceback
+        return _report_unexpected(error, debug)
+    return 0
+
+
+def _refuse_torchrun(arguments: Sequence[str]) -> None:
+    """Refuse commands that every process would run in full, overwriting the same files."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and arguments[:1] not in (["train"], ["adapt"]):
+        raise UsageError(
+            "torchrun works only with `udaseg train` and `udaseg adapt`; run it without torchrun"
+        )
+
+
+def _report_unexpected(error: Exception, debug: bool) -> int:
+    description = " ".join(f"{type(error).__name__}: {error}".split())
+    hint = "" if debug else " (run with --debug for the traceback)"
+    return _report_failure(f"unexpected error: {description}{hint}", 1, debug)
+
+
+def _report_failure(message: str, code: int, debug: bool) -> int:
+    # before the process group exists, all processes of torchrun meet the same error
+    if os.environ.get("RANK", "0") != "0":
+        return _wait_for_torchrun(code)
+    return _print_error(message, code, debug)
+
+
+def _wait_for_torchrun(code: int) -> int:
+    """Wait for torchrun to end this process, which it does when the reporting one has ended.
+
+    If this process ended first, torchrun would kill the reporting one, perhaps in the middle of
+    its message.
+    """
+    time.sleep(_SIGNAL_WAIT_S if code > _SIGNAL_CODE_BASE else _FAILURE_WAIT_S)
+    return code
+
+
+def _print_error(message: str, code: int, debug: bool) -> int:
+    if debug:
+        typer.echo(printable(traceback.format_exc()), err=True)
+    typer.echo(printable(message), err=True)
+    return code

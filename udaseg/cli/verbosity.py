@@ -1,0 +1,46 @@
+"""Logging to stderr, with control characters escaped."""
+
+import logging
+import os
+
+import typer
+
+from udaseg.errors import UsageError
+from udaseg.text import printable
+
+_LOADER_LOGGER = "udaseg.data.loading.workers"
+"""Logger whose warnings concern files that only this process reads."""
+
+
+class _StderrHandler(logging.Handler):
+    """Writes log lines to the current stderr, without control characters."""
+
+    def __init__(self, level: int) -> None:
+        self._rank = int(os.environ.get("RANK", "0"))
+        super().__init__(level if self._rank == 0 else max(level, logging.WARNING))
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Pass all records of rank 0, and the loader's warnings of the other ranks."""
+        if self._rank == 0:
+            return True
+        return record.name == _LOADER_LOGGER and record.levelno >= logging.WARNING
+
+    def emit(self, record: logging.LogRecord) -> None:
+        level = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+        source = f"process {self._rank}: " if self._rank else ""
+        typer.echo(printable(f"{source}{level}{self.format(record)}"), err=True)
+
+
+def set_verbosity(verbose: bool, quiet: bool) -> None:
+    """Send the log of the package to stderr; replaces an earlier setting."""
+    if verbose and quiet:
+        raise UsageError("-v and -q contradict each other; give only one")
+    logger = logging.getLogger("udaseg")
+    for handler in logger.handlers[:]:
+        if isinstance(handler, _StderrHandler):
+            logger.removeHandler(handler)
+    handler = _StderrHandler(
+        logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
+    )
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG if verbose else logging.INFO)

@@ -1,0 +1,1 @@
+"""Downloaded archives, unpacked safely."""

@@ -1,0 +1,149 @@
+"""Read tar archives, compressed or not: a validated member list and the content of each file."""
+
+import bz2
+import gzip
+import io
+import lzma
+import tarfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, Any
+
+from udaseg.data.archives.members import (
+    Member,
+    MemberContent,
+    MemberTotals,
+    damaged_archive_error,
+    safe_member_path,
+)
+from udaseg.errors import DataError
+
+_BLOCK = 512
+_MAX_READ = 2**20
+_MAX_PADDING = 2**22
+_MAX_MTIME = 2**32
+_DECOMPRESSORS: dict[bytes, Callable[[IO[bytes]], Any]] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ\0": lzma.open,
+}
+
+
+class TarReader:
+    """An open tar archive: uncompressed, or compressed with gzip, bzip2 or xz."""
+
+    def __init__(self, archive: Path) -> None:
+        self.archive = archive
+        with ExitStack() as stack:
+            raw = stack.enter_context(archive.open("rb"))
+            head = raw.read(6)
+            raw.seek(0)
+            stream: IO[bytes] = raw
+            for start, open_stream in _DECOMPRESSORS.items():
+                if head.startswith(start):
+                    stream = stack.enter_context(open_stream(raw))
+            self.packed = stream is not raw
+            self._stream = _BoundedReader(archive, stream)
+            self._stack = stack.pop_all()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._stack.close()
+
+    def members(self) -> list[Member]:
+        """Return all files of the archive; reads it to the end.
+
+        Raises:
+            DataError: A member would be written outside the target folder, is not a regular file,
+                or is too large; or the archive is cut off.
+        """
+        files, totals, end = [], MemberTotals(self.archive), 0
+        for entry in self._entries():
+            name = safe_member_path(entry.name, self.archive)
+            prefix = f"{self.archive}: member {entry.name!r}"
+            if not (entry.isfile() or entry.isdir()) or entry.issparse():
+                raise DataError(f"{prefix} is a link or a device, not a regular file")
+            member = Member(name, entry.size)
+            totals.add(member)
+            end = entry.offset_data + -(-entry.size // _BLOCK) * _BLOCK
+            if entry.isfile():
+                files.append(member)
+        self._refuse_cut(end)
+        return files
+
+    def contents(self) -> Iterator[MemberContent]:
+        """Yield each file; its content must be read before the next one is requested."""
+        self._stream.seek(0)
+        with tarfile.open(fileobj=self._stream, mode="r:") as opened:
+            for entry in _iterate_members(opened):
+                if not entry.isfile():
+                    continue
+                member = Member(safe_member_path(entry.name, self.archive), entry.size)
+
+                def content(entry: tarfile.TarInfo = entry) -> IO[bytes]:
+                    stream = opened.extractfile(entry)
+                    assert stream is not None
+                    return stream
+
+                yield MemberContent(member, min(max(0, int(entry.mtime)), _MAX_MTIME), content)
+
+    def _entries(self) -> Iterator[tarfile.TarInfo]:
+        self._stream.seek(0)
+        with tarfile.open(fileobj=self._stream, mode="r:") as opened:
+            for entry in _iterate_members(opened):
+                # `tar cf x.tar .` starts with an entry for the folder itself
+                if not (entry.isdir() and entry.name in (".", "./")):
+                    yield entry
+
+    def _refuse_cut(self, end: int) -> None:
+        """Refuse a tar without an end block; one cut between two members unpacks without error."""
+        self._stream.seek(end)
+        if self._stream.read(_BLOCK) != bytes(_BLOCK):
+            raise damaged_archive_error(self.archive, "it is cut off")
+        # read on to the checksum that a compressed stream has after the tar data
+        padding = 0
+        while piece := self._stream.read(_MAX_READ):
+            padding += len(piece)
+            if any(piece):
+                raise damaged_archive_error(self.archive, "there is data after its end")
+            if padding > _MAX_PADDING:
+                problem = (
+                    f"more than {_MAX_PADDING:,} zero bytes at its end: the download is cut off"
+                )
+                raise damaged_archive_error(self.archive, problem)
+
+
+def _iterate_members(opened: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """Yield the members without storing them: a list of a million takes a gigabyte."""
+    while (entry := opened.next()) is not None:
+        opened.members.clear()  # type: ignore[attr-defined]  # public, but not in the stubs
+        yield entry
+
+
+class _BoundedReader(io.RawIOBase):
+    """A stream that refuses large reads, such as a member name of a gigabyte."""
+
+    def __init__(self, archive: Path, stream: IO[bytes]) -> None:
+        super().__init__()
+        self._archive, self._stream = archive, stream
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= _MAX_READ:
+            raise DataError(
+                f"{self._archive}: a member's name or header has {size:,} bytes; "
+                f"at most {_MAX_READ:,} are read"
+            )
+        return self._stream.read(size)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._stream.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._stream.tell()

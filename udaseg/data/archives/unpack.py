@@ -1,0 +1,230 @@
+"""Unpack dataset archives: checked first, only into the target folder, and resumable."""
+
+import errno
+import logging
+import lzma
+import os
+import shutil
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import IO
+
+from udaseg.data.archives.members import (
+    Member,
+    MemberContent,
+    damaged_archive_error,
+    refuse_conflicting_images,
+    refuse_name_clashes,
+    verify_checksum,
+)
+from udaseg.data.archives.tar import TarReader
+from udaseg.data.archives.zip import ZipReader
+from udaseg.errors import DataError
+from udaseg.files import disk_full, disk_space, file_sha256, free_disk_space
+from udaseg.text import file_size
+
+log = logging.getLogger(__name__)
+_CHUNK_BYTES = 2**20
+_MB = 10**6
+_LOG_FROM_BYTES = 10**9
+_TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
+_UNPACK_YOURSELF = "unpack it yourself ({how}) and leave the folder next to the archive"
+_UNSUPPORTED = (("rar", b"Rar!\x1a\x07", "unrar x"), ("7z", b"7z\xbc\xaf\x27\x1c", "7z x"))
+
+# Damaged archives raise any of these; errors of the machine are excluded by _MACHINE.
+_DAMAGE_ERRORS: tuple[type[Exception], ...] = (zipfile.BadZipFile, tarfile.TarError, zlib.error)
+_DAMAGE_ERRORS += (lzma.LZMAError, struct.error, OSError, EOFError, ValueError, NotImplementedError)
+_DAMAGE_ERRORS += (RuntimeError, OverflowError, IndexError, KeyError)
+_MACHINE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def unpack(
+    archives: Sequence[Path], into: Path, on_unpack: Callable[[int, int], None] | None = None
+) -> None:
+    """Unpack zip and tar archives into the folder `into`.
+
+    All archives are checked before the first file is written. On a data error the folder is
+    removed. After a kill, an interrupt or a full disk it holds only complete files, and the next
+    call resumes. Hidden files are skipped; files get the modification times stored in the archive.
+
+    Args:
+        archives: The archive files.
+        into: Target folder; must contain nothing else.
+        on_unpack: Called with the megabytes unpacked so far and in total.
+
+    Raises:
+        DataError: An archive is of an unknown type, damaged or too large, or a member would be
+            written outside the target folder.
+        EnvironmentFault: Not enough disk space.
+    """
+    try:
+        lists = {}
+        for archive in archives:
+            size = archive.stat().st_size
+            if size > _LOG_FROM_BYTES:  # takes minutes if all of it has to be read
+                log.info("checking %s (%s)", archive, file_size(size))
+            lists[archive] = _checked_members(archive)
+        refuse_conflicting_images(lists)
+        _check_disk_space(into, lists.values())
+        progress = _UnpackProgress(sum(map(_total_size, lists.values())), on_unpack)
+        with disk_space(into, partial(_missing_bytes, into, lists.values())):
+            for archive, members in lists.items():
+                total_size = file_size(_total_size(members))
+                log.info("unpacking %s: %d files, %s", archive, len(members), total_size)
+                _write(archive, into, progress)
+        _remove_other_files(into, {member.name for members in lists.values() for member in members})
+    except DataError:
+        shutil.rmtree(into, ignore_errors=True)
+        _part_path(into).unlink(missing_ok=True)
+        raise
+
+
+class _UnpackProgress:
+    """Report how much is unpacked; members that already exist count too.
+
+    Args:
+        total: Total bytes.
+        on_unpack: Called with megabytes done and in total, if given.
+    """
+
+    def __init__(self, total: int, on_unpack: Callable[[int, int], None] | None) -> None:
+        self._done, self._total, self._on_unpack = 0, total, on_unpack
+        self.more(0)
+
+    def more(self, size: int) -> None:
+        """Count `size` more bytes."""
+        self._done += size
+        if self._on_unpack is not None:
+            self._on_unpack(self._done // _MB, self._total // _MB)
+
+
+def _total_size(members: Iterable[Member]) -> int:
+    return sum(member.size for member in members)
+
+
+def _checked_members(archive: Path) -> list[Member]:
+    with _damage_as_data_error(archive), closing(_open_reader(archive)) as reader:
+        checked = verify_checksum(archive)
+        members = reader.members()
+    if not members:
+        raise DataError(f"{archive}: is empty; download it again")
+    refuse_name_clashes(archive, members)
+    if isinstance(reader, TarReader) and not (reader.packed or checked):
+        log.warning(
+            "%s: a tar has no checksums, and there is no %s.sha256 next to it; its sha256 is %s",
+            archive,
+            archive.name,
+            file_sha256(archive),
+        )
+    return members
+
+
+def _open_reader(archive: Path) -> ZipReader | TarReader:
+    """Return a reader for the archive; raise a `DataError` with advice for an unsupported type."""
+    suffix = archive.name.lower()
+    with archive.open("rb") as file:
+        head = file.read(_CHUNK_BYTES // 1024)
+    for kind, start, how in _UNSUPPORTED:
+        if head.startswith(start) or suffix.endswith(f".{kind}"):
+            raise DataError(
+                f"{archive}: {kind} archives are not supported; {_UNPACK_YOURSELF.format(how=how)}"
+            )
+    if head.lstrip().startswith(b"<"):
+        raise DataError(
+            f"{archive}: is a web page, not an archive; log in on the website, then download it "
+            "again"
+        )
+    if suffix.endswith(".zip"):
+        return ZipReader(archive)
+    if suffix.endswith(_TAR_SUFFIXES):
+        return TarReader(archive)
+    raise DataError(
+        f"{archive}: not a supported archive (zip or tar); " + _UNPACK_YOURSELF.format(how="7z x")
+    )
+
+
+@contextmanager
+def _damage_as_data_error(archive: Path, member: str | None = None) -> Iterator[None]:
+    try:
+        yield
+    except DataError:
+        raise
+    except _DAMAGE_ERRORS as error:
+        if isinstance(error, OSError) and error.errno in _MACHINE_ERRNOS:
+            raise
+        prefix = "" if member is None else f"member {member!r}: "
+        raise damaged_archive_error(archive, f"{prefix}{error}") from error
+
+
+def _write(archive: Path, into: Path, progress: _UnpackProgress) -> None:
+    """Write the missing members; each gets its final name only when it is complete."""
+    with _damage_as_data_error(archive), closing(_open_reader(archive)) as reader:
+        for content in reader.contents():
+            target = into / content.member.name
+            with _damage_as_data_error(archive, content.member.name):
+                if not (content.member.hidden or _is_complete(target, content)):
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    _copy(content, _part_path(into))
+                    _part_path(into).replace(target)
+            progress.more(content.member.size)
+
+
+def _is_complete(target: Path, content: MemberContent) -> bool:
+    """Return whether an earlier run wrote this file completely; compares the content."""
+    if not target.is_file() or target.stat().st_size != content.member.size:
+        return False
+    with target.open("rb") as file:
+        if content.member.crc is not None:
+            crc = 0
+            for piece in _chunks(file):
+                crc = zlib.crc32(piece, crc)
+            return crc == content.member.crc
+        with content.open() as stream:
+            return all(piece == file.read(len(piece)) for piece in _chunks(stream))
+
+
+def _copy(content: MemberContent, part: Path) -> None:
+    size = 0
+    with content.open() as stream, part.open("wb") as file:
+        for piece in _chunks(stream):
+            size += len(piece)
+            file.write(piece)
+    if size != content.member.size:
+        raise EOFError(f"has {size:,} bytes, not {content.member.size:,}")
+    os.utime(part, (content.seconds, content.seconds))
+
+
+def _chunks(stream: IO[bytes]) -> Iterator[bytes]:
+    return iter(partial(stream.read, _CHUNK_BYTES), b"")
+
+
+def _part_path(into: Path) -> Path:
+    return into.with_name(f"{into.name}.part")
+
+
+def _missing_bytes(into: Path, lists: Iterable[Iterable[Member]]) -> int:
+    """Return the total size in bytes of the files that do not exist yet."""
+    sizes = {member.name: member.size for members in lists for member in members}
+    return sum(size for name, size in sizes.items() if not (into / name).is_file())
+
+
+def _check_disk_space(into: Path, lists: Iterable[Iterable[Member]]) -> None:
+    missing = _missing_bytes(into, lists)
+    if missing > free_disk_space(into):
+        raise disk_full(into, missing)
+
+
+def _remove_other_files(into: Path, names_to_keep: set[str]) -> None:
+    """Remove files that are in none of the archives, left by a run with other archives."""
+    for top, _, file_names in os.walk(into):
+        for name in file_names:
+            path = Path(top, name)
+            if path.relative_to(into).as_posix() not in names_to_keep:
+                path.unlink()
+    _part_path(into).unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""Declared data sets, their index, and the built-in catalog."""

@@ -1,0 +1,40 @@
+"""Built-in datasets, which need no YAML by the user."""
+
+from pathlib import Path
+
+from udaseg.data.datasets.declaration import Declaration, read_declaration
+from udaseg.documents import did_you_mean
+from udaseg.errors import DataError
+
+_CATALOG = Path(__file__).parent / "catalog"
+
+
+def builtin_names() -> list[str]:
+    """Return the names of the built-in datasets, sorted."""
+    return sorted(path.stem for path in _CATALOG.glob("*.yaml"))
+
+
+def read_builtin(name: str) -> Declaration:
+    """Return the declaration of a built-in dataset."""
+    return read_declaration(_CATALOG / f"{name}.yaml", builtin=True)
+
+
+DOCUMENTS = 1000
+"""Approximate bytes of index and manifest per pair."""
+
+
+def resolve_declaration(name: str) -> Declaration:
+    """Return the declaration of a dataset, given a YAML's path or a built-in name.
+
+    Raises:
+        DataError: `name` is neither.
+    """
+    if name.endswith((".yaml", ".yml")):
+        return read_declaration(Path(name))
+    known = builtin_names()
+    if name in known:
+        return read_builtin(name)
+    raise DataError(
+        f"{name}: no dataset of that name{did_you_mean(name, known)}; use one of "
+        f"{', '.join(known)}, or a dataset YAML"
+    )

@@ -1,0 +1,149 @@
+"""The index of a prepared dataset: images, labels, sizes and class counts."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from udaseg.data.labels.classes import ClassSpace
+from udaseg.errors import DataError
+
+INDEX_FORMAT = 1
+INDEX_NAME = "index.json"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image of a split.
+
+    Attributes:
+        image: Path below the dataset's `image_root`, POSIX style.
+        label: Path of the train-id PNG below the prepared folder; None without a label.
+        height: Image height in pixels.
+        width: Image width in pixels.
+        pixels: Number of pixels per class in the label, by train id; empty without a label.
+    """
+
+    image: str
+    label: str | None
+    height: int
+    width: int
+    pixels: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class PreparedDataset:
+    """A dataset that training can read.
+
+    Attributes:
+        name: Name given by the user.
+        folder: Folder of the index and the train-id labels.
+        image_root: The user's image folder; read, never written.
+        classes: Class space of the labels; None without labels.
+        splits: Samples of each split, in a fixed order.
+        blank: Images of a single colour; they stay in the splits.
+    """
+
+    name: str
+    folder: Path
+    image_root: Path
+    classes: ClassSpace | None
+    splits: Mapping[str, tuple[Sample, ...]]
+    blank: frozenset[str] = frozenset()
+
+    def image_path(self, sample: Sample) -> Path:
+        """Return the absolute path of the image of `sample`."""
+        return self.image_root / sample.image
+
+    def label_path(self, sample: Sample) -> Path:
+        """Return the absolute path of the train-id label of `sample`.
+
+        Raises:
+            DataError: The sample has no label.
+        """
+        if sample.label is None:
+            raise DataError(f"{self.image_path(sample)}: has no label in '{self.name}'")
+        return self.folder / sample.label
+
+    def split(self, name: str) -> tuple[Sample, ...]:
+        """Return the samples of split `name`.
+
+        Raises:
+            DataError: The split does not exist.
+        """
+        if name not in self.splits:
+            raise DataError(
+                f"{self.name}: no split '{name}'; it has {', '.join(sorted(self.splits)) or 'none'}"
+            )
+        return self.splits[name]
+
+
+def index_document(dataset: PreparedDataset) -> dict[str, Any]:
+    """Return the index of `dataset` as JSON values."""
+    classes = None
+    if dataset.classes is not None:
+        pairs = zip(dataset.classes.names, dataset.classes.colors, strict=True)
+        classes = [{"name": name, "color": list(color)} for name, color in pairs]
+    return {
+        "format": INDEX_FORMAT,
+        "name": dataset.name,
+        "image_root": str(dataset.image_root),
+        "classes": classes,
+        "splits": {
+            split: [
+                [sample.image, sample.label, sample.height, sample.width, list(sample.pixels)]
+                for sample in samples
+            ]
+            for split, samples in dataset.splits.items()
+        },
+        "blank": sorted(dataset.blank),
+    }
+
+
+def read_index(folder: Path) -> PreparedDataset:
+    """Return the prepared dataset in `folder`.
+
+    Raises:
+        DataError: The index is missing or cannot be read.
+    """
+    path = folder / INDEX_NAME
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        if document["format"] != INDEX_FORMAT:
+            raise DataError(
+                f"{path}: index format {document['format']}, this version reads {INDEX_FORMAT}; "
+                "run `udaseg prepare` again"
+            )
+        classes = document["classes"]
+        return PreparedDataset(
+            name=document["name"],
+            folder=folder,
+            image_root=Path(document["image_root"]),
+            classes=None
+            if classes is None
+            else ClassSpace(
+                tuple(entry["name"] for entry in classes),
+                tuple(tuple(entry["color"]) for entry in classes),
+            ),
+            splits={
+                split: tuple(
+                    Sample(image, label, height, width, tuple(pixels))
+                    for image, label, height, width, pixels in rows
+                )
+                for split, rows in document["splits"].items()
+            },
+            blank=frozenset(document.get("blank", [])),  # added after the format was fixed
+        )
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: not found; run `udaseg prepare` first") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path}: not a readable index ({error}); run `udaseg prepare` again"
+        ) from error
+
+
+def evenly_spaced_indices(count: int, limit: int) -> list[int]:
+    """Return at most `limit` evenly spaced indices below `count`, starting with 0."""
+    step = max(1.0, count / limit)
+    return [int(number * step) for number in range(min(limit, count))]

@@ -1,0 +1,235 @@
+"""`udaseg doctor`: check a data set or a pair, and print problems with their fixes."""
+
+import json
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from udaseg.data.doctor.doctor import DoctorReport, diagnose
+from udaseg.data.doctor.findings import Finding
+from udaseg.data.doctor.statistics import SetStatistics
+from udaseg.display.progress import WorkProgress
+from udaseg.errors import DataError
+from udaseg.text import printable
+
+_COLORS = {"error": "bold red", "warning": "yellow", "info": "cyan"}
+_INDENT = 9
+_MAX_INFO_EXAMPLES = 2  # examples per finding of severity info
+_MAX_AMOUNTS = 10
+_MAX_SIZES = 3
+_SMALLEST_SHARE = 1e-4
+_KIND_NAMES = {"declared": "own files", "prepared": "prepared", "folder": "folder of images"}
+
+
+def doctor(
+    *,
+    data: str,
+    target: str | None,
+    root: Path,
+    splits: Sequence[str],
+    as_json: bool,
+    workers: int,
+) -> None:
+    """Check a data set, or a source and a target, and print the findings; no file is changed.
+
+    Args:
+        data: A prepared or built-in name, a dataset YAML, or a folder of images.
+        target: Likewise; `data` is then the source.
+        root: Folder of the prepared data.
+        splits: Splits to check; all if empty.
+        as_json: Write one JSON document instead of tables.
+        workers: Decoding threads; -1 chooses a number.
+
+    Raises:
+        DataError: The check found errors, or there is no such data.
+    """
+    with ExitStack() as stack:
+        progress_bars: list[WorkProgress] = []
+
+        def on_progress(done: int, total: int) -> None:
+            if not progress_bars:  # the total is known with the first call
+                progress_bars.append(stack.enter_context(WorkProgress("doctor", total)))
+            progress_bars[0].update(done)
+
+        examination = diagnose(
+            data,
+            target=target,
+            root=root,
+            splits=splits,
+            workers=workers,
+            on_progress=on_progress,
+        )
+    if as_json:
+        document = json.dumps(examination.document(), indent=2, allow_nan=False)
+        Console(highlight=False, soft_wrap=True).print(Text(document))
+    else:
+        _print_examination(Console(highlight=False), examination)
+    errors = examination.of("error")
+    if errors:
+        codes = ", ".join(dict.fromkeys(error.code for error in errors))
+        names = " and ".join(printable(facts.name) for facts in examination.sets)
+        raise DataError(f"{names}: {_count_text(len(errors), 'kind')} of error: {codes}")
+
+
+def _print_examination(console: Console, examination: DoctorReport) -> None:
+    console.print(_facts_table(examination.sets))
+    classes = _class_table(examination.sets)
+    if classes is not None:
+        console.print(classes)
+    folders = {facts.role: facts.folder for facts in examination.sets}
+    for finding in examination.findings:
+        _print_finding(console, finding, folders)
+    counts = [
+        len(examination.of("error")),
+        len(examination.of("warning")),
+        len(examination.of("info")),
+    ]
+    labels = ("error", "warning", "note")
+    summary = ", ".join(
+        _count_text(count, label) for count, label in zip(counts, labels, strict=True)
+    )
+    images = sum(split.images for facts in examination.sets for split in facts.splits.values())
+    console.print(Text(f"\n{summary}; checked {images:,} images in {examination.seconds:.1f} s"))
+
+
+def _facts_table(sets: Sequence[SetStatistics]) -> Table:
+    """Return a table of the properties of each set, one column per set."""
+    table = Table(show_header=False)
+    table.add_column(style="bold")
+    for _ in sets:
+        table.add_column(overflow="fold")
+    if len(sets) > 1:
+        table.add_row("", *(Text(facts.role, style="bold") for facts in sets))
+    rows = {
+        "data": [f"{printable(facts.name)} ({_KIND_NAMES[facts.kind]})" for facts in sets],
+        "images": ["\n".join(_split_lines(facts)) for facts in sets],
+        "sizes": [_sizes_text(facts) for facts in sets],
+        "colour": [_color_text(facts) for facts in sets],
+        "in": [printable(str(facts.folder)) for facts in sets],
+    }
+    for title, texts in rows.items():
+        table.add_row(title, *map(Text, texts))
+    return table
+
+
+def _split_lines(facts: SetStatistics) -> list[str]:
+    lines = []
+    for name, split in facts.splits.items():
+        labels = "labelled" if split.labelled == split.images else f"{split.labelled} labelled"
+        lines.append(f"{name} {split.images:,}, {labels if split.labelled else 'no labels'}")
+    return lines
+
+
+def _sizes_text(facts: SetStatistics) -> str:
+    parts = [split.sizes for split in facts.splits.values()]
+    sizes = sum(parts[1:], parts[0].copy()) if parts else None
+    if not sizes:
+        return "no readable image"
+    listed = ", ".join(
+        f"{width}x{height} ({count:,})" for (width, height), count in sizes.most_common(_MAX_SIZES)
+    )
+    return listed + (f" and {len(sizes) - _MAX_SIZES} more" if len(sizes) > _MAX_SIZES else "")
+
+
+def _color_text(facts: SetStatistics) -> str:
+    if facts.mean is None or facts.spread is None:
+        return "-"
+    mean, spread = (
+        " ".join(f"{channel:.0f}" for channel in color) for color in (facts.mean, facts.spread)
+    )
+    return f"mean RGB {mean}\nspread   {spread}"
+
+
+def _class_table(sets: Sequence[SetStatistics]) -> Table | None:
+    """Return a table of each class's share of the labels, per set; None if no set has labels.
+
+    For a source, only its training splits count; for other sets, all labels.
+    """
+    shares = {facts.role: _shares(facts) for facts in sets}
+    shares = {role: share_by_class for role, share_by_class in shares.items() if share_by_class}
+    if not shares:
+        return None
+    table = Table()
+    table.add_column("class")
+    for role in shares:
+        table.add_column("share" if role == "data" else role, justify="right")
+    for name in dict.fromkeys(
+        name for share_by_class in shares.values() for name in share_by_class
+    ):
+        cells = [share_by_class.get(name, "no such class") for share_by_class in shares.values()]
+        table.add_row(Text(printable(name)), *cells)
+    return table
+
+
+def _shares(facts: SetStatistics) -> dict[str, str]:
+    subsets = (True,) if facts.role == "source" else (True, False)
+    counts = [
+        labelled[0]
+        for trained in subsets
+        if (labelled := facts.counts(trained=trained)) is not None
+    ]
+    if not counts:
+        return {}
+    pixels = [sum(int(count[index]) for count in counts) for index in range(len(facts.classes))]
+    total = max(1, sum(pixels))
+    texts = [_percent(count / total) if count else "never" for count in pixels]
+    return dict(zip(facts.classes, texts, strict=True))
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f} %" if share >= _SMALLEST_SHARE else f"< {100 * _SMALLEST_SHARE:g} %"
+
+
+def _print_finding(console: Console, finding: Finding, folders: dict[str, Path]) -> None:
+    location = "" if finding.where == "data" else f" in {finding.where}"
+    head = Text(f"\n{finding.severity:<{_INDENT - 1}} ", style=_COLORS[finding.severity])
+    head.append(finding.code, style="bold")
+    head.append(f"{location}: {finding.count:,}", style="not bold default")
+    console.print(head)
+    _print_indented(console, finding.what)
+    if finding.amounts:
+        _print_indented(console, _amounts_text(finding), deeper=2)
+    limit = _MAX_INFO_EXAMPLES if finding.severity == "info" else len(finding.examples)
+    for example in finding.examples[:limit]:
+        path = "" if example.path is None else _relative_path(example.path, list(folders.values()))
+        parts = [part for part in (path, example.note) if part]
+        line = ": ".join(parts).replace("\n", "\\n")  # a file name may contain a newline
+        _print_indented(console, printable(line), deeper=2, style="dim")
+    if finding.count > limit and finding.examples:
+        _print_indented(console, f"and {finding.count - limit:,} more", deeper=2, style="dim")
+    _print_indented(console, f"-> {finding.fix}", hanging=3)
+
+
+def _print_indented(
+    console: Console, text: str, *, deeper: int = 0, hanging: int = 2, style: str = ""
+) -> None:
+    """Print a text below a finding; wrapped lines get a larger indent."""
+    indent = _INDENT + deeper
+    lines = Text(text).wrap(console, max(20, console.width - indent - hanging))
+    for number, line in enumerate(lines):
+        space = " " * (indent + (hanging if number else 0))
+        console.print(Text(f"{space}{line.plain.rstrip()}", style=style), soft_wrap=True)
+
+
+def _relative_path(path: Path, folders: Sequence[Path]) -> str:
+    """Return a path relative to the folder of its set; unchanged if it lies elsewhere."""
+    for folder in folders:
+        if path != folder and path.is_relative_to(folder):
+            return str(path.relative_to(folder))
+    return str(path)
+
+
+def _amounts_text(finding: Finding) -> str:
+    listed = finding.amounts.most_common()
+    names = [f"{name} ({count:,} px)" if count else name for name, count in listed]
+    more = f" and {len(names) - _MAX_AMOUNTS} more" if len(names) > _MAX_AMOUNTS else ""
+    prefix = "" if finding.code != "unknown-id" else "id " if len(names) == 1 else "ids "
+    return prefix + printable(", ".join(names[:_MAX_AMOUNTS])) + more
+
+
+def _count_text(count: int, word: str) -> str:
+    return f"{count} {word}" if count == 1 else f"{count or 'no'} {word}s"

@@ -1,0 +1,269 @@
+"""Check one image with its label: whether both can be read and match, and what they contain."""
+
+import errno
+import io
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from udaseg.data.doctor.duplicates import fingerprint
+from udaseg.data.doctor.subject import Subject, SubjectImage
+from udaseg.data.files.headers import (
+    MAX_PIXELS,
+    png_pixel_format,
+    read_image_size,
+    refuse_damaged_image,
+)
+from udaseg.data.files.images import read_image
+from udaseg.data.labels.classes import IGNORE, ClassSpace
+from udaseg.data.labels.read import read_label_ids, read_train_ids
+from udaseg.data.labels.tables import LabelTable
+from udaseg.data.prepare.convert import to_train_ids
+from udaseg.data.prepare.manifest import read_with_fingerprint
+from udaseg.errors import DataError
+
+_ORIENTATION = 0x0112
+_MIN_SIDE = 32
+_IDS_SHOWN = 3
+_FEW_CLASSES = 2  # with this few classes, an image often has only one
+
+_BLANK_SPREAD = 1.0
+"""An image whose channels all have a spread below this has a single colour."""
+
+_SUFFIXES_BY_SIGNATURE = {
+    b"\x89PNG": (".png",),
+    b"\xff\xd8\xff": (".jpg", ".jpeg"),
+    b"BM": (".bmp",),
+    b"II*\0": (".tif", ".tiff"),
+    b"MM\0*": (".tif", ".tiff"),
+    b"GIF8": (".gif",),
+}
+_HEADER_BYTES = 64  # bytes that suffice to detect an image's type and a PNG's form
+
+
+@dataclass
+class InspectedImage:
+    """The result of checking one image and its label.
+
+    Attributes:
+        item: The image and label.
+        found: Code, file and note of each fault.
+        size: (height, width) of the image; None if it cannot be read.
+        mean: (3,) mean of the channels, RGB.
+        spread: (3,) standard deviation of the channels.
+        flat: Whether the image has a single colour.
+        mark: The image's fingerprint.
+        digest: SHA-256 of the image file.
+        pixels: (K,) pixels of each class in the label; None if it cannot be read.
+        ignored: Pixels of the label without a class.
+        unknown: Pixels of each id that the label table does not define.
+    """
+
+    item: SubjectImage
+    found: list[tuple[str, Path, str]] = field(default_factory=list)
+    size: tuple[int, int] | None = None
+    mean: NDArray[np.float64] | None = None
+    spread: NDArray[np.float64] | None = None
+    flat: bool = False
+    mark: bytes = b""
+    digest: str = ""
+    pixels: NDArray[np.int64] | None = None
+    ignored: int = 0
+    unknown: Mapping[int, int] = field(default_factory=dict)
+
+
+def inspect_image(item: SubjectImage, subject: Subject) -> InspectedImage:
+    """Read an image and its label completely, and return all faults and statistics."""
+    result = InspectedImage(item)
+    _check_image(result)
+    if item.label is not None:
+        _check_label(result, item.label, subject)
+    return result
+
+
+def file_fault(path: Path) -> tuple[str, str] | None:
+    """Return code and note of the fault that keeps a file from being read as an image, or None.
+
+    Faults that only a decoder finds are not detected.
+    """
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        if path.is_symlink() and error.errno in (errno.ENOENT, errno.ELOOP):
+            return "broken-link", "circular link" if error.errno == errno.ELOOP else ""
+        if isinstance(error, FileNotFoundError):
+            return "missing-file", ""
+        return "unreadable", error.strerror or ""
+    if not stat.S_ISREG(mode):
+        return "not-a-file", "a folder" if stat.S_ISDIR(mode) else "a pipe, socket or device"
+    try:
+        with path.open("rb") as file:
+            head = file.read(_HEADER_BYTES)
+            if not head:
+                return "empty-file", ""
+            file.seek(0)
+            read_image_size(path, file)
+        refuse_damaged_image(path, read_with_fingerprint(path, path.parent)[0])
+    except OSError as error:
+        return "unreadable", error.strerror or ""
+    except DataError as error:
+        note = _without_path(error, path)
+        if f"{MAX_PIXELS:,}" in note or "too large" in note:
+            return "too-large", note
+        if _suffixes(head):
+            return "damaged", note.removeprefix("damaged: ")
+        return "not-an-image", "" if note.startswith("is not a readable image") else note
+    return None
+
+
+def _check_image(result: InspectedImage) -> None:
+    path = result.item.image
+    try:
+        data, file_fingerprint = read_with_fingerprint(path, path.parent)
+        image = read_image(path, data=data)
+    except DataError as error:
+        code, note = file_fault(path) or ("damaged", _without_path(error, path))
+        result.found.append((code, path, note))
+        return
+    height, width = image.shape[:2]
+    result.size = (height, width)
+    statistics = np.asarray(cv2.meanStdDev(image), np.float64)
+    result.mean, result.spread = statistics[0].ravel(), statistics[1].ravel()
+    result.flat = bool(result.spread.max() < _BLANK_SPREAD)
+    result.mark = fingerprint(image)
+    result.digest = file_fingerprint.sha256
+    if result.flat:
+        color = ", ".join(str(round(part)) for part in result.mean)
+        result.found.append(("blank-image", path, f"RGB {color}"))
+    if min(result.size) < _MIN_SIDE:
+        result.found.append(("small-image", path, f"{width}x{height}"))
+    result.found += [(code, path, note) for code, note in _format_faults(path, data)]
+    recorded = result.item.recorded
+    if recorded is not None and (recorded.height, recorded.width) != result.size:
+        change = f"{width}x{height}, prepared as {recorded.width}x{recorded.height}"
+        result.found.append(("stale-index", path, change))
+    elif result.item.image_sha256 not in (None, file_fingerprint.sha256):
+        result.found.append(("stale-index", path, "changed since it was prepared"))
+
+
+def _format_faults(path: Path, data: bytes) -> list[tuple[str, str]]:
+    """Return what is unusual in how a readable image is stored: rotation, type, channels."""
+    faults = _suffix_fault(path, data)
+    try:
+        with Image.open(io.BytesIO(data)) as opened:
+            mode = opened.mode
+            # reading EXIF decodes a PNG, so search its bytes first
+            may_have_exif = b"Exif" in data or b"eXIf" in data or ".tif" in _suffixes(data)
+            orientation = opened.getexif().get(_ORIENTATION, 1) if may_have_exif else 1
+    except (OSError, ValueError, SyntaxError):  # OpenCV can read it, so its form is not a fault
+        return faults
+    if orientation not in (0, 1):
+        faults.append(("exif-orientation", f"orientation {orientation}"))
+    form = png_pixel_format(data[:_HEADER_BYTES])
+    if form.startswith("16-bit"):
+        faults.append(("image-form", form))
+    elif mode not in ("RGB", "P"):
+        faults.append(("image-form", {"L": "grey", "1": "black and white"}.get(mode, mode)))
+    return faults
+
+
+def _suffix_fault(path: Path, data: bytes) -> list[tuple[str, str]]:
+    suffixes = _suffixes(data)
+    if suffixes and path.suffix.lower() not in suffixes:
+        return [("wrong-suffix", f"is a {suffixes[0][1:].upper()}")]
+    return []
+
+
+def _suffixes(data: bytes) -> tuple[str, ...]:
+    """Return the suffixes that match the content; empty if its type is unknown."""
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        return (".webp",)
+    return next(
+        (names for start, names in _SUFFIXES_BY_SIGNATURE.items() if data.startswith(start)), ()
+    )
+
+
+def _check_label(result: InspectedImage, path: Path, subject: Subject) -> None:
+    try:
+        data, file_fingerprint = read_with_fingerprint(path, path.parent)
+        labels, unknown = _train_ids(path, data, subject)
+    except DataError as error:
+        note = _without_path(error, path)
+        fallback = ("damaged", note) if "cannot be decoded" in note else ("label-form", note)
+        code, note = file_fault(path) or fallback
+        result.found.append((code, path, note))
+        return
+    assert subject.classes is not None
+    result.unknown = unknown
+    if unknown:
+        more = ", ..." if len(unknown) > _IDS_SHOWN else ""
+        shown = ", ".join(id_name(number, subject) for number in list(unknown)[:_IDS_SHOWN])
+        result.found.append(("unknown-id", path, f"id {shown}{more}"))
+    result.found += [(code, path, note) for code, note in _suffix_fault(path, data)]
+    if result.size is not None and labels.shape != result.size:
+        result.found.append(("size-mismatch", path, _size_note(labels.shape, result.size)))
+    if result.item.label_sha256 not in (None, file_fingerprint.sha256):
+        result.found.append(("stale-index", path, "changed since it was prepared"))
+    _check_classes(result, path, labels, subject.classes)
+
+
+def _check_classes(
+    result: InspectedImage, path: Path, labels: NDArray[np.uint8], classes: ClassSpace
+) -> None:
+    """Count the pixels of each class, and record what is unusual about them."""
+    counts = np.bincount(labels.ravel(), minlength=256)
+    result.pixels = counts[: len(classes)].astype(np.int64)
+    result.ignored = int(counts[IGNORE]) - sum(result.unknown.values())
+    present = np.flatnonzero(result.pixels)
+    if not present.size and not result.unknown:
+        result.found.append(("no-class", path, "every pixel is ignored"))
+    elif present.size == 1 and not result.unknown and len(classes) > _FEW_CLASSES:
+        result.found.append(("one-class", path, f"all {classes.names[int(present[0])]}"))
+    recorded, digest = result.item.recorded, result.item.label_sha256
+    if recorded is not None and digest is None and recorded.pixels != tuple(result.pixels.tolist()):
+        result.found.append(("stale-index", path, "has other classes than when it was prepared"))
+
+
+def _train_ids(
+    path: Path, data: bytes, subject: Subject
+) -> tuple[NDArray[np.uint8], Mapping[int, int]]:
+    """Return the train ids of a label, `IGNORE` if unknown, and the pixels of each unknown id."""
+    if subject.declaration is not None:
+        assert subject.declaration.table is not None
+        ids = read_label_ids(path, subject.declaration.label_format, data=data)
+        return to_train_ids(ids, subject.declaration.table)
+    assert subject.classes is not None
+    refuse_damaged_image(path, data)
+    return to_train_ids(read_train_ids(path), _train_id_table(subject.classes))
+
+
+@lru_cache(maxsize=4)
+def _train_id_table(classes: ClassSpace) -> LabelTable:
+    """Return the table of a prepared label, where the id of each class is its index."""
+    ids = tuple((number,) for number in range(len(classes)))
+    return LabelTable(classes, ids, frozenset({IGNORE}))
+
+
+def id_name(number: int, subject: Subject) -> str:
+    """Return an id as it is written in the YAML: a number or a colour."""
+    declaration = subject.declaration
+    if declaration is None or declaration.label_format != "rgb":
+        return str(number)
+    return str([number >> 16, number >> 8 & 255, number & 255])
+
+
+def _size_note(label: Any, image: tuple[int, int]) -> str:
+    rotated = ", rotated" if tuple(label) == image[::-1] else ""
+    return f"label {label[1]}x{label[0]}, image {image[1]}x{image[0]}{rotated}"
+
+
+def _without_path(error: Exception, path: Path) -> str:
+    return str(error).removeprefix(f"{path}: ")

@@ -1,0 +1,208 @@
+"""Read and write the frames of videos, by OpenCV's FFmpeg."""
+
+import logging
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from udaseg.data.files.containers import refuse_truncated_video
+from udaseg.data.files.headers import MAX_PIXELS
+from udaseg.data.files.images import refuse_irregular
+from udaseg.errors import DataError, EnvironmentFault
+
+log = logging.getLogger(__name__)
+VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
+
+# VP8 is ten times faster to write than VP9 and plays in browsers; MPEG-4 part 2 does not play
+_CODECS = {".mp4": "mp4v", ".webm": "VP80", ".avi": "MJPG"}
+_DEFAULT_FPS = 25.0
+_MAX_FPS = 1000.0
+
+# rounded durations can add or remove a frame
+_FRAME_TOLERANCE = 2
+
+
+class VideoReader:
+    """Read the frames of a video, (H, W, 3) uint8 RGB, as players show them.
+
+    Use it as a context manager, and iterate over it.
+
+    Args:
+        path: The video file.
+
+    Attributes:
+        size: (height, width) of a frame, after the rotation that the file declares.
+        fps: Frames per second; 25 if the file has no plausible rate.
+        expected: Number of frames in the header; None if it gives none.
+        frames: Number of frames yielded so far.
+
+    Raises:
+        DataError: On entering: the file is missing, not a video, cut off, or has too many pixels.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.size = (0, 0)
+        self.fps = _DEFAULT_FPS
+        self.expected: int | None = None
+        self.frames = 0
+
+    def __enter__(self) -> Self:
+        try:
+            refuse_irregular(self._path)
+            with self._path.open("rb") as file:
+                refuse_truncated_video(self._path, file, self._path.stat().st_size)
+            name = str(self._path.absolute())
+            name.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise DataError(f"{self._path}: a video's name must be UTF-8; rename it") from error
+        except OSError as error:
+            raise DataError(f"{self._path}: cannot be read: {error.strerror or error}") from error
+        self._film = cv2.VideoCapture(name, cv2.CAP_FFMPEG)
+        if not self._film.isOpened():
+            raise DataError(f"{self._path}: cannot be opened as a video: damaged, or this "
+                            "OpenCV lacks its codec; use its frames as images")  # fmt: skip
+        try:
+            self._read_facts()
+        except DataError:
+            self._film.release()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._film.release()
+
+    def __iter__(self) -> Iterator[NDArray[np.uint8]]:
+        """Yield the frames.
+
+        Raises:
+            DataError: No frame can be decoded, or the frame size changes.
+        """
+        while True:
+            success, frame = self._film.read()
+            if not success or frame is None:
+                break
+            if self.frames == 0:  # the header ignores rotation
+                self.size = (frame.shape[0], frame.shape[1])
+            elif frame.shape[:2] != self.size:
+                raise DataError(
+                    f"{self._path}: its frames change in size; use its frames as images"
+                )
+            self.frames += 1
+            yield np.asarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), np.uint8)
+        if self.frames == 0:
+            raise DataError(f"{self._path}: damaged: no frame can be decoded")
+        if self.expected is not None and self.frames < self.expected - _FRAME_TOLERANCE:
+            log.warning(
+                "%s: its header gives %d frames, but %d could be decoded",
+                self._path,
+                self.expected,
+                self.frames,
+            )
+
+    def _read_facts(self) -> None:
+        width, height, fps, frames = (
+            self._film.get(property_id)
+            for property_id in (
+                cv2.CAP_PROP_FRAME_WIDTH,
+                cv2.CAP_PROP_FRAME_HEIGHT,
+                cv2.CAP_PROP_FPS,
+                cv2.CAP_PROP_FRAME_COUNT,
+            )
+        )
+        if not (width >= 1 and height >= 1):
+            raise DataError(f"{self._path}: damaged: it has no size")
+        if width * height > MAX_PIXELS:
+            raise DataError(
+                f"{self._path}: {width:.0f}x{height:.0f} is more than {MAX_PIXELS:,} pixels"
+            )
+        self.size = (int(height), int(width))
+        if math.isfinite(fps) and 0 < fps <= _MAX_FPS:
+            self.fps = float(fps)
+        else:
+            log.warning("%s: has no frame rate; using %g frames per second", self._path, self.fps)
+        # without a known length the count is negative or absurdly large
+        self.expected = int(frames) if 0 < frames < 2**31 else None
+
+
+class VideoWriter:
+    """Write RGB frames as a video; the suffix (mp4, webm, avi) sets the format.
+
+    Use it as a context manager. The last column or row of a frame of odd width or height is
+    repeated, because the codecs need even sizes.
+
+    Args:
+        path: The video file, in an existing folder.
+        fps: Frames per second.
+        size: (height, width) of a frame.
+
+    Raises:
+        DataError: On entering: this OpenCV cannot write videos of this size or rate.
+        OSError: On entering: the file cannot be written.
+        EnvironmentFault: On leaving: the video is incomplete, for example because the disk is full,
+            which FFmpeg does not report.
+    """
+
+    def __init__(self, path: Path, fps: float, size: tuple[int, int]) -> None:
+        self._path, self._fps = path, fps
+        self._odd = (size[0] % 2, size[1] % 2)
+        self._size = (size[0] + self._odd[0], size[1] + self._odd[1])
+        self._frames = 0
+
+    def __enter__(self) -> Self:
+        codec = cv2.VideoWriter.fourcc(*_CODECS[self._path.suffix])
+        frame_size = (self._size[1], self._size[0])
+        self._film = cv2.VideoWriter(str(self._path), cv2.CAP_FFMPEG, codec, self._fps, frame_size)
+        if not self._film.isOpened():
+            self._path.write_bytes(b"0")  # raises OSError if the folder is not writable
+            self._path.unlink()
+            raise DataError(
+                f"this OpenCV cannot write {frame_size[0]}x{frame_size[1]} at {self._fps:g} frames "
+                f"per second as {self._path.suffix[1:]}; write frames or avi instead"
+            )
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._film.release()
+        if error is None:
+            self._refuse_unfinished()
+
+    def write(self, frame: NDArray[np.uint8]) -> None:
+        """Append a frame, (H, W, 3) uint8 RGB, of the given size."""
+        stored = cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)
+        if any(self._odd):
+            border = (0, self._odd[0], 0, self._odd[1])
+            stored = cv2.copyMakeBorder(stored, *border, cv2.BORDER_REPLICATE)
+        self._film.write(stored)
+        self._frames += 1
+
+    def _refuse_unfinished(self) -> None:
+        """Raise an error if the file is incomplete: OpenCV does not report failed writes."""
+        try:
+            with VideoReader(self._path) as video:
+                complete = (
+                    video.expected is None or abs(video.expected - self._frames) <= _FRAME_TOLERANCE
+                )
+        except DataError:
+            complete = False
+        if not complete:
+            raise EnvironmentFault(
+                f"{self._path.parent}: a video of {self._frames} frames could not be written "
+                "completely; is the disk full? Free some space, then continue with --resume"
+            )

@@ -1,0 +1,1 @@
+"""Classes, label tables and label formats."""

@@ -1,0 +1,1 @@
+"""Training batches: sampling, crops, caches and worker processes."""

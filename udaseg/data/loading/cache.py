@@ -1,0 +1,200 @@
+"""Locate, validate and read a cache of images at training resolution, stored next to the index.
+
+A cache is a folder with one file per image and label, and a manifest. The manifest is written last;
+it holds the size and modification time of every source file.
+"""
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from udaseg.data.datasets.index import PreparedDataset, Sample
+from udaseg.data.files.images import read_bytes, read_image
+from udaseg.data.labels.read import read_train_ids
+from udaseg.data.loading.packed import import_zstd, unpack
+from udaseg.errors import DataError, EnvironmentFault
+
+log = logging.getLogger(__name__)
+CacheFormat = Literal["png", "raw"]
+CACHE_MANIFEST_NAME = "cache.json"
+CACHE_VERSION = 1
+_MAX_NAMES_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Cached images and labels of one size.
+
+    Attributes:
+        folder: Folder of the cached files.
+        size: (height, width).
+        form: `png`, or `raw` (bytes compressed with zstd).
+        left_out: Images that are not cached and must be read from their original files.
+    """
+
+    folder: Path
+    size: tuple[int, int]
+    form: CacheFormat
+    left_out: frozenset[str] = frozenset()
+
+    def holds(self, sample: Sample) -> bool:
+        """Return whether `sample` is cached."""
+        return sample.image not in self.left_out
+
+    def image_path(self, sample: Sample) -> Path:
+        """Return the path of the cached image of `sample`."""
+        return self.folder / "images" / f"{sample.image}.{self.form}"
+
+    def label_path(self, sample: Sample) -> Path:
+        """Return the path of the cached label of `sample`."""
+        return self.folder / "labels" / f"{sample.label}.{self.form}"
+
+    def image(self, sample: Sample) -> NDArray[np.uint8]:
+        """Return the cached (H, W, 3) image of `sample`.
+
+        Raises:
+            DataError: The cached file is damaged.
+        """
+        return self._read(self.image_path(sample), color=True)
+
+    def labels(self, sample: Sample) -> NDArray[np.uint8]:
+        """Return the cached (H, W) train ids of `sample`.
+
+        Raises:
+            DataError: The cached file is damaged.
+        """
+        return self._read(self.label_path(sample), color=False)
+
+    def _read(self, path: Path, *, color: bool) -> NDArray[np.uint8]:
+        try:
+            if self.form == "raw":
+                pixels = unpack(path, read_bytes(path))
+            else:
+                pixels = read_image(path) if color else read_train_ids(path)
+            if pixels.shape != (*self.size, 3)[: 3 if color else 2]:
+                raise DataError(f"{path}: damaged: unexpected shape {pixels.shape}")
+        except DataError as error:
+            raise DataError(
+                f"{error}; delete it and run `udaseg prepare --cache` again, "
+                f"or delete {self.folder} to read the original files"
+            ) from error
+        return pixels
+
+
+def cache_folder(dataset: PreparedDataset, size: tuple[int, int]) -> Path:
+    """Return the folder of the cache of `size` (height, width), next to the index."""
+    return dataset.folder / f"cache-{size[1]}x{size[0]}"
+
+
+def file_stamp(path: Path) -> str:
+    """Return size and modification time of a file, to detect changes."""
+    try:
+        info = path.stat()
+    except OSError:
+        return "unreadable"
+    return f"{info.st_size} {info.st_mtime_ns}"
+
+
+def read_cache_manifest(folder: Path) -> Mapping[str, Any] | None:
+    """Return the manifest of a cache; None if it is missing or not readable by this version."""
+    try:
+        document = json.loads((folder / CACHE_MANIFEST_NAME).read_text(encoding="utf-8"))
+        readable = document["version"] == CACHE_VERSION and document["form"] in ("png", "raw")
+        readable = readable and all(len(row) == 4 for row in document["files"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return dict(document) if readable else None
+
+
+def uncached_images(rows: Mapping[str, Any]) -> frozenset[str]:
+    """Return the images in a manifest that have no cached file."""
+    return frozenset(name for name, row in rows.items() if row[1] is None)
+
+
+def open_cache(
+    dataset: PreparedDataset, split: str, size: tuple[int, int] | None, *, labelled: bool
+) -> Cache | None:
+    """Return the cache of a split at `size`; None if there is none, with a warning if it is stale.
+
+    Args:
+        dataset: A prepared dataset.
+        split: Split whose images must all be cached.
+        size: (height, width); None disables the cache.
+        labelled: Whether labels are needed; otherwise they are not checked.
+    """
+    if size is None or dataset.folder.resolve() == dataset.image_root.resolve():
+        return None  # a plain folder belongs to the user and has no cache
+    folder = cache_folder(dataset, size)
+    if not folder.is_dir():
+        return None
+    advice = f"run `udaseg prepare {dataset.name} --cache {size[1]}x{size[0]}` again"
+    manifest = read_cache_manifest(folder)
+    if manifest is None:
+        log.warning("%s: the cache is incomplete and is ignored; %s", folder, advice)
+        return None
+    rows = manifest["files"]
+    left_out = uncached_images(rows)
+    cache = Cache(folder, size, manifest["form"], left_out)
+    stale = [
+        sample.image
+        for sample in dataset.split(split)
+        if sample.image not in left_out
+        and not is_up_to_date(dataset, cache, sample, rows.get(sample.image), labelled=labelled)
+    ]
+    if stale:
+        log.warning(
+            "%s: the cache is stale and is ignored: %d images are new or changed (%s%s); %s",
+            folder,
+            len(stale),
+            ", ".join(stale[:_MAX_NAMES_SHOWN]),
+            ", ..." if len(stale) > _MAX_NAMES_SHOWN else "",
+            advice,
+        )
+        return None
+    if cache.form == "raw":
+        try:
+            import_zstd()
+        except EnvironmentFault as error:
+            log.warning("%s: the cache is ignored: %s", folder, error)
+            return None
+    return cache
+
+
+def is_up_to_date(
+    dataset: PreparedDataset, cache: Cache, sample: Sample, row: Any, *, labelled: bool
+) -> bool:
+    """Return whether the cached files of `sample` are complete and up to date.
+
+    Args:
+        dataset: The dataset.
+        cache: Its cache.
+        sample: The image to check.
+        row: Entry of the manifest or journal: stamp and bytes of the image, then of the label.
+        labelled: Whether to check the label too.
+    """
+    if not isinstance(row, list) or len(row) != 4:
+        return False
+    image, image_bytes, label, label_bytes = row
+    if image != file_stamp(dataset.image_path(sample)):
+        return False
+    if image_bytes is None:
+        return True  # not cached, and the file has not changed
+    if image_bytes != _file_size(cache.image_path(sample)):
+        return False
+    if not labelled:
+        return True
+    same = label == file_stamp(dataset.label_path(sample))
+    return same and bool(label_bytes == _file_size(cache.label_path(sample)))
+
+
+def _file_size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1

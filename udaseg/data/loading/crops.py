@@ -1,0 +1,196 @@
+"""Random crops of one domain: read, check, resize, crop and mirror images."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from udaseg.data.datasets.index import PreparedDataset, Sample
+from udaseg.data.files.images import read_image
+from udaseg.data.labels.read import read_train_ids
+from udaseg.data.loading.cache import Cache
+from udaseg.data.loading.pseudo_labels import pseudo_label_path
+from udaseg.data.loading.rare_class import RareClassImages, RareClassSettings, rare_class_corner
+from udaseg.data.loading.transforms import (
+    crop,
+    enlarge_to_cover,
+    random_corner,
+    random_mirror,
+    resize_image,
+    resize_labels,
+)
+from udaseg.errors import DataError
+
+Sampling = Literal["uniform", "class_balanced", "rare_class"]
+
+
+@dataclass(frozen=True)
+class CropSource:
+    """Random crops of one domain.
+
+    Attributes:
+        dataset: The dataset of the images.
+        split: Its split to draw from.
+        resize: (height, width) before the crop; None keeps the file's size.
+        crop: (height, width) of the crop.
+        flip: Mirror half of the crops.
+        labelled: Whether to read labels; never for a target.
+        pseudo_labels: Folder of pseudo-labels to use instead of labels; see `pseudo_label_path`.
+            They are resized to the image by nearest neighbour.
+        scale: Range of the random factor applied to height and width before the crop.
+        sampling: `uniform`, or `class_balanced` or `rare_class`, which use the class counts of the
+            index.
+        rare: Settings of `rare_class`.
+        cache: Cached images at `resize`, read instead of the files; pixels are identical.
+
+    Raises:
+        ValueError: Both labels and pseudo-labels are given, or the cache has another size.
+    """
+
+    dataset: PreparedDataset
+    split: str
+    resize: tuple[int, int] | None
+    crop: tuple[int, int]
+    flip: bool
+    labelled: bool
+    pseudo_labels: Path | None = None
+    scale: tuple[float, float] = (1.0, 1.0)
+    sampling: Sampling = "uniform"
+    rare: RareClassSettings = field(default_factory=RareClassSettings)
+    cache: Cache | None = None
+
+    def __post_init__(self) -> None:
+        if self.labelled and self.pseudo_labels is not None:
+            raise ValueError(f"labelled crops cannot use pseudo-labels, got {self.pseudo_labels}")
+        if self.cache is not None and self.cache.size != self.resize:
+            raise ValueError(f"the cache has size {self.cache.size}, not {self.resize}")
+
+    @property
+    def samples(self) -> tuple[Sample, ...]:
+        """The samples of the split."""
+        return self.dataset.split(self.split)
+
+    def read(self, sample: Sample) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+        """Return the whole image (H, W, 3) at `resize` and, when labelled, its labels (H, W).
+
+        Raises:
+            DataError: A file cannot be used; the message names it.
+        """
+        if self.cache is not None and self.cache.holds(sample):
+            labels = self.cache.labels(sample) if self.labelled else None
+            return self.cache.image(sample), labels
+        # Photos without labels are rotated by their EXIF orientation. Labels match the stored
+        # orientation.
+        image = read_image(self.dataset.image_path(sample), upright=not self.labelled)
+        labels = self._labels(sample, image.shape) if self.labelled else None
+        if self.resize is None:
+            return image, labels
+        image = resize_image(image, self.resize)
+        return image, None if labels is None else resize_labels(labels, self.resize)
+
+    def draw(
+        self, sample: Sample, rng: np.random.Generator, train_id: int | None = None
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+        """Return one image crop (H, W, 3) and, when labelled, its labels (H, W).
+
+        Args:
+            sample: The image.
+            rng: Source of all random choices.
+            train_id: Class that the crop must contain, as set by `rare`; None for any crop.
+        """
+        return self.cut(sample, *self.read(sample), rng, train_id)
+
+    def cut(
+        self,
+        sample: Sample,
+        image: NDArray[np.uint8],
+        labels: NDArray[np.uint8] | None,
+        rng: np.random.Generator,
+        train_id: int | None = None,
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+        """Return a random crop of the result of `read`; see `draw`."""
+        if self.pseudo_labels is not None:
+            labels = self._pseudo_labels(sample)
+        if self.scale != (1.0, 1.0):
+            image = resize_image(image, _scaled_size(image.shape, rng.uniform(*self.scale)))
+        if labels is None:
+            image = enlarge_to_cover(image, self.crop)
+        else:
+            labels = resize_labels(labels, (image.shape[0], image.shape[1]))
+        if train_id is None or labels is None:
+            corner = random_corner(image.shape, self.crop, rng)
+        else:
+            corner = rare_class_corner(labels, train_id, self.crop, self.rare.min_crop_pixels, rng)
+        image, labels = crop(image, labels, self.crop, corner)
+        return random_mirror(image, labels, rng) if self.flip else (image, labels)
+
+    def _labels(self, sample: Sample, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+        """Return the label of an image of `shape`; reject one that a loss could not use."""
+        path = self.dataset.label_path(sample)
+        labels = read_train_ids(path)
+        if labels.shape != shape[:2]:
+            raise DataError(
+                f"{self.dataset.image_path(sample)}: image {shape[1]}x{shape[0]}, "
+                f"label {labels.shape[1]}x{labels.shape[0]}; run `udaseg prepare` again"
+            )
+        if self.dataset.classes is not None:
+            # uint8 addition turns IGNORE, 255, into 0
+            largest = int((labels + np.uint8(1)).max()) - 1
+            if largest >= len(self.dataset.classes):
+                raise DataError(
+                    f"{path}: contains train id {largest}, but there are "
+                    f"{len(self.dataset.classes)} classes; run `udaseg prepare` again"
+                )
+        return labels
+
+    def _pseudo_labels(self, sample: Sample) -> NDArray[np.uint8]:
+        assert self.pseudo_labels is not None
+        path = pseudo_label_path(self.pseudo_labels, sample)
+        try:
+            return read_train_ids(path)
+        except DataError as error:
+            raise DataError(
+                f"{path}: not a readable pseudo-label; continue with --resume to recreate it"
+            ) from error
+
+    def counts(self) -> NDArray[np.int64]:
+        """Return the number of pixels of each class in each sample's label, (N, K).
+
+        Raises:
+            DataError: The index has no counts, or all are zero.
+        """
+        if any(not sample.pixels for sample in self.samples):
+            raise DataError(
+                f"{self.dataset.name}: the index has no class counts, which {self._word} sampling "
+                "needs; run `udaseg prepare` again"
+            )
+        pixels = np.array([sample.pixels for sample in self.samples], np.int64)
+        if not pixels.any():
+            raise DataError(
+                f"{self.dataset.name}: no label of split '{self.split}' contains any class"
+            )
+        return pixels
+
+    def rare_images(self) -> RareClassImages:
+        """Return the images that rare-class sampling draws from for each class.
+
+        Raises:
+            DataError: No image contains `rare.min_pixels` pixels of any class.
+        """
+        pixels = self.counts()
+        if int(pixels.max()) < self.rare.min_pixels:
+            raise DataError(
+                f"{self.dataset.name}: no image of split '{self.split}' contains "
+                f"{self.rare.min_pixels} pixels of any class; lower source.rare_class.min_pixels"
+            )
+        return RareClassImages(pixels, self.rare)
+
+    @property
+    def _word(self) -> str:
+        return self.sampling.replace("_", "-")
+
+
+def _scaled_size(shape: tuple[int, ...], factor: float) -> tuple[int, int]:
+    return max(1, round(shape[0] * factor)), max(1, round(shape[1] * factor))

@@ -1,0 +1,92 @@
+"""Resize, crop and mirror images and labels, as uint8 arrays."""
+
+import math
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from udaseg.data.labels.classes import IGNORE
+
+
+def resize_image(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Return `image` (H, W, 3) resized to `size` (height, width).
+
+    Shrinking averages, which keeps thin structures without aliasing; enlarging is bilinear.
+    """
+    height, width = size
+    if image.shape[:2] == (height, width):
+        return image
+    shrinks = height * width < image.shape[0] * image.shape[1]
+    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(image, (width, height), interpolation=interpolation), np.uint8)
+
+
+def resize_labels(labels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Return `labels` (H, W) resized by nearest neighbour, which adds no other class."""
+    height, width = size
+    if labels.shape == (height, width):
+        return labels
+    resized = cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+    return np.asarray(resized, np.uint8)
+
+
+def enlarge_to_cover(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Return `image` enlarged, at its aspect ratio, to cover `size`; larger ones are unchanged.
+
+    Padding would add black pixels, which a teacher labels with confidence.
+    """
+    height, width = image.shape[:2]
+    factor = max(size[0] / height, size[1] / width)
+    if factor <= 1:
+        return image
+    return resize_image(image, (math.ceil(height * factor), math.ceil(width * factor)))
+
+
+def random_corner(
+    shape: tuple[int, ...], size: tuple[int, int], rng: np.random.Generator
+) -> tuple[int, int]:
+    """Return (top, left) of a random window of `size` in `shape`; 0 where the window is larger."""
+    top = int(rng.integers(0, max(0, shape[0] - size[0]) + 1))
+    left = int(rng.integers(0, max(0, shape[1] - size[1]) + 1))
+    return top, left
+
+
+def crop(
+    image: NDArray[np.uint8],
+    labels: NDArray[np.uint8] | None,
+    size: tuple[int, int],
+    corner: tuple[int, int],
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+    """Return the same window of image (H, W, 3) and labels (H, W), as views if it fits.
+
+    A window larger than the image is filled at the bottom and the right, with black and `IGNORE`.
+    """
+    (height, width), (top, left) = size, corner
+    rows, columns = slice(top, top + height), slice(left, left + width)
+    image = image[rows, columns]
+    labels = None if labels is None else labels[rows, columns]
+    missing = ((0, height - image.shape[0]), (0, width - image.shape[1]))
+    if missing != ((0, 0), (0, 0)):
+        image = np.pad(image, (*missing, (0, 0)))
+        labels = None if labels is None else np.pad(labels, missing, constant_values=IGNORE)
+    return image, labels
+
+
+def random_crop(
+    image: NDArray[np.uint8],
+    labels: NDArray[np.uint8] | None,
+    size: tuple[int, int],
+    rng: np.random.Generator,
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+    """Return the same random `window` of image (H, W, 3) and labels (H, W)."""
+    return crop(image, labels, size, random_corner(image.shape, size, rng))
+
+
+def random_mirror(
+    image: NDArray[np.uint8], labels: NDArray[np.uint8] | None, rng: np.random.Generator
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+    """Return image and labels, both mirrored left-right with probability 1/2."""
+    if rng.random() < 0.5:
+        return image, labels
+    return image[:, ::-1], None if labels is None else labels[:, ::-1]

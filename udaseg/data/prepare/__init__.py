@@ -1,0 +1,1 @@
+"""`udaseg prepare`: from files as downloaded to an indexed data set."""

@@ -1,0 +1,323 @@
+"""`udaseg prepare`: check and index datasets, and print a summary of each."""
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from udaseg.data.datasets.index import PreparedDataset, Sample
+from udaseg.data.loading.cache_speed import measure_cache_speedup
+from udaseg.data.loading.cache_write import CacheReport, write_cache
+from udaseg.data.prepare.prepare import prepare_dataset
+from udaseg.data.prepare.report import PrepareReport
+from udaseg.data.prepare.verify import VerifyReport, verify_dataset
+from udaseg.data.toyland.make import make_toyland
+from udaseg.display.progress import LazyProgress
+from udaseg.errors import DataError
+from udaseg.text import printable
+
+log = logging.getLogger(__name__)
+_MAX_LINES = 5
+_MAX_CLASSES_UNREMARKABLE = 2  # with this many classes, labels with a single class are normal
+
+
+def prepare(
+    *,
+    names: list[str],
+    root: Path,
+    check_only: bool,
+    max_bad: int,
+    on_mismatch: str,
+    exclude: Sequence[str] = (),
+    seed: int,
+    size: tuple[int, int] | None,
+    workers: int,
+    cache: tuple[int, int] | None = None,
+    cache_format: str = "png",
+) -> None:
+    """Prepare each dataset and print its contents; a missing one does not stop the others.
+
+    Args:
+        names: Built-in names or dataset YAMLs.
+        root: Folder of raw data and of prepared datasets.
+        check_only: Check all files without writing.
+        max_bad: Maximum number of damaged or unpaired files that may be skipped.
+        on_mismatch: exclude, resize or fail, if a label and its image differ in size.
+        exclude: Named rules of the datasets; matching files are skipped.
+        seed: Seed of toyland.
+        size: (height, width) of toyland's images.
+        workers: Decoder threads; -1 chooses.
+        cache: (height, width) of the cached training images, like the recipe's `resize`.
+        cache_format: png or raw.
+
+    Raises:
+        DataError: Datasets are missing or damaged; all of them are named.
+    """
+    faults, reports = [], []
+    toyland_done = check_only
+    for name in expand_toyland(names):
+        try:
+            if name in ("toyland", "toyland-target") and not toyland_done:
+                log.info("rendering toyland in %s", root / "toyland")
+                with LazyProgress("render toyland") as progress:
+                    make_toyland(root, seed=seed, size=size, on_progress=progress)
+                toyland_done = True
+            rules = {"max_bad": max_bad, "on_mismatch": on_mismatch, "exclude": exclude}
+            reports.append(_prepare_one(name, root, check_only, rules, workers))
+        except DataError as error:
+            faults.append(str(error))
+    console = Console(highlight=False, soft_wrap=False)
+    for report in reports:
+        cache_report = speedup = None
+        if cache is not None:
+            try:
+                cache_report = _build_cache(report.dataset, cache, cache_format, workers)
+                speedup = measure_cache_speedup(report.dataset, cache_report.cache)
+            except DataError as error:
+                faults.append(str(error))
+        _print_report(
+            console,
+            report,
+            check_only,
+            None if cache_report is None else _cache_row(cache_report, speedup),
+        )
+    if faults:
+        raise DataError("\n\n".join(dict.fromkeys(faults)))
+
+
+def expand_toyland(names: Sequence[str]) -> list[str]:
+    """Return each name once, with toyland expanded to its two datasets."""
+    halves = {"toyland": ["toyland", "toyland-target"]}
+    return list(dict.fromkeys(half for name in names for half in halves.get(name, [name])))
+
+
+def _prepare_one(
+    name: str, root: Path, check_only: bool, rules: dict[str, Any], workers: int
+) -> PrepareReport:
+    stem = printable(Path(name).stem)
+    with (
+        LazyProgress(f"unpack {stem}", "MB") as on_unpack,
+        LazyProgress(f"prepare {stem}") as on_progress,
+    ):
+        return prepare_dataset(
+            name,
+            root=root,
+            check_only=check_only,
+            workers=workers,
+            on_progress=on_progress,
+            on_unpack=on_unpack,
+            **rules,
+        )
+
+
+def _build_cache(
+    dataset: PreparedDataset, size: tuple[int, int], cache_format: str, workers: int
+) -> CacheReport:
+    height, width = size
+    samples = _all_samples(dataset)
+    distorted = [s for s in samples if not 0.9 < s.width / s.height * height / width < 1.1]
+    if distorted:
+        first = distorted[0]
+        log.warning(
+            "--cache %dx%d (width x height) changes the aspect ratio of %d of %d images, such as "
+            "one of %dx%d",
+            width,
+            height,
+            len(distorted),
+            len(samples),
+            first.width,
+            first.height,
+        )
+    with LazyProgress(f"cache {printable(dataset.name)}") as on_progress:
+        return write_cache(
+            dataset,
+            size,
+            cache_format,  # type: ignore[arg-type]  # the command line checked the value
+            workers=workers,
+            on_progress=on_progress,
+        )
+
+
+def _print_report(
+    console: Console, report: PrepareReport, check_only: bool, cache_row: str | None
+) -> None:
+    dataset = report.dataset
+    state = "unchanged" if report.unchanged else "checked" if check_only else "prepared"
+    title = f"{dataset.name}: {state} in {report.seconds:.1f} s"
+    if state == "prepared" and report.read < len(_all_samples(dataset)):
+        title += f", {_format_image_count(report.read)} read, the others unchanged"
+    table = Table(title=Text(title), show_header=False)
+    table.title_justify = "left"
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for split in dataset.splits:
+        table.add_row(split, Text(_split_row(report, split)))
+    if dataset.classes is not None:
+        for title, text in _class_rows(dataset):
+            table.add_row(title, Text(text))
+    labels_by_class_count = Counter(
+        sum(map(bool, s.pixels)) for s in _all_samples(dataset) if s.label is not None
+    )
+    if labels_by_class_count[0]:
+        table.add_row(
+            "empty", Text(f"{_format_label_count(labels_by_class_count[0])} no class; kept")
+        )
+    if (
+        labels_by_class_count[1]
+        and dataset.classes is not None
+        and len(dataset.classes) > _MAX_CLASSES_UNREMARKABLE
+    ):
+        table.add_row(
+            "one class",
+            Text(f"{_format_label_count(labels_by_class_count[1])} a single class; kept"),
+        )
+    for split in report.missing:
+        table.add_row(split, Text("no images found"))
+    for title, text in _listed_rows(report):
+        table.add_row(title, Text(text))
+    table.add_row("images in", Text(printable(str(dataset.image_root))))
+    if not check_only:
+        table.add_row("index in", Text(printable(str(dataset.folder))))
+    if cache_row is not None:
+        table.add_row("cache", Text(cache_row))
+    if not check_only:
+        table.add_row("next", Text(_next_command(report)))
+    console.print(table)
+
+
+def _split_row(report: PrepareReport, split: str) -> str:
+    samples = report.dataset.splits[split]
+    labels = "no labels" if split in report.unlabelled else "labelled"
+    expected = report.expected.get(split)
+    note = "" if expected in (None, len(samples)) else f"; the published set has {expected:,}"
+    sizes = Counter((sample.width, sample.height) for sample in samples).most_common(2)
+    shown = ", ".join(f"{w}x{h} ({count:,})" for (w, h), count in sizes)
+    more = len({(s.width, s.height) for s in samples}) - len(sizes)
+    shown += f" and {more} more sizes" if more > 0 else ""
+    return f"{_format_image_count(len(samples))}, {labels}, {shown}{note}"
+
+
+def _format_image_count(number: int) -> str:
+    return "1 image" if number == 1 else f"{number:,} images"
+
+
+def _listed_rows(report: PrepareReport) -> Iterator[tuple[str, str]]:
+    """Yield the skipped files, and the unusual files that were kept; the first few of each."""
+    for title, lines in (
+        ("skipped by rule", report.excluded),
+        ("skipped, bad", report.bad),
+        ("matches rule, kept", report.known),
+        ("one colour, kept", report.blank),
+    ):
+        if lines:
+            shown = "\n".join(printable(line.replace("\n", "\\n")) for line in lines[:_MAX_LINES])
+            remainder = f"\nand {len(lines) - _MAX_LINES:,} more" if len(lines) > _MAX_LINES else ""
+            yield title, f"{len(lines):,}:\n{shown}{remainder}"
+
+
+def _format_label_count(number: int) -> str:
+    return f"{number:,} label{'s hold' if number > 1 else ' holds'}"
+
+
+def _all_samples(dataset: PreparedDataset) -> list[Sample]:
+    return [sample for samples in dataset.splits.values() for sample in samples]
+
+
+def _cache_row(report: CacheReport, speedup: float | None) -> str:
+    height, width = report.cache.size
+    mb_per_image = report.size_bytes / max(1, report.images) / 1e6
+    row = (
+        f"{report.images} images of {width}x{height} with their labels as {report.cache.form}, "
+        f"{report.size_bytes / 1e6:,.1f} MB ({mb_per_image:.2f} MB per image)"
+    )
+    row += f", {report.made} written in {report.seconds:.1f} s" if report.made else ", unchanged"
+    if speedup is not None:
+        row += f", read {speedup:.1f} times as fast as the original files"
+    if report.cache.left_out:
+        row += f"; {len(report.cache.left_out)} with an EXIF rotation are read from the originals"
+    return f"{row}; used by training with resize [{height}, {width}]"
+
+
+def _next_command(report: PrepareReport) -> str:
+    """Return the command that uses the dataset: as source if it has training labels."""
+    name = report.dataset.name
+    if report.dataset.classes is None or "train" in report.unlabelled:
+        return f"udaseg adapt --source DATA --target {name}"
+    return f"udaseg adapt --source {name} --target DATA"
+
+
+def _class_rows(dataset: PreparedDataset) -> list[tuple[str, str]]:
+    """Return the pixel shares of all classes over the labelled splits, and unused classes."""
+    assert dataset.classes is not None
+    names = dataset.classes.names
+    counts = [sample.pixels for sample in _all_samples(dataset) if sample.pixels]
+    if not counts:
+        return [("classes", ", ".join(names))]
+    table = np.asarray(counts, np.int64)
+    shares = 100 * table.sum(0) / max(1, int(table.sum()))
+    order = np.argsort(-shares)
+    rows = [("classes", ", ".join(f"{names[i]} {shares[i]:.2f} %" for i in order if shares[i] > 0))]
+    unused = [names[i] for i in order if shares[i] == 0]
+    if unused:
+        rows.append(("never seen", ", ".join(unused)))
+    return rows
+
+
+_SHOWN_CHANGES = 10
+
+
+def verify(*, names: list[str], root: Path, workers: int) -> None:
+    """Compare prepared datasets with their manifests, and list changed and missing files.
+
+    Args:
+        names: Names of prepared or built-in datasets, or dataset YAMLs.
+        root: Folder of raw data and of prepared datasets.
+        workers: Reader threads; -1 chooses.
+
+    Raises:
+        DataError: A file has changed, or a dataset is not prepared; all of them are listed.
+    """
+    faults = []
+    console = Console(highlight=False, soft_wrap=True)
+    for name in expand_toyland(names):
+        try:
+            with LazyProgress(f"verify {printable(Path(name).stem)}", "files") as on_progress:
+                report = verify_dataset(name, root=root, workers=workers, on_progress=on_progress)
+        except DataError as error:
+            faults.append(str(error))
+            continue
+        if report.changed or report.missing:
+            faults.append(_format_changes(report, name))
+        else:
+            duration = f"({report.seconds:.1f} s)"
+            console.print(Text(f"{report.name}: all {report.files:,} files unchanged {duration}"))
+    if faults:
+        raise DataError("\n\n".join(faults))
+
+
+def _format_changes(report: VerifyReport, name: str) -> str:
+    lines = [
+        f"{report.name}: {len(report.changed)} of {report.files:,} files changed and "
+        f"{len(report.missing)} are missing:",
+        *("  " + line.replace("\n", "\\n") for line in report.changed[:_SHOWN_CHANGES]),
+        *(
+            "  " + path.replace("\n", "\\n") + ": is missing"
+            for path in report.missing[:_SHOWN_CHANGES]
+        ),
+    ]
+    remaining = sum(
+        max(0, len(paths) - _SHOWN_CHANGES) for paths in (report.changed, report.missing)
+    )
+    lines += [f"  and {remaining} more"] if remaining else []
+    # a file can change while its size and time stay, and prepare compares only these
+    lines.append(
+        f"  restore them; or, to accept all changes, delete {report.folder} and run "
+        f"`udaseg prepare {name}`"
+    )
+    return "\n".join(lines)

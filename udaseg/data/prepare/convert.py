@@ -1,0 +1,220 @@
+"""Read and check an image with its label, and write the label as train ids."""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from udaseg.data.datasets.declaration import Declaration
+from udaseg.data.datasets.index import Sample
+from udaseg.data.datasets.pairs import DatasetFiles, Pair
+from udaseg.data.files.images import read_image, write_png
+from udaseg.data.files.threads import map_in_threads
+from udaseg.data.labels.classes import IGNORE
+from udaseg.data.labels.read import read_label_ids
+from udaseg.data.labels.tables import LabelTable
+from udaseg.data.prepare.manifest import Fingerprint, Row, read_with_fingerprint
+from udaseg.data.prepare.refusals import unknown_ids_message
+from udaseg.data.prepare.rules import Mismatch, PrepareOptions
+from udaseg.data.prepare.workspace import Workspace
+from udaseg.errors import DataError
+from udaseg.files import disk_space, sha256
+
+# a class space has at most 254 classes, so this train id is never one of them
+_UNKNOWN = 254
+_COARSE_STRIDE = 16
+
+
+@dataclass(frozen=True)
+class ConvertedPair:
+    """Result of reading one pair.
+
+    Attributes:
+        row: Entry for the manifest, and for the index unless a rule excludes the pair.
+        bad: Why a file cannot be used.
+        unknown: Number of pixels of each id that the table does not list.
+        kept: Whether the result of an earlier run was reused.
+    """
+
+    row: Row | None = None
+    bad: str | None = None
+    unknown: Mapping[int, int] = field(default_factory=dict)
+    kept: bool = False
+
+
+def convert_pair(
+    pair: Pair,
+    split: str,
+    declaration: Declaration,
+    folder: Path,
+    into: Path | None,
+    on_mismatch: Mismatch,
+) -> ConvertedPair:
+    """Read and check a pair; write its label below `into` unless that is None."""
+    try:
+        data, image_stamp = read_with_fingerprint(pair.image, folder)
+        image = read_image(pair.image, data=data)
+        height, width = image.shape[:2]
+        row = Row(split, pair.key, image_stamp, None, None, None, blank=_is_blank(image))
+        if pair.label is None:
+            return ConvertedPair(replace(row, sample=Sample(image_stamp.path, None, height, width)))
+        data, label_stamp = read_with_fingerprint(pair.label, folder)
+        ids = read_label_ids(pair.label, declaration.label_format, data=data)
+    except DataError as error:
+        return ConvertedPair(bad=str(error))
+    assert declaration.table is not None
+    labels, unknown = to_train_ids(ids, declaration.table)
+    row = replace(row, label=label_stamp)
+    if labels.shape != (height, width):
+        problem = f"{pair.label}: label {labels.shape[1]}x{labels.shape[0]}, image {width}x{height}"
+        if on_mismatch == "fail":
+            return ConvertedPair(bad=problem, unknown=unknown)
+        if on_mismatch == "exclude":
+            return ConvertedPair(replace(row, excluded=problem, blank=False), unknown=unknown)
+        labels = np.asarray(
+            cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST_EXACT), np.uint8
+        )
+    name = f"labels/{split}/{pair.key}.png"
+    counts = np.bincount(labels.ravel(), minlength=256)[: len(declaration.table.classes)]
+    sample = Sample(image_stamp.path, name, height, width, tuple(counts.tolist()))
+    prepared = None if into is None else _write_label(into, name, labels, label_stamp.mtime_ns)
+    return ConvertedPair(replace(row, prepared=prepared, sample=sample), unknown=unknown)
+
+
+def _write_label(into: Path, name: str, labels: NDArray[np.uint8], mtime_ns: int) -> Fingerprint:
+    """Write a label with the modification time of its source file, so every run gives the same."""
+    path = into / name
+    write_png(path, labels)
+    os.utime(path, ns=(mtime_ns, mtime_ns))
+    info = path.stat()  # file systems round times, so read them back
+    return Fingerprint(name, info.st_size, info.st_mtime_ns, sha256(path.read_bytes()))
+
+
+def to_train_ids(ids: NDArray[Any], table: LabelTable) -> tuple[NDArray[np.uint8], dict[int, int]]:
+    """Convert raw ids to train ids, and count the pixels of each id that the table does not list.
+
+    Args:
+        ids: (H, W) of any integer type.
+        table: Meaning of the ids.
+
+    Returns:
+        (H, W) uint8, `IGNORE` where an id is unknown, and the pixels of each unknown id.
+    """
+    if ids.dtype == np.uint8:
+        labels = np.asarray(cv2.LUT(ids, _lookup_array(table, 2**8)), np.uint8)
+    elif ids.dtype == np.uint16:
+        labels = _lookup_array(table, 2**16)[ids]
+    else:
+        inside = (ids >= 0) & (ids < 2**24)
+        labels = np.where(inside, _lookup_array(table, 2**24)[np.where(inside, ids, 0)], _UNKNOWN)
+        labels = labels.astype(np.uint8)
+    is_unknown = labels == _UNKNOWN
+    if not is_unknown.any():
+        return labels, {}
+    values, counts = np.unique(ids[is_unknown], return_counts=True)
+    labels[is_unknown] = IGNORE
+    return labels, dict(zip(values.tolist(), counts.tolist(), strict=True))
+
+
+@lru_cache(maxsize=4)
+def _lookup_array(table: LabelTable, size: int) -> NDArray[np.uint8]:
+    """Return an array that maps each id below `size` to its train id."""
+    lookup = np.full(size, _UNKNOWN, np.uint8)
+    for label_id in table.ignore:
+        if label_id < size:
+            lookup[label_id] = IGNORE
+    for train_id, ids in enumerate(table.ids):
+        for label_id in ids:
+            if label_id < size:
+                lookup[label_id] = train_id
+    lookup.flags.writeable = False
+    return lookup
+
+
+def _is_blank(image: NDArray[np.uint8]) -> bool:
+    """Return whether all pixels have one colour; a coarse grid decides for most images."""
+    coarse = image[::_COARSE_STRIDE, ::_COARSE_STRIDE]
+    return bool((coarse == image[0, 0]).all()) and bool((image == image[0, 0]).all())
+
+
+_Job = tuple[str, Pair]
+
+
+@dataclass
+class ReadResult:
+    """The result of reading all pairs.
+
+    Attributes:
+        rows: The readable pairs, in order.
+        bad: Files that cannot be used, with the reason.
+        read: Pairs read in this run; the others come from an earlier run.
+    """
+
+    rows: list[Row] = field(default_factory=list)
+    bad: list[str] = field(default_factory=list)
+    read: int = 0
+
+
+def read_all(
+    declaration: Declaration,
+    pairs: DatasetFiles,
+    folder: Path,
+    building: Workspace | None,
+    rules: PrepareOptions,
+    *,
+    workers: int,
+    on_progress: Callable[[int, int], None] | None,
+) -> ReadResult:
+    """Read every pair and write its label into `building`, unless that is None.
+
+    Raises:
+        DataError: A label has ids that the table does not define.
+        EnvironmentFault: The disk is full.
+    """
+    jobs = [(split, pair) for split, members in pairs.splits.items() for pair in members]
+    result = ReadResult(bad=list(pairs.unpaired))
+    unknown: Counter[int] = Counter()
+    first_unknown: dict[int, Path] = {}
+    label_folder = None if building is None else building.place
+    if on_progress is not None:
+        on_progress(0, len(jobs))
+
+    def read(job: _Job) -> ConvertedPair:
+        split, pair = job
+        kept = None if building is None else building.kept(pair, split)
+        if kept is not None:
+            return ConvertedPair(kept, kept=True)
+        return convert_pair(pair, split, declaration, folder, label_folder, rules.on_mismatch)
+
+    with disk_space(label_folder or folder, lambda: _estimate_remaining_bytes(jobs, result)):
+        for done, ((_, pair), checked) in enumerate(map_in_threads(read, jobs, workers), 1):
+            if checked.row is not None:
+                result.rows.append(checked.row)
+            result.bad += [checked.bad] if checked.bad else []
+            result.read += not checked.kept
+            for label_id in checked.unknown:
+                first_unknown.setdefault(label_id, pair.label or pair.image)
+            unknown.update(checked.unknown)
+            if building is not None and checked.row and not (checked.kept or checked.unknown):
+                building.note(checked.row)
+            if on_progress is not None:
+                on_progress(done, len(jobs))
+    if unknown:
+        raise DataError(unknown_ids_message(declaration, unknown, first_unknown))
+    return result
+
+
+def _estimate_remaining_bytes(jobs: list[_Job], result: ReadResult) -> int:
+    """Return the approximate bytes of the labels that are still to be written."""
+    sizes = [row.prepared.size for row in result.rows if row.prepared is not None]
+    remaining = [pair.label for _, pair in jobs[len(result.rows) :] if pair.label is not None]
+    if sizes:
+        return len(remaining) * sum(sizes) // len(sizes)
+    return sum(path.stat().st_size for path in remaining if path.is_file())

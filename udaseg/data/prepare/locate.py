@@ -1,0 +1,179 @@
+"""Find the files of a dataset: a folder, archives to unpack, or instructions to get them."""
+
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from udaseg.data.archives.unpack import unpack
+from udaseg.data.datasets.declaration import Declaration
+from udaseg.data.datasets.layouts import has_images
+from udaseg.data.files.find import find_files
+from udaseg.errors import DataError
+from udaseg.files import rename_durably, sync_to_disk
+
+log = logging.getLogger(__name__)
+
+
+def find_dataset_folder(declaration: Declaration, root: Path) -> Path | None:
+    """Return the folder of the images, or None if there are only archives.
+
+    Raises:
+        DataError: Nothing was found; the message says what to get and where to put it.
+    """
+    if declaration.root is not None:
+        if not declaration.root.is_dir():
+            raise DataError(f"{declaration.path}: root {declaration.root} is not a folder")
+        return declaration.root
+    for base in (root, root / "unpacked"):
+        for name in (*declaration.folders, declaration.name):
+            folder = _find_ignoring_case(base, name)
+            if folder is not None and has_images(declaration, folder):
+                return folder
+    if _find_archives(declaration, root):
+        return None
+    raise DataError(
+        f"{declaration.name}: not found below {root}\n{download_instructions(declaration, root)}"
+    )
+
+
+def unpack_archives(
+    declaration: Declaration,
+    root: Path,
+    on_unpack: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Unpack all archives into root/unpacked/NAME and return that folder.
+
+    The folder appears only after all archives are unpacked.
+
+    Args:
+        declaration: The dataset.
+        root: The folder of its archives.
+        on_unpack: Called with the megabytes unpacked so far and in total.
+
+    Raises:
+        DataError: An archive is damaged, unsafe, or of another dataset.
+        EnvironmentFault: The disk is full; the next run continues.
+    """
+    final = root / "unpacked" / declaration.name
+    if final.exists():
+        raise DataError(
+            f"{final}: exists but has no images of this dataset; move it away, then prepare again"
+        )
+    temporary = _temporary_folder(declaration, root)
+    archives = _find_archives(declaration, root)
+    unpack(archives, temporary, on_unpack)
+    image_folder = _find_image_folder(declaration, temporary)
+    if image_folder is None:
+        nested = [path.name for path in find_files(temporary, "**/*.*") if _is_archive(path)]
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise DataError(
+            f"{', '.join(map(str, archives))}: unpacked, but no image matches "
+            f"{', '.join(declaration.images.values())}; is this another dataset?"
+            + (f"\n  it contains {', '.join(nested[:3])}: unpack it yourself" if nested else "")
+            + f"\n{download_instructions(declaration, root)}"
+        )
+    final.parent.mkdir(parents=True, exist_ok=True)
+    names = "\n".join(path.name for path in archives)
+    _archive_list_path(declaration, root).write_bytes(os.fsencode(names))  # rewritten after a kill
+    sync_to_disk()
+    rename_durably(image_folder, final)
+    return final
+
+
+def clear_leftovers(declaration: Declaration, root: Path) -> None:
+    """Remove what a killed run left while unpacking; call this once the images are in place."""
+    shutil.rmtree(_temporary_folder(declaration, root), ignore_errors=True)
+
+
+def warn_of_new_archives(declaration: Declaration, root: Path) -> None:
+    """Warn of archives that were added after the others were unpacked."""
+    try:
+        known = os.fsdecode(_archive_list_path(declaration, root).read_bytes()).split("\n")
+    except OSError:
+        return
+    folder = root / "unpacked" / declaration.name
+    added = [path.name for path in _find_archives(declaration, root) if path.name not in known]
+    if added and folder.is_dir():
+        log.warning(
+            "%s was unpacked without %s; delete that folder to unpack all archives again",
+            folder,
+            ", ".join(added),
+        )
+
+
+def _archive_list_path(declaration: Declaration, root: Path) -> Path:
+    """Return the path of the file that lists the unpacked archives."""
+    return root / "unpacked" / f".{declaration.name}.archives"
+
+
+def _is_archive(path: Path) -> bool:
+    return path.suffix.lower() in (".zip", ".tar", ".gz", ".tgz", ".xz", ".rar", ".7z")
+
+
+def _temporary_folder(declaration: Declaration, root: Path) -> Path:
+    return root / "unpacked" / f".{declaration.name}.tmp"
+
+
+def download_instructions(declaration: Declaration, root: Path) -> str:
+    """Return what to download, where from, under which licence, and where to put it."""
+    about = declaration.about
+    destination = root / (declaration.folders[0] if declaration.folders else declaration.name)
+    lines = []
+    if "home" in about:
+        title_and_size = (about.get("title", declaration.name), about.get("size"))
+        lines += [
+            f"  what     {', '.join(str(part) for part in title_and_size if part)}",
+            f"  page     {about['home']}",
+            f"  licence  {about.get('licence', 'see the page')}",
+            f"  files    {', '.join(map(str, about.get('download', [])))}",
+        ]
+    globs = dict.fromkeys((*declaration.images.values(), *declaration.labels.values()))
+    lines.append(f"  put      the archives into {root}/, or the unpacked folders so that there are")
+    lines += [f"             {destination}/{glob}" for glob in globs]
+    lines.append(
+        f"  then     udaseg prepare {declaration.word}   (--root DIR if they are elsewhere)"
+    )
+    return "\n".join(lines)
+
+
+def _find_image_folder(declaration: Declaration, top: Path) -> Path | None:
+    """Return `top` or the folder in it, up to two levels deep, that has images; None without."""
+    levels = [
+        sorted(path for path in top.glob(pattern) if path.is_dir()) for pattern in ("*", "*/*")
+    ]
+    for folder in (top, *levels[0], *levels[1]):
+        if has_images(declaration, folder):
+            return folder
+    return None
+
+
+def _find_ignoring_case(base: Path, relative: str) -> Path | None:
+    """Return `base`/`relative`, matching each part regardless of case; None if it is missing."""
+    folder = base
+    for part in relative.split("/"):
+        try:
+            names = {
+                entry.name.lower(): entry.name for entry in os.scandir(folder) if entry.is_dir()
+            }
+        except OSError:
+            return None
+        if part.lower() not in names:
+            return None
+        folder = folder / names[part.lower()]
+    return folder
+
+
+def _find_archives(declaration: Declaration, root: Path) -> list[Path]:
+    folders = [root, root / declaration.name]
+    folders += [
+        folder for name in declaration.folders if (folder := _find_ignoring_case(root, name))
+    ]
+    paths = [
+        path
+        for folder in folders
+        for glob in declaration.archives
+        for path in find_files(folder, glob)
+    ]
+    return list({path.resolve(): path for path in paths}.values())

@@ -1,0 +1,80 @@
+"""Messages of `prepare` for unusable files: how many, the first of them, and what to do."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from udaseg.data.datasets.declaration import Declaration
+from udaseg.data.datasets.index import Sample
+from udaseg.errors import DataError
+
+_MAX_LISTED = 10
+
+
+def unknown_ids_message(
+    declaration: Declaration, unknown: Mapping[int, int], first: Mapping[int, Path]
+) -> str:
+    """Return the message about ids that the table does not define.
+
+    Args:
+        declaration: The declaration of the dataset.
+        unknown: Number of pixels of each such id.
+        first: The first label that has the id.
+    """
+
+    def shown(number: int) -> str:
+        if declaration.label_format != "rgb":
+            return str(number)
+        return str([number >> 16, number >> 8 & 255, number & 255])
+
+    lines = [f"{declaration.name}: labels contain ids that are in no class and not in 'ignore':"]
+    for number, count in sorted(unknown.items(), key=lambda item: -item[1])[:_MAX_LISTED]:
+        lines.append(f"  {shown(number)}: {count} pixels, first in {first[number]}")
+    if len(unknown) > _MAX_LISTED:
+        lines.append(f"  and {len(unknown) - _MAX_LISTED} more")
+    if declaration.word == declaration.name:
+        lines += [
+            "  these are not the labels of this dataset; is it another version?",
+            f"  a dataset YAML with `base: {declaration.name}` can list them in 'ignore'",
+        ]
+    else:
+        lines.append("  add them to a class, or list them in 'ignore' of the dataset YAML")
+    return "\n".join(lines)
+
+
+def check_bad_files(name: str, bad: list[str], max_bad: int) -> None:
+    """Raise an error if more files are unusable than may be left out.
+
+    Raises:
+        DataError: More than `max_bad` files are bad; the message lists the first.
+    """
+    if len(bad) > max_bad:
+        pronoun = "it" if len(bad) == 1 else "them"
+        advice = f"fix or remove {pronoun}, or leave {pronoun} out with --max-bad {len(bad)}"
+        files = "1 file" if len(bad) == 1 else f"{len(bad)} files"
+        raise DataError(f"{name}: {files} cannot be used:\n{_format_first(bad)}\n  {advice}")
+
+
+def check_empty_splits(
+    name: str, samples: Mapping[str, list[Sample]], bad: list[str], excluded: list[str]
+) -> None:
+    """Raise an error if nothing is left of a split.
+
+    Raises:
+        DataError: A split is empty; the message lists what was left out.
+    """
+    for split, split_samples in samples.items():
+        if not split_samples:
+            hint = "\n  --on-mismatch resize scales labels to the size of their image"
+            has_mismatch = any(", image " in line for line in excluded)
+            raise DataError(
+                f"{name}: nothing is left of split '{split}':\n{_format_first([*excluded, *bad])}"
+                + (hint if has_mismatch else "")
+            )
+
+
+def _format_first(lines: list[str]) -> str:
+    # a file name may contain a newline, and would look like another line of the list
+    shown = ["  " + line.replace("\n", "\\n") for line in lines[:_MAX_LISTED]]
+    if len(lines) > _MAX_LISTED:
+        shown.append(f"  and {len(lines) - _MAX_LISTED} more")
+    return "\n".join(shown)

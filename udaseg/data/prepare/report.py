@@ -1,0 +1,83 @@
+"""The report on preparing a dataset, and the checks that it must pass."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from udaseg.data.datasets.declaration import Declaration
+from udaseg.data.datasets.index import PreparedDataset, Sample
+from udaseg.data.datasets.pairs import DatasetFiles
+from udaseg.data.prepare.convert import ReadResult
+from udaseg.data.prepare.refusals import check_bad_files, check_empty_splits
+from udaseg.data.prepare.rules import PrepareOptions
+
+
+@dataclass
+class PrepareReport:
+    """The result of preparing a dataset.
+
+    Attributes:
+        dataset: The prepared dataset; with `check_only` it is not on disk.
+        bad: Files that cannot be used, with the reason; they are left out.
+        excluded: Pairs that a named rule excludes, with the reason.
+        known: Pairs that a named rule would exclude; they are kept.
+        blank: Images of a single colour; they are kept.
+        missing: Declared splits of a built-in dataset that have no images.
+        unlabelled: Splits without labels.
+        expected: Published number of images of each split.
+        seconds: Wall time.
+        read: Pairs read in this run; the others come from an earlier run.
+        unchanged: Whether the dataset was already prepared and nothing had changed.
+    """
+
+    dataset: PreparedDataset
+    bad: list[str] = field(default_factory=list)
+    excluded: list[str] = field(default_factory=list)
+    known: list[str] = field(default_factory=list)
+    blank: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    unlabelled: tuple[str, ...] = ()
+    expected: Mapping[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+    read: int = 0
+    unchanged: bool = False
+
+
+def build_report(
+    declaration: Declaration,
+    pairs: DatasetFiles,
+    result: ReadResult,
+    folder: Path,
+    final: Path,
+    rules: PrepareOptions,
+) -> PrepareReport:
+    """Return the report on the pairs that were read.
+
+    Raises:
+        DataError: There are more bad files than allowed, or a split has no usable image.
+    """
+    samples: dict[str, list[Sample]] = {split: [] for split in pairs.splits}
+    for row in result.rows:
+        if row.sample is not None:
+            samples[row.split].append(row.sample)
+    excluded = [*pairs.excluded, *(row.excluded for row in result.rows if row.excluded)]
+    blank = [row.image.path for row in result.rows if row.blank]
+    check_bad_files(declaration.name, result.bad, rules.max_bad)
+    check_empty_splits(declaration.name, samples, result.bad, excluded)
+    dataset = PreparedDataset(
+        declaration.name,
+        final,
+        folder.resolve(),
+        None if declaration.table is None else declaration.table.classes,
+        {split: tuple(split_samples) for split, split_samples in samples.items()},
+        frozenset(blank),
+    )
+    return PrepareReport(
+        dataset,
+        result.bad,
+        excluded,
+        pairs.known,
+        [str(folder / path) for path in blank],
+        pairs.without_files,
+        read=result.read,
+    )

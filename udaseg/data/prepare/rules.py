@@ -1,0 +1,79 @@
+"""The sources and rules of a prepared dataset, to detect whether it is out of date."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from udaseg.data.datasets.declaration import Declaration
+from udaseg.data.datasets.index import INDEX_FORMAT, INDEX_NAME
+from udaseg.data.datasets.pairs import DatasetFiles
+
+SOURCE_NAME = "source.json"
+
+STORED_LISTS = ("bad", "excluded", "known", "blank", "missing")
+"""The lists of a report that are stored, so that a later run can report the same."""
+
+Mismatch = Literal["exclude", "resize", "fail"]
+
+
+@dataclass(frozen=True)
+class PrepareOptions:
+    """The options of preparing a dataset that decide which files are left out.
+
+    Attributes:
+        max_bad: Maximum number of damaged or unpaired files.
+        on_mismatch: What to do if label and image differ in size.
+        exclude: Named rules of the dataset whose files are excluded.
+    """
+
+    max_bad: int = 0
+    on_mismatch: Mismatch = "exclude"
+    exclude: tuple[str, ...] = ()
+
+
+def conversion_digest(declaration: Declaration, folder: Path, rules: PrepareOptions) -> str:
+    """Return a digest of all that affects a prepared label besides the files themselves."""
+    table = declaration.table
+    classes = None if table is None else (table.classes, table.ids, sorted(table.ignore))
+    facts = (INDEX_FORMAT, folder.resolve(), rules.on_mismatch, classes, declaration.label_format)
+    return _digest(repr(facts))
+
+
+def sources_digest(meaning: str, pairs: DatasetFiles) -> str:
+    """Return a digest that changes when any file, the declaration or a rule changes.
+
+    Args:
+        meaning: The digest from `meaning_of`.
+        pairs: The files of the dataset.
+    """
+    lines = [repr((meaning, pairs.unpaired, pairs.excluded, pairs.known))]
+    for split, split_pairs in pairs.splits.items():
+        for pair in split_pairs:
+            for path in (pair.image, pair.label):
+                lines.append("" if path is None else f"{split} {path} {_file_state(path)}")
+    return _digest("\n".join(lines))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
+
+
+def _file_state(path: Path) -> str:
+    try:
+        status = path.stat()
+    except OSError:
+        return "unreadable"
+    return f"{status.st_size} {status.st_mtime_ns}"
+
+
+def read_source(final: Path) -> dict[str, Any] | None:
+    """Return what the last run stored about the sources, or None if nothing usable is there."""
+    try:
+        document = json.loads((final / SOURCE_NAME).read_text(encoding="utf-8"))
+        PrepareOptions(**document["rules"])
+        complete = {"stamp", *STORED_LISTS} <= set(document) and (final / INDEX_NAME).is_file()
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return dict(document) if complete else None

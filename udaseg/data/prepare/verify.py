@@ -1,0 +1,120 @@
+"""Compare every file of a prepared dataset with its manifest."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from udaseg.data.datasets.catalog import resolve_declaration
+from udaseg.data.datasets.index import INDEX_NAME
+from udaseg.data.files.threads import map_in_threads
+from udaseg.data.prepare.manifest import Manifest, read_manifest
+from udaseg.errors import DataError
+from udaseg.files import file_sha256
+
+_MISSING = "gone"
+
+
+@dataclass
+class VerifyReport:
+    """The result of comparing a prepared dataset with its manifest.
+
+    Attributes:
+        name: Name of the dataset.
+        folder: The prepared folder.
+        files: Number of files in the manifest.
+        changed: Files with different content and unreadable files, each with the problem.
+        missing: Files that no longer exist.
+        seconds: Wall time.
+    """
+
+    name: str
+    folder: Path
+    files: int
+    changed: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def verify_dataset(
+    name: str,
+    *,
+    root: Path,
+    workers: int = -1,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> VerifyReport:
+    """Read every file of a prepared dataset and compare it with the manifest; write nothing.
+
+    Args:
+        name: Name of a prepared or built-in dataset, or path of a dataset YAML.
+        root: The folder of data and prepared datasets.
+        workers: Threads that read; -1 uses one per core.
+        on_progress: Called with the files done so far and in total.
+
+    Raises:
+        DataError: The dataset is not prepared, or its manifest is damaged.
+    """
+    started = time.monotonic()
+    folder = _prepared_folder(name, root)
+    try:
+        manifest = read_manifest(folder)
+    except DataError as error:
+        raise DataError(f"{error}; run `udaseg prepare {name}` to prepare it again") from error
+    jobs = _expected_files(folder, manifest)
+    report = VerifyReport(folder.name, folder, len(jobs))
+    if on_progress is not None:
+        on_progress(0, len(jobs))
+    for done, ((path, _), fault) in enumerate(
+        map_in_threads(_check_file, list(jobs.items()), workers), 1
+    ):
+        if fault == _MISSING:
+            report.missing.append(str(path))
+        elif fault is not None:
+            report.changed.append(f"{path}: {fault}")
+        if on_progress is not None:
+            on_progress(done, len(jobs))
+    report.seconds = time.monotonic() - started
+    return report
+
+
+def _prepared_folder(name: str, root: Path) -> Path:
+    """Return the prepared folder of `name`; the name of a prepared dataset needs no YAML."""
+    folder = root / "prepared" / name
+    plain = "/" not in name and not name.endswith((".yaml", ".yml"))
+    if not (plain and (folder / INDEX_NAME).is_file()):
+        folder = root / "prepared" / resolve_declaration(name).name
+    if not (folder / INDEX_NAME).is_file():
+        raise DataError(f"{name}: not prepared below {root}; run `udaseg prepare {name}`")
+    return folder
+
+
+def _expected_files(folder: Path, manifest: Manifest) -> dict[Path, tuple[int | None, str]]:
+    """Return the expected size and SHA-256 of each file in a manifest."""
+    expected: dict[Path, tuple[int | None, str]] = {
+        folder / name: (None, digest) for name, digest in manifest.files.items()
+    }
+    for row in manifest.rows:
+        for base, file in (
+            (manifest.image_root, row.image),
+            (manifest.image_root, row.label),
+            (folder, row.prepared),
+        ):
+            if file is not None:
+                expected[base / file.path] = (file.size, file.sha256)
+    return expected
+
+
+def _check_file(job: tuple[Path, tuple[int | None, str]]) -> str | None:
+    """Return the problem with a file, or None."""
+    path, (size, digest) = job
+    try:
+        if not path.is_file():  # reading a pipe would never end
+            return _MISSING if not path.exists() else "is no longer a regular file"
+        actual = path.stat().st_size
+        if size is not None and actual != size:
+            return f"has {actual:,} bytes, not {size:,}"
+        if file_sha256(path) != digest:
+            return "has different content"
+    except OSError as error:
+        return f"cannot be read: {error.strerror or error}"
+    return None

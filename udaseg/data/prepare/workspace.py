@@ -1,0 +1,220 @@
+"""Build a prepared folder at a temporary path; resumable, replaces the old folder at the end.
+
+```
+prepared/NAME            the finished dataset; complete, or absent
+prepared/.NAME.tmp       the next version, while it is being built
+prepared/.NAME.journal   one line for each finished pair of the next version
+prepared/.NAME.old       the previous version, only during the replacement
+```
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TextIO
+
+from udaseg.data.datasets.index import INDEX_NAME, PreparedDataset, index_document
+from udaseg.data.datasets.pairs import Pair
+from udaseg.data.prepare.manifest import (
+    Fingerprint,
+    Manifest,
+    Row,
+    format_row,
+    parse_row,
+    read_manifest,
+    rows_by_key,
+    write_manifest,
+)
+from udaseg.data.prepare.rules import SOURCE_NAME, PrepareOptions
+from udaseg.errors import DataError
+from udaseg.files import file_sha256, rename_durably, sha256, sync_to_disk, write_atomic
+
+
+class Workspace:
+    """A prepared folder that is being built, by one process at a time.
+
+    Args:
+        final: Path of the finished folder.
+        folder: Folder of the source images and labels.
+        meaning: Digest of all settings that affect labels; labels written with another digest are
+            not reused.
+    """
+
+    def __init__(self, final: Path, folder: Path, meaning: str) -> None:
+        self.final, self.folder, self.meaning = final, folder, meaning
+        self.place, self._journal_path, self._fresh_journal = _workspace_paths(final)
+        self._journal: TextIO | None = None
+        self._begun: dict[tuple[str, str], Row] = {}
+        self._done: dict[tuple[str, str], Row] = {}
+
+    def begin(self) -> None:
+        """Load the pairs that a killed run and the finished dataset already contain."""
+        recover(self.final)
+        manifest = _manifest_or_none(self.final)
+        if manifest is not None and manifest.meaning == self.meaning:
+            self._done = rows_by_key(manifest.rows)
+        self._begun = self._journaled()
+        self._prune(self._begun.values())
+        lines = [json.dumps(self.meaning), *map(format_row, self._begun.values())]
+        self.place.mkdir(parents=True, exist_ok=True)
+        # A fixed name, not a random one, so that files left by a kill do not accumulate.
+        self._fresh_journal.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        self._fresh_journal.replace(self._journal_path)
+        self._journal = self._journal_path.open("a", encoding="utf-8")
+
+    def close(self) -> None:
+        """Close the journal; finished pairs stay for the next run."""
+        if self._journal is not None:
+            self._journal.close()
+
+    def kept(self, pair: Pair, split: str) -> Row | None:
+        """Return the row of a pair that is finished and unchanged, with its label in place."""
+        row = self._begun.get((split, pair.key))
+        if row is not None and row.of(self.folder, pair.image, pair.label) and self._whole(row):
+            return row
+        row = self._done.get((split, pair.key))
+        if row is None or not row.of(self.folder, pair.image, pair.label):
+            return None
+        if row.prepared is None or self._taken_over(row.prepared):
+            return row
+        return None
+
+    def note(self, row: Row) -> None:
+        """Write a finished pair to the journal, in case this run is killed."""
+        assert self._journal is not None
+        self._journal.write(f"{format_row(row)}\n")
+        self._journal.flush()
+
+    def finish(
+        self,
+        dataset: PreparedDataset,
+        rows: Sequence[Row],
+        source: dict[str, Any],
+        rules: PrepareOptions,
+    ) -> None:
+        """Write index, source and manifest, then replace the finished folder.
+
+        Args:
+            dataset: The prepared dataset.
+            rows: Its pairs.
+            source: Description of the sources.
+            rules: Exclusion rules that were applied.
+        """
+        self._prune(rows)
+        documents = {
+            INDEX_NAME: index_document(dataset),
+            SOURCE_NAME: {**source, "rules": asdict(rules)},
+        }
+        files = {}
+        for name, document in documents.items():
+            data = json.dumps(document, allow_nan=False).encode()
+            files[name] = sha256(data)
+            write_atomic(self.place / name, data)
+        manifest = Manifest(dataset.image_root, self.meaning, files, tuple(rows))
+        write_manifest(self.place, manifest)
+        sync_to_disk()
+        if self.final.exists():
+            self.final.rename(_previous_path(self.final))
+        rename_durably(self.place, self.final)
+        recover(self.final)
+        self.close()
+
+    def _whole(self, row: Row) -> bool:
+        """Return whether a label is complete; after a power loss a file may lack its content."""
+        if row.prepared is None:
+            return True
+        path = self.place / row.prepared.path
+        return row.prepared.holds(path) and file_sha256(path) == row.prepared.sha256
+
+    def _taken_over(self, prepared: Fingerprint) -> bool:
+        """Link a label of the finished dataset into this folder, or copy it without hard links."""
+        source, target = self.final / prepared.path, self.place / prepared.path
+        if not prepared.holds(source):
+            return False
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)
+        try:
+            os.link(source, target)
+        except OSError:  # the file system has no hard links
+            shutil.copy2(source, target)
+        return prepared.holds(target)
+
+    def _journaled(self) -> dict[tuple[str, str], Row]:
+        """Return the pairs that a killed run finished; its last line may be incomplete."""
+        rows: list[Row] = []
+        try:
+            first, *lines = self._journal_path.read_text(encoding="utf-8").splitlines()
+            if json.loads(first) == self.meaning:
+                for line in lines:
+                    rows.append(parse_row(line))
+        except (OSError, ValueError, KeyError, TypeError):
+            pass  # keep the rows before the incomplete line
+        return rows_by_key(rows)
+
+    def _prune(self, rows: Iterable[Row]) -> None:
+        """Remove all files except the labels of `rows`, such as incomplete or obsolete labels."""
+        labels_to_keep = {row.prepared.path for row in rows if row.prepared is not None}
+        for top, folders, file_names in os.walk(self.place, topdown=False):
+            for name in file_names:
+                path = Path(top, name)
+                if path.relative_to(self.place).as_posix() not in labels_to_keep:
+                    path.unlink()
+            for name in folders:
+                with suppress(OSError):  # the folder is not empty
+                    Path(top, name).rmdir()
+
+
+def recover(final: Path) -> None:
+    """Complete an interrupted replacement; caches of unchanged labels move to the new folder."""
+    old = _previous_path(final)
+    if not old.exists():
+        return
+    if not final.exists():
+        old.rename(final)
+        return
+    old_manifest, new_manifest = _manifest_or_none(old), _manifest_or_none(final)
+    if (
+        old_manifest is not None
+        and new_manifest is not None
+        and old_manifest.meaning == new_manifest.meaning
+    ):
+        for cache in sorted(old.glob("cache-*")):
+            if not (final / cache.name).exists():
+                cache.rename(final / cache.name)
+    shutil.rmtree(old)
+
+
+def is_clean(final: Path) -> bool:
+    """Return whether no interrupted run left files."""
+    return not any(path.exists() for path in (_previous_path(final), *_workspace_paths(final)))
+
+
+def clear_workspace(final: Path) -> None:
+    """Remove the files of an interrupted run, once the finished dataset is up to date."""
+    folder, *journals = _workspace_paths(final)
+    shutil.rmtree(folder, ignore_errors=True)
+    for path in journals:
+        path.unlink(missing_ok=True)
+
+
+def _workspace_paths(final: Path) -> tuple[Path, Path, Path]:
+    """Return the paths of the temporary folder, its journal, and the journal being written."""
+    folder, journal, fresh = (
+        f".{final.name}.{suffix}" for suffix in ("tmp", "journal", "journal.new")
+    )
+    return final.with_name(folder), final.with_name(journal), final.with_name(fresh)
+
+
+def _previous_path(final: Path) -> Path:
+    return final.with_name(f".{final.name}.old")
+
+
+def _manifest_or_none(folder: Path) -> Manifest | None:
+    try:
+        return read_manifest(folder)
+    except DataError:
+        return None

@@ -1,0 +1,1 @@
+"""What a terminal shows of work in progress, and pictures of masks."""

@@ -1,0 +1,173 @@
+"""Scores of prediction PNGs: which file belongs to which image, and with which ids."""
+
+import json
+import re
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+import cv2
+import numpy as np
+
+from udaseg.data.datasets.index import PreparedDataset, Sample
+from udaseg.data.files.find import find_files
+from udaseg.data.files.images import Pixels, write_png
+from udaseg.data.labels.classes import IGNORE, ClassSpace
+from udaseg.data.labels.read import read_label_ids
+from udaseg.data.labels.tables import Ids, stored_id_table
+from udaseg.errors import DataError, UsageError
+from udaseg.files import write_json
+from udaseg.text import printable
+
+PREDICTION_FILE = "prediction.json"
+CITYSCAPES_KEY = re.compile(r"(?P<key>[^_]+_[0-9]{6}_[0-9]{6})(?:_.*)?")
+FRAME_KEY = re.compile(r"(?P<key>[^_]+_frame_[0-9]{6})(?:_.*)?")
+_MAX_LISTED = 3
+
+
+class PredictionWriter:
+    """Writes predictions as single-channel PNGs, in the same folder structure as the images.
+
+    Args:
+        folder: Output folder; it must not contain PNGs.
+        dataset: Data set of the images.
+        split: Split of `dataset`.
+        classes: Meaning of the train ids.
+        ids: Kind of ids to write.
+
+    Raises:
+        UsageError: The folder contains PNGs, or `classes` have no label ids.
+    """
+
+    def __init__(
+        self, folder: Path, dataset: PreparedDataset, split: str, classes: ClassSpace, ids: Ids
+    ) -> None:
+        if folder.exists() and (not folder.is_dir() or find_files(folder, "**/*.png")):
+            raise UsageError(
+                f"{folder}: already contains files; --save needs a new or empty folder"
+            )
+        self._folder = folder
+        self._names = prediction_names(dataset.split(split))
+        self._table = np.frombuffer(stored_id_table(classes, ids), np.uint8)
+        write_json(
+            folder / PREDICTION_FILE, {"ids": ids, "classes": {"names": list(classes.names)}}
+        )
+
+    def write(self, sample: Sample, labels: Pixels) -> None:
+        """Write the labels (H, W) of one image."""
+        stored = np.asarray(cv2.LUT(labels, self._table), np.uint8)
+        write_png(self._folder / self._names[sample.image], stored)
+
+
+def prediction_names(samples: Sequence[Sample]) -> dict[str, str]:
+    """Return the relative PNG path of each image's prediction; no two are equal."""
+    stem_counts = Counter(PurePosixPath(sample.image).with_suffix("") for sample in samples)
+    return {
+        sample.image: f"{sample.image}.png"
+        if stem_counts[PurePosixPath(sample.image).with_suffix("")] > 1
+        else str(PurePosixPath(sample.image).with_suffix(".png"))
+        for sample in samples
+    }
+
+
+def recorded_classes(folder: Path) -> ClassSpace | None:
+    """Return the classes listed in a `prediction.json` in or next to the folder, else None.
+
+    `udaseg predict` and `eval --save` write this file to record the meaning of train ids.
+
+    Raises:
+        DataError: The file cannot be read, or covers masks of networks with other classes.
+    """
+    path = next(
+        (
+            parent / PREDICTION_FILE
+            for parent in (folder, folder.parent)
+            if (parent / PREDICTION_FILE).is_file()
+        ),
+        None,
+    )
+    if path is None:
+        return None
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        names = document["classes"]["names"]
+        differ = any(entry["classes"]["names"] != names for entry in document.get("also_there", []))
+        if differ:
+            raise DataError(f"{path}: lists masks of networks with different classes")
+        return ClassSpace(tuple(map(str, names)), tuple((0, 0, 0) for _ in names))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: does not name the predicted classes: {error}") from error
+
+
+def match_predictions(folder: Path, samples: Sequence[Sample]) -> list[Path]:
+    """Return the prediction of each image, from anywhere below a folder.
+
+    Files match an image by name: the same stem, or for the naming schemes of Cityscapes, ACDC and
+    Dark Zurich the same city or drive, sequence and frame, with any suffix. If images in several
+    folders share a name, the folder names must agree as far as both paths have them.
+
+    Raises:
+        DataError: An image has no prediction, or several.
+    """
+    paths_by_key: dict[str, list[Path]] = defaultdict(list)
+    for path in find_files(folder, "**/*.png"):
+        paths_by_key[name_key(path.stem)].append(path)
+    key_counts = Counter(name_key(PurePosixPath(sample.image).stem) for sample in samples)
+    own_names = prediction_names(samples)
+    chosen: list[Path] = []
+    missing: list[str] = []
+    ambiguous: list[str] = []
+    for sample in samples:
+        image = PurePosixPath(sample.image)
+        key = name_key(image.stem)
+        paths = paths_by_key[key]
+        if own_names[sample.image] == f"{sample.image}.png":  # a.jpg.png, if a.jpg is next to a.png
+            paths = paths_by_key[image.name] or paths
+        if key_counts[key] > 1 or len(paths) > 1:
+            paths = [path for path in paths if _paths_agree(path.relative_to(folder), image)]
+        if len(paths) == 1:
+            chosen.append(paths[0])
+        else:
+            (ambiguous if paths else missing).append(sample.image)
+    for problem, images, hint in (
+        ("no prediction", missing, ""),
+        ("several predictions", ambiguous, "; give the folder of one kind of mask"),
+    ):
+        if images:
+            listed = ", ".join(images[:_MAX_LISTED]) + (" ..." if len(images) > _MAX_LISTED else "")
+            raise DataError(
+                f"{printable(str(folder))}: {problem} for {len(images)} of {len(samples)} images: "
+                f"{printable(listed)}{hint}"
+            )
+    return chosen
+
+
+def name_key(stem: str) -> str:
+    """Return the part of a file name that all files of one image share."""
+    for pattern in (CITYSCAPES_KEY, FRAME_KEY):
+        match = pattern.fullmatch(stem)
+        if match is not None:
+            return match["key"]
+    return stem
+
+
+def read_prediction(path: Path) -> Pixels:
+    """Return the ids of a prediction, (H, W) uint8; for a palette PNG, its indices.
+
+    Raises:
+        DataError: The file is unreadable or damaged, has several channels, or ids above 255.
+    """
+    ids = read_label_ids(path, "ids")
+    if ids.dtype != np.uint8:
+        if ids.min() < 0 or ids.max() > IGNORE:
+            raise DataError(f"{path}: holds ids above {IGNORE}")
+        ids = ids.astype(np.uint8)
+    return ids
+
+
+def _paths_agree(path: Path, image: PurePosixPath) -> bool:
+    """Return whether two paths have the same name and the same folders as far as both go."""
+    path_folders, image_folders = path.parts[-2::-1], image.parts[-2::-1]
+    same = all(a == b for a, b in zip(path_folders, image_folders, strict=False))
+    names = (image.name, image.stem)
+    return same and (path.stem in names or name_key(path.stem) == name_key(image.stem))

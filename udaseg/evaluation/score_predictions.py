@@ -1,0 +1,195 @@
+"""`udaseg eval --predictions`: score a folder of prediction PNGs made by any tool."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from udaseg.data.datasets.index import PreparedDataset, Sample
+from udaseg.data.files.images import Pixels
+from udaseg.data.labels.classes import IGNORE, ClassSpace
+from udaseg.data.labels.read import read_train_ids
+from udaseg.data.labels.tables import Ids, builtin_label_table, label_ids
+from udaseg.data.loading.transforms import resize_labels
+from udaseg.data.open import open_dataset
+from udaseg.display.progress import WorkProgress
+from udaseg.errors import DataError
+from udaseg.evaluation.confusion import ConfusionMatrix
+from udaseg.evaluation.evaluate import check_score, empty_matrix, print_scores, write_scores
+from udaseg.evaluation.prediction_files import match_predictions, read_prediction, recorded_classes
+from udaseg.evaluation.scores import check_protocol, summarise
+from udaseg.inference.pipeline import RELEASE_SIZE, check_release_sizes, read_ahead
+from udaseg.text import format_size, percent, printable
+
+log = logging.getLogger(__name__)
+_MAX_LISTED = 10
+
+
+def score_predictions(
+    *,
+    predictions: Path,
+    ids: Ids,
+    data: str,
+    split: str,
+    release: bool,
+    protocol: int | None,
+    convention: int | None,
+    format: str,  # noqa: A002 (the option's own name)
+    fail_under: float | None,
+    out: Path | None,
+    root: Path,
+) -> None:
+    """Score prediction PNGs, print the table, and write the scores to `out`.
+
+    Args:
+        predictions: Folder with one single-channel PNG per image, nested in any way.
+        ids: `label` for Cityscapes label ids, or `train` for indices into the classes of a
+            `prediction.json` in or next to the folder, else into the data set's classes.
+        data: Labelled images.
+        split: Split of `data`.
+        release: Score at 1024x512: the truth is resized, and the predictions must have that size.
+        protocol: Show only the mean over 19, 16 or 13 classes.
+        convention: 19 counts truth of classes that SYNTHIA lacks, 16 ignores it.
+        format: table, json, csv or md.
+        fail_under: Smallest mean IoU in percent that passes.
+        out: Folder of the score files; None writes none.
+        root: Folder of the prepared data.
+
+    Raises:
+        UsageError: The classes do not allow the mean or the convention.
+        DataError: An image has no prediction, several predictions, or one of another size.
+        GateError: The mean IoU is below `fail_under`.
+    """
+    if not predictions.is_dir():
+        raise DataError(f"{printable(str(predictions))}: no such folder")
+    dataset = open_dataset(data, root=root)
+    if release:
+        check_release_sizes(dataset, split)
+    classes = _prediction_classes(predictions, ids, dataset)
+    check_protocol(classes.names, protocol, convention)
+    matrix = count_predictions(predictions, ids, classes, dataset, split, release=release)
+    metadata = {"predictions": f"{printable(str(predictions))} ({ids} ids)"}
+    scores = summarise(
+        matrix,
+        classes,
+        dataset,
+        split,
+        metadata,
+        protocol=protocol,
+        convention=convention,
+        release=release,
+    )
+    # truth of classes that the network lacks counts
+    with_outside = len(scores.names) > len(classes)
+    unclassified = int(matrix.abstained.sum()) + with_outside * int(matrix.abstained_outside.sum())
+    if unclassified:
+        labelled = int(matrix.truth.sum()) + with_outside * int(matrix.truth_outside.sum())
+        share = percent(unclassified / labelled)
+        note = (
+            f"{share} % of the labelled pixels hold an id without a class, which counts as an error"
+        )
+        scores = replace(scores, notes=[*scores.notes, f"{note}; are these {ids} ids?"])
+    if out is not None:
+        write_scores(out, scores)
+        log.info("scores written to %s", out)
+    print_scores(scores, format)
+    check_score(scores, fail_under)
+
+
+def count_predictions(
+    folder: Path,
+    ids: Ids,
+    classes: ClassSpace,
+    dataset: PreparedDataset,
+    split: str,
+    *,
+    release: bool = False,
+) -> ConfusionMatrix:
+    """Return the confusion matrix of prediction PNGs over a split.
+
+    Args:
+        folder: Holds one PNG per image, see `match_files`.
+        ids: Kind of ids in the files. A known id without a class, such as 255, counts as an error.
+        classes: Classes of the predictions.
+        dataset: Labelled images.
+        split: Split of `dataset`.
+        release: Resize the truth to 1024x512 by nearest neighbour.
+
+    Raises:
+        DataError: An image has no prediction, several predictions, or one of another size; or a
+            prediction holds an unknown id.
+    """
+    matrix, truth_map = empty_matrix(classes, dataset, split)
+    prediction_map = _train_id_table(classes) if ids == "label" else None
+    samples = dataset.split(split)
+    files = dict(zip(samples, match_predictions(folder, samples), strict=True))
+
+    def read(sample: Sample) -> tuple[Pixels, Pixels]:
+        truth = read_train_ids(dataset.label_path(sample))
+        truth = resize_labels(truth, RELEASE_SIZE) if release else truth
+        labels = read_prediction(files[sample])
+        if labels.shape != truth.shape:
+            size, expected = (
+                format_size((pixels.shape[0], pixels.shape[1])) for pixels in (labels, truth)
+            )
+            raise DataError(f"{files[sample]}: has size {size}, but the truth has {expected}")
+        return labels, truth
+
+    unknown_by_file: dict[Path, list[int]] = {}
+    valid_ids, unclassified = _valid_ids(ids, classes), 0
+    with WorkProgress("eval", len(samples)) as progress:
+        for sample, (labels, truth) in zip(samples, read_ahead(read, samples), strict=True):
+            matrix.update(labels, truth, truth_map, prediction_map)
+            # ids without a class are rare: a file is searched only if it has some
+            if (
+                total := int(matrix.abstained.sum() + matrix.abstained_outside.sum())
+            ) > unclassified:
+                unclassified = total
+                unknown = [int(value) for value in np.unique(labels) if value not in valid_ids]
+                unknown_by_file |= {files[sample]: unknown} if unknown else {}
+            progress.advance()
+    if unknown_by_file:
+        raise DataError(_unknown_ids_message(unknown_by_file, ids, len(samples)))
+    return matrix
+
+
+def _valid_ids(ids: Ids, classes: ClassSpace) -> frozenset[int]:
+    """Return the ids that a prediction may hold, including ids without a class."""
+    if ids == "train":
+        return frozenset((*range(len(classes)), IGNORE))
+    table = builtin_label_table("cityscapes19")
+    return table.ignore | {number for class_ids in table.ids for number in class_ids}
+
+
+def _unknown_ids_message(unknown_by_file: dict[Path, list[int]], ids: Ids, images: int) -> str:
+    listed = [
+        f"  {printable(str(path))}: {', '.join(map(str, unknown[:_MAX_LISTED]))}"
+        f"{' ...' if len(unknown) > _MAX_LISTED else ''}"
+        for path, unknown in list(unknown_by_file.items())[:_MAX_LISTED]
+    ]
+    other_ids = "label" if ids == "train" else "train"
+    return (
+        f"{len(unknown_by_file)} of {images} predictions hold ids that are not {ids} ids; if they "
+        f"are {other_ids} ids, use --ids {other_ids}:\n" + "\n".join(listed)
+    )
+
+
+def _prediction_classes(folder: Path, ids: Ids, dataset: PreparedDataset) -> ClassSpace:
+    """Return the classes that the ids in a folder refer to."""
+    if ids == "label":
+        return builtin_label_table("cityscapes19").classes
+    recorded = recorded_classes(folder)
+    if recorded is not None:
+        return recorded
+    if dataset.classes is None:
+        raise DataError(f"{dataset.name}: has no labels, so nothing can be scored on it")
+    return dataset.classes
+
+
+def _train_id_table(classes: ClassSpace) -> bytes:
+    """Return 256 entries: the train id of each label id, `IGNORE` for ids without a class."""
+    table = bytearray([IGNORE] * 256)
+    for train_id, label_id in enumerate(label_ids(classes)):
+        table[label_id] = train_id
+    return bytes(table)

@@ -1,0 +1,277 @@
+"""Scores of a run on a data set: how they are summed up, stored and read."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from udaseg.data.datasets.index import PreparedDataset
+from udaseg.data.labels.classes import ClassSpace
+from udaseg.errors import UsageError
+from udaseg.evaluation.confusion import ConfusionMatrix
+from udaseg.evaluation.protocols import (
+    NOT_IN_16,
+    SUBSETS,
+    ProtocolScores,
+    applicable_conventions,
+    class_positions_by_protocol,
+    classes_only_in_truth,
+    score_under_convention,
+)
+from udaseg.inference.pipeline import RELEASE_SIZE
+from udaseg.text import format_size, percent
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of one evaluation as fractions; NaN where not measured.
+
+    Attributes:
+        protocol: Data and settings of the evaluation, in display order.
+        names: Class names.
+        iou: IoU per class.
+        accuracy: Accuracy per class.
+        share: Share of the labelled pixels per class.
+        means: Mean IoUs by name, such as `mIoU-19`.
+        pixel_accuracy: Accuracy over all labelled pixels.
+        confusion: Rows are ground truth, columns are predictions.
+        notes: Sentences to show below the table.
+    """
+
+    protocol: Mapping[str, str]
+    names: Sequence[str]
+    iou: Sequence[float]
+    accuracy: Sequence[float]
+    share: Sequence[float]
+    means: Mapping[str, float]
+    pixel_accuracy: float
+    confusion: Sequence[Sequence[int]]
+    notes: Sequence[str] = ()
+
+    def document(self) -> dict[str, Any]:
+        """Return the scores as a JSON object; fractions, NaN where not measured."""
+        rows = zip(self.names, self.iou, self.accuracy, self.share, strict=True)
+        return {
+            "protocol": dict(self.protocol),
+            "classes": [
+                {"name": name, "iou": iou, "accuracy": accuracy, "truth_share": share}
+                for name, iou, accuracy, share in rows
+            ],
+            "means": dict(self.means),
+            "pixel_accuracy": self.pixel_accuracy,
+            "confusion": [list(row) for row in self.confusion],
+            "notes": list(self.notes),
+        }
+
+
+FULL_SIZE = "full size"
+RELEASE = "release of DACS and RCCR"
+_TRAINED_IOU = (
+    0.01  # a class below this IoU counts as untrained: no label ever supervised its output
+)
+
+
+def summarise(
+    matrix: ConfusionMatrix,
+    classes: ClassSpace,
+    dataset: PreparedDataset,
+    split: str,
+    inference: dict[str, str],
+    *,
+    protocol: int | None = None,
+    convention: int | None = None,
+    release: bool = False,
+) -> Scores:
+    """Return the scores of a matrix with its protocol line, means, and notes.
+
+    Args:
+        matrix: Over `classes`, with the dataset's other classes appended.
+        classes: Classes of the network.
+        dataset: Dataset that was scored.
+        split: Split of the dataset.
+        inference: Inference options for the protocol line.
+        protocol: Show only the mean over 19, 16 or 13 classes.
+        convention: 19 or 16, see `udaseg.evaluation.protocols`; None is the network's own.
+        release: Scored at the size used by the released code of DACS and RCCR.
+    """
+    assert dataset.classes is not None
+    truth = dataset.classes.names
+    possible = applicable_conventions(classes.names, truth)
+    chosen = convention if convention in possible else next(iter(possible), None)
+    scored = score_under_convention(chosen, matrix, classes.names, truth)
+    means = {
+        name: mean for name, mean in scored.means.items() if protocol in (None, _class_count(name))
+    }
+    if not means:  # for example 19, if neither network nor labels have all 19 classes
+        raise UsageError(
+            f"--protocol {protocol}: network and labels of {dataset.name} together have no such "
+            f"mean, only {', '.join(scored.means)}"
+        )
+    notes = _notes(scored, classes, dataset)
+    if convention is not None and convention not in possible:
+        notes.append(f"convention {convention} makes no difference for these classes")
+    samples = dataset.split(split)
+    sizes = {(sample.height, sample.width) for sample in samples}
+    resolution = format_size(next(iter(sizes))) if len(sizes) == 1 else f"{len(sizes)} sizes"
+    if release:
+        resolution = f"{format_size(RELEASE_SIZE)}, truth by nearest neighbour"
+    return Scores(
+        protocol={
+            "data": dataset.name,
+            "split": split,
+            "images": str(len(samples)),
+            "protocol": RELEASE if release else FULL_SIZE,
+            "scored at": resolution,
+            **inference,
+            **(
+                {}
+                if chosen is None
+                else {"convention": _describe_convention(chosen, classes.names)}
+            ),
+        },
+        names=scored.names,
+        iou=scored.matrix.iou().tolist(),
+        accuracy=scored.matrix.accuracy().tolist(),
+        share=scored.matrix.truth_share().tolist(),
+        means=means,
+        pixel_accuracy=scored.matrix.pixel_accuracy(),
+        confusion=scored.matrix.counts.tolist(),
+        notes=[*notes, *_other_convention_note(possible, chosen, matrix, classes.names, truth)],
+    )
+
+
+def check_protocol(names: tuple[str, ...], protocol: int | None, convention: int | None) -> None:
+    """Refuse a mean over classes that the network does not have.
+
+    Raises:
+        UsageError: It lacks some of them, and the convention does not count those as 0.
+    """
+    listed = f"it has {', '.join(names)}"
+    sixteen = 16 in class_positions_by_protocol(names)
+    if convention is not None and not sixteen:
+        raise UsageError(
+            f"--convention {convention}: the network lacks some of the 16 classes; {listed}"
+        )
+    if protocol == 19 and convention == 16:
+        raise UsageError("--protocol 19 needs --convention 19; convention 16 has 16 classes")
+    if protocol is None or protocol in class_positions_by_protocol(names):
+        return
+    if sixteen and convention == 19:
+        return
+    hint = "; --convention 19 counts them as 0" if sixteen else ""
+    raise UsageError(
+        f"--protocol {protocol}: the network lacks some of these classes; {listed}{hint}"
+    )
+
+
+def _class_count(name: str) -> int | None:
+    _, _, count = name.partition("-")
+    return int(count) if count else None
+
+
+def _describe_convention(convention: int, names: tuple[str, ...]) -> str:
+    head_classes = sum(name in SUBSETS[19] for name in names)
+    treatment = "counts" if convention == 19 else "is ignored"
+    return (
+        f"{convention}-way (truth of {', '.join(NOT_IN_16)} {treatment}; {head_classes}-way head)"
+    )
+
+
+def _notes(scored: ProtocolScores, classes: ClassSpace, dataset: PreparedDataset) -> list[str]:
+    """Return a sentence for each kind of class that a plain IoU does not describe."""
+    assert dataset.classes is not None
+    truth_names, matrix = dataset.classes.names, scored.matrix
+    iou = dict(zip(scored.names, matrix.iou().tolist(), strict=True))
+    predicted = dict(zip(scored.names, matrix.counts.sum(0).tolist(), strict=True))
+    notes = []
+    absent = [name for name in classes.names if math.isnan(iou[name]) and name in truth_names]
+    if absent:
+        notes.append(f"no truth for {', '.join(absent)}: shown as - and excluded from the mean")
+    network_only = [name for name in classes.names if name not in truth_names]
+    if network_only:
+        notes.append(
+            f"no truth for {', '.join(network_only)}, classes that only the network has: "
+            "shown as - and excluded from the mean"
+        )
+    unknown = classes_only_in_truth(classes.names, truth_names)
+    counted = [name for name in unknown if name in scored.names]
+    if counted:
+        notes.append(
+            f"the network does not know {', '.join(counted)}: IoU 0, and these pixels count as "
+            "errors of the predicted classes"
+        )
+    without_truth = [name for name in classes.names if math.isnan(iou[name]) and predicted[name]]
+    if without_truth and set(scored.names) == set(SUBSETS[19]):
+        known_ious = [value for value in iou.values() if not math.isnan(value)]
+        strict = sum(known_ious) / (len(known_ious) + len(without_truth))
+        notes.append(
+            f"predicted but without truth: {', '.join(without_truth)}; the official script of "
+            f"Cityscapes counts these as 0, its mean would be {percent(strict)}"
+        )
+    unscored = [name for name in unknown if name not in scored.names]
+    if unscored:
+        notes.append(
+            f"the network does not know {', '.join(unscored)}: these pixels are not scored"
+        )
+    unpredicted = [name for name in classes.names if iou[name] == 0 and not predicted[name]]
+    if unpredicted:
+        notes.append(f"never predicted: {', '.join(unpredicted)}; each counts as 0 in the mean")
+    return notes
+
+
+def _other_convention_note(
+    possible: tuple[int, ...],
+    chosen: int | None,
+    matrix: ConfusionMatrix,
+    names: tuple[str, ...],
+    truth: tuple[str, ...],
+) -> list[str]:
+    """Return the means of the other convention, if papers differ for these classes."""
+    if chosen is None:
+        return []
+    other = next(number for number in possible if number != chosen)
+    if possible[0] == 19 and chosen == 19:
+        # if all 19 are trained, as from GTA5, papers do not ignore three of them
+        ious = dict(zip(names, matrix.iou().tolist(), strict=True))
+        if any(ious[name] >= _TRAINED_IOU for name in NOT_IN_16):
+            return []
+    means = score_under_convention(other, matrix, names, truth).means
+    listed = ", ".join(f"{name} {percent(mean)}" for name, mean in means.items())
+    return [f"in the other convention, {_describe_convention(other, names)}: {listed}"]
+
+
+def find_score_files(folder: Path) -> dict[str, Path]:
+    """Return the evaluations of a run by name: plain ones first, then the newest first."""
+    files = [path for path in (folder / "eval").glob("*/scores.json") if path.is_file()]
+    # a `+` marks options such as flip: these scores are not comparable with plain ones
+    files.sort(key=lambda path: ("+" in path.parent.name, -path.stat().st_mtime))
+    return {path.parent.name: path for path in files}
+
+
+def read_scores(path: Path, warnings: list[str]) -> Scores | None:
+    """Return the scores of a `scores.json`; None and a warning if it cannot be read."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        rows = document["classes"]
+        confusion = [[int(count) for count in row] for row in document["confusion"]]
+        square = {len(rows)} == {len(confusion), *map(len, confusion)}
+        return Scores(
+            protocol={str(key): str(value) for key, value in document["protocol"].items()},
+            names=[str(row["name"]) for row in rows],
+            iou=[finite_or_none(row["iou"]) for row in rows],
+            accuracy=[finite_or_none(row["accuracy"]) for row in rows],
+            share=[finite_or_none(row["truth_share"]) for row in rows],
+            means={str(key): finite_or_none(value) for key, value in document["means"].items()},
+            pixel_accuracy=finite_or_none(document["pixel_accuracy"]),
+            confusion=confusion if square else [],
+            notes=[str(note) for note in document["notes"]],
+        )
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        warnings.append(f"{path.parent.name}/{path.name} cannot be read ({error})")
+        return None
+
+
+def finite_or_none(value: float | None) -> float:
+    return math.nan if value is None else float(value)

@@ -1,0 +1,168 @@
+"""One rank reports why a run failed; on the others the error becomes `RankFailed`."""
+
+import contextlib
+import json
+import os
+import platform
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
+
+from udaseg.distributed import (
+    COLLECTIVE_TIMEOUT,
+    barrier,
+    is_initialized,
+    local_rank,
+    local_world_size,
+    rank,
+)
+from udaseg.errors import EnvironmentFault, Interrupted, RankFailed, UdasegError
+
+_WAIT_FOR_REASON = timedelta(seconds=5)
+_LOST_PEER = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
+
+
+class FailureReporter:
+    """Makes exactly one rank report why the run fails, through a store that all ranks read."""
+
+    def __init__(self, notes: Any) -> None:
+        self._notes = notes
+        self._told: BaseException | None = None
+
+    def of(self, error: Exception) -> Exception:
+        """Return the exception that this rank must raise for `error`."""
+        if error is self._told or isinstance(error, RankFailed):
+            return error
+        # a consequence of the error that this rank reports
+        is_consequence = self._told is not None and _caused_by(error, self._told)
+        if isinstance(error, Interrupted):  # a signal reaches all ranks
+            if rank() > 0:
+                return RankFailed(str(error), error.exit_code, told=True)
+            self._told = error
+            return error
+        if _is_lost_peer(error) and not is_consequence:
+            return self._of_loss(error)
+        code, text = _code_and_message(error)
+        if not is_consequence and not self._first():
+            return RankFailed(text, code, told=True)
+        with contextlib.suppress(RuntimeError):
+            self._notes.set("why", json.dumps([code, text]))
+        self._told = error
+        if rank() == 0:
+            return error
+        return RankFailed(f"process {rank()} on {platform.node()}: {text}", code, told=False)
+
+    def _of_loss(self, error: Exception) -> Exception:
+        """Return the reported error of the lost rank, or that it ended without a report."""
+        with contextlib.suppress(RuntimeError):
+            self._notes.wait(["why"], _WAIT_FOR_REASON)
+            code, text = json.loads(self._notes.get("why"))
+            return RankFailed(text, code, told=True)
+        text = (
+            "another process of the run has ended (killed, out of memory, or its host or network "
+            "failed); its checkpoints are intact, continue with --resume RUN"
+        )
+        reported_elsewhere = not self._first()
+        failure = RankFailed(text, EnvironmentFault.exit_code, told=reported_elsewhere)
+        failure.__cause__ = error
+        return failure
+
+    def _first(self) -> bool:
+        try:
+            return bool(self._notes.add("failed", 1) == 1)
+        except RuntimeError:  # the process that holds the store has ended too
+            return rank() == 0
+
+
+_reporter: FailureReporter | None = None
+
+
+@contextlib.contextmanager
+def process_group(device_type: str) -> Iterator[None]:
+    """Join the processes that torchrun started; do nothing without torchrun.
+
+    An error on one rank ends all ranks. One rank reports it; on the others it becomes
+    `RankFailed`.
+
+    Args:
+        device_type: `cuda` assigns each process the GPU of its local rank.
+
+    Raises:
+        EnvironmentFault: torchrun started more processes on this host than it has GPUs.
+    """
+    global _reporter
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or is_initialized():
+        yield
+        return
+    store, number, size = next(rendezvous("env://", timeout=COLLECTIVE_TIMEOUT))
+    cuda = device_type == "cuda"
+    # gloo carries flags, counts and objects of the host, so that they do not wait for a GPU
+    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+    dist.init_process_group(
+        backend, store=store, rank=number, world_size=size, timeout=COLLECTIVE_TIMEOUT
+    )
+    notes = dist.PrefixStore("udaseg", store)  # type: ignore[attr-defined]  # torch does not export it
+    _reporter = FailureReporter(notes)
+    with report_once():
+        if cuda:
+            _select_gpu()
+        yield
+        barrier()
+    # not after an error: destroying could wait for others; the sockets close with the process
+    dist.destroy_process_group()
+    _reporter = None
+
+
+@contextlib.contextmanager
+def report_once() -> Iterator[None]:
+    """Turn an error of one rank into an error of all ranks, reported once; see `session`."""
+    try:
+        yield
+    except Exception as error:
+        voice = _reporter
+        if voice is None:
+            raise
+        raised = voice.of(error)
+        if raised is error:
+            raise
+        raise raised from error
+
+
+def _select_gpu() -> None:
+    if local_world_size() > torch.cuda.device_count():
+        raise EnvironmentFault(
+            f"torchrun started {local_world_size()} processes on {platform.node()}, but it has "
+            f"{torch.cuda.device_count()} GPUs; use --nproc-per-node={torch.cuda.device_count()}"
+        )
+    torch.cuda.set_device(local_rank())
+
+
+def _code_and_message(error: Exception) -> tuple[int, str]:
+    """Return the exit code and the message of an error."""
+    if isinstance(error, UdasegError):
+        return error.exit_code, str(error)
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return EnvironmentFault.exit_code, str(error).partition("\n")[0]
+    return 1, f"{type(error).__name__}: {error}"
+
+
+def _caused_by(error: BaseException, first: BaseException) -> bool:
+    """Return whether `error` was raised while `first` was being handled."""
+    cause: BaseException | None = error
+    while cause is not None and cause is not first:
+        cause = cause.__cause__ or cause.__context__
+    return cause is first
+
+
+def _is_lost_peer(error: Exception) -> bool:
+    """Return whether `error` means that another rank does not respond."""
+    if isinstance(error, UdasegError):
+        return False
+    network = isinstance(error, dist.DistError)
+    return network or (
+        isinstance(error, RuntimeError) and any(text in str(error) for text in _LOST_PEER)
+    )

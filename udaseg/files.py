@@ -1,0 +1,206 @@
+"""Files written whole or not at all, their digests, JSON, locks, and disk space."""
+
+import contextlib
+import errno
+import hashlib
+import json
+import logging
+import math
+import os
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from udaseg.errors import EnvironmentFault
+from udaseg.text import file_size
+
+log = logging.getLogger(__name__)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file; empty if it cannot be read or is not an object."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def write_json(path: Path, document: Mapping[str, Any]) -> None:
+    """Write `document` as JSON, atomically; non-finite numbers become null."""
+    text = json.dumps(plain_json(document), indent=2, allow_nan=False) + "\n"
+    write_text(path, text)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to a temporary file next to `path`, then rename it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def plain_json(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): plain_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_json(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def write_atomic(path: Path, data: bytes | memoryview) -> None:
+    """Write `data` to a temporary file next to `path`, then rename it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def atomic_zip(path: Path) -> Iterator[zipfile.ZipFile]:
+    """Open a zip that is renamed to its path when complete, and deleted on an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file, zipfile.ZipFile(file, "w") as package:
+            yield package
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256(data: bytes) -> str:
+    """Return the SHA-256 of `data` in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file of any size in hexadecimal.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync_to_disk() -> None:
+    """Sync all written data to disk.
+
+    One call covers any number of files; an fsync would take milliseconds per file.
+    """
+    if hasattr(os, "sync"):  # Windows has none
+        os.sync()
+
+
+def rename_durably(source: Path, target: Path) -> None:
+    """Rename a file or folder whose content is already on disk, and sync the rename as well."""
+    source.rename(target)
+    _sync_folder(target.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    # Windows and some file systems cannot sync a folder
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+_UNSUPPORTED_ERRNOS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
+
+
+@contextmanager
+def file_lock(path: Path) -> Iterator[None]:
+    """Hold the lock file `path`; wait while another process holds it.
+
+    The lock is released at the latest when the process ends.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows has no such lock: preparing twice at once is not safe there
+        yield
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("another process is preparing %s; waiting for it", path.stem.lstrip("."))
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in _UNSUPPORTED_ERRNOS:
+                raise
+            log.warning(
+                "%s: this file system has no locks; do not prepare twice at once", path.parent
+            )
+        yield
+
+
+_DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextmanager
+def disk_space(folder: Path, needed: Callable[[], int]) -> Iterator[None]:
+    """Raise an error that names the missing amount if the disk becomes full in this context.
+
+    Args:
+        folder: A folder on that disk.
+        needed: Returns an estimate of the bytes that are still to be written.
+
+    Raises:
+        EnvironmentFault: The disk is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _DISK_FULL_ERRNOS:
+            raise
+        raise disk_full(folder, needed()) from error
+
+
+def disk_full(folder: Path, needed: int) -> EnvironmentFault:
+    """Return the error for `needed` more bytes that do not fit on the disk of `folder`."""
+    return EnvironmentFault(
+        f"{folder}: the disk is full: about {file_size(needed)} are still to be written, "
+        f"{file_size(free_disk_space(folder))} are free; free some space and run the same command again, "
+        "finished work is kept"
+    )
+
+
+def free_disk_space(folder: Path) -> int:
+    """Return the free bytes on the disk of `folder`, which need not exist yet."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free

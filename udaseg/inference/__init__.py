@@ -1,0 +1,1 @@
+"""A trained network at work: logits, tiles, full-size labels, ONNX."""

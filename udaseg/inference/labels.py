@@ -1,0 +1,171 @@
+"""Full-size label maps from logits, in little memory."""
+
+from collections.abc import Iterator
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+_BAND_ROWS = 64
+_MAX_DEVICE_VALUES = 2**29  # values enlarged at once on a GPU: 2 GiB
+
+
+@torch.no_grad()
+def labels_from_logits(
+    logits: Tensor,
+    size: tuple[int, int],
+    *,
+    confidence: bool = False,
+    temperature: float = 1.0,
+    align_corners: bool = False,
+) -> tuple[NDArray[np.uint8], NDArray[np.float32] | None]:
+    """Return the most probable class of each pixel at `size`, and optionally its probability.
+
+    On a CPU, one class at a time is enlarged and compared with the best so far, a band of rows at a
+    time. Apart from the result, memory then holds a few bands instead of K planes.
+
+    Args:
+        logits: (K, h, w) float; enlarged bilinearly.
+        size: (H, W) of the result.
+        confidence: Also return the softmax of the best class.
+        temperature: Divisor of the logits for the confidence; labels do not depend on it.
+        align_corners: Enlarge so that the outermost cells lie on the border, as some releases do.
+            All planes are enlarged at once, which suits the small sizes of those releases.
+
+    Returns:
+        Labels (H, W) uint8, and confidence (H, W) float32 or None.
+    """
+    on_device = logits.is_cuda and len(logits) * size[0] * size[1] <= _MAX_DEVICE_VALUES
+    if on_device or align_corners:
+        try:
+            return _labels_at_once(
+                logits,
+                size,
+                confidence=confidence,
+                temperature=temperature,
+                align_corners=align_corners,
+            )
+        except torch.OutOfMemoryError:
+            if align_corners:
+                raise
+    # also after a GPU out-of-memory error; outside the handler, so that its tensors are freed
+    planes = logits.float().cpu().contiguous().numpy()
+    best = np.zeros(size, np.uint8)
+    probabilities = np.empty(size, np.float32) if confidence else None
+    for rows in _bands(size[0]):
+        band_probabilities = None if probabilities is None else probabilities[rows]
+        _fill_band(planes, size, rows, best[rows], band_probabilities, temperature)
+    return best, probabilities
+
+
+def _labels_at_once(
+    logits: Tensor,
+    size: tuple[int, int],
+    *,
+    confidence: bool,
+    temperature: float,
+    align_corners: bool,
+) -> tuple[NDArray[np.uint8], NDArray[np.float32] | None]:
+    """Compute `labels_from_logits` with all planes enlarged at once, on the logits' device."""
+    enlarged = F.interpolate(
+        logits[None].float(), size, mode="bilinear", align_corners=align_corners
+    )
+    top, winner = enlarged[0].max(0)
+    probabilities = None
+    if confidence:
+        total = (enlarged[0] - top).div_(temperature).exp_().sum(0)
+        probabilities = total.reciprocal_().cpu().numpy()
+    return winner.to(torch.uint8).cpu().numpy(), probabilities
+
+
+def _bands(height: int) -> Iterator[slice]:
+    for start in range(0, height, _BAND_ROWS):
+        yield slice(start, min(start + _BAND_ROWS, height))
+
+
+def _fill_band(
+    planes: NDArray[np.float32],
+    size: tuple[int, int],
+    rows: slice,
+    best: NDArray[np.uint8],
+    probabilities: NDArray[np.float32] | None,
+    temperature: float,
+) -> None:
+    """Fill some rows of the labels and the confidence, one class after another.
+
+    A band is enlarged vertically from the two nearest rows, then horizontally by OpenCV; the
+    compared planes stay in the processor's cache.
+
+    Args:
+        planes: (K, h, w) logits.
+        size: (H, W) of the whole result.
+        rows: Slice of the H rows.
+        best: (rows, W) zeros, filled with labels.
+        probabilities: (rows, W), filled with probabilities.
+        temperature: Temperature of these probabilities.
+    """
+    classes, height, width = planes.shape
+    positions = (np.arange(rows.start, rows.stop) + 0.5) * height / size[0] - 0.5
+    positions = positions.clip(0, height - 1)
+    above = np.floor(positions).astype(np.intp)
+    below = np.minimum(above + 1, height - 1)
+    fractions = (positions - above).astype(np.float32)[:, None]
+    top = np.empty(0, np.float32)
+    total = np.ones(best.shape, np.float32)
+    for number in range(classes):
+        plane = planes[number]
+        enlarged = plane[above]
+        if height != size[0]:
+            enlarged += (plane[below] - enlarged) * fractions
+        if width != size[1]:
+            resized = cv2.resize(enlarged, (size[1], len(enlarged)), interpolation=cv2.INTER_LINEAR)
+            enlarged = np.asarray(resized, np.float32)
+        if number == 0:
+            top = enlarged
+            continue
+        wins = enlarged > top
+        if probabilities is not None:
+            # the sum of exponentials is relative to the best logit so far
+            shrink = np.exp(np.abs(enlarged - top) * np.float32(-1 / temperature))
+            total = np.where(wins, total * shrink + 1, total + shrink)
+        np.maximum(top, enlarged, out=top)
+        # class numbers increase, so the maximum is the most recent best class
+        np.maximum(best, wins.view(np.uint8) * np.uint8(number), out=best)
+    if probabilities is not None:
+        np.reciprocal(total, out=probabilities)
+
+
+def logits_at(
+    logits: Tensor, size: tuple[int, int], rows: NDArray[np.int64], columns: NDArray[np.int64]
+) -> Tensor:
+    """Return (N, K) logits of some pixels after bilinear enlargement to `size`.
+
+    Only these pixels are computed.
+
+    Args:
+        logits: (K, h, w).
+        size: (H, W) of the enlarged map; corners are not aligned.
+        rows: (N,) below H.
+        columns: (N,) below W.
+    """
+    height, width = logits.shape[-2:]
+    upper, lower, down = _interpolation_cells(rows, size[0], height)
+    left, right, across = _interpolation_cells(columns, size[1], width)
+    down, across = down.to(logits.device), across.to(logits.device)
+    above = logits[:, upper, left] * (1 - across) + logits[:, upper, right] * across
+    below = logits[:, lower, left] * (1 - across) + logits[:, lower, right] * across
+    return (above * (1 - down) + below * down).T
+
+
+def _interpolation_cells(
+    pixels: NDArray[np.int64], length: int, cells: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return each pixel's two neighbouring cells along a side, and the weight of the second."""
+    positions = ((pixels + 0.5) * cells / length - 0.5).clip(0, cells - 1)
+    first = np.floor(positions).astype(np.int64)
+    second = np.minimum(first + 1, cells - 1)
+    share = torch.from_numpy((positions - first).astype(np.float32))
+    return torch.from_numpy(first), torch.from_numpy(second), share

@@ -1,0 +1,253 @@
+"""Predict images of any size in tiles, with bounded memory for the network."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from udaseg.inference.labels import labels_from_logits
+from udaseg.inference.sizes import MAX_WHOLE_PIXELS
+from udaseg.inference.windows import Model, predict_logits
+
+_CORE_PX = 1024
+_MARGIN_PX = 256
+
+_RAMP_PX = 128
+"""Half the width over which neighbouring tiles are blended."""
+
+_GRID_PX = 32
+"""Multiple of every network's stride; tile sides are multiples of it."""
+
+_SEAM_PX = _RAMP_PX + _GRID_PX
+LabelsAndConfidence: TypeAlias = tuple[NDArray[np.uint8], NDArray[np.float32] | None]
+
+
+def label_image(
+    model: Model,
+    image: NDArray[np.uint8],
+    size: tuple[int, int],
+    *,
+    device: torch.device,
+    window: tuple[int, int] | None = None,
+    flip: bool = False,
+    scales: Sequence[float] = (1.0,),
+    confidence: bool = False,
+    temperature: float = 1.0,
+    whole_px: int = MAX_WHOLE_PIXELS,
+) -> LabelsAndConfidence:
+    """Return the labels of an image at `size`, and optionally their probabilities.
+
+    Up to `whole_px` pixels, the network gets the whole image (or windows of it). Larger images are
+    predicted in tiles of 1024 pixels plus 256 on each side. Neighbouring tiles are blended linearly
+    over 256 pixels. The outermost 128 pixels of a tile, which have the least context, are not used.
+    Tiles begin at multiples of 256, so the cells of a network of any stride have the same positions
+    as in a whole image.
+
+    Args:
+        model: In evaluation mode, on `device`.
+        image: (H, W, 3) uint8 RGB at the network's input size.
+        size: (height, width) of the result.
+        device: Device of the network.
+        window: Sliding window (height, width) inside the image or each tile.
+        flip: Average with the mirrored image.
+        scales: Average over these sizes.
+        confidence: Also return the probability of each label.
+        temperature: Temperature of these probabilities; labels do not depend on it.
+        whole_px: Maximum pixels to predict in one piece.
+
+    Returns:
+        Labels (H, W) uint8, and confidence (H, W) float32 or None.
+    """
+
+    def predict(pixels: NDArray[np.uint8]) -> Tensor:
+        tensor = torch.from_numpy(np.ascontiguousarray(pixels)).to(device).permute(2, 0, 1)[None]
+        return predict_logits(model, tensor.float() / 255, window=window, flip=flip, scales=scales)
+
+    def to_labels(logits: Tensor, label_size: tuple[int, int]) -> LabelsAndConfidence:
+        return labels_from_logits(
+            logits, label_size, confidence=confidence, temperature=temperature
+        )
+
+    height, width = image.shape[:2]
+    if height * width <= whole_px:
+        return to_labels(predict(image), size)
+    labels = np.empty((height, width), np.uint8)
+    probabilities = np.empty((height, width), np.float32) if confidence else None
+    for rows, columns, logits, inner in _blended_parts(predict, image):
+        stride = inner.stride
+        enlarged_size = (logits.shape[-2] * stride, logits.shape[-1] * stride)
+        part_labels, part_probabilities = to_labels(logits, enlarged_size)
+        labels[rows, columns] = part_labels[inner.rows, inner.columns]
+        if probabilities is not None and part_probabilities is not None:
+            probabilities[rows, columns] = part_probabilities[inner.rows, inner.columns]
+    if size != (height, width):
+        cv2_size = (size[1], size[0])
+        labels = np.asarray(
+            cv2.resize(labels, cv2_size, interpolation=cv2.INTER_NEAREST_EXACT), np.uint8
+        )
+        if probabilities is not None:
+            probabilities = np.asarray(cv2.resize(probabilities, cv2_size), np.float32)
+    return labels, probabilities
+
+
+@dataclass(frozen=True)
+class _Range:
+    """A range along one side covered by the same tiles: the inside of a tile, or a seam.
+
+    Attributes:
+        start: First pixel.
+        stop: One past the last pixel.
+        complete: No later tile contributes to it.
+    """
+
+    start: int
+    stop: int
+    complete: bool
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """A tile along one side.
+
+    Attributes:
+        seen: Network input; it may extend beyond the image up to the grid.
+        parts: Ranges that the tile contributes to.
+        begin: Position of the seam with the previous tile, or None.
+        end: Position of the seam with the next tile, or None.
+    """
+
+    seen: slice
+    parts: tuple[_Range, ...]
+    begin: int | None
+    end: int | None
+
+    def weights(self, cells: int, stride: int) -> Tensor:
+        """Return (cells,) blending weights of its cells; those of overlapping tiles sum to one."""
+        positions = (torch.arange(cells) + 0.5) * stride + self.seen.start
+        weight = torch.ones(cells)
+        if self.begin is not None:
+            weight *= ((positions - self.begin) / (2 * _RAMP_PX) + 0.5).clamp(0, 1)
+        if self.end is not None:
+            weight *= (0.5 - (positions - self.end) / (2 * _RAMP_PX)).clamp(0, 1)
+        return weight
+
+
+@dataclass(frozen=True)
+class _PartPosition:
+    """Position of a part inside its enlarged logits, which extend one cell beyond it per side."""
+
+    stride: int
+    rows: slice
+    columns: slice
+
+
+def _tiles(side: int) -> tuple[_Tile, ...]:
+    """Return the tiles along one side of an image."""
+    tiles = []
+    for start in range(0, side, _CORE_PX):
+        stop = min(side, start + _CORE_PX)
+        begin = start if start > 0 else None
+        end = stop if stop < side else None
+        first = 0 if begin is None else min(start + _SEAM_PX, side)
+        last = side if end is None else stop - _SEAM_PX
+        parts = [] if begin is None else [_Range(start - _SEAM_PX, first, complete=True)]
+        if first < last:
+            parts.append(_Range(first, last, complete=True))
+        if end is not None:
+            parts.append(_Range(last, min(stop + _SEAM_PX, side), complete=False))
+        beyond = min(-(-side // _GRID_PX) * _GRID_PX, stop + _MARGIN_PX)
+        seen = slice(max(0, start - _MARGIN_PX), beyond)
+        tiles.append(_Tile(seen, tuple(parts), begin, end))
+    return tuple(tiles)
+
+
+def _blended_parts(
+    predict: Callable[[NDArray[np.uint8]], Tensor], image: NDArray[np.uint8]
+) -> Iterator[tuple[slice, slice, Tensor, _PartPosition]]:
+    """Yield each part of an image once, with its logits.
+
+    A part shared by several tiles is kept until the last of them was predicted. These are the seams
+    of one row of tiles, so memory grows only with the width of the image.
+
+    Yields:
+        Rows and columns of the part, the logits (K, h, w) of its cells and their neighbours, and
+            the position of the part in these logits after enlargement to pixels.
+    """
+    column_tiles = _tiles(image.shape[1])
+    incomplete: dict[tuple[int, int], Tensor] = {}
+    for row_tile in _tiles(image.shape[0]):
+        for column_tile in column_tiles:
+            logits, stride = _tile_logits(predict, image, row_tile.seen, column_tile.seen)
+            for rows in row_tile.parts:
+                cell_rows = _cells(rows, row_tile.seen.start, stride, logits.shape[1])
+                for columns in column_tile.parts:
+                    cell_columns = _cells(columns, column_tile.seen.start, stride, logits.shape[2])
+                    logits_of_part = logits[:, cell_rows, cell_columns]
+                    logits_of_part = logits_of_part * row_tile.weights(logits.shape[1], stride)[
+                        cell_rows, None
+                    ].to(logits_of_part.device)
+                    logits_of_part *= column_tile.weights(logits.shape[2], stride)[cell_columns].to(
+                        logits_of_part.device
+                    )
+                    key = (rows.start, columns.start)
+                    if key in incomplete:
+                        logits_of_part += incomplete.pop(key)
+                    if not (rows.complete and columns.complete):
+                        incomplete[key] = logits_of_part
+                        continue
+                    inner = _PartPosition(
+                        stride,
+                        _shifted(rows, cell_rows.start * stride + row_tile.seen.start),
+                        _shifted(columns, cell_columns.start * stride + column_tile.seen.start),
+                    )
+                    yield (
+                        slice(rows.start, rows.stop),
+                        slice(columns.start, columns.stop),
+                        logits_of_part,
+                        inner,
+                    )
+
+
+def _tile_logits(
+    predict: Callable[[NDArray[np.uint8]], Tensor],
+    image: NDArray[np.uint8],
+    rows: slice,
+    columns: slice,
+) -> tuple[Tensor, int]:
+    """Return the logits of a tile, and the number of pixels per cell.
+
+    The padding up to the grid repeats the border, so cells lie on multiples of the stride in border
+    tiles too; cells in the padding are removed.
+    """
+    pixels = image[rows, columns]
+    height, width = pixels.shape[:2]
+    padded_height, padded_width = rows.stop - rows.start, columns.stop - columns.start
+    if (padded_height, padded_width) != (height, width):
+        padding = (0, padded_height - height, 0, padded_width - width)
+        pixels = np.asarray(cv2.copyMakeBorder(pixels, *padding, cv2.BORDER_REPLICATE), np.uint8)
+    logits = predict(pixels)
+    stride = max(1, padded_height // logits.shape[-2])
+    fits = (logits.shape[-2] * stride, logits.shape[-1] * stride) == (padded_height, padded_width)
+    if not fits or _GRID_PX % stride:
+        logits = F.interpolate(
+            logits[None], (padded_height, padded_width), mode="bilinear", align_corners=False
+        )[0]
+        stride = 1
+    return logits[:, : -(-height // stride), : -(-width // stride)], stride
+
+
+def _cells(part: _Range, begin: int, stride: int, count: int) -> slice:
+    """Return the slice of a tile's cells needed to enlarge a part: its cells and one around."""
+    first = (part.start - begin) // stride - 1
+    stop = -(-(part.stop - begin) // stride) + 1
+    return slice(max(0, first), min(stop, count))
+
+
+def _shifted(part: _Range, start: int) -> slice:
+    return slice(part.start - start, part.stop - start)

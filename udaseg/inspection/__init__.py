@@ -1,0 +1,1 @@
+"""Finished runs: details, verification, and the HTML report."""

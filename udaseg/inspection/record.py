@@ -1,0 +1,215 @@
+"""Read a run folder for reports; a missing or truncated file gives a warning, not an error."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from udaseg.errors import UsageError
+from udaseg.evaluation.scores import find_score_files, read_scores
+from udaseg.inspection.report_content import RunContent
+from udaseg.runs.status import read_cost
+from udaseg.text import format_duration
+
+_RATE_PATTERN = re.compile(r": step [0-9]+/[0-9]+ .*?([0-9.]+) img/s")
+_LOGGED_PATTERN = re.compile(r"^\S+ \S+ (?:WARNING|ERROR) \S+: (.*)$", re.MULTILINE)
+_MAX_LOG_WARNINGS = 20
+_MAX_TEXT_LENGTH = 20_000_000
+_EMPTY_VALUES = {"[]": "none", "null": "none"}
+
+
+def read_run(folder: Path, name: str, scored: str | None) -> RunContent:
+    """Return the contents of a run folder.
+
+    Args:
+        folder: Run folder.
+        name: Name on the page.
+        scored: Evaluation to show, a folder below `eval`; None if there is none.
+
+    Raises:
+        UsageError: The folder is not a run folder.
+    """
+    recipe = _read_text(folder / "recipe.yaml")
+    if not recipe:
+        raise UsageError(f"{folder}: is not a run folder (no recipe.yaml)")
+    warnings: list[str] = []
+    status = _read_json(folder / "status.json", warnings)
+    environment = _read_json(folder / "environment.json", warnings)
+    metrics = read_metrics(folder / "metrics.jsonl", warnings)
+    evaluations = {
+        key: read_scores(path, warnings) for key, path in find_score_files(folder).items()
+    }
+    readable = {key: scores for key, scores in evaluations.items() if scores is not None}
+    log = _read_text(folder / "train.log")
+    warnings += [*_status_warnings(status), *_alarm_warnings(metrics), *_log_warnings(log)]
+    settings = dict(_flatten(_parse_yaml(recipe)))
+    return RunContent(
+        name=name,
+        facts=_facts(folder, settings, status),
+        command=_read_text(folder / "command.txt").strip(),
+        recipe=recipe,
+        settings=settings,
+        scores=None if scored is None else readable.get(scored),
+        evaluations={key: scores.means for key, scores in readable.items()},
+        metrics=metrics,
+        cost=_cost(folder, status, settings, log),
+        environment={key: _EMPTY_VALUES.get(value, value) for key, value in _flatten(environment)},
+        warnings=list(dict.fromkeys(warnings)),
+    )
+
+
+def read_metrics(path: Path, warnings: list[str]) -> list[dict[str, Any]]:
+    """Return the events of `metrics.jsonl`; unreadable lines are counted in a warning."""
+    events, bad = [], 0
+    for line in _read_text(path).splitlines():
+        try:
+            event = json.loads(line)
+            events.append({**event, "step": int(event["step"])})
+        except (ValueError, LookupError, TypeError):
+            bad += 1
+    if bad:
+        warnings.append(f"{bad} lines of {path.name} cannot be read")
+    return sorted(events, key=lambda event: int(event["step"]))
+
+
+def _facts(folder: Path, settings: Mapping[str, str], status: Mapping[str, Any]) -> dict[str, str]:
+    """Return the main facts of the run, in display order."""
+    network = ("model.backbone", "model.head", "model.weights")
+    facts = {
+        "recipe": settings.get("name", "-"),
+        "method": _method(settings),
+        "source": _domain(settings, "source"),
+        "target (unlabelled)": _domain(settings, "target"),
+        "scored on": _domain(settings, "validation"),
+        "network": ", ".join(settings[key] for key in network if key in settings),
+        "steps": settings.get("steps", "-"),
+        "seed": settings.get("seed", "-"),
+        "state": str(status.get("state", "unknown")),
+        "last written": str(status.get("time", "-")),
+        "folder": str(folder),
+    }
+    return {key: value for key, value in facts.items() if value}
+
+
+def _method(settings: Mapping[str, str]) -> str:
+    """Return a run's method with the terms that its recipe enables."""
+    terms = [
+        term
+        for term in ("regional", "prototypes", "semantic")
+        if any(key.startswith(f"method.{term}.") for key in settings)
+    ]
+    return " + ".join([settings.get("method.kind", "-"), *terms])
+
+
+def _domain(settings: Mapping[str, str], name: str) -> str:
+    data = settings.get(f"{name}.data", "null")
+    if data == "null":
+        return "nothing"
+    parts = [data, settings.get(f"{name}.split", "")]
+    for key in ("resize", "crop"):
+        size = settings.get(f"{name}.{key}", "null")
+        if size != "null":
+            parts.append(f"{key} {size}")
+    return ", ".join(part for part in parts if part)
+
+
+def _cost(
+    folder: Path, status: Mapping[str, Any], settings: Mapping[str, str], log: str
+) -> dict[str, str]:
+    """Return time, throughput and memory, if recorded."""
+    cost, recorded = {}, read_cost(folder)
+    if recorded:
+        seconds = max(1e-9, recorded["seconds"])
+        cost["training, all starts"] = f"{format_duration(seconds)} for {recorded['step']} steps"
+        cost["images/s, source and target"] = f"{recorded['images'] / seconds:.1f}"
+        memory = recorded["peak_memory_mib"]
+        cost["peak memory"] = f"{memory} MiB of {recorded['peak_memory_of']}"
+    elif rates := _RATE_PATTERN.findall(log):
+        cost["images/s, source and target"] = rates[-1]
+    total = status.get("seconds")
+    if isinstance(total, int | float):
+        cost["last start, with scoring"] = format_duration(total)
+    batch = [settings[key] for key in ("batch.source", "batch.target") if key in settings]
+    if batch:
+        cost["images a step"] = " + ".join(batch)
+    return cost
+
+
+def _status_warnings(status: Mapping[str, Any]) -> list[str]:
+    warnings = []
+    if (state := str(status.get("state", "unknown"))) != "done":
+        reported = ("step", "code", "reason", "signal")
+        details = ", ".join(f"{key} {status[key]}" for key in reported if key in status)
+        warnings.append(f"the run is not finished: {state}" + (f" ({details})" if details else ""))
+    counts = status.get("counts")
+    if isinstance(counts, Mapping):
+        warnings += [f"{str(key).replace('_', ' ')}: {count}" for key, count in counts.items()]
+    return warnings
+
+
+def _alarm_warnings(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the first alarm of each kind, and how often it was raised."""
+    first: dict[str, str] = {}
+    times: dict[str, int] = {}
+    for event in metrics:
+        alarms = event.get("alarms")
+        for kind, text in alarms.items() if isinstance(alarms, Mapping) else ():
+            first.setdefault(str(kind), f"step {event['step']}: {text}")
+            times[str(kind)] = times.get(str(kind), 0) + 1
+    return [
+        text + (f" (raised {times[kind]} times)" if times[kind] > 1 else "")
+        for kind, text in first.items()
+    ]
+
+
+def _log_warnings(log: str) -> list[str]:
+    """Return the warnings and errors of a log without timestamps or duplicates."""
+    unique = list(dict.fromkeys(_LOGGED_PATTERN.findall(log)))
+    if len(unique) <= _MAX_LOG_WARNINGS:
+        return unique
+    more = len(unique) - _MAX_LOG_WARNINGS
+    return [*unique[:_MAX_LOG_WARNINGS], f"and {more} more warnings in train.log"]
+
+
+def _flatten(value: Any, key: str = "") -> list[tuple[str, str]]:
+    """Return the leaves of nested values with dotted keys."""
+    if isinstance(value, Mapping) and (value or not key):
+        return [
+            pair
+            for name, item in value.items()
+            for pair in _flatten(item, f"{key}.{name}" if key else str(name))
+        ]
+    if isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+        return [
+            pair for number, item in enumerate(value) for pair in _flatten(item, f"{key}[{number}]")
+        ]
+    return [(key, value if isinstance(value, str) else json.dumps(value, default=str))]
+
+
+def _parse_yaml(text: str) -> dict[str, Any]:
+    try:
+        document = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def _read_json(path: Path, warnings: list[str]) -> dict[str, Any]:
+    text = _read_text(path)
+    try:
+        document = json.loads(text)
+    except ValueError:
+        warnings.append(f"{path.name} is {'damaged' if text else 'missing'}")
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def _read_text(path: Path) -> str:
+    """Return a text file, or its end if it is very long; empty if there is none."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")[-_MAX_TEXT_LENGTH:]
+    except OSError:
+        return ""

@@ -1,0 +1,160 @@
+"""`udaseg report`: one self-contained HTML page about a run, or a comparison of runs."""
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from udaseg import __version__
+from udaseg.data.datasets.index import PreparedDataset
+from udaseg.data.open import open_dataset
+from udaseg.errors import DataError, UdasegError, UsageError
+from udaseg.evaluation.scores import find_score_files
+from udaseg.files import write_text
+from udaseg.inference import loaded_run
+from udaseg.inference.loaded_run import LoadedModel
+from udaseg.inspection.record import read_run
+from udaseg.inspection.report_content import PageContent
+from udaseg.inspection.report_images import ReportImages, render_report_images
+from udaseg.inspection.report_page import report_page
+from udaseg.recipe.schema import Recipe
+from udaseg.text import printable
+
+log = logging.getLogger(__name__)
+
+
+def report(
+    *,
+    runs: Sequence[Path],
+    baseline: Path | None,
+    out: Path | None,
+    images: int,
+    scan: int,
+    device: str,
+    root: Path,
+) -> None:
+    """Write a page about runs: settings, scores, images, confidence, curves and cost.
+
+    The page lists what is not available (a checkpoint, images, scores) and shows everything else.
+
+    Args:
+        runs: Run folders, one column each.
+        baseline: Run that the others are compared with; its column is the first.
+        out: Output file; None is `report.html` in the first run.
+        images: Number of images to show; 0 runs no network.
+        scan: Maximum number of images to evaluate.
+        device: Device to compute on.
+        root: Folder of the prepared data.
+
+    Raises:
+        UsageError: A path is not a run folder.
+    """
+    folders = _unique_run_folders([*([] if baseline is None else [baseline]), *runs])
+    columns = dict(zip(_column_names(folders), folders, strict=True))
+    evaluations = _shown_evaluations(folders)
+    contents = [
+        read_run(folder, name, evaluation)
+        for (name, folder), evaluation in zip(columns.items(), evaluations, strict=True)
+    ]
+    warnings: list[str] = []
+    loaded = _load_networks(columns, device, warnings)
+    pictures = (
+        _render_images(loaded, images, scan, root, warnings)
+        if images and loaded
+        else ReportImages()
+    )
+    colors: dict[str, tuple[int, int, int]] = {}
+    for run in loaded.values():
+        colors = dict(zip(run.classes.names, run.classes.colors, strict=True)) | colors
+    page = PageContent(
+        title=" and ".join(columns) if len(columns) < 3 else f"{len(columns)} runs",
+        runs=[
+            replace(content, reliability=pictures.reliability.get(content.name))
+            for content in contents
+        ],
+        baseline=baseline is not None and len(columns) > 1,
+        colors=colors,
+        shots=pictures.shots,
+        looked=pictures.words,
+        warnings=warnings,
+        made=f"Written {time.strftime('%Y-%m-%d %H:%M %z')} by udaseg {__version__}.",
+    )
+    text = report_page(page)
+    path = out or runs[0] / "report.html"
+    write_text(path, text)
+    size = len(text.encode()) / 1e6
+    Console(highlight=False, soft_wrap=True).print(Text(f"{printable(str(path))}: {size:.2f} MB"))
+
+
+def _unique_run_folders(folders: Sequence[Path]) -> list[Path]:
+    """Return the run folders without duplicates.
+
+    Raises:
+        UsageError: A path is not a folder.
+    """
+    for folder in folders:
+        if not folder.is_dir():
+            raise UsageError(
+                f"{folder}: is not a run folder; a report takes run folders, not checkpoints"
+            )
+    return list({folder.resolve(): folder for folder in folders}.values())
+
+
+def _column_names(folders: Sequence[Path]) -> list[str]:
+    """Return a name for each folder: its own, with parent folders if names repeat."""
+    paths = [folder.resolve() for folder in folders]
+    for depth in range(1, max(len(path.parts) for path in paths)):
+        names = ["/".join(path.parts[-depth:]) for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    return [str(path) for path in paths]
+
+
+def _shown_evaluations(folders: Sequence[Path]) -> list[str | None]:
+    """Return the evaluation to show of each run: the newest common one, or each run's newest."""
+    evaluations = [list(find_score_files(folder)) for folder in folders]
+    for name in evaluations[-1]:
+        if all(name in names for names in evaluations):
+            return [name] * len(folders)
+    return [names[0] if names else None for names in evaluations]
+
+
+def _load_networks(
+    columns: Mapping[str, Path], device: str, warnings: list[str]
+) -> dict[str, LoadedModel]:
+    """Return the networks of the runs with a readable checkpoint."""
+    loaded = {}
+    for name, folder in columns.items():
+        try:
+            loaded[name] = loaded_run.load_run(folder, device=device)
+        except UdasegError as error:
+            log.warning("%s", error)
+            warnings.append(f"no images of {name}: {error}")
+    return loaded
+
+
+def _render_images(
+    loaded: Mapping[str, LoadedModel],
+    images: int,
+    scan: int,
+    root: Path,
+    warnings: list[str],
+) -> ReportImages:
+    """Predict the last run's validation images, or its unlabelled target without any."""
+    try:
+        dataset, split = _image_dataset(list(loaded.values())[-1].recipe, root)
+        return render_report_images(loaded, dataset, split, show=images, scan=max(scan, images))
+    except DataError as error:
+        log.warning("%s", error)
+        warnings.append(f"no images: {error}")
+        return ReportImages()
+
+
+def _image_dataset(recipe: Recipe, root: Path) -> tuple[PreparedDataset, str]:
+    if recipe.validation.data is not None:
+        return open_dataset(recipe.validation.data, root=root), recipe.validation.split
+    return open_dataset(recipe.target.data, root=root), recipe.target.split

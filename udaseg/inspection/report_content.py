@@ -1,0 +1,116 @@
+"""Content of a report page as plain values; only the name of a run is required."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from udaseg.evaluation.scores import Scores
+
+Color = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Pixel counts in equal bins of confidence from 0 to 1.
+
+    Attributes:
+        pixels: All pixels per bin.
+        labelled: Pixels with ground truth per bin.
+        correct: Correctly predicted pixels among those.
+        confidence: Sum of the confidence of the labelled pixels per bin.
+        error: Expected calibration error; NaN without ground truth.
+    """
+
+    pixels: Sequence[int]
+    labelled: Sequence[int]
+    correct: Sequence[int]
+    confidence: Sequence[float]
+    error: float
+
+
+@dataclass(frozen=True)
+class RunContent:
+    """Content about one run.
+
+    Attributes:
+        name: Column heading in all tables.
+        facts: Main facts about the run, in display order.
+        command: The command line.
+        recipe: The recipe as YAML.
+        settings: The recipe flattened to dotted keys, to show differences between runs.
+        scores: The evaluation to compare; None without one.
+        evaluations: Means of every evaluation of the run, by name.
+        metrics: Lines of `metrics.jsonl`, by increasing step.
+        cost: Time, throughput and memory.
+        environment: Machine and packages.
+        warnings: Problems that affect the reported numbers.
+        reliability: Reliability on the evaluated images; None if there are none.
+    """
+
+    name: str
+    facts: Mapping[str, str] = field(default_factory=dict)
+    command: str = ""
+    recipe: str = ""
+    settings: Mapping[str, str] = field(default_factory=dict)
+    scores: Scores | None = None
+    evaluations: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    metrics: Sequence[Mapping[str, Any]] = ()
+    cost: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+    warnings: Sequence[str] = ()
+    reliability: Reliability | None = None
+
+
+@dataclass(frozen=True)
+class ImageLayer:
+    """One layer of an example image: photo, prediction or ground truth.
+
+    Attributes:
+        title: Title, such as `image`, a run's name, or `truth`.
+        uri: The picture as a `data:` URI.
+        mask: Whether it shows class colours, in which a class can be highlighted.
+    """
+
+    title: str
+    uri: str
+    mask: bool
+
+
+@dataclass(frozen=True)
+class ExampleImage:
+    """One example image with the prediction of each run.
+
+    Attributes:
+        name: Name of the image file.
+        why: Why it is shown, such as `lowest mIoU of rccr: 23.4 %`.
+        layers: Pictures of the same size.
+    """
+
+    name: str
+    why: str
+    layers: Sequence[ImageLayer]
+
+
+@dataclass(frozen=True)
+class PageContent:
+    """Content of one page.
+
+    Attributes:
+        title: Heading of the page.
+        runs: The runs in column order; the baseline, if any, comes first.
+        baseline: Whether the first run is the baseline for the others.
+        colors: RGB colour of each class by name.
+        shots: Example images.
+        looked: Sentence on the images that the shots were chosen from.
+        warnings: Warnings about the page as a whole.
+        made: When and by which version the page was created.
+    """
+
+    title: str
+    runs: Sequence[RunContent]
+    baseline: bool = False
+    colors: Mapping[str, Color] = field(default_factory=dict)
+    shots: Sequence[ExampleImage] = ()
+    looked: str = ""
+    warnings: Sequence[str] = ()
+    made: str = ""

@@ -1,0 +1,196 @@
+"""Predict the same images with several runs, for the images and confidence of a report."""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from udaseg.data.datasets.index import PreparedDataset, Sample, evenly_spaced_indices
+from udaseg.data.files.images import Pixels, read_image
+from udaseg.data.labels.classes import IGNORE, ClassSpace, lookup_table
+from udaseg.data.labels.read import read_train_ids
+from udaseg.data.loading.transforms import resize_image
+from udaseg.display.progress import WorkProgress
+from udaseg.evaluation.confusion import ConfusionMatrix
+from udaseg.inference.loaded_run import LoadedModel
+from udaseg.inference.sizes import input_size, network_input_size
+from udaseg.inference.tiles import label_image
+from udaseg.inspection.report_content import Color, ExampleImage, ImageLayer, Reliability
+from udaseg.selection.temperature import ConfidenceHistogram
+from udaseg.text import percent
+
+
+@dataclass
+class _EvaluatedImage:
+    """One evaluated image, downscaled; `score` is that of the last run."""
+
+    name: str
+    photo: Pixels
+    truth: Pixels | None
+    masks: dict[str, Pixels] = field(default_factory=dict)
+    score: float = float("nan")
+
+
+@dataclass
+class ReportImages:
+    """Images and confidence for a report page.
+
+    Attributes:
+        shots: Images to show.
+        reliability: Reliability of each run over all evaluated images.
+        words: Caption that says how the images were chosen.
+    """
+
+    shots: list[ExampleImage] = field(default_factory=list)
+    reliability: dict[str, Reliability] = field(default_factory=dict)
+    words: str = ""
+
+
+def render_report_images(
+    runs: Mapping[str, LoadedModel],
+    dataset: PreparedDataset,
+    split: str,
+    *,
+    show: int,
+    scan: int,
+) -> ReportImages:
+    """Return some images with their predictions, and the reliability of each run's confidence.
+
+    With labels, the worst images have the lowest mIoU of the last run; without, its lowest mean
+    confidence. Half of the images shown are evenly spaced, the other half are the worst of the
+    remaining ones.
+
+    Args:
+        runs: Networks by name; the worst images are those of the last one.
+        dataset: With or without labels.
+        split: Split of the dataset.
+        show: Images to show, at least 1.
+        scan: Maximum number of images to evaluate, evenly spaced.
+    """
+    samples = dataset.split(split)
+    chosen = [samples[position] for position in evenly_spaced_indices(len(samples), scan)]
+    counts = {name: ConfidenceHistogram.empty() for name in runs}
+    evaluated = []
+    with WorkProgress("report", len(chosen)) as progress:
+        for sample in chosen:
+            evaluated.append(_evaluate_image(runs, dataset, sample, counts))
+            progress.advance()
+    labelled = all(item.truth is not None for item in evaluated)
+    measure = f"{'mIoU' if labelled else 'mean confidence'} of {list(runs)[-1]}"
+    spaced = evenly_spaced_indices(len(evaluated), max(1, show // 2))
+    others = [index for index in range(len(evaluated)) if index not in spaced]
+    worst = sorted(others, key=lambda index: np.nan_to_num(evaluated[index].score, nan=2.0))
+    shots = []
+    for index in [*spaced, *worst[: max(0, show - len(spaced))]]:
+        prefix = "" if index in spaced else "among the worst: "
+        reason = f"{prefix}{measure} {percent(evaluated[index].score)} %"
+        shots.append(_make_shot(evaluated[index], runs, dataset.classes, reason))
+    caption = (
+        f"{len(chosen)} of {len(samples)} images of {dataset.name}, {split}, were evaluated. "
+        f"Shown are evenly spaced images, then those with the lowest {measure}."
+    )
+    return ReportImages(
+        shots, {name: _make_reliability(item) for name, item in counts.items()}, caption
+    )
+
+
+def _evaluate_image(
+    runs: Mapping[str, LoadedModel],
+    dataset: PreparedDataset,
+    sample: Sample,
+    counts: Mapping[str, ConfidenceHistogram],
+) -> _EvaluatedImage:
+    """Predict an image with every run, and add its confidence to `counts`."""
+    image = read_image(dataset.image_path(sample))
+    stored = (image.shape[0], image.shape[1])
+    result = _EvaluatedImage(sample.image, shrink(image, mask=False), None)
+    truth, size = None, stored
+    if dataset.classes is not None and sample.label is not None:
+        truth = read_train_ids(dataset.label_path(sample))
+        size = (truth.shape[0], truth.shape[1])
+        result.truth = shrink(truth, mask=True)
+    for name, run in runs.items():
+        resized = resize_image(image, input_size(stored, network_input_size(run.recipe)))
+        labels, confidence = label_image(
+            run.segmenter, resized, size, device=run.device, confidence=True
+        )
+        assert confidence is not None
+        run_truth = None
+        result.score = float(confidence.mean())
+        if truth is not None and dataset.classes is not None:
+            table = lookup_table(dataset.classes.train_ids_in(run.classes))
+            run_truth = np.frombuffer(table, np.uint8)[truth]
+            matrix = ConfusionMatrix(len(run.classes), ignore=IGNORE)
+            matrix.update(labels, run_truth)
+            result.score = matrix.mean_iou()
+        counts[name].update(confidence, labels, run_truth, ignore=IGNORE)
+        result.masks[name] = shrink(labels, mask=True)
+    return result
+
+
+def _make_shot(
+    evaluated: _EvaluatedImage,
+    runs: Mapping[str, LoadedModel],
+    truth_classes: ClassSpace | None,
+    reason: str,
+) -> ExampleImage:
+    layers = [ImageLayer("image", photo_uri(evaluated.photo), mask=False)]
+    for name, labels in evaluated.masks.items():
+        layers.append(ImageLayer(name, mask_uri(labels, runs[name].classes.colors), mask=True))
+    if evaluated.truth is not None and truth_classes is not None:
+        layers.append(
+            ImageLayer("truth", mask_uri(evaluated.truth, truth_classes.colors), mask=True)
+        )
+    return ExampleImage(evaluated.name, reason, layers)
+
+
+def _make_reliability(counts: ConfidenceHistogram) -> Reliability:
+    return Reliability(
+        pixels=counts.pixels.tolist(),
+        labelled=counts.labelled.tolist(),
+        correct=counts.correct.tolist(),
+        confidence=counts.confidence.tolist(),
+        error=counts.error(),
+    )
+
+
+MAX_SIDE_PX = 640
+_QUALITY = 82
+
+
+def shrink(picture: NDArray[np.uint8], *, mask: bool) -> NDArray[np.uint8]:
+    """Resize a picture to at most `SHOWN_PX` per side; class ids are never interpolated."""
+    height, width = picture.shape[:2]
+    factor = MAX_SIDE_PX / max(height, width)
+    if factor >= 1:
+        return picture
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    interpolation = cv2.INTER_NEAREST_EXACT if mask else cv2.INTER_AREA
+    return np.asarray(cv2.resize(picture, size, interpolation=interpolation), np.uint8)
+
+
+def photo_uri(picture: NDArray[np.uint8]) -> str:
+    """Return an (H, W, 3) RGB image as a JPEG `data:` URI."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, format="JPEG", quality=_QUALITY)
+    return _data_uri("jpeg", buffer.getvalue())
+
+
+def mask_uri(labels: NDArray[np.uint8], colors: Sequence[Color]) -> str:
+    """Return (H, W) class ids as a PNG `data:` URI in class colours; black without a class."""
+    picture = Image.fromarray(labels)
+    table = np.zeros((256, 3), np.uint8)
+    table[: len(colors)] = np.asarray(colors, np.uint8).reshape(-1, 3)
+    picture.putpalette(table.tobytes())
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG", optimize=True)
+    return _data_uri("png", buffer.getvalue())
+
+
+def _data_uri(image_type: str, data: bytes) -> str:
+    return f"data:image/{image_type};base64,{base64.b64encode(data).decode()}"

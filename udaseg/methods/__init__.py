@@ -1,0 +1,1 @@
+"""The methods: objectives, teacher, mixing, and the contrastive regularizers."""

@@ -1,0 +1,1 @@
+"""Regularizers that contrast regions, prototypes and class distributions."""

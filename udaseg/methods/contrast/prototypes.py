@@ -1,0 +1,210 @@
+"""SPCL: pull pixels towards the prototype of their class, the mean source feature."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from udaseg.distributed import all_reduce_sum, mean_divisor
+from udaseg.errors import UdasegError
+from udaseg.methods.contrast.prototype_loss import class_sums, prototype_sum
+from udaseg.methods.contrast.regularizer import Regularizer
+from udaseg.methods.views import CellView, View, Views
+from udaseg.models.projector import to_unit_length
+
+_IGNORE = 255
+
+
+class ClassPrototypes(nn.Module):
+    """One vector per class: the moving mean of its unit source features.
+
+    Args:
+        num_classes: K.
+        channels: D.
+        momentum: Weight of the old prototype in an update.
+        absent: For a class that is not in the batch, `keep` the prototype or let it `fade` towards
+            zero, as in the release.
+        normalise: Scale prototypes to unit length after an update; the release does not.
+
+    Attributes:
+        means: (K, D) float32.
+        seen: (K,) bool, whether the class ever occurred.
+    """
+
+    means: Tensor
+    seen: Tensor
+
+    def __init__(
+        self,
+        num_classes: int,
+        channels: int,
+        *,
+        momentum: float,
+        absent: Literal["keep", "fade"],
+        normalise: bool,
+    ) -> None:
+        super().__init__()
+        self.momentum, self.absent, self.normalise = momentum, absent, normalise
+        self.register_buffer("means", torch.zeros(num_classes, channels))
+        self.register_buffer("seen", torch.zeros(num_classes, dtype=torch.bool))
+
+    @torch.no_grad()
+    def start(self, means: Tensor, seen: Tensor) -> None:
+        """Set the initial prototypes, from a pass over the source; see `PrototypeSums`."""
+        initial = means.to(self.means)
+        self.means.copy_(to_unit_length(initial) if self.normalise else initial)
+        self.seen.copy_(seen)
+
+    @torch.no_grad()
+    def after(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return means and seen as they would be after `update`; change nothing.
+
+        Args:
+            embeddings: (N, D) features of the source.
+            labels: (N,) integer; 255 is ignored.
+        """
+        sums, counts = class_sums(embeddings, labels, len(self.means))
+        sums, counts = all_reduce_sum(sums), all_reduce_sum(counts)
+        present = counts > 0
+        batch = sums / counts.clamp_min(1)[:, None]
+        updated = self.momentum * self.means + (1 - self.momentum) * batch
+        # the first batch of a class sets its prototype; a moving mean would stay near zero
+        updated = torch.where((present & ~self.seen)[:, None], batch, updated)
+        if self.normalise:
+            updated = to_unit_length(updated)
+        if self.absent == "keep":
+            updated = torch.where(present[:, None], updated, self.means)
+        return updated, self.seen | present
+
+    @torch.no_grad()
+    def update(self, embeddings: Tensor, labels: Tensor) -> None:
+        """Update the prototypes from a source batch; all ranks store the same values."""
+        means, seen = self.after(embeddings, labels)
+        self.means.copy_(means)
+        self.seen.copy_(seen)
+
+
+class PrototypeSums:
+    """Sums for the initial prototypes, collected in one pass over the source.
+
+    For each image and class, take the mean unit feature of the correctly predicted cells. A
+    prototype is the mean of these over the images that have such cells. Sums are float64, so a pass
+    that is split over processes gives the same prototypes.
+
+    Args:
+        num_classes: K.
+        channels: D.
+
+    Reference:
+        Xie et al., SPCL (2021), initialisation.
+    """
+
+    def __init__(self, num_classes: int, channels: int) -> None:
+        self.sums = torch.zeros(num_classes, channels, dtype=torch.float64)
+        self.images = torch.zeros(num_classes, dtype=torch.float64)
+
+    @torch.no_grad()
+    def add(self, features: Tensor, labels: Tensor, predictions: Tensor) -> None:
+        """Add one image.
+
+        Args:
+            features: (D, h, w).
+            labels: (h, w) integer; 255 is ignored.
+            predictions: (h, w) integer.
+        """
+        correct = labels.masked_fill(labels != predictions, _IGNORE).flatten()
+        sums, counts = class_sums(features.flatten(1).T, correct, len(self.images))
+        present = counts > 0
+        means = sums.double() / counts.double().clamp_min(1)[:, None]
+        self.sums += torch.where(present[:, None], means, 0).to(self.sums.device)
+        self.images += present.to(self.images)
+
+    def merge(self, other: "PrototypeSums") -> None:
+        """Add the images of another part of the pass."""
+        self.sums += other.sums
+        self.images += other.images
+
+    def prototypes(self) -> tuple[Tensor, Tensor]:
+        """Return means (K, D) float64, zero for classes that never occurred, and seen (K,)."""
+        return self.sums / self.images.clamp_min(1)[:, None], self.images > 0
+
+
+class PrototypeContrast(Regularizer):
+    """SPCL's loss: contrast cells of the source and of a second view with source prototypes.
+
+    A source cell counts if the student predicts its label; the prototypes are updated from the same
+    cells. Cells of the second view count with their labels.
+
+    Args:
+        num_classes: K.
+        channels: Channels of the features.
+        weight: Weight of the loss.
+        temperature: Temperature of the softmax.
+        momentum: See `ClassPrototypes`.
+        absent: See `ClassPrototypes`.
+        normalise: See `ClassPrototypes`.
+        second: `pseudo_labelled` target images, as published, or `mixed` images in self-training.
+        min_confidence: A mixed cell counts if the teacher's confidence in its label is at least
+            this.
+
+    Reference:
+        Xie et al., SPCL (2021), L_cl.
+    """
+
+    wants_embeddings: bool = False
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        channels: int,
+        weight: float,
+        temperature: float,
+        momentum: float,
+        absent: Literal["keep", "fade"],
+        normalise: bool,
+        second: Literal["mixed", "pseudo_labelled"] = "mixed",
+        min_confidence: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.second, self.min_confidence = second, min_confidence
+        self.needs: frozenset[View] = frozenset({"source", second})
+        self.weight, self.temperature = weight, temperature
+        self.prototypes = ClassPrototypes(
+            num_classes, channels, momentum=momentum, absent=absent, normalise=normalise
+        )
+
+    def forward(self, views: Views) -> Tensor:
+        """Return the weighted loss; the prototypes already include the source of this step."""
+        source, second = self._required(views)
+        features, labels = _correct_cells(source)
+        means, seen = self.prototypes.after(features, labels)
+        total = self._mean(features, labels, means, seen)
+        labels = second.labels
+        if views.mixed_confidence is not None and self.second == "mixed":
+            labels = labels.masked_fill(views.mixed_confidence < self.min_confidence, _IGNORE)
+        return total + self._mean(_flatten(second.features), labels.flatten(), means, seen)
+
+    def update(self, views: Views) -> None:
+        """Update the prototypes with the source features of this step."""
+        self.prototypes.update(*_correct_cells(self._required(views)[0]))
+
+    def _mean(self, features: Tensor, labels: Tensor, means: Tensor, seen: Tensor) -> Tensor:
+        total, count = prototype_sum(features, labels, means, seen, self.temperature)
+        return self.weight * total / mean_divisor(count)
+
+    def _required(self, views: Views) -> tuple[CellView, CellView]:
+        second = views.mixed if self.second == "mixed" else views.pseudo_labelled
+        if views.source is None or second is None:
+            raise UdasegError(f"prototype contrast needs the source and the {self.second} view")
+        return views.source, second
+
+
+def _correct_cells(view: CellView) -> tuple[Tensor, Tensor]:
+    """Return flat features and labels; the label is 255 where the prediction differs."""
+    labels = view.labels.masked_fill(view.labels != view.predictions, _IGNORE)
+    return _flatten(view.features), labels.flatten()
+
+
+def _flatten(maps: Tensor) -> Tensor:
+    return maps.permute(0, 2, 3, 1).flatten(0, 2)

@@ -1,0 +1,1 @@
+"""One file for each objective: what a training step computes from a batch."""

@@ -1,0 +1,103 @@
+"""Adversarial adaptation in output space: make target outputs look like source outputs."""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from udaseg.data.loading.batches import Batch
+from udaseg.methods.objectives.entropy import normalised_entropy
+from udaseg.methods.objectives.objective import LossReport, Objective, to_unit_range
+from udaseg.methods.pixel_loss import pixel_loss
+from udaseg.models.segmenter import Segmenter
+
+_SOURCE, _TARGET = 0.0, 1.0
+_LOG_EPS = 1e-30
+
+
+class Adversarial(Objective):
+    """Cross-entropy on the source, plus an adversarial loss on the outputs for the target.
+
+    One backward pass serves both networks: the discriminator's weights are constants in the
+    student's term, and the output maps are constants in the discriminator's term.
+
+    Args:
+        student: The network to adapt.
+        discriminator: Maps (B, K, H, W) to logits; above 0 means target.
+        sees: Input of the discriminator: `softmax` or weighted `self_information`.
+        weight: Weight of the adversarial term.
+        temperature: Divides the logits of both domains.
+
+    Reference:
+        Tsai et al., AdaptSegNet (2018); Vu et al., ADVENT (2019); Xie et al., SPCL (2021), stage 1.
+        Differs: one level; SPCL's release divides only source logits for the discriminator.
+    """
+
+    def __init__(
+        self,
+        student: Segmenter,
+        discriminator: nn.Module,
+        *,
+        sees: Literal["softmax", "self_information"],
+        weight: float,
+        temperature: float,
+    ) -> None:
+        super().__init__()
+        self.student = student
+        self.discriminator = discriminator
+        self.sees: Literal["softmax", "self_information"] = sees
+        self.weight, self.temperature = weight, temperature
+
+    def forward(self, batch: Batch) -> LossReport:
+        """Return the source loss, the adversarial loss, and the loss of the discriminator."""
+        if batch.target_images is None:
+            raise ValueError("adversarial training needs target images in the batch")
+        source = self.student(self.source_images(batch)).logits / self.temperature
+        target = self.student(to_unit_range(batch.target_images)).logits / self.temperature
+        size = (batch.source_images.shape[-2], batch.source_images.shape[-1])
+        target_size = (batch.target_images.shape[-2], batch.target_images.shape[-1])
+        source_map = output_map(source.detach(), size, self.sees)
+        target_map = output_map(target, target_size, self.sees)
+
+        constant = {name: part.detach() for name, part in self.discriminator.named_parameters()}
+        verdict = functional_call(self.discriminator, constant, (target_map,))
+        adversarial = self.weight * _domain_loss(verdict, _SOURCE)
+        source_verdict = _domain_loss(self.discriminator(source_map), _SOURCE)
+        target_verdict = _domain_loss(self.discriminator(target_map.detach()), _TARGET)
+        parts = {
+            "source": pixel_loss(source, batch.source_labels),
+            "adversarial": adversarial,
+            "discriminator": (source_verdict + target_verdict) / 2,
+        }
+        figures = {"uncertainty": normalised_entropy(target.detach()).mean()}
+        return LossReport(torch.stack(list(parts.values())).sum(), parts, figures)
+
+    def after_step(self, step: int, report: LossReport) -> None:
+        """Do nothing; this objective keeps no state."""
+
+
+def output_map(
+    logits: Tensor, size: tuple[int, int], sees: Literal["softmax", "self_information"]
+) -> Tensor:
+    """Return the input of a discriminator, (B, K, H, W) float32, for logits (B, K, h, w).
+
+    Args:
+        logits: Upsampled bilinearly to `size` before the softmax.
+        size: (H, W).
+        sees: `softmax` probabilities, or `self_information` -p log2(p) / log2(K).
+    """
+    upsampled = F.interpolate(logits.float(), size, mode="bilinear", align_corners=False)
+    probabilities = upsampled.softmax(1)
+    if sees == "softmax":
+        return probabilities
+    return -probabilities * torch.log2(probabilities + _LOG_EPS) / math.log2(logits.shape[1])
+
+
+def _domain_loss(logits: Tensor, domain: float) -> Tensor:
+    logits_float32 = logits.float()
+    return F.binary_cross_entropy_with_logits(
+        logits_float32, torch.full_like(logits_float32, domain)
+    )

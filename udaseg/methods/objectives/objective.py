@@ -1,0 +1,82 @@
+"""Training objectives: the base class, supervised training, and shared helpers."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from udaseg.data.loading.batches import Batch
+from udaseg.methods.augmentation import color_jitter
+from udaseg.methods.views import Views
+from udaseg.models.segmenter import Segmenter
+
+
+@dataclass(frozen=True)
+class LossReport:
+    """The loss of one step and its components.
+
+    Attributes:
+        total: Scalar with a graph.
+        parts: Scalars by name; their sum is the total.
+        figures: Scalars by name that are monitored but not minimised; no gradient.
+        views: Input of the regularizers; None without regularizers.
+        predicted: (K,) int64, target pixels that the teacher assigned to each class, counted in
+            every fourth row and column; None without a teacher.
+    """
+
+    total: Tensor
+    parts: Mapping[str, Tensor]
+    figures: Mapping[str, Tensor] = field(default_factory=dict)
+    views: Views | None = None
+    predicted: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class ColorJitter:
+    """Strength of the colour jitter of source images; see `color_jitter`."""
+
+    strength: float
+    hue: float
+
+
+class Objective(nn.Module, ABC):
+    """A training loss with the networks that it trains and the state that it keeps.
+
+    Attributes:
+        student: The network that is trained, and the one that inference uses.
+        source_jitter: Colour jitter of the source images; None applies none.
+    """
+
+    student: Segmenter
+    source_jitter: ColorJitter | None = None
+
+    @abstractmethod
+    def forward(self, batch: Batch) -> LossReport:
+        """Return the loss of a batch; change no state except batch-norm statistics."""
+
+    @abstractmethod
+    def after_step(self, step: int, report: LossReport) -> None:
+        """Update the state of the objective after the optimiser step."""
+
+    def source_images(self, batch: Batch) -> Tensor:
+        """Return the batch's source images (B, 3, H, W) in [0, 1], with jitter if configured."""
+        images = to_unit_range(batch.source_images)
+        if self.source_jitter is None:
+            return images
+        jitter, generator = self.source_jitter, generator_for(batch.seed, "source")
+        jittered = color_jitter(images, generator, strength=jitter.strength, hue=jitter.hue)
+        return jittered.contiguous(memory_format=torch.channels_last)
+
+
+def to_unit_range(images: Tensor) -> Tensor:
+    """Return (B, 3, H, W) uint8 images as floats in [0, 1], channels last."""
+    return images.float().div_(255).contiguous(memory_format=torch.channels_last)
+
+
+def generator_for(seed: int, purpose: str) -> torch.Generator:
+    """Return a generator for one purpose, whose numbers do not depend on other purposes."""
+    digest = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))

@@ -1,0 +1,207 @@
+"""Passes over whole datasets between two stages: prototypes, thresholds, pseudo-labels.
+
+Each rank processes its share of the images, without padding. Sums are over all ranks.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from udaseg.data.datasets.index import Sample
+from udaseg.data.labels.classes import IGNORE
+from udaseg.data.loading.crops import CropSource
+from udaseg.data.loading.pseudo_labels import write_pseudo_label
+from udaseg.distributed import all_reduce_sum, rank, world_size
+from udaseg.methods.contrast.prototypes import PrototypeSums
+from udaseg.methods.objectives.objective import to_unit_range
+from udaseg.methods.pixel_loss import pseudo_labels
+from udaseg.methods.views import cell_view, labels_on_cells
+from udaseg.models.segmenter import Segmenter, SegmenterOutput
+
+ProgressCallback = Callable[[int, int], None]
+"""Called after each image with the number done on this rank and the total of all ranks."""
+
+
+@torch.no_grad()
+def collect_prototypes(
+    student: Segmenter,
+    source: CropSource,
+    num_classes: int,
+    device: torch.device,
+    seen: ProgressCallback,
+) -> PrototypeSums:
+    """Return the prototype sums of one pass over whole labelled source images.
+
+    Args:
+        student: Used in evaluation mode; its mode is restored.
+        source: Which images, and their size; crops and mirroring are not applied.
+        num_classes: K.
+        device: Device of the student.
+        seen: Progress callback.
+    """
+    sums = PrototypeSums(num_classes, student.backbone.channels[1])
+    with _evaluation_mode(student):
+        for number, sample in enumerate(_rank_samples(source), 1):
+            image, labels = source.read(sample)
+            if labels is None:
+                raise ValueError("prototypes need labelled crops")
+            segmented: SegmenterOutput = student(to_unit_range(_image_tensor(image).to(device)))
+            cells = labels_on_cells(torch.from_numpy(labels)[None].to(device), segmented)
+            view = cell_view(segmented, cells)
+            sums.add(view.features[0], view.labels[0], view.predictions[0])
+            seen(number, len(source.samples))
+    sums.sums, sums.images = all_reduce_sum(sums.sums), all_reduce_sum(sums.images)
+    return sums
+
+
+class ConfidenceHistograms:
+    """Histograms of a network's confidence for each predicted class, in constant memory.
+
+    Attributes:
+        counts: (K, BINS) int64; bin b counts confidences in [b / BINS, (b + 1) / BINS).
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        self.counts = torch.zeros(num_classes, BINS, dtype=torch.int64)
+
+    def add(self, labels: Tensor, confidence: Tensor) -> None:
+        """Add the pixels of an image.
+
+        Args:
+            labels: Integer classes of any shape.
+            confidence: Values in [0, 1] of the same shape.
+        """
+        if labels.shape != confidence.shape:
+            shapes = tuple(labels.shape), tuple(confidence.shape)
+            raise ValueError(f"labels {shapes[0]} but confidence {shapes[1]}")
+        bins = (confidence.flatten() * BINS).long().clamp_(0, BINS - 1)
+        slots = labels.flatten().long() * BINS + bins
+        self.counts += (
+            torch.bincount(slots, minlength=self.counts.numel())
+            .view_as(self.counts)
+            .to(self.counts.device)
+        )
+
+    def quantiles(self, quantile: float) -> Tensor:
+        """Return the lower edge of the quantile's bin for each class (K,); 0 if never predicted."""
+        reached = self.counts.cumsum(1)
+        total = reached[:, -1]
+        # the smallest bin that holds the rank of the quantile, rounded down as for a lower median
+        rank = ((total - 1).clamp_min(0).double() * quantile).floor().long()
+        bins = (reached <= rank[:, None]).sum(1).clamp_max(BINS - 1)
+        return torch.where(total > 0, bins.double() / BINS, 0.0)
+
+    def thresholds(self, *, quantile: float, cap: float) -> Tensor:
+        """Return min(quantile, cap) of each class, (K,) float64.
+
+        Reference:
+            Xie et al., SPCL (2021), pseudo-labels: median and 0.9.
+        """
+        return self.quantiles(quantile).clamp_max(cap)
+
+
+@torch.no_grad()
+def collect_confidence(
+    student: Segmenter,
+    target: CropSource,
+    num_classes: int,
+    device: torch.device,
+    seen: ProgressCallback,
+) -> ConfidenceHistograms:
+    """Return confidence histograms of each predicted class over the target; read no label."""
+    histograms = ConfidenceHistograms(num_classes)
+    for number, (_, labels, confidence) in enumerate(_predict_samples(student, target, device), 1):
+        histograms.add(labels, confidence)
+        seen(number, len(target.samples))
+    histograms.counts = all_reduce_sum(histograms.counts)
+    return histograms
+
+
+@torch.no_grad()
+def write_pseudo_labels(
+    student: Segmenter,
+    target: CropSource,
+    thresholds: Tensor,
+    folder: Path,
+    device: torch.device,
+    seen: ProgressCallback,
+) -> Tensor:
+    """Write a pseudo-label PNG for each target image; return the kept pixels of each class (K,).
+
+    Args:
+        student: Used in evaluation mode; its mode is restored.
+        target: Which images, and the size at which they are predicted; the PNGs have that size.
+        thresholds: (K,); a less confident pixel becomes `IGNORE`.
+        folder: Output folder of the PNGs.
+        device: Device of the student.
+        seen: Progress callback.
+    """
+    kept = torch.zeros(len(thresholds), dtype=torch.int64)
+    limits = thresholds.to(device)
+    for number, (sample, predicted, confidence) in enumerate(
+        _predict_samples(student, target, device), 1
+    ):
+        labels = threshold_labels(predicted, confidence, limits).cpu()
+        counts = torch.bincount(labels.flatten().long(), minlength=IGNORE + 1)
+        kept += counts[: len(kept)]
+        write_pseudo_label(folder, sample, labels.numpy())
+        seen(number, len(target.samples))
+    # the sum waits for all ranks, so every PNG is written when this returns
+    return all_reduce_sum(kept)
+
+
+def _predict_samples(
+    student: Segmenter, target: CropSource, device: torch.device
+) -> Iterator[tuple[Sample, Tensor, Tensor]]:
+    """Yield each sample with the student's labels (H, W) uint8 and confidence (H, W)."""
+    with _evaluation_mode(student):
+        for sample in _rank_samples(target):
+            image = _image_tensor(target.read(sample)[0])
+            segmented: SegmenterOutput = student(to_unit_range(image.to(device)))
+            size = (image.shape[-2], image.shape[-1])
+            labels, confidence = pseudo_labels(segmented.logits, size)
+            yield sample, labels[0], confidence[0]
+
+
+def _rank_samples(crops: CropSource) -> Sequence[Sample]:
+    return crops.samples[rank() :: world_size()]
+
+
+def _image_tensor(image: NDArray[np.uint8]) -> Tensor:
+    return torch.from_numpy(image).permute(2, 0, 1)[None]
+
+
+class _evaluation_mode:  # noqa: N801 (used like the context managers of contextlib)
+    """Context manager that puts a network into evaluation mode and restores its mode."""
+
+    def __init__(self, network: Segmenter) -> None:
+        self._network = network
+        self._was_training = network.training
+
+    def __enter__(self) -> None:
+        self._network.eval()
+
+    def __exit__(self, *_: object) -> None:
+        self._network.train(self._was_training)
+
+
+BINS = 10_000
+
+
+def threshold_labels(
+    labels: Tensor, confidence: Tensor, thresholds: Tensor | Sequence[float]
+) -> Tensor:
+    """Return `labels`, with `IGNORE` where the confidence is below the threshold of the class.
+
+    Args:
+        labels: Integer classes of any shape.
+        confidence: Values in [0, 1] of the same shape.
+        thresholds: (K,).
+    """
+    limits = torch.as_tensor(thresholds, dtype=torch.float64, device=labels.device)
+    confident = confidence.double() >= limits[labels.long()]
+    return labels.masked_fill(~confident, IGNORE)

@@ -1,0 +1,68 @@
+"""Replace the batch-norm statistics of a trained network with those of the target."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
+
+from udaseg.data.datasets.index import Sample
+from udaseg.data.loading.crops import CropSource
+from udaseg.methods.objectives.objective import to_unit_range
+from udaseg.models.segmenter import Segmenter
+
+
+def adapt_batch_norms(
+    networks: Sequence[Segmenter],
+    target: CropSource,
+    samples: Sequence[Sample],
+    *,
+    batch: int,
+    device: torch.device,
+    seen: Callable[[int, int], None],
+) -> None:
+    """Set the batch norms of `networks` to the statistics of the target; change no weight.
+
+    The running mean and variance become the averages over batches of whole, unlabelled images.
+    A batch holds up to `batch` images of one size.
+
+    Args:
+        networks: Networks on `device` without frozen batch norms. Set their mode again, for example
+            with `train()`, afterwards.
+        target: How images are read; crops and mirroring are not applied, no label is read.
+        samples: The images of `target` to use.
+        batch: Maximum images per batch.
+        device: Device of the networks.
+        seen: Called after each batch with the images done and their total; starts again for each
+            network.
+
+    Reference:
+        Li et al., AdaBN (2016). Differs: statistics are averaged over batches, each normalised by
+        its own statistics, instead of layer by layer over all images.
+    """
+    for network in networks:
+
+        def passes() -> Iterator[Tensor]:
+            done = 0
+            for images in _batches(target, samples, batch):
+                yield to_unit_range(images.to(device))
+                done += len(images)
+                seen(done, len(samples))
+
+        for norm in network.modules():
+            if isinstance(norm, nn.BatchNorm2d):
+                norm.track_running_stats = True  # off in a teacher with batch statistics
+        update_bn(passes(), network)
+
+
+def _batches(target: CropSource, samples: Sequence[Sample], batch: int) -> Iterator[Tensor]:
+    """Yield batches (B, 3, H, W) uint8 in order; a change of image size starts a new batch."""
+    pending: list[Tensor] = []
+    for sample in samples:
+        image = torch.from_numpy(target.read(sample)[0]).permute(2, 0, 1)
+        if pending and (len(pending) == batch or pending[0].shape != image.shape):
+            yield torch.stack(pending)
+            pending = []
+        pending.append(image)
+    if pending:
+        yield torch.stack(pending)

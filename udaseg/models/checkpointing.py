@@ -1,0 +1,79 @@
+"""Activation checkpointing: recompute activations in the backward pass instead of storing them.
+
+A network is split into segments, block by block; only the inputs of a segment are stored. The
+second forward pass must have no side effects: batch norms normalise by the batch as in the first
+pass, but their running statistics and counters do not change.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+
+def checkpointed(module: nn.Module, *inputs: Tensor) -> Any:
+    """Return `module(*inputs)`; store only its inputs, recompute the rest in the backward pass."""
+    return checkpoint(
+        module,
+        *inputs,
+        use_reentrant=False,
+        context_fn=lambda: (contextlib.nullcontext(), frozen_statistics(module)),
+    )
+
+
+def checkpointed_in_sequence(stages: nn.Module, features: Tensor) -> Tensor:
+    """Return `stages(features)`, segment by segment if `stages` is a plain `nn.Sequential`."""
+    if type(stages) is not nn.Sequential:
+        result: Tensor = checkpointed(stages, features)
+        return result
+    for segment in split_into_segments(stages):
+        features = checkpointed(segment, features)
+    return features
+
+
+def split_into_segments(stages: nn.Sequential) -> list[nn.Module]:
+    """Return the blocks of a sequence in order; group single layers between blocks."""
+    blocks: list[nn.Module] = []
+    layers: list[nn.Module] = []
+
+    def close() -> None:
+        if layers:
+            blocks.append(nn.Sequential(*layers))
+            layers.clear()
+
+    for part in _flatten(stages):
+        if next(part.children(), None) is None:
+            layers.append(part)
+        else:
+            close()
+            blocks.append(part)
+    close()
+    return blocks
+
+
+def _flatten(stages: nn.Sequential) -> Iterator[nn.Module]:
+    for part in stages:
+        # a block may be a subclass of Sequential; only plain Sequentials are split
+        if type(part) is nn.Sequential:
+            yield from _flatten(part)
+        else:
+            yield part
+
+
+@contextlib.contextmanager
+def frozen_statistics(module: nn.Module) -> Iterator[None]:
+    """Keep the running statistics of batch norms in training mode unchanged in this context."""
+    norms = [part for part in module.modules() if isinstance(part, _BatchNorm) and part.training]
+    saved = [dict(norm._buffers) for norm in norms]
+    for norm, buffers in zip(norms, saved, strict=True):
+        # clones, because autograd saves running statistics too and checks the saved tensors
+        for name, value in buffers.items():
+            norm._buffers[name] = None if value is None else value.clone()
+    try:
+        yield
+    finally:
+        for norm, buffers in zip(norms, saved, strict=True):
+            norm._buffers.update(buffers)

@@ -1,0 +1,43 @@
+"""Unit vectors with a bounded gradient, and the projection head that makes them."""
+
+import torch
+from torch import Tensor, nn
+
+LENGTH_EPS = 1e-4
+"""Added to a length in quadrature, so that a zero vector has a gradient of at most 1e4."""
+
+
+def to_unit_length(vectors: Tensor, dim: int = 1) -> Tensor:
+    """Return `vectors` scaled to length 1 along `dim`.
+
+    A zero vector stays zero with a gradient of at most 1e4, where `F.normalize` has up to 1e12. For
+    lengths of 1 and more the result differs from `F.normalize` by less than 1e-8.
+    """
+    vectors_float32 = vectors.float()
+    return vectors_float32 * torch.rsqrt(
+        vectors_float32.square().sum(dim, keepdim=True) + LENGTH_EPS**2
+    )
+
+
+class Projector(nn.Module):
+    """Projection head: 1x1 convolution, ReLU, 1x1 convolution, unit length.
+
+    Args:
+        channels: Channels of the features.
+        embedding: Channels of the embedding.
+
+    Reference:
+        Zhou et al., RCCR (2022).
+    """
+
+    def __init__(self, channels: int, embedding: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(channels, channels, 1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(channels, embedding, 1),
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return (B, D, h, w) float32 unit vectors of (B, C, h, w) features."""
+        return to_unit_length(self.layers(features))

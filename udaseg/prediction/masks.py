@@ -1,0 +1,150 @@
+"""Write, orient and check the mask files of one image."""
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from udaseg.data.files.images import Pixels, read_image, write_png
+from udaseg.data.labels.classes import IGNORE, ClassSpace
+from udaseg.data.labels.tables import stored_id_table
+from udaseg.display.pictures import color_mask, confidence_image, overlay
+from udaseg.errors import DataError
+from udaseg.files import write_atomic
+
+_BAND_ROWS = 256
+_MULTI_PAGE_SUFFIXES = (".png", ".tif", ".tiff", ".webp")
+
+MAX_PIXELS = 150_000_000
+"""Maximum pixels of an image to predict: 1.5 times the limit for training images."""
+
+
+@dataclass(frozen=True)
+class MaskContent:
+    """The parts of an image's prediction that are written to disk.
+
+    Attributes:
+        labels: (H, W) train ids, `IGNORE` where the network abstains.
+        grey: (H, W) confidence as 0..255; None if not requested.
+        logits: (K, h, w) float32; None if not requested.
+    """
+
+    labels: Pixels
+    grey: Pixels | None = None
+    logits: NDArray[np.float32] | None = None
+
+
+def count_pages(path: Path) -> int:
+    """Return the number of pages or animation frames in a file; 1 if it cannot be read."""
+    if path.suffix.lower() not in _MULTI_PAGE_SUFFIXES:
+        return 1
+    try:
+        with Image.open(path) as opened:
+            return int(getattr(opened, "n_frames", 1))
+    except (OSError, ValueError, SyntaxError, LookupError, TypeError, Image.DecompressionBombError):
+        return 1
+
+
+def blend_colors(image: Pixels, labels: Pixels, classes: ClassSpace) -> Pixels:
+    """Return an RGB image with the class colours over it; ignored pixels stay unchanged."""
+    blend = np.empty_like(image)
+    for rows in _bands(len(image)):
+        blend[rows] = overlay(image[rows], color_mask(labels[rows], classes.colors))
+        np.copyto(blend[rows], image[rows], where=(labels[rows] == IGNORE)[..., None])
+    return blend
+
+
+def confidence_to_grey(confidence: NDArray[np.float32]) -> Pixels:
+    """Convert (H, W) confidence in [0, 1] to grey values 0..255."""
+    picture = np.empty(confidence.shape, np.uint8)
+    for rows in _bands(len(confidence)):
+        picture[rows] = confidence_image(confidence[rows])
+    return picture
+
+
+def count_ids(labels: Pixels) -> NDArray[np.int64]:
+    """Return (256,) pixel counts, one per id."""
+    counts = np.zeros(IGNORE + 1, np.int64)
+    for rows in _bands(len(labels)):  # np.bincount makes a copy eight times as large
+        counts += np.bincount(labels[rows].ravel(), minlength=IGNORE + 1)
+    return counts
+
+
+def write_masks(
+    masks: dict[str, Path], image: Pixels, prediction: MaskContent, classes: ClassSpace
+) -> None:
+    """Write each kind of mask; each file is written atomically.
+
+    Args:
+        masks: File of each kind: `ids` (train ids, 255 where the network abstains), `label-ids`
+            (those of Cityscapes, 0 where it abstains), `color` (train ids with the class colours as
+            palette), `overlay` (colours over the image), `confidence` (0..255), `logits` (K, h, w)
+            float32.
+        image: (H, W, 3) RGB as stored.
+        prediction: The prediction, with grey values and logits if their kinds are requested; in the
+            stored orientation.
+        classes: Classes with their colours.
+    """
+    labels = prediction.labels
+    for kind, path in masks.items():
+        match kind:
+            case "ids":
+                write_png(path, labels)
+            case "label-ids":
+                table = np.frombuffer(stored_id_table(classes, "label"), np.uint8)
+                write_png(path, np.asarray(cv2.LUT(labels, table), np.uint8))
+            case "color":
+                write_png(path, labels, palette=_palette(labels, classes))
+            case "overlay":
+                blend = blend_colors(image, labels, classes)
+                cv2.cvtColor(blend, cv2.COLOR_RGB2BGR, dst=blend)
+                write_png(path, blend, bgr=True)
+            case "confidence":
+                assert prediction.grey is not None
+                write_png(path, prediction.grey)
+            case "logits":
+                assert prediction.logits is not None
+                buffer = io.BytesIO()
+                np.save(buffer, prediction.logits, allow_pickle=False)
+                write_atomic(path, buffer.getvalue())
+            case _:
+                raise ValueError(f"'{kind}' is not a kind of mask")
+
+
+def masks_intact(masks: dict[str, Path], size: tuple[int, int]) -> bool:
+    """Return whether all masks exist, are undamaged (checksums included), and have this size."""
+    try:
+        return all(
+            _is_logits_file(path)
+            if kind == "logits"
+            else read_image(path, max_pixels=MAX_PIXELS).shape[:2] == size
+            for kind, path in masks.items()
+        )
+    except DataError:
+        return False
+
+
+def _bands(height: int) -> Iterator[slice]:
+    """Yield slices of a few rows: a copy of a large picture would not fit in memory."""
+    for start in range(0, height, _BAND_ROWS):
+        yield slice(start, start + _BAND_ROWS)
+
+
+def _is_logits_file(path: Path) -> bool:
+    """Return whether a file contains logits and is complete."""
+    try:
+        return bool(np.load(path, allow_pickle=False).ndim == 3)
+    except (OSError, ValueError, EOFError):
+        return False
+
+
+def _palette(labels: Pixels, classes: ClassSpace) -> tuple[tuple[int, int, int], ...]:
+    """Return the class colours; padded with black to 255 if `IGNORE` occurs, as PNG requires."""
+    if not bool((labels == IGNORE).any()):
+        return classes.colors
+    return (*classes.colors, *[(0, 0, 0)] * (IGNORE + 1 - len(classes)))

@@ -1,0 +1,250 @@
+"""`udaseg predict`: write masks of the images and videos in files, folders and patterns."""
+
+import csv
+import io
+import logging
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.text import Text
+
+from udaseg import __version__
+from udaseg.data.labels.classes import IGNORE, ClassSpace
+from udaseg.data.labels.tables import label_ids
+from udaseg.errors import DataError, Interrupted, PartialError
+from udaseg.files import write_json, write_text
+from udaseg.inference import loaded_run
+from udaseg.inference.sizes import network_input_size
+from udaseg.prediction.images import Outcome, Predictor, build_predictor, predict_images
+from udaseg.prediction.inputs import plan_outputs, resolve_inputs
+from udaseg.prediction.outputs import (
+    OTHER_NETWORKS,
+    convert_write_errors,
+    find_other_networks,
+    output_lock,
+    refuse_conflicts,
+    refuse_existing,
+    refuse_other_network,
+    remove_masks,
+)
+from udaseg.prediction.videos import predict_videos
+from udaseg.runs.folder import newest_finished_run
+from udaseg.signals import StopSignal
+from udaseg.text import percent, printable
+
+log = logging.getLogger(__name__)
+_FAILURES = "failures.csv"
+_SETTINGS = "prediction.json"
+_MAX_CLASSES_SHOWN = 5
+
+
+def predict(
+    *,
+    inputs: Sequence[str],
+    checkpoint: Path | None,
+    out: Path,
+    save: Sequence[str],
+    weights: str,
+    device: str,
+    overwrite: bool,
+    resume: bool,
+    flip: bool,
+    window: tuple[int, int] | None,
+    video: str = "mp4",
+    abstain: float | None = None,
+    calibrated: bool = True,
+    batch: int | None = None,
+) -> None:
+    """Write masks of all images and videos that `inputs` name; bad inputs are skipped.
+
+    Masks have the size and orientation of the stored image; those of a video have the size and
+    orientation of its displayed frames. The network sees everything upright, at its training
+    resolution.
+
+    Args:
+        inputs: Files, folders (searched recursively), patterns.
+        checkpoint: A checkpoint or run; None takes the newest finished run below `runs/`.
+        out: Output folder of the masks, `<out>/<kind>/<path>.png`.
+        save: Kinds: `color`, `ids`, `overlay`, `confidence`, `logits`.
+        weights: `student` or `teacher`.
+        device: Device to compute on.
+        overwrite: Overwrite existing masks; all of them are removed before the first is written.
+        resume: Keep existing intact masks, if the same network made them with the same options.
+        flip: Average with the mirrored image.
+        window: Sliding window (height, width) over the network's input.
+        video: Container for `color` and `overlay` of a video: `mp4`, `webm`, `avi` or `frames`.
+        abstain: Pixels with less confidence become ignore; None keeps all.
+        calibrated: Use the temperature saved by `udaseg calibrate`, if there is one.
+        batch: Images of one size per batch; None chooses.
+
+    Raises:
+        UsageError: Masks exist already, or would overwrite the inputs; nothing is written.
+        DataError: No input is a readable image.
+        PartialError: Some inputs failed and are listed in `failures.csv`; all others are written.
+        EnvironmentFault: A mask cannot be written; the masks before it are complete.
+        Interrupted: SIGINT or SIGTERM was received; the masks written so far are complete.
+    """
+    jobs = plan_outputs(resolve_inputs(inputs), out, save, video=video)
+    refuse_conflicts(jobs, out)
+    if not (overwrite or resume):
+        refuse_existing(jobs, out)
+    run_or_checkpoint = checkpoint if checkpoint is not None else newest_finished_run(Path("runs"))
+    loaded = loaded_run.load_run(run_or_checkpoint, weights=weights, device=device)
+    if "label-ids" in save:
+        label_ids(loaded.classes)  # raises for classes without label ids
+    log.info("%s, step %d, %s", printable(str(loaded.checkpoint)), loaded.step, weights)
+    predictor = build_predictor(
+        loaded,
+        save,
+        weights=weights,
+        window=window,
+        flip=flip,
+        abstain=abstain,
+        calibrated=calibrated,
+        batch=batch,
+    )
+    _log_calibration(predictor, calibrated=calibrated)
+    facts = {"weights": weights, **predictor.facts()}
+    if resume:
+        refuse_other_network(out / _SETTINGS, facts)
+        earlier_facts = []
+    else:
+        earlier_facts = find_other_networks(out / _SETTINGS, facts, jobs)
+    outcome = Outcome()
+    with convert_write_errors(out), StopSignal() as stop, output_lock(out, jobs):
+        if overwrite:
+            remove_masks(jobs)
+        write_json(
+            out / _SETTINGS,
+            {
+                **facts,
+                **_extra_settings(predictor),
+                **({OTHER_NETWORKS: earlier_facts} if earlier_facts else {}),
+            },
+        )
+        images = [job for job in jobs if job.record is None]
+        videos = [job for job in jobs if job.record is not None]
+        try:
+            if images:
+                predict_images(images, predictor, outcome, stop, resume=resume)
+            predict_videos(videos, predictor, outcome, stop, out, resume=resume)
+        finally:  # also when the machine fails in between
+            _write_failures(out / _FAILURES, outcome.failures)
+    if stop.number is not None and outcome.seen < len(jobs):
+        replaced_option = " instead of --overwrite" if overwrite else ""
+        noun = "inputs" if videos else "images"
+        raise Interrupted(
+            f"stopped after {outcome.seen} of {len(jobs)} {noun}; their masks are complete. "
+            f"Continue with the same command and --resume{replaced_option}",
+            stop.number,
+        )
+    _report_outcome(out, save, outcome, loaded.classes, images=len(images), videos=len(videos))
+
+
+def _log_calibration(predictor: Predictor, *, calibrated: bool) -> None:
+    """Log whether the confidence is calibrated, if confidence is used."""
+    if "confidence" not in predictor.kinds and predictor.abstain is None:
+        return
+    if predictor.temperature is None:
+        reason = (
+            "--uncalibrated"
+            if not calibrated
+            else "`udaseg calibrate` was not run for this checkpoint"
+        )
+        log.info("confidence is not calibrated: %s", reason)
+        return
+    log.info("confidence uses the run's temperature %.3f", predictor.temperature)
+    if predictor.flip or predictor.window is not None:
+        log.warning(
+            "the temperature was fitted without flip and window; with them it may not be accurate"
+        )
+
+
+def _extra_settings(predictor: Predictor) -> dict[str, Any]:
+    """Return further settings that readers of the masks may need."""
+    size = network_input_size(predictor.loaded.recipe)
+    return {
+        "ignore": IGNORE,
+        "save": list(predictor.kinds),
+        "network_input": None if size is None else list(size),
+        "batch": predictor.batch,
+        "udaseg": __version__,
+    }
+
+
+def _write_failures(table: Path, failures: Sequence[tuple[Path, str]]) -> None:
+    """Write the failures to a CSV file; remove the file if there are none."""
+    if not failures:
+        table.unlink(missing_ok=True)
+        return
+    buffer = io.StringIO()
+    rows = csv.writer(buffer, lineterminator="\n")
+    rows.writerow(["image", "reason"])
+    rows.writerows((_utf8_name(str(image)), _utf8_name(reason)) for image, reason in failures)
+    write_text(table, buffer.getvalue())
+
+
+def _report_outcome(
+    out: Path,
+    save: Sequence[str],
+    outcome: Outcome,
+    classes: ClassSpace,
+    *,
+    images: int,
+    videos: int,
+) -> None:
+    """Print to stdout the output folders and the largest classes.
+
+    Raises:
+        DataError: All inputs failed.
+        PartialError: Some inputs failed.
+    """
+    failed, total = len(outcome.failures), images + videos
+    noun = "inputs" if videos else "images"
+    failures_path = printable(str(out / _FAILURES))
+    if failed == total:
+        raise DataError(
+            f"none of {total} {noun} could be predicted; see {failures_path} for the reasons"
+        )
+    written = total - outcome.kept - failed
+    parts = [f"{written - outcome.videos} images predicted"] if images else []
+    if outcome.videos:
+        parts.append(f"{outcome.videos} videos of {outcome.frames} frames predicted")
+    if outcome.kept:
+        parts.append(f"{outcome.kept} kept from an earlier run")
+    folders = ", ".join(printable(shlex.quote(str(out / kind))) for kind in save)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(Text(f"{', '.join(parts)}: {folders}"))
+    if written:
+        console.print(Text(f"pixels: {_format_class_shares(outcome.pixels, classes)}"))
+    if failed:
+        raise PartialError(
+            f"{failed} of {total} {noun} failed, the others are written; "
+            f"see {failures_path} for the reasons"
+        )
+
+
+def _format_class_shares(pixels: NDArray[np.int64], classes: ClassSpace) -> str:
+    """Return the largest classes with their pixel shares, and the share of abstained pixels."""
+    counts = pixels[: len(classes)]
+    largest = [int(index) for index in np.argsort(-counts, kind="stable") if counts[index]]
+    listed = [
+        f"{printable(classes.names[index])} {percent(counts[index] / pixels.sum())} %"
+        for index in largest[:_MAX_CLASSES_SHOWN]
+    ]
+    others = len(largest) - len(listed)
+    if others:
+        listed.append(f"{others} more classes")
+    if pixels[IGNORE]:
+        listed.append(f"abstained {percent(pixels[IGNORE] / pixels.sum())} %")
+    return ", ".join(listed)
+
+
+def _utf8_name(name: str) -> str:
+    """Return a name that can be written as UTF-8, whatever its bytes in the file system."""
+    return printable(name.encode("utf-8", "backslashreplace").decode("utf-8"))

@@ -1,0 +1,233 @@
+"""Predict the videos of `udaseg predict`, frame by frame.
+
+A video is written completely or not at all.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import shutil
+import tempfile
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from udaseg.data.files.images import Pixels
+from udaseg.data.files.video import VideoReader, VideoWriter
+from udaseg.data.labels.classes import IGNORE, ClassSpace
+from udaseg.display.pictures import color_mask
+from udaseg.display.progress import WorkProgress
+from udaseg.errors import DataError
+from udaseg.files import write_json
+from udaseg.prediction.images import Outcome, Predictor
+from udaseg.prediction.inputs import Job, file_suffix
+from udaseg.prediction.masks import MaskContent, blend_colors, count_ids, write_masks
+from udaseg.prediction.outputs import TEMPORARY_PREFIX, remove_frames
+from udaseg.signals import StopSignal
+from udaseg.text import printable
+
+log = logging.getLogger(__name__)
+_MAX_QUEUED = 4
+
+
+class _StopRequested(Exception):
+    """A signal was received during a video."""
+
+
+def predict_videos(
+    jobs: Sequence[Job],
+    predictor: Predictor,
+    outcome: Outcome,
+    stop: StopSignal,
+    out: Path,
+    *,
+    resume: bool,
+) -> None:
+    """Predict each video until the end or a signal; `outcome` receives results and failures."""
+    for job in jobs:
+        if stop.number is not None:
+            return
+        if resume and is_video_complete(job):
+            outcome.kept += 1
+            outcome.seen += 1
+            continue
+        temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=out))
+        try:
+            pixels, frames = _predict_video(job, predictor, temporary, stop)
+        except DataError as error:
+            outcome.failed(job.image, str(error))
+        except _StopRequested:
+            return
+        else:
+            outcome.pixels += pixels
+            outcome.frames += frames
+            outcome.videos += 1
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        outcome.seen += 1
+
+
+def is_video_complete(job: Job) -> bool:
+    """Return whether all outputs of a video exist with their recorded digests."""
+    assert job.record is not None
+    try:
+        written = json.loads(job.record.read_text(encoding="utf-8"))["written"]
+        return all(output_digest(job.masks[kind]) == written[kind] for kind in job.masks)
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+
+
+def output_digest(output: Path) -> str:
+    """Return the SHA-256 of a file, or of the names and contents of a folder's files."""
+    digest = hashlib.sha256()
+    for path in sorted(output.iterdir()) if output.is_dir() else [output]:
+        with path.open("rb") as file:
+            digest.update(path.name.encode("utf-8", "surrogateescape"))
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _predict_video(
+    job: Job, predictor: Predictor, temporary: Path, stop: StopSignal
+) -> tuple[NDArray[np.int64], int]:
+    """Predict a video under temporary names, then rename its outputs and write the record.
+
+    Returns:
+        (256,) newly predicted pixels of each label, and the number of frames.
+    """
+    temporary_paths = {kind: temporary / kind / job.masks[kind].name for kind in job.masks}
+    pixels = np.zeros(IGNORE + 1, np.int64)
+    with VideoReader(job.image) as video, contextlib.ExitStack() as stack:
+        progress = _start_progress(job.image, video.expected, stack)
+        frames = _batches(video, predictor.batch)
+        # the first frame sets the size of all, rotated as the file's metadata says
+        batch = next(frames)
+        writer = stack.enter_context(
+            _VideoMaskWriter(job, temporary_paths, video, predictor.loaded.classes, pixels)
+        )
+        while batch:
+            inputs = [predictor.prepared(job.image, frame) for frame in batch]
+            predictions = predictor.look(inputs, [video.size] * len(batch))
+            for frame, prediction in zip(batch, predictions, strict=True):
+                writer.write(frame, prediction)
+            if progress is not None:
+                progress.advance(len(batch))
+            if stop.number is not None:
+                raise _StopRequested
+            batch = next(frames, [])
+    for kind, path in temporary_paths.items():
+        target = job.masks[kind]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.is_dir() and job.in_frames(kind):  # left by a command that was killed here
+            remove_frames(target)
+        path.replace(target)
+    assert job.record is not None
+    write_json(job.record, _make_record(job, video))
+    log.info("%s: %d frames predicted", printable(str(job.image)), video.frames)
+    return pixels, video.frames
+
+
+def _make_record(job: Job, video: VideoReader) -> Mapping[str, Any]:
+    return {
+        "video": str(job.image).encode("utf-8", "backslashreplace").decode("utf-8"),
+        "frames": video.frames,
+        "frames_of_its_header": video.expected,
+        "fps": video.fps,
+        "size": list(video.size),
+        "written": {kind: output_digest(path) for kind, path in job.masks.items()},
+    }
+
+
+def _start_progress(
+    video: Path, frames: int | None, stack: contextlib.ExitStack
+) -> WorkProgress | None:
+    """Return a progress bar for a video's frames; None if their number is unknown."""
+    if frames is None:
+        return None
+    title = f"predict {printable(video.name)}"
+    return stack.enter_context(WorkProgress(title, frames, unit="frames"))
+
+
+def _batches(video: VideoReader, size: int) -> Iterator[list[Pixels]]:
+    batch = []
+    for frame in video:
+        batch.append(frame)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+@dataclass
+class _VideoMaskWriter:
+    """Context that writes the masks of frames in a background thread and counts their pixels.
+
+    Attributes:
+        job: The video.
+        made: Temporary file or folder of each kind.
+        film: The video reader; gives size and frame rate.
+        classes: Classes with their colours.
+        pixels: (256,) pixel counts, incremented.
+    """
+
+    job: Job
+    made: Mapping[str, Path]
+    film: VideoReader
+    classes: ClassSpace
+    pixels: NDArray[np.int64]
+
+    def __enter__(self) -> "_VideoMaskWriter":
+        self._frames = 0
+        self._waiting: deque[Future[NDArray[np.int64]]] = deque()
+        self._open = contextlib.ExitStack()
+        self._thread = ThreadPoolExecutor(1)
+        self._writers: dict[str, VideoWriter] = {}
+        for kind, path in self.made.items():
+            path.parent.mkdir()
+            if self.job.in_frames(kind):
+                path.mkdir()
+                continue
+            writer = VideoWriter(path, self.film.fps, self.film.size)
+            try:
+                self._writers[kind] = self._open.enter_context(writer)
+            except DataError as error:
+                self.__exit__(type(error), error, error.__traceback__)
+                raise DataError(f"{self.job.image}: {error}") from error
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        try:
+            while self._waiting and error is None:
+                self.pixels += self._waiting.popleft().result()
+        finally:
+            self._thread.shutdown()
+            self._open.__exit__(kind, error, trace)
+
+    def write(self, frame: Pixels, prediction: MaskContent) -> None:
+        """Queue the masks of the next frame for writing."""
+        self._waiting.append(self._thread.submit(self._write, self._frames, frame, prediction))
+        self._frames += 1
+        while len(self._waiting) > _MAX_QUEUED:
+            self.pixels += self._waiting.popleft().result()
+
+    def _write(self, index: int, frame: Pixels, prediction: MaskContent) -> NDArray[np.int64]:
+        frame_paths = {
+            kind: folder / f"{index:06d}{file_suffix(kind)}"
+            for kind, folder in self.made.items()
+            if kind not in self._writers
+        }
+        write_masks(frame_paths, frame, prediction, self.classes)
+        for kind, writer in self._writers.items():
+            if kind == "color":
+                writer.write(color_mask(prediction.labels, self.classes.colors))
+            else:
+                writer.write(blend_colors(frame, prediction.labels, self.classes))
+        return count_ids(prediction.labels)

@@ -1,0 +1,53 @@
+"""The checkpoints that a criterion chose: `checkpoints/best-NAME/` of a run."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from udaseg.files import read_json
+
+BEST_RECORD = "best.json"
+
+
+def best_folder(run: Path, criterion: str) -> Path:
+    """Return the folder of a run's best checkpoint by a criterion."""
+    return run / "checkpoints" / f"best-{criterion}"
+
+
+def read_record(run: Path, criterion: str) -> dict[str, Any]:
+    """Return `best.json`: the values of all compared checkpoints, and which one is kept."""
+    steps = read_json(best_folder(run, criterion) / BEST_RECORD).get("steps")
+    return {"criterion": criterion, "steps": steps if isinstance(steps, dict) else {}}
+
+
+def store_best(run: Path, name: str, checkpoint: Path) -> Path:
+    """Replace the content of `checkpoints/best-<name>` by a checkpoint; return the folder."""
+    folder = best_folder(run, name)
+    place_checkpoint(checkpoint, folder)
+    drop_other_checkpoints(checkpoint, folder)
+    return folder
+
+
+def place_checkpoint(checkpoint: Path, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    # the manifest comes last: a checkpoint without a manifest is incomplete
+    for file in (checkpoint, checkpoint.with_suffix(".json")):
+        _link_or_copy(file, folder / file.name)
+
+
+def drop_other_checkpoints(checkpoint: Path, folder: Path) -> None:
+    for file in folder.glob("step-*"):
+        if file.stem != checkpoint.stem:
+            file.unlink()
+
+
+def _link_or_copy(path: Path, to: Path) -> None:
+    """Hard-link `to` to the file, or copy it if the file system has no links."""
+    temporary = to.with_name(f"{to.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(path, temporary)
+    except OSError:
+        shutil.copyfile(path, temporary)
+    temporary.replace(to)

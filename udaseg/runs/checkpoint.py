@@ -1,0 +1,280 @@
+"""Checkpoints, written so that the last one stays readable if the process is killed.
+
+A checkpoint is `step-000600.pt` (tensors and plain values only) and its manifest
+`step-000600.json` (size and SHA-256). The manifest is written last: a run never resumes from a
+checkpoint without one. Order: temporary file, fsync, rename, fsync of the folder, the same for the
+manifest, prune.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from udaseg.distributed import world_size
+from udaseg.errors import CheckpointError, EnvironmentFault
+from udaseg.files import sha256_of
+
+log = logging.getLogger(__name__)
+FORMAT = 1
+_REQUIRED_KEYS = ("format", "recipe", "classes", "files", "step", "objective", "optimizer")
+_PLAIN_TYPES = (str, int, float, bool, type(None))
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that was read and verified.
+
+    Attributes:
+        path: The checkpoint file.
+        step: Steps done.
+        recipe: The recipe as plain values.
+        classes: `{"names": [...], "colors": [...]}` of the network's outputs.
+        files: Digest of the file names of each domain.
+        objective: State of student, teacher and regularizers.
+        optimizer: State of the optimiser, with parameter names.
+        processes: Number of training processes; each uses the batch size of the recipe.
+        sha256: SHA-256 of the file.
+    """
+
+    path: Path
+    step: int
+    recipe: dict[str, Any]
+    classes: dict[str, Any]
+    files: dict[str, str]
+    objective: dict[str, torch.Tensor]
+    optimizer: dict[str, Any]
+    processes: int = 1
+    sha256: str = ""
+
+
+class SavesState(Protocol):
+    """The methods of an optimiser, or of several, that the loop and checkpoints use."""
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The parameter groups, each with `base_lr` and `name`."""
+        ...
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Reset the gradients."""
+        ...
+
+    def step(self) -> Any:
+        """Update the parameters."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return `state` by parameter number, and `param_groups`."""
+        ...
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what `state_dict` returned."""
+        ...
+
+
+def save_checkpoint(
+    folder: Path,
+    *,
+    step: int,
+    objective: nn.Module,
+    optimizer: SavesState,
+    recipe: Mapping[str, Any],
+    classes: Mapping[str, Any],
+    files: Mapping[str, str],
+    keep: int,
+) -> Path:
+    """Write the checkpoint of `step`, then delete all but the newest `keep` up to that step.
+
+    Checkpoints of later steps are not deleted. A run that repeats its steps found the later
+    checkpoints damaged; if they counted, they would displace the only readable ones.
+
+    Raises:
+        EnvironmentFault: The folder is not writable or the disk is full; older checkpoints are
+            intact.
+    """
+    payload = {
+        "format": FORMAT,
+        "recipe": recipe,
+        "classes": classes,
+        "files": files,
+        "step": step,
+        "processes": world_size(),
+        "objective": objective.state_dict(),
+        "optimizer": optimizer.state_dict(),
+    }
+    refused = list(_unloadable_paths(payload, "checkpoint"))
+    if refused:
+        raise TypeError(f"not loadable with weights_only: {', '.join(refused[:5])}")
+    path = folder / f"step-{step:06d}.pt"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.glob("*.tmp"):
+            leftover.unlink()
+        temporary = path.with_suffix(".pt.tmp")
+        with temporary.open("wb") as file:
+            torch.save(payload, file)  # noqa: TID251 (the writer of checkpoints)
+            _fsync(file.fileno())
+        digest = sha256_of(temporary)
+        size = temporary.stat().st_size
+        _publish(temporary, path)
+        manifest = {"format": FORMAT, "file": path.name, "size": size, "sha256": digest}
+        temporary = path.with_suffix(".json.tmp")
+        with temporary.open("w", encoding="utf-8") as file:
+            json.dump({**manifest, "step": step}, file)
+            file.flush()
+            _fsync(file.fileno())
+        _publish(temporary, path.with_suffix(".json"))
+    except (OSError, RuntimeError) as error:
+        for leftover in folder.glob("*.tmp"):
+            leftover.unlink(missing_ok=True)
+        raise EnvironmentFault(
+            f"{path}: could not be written ({_os_error_message(error)}); free some space, then continue "
+            "with --resume"
+        ) from error
+    for manifest_path in [item for item in list_manifests(folder) if _step_of(item) <= step][keep:]:
+        manifest_path.unlink()
+        manifest_path.with_suffix(".pt").unlink(missing_ok=True)
+    return path
+
+
+def _os_error_message(error: OSError | RuntimeError) -> str:
+    """Return the message of the OSError that torch.save hides behind its zip writer's error."""
+    cause: BaseException = error
+    while not isinstance(cause, OSError) and cause.__context__ is not None:
+        cause = cause.__context__
+    return (isinstance(cause, OSError) and cause.strerror) or str(error).partition("\n")[0]
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Return the checkpoint at `path`, verified against its manifest.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, unsafe, or of another format.
+    """
+    manifest = _read_manifest(path.with_suffix(".json"))
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise CheckpointError(f"{path}: no such checkpoint") from error
+    if manifest is not None and size != manifest["size"]:
+        raise CheckpointError(f"{path}: damaged: {size} bytes, expected {manifest['size']}")
+    if manifest is not None and sha256_of(path) != manifest["sha256"]:
+        raise CheckpointError(f"{path}: damaged: SHA-256 differs from its manifest")
+    try:
+        payload = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251 (the reader)
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+        LookupError,
+        EOFError,
+        UnpicklingError,
+        AttributeError,
+        TypeError,
+        AssertionError,
+    ) as error:
+        raise CheckpointError(f"{path}: not a readable checkpoint: {error}") from error
+    if not isinstance(payload, dict) or any(key not in payload for key in _REQUIRED_KEYS):
+        raise CheckpointError(f"{path}: not a udaseg checkpoint")
+    if payload["format"] != FORMAT:
+        raise CheckpointError(
+            f"{path}: checkpoint format {payload['format']}, this version reads {FORMAT}"
+        )
+    return Checkpoint(
+        path=path,
+        # early checkpoints of single-process runs lack this key
+        processes=int(payload.get("processes", 1)),
+        sha256=sha256_of(path) if manifest is None else str(manifest["sha256"]),
+        **{key: payload[key] for key in _REQUIRED_KEYS if key != "format"},
+    )
+
+
+def newest_checkpoint(folder: Path) -> Checkpoint | None:
+    """Return the newest intact checkpoint, or None; log a warning for each damaged one."""
+    for manifest_path in list_manifests(folder):
+        try:
+            return load_checkpoint(manifest_path.with_suffix(".pt"))
+        except CheckpointError as error:
+            log.warning("%s; trying the previous checkpoint", error)
+    return None
+
+
+def list_manifests(folder: Path) -> list[Path]:
+    """Return the checkpoint manifests in `folder`, newest step first, including damaged ones."""
+    paths = [path for path in folder.glob("step-*.json") if path.stem[5:].isdigit()]
+    return sorted(paths, key=_step_of, reverse=True)
+
+
+def _step_of(path: Path) -> int:
+    """Return the step in the file name of a checkpoint or its manifest."""
+    return int(path.stem[5:])
+
+
+def _read_manifest(path: Path) -> dict[str, Any] | None:
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        return {"size": int(manifest["size"]), "sha256": str(manifest["sha256"])}
+    except FileNotFoundError:
+        log.warning("%s: no manifest, so the checkpoint cannot be verified", path)
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: damaged manifest: {error}") from error
+
+
+def _publish(temporary: Path, final: Path) -> None:
+    temporary.replace(final)
+    folder = os.open(final.parent, os.O_RDONLY)
+    try:
+        _fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _fsync(descriptor: int) -> None:
+    os.fsync(descriptor)
+
+
+def _unloadable_paths(value: object, path: str) -> Iterator[str]:
+    """Yield the paths inside `value` that `weights_only=True` cannot load."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _unloadable_paths(item, f"{path}.{key}")
+    elif type(value) in (list, tuple):
+        for index, item in enumerate(value):  # type: ignore[arg-type]  # a list or a tuple
+            yield from _unloadable_paths(item, f"{path}[{index}]")
+    elif type(value) not in _PLAIN_TYPES and not isinstance(value, torch.Tensor):
+        yield f"{path} ({type(value).__name__})"
+
+
+def find_checkpoint(path: Path) -> Checkpoint:
+    """Return the checkpoint at `path`: the file, or the newest complete one of a run folder."""
+    if path.is_file():
+        return load_checkpoint(path)
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such run or checkpoint")
+    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    checkpoint = newest_checkpoint(folder)
+    if checkpoint is None:
+        raise CheckpointError(f"{path}: holds no readable checkpoint")
+    return checkpoint
+
+
+TEACHER_PREFIX = "teacher.network."
+STUDENT_PREFIX = "student."
+
+
+def network_tensors(checkpoint: Checkpoint, prefix: str) -> dict[str, torch.Tensor]:
+    """Return a network's tensors from a checkpoint, by their names in the network."""
+    return {
+        name.removeprefix(prefix): value
+        for name, value in checkpoint.objective.items()
+        if name.startswith(prefix)
+    }

@@ -1,0 +1,257 @@
+"""Create and lock run folders: one writer at a time, overwritten only on request."""
+
+import contextlib
+import json
+import logging
+import os
+import platform
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from udaseg.distributed import world_size
+from udaseg.errors import EnvironmentFault, UsageError
+from udaseg.files import read_json, write_json, write_text
+from udaseg.recipe.load import dump
+from udaseg.recipe.schema import Recipe
+from udaseg.runs.checkpoint import Checkpoint
+
+log = logging.getLogger(__name__)
+_LOCK = "writer.lock"
+_PACKAGES = ("udaseg", "torch", "torchvision", "numpy", "opencv-python-headless", "timm")
+
+
+def default_run_folder(recipe: Recipe, out: Path | None) -> Path:
+    """Return the folder of a run: `out`, or runs/<source>-<target>-<name>-s<seed>."""
+    if out is not None:
+        return out
+    source, target = (_short_name(word) for word in (recipe.source.data, recipe.target.data))
+    return Path("runs") / f"{source}-{target}-{recipe.name}-s{recipe.seed}"
+
+
+def run_folder_of(path: Path) -> Path:
+    """Return the run folder of a run or of one of its checkpoints.
+
+    For a checkpoint that is not in a run's `checkpoints/`, return the folder it is in.
+    """
+    folder = path if path.is_dir() else path.parent
+    # the best checkpoints are in a folder below the others
+    checkpoints = next(
+        (candidate for candidate in (folder, folder.parent) if candidate.name == "checkpoints"),
+        None,
+    )
+    return folder if checkpoints is None else checkpoints.parent
+
+
+def create_run_folder(
+    folder: Path,
+    recipe: Recipe,
+    command: Sequence[str],
+    *,
+    overwrite: bool,
+    init: Checkpoint | None = None,
+) -> None:
+    """Create a run folder with everything that is needed to repeat the run.
+
+    Args:
+        folder: Run folder.
+        recipe: Recipe of the run.
+        command: Command line of the user.
+        overwrite: Replace an existing run.
+        init: Checkpoint that the run starts from.
+
+    Raises:
+        UsageError: The folder is not empty, and `overwrite` is not set.
+        EnvironmentFault: The folder cannot be written.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder}: is a file; choose another --out")
+    if folder.is_dir() and any(folder.iterdir()):
+        if not overwrite:
+            raise UsageError(
+                f"{folder}: exists already; use --resume {shlex.quote(str(folder))} to continue "
+                "it, --overwrite to start again, or --out DIR for another folder"
+            )
+        if not (folder / "recipe.yaml").is_file():
+            raise UsageError(
+                f"{folder}: is not a run folder (no recipe.yaml), so --overwrite does not touch "
+                "it; choose another --out"
+            )
+        _refuse_second_writer(folder)
+        shutil.rmtree(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if init is not None:
+            # before recipe.yaml, because a folder with recipe.yaml counts as resumable
+            write_json(folder / START_FILE, describe_start(init))
+        (folder / "recipe.yaml").write_text(dump(recipe), encoding="utf-8")
+        (folder / "command.txt").write_text(shlex.join(command) + "\n", encoding="utf-8")
+        write_json(folder / "environment.json", describe_environment())
+    except OSError as error:
+        raise EnvironmentFault(
+            f"{folder}: cannot be written ({error}); choose another --out"
+        ) from error
+
+
+def is_torchrun_restart(folder: Path) -> bool:
+    """Return whether torchrun restarted the command that created this run.
+
+    Such a run resumes from its last checkpoint without `--resume`.
+    """
+    if not _restart_count() or not (folder / "recipe.yaml").is_file():
+        return False
+    return read_json(folder / "environment.json").get("launch") == _launch_id()
+
+
+def read_num_processes(folder: Path) -> int:
+    """Return the number of processes that a run was started with."""
+    processes = read_json(folder / "environment.json").get("processes", 1)
+    return processes if isinstance(processes, int) else 1
+
+
+def rewrite_environment(folder: Path) -> None:
+    """Update a run's `environment.json` to this machine."""
+    write_json(folder / "environment.json", describe_environment())
+
+
+def rewrite_recipe(folder: Path, recipe: Recipe) -> None:
+    """Update a run's `recipe.yaml`."""
+    write_text(folder / "recipe.yaml", dump(recipe))
+
+
+@contextlib.contextmanager
+def writer_lock(folder: Path) -> Iterator[None]:
+    """Lock the run folder for this process; the lock of a dead process is replaced.
+
+    Raises:
+        UsageError: Another running process holds the lock.
+    """
+    lock = folder / _LOCK
+    try:
+        try:
+            _create_lock(lock)
+        except FileExistsError:
+            _refuse_second_writer(folder)
+            lock.unlink(missing_ok=True)
+            _create_lock(lock)
+    except FileExistsError as error:
+        raise UsageError(f"{folder}: another process has just started to write this run") from error
+    except OSError as error:
+        raise EnvironmentFault(f"{folder}: cannot be written ({error})") from error
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+
+
+def _create_lock(lock: Path) -> None:
+    with lock.open("x", encoding="utf-8") as file:
+        json.dump({"pid": os.getpid(), "host": platform.node(), "launch": _launch_id()}, file)
+
+
+def describe_environment() -> dict[str, object]:
+    """Return the facts about the machine that are needed to repeat a run."""
+    packages = {}
+    for name in _PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            packages[name] = version(name)
+    return {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "processes": world_size(),
+        "launch": _launch_id(),
+        "threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
+        "packages": packages,
+    }
+
+
+def _refuse_second_writer(folder: Path) -> None:
+    try:
+        holder = json.loads((folder / _LOCK).read_text(encoding="utf-8"))
+        pid, host = int(holder["pid"]), str(holder["host"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return
+    # our own pid belongs to a dead process: in a container each start may get the same pid
+    if host == platform.node() and (pid == os.getpid() or not _is_alive(pid)):
+        return
+    if _restart_count() and holder.get("launch") == _launch_id():
+        return  # torchrun ended all previous processes before it started these
+    raise UsageError(
+        f"{folder}: process {pid} on {host} is writing this run; wait for it or stop it"
+        + ("" if host == platform.node() else f", then delete {folder / _LOCK}")
+    )
+
+
+def _restart_count() -> int:
+    """Return how often torchrun restarted this command."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def _launch_id() -> str | None:
+    """Return an identifier of this torchrun launch; None without torchrun."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID")
+    if name is None:
+        return None
+    if name != "none" and os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
+        return name  # the first process may be on another host after a restart
+    # on one host the parent process is torchrun; a name chosen by the user may be reused
+    return f"{name} {platform.node()} {os.getppid()}"
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _short_name(data: str) -> str:
+    stem = Path(data).stem if data.endswith((".yaml", ".yml")) else Path(data).name
+    return stem or "data"
+
+
+START_FILE = "init.json"
+
+
+def describe_start(init: Checkpoint) -> dict[str, Any]:
+    """Return the content of a run's `init.json`: file, SHA-256 and step."""
+    return {
+        "checkpoint": str(init.path.absolute()),
+        "sha256": init.sha256,
+        "step": init.step,
+    }
+
+
+def newest_finished_run(folder: Path) -> Path:
+    """Return the run below `folder` that finished last.
+
+    Raises:
+        UsageError: There is none.
+    """
+    finished = []
+    for status_path in [*folder.glob("*/status.json"), *folder.glob("*/*/status.json")]:
+        try:
+            document = json.loads(status_path.read_text(encoding="utf-8"))
+            if document["state"] == "done":
+                finished.append((float(document["unix_time"]), status_path.parent))
+        except (OSError, ValueError, KeyError, TypeError):
+            log.warning("%s: cannot be read; skipping this run", status_path)
+    if not finished:
+        raise UsageError(
+            f"{folder}/: no finished run found; give one with --checkpoint RUN, "
+            "or train one with `udaseg adapt` or `udaseg demo`"
+        )
+    return max(finished)[1]

@@ -1,0 +1,101 @@
+"""The state of a run on disk (`status.json`), its log, and what it cost."""
+
+import contextlib
+import json
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from udaseg.files import read_json, write_json
+
+
+class RunStatus:
+    """Write the state of a run to `status.json`: running, done, failed or interrupted.
+
+    Args:
+        path: The file; None writes nothing, for processes of other ranks.
+
+    Attributes:
+        counts: Incidents by name, such as dropped steps, summed over all resumes of the run;
+            written with every state if there are any.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.counts: Counter[str] = Counter()
+        if path is None:
+            return
+        with contextlib.suppress(ValueError, AttributeError, TypeError):
+            saved = read_json(path).get("counts", {})
+            self.counts.update({str(name): int(count) for name, count in saved.items()})
+
+    def running(self, *, step: int) -> None:
+        """Record that the run continues from `step`."""
+        self._write("running", step=step)
+
+    def done(self, *, step: int, seconds: float, miou: float | None) -> None:
+        """Record that the run is finished."""
+        self._write("done", step=step, seconds=round(seconds, 1), miou=miou)
+
+    def failed(self, *, code: int, reason: str) -> None:
+        """Record why the run failed."""
+        self._write("failed", code=code, reason=reason)
+
+    def interrupted(self, *, step: int, signal_number: int) -> None:
+        """Record that a signal stopped the run after `step`, which is saved."""
+        self._write("interrupted", step=step, signal=signal_number)
+
+    def _write(self, state: str, **facts: Any) -> None:
+        if self.path is None:
+            return
+        when = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        document = {"state": state, "time": when, "unix_time": time.time(), **facts}
+        if self.counts:
+            document["counts"] = dict(self.counts)
+        write_json(self.path, document)
+
+
+@contextlib.contextmanager
+def log_to_file(path: Path) -> Iterator[None]:
+    """Append all log messages of the package to `path` while the context is open.
+
+    An error that leaves the context is appended with its traceback; the terminal shows only its
+    message.
+    """
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setLevel(logging.INFO)
+    logger = logging.getLogger("udaseg")
+    logger.addHandler(handler)
+    try:
+        yield
+    except Exception as error:
+        exc_info = (type(error), error, error.__traceback__)
+        handler.emit(
+            logger.makeRecord(logger.name, logging.ERROR, __file__, 0, "%s", (error,), exc_info)
+        )
+        raise
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
+
+
+COST_FILE = "cost.json"
+
+
+def read_cost(folder: Path) -> dict[str, Any]:
+    """Return the contents of a run's `cost.json`; an empty dict if it is missing or damaged."""
+    try:
+        document = json.loads((folder / COST_FILE).read_text(encoding="utf-8"))
+        return {
+            "step": int(document["step"]),
+            "seconds": float(document["seconds"]),
+            "images": int(document["images"]),
+            "peak_memory_mib": int(document["peak_memory_mib"]),
+            "peak_memory_of": str(document["peak_memory_of"]),
+        }
+    except (OSError, ValueError, LookupError, TypeError):
+        return {}

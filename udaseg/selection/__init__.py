@@ -1,0 +1,1 @@
+"""Checkpoints chosen without target labels, and calibrated confidence."""

@@ -1,0 +1,156 @@
+"""Collect the checkpoints that `udaseg select` compares, and the images to evaluate them on."""
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from udaseg.data.datasets.index import PreparedDataset, evenly_spaced_indices
+from udaseg.data.open import open_dataset
+from udaseg.errors import CheckpointError, DataError, UsageError
+from udaseg.recipe.load import from_dict
+from udaseg.recipe.schema import Recipe
+from udaseg.runs.checkpoint import Checkpoint, find_checkpoint
+
+log = logging.getLogger(__name__)
+ORACLE_WARNING = (
+    "USES TARGET LABELS: the oracle column is for analysis only; a choice by it is not unsupervised"
+)
+
+
+@dataclass
+class Candidate:
+    """A checkpoint that can be selected.
+
+    Attributes:
+        run: Its run folder, or the checkpoint itself if it has none.
+        checkpoint: The file.
+        step: Number of training steps.
+        values: Value of each criterion; None if it could not be computed.
+        oracle: mIoU on labelled target images, if requested.
+        mean_rank: Mean over the criteria that voted.
+        collapsed: Predicts one class for nearly all of the target. Entropy, neighbourhood density
+            and agreement with mirror images all favour such a network, so it is selected only if
+            there is no other.
+    """
+
+    run: Path
+    checkpoint: Path
+    step: int = 0
+    values: dict[str, float | None] = field(default_factory=dict)
+    oracle: float | None = None
+    mean_rank: float = math.nan
+    collapsed: bool = False
+
+    @property
+    def name(self) -> str:
+        """Display name: run folder and step."""
+        return f"{self.run.name} {self.step}"
+
+
+@dataclass(frozen=True)
+class EvaluationSets:
+    """The images that all candidates are evaluated on."""
+
+    target: PreparedDataset
+    target_split: str
+    source: PreparedDataset | None
+    source_split: str
+    labelled: PreparedDataset | None
+    labelled_split: str
+
+
+def find_candidates(runs: Sequence[Path], *, every: bool) -> list[Candidate]:
+    """Return the checkpoints of the given runs, in their order, by rising step within a run."""
+    candidates = []
+    for run in runs:
+        if run.is_file():
+            in_run = run.parent.name == "checkpoints"
+            candidates.append(Candidate(run.parent.parent if in_run else run, run))
+            continue
+        folder = run / "checkpoints"
+        checkpoints = [path.with_suffix(".pt") for path in sorted(folder.glob("step-*.json"))]
+        checkpoints = [path for path in checkpoints if path.is_file()]
+        if not checkpoints:
+            raise CheckpointError(f"{run}: no such run, or it holds no checkpoint")
+        chosen = checkpoints if every or len(runs) == 1 else [find_checkpoint(run).path]
+        candidates += [Candidate(run, path) for path in chosen]
+    candidates = list(
+        {candidate.checkpoint.resolve(): candidate for candidate in candidates}.values()
+    )
+    if len(candidates) == 1:
+        log.warning(
+            "only one checkpoint, so there is nothing to compare; give more runs, or train with "
+            "machine.checkpoint_every=1000 machine.keep_checkpoints=10"
+        )
+    return candidates
+
+
+def open_evaluation_sets(
+    recipe: Recipe, data: str | None, split: str | None, images: int, *, oracle: bool, root: Path
+) -> EvaluationSets:
+    """Open the target, the source if available, and labelled images if `oracle` is set."""
+    target = open_dataset(data or recipe.target.data, root=root)
+    if split is None and data is None:
+        split = recipe.target.split
+    elif split is None:
+        split = next(
+            (name for name in ("train", "val") if target.splits.get(name)),
+            next(iter(target.splits), "train"),
+        )
+    subset = _limit_images(target, split, images)
+    source: PreparedDataset | None = None
+    source_split = "val"
+    try:
+        full_source = open_dataset(recipe.source.data, root=root)
+        source_split = "val" if full_source.splits.get("val") else recipe.source.split
+        source = _limit_images(full_source, source_split, images)
+    except DataError as error:
+        log.warning("%s; skipping the criteria `source` and `drift`", error)
+    labelled, labelled_split = None, split
+    if oracle:
+        log.warning("%s", ORACLE_WARNING)
+        if data is not None or recipe.validation.data is None:
+            labelled = subset
+        else:
+            labelled_split = recipe.validation.split
+            labelled = open_dataset(recipe.validation.data, root=root)
+            labelled = _limit_images(labelled, labelled_split, images)
+    return EvaluationSets(subset, split, source, source_split, labelled, labelled_split)
+
+
+def _limit_images(dataset: PreparedDataset, split: str, most: int) -> PreparedDataset:
+    """Return the data set with `split` reduced to at most `most` evenly spaced images."""
+    samples = dataset.split(split)
+    if not samples:
+        raise DataError(f"{dataset.name}: split '{split}' has no images")
+    chosen = tuple(samples[index] for index in evenly_spaced_indices(len(samples), most))
+    return replace(dataset, splits={**dataset.splits, split: chosen})
+
+
+def check_comparable(candidates: Sequence[Candidate], *, same_target: bool) -> Recipe:
+    """Refuse candidates that cannot be compared; set their steps and return the first recipe.
+
+    Raises:
+        UsageError: A candidate has other classes, or another target although `same_target` is set.
+        CheckpointError: A checkpoint cannot be read.
+    """
+    first: Checkpoint | None = None
+    for candidate in candidates:
+        checkpoint = find_checkpoint(candidate.checkpoint)
+        candidate.step = checkpoint.step
+        first = first or checkpoint
+        if checkpoint.classes["names"] != first.classes["names"]:
+            raise UsageError(
+                f"{checkpoint.path}: its classes differ from those of {first.path}; only networks "
+                "with the same classes can be compared"
+            )
+        target, first_target = (other.recipe["target"]["data"] for other in (checkpoint, first))
+        if same_target and target != first_target:
+            raise UsageError(
+                f"{checkpoint.path}: was adapted to {target}, {first.path} to {first_target}; "
+                "choose the images to compare them on with --data"
+            )
+    assert first is not None
+    return from_dict(first.recipe)

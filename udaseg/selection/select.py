@@ -1,0 +1,289 @@
+"""`udaseg select`: choose among checkpoints without target labels."""
+
+import json
+import logging
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from udaseg.files import write_json
+from udaseg.inference import loaded_run
+from udaseg.runs.best import store_best
+from udaseg.selection.candidates import (
+    ORACLE_WARNING,
+    Candidate,
+    EvaluationSets,
+    check_comparable,
+    find_candidates,
+    open_evaluation_sets,
+)
+from udaseg.selection.criteria import CRITERIA, mean_ranks, rank_correlation, ranks
+from udaseg.selection.measure import compute_criteria
+from udaseg.text import printable
+
+log = logging.getLogger(__name__)
+CONSENSUS = "consensus"
+_MIN_WIDTH = 110
+
+
+def select(
+    *,
+    runs: Sequence[Path],
+    data: str | None,
+    split: str | None,
+    oracle: bool,
+    every: bool,
+    images: int,
+    weights: str,
+    format: str,  # noqa: A002 (the option's own name)
+    device: str,
+    root: Path,
+) -> None:
+    """Compute all criteria for all candidates, print them, and write them into the runs.
+
+    Args:
+        runs: Runs or checkpoints. A single run stands for all its checkpoints; with several runs,
+            each stands for its newest checkpoint.
+        data: Dataset of unlabelled images; None takes the recipe's target.
+        split: Split of the dataset; None takes the recipe's, or with other data `train`, `val` or
+            the first split.
+        oracle: Also score on target labels, and mark all results as such.
+        every: Take all checkpoints of each of several runs.
+        images: Maximum images per dataset.
+        weights: `student` or `teacher`.
+        format: `table` or `json`.
+        device: Device to compute on.
+        root: Folder of the prepared data.
+
+    Raises:
+        UsageError: The candidates differ in classes or target, so they are not comparable.
+        CheckpointError: There are no checkpoints to choose from.
+    """
+    candidates = find_candidates(runs, every=every)
+    recipe = check_comparable(candidates, same_target=data is None)
+    sets = open_evaluation_sets(recipe, data, split, images, oracle=oracle, root=root)
+    for candidate in candidates:
+        loaded = loaded_run.load_run(candidate.checkpoint, weights=weights, device=device)
+        compute_criteria(candidate, loaded, sets, device=device)
+    columns = {
+        criterion.name: [candidate.values[criterion.name] for candidate in candidates]
+        for criterion in CRITERIA
+    }
+    means, voters = mean_ranks(columns)
+    for candidate, mean in zip(candidates, means, strict=True):
+        candidate.mean_rank = mean
+    chosen = choose(candidates)
+    document = _document(candidates, chosen, voters, sets, weights=weights, oracle=oracle)
+    if format == "json":
+        console = Console(highlight=False, soft_wrap=True)
+        console.print(json.dumps(document, indent=2), markup=False)
+    else:
+        _print_table(candidates, chosen, voters, oracle=oracle)
+    # another name if labels were used, so that no script confuses the two
+    name = "selection-oracle.json" if oracle else "selection.json"
+    for folder in dict.fromkeys(
+        candidate.run for candidate in candidates if candidate.run.is_dir()
+    ):
+        write_json(folder / name, document)
+        log.info("written to %s", folder / name)
+    if not oracle:  # with target labels, only files that are marked as such are written
+        _keep_choice(candidates, chosen[CONSENSUS])
+
+
+def _keep_choice(candidates: Sequence[Candidate], best: Candidate) -> None:
+    """Keep the chosen checkpoint of a single run, so that resuming the run does not delete it."""
+    in_run = best.checkpoint.parent == best.run / "checkpoints"
+    if (
+        in_run
+        and len(candidates) > 1
+        and all(candidate.run == best.run for candidate in candidates)
+    ):
+        log.info("kept in %s", store_best(best.run, CONSENSUS, best.checkpoint))
+
+
+def choose(candidates: Sequence[Candidate]) -> dict[str, Candidate]:
+    """Return the choice of each criterion and of the mean rank; the later one if equal."""
+    chosen = {}
+    for criterion in CRITERIA:
+        sign = 1.0 if criterion.better == "higher" else -1.0
+        scored = [(candidate.values[criterion.name], candidate) for candidate in candidates]
+        computed = [(sign * value, candidate) for value, candidate in scored if value is not None]
+        finite = [pair for pair in computed if not math.isnan(pair[0])]
+        if finite and len(computed) == len(candidates):
+            chosen[criterion.name] = max(reversed(finite), key=lambda pair: pair[0])[1]
+    chosen[CONSENSUS] = min(
+        reversed(candidates), key=lambda candidate: (candidate.collapsed, candidate.mean_rank)
+    )
+    return chosen
+
+
+def _document(
+    candidates: Sequence[Candidate],
+    chosen: dict[str, Candidate],
+    voters: Sequence[str],
+    sets: EvaluationSets,
+    *,
+    weights: str,
+    oracle: bool,
+) -> dict[str, Any]:
+    """Return all results as JSON values."""
+    source = None
+    if sets.source is not None:
+        count = len(sets.source.split(sets.source_split))
+        source = {"data": sets.source.name, "split": sets.source_split, "images": count}
+    document: dict[str, Any] = {
+        "uses_target_labels": oracle,
+        "weights": weights,
+        "target": {
+            "data": sets.target.name,
+            "split": sets.target_split,
+            "images": len(sets.target.split(sets.target_split)),
+        },
+        "source": source,
+        "criteria": {
+            criterion.name: {
+                "better": criterion.better,
+                "meaning": criterion.meaning,
+                "votes": criterion.name in voters,
+            }
+            for criterion in CRITERIA
+        },
+        "candidates": [
+            {
+                "checkpoint": str(candidate.checkpoint),
+                "step": candidate.step,
+                **{name: _json_number(value) for name, value in candidate.values.items()},
+                "mean_rank": _json_number(candidate.mean_rank),
+                "collapsed": candidate.collapsed,
+                **({"oracle_miou": _json_number(candidate.oracle)} if oracle else {}),
+            }
+            for candidate in candidates
+        ],
+        "chosen": {name: str(candidate.checkpoint) for name, candidate in chosen.items()},
+    }
+    if oracle and sets.labelled is not None:
+        document["oracle"] = {
+            "warning": ORACLE_WARNING,
+            "data": sets.labelled.name,
+            "split": sets.labelled_split,
+            "images": len(sets.labelled.split(sets.labelled_split)),
+            "lost_miou": _miou_lost(candidates, chosen),
+            "rank_correlation": _correlations(candidates),
+        }
+    return document
+
+
+def _print_table(
+    candidates: Sequence[Candidate],
+    chosen: dict[str, Candidate],
+    voters: Sequence[str],
+    *,
+    oracle: bool,
+) -> None:
+    """Print one row per candidate, with a star at each criterion's choice, and the choice."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = max(console.width, _MIN_WIDTH)
+    table = Table(box=None, pad_edge=False, collapse_padding=True)
+    table.add_column("candidate", overflow="fold")
+    computed = [
+        criterion
+        for criterion in CRITERIA
+        if any(candidate.values[criterion.name] is not None for candidate in candidates)
+    ]
+    for criterion in computed:
+        arrow = "↑" if criterion.better == "higher" else "↓"
+        table.add_column(f"{criterion.name} {arrow}", justify="right")
+    table.add_column("mean rank ↓", justify="right")
+    if oracle:
+        table.add_column("ORACLE mIoU %", justify="right", style="red")
+    one_run = len({candidate.run for candidate in candidates}) == 1
+    for candidate in candidates:
+        cells = [
+            _format_value(candidate.values[criterion.name])
+            + _mark_chosen(chosen.get(criterion.name) is candidate)
+            for criterion in computed
+        ]
+        rank = f"{candidate.mean_rank:.2f}" + _mark_chosen(chosen[CONSENSUS] is candidate)
+        score = [f"{100 * _oracle_score(candidate):.2f}"] if oracle else []
+        name = f"step {candidate.step}" if one_run else printable(candidate.name)
+        table.add_row(Text(name), *map(Text, [*cells, rank, *score]))
+    wrapped = Console(highlight=False, soft_wrap=True)
+    if oracle:
+        wrapped.print(Text(ORACLE_WARNING, style="bold red"))
+    console.print(table)
+    collapsed = [printable(candidate.name) for candidate in candidates if candidate.collapsed]
+    if collapsed:
+        wrapped.print(
+            Text(f"predicts almost only one class, so not chosen: {', '.join(collapsed)}")
+        )
+    excluded = [
+        criterion.name for criterion in CRITERIA if criterion.votes and criterion.name not in voters
+    ]
+    if excluded:
+        wrapped.print(
+            Text(
+                "not computed for every candidate, so not included in the mean rank: "
+                f"{', '.join(excluded)}"
+            )
+        )
+    wrapped.print(Text(f"chosen by mean rank: {printable(str(chosen[CONSENSUS].checkpoint))}"))
+    if oracle:
+        losses = [
+            f"{name} {100 * points:.2f}" for name, points in _miou_lost(candidates, chosen).items()
+        ]
+        wrapped.print(
+            Text(
+                "ORACLE: mIoU points that each choice loses to the best candidate: "
+                f"{', '.join(losses)}"
+            )
+        )
+        correlations = [
+            f"{name} {'-' if value is None else f'{value:+.2f}'}"
+            for name, value in _correlations(candidates).items()
+        ]
+        wrapped.print(
+            Text(f"ORACLE: rank correlation with mIoU (1: same order): {', '.join(correlations)}")
+        )
+
+
+def _miou_lost(candidates: Sequence[Candidate], chosen: dict[str, Candidate]) -> dict[str, float]:
+    """Return how much mIoU each choice loses to the best candidate, by the oracle."""
+    best = max(_oracle_score(candidate) for candidate in candidates)
+    return {name: best - _oracle_score(candidate) for name, candidate in chosen.items()}
+
+
+def _correlations(candidates: Sequence[Candidate]) -> dict[str, float | None]:
+    """Return the rank correlation of each complete criterion with the oracle."""
+    truth = ranks([_oracle_score(candidate) for candidate in candidates], "higher")
+    orders = {CONSENSUS: ranks([candidate.mean_rank for candidate in candidates], "lower")}
+    for criterion in CRITERIA:
+        values = [candidate.values[criterion.name] for candidate in candidates]
+        computed = [value for value in values if value is not None]
+        if len(computed) == len(values):
+            orders[criterion.name] = ranks(computed, criterion.better)
+    names = [*(criterion.name for criterion in CRITERIA if criterion.name in orders), CONSENSUS]
+    return {name: _json_number(rank_correlation(orders[name], truth)) for name in names}
+
+
+def _oracle_score(candidate: Candidate) -> float:
+    """Return the oracle's mIoU; 0 if there is none."""
+    score = candidate.oracle
+    return 0.0 if score is None or math.isnan(score) else score
+
+
+def _format_value(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _mark_chosen(chosen: bool) -> str:
+    return "*" if chosen else " "
+
+
+def _json_number(value: float | None) -> float | None:
+    return None if value is None or math.isnan(value) else value

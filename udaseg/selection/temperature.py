@@ -1,0 +1,165 @@
+"""Fit a temperature that calibrates confidence, and measure its effect."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
+_BISECTION_STEPS = 40
+
+
+@dataclass(frozen=True)
+class CalibrationStatistics:
+    """Calibration statistics of some labelled pixels.
+
+    Attributes:
+        pixels: Number of pixels.
+        accuracy: Share of correct pixels.
+        confidence: Mean confidence.
+        error: Expected calibration error.
+        nll: Mean negative log-likelihood of the labels, in nats.
+    """
+
+    pixels: int
+    accuracy: float
+    confidence: float
+    error: float
+    nll: float
+
+
+def fit_temperature(logits: Tensor, labels: Tensor) -> float:
+    """Return the temperature T that maximises the likelihood of the labels in softmax(logits / T).
+
+    The likelihood is concave in 1 / T, so the zero of its slope is found by bisection. If every
+    label is predicted correctly there is no zero, and the result is close to `COLDEST`.
+
+    Args:
+        logits: (N, K) float, at least one row.
+        labels: (N,) class ids; none is ignored.
+
+    Returns:
+        T between `COLDEST` and `HOTTEST`.
+
+    Raises:
+        ValueError: No rows, or logits that are not finite.
+
+    Reference: Guo et al., On Calibration of Modern Neural Networks, 2017 (arXiv 1706.04599).
+    Differs: pixels of segmentation maps instead of images; bisection instead of a quasi-Newton
+    method, so the result does not depend on a starting point.
+    """
+    if len(labels) == 0 or not bool(torch.isfinite(logits).all()):
+        raise ValueError("a temperature needs at least one pixel, and finite logits")
+    rows = logits.float()
+    rows = rows - rows.amax(1, keepdim=True)
+    label_mean = rows.gather(1, labels.long()[:, None])[:, 0].double().mean()
+    low, high = math.log(MIN_TEMPERATURE), math.log(MAX_TEMPERATURE)
+    for _ in range(_BISECTION_STEPS):
+        middle = (low + high) / 2
+        expected = (rows.div(math.exp(middle)).softmax(1) * rows).sum(1).double().mean()
+        # too high a temperature: the expected logit is below the mean logit of the labels, or equal
+        # if all labels have the largest logit
+        if bool(expected <= label_mean):
+            high = middle
+        else:
+            low = middle
+    return math.exp((low + high) / 2)
+
+
+def confidence_error(
+    logits: Tensor, labels: Tensor, temperature: float = 1.0
+) -> CalibrationStatistics:
+    """Return the calibration statistics of softmax(logits / temperature).
+
+    Args:
+        logits: (N, K) float.
+        labels: (N,) class ids; none is ignored.
+        temperature: Divisor of the logits.
+    """
+    log_probabilities = (logits.float() / temperature).log_softmax(1)
+    best, winner = log_probabilities.max(1)
+    confidence = best.exp().cpu().numpy()
+    truth = labels.cpu().numpy().astype(np.uint8)
+    predicted = winner.cpu().numpy().astype(np.uint8)
+    counts = ConfidenceHistogram.empty()
+    # no label is ignored here: 255 is never a class id
+    counts.update(confidence, predicted, truth)
+    nll = -log_probabilities.gather(1, labels.long()[:, None]).double().mean()
+    return CalibrationStatistics(
+        pixels=len(labels),
+        accuracy=float((predicted == truth).mean()),
+        confidence=float(confidence.astype(np.float64).mean()),
+        error=counts.error(),
+        nll=float(nll),
+    )
+
+
+BINS = 20
+
+
+@dataclass
+class ConfidenceHistogram:
+    """Pixel counts by the confidence of the label, in `BINS` equal steps from 0 to 1.
+
+    Attributes:
+        pixels: (BINS,) all pixels.
+        labelled: (BINS,) pixels with truth.
+        correct: (BINS,) labelled pixels that are predicted correctly.
+        confidence: (BINS,) sum of the confidence of the labelled pixels.
+    """
+
+    pixels: NDArray[np.int64]
+    labelled: NDArray[np.int64]
+    correct: NDArray[np.int64]
+    confidence: NDArray[np.float64]
+
+    @classmethod
+    def empty(cls) -> "ConfidenceHistogram":
+        """Return counts of zero pixels."""
+        pixels, labelled, correct = np.zeros((3, BINS), np.int64)
+        return cls(pixels, labelled, correct, np.zeros(BINS))
+
+    def update(
+        self,
+        confidence: NDArray[np.float32],
+        labels: NDArray[np.uint8],
+        truth: NDArray[np.uint8] | None,
+        *,
+        ignore: int = 255,
+    ) -> None:
+        """Count one image.
+
+        Args:
+            confidence: (H, W) in [0, 1].
+            labels: (H, W) class ids.
+            truth: (H, W) class ids with `ignore`; None if there are no labels.
+            ignore: Truth id that is not counted.
+        """
+        # a diverged network has NaN confidence; count it as 0
+        values = np.nan_to_num(confidence.ravel())
+        bins = np.clip((values * BINS).astype(np.int64), 0, BINS - 1)
+        self.pixels += np.bincount(bins, minlength=BINS)
+        if truth is None:
+            return
+        has_truth = truth.ravel() != ignore
+        is_correct = has_truth & (labels.ravel() == truth.ravel())
+        self.labelled += np.bincount(bins[has_truth], minlength=BINS)
+        self.correct += np.bincount(bins[is_correct], minlength=BINS)
+        self.confidence += np.bincount(
+            bins[has_truth], values[has_truth].astype(np.float64), minlength=BINS
+        )
+
+    def error(self) -> float:
+        """Return the expected calibration error: the mean gap between confidence and accuracy.
+
+        Bins are weighted by their number of pixels. NaN without truth.
+
+        Reference: Guo et al., On Calibration of Modern Neural Networks, 2017 (arXiv 1706.04599).
+        """
+        total = int(self.labelled.sum())
+        if total == 0:
+            return math.nan
+        return float(np.abs(self.confidence - self.correct).sum() / total)

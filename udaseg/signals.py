@@ -1,0 +1,79 @@
+"""The first SIGINT or SIGTERM stops the loop after the current step; the second exits at once.
+
+Several processes all stop after the same step and ignore a second signal: torchrun forwards signals
+that the job manager has already sent to each process, and kills processes that take too long.
+"""
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from types import FrameType, TracebackType
+from typing import Any
+
+from udaseg.distributed import all_reduce_max, world_size
+from udaseg.errors import Interrupted
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopSignal:
+    """Context manager in which a signal sets `number` instead of killing the process.
+
+    Attributes:
+        number: The signal received by this process or, after `asked`, by another rank; None if
+            there was none.
+    """
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self._pid = os.getpid()
+        self._saying: str | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopSignal":
+        for number in _SIGNALS:
+            self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def asked(self) -> bool:
+        """Return whether any rank received a signal; all ranks must call it at the same point."""
+        if world_size() == 1:
+            return self.number is not None
+        # a signal during the reduction counts at the next call: other ranks do not know of it yet
+        agreed = all_reduce_max(self.number or 0)
+        if agreed:
+            self.number = agreed
+        return agreed > 0
+
+    @contextlib.contextmanager
+    def breaking_off(self, message: str) -> Iterator[None]:
+        """Raise `Interrupted` at a signal in this context; only in single-process runs."""
+        self._saying = message
+        try:
+            self._break_off()
+            yield
+        finally:
+            self._saying = None
+
+    def _break_off(self) -> None:
+        if self.number is not None and self._saying is not None and world_size() == 1:
+            message, self._saying = self._saying, None
+            raise Interrupted(message, self.number)
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        if os.getpid() != self._pid:
+            return
+        if self.number is not None and world_size() == 1:
+            os._exit(128 + number)
+        self.number = number
+        self._break_off()

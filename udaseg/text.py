@@ -1,0 +1,62 @@
+"""Text for people: escapes for what a terminal must not show, near matches, sizes and durations."""
+
+import math
+import re
+from collections.abc import Sequence
+from difflib import get_close_matches
+
+# Direction marks and invisible characters, which make a line look different from its content.
+_HIDDEN = "\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff"
+UNSAFE = re.compile(f"[^\t\n\r\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]|[{_HIDDEN}]")
+UNSAFE_IN_VALUE = re.compile(f"{UNSAFE.pattern}|[\t\n\r]")
+
+
+def printable(text: str) -> str:
+    """Return `text` with control, direction and invisible characters escaped.
+
+    Line ends and tabs are kept. The result is safe to print on a terminal.
+    """
+    return UNSAFE.sub(lambda match: match.group().encode("unicode_escape").decode(), text)
+
+
+def shortened(text: str, longest: int = 60) -> str:
+    """Return `text` printable on one line, cut to about `longest` characters."""
+    short = text if len(text) <= longest else f"{text[:longest]}…"
+    return UNSAFE_IN_VALUE.sub(lambda m: m.group().encode("unicode_escape").decode(), short)
+
+
+LONGEST_WORD = 64
+
+
+def did_you_mean(word: str, options: Sequence[str], cutoff: float = 0.6) -> str | None:
+    """Return the option most similar to `word`, None if none is similar enough."""
+    if len(word) > LONGEST_WORD:
+        return None
+    same_case = {option.lower(): option for option in options}
+    matches = get_close_matches(word.lower().replace("-", "_"), same_case, 1, cutoff)
+    return same_case[matches[0]] if matches else None
+
+
+def percent(value: float) -> str:
+    """Return a fraction as percent with two digits; `-` if it was not measured."""
+    return "-" if math.isnan(value) else f"{100 * value:.2f}"
+
+
+def format_duration(seconds: float) -> str:
+    """Return seconds as H:MM:SS."""
+    minutes, remainder = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{remainder:02d}"
+
+
+def format_size(size: tuple[int, int] | None) -> str:
+    """Return (height, width) as "WxH"; "as stored" for None."""
+    return "as stored" if size is None else f"{size[1]}x{size[0]}"
+
+
+def file_size(size: int) -> str:
+    """Return a number of bytes in readable form, such as 1.5 GB."""
+    for unit, factor in (("GB", 10**9), ("MB", 10**6)):
+        if size >= factor:
+            return f"{size / factor:.1f} {unit}"
+    return f"{size / 1000:.1f} kB"

@@ -1,0 +1,1 @@
+"""Training: the loop, its step, its stages, and what runs beside it."""

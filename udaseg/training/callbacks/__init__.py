@@ -1,0 +1,1 @@
+"""What runs beside training: metrics, previews, alarms, the best checkpoint, cost."""

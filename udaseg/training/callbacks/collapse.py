@@ -1,0 +1,163 @@
+"""Alarms: early warnings of a collapsing self-training.
+
+The loss does not show a collapse: a teacher that predicts road everywhere and a student that agrees
+have a low loss. The teacher's predictions on the target do show it. Their statistics are summed on
+the device and read once every `LOOK_EVERY` steps.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from udaseg.distributed import all_reduce_sum, world_size
+from udaseg.methods.objectives.objective import LossReport
+
+Kind = Literal["one_class", "always_sure", "nothing_accepted", "never_predicted"]
+CHECK_INTERVAL = 50
+ONE_CLASS = 0.99
+ALWAYS_SURE = 0.9999
+NOTHING_ACCEPTED = 0.01
+
+PATIENCE_STEPS: dict[Kind, int] = {"one_class": 100, "always_sure": 100, "nothing_accepted": 150}
+"""Steps for which a condition must hold at every check; with the check interval, at most 200."""
+
+UNSURE_START_STEPS = 1000
+"""Steps that a new teacher may be unsure of everything before `nothing_accepted` applies."""
+
+ABSENCE_STEPS = 1000
+"""Steps without a single pixel until a class counts as never predicted."""
+
+REPEAT_STEPS = 1000
+"""Steps after which an alarm is repeated while its condition holds."""
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """A warning about the pseudo-labels.
+
+    Attributes:
+        kind: Which condition holds.
+        text: Description with figures and advice.
+        collapse: Whether the pseudo-labels are useless, so that more training is of no use.
+    """
+
+    kind: Kind
+    text: str
+    collapse: bool
+
+
+class CollapseMonitor:
+    """Monitors a teacher's predictions on the target for signs of a collapse.
+
+    Args:
+        names: Class names.
+        begin: Steps of the run before the first monitored step.
+
+    Attributes:
+        shares: Share of each class in the pseudo-labels at the last check, by name; empty if that
+            check had no pseudo-labels.
+    """
+
+    def __init__(self, names: Sequence[str], begin: int = 0) -> None:
+        self.names = tuple(names)
+        self._begin = self._looked = begin
+        self._sums: Tensor | None = None
+        # the step since which a condition has held, and the step of its last alarm
+        self._since: dict[Kind, int] = {}
+        self._told: dict[Kind, int] = {}
+        self._seen = [begin] * len(self.names)
+        self._missing: set[int] = set()
+        self._was_sure = False
+        self.shares: dict[str, float] = {}
+
+    def see(self, report: LossReport) -> None:
+        """Add the report of a step that was not dropped, without waiting for the device."""
+        if report.predicted is None:
+            return
+        figures = report.figures
+        row = torch.stack([figures["confident"], figures["confidence"]]).detach().double()
+        row = torch.cat([row, row.new_ones(1), report.predicted.double()])
+        self._sums = row if self._sums is None else self._sums + row
+
+    def look(self, done: int) -> list[Alarm]:
+        """Return the alarms after `done` steps, from the reports since the last check (waits)."""
+        sums, self._sums = self._sums, None
+        first, self._looked = self._looked, done
+        self.shares = {}
+        if sums is None:
+            return []
+        confident, confidence, steps, *counts = all_reduce_sum(sums).tolist()
+        accepted, mean_confidence = confident / steps, confidence / steps
+        top = max(range(len(counts)), key=counts.__getitem__)
+        total = max(1.0, sum(counts))
+        share = counts[top] / total
+        self.shares = {name: count / total for name, count in zip(self.names, counts, strict=True)}
+        self._was_sure = self._was_sure or accepted >= NOTHING_ACCEPTED
+        armed = self._was_sure or done - self._begin > UNSURE_START_STEPS
+        span = f"in the last {round(steps / world_size())} steps"
+        conditions: list[tuple[Kind, bool, str]] = [
+            (
+                "one_class",
+                share > ONE_CLASS,
+                f"{100 * share:.2f} % of the target's pseudo-labels {span} are "
+                f"'{self.names[top]}': the teacher has collapsed into one class",
+            ),
+            (
+                "always_sure",
+                mean_confidence > ALWAYS_SURE,
+                f"the teacher's mean confidence {span} is {mean_confidence:.6f}: it is sure of all "
+                "labels, right or wrong, so confidence no longer separates right from wrong ones",
+            ),
+            (
+                "nothing_accepted",
+                armed and accepted < NOTHING_ACCEPTED,
+                f"only {100 * accepted:.2f} % of the target's pixels {span} reach the confidence "
+                f"threshold (mean {mean_confidence:.3f}): nothing is learnt from the target",
+            ),
+        ]
+        alarms = [
+            Alarm(kind, f"{text}. {_ADVICE}", collapse=True)
+            for kind, holds, text in conditions
+            if self._lasts(kind, holds, first, done)
+        ]
+        return alarms + self._absent(counts, done)
+
+    def _lasts(self, kind: Kind, holds: bool, first: int, done: int) -> bool:
+        """Return whether a condition has held long enough and its alarm is due now."""
+        if not holds:
+            self._since.pop(kind, None)
+            self._told.pop(kind, None)
+            return False
+        since = self._since.setdefault(kind, first)
+        if (
+            done - since < PATIENCE_STEPS[kind]
+            or done - self._told.get(kind, -REPEAT_STEPS) < REPEAT_STEPS
+        ):
+            return False
+        self._told[kind] = done
+        return True
+
+    def _absent(self, counts: Sequence[float], done: int) -> list[Alarm]:
+        """Return one alarm for all classes that have just reached the limit of absence."""
+        for number, count in enumerate(counts):
+            if count:
+                self._seen[number] = done
+        absent = {n for n, seen in enumerate(self._seen) if done - seen >= ABSENCE_STEPS}
+        new, self._missing = sorted(absent - self._missing), absent
+        if not new:
+            return []
+        named = ", ".join(self.names[number] for number in new)
+        text = (
+            f"none of the target's pseudo-labels in the last {ABSENCE_STEPS} steps is {named}: "
+            f"{len(absent)} of {len(self.names)} classes are not learnt on the target"
+        )
+        return [Alarm("never_predicted", text, collapse=False)]
+
+
+_ADVICE = (
+    "Check the predictions of an earlier checkpoint; a lower optimizer.lr, a teacher momentum "
+    "closer to 1 or better initial weights may help"
+)

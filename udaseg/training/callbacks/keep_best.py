@@ -1,0 +1,122 @@
+"""`--keep-best CRITERION`: keep the best checkpoint of a run, without target labels."""
+
+import logging
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from udaseg.data.labels.classes import ClassSpace
+from udaseg.errors import DataError
+from udaseg.files import write_json
+from udaseg.inference.loaded_run import LoadedModel
+from udaseg.recipe.schema import Recipe
+from udaseg.runs.best import (
+    BEST_RECORD,
+    best_folder,
+    drop_other_checkpoints,
+    place_checkpoint,
+    read_record,
+)
+from udaseg.selection.candidates import Candidate, EvaluationSets, open_evaluation_sets
+from udaseg.selection.criteria import CRITERIA
+from udaseg.selection.measure import compute_criteria
+from udaseg.training.setup import TrainingSetup
+
+log = logging.getLogger(__name__)
+_NUM_IMAGES = 50
+_SOURCE_CRITERIA = ("source", "drift")
+
+
+def open_criterion_sets(recipe: Recipe, root: Path) -> EvaluationSets | None:
+    """Return the images that checkpoints are evaluated on, or None if no criterion is set.
+
+    Raises:
+        DataError: The images that the criterion needs are not available.
+    """
+    criterion = recipe.machine.keep_best
+    if criterion is None:
+        return None
+    sets = open_evaluation_sets(recipe, None, None, _NUM_IMAGES, oracle=False, root=root)
+    if criterion not in _SOURCE_CRITERIA:
+        return replace(sets, source=None)
+    if sets.source is None:
+        raise DataError(
+            f"machine.keep_best={criterion} needs the source images, which are not available"
+        )
+    return sets
+
+
+class KeepBest:
+    """Keep the best checkpoint by a criterion that needs no target labels.
+
+    The values of all checkpoints are stored in the run, so a resumed run continues the comparison.
+    A network that predicts one class almost everywhere is kept only if there is no other.
+
+    Args:
+        recipe: Recipe of the run, with a criterion.
+        sets: Images to evaluate checkpoints on, without target labels.
+        classes: Outputs of the network.
+        folder: Run folder.
+
+    Attributes:
+        gave_up: The device ran out of memory; nothing more is compared until a resume.
+    """
+
+    def __init__(
+        self, recipe: Recipe, sets: EvaluationSets, classes: ClassSpace, folder: Path
+    ) -> None:
+        assert recipe.machine.keep_best is not None
+        self.criterion: str = recipe.machine.keep_best
+        self._recipe, self._sets, self._classes, self._run = recipe, sets, classes, folder
+        better = next(spec.better for spec in CRITERIA if spec.name == self.criterion)
+        self._sign = 1.0 if better == "higher" else -1.0
+        self.gave_up = False
+
+    def knows(self, step: int) -> bool:
+        """Return whether the checkpoint of `step` has been compared."""
+        return str(step) in read_record(self._run, self.criterion)["steps"]
+
+    def look(self, setup: TrainingSetup, checkpoint: Path, step: int) -> float | None:
+        """Evaluate a new checkpoint, keep it if it is the best, and return its value.
+
+        Args:
+            setup: Training setup; its student has the weights of the checkpoint.
+            checkpoint: The checkpoint file.
+            step: Step of the checkpoint.
+        """
+        student = setup.objective.student
+        was_training = student.training
+        student.eval()
+        loaded = LoadedModel(student, self._classes, self._recipe, step, checkpoint, setup.device)
+        candidate = Candidate(self._run, checkpoint, step)
+        try:
+            criteria = frozenset({self.criterion})
+            compute_criteria(
+                candidate, loaded, self._sets, device=str(setup.device), wanted=criteria
+            )
+        finally:
+            student.train(was_training)
+        value = candidate.values[self.criterion]
+        self._keep(checkpoint, step, value, candidate.collapsed)
+        return value
+
+    def _keep(self, checkpoint: Path, step: int, value: float | None, collapsed: bool) -> None:
+        record = read_record(self._run, self.criterion)
+        folder = best_folder(self._run, self.criterion)
+        steps: dict[str, dict[str, Any]] = record["steps"]
+        steps[str(step)] = {"value": value, "collapsed": collapsed}
+        best = max(steps, key=lambda other: (*self._merit(steps[other]), int(other)))
+        if best == str(step):
+            place_checkpoint(checkpoint, folder)
+            value_text = "-" if value is None else f"{value:.4f}"
+            log.info("step %d is the best so far by %s (%s)", step, self.criterion, value_text)
+        write_json(folder / BEST_RECORD, {**record, "best": int(best), "steps": steps})
+        if best == str(step):
+            drop_other_checkpoints(checkpoint, folder)
+
+    def _merit(self, entry: dict[str, Any]) -> tuple[bool, float]:
+        value = entry.get("value")
+        if value is None or math.isnan(value):
+            return False, -math.inf
+        return not entry.get("collapsed"), self._sign * value

@@ -1,0 +1,281 @@
+"""Guards of the loop: drop steps that are not finite, and roll back a state that is not finite.
+
+A dropped step leaves the state as it was before its forward pass. The decision is made once per
+step, after everything that it depends on has been queued, by reading two numbers from the device.
+A decision on the device would have to mask every write of a step (statistics of batch norms,
+moments, teacher, memories), and would report k bad steps in a row only after further steps.
+
+A state that is damaged between two steps (by a bit flip or a faulty kernel) makes all later steps
+bad, so dropping them would not help. Instead the last good copy of the state is restored, and the
+steps since then are repeated. As a run is a function of (recipe, step), the result is identical to
+an uninterrupted run.
+"""
+
+import logging
+import statistics
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.utils import get_total_norm
+
+from udaseg.distributed import all_gather_object, all_reduce_mean, all_reduce_sum
+from udaseg.errors import DivergedError
+from udaseg.methods.objectives.objective import LossReport
+from udaseg.training.setup import TrainingSetup
+from udaseg.training.snapshot import BufferCopy, Snapshot, state_is_finite
+
+log = logging.getLogger(__name__)
+DROPPED_STEPS, ROLLBACKS = "dropped_steps", "returns_to_a_good_state"
+CLIPPED_STEPS, GRADIENT_SPIKES = "clipped_steps", "gradient_spikes"
+
+CHECK_INTERVAL = 100
+"""Steps between two checks of the whole state on a CPU; each check stores a rollback copy."""
+
+CHECK_INTERVAL_CUDA = 500
+"""The same on a GPU, where steps are short and the copy is transferred to the host."""
+
+SPIKE_FACTOR = 100.0
+"""A gradient norm above this multiple of the median of recent norms is a spike."""
+
+_NORM_WINDOW, _MIN_NORMS = 50, 10
+
+
+@dataclass(frozen=True)
+class DroppedStep:
+    """A step that was dropped.
+
+    Attributes:
+        step: Steps of the run, including this one.
+        files: Images of the batch on all ranks.
+        values: Reported values by name, as the mean over ranks; some are not finite.
+        gradient_norm: Gradient norm before clipping.
+        in_a_row: Number of consecutive dropped steps, including this one.
+    """
+
+    step: int
+    files: tuple[str, ...]
+    values: Mapping[str, float]
+    gradient_norm: float
+    in_a_row: int
+
+
+class StateNotFinite(Exception):
+    """The state after `step` steps contains NaN or infinity; always caught in the engine."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"the state after step {step} is not finite")
+        self.step = step
+
+
+class Guard:
+    """Checks the steps and the state of a run; the loop calls its methods in the order below.
+
+    Args:
+        run: The training setup.
+        counts: Counters of dropped and clipped steps, gradient spikes and rollbacks, by the names
+            above.
+        on_drop: Called for each dropped step.
+        on_return: Called after a rollback with the number of steps done.
+
+    Attributes:
+        gradient_norm: Gradient norm of the last step, before clipping.
+    """
+
+    def __init__(
+        self,
+        run: TrainingSetup,
+        *,
+        counts: Counter[str] | None = None,
+        on_drop: Callable[[DroppedStep], None] | None = None,
+        on_return: Callable[[int], None] | None = None,
+    ) -> None:
+        self.run = run
+        self.counts: Counter[str] = Counter() if counts is None else counts
+        self.gradient_norm = 0.0
+        self._on_drop, self._on_return = on_drop, on_return
+        self._buffers = BufferCopy(run.objective)
+        self._kept: Snapshot | None = None
+        self._undoes: Literal["nothing", "buffers", "all"] = "nothing"
+        self._done = 0
+        self._in_a_row = self._returns = 0
+        self._failed_at = -1
+        self._norms: deque[float] = deque(maxlen=_NORM_WINDOW)
+
+    def begin_from(self, done: int) -> None:
+        """Store the initial state of the run; after a rollback it is stored already."""
+        if self._kept is None or self._kept.step != done:
+            self.keep(done)
+
+    def begin(self, step: int) -> None:
+        """Save what the forward pass of `step` may change."""
+        self._done, self._undoes = step, "buffers"
+        self._buffers.take()
+
+    def end(self, done: int) -> None:
+        """Mark the step as done, accepted or dropped; `undo` does nothing until the next step."""
+        self._done, self._undoes = done, "nothing"
+
+    def accepts(self, report: LossReport, gradient_norm: Tensor) -> bool:
+        """Return whether loss, gradient and views are finite on every rank (waits).
+
+        Args:
+            report: Report of the step.
+            gradient_norm: Scalar, before clipping.
+        """
+        norm = gradient_norm.detach().float()
+        bad = all_reduce_sum(1 - _is_finite(report, norm).float())
+        refused, self.gradient_norm = torch.stack([bad, norm]).tolist()
+        if refused:
+            return False
+        self._count(self.gradient_norm)
+        self._in_a_row = 0
+        self._undoes = "all"
+        return True
+
+    def drop(self, step: int, report: LossReport) -> None:
+        """Undo step number `step` (from 0) completely.
+
+        Raises:
+            StateNotFinite: The state before the step was already not finite.
+            DivergedError: Too many consecutive steps were dropped; names the files of the batch.
+        """
+        self.undo()
+        if not state_is_finite(self.run.objective, self.run.optimizer):
+            raise StateNotFinite(step)
+        self._in_a_row += 1
+        self.counts[DROPPED_STEPS] += 1
+        files = tuple(
+            name for part in all_gather_object(self.run.batches.names(step)) for name in part
+        )
+        dropped = DroppedStep(
+            step + 1, files, _mean_values(report), self.gradient_norm, self._in_a_row
+        )
+        if self._on_drop is not None:
+            self._on_drop(dropped)
+        values = f"loss {_format_values(dropped.values)}, gradient norm {self.gradient_norm:.4g}"
+        log.warning("step %d: not finite (%s); step dropped, its changes undone", step + 1, values)
+        if self._in_a_row >= self.run.max_bad_steps:
+            named = "\n  ".join(files)
+            row = f", {self._in_a_row} steps in a row" if self._in_a_row > 1 else ""
+            raise DivergedError(
+                f"step {step + 1}: the loss or its gradient is not finite ({values}){row}. Lower "
+                f"optimizer.lr, set optimizer.clip_norm, or check the batch:\n  {named}"
+            )
+
+    def undo(self) -> int:
+        """Undo an unfinished step and return the number of steps in the restored state."""
+        self.run.optimizer.zero_grad(set_to_none=True)
+        if self._undoes == "buffers":
+            self._buffers.put_back()
+        elif self._undoes == "all":
+            # weights, moments and memories may be partly updated
+            assert self._kept is not None
+            self._put_back(self._kept)
+            self._done = self._kept.step
+        self._undoes = "nothing"
+        return self._done
+
+    def due(self, done: int) -> bool:
+        """Return whether the state after `done` steps must be checked and copied."""
+        checkpoint = self.run.checkpoint_every
+        if checkpoint and done % checkpoint == 0:
+            return True
+        every = CHECK_INTERVAL if self.run.device.type == "cpu" else CHECK_INTERVAL_CUDA
+        return done % every == 0
+
+    def look(self, done: int) -> None:
+        """Raise StateNotFinite if the state after `done` steps is not finite (waits)."""
+        if not state_is_finite(self.run.objective, self.run.optimizer):
+            raise StateNotFinite(done)
+
+    def keep(self, done: int) -> None:
+        """Store a rollback copy after `done` steps; raise StateNotFinite if the state is bad."""
+        self.look(done)
+        self._kept = None  # free its memory for the new copy
+        self._kept = Snapshot(done, self.run.objective, self.run.optimizer)
+        self._returns = 0
+
+    def go_back(self, failed_at: int) -> int:
+        """Restore the last good state and return its number of steps.
+
+        Args:
+            failed_at: Number of steps after which the state was not finite.
+
+        Raises:
+            DivergedError: There is no good state, or the same steps have failed before.
+        """
+        # steps are deterministic, so a failure that repeats is not a random fault
+        repeated = failed_at == self._failed_at or self._returns >= self.run.max_bad_steps
+        if self._kept is None or repeated:
+            since = "" if self._kept is None else f", again since step {self._kept.step}"
+            raise DivergedError(
+                f"step {failed_at}: weights, statistics or the optimiser's moments are not finite"
+                f"{since}. Lower optimizer.lr, or set optimizer.clip_norm"
+            )
+        self._failed_at = failed_at
+        self._returns += 1
+        self._in_a_row = 0
+        self.counts[ROLLBACKS] += 1
+        log.warning(
+            "step %d: weights, statistics or the optimiser's moments are not finite; restoring the "
+            "state after step %d and continuing from there",
+            failed_at,
+            self._kept.step,
+        )
+        self._put_back(self._kept)
+        return self._kept.step
+
+    def _put_back(self, kept: Snapshot) -> None:
+        self.run.optimizer.zero_grad(set_to_none=True)
+        kept.restore(self.run.objective, self.run.optimizer)
+        if self._on_return is not None:
+            self._on_return(kept.step)
+
+    def _count(self, norm: float) -> None:
+        limit = self.run.clip_norm
+        if limit is not None and norm > limit:
+            self.counts[CLIPPED_STEPS] += 1
+        median = statistics.median(self._norms) if len(self._norms) >= _MIN_NORMS else 0.0
+        if median > 0 and norm > SPIKE_FACTOR * median:
+            self.counts[GRADIENT_SPIKES] += 1
+            if self.counts[GRADIENT_SPIKES] == 1:
+                clipping = "optimizer.clip_norm would clip it" if limit is None else "it is clipped"
+                log.warning(
+                    "gradient norm %.3g is %.0f times the median of recent steps; %s; further "
+                    "spikes are only counted",
+                    norm,
+                    norm / median,
+                    clipping,
+                )
+        self._norms.append(norm)
+
+
+def _is_finite(report: LossReport, gradient_norm: Tensor) -> Tensor:
+    """Return on the device whether loss, figures, gradient and views are finite."""
+    scalars = [report.total, *report.parts.values(), *report.figures.values(), gradient_norm]
+    # a memory may store values that the loss ignores, so every view is checked
+    views = [value for value in _view_tensors(report.views) if value.is_floating_point()]
+    if views:
+        scalars.append(get_total_norm(views))
+    return torch.stack([value.detach().float() for value in scalars]).isfinite().all()
+
+
+def _view_tensors(value: object) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value.detach()
+    elif is_dataclass(value):
+        for part in fields(value):
+            yield from _view_tensors(getattr(value, part.name))
+
+
+def _mean_values(report: LossReport) -> dict[str, float]:
+    values = {"total": report.total, **report.parts, **report.figures}
+    return {name: float(all_reduce_mean(value.detach())) for name, value in values.items()}
+
+
+def _format_values(values: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in values.items())

@@ -1,0 +1,158 @@
+"""Out of memory: the errors it ends in, and the retry in smaller micro-batches."""
+
+import gc
+import logging
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from udaseg.errors import DivergedError, EnvironmentFault
+from udaseg.recipe.schema import Recipe
+from udaseg.runs.folder import rewrite_recipe
+from udaseg.training.setup import TrainingSetup
+
+log = logging.getLogger(__name__)
+
+# the CPU allocator and CUDA libraries have no error class of their own for this
+_OUT_OF_MEMORY_TEXTS = (
+    "can't allocate memory",
+    "not enough memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+
+
+class FirstStepOutOfMemory(EnvironmentFault):
+    """The first step ran out of memory; nothing was changed."""
+
+
+class OutOfMemory(DivergedError):
+    """Memory ran out after successful steps.
+
+    Args:
+        message: What happened.
+        done: Number of steps in the state, which is intact.
+    """
+
+    def __init__(self, message: str, done: int) -> None:
+        super().__init__(message)
+        self.done = done
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether `error` means out of memory, on a GPU or a CPU."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(
+        word in str(error) for word in _OUT_OF_MEMORY_TEXTS
+    )
+
+
+def empty_cache() -> None:
+    """Free the memory that an interrupted step still held, including the GPU cache."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def peak_memory_message(device: torch.device) -> str:
+    """Return a message with the peak memory use of the device; empty for a CPU."""
+    if device.type != "cuda":
+        return ""
+    peak = torch.cuda.max_memory_allocated(device) / 2**30
+    total = torch.cuda.get_device_properties(device).total_memory / 2**30
+    return f"peak use {peak:.1f} of {total:.1f} GiB"
+
+
+def split_further(
+    recipe: Recipe, setup: TrainingSetup, folder: Path, message: str, *, wanted: bool
+) -> tuple[Recipe, TrainingSetup]:
+    """Return recipe and setup with more micro-batches per step; `recipe.yaml` is updated.
+
+    Args:
+        recipe: Recipe of the run.
+        setup: Training setup that does not fit.
+        folder: Run folder.
+        message: Error message of the device.
+        wanted: `--fit` was given.
+
+    Raises:
+        EnvironmentFault: With advice: `--fit` was not given, or the batch cannot be split further.
+    """
+    parts = _next_micro_batches(recipe, setup)
+    if not wanted or parts is None:
+        raise EnvironmentFault(out_of_memory_advice(recipe, setup, message, fit_given=wanted))
+    empty_cache()
+    log.warning(
+        "a step of %d + %d images does not fit in memory (%s); trying %d micro-batches of %d + %d. "
+        "Batch norm sees one micro-batch at a time, so results differ from those without --fit",
+        recipe.batch.source,
+        recipe.batch.target,
+        message,
+        parts,
+        recipe.batch.source // parts,
+        recipe.batch.target // parts,
+    )
+    recipe = replace(recipe, machine=replace(recipe.machine, micro_batches=parts))
+    rewrite_recipe(folder, recipe)
+    return recipe, replace(setup, micro_batches=parts)
+
+
+def adopt_micro_batches(folder: Path, before: Recipe, now: Recipe) -> None:
+    """Update the recipe of a resumed run to another number of micro-batches, and warn."""
+    if before.machine.activation_checkpointing != now.machine.activation_checkpointing:
+        rewrite_recipe(folder, now)  # the results are the same, so no message is needed
+    old, new = before.machine.micro_batches, now.machine.micro_batches
+    if old != new:
+        # not refused: otherwise a run that ran out of memory could not be resumed
+        log.warning("a step now has %d micro-batches, before %d: the results differ", new, old)
+        rewrite_recipe(folder, now)
+
+
+def out_of_memory_advice(
+    recipe: Recipe, setup: TrainingSetup, message: str, *, fit_given: bool
+) -> str:
+    """Return an error message with the sizes that do not fit and the options to change."""
+    batch, batches = recipe.batch, setup.batches
+    crop = recipe.source.crop
+    # of the current stage, which may have its own crops and batch size
+    images = [
+        f"{count // recipe.machine.micro_batches} {domain} images of "
+        f"{crops.crop[1]}x{crops.crop[0]} px"
+        for domain, count, crops in (
+            ("source", batches.batch_source, batches.source),
+            ("target", batches.batch_target, batches.target),
+        )
+        if crops is not None
+    ]
+    options = []
+    machine = recipe.machine
+    if not machine.activation_checkpointing and not machine.compile:
+        options.append("machine.activation_checkpointing=true (same results, slightly slower)")
+    if not fit_given and (parts := _next_micro_batches(recipe, setup)) is not None:
+        options.append(f"--fit (the same batch in {parts} or more micro-batches)")
+    if batch.source > 1:
+        options.append(f"--batch {batch.source // 2}")
+    stride = recipe.model.output_stride
+    # half the pixels, in multiples of the stride
+    smaller = [max(stride, round(side / math.sqrt(2) / stride) * stride) for side in crop]
+    options.append(f"source.crop={smaller} target.crop={smaller} (half the pixels)")
+    if setup.device.type == "cuda" and recipe.machine.precision == "fp32":
+        options.append("--precision bf16")
+    return (
+        f"out of memory on {setup.device}: {' and '.join(images)} at once ({message}); use "
+        + ", or ".join(options)
+    )
+
+
+def _next_micro_batches(recipe: Recipe, setup: TrainingSetup) -> int | None:
+    """Return the next larger number of micro-batches that divides every batch, or None."""
+    sizes = [recipe.batch.source, recipe.batch.target]
+    if setup.batches.target is not None:
+        sizes.append(setup.batches.batch_target)
+    divisor = math.gcd(*sizes)
+    larger = range(recipe.machine.micro_batches + 1, divisor + 1)
+    return next((parts for parts in larger if divisor % parts == 0), None)

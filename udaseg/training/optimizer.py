@@ -1,0 +1,172 @@
+"""Optimisers, and the learning rate as a function of the step, without scheduler state."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from udaseg.methods.build import adversarial_spec
+from udaseg.methods.objectives.adversarial import Adversarial
+from udaseg.methods.objectives.objective import Objective
+from udaseg.models.segmenter import Segmenter
+from udaseg.recipe.schema import Optimizer, Recipe
+from udaseg.recipe.stages import Stage, recipe_of_stage, stages_of
+from udaseg.runs.checkpoint import SavesState
+
+
+class JointOptimizer:
+    """Several optimisers that step together and are saved like one.
+
+    Args:
+        members: At least one optimiser; no two share a parameter.
+    """
+
+    def __init__(self, members: Sequence[torch.optim.Optimizer]) -> None:
+        self.members = tuple(members)
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The parameter groups of all members, in order."""
+        return [group for member in self.members for group in member.param_groups]
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Reset the gradients of all members."""
+        for member in self.members:
+            member.zero_grad(set_to_none=set_to_none)
+
+    def step(self) -> None:
+        """Update the parameters of all members."""
+        for member in self.members:
+            member.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return one state, with parameters numbered across all members."""
+        state: dict[int, Any] = {}
+        groups: list[dict[str, Any]] = []
+        offset = 0
+        for member in self.members:
+            member_state = member.state_dict()
+            state |= {number + offset: value for number, value in member_state["state"].items()}
+            for group in member_state["param_groups"]:
+                groups.append({**group, "params": [n + offset for n in group["params"]]})
+            offset += _parameter_count(member_state)
+        return {"state": state, "param_groups": groups}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what `state_dict` returned into the members."""
+        offset = first = 0
+        for member in self.members:
+            member_state = member.state_dict()
+            count, last = _parameter_count(member_state), first + len(member_state["param_groups"])
+            state = state_dict["state"].items()
+            member.load_state_dict(
+                {
+                    "state": {n - offset: v for n, v in state if offset <= n < offset + count},
+                    "param_groups": [
+                        {**group, "params": [n - offset for n in group["params"]]}
+                        for group in state_dict["param_groups"][first:last]
+                    ],
+                }
+            )
+            offset, first = offset + count, last
+
+
+def _parameter_count(state: dict[str, Any]) -> int:
+    return sum(len(group["params"]) for group in state["param_groups"])
+
+
+def build_discriminator_optimizer(
+    named: Iterable[tuple[str, nn.Parameter]], lr: float
+) -> torch.optim.Optimizer:
+    """Return Adam with betas 0.9 and 0.99, as in the training of output-space discriminators."""
+    group = {"params": list(named), "lr": lr, "base_lr": lr, "name": "discriminator"}
+    return torch.optim.Adam([group], lr=0.0, betas=(0.9, 0.99), fused=True)
+
+
+def make_optimizer(
+    kind: Literal["sgd", "adamw"],
+    groups: Sequence[tuple[str, float, Iterable[tuple[str, nn.Parameter]]]],
+    *,
+    momentum: float,
+    weight_decay: float,
+) -> torch.optim.Optimizer:
+    """Return a fused optimiser over named parameter groups.
+
+    Args:
+        kind: `sgd` or `adamw`.
+        groups: Name, learning rate and named parameters of each group; empty groups are dropped.
+        momentum: Momentum of SGD, beta 1 of AdamW.
+        weight_decay: Weight decay of all groups.
+    """
+    specs = []
+    for name, rate, named in groups:
+        parameters = list(named)
+        if parameters:
+            specs.append({"params": parameters, "lr": rate, "base_lr": rate, "name": name})
+    if kind == "sgd":
+        return torch.optim.SGD(
+            specs, lr=0.0, momentum=momentum, weight_decay=weight_decay, fused=True
+        )
+    return torch.optim.AdamW(
+        specs, lr=0.0, betas=(momentum, 0.999), weight_decay=weight_decay, fused=True
+    )
+
+
+def learning_rate_factor(step: int, steps: float, *, power: float, warmup: int) -> float:
+    """Return the factor of the learning rate at `step`: linear warm-up times polynomial decay."""
+    rise = min(1.0, (step + 1) / (warmup + 1))
+    decay: float = (1 - step / steps) ** power
+    return rise * decay
+
+
+def set_learning_rate(optimizer: SavesState, factor: float) -> None:
+    """Set every group's learning rate to `factor` times its base rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["base_lr"] * factor
+
+
+def parameter_groups(
+    spec: Optimizer, student: Segmenter
+) -> list[tuple[str, float, list[tuple[str, nn.Parameter]]]]:
+    """Return the student's parameter groups as (name, learning rate, named parameters)."""
+
+    def named(prefix: str, module: nn.Module | None) -> Iterable[tuple[str, nn.Parameter]]:
+        if module is None:
+            return []
+        return [
+            (f"{prefix}.{name}", parameter)
+            for name, parameter in module.named_parameters()
+            if parameter.requires_grad
+        ]
+
+    head_parameters = [*named("head", student.head), *named("projector", student.projector)]
+    return [
+        ("backbone", spec.lr * spec.backbone_lr_mult, list(named("backbone", student.backbone))),
+        ("head", spec.lr * spec.head_lr_mult, head_parameters),
+    ]
+
+
+def build_optimizer(recipe: Recipe, target: Objective, stage: Stage | None = None) -> SavesState:
+    """Return the optimiser; it holds each trainable parameter exactly once.
+
+    Raises:
+        RuntimeError: A parameter is missing or held twice, which is a bug.
+    """
+    stage = stage or stages_of(recipe)[0]
+    spec = recipe_of_stage(recipe, stage).optimizer
+    groups = parameter_groups(spec, target.student)
+    first = make_optimizer(
+        spec.kind, groups, momentum=spec.momentum, weight_decay=spec.weight_decay
+    )
+    combined: SavesState = first
+    if isinstance(target, Adversarial):
+        objective_spec = adversarial_spec(recipe, stage)
+        named = target.discriminator.named_parameters(prefix="discriminator")
+        second = build_discriminator_optimizer(named, objective_spec.discriminator_lr)
+        combined = JointOptimizer([first, second])
+    held = [id(parameter) for group in combined.param_groups for parameter in group["params"]]
+    trainable = {id(parameter) for parameter in target.parameters() if parameter.requires_grad}
+    if len(held) != len(set(held)) or set(held) != trainable:
+        raise RuntimeError("the optimiser does not hold every trained parameter exactly once")
+    return combined

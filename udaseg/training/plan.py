@@ -1,0 +1,252 @@
+"""Print the plan of a run before it starts, and its folder when it is done."""
+
+import gc
+import logging
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.text import Text
+
+from udaseg.data.datasets.index import PreparedDataset, Sample
+from udaseg.distributed import world_size
+from udaseg.errors import DataError
+from udaseg.recipe.schema import Recipe
+from udaseg.recipe.stages import Stage, stages_of
+from udaseg.text import printable
+from udaseg.training.footprint import Footprint, estimate_footprint
+from udaseg.training.setup import TrainingSetup, build_setup
+
+log = logging.getLogger(__name__)
+
+
+def print_plan(
+    recipe: Recipe,
+    recipe_path: Path,
+    setup: TrainingSetup,
+    source: PreparedDataset,
+    target: PreparedDataset | None,
+    validation: PreparedDataset | None,
+    folder: Path,
+) -> None:
+    """Print the plan to stderr: data, network, steps and run folder."""
+    assert source.classes is not None
+    assert setup.batches.source is not None
+    student = setup.objective.student
+    parameters = sum(parameter.numel() for parameter in student.parameters())
+    rows = {
+        "recipe": f"{recipe_path} ({recipe.name}, seed {recipe.seed})",
+        "source": f"{source.name}: {len(setup.batches.source.samples)} images, "
+        f"{len(source.classes)} classes",
+    }
+    if target is not None:
+        samples = target.split(recipe.target.split)
+        rows["target"] = f"{target.name}: {len(samples)} images, labels unused"
+        _warn_of_aspect_ratio("target", recipe.target.resize, samples)
+    _warn_of_aspect_ratio("source", recipe.source.resize, setup.batches.source.samples)
+    if setup.device.type == "cpu" and recipe.model.backbone.startswith("resnet"):
+        log.warning(
+            "%d steps of %s on a CPU take very long; use a GPU. For a quick test: "
+            "steps=500 model.backbone=mobilenet_v2 model.output_stride=16",
+            recipe.steps,
+            recipe.model.backbone,
+        )
+    if validation is not None:
+        split = recipe.validation.split
+        rows["scored on"] = f"{validation.name} {split}: {len(validation.split(split))} images"
+    rows |= _class_rows(source, setup.batches.source.samples, target, validation)
+    model = recipe.model
+    rows["network"] = (
+        f"{model.backbone}, {model.head}, stride {model.output_stride}, "
+        f"{parameters / 1e6:.2f} M parameters, weights {model.weights}"
+    )
+    rows["steps"] = f"{recipe.steps} of {recipe.batch.source}"
+    if target is not None:
+        rows["steps"] += f" + {recipe.batch.target}"
+    per_process = f" in each of {world_size()} processes" if world_size() > 1 else ""
+    rows["steps"] += f" images{per_process} on {setup.device}, {recipe.machine.precision}"
+    if len(stages_of(recipe)) > 1:
+        rows["stages"] = ", ".join(
+            f"{stage.name} to step {stage.end}" for stage in stages_of(recipe)
+        )
+    rows["run"] = str(folder)
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    for key, value in rows.items():
+        console.print(Text(f"{key:>10}  {printable(value)}"))
+
+
+def _warn_of_aspect_ratio(
+    domain: str, resize: tuple[int, int] | None, samples: Sequence[Sample]
+) -> None:
+    """Warn if the recipe's resize changes the aspect ratio of the images."""
+    if resize is None:
+        return
+    aspect = resize[1] / resize[0]
+    distorted = [s for s in samples if not 0.9 < s.width / s.height / aspect < 1.1]
+    if distorted:
+        first = distorted[0]
+        log.warning(
+            "%d of %d %s images have another aspect ratio than %s.resize=[%d, %d] (the first "
+            "is %dx%d) and are distorted; set %s.resize=[HEIGHT, WIDTH] to keep their aspect ratio",
+            len(distorted),
+            len(samples),
+            domain,
+            domain,
+            *resize,
+            first.width,
+            first.height,
+            domain,
+        )
+
+
+def _class_rows(
+    source: PreparedDataset,
+    samples: Sequence[Sample],
+    target: PreparedDataset | None,
+    validation: PreparedDataset | None,
+) -> dict[str, str]:
+    """Return which classes both sides share, and which only one side has.
+
+    Args:
+        source: Its classes are the network's.
+        samples: Training samples; their pixel counts show which classes no label has.
+        target: Its class names are compared if nothing is scored; its labels are not read.
+        validation: Images to score, if any.
+
+    Raises:
+        DataError: No class name is shared, so nothing can be scored.
+    """
+    assert source.classes is not None
+    source_names = source.classes.names
+    rows = {}
+    counts = [sample.pixels for sample in samples if sample.pixels]
+    totals = np.asarray(counts, np.int64).sum(0) if counts else np.ones(len(source_names))
+    if untrained := [name for name, total in zip(source_names, totals, strict=True) if not total]:
+        rows["unseen"] = (
+            f"no training pixels for: {', '.join(untrained)} (no label of {source.name} has them, "
+            "so the network cannot learn them)"
+        )
+    other = validation or target
+    other_names = None if other is None or other.classes is None else other.classes.names
+    if other is None or other_names is None or set(source_names) == set(other_names):
+        return rows
+    if validation is not None and not set(source_names) & set(other_names):
+        raise DataError(
+            f"{other.name}: its classes ({', '.join(other_names)}) have no name in common with "
+            f"those of {source.name} ({', '.join(source_names)}), so nothing can be scored; use "
+            "the same names in a dataset YAML, or set validation.data=null"
+        )
+    parts = [f"{len(set(source_names) & set(other_names))} names in common"]
+    if exclusive := [name for name in source_names if name not in other_names]:
+        parts.append(f"only in {source.name}: {', '.join(exclusive)} (trained, never scored)")
+    if exclusive := [name for name in other_names if name not in source_names]:
+        parts.append(
+            f"only in {other.name}: {', '.join(exclusive)} (the network cannot predict them)"
+        )
+    return {**rows, "classes": "; ".join(parts)}
+
+
+def print_finished(folder: Path, recipe: Recipe) -> None:
+    """Print to stdout where the run is, and the commands to use next."""
+    console = Console(highlight=False, soft_wrap=True)
+    path = shlex.quote(printable(str(folder)))
+    console.print(Text(f"{recipe.name}: done, in {path}"))
+    if recipe.validation.data is not None:
+        console.print(Text(f"  udaseg eval {path}"))
+    console.print(Text(f"  udaseg predict IMAGES --checkpoint {path}"))
+
+
+_LABELS = {
+    "student": "student",
+    "teacher": "teacher",
+    "memories": "banks and prototypes",
+    "moments": "optimiser",
+    "gradients": "gradients",
+    "activations": "activations",
+    "guard": "rollback copy",
+}
+
+
+def print_memory_plan(
+    recipe: Recipe, first: TrainingSetup, source: PreparedDataset, target: PreparedDataset | None
+) -> None:
+    """Print to stderr how much memory each stage of training needs, and the checkpoint size.
+
+    Args:
+        recipe: Recipe of the run.
+        first: Its first stage, built.
+        source: Labelled images.
+        target: Unlabelled images.
+    """
+    rows: list[tuple[str, str]] = []
+    if world_size() > 1:
+        rows.append(
+            (
+                "memory",
+                "not estimated with several processes; use --dry-run in one process, with the same "
+                "result",
+            )
+        )
+    else:
+        for stage, setup in _stage_setups(recipe, first, source, target):
+            try:
+                memory = estimate_footprint(setup)
+            except RuntimeError as error:
+                # the size of an operation's result depends on its values
+                log.warning("memory cannot be estimated: %s", str(error).partition("\n")[0])
+                return
+            rows.append(("memory", format_memory(memory, stage.name, setup.device)))
+        rows.append(
+            (
+                "",
+                "estimated from tensor sizes; excludes kernel workspaces, fragmentation and device "
+                "context",
+            )
+        )
+        rows.append(
+            (
+                "saved",
+                f"checkpoint size {_format_bytes(memory.checkpoint())}; the same in host memory",
+            )
+        )
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    for key, value in rows:
+        console.print(Text(f"{key:>10}  {printable(value)}"))
+
+
+def format_memory(memory: Footprint, stage: str | None, device: torch.device) -> str:
+    """Return the memory that training needs as text: the sum and its parts."""
+    parts = ", ".join(
+        f"{label} {_format_bytes(getattr(memory, name))}"
+        for name, label in _LABELS.items()
+        if getattr(memory, name) >= 2**17
+    )
+    capacity = ""
+    if device.type == "cuda":
+        capacity = f" of {_format_bytes(torch.cuda.get_device_properties(device).total_memory)}"
+    prefix = "" if stage is None else f"stage {stage}: "
+    return f"{prefix}{_format_bytes(memory.total())}{capacity} on {device}: {parts}"
+
+
+def _stage_setups(
+    recipe: Recipe, first: TrainingSetup, source: PreparedDataset, target: PreparedDataset | None
+) -> Iterator[tuple[Stage, TrainingSetup]]:
+    """Yield each stage with its training setup; random weights after the first stage."""
+    # random weights have the same size
+    without_weights = replace(recipe, model=replace(recipe.model, weights="random"))
+    for stage in stages_of(recipe):
+        if stage.number == 0:
+            yield stage, first
+            continue
+        labels = None if stage.pseudo_labels is None else Path("pseudo_labels")
+        yield stage, build_setup(without_weights, source, target, leg=stage, pseudo_labels=labels)
+        gc.collect()
+
+
+def _format_bytes(count: int) -> str:
+    """Return bytes as GiB, or as MiB below 0.5 GiB."""
+    return f"{count / 2**30:.2f} GiB" if count >= 2**29 else f"{count / 2**20:.1f} MiB"

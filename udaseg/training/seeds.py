@@ -1,0 +1,240 @@
+"""`--seeds`: train one recipe with several seeds in turn, and summarise their scores."""
+
+import logging
+import math
+import os
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from udaseg.errors import DivergedError, Interrupted, PartialError, UsageError
+from udaseg.evaluation.scores import Scores, find_score_files, read_scores
+from udaseg.files import read_json, write_json
+from udaseg.recipe.load import load
+from udaseg.recipe.schema import Recipe
+from udaseg.recipe.stages import recipe_digest
+from udaseg.runs.folder import default_run_folder
+from udaseg.text import percent, printable
+from udaseg.training.memory import empty_cache
+
+log = logging.getLogger(__name__)
+SUMMARY = "seeds.json"
+
+
+@dataclass(frozen=True)
+class SeedRun:
+    """One finished run of several.
+
+    Attributes:
+        seed: Seed of the run.
+        folder: Run folder.
+        scores: Final scores; None if nothing is scored.
+    """
+
+    seed: int
+    folder: Path
+    scores: Scores | None
+
+
+def run_seeds(
+    one: Callable[..., Path],
+    seeds: Sequence[int],
+    *,
+    recipe: Recipe,
+    out: Path | None,
+    overwrite: bool,
+    dry_run: bool,
+    **options: Any,
+) -> Path:
+    """Train with each seed in its own folder, and return the folder of all runs.
+
+    The same command again continues: finished seeds are skipped, an interrupted one is resumed. If
+    the training of a seed ends in an error, the other seeds are still trained.
+
+    Args:
+        one: `train` or `adapt`, called once for each seed.
+        seeds: In order.
+        recipe: Its seed is replaced.
+        out: Folder of all runs; None takes one below `runs/`.
+        overwrite: Start every seed again.
+        dry_run: Print only the plan of the first seed.
+        options: Passed on to `one`.
+
+    Raises:
+        UsageError: A finished seed was trained with another recipe, or there are several processes.
+        Interrupted: A signal was received; the completed steps are saved.
+        PartialError: Some seeds diverged; the others are finished.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError("--seeds runs in one process; start torchrun once for each --seed")
+    folder = out or _default_folder(recipe)
+    if (folder / "recipe.yaml").is_file():
+        raise UsageError(f"{folder}: is a run of a single seed; use another --out for --seeds")
+    failed: dict[int, str] = {}
+    for seed in seeds:
+        seed_recipe, run_folder = replace(recipe, seed=seed), folder / f"s{seed}"
+        arguments = {**options, "recipe": seed_recipe, "dry_run": dry_run}
+        if dry_run:
+            one(**arguments, out=run_folder, resume=None, overwrite=overwrite)
+            return folder
+        if not overwrite and _is_finished(run_folder, seed_recipe):
+            log.info("seed %d: finished already, in %s", seed, run_folder)
+            continue
+        resumable = not overwrite and (run_folder / "recipe.yaml").is_file()
+        log.info("seed %d: %s %s", seed, "resumes in" if resumable else "starts in", run_folder)
+        try:
+            if resumable:
+                one(**{**arguments, "init": None}, out=None, resume=run_folder, overwrite=False)
+            else:
+                one(**arguments, out=run_folder, resume=None, overwrite=overwrite)
+        except Interrupted as interruption:
+            _write_summary(folder, recipe, seeds, failed)
+            raise Interrupted(
+                f"{interruption}\nrun the same command again to continue with "
+                f"seed {seed} and the remaining seeds",
+                interruption.exit_code - 128,
+            ) from interruption
+        except DivergedError as error:
+            log.error("seed %d: %s", seed, error)
+            failed[seed] = str(error).partition("\n")[0]
+        empty_cache()
+        _write_summary(folder, recipe, seeds, failed)
+    runs = _write_summary(folder, recipe, seeds, failed)
+    _print_summary(folder, runs)
+    if failed:
+        reasons = "; ".join(f"seed {seed}: {reason}" for seed, reason in failed.items())
+        raise PartialError(f"{len(failed)} of {len(seeds)} seeds did not finish: {reasons}")
+    return folder
+
+
+def seed_statistics(values: Sequence[float]) -> dict[str, float | int | None]:
+    """Return mean, standard deviation (n - 1), minimum and maximum over seeds, without NaN."""
+    known = [value for value in values if not math.isnan(value)]
+    if not known:
+        return {"seeds": 0, "mean": None, "spread": None, "least": None, "most": None}
+    return {
+        "seeds": len(known),
+        "mean": statistics.fmean(known),
+        "spread": statistics.stdev(known) if len(known) > 1 else None,
+        "least": min(known),
+        "most": max(known),
+    }
+
+
+def _default_folder(recipe: Recipe) -> Path:
+    single_run = default_run_folder(recipe, None)
+    return single_run.with_name(single_run.name.removesuffix(f"-s{recipe.seed}") + "-seeds")
+
+
+def _is_finished(run_folder: Path, recipe: Recipe) -> bool:
+    """Return whether the run of a seed is finished.
+
+    Raises:
+        UsageError: It is finished, but with another recipe.
+    """
+    if read_json(run_folder / "status.json").get("state") != "done":
+        return False
+    if recipe_digest(load(run_folder / "recipe.yaml")) != recipe_digest(recipe):
+        raise UsageError(
+            f"{run_folder}: is finished, but with another recipe; use another --out, or "
+            "--overwrite to train all seeds again"
+        )
+    return True
+
+
+def _write_summary(
+    folder: Path, recipe: Recipe, seeds: Sequence[int], failed: Mapping[int, str]
+) -> list[SeedRun]:
+    """Write `seeds.json` for the finished runs, and return them."""
+    runs = []
+    for seed in seeds:
+        run_folder = folder / f"s{seed}"
+        if read_json(run_folder / "status.json").get("state") == "done":
+            score_file = next(iter(find_score_files(run_folder).values()), None)
+            runs.append(
+                SeedRun(
+                    seed, run_folder, None if score_file is None else read_scores(score_file, [])
+                )
+            )
+    scored = [run for run in runs if run.scores is not None]
+    write_json(
+        folder / SUMMARY,
+        {
+            "recipe": recipe.name,
+            "seeds": list(seeds),
+            "finished": {str(run.seed): run.folder.name for run in runs},
+            "failed": {str(seed): reason for seed, reason in failed.items()},
+            "means": {
+                name: seed_statistics(values) for name, values in means_by_name(scored).items()
+            },
+            "classes": {
+                name: seed_statistics(values) for name, values in class_ious_by_name(scored).items()
+            },
+            "each": {
+                str(run.seed): {
+                    "means": dict(run.scores.means),
+                    "classes": dict(zip(run.scores.names, run.scores.iou, strict=True)),
+                }
+                for run in scored
+                if run.scores is not None
+            },
+        },
+    )
+    return runs
+
+
+def means_by_name(runs: Sequence[SeedRun]) -> dict[str, list[float]]:
+    """Return the mean IoUs of each run by name."""
+    return _collect_by_name([run.scores.means for run in runs if run.scores is not None])
+
+
+def class_ious_by_name(runs: Sequence[SeedRun]) -> dict[str, list[float]]:
+    """Return the IoU of each class in each run."""
+    return _collect_by_name(
+        [
+            dict(zip(run.scores.names, run.scores.iou, strict=True))
+            for run in runs
+            if run.scores is not None
+        ]
+    )
+
+
+def _collect_by_name(parts: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
+    names = list(dict.fromkeys(name for part in parts for name in part))
+    return {name: [part.get(name, math.nan) for part in parts] for name in names}
+
+
+def _print_summary(folder: Path, runs: Sequence[SeedRun]) -> None:
+    """Print mean and spread over the seeds, for each class and each mean."""
+    console = Console(highlight=False, soft_wrap=True)
+    scored = [run for run in runs if run.scores is not None]
+    if scored:
+        table = Table(title=f"IoU in percent over {len(scored)} seeds", title_justify="left")
+        table.add_column("class")
+        for name in ("mean", "spread", *(f"seed {run.seed}" for run in scored)):
+            table.add_column(name, justify="right")
+        means = means_by_name(scored)
+        for name, values in {**class_ious_by_name(scored), **means}.items():
+            summary = seed_statistics(values)
+            row = [
+                _format_percent(summary["mean"]),
+                _format_percent(summary["spread"]),
+                *map(percent, values),
+            ]
+            style = "bold" if name in means else None
+            table.add_row(Text(printable(name)), *row, style=style)
+        console.print(table)
+        console.print(Text("spread: standard deviation over the seeds (n - 1)"))
+    else:
+        console.print(Text("nothing was scored: the recipe has no validation data"))
+    console.print(Text(f"{len(runs)} seeds: {printable(str(folder / SUMMARY))}"))
+
+
+def _format_percent(value: float | None) -> str:
+    return "-" if value is None else percent(value)

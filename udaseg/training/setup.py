@@ -1,0 +1,257 @@
+"""From a recipe to everything a stage trains with: objective, optimizer, batches, device."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from inspect import signature
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from udaseg.data.datasets.index import PreparedDataset
+from udaseg.data.loading.batches import TrainingBatches
+from udaseg.data.loading.cache import open_cache
+from udaseg.data.loading.crops import CropSource
+from udaseg.data.loading.rare_class import RareClassSettings
+from udaseg.distributed import local_world_size, rank, resolve_device, world_size
+from udaseg.errors import CheckpointError, DataError
+from udaseg.methods.build import apply_machine_options, build_objective
+from udaseg.methods.objectives.objective import Objective
+from udaseg.methods.sync_norm import sync_batch_norms
+from udaseg.recipe.schema import Domain, Recipe
+from udaseg.recipe.stages import Stage, stages_of
+from udaseg.runs.checkpoint import Checkpoint, SavesState
+from udaseg.training.optimizer import build_optimizer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainingSetup:
+    """Everything that the training loop of a run needs.
+
+    Attributes:
+        model: Called with a batch: the objective, or its distributed wrapper.
+        objective: The objective without a wrapper.
+        optimizer: Contains every trained parameter once.
+        batches: Batch i of the run.
+        device: Device of the model.
+        precision: `fp32`, or `bf16` autocast.
+        workers: Number of loader processes.
+        power: Exponent of the polynomial decay of the learning rate.
+        warmup: Steps of linear warm-up.
+        clip_norm: Maximum gradient norm; None does not clip.
+        checkpoint_every: Steps between two checkpoints, each preceded by a check of the whole
+            state; 0 writes only the last checkpoint.
+        max_bad_steps: Number of consecutive steps that are not finite after which the run ends.
+        micro_batches: Number of equal parts of a batch, processed in turn to save memory.
+        begin: Steps of the run before the first of this objective; the rate decays from here.
+        schedule_stop: Fraction of the decay reached at the end, in (0, 1].
+    """
+
+    model: nn.Module
+    objective: Objective
+    optimizer: SavesState
+    batches: TrainingBatches
+    device: torch.device
+    precision: Literal["fp32", "bf16"]
+    workers: int
+    power: float
+    warmup: int
+    clip_norm: float | None
+    checkpoint_every: int = 0
+    max_bad_steps: int = 5
+    micro_batches: int = 1
+    begin: int = 0
+    schedule_stop: float = 1.0
+
+
+# torch would overwrite all ranks' memories with rank 0's at each step; 2.15 renamed the switch
+_BUFFER_OPTIONS = ("forward_sync_buffers", "broadcast_buffers")
+_KEEP_LOCAL_BUFFERS: dict[str, Any] = {
+    next(s for s in _BUFFER_OPTIONS if s in signature(DistributedDataParallel).parameters): False
+}
+
+
+def build_setup(
+    recipe: Recipe,
+    source: PreparedDataset,
+    target: PreparedDataset | None,
+    *,
+    init: Checkpoint | None = None,
+    leg: Stage | None = None,
+    pseudo_labels: Path | None = None,
+) -> TrainingSetup:
+    """Return the training setup of a stage, on its device.
+
+    Args:
+        recipe: Recipe of the run.
+        source: Labelled images.
+        target: Unlabelled images.
+        init: Start from the student of this checkpoint.
+        leg: Stage of the run; None is the first.
+        pseudo_labels: Folder of the target's pseudo-labels, for a stage that trains on them.
+
+    Raises:
+        DataError: The source has no classes.
+        CheckpointError: `init` belongs to another network or has other classes.
+    """
+    if source.classes is None:
+        raise DataError(f"{source.name}: has no labels, so it cannot be used as source")
+    if init is not None and list(init.classes["names"]) != list(source.classes.names):
+        raise CheckpointError(
+            f"{init.path}: its classes are {', '.join(init.classes['names'])}, but {source.name} "
+            f"has {', '.join(source.classes.names)}; --init needs the same "
+            "classes in the same order"
+        )
+    device = resolve_device(recipe.machine.device)
+    leg = leg or stages_of(recipe)[0]
+    training_objective = build_objective(recipe, len(source.classes), init=init, leg=leg)
+    training_objective.to(device)
+    apply_machine_options(training_objective, recipe.machine)
+    machine = recipe.machine
+    return TrainingSetup(
+        model=distribute(training_objective),
+        objective=training_objective,
+        optimizer=build_optimizer(recipe, training_objective, leg),
+        batches=build_batches(recipe, source, target, leg, pseudo_labels),
+        device=device,
+        precision=machine.precision,
+        workers=worker_count(machine.workers, device),
+        power=recipe.optimizer.power,
+        warmup=recipe.optimizer.warmup,
+        clip_norm=recipe.optimizer.clip_norm,
+        checkpoint_every=machine.checkpoint_every,
+        max_bad_steps=machine.max_bad_steps,
+        micro_batches=machine.micro_batches,
+        begin=leg.begin,
+        schedule_stop=leg.schedule_stop,
+    )
+
+
+def distribute(training_objective: Objective) -> nn.Module:
+    """Return the module to call with a batch: the objective, or a wrapper that sums gradients.
+
+    Args:
+        training_objective: Objective on its device. With several processes, its batch norms are
+            changed to use the images of all ranks.
+    """
+    if world_size() == 1:
+        return training_objective
+    sync_batch_norms(training_objective)
+    # no parameter is unused: each objective keeps all trained parameters in the graph of each step
+    return DistributedDataParallel(
+        training_objective, gradient_as_bucket_view=True, **_KEEP_LOCAL_BUFFERS
+    )
+
+
+def worker_count(requested: int, device: torch.device) -> int:
+    """Return the number of loader processes.
+
+    A negative request means automatic: 0 on a CPU, where training uses all cores.
+    """
+    if requested >= 0:
+        return requested
+    if device.type == "cpu":
+        return 0
+    return max(1, min(8, (os.cpu_count() or 2) // local_world_size() - 1))
+
+
+def build_crop_source(spec: Domain, dataset: PreparedDataset, *, labelled: bool) -> CropSource:
+    """Return the training crops of one domain, from a cache of that size if there is one."""
+    if labelled and any(sample.label is None for sample in dataset.split(spec.split)):
+        raise DataError(
+            f"{dataset.name}: split '{spec.split}' has images without labels; "
+            "a source needs labels for all"
+        )
+    return CropSource(
+        dataset,
+        spec.split,
+        spec.resize,
+        spec.crop,
+        spec.flip,
+        labelled,
+        cache=open_cache(dataset, spec.split, spec.resize, labelled=labelled),
+    )
+
+
+def build_batches(
+    recipe: Recipe,
+    source: PreparedDataset,
+    target: PreparedDataset | None,
+    leg: Stage | None = None,
+    pseudo_labels: Path | None = None,
+) -> TrainingBatches:
+    """Return the batches of a stage on this rank; target labels are never read."""
+    leg = leg or stages_of(recipe)[0]
+    from_source = from_target = None
+    batch_target = recipe.batch.target
+    if leg.reads_source:
+        source_crops = build_crop_source(recipe.source, source, labelled=True)
+        rare_spec = recipe.source.rare_class
+        rare = RareClassSettings(
+            rare_spec.temperature, rare_spec.min_pixels, rare_spec.min_crop_pixels
+        )
+        from_source = replace(source_crops, sampling=leg.source_sampling, rare=rare)
+    if target is not None and leg.reads_target:
+        spec, scale = recipe.target, (1.0, 1.0)
+        if (target_spec := leg.target) is not None:
+            spec = replace(
+                spec, resize=target_spec.resize, crop=target_spec.crop, flip=target_spec.flip
+            )
+            scale, batch_target = target_spec.scale, target_spec.batch
+        target_crops = build_crop_source(spec, target, labelled=False)
+        from_target = replace(target_crops, scale=scale, pseudo_labels=pseudo_labels)
+    training_batches = TrainingBatches(
+        from_source,
+        from_target,
+        batch_source=recipe.batch.source,
+        batch_target=batch_target,
+        steps=leg.end,
+        seed=recipe.seed,
+        rank=rank(),
+        world_size=world_size(),
+        begin=leg.begin,
+        on_bad_sample=recipe.machine.on_bad_sample,
+        worker_timeout=recipe.machine.worker_timeout,
+    )
+    if training_batches.never_drawn and source.classes is not None:
+        log.warning(
+            "no image has %d pixels of %s, so rare-class sampling never picks these classes; lower "
+            "source.rare_class.min_pixels",
+            recipe.source.rare_class.min_pixels,
+            ", ".join(source.classes.names[number] for number in training_batches.never_drawn),
+        )
+    return training_batches
+
+
+@contextlib.contextmanager
+def deterministic_kernels(enabled: bool) -> Iterator[None]:
+    """Use deterministic kernels; torch warns about operations that have none.
+
+    Args:
+        enabled: If false, change nothing.
+    """
+    if not enabled:
+        yield
+        return
+    previous = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    cudnn = torch.backends.cudnn
+    kernels = (cudnn.deterministic, cudnn.benchmark)
+    # cuBLAS reads this variable at its first use
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(previous[0], warn_only=previous[1])
+        cudnn.deterministic, cudnn.benchmark = kernels

@@ -1,0 +1,100 @@
+"""In-memory copies of the training state for rollbacks, and a check that a state is finite."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
+
+from udaseg.distributed import all_reduce_sum
+from udaseg.runs.checkpoint import SavesState
+
+
+class Snapshot:
+    """A copy of objective and optimiser after `step` steps, in host memory.
+
+    Args:
+        step: Steps done.
+        objective: Student, teacher and regularizers.
+        optimizer: The optimiser, whose moments are copied.
+    """
+
+    def __init__(self, step: int, objective: nn.Module, optimizer: SavesState) -> None:
+        self.step = step
+        self._objective = _to_host(objective.state_dict())
+        self._optimizer = _to_host(optimizer.state_dict())
+
+    def restore(self, objective: nn.Module, optimizer: SavesState) -> None:
+        """Restore the state exactly."""
+        objective.load_state_dict(self._objective)
+        # an optimiser keeps the tensors that it loads, and would then update the copy
+        optimizer.load_state_dict(_to_host(self._optimizer))
+
+
+class BufferCopy:
+    """A copy of a module's buffers from the last `take`, on the module's device.
+
+    It is needed because a forward pass changes the running statistics of batch norms before its
+    loss is known.
+
+    Args:
+        module: A module whose buffers keep their storage.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        by_type: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+        for buffer in module.buffers():
+            by_type.setdefault((buffer.dtype, buffer.device), []).append(buffer)
+        # grouped by type: foreach copies mixed types one by one, and one type in a single call
+        self._live = list(by_type.values())
+        self._kept = [[torch.empty_like(part) for part in group] for group in self._live]
+
+    @torch.no_grad()
+    def take(self) -> None:
+        """Copy the current buffers."""
+        for kept, live in zip(self._kept, self._live, strict=True):
+            torch._foreach_copy_(kept, live)
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        """Undo all changes of the buffers since `take`."""
+        for kept, live in zip(self._kept, self._live, strict=True):
+            torch._foreach_copy_(live, kept)
+
+
+def state_is_finite(objective: nn.Module, optimizer: SavesState) -> bool:
+    """Return whether every number in the state is finite on all ranks (waits)."""
+    tensors = [
+        value.detach()
+        for value in _tensors([objective.state_dict(), optimizer.state_dict()["state"]])
+        if value.is_floating_point() and value.numel()
+    ]
+    bad = torch.tensor(0.0, device=tensors[0].device if tensors else None)
+    # a norm is ten times as fast as isfinite; isfinite is only needed if squares overflow
+    if not bool(get_total_norm(tensors).isfinite()) and not all(
+        bool(value.isfinite().all()) for value in tensors
+    ):
+        bad += 1
+    return float(all_reduce_sum(bad)) == 0
+
+
+def _tensors(value: object) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _tensors(list(value.values()))
+    elif isinstance(value, Iterable) and not isinstance(value, str):
+        for item in value:
+            yield from _tensors(item)
+
+
+def _to_host(value: Any) -> Any:
+    """Return a deep copy of nested plain values with all tensors in host memory."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, Mapping):
+        return {key: _to_host(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_to_host(item) for item in value)
+    return value

@@ -1,0 +1,221 @@
+"""Train all stages of a run, to the end or until a signal, and record the status."""
+
+import contextlib
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from udaseg.data.datasets.index import PreparedDataset
+from udaseg.data.labels.classes import ClassSpace, classes_to_dict
+from udaseg.display.progress import TrainingProgress
+from udaseg.distributed import rank
+from udaseg.errors import DataError, DivergedError, EnvironmentFault, Interrupted, UdasegError
+from udaseg.failures import report_once
+from udaseg.recipe.schema import Recipe
+from udaseg.recipe.stages import stage_at, stages_of
+from udaseg.runs.checkpoint import Checkpoint
+from udaseg.runs.status import RunStatus
+from udaseg.signals import StopSignal
+from udaseg.training.callbacks.keep_best import KeepBest
+from udaseg.training.callbacks.recorder import Recorder
+from udaseg.training.loop import train
+from udaseg.training.memory import (
+    FirstStepOutOfMemory,
+    is_out_of_memory,
+    out_of_memory_advice,
+    split_further,
+)
+from udaseg.training.resume import restore
+from udaseg.training.setup import TrainingSetup
+from udaseg.training.stage_data import adapt_batch_norm, open_stage
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """Everything a run needs while it trains."""
+
+    recipe: Recipe
+    source: PreparedDataset
+    target: PreparedDataset | None
+    validation: PreparedDataset | None
+    folder: Path
+    checkpoint: Checkpoint | None
+    fit_memory: bool
+    keeper: KeepBest | None = None
+
+    @property
+    def done(self) -> int:
+        """Number of steps completed by the checkpoint."""
+        return 0 if self.checkpoint is None else self.checkpoint.step
+
+    @property
+    def classes(self) -> ClassSpace:
+        """Classes of the source."""
+        assert self.source.classes is not None
+        return self.source.classes
+
+
+def train_all_stages(plan: RunContext, setups: list[TrainingSetup]) -> None:
+    """Train all stages, score at the end, and write the outcome to `status.json`.
+
+    Args:
+        plan: Context of the run.
+        setups: Holds the setup of the first stage; later stages replace it.
+
+    Raises:
+        Interrupted: A signal came; the last step is saved.
+    """
+    # lasts until status.json is final: torchrun sends SIGTERM as soon as another process exits
+    with StopSignal() as stop:
+        _train_and_score(plan, setups, stop)
+
+
+def _train_and_score(plan: RunContext, setups: list[TrainingSetup], stop: StopSignal) -> None:
+    recipe, folder = plan.recipe, plan.folder
+    status = RunStatus(folder / "status.json" if rank() == 0 else None)
+    status.running(step=plan.done)
+    started = time.monotonic()
+    miou: float | None = None
+    try:
+        with report_once():
+            recorder = _train_stages(plan, setups, status, stop)
+            if plan.validation is not None:
+                with (
+                    _record_interruption(status, recipe.steps),
+                    stop.breaking_off(f"trained, not scored; continue with --resume {folder}"),
+                ):
+                    miou = recorder.scored(show_it=True).mean_iou()
+    except Interrupted:
+        raise  # already recorded where it was raised, with the step
+    except UdasegError as error:
+        status.failed(code=error.exit_code, reason=str(error))
+        raise
+    except BaseException as error:
+        if is_out_of_memory(error):
+            reason = str(error).partition("\n")[0] or "out of memory"
+            if setups:
+                reason = out_of_memory_advice(recipe, setups[0], reason, fit_given=plan.fit_memory)
+            status.failed(code=EnvironmentFault.exit_code, reason=reason)
+            raise EnvironmentFault(reason) from error
+        # after any error, the status must not remain "running"
+        status.failed(code=1, reason=f"{type(error).__name__}: {error}")
+        raise
+    status.done(step=recipe.steps, seconds=time.monotonic() - started, miou=miou)
+
+
+def _train_stages(
+    plan: RunContext, setups: list[TrainingSetup], status: RunStatus, stop: StopSignal
+) -> Recorder:
+    """Train the remaining stages; each starts from the student of the previous one."""
+    recipe, folder, done = plan.recipe, plan.folder, plan.done
+    recorder: Recorder | None = None
+    for stage in stages_of(recipe)[stage_at(recipe, done).number :]:
+        # a checkpoint at a stage's first step belongs to the previous stage
+        is_new = done <= stage.begin
+        digests: dict[str, str] = {}
+        if stage.number > 0:
+            log.info(
+                "stage %d: %s, steps %d to %d", stage.number + 1, stage.name, stage.begin, stage.end
+            )
+            # free the network, gradients and moments of the previous stage
+            recorder = None
+            setups.clear()
+            with _record_interruption(status, done):
+                setup, digests = open_stage(
+                    recipe, stage, plan.source, plan.target, folder, fresh=is_new, stop=stop
+                )
+                setups.append(setup)
+                del setup
+        if plan.checkpoint is not None and (plan.done > stage.begin or stage.number == 0):
+            _restore(plan, setups[0], digests)
+        first = max(done, stage.begin)
+        while True:
+            recorder = Recorder(
+                recipe,
+                stage,
+                setups[0],
+                plan.classes,
+                plan.validation,
+                folder,
+                digests,
+                status,
+                plan.keeper,
+            )
+            try:
+                if first < stage.end:
+                    _train_steps(recorder, first, status, stop)
+                break
+            except FirstStepOutOfMemory as error:
+                message = str(error)
+            # outside the except clause, so that the tensors in the error's frames are freed first
+            recorder = None
+            recipe, setups[0] = split_further(
+                recipe, setups[0], folder, message, wanted=plan.fit_memory
+            )
+        done = stage.end
+    assert recorder is not None
+    if recipe.method.target_statistics > 0 and plan.target is not None:
+        with _record_interruption(status, done):
+            adapt_batch_norm(recipe, setups[0], plan.target, stop, folder)
+        recorder.checkpoint(done, again=True)
+    return recorder
+
+
+@contextlib.contextmanager
+def _record_interruption(status: RunStatus, done: int) -> Iterator[None]:
+    """Record in `status.json` if a signal interrupts the work that follows step `done`."""
+    try:
+        yield
+    except Interrupted as interrupted:
+        status.interrupted(step=done, signal_number=interrupted.exit_code - 128)
+        raise
+
+
+def _train_steps(recorder: Recorder, first: int, status: RunStatus, stop: StopSignal) -> None:
+    recipe, folder = recorder.recipe, recorder.folder
+    progress = TrainingProgress(steps=recipe.steps, first=first, every=recipe.machine.log_every)
+    with recorder.metrics, progress:
+        recorder.begin_from(first)
+        recorder.progress = progress
+        try:
+            setup, guard = recorder.made, recorder.guard
+            done = train(setup, first=first, on_step=recorder.on_step, stop=stop, guard=guard)
+            recorder.checkpoint(done)
+        except DivergedError as error:
+            raise recorder.last_words(error) from error
+    if done < recipe.steps and stop.asked():
+        assert stop.number is not None
+        status.interrupted(step=done, signal_number=stop.number)
+        raise Interrupted(
+            f"stopped at step {done} and saved; continue with --resume {folder}", stop.number
+        )
+
+
+def _restore(plan: RunContext, setup: TrainingSetup, digests: Mapping[str, str]) -> None:
+    """Restore the checkpoint into the stage that it belongs to."""
+    assert plan.checkpoint is not None
+    _check_same_data(plan.checkpoint, setup, plan.classes, digests)
+    restore(plan.checkpoint, setup.objective, setup.optimizer)
+    log.info("resumed %s at step %d", plan.folder, plan.done)
+
+
+def _check_same_data(
+    checkpoint: Checkpoint, setup: TrainingSetup, classes: ClassSpace, digests: Mapping[str, str]
+) -> None:
+    """Refuse to resume with other classes or other files; the batches depend on both."""
+    if checkpoint.classes != classes_to_dict(classes):
+        raise DataError(
+            f"{checkpoint.path}: was trained on the classes {checkpoint.classes['names']}, but the "
+            f"source has {list(classes.names)}; start a new run with --init instead"
+        )
+    current = {**setup.batches.digests(), **digests}
+    changed = [domain for domain in current if checkpoint.files.get(domain) != current[domain]]
+    if changed:
+        raise DataError(
+            f"{checkpoint.path}: the files of {' and '.join(changed)} have changed, so the run "
+            "cannot be resumed exactly; restore them, or start a new run with --init"
+        )
