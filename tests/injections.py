@@ -217,9 +217,9 @@ def alarms_of(run):
     watch, found = CollapseMonitor(["a", "b", "c", "d", "e"]), []
 
     def on_step(done, report):
-        watch.see(report)
+        watch.add(report)
         if done % CHECK_INTERVAL == 0:
-            found.extend((done, alarm.kind) for alarm in watch.look(done))
+            found.extend((done, alarm.kind) for alarm in watch.check(done))
 
     trained(run, on_step=on_step)
     return found

@@ -146,7 +146,7 @@ def on_rank_zero(act: Callable[[], T]) -> T:
     dist.broadcast_object_list(outcome)
     if outcome[1] is not None:
         text, code = outcome[1]
-        raise RankFailed(text, code, told=True)
+        raise RankFailed(text, code, reported_elsewhere=True)
     result: T = outcome[0]
     return result
 

@@ -40,19 +40,19 @@ class Problems:
 
     def __init__(self, path: Path, lines: Mapping[str, int]) -> None:
         self.path, self.lines = path, lines
-        self.found: list[str] = []
+        self.messages: list[str] = []
 
     def add(self, key: object, problem: str, entry: int | None = None) -> None:
         """Add a problem of a key, or of one entry of its list."""
         line = self.lines.get(str(key), 1)
         if entry is not None:
             line = self.lines.get(f"{key} {entry}", line)
-        self.found.append(f"{self.path}:{line}: {f'{key}: ' if key else ''}{problem}")
+        self.messages.append(f"{self.path}:{line}: {f'{key}: ' if key else ''}{problem}")
 
-    def stop_if_any(self) -> None:
+    def raise_if_any(self) -> None:
         """Raise a `DataError` that lists all problems, if there are any."""
-        if self.found:
-            raise DataError("\n".join(self.found))
+        if self.messages:
+            raise DataError("\n".join(self.messages))
 
 
 def read_yaml_document(path: Path) -> tuple[dict[str, Any], dict[str, int]]:

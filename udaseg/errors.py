@@ -80,13 +80,13 @@ class RankFailed(UdasegError):
     Args:
         message: Why the process failed.
         exit_code: Exit code of the failed process.
-        told: Another process reports the error; this one stays silent.
+        reported_elsewhere: Another process reports the error; this one stays silent.
     """
 
-    def __init__(self, message: str, exit_code: int, *, told: bool) -> None:
+    def __init__(self, message: str, exit_code: int, *, reported_elsewhere: bool) -> None:
         super().__init__(message)
         self.exit_code = exit_code  # type: ignore[misc]  # the code of the failed process
-        self.told = told
+        self.reported_elsewhere = reported_elsewhere
 
 
 class Interrupted(UdasegError):

@@ -30,50 +30,54 @@ class FailureReporter:
     """Makes exactly one rank report why the run fails, through a store that all ranks read."""
 
     def __init__(self, notes: Any) -> None:
-        self._notes = notes
-        self._told: BaseException | None = None
+        self._store = notes
+        self._reported: BaseException | None = None
 
-    def of(self, error: Exception) -> Exception:
+    def exception_to_raise(self, error: Exception) -> Exception:
         """Return the exception that this rank must raise for `error`."""
-        if error is self._told or isinstance(error, RankFailed):
+        if error is self._reported or isinstance(error, RankFailed):
             return error
         # a consequence of the error that this rank reports
-        is_consequence = self._told is not None and _caused_by(error, self._told)
+        is_consequence = self._reported is not None and _caused_by(error, self._reported)
         if isinstance(error, Interrupted):  # a signal reaches all ranks
             if rank() > 0:
-                return RankFailed(str(error), error.exit_code, told=True)
-            self._told = error
+                return RankFailed(str(error), error.exit_code, reported_elsewhere=True)
+            self._reported = error
             return error
         if _is_lost_peer(error) and not is_consequence:
-            return self._of_loss(error)
+            return self._lost_rank_error(error)
         code, text = _code_and_message(error)
-        if not is_consequence and not self._first():
-            return RankFailed(text, code, told=True)
+        if not is_consequence and not self._is_first():
+            return RankFailed(text, code, reported_elsewhere=True)
         with contextlib.suppress(RuntimeError):
-            self._notes.set("why", json.dumps([code, text]))
-        self._told = error
+            self._store.set("why", json.dumps([code, text]))
+        self._reported = error
         if rank() == 0:
             return error
-        return RankFailed(f"process {rank()} on {platform.node()}: {text}", code, told=False)
+        return RankFailed(
+            f"process {rank()} on {platform.node()}: {text}", code, reported_elsewhere=False
+        )
 
-    def _of_loss(self, error: Exception) -> Exception:
+    def _lost_rank_error(self, error: Exception) -> Exception:
         """Return the reported error of the lost rank, or that it ended without a report."""
         with contextlib.suppress(RuntimeError):
-            self._notes.wait(["why"], _WAIT_FOR_REASON)
-            code, text = json.loads(self._notes.get("why"))
-            return RankFailed(text, code, told=True)
+            self._store.wait(["why"], _WAIT_FOR_REASON)
+            code, text = json.loads(self._store.get("why"))
+            return RankFailed(text, code, reported_elsewhere=True)
         text = (
             "another process of the run has ended (killed, out of memory, or its host or network "
             "failed); its checkpoints are intact, continue with --resume RUN"
         )
-        reported_elsewhere = not self._first()
-        failure = RankFailed(text, EnvironmentFault.exit_code, told=reported_elsewhere)
+        reported_elsewhere = not self._is_first()
+        failure = RankFailed(
+            text, EnvironmentFault.exit_code, reported_elsewhere=reported_elsewhere
+        )
         failure.__cause__ = error
         return failure
 
-    def _first(self) -> bool:
+    def _is_first(self) -> bool:
         try:
-            return bool(self._notes.add("failed", 1) == 1)
+            return bool(self._store.add("failed", 1) == 1)
         except RuntimeError:  # the process that holds the store has ended too
             return rank() == 0
 
@@ -126,7 +130,7 @@ def report_once() -> Iterator[None]:
         voice = _reporter
         if voice is None:
             raise
-        raised = voice.of(error)
+        raised = voice.exception_to_raise(error)
         if raised is error:
             raise
         raise raised from error

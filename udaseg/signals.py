@@ -21,19 +21,19 @@ class StopSignal:
     """Context manager in which a signal sets `number` instead of killing the process.
 
     Attributes:
-        number: The signal received by this process or, after `asked`, by another rank; None if
+        number: The signal received by this process or, after `stop_requested`, by another rank; None if
             there was none.
     """
 
     def __init__(self) -> None:
         self.number: int | None = None
         self._pid = os.getpid()
-        self._saying: str | None = None
-        self._before: dict[int, Any] = {}
+        self._message: str | None = None
+        self._previous_handlers: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignal":
         for number in _SIGNALS:
-            self._before[number] = signal.signal(number, self._handle)
+            self._previous_handlers[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(
@@ -42,10 +42,10 @@ class StopSignal:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
 
-    def asked(self) -> bool:
+    def stop_requested(self) -> bool:
         """Return whether any rank received a signal; all ranks must call it at the same point."""
         if world_size() == 1:
             return self.number is not None
@@ -56,18 +56,18 @@ class StopSignal:
         return agreed > 0
 
     @contextlib.contextmanager
-    def breaking_off(self, message: str) -> Iterator[None]:
+    def interruptible(self, message: str) -> Iterator[None]:
         """Raise `Interrupted` at a signal in this context; only in single-process runs."""
-        self._saying = message
+        self._message = message
         try:
-            self._break_off()
+            self._raise_if_interrupted()
             yield
         finally:
-            self._saying = None
+            self._message = None
 
-    def _break_off(self) -> None:
-        if self.number is not None and self._saying is not None and world_size() == 1:
-            message, self._saying = self._saying, None
+    def _raise_if_interrupted(self) -> None:
+        if self.number is not None and self._message is not None and world_size() == 1:
+            message, self._message = self._message, None
             raise Interrupted(message, self.number)
 
     def _handle(self, number: int, _: FrameType | None) -> None:
@@ -76,4 +76,4 @@ class StopSignal:
         if self.number is not None and world_size() == 1:
             os._exit(128 + number)
         self.number = number
-        self._break_off()
+        self._raise_if_interrupted()

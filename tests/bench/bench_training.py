@@ -252,7 +252,7 @@ def main() -> None:
     teacher = Teacher(student, momentum=0.99, batch_statistics=True)
     plain = copy.deepcopy(student)
     times = milliseconds(
-        lambda: average_by_loop(student, plain), lambda: teacher.follow(student, 10_000)
+        lambda: average_by_loop(student, plain), lambda: teacher.update(student, 10_000)
     )
     show("moving average, DeepLab-v2 ResNet-101", *times)
     for parameter in student.parameters():

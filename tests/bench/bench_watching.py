@@ -74,8 +74,8 @@ def main() -> int:
         shares = dict.fromkeys(classes.names, 1 / len(classes))
 
         def line() -> None:
-            watch.look(CHECK_INTERVAL)
-            watch.see(report)
+            watch.check(CHECK_INTERVAL)
+            watch.add(report)
             numbers.write(1, {"losses": shares, "pseudo_labels": shares})
 
         previews = Previews(recipe, made, classes, folder)
@@ -85,7 +85,7 @@ def main() -> int:
                 "entropy of the pseudo-labels": seconds(
                     lambda: normalised_entropy(logits).mean(), 50
                 ),
-                "sums of the shares": seconds(lambda: watch.see(report), 200),
+                "sums of the shares": seconds(lambda: watch.add(report), 200),
                 "a line of metrics": seconds(line, 50) / machine.log_every,
                 "a preview": seconds(lambda: previews.draw(1)) / machine.preview_every,
             }

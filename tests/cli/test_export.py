@@ -98,7 +98,7 @@ def test_another_network_would_be_noticed(exported):
     picture = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
     module = ExportModule(other, uint8=True, argmax=False)
     with torch.no_grad():
-        checked = compare_with_torch(module, exported[0], [picture], real=True)
+        checked = compare_with_torch(module, exported[0], [picture], on_real_images=True)
     with pytest.raises(EnvironmentFault, match="disagrees"):
         export._check_agreement(checked)
 

@@ -226,7 +226,7 @@ def test_a_tensorboard_that_cannot_be_written_ends_nothing(tmp_path, board, capl
 
     monkeypatch.setattr(sys.modules["torch.utils.tensorboard"], "SummaryWriter", broken)
     numbers = tensorboard.MetricsWriter(tmp_path, board=True)
-    numbers.begin_from(0)
+    numbers.rewind_to(0)
     numbers.write(1, {"losses": {"total": 1.0}})
     assert "half installed" in caplog.text
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "losses": {"total": 1.0}}\n'
@@ -234,9 +234,9 @@ def test_a_tensorboard_that_cannot_be_written_ends_nothing(tmp_path, board, capl
 
 def test_going_back_hides_the_later_steps(tmp_path, board):
     numbers = tensorboard.MetricsWriter(tmp_path, board=True)
-    numbers.begin_from(0)
+    numbers.rewind_to(0)
     numbers.write(9, {"losses": {"total": float("nan"), "source": 2.0}, "dropped": {"in_a_row": 1}})
-    numbers.begin_from(4)
+    numbers.rewind_to(4)
     first, second = board.made
     assert first.scalars == {"losses/source": [(9, 2.0)]}
     assert first.closed
@@ -248,9 +248,9 @@ def test_the_real_tensorboard_reads_what_was_written(tmp_path):
     importlib.invalidate_caches()
     numbers = tensorboard.MetricsWriter(tmp_path, board=True)
     with numbers:
-        numbers.begin_from(0)
+        numbers.rewind_to(0)
         numbers.write(1, {"losses": {"total": 1.5}})
-        numbers.picture(1, np.zeros((8, 8, 3), np.uint8))
+        numbers.add_preview(1, np.zeros((8, 8, 3), np.uint8))
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     read = EventAccumulator(str(tmp_path / "tensorboard"))

@@ -46,7 +46,7 @@ def _global_batch(step, seed):
 
 def _prototypes(second):
     settings = {"temperature": 0.1, "momentum": 0.9, "absent": "keep", "normalise": True}
-    return PrototypeContrast(num_classes=5, channels=8, weight=1.0, second=second, **settings)
+    return PrototypeContrast(num_classes=5, channels=8, weight=1.0, second_view=second, **settings)
 
 
 def _mean_teaching(**changes):
@@ -75,7 +75,9 @@ def _adversarial():
     torch.manual_seed(1)
     student = small_segmenter(projector=False)
     discriminator = nn.Sequential(nn.Conv2d(5, 4, 3, 2), nn.LeakyReLU(), nn.Conv2d(4, 1, 3))
-    return Adversarial(student, discriminator, sees="softmax", weight=0.1, temperature=1.0).train()
+    return Adversarial(
+        student, discriminator, discriminator_input="softmax", weight=0.1, temperature=1.0
+    ).train()
 
 
 OBJECTIVES = {
@@ -128,11 +130,11 @@ class _Stop(StopSignal):
         super().__init__()
         self.calls, self.rank = 0, rank
 
-    def asked(self):
+    def stop_requested(self):
         self.calls += 1
         if self.rank == 1 and self.calls == CALLS_STOP:
             self.number = signal.SIGTERM
-        return super().asked()
+        return super().stop_requested()
 
 
 def _stopped(rank):
@@ -224,5 +226,7 @@ def test_a_signal_that_comes_while_the_ranks_talk_is_kept_for_the_next_time(monk
 
     monkeypatch.setattr("udaseg.signals.world_size", lambda: 2)
     monkeypatch.setattr("udaseg.signals.all_reduce_max", talk)
-    assert not stop.asked(), "the others have not heard of it, so this rank must not stop alone"
-    assert stop.asked()
+    assert not stop.stop_requested(), (
+        "the others have not heard of it, so this rank must not stop alone"
+    )
+    assert stop.stop_requested()

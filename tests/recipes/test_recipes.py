@@ -87,7 +87,7 @@ def test_a_recipe_builds_small_and_each_of_its_legs_steps_once(path, pair, tmp_p
             for sample in target.split("train"):
                 write_pseudo_label(labels, sample, np.zeros((64, 128), np.uint8))
         run = build_setup(
-            recipe, source, target if adapts(recipe) else None, leg=leg, pseudo_labels=labels
+            recipe, source, target if adapts(recipe) else None, stage=leg, pseudo_labels=labels
         )
         _step_once(run, leg)
 

@@ -22,7 +22,9 @@ SIZE = (32, 64)
 def _adversarial(sees="softmax"):
     student = small_segmenter(projector=False)
     torch.manual_seed(1)
-    return Adversarial(student, Discriminator(5, 4), sees=sees, weight=0.01, temperature=1.8)
+    return Adversarial(
+        student, Discriminator(5, 4), discriminator_input=sees, weight=0.01, temperature=1.8
+    )
 
 
 @pytest.mark.parametrize("sees", ["softmax", "self_information"])

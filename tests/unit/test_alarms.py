@@ -21,16 +21,16 @@ SIGNS = {
 
 def _report(counts, confident, confidence):
     figures = {"confident": torch.tensor(confident), "confidence": torch.tensor(confidence)}
-    return LossReport(torch.zeros(()), {}, figures, predicted=torch.tensor(counts))
+    return LossReport(torch.zeros(()), {}, figures, predicted_counts=torch.tensor(counts))
 
 
 def _watched(says, steps, begin=0):
     """Return (step, kind) of all alarms when step i, from `begin`, reports `says(i)`."""
     watch, alarms = CollapseMonitor(NAMES, begin), []
     for done in range(begin + 1, begin + steps + 1):
-        watch.see(_report(**says(done)))
+        watch.add(_report(**says(done)))
         if done % CHECK_INTERVAL == 0:
-            alarms += [(done, alarm) for alarm in watch.look(done)]
+            alarms += [(done, alarm) for alarm in watch.check(done)]
     return alarms
 
 
@@ -63,13 +63,13 @@ def test_an_alarm_says_what_is_wrong_with_figures(kind):
 def test_the_shares_of_the_classes_are_those_since_the_last_look():
     watch = CollapseMonitor(NAMES)
     for counts in ([6, 2, 0, 0], [2, 2, 4, 0]):
-        watch.see(_report(counts, 0.4, 0.8))
-    watch.look(2)
+        watch.add(_report(counts, 0.4, 0.8))
+    watch.check(2)
     assert watch.shares == {"road": 0.5, "sky": 0.25, "car": 0.25, "pole": 0.0}
-    watch.see(_report([0, 0, 0, 3], 0.4, 0.8))
-    watch.look(3)
+    watch.add(_report([0, 0, 0, 3], 0.4, 0.8))
+    watch.check(3)
     assert watch.shares == {"road": 0.0, "sky": 0.0, "car": 0.0, "pole": 1.0}
-    watch.look(4)
+    watch.check(4)
     assert watch.shares == {}
 
 
@@ -108,8 +108,8 @@ def test_a_resumed_run_counts_from_where_it_goes_on():
 
 def test_an_objective_without_a_teacher_is_not_watched():
     watch = CollapseMonitor(NAMES)
-    watch.see(LossReport(torch.zeros(()), {}))
-    assert watch.look(50) == []
+    watch.add(LossReport(torch.zeros(()), {}))
+    assert watch.check(50) == []
 
 
 def test_classes_are_counted_on_every_fourth_row_and_column():

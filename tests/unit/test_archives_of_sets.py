@@ -24,7 +24,7 @@ def _gta5(root, parts=2):
 def test_the_parts_of_a_set_are_unpacked_together_and_only_once(tmp_path):
     _gta5(tmp_path)
     report = prepare_dataset("gta5", root=tmp_path)
-    assert [s.pixels[0] for s in report.dataset.splits["train"]] == [20, 20]
+    assert [s.class_pixels[0] for s in report.dataset.splits["train"]] == [20, 20]
     assert report.dataset.image_root == tmp_path / "unpacked/gta5"
     assert prepare_dataset("gta5", root=tmp_path).unchanged
     assert sorted(p.name for p in (tmp_path / "unpacked").iterdir()) == [".gta5.archives", "gta5"]
@@ -81,7 +81,7 @@ def test_a_folder_around_the_set_does_no_harm(tmp_path):
     }
     packed(tmp_path / "CamVid.zip", members)
     report = prepare_dataset("camvid", root=tmp_path)
-    assert report.dataset.splits["val"][0].pixels[1] == 20
+    assert report.dataset.splits["val"][0].class_pixels[1] == 20
     assert prepare_dataset("camvid", root=tmp_path).unchanged
 
 

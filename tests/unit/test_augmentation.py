@@ -103,5 +103,5 @@ def test_an_objective_jitters_the_source_of_a_step_and_only_when_it_is_told_to()
 
 def test_spcl_jitters_the_source_in_its_two_stages_that_see_one():
     recipe = shipped("toyland/spcl")
-    found = [build_objective(recipe, 13, leg=leg).source_jitter for leg in stages_of(recipe)]
+    found = [build_objective(recipe, 13, stage=leg).source_jitter for leg in stages_of(recipe)]
     assert found == [ColorJitter(0.5, 0.2), ColorJitter(0.5, 0.2), None]

@@ -40,26 +40,26 @@ def _naive(present, seed, lap, length):
 @pytest.mark.parametrize("seed", range(4))
 def test_the_order_is_the_stated_procedures(seed):
     present = _present()
-    assert balanced_order(present, seed=seed, lap=2, length=200).tolist() == _naive(
+    assert balanced_order(present, seed=seed, sub_epoch=2, length=200).tolist() == _naive(
         present, seed, 2, 200
     )
 
 
 def test_images_of_a_rare_class_come_far_more_often():
     present = _present()
-    order = balanced_order(present, seed=0, lap=0, length=3000)
+    order = balanced_order(present, seed=0, sub_epoch=0, length=3000)
     share = present[order, 3].mean()
     assert share > 5 * present[:, 3].mean()
 
 
 def test_the_order_hangs_on_seed_and_lap_alone():
     present = _present()
-    first = balanced_order(present, seed=1, lap=0, length=50)
-    assert np.array_equal(first, balanced_order(present, seed=1, lap=0, length=50))
-    assert not np.array_equal(first, balanced_order(present, seed=1, lap=1, length=50))
-    assert not np.array_equal(first, balanced_order(present, seed=2, lap=0, length=50))
+    first = balanced_order(present, seed=1, sub_epoch=0, length=50)
+    assert np.array_equal(first, balanced_order(present, seed=1, sub_epoch=0, length=50))
+    assert not np.array_equal(first, balanced_order(present, seed=1, sub_epoch=1, length=50))
+    assert not np.array_equal(first, balanced_order(present, seed=2, sub_epoch=0, length=50))
 
 
 def test_without_any_class_there_is_no_order():
     with pytest.raises(ValueError, match="no image"):
-        balanced_order(np.zeros((3, 2), bool), seed=0, lap=0)
+        balanced_order(np.zeros((3, 2), bool), seed=0, sub_epoch=0)

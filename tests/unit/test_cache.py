@@ -164,7 +164,7 @@ def test_a_run_that_was_killed_goes_on_and_its_rest_is_not_used(root, monkeypatc
     broken.write_bytes(broken.read_bytes()[:-1])
     monkeypatch.setattr(cache_write, "_write_sample", real)
     report = write_cache(source, SIZE, workers=1)
-    assert report.made == 6 - 4 + 1, "one of the four is cut off"
+    assert report.written == 6 - 4 + 1, "one of the four is cut off"
     names = {path.name for path in folder.rglob("*")}
     assert not {".x.tmp", "journal.jsonl"} & names
     batches, plain = _pairs(root), _pairs(root)
@@ -190,9 +190,9 @@ def test_a_cache_of_other_files_is_not_used_and_made_anew_where_it_must(root, ca
     assert "1 images are new or changed" in caplog.text
     assert path.name in caplog.text
     assert "udaseg prepare toyland --cache 80x48" in caplog.text
-    assert write_cache(dataset, SIZE, workers=1).made == 1
+    assert write_cache(dataset, SIZE, workers=1).written == 1
     cache = open_cache(dataset, "train", SIZE, labelled=True)
-    assert (cache.image(dataset.splits["train"][2]) == 7).all()
+    assert (cache.load_image(dataset.splits["train"][2]) == 7).all()
 
 
 def test_a_changed_label_counts_for_a_source_only(root, caplog):
@@ -202,7 +202,7 @@ def test_a_changed_label_counts_for_a_source_only(root, caplog):
     os.utime(label, ns=(1, 1))
     assert open_cache(source, "train", SIZE, labelled=False) is not None
     assert open_cache(source, "train", SIZE, labelled=True) is None
-    assert write_cache(source, SIZE, workers=1).made == 1
+    assert write_cache(source, SIZE, workers=1).written == 1
     assert open_cache(source, "train", SIZE, labelled=True) is not None
 
 
@@ -222,7 +222,7 @@ def test_images_that_the_set_no_longer_has_leave_the_cache(root):
     report = write_cache(source, SIZE, workers=1)
     fewer = replace(source, splits={"train": source.splits["train"][1:]})
     again = write_cache(fewer, SIZE, workers=1)
-    assert (again.made, again.images) == (0, 5)
+    assert (again.written, again.images) == (0, 5)
     assert 0 < again.size_bytes < report.size_bytes
     gone = source.splits["train"][0]
     assert not report.cache.image_path(gone).exists()
@@ -234,9 +234,9 @@ def test_the_raw_form_takes_the_place_of_the_other(root):
     source, _ = toy_pair(root)
     png = write_cache(source, SIZE, "png", workers=1)
     raw = write_cache(source, SIZE, "raw", workers=1)
-    assert raw.made == 6
+    assert raw.written == 6
     assert not list(png.cache.folder.rglob("*.png"))
-    assert open_cache(source, "train", SIZE, labelled=True).form == "raw"
+    assert open_cache(source, "train", SIZE, labelled=True).format == "raw"
 
 
 @pytest.mark.parametrize("form", BOTH)
@@ -250,7 +250,7 @@ def test_a_damaged_cached_file_is_named_with_what_to_do(root, form):
     data[len(data) // 2] ^= 0x40
     path.write_bytes(data)
     with pytest.raises(DataError, match=r"run `udaseg prepare --cache` again") as told:
-        cache.image(sample)
+        cache.load_image(sample)
     assert str(path) in str(told.value)
 
 
@@ -268,8 +268,8 @@ def test_an_image_that_viewers_turn_is_read_from_its_own_file(root):
     )
     for _ in range(2):
         report = write_cache(dataset, SIZE, workers=1)
-    assert report.made == 0
-    assert report.cache.left_out == {sample.image}
+    assert report.written == 0
+    assert report.cache.uncached == {sample.image}
     for labelled in (True, False):
         plain = CropSource(dataset, "train", SIZE, SIZE, False, labelled)
         cache = open_cache(dataset, "train", SIZE, labelled=labelled)

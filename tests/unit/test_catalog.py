@@ -60,7 +60,7 @@ def _meant(ids, table):
 
 def test_counts_are_the_published_ones():
     published = {name for name in builtin_names() if not name.startswith("toyland")}
-    assert {name: read_builtin(name).expected for name in published} == PUBLISHED
+    assert {name: read_builtin(name).expected_counts for name in published} == PUBLISHED
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -218,7 +218,7 @@ def test_a_labelled_set_serves_as_a_target_without_its_training_labels(tmp_path)
     yaml = files.dataset_yaml(tmp_path, text)
     dataset = open_dataset(str(yaml), root=tmp_path)
     assert [sample.label for sample in dataset.split("train")] == [None]
-    assert dataset.split("val")[0].pixels[0] == ids.size
+    assert dataset.split("val")[0].class_pixels[0] == ids.size
 
 
 # archives
@@ -252,7 +252,7 @@ def test_two_archives_of_one_set_are_unpacked_into_one_folder(tmp_path):
     _zip(tmp_path / "LabeledApproved_full.zip", {"0006R0_f00930_L.png": black})
     for name, split in (("dark-zurich", "val"), ("bdd100k", "train")):
         dataset = prepare_dataset(name, root=tmp_path).dataset
-        assert dataset.split(split)[0].pixels[0] == 66
+        assert dataset.split(split)[0].class_pixels[0] == 66
     with pytest.raises(DataError, match=r"splits\.val"):
         prepare_dataset("camvid-original", root=tmp_path)
 

@@ -165,11 +165,11 @@ def test_a_set_may_start_from_a_built_in_one_and_change_a_line(tmp_path):
         "rules",
     ):
         assert getattr(changed, part) == getattr(plain, part)
-    assert (changed.root, changed.name, changed.expected) == (None, "x", {"train": 24966})
+    assert (changed.root, changed.name, changed.expected_counts) == (None, "x", {"train": 24966})
     fewer = read_declaration(
         files.dataset_yaml(tmp_path, "name: x\nbase: gta5\nexclude: [blank]\n")
     )
-    assert fewer.expected == {}
+    assert fewer.expected_counts == {}
     text = "name: x\nbase: mapillary\nlabels: {train: training/v1.2/labels/*.png}\n"
     assert read_declaration(files.dataset_yaml(tmp_path, text)).labels == {
         "train": "training/v1.2/labels/*.png"
@@ -251,4 +251,4 @@ def test_a_set_of_one_s_own_may_list_a_class_that_it_never_labels(tmp_path):
     files.put(tmp_path / "i/a.png", files.image_png(2, 2))
     files.put(tmp_path / "l/a.png", files.gray_png(np.array([[0, 1], [1, 1]])))
     dataset = open_dataset(str(files.dataset_yaml(tmp_path, text)), root=tmp_path / "data")
-    assert dataset.split("train")[0].pixels == (3, 0)
+    assert dataset.split("train")[0].class_pixels == (3, 0)

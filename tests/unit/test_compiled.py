@@ -60,7 +60,7 @@ def test_a_checkpoint_of_a_compiled_run_is_like_any_other(backend, tmp_path):
 
 def test_evaluation_is_not_compiled(backend):
     made = small_segmenter(projector=False)
-    made.compiled("training")
+    made.enable_compile("training")
     torch._dynamo.utils.counters.clear()
     made.eval()
     with torch.no_grad():
@@ -70,7 +70,7 @@ def test_evaluation_is_not_compiled(backend):
 
 def test_a_copy_is_not_compiled_and_has_weights_of_its_own(backend):
     made = small_segmenter(projector=False)
-    made.compiled("always")
+    made.enable_compile("always")
     other = copy.deepcopy(made)
     with torch.no_grad():
         made.backbone.low[0].weight.zero_()
@@ -83,7 +83,7 @@ def test_a_copy_is_not_compiled_and_has_weights_of_its_own(backend):
 def test_no_compiler_is_said_before_the_run(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda _: None)
     with pytest.raises(EnvironmentFault, match="C\\+\\+ compiler"):
-        small_segmenter().compiled("training")
+        small_segmenter().enable_compile("training")
 
 
 def test_channels_first_is_the_same_up_to_rounding():

@@ -95,7 +95,7 @@ def test_an_abstention_counts_where_the_truth_is_outside_too():
         part.update(prediction[:, columns], truth[:, columns])
         parts.append(part)
     parts[0].merge(parts[1])
-    for matrix in (parts[0], parts[0].over_ranks(torch.device("cpu"))):
+    for matrix in (parts[0], parts[0].all_reduce_sum(torch.device("cpu"))):
         assert matrix.truth_outside.tolist() == [2, 2]
         assert matrix.abstained_outside.tolist() == [1, 1]
         whole = matrix.with_outside([0, 1])

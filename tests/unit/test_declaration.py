@@ -114,7 +114,7 @@ def test_every_built_in_set_is_declared_whole(name):
     assert declaration.table is not None
     if not name.startswith("toyland"):
         assert {"title", "home", "licence", "download", "size"} <= set(declaration.about)
-        assert declaration.expected
+        assert declaration.expected_counts
 
 
 def test_the_ten_lines_of_the_manual_are_read(tmp_path):

@@ -265,9 +265,9 @@ def test_a_prepared_set_is_as_clean_as_its_source(prepared):
 def test_what_changed_since_it_was_prepared_is_named(prepared):
     dataset = read_index(prepared / "data/prepared/small")
     images = [dataset.image_path(sample) for sample in dataset.splits["train"][:4]]
-    images[3].write_bytes(sick.rgb_png(sick.picture([9, 52])))
+    images[3].write_bytes(sick.rgb_png(sick.add_preview([9, 52])))
     labels = [dataset.label_path(sample) for sample in dataset.splits["train"][4:7]]
-    images[0].write_bytes(sick.rgb_png(sick.picture([9, 50], 60, 64)))
+    images[0].write_bytes(sick.rgb_png(sick.add_preview([9, 50], 60, 64)))
     images[1].unlink()
     images[2].write_bytes(images[2].read_bytes()[:-30])
     labels[0].unlink()
@@ -304,6 +304,6 @@ def test_every_kind_is_explained_on_the_page():
 def test_every_kind_says_what_is_so_and_what_helps():
     for code, kind in KINDS.items():
         assert code == code.lower()
-        assert kind.what
+        assert kind.problem
         assert kind.fix
         assert len(f"         -> {kind.fix}") <= 120, code

@@ -131,7 +131,7 @@ def test_a_source_without_labels_is_an_error_and_a_folder_can_be_a_target(pair, 
     found = diagnose(str(tmp_path / "source/own.yaml"), target=str(photos), root=tmp_path)
     assert _told(found) == [("other-file", "target", [photos / "holiday.HEIC"])]
     found = diagnose(str(tmp_path / "target/own.yaml"), target=str(photos), root=tmp_path)
-    errors = [finding.code for finding in found.of("error")]
+    errors = [finding.code for finding in found.with_severity("error")]
     assert errors == ["source-unlabelled"]
 
 
@@ -163,7 +163,9 @@ def test_pixels_of_classes_are_counted_as_a_loop_would(pair):
         for number in range(4):
             counts = [int((ids == number).sum()) for ids in labels]
             assert facts.splits[split].pixels[number] == sum(counts)
-            assert facts.splits[split].holding[number] == sum(count > 0 for count in counts)
+            assert facts.splits[split].labels_with_class[number] == sum(
+                count > 0 for count in counts
+            )
         void = sum(int((ids == 255).sum()) for ids in labels)
         share = void / sum(ids.size for ids in labels)
         assert facts.splits[split].ignored == pytest.approx(share, abs=1e-6)
@@ -204,7 +206,7 @@ def _differ(one, other):
 
 @pytest.mark.parametrize("seed", range(10))
 def test_an_image_stays_like_itself_and_unlike_others(seed):
-    image = sick.picture([20, seed], 96, 128)
+    image = sick.add_preview([20, seed], 96, 128)
     half = cv2.resize(image, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
     ok, data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])
     assert ok
@@ -212,7 +214,7 @@ def test_an_image_stays_like_itself_and_unlike_others(seed):
     brighter = np.clip(image.astype(int) * 0.9 + 12, 0, 255).astype(np.uint8)
     for same in (half, recoded, brighter):
         assert _differ(image, same) <= MAX_BIT_DIFFERENCE
-    assert _differ(image, sick.picture([20, seed + 100], 96, 128)) > 3 * MAX_BIT_DIFFERENCE
+    assert _differ(image, sick.add_preview([20, seed + 100], 96, 128)) > 3 * MAX_BIT_DIFFERENCE
 
 
 # data that is there
@@ -222,7 +224,7 @@ def test_toyland_has_no_error_raw_or_prepared(tmp_path):
     toy_root(tmp_path)
     prepared = diagnose("toyland", target="toyland-target", root=tmp_path)
     assert [facts.kind for facts in prepared.sets] == ["prepared", "prepared"]
-    assert not prepared.of("error")
+    assert not prepared.with_severity("error")
     shutil.rmtree(tmp_path / "prepared")
     raw = diagnose("toyland", target="toyland-target", root=tmp_path)
     assert [facts.kind for facts in raw.sets] == ["declared", "declared"]
@@ -247,13 +249,13 @@ def test_the_real_pair_has_no_error(sample_data, monkeypatch, tmp_path, splits):
 def test_a_real_size_mismatch_is_found(sample_data, tmp_path):
     (tmp_path / "kitti").symlink_to(sample_data / "layouts/real/kitti_semantics")
     found = diagnose("kitti-semantics", root=tmp_path)
-    assert {f.code: f.count for f in found.of("error")} == {"size-mismatch": 5}
+    assert {f.code: f.count for f in found.with_severity("error")} == {"size-mismatch": 5}
 
 
 def test_a_part_of_a_published_set_is_told_from_the_whole(tmp_path):
     for number in ("00001", "15188"):
         own = int(number)
-        files.put(tmp_path / f"gta5/images/{number}.png", sick.rgb_png(sick.picture([30, own])))
+        files.put(tmp_path / f"gta5/images/{number}.png", sick.rgb_png(sick.add_preview([30, own])))
         ids = np.where(sick.ids([30, own]) == 255, 0, 7)
         files.put(tmp_path / f"gta5/labels/{number}.png", files.palette_png(ids))
     found = {finding.code: finding for finding in diagnose("gta5", root=tmp_path).findings}

@@ -112,7 +112,7 @@ def test_messages_reach_the_log_of_the_run_while_it_lasts(tmp_path):
 
 
 def test_piped_training_says_steps_rate_and_losses_every_n_steps(screen):
-    with TrainingProgress(steps=10, first=4, every=2) as progress:
+    with TrainingProgress(steps=10, first=4, line_interval=2) as progress:
         for done in range(5, 11):
             losses = {"total": 1.25 * done, "mixed": 0.5} if done % 2 == 0 else None
             progress.step(done, losses, images=4)

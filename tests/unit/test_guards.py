@@ -117,7 +117,7 @@ def test_two_accidents_go_back_to_the_same_copy():
     for step in (5, 7):
         inject(run, "optimiser state", step)
     back = []
-    trained(run, guard=Guard(run, on_return=back.append))
+    trained(run, guard=Guard(run, on_rollback=back.append))
     assert back == [5, 5]
     assert differing(everything(run), everything(whole)) == []
 
@@ -160,7 +160,7 @@ def test_damage_in_the_last_step_is_found_before_the_end():
 def test_going_back_tells_the_number_of_steps_and_stops_there_when_a_signal_came():
     run = tiny_fit(steps=6, checkpoint_every=2)
     back, states = [], {}
-    guard = Guard(run, on_return=back.append)
+    guard = Guard(run, on_rollback=back.append)
     stop = StopSignal()
 
     def on_step(done, _):
@@ -239,11 +239,11 @@ def test_a_good_step_waits_for_the_device_once_only():
     run = tiny_fit()
     guard = Guard(run)
     with Reads() as reads:
-        guard.begin(0)
+        guard.begin_step(0)
         report = compute_gradients(run, _batch())
         norm = _clip_gradient(list(run.objective.student.parameters()), 1.0)
         verdict = guards._is_finite(report, norm)
-        guard.end(1)
+        guard.end_step(1)
     # the CPU's form of the regional loss picks its rows, which a GPU does not
     assert [found for found in reads.found if "nonzero" not in str(found)] == []
     assert verdict.shape == ()
@@ -310,7 +310,7 @@ def test_memory_that_runs_out_after_going_back_is_no_first_step_that_does_not_fi
         trained(
             run,
             on_step=lambda number, _: states.setdefault(number, everything(run)),
-            guard=Guard(run, on_return=back.append),
+            guard=Guard(run, on_rollback=back.append),
         )
     assert back == [error.value.done] == [2]
     assert differing(everything(run), states[2]) == []
@@ -384,7 +384,8 @@ def test_teacher_and_memories_learn_once_a_step_from_all_parts():
     assert views.source.features.shape[0] == 2
     assert torch.equal(views.square, torch.cat([report.views.square for report in reports]))
     assert torch.equal(
-        merge_reports(reports).predicted, torch.stack([r.predicted for r in reports]).sum(0)
+        merge_reports(reports).predicted_counts,
+        torch.stack([r.predicted_counts for r in reports]).sum(0),
     )
 
 

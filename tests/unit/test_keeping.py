@@ -65,9 +65,9 @@ class Home:
         )
         # a new one each time, as after a resume
         keeper = KeepBest(self.recipe, None, CLASSES, self.folder)
-        assert not keeper.knows(step)
-        keeper.look(self.made, path, step)
-        assert keeper.knows(step)
+        assert not keeper.has_compared(step)
+        keeper.consider(self.made, path, step)
+        assert keeper.has_compared(step)
         assert network.training
 
     @property
@@ -174,7 +174,7 @@ def test_no_label_of_the_target_is_opened(root, tmp_path, monkeypatch, criterion
     path.parent.mkdir()
     path.write_bytes(b"weights")
     path.with_suffix(".json").write_text("{}")
-    value = KeepBest(recipe, sets, source.classes, tmp_path).look(made, path, 1)
+    value = KeepBest(recipe, sets, source.classes, tmp_path).consider(made, path, 1)
     assert 0 <= value <= 1
     assert set(opened) == ({"toyland"} if criterion == "source" else set())
     assert (best_folder(tmp_path, criterion) / "step-000001.pt").read_bytes() == b"weights"

@@ -119,7 +119,7 @@ def test_doctor_looks_where_prepare_looks(tmp_path):
         "train": 1,
         "val": 1,
     }
-    assert not found.of("error")
+    assert not found.with_severity("error")
 
 
 def test_a_layout_whose_labels_are_not_there_is_told_by_its_own_globs(tmp_path):

@@ -120,8 +120,8 @@ def test_images_too_large_to_be_seen_at_once_go_in_tiles_in_their_turn(city, mon
     assert all((each.labels == each.truth).all() for each in looks)
     # 8x40 is below and still goes through alone, as its neighbours have another size
     assert [shape[0] for shape in network.shapes] == [1] * len(SIZES)
-    assert InferenceOptions().in_tiles((16, 24))
-    assert not InferenceOptions(resize=(8, 8)).in_tiles((16, 24))
+    assert InferenceOptions().needs_tiles((16, 24))
+    assert not InferenceOptions(resize=(8, 8)).needs_tiles((16, 24))
 
 
 @pytest.mark.gpu
@@ -146,7 +146,7 @@ def test_reading_ahead_keeps_the_order_and_reads_little_ahead():
             begun.append(job)
         return -job
 
-    for taken, ready in enumerate(read_ahead(read, range(200), at_once=3)):
+    for taken, ready in enumerate(read_ahead(read, range(200), batch_size=3)):
         assert ready == -taken
         assert len(begun) <= taken + 1 + 12
     assert sorted(begun) == list(range(200))

@@ -27,7 +27,7 @@ def test_bank_is_a_list_of_the_newest_pushes(seed):
         embeddings = torch.arange(number, number + 2 * count).view(count, 2).float()
         number += 2 * count
         labels = torch.tensor([rng.randint(0, 3) for _ in range(count)], dtype=torch.int64)
-        foretold = bank.rows_with(embeddings, labels)
+        foretold = bank.rows_after_push(embeddings, labels)
         bank.push(embeddings, labels)
         kept = [
             (int(label), *row.tolist())

@@ -50,7 +50,7 @@ def test_a_fault_in_other_words_is_still_this_processs_to_tell(number):
     if number == 0:
         assert (type(error), str(error)) == (EnvironmentFault, ADVICE)
     else:
-        assert not error.told
+        assert not error.reported_elsewhere
         assert FULL in str(error)
     assert error.exit_code == 5
 
@@ -65,14 +65,14 @@ def test_what_fails_while_a_fault_is_dealt_with_is_told_too(number):
 
     error = _ending(act)
     assert "the disk is full" in str(error)
-    assert type(error) is EnvironmentFault if number == 0 else not error.told
+    assert type(error) is EnvironmentFault if number == 0 else not error.reported_elsewhere
 
 
 def test_another_fault_is_not_told_when_one_was(number):
-    failures._reporter._notes.add("failed", 1)
+    failures._reporter._store.add("failed", 1)
     error = _ending(lambda: _put_better(_full))
     assert isinstance(error, RankFailed)
-    assert error.told
+    assert error.reported_elsewhere
 
 
 def _rank(number, folder):

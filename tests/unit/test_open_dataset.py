@@ -34,7 +34,7 @@ def test_toyland_is_made_when_it_is_asked_for(toy):
     assert source.classes == target.classes == CLASSES
     assert [len(source.splits[split]) for split in ("train", "val")] == [2, 1]
     assert all(sample.label is None for sample in target.splits["train"])
-    assert all(sum(sample.pixels) > 0.9 * 64 * 128 for sample in target.splits["val"])
+    assert all(sum(sample.class_pixels) > 0.9 * 64 * 128 for sample in target.splits["val"])
     assert open_dataset("toyland", root=toy) == source
 
 
@@ -182,5 +182,5 @@ def test_the_pair_of_the_measurements_opens_by_its_yaml(sample_data, tmp_path):
         stored = sample.image.replace("images", "labels").replace(".jpg", ".png")
         with Image.open(tmp_path / stored) as opened:
             counts = np.bincount(np.asarray(opened).ravel(), minlength=256)
-        assert sample.pixels == tuple(counts[:11].tolist())
+        assert sample.class_pixels == tuple(counts[:11].tolist())
         assert (sample.height, sample.width) == (360, 480)

@@ -78,7 +78,7 @@ def test_gta5_s_palette_labels_become_train_ids(tmp_path, folder):
     report = prepare_dataset("gta5", root=tmp_path)
     labels = _labels(report.dataset)["images/00001.png"]
     np.testing.assert_array_equal(labels, np.vectorize(lambda i: GTA5.get(i, IGNORE))(ids))
-    assert report.dataset.splits["train"][0].pixels == (2,) * 19
+    assert report.dataset.splits["train"][0].class_pixels == (2,) * 19
     assert report.expected == {"train": 24966}
 
 
@@ -109,8 +109,8 @@ def test_cityscapes_is_matched_by_city_and_frame(tmp_path):
     }
     sample = dataset.splits["val"][0]
     assert sample.image == "leftImg8bit/val/lindau/lindau_000000_000019_leftImg8bit.png"
-    assert sum(sample.pixels) == 48
-    assert sample.pixels[0] + sample.pixels[13] == 48
+    assert sum(sample.class_pixels) == 48
+    assert sample.class_pixels[0] + sample.class_pixels[13] == 48
 
 
 def test_camvid_keeps_its_eleven_classes_and_says_which_splits_are_not_there(tmp_path):
@@ -173,7 +173,7 @@ def test_the_genuine_cityscapes_files_are_counted_as_an_independent_decoder_coun
     report = prepare_dataset("cityscapes", root=tmp_path)
     counts = _slow_counts(real / f"gtFine/val/{small}_gtFine_labelIds.png")
     (sample,) = report.dataset.splits["val"]
-    assert sample.pixels == tuple(int(counts[i]) for i in GTA5)
+    assert sample.class_pixels == tuple(int(counts[i]) for i in GTA5)
     expected = np.asarray(
         Image.open(real / f"gtFine/val/{small}_gtFine_labelTrainIds.png"), np.uint8
     )
@@ -188,7 +188,7 @@ def test_files_in_gta5_s_genuine_form_are_counted_as_an_independent_decoder_coun
     for sample in prepare_dataset("gta5", root=tmp_path).dataset.splits["train"]:
         path = tmp_path / "GTA5" / sample.image.replace("images", "labels")
         counts = np.bincount(np.asarray(Image.open(path)).ravel(), minlength=256)
-        assert sample.pixels == tuple(int(counts[i]) for i in GTA5)
+        assert sample.class_pixels == tuple(int(counts[i]) for i in GTA5)
 
 
 def test_the_genuine_kitti_files_differ_in_size_and_are_named(sample_data, tmp_path):
@@ -256,7 +256,7 @@ splits: {train: train.txt, val: val.txt}
     np.testing.assert_array_equal(
         _labels(dataset)["images/d0/0_img.jpg"], [[0, 0, IGNORE], [1, IGNORE, IGNORE]]
     )
-    assert dataset.splits["train"][0].pixels == (2, 1)
+    assert dataset.splits["train"][0].class_pixels == (2, 1)
     assert dataset.classes.names == ("road", "sky")
     assert read_index(tmp_path / "data/prepared/own") == dataset
 
@@ -440,10 +440,10 @@ def test_blank_images_and_labels_without_a_class_are_kept_and_counted(tmp_path):
     files.put(tmp_path / "labels/2.png", files.gray_png(np.full(SIZE, 255)))
     report = prepare_dataset(str(yaml), root=tmp_path)
     assert [Path(path).name for path in report.blank] == ["1.png"]
-    assert [s.pixels for s in report.dataset.splits["train"]][2] == (0, 0, 0)
+    assert [s.class_pixels for s in report.dataset.splits["train"]][2] == (0, 0, 0)
     # flagged in the index too, also when nothing is read again
     assert prepare_dataset(str(yaml), root=tmp_path).unchanged
-    assert read_index(tmp_path / "prepared/own").blank == {"images/1.png"}
+    assert read_index(tmp_path / "prepared/own").blank_images == {"images/1.png"}
 
 
 _NAMES = ["a b", "ünï", "-x", "[x]", "new\nline", "esc\x1b[31m", "x" * 240, "dir[1]/[/]", "a.b.c"]
@@ -532,8 +532,9 @@ def test_a_look_writes_nothing(tmp_path):
     yaml = _own(tmp_path / "mine")
     report = prepare_dataset(str(yaml), root=tmp_path / "data", check_only=True)
     assert not (tmp_path / "data").exists()
-    assert [s.pixels for s in report.dataset.splits["train"]] == [
-        s.pixels for s in prepare_dataset(str(yaml), root=tmp_path / "data").dataset.splits["train"]
+    assert [s.class_pixels for s in report.dataset.splits["train"]] == [
+        s.class_pixels
+        for s in prepare_dataset(str(yaml), root=tmp_path / "data").dataset.splits["train"]
     ]
 
 

@@ -158,9 +158,9 @@ def test_a_cache_stays_while_labels_mean_the_same(tmp_path):
     root = tmp_path / "data"
     write_cache(prepare_dataset(str(yaml), root=root).dataset, (3, 4))
     put_label(tmp_path / "mine", 2, seed=99)
-    assert write_cache(prepare_dataset(str(yaml), root=root).dataset, (3, 4)).made == 1
+    assert write_cache(prepare_dataset(str(yaml), root=root).dataset, (3, 4)).written == 1
     yaml.write_text(yaml.read_text().replace("[a, b, c]", "[b, a, c]"))
-    assert write_cache(prepare_dataset(str(yaml), root=root).dataset, (3, 4)).made == 5
+    assert write_cache(prepare_dataset(str(yaml), root=root).dataset, (3, 4)).written == 5
 
 
 # runs that end early

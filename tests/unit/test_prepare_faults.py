@@ -82,7 +82,7 @@ def test_a_very_narrow_image_is_read(tmp_path, shape):
     files.put(mine / "labels/a.png", files.gray_png(np.zeros(shape, int)))
     text = "name: own\nimages: images/*\nlabels: labels/*\nclasses: [a]\n"
     report = prepare_dataset(str(files.dataset_yaml(mine, text)), root=tmp_path / "data")
-    assert report.dataset.splits["train"][0].pixels == (40_000,)
+    assert report.dataset.splits["train"][0].class_pixels == (40_000,)
 
 
 # kills

@@ -110,21 +110,21 @@ def test_there_are_at_most_twenty_pictures_however_long_a_run_is(tmp_path):
     for steps, wanted, count in ((100_000, 10, 20), (100_010, 1, 20), (500, 1000, 1), (70, 20, 4)):
         words = [*TINY, f"steps={steps}", f"machine.preview_every={wanted}"]
         previews = Previews(shipped("toyland/dacs", words), made, None, tmp_path)
-        due = [step for step in range(1, steps + 1) if previews.due(step)]
+        due = [step for step in range(1, steps + 1) if previews.is_due(step)]
         assert len(due) == count
         assert due[-1] == steps
     off = Previews(shipped("toyland/dacs", ["machine.preview_every=0"]), made, None, tmp_path)
-    assert not any(map(off.due, range(1, 501)))
+    assert not any(map(off.is_due, range(1, 501)))
 
 
 def test_a_picture_that_fails_is_told_once_and_ends_nothing(pair, tmp_path, caplog):
     recipe, made, classes = made_for(pair, "dacs", "machine.preview_every=5")
     (tmp_path / "previews").write_text("in the way")
     previews = Previews(recipe, made, classes, tmp_path)
-    assert previews.due(5)
+    assert previews.is_due(5)
     assert previews.draw(5) is None
     assert "no more previews" in caplog.text
-    assert not previews.due(10)
+    assert not previews.is_due(10)
     assert made.objective.student.training
 
 

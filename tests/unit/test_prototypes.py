@@ -198,7 +198,7 @@ def test_mixed_cells_count_where_the_teacher_is_sure_of_them():
     def term(least, second="mixed"):
         return PrototypeContrast(
             num_classes=5, channels=6, weight=1.0, temperature=0.1, momentum=0.9, absent="keep",
-            normalise=True, second=second, min_confidence=least,
+            normalise=True, second_view=second, min_confidence=least,
         )  # fmt: skip
 
     trust = torch.tensor([[[0.95, 0.9, 0.2], [1.0, 0.89, 0.0]]])

@@ -235,7 +235,7 @@ def test_every_lap_is_the_balanced_order_of_its_number(pair):
     present = np.array([sample.pixels for sample in pair[0].split("train")]) > 0
     for lap in range(3):
         names = batches.names(2 * lap) + batches.names(2 * lap + 1)
-        order = balanced_order(present, seed=3, lap=lap, length=3000)
+        order = balanced_order(present, seed=3, sub_epoch=lap, length=3000)
         assert [name.rsplit("/", 1)[1] for name in names] == [f"source{n}.png" for n in order]
 
 

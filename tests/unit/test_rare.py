@@ -85,14 +85,14 @@ def test_without_a_class_to_draw_there_are_no_chances():
 def test_classes_come_by_their_chances_and_their_images_alike():
     pixels = np.array([[900, 50, 0, 3], [800, 0, 40, 3], [700, 60, 70, 3], [600, 9, 0, 3]])
     images = RareClassImages(pixels, RareClassSettings(temperature=0.5, min_pixels=40))
-    assert images.left_out == (3,)
-    assert images.chances[3] == 0
+    assert images.unavailable_classes == (3,)
+    assert images.probabilities[3] == 0
     rng = np.random.default_rng(0)
     drawn = collections.Counter(images.draw(rng) for _ in range(6000))
     holds = {0: {0, 1, 2, 3}, 1: {0, 2}, 2: {1, 2}}
     assert set(drawn) == {(image, k) for k, found in holds.items() for image in found}
     for (_, k), count in drawn.items():
-        expected = 6000 * images.chances[k] / len(holds[k])
+        expected = 6000 * images.probabilities[k] / len(holds[k])
         assert abs(count - expected) < 5 * math.sqrt(expected)
 
 
@@ -230,7 +230,7 @@ def test_names_are_those_of_the_images_drawn(source):
 
 
 def test_a_class_without_enough_in_any_image_is_told_and_never_drawn_for(source):
-    assert _batches(source, min_pixels=100).never_drawn == (2,)
+    assert _batches(source, min_pixels=100).classes_never_drawn == (2,)
     with pytest.raises(DataError, match=r"9999 pixels of any class; lower source\.rare_class"):
         _batches(source, min_pixels=9999)
 
@@ -297,7 +297,7 @@ def test_the_recipes_numbers_reach_the_batches(tmp_path, caplog):
     assert batches.source.sampling == "rare_class"
     assert batches.source.rare == RareClassSettings(0.2, 400, 64)
     assert batches.target.sampling == "uniform"
-    assert batches.never_drawn
-    names = [source.classes.names[number] for number in batches.never_drawn]
+    assert batches.classes_never_drawn
+    names = [source.classes.names[number] for number in batches.classes_never_drawn]
     assert f"no image has 400 pixels of {', '.join(names)}" in caplog.text
     assert batches[0].source_images.shape == (2, 3, 64, 64)

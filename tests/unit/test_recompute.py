@@ -100,7 +100,7 @@ def test_whole_runs_end_in_the_same_bits(kind):
             return rich_objective()
         student = small_segmenter(projector=False)
         return Adversarial(
-            student, Discriminator(5, 4), sees="softmax", weight=0.1, temperature=1.0
+            student, Discriminator(5, 4), discriminator_input="softmax", weight=0.1, temperature=1.0
         ).train()
 
     ends = []
@@ -152,7 +152,7 @@ def test_less_is_kept_for_the_backward_pass():
 def test_only_training_passes_are_cut():
     made = network(recompute=True)
     calls = []
-    made.backbone.sparing = lambda images: calls.append(1)
+    made.backbone.forward_checkpointed = lambda images: calls.append(1)
     with torch.no_grad():
         made(torch.zeros(1, 3, 32, 32))
     made.eval()

@@ -63,10 +63,10 @@ def read(page):
 def scores(iou=(0.5, 0.25), names=("road", "car"), **protocol):
     return Scores(
         protocol={"data": "city", "split": "val", **protocol},
-        names=names,
+        class_names=names,
         iou=iou,
         accuracy=iou,
-        share=(0.75, 0.25),
+        truth_share=(0.75, 0.25),
         means={"mIoU": float(np.nanmean(iou))},
         pixel_accuracy=0.5,
         confusion=[[30, 10], [0, 5]],
@@ -95,7 +95,7 @@ def run(name="rccr", **more):
 def page(*runs, **more):
     colors = {"road": (128, 64, 128), "car": (0, 0, 142)}
     given = runs or (run(reliability=reliability()),)
-    return PageContent("a page", given, colors=colors, shots=[shot()], **more)
+    return PageContent("a page", given, colors=colors, examples=[shot()], **more)
 
 
 def evil_page():
@@ -114,7 +114,9 @@ def evil_page():
         reliability=reliability(),
     )
     shots = [ExampleImage(EVIL, EVIL, [ImageLayer(EVIL, 'x" onerror="alert(3)', True)])]
-    return PageContent(EVIL, [bad, run()], True, {EVIL: (1, 2, 3)}, shots, EVIL, [EVIL], made=EVIL)
+    return PageContent(
+        EVIL, [bad, run()], True, {EVIL: (1, 2, 3)}, shots, EVIL, [EVIL], created=EVIL
+    )
 
 
 def test_hostile_text_stays_text_wherever_it_stands():
@@ -200,13 +202,13 @@ def test_scores_that_do_not_compare_are_warned_of():
 
 def test_a_page_that_is_too_large_loses_images_and_says_so():
     shots = [shot(seed, 64) for seed in range(8)]
-    whole = PageContent("t", [run()], shots=shots)
+    whole = PageContent("t", [run()], examples=shots)
     size = len(report_page(whole))
-    small = report_page(whole, largest=size - 2000)
+    small = report_page(whole, max_bytes=size - 2000)
     assert len(small) <= size - 2000
     assert "images were omitted" in small
     assert 0 < small.count("<article") < 8
-    assert "images were omitted" not in report_page(whole, largest=size + 2000)
+    assert "images were omitted" not in report_page(whole, max_bytes=size + 2000)
 
 
 def test_runs_without_anything_make_a_page():

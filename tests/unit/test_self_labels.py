@@ -112,7 +112,7 @@ def test_prototypes_begin_with_the_pass(normalise):
     sums.add(*_image(0))
     means, seen = sums.prototypes()
     prototypes = ClassPrototypes(4, 6, momentum=0.999, absent="keep", normalise=normalise)
-    prototypes.start(means, seen)
+    prototypes.initialise(means, seen)
     assert torch.equal(prototypes.seen, seen)
     lengths = prototypes.means[seen].norm(dim=1)
     if normalise:

@@ -68,11 +68,11 @@ def test_losses_and_prototypes_follow_the_formulas_over_several_steps(method):
         momentum=spec.momentum,
         absent=spec.absent,
         normalise=spec.normalise,
-        second="pseudo_labelled",
+        second_view="pseudo_labelled",
     )
     start = torch.randn(CLASSES, CHANNELS, generator=torch.Generator().manual_seed(9))
     start = start / start.norm(dim=1, keepdim=True)
-    contrast.prototypes.start(start, torch.ones(CLASSES, dtype=torch.bool))
+    contrast.prototypes.initialise(start, torch.ones(CLASSES, dtype=torch.bool))
     means = list(start.double())
     for step in range(5):
         absent = step % CLASSES if step else None

@@ -134,7 +134,7 @@ def test_after_foretells_the_update_and_changes_nothing():
     for seed in range(5):
         embeddings, labels = _case(seed, 6)
         before = {name: value.clone() for name, value in memory.state_dict().items()}
-        state = memory.after(embeddings.requires_grad_(), labels)
+        state = memory.preview_update(embeddings.requires_grad_(), labels)
         assert all(torch.equal(before[name], value) for name, value in memory.named_buffers())
         memory.update(embeddings, labels)
         for name, value in memory.named_buffers():

@@ -14,10 +14,10 @@ from udaseg.text import percent
 
 SCORES = Scores(
     protocol={"data": "city", "split": "val", "images": "3"},
-    names=["road", "[red]sky", "train"],
+    class_names=["road", "[red]sky", "train"],
     iou=[0.75, 0.125, math.nan],
     accuracy=[0.9, 0.25, math.nan],
-    share=[0.6, 0.4, 0.0],
+    truth_share=[0.6, 0.4, 0.0],
     means={"mIoU": 0.4375},
     pixel_accuracy=0.64,
     confusion=[[9, 1, 0], [3, 1, 0], [0, 0, 0]],
@@ -100,10 +100,10 @@ def test_markdown_is_a_table_of_four_columns():
 def test_runs_are_compared_class_by_class():
     other = Scores(
         SCORES.protocol,
-        SCORES.names,
+        SCORES.class_names,
         [0.5, 1.0, 0.1],
         SCORES.accuracy,
-        SCORES.share,
+        SCORES.truth_share,
         {"mIoU": 0.53},
         0.7,
         SCORES.confusion,

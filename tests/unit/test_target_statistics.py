@@ -27,9 +27,9 @@ def _adapt(networks, target, batch=2):
     seen = []
     adapt_batch_norms(
         *(networks, target, target.samples),
-        batch=batch,
+        batch_size=batch,
         device=torch.device("cpu"),
-        seen=lambda done, of: seen.append((done, of)),
+        on_progress=lambda done, of: seen.append((done, of)),
     )
     return seen
 

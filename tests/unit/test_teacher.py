@@ -14,14 +14,14 @@ def test_first_step_copies_the_student_and_later_steps_average():
     with torch.no_grad():
         for parameter in student.parameters():
             parameter.add_(1.0)
-    teacher.follow(student, 0)
+    teacher.update(student, 0)
     for mine, theirs in zip(teacher.network.parameters(), student.parameters(), strict=True):
         assert torch.equal(mine, theirs)
     before = [parameter.clone() for parameter in teacher.network.parameters()]
     with torch.no_grad():
         for parameter in student.parameters():
             parameter.add_(1.0)
-    teacher.follow(student, 3)  # 1 - 1/4 = 0.75 is below 0.9
+    teacher.update(student, 3)  # 1 - 1/4 = 0.75 is below 0.9
     for old, mine, new in zip(
         before, teacher.network.parameters(), student.parameters(), strict=True
     ):
@@ -35,7 +35,7 @@ def test_momentum_bounds_the_ramp():
     with torch.no_grad():
         for parameter in student.parameters():
             parameter.add_(1.0)
-    teacher.follow(student, 10_000)
+    teacher.update(student, 10_000)
     for before, mine in zip(old, teacher.network.parameters(), strict=True):
         assert torch.allclose(mine, before + 0.1, atol=1e-6)
 
@@ -87,5 +87,5 @@ def test_the_projection_head_follows_too():
     with torch.no_grad():
         for parameter in student.projector.parameters():
             parameter.zero_()
-    teacher.follow(student, 0)
+    teacher.update(student, 0)
     assert all(parameter.abs().sum() == 0 for parameter in teacher.network.projector.parameters())

@@ -20,10 +20,10 @@ def test_what_is_written_is_read_again_in_order(tmp_path, suffix, size):
     path = tmp_path / f"film.{suffix}"
     labels = write_film(path, 7, size)
     with VideoReader(path) as film:
-        assert film.expected == 7
+        assert film.declared_frames == 7
         assert film.fps == pytest.approx(12.5)
         frames = list(film)
-    assert film.frames == 7
+    assert film.frames_read == 7
     # odd sizes are continued by one pixel, nothing is lost
     assert film.size == (size[0] + size[0] % 2, size[1] + size[1] % 2)
     for frame, shown in zip(frames, labels, strict=True):

@@ -57,7 +57,7 @@ def _run(arguments: list[str], debug: bool) -> int | str | None:
     except BrokenPipeError:
         return 1
     except RankFailed as error:
-        if error.told:
+        if error.reported_elsewhere:
             return _wait_for_torchrun(error.exit_code)
         return _print_error(f"error: {error}", error.exit_code, debug)
     except UdasegError as error:

@@ -25,27 +25,27 @@ class WorkProgress:
     """Show progress while the context is open: a bar on a terminal, plain lines when piped.
 
     Args:
-        what: Name of the operation, such as `predict`.
+        operation: Name of the operation, such as `predict`.
         total: Total number of items.
         unit: Name of the items.
         first: Items finished before.
-        every: Items between two plain lines; None writes a line every five seconds.
+        line_interval: Items between two plain lines; None writes a line every five seconds.
     """
 
     def __init__(
         self,
-        what: str,
+        operation: str,
         total: int,
         *,
         unit: str = "images",
         first: int = 0,
-        every: int | None = None,
+        line_interval: int | None = None,
     ) -> None:
-        self._what, self._unit, self._total, self._first = what, unit, total, first
-        self._each = "img" if unit in ("", "images") else unit
+        self._operation, self._unit, self._total, self._first = operation, unit, total, first
+        self._rate_unit = "img" if unit in ("", "images") else unit
         self._done = first
-        self._every = every
-        self._spoke = time.monotonic()
+        self._line_interval = line_interval
+        self._last_line_time = time.monotonic()
         self._started = time.monotonic()
         self._console = Console(stderr=True, highlight=False)
         self._bar: Progress | None = None
@@ -67,7 +67,7 @@ class WorkProgress:
             )
             self._bar.start()
             self._task = self._bar.add_task(
-                self._what, total=self._total, completed=self._first, rate="", facts=""
+                self._operation, total=self._total, completed=self._first, rate="", facts=""
             )
         return self
 
@@ -80,7 +80,7 @@ class WorkProgress:
         if self._bar is not None:
             self._bar.stop()
 
-    def update(self, done: int, *, facts: str | None = None, items_each: int = 1) -> None:
+    def update(self, done: int, *, facts: str | None = None, items_per_unit: int = 1) -> None:
         """Show that `done` items are finished; `facts` stays until it is replaced."""
         self._done = done
         if facts is not None:
@@ -88,22 +88,22 @@ class WorkProgress:
         elapsed = max(1e-9, time.monotonic() - self._started)
         rate = (done - self._first) / elapsed
         if self._bar is not None:
-            rate_text = f"{rate * items_each:.1f} {self._each}/s" if items_each else ""
+            rate_text = f"{rate * items_per_unit:.1f} {self._rate_unit}/s" if items_per_unit else ""
             self._bar.update(self._task, completed=done, rate=rate_text, facts=self._facts)
-        elif self._speaks(done):
-            self._spoke = time.monotonic()
+        elif self._line_due(done):
+            self._last_line_time = time.monotonic()
             remaining = (self._total - done) / rate if rate > 0 else 0
-            line = f"{self._what} {done}/{self._total} {self._unit}"
-            if items_each:
-                line += f"  {rate * items_each:.1f} {self._each}/s"
+            line = f"{self._operation} {done}/{self._total} {self._unit}"
+            if items_per_unit:
+                line += f"  {rate * items_per_unit:.1f} {self._rate_unit}/s"
             log.info("%s", f"{line}  ETA {_format_duration(remaining)}  {self._facts}".rstrip())
 
-    def _speaks(self, done: int) -> bool:
+    def _line_due(self, done: int) -> bool:
         if done == self._total:
             return True
-        if self._every is not None:
-            return done % self._every == 0
-        return time.monotonic() - self._spoke >= _LINE_INTERVAL_S
+        if self._line_interval is not None:
+            return done % self._line_interval == 0
+        return time.monotonic() - self._last_line_time >= _LINE_INTERVAL_S
 
     def advance(self, count: int = 1) -> None:
         """Show that `count` more items are finished."""
@@ -116,18 +116,18 @@ class TrainingProgress(WorkProgress):
     Args:
         steps: Steps of the run.
         first: Steps finished before.
-        every: Steps between two updates of the losses.
+        line_interval: Steps between two updates of the losses.
     """
 
-    def __init__(self, *, steps: int, first: int, every: int) -> None:
-        super().__init__("step", steps, unit="", first=first, every=every)
+    def __init__(self, *, steps: int, first: int, line_interval: int) -> None:
+        super().__init__("step", steps, unit="", first=first, line_interval=line_interval)
 
     def step(self, done: int, losses: Mapping[str, float] | None, *, images: int) -> None:
         """Show that `done` steps are finished; `losses`, if given, replace those shown."""
         facts = None
         if losses is not None:
             facts = "  ".join(f"{name} {value:.4g}" for name, value in losses.items())
-        self.update(done, facts=facts, items_each=images)
+        self.update(done, facts=facts, items_per_unit=images)
 
 
 def _shows_info() -> bool:
@@ -148,10 +148,10 @@ class LazyProgress:
     """A progress bar that appears with the first call, when the total is known."""
 
     def __init__(self, what: str, unit: str = "images") -> None:
-        self._what, self._unit = what, unit
+        self._title, self._unit = what, unit
         self._stack = ExitStack()
         self._progress: WorkProgress | None = None
-        self._over = False
+        self._finished = False
 
     def __enter__(self) -> "LazyProgress":
         return self
@@ -161,13 +161,13 @@ class LazyProgress:
 
     def __call__(self, done: int, total: int) -> None:
         """Show that `done` of `total` are done; the last call closes the bar."""
-        if self._over or total == 0:
+        if self._finished or total == 0:
             return
         if self._progress is None:
             self._progress = self._stack.enter_context(
-                WorkProgress(self._what, total, unit=self._unit)
+                WorkProgress(self._title, total, unit=self._unit)
             )
         self._progress.update(done)
         if done == total:
-            self._over = True
+            self._finished = True
             self._stack.close()

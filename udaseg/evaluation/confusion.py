@@ -73,9 +73,9 @@ class ConfusionMatrix:
             # the shape differs between OpenCV 4 and 5
             table += np.asarray(histogram).reshape(_NUM_IDS, _NUM_IDS).astype(np.int64)
         if truth_map is not None:
-            table = self._moved(table, truth_map)
+            table = self._permuted(table, truth_map)
         if prediction_map is not None:
-            table = self._moved(table.T, prediction_map).T
+            table = self._permuted(table.T, prediction_map).T
         labelled = np.delete(table, self.ignore, axis=0)
         stop = self.num_classes + len(self.outside)
         unknown = labelled[stop:].sum()
@@ -118,7 +118,7 @@ class ConfusionMatrix:
         part.abstained_outside = self.abstained_outside.copy()
         return part
 
-    def over_ranks(self, device: torch.device) -> "ConfusionMatrix":
+    def all_reduce_sum(self, device: torch.device) -> "ConfusionMatrix":
         """Return the counts summed over all processes; they are exchanged through `device`."""
         rows = np.concatenate([self.counts, self.outside])
         rows = np.column_stack([rows, [*self.abstained, *self.abstained_outside]])
@@ -148,11 +148,11 @@ class ConfusionMatrix:
     def iou(self) -> NDArray[np.float64]:
         """Return (K,) intersection over union; NaN for a class without truth (not measured)."""
         union = self.truth + self.counts.sum(0) - np.diag(self.counts)
-        return self._share(np.diag(self.counts), union)
+        return self._ratio(np.diag(self.counts), union)
 
     def accuracy(self) -> NDArray[np.float64]:
         """Return (K,) share of each true class that is predicted correctly; NaN without truth."""
-        return self._share(np.diag(self.counts), self.truth)
+        return self._ratio(np.diag(self.counts), self.truth)
 
     def truth_share(self) -> NDArray[np.float64]:
         """Return (K,) share of each class in the labelled pixels."""
@@ -173,7 +173,7 @@ class ConfusionMatrix:
         return float(np.diag(self.counts).sum() / total) if total else float("nan")
 
     @staticmethod
-    def _moved(table: NDArray[np.int64], new_ids: bytes) -> NDArray[np.int64]:
+    def _permuted(table: NDArray[np.int64], new_ids: bytes) -> NDArray[np.int64]:
         if len(new_ids) != _NUM_IDS:
             raise ValueError(f"a map of ids has {_NUM_IDS} entries, got {len(new_ids)}")
         moved = np.zeros(table.shape, np.int64)
@@ -181,7 +181,7 @@ class ConfusionMatrix:
             moved[new_ids[old_id]] += table[old_id]
         return moved
 
-    def _share(self, part: NDArray[np.int64], whole: NDArray[np.int64]) -> NDArray[np.float64]:
+    def _ratio(self, part: NDArray[np.int64], whole: NDArray[np.int64]) -> NDArray[np.float64]:
         shares = np.full(self.num_classes, np.nan)
         np.divide(part, whole, out=shares, where=self.truth > 0)
         return shares

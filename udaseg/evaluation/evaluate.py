@@ -108,7 +108,7 @@ def evaluate(
         else lambda prediction: save_labels(prediction.sample, prediction.labels),
     )
     protocol_facts = {"weights": f"{weights} at step {loaded.step}", **describe_options(options)}
-    if any(options.in_tiles((sample.height, sample.width)) for sample in dataset.split(split)):
+    if any(options.needs_tiles((sample.height, sample.width)) for sample in dataset.split(split)):
         protocol_facts["tiles"] = f"above {MAX_WHOLE_PIXELS:,} pixels"
     scores = summarise(
         matrix,
@@ -285,7 +285,7 @@ def confusion_matrix(
             progress.advance()
         while pending:
             pending.popleft().result()
-    return matrix.over_ranks(device)
+    return matrix.all_reduce_sum(device)
 
 
 def empty_matrix(

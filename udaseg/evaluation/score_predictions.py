@@ -81,7 +81,7 @@ def score_predictions(
         release=release,
     )
     # truth of classes that the network lacks counts
-    with_outside = len(scores.names) > len(classes)
+    with_outside = len(scores.class_names) > len(classes)
     unclassified = int(matrix.abstained.sum()) + with_outside * int(matrix.abstained_outside.sum())
     if unclassified:
         labelled = int(matrix.truth.sum()) + with_outside * int(matrix.truth_outside.sum())

@@ -30,10 +30,10 @@ class Scores:
 
     Attributes:
         protocol: Data and settings of the evaluation, in display order.
-        names: Class names.
+        class_names: Class names.
         iou: IoU per class.
         accuracy: Accuracy per class.
-        share: Share of the labelled pixels per class.
+        truth_share: Share of the labelled pixels per class.
         means: Mean IoUs by name, such as `mIoU-19`.
         pixel_accuracy: Accuracy over all labelled pixels.
         confusion: Rows are ground truth, columns are predictions.
@@ -41,18 +41,18 @@ class Scores:
     """
 
     protocol: Mapping[str, str]
-    names: Sequence[str]
+    class_names: Sequence[str]
     iou: Sequence[float]
     accuracy: Sequence[float]
-    share: Sequence[float]
+    truth_share: Sequence[float]
     means: Mapping[str, float]
     pixel_accuracy: float
     confusion: Sequence[Sequence[int]]
     notes: Sequence[str] = ()
 
-    def document(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Return the scores as a JSON object; fractions, NaN where not measured."""
-        rows = zip(self.names, self.iou, self.accuracy, self.share, strict=True)
+        rows = zip(self.class_names, self.iou, self.accuracy, self.truth_share, strict=True)
         return {
             "protocol": dict(self.protocol),
             "classes": [
@@ -131,10 +131,10 @@ def summarise(
                 else {"convention": _describe_convention(chosen, classes.names)}
             ),
         },
-        names=scored.names,
+        class_names=scored.names,
         iou=scored.matrix.iou().tolist(),
         accuracy=scored.matrix.accuracy().tolist(),
-        share=scored.matrix.truth_share().tolist(),
+        truth_share=scored.matrix.truth_share().tolist(),
         means=means,
         pixel_accuracy=scored.matrix.pixel_accuracy(),
         confusion=scored.matrix.counts.tolist(),
@@ -259,10 +259,10 @@ def read_scores(path: Path, warnings: list[str]) -> Scores | None:
         square = {len(rows)} == {len(confusion), *map(len, confusion)}
         return Scores(
             protocol={str(key): str(value) for key, value in document["protocol"].items()},
-            names=[str(row["name"]) for row in rows],
+            class_names=[str(row["name"]) for row in rows],
             iou=[finite_or_none(row["iou"]) for row in rows],
             accuracy=[finite_or_none(row["accuracy"]) for row in rows],
-            share=[finite_or_none(row["truth_share"]) for row in rows],
+            truth_share=[finite_or_none(row["truth_share"]) for row in rows],
             means={str(key): finite_or_none(value) for key, value in document["means"].items()},
             pixel_accuracy=finite_or_none(document["pixel_accuracy"]),
             confusion=confusion if square else [],

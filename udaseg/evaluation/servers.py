@@ -31,7 +31,7 @@ class Server:
         ids: Ids that it expects.
         folders: Folders of the zip with one file per image; "" is the top level. A folder
             `confidence` has 16-bit images, 65535 for certain.
-        home: URL to submit to.
+        url: URL to submit to.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Server:
     images: int
     ids: Ids
     folders: tuple[str, ...]
-    home: str
+    url: str
 
 
 SERVERS = {
@@ -53,7 +53,7 @@ SERVERS = {
             images=1525,
             ids="label",
             folders=("",),
-            home="https://www.cityscapes-dataset.com/submit/",
+            url="https://www.cityscapes-dataset.com/submit/",
         ),
         Server(
             name="acdc",
@@ -62,7 +62,7 @@ SERVERS = {
             images=2000,
             ids="train",
             folders=("labelTrainIds",),
-            home="https://acdc.vision.ee.ethz.ch/submit",
+            url="https://acdc.vision.ee.ethz.ch/submit",
         ),
         Server(
             name="dark-zurich",
@@ -71,7 +71,7 @@ SERVERS = {
             images=151,
             ids="train",
             folders=("labelTrainIds", "labelTrainIds_invalid", "confidence"),
-            home="https://codalab.lisn.upsaclay.fr/competitions/3783",
+            url="https://codalab.lisn.upsaclay.fr/competitions/3783",
         ),
     )
 }

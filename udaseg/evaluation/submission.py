@@ -157,6 +157,6 @@ def _print_package(path: Path, server: Server, folders: Mapping[str, str]) -> No
             if images == server.images
             else [f"but the test set of {server.name} has {server.images} images"]
         ),
-        f"submit it at {server.home}",
+        f"submit it at {server.url}",
     )
     Console(highlight=False, soft_wrap=True).print(Text("\n".join(lines)))

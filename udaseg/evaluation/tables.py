@@ -39,7 +39,7 @@ def protocol_line(scores: Scores) -> str:
 
 def as_json(scores: Scores) -> str:
     """Return the scores as JSON with the whole confusion matrix."""
-    return json.dumps(_nan_to_null(scores.document()), indent=2, allow_nan=False)
+    return json.dumps(_nan_to_null(scores.to_json()), indent=2, allow_nan=False)
 
 
 def as_csv(scores: Scores) -> str:
@@ -72,7 +72,7 @@ def comparison_table(columns: Mapping[str, Scores]) -> Table:
     for title in columns:
         table.add_column(Text(title), justify="right")
     all_scores = list(columns.values())
-    for index, name in enumerate(all_scores[0].names):
+    for index, name in enumerate(all_scores[0].class_names):
         table.add_row(Text(name), *(percent(column.iou[index]) for column in all_scores))
     table.add_section()
     for label in all_scores[0].means:
@@ -82,7 +82,7 @@ def comparison_table(columns: Mapping[str, Scores]) -> Table:
 
 
 def _rows(scores: Scores) -> list[tuple[str, str, str, str]]:
-    columns = zip(scores.names, scores.iou, scores.accuracy, scores.share, strict=True)
+    columns = zip(scores.class_names, scores.iou, scores.accuracy, scores.truth_share, strict=True)
     return [
         (name, percent(iou), percent(accuracy), percent(share))
         for name, iou, accuracy, share in columns

@@ -82,7 +82,7 @@ def export(
             target_images = _target_images(loaded.recipe, images, root)
             real = target_images is not None
             comparison = compare_with_torch(
-                module, temporary, target_images or _noise_images(), real=real
+                module, temporary, target_images or _noise_images(), on_real_images=real
             )
             _check_agreement(comparison)
         temporary.replace(path)
@@ -109,7 +109,7 @@ def _check_agreement(comparison: OnnxComparison) -> None:
 
 
 def _summary(comparison: OnnxComparison) -> str:
-    kind = "images" if comparison.real else "noise images"
+    kind = "images" if comparison.on_real_images else "noise images"
     text = f"checked on {comparison.images} {kind} at two sizes each: "
     if comparison.difference is not None:
         text += f"largest difference of a logit {comparison.difference:.2g}, "

@@ -51,14 +51,14 @@ class OnnxComparison:
 
     Attributes:
         images: Number of images compared.
-        real: They are images of the recipe's data, not noise.
+        on_real_images: They are images of the recipe's data, not noise.
         difference: Largest absolute difference of a logit; None for labels.
         relative: The same divided by the largest logit; None for labels.
         agreement: Share of pixels with the same label.
     """
 
     images: int
-    real: bool
+    on_real_images: bool
     difference: float | None
     relative: float | None
     agreement: float
@@ -103,21 +103,21 @@ def write_onnx(module: ExportModule, path: Path, metadata: dict[str, str]) -> No
 
 
 def compare_with_torch(
-    module: ExportModule, path: Path, pictures: Sequence[Pixels], *, real: bool
+    module: ExportModule, path: Path, images: Sequence[Pixels], *, on_real_images: bool
 ) -> OnnxComparison:
     """Compare the ONNX file with torch, on each image at its own size and at an odd size.
 
     Args:
         module: The exported module.
         path: The ONNX file.
-        pictures: (H, W, 3) uint8 RGB.
-        real: Stored in the result.
+        images: (H, W, 3) uint8 RGB.
+        on_real_images: Stored in the result.
     """
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     difference, largest, equal_pixels, total_pixels = 0.0, 0.0, 0, 0
-    for pixels in _at_two_sizes(pictures):
+    for pixels in _at_two_sizes(images):
         image = torch.from_numpy(pixels).permute(2, 0, 1)[None].contiguous()
         image = image if module.uint8 else image.float() / 255
         with torch.no_grad():
@@ -135,8 +135,10 @@ def compare_with_torch(
         total_pixels += torch_output.size
     share = equal_pixels / max(1, total_pixels)
     if module.argmax:
-        return OnnxComparison(len(pictures), real, None, None, share)
-    return OnnxComparison(len(pictures), real, difference, difference / max(largest, 1e-12), share)
+        return OnnxComparison(len(images), on_real_images, None, None, share)
+    return OnnxComparison(
+        len(images), on_real_images, difference, difference / max(largest, 1e-12), share
+    )
 
 
 def _at_two_sizes(pictures: Sequence[Pixels]) -> Iterator[Pixels]:

@@ -55,7 +55,7 @@ class InferenceOptions:
     release: bool = False
     batch: int | None = None
 
-    def in_tiles(self, stored: Size) -> bool:
+    def needs_tiles(self, stored: Size) -> bool:
         """Return whether an image of that size is too large to predict in one piece."""
         height, width = self.input_size(stored)
         return height * width > MAX_WHOLE_PIXELS
@@ -132,7 +132,7 @@ def infer(
 
     batch_size = options.batch or (_BATCH_ON_GPU if device.type == "cuda" else 1)
     pending: tuple[list[_DecodedSample], list[Tensor]] = [], []
-    for batch in _batches(read_ahead(read, samples, at_once=batch_size), batch_size):
+    for batch in _batches(read_ahead(read, samples, batch_size=batch_size), batch_size):
         first = batch[0].image
         if first.shape[0] * first.shape[1] <= MAX_WHOLE_PIXELS:
             computed = batch, _batch_logits(model, batch, options, device)
@@ -147,7 +147,7 @@ def infer(
 
 
 def read_ahead(
-    read: Callable[[_Job], _Ready], jobs: Sequence[_Job], *, at_once: int = 1
+    read: Callable[[_Job], _Ready], jobs: Sequence[_Job], *, batch_size: int = 1
 ) -> Iterator[_Ready]:
     """Yield the results of `read` in order, reading a few jobs ahead in threads.
 
@@ -156,7 +156,7 @@ def read_ahead(
     Args:
         read: Called in a thread; its exceptions are raised here.
         jobs: Arguments of `read`.
-        at_once: Number of results that the caller consumes together.
+        batch_size: Number of results that the caller consumes together.
     """
     workers = min(_MAX_WORKERS, os.cpu_count() or 1)
     with ThreadPoolExecutor(workers) as pool:
@@ -164,7 +164,7 @@ def read_ahead(
         try:
             for job in jobs:
                 waiting.append(pool.submit(read, job))
-                if len(waiting) >= workers + at_once + _READ_AHEAD:
+                if len(waiting) >= workers + batch_size + _READ_AHEAD:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()

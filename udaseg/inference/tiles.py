@@ -116,20 +116,20 @@ class _Tile:
     """A tile along one side.
 
     Attributes:
-        seen: Network input; it may extend beyond the image up to the grid.
+        input_range: Network input; it may extend beyond the image up to the grid.
         parts: Ranges that the tile contributes to.
         begin: Position of the seam with the previous tile, or None.
         end: Position of the seam with the next tile, or None.
     """
 
-    seen: slice
+    input_range: slice
     parts: tuple[_Range, ...]
     begin: int | None
     end: int | None
 
     def weights(self, cells: int, stride: int) -> Tensor:
         """Return (cells,) blending weights of its cells; those of overlapping tiles sum to one."""
-        positions = (torch.arange(cells) + 0.5) * stride + self.seen.start
+        positions = (torch.arange(cells) + 0.5) * stride + self.input_range.start
         weight = torch.ones(cells)
         if self.begin is not None:
             weight *= ((positions - self.begin) / (2 * _RAMP_PX) + 0.5).clamp(0, 1)
@@ -183,11 +183,15 @@ def _blended_parts(
     incomplete: dict[tuple[int, int], Tensor] = {}
     for row_tile in _tiles(image.shape[0]):
         for column_tile in column_tiles:
-            logits, stride = _tile_logits(predict, image, row_tile.seen, column_tile.seen)
+            logits, stride = _tile_logits(
+                predict, image, row_tile.input_range, column_tile.input_range
+            )
             for rows in row_tile.parts:
-                cell_rows = _cells(rows, row_tile.seen.start, stride, logits.shape[1])
+                cell_rows = _cells(rows, row_tile.input_range.start, stride, logits.shape[1])
                 for columns in column_tile.parts:
-                    cell_columns = _cells(columns, column_tile.seen.start, stride, logits.shape[2])
+                    cell_columns = _cells(
+                        columns, column_tile.input_range.start, stride, logits.shape[2]
+                    )
                     logits_of_part = logits[:, cell_rows, cell_columns]
                     logits_of_part = logits_of_part * row_tile.weights(logits.shape[1], stride)[
                         cell_rows, None
@@ -203,8 +207,10 @@ def _blended_parts(
                         continue
                     inner = _PartPosition(
                         stride,
-                        _shifted(rows, cell_rows.start * stride + row_tile.seen.start),
-                        _shifted(columns, cell_columns.start * stride + column_tile.seen.start),
+                        _shifted(rows, cell_rows.start * stride + row_tile.input_range.start),
+                        _shifted(
+                            columns, cell_columns.start * stride + column_tile.input_range.start
+                        ),
                     )
                     yield (
                         slice(rows.start, rows.stop),

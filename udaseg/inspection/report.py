@@ -76,12 +76,12 @@ def report(
             replace(content, reliability=pictures.reliability.get(content.name))
             for content in contents
         ],
-        baseline=baseline is not None and len(columns) > 1,
+        has_baseline=baseline is not None and len(columns) > 1,
         colors=colors,
-        shots=pictures.shots,
-        looked=pictures.words,
+        examples=pictures.shots,
+        examples_note=pictures.caption,
         warnings=warnings,
-        made=f"Written {time.strftime('%Y-%m-%d %H:%M %z')} by udaseg {__version__}.",
+        created=f"Written {time.strftime('%Y-%m-%d %H:%M %z')} by udaseg {__version__}.",
     )
     text = report_page(page)
     path = out or runs[0] / "report.html"

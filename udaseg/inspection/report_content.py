@@ -68,12 +68,12 @@ class ImageLayer:
     Attributes:
         title: Title, such as `image`, a run's name, or `truth`.
         uri: The picture as a `data:` URI.
-        mask: Whether it shows class colours, in which a class can be highlighted.
+        is_mask: Whether it shows class colours, in which a class can be highlighted.
     """
 
     title: str
     uri: str
-    mask: bool
+    is_mask: bool
 
 
 @dataclass(frozen=True)
@@ -82,12 +82,12 @@ class ExampleImage:
 
     Attributes:
         name: Name of the image file.
-        why: Why it is shown, such as `lowest mIoU of rccr: 23.4 %`.
+        reason: Why it is shown, such as `lowest mIoU of rccr: 23.4 %`.
         layers: Pictures of the same size.
     """
 
     name: str
-    why: str
+    reason: str
     layers: Sequence[ImageLayer]
 
 
@@ -98,19 +98,19 @@ class PageContent:
     Attributes:
         title: Heading of the page.
         runs: The runs in column order; the baseline, if any, comes first.
-        baseline: Whether the first run is the baseline for the others.
+        has_baseline: Whether the first run is the baseline for the others.
         colors: RGB colour of each class by name.
-        shots: Example images.
-        looked: Sentence on the images that the shots were chosen from.
+        examples: Example images.
+        examples_note: Sentence on the images that the shots were chosen from.
         warnings: Warnings about the page as a whole.
-        made: When and by which version the page was created.
+        created: When and by which version the page was created.
     """
 
     title: str
     runs: Sequence[RunContent]
-    baseline: bool = False
+    has_baseline: bool = False
     colors: Mapping[str, Color] = field(default_factory=dict)
-    shots: Sequence[ExampleImage] = ()
-    looked: str = ""
+    examples: Sequence[ExampleImage] = ()
+    examples_note: str = ""
     warnings: Sequence[str] = ()
-    made: str = ""
+    created: str = ""

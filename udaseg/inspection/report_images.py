@@ -43,12 +43,12 @@ class ReportImages:
     Attributes:
         shots: Images to show.
         reliability: Reliability of each run over all evaluated images.
-        words: Caption that says how the images were chosen.
+        caption: Caption that says how the images were chosen.
     """
 
     shots: list[ExampleImage] = field(default_factory=list)
     reliability: dict[str, Reliability] = field(default_factory=dict)
-    words: str = ""
+    caption: str = ""
 
 
 def render_report_images(
@@ -139,12 +139,12 @@ def _make_shot(
     truth_classes: ClassSpace | None,
     reason: str,
 ) -> ExampleImage:
-    layers = [ImageLayer("image", photo_uri(evaluated.photo), mask=False)]
+    layers = [ImageLayer("image", photo_uri(evaluated.photo), is_mask=False)]
     for name, labels in evaluated.masks.items():
-        layers.append(ImageLayer(name, mask_uri(labels, runs[name].classes.colors), mask=True))
+        layers.append(ImageLayer(name, mask_uri(labels, runs[name].classes.colors), is_mask=True))
     if evaluated.truth is not None and truth_classes is not None:
         layers.append(
-            ImageLayer("truth", mask_uri(evaluated.truth, truth_classes.colors), mask=True)
+            ImageLayer("truth", mask_uri(evaluated.truth, truth_classes.colors), is_mask=True)
         )
     return ExampleImage(evaluated.name, reason, layers)
 
@@ -155,7 +155,7 @@ def _make_reliability(counts: ConfidenceHistogram) -> Reliability:
         labelled=counts.labelled.tolist(),
         correct=counts.correct.tolist(),
         confidence=counts.confidence.tolist(),
-        error=counts.error(),
+        error=counts.expected_calibration_error(),
     )
 
 

@@ -14,7 +14,7 @@ from udaseg.inspection.report_scores import differing_protocols, score_section, 
 MAX_PAGE_BYTES = 20_000_000
 
 
-def report_page(page: PageContent, *, largest: int = MAX_PAGE_BYTES) -> str:
+def report_page(page: PageContent, *, max_bytes: int = MAX_PAGE_BYTES) -> str:
     """Return the page as one HTML document that loads nothing.
 
     All text from users is escaped. A content security policy allows only the script included here.
@@ -22,15 +22,15 @@ def report_page(page: PageContent, *, largest: int = MAX_PAGE_BYTES) -> str:
 
     Args:
         page: Content of the page.
-        largest: Maximum size of the page in bytes.
+        max_bytes: Maximum size of the page in bytes.
     """
     text = _document(page)
-    shown = list(page.shots)
-    while len(text.encode()) > largest and shown:
+    shown = list(page.examples)
+    while len(text.encode()) > max_bytes and shown:
         shown = shown[: len(shown) * 3 // 4]
-        omitted = len(page.shots) - len(shown)
-        warning = f"{omitted} images were omitted to keep the page below {largest} bytes"
-        text = _document(replace(page, shots=shown, warnings=[*page.warnings, warning]))
+        omitted = len(page.examples) - len(shown)
+        warning = f"{omitted} images were omitted to keep the page below {max_bytes} bytes"
+        text = _document(replace(page, examples=shown, warnings=[*page.warnings, warning]))
     return text
 
 
@@ -63,7 +63,7 @@ def _document(page: PageContent) -> str:
     ]
     body = element(
         "body",
-        element("header", element("h1", page.title), element("p", page.made, class_="note")),
+        element("header", element("h1", page.title), element("p", page.created, class_="note")),
         element("nav", element("ul", *menu), aria_label="Sections"),
         element("main", _warnings(page), *bodies),
         element("script", Html(script)),
@@ -167,7 +167,7 @@ def _confusion(runs: Sequence[RunContent]) -> Html:
             [
                 element("h3", run.name),
                 scrollable(
-                    confusion_chart(run.scores.names, run.scores.confusion),
+                    confusion_chart(run.scores.class_names, run.scores.confusion),
                     f"Confusion matrix of {run.name}",
                 ),
             ]
@@ -181,7 +181,7 @@ def _confusion(runs: Sequence[RunContent]) -> Html:
 
 
 def _image_section(page: PageContent) -> Html:
-    if not page.shots:
+    if not page.examples:
         return Html("")
     buttons = [
         element(
@@ -199,8 +199,11 @@ def _image_section(page: PageContent) -> Html:
         "Click a class to highlight it, here and in tables, curves and matrices. Each slider moves "
         "between the two images chosen below it; arrow keys work."
     )
-    parts = [element("p", page.looked, class_="note"), element("p", hint, class_="note script")]
-    shots = element("div", *(_image_article(shot) for shot in page.shots), class_="shots")
+    parts = [
+        element("p", page.examples_note, class_="note"),
+        element("p", hint, class_="note script"),
+    ]
+    shots = element("div", *(_image_article(shot) for shot in page.examples), class_="shots")
     return join([*parts, legend, shots])
 
 
@@ -214,11 +217,11 @@ def _image_article(shot: ExampleImage) -> Html:
                 src=layer.uri,
                 alt=f"{layer.title} of {shot.name}",
                 data_title=layer.title,
-                data_mask="1" if layer.mask else None,
+                data_mask="1" if layer.is_mask else None,
             ),
             element("figcaption", layer.title),
         )
         for layer in shot.layers
     ]
-    head = element("h3", shot.name, element("small", f" {shot.why}"))
+    head = element("h3", shot.name, element("small", f" {shot.reason}"))
     return element("article", head, element("div", *pictures, class_="strip"), class_="shot")

@@ -18,11 +18,11 @@ def score_section(page: PageContent) -> Html:
     scored = [(run, run.scores) for run in page.runs if run.scores is not None]
     if not scored:
         return element("p", "No scores. Run `udaseg eval RUN` on data with labels to add them.")
-    first = page.runs[0].scores if page.baseline else None
-    names = list(dict.fromkeys(name for _, scores in scored for name in scores.names))
-    iou = [dict(zip(scores.names, scores.iou, strict=True)) for _, scores in scored]
-    share = dict(zip(scored[-1][1].names, scored[-1][1].share, strict=True))
-    base = dict(zip(first.names, first.iou, strict=True)) if first is not None else None
+    first = page.runs[0].scores if page.has_baseline else None
+    names = list(dict.fromkeys(name for _, scores in scored for name in scores.class_names))
+    iou = [dict(zip(scores.class_names, scores.iou, strict=True)) for _, scores in scored]
+    share = dict(zip(scored[-1][1].class_names, scored[-1][1].truth_share, strict=True))
+    base = dict(zip(first.class_names, first.iou, strict=True)) if first is not None else None
     rows = []
     for name in names:
         cells = [element("th", _class_button(name, page.colors), scope="row")]

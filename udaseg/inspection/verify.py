@@ -33,17 +33,17 @@ class RunCheck:
 
     Attributes:
         folder: Run folder.
-        good: Passed checks, as text.
+        passed: Passed checks, as text.
         damaged: Checkpoints that are not as they were saved.
         missing: What a finished run has and this one lacks.
-        outside: Scores outside of the expected range.
+        out_of_range: Scores outside of the expected range.
     """
 
     folder: Path
-    good: list[str] = field(default_factory=list)
+    passed: list[str] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
-    outside: list[str] = field(default_factory=list)
+    out_of_range: list[str] = field(default_factory=list)
 
 
 def verify_run(*, run: Path) -> None:
@@ -64,7 +64,7 @@ def verify_run(*, run: Path) -> None:
     checks = [check_run(folder) for folder in folders]
     console = Console(highlight=False, soft_wrap=True)
     for check in checks:
-        for line in check.good:
+        for line in check.passed:
             console.print(Text(f"{printable(str(check.folder))}: {printable(line)}"))
     kinds: tuple[tuple[str, type[UdasegError]], ...] = (
         ("damaged", CheckpointError),
@@ -92,7 +92,7 @@ def check_run(folder: Path) -> RunCheck:
     """
     check = RunCheck(folder)
     recipe = load_recipe(folder / "recipe.yaml")
-    check.good.append(f"recipe {recipe.name}, seed {recipe.seed}, {recipe_digest(recipe)[:12]}")
+    check.passed.append(f"recipe {recipe.name}, seed {recipe.seed}, {recipe_digest(recipe)[:12]}")
     _check_files(check, recipe)
     _check_checkpoints(check, recipe)
     _check_score(check, recipe)
@@ -108,7 +108,7 @@ def _check_files(check: RunCheck, recipe: Recipe) -> None:
         progress = f", step {step} of {recipe.steps}" if isinstance(step, int) else ""
         check.missing.append(f"the run is not finished: {state}{progress}; continue with --resume")
     else:
-        check.good.append(f"finished, {recipe.steps} steps")
+        check.passed.append(f"finished, {recipe.steps} steps")
     try:
         lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         events = [json.loads(line) for line in lines]
@@ -123,7 +123,7 @@ def _check_files(check: RunCheck, recipe: Recipe) -> None:
     elif state == "done" and (not steps or steps[-1] != recipe.steps):
         check.missing.append(f"metrics.jsonl: ends before step {recipe.steps}")
     else:
-        check.good.append(f"{len(steps)} lines of metrics")
+        check.passed.append(f"{len(steps)} lines of metrics")
 
 
 def _is_in_order(previous: Mapping[str, Any], event: Mapping[str, Any]) -> bool:
@@ -159,7 +159,7 @@ def _check_checkpoints(check: RunCheck, recipe: Recipe) -> None:
         if path.stem[5:].isdigit() and not path.with_suffix(".pt").is_file():
             check.damaged.append(f"{path.with_suffix('.pt')}: is missing, but its manifest exists")
     if len(intact) == len(files) and files:
-        check.good.append(f"{len(files)} checkpoints match the digests in their manifests")
+        check.passed.append(f"{len(files)} checkpoints match the digests in their manifests")
     if not any(saved.step == recipe.steps for saved in intact):
         check.missing.append(f"no intact checkpoint of the last step, {recipe.steps}")
 
@@ -181,11 +181,11 @@ def _check_score(check: RunCheck, recipe: Recipe) -> None:
         return
     score = 100 * float(miou)
     if recipe.expected is None:
-        check.good.append(f"mIoU {score:.2f}; the recipe has no expected range")
+        check.passed.append(f"mIoU {score:.2f}; the recipe has no expected range")
         return
     low, high = recipe.expected.miou
     message = f"mIoU {score:.2f}, expected {low:g} to {high:g}"
-    (check.good if low <= score <= high else check.outside).append(message)
+    (check.passed if low <= score <= high else check.out_of_range).append(message)
 
 
 def _checkpoint_files(folder: Path) -> Iterator[Path]:

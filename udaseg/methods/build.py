@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 
 def build_objective(
-    recipe: Recipe, num_classes: int, *, init: Checkpoint | None = None, leg: Stage | None = None
+    recipe: Recipe, num_classes: int, *, init: Checkpoint | None = None, stage: Stage | None = None
 ) -> Objective:
     """Return the objective of a stage, on the CPU, with weights initialised from the recipe's seed.
 
@@ -43,12 +43,12 @@ def build_objective(
         recipe: Any recipe.
         num_classes: Outputs of the network.
         init: Start from the student of this checkpoint, which may lack a projector.
-        leg: Stage of the run; None is the first.
+        stage: Stage of the run; None is the first.
     """
-    leg = leg or stages_of(recipe)[0]
-    torch.manual_seed(recipe.seed + leg.number)
-    training_objective = _build_objective(recipe_of_stage(recipe, leg), leg, num_classes, init)
-    if (jitter := leg.source_jitter) is not None:
+    stage = stage or stages_of(recipe)[0]
+    torch.manual_seed(recipe.seed + stage.index)
+    training_objective = _build_objective(recipe_of_stage(recipe, stage), stage, num_classes, init)
+    if (jitter := stage.source_jitter) is not None:
         training_objective.source_jitter = ColorJitter(jitter.strength, jitter.hue)
     return training_objective
 
@@ -72,7 +72,7 @@ def _build_objective(
             return Adversarial(
                 student,
                 Discriminator(num_classes),
-                sees=method.sees,
+                discriminator_input=method.sees,
                 weight=method.weight,
                 temperature=method.temperature,
             )
@@ -113,7 +113,7 @@ def _build_self_training(
         confidence=method.mixing.confidence,
         share_over=method.mixing.share_over,
         ignore_is_class=method.mixing.ignore_is_class,
-        strong=StrongAugmentation(
+        augmentation=StrongAugmentation(
             strong.jitter, strong.jitter_probability, strong.blur_probability, strong.blur_sigma
         ),
         mix_weight=method.mix_weight,
@@ -175,7 +175,7 @@ def _build_prototypes(
         momentum=spec.momentum,
         absent=spec.absent,
         normalise=spec.normalise,
-        second=second,
+        second_view=second,
         min_confidence=spec.min_confidence,
     )
 
@@ -187,15 +187,15 @@ def apply_machine_options(training_objective: Objective, machine: Machine) -> No
         EnvironmentFault: They cannot be compiled here.
     """
     training_objective.student.recompute = machine.activation_checkpointing
-    training_objective.student.lay_out(channels_last=machine.channels_last)
+    training_objective.student.set_memory_format(channels_last=machine.channels_last)
     if machine.compile:
-        training_objective.student.compiled("training")
+        training_objective.student.enable_compile("training")
     if isinstance(training_objective, SelfTraining):
         teacher = training_objective.teacher.network
-        teacher.lay_out(channels_last=machine.channels_last)
+        teacher.set_memory_format(channels_last=machine.channels_last)
         if machine.compile:
             # the teacher is never in training mode, and gets only crops
-            teacher.compiled("always")
+            teacher.enable_compile("always")
 
 
 def _load_student(student: Segmenter, init: Checkpoint | None) -> None:

@@ -32,7 +32,7 @@ def collect_prototypes(
     source: CropSource,
     num_classes: int,
     device: torch.device,
-    seen: ProgressCallback,
+    on_progress: ProgressCallback,
 ) -> PrototypeSums:
     """Return the prototype sums of one pass over whole labelled source images.
 
@@ -41,7 +41,7 @@ def collect_prototypes(
         source: Which images, and their size; crops and mirroring are not applied.
         num_classes: K.
         device: Device of the student.
-        seen: Progress callback.
+        on_progress: Progress callback.
     """
     sums = PrototypeSums(num_classes, student.backbone.channels[1])
     with _evaluation_mode(student):
@@ -53,7 +53,7 @@ def collect_prototypes(
             cells = labels_on_cells(torch.from_numpy(labels)[None].to(device), segmented)
             view = cell_view(segmented, cells)
             sums.add(view.features[0], view.labels[0], view.predictions[0])
-            seen(number, len(source.samples))
+            on_progress(number, len(source.samples))
     sums.sums, sums.images = all_reduce_sum(sums.sums), all_reduce_sum(sums.images)
     return sums
 
@@ -110,13 +110,13 @@ def collect_confidence(
     target: CropSource,
     num_classes: int,
     device: torch.device,
-    seen: ProgressCallback,
+    on_progress: ProgressCallback,
 ) -> ConfidenceHistograms:
     """Return confidence histograms of each predicted class over the target; read no label."""
     histograms = ConfidenceHistograms(num_classes)
     for number, (_, labels, confidence) in enumerate(_predict_samples(student, target, device), 1):
         histograms.add(labels, confidence)
-        seen(number, len(target.samples))
+        on_progress(number, len(target.samples))
     histograms.counts = all_reduce_sum(histograms.counts)
     return histograms
 
@@ -128,7 +128,7 @@ def write_pseudo_labels(
     thresholds: Tensor,
     folder: Path,
     device: torch.device,
-    seen: ProgressCallback,
+    on_progress: ProgressCallback,
 ) -> Tensor:
     """Write a pseudo-label PNG for each target image; return the kept pixels of each class (K,).
 
@@ -138,7 +138,7 @@ def write_pseudo_labels(
         thresholds: (K,); a less confident pixel becomes `IGNORE`.
         folder: Output folder of the PNGs.
         device: Device of the student.
-        seen: Progress callback.
+        on_progress: Progress callback.
     """
     kept = torch.zeros(len(thresholds), dtype=torch.int64)
     limits = thresholds.to(device)
@@ -149,7 +149,7 @@ def write_pseudo_labels(
         counts = torch.bincount(labels.flatten().long(), minlength=IGNORE + 1)
         kept += counts[: len(kept)]
         write_pseudo_label(folder, sample, labels.numpy())
-        seen(number, len(target.samples))
+        on_progress(number, len(target.samples))
     # the sum waits for all ranks, so every PNG is written when this returns
     return all_reduce_sum(kept)
 

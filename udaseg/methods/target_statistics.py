@@ -17,23 +17,23 @@ def adapt_batch_norms(
     target: CropSource,
     samples: Sequence[Sample],
     *,
-    batch: int,
+    batch_size: int,
     device: torch.device,
-    seen: Callable[[int, int], None],
+    on_progress: Callable[[int, int], None],
 ) -> None:
     """Set the batch norms of `networks` to the statistics of the target; change no weight.
 
     The running mean and variance become the averages over batches of whole, unlabelled images.
-    A batch holds up to `batch` images of one size.
+    A batch holds up to `batch_size` images of one size.
 
     Args:
         networks: Networks on `device` without frozen batch norms. Set their mode again, for example
             with `train()`, afterwards.
         target: How images are read; crops and mirroring are not applied, no label is read.
         samples: The images of `target` to use.
-        batch: Maximum images per batch.
+        batch_size: Maximum images per batch.
         device: Device of the networks.
-        seen: Called after each batch with the images done and their total; starts again for each
+        on_progress: Called after each batch with the images done and their total; starts again for each
             network.
 
     Reference:
@@ -44,10 +44,10 @@ def adapt_batch_norms(
 
         def passes() -> Iterator[Tensor]:
             done = 0
-            for images in _batches(target, samples, batch):
+            for images in _batches(target, samples, batch_size):
                 yield to_unit_range(images.to(device))
                 done += len(images)
-                seen(done, len(samples))
+                on_progress(done, len(samples))
 
         for norm in network.modules():
             if isinstance(norm, nn.BatchNorm2d):

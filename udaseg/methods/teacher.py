@@ -49,7 +49,7 @@ class Teacher(nn.Module):
         return segmented
 
     @torch.no_grad()
-    def follow(self, student: Segmenter, step: int) -> None:
+    def update(self, student: Segmenter, step: int) -> None:
         """Update the moving average after optimiser step `step` (from 0)."""
         keep = min(1 - 1 / (step + 1), self.momentum)
         teacher_values, student_values = [], []

@@ -77,7 +77,7 @@ class Backbone(nn.Module):
         low = self.low(images)
         return low, self.rest(low)
 
-    def sparing(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def forward_checkpointed(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the same maps; store only the inputs of blocks for the backward pass."""
         low = checkpointed_in_sequence(self.low, images)
         return low, checkpointed_in_sequence(self.rest, low)
@@ -104,7 +104,7 @@ class TimmBackbone(nn.Module):
         maps = self.network(images)
         return maps[self.at_4], maps[-1]
 
-    def sparing(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def forward_checkpointed(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the same maps; store only the images for the backward pass."""
         # timm networks differ in structure, so the whole network is one segment
         low, last = checkpointed(self, images)

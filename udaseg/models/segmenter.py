@@ -94,11 +94,11 @@ class Segmenter(nn.Module):
         if not self.channels_last:
             images = images.contiguous()
         if self.recompute and self.training and torch.is_grad_enabled():
-            low, features = self.backbone.sparing(images)
+            low, features = self.backbone.forward_checkpointed(images)
             part = checkpointed
         else:
-            low, features = self._part(self.backbone, images)
-            part = self._part
+            low, features = self._call_part(self.backbone, images)
+            part = self._call_part
         embeddings = None
         if embed:
             if self.projector is None:
@@ -106,13 +106,13 @@ class Segmenter(nn.Module):
             embeddings = part(self.projector, features)
         return SegmenterOutput(part(self.head, low, features), features, embeddings)
 
-    def lay_out(self, *, channels_last: bool) -> None:
+    def set_memory_format(self, *, channels_last: bool) -> None:
         """Set the memory format of weights and images, channels last or first."""
         self.channels_last = channels_last
         layout = torch.channels_last if channels_last else torch.contiguous_format
         self.to(memory_format=layout)
 
-    def compiled(self, when: Literal["training", "always"]) -> None:
+    def enable_compile(self, when: Literal["training", "always"]) -> None:
         """Compile backbone, head and projector at their first call.
 
         Args:
@@ -126,7 +126,7 @@ class Segmenter(nn.Module):
         compile_parts([part for part in parts if part is not None], self.mean.device.type)
         self._compiled = when
 
-    def _part(self, module: nn.Module, *inputs: Tensor) -> Any:
+    def _call_part(self, module: nn.Module, *inputs: Tensor) -> Any:
         """Return the output of a part of the network, from compiled code if configured."""
         if self._compiled == "training" and not self.training:
             return module.forward(*inputs)

@@ -50,7 +50,7 @@ class Outcome:
         pixels: (256,) newly predicted pixels of each label; `IGNORE` counts abstained pixels.
         failures: Inputs that failed, with the reason.
         kept: Number of inputs whose masks existed already.
-        seen: Number of inputs done: predicted, failed or kept.
+        done: Number of inputs done: predicted, failed or kept.
         frames: Number of video frames predicted.
         videos: Number of videos predicted.
     """
@@ -58,11 +58,11 @@ class Outcome:
     pixels: NDArray[np.int64] = field(default_factory=lambda: np.zeros(IGNORE + 1, np.int64))
     failures: list[tuple[Path, str]] = field(default_factory=list)
     kept: int = 0
-    seen: int = 0
+    done: int = 0
     frames: int = 0
     videos: int = 0
 
-    def failed(self, path: Path, fault: str) -> None:
+    def add_failure(self, path: Path, fault: str) -> None:
         """Record an input that failed, and log a warning."""
         self.failures.append((path, fault))
         log.warning("%s", printable(fault))
@@ -74,7 +74,7 @@ class _LoadedImage:
 
     job: Job
     image: Pixels | None = None
-    seen: Pixels | None = None
+    network_input: Pixels | None = None
     orientation: int = 1
     fault: str | None = None
 
@@ -101,7 +101,7 @@ class Predictor:
     abstain: float | None
     batch: int
 
-    def facts(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """Return the settings that the masks depend on, as JSON values."""
         loaded = self.loaded
         return {
@@ -115,7 +115,7 @@ class Predictor:
             "classes": classes_to_dict(loaded.classes),
         }
 
-    def prepared(self, name: Path, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def resize_for_network(self, name: Path, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return an upright image resized to the network's input size.
 
         Raises:
@@ -130,7 +130,7 @@ class Predictor:
             )
         return resize_image(image, size)
 
-    def look(
+    def predict(
         self, images: Sequence[NDArray[np.uint8]], sizes: Sequence[tuple[int, int]]
     ) -> list[MaskContent]:
         """Return the predictions of prepared images of one size.
@@ -180,23 +180,27 @@ def predict_images(
 
         def flush() -> None:
             _predict_batch(batch, predictor, writer)
-            outcome.seen += len(batch)
+            outcome.done += len(batch)
             progress.advance(len(batch))
             batch.clear()
 
         for item in _read_ahead(readers, jobs, predictor, resume=resume):
-            if item.seen is not None:
-                if batch and batch[0].seen is not None and batch[0].seen.shape != item.seen.shape:
+            if item.network_input is not None:
+                if (
+                    batch
+                    and batch[0].network_input is not None
+                    and batch[0].network_input.shape != item.network_input.shape
+                ):
                     flush()
                 batch.append(item)
                 if len(batch) >= predictor.batch or _batch_pixels(batch) > _MAX_QUEUED_PX:
                     flush()
             else:
                 if item.fault is not None:
-                    outcome.failed(item.job.image, item.fault)
+                    outcome.add_failure(item.job.image, item.fault)
                 else:
                     outcome.kept += 1
-                outcome.seen += 1
+                outcome.done += 1
                 progress.advance()
             del item  # free a large image before waiting for the next
             if stop.number is not None:
@@ -211,43 +215,45 @@ class _MaskWriter:
     def __init__(self, classes: ClassSpace, pixels: NDArray[np.int64]) -> None:
         self._classes, self._pixels = classes, pixels
         self._thread = ThreadPoolExecutor(1)
-        self._waiting: deque[tuple[int, Future[NDArray[np.int64]]]] = deque()
+        self._pending: deque[tuple[int, Future[NDArray[np.int64]]]] = deque()
 
     def __enter__(self) -> "_MaskWriter":
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         try:
-            while self._waiting and error is None:
-                self._take()
+            while self._pending and error is None:
+                self._collect()
         finally:
             self._thread.shutdown()
 
     def write(self, job: Job, image: Pixels, prediction: MaskContent) -> None:
         """Queue the masks of an image for writing; block while the queue is full."""
         future = self._thread.submit(_write, job, image, prediction, self._classes)
-        self._waiting.append((prediction.labels.size, future))
+        self._pending.append((prediction.labels.size, future))
         while (
-            len(self._waiting) > _MAX_QUEUED or sum(px for px, _ in self._waiting) > _MAX_QUEUED_PX
+            len(self._pending) > _MAX_QUEUED or sum(px for px, _ in self._pending) > _MAX_QUEUED_PX
         ):
-            self._take()
+            self._collect()
 
-    def _take(self) -> None:
-        self._pixels += self._waiting.popleft()[1].result()
+    def _collect(self) -> None:
+        self._pixels += self._pending.popleft()[1].result()
 
 
 def _predict_batch(
     batch: Sequence[_LoadedImage], predictor: Predictor, writer: _MaskWriter
 ) -> None:
     """Predict the images of a batch and queue their masks for writing."""
-    inputs = [item.seen for item in batch if item.seen is not None]
+    inputs = [item.network_input for item in batch if item.network_input is not None]
     images = [item.image for item in batch if item.image is not None]
     # orientations 5 to 8 are rotated by 90 degrees: height and width are swapped
     sizes = [
         (image.shape[1], image.shape[0]) if item.orientation >= 5 else image.shape[:2]
         for item, image in zip(batch, images, strict=True)
     ]
-    for item, image, prediction in zip(batch, images, predictor.look(inputs, sizes), strict=True):
+    for item, image, prediction in zip(
+        batch, images, predictor.predict(inputs, sizes), strict=True
+    ):
         writer.write(item.job, image, restore_orientation(prediction, item.orientation))
 
 
@@ -300,7 +306,7 @@ def _load_image(job: Job, predictor: Predictor, *, resume: bool) -> _LoadedImage
             return _LoadedImage(job)
         image = read_image(job.image, max_pixels=MAX_PIXELS)
         orientation = read_orientation(job.image)
-        network_input = predictor.prepared(job.image, to_upright(image, orientation))
+        network_input = predictor.resize_for_network(job.image, to_upright(image, orientation))
     except DataError as error:
         return _LoadedImage(job, fault=str(error))
     pages = count_pages(job.image)

@@ -26,11 +26,11 @@ class Inputs:
 
     Attributes:
         images: Absolute paths of images, then of videos, each sorted, without duplicates.
-        roots: The input folders; nothing may be written into them.
+        folders: The input folders; nothing may be written into them.
     """
 
     images: tuple[Path, ...]
-    roots: tuple[Path, ...]
+    folders: tuple[Path, ...]
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Job:
         """All paths that are written for this input."""
         return (*self.masks.values(), *(() if self.record is None else (self.record,)))
 
-    def in_frames(self, kind: str) -> bool:
+    def writes_frames(self, kind: str) -> bool:
         """Return whether this kind of mask is written as a folder of video frames."""
         return self.record is not None and self.masks[kind].suffix == FRAMES_SUFFIX
 
@@ -130,7 +130,7 @@ def plan_outputs(
         UsageError: An output lies in an input folder or would overwrite an input, or two inputs map
             to one output.
     """
-    parents = [*(str(path.parent) for path in inputs.images), *map(str, inputs.roots)]
+    parents = [*(str(path.parent) for path in inputs.images), *map(str, inputs.folders)]
     base = Path(os.path.commonpath(parents))
     relative_paths = [image.relative_to(base) for image in inputs.images]
     stem_counts = Counter(
@@ -152,7 +152,7 @@ def plan_outputs(
         masks = {kind: out / kind / path.with_name(name) for kind, name in names.items()}
         jobs.append(Job(image, masks, out / _RECORD_FOLDER / path.with_name(f"{path.name}.json")))
     _refuse_duplicate_outputs(jobs)
-    _refuse_output_in_inputs(out, inputs.roots)
+    _refuse_output_in_inputs(out, inputs.folders)
     _refuse_overwriting_inputs(jobs)
     return jobs
 

@@ -162,7 +162,7 @@ def remove_masks(jobs: Iterable[Job]) -> None:
     """
     for job in jobs:
         for kind, mask in job.masks.items():
-            if job.in_frames(kind) and mask.is_dir() and not mask.is_symlink():
+            if job.writes_frames(kind) and mask.is_dir() and not mask.is_symlink():
                 remove_frames(mask)
             else:
                 mask.unlink(missing_ok=True)

@@ -109,7 +109,7 @@ def predict(
         batch=batch,
     )
     _log_calibration(predictor, calibrated=calibrated)
-    facts = {"weights": weights, **predictor.facts()}
+    facts = {"weights": weights, **predictor.settings()}
     if resume:
         refuse_other_network(out / _SETTINGS, facts)
         earlier_facts = []
@@ -135,11 +135,11 @@ def predict(
             predict_videos(videos, predictor, outcome, stop, out, resume=resume)
         finally:  # also when the machine fails in between
             _write_failures(out / _FAILURES, outcome.failures)
-    if stop.number is not None and outcome.seen < len(jobs):
+    if stop.number is not None and outcome.done < len(jobs):
         replaced_option = " instead of --overwrite" if overwrite else ""
         noun = "inputs" if videos else "images"
         raise Interrupted(
-            f"stopped after {outcome.seen} of {len(jobs)} {noun}; their masks are complete. "
+            f"stopped after {outcome.done} of {len(jobs)} {noun}; their masks are complete. "
             f"Continue with the same command and --resume{replaced_option}",
             stop.number,
         )

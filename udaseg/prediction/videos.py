@@ -56,13 +56,13 @@ def predict_videos(
             return
         if resume and is_video_complete(job):
             outcome.kept += 1
-            outcome.seen += 1
+            outcome.done += 1
             continue
         temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=out))
         try:
             pixels, frames = _predict_video(job, predictor, temporary, stop)
         except DataError as error:
-            outcome.failed(job.image, str(error))
+            outcome.add_failure(job.image, str(error))
         except _StopRequested:
             return
         else:
@@ -71,7 +71,7 @@ def predict_videos(
             outcome.videos += 1
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        outcome.seen += 1
+        outcome.done += 1
 
 
 def is_video_complete(job: Job) -> bool:
@@ -105,7 +105,7 @@ def _predict_video(
     temporary_paths = {kind: temporary / kind / job.masks[kind].name for kind in job.masks}
     pixels = np.zeros(IGNORE + 1, np.int64)
     with VideoReader(job.image) as video, contextlib.ExitStack() as stack:
-        progress = _start_progress(job.image, video.expected, stack)
+        progress = _start_progress(job.image, video.declared_frames, stack)
         frames = _batches(video, predictor.batch)
         # the first frame sets the size of all, rotated as the file's metadata says
         batch = next(frames)
@@ -113,8 +113,8 @@ def _predict_video(
             _VideoMaskWriter(job, temporary_paths, video, predictor.loaded.classes, pixels)
         )
         while batch:
-            inputs = [predictor.prepared(job.image, frame) for frame in batch]
-            predictions = predictor.look(inputs, [video.size] * len(batch))
+            inputs = [predictor.resize_for_network(job.image, frame) for frame in batch]
+            predictions = predictor.predict(inputs, [video.size] * len(batch))
             for frame, prediction in zip(batch, predictions, strict=True):
                 writer.write(frame, prediction)
             if progress is not None:
@@ -125,20 +125,20 @@ def _predict_video(
     for kind, path in temporary_paths.items():
         target = job.masks[kind]
         target.parent.mkdir(parents=True, exist_ok=True)
-        if target.is_dir() and job.in_frames(kind):  # left by a command that was killed here
+        if target.is_dir() and job.writes_frames(kind):  # left by a command that was killed here
             remove_frames(target)
         path.replace(target)
     assert job.record is not None
     write_json(job.record, _make_record(job, video))
-    log.info("%s: %d frames predicted", printable(str(job.image)), video.frames)
-    return pixels, video.frames
+    log.info("%s: %d frames predicted", printable(str(job.image)), video.frames_read)
+    return pixels, video.frames_read
 
 
 def _make_record(job: Job, video: VideoReader) -> Mapping[str, Any]:
     return {
         "video": str(job.image).encode("utf-8", "backslashreplace").decode("utf-8"),
-        "frames": video.frames,
-        "frames_of_its_header": video.expected,
+        "frames": video.frames_read,
+        "frames_of_its_header": video.declared_frames,
         "fps": video.fps,
         "size": list(video.size),
         "written": {kind: output_digest(path) for kind, path in job.masks.items()},
@@ -172,32 +172,32 @@ class _VideoMaskWriter:
 
     Attributes:
         job: The video.
-        made: Temporary file or folder of each kind.
-        film: The video reader; gives size and frame rate.
+        temporary_paths: Temporary file or folder of each kind.
+        reader: The video reader; gives size and frame rate.
         classes: Classes with their colours.
         pixels: (256,) pixel counts, incremented.
     """
 
     job: Job
-    made: Mapping[str, Path]
-    film: VideoReader
+    temporary_paths: Mapping[str, Path]
+    reader: VideoReader
     classes: ClassSpace
     pixels: NDArray[np.int64]
 
     def __enter__(self) -> "_VideoMaskWriter":
         self._frames = 0
-        self._waiting: deque[Future[NDArray[np.int64]]] = deque()
-        self._open = contextlib.ExitStack()
+        self._pending: deque[Future[NDArray[np.int64]]] = deque()
+        self._stack = contextlib.ExitStack()
         self._thread = ThreadPoolExecutor(1)
         self._writers: dict[str, VideoWriter] = {}
-        for kind, path in self.made.items():
+        for kind, path in self.temporary_paths.items():
             path.parent.mkdir()
-            if self.job.in_frames(kind):
+            if self.job.writes_frames(kind):
                 path.mkdir()
                 continue
-            writer = VideoWriter(path, self.film.fps, self.film.size)
+            writer = VideoWriter(path, self.reader.fps, self.reader.size)
             try:
-                self._writers[kind] = self._open.enter_context(writer)
+                self._writers[kind] = self._stack.enter_context(writer)
             except DataError as error:
                 self.__exit__(type(error), error, error.__traceback__)
                 raise DataError(f"{self.job.image}: {error}") from error
@@ -205,23 +205,23 @@ class _VideoMaskWriter:
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         try:
-            while self._waiting and error is None:
-                self.pixels += self._waiting.popleft().result()
+            while self._pending and error is None:
+                self.pixels += self._pending.popleft().result()
         finally:
             self._thread.shutdown()
-            self._open.__exit__(kind, error, trace)
+            self._stack.__exit__(kind, error, trace)
 
     def write(self, frame: Pixels, prediction: MaskContent) -> None:
         """Queue the masks of the next frame for writing."""
-        self._waiting.append(self._thread.submit(self._write, self._frames, frame, prediction))
+        self._pending.append(self._thread.submit(self._write, self._frames, frame, prediction))
         self._frames += 1
-        while len(self._waiting) > _MAX_QUEUED:
-            self.pixels += self._waiting.popleft().result()
+        while len(self._pending) > _MAX_QUEUED:
+            self.pixels += self._pending.popleft().result()
 
     def _write(self, index: int, frame: Pixels, prediction: MaskContent) -> NDArray[np.int64]:
         frame_paths = {
             kind: folder / f"{index:06d}{file_suffix(kind)}"
-            for kind, folder in self.made.items()
+            for kind, folder in self.temporary_paths.items()
             if kind not in self._writers
         }
         write_masks(frame_paths, frame, prediction, self.classes)

@@ -54,8 +54,8 @@ def load(
     faults = ErrorList()
     root = parse(text, lambda line, column: f"{name}:{line}:{column}", faults)
     if not isinstance(root, MappingNode):
-        faults.add(root.where, "", "must be a YAML mapping")
-        faults.stop()
+        faults.add(root.position, "", "must be a YAML mapping")
+        faults.raise_all()
     _override(root, overrides, faults)
     return _recipe(root, faults, f"{name}:1:1")
 
@@ -79,7 +79,7 @@ def from_dict(values: Mapping[str, Any], origin: str = "recipe") -> Recipe:
     root = _node(values, origin, "", faults, 0)
     if not isinstance(root, MappingNode):
         faults.add(origin, "", f"must hold a recipe, got {type(values).__name__}")
-        faults.stop()
+        faults.raise_all()
     return _recipe(root, faults, origin)
 
 
@@ -117,8 +117,8 @@ def _recipe(root: MappingNode, faults: ErrorList, position: str) -> Recipe:
     recipe = reader.read(Recipe, MappingNode(root.entries, position))
     if recipe is not INVALID:
         for key, problem in recipe_problems(recipe):
-            faults.add(reader.place(key), key, problem)
-    faults.stop_if_any()
+            faults.add(reader.position_of(key), key, problem)
+    faults.raise_if_any()
     return cast("Recipe", recipe)
 
 
@@ -155,7 +155,7 @@ def _override_value(text: str, position: str, key: str, faults: ErrorList) -> No
     inner = ErrorList()
     try:
         value = parse(text, lambda _line, _column: position, inner)
-        inner.stop_if_any()
+        inner.raise_if_any()
     except RecipeError:
         faults.lines.extend(inner.lines)
         return InvalidNode(position)
@@ -185,15 +185,15 @@ def _node(value: object, position: str, key: str, faults: ErrorList, depth: int)
     """Convert plain values to nodes, so that files and checkpoints share one reader."""
     if depth > MAX_DEPTH:
         faults.add(position, key, f"is more than {MAX_DEPTH} levels deep")
-        faults.stop()
+        faults.raise_all()
     if isinstance(value, str):
-        return ScalarNode(value, quoted=True, where=position)
+        return ScalarNode(value, quoted=True, position=position)
     if value is None or isinstance(value, (bool, int, float)):
         try:
             text = json.dumps(value)
         except ValueError:  # an int of more than 4300 digits
             text = "a number of more than 4300 digits"
-        return ScalarNode(text, quoted=False, where=position)
+        return ScalarNode(text, quoted=False, position=position)
     if isinstance(value, (list, tuple)):
         items = [_node(v, position, f"{key}[{n}]", faults, depth + 1) for n, v in enumerate(value)]
         return ListNode(items, position)

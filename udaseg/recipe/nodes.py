@@ -27,12 +27,12 @@ class ScalarNode:
     Attributes:
         text: The characters, without quotes.
         quoted: It was quoted or a block scalar, so it is always text.
-        where: Its position, as `FILE:LINE:COL`.
+        position: Its position, as `FILE:LINE:COL`.
     """
 
     text: str
     quoted: bool
-    where: str
+    position: str
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class ListNode:
     """A list."""
 
     items: list["Node"]
-    where: str
+    position: str
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,14 @@ class MappingNode:
     """A mapping: each key with its own position and its value."""
 
     entries: dict[str, tuple[str, "Node"]]
-    where: str
+    position: str
 
 
 @dataclass(frozen=True)
 class InvalidNode:
     """A node whose error is already listed; readers skip it."""
 
-    where: str
+    position: str
 
 
 Node = ScalarNode | ListNode | MappingNode | InvalidNode
@@ -72,17 +72,17 @@ class ErrorList:
         place = f"{position}: {shortened(key, 80)}" if key else position
         self.lines.append(f"{place}: {problem}")
 
-    def stop(self) -> NoReturn:
+    def raise_all(self) -> NoReturn:
         """Raise RecipeError with all errors, one per line."""
         listed = self.lines[:_MAX_LISTED]
         if len(self.lines) > _MAX_LISTED:
             listed.append(f"… and {len(self.lines) - _MAX_LISTED} more")
         raise RecipeError("\n".join(listed))
 
-    def stop_if_any(self) -> None:
+    def raise_if_any(self) -> None:
         """Raise RecipeError if an error was added."""
         if self.lines:
-            self.stop()
+            self.raise_all()
 
 
 def read_text(path: Path) -> str:
@@ -130,24 +130,24 @@ def parse(text: str, position_of: Callable[[int, int], str], faults: ErrorList) 
     """
     if len(text) > MAX_BYTES:
         faults.add(position_of(1, 1), "", f"longer than {MAX_BYTES} characters")
-        faults.stop()
+        faults.raise_all()
     for number, line in enumerate(text.split("\n"), 1):
         if invisible := UNSAFE.search(line):
             problem = f"contains the invisible character U+{ord(invisible.group()):04X}; remove it"
             faults.add(position_of(number, invisible.start() + 1), "", problem)
-            faults.stop()
+            faults.raise_all()
     builder = _Builder(position_of, faults)
     try:
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            builder.take(event)
+            builder.process(event)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = position_of(mark.line + 1, mark.column + 1) if mark else position_of(1, 1)
         faults.add(place, "", _syntax_problem(error))
-        faults.stop()
+        faults.raise_all()
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # chr() and int() in the scanner
         faults.add(position_of(1, 1), "", f"not YAML: {shortened(str(error))}")
-        faults.stop()
+        faults.raise_all()
     return builder.document()
 
 
@@ -165,7 +165,7 @@ def _syntax_problem(error: yaml.MarkedYAMLError) -> str:
 class _OpenNode:
     """A list or mapping whose end has not been read yet."""
 
-    where: str
+    position: str
     path: str
     items: list[Node] | None = None
     entries: dict[str, tuple[str, Node]] = field(default_factory=dict)
@@ -176,7 +176,7 @@ class _Builder:
     """Builds nodes from events, with an explicit stack that limits the depth without recursion."""
 
     def __init__(self, position_of: Callable[[int, int], str], faults: ErrorList) -> None:
-        self._where = position_of
+        self._position_of = position_of
         self._faults = faults
         self._stack: list[_OpenNode] = []
         self._documents = 0
@@ -186,38 +186,40 @@ class _Builder:
     def document(self) -> Node:
         """Return the root node; an empty document is an error."""
         if self._root is None:
-            self._faults.add(self._where(1, 1), "", "is empty")
-            self._faults.stop()
+            self._faults.add(self._position_of(1, 1), "", "is empty")
+            self._faults.raise_all()
         return self._root
 
-    def take(self, event: yaml.Event) -> None:
+    def process(self, event: yaml.Event) -> None:
         """Process the next event of the stream."""
         mark = event.start_mark
-        position = self._where(mark.line + 1, mark.column + 1) if mark else self._where(1, 1)
+        position = (
+            self._position_of(mark.line + 1, mark.column + 1) if mark else self._position_of(1, 1)
+        )
         if isinstance(event, yaml.DocumentStartEvent):
             self._documents += 1
             if self._documents > 1:
                 self._faults.add(
                     position, "", "contains a second document; a file holds one recipe"
                 )
-                self._faults.stop()
+                self._faults.raise_all()
         elif isinstance(event, yaml.AliasEvent):
             self._faults.add(
                 position,
                 self._path(),
                 f"the alias *{event.anchor} is not allowed; write the value out",
             )
-            self._put(InvalidNode(position))
+            self._attach(InvalidNode(position))
         elif isinstance(event, yaml.NodeEvent):
-            self._node(event, position)
+            self._start_node(event, position)
         elif isinstance(event, (yaml.SequenceEndEvent, yaml.MappingEndEvent)):
             done = self._stack.pop()
-            closed: Node = MappingNode(done.entries, done.where)
+            closed: Node = MappingNode(done.entries, done.position)
             if done.items is not None:
-                closed = ListNode(done.items, done.where)
-            self._put(closed)
+                closed = ListNode(done.items, done.position)
+            self._attach(closed)
 
-    def _node(self, event: yaml.NodeEvent, position: str) -> None:
+    def _start_node(self, event: yaml.NodeEvent, position: str) -> None:
         self._nodes += 1
         rejected = False
         tag = getattr(event, "tag", None)
@@ -232,14 +234,14 @@ class _Builder:
         if self._nodes > MAX_NODES or len(self._stack) >= MAX_DEPTH:
             limit = f"{MAX_NODES} values" if self._nodes > MAX_NODES else f"{MAX_DEPTH} levels deep"
             self._faults.add(position, "", f"more than {limit}")
-            self._faults.stop()
+            self._faults.raise_all()
         if isinstance(event, yaml.ScalarEvent):
             if invisible := UNSAFE_IN_VALUE.search(event.value):
                 problem = f"contains U+{ord(invisible.group()):04X}; write one line of visible text"
                 self._faults.add(position, self._path(), problem)
                 rejected = True
             quoted = event.style is not None
-            self._put(
+            self._attach(
                 InvalidNode(position) if rejected else ScalarNode(event.value, quoted, position)
             )
         else:
@@ -256,7 +258,7 @@ class _Builder:
             return f"{top.path}.{top.key.text}" if top.path else top.key.text
         return top.path
 
-    def _put(self, node: Node) -> None:
+    def _attach(self, node: Node) -> None:
         if not self._stack:
             self._root = node
             return
@@ -267,22 +269,24 @@ class _Builder:
             top.key = self._as_key(node, top)
         else:
             if isinstance(top.key, ScalarNode):
-                top.entries[top.key.text] = (top.key.where, node)
+                top.entries[top.key.text] = (top.key.position, node)
             top.key = None
 
     def _as_key(self, node: Node, top: _OpenNode) -> ScalarNode | InvalidNode:
         if isinstance(node, InvalidNode):
             return node
         if not isinstance(node, ScalarNode):
-            self._faults.add(node.where, top.path, "a key must be a word, got a list or a section")
+            self._faults.add(
+                node.position, top.path, "a key must be a word, got a list or a section"
+            )
         elif node.text == "<<" and not node.quoted:
             self._faults.add(
-                node.where, top.path, "the merge key << is not allowed; write the values out"
+                node.position, top.path, "the merge key << is not allowed; write the values out"
             )
         elif node.text in top.entries:
             first = top.entries[node.text][0].removesuffix(":")
             path = f"{top.path}.{node.text}" if top.path else node.text
-            self._faults.add(node.where, path, f"is written twice, first at {first}; keep one")
+            self._faults.add(node.position, path, f"is written twice, first at {first}; keep one")
         else:
             return node
-        return InvalidNode(node.where)
+        return InvalidNode(node.position)

@@ -43,30 +43,30 @@ class Reader:
     def __init__(self, faults: ErrorList) -> None:
         self._faults = faults
         self._hints = 0
-        self._places: dict[str, str] = {}
+        self._positions: dict[str, str] = {}
 
-    def place(self, key: str) -> str:
+    def position_of(self, key: str) -> str:
         """Return the position of a dotted key, or of the nearest enclosing section."""
-        while key and key not in self._places:
+        while key and key not in self._positions:
             key = re.sub(r"(^|\.)[^.\[]*$|\[[0-9]+\]$", "", key)
-        return self._places[key]
+        return self._positions[key]
 
     def read(self, annotation: Any, node: Node, key: str = "") -> Any:
         """Return the value of `node`, or `UNREAD` after listing an error."""
-        self._places.setdefault(key, node.where)
+        self._positions.setdefault(key, node.position)
         if isinstance(node, InvalidNode):
             return INVALID
         origin = typing.get_origin(annotation)
         if origin in (Union, types.UnionType):
-            return self._union(annotation, node, key)
+            return self._read_union(annotation, node, key)
         if isinstance(node, ScalarNode) and scalars.is_null(node) and annotation is not str:
-            return self._fault(node, key, f"must be {describe_type(annotation)}, got null")
+            return self._add_error(node, key, f"must be {describe_type(annotation)}, got null")
         if is_dataclass(annotation):
-            return self._section(annotation, node, key)
+            return self._read_section(annotation, node, key)
         if origin is tuple:
-            return self._items(annotation, node, key)
+            return self._read_list(annotation, node, key)
         if not isinstance(node, ScalarNode):
-            return self._fault(
+            return self._add_error(
                 node, key, f"must be {describe_type(annotation)}, got {_describe_node(node)}"
             )
         try:
@@ -74,13 +74,13 @@ class Reader:
                 return _read_choice(typing.get_args(annotation), node)
             return _SCALARS[annotation](node)
         except ScalarError as refused:
-            return self._fault(node, key, str(refused))
+            return self._add_error(node, key, str(refused))
 
-    def _fault(self, node: Node, key: str, problem: str) -> Any:
-        self._faults.add(node.where, key, problem)
+    def _add_error(self, node: Node, key: str, problem: str) -> Any:
+        self._faults.add(node.position, key, problem)
         return INVALID
 
-    def _union(self, annotation: Any, node: Node, key: str) -> Any:
+    def _read_union(self, annotation: Any, node: Node, key: str) -> Any:
         members = typing.get_args(annotation)
         if isinstance(node, ScalarNode) and scalars.is_null(node) and types.NoneType in members:
             return None
@@ -88,7 +88,7 @@ class Reader:
         if len(members) == 1:
             return self.read(members[0], node, key)
         if all(is_dataclass(member) for member in members) and isinstance(node, MappingNode):
-            return self._kind(members, node, key)
+            return self._read_by_kind(members, node, key)
         for member in members:
             trial = Reader(ErrorList())
             if (value := trial.read(member, node, key)) is not INVALID:
@@ -96,9 +96,9 @@ class Reader:
         written = (
             scalars.describe_scalar(node) if isinstance(node, ScalarNode) else _describe_node(node)
         )
-        return self._fault(node, key, f"must be {describe_type(annotation)}, got {written}")
+        return self._add_error(node, key, f"must be {describe_type(annotation)}, got {written}")
 
-    def _kind(self, members: Sequence[Any], node: MappingNode, key: str) -> Any:
+    def _read_by_kind(self, members: Sequence[Any], node: MappingNode, key: str) -> Any:
         kinds = {
             kind: member
             for member in members
@@ -106,37 +106,43 @@ class Reader:
         }
         if "kind" not in node.entries:
             problem = f"is missing: one of {', '.join(kinds)}"
-            self._faults.add(self._places[key], _join(key, "kind"), problem)
+            self._faults.add(self._positions[key], _join(key, "kind"), problem)
             return INVALID
         position, word = node.entries["kind"]
-        self._places[_join(key, "kind")] = position
+        self._positions[_join(key, "kind")] = position
         kind = self.read(Literal[tuple(kinds)], word, _join(key, "kind"))
-        return INVALID if kind is INVALID else self._section(kinds[kind], node, key, f" of {kind}")
+        return (
+            INVALID
+            if kind is INVALID
+            else self._read_section(kinds[kind], node, key, f" of {kind}")
+        )
 
-    def _section(self, cls: Any, node: Node, key: str, suffix: str = "") -> Any:
+    def _read_section(self, cls: Any, node: Node, key: str, suffix: str = "") -> Any:
         if not isinstance(node, MappingNode):
             names = ", ".join(part.name for part in fields(cls))
             problem = f"must be a section with {names}, got {_describe_node(node)}"
-            return self._fault(node, key, problem)
+            return self._add_error(node, key, problem)
         hints = type_hints(cls)
         values: dict[str, Any] = {}
         suggested: set[str] = set()
         for name, (position, child) in node.entries.items():
             if name in hints:
-                self._places[_join(key, name)] = position
+                self._positions[_join(key, name)] = position
                 values[name] = self.read(hints[name], child, _join(key, name))
             else:
-                suggested.add(self._unknown(cls, node, key, name, suffix))
+                suggested.add(self._add_unknown_key(cls, node, key, name, suffix))
         for part in fields(cls):
             required = part.default is MISSING and part.default_factory is MISSING
             if required and part.name not in values:
                 values[part.name] = INVALID
                 if part.name not in suggested:
                     problem = f"is missing: {describe_type(hints[part.name])}"
-                    self._faults.add(self._places[key], _join(key, part.name), problem)
+                    self._faults.add(self._positions[key], _join(key, part.name), problem)
         return INVALID if any(value is INVALID for value in values.values()) else cls(**values)
 
-    def _unknown(self, cls: Any, node: MappingNode, key: str, name: str, suffix: str) -> str:
+    def _add_unknown_key(
+        self, cls: Any, node: MappingNode, key: str, name: str, suffix: str
+    ) -> str:
         """List an unknown key, and return the key that was probably meant."""
         self._hints += 1
         options = [part.name for part in fields(cls)]
@@ -148,7 +154,7 @@ class Reader:
         self._faults.add(node.entries[name][0], _join(key, name), problem)
         return hint or ""
 
-    def _items(self, annotation: Any, node: Node, key: str) -> Any:
+    def _read_list(self, annotation: Any, node: Node, key: str) -> Any:
         item_types = typing.get_args(annotation)
         expected = describe_type(annotation)
         if not isinstance(node, ListNode):
@@ -161,12 +167,12 @@ class Reader:
             if isinstance(node, ScalarNode) and (numbers := re.findall("[0-9]+", node.text)):
                 length = len(numbers) if Ellipsis in item_types else len(item_types)
                 example = f"; write [{', '.join((numbers * length)[:length])}]"
-            return self._fault(node, key, f"must be {expected}, got {written}{example}")
+            return self._add_error(node, key, f"must be {expected}, got {written}{example}")
         annotations = (
             [item_types[0]] * len(node.items) if Ellipsis in item_types else list(item_types)
         )
         if len(annotations) != len(node.items):
-            return self._fault(node, key, f"must be {expected}, got {len(node.items)}")
+            return self._add_error(node, key, f"must be {expected}, got {len(node.items)}")
         values = [
             self.read(part, item, f"{key}[{number}]")
             for number, (part, item) in enumerate(zip(annotations, node.items, strict=True))

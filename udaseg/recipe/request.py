@@ -67,14 +67,14 @@ class Overrides:
         ]
 
 
-def split_arguments(words: Sequence[str]) -> tuple[str | None, list[str]]:
+def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
     """Return the RECIPE among the arguments, if any, and the `KEY=VALUE` overrides.
 
     Raises:
         UsageError: More than one argument is not an override.
     """
-    overrides = [word for word in words if "=" in word and "/" not in word.partition("=")[0]]
-    recipes = [word for word in words if word not in overrides]
+    overrides = [word for word in arguments if "=" in word and "/" not in word.partition("=")[0]]
+    recipes = [word for word in arguments if word not in overrides]
     if len(recipes) > 1:
         shown = " ".join(map(shortened, recipes))
         raise UsageError(f"give at most one RECIPE, got {shown}; write an override as KEY=VALUE")
@@ -104,8 +104,8 @@ def validates_other_data(
 
 
 def requested_recipe(
-    words: Sequence[str],
-    everyday: Overrides,
+    arguments: Sequence[str],
+    options: Overrides,
     default_method: str,
     method: str | None = None,
     resume: Path | None = None,
@@ -113,8 +113,8 @@ def requested_recipe(
     """Return the recipe that the user requests, and its file.
 
     Args:
-        words: RECIPE and `KEY=VALUE` arguments in any order.
-        everyday: Options that become overrides.
+        arguments: RECIPE and `KEY=VALUE` arguments in any order.
+        options: Options that become overrides.
         default_method: Method if neither RECIPE nor `method` is given.
         method: The value of `--method`.
         resume: Run folder whose recipe is continued.
@@ -123,7 +123,7 @@ def requested_recipe(
         UsageError: The arguments contradict each other.
         RecipeError: The recipe or an override is wrong.
     """
-    named, overrides = split_arguments(words)
+    named, overrides = split_arguments(arguments)
     if resume is not None:
         if named is not None or method is not None:
             other = shortened(named) if named is not None else "--method"
@@ -135,11 +135,11 @@ def requested_recipe(
                 "CHECKPOINT to start a new run from weights"
             )
     elif named is None:
-        path = choose_recipe(method or default_method, everyday.source, everyday.target)
+        path = choose_recipe(method or default_method, options.source, options.target)
     else:
         path = find_recipe(named)
         path = sibling(path, method) if method is not None else path
-    overrides = [*everyday.overrides(), *overrides]
+    overrides = [*options.overrides(), *overrides]
     recipe = load(path, overrides=overrides)
     if validates_other_data(recipe, domains(path), overrides):
         recipe = replace(recipe, validation=replace(recipe.validation, data=None))

@@ -25,7 +25,7 @@ class Stage:
     """A range of steps with one objective, all settings resolved.
 
     Attributes:
-        number: Index of the stage, from 0.
+        index: Index of the stage, from 0.
         name: Name of the stage; None when the run has only one.
         begin: First step of the stage.
         end: First step after the stage.
@@ -40,7 +40,7 @@ class Stage:
         target: Size and crop of target images; None keeps those of the recipe.
     """
 
-    number: int
+    index: int
     name: str | None
     begin: int
     end: int
@@ -58,7 +58,7 @@ class Stage:
         """Path of the stage's folder in the run folder, such as `stages/2-contrast`."""
         if self.name is None:
             return None
-        return str(PurePosixPath("stages") / f"{self.number + 1}-{self.name}")
+        return str(PurePosixPath("stages") / f"{self.index + 1}-{self.name}")
 
     @property
     def reads_source(self) -> bool:

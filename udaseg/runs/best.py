@@ -42,12 +42,12 @@ def drop_other_checkpoints(checkpoint: Path, folder: Path) -> None:
             file.unlink()
 
 
-def _link_or_copy(path: Path, to: Path) -> None:
-    """Hard-link `to` to the file, or copy it if the file system has no links."""
-    temporary = to.with_name(f"{to.name}.tmp")
+def _link_or_copy(path: Path, target: Path) -> None:
+    """Hard-link `target` to the file, or copy it if the file system has no links."""
+    temporary = target.with_name(f"{target.name}.tmp")
     temporary.unlink(missing_ok=True)
     try:
         os.link(path, temporary)
     except OSError:
         shutil.copyfile(path, temporary)
-    temporary.replace(to)
+    temporary.replace(target)

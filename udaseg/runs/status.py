@@ -19,18 +19,18 @@ class RunStatus:
         path: The file; None writes nothing, for processes of other ranks.
 
     Attributes:
-        counts: Incidents by name, such as dropped steps, summed over all resumes of the run;
+        incident_counts: Incidents by name, such as dropped steps, summed over all resumes of the run;
             written with every state if there are any.
     """
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
-        self.counts: Counter[str] = Counter()
+        self.incident_counts: Counter[str] = Counter()
         if path is None:
             return
         with contextlib.suppress(ValueError, AttributeError, TypeError):
             saved = read_json(path).get("counts", {})
-            self.counts.update({str(name): int(count) for name, count in saved.items()})
+            self.incident_counts.update({str(name): int(count) for name, count in saved.items()})
 
     def running(self, *, step: int) -> None:
         """Record that the run continues from `step`."""
@@ -53,8 +53,8 @@ class RunStatus:
             return
         when = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         document = {"state": state, "time": when, "unix_time": time.time(), **facts}
-        if self.counts:
-            document["counts"] = dict(self.counts)
+        if self.incident_counts:
+            document["counts"] = dict(self.incident_counts)
         write_json(self.path, document)
 
 

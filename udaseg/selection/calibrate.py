@@ -50,7 +50,7 @@ _EVALUATION_NOTE = "target labels, evaluation only: the temperature was not fitt
 class _PixelSample:
     """Logits (N, K) and labels (N,) of a sample of pixels, and the name of their origin."""
 
-    words: str
+    description: str
     logits: Tensor
     labels: Tensor
 
@@ -59,7 +59,7 @@ class _PixelSample:
 class _TableRow:
     """One row of the table: how reliable confidence is before and after calibration."""
 
-    words: str
+    description: str
     before: CalibrationStatistics
     after: CalibrationStatistics
 
@@ -239,23 +239,23 @@ def _network_input(loaded: LoadedModel, image: NDArray[np.uint8]) -> Tensor:
     return pixels.permute(2, 0, 1)[None].float() / 255
 
 
-def _choose_pixels(candidates: NDArray[np.int64], most: int, *, seed: int) -> NDArray[np.int64]:
-    """Choose at most `most` of the candidates, the same ones in every run."""
-    count = min(most, len(candidates))
+def _choose_pixels(candidates: NDArray[np.int64], limit: int, *, seed: int) -> NDArray[np.int64]:
+    """Choose at most `limit` of the candidates, the same ones in every run."""
+    count = min(limit, len(candidates))
     return np.random.default_rng(seed).choice(candidates, count, replace=False)
 
 
 def _table_row(pixels: _PixelSample, temperature: float) -> _TableRow:
     before = confidence_error(pixels.logits, pixels.labels)
     return _TableRow(
-        pixels.words, before, confidence_error(pixels.logits, pixels.labels, temperature)
+        pixels.description, before, confidence_error(pixels.logits, pixels.labels, temperature)
     )
 
 
 def _to_json(rows: Sequence[_TableRow], temperature: float, on: str, step: int) -> dict[str, Any]:
     """Return all results as JSON values."""
     entries = [
-        {"data": row.words, "before": asdict(row.before), "after": asdict(row.after)}
+        {"data": row.description, "before": asdict(row.before), "after": asdict(row.after)}
         for row in rows
     ]
     document: dict[str, Any] = {
@@ -276,13 +276,13 @@ def _print_table(rows: Sequence[_TableRow], temperature: float) -> None:
         table.add_column(heading, justify="right")
     for row in rows:
         for stage, reliability in (("before", row.before), ("after", row.after)):
-            label = row.words if stage == "before" else f"{reliability.pixels:,} of them"
+            label = row.description if stage == "before" else f"{reliability.pixels:,} of them"
             numbers = (reliability.accuracy, reliability.confidence, reliability.error)
             table.add_row(printable(label), stage, *map(percent, numbers), f"{reliability.nll:.3f}")
     console = Console(highlight=False)
     console.print(table)
     if len(rows) > 1:
-        console.print(f"{rows[1].words}: {_EVALUATION_NOTE}", markup=False, soft_wrap=True)
+        console.print(f"{rows[1].description}: {_EVALUATION_NOTE}", markup=False, soft_wrap=True)
 
 
 def _warn_if_worse(rows: Sequence[_TableRow]) -> None:
@@ -292,7 +292,7 @@ def _warn_if_worse(rows: Sequence[_TableRow]) -> None:
             log.warning(
                 "on %s the calibration error rises from %s to %s %%: this temperature makes "
                 "confidence less reliable there; predict with --uncalibrated",
-                row.words,
+                row.description,
                 percent(row.before.error),
                 percent(row.after.error),
             )

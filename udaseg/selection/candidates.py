@@ -61,7 +61,7 @@ class EvaluationSets:
     labelled_split: str
 
 
-def find_candidates(runs: Sequence[Path], *, every: bool) -> list[Candidate]:
+def find_candidates(runs: Sequence[Path], *, all_checkpoints: bool) -> list[Candidate]:
     """Return the checkpoints of the given runs, in their order, by rising step within a run."""
     candidates = []
     for run in runs:
@@ -74,7 +74,7 @@ def find_candidates(runs: Sequence[Path], *, every: bool) -> list[Candidate]:
         checkpoints = [path for path in checkpoints if path.is_file()]
         if not checkpoints:
             raise CheckpointError(f"{run}: no such run, or it holds no checkpoint")
-        chosen = checkpoints if every or len(runs) == 1 else [find_checkpoint(run).path]
+        chosen = checkpoints if all_checkpoints or len(runs) == 1 else [find_checkpoint(run).path]
         candidates += [Candidate(run, path) for path in chosen]
     candidates = list(
         {candidate.checkpoint.resolve(): candidate for candidate in candidates}.values()
@@ -120,12 +120,12 @@ def open_evaluation_sets(
     return EvaluationSets(subset, split, source, source_split, labelled, labelled_split)
 
 
-def _limit_images(dataset: PreparedDataset, split: str, most: int) -> PreparedDataset:
-    """Return the data set with `split` reduced to at most `most` evenly spaced images."""
+def _limit_images(dataset: PreparedDataset, split: str, limit: int) -> PreparedDataset:
+    """Return the data set with `split` reduced to at most `limit` evenly spaced images."""
     samples = dataset.split(split)
     if not samples:
         raise DataError(f"{dataset.name}: split '{split}' has no images")
-    chosen = tuple(samples[index] for index in evenly_spaced_indices(len(samples), most))
+    chosen = tuple(samples[index] for index in evenly_spaced_indices(len(samples), limit))
     return replace(dataset, splits={**dataset.splits, split: chosen})
 
 

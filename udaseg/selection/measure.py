@@ -41,7 +41,7 @@ def compute_criteria(
     sets: EvaluationSets,
     *,
     device: str,
-    wanted: Collection[str] = _ALL_CRITERIA,
+    criteria: Collection[str] = _ALL_CRITERIA,
 ) -> None:
     """Compute the criteria of one candidate, and its oracle score if labels are open.
 
@@ -50,16 +50,16 @@ def compute_criteria(
         loaded: The network of the candidate.
         sets: Images to evaluate it on.
         device: Device of the teacher.
-        wanted: Names of the criteria; passes that only other criteria need are skipped.
+        criteria: Names of the criteria; passes that only other criteria need are skipped.
     """
     values, predicted = _criteria_on_target(
-        candidate, loaded, sets, device=device, requested=wanted
+        candidate, loaded, sets, device=device, requested=criteria
     )
     candidate.collapsed = float(predicted.max() / predicted.sum()) > _COLLAPSE_SHARE
     size = network_input_size(loaded.recipe)
     values |= {"source": None, "drift": None}
     if sets.source is not None:
-        if "source" in wanted:
+        if "source" in criteria:
             values["source"] = score_dataset(
                 loaded.segmenter,
                 loaded.classes,
@@ -156,7 +156,7 @@ def _source_prior(source: PreparedDataset, split: str, classes: ClassSpace) -> T
     train_ids = source.classes.train_ids_in(classes)
     counts = torch.zeros(len(classes), dtype=torch.int64)
     for sample in source.split(split):
-        for train_id, pixels in zip(train_ids, sample.pixels, strict=False):
+        for train_id, pixels in zip(train_ids, sample.class_pixels, strict=False):
             if train_id < len(classes):
                 counts[train_id] += pixels
     return counts if bool(counts.any()) else None

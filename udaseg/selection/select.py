@@ -64,7 +64,7 @@ def select(
         UsageError: The candidates differ in classes or target, so they are not comparable.
         CheckpointError: There are no checkpoints to choose from.
     """
-    candidates = find_candidates(runs, every=every)
+    candidates = find_candidates(runs, all_checkpoints=every)
     recipe = check_comparable(candidates, same_target=data is None)
     sets = open_evaluation_sets(recipe, data, split, images, oracle=oracle, root=root)
     for candidate in candidates:

@@ -92,7 +92,7 @@ def confidence_error(
         pixels=len(labels),
         accuracy=float((predicted == truth).mean()),
         confidence=float(confidence.astype(np.float64).mean()),
-        error=counts.error(),
+        error=counts.expected_calibration_error(),
         nll=float(nll),
     )
 
@@ -152,7 +152,7 @@ class ConfidenceHistogram:
             bins[has_truth], values[has_truth].astype(np.float64), minlength=BINS
         )
 
-    def error(self) -> float:
+    def expected_calibration_error(self) -> float:
         """Return the expected calibration error: the mean gap between confidence and accuracy.
 
         Bins are weighted by their number of pixels. NaN without truth.

@@ -52,7 +52,7 @@ class Footprint:
         """Return the peak memory on the device in bytes."""
         return sum(vars(self).values())
 
-    def checkpoint(self) -> int:
+    def checkpoint_size(self) -> int:
         """Return the bytes of a checkpoint, which is also the size of the rollback copy."""
         return self.student + self.teacher + self.memories + self.moments
 
@@ -124,20 +124,20 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]  # tor
         }
         for value in tree_leaves(result):
             if isinstance(value, Tensor) and _storage_id(value) not in inputs:
-                self._enter(value)
+                self._track(value)
         return result
 
-    def _enter(self, value: Tensor) -> None:
+    def _track(self, value: Tensor) -> None:
         storage = value.untyped_storage()
         key = int(storage._cdata)
         if key in self._seen:
             return
         size = storage.nbytes()
-        self._seen[key] = weakref.ref(storage, self._leaving(key, size))
+        self._seen[key] = weakref.ref(storage, self._release_callback(key, size))
         self.alive += size
         self.peak = max(self.peak, self.alive)
 
-    def _leaving(self, key: int, size: int) -> Callable[[object], None]:
+    def _release_callback(self, key: int, size: int) -> Callable[[object], None]:
         def leave(_: object) -> None:
             self.alive -= size
             self._seen.pop(key, None)

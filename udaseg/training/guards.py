@@ -79,7 +79,7 @@ class Guard:
         counts: Counters of dropped and clipped steps, gradient spikes and rollbacks, by the names
             above.
         on_drop: Called for each dropped step.
-        on_return: Called after a rollback with the number of steps done.
+        on_rollback: Called after a rollback with the number of steps done.
 
     Attributes:
         gradient_norm: Gradient norm of the last step, before clipping.
@@ -91,33 +91,33 @@ class Guard:
         *,
         counts: Counter[str] | None = None,
         on_drop: Callable[[DroppedStep], None] | None = None,
-        on_return: Callable[[int], None] | None = None,
+        on_rollback: Callable[[int], None] | None = None,
     ) -> None:
         self.run = run
         self.counts: Counter[str] = Counter() if counts is None else counts
         self.gradient_norm = 0.0
-        self._on_drop, self._on_return = on_drop, on_return
+        self._on_drop, self._on_rollback = on_drop, on_rollback
         self._buffers = BufferCopy(run.objective)
-        self._kept: Snapshot | None = None
-        self._undoes: Literal["nothing", "buffers", "all"] = "nothing"
+        self._rollback_copy: Snapshot | None = None
+        self._undo_scope: Literal["nothing", "buffers", "all"] = "nothing"
         self._done = 0
-        self._in_a_row = self._returns = 0
+        self._in_a_row = self._rollbacks = 0
         self._failed_at = -1
         self._norms: deque[float] = deque(maxlen=_NORM_WINDOW)
 
-    def begin_from(self, done: int) -> None:
+    def start_at(self, done: int) -> None:
         """Store the initial state of the run; after a rollback it is stored already."""
-        if self._kept is None or self._kept.step != done:
-            self.keep(done)
+        if self._rollback_copy is None or self._rollback_copy.step != done:
+            self.save_rollback_copy(done)
 
-    def begin(self, step: int) -> None:
+    def begin_step(self, step: int) -> None:
         """Save what the forward pass of `step` may change."""
-        self._done, self._undoes = step, "buffers"
-        self._buffers.take()
+        self._done, self._undo_scope = step, "buffers"
+        self._buffers.save()
 
-    def end(self, done: int) -> None:
+    def end_step(self, done: int) -> None:
         """Mark the step as done, accepted or dropped; `undo` does nothing until the next step."""
-        self._done, self._undoes = done, "nothing"
+        self._done, self._undo_scope = done, "nothing"
 
     def accepts(self, report: LossReport, gradient_norm: Tensor) -> bool:
         """Return whether loss, gradient and views are finite on every rank (waits).
@@ -131,9 +131,9 @@ class Guard:
         refused, self.gradient_norm = torch.stack([bad, norm]).tolist()
         if refused:
             return False
-        self._count(self.gradient_norm)
+        self._count_gradient(self.gradient_norm)
         self._in_a_row = 0
-        self._undoes = "all"
+        self._undo_scope = "all"
         return True
 
     def drop(self, step: int, report: LossReport) -> None:
@@ -149,7 +149,7 @@ class Guard:
         self._in_a_row += 1
         self.counts[DROPPED_STEPS] += 1
         files = tuple(
-            name for part in all_gather_object(self.run.batches.names(step)) for name in part
+            name for part in all_gather_object(self.run.batches.image_paths(step)) for name in part
         )
         dropped = DroppedStep(
             step + 1, files, _mean_values(report), self.gradient_norm, self._in_a_row
@@ -169,17 +169,17 @@ class Guard:
     def undo(self) -> int:
         """Undo an unfinished step and return the number of steps in the restored state."""
         self.run.optimizer.zero_grad(set_to_none=True)
-        if self._undoes == "buffers":
-            self._buffers.put_back()
-        elif self._undoes == "all":
+        if self._undo_scope == "buffers":
+            self._buffers.restore()
+        elif self._undo_scope == "all":
             # weights, moments and memories may be partly updated
-            assert self._kept is not None
-            self._put_back(self._kept)
-            self._done = self._kept.step
-        self._undoes = "nothing"
+            assert self._rollback_copy is not None
+            self._restore(self._rollback_copy)
+            self._done = self._rollback_copy.step
+        self._undo_scope = "nothing"
         return self._done
 
-    def due(self, done: int) -> bool:
+    def is_check_due(self, done: int) -> bool:
         """Return whether the state after `done` steps must be checked and copied."""
         checkpoint = self.run.checkpoint_every
         if checkpoint and done % checkpoint == 0:
@@ -187,19 +187,19 @@ class Guard:
         every = CHECK_INTERVAL if self.run.device.type == "cpu" else CHECK_INTERVAL_CUDA
         return done % every == 0
 
-    def look(self, done: int) -> None:
+    def check_finite(self, done: int) -> None:
         """Raise StateNotFinite if the state after `done` steps is not finite (waits)."""
         if not state_is_finite(self.run.objective, self.run.optimizer):
             raise StateNotFinite(done)
 
-    def keep(self, done: int) -> None:
+    def save_rollback_copy(self, done: int) -> None:
         """Store a rollback copy after `done` steps; raise StateNotFinite if the state is bad."""
-        self.look(done)
-        self._kept = None  # free its memory for the new copy
-        self._kept = Snapshot(done, self.run.objective, self.run.optimizer)
-        self._returns = 0
+        self.check_finite(done)
+        self._rollback_copy = None  # free its memory for the new copy
+        self._rollback_copy = Snapshot(done, self.run.objective, self.run.optimizer)
+        self._rollbacks = 0
 
-    def go_back(self, failed_at: int) -> int:
+    def roll_back(self, failed_at: int) -> int:
         """Restore the last good state and return its number of steps.
 
         Args:
@@ -209,33 +209,37 @@ class Guard:
             DivergedError: There is no good state, or the same steps have failed before.
         """
         # steps are deterministic, so a failure that repeats is not a random fault
-        repeated = failed_at == self._failed_at or self._returns >= self.run.max_bad_steps
-        if self._kept is None or repeated:
-            since = "" if self._kept is None else f", again since step {self._kept.step}"
+        repeated = failed_at == self._failed_at or self._rollbacks >= self.run.max_bad_steps
+        if self._rollback_copy is None or repeated:
+            since = (
+                ""
+                if self._rollback_copy is None
+                else f", again since step {self._rollback_copy.step}"
+            )
             raise DivergedError(
                 f"step {failed_at}: weights, statistics or the optimiser's moments are not finite"
                 f"{since}. Lower optimizer.lr, or set optimizer.clip_norm"
             )
         self._failed_at = failed_at
-        self._returns += 1
+        self._rollbacks += 1
         self._in_a_row = 0
         self.counts[ROLLBACKS] += 1
         log.warning(
             "step %d: weights, statistics or the optimiser's moments are not finite; restoring the "
             "state after step %d and continuing from there",
             failed_at,
-            self._kept.step,
+            self._rollback_copy.step,
         )
-        self._put_back(self._kept)
-        return self._kept.step
+        self._restore(self._rollback_copy)
+        return self._rollback_copy.step
 
-    def _put_back(self, kept: Snapshot) -> None:
+    def _restore(self, kept: Snapshot) -> None:
         self.run.optimizer.zero_grad(set_to_none=True)
         kept.restore(self.run.objective, self.run.optimizer)
-        if self._on_return is not None:
-            self._on_return(kept.step)
+        if self._on_rollback is not None:
+            self._on_rollback(kept.step)
 
-    def _count(self, norm: float) -> None:
+    def _count_gradient(self, norm: float) -> None:
         limit = self.run.clip_norm
         if limit is not None and norm > limit:
             self.counts[CLIPPED_STEPS] += 1

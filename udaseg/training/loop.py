@@ -49,11 +49,11 @@ def train(
     done = first
     while True:
         try:
-            guard.begin_from(done)
+            guard.start_at(done)
             return _train_steps(run, done, guard, on_step, stop, begun=first)
         except StateNotFinite as error:
-            done = guard.go_back(error.step)
-        if stop.asked():
+            done = guard.roll_back(error.step)
+        if stop.stop_requested():
             return done
 
 
@@ -72,22 +72,22 @@ def _train_steps(
         rate = learning_rate_factor(stage_step, stage_steps, power=run.power, warmup=run.warmup)
         set_learning_rate(run.optimizer, rate)
         with _convert_out_of_memory(run, guard, begun):
-            guard.begin(step)
+            guard.begin_step(step)
             report = compute_gradients(run, batch)
             if guard.accepts(report, _clip_gradient(trained, run.clip_norm)):
                 run.optimizer.step()
                 run.objective.after_step(stage_step, report)
             else:
                 guard.drop(step, report)
-            guard.end(step + 1)
-            if guard.due(step + 1):
-                guard.keep(step + 1)
+            guard.end_step(step + 1)
+            if guard.is_check_due(step + 1):
+                guard.save_rollback_copy(step + 1)
             elif step + 1 == steps:
-                guard.look(step + 1)
+                guard.check_finite(step + 1)
             on_step(step + 1, report)
         del report  # otherwise the features of this step live through the next forward pass
-        if stop.asked():
-            guard.look(step + 1)
+        if stop.stop_requested():
+            guard.check_finite(step + 1)
             return step + 1
     return steps
 

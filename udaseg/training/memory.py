@@ -68,7 +68,7 @@ def peak_memory_message(device: torch.device) -> str:
 
 
 def split_further(
-    recipe: Recipe, setup: TrainingSetup, folder: Path, message: str, *, wanted: bool
+    recipe: Recipe, setup: TrainingSetup, folder: Path, message: str, *, fit_given: bool
 ) -> tuple[Recipe, TrainingSetup]:
     """Return recipe and setup with more micro-batches per step; `recipe.yaml` is updated.
 
@@ -77,14 +77,14 @@ def split_further(
         setup: Training setup that does not fit.
         folder: Run folder.
         message: Error message of the device.
-        wanted: `--fit` was given.
+        fit_given: `--fit` was given.
 
     Raises:
         EnvironmentFault: With advice: `--fit` was not given, or the batch cannot be split further.
     """
     parts = _next_micro_batches(recipe, setup)
-    if not wanted or parts is None:
-        raise EnvironmentFault(out_of_memory_advice(recipe, setup, message, fit_given=wanted))
+    if not fit_given or parts is None:
+        raise EnvironmentFault(out_of_memory_advice(recipe, setup, message, fit_given=fit_given))
     empty_cache()
     log.warning(
         "a step of %d + %d images does not fit in memory (%s); trying %d micro-batches of %d + %d. "

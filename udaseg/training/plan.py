@@ -123,7 +123,7 @@ def _class_rows(
     assert source.classes is not None
     source_names = source.classes.names
     rows = {}
-    counts = [sample.pixels for sample in samples if sample.pixels]
+    counts = [sample.class_pixels for sample in samples if sample.class_pixels]
     totals = np.asarray(counts, np.int64).sum(0) if counts else np.ones(len(source_names))
     if untrained := [name for name, total in zip(source_names, totals, strict=True) if not total]:
         rows["unseen"] = (
@@ -210,7 +210,7 @@ def print_memory_plan(
         rows.append(
             (
                 "saved",
-                f"checkpoint size {_format_bytes(memory.checkpoint())}; the same in host memory",
+                f"checkpoint size {_format_bytes(memory.checkpoint_size())}; the same in host memory",
             )
         )
     console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -239,11 +239,11 @@ def _stage_setups(
     # random weights have the same size
     without_weights = replace(recipe, model=replace(recipe.model, weights="random"))
     for stage in stages_of(recipe):
-        if stage.number == 0:
+        if stage.index == 0:
             yield stage, first
             continue
         labels = None if stage.pseudo_labels is None else Path("pseudo_labels")
-        yield stage, build_setup(without_weights, source, target, leg=stage, pseudo_labels=labels)
+        yield stage, build_setup(without_weights, source, target, stage=stage, pseudo_labels=labels)
         gc.collect()
 
 

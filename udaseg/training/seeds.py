@@ -43,7 +43,7 @@ class SeedRun:
 
 
 def run_seeds(
-    one: Callable[..., Path],
+    train_one: Callable[..., Path],
     seeds: Sequence[int],
     *,
     recipe: Recipe,
@@ -58,13 +58,13 @@ def run_seeds(
     the training of a seed ends in an error, the other seeds are still trained.
 
     Args:
-        one: `train` or `adapt`, called once for each seed.
+        train_one: `train` or `adapt`, called once for each seed.
         seeds: In order.
         recipe: Its seed is replaced.
         out: Folder of all runs; None takes one below `runs/`.
         overwrite: Start every seed again.
         dry_run: Print only the plan of the first seed.
-        options: Passed on to `one`.
+        options: Passed on to `train_one`.
 
     Raises:
         UsageError: A finished seed was trained with another recipe, or there are several processes.
@@ -81,7 +81,7 @@ def run_seeds(
         seed_recipe, run_folder = replace(recipe, seed=seed), folder / f"s{seed}"
         arguments = {**options, "recipe": seed_recipe, "dry_run": dry_run}
         if dry_run:
-            one(**arguments, out=run_folder, resume=None, overwrite=overwrite)
+            train_one(**arguments, out=run_folder, resume=None, overwrite=overwrite)
             return folder
         if not overwrite and _is_finished(run_folder, seed_recipe):
             log.info("seed %d: finished already, in %s", seed, run_folder)
@@ -90,9 +90,11 @@ def run_seeds(
         log.info("seed %d: %s %s", seed, "resumes in" if resumable else "starts in", run_folder)
         try:
             if resumable:
-                one(**{**arguments, "init": None}, out=None, resume=run_folder, overwrite=False)
+                train_one(
+                    **{**arguments, "init": None}, out=None, resume=run_folder, overwrite=False
+                )
             else:
-                one(**arguments, out=run_folder, resume=None, overwrite=overwrite)
+                train_one(**arguments, out=run_folder, resume=None, overwrite=overwrite)
         except Interrupted as interruption:
             _write_summary(folder, recipe, seeds, failed)
             raise Interrupted(
@@ -179,7 +181,7 @@ def _write_summary(
             "each": {
                 str(run.seed): {
                     "means": dict(run.scores.means),
-                    "classes": dict(zip(run.scores.names, run.scores.iou, strict=True)),
+                    "classes": dict(zip(run.scores.class_names, run.scores.iou, strict=True)),
                 }
                 for run in scored
                 if run.scores is not None
@@ -198,7 +200,7 @@ def class_ious_by_name(runs: Sequence[SeedRun]) -> dict[str, list[float]]:
     """Return the IoU of each class in each run."""
     return _collect_by_name(
         [
-            dict(zip(run.scores.names, run.scores.iou, strict=True))
+            dict(zip(run.scores.class_names, run.scores.iou, strict=True))
             for run in runs
             if run.scores is not None
         ]

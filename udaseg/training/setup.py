@@ -84,7 +84,7 @@ def build_setup(
     target: PreparedDataset | None,
     *,
     init: Checkpoint | None = None,
-    leg: Stage | None = None,
+    stage: Stage | None = None,
     pseudo_labels: Path | None = None,
 ) -> TrainingSetup:
     """Return the training setup of a stage, on its device.
@@ -94,7 +94,7 @@ def build_setup(
         source: Labelled images.
         target: Unlabelled images.
         init: Start from the student of this checkpoint.
-        leg: Stage of the run; None is the first.
+        stage: Stage of the run; None is the first.
         pseudo_labels: Folder of the target's pseudo-labels, for a stage that trains on them.
 
     Raises:
@@ -110,16 +110,16 @@ def build_setup(
             "classes in the same order"
         )
     device = resolve_device(recipe.machine.device)
-    leg = leg or stages_of(recipe)[0]
-    training_objective = build_objective(recipe, len(source.classes), init=init, leg=leg)
+    stage = stage or stages_of(recipe)[0]
+    training_objective = build_objective(recipe, len(source.classes), init=init, stage=stage)
     training_objective.to(device)
     apply_machine_options(training_objective, recipe.machine)
     machine = recipe.machine
     return TrainingSetup(
         model=distribute(training_objective),
         objective=training_objective,
-        optimizer=build_optimizer(recipe, training_objective, leg),
-        batches=build_batches(recipe, source, target, leg, pseudo_labels),
+        optimizer=build_optimizer(recipe, training_objective, stage),
+        batches=build_batches(recipe, source, target, stage, pseudo_labels),
         device=device,
         precision=machine.precision,
         workers=worker_count(machine.workers, device),
@@ -129,8 +129,8 @@ def build_setup(
         checkpoint_every=machine.checkpoint_every,
         max_bad_steps=machine.max_bad_steps,
         micro_batches=machine.micro_batches,
-        begin=leg.begin,
-        schedule_stop=leg.schedule_stop,
+        begin=stage.begin,
+        schedule_stop=stage.schedule_stop,
     )
 
 
@@ -184,23 +184,23 @@ def build_batches(
     recipe: Recipe,
     source: PreparedDataset,
     target: PreparedDataset | None,
-    leg: Stage | None = None,
+    stage: Stage | None = None,
     pseudo_labels: Path | None = None,
 ) -> TrainingBatches:
     """Return the batches of a stage on this rank; target labels are never read."""
-    leg = leg or stages_of(recipe)[0]
+    stage = stage or stages_of(recipe)[0]
     from_source = from_target = None
     batch_target = recipe.batch.target
-    if leg.reads_source:
+    if stage.reads_source:
         source_crops = build_crop_source(recipe.source, source, labelled=True)
         rare_spec = recipe.source.rare_class
         rare = RareClassSettings(
             rare_spec.temperature, rare_spec.min_pixels, rare_spec.min_crop_pixels
         )
-        from_source = replace(source_crops, sampling=leg.source_sampling, rare=rare)
-    if target is not None and leg.reads_target:
+        from_source = replace(source_crops, sampling=stage.source_sampling, rare=rare)
+    if target is not None and stage.reads_target:
         spec, scale = recipe.target, (1.0, 1.0)
-        if (target_spec := leg.target) is not None:
+        if (target_spec := stage.target) is not None:
             spec = replace(
                 spec, resize=target_spec.resize, crop=target_spec.crop, flip=target_spec.flip
             )
@@ -212,20 +212,22 @@ def build_batches(
         from_target,
         batch_source=recipe.batch.source,
         batch_target=batch_target,
-        steps=leg.end,
+        steps=stage.end,
         seed=recipe.seed,
         rank=rank(),
         world_size=world_size(),
-        begin=leg.begin,
+        first_step=stage.begin,
         on_bad_sample=recipe.machine.on_bad_sample,
         worker_timeout=recipe.machine.worker_timeout,
     )
-    if training_batches.never_drawn and source.classes is not None:
+    if training_batches.classes_never_drawn and source.classes is not None:
         log.warning(
             "no image has %d pixels of %s, so rare-class sampling never picks these classes; lower "
             "source.rare_class.min_pixels",
             recipe.source.rare_class.min_pixels,
-            ", ".join(source.classes.names[number] for number in training_batches.never_drawn),
+            ", ".join(
+                source.classes.names[number] for number in training_batches.classes_never_drawn
+            ),
         )
     return training_batches
 

@@ -33,7 +33,7 @@ class Snapshot:
 
 
 class BufferCopy:
-    """A copy of a module's buffers from the last `take`, on the module's device.
+    """A copy of a module's buffers from the last `save`, on the module's device.
 
     It is needed because a forward pass changes the running statistics of batch norms before its
     loss is known.
@@ -48,18 +48,18 @@ class BufferCopy:
             by_type.setdefault((buffer.dtype, buffer.device), []).append(buffer)
         # grouped by type: foreach copies mixed types one by one, and one type in a single call
         self._live = list(by_type.values())
-        self._kept = [[torch.empty_like(part) for part in group] for group in self._live]
+        self._saved = [[torch.empty_like(part) for part in group] for group in self._live]
 
     @torch.no_grad()
-    def take(self) -> None:
+    def save(self) -> None:
         """Copy the current buffers."""
-        for kept, live in zip(self._kept, self._live, strict=True):
+        for kept, live in zip(self._saved, self._live, strict=True):
             torch._foreach_copy_(kept, live)
 
     @torch.no_grad()
-    def put_back(self) -> None:
+    def restore(self) -> None:
         """Undo all changes of the buffers since `take`."""
-        for kept, live in zip(self._kept, self._live, strict=True):
+        for kept, live in zip(self._saved, self._live, strict=True):
             torch._foreach_copy_(live, kept)
 
 

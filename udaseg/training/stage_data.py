@@ -49,7 +49,7 @@ def before_stage(folder: Path, recipe: Recipe, stage: Stage) -> Checkpoint:
     Raises:
         CheckpointError: It is missing, or of another step.
     """
-    previous = stages_of(recipe)[stage.number - 1]
+    previous = stages_of(recipe)[stage.index - 1]
     checkpoint_folder = stage_checkpoint_folder(folder, previous)
     checkpoint = newest_checkpoint(checkpoint_folder)
     if checkpoint is None or checkpoint.step != previous.end:
@@ -85,7 +85,7 @@ def open_stage(
     assert stage.folder is not None and source.classes is not None
     previous = before_stage(folder, recipe, stage)
     labels = folder / stage.folder / _LABEL_FOLDER if stage.pseudo_labels is not None else None
-    setup = build_setup(recipe, source, target, init=previous, leg=stage, pseudo_labels=labels)
+    setup = build_setup(recipe, source, target, init=previous, stage=stage, pseudo_labels=labels)
     digests: dict[str, str] = {}
     if labels is not None:
         student = _network_digest(setup.objective.student)
@@ -111,7 +111,7 @@ def _compute_prototypes(
             pass_callback(progress, stop, folder),
         )
     means, has_prototype = sums.prototypes()
-    objective.contrast.prototypes.start(means, has_prototype)
+    objective.contrast.prototypes.initialise(means, has_prototype)
     if not bool(has_prototype.all()):
         log.warning(
             "%d of %d classes have no correct prediction on the source; they get a prototype with "
@@ -182,7 +182,7 @@ def _pseudo_labels(
 
 
 def pass_callback(
-    progress: WorkProgress, stop: StopSignal, folder: Path, *, shared: bool = True
+    progress: WorkProgress, stop: StopSignal, folder: Path, *, divided: bool = True
 ) -> Callable[[int, int], None]:
     """Return a callback for a pass over images: it updates the bar and stops at a signal.
 
@@ -190,14 +190,14 @@ def pass_callback(
         progress: Progress bar.
         stop: Signal state.
         folder: Run folder.
-        shared: The images are divided among ranks; otherwise each rank processes all of them.
+        divided: The images are divided among ranks; otherwise each rank processes all of them.
     """
 
     def on_image(done: int, total: int) -> None:
-        ranks = world_size() if shared else 1
+        ranks = world_size() if divided else 1
         progress.update(min(done * ranks, total))
         # asked() is collective: call it only while every rank has images; some have one more
-        if done <= total // ranks and stop.asked():
+        if done <= total // ranks and stop.stop_requested():
             assert stop.number is not None
             raise Interrupted(
                 f"stopped between two parts of the run; continue with --resume {folder}",
@@ -256,9 +256,9 @@ def adapt_batch_norm(
             networks,
             crops,
             samples,
-            batch=recipe.batch.target,
+            batch_size=recipe.batch.target,
             device=setup.device,
-            seen=pass_callback(progress, stop, folder, shared=False),
+            on_progress=pass_callback(progress, stop, folder, divided=False),
         )
     objective.train()
     log.info("batch norm uses the statistics of %d images of %s", len(samples), target.name)

@@ -45,10 +45,10 @@ class RunContext:
     folder: Path
     checkpoint: Checkpoint | None
     fit_memory: bool
-    keeper: KeepBest | None = None
+    keep_best: KeepBest | None = None
 
     @property
-    def done(self) -> int:
+    def steps_done(self) -> int:
         """Number of steps completed by the checkpoint."""
         return 0 if self.checkpoint is None else self.checkpoint.step
 
@@ -77,7 +77,7 @@ def train_all_stages(plan: RunContext, setups: list[TrainingSetup]) -> None:
 def _train_and_score(plan: RunContext, setups: list[TrainingSetup], stop: StopSignal) -> None:
     recipe, folder = plan.recipe, plan.folder
     status = RunStatus(folder / "status.json" if rank() == 0 else None)
-    status.running(step=plan.done)
+    status.running(step=plan.steps_done)
     started = time.monotonic()
     miou: float | None = None
     try:
@@ -86,9 +86,9 @@ def _train_and_score(plan: RunContext, setups: list[TrainingSetup], stop: StopSi
             if plan.validation is not None:
                 with (
                     _record_interruption(status, recipe.steps),
-                    stop.breaking_off(f"trained, not scored; continue with --resume {folder}"),
+                    stop.interruptible(f"trained, not scored; continue with --resume {folder}"),
                 ):
-                    miou = recorder.scored(show_it=True).mean_iou()
+                    miou = recorder.score_validation(show_table=True).mean_iou()
     except Interrupted:
         raise  # already recorded where it was raised, with the step
     except UdasegError as error:
@@ -111,15 +111,15 @@ def _train_stages(
     plan: RunContext, setups: list[TrainingSetup], status: RunStatus, stop: StopSignal
 ) -> Recorder:
     """Train the remaining stages; each starts from the student of the previous one."""
-    recipe, folder, done = plan.recipe, plan.folder, plan.done
+    recipe, folder, done = plan.recipe, plan.folder, plan.steps_done
     recorder: Recorder | None = None
-    for stage in stages_of(recipe)[stage_at(recipe, done).number :]:
+    for stage in stages_of(recipe)[stage_at(recipe, done).index :]:
         # a checkpoint at a stage's first step belongs to the previous stage
         is_new = done <= stage.begin
         digests: dict[str, str] = {}
-        if stage.number > 0:
+        if stage.index > 0:
             log.info(
-                "stage %d: %s, steps %d to %d", stage.number + 1, stage.name, stage.begin, stage.end
+                "stage %d: %s, steps %d to %d", stage.index + 1, stage.name, stage.begin, stage.end
             )
             # free the network, gradients and moments of the previous stage
             recorder = None
@@ -130,7 +130,7 @@ def _train_stages(
                 )
                 setups.append(setup)
                 del setup
-        if plan.checkpoint is not None and (plan.done > stage.begin or stage.number == 0):
+        if plan.checkpoint is not None and (plan.steps_done > stage.begin or stage.index == 0):
             _restore(plan, setups[0], digests)
         first = max(done, stage.begin)
         while True:
@@ -143,7 +143,7 @@ def _train_stages(
                 folder,
                 digests,
                 status,
-                plan.keeper,
+                plan.keep_best,
             )
             try:
                 if first < stage.end:
@@ -154,14 +154,14 @@ def _train_stages(
             # outside the except clause, so that the tensors in the error's frames are freed first
             recorder = None
             recipe, setups[0] = split_further(
-                recipe, setups[0], folder, message, wanted=plan.fit_memory
+                recipe, setups[0], folder, message, fit_given=plan.fit_memory
             )
         done = stage.end
     assert recorder is not None
     if recipe.method.target_statistics > 0 and plan.target is not None:
         with _record_interruption(status, done):
             adapt_batch_norm(recipe, setups[0], plan.target, stop, folder)
-        recorder.checkpoint(done, again=True)
+        recorder.save_checkpoint(done, force=True)
     return recorder
 
 
@@ -177,17 +177,19 @@ def _record_interruption(status: RunStatus, done: int) -> Iterator[None]:
 
 def _train_steps(recorder: Recorder, first: int, status: RunStatus, stop: StopSignal) -> None:
     recipe, folder = recorder.recipe, recorder.folder
-    progress = TrainingProgress(steps=recipe.steps, first=first, every=recipe.machine.log_every)
+    progress = TrainingProgress(
+        steps=recipe.steps, first=first, line_interval=recipe.machine.log_every
+    )
     with recorder.metrics, progress:
-        recorder.begin_from(first)
+        recorder.rewind_to(first)
         recorder.progress = progress
         try:
-            setup, guard = recorder.made, recorder.guard
+            setup, guard = recorder.setup, recorder.guard
             done = train(setup, first=first, on_step=recorder.on_step, stop=stop, guard=guard)
-            recorder.checkpoint(done)
+            recorder.save_checkpoint(done)
         except DivergedError as error:
-            raise recorder.last_words(error) from error
-    if done < recipe.steps and stop.asked():
+            raise recorder.add_last_checkpoint(error) from error
+    if done < recipe.steps and stop.stop_requested():
         assert stop.number is not None
         status.interrupted(step=done, signal_number=stop.number)
         raise Interrupted(
@@ -200,7 +202,7 @@ def _restore(plan: RunContext, setup: TrainingSetup, digests: Mapping[str, str])
     assert plan.checkpoint is not None
     _check_same_data(plan.checkpoint, setup, plan.classes, digests)
     restore(plan.checkpoint, setup.objective, setup.optimizer)
-    log.info("resumed %s at step %d", plan.folder, plan.done)
+    log.info("resumed %s at step %d", plan.folder, plan.steps_done)
 
 
 def _check_same_data(

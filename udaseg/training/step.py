@@ -73,7 +73,7 @@ def merge_reports(reports: Sequence[LossReport]) -> LossReport:
         reports: Reports of parts of equal size, without graphs.
     """
     first, count = reports[0], len(reports)
-    counted = [report.predicted for report in reports if report.predicted is not None]
+    counted = [report.predicted_counts for report in reports if report.predicted_counts is not None]
     return LossReport(
         total=torch.stack([report.total for report in reports]).mean(),
         parts={
@@ -85,7 +85,7 @@ def merge_reports(reports: Sequence[LossReport]) -> LossReport:
             for name in first.figures
         },
         views=_concatenate([report.views for report in reports]),
-        predicted=torch.stack(counted).sum(0) if len(counted) == count else None,
+        predicted_counts=torch.stack(counted).sum(0) if len(counted) == count else None,
     )
 
 

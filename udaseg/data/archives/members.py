@@ -33,13 +33,13 @@ class Member:
     Attributes:
         name: Path below the target folder, POSIX style.
         size: Uncompressed size in bytes, as the archive states it.
-        packed: Compressed size in bytes; 0 if members are not compressed one by one.
+        compressed_size: Compressed size in bytes; 0 if members are not compressed one by one.
         crc: CRC-32 of the content; None if the archive stores none.
     """
 
     name: str
     size: int
-    packed: int = 0
+    compressed_size: int = 0
     crc: int | None = None
 
     @property
@@ -54,12 +54,12 @@ class MemberContent:
 
     Attributes:
         member: Name, size and checksum.
-        seconds: Modification time in seconds since 1970.
+        mtime: Modification time in seconds since 1970.
         open: Opens the content for reading.
     """
 
     member: Member
-    seconds: int
+    mtime: int
     open: Callable[[], IO[bytes]]
 
 
@@ -106,7 +106,7 @@ class MemberTotals:
     """Count the members of an archive and their bytes; raise as soon as a limit is exceeded."""
 
     def __init__(self, archive: Path) -> None:
-        self.archive, self.packed = archive, archive.stat().st_size
+        self.archive, self.compressed_size = archive, archive.stat().st_size
         self.members, self.size = 0, 0
 
     def add(self, member: Member) -> None:
@@ -124,13 +124,13 @@ class MemberTotals:
             raise DataError(f"{self.archive}: larger than 200 GB when unpacked")
         if member.size > _MAX_MEMBER:
             raise DataError(f"{self.archive}: member {member.name!r} is larger than 4 GB")
-        large_ratio = member.packed and member.size > _MAX_RATIO * member.packed
+        large_ratio = member.compressed_size and member.size > _MAX_RATIO * member.compressed_size
         if large_ratio and member.size > _MIN_MEMBER_FOR_RATIO:
             raise DataError(
                 f"{self.archive}: member {member.name!r} expands to more than {_MAX_RATIO} times "
                 "its compressed size"
             )
-        if self.size > max(_MIN_TOTAL_FOR_RATIO, _MAX_RATIO * self.packed):
+        if self.size > max(_MIN_TOTAL_FOR_RATIO, _MAX_RATIO * self.compressed_size):
             raise DataError(
                 f"{self.archive}: expands to more than {_MAX_RATIO} times its compressed size"
             )

@@ -43,7 +43,7 @@ class TarReader:
             for start, open_stream in _DECOMPRESSORS.items():
                 if head.startswith(start):
                     stream = stack.enter_context(open_stream(raw))
-            self.packed = stream is not raw
+            self.is_compressed = stream is not raw
             self._stream = _BoundedReader(archive, stream)
             self._stack = stack.pop_all()
 
@@ -69,7 +69,7 @@ class TarReader:
             end = entry.offset_data + -(-entry.size // _BLOCK) * _BLOCK
             if entry.isfile():
                 files.append(member)
-        self._refuse_cut(end)
+        self._refuse_truncated(end)
         return files
 
     def contents(self) -> Iterator[MemberContent]:
@@ -96,7 +96,7 @@ class TarReader:
                 if not (entry.isdir() and entry.name in (".", "./")):
                     yield entry
 
-    def _refuse_cut(self, end: int) -> None:
+    def _refuse_truncated(self, end: int) -> None:
         """Refuse a tar without an end block; one cut between two members unpacks without error."""
         self._stream.seek(end)
         if self._stream.read(_BLOCK) != bytes(_BLOCK):

@@ -95,9 +95,9 @@ class _UnpackProgress:
 
     def __init__(self, total: int, on_unpack: Callable[[int, int], None] | None) -> None:
         self._done, self._total, self._on_unpack = 0, total, on_unpack
-        self.more(0)
+        self.advance(0)
 
-    def more(self, size: int) -> None:
+    def advance(self, size: int) -> None:
         """Count `size` more bytes."""
         self._done += size
         if self._on_unpack is not None:
@@ -115,7 +115,7 @@ def _checked_members(archive: Path) -> list[Member]:
     if not members:
         raise DataError(f"{archive}: is empty; download it again")
     refuse_name_clashes(archive, members)
-    if isinstance(reader, TarReader) and not (reader.packed or checked):
+    if isinstance(reader, TarReader) and not (reader.is_compressed or checked):
         log.warning(
             "%s: a tar has no checksums, and there is no %s.sha256 next to it; its sha256 is %s",
             archive,
@@ -172,7 +172,7 @@ def _write(archive: Path, into: Path, progress: _UnpackProgress) -> None:
                     target.parent.mkdir(parents=True, exist_ok=True)
                     _copy(content, _part_path(into))
                     _part_path(into).replace(target)
-            progress.more(content.member.size)
+            progress.advance(content.member.size)
 
 
 def _is_complete(target: Path, content: MemberContent) -> bool:
@@ -197,7 +197,7 @@ def _copy(content: MemberContent, part: Path) -> None:
             file.write(piece)
     if size != content.member.size:
         raise EOFError(f"has {size:,} bytes, not {content.member.size:,}")
-    os.utime(part, (content.seconds, content.seconds))
+    os.utime(part, (content.mtime, content.mtime))
 
 
 def _chunks(stream: IO[bytes]) -> Iterator[bytes]:

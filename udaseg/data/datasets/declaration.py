@@ -29,12 +29,12 @@ class Layout:
     Attributes:
         images: Glob per split, or one for all images under "".
         labels: Glob per split likewise; splits without one have no labels.
-        strip: Endings to remove from file stems before matching images and labels.
+        stem_endings: Endings to remove from file stems before matching images and labels.
     """
 
     images: Mapping[str, str]
     labels: Mapping[str, str]
-    strip: tuple[str, ...]
+    stem_endings: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,11 @@ class FileRule:
     """Files that can be excluded together.
 
     Attributes:
-        why: The problem with these files, and its source.
+        reason: The problem with these files, and its source.
         stems: File names without suffix and without the endings that matching strips.
     """
 
-    why: str
+    reason: str
     stems: frozenset[str]
 
 
@@ -60,14 +60,14 @@ class Declaration:
         root: Folder that globs are relative to; None for a built-in dataset, which is searched for.
         images: Glob per split, or one for all images under "".
         labels: Glob per split likewise; splits without one have no labels.
-        strip: Endings to remove from file stems before matching images and labels.
+        stem_endings: Endings to remove from file stems before matching images and labels.
         label_format: ids, rgb or synthia.
         table: Meaning of the labels; None without labels.
         splits: Rule per split: a list file, a fraction, a folder name, or name patterns.
         about: Title, home, licence, download and size, as given in the YAML.
         folders: Folder names to search for a built-in dataset.
         archives: Globs of the archives that the dataset is published in.
-        expected: Published number of images per split.
+        expected_counts: Published number of images per split.
         base: Built-in dataset that this one modifies, or None.
         rules: Named lists of files with known problems.
         exclude: Rules whose files are excluded.
@@ -79,21 +79,21 @@ class Declaration:
     root: Path | None
     images: Mapping[str, str]
     labels: Mapping[str, str]
-    strip: tuple[str, ...]
+    stem_endings: tuple[str, ...]
     label_format: LabelFormat
     table: LabelTable | None
     splits: Mapping[str, SplitRule]
     about: Mapping[str, Any] = field(default_factory=dict)
     folders: tuple[str, ...] = ()
     archives: tuple[str, ...] = ()
-    expected: Mapping[str, int] = field(default_factory=dict)
+    expected_counts: Mapping[str, int] = field(default_factory=dict)
     base: str | None = None
     rules: Mapping[str, FileRule] = field(default_factory=dict)
     exclude: tuple[str, ...] = ()
     layouts: tuple[Layout, ...] = ()
 
     @property
-    def word(self) -> str:
+    def argument(self) -> str:
         """Argument for `udaseg prepare`: the name of a built-in dataset, else the YAML's path."""
         return self.name if self.root is None and self.base is None else str(self.path)
 
@@ -137,7 +137,7 @@ def read_declaration(path: Path, *, builtin: bool = False) -> Declaration:
         root=root,
         images=images,
         labels=labels,
-        strip=_stem_endings(document.get("match", "stem"), faults),
+        stem_endings=_stem_endings(document.get("match", "stem"), faults),
         label_format=cast(LabelFormat, label_format),
         table=table,
         splits=_splits(document.get("splits", {}), images, faults),
@@ -148,13 +148,13 @@ def read_declaration(path: Path, *, builtin: bool = False) -> Declaration:
         },
         folders=_string_list(document.get("folders", []), "folders", faults),
         archives=_string_list(document.get("archives", []), "archives", faults),
-        expected=_expected_counts(document.get("expected", {}), faults),
+        expected_counts=_expected_counts(document.get("expected", {}), faults),
         base=document.get("base"),
         rules=rules,
         exclude=parse_excluded_rules(document.get("exclude", []), rules, faults),
         layouts=layouts,
     )
-    faults.stop_if_any()
+    faults.raise_if_any()
     return declaration
 
 
@@ -165,7 +165,7 @@ def _with_base(document: Mapping[str, Any], faults: Problems) -> dict[str, Any]:
     if name not in known:
         hint = did_you_mean(str(name), known)
         faults.add("base", f"no built-in dataset '{name}'{hint}; available: {', '.join(known)}")
-        faults.stop_if_any()
+        faults.raise_if_any()
     base, _ = read_yaml_document(_CATALOG / f"{name}.yaml")
     del base["name"]
     if isinstance(document.get("classes"), list) and "table" not in document:

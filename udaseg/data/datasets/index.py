@@ -22,14 +22,14 @@ class Sample:
         label: Path of the train-id PNG below the prepared folder; None without a label.
         height: Image height in pixels.
         width: Image width in pixels.
-        pixels: Number of pixels per class in the label, by train id; empty without a label.
+        class_pixels: Number of pixels per class in the label, by train id; empty without a label.
     """
 
     image: str
     label: str | None
     height: int
     width: int
-    pixels: tuple[int, ...] = ()
+    class_pixels: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class PreparedDataset:
         image_root: The user's image folder; read, never written.
         classes: Class space of the labels; None without labels.
         splits: Samples of each split, in a fixed order.
-        blank: Images of a single colour; they stay in the splits.
+        blank_images: Images of a single colour; they stay in the splits.
     """
 
     name: str
@@ -50,7 +50,7 @@ class PreparedDataset:
     image_root: Path
     classes: ClassSpace | None
     splits: Mapping[str, tuple[Sample, ...]]
-    blank: frozenset[str] = frozenset()
+    blank_images: frozenset[str] = frozenset()
 
     def image_path(self, sample: Sample) -> Path:
         """Return the absolute path of the image of `sample`."""
@@ -92,12 +92,12 @@ def index_document(dataset: PreparedDataset) -> dict[str, Any]:
         "classes": classes,
         "splits": {
             split: [
-                [sample.image, sample.label, sample.height, sample.width, list(sample.pixels)]
+                [sample.image, sample.label, sample.height, sample.width, list(sample.class_pixels)]
                 for sample in samples
             ]
             for split, samples in dataset.splits.items()
         },
-        "blank": sorted(dataset.blank),
+        "blank": sorted(dataset.blank_images),
     }
 
 
@@ -133,7 +133,7 @@ def read_index(folder: Path) -> PreparedDataset:
                 )
                 for split, rows in document["splits"].items()
             },
-            blank=frozenset(document.get("blank", [])),  # added after the format was fixed
+            blank_images=frozenset(document.get("blank", [])),  # added after the format was fixed
         )
     except FileNotFoundError as error:
         raise DataError(f"{path}: not found; run `udaseg prepare` first") from error

@@ -19,7 +19,12 @@ def match_layout(declaration: Declaration, folder: Path) -> Declaration:
     candidates = [
         declaration,
         *(
-            replace(declaration, images=layout.images, labels=layout.labels, strip=layout.strip)
+            replace(
+                declaration,
+                images=layout.images,
+                labels=layout.labels,
+                stem_endings=layout.stem_endings,
+            )
             for layout in declaration.layouts
         ),
     ]

@@ -36,18 +36,18 @@ class DatasetFiles:
     Attributes:
         splits: The pairs of each split, sorted by their key.
         unpaired: Files without a partner, each with the reason.
-        alone: The images among them, which have no label.
-        without_files: Declared splits without images.
-        without_labels: Label globs that match nothing although there are images.
+        images_without_label: The images among them, which have no label.
+        splits_without_images: Declared splits without images.
+        label_globs_without_match: Label globs that match nothing although there are images.
         excluded: Images that a named rule excludes.
         known: Images that a named rule would exclude, but which are kept.
     """
 
     splits: dict[str, list[Pair]] = field(default_factory=dict)
     unpaired: list[str] = field(default_factory=list)
-    alone: list[Pair] = field(default_factory=list)
-    without_files: list[str] = field(default_factory=list)
-    without_labels: list[str] = field(default_factory=list)
+    images_without_label: list[Pair] = field(default_factory=list)
+    splits_without_images: list[str] = field(default_factory=list)
+    label_globs_without_match: list[str] = field(default_factory=list)
     excluded: list[str] = field(default_factory=list)
     known: list[str] = field(default_factory=list)
 
@@ -67,7 +67,7 @@ def find_pairs(declaration: Declaration, folder: Path) -> DatasetFiles:
             label_pattern = declaration.labels.get(split, declaration.labels.get(""))
             split_pairs = _pair_globs(declaration, folder, pattern, label_pattern, pairs)
             if split_pairs is None:
-                pairs.without_files.append(split)
+                pairs.splits_without_images.append(split)
             else:
                 pairs.splits[split] = split_pairs
     if not pairs.splits:
@@ -90,7 +90,7 @@ def _apply_rules(declaration: Declaration, pairs: DatasetFiles) -> None:
             ]
             requested = [name for name in matching if name in declaration.exclude]
             for name in requested[:1] or matching[:1]:
-                line = f"{pair.image}: rule {name}: {declaration.rules[name].why}"
+                line = f"{pair.image}: rule {name}: {declaration.rules[name].reason}"
                 (pairs.excluded if requested else pairs.known).append(line)
             if not requested:
                 kept.append(pair)
@@ -152,14 +152,14 @@ def _match_by_key(
 ) -> list[Pair]:
     """Return the pairs with the same key, and list the other files in `pairs`."""
     if images and not labels:
-        pairs.without_labels.append(label_pattern)
+        pairs.label_globs_without_match.append(label_pattern)
     if not set(images) & set(labels):
         # names can be unique even if images and labels are nested differently
         images, labels = _by_file_name(images), _by_file_name(labels)
     for key, path in images.items():
         if key not in labels:
             pairs.unpaired.append(f"{path}: has no label ({label_pattern})")
-            pairs.alone.append(Pair(key, path, None))
+            pairs.images_without_label.append(Pair(key, path, None))
     if pattern is not None:
         for key, path in labels.items():
             if key not in images:
@@ -179,7 +179,7 @@ def _files_by_key(
     groups: dict[str, list[Path]] = {}
     for path in _find_images(folder, pattern):
         stem = path.stem
-        for ending in declaration.strip:
+        for ending in declaration.stem_endings:
             stem = stem.removesuffix(ending)
         key = (path.relative_to(start).parent / stem).as_posix()
         groups.setdefault(key, []).append(path)
@@ -278,7 +278,9 @@ def _select_listed(
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{declaration.path}: split list {path} cannot be read: {error}") from error
     by_name = _pairs_by_name(pairs, folder)
-    unlabelled = _pairs_by_name(result.alone, folder)  # their missing labels are listed already
+    unlabelled = _pairs_by_name(
+        result.images_without_label, folder
+    )  # their missing labels are listed already
     names = [line.strip() for line in lines]
     names = [line for line in names if line and not line.startswith("#")]
     result.unpaired.extend(

@@ -64,11 +64,11 @@ def doctor(
             on_progress=on_progress,
         )
     if as_json:
-        document = json.dumps(examination.document(), indent=2, allow_nan=False)
+        document = json.dumps(examination.to_dict(), indent=2, allow_nan=False)
         Console(highlight=False, soft_wrap=True).print(Text(document))
     else:
         _print_examination(Console(highlight=False), examination)
-    errors = examination.of("error")
+    errors = examination.with_severity("error")
     if errors:
         codes = ", ".join(dict.fromkeys(error.code for error in errors))
         names = " and ".join(printable(facts.name) for facts in examination.sets)
@@ -84,9 +84,9 @@ def _print_examination(console: Console, examination: DoctorReport) -> None:
     for finding in examination.findings:
         _print_finding(console, finding, folders)
     counts = [
-        len(examination.of("error")),
-        len(examination.of("warning")),
-        len(examination.of("info")),
+        len(examination.with_severity("error")),
+        len(examination.with_severity("warning")),
+        len(examination.with_severity("info")),
     ]
     labels = ("error", "warning", "note")
     summary = ", ".join(
@@ -185,33 +185,33 @@ def _percent(share: float) -> str:
 
 
 def _print_finding(console: Console, finding: Finding, folders: dict[str, Path]) -> None:
-    location = "" if finding.where == "data" else f" in {finding.where}"
+    location = "" if finding.role == "data" else f" in {finding.role}"
     head = Text(f"\n{finding.severity:<{_INDENT - 1}} ", style=_COLORS[finding.severity])
     head.append(finding.code, style="bold")
     head.append(f"{location}: {finding.count:,}", style="not bold default")
     console.print(head)
-    _print_indented(console, finding.what)
+    _print_indented(console, finding.problem)
     if finding.amounts:
-        _print_indented(console, _amounts_text(finding), deeper=2)
+        _print_indented(console, _amounts_text(finding), extra_indent=2)
     limit = _MAX_INFO_EXAMPLES if finding.severity == "info" else len(finding.examples)
     for example in finding.examples[:limit]:
         path = "" if example.path is None else _relative_path(example.path, list(folders.values()))
         parts = [part for part in (path, example.note) if part]
         line = ": ".join(parts).replace("\n", "\\n")  # a file name may contain a newline
-        _print_indented(console, printable(line), deeper=2, style="dim")
+        _print_indented(console, printable(line), extra_indent=2, style="dim")
     if finding.count > limit and finding.examples:
-        _print_indented(console, f"and {finding.count - limit:,} more", deeper=2, style="dim")
-    _print_indented(console, f"-> {finding.fix}", hanging=3)
+        _print_indented(console, f"and {finding.count - limit:,} more", extra_indent=2, style="dim")
+    _print_indented(console, f"-> {finding.fix}", hanging_indent=3)
 
 
 def _print_indented(
-    console: Console, text: str, *, deeper: int = 0, hanging: int = 2, style: str = ""
+    console: Console, text: str, *, extra_indent: int = 0, hanging_indent: int = 2, style: str = ""
 ) -> None:
     """Print a text below a finding; wrapped lines get a larger indent."""
-    indent = _INDENT + deeper
-    lines = Text(text).wrap(console, max(20, console.width - indent - hanging))
+    indent = _INDENT + extra_indent
+    lines = Text(text).wrap(console, max(20, console.width - indent - hanging_indent))
     for number, line in enumerate(lines):
-        space = " " * (indent + (hanging if number else 0))
+        space = " " * (indent + (hanging_indent if number else 0))
         console.print(Text(f"{space}{line.plain.rstrip()}", style=style), soft_wrap=True)
 
 
@@ -231,5 +231,5 @@ def _amounts_text(finding: Finding) -> str:
     return prefix + printable(", ".join(names[:_MAX_AMOUNTS])) + more
 
 
-def _count_text(count: int, word: str) -> str:
-    return f"{count} {word}" if count == 1 else f"{count or 'no'} {word}s"
+def _count_text(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count or 'no'} {noun}s"

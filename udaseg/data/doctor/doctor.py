@@ -44,19 +44,19 @@ class DoctorReport:
     findings: tuple[Finding, ...]
     seconds: float
 
-    def of(self, severity: Severity) -> tuple[Finding, ...]:
+    def with_severity(self, severity: Severity) -> tuple[Finding, ...]:
         """Return the findings with this severity."""
         return tuple(finding for finding in self.findings if finding.severity == severity)
 
-    def document(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values, all numbers finite."""
         return {
             "format": DOCUMENT_FORMAT,
-            "ok": not self.of("error"),
-            "counts": {severity: len(self.of(severity)) for severity in SEVERITIES},
+            "ok": not self.with_severity("error"),
+            "counts": {severity: len(self.with_severity(severity)) for severity in SEVERITIES},
             "seconds": round(self.seconds, 3),
-            "sets": [facts.document() for facts in self.sets],
-            "findings": [finding.document() for finding in self.findings],
+            "sets": [facts.to_dict() for facts in self.sets],
+            "findings": [finding.to_dict() for finding in self.findings],
         }
 
 
@@ -126,11 +126,11 @@ def _inspect_all(
     for done, ((set_index, _), image) in enumerate(map_in_threads(work, jobs, workers), 1):
         subject = subjects[set_index]
         inspected[set_index].append(image)
-        for code, path, note in image.found:
+        for code, path, note in image.faults:
             amounts: Counter[str] = Counter()
             if code == "unknown-id":
                 amounts.update(
-                    {id_name(key, subject): count for key, count in image.unknown.items()}
+                    {id_name(key, subject): count for key, count in image.unknown_ids.items()}
                 )
             findings.add(code, subject.role, path, note, amounts=amounts)
         if on_progress is not None:
@@ -143,10 +143,12 @@ def _add_copy_findings(
 ) -> None:
     """Add findings for copies among all images; images of one colour have another finding."""
     images = [
-        CheckedImage(subject.role, entry.item.image, entry.item.trained, entry.mark, entry.digest)
+        CheckedImage(
+            subject.role, entry.item.image, entry.item.is_training, entry.hash_bits, entry.digest
+        )
         for subject, members in zip(subjects, inspected, strict=True)
         for entry in members
-        if entry.mark and not entry.flat
+        if entry.hash_bits and not entry.is_blank
     ]
     folders: dict[str, Path] = {subject.role: subject.folder for subject in subjects}
 

@@ -28,14 +28,14 @@ class CheckedImage:
         role: The set that it belongs to: data, source or target.
         path: The image file.
         trained: Whether training uses it; otherwise it is held out.
-        mark: The image's fingerprint.
+        hash_bits: The image's fingerprint.
         digest: SHA-256 of the file.
     """
 
     role: str
     path: Path
     trained: bool
-    mark: bytes
+    hash_bits: bytes
     digest: str
 
 
@@ -71,7 +71,7 @@ def add_duplicate_findings(
         _add_exact_copies([images[index] for index in group], findings, name)
     # compare only the first of several copies
     others = {index for group in copies for index in group[1:]}
-    marks = np.array([np.frombuffer(image.mark, np.uint8) for image in images], np.uint8)
+    marks = np.array([np.frombuffer(image.hash_bits, np.uint8) for image in images], np.uint8)
     near_copies = sorted(near_pairs(marks.reshape(len(images), _BITS // 8)))
     near_copies = [pair for pair in near_copies if not others.intersection(pair)]
     leaks = [pair for pair in near_copies if images[pair[0]].trained != images[pair[1]].trained]

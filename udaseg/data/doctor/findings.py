@@ -20,12 +20,12 @@ class FindingKind:
     Attributes:
         severity: error: `prepare` or training stops or is wrong; warning: rarely intended; info: no
             action needed.
-        what: The problem, in a few words.
+        problem: The problem, in a few words.
         fix: What to do, in one line.
     """
 
     severity: Severity
-    what: str
+    problem: str
     fix: str
 
 
@@ -231,7 +231,7 @@ class Finding:
 
     Attributes:
         code: Short stable name, a key of `KINDS`.
-        where: The set with the problem: `data`, `source`, `target` or `pair`.
+        role: The set with the problem: `data`, `source`, `target` or `pair`.
         severity: error, warning or info.
         count: Number of files or, for findings about classes, of classes.
         examples: The first cases.
@@ -239,29 +239,29 @@ class Finding:
     """
 
     code: str
-    where: str
+    role: str
     severity: Severity
     count: int = 0
     examples: list[Example] = field(default_factory=list)
     amounts: Counter[str] = field(default_factory=Counter)
 
     @property
-    def what(self) -> str:
+    def problem(self) -> str:
         """The problem, in a few words."""
-        return KINDS[self.code].what
+        return KINDS[self.code].problem
 
     @property
     def fix(self) -> str:
         """What to do, in one line."""
         return KINDS[self.code].fix
 
-    def document(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
         return {
             "code": self.code,
             "severity": self.severity,
-            "where": self.where,
-            "what": self.what,
+            "where": self.role,
+            "what": self.problem,
             "count": self.count,
             "examples": [
                 {"path": None if example.path is None else str(example.path), "note": example.note}
@@ -276,7 +276,7 @@ class Findings:
     """Collect findings: one per code and set."""
 
     def __init__(self) -> None:
-        self._found: dict[tuple[str, str], Finding] = {}
+        self._by_code_and_role: dict[tuple[str, str], Finding] = {}
 
     def add(
         self,
@@ -290,7 +290,7 @@ class Findings:
         count: int = 1,
     ) -> None:
         """Add one case; the first few cases of a finding are kept as examples."""
-        finding = self._found.setdefault(
+        finding = self._by_code_and_role.setdefault(
             (code, role), Finding(code, role, severity or KINDS[code].severity)
         )
         finding.count += count
@@ -304,6 +304,6 @@ class Findings:
 
         def rank(finding: Finding) -> tuple[int, int, int]:
             severity = SEVERITIES.index(finding.severity)
-            return severity, codes.index(finding.code), sets.index(finding.where)
+            return severity, codes.index(finding.code), sets.index(finding.role)
 
-        return tuple(sorted(self._found.values(), key=rank))
+        return tuple(sorted(self._by_code_and_role.values(), key=rank))

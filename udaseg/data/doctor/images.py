@@ -55,29 +55,29 @@ class InspectedImage:
 
     Attributes:
         item: The image and label.
-        found: Code, file and note of each fault.
+        faults: Code, file and note of each fault.
         size: (height, width) of the image; None if it cannot be read.
         mean: (3,) mean of the channels, RGB.
         spread: (3,) standard deviation of the channels.
-        flat: Whether the image has a single colour.
-        mark: The image's fingerprint.
+        is_blank: Whether the image has a single colour.
+        hash_bits: The image's fingerprint.
         digest: SHA-256 of the image file.
         pixels: (K,) pixels of each class in the label; None if it cannot be read.
         ignored: Pixels of the label without a class.
-        unknown: Pixels of each id that the label table does not define.
+        unknown_ids: Pixels of each id that the label table does not define.
     """
 
     item: SubjectImage
-    found: list[tuple[str, Path, str]] = field(default_factory=list)
+    faults: list[tuple[str, Path, str]] = field(default_factory=list)
     size: tuple[int, int] | None = None
     mean: NDArray[np.float64] | None = None
     spread: NDArray[np.float64] | None = None
-    flat: bool = False
-    mark: bytes = b""
+    is_blank: bool = False
+    hash_bits: bytes = b""
     digest: str = ""
     pixels: NDArray[np.int64] | None = None
     ignored: int = 0
-    unknown: Mapping[int, int] = field(default_factory=dict)
+    unknown_ids: Mapping[int, int] = field(default_factory=dict)
 
 
 def inspect_image(item: SubjectImage, subject: Subject) -> InspectedImage:
@@ -131,27 +131,27 @@ def _check_image(result: InspectedImage) -> None:
         image = read_image(path, data=data)
     except DataError as error:
         code, note = file_fault(path) or ("damaged", _without_path(error, path))
-        result.found.append((code, path, note))
+        result.faults.append((code, path, note))
         return
     height, width = image.shape[:2]
     result.size = (height, width)
     statistics = np.asarray(cv2.meanStdDev(image), np.float64)
     result.mean, result.spread = statistics[0].ravel(), statistics[1].ravel()
-    result.flat = bool(result.spread.max() < _BLANK_SPREAD)
-    result.mark = fingerprint(image)
+    result.is_blank = bool(result.spread.max() < _BLANK_SPREAD)
+    result.hash_bits = fingerprint(image)
     result.digest = file_fingerprint.sha256
-    if result.flat:
+    if result.is_blank:
         color = ", ".join(str(round(part)) for part in result.mean)
-        result.found.append(("blank-image", path, f"RGB {color}"))
+        result.faults.append(("blank-image", path, f"RGB {color}"))
     if min(result.size) < _MIN_SIDE:
-        result.found.append(("small-image", path, f"{width}x{height}"))
-    result.found += [(code, path, note) for code, note in _format_faults(path, data)]
-    recorded = result.item.recorded
+        result.faults.append(("small-image", path, f"{width}x{height}"))
+    result.faults += [(code, path, note) for code, note in _format_faults(path, data)]
+    recorded = result.item.index_entry
     if recorded is not None and (recorded.height, recorded.width) != result.size:
         change = f"{width}x{height}, prepared as {recorded.width}x{recorded.height}"
-        result.found.append(("stale-index", path, change))
+        result.faults.append(("stale-index", path, change))
     elif result.item.image_sha256 not in (None, file_fingerprint.sha256):
-        result.found.append(("stale-index", path, "changed since it was prepared"))
+        result.faults.append(("stale-index", path, "changed since it was prepared"))
 
 
 def _format_faults(path: Path, data: bytes) -> list[tuple[str, str]]:
@@ -199,19 +199,19 @@ def _check_label(result: InspectedImage, path: Path, subject: Subject) -> None:
         note = _without_path(error, path)
         fallback = ("damaged", note) if "cannot be decoded" in note else ("label-form", note)
         code, note = file_fault(path) or fallback
-        result.found.append((code, path, note))
+        result.faults.append((code, path, note))
         return
     assert subject.classes is not None
-    result.unknown = unknown
+    result.unknown_ids = unknown
     if unknown:
         more = ", ..." if len(unknown) > _IDS_SHOWN else ""
         shown = ", ".join(id_name(number, subject) for number in list(unknown)[:_IDS_SHOWN])
-        result.found.append(("unknown-id", path, f"id {shown}{more}"))
-    result.found += [(code, path, note) for code, note in _suffix_fault(path, data)]
+        result.faults.append(("unknown-id", path, f"id {shown}{more}"))
+    result.faults += [(code, path, note) for code, note in _suffix_fault(path, data)]
     if result.size is not None and labels.shape != result.size:
-        result.found.append(("size-mismatch", path, _size_note(labels.shape, result.size)))
+        result.faults.append(("size-mismatch", path, _size_note(labels.shape, result.size)))
     if result.item.label_sha256 not in (None, file_fingerprint.sha256):
-        result.found.append(("stale-index", path, "changed since it was prepared"))
+        result.faults.append(("stale-index", path, "changed since it was prepared"))
     _check_classes(result, path, labels, subject.classes)
 
 
@@ -221,15 +221,19 @@ def _check_classes(
     """Count the pixels of each class, and record what is unusual about them."""
     counts = np.bincount(labels.ravel(), minlength=256)
     result.pixels = counts[: len(classes)].astype(np.int64)
-    result.ignored = int(counts[IGNORE]) - sum(result.unknown.values())
+    result.ignored = int(counts[IGNORE]) - sum(result.unknown_ids.values())
     present = np.flatnonzero(result.pixels)
-    if not present.size and not result.unknown:
-        result.found.append(("no-class", path, "every pixel is ignored"))
-    elif present.size == 1 and not result.unknown and len(classes) > _FEW_CLASSES:
-        result.found.append(("one-class", path, f"all {classes.names[int(present[0])]}"))
-    recorded, digest = result.item.recorded, result.item.label_sha256
-    if recorded is not None and digest is None and recorded.pixels != tuple(result.pixels.tolist()):
-        result.found.append(("stale-index", path, "has other classes than when it was prepared"))
+    if not present.size and not result.unknown_ids:
+        result.faults.append(("no-class", path, "every pixel is ignored"))
+    elif present.size == 1 and not result.unknown_ids and len(classes) > _FEW_CLASSES:
+        result.faults.append(("one-class", path, f"all {classes.names[int(present[0])]}"))
+    recorded, digest = result.item.index_entry, result.item.label_sha256
+    if (
+        recorded is not None
+        and digest is None
+        and recorded.class_pixels != tuple(result.pixels.tolist())
+    ):
+        result.faults.append(("stale-index", path, "has other classes than when it was prepared"))
 
 
 def _train_ids(

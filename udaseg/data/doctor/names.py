@@ -41,7 +41,7 @@ def add_name_findings(
     visited: set[tuple[int, int]] = set()
     folders_named_as_images: set[Path] = set()
     known = {*files, *accounted}
-    for start in subject.walked:
+    for start in subject.checked_folders:
         for folder in _folders_between(start, subject.folder):
             _add_link_findings(folder, tree, role, findings)
         for path in _walk(start, tree, role, findings, visited):

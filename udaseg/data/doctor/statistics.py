@@ -23,7 +23,7 @@ class SplitStatistics:
         labelled: Number of images with a label.
         sizes: Number of readable images of each (width, height).
         pixels: (K,) pixels of each class in all labels; None without labels.
-        holding: (K,) number of labels that contain each class; None without labels.
+        labels_with_class: (K,) number of labels that contain each class; None without labels.
         ignored: Share of label pixels without a class; None without labels.
     """
 
@@ -31,10 +31,10 @@ class SplitStatistics:
     labelled: int
     sizes: Counter[tuple[int, int]]
     pixels: NDArray[np.int64] | None
-    holding: NDArray[np.int64] | None
+    labels_with_class: NDArray[np.int64] | None
     ignored: float | None
 
-    def document(self, names: Sequence[str]) -> dict[str, Any]:
+    def to_dict(self, names: Sequence[str]) -> dict[str, Any]:
         """Return plain JSON values; `names` are the classes."""
         document: dict[str, Any] = {
             "images": self.images,
@@ -42,8 +42,8 @@ class SplitStatistics:
             "sizes": {f"{w}x{h}": count for (w, h), count in self.sizes.most_common()},
             "ignored_share": self.ignored,
         }
-        if self.pixels is not None and self.holding is not None:
-            rows = zip(names, self.pixels.tolist(), self.holding.tolist(), strict=True)
+        if self.pixels is not None and self.labels_with_class is not None:
+            rows = zip(names, self.pixels.tolist(), self.labels_with_class.tolist(), strict=True)
             document["classes"] = {
                 name: {"pixels": pixels, "labels": labels} for name, pixels, labels in rows
             }
@@ -82,18 +82,18 @@ class SetStatistics:
     def counts(self, *, trained: bool) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
         """Return (K,) pixels and labels of each class over the training or held-out splits."""
         per_split = [
-            np.stack([split.pixels, split.holding])
+            np.stack([split.pixels, split.labels_with_class])
             for name, split in self.splits.items()
             if name.startswith("train") == trained
             and split.pixels is not None
-            and split.holding is not None
+            and split.labels_with_class is not None
         ]
         if not per_split:
             return None
         totals = np.stack(per_split).sum(0)
         return totals[0], totals[1]
 
-    def document(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
         return {
             "role": self.role,
@@ -101,7 +101,7 @@ class SetStatistics:
             "kind": self.kind,
             "folder": str(self.folder),
             "classes": list(self.classes),
-            "splits": {name: split.document(self.classes) for name, split in self.splits.items()},
+            "splits": {name: split.to_dict(self.classes) for name, split in self.splits.items()},
             "color_mean": None if self.mean is None else list(self.mean),
             "color_std": None if self.spread is None else list(self.spread),
             "aspect": self.aspect,

@@ -33,7 +33,7 @@ class SubjectImage:
         split: The split.
         image: The image file.
         label: The label file; None if there is none.
-        recorded: The entry of both in the index; None if there is no index.
+        index_entry: The entry of both in the index; None if there is no index.
         image_sha256: Digest of the image when it was prepared; None if unknown.
         label_sha256: Digest of the prepared label; None if unknown.
     """
@@ -41,12 +41,12 @@ class SubjectImage:
     split: str
     image: Path
     label: Path | None
-    recorded: Sample | None = None
+    index_entry: Sample | None = None
     image_sha256: str | None = None
     label_sha256: str | None = None
 
     @property
-    def trained(self) -> bool:
+    def is_training(self) -> bool:
         """Whether training uses the image; all other splits are held out."""
         return self.split.startswith("train")
 
@@ -65,7 +65,7 @@ class Subject:
         declaration: The declaration of its files; None for prepared datasets and folders.
         pairs: The files that the declaration matches, and those that could not be paired.
         left_out: Files that were left out when it was prepared.
-        walked: Folders in which the names of all files are checked.
+        checked_folders: Folders in which the names of all files are checked.
         expected: Published number of images of each split, if known.
     """
 
@@ -78,7 +78,7 @@ class Subject:
     declaration: Declaration | None = None
     pairs: DatasetFiles | None = None
     left_out: tuple[str, ...] = ()
-    walked: tuple[Path, ...] = ()
+    checked_folders: tuple[Path, ...] = ()
     expected: Mapping[str, int] = field(default_factory=dict)
 
     @property
@@ -150,7 +150,9 @@ def _open_prepared(dataset: PreparedDataset, role: Role) -> Subject:
         items,
         dataset.classes,
         left_out=(*stored["bad"], *stored["excluded"]),
-        expected=read_builtin(dataset.name).expected if dataset.name in builtin_names() else {},
+        expected=read_builtin(dataset.name).expected_counts
+        if dataset.name in builtin_names()
+        else {},
     )
 
 
@@ -175,7 +177,7 @@ def _open_folder(folder: Path, role: Role) -> Subject:
         "folder",
         folder,
         tuple(SubjectImage("train", path, None) for path in images),
-        walked=(folder,),
+        checked_folders=(folder,),
     )
 
 
@@ -197,8 +199,8 @@ def _open_declared(declaration: Declaration, folder: Path, role: Role) -> Subjec
         None if declaration.table is None else declaration.table.classes,
         declaration,
         pairs,
-        walked=tuple(dict.fromkeys(folder / static_prefix(glob) for glob in globs)),
-        expected=declaration.expected,
+        checked_folders=tuple(dict.fromkeys(folder / static_prefix(glob) for glob in globs)),
+        expected=declaration.expected_counts,
     )
 
 
@@ -262,20 +264,22 @@ def add_pairing_findings(
         counts = Counter(item.split for item in subject.items)
         _add_count_findings(subject, counts, len(subject.left_out), findings)
         return
-    strip = declaration.strip
+    strip = declaration.stem_endings
     stems = {_stem(path, strip) for path in folders_named_as_images}
-    for glob in pairs.without_labels:
+    for glob in pairs.label_globs_without_match:
         findings.add("no-labels", role, None, glob)
     for code, path, note in unpaired_files(pairs):
         is_unmatched = code in ("image-without-label", "label-without-image")
         # a glob without any match is one fault, not one per image
-        if is_unmatched and (note in pairs.without_labels or _stem(path, strip) in stems):
+        if is_unmatched and (
+            note in pairs.label_globs_without_match or _stem(path, strip) in stems
+        ):
             continue
         findings.add(code, role, path, "" if is_unmatched else note)
     for code, path, note in files_with_rules(pairs):
         findings.add(code, role, path, note)
     user_defined = declaration.root is not None
-    for split in pairs.without_files:
+    for split in pairs.splits_without_images:
         code = "empty-split" if user_defined else "missing-split"
         findings.add(code, role, None, f"{split}: {declaration.images[split]}")
     _add_count_findings(

@@ -52,7 +52,7 @@ def image_size(path: Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
 def read_image(
     path: Path,
     *,
-    upright: bool = False,
+    apply_exif: bool = False,
     data: bytes | None = None,
     max_pixels: int = MAX_PIXELS,
 ) -> NDArray[np.uint8]:
@@ -62,7 +62,7 @@ def read_image(
 
     Args:
         path: The file.
-        upright: Apply the EXIF orientation, as a viewer does; otherwise keep the stored one.
+        apply_exif: Apply the EXIF orientation, as a viewer does; otherwise keep the stored one.
         data: Content of the file, if already read.
         max_pixels: Maximum number of pixels, checked before decoding.
 
@@ -70,7 +70,7 @@ def read_image(
         DataError: The file is unreadable, damaged, not an image, or too large.
     """
     data = checked_bytes(path, data, max_pixels)
-    orientation = 0 if upright else cv2.IMREAD_IGNORE_ORIENTATION
+    orientation = 0 if apply_exif else cv2.IMREAD_IGNORE_ORIENTATION
     # decoding directly to RGB saves a pass over the image
     return np.asarray(decode(path, data, cv2.IMREAD_COLOR_RGB | orientation), np.uint8)
 

@@ -39,8 +39,8 @@ class VideoReader:
     Attributes:
         size: (height, width) of a frame, after the rotation that the file declares.
         fps: Frames per second; 25 if the file has no plausible rate.
-        expected: Number of frames in the header; None if it gives none.
-        frames: Number of frames yielded so far.
+        declared_frames: Number of frames in the header; None if it gives none.
+        frames_read: Number of frames yielded so far.
 
     Raises:
         DataError: On entering: the file is missing, not a video, cut off, or has too many pixels.
@@ -50,8 +50,8 @@ class VideoReader:
         self._path = path
         self.size = (0, 0)
         self.fps = _DEFAULT_FPS
-        self.expected: int | None = None
-        self.frames = 0
+        self.declared_frames: int | None = None
+        self.frames_read = 0
 
     def __enter__(self) -> Self:
         try:
@@ -64,14 +64,14 @@ class VideoReader:
             raise DataError(f"{self._path}: a video's name must be UTF-8; rename it") from error
         except OSError as error:
             raise DataError(f"{self._path}: cannot be read: {error.strerror or error}") from error
-        self._film = cv2.VideoCapture(name, cv2.CAP_FFMPEG)
-        if not self._film.isOpened():
+        self._stream = cv2.VideoCapture(name, cv2.CAP_FFMPEG)
+        if not self._stream.isOpened():
             raise DataError(f"{self._path}: cannot be opened as a video: damaged, or this "
                             "OpenCV lacks its codec; use its frames as images")  # fmt: skip
         try:
-            self._read_facts()
+            self._read_header()
         except DataError:
-            self._film.release()
+            self._stream.release()
             raise
         return self
 
@@ -81,7 +81,7 @@ class VideoReader:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._film.release()
+        self._stream.release()
 
     def __iter__(self) -> Iterator[NDArray[np.uint8]]:
         """Yield the frames.
@@ -90,30 +90,33 @@ class VideoReader:
             DataError: No frame can be decoded, or the frame size changes.
         """
         while True:
-            success, frame = self._film.read()
+            success, frame = self._stream.read()
             if not success or frame is None:
                 break
-            if self.frames == 0:  # the header ignores rotation
+            if self.frames_read == 0:  # the header ignores rotation
                 self.size = (frame.shape[0], frame.shape[1])
             elif frame.shape[:2] != self.size:
                 raise DataError(
                     f"{self._path}: its frames change in size; use its frames as images"
                 )
-            self.frames += 1
+            self.frames_read += 1
             yield np.asarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), np.uint8)
-        if self.frames == 0:
+        if self.frames_read == 0:
             raise DataError(f"{self._path}: damaged: no frame can be decoded")
-        if self.expected is not None and self.frames < self.expected - _FRAME_TOLERANCE:
+        if (
+            self.declared_frames is not None
+            and self.frames_read < self.declared_frames - _FRAME_TOLERANCE
+        ):
             log.warning(
                 "%s: its header gives %d frames, but %d could be decoded",
                 self._path,
-                self.expected,
-                self.frames,
+                self.declared_frames,
+                self.frames_read,
             )
 
-    def _read_facts(self) -> None:
+    def _read_header(self) -> None:
         width, height, fps, frames = (
-            self._film.get(property_id)
+            self._stream.get(property_id)
             for property_id in (
                 cv2.CAP_PROP_FRAME_WIDTH,
                 cv2.CAP_PROP_FRAME_HEIGHT,
@@ -133,7 +136,7 @@ class VideoReader:
         else:
             log.warning("%s: has no frame rate; using %g frames per second", self._path, self.fps)
         # without a known length the count is negative or absurdly large
-        self.expected = int(frames) if 0 < frames < 2**31 else None
+        self.declared_frames = int(frames) if 0 < frames < 2**31 else None
 
 
 class VideoWriter:
@@ -156,15 +159,17 @@ class VideoWriter:
 
     def __init__(self, path: Path, fps: float, size: tuple[int, int]) -> None:
         self._path, self._fps = path, fps
-        self._odd = (size[0] % 2, size[1] % 2)
-        self._size = (size[0] + self._odd[0], size[1] + self._odd[1])
+        self._padding = (size[0] % 2, size[1] % 2)
+        self._size = (size[0] + self._padding[0], size[1] + self._padding[1])
         self._frames = 0
 
     def __enter__(self) -> Self:
         codec = cv2.VideoWriter.fourcc(*_CODECS[self._path.suffix])
         frame_size = (self._size[1], self._size[0])
-        self._film = cv2.VideoWriter(str(self._path), cv2.CAP_FFMPEG, codec, self._fps, frame_size)
-        if not self._film.isOpened():
+        self._stream = cv2.VideoWriter(
+            str(self._path), cv2.CAP_FFMPEG, codec, self._fps, frame_size
+        )
+        if not self._stream.isOpened():
             self._path.write_bytes(b"0")  # raises OSError if the folder is not writable
             self._path.unlink()
             raise DataError(
@@ -179,25 +184,26 @@ class VideoWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._film.release()
+        self._stream.release()
         if error is None:
-            self._refuse_unfinished()
+            self._check_complete()
 
     def write(self, frame: NDArray[np.uint8]) -> None:
         """Append a frame, (H, W, 3) uint8 RGB, of the given size."""
         stored = cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)
-        if any(self._odd):
-            border = (0, self._odd[0], 0, self._odd[1])
+        if any(self._padding):
+            border = (0, self._padding[0], 0, self._padding[1])
             stored = cv2.copyMakeBorder(stored, *border, cv2.BORDER_REPLICATE)
-        self._film.write(stored)
+        self._stream.write(stored)
         self._frames += 1
 
-    def _refuse_unfinished(self) -> None:
+    def _check_complete(self) -> None:
         """Raise an error if the file is incomplete: OpenCV does not report failed writes."""
         try:
             with VideoReader(self._path) as video:
                 complete = (
-                    video.expected is None or abs(video.expected - self._frames) <= _FRAME_TOLERANCE
+                    video.declared_frames is None
+                    or abs(video.declared_frames - self._frames) <= _FRAME_TOLERANCE
                 )
         except DataError:
             complete = False

@@ -86,9 +86,9 @@ def parse_label_table(
             owners[number] = name
     for name in dict.fromkeys(name for name in names if names.count(name) > 1):
         faults.add("classes", f"the name '{name}' is given twice; one class may have several ids")
-    if base is not None and not faults.found:
+    if base is not None and not faults.messages:
         _check_unused_classes(str(document["table"]), base, {*owners, *ignore}, faults)
-    faults.stop_if_any()
+    faults.raise_if_any()
     return LabelTable(ClassSpace(names, tuple(color for _, color, _ in parsed)), ids, ignore)
 
 
@@ -158,7 +158,7 @@ def _named_table(
 ) -> LabelTable:
     if name not in _table_names():
         faults.add(key, _unknown_table_message(name))
-        faults.stop_if_any()
+        faults.raise_if_any()
     known, table_format = _read_table(name)
     ids, ignore = known.ids, known.ignore
     if table_format == "rgb" and label_format != "rgb":
@@ -170,7 +170,7 @@ def _named_table(
     for class_ids, class_name in zip(ids, known.classes.names, strict=True):
         for number in ignore & set(class_ids):
             faults.add("ignore", f"id {number} is the class {class_name} of {name}")
-    faults.stop_if_any()
+    faults.raise_if_any()
     return LabelTable(known.classes, ids, ignore)
 
 

@@ -89,7 +89,7 @@ class TrainingBatches(Dataset[Batch]):
         seed: Seed of the run.
         rank: Rank of this process.
         world_size: Number of processes.
-        begin: Step of the run at which this stage begins; used only for `progress`.
+        first_step: Step of the run at which this stage begins; used only for `progress`.
         on_bad_sample: `fail` raises an error that names the image; `skip` replaces it by one chosen
             from the number of the draw, and adds the reason to `Batch.skipped`.
         worker_timeout: Seconds without a batch after which a loader process counts as hung; 0
@@ -111,7 +111,7 @@ class TrainingBatches(Dataset[Batch]):
         seed: int,
         rank: int = 0,
         world_size: int = 1,
-        begin: int = 0,
+        first_step: int = 0,
         on_bad_sample: Literal["fail", "skip"] = "fail",
         worker_timeout: float = 300,
     ) -> None:
@@ -123,7 +123,7 @@ class TrainingBatches(Dataset[Batch]):
         self.source, self.target = source, target
         self.batch_source, self.batch_target = batch_source, batch_target
         self.steps, self.seed, self.rank, self.world_size = steps, seed, rank, world_size
-        self.begin, self.on_bad_sample = begin, on_bad_sample
+        self.first_step, self.on_bad_sample = first_step, on_bad_sample
         self.worker_timeout = worker_timeout
         self._source = None if source is None else SamplingOrder(source, seed=seed, domain=_SOURCE)
         self._target = None if target is None else SamplingOrder(target, seed=seed, domain=_TARGET)
@@ -136,15 +136,15 @@ class TrainingBatches(Dataset[Batch]):
         skipped: list[str] = []
         source_images, source_labels = _empty_source()
         if self._source is not None:
-            source_crops = self._crops(
-                self._source, self._numbers(step, self.batch_source), skipped
+            source_crops = self._read_crops(
+                self._source, self._draw_numbers(step, self.batch_source), skipped
             )
             source_images = _image_tensor([image for image, _ in source_crops])
             source_labels = _label_tensor([label for _, label in source_crops])
         target = pseudo = None
         if self._target is not None:
-            target_crops = self._crops(
-                self._target, self._numbers(step, self.batch_target), skipped
+            target_crops = self._read_crops(
+                self._target, self._draw_numbers(step, self.batch_target), skipped
             )
             target = _image_tensor([image for image, _ in target_crops])
             if self._target.crops.pseudo_labels is not None:
@@ -154,7 +154,7 @@ class TrainingBatches(Dataset[Batch]):
         entropy = np.random.SeedSequence([self.seed, step, 0])
         return Batch(
             step=step,
-            progress=(step - self.begin) / (self.steps - self.begin),
+            progress=(step - self.first_step) / (self.steps - self.first_step),
             seed=int(entropy.generate_state(1, np.uint32)[0]),
             source_images=source_images,
             source_labels=source_labels,
@@ -180,21 +180,21 @@ class TrainingBatches(Dataset[Batch]):
                 shapes["pseudo_labels"] = (size, *crop)
         return shapes
 
-    def _numbers(self, step: int, size: int) -> range:
+    def _draw_numbers(self, step: int, size: int) -> range:
         """Return the draw numbers of a domain in `step` on this rank."""
         first = (step * self.world_size + self.rank) * size
         return range(first, first + size)
 
-    def _crops(self, draws: SamplingOrder, numbers: range, skipped: list[str]) -> list[_Crop]:
-        return [self._crop(draws, number, skipped) for number in numbers]
+    def _read_crops(self, draws: SamplingOrder, numbers: range, skipped: list[str]) -> list[_Crop]:
+        return [self._read_crop(draws, number, skipped) for number in numbers]
 
-    def _crop(self, draws: SamplingOrder, number: int, skipped: list[str]) -> _Crop:
+    def _read_crop(self, draws: SamplingOrder, number: int, skipped: list[str]) -> _Crop:
         """Return the crop of one draw; with `skip`, replace an image that cannot be used.
 
         A crop depends only on the number of the draw. It is the same in any worker and after any
         resume, as long as the same files are bad.
         """
-        crops, requested = draws.crops, draws.at(number)
+        crops, requested = draws.crops, draws.draw(number)
         draw = requested
         for attempt in range(1 + _MAX_REPLACEMENTS):
             try:
@@ -203,19 +203,19 @@ class TrainingBatches(Dataset[Batch]):
                 if self.on_bad_sample == "fail":
                     raise
                 skipped.append(str(error))
-                draw = draws.instead(requested, attempt)
+                draw = draws.replacement(requested, attempt)
                 continue
             rng = np.random.default_rng(requested.key)
-            return crops.cut(draw.sample, image, labels, rng, draw.train_id)
+            return crops.crop_image(draw.sample, image, labels, rng, draw.train_id)
         raise DataError(
             f"{skipped[-1]}; the {_MAX_REPLACEMENTS} images tried before it could not be used either: the "
             "dataset is damaged or missing, not single files; check it with `udaseg doctor`"
         )
 
     @property
-    def never_drawn(self) -> tuple[int, ...]:
+    def classes_never_drawn(self) -> tuple[int, ...]:
         """Train ids of source classes that occur, but that no image can be drawn for."""
-        return () if self._source is None else self._source.never_drawn
+        return () if self._source is None else self._source.classes_never_drawn
 
     def digests(self) -> dict[str, str]:
         """Return a digest of each domain's file names, which determine the order of batches."""
@@ -226,16 +226,16 @@ class TrainingBatches(Dataset[Batch]):
                 digests[domain] = hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()
         return digests
 
-    def names(self, step: int) -> list[str]:
+    def image_paths(self, step: int) -> list[str]:
         """Return the image files of the batch of `step` on this rank, for error messages."""
         return [
-            str(draws.crops.dataset.image_path(draws.at(number).sample))
+            str(draws.crops.dataset.image_path(draws.draw(number).sample))
             for draws, size in (
                 (self._source, self.batch_source),
                 (self._target, self.batch_target),
             )
             if draws is not None
-            for number in self._numbers(step, size)
+            for number in self._draw_numbers(step, size)
         ]
 
 

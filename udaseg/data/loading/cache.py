@@ -34,28 +34,28 @@ class Cache:
     Attributes:
         folder: Folder of the cached files.
         size: (height, width).
-        form: `png`, or `raw` (bytes compressed with zstd).
-        left_out: Images that are not cached and must be read from their original files.
+        format: `png`, or `raw` (bytes compressed with zstd).
+        uncached: Images that are not cached and must be read from their original files.
     """
 
     folder: Path
     size: tuple[int, int]
-    form: CacheFormat
-    left_out: frozenset[str] = frozenset()
+    format: CacheFormat
+    uncached: frozenset[str] = frozenset()
 
-    def holds(self, sample: Sample) -> bool:
+    def contains(self, sample: Sample) -> bool:
         """Return whether `sample` is cached."""
-        return sample.image not in self.left_out
+        return sample.image not in self.uncached
 
     def image_path(self, sample: Sample) -> Path:
         """Return the path of the cached image of `sample`."""
-        return self.folder / "images" / f"{sample.image}.{self.form}"
+        return self.folder / "images" / f"{sample.image}.{self.format}"
 
     def label_path(self, sample: Sample) -> Path:
         """Return the path of the cached label of `sample`."""
-        return self.folder / "labels" / f"{sample.label}.{self.form}"
+        return self.folder / "labels" / f"{sample.label}.{self.format}"
 
-    def image(self, sample: Sample) -> NDArray[np.uint8]:
+    def load_image(self, sample: Sample) -> NDArray[np.uint8]:
         """Return the cached (H, W, 3) image of `sample`.
 
         Raises:
@@ -63,7 +63,7 @@ class Cache:
         """
         return self._read(self.image_path(sample), color=True)
 
-    def labels(self, sample: Sample) -> NDArray[np.uint8]:
+    def load_labels(self, sample: Sample) -> NDArray[np.uint8]:
         """Return the cached (H, W) train ids of `sample`.
 
         Raises:
@@ -73,7 +73,7 @@ class Cache:
 
     def _read(self, path: Path, *, color: bool) -> NDArray[np.uint8]:
         try:
-            if self.form == "raw":
+            if self.format == "raw":
                 pixels = unpack(path, read_bytes(path))
             else:
                 pixels = read_image(path) if color else read_train_ids(path)
@@ -157,7 +157,7 @@ def open_cache(
             advice,
         )
         return None
-    if cache.form == "raw":
+    if cache.format == "raw":
         try:
             import_zstd()
         except EnvironmentFault as error:

@@ -28,7 +28,9 @@ def measure_cache_speedup(dataset: PreparedDataset, cache: Cache) -> float | Non
         DataError: A file cannot be read.
     """
     splits = ["train"] if "train" in dataset.splits else list(dataset.splits)
-    cached = [sample for split in splits for sample in dataset.split(split) if cache.holds(sample)]
+    cached = [
+        sample for split in splits for sample in dataset.split(split) if cache.contains(sample)
+    ]
     if not cached:
         return None
     threads = cv2.getNumThreads()

@@ -42,14 +42,14 @@ class CacheReport:
     Attributes:
         cache: The cache.
         images: Number of cached images.
-        made: Number of images written by this run; the others already existed.
+        written: Number of images written by this run; the others already existed.
         size_bytes: Size of all cached files.
         seconds: Wall time.
     """
 
     cache: Cache
     images: int
-    made: int
+    written: int
     size_bytes: int
     seconds: float
 
@@ -116,12 +116,12 @@ def _reusable_rows(
     """Return the rows of up-to-date files, from a complete cache and from a killed run."""
     manifest = read_cache_manifest(cache.folder) or {"form": None, "files": {}}
     form, journal_rows = _read_journal(cache.folder)
-    if cache.folder.is_dir() and cache.form not in (manifest["form"], form):
+    if cache.folder.is_dir() and cache.format not in (manifest["form"], form):
         shutil.rmtree(cache.folder)
         return {}
-    rows = dict(manifest["files"]) if manifest["form"] == cache.form else {}
+    rows = dict(manifest["files"]) if manifest["form"] == cache.format else {}
     if form is not None:
-        rows |= journal_rows if form == cache.form else {}
+        rows |= journal_rows if form == cache.format else {}
         for leftover in cache.folder.rglob(".*.tmp"):
             leftover.unlink(missing_ok=True)
     return {
@@ -155,7 +155,7 @@ def _write_samples(
     on_progress: Callable[[int, int], None] | None,
 ) -> None:
     """Write the files of `jobs` and add their rows; journal each sample once it is complete."""
-    header = [json.dumps(cache.form), *(json.dumps(item) for item in rows.items())]
+    header = [json.dumps(cache.format), *(json.dumps(item) for item in rows.items())]
     write_atomic(cache.folder / CACHE_JOURNAL_NAME, ("\n".join(header) + "\n").encode())
     reused, written_bytes = len(rows), 0
     if on_progress is not None:
@@ -188,9 +188,9 @@ def _write_sample(dataset: PreparedDataset, cache: Cache, sample: Sample) -> lis
     label_stamp = file_stamp(dataset.label_path(sample)) if labelled else None
     crops = CropSource(dataset, "", cache.size, cache.size, flip=False, labelled=labelled)
     image, labels = crops.read(sample)
-    image_bytes = _write_pixels(cache.image_path(sample), image, cache.form)
+    image_bytes = _write_pixels(cache.image_path(sample), image, cache.format)
     label_bytes = (
-        0 if labels is None else _write_pixels(cache.label_path(sample), labels, cache.form)
+        0 if labels is None else _write_pixels(cache.label_path(sample), labels, cache.format)
     )
     return [image_stamp, image_bytes, label_stamp, label_bytes]
 
@@ -218,5 +218,5 @@ def _is_rotated_by_exif(path: Path) -> bool:
     data = read_bytes(path)
     if b"Exif" not in data and b"eXIf" not in data:
         return False
-    stored, upright = read_image(path), read_image(path, upright=True)
+    stored, upright = read_image(path), read_image(path, apply_exif=True)
     return stored.shape != upright.shape or bool((stored != upright).any())

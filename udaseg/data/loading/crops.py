@@ -78,19 +78,19 @@ class CropSource:
         Raises:
             DataError: A file cannot be used; the message names it.
         """
-        if self.cache is not None and self.cache.holds(sample):
-            labels = self.cache.labels(sample) if self.labelled else None
-            return self.cache.image(sample), labels
+        if self.cache is not None and self.cache.contains(sample):
+            labels = self.cache.load_labels(sample) if self.labelled else None
+            return self.cache.load_image(sample), labels
         # Photos without labels are rotated by their EXIF orientation. Labels match the stored
         # orientation.
-        image = read_image(self.dataset.image_path(sample), upright=not self.labelled)
-        labels = self._labels(sample, image.shape) if self.labelled else None
+        image = read_image(self.dataset.image_path(sample), apply_exif=not self.labelled)
+        labels = self._read_labels(sample, image.shape) if self.labelled else None
         if self.resize is None:
             return image, labels
         image = resize_image(image, self.resize)
         return image, None if labels is None else resize_labels(labels, self.resize)
 
-    def draw(
+    def read_crop(
         self, sample: Sample, rng: np.random.Generator, train_id: int | None = None
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
         """Return one image crop (H, W, 3) and, when labelled, its labels (H, W).
@@ -100,9 +100,9 @@ class CropSource:
             rng: Source of all random choices.
             train_id: Class that the crop must contain, as set by `rare`; None for any crop.
         """
-        return self.cut(sample, *self.read(sample), rng, train_id)
+        return self.crop_image(sample, *self.read(sample), rng, train_id)
 
-    def cut(
+    def crop_image(
         self,
         sample: Sample,
         image: NDArray[np.uint8],
@@ -112,7 +112,7 @@ class CropSource:
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
         """Return a random crop of the result of `read`; see `draw`."""
         if self.pseudo_labels is not None:
-            labels = self._pseudo_labels(sample)
+            labels = self._read_pseudo_labels(sample)
         if self.scale != (1.0, 1.0):
             image = resize_image(image, _scaled_size(image.shape, rng.uniform(*self.scale)))
         if labels is None:
@@ -126,7 +126,7 @@ class CropSource:
         image, labels = crop(image, labels, self.crop, corner)
         return random_mirror(image, labels, rng) if self.flip else (image, labels)
 
-    def _labels(self, sample: Sample, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    def _read_labels(self, sample: Sample, shape: tuple[int, ...]) -> NDArray[np.uint8]:
         """Return the label of an image of `shape`; reject one that a loss could not use."""
         path = self.dataset.label_path(sample)
         labels = read_train_ids(path)
@@ -145,7 +145,7 @@ class CropSource:
                 )
         return labels
 
-    def _pseudo_labels(self, sample: Sample) -> NDArray[np.uint8]:
+    def _read_pseudo_labels(self, sample: Sample) -> NDArray[np.uint8]:
         assert self.pseudo_labels is not None
         path = pseudo_label_path(self.pseudo_labels, sample)
         try:
@@ -155,18 +155,18 @@ class CropSource:
                 f"{path}: not a readable pseudo-label; continue with --resume to recreate it"
             ) from error
 
-    def counts(self) -> NDArray[np.int64]:
+    def class_counts(self) -> NDArray[np.int64]:
         """Return the number of pixels of each class in each sample's label, (N, K).
 
         Raises:
             DataError: The index has no counts, or all are zero.
         """
-        if any(not sample.pixels for sample in self.samples):
+        if any(not sample.class_pixels for sample in self.samples):
             raise DataError(
-                f"{self.dataset.name}: the index has no class counts, which {self._word} sampling "
+                f"{self.dataset.name}: the index has no class counts, which {self._sampling_name} sampling "
                 "needs; run `udaseg prepare` again"
             )
-        pixels = np.array([sample.pixels for sample in self.samples], np.int64)
+        pixels = np.array([sample.class_pixels for sample in self.samples], np.int64)
         if not pixels.any():
             raise DataError(
                 f"{self.dataset.name}: no label of split '{self.split}' contains any class"
@@ -179,7 +179,7 @@ class CropSource:
         Raises:
             DataError: No image contains `rare.min_pixels` pixels of any class.
         """
-        pixels = self.counts()
+        pixels = self.class_counts()
         if int(pixels.max()) < self.rare.min_pixels:
             raise DataError(
                 f"{self.dataset.name}: no image of split '{self.split}' contains "
@@ -188,7 +188,7 @@ class CropSource:
         return RareClassImages(pixels, self.rare)
 
     @property
-    def _word(self) -> str:
+    def _sampling_name(self) -> str:
         return self.sampling.replace("_", "-")
 
 

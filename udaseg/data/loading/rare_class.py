@@ -27,7 +27,7 @@ class RareClassSettings:
 
 
 def class_probabilities(
-    pixels: NDArray[np.int64], temperature: float, among: NDArray[np.bool_] | None = None
+    pixels: NDArray[np.int64], temperature: float, allowed: NDArray[np.bool_] | None = None
 ) -> NDArray[np.float64]:
     """Return the probability of each class, (K,): softmax of (1 - f) / temperature.
 
@@ -36,17 +36,17 @@ def class_probabilities(
     Args:
         pixels: (K,) labelled pixels of each class.
         temperature: Softmax temperature.
-        among: (K,) classes that may be drawn; others get probability 0. None means all classes
+        allowed: (K,) classes that may be drawn; others get probability 0. None means all classes
             that have pixels.
 
     Raises:
         ValueError: No class may be drawn.
     """
-    among = pixels > 0 if among is None else among & (pixels > 0)
-    if not among.any():
+    allowed = pixels > 0 if allowed is None else allowed & (pixels > 0)
+    if not allowed.any():
         raise ValueError("no class to draw")
     scores = (1 - pixels / pixels.sum()) / temperature
-    chances = np.exp(np.where(among, scores - scores[among].max(), -np.inf))
+    chances = np.exp(np.where(allowed, scores - scores[allowed].max(), -np.inf))
     return np.asarray(chances / chances.sum(), np.float64)
 
 
@@ -55,33 +55,37 @@ class RareClassImages:
 
     Args:
         pixels: (N, K) pixels of each class in each label.
-        rare: The settings.
+        settings: The settings.
 
     Attributes:
-        chances: (K,) probability of each class.
-        left_out: Classes that have pixels, but not enough in any image.
+        probabilities: (K,) probability of each class.
+        unavailable_classes: Classes that have pixels, but not enough in any image.
 
     Raises:
         ValueError: No image has enough pixels of any class.
     """
 
-    def __init__(self, pixels: NDArray[np.int64], rare: RareClassSettings) -> None:
-        enough = pixels >= max(1, rare.min_pixels)
+    def __init__(self, pixels: NDArray[np.int64], settings: RareClassSettings) -> None:
+        enough = pixels >= max(1, settings.min_pixels)
         eligible: NDArray[np.bool_] = np.any(enough, axis=0)
         total = pixels.sum(0)
-        self.chances = class_probabilities(total, rare.temperature, eligible)
-        self.left_out = tuple(np.flatnonzero((total > 0) & ~eligible).tolist())
+        self.probabilities = class_probabilities(total, settings.temperature, eligible)
+        self.unavailable_classes = tuple(np.flatnonzero((total > 0) & ~eligible).tolist())
         self._images = [np.flatnonzero(column) for column in enough.T]
         self._classes = np.flatnonzero(eligible)
-        self._ladder = np.cumsum(self.chances[self._classes])
+        self._cumulative_probabilities = np.cumsum(self.probabilities[self._classes])
 
     def draw(self, rng: np.random.Generator) -> tuple[int, int]:
         """Draw a class, then an image of it; return image and class."""
-        position = np.searchsorted(self._ladder, rng.random() * self._ladder[-1], side="right")
+        position = np.searchsorted(
+            self._cumulative_probabilities,
+            rng.random() * self._cumulative_probabilities[-1],
+            side="right",
+        )
         train_id = int(self._classes[min(int(position), len(self._classes) - 1)])
-        return self.draw_with(train_id, rng), train_id
+        return self.draw_image(train_id, rng), train_id
 
-    def draw_with(self, train_id: int, rng: np.random.Generator) -> int:
+    def draw_image(self, train_id: int, rng: np.random.Generator) -> int:
         """Return an image with enough pixels of a class; all such images are equally likely."""
         images = self._images[train_id]
         return int(images[rng.integers(len(images))])

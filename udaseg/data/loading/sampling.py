@@ -47,18 +47,21 @@ class SamplingOrder:
         self.crops = crops
         self._seed, self._domain = seed, domain
         balanced, rare = (crops.sampling == name for name in ("class_balanced", "rare_class"))
-        self._present = crops.counts() > 0 if balanced else None
+        self._class_present = crops.class_counts() > 0 if balanced else None
         self._rare = crops.rare_images() if rare else None
         # order of the current sub-epoch; can always be recomputed from seed and lap
         self._order: tuple[int, NDArray[np.int64]] | None = None
 
-    def at(self, number: int) -> Draw:
+    def draw(self, number: int) -> Draw:
         """Return draw `number`."""
         samples = self.crops.samples
-        if self._present is not None:
+        if self._class_present is not None:
             lap, position = divmod(number, SUB_EPOCH)
             if self._order is None or self._order[0] != lap:
-                self._order = (lap, balanced_order(self._present, seed=self._seed, lap=lap))
+                self._order = (
+                    lap,
+                    balanced_order(self._class_present, seed=self._seed, sub_epoch=lap),
+                )
             chosen = self._order[1][position]
             return Draw(samples[chosen], self._key(lap, position))
         epoch, position = divmod(number, len(samples))
@@ -69,7 +72,7 @@ class SamplingOrder:
         order = _epoch_order(self._seed, self._domain, epoch, len(samples))
         return Draw(samples[order[position]], key)
 
-    def instead(self, drawn: Draw, attempt: int) -> Draw:
+    def replacement(self, drawn: Draw, attempt: int) -> Draw:
         """Return the replacement of a draw whose image cannot be used.
 
         Args:
@@ -79,15 +82,15 @@ class SamplingOrder:
         samples = self.crops.samples
         rng = np.random.default_rng([*drawn.key, _KEY_REPLACEMENT, attempt])
         if self._rare is not None and drawn.train_id is not None:
-            image = self._rare.draw_with(drawn.train_id, rng)
+            image = self._rare.draw_image(drawn.train_id, rng)
         else:
             image = int(rng.integers(len(samples)))
         return Draw(samples[image], drawn.key, drawn.train_id)
 
     @property
-    def never_drawn(self) -> tuple[int, ...]:
+    def classes_never_drawn(self) -> tuple[int, ...]:
         """Classes that occur, but in no image with enough pixels for rare-class sampling."""
-        return () if self._rare is None else self._rare.left_out
+        return () if self._rare is None else self._rare.unavailable_classes
 
     def _key(self, epoch: int, position: int) -> tuple[int, int, int, int]:
         return self._seed, self._domain, epoch, position
@@ -103,7 +106,7 @@ SUB_EPOCH = 3000
 
 
 def balanced_order(
-    present: NDArray[np.bool_], *, seed: int, lap: int, length: int = SUB_EPOCH
+    present: NDArray[np.bool_], *, seed: int, sub_epoch: int, length: int = SUB_EPOCH
 ) -> NDArray[np.int64]:
     """Return the image order of one sub-epoch; images of rarely drawn classes come more often.
 
@@ -113,7 +116,7 @@ def balanced_order(
     Args:
         present: (N, K), whether image n holds class k.
         seed: Seed of the run.
-        lap: Number of the sub-epoch; the order depends only on seed and lap.
+        sub_epoch: Number of the sub-epoch; the order depends only on seed and lap.
         length: Number of draws.
 
     Returns:
@@ -128,7 +131,7 @@ def balanced_order(
     classes = np.flatnonzero(present.any(0))
     if classes.size == 0:
         raise ValueError("no image holds a class")
-    rng = np.random.default_rng([seed, lap])
+    rng = np.random.default_rng([seed, sub_epoch])
     files = [rng.permutation(np.flatnonzero(present[:, number])) for number in classes]
     present_classes = present[:, classes]
     next_file = np.zeros(len(classes), np.int64)

@@ -64,28 +64,32 @@ class WorkerPool:
     def __init__(
         self, dataset: TrainingBatches, steps: range, workers: int, ahead: int, pin: bool
     ) -> None:
-        self._limit, self._pin = dataset.worker_timeout, pin
+        self._timeout, self._pin = dataset.worker_timeout, pin
         self._steps, self._workers, self._ahead = steps, workers, ahead
         self._shapes = dataset.shapes()
-        self._made: dict[int, dict[str, Any] | BatchFailure] = {}
+        self._results: dict[int, dict[str, Any] | BatchFailure] = {}
         self._processes: list[BaseProcess] = []
         self._pipes: list[Connection] = []
-        self._room = _allocate_shared((workers, ahead, sum(map(math.prod, self._shapes.values()))))
+        self._shared_memory = _allocate_shared(
+            (workers, ahead, sum(map(math.prod, self._shapes.values())))
+        )
         context = multiprocessing.get_context(_START_METHOD)
         try:
             for number in range(workers):
                 ours, theirs = context.Pipe()
                 self._pipes.append(ours)
                 process = context.Process(
-                    target=_run_worker, args=(dataset, self._room[number], theirs), daemon=True
+                    target=_run_worker,
+                    args=(dataset, self._shared_memory[number], theirs),
+                    daemon=True,
                 )
                 process.start()
                 self._processes.append(process)
                 theirs.close()  # otherwise the pipe would not break when the process dies
             for step in steps[: ahead * workers]:
-                self._ask(step)
+                self._request(step)
         except BaseException:
-            self.end()
+            self.stop()
             raise
 
     def batch(self, step: int) -> Batch | BatchFailure:
@@ -94,25 +98,25 @@ class WorkerPool:
         Raises:
             Lost: A process died, or the process of this step exceeded the time limit.
         """
-        worker, slot = self._place(step)
-        deadline = time.monotonic() + (self._limit or math.inf)
-        while step not in self._made:
+        worker, slot = self._worker_and_slot(step)
+        deadline = time.monotonic() + (self._timeout or math.inf)
+        while step not in self._results:
             remaining = deadline - time.monotonic()
             if remaining <= 0:
                 pid = self._processes[worker].pid
-                raise WorkerLost(f"loader process {pid} returned no batch for {self._limit:g} s")
-            self._take_in(None if remaining == math.inf else remaining)
-        result = self._made.pop(step)
+                raise WorkerLost(f"loader process {pid} returned no batch for {self._timeout:g} s")
+            self._receive(None if remaining == math.inf else remaining)
+        result = self._results.pop(step)
         if isinstance(result, BatchFailure):
             return result
         tensors = {
             name: view.pin_memory() if self._pin else view.clone()
-            for name, view in _views(self._room[worker, slot], self._shapes).items()
+            for name, view in _views(self._shared_memory[worker, slot], self._shapes).items()
         }
-        self._ask(step + self._ahead * self._workers)
+        self._request(step + self._ahead * self._workers)
         return Batch(step=step, **{"target_images": None, **result, **tensors})
 
-    def end(self) -> None:
+    def stop(self) -> None:
         """Kill all processes; they hold no state that could be lost."""
         for process in self._processes:
             process.kill()
@@ -121,18 +125,18 @@ class WorkerPool:
         for pipe in self._pipes:
             pipe.close()
 
-    def _place(self, step: int) -> tuple[int, int]:
+    def _worker_and_slot(self, step: int) -> tuple[int, int]:
         """Return the process that builds a step, and the slot in its shared memory."""
         turn, worker = divmod(step - self._steps.start, self._workers)
         return worker, turn % self._ahead
 
-    def _ask(self, step: int) -> None:
+    def _request(self, step: int) -> None:
         if step in self._steps:
-            worker, slot = self._place(step)
+            worker, slot = self._worker_and_slot(step)
             with contextlib.suppress(OSError):  # the wait for its batch reports a dead process
                 self._pipes[worker].send((step, slot))
 
-    def _take_in(self, seconds: float | None) -> None:
+    def _receive(self, seconds: float | None) -> None:
         """Wait for an event, then receive all finished batches."""
         ready = wait([*self._pipes, *(child.sentinel for child in self._processes)], seconds)
         dead = []
@@ -140,7 +144,7 @@ class WorkerPool:
             try:
                 while pipe.poll():
                     step, result = pipe.recv()
-                    self._made[step] = result
+                    self._results[step] = result
             except (EOFError, OSError):  # the pipe is broken, and all sent results were read
                 dead.append(process)
             else:
@@ -289,7 +293,7 @@ def _load_steps(
         for step in steps:
             yield _batch_or_raise(pool.batch(step), dataset, step)
     finally:
-        pool.end()
+        pool.stop()
 
 
 def _batch_or_raise(result: Batch | BatchFailure, dataset: TrainingBatches, step: int) -> Batch:
@@ -306,7 +310,7 @@ def _batch_or_raise(result: Batch | BatchFailure, dataset: TrainingBatches, step
 
 
 def _describe_batch(dataset: TrainingBatches, step: int) -> str:
-    return "the batch of step {}:\n  {}".format(step + 1, "\n  ".join(dataset.names(step)))
+    return "the batch of step {}:\n  {}".format(step + 1, "\n  ".join(dataset.image_paths(step)))
 
 
 def _log_caches(dataset: TrainingBatches) -> None:

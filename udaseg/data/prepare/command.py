@@ -162,7 +162,7 @@ def _print_report(
         for title, text in _class_rows(dataset):
             table.add_row(title, Text(text))
     labels_by_class_count = Counter(
-        sum(map(bool, s.pixels)) for s in _all_samples(dataset) if s.label is not None
+        sum(map(bool, s.class_pixels)) for s in _all_samples(dataset) if s.label is not None
     )
     if labels_by_class_count[0]:
         table.add_row(
@@ -233,14 +233,16 @@ def _cache_row(report: CacheReport, speedup: float | None) -> str:
     height, width = report.cache.size
     mb_per_image = report.size_bytes / max(1, report.images) / 1e6
     row = (
-        f"{report.images} images of {width}x{height} with their labels as {report.cache.form}, "
+        f"{report.images} images of {width}x{height} with their labels as {report.cache.format}, "
         f"{report.size_bytes / 1e6:,.1f} MB ({mb_per_image:.2f} MB per image)"
     )
-    row += f", {report.made} written in {report.seconds:.1f} s" if report.made else ", unchanged"
+    row += (
+        f", {report.written} written in {report.seconds:.1f} s" if report.written else ", unchanged"
+    )
     if speedup is not None:
         row += f", read {speedup:.1f} times as fast as the original files"
-    if report.cache.left_out:
-        row += f"; {len(report.cache.left_out)} with an EXIF rotation are read from the originals"
+    if report.cache.uncached:
+        row += f"; {len(report.cache.uncached)} with an EXIF rotation are read from the originals"
     return f"{row}; used by training with resize [{height}, {width}]"
 
 
@@ -256,7 +258,7 @@ def _class_rows(dataset: PreparedDataset) -> list[tuple[str, str]]:
     """Return the pixel shares of all classes over the labelled splits, and unused classes."""
     assert dataset.classes is not None
     names = dataset.classes.names
-    counts = [sample.pixels for sample in _all_samples(dataset) if sample.pixels]
+    counts = [sample.class_pixels for sample in _all_samples(dataset) if sample.class_pixels]
     if not counts:
         return [("classes", ", ".join(names))]
     table = np.asarray(counts, np.int64)

@@ -38,15 +38,15 @@ class ConvertedPair:
 
     Attributes:
         row: Entry for the manifest, and for the index unless a rule excludes the pair.
-        bad: Why a file cannot be used.
-        unknown: Number of pixels of each id that the table does not list.
-        kept: Whether the result of an earlier run was reused.
+        problem: Why a file cannot be used.
+        unknown_ids: Number of pixels of each id that the table does not list.
+        reused: Whether the result of an earlier run was reused.
     """
 
     row: Row | None = None
-    bad: str | None = None
-    unknown: Mapping[int, int] = field(default_factory=dict)
-    kept: bool = False
+    problem: str | None = None
+    unknown_ids: Mapping[int, int] = field(default_factory=dict)
+    reused: bool = False
 
 
 def convert_pair(
@@ -68,16 +68,16 @@ def convert_pair(
         data, label_stamp = read_with_fingerprint(pair.label, folder)
         ids = read_label_ids(pair.label, declaration.label_format, data=data)
     except DataError as error:
-        return ConvertedPair(bad=str(error))
+        return ConvertedPair(problem=str(error))
     assert declaration.table is not None
     labels, unknown = to_train_ids(ids, declaration.table)
     row = replace(row, label=label_stamp)
     if labels.shape != (height, width):
         problem = f"{pair.label}: label {labels.shape[1]}x{labels.shape[0]}, image {width}x{height}"
         if on_mismatch == "fail":
-            return ConvertedPair(bad=problem, unknown=unknown)
+            return ConvertedPair(problem=problem, unknown_ids=unknown)
         if on_mismatch == "exclude":
-            return ConvertedPair(replace(row, excluded=problem, blank=False), unknown=unknown)
+            return ConvertedPair(replace(row, excluded=problem, blank=False), unknown_ids=unknown)
         labels = np.asarray(
             cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST_EXACT), np.uint8
         )
@@ -85,7 +85,7 @@ def convert_pair(
     counts = np.bincount(labels.ravel(), minlength=256)[: len(declaration.table.classes)]
     sample = Sample(image_stamp.path, name, height, width, tuple(counts.tolist()))
     prepared = None if into is None else _write_label(into, name, labels, label_stamp.mtime_ns)
-    return ConvertedPair(replace(row, prepared=prepared, sample=sample), unknown=unknown)
+    return ConvertedPair(replace(row, prepared=prepared, sample=sample), unknown_ids=unknown)
 
 
 def _write_label(into: Path, name: str, labels: NDArray[np.uint8], mtime_ns: int) -> Fingerprint:
@@ -182,28 +182,28 @@ def read_all(
     result = ReadResult(bad=list(pairs.unpaired))
     unknown: Counter[int] = Counter()
     first_unknown: dict[int, Path] = {}
-    label_folder = None if building is None else building.place
+    label_folder = None if building is None else building.temporary_folder
     if on_progress is not None:
         on_progress(0, len(jobs))
 
     def read(job: _Job) -> ConvertedPair:
         split, pair = job
-        kept = None if building is None else building.kept(pair, split)
+        kept = None if building is None else building.reusable_row(pair, split)
         if kept is not None:
-            return ConvertedPair(kept, kept=True)
+            return ConvertedPair(kept, reused=True)
         return convert_pair(pair, split, declaration, folder, label_folder, rules.on_mismatch)
 
     with disk_space(label_folder or folder, lambda: _estimate_remaining_bytes(jobs, result)):
         for done, ((_, pair), checked) in enumerate(map_in_threads(read, jobs, workers), 1):
             if checked.row is not None:
                 result.rows.append(checked.row)
-            result.bad += [checked.bad] if checked.bad else []
-            result.read += not checked.kept
-            for label_id in checked.unknown:
+            result.bad += [checked.problem] if checked.problem else []
+            result.read += not checked.reused
+            for label_id in checked.unknown_ids:
                 first_unknown.setdefault(label_id, pair.label or pair.image)
-            unknown.update(checked.unknown)
-            if building is not None and checked.row and not (checked.kept or checked.unknown):
-                building.note(checked.row)
+            unknown.update(checked.unknown_ids)
+            if building is not None and checked.row and not (checked.reused or checked.unknown_ids):
+                building.add_to_journal(checked.row)
             if on_progress is not None:
                 on_progress(done, len(jobs))
     if unknown:

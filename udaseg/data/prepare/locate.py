@@ -133,7 +133,7 @@ def download_instructions(declaration: Declaration, root: Path) -> str:
     lines.append(f"  put      the archives into {root}/, or the unpacked folders so that there are")
     lines += [f"             {destination}/{glob}" for glob in globs]
     lines.append(
-        f"  then     udaseg prepare {declaration.word}   (--root DIR if they are elsewhere)"
+        f"  then     udaseg prepare {declaration.argument}   (--root DIR if they are elsewhere)"
     )
     return "\n".join(lines)
 

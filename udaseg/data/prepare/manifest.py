@@ -38,7 +38,7 @@ class Fingerprint:
     mtime_ns: int
     sha256: str
 
-    def holds(self, path: Path) -> bool:
+    def matches(self, path: Path) -> bool:
         """Return whether the file at `path` has this size and time, without reading it."""
         try:
             status = path.stat()
@@ -71,15 +71,15 @@ class Row:
     excluded: str | None = None
     blank: bool = False
 
-    def of(self, folder: Path, image: Path, label: Path | None) -> bool:
+    def describes(self, folder: Path, image: Path, label: Path | None) -> bool:
         """Return whether the row is of these files below `folder` and they are unchanged."""
         if (label is None) != (self.label is None):
             return False
-        if folder / self.image.path != image or not self.image.holds(image):
+        if folder / self.image.path != image or not self.image.matches(image):
             return False
         if label is None or self.label is None:
             return True
-        return folder / self.label.path == label and self.label.holds(label)
+        return folder / self.label.path == label and self.label.matches(label)
 
 
 @dataclass(frozen=True)
@@ -88,13 +88,13 @@ class Manifest:
 
     Attributes:
         image_root: The folder of images and labels.
-        meaning: Digest of all that affects a prepared label besides the pair itself.
+        conversion_digest: Digest of all that affects a prepared label besides the pair itself.
         files: SHA-256 of the prepared folder's files that are neither labels nor the manifest.
         rows: The pairs, in the order of the index.
     """
 
     image_root: Path
-    meaning: str
+    conversion_digest: str
     files: Mapping[str, str]
     rows: tuple[Row, ...]
 
@@ -132,7 +132,7 @@ def format_row(row: Row) -> str:
         document["prepared"] = _fingerprint_to_list(row.prepared)
     if row.sample is not None:
         document["size"] = [row.sample.height, row.sample.width]
-        document["pixels"] = list(row.sample.pixels)
+        document["pixels"] = list(row.sample.class_pixels)
     if row.excluded is not None:
         document["excluded"] = row.excluded
     if row.blank:
@@ -175,7 +175,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     head = {
         "format": MANIFEST_FORMAT,
         "image_root": str(manifest.image_root),
-        "meaning": manifest.meaning,
+        "meaning": manifest.conversion_digest,
         "files": dict(manifest.files),
         "pairs": len(manifest.rows),
     }

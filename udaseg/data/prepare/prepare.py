@@ -88,7 +88,7 @@ def prepare_dataset(
     report.unlabelled = tuple(
         split for split, samples in report.dataset.splits.items() if samples[0].label is None
     )
-    report.expected = declaration.expected
+    report.expected = declaration.expected_counts
     report.seconds = time.monotonic() - started
     return report
 
@@ -123,11 +123,11 @@ def _checked_pairs(
 ) -> DatasetFiles:
     pairs = find_pairs(declaration, folder)
     user_defined = declaration.root is not None
-    if pairs.without_files and user_defined:
-        missing = [f"images.{split}" for split in pairs.without_files]
+    if pairs.splits_without_images and user_defined:
+        missing = [f"images.{split}" for split in pairs.splits_without_images]
         raise DataError(f"{declaration.path}: no image below {folder} matches {', '.join(missing)}")
-    if pairs.without_labels:
-        globs = ", ".join(pairs.without_labels)
+    if pairs.label_globs_without_match:
+        globs = ", ".join(pairs.label_globs_without_match)
         raise DataError(
             f"{declaration.name}: {folder} has images, but no label matches {globs}\n"
             + (
@@ -181,7 +181,7 @@ def _stored_report(
     except (DataError, OSError):  # damaged: prepare it again
         return None
     labels = [row.prepared for row in manifest.rows if row.prepared is not None]
-    if not intact or not all(label.holds(final / label.path) for label in labels):
+    if not intact or not all(label.matches(final / label.path) for label in labels):
         return None
     return PrepareReport(dataset, unchanged=True, **{key: stored[key] for key in STORED_LISTS})
 
@@ -205,13 +205,13 @@ def _rebuild(
     stamp = sources_digest(meaning, pairs)  # before reading, so that later changes are detected
     building = Workspace(root / "prepared" / declaration.name, folder, meaning)
     try:
-        building.begin()
+        building.resume()
         result = read_all(
             declaration, pairs, folder, building, rules, workers=workers, on_progress=on_progress
         )
         report = build_report(declaration, pairs, result, folder, building.final, rules)
         reported = {key: getattr(report, key) for key in STORED_LISTS}
-        with disk_space(building.place, lambda: DOCUMENTS * len(result.rows)):
+        with disk_space(building.temporary_folder, lambda: DOCUMENTS * len(result.rows)):
             building.finish(report.dataset, result.rows, {"stamp": stamp, **reported}, rules)
     finally:
         building.close()
@@ -222,7 +222,7 @@ def _rebuild(
 def _warn_if_incomplete(declaration: Declaration, folder: Path) -> None:
     """Warn of fewer images than published: nothing else reveals a truncated tar."""
     splits = find_pairs(declaration, folder).splits
-    for split, expected in declaration.expected.items():
+    for split, expected in declaration.expected_counts.items():
         if split in splits and len(splits[split]) < expected:
             log.warning(
                 "%s: %s has %d images, but the published set has %d; is an archive missing?",

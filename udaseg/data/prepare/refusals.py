@@ -31,7 +31,7 @@ def unknown_ids_message(
         lines.append(f"  {shown(number)}: {count} pixels, first in {first[number]}")
     if len(unknown) > _MAX_LISTED:
         lines.append(f"  and {len(unknown) - _MAX_LISTED} more")
-    if declaration.word == declaration.name:
+    if declaration.argument == declaration.name:
         lines += [
             "  these are not the labels of this dataset; is it another version?",
             f"  a dataset YAML with `base: {declaration.name}` can list them in 'ignore'",

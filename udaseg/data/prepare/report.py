@@ -78,6 +78,6 @@ def build_report(
         excluded,
         pairs.known,
         [str(folder / path) for path in blank],
-        pairs.without_files,
+        pairs.splits_without_images,
         read=result.read,
     )

@@ -40,27 +40,27 @@ class Workspace:
     Args:
         final: Path of the finished folder.
         folder: Folder of the source images and labels.
-        meaning: Digest of all settings that affect labels; labels written with another digest are
+        label_digest: Digest of all settings that affect labels; labels written with another digest are
             not reused.
     """
 
-    def __init__(self, final: Path, folder: Path, meaning: str) -> None:
-        self.final, self.folder, self.meaning = final, folder, meaning
-        self.place, self._journal_path, self._fresh_journal = _workspace_paths(final)
+    def __init__(self, final: Path, folder: Path, label_digest: str) -> None:
+        self.final, self.folder, self.label_digest = final, folder, label_digest
+        self.temporary_folder, self._journal_path, self._fresh_journal = _workspace_paths(final)
         self._journal: TextIO | None = None
-        self._begun: dict[tuple[str, str], Row] = {}
-        self._done: dict[tuple[str, str], Row] = {}
+        self._journal_rows: dict[tuple[str, str], Row] = {}
+        self._finished_rows: dict[tuple[str, str], Row] = {}
 
-    def begin(self) -> None:
+    def resume(self) -> None:
         """Load the pairs that a killed run and the finished dataset already contain."""
         recover(self.final)
         manifest = _manifest_or_none(self.final)
-        if manifest is not None and manifest.meaning == self.meaning:
-            self._done = rows_by_key(manifest.rows)
-        self._begun = self._journaled()
-        self._prune(self._begun.values())
-        lines = [json.dumps(self.meaning), *map(format_row, self._begun.values())]
-        self.place.mkdir(parents=True, exist_ok=True)
+        if manifest is not None and manifest.conversion_digest == self.label_digest:
+            self._finished_rows = rows_by_key(manifest.rows)
+        self._journal_rows = self._read_journal()
+        self._remove_other_files(self._journal_rows.values())
+        lines = [json.dumps(self.label_digest), *map(format_row, self._journal_rows.values())]
+        self.temporary_folder.mkdir(parents=True, exist_ok=True)
         # A fixed name, not a random one, so that files left by a kill do not accumulate.
         self._fresh_journal.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         self._fresh_journal.replace(self._journal_path)
@@ -71,19 +71,23 @@ class Workspace:
         if self._journal is not None:
             self._journal.close()
 
-    def kept(self, pair: Pair, split: str) -> Row | None:
+    def reusable_row(self, pair: Pair, split: str) -> Row | None:
         """Return the row of a pair that is finished and unchanged, with its label in place."""
-        row = self._begun.get((split, pair.key))
-        if row is not None and row.of(self.folder, pair.image, pair.label) and self._whole(row):
+        row = self._journal_rows.get((split, pair.key))
+        if (
+            row is not None
+            and row.describes(self.folder, pair.image, pair.label)
+            and self._is_complete(row)
+        ):
             return row
-        row = self._done.get((split, pair.key))
-        if row is None or not row.of(self.folder, pair.image, pair.label):
+        row = self._finished_rows.get((split, pair.key))
+        if row is None or not row.describes(self.folder, pair.image, pair.label):
             return None
-        if row.prepared is None or self._taken_over(row.prepared):
+        if row.prepared is None or self._link_label(row.prepared):
             return row
         return None
 
-    def note(self, row: Row) -> None:
+    def add_to_journal(self, row: Row) -> None:
         """Write a finished pair to the journal, in case this run is killed."""
         assert self._journal is not None
         self._journal.write(f"{format_row(row)}\n")
@@ -104,7 +108,7 @@ class Workspace:
             source: Description of the sources.
             rules: Exclusion rules that were applied.
         """
-        self._prune(rows)
+        self._remove_other_files(rows)
         documents = {
             INDEX_NAME: index_document(dataset),
             SOURCE_NAME: {**source, "rules": asdict(rules)},
@@ -113,27 +117,27 @@ class Workspace:
         for name, document in documents.items():
             data = json.dumps(document, allow_nan=False).encode()
             files[name] = sha256(data)
-            write_atomic(self.place / name, data)
-        manifest = Manifest(dataset.image_root, self.meaning, files, tuple(rows))
-        write_manifest(self.place, manifest)
+            write_atomic(self.temporary_folder / name, data)
+        manifest = Manifest(dataset.image_root, self.label_digest, files, tuple(rows))
+        write_manifest(self.temporary_folder, manifest)
         sync_to_disk()
         if self.final.exists():
             self.final.rename(_previous_path(self.final))
-        rename_durably(self.place, self.final)
+        rename_durably(self.temporary_folder, self.final)
         recover(self.final)
         self.close()
 
-    def _whole(self, row: Row) -> bool:
+    def _is_complete(self, row: Row) -> bool:
         """Return whether a label is complete; after a power loss a file may lack its content."""
         if row.prepared is None:
             return True
-        path = self.place / row.prepared.path
-        return row.prepared.holds(path) and file_sha256(path) == row.prepared.sha256
+        path = self.temporary_folder / row.prepared.path
+        return row.prepared.matches(path) and file_sha256(path) == row.prepared.sha256
 
-    def _taken_over(self, prepared: Fingerprint) -> bool:
+    def _link_label(self, prepared: Fingerprint) -> bool:
         """Link a label of the finished dataset into this folder, or copy it without hard links."""
-        source, target = self.final / prepared.path, self.place / prepared.path
-        if not prepared.holds(source):
+        source, target = self.final / prepared.path, self.temporary_folder / prepared.path
+        if not prepared.matches(source):
             return False
         target.parent.mkdir(parents=True, exist_ok=True)
         target.unlink(missing_ok=True)
@@ -141,27 +145,27 @@ class Workspace:
             os.link(source, target)
         except OSError:  # the file system has no hard links
             shutil.copy2(source, target)
-        return prepared.holds(target)
+        return prepared.matches(target)
 
-    def _journaled(self) -> dict[tuple[str, str], Row]:
+    def _read_journal(self) -> dict[tuple[str, str], Row]:
         """Return the pairs that a killed run finished; its last line may be incomplete."""
         rows: list[Row] = []
         try:
             first, *lines = self._journal_path.read_text(encoding="utf-8").splitlines()
-            if json.loads(first) == self.meaning:
+            if json.loads(first) == self.label_digest:
                 for line in lines:
                     rows.append(parse_row(line))
         except (OSError, ValueError, KeyError, TypeError):
             pass  # keep the rows before the incomplete line
         return rows_by_key(rows)
 
-    def _prune(self, rows: Iterable[Row]) -> None:
+    def _remove_other_files(self, rows: Iterable[Row]) -> None:
         """Remove all files except the labels of `rows`, such as incomplete or obsolete labels."""
         labels_to_keep = {row.prepared.path for row in rows if row.prepared is not None}
-        for top, folders, file_names in os.walk(self.place, topdown=False):
+        for top, folders, file_names in os.walk(self.temporary_folder, topdown=False):
             for name in file_names:
                 path = Path(top, name)
-                if path.relative_to(self.place).as_posix() not in labels_to_keep:
+                if path.relative_to(self.temporary_folder).as_posix() not in labels_to_keep:
                     path.unlink()
             for name in folders:
                 with suppress(OSError):  # the folder is not empty
@@ -180,7 +184,7 @@ def recover(final: Path) -> None:
     if (
         old_manifest is not None
         and new_manifest is not None
-        and old_manifest.meaning == new_manifest.meaning
+        and old_manifest.conversion_digest == new_manifest.conversion_digest
     ):
         for cache in sorted(old.glob("cache-*")):
             if not (final / cache.name).exists():

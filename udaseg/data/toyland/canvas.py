@@ -113,7 +113,7 @@ class Camera:
         eye_m: Height above the road.
         focal_px: Focal length.
         horizon_px: Row of the horizon in the middle column.
-        aside_m: Offset of the camera to the right of the middle of the road.
+        offset_m: Offset of the camera to the right of the middle of the road.
         roll: Rotation in radians.
         curve: The street bends sideways by `curve * z * z` metres.
     """
@@ -122,7 +122,7 @@ class Camera:
     eye_m: float
     focal_px: float
     horizon_px: float
-    aside_m: float
+    offset_m: float
     roll: float
     curve: float
 
@@ -131,7 +131,7 @@ class Camera:
         # few array operations, because it runs about a thousand times per image
         z = np.minimum(np.maximum(points[..., 2], NEAR_M), FAR_M)
         scale = self.focal_px / z
-        right = (points[..., 0] - self.aside_m + self.curve * z * z) * scale
+        right = (points[..., 0] - self.offset_m + self.curve * z * z) * scale
         down = (self.eye_m - points[..., 1]) * scale
         cosine, sine = math.cos(self.roll), math.sin(self.roll)
         pixels = np.empty((*z.shape, 2))
@@ -147,7 +147,7 @@ class Camera:
         cosine, sine = math.cos(self.roll), math.sin(self.roll)
         right, down = cosine * right + sine * down, cosine * down - sine * right
         z = self.focal_px * self.eye_m / np.maximum(down, self.focal_px * self.eye_m / FAR_M)
-        return right * z / self.focal_px + self.aside_m - self.curve * z * z, z
+        return right * z / self.focal_px + self.offset_m - self.curve * z * z, z
 
 
 class Canvas:
@@ -257,32 +257,34 @@ class Canvas:
             cv2.fillPoly(self.label, [fixed], int(train_id), cv2.LINE_8, _SHIFT)
             cv2.fillPoly(self.depth, [fixed], float(depth_m), cv2.LINE_8, _SHIFT)
 
-    def shade(self, corners: Points, factor: float) -> None:
+    def darken(self, corners: Points, factor: float) -> None:
         """Multiply the colours inside a polygon (N, 3), for a shadow or dirt."""
         pixels = self.camera.project(corners) * OVERSAMPLING
-        region = self._inside(pixels)
+        region = self._region_of(pixels)
         if region is not None:
             part, mask = region
             dark = cv2.convertScaleAbs(part, alpha=factor)
             cv2.copyTo(dark, mask, part)
 
-    def texture(self, quad: Points, tile: Tile, size_m: tuple[float, float], by: float) -> None:
+    def texture(
+        self, quad: Points, tile: Tile, size_m: tuple[float, float], strength: float
+    ) -> None:
         """Multiply a painted quad (4, 3) by a tile, in the perspective of the quad.
 
         Args:
             quad: Corners bottom left, bottom right, top right, top left.
             tile: The texture.
             size_m: Length and height of the quad in metres.
-            by: Strength; fades where the texture would be finer than a pixel.
+            strength: Strength; fades where the texture would be finer than a pixel.
         """
         pixels = (self.camera.project(quad) * OVERSAMPLING).astype(np.float32)
         per_tile = TILE_PX / TILE_M
         flat = np.array([[0, 0], [1, 0], [1, 1], [0, 1]], np.float32)
         flat *= np.array(size_m, np.float32) * per_tile
         px_per_m = float(abs(pixels[3, 1] - pixels[0, 1])) / max(size_m[1], 1e-3)
-        by *= float(np.clip(px_per_m / (OVERSAMPLING * self.camera.size[0] / 16), 0.0, 1.0))
-        region = self._inside(pixels.astype(np.float64))
-        if region is None or by < 0.02 or cv2.contourArea(pixels) < 4:
+        strength *= float(np.clip(px_per_m / (OVERSAMPLING * self.camera.size[0] / 16), 0.0, 1.0))
+        region = self._region_of(pixels.astype(np.float64))
+        if region is None or strength < 0.02 or cv2.contourArea(pixels) < 4:
             return
         part, mask = region
         corner = np.floor(np.maximum(pixels.min(0), 0))
@@ -290,9 +292,9 @@ class Canvas:
         warped = cv2.warpPerspective(
             tile, warp, part.shape[1::-1], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP
         )
-        self._multiply(part, warped * by, mask)
+        self._multiply(part, warped * strength, mask)
 
-    def ground_texture(self, tile: Tile, train_id: int, by: float, scale: float) -> None:
+    def ground_texture(self, tile: Tile, train_id: int, strength: float, scale: float) -> None:
         """Multiply the pixels of the ground class `train_id` by a tile on the ground."""
         height, width = self.image.shape[:2]
         x, z = self._ground
@@ -307,7 +309,9 @@ class Canvas:
             borderMode=cv2.BORDER_WRAP,
         )
         fade = np.clip(self.camera.focal_px / self.camera.size[1] * 12 / z, 0.12, 1.0)
-        self._multiply(self.image[top:], sampled * (by * fade), (mask == train_id).astype(np.uint8))
+        self._multiply(
+            self.image[top:], sampled * (strength * fade), (mask == train_id).astype(np.uint8)
+        )
 
     @cached_property
     def _ground(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -329,7 +333,7 @@ class Canvas:
         small = cv2.resize(self.image, (width, height), interpolation=cv2.INTER_AREA)
         return np.asarray(small, np.float32)
 
-    def _inside(self, pixels: Points) -> tuple[NDArray[np.uint8], NDArray[np.uint8]] | None:
+    def _region_of(self, pixels: Points) -> tuple[NDArray[np.uint8], NDArray[np.uint8]] | None:
         """Return the part of the image around a polygon and the mask of the polygon in it."""
         height, width = self.image.shape[:2]
         low = np.maximum(np.floor(pixels.min(0)), 0).astype(int)

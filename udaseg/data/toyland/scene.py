@@ -79,7 +79,7 @@ def _draw_camera(city: City, plan: Plan, rng: Rng, size: tuple[int, int]) -> Cam
         eye_m=draw_uniform(rng, city.eye_m),
         focal_px=draw_uniform(rng, city.focal) * size[1],
         horizon_px=draw_uniform(rng, city.horizon) * size[0],
-        aside_m=float(rng.uniform(0.0, 0.55)) * plan.half_road,
+        offset_m=float(rng.uniform(0.0, 0.55)) * plan.half_road,
         roll=np.deg2rad(draw_uniform(rng, city.roll_deg)),
         curve=draw_uniform(rng, city.curve),
     )

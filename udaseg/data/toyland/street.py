@@ -92,7 +92,7 @@ def paint_ground(canvas: Canvas, city: City, plan: Plan, light: Light, rng: Rng)
         side_x = -plan.front if light.left < light.right else plan.front
         edge = side_x - np.sign(side_x) * reach
         shadow = np.array([[side_x, 0, 1.5], [edge, 0, 1.5], [edge, 0, 110], [side_x, 0, 110]])
-        canvas.shade(shadow, 0.66)
+        canvas.darken(shadow, 0.66)
 
 
 def _strip(canvas: Canvas, left: float, right: float, color: Color, train_id: int) -> None:

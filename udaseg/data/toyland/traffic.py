@@ -62,11 +62,11 @@ class _Body:
         ]
         visible = {}
         for _, name, quad in sorted(seen, key=lambda side: -side[0]):
-            self.canvas.face(quad, scale_color(color, self.tone(name, quad)), train_id)
+            self.canvas.face(quad, scale_color(color, self.brightness(name, quad)), train_id)
             visible[name] = quad
         return visible
 
-    def tone(self, name: str, world: Points) -> float:
+    def brightness(self, name: str, world: Points) -> float:
         """Return the brightness of a side in the light."""
         if name == "top":
             return 1.08
@@ -90,7 +90,7 @@ class _Body:
 def _shadow(canvas: Canvas, body: _Body, length: float, width: float) -> None:
     grown = np.array([[-0.3, 0, -0.25], [length, 0, -0.25], [length, 0, width], [-0.3, 0, width]])
     grown[:, 2] -= width / 2 - 0.1
-    canvas.shade(body.place(grown), 0.5)
+    canvas.darken(body.place(grown), 0.5)
 
 
 def car(canvas: Canvas, city: City, light: Light, rng: Rng, at: At, heading: Heading) -> None:
@@ -212,7 +212,7 @@ def person(canvas: Canvas, city: City, light: Light, rng: Rng, at: At) -> None:
         canvas.board(at, pack, draw_color(rng, city.clothes), PERSON)
 
 
-def bicycle(canvas: Canvas, city: City, light: Light, rng: Rng, at: At, ridden: bool) -> None:
+def bicycle(canvas: Canvas, city: City, light: Light, rng: Rng, at: At, has_rider: bool) -> None:
     """Paint a bicycle from the side; the rider, if any, has the class person."""
     paint, facing = draw_color(rng, city.cars), float(rng.choice([-1.0, 1.0]))
     radius, reach = 0.38, 0.58 * facing
@@ -229,7 +229,7 @@ def bicycle(canvas: Canvas, city: City, light: Light, rng: Rng, at: At, ridden: 
         canvas.bar(at, start, end, 0.07, paint, BICYCLE)
     canvas.bar(at, (seat[0] - 0.14, 1.0), (seat[0] + 0.14, 1.0), 0.08, TIRE, BICYCLE)
     canvas.bar(at, (bars[0] - 0.12, 1.1), (bars[0] + 0.08, 1.1), 0.06, TIRE, BICYCLE)
-    if ridden:
+    if has_rider:
         _rider(canvas, city, light, rng, at, (seat, bars, pedals))
 
 

@@ -144,7 +144,7 @@ class ClassStatistics(nn.Module):
         self.register_buffer("filled", torch.zeros(num_classes, dtype=torch.int64))
 
     @torch.no_grad()
-    def after(self, embeddings: Tensor, labels: Tensor) -> StatisticsState:
+    def preview_update(self, embeddings: Tensor, labels: Tensor) -> StatisticsState:
         """Return what `update` would store, the same on all ranks; change nothing.
 
         Args:
@@ -159,7 +159,7 @@ class ClassStatistics(nn.Module):
         total = old + counts
         share_K1 = (counts / total.clamp_min(1)).float()[:, None]
         means, variances = _merge_moments(self.means, self.variances, batch, spread, share_K1)
-        rows, cursor, filled = self._pushed(batch, present)
+        rows, cursor, filled = self._push_batch_means(batch, present)
         return StatisticsState(
             # selected, not only merged with a share of 0: absent classes stay bit-identical
             means=torch.where(present[:, None], means, self.means),
@@ -174,11 +174,11 @@ class ClassStatistics(nn.Module):
     @torch.no_grad()
     def update(self, embeddings: Tensor, labels: Tensor) -> None:
         """Update the statistics from a batch; all ranks store the same. See `after`."""
-        state = self.after(embeddings, labels)
+        state = self.preview_update(embeddings, labels)
         for name, buffer in self.named_buffers():
             buffer.copy_(getattr(state, name))
 
-    def _pushed(self, batch: Tensor, present: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _push_batch_means(self, batch: Tensor, present: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return rows, cursor and filled after storing batch means (K, D) of present classes."""
         length = self.rows.shape[1]
         if length == 0:

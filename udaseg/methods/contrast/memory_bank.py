@@ -47,7 +47,7 @@ class MemoryBank(nn.Module):
             embeddings: (N, D); stored without a graph.
             labels: (N,) int64; rows labelled `EMPTY` count as unused.
         """
-        slot, block, row_labels = self._block(embeddings, labels)
+        slot, block, row_labels = self._next_block(embeddings, labels)
         # in place: only the rows of one step are written, whatever the size of the bank
         self.embeddings.index_copy_(0, slot, block)
         self.labels.index_copy_(0, slot, row_labels)
@@ -57,13 +57,13 @@ class MemoryBank(nn.Module):
         """Return all rows (steps * rows, D) and their labels; some may be `EMPTY`."""
         return self.embeddings.flatten(0, 1), self.labels.flatten()
 
-    def rows_with(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def rows_after_push(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return what `rows` would return after `push(embeddings, labels)`; change nothing."""
-        slot, block, row_labels = self._block(embeddings, labels)
+        slot, block, row_labels = self._next_block(embeddings, labels)
         after = self.embeddings.index_copy(0, slot, block)
         return after.flatten(0, 1), self.labels.index_copy(0, slot, row_labels).flatten()
 
-    def _block(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _next_block(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the slot (1,) of the next push, and its rows (1, rows, D) and labels (1, rows)."""
         rows = self.embeddings.shape[1]
         kept = embeddings.detach()[-rows:].float()

@@ -49,14 +49,14 @@ class ClassPrototypes(nn.Module):
         self.register_buffer("seen", torch.zeros(num_classes, dtype=torch.bool))
 
     @torch.no_grad()
-    def start(self, means: Tensor, seen: Tensor) -> None:
+    def initialise(self, means: Tensor, seen: Tensor) -> None:
         """Set the initial prototypes, from a pass over the source; see `PrototypeSums`."""
         initial = means.to(self.means)
         self.means.copy_(to_unit_length(initial) if self.normalise else initial)
         self.seen.copy_(seen)
 
     @torch.no_grad()
-    def after(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def preview_update(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return means and seen as they would be after `update`; change nothing.
 
         Args:
@@ -79,7 +79,7 @@ class ClassPrototypes(nn.Module):
     @torch.no_grad()
     def update(self, embeddings: Tensor, labels: Tensor) -> None:
         """Update the prototypes from a source batch; all ranks store the same values."""
-        means, seen = self.after(embeddings, labels)
+        means, seen = self.preview_update(embeddings, labels)
         self.means.copy_(means)
         self.seen.copy_(seen)
 
@@ -143,7 +143,7 @@ class PrototypeContrast(Regularizer):
         momentum: See `ClassPrototypes`.
         absent: See `ClassPrototypes`.
         normalise: See `ClassPrototypes`.
-        second: `pseudo_labelled` target images, as published, or `mixed` images in self-training.
+        second_view: `pseudo_labelled` target images, as published, or `mixed` images in self-training.
         min_confidence: A mixed cell counts if the teacher's confidence in its label is at least
             this.
 
@@ -151,7 +151,7 @@ class PrototypeContrast(Regularizer):
         Xie et al., SPCL (2021), L_cl.
     """
 
-    wants_embeddings: bool = False
+    needs_embeddings: bool = False
 
     def __init__(
         self,
@@ -163,12 +163,12 @@ class PrototypeContrast(Regularizer):
         momentum: float,
         absent: Literal["keep", "fade"],
         normalise: bool,
-        second: Literal["mixed", "pseudo_labelled"] = "mixed",
+        second_view: Literal["mixed", "pseudo_labelled"] = "mixed",
         min_confidence: float = 0.0,
     ) -> None:
         super().__init__()
-        self.second, self.min_confidence = second, min_confidence
-        self.needs: frozenset[View] = frozenset({"source", second})
+        self.second_view, self.min_confidence = second_view, min_confidence
+        self.needs: frozenset[View] = frozenset({"source", second_view})
         self.weight, self.temperature = weight, temperature
         self.prototypes = ClassPrototypes(
             num_classes, channels, momentum=momentum, absent=absent, normalise=normalise
@@ -176,27 +176,31 @@ class PrototypeContrast(Regularizer):
 
     def forward(self, views: Views) -> Tensor:
         """Return the weighted loss; the prototypes already include the source of this step."""
-        source, second = self._required(views)
+        source, second = self._required_views(views)
         features, labels = _correct_cells(source)
-        means, seen = self.prototypes.after(features, labels)
-        total = self._mean(features, labels, means, seen)
+        means, seen = self.prototypes.preview_update(features, labels)
+        total = self._weighted_mean(features, labels, means, seen)
         labels = second.labels
-        if views.mixed_confidence is not None and self.second == "mixed":
+        if views.mixed_confidence is not None and self.second_view == "mixed":
             labels = labels.masked_fill(views.mixed_confidence < self.min_confidence, _IGNORE)
-        return total + self._mean(_flatten(second.features), labels.flatten(), means, seen)
+        return total + self._weighted_mean(_flatten(second.features), labels.flatten(), means, seen)
 
     def update(self, views: Views) -> None:
         """Update the prototypes with the source features of this step."""
-        self.prototypes.update(*_correct_cells(self._required(views)[0]))
+        self.prototypes.update(*_correct_cells(self._required_views(views)[0]))
 
-    def _mean(self, features: Tensor, labels: Tensor, means: Tensor, seen: Tensor) -> Tensor:
+    def _weighted_mean(
+        self, features: Tensor, labels: Tensor, means: Tensor, seen: Tensor
+    ) -> Tensor:
         total, count = prototype_sum(features, labels, means, seen, self.temperature)
         return self.weight * total / mean_divisor(count)
 
-    def _required(self, views: Views) -> tuple[CellView, CellView]:
-        second = views.mixed if self.second == "mixed" else views.pseudo_labelled
+    def _required_views(self, views: Views) -> tuple[CellView, CellView]:
+        second = views.mixed if self.second_view == "mixed" else views.pseudo_labelled
         if views.source is None or second is None:
-            raise UdasegError(f"prototype contrast needs the source and the {self.second} view")
+            raise UdasegError(
+                f"prototype contrast needs the source and the {self.second_view} view"
+            )
         return views.source, second
 
 

@@ -48,7 +48,7 @@ class RegionalContrast(Regularizer):
     """
 
     needs: frozenset[View] = frozenset({"cutmix", "target"})
-    wants_embeddings: bool = True
+    needs_embeddings: bool = True
 
     def __init__(
         self,
@@ -95,7 +95,7 @@ class RegionalContrast(Regularizer):
             return 0.0 * queries.sum()
         if not self.negative_sampling:
             labels = torch.full_like(labels, _NO_LABEL)
-        bank, bank_labels = self.bank.rows_with(*self._new_rows(views))
+        bank, bank_labels = self.bank.rows_after_push(*self._new_rows(views))
         total, count = regional_sum(
             queries, keys, labels, bank, bank_labels, self.temperature, keep
         )

@@ -11,12 +11,12 @@ from udaseg.methods.views import View, Views
 class Regularizer(nn.Module, ABC):
     """A loss term that compares views; `forward` computes it, `update` changes its state.
 
-    All state is in persistent buffers. `needs` names the views that it reads, `wants_embeddings`
+    All state is in persistent buffers. `needs` names the views that it reads, `needs_embeddings`
     says whether they need embeddings.
     """
 
     needs: frozenset[View]
-    wants_embeddings: bool
+    needs_embeddings: bool
     square_per: Literal["image", "batch"] = "image"
     keys_by_student_head: bool = False
 

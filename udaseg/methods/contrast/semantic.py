@@ -36,7 +36,7 @@ class SemanticContrast(Regularizer):
     """
 
     needs: frozenset[View] = frozenset({"source", "mixed", "teacher_source"})
-    wants_embeddings: bool = True
+    needs_embeddings: bool = True
 
     def __init__(
         self,
@@ -68,14 +68,14 @@ class SemanticContrast(Regularizer):
         if views.step < self.start:
             # keep the head in the graph, so that every step trains the same parameters
             return 0.0 * (_flatten(source)[0].sum() + _flatten(mixed)[0].sum())
-        state = self.statistics.after(*_flatten(teacher))
-        return self._mean(source, state) + self._mean(mixed, state)
+        state = self.statistics.preview_update(*_flatten(teacher))
+        return self._weighted_mean(source, state) + self._weighted_mean(mixed, state)
 
     def update(self, views: Views) -> None:
         """Update the statistics with the teacher's embeddings of this step's source."""
         self.statistics.update(*_flatten(_required_views(views)[2]))
 
-    def _mean(self, view: CellView, state: StatisticsState) -> Tensor:
+    def _weighted_mean(self, view: CellView, state: StatisticsState) -> Tensor:
         cells = _flatten(view)
         match self.variant:
             case "prototype":

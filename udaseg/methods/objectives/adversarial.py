@@ -27,7 +27,7 @@ class Adversarial(Objective):
     Args:
         student: The network to adapt.
         discriminator: Maps (B, K, H, W) to logits; above 0 means target.
-        sees: Input of the discriminator: `softmax` or weighted `self_information`.
+        discriminator_input: Input of the discriminator: `softmax` or weighted `self_information`.
         weight: Weight of the adversarial term.
         temperature: Divides the logits of both domains.
 
@@ -41,14 +41,14 @@ class Adversarial(Objective):
         student: Segmenter,
         discriminator: nn.Module,
         *,
-        sees: Literal["softmax", "self_information"],
+        discriminator_input: Literal["softmax", "self_information"],
         weight: float,
         temperature: float,
     ) -> None:
         super().__init__()
         self.student = student
         self.discriminator = discriminator
-        self.sees: Literal["softmax", "self_information"] = sees
+        self.discriminator_input: Literal["softmax", "self_information"] = discriminator_input
         self.weight, self.temperature = weight, temperature
 
     def forward(self, batch: Batch) -> LossReport:
@@ -59,8 +59,8 @@ class Adversarial(Objective):
         target = self.student(to_unit_range(batch.target_images)).logits / self.temperature
         size = (batch.source_images.shape[-2], batch.source_images.shape[-1])
         target_size = (batch.target_images.shape[-2], batch.target_images.shape[-1])
-        source_map = output_map(source.detach(), size, self.sees)
-        target_map = output_map(target, target_size, self.sees)
+        source_map = output_map(source.detach(), size, self.discriminator_input)
+        target_map = output_map(target, target_size, self.discriminator_input)
 
         constant = {name: part.detach() for name, part in self.discriminator.named_parameters()}
         verdict = functional_call(self.discriminator, constant, (target_map,))
@@ -80,18 +80,20 @@ class Adversarial(Objective):
 
 
 def output_map(
-    logits: Tensor, size: tuple[int, int], sees: Literal["softmax", "self_information"]
+    logits: Tensor,
+    size: tuple[int, int],
+    discriminator_input: Literal["softmax", "self_information"],
 ) -> Tensor:
     """Return the input of a discriminator, (B, K, H, W) float32, for logits (B, K, h, w).
 
     Args:
         logits: Upsampled bilinearly to `size` before the softmax.
         size: (H, W).
-        sees: `softmax` probabilities, or `self_information` -p log2(p) / log2(K).
+        discriminator_input: `softmax` probabilities, or `self_information` -p log2(p) / log2(K).
     """
     upsampled = F.interpolate(logits.float(), size, mode="bilinear", align_corners=False)
     probabilities = upsampled.softmax(1)
-    if sees == "softmax":
+    if discriminator_input == "softmax":
         return probabilities
     return -probabilities * torch.log2(probabilities + _LOG_EPS) / math.log2(logits.shape[1])
 

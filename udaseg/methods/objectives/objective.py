@@ -23,7 +23,7 @@ class LossReport:
         parts: Scalars by name; their sum is the total.
         figures: Scalars by name that are monitored but not minimised; no gradient.
         views: Input of the regularizers; None without regularizers.
-        predicted: (K,) int64, target pixels that the teacher assigned to each class, counted in
+        predicted_counts: (K,) int64, target pixels that the teacher assigned to each class, counted in
             every fourth row and column; None without a teacher.
     """
 
@@ -31,7 +31,7 @@ class LossReport:
     parts: Mapping[str, Tensor]
     figures: Mapping[str, Tensor] = field(default_factory=dict)
     views: Views | None = None
-    predicted: Tensor | None = None
+    predicted_counts: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ class SelfTraining(Objective):
         share_over: Compute the share of confident pixels over the `batch` of all ranks or over
             each `image`.
         ignore_is_class: ClassMix may paste pixels labelled `IGNORE`.
-        strong: Augmentation of the student's mixed images.
+        augmentation: Augmentation of the student's mixed images.
         mix_weight: Weight of the loss on the mixed images.
         regularizers: By name; the name identifies the loss and the state.
 
@@ -61,7 +61,7 @@ class SelfTraining(Objective):
         confidence: float,
         share_over: Literal["batch", "image"],
         ignore_is_class: bool,
-        strong: StrongAugmentation,
+        augmentation: StrongAugmentation,
         mix_weight: float,
         regularizers: Mapping[str, Regularizer],
     ) -> None:
@@ -72,7 +72,7 @@ class SelfTraining(Objective):
         self.confidence = confidence
         self.share_over = share_over
         self.ignore_is_class = ignore_is_class
-        self.strong = strong
+        self.augmentation = augmentation
         self.mix_weight = mix_weight
         self.regularizers = nn.ModuleDict(regularizers)
 
@@ -82,8 +82,13 @@ class SelfTraining(Objective):
             raise ValueError("self-training needs target images in the batch")
         source, target = self.source_images(batch), to_unit_range(batch.target_images)
         labels = batch.source_labels
-        needs = {need for term in self._terms() for need in term.needs}
-        embedded = {need for term in self._terms() if term.wants_embeddings for need in term.needs}
+        needs = {need for term in self._regularizer_list() for need in term.needs}
+        embedded = {
+            need
+            for term in self._regularizer_list()
+            if term.needs_embeddings
+            for need in term.needs
+        }
 
         teacher_output: SegmenterOutput = self.teacher(target, embed="target" in embedded)
         predictions, confidence = pseudo_labels(
@@ -115,7 +120,7 @@ class SelfTraining(Objective):
             "uncertainty": normalised_entropy(teacher_output.logits).mean(),
         }
         if not self.regularizers:
-            return LossReport(source_loss + mixed_loss, parts, figures, predicted=predicted)
+            return LossReport(source_loss + mixed_loss, parts, figures, predicted_counts=predicted)
 
         views = self._views(
             batch, needs, source, target, teacher_output, source_output, mixed_output, mixed_labels
@@ -133,12 +138,12 @@ class SelfTraining(Objective):
     @torch.no_grad()
     def after_step(self, step: int, report: LossReport) -> None:
         """Update the teacher and the regularizers."""
-        self.teacher.follow(self.student, step)
+        self.teacher.update(self.student, step)
         if report.views is not None:
-            for term in self._terms():
+            for term in self._regularizer_list():
                 term.update(report.views)
 
-    def _terms(self) -> Sequence[Regularizer]:
+    def _regularizer_list(self) -> Sequence[Regularizer]:
         return list(self.regularizers.values())  # type: ignore[arg-type]  # all regularizers
 
     def _target_weight(self, confidence: Tensor) -> tuple[Tensor, Tensor]:
@@ -149,7 +154,7 @@ class SelfTraining(Objective):
         return share.expand_as(confidence).clone(), share
 
     def _augment(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        strong = self.strong
+        strong = self.augmentation
         return strong_augment(
             images,
             generator,
@@ -184,7 +189,11 @@ class SelfTraining(Objective):
             assert target_view is not None
             generator = generator_for(batch.seed, "cutmix")
             stride, size = self.student.output_stride, (source.shape[-2], source.shape[-1])
-            per = "batch" if any(term.square_per == "batch" for term in self._terms()) else "image"
+            per = (
+                "batch"
+                if any(term.square_per == "batch" for term in self._regularizer_list())
+                else "image"
+            )
             square = square_mask(len(source), size, stride, generator, per=per)  # type: ignore[arg-type]
             square = to_device(square, source.device)
             pixels = cells_to_pixels(square, size, stride)
@@ -195,7 +204,7 @@ class SelfTraining(Objective):
             )
             cutmix = cell_view(cutmix_output, cutmix_labels)
         student_keys = None
-        if any(term.keys_by_student_head for term in self._terms()):
+        if any(term.keys_by_student_head for term in self._regularizer_list()):
             assert self.student.projector is not None
             with torch.no_grad():
                 student_keys = self.student.projector(teacher_output.features)

@@ -63,29 +63,29 @@ class CollapseMonitor:
 
     def __init__(self, names: Sequence[str], begin: int = 0) -> None:
         self.names = tuple(names)
-        self._begin = self._looked = begin
+        self._begin = self._last_check = begin
         self._sums: Tensor | None = None
         # the step since which a condition has held, and the step of its last alarm
         self._since: dict[Kind, int] = {}
-        self._told: dict[Kind, int] = {}
-        self._seen = [begin] * len(self.names)
-        self._missing: set[int] = set()
+        self._last_alarm: dict[Kind, int] = {}
+        self._last_seen = [begin] * len(self.names)
+        self._absent_classes: set[int] = set()
         self._was_sure = False
         self.shares: dict[str, float] = {}
 
-    def see(self, report: LossReport) -> None:
+    def add(self, report: LossReport) -> None:
         """Add the report of a step that was not dropped, without waiting for the device."""
-        if report.predicted is None:
+        if report.predicted_counts is None:
             return
         figures = report.figures
         row = torch.stack([figures["confident"], figures["confidence"]]).detach().double()
-        row = torch.cat([row, row.new_ones(1), report.predicted.double()])
+        row = torch.cat([row, row.new_ones(1), report.predicted_counts.double()])
         self._sums = row if self._sums is None else self._sums + row
 
-    def look(self, done: int) -> list[Alarm]:
+    def check(self, done: int) -> list[Alarm]:
         """Return the alarms after `done` steps, from the reports since the last check (waits)."""
         sums, self._sums = self._sums, None
-        first, self._looked = self._looked, done
+        first, self._last_check = self._last_check, done
         self.shares = {}
         if sums is None:
             return []
@@ -121,32 +121,32 @@ class CollapseMonitor:
         alarms = [
             Alarm(kind, f"{text}. {_ADVICE}", collapse=True)
             for kind, holds, text in conditions
-            if self._lasts(kind, holds, first, done)
+            if self._is_due(kind, holds, first, done)
         ]
-        return alarms + self._absent(counts, done)
+        return alarms + self._absence_alarms(counts, done)
 
-    def _lasts(self, kind: Kind, holds: bool, first: int, done: int) -> bool:
+    def _is_due(self, kind: Kind, holds: bool, first: int, done: int) -> bool:
         """Return whether a condition has held long enough and its alarm is due now."""
         if not holds:
             self._since.pop(kind, None)
-            self._told.pop(kind, None)
+            self._last_alarm.pop(kind, None)
             return False
         since = self._since.setdefault(kind, first)
         if (
             done - since < PATIENCE_STEPS[kind]
-            or done - self._told.get(kind, -REPEAT_STEPS) < REPEAT_STEPS
+            or done - self._last_alarm.get(kind, -REPEAT_STEPS) < REPEAT_STEPS
         ):
             return False
-        self._told[kind] = done
+        self._last_alarm[kind] = done
         return True
 
-    def _absent(self, counts: Sequence[float], done: int) -> list[Alarm]:
+    def _absence_alarms(self, counts: Sequence[float], done: int) -> list[Alarm]:
         """Return one alarm for all classes that have just reached the limit of absence."""
         for number, count in enumerate(counts):
             if count:
-                self._seen[number] = done
-        absent = {n for n, seen in enumerate(self._seen) if done - seen >= ABSENCE_STEPS}
-        new, self._missing = sorted(absent - self._missing), absent
+                self._last_seen[number] = done
+        absent = {n for n, seen in enumerate(self._last_seen) if done - seen >= ABSENCE_STEPS}
+        new, self._absent_classes = sorted(absent - self._absent_classes), absent
         if not new:
             return []
         named = ", ".join(self.names[number] for number in new)

@@ -60,7 +60,7 @@ class KeepBest:
         folder: Run folder.
 
     Attributes:
-        gave_up: The device ran out of memory; nothing more is compared until a resume.
+        is_disabled: The device ran out of memory; nothing more is compared until a resume.
     """
 
     def __init__(
@@ -71,13 +71,13 @@ class KeepBest:
         self._recipe, self._sets, self._classes, self._run = recipe, sets, classes, folder
         better = next(spec.better for spec in CRITERIA if spec.name == self.criterion)
         self._sign = 1.0 if better == "higher" else -1.0
-        self.gave_up = False
+        self.is_disabled = False
 
-    def knows(self, step: int) -> bool:
+    def has_compared(self, step: int) -> bool:
         """Return whether the checkpoint of `step` has been compared."""
         return str(step) in read_record(self._run, self.criterion)["steps"]
 
-    def look(self, setup: TrainingSetup, checkpoint: Path, step: int) -> float | None:
+    def consider(self, setup: TrainingSetup, checkpoint: Path, step: int) -> float | None:
         """Evaluate a new checkpoint, keep it if it is the best, and return its value.
 
         Args:
@@ -93,20 +93,20 @@ class KeepBest:
         try:
             criteria = frozenset({self.criterion})
             compute_criteria(
-                candidate, loaded, self._sets, device=str(setup.device), wanted=criteria
+                candidate, loaded, self._sets, device=str(setup.device), criteria=criteria
             )
         finally:
             student.train(was_training)
         value = candidate.values[self.criterion]
-        self._keep(checkpoint, step, value, candidate.collapsed)
+        self._update(checkpoint, step, value, candidate.collapsed)
         return value
 
-    def _keep(self, checkpoint: Path, step: int, value: float | None, collapsed: bool) -> None:
+    def _update(self, checkpoint: Path, step: int, value: float | None, collapsed: bool) -> None:
         record = read_record(self._run, self.criterion)
         folder = best_folder(self._run, self.criterion)
         steps: dict[str, dict[str, Any]] = record["steps"]
         steps[str(step)] = {"value": value, "collapsed": collapsed}
-        best = max(steps, key=lambda other: (*self._merit(steps[other]), int(other)))
+        best = max(steps, key=lambda other: (*self._sort_key(steps[other]), int(other)))
         if best == str(step):
             place_checkpoint(checkpoint, folder)
             value_text = "-" if value is None else f"{value:.4f}"
@@ -115,7 +115,7 @@ class KeepBest:
         if best == str(step):
             drop_other_checkpoints(checkpoint, folder)
 
-    def _merit(self, entry: dict[str, Any]) -> tuple[bool, float]:
+    def _sort_key(self, entry: dict[str, Any]) -> tuple[bool, float]:
         value = entry.get("value")
         if value is None or math.isnan(value):
             return False, -math.inf

@@ -51,9 +51,9 @@ class Previews:
     def __init__(
         self, recipe: Recipe, setup: TrainingSetup, classes: ClassSpace, folder: Path
     ) -> None:
-        self._made, self._classes, self._folder = setup, classes, folder / FOLDER
+        self._setup, self._classes, self._folder = setup, classes, folder / FOLDER
         self._steps, interval = recipe.steps, recipe.machine.preview_every
-        self._every = max(interval, math.ceil(recipe.steps / _MAX_PREVIEWS)) if interval else 0
+        self._interval = max(interval, math.ceil(recipe.steps / _MAX_PREVIEWS)) if interval else 0
         crops = setup.batches.target or setup.batches.source
         assert crops is not None
         self._crops = crops
@@ -62,11 +62,11 @@ class Previews:
             batches.batch_target if batches.target else 0
         )
         # fewer pixels than a training step, so a preview fits in memory if a step does
-        self._most_px = images * crops.crop[0] * crops.crop[1]
+        self._max_pixels = images * crops.crop[0] * crops.crop[1]
 
-    def due(self, done: int) -> bool:
+    def is_due(self, done: int) -> bool:
         """Return whether a picture is drawn after `done` steps."""
-        return bool(self._every) and (done % self._every == 0 or done == self._steps)
+        return bool(self._interval) and (done % self._interval == 0 or done == self._steps)
 
     def draw(self, done: int) -> Pixels | None:
         """Write and return the picture after `done` steps; None and a warning if it fails.
@@ -75,18 +75,18 @@ class Previews:
         """
         path = self._folder / f"step-{done:06d}.png"
         try:
-            sheet = self._sheet()
+            sheet = self._draw_sheet()
             write_png(path, sheet)
         except (UdasegError, OSError, *DEVICE_ERRORS) as error:
             log.warning("%s: no more previews in this run (%s)", path, error)
-            self._every = 0
+            self._interval = 0
             return None
         return sheet
 
-    def _sheet(self) -> Pixels:
+    def _draw_sheet(self) -> Pixels:
         samples = self._crops.samples
         selected = [samples[index] for index in evenly_spaced_indices(len(samples), _NUM_IMAGES)]
-        student = self._made.objective.student
+        student = self._setup.objective.student
         was_training = student.training
         student.eval()
         try:
@@ -108,20 +108,20 @@ class Previews:
 
     @property
     def _teacher(self) -> torch.nn.Module | None:
-        objective = self._made.objective
+        objective = self._setup.objective
         return objective.teacher if isinstance(objective, SelfTraining) else None
 
     def _row(self, sample: Sample) -> list[Pixels]:
         image, truth = self._crops.read(sample)
-        image = _limit_pixels(image, self._most_px)
+        image = _limit_pixels(image, self._max_pixels)
         size = (image.shape[0], image.shape[1])
         column_size = (round(size[0] * _COLUMN_PX / size[1]), _COLUMN_PX)
         colors = self._classes.colors
-        prediction, confidence = self._look(self._made.objective.student, image)
+        prediction, confidence = self._predict(self._setup.objective.student, image)
         label = self._label(self._crops, sample, truth)
         if self._teacher is not None:
             # in its training mode: it labels with batch statistics if it does so in training
-            label, confidence = self._look(self._teacher, image)
+            label, confidence = self._predict(self._teacher, image)
         gray = np.repeat(confidence_image(confidence)[..., None], 3, 2)
         row = [resize_image(image, column_size)]
         if label is not None:
@@ -139,10 +139,10 @@ class Previews:
         return read_train_ids(pseudo_label_path(crops.pseudo_labels, sample))
 
     @torch.no_grad()
-    def _look(
+    def _predict(
         self, network: torch.nn.Module | Segmenter, image: Pixels
     ) -> tuple[Pixels, NDArray[np.float32]]:
-        tensor = torch.from_numpy(image).to(self._made.device).permute(2, 0, 1)[None].float() / 255
+        tensor = torch.from_numpy(image).to(self._setup.device).permute(2, 0, 1)[None].float() / 255
         size = (image.shape[0], image.shape[1])
         logits = network(tensor).logits[0].float()
         labels, confidence = labels_from_logits(logits, size, confidence=True)

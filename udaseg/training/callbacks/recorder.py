@@ -47,7 +47,7 @@ class Recorder:
         folder: Run folder.
         digests: Digests of files that were made for this stage; stored in each checkpoint.
         status: Status of the run; incidents are counted there.
-        keeper: Keeps the best checkpoint; None keeps only the newest ones.
+        best_checkpoint: Keeps the best checkpoint; None keeps only the newest ones.
     """
 
     def __init__(
@@ -62,40 +62,40 @@ class Recorder:
         status: RunStatus,
         keeper: KeepBest | None = None,
     ) -> None:
-        self.recipe, self.leg, self.made, self.classes = recipe, stage, setup, classes
+        self.recipe, self.stage, self.setup, self.classes = recipe, stage, setup, classes
         self.digests = digests
         self.validation, self.folder = validation, folder
         # all ranks compute the same values; rank 0 writes them
-        self.writes = rank() == 0
-        tensorboard = self.writes and uses_tensorboard(recipe.machine.tensorboard)
+        self.is_writer = rank() == 0
+        tensorboard = self.is_writer and uses_tensorboard(recipe.machine.tensorboard)
         self.metrics = MetricsWriter(folder, board=tensorboard)
-        self.previews, self.keeper = Previews(recipe, setup, classes, folder), keeper
+        self.previews, self.best_checkpoint = Previews(recipe, setup, classes, folder), keeper
         self.progress: TrainingProgress | None = None
-        self.saved = -1
+        self.last_saved_step = -1
         self.status = status
         self.guard = Guard(
-            setup, counts=status.counts, on_drop=self.on_drop, on_return=self.on_return
+            setup, counts=status.incident_counts, on_drop=self.on_drop, on_rollback=self.on_rollback
         )
-        self.watch = CollapseMonitor(classes.names, stage.begin)
+        self.collapse_watch = CollapseMonitor(classes.names, stage.begin)
         self._dropped: DroppedStep | None = None
         self._shares: dict[str, float] = {}
         batches = setup.batches
-        self.images = (0 if batches.source is None else batches.batch_source) + (
+        self.images_per_step = (0 if batches.source is None else batches.batch_source) + (
             0 if batches.target is None else batches.batch_target
         )
-        self.cost = CostRecorder(folder, setup.device, self.images * world_size())
+        self.cost = CostRecorder(folder, setup.device, self.images_per_step * world_size())
 
-    def begin_from(self, done: int) -> None:
+    def rewind_to(self, done: int) -> None:
         """Delete the records of steps after `done`; these steps are run, or run again."""
-        if self.writes:
-            self.metrics.begin_from(done)
-        self.watch = CollapseMonitor(self.classes.names, done)
+        if self.is_writer:
+            self.metrics.rewind_to(done)
+        self.collapse_watch = CollapseMonitor(self.classes.names, done)
         self._dropped, self._shares = None, {}
-        self._compare(done)
+        self._consider_best(done)
 
-    def on_return(self, done: int) -> None:
+    def on_rollback(self, done: int) -> None:
         """Delete the records of steps after `done`: a state was not finite, they are run again."""
-        self.begin_from(done)
+        self.rewind_to(done)
         self.status.running(step=done)
 
     def on_drop(self, dropped: DroppedStep) -> None:
@@ -111,11 +111,11 @@ class Recorder:
         event: dict[str, object] = {}
         dropped, self._dropped = self._dropped, None
         if dropped is None:
-            self.watch.see(report)
+            self.collapse_watch.add(report)
         alarms = self._alarms(done) if done % CHECK_INTERVAL == 0 else []
         if done % machine.log_every == 0 or last or dropped is not None or alarms:
             losses = _mean_scalars(report)
-            rates = {group["name"]: group["lr"] for group in self.made.optimizer.param_groups}
+            rates = {group["name"]: group["lr"] for group in self.setup.optimizer.param_groups}
             event = {"losses": losses, "lr": rates, "gradient_norm": self.guard.gradient_norm}
             if dropped is not None:
                 event["dropped"] = {"in_a_row": dropped.in_a_row, "files": dropped.files}
@@ -125,49 +125,49 @@ class Recorder:
                 event["pseudo_labels"], self._shares = self._shares, {}
         interval = machine.validate_every
         if self.validation is not None and interval and done % interval == 0 and not last:
-            event["oracle_miou"] = self.scored().mean_iou()
+            event["oracle_miou"] = self.score_validation().mean_iou()
         if event:
             self._write(done, event)
         self._draw(done)
         if self.progress is not None:
             finite_losses = None if losses is None else _finite_values(losses)
-            self.progress.step(done, finite_losses, images=self.images * world_size())
+            self.progress.step(done, finite_losses, images=self.images_per_step * world_size())
         if machine.stop_on_collapse and (collapsed := [a.text for a in alarms if a.collapse]):
             raise DivergedError(f"step {done}: {collapsed[0]} (machine.stop_on_collapse)")
         if machine.checkpoint_every and done % machine.checkpoint_every == 0:
-            self.checkpoint(done)
+            self.save_checkpoint(done)
 
     def _draw(self, done: int) -> None:
-        if not self.writes or not self.previews.due(done):
+        if not self.is_writer or not self.previews.is_due(done):
             return
         # a teacher with synchronised batch norm would wait for the images of the other ranks
         with without_peers():
             sheet = self.previews.draw(done)
         if sheet is not None:
-            self.metrics.picture(done, sheet)
+            self.metrics.add_preview(done, sheet)
 
     def _write(self, done: int, event: Mapping[str, object]) -> None:
-        stage = {} if self.leg.name is None else {"stage": self.leg.name}
-        if self.writes:
+        stage = {} if self.stage.name is None else {"stage": self.stage.name}
+        if self.is_writer:
             self.metrics.write(done, {**stage, **event})
 
     def _alarms(self, done: int) -> list[Alarm]:
         """Log, count and return the alarms after `done` steps."""
-        alarms = self.watch.look(done)
-        self._shares = self.watch.shares
+        alarms = self.collapse_watch.check(done)
+        self._shares = self.collapse_watch.shares
         for alarm in alarms:
             log.warning("step %d: %s", done, alarm.text)
-            self.status.counts[f"alarm_{alarm.kind}"] += 1
+            self.status.incident_counts[f"alarm_{alarm.kind}"] += 1
         if alarms:
             self.status.running(step=done)
         return alarms
 
-    def last_words(self, error: DivergedError) -> DivergedError:
+    def add_last_checkpoint(self, error: DivergedError) -> DivergedError:
         """Return the error with the last checkpoint added; save one if memory ran out."""
         out_of_memory = isinstance(error, OutOfMemory) and world_size() == 1
         # with several ranks the others are in the middle of a step
         if isinstance(error, OutOfMemory) and out_of_memory:
-            self.checkpoint(error.done)
+            self.save_checkpoint(error.done)
         last = newest_checkpoint(self.folder / "checkpoints")
         if last is None:
             return DivergedError(f"{error}\nno checkpoint was written yet")
@@ -178,73 +178,73 @@ class Recorder:
             )
         return DivergedError(text)
 
-    def checkpoint(self, done: int, *, again: bool = False) -> None:
-        """Save the state after `done` steps, unless saved before; `again` saves it anyway."""
-        if done == self.saved and not again:
+    def save_checkpoint(self, done: int, *, force: bool = False) -> None:
+        """Save the state after `done` steps, unless saved before; `force` saves it anyway."""
+        if done == self.last_saved_step and not force:
             return
-        self._refuse_not_finite(done)
-        if done == self.leg.end and self.leg.name is not None:
+        self._check_finite(done)
+        if done == self.stage.end and self.stage.name is not None:
             # the next stage starts from this checkpoint, so it is kept and written first
-            self._save(stage_checkpoint_folder(self.folder, self.leg), done)
+            self._save(stage_checkpoint_folder(self.folder, self.stage), done)
         self._save(self.folder / "checkpoints", done)
-        self.saved = done
-        if self.writes:
+        self.last_saved_step = done
+        if self.is_writer:
             self.cost.write(done)
-        self._compare(done, again=again)
+        self._consider_best(done, force=force)
 
-    def _compare(self, done: int, *, again: bool = False) -> None:
+    def _consider_best(self, done: int, *, force: bool = False) -> None:
         """Keep the checkpoint of `done` steps if it is the best so far and a criterion is set.
 
         Called again after a resume, because a kill may have come between writing and comparing. If
         the device is too full, only the comparison is disabled.
         """
         path = self.folder / "checkpoints" / f"step-{done:06d}.pt"
-        if self.keeper is None or self.keeper.gave_up or not self.writes:
+        if self.best_checkpoint is None or self.best_checkpoint.is_disabled or not self.is_writer:
             return
-        if (self.keeper.knows(done) and not again) or not path.is_file():
+        if (self.best_checkpoint.has_compared(done) and not force) or not path.is_file():
             return
         try:
             with without_peers():
-                value = self.keeper.look(self.made, path, done)
+                value = self.best_checkpoint.consider(self.setup, path, done)
         except DEVICE_ERRORS as error:
             message = str(error).strip().partition("\n")[0] or type(error).__name__
             log.warning("%s: no further checkpoints are compared in this run (%s)", path, message)
-            self.keeper.gave_up = True
+            self.best_checkpoint.is_disabled = True
             return
-        self._write(done, {"select": {self.keeper.criterion: value}})
+        self._write(done, {"select": {self.best_checkpoint.criterion: value}})
 
     def _save(self, folder: Path, done: int) -> None:
         def write() -> None:
             save_checkpoint(
                 folder,
                 step=done,
-                objective=self.made.objective,
-                optimizer=self.made.optimizer,
+                objective=self.setup.objective,
+                optimizer=self.setup.optimizer,
                 recipe=to_dict(self.recipe),
                 classes=classes_to_dict(self.classes),
-                files={**self.made.batches.digests(), **self.digests},
+                files={**self.setup.batches.digests(), **self.digests},
                 keep=self.recipe.machine.keep_checkpoints,
             )
 
         on_rank_zero(write)
 
-    def _refuse_not_finite(self, done: int) -> None:
+    def _check_finite(self, done: int) -> None:
         """Raise if the weights are not finite, so that no bad state replaces a good checkpoint."""
-        weights = [parameter.detach() for parameter in self.made.objective.student.parameters()]
+        weights = [parameter.detach() for parameter in self.setup.objective.student.parameters()]
         if not math.isfinite(float(get_total_norm(weights))):
             raise DivergedError(
                 f"step {done}: the weights are not finite, so nothing was saved; the last "
                 "checkpoint is unchanged. Lower optimizer.lr, or set optimizer.clip_norm"
             )
 
-    def scored(self, *, show_it: bool = False) -> ConfusionMatrix:
+    def score_validation(self, *, show_table: bool = False) -> ConfusionMatrix:
         """Score the student on labelled target images; the result is never used for selection.
 
         Args:
-            show_it: Also print the table and write it into the run.
+            show_table: Also print the table and write it into the run.
         """
         assert self.validation is not None
-        student, spec = self.made.objective.student, self.recipe.validation
+        student, spec = self.setup.objective.student, self.recipe.validation
         was_training = student.training
         student.eval()
         matrix = score_dataset(
@@ -253,10 +253,10 @@ class Recorder:
             self.validation,
             spec.split,
             resize=spec.resize,
-            device=self.made.device,
+            device=self.setup.device,
         )
         student.train(was_training)
-        if show_it and self.writes:
+        if show_table and self.is_writer:
             weights = f"student at step {self.recipe.steps}"
             options = {"weights": weights, "input": format_size(spec.resize)}
             scores = summarise(matrix, self.classes, self.validation, spec.split, options)

@@ -52,8 +52,8 @@ class MetricsWriter:
 
     def __init__(self, folder: Path, *, board: bool) -> None:
         self.log = MetricsLog(folder / "metrics.jsonl")
-        self._folder, self._wanted = folder / FOLDER, board
-        self._board: Any = None
+        self._folder, self._enabled = folder / FOLDER, board
+        self._writer: Any = None
 
     def __enter__(self) -> Self:
         return self
@@ -67,33 +67,33 @@ class MetricsWriter:
         """Flush and close the TensorBoard writer."""
         self._close()
 
-    def begin_from(self, done: int) -> None:
+    def rewind_to(self, done: int) -> None:
         """Delete the metrics of steps after `done`; TensorBoard hides these steps."""
         self.log.truncate_after(done)
         self._close()
-        if self._wanted:
-            self._board = _open_writer(self._folder, done + 1)
-            self._wanted = self._board is not None
+        if self._enabled:
+            self._writer = _open_writer(self._folder, done + 1)
+            self._enabled = self._writer is not None
 
     def write(self, step: int, event: Mapping[str, Any]) -> None:
         """Append the metrics after `step` steps."""
         self.log.write({"step": step, **event})
-        if self._board is not None:
+        if self._writer is not None:
             for tag, value in scalars(event):
-                self._board.add_scalar(tag, value, step)
+                self._writer.add_scalar(tag, value, step)
             alarms = event.get("alarms")
             for kind, text in alarms.items() if isinstance(alarms, Mapping) else ():
-                self._board.add_text(f"alarm/{kind}", text, step)
+                self._writer.add_text(f"alarm/{kind}", text, step)
 
-    def picture(self, step: int, pixels: NDArray[np.uint8]) -> None:
+    def add_preview(self, step: int, pixels: NDArray[np.uint8]) -> None:
         """Add a preview, (H, W, 3) RGB."""
-        if self._board is not None:
-            self._board.add_image("preview", pixels, step, dataformats="HWC")
+        if self._writer is not None:
+            self._writer.add_image("preview", pixels, step, dataformats="HWC")
 
     def _close(self) -> None:
-        if self._board is not None:
-            self._board.close()
-            self._board = None
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
 
 
 def scalars(event: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
