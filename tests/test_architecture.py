@@ -1,4 +1,4 @@
-"""Who may know whom: the layers of ARCHITECTURE.md, enforced on every import in the package."""
+"""Who may import whom: the table of ARCHITECTURE.md, and the limits of files and functions."""
 
 import ast
 import subprocess
@@ -7,26 +7,54 @@ from pathlib import Path
 
 import pytest
 
+import udaseg
+
 PACKAGE = Path(__file__).resolve().parents[1] / "udaseg"
-ALL = {
-    *("errors", "distributed", "recipe", "data", "models", "contrast", "evaluation", "adaptation"),
-    *("engine", "reporting", "build", "commands"),
-}
+
+LEAVES = {"errors", "text", "files", "documents"}
 MAY_KNOW = {
     "errors": set(),
+    "text": set(),
+    "files": {"errors", "text"},
+    "documents": {"errors", "text"},
+    "display": {"errors", "text"},
     "distributed": {"errors"},
-    "recipe": {"errors"},
-    "data": {"errors"},
-    "models": {"errors"},
-    "reporting": {"errors"},
-    "contrast": {"errors", "distributed"},
-    "evaluation": {"errors", "distributed"},
-    "adaptation": {"errors", "data", "models", "contrast", "distributed"},
-    "engine": {"errors", "adaptation", "data", "distributed"},
-    "build": ALL - {"reporting", "build", "commands"},
-    "commands": ALL - {"commands"},
-    "cli": {"errors", "recipe", "commands"},
+    "failures": {"errors", "distributed"},
+    "signals": {"errors", "distributed"},
+    "recipe": LEAVES,
+    "data": {*LEAVES, "display"},
+    "models": {"errors", "recipe"},
+    "runs": {*LEAVES, "recipe", "distributed"},
+    "methods": {*LEAVES, "recipe", "distributed", "data", "models", "runs"},
+    "inference": {*LEAVES, "recipe", "distributed", "data", "models", "runs"},
 }
+MAY_KNOW["evaluation"] = {*MAY_KNOW["inference"], "display", "inference"}
+MAY_KNOW["selection"] = {*MAY_KNOW["evaluation"], "evaluation"}
+MAY_KNOW["training"] = {*MAY_KNOW["selection"], "failures", "signals", "methods", "selection"}
+MAY_KNOW["prediction"] = {*MAY_KNOW["selection"], "signals"}
+MAY_KNOW["inspection"] = {*MAY_KNOW["training"], "training"}
+MAY_KNOW["demo"] = {*MAY_KNOW["training"], "training"}
+MAY_KNOW["cli"] = {"errors", "text", "recipe", "demo", "udaseg"}
+
+DATA_MAY_KNOW = {
+    "files": set(),
+    "labels": {"files"},
+    "archives": {"files"},
+    "toyland": {"labels", "files"},
+    "datasets": {"files", "labels"},
+    "loading": {"files", "labels", "datasets"},
+}
+DATA_MAY_KNOW["prepare"] = {*DATA_MAY_KNOW, *DATA_MAY_KNOW["loading"]}
+DATA_MAY_KNOW["open"] = {*DATA_MAY_KNOW["prepare"], "prepare"}
+DATA_MAY_KNOW["doctor"] = {*DATA_MAY_KNOW["open"], "open"}
+
+MAX_MODULES = 15
+MAX_LINES = 450
+MAX_FUNCTION_LINES = 50
+MAX_PARAMETERS = 8
+
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE)
+FILES += sorted(path for path in PACKAGE.glob("*.py") if path.stem in MAY_KNOW)
 
 
 def _room(path):
@@ -34,53 +62,113 @@ def _room(path):
 
 
 def _imports(path):
-    """Yield (module, line) of every udaseg import of a file, inside functions too."""
+    """Yield (module, name, line) of every udaseg import of a file, inside functions too."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("udaseg"):
-            if node.module == "udaseg":
-                for alias in node.names:
-                    yield f"udaseg.{alias.name}", node.lineno
-            else:
-                yield node.module, node.lineno
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "udaseg":
+            for alias in node.names:
+                below = PACKAGE.joinpath(*node.module.split(".")[1:], alias.name)
+                if below.is_dir() or below.with_suffix(".py").is_file():
+                    yield f"{node.module}.{alias.name}", None, node.lineno
+                else:
+                    yield node.module, alias.name, node.lineno
         elif isinstance(node, ast.Import):
             for alias in node.names:
-                if alias.name.startswith("udaseg"):
-                    yield alias.name, node.lineno
+                if alias.name.split(".")[0] == "udaseg":
+                    yield alias.name, None, node.lineno
 
 
-FILES = sorted(
-    path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or _room(path) in MAY_KNOW
-)
+def _functions(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef):
+            yield node
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_a_room_knows_only_the_rooms_below_it_and_enters_by_the_door(path):
+def test_a_module_imports_only_what_the_table_allows(path):
     own = _room(path)
     wrong = []
-    for module, line in _imports(path):
-        parts = module.split(".")[1:]
-        if not parts or parts[0] == "__version__" or parts[0] == own:
+    for module, name, line in _imports(path):
+        parts = module.split(".")[1:] or ["udaseg"]
+        if name == "__version__":
             continue
-        if parts[0] not in MAY_KNOW[own]:
-            wrong.append(f"line {line}: {own} must not know {parts[0]}")
-        elif len(parts) > 1:
-            wrong.append(f"line {line}: import from the door udaseg.{parts[0]}, not {module}")
+        if parts[0] != own and parts[0] not in MAY_KNOW[own]:
+            wrong.append(f"line {line}: {own} must not import {module}")
+        if (name or parts[-1]).startswith("_"):
+            wrong.append(f"line {line}: {name or module} is private to its module")
+        if name is not None and PACKAGE.joinpath(*parts, "__init__.py").is_file() and len(parts) > 0 and parts != ["udaseg"]:
+            wrong.append(f"line {line}: import {name} from the module that defines it")
+    if own == "data" and path.parent != PACKAGE / "data":
+        wrong += _wrong_in_data(path)
     assert not wrong, "\n".join(wrong)
 
 
-def test_every_room_is_in_the_table():
-    found = {_room(path) for path in PACKAGE.rglob("*.py")} - {"__init__", "__main__"}
-    assert found == set(MAY_KNOW)
+def _wrong_in_data(path):
+    own = path.relative_to(PACKAGE / "data").parts[0].removesuffix(".py")
+    for module, _, line in _imports(path):
+        parts = module.split(".")
+        if parts[1] == "data" and parts[2] != own and parts[2] not in DATA_MAY_KNOW[own]:
+            yield f"line {line}: data.{own} must not import {module}"
+
+
+def test_the_tables_name_every_room_and_hold_no_circle():
+    rooms = {_room(path) for path in PACKAGE.rglob("*.py")} - {"__init__", "__main__"}
+    assert rooms == set(MAY_KNOW)
+    below_data = {
+        path.relative_to(PACKAGE / "data").parts[0]
+        for path in FILES
+        if "data" in str(path.relative_to(PACKAGE).parts[0])
+    }
+    assert {name.removesuffix(".py") for name in below_data} - {"__init__"} == set(DATA_MAY_KNOW)
+    for table in (MAY_KNOW, DATA_MAY_KNOW):
+        left = {room: known - {"udaseg"} for room, known in table.items()}
+        while left:
+            free = [room for room, known in left.items() if not known & set(left)]
+            assert free, f"a circle among {sorted(left)}"
+            for room in free:
+                del left[room]
+
+
+def test_folders_files_and_functions_stay_small():
+    wrong = []
+    for folder in {path.parent for path in FILES}:
+        modules = [path for path in folder.glob("*.py") if path.name != "__init__.py"]
+        if folder != PACKAGE and len(modules) > MAX_MODULES:
+            wrong.append(f"{folder.relative_to(PACKAGE)}: {len(modules)} modules")
+    for path in FILES:
+        name = path.relative_to(PACKAGE)
+        if (lines := len(path.read_text(encoding="utf-8").splitlines())) > MAX_LINES:
+            wrong.append(f"{name}: {lines} lines")
+        for function in _functions(path):
+            length = function.end_lineno - function.lineno + 1
+            arguments = function.args
+            given = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
+            count = len([each for each in given if each.arg not in ("self", "cls")])
+            # a typer command declares one parameter an option
+            if _room(path) == "cli":
+                continue
+            if length > MAX_FUNCTION_LINES:
+                wrong.append(f"{name}:{function.lineno} {function.name}: {length} lines")
+            if count > MAX_PARAMETERS:
+                wrong.append(f"{name}:{function.lineno} {function.name}: {count} parameters")
+    assert not wrong, "\n".join(sorted(wrong))
+
+
+def test_no_public_name_is_the_name_of_a_submodule():
+    modules = {path.stem for path in PACKAGE.glob("*.py")}
+    modules |= {path.name for path in PACKAGE.iterdir() if path.is_dir()}
+    assert not modules & set(udaseg.__all__)
 
 
 @pytest.mark.parametrize(
     ("module", "unwanted"),
     [
-        ("udaseg.cli", ["torch", "cv2", "numpy", "torchvision"]),
-        ("udaseg.recipe", ["torch", "cv2", "numpy"]),
-        ("udaseg.data", ["torch"]),
-        ("udaseg.models", ["torchvision", "timm"]),
-        ("udaseg.reporting", ["torch"]),
+        ("udaseg", ["torch", "cv2", "numpy", "torchvision", "typer"]),
+        ("udaseg.cli.app", ["torch", "cv2", "numpy", "torchvision"]),
+        ("udaseg.recipe.load", ["torch", "cv2", "numpy"]),
+        ("udaseg.data.open", ["torch"]),
+        ("udaseg.models.backbones", ["torchvision", "timm"]),
+        ("udaseg.display.progress", ["torch"]),
+        ("udaseg.display.pictures", ["torch"]),
     ],
 )
 def test_imports_bring_nothing_heavy(module, unwanted):
@@ -89,11 +177,11 @@ def test_imports_bring_nothing_heavy(module, unwanted):
     assert out.stdout.strip() == "[]"
 
 
-def test_only_the_engine_moves_weights():
+def test_only_the_training_step_moves_weights():
     for path in FILES:
-        if _room(path) == "engine":
+        if _room(path) == "training":
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Attribute) and node.attr == "backward":
                 static = isinstance(node.value, ast.Name)
-                assert static, f"{path}:{node.lineno}: only the engine calls backward"
+                assert static, f"{path}:{node.lineno}: only training calls backward"

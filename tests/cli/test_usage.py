@@ -26,7 +26,7 @@ NAMES = (
     "train",
     "adapt",
     "evaluate",
-    "evaluate_files",
+    "score_predictions",
     "submit",
     "predict",
     "calibrate",
@@ -36,10 +36,10 @@ NAMES = (
 
 
 class Commands(ModuleType):
-    """Stands in for `udaseg.commands`; keeps what it was called with, or raises."""
+    """Stands in for the functions of `udaseg`; keeps what it was called with, or raises."""
 
     def __init__(self) -> None:
-        super().__init__("udaseg.commands")
+        super().__init__("commands")
         self.calls: list[tuple[str, dict[str, Any]]] = []
         self.error: BaseException | None = None
         for name in NAMES:
@@ -57,8 +57,9 @@ class Commands(ModuleType):
 @pytest.fixture
 def commands(monkeypatch: pytest.MonkeyPatch) -> Commands:
     fake = Commands()
-    monkeypatch.setitem(sys.modules, "udaseg.commands", fake)
-    monkeypatch.setattr(udaseg, "commands", fake, raising=False)
+    for name in NAMES:
+        module = "udaseg.demo" if name == "demo" else "udaseg"
+        monkeypatch.setattr(f"{module}.{name}", getattr(fake, name), raising=False)
     monkeypatch.delenv("UDASEG_DATA", raising=False)
     return fake
 
@@ -406,7 +407,7 @@ def test_talk_goes_to_stderr_as_loud_as_asked(
         log.info("hello")
         log.warning("careful")
 
-    monkeypatch.setattr(commands, "info", speak)
+    monkeypatch.setattr(udaseg, "info", speak)
     _, err = failed(capsys, "info", "x", *option)
     assert err.splitlines() == shown
 
