@@ -9,16 +9,18 @@ import math
 import os
 import shutil
 import tempfile
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from udaseg.errors import EnvironmentFault
 from udaseg.text import file_size
 
 log = logging.getLogger(__name__)
+
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -32,26 +34,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
     """Write `document` as JSON, atomically; non-finite numbers become null."""
-    text = json.dumps(plain_json(document), indent=2, allow_nan=False) + "\n"
-    write_text(path, text)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write `text` to a temporary file next to `path`, then rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
-    temporary = Path(name)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_text(path, json.dumps(plain_json(document), indent=2, allow_nan=False) + "\n")
 
 
 def plain_json(value: Any) -> Any:
+    """Return `value` with non-finite numbers as None, for JSON that every reader accepts."""
     if isinstance(value, Mapping):
         return {str(key): plain_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -61,41 +48,31 @@ def plain_json(value: Any) -> Any:
     return value
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8, atomically."""
+    write_atomic(path, text.encode())
+
+
 def write_atomic(path: Path, data: bytes | memoryview) -> None:
-    """Write `data` to a temporary file next to `path`, then rename it."""
+    """Write `data` atomically; see `open_atomic`."""
+    with open_atomic(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def open_atomic(path: Path) -> Iterator[BinaryIO]:
+    """Open a temporary file next to `path`; rename it when complete, delete it on an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
     temporary = Path(name)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
+            yield file
         temporary.chmod(0o644)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-
-
-@contextmanager
-def atomic_zip(path: Path) -> Iterator[zipfile.ZipFile]:
-    """Open a zip that is renamed to its path when complete, and deleted on an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
-    temporary = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as file, zipfile.ZipFile(file, "w") as package:
-            yield package
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sha256(data: bytes) -> str:
@@ -103,12 +80,8 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file of any size in hexadecimal.
-
-    Raises:
-        OSError: The file cannot be read.
-    """
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file of any size in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -138,9 +111,6 @@ def _sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-_UNSUPPORTED_ERRNOS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
-
-
 @contextmanager
 def file_lock(path: Path) -> Iterator[None]:
     """Hold the lock file `path`; wait while another process holds it.
@@ -160,15 +130,12 @@ def file_lock(path: Path) -> Iterator[None]:
             log.info("another process is preparing %s; waiting for it", path.stem.lstrip("."))
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:
-            if error.errno not in _UNSUPPORTED_ERRNOS:
+            if error.errno not in _NO_LOCKS:
                 raise
             log.warning(
                 "%s: this file system has no locks; do not prepare twice at once", path.parent
             )
         yield
-
-
-_DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
@@ -185,7 +152,7 @@ def disk_space(folder: Path, needed: Callable[[], int]) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _DISK_FULL_ERRNOS:
+        if error.errno not in _DISK_FULL:
             raise
         raise disk_full(folder, needed()) from error
 
@@ -194,8 +161,8 @@ def disk_full(folder: Path, needed: int) -> EnvironmentFault:
     """Return the error for `needed` more bytes that do not fit on the disk of `folder`."""
     return EnvironmentFault(
         f"{folder}: the disk is full: about {file_size(needed)} are still to be written, "
-        f"{file_size(free_disk_space(folder))} are free; free some space and run the same command again, "
-        "finished work is kept"
+        f"{file_size(free_disk_space(folder))} are free; free some space and run the same command "
+        "again, finished work is kept"
     )
 
 

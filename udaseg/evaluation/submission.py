@@ -19,7 +19,7 @@ from udaseg.display.progress import WorkProgress
 from udaseg.errors import UsageError
 from udaseg.evaluation.evaluate import open_eval_data, option_words
 from udaseg.evaluation.servers import SERVERS, Server, check_package, member_names
-from udaseg.files import atomic_zip
+from udaseg.files import open_atomic
 from udaseg.inference import loaded_run
 from udaseg.inference.pipeline import InferenceOptions, SamplePrediction, infer
 from udaseg.runs.folder import run_folder_of
@@ -98,7 +98,11 @@ def submit(
         truth=False,
         confidence="confidence" in server_spec.folders,
     )
-    with atomic_zip(path) as package, WorkProgress("submit", len(samples)) as progress:
+    with (
+        open_atomic(path) as file,
+        zipfile.ZipFile(file, "w") as package,
+        WorkProgress("submit", len(samples)) as progress,
+    ):
         for prediction in predictions:
             for folder, member in names[prediction.sample.image].items():
                 # without a timestamp, so that equal predictions give identical files

@@ -26,7 +26,7 @@ from udaseg.data.archives.members import (
 from udaseg.data.archives.tar import TarReader
 from udaseg.data.archives.zip import ZipReader
 from udaseg.errors import DataError
-from udaseg.files import disk_full, disk_space, file_sha256, free_disk_space
+from udaseg.files import disk_full, disk_space, free_disk_space, sha256_of
 from udaseg.text import file_size
 
 log = logging.getLogger(__name__)
@@ -120,7 +120,7 @@ def _checked_members(archive: Path) -> list[Member]:
             "%s: a tar has no checksums, and there is no %s.sha256 next to it; its sha256 is %s",
             archive,
             archive.name,
-            file_sha256(archive),
+            sha256_of(archive),
         )
     return members
 

@@ -31,7 +31,7 @@ from udaseg.data.prepare.rules import (
 )
 from udaseg.data.prepare.workspace import Workspace, clear_workspace, is_clean, recover
 from udaseg.errors import DataError
-from udaseg.files import disk_space, file_lock, file_sha256
+from udaseg.files import disk_space, file_lock, sha256_of
 
 log = logging.getLogger(__name__)
 
@@ -177,7 +177,7 @@ def _stored_report(
     try:
         manifest = read_manifest(final)
         dataset = read_index(final)
-        intact = all(file_sha256(final / name) == digest for name, digest in manifest.files.items())
+        intact = all(sha256_of(final / name) == digest for name, digest in manifest.files.items())
     except (DataError, OSError):  # damaged: prepare it again
         return None
     labels = [row.prepared for row in manifest.rows if row.prepared is not None]

@@ -10,7 +10,7 @@ from udaseg.data.datasets.index import INDEX_NAME
 from udaseg.data.files.threads import map_in_threads
 from udaseg.data.prepare.manifest import Manifest, read_manifest
 from udaseg.errors import DataError
-from udaseg.files import file_sha256
+from udaseg.files import sha256_of
 
 _MISSING = "gone"
 
@@ -113,7 +113,7 @@ def _check_file(job: tuple[Path, tuple[int | None, str]]) -> str | None:
         actual = path.stat().st_size
         if size is not None and actual != size:
             return f"has {actual:,} bytes, not {size:,}"
-        if file_sha256(path) != digest:
+        if sha256_of(path) != digest:
             return "has different content"
     except OSError as error:
         return f"cannot be read: {error.strerror or error}"

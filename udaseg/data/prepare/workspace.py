@@ -31,7 +31,7 @@ from udaseg.data.prepare.manifest import (
 )
 from udaseg.data.prepare.rules import SOURCE_NAME, PrepareOptions
 from udaseg.errors import DataError
-from udaseg.files import file_sha256, rename_durably, sha256, sync_to_disk, write_atomic
+from udaseg.files import rename_durably, sha256, sha256_of, sync_to_disk, write_atomic
 
 
 class Workspace:
@@ -132,7 +132,7 @@ class Workspace:
         if row.prepared is None:
             return True
         path = self.temporary_folder / row.prepared.path
-        return row.prepared.matches(path) and file_sha256(path) == row.prepared.sha256
+        return row.prepared.matches(path) and sha256_of(path) == row.prepared.sha256
 
     def _link_label(self, prepared: Fingerprint) -> bool:
         """Link a label of the finished dataset into this folder, or copy it without hard links."""
