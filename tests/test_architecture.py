@@ -61,6 +61,10 @@ def _room(path):
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
+def _is_package(parts):
+    return PACKAGE.joinpath(*parts, "__init__.py").is_file()
+
+
 def _imports(path):
     """Yield (module, name, line) of every udaseg import of a file, inside functions too."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -95,7 +99,7 @@ def test_a_module_imports_only_what_the_table_allows(path):
             wrong.append(f"line {line}: {own} must not import {module}")
         if (name or parts[-1]).startswith("_"):
             wrong.append(f"line {line}: {name or module} is private to its module")
-        if name is not None and PACKAGE.joinpath(*parts, "__init__.py").is_file() and len(parts) > 0 and parts != ["udaseg"]:
+        if name is not None and parts != ["udaseg"] and _is_package(parts):
             wrong.append(f"line {line}: import {name} from the module that defines it")
     if own == "data" and path.parent != PACKAGE / "data":
         wrong += _wrong_in_data(path)
@@ -143,8 +147,7 @@ def test_folders_files_and_functions_stay_small():
             arguments = function.args
             given = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
             count = len([each for each in given if each.arg not in ("self", "cls")])
-            # a typer command declares one parameter an option
-            if _room(path) == "cli":
+            if _room(path) == "cli":  # a typer command declares one parameter an option
                 continue
             if length > MAX_FUNCTION_LINES:
                 wrong.append(f"{name}:{function.lineno} {function.name}: {length} lines")
