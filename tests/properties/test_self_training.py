@@ -45,7 +45,7 @@ def _objective(regional=None, **changes):
         "confidence": 0.2,
         "share_over": "batch",
         "ignore_is_class": False,
-        "strong": StrongAugmentation(0.25, 0.8, 0.5, (0.15, 1.15)),
+        "augmentation": StrongAugmentation(0.25, 0.8, 0.5, (0.15, 1.15)),
         "mix_weight": 1.0,
         "regularizers": {} if regional is None else {"regional": regional},
     }
@@ -274,7 +274,7 @@ def test_each_part_of_the_memory_matters(lost):
 def test_any_regularizer_can_be_added_by_its_contract():
     class Length(Regularizer):
         needs = frozenset({"source", "mixed"})
-        wants_embeddings = False
+        needs_embeddings = False
 
         def __init__(self):
             super().__init__()

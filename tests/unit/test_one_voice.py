@@ -9,7 +9,7 @@ import torch.distributed as dist
 import torch.multiprocessing
 
 from tests.ranks import found_by_each
-from udaseg import distributed, failures
+from udaseg import failures
 from udaseg.distributed import barrier
 from udaseg.errors import DataError, EnvironmentFault, RankFailed, UdasegError
 from udaseg.failures import process_group, report_once
@@ -35,7 +35,7 @@ def _full():
 def number(request, monkeypatch):
     """Be the first or the second process of two."""
     monkeypatch.setattr(failures, "_reporter", failures.FailureReporter(dist.HashStore()))
-    monkeypatch.setattr(distributed, "rank", lambda: request.param)
+    monkeypatch.setattr(failures, "rank", lambda: request.param)
     return request.param
 
 
@@ -86,7 +86,7 @@ def _rank(number, folder):
         with process_group("cpu"):
             _put_better(_full if number == 0 else barrier)
     except UdasegError as error:
-        said = None if getattr(error, "told", False) else str(error)
+        said = None if getattr(error, "reported_elsewhere", False) else str(error)
         torch.save((said, error.exit_code), folder / f"{number}.pt")
 
 

@@ -144,7 +144,7 @@ def test_updates_follow_the_formula_over_several_steps(momentum, absent, normali
             if normalise:
                 means[k] = F.normalize(means[k], dim=0)
             seen[k] = seen[k] or bool(mine)
-        foretold = bank.after(embeddings, labels)
+        foretold = bank.preview_update(embeddings, labels)
         bank.update(embeddings, labels)
         assert torch.equal(foretold[0], bank.means)
         assert torch.equal(foretold[1], bank.seen)

@@ -19,7 +19,6 @@ from udaseg.methods.augmentation import strong_augment
 from udaseg.methods.mixing import class_mask, square_mask
 from udaseg.methods.objectives.objective import generator_for
 from udaseg.methods.pixel_loss import pseudo_labels
-from udaseg.models import segmenter
 from udaseg.models.projector import Projector
 
 CLASSES, SIDE, STRIDE, STEPS = 13, 64, 8, 5
@@ -166,7 +165,7 @@ def test_losses_teacher_and_bank_follow_the_formulas_over_several_steps(name, mo
     # two layers: in a deep untrained network rounding alone grows by 1,000 within a step
     small = small_segmenter(classes=CLASSES)
     small.projector = Projector(8, 128)
-    monkeypatch.setattr(segmenter, "build_segmenter", lambda *_, **__: small)
+    monkeypatch.setattr(build, "build_segmenter", lambda *_, **__: small)
     recipe = shipped(f"toyland/{name}", [*SURE, *SMALL])
     made = build.build_objective(recipe, CLASSES).train()
     spec = recipe.method

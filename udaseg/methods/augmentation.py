@@ -165,9 +165,7 @@ def fourier_style(content: Tensor, style: Tensor, *, band: float) -> Tensor:
             width, reach, content_spectrum.device
         )
         amplitude = torch.where(low, style_spectrum.abs(), content_spectrum.abs())
-        styled: Tensor = torch.fft.ifft2(
-            torch.polar(amplitude, content_spectrum.angle())
-        ).on_real_images
+        styled: Tensor = torch.fft.ifft2(torch.polar(amplitude, content_spectrum.angle())).real
         return styled.contiguous(memory_format=torch.channels_last)
 
 
