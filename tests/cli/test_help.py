@@ -45,7 +45,7 @@ def test_version_is_told() -> None:
 
 
 def test_importing_the_command_line_brings_nothing_heavy() -> None:
-    code = f"import sys, udaseg.cli; print([m for m in {HEAVY} if m in sys.modules])"
+    code = f"import sys, udaseg.cli.main; print([m for m in {HEAVY} if m in sys.modules])"
     result = python(code)
     assert (result.returncode, result.stdout.strip()) == (0, "[]"), result.stderr
 
@@ -53,7 +53,7 @@ def test_importing_the_command_line_brings_nothing_heavy() -> None:
 @pytest.mark.parametrize("words", [["--help"], ["adapt", "--help"], ["recipes", "ls"], ["methods"]])
 def test_a_light_command_brings_nothing_heavy(words: list[str]) -> None:
     code = (
-        "import sys; from udaseg.cli import main\n"
+        "import sys; from udaseg.cli.main import main\n"
         f"try: main({words})\n"
         "except SystemExit as stop: code = stop.code\n"
         f"print(code, [m for m in {HEAVY} if m in sys.modules], file=sys.stderr)"
@@ -65,7 +65,7 @@ def test_a_light_command_brings_nothing_heavy(words: list[str]) -> None:
 
 def test_a_wrong_recipe_is_refused_before_anything_heavy() -> None:
     code = (
-        "import sys; from udaseg.cli import main\n"
+        "import sys; from udaseg.cli.main import main\n"
         "try: main(['adapt', 'stepps=5'])\n"
         "except SystemExit as stop: code = stop.code\n"
         f"print(code, [m for m in {HEAVY} if m in sys.modules])"

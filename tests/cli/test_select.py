@@ -18,7 +18,6 @@ from udaseg.errors import CheckpointError, DataError
 from udaseg.inference import loaded_run
 from udaseg.inference.loaded_run import LoadedModel
 from udaseg.recipe.load import to_dict
-from udaseg.runs import checkpoint
 from udaseg.selection import candidates
 
 
@@ -105,7 +104,7 @@ def home(monkeypatch, tmp_path):
         return made.cities[data]
 
     monkeypatch.setattr(loaded_run, "load_run", load_run)
-    monkeypatch.setattr(checkpoint, "find_checkpoint", find_checkpoint)
+    monkeypatch.setattr(candidates, "find_checkpoint", find_checkpoint)
     monkeypatch.setattr(candidates, "open_dataset", open_dataset)
     return made
 

@@ -501,7 +501,7 @@ def invented(annotation: Any, draw: random.Random) -> Any:
 
 def test_every_recipe_survives_being_printed_and_stored(monkeypatch: pytest.MonkeyPatch) -> None:
     # ranges are another matter: any value of the right type has to come back
-    monkeypatch.setattr(sys.modules["udaseg.recipe.load"], "problems", lambda recipe: [])
+    monkeypatch.setattr(sys.modules["udaseg.recipe.load"], "recipe_problems", lambda recipe: [])
     draw = random.Random(0)
     for _ in range(500):
         recipe = invented(Recipe, draw)

@@ -179,7 +179,7 @@ def test_what_people_cannot_see_is_said_in_words():
 
 def test_gain_and_loss_against_the_baseline_are_in_points():
     base, other = run("base"), RunContent("new", scores=scores((0.75, 0.15)))
-    text = report_page(page(base, other, baseline=True))
+    text = report_page(page(base, other, has_baseline=True))
     assert "(+25.00)" in text
     assert "(-10.00)" in text
     assert text.count("(+7.50)") == 1  # of the mean
@@ -188,7 +188,9 @@ def test_gain_and_loss_against_the_baseline_are_in_points():
 
 def test_an_unmeasured_class_has_a_dash_and_no_change():
     base, other = run("base"), RunContent("new", scores=scores((math.nan, 0.25)))
-    shown = "".join(part for _, part in read(report_page(page(base, other, baseline=True))).texts)
+    shown = "".join(
+        part for _, part in read(report_page(page(base, other, has_baseline=True))).texts
+    )
     assert "nan" not in shown.lower().replace("lifted", "")
     assert re.search(r"road\s*50\.00\s*-\s*75\.00", shown)
 
