@@ -26,7 +26,7 @@ _TEMPORARY = re.compile(r"(^|/)\.[^/]*(\.tmp|video-)")
 
 
 def masks(folder: Path, **options: Any) -> None:
-    """Predict `folder/in` into `folder/masks`; `build.load_run` gives a small network by then."""
+    """Predict `folder/in` into `folder/masks`; `load_run` is patched to return a small network."""
     asked: dict[str, Any] = {"overwrite": False, "resume": False, **options}
     with contextlib.redirect_stdout(io.StringIO()):
         predict(

@@ -6,7 +6,7 @@ from udaseg.prediction.predict import predict as predict_command
 
 
 def predict(*words, **options):
-    """Predict the inputs `words` with the network that `build.load_run` is made to return."""
+    """Predict the inputs `words` with the network that `load_run` is patched to return."""
     asked = {
         "checkpoint": Path("runs/colors"),
         "out": Path("masks"),

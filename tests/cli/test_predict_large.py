@@ -18,12 +18,12 @@ from pathlib import Path
 import torch
 from tests.colors import loaded_colors
 from tests.small import small_segmenter
-from udaseg import build
-from udaseg.cli import main
+from udaseg.cli.main import main
+from udaseg.inference import loaded_run
 
 torch.set_num_threads(1)
 network = small_segmenter(classes=3, projector=False).eval().requires_grad_(False)
-build.load_run = lambda path, **_: loaded_colors([sys.argv[1]], network)
+loaded_run.load_run = lambda path, **_: loaded_colors([sys.argv[1]], network)
 try:
     main(["predict", "in", "--checkpoint", "x", "--save", sys.argv[2], "-q"])
 finally:

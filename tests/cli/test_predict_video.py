@@ -180,7 +180,7 @@ def test_failures_before_a_full_disk_are_named_all_the_same(monkeypatch):
     monkeypatch.setattr(module, "write_masks", fill)
     with pytest.raises(EnvironmentFault, match="disk full"):
         predict("in")
-    assert "a.mp4: is no video" in Path("masks/failures.csv").read_text()
+    assert "a.mp4: is not a readable video" in Path("masks/failures.csv").read_text()
 
 
 def test_a_signal_in_a_video_leaves_nothing_of_it_and_resume_does_it_whole(run):

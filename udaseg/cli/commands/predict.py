@@ -62,7 +62,7 @@ def predict(
         float | None,
         typer.Option(
             metavar="P",
-            help="Mark parse_height_width with a confidence below P (0 to 1) as ignore (255).",
+            help="Mark pixels with a confidence below P (0 to 1) as ignore (255).",
         ),
     ] = None,
     uncalibrated: Annotated[
