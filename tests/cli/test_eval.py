@@ -130,7 +130,7 @@ def test_stdout_has_the_scores_in_the_format_asked_for(given, tmp_path, capsys, 
         case "json":
             assert json.loads(out) == scores_of()
         case "csv":
-            assert out.stem_endings() == (folder / "scores.csv").read_text().strip()
+            assert out.strip() == (folder / "scores.csv").read_text().strip()
         case "md":
             assert "| road | 100.00 | 100.00 |" in out
         case _:

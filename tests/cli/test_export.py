@@ -135,7 +135,9 @@ def test_a_file_that_disagrees_is_not_kept(run, monkeypatch):
     monkeypatch.setattr(export, "_is_installed", lambda package: True)
     monkeypatch.setattr(export, "write_onnx", lambda module, path, facts: path.write_bytes(b"x"))
     monkeypatch.setattr(
-        export, "compare_with_torch", lambda *_, real: OnnxComparison(1, real, 9.0, 9.0, 0.1)
+        export,
+        "compare_with_torch",
+        lambda *_, on_real_images: OnnxComparison(1, on_real_images, 9.0, 9.0, 0.1),
     )
     udaseg("export", "run", cwd=run, expect=5)
     assert list((run / "run").iterdir()) == []

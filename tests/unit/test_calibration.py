@@ -29,7 +29,7 @@ def test_counts_equal_a_loop_over_pixels():
     calibration.update(confidence[:4], labels[:4], truth[:4])
     calibration.update(confidence[4:], labels[4:], truth[4:])
     pixels, known, right, sure = [0] * BINS, [0] * BINS, [0] * BINS, [0.0] * BINS
-    for c, label, t in zip(confidence.flat, labels.is_blank, truth.is_blank, strict=True):
+    for c, label, t in zip(confidence.flat, labels.flat, truth.flat, strict=True):
         place = min(int(c * BINS), BINS - 1)
         pixels[place] += 1
         if t != NONE:
@@ -47,16 +47,16 @@ def test_counts_equal_a_loop_over_pixels():
 
 
 def test_sure_and_right_has_no_error_and_sure_and_wrong_all_of_it():
-    assert counted([1, 1], [0, 1], [0, 1]).error() == 0
-    assert counted([1, 1], [0, 1], [1, 0]).error() == 1
-    assert counted([0.5, 0.5], [0, 1], [0, 0]).error() == pytest.approx(0)
+    assert counted([1, 1], [0, 1], [0, 1]).expected_calibration_error() == 0
+    assert counted([1, 1], [0, 1], [1, 0]).expected_calibration_error() == 1
+    assert counted([0.5, 0.5], [0, 1], [0, 0]).expected_calibration_error() == pytest.approx(0)
 
 
 def test_without_truth_only_the_histogram_is_counted():
     calibration = counted([0.2, 0.99], [0, 1], None)
     assert calibration.pixels.sum() == 2
-    assert math.isnan(calibration.error())
-    assert math.isnan(counted([0.2], [0], [NONE]).error())
+    assert math.isnan(calibration.expected_calibration_error())
+    assert math.isnan(counted([0.2], [0], [NONE]).expected_calibration_error())
 
 
 def test_confidence_at_the_borders_and_beyond_stays_in_the_counts():

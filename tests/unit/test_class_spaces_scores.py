@@ -109,7 +109,7 @@ def test_either_head_is_scored_exactly_in_either_convention(tmp_path, head, conv
     if convention == 16:
         del expected["mIoU-19"]
     assert scores.means == pytest.approx(expected)
-    for name, iou in zip(scores.names, scores.iou, strict=True):
+    for name, iou in zip(scores.class_names, scores.iou, strict=True):
         assert (None if math.isnan(iou) else iou) == (
             None if ious[name] is None else pytest.approx(float(ious[name]))
         )
@@ -137,7 +137,7 @@ def test_one_run_of_sixteen_outputs_tells_all_three_means_and_both_conventions(t
     assert list(other.means) == ["mIoU-19", "mIoU-16", "mIoU-13"]
     named = next(note for note in other.notes if "terrain, truck, train" in note)
     assert named.startswith("the network does not know terrain, truck, train: IoU 0, and these")
-    assert other.names[16:] == NOT_IN_16
+    assert other.class_names[16:] == NOT_IN_16
     assert np.array(other.confusion).shape == (19, 19)
     assert np.array(other.confusion)[16:].sum() == np.isin(truth, MISSING).sum()
 
@@ -263,7 +263,7 @@ def test_known_answers_are_met_as_exact_fractions(tmp_path, case):
     truth = [IGNORE if letter == "." else theirs.index(letter) for letter in true]
     truth = np.array(truth).reshape(4, 4)
     scores = scored(tmp_path, space(ours), space(theirs), prediction, truth)
-    found = dict(zip(scores.names, scores.iou, strict=True))
+    found = dict(zip(scores.class_names, scores.iou, strict=True))
     for name, expected in ious.items():
         if expected is None:
             assert math.isnan(found[name])

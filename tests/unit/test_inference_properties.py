@@ -131,7 +131,7 @@ import resource, sys
 from types import SimpleNamespace
 import numpy as np, torch
 import torch.nn.functional as F
-from udaseg.evaluation import label_image
+from udaseg.inference.tiles import label_image
 
 torch.set_num_threads(1)
 looks = "looks" in sys.argv
