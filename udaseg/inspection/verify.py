@@ -69,7 +69,7 @@ def verify_run(*, run: Path) -> None:
     kinds: tuple[tuple[str, type[UdasegError]], ...] = (
         ("damaged", CheckpointError),
         ("missing", DataError),
-        ("outside", GateError),
+        ("out_of_range", GateError),
     )
     problems = [
         f"{c.folder}: {line}" for c in checks for kind, _ in kinds for line in getattr(c, kind)
