@@ -52,7 +52,7 @@ class Reader:
         return self._positions[key]
 
     def read(self, annotation: Any, node: Node, key: str = "") -> Any:
-        """Return the value of `node`, or `UNREAD` after listing an error."""
+        """Return the value of `node`, or `INVALID` after listing an error."""
         self._positions.setdefault(key, node.position)
         if isinstance(node, InvalidNode):
             return INVALID

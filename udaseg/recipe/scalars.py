@@ -76,7 +76,8 @@ def boolean(word: ScalarNode) -> bool:
     if word.quoted and lower in ("true", "false"):
         hint = "; remove the quotes"
     elif lower in _YAML_1_1_BOOLEANS:
-        hint = f"; only YAML 1.1 reads it as {_YAML_1_1_BOOLEANS[lower]}: write {_YAML_1_1_BOOLEANS[lower]}"
+        meaning = _YAML_1_1_BOOLEANS[lower]
+        hint = f"; only YAML 1.1 reads it as {meaning}: write {meaning}"
     elif lower in ("true", "false"):
         hint = f"; write {lower} in lower case"
     raise ScalarError(f"must be true or false, got {describe_scalar(word)}{hint}")

@@ -1,8 +1,8 @@
 """The schema of a recipe: one frozen dataclass per section. Does not import torch.
 
 A field without a default must be written in the recipe, because it changes the numbers. A field
-with a default either belongs to the machine or disables a part. `problems` checks ranges that a
-type cannot express, and reports all errors of the recipe at once.
+with a default either belongs to the machine or disables a part. `recipe_problems` checks
+ranges that a type cannot express, and reports all errors of the recipe at once.
 """
 
 from dataclasses import dataclass, field

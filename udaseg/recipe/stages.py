@@ -87,23 +87,23 @@ def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
 
 def stage_at(recipe: Recipe, step: int) -> Stage:
     """Return the stage of step `step` (from 0); after the last step, the last stage."""
-    all_legs = stages_of(recipe)
-    return next((leg for leg in all_legs if step < leg.end), all_legs[-1])
+    stages = stages_of(recipe)
+    return next((stage for stage in stages if step < stage.end), stages[-1])
 
 
 def adapts(recipe: Recipe) -> bool:
     """Return whether any part of the run uses target images."""
-    trained_on = any(leg.reads_target for leg in stages_of(recipe))
+    trained_on = any(stage.reads_target for stage in stages_of(recipe))
     return trained_on or recipe.method.target_statistics > 0
 
 
-def recipe_of_stage(recipe: Recipe, leg: Stage) -> Recipe:
+def recipe_of_stage(recipe: Recipe, stage: Stage) -> Recipe:
     """Return the recipe with the batch norm mode and the learning rate of the stage."""
     optimizer = recipe.optimizer
-    scaled = replace(optimizer, lr=optimizer.lr * leg.lr_mult)
+    scaled = replace(optimizer, lr=optimizer.lr * stage.lr_mult)
     model = recipe.model
-    if leg.batch_norm is not None:
-        model = replace(model, batch_norm=leg.batch_norm)
+    if stage.batch_norm is not None:
+        model = replace(model, batch_norm=stage.batch_norm)
     return replace(recipe, model=model, optimizer=scaled)
 
 
@@ -134,7 +134,7 @@ def numeric_settings(recipe: Recipe) -> dict[str, Any]:
 
 
 def recipe_digest(recipe: Recipe) -> str:
-    """Return the SHA-256 of `numbers_of`; the formatting of the file does not change it."""
+    """Return the SHA-256 of `numeric_settings`; the formatting of the file does not change it."""
     text = json.dumps(numeric_settings(recipe), sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
