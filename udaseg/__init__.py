@@ -7,20 +7,29 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from udaseg.data.doctor.command import doctor
     from udaseg.data.prepare.command import prepare, verify
-    from udaseg.evaluation.evaluate import evaluate
+    from udaseg.evaluation.evaluate import EvaluationOptions, evaluate
     from udaseg.evaluation.score_predictions import score_predictions
-    from udaseg.evaluation.submission import submit
+    from udaseg.evaluation.scores import ScoringOptions
+    from udaseg.evaluation.submission import SubmissionOptions, submit
     from udaseg.inference.export import export
+    from udaseg.inference.pipeline import InferenceOptions
     from udaseg.inspection.info import info
     from udaseg.inspection.report import report
     from udaseg.inspection.verify import verify_run
-    from udaseg.prediction.predict import predict
+    from udaseg.prediction.predict import PredictOptions, predict
     from udaseg.selection.calibrate import calibrate
-    from udaseg.selection.select import select
+    from udaseg.selection.select import SelectOptions, select
     from udaseg.training.seeds import run_seeds
-    from udaseg.training.train import adapt, train
+    from udaseg.training.train import TrainOptions, adapt, train
 
 _MODULES = {
+    "TrainOptions": "udaseg.training.train",
+    "EvaluationOptions": "udaseg.evaluation.evaluate",
+    "InferenceOptions": "udaseg.inference.pipeline",
+    "PredictOptions": "udaseg.prediction.predict",
+    "ScoringOptions": "udaseg.evaluation.scores",
+    "SubmissionOptions": "udaseg.evaluation.submission",
+    "SelectOptions": "udaseg.selection.select",
     "adapt": "udaseg.training.train",
     "calibrate": "udaseg.selection.calibrate",
     "doctor": "udaseg.data.doctor.command",
@@ -40,6 +49,13 @@ _MODULES = {
 }
 
 __all__ = [
+    "EvaluationOptions",
+    "InferenceOptions",
+    "PredictOptions",
+    "ScoringOptions",
+    "SelectOptions",
+    "SubmissionOptions",
+    "TrainOptions",
     "__version__",
     "adapt",
     "calibrate",

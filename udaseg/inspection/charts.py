@@ -49,27 +49,42 @@ def line_chart(
         style = {"class_": f"line s{style_index % _STYLE_COUNT}"}
         if colors and name in colors:
             style = {"class_": "line", "stroke": _rgb(colors[name]), "data_class": name}
-        for piece in _segments(points):
-            positions = [(_x_pixel(x, x_span), _y_pixel(y, y_span)) for x, y in piece]
-            if len(positions) == 1:
-                (x, y), *_ = positions
-                parts.append(element("circle", cx=x, cy=y, r=2, **style))
-                continue
-            coordinates = " ".join(f"{x:.1f},{y:.1f}" for x, y in positions)
-            parts.append(element("polyline", points=coordinates, **style))
+        parts += _line(points, x_span, y_span, style)
         legend_entries.append(_legend_entry(name, style))
-    last = "; ".join(
-        f"{name} ends at {_format_number(finite[-1])}"
-        for name, points in finite_x.items()
-        if (finite := [y for _, y in points if math.isfinite(y)])
-    )
-    description = (
-        f"{title} over steps {_format_number(x_span[0])} to {_format_number(x_span[1])}: {last}"
-    )
+    description = f"{title} over steps {_format_number(x_span[0])} to {_format_number(x_span[1])}"
+    description += f": {_last_values(finite_x)}"
     by_class = any(name in (colors or {}) for name in finite_x)
     legend = legend_entries if len({*lines, *styles}) > 1 else []
     return _figure(
         title, parts, description, legend, css_class="chart classes" if by_class else "chart"
+    )
+
+
+def _line(
+    points: Points,
+    x_span: tuple[float, float],
+    y_span: tuple[float, float],
+    style: Mapping[str, str],
+) -> list[Html]:
+    """Draw the segments of a line between its gaps; a single point is a dot."""
+    parts = []
+    for piece in _segments(points):
+        positions = [(_x_pixel(x, x_span), _y_pixel(y, y_span)) for x, y in piece]
+        if len(positions) == 1:
+            (x, y), *_ = positions
+            parts.append(element("circle", cx=x, cy=y, r=2, **style))
+            continue
+        coordinates = " ".join(f"{x:.1f},{y:.1f}" for x, y in positions)
+        parts.append(element("polyline", points=coordinates, **style))
+    return parts
+
+
+def _last_values(lines: Mapping[str, Points]) -> str:
+    """Return the last finite value of each line as text."""
+    return "; ".join(
+        f"{name} ends at {_format_number(finite[-1])}"
+        for name, points in lines.items()
+        if (finite := [y for _, y in points if math.isfinite(y)])
     )
 
 

@@ -63,7 +63,7 @@ def join(parts: list[Html] | tuple[Html, ...]) -> Html:
 
 
 def read_asset(name: str) -> str:
-    """Return the text of a file in `assets`."""
+    """Return the text of a file in `templates`."""
     return (files("udaseg.inspection") / "templates" / name).read_text(encoding="utf-8")
 
 

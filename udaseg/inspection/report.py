@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from udaseg.files import write_text
 from udaseg.inference import loaded_run
 from udaseg.inference.loaded_run import LoadedModel
 from udaseg.inspection.record import read_run
-from udaseg.inspection.report_content import PageContent
+from udaseg.inspection.report_content import Color, PageContent
 from udaseg.inspection.report_images import ReportImages, render_report_images
 from udaseg.inspection.report_page import report_page
 from udaseg.recipe.schema import Recipe
@@ -62,14 +62,7 @@ def report(
     ]
     warnings: list[str] = []
     loaded = _load_networks(columns, device, warnings)
-    pictures = (
-        _render_images(loaded, images, scan, root, warnings)
-        if images and loaded
-        else ReportImages()
-    )
-    colors: dict[str, tuple[int, int, int]] = {}
-    for run in loaded.values():
-        colors = dict(zip(run.classes.names, run.classes.colors, strict=True)) | colors
+    pictures = _render_images(loaded, images, scan, root, warnings)
     page = PageContent(
         title=" and ".join(columns) if len(columns) < 3 else f"{len(columns)} runs",
         runs=[
@@ -77,17 +70,13 @@ def report(
             for content in contents
         ],
         has_baseline=baseline is not None and len(columns) > 1,
-        colors=colors,
+        colors=_class_colors(loaded.values()),
         examples=pictures.shots,
         examples_note=pictures.caption,
         warnings=warnings,
         created=f"Written {time.strftime('%Y-%m-%d %H:%M %z')} by udaseg {__version__}.",
     )
-    text = report_page(page)
-    path = out or runs[0] / "report.html"
-    write_text(path, text)
-    size = len(text.encode()) / 1e6
-    Console(highlight=False, soft_wrap=True).print(Text(f"{printable(str(path))}: {size:.2f} MB"))
+    _write_page(page, out or runs[0] / "report.html")
 
 
 def _unique_run_folders(folders: Sequence[Path]) -> list[Path]:
@@ -145,6 +134,8 @@ def _render_images(
     warnings: list[str],
 ) -> ReportImages:
     """Predict the last run's validation images, or its unlabelled target without any."""
+    if not images or not loaded:
+        return ReportImages()
     try:
         dataset, split = _image_dataset(list(loaded.values())[-1].recipe, root)
         return render_report_images(loaded, dataset, split, show=images, scan=max(scan, images))
@@ -152,6 +143,21 @@ def _render_images(
         log.warning("%s", error)
         warnings.append(f"no images: {error}")
         return ReportImages()
+
+
+def _class_colors(loaded: Iterable[LoadedModel]) -> dict[str, Color]:
+    """Return the colour of each class; if networks disagree, that of the first one."""
+    colors: dict[str, Color] = {}
+    for run in loaded:
+        colors = dict(zip(run.classes.names, run.classes.colors, strict=True)) | colors
+    return colors
+
+
+def _write_page(page: PageContent, path: Path) -> None:
+    text = report_page(page)
+    write_text(path, text)
+    size = len(text.encode()) / 1e6
+    Console(highlight=False, soft_wrap=True).print(Text(f"{printable(str(path))}: {size:.2f} MB"))
 
 
 def _image_dataset(recipe: Recipe, root: Path) -> tuple[PreparedDataset, str]:

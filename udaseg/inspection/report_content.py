@@ -101,7 +101,7 @@ class PageContent:
         has_baseline: Whether the first run is the baseline for the others.
         colors: RGB colour of each class by name.
         examples: Example images.
-        examples_note: Sentence on the images that the shots were chosen from.
+        examples_note: Sentence on the images that the examples were chosen from.
         warnings: Warnings about the page as a whole.
         created: When and by which version the page was created.
     """

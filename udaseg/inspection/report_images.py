@@ -19,7 +19,7 @@ from udaseg.display.progress import WorkProgress
 from udaseg.evaluation.confusion import ConfusionMatrix
 from udaseg.inference.loaded_run import LoadedModel
 from udaseg.inference.sizes import input_size, network_input_size
-from udaseg.inference.tiles import label_image
+from udaseg.inference.tiles import TileOptions, label_image
 from udaseg.inspection.report_content import Color, ExampleImage, ImageLayer, Reliability
 from udaseg.selection.temperature import ConfidenceHistogram
 from udaseg.text import percent
@@ -117,7 +117,7 @@ def _evaluate_image(
     for name, run in runs.items():
         resized = resize_image(image, input_size(stored, network_input_size(run.recipe)))
         labels, confidence = label_image(
-            run.segmenter, resized, size, device=run.device, confidence=True
+            run.segmenter, resized, size, TileOptions(run.device, confidence=True)
         )
         assert confidence is not None
         run_truth = None
@@ -164,7 +164,7 @@ _QUALITY = 82
 
 
 def shrink(picture: NDArray[np.uint8], *, mask: bool) -> NDArray[np.uint8]:
-    """Resize a picture to at most `SHOWN_PX` per side; class ids are never interpolated."""
+    """Resize a picture to at most `MAX_SIDE_PX` per side; class ids are never interpolated."""
     height, width = picture.shape[:2]
     factor = MAX_SIDE_PX / max(height, width)
     if factor >= 1:

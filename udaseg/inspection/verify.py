@@ -3,7 +3,7 @@
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,14 @@ class RunCheck:
     missing: list[str] = field(default_factory=list)
     out_of_range: list[str] = field(default_factory=list)
 
+    def problems(self) -> list[tuple[type[UdasegError], str]]:
+        """Return every problem with the error that it raises, the worst kind first."""
+        return [
+            *((CheckpointError, line) for line in self.damaged),
+            *((DataError, line) for line in self.missing),
+            *((GateError, line) for line in self.out_of_range),
+        ]
+
 
 def verify_run(*, run: Path) -> None:
     """Check a run, or all runs of a folder of seeds, and print the results.
@@ -66,22 +74,20 @@ def verify_run(*, run: Path) -> None:
     for check in checks:
         for line in check.passed:
             console.print(Text(f"{printable(str(check.folder))}: {printable(line)}"))
-    kinds: tuple[tuple[str, type[UdasegError]], ...] = (
-        ("damaged", CheckpointError),
-        ("missing", DataError),
-        ("out_of_range", GateError),
-    )
+    _raise_problems(checks)
+
+
+def _raise_problems(checks: Sequence[RunCheck]) -> None:
+    """Raise the problems of all runs together; the worst kind decides the error."""
     problems = [
-        f"{c.folder}: {line}" for c in checks for kind, _ in kinds for line in getattr(c, kind)
+        (error, f"{check.folder}: {line}") for check in checks for error, line in check.problems()
     ]
-    for kind, error in kinds:
-        if any(getattr(check, kind) for check in checks):
-            remainder = (
-                [f"and {len(problems) - _MAX_PROBLEMS} more"]
-                if len(problems) > _MAX_PROBLEMS
-                else []
-            )
-            raise error("\n".join([*problems[:_MAX_PROBLEMS], *remainder]))
+    for error in (CheckpointError, DataError, GateError):
+        if any(kind is error for kind, _ in problems):
+            lines = [line for _, line in problems[:_MAX_PROBLEMS]]
+            if len(problems) > _MAX_PROBLEMS:
+                lines.append(f"and {len(problems) - _MAX_PROBLEMS} more")
+            raise error("\n".join(lines))
 
 
 def check_run(folder: Path) -> RunCheck:

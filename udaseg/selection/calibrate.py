@@ -99,13 +99,7 @@ def calibrate(
         else _pseudo_labelled_pixels(loaded, images, root)
     )
     temperature = fit_temperature(fit_pixels.logits, fit_pixels.labels)
-    if not 1.01 * MIN_TEMPERATURE < temperature < 0.99 * MAX_TEMPERATURE:
-        log.warning(
-            "the temperature is at the limit of the allowed range (%g to %g): nearly all "
-            "predictions here are right, or nearly all are wrong; do not use it",
-            MIN_TEMPERATURE,
-            MAX_TEMPERATURE,
-        )
+    _warn_if_extreme(temperature)
     rows = [_table_row(fit_pixels, temperature)]
     validation_pixels = _validation_pixels(loaded, images, root)
     if validation_pixels is not None:
@@ -243,6 +237,16 @@ def _choose_pixels(candidates: NDArray[np.int64], limit: int, *, seed: int) -> N
     """Choose at most `limit` of the candidates, the same ones in every run."""
     count = min(limit, len(candidates))
     return np.random.default_rng(seed).choice(candidates, count, replace=False)
+
+
+def _warn_if_extreme(temperature: float) -> None:
+    if not 1.01 * MIN_TEMPERATURE < temperature < 0.99 * MAX_TEMPERATURE:
+        log.warning(
+            "the temperature is at the limit of the allowed range (%g to %g): nearly all "
+            "predictions here are right, or nearly all are wrong; do not use it",
+            MIN_TEMPERATURE,
+            MAX_TEMPERATURE,
+        )
 
 
 def _table_row(pixels: _PixelSample, temperature: float) -> _TableRow:

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from udaseg.data.datasets.index import PreparedDataset
 from udaseg.files import write_json
 from udaseg.inference import loaded_run
 from udaseg.runs.best import store_best
@@ -31,45 +33,98 @@ CONSENSUS = "consensus"
 _MIN_WIDTH = 110
 
 
+@dataclass(frozen=True, kw_only=True)
+class SelectOptions:
+    """What `select` compares, and on which images.
+
+    Attributes:
+        data: Dataset of unlabelled images; None takes the recipe's target.
+        split: Split of the dataset; None takes the recipe's, or with other data `train`, `val` or
+            the first split.
+        oracle: Also score on target labels, and mark all results as such.
+        all_checkpoints: Take all checkpoints of each of several runs.
+        images: Maximum images per dataset.
+        weights: `student` or `teacher`.
+        device: Device to compute on.
+        root: Folder of the prepared data.
+    """
+
+    data: str | None = None
+    split: str | None = None
+    oracle: bool = False
+    all_checkpoints: bool = False
+    images: int = 50
+    weights: str = "student"
+    device: str = "auto"
+    root: Path = Path("data")
+
+
+@dataclass(frozen=True)
+class _Selection:
+    """The compared candidates with their criteria, and the choices.
+
+    Attributes:
+        candidates: The candidates with all values.
+        chosen: Choice of each criterion and of the mean rank, by name.
+        voters: Names of the criteria in the mean rank.
+        sets: The images that the criteria were computed on.
+        oracle: Whether the candidates were also scored on target labels.
+    """
+
+    candidates: Sequence[Candidate]
+    chosen: dict[str, Candidate]
+    voters: Sequence[str]
+    sets: EvaluationSets
+    oracle: bool
+
+
 def select(
     *,
     runs: Sequence[Path],
-    data: str | None,
-    split: str | None,
-    oracle: bool,
-    every: bool,
-    images: int,
-    weights: str,
-    format: str,  # noqa: A002 (the option's own name)
-    device: str,
-    root: Path,
+    options: SelectOptions,
+    format: str = "table",  # noqa: A002 (the option's own name)
 ) -> None:
     """Compute all criteria for all candidates, print them, and write them into the runs.
 
     Args:
         runs: Runs or checkpoints. A single run stands for all its checkpoints; with several runs,
             each stands for its newest checkpoint.
-        data: Dataset of unlabelled images; None takes the recipe's target.
-        split: Split of the dataset; None takes the recipe's, or with other data `train`, `val` or
-            the first split.
-        oracle: Also score on target labels, and mark all results as such.
-        every: Take all checkpoints of each of several runs.
-        images: Maximum images per dataset.
-        weights: `student` or `teacher`.
+        options: What to compare, and on which images.
         format: `table` or `json`.
-        device: Device to compute on.
-        root: Folder of the prepared data.
 
     Raises:
         UsageError: The candidates differ in classes or target, so they are not comparable.
         CheckpointError: There are no checkpoints to choose from.
     """
-    candidates = find_candidates(runs, all_checkpoints=every)
-    recipe = check_comparable(candidates, same_target=data is None)
-    sets = open_evaluation_sets(recipe, data, split, images, oracle=oracle, root=root)
+    selection = _compare(runs, options)
+    document = _document(selection, options.weights)
+    if format == "json":
+        console = Console(highlight=False, soft_wrap=True)
+        console.print(json.dumps(document, indent=2), markup=False)
+    else:
+        _print_selection(selection)
+    _write_into_runs(document, selection)
+    if not options.oracle:  # with target labels, only files that are marked as such are written
+        _keep_choice(selection)
+
+
+def _compare(runs: Sequence[Path], options: SelectOptions) -> _Selection:
+    """Return the candidates with all criteria and their mean rank, and the choices."""
+    candidates = find_candidates(runs, all_checkpoints=options.all_checkpoints)
+    recipe = check_comparable(candidates, same_target=options.data is None)
+    sets = open_evaluation_sets(
+        recipe,
+        options.data,
+        options.split,
+        options.images,
+        oracle=options.oracle,
+        root=options.root,
+    )
     for candidate in candidates:
-        loaded = loaded_run.load_run(candidate.checkpoint, weights=weights, device=device)
-        compute_criteria(candidate, loaded, sets, device=device)
+        loaded = loaded_run.load_run(
+            candidate.checkpoint, weights=options.weights, device=options.device
+        )
+        compute_criteria(candidate, loaded, sets, device=options.device)
     columns = {
         criterion.name: [candidate.values[criterion.name] for candidate in candidates]
         for criterion in CRITERIA
@@ -77,33 +132,18 @@ def select(
     means, voters = mean_ranks(columns)
     for candidate, mean in zip(candidates, means, strict=True):
         candidate.mean_rank = mean
-    chosen = choose(candidates)
-    document = _document(candidates, chosen, voters, sets, weights=weights, oracle=oracle)
-    if format == "json":
-        console = Console(highlight=False, soft_wrap=True)
-        console.print(json.dumps(document, indent=2), markup=False)
-    else:
-        _print_table(candidates, chosen, voters, oracle=oracle)
+    return _Selection(candidates, choose(candidates), voters, sets, options.oracle)
+
+
+def _write_into_runs(document: dict[str, Any], selection: _Selection) -> None:
+    """Write the results into the folder of each run; with an oracle, under another name."""
     # another name if labels were used, so that no script confuses the two
-    name = "selection-oracle.json" if oracle else "selection.json"
+    name = "selection-oracle.json" if selection.oracle else "selection.json"
     for folder in dict.fromkeys(
-        candidate.run for candidate in candidates if candidate.run.is_dir()
+        candidate.run for candidate in selection.candidates if candidate.run.is_dir()
     ):
         write_json(folder / name, document)
         log.info("written to %s", folder / name)
-    if not oracle:  # with target labels, only files that are marked as such are written
-        _keep_choice(candidates, chosen[CONSENSUS])
-
-
-def _keep_choice(candidates: Sequence[Candidate], best: Candidate) -> None:
-    """Keep the chosen checkpoint of a single run, so that resuming the run does not delete it."""
-    in_run = best.checkpoint.parent == best.run / "checkpoints"
-    if (
-        in_run
-        and len(candidates) > 1
-        and all(candidate.run == best.run for candidate in candidates)
-    ):
-        log.info("kept in %s", store_best(best.run, CONSENSUS, best.checkpoint))
 
 
 def choose(candidates: Sequence[Candidate]) -> dict[str, Candidate]:
@@ -122,73 +162,90 @@ def choose(candidates: Sequence[Candidate]) -> dict[str, Candidate]:
     return chosen
 
 
-def _document(
-    candidates: Sequence[Candidate],
-    chosen: dict[str, Candidate],
-    voters: Sequence[str],
-    sets: EvaluationSets,
-    *,
-    weights: str,
-    oracle: bool,
-) -> dict[str, Any]:
+def _keep_choice(selection: _Selection) -> None:
+    """Keep the chosen checkpoint of a single run, so that resuming the run does not delete it."""
+    candidates, best = selection.candidates, selection.chosen[CONSENSUS]
+    in_run = best.checkpoint.parent == best.run / "checkpoints"
+    if (
+        in_run
+        and len(candidates) > 1
+        and all(candidate.run == best.run for candidate in candidates)
+    ):
+        log.info("kept in %s", store_best(best.run, CONSENSUS, best.checkpoint))
+
+
+def _document(selection: _Selection, weights: str) -> dict[str, Any]:
     """Return all results as JSON values."""
+    sets = selection.sets
     source = None
     if sets.source is not None:
-        count = len(sets.source.split(sets.source_split))
-        source = {"data": sets.source.name, "split": sets.source_split, "images": count}
+        source = _describe_set(sets.source, sets.source_split)
     document: dict[str, Any] = {
-        "uses_target_labels": oracle,
+        "uses_target_labels": selection.oracle,
         "weights": weights,
-        "target": {
-            "data": sets.target.name,
-            "split": sets.target_split,
-            "images": len(sets.target.split(sets.target_split)),
-        },
+        "target": _describe_set(sets.target, sets.target_split),
         "source": source,
         "criteria": {
             criterion.name: {
                 "better": criterion.better,
                 "meaning": criterion.meaning,
-                "votes": criterion.name in voters,
+                "votes": criterion.name in selection.voters,
             }
             for criterion in CRITERIA
         },
         "candidates": [
-            {
-                "checkpoint": str(candidate.checkpoint),
-                "step": candidate.step,
-                **{name: _json_number(value) for name, value in candidate.values.items()},
-                "mean_rank": _json_number(candidate.mean_rank),
-                "collapsed": candidate.collapsed,
-                **({"oracle_miou": _json_number(candidate.oracle)} if oracle else {}),
-            }
-            for candidate in candidates
+            _describe_candidate(candidate, oracle=selection.oracle)
+            for candidate in selection.candidates
         ],
-        "chosen": {name: str(candidate.checkpoint) for name, candidate in chosen.items()},
+        "chosen": {name: str(candidate.checkpoint) for name, candidate in selection.chosen.items()},
     }
-    if oracle and sets.labelled is not None:
+    if selection.oracle and sets.labelled is not None:
         document["oracle"] = {
             "warning": ORACLE_WARNING,
-            "data": sets.labelled.name,
-            "split": sets.labelled_split,
-            "images": len(sets.labelled.split(sets.labelled_split)),
-            "lost_miou": _miou_lost(candidates, chosen),
-            "rank_correlation": _correlations(candidates),
+            **_describe_set(sets.labelled, sets.labelled_split),
+            "lost_miou": _miou_lost(selection),
+            "rank_correlation": _correlations(selection.candidates),
         }
     return document
 
 
-def _print_table(
-    candidates: Sequence[Candidate],
-    chosen: dict[str, Candidate],
-    voters: Sequence[str],
-    *,
-    oracle: bool,
-) -> None:
+def _describe_set(dataset: PreparedDataset, split: str) -> dict[str, Any]:
+    return {"data": dataset.name, "split": split, "images": len(dataset.split(split))}
+
+
+def _describe_candidate(candidate: Candidate, *, oracle: bool) -> dict[str, Any]:
+    return {
+        "checkpoint": str(candidate.checkpoint),
+        "step": candidate.step,
+        **{name: _json_number(value) for name, value in candidate.values.items()},
+        "mean_rank": _json_number(candidate.mean_rank),
+        "collapsed": candidate.collapsed,
+        **({"oracle_miou": _json_number(candidate.oracle)} if oracle else {}),
+    }
+
+
+def _print_selection(selection: _Selection) -> None:
     """Print one row per candidate, with a star at each criterion's choice, and the choice."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = max(console.width, _MIN_WIDTH)
+    table = _candidate_table(selection)
+    wrapped = Console(highlight=False, soft_wrap=True)
+    if selection.oracle:
+        wrapped.print(Text(ORACLE_WARNING, style="bold red"))
+    console.print(table)
+    for line in _exclusion_lines(selection):
+        wrapped.print(Text(line))
+    consensus = selection.chosen[CONSENSUS]
+    wrapped.print(Text(f"chosen by mean rank: {printable(str(consensus.checkpoint))}"))
+    if selection.oracle:
+        for line in _oracle_lines(selection):
+            wrapped.print(Text(line))
+
+
+def _candidate_table(selection: _Selection) -> Table:
+    """Return the table of criteria, without those that no candidate has."""
+    candidates, chosen = selection.candidates, selection.chosen
     table = Table(box=None, pad_edge=False, collapse_padding=True)
     table.add_column("candidate", overflow="fold")
     computed = [
@@ -200,7 +257,7 @@ def _print_table(
         arrow = "↑" if criterion.better == "higher" else "↓"
         table.add_column(f"{criterion.name} {arrow}", justify="right")
     table.add_column("mean rank ↓", justify="right")
-    if oracle:
+    if selection.oracle:
         table.add_column("ORACLE mIoU %", justify="right", style="red")
     one_run = len({candidate.run for candidate in candidates}) == 1
     for candidate in candidates:
@@ -210,52 +267,50 @@ def _print_table(
             for criterion in computed
         ]
         rank = f"{candidate.mean_rank:.2f}" + _mark_chosen(chosen[CONSENSUS] is candidate)
-        score = [f"{100 * _oracle_score(candidate):.2f}"] if oracle else []
+        score = [f"{100 * _oracle_score(candidate):.2f}"] if selection.oracle else []
         name = f"step {candidate.step}" if one_run else printable(candidate.name)
         table.add_row(Text(name), *map(Text, [*cells, rank, *score]))
-    wrapped = Console(highlight=False, soft_wrap=True)
-    if oracle:
-        wrapped.print(Text(ORACLE_WARNING, style="bold red"))
-    console.print(table)
-    collapsed = [printable(candidate.name) for candidate in candidates if candidate.collapsed]
+    return table
+
+
+def _exclusion_lines(selection: _Selection) -> list[str]:
+    """Return which candidates could not be chosen, and which criteria did not vote."""
+    lines = []
+    collapsed = [
+        printable(candidate.name) for candidate in selection.candidates if candidate.collapsed
+    ]
     if collapsed:
-        wrapped.print(
-            Text(f"predicts almost only one class, so not chosen: {', '.join(collapsed)}")
-        )
+        lines.append(f"predicts almost only one class, so not chosen: {', '.join(collapsed)}")
     excluded = [
-        criterion.name for criterion in CRITERIA if criterion.votes and criterion.name not in voters
+        criterion.name
+        for criterion in CRITERIA
+        if criterion.votes and criterion.name not in selection.voters
     ]
     if excluded:
-        wrapped.print(
-            Text(
-                "not computed for every candidate, so not included in the mean rank: "
-                f"{', '.join(excluded)}"
-            )
+        lines.append(
+            "not computed for every candidate, so not included in the mean rank: "
+            f"{', '.join(excluded)}"
         )
-    wrapped.print(Text(f"chosen by mean rank: {printable(str(chosen[CONSENSUS].checkpoint))}"))
-    if oracle:
-        losses = [
-            f"{name} {100 * points:.2f}" for name, points in _miou_lost(candidates, chosen).items()
-        ]
-        wrapped.print(
-            Text(
-                "ORACLE: mIoU points that each choice loses to the best candidate: "
-                f"{', '.join(losses)}"
-            )
-        )
-        correlations = [
-            f"{name} {'-' if value is None else f'{value:+.2f}'}"
-            for name, value in _correlations(candidates).items()
-        ]
-        wrapped.print(
-            Text(f"ORACLE: rank correlation with mIoU (1: same order): {', '.join(correlations)}")
-        )
+    return lines
 
 
-def _miou_lost(candidates: Sequence[Candidate], chosen: dict[str, Candidate]) -> dict[str, float]:
+def _oracle_lines(selection: _Selection) -> list[str]:
+    """Return how far each criterion is from the order of the target labels."""
+    losses = [f"{name} {100 * points:.2f}" for name, points in _miou_lost(selection).items()]
+    correlations = [
+        f"{name} {'-' if value is None else f'{value:+.2f}'}"
+        for name, value in _correlations(selection.candidates).items()
+    ]
+    return [
+        f"ORACLE: mIoU points that each choice loses to the best candidate: {', '.join(losses)}",
+        f"ORACLE: rank correlation with mIoU (1: same order): {', '.join(correlations)}",
+    ]
+
+
+def _miou_lost(selection: _Selection) -> dict[str, float]:
     """Return how much mIoU each choice loses to the best candidate, by the oracle."""
-    best = max(_oracle_score(candidate) for candidate in candidates)
-    return {name: best - _oracle_score(candidate) for name, candidate in chosen.items()}
+    best = max(_oracle_score(candidate) for candidate in selection.candidates)
+    return {name: best - _oracle_score(candidate) for name, candidate in selection.chosen.items()}
 
 
 def _correlations(candidates: Sequence[Candidate]) -> dict[str, float | None]:

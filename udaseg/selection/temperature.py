@@ -34,15 +34,15 @@ class CalibrationStatistics:
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     """Return the temperature T that maximises the likelihood of the labels in softmax(logits / T).
 
-    The likelihood is concave in 1 / T, so the zero of its slope is found by bisection. If every
-    label is predicted correctly there is no zero, and the result is close to `COLDEST`.
+    The likelihood is concave in 1 / T, so bisection finds the zero of its slope. If every
+    label is predicted correctly there is no zero, and the result is close to `MIN_TEMPERATURE`.
 
     Args:
         logits: (N, K) float, at least one row.
         labels: (N,) class ids; none is ignored.
 
     Returns:
-        T between `COLDEST` and `HOTTEST`.
+        T between `MIN_TEMPERATURE` and `MAX_TEMPERATURE`.
 
     Raises:
         ValueError: No rows, or logits that are not finite.

@@ -51,15 +51,14 @@ def select(
     set_verbosity(verbose, quiet)
     import udaseg
 
-    udaseg.select(
-        runs=runs,
+    options = udaseg.SelectOptions(
         data=data,
         split=split,
         oracle=oracle,
-        every=every,
+        all_checkpoints=every,
         images=images,
         weights=weights.value,
-        format=output_format.value,
         device=device,
         root=root,
     )
+    udaseg.select(runs=runs, options=options, format=output_format.value)
