@@ -15,7 +15,7 @@ from udaseg.data.files.images import write_png
 README = Path(__file__).resolve().parents[2] / "README.md"
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
 COMMANDS = [
-    line.split("#")[0].stem_endings()
+    line.split("#")[0].strip()
     for kind, block in BLOCKS
     if kind == "sh"
     for line in block.splitlines()

@@ -134,7 +134,7 @@ def test_a_rare_class_gets_another_image_of_its_own(pair):
     hurt = 0
     for step in range(40):
         batch = batches[step]
-        hurt += batches.names(step)[:2].count(str(bad))
+        hurt += batches.image_paths(step)[:2].count(str(bad))
         assert set(_files(batch)) <= {1, 5}
         assert ((batch.source_labels == 2).sum((1, 2)) == 16).all()
     assert hurt > 10
@@ -274,7 +274,7 @@ def _fault_ends_the_run(pair, fault, workers, timeout):
     assert ("for the second time" in message) == (fault != "exception")
     assert SAID[fault].replace("1 s", f"{timeout} s") in message
     assert "the batch of step 4:" in message
-    for name in batches.names(3):
+    for name in batches.image_paths(3):
         assert name in message
     return time.monotonic() - started
 

@@ -178,7 +178,7 @@ def test_an_empty_split_is_refused(pair):
 
 def test_names_lists_the_files_of_a_step(pair):
     batches = _batches(*pair)
-    names = batches.names(3)
+    names = batches.image_paths(3)
     assert len(names) == 4
     numbers = [int(image[2, 0, 0]) for image in batches[3].source_images]
     assert [f"set{number}.png" for number in numbers] == [name.split("/")[-1] for name in names[:2]]

@@ -116,7 +116,7 @@ def test_the_cache_lies_beside_the_index_and_holds_no_label_of_a_target(root, fo
     for report, name, count in zip(reports, ("toyland", "toyland-target"), (6, 5), strict=True):
         folder = root / "prepared" / name / "cache-80x48"
         assert report.cache.folder == folder
-        assert (report.images, report.made) == (count, count)
+        assert (report.images, report.written) == (count, count)
         files = [path for path in folder.rglob("*") if path.is_file()]
         assert len(files) == count * (2 if name == "toyland" else 1) + 1
         on_disk = sum(path.stat().st_size for path in files if path.name != "cache.json")
@@ -136,7 +136,7 @@ def test_a_second_time_nothing_is_made(root):
     first, _ = _write(root, "png")
     stamps = _listing(first.cache.folder, without=root / "none")
     again, _ = _write(root, "png")
-    assert (again.made, again.images, again.size_bytes) == (0, 6, first.size_bytes)
+    assert (again.written, again.images, again.size_bytes) == (0, 6, first.size_bytes)
     assert _listing(first.cache.folder, without=root / "none") == stamps
 
 

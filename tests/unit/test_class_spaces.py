@@ -157,7 +157,7 @@ def test_a_set_may_start_from_a_built_in_one_and_change_a_line(tmp_path):
     for part in (
         "images",
         "labels",
-        "strip",
+        "stem_endings",
         "label_format",
         "table",
         "splits",

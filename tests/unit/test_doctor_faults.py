@@ -152,13 +152,13 @@ def test_a_name_that_is_not_utf_8_is_named(tmp_path):
         path.rename(path.with_name(os.fsdecode(b"caf\xe9.png")))
     found = _examined(tmp_path / "set")
     assert [(finding.code, finding.count) for finding in found.findings] == [("odd-name", 2)]
-    json.dumps(found.document(), allow_nan=False).encode()
+    json.dumps(found.to_dict(), allow_nan=False).encode()
 
 
 def test_a_glob_of_labels_that_matches_nothing_is_one_fault(tmp_path):
     text = sick.YAML.replace("train/labels/*", "train/lables/*")
     found = _examined(sick.clean(tmp_path / "set", text=text).parent)
-    assert [finding.code for finding in found.of("error")] == ["no-labels"]
+    assert [finding.code for finding in found.with_severity("error")] == ["no-labels"]
 
 
 def test_a_list_that_names_what_is_not_there_is_named(tmp_path):
@@ -265,9 +265,9 @@ def test_a_prepared_set_is_as_clean_as_its_source(prepared):
 def test_what_changed_since_it_was_prepared_is_named(prepared):
     dataset = read_index(prepared / "data/prepared/small")
     images = [dataset.image_path(sample) for sample in dataset.splits["train"][:4]]
-    images[3].write_bytes(sick.rgb_png(sick.add_preview([9, 52])))
+    images[3].write_bytes(sick.rgb_png(sick.picture([9, 52])))
     labels = [dataset.label_path(sample) for sample in dataset.splits["train"][4:7]]
-    images[0].write_bytes(sick.rgb_png(sick.add_preview([9, 50], 60, 64)))
+    images[0].write_bytes(sick.rgb_png(sick.picture([9, 50], 60, 64)))
     images[1].unlink()
     images[2].write_bytes(images[2].read_bytes()[:-30])
     labels[0].unlink()

@@ -34,7 +34,7 @@ def _examined(pair, **how):
 
 def _told(found):
     return sorted(
-        (finding.code, finding.where, [shown.path for shown in finding.examples if shown.path])
+        (finding.code, finding.role, [shown.path for shown in finding.examples if shown.path])
         for finding in found.findings
     )
 
@@ -148,7 +148,7 @@ def test_colours_and_sizes_of_both_sides_are_compared_and_right(pair):
     assert {finding.code for finding in found.findings} == {
         *("color-shift", "aspect-shift", "scale-shift")
     }
-    assert not found.of("error")
+    assert not found.with_severity("error")
     for facts, folder in zip(found.sets, pair, strict=True):
         pixels = [np.asarray(Image.open(path), float) for path in folder.glob("*/images/*.png")]
         every = np.concatenate([image.reshape(-1, 3) for image in pixels])
@@ -162,7 +162,7 @@ def test_pixels_of_classes_are_counted_as_a_loop_would(pair):
         labels = [np.asarray(Image.open(p)) for p in (pair[0] / split / "labels").glob("*.png")]
         for number in range(4):
             counts = [int((ids == number).sum()) for ids in labels]
-            assert facts.splits[split].pixels[number] == sum(counts)
+            assert facts.splits[split].class_pixels[number] == sum(counts)
             assert facts.splits[split].labels_with_class[number] == sum(
                 count > 0 for count in counts
             )
@@ -206,7 +206,7 @@ def _differ(one, other):
 
 @pytest.mark.parametrize("seed", range(10))
 def test_an_image_stays_like_itself_and_unlike_others(seed):
-    image = sick.add_preview([20, seed], 96, 128)
+    image = sick.picture([20, seed], 96, 128)
     half = cv2.resize(image, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
     ok, data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])
     assert ok
@@ -214,7 +214,7 @@ def test_an_image_stays_like_itself_and_unlike_others(seed):
     brighter = np.clip(image.astype(int) * 0.9 + 12, 0, 255).astype(np.uint8)
     for same in (half, recoded, brighter):
         assert _differ(image, same) <= MAX_BIT_DIFFERENCE
-    assert _differ(image, sick.add_preview([20, seed + 100], 96, 128)) > 3 * MAX_BIT_DIFFERENCE
+    assert _differ(image, sick.picture([20, seed + 100], 96, 128)) > 3 * MAX_BIT_DIFFERENCE
 
 
 # data that is there
@@ -255,7 +255,7 @@ def test_a_real_size_mismatch_is_found(sample_data, tmp_path):
 def test_a_part_of_a_published_set_is_told_from_the_whole(tmp_path):
     for number in ("00001", "15188"):
         own = int(number)
-        files.put(tmp_path / f"gta5/images/{number}.png", sick.rgb_png(sick.add_preview([30, own])))
+        files.put(tmp_path / f"gta5/images/{number}.png", sick.rgb_png(sick.picture([30, own])))
         ids = np.where(sick.ids([30, own]) == 255, 0, 7)
         files.put(tmp_path / f"gta5/labels/{number}.png", files.palette_png(ids))
     found = {finding.code: finding for finding in diagnose("gta5", root=tmp_path).findings}

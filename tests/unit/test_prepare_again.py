@@ -12,7 +12,6 @@ import pytest
 
 from tests import files
 from tests.own import own_set, put_label, state
-from udaseg import files as files_module
 from udaseg.data.files import images as images_file
 from udaseg.data.loading.cache_write import write_cache
 from udaseg.data.prepare.convert import convert_pair
@@ -307,7 +306,7 @@ def test_a_change_of_folders_that_was_cut_off_is_completed(tmp_path, reads, mome
 def test_a_full_disk_is_told_with_what_is_missing_and_the_next_run_goes_on(tmp_path, monkeypatch):
     yaml = own_set(tmp_path / "mine", pairs=6)
     root, written = tmp_path / "data", []
-    write = files_module.write_atomic
+    write = images_file.write_atomic
 
     def full(path, data):
         written.append(path.name)
@@ -315,7 +314,7 @@ def test_a_full_disk_is_told_with_what_is_missing_and_the_next_run_goes_on(tmp_p
             raise OSError(errno.ENOSPC, "no space", str(path))
         write(path, data)
 
-    monkeypatch.setattr(files_module, "write_atomic", full)
+    monkeypatch.setattr(images_file, "write_atomic", full)
     with pytest.raises(EnvironmentFault) as caught:
         prepare_dataset(str(yaml), root=root, workers=1)
     each = (root / "prepared/.own.tmp/labels/train/0.png").stat().st_size
@@ -323,7 +322,7 @@ def test_a_full_disk_is_told_with_what_is_missing_and_the_next_run_goes_on(tmp_p
         caught.value
     )
     assert "run the same command again, finished work is kept" in str(caught.value)
-    monkeypatch.setattr(files_module, "write_atomic", write)
+    monkeypatch.setattr(images_file, "write_atomic", write)
     assert prepare_dataset(str(yaml), root=root).read == 4
 
 

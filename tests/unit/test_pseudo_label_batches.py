@@ -136,7 +136,7 @@ def test_without_a_scale_only_the_window_and_the_mirror_are_drawn(pair):
     for _ in range(8):
         image, labels = read_image(pair[0].image_path(sample)), _labels(pair[0], sample)
         wanted = random_mirror(*random_crop(image, labels, (8, 12), plain), plain)
-        for one, other in zip(crops.draw(sample, rng), wanted, strict=True):
+        for one, other in zip(crops.read_crop(sample, rng), wanted, strict=True):
             assert np.array_equal(one, other)
     assert rng.random() == plain.random()
 
@@ -203,13 +203,13 @@ def test_a_part_may_train_on_the_target_alone(pair, tmp_path):
     assert batch.pseudo_labels is None
     assert torch.equal(batch.target_images, both[4].target_images)
     assert alone.digests() == {"target": both.digests()["target"]}
-    assert alone.names(4) == both.names(4)[2:]
+    assert alone.image_paths(4) == both.image_paths(4)[2:]
 
 
 def test_the_beginning_of_a_part_changes_only_the_progress(pair, tmp_path):
     target = _target(pair[1], pseudo_labels=_write(tmp_path / "made", pair[1], 0))
     whole = _batches(_source(pair[0]), target)[7]
-    part = _batches(_source(pair[0]), target, begin=5)[7]
+    part = _batches(_source(pair[0]), target, first_step=5)[7]
     assert (whole.progress, part.progress) == (0.7, 0.4)
     assert (whole.step, whole.seed) == (part.step, part.seed)
     assert _same(whole, part)
@@ -223,18 +223,18 @@ def test_batches_do_not_hang_on_the_order_in_which_they_are_made(pair, tmp_path)
     steps = [0, 428, 429, 857, 2]
     near = _batches(source, target, steps=900, batch_source=7)
     found = {step: near[step] for step in steps}
-    names = {step: near.names(step) for step in steps}
+    names = {step: near.image_paths(step) for step in steps}
     again = _batches(source, target, steps=900, batch_source=7)
     for step in np.random.default_rng(0).permutation(steps).tolist():
         assert _same(found[step], again[step])
-        assert names[step] == again.names(step)
+        assert names[step] == again.image_paths(step)
 
 
 def test_every_lap_is_the_balanced_order_of_its_number(pair):
     batches = _batches(_source(pair[0], sampling="class_balanced"), None, batch_source=1500)
-    present = np.array([sample.pixels for sample in pair[0].split("train")]) > 0
+    present = np.array([sample.class_pixels for sample in pair[0].split("train")]) > 0
     for lap in range(3):
-        names = batches.names(2 * lap) + batches.names(2 * lap + 1)
+        names = batches.image_paths(2 * lap) + batches.image_paths(2 * lap + 1)
         order = balanced_order(present, seed=3, sub_epoch=lap, length=3000)
         assert [name.rsplit("/", 1)[1] for name in names] == [f"source{n}.png" for n in order]
 
@@ -242,7 +242,7 @@ def test_every_lap_is_the_balanced_order_of_its_number(pair):
 def test_class_balanced_batches_visit_rare_files_more(pair):
     def share(**changes):
         batches = _batches(_source(pair[0], **changes), None, steps=300)
-        names = [name for step in range(300) for name in batches.names(step)]
+        names = [name for step in range(300) for name in batches.image_paths(step)]
         return sum(name.endswith("source0.png") for name in names) / len(names)
 
     assert share() == pytest.approx(1 / 12)
@@ -254,14 +254,16 @@ def test_ranks_share_a_class_balanced_lap_without_overlap(pair):
     whole = _batches(crops, None, batch_source=4)
     shares = [_batches(crops, None, rank=rank, world_size=2) for rank in (0, 1)]
     for step in range(10):
-        assert whole.names(step) == [name for share in shares for name in share.names(step)]
+        assert whole.image_paths(step) == [
+            name for share in shares for name in share.image_paths(step)
+        ]
 
 
 @pytest.mark.parametrize(
     ("pixels", "words"), [((), "udaseg prepare"), ((0, 0, 0), "contains any class")]
 )
 def test_class_balanced_sampling_without_counts_is_refused(pair, pixels, words):
-    samples = tuple(replace(sample, pixels=pixels) for sample in pair[0].split("train"))
+    samples = tuple(replace(sample, class_pixels=pixels) for sample in pair[0].split("train"))
     bare = replace(pair[0], splits={"train": samples})
     with pytest.raises(DataError, match=rf"^source: .*{words}"):
         _batches(_source(bare, sampling="class_balanced"), None)

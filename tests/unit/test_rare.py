@@ -188,9 +188,9 @@ def test_a_rare_class_is_seen_as_often_as_its_chance_says(source):
     batches = _batches(source, steps=150)
     labels = torch.cat([batches[step].source_labels for step in range(150)])
     shown = (labels == 2).sum((1, 2)) >= 12
-    chance = class_probabilities(np.array([s.pixels for s in source.splits["train"]]).sum(0), 0.1)[
-        2
-    ]
+    chance = class_probabilities(
+        np.array([s.class_pixels for s in source.splits["train"]]).sum(0), 0.1
+    )[2]
     assert chance > 0.4
     assert abs(float(shown.float().mean()) - chance) < 0.12
 
@@ -213,7 +213,7 @@ def test_rare_batches_hang_on_seed_step_and_rank_alone(source):
     for step in (9, 0, 31):
         assert torch.equal(first[step].source_images, again[step].source_images)
         assert torch.equal(first[step].source_labels, again[step].source_labels)
-        assert first.names(step) == again.names(step)
+        assert first.image_paths(step) == again.image_paths(step)
     assert _files(first) != _files(other)
     whole = _files(_batches(source, steps=10, batch_source=4))
     shares = [_files(_batches(source, steps=10, rank=rank, world_size=2)) for rank in (0, 1)]
@@ -225,7 +225,7 @@ def test_names_are_those_of_the_images_drawn(source):
     for step in range(5):
         numbers = [int(image[2, 0, 0]) for image in batches[step].source_images]
         assert [f"{number}.png" for number in numbers] == [
-            name.split("/")[-1] for name in batches.names(step)
+            name.split("/")[-1] for name in batches.image_paths(step)
         ]
 
 
