@@ -7,7 +7,7 @@ from unittest import mock
 import torch
 
 from tests.properties.test_self_training import _batch, _objective, _regional
-from tests.small import small_segmenter
+from tests.small import PROTOTYPES, small_segmenter
 from udaseg.data.loading.batches import Batch
 from udaseg.methods.contrast.prototypes import PrototypeContrast
 from udaseg.methods.objectives.source_only import SourceOnly
@@ -47,7 +47,7 @@ class Batches:
             act(step)
         return self.make(step, self.seed)
 
-    def names(self, step):
+    def image_paths(self, step):
         return [f"source/{step}.png", f"target/{step}.png"]
 
 
@@ -68,15 +68,7 @@ def easy_batch(step, seed):
 
 def rich_objective():
     """Return self-training with a bank and with prototypes."""
-    prototypes = PrototypeContrast(
-        num_classes=5,
-        channels=8,
-        weight=1.0,
-        temperature=0.1,
-        momentum=0.9,
-        absent="keep",
-        normalise=True,
-    )
+    prototypes = PrototypeContrast(PROTOTYPES, num_classes=5, channels=8)
     regularizers = {"regional": _regional(), "prototypes": prototypes}
     return _objective(_regional(), regularizers=regularizers)
 

@@ -11,10 +11,30 @@ from udaseg.models.backbones import Backbone
 from udaseg.models.heads import DeepLabV2
 from udaseg.models.projector import Projector
 from udaseg.models.segmenter import Segmenter
+from udaseg.recipe.contrast import Projector as ProjectorSpec
+from udaseg.recipe.contrast import Prototypes, Regional, Semantic
 from udaseg.recipe.load import load
 from udaseg.recipe.schema import Recipe
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+REGIONAL = Regional(
+    weight=0.01,
+    ramp=True,
+    start=0,
+    temperature=0.1,
+    min_confidence=0.75,
+    bank_steps=3,
+    cells_per_view=12,
+    region_size=1,
+    square_per="image",
+    keep_ignored=False,
+    projector=ProjectorSpec(channels=8, trainable=True),
+)
+PROTOTYPES = Prototypes(weight=1.0, temperature=0.1, momentum=0.9, absent="keep", normalise=True)
+SEMANTIC = Semantic(
+    variant="prototype", weight=1.0, temperature=0.1, momentum=0.9, bank_rows=3, channels=8
+)
 
 
 class NormedHead(DeepLabV2):

@@ -1,7 +1,7 @@
 """Rank, world size and collective operations, which also work in a single process.
 
-torchrun starts the processes; `session` joins them. All ranks must call every collective function
-of this module, in the same order.
+torchrun starts the processes; `failures.process_group` joins them. All ranks must call every
+collective function of this module, in the same order.
 """
 
 import contextlib
@@ -163,6 +163,7 @@ def local_rank_zero_first() -> Iterator[None]:
 
 
 def is_initialized() -> bool:
+    """Return whether this rank is in a process group, and not inside `without_peers`."""
     return not _without_peers and dist.is_available() and dist.is_initialized()
 
 
@@ -174,7 +175,7 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def device_type(name: str) -> str:
-    """Return `cuda` or `cpu` for a device name that may be invalid; see `device_of`."""
+    """Return `cuda` or `cpu` for a device name that may be invalid; see `resolve_device`."""
     gpu = name == "auto" or name.startswith("cuda")
     return "cuda" if gpu and torch.cuda.is_available() else "cpu"
 

@@ -29,8 +29,8 @@ _LOST_PEER = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by 
 class FailureReporter:
     """Makes exactly one rank report why the run fails, through a store that all ranks read."""
 
-    def __init__(self, notes: Any) -> None:
-        self._store = notes
+    def __init__(self, store: Any) -> None:
+        self._store = store
         self._reported: BaseException | None = None
 
     def exception_to_raise(self, error: Exception) -> Exception:
@@ -109,8 +109,8 @@ def process_group(device_type: str) -> Iterator[None]:
     dist.init_process_group(
         backend, store=store, rank=number, world_size=size, timeout=COLLECTIVE_TIMEOUT
     )
-    notes = dist.PrefixStore("udaseg", store)  # type: ignore[attr-defined]  # torch does not export it
-    _reporter = FailureReporter(notes)
+    # torch does not export PrefixStore
+    _reporter = FailureReporter(dist.PrefixStore("udaseg", store))  # type: ignore[attr-defined]
     with report_once():
         if cuda:
             _select_gpu()
@@ -123,14 +123,13 @@ def process_group(device_type: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def report_once() -> Iterator[None]:
-    """Turn an error of one rank into an error of all ranks, reported once; see `session`."""
+    """Turn an error of one rank into an error of all ranks, reported once; see `process_group`."""
     try:
         yield
     except Exception as error:
-        voice = _reporter
-        if voice is None:
+        if _reporter is None:
             raise
-        raised = voice.exception_to_raise(error)
+        raised = _reporter.exception_to_raise(error)
         if raised is error:
             raise
         raise raised from error

@@ -21,8 +21,8 @@ class StopSignal:
     """Context manager in which a signal sets `number` instead of killing the process.
 
     Attributes:
-        number: The signal received by this process or, after `stop_requested`, by another rank; None if
-            there was none.
+        number: The signal received by this process or, after `stop_requested`, by another rank;
+            None if there was none.
     """
 
     def __init__(self) -> None:

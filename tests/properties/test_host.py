@@ -1,10 +1,13 @@
 """Between two logs a step reads nothing back to the host: on a GPU each such read would wait."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.properties.test_self_training import _batch, _objective, _regional, _trainer
+from tests.small import PROTOTYPES
 from udaseg.methods.contrast import regional_loss
 from udaseg.methods.contrast.prototypes import PrototypeContrast
 
@@ -32,15 +35,8 @@ class Reads(TorchDispatchMode):
 
 
 def _prototypes():
-    return PrototypeContrast(
-        num_classes=5,
-        channels=8,
-        weight=1.0,
-        temperature=0.1,
-        momentum=0.999,
-        absent="keep",
-        normalise=True,
-    )
+    spec = replace(PROTOTYPES, momentum=0.999)
+    return PrototypeContrast(spec, num_classes=5, channels=8)
 
 
 @pytest.mark.parametrize("terms", [[], ["regional"], ["regional", "prototypes"]])

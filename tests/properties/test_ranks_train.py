@@ -15,7 +15,7 @@ from torch import nn
 from tests.injections import easy_batch, everything, tiny_fit, trained
 from tests.properties.test_self_training import _objective, _regional
 from tests.ranks import found_by_each, joined
-from tests.small import small_segmenter
+from tests.small import PROTOTYPES, SEMANTIC, small_segmenter
 from udaseg.data.labels.classes import IGNORE
 from udaseg.distributed import all_gather_object, all_ranks, on_rank_zero, without_peers, world_size
 from udaseg.errors import DataError, RankFailed
@@ -45,8 +45,7 @@ def _global_batch(step, seed):
 
 
 def _prototypes(second):
-    settings = {"temperature": 0.1, "momentum": 0.9, "absent": "keep", "normalise": True}
-    return PrototypeContrast(num_classes=5, channels=8, weight=1.0, second_view=second, **settings)
+    return PrototypeContrast(PROTOTYPES, num_classes=5, channels=8, second_view=second)
 
 
 def _mean_teaching(**changes):
@@ -58,16 +57,8 @@ def _mean_teaching(**changes):
 
 
 def _semantic():
-    term = SemanticContrast(
-        num_classes=5,
-        channels=4,
-        variant="distribution",
-        weight=1.0,
-        start=0,
-        temperature=1.0,
-        momentum=0.9,
-        bank_rows=0,
-    )
+    spec = replace(SEMANTIC, variant="distribution", temperature=1.0, bank_rows=0, channels=4)
+    term = SemanticContrast(spec, num_classes=5)
     return _mean_teaching(share_over="image", regularizers={"semantic": term})
 
 

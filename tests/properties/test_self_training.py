@@ -6,51 +6,44 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.small import small_segmenter
+from tests.small import PROTOTYPES, REGIONAL, small_segmenter
 from udaseg.data.labels.classes import IGNORE
 from udaseg.data.loading.batches import Batch
 from udaseg.methods.contrast.prototypes import PrototypeContrast
 from udaseg.methods.contrast.regional import RegionalContrast
 from udaseg.methods.contrast.regularizer import Regularizer
 from udaseg.methods.objectives.objective import LossReport
-from udaseg.methods.objectives.self_training import SelfTraining, StrongAugmentation
+from udaseg.methods.objectives.self_training import SelfTraining
 from udaseg.methods.objectives.source_only import SourceOnly
 from udaseg.methods.teacher import Teacher
+from udaseg.recipe.methods import Mixing, StrongAugmentation
+from udaseg.recipe.methods import SelfTraining as SelfTrainingSpec
+from udaseg.recipe.methods import Teacher as TeacherSpec
 from udaseg.training.optimizer import make_optimizer
 
 CLASSES = 5
 
 
 def _regional(**changes):
-    settings = {
-        "channels": 4,
-        "weight": 0.5,
-        "ramp": False,
-        "start": 0,
-        "temperature": 0.1,
-        "min_confidence": 0.0,
-        "bank_steps": 3,
-        "cells_per_view": 32,
-        "region_size": 1,
-        "square_per": "image",
-        "keep_ignored": False,
-    }
-    return RegionalContrast(**{**settings, **changes})
+    settings = {"weight": 0.5, "ramp": False, "min_confidence": 0.0, "cells_per_view": 32}
+    return RegionalContrast(replace(REGIONAL, **{**settings, **changes}), channels=4)
 
 
-def _objective(regional=None, **changes):
+def _objective(regional=None, regularizers=None, **mixing):
     student = small_segmenter(classes=CLASSES, projector=regional is not None)
-    settings = {
-        "num_classes": CLASSES,
-        "confidence": 0.2,
-        "share_over": "batch",
-        "ignore_is_class": False,
-        "augmentation": StrongAugmentation(0.25, 0.8, 0.5, (0.15, 1.15)),
-        "mix_weight": 1.0,
-        "regularizers": {} if regional is None else {"regional": regional},
-    }
+    if regularizers is None:
+        regularizers = {} if regional is None else {"regional": regional}
+    settings = {"confidence": 0.2, "share_over": "batch", "ignore_is_class": False}
+    spec = SelfTrainingSpec(
+        kind="self_training",
+        teacher=TeacherSpec(momentum=0.99, batch_statistics=False),
+        mixing=Mixing(**{**settings, **mixing}),
+        augmentation=StrongAugmentation(0.25, 0.8, 0.5, (0.15, 1.15)),
+        mix_weight=1.0,
+    )
     teacher = Teacher(student, momentum=0.99, batch_statistics=False)
-    return SelfTraining(student, teacher, **{**settings, **changes}).train()
+    objective = SelfTraining(spec, student, teacher, num_classes=CLASSES, regularizers=regularizers)
+    return objective.train()
 
 
 def _batch(step=0, seed=0, size=(32, 48)):
@@ -158,13 +151,10 @@ def test_without_confident_pixels_target_pixels_weigh_nothing():
 
 
 def test_share_over_the_batch_or_each_image():
-    objective = _objective()
     sure = torch.tensor([[[0.9, 0.9]], [[0.9, 0.1]]])
-    objective.confidence = 0.5
-    weight, _ = objective._target_weight(sure)
+    weight, _ = _objective(confidence=0.5)._target_weight(sure)
     assert weight.unique().tolist() == [0.75]
-    objective.share_over = "image"
-    weight, _ = objective._target_weight(sure)
+    weight, _ = _objective(confidence=0.5, share_over="image")._target_weight(sure)
     assert weight[:, 0].tolist() == [[1.0, 1.0], [0.5, 0.5]]
 
 
@@ -199,10 +189,8 @@ def test_passes_that_nobody_asked_for_are_not_made(monkeypatch):
 
 
 def test_a_second_term_makes_the_first_ones_passes_but_not_its_projections(monkeypatch):
-    term = PrototypeContrast(
-        num_classes=CLASSES, channels=8, weight=0.1, temperature=0.1, momentum=0.9, absent="keep",
-        normalise=True, min_confidence=0.5,
-    )  # fmt: skip
+    spec = replace(PROTOTYPES, weight=0.1, min_confidence=0.5)
+    term = PrototypeContrast(spec, num_classes=CLASSES, channels=8)
     objective, calls = _objective(_regional()), []
     objective.regularizers["prototypes"] = term
     real = objective.student.forward

@@ -4,12 +4,14 @@ Each rank holds other numbers of ignored cells, so that a mean of local means wo
 """
 
 import functools
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.multiprocessing
 
 from tests.ranks import found_by_each, joined
+from tests.small import PROTOTYPES, REGIONAL, SEMANTIC
 from udaseg.methods.contrast.prototypes import PrototypeContrast
 from udaseg.methods.contrast.regional import RegionalContrast
 from udaseg.methods.contrast.semantic import SemanticContrast
@@ -21,40 +23,19 @@ RANKS, CLASSES, CHANNELS, SIDE, STEPS = 2, 5, 8, 4, 4
 
 
 def _regional():
-    return RegionalContrast(
-        channels=CHANNELS,
-        weight=0.01,
-        ramp=True,
-        start=0,
-        temperature=0.1,
-        min_confidence=0.3,
-        bank_steps=2,
-        # odd, and fewer than there are: ranks give other numbers of rows
-        cells_per_view=2 * RANKS * SIDE * SIDE - 11,
-        region_size=1,
-        square_per="image",
-        keep_ignored=False,
-    )
+    # odd, and fewer than there are: ranks give other numbers of rows
+    cells = 2 * RANKS * SIDE * SIDE - 11
+    spec = replace(REGIONAL, min_confidence=0.3, bank_steps=2, cells_per_view=cells)
+    return RegionalContrast(spec, channels=CHANNELS)
 
 
 def _prototypes(**changes):
-    settings = {"momentum": 0.9, "absent": "keep", "normalise": True, "temperature": 0.1}
-    return PrototypeContrast(
-        num_classes=CLASSES, channels=CHANNELS, weight=1.0, **{**settings, **changes}
-    )
+    spec = replace(PROTOTYPES, **changes)
+    return PrototypeContrast(spec, num_classes=CLASSES, channels=CHANNELS)
 
 
 def _semantic(variant):
-    return SemanticContrast(
-        num_classes=CLASSES,
-        channels=CHANNELS,
-        variant=variant,
-        weight=1.0,
-        start=0,
-        temperature=0.1,
-        momentum=0.9,
-        bank_rows=3,
-    )
+    return SemanticContrast(replace(SEMANTIC, variant=variant), num_classes=CLASSES)
 
 
 TERMS = {

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.small import PROTOTYPES
 from udaseg.methods.contrast import prototype_loss as module
 from udaseg.methods.contrast.prototype_loss import prototype_loss
 from udaseg.methods.contrast.prototypes import ClassPrototypes, PrototypeContrast
@@ -164,15 +165,8 @@ def test_the_term_counts_source_cells_that_are_predicted_right():
         labels = torch.randint(0, 5, (1, 3, 4), generator=generator)
         return CellView(features, None, labels, labels if right else (labels + 1) % 5, labels * 0.0)
 
-    term = PrototypeContrast(
-        num_classes=5,
-        channels=6,
-        weight=1.0,
-        temperature=0.1,
-        momentum=0.999,
-        absent="keep",
-        normalise=True,
-    )
+    spec = replace(PROTOTYPES, momentum=0.999)
+    term = PrototypeContrast(spec, num_classes=5, channels=6)
     wrong = Views(0, 0.0, 0, source=view(right=False), mixed=view(right=True))
     assert term(wrong).item() == 0, "nothing is right, so there is no prototype to compare with"
     views = Views(0, 0.0, 0, source=view(right=True), mixed=view(right=True))
@@ -196,10 +190,8 @@ def test_mixed_cells_count_where_the_teacher_is_sure_of_them():
         return Views(0, 0.0, 0, source=source, mixed=mixed, mixed_confidence=trust)
 
     def term(least, second="mixed"):
-        return PrototypeContrast(
-            num_classes=5, channels=6, weight=1.0, temperature=0.1, momentum=0.9, absent="keep",
-            normalise=True, second_view=second, min_confidence=least,
-        )  # fmt: skip
+        spec = replace(PROTOTYPES, min_confidence=least)
+        return PrototypeContrast(spec, num_classes=5, channels=6, second_view=second)
 
     trust = torch.tensor([[[0.95, 0.9, 0.2], [1.0, 0.89, 0.0]]])
     all_cells, some = term(0.0)(views(trust)), term(0.9)(views(trust))

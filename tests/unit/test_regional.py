@@ -1,11 +1,13 @@
 """The regional loss against naive loops, and the term against the known answers of its paper."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.small import REGIONAL
 from udaseg.methods.contrast import regional_loss as module
 from udaseg.methods.contrast.memory_bank import EMPTY
 from udaseg.methods.contrast.regional import RegionalContrast
@@ -182,21 +184,8 @@ def test_shapes_and_temperature_are_checked():
         regional_loss(queries, keys, labels, bank, bank_labels, temperature=0.0)
 
 
-def _term(**changes):
-    settings = {
-        "channels": 8,
-        "weight": 0.01,
-        "ramp": True,
-        "start": 0,
-        "temperature": 0.1,
-        "min_confidence": 0.75,
-        "bank_steps": 3,
-        "cells_per_view": 12,
-        "region_size": 1,
-        "square_per": "image",
-        "keep_ignored": False,
-    }
-    return RegionalContrast(**{**settings, **changes})
+def _term(channels=8, **changes):
+    return RegionalContrast(replace(REGIONAL, **changes), channels=channels)
 
 
 def _views(step=0, seed=0, progress=0.5, batch=2, side=4, classes=3):

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tests.small import SEMANTIC
 from udaseg.errors import UdasegError
 from udaseg.methods.contrast.class_losses import bank_loss, distribution_loss
 from udaseg.methods.contrast.prototype_loss import prototype_loss
@@ -31,16 +32,8 @@ def _views(first=0):
 
 
 def _term(variant, weight=1.0, bank_rows=3, start=0):
-    return SemanticContrast(
-        num_classes=CLASSES,
-        channels=CHANNELS,
-        variant=variant,
-        weight=weight,
-        start=start,
-        temperature=0.1,
-        momentum=0.9,
-        bank_rows=bank_rows,
-    )
+    spec = replace(SEMANTIC, variant=variant, weight=weight, bank_rows=bank_rows, start=start)
+    return SemanticContrast(replace(spec, channels=CHANNELS), num_classes=CLASSES)
 
 
 def _flat(view):

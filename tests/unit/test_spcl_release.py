@@ -61,14 +61,7 @@ def test_losses_and_prototypes_follow_the_formulas_over_several_steps(method):
     assert isinstance(alignment, PrototypeAlignment)
     spec = alignment.prototypes
     contrast = PrototypeContrast(
-        num_classes=CLASSES,
-        channels=CHANNELS,
-        weight=spec.weight,
-        temperature=spec.temperature,
-        momentum=spec.momentum,
-        absent=spec.absent,
-        normalise=spec.normalise,
-        second_view="pseudo_labelled",
+        spec, num_classes=CLASSES, channels=CHANNELS, second_view="pseudo_labelled"
     )
     start = torch.randn(CLASSES, CHANNELS, generator=torch.Generator().manual_seed(9))
     start = start / start.norm(dim=1, keepdim=True)

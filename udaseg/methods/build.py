@@ -1,11 +1,10 @@
 """Build the objective of a stage from a recipe: network, loss terms and memories."""
 
 import logging
-from typing import Literal, assert_never
+from typing import assert_never
 
 import torch
 
-from udaseg.data.labels.classes import IGNORE
 from udaseg.errors import CheckpointError, RecipeError
 from udaseg.methods.contrast.prototypes import PrototypeContrast
 from udaseg.methods.contrast.regional import RegionalContrast
@@ -15,12 +14,11 @@ from udaseg.methods.objectives.adversarial import Adversarial
 from udaseg.methods.objectives.alignment import PrototypeAlignment, SelfDistillation
 from udaseg.methods.objectives.entropy import EntropyMinimization
 from udaseg.methods.objectives.objective import ColorJitter, Objective
-from udaseg.methods.objectives.self_training import SelfTraining, StrongAugmentation
+from udaseg.methods.objectives.self_training import SelfTraining
 from udaseg.methods.objectives.source_only import SourceOnly
 from udaseg.methods.teacher import Teacher
 from udaseg.models.discriminator import Discriminator
 from udaseg.models.segmenter import Segmenter, build_segmenter
-from udaseg.recipe.contrast import Prototypes
 from udaseg.recipe.methods import Adversarial as AdversarialSpec
 from udaseg.recipe.methods import EntropyMinimization as EntropySpec
 from udaseg.recipe.methods import PrototypeAlignment as AlignmentSpec
@@ -47,10 +45,10 @@ def build_objective(
     """
     stage = stage or stages_of(recipe)[0]
     torch.manual_seed(recipe.seed + stage.index)
-    training_objective = _build_objective(recipe_of_stage(recipe, stage), stage, num_classes, init)
+    objective = _build_objective(recipe_of_stage(recipe, stage), stage, num_classes, init)
     if (jitter := stage.source_jitter) is not None:
-        training_objective.source_jitter = ColorJitter(jitter.strength, jitter.hue)
-    return training_objective
+        objective.source_jitter = ColorJitter(jitter.strength, jitter.hue)
+    return objective
 
 
 def _build_objective(
@@ -81,7 +79,12 @@ def _build_objective(
                 student, weight=method.weight, power=method.power, band=method.band
             )
         case AlignmentSpec():
-            contrast = _build_prototypes(method.prototypes, num_classes, student, "pseudo_labelled")
+            contrast = PrototypeContrast(
+                method.prototypes,
+                num_classes=num_classes,
+                channels=student.backbone.channels[1],
+                second_view="pseudo_labelled",
+            )
             return PrototypeAlignment(student, contrast)
         case DistillationSpec():
             return SelfDistillation(student)
@@ -101,23 +104,14 @@ def _build_self_training(
     if regional is not None:
         assert student.projector is not None
         student.projector.requires_grad_(regional.projector.trainable)
-    strong = method.augmentation
-    return SelfTraining(
+    teacher = Teacher(
         student,
-        Teacher(
-            student,
-            momentum=method.teacher.momentum,
-            batch_statistics=method.teacher.batch_statistics,
-        ),
-        num_classes=num_classes,
-        confidence=method.mixing.confidence,
-        share_over=method.mixing.share_over,
-        ignore_is_class=method.mixing.ignore_is_class,
-        augmentation=StrongAugmentation(
-            strong.jitter, strong.jitter_probability, strong.blur_probability, strong.blur_sigma
-        ),
-        mix_weight=method.mix_weight,
-        regularizers=_build_regularizers(method, num_classes, student),
+        momentum=method.teacher.momentum,
+        batch_statistics=method.teacher.batch_statistics,
+    )
+    regularizers = _build_regularizers(method, num_classes, student)
+    return SelfTraining(
+        method, student, teacher, num_classes=num_classes, regularizers=regularizers
     )
 
 
@@ -127,71 +121,30 @@ def _build_regularizers(
     """Return the contrastive terms that the recipe enables."""
     regularizers: dict[str, Regularizer] = {}
     if (regional := method.regional) is not None:
-        regularizers["regional"] = RegionalContrast(
-            channels=regional.projector.channels,
-            weight=regional.weight,
-            ramp=regional.ramp,
-            start=regional.start,
-            temperature=regional.temperature,
-            min_confidence=regional.min_confidence,
-            bank_steps=regional.bank_steps,
-            cells_per_view=regional.cells_per_view,
-            region_size=regional.region_size,
-            square_per=regional.square_per,
-            keep_ignored=regional.keep_ignored,
-            negative_sampling=regional.negative_sampling,
-            positive_filtering=regional.positive_filtering,
-            momentum_head=regional.momentum_head,
-            ignore=IGNORE,
-        )
+        channels = regional.projector.channels
+        regularizers["regional"] = RegionalContrast(regional, channels=channels)
     if method.prototypes is not None:
-        contrast = _build_prototypes(method.prototypes, num_classes, student, "mixed")
-        regularizers["prototypes"] = contrast
-    if (semantic := method.semantic) is not None:
-        regularizers["semantic"] = SemanticContrast(
-            num_classes=num_classes,
-            channels=semantic.channels,
-            variant=semantic.variant,
-            weight=semantic.weight,
-            start=semantic.start,
-            temperature=semantic.temperature,
-            momentum=semantic.momentum,
-            bank_rows=semantic.bank_rows,
+        channels = student.backbone.channels[1]
+        regularizers["prototypes"] = PrototypeContrast(
+            method.prototypes, num_classes=num_classes, channels=channels
         )
+    if method.semantic is not None:
+        regularizers["semantic"] = SemanticContrast(method.semantic, num_classes=num_classes)
     return regularizers
 
 
-def _build_prototypes(
-    spec: Prototypes,
-    num_classes: int,
-    student: Segmenter,
-    second: Literal["mixed", "pseudo_labelled"],
-) -> PrototypeContrast:
-    return PrototypeContrast(
-        num_classes=num_classes,
-        channels=student.backbone.channels[1],
-        weight=spec.weight,
-        temperature=spec.temperature,
-        momentum=spec.momentum,
-        absent=spec.absent,
-        normalise=spec.normalise,
-        second_view=second,
-        min_confidence=spec.min_confidence,
-    )
-
-
-def apply_machine_options(training_objective: Objective, machine: Machine) -> None:
+def apply_machine_options(objective: Objective, machine: Machine) -> None:
     """Set the memory layout, recomputation and compilation of an objective's networks.
 
     Raises:
         EnvironmentFault: They cannot be compiled here.
     """
-    training_objective.student.recompute = machine.activation_checkpointing
-    training_objective.student.set_memory_format(channels_last=machine.channels_last)
+    objective.student.recompute = machine.activation_checkpointing
+    objective.student.set_memory_format(channels_last=machine.channels_last)
     if machine.compile:
-        training_objective.student.enable_compile("training")
-    if isinstance(training_objective, SelfTraining):
-        teacher = training_objective.teacher.network
+        objective.student.enable_compile("training")
+    if isinstance(objective, SelfTraining):
+        teacher = objective.teacher.network
         teacher.set_memory_format(channels_last=machine.channels_last)
         if machine.compile:
             # the teacher is never in training mode, and gets only crops
@@ -220,6 +173,7 @@ def _load_student(student: Segmenter, init: Checkpoint | None) -> None:
 
 
 def adversarial_spec(recipe: Recipe, stage: Stage) -> AdversarialSpec:
+    """Return the settings of an adversarial stage."""
     spec = stage.objective
     assert isinstance(spec, AdversarialSpec), f"{recipe.name}: {spec}"
     return spec

@@ -20,10 +20,13 @@ from udaseg.methods.contrast.prototypes import PrototypeSums
 from udaseg.methods.objectives.objective import to_unit_range
 from udaseg.methods.pixel_loss import pseudo_labels
 from udaseg.methods.views import cell_view, labels_on_cells
-from udaseg.models.segmenter import Segmenter, SegmenterOutput
+from udaseg.models.segmenter import Segmenter, SegmenterOutput, evaluation_mode
 
 ProgressCallback = Callable[[int, int], None]
 """Called after each image with the number done on this rank and the total of all ranks."""
+
+BINS = 10_000
+"""Bins of a confidence histogram."""
 
 
 @torch.no_grad()
@@ -44,7 +47,7 @@ def collect_prototypes(
         on_progress: Progress callback.
     """
     sums = PrototypeSums(num_classes, student.backbone.channels[1])
-    with _evaluation_mode(student):
+    with evaluation_mode(student):
         for number, sample in enumerate(_rank_samples(source), 1):
             image, labels = source.read(sample)
             if labels is None:
@@ -154,11 +157,26 @@ def write_pseudo_labels(
     return all_reduce_sum(kept)
 
 
+def threshold_labels(
+    labels: Tensor, confidence: Tensor, thresholds: Tensor | Sequence[float]
+) -> Tensor:
+    """Return `labels`, with `IGNORE` where the confidence is below the threshold of the class.
+
+    Args:
+        labels: Integer classes of any shape.
+        confidence: Values in [0, 1] of the same shape.
+        thresholds: (K,).
+    """
+    limits = torch.as_tensor(thresholds, dtype=torch.float64, device=labels.device)
+    confident = confidence.double() >= limits[labels.long()]
+    return labels.masked_fill(~confident, IGNORE)
+
+
 def _predict_samples(
     student: Segmenter, target: CropSource, device: torch.device
 ) -> Iterator[tuple[Sample, Tensor, Tensor]]:
     """Yield each sample with the student's labels (H, W) uint8 and confidence (H, W)."""
-    with _evaluation_mode(student):
+    with evaluation_mode(student):
         for sample in _rank_samples(target):
             image = _image_tensor(target.read(sample)[0])
             segmented: SegmenterOutput = student(to_unit_range(image.to(device)))
@@ -173,35 +191,3 @@ def _rank_samples(crops: CropSource) -> Sequence[Sample]:
 
 def _image_tensor(image: NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(image).permute(2, 0, 1)[None]
-
-
-class _evaluation_mode:  # noqa: N801 (used like the context managers of contextlib)
-    """Context manager that puts a network into evaluation mode and restores its mode."""
-
-    def __init__(self, network: Segmenter) -> None:
-        self._network = network
-        self._was_training = network.training
-
-    def __enter__(self) -> None:
-        self._network.eval()
-
-    def __exit__(self, *_: object) -> None:
-        self._network.train(self._was_training)
-
-
-BINS = 10_000
-
-
-def threshold_labels(
-    labels: Tensor, confidence: Tensor, thresholds: Tensor | Sequence[float]
-) -> Tensor:
-    """Return `labels`, with `IGNORE` where the confidence is below the threshold of the class.
-
-    Args:
-        labels: Integer classes of any shape.
-        confidence: Values in [0, 1] of the same shape.
-        thresholds: (K,).
-    """
-    limits = torch.as_tensor(thresholds, dtype=torch.float64, device=labels.device)
-    confident = confidence.double() >= limits[labels.long()]
-    return labels.masked_fill(~confident, IGNORE)

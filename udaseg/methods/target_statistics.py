@@ -33,8 +33,8 @@ def adapt_batch_norms(
         samples: The images of `target` to use.
         batch_size: Maximum images per batch.
         device: Device of the networks.
-        on_progress: Called after each batch with the images done and their total; starts again for each
-            network.
+        on_progress: Called after each batch with the images done and their total; starts again for
+            each network.
 
     Reference:
         Li et al., AdaBN (2016). Differs: statistics are averaged over batches, each normalised by
@@ -55,12 +55,12 @@ def adapt_batch_norms(
         update_bn(passes(), network)
 
 
-def _batches(target: CropSource, samples: Sequence[Sample], batch: int) -> Iterator[Tensor]:
+def _batches(target: CropSource, samples: Sequence[Sample], batch_size: int) -> Iterator[Tensor]:
     """Yield batches (B, 3, H, W) uint8 in order; a change of image size starts a new batch."""
     pending: list[Tensor] = []
     for sample in samples:
         image = torch.from_numpy(target.read(sample)[0]).permute(2, 0, 1)
-        if pending and (len(pending) == batch or pending[0].shape != image.shape):
+        if pending and (len(pending) == batch_size or pending[0].shape != image.shape):
             yield torch.stack(pending)
             pending = []
         pending.append(image)

@@ -1,4 +1,4 @@
-"""The base class of regularizers, and the views of a step that they receive."""
+"""The views of a step that regularizers receive: network outputs on the grid of cells."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -72,6 +72,11 @@ def labels_on_cells(labels: Tensor, segmented: SegmenterOutput) -> Tensor:
     """Return (B, H, W) labels resized to the grid of cells by nearest neighbour, int64."""
     size = segmented.features.shape[-2:]
     return F.interpolate(labels[:, None].float(), size, mode="nearest")[:, 0].long()
+
+
+def flatten_cells(maps: Tensor) -> Tensor:
+    """Return (B, D, h, w) maps as (B h w, D), one row for each cell."""
+    return maps.permute(0, 2, 3, 1).flatten(0, 2)
 
 
 def cell_view(segmented: SegmenterOutput, labels: Tensor | None) -> CellView:

@@ -1,5 +1,7 @@
 """The segmentation network: normalisation, backbone, head, and an optional projection head."""
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal, assert_never
 
@@ -145,6 +147,17 @@ class Segmenter(nn.Module):
 
     def _backbone_norms(self) -> list[nn.Module]:
         return [part for part in self.backbone.modules() if isinstance(part, nn.BatchNorm2d)]
+
+
+@contextlib.contextmanager
+def evaluation_mode(network: nn.Module) -> Iterator[None]:
+    """Put a network into evaluation mode in this context, then restore its mode."""
+    was_training = network.training
+    network.eval()
+    try:
+        yield
+    finally:
+        network.train(was_training)
 
 
 def build_segmenter(

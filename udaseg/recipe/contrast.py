@@ -27,8 +27,8 @@ class Regional:
         start: First step with contrast.
         temperature: Softmax temperature.
         min_confidence: Anchors need a teacher confidence above this.
-        bank_steps: Number of steps whose cells the memory bank holds.
-        cells_per_view: Random cells of each view that a step adds to the bank.
+        bank_steps: Number of steps whose cells the memory bank holds, including the current one.
+        cells_per_view: Random cells of each view, over all ranks, that a step adds to the bank.
         region_size: Side of a region in cells, average-pooled; 1 as released.
         square_per: One CutMix square per `batch` (as released) or per `image`.
         keep_ignored: Add ignored cells to the bank, as negatives of all anchors (as released).
@@ -83,12 +83,13 @@ class Semantic:
 
     Attributes:
         variant: `prototype`, `bank` or `distribution` (ProtoCL, BankCL, DistCL).
-        weight: Weight of the term.
-        temperature: Softmax temperature.
-        momentum: Weight of older vectors at an update; 1 gives the mean over all of them.
-        bank_rows: Batch means kept per class; used only by the bank variant.
+        weight: Weight of the term; 1 as published.
+        temperature: Softmax temperature; 100 as published, where the variants hardly differ.
+        momentum: Weight of older vectors at an update; 1, as published, gives the mean over all of
+            them.
+        bank_rows: Batch means kept per class, 200 as published; used only by the bank variant.
         channels: Dimension of the embedding.
-        start: First step with contrast; the statistics are updated from step 0.
+        start: First step with contrast, 3000 as published; the statistics are updated from step 0.
     """
 
     variant: Literal["prototype", "bank", "distribution"]

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from udaseg.data.labels.classes import IGNORE
 from udaseg.models.projector import LENGTH_EPS
 
 _CHUNK = 4096
-_IGNORE = 255
 
 
 def distribution_loss(
@@ -139,7 +139,7 @@ def _counted_mask(
         raise ValueError(f"seen or filled {tuple(seen.shape)} but {class_shape[0]} classes")
     if temperature <= 0:
         raise ValueError(f"temperature must be above 0, got {temperature}")
-    known = labels != _IGNORE
+    known = labels != IGNORE
     return known & seen[labels.long().masked_fill(~known, 0)]
 
 
@@ -219,7 +219,7 @@ class _BankSum(torch.autograd.Function):
         for start in range(0, len(embeddings), _CHUNK):
             part = slice(start, start + _CHUNK)
             query_nD, length_n1 = _unit_vectors(embeddings[part])
-            label_n = labels[part].masked_fill(~counted[part], _IGNORE)
+            label_n = labels[part].masked_fill(~counted[part], IGNORE)
             is_label_nK = label_n[:, None] == torch.arange(len(seen), device=label_n.device)
             score_nK = (query_nD @ mean_KD.T).masked_fill_(is_label_nK | ~seen, -torch.inf)
             share_nK, level_n1 = _softmax(score_nK)

@@ -173,7 +173,7 @@ class ClassStatistics(nn.Module):
 
     @torch.no_grad()
     def update(self, embeddings: Tensor, labels: Tensor) -> None:
-        """Update the statistics from a batch; all ranks store the same. See `after`."""
+        """Update the statistics from a batch; all ranks store the same. See `preview_update`."""
         state = self.preview_update(embeddings, labels)
         for name, buffer in self.named_buffers():
             buffer.copy_(getattr(state, name))

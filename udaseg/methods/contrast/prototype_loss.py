@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from udaseg.data.labels.classes import IGNORE
 from udaseg.models.projector import LENGTH_EPS
 
 _CHUNK = 4096
-_IGNORE = 255
 
 
 def prototype_loss(
@@ -50,7 +50,7 @@ def prototype_sum(
         raise ValueError(f"seen {tuple(seen.shape)} but {len(prototypes)} prototypes")
     if temperature <= 0:
         raise ValueError(f"temperature must be above 0, got {temperature}")
-    known = labels != _IGNORE
+    known = labels != IGNORE
     counted = known & seen[labels.long().masked_fill(~known, 0)]
     with torch.autocast(embeddings.device.type, enabled=False):
         total: Tensor = _PrototypeSum.apply(

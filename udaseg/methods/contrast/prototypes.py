@@ -5,14 +5,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from udaseg.data.labels.classes import IGNORE
 from udaseg.distributed import all_reduce_sum, mean_divisor
 from udaseg.errors import UdasegError
 from udaseg.methods.contrast.prototype_loss import class_sums, prototype_sum
 from udaseg.methods.contrast.regularizer import Regularizer
-from udaseg.methods.views import CellView, View, Views
+from udaseg.methods.views import CellView, View, Views, flatten_cells
 from udaseg.models.projector import to_unit_length
-
-_IGNORE = 255
+from udaseg.recipe.contrast import Prototypes
 
 
 class ClassPrototypes(nn.Module):
@@ -112,7 +112,7 @@ class PrototypeSums:
             labels: (h, w) integer; 255 is ignored.
             predictions: (h, w) integer.
         """
-        correct = labels.masked_fill(labels != predictions, _IGNORE).flatten()
+        correct = labels.masked_fill(labels != predictions, IGNORE).flatten()
         sums, counts = class_sums(features.flatten(1).T, correct, len(self.images))
         present = counts > 0
         means = sums.double() / counts.double().clamp_min(1)[:, None]
@@ -136,16 +136,11 @@ class PrototypeContrast(Regularizer):
     cells. Cells of the second view count with their labels.
 
     Args:
+        spec: Settings of the loss and of the prototypes.
         num_classes: K.
         channels: Channels of the features.
-        weight: Weight of the loss.
-        temperature: Temperature of the softmax.
-        momentum: See `ClassPrototypes`.
-        absent: See `ClassPrototypes`.
-        normalise: See `ClassPrototypes`.
-        second_view: `pseudo_labelled` target images, as published, or `mixed` images in self-training.
-        min_confidence: A mixed cell counts if the teacher's confidence in its label is at least
-            this.
+        second_view: `pseudo_labelled` target images, as published, or `mixed` images in
+            self-training.
 
     Reference:
         Xie et al., SPCL (2021), L_cl.
@@ -155,23 +150,22 @@ class PrototypeContrast(Regularizer):
 
     def __init__(
         self,
+        spec: Prototypes,
         *,
         num_classes: int,
         channels: int,
-        weight: float,
-        temperature: float,
-        momentum: float,
-        absent: Literal["keep", "fade"],
-        normalise: bool,
         second_view: Literal["mixed", "pseudo_labelled"] = "mixed",
-        min_confidence: float = 0.0,
     ) -> None:
         super().__init__()
-        self.second_view, self.min_confidence = second_view, min_confidence
+        self.spec = spec
+        self.second_view = second_view
         self.needs: frozenset[View] = frozenset({"source", second_view})
-        self.weight, self.temperature = weight, temperature
         self.prototypes = ClassPrototypes(
-            num_classes, channels, momentum=momentum, absent=absent, normalise=normalise
+            num_classes,
+            channels,
+            momentum=spec.momentum,
+            absent=spec.absent,
+            normalise=spec.normalise,
         )
 
     def forward(self, views: Views) -> Tensor:
@@ -182,8 +176,10 @@ class PrototypeContrast(Regularizer):
         total = self._weighted_mean(features, labels, means, seen)
         labels = second.labels
         if views.mixed_confidence is not None and self.second_view == "mixed":
-            labels = labels.masked_fill(views.mixed_confidence < self.min_confidence, _IGNORE)
-        return total + self._weighted_mean(_flatten(second.features), labels.flatten(), means, seen)
+            labels = labels.masked_fill(views.mixed_confidence < self.spec.min_confidence, IGNORE)
+        return total + self._weighted_mean(
+            flatten_cells(second.features), labels.flatten(), means, seen
+        )
 
     def update(self, views: Views) -> None:
         """Update the prototypes with the source features of this step."""
@@ -192,8 +188,8 @@ class PrototypeContrast(Regularizer):
     def _weighted_mean(
         self, features: Tensor, labels: Tensor, means: Tensor, seen: Tensor
     ) -> Tensor:
-        total, count = prototype_sum(features, labels, means, seen, self.temperature)
-        return self.weight * total / mean_divisor(count)
+        total, count = prototype_sum(features, labels, means, seen, self.spec.temperature)
+        return self.spec.weight * total / mean_divisor(count)
 
     def _required_views(self, views: Views) -> tuple[CellView, CellView]:
         second = views.mixed if self.second_view == "mixed" else views.pseudo_labelled
@@ -206,9 +202,5 @@ class PrototypeContrast(Regularizer):
 
 def _correct_cells(view: CellView) -> tuple[Tensor, Tensor]:
     """Return flat features and labels; the label is 255 where the prediction differs."""
-    labels = view.labels.masked_fill(view.labels != view.predictions, _IGNORE)
-    return _flatten(view.features), labels.flatten()
-
-
-def _flatten(maps: Tensor) -> Tensor:
-    return maps.permute(0, 2, 3, 1).flatten(0, 2)
+    labels = view.labels.masked_fill(view.labels != view.predictions, IGNORE)
+    return flatten_cells(view.features), labels.flatten()

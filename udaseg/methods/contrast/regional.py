@@ -1,19 +1,20 @@
 """RCCR: regional contrastive consistency between student and teacher views of one location."""
 
 import math
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from udaseg.data.labels.classes import IGNORE
 from udaseg.distributed import all_reduce_sum, mean_divisor, slice_for_rank, to_device, world_size
 from udaseg.errors import UdasegError
 from udaseg.methods.contrast.memory_bank import EMPTY, MemoryBank
 from udaseg.methods.contrast.regional_loss import regional_sum
 from udaseg.methods.contrast.regularizer import Regularizer
-from udaseg.methods.views import CellView, View, Views
+from udaseg.methods.views import CellView, View, Views, flatten_cells
 from udaseg.models.projector import to_unit_length
+from udaseg.recipe.contrast import Regional
 
 _NO_LABEL = -2
 
@@ -27,21 +28,8 @@ class RegionalContrast(Regularizer):
     and anchors without a confident pseudo-label do not count.
 
     Args:
+        spec: Settings of the loss. `spec.projector` describes the network and is not read here.
         channels: Dimension of the embeddings.
-        weight: Weight of the loss at the last step.
-        ramp: The weight rises as exp(-5 (1 - sqrt(progress))).
-        start: First step with contrast.
-        temperature: Temperature of the softmax.
-        min_confidence: Anchors need a teacher confidence above this.
-        bank_steps: Number of steps in the bank, including the current one.
-        cells_per_view: Random cells of each view added to the bank per step, over all ranks.
-        region_size: Side of a region in cells.
-        square_per: One square per `batch` or per `image`.
-        keep_ignored: Add cells without a class to the bank, as negatives of every anchor.
-        negative_sampling: If false, rows of the anchor's class stay negatives.
-        positive_filtering: If false, every anchor counts.
-        momentum_head: If false, the keys come from the student's head.
-        ignore: Label of cells without a class.
 
     Reference:
         Zhou et al., RCCR (2022).
@@ -50,41 +38,19 @@ class RegionalContrast(Regularizer):
     needs: frozenset[View] = frozenset({"cutmix", "target"})
     needs_embeddings: bool = True
 
-    def __init__(
-        self,
-        *,
-        channels: int,
-        weight: float,
-        ramp: bool,
-        start: int,
-        temperature: float,
-        min_confidence: float,
-        bank_steps: int,
-        cells_per_view: int,
-        region_size: int,
-        square_per: Literal["image", "batch"],
-        keep_ignored: bool,
-        negative_sampling: bool = True,
-        positive_filtering: bool = True,
-        momentum_head: bool = True,
-        ignore: int = 255,
-    ) -> None:
+    def __init__(self, spec: Regional, *, channels: int) -> None:
         super().__init__()
-        self.weight, self.ramp, self.start = weight, ramp, start
-        self.temperature, self.min_confidence = temperature, min_confidence
-        self.cells_per_view, self.region_size = cells_per_view, region_size
-        self.square_per, self.keep_ignored = square_per, keep_ignored
-        self.negative_sampling = negative_sampling
-        self.positive_filtering = positive_filtering
-        self.keys_by_student_head = not momentum_head
-        self.ignore = ignore
-        self.bank = MemoryBank(bank_steps, 2 * cells_per_view, channels)
+        self.spec = spec
+        self.square_per = spec.square_per
+        self.keys_by_student_head = not spec.momentum_head
+        self.bank = MemoryBank(spec.bank_steps, 2 * spec.cells_per_view, channels)
 
     def weight_at(self, step: int, progress: float) -> float:
         """Return the weight of the loss at a step; 0 before the start."""
-        if step < self.start:
+        spec = self.spec
+        if step < spec.start:
             return 0.0
-        return self.weight * (math.exp(-5 * (1 - math.sqrt(progress))) if self.ramp else 1.0)
+        return spec.weight * (math.exp(-5 * (1 - math.sqrt(progress))) if spec.ramp else 1.0)
 
     def forward(self, views: Views) -> Tensor:
         """Return the weighted loss; change no state."""
@@ -93,11 +59,11 @@ class RegionalContrast(Regularizer):
         if weight == 0:
             # keep the head in the graph, so that every step trains the same parameters
             return 0.0 * queries.sum()
-        if not self.negative_sampling:
+        if not self.spec.negative_sampling:
             labels = torch.full_like(labels, _NO_LABEL)
         bank, bank_labels = self.bank.rows_after_push(*self._new_rows(views))
         total, count = regional_sum(
-            queries, keys, labels, bank, bank_labels, self.temperature, keep
+            queries, keys, labels, bank, bank_labels, self.spec.temperature, keep
         )
         return weight * total / mean_divisor(count)
 
@@ -114,15 +80,14 @@ class RegionalContrast(Regularizer):
         assert keys is not None
         queries, square = cutmix.embeddings, views.square
         labels, confidence = target.predictions, target.confidence
-        if self.region_size > 1:
-            queries, keys = (_pool_embeddings(part, self.region_size) for part in (queries, keys))
-            square = F.max_pool2d(-square.float(), self.region_size) < 0
-            labels, confidence = _region_labels(labels, confidence, self.region_size)
-        inside = square.flatten()
-        keep = inside
-        if self.positive_filtering:
-            keep = keep & (confidence.flatten() > self.min_confidence)
-        return _flatten(queries), _flatten(keys), labels.flatten(), keep
+        if (size := self.spec.region_size) > 1:
+            queries, keys = (_pool_embeddings(part, size) for part in (queries, keys))
+            square = F.max_pool2d(-square.float(), size) < 0
+            labels, confidence = _region_labels(labels, confidence, size)
+        keep = square.flatten()
+        if self.spec.positive_filtering:
+            keep = keep & (confidence.flatten() > self.spec.min_confidence)
+        return flatten_cells(queries), flatten_cells(keys), labels.flatten(), keep
 
     def _new_rows(self, views: Views) -> tuple[Tensor, Tensor]:
         """Return random cells of both views and their labels.
@@ -139,13 +104,13 @@ class RegionalContrast(Regularizer):
         for view, embeddings in ((cutmix, cutmix.embeddings), (target, target_embeddings)):
             assert embeddings is not None
             cells, rank_slice = slice_for_rank(view.labels.numel())
-            chosen = torch.randperm(cells, generator=generator)[: self.cells_per_view]
+            chosen = torch.randperm(cells, generator=generator)[: self.spec.cells_per_view]
             chosen = to_device(chosen, view.labels.device)
-            rows.append(_gather_rows(_flatten(embeddings.detach()), chosen, rank_slice))
+            rows.append(_gather_rows(flatten_cells(embeddings.detach()), chosen, rank_slice))
             labels.append(_gather_rows(view.labels.flatten(), chosen, rank_slice))
         row_labels = torch.cat(labels)
-        if not self.keep_ignored:
-            row_labels = row_labels.masked_fill(row_labels == self.ignore, EMPTY)
+        if not self.spec.keep_ignored:
+            row_labels = row_labels.masked_fill(row_labels == IGNORE, EMPTY)
         return torch.cat(rows), row_labels
 
 
@@ -165,11 +130,6 @@ def _gather_rows(rows: Tensor, chosen: Tensor, rank_slice: slice) -> Tensor:
     return all_reduce_sum(
         torch.where(is_local[:, None] if local_rows.dim() > 1 else is_local, local_rows, 0)
     )
-
-
-def _flatten(maps: Tensor) -> Tensor:
-    """Return (B, D, h, w) as (B h w, D)."""
-    return maps.permute(0, 2, 3, 1).flatten(0, 2)
 
 
 def _pool_embeddings(embeddings: Tensor, size: int) -> Tensor:

@@ -23,8 +23,8 @@ class LossReport:
         parts: Scalars by name; their sum is the total.
         figures: Scalars by name that are monitored but not minimised; no gradient.
         views: Input of the regularizers; None without regularizers.
-        predicted_counts: (K,) int64, target pixels that the teacher assigned to each class, counted in
-            every fourth row and column; None without a teacher.
+        predicted_counts: (K,) int64, target pixels that the teacher assigned to each class, counted
+            in every fourth row and column; None without a teacher.
     """
 
     total: Tensor

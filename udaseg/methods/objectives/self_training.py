@@ -1,7 +1,7 @@
 """Mean-teacher self-training on mixed images, with optional regularizers."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -17,35 +17,68 @@ from udaseg.methods.objectives.entropy import normalised_entropy
 from udaseg.methods.objectives.objective import LossReport, Objective, generator_for, to_unit_range
 from udaseg.methods.pixel_loss import pixel_loss, pseudo_labels
 from udaseg.methods.teacher import Teacher
-from udaseg.methods.views import View, Views, cell_view, labels_on_cells
+from udaseg.methods.views import CellView, View, Views, cell_view, labels_on_cells
 from udaseg.models.segmenter import Segmenter, SegmenterOutput
+from udaseg.recipe.methods import SelfTraining as SelfTrainingSpec
 
 _COUNT_STRIDE = 4
 
 
 @dataclass(frozen=True)
-class StrongAugmentation:
-    """Parameters of the strong augmentation; see `strong_augment`."""
+class _TargetLabels:
+    """The teacher's labels of the target images of a step.
 
-    jitter: float
-    jitter_probability: float
-    blur_probability: float
-    blur_sigma: tuple[float, float]
+    Attributes:
+        output: Output of the teacher.
+        labels: (B, H, W) uint8, the most probable class.
+        confidence: (B, H, W) in [0, 1], probability of that class.
+        weight: (B, H, W) in [0, 1], the share of confident pixels.
+        share: The shares that `weight` repeats.
+    """
+
+    output: SegmenterOutput
+    labels: Tensor
+    confidence: Tensor
+    weight: Tensor
+    share: Tensor
+
+
+@dataclass(frozen=True)
+class _MixedPass:
+    """The student's pass on the ClassMix images of a step.
+
+    Attributes:
+        output: Output of the student.
+        labels: (B, H, W), source labels inside the mask and teacher labels outside.
+        mask: (B, H, W) bool, the pixels pasted from the source.
+    """
+
+    output: SegmenterOutput
+    labels: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True)
+class _Step:
+    """The images of a step and the passes made on them, from which views are built."""
+
+    batch: Batch
+    source: Tensor
+    target: Tensor
+    target_labels: _TargetLabels
+    source_output: SegmenterOutput
+    mixed: _MixedPass
 
 
 class SelfTraining(Objective):
     """Mean-teacher self-training on ClassMix images, with optional regularizers.
 
     Args:
+        spec: Settings of the mixing, the augmentation and the weight of the mixed images. Its
+            sections for the teacher and the regularizers are not read here.
         student: The network to adapt.
         teacher: Moving average of the student.
         num_classes: K.
-        confidence: A target pixel is confident at or above this probability.
-        share_over: Compute the share of confident pixels over the `batch` of all ranks or over
-            each `image`.
-        ignore_is_class: ClassMix may paste pixels labelled `IGNORE`.
-        augmentation: Augmentation of the student's mixed images.
-        mix_weight: Weight of the loss on the mixed images.
         regularizers: By name; the name identifies the loss and the state.
 
     Reference:
@@ -54,26 +87,18 @@ class SelfTraining(Objective):
 
     def __init__(
         self,
+        spec: SelfTrainingSpec,
         student: Segmenter,
         teacher: Teacher,
         *,
         num_classes: int,
-        confidence: float,
-        share_over: Literal["batch", "image"],
-        ignore_is_class: bool,
-        augmentation: StrongAugmentation,
-        mix_weight: float,
         regularizers: Mapping[str, Regularizer],
     ) -> None:
         super().__init__()
+        self.spec = spec
         self.student = student
         self.teacher = teacher
         self.num_classes = num_classes
-        self.confidence = confidence
-        self.share_over = share_over
-        self.ignore_is_class = ignore_is_class
-        self.augmentation = augmentation
-        self.mix_weight = mix_weight
         self.regularizers = nn.ModuleDict(regularizers)
 
     def forward(self, batch: Batch) -> LossReport:
@@ -81,55 +106,22 @@ class SelfTraining(Objective):
         if batch.target_images is None:
             raise ValueError("self-training needs target images in the batch")
         source, target = self.source_images(batch), to_unit_range(batch.target_images)
-        labels = batch.source_labels
-        needs = {need for term in self._regularizer_list() for need in term.needs}
-        embedded = {
-            need
-            for term in self._regularizer_list()
-            if term.needs_embeddings
-            for need in term.needs
-        }
+        embedded = self._embedded_views()
 
-        teacher_output: SegmenterOutput = self.teacher(target, embed="target" in embedded)
-        predictions, confidence = pseudo_labels(
-            teacher_output.logits, (target.shape[-2], target.shape[-1])
-        )
-        weight, share = self._target_weight(confidence)
-
+        target_labels = self._label_target(target, embed="target" in embedded)
         source_output: SegmenterOutput = self.student(source, embed="source" in embedded)
-        source_loss = pixel_loss(source_output.logits, labels)
-
-        generator = generator_for(batch.seed, "mixed")
-        mask = class_mask(labels, self.num_classes, generator, ignore_is_class=self.ignore_is_class)
-        mixed_labels = paste(mask, labels, predictions)
-        mixed_images = self._augment(paste(mask, source, target), generator)
-        mixed_output: SegmenterOutput = self.student(mixed_images, embed="mixed" in embedded)
-        mixed_weight = weight.masked_fill(mask, 1.0)
-        mixed_loss = self.mix_weight * pixel_loss(
-            mixed_output.logits, mixed_labels, mixed_weight, mean_over="all"
-        )
+        source_loss = pixel_loss(source_output.logits, batch.source_labels)
+        mixed = self._mixed_pass(batch, source, target, target_labels, embed="mixed" in embedded)
+        mixed_loss = self._mixed_loss(mixed, target_labels)
 
         parts = {"source": source_loss, "mixed": mixed_loss}
-        predicted = class_counts(predictions, self.num_classes)
-        counts_of_all_ranks = all_reduce_sum(predicted)
-        figures = {
-            "confident": share.mean(),
-            "confidence": confidence.mean(),
-            "top_class": counts_of_all_ranks.max() / counts_of_all_ranks.sum(),
-            # at the resolution of the logits, where the cost is negligible
-            "uncertainty": normalised_entropy(teacher_output.logits).mean(),
-        }
+        predicted = class_counts(target_labels.labels, self.num_classes)
+        figures = _figures(target_labels, predicted)
         if not self.regularizers:
             return LossReport(source_loss + mixed_loss, parts, figures, predicted_counts=predicted)
 
-        views = self._views(
-            batch, needs, source, target, teacher_output, source_output, mixed_output, mixed_labels
-        )
-        if "mixed" in needs:
-            mixed_confidence = F.interpolate(
-                confidence.masked_fill(mask, 1.0)[:, None], mixed_output.features.shape[-2:]
-            )
-            views = replace(views, mixed_confidence=mixed_confidence[:, 0])
+        step = _Step(batch, source, target, target_labels, source_output, mixed)
+        views = self._views(step)
         for name, term in self.regularizers.items():
             parts[name] = term(views)
         total = torch.stack(list(parts.values())).sum()
@@ -146,15 +138,56 @@ class SelfTraining(Objective):
     def _regularizer_list(self) -> Sequence[Regularizer]:
         return list(self.regularizers.values())  # type: ignore[arg-type]  # all regularizers
 
+    def _needed_views(self) -> set[View]:
+        return {view for term in self._regularizer_list() for view in term.needs}
+
+    def _embedded_views(self) -> set[View]:
+        """Return the views that a regularizer needs with embeddings."""
+        terms = [term for term in self._regularizer_list() if term.needs_embeddings]
+        return {view for term in terms for view in term.needs}
+
+    def _label_target(self, target: Tensor, *, embed: bool) -> _TargetLabels:
+        output: SegmenterOutput = self.teacher(target, embed=embed)
+        labels, confidence = pseudo_labels(output.logits, (target.shape[-2], target.shape[-1]))
+        weight, share = self._target_weight(confidence)
+        return _TargetLabels(output, labels, confidence, weight, share)
+
     def _target_weight(self, confidence: Tensor) -> tuple[Tensor, Tensor]:
         """Return the weight of target pixels (B, H, W) and the share of confident pixels."""
-        share = (confidence >= self.confidence).float().mean((1, 2), keepdim=True)
-        if self.share_over == "batch":
+        mixing = self.spec.mixing
+        share = (confidence >= mixing.confidence).float().mean((1, 2), keepdim=True)
+        if mixing.share_over == "batch":
             share = all_reduce_mean(share.mean(0, keepdim=True))
         return share.expand_as(confidence).clone(), share
 
+    def _mixed_pass(
+        self,
+        batch: Batch,
+        source: Tensor,
+        target: Tensor,
+        target_labels: _TargetLabels,
+        *,
+        embed: bool,
+    ) -> _MixedPass:
+        """Paste half of the source's classes onto the target, augment, and run the student."""
+        generator = generator_for(batch.seed, "mixed")
+        mask = class_mask(
+            batch.source_labels,
+            self.num_classes,
+            generator,
+            ignore_is_class=self.spec.mixing.ignore_is_class,
+        )
+        labels = paste(mask, batch.source_labels, target_labels.labels)
+        images = self._augment(paste(mask, source, target), generator)
+        return _MixedPass(self.student(images, embed=embed), labels, mask)
+
+    def _mixed_loss(self, mixed: _MixedPass, target_labels: _TargetLabels) -> Tensor:
+        weight = target_labels.weight.masked_fill(mixed.mask, 1.0)
+        loss = pixel_loss(mixed.output.logits, mixed.labels, weight, mean_over="all")
+        return self.spec.mix_weight * loss
+
     def _augment(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        strong = self.augmentation
+        strong = self.spec.augmentation
         return strong_augment(
             images,
             generator,
@@ -164,66 +197,66 @@ class SelfTraining(Objective):
             blur_sigma=strong.blur_sigma,
         )
 
-    def _views(
-        self,
-        batch: Batch,
-        needs: set[View],
-        source: Tensor,
-        target: Tensor,
-        teacher_output: SegmenterOutput,
-        source_output: SegmenterOutput,
-        mixed_output: SegmenterOutput,
-        mixed_labels: Tensor,
-    ) -> Views:
-        """Return the views that the regularizers need; compute no others."""
-        labels = batch.source_labels
-        target_view = cell_view(teacher_output, None) if needs & {"target", "cutmix"} else None
-        teacher_source = None
-        if "teacher_source" in needs:
-            teacher_source_output: SegmenterOutput = self.teacher(source, embed=True)
-            teacher_source = cell_view(
-                teacher_source_output, labels_on_cells(labels, teacher_source_output)
-            )
+    def _views(self, step: _Step) -> Views:
+        """Return the views that the regularizers need; compute no others.
+
+        The order of the passes is fixed: a pass of the student changes batch-norm statistics.
+        """
+        batch, needs = step.batch, self._needed_views()
+        # the CutMix view contains the teacher's labels
+        needs_target = bool(needs & {"target", "cutmix"})
+        target = cell_view(step.target_labels.output, None) if needs_target else None
+        teacher_source = self._teacher_source_view(step) if "teacher_source" in needs else None
         cutmix = square = None
         if "cutmix" in needs:
-            assert target_view is not None
-            generator = generator_for(batch.seed, "cutmix")
-            stride, size = self.student.output_stride, (source.shape[-2], source.shape[-1])
-            per = (
-                "batch"
-                if any(term.square_per == "batch" for term in self._regularizer_list())
-                else "image"
-            )
-            square = square_mask(len(source), size, stride, generator, per=per)  # type: ignore[arg-type]
-            square = to_device(square, source.device)
-            pixels = cells_to_pixels(square, size, stride)
-            images = self._augment(paste(pixels, target, source), generator)
-            cutmix_output = self.student(images, embed=True)
-            cutmix_labels = paste(
-                square, target_view.predictions, labels_on_cells(labels, cutmix_output)
-            )
-            cutmix = cell_view(cutmix_output, cutmix_labels)
-        student_keys = None
-        if any(term.keys_by_student_head for term in self._regularizer_list()):
-            assert self.student.projector is not None
-            with torch.no_grad():
-                student_keys = self.student.projector(teacher_output.features)
+            assert target is not None
+            cutmix, square = self._cutmix_view(step, target)
+        by_student_head = any(term.keys_by_student_head for term in self._regularizer_list())
         return Views(
             step=batch.step,
             progress=batch.progress,
             seed=batch.seed,
-            source=cell_view(source_output, labels_on_cells(labels, source_output))
-            if "source" in needs
-            else None,
-            mixed=cell_view(mixed_output, labels_on_cells(mixed_labels, mixed_output))
-            if "mixed" in needs
-            else None,
+            source=_source_view(step) if "source" in needs else None,
+            mixed=_mixed_view(step) if "mixed" in needs else None,
+            mixed_confidence=_mixed_confidence(step) if "mixed" in needs else None,
             cutmix=cutmix,
             square=square,
-            target=target_view,
-            target_by_student_head=student_keys,
+            target=target,
+            target_by_student_head=self._target_by_student_head(step) if by_student_head else None,
             teacher_source=teacher_source,
         )
+
+    def _teacher_source_view(self, step: _Step) -> CellView:
+        output: SegmenterOutput = self.teacher(step.source, embed=True)
+        return cell_view(output, labels_on_cells(step.batch.source_labels, output))
+
+    def _cutmix_view(self, step: _Step, target: CellView) -> tuple[CellView, Tensor]:
+        """Return the student's view of source images with a square of the target, and the square.
+
+        The square (B, h, w) is a mask of cells.
+        """
+        source, stride = step.source, self.student.output_stride
+        size = (source.shape[-2], source.shape[-1])
+        generator = generator_for(step.batch.seed, "cutmix")
+        square = square_mask(len(source), size, stride, generator, per=self._square_per())
+        square = to_device(square, source.device)
+        pixels = cells_to_pixels(square, size, stride)
+        images = self._augment(paste(pixels, step.target, source), generator)
+        output: SegmenterOutput = self.student(images, embed=True)
+        labels = paste(
+            square, target.predictions, labels_on_cells(step.batch.source_labels, output)
+        )
+        return cell_view(output, labels), square
+
+    def _square_per(self) -> Literal["image", "batch"]:
+        one_square = any(term.square_per == "batch" for term in self._regularizer_list())
+        return "batch" if one_square else "image"
+
+    @torch.no_grad()
+    def _target_by_student_head(self, step: _Step) -> Tensor:
+        assert self.student.projector is not None
+        embeddings: Tensor = self.student.projector(step.target_labels.output.features)
+        return embeddings
 
 
 def class_counts(labels: Tensor, num_classes: int) -> Tensor:
@@ -237,3 +270,31 @@ def class_counts(labels: Tensor, num_classes: int) -> Tensor:
     classes = torch.arange(num_classes, dtype=labels.dtype, device=labels.device)
     sample = labels[:, ::_COUNT_STRIDE, ::_COUNT_STRIDE].reshape(-1, 1)
     return (sample == classes).sum(0)
+
+
+def _figures(target_labels: _TargetLabels, predicted: Tensor) -> dict[str, Tensor]:
+    """Return the monitored scalars of a step; `predicted` are its class counts on this rank."""
+    counts_of_all_ranks = all_reduce_sum(predicted)
+    return {
+        "confident": target_labels.share.mean(),
+        "confidence": target_labels.confidence.mean(),
+        "top_class": counts_of_all_ranks.max() / counts_of_all_ranks.sum(),
+        # at the resolution of the logits, where the cost is negligible
+        "uncertainty": normalised_entropy(target_labels.output.logits).mean(),
+    }
+
+
+def _source_view(step: _Step) -> CellView:
+    output = step.source_output
+    return cell_view(output, labels_on_cells(step.batch.source_labels, output))
+
+
+def _mixed_view(step: _Step) -> CellView:
+    output = step.mixed.output
+    return cell_view(output, labels_on_cells(step.mixed.labels, output))
+
+
+def _mixed_confidence(step: _Step) -> Tensor:
+    """Return the teacher's confidence in the mixed labels on cells; 1 in the source's pixels."""
+    confidence = step.target_labels.confidence.masked_fill(step.mixed.mask, 1.0)
+    return F.interpolate(confidence[:, None], step.mixed.output.features.shape[-2:])[:, 0]
