@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from udaseg.inference import labels as labels_module
 from udaseg.inference.labels import labels_from_logits
 from udaseg.inference.sizes import MAX_WHOLE_PIXELS, input_size, untiled_input_size
-from udaseg.inference.tiles import label_image
+from udaseg.inference.tiles import TileOptions, label_image
 from udaseg.inference.windows import predict_logits, windows
 
 CPU = torch.device("cpu")
@@ -174,8 +174,9 @@ def test_labels_need_a_fraction_of_the_memory_of_all_planes():
 @pytest.mark.parametrize("size", [(1100, 40), (40, 2080), (1028, 1300), (2600, 8)])
 def test_tiles_of_a_large_image_equal_the_whole(model, size):
     seen = pixels(*size)
-    whole, whole_sure = label_image(model, seen, size, device=CPU, confidence=True)
-    tiled, tiled_sure = label_image(model, seen, size, device=CPU, confidence=True, whole_px=1)
+    options = TileOptions(CPU, confidence=True)
+    whole, whole_sure = label_image(model, seen, size, options)
+    tiled, tiled_sure = label_image(model, seen, size, options, max_whole_pixels=1)
     assert (tiled != whole).sum() <= 2  # ties, which rounding decides
     np.testing.assert_allclose(tiled_sure, whole_sure, atol=1e-6)
 
@@ -217,7 +218,9 @@ def test_tiles_go_over_into_each_other_as_on_one_canvas(size, side):
     seen = pixels(*size)
     ramp = np.linspace(0, 1, size[side])[:, None, None]
     seen = (seen * (ramp if side == 0 else ramp.swapaxes(0, 1))).astype(np.uint8)
-    labels, sure = label_image(surrounded, seen, size, device=CPU, confidence=True, whole_px=1)
+    labels, sure = label_image(
+        surrounded, seen, size, TileOptions(CPU, confidence=True), max_whole_pixels=1
+    )
     logits = torch.from_numpy(blended(seen, side))
     shares, winner = logits.softmax(0).max(0)
     assert {0, 1, 2, 3, 4} >= set(np.unique(labels)) > {4}
@@ -238,7 +241,9 @@ def test_no_seam_is_seen_where_tiles_disagree(size):
 
     rows, columns = np.indices(size)
     seen = np.stack([255 * (rows / size[0] + columns / size[1]) / 2] * 3, -1).astype(np.uint8)
-    _, sure = label_image(disagreeing, seen, size, device=CPU, confidence=True, whole_px=1)
+    _, sure = label_image(
+        disagreeing, seen, size, TileOptions(CPU, confidence=True), max_whole_pixels=1
+    )
     said = np.log(sure / (1 - sure))  # the first class's logit
     assert said.max() - said.min() > 0.5
     for axis in (0, 1):
@@ -249,8 +254,8 @@ def test_labels_are_enlarged_to_the_stored_size():
     seen = np.zeros((4, 8, 3), np.uint8)
     seen[:, :4, 0] = 255
     seen[:, 4:, 2] = 255
-    for whole_px in (10**6, 1):
-        labels, _ = label_image(per_pixel, seen, (40, 80), device=CPU, whole_px=whole_px)
+    for most in (10**6, 1):
+        labels, _ = label_image(per_pixel, seen, (40, 80), TileOptions(CPU), max_whole_pixels=most)
         assert labels.shape == (40, 80)
         assert (labels[:, :40] == 0).all()
         assert (labels[:, 40:] == 2).all()

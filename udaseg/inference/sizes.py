@@ -34,7 +34,7 @@ def input_size(stored: Size, trained: Size | None) -> Size:
 def untiled_input_size(stored: Size, trained: Size | None) -> Size:
     """Return the input size for predicting an image in one piece, for callers without tiles.
 
-    The result of `network_size`, reduced to `WHOLE_PX` pixels with the same aspect ratio.
+    The result of `input_size`, reduced to `MAX_WHOLE_PIXELS` with the same aspect ratio.
 
     Args:
         stored: (height, width) of the image.

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import TypeAlias
 
 import cv2
@@ -17,83 +18,108 @@ from udaseg.inference.windows import Model, predict_logits
 
 _CORE_PX = 1024
 _MARGIN_PX = 256
-
-_RAMP_PX = 128
-"""Half the width over which neighbouring tiles are blended."""
-
-_GRID_PX = 32
-"""Multiple of every network's stride; tile sides are multiples of it."""
-
+_RAMP_PX = 128  # half the width over which neighbouring tiles are blended
+_GRID_PX = 32  # multiple of every network's stride; tile sides are multiples of it
 _SEAM_PX = _RAMP_PX + _GRID_PX
+_Predict: TypeAlias = Callable[[NDArray[np.uint8]], Tensor]
 LabelsAndConfidence: TypeAlias = tuple[NDArray[np.uint8], NDArray[np.float32] | None]
 
 
-def label_image(
-    model: Model,
-    image: NDArray[np.uint8],
-    size: tuple[int, int],
-    *,
-    device: torch.device,
-    window: tuple[int, int] | None = None,
-    flip: bool = False,
-    scales: Sequence[float] = (1.0,),
-    confidence: bool = False,
-    temperature: float = 1.0,
-    whole_px: int = MAX_WHOLE_PIXELS,
-) -> LabelsAndConfidence:
-    """Return the labels of an image at `size`, and optionally their probabilities.
+@dataclass(frozen=True)
+class TileOptions:
+    """How to predict one image.
 
-    Up to `whole_px` pixels, the network gets the whole image (or windows of it). Larger images are
-    predicted in tiles of 1024 pixels plus 256 on each side. Neighbouring tiles are blended linearly
-    over 256 pixels. The outermost 128 pixels of a tile, which have the least context, are not used.
-    Tiles begin at multiples of 256, so the cells of a network of any stride have the same positions
-    as in a whole image.
-
-    Args:
-        model: In evaluation mode, on `device`.
-        image: (H, W, 3) uint8 RGB at the network's input size.
-        size: (height, width) of the result.
+    Attributes:
         device: Device of the network.
         window: Sliding window (height, width) inside the image or each tile.
         flip: Average with the mirrored image.
         scales: Average over these sizes.
         confidence: Also return the probability of each label.
         temperature: Temperature of these probabilities; labels do not depend on it.
-        whole_px: Maximum pixels to predict in one piece.
+    """
+
+    device: torch.device
+    window: tuple[int, int] | None = None
+    flip: bool = False
+    scales: Sequence[float] = (1.0,)
+    confidence: bool = False
+    temperature: float = 1.0
+
+
+def label_image(
+    model: Model,
+    image: NDArray[np.uint8],
+    size: tuple[int, int],
+    options: TileOptions,
+    *,
+    max_whole_pixels: int = MAX_WHOLE_PIXELS,
+) -> LabelsAndConfidence:
+    """Return the labels of an image at `size`, and optionally their probabilities.
+
+    Up to `max_whole_pixels`, the network gets the whole image (or windows of it). Larger images are
+    predicted in tiles of 1024 pixels plus 256 on each side. Neighbouring tiles are blended linearly
+    over 256 pixels. The outermost 128 pixels of a tile, which have the least context, are not used.
+    Tiles begin at multiples of 256, so the cells of a network of any stride have the same positions
+    as in a whole image.
+
+    Args:
+        model: In evaluation mode, on the device of `options`.
+        image: (H, W, 3) uint8 RGB at the network's input size.
+        size: (height, width) of the result.
+        options: Options of the prediction.
+        max_whole_pixels: Maximum pixels to predict in one piece.
 
     Returns:
         Labels (H, W) uint8, and confidence (H, W) float32 or None.
     """
 
     def predict(pixels: NDArray[np.uint8]) -> Tensor:
-        tensor = torch.from_numpy(np.ascontiguousarray(pixels)).to(device).permute(2, 0, 1)[None]
-        return predict_logits(model, tensor.float() / 255, window=window, flip=flip, scales=scales)
-
-    def to_labels(logits: Tensor, label_size: tuple[int, int]) -> LabelsAndConfidence:
-        return labels_from_logits(
-            logits, label_size, confidence=confidence, temperature=temperature
+        contiguous = torch.from_numpy(np.ascontiguousarray(pixels))
+        tensor = contiguous.to(options.device).permute(2, 0, 1)[None].float() / 255
+        return predict_logits(
+            model, tensor, window=options.window, flip=options.flip, scales=options.scales
         )
 
     height, width = image.shape[:2]
-    if height * width <= whole_px:
-        return to_labels(predict(image), size)
-    labels = np.empty((height, width), np.uint8)
-    probabilities = np.empty((height, width), np.float32) if confidence else None
+    if height * width <= max_whole_pixels:
+        return _labels(predict(image), size, options)
+    labels, probabilities = _label_tiles(predict, image, options)
+    if size == (height, width):
+        return labels, probabilities
+    return _resize(labels, probabilities, size)
+
+
+def _labels(logits: Tensor, size: tuple[int, int], options: TileOptions) -> LabelsAndConfidence:
+    return labels_from_logits(
+        logits, size, confidence=options.confidence, temperature=options.temperature
+    )
+
+
+def _label_tiles(
+    predict: _Predict, image: NDArray[np.uint8], options: TileOptions
+) -> LabelsAndConfidence:
+    """Return the labels of an image at its own size, and optionally their probabilities."""
+    size = image.shape[:2]
+    labels = np.empty(size, np.uint8)
+    probabilities = np.empty(size, np.float32) if options.confidence else None
     for rows, columns, logits, inner in _blended_parts(predict, image):
         stride = inner.stride
         enlarged_size = (logits.shape[-2] * stride, logits.shape[-1] * stride)
-        part_labels, part_probabilities = to_labels(logits, enlarged_size)
+        part_labels, part_probabilities = _labels(logits, enlarged_size, options)
         labels[rows, columns] = part_labels[inner.rows, inner.columns]
         if probabilities is not None and part_probabilities is not None:
             probabilities[rows, columns] = part_probabilities[inner.rows, inner.columns]
-    if size != (height, width):
-        cv2_size = (size[1], size[0])
-        labels = np.asarray(
-            cv2.resize(labels, cv2_size, interpolation=cv2.INTER_NEAREST_EXACT), np.uint8
-        )
-        if probabilities is not None:
-            probabilities = np.asarray(cv2.resize(probabilities, cv2_size), np.float32)
     return labels, probabilities
+
+
+def _resize(
+    labels: NDArray[np.uint8], probabilities: NDArray[np.float32] | None, size: tuple[int, int]
+) -> LabelsAndConfidence:
+    cv2_size = (size[1], size[0])
+    resized = cv2.resize(labels, cv2_size, interpolation=cv2.INTER_NEAREST_EXACT)
+    if probabilities is not None:
+        probabilities = np.asarray(cv2.resize(probabilities, cv2_size), np.float32)
+    return np.asarray(resized, np.uint8), probabilities
 
 
 @dataclass(frozen=True)
@@ -109,6 +135,10 @@ class _Range:
     start: int
     stop: int
     complete: bool
+
+    def pixels_after(self, start: int) -> slice:
+        """Return the range as a slice of the pixels from `start` on."""
+        return slice(self.start - start, self.stop - start)
 
 
 @dataclass(frozen=True)
@@ -126,6 +156,16 @@ class _Tile:
     parts: tuple[_Range, ...]
     begin: int | None
     end: int | None
+
+    def cells(self, part: _Range, stride: int, count: int) -> slice:
+        """Return the slice of the `count` cells that enlarge a part: its own and one around."""
+        first = (part.start - self.input_range.start) // stride - 1
+        stop = -(-(part.stop - self.input_range.start) // stride) + 1
+        return slice(max(0, first), min(stop, count))
+
+    def pixels(self, part: _Range, cells: slice, stride: int) -> slice:
+        """Return the slice of a part inside its enlarged cells."""
+        return part.pixels_after(cells.start * stride + self.input_range.start)
 
     def weights(self, cells: int, stride: int) -> Tensor:
         """Return (cells,) blending weights of its cells; those of overlapping tiles sum to one."""
@@ -162,13 +202,13 @@ def _tiles(side: int) -> tuple[_Tile, ...]:
         if end is not None:
             parts.append(_Range(last, min(stop + _SEAM_PX, side), complete=False))
         beyond = min(-(-side // _GRID_PX) * _GRID_PX, stop + _MARGIN_PX)
-        seen = slice(max(0, start - _MARGIN_PX), beyond)
-        tiles.append(_Tile(seen, tuple(parts), begin, end))
+        input_range = slice(max(0, start - _MARGIN_PX), beyond)
+        tiles.append(_Tile(input_range, tuple(parts), begin, end))
     return tuple(tiles)
 
 
 def _blended_parts(
-    predict: Callable[[NDArray[np.uint8]], Tensor], image: NDArray[np.uint8]
+    predict: _Predict, image: NDArray[np.uint8]
 ) -> Iterator[tuple[slice, slice, Tensor, _PartPosition]]:
     """Yield each part of an image once, with its logits.
 
@@ -179,49 +219,33 @@ def _blended_parts(
         Rows and columns of the part, the logits (K, h, w) of its cells and their neighbours, and
             the position of the part in these logits after enlargement to pixels.
     """
-    column_tiles = _tiles(image.shape[1])
     incomplete: dict[tuple[int, int], Tensor] = {}
-    for row_tile in _tiles(image.shape[0]):
-        for column_tile in column_tiles:
-            logits, stride = _tile_logits(
-                predict, image, row_tile.input_range, column_tile.input_range
+    for row_tile, column_tile in product(_tiles(image.shape[0]), _tiles(image.shape[1])):
+        logits, stride = _tile_logits(predict, image, row_tile.input_range, column_tile.input_range)
+        row_weights = row_tile.weights(logits.shape[1], stride)
+        column_weights = column_tile.weights(logits.shape[2], stride)
+        for rows, columns in product(row_tile.parts, column_tile.parts):
+            cell_rows = row_tile.cells(rows, stride, logits.shape[1])
+            cell_columns = column_tile.cells(columns, stride, logits.shape[2])
+            weighted = logits[:, cell_rows, cell_columns]
+            weighted = weighted * row_weights[cell_rows, None].to(weighted.device)
+            weighted *= column_weights[cell_columns].to(weighted.device)
+            key = (rows.start, columns.start)
+            if key in incomplete:
+                weighted += incomplete.pop(key)
+            if not (rows.complete and columns.complete):
+                incomplete[key] = weighted
+                continue
+            position = _PartPosition(
+                stride,
+                row_tile.pixels(rows, cell_rows, stride),
+                column_tile.pixels(columns, cell_columns, stride),
             )
-            for rows in row_tile.parts:
-                cell_rows = _cells(rows, row_tile.input_range.start, stride, logits.shape[1])
-                for columns in column_tile.parts:
-                    cell_columns = _cells(
-                        columns, column_tile.input_range.start, stride, logits.shape[2]
-                    )
-                    logits_of_part = logits[:, cell_rows, cell_columns]
-                    logits_of_part = logits_of_part * row_tile.weights(logits.shape[1], stride)[
-                        cell_rows, None
-                    ].to(logits_of_part.device)
-                    logits_of_part *= column_tile.weights(logits.shape[2], stride)[cell_columns].to(
-                        logits_of_part.device
-                    )
-                    key = (rows.start, columns.start)
-                    if key in incomplete:
-                        logits_of_part += incomplete.pop(key)
-                    if not (rows.complete and columns.complete):
-                        incomplete[key] = logits_of_part
-                        continue
-                    inner = _PartPosition(
-                        stride,
-                        _shifted(rows, cell_rows.start * stride + row_tile.input_range.start),
-                        _shifted(
-                            columns, cell_columns.start * stride + column_tile.input_range.start
-                        ),
-                    )
-                    yield (
-                        slice(rows.start, rows.stop),
-                        slice(columns.start, columns.stop),
-                        logits_of_part,
-                        inner,
-                    )
+            yield rows.pixels_after(0), columns.pixels_after(0), weighted, position
 
 
 def _tile_logits(
-    predict: Callable[[NDArray[np.uint8]], Tensor],
+    predict: _Predict,
     image: NDArray[np.uint8],
     rows: slice,
     columns: slice,
@@ -246,14 +270,3 @@ def _tile_logits(
         )[0]
         stride = 1
     return logits[:, : -(-height // stride), : -(-width // stride)], stride
-
-
-def _cells(part: _Range, begin: int, stride: int, count: int) -> slice:
-    """Return the slice of a tile's cells needed to enlarge a part: its cells and one around."""
-    first = (part.start - begin) // stride - 1
-    stop = -(-(part.stop - begin) // stride) + 1
-    return slice(max(0, first), min(stop, count))
-
-
-def _shifted(part: _Range, start: int) -> slice:
-    return slice(part.start - start, part.stop - start)
