@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -115,7 +116,7 @@ def test_the_root_comes_from_the_environment(
 
 
 def test_adapt_needs_nothing(commands: Commands) -> None:
-    given = called(commands, "adapt")
+    given = dict(vars(called(commands, "adapt")["options"]))
     assert given.pop("recipe") == load(SHIPPED)
     assert given.pop("command")[0] == "udaseg"
     assert given == {
@@ -132,7 +133,8 @@ def test_adapt_needs_nothing(commands: Commands) -> None:
 
 def test_adapt_takes_words_and_options_in_any_order(commands: Commands) -> None:
     words = "adapt steps=5 --out r --seed 3 gta5_cityscapes/rccr --target photos --batch 1 -v"
-    given = called(commands, *words.split(), "optimizer.lr=1e-5", "--dry-run", "--init", "c.pt")
+    more = ["optimizer.lr=1e-5", "--dry-run", "--init", "c.pt"]
+    given = vars(called(commands, *words.split(), *more)["options"])
     recipe = given["recipe"]
     assert (recipe.steps, recipe.seed, recipe.optimizer.lr) == (5, 3, 1e-5)
     assert (recipe.batch.source, recipe.batch.target) == (1, 1)
@@ -150,13 +152,13 @@ def test_the_command_words_are_passed_on(
         main()
     assert commands.calls[0][0] == command
     expected = ["udaseg", command, "gta5_cityscapes/rccr", "steps=5"]
-    assert commands.calls[0][1]["command"] == expected
+    assert commands.calls[0][1]["options"].command == expected
 
 
 def test_resume_reads_the_recipe_of_the_run(commands: Commands, tmp_path: Path) -> None:
     written = load(SHIPPED, overrides=["steps=5"])
     (tmp_path / "recipe.yaml").write_text(dump(written))
-    given = called(commands, "adapt", "--resume", str(tmp_path), "--workers", "1")
+    given = vars(called(commands, "adapt", "--resume", str(tmp_path), "--workers", "1")["options"])
     assert given["recipe"].steps == 5
     assert given["recipe"].machine.workers == 1
     assert given["resume"] == tmp_path
@@ -164,51 +166,63 @@ def test_resume_reads_the_recipe_of_the_run(commands: Commands, tmp_path: Path) 
 
 
 def test_eval_needs_only_a_run(commands: Commands) -> None:
-    assert called(commands, "eval", "runs/x") == {
-        "run": Path("runs/x"),
+    given = called(commands, "eval", "runs/x")
+    assert given.pop("run") == Path("runs/x")
+    assert asdict(given.pop("options")) == {
         "data": None,
         "split": "val",
         "weights": "student",
-        "flip": False,
-        "scales": (1.0,),
-        "window": None,
-        "release": False,
-        "batch": None,
+        "inference": {
+            "resize": None,
+            "keep_shape": False,
+            "flip": False,
+            "scales": (1.0,),
+            "window": None,
+            "release": False,
+            "batch": None,
+        },
+        "scoring": {
+            "protocol": None,
+            "convention": None,
+            "format": "table",
+            "fail_under": None,
+            "out": None,
+        },
         "save": None,
         "ids": "train",
-        "protocol": None,
-        "convention": None,
-        "format": "table",
-        "fail_under": None,
-        "out": None,
         "device": "auto",
         "root": Path("data"),
     }
+    assert not given
 
 
 def test_eval_takes_its_options(commands: Commands) -> None:
     words = "eval r --data d --split s --weights teacher --flip --scales 0.5,1,1.25"
     more = "--window 512x1024 --protocol 16 --format json --fail-under 45.5 --out o --device cpu"
-    given = called(commands, *words.split(), *more.split())
-    assert (given["data"], given["split"], given["weights"]) == ("d", "s", "teacher")
-    assert (given["scales"], given["window"]) == ((0.5, 1.0, 1.25), (512, 1024))
-    assert (given["protocol"], given["format"], given["fail_under"]) == (16, "json", 45.5)
-    assert (given["flip"], given["out"], given["device"]) == (True, Path("o"), "cpu")
+    options = called(commands, *words.split(), *more.split())["options"]
+    inference, scoring = options.inference, options.scoring
+    assert (options.data, options.split, options.weights) == ("d", "s", "teacher")
+    assert (inference.scales, inference.window) == ((0.5, 1.0, 1.25), (512, 1024))
+    assert (scoring.protocol, scoring.format, scoring.fail_under) == (16, "json", 45.5)
+    assert (inference.flip, scoring.out, options.device) == (True, Path("o"), "cpu")
 
 
 def test_eval_of_files_needs_no_run(commands: Commands) -> None:
     words = "eval --predictions p --data city --ids label --release --format md"
-    assert called(commands, *words.split()) == {
-        "predictions": Path("p"),
-        "ids": "label",
-        "data": "city",
-        "split": "val",
-        "release": True,
+    given = called(commands, *words.split())
+    assert asdict(given.pop("scoring")) == {
         "protocol": None,
         "convention": None,
         "format": "md",
         "fail_under": None,
         "out": None,
+    }
+    assert given == {
+        "predictions": Path("p"),
+        "ids": "label",
+        "data": "city",
+        "split": "val",
+        "release": True,
         "root": Path("data"),
     }
 
@@ -217,20 +231,25 @@ def test_eval_makes_a_package_for_a_server(commands: Commands) -> None:
     words = "eval r --submit dark-zurich --flip --batch 2 --out o"
     given = called(commands, *words.split())
     assert commands.calls[0][0] == "submit"
-    assert given == {
-        "run": Path("r"),
-        "server": "dark-zurich",
+    assert (given.pop("run"), given.pop("server")) == (Path("r"), "dark-zurich")
+    assert asdict(given.pop("options")) == {
         "data": None,
         "split": None,
         "weights": "student",
-        "flip": True,
-        "scales": (1.0,),
-        "window": None,
-        "batch": 2,
+        "inference": {
+            "resize": None,
+            "keep_shape": False,
+            "flip": True,
+            "scales": (1.0,),
+            "window": None,
+            "release": False,
+            "batch": 2,
+        },
         "out": Path("o"),
         "device": "auto",
         "root": Path("data"),
     }
+    assert not given
 
 
 def test_predict_needs_only_images(commands: Commands) -> None:

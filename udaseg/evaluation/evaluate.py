@@ -2,15 +2,15 @@
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
-from udaseg.data.datasets.index import PreparedDataset
+from udaseg.data.datasets.index import PreparedDataset, Sample
 from udaseg.data.labels.classes import IGNORE, ClassSpace, lookup_table
 from udaseg.data.labels.tables import Ids
 from udaseg.data.open import open_dataset
@@ -20,10 +20,11 @@ from udaseg.errors import DataError, GateError
 from udaseg.evaluation.confusion import ConfusionMatrix
 from udaseg.evaluation.prediction_files import PredictionWriter
 from udaseg.evaluation.protocols import classes_only_in_truth
-from udaseg.evaluation.scores import Scores, check_protocol, summarise
+from udaseg.evaluation.scores import Scores, ScoringOptions, check_protocol, summarise
 from udaseg.evaluation.tables import as_csv, as_json, as_markdown, score_table
 from udaseg.files import write_text
 from udaseg.inference import loaded_run
+from udaseg.inference.loaded_run import LoadedModel
 from udaseg.inference.pipeline import InferenceOptions, SamplePrediction, check_release_sizes, infer
 from udaseg.inference.sizes import MAX_WHOLE_PIXELS, network_input_size
 from udaseg.inference.windows import Model
@@ -33,105 +34,79 @@ from udaseg.text import format_size
 
 log = logging.getLogger(__name__)
 _FORMATTERS = {"json": as_json, "csv": as_csv, "md": as_markdown}
+_MAX_PENDING = 4
 
 
-def evaluate(
-    *,
-    run: Path,
-    data: str | None,
-    split: str,
-    weights: str,
-    flip: bool,
-    scales: tuple[float, ...],
-    window: tuple[int, int] | None,
-    release: bool = False,
-    batch: int | None = None,
-    protocol: int | None,
-    convention: int | None = None,
-    format: str,  # noqa: A002 (the option's own name)
-    fail_under: float | None,
-    out: Path | None,
-    save: Path | None = None,
-    ids: Ids = "train",
-    device: str,
-    root: Path,
-) -> None:
-    """Score a run or checkpoint, print the table, and write it into the run.
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """What to score a run on, and how.
 
-    Args:
-        run: Run folder or checkpoint.
+    Attributes:
         data: Dataset to score on; None takes the recipe's validation, else its target.
         split: Split of the dataset.
         weights: `student` or `teacher`.
-        flip: Average with the mirrored image.
-        scales: Average over these scales.
-        window: Sliding window (height, width); None predicts the whole image at once.
-        release: Input and truth at 1024x512, as in the released code of DACS and RCCR.
-        batch: Images per batch; None chooses.
-        protocol: Show only the mean over 19, 16 or 13 classes.
-        convention: 19 counts truth of classes that SYNTHIA lacks, 16 ignores it; None is the
-            network's own.
-        format: table, json, csv or md.
-        fail_under: Minimum mean IoU in percent.
-        out: Folder of the score files; None is a folder in the run, see `score_folder`.
+        inference: Flip, scales, window, batch and release; the recipe sets the input size.
+        scoring: What to score, how to print it, and where to write it.
         save: Also write every prediction as a PNG below this folder.
         ids: Ids of the saved predictions.
         device: Device to compute on.
         root: Folder of the prepared data.
+    """
+
+    data: str | None = None
+    split: str = "val"
+    weights: str = "student"
+    inference: InferenceOptions = field(default_factory=InferenceOptions)
+    scoring: ScoringOptions = field(default_factory=ScoringOptions)
+    save: Path | None = None
+    ids: Ids = "train"
+    device: str = "auto"
+    root: Path = Path("data")
+
+
+def evaluate(*, run: Path, options: EvaluationOptions) -> None:
+    """Score a run or checkpoint, print the table, and write it into the run.
+
+    Args:
+        run: Run folder or checkpoint.
+        options: What to score it on, and how.
 
     Raises:
-        UsageError: The network lacks the classes of `protocol` or `convention`, or `release` or
+        UsageError: The network lacks the classes of the protocol or convention, or `release` or
             `save` is not possible.
         DataError: The images have no labels, or share no class with the network.
         GateError: The mean IoU is below `fail_under`; the scores are written first.
     """
-    loaded = loaded_run.load_run(run, weights=weights, device=device)
-    check_protocol(loaded.classes.names, protocol, convention)
-    requested = InferenceOptions(
-        flip=flip, scales=scales, window=window, release=release, batch=batch
+    scoring, split = options.scoring, options.split
+    loaded = loaded_run.load_run(run, weights=options.weights, device=options.device)
+    check_protocol(loaded.classes.names, scoring.protocol, scoring.convention)
+    dataset, inference = open_eval_data(
+        loaded.recipe, options.data, options.inference, options.root
     )
-    dataset, options = open_eval_data(loaded.recipe, data, requested, root)
-    if options.release:
+    if inference.release:
         check_release_sizes(dataset, split)
-    save_labels = None
-    if save is not None:
-        save_labels = PredictionWriter(save, dataset, split, loaded.classes, ids).write
     matrix = confusion_matrix(
         loaded.segmenter,
         loaded.classes,
         dataset,
         split,
-        options,
+        inference,
         device=loaded.device,
-        on_labels=None
-        if save_labels is None
-        else lambda prediction: save_labels(prediction.sample, prediction.labels),
+        on_prediction=_save_predictions(options, dataset, loaded.classes),
     )
-    protocol_facts = {"weights": f"{weights} at step {loaded.step}", **describe_options(options)}
-    if any(options.needs_tiles((sample.height, sample.width)) for sample in dataset.split(split)):
-        protocol_facts["tiles"] = f"above {MAX_WHOLE_PIXELS:,} pixels"
     scores = summarise(
         matrix,
         loaded.classes,
         dataset,
         split,
-        protocol_facts,
-        protocol=protocol,
-        convention=convention,
-        release=options.release,
+        _network_facts(loaded, options.weights, inference, dataset.split(split)),
+        protocol=scoring.protocol,
+        convention=scoring.convention,
+        release=inference.release,
     )
-    variants = [
-        *([] if weights == "student" else [weights]),
-        *([] if run.resolve() == run_folder_of(run).resolve() else [loaded.checkpoint.stem]),
-        *option_words(options),
-        *([] if protocol is None else [f"mean{protocol}"]),
-        *([] if convention is None else [f"convention{convention}"]),
-    ]
-    folder = out or score_folder(run_folder_of(run), dataset.name, split, variants)
-    write_scores(folder, scores)
-    print_scores(scores, format)
-    log.info("scores written to %s", folder)
-    check_score(scores, fail_under)
+    variants = _variants(run, loaded, options)
+    folder = scoring.out or score_folder(run_folder_of(run), dataset.name, split, variants)
+    report_scores(scores, scoring, folder)
 
 
 def open_eval_data(
@@ -192,17 +167,6 @@ def option_words(options: InferenceOptions) -> list[str]:
     ]
 
 
-def check_score(scores: Scores, fail_under: float | None) -> None:
-    """Refuse scores whose first mean is below `fail_under` percent or NaN.
-
-    Raises:
-        GateError: The mean is below `fail_under`, or NaN.
-    """
-    label, mean = next(iter(scores.means.items()))
-    if fail_under is not None and not 100 * mean >= fail_under:
-        raise GateError(f"{label} is {100 * mean:.2f}, below --fail-under {fail_under:g}")
-
-
 def score_dataset(
     segmenter: Model,
     classes: ClassSpace,
@@ -213,9 +177,23 @@ def score_dataset(
     device: torch.device,
     keep_shape: bool = False,
 ) -> ConfusionMatrix:
-    """Return the confusion matrix of a network on single, whole images; see `count`."""
+    """Return the confusion matrix of a network on single, whole images."""
     options = InferenceOptions(resize=resize, keep_shape=keep_shape)
     return confusion_matrix(segmenter, classes, dataset, split, options, device=device)
+
+
+def report_scores(scores: Scores, options: ScoringOptions, folder: Path | None) -> None:
+    """Write the scores into `folder` if there is one, print them, and check `fail_under`.
+
+    Raises:
+        GateError: The first mean is below `fail_under`, or NaN.
+    """
+    if folder is not None:
+        write_scores(folder, scores)
+    print_scores(scores, options.format)
+    if folder is not None:
+        log.info("scores written to %s", folder)
+    _check_score(scores, options.fail_under)
 
 
 def write_scores(folder: Path, scores: Scores) -> None:
@@ -233,9 +211,6 @@ def print_scores(scores: Scores, format: str) -> None:  # noqa: A002 (the option
         console.print(_FORMATTERS[format](scores), markup=False)
 
 
-_MAX_PENDING = 4
-
-
 def confusion_matrix(
     segmenter: Model,
     classes: ClassSpace,
@@ -244,7 +219,7 @@ def confusion_matrix(
     options: InferenceOptions,
     *,
     device: torch.device,
-    on_labels: Callable[[SamplePrediction], None] | None = None,
+    on_prediction: Callable[[SamplePrediction], None] | None = None,
 ) -> ConfusionMatrix:
     """Return the confusion matrix of a network over a split, at the resolution of the labels.
 
@@ -260,7 +235,7 @@ def confusion_matrix(
         split: Split of `dataset`.
         options: Inference options, and the size at which to score.
         device: Device of the network.
-        on_labels: Called with the prediction for each image, in order, in another thread.
+        on_prediction: Called with the prediction for each image, in order, in another thread.
 
     Raises:
         DataError: No images, no labels, or no class in common.
@@ -268,18 +243,18 @@ def confusion_matrix(
     matrix, truth_map = empty_matrix(classes, dataset, split)
     samples = dataset.split(split)[rank() :: world_size()]
 
-    def take(prediction: SamplePrediction) -> None:
+    def count(prediction: SamplePrediction) -> None:
         assert prediction.truth is not None
         matrix.update(prediction.labels, prediction.truth, truth_map)
-        if on_labels is not None:
-            on_labels(prediction)
+        if on_prediction is not None:
+            on_prediction(prediction)
 
     predictions = infer(segmenter, dataset, samples, options, device=device, truth=True)
     # count in a thread while the network runs; at most a few images wait, which bounds memory
     with WorkProgress("eval", len(samples)) as progress, ThreadPoolExecutor(1) as counter:
         pending: deque[Future[None]] = deque()
         for prediction in predictions:
-            pending.append(counter.submit(take, prediction))
+            pending.append(counter.submit(count, prediction))
             if len(pending) > _MAX_PENDING:
                 pending.popleft().result()
             progress.advance()
@@ -313,3 +288,46 @@ def empty_matrix(
     outputs = {name: index for index, name in enumerate((*classes.names, *others))}
     truth_map = lookup_table([outputs.get(name, IGNORE) for name in dataset.classes.names])
     return ConfusionMatrix(len(classes), ignore=IGNORE, num_outside=len(others)), truth_map
+
+
+def _save_predictions(
+    options: EvaluationOptions, dataset: PreparedDataset, classes: ClassSpace
+) -> Callable[[SamplePrediction], None] | None:
+    """Return a function that writes a prediction below `options.save`; None if that is None."""
+    if options.save is None:
+        return None
+    writer = PredictionWriter(options.save, dataset, options.split, classes, options.ids)
+    return lambda prediction: writer.write(prediction.sample, prediction.labels)
+
+
+def _network_facts(
+    loaded: LoadedModel, weights: str, options: InferenceOptions, samples: Sequence[Sample]
+) -> dict[str, str]:
+    """Return the network and its inference options for the protocol line."""
+    facts = {"weights": f"{weights} at step {loaded.step}", **describe_options(options)}
+    if any(options.needs_tiles((sample.height, sample.width)) for sample in samples):
+        facts["tiles"] = f"above {MAX_WHOLE_PIXELS:,} pixels"
+    return facts
+
+
+def _variants(run: Path, loaded: LoadedModel, options: EvaluationOptions) -> list[str]:
+    """Return the options that differ from the plain evaluation of a run, as words."""
+    scoring = options.scoring
+    return [
+        *([] if options.weights == "student" else [options.weights]),
+        *([] if run.resolve() == run_folder_of(run).resolve() else [loaded.checkpoint.stem]),
+        *option_words(options.inference),
+        *([] if scoring.protocol is None else [f"mean{scoring.protocol}"]),
+        *([] if scoring.convention is None else [f"convention{scoring.convention}"]),
+    ]
+
+
+def _check_score(scores: Scores, fail_under: float | None) -> None:
+    """Refuse scores whose first mean is below `fail_under` percent or NaN.
+
+    Raises:
+        GateError: The mean is below `fail_under`, or NaN.
+    """
+    label, mean = next(iter(scores.means.items()))
+    if fail_under is not None and not 100 * mean >= fail_under:
+        raise GateError(f"{label} is {100 * mean:.2f}, below --fail-under {fail_under:g}")

@@ -85,7 +85,7 @@ def score_under_convention(
 
     Args:
         convention: 19, 16, or None if neither applies.
-        matrix: Over `names`, with the `strangers` outside.
+        matrix: Over `names`, with the classes that only the truth has as outside classes.
         names: Classes of the network.
         truth: Classes of the labels.
     """

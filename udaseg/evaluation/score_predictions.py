@@ -1,6 +1,5 @@
 """`udaseg eval --predictions`: score a folder of prediction PNGs made by any tool."""
 
-import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,44 +15,35 @@ from udaseg.data.open import open_dataset
 from udaseg.display.progress import WorkProgress
 from udaseg.errors import DataError
 from udaseg.evaluation.confusion import ConfusionMatrix
-from udaseg.evaluation.evaluate import check_score, empty_matrix, print_scores, write_scores
+from udaseg.evaluation.evaluate import empty_matrix, report_scores
 from udaseg.evaluation.prediction_files import match_predictions, read_prediction, recorded_classes
-from udaseg.evaluation.scores import check_protocol, summarise
+from udaseg.evaluation.scores import ScoringOptions, check_protocol, summarise
 from udaseg.inference.pipeline import RELEASE_SIZE, check_release_sizes, read_ahead
 from udaseg.text import format_size, percent, printable
 
-log = logging.getLogger(__name__)
 _MAX_LISTED = 10
 
 
 def score_predictions(
     *,
     predictions: Path,
-    ids: Ids,
     data: str,
-    split: str,
-    release: bool,
-    protocol: int | None,
-    convention: int | None,
-    format: str,  # noqa: A002 (the option's own name)
-    fail_under: float | None,
-    out: Path | None,
-    root: Path,
+    split: str = "val",
+    ids: Ids = "train",
+    release: bool = False,
+    scoring: ScoringOptions,
+    root: Path = Path("data"),
 ) -> None:
-    """Score prediction PNGs, print the table, and write the scores to `out`.
+    """Score prediction PNGs, print the table, and write the scores to `scoring.out`.
 
     Args:
         predictions: Folder with one single-channel PNG per image, nested in any way.
-        ids: `label` for Cityscapes label ids, or `train` for indices into the classes of a
-            `prediction.json` in or next to the folder, else into the data set's classes.
         data: Labelled images.
         split: Split of `data`.
+        ids: `label` for Cityscapes label ids, or `train` for indices into the classes of a
+            `prediction.json` in or next to the folder, else into the data set's classes.
         release: Score at 1024x512: the truth is resized, and the predictions must have that size.
-        protocol: Show only the mean over 19, 16 or 13 classes.
-        convention: 19 counts truth of classes that SYNTHIA lacks, 16 ignores it.
-        format: table, json, csv or md.
-        fail_under: Smallest mean IoU in percent that passes.
-        out: Folder of the score files; None writes none.
+        scoring: What to score, how to print it, and where to write it.
         root: Folder of the prepared data.
 
     Raises:
@@ -67,34 +57,22 @@ def score_predictions(
     if release:
         check_release_sizes(dataset, split)
     classes = _prediction_classes(predictions, ids, dataset)
-    check_protocol(classes.names, protocol, convention)
+    check_protocol(classes.names, scoring.protocol, scoring.convention)
     matrix = count_predictions(predictions, ids, classes, dataset, split, release=release)
-    metadata = {"predictions": f"{printable(str(predictions))} ({ids} ids)"}
     scores = summarise(
         matrix,
         classes,
         dataset,
         split,
-        metadata,
-        protocol=protocol,
-        convention=convention,
+        {"predictions": f"{printable(str(predictions))} ({ids} ids)"},
+        protocol=scoring.protocol,
+        convention=scoring.convention,
         release=release,
     )
-    # truth of classes that the network lacks counts
-    with_outside = len(scores.class_names) > len(classes)
-    unclassified = int(matrix.abstained.sum()) + with_outside * int(matrix.abstained_outside.sum())
-    if unclassified:
-        labelled = int(matrix.truth.sum()) + with_outside * int(matrix.truth_outside.sum())
-        share = percent(unclassified / labelled)
-        note = (
-            f"{share} % of the labelled pixels hold an id without a class, which counts as an error"
-        )
-        scores = replace(scores, notes=[*scores.notes, f"{note}; are these {ids} ids?"])
-    if out is not None:
-        write_scores(out, scores)
-        log.info("scores written to %s", out)
-    print_scores(scores, format)
-    check_score(scores, fail_under)
+    # truth of classes that the network lacks counts under some conventions
+    counts_outside = len(scores.class_names) > len(classes)
+    notes = [*scores.notes, *_unclassified_note(matrix, ids, counts_outside=counts_outside)]
+    report_scores(replace(scores, notes=notes), scoring, scoring.out)
 
 
 def count_predictions(
@@ -109,7 +87,7 @@ def count_predictions(
     """Return the confusion matrix of prediction PNGs over a split.
 
     Args:
-        folder: Holds one PNG per image, see `match_files`.
+        folder: Holds one PNG per image, see `match_predictions`.
         ids: Kind of ids in the files. A known id without a class, such as 255, counts as an error.
         classes: Classes of the predictions.
         dataset: Labelled images.
@@ -126,32 +104,63 @@ def count_predictions(
     files = dict(zip(samples, match_predictions(folder, samples), strict=True))
 
     def read(sample: Sample) -> tuple[Pixels, Pixels]:
-        truth = read_train_ids(dataset.label_path(sample))
-        truth = resize_labels(truth, RELEASE_SIZE) if release else truth
-        labels = read_prediction(files[sample])
-        if labels.shape != truth.shape:
-            size, expected = (
-                format_size((pixels.shape[0], pixels.shape[1])) for pixels in (labels, truth)
-            )
-            raise DataError(f"{files[sample]}: has size {size}, but the truth has {expected}")
-        return labels, truth
+        return _read_pair(files[sample], dataset.label_path(sample), release=release)
 
+    valid_ids = _valid_ids(ids, classes)
     unknown_by_file: dict[Path, list[int]] = {}
-    valid_ids, unclassified = _valid_ids(ids, classes), 0
+    num_unclassified = 0
     with WorkProgress("eval", len(samples)) as progress:
         for sample, (labels, truth) in zip(samples, read_ahead(read, samples), strict=True):
             matrix.update(labels, truth, truth_map, prediction_map)
             # ids without a class are rare: a file is searched only if it has some
-            if (
-                total := int(matrix.abstained.sum() + matrix.abstained_outside.sum())
-            ) > unclassified:
-                unclassified = total
+            total = int(matrix.abstained.sum() + matrix.abstained_outside.sum())
+            if total > num_unclassified:
+                num_unclassified = total
                 unknown = [int(value) for value in np.unique(labels) if value not in valid_ids]
                 unknown_by_file |= {files[sample]: unknown} if unknown else {}
             progress.advance()
     if unknown_by_file:
         raise DataError(_unknown_ids_message(unknown_by_file, ids, len(samples)))
     return matrix
+
+
+def _read_pair(prediction: Path, label: Path, *, release: bool) -> tuple[Pixels, Pixels]:
+    """Return the ids of a prediction and the truth, both (H, W).
+
+    Raises:
+        DataError: They differ in size, or a file cannot be read.
+    """
+    truth = read_train_ids(label)
+    truth = resize_labels(truth, RELEASE_SIZE) if release else truth
+    labels = read_prediction(prediction)
+    if labels.shape != truth.shape:
+        size, expected = (
+            format_size((pixels.shape[0], pixels.shape[1])) for pixels in (labels, truth)
+        )
+        raise DataError(f"{prediction}: has size {size}, but the truth has {expected}")
+    return labels, truth
+
+
+def _unclassified_note(matrix: ConfusionMatrix, ids: Ids, *, counts_outside: bool) -> list[str]:
+    """Return a sentence about predicted ids without a class, if there are any.
+
+    Args:
+        matrix: Counts of all predictions.
+        ids: Kind of ids in the files.
+        counts_outside: Whether the scores count truth of classes that the network lacks.
+    """
+    unclassified = int(matrix.abstained.sum())
+    labelled = int(matrix.truth.sum())
+    if counts_outside:
+        unclassified += int(matrix.abstained_outside.sum())
+        labelled += int(matrix.truth_outside.sum())
+    if not unclassified:
+        return []
+    share = percent(unclassified / labelled)
+    return [
+        f"{share} % of the labelled pixels hold an id without a class, which counts as an error; "
+        f"are these {ids} ids?"
+    ]
 
 
 def _valid_ids(ids: Ids, classes: ClassSpace) -> frozenset[int]:

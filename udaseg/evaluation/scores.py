@@ -23,6 +23,30 @@ from udaseg.evaluation.protocols import (
 from udaseg.inference.pipeline import RELEASE_SIZE
 from udaseg.text import format_size, percent
 
+FULL_SIZE = "full size"
+RELEASE = "release of DACS and RCCR"
+_TRAINED_IOU = 0.01  # below, a class counts as untrained: no label ever supervised its output
+
+
+@dataclass(frozen=True)
+class ScoringOptions:
+    """What to score, how to print it, and where to write it.
+
+    Attributes:
+        protocol: Show only the mean over 19, 16 or 13 classes.
+        convention: 19 counts truth of classes that SYNTHIA lacks, 16 ignores it; None is the
+            network's own.
+        format: `table`, `json`, `csv` or `md`.
+        fail_under: Minimum mean IoU in percent.
+        out: Folder of the score files; None is a folder in the run, or no files without a run.
+    """
+
+    protocol: int | None = None
+    convention: int | None = None
+    format: str = "table"
+    fail_under: float | None = None
+    out: Path | None = None
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -66,13 +90,6 @@ class Scores:
         }
 
 
-FULL_SIZE = "full size"
-RELEASE = "release of DACS and RCCR"
-_TRAINED_IOU = (
-    0.01  # a class below this IoU counts as untrained: no label ever supervised its output
-)
-
-
 def summarise(
     matrix: ConfusionMatrix,
     classes: ClassSpace,
@@ -98,39 +115,19 @@ def summarise(
     """
     assert dataset.classes is not None
     truth = dataset.classes.names
-    possible = applicable_conventions(classes.names, truth)
-    chosen = convention if convention in possible else next(iter(possible), None)
-    scored = score_under_convention(chosen, matrix, classes.names, truth)
-    means = {
-        name: mean for name, mean in scored.means.items() if protocol in (None, _class_count(name))
-    }
-    if not means:  # for example 19, if neither network nor labels have all 19 classes
-        raise UsageError(
-            f"--protocol {protocol}: network and labels of {dataset.name} together have no such "
-            f"mean, only {', '.join(scored.means)}"
-        )
+    applicable = applicable_conventions(classes.names, truth)
+    applied = convention if convention in applicable else next(iter(applicable), None)
+    scored = score_under_convention(applied, matrix, classes.names, truth)
+    means = _requested_means(scored.means, protocol, dataset)
     notes = _notes(scored, classes, dataset)
-    if convention is not None and convention not in possible:
+    if convention is not None and convention not in applicable:
         notes.append(f"convention {convention} makes no difference for these classes")
-    samples = dataset.split(split)
-    sizes = {(sample.height, sample.width) for sample in samples}
-    resolution = format_size(next(iter(sizes))) if len(sizes) == 1 else f"{len(sizes)} sizes"
-    if release:
-        resolution = f"{format_size(RELEASE_SIZE)}, truth by nearest neighbour"
+    notes += _other_convention_note(applicable, applied, matrix, classes.names, truth)
+    line = {**_data_facts(dataset, split, release=release), **inference}
+    if applied is not None:
+        line["convention"] = _describe_convention(applied, classes.names)
     return Scores(
-        protocol={
-            "data": dataset.name,
-            "split": split,
-            "images": str(len(samples)),
-            "protocol": RELEASE if release else FULL_SIZE,
-            "scored at": resolution,
-            **inference,
-            **(
-                {}
-                if chosen is None
-                else {"convention": _describe_convention(chosen, classes.names)}
-            ),
-        },
+        protocol=line,
         class_names=scored.names,
         iou=scored.matrix.iou().tolist(),
         accuracy=scored.matrix.accuracy().tolist(),
@@ -138,7 +135,7 @@ def summarise(
         means=means,
         pixel_accuracy=scored.matrix.pixel_accuracy(),
         confusion=scored.matrix.counts.tolist(),
-        notes=[*notes, *_other_convention_note(possible, chosen, matrix, classes.names, truth)],
+        notes=notes,
     )
 
 
@@ -164,6 +161,73 @@ def check_protocol(names: tuple[str, ...], protocol: int | None, convention: int
     raise UsageError(
         f"--protocol {protocol}: the network lacks some of these classes; {listed}{hint}"
     )
+
+
+def find_score_files(folder: Path) -> dict[str, Path]:
+    """Return the evaluations of a run by name: plain ones first, then the newest first."""
+    files = [path for path in (folder / "eval").glob("*/scores.json") if path.is_file()]
+    # a `+` marks options such as flip: these scores are not comparable with plain ones
+    files.sort(key=lambda path: ("+" in path.parent.name, -path.stat().st_mtime))
+    return {path.parent.name: path for path in files}
+
+
+def read_scores(path: Path, warnings: list[str]) -> Scores | None:
+    """Return the scores of a `scores.json`; None and a warning if it cannot be read."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        rows = document["classes"]
+        confusion = [[int(count) for count in row] for row in document["confusion"]]
+        square = {len(rows)} == {len(confusion), *map(len, confusion)}
+        return Scores(
+            protocol={str(key): str(value) for key, value in document["protocol"].items()},
+            class_names=[str(row["name"]) for row in rows],
+            iou=[_nan_if_null(row["iou"]) for row in rows],
+            accuracy=[_nan_if_null(row["accuracy"]) for row in rows],
+            truth_share=[_nan_if_null(row["truth_share"]) for row in rows],
+            means={str(key): _nan_if_null(value) for key, value in document["means"].items()},
+            pixel_accuracy=_nan_if_null(document["pixel_accuracy"]),
+            confusion=confusion if square else [],
+            notes=[str(note) for note in document["notes"]],
+        )
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        warnings.append(f"{path.parent.name}/{path.name} cannot be read ({error})")
+        return None
+
+
+def _requested_means(
+    means: Mapping[str, float], protocol: int | None, dataset: PreparedDataset
+) -> dict[str, float]:
+    """Return the mean over `protocol` classes; all means if it is None.
+
+    Raises:
+        UsageError: There is no such mean, for example 19 if neither the network nor the labels
+            have all 19 classes.
+    """
+    requested = {
+        name: mean for name, mean in means.items() if protocol in (None, _class_count(name))
+    }
+    if not requested:
+        raise UsageError(
+            f"--protocol {protocol}: network and labels of {dataset.name} together have no such "
+            f"mean, only {', '.join(means)}"
+        )
+    return requested
+
+
+def _data_facts(dataset: PreparedDataset, split: str, *, release: bool) -> dict[str, str]:
+    """Return what was scored, and at which size, for the protocol line."""
+    samples = dataset.split(split)
+    sizes = {(sample.height, sample.width) for sample in samples}
+    resolution = format_size(next(iter(sizes))) if len(sizes) == 1 else f"{len(sizes)} sizes"
+    if release:
+        resolution = f"{format_size(RELEASE_SIZE)}, truth by nearest neighbour"
+    return {
+        "data": dataset.name,
+        "split": split,
+        "images": str(len(samples)),
+        "protocol": RELEASE if release else FULL_SIZE,
+        "scored at": resolution,
+    }
 
 
 def _class_count(name: str) -> int | None:
@@ -222,17 +286,17 @@ def _notes(scored: ProtocolScores, classes: ClassSpace, dataset: PreparedDataset
 
 
 def _other_convention_note(
-    possible: tuple[int, ...],
-    chosen: int | None,
+    applicable: tuple[int, ...],
+    applied: int | None,
     matrix: ConfusionMatrix,
     names: tuple[str, ...],
     truth: tuple[str, ...],
 ) -> list[str]:
     """Return the means of the other convention, if papers differ for these classes."""
-    if chosen is None:
+    if applied is None:
         return []
-    other = next(number for number in possible if number != chosen)
-    if possible[0] == 19 and chosen == 19:
+    other = next(number for number in applicable if number != applied)
+    if applicable[0] == 19 and applied == 19:
         # if all 19 are trained, as from GTA5, papers do not ignore three of them
         ious = dict(zip(names, matrix.iou().tolist(), strict=True))
         if any(ious[name] >= _TRAINED_IOU for name in NOT_IN_16):
@@ -242,36 +306,5 @@ def _other_convention_note(
     return [f"in the other convention, {_describe_convention(other, names)}: {listed}"]
 
 
-def find_score_files(folder: Path) -> dict[str, Path]:
-    """Return the evaluations of a run by name: plain ones first, then the newest first."""
-    files = [path for path in (folder / "eval").glob("*/scores.json") if path.is_file()]
-    # a `+` marks options such as flip: these scores are not comparable with plain ones
-    files.sort(key=lambda path: ("+" in path.parent.name, -path.stat().st_mtime))
-    return {path.parent.name: path for path in files}
-
-
-def read_scores(path: Path, warnings: list[str]) -> Scores | None:
-    """Return the scores of a `scores.json`; None and a warning if it cannot be read."""
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        rows = document["classes"]
-        confusion = [[int(count) for count in row] for row in document["confusion"]]
-        square = {len(rows)} == {len(confusion), *map(len, confusion)}
-        return Scores(
-            protocol={str(key): str(value) for key, value in document["protocol"].items()},
-            class_names=[str(row["name"]) for row in rows],
-            iou=[finite_or_none(row["iou"]) for row in rows],
-            accuracy=[finite_or_none(row["accuracy"]) for row in rows],
-            truth_share=[finite_or_none(row["truth_share"]) for row in rows],
-            means={str(key): finite_or_none(value) for key, value in document["means"].items()},
-            pixel_accuracy=finite_or_none(document["pixel_accuracy"]),
-            confusion=confusion if square else [],
-            notes=[str(note) for note in document["notes"]],
-        )
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        warnings.append(f"{path.parent.name}/{path.name} cannot be read ({error})")
-        return None
-
-
-def finite_or_none(value: float | None) -> float:
+def _nan_if_null(value: float | None) -> float:
     return math.nan if value is None else float(value)

@@ -2,7 +2,8 @@
 
 import logging
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,89 +31,73 @@ _MAX_CONFIDENCE = 65535
 _PNG_OPTIONS = [cv2.IMWRITE_PNG_COMPRESSION, 6, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE]
 
 
-def submit(
-    *,
-    run: Path,
-    server: str,
-    data: str | None,
-    split: str | None,
-    weights: str,
-    flip: bool,
-    scales: tuple[float, ...],
-    window: tuple[int, int] | None,
-    batch: int | None = None,
-    out: Path | None,
-    device: str,
-    root: Path,
-) -> None:
+@dataclass(frozen=True)
+class SubmissionOptions:
+    """What to predict for a test server, and how.
+
+    Attributes:
+        data: Dataset to predict; None takes the recipe's validation, else its target.
+        split: Split of the dataset; None takes `test`, or the only one.
+        weights: `student` or `teacher`.
+        inference: Flip, scales, window and batch; the recipe sets the input size.
+        out: Folder of the zip; None is `submissions/` in the run.
+        device: Device to compute on.
+        root: Folder of the prepared data.
+    """
+
+    data: str | None = None
+    split: str | None = None
+    weights: str = "student"
+    inference: InferenceOptions = field(default_factory=InferenceOptions)
+    out: Path | None = None
+    device: str = "auto"
+    root: Path = Path("data")
+
+
+def submit(*, run: Path, server: str, options: SubmissionOptions) -> None:
     """Write the predictions of a split as a package for a test server, and check the package.
 
     Args:
         run: Run folder or checkpoint.
         server: One of `SERVERS`.
-        data: Dataset to predict; None takes the recipe's validation, else its target.
-        split: Split of the dataset; None takes `test`, or the only one.
-        weights: `student` or `teacher`.
-        flip: Average with the mirrored image.
-        scales: Average over these scales.
-        window: Sliding window (height, width); None predicts the whole image at once.
-        batch: Images per batch; None chooses.
-        out: Folder of the zip; None is `submissions/` in the run.
-        device: Device to compute on.
-        root: Folder of the prepared data.
+        options: What to predict, and how.
 
     Raises:
         UsageError: The images do not have the server's layout, the network has other classes, or
             the package exists.
         DataError: There are no images, or the finished package is invalid.
     """
-    server_spec = SERVERS[server]
-    loaded = loaded_run.load_run(run, weights=weights, device=device)
-    table = np.frombuffer(lookup_table(server_ids(loaded.classes, server_spec.ids)), np.uint8)
-    requested = InferenceOptions(flip=flip, scales=scales, window=window, batch=batch)
-    dataset, options = open_eval_data(loaded.recipe, data, requested, root)
-    split = split or _default_split(dataset)
+    requirements = SERVERS[server]
+    loaded = loaded_run.load_run(run, weights=options.weights, device=options.device)
+    table = np.frombuffer(lookup_table(server_ids(loaded.classes, requirements.ids)), np.uint8)
+    dataset, inference = open_eval_data(
+        loaded.recipe, options.data, options.inference, options.root
+    )
+    split = options.split or _default_split(dataset)
     samples = dataset.split(split)
-    names = member_names(server_spec, dataset, samples)
-    variants = [*([] if weights == "student" else [weights]), *option_words(options)]
-    step = f"step-{loaded.step:06d}"
-    name = "+".join([f"{server}-{dataset.name}-{split}-{step}", *variants]) + ".zip"
-    path = (out or run_folder_of(run) / "submissions") / name
+    names = member_names(requirements, dataset, samples)
+    variants = [
+        *([] if options.weights == "student" else [options.weights]),
+        *option_words(inference),
+    ]
+    name = "+".join([f"{server}-{dataset.name}-{split}-step-{loaded.step:06d}", *variants]) + ".zip"
+    path = (options.out or run_folder_of(run) / "submissions") / name
     if path.exists():
         raise UsageError(f"{path}: exists already; move it, or choose another folder with --out")
-    if len(samples) != server_spec.images:
-        log.warning(
-            "the test set of %s has %d images, split '%s' of %s has %d: the server will refuse it",
-            server,
-            server_spec.images,
-            split,
-            dataset.name,
-            len(samples),
-        )
+    _warn_if_incomplete(requirements, dataset, split)
     predictions = infer(
         loaded.segmenter,
         dataset,
         samples,
-        options,
+        inference,
         device=loaded.device,
         truth=False,
-        confidence="confidence" in server_spec.folders,
+        confidence="confidence" in requirements.folders,
     )
-    with (
-        open_atomic(path) as file,
-        zipfile.ZipFile(file, "w") as package,
-        WorkProgress("submit", len(samples)) as progress,
-    ):
-        for prediction in predictions:
-            for folder, member in names[prediction.sample.image].items():
-                # without a timestamp, so that equal predictions give identical files
-                package.writestr(
-                    zipfile.ZipInfo(member), _encode_png(_file_pixels(prediction, folder, table))
-                )
-            progress.advance()
+    _write_package(path, predictions, names, table)
     folders = {name: folder for members in names.values() for folder, name in members.items()}
-    check_package(path, server_spec, folders)
-    _print_package(path, server_spec, folders)
+    check_package(path, requirements, folders)
+    _print_package(path, requirements, folders)
 
 
 def _default_split(dataset: PreparedDataset) -> str:
@@ -127,6 +112,48 @@ def _default_split(dataset: PreparedDataset) -> str:
         f"{dataset.name} has no split 'test', but {', '.join(dataset.splits)}; choose one with "
         "--split, or give the folder of the test images as --data"
     )
+
+
+def _warn_if_incomplete(server: Server, dataset: PreparedDataset, split: str) -> None:
+    """Log a warning if a split does not have as many images as the server's test set."""
+    count = len(dataset.split(split))
+    if count != server.images:
+        log.warning(
+            "the test set of %s has %d images, split '%s' of %s has %d: the server will refuse it",
+            server.name,
+            server.images,
+            split,
+            dataset.name,
+            count,
+        )
+
+
+def _write_package(
+    path: Path,
+    predictions: Iterable[SamplePrediction],
+    names: Mapping[str, Mapping[str, str]],
+    table: NDArray[np.uint8],
+) -> None:
+    """Write the zip.
+
+    Args:
+        path: The zip.
+        predictions: One for each image in `names`.
+        names: The file of each image in each folder, as `member_names` returns them.
+        table: (256,) id in the file of each train id.
+    """
+    with (
+        open_atomic(path) as file,
+        zipfile.ZipFile(file, "w") as package,
+        WorkProgress("submit", len(names)) as progress,
+    ):
+        for prediction in predictions:
+            for folder, member in names[prediction.sample.image].items():
+                # without a timestamp, so that equal predictions give identical files
+                package.writestr(
+                    zipfile.ZipInfo(member), _encode_png(_file_pixels(prediction, folder, table))
+                )
+            progress.advance()
 
 
 def _file_pixels(

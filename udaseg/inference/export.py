@@ -77,24 +77,31 @@ def export(
         temporary = Path(folder) / "model.onnx"
         log.info("exporting %s, step %d", printable(str(loaded.checkpoint)), loaded.step)
         write_onnx(module, temporary, _metadata(loaded, weights, module))
-        comparison = None
-        if images and _is_installed("onnxruntime"):
-            target_images = _target_images(loaded.recipe, images, root)
-            real = target_images is not None
-            comparison = compare_with_torch(
-                module, temporary, target_images or _noise_images(), on_real_images=real
-            )
+        comparison = _compare(module, temporary, loaded.recipe, images, root)
+        if comparison is not None:
             _check_agreement(comparison)
         temporary.replace(path)
-    console = Console(highlight=False, soft_wrap=True)
     megabytes = path.stat().st_size / 1e6
-    console.print(
-        Text(f"{printable(str(path))}: {megabytes:.1f} MB, {_signature_text(loaded, module)}")
-    )
+    _print(f"{printable(str(path))}: {megabytes:.1f} MB, {_signature_text(loaded, module)}")
     if comparison is not None:
-        console.print(Text(_summary(comparison)))
+        _print(_summary(comparison))
     elif images:
         log.warning("not checked against torch: onnxruntime is not installed; %s", _INSTALL_HINT)
+
+
+def _compare(
+    module: ExportModule, path: Path, recipe: Recipe, images: int, root: Path
+) -> OnnxComparison | None:
+    """Compare the file with torch; None if `images` is 0 or onnxruntime is missing."""
+    if not images or not _is_installed("onnxruntime"):
+        return None
+    target_images = _target_images(recipe, images, root)
+    return compare_with_torch(
+        module,
+        path,
+        target_images or _noise_images(),
+        on_real_images=target_images is not None,
+    )
 
 
 def _check_agreement(comparison: OnnxComparison) -> None:
@@ -153,6 +160,10 @@ def _metadata(loaded: LoadedModel, weights: str, module: ExportModule) -> dict[s
         "weights": weights,
         "made_by": f"udaseg {__version__}",
     }
+
+
+def _print(line: str) -> None:
+    Console(highlight=False, soft_wrap=True).print(Text(line))
 
 
 def _signature_text(loaded: LoadedModel, module: ExportModule) -> str:

@@ -1,8 +1,9 @@
 """The `udaseg eval` command."""
 
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,6 +22,9 @@ from udaseg.cli.options import (
 )
 from udaseg.cli.verbosity import set_verbosity
 from udaseg.errors import UsageError
+
+if TYPE_CHECKING:
+    from udaseg import InferenceOptions, ScoringOptions
 
 _PROTOCOLS = (19, 16, 13)
 
@@ -116,89 +120,163 @@ def evaluate(
         raise UsageError(f"--protocol must be 19, 16 or 13, got {protocol}")
     if convention not in (None, 19, 16):
         raise UsageError(f"--convention must be 19 or 16, got {convention}")
-    scale_factors, window_px = parse_scales(scales), parse_height_width("--window", window)
+    arguments = _Arguments(
+        run=run,
+        data=data,
+        split=split,
+        weights=weights,
+        flip=flip,
+        scales=parse_scales(scales),
+        window=parse_height_width("--window", window),
+        protocol=protocol,
+        convention=convention,
+        release=release,
+        batch=batch,
+        save=save,
+        ids=ids,
+        submit=submit,
+        format=output_format,
+        fail_under=fail_under,
+        out=out,
+        device=device,
+        root=root,
+    )
     set_verbosity(verbose, quiet)
-    scoring_options: dict[str, Any] = {
-        "protocol": protocol,
-        "convention": convention,
-        "format": output_format.value,
-        "fail_under": fail_under,
-    }
-    inference_options: dict[str, Any] = {
-        "flip": flip,
-        "scales": scale_factors,
-        "window": window_px,
-        "batch": batch,
-    }
-    needs_network = {
-        "CHECKPOINT|RUN": run is not None,
-        "--weights": weights is not Weights.student,
-        "--flip": flip,
-        "--scales": scale_factors != (1.0,),
-        "--window": window_px is not None,
-        "--batch": batch is not None,
-        "--save": save is not None,
-        "--submit": submit is not None,
-    }
-    import udaseg
-
     if predictions is not None:
-        _refuse_options("--predictions scores files and runs no network", needs_network)
-        if data is None:
-            raise UsageError("--predictions needs --data DATA, the data set of the predictions")
-        udaseg.score_predictions(
-            predictions=predictions,
-            ids=ids.value,
-            data=data,
-            split=split or "val",
-            release=release,
-            out=out,
-            root=root,
-            **scoring_options,
-        )
-        return
-    if run is None:
+        _score_files(predictions, arguments)
+    elif run is None:
         raise UsageError(
             "Missing argument 'CHECKPOINT|RUN'; give one, or --predictions DIR --data DATA"
         )
-    places: dict[str, Any] = {"out": out, "device": device, "root": root}
-    if submit is not None:
-        _refuse_options(
-            "--submit writes a package and computes no scores",
-            {
-                "--protocol": protocol is not None,
-                "--convention": convention is not None,
-                "--release": release,
-                "--save": save is not None,
-                "--ids": ids is not LabelIds.train,
-                "--fail-under": fail_under is not None,
-            },
-        )
-        udaseg.submit(
-            run=run,
-            server=submit.value,
-            data=data,
-            split=split,
-            weights=weights.value,
-            **inference_options,
-            **places,
-        )
-        return
-    udaseg.evaluate(
-        run=run,
-        data=data,
-        split=split or "val",
-        weights=weights.value,
-        release=release,
-        save=save,
-        ids=ids.value,
-        **inference_options,
-        **scoring_options,
-        **places,
+    elif submit is not None:
+        _write_package(run, submit, arguments)
+    else:
+        _score_run(run, arguments)
+
+
+@dataclass(frozen=True)
+class _Arguments:
+    """The arguments of the command; every mode takes some of them."""
+
+    run: Path | None
+    data: str | None
+    split: str | None
+    weights: Weights
+    flip: bool
+    scales: tuple[float, ...]
+    window: tuple[int, int] | None
+    protocol: int | None
+    convention: int | None
+    release: bool
+    batch: int | None
+    save: Path | None
+    ids: LabelIds
+    submit: TestServer | None
+    format: Format
+    fail_under: float | None
+    out: Path | None
+    device: str
+    root: Path
+
+
+def _score_run(run: Path, arguments: _Arguments) -> None:
+    import udaseg
+
+    options = udaseg.EvaluationOptions(
+        data=arguments.data,
+        split=arguments.split or "val",
+        weights=arguments.weights.value,
+        inference=_inference_options(arguments),
+        scoring=_scoring_options(arguments),
+        save=arguments.save,
+        ids=arguments.ids.value,
+        device=arguments.device,
+        root=arguments.root,
+    )
+    udaseg.evaluate(run=run, options=options)
+
+
+def _score_files(predictions: Path, arguments: _Arguments) -> None:
+    _refuse_options(
+        "--predictions scores files and runs no network",
+        {
+            "CHECKPOINT|RUN": arguments.run is not None,
+            "--weights": arguments.weights is not Weights.student,
+            "--flip": arguments.flip,
+            "--scales": arguments.scales != (1.0,),
+            "--window": arguments.window is not None,
+            "--batch": arguments.batch is not None,
+            "--save": arguments.save is not None,
+            "--submit": arguments.submit is not None,
+        },
+    )
+    if arguments.data is None:
+        raise UsageError("--predictions needs --data DATA, the data set of the predictions")
+    import udaseg
+
+    udaseg.score_predictions(
+        predictions=predictions,
+        data=arguments.data,
+        split=arguments.split or "val",
+        ids=arguments.ids.value,
+        release=arguments.release,
+        scoring=_scoring_options(arguments),
+        root=arguments.root,
+    )
+
+
+def _write_package(run: Path, server: TestServer, arguments: _Arguments) -> None:
+    _refuse_options(
+        "--submit writes a package and computes no scores",
+        {
+            "--protocol": arguments.protocol is not None,
+            "--convention": arguments.convention is not None,
+            "--release": arguments.release,
+            "--save": arguments.save is not None,
+            "--ids": arguments.ids is not LabelIds.train,
+            "--fail-under": arguments.fail_under is not None,
+        },
+    )
+    import udaseg
+
+    options = udaseg.SubmissionOptions(
+        data=arguments.data,
+        split=arguments.split,
+        weights=arguments.weights.value,
+        inference=_inference_options(arguments),
+        out=arguments.out,
+        device=arguments.device,
+        root=arguments.root,
+    )
+    udaseg.submit(run=run, server=server.value, options=options)
+
+
+def _inference_options(arguments: _Arguments) -> "InferenceOptions":
+    import udaseg
+
+    return udaseg.InferenceOptions(
+        flip=arguments.flip,
+        scales=arguments.scales,
+        window=arguments.window,
+        release=arguments.release,
+        batch=arguments.batch,
+    )
+
+
+def _scoring_options(arguments: _Arguments) -> "ScoringOptions":
+    import udaseg
+
+    return udaseg.ScoringOptions(
+        protocol=arguments.protocol,
+        convention=arguments.convention,
+        format=arguments.format.value,
+        fail_under=arguments.fail_under,
+        out=arguments.out,
     )
 
 
 def _refuse_options(reason: str, given: dict[str, bool]) -> None:
-    others = [name for name, present in given.items() if present]
+    """Raise `UsageError` if one of these options is given."""
+    others = [name for name, is_given in given.items() if is_given]
     if others:
         raise UsageError(f"{reason}; leave out {', '.join(others)}")
