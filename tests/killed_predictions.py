@@ -19,7 +19,7 @@ import cv2
 from tests.bad_inputs import write_image
 from tests.films import write_film
 from tests.kills import die_at
-from udaseg.prediction.predict import predict
+from udaseg.prediction.predict import PredictOptions, predict
 
 KINDS = ("color", "ids", "overlay", "confidence")
 _TEMPORARY = re.compile(r"(^|/)\.[^/]*(\.tmp|video-)")
@@ -27,18 +27,12 @@ _TEMPORARY = re.compile(r"(^|/)\.[^/]*(\.tmp|video-)")
 
 def masks(folder: Path, **options: Any) -> None:
     """Predict `folder/in` into `folder/masks`; `load_run` is patched to return a small network."""
-    asked: dict[str, Any] = {"overwrite": False, "resume": False, **options}
     with contextlib.redirect_stdout(io.StringIO()):
         predict(
             inputs=[str(folder / "in")],
             checkpoint=Path("runs/colors"),
             out=folder / "masks",
-            save=KINDS,
-            weights="student",
-            device="cpu",
-            flip=False,
-            window=None,
-            **asked,
+            options=PredictOptions(save=KINDS, device="cpu", **options),
         )
 
 

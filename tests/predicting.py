@@ -2,20 +2,15 @@
 
 from pathlib import Path
 
+from udaseg.prediction.predict import PredictOptions
 from udaseg.prediction.predict import predict as predict_command
 
 
-def predict(*words, **options):
+def predict(*words, checkpoint=Path("runs/colors"), out=Path("masks"), **options):
     """Predict the inputs `words` with the network that `load_run` is patched to return."""
-    asked = {
-        "checkpoint": Path("runs/colors"),
-        "out": Path("masks"),
-        "save": ("ids",),
-        "weights": "student",
-        "device": "cpu",
-        "overwrite": False,
-        "resume": False,
-        "flip": False,
-        "window": None,
-    }
-    predict_command(inputs=[str(word) for word in words], **{**asked, **options})
+    predict_command(
+        inputs=[str(word) for word in words],
+        checkpoint=checkpoint,
+        out=out,
+        options=PredictOptions(**{"save": ("ids",), "device": "cpu", **options}),
+    )

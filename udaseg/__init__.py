@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from udaseg.data.doctor.command import doctor
-    from udaseg.data.prepare.command import prepare, verify
+    from udaseg.data.prepare.command import CacheOptions, prepare, verify
+    from udaseg.data.prepare.rules import PrepareOptions
     from udaseg.evaluation.evaluate import EvaluationOptions, evaluate
     from udaseg.evaluation.score_predictions import score_predictions
     from udaseg.evaluation.scores import ScoringOptions
@@ -26,7 +27,9 @@ _MODULES = {
     "TrainOptions": "udaseg.training.train",
     "EvaluationOptions": "udaseg.evaluation.evaluate",
     "InferenceOptions": "udaseg.inference.pipeline",
+    "CacheOptions": "udaseg.data.prepare.command",
     "PredictOptions": "udaseg.prediction.predict",
+    "PrepareOptions": "udaseg.data.prepare.rules",
     "ScoringOptions": "udaseg.evaluation.scores",
     "SubmissionOptions": "udaseg.evaluation.submission",
     "SelectOptions": "udaseg.selection.select",
@@ -49,9 +52,11 @@ _MODULES = {
 }
 
 __all__ = [
+    "CacheOptions",
     "EvaluationOptions",
     "InferenceOptions",
     "PredictOptions",
+    "PrepareOptions",
     "ScoringOptions",
     "SelectOptions",
     "SubmissionOptions",

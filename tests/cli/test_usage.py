@@ -253,10 +253,8 @@ def test_eval_makes_a_package_for_a_server(commands: Commands) -> None:
 
 
 def test_predict_needs_only_images(commands: Commands) -> None:
-    assert called(commands, "predict", "a.png", "images/") == {
-        "inputs": ["a.png", "images/"],
-        "checkpoint": None,
-        "out": Path("masks"),
+    given = called(commands, "predict", "a.png", "images/")
+    assert asdict(given.pop("options")) == {
         "save": ("color", "ids"),
         "video": "mp4",
         "abstain": None,
@@ -269,12 +267,13 @@ def test_predict_needs_only_images(commands: Commands) -> None:
         "flip": False,
         "window": None,
     }
+    assert given == {"inputs": ["a.png", "images/"], "checkpoint": None, "out": Path("masks")}
 
 
 def test_predict_takes_each_kind_of_output_once(commands: Commands) -> None:
     given = called(commands, "predict", "x", "--save", "ids,overlay,ids", "--resume")
-    assert given["save"] == ("ids", "overlay")
-    assert given["resume"] is True
+    assert given["options"].save == ("ids", "overlay")
+    assert given["options"].resume is True
 
 
 @pytest.mark.parametrize("word", ["0", "1", "-0.5", "nan", "70"])

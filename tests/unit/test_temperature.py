@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from udaseg.inference.labels import labels_from_logits, logits_at
 from udaseg.inference.pipeline import infer_batch, needs_tiles
+from udaseg.inference.tiles import TileOptions
 from udaseg.selection.temperature import (
     MAX_TEMPERATURE,
     MIN_TEMPERATURE,
@@ -128,10 +129,10 @@ def pictures(count, size=(24, 32)):
 @pytest.mark.parametrize("how", [{}, {"flip": True}, {"window": (16, 20)}])
 def test_images_together_are_labelled_as_one_by_one(how):
     model, images, sizes = Small().eval(), pictures(3), [(24, 32), (50, 61), (12, 9)]
-    every = {**how, "device": CPU, "confidence": True, "logits": True, "temperature": 2.0}
-    together = infer_batch(model, images, sizes, **every)
+    options = TileOptions(CPU, confidence=True, temperature=2.0, **how)
+    together = infer_batch(model, images, sizes, options, logits=True)
     for image, size, said in zip(images, sizes, together, strict=True):
-        (alone,) = infer_batch(model, [image], [size], **every)
+        (alone,) = infer_batch(model, [image], [size], options, logits=True)
         assert said.labels.shape == size
         assert (said.labels == alone.labels).mean() > 0.999  # sums in another order may tie
         np.testing.assert_allclose(said.confidence, alone.confidence, atol=1e-5)
@@ -142,14 +143,14 @@ def test_images_together_are_labelled_as_one_by_one(how):
 
 def test_what_does_not_fit_together_is_looked_at_in_parts():
     model, images = Small().eval(), pictures(5)
-    whole = infer_batch(model, images, [(24, 32)] * 5, device=CPU)
+    whole = infer_batch(model, images, [(24, 32)] * 5, TileOptions(CPU))
     model.room, model.most = 2, 0
-    parts = infer_batch(model, images, [(24, 32)] * 5, device=CPU)
+    parts = infer_batch(model, images, [(24, 32)] * 5, TileOptions(CPU))
     assert model.most == 2
     assert all((a.labels == b.labels).mean() > 0.999 for a, b in zip(whole, parts, strict=True))
     model.room = 0
     with pytest.raises(torch.OutOfMemoryError):
-        infer_batch(model, images, [(24, 32)] * 5, device=CPU)
+        infer_batch(model, images, [(24, 32)] * 5, TileOptions(CPU))
 
 
 def test_a_large_image_is_seen_in_tiles_and_has_no_logits():
@@ -157,6 +158,6 @@ def test_a_large_image_is_seen_in_tiles_and_has_no_logits():
     model = torch.nn.Module()
     model.forward = lambda images: type("Seen", (), {"logits": images})
     assert needs_tiles(image.shape[:2])
-    (said,) = infer_batch(model, [image], [(2049, 2049)], device=CPU, logits=True)
+    (said,) = infer_batch(model, [image], [(2049, 2049)], TileOptions(CPU), logits=True)
     assert said.logits is None
     assert (said.labels == image.argmax(-1)).all()

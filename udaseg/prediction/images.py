@@ -1,10 +1,10 @@
 """Predict the images of `udaseg predict`: read ahead, infer in batches, write in a thread."""
 
 import logging
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,16 @@ from udaseg.data.loading.transforms import resize_image
 from udaseg.display.progress import WorkProgress
 from udaseg.errors import DataError
 from udaseg.inference.loaded_run import LoadedModel
-from udaseg.inference.pipeline import infer_batch, needs_tiles
+from udaseg.inference.pipeline import (
+    Limit,
+    OrderedWork,
+    batches_of_one_size,
+    infer_batch,
+    needs_tiles,
+    read_ahead,
+)
 from udaseg.inference.sizes import input_size, network_input_size
+from udaseg.inference.tiles import TileOptions
 from udaseg.prediction.inputs import Job
 from udaseg.prediction.masks import (
     MAX_PIXELS,
@@ -31,15 +39,15 @@ from udaseg.prediction.masks import (
     write_masks,
 )
 from udaseg.prediction.outputs import unsupported_reason
-from udaseg.runs.calibration_file import read_temperature
 from udaseg.signals import StopSignal
 from udaseg.text import printable
 
 log = logging.getLogger(__name__)
-_MAX_QUEUED = 3
-
-# limit of pixels read ahead, and of pixels waiting to be written: 200 MB each
-_MAX_QUEUED_PX = 64_000_000
+# pixels that are read ahead, in a batch, or wait to be written: 200 MB each
+_MAX_PX = 64_000_000
+_READ_LIMIT = Limit(4, _MAX_PX)
+_WRITE_LIMIT = Limit(3, _MAX_PX)
+_READERS = 2
 
 
 @dataclass
@@ -68,14 +76,25 @@ class Outcome:
         log.warning("%s", printable(fault))
 
 
+class StopRequested(Exception):
+    """A signal was received; what is not predicted yet is left out."""
+
+
 @dataclass(frozen=True)
 class _LoadedImage:
-    """An image as stored and as network input; with a fault; or with neither if already done."""
+    """An image as stored, and upright at the network's input size."""
 
     job: Job
-    image: Pixels | None = None
-    network_input: Pixels | None = None
-    orientation: int = 1
+    image: Pixels
+    network_input: Pixels
+    orientation: int
+
+
+@dataclass(frozen=True)
+class _SkippedImage:
+    """An image that is not predicted: it has a fault, or its masks exist already."""
+
+    job: Job
     fault: str | None = None
 
 
@@ -136,34 +155,30 @@ class Predictor:
         """Return the predictions of prepared images of one size.
 
         Args:
-            images: From `prepared`.
+            images: From `resize_for_network`.
             sizes: Original (height, width) of each image, upright.
         """
-        predictions = infer_batch(
-            self.loaded.segmenter,
-            images,
-            sizes,
-            device=self.loaded.device,
+        options = TileOptions(
+            self.loaded.device,
             window=self.window,
             flip=self.flip,
             confidence="confidence" in self.kinds or self.abstain is not None,
-            logits="logits" in self.kinds,
             temperature=self.temperature or 1.0,
+        )
+        predictions = infer_batch(
+            self.loaded.segmenter, images, sizes, options, logits="logits" in self.kinds
         )
         results = []
         while predictions:  # pop one by one, so that each large confidence map is freed early
             prediction = predictions.pop(0)
-            gray = None
+            grey = None
             if prediction.confidence is not None:
                 if self.abstain is not None:
                     # `not >=`, so that NaN counts as no confidence
                     prediction.labels[~(prediction.confidence >= self.abstain)] = IGNORE
-                gray = (
-                    confidence_to_grey(prediction.confidence)
-                    if "confidence" in self.kinds
-                    else None
-                )
-            results.append(MaskContent(prediction.labels, gray, prediction.logits))
+                if "confidence" in self.kinds:
+                    grey = confidence_to_grey(prediction.confidence)
+            results.append(MaskContent(prediction.labels, grey, prediction.logits))
         return results
 
 
@@ -171,144 +186,106 @@ def predict_images(
     jobs: Sequence[Job], predictor: Predictor, outcome: Outcome, stop: StopSignal, *, resume: bool
 ) -> None:
     """Predict the images until the end or a signal; `outcome` receives the results."""
+    load = partial(_load_image, predictor=predictor, resume=resume)
+    limit = Limit(predictor.batch, _MAX_PX)
     with (
         WorkProgress("predict", len(jobs)) as progress,
-        ThreadPoolExecutor(2) as readers,
-        _MaskWriter(predictor.loaded.classes, outcome.pixels) as writer,
+        closing(
+            read_ahead(load, jobs, _READ_LIMIT, pixels_of=_file_pixels, workers=_READERS)
+        ) as images,
+        OrderedWork(_WRITE_LIMIT) as writing,
+        suppress(StopRequested),
     ):
-        batch: list[_LoadedImage] = []
-
-        def flush() -> None:
-            _predict_batch(batch, predictor, writer)
+        loaded = _loaded_images(images, outcome, progress, stop)
+        for batch in batches_of_one_size(loaded, _input_shape, limit, pixels_of=_pixels):
+            _predict_batch(batch, predictor, writing, outcome)
             outcome.done += len(batch)
             progress.advance(len(batch))
-            batch.clear()
+            del batch  # free large images before waiting for the next
 
-        for item in _read_ahead(readers, jobs, predictor, resume=resume):
-            if item.network_input is not None:
-                if (
-                    batch
-                    and batch[0].network_input is not None
-                    and batch[0].network_input.shape != item.network_input.shape
-                ):
-                    flush()
-                batch.append(item)
-                if len(batch) >= predictor.batch or _batch_pixels(batch) > _MAX_QUEUED_PX:
-                    flush()
+
+def _loaded_images(
+    images: Iterable[_LoadedImage | _SkippedImage],
+    outcome: Outcome,
+    progress: WorkProgress,
+    stop: StopSignal,
+) -> Iterator[_LoadedImage]:
+    """Yield the images to predict; record the others in `outcome`.
+
+    Raises:
+        StopRequested: A signal was received; a batch that is not complete is not predicted.
+    """
+    for image in images:
+        if isinstance(image, _LoadedImage):
+            yield image
+        else:
+            if image.fault is None:
+                outcome.kept += 1
             else:
-                if item.fault is not None:
-                    outcome.add_failure(item.job.image, item.fault)
-                else:
-                    outcome.kept += 1
-                outcome.done += 1
-                progress.advance()
-            del item  # free a large image before waiting for the next
-            if stop.number is not None:
-                return
-        if batch:
-            flush()
-
-
-class _MaskWriter:
-    """Context that writes masks in a background thread and counts their pixels."""
-
-    def __init__(self, classes: ClassSpace, pixels: NDArray[np.int64]) -> None:
-        self._classes, self._pixels = classes, pixels
-        self._thread = ThreadPoolExecutor(1)
-        self._pending: deque[tuple[int, Future[NDArray[np.int64]]]] = deque()
-
-    def __enter__(self) -> "_MaskWriter":
-        return self
-
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        try:
-            while self._pending and error is None:
-                self._collect()
-        finally:
-            self._thread.shutdown()
-
-    def write(self, job: Job, image: Pixels, prediction: MaskContent) -> None:
-        """Queue the masks of an image for writing; block while the queue is full."""
-        future = self._thread.submit(_write, job, image, prediction, self._classes)
-        self._pending.append((prediction.labels.size, future))
-        while (
-            len(self._pending) > _MAX_QUEUED or sum(px for px, _ in self._pending) > _MAX_QUEUED_PX
-        ):
-            self._collect()
-
-    def _collect(self) -> None:
-        self._pixels += self._pending.popleft()[1].result()
+                outcome.add_failure(image.job.image, image.fault)
+            outcome.done += 1
+            progress.advance()
+        del image  # free a large image before waiting for the next
+        if stop.number is not None:
+            raise StopRequested
 
 
 def _predict_batch(
-    batch: Sequence[_LoadedImage], predictor: Predictor, writer: _MaskWriter
+    batch: Sequence[_LoadedImage], predictor: Predictor, writing: OrderedWork, outcome: Outcome
 ) -> None:
     """Predict the images of a batch and queue their masks for writing."""
-    inputs = [item.network_input for item in batch if item.network_input is not None]
-    images = [item.image for item in batch if item.image is not None]
     # orientations 5 to 8 are rotated by 90 degrees: height and width are swapped
     sizes = [
-        (image.shape[1], image.shape[0]) if item.orientation >= 5 else image.shape[:2]
-        for item, image in zip(batch, images, strict=True)
+        (item.image.shape[1], item.image.shape[0])
+        if item.orientation >= 5
+        else item.image.shape[:2]
+        for item in batch
     ]
-    for item, image, prediction in zip(
-        batch, images, predictor.predict(inputs, sizes), strict=True
-    ):
-        writer.write(item.job, image, restore_orientation(prediction, item.orientation))
+    predictions = predictor.predict([item.network_input for item in batch], sizes)
+    for item, prediction in zip(batch, predictions, strict=True):
+        stored = restore_orientation(prediction, item.orientation)
+        write = partial(_write, item.job, item.image, stored, predictor.loaded.classes, outcome)
+        writing.submit(write, pixels=stored.labels.size)
 
 
 def _write(
-    job: Job, image: Pixels, prediction: MaskContent, classes: ClassSpace
-) -> NDArray[np.int64]:
-    """Write the masks of one image and return its pixel count per id."""
+    job: Job, image: Pixels, prediction: MaskContent, classes: ClassSpace, outcome: Outcome
+) -> None:
+    """Write the masks of one image and count its pixels."""
     write_masks(job.masks, image, prediction, classes)
-    return count_ids(prediction.labels)
+    outcome.pixels += count_ids(prediction.labels)
 
 
-def _read_ahead(
-    pool: ThreadPoolExecutor, jobs: Sequence[Job], predictor: Predictor, *, resume: bool
-) -> Iterator[_LoadedImage]:
-    """Yield images in order, a few read ahead; OpenCV decodes without the interpreter lock.
-
-    A large image is read only once the images before it are predicted, to limit memory.
-    """
-    waiting: deque[tuple[int, Future[_LoadedImage]]] = deque()
-    for job in jobs:
-        pixels = _image_pixels(job.image)
-        while waiting and (
-            len(waiting) > _MAX_QUEUED or sum(px for px, _ in waiting) + pixels > _MAX_QUEUED_PX
-        ):
-            yield waiting.popleft()[1].result()
-        waiting.append((pixels, pool.submit(_load_image, job, predictor, resume=resume)))
-    while waiting:
-        yield waiting.popleft()[1].result()
-
-
-def _batch_pixels(batch: Sequence[_LoadedImage]) -> int:
-    return sum(item.image.size // 3 for item in batch if item.image is not None)
-
-
-def _image_pixels(path: Path) -> int:
+def _file_pixels(job: Job) -> int:
+    """Return the pixels of a stored image by its header; 0 if it cannot be read."""
     try:
-        height, width = image_size(path, max_pixels=MAX_PIXELS)
+        height, width = image_size(job.image, max_pixels=MAX_PIXELS)
     except DataError:  # reported when the image is read
         return 0
     return height * width
 
 
-def _load_image(job: Job, predictor: Predictor, *, resume: bool) -> _LoadedImage:
+def _pixels(item: _LoadedImage) -> int:
+    return item.image.size // 3  # of (H, W, 3)
+
+
+def _input_shape(item: _LoadedImage) -> tuple[int, ...]:
+    return item.network_input.shape
+
+
+def _load_image(job: Job, *, predictor: Predictor, resume: bool) -> _LoadedImage | _SkippedImage:
     fault = unsupported_reason(job.image)
     if fault is not None:
-        return _LoadedImage(job, fault=fault)
+        return _SkippedImage(job, fault)
     try:
         size = image_size(job.image, max_pixels=MAX_PIXELS)
         if resume and masks_intact(job.masks, size):
-            return _LoadedImage(job)
+            return _SkippedImage(job)
         image = read_image(job.image, max_pixels=MAX_PIXELS)
         orientation = read_orientation(job.image)
         network_input = predictor.resize_for_network(job.image, to_upright(image, orientation))
     except DataError as error:
-        return _LoadedImage(job, fault=str(error))
+        return _SkippedImage(job, str(error))
     pages = count_pages(job.image)
     if pages > 1:
         log.warning(
@@ -319,42 +296,14 @@ def _load_image(job: Job, predictor: Predictor, *, resume: bool) -> _LoadedImage
     return _LoadedImage(job, image, network_input, orientation)
 
 
-_GPU_BATCH = 8
-
-
-def build_predictor(
-    loaded: LoadedModel,
-    kinds: Sequence[str],
-    *,
-    weights: str,
-    window: tuple[int, int] | None,
-    flip: bool,
-    abstain: float | None,
-    calibrated: bool,
-    batch: int | None,
-) -> Predictor:
-    """Return the predictor; the temperature is read only if confidence is needed.
-
-    Raises:
-        DataError: The run's calibration is damaged, or belongs to another checkpoint.
-    """
-    needs_confidence = "confidence" in kinds or abstain is not None
-    temperature = None
-    if needs_confidence and calibrated:
-        temperature = read_temperature(loaded.checkpoint, weights)
-    if batch is None:
-        batch = _GPU_BATCH if loaded.device.type == "cuda" else 1
-    return Predictor(loaded, kinds, window, flip, temperature, abstain, batch)
-
-
 def restore_orientation(prediction: MaskContent, orientation: int) -> MaskContent:
     """Rotate the prediction of an upright image back to the orientation of the stored file."""
     if orientation == 1:
         return prediction
-    turned = replace(prediction, labels=to_stored(prediction.labels, orientation))
+    stored = replace(prediction, labels=to_stored(prediction.labels, orientation))
     if prediction.grey is not None:
-        turned = replace(turned, grey=to_stored(prediction.grey, orientation))
+        stored = replace(stored, grey=to_stored(prediction.grey, orientation))
     if prediction.logits is not None:
         planes = to_stored(prediction.logits.transpose(1, 2, 0), orientation).transpose(2, 0, 1)
-        turned = replace(turned, logits=np.ascontiguousarray(planes))
-    return turned
+        stored = replace(stored, logits=np.ascontiguousarray(planes))
+    return stored

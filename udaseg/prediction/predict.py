@@ -4,7 +4,8 @@ import csv
 import io
 import logging
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from udaseg.data.labels.tables import label_ids
 from udaseg.errors import DataError, Interrupted, PartialError
 from udaseg.files import write_json, write_text
 from udaseg.inference import loaded_run
+from udaseg.inference.loaded_run import LoadedModel
 from udaseg.inference.sizes import network_input_size
-from udaseg.prediction.images import Outcome, Predictor, build_predictor, predict_images
-from udaseg.prediction.inputs import plan_outputs, resolve_inputs
+from udaseg.prediction.images import Outcome, Predictor, predict_images
+from udaseg.prediction.inputs import Job, plan_outputs, resolve_inputs
 from udaseg.prediction.outputs import (
     OTHER_NETWORKS,
     convert_write_errors,
@@ -33,6 +35,7 @@ from udaseg.prediction.outputs import (
     remove_masks,
 )
 from udaseg.prediction.videos import predict_videos
+from udaseg.runs.calibration_file import read_temperature
 from udaseg.runs.folder import newest_finished_run
 from udaseg.signals import StopSignal
 from udaseg.text import percent, printable
@@ -41,24 +44,42 @@ log = logging.getLogger(__name__)
 _FAILURES = "failures.csv"
 _SETTINGS = "prediction.json"
 _MAX_CLASSES_SHOWN = 5
+_BATCH_ON_GPU = 8
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """What `predict` writes, and how it predicts.
+
+    Attributes:
+        save: Kinds of mask: `color`, `ids`, `label-ids`, `overlay`, `confidence`, `logits`.
+        video: Container for `color` and `overlay` of a video: `mp4`, `webm`, `avi` or `frames`.
+        overwrite: Overwrite existing masks; all of them are removed before the first is written.
+        resume: Keep existing intact masks, if the same network made them with the same options.
+        weights: `student` or `teacher`.
+        device: Device to compute on.
+        flip: Average with the mirrored image.
+        window: Sliding window (height, width) over the network's input.
+        abstain: Pixels with less confidence become ignore; None keeps all.
+        calibrated: Use the temperature saved by `udaseg calibrate`, if there is one.
+        batch: Images of one size per batch; None chooses.
+    """
+
+    save: Sequence[str] = ("color", "ids")
+    video: str = "mp4"
+    overwrite: bool = False
+    resume: bool = False
+    weights: str = "student"
+    device: str = "auto"
+    flip: bool = False
+    window: tuple[int, int] | None = None
+    abstain: float | None = None
+    calibrated: bool = True
+    batch: int | None = None
 
 
 def predict(
-    *,
-    inputs: Sequence[str],
-    checkpoint: Path | None,
-    out: Path,
-    save: Sequence[str],
-    weights: str,
-    device: str,
-    overwrite: bool,
-    resume: bool,
-    flip: bool,
-    window: tuple[int, int] | None,
-    video: str = "mp4",
-    abstain: float | None = None,
-    calibrated: bool = True,
-    batch: int | None = None,
+    *, inputs: Sequence[str], checkpoint: Path | None, out: Path, options: PredictOptions
 ) -> None:
     """Write masks of all images and videos that `inputs` name; bad inputs are skipped.
 
@@ -70,17 +91,7 @@ def predict(
         inputs: Files, folders (searched recursively), patterns.
         checkpoint: A checkpoint or run; None takes the newest finished run below `runs/`.
         out: Output folder of the masks, `<out>/<kind>/<path>.png`.
-        save: Kinds: `color`, `ids`, `overlay`, `confidence`, `logits`.
-        weights: `student` or `teacher`.
-        device: Device to compute on.
-        overwrite: Overwrite existing masks; all of them are removed before the first is written.
-        resume: Keep existing intact masks, if the same network made them with the same options.
-        flip: Average with the mirrored image.
-        window: Sliding window (height, width) over the network's input.
-        video: Container for `color` and `overlay` of a video: `mp4`, `webm`, `avi` or `frames`.
-        abstain: Pixels with less confidence become ignore; None keeps all.
-        calibrated: Use the temperature saved by `udaseg calibrate`, if there is one.
-        batch: Images of one size per batch; None chooses.
+        options: What to write, and how to predict.
 
     Raises:
         UsageError: Masks exist already, or would overwrite the inputs; nothing is written.
@@ -89,61 +100,55 @@ def predict(
         EnvironmentFault: A mask cannot be written; the masks before it are complete.
         Interrupted: SIGINT or SIGTERM was received; the masks written so far are complete.
     """
-    jobs = plan_outputs(resolve_inputs(inputs), out, save, video=video)
+    jobs = plan_outputs(resolve_inputs(inputs), out, options.save, video=options.video)
     refuse_conflicts(jobs, out)
-    if not (overwrite or resume):
+    if not (options.overwrite or options.resume):
         refuse_existing(jobs, out)
-    run_or_checkpoint = checkpoint if checkpoint is not None else newest_finished_run(Path("runs"))
-    loaded = loaded_run.load_run(run_or_checkpoint, weights=weights, device=device)
-    if "label-ids" in save:
-        label_ids(loaded.classes)  # raises for classes without label ids
-    log.info("%s, step %d, %s", printable(str(loaded.checkpoint)), loaded.step, weights)
-    predictor = build_predictor(
-        loaded,
-        save,
-        weights=weights,
-        window=window,
-        flip=flip,
-        abstain=abstain,
-        calibrated=calibrated,
-        batch=batch,
-    )
-    _log_calibration(predictor, calibrated=calibrated)
-    facts = {"weights": weights, **predictor.settings()}
-    if resume:
-        refuse_other_network(out / _SETTINGS, facts)
-        earlier_facts = []
-    else:
-        earlier_facts = find_other_networks(out / _SETTINGS, facts, jobs)
+    predictor = _load_predictor(checkpoint, options)
+    settings = _collect_settings(predictor, jobs, out, options)
     outcome = Outcome()
     with convert_write_errors(out), StopSignal() as stop, output_lock(out, jobs):
-        if overwrite:
+        if options.overwrite:
             remove_masks(jobs)
-        write_json(
-            out / _SETTINGS,
-            {
-                **facts,
-                **_extra_settings(predictor),
-                **({OTHER_NETWORKS: earlier_facts} if earlier_facts else {}),
-            },
-        )
-        images = [job for job in jobs if job.record is None]
-        videos = [job for job in jobs if job.record is not None]
+        write_json(out / _SETTINGS, settings)
         try:
-            if images:
-                predict_images(images, predictor, outcome, stop, resume=resume)
-            predict_videos(videos, predictor, outcome, stop, out, resume=resume)
+            _predict_jobs(jobs, predictor, outcome, stop, out, resume=options.resume)
         finally:  # also when the machine fails in between
             _write_failures(out / _FAILURES, outcome.failures)
     if stop.number is not None and outcome.done < len(jobs):
-        replaced_option = " instead of --overwrite" if overwrite else ""
-        noun = "inputs" if videos else "images"
-        raise Interrupted(
-            f"stopped after {outcome.done} of {len(jobs)} {noun}; their masks are complete. "
-            f"Continue with the same command and --resume{replaced_option}",
-            stop.number,
-        )
-    _report_outcome(out, save, outcome, loaded.classes, images=len(images), videos=len(videos))
+        raise _interruption(stop.number, jobs, outcome, overwrite=options.overwrite)
+    _report_outcome(jobs, out, options.save, outcome, predictor.loaded.classes)
+
+
+def _load_predictor(checkpoint: Path | None, options: PredictOptions) -> Predictor:
+    """Load the network, and its temperature if confidence is needed; log both.
+
+    Raises:
+        DataError: The run's calibration is damaged, or belongs to another checkpoint.
+    """
+    run_or_checkpoint = checkpoint if checkpoint is not None else newest_finished_run(Path("runs"))
+    loaded = loaded_run.load_run(run_or_checkpoint, weights=options.weights, device=options.device)
+    if "label-ids" in options.save:
+        label_ids(loaded.classes)  # raises for classes without label ids
+    log.info("%s, step %d, %s", printable(str(loaded.checkpoint)), loaded.step, options.weights)
+    predictor = Predictor(
+        loaded,
+        options.save,
+        options.window,
+        options.flip,
+        _read_temperature(loaded, options),
+        options.abstain,
+        options.batch or (_BATCH_ON_GPU if loaded.device.type == "cuda" else 1),
+    )
+    _log_calibration(predictor, calibrated=options.calibrated)
+    return predictor
+
+
+def _read_temperature(loaded: LoadedModel, options: PredictOptions) -> float | None:
+    needs_confidence = "confidence" in options.save or options.abstain is not None
+    if not (needs_confidence and options.calibrated):
+        return None
+    return read_temperature(loaded.checkpoint, options.weights)
 
 
 def _log_calibration(predictor: Predictor, *, calibrated: bool) -> None:
@@ -165,6 +170,27 @@ def _log_calibration(predictor: Predictor, *, calibrated: bool) -> None:
         )
 
 
+def _collect_settings(
+    predictor: Predictor, jobs: Sequence[Job], out: Path, options: PredictOptions
+) -> Mapping[str, Any]:
+    """Return the content of the settings file.
+
+    Raises:
+        UsageError: `options.resume`, but the masks in `out` were made with other settings.
+    """
+    facts = {"weights": options.weights, **predictor.settings()}
+    earlier_facts = []
+    if options.resume:
+        refuse_other_network(out / _SETTINGS, facts)
+    else:
+        earlier_facts = find_other_networks(out / _SETTINGS, facts, jobs)
+    return {
+        **facts,
+        **_extra_settings(predictor),
+        **({OTHER_NETWORKS: earlier_facts} if earlier_facts else {}),
+    }
+
+
 def _extra_settings(predictor: Predictor) -> dict[str, Any]:
     """Return further settings that readers of the masks may need."""
     size = network_input_size(predictor.loaded.recipe)
@@ -175,6 +201,23 @@ def _extra_settings(predictor: Predictor) -> dict[str, Any]:
         "batch": predictor.batch,
         "udaseg": __version__,
     }
+
+
+def _predict_jobs(
+    jobs: Sequence[Job],
+    predictor: Predictor,
+    outcome: Outcome,
+    stop: StopSignal,
+    out: Path,
+    *,
+    resume: bool,
+) -> None:
+    """Predict the images, then the videos; `outcome` receives the results."""
+    images = [job for job in jobs if job.record is None]
+    if images:
+        predict_images(images, predictor, outcome, stop, resume=resume)
+    videos = [job for job in jobs if job.record is not None]
+    predict_videos(videos, predictor, outcome, stop, out, resume=resume)
 
 
 def _write_failures(table: Path, failures: Sequence[tuple[Path, str]]) -> None:
@@ -189,14 +232,24 @@ def _write_failures(table: Path, failures: Sequence[tuple[Path, str]]) -> None:
     write_text(table, buffer.getvalue())
 
 
+def _interruption(
+    signal_number: int, jobs: Sequence[Job], outcome: Outcome, *, overwrite: bool
+) -> Interrupted:
+    """Return the error that says how to continue after a signal."""
+    replaced_option = " instead of --overwrite" if overwrite else ""
+    return Interrupted(
+        f"stopped after {outcome.done} of {len(jobs)} {_noun(jobs)}; their masks are complete. "
+        f"Continue with the same command and --resume{replaced_option}",
+        signal_number,
+    )
+
+
+def _noun(jobs: Sequence[Job]) -> str:
+    return "images" if all(job.record is None for job in jobs) else "inputs"
+
+
 def _report_outcome(
-    out: Path,
-    save: Sequence[str],
-    outcome: Outcome,
-    classes: ClassSpace,
-    *,
-    images: int,
-    videos: int,
+    jobs: Sequence[Job], out: Path, save: Sequence[str], outcome: Outcome, classes: ClassSpace
 ) -> None:
     """Print to stdout the output folders and the largest classes.
 
@@ -204,15 +257,16 @@ def _report_outcome(
         DataError: All inputs failed.
         PartialError: Some inputs failed.
     """
-    failed, total = len(outcome.failures), images + videos
-    noun = "inputs" if videos else "images"
+    failed, total, noun = len(outcome.failures), len(jobs), _noun(jobs)
     failures_path = printable(str(out / _FAILURES))
     if failed == total:
         raise DataError(
             f"none of {total} {noun} could be predicted; see {failures_path} for the reasons"
         )
     written = total - outcome.kept - failed
-    parts = [f"{written - outcome.videos} images predicted"] if images else []
+    parts = []
+    if any(job.record is None for job in jobs):
+        parts.append(f"{written - outcome.videos} images predicted")
     if outcome.videos:
         parts.append(f"{outcome.videos} videos of {outcome.frames} frames predicted")
     if outcome.kept:

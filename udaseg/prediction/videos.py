@@ -9,12 +9,10 @@ import json
 import logging
 import shutil
 import tempfile
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +24,8 @@ from udaseg.display.pictures import color_mask
 from udaseg.display.progress import WorkProgress
 from udaseg.errors import DataError
 from udaseg.files import write_json
-from udaseg.prediction.images import Outcome, Predictor
+from udaseg.inference.pipeline import Limit, OrderedWork, batches_of_one_size
+from udaseg.prediction.images import Outcome, Predictor, StopRequested
 from udaseg.prediction.inputs import Job, file_suffix
 from udaseg.prediction.masks import MaskContent, blend_colors, count_ids, write_masks
 from udaseg.prediction.outputs import TEMPORARY_PREFIX, remove_frames
@@ -34,11 +33,7 @@ from udaseg.signals import StopSignal
 from udaseg.text import printable
 
 log = logging.getLogger(__name__)
-_MAX_QUEUED = 4
-
-
-class _StopRequested(Exception):
-    """A signal was received during a video."""
+_WRITE_LIMIT = Limit(4)
 
 
 def predict_videos(
@@ -63,7 +58,7 @@ def predict_videos(
             pixels, frames = _predict_video(job, predictor, temporary, stop)
         except DataError as error:
             outcome.add_failure(job.image, str(error))
-        except _StopRequested:
+        except StopRequested:
             return
         else:
             outcome.pixels += pixels
@@ -103,14 +98,13 @@ def _predict_video(
         (256,) newly predicted pixels of each label, and the number of frames.
     """
     temporary_paths = {kind: temporary / kind / job.masks[kind].name for kind in job.masks}
-    pixels = np.zeros(IGNORE + 1, np.int64)
     with VideoReader(job.image) as video, contextlib.ExitStack() as stack:
         progress = _start_progress(job.image, video.declared_frames, stack)
-        frames = _batches(video, predictor.batch)
+        batches = batches_of_one_size(video, lambda frame: frame.shape, Limit(predictor.batch))
         # the first frame sets the size of all, rotated as the file's metadata says
-        batch = next(frames)
+        batch = next(batches)
         writer = stack.enter_context(
-            _VideoMaskWriter(job, temporary_paths, video, predictor.loaded.classes, pixels)
+            _VideoMaskWriter(job, temporary_paths, video, predictor.loaded.classes)
         )
         while batch:
             inputs = [predictor.resize_for_network(job.image, frame) for frame in batch]
@@ -120,18 +114,23 @@ def _predict_video(
             if progress is not None:
                 progress.advance(len(batch))
             if stop.number is not None:
-                raise _StopRequested
-            batch = next(frames, [])
+                raise StopRequested
+            batch = next(batches, [])
+    _move_outputs(job, temporary_paths)
+    assert job.record is not None
+    write_json(job.record, _make_record(job, video))
+    log.info("%s: %d frames predicted", printable(str(job.image)), video.frames_read)
+    return writer.pixels, video.frames_read
+
+
+def _move_outputs(job: Job, temporary_paths: Mapping[str, Path]) -> None:
+    """Rename the complete outputs of a video to their final names."""
     for kind, path in temporary_paths.items():
         target = job.masks[kind]
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.is_dir() and job.writes_frames(kind):  # left by a command that was killed here
             remove_frames(target)
         path.replace(target)
-    assert job.record is not None
-    write_json(job.record, _make_record(job, video))
-    log.info("%s: %d frames predicted", printable(str(job.image)), video.frames_read)
-    return pixels, video.frames_read
 
 
 def _make_record(job: Job, video: VideoReader) -> Mapping[str, Any]:
@@ -155,79 +154,69 @@ def _start_progress(
     return stack.enter_context(WorkProgress(title, frames, unit="frames"))
 
 
-def _batches(video: VideoReader, size: int) -> Iterator[list[Pixels]]:
-    batch = []
-    for frame in video:
-        batch.append(frame)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
-
-
-@dataclass
 class _VideoMaskWriter:
     """Context that writes the masks of frames in a background thread and counts their pixels.
 
-    Attributes:
+    Args:
         job: The video.
         temporary_paths: Temporary file or folder of each kind.
         reader: The video reader; gives size and frame rate.
         classes: Classes with their colours.
-        pixels: (256,) pixel counts, incremented.
+
+    Attributes:
+        pixels: (256,) pixel counts, one per id; complete once the context is left.
     """
 
-    job: Job
-    temporary_paths: Mapping[str, Path]
-    reader: VideoReader
-    classes: ClassSpace
-    pixels: NDArray[np.int64]
-
-    def __enter__(self) -> "_VideoMaskWriter":
+    def __init__(
+        self,
+        job: Job,
+        temporary_paths: Mapping[str, Path],
+        reader: VideoReader,
+        classes: ClassSpace,
+    ) -> None:
+        self._job, self._temporary_paths = job, temporary_paths
+        self._reader, self._classes = reader, classes
         self._frames = 0
-        self._pending: deque[Future[NDArray[np.int64]]] = deque()
+        self.pixels = np.zeros(IGNORE + 1, np.int64)
+
+    def __enter__(self) -> Self:
+        self._work = OrderedWork(_WRITE_LIMIT)
         self._stack = contextlib.ExitStack()
-        self._thread = ThreadPoolExecutor(1)
         self._writers: dict[str, VideoWriter] = {}
-        for kind, path in self.temporary_paths.items():
+        for kind, path in self._temporary_paths.items():
             path.parent.mkdir()
-            if self.job.writes_frames(kind):
+            if self._job.writes_frames(kind):
                 path.mkdir()
                 continue
-            writer = VideoWriter(path, self.reader.fps, self.reader.size)
+            writer = VideoWriter(path, self._reader.fps, self._reader.size)
             try:
                 self._writers[kind] = self._stack.enter_context(writer)
             except DataError as error:
                 self.__exit__(type(error), error, error.__traceback__)
-                raise DataError(f"{self.job.image}: {error}") from error
+                raise DataError(f"{self._job.image}: {error}") from error
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         try:
-            while self._pending and error is None:
-                self.pixels += self._pending.popleft().result()
+            self._work.__exit__(kind, error, trace)
         finally:
-            self._thread.shutdown()
             self._stack.__exit__(kind, error, trace)
 
     def write(self, frame: Pixels, prediction: MaskContent) -> None:
         """Queue the masks of the next frame for writing."""
-        self._pending.append(self._thread.submit(self._write, self._frames, frame, prediction))
+        self._work.submit(partial(self._write, self._frames, frame, prediction))
         self._frames += 1
-        while len(self._pending) > _MAX_QUEUED:
-            self.pixels += self._pending.popleft().result()
 
-    def _write(self, index: int, frame: Pixels, prediction: MaskContent) -> NDArray[np.int64]:
+    def _write(self, index: int, frame: Pixels, prediction: MaskContent) -> None:
         frame_paths = {
             kind: folder / f"{index:06d}{file_suffix(kind)}"
-            for kind, folder in self.temporary_paths.items()
+            for kind, folder in self._temporary_paths.items()
             if kind not in self._writers
         }
-        write_masks(frame_paths, frame, prediction, self.classes)
+        write_masks(frame_paths, frame, prediction, self._classes)
         for kind, writer in self._writers.items():
             if kind == "color":
-                writer.write(color_mask(prediction.labels, self.classes.colors))
+                writer.write(color_mask(prediction.labels, self._classes.colors))
             else:
-                writer.write(blend_colors(frame, prediction.labels, self.classes))
-        return count_ids(prediction.labels)
+                writer.write(blend_colors(frame, prediction.labels, self._classes))
+        self.pixels += count_ids(prediction.labels)
