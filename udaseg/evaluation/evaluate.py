@@ -1,10 +1,9 @@
 """`udaseg eval`: score a run on labelled images at their own resolution."""
 
 import logging
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,7 +24,14 @@ from udaseg.evaluation.tables import as_csv, as_json, as_markdown, score_table
 from udaseg.files import write_text
 from udaseg.inference import loaded_run
 from udaseg.inference.loaded_run import LoadedModel
-from udaseg.inference.pipeline import InferenceOptions, SamplePrediction, check_release_sizes, infer
+from udaseg.inference.pipeline import (
+    InferenceOptions,
+    Limit,
+    OrderedWork,
+    SamplePrediction,
+    check_release_sizes,
+    infer,
+)
 from udaseg.inference.sizes import MAX_WHOLE_PIXELS, network_input_size
 from udaseg.inference.windows import Model
 from udaseg.recipe.schema import Recipe
@@ -34,7 +40,7 @@ from udaseg.text import format_size
 
 log = logging.getLogger(__name__)
 _FORMATTERS = {"json": as_json, "csv": as_csv, "md": as_markdown}
-_MAX_PENDING = 4
+_MAX_UNCOUNTED = Limit(4)
 
 
 @dataclass(frozen=True)
@@ -251,15 +257,10 @@ def confusion_matrix(
 
     predictions = infer(segmenter, dataset, samples, options, device=device, truth=True)
     # count in a thread while the network runs; at most a few images wait, which bounds memory
-    with WorkProgress("eval", len(samples)) as progress, ThreadPoolExecutor(1) as counter:
-        pending: deque[Future[None]] = deque()
+    with WorkProgress("eval", len(samples)) as progress, OrderedWork(_MAX_UNCOUNTED) as counting:
         for prediction in predictions:
-            pending.append(counter.submit(count, prediction))
-            if len(pending) > _MAX_PENDING:
-                pending.popleft().result()
+            counting.submit(partial(count, prediction))
             progress.advance()
-        while pending:
-            pending.popleft().result()
     return matrix.all_reduce_sum(device)
 
 
