@@ -77,26 +77,26 @@ def test_a_recipe_begins_with_its_command_and_is_named_like_its_file(path):
 
 
 @pytest.mark.parametrize("path", FILES, ids=NAMES)
-def test_a_recipe_builds_small_and_each_of_its_legs_steps_once(path, pair, tmp_path):
+def test_a_recipe_builds_small_and_each_of_its_stages_steps_once(path, pair, tmp_path):
     recipe = small(load(path))
     source, target = pair
-    for leg in stages_of(recipe):
+    for stage in stages_of(recipe):
         labels = None
-        if leg.pseudo_labels is not None:
+        if stage.pseudo_labels is not None:
             labels = tmp_path
             for sample in target.split("train"):
                 write_pseudo_label(labels, sample, np.zeros((64, 128), np.uint8))
         run = build_setup(
-            recipe, source, target if adapts(recipe) else None, stage=leg, pseudo_labels=labels
+            recipe, source, target if adapts(recipe) else None, stage=stage, pseudo_labels=labels
         )
-        _step_once(run, leg)
+        _step_once(run, stage)
 
 
-def _step_once(run, leg):
+def _step_once(run, stage):
     before = {name: value.clone() for name, value in run.objective.state_dict().items()}
     reports = []
     with StopSignal() as stop:
-        first = leg.end - 1
+        first = stage.end - 1
         train(run, first=first, on_step=lambda _, report: reports.append(report), stop=stop)
     assert len(reports) == 1
     assert torch.isfinite(reports[0].total)

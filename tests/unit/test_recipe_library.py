@@ -5,7 +5,13 @@ from pathlib import Path
 import pytest
 
 from udaseg.errors import RecipeError, UsageError
-from udaseg.recipe.library import choose_recipe, find_recipe, list_recipes, methods, recipes_folder
+from udaseg.recipe.library import (
+    choose_recipe,
+    find_recipe,
+    list_methods,
+    list_recipes,
+    recipes_folder,
+)
 from udaseg.recipe.load import dump, load
 from udaseg.recipe.request import Overrides, requested_recipe, split_arguments, validates_other_data
 
@@ -68,7 +74,7 @@ def test_an_unknown_method_is_refused_with_the_known_ones(library: Path) -> None
 
 
 def test_methods_are_listed_once_each(library: Path) -> None:
-    assert methods() == {name: f"About {name}." for name in ("dacs", "rccr", "spcl")}
+    assert list_methods() == {name: f"About {name}." for name in ("dacs", "rccr", "spcl")}
 
 
 def test_a_recipe_is_found_by_path_and_by_name(library: Path, tmp_path: Path) -> None:

@@ -147,8 +147,8 @@ def _format_duration(seconds: float) -> str:
 class LazyProgress:
     """A progress bar that appears with the first call, when the total is known."""
 
-    def __init__(self, what: str, unit: str = "images") -> None:
-        self._title, self._unit = what, unit
+    def __init__(self, operation: str, unit: str = "images") -> None:
+        self._operation, self._unit = operation, unit
         self._stack = ExitStack()
         self._progress: WorkProgress | None = None
         self._finished = False
@@ -165,7 +165,7 @@ class LazyProgress:
             return
         if self._progress is None:
             self._progress = self._stack.enter_context(
-                WorkProgress(self._title, total, unit=self._unit)
+                WorkProgress(self._operation, total, unit=self._unit)
             )
         self._progress.update(done)
         if done == total:

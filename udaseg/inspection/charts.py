@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from udaseg.inspection.markup import Html, element, join
+from udaseg.inspection.markup import Html, css_color, element, join
 from udaseg.inspection.report_content import Color, Reliability
 
 Points = Sequence[tuple[float, float]]
@@ -48,7 +48,7 @@ def line_chart(
         style_index = styles.index(name) if name in styles else number
         style = {"class_": f"line s{style_index % _STYLE_COUNT}"}
         if colors and name in colors:
-            style = {"class_": "line", "stroke": _rgb(colors[name]), "data_class": name}
+            style = {"class_": "line", "stroke": css_color(colors[name]), "data_class": name}
         parts += _line(points, x_span, y_span, style)
         legend_entries.append(_legend_entry(name, style))
     description = f"{title} over steps {_format_number(x_span[0])} to {_format_number(x_span[1])}"
@@ -275,7 +275,3 @@ def _format_number(value: float) -> str:
     if abs(value) >= 10_000 and value % 100 == 0:
         return f"{value / 1000:g}k"
     return f"{value:.4g}"
-
-
-def _rgb(color: Color) -> str:
-    return f"rgb({int(color[0])},{int(color[1])},{int(color[2])})"

@@ -62,6 +62,11 @@ def join(parts: list[Html] | tuple[Html, ...]) -> Html:
     return Html("".join(parts))
 
 
+def css_color(color: tuple[int, int, int]) -> str:
+    """Return an RGB colour as CSS writes it."""
+    return f"rgb({int(color[0])},{int(color[1])},{int(color[2])})"
+
+
 def read_asset(name: str) -> str:
     """Return the text of a file in `templates`."""
     return (files("udaseg.inspection") / "templates" / name).read_text(encoding="utf-8")

@@ -71,7 +71,7 @@ def report(
         ],
         has_baseline=baseline is not None and len(columns) > 1,
         colors=_class_colors(loaded.values()),
-        examples=pictures.shots,
+        examples=pictures.examples,
         examples_note=pictures.caption,
         warnings=warnings,
         created=f"Written {time.strftime('%Y-%m-%d %H:%M %z')} by udaseg {__version__}.",

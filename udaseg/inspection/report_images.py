@@ -24,6 +24,9 @@ from udaseg.inspection.report_content import Color, ExampleImage, ImageLayer, Re
 from udaseg.selection.temperature import ConfidenceHistogram
 from udaseg.text import percent
 
+MAX_SIDE_PX = 640
+_QUALITY = 82
+
 
 @dataclass
 class _EvaluatedImage:
@@ -41,12 +44,12 @@ class ReportImages:
     """Images and confidence for a report page.
 
     Attributes:
-        shots: Images to show.
+        examples: Images to show.
         reliability: Reliability of each run over all evaluated images.
         caption: Caption that says how the images were chosen.
     """
 
-    shots: list[ExampleImage] = field(default_factory=list)
+    examples: list[ExampleImage] = field(default_factory=list)
     reliability: dict[str, Reliability] = field(default_factory=dict)
     caption: str = ""
 
@@ -85,17 +88,17 @@ def render_report_images(
     spaced = evenly_spaced_indices(len(evaluated), max(1, show // 2))
     others = [index for index in range(len(evaluated)) if index not in spaced]
     worst = sorted(others, key=lambda index: np.nan_to_num(evaluated[index].score, nan=2.0))
-    shots = []
+    examples = []
     for index in [*spaced, *worst[: max(0, show - len(spaced))]]:
         prefix = "" if index in spaced else "among the worst: "
         reason = f"{prefix}{measure} {percent(evaluated[index].score)} %"
-        shots.append(_make_shot(evaluated[index], runs, dataset.classes, reason))
+        examples.append(_example_image(evaluated[index], runs, dataset.classes, reason))
     caption = (
         f"{len(chosen)} of {len(samples)} images of {dataset.name}, {split}, were evaluated. "
         f"Shown are evenly spaced images, then those with the lowest {measure}."
     )
     return ReportImages(
-        shots, {name: _make_reliability(item) for name, item in counts.items()}, caption
+        examples, {name: _reliability(item) for name, item in counts.items()}, caption
     )
 
 
@@ -133,7 +136,7 @@ def _evaluate_image(
     return result
 
 
-def _make_shot(
+def _example_image(
     evaluated: _EvaluatedImage,
     runs: Mapping[str, LoadedModel],
     truth_classes: ClassSpace | None,
@@ -149,7 +152,7 @@ def _make_shot(
     return ExampleImage(evaluated.name, reason, layers)
 
 
-def _make_reliability(counts: ConfidenceHistogram) -> Reliability:
+def _reliability(counts: ConfidenceHistogram) -> Reliability:
     return Reliability(
         pixels=counts.pixels.tolist(),
         labelled=counts.labelled.tolist(),
@@ -157,10 +160,6 @@ def _make_reliability(counts: ConfidenceHistogram) -> Reliability:
         confidence=counts.confidence.tolist(),
         error=counts.expected_calibration_error(),
     )
-
-
-MAX_SIDE_PX = 640
-_QUALITY = 82
 
 
 def shrink(picture: NDArray[np.uint8], *, mask: bool) -> NDArray[np.uint8]:

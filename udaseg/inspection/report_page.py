@@ -203,11 +203,11 @@ def _image_section(page: PageContent) -> Html:
         element("p", page.examples_note, class_="note"),
         element("p", hint, class_="note script"),
     ]
-    shots = element("div", *(_image_article(shot) for shot in page.examples), class_="shots")
-    return join([*parts, legend, shots])
+    examples = [_image_article(example) for example in page.examples]
+    return join([*parts, legend, element("div", *examples, class_="shots")])
 
 
-def _image_article(shot: ExampleImage) -> Html:
+def _image_article(example: ExampleImage) -> Html:
     """Return all layers of an image in a row; a script turns them into a slider."""
     pictures = [
         element(
@@ -215,13 +215,13 @@ def _image_article(shot: ExampleImage) -> Html:
             element(
                 "img",
                 src=layer.uri,
-                alt=f"{layer.title} of {shot.name}",
+                alt=f"{layer.title} of {example.name}",
                 data_title=layer.title,
                 data_mask="1" if layer.is_mask else None,
             ),
             element("figcaption", layer.title),
         )
-        for layer in shot.layers
+        for layer in example.layers
     ]
-    head = element("h3", shot.name, element("small", f" {shot.reason}"))
+    head = element("h3", example.name, element("small", f" {example.reason}"))
     return element("article", head, element("div", *pictures, class_="strip"), class_="shot")

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from udaseg.evaluation.scores import Scores
 from udaseg.evaluation.tables import protocol_line
-from udaseg.inspection.markup import Html, element, join
+from udaseg.inspection.markup import Html, css_color, element, join
 from udaseg.inspection.report_content import Color, PageContent, RunContent
 from udaseg.text import percent
 
@@ -108,7 +108,7 @@ def _class_button(name: str, colors: Mapping[str, Color]) -> Html:
 
 def swatch(color: Color | None) -> Html:
     """Return a small square in the colour of a class; unfilled if the colour is unknown."""
-    fill = "none" if color is None else f"rgb({int(color[0])},{int(color[1])},{int(color[2])})"
+    fill = "none" if color is None else css_color(color)
     box = element("rect", width=12, height=12, rx=2, fill=fill)
     return element("svg", box, viewBox="0 0 12 12", class_="swatch", aria_hidden="true")
 

@@ -14,8 +14,7 @@ from rich.text import Text
 from udaseg.errors import CheckpointError, DataError, GateError, UdasegError, UsageError
 from udaseg.evaluation.scores import find_score_files, read_scores
 from udaseg.files import read_json
-from udaseg.recipe.load import from_dict
-from udaseg.recipe.load import load as load_recipe
+from udaseg.recipe.load import from_dict, load
 from udaseg.recipe.schema import Recipe
 from udaseg.recipe.stages import determining_values, recipe_digest
 from udaseg.runs.checkpoint import Checkpoint, load_checkpoint
@@ -97,7 +96,7 @@ def check_run(folder: Path) -> RunCheck:
         RecipeError: Its recipe cannot be read.
     """
     check = RunCheck(folder)
-    recipe = load_recipe(folder / "recipe.yaml")
+    recipe = load(folder / "recipe.yaml")
     check.passed.append(f"recipe {recipe.name}, seed {recipe.seed}, {recipe_digest(recipe)[:12]}")
     _check_files(check, recipe)
     _check_checkpoints(check, recipe)

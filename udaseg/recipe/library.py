@@ -85,7 +85,7 @@ def find_recipe(word: str) -> Path:
     )
 
 
-def methods() -> dict[str, str]:
+def list_methods() -> dict[str, str]:
     """Return the summary of each shipped method, preferably from the default pair."""
     entries = sorted(list_recipes(), key=lambda e: (e.folder != _DEFAULT_FOLDER, e.name))
     summaries: dict[str, str] = {}
@@ -109,7 +109,7 @@ def choose_recipe(method: str, source: str | None = None, target: str | None = N
     """
     entries = [entry for entry in list_recipes() if entry.method == method]
     if not entries:
-        known = methods()
+        known = list_methods()
         hint = did_you_mean(method, list(known))
         instead = f"did you mean '{hint}'? " if hint else ""
         raise UsageError(
@@ -118,14 +118,14 @@ def choose_recipe(method: str, source: str | None = None, target: str | None = N
     requested_pair = (source or DEFAULT_SOURCE, target or DEFAULT_TARGET)
 
     def distance(entry: RecipeEntry) -> tuple[bool, bool, bool, str]:
-        pair = domains(entry.path)
+        pair = data_names(entry.path)
         default = entry.folder == _DEFAULT_FOLDER
         return pair != requested_pair, pair[0] != requested_pair[0], not default, entry.name
 
     return min(entries, key=distance).path
 
 
-def sibling(path: Path, method: str) -> Path:
+def recipe_of_method(path: Path, method: str) -> Path:
     """Return the recipe of another method for the same data as the shipped recipe `path`.
 
     Raises:
@@ -147,16 +147,16 @@ def sibling(path: Path, method: str) -> Path:
     return path.parent / f"{method}.yaml"
 
 
-def domains(path: Path) -> tuple[str | None, str | None]:
+def data_names(path: Path) -> tuple[str | None, str | None]:
     """Return `source.data` and `target.data` of a recipe; None for what cannot be read."""
     try:
         root = parse(read_text(path), lambda line, column: f"{line}:{column}", ErrorList())
     except RecipeError:
         return None, None
-    return _data(root, "source"), _data(root, "target")
+    return _data_name(root, "source"), _data_name(root, "target")
 
 
-def _data(node: object, name: str) -> str | None:
+def _data_name(node: object, name: str) -> str | None:
     for key in (name, "data"):
         node = node.entries.get(key, ("", None))[1] if isinstance(node, MappingNode) else None
     return node.text if isinstance(node, ScalarNode) else None

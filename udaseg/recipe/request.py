@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from udaseg.errors import UsageError
-from udaseg.recipe.library import choose_recipe, domains, find_recipe, sibling
+from udaseg.recipe.library import choose_recipe, data_names, find_recipe, recipe_of_method
 from udaseg.recipe.load import load
 from udaseg.recipe.schema import Recipe
 from udaseg.recipe.stages import numeric_settings
@@ -138,10 +138,10 @@ def requested_recipe(
         path = choose_recipe(method or default_method, options.source, options.target)
     else:
         path = find_recipe(named)
-        path = sibling(path, method) if method is not None else path
+        path = recipe_of_method(path, method) if method is not None else path
     overrides = [*options.overrides(), *overrides]
     recipe = load(path, overrides=overrides)
-    if validates_other_data(recipe, domains(path), overrides):
+    if validates_other_data(recipe, data_names(path), overrides):
         recipe = replace(recipe, validation=replace(recipe.validation, data=None))
     if recipe.expected is not None and not any(word.startswith("expected") for word in overrides):
         # the expected score holds for the settings of the file, with any seed

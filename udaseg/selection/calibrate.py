@@ -16,20 +16,19 @@ from rich.table import Table
 from torch import Tensor
 
 from udaseg import __version__
-from udaseg.data.datasets.index import PreparedDataset, Sample, evenly_spaced_indices
+from udaseg.data.datasets.index import PreparedDataset, Sample
 from udaseg.data.files.images import read_image
 from udaseg.data.labels.classes import IGNORE, lookup_table
 from udaseg.data.labels.read import read_train_ids
-from udaseg.data.loading.transforms import resize_image
 from udaseg.data.open import open_dataset
 from udaseg.display.progress import WorkProgress
 from udaseg.errors import CheckpointError, DataError
 from udaseg.inference import loaded_run
 from udaseg.inference.labels import logits_at
 from udaseg.inference.loaded_run import LoadedModel
-from udaseg.inference.sizes import network_input_size, untiled_input_size
 from udaseg.inference.windows import predict_logits
 from udaseg.runs.calibration_file import write_calibration
+from udaseg.selection.images import evenly_spaced_samples, network_input
 from udaseg.selection.temperature import (
     MAX_TEMPERATURE,
     MIN_TEMPERATURE,
@@ -154,11 +153,11 @@ def _labelled_pixels(
     with WorkProgress(f"calibrate {dataset.name}", len(samples)) as progress:
         for number, sample in enumerate(samples):
             truth = table[read_train_ids(dataset.label_path(sample))]
-            network_input = _network_input(loaded, read_image(dataset.image_path(sample)))
+            pixels = network_input(loaded, read_image(dataset.image_path(sample)))
             size = (truth.shape[0], truth.shape[1])
             positions = _choose_pixels(np.flatnonzero(truth != IGNORE), per_image, seed=number)
             rows, columns = np.divmod(positions, size[1])
-            logit_map = predict_logits(loaded.segmenter, network_input)
+            logit_map = predict_logits(loaded.segmenter, pixels)
             pixel_logits.append(logits_at(logit_map, size, rows, columns).cpu())
             pixel_labels.append(torch.from_numpy(truth[rows, columns].astype(np.int64)))
             progress.advance()
@@ -184,7 +183,7 @@ def _pseudo_labelled_pixels(loaded: LoadedModel, images: int, root: Path) -> _Pi
         for number, sample in enumerate(samples):
             partner = samples[(number + len(samples) // 2) % len(samples)]
             strong, weak = (
-                _network_input(loaded, read_image(dataset.image_path(drawn)))
+                network_input(loaded, read_image(dataset.image_path(drawn)))
                 for drawn in (sample, partner)
             )
             size = (strong.shape[-2], strong.shape[-1])
@@ -202,10 +201,7 @@ def _pseudo_labelled_pixels(loaded: LoadedModel, images: int, root: Path) -> _Pi
 
 def _sample_images(dataset: PreparedDataset, split: str, images: int) -> tuple[list[Sample], int]:
     """Return evenly spaced images of a split, and the number of pixels to sample per image."""
-    all_samples = dataset.split(split)
-    if not all_samples:
-        raise DataError(f"{dataset.name}: split '{split}' has no images")
-    samples = [all_samples[index] for index in evenly_spaced_indices(len(all_samples), images)]
+    samples = evenly_spaced_samples(dataset, split, images)
     return samples, min(_MAX_PIXELS_PER_IMAGE, max(1, _MAX_PIXELS // len(samples)))
 
 
@@ -224,13 +220,6 @@ def _concatenate(
             f"{loaded.checkpoint}: its outputs are not finite; the training has diverged"
         )
     return _PixelSample(description, logits, labels)
-
-
-def _network_input(loaded: LoadedModel, image: NDArray[np.uint8]) -> Tensor:
-    """Return an image (1, 3, h, w) in [0, 1] at the size at which `predict` uses it."""
-    size = untiled_input_size((image.shape[0], image.shape[1]), network_input_size(loaded.recipe))
-    pixels = torch.from_numpy(resize_image(image, size)).to(loaded.device)
-    return pixels.permute(2, 0, 1)[None].float() / 255
 
 
 def _choose_pixels(candidates: NDArray[np.int64], limit: int, *, seed: int) -> NDArray[np.int64]:

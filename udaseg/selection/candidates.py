@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from udaseg.data.datasets.index import PreparedDataset, evenly_spaced_indices
+from udaseg.data.datasets.index import PreparedDataset
 from udaseg.data.open import open_dataset
 from udaseg.errors import CheckpointError, DataError, UsageError
 from udaseg.recipe.load import from_dict
 from udaseg.recipe.schema import Recipe
 from udaseg.runs.checkpoint import Checkpoint, find_checkpoint
+from udaseg.selection.images import evenly_spaced_samples
 
 log = logging.getLogger(__name__)
 ORACLE_WARNING = (
@@ -122,10 +123,7 @@ def open_evaluation_sets(
 
 def _limit_images(dataset: PreparedDataset, split: str, limit: int) -> PreparedDataset:
     """Return the data set with `split` reduced to at most `limit` evenly spaced images."""
-    samples = dataset.split(split)
-    if not samples:
-        raise DataError(f"{dataset.name}: split '{split}' has no images")
-    chosen = tuple(samples[index] for index in evenly_spaced_indices(len(samples), limit))
+    chosen = tuple(evenly_spaced_samples(dataset, split, limit))
     return replace(dataset, splits={**dataset.splits, split: chosen})
 
 

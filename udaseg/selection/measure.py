@@ -8,14 +8,13 @@ from torch import Tensor
 from udaseg.data.datasets.index import PreparedDataset
 from udaseg.data.files.images import read_image
 from udaseg.data.labels.classes import ClassSpace
-from udaseg.data.loading.transforms import resize_image
 from udaseg.display.progress import WorkProgress
 from udaseg.errors import CheckpointError
 from udaseg.evaluation.evaluate import score_dataset
 from udaseg.inference import loaded_run
 from udaseg.inference.labels import labels_from_logits
 from udaseg.inference.loaded_run import LoadedModel
-from udaseg.inference.sizes import network_input_size, untiled_input_size
+from udaseg.inference.sizes import network_input_size
 from udaseg.inference.windows import predict_logits
 from udaseg.selection.candidates import Candidate, EvaluationSets
 from udaseg.selection.criteria import (
@@ -28,6 +27,7 @@ from udaseg.selection.criteria import (
     prior_drift,
     sample_pixels,
 )
+from udaseg.selection.images import network_input
 
 _PIXELS_PER_IMAGE = 2048
 _PIXELS_FOR_DENSITY = 4096
@@ -102,12 +102,8 @@ def _criteria_on_target(
     predicted = torch.zeros(classes, dtype=torch.int64)
     with WorkProgress(f"select {candidate.name}", len(samples)) as progress:
         for index, sample in enumerate(samples):
-            stored = read_image(sets.target.image_path(sample))
-            input_size = untiled_input_size(
-                (stored.shape[0], stored.shape[1]), network_input_size(loaded.recipe)
-            )
-            image = torch.from_numpy(resize_image(stored, input_size)).to(loaded.device)
-            image = image.permute(2, 0, 1)[None].float() / 255
+            image = network_input(loaded, read_image(sets.target.image_path(sample)))
+            input_size = (image.shape[-2], image.shape[-1])
             logits = predict_logits(loaded.segmenter, image)
             sampled = sample_pixels(logits.softmax(0), _PIXELS_PER_IMAGE, seed=index).cpu()
             rows.append(sampled)

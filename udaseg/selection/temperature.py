@@ -10,6 +10,7 @@ from torch import Tensor
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
 _BISECTION_STEPS = 40
+BINS = 20
 
 
 @dataclass(frozen=True)
@@ -95,9 +96,6 @@ def confidence_error(
         error=counts.expected_calibration_error(),
         nll=float(nll),
     )
-
-
-BINS = 20
 
 
 @dataclass
