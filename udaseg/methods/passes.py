@@ -93,9 +93,9 @@ class ConfidenceHistograms:
         """Return the lower edge of the quantile's bin for each class (K,); 0 if never predicted."""
         reached = self.counts.cumsum(1)
         total = reached[:, -1]
-        # the smallest bin that holds the rank of the quantile, rounded down as for a lower median
-        rank = ((total - 1).clamp_min(0).double() * quantile).floor().long()
-        bins = (reached <= rank[:, None]).sum(1).clamp_max(BINS - 1)
+        # rounded down, as for a lower median; the smallest bin that holds this position is returned
+        position = ((total - 1).clamp_min(0).double() * quantile).floor().long()
+        bins = (reached <= position[:, None]).sum(1).clamp_max(BINS - 1)
         return torch.where(total > 0, bins.double() / BINS, 0.0)
 
     def thresholds(self, *, quantile: float, cap: float) -> Tensor:

@@ -97,16 +97,16 @@ class Segmenter(nn.Module):
             images = images.contiguous()
         if self.recompute and self.training and torch.is_grad_enabled():
             low, features = self.backbone.forward_checkpointed(images)
-            part = checkpointed
+            call = checkpointed
         else:
             low, features = self._call_part(self.backbone, images)
-            part = self._call_part
+            call = self._call_part
         embeddings = None
         if embed:
             if self.projector is None:
                 raise ValueError("embed=True, but this network has no projector")
-            embeddings = part(self.projector, features)
-        return SegmenterOutput(part(self.head, low, features), features, embeddings)
+            embeddings = call(self.projector, features)
+        return SegmenterOutput(call(self.head, low, features), features, embeddings)
 
     def set_memory_format(self, *, channels_last: bool) -> None:
         """Set the memory format of weights and images, channels last or first."""

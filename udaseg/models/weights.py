@@ -34,15 +34,17 @@ class LoadReport:
     mismatched: tuple[str, ...]
 
     def __str__(self) -> str:
-        def some(names: tuple[str, ...]) -> str:
+        def first_few(names: tuple[str, ...]) -> str:
             shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
             return f"{len(names)}" + (f" ({shown})" if names else "")
 
         text = (
-            f"matched {len(self.matched)}, missing {some(self.missing)}, "
-            f"unexpected {some(self.unexpected)}"
+            f"matched {len(self.matched)}, missing {first_few(self.missing)}, "
+            f"unexpected {first_few(self.unexpected)}"
         )
-        return text + (f", of different shape {some(self.mismatched)}" if self.mismatched else "")
+        return text + (
+            f", of different shape {first_few(self.mismatched)}" if self.mismatched else ""
+        )
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:

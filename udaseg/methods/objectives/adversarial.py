@@ -62,21 +62,18 @@ class Adversarial(Objective):
         source_map = output_map(source.detach(), size, self.discriminator_input)
         target_map = output_map(target, target_size, self.discriminator_input)
 
-        constant = {name: part.detach() for name, part in self.discriminator.named_parameters()}
-        verdict = functional_call(self.discriminator, constant, (target_map,))
-        adversarial = self.weight * _domain_loss(verdict, _SOURCE)
-        source_verdict = _domain_loss(self.discriminator(source_map), _SOURCE)
-        target_verdict = _domain_loss(self.discriminator(target_map.detach()), _TARGET)
+        constants = {name: part.detach() for name, part in self.discriminator.named_parameters()}
+        domain_logits = functional_call(self.discriminator, constants, (target_map,))
+        adversarial = self.weight * _domain_loss(domain_logits, _SOURCE)
+        on_source = _domain_loss(self.discriminator(source_map), _SOURCE)
+        on_target = _domain_loss(self.discriminator(target_map.detach()), _TARGET)
         parts = {
             "source": pixel_loss(source, batch.source_labels),
             "adversarial": adversarial,
-            "discriminator": (source_verdict + target_verdict) / 2,
+            "discriminator": (on_source + on_target) / 2,
         }
         figures = {"uncertainty": normalised_entropy(target.detach()).mean()}
         return LossReport(torch.stack(list(parts.values())).sum(), parts, figures)
-
-    def after_step(self, step: int, report: LossReport) -> None:
-        """Do nothing; this objective keeps no state."""
 
 
 def output_map(

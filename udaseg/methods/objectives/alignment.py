@@ -37,15 +37,17 @@ class PrototypeAlignment(Objective):
         """Return the source loss and the contrast of both views with the prototypes."""
         if batch.target_images is None or batch.pseudo_labels is None:
             raise ValueError("prototype alignment needs target images with pseudo-labels")
-        on_source: SegmenterOutput = self.student(self.source_images(batch))
-        on_target: SegmenterOutput = self.student(to_unit_range(batch.target_images))
-        source_loss = pixel_loss(on_source.logits, batch.source_labels)
+        source_output: SegmenterOutput = self.student(self.source_images(batch))
+        target_output: SegmenterOutput = self.student(to_unit_range(batch.target_images))
+        source_loss = pixel_loss(source_output.logits, batch.source_labels)
         views = Views(
             step=batch.step,
             progress=batch.progress,
             seed=batch.seed,
-            source=cell_view(on_source, labels_on_cells(batch.source_labels, on_source)),
-            pseudo_labelled=cell_view(on_target, labels_on_cells(batch.pseudo_labels, on_target)),
+            source=cell_view(source_output, labels_on_cells(batch.source_labels, source_output)),
+            pseudo_labelled=cell_view(
+                target_output, labels_on_cells(batch.pseudo_labels, target_output)
+            ),
         )
         contrast = self.contrast(views)
         parts = {"source": source_loss, "prototypes": contrast}
@@ -75,6 +77,3 @@ class SelfDistillation(Objective):
         logits = self.student(to_unit_range(batch.target_images)).logits
         loss = pixel_loss(logits, batch.pseudo_labels)
         return LossReport(loss, {"target": loss})
-
-    def after_step(self, step: int, report: LossReport) -> None:
-        """Do nothing; this objective keeps no state."""

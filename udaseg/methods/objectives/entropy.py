@@ -53,9 +53,6 @@ class EntropyMinimization(Objective):
         figures = {"uncertainty": entropy.detach().mean()}
         return LossReport(supervised + term, {"source": supervised, "entropy": term}, figures)
 
-    def after_step(self, step: int, report: LossReport) -> None:
-        """Do nothing; this objective keeps no state."""
-
 
 def normalised_entropy(logits: Tensor) -> Tensor:
     """Return the entropy of each cell divided by the maximum log(K), (B, h, w) in [0, 1].

@@ -57,9 +57,8 @@ class Objective(nn.Module, ABC):
     def forward(self, batch: Batch) -> LossReport:
         """Return the loss of a batch; change no state except batch-norm statistics."""
 
-    @abstractmethod
     def after_step(self, step: int, report: LossReport) -> None:
-        """Update the state of the objective after the optimiser step."""
+        """Update the state of the objective after the optimiser step; by default there is none."""
 
     def source_images(self, batch: Batch) -> Tensor:
         """Return the batch's source images (B, 3, H, W) in [0, 1], with jitter if configured."""

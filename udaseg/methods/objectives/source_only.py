@@ -18,6 +18,3 @@ class SourceOnly(Objective):
         logits = self.student(self.source_images(batch)).logits
         loss = pixel_loss(logits, batch.source_labels)
         return LossReport(loss, {"source": loss})
-
-    def after_step(self, step: int, report: LossReport) -> None:
-        """Do nothing; this objective keeps no state."""
