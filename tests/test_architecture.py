@@ -26,9 +26,9 @@ MAY_KNOW = {
     "models": {"errors", "recipe"},
     "runs": {*LEAVES, "recipe", "distributed"},
     "methods": {*LEAVES, "recipe", "distributed", "data", "models", "runs"},
-    "inference": {*LEAVES, "recipe", "distributed", "data", "models", "runs"},
+    "inference": {*LEAVES, "display", "recipe", "distributed", "data", "models", "runs"},
 }
-MAY_KNOW["evaluation"] = {*MAY_KNOW["inference"], "display", "inference"}
+MAY_KNOW["evaluation"] = {*MAY_KNOW["inference"], "inference"}
 MAY_KNOW["selection"] = {*MAY_KNOW["evaluation"], "evaluation"}
 MAY_KNOW["training"] = {*MAY_KNOW["selection"], "failures", "signals", "methods", "selection"}
 MAY_KNOW["prediction"] = {*MAY_KNOW["selection"], "signals"}

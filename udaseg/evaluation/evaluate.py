@@ -7,12 +7,12 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
 from udaseg.data.datasets.index import PreparedDataset, Sample
 from udaseg.data.labels.classes import IGNORE, ClassSpace, lookup_table
 from udaseg.data.labels.tables import Ids
 from udaseg.data.open import open_dataset
+from udaseg.display.console import open_console
 from udaseg.display.progress import WorkProgress
 from udaseg.distributed import rank, world_size
 from udaseg.errors import DataError, GateError
@@ -210,7 +210,7 @@ def write_scores(folder: Path, scores: Scores) -> None:
 
 def print_scores(scores: Scores, format: str) -> None:  # noqa: A002 (the option's own name)
     """Print the scores to stdout."""
-    console = Console(highlight=False, soft_wrap=format != "table")
+    console = open_console(soft_wrap=format != "table")
     if format == "table":
         console.print(score_table(scores))
     else:

@@ -17,7 +17,6 @@ from udaseg.data.labels.read import read_label_ids
 from udaseg.data.labels.tables import Ids, stored_id_table
 from udaseg.errors import DataError, UsageError
 from udaseg.files import write_json
-from udaseg.text import printable
 
 PREDICTION_FILE = "prediction.json"
 CITYSCAPES_KEY = re.compile(r"(?P<key>[^_]+_[0-9]{6}_[0-9]{6})(?:_.*)?")
@@ -136,8 +135,7 @@ def match_predictions(folder: Path, samples: Sequence[Sample]) -> list[Path]:
         if images:
             listed = ", ".join(images[:_MAX_LISTED]) + (" ..." if len(images) > _MAX_LISTED else "")
             raise DataError(
-                f"{printable(str(folder))}: {problem} for {len(images)} of {len(samples)} images: "
-                f"{printable(listed)}{hint}"
+                f"{folder}: {problem} for {len(images)} of {len(samples)} images: {listed}{hint}"
             )
     return chosen
 

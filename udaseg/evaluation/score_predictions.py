@@ -19,7 +19,7 @@ from udaseg.evaluation.evaluate import empty_matrix, report_scores
 from udaseg.evaluation.prediction_files import match_predictions, read_prediction, recorded_classes
 from udaseg.evaluation.scores import ScoringOptions, check_protocol, summarise
 from udaseg.inference.pipeline import RELEASE_SIZE, check_release_sizes, read_ahead
-from udaseg.text import format_size, percent, printable
+from udaseg.text import format_size, percent
 
 _MAX_LISTED = 10
 
@@ -52,7 +52,7 @@ def score_predictions(
         GateError: The mean IoU is below `fail_under`.
     """
     if not predictions.is_dir():
-        raise DataError(f"{printable(str(predictions))}: no such folder")
+        raise DataError(f"{predictions}: no such folder")
     dataset = open_dataset(data, root=root)
     if release:
         check_release_sizes(dataset, split)
@@ -64,7 +64,7 @@ def score_predictions(
         classes,
         dataset,
         split,
-        {"predictions": f"{printable(str(predictions))} ({ids} ids)"},
+        {"predictions": f"{predictions} ({ids} ids)"},
         protocol=scoring.protocol,
         convention=scoring.convention,
         release=release,
@@ -173,7 +173,7 @@ def _valid_ids(ids: Ids, classes: ClassSpace) -> frozenset[int]:
 
 def _unknown_ids_message(unknown_by_file: dict[Path, list[int]], ids: Ids, images: int) -> str:
     listed = [
-        f"  {printable(str(path))}: {', '.join(map(str, unknown[:_MAX_LISTED]))}"
+        f"  {path}: {', '.join(map(str, unknown[:_MAX_LISTED]))}"
         f"{' ...' if len(unknown) > _MAX_LISTED else ''}"
         for path, unknown in list(unknown_by_file.items())[:_MAX_LISTED]
     ]

@@ -14,7 +14,7 @@ from udaseg.data.datasets.index import PreparedDataset, Sample
 from udaseg.data.labels.tables import Ids, builtin_label_table
 from udaseg.errors import DataError, UsageError
 from udaseg.evaluation.prediction_files import CITYSCAPES_KEY, FRAME_KEY
-from udaseg.text import format_size, printable
+from udaseg.text import format_size
 
 _MAX_FAULTS = 3
 
@@ -94,19 +94,19 @@ def member_names(
         match = server.pattern.fullmatch(stem)
         if match is None:
             raise UsageError(
-                f"--submit {server.name}: {printable(sample.image)} of {dataset.name} is not named "
+                f"--submit {server.name}: {sample.image} of {dataset.name} is not named "
                 f"like an image of {server.name}"
             )
         if (sample.height, sample.width) != server.size:
             actual, required = format_size((sample.height, sample.width)), format_size(server.size)
             raise UsageError(
-                f"--submit {server.name}: {printable(sample.image)} of {dataset.name} is {actual}, "
+                f"--submit {server.name}: {sample.image} of {dataset.name} is {actual}, "
                 f"but the server's images are {required}"
             )
         other = keys.setdefault(match["key"], sample.image)
         if other != sample.image:
             raise UsageError(
-                f"--submit {server.name}: {printable(sample.image)} and {printable(other)} are "
+                f"--submit {server.name}: {sample.image} and {other} are "
                 "the same image to the server"
             )
         names[sample.image] = {
@@ -163,7 +163,7 @@ def _check_names(listed: Sequence[str], members: Mapping[str, str]) -> list[str]
         ("twice", duplicates),
     )
     return [
-        f"{len(names)} files {problem}: {printable(', '.join(names[:_MAX_FAULTS]))}"
+        f"{len(names)} files {problem}: {', '.join(names[:_MAX_FAULTS])}"
         for problem, names in problems
         if names
     ]

@@ -10,12 +10,12 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.text import Text
 
 from udaseg.data.datasets.index import PreparedDataset
 from udaseg.data.labels.classes import lookup_table
 from udaseg.data.labels.tables import server_ids
+from udaseg.display.console import open_console
 from udaseg.display.progress import WorkProgress
 from udaseg.errors import UsageError
 from udaseg.evaluation.evaluate import open_eval_data, option_words
@@ -24,7 +24,7 @@ from udaseg.files import open_atomic
 from udaseg.inference import loaded_run
 from udaseg.inference.pipeline import InferenceOptions, SamplePrediction, infer
 from udaseg.runs.folder import run_folder_of
-from udaseg.text import format_size, printable
+from udaseg.text import format_size
 
 log = logging.getLogger(__name__)
 _MAX_CONFIDENCE = 65535
@@ -179,7 +179,7 @@ def _print_package(path: Path, server: Server, folders: Mapping[str, str]) -> No
     images = len(folders) // len(server.folders)
     folder_names = ", ".join(folder for folder in server.folders if folder)
     lines = (
-        f"{printable(str(path))}: {path.stat().st_size / 1e6:.1f} MB",
+        f"{path}: {path.stat().st_size / 1e6:.1f} MB",
         f"checked: {images} images{f' in each of {folder_names}' if folder_names else ''}, all "
         f"of {format_size(server.size)}, {server.ids} ids, named as the server requires, no other "
         "files in the zip",
@@ -190,4 +190,4 @@ def _print_package(path: Path, server: Server, folders: Mapping[str, str]) -> No
         ),
         f"submit it at {server.url}",
     )
-    Console(highlight=False, soft_wrap=True).print(Text("\n".join(lines)))
+    open_console(soft_wrap=True).print(Text("\n".join(lines)))

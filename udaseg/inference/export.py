@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.text import Text
 
 from udaseg import __version__
@@ -16,6 +15,7 @@ from udaseg.data.files.images import Pixels, read_image
 from udaseg.data.labels.classes import classes_to_dict
 from udaseg.data.loading.transforms import resize_image
 from udaseg.data.open import open_dataset
+from udaseg.display.console import open_console
 from udaseg.errors import DataError, EnvironmentFault, UsageError
 from udaseg.inference import loaded_run
 from udaseg.inference.loaded_run import LoadedModel
@@ -29,7 +29,6 @@ from udaseg.inference.onnx import (
 from udaseg.inference.sizes import input_size, network_input_size
 from udaseg.recipe.schema import Recipe
 from udaseg.runs.folder import run_folder_of
-from udaseg.text import printable
 
 log = logging.getLogger(__name__)
 _MIN_AGREEMENT = 0.995
@@ -75,14 +74,14 @@ def export(
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
         temporary = Path(folder) / "model.onnx"
-        log.info("exporting %s, step %d", printable(str(loaded.checkpoint)), loaded.step)
+        log.info("exporting %s, step %d", loaded.checkpoint, loaded.step)
         write_onnx(module, temporary, _metadata(loaded, weights, module))
         comparison = _compare(module, temporary, loaded.recipe, images, root)
         if comparison is not None:
             _check_agreement(comparison)
         temporary.replace(path)
     megabytes = path.stat().st_size / 1e6
-    _print(f"{printable(str(path))}: {megabytes:.1f} MB, {_signature_text(loaded, module)}")
+    _print(f"{path}: {megabytes:.1f} MB, {_signature_text(loaded, module)}")
     if comparison is not None:
         _print(_summary(comparison))
     elif images:
@@ -163,7 +162,7 @@ def _metadata(loaded: LoadedModel, weights: str, module: ExportModule) -> dict[s
 
 
 def _print(line: str) -> None:
-    Console(highlight=False, soft_wrap=True).print(Text(line))
+    open_console(soft_wrap=True).print(Text(line))
 
 
 def _signature_text(loaded: LoadedModel, module: ExportModule) -> str:

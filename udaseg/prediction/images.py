@@ -40,7 +40,6 @@ from udaseg.prediction.masks import (
 )
 from udaseg.prediction.outputs import unsupported_reason
 from udaseg.signals import StopSignal
-from udaseg.text import printable
 
 log = logging.getLogger(__name__)
 # pixels that are read ahead, in a batch, or wait to be written: 200 MB each
@@ -73,7 +72,7 @@ class Outcome:
     def add_failure(self, path: Path, fault: str) -> None:
         """Record an input that failed, and log a warning."""
         self.failures.append((path, fault))
-        log.warning("%s", printable(fault))
+        log.warning("%s", fault)
 
 
 class StopRequested(Exception):
@@ -290,7 +289,7 @@ def _load_image(job: Job, *, predictor: Predictor, resume: bool) -> _LoadedImage
     if pages > 1:
         log.warning(
             "%s: has %d pages; only the first is predicted; save the others as separate images",
-            printable(str(job.image)),
+            job.image,
             pages,
         )
     return _LoadedImage(job, image, network_input, orientation)

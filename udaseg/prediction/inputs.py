@@ -12,7 +12,6 @@ from pathlib import Path
 from udaseg.data.files.images import IMAGE_SUFFIXES
 from udaseg.data.files.video import VIDEO_SUFFIXES
 from udaseg.errors import DataError, UsageError
-from udaseg.text import printable
 
 log = logging.getLogger(__name__)
 _WILDCARDS = "*?["
@@ -93,9 +92,7 @@ def resolve_inputs(arguments: Sequence[str]) -> Inputs:
                 if any(sign in argument for sign in _WILDCARDS)
                 else "does not exist"
             )
-            raise DataError(
-                f"{printable(argument)}: {problem}; give images, videos, folders or patterns"
-            )
+            raise DataError(f"{argument}: {problem}; give images, videos, folders or patterns")
         for match in matches:
             path = Path(os.path.abspath(match))  # noqa: PTH100  # does not resolve links
             if path.is_dir():
@@ -104,7 +101,7 @@ def resolve_inputs(arguments: Sequence[str]) -> Inputs:
             else:
                 images.add(path)
     if not images:
-        listed = ", ".join(printable(argument) for argument in arguments)
+        listed = ", ".join(arguments)
         suffixes = ", ".join((*IMAGE_SUFFIXES, *VIDEO_SUFFIXES))
         raise DataError(f"{listed}: contains no images or videos ({suffixes})")
     return Inputs(tuple(sorted(images, key=lambda path: (is_video(path), path))), tuple(roots))
@@ -168,14 +165,12 @@ def _images_below(folder: Path) -> set[Path]:
         else:
             others[suffix or "no suffix"] += 1
     if links:
-        log.warning("%s: %d links to folders were not followed", printable(str(folder)), links)
+        log.warning("%s: %d links to folders were not followed", folder, links)
     if others:
-        listed = ", ".join(
-            f"{printable(suffix)} ({count})" for suffix, count in others.most_common(5)
-        )
+        listed = ", ".join(f"{suffix} ({count})" for suffix, count in others.most_common(5))
         log.warning(
             "%s: skipped %d files with unsupported extensions: %s",
-            printable(str(folder)),
+            folder,
             others.total(),
             listed,
         )
@@ -188,7 +183,7 @@ def _list_files(folder: Path) -> Iterator["os.DirEntry[str]"]:
         with os.scandir(folder) as opened:
             entries = sorted(opened, key=lambda entry: entry.name)
     except OSError as error:
-        raise DataError(f"{printable(str(folder))}: cannot be listed: {error.strerror}") from error
+        raise DataError(f"{folder}: cannot be listed: {error.strerror}") from error
     for entry in entries:
         if entry.name.startswith("."):
             continue
@@ -239,8 +234,8 @@ def _refuse_duplicate_outputs(jobs: Iterable[Job]) -> None:
             other = image_by_output.setdefault(_fold_case(mask), job.image)
             if other is not job.image:
                 raise UsageError(
-                    f"{printable(str(job.image))} and {printable(str(other))} would both be "
-                    f"written to {printable(str(mask))}; predict them into separate --out folders"
+                    f"{job.image} and {other} would both be "
+                    f"written to {mask}; predict them into separate --out folders"
                 )
 
 
@@ -249,7 +244,7 @@ def _refuse_output_in_inputs(out: Path, roots: Iterable[Path]) -> None:
     for root in roots:
         if target.is_relative_to(root.resolve()):
             raise UsageError(
-                f"{printable(str(out))}: lies in the input folder {printable(str(root))}, so the "
+                f"{out}: lies in the input folder {root}, so the "
                 "next prediction would read the masks as images; choose another --out"
             )
 
@@ -264,8 +259,7 @@ def _refuse_overwriting_inputs(jobs: Iterable[Job]) -> None:
         for mask in job.outputs:
             if os.path.realpath(mask) in paths or _file_identity(mask) in files:
                 raise UsageError(
-                    f"{printable(str(mask))}: is also an input and would be overwritten; "
-                    "choose another --out"
+                    f"{mask}: is also an input and would be overwritten; choose another --out"
                 )
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 from udaseg.errors import EnvironmentFault, UsageError
 from udaseg.prediction.inputs import Job
-from udaseg.text import printable
 
 log = logging.getLogger(__name__)
 
@@ -50,17 +49,16 @@ def refuse_conflicts(jobs: Sequence[Job], out: Path) -> None:
     for job in jobs:
         if Path(os.path.realpath(job.image)).is_relative_to(target):
             raise UsageError(
-                f"{printable(str(job.image))}: this input is inside the output folder "
-                f"{printable(str(out))}; choose another --out"
+                f"{job.image}: this input is inside the output folder {out}; choose another --out"
             )
     masks = {mask: job.image for job in jobs for mask in job.outputs}
     for mask, image in masks.items():
         for folder in mask.parents:
             if folder in masks:
                 raise UsageError(
-                    f"{printable(str(folder))}: would be both the mask of "
-                    f"{printable(str(masks[folder]))} and a folder for the mask of "
-                    f"{printable(str(image))}; predict them with different --out folders"
+                    f"{folder}: would be both the mask of "
+                    f"{masks[folder]} and a folder for the mask of "
+                    f"{image}; predict them with different --out folders"
                 )
 
 
@@ -73,8 +71,8 @@ def refuse_existing(jobs: Iterable[Job], out: Path) -> None:
     existing = [mask for job in jobs for mask in job.outputs if os.path.lexists(mask)]
     if existing:
         raise UsageError(
-            f"{printable(str(out))}: {len(existing)} of the masks exist already, such as "
-            f"{printable(str(existing[0]))}; use --resume to keep complete masks and continue, "
+            f"{out}: {len(existing)} of the masks exist already, such as "
+            f"{existing[0]}; use --resume to keep complete masks and continue, "
             "--overwrite to replace them, or --out DIR for another folder"
         )
 
@@ -92,12 +90,12 @@ def refuse_other_network(path: Path, facts: dict[str, Any]) -> None:
     previous = _read_previous_settings(path)
     if changed := _changed_settings(previous, facts):
         raise UsageError(
-            f"{printable(str(path.parent))}: its masks were made with a different {changed}; "
+            f"{path.parent}: its masks were made with a different {changed}; "
             "--resume would mix both. Use --overwrite or another --out"
         )
     if previous.get(OTHER_NETWORKS):
         raise UsageError(
-            f"{printable(str(path.parent))}: contains masks of several networks, so --resume "
+            f"{path.parent}: contains masks of several networks, so --resume "
             "cannot know which to keep. Use --overwrite or another --out"
         )
 
@@ -129,9 +127,9 @@ def find_other_networks(path: Path, facts: dict[str, Any], jobs: Iterable[Job]) 
     log.warning(
         "%s: also contains masks of other images that were made with a different %s, such as "
         "%s; use --out DIR for another folder",
-        printable(str(path.parent)),
+        path.parent,
         changed or "network",
-        printable(str(other)),
+        other,
     )
     return [*earlier_facts, previous] if changed else earlier_facts
 
@@ -144,7 +142,7 @@ def _read_previous_settings(path: Path) -> dict[str, Any]:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise UsageError(
-            f"{printable(str(path))}: cannot be read ({error}), so it is unknown which network "
+            f"{path}: cannot be read ({error}), so it is unknown which network "
             "made the masks; remove the file, or use another --out"
         ) from error
 
@@ -200,7 +198,7 @@ def output_lock(out: Path, jobs: Iterable[Job]) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             _remove_temporary_files({out, *(mask.parent for job in jobs for mask in job.outputs)})
         except BlockingIOError:
-            log.info("another command also writes to %s", printable(str(out)))
+            log.info("another command also writes to %s", out)
         except OSError as error:
             log.debug("%s: this file system does not support locks: %s", out, error)
         with suppress(OSError):
@@ -237,7 +235,7 @@ def convert_write_errors(out: Path) -> Iterator[None]:
     except OSError as error:
         path = error.filename2 or error.filename or out
         raise EnvironmentFault(
-            f"{printable(str(path))}: cannot be written: {error.strerror or error}; masks written "
+            f"{path}: cannot be written: {error.strerror or error}; masks written "
             "so far are complete. Free disk space or choose another --out, then continue with "
             "--resume"
         ) from error

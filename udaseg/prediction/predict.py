@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.text import Text
 
 from udaseg import __version__
 from udaseg.data.labels.classes import IGNORE, ClassSpace
 from udaseg.data.labels.tables import label_ids
+from udaseg.display.console import open_console
 from udaseg.errors import DataError, Interrupted, PartialError
 from udaseg.files import write_json, write_text
 from udaseg.inference import loaded_run
@@ -130,7 +130,7 @@ def _load_predictor(checkpoint: Path | None, options: PredictOptions) -> Predict
     loaded = loaded_run.load_run(run_or_checkpoint, weights=options.weights, device=options.device)
     if "label-ids" in options.save:
         label_ids(loaded.classes)  # raises for classes without label ids
-    log.info("%s, step %d, %s", printable(str(loaded.checkpoint)), loaded.step, options.weights)
+    log.info("%s, step %d, %s", loaded.checkpoint, loaded.step, options.weights)
     predictor = Predictor(
         loaded,
         options.save,
@@ -258,7 +258,7 @@ def _report_outcome(
         PartialError: Some inputs failed.
     """
     failed, total, noun = len(outcome.failures), len(jobs), _noun(jobs)
-    failures_path = printable(str(out / _FAILURES))
+    failures_path = str(out / _FAILURES)
     if failed == total:
         raise DataError(
             f"none of {total} {noun} could be predicted; see {failures_path} for the reasons"
@@ -271,8 +271,8 @@ def _report_outcome(
         parts.append(f"{outcome.videos} videos of {outcome.frames} frames predicted")
     if outcome.kept:
         parts.append(f"{outcome.kept} kept from an earlier run")
-    folders = ", ".join(printable(shlex.quote(str(out / kind))) for kind in save)
-    console = Console(highlight=False, soft_wrap=True)
+    folders = ", ".join(shlex.quote(str(out / kind)) for kind in save)
+    console = open_console(soft_wrap=True)
     console.print(Text(f"{', '.join(parts)}: {folders}"))
     if written:
         console.print(Text(f"pixels: {_format_class_shares(outcome.pixels, classes)}"))
@@ -288,7 +288,7 @@ def _format_class_shares(pixels: NDArray[np.int64], classes: ClassSpace) -> str:
     counts = pixels[: len(classes)]
     largest = [int(index) for index in np.argsort(-counts, kind="stable") if counts[index]]
     listed = [
-        f"{printable(classes.names[index])} {percent(counts[index] / pixels.sum())} %"
+        f"{classes.names[index]} {percent(counts[index] / pixels.sum())} %"
         for index in largest[:_MAX_CLASSES_SHOWN]
     ]
     others = len(largest) - len(listed)

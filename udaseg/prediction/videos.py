@@ -30,7 +30,6 @@ from udaseg.prediction.inputs import Job, file_suffix
 from udaseg.prediction.masks import MaskContent, blend_colors, count_ids, write_masks
 from udaseg.prediction.outputs import TEMPORARY_PREFIX, remove_frames
 from udaseg.signals import StopSignal
-from udaseg.text import printable
 
 log = logging.getLogger(__name__)
 _WRITE_LIMIT = Limit(4)
@@ -119,7 +118,7 @@ def _predict_video(
     _move_outputs(job, temporary_paths)
     assert job.record is not None
     write_json(job.record, _make_record(job, video))
-    log.info("%s: %d frames predicted", printable(str(job.image)), video.frames_read)
+    log.info("%s: %d frames predicted", job.image, video.frames_read)
     return writer.pixels, video.frames_read
 
 
@@ -150,7 +149,7 @@ def _start_progress(
     """Return a progress bar for a video's frames; None if their number is unknown."""
     if frames is None:
         return None
-    title = f"predict {printable(video.name)}"
+    title = f"predict {video.name}"
     return stack.enter_context(WorkProgress(title, frames, unit="frames"))
 
 
