@@ -166,7 +166,10 @@ def test_no_public_name_is_the_name_of_a_submodule():
     ("module", "unwanted"),
     [
         ("udaseg", ["torch", "cv2", "numpy", "torchvision", "typer"]),
-        ("udaseg.cli.app", ["torch", "cv2", "numpy", "torchvision"]),
+        (
+            "udaseg.cli.app",
+            ["torch", "cv2", "numpy", "torchvision", "yaml", "udaseg.recipe.schema"],
+        ),
         ("udaseg.recipe.load", ["torch", "cv2", "numpy"]),
         ("udaseg.data.open", ["torch"]),
         ("udaseg.models.backbones", ["torchvision", "timm"]),

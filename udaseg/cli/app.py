@@ -23,7 +23,6 @@ from udaseg.cli.commands.train import adapt, train
 from udaseg.cli.commands.verify import verify
 from udaseg.cli.options import Quiet, Root, Verbose
 from udaseg.cli.verbosity import set_verbosity
-from udaseg.recipe.library import list_methods
 from udaseg.text import printable
 
 app = typer.Typer(
@@ -84,6 +83,8 @@ def demo(
 @app.command("methods")
 def show_methods() -> None:
     """List the methods that `--method` accepts."""
+    from udaseg.recipe.library import list_methods
+
     known = list_methods()
     width = max(map(len, known), default=0)
     for name, summary in sorted(known.items()):

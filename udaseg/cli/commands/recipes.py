@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from udaseg.errors import UsageError
-from udaseg.recipe.library import find_recipe, list_recipes
 from udaseg.text import printable
 
 recipes_app = typer.Typer(no_args_is_help=True, help="List, show or copy the shipped recipes.")
@@ -15,6 +14,8 @@ recipes_app = typer.Typer(no_args_is_help=True, help="List, show or copy the shi
 @recipes_app.command("ls")
 def show_recipes() -> None:
     """List the shipped recipes."""
+    from udaseg.recipe.library import list_recipes
+
     entries = list_recipes()
     width = max((len(entry.name) for entry in entries), default=0)
     for entry in entries:
@@ -29,6 +30,8 @@ def show_recipe(
     ],
 ) -> None:
     """Print a recipe."""
+    from udaseg.recipe.library import find_recipe
+
     typer.echo(printable(find_recipe(name).read_text(encoding="utf-8")), nl=False)
 
 
@@ -43,6 +46,8 @@ def copy_recipe(
     ] = Path(),
 ) -> None:
     """Copy a recipe to edit it."""
+    from udaseg.recipe.library import find_recipe
+
     path = find_recipe(name)
     copy = destination / path.name if destination.is_dir() else destination
     try:
