@@ -59,16 +59,17 @@ if phase == "import":
     sys.addaudithook(hook)
 else:
     import pathlib
-    from udaseg.commands import recording
-    from udaseg.engine import checkpoint, loop
+    from udaseg.runs import checkpoint
+    from udaseg.training import loop
+    from udaseg.training.callbacks import recorder
     if phase in ("first batch", "train"):
-        real = loop.batches_from
-        def batches_from(*words, **options):
+        real = loop.iterate_batches
+        def iterate_batches(*words, **options):
             for batch in real(*words, **options):
                 if batch.step == (0 if phase == "first batch" else 3):
                     fire()
                 yield batch
-        loop.batches_from = batches_from
+        loop.iterate_batches = iterate_batches
     elif phase == "save":
         real = checkpoint.sha256_of
         def digest(path):
@@ -83,13 +84,13 @@ else:
             return real(path, *words, **options)
         pathlib.Path.unlink = unlink
     else:
-        real = recording.score
-        def score(*words, **options):
+        real = recorder.score_dataset
+        def score_dataset(*words, **options):
             fire()
             return real(*words, **options)
-        recording.score = score
+        recorder.score_dataset = score_dataset
 
-from udaseg.cli import main
+from udaseg.cli.main import main
 main(sys.argv[1:])
 """
 

@@ -94,7 +94,7 @@ def test_each_way_of_saving_memory_saves_it(root):
 def test_a_dry_run_prints_the_plan_of_memory_of_each_stage(root, tmp_path):
     words = ["adapt", "toyland/spcl", "--root", root, "--dry-run", *TINY]
     said = udaseg(*words, cwd=tmp_path).stderr
-    lines = [line for line in said.splitlines() if line.stem_endings().startswith("memory")]
+    lines = [line for line in said.splitlines() if line.strip().startswith("memory")]
     assert [line.split()[2] for line in lines] == ["warm_up:", "contrast:", "self_distillation:"]
     assert all("activations" in line and "optimiser" in line for line in lines)
     assert "excludes" in said.split("estimated from tensor sizes")[1]

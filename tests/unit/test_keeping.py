@@ -41,8 +41,8 @@ class Home:
             objective=SimpleNamespace(student=network), device=torch.device("cpu")
         )
 
-        def measured(candidate, loaded, sets, *, device, wanted):
-            assert wanted == {criterion}
+        def measured(candidate, loaded, sets, *, device, criteria):
+            assert criteria == {criterion}
             assert not loaded.segmenter.training
             value, candidate.collapsed = self.values[candidate.step]
             candidate.values = {each.name: None for each in CRITERIA} | {criterion: value}
