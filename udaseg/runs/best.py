@@ -30,6 +30,7 @@ def store_best(run: Path, name: str, checkpoint: Path) -> Path:
 
 
 def place_checkpoint(checkpoint: Path, folder: Path) -> None:
+    """Link or copy a checkpoint and its manifest into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     # the manifest comes last: a checkpoint without a manifest is incomplete
     for file in (checkpoint, checkpoint.with_suffix(".json")):
@@ -37,6 +38,7 @@ def place_checkpoint(checkpoint: Path, folder: Path) -> None:
 
 
 def drop_other_checkpoints(checkpoint: Path, folder: Path) -> None:
+    """Delete all checkpoints in `folder` but the one with the name of `checkpoint`."""
     for file in folder.glob("step-*"):
         if file.stem != checkpoint.stem:
             file.unlink()

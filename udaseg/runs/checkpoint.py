@@ -93,8 +93,8 @@ def save_checkpoint(
 ) -> Path:
     """Write the checkpoint of `step`, then delete all but the newest `keep` up to that step.
 
-    Checkpoints of later steps are not deleted. A run that repeats its steps found the later
-    checkpoints damaged; if they counted, they would displace the only readable ones.
+    Checkpoints of later steps are not deleted. They are damaged, or the run would not repeat their
+    steps; if they counted, they would displace the only readable ones.
 
     Raises:
         EnvironmentFault: The folder is not writable or the disk is full; older checkpoints are
@@ -110,39 +110,42 @@ def save_checkpoint(
         "objective": objective.state_dict(),
         "optimizer": optimizer.state_dict(),
     }
-    refused = list(_unloadable_paths(payload, "checkpoint"))
-    if refused:
+    if refused := list(_unloadable_paths(payload, "checkpoint")):
         raise TypeError(f"not loadable with weights_only: {', '.join(refused[:5])}")
     path = folder / f"step-{step:06d}.pt"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for leftover in folder.glob("*.tmp"):
             leftover.unlink()
-        temporary = path.with_suffix(".pt.tmp")
-        with temporary.open("wb") as file:
-            torch.save(payload, file)  # noqa: TID251 (the writer of checkpoints)
-            _fsync(file.fileno())
-        digest = sha256_of(temporary)
-        size = temporary.stat().st_size
-        _publish(temporary, path)
-        manifest = {"format": FORMAT, "file": path.name, "size": size, "sha256": digest}
-        temporary = path.with_suffix(".json.tmp")
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump({**manifest, "step": step}, file)
-            file.flush()
-            _fsync(file.fileno())
-        _publish(temporary, path.with_suffix(".json"))
+        _write_file_and_manifest(path, payload)
     except (OSError, RuntimeError) as error:
         for leftover in folder.glob("*.tmp"):
             leftover.unlink(missing_ok=True)
         raise EnvironmentFault(
-            f"{path}: could not be written ({_os_error_message(error)}); free some space, then continue "
-            "with --resume"
+            f"{path}: could not be written ({_os_error_message(error)}); free some space, then "
+            "continue with --resume"
         ) from error
     for manifest_path in [item for item in list_manifests(folder) if _step_of(item) <= step][keep:]:
         manifest_path.unlink()
         manifest_path.with_suffix(".pt").unlink(missing_ok=True)
     return path
+
+
+def _write_file_and_manifest(path: Path, payload: Mapping[str, Any]) -> None:
+    temporary = path.with_suffix(".pt.tmp")
+    with temporary.open("wb") as file:
+        torch.save(payload, file)  # noqa: TID251 (the writer of checkpoints)
+        os.fsync(file.fileno())
+    digest = sha256_of(temporary)
+    size = temporary.stat().st_size
+    _publish(temporary, path)
+    manifest = {"format": FORMAT, "file": path.name, "size": size, "sha256": digest}
+    temporary = path.with_suffix(".json.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump({**manifest, "step": payload["step"]}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    _publish(temporary, path.with_suffix(".json"))
 
 
 def _os_error_message(error: OSError | RuntimeError) -> str:
@@ -233,13 +236,9 @@ def _publish(temporary: Path, final: Path) -> None:
     temporary.replace(final)
     folder = os.open(final.parent, os.O_RDONLY)
     try:
-        _fsync(folder)
+        os.fsync(folder)
     finally:
         os.close(folder)
-
-
-def _fsync(descriptor: int) -> None:
-    os.fsync(descriptor)
 
 
 def _unloadable_paths(value: object, path: str) -> Iterator[str]:

@@ -19,8 +19,8 @@ class RunStatus:
         path: The file; None writes nothing, for processes of other ranks.
 
     Attributes:
-        incident_counts: Incidents by name, such as dropped steps, summed over all resumes of the run;
-            written with every state if there are any.
+        incident_counts: Incidents by name, such as dropped steps, summed over all resumes of the
+            run; written with every state if there are any.
     """
 
     def __init__(self, path: Path | None) -> None:

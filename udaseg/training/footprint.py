@@ -57,34 +57,34 @@ class Footprint:
         return self.student + self.teacher + self.memories + self.moments
 
 
-def estimate_footprint(run: TrainingSetup) -> Footprint:
-    """Estimate the memory that `run` needs; change nothing and train no step.
+def estimate_footprint(setup: TrainingSetup) -> Footprint:
+    """Estimate the memory that `setup` needs; change nothing and train no step.
 
     The estimated step is the last of the run, when every loss term is active.
     """
-    objective = run.objective
+    objective = setup.objective
     parts = {"teacher": 0, "memories": 0, "student": 0}
     for name, value in _state(objective).items():
         kind = {"teacher": "teacher", "regularizers": "memories"}.get(name.partition(".")[0])
         parts[kind or "student"] += _size_in_bytes(value)
     trained = sum(_size_in_bytes(part) for part in objective.parameters() if part.requires_grad)
-    peak = peak_step_memory(run)
+    peak = peak_step_memory(setup)
     return Footprint(
         **parts,
-        moments=_optimizer_bytes(run.optimizer),
+        moments=_optimizer_bytes(setup.optimizer),
         gradients=trained,
         activations=max(0, peak - trained),
         guard=sum(_size_in_bytes(buffer) for buffer in objective.buffers()),
     )
 
 
-def peak_step_memory(run: TrainingSetup) -> int:
+def peak_step_memory(setup: TrainingSetup) -> int:
     """Return the peak bytes of forward and backward pass, including gradients."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    whole = _TrainingStep(run)
+    whole = _TrainingStep(setup)
     with mode:
         state = {name: _fake_like(value) for name, value in _state(whole).items()}
-        batch = _fake_batch(run)
+        batch = _fake_batch(setup)
     # otherwise torch.compile would compile code that never runs
     with torch.compiler.set_stance("force_eager"), StorageTracker() as ledger:
         report = functional_call(whole, state, (batch,))
@@ -148,13 +148,13 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]  # tor
 class _TrainingStep(nn.Module):
     """Forward and backward pass as one module, so that both use the same parameters."""
 
-    def __init__(self, run: TrainingSetup) -> None:
+    def __init__(self, setup: TrainingSetup) -> None:
         super().__init__()
-        self.objective = run.objective
-        self.run = replace(run, model=run.objective, device=_CPU)
+        self.objective = setup.objective
+        self.setup = replace(setup, model=setup.objective, device=_CPU)
 
     def forward(self, batch: Batch) -> LossReport:
-        return compute_gradients(self.run, batch)
+        return compute_gradients(self.setup, batch)
 
 
 def _state(module: nn.Module) -> dict[str, Tensor]:
@@ -167,12 +167,12 @@ def _fake_like(value: Tensor) -> Tensor:
     return hollow.requires_grad_(value.requires_grad)
 
 
-def _fake_batch(run: TrainingSetup) -> Batch:
+def _fake_batch(setup: TrainingSetup) -> Batch:
     """Return a batch of the last step, with the sizes of the run; call in a fake mode."""
-    sizes = run.batches.shapes()
+    sizes = setup.batches.shapes()
     parts = {name: torch.zeros(size, dtype=torch.uint8) for name, size in sizes.items()}
     return Batch(
-        step=len(run.batches) - 1,
+        step=len(setup.batches) - 1,
         progress=1.0,
         seed=0,
         source_images=parts["source_images"],

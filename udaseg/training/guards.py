@@ -75,7 +75,7 @@ class Guard:
     """Checks the steps and the state of a run; the loop calls its methods in the order below.
 
     Args:
-        run: The training setup.
+        setup: The training setup.
         counts: Counters of dropped and clipped steps, gradient spikes and rollbacks, by the names
             above.
         on_drop: Called for each dropped step.
@@ -87,17 +87,17 @@ class Guard:
 
     def __init__(
         self,
-        run: TrainingSetup,
+        setup: TrainingSetup,
         *,
         counts: Counter[str] | None = None,
         on_drop: Callable[[DroppedStep], None] | None = None,
         on_rollback: Callable[[int], None] | None = None,
     ) -> None:
-        self.run = run
+        self.setup = setup
         self.counts: Counter[str] = Counter() if counts is None else counts
         self.gradient_norm = 0.0
         self._on_drop, self._on_rollback = on_drop, on_rollback
-        self._buffers = BufferCopy(run.objective)
+        self._buffers = BufferCopy(setup.objective)
         self._rollback_copy: Snapshot | None = None
         self._undo_scope: Literal["nothing", "buffers", "all"] = "nothing"
         self._done = 0
@@ -144,12 +144,14 @@ class Guard:
             DivergedError: Too many consecutive steps were dropped; names the files of the batch.
         """
         self.undo()
-        if not state_is_finite(self.run.objective, self.run.optimizer):
+        if not state_is_finite(self.setup.objective, self.setup.optimizer):
             raise StateNotFinite(step)
         self._in_a_row += 1
         self.counts[DROPPED_STEPS] += 1
         files = tuple(
-            name for part in all_gather_object(self.run.batches.image_paths(step)) for name in part
+            name
+            for part in all_gather_object(self.setup.batches.image_paths(step))
+            for name in part
         )
         dropped = DroppedStep(
             step + 1, files, _mean_values(report), self.gradient_norm, self._in_a_row
@@ -158,7 +160,7 @@ class Guard:
             self._on_drop(dropped)
         values = f"loss {_format_values(dropped.values)}, gradient norm {self.gradient_norm:.4g}"
         log.warning("step %d: not finite (%s); step dropped, its changes undone", step + 1, values)
-        if self._in_a_row >= self.run.max_bad_steps:
+        if self._in_a_row >= self.setup.max_bad_steps:
             named = "\n  ".join(files)
             row = f", {self._in_a_row} steps in a row" if self._in_a_row > 1 else ""
             raise DivergedError(
@@ -168,7 +170,7 @@ class Guard:
 
     def undo(self) -> int:
         """Undo an unfinished step and return the number of steps in the restored state."""
-        self.run.optimizer.zero_grad(set_to_none=True)
+        self.setup.optimizer.zero_grad(set_to_none=True)
         if self._undo_scope == "buffers":
             self._buffers.restore()
         elif self._undo_scope == "all":
@@ -181,22 +183,22 @@ class Guard:
 
     def is_check_due(self, done: int) -> bool:
         """Return whether the state after `done` steps must be checked and copied."""
-        checkpoint = self.run.checkpoint_every
+        checkpoint = self.setup.checkpoint_every
         if checkpoint and done % checkpoint == 0:
             return True
-        every = CHECK_INTERVAL if self.run.device.type == "cpu" else CHECK_INTERVAL_CUDA
+        every = CHECK_INTERVAL if self.setup.device.type == "cpu" else CHECK_INTERVAL_CUDA
         return done % every == 0
 
     def check_finite(self, done: int) -> None:
         """Raise StateNotFinite if the state after `done` steps is not finite (waits)."""
-        if not state_is_finite(self.run.objective, self.run.optimizer):
+        if not state_is_finite(self.setup.objective, self.setup.optimizer):
             raise StateNotFinite(done)
 
     def save_rollback_copy(self, done: int) -> None:
         """Store a rollback copy after `done` steps; raise StateNotFinite if the state is bad."""
         self.check_finite(done)
         self._rollback_copy = None  # free its memory for the new copy
-        self._rollback_copy = Snapshot(done, self.run.objective, self.run.optimizer)
+        self._rollback_copy = Snapshot(done, self.setup.objective, self.setup.optimizer)
         self._rollbacks = 0
 
     def roll_back(self, failed_at: int) -> int:
@@ -209,7 +211,7 @@ class Guard:
             DivergedError: There is no good state, or the same steps have failed before.
         """
         # steps are deterministic, so a failure that repeats is not a random fault
-        repeated = failed_at == self._failed_at or self._rollbacks >= self.run.max_bad_steps
+        repeated = failed_at == self._failed_at or self._rollbacks >= self.setup.max_bad_steps
         if self._rollback_copy is None or repeated:
             since = (
                 ""
@@ -233,14 +235,14 @@ class Guard:
         self._restore(self._rollback_copy)
         return self._rollback_copy.step
 
-    def _restore(self, kept: Snapshot) -> None:
-        self.run.optimizer.zero_grad(set_to_none=True)
-        kept.restore(self.run.objective, self.run.optimizer)
+    def _restore(self, snapshot: Snapshot) -> None:
+        self.setup.optimizer.zero_grad(set_to_none=True)
+        snapshot.restore(self.setup.objective, self.setup.optimizer)
         if self._on_rollback is not None:
-            self._on_rollback(kept.step)
+            self._on_rollback(snapshot.step)
 
     def _count_gradient(self, norm: float) -> None:
-        limit = self.run.clip_norm
+        limit = self.setup.clip_norm
         if limit is not None and norm > limit:
             self.counts[CLIPPED_STEPS] += 1
         median = statistics.median(self._norms) if len(self._norms) >= _MIN_NORMS else 0.0

@@ -26,12 +26,17 @@ OnStep = Callable[[int, LossReport], None]
 
 
 def train(
-    run: TrainingSetup, *, first: int, on_step: OnStep, stop: StopSignal, guard: Guard | None = None
+    setup: TrainingSetup,
+    *,
+    first: int,
+    on_step: OnStep,
+    stop: StopSignal,
+    guard: Guard | None = None,
 ) -> int:
     """Train from step `first` to the end or to a signal; return the number of steps done.
 
     Args:
-        run: The training setup.
+        setup: The training setup.
         first: Steps already done.
         on_step: Called after each step with the number of steps done and the report. After a
             rollback (`Guard`), it is called again for repeated steps.
@@ -41,16 +46,16 @@ def train(
     Raises:
         DivergedError: Too many steps in a row are not finite (names the files of the batch), or the
             state is repeatedly not finite.
-        DoesNotFit: The first step runs out of memory.
-        RanOut: A later step runs out of memory.
+        FirstStepOutOfMemory: The first step runs out of memory.
+        OutOfMemory: A later step runs out of memory.
     """
-    guard = guard or Guard(run)
-    run.model.train()
+    guard = guard or Guard(setup)
+    setup.model.train()
     done = first
     while True:
         try:
             guard.start_at(done)
-            return _train_steps(run, done, guard, on_step, stop, begun=first)
+            return _train_steps(setup, done, guard, on_step, stop, started_at=first)
         except StateNotFinite as error:
             done = guard.roll_back(error.step)
         if stop.stop_requested():
@@ -58,25 +63,33 @@ def train(
 
 
 def _train_steps(
-    run: TrainingSetup, first: int, guard: Guard, on_step: OnStep, stop: StopSignal, *, begun: int
+    setup: TrainingSetup,
+    first: int,
+    guard: Guard,
+    on_step: OnStep,
+    stop: StopSignal,
+    *,
+    started_at: int,
 ) -> int:
-    """Train from step `first`; the run began at `begun` and may have been rolled back since."""
-    steps = len(run.batches)
-    trained = [part for group in run.optimizer.param_groups for part in group["params"]]
-    loader = iterate_batches(run.batches, first, workers=run.workers, pin=run.device.type == "cuda")
+    """Train from step `first`; the loop started at `started_at`, and may have been rolled back."""
+    steps = len(setup.batches)
+    trained = [part for group in setup.optimizer.param_groups for part in group["params"]]
+    loader = iterate_batches(
+        setup.batches, first, workers=setup.workers, pin=setup.device.type == "cuda"
+    )
     for batch in loader:
         step = batch.step
         # random numbers of layers (dropout) must be a function of the step and the rank too
         torch.manual_seed(batch.seed + rank())
-        stage_step, stage_steps = step - run.begin, (steps - run.begin) / run.schedule_stop
-        rate = learning_rate_factor(stage_step, stage_steps, power=run.power, warmup=run.warmup)
-        set_learning_rate(run.optimizer, rate)
-        with _convert_out_of_memory(run, guard, begun):
+        stage_step, stage_steps = step - setup.begin, (steps - setup.begin) / setup.schedule_stop
+        rate = learning_rate_factor(stage_step, stage_steps, power=setup.power, warmup=setup.warmup)
+        set_learning_rate(setup.optimizer, rate)
+        with _convert_out_of_memory(setup, guard, started_at):
             guard.begin_step(step)
-            report = compute_gradients(run, batch)
-            if guard.accepts(report, _clip_gradient(trained, run.clip_norm)):
-                run.optimizer.step()
-                run.objective.after_step(stage_step, report)
+            report = compute_gradients(setup, batch)
+            if guard.accepts(report, _clip_gradient(trained, setup.clip_norm)):
+                setup.optimizer.step()
+                setup.objective.after_step(stage_step, report)
             else:
                 guard.drop(step, report)
             guard.end_step(step + 1)
@@ -100,7 +113,7 @@ def _clip_gradient(trained: list[nn.Parameter], limit: float | None) -> Tensor:
 
 
 @contextlib.contextmanager
-def _convert_out_of_memory(run: TrainingSetup, guard: Guard, begun: int) -> Iterator[None]:
+def _convert_out_of_memory(setup: TrainingSetup, guard: Guard, started_at: int) -> Iterator[None]:
     """Undo a step that runs out of memory and raise an error with the state of the run."""
     try:
         yield
@@ -108,9 +121,9 @@ def _convert_out_of_memory(run: TrainingSetup, guard: Guard, begun: int) -> Iter
         if not is_out_of_memory(error):
             raise
         done = guard.undo()
-        message = peak_memory_message(run.device) or str(error).strip().partition("\n")[0]
-        if done == begun:
+        message = peak_memory_message(setup.device) or str(error).strip().partition("\n")[0]
+        if done == started_at:
             raise FirstStepOutOfMemory(message) from error
         raise OutOfMemory(
-            f"out of memory on {run.device} after step {done}: {message}", done
+            f"out of memory on {setup.device} after step {done}: {message}", done
         ) from error

@@ -123,8 +123,8 @@ def out_of_memory_advice(
         f"{count // recipe.machine.micro_batches} {domain} images of "
         f"{crops.crop[1]}x{crops.crop[0]} px"
         for domain, count, crops in (
-            ("source", batches.batch_source, batches.source),
-            ("target", batches.batch_target, batches.target),
+            ("source", batches.options.batch_source, batches.source),
+            ("target", batches.options.batch_target, batches.target),
         )
         if crops is not None
     ]
@@ -152,7 +152,7 @@ def _next_micro_batches(recipe: Recipe, setup: TrainingSetup) -> int | None:
     """Return the next larger number of micro-batches that divides every batch, or None."""
     sizes = [recipe.batch.source, recipe.batch.target]
     if setup.batches.target is not None:
-        sizes.append(setup.batches.batch_target)
+        sizes.append(setup.batches.options.batch_target)
     divisor = math.gcd(*sizes)
     larger = range(recipe.machine.micro_batches + 1, divisor + 1)
     return next((parts for parts in larger if divisor % parts == 0), None)

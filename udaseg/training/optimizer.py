@@ -147,9 +147,7 @@ def parameter_groups(
     ]
 
 
-def build_optimizer(
-    recipe: Recipe, training_objective: Objective, stage: Stage | None = None
-) -> SavesState:
+def build_optimizer(recipe: Recipe, objective: Objective, stage: Stage | None = None) -> SavesState:
     """Return the optimiser; it holds each trainable parameter exactly once.
 
     Raises:
@@ -157,20 +155,18 @@ def build_optimizer(
     """
     stage = stage or stages_of(recipe)[0]
     spec = recipe_of_stage(recipe, stage).optimizer
-    groups = parameter_groups(spec, training_objective.student)
+    groups = parameter_groups(spec, objective.student)
     first = make_optimizer(
         spec.kind, groups, momentum=spec.momentum, weight_decay=spec.weight_decay
     )
     combined: SavesState = first
-    if isinstance(training_objective, Adversarial):
+    if isinstance(objective, Adversarial):
         objective_spec = adversarial_spec(recipe, stage)
-        named = training_objective.discriminator.named_parameters(prefix="discriminator")
+        named = objective.discriminator.named_parameters(prefix="discriminator")
         second = build_discriminator_optimizer(named, objective_spec.discriminator_lr)
         combined = JointOptimizer([first, second])
     held = [id(parameter) for group in combined.param_groups for parameter in group["params"]]
-    trainable = {
-        id(parameter) for parameter in training_objective.parameters() if parameter.requires_grad
-    }
+    trainable = {id(parameter) for parameter in objective.parameters() if parameter.requires_grad}
     if len(held) != len(set(held)) or set(held) != trainable:
         raise RuntimeError("the optimiser does not hold every trained parameter exactly once")
     return combined

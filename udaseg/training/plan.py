@@ -3,7 +3,7 @@
 import gc
 import logging
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from udaseg.errors import DataError
 from udaseg.recipe.schema import Recipe
 from udaseg.recipe.stages import Stage, stages_of
 from udaseg.text import printable
+from udaseg.training.context import RunData
 from udaseg.training.footprint import Footprint, estimate_footprint
 from udaseg.training.setup import TrainingSetup, build_setup
 
@@ -25,58 +26,75 @@ log = logging.getLogger(__name__)
 
 
 def print_plan(
-    recipe: Recipe,
-    recipe_path: Path,
-    setup: TrainingSetup,
-    source: PreparedDataset,
-    target: PreparedDataset | None,
-    validation: PreparedDataset | None,
-    folder: Path,
+    recipe: Recipe, recipe_path: Path, setup: TrainingSetup, data: RunData, folder: Path
 ) -> None:
-    """Print the plan to stderr: data, network, steps and run folder."""
-    assert source.classes is not None
+    """Print the plan to stderr: data, network, steps and run folder.
+
+    Raises:
+        DataError: The network and the images to score have no class name in common.
+    """
     assert setup.batches.source is not None
-    student = setup.objective.student
-    parameters = sum(parameter.numel() for parameter in student.parameters())
+    samples = setup.batches.source.samples
     rows = {
         "recipe": f"{recipe_path} ({recipe.name}, seed {recipe.seed})",
-        "source": f"{source.name}: {len(setup.batches.source.samples)} images, "
-        f"{len(source.classes)} classes",
+        **_data_rows(recipe, data, samples),
     }
+    if data.target is not None:
+        target_samples = data.target.split(recipe.target.split)
+        _warn_of_aspect_ratio("target", recipe.target.resize, target_samples)
+    _warn_of_aspect_ratio("source", recipe.source.resize, samples)
+    _warn_of_slow_device(recipe, setup.device)
+    rows |= _class_rows(data.source, samples, data.target, data.validation)
+    rows |= _training_rows(recipe, setup, data)
+    _print_rows([*rows.items(), ("run", str(folder))])
+
+
+def _data_rows(recipe: Recipe, data: RunData, samples: Sequence[Sample]) -> dict[str, str]:
+    source, target, validation = data.source, data.target, data.validation
+    rows = {"source": f"{source.name}: {len(samples)} images, {len(data.classes)} classes"}
     if target is not None:
-        samples = target.split(recipe.target.split)
-        rows["target"] = f"{target.name}: {len(samples)} images, labels unused"
-        _warn_of_aspect_ratio("target", recipe.target.resize, samples)
-    _warn_of_aspect_ratio("source", recipe.source.resize, setup.batches.source.samples)
-    if setup.device.type == "cpu" and recipe.model.backbone.startswith("resnet"):
+        count = len(target.split(recipe.target.split))
+        rows["target"] = f"{target.name}: {count} images, labels unused"
+    if validation is not None:
+        split = recipe.validation.split
+        rows["scored on"] = f"{validation.name} {split}: {len(validation.split(split))} images"
+    return rows
+
+
+def _training_rows(recipe: Recipe, setup: TrainingSetup, data: RunData) -> dict[str, str]:
+    model, stages = recipe.model, stages_of(recipe)
+    parameters = sum(parameter.numel() for parameter in setup.objective.student.parameters())
+    rows = {
+        "network": f"{model.backbone}, {model.head}, stride {model.output_stride}, "
+        f"{parameters / 1e6:.2f} M parameters, weights {model.weights}"
+    }
+    images = f"{recipe.batch.source}"
+    if data.target is not None:
+        images += f" + {recipe.batch.target}"
+    per_process = f" in each of {world_size()} processes" if world_size() > 1 else ""
+    rows["steps"] = (
+        f"{recipe.steps} of {images} images{per_process} on {setup.device}, "
+        f"{recipe.machine.precision}"
+    )
+    if len(stages) > 1:
+        rows["stages"] = ", ".join(f"{stage.name} to step {stage.end}" for stage in stages)
+    return rows
+
+
+def _print_rows(rows: Iterable[tuple[str, str]]) -> None:
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    for key, value in rows:
+        console.print(Text(f"{key:>10}  {printable(value)}"))
+
+
+def _warn_of_slow_device(recipe: Recipe, device: torch.device) -> None:
+    if device.type == "cpu" and recipe.model.backbone.startswith("resnet"):
         log.warning(
             "%d steps of %s on a CPU take very long; use a GPU. For a quick test: "
             "steps=500 model.backbone=mobilenet_v2 model.output_stride=16",
             recipe.steps,
             recipe.model.backbone,
         )
-    if validation is not None:
-        split = recipe.validation.split
-        rows["scored on"] = f"{validation.name} {split}: {len(validation.split(split))} images"
-    rows |= _class_rows(source, setup.batches.source.samples, target, validation)
-    model = recipe.model
-    rows["network"] = (
-        f"{model.backbone}, {model.head}, stride {model.output_stride}, "
-        f"{parameters / 1e6:.2f} M parameters, weights {model.weights}"
-    )
-    rows["steps"] = f"{recipe.steps} of {recipe.batch.source}"
-    if target is not None:
-        rows["steps"] += f" + {recipe.batch.target}"
-    per_process = f" in each of {world_size()} processes" if world_size() > 1 else ""
-    rows["steps"] += f" images{per_process} on {setup.device}, {recipe.machine.precision}"
-    if len(stages_of(recipe)) > 1:
-        rows["stages"] = ", ".join(
-            f"{stage.name} to step {stage.end}" for stage in stages_of(recipe)
-        )
-    rows["run"] = str(folder)
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    for key, value in rows.items():
-        console.print(Text(f"{key:>10}  {printable(value)}"))
 
 
 def _warn_of_aspect_ratio(
@@ -160,7 +178,7 @@ def print_finished(folder: Path, recipe: Recipe) -> None:
     console.print(Text(f"  udaseg predict IMAGES --checkpoint {path}"))
 
 
-_LABELS = {
+_PART_LABELS = {
     "student": "student",
     "teacher": "teacher",
     "memories": "banks and prototypes",
@@ -171,58 +189,42 @@ _LABELS = {
 }
 
 
-def print_memory_plan(
-    recipe: Recipe, first: TrainingSetup, source: PreparedDataset, target: PreparedDataset | None
-) -> None:
+def print_memory_plan(recipe: Recipe, first: TrainingSetup, data: RunData) -> None:
     """Print to stderr how much memory each stage of training needs, and the checkpoint size.
 
     Args:
         recipe: Recipe of the run.
-        first: Its first stage, built.
-        source: Labelled images.
-        target: Unlabelled images.
+        first: Setup of the first stage.
+        data: Data sets of the run.
     """
-    rows: list[tuple[str, str]] = []
     if world_size() > 1:
-        rows.append(
-            (
-                "memory",
-                "not estimated with several processes; use --dry-run in one process, with the same "
-                "result",
-            )
+        message = (
+            "not estimated with several processes; use --dry-run in one process, with the same "
+            "result"
         )
-    else:
-        for stage, setup in _stage_setups(recipe, first, source, target):
-            try:
-                memory = estimate_footprint(setup)
-            except RuntimeError as error:
-                # the size of an operation's result depends on its values
-                log.warning("memory cannot be estimated: %s", str(error).partition("\n")[0])
-                return
-            rows.append(("memory", format_memory(memory, stage.name, setup.device)))
-        rows.append(
-            (
-                "",
-                "estimated from tensor sizes; excludes kernel workspaces, fragmentation and device "
-                "context",
-            )
-        )
-        rows.append(
-            (
-                "saved",
-                f"checkpoint size {_format_bytes(memory.checkpoint_size())}; the same in host memory",
-            )
-        )
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    for key, value in rows:
-        console.print(Text(f"{key:>10}  {printable(value)}"))
+        _print_rows([("memory", message)])
+        return
+    rows: list[tuple[str, str]] = []
+    for stage, setup in _stage_setups(recipe, first, data):
+        try:
+            memory = estimate_footprint(setup)
+        except RuntimeError as error:
+            # the size of an operation's result depends on its values
+            log.warning("memory cannot be estimated: %s", str(error).partition("\n")[0])
+            return
+        rows.append(("memory", format_memory(memory, stage.name, setup.device)))
+    excluded = "excludes kernel workspaces, fragmentation and device context"
+    rows.append(("", f"estimated from tensor sizes; {excluded}"))
+    size = _format_bytes(memory.checkpoint_size())
+    rows.append(("saved", f"checkpoint size {size}; the same in host memory"))
+    _print_rows(rows)
 
 
 def format_memory(memory: Footprint, stage: str | None, device: torch.device) -> str:
     """Return the memory that training needs as text: the sum and its parts."""
     parts = ", ".join(
         f"{label} {_format_bytes(getattr(memory, name))}"
-        for name, label in _LABELS.items()
+        for name, label in _PART_LABELS.items()
         if getattr(memory, name) >= 2**17
     )
     capacity = ""
@@ -233,7 +235,7 @@ def format_memory(memory: Footprint, stage: str | None, device: torch.device) ->
 
 
 def _stage_setups(
-    recipe: Recipe, first: TrainingSetup, source: PreparedDataset, target: PreparedDataset | None
+    recipe: Recipe, first: TrainingSetup, data: RunData
 ) -> Iterator[tuple[Stage, TrainingSetup]]:
     """Yield each stage with its training setup; random weights after the first stage."""
     # random weights have the same size
@@ -243,7 +245,11 @@ def _stage_setups(
             yield stage, first
             continue
         labels = None if stage.pseudo_labels is None else Path("pseudo_labels")
-        yield stage, build_setup(without_weights, source, target, stage=stage, pseudo_labels=labels)
+        setup = build_setup(
+            without_weights, data.source, data.target, stage=stage, pseudo_labels=labels
+        )
+        yield stage, setup
+        del setup
         gc.collect()
 
 

@@ -7,7 +7,6 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -22,6 +21,7 @@ from udaseg.recipe.stages import recipe_digest
 from udaseg.runs.folder import default_run_folder
 from udaseg.text import percent, printable
 from udaseg.training.memory import empty_cache
+from udaseg.training.train import TrainOptions
 
 log = logging.getLogger(__name__)
 SUMMARY = "seeds.json"
@@ -43,28 +43,18 @@ class SeedRun:
 
 
 def run_seeds(
-    train_one: Callable[..., Path],
-    seeds: Sequence[int],
-    *,
-    recipe: Recipe,
-    out: Path | None,
-    overwrite: bool,
-    dry_run: bool,
-    **options: Any,
+    train_one: Callable[[TrainOptions], Path], seeds: Sequence[int], options: TrainOptions
 ) -> Path:
     """Train with each seed in its own folder, and return the folder of all runs.
 
     The same command again continues: finished seeds are skipped, an interrupted one is resumed. If
-    the training of a seed ends in an error, the other seeds are still trained.
+    a seed diverges, the other seeds are still trained.
 
     Args:
         train_one: `train` or `adapt`, called once for each seed.
         seeds: In order.
-        recipe: Its seed is replaced.
-        out: Folder of all runs; None takes one below `runs/`.
-        overwrite: Start every seed again.
-        dry_run: Print only the plan of the first seed.
-        options: Passed on to `train_one`.
+        options: For each run, apart from the seed. `out` is the folder of all runs; `dry_run`
+            prints only the plan of the first seed.
 
     Raises:
         UsageError: A finished seed was trained with another recipe, or there are several processes.
@@ -73,28 +63,20 @@ def run_seeds(
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError("--seeds runs in one process; start torchrun once for each --seed")
-    folder = out or _default_folder(recipe)
+    recipe, folder = options.recipe, options.out or _default_folder(options.recipe)
     if (folder / "recipe.yaml").is_file():
         raise UsageError(f"{folder}: is a run of a single seed; use another --out for --seeds")
     failed: dict[int, str] = {}
     for seed in seeds:
-        seed_recipe, run_folder = replace(recipe, seed=seed), folder / f"s{seed}"
-        arguments = {**options, "recipe": seed_recipe, "dry_run": dry_run}
-        if dry_run:
-            train_one(**arguments, out=run_folder, resume=None, overwrite=overwrite)
+        seed_options = replace(
+            options, recipe=replace(recipe, seed=seed), out=folder / f"s{seed}", resume=None
+        )
+        if options.dry_run:
+            train_one(seed_options)
             return folder
-        if not overwrite and _is_finished(run_folder, seed_recipe):
-            log.info("seed %d: finished already, in %s", seed, run_folder)
-            continue
-        resumable = not overwrite and (run_folder / "recipe.yaml").is_file()
-        log.info("seed %d: %s %s", seed, "resumes in" if resumable else "starts in", run_folder)
         try:
-            if resumable:
-                train_one(
-                    **{**arguments, "init": None}, out=None, resume=run_folder, overwrite=False
-                )
-            else:
-                train_one(**arguments, out=run_folder, resume=None, overwrite=overwrite)
+            if not _train_seed(train_one, seed_options):
+                continue
         except Interrupted as interruption:
             _write_summary(folder, recipe, seeds, failed)
             raise Interrupted(
@@ -107,12 +89,31 @@ def run_seeds(
             failed[seed] = str(error).partition("\n")[0]
         empty_cache()
         _write_summary(folder, recipe, seeds, failed)
-    runs = _write_summary(folder, recipe, seeds, failed)
-    _print_summary(folder, runs)
+    _print_summary(folder, _write_summary(folder, recipe, seeds, failed))
+    _raise_if_any_failed(seeds, failed)
+    return folder
+
+
+def _raise_if_any_failed(seeds: Sequence[int], failed: Mapping[int, str]) -> None:
     if failed:
         reasons = "; ".join(f"seed {seed}: {reason}" for seed, reason in failed.items())
         raise PartialError(f"{len(failed)} of {len(seeds)} seeds did not finish: {reasons}")
-    return folder
+
+
+def _train_seed(train_one: Callable[[TrainOptions], Path], options: TrainOptions) -> bool:
+    """Train or resume the run of a seed; return False if it is finished already."""
+    seed, run_folder = options.recipe.seed, options.out
+    assert run_folder is not None
+    if not options.overwrite and _is_finished(run_folder, options.recipe):
+        log.info("seed %d: finished already, in %s", seed, run_folder)
+        return False
+    if not options.overwrite and (run_folder / "recipe.yaml").is_file():
+        log.info("seed %d: resumes in %s", seed, run_folder)
+        train_one(replace(options, out=None, resume=run_folder, init=None))
+    else:
+        log.info("seed %d: starts in %s", seed, run_folder)
+        train_one(options)
+    return True
 
 
 def seed_statistics(values: Sequence[float]) -> dict[str, float | int | None]:

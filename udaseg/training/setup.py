@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from udaseg.data.datasets.index import PreparedDataset
-from udaseg.data.loading.batches import TrainingBatches
+from udaseg.data.loading.batches import BatchOptions, TrainingBatches
 from udaseg.data.loading.cache import open_cache
 from udaseg.data.loading.crops import CropSource
 from udaseg.data.loading.rare_class import RareClassSettings
@@ -101,24 +101,17 @@ def build_setup(
         DataError: The source has no classes.
         CheckpointError: `init` belongs to another network or has other classes.
     """
-    if source.classes is None:
-        raise DataError(f"{source.name}: has no labels, so it cannot be used as source")
-    if init is not None and list(init.classes["names"]) != list(source.classes.names):
-        raise CheckpointError(
-            f"{init.path}: its classes are {', '.join(init.classes['names'])}, but {source.name} "
-            f"has {', '.join(source.classes.names)}; --init needs the same "
-            "classes in the same order"
-        )
-    device = resolve_device(recipe.machine.device)
-    stage = stage or stages_of(recipe)[0]
-    training_objective = build_objective(recipe, len(source.classes), init=init, stage=stage)
-    training_objective.to(device)
-    apply_machine_options(training_objective, recipe.machine)
+    num_classes = _check_classes(source, init)
     machine = recipe.machine
+    device = resolve_device(machine.device)
+    stage = stage or stages_of(recipe)[0]
+    objective = build_objective(recipe, num_classes, init=init, stage=stage)
+    objective.to(device)
+    apply_machine_options(objective, machine)
     return TrainingSetup(
-        model=distribute(training_objective),
-        objective=training_objective,
-        optimizer=build_optimizer(recipe, training_objective, stage),
+        model=distribute(objective),
+        objective=objective,
+        optimizer=build_optimizer(recipe, objective, stage),
         batches=build_batches(recipe, source, target, stage, pseudo_labels),
         device=device,
         precision=machine.precision,
@@ -134,20 +127,31 @@ def build_setup(
     )
 
 
-def distribute(training_objective: Objective) -> nn.Module:
+def _check_classes(source: PreparedDataset, init: Checkpoint | None) -> int:
+    """Return the number of classes of the source, after comparing them with those of `init`."""
+    if source.classes is None:
+        raise DataError(f"{source.name}: has no labels, so it cannot be used as source")
+    if init is not None and list(init.classes["names"]) != list(source.classes.names):
+        raise CheckpointError(
+            f"{init.path}: its classes are {', '.join(init.classes['names'])}, but {source.name} "
+            f"has {', '.join(source.classes.names)}; --init needs the same "
+            "classes in the same order"
+        )
+    return len(source.classes)
+
+
+def distribute(objective: Objective) -> nn.Module:
     """Return the module to call with a batch: the objective, or a wrapper that sums gradients.
 
     Args:
-        training_objective: Objective on its device. With several processes, its batch norms are
+        objective: Objective on its device. With several processes, its batch norms are
             changed to use the images of all ranks.
     """
     if world_size() == 1:
-        return training_objective
-    sync_batch_norms(training_objective)
+        return objective
+    sync_batch_norms(objective)
     # no parameter is unused: each objective keeps all trained parameters in the graph of each step
-    return DistributedDataParallel(
-        training_objective, gradient_as_bucket_view=True, **_KEEP_LOCAL_BUFFERS
-    )
+    return DistributedDataParallel(objective, gradient_as_bucket_view=True, **_KEEP_LOCAL_BUFFERS)
 
 
 def worker_count(requested: int, device: torch.device) -> int:
@@ -207,29 +211,29 @@ def build_batches(
             scale, batch_target = target_spec.scale, target_spec.batch
         target_crops = build_crop_source(spec, target, labelled=False)
         from_target = replace(target_crops, scale=scale, pseudo_labels=pseudo_labels)
-    training_batches = TrainingBatches(
+    batches = TrainingBatches(
         from_source,
         from_target,
-        batch_source=recipe.batch.source,
-        batch_target=batch_target,
-        steps=stage.end,
-        seed=recipe.seed,
-        rank=rank(),
-        world_size=world_size(),
-        first_step=stage.begin,
-        on_bad_sample=recipe.machine.on_bad_sample,
-        worker_timeout=recipe.machine.worker_timeout,
+        BatchOptions(
+            batch_source=recipe.batch.source,
+            batch_target=batch_target,
+            steps=stage.end,
+            seed=recipe.seed,
+            rank=rank(),
+            world_size=world_size(),
+            first_step=stage.begin,
+            on_bad_sample=recipe.machine.on_bad_sample,
+            worker_timeout=recipe.machine.worker_timeout,
+        ),
     )
-    if training_batches.classes_never_drawn and source.classes is not None:
+    if batches.classes_never_drawn and source.classes is not None:
         log.warning(
             "no image has %d pixels of %s, so rare-class sampling never picks these classes; lower "
             "source.rare_class.min_pixels",
             recipe.source.rare_class.min_pixels,
-            ", ".join(
-                source.classes.names[number] for number in training_batches.classes_never_drawn
-            ),
+            ", ".join(source.classes.names[number] for number in batches.classes_never_drawn),
         )
-    return training_batches
+    return batches
 
 
 @contextlib.contextmanager

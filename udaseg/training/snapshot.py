@@ -53,14 +53,14 @@ class BufferCopy:
     @torch.no_grad()
     def save(self) -> None:
         """Copy the current buffers."""
-        for kept, live in zip(self._saved, self._live, strict=True):
-            torch._foreach_copy_(kept, live)
+        for saved, live in zip(self._saved, self._live, strict=True):
+            torch._foreach_copy_(saved, live)
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Undo all changes of the buffers since `take`."""
-        for kept, live in zip(self._saved, self._live, strict=True):
-            torch._foreach_copy_(live, kept)
+        """Undo all changes of the buffers since `save`."""
+        for saved, live in zip(self._saved, self._live, strict=True):
+            torch._foreach_copy_(live, saved)
 
 
 def state_is_finite(objective: nn.Module, optimizer: SavesState) -> bool:

@@ -7,15 +7,16 @@ here repeats the same passes; complete pseudo-labels are kept.
 import hashlib
 import json
 import logging
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from udaseg.data.datasets.index import PreparedDataset, evenly_spaced_indices
+from udaseg.data.datasets.index import PreparedDataset, Sample, evenly_spaced_indices
 from udaseg.data.labels.classes import ClassSpace
+from udaseg.data.loading.crops import CropSource
 from udaseg.data.loading.pseudo_labels import pseudo_labels_digest
 from udaseg.display.progress import WorkProgress
 from udaseg.distributed import all_ranks, on_rank_zero, world_size
@@ -25,14 +26,16 @@ from udaseg.methods.objectives.alignment import PrototypeAlignment
 from udaseg.methods.objectives.self_training import SelfTraining
 from udaseg.methods.passes import collect_confidence, collect_prototypes, write_pseudo_labels
 from udaseg.methods.target_statistics import adapt_batch_norms
+from udaseg.recipe.methods import PseudoLabelling
 from udaseg.recipe.schema import Recipe
 from udaseg.recipe.stages import Stage, stages_of
 from udaseg.runs.checkpoint import Checkpoint, newest_checkpoint
 from udaseg.signals import StopSignal
+from udaseg.training.context import RunData
 from udaseg.training.setup import TrainingSetup, build_crop_source, build_setup
 
 log = logging.getLogger(__name__)
-CHECKPOINT_FOLDER = "checkpoint"
+_CHECKPOINT_FOLDER = "checkpoint"
 _LABEL_FOLDER = "pseudo_labels"
 _MARKER = "pseudo_labels.json"
 
@@ -40,7 +43,7 @@ _MARKER = "pseudo_labels.json"
 def stage_checkpoint_folder(folder: Path, stage: Stage) -> Path:
     """Return the folder of the checkpoint that ended a stage."""
     assert stage.folder is not None
-    return folder / stage.folder / CHECKPOINT_FOLDER
+    return folder / stage.folder / _CHECKPOINT_FOLDER
 
 
 def before_stage(folder: Path, recipe: Recipe, stage: Stage) -> Checkpoint:
@@ -61,114 +64,156 @@ def before_stage(folder: Path, recipe: Recipe, stage: Stage) -> Checkpoint:
 
 
 def open_stage(
-    recipe: Recipe,
-    stage: Stage,
-    source: PreparedDataset,
-    target: PreparedDataset | None,
-    folder: Path,
-    *,
-    fresh: bool,
-    stop: StopSignal,
+    recipe: Recipe, stage: Stage, data: RunData, folder: Path, *, is_new: bool, stop: StopSignal
 ) -> tuple[TrainingSetup, dict[str, str]]:
     """Return the training setup of a stage after the first, and digests of its files.
 
     Args:
         recipe: Recipe of the run.
         stage: The stage.
-        source: Labelled images.
-        target: Unlabelled images.
+        data: Data sets of the run.
         folder: Run folder.
-        fresh: No step of the stage was done, so prototypes are computed; otherwise a checkpoint
+        is_new: No step of the stage was done, so prototypes are computed; otherwise a checkpoint
             restores them.
         stop: Stops a pass when a signal is received.
     """
-    assert stage.folder is not None and source.classes is not None
+    assert stage.folder is not None
     previous = before_stage(folder, recipe, stage)
     labels = folder / stage.folder / _LABEL_FOLDER if stage.pseudo_labels is not None else None
-    setup = build_setup(recipe, source, target, init=previous, stage=stage, pseudo_labels=labels)
+    setup = build_setup(
+        recipe, data.source, data.target, init=previous, stage=stage, pseudo_labels=labels
+    )
+    passes = _StagePasses(setup, data.classes, stop, folder)
     digests: dict[str, str] = {}
     if labels is not None:
-        student = _network_digest(setup.objective.student)
-        digests[_LABEL_FOLDER] = _pseudo_labels(
-            setup, stage, source.classes, labels, student, stop, folder
-        )
-    if fresh and isinstance(setup.objective, PrototypeAlignment):
-        _compute_prototypes(setup, len(source.classes), stop, folder)
+        digests[_LABEL_FOLDER] = passes.pseudo_labels(stage, labels)
+    if is_new and isinstance(setup.objective, PrototypeAlignment):
+        passes.initialise_prototypes()
     return setup, digests
 
 
-def _compute_prototypes(
-    setup: TrainingSetup, num_classes: int, stop: StopSignal, folder: Path
-) -> None:
-    objective, source = setup.objective, setup.batches.source
-    assert isinstance(objective, PrototypeAlignment) and source is not None
-    with WorkProgress("prototypes of the source", len(source.samples)) as progress:
-        sums = collect_prototypes(
-            objective.student,
-            source,
-            num_classes,
-            setup.device,
-            pass_callback(progress, stop, folder),
-        )
-    means, has_prototype = sums.prototypes()
-    objective.contrast.prototypes.initialise(means, has_prototype)
-    if not bool(has_prototype.all()):
-        log.warning(
-            "%d of %d classes have no correct prediction on the source; they get a prototype with "
-            "their first one",
-            int((~has_prototype).sum()),
-            num_classes,
-        )
+@dataclass(frozen=True)
+class _StagePasses:
+    """Passes of the student over all images, before the first step of a stage.
 
+    Attributes:
+        setup: Training setup of the stage, with the student of the previous one.
+        classes: Classes of the network.
+        stop: Stops a pass when a signal is received.
+        folder: Run folder.
+    """
 
-def _pseudo_labels(
-    setup: TrainingSetup,
-    stage: Stage,
-    classes: ClassSpace,
-    labels: Path,
-    student: str,
-    stop: StopSignal,
-    folder: Path,
-) -> str:
-    """Return the digest of the pseudo-labels; compute them unless they exist unchanged."""
-    target, settings = setup.batches.target, stage.pseudo_labels
-    assert target is not None and settings is not None
-    marker = labels.parent / _MARKER
-    stored = on_rank_zero(lambda: _read_marker(marker))
-    if stored.get("student") == student:
-        digest = pseudo_labels_digest(labels, target.samples)
-        if all_ranks(digest is not None and digest == stored.get("digest")):
-            assert digest is not None
+    setup: TrainingSetup
+    classes: ClassSpace
+    stop: StopSignal
+    folder: Path
+
+    def initialise_prototypes(self) -> None:
+        """Set the prototypes to the mean embeddings of correctly predicted source pixels."""
+        objective, source = self.setup.objective, self.setup.batches.source
+        assert isinstance(objective, PrototypeAlignment) and source is not None
+        num_classes = len(self.classes)
+        with WorkProgress("prototypes of the source", len(source.samples)) as progress:
+            sums = collect_prototypes(
+                objective.student,
+                source,
+                num_classes,
+                self.setup.device,
+                pass_callback(progress, self.stop, self.folder),
+            )
+        means, has_prototype = sums.prototypes()
+        objective.contrast.prototypes.initialise(means, has_prototype)
+        if not bool(has_prototype.all()):
+            log.warning(
+                "%d of %d classes have no correct prediction on the source; they get a prototype "
+                "with their first one",
+                int((~has_prototype).sum()),
+                num_classes,
+            )
+
+    def pseudo_labels(self, stage: Stage, labels: Path) -> str:
+        """Return the digest of the pseudo-labels; compute them unless they exist unchanged.
+
+        Args:
+            stage: The stage, with settings of pseudo-labels.
+            labels: Folder of the pseudo-labels.
+        """
+        target, settings = self.setup.batches.target, stage.pseudo_labels
+        assert target is not None and settings is not None
+        marker = labels.parent / _MARKER
+        student = _network_digest(self.setup.objective.student)
+        digest = _finished_digest(marker, labels, student, target.samples)
+        if digest is not None:
             return digest
-        log.warning("%s: pseudo-labels are missing or changed; computing them again", labels)
-    network, device = setup.objective.student, setup.device
-    unscaled = replace(target, scale=(1.0, 1.0))
-    with WorkProgress("confidence on the target", len(target.samples)) as progress:
-        histograms = collect_confidence(
-            network, unscaled, len(classes), device, pass_callback(progress, stop, folder)
-        )
-    thresholds = histograms.thresholds(quantile=settings.quantile, cap=settings.cap)
-    with WorkProgress("pseudo-labels of the target", len(target.samples)) as progress:
-        kept = write_pseudo_labels(
-            network, unscaled, thresholds, labels, device, pass_callback(progress, stop, folder)
-        )
-    digest = pseudo_labels_digest(labels, target.samples)
-    if digest is None:
-        raise DataError(f"{labels}: pseudo-labels were deleted while they were written")
-    predicted = histograms.counts.sum(1)
+        unscaled = replace(target, scale=(1.0, 1.0))
+        predicted, thresholds = self._thresholds(unscaled, settings)
+        kept = self._write_labels(unscaled, thresholds, labels)
+        digest = pseudo_labels_digest(labels, target.samples)
+        if digest is None:
+            raise DataError(f"{labels}: pseudo-labels were deleted while they were written")
+        document = {
+            "student": student,
+            "digest": digest,
+            "images": len(target.samples),
+            "classes": _class_entries(self.classes, thresholds, predicted, kept),
+        }
+        on_rank_zero(lambda: write_json(marker, document))
+        _report_pseudo_labels(self.classes, predicted, kept)
+        return digest
+
+    def _thresholds(self, target: CropSource, settings: PseudoLabelling) -> tuple[Tensor, Tensor]:
+        """Return the predicted pixels and the confidence threshold of each class."""
+        with WorkProgress("confidence on the target", len(target.samples)) as progress:
+            histograms = collect_confidence(
+                self.setup.objective.student,
+                target,
+                len(self.classes),
+                self.setup.device,
+                pass_callback(progress, self.stop, self.folder),
+            )
+        thresholds = histograms.thresholds(quantile=settings.quantile, cap=settings.cap)
+        return histograms.counts.sum(1), thresholds
+
+    def _write_labels(self, target: CropSource, thresholds: Tensor, labels: Path) -> Tensor:
+        """Write the pseudo-labels and return the kept pixels of each class."""
+        with WorkProgress("pseudo-labels of the target", len(target.samples)) as progress:
+            return write_pseudo_labels(
+                self.setup.objective.student,
+                target,
+                thresholds,
+                labels,
+                self.setup.device,
+                pass_callback(progress, self.stop, self.folder),
+            )
+
+
+def _finished_digest(
+    marker: Path, labels: Path, student: str, samples: Sequence[Sample]
+) -> str | None:
+    """Return the digest of pseudo-labels that this student has written; None to compute them."""
+    stored = on_rank_zero(lambda: _read_marker(marker))
+    if stored.get("student") != student:
+        return None
+    digest = pseudo_labels_digest(labels, samples)
+    if all_ranks(digest is not None and digest == stored.get("digest")):
+        return digest
+    log.warning("%s: pseudo-labels are missing or changed; computing them again", labels)
+    return None
+
+
+def _class_entries(
+    classes: ClassSpace, thresholds: Tensor, predicted: Tensor, kept: Tensor
+) -> dict[str, dict[str, float]]:
     by_class = zip(
         classes.names, thresholds.tolist(), predicted.tolist(), kept.tolist(), strict=True
     )
-    document = {
-        "student": student,
-        "digest": digest,
-        "images": len(target.samples),
-        "classes": {
-            name: {"threshold": threshold, "predicted_pixels": count, "kept_pixels": kept_pixels}
-            for name, threshold, count, kept_pixels in by_class
-        },
+    return {
+        name: {"threshold": threshold, "predicted_pixels": count, "kept_pixels": kept_pixels}
+        for name, threshold, count, kept_pixels in by_class
     }
-    on_rank_zero(lambda: write_json(marker, document))
+
+
+def _report_pseudo_labels(classes: ClassSpace, predicted: Tensor, kept: Tensor) -> None:
     share = float(kept.sum()) / max(1, int(predicted.sum()))
     log.info("%.1f %% of the target pixels have a pseudo-label", 100 * share)
     unpredicted = [
@@ -178,7 +223,6 @@ def _pseudo_labels(
         log.warning(
             "never predicted on the target, so without pseudo-labels: %s", ", ".join(unpredicted)
         )
-    return digest
 
 
 def pass_callback(
@@ -196,7 +240,7 @@ def pass_callback(
     def on_image(done: int, total: int) -> None:
         ranks = world_size() if divided else 1
         progress.update(min(done * ranks, total))
-        # asked() is collective: call it only while every rank has images; some have one more
+        # collective: call it only while every rank has images; some have one more
         if done <= total // ranks and stop.stop_requested():
             assert stop.number is not None
             raise Interrupted(
@@ -245,8 +289,8 @@ def adapt_batch_norm(
         Interrupted: A signal came; the checkpoint from before the pass remains valid.
     """
     crops = build_crop_source(recipe.target, target, labelled=False)
-    places = evenly_spaced_indices(len(crops.samples), recipe.method.target_statistics)
-    samples = [crops.samples[index] for index in places]
+    indices = evenly_spaced_indices(len(crops.samples), recipe.method.target_statistics)
+    samples = [crops.samples[index] for index in indices]
     objective = setup.objective
     networks = [objective.student]
     if isinstance(objective, SelfTraining):

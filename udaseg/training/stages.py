@@ -4,22 +4,19 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import replace
 
-from udaseg.data.datasets.index import PreparedDataset
 from udaseg.data.labels.classes import ClassSpace, classes_to_dict
 from udaseg.display.progress import TrainingProgress
 from udaseg.distributed import rank
 from udaseg.errors import DataError, DivergedError, EnvironmentFault, Interrupted, UdasegError
 from udaseg.failures import report_once
-from udaseg.recipe.schema import Recipe
-from udaseg.recipe.stages import stage_at, stages_of
+from udaseg.recipe.stages import Stage, stage_at, stages_of
 from udaseg.runs.checkpoint import Checkpoint
 from udaseg.runs.status import RunStatus
 from udaseg.signals import StopSignal
-from udaseg.training.callbacks.keep_best import KeepBest
 from udaseg.training.callbacks.recorder import Recorder
+from udaseg.training.context import RunContext
 from udaseg.training.loop import train
 from udaseg.training.memory import (
     FirstStepOutOfMemory,
@@ -34,36 +31,11 @@ from udaseg.training.stage_data import adapt_batch_norm, open_stage
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class RunContext:
-    """Everything a run needs while it trains."""
-
-    recipe: Recipe
-    source: PreparedDataset
-    target: PreparedDataset | None
-    validation: PreparedDataset | None
-    folder: Path
-    checkpoint: Checkpoint | None
-    fit_memory: bool
-    keep_best: KeepBest | None = None
-
-    @property
-    def steps_done(self) -> int:
-        """Number of steps completed by the checkpoint."""
-        return 0 if self.checkpoint is None else self.checkpoint.step
-
-    @property
-    def classes(self) -> ClassSpace:
-        """Classes of the source."""
-        assert self.source.classes is not None
-        return self.source.classes
-
-
-def train_all_stages(plan: RunContext, setups: list[TrainingSetup]) -> None:
+def train_all_stages(context: RunContext, setups: list[TrainingSetup]) -> None:
     """Train all stages, score at the end, and write the outcome to `status.json`.
 
     Args:
-        plan: Context of the run.
+        context: Context of the run.
         setups: Holds the setup of the first stage; later stages replace it.
 
     Raises:
@@ -71,19 +43,19 @@ def train_all_stages(plan: RunContext, setups: list[TrainingSetup]) -> None:
     """
     # lasts until status.json is final: torchrun sends SIGTERM as soon as another process exits
     with StopSignal() as stop:
-        _train_and_score(plan, setups, stop)
+        _train_and_score(context, setups, stop)
 
 
-def _train_and_score(plan: RunContext, setups: list[TrainingSetup], stop: StopSignal) -> None:
-    recipe, folder = plan.recipe, plan.folder
+def _train_and_score(context: RunContext, setups: list[TrainingSetup], stop: StopSignal) -> None:
+    recipe, folder = context.recipe, context.folder
     status = RunStatus(folder / "status.json" if rank() == 0 else None)
-    status.running(step=plan.steps_done)
+    status.running(step=context.steps_done)
     started = time.monotonic()
     miou: float | None = None
     try:
         with report_once():
-            recorder = _train_stages(plan, setups, status, stop)
-            if plan.validation is not None:
+            recorder = _train_stages(context, setups, status, stop)
+            if context.data.validation is not None:
                 with (
                     _record_interruption(status, recipe.steps),
                     stop.interruptible(f"trained, not scored; continue with --resume {folder}"),
@@ -98,7 +70,9 @@ def _train_and_score(plan: RunContext, setups: list[TrainingSetup], stop: StopSi
         if is_out_of_memory(error):
             reason = str(error).partition("\n")[0] or "out of memory"
             if setups:
-                reason = out_of_memory_advice(recipe, setups[0], reason, fit_given=plan.fit_memory)
+                reason = out_of_memory_advice(
+                    recipe, setups[0], reason, fit_given=context.fit_memory
+                )
             status.failed(code=EnvironmentFault.exit_code, reason=reason)
             raise EnvironmentFault(reason) from error
         # after any error, the status must not remain "running"
@@ -108,61 +82,80 @@ def _train_and_score(plan: RunContext, setups: list[TrainingSetup], stop: StopSi
 
 
 def _train_stages(
-    plan: RunContext, setups: list[TrainingSetup], status: RunStatus, stop: StopSignal
+    context: RunContext, setups: list[TrainingSetup], status: RunStatus, stop: StopSignal
 ) -> Recorder:
     """Train the remaining stages; each starts from the student of the previous one."""
-    recipe, folder, done = plan.recipe, plan.folder, plan.steps_done
+    done = context.steps_done
     recorder: Recorder | None = None
-    for stage in stages_of(recipe)[stage_at(recipe, done).index :]:
-        # a checkpoint at a stage's first step belongs to the previous stage
-        is_new = done <= stage.begin
+    for stage in stages_of(context.recipe)[stage_at(context.recipe, done).index :]:
         digests: dict[str, str] = {}
         if stage.index > 0:
-            log.info(
-                "stage %d: %s, steps %d to %d", stage.index + 1, stage.name, stage.begin, stage.end
-            )
             # free the network, gradients and moments of the previous stage
             recorder = None
             setups.clear()
             with _record_interruption(status, done):
-                setup, digests = open_stage(
-                    recipe, stage, plan.source, plan.target, folder, fresh=is_new, stop=stop
-                )
-                setups.append(setup)
-                del setup
-        if plan.checkpoint is not None and (plan.steps_done > stage.begin or stage.index == 0):
-            _restore(plan, setups[0], digests)
+                digests = _open_later_stage(context, stage, setups, done, stop)
+        if context.checkpoint is not None and (
+            context.steps_done > stage.begin or stage.index == 0
+        ):
+            _restore(context, setups[0], digests)
         first = max(done, stage.begin)
-        while True:
-            recorder = Recorder(
-                recipe,
-                stage,
-                setups[0],
-                plan.classes,
-                plan.validation,
-                folder,
-                digests,
-                status,
-                plan.keep_best,
-            )
-            try:
-                if first < stage.end:
-                    _train_steps(recorder, first, status, stop)
-                break
-            except FirstStepOutOfMemory as error:
-                message = str(error)
-            # outside the except clause, so that the tensors in the error's frames are freed first
-            recorder = None
-            recipe, setups[0] = split_further(
-                recipe, setups[0], folder, message, fit_given=plan.fit_memory
-            )
+        context, recorder = _train_stage(context, stage, setups, digests, first, status, stop)
         done = stage.end
     assert recorder is not None
-    if recipe.method.target_statistics > 0 and plan.target is not None:
+    if context.recipe.method.target_statistics > 0 and context.data.target is not None:
         with _record_interruption(status, done):
-            adapt_batch_norm(recipe, setups[0], plan.target, stop, folder)
+            adapt_batch_norm(context.recipe, setups[0], context.data.target, stop, context.folder)
         recorder.save_checkpoint(done, force=True)
     return recorder
+
+
+def _open_later_stage(
+    context: RunContext, stage: Stage, setups: list[TrainingSetup], done: int, stop: StopSignal
+) -> dict[str, str]:
+    """Append the setup of a stage after the first, and return the digests of its files."""
+    log.info("stage %d: %s, steps %d to %d", stage.index + 1, stage.name, stage.begin, stage.end)
+    setup, digests = open_stage(
+        context.recipe,
+        stage,
+        context.data,
+        context.folder,
+        # a checkpoint at a stage's first step belongs to the previous stage
+        is_new=done <= stage.begin,
+        stop=stop,
+    )
+    setups.append(setup)
+    return digests
+
+
+def _train_stage(
+    context: RunContext,
+    stage: Stage,
+    setups: list[TrainingSetup],
+    digests: Mapping[str, str],
+    first: int,
+    status: RunStatus,
+    stop: StopSignal,
+) -> tuple[RunContext, Recorder]:
+    """Train a stage from step `first`; with more micro-batches if the first step does not fit.
+
+    Returns:
+        The context, whose recipe has the number of micro-batches, and the recorder of the stage.
+    """
+    while True:
+        recorder = Recorder(context, stage, setups[0], digests, status)
+        try:
+            if first < stage.end:
+                _train_steps(recorder, first, status, stop)
+            return context, recorder
+        except FirstStepOutOfMemory as error:
+            message = str(error)
+        # outside the except clause, so that the tensors in the error's frames are freed first
+        del recorder
+        recipe, setups[0] = split_further(
+            context.recipe, setups[0], context.folder, message, fit_given=context.fit_memory
+        )
+        context = replace(context, recipe=recipe)
 
 
 @contextlib.contextmanager
@@ -197,12 +190,12 @@ def _train_steps(recorder: Recorder, first: int, status: RunStatus, stop: StopSi
         )
 
 
-def _restore(plan: RunContext, setup: TrainingSetup, digests: Mapping[str, str]) -> None:
+def _restore(context: RunContext, setup: TrainingSetup, digests: Mapping[str, str]) -> None:
     """Restore the checkpoint into the stage that it belongs to."""
-    assert plan.checkpoint is not None
-    _check_same_data(plan.checkpoint, setup, plan.classes, digests)
-    restore(plan.checkpoint, setup.objective, setup.optimizer)
-    log.info("resumed %s at step %d", plan.folder, plan.steps_done)
+    assert context.checkpoint is not None
+    _check_same_data(context.checkpoint, setup, context.data.classes, digests)
+    restore(context.checkpoint, setup.objective, setup.optimizer)
+    log.info("resumed %s at step %d", context.folder, context.steps_done)
 
 
 def _check_same_data(

@@ -16,25 +16,25 @@ from udaseg.methods.objectives.objective import LossReport
 from udaseg.training.setup import TrainingSetup
 
 
-def compute_gradients(run: TrainingSetup, batch: Batch) -> LossReport:
+def compute_gradients(setup: TrainingSetup, batch: Batch) -> LossReport:
     """Compute the gradient of a batch and return its loss report.
 
-    The batch is split into `run.micro_batches` parts, or fewer if they do not divide it evenly.
+    The batch is split into `setup.micro_batches` parts, or fewer if they do not divide it evenly.
     """
-    run.optimizer.zero_grad(set_to_none=True)
+    setup.optimizer.zero_grad(set_to_none=True)
     images = [
         len(batch.source_images),
         0 if batch.target_images is None else len(batch.target_images),
     ]
-    parts = math.gcd(run.micro_batches, *images)
+    parts = math.gcd(setup.micro_batches, *images)
     if parts == 1:
-        report = _forward(run, batch)
+        report = _forward(setup, batch)
         report.total.backward()  # type: ignore[no-untyped-call]  # torch's own
         return report
     reports = []
     for number, part in enumerate(split_batch(batch, parts), start=1):
-        with _sync_after_last(run, last=number == parts):
-            report = _forward(run, part)
+        with _sync_after_last(setup, last=number == parts):
+            report = _forward(setup, part)
             (report.total / parts).backward()  # type: ignore[no-untyped-call]  # torch's own
         reports.append(_detach(report))
         del report  # otherwise the features of this part live through the next forward pass
@@ -89,22 +89,22 @@ def merge_reports(reports: Sequence[LossReport]) -> LossReport:
     )
 
 
-def _forward(run: TrainingSetup, batch: Batch) -> LossReport:
+def _forward(setup: TrainingSetup, batch: Batch) -> LossReport:
     autocast: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
-    if run.precision == "bf16":
-        autocast = torch.autocast(run.device.type, dtype=torch.bfloat16)
+    if setup.precision == "bf16":
+        autocast = torch.autocast(setup.device.type, dtype=torch.bfloat16)
     with autocast:
-        report: LossReport = run.model(batch.to(run.device))
+        report: LossReport = setup.model(batch.to(setup.device))
     return report
 
 
 @contextlib.contextmanager
-def _sync_after_last(run: TrainingSetup, *, last: bool) -> Iterator[None]:
+def _sync_after_last(setup: TrainingSetup, *, last: bool) -> Iterator[None]:
     """Synchronise gradients between ranks only after the last part of a step."""
-    if last or not isinstance(run.model, DistributedDataParallel):
+    if last or not isinstance(setup.model, DistributedDataParallel):
         yield
         return
-    with run.model.no_sync():
+    with setup.model.no_sync():
         yield
 
 

@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -36,7 +36,6 @@ from udaseg.cli.options import (
 )
 from udaseg.cli.verbosity import set_verbosity
 from udaseg.errors import UsageError
-from udaseg.recipe.request import Overrides, requested_recipe
 
 
 def _training_command(name: str, default: str, summary: str) -> Callable[..., None]:
@@ -74,6 +73,9 @@ def _training_command(name: str, default: str, summary: str) -> Callable[..., No
         verbose: Verbose = False,
         quiet: Quiet = False,
     ) -> None:
+        # the recipe's schema is not needed for --help
+        from udaseg.recipe.request import Overrides, requested_recipe
+
         everyday = Overrides(
             source,
             target,
@@ -93,21 +95,25 @@ def _training_command(name: str, default: str, summary: str) -> Callable[..., No
         set_verbosity(verbose, quiet)
         import udaseg
 
-        _run(
-            getattr(udaseg, name),
-            seeds,
-            seed=seed,
+        options = udaseg.TrainOptions(
             recipe=recipe,
             recipe_path=path,
-            out=out,
             root=root,
+            command=_command_line(),
+            out=out,
             resume=resume,
             init=init,
             overwrite=overwrite,
             dry_run=dry_run,
-            command=_command_line(),
             fit_memory=fit,
         )
+        if seeds is None:
+            getattr(udaseg, name)(options=options)
+            return
+        if seed is not None or resume is not None:
+            other = "--seed" if seed is not None else "--resume; rerun the same command to continue"
+            raise UsageError(f"--seeds cannot be combined with {other}")
+        udaseg.run_seeds(getattr(udaseg, name), parse_seeds(seeds), options)
 
     command.__name__, command.__doc__ = name, summary
     return command
@@ -115,22 +121,6 @@ def _training_command(name: str, default: str, summary: str) -> Callable[..., No
 
 def _tensorboard_setting(requested: bool | None) -> str | None:
     return None if requested is None else "require" if requested else "never"
-
-
-def _run(
-    train_or_adapt: Callable[..., Path], seeds: str | None, *, seed: int | None, **options: Any
-) -> None:
-    """Run a command once, or once for each seed."""
-    if seeds is None:
-        train_or_adapt(**options)
-        return
-    if seed is not None or options["resume"] is not None:
-        other = "--seed" if seed is not None else "--resume; rerun the same command to continue"
-        raise UsageError(f"--seeds cannot be combined with {other}")
-    import udaseg
-
-    del options["resume"]
-    udaseg.run_seeds(train_or_adapt, parse_seeds(seeds), **options)
 
 
 def _command_line() -> list[str]:

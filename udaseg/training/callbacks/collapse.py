@@ -2,7 +2,7 @@
 
 The loss does not show a collapse: a teacher that predicts road everywhere and a student that agrees
 have a low loss. The teacher's predictions on the target do show it. Their statistics are summed on
-the device and read once every `LOOK_EVERY` steps.
+the device and read once every `CHECK_INTERVAL` steps.
 """
 
 from collections.abc import Sequence

@@ -58,8 +58,8 @@ class Previews:
         assert crops is not None
         self._crops = crops
         batches = setup.batches
-        images = (batches.batch_source if batches.source else 0) + (
-            batches.batch_target if batches.target else 0
+        images = (batches.options.batch_source if batches.source else 0) + (
+            batches.options.batch_target if batches.target else 0
         )
         # fewer pixels than a training step, so a preview fits in memory if a step does
         self._max_pixels = images * crops.crop[0] * crops.crop[1]

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from torch.nn.utils import get_total_norm
 
-from udaseg.data.datasets.index import PreparedDataset
-from udaseg.data.labels.classes import ClassSpace, classes_to_dict
+from udaseg.data.labels.classes import classes_to_dict
 from udaseg.display.progress import TrainingProgress
 from udaseg.distributed import all_reduce_mean, on_rank_zero, rank, without_peers, world_size
 from udaseg.errors import DivergedError
@@ -17,16 +16,15 @@ from udaseg.evaluation.evaluate import print_scores, score_dataset, write_scores
 from udaseg.evaluation.scores import summarise
 from udaseg.methods.objectives.objective import LossReport
 from udaseg.recipe.load import to_dict
-from udaseg.recipe.schema import Recipe
 from udaseg.recipe.stages import Stage
 from udaseg.runs.checkpoint import newest_checkpoint, save_checkpoint
 from udaseg.runs.status import RunStatus
 from udaseg.text import format_size
 from udaseg.training.callbacks.collapse import CHECK_INTERVAL, Alarm, CollapseMonitor
 from udaseg.training.callbacks.cost import CostRecorder
-from udaseg.training.callbacks.keep_best import KeepBest
 from udaseg.training.callbacks.previews import DEVICE_ERRORS, Previews
 from udaseg.training.callbacks.tensorboard import MetricsWriter, uses_tensorboard
+from udaseg.training.context import RunContext
 from udaseg.training.guards import DroppedStep, Guard
 from udaseg.training.memory import OutOfMemory
 from udaseg.training.setup import TrainingSetup
@@ -39,49 +37,41 @@ class Recorder:
     """Write the metrics, previews, checkpoints and scores of a run.
 
     Args:
-        recipe: Recipe of the run.
+        context: The run: its recipe, data sets, folder, and what keeps the best checkpoint.
         stage: The stage that is trained.
         setup: Training setup of the stage.
-        classes: Classes of the network.
-        validation: Labelled images to score, for reporting only; None scores nothing.
-        folder: Run folder.
         digests: Digests of files that were made for this stage; stored in each checkpoint.
         status: Status of the run; incidents are counted there.
-        best_checkpoint: Keeps the best checkpoint; None keeps only the newest ones.
     """
 
     def __init__(
         self,
-        recipe: Recipe,
+        context: RunContext,
         stage: Stage,
         setup: TrainingSetup,
-        classes: ClassSpace,
-        validation: PreparedDataset | None,
-        folder: Path,
         digests: Mapping[str, str],
         status: RunStatus,
-        keeper: KeepBest | None = None,
     ) -> None:
-        self.recipe, self.stage, self.setup, self.classes = recipe, stage, setup, classes
-        self.digests = digests
-        self.validation, self.folder = validation, folder
+        recipe, folder, classes = context.recipe, context.folder, context.data.classes
+        self.recipe, self.folder, self.classes = recipe, folder, classes
+        self.validation, self.keep_best = context.data.validation, context.keep_best
+        self.stage, self.setup, self.digests, self.status = stage, setup, digests, status
         # all ranks compute the same values; rank 0 writes them
         self.is_writer = rank() == 0
         tensorboard = self.is_writer and uses_tensorboard(recipe.machine.tensorboard)
         self.metrics = MetricsWriter(folder, board=tensorboard)
-        self.previews, self.best_checkpoint = Previews(recipe, setup, classes, folder), keeper
+        self.previews = Previews(recipe, setup, classes, folder)
         self.progress: TrainingProgress | None = None
         self.last_saved_step = -1
-        self.status = status
         self.guard = Guard(
             setup, counts=status.incident_counts, on_drop=self.on_drop, on_rollback=self.on_rollback
         )
-        self.collapse_watch = CollapseMonitor(classes.names, stage.begin)
+        self.collapse_monitor = CollapseMonitor(classes.names, stage.begin)
         self._dropped: DroppedStep | None = None
         self._shares: dict[str, float] = {}
         batches = setup.batches
-        self.images_per_step = (0 if batches.source is None else batches.batch_source) + (
-            0 if batches.target is None else batches.batch_target
+        self.images_per_step = (0 if batches.source is None else batches.options.batch_source) + (
+            0 if batches.target is None else batches.options.batch_target
         )
         self.cost = CostRecorder(folder, setup.device, self.images_per_step * world_size())
 
@@ -89,7 +79,7 @@ class Recorder:
         """Delete the records of steps after `done`; these steps are run, or run again."""
         if self.is_writer:
             self.metrics.rewind_to(done)
-        self.collapse_watch = CollapseMonitor(self.classes.names, done)
+        self.collapse_monitor = CollapseMonitor(self.classes.names, done)
         self._dropped, self._shares = None, {}
         self._consider_best(done)
 
@@ -111,7 +101,7 @@ class Recorder:
         event: dict[str, object] = {}
         dropped, self._dropped = self._dropped, None
         if dropped is None:
-            self.collapse_watch.add(report)
+            self.collapse_monitor.add(report)
         alarms = self._alarms(done) if done % CHECK_INTERVAL == 0 else []
         if done % machine.log_every == 0 or last or dropped is not None or alarms:
             losses = _mean_scalars(report)
@@ -153,8 +143,8 @@ class Recorder:
 
     def _alarms(self, done: int) -> list[Alarm]:
         """Log, count and return the alarms after `done` steps."""
-        alarms = self.collapse_watch.check(done)
-        self._shares = self.collapse_watch.shares
+        alarms = self.collapse_monitor.check(done)
+        self._shares = self.collapse_monitor.shares
         for alarm in alarms:
             log.warning("step %d: %s", done, alarm.text)
             self.status.incident_counts[f"alarm_{alarm.kind}"] += 1
@@ -199,19 +189,19 @@ class Recorder:
         the device is too full, only the comparison is disabled.
         """
         path = self.folder / "checkpoints" / f"step-{done:06d}.pt"
-        if self.best_checkpoint is None or self.best_checkpoint.is_disabled or not self.is_writer:
+        if self.keep_best is None or self.keep_best.is_disabled or not self.is_writer:
             return
-        if (self.best_checkpoint.has_compared(done) and not force) or not path.is_file():
+        if (self.keep_best.has_compared(done) and not force) or not path.is_file():
             return
         try:
             with without_peers():
-                value = self.best_checkpoint.consider(self.setup, path, done)
+                value = self.keep_best.consider(self.setup, path, done)
         except DEVICE_ERRORS as error:
             message = str(error).strip().partition("\n")[0] or type(error).__name__
             log.warning("%s: no further checkpoints are compared in this run (%s)", path, message)
-            self.best_checkpoint.is_disabled = True
+            self.keep_best.is_disabled = True
             return
-        self._write(done, {"select": {self.best_checkpoint.criterion: value}})
+        self._write(done, {"select": {self.keep_best.criterion: value}})
 
     def _save(self, folder: Path, done: int) -> None:
         def write() -> None:
