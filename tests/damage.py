@@ -9,6 +9,7 @@ from PIL import Image
 
 from tests import files
 from udaseg.data.prepare.prepare import prepare_dataset
+from udaseg.data.prepare.rules import PrepareOptions
 
 KINDS = ("rgb png", "palette png", "interlaced png", "jpeg", "progressive jpeg")
 
@@ -70,7 +71,10 @@ def unnoticed(folder: Path, damaged: list[bytes], form: str, *, label: bool, who
         folder, "name: own\nimages: images/*\nlabels: labels/*\nclasses: [a]\nignore: [1, 2, 3]\n"
     )
     report = prepare_dataset(
-        str(yaml), root=folder, check_only=True, max_bad=len(damaged), on_mismatch="fail"
+        str(yaml),
+        root=folder,
+        check_only=True,
+        options=PrepareOptions(max_bad=len(damaged), on_mismatch="fail"),
     )
     named = {line.split(": ")[0] for line in report.bad}
     wanted = {str(folder / kinds[0] / f"{number}.{form}") for number in range(len(damaged))}

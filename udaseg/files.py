@@ -86,6 +86,15 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def file_stamp(path: Path) -> str:
+    """Return size and modification time of a file, to detect changes."""
+    try:
+        info = path.stat()
+    except OSError:
+        return "unreadable"
+    return f"{info.st_size} {info.st_mtime_ns}"
+
+
 def sync_to_disk() -> None:
     """Sync all written data to disk.
 

@@ -31,12 +31,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from udaseg.data.datasets.index import PreparedDataset
-from udaseg.data.loading.batches import Batch, TrainingBatches
+from udaseg.data.files.images import keep_freed_memory
+from udaseg.data.loading.batches import Batch, BatchOptions, TrainingBatches
 from udaseg.data.loading.cache import open_cache
 from udaseg.data.loading.cache_write import write_cache
 from udaseg.data.loading.crops import CropSource
 from udaseg.data.loading.rare_class import rare_class_corner
-from udaseg.data.loading.workers import iterate_batches, keep_freed_memory
+from udaseg.data.loading.workers import iterate_batches
 from udaseg.data.prepare.prepare import prepare_dataset
 from udaseg.data.toyland.scene import render
 
@@ -128,7 +129,7 @@ def batches(dataset: PreparedDataset, size: tuple[int, int], *, cached: bool) ->
     cache = open_cache(dataset, "train", size, labelled=True) if cached else None
     assert cached == (cache is not None)
     crops = CropSource(dataset, "train", size, CROP, flip=True, labelled=True, cache=cache)
-    return TrainingBatches(crops, None, batch_source=1, batch_target=1, steps=10**6, seed=0)
+    return TrainingBatches(crops, None, BatchOptions(1, 1, steps=10**6, seed=0))
 
 
 def milliseconds(count: int, calls: dict[str, Callable[[int], object]]) -> dict[str, float]:
@@ -232,7 +233,7 @@ class Narrow(TrainingBatches):
 def transport(dataset: PreparedDataset) -> None:
     """Time a batch's way through one worker: torch's loader with floats, ours with bytes."""
     crops = CropSource(dataset, "train", None, CROP, flip=True, labelled=True)
-    ours = Narrow(crops, None, batch_source=2, batch_target=2, steps=BATCHES, seed=0)
+    ours = Narrow(crops, None, BatchOptions(2, 2, steps=BATCHES, seed=0))
     wide = iter(DataLoader(Wide(), batch_size=None, num_workers=1))
     narrow = iterate_batches(ours, 0, workers=1, pin=False)
 

@@ -146,7 +146,7 @@ def test_it_works_without_torch(well):
     code = (
         "import sys\n"
         "for name in ('torch', 'torchvision'): sys.modules[name] = None\n"
-        "from udaseg.cli import main; main(['doctor', 'set/own.yaml', '--json'])"
+        "from udaseg.cli.main import main; main(['doctor', 'set/own.yaml', '--json'])"
     )
     out = subprocess.run(
         [sys.executable, "-c", code],

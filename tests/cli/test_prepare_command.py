@@ -3,17 +3,22 @@
 import errno
 import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests import files
 from tests.hostile import packed
-from udaseg import files as files_module
 from udaseg.cli.main import main
 from udaseg.data.datasets.index import read_index
+from udaseg.data.files import images as images_file
 from udaseg.data.toyland.writer import write
 from udaseg.text import printable
+
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -232,6 +237,25 @@ def test_verify_goes_alone(run, tmp_path):
         assert "--verify cannot be combined with" in err
 
 
+def test_it_works_without_torch(tmp_path):
+    _own(tmp_path / "mine")
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'torchvision'): sys.modules[name] = None\n"
+        "from udaseg.cli.main import main; main(['prepare', 'mine/own.yaml', '--cache', '4x3'])"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert out.returncode == 0, out.stderr
+    assert "own: prepared in" in out.stdout
+
+
 def test_archives_that_cannot_be_unpacked_here_say_what_to_do(run, tmp_path):
     files.put(tmp_path / "data/SYNTHIA_RAND_CITYSCAPES.rar", b"Rar!\x1a\x07")
     code, _, err = run("synthia")
@@ -244,7 +268,7 @@ def test_a_full_disk_is_a_fault_of_the_machine_with_the_size_that_is_needed(
     run, tmp_path, monkeypatch
 ):
     yaml = _own(tmp_path / "mine")
-    write = files_module.write_atomic
+    write = images_file.write_atomic
 
     def full(path, data):
         if path.name == "b.png":
@@ -252,7 +276,7 @@ def test_a_full_disk_is_a_fault_of_the_machine_with_the_size_that_is_needed(
         write(path, data)
 
     with monkeypatch.context() as patched:
-        patched.setattr(files_module, "write_atomic", full)
+        patched.setattr(images_file, "write_atomic", full)
         code, _, err = run(yaml, "--workers", 1)
     assert code == 5
     assert "the disk is full: about" in err

@@ -11,6 +11,7 @@ from tests.campaign import tell
 from tests.measured import measured
 from tests.own import own_set
 from udaseg.data.prepare.prepare import prepare_dataset
+from udaseg.data.prepare.rules import PrepareOptions
 from udaseg.data.prepare.verify import verify_dataset
 
 pytestmark = pytest.mark.faults
@@ -56,7 +57,9 @@ def test_flips_in_jpegs_after_indexing(tmp_path):
         data[bit // 8] ^= 1 << bit % 8
         path.write_bytes(bytes(data))
         os.utime(path, ns=(when, when))
-    decoded = prepare_dataset(str(yaml), root=tmp_path / "again", max_bad=50)
+    decoded = prepare_dataset(
+        str(yaml), root=tmp_path / "again", options=PrepareOptions(max_bad=50)
+    )
     found = len(verify_dataset("own", root=tmp_path / "data").changed)
     tell(
         f"flips in JPEGs after indexing: 50, {50 - found} not found by --verify "

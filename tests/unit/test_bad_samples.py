@@ -20,7 +20,7 @@ from udaseg.data.datasets.index import PreparedDataset, Sample
 from udaseg.data.files.images import write_png
 from udaseg.data.labels.classes import ClassSpace
 from udaseg.data.loading import workers as workers_module
-from udaseg.data.loading.batches import TrainingBatches
+from udaseg.data.loading.batches import BatchOptions, TrainingBatches
 from udaseg.data.loading.crops import CropSource
 from udaseg.data.loading.pseudo_labels import write_pseudo_label
 from udaseg.data.loading.rare_class import RareClassSettings
@@ -58,7 +58,7 @@ def _batches(pair, kind=TrainingBatches, source=None, target=None, **changes):
     crops = [CropSource(pair[0], "train", None, (8, 8), True, True, **(source or {}))]
     crops.append(CropSource(pair[1], "train", None, (8, 8), True, False, **(target or {})))
     settings = {"batch_source": 2, "batch_target": 2, "steps": 12, "seed": 0}
-    return kind(*crops, **{**settings, **changes})
+    return kind(*crops, BatchOptions(**{**settings, **changes}))
 
 
 def _damage(dataset, number, label=False):
@@ -206,7 +206,7 @@ def test_images_smaller_than_the_crop_and_odd_crops_are_cut_to_size(tmp_path, si
             rare=RareClassSettings(1.0, 1, 3),
         )
         target = CropSource(dataset, "train", None, crop, True, False)
-        batches = TrainingBatches(crops, target, batch_source=1, batch_target=1, steps=9, seed=0)
+        batches = TrainingBatches(crops, target, BatchOptions(1, 1, steps=9, seed=0))
         for step in range(9):
             batch = batches[step]
             labels, place = batch.source_labels[0], batch.source_images[0].int()

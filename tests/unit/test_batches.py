@@ -11,7 +11,7 @@ from PIL import Image
 from udaseg.data.datasets.index import PreparedDataset, Sample
 from udaseg.data.files.images import write_png
 from udaseg.data.labels.classes import IGNORE, ClassSpace
-from udaseg.data.loading.batches import TrainingBatches
+from udaseg.data.loading.batches import BatchOptions, TrainingBatches
 from udaseg.data.loading.crops import CropSource
 from udaseg.data.loading.transforms import random_crop, random_mirror, resize_image, resize_labels
 from udaseg.errors import DataError
@@ -38,12 +38,14 @@ def _batches(
     return TrainingBatches(
         CropSource(source, "train", None, crop, flip, labelled=True),
         None if target is None else CropSource(target, "train", None, crop, flip, labelled=False),
-        batch_source=batch,
-        batch_target=batch,
-        steps=steps,
-        seed=seed,
-        rank=rank,
-        world_size=world,
+        BatchOptions(
+            batch_source=batch,
+            batch_target=batch,
+            steps=steps,
+            seed=seed,
+            rank=rank,
+            world_size=world,
+        ),
     )
 
 

@@ -18,7 +18,7 @@ from tests.toy import TINY, toy_pair, toy_root
 from udaseg.data.datasets.index import PreparedDataset
 from udaseg.data.files.images import read_image, write_png
 from udaseg.data.loading import cache_write
-from udaseg.data.loading.batches import TrainingBatches
+from udaseg.data.loading.batches import BatchOptions, TrainingBatches
 from udaseg.data.loading.cache import cache_folder, open_cache
 from udaseg.data.loading.cache_write import write_cache
 from udaseg.data.loading.crops import CropSource
@@ -74,10 +74,7 @@ def _pairs(root, size=SIZE, **changes):
             **changes,
         ),
         CropSource(target, "train", size, (32, 40), True, False),
-        batch_source=2,
-        batch_target=2,
-        steps=12,
-        seed=1,
+        BatchOptions(batch_source=2, batch_target=2, steps=12, seed=1),
     )
 
 

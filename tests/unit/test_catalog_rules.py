@@ -8,6 +8,7 @@ from udaseg.data.datasets.catalog import read_builtin
 from udaseg.data.datasets.declaration import read_declaration
 from udaseg.data.open import open_dataset
 from udaseg.data.prepare.prepare import prepare_dataset
+from udaseg.data.prepare.rules import PrepareOptions
 from udaseg.errors import DataError
 
 SIZE = (6, 11)
@@ -55,12 +56,14 @@ def test_odd_files_are_kept_and_listed_unless_a_rule_is_asked_for(gta5):
 
 
 def test_a_rule_leaves_its_files_out_by_option_and_by_yaml(gta5):
-    report = prepare_dataset("gta5", root=gta5, exclude=["blank", "iast"])
+    report = prepare_dataset("gta5", root=gta5, options=PrepareOptions(exclude=("blank", "iast")))
     assert _stems(report.dataset) == ["00001", "12160"]
     assert len(report.excluded) == 3
     assert "15188.png: rule blank: the image is black or white" in report.excluded[1]
     assert not report.unchanged
-    assert prepare_dataset("gta5", root=gta5, exclude=["blank", "iast"]).unchanged
+    assert prepare_dataset(
+        "gta5", root=gta5, options=PrepareOptions(exclude=("blank", "iast"))
+    ).unchanged
     text = "name: clean\nbase: gta5\nexclude: [blank, one-colour, iast]\n"
     clean = prepare_dataset(str(files.dataset_yaml(gta5, text)), root=gta5)
     assert _stems(clean.dataset) == ["00001"]
@@ -68,7 +71,7 @@ def test_a_rule_leaves_its_files_out_by_option_and_by_yaml(gta5):
 
 def test_a_rule_is_remembered_when_the_set_is_opened_again(gta5):
     yaml = str(files.dataset_yaml(gta5, "name: clean\nbase: gta5\n"))
-    prepare_dataset(yaml, root=gta5, exclude=["blank"])
+    prepare_dataset(yaml, root=gta5, options=PrepareOptions(exclude=("blank",)))
     assert _stems(open_dataset(yaml, root=gta5)) == ["00001", "02154", "12160"]
 
 
@@ -76,7 +79,16 @@ def test_a_damaged_file_that_a_rule_leaves_out_stops_nothing(gta5):
     (gta5 / "gta5/images/15188.png").write_bytes(b"")
     with pytest.raises(DataError, match="is empty"):
         prepare_dataset("gta5", root=gta5)
-    assert len(_stems(prepare_dataset("gta5", root=gta5, exclude=["blank"]).dataset)) == 3
+    assert (
+        len(
+            _stems(
+                prepare_dataset(
+                    "gta5", root=gta5, options=PrepareOptions(exclude=("blank",))
+                ).dataset
+            )
+        )
+        == 3
+    )
 
 
 @pytest.mark.parametrize(
@@ -88,7 +100,7 @@ def test_a_damaged_file_that_a_rule_leaves_out_stops_nothing(gta5):
 )
 def test_an_unknown_rule_is_refused(tmp_path, name, rule, said):
     with pytest.raises(DataError, match=said):
-        prepare_dataset(name, root=tmp_path, exclude=[rule])
+        prepare_dataset(name, root=tmp_path, options=PrepareOptions(exclude=(rule,)))
 
 
 @pytest.mark.parametrize(

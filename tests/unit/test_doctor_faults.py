@@ -17,6 +17,7 @@ from udaseg.data.datasets.index import read_index
 from udaseg.data.doctor.doctor import diagnose
 from udaseg.data.doctor.findings import KINDS
 from udaseg.data.prepare.prepare import prepare_dataset
+from udaseg.data.prepare.rules import PrepareOptions
 from udaseg.errors import DataError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -286,7 +287,7 @@ def test_what_changed_since_it_was_prepared_is_named(prepared):
 def test_what_was_left_out_of_a_prepared_set_is_told(tmp_path):
     yaml = sick.clean(tmp_path / "set", train=12)
     (tmp_path / "set/train/labels/005.png").unlink()
-    prepare_dataset(str(yaml), root=tmp_path / "data", max_bad=1)
+    prepare_dataset(str(yaml), root=tmp_path / "data", options=PrepareOptions(max_bad=1))
     (finding,) = _of_prepared(tmp_path).findings
     assert (finding.code, finding.severity, finding.count) == ("left-out", "info", 1)
     assert "005.png: has no label" in finding.examples[0].note

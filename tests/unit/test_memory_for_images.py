@@ -9,7 +9,7 @@ import pytest
 FAULTS = """
 import resource
 import numpy as np
-from udaseg.data.loading.workers import keep_freed_memory
+from udaseg.data.files.images import keep_freed_memory
 if {kept}:
     keep_freed_memory()
 def faults():

@@ -19,6 +19,7 @@ from udaseg.data.labels.classes import IGNORE
 from udaseg.data.labels.read import read_train_ids
 from udaseg.data.open import open_dataset
 from udaseg.data.prepare.prepare import prepare_dataset
+from udaseg.data.prepare.rules import PrepareOptions
 from udaseg.errors import DataError
 from udaseg.text import printable
 
@@ -57,7 +58,7 @@ def _labels(dataset, split="train"):
 
 def _refused(yaml, root, **how):
     with pytest.raises(DataError) as caught:
-        prepare_dataset(str(yaml), root=root, **how)
+        prepare_dataset(str(yaml), root=root, options=PrepareOptions(**how))
     assert not (root / "prepared" / "own").exists()
     return str(caught.value)
 
@@ -392,7 +393,7 @@ def test_every_file_that_cannot_be_used_is_named_and_counted(tmp_path):
         assert reason in said
     assert "5.png: is a broken link" in said
     assert "--max-bad 7" in said
-    report = prepare_dataset(str(yaml), root=tmp_path, max_bad=7)
+    report = prepare_dataset(str(yaml), root=tmp_path, options=PrepareOptions(max_bad=7))
     assert len(report.bad) == 7
     assert [s.image for s in report.dataset.splits["train"]] == [
         "images/6.jpg",
@@ -422,7 +423,7 @@ def test_a_label_of_another_size_is_left_out_resized_or_refused_by_rule(tmp_path
     assert len(report.dataset.splits["train"]) == 2
     assert len(report.excluded) == 1
     assert what in report.excluded[0]
-    report = prepare_dataset(str(yaml), root=tmp_path, on_mismatch="resize")
+    report = prepare_dataset(str(yaml), root=tmp_path, options=PrepareOptions(on_mismatch="resize"))
     assert not report.unchanged
     assert not report.excluded
     labels = _labels(report.dataset)["images/1.png"]
@@ -609,7 +610,7 @@ def test_what_was_prepared_with_a_rule_is_opened_with_it(tmp_path):
     yaml = _own(tmp_path)
     files.put(tmp_path / "labels/1.png", files.gray_png(_ids([0], size=(12, 16))))
     (tmp_path / "labels/2.png").unlink()
-    prepare_dataset(str(yaml), root=tmp_path, max_bad=1, on_mismatch="resize")
+    prepare_dataset(str(yaml), root=tmp_path, options=PrepareOptions(1, "resize"))
     times = {p: p.stat().st_mtime_ns for p in (tmp_path / "prepared").rglob("*.*")}
     assert len(open_dataset(str(yaml), root=tmp_path).splits["train"]) == 2
     assert {p: p.stat().st_mtime_ns for p in times} == times

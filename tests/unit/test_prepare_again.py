@@ -17,6 +17,7 @@ from udaseg.data.loading.cache_write import write_cache
 from udaseg.data.prepare.convert import convert_pair
 from udaseg.data.prepare.manifest import read_manifest
 from udaseg.data.prepare.prepare import prepare_dataset
+from udaseg.data.prepare.rules import PrepareOptions
 from udaseg.data.prepare.verify import verify_dataset
 from udaseg.errors import DataError, EnvironmentFault
 from udaseg.files import file_lock
@@ -42,7 +43,7 @@ def _prepared(tmp_path):
 def _fresh(tmp_path, yaml, **how):
     """Return what a run from nothing leaves at the same place."""
     shutil.rmtree(tmp_path / "data")
-    prepare_dataset(str(yaml), root=tmp_path / "data", **how)
+    prepare_dataset(str(yaml), root=tmp_path / "data", options=PrepareOptions(**how))
     return _prepared(tmp_path)
 
 
@@ -121,7 +122,7 @@ def test_what_decides_over_every_label_has_all_of_them_made_again(tmp_path, read
     if change == "classes":
         yaml.write_text(yaml.read_text().replace("[a, b, c]", "[b, a, c]"))
     rule = {"on_mismatch": "resize"} if change == "mismatch" else {}
-    prepare_dataset(str(yaml), root=tmp_path / "data", **rule)
+    prepare_dataset(str(yaml), root=tmp_path / "data", options=PrepareOptions(**rule))
     assert len(reads) == 5
     assert _content(_prepared(tmp_path)) == _content(_fresh(tmp_path, yaml, **rule))
 

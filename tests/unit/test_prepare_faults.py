@@ -12,6 +12,7 @@ from tests import damage, files, kills
 from tests.measured import measured
 from tests.own import forms, own_set, state
 from udaseg.data.prepare.prepare import prepare_dataset
+from udaseg.data.prepare.rules import PrepareOptions
 
 LABEL = files.gray_png(np.zeros((30, 40), int))
 
@@ -43,7 +44,9 @@ def test_what_is_no_image_is_named_and_nothing_hangs(tmp_path):
         label = tmp_path / "mine/labels" / path.name
         if not path.is_dir():
             files.put(label, files.gray_png(np.zeros((6, 8), int)))
-    report = prepare_dataset(str(yaml), root=tmp_path / "data", max_bad=len(strange))
+    report = prepare_dataset(
+        str(yaml), root=tmp_path / "data", options=PrepareOptions(max_bad=len(strange))
+    )
     named = {Path(line.split(": ")[0]).name: line.partition(": ")[2] for line in report.bad}
     unseen = {"folder.png"}  # a glob of files finds none
     if os.geteuid() == 0:
@@ -131,7 +134,7 @@ def test_the_source_is_never_written_even_where_that_is_forbidden(tmp_path, name
     times = {folder: folder.stat().st_mtime_ns for folder in folders}
     try:
         prepare_dataset(word, root=tmp_path)
-        prepare_dataset(word, root=tmp_path, on_mismatch="resize")
+        prepare_dataset(word, root=tmp_path, options=PrepareOptions(on_mismatch="resize"))
     finally:
         for folder in (*folders, tmp_path / name):
             folder.chmod(0o755)

@@ -147,5 +147,5 @@ def test_an_image_larger_than_a_training_step_is_made_smaller(pair, tmp_path):
         assert Previews(recipe, watched, classes, tmp_path).draw(1) is not None
     finally:
         object.__setattr__(crops, "resize", None)
-    most = (batches.batch_source + batches.batch_target) * 64 * 64
+    most = (batches.options.batch_source + batches.options.batch_target) * 64 * 64
     assert all(0.9 * most < shape[-1] * shape[-2] <= most for shape in seen)

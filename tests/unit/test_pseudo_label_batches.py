@@ -11,7 +11,7 @@ from udaseg.data.datasets.index import PreparedDataset, Sample
 from udaseg.data.files.images import read_image, write_png
 from udaseg.data.labels.classes import IGNORE
 from udaseg.data.labels.read import read_train_ids
-from udaseg.data.loading.batches import TrainingBatches
+from udaseg.data.loading.batches import BatchOptions, TrainingBatches
 from udaseg.data.loading.crops import CropSource
 from udaseg.data.loading.pseudo_labels import (
     pseudo_label_path,
@@ -69,7 +69,7 @@ def _target(dataset, **changes):
 
 def _batches(source, target, **changes):
     settings = {"batch_source": 2, "batch_target": 2, "steps": 10, "seed": 3}
-    return TrainingBatches(source, target, **{**settings, **changes})
+    return TrainingBatches(source, target, BatchOptions(**{**settings, **changes}))
 
 
 def _labels(dataset, sample):

@@ -12,7 +12,7 @@ from tests.toy import TINY, toy_pair, toy_root
 from udaseg.data.datasets.index import PreparedDataset, Sample
 from udaseg.data.files.images import write_png
 from udaseg.data.labels.classes import IGNORE, ClassSpace
-from udaseg.data.loading.batches import TrainingBatches
+from udaseg.data.loading.batches import BatchOptions, TrainingBatches
 from udaseg.data.loading.crops import CropSource
 from udaseg.data.loading.rare_class import (
     RareClassImages,
@@ -176,7 +176,7 @@ def _batches(source, *, min_pixels=10, steps=40, **changes):
     rare = RareClassSettings(0.1, min_pixels, 12)
     crops = CropSource(source, "train", None, (8, 10), True, True, sampling="rare_class", rare=rare)
     settings = {"batch_source": 2, "batch_target": 2, "steps": steps, "seed": 3}
-    return TrainingBatches(crops, None, **{**settings, **changes})
+    return TrainingBatches(crops, None, BatchOptions(**{**settings, **changes}))
 
 
 def _files(batches):
@@ -246,7 +246,7 @@ def test_an_index_without_counts_is_refused(source):
 def test_a_target_is_drawn_without_looking_at_classes(source, word):
     target = CropSource(source, "train", None, (8, 8), True, labelled=False, sampling=word)
     with pytest.raises(ValueError, match="uniformly"):
-        TrainingBatches(None, target, batch_source=1, batch_target=1, steps=1, seed=0)
+        TrainingBatches(None, target, BatchOptions(1, 1, steps=1, seed=0))
     with pytest.raises(RecipeError, match=r"target\.sampling: must be uniform"):
         shipped("toyland/dacs", [f"target.sampling={word}"])
 

@@ -77,13 +77,10 @@ def prepare(
     udaseg.prepare(
         names=names,
         root=root,
+        options=udaseg.PrepareOptions(max_bad, on_mismatch.value, tuple(exclude or ())),
         check_only=check_only,
-        max_bad=max_bad,
-        on_mismatch=on_mismatch.value,
-        exclude=exclude or [],
         seed=seed,
         size=size_px,
         workers=workers,
-        cache=cache_px,
-        cache_format=cache_format.value,
+        cache=None if cache_px is None else udaseg.CacheOptions(cache_px, cache_format.value),
     )

@@ -16,6 +16,7 @@ _KEYS = {
     *("title", "home", "licence", "download", "size", "folders", "archives", "expected"),
     *("base", "table", "rules", "exclude", "layouts"),
 }
+_ABOUT_KEYS = ("title", "home", "licence", "download", "size")
 _LAYOUT_KEYS = ("images", "labels", "match")
 _CATALOG = Path(__file__).parent / "catalog"
 SplitRule = str | float | tuple[str, ...]
@@ -105,67 +106,85 @@ def read_declaration(path: Path, *, builtin: bool = False) -> Declaration:
         DataError: The YAML is invalid; the message lists all problems, one per line.
     """
     document, lines = read_yaml_document(path)
-    faults = Problems(path, lines)
-    for key in document:
-        if key not in _KEYS:
-            faults.add(key, f"unknown key{did_you_mean(str(key), sorted(_KEYS))}")
+    problems = Problems(path, lines)
+    _check_keys_known(document, problems)
     if "base" in document:
-        document = _with_base(document, faults)
-    for key in ("name", "images"):
-        if key not in document:
-            faults.add("", f"'{key}' is missing")
-    name = document.get("name", "")
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name):
-        faults.add("name", f"must be letters, digits, '.', '_' and '-', got {name!r}")
-    label_format = document.get("label_format", "ids")
-    if label_format not in ("ids", "rgb", "synthia"):
-        faults.add("label_format", f"must be ids, rgb or synthia, got {label_format!r}")
-        label_format = "ids"
-    images, labels = (_globs(document.get(key), key, faults) for key in ("images", "labels"))
-    table = None
-    if labels:
-        if "classes" not in document:
-            faults.add("labels", "labels need 'classes': a table's name or a list")
-        else:
-            table = parse_label_table(document, faults, label_format)
-    root = _root(document, path, faults, builtin or "base" in document)
-    rules = parse_file_rules(document.get("rules", {}), faults)
-    layouts = _layouts(document, faults)
+        document = _with_base(document, problems)
+    _check_keys_present(document, problems)
+    name = _name(document, problems)
+    label_format = _label_format(document, problems)
+    images, labels = (_globs(document.get(key), key, problems) for key in ("images", "labels"))
+    table = _table(document, problems, label_format) if labels else None
+    root = _root(document, path, problems, builtin or "base" in document)
+    rules = parse_file_rules(document.get("rules", {}), problems)
+    layouts = _layouts(document, problems)
     declaration = Declaration(
-        name=str(name),
+        name=name,
         path=path,
         root=root,
         images=images,
         labels=labels,
-        stem_endings=_stem_endings(document.get("match", "stem"), faults),
-        label_format=cast(LabelFormat, label_format),
+        stem_endings=_stem_endings(document.get("match", "stem"), problems),
+        label_format=label_format,
         table=table,
-        splits=_splits(document.get("splits", {}), images, faults),
-        about={
-            key: document[key]
-            for key in ("title", "home", "licence", "download", "size")
-            if key in document
-        },
-        folders=_string_list(document.get("folders", []), "folders", faults),
-        archives=_string_list(document.get("archives", []), "archives", faults),
-        expected_counts=_expected_counts(document.get("expected", {}), faults),
+        splits=_splits(document.get("splits", {}), images, problems),
+        about={key: document[key] for key in _ABOUT_KEYS if key in document},
+        folders=_string_list(document.get("folders", []), "folders", problems),
+        archives=_string_list(document.get("archives", []), "archives", problems),
+        expected_counts=_expected_counts(document.get("expected", {}), problems),
         base=document.get("base"),
         rules=rules,
-        exclude=parse_excluded_rules(document.get("exclude", []), rules, faults),
+        exclude=parse_excluded_rules(document.get("exclude", []), rules, problems),
         layouts=layouts,
     )
-    faults.raise_if_any()
+    problems.raise_if_any()
     return declaration
 
 
-def _with_base(document: Mapping[str, Any], faults: Problems) -> dict[str, Any]:
+def _check_keys_known(document: Mapping[str, Any], problems: Problems) -> None:
+    for key in document:
+        if key not in _KEYS:
+            problems.add(key, f"unknown key{did_you_mean(str(key), sorted(_KEYS))}")
+
+
+def _check_keys_present(document: Mapping[str, Any], problems: Problems) -> None:
+    for key in ("name", "images"):
+        if key not in document:
+            problems.add("", f"'{key}' is missing")
+
+
+def _name(document: Mapping[str, Any], problems: Problems) -> str:
+    name = document.get("name", "")
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name):
+        problems.add("name", f"must be letters, digits, '.', '_' and '-', got {name!r}")
+    return str(name)
+
+
+def _label_format(document: Mapping[str, Any], problems: Problems) -> LabelFormat:
+    label_format = document.get("label_format", "ids")
+    if label_format not in ("ids", "rgb", "synthia"):
+        problems.add("label_format", f"must be ids, rgb or synthia, got {label_format!r}")
+        return "ids"
+    return cast(LabelFormat, label_format)
+
+
+def _table(
+    document: Mapping[str, Any], problems: Problems, label_format: LabelFormat
+) -> LabelTable | None:
+    if "classes" not in document:
+        problems.add("labels", "labels need 'classes': a table's name or a list")
+        return None
+    return parse_label_table(document, problems, label_format)
+
+
+def _with_base(document: Mapping[str, Any], problems: Problems) -> dict[str, Any]:
     """Return the document, with missing keys taken from a built-in dataset."""
     name = document["base"]
     known = sorted(path.stem for path in _CATALOG.glob("*.yaml"))
     if name not in known:
         hint = did_you_mean(str(name), known)
-        faults.add("base", f"no built-in dataset '{name}'{hint}; available: {', '.join(known)}")
-        faults.raise_if_any()
+        problems.add("base", f"no built-in dataset '{name}'{hint}; available: {', '.join(known)}")
+        problems.raise_if_any()
     base, _ = read_yaml_document(_CATALOG / f"{name}.yaml")
     del base["name"]
     if isinstance(document.get("classes"), list) and "table" not in document:
@@ -179,32 +198,34 @@ def _with_base(document: Mapping[str, Any], faults: Problems) -> dict[str, Any]:
     return {**base, **document}
 
 
-def _string_list(value: object, key: str, faults: Problems) -> tuple[str, ...]:
+def _string_list(value: object, key: str, problems: Problems) -> tuple[str, ...]:
     if isinstance(value, list) and all(isinstance(part, str) for part in value):
         return tuple(value)
-    faults.add(key, f"must be a list of strings, got {value!r}")
+    problems.add(key, f"must be a list of strings, got {value!r}")
     return ()
 
 
-def _expected_counts(value: object, faults: Problems) -> dict[str, int]:
+def _expected_counts(value: object, problems: Problems) -> dict[str, int]:
     if isinstance(value, dict) and all(type(part) is int for part in value.values()):
         return {str(split): count for split, count in value.items()}
-    faults.add("expected", f"must be a mapping of splits to image counts, got {value!r}")
+    problems.add("expected", f"must be a mapping of splits to image counts, got {value!r}")
     return {}
 
 
-def _root(document: Mapping[str, Any], path: Path, faults: Problems, builtin: bool) -> Path | None:
+def _root(
+    document: Mapping[str, Any], path: Path, problems: Problems, builtin: bool
+) -> Path | None:
     if "root" not in document:
         return None if builtin else path.resolve().parent
     text = document["root"]
     if not isinstance(text, str) or not text:
-        faults.add("root", f"must be a folder, got {text!r}")
+        problems.add("root", f"must be a folder, got {text!r}")
         return None
 
     def value(match: re.Match[str]) -> str:
         folder = os.environ.get(match[1])
         if not folder:
-            faults.add(
+            problems.add(
                 "root", f"the environment variable {match[1]} is not set; set it to the folder"
             )
         return folder or ""
@@ -212,35 +233,35 @@ def _root(document: Mapping[str, Any], path: Path, faults: Problems, builtin: bo
     return path.resolve().parent / Path(_VARIABLE.sub(value, text)).expanduser()
 
 
-def _globs(value: object, key: str, faults: Problems) -> dict[str, str]:
+def _globs(value: object, key: str, problems: Problems) -> dict[str, str]:
     if value is None:
         return {}
     globs = {"": value} if isinstance(value, str) else value
     if not isinstance(globs, dict) or not all(isinstance(part, str) for part in globs.values()):
-        faults.add(key, f"must be a glob, or one glob per split, got {value!r}")
+        problems.add(key, f"must be a glob, or one glob per split, got {value!r}")
         return {}
     for pattern in globs.values():
         if pattern.startswith(("/", "~")) or ".." in Path(pattern).parts or not Path(pattern).parts:
-            faults.add(key, f"must be a glob below the root, got '{pattern}'")
+            problems.add(key, f"must be a glob below the root, got '{pattern}'")
     return {str(split): pattern for split, pattern in globs.items()}
 
 
-def _layouts(document: Mapping[str, Any], faults: Problems) -> tuple[Layout, ...]:
+def _layouts(document: Mapping[str, Any], problems: Problems) -> tuple[Layout, ...]:
     """Return the listed layouts, with missing keys taken from the document."""
     listed = document.get("layouts", [])
     layouts = []
     for entry in listed if isinstance(listed, list) else [listed]:
         if not isinstance(entry, dict) or not entry or set(entry) - set(_LAYOUT_KEYS):
             problem = f"must be a list of {{{', '.join(_LAYOUT_KEYS)}}}, got {entry!r}"
-            faults.add("layouts", problem)
+            problems.add("layouts", problem)
             continue
         images, labels, match = ({**document, **entry}.get(key) for key in _LAYOUT_KEYS)
-        globs = (_globs(images, "layouts", faults), _globs(labels, "layouts", faults))
-        layouts.append(Layout(*globs, _stem_endings("stem" if match is None else match, faults)))
+        globs = (_globs(images, "layouts", problems), _globs(labels, "layouts", problems))
+        layouts.append(Layout(*globs, _stem_endings("stem" if match is None else match, problems)))
     return tuple(layouts)
 
 
-def _stem_endings(value: object, faults: Problems) -> tuple[str, ...]:
+def _stem_endings(value: object, problems: Problems) -> tuple[str, ...]:
     if value == "stem":
         return ()
     if isinstance(value, dict) and set(value) == {"strip"}:
@@ -248,23 +269,23 @@ def _stem_endings(value: object, faults: Problems) -> tuple[str, ...]:
         strip = [strip] if isinstance(strip, str) else strip
         if isinstance(strip, list) and all(isinstance(part, str) for part in strip):
             return tuple(strip)
-    faults.add("match", f"must be `stem` or `{{strip: [ENDING, ...]}}`, got {value!r}")
+    problems.add("match", f"must be `stem` or `{{strip: [ENDING, ...]}}`, got {value!r}")
     return ()
 
 
-def _splits(value: object, images: Mapping[str, str], faults: Problems) -> dict[str, SplitRule]:
+def _splits(value: object, images: Mapping[str, str], problems: Problems) -> dict[str, SplitRule]:
     if not isinstance(value, dict):
-        faults.add("splits", f"must be a mapping of splits to rules, got {value!r}")
+        problems.add("splits", f"must be a mapping of splits to rules, got {value!r}")
         return {}
     if value and "" not in images:
-        faults.add("splits", "images are already given per split; remove splits")
+        problems.add("splits", "images are already given per split; remove splits")
     fractions = 0.0
     rules: dict[str, SplitRule] = {}
     for split, rule in value.items():
         if isinstance(rule, list) and rule and all(isinstance(part, str) for part in rule):
             rules[str(split)] = tuple(rule)
         elif isinstance(rule, bool) or not isinstance(rule, str | int | float):
-            faults.add(
+            problems.add(
                 "splits", f"{split}: must be a list file, a fraction or a folder, got {rule!r}"
             )
         else:
@@ -273,17 +294,17 @@ def _splits(value: object, images: Mapping[str, str], faults: Problems) -> dict[
                 fractions += rule
                 if not 0 < rule <= 1:
                     problem = f"{split}: a fraction must be above 0 and at most 1, got {rule}"
-                    faults.add("splits", problem)
+                    problems.add("splits", problem)
     if fractions > 1 + 1e-9:
-        faults.add("splits", f"the fractions add up to {fractions:g}, more than 1")
+        problems.add("splits", f"the fractions add up to {fractions:g}, more than 1")
     return rules or ({"train": 1.0} if "" in images else {})
 
 
-def parse_file_rules(value: object, faults: Problems) -> dict[str, FileRule]:
+def parse_file_rules(value: object, problems: Problems) -> dict[str, FileRule]:
     """Return the rules declared by `rules: {NAME: {why, images}}`."""
     rules: dict[str, FileRule] = {}
     if not isinstance(value, dict):
-        faults.add("rules", f"must be `name: {{why: ..., images: [...]}}`, got {value!r}")
+        problems.add("rules", f"must be `name: {{why: ..., images: [...]}}`, got {value!r}")
         return rules
     for name, rule in value.items():
         stems = rule.get("images") if isinstance(rule, dict) else None
@@ -294,7 +315,9 @@ def parse_file_rules(value: object, faults: Problems) -> dict[str, FileRule]:
             or not isinstance(why, str)
             or set(rule) != {"why", "images"}
         ):
-            faults.add("rules", f"{name}: must be {{why: ..., images: [NAME, ...]}}, got {rule!r}")
+            problems.add(
+                "rules", f"{name}: must be {{why: ..., images: [NAME, ...]}}, got {rule!r}"
+            )
             continue
         rules[str(name)] = FileRule(why, frozenset(str(stem) for stem in stems))
     return rules
@@ -308,13 +331,13 @@ def unknown_rule_message(name: str, rules: Iterable[str]) -> str:
 
 
 def parse_excluded_rules(
-    value: object, rules: Mapping[str, FileRule], faults: Problems
+    value: object, rules: Mapping[str, FileRule], problems: Problems
 ) -> tuple[str, ...]:
     """Return the rule names in `exclude: [NAME, ...]`."""
     if not isinstance(value, list) or not all(isinstance(part, str) for part in value):
-        faults.add("exclude", f"must be a list of rule names, got {value!r}")
+        problems.add("exclude", f"must be a list of rule names, got {value!r}")
         return ()
     for name in value:
         if name not in rules:
-            faults.add("exclude", unknown_rule_message(name, rules))
+            problems.add("exclude", unknown_rule_message(name, rules))
     return tuple(name for name in value if name in rules)

@@ -126,10 +126,10 @@ def _group_by_digest(images: Sequence[CheckedImage]) -> list[list[int]]:
 
 
 def near_pairs(marks: NDArray[np.uint8]) -> set[tuple[int, int]]:
-    """Return the pairs of rows that differ in at most `NEAR` bits, the smaller index first.
+    """Return the pairs of rows that differ in few bits, the smaller index first.
 
-    The bits are divided into NEAR + 1 bands. Rows that differ in NEAR bits agree in at least one
-    whole band, so only rows that share a band are compared.
+    At most `MAX_BIT_DIFFERENCE` bits may differ. The bits are divided into one more band than that,
+    so such rows agree in at least one whole band, and only rows that share a band are compared.
 
     Args:
         marks: (N, 32) uint8.

@@ -30,7 +30,7 @@ class FindingKind:
 
 
 def _kinds(severity: Severity, *rows: tuple[str, str, str]) -> dict[str, FindingKind]:
-    return {code: FindingKind(severity, what, fix) for code, what, fix in rows}
+    return {code: FindingKind(severity, problem, fix) for code, problem, fix in rows}
 
 
 KINDS: Mapping[str, FindingKind] = {

@@ -204,7 +204,7 @@ def _open_declared(declaration: Declaration, folder: Path, role: Role) -> Subjec
     )
 
 
-# the lines of `pairs_of` about unpaired files
+# the lines of `find_pairs` about unpaired files
 _UNPAIRED_PATTERNS = {
     code: re.compile(f"(?P<path>.*): {pattern}", re.DOTALL)
     for code, pattern in (
@@ -217,7 +217,7 @@ _UNPAIRED_PATTERNS = {
 
 
 def unpaired_files(pairs: DatasetFiles) -> Iterator[tuple[str, Path, str]]:
-    """Yield code, file and note of each unpaired file, parsed from the lines of `pairs_of`."""
+    """Yield code, file and note of each unpaired file, parsed from the lines of `find_pairs`."""
     for line in pairs.unpaired:
         for code, pattern in _UNPAIRED_PATTERNS.items():
             match = pattern.fullmatch(line)

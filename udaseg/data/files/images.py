@@ -14,6 +14,7 @@ from udaseg.errors import DataError
 from udaseg.files import write_atomic
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+_LARGE_BLOCK_BYTES = 2**25 - 2**16
 
 # damaged files raise a DataError; without this OpenCV would print messages as well
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
@@ -141,6 +142,11 @@ def checked_bytes(path: Path, data: bytes | None = None, max_pixels: int = MAX_P
 
 
 def decode(path: Path, data: bytes, flags: int) -> NDArray[Any]:
+    """Return what OpenCV decodes from the content of `path`, by `flags` (`cv2.IMREAD_*`).
+
+    Raises:
+        DataError: The image cannot be decoded.
+    """
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
@@ -165,3 +171,13 @@ def decode_as_stored(path: Path, data: bytes, *, in_color: bool) -> tuple[str, N
 
 
 Pixels = NDArray[np.uint8]
+
+
+def keep_freed_memory() -> None:
+    """Make the allocator keep up to 64 MB of freed memory for the next images.
+
+    glibc derives how much to keep from the largest block freed so far, for blocks up to 32 MB. If
+    only small images are read, it returns the memory of each one to the system, which has to fill
+    it with zeros again, page by page. Other allocators are not affected.
+    """
+    np.empty(_LARGE_BLOCK_BYTES, np.uint8)  # freed at once

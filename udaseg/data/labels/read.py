@@ -1,6 +1,7 @@
 """Label files in their published formats, read as ids."""
 
 import contextlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,32 +48,20 @@ def read_label_ids(
     Raises:
         DataError: The file is unreadable, damaged, or its format cannot store ids.
     """
-    data = checked_bytes(path, data)
+    return _READERS[label_format](path, checked_bytes(path, data))
+
+
+def _read_ids(path: Path, data: bytes) -> NDArray[Any]:
+    """Return the ids of a single-channel or palette image."""
+    _refuse_jpeg(path, data)
     form = png_pixel_format(data)
-    if label_format == "synthia":
-        if form not in ("16-bit RGB", "16-bit RGBA"):
-            raise DataError(
-                f"{path}: label_format synthia needs three channels of 16 bits, but the image is "
-                f"{form or 'not a PNG'}"
-            )
-        channels = decode(path, data, cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
-        return np.ascontiguousarray(channels[..., 2])  # OpenCV orders blue, green, red
-    if data.startswith(b"\xff\xd8"):
-        raise DataError(f"{path}: JPEG compression changes ids; store labels losslessly (PNG)")
-    if form == "8-bit gray" and label_format == "ids":
+    if form == "8-bit gray":
         # OpenCV decodes faster than Pillow; if it fails, Pillow below gives the reason
         with contextlib.suppress(DataError):
             grey = decode(path, data, cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
             if grey.ndim == 2 and grey.dtype == np.uint8:
                 return grey
-    mode, pixels = decode_as_stored(path, data, in_color=label_format == "rgb")
-    if label_format == "rgb":
-        if mode not in ("RGB", "RGBA", "P"):
-            raise DataError(f"{path}: label_format rgb needs colours, but the image is {mode}")
-        if form.startswith("16-bit"):  # Pillow would drop the lower half of each channel
-            raise DataError(f"{path}: label_format rgb needs 8 bits, but the image is {form}")
-        rgb = pixels.astype(np.int32)
-        return (rgb[..., 0] << 16) | (rgb[..., 1] << 8) | rgb[..., 2]
+    mode, pixels = decode_as_stored(path, data, in_color=False)
     if mode in ("P", "I;16"):
         return pixels
     if mode == "I":
@@ -89,3 +78,40 @@ def read_label_ids(
             else "use label_format rgb for colour-coded labels"
         )
     )
+
+
+def _read_rgb(path: Path, data: bytes) -> NDArray[Any]:
+    """Return r << 16 | g << 8 | b of an 8-bit colour or palette image."""
+    _refuse_jpeg(path, data)
+    form = png_pixel_format(data)
+    mode, pixels = decode_as_stored(path, data, in_color=True)
+    if mode not in ("RGB", "RGBA", "P"):
+        raise DataError(f"{path}: label_format rgb needs colours, but the image is {mode}")
+    if form.startswith("16-bit"):  # Pillow would drop the lower half of each channel
+        raise DataError(f"{path}: label_format rgb needs 8 bits, but the image is {form}")
+    rgb = pixels.astype(np.int32)
+    return (rgb[..., 0] << 16) | (rgb[..., 1] << 8) | rgb[..., 2]
+
+
+def _read_synthia(path: Path, data: bytes) -> NDArray[Any]:
+    """Return the first RGB channel of a 16-bit colour PNG."""
+    form = png_pixel_format(data)
+    if form not in ("16-bit RGB", "16-bit RGBA"):
+        raise DataError(
+            f"{path}: label_format synthia needs three channels of 16 bits, but the image is "
+            f"{form or 'not a PNG'}"
+        )
+    channels = decode(path, data, cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
+    return np.ascontiguousarray(channels[..., 2])  # OpenCV orders blue, green, red
+
+
+def _refuse_jpeg(path: Path, data: bytes) -> None:
+    if data.startswith(b"\xff\xd8"):
+        raise DataError(f"{path}: JPEG compression changes ids; store labels losslessly (PNG)")
+
+
+_READERS: Mapping[LabelFormat, Callable[[Path, bytes], NDArray[Any]]] = {
+    "ids": _read_ids,
+    "rgb": _read_rgb,
+    "synthia": _read_synthia,
+}

@@ -71,18 +71,11 @@ class Batch:
         )
 
 
-class TrainingBatches(Dataset[Batch]):
-    """Batches of a run, where batch i depends only on (seed, i, rank).
+@dataclass(frozen=True)
+class BatchOptions:
+    """Sizes, order and faults of the batches of a stage.
 
-    The batches of all ranks in a step, concatenated, equal the batch of a single process with the
-    same total size.
-
-    Source and target iterate over their files independently (see `Draws`), so neither ends when the
-    other does.
-
-    Args:
-        source: Labelled crops, or None.
-        target: Unlabelled crops, or None.
+    Attributes:
         batch_source: Source images per batch on each rank.
         batch_target: Target images per batch on each rank.
         steps: Step of the run at which this stage ends.
@@ -94,6 +87,32 @@ class TrainingBatches(Dataset[Batch]):
             from the number of the draw, and adds the reason to `Batch.skipped`.
         worker_timeout: Seconds without a batch after which a loader process counts as hung; 0
             disables the limit.
+    """
+
+    batch_source: int
+    batch_target: int
+    steps: int
+    seed: int
+    rank: int = 0
+    world_size: int = 1
+    first_step: int = 0
+    on_bad_sample: Literal["fail", "skip"] = "fail"
+    worker_timeout: float = 300
+
+
+class TrainingBatches(Dataset[Batch]):
+    """Batches of a run, where batch i depends only on (seed, i, rank).
+
+    The batches of all ranks in a step, concatenated, equal the batch of a single process with the
+    same total size.
+
+    Source and target iterate over their files independently (see `SamplingOrder`), so neither ends
+    when the other does.
+
+    Args:
+        source: Labelled crops, or None.
+        target: Unlabelled crops, or None.
+        options: Sizes, order and faults of the batches.
 
     Raises:
         DataError: A split has no images, or lacks the class counts that its sampling needs.
@@ -101,35 +120,22 @@ class TrainingBatches(Dataset[Batch]):
     """
 
     def __init__(
-        self,
-        source: CropSource | None,
-        target: CropSource | None,
-        *,
-        batch_source: int,
-        batch_target: int,
-        steps: int,
-        seed: int,
-        rank: int = 0,
-        world_size: int = 1,
-        first_step: int = 0,
-        on_bad_sample: Literal["fail", "skip"] = "fail",
-        worker_timeout: float = 300,
+        self, source: CropSource | None, target: CropSource | None, options: BatchOptions
     ) -> None:
         for crops in (source, target):
             if crops is not None and not crops.samples:
                 raise DataError(f"{crops.dataset.name}: split '{crops.split}' has no images")
         if target is not None and target.sampling != "uniform":
             raise ValueError(f"the target must be sampled uniformly, got {target.sampling}")
-        self.source, self.target = source, target
-        self.batch_source, self.batch_target = batch_source, batch_target
-        self.steps, self.seed, self.rank, self.world_size = steps, seed, rank, world_size
-        self.first_step, self.on_bad_sample = first_step, on_bad_sample
-        self.worker_timeout = worker_timeout
-        self._source = None if source is None else SamplingOrder(source, seed=seed, domain=_SOURCE)
-        self._target = None if target is None else SamplingOrder(target, seed=seed, domain=_TARGET)
+        self.source, self.target, self.options = source, target, options
+        self._source = self._target = None
+        if source is not None:
+            self._source = SamplingOrder(source, seed=options.seed, domain=_SOURCE)
+        if target is not None:
+            self._target = SamplingOrder(target, seed=options.seed, domain=_TARGET)
 
     def __len__(self) -> int:
-        return self.steps
+        return self.options.steps
 
     def __getitem__(self, step: int) -> Batch:
         """Return the batch of `step` on this rank."""
@@ -137,24 +143,25 @@ class TrainingBatches(Dataset[Batch]):
         source_images, source_labels = _empty_source()
         if self._source is not None:
             source_crops = self._read_crops(
-                self._source, self._draw_numbers(step, self.batch_source), skipped
+                self._source, self._draw_numbers(step, self.options.batch_source), skipped
             )
             source_images = _image_tensor([image for image, _ in source_crops])
             source_labels = _label_tensor([label for _, label in source_crops])
         target = pseudo = None
         if self._target is not None:
             target_crops = self._read_crops(
-                self._target, self._draw_numbers(step, self.batch_target), skipped
+                self._target, self._draw_numbers(step, self.options.batch_target), skipped
             )
             target = _image_tensor([image for image, _ in target_crops])
             if self._target.crops.pseudo_labels is not None:
                 pseudo = _label_tensor([label for _, label in target_crops])
         # The same seed on all ranks: each draws the random numbers for the images of all ranks.
         # The constant 0 stays so that existing seeds keep their meaning.
-        entropy = np.random.SeedSequence([self.seed, step, 0])
+        entropy = np.random.SeedSequence([self.options.seed, step, 0])
+        first_step, steps = self.options.first_step, self.options.steps
         return Batch(
             step=step,
-            progress=(step - self.first_step) / (self.steps - self.first_step),
+            progress=(step - first_step) / (steps - first_step),
             seed=int(entropy.generate_state(1, np.uint32)[0]),
             source_images=source_images,
             source_labels=source_labels,
@@ -171,10 +178,10 @@ class TrainingBatches(Dataset[Batch]):
             "source_labels": labels.shape,
         }
         if self.source is not None:
-            size, crop = self.batch_source, self.source.crop
+            size, crop = self.options.batch_source, self.source.crop
             shapes = {"source_images": (size, 3, *crop), "source_labels": (size, *crop)}
         if self.target is not None:
-            size, crop = self.batch_target, self.target.crop
+            size, crop = self.options.batch_target, self.target.crop
             shapes["target_images"] = (size, 3, *crop)
             if self.target.pseudo_labels is not None:
                 shapes["pseudo_labels"] = (size, *crop)
@@ -182,7 +189,7 @@ class TrainingBatches(Dataset[Batch]):
 
     def _draw_numbers(self, step: int, size: int) -> range:
         """Return the draw numbers of a domain in `step` on this rank."""
-        first = (step * self.world_size + self.rank) * size
+        first = (step * self.options.world_size + self.options.rank) * size
         return range(first, first + size)
 
     def _read_crops(self, draws: SamplingOrder, numbers: range, skipped: list[str]) -> list[_Crop]:
@@ -200,7 +207,7 @@ class TrainingBatches(Dataset[Batch]):
             try:
                 image, labels = crops.read(draw.sample)
             except DataError as error:
-                if self.on_bad_sample == "fail":
+                if self.options.on_bad_sample == "fail":
                     raise
                 skipped.append(str(error))
                 draw = draws.replacement(requested, attempt)
@@ -208,8 +215,9 @@ class TrainingBatches(Dataset[Batch]):
             rng = np.random.default_rng(requested.key)
             return crops.crop_image(draw.sample, image, labels, rng, draw.train_id)
         raise DataError(
-            f"{skipped[-1]}; the {_MAX_REPLACEMENTS} images tried before it could not be used either: the "
-            "dataset is damaged or missing, not single files; check it with `udaseg doctor`"
+            f"{skipped[-1]}; the {_MAX_REPLACEMENTS} images tried before it could not be used "
+            "either: the dataset is damaged or missing, not single files; check it with "
+            "`udaseg doctor`"
         )
 
     @property
@@ -231,8 +239,8 @@ class TrainingBatches(Dataset[Batch]):
         return [
             str(draws.crops.dataset.image_path(draws.draw(number).sample))
             for draws, size in (
-                (self._source, self.batch_source),
-                (self._target, self.batch_target),
+                (self._source, self.options.batch_source),
+                (self._target, self.options.batch_target),
             )
             if draws is not None
             for number in self._draw_numbers(step, size)

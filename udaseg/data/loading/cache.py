@@ -19,6 +19,7 @@ from udaseg.data.files.images import read_bytes, read_image
 from udaseg.data.labels.read import read_train_ids
 from udaseg.data.loading.packed import import_zstd, unpack
 from udaseg.errors import DataError, EnvironmentFault
+from udaseg.files import file_stamp
 
 log = logging.getLogger(__name__)
 CacheFormat = Literal["png", "raw"]
@@ -90,15 +91,6 @@ class Cache:
 def cache_folder(dataset: PreparedDataset, size: tuple[int, int]) -> Path:
     """Return the folder of the cache of `size` (height, width), next to the index."""
     return dataset.folder / f"cache-{size[1]}x{size[0]}"
-
-
-def file_stamp(path: Path) -> str:
-    """Return size and modification time of a file, to detect changes."""
-    try:
-        info = path.stat()
-    except OSError:
-        return "unreadable"
-    return f"{info.st_size} {info.st_mtime_ns}"
 
 
 def read_cache_manifest(folder: Path) -> Mapping[str, Any] | None:

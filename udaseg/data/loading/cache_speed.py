@@ -7,9 +7,9 @@ from statistics import median
 import cv2
 
 from udaseg.data.datasets.index import PreparedDataset
+from udaseg.data.files.images import keep_freed_memory
 from udaseg.data.loading.cache import Cache
 from udaseg.data.loading.crops import CropSource
-from udaseg.data.loading.workers import keep_freed_memory
 
 _SAMPLES = 8
 _ROUNDS = 3

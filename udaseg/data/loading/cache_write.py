@@ -20,14 +20,20 @@ from udaseg.data.loading.cache import (
     Cache,
     CacheFormat,
     cache_folder,
-    file_stamp,
     is_up_to_date,
     read_cache_manifest,
     uncached_images,
 )
 from udaseg.data.loading.crops import CropSource
 from udaseg.data.loading.packed import import_zstd, pack
-from udaseg.files import disk_full, file_lock, free_disk_space, sync_to_disk, write_atomic
+from udaseg.files import (
+    disk_full,
+    file_lock,
+    file_stamp,
+    free_disk_space,
+    sync_to_disk,
+    write_atomic,
+)
 
 CACHE_JOURNAL_NAME = "journal.jsonl"
 

@@ -98,7 +98,8 @@ class CropSource:
         Args:
             sample: The image.
             rng: Source of all random choices.
-            train_id: Class that the crop must contain, as set by `rare`; None for any crop.
+            train_id: Class that the crop must contain, as drawn by rare-class sampling; None for
+                any crop.
         """
         return self.crop_image(sample, *self.read(sample), rng, train_id)
 
@@ -163,8 +164,8 @@ class CropSource:
         """
         if any(not sample.class_pixels for sample in self.samples):
             raise DataError(
-                f"{self.dataset.name}: the index has no class counts, which {self._sampling_name} sampling "
-                "needs; run `udaseg prepare` again"
+                f"{self.dataset.name}: the index has no class counts, which {self._sampling_name} "
+                "sampling needs; run `udaseg prepare` again"
             )
         pixels = np.array([sample.class_pixels for sample in self.samples], np.int64)
         if not pixels.any():

@@ -17,10 +17,10 @@ from multiprocessing.process import BaseProcess
 from typing import Any, Final
 
 import cv2
-import numpy as np
 import torch
 from torch import Tensor
 
+from udaseg.data.files.images import keep_freed_memory
 from udaseg.data.loading.batches import Batch, TrainingBatches
 from udaseg.errors import DataError, EnvironmentFault
 
@@ -64,7 +64,7 @@ class WorkerPool:
     def __init__(
         self, dataset: TrainingBatches, steps: range, workers: int, ahead: int, pin: bool
     ) -> None:
-        self._timeout, self._pin = dataset.worker_timeout, pin
+        self._timeout, self._pin = dataset.options.worker_timeout, pin
         self._steps, self._workers, self._ahead = steps, workers, ahead
         self._shapes = dataset.shapes()
         self._results: dict[int, dict[str, Any] | BatchFailure] = {}
@@ -244,9 +244,10 @@ def iterate_batches(
 ) -> Iterator[Batch]:
     """Yield the batches of steps `first` to the end, decoded in `workers` processes.
 
-    If a process dies, or returns no batch for `dataset.worker_timeout` seconds, loading continues
-    where it stopped, because a batch is a function of its step. One process then makes the batches
-    that were in progress, one at a time, so that a second fault can be traced to a step and files.
+    If a process dies, or returns no batch for `dataset.options.worker_timeout` seconds, loading
+    continues where it stopped, because a batch is a function of its step. One process then makes
+    the batches that were in progress, one at a time, so that a second fault can be traced to a step
+    and files.
 
     Raises:
         DataError: A file cannot be used, or a batch cannot be made; the message names the files.
@@ -320,16 +321,3 @@ def _log_caches(dataset: TrainingBatches) -> None:
             log.info(
                 "%s images of %dx%d are read from %s", domain, width, height, crops.cache.folder
             )
-
-
-_LARGE_BLOCK_BYTES = 2**25 - 2**16
-
-
-def keep_freed_memory() -> None:
-    """Make the allocator keep up to 64 MB of freed memory for the next images.
-
-    glibc derives how much to keep from the largest block freed so far, for blocks up to 32 MB. If
-    only small images are read, it returns the memory of each one to the system, which has to fill
-    it with zeros again, page by page. Other allocators are not affected.
-    """
-    np.empty(_LARGE_BLOCK_BYTES, np.uint8)  # freed at once

@@ -3,8 +3,8 @@
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -12,10 +12,12 @@ from rich.table import Table
 from rich.text import Text
 
 from udaseg.data.datasets.index import PreparedDataset, Sample
+from udaseg.data.loading.cache import CacheFormat
 from udaseg.data.loading.cache_speed import measure_cache_speedup
 from udaseg.data.loading.cache_write import CacheReport, write_cache
 from udaseg.data.prepare.prepare import prepare_dataset
 from udaseg.data.prepare.report import PrepareReport
+from udaseg.data.prepare.rules import PrepareOptions
 from udaseg.data.prepare.verify import VerifyReport, verify_dataset
 from udaseg.data.toyland.make import make_toyland
 from udaseg.display.progress import LazyProgress
@@ -25,36 +27,44 @@ from udaseg.text import printable
 log = logging.getLogger(__name__)
 _MAX_LINES = 5
 _MAX_CLASSES_UNREMARKABLE = 2  # with this many classes, labels with a single class are normal
+_MAX_CHANGES = 10
+
+
+@dataclass(frozen=True)
+class CacheOptions:
+    """The cache of training images that `prepare` writes.
+
+    Attributes:
+        size: (height, width) of the cached images, like the recipe's `resize`.
+        format: `png`, or `raw`: faster to read, needs zstd.
+    """
+
+    size: tuple[int, int]
+    format: CacheFormat = "png"
 
 
 def prepare(
     *,
     names: list[str],
     root: Path,
-    check_only: bool,
-    max_bad: int,
-    on_mismatch: str,
-    exclude: Sequence[str] = (),
-    seed: int,
-    size: tuple[int, int] | None,
-    workers: int,
-    cache: tuple[int, int] | None = None,
-    cache_format: str = "png",
+    options: PrepareOptions | None = None,
+    check_only: bool = False,
+    seed: int = 0,
+    size: tuple[int, int] | None = None,
+    workers: int = -1,
+    cache: CacheOptions | None = None,
 ) -> None:
     """Prepare each dataset and print its contents; a missing one does not stop the others.
 
     Args:
         names: Built-in names or dataset YAMLs.
         root: Folder of raw data and of prepared datasets.
+        options: Which files may be left out; None for the defaults.
         check_only: Check all files without writing.
-        max_bad: Maximum number of damaged or unpaired files that may be skipped.
-        on_mismatch: exclude, resize or fail, if a label and its image differ in size.
-        exclude: Named rules of the datasets; matching files are skipped.
         seed: Seed of toyland.
         size: (height, width) of toyland's images.
         workers: Decoder threads; -1 chooses.
-        cache: (height, width) of the cached training images, like the recipe's `resize`.
-        cache_format: png or raw.
+        cache: Also cache the training images; None for no cache.
 
     Raises:
         DataError: Datasets are missing or damaged; all of them are named.
@@ -64,29 +74,15 @@ def prepare(
     for name in expand_toyland(names):
         try:
             if name in ("toyland", "toyland-target") and not toyland_done:
-                log.info("rendering toyland in %s", root / "toyland")
-                with LazyProgress("render toyland") as progress:
-                    make_toyland(root, seed=seed, size=size, on_progress=progress)
+                _render_toyland(root, seed, size)
                 toyland_done = True
-            rules = {"max_bad": max_bad, "on_mismatch": on_mismatch, "exclude": exclude}
-            reports.append(_prepare_one(name, root, check_only, rules, workers))
+            reports.append(_prepare_one(name, root, options, check_only, workers))
         except DataError as error:
             faults.append(str(error))
     console = Console(highlight=False, soft_wrap=False)
     for report in reports:
-        cache_report = speedup = None
-        if cache is not None:
-            try:
-                cache_report = _build_cache(report.dataset, cache, cache_format, workers)
-                speedup = measure_cache_speedup(report.dataset, cache_report.cache)
-            except DataError as error:
-                faults.append(str(error))
-        _print_report(
-            console,
-            report,
-            check_only,
-            None if cache_report is None else _cache_row(cache_report, speedup),
-        )
+        cache_row = None if cache is None else _build_cache(report.dataset, cache, workers, faults)
+        _print_report(console, report, check_only, cache_row)
     if faults:
         raise DataError("\n\n".join(dict.fromkeys(faults)))
 
@@ -97,8 +93,14 @@ def expand_toyland(names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(half for name in names for half in halves.get(name, [name])))
 
 
+def _render_toyland(root: Path, seed: int, size: tuple[int, int] | None) -> None:
+    log.info("rendering toyland in %s", root / "toyland")
+    with LazyProgress("render toyland") as progress:
+        make_toyland(root, seed=seed, size=size, on_progress=progress)
+
+
 def _prepare_one(
-    name: str, root: Path, check_only: bool, rules: dict[str, Any], workers: int
+    name: str, root: Path, options: PrepareOptions | None, check_only: bool, workers: int
 ) -> PrepareReport:
     stem = printable(Path(name).stem)
     with (
@@ -108,18 +110,29 @@ def _prepare_one(
         return prepare_dataset(
             name,
             root=root,
+            options=options,
             check_only=check_only,
             workers=workers,
             on_progress=on_progress,
             on_unpack=on_unpack,
-            **rules,
         )
 
 
 def _build_cache(
-    dataset: PreparedDataset, size: tuple[int, int], cache_format: str, workers: int
-) -> CacheReport:
-    height, width = size
+    dataset: PreparedDataset, options: CacheOptions, workers: int, faults: list[str]
+) -> str | None:
+    """Write and measure the cache, add faults to `faults`, and return the row of the table."""
+    report = speedup = None
+    try:
+        report = _write_cache(dataset, options, workers)
+        speedup = measure_cache_speedup(dataset, report.cache)
+    except DataError as error:
+        faults.append(str(error))
+    return None if report is None else _cache_row(report, speedup)
+
+
+def _write_cache(dataset: PreparedDataset, options: CacheOptions, workers: int) -> CacheReport:
+    height, width = options.size
     samples = _all_samples(dataset)
     distorted = [s for s in samples if not 0.9 < s.width / s.height * height / width < 1.1]
     if distorted:
@@ -136,11 +149,7 @@ def _build_cache(
         )
     with LazyProgress(f"cache {printable(dataset.name)}") as on_progress:
         return write_cache(
-            dataset,
-            size,
-            cache_format,  # type: ignore[arg-type]  # the command line checked the value
-            workers=workers,
-            on_progress=on_progress,
+            dataset, options.size, options.format, workers=workers, on_progress=on_progress
         )
 
 
@@ -271,9 +280,6 @@ def _class_rows(dataset: PreparedDataset) -> list[tuple[str, str]]:
     return rows
 
 
-_SHOWN_CHANGES = 10
-
-
 def verify(*, names: list[str], root: Path, workers: int) -> None:
     """Compare prepared datasets with their manifests, and list changed and missing files.
 
@@ -307,15 +313,13 @@ def _format_changes(report: VerifyReport, name: str) -> str:
     lines = [
         f"{report.name}: {len(report.changed)} of {report.files:,} files changed and "
         f"{len(report.missing)} are missing:",
-        *("  " + line.replace("\n", "\\n") for line in report.changed[:_SHOWN_CHANGES]),
+        *("  " + line.replace("\n", "\\n") for line in report.changed[:_MAX_CHANGES]),
         *(
             "  " + path.replace("\n", "\\n") + ": is missing"
-            for path in report.missing[:_SHOWN_CHANGES]
+            for path in report.missing[:_MAX_CHANGES]
         ),
     ]
-    remaining = sum(
-        max(0, len(paths) - _SHOWN_CHANGES) for paths in (report.changed, report.missing)
-    )
+    remaining = sum(max(0, len(paths) - _MAX_CHANGES) for paths in (report.changed, report.missing))
     lines += [f"  and {remaining} more"] if remaining else []
     # a file can change while its size and time stay, and prepare compares only these
     lines.append(

@@ -166,13 +166,13 @@ def read_all(
     declaration: Declaration,
     pairs: DatasetFiles,
     folder: Path,
-    building: Workspace | None,
-    rules: PrepareOptions,
+    workspace: Workspace | None,
+    options: PrepareOptions,
     *,
     workers: int,
     on_progress: Callable[[int, int], None] | None,
 ) -> ReadResult:
-    """Read every pair and write its label into `building`, unless that is None.
+    """Read every pair and write its label into `workspace`, unless that is None.
 
     Raises:
         DataError: A label has ids that the table does not define.
@@ -182,16 +182,16 @@ def read_all(
     result = ReadResult(bad=list(pairs.unpaired))
     unknown: Counter[int] = Counter()
     first_unknown: dict[int, Path] = {}
-    label_folder = None if building is None else building.temporary_folder
+    label_folder = None if workspace is None else workspace.temporary_folder
     if on_progress is not None:
         on_progress(0, len(jobs))
 
     def read(job: _Job) -> ConvertedPair:
         split, pair = job
-        kept = None if building is None else building.reusable_row(pair, split)
-        if kept is not None:
-            return ConvertedPair(kept, reused=True)
-        return convert_pair(pair, split, declaration, folder, label_folder, rules.on_mismatch)
+        row = None if workspace is None else workspace.reusable_row(pair, split)
+        if row is not None:
+            return ConvertedPair(row, reused=True)
+        return convert_pair(pair, split, declaration, folder, label_folder, options.on_mismatch)
 
     with disk_space(label_folder or folder, lambda: _estimate_remaining_bytes(jobs, result)):
         for done, ((_, pair), checked) in enumerate(map_in_threads(read, jobs, workers), 1):
@@ -202,8 +202,9 @@ def read_all(
             for label_id in checked.unknown_ids:
                 first_unknown.setdefault(label_id, pair.label or pair.image)
             unknown.update(checked.unknown_ids)
-            if building is not None and checked.row and not (checked.reused or checked.unknown_ids):
-                building.add_to_journal(checked.row)
+            is_new = not (checked.reused or checked.unknown_ids)
+            if workspace is not None and checked.row and is_new:
+                workspace.add_to_journal(checked.row)
             if on_progress is not None:
                 on_progress(done, len(jobs))
     if unknown:

@@ -23,7 +23,6 @@ from udaseg.data.prepare.refusals import check_bad_files
 from udaseg.data.prepare.report import PrepareReport, build_report
 from udaseg.data.prepare.rules import (
     STORED_LISTS,
-    Mismatch,
     PrepareOptions,
     conversion_digest,
     read_source,
@@ -40,10 +39,8 @@ def prepare_dataset(
     name: str,
     *,
     root: Path,
+    options: PrepareOptions | None = None,
     check_only: bool = False,
-    max_bad: int = 0,
-    on_mismatch: Mismatch = "exclude",
-    exclude: Sequence[str] = (),
     workers: int = -1,
     on_progress: Callable[[int, int], None] | None = None,
     on_unpack: Callable[[int, int], None] | None = None,
@@ -55,10 +52,8 @@ def prepare_dataset(
     Args:
         name: Name of a built-in dataset, or path of a dataset YAML.
         root: The folder of data and prepared datasets.
+        options: Which files may be left out; None for the defaults.
         check_only: Check all files without writing.
-        max_bad: Maximum number of damaged or unpaired files; they are left out.
-        on_mismatch: What to do if label and image differ in size.
-        exclude: Named rules whose files are excluded, besides those listed in the YAML.
         workers: Threads that decode; -1 uses one per core.
         on_progress: Called with the pairs done so far and in total.
         on_unpack: Called with the megabytes of archives unpacked so far and in total.
@@ -69,21 +64,12 @@ def prepare_dataset(
         EnvironmentFault: The disk is full; finished work is kept for the next run.
     """
     started = time.monotonic()
-    declaration = _with_exclusions(resolve_declaration(name), exclude)
-    rules = PrepareOptions(max_bad, on_mismatch, tuple(exclude))
+    options = options or PrepareOptions()
+    declaration = _with_exclusions(resolve_declaration(name), options.exclude)
     if check_only:
-        folder = find_dataset_folder(declaration, root)
-        if folder is None:
-            raise DataError(
-                f"{name}: found only archives; prepare the dataset, or unpack them first"
-            )
-        pairs = _checked_pairs(declaration, folder, root, rules)
-        result = read_all(
-            declaration, pairs, folder, None, rules, workers=workers, on_progress=on_progress
-        )
-        report = build_report(declaration, pairs, result, folder, folder, rules)
+        report = _check_without_writing(name, declaration, root, options, workers, on_progress)
     else:
-        report = _prepare_or_reuse(declaration, root, rules, workers, on_progress, on_unpack)
+        report = _prepare_or_reuse(declaration, root, options, workers, on_progress, on_unpack)
     warn_of_new_archives(declaration, root)
     report.unlabelled = tuple(
         split for split, samples in report.dataset.splits.items() if samples[0].label is None
@@ -100,14 +86,9 @@ def prepare_with_last_options(name: str, *, root: Path) -> PrepareReport:
         DataError: See `prepare_dataset`.
     """
     stored = read_source(root / "prepared" / resolve_declaration(name).name)
-    rules = PrepareOptions(**stored["rules"]) if stored else PrepareOptions()
-    return prepare_dataset(
-        name,
-        root=root,
-        max_bad=rules.max_bad,
-        on_mismatch=rules.on_mismatch,
-        exclude=rules.exclude,
-    )
+    options = PrepareOptions(**stored["rules"]) if stored else PrepareOptions()
+    options = replace(options, exclude=tuple(options.exclude))  # JSON has lists, no tuples
+    return prepare_dataset(name, root=root, options=options)
 
 
 def _with_exclusions(declaration: Declaration, exclude: Sequence[str]) -> Declaration:
@@ -119,7 +100,7 @@ def _with_exclusions(declaration: Declaration, exclude: Sequence[str]) -> Declar
 
 
 def _checked_pairs(
-    declaration: Declaration, folder: Path, root: Path, rules: PrepareOptions
+    declaration: Declaration, folder: Path, root: Path, options: PrepareOptions
 ) -> DatasetFiles:
     pairs = find_pairs(declaration, folder)
     user_defined = declaration.root is not None
@@ -137,42 +118,60 @@ def _checked_pairs(
                 "  or, for an unlabelled target, use the folder of the images instead"
             )
         )
-    check_bad_files(declaration.name, pairs.unpaired, rules.max_bad)
+    check_bad_files(declaration.name, pairs.unpaired, options.max_bad)
     return pairs
+
+
+def _check_without_writing(
+    name: str,
+    declaration: Declaration,
+    root: Path,
+    options: PrepareOptions,
+    workers: int,
+    on_progress: Callable[[int, int], None] | None,
+) -> PrepareReport:
+    folder = find_dataset_folder(declaration, root)
+    if folder is None:
+        raise DataError(f"{name}: found only archives; prepare the dataset, or unpack them first")
+    pairs = _checked_pairs(declaration, folder, root, options)
+    result = read_all(
+        declaration, pairs, folder, None, options, workers=workers, on_progress=on_progress
+    )
+    return build_report(declaration, pairs, result, folder, folder, options)
 
 
 def _prepare_or_reuse(
     declaration: Declaration,
     root: Path,
-    rules: PrepareOptions,
+    options: PrepareOptions,
     workers: int,
     on_progress: Callable[[int, int], None] | None,
     on_unpack: Callable[[int, int], None] | None,
 ) -> PrepareReport:
     final = root / "prepared" / declaration.name
     # check without the lock first: the dataset may be complete, in a read-only folder
-    report = _stored_report(declaration, root, rules) if is_clean(final) else None
+    report = _stored_report(declaration, root, options) if is_clean(final) else None
     if report is None:
         with file_lock(final.with_name(f".{final.name}.lock")):
             recover(final)
-            report = _stored_report(declaration, root, rules)
+            report = _stored_report(declaration, root, options)
             if report is None:
-                report = _rebuild(declaration, root, rules, workers, on_progress, on_unpack)
+                report = _rebuild(declaration, root, options, workers, on_progress, on_unpack)
             clear_workspace(final)
     return report
 
 
 def _stored_report(
-    declaration: Declaration, root: Path, rules: PrepareOptions
+    declaration: Declaration, root: Path, options: PrepareOptions
 ) -> PrepareReport | None:
     """Return the stored report if nothing has changed since, else None."""
     final = root / "prepared" / declaration.name
     stored = read_source(final)
     folder = find_dataset_folder(declaration, root)
-    if stored is None or folder is None or len(stored["bad"]) > rules.max_bad:
+    if stored is None or folder is None or len(stored["bad"]) > options.max_bad:
         return None
-    pairs = _checked_pairs(declaration, folder, root, rules)
-    if stored["stamp"] != sources_digest(conversion_digest(declaration, folder, rules), pairs):
+    pairs = _checked_pairs(declaration, folder, root, options)
+    if stored["stamp"] != sources_digest(conversion_digest(declaration, folder, options), pairs):
         return None
     try:
         manifest = read_manifest(final)
@@ -189,7 +188,7 @@ def _stored_report(
 def _rebuild(
     declaration: Declaration,
     root: Path,
-    rules: PrepareOptions,
+    options: PrepareOptions,
     workers: int,
     on_progress: Callable[[int, int], None] | None,
     on_unpack: Callable[[int, int], None] | None,
@@ -200,22 +199,23 @@ def _rebuild(
         folder = unpack_archives(declaration, root, on_unpack)
         _warn_if_incomplete(declaration, folder)
     clear_leftovers(declaration, root)
-    pairs = _checked_pairs(declaration, folder, root, rules)
-    meaning = conversion_digest(declaration, folder, rules)
-    stamp = sources_digest(meaning, pairs)  # before reading, so that later changes are detected
-    building = Workspace(root / "prepared" / declaration.name, folder, meaning)
+    pairs = _checked_pairs(declaration, folder, root, options)
+    label_digest = conversion_digest(declaration, folder, options)
+    # before reading, so that later changes are detected
+    stamp = sources_digest(label_digest, pairs)
+    workspace = Workspace(root / "prepared" / declaration.name, folder, label_digest)
     try:
-        building.resume()
+        workspace.resume()
         result = read_all(
-            declaration, pairs, folder, building, rules, workers=workers, on_progress=on_progress
+            declaration, pairs, folder, workspace, options, workers=workers, on_progress=on_progress
         )
-        report = build_report(declaration, pairs, result, folder, building.final, rules)
+        report = build_report(declaration, pairs, result, folder, workspace.final, options)
         reported = {key: getattr(report, key) for key in STORED_LISTS}
-        with disk_space(building.temporary_folder, lambda: DOCUMENTS * len(result.rows)):
-            building.finish(report.dataset, result.rows, {"stamp": stamp, **reported}, rules)
+        with disk_space(workspace.temporary_folder, lambda: DOCUMENTS * len(result.rows)):
+            workspace.finish(report.dataset, result.rows, {"stamp": stamp, **reported}, options)
     finally:
-        building.close()
-    report.dataset = read_index(building.final)
+        workspace.close()
+    report.dataset = read_index(workspace.final)
     return report
 
 

@@ -49,7 +49,7 @@ def build_report(
     result: ReadResult,
     folder: Path,
     final: Path,
-    rules: PrepareOptions,
+    options: PrepareOptions,
 ) -> PrepareReport:
     """Return the report on the pairs that were read.
 
@@ -62,7 +62,7 @@ def build_report(
             samples[row.split].append(row.sample)
     excluded = [*pairs.excluded, *(row.excluded for row in result.rows if row.excluded)]
     blank = [row.image.path for row in result.rows if row.blank]
-    check_bad_files(declaration.name, result.bad, rules.max_bad)
+    check_bad_files(declaration.name, result.bad, options.max_bad)
     check_empty_splits(declaration.name, samples, result.bad, excluded)
     dataset = PreparedDataset(
         declaration.name,

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from udaseg.data.datasets.declaration import Declaration
 from udaseg.data.datasets.index import INDEX_FORMAT, INDEX_NAME
 from udaseg.data.datasets.pairs import DatasetFiles
+from udaseg.files import file_stamp
 
 SOURCE_NAME = "source.json"
 
@@ -33,39 +34,31 @@ class PrepareOptions:
     exclude: tuple[str, ...] = ()
 
 
-def conversion_digest(declaration: Declaration, folder: Path, rules: PrepareOptions) -> str:
+def conversion_digest(declaration: Declaration, folder: Path, options: PrepareOptions) -> str:
     """Return a digest of all that affects a prepared label besides the files themselves."""
     table = declaration.table
     classes = None if table is None else (table.classes, table.ids, sorted(table.ignore))
-    facts = (INDEX_FORMAT, folder.resolve(), rules.on_mismatch, classes, declaration.label_format)
+    facts = (INDEX_FORMAT, folder.resolve(), options.on_mismatch, classes, declaration.label_format)
     return _digest(repr(facts))
 
 
-def sources_digest(meaning: str, pairs: DatasetFiles) -> str:
+def sources_digest(label_digest: str, pairs: DatasetFiles) -> str:
     """Return a digest that changes when any file, the declaration or a rule changes.
 
     Args:
-        meaning: The digest from `meaning_of`.
+        label_digest: The digest from `conversion_digest`.
         pairs: The files of the dataset.
     """
-    lines = [repr((meaning, pairs.unpaired, pairs.excluded, pairs.known))]
+    lines = [repr((label_digest, pairs.unpaired, pairs.excluded, pairs.known))]
     for split, split_pairs in pairs.splits.items():
         for pair in split_pairs:
             for path in (pair.image, pair.label):
-                lines.append("" if path is None else f"{split} {path} {_file_state(path)}")
+                lines.append("" if path is None else f"{split} {path} {file_stamp(path)}")
     return _digest("\n".join(lines))
 
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
-
-
-def _file_state(path: Path) -> str:
-    try:
-        status = path.stat()
-    except OSError:
-        return "unreadable"
-    return f"{status.st_size} {status.st_mtime_ns}"
 
 
 def read_source(final: Path) -> dict[str, Any] | None:

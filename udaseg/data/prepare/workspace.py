@@ -40,8 +40,8 @@ class Workspace:
     Args:
         final: Path of the finished folder.
         folder: Folder of the source images and labels.
-        label_digest: Digest of all settings that affect labels; labels written with another digest are
-            not reused.
+        label_digest: Digest of all settings that affect labels; labels written with another digest
+            are not reused.
     """
 
     def __init__(self, final: Path, folder: Path, label_digest: str) -> None:
@@ -98,7 +98,7 @@ class Workspace:
         dataset: PreparedDataset,
         rows: Sequence[Row],
         source: dict[str, Any],
-        rules: PrepareOptions,
+        options: PrepareOptions,
     ) -> None:
         """Write index, source and manifest, then replace the finished folder.
 
@@ -106,12 +106,12 @@ class Workspace:
             dataset: The prepared dataset.
             rows: Its pairs.
             source: Description of the sources.
-            rules: Exclusion rules that were applied.
+            options: Options that were applied.
         """
         self._remove_other_files(rows)
         documents = {
             INDEX_NAME: index_document(dataset),
-            SOURCE_NAME: {**source, "rules": asdict(rules)},
+            SOURCE_NAME: {**source, "rules": asdict(options)},
         }
         files = {}
         for name, document in documents.items():

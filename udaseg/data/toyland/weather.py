@@ -10,55 +10,71 @@ from udaseg.data.toyland.city import ROAD, City, Light
 
 Image = NDArray[np.float32]
 
+_CASTS = {
+    "overcast": (0.90, 0.92, 0.96),
+    "dusk": (0.80, 0.75, 0.86),
+    "low sun": (1.02, 0.91, 0.78),
+    "haze": (0.97, 0.95, 0.91),
+    "rain": (0.83, 0.87, 0.93),
+}
+"""Gain of red, green and blue in each weather of the target city."""
+
+_SKIES = {
+    "overcast": ((172, 186, 204), (214, 220, 226)),
+    "dusk": ((104, 122, 178), (226, 180, 156)),
+    "low sun": ((140, 170, 208), (246, 216, 170)),
+    "haze": ((178, 194, 212), (222, 222, 216)),
+    "rain": ((150, 164, 182), (196, 204, 212)),
+}
+"""Colour of the sky at the zenith and at the horizon in each weather of the target city."""
+
 
 def draw_light(city: City, rng: Rng) -> Light:
     """Return random light and weather for one image."""
     swap = bool(rng.random() < 0.5)
     level = float(rng.uniform(0.90, 1.08))
     if city.domain == "source":
-        blue = rng.uniform(-14, 14)
-        return Light(
-            kind="sunny",
-            left=0.78 if swap else 1.06,
-            right=1.06 if swap else 0.78,
-            front=float(rng.uniform(0.86, 1.0)),
-            zenith=(92 + blue, 150 + blue, 226),
-            rim=(196 + blue, 218, 240),
-            clouds=float(rng.uniform(0.0, 0.95)),
-            gain=(level, level, level),
-            haze_m=900.0,
-        )
+        return _draw_sunshine(rng, swap, level)
+    return _draw_target_weather(rng, swap, level)
+
+
+def _draw_sunshine(rng: Rng, swap: bool, level: float) -> Light:
+    """Return the light of the source city: sun from one side."""
+    blue = rng.uniform(-14, 14)
+    return Light(
+        kind="sunny",
+        left=0.78 if swap else 1.06,
+        right=1.06 if swap else 0.78,
+        front=float(rng.uniform(0.86, 1.0)),
+        zenith=(92 + blue, 150 + blue, 226),
+        rim=(196 + blue, 218, 240),
+        clouds=float(rng.uniform(0.0, 0.95)),
+        gain=(level, level, level),
+        haze_m=900.0,
+    )
+
+
+def _draw_target_weather(rng: Rng, swap: bool, level: float) -> Light:
+    """Return the light of the target city; the order of the draws determines its images."""
     kind = str(
         rng.choice(["overcast", "dusk", "low sun", "haze", "rain"], p=[0.3, 0.15, 0.2, 0.15, 0.2])
     )
     warm = rng.uniform(-0.03, 0.05)
-    casts = {
-        "overcast": (0.90, 0.92, 0.96),
-        "dusk": (0.80, 0.75, 0.86),
-        "low sun": (1.02, 0.91, 0.78),
-        "haze": (0.97, 0.95, 0.91),
-        "rain": (0.83, 0.87, 0.93),
-    }
-    skies = {
-        "overcast": ((172, 186, 204), (214, 220, 226)),
-        "dusk": ((104, 122, 178), (226, 180, 156)),
-        "low sun": ((140, 170, 208), (246, 216, 170)),
-        "haze": ((178, 194, 212), (222, 222, 216)),
-        "rain": ((150, 164, 182), (196, 204, 212)),
-    }
-    red, green, blue_gain = casts[kind]
+    red, green, blue = _CASTS[kind]
+    zenith, rim = _SKIES[kind]
     split = 0.26 if kind == "low sun" else 0.05
     return Light(
         kind=kind,
         left=0.88 - split if swap else 0.88 + split,
         right=0.88 + split if swap else 0.88 - split,
         front=float(rng.uniform(0.78, 0.92)),
-        zenith=skies[kind][0],
-        rim=skies[kind][1],
+        zenith=zenith,
+        rim=rim,
         clouds=float(rng.uniform(0.3, 0.9))
         if kind in ("overcast", "rain")
         else rng.uniform(0.1, 0.6),
-        gain=(level * (red + warm), level * green, level * (blue_gain - warm)),
+        gain=(level * (red + warm), level * green, level * (blue - warm)),
+        # the haze is drawn in any weather
         haze_m={"haze": rng.uniform(70, 130), "rain": 180.0}.get(kind, 420.0),
         wet=float(rng.uniform(0.3, 0.6)) if kind == "rain" else 0.0,
         streaks=int(rng.integers(40, 140)) if kind == "rain" else 0,
