@@ -7,7 +7,6 @@ from typing import Any
 from udaseg.errors import DataError
 from udaseg.files import sha256_of, write_json
 from udaseg.runs.folder import run_folder_of
-from udaseg.text import printable
 
 _FILE_NAME = "calibration.json"
 
@@ -57,13 +56,13 @@ def read_temperature(checkpoint: Path, weights: str) -> float | None:
     facts = _read(path).get(weights)
     if facts is None:
         return None
-    hint = f"run `udaseg calibrate {printable(str(checkpoint))}` again, or use --uncalibrated"
+    hint = f"run `udaseg calibrate {checkpoint}` again, or use --uncalibrated"
     if not isinstance(facts, dict) or not _is_temperature(facts.get("temperature")):
-        raise DataError(f"{printable(str(path))}: damaged, no temperature of the {weights}; {hint}")
+        raise DataError(f"{path}: damaged, no temperature of the {weights}; {hint}")
     if facts.get("sha256") != checkpoint_digest(checkpoint):
         raise DataError(
-            f"{printable(str(path))}: was fitted to {printable(str(facts.get('checkpoint')))}, "
-            f"which differs from the current {printable(checkpoint.name)}; {hint}"
+            f"{path}: was fitted to {facts.get('checkpoint')}, "
+            f"which differs from the current {checkpoint.name}; {hint}"
         )
     return float(facts["temperature"])
 
@@ -79,9 +78,8 @@ def _read(path: Path) -> dict[str, Any]:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(
-            f"{printable(str(path))}: cannot be read ({error}); run `udaseg calibrate` again, or "
-            "use --uncalibrated"
+            f"{path}: cannot be read ({error}); run `udaseg calibrate` again, or use --uncalibrated"
         ) from error
     if not isinstance(document, dict):
-        raise DataError(f"{printable(str(path))}: damaged; run `udaseg calibrate` again")
+        raise DataError(f"{path}: damaged; run `udaseg calibrate` again")
     return document

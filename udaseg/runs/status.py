@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from udaseg.files import read_json, write_json
+from udaseg.text import printable
 
 
 class RunStatus:
@@ -58,6 +59,13 @@ class RunStatus:
         write_json(self.path, document)
 
 
+class _Formatter(logging.Formatter):
+    """Escapes what a terminal that shows the file must not interpret."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
 @contextlib.contextmanager
 def log_to_file(path: Path) -> Iterator[None]:
     """Append all log messages of the package to `path` while the context is open.
@@ -66,7 +74,7 @@ def log_to_file(path: Path) -> Iterator[None]:
     message.
     """
     handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     handler.setLevel(logging.INFO)
     logger = logging.getLogger("udaseg")
     logger.addHandler(handler)

@@ -9,15 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.text import Text
 
 from udaseg.data.datasets.index import PreparedDataset, Sample
+from udaseg.display.console import open_console
 from udaseg.distributed import world_size
 from udaseg.errors import DataError
 from udaseg.recipe.schema import Recipe
 from udaseg.recipe.stages import Stage, stages_of
-from udaseg.text import printable
 from udaseg.training.context import RunData
 from udaseg.training.footprint import Footprint, estimate_footprint
 from udaseg.training.setup import TrainingSetup, build_setup
@@ -82,9 +81,9 @@ def _training_rows(recipe: Recipe, setup: TrainingSetup, data: RunData) -> dict[
 
 
 def _print_rows(rows: Iterable[tuple[str, str]]) -> None:
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = open_console(stderr=True, soft_wrap=True)
     for key, value in rows:
-        console.print(Text(f"{key:>10}  {printable(value)}"))
+        console.print(Text(f"{key:>10}  {value}"))
 
 
 def _warn_of_slow_device(recipe: Recipe, device: torch.device) -> None:
@@ -170,8 +169,8 @@ def _class_rows(
 
 def print_finished(folder: Path, recipe: Recipe) -> None:
     """Print to stdout where the run is, and the commands to use next."""
-    console = Console(highlight=False, soft_wrap=True)
-    path = shlex.quote(printable(str(folder)))
+    console = open_console(soft_wrap=True)
+    path = shlex.quote(str(folder))
     console.print(Text(f"{recipe.name}: done, in {path}"))
     if recipe.validation.data is not None:
         console.print(Text(f"  udaseg eval {path}"))

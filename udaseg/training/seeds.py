@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from udaseg.display.console import open_console
 from udaseg.errors import DivergedError, Interrupted, PartialError, UsageError
 from udaseg.evaluation.scores import Scores, find_score_files, read_scores
 from udaseg.files import read_json, write_json
@@ -19,7 +19,7 @@ from udaseg.recipe.load import load
 from udaseg.recipe.schema import Recipe
 from udaseg.recipe.stages import recipe_digest
 from udaseg.runs.folder import default_run_folder
-from udaseg.text import percent, printable
+from udaseg.text import percent
 from udaseg.training.memory import empty_cache
 from udaseg.training.train import TrainOptions
 
@@ -215,7 +215,7 @@ def _collect_by_name(parts: Sequence[Mapping[str, float]]) -> dict[str, list[flo
 
 def _print_summary(folder: Path, runs: Sequence[SeedRun]) -> None:
     """Print mean and spread over the seeds, for each class and each mean."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = open_console(soft_wrap=True)
     scored = [run for run in runs if run.scores is not None]
     if scored:
         table = Table(title=f"IoU in percent over {len(scored)} seeds", title_justify="left")
@@ -231,12 +231,12 @@ def _print_summary(folder: Path, runs: Sequence[SeedRun]) -> None:
                 *map(percent, values),
             ]
             style = "bold" if name in means else None
-            table.add_row(Text(printable(name)), *row, style=style)
+            table.add_row(Text(name), *row, style=style)
         console.print(table)
         console.print(Text("spread: standard deviation over the seeds (n - 1)"))
     else:
         console.print(Text("nothing was scored: the recipe has no validation data"))
-    console.print(Text(f"{len(runs)} seeds: {printable(str(folder / SUMMARY))}"))
+    console.print(Text(f"{len(runs)} seeds: {folder / SUMMARY}"))
 
 
 def _format_percent(value: float | None) -> str:
