@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import cv2
@@ -18,6 +19,7 @@ from udaseg.data.open import open_dataset
 from udaseg.data.prepare.command import prepare
 from udaseg.display.pictures import color_mask, comparison_sheet
 from udaseg.errors import UsageError
+from udaseg.evaluation.confusion import ConfusionMatrix
 from udaseg.evaluation.evaluate import score_dataset
 from udaseg.evaluation.scores import summarise
 from udaseg.evaluation.tables import comparison_table
@@ -25,10 +27,10 @@ from udaseg.files import write_json
 from udaseg.inference import loaded_run
 from udaseg.inference.loaded_run import LoadedModel
 from udaseg.inference.sizes import input_size, network_input_size
-from udaseg.inference.tiles import label_image
+from udaseg.inference.tiles import TileOptions, label_image
 from udaseg.recipe.library import choose_recipe
 from udaseg.recipe.load import load
-from udaseg.training.train import adapt, train
+from udaseg.training.train import TrainOptions, adapt, train
 
 log = logging.getLogger(__name__)
 _METHODS = {"source_only": train, "rccr": adapt}
@@ -50,54 +52,15 @@ def demo(*, seed: int, out: Path, root: Path) -> None:
     if out.is_dir() and any(out.iterdir()) and not (out / "source_only" / "recipe.yaml").is_file():
         raise UsageError(f"{out}: is not empty and not an earlier demo; choose another --out")
     started = time.monotonic()
-    if (root / "toyland").is_dir():
-        # any existing toyland is used, even one of another size or seed
-        log.info("using the toyland in %s", root / "toyland")
-    else:
-        prepare(
-            names=["toyland"],
-            root=root,
-            check_only=False,
-            max_bad=0,
-            on_mismatch="exclude",
-            seed=0,
-            size=None,
-            workers=-1,
-        )
+    _prepare_toyland(root)
     for method, run in _METHODS.items():
-        path = choose_recipe(method, "toyland", "toyland-target")
-        run(
-            recipe=load(path, overrides=[f"seed={seed}", "machine.checkpoint_every=0"]),
-            recipe_path=path,
-            out=out / method,
-            root=root,
-            resume=None,
-            init=None,
-            overwrite=True,
-            dry_run=False,
-            command=["udaseg", "demo", "--seed", str(seed)],
-        )
+        run(_train_options(method, seed, out, root))
     target = open_dataset("toyland-target", root=root)
     loaded_runs = {method: loaded_run.load_run(out / method) for method in _METHODS}
-    matrices = {
-        method: score_dataset(
-            run.segmenter,
-            run.classes,
-            target,
-            "val",
-            resize=run.recipe.validation.resize,
-            device=run.device,
-        )
-        for method, run in loaded_runs.items()
-    }
+    matrices = {method: _score(run, target) for method, run in loaded_runs.items()}
     picture = out / "side_by_side.png"
     write_png(picture, _comparison_picture(loaded_runs, target))
     seconds = time.monotonic() - started
-    protocol = {"weights": "student", "seed": str(seed)}
-    columns = {
-        method: summarise(matrix, loaded_runs[method].classes, target, "val", protocol)
-        for method, matrix in matrices.items()
-    }
     summary: dict[str, object] = {
         method: {
             "miou": matrix.mean_iou(),
@@ -111,19 +74,61 @@ def demo(*, seed: int, out: Path, root: Path) -> None:
         "seconds": round(seconds, 1),
     }
     write_json(out / "summary.json", summary)
+    protocol = {"weights": "student", "seed": str(seed)}
+    columns = {
+        method: summarise(matrix, loaded_runs[method].classes, target, "val", protocol)
+        for method, matrix in matrices.items()
+    }
     console = Console(highlight=False)
     console.print(comparison_table(columns))
+    console.print(Text(_conclusion(matrices, picture, out / "summary.json", seconds)))
+
+
+def _prepare_toyland(root: Path) -> None:
+    if (root / "toyland").is_dir():
+        # any existing toyland is used, even one of another size or seed
+        log.info("using the toyland in %s", root / "toyland")
+        return
+    prepare(names=["toyland"], root=root)
+
+
+def _train_options(method: str, seed: int, out: Path, root: Path) -> TrainOptions:
+    """Return the shipped recipe of a method for toyland, trained into its folder below `out`."""
+    path = choose_recipe(method, "toyland", "toyland-target")
+    return TrainOptions(
+        recipe=load(path, overrides=[f"seed={seed}", "machine.checkpoint_every=0"]),
+        recipe_path=path,
+        out=out / method,
+        root=root,
+        overwrite=True,
+        command=["udaseg", "demo", "--seed", str(seed)],
+    )
+
+
+def _score(run: LoadedModel, target: PreparedDataset) -> ConfusionMatrix:
+    return score_dataset(
+        run.segmenter,
+        run.classes,
+        target,
+        "val",
+        resize=run.recipe.validation.resize,
+        device=run.device,
+    )
+
+
+def _conclusion(
+    matrices: Mapping[str, ConfusionMatrix], picture: Path, summary: Path, seconds: float
+) -> str:
+    """Return what adaptation gained, the files of the demo, and what to run next."""
+    before, after = (100 * matrices[method].mean_iou() for method in ("source_only", "rccr"))
     gain = 100 * (matrices["rccr"].mean_iou() - matrices["source_only"].mean_iou())
-    console.print(
-        Text(
-            f"On the unlabelled target, adaptation moved mIoU from "
-            f"{100 * matrices['source_only'].mean_iou():.1f} to "
-            f"{100 * matrices['rccr'].mean_iou():.1f} ({gain:+.1f} points) in {seconds:.0f} s.\n"
-            f"Picture: {picture} (image | source only | adapted | truth)\n"
-            f"Summary: {out / 'summary.json'}\n"
-            f"Next: udaseg adapt --source toyland --target FOLDER_OF_IMAGES, "
-            "then udaseg predict FOLDER_OF_IMAGES"
-        )
+    return (
+        f"On the unlabelled target, adaptation moved mIoU from {before:.1f} to {after:.1f} "
+        f"({gain:+.1f} points) in {seconds:.0f} s.\n"
+        f"Picture: {picture} (image | source only | adapted | truth)\n"
+        f"Summary: {summary}\n"
+        f"Next: udaseg adapt --source toyland --target FOLDER_OF_IMAGES, "
+        "then udaseg predict FOLDER_OF_IMAGES"
     )
 
 
@@ -139,7 +144,7 @@ def _comparison_picture(
         row = [image]
         for run in loaded_runs.values():
             resized = resize_image(image, input_size(size, network_input_size(run.recipe)))
-            labels, _ = label_image(run.segmenter, resized, size, device=run.device)
+            labels, _ = label_image(run.segmenter, resized, size, TileOptions(run.device))
             row.append(color_mask(labels, run.classes.colors))
         truth = read_train_ids(target.label_path(sample))
         row.append(color_mask(truth, loaded_runs["rccr"].classes.colors))
