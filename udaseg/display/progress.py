@@ -7,7 +7,6 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -16,6 +15,9 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+
+from udaseg.display.console import open_console
+from udaseg.text import printable
 
 log = logging.getLogger(__name__)
 _LINE_INTERVAL_S = 5.0
@@ -41,13 +43,15 @@ class WorkProgress:
         first: int = 0,
         line_interval: int | None = None,
     ) -> None:
-        self._operation, self._unit, self._total, self._first = operation, unit, total, first
+        # a live bar does not pass the escapes of the console
+        self._operation = printable(operation)
+        self._unit, self._total, self._first = unit, total, first
         self._rate_unit = "img" if unit in ("", "images") else unit
         self._done = first
         self._line_interval = line_interval
         self._last_line_time = time.monotonic()
         self._started = time.monotonic()
-        self._console = Console(stderr=True, highlight=False)
+        self._console = open_console(stderr=True)
         self._bar: Progress | None = None
         self._facts = ""
 

@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
+from udaseg.display.console import open_console
 from udaseg.errors import CheckpointError
 from udaseg.evaluation.scores import find_score_files, read_scores
 from udaseg.files import read_json
@@ -57,13 +57,13 @@ def info(*, run: Path, format: str = "table") -> None:  # noqa: A002 (the option
         }
     rows |= _run_rows(folder)
     if format == "json":
-        Console(highlight=False, soft_wrap=True).print(json.dumps(rows, indent=2), markup=False)
+        open_console(soft_wrap=True).print(json.dumps(rows, indent=2), markup=False)
         return
     table = Table(show_header=False, box=None)
     for key, value in rows.items():
         lines = value if isinstance(value, list) else [value]
         table.add_row(Text(key, style="bold"), Text("\n".join(map(printable, lines))))
-    Console(highlight=False).print(table)
+    open_console().print(table)
 
 
 def _file_rows(path: Path) -> dict[str, str]:

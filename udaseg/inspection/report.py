@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from rich.console import Console
 from rich.text import Text
 
 from udaseg import __version__
 from udaseg.data.datasets.index import PreparedDataset
 from udaseg.data.open import open_dataset
+from udaseg.display.console import open_console
 from udaseg.errors import DataError, UdasegError, UsageError
 from udaseg.evaluation.scores import find_score_files
 from udaseg.files import write_text
@@ -22,7 +22,6 @@ from udaseg.inspection.report_content import Color, PageContent
 from udaseg.inspection.report_images import ReportImages, render_report_images
 from udaseg.inspection.report_page import report_page
 from udaseg.recipe.schema import Recipe
-from udaseg.text import printable
 
 log = logging.getLogger(__name__)
 
@@ -157,7 +156,7 @@ def _write_page(page: PageContent, path: Path) -> None:
     text = report_page(page)
     write_text(path, text)
     size = len(text.encode()) / 1e6
-    Console(highlight=False, soft_wrap=True).print(Text(f"{printable(str(path))}: {size:.2f} MB"))
+    open_console(soft_wrap=True).print(Text(f"{path}: {size:.2f} MB"))
 
 
 def _image_dataset(recipe: Recipe, root: Path) -> tuple[PreparedDataset, str]:

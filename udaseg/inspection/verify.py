@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.text import Text
 
+from udaseg.display.console import open_console
 from udaseg.errors import CheckpointError, DataError, GateError, UdasegError, UsageError
 from udaseg.evaluation.scores import find_score_files, read_scores
 from udaseg.files import read_json
@@ -19,7 +19,6 @@ from udaseg.recipe.schema import Recipe
 from udaseg.recipe.stages import determining_values, recipe_digest
 from udaseg.runs.checkpoint import Checkpoint, load_checkpoint
 from udaseg.runs.folder import read_num_processes
-from udaseg.text import printable
 from udaseg.training.seeds import SUMMARY
 
 _FILES = ("command.txt", "environment.json", "status.json", "metrics.jsonl", "train.log")
@@ -69,10 +68,10 @@ def verify_run(*, run: Path) -> None:
     if not folders or not all((folder / "recipe.yaml").is_file() for folder in folders):
         raise UsageError(f"{run}: is not a run folder (no recipe.yaml)")
     checks = [check_run(folder) for folder in folders]
-    console = Console(highlight=False, soft_wrap=True)
+    console = open_console(soft_wrap=True)
     for check in checks:
         for line in check.passed:
-            console.print(Text(f"{printable(str(check.folder))}: {printable(line)}"))
+            console.print(Text(f"{check.folder}: {line}"))
     _raise_problems(checks)
 
 

@@ -40,6 +40,7 @@ from udaseg.prediction.masks import (
 )
 from udaseg.prediction.outputs import unsupported_reason
 from udaseg.signals import StopSignal
+from udaseg.text import printable
 
 log = logging.getLogger(__name__)
 # pixels that are read ahead, in a batch, or wait to be written: 200 MB each
@@ -72,7 +73,8 @@ class Outcome:
     def add_failure(self, path: Path, fault: str) -> None:
         """Record an input that failed, and log a warning."""
         self.failures.append((path, fault))
-        log.warning("%s", fault)
+        # names that are not UTF-8 must not reach the log handlers of others
+        log.warning("%s", printable(fault))
 
 
 class StopRequested(Exception):

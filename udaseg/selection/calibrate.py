@@ -11,7 +11,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
@@ -21,6 +20,7 @@ from udaseg.data.files.images import read_image
 from udaseg.data.labels.classes import IGNORE, lookup_table
 from udaseg.data.labels.read import read_train_ids
 from udaseg.data.open import open_dataset
+from udaseg.display.console import open_console
 from udaseg.display.progress import WorkProgress
 from udaseg.errors import CheckpointError, DataError
 from udaseg.inference import loaded_run
@@ -36,7 +36,7 @@ from udaseg.selection.temperature import (
     confidence_error,
     fit_temperature,
 )
-from udaseg.text import percent, printable
+from udaseg.text import percent
 
 log = logging.getLogger(__name__)
 _MAX_PIXELS = 400_000
@@ -91,7 +91,7 @@ def calibrate(
         DataError: The images are missing, or no pixel has a label.
     """
     loaded = loaded_run.load_run(run, weights=weights, device=device)
-    log.info("%s, step %d, %s", printable(str(loaded.checkpoint)), loaded.step, weights)
+    log.info("%s, step %d, %s", loaded.checkpoint, loaded.step, weights)
     fit_pixels = (
         _source_pixels(loaded, images, root)
         if on == "source"
@@ -106,11 +106,11 @@ def calibrate(
     results = _to_json(rows, temperature, on, loaded.step)
     path = write_calibration(loaded.checkpoint, weights, results)
     if format == "json":
-        screen = Console(highlight=False, soft_wrap=True)
+        screen = open_console(soft_wrap=True)
         screen.print(json.dumps({"weights": weights, **results}, indent=2), markup=False)
     else:
         _print_table(rows, temperature)
-    log.info("written to %s; `udaseg predict` uses it from there", printable(str(path)))
+    log.info("written to %s; `udaseg predict` uses it from there", path)
     _warn_if_worse(rows)
 
 
@@ -271,8 +271,8 @@ def _print_table(rows: Sequence[_TableRow], temperature: float) -> None:
         for stage, reliability in (("before", row.before), ("after", row.after)):
             label = row.description if stage == "before" else f"{reliability.pixels:,} of them"
             numbers = (reliability.accuracy, reliability.confidence, reliability.error)
-            table.add_row(printable(label), stage, *map(percent, numbers), f"{reliability.nll:.3f}")
-    console = Console(highlight=False)
+            table.add_row(label, stage, *map(percent, numbers), f"{reliability.nll:.3f}")
+    console = open_console()
     console.print(table)
     if len(rows) > 1:
         console.print(f"{rows[1].description}: {_EVALUATION_NOTE}", markup=False, soft_wrap=True)

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from udaseg.data.datasets.index import PreparedDataset
+from udaseg.display.console import open_console
 from udaseg.files import write_json
 from udaseg.inference import loaded_run
 from udaseg.runs.best import store_best
@@ -26,7 +26,6 @@ from udaseg.selection.candidates import (
 )
 from udaseg.selection.criteria import CRITERIA, mean_ranks, rank_correlation, ranks
 from udaseg.selection.measure import compute_criteria
-from udaseg.text import printable
 
 log = logging.getLogger(__name__)
 CONSENSUS = "consensus"
@@ -99,7 +98,7 @@ def select(
     selection = _compare(runs, options)
     document = _document(selection, options.weights)
     if format == "json":
-        console = Console(highlight=False, soft_wrap=True)
+        console = open_console(soft_wrap=True)
         console.print(json.dumps(document, indent=2), markup=False)
     else:
         _print_selection(selection)
@@ -226,18 +225,18 @@ def _describe_candidate(candidate: Candidate, *, oracle: bool) -> dict[str, Any]
 
 def _print_selection(selection: _Selection) -> None:
     """Print one row per candidate, with a star at each criterion's choice, and the choice."""
-    console = Console(highlight=False)
+    console = open_console()
     if not console.is_terminal:
         console.width = max(console.width, _MIN_WIDTH)
     table = _candidate_table(selection)
-    wrapped = Console(highlight=False, soft_wrap=True)
+    wrapped = open_console(soft_wrap=True)
     if selection.oracle:
         wrapped.print(Text(ORACLE_WARNING, style="bold red"))
     console.print(table)
     for line in _exclusion_lines(selection):
         wrapped.print(Text(line))
     consensus = selection.chosen[CONSENSUS]
-    wrapped.print(Text(f"chosen by mean rank: {printable(str(consensus.checkpoint))}"))
+    wrapped.print(Text(f"chosen by mean rank: {consensus.checkpoint}"))
     if selection.oracle:
         for line in _oracle_lines(selection):
             wrapped.print(Text(line))
@@ -268,7 +267,7 @@ def _candidate_table(selection: _Selection) -> Table:
         ]
         rank = f"{candidate.mean_rank:.2f}" + _mark_chosen(chosen[CONSENSUS] is candidate)
         score = [f"{100 * _oracle_score(candidate):.2f}"] if selection.oracle else []
-        name = f"step {candidate.step}" if one_run else printable(candidate.name)
+        name = f"step {candidate.step}" if one_run else candidate.name
         table.add_row(Text(name), *map(Text, [*cells, rank, *score]))
     return table
 
@@ -276,9 +275,7 @@ def _candidate_table(selection: _Selection) -> Table:
 def _exclusion_lines(selection: _Selection) -> list[str]:
     """Return which candidates could not be chosen, and which criteria did not vote."""
     lines = []
-    collapsed = [
-        printable(candidate.name) for candidate in selection.candidates if candidate.collapsed
-    ]
+    collapsed = [candidate.name for candidate in selection.candidates if candidate.collapsed]
     if collapsed:
         lines.append(f"predicts almost only one class, so not chosen: {', '.join(collapsed)}")
     excluded = [

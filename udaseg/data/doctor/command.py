@@ -12,9 +12,9 @@ from rich.text import Text
 from udaseg.data.doctor.doctor import DoctorReport, diagnose
 from udaseg.data.doctor.findings import Finding
 from udaseg.data.doctor.statistics import SetStatistics
+from udaseg.display.console import open_console
 from udaseg.display.progress import WorkProgress
 from udaseg.errors import DataError
-from udaseg.text import printable
 
 _COLORS = {"error": "bold red", "warning": "yellow", "info": "cyan"}
 _INDENT = 9
@@ -65,13 +65,13 @@ def doctor(
         )
     if as_json:
         document = json.dumps(examination.to_dict(), indent=2, allow_nan=False)
-        Console(highlight=False, soft_wrap=True).print(Text(document))
+        open_console(soft_wrap=True).print(Text(document))
     else:
-        _print_examination(Console(highlight=False), examination)
+        _print_examination(open_console(), examination)
     errors = examination.with_severity("error")
     if errors:
         codes = ", ".join(dict.fromkeys(error.code for error in errors))
-        names = " and ".join(printable(facts.name) for facts in examination.sets)
+        names = " and ".join(facts.name for facts in examination.sets)
         raise DataError(f"{names}: {_count_text(len(errors), 'kind')} of error: {codes}")
 
 
@@ -105,11 +105,11 @@ def _facts_table(sets: Sequence[SetStatistics]) -> Table:
     if len(sets) > 1:
         table.add_row("", *(Text(facts.role, style="bold") for facts in sets))
     rows = {
-        "data": [f"{printable(facts.name)} ({_KIND_NAMES[facts.kind]})" for facts in sets],
+        "data": [f"{facts.name} ({_KIND_NAMES[facts.kind]})" for facts in sets],
         "images": ["\n".join(_split_lines(facts)) for facts in sets],
         "sizes": [_sizes_text(facts) for facts in sets],
         "colour": [_color_text(facts) for facts in sets],
-        "in": [printable(str(facts.folder)) for facts in sets],
+        "in": [str(facts.folder) for facts in sets],
     }
     for title, texts in rows.items():
         table.add_row(title, *map(Text, texts))
@@ -161,7 +161,7 @@ def _class_table(sets: Sequence[SetStatistics]) -> Table | None:
         name for share_by_class in shares.values() for name in share_by_class
     ):
         cells = [share_by_class.get(name, "no such class") for share_by_class in shares.values()]
-        table.add_row(Text(printable(name)), *cells)
+        table.add_row(Text(name), *cells)
     return table
 
 
@@ -198,7 +198,7 @@ def _print_finding(console: Console, finding: Finding, folders: dict[str, Path])
         path = "" if example.path is None else _relative_path(example.path, list(folders.values()))
         parts = [part for part in (path, example.note) if part]
         line = ": ".join(parts).replace("\n", "\\n")  # a file name may contain a newline
-        _print_indented(console, printable(line), extra_indent=2, style="dim")
+        _print_indented(console, line, extra_indent=2, style="dim")
     if finding.count > limit and finding.examples:
         _print_indented(console, f"and {finding.count - limit:,} more", extra_indent=2, style="dim")
     _print_indented(console, f"-> {finding.fix}", hanging_indent=3)
@@ -228,7 +228,7 @@ def _amounts_text(finding: Finding) -> str:
     names = [f"{name} ({count:,} px)" if count else name for name, count in listed]
     more = f" and {len(names) - _MAX_AMOUNTS} more" if len(names) > _MAX_AMOUNTS else ""
     prefix = "" if finding.code != "unknown-id" else "id " if len(names) == 1 else "ids "
-    return prefix + printable(", ".join(names[:_MAX_AMOUNTS])) + more
+    return prefix + ", ".join(names[:_MAX_AMOUNTS]) + more
 
 
 def _count_text(count: int, noun: str) -> str:

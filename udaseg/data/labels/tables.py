@@ -9,7 +9,6 @@ from typing import Any, Literal
 from udaseg.data.labels.classes import ClassSpace, lookup_table
 from udaseg.documents import Problems, did_you_mean, read_yaml_document
 from udaseg.errors import DataError, UsageError
-from udaseg.text import printable
 
 _TABLES_FOLDER = Path(__file__).parent / "tables"
 _MAX_CLASSES = 254
@@ -296,8 +295,7 @@ def label_ids(classes: ClassSpace) -> tuple[int, ...]:
     unknown = [name for name in classes.names if name not in id_by_name]
     if unknown:
         raise UsageError(
-            "label ids exist only for Cityscapes, which has no class "
-            f"{printable(', '.join(unknown))}"
+            f"label ids exist only for Cityscapes, which has no class {', '.join(unknown)}"
         )
     return tuple(id_by_name[name] for name in classes.names)
 

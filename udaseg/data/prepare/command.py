@@ -20,9 +20,9 @@ from udaseg.data.prepare.report import PrepareReport
 from udaseg.data.prepare.rules import PrepareOptions
 from udaseg.data.prepare.verify import VerifyReport, verify_dataset
 from udaseg.data.toyland.make import make_toyland
+from udaseg.display.console import open_console
 from udaseg.display.progress import LazyProgress
 from udaseg.errors import DataError
-from udaseg.text import printable
 
 log = logging.getLogger(__name__)
 _MAX_LINES = 5
@@ -79,7 +79,7 @@ def prepare(
             reports.append(_prepare_one(name, root, options, check_only, workers))
         except DataError as error:
             faults.append(str(error))
-    console = Console(highlight=False, soft_wrap=False)
+    console = open_console()
     for report in reports:
         cache_row = None if cache is None else _build_cache(report.dataset, cache, workers, faults)
         _print_report(console, report, check_only, cache_row)
@@ -102,7 +102,7 @@ def _render_toyland(root: Path, seed: int, size: tuple[int, int] | None) -> None
 def _prepare_one(
     name: str, root: Path, options: PrepareOptions | None, check_only: bool, workers: int
 ) -> PrepareReport:
-    stem = printable(Path(name).stem)
+    stem = Path(name).stem
     with (
         LazyProgress(f"unpack {stem}", "MB") as on_unpack,
         LazyProgress(f"prepare {stem}") as on_progress,
@@ -147,7 +147,7 @@ def _write_cache(dataset: PreparedDataset, options: CacheOptions, workers: int) 
             first.width,
             first.height,
         )
-    with LazyProgress(f"cache {printable(dataset.name)}") as on_progress:
+    with LazyProgress(f"cache {dataset.name}") as on_progress:
         return write_cache(
             dataset, options.size, options.format, workers=workers, on_progress=on_progress
         )
@@ -190,9 +190,9 @@ def _print_report(
         table.add_row(split, Text("no images found"))
     for title, text in _listed_rows(report):
         table.add_row(title, Text(text))
-    table.add_row("images in", Text(printable(str(dataset.image_root))))
+    table.add_row("images in", Text(str(dataset.image_root)))
     if not check_only:
-        table.add_row("index in", Text(printable(str(dataset.folder))))
+        table.add_row("index in", Text(str(dataset.folder)))
     if cache_row is not None:
         table.add_row("cache", Text(cache_row))
     if not check_only:
@@ -225,7 +225,7 @@ def _listed_rows(report: PrepareReport) -> Iterator[tuple[str, str]]:
         ("one colour, kept", report.blank),
     ):
         if lines:
-            shown = "\n".join(printable(line.replace("\n", "\\n")) for line in lines[:_MAX_LINES])
+            shown = "\n".join(line.replace("\n", "\\n") for line in lines[:_MAX_LINES])
             remainder = f"\nand {len(lines) - _MAX_LINES:,} more" if len(lines) > _MAX_LINES else ""
             yield title, f"{len(lines):,}:\n{shown}{remainder}"
 
@@ -292,10 +292,10 @@ def verify(*, names: list[str], root: Path, workers: int) -> None:
         DataError: A file has changed, or a dataset is not prepared; all of them are listed.
     """
     faults = []
-    console = Console(highlight=False, soft_wrap=True)
+    console = open_console(soft_wrap=True)
     for name in expand_toyland(names):
         try:
-            with LazyProgress(f"verify {printable(Path(name).stem)}", "files") as on_progress:
+            with LazyProgress(f"verify {Path(name).stem}", "files") as on_progress:
                 report = verify_dataset(name, root=root, workers=workers, on_progress=on_progress)
         except DataError as error:
             faults.append(str(error))
