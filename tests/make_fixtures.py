@@ -24,7 +24,7 @@ import torch
 
 from tests.cli.running import udaseg
 from tests.compare_commits import FIXTURES, MADE_IN, leaves, tiny_words, verb_of
-from tests.toy import toy_root
+from tests.support.toy import toy_root
 from udaseg.data.open import open_dataset
 from udaseg.data.toyland.scene import render
 from udaseg.recipe.library import find_recipe, list_recipes

@@ -13,8 +13,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tests.small import shipped
-from tests.toy import toy_pair, toy_root
+from tests.support.small import shipped
+from tests.support.toy import toy_pair, toy_root
 from udaseg.training.footprint import estimate_footprint
 from udaseg.training.setup import build_setup
 from udaseg.training.step import compute_gradients

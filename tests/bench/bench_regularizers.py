@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 
 from tests.bench import bench_training as bench
-from tests.small import shipped
+from tests.support.small import shipped
 from udaseg.data.loading.batches import Batch
 from udaseg.methods.build import build_objective
 from udaseg.methods.contrast.memory_bank import MemoryBank

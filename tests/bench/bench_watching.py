@@ -23,8 +23,8 @@ from pathlib import Path
 
 import torch
 
-from tests.small import shipped
-from tests.toy import toy_pair, toy_root
+from tests.support.small import shipped
+from tests.support.toy import toy_pair, toy_root
 from udaseg.methods.objectives.entropy import normalised_entropy
 from udaseg.training.callbacks.collapse import CHECK_INTERVAL, CollapseMonitor
 from udaseg.training.callbacks.previews import Previews

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from tests.colors import COLORS, loaded_colors, painted, random_labels
+from tests.support.colors import COLORS, loaded_colors, painted, random_labels
 from udaseg.cli.main import main
 from udaseg.data.datasets.index import PreparedDataset, Sample
 from udaseg.errors import CheckpointError, DataError

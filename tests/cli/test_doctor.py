@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests import sick
 from tests.cli.running import udaseg
-from tests.sick import FAULTS, Patient
+from tests.support import sick
+from tests.support.sick import FAULTS, Patient
 from udaseg.text import printable
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -7,7 +7,7 @@ import torch
 
 from tests.cli.running import udaseg
 from tests.cli.test_fit import adapt, assert_same, tensors
-from tests.toy import TINY, toy_root
+from tests.support.toy import TINY, toy_root
 from udaseg.errors import DataError
 from udaseg.recipe.load import load
 from udaseg.training import stage_data

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.colors import COLORS, ColorNetwork, loaded_colors, painted, random_labels
+from tests.support.colors import COLORS, ColorNetwork, loaded_colors, painted, random_labels
 from udaseg.cli.main import main
 from udaseg.data.datasets.index import PreparedDataset, Sample
 from udaseg.data.labels.classes import ClassSpace

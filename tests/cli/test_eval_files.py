@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from tests.cli.test_eval import evaluate, given, scores_of, write_city
-from tests.colors import COLORS, loaded_colors, random_labels
+from tests.support.colors import COLORS, loaded_colors, random_labels
 from udaseg.cli.main import main
 from udaseg.data.datasets.index import Sample
 from udaseg.data.labels.classes import ClassSpace

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from tests.cli.running import udaseg
-from tests.colors import loaded_colors
-from tests.small import small_segmenter
+from tests.support.colors import loaded_colors
+from tests.support.small import small_segmenter
 from udaseg.data.labels.classes import ClassSpace
 from udaseg.errors import EnvironmentFault
 from udaseg.inference import export, loaded_run

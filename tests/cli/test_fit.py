@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from tests.cli.running import udaseg
-from tests.toy import TINY, toy_root
+from tests.support.toy import TINY, toy_root
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 LONG = 40

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from tests.colors import loaded_colors
+from tests.support.colors import loaded_colors
 from udaseg.cli.main import main
 from udaseg.data.labels.tables import builtin_label_table
 from udaseg.evaluation.protocols import CITYSCAPES

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests import files
 from tests.cli.running import udaseg
-from tests.toy import TINY
+from tests.support import files
+from tests.support.toy import TINY
 
 YAML = """\
 name: my_city

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from tests.colors import COLORS, loaded_colors, painted, random_labels
+from tests.support.colors import COLORS, loaded_colors, painted, random_labels
 from udaseg.cli.main import main
 from udaseg.data.files.orientation import to_stored, to_upright
 from udaseg.errors import UsageError

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.colors import COLORS, loaded_colors, painted, random_labels
-from tests.predicting import predict
+from tests.support.colors import COLORS, loaded_colors, painted, random_labels
+from tests.support.predicting import predict
 from udaseg.errors import DataError, PartialError, UsageError
 from udaseg.inference import loaded_run
 from udaseg.inference.labels import labels_from_logits

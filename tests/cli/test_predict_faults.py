@@ -16,8 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.colors import COLORS, loaded_colors, painted, random_labels
-from tests.predicting import predict
+from tests.support.colors import COLORS, loaded_colors, painted, random_labels
+from tests.support.predicting import predict
 from udaseg.cli import options
 from udaseg.data.labels.classes import ClassSpace
 from udaseg.errors import DataError, EnvironmentFault, Interrupted, PartialError, UsageError

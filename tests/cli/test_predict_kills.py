@@ -4,8 +4,8 @@ import logging
 
 import pytest
 
-from tests import killed_predictions as kills
-from tests.colors import loaded_colors
+from tests.support import killed_predictions as kills
+from tests.support.colors import loaded_colors
 from udaseg.inference import loaded_run
 
 

@@ -16,8 +16,8 @@ WORK = """
 import resource, sys
 from pathlib import Path
 import torch
-from tests.colors import loaded_colors
-from tests.small import small_segmenter
+from tests.support.colors import loaded_colors
+from tests.support.small import small_segmenter
 from udaseg.cli.main import main
 from udaseg.inference import loaded_run
 

@@ -16,9 +16,9 @@ import pytest
 import torch
 from PIL import Image
 
-from tests import predicting
-from tests.colors import COLORS, loaded_colors, painted, random_labels
-from tests.films import frames_of, turn, write_film
+from tests.support import predicting
+from tests.support.colors import COLORS, loaded_colors, painted, random_labels
+from tests.support.films import frames_of, turn, write_film
 from udaseg.data.files.video import VideoReader
 from udaseg.errors import DataError, EnvironmentFault, Interrupted, PartialError, UsageError
 from udaseg.inference import loaded_run

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests import files
-from tests.hostile import packed
+from tests.support import files
+from tests.support.hostile import packed
 from udaseg.cli.main import main
 from udaseg.data.datasets.index import read_index
 from udaseg.data.files import images as images_file

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.cli.running import udaseg
-from tests.toy import TINY, toy_root
+from tests.support.toy import TINY, toy_root
 from udaseg.data.files.images import write_png
 
 README = Path(__file__).resolve().parents[2] / "README.md"

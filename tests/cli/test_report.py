@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 from torch import nn
 
-from tests.browser import Browser, needs_browser
 from tests.cli.running import udaseg
-from tests.colors import COLORS, ColorNetwork, loaded_colors, painted, random_labels
-from tests.small import shipped
+from tests.support.browser import Browser, needs_browser
+from tests.support.colors import COLORS, ColorNetwork, loaded_colors, painted, random_labels
+from tests.support.small import shipped
 from udaseg.data.datasets.index import PreparedDataset, Sample
 from udaseg.errors import CheckpointError
 from udaseg.inference import loaded_run

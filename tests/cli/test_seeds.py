@@ -10,8 +10,8 @@ import torch
 
 from tests.cli.running import udaseg
 from tests.cli.test_fit import assert_same, tensors, without_checkpoints
-from tests.damage import flips
-from tests.toy import TINY, toy_root
+from tests.support.damage import flips
+from tests.support.toy import TINY, toy_root
 from udaseg.errors import DivergedError, RecipeError
 from udaseg.inspection.verify import check_run
 from udaseg.recipe.load import load

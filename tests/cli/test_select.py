@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 
 from tests.cli.running import udaseg
-from tests.colors import COLORS, ColorNetwork, loaded_colors, painted, random_labels
+from tests.support.colors import COLORS, ColorNetwork, loaded_colors, painted, random_labels
 from udaseg.data.datasets.index import PreparedDataset, Sample
 from udaseg.data.labels.classes import ClassSpace, classes_to_dict
 from udaseg.errors import CheckpointError, DataError

@@ -4,8 +4,8 @@ import signal
 
 import pytest
 
-from tests.stops import Stop, golden, problem
-from tests.toy import toy_root
+from tests.support.stops import Stop, golden, problem
+from tests.support.toy import toy_root
 
 
 @pytest.fixture(scope="module")

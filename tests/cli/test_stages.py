@@ -10,7 +10,7 @@ import pytest
 
 from tests.cli.running import udaseg
 from tests.cli.test_fit import adapt, assert_same, tensors
-from tests.toy import toy_root
+from tests.support.toy import toy_root
 from udaseg.data.open import open_dataset
 
 OFTEN = ["machine.checkpoint_every=1", "machine.keep_checkpoints=99", "machine.log_every=1"]
@@ -183,7 +183,7 @@ def test_source_only_can_take_the_place_of_the_adversarial_warm_up(root, tmp_pat
     )
     text = recipe[:start] + "      objective:\n        kind: source_only\n" + recipe[end:]
     (tmp_path / "my.yaml").write_text(text)
-    from tests.toy import TINY
+    from tests.support.toy import TINY
 
     out = tmp_path / "run"
     udaseg("adapt", "my.yaml", "--root", root, "--out", out, "--steps", 5, *TINY, cwd=tmp_path)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.colors import COLORS, ColorNetwork, loaded_colors, painted, random_labels
+from tests.support.colors import COLORS, ColorNetwork, loaded_colors, painted, random_labels
 from udaseg.cli.main import main
 from udaseg.data.datasets.index import PreparedDataset, Sample
 from udaseg.data.labels.classes import ClassSpace

@@ -6,9 +6,17 @@ import pytest
 import torch
 
 from tests.cli.test_fit import assert_same, tensors
-from tests.torchrun import adapt_words, kill, lines, started, status, torchrun, wait_for_step
-from tests.torchrun import ended as ends
-from tests.toy import toy_root
+from tests.support.torchrun import (
+    adapt_words,
+    kill,
+    lines,
+    started,
+    status,
+    torchrun,
+    wait_for_step,
+)
+from tests.support.torchrun import ended as ends
+from tests.support.toy import toy_root
 
 EVERY_TWO = ["machine.checkpoint_every=2", "machine.keep_checkpoints=9"]
 EVERY_TWO.append("method.teacher.batch_statistics=false")

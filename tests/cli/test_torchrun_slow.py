@@ -9,7 +9,7 @@ import torch
 
 from tests.cli.running import udaseg
 from tests.cli.test_fit import tensors
-from tests.torchrun import (
+from tests.support.torchrun import (
     adapt_words,
     ended,
     kill,
@@ -19,7 +19,7 @@ from tests.torchrun import (
     torchrun,
     wait_for_step,
 )
-from tests.toy import toy_root
+from tests.support.toy import toy_root
 
 pytestmark = pytest.mark.slow
 

@@ -13,7 +13,7 @@ import torch
 
 from tests.cli.running import udaseg
 from tests.cli.test_fit import adapt, assert_same, tensors
-from tests.toy import toy_root
+from tests.support.toy import toy_root
 from udaseg.errors import DataError
 from udaseg.runs.checkpoint import load_checkpoint
 from udaseg.runs.status import read_cost

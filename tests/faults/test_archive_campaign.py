@@ -9,10 +9,10 @@ import zipfile
 import numpy as np
 import pytest
 
-from tests import files, hostile
-from tests.campaign import tell
-from tests.hostile import packed, tree
-from tests.measured import measured
+from tests.support import files, hostile
+from tests.support.campaign import tell
+from tests.support.hostile import packed, tree
+from tests.support.measured import measured
 from udaseg.data.archives.unpack import unpack
 from udaseg.errors import DataError
 

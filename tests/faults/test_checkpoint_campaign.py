@@ -6,11 +6,11 @@ import shutil
 
 import pytest
 
-from tests import crashes
-from tests.campaign import tell
 from tests.cli.running import udaseg
 from tests.cli.test_fit import adapt, tensors
-from tests.toy import toy_root
+from tests.support import crashes
+from tests.support.campaign import tell
+from tests.support.toy import toy_root
 from udaseg.errors import CheckpointError
 
 pytestmark = pytest.mark.faults

@@ -6,10 +6,10 @@ import random
 import numpy as np
 import pytest
 
-from tests import damage, files
-from tests.campaign import tell
-from tests.measured import measured
-from tests.own import own_set
+from tests.support import damage, files
+from tests.support.campaign import tell
+from tests.support.measured import measured
+from tests.support.own import own_set
 from udaseg.data.prepare.prepare import prepare_dataset
 from udaseg.data.prepare.rules import PrepareOptions
 from udaseg.data.prepare.verify import verify_dataset

@@ -6,10 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.campaign import tell
-from tests.injections import PASSING, PLACES, alarms_of, biased, campaign, easy_batch, tiny_fit
-from tests.injections import trained as train
-from tests.properties.test_self_training import _objective
+from tests.methods.test_self_training import _objective
+from tests.support.campaign import tell
+from tests.support.injections import (
+    PASSING,
+    PLACES,
+    alarms_of,
+    biased,
+    campaign,
+    easy_batch,
+    tiny_fit,
+)
+from tests.support.injections import trained as train
 
 pytestmark = pytest.mark.faults
 

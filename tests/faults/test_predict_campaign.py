@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests import killed_predictions as kills
-from tests.bad_inputs import write_bad, write_image
-from tests.campaign import tell
-from tests.colors import loaded_colors
+from tests.support import killed_predictions as kills
+from tests.support.bad_inputs import write_bad, write_image
+from tests.support.campaign import tell
+from tests.support.colors import loaded_colors
 from udaseg.errors import PartialError
 from udaseg.inference import loaded_run
 

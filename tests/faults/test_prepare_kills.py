@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests import kills
-from tests.campaign import tell
-from tests.own import forms, own_set, state
+from tests.support import kills
+from tests.support.campaign import tell
+from tests.support.own import forms, own_set, state
 from udaseg.data.prepare.prepare import prepare_dataset
 from udaseg.data.prepare.verify import verify_dataset
 from udaseg.errors import EnvironmentFault

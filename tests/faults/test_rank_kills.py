@@ -5,9 +5,9 @@ import time
 
 import pytest
 
-from tests.campaign import tell
 from tests.cli.test_fit import assert_same, tensors
-from tests.torchrun import (
+from tests.support.campaign import tell
+from tests.support.torchrun import (
     adapt_words,
     ended,
     kill,
@@ -17,7 +17,7 @@ from tests.torchrun import (
     torchrun,
     wait_for_step,
 )
-from tests.toy import toy_root
+from tests.support.toy import toy_root
 from udaseg.runs.checkpoint import newest_checkpoint
 
 pytestmark = pytest.mark.faults

@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from tests.campaign import tell
-from tests.unit import test_recipe_load as cases
+from tests.recipe import test_load as cases
+from tests.support.campaign import tell
 from udaseg.errors import RecipeError
 
 pytestmark = pytest.mark.faults

@@ -2,9 +2,9 @@
 
 import pytest
 
-from tests.campaign import tell
-from tests.stops import PHASES, SIGNALS, Stop, golden, problem
-from tests.toy import toy_root
+from tests.support.campaign import tell
+from tests.support.stops import PHASES, SIGNALS, Stop, golden, problem
+from tests.support.toy import toy_root
 
 pytestmark = pytest.mark.faults
 

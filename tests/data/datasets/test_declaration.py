@@ -1,0 +1,289 @@
+"""Dataset YAMLs: what they mean, and every fault with its line."""
+
+import json
+
+import numpy as np
+import pytest
+
+from tests.support.files import dataset_yaml
+from udaseg.data.datasets.catalog import builtin_names, read_builtin
+from udaseg.data.datasets.declaration import read_declaration
+from udaseg.data.labels.classes import IGNORE
+from udaseg.data.labels.tables import builtin_label_table
+from udaseg.data.prepare.convert import to_train_ids
+from udaseg.data.toyland.city import CLASSES
+from udaseg.errors import DataError
+
+OWN = """\
+name: my_city
+images: images/**/*.png
+labels: labels/**/*.png
+match: stem
+label_format: ids
+classes: cityscapes19
+ignore: [0, 255]
+splits: {train: train.txt, val: val.txt}
+"""
+
+CITYSCAPES = {7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11}
+CITYSCAPES |= {25: 12, 26: 13, 27: 14, 28: 15, 31: 16, 32: 17, 33: 18}
+# the 16 classes in the order of the 19, without terrain, truck and train
+SYNTHIA = {3: 0, 4: 1, 2: 2, 21: 3, 5: 4, 7: 5, 15: 6, 9: 7, 6: 8, 1: 9, 10: 10, 17: 11, 8: 12}
+SYNTHIA |= {19: 13, 12: 14, 11: 15}
+
+
+def _faults(folder, text):
+    path = dataset_yaml(folder, text)
+    with pytest.raises(DataError) as caught:
+        read_declaration(path)
+    assert caught.value.exit_code == 3
+    return str(caught.value).replace(f"{path}:", "").replace(str(path), "FILE").splitlines()
+
+
+def _listed(folder, *classes, top=""):
+    lines = "".join(f"  - {entry}\n" for entry in classes)
+    return f"name: x\nimages: i/*.png\nlabels: l/*.png\n{top}classes:\n{lines}"
+
+
+@pytest.mark.parametrize(
+    ("table", "expected", "void"),
+    [
+        ("cityscapes19", CITYSCAPES, [0, 1, 2, 3, 4, 5, 6, 9, 10, 14, 15, 16, 18, 29, 30, 34, 255]),
+        ("synthia16", SYNTHIA, [0, 13, 14, 16, 18, 20, 22]),
+        ("trainids19", {i: i for i in range(19)}, [255]),
+        ("camvid11", {i: i for i in range(11)}, [11, 255]),
+        ("toyland13", {i: i for i in range(13)}, [255]),
+    ],
+)
+def test_every_id_of_a_table_means_what_is_published(table, expected, void):
+    ids = np.arange(400, dtype=np.uint16)[None]
+    labels, unknown = to_train_ids(ids, builtin_label_table(table))
+    got = {i: int(value) for i, value in enumerate(labels[0]) if value != IGNORE}
+    assert got == expected
+    assert set(unknown) == set(range(400)) - set(expected) - set(void)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.int32])
+def test_unknown_ids_are_ignored_and_counted_whatever_their_type(kind):
+    ids = np.array([[7, 34, 254], [200, 200, 8]]).astype(kind)
+    labels, unknown = to_train_ids(ids, builtin_label_table("cityscapes19"))
+    assert labels.tolist() == [[0, IGNORE, IGNORE], [IGNORE, IGNORE, 1]]
+    assert unknown == {254: 1, 200: 2}
+
+
+def test_ids_that_no_table_can_hold_are_counted_too():
+    ids = np.array([[-1, 2**24 + 7, 7]], np.int32)
+    labels, unknown = to_train_ids(ids, builtin_label_table("cityscapes19"))
+    assert labels.tolist() == [[IGNORE, IGNORE, 0]]
+    assert unknown == {-1: 1, 2**24 + 7: 1}
+
+
+def test_synthia_shares_the_names_and_colours_of_cityscapes():
+    sixteen, nineteen = (
+        builtin_label_table(name).classes for name in ("synthia16", "cityscapes19")
+    )
+    there = dict(zip(nineteen.names, nineteen.colors, strict=True))
+    assert set(nineteen.names) - set(sixteen.names) == {"terrain", "truck", "train"}
+    assert all(
+        there[name] == color for name, color in zip(sixteen.names, sixteen.colors, strict=True)
+    )
+    assert sixteen.train_ids_in(nineteen) == (*range(9), 10, 11, 12, 13, 15, 17, 18)
+
+
+def test_cityscapes_has_its_official_colours():
+    classes = builtin_label_table("cityscapes19").classes
+    assert classes.colors[classes.names.index("sky")] == (70, 130, 180)
+    assert classes == builtin_label_table("trainids19").classes
+
+
+def test_the_table_of_toyland_is_toyland_s_own():
+    assert builtin_label_table("toyland13").classes == CLASSES
+
+
+def test_the_table_of_camvid_is_the_one_its_labels_were_made_with(sample_data):
+    published = json.loads((sample_data / "mappings.json").read_text())
+    classes = builtin_label_table("camvid11").classes
+    assert list(classes.names) == published["classes"]
+    assert [list(color) for color in classes.colors] == published["palette"]
+
+
+@pytest.mark.parametrize("name", builtin_names())
+def test_every_built_in_set_is_declared_whole(name):
+    declaration = read_builtin(name)
+    assert declaration.name == name
+    assert declaration.table is not None
+    if not name.startswith("toyland"):
+        assert {"title", "home", "licence", "download", "size"} <= set(declaration.about)
+        assert declaration.expected_counts
+
+
+def test_the_ten_lines_of_the_manual_are_read(tmp_path):
+    declaration = read_declaration(dataset_yaml(tmp_path, OWN))
+    assert declaration.root == tmp_path
+    assert declaration.images == {"": "images/**/*.png"}
+    assert declaration.splits == {"train": "train.txt", "val": "val.txt"}
+    assert declaration.table is not None
+    assert {0, 34, 255} <= declaration.table.ignore
+
+
+def test_two_lines_are_enough_for_a_target(tmp_path):
+    declaration = read_declaration(dataset_yaml(tmp_path, "name: x\nimages: '**/*.jpg'\n"))
+    assert declaration.table is None
+    assert declaration.splits == {"train": 1.0}
+
+
+@pytest.mark.parametrize("missing", ["name", "images"])
+def test_what_cannot_be_left_out_is_asked_for(tmp_path, missing):
+    text = "".join(line for line in OWN.splitlines(True) if not line.startswith(missing))
+    assert f"1: '{missing}' is missing" in _faults(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (
+            "label_format: ids",
+            "label_fromat: ids",
+            "5: label_fromat: unknown key; did you mean 'lab",
+        ),
+        ("ids\n", "id\n", "5: label_format: must be ids, rgb or synthia, got 'id'"),
+        ("cityscapes19", "cityscape19", "6: classes: no table 'cityscape19'; did you mean 'citysc"),
+        ("name: my_city", "name: ../x", "1: name: must be letters, digits"),
+        ("name: my_city", "name: 7", "1: name: must be letters, digits"),
+        ("match: stem", "match: {stip: x}", "4: match: must be `stem` or `{strip: [ENDING"),
+        ("[0, 255]", "[0, -1]", "7: ignore: an id must be a whole number >= 0, got -1"),
+        ("[0, 255]", "[0512]", "7: ignore: an id must be a whole number >= 0, got '0512'"),
+        ("[0, 255]", "[12:30]", "7: ignore: an id must be a whole number >= 0, got '12:30'"),
+        ("[0, 255]", "[0, 7]", "7: ignore: id 7 is the class road of cityscapes19"),
+        ("val: val.txt", "val: 1.5", "8: splits: val: a fraction must be above 0 and at most 1"),
+        ("val: val.txt", "val: true", "8: splits: val: must be a list file, a fraction or a fol"),
+        ("val: val.txt", "val: 0", "8: splits: val: a fraction must be above 0"),
+        ("{train: train.txt, val: val.txt}", "{a: 0.7, b: 0.7}", "8: splits: the fractions add up"),
+        (
+            "splits: {train: train.txt, val: val.txt}",
+            "splits: train.txt",
+            "8: splits: must be a mapping of splits",
+        ),
+        ("images: images", "images: ../images", "2: images: must be a glob below the root"),
+        ("images: images", "images: /images", "2: images: must be a glob below the root"),
+        ("images: images/**/*.png", "images: 3", "2: images: must be a glob, or one glob per"),
+        ("images/**/*.png", "{train: t/*.png}", "8: splits: images are already given per split"),
+        ("name: my_city", "name: my_city\nname: x", "2: name: given twice"),
+        ("match: stem", "folders: abc", "4: folders: must be a list of strings"),
+        ("match: stem", "expected: {train: many}", "4: expected: must be a mapping of splits to"),
+    ],
+)
+def test_a_fault_is_named_with_its_line(tmp_path, old, new, said):
+    assert old in OWN
+    faults = _faults(tmp_path, OWN.replace(old, new, 1))
+    assert any(line.startswith(said) for line in faults), faults
+
+
+def test_all_faults_are_named_at_once(tmp_path):
+    faults = _faults(tmp_path, "name: ''\nimages: /x\nimage: 3\n")
+    assert [line.split(":")[0] for line in faults] == ["3", "1", "2"]
+
+
+def test_labels_without_classes_are_refused(tmp_path):
+    faults = _faults(tmp_path, "name: x\nimages: i/*.png\nlabels: l/*.png\n")
+    assert faults == ["3: labels: labels need 'classes': a table's name or a list"]
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ("{name: b, ids: [1, x]}", "6: classes: an id must be a whole number >= 0, got 'x'"),
+        ("{name: b, id: [1]}", "6: classes: b: unknown key 'id'; did you mean 'ids'?"),
+        ("{ids: [1]}", "6: classes: entry 2: must be a name or"),
+        ("7", "6: classes: entry 2: must be a name or"),
+        ("{name: b, color: [1, 2]}", "6: classes: b: a color must be three numbers"),
+        ("{name: b, color: [1, 2, 256]}", "6: classes: b: a color must be three numbers"),
+        ("{name: b, ids: [0]}", "4: classes: id 0 belongs to both a and b"),
+        ("{name: a, ids: [1]}", "4: classes: the name 'a' is given twice"),
+    ],
+)
+def test_a_fault_in_the_list_of_classes_is_named(tmp_path, entry, said):
+    faults = _faults(tmp_path, _listed(tmp_path, "{name: a, ids: [0]}", entry))
+    assert any(line.startswith(said) for line in faults), faults
+
+
+def test_a_list_may_be_names_alone_merges_and_words_that_yaml_would_change(tmp_path):
+    text = _listed(tmp_path, "road", "{name: on, ids: [1, 5, 300]}", "no")
+    table = read_declaration(dataset_yaml(tmp_path, text)).table
+    assert table is not None
+    assert table.classes.names == ("road", "on", "no")
+    assert table.ids == ((0,), (1, 5, 300), (2,))
+
+
+def test_colours_are_the_ids_of_a_colour_coded_set(tmp_path):
+    text = _listed(
+        tmp_path,
+        "{name: road, color: [1, 2, 3], colors: [[0, 0, 9]]}",
+        "{name: sky, color: [255, 0, 0]}",
+        top="label_format: rgb\nignore: [[0, 0, 0]]\n",
+    )
+    table = read_declaration(dataset_yaml(tmp_path, text)).table
+    assert table is not None
+    assert table.ids == ((0x010203, 9), (0xFF0000,))
+    assert table.ignore == {0}
+
+
+def test_a_table_gives_its_colours_to_a_colour_coded_set(tmp_path):
+    text = OWN.replace("ids\n", "rgb\n").replace("[0, 255]", "[[0, 0, 0]]")
+    table = read_declaration(dataset_yaml(tmp_path, text)).table
+    assert table is not None
+    assert table.ids[0] == (128 << 16 | 64 << 8 | 128,)
+    assert table.ignore == {0}
+
+
+def test_the_root_may_name_a_variable(tmp_path, monkeypatch):
+    path = dataset_yaml(tmp_path, "name: x\nimages: '*.png'\nroot: ${MY_IMAGES}/a\n")
+    monkeypatch.delenv("MY_IMAGES", raising=False)
+    with pytest.raises(DataError, match=r"own.yaml:3: root: the environment variable MY_IMAGES"):
+        read_declaration(path)
+    monkeypatch.setenv("MY_IMAGES", str(tmp_path / "there"))
+    assert read_declaration(path).root == tmp_path / "there" / "a"
+
+
+def test_the_root_may_be_at_home_or_beside_the_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for written, expected in (("~/x", tmp_path / "home" / "x"), ("y", tmp_path / "y")):
+        path = dataset_yaml(tmp_path, f"name: x\nimages: '*.png'\nroot: {written}\n")
+        assert read_declaration(path).root == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "must be a YAML mapping"),
+        ("- a\n- b\n", "must be a YAML mapping"),
+        ("name: [x\n", "not YAML"),
+        ("name: x\n\timages: y\n", "not YAML"),
+        ("name: x\n---\nname: y\n", "not YAML"),
+        ("name: !!python/object/apply:os.system [ls]\n", "not YAML"),
+        ("name: &a [1]\nimages: *a\n", "aliases"),
+        ("name: x\n<<: {images: y}\n", "<<|unknown key"),
+        ("a: &a [x]\nb: &b [*a, *a]\nname: *b\n", "aliases"),
+        ("name: " + "[" * 6000, "brackets"),
+        ("name: " + "x" * 300_000, "larger than 200 kB"),
+        ("name: !!timestamp x\n", "not readable|not YAML"),
+        ("name: !!int x\n", "not readable|not YAML"),
+        ("name: !!bool maybe\n", "not readable|not YAML"),
+        ("name: " + "-" * 400 + "\n" + "[" * 900, "not"),
+        ("name: \x00\n", "not"),
+    ],
+)
+def test_a_text_that_is_no_dataset_yaml_is_refused_in_a_sentence(tmp_path, text, said):
+    with pytest.raises(DataError, match=said):
+        read_declaration(dataset_yaml(tmp_path, text))
+
+
+def test_text_in_another_encoding_is_refused(tmp_path):
+    (tmp_path / "x.yaml").write_bytes("name: straße".encode("latin-1"))
+    with pytest.raises(DataError, match="not readable"):
+        read_declaration(tmp_path / "x.yaml")
+
+
+def test_a_missing_yaml_is_named(tmp_path):
+    with pytest.raises(DataError, match="no such dataset YAML"):
+        read_declaration(tmp_path / "x.yaml")

@@ -1,0 +1,214 @@
+"""RCCR over several whole steps against a second, naive writing of its formulas.
+
+Only what is drawn at random (masks, squares, augmentation, chosen cells) and the pseudo-labels come
+from the same functions; every loss, weight, average and memory is written again with loops.
+"""
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.support.small import shipped, small_segmenter
+from udaseg.data.labels.classes import IGNORE
+from udaseg.data.loading.batches import Batch
+from udaseg.methods import build
+from udaseg.methods.augmentation import strong_augment
+from udaseg.methods.mixing import class_mask, square_mask
+from udaseg.methods.objectives.objective import generator_for
+from udaseg.methods.pixel_loss import pseudo_labels
+from udaseg.models.projector import Projector
+
+CLASSES, SIDE, STRIDE, STEPS = 13, 64, 8, 5
+# a network that has learned nothing is sure of nothing: thresholds that some cells still pass
+SURE = ["method.mixing.confidence=0.12", "method.regional.min_confidence=0.09"]
+SMALL = ["method.regional.cells_per_view=20", "method.teacher.momentum=0.7"]
+
+
+def _batch(step):
+    generator = torch.Generator().manual_seed(step)
+
+    def patches(count, low, high):
+        drawn = torch.randint(low, high, (2, count, 8, 8), generator=generator).float()
+        return F.interpolate(drawn, (SIDE, SIDE)).to(torch.uint8)
+
+    labels = patches(1, 0, CLASSES)[:, 0]
+    labels[:, :9] = IGNORE
+    return Batch(step, step / STEPS, 31 + step, patches(3, 0, 256), labels, patches(3, 0, 256))
+
+
+class Naive:
+    """One student, one teacher, a list of pushes for a bank."""
+
+    def __init__(self, made, spec):
+        self.student = copy.deepcopy(made.student)
+        self.teacher = copy.deepcopy(made.teacher.network)
+        self.spec, self.pushed = spec, []
+
+    def taught(self, images):
+        """Return logits and unit embeddings of the teacher, which normalises by the batch."""
+        self.teacher.train(self.spec.teacher.batch_statistics)
+        before = copy.deepcopy(self.teacher.state_dict())
+        with torch.no_grad():
+            seen = self.teacher(images, embed=True)
+        self.teacher.load_state_dict(before)
+        return seen
+
+    def strong(self, images, generator):
+        spec = self.spec.augmentation
+        return strong_augment(
+            images,
+            generator,
+            jitter=spec.jitter,
+            jitter_probability=spec.jitter_probability,
+            blur_probability=spec.blur_probability,
+            blur_sigma=spec.blur_sigma,
+        )
+
+    def losses(self, batch):
+        """Return the three parts of the loss; pushes the step's cells before the contrast."""
+        mixing = self.spec.mixing
+        # in the layout that the product uses: rounding alone moves a pixel across a threshold
+        source, target = (
+            (images.float() / 255).contiguous(memory_format=torch.channels_last)
+            for images in (batch.source_images, batch.target_images)
+        )
+        taught = self.taught(target)
+        # its own oracle is elsewhere; here one pixel at the threshold would be told apart
+        guessed, sure = pseudo_labels(taught.logits, (SIDE, SIDE))
+        guessed = guessed.long()
+        share = (sure >= mixing.confidence).double().mean()
+        assert mixing.share_over == "batch"
+
+        on_source = self.student(source)
+        wide = F.interpolate(on_source.logits, (SIDE, SIDE), mode="bilinear", align_corners=False)
+        supervised = F.cross_entropy(wide, batch.source_labels.long(), ignore_index=IGNORE)
+
+        generator = generator_for(batch.seed, "mixed")
+        mask = class_mask(
+            batch.source_labels, CLASSES, generator, ignore_is_class=mixing.ignore_is_class
+        )
+        images, labels = target.clone(), guessed.clone()
+        weight = torch.full(guessed.shape, float(share))
+        for b in range(2):
+            images[b][:, mask[b]] = source[b][:, mask[b]]
+            labels[b][mask[b]] = batch.source_labels[b][mask[b]].long()
+            weight[b][mask[b]] = 1.0
+        on_mixed = self.student(self.strong(images, generator), embed=False)
+        wide = F.interpolate(on_mixed.logits, (SIDE, SIDE), mode="bilinear", align_corners=False)
+        each = F.cross_entropy(wide, labels, ignore_index=IGNORE, reduction="none")
+        mixed = (each * weight).sum() / each.numel()
+        contrast = self.contrast(batch, source, target, taught)
+        return {"source": supervised, "mixed": self.spec.mix_weight * mixed, "regional": contrast}
+
+    def contrast(self, batch, source, target, taught):
+        spec = self.spec.regional
+        cells = SIDE // STRIDE
+        generator = generator_for(batch.seed, "cutmix")
+        square = square_mask(2, (SIDE, SIDE), STRIDE, generator, per=spec.square_per)
+        pixels = square.repeat_interleave(STRIDE, 1).repeat_interleave(STRIDE, 2)
+        images = source.clone()
+        for b in range(2):
+            images[b][:, pixels[b]] = target[b][:, pixels[b]]
+        seen = self.student(self.strong(images, generator), embed=True)
+        on_cells = F.interpolate(taught.logits, (cells, cells), mode="bilinear").softmax(1)
+        sure, guessed = on_cells.max(1)
+        nearest = batch.source_labels[:, ::STRIDE, ::STRIDE].long()
+        labels = torch.where(square, guessed, nearest)
+
+        draws = torch.Generator().manual_seed(batch.seed)
+        pushed = []
+        for maps, of_cells in ((seen.embeddings.detach(), labels), (taught.embeddings, guessed)):
+            rows = [
+                (maps[b, :, y, x].double(), int(of_cells[b, y, x]))
+                for b in range(2)
+                for y in range(cells)
+                for x in range(cells)
+            ]
+            chosen = torch.randperm(len(rows), generator=draws)[: spec.cells_per_view]
+            pushed += [rows[index] for index in chosen.tolist()]
+        if not spec.keep_ignored:
+            pushed = [row for row in pushed if row[1] != IGNORE]
+        self.pushed.append(pushed)
+        rows = [row for step in self.pushed[-spec.bank_steps :] for row in step]
+        terms = []
+        for b in range(2):
+            for y in range(cells):
+                for x in range(cells):
+                    if not square[b, y, x] or not sure[b, y, x] > spec.min_confidence:
+                        continue
+                    query = seen.embeddings[b, :, y, x].double()
+                    own = (query @ taught.embeddings[b, :, y, x].double()) / spec.temperature
+                    others = [
+                        query @ vector / spec.temperature
+                        for vector, label in rows
+                        if label != int(guessed[b, y, x])
+                    ]
+                    terms.append(torch.logsumexp(torch.stack([own, *others]), 0) - own)
+        self.anchors = len(terms)
+        mean = torch.stack(terms).mean() if terms else 0.0 * seen.embeddings.sum()
+        return spec.weight * math.exp(-5 * (1 - math.sqrt(batch.progress))) * mean
+
+    def follow(self, step):
+        """Move every weight of the teacher; copy what is no weight."""
+        keep = min(1 - 1 / (step + 1), self.spec.teacher.momentum)
+        ours = dict(self.student.named_parameters())
+        with torch.no_grad():
+            for name, weight in self.teacher.named_parameters():
+                weight.copy_(keep * weight.double() + (1 - keep) * ours[name].double())
+
+
+@pytest.mark.parametrize("name", ["rccr", "rccr_release"])
+def test_losses_teacher_and_bank_follow_the_formulas_over_several_steps(name, monkeypatch):
+    # two layers: in a deep untrained network rounding alone grows by 1,000 within a step
+    small = small_segmenter(classes=CLASSES)
+    small.projector = Projector(8, 128)
+    monkeypatch.setattr(build, "build_segmenter", lambda *_, **__: small)
+    recipe = shipped(f"toyland/{name}", [*SURE, *SMALL])
+    made = build.build_objective(recipe, CLASSES).train()
+    spec = recipe.method
+    naive = Naive(made, spec)
+    trained = [
+        [p for p in net.parameters() if p.requires_grad] for net in (made.student, naive.student)
+    ]
+    rules = [torch.optim.SGD(weights, lr=0.01, momentum=0.9) for weights in trained]
+    naive.student.train()
+    anchors = []
+    for step in range(STEPS):
+        batch = _batch(step)
+        report, expected = made(batch), naive.losses(batch)
+        assert set(report.parts) == set(expected)
+        for part, value in expected.items():
+            assert report.parts[part].item() == pytest.approx(value.item(), abs=1e-5), (step, part)
+        anchors.append(naive.anchors)
+        for rule, total in zip(rules, (report.total, sum(expected.values())), strict=True):
+            rule.zero_grad()
+            total.backward()
+            rule.step()
+        made.after_step(step, report)
+        naive.follow(step)
+        _same_networks(made, naive)
+        _same_bank(made.regularizers["regional"].bank, naive.pushed)
+    assert sum(anchors) > 20, "the contrast saw next to no anchor"
+
+
+def _same_networks(made, naive):
+    for ours, theirs in ((made.student, naive.student), (made.teacher.network, naive.teacher)):
+        weights = dict(theirs.named_parameters())
+        for name, weight in ours.named_parameters():
+            assert torch.allclose(weight, weights[name], atol=1e-5), name
+
+
+def _same_bank(bank, expected):
+    """Compare what lies in each slot, in order; step i lies in slot i modulo the depth."""
+    for slot in range(len(bank.labels)):
+        number = max(
+            (i for i in range(len(expected)) if i % len(bank.labels) == slot), default=None
+        )
+        filled = bank.labels[slot] != -1
+        held = [] if number is None else expected[number]
+        assert bank.labels[slot][filled].tolist() == [label for _, label in held]
+        for ours, (theirs, _) in zip(bank.embeddings[slot][filled], held, strict=True):
+            assert torch.allclose(ours.double(), theirs, atol=1e-5)

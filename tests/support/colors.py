@@ -1,0 +1,47 @@
+"""A network that names the colour of each pixel, for tests of what is done with its answers."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from tests.support.small import shipped
+from udaseg.data.labels.classes import ClassSpace
+from udaseg.inference.loaded_run import LoadedModel
+
+COLORS = ClassSpace(("road", "sky", "car"), ((128, 64, 128), (70, 130, 180), (0, 0, 142)))
+"""Red pixels are road, green ones sky, blue ones car."""
+
+
+class ColorNetwork(nn.Module):
+    """Logits are ten times the colour."""
+
+    def forward(self, images: Tensor) -> SimpleNamespace:
+        return SimpleNamespace(logits=10 * images)
+
+
+def loaded_colors(
+    overrides: Sequence[str] = (), network: nn.Module | None = None, step: int = 7
+) -> LoadedModel:
+    """Return the colour network as if a run of toyland had made it; images keep their size,
+    unless `overrides` change the recipe otherwise.
+    """
+    recipe = shipped("toyland/rccr", list(overrides) or ["validation.resize=null"])
+    checkpoint = Path("runs/colors/checkpoints/step-000007.pt")
+    where = torch.device("cpu")
+    return LoadedModel(network or ColorNetwork(), COLORS, recipe, step, checkpoint, where)  # type: ignore[arg-type]
+
+
+def painted(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the RGB image that the colour network labels as `labels`."""
+    return (np.eye(3, dtype=np.uint8) * 255)[labels]
+
+
+def random_labels(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
+    """Return labels in blocks of 4 pixels."""
+    coarse = np.random.default_rng(seed).integers(0, 3, (-(-height // 4), -(-width // 4)))
+    return np.kron(coarse, np.ones((4, 4), int))[:height, :width].astype(np.uint8)

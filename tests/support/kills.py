@@ -1,0 +1,212 @@
+"""Killing `prepare` at any moment: by the clock, or at the n-th change of what is on the disk."""
+
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+
+from tests.support import files
+from tests.support.hostile import packed, tree
+from udaseg.data.prepare.prepare import prepare_dataset
+
+_CHANGES = {
+    *("os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir", "os.utime", "os.chmod"),
+    "shutil.rmtree",
+}
+
+
+def archived_set(root: Path, parts: int = 6, pairs: int = 4, size: tuple[int, int] = (40, 60)):
+    """Write a small GTA5 as zips; a part of the labels as a tar, which has no checksums."""
+    for part in range(1, parts + 1):
+        images, labels = {}, {}
+        for number in range(pairs):
+            name = f"{part * 100 + number:05d}.png"
+            ids = np.random.default_rng(number).choice([7, 8, 11, 26], size)
+            images[f"images/{name}"] = files.image_png(*size, part * 100 + number)
+            labels[f"labels/{name}"] = files.palette_png(ids)
+        packed(root / f"{part:02d}_images.zip", images)
+        packed(root / f"{part:02d}_labels.zip", {**labels, "read.txt": bytes([part])})
+
+
+def result(root: Path) -> dict[str, object]:
+    """Return all that preparing leaves: content, and times but of what is written at the end."""
+    found: dict[str, object] = {}
+    for folder in ("unpacked", "prepared"):
+        for name, file in tree(root / folder).items():
+            if name.endswith((".json", ".jsonl")):
+                found[f"{folder}/{name}"] = file[0] if isinstance(file, tuple) else file
+            elif not name.endswith((".lock", ".archives")):
+                found[f"{folder}/{name}"] = file
+    return found
+
+
+def _prepare(root: Path, started, at: int | None) -> None:
+    if at is not None:
+        die_at(at)
+    started.set()
+    prepare_dataset("gta5", root=root, workers=1)
+    os._exit(0)
+
+
+def die_at(number: int) -> None:
+    """Kill this process right before its n-th change on the disk."""
+    changes = 0
+
+    def hook(event: str, arguments: tuple[object, ...]) -> None:
+        nonlocal changes
+        writes = event == "open" and any(sign in str(arguments[1]) for sign in "wax+")
+        writes |= event == "open" and bool(int(arguments[2] or 0) & os.O_CREAT)
+        if writes or event in _CHANGES:
+            changes += 1
+            if changes == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+
+
+def killed(root: Path, *, after_s: float | None = None, at: int | None = None) -> bool:
+    """Prepare in a process of its own and kill it; return whether it was still at work.
+
+    Args:
+        root: Where the archives lie.
+        after_s: When to kill it, from the moment that it begins.
+        at: Kill it right before its n-th change on the disk instead.
+    """
+    context = get_context("fork")
+    started = context.Event()
+    process = context.Process(target=_prepare, args=(root, started, at))
+    process.start()
+    started.wait(30)
+    process.join(after_s if at is None else 60)
+    if process.is_alive():
+        os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    return process.exitcode == -signal.SIGKILL
+
+
+def at_once(root: Path, number: int) -> list[int | None]:
+    """Prepare in so many processes at once; return their exit codes."""
+    context = get_context("fork")
+    ready = context.Event()
+    found = [context.Process(target=_prepare, args=(root, ready, None)) for _ in range(number)]
+    for process in found:
+        process.start()
+    for process in found:
+        process.join(120)
+    return [process.exitcode for process in found]
+
+
+@dataclass
+class Campaigns:
+    """What many campaigns of kills gave.
+
+    Attributes:
+        kills: Kills that hit a process at work.
+        wrong: What differs from an undisturbed run, at the end of a campaign.
+        stages: How many kills fell into each stage.
+    """
+
+    kills: int = 0
+    wrong: list[str] = field(default_factory=list)
+    stages: dict[str, int] = field(default_factory=dict)
+
+    def hit(self, root: Path) -> None:
+        """Note a kill, and what was there then."""
+        self.kills += 1
+        stage = "before the first file"
+        for name, found in (
+            ("done, or a set replaced", root / "prepared/gta5/index.json"),
+            ("while unpacking", root / "unpacked/.gta5.tmp"),
+            ("while reading pairs", root / "prepared/.gta5.tmp"),
+            ("while replacing the folder", root / "prepared/.gta5.old"),
+        ):
+            if found.exists():
+                stage = name
+        self.stages[stage] = self.stages.get(stage, 0) + 1
+
+    def compare(self, root: Path, calm: dict[str, object], what: str) -> None:
+        """Prepare undisturbed and compare what is there with `calm`."""
+        prepare_dataset("gta5", root=root, workers=1)
+        found = result(root)
+        self.wrong += [
+            f"{what}: {name}"
+            for name in sorted(calm.keys() | found.keys())
+            if found.get(name, "missing") != calm.get(name, "missing")
+        ]
+
+
+def calm_run(root: Path) -> tuple[dict[str, object], float]:
+    """Return what an undisturbed run leaves in `root`, and its seconds; `root` is cleared again."""
+    started = time.monotonic()
+    prepare_dataset("gta5", root=root, workers=1)
+    took = time.monotonic() - started
+    calm = result(root)
+    clear(root)
+    return calm, took
+
+
+def clear(root: Path) -> None:
+    """Leave the archives only."""
+    for folder in ("unpacked", "prepared"):
+        shutil.rmtree(root / folder, ignore_errors=True)
+
+
+def campaigns(root: Path, number: int, kills: int, seed: int) -> Campaigns:
+    """Run campaigns of kills by the clock, each from the start and completed undisturbed."""
+    calm, took = calm_run(root)
+    rng, told = random.Random(seed), Campaigns()
+    for campaign in range(number):
+        clear(root)
+        done = 0
+        while done < kills:
+            if killed(root, after_s=rng.uniform(0, 0.9 * took)):
+                done += 1
+                told.hit(root)
+            else:  # it was faster
+                told.compare(root, calm, f"campaign {campaign}")
+                clear(root)
+        told.compare(root, calm, f"campaign {campaign}")
+    return told
+
+
+def at_every_change(root: Path, every: int = 1) -> Campaigns:
+    """Kill a fresh run before its first, second, ... change on the disk, then complete it."""
+    calm, _ = calm_run(root)
+    return _each_change(root, every, calm, lambda: clear(root))
+
+
+def at_every_change_of_a_second_run(root: Path, every: int = 1) -> Campaigns:
+    """Kill a run that replaces a prepared set, as one of its labels is another now; likewise."""
+    prepare_dataset("gta5", root=root, workers=1)
+    labels = sorted((root / "unpacked/gta5/labels").iterdir())
+    labels[0].write_bytes(labels[-1].read_bytes())
+    shutil.copytree(root / "prepared", root / "before")
+
+    def begin() -> None:
+        shutil.rmtree(root / "prepared")
+        shutil.copytree(root / "before", root / "prepared")
+
+    prepare_dataset("gta5", root=root, workers=1)
+    calm = result(root)
+    begin()
+    return _each_change(root, every, calm, begin)
+
+
+def _each_change(
+    root: Path, every: int, calm: dict[str, object], begin: Callable[[], None]
+) -> Campaigns:
+    told, at = Campaigns(), 1
+    while killed(root, at=at):
+        told.hit(root)
+        told.compare(root, calm, f"change {at}")
+        begin()
+        at += every
+    return told

@@ -1,0 +1,98 @@
+"""One of several processes tells why the run ends, once, and the others are silent."""
+
+import os
+import socket
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+
+from tests.support.ranks import found_by_each
+from udaseg import failures
+from udaseg.distributed import barrier
+from udaseg.errors import DataError, EnvironmentFault, RankFailed, UdasegError
+from udaseg.failures import process_group, report_once
+
+FULL = "CUDA out of memory. Tried to allocate 2.00 GiB"
+ADVICE = "out of memory on cuda:0; take a smaller batch"
+
+
+def _put_better(act):
+    """Do as a run does: what ends it is told, then put into words that help."""
+    try:
+        with report_once():
+            act()
+    except torch.OutOfMemoryError as error:
+        raise EnvironmentFault(ADVICE) from error
+
+
+def _full():
+    raise torch.OutOfMemoryError(FULL)
+
+
+@pytest.fixture(params=[0, 1])
+def number(request, monkeypatch):
+    """Be the first or the second process of two."""
+    monkeypatch.setattr(failures, "_reporter", failures.FailureReporter(dist.HashStore()))
+    monkeypatch.setattr(failures, "rank", lambda: request.param)
+    return request.param
+
+
+def _ending(act):
+    with pytest.raises(UdasegError) as caught, report_once():
+        act()
+    return caught.value
+
+
+def test_a_fault_in_other_words_is_still_this_processs_to_tell(number):
+    error = _ending(lambda: _put_better(_full))
+    if number == 0:
+        assert (type(error), str(error)) == (EnvironmentFault, ADVICE)
+    else:
+        assert not error.reported_elsewhere
+        assert FULL in str(error)
+    assert error.exit_code == 5
+
+
+def test_what_fails_while_a_fault_is_dealt_with_is_told_too(number):
+    def act():
+        try:
+            with report_once():
+                raise DataError("a.png: damaged")
+        except UdasegError:
+            raise EnvironmentFault("the disk is full")  # noqa: B904 (as an accident would)
+
+    error = _ending(act)
+    assert "the disk is full" in str(error)
+    assert type(error) is EnvironmentFault if number == 0 else not error.reported_elsewhere
+
+
+def test_another_fault_is_not_told_when_one_was(number):
+    failures._reporter._store.add("failed", 1)
+    error = _ending(lambda: _put_better(_full))
+    assert isinstance(error, RankFailed)
+    assert error.reported_elsewhere
+
+
+def _rank(number, folder):
+    os.environ |= {
+        "RANK": str(number),
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": (folder / "port").read_text(),
+    }
+    try:
+        with process_group("cpu"):
+            _put_better(_full if number == 0 else barrier)
+    except UdasegError as error:
+        said = None if getattr(error, "reported_elsewhere", False) else str(error)
+        torch.save((said, error.exit_code), folder / f"{number}.pt")
+
+
+@pytest.mark.slow
+def test_of_two_processes_the_one_that_is_full_tells_it(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        (tmp_path / "port").write_text(str(free.getsockname()[1]))
+    assert found_by_each(_rank, tmp_path, 2) == [(ADVICE, 5), (None, 5)]

@@ -1,0 +1,76 @@
+"""What a rename shows is on the disk before: a recorder of the calls, as no kill can tell."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.support import files, kills
+from tests.support.own import own_set
+from udaseg.data.loading.cache_write import write_cache
+from udaseg.data.prepare.prepare import prepare_dataset
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The renames into sight and what makes them last, in order."""
+    found, rename, fsync, replace = [], Path.rename, os.fsync, Path.replace
+
+    def renamed(self, target):
+        found.append(f"{self.name} -> {Path(target).name}")
+        return rename(self, target)
+
+    def replaced(self, target):
+        found.append(f"write {Path(target).name}")
+        return replace(self, target)
+
+    def synced(descriptor):
+        found.append(f"fsync {Path(f'/proc/self/fd/{descriptor}').readlink().name}")
+        fsync(descriptor)
+
+    if not Path("/proc/self/fd").is_dir():
+        pytest.skip("the name behind a descriptor is known on Linux only")
+    monkeypatch.setattr(Path, "rename", renamed)
+    monkeypatch.setattr(Path, "replace", replaced)
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "sync", lambda: found.append("sync"))
+    return found
+
+
+def _after(calls, word):
+    return calls[max(number for number, call in enumerate(calls) if call == word) :]
+
+
+def test_a_prepared_set_is_on_the_disk_before_it_takes_its_place(tmp_path, calls):
+    yaml = own_set(tmp_path / "mine")
+    prepare_dataset(str(yaml), root=tmp_path / "data")
+    assert _after(calls, "write manifest.jsonl") == [
+        "write manifest.jsonl",
+        "sync",
+        ".own.tmp -> own",
+        "fsync prepared",
+    ]
+    files.put(tmp_path / "mine/images/9.png", files.image_png())
+    files.put(tmp_path / "mine/labels/9.png", (tmp_path / "mine/labels/1.png").read_bytes())
+    prepare_dataset(str(yaml), root=tmp_path / "data")
+    assert _after(calls, "sync") == [
+        "sync",
+        "own -> .own.old",
+        ".own.tmp -> own",
+        "fsync prepared",
+    ]
+
+
+def test_what_was_unpacked_is_on_the_disk_before_it_takes_its_place(tmp_path, calls):
+    kills.archived_set(tmp_path, parts=1, pairs=2)
+    prepare_dataset("gta5", root=tmp_path)
+    at = calls.index(".gta5.tmp -> gta5")
+    assert calls[at - 1 : at + 2] == ["sync", ".gta5.tmp -> gta5", "fsync unpacked"]
+
+
+def test_a_cache_is_on_the_disk_before_its_manifest(tmp_path, calls):
+    yaml = own_set(tmp_path / "mine")
+    dataset = prepare_dataset(str(yaml), root=tmp_path / "data").dataset
+    calls.clear()
+    write_cache(dataset, (4, 6), workers=1)
+    assert calls[-2:] == ["sync", "write cache.json"]

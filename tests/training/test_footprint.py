@@ -1,0 +1,102 @@
+"""The memory plan: a step on tensors without storage against a real step, byte by byte."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.cli.running import udaseg
+from tests.support.small import shipped
+from tests.support.toy import TINY, toy_pair, toy_root
+from udaseg.recipe.stages import adapts
+from udaseg.training.footprint import StorageTracker, estimate_footprint, peak_step_memory
+from udaseg.training.setup import build_setup
+from udaseg.training.step import compute_gradients
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return toy_root(tmp_path_factory.mktemp("data"))
+
+
+def made(root, name, *words):
+    recipe = shipped(name, [*TINY, *words])
+    source, target = toy_pair(root)
+    return build_setup(recipe, source, target if adapts(recipe) else None)
+
+
+def really(run):
+    """Return the most bytes of a real step with the same ledger: gradients and all."""
+    run = replace(run, model=run.objective)
+    batch = replace(run.batches[0], step=len(run.batches) - 1, progress=1.0)
+    with StorageTracker() as ledger:
+        compute_gradients(run, batch)
+    return ledger.peak
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("toyland/rccr_spcl", []),
+        ("toyland/sepico", ["machine.activation_checkpointing=true"]),
+        ("toyland/advent", ["machine.micro_batches=2"]),
+        ("toyland/rccr", ["machine.precision=bf16", "optimizer.kind=sgd"]),
+    ],
+    ids=lambda part: part if isinstance(part, str) else " ".join(part),
+)
+def test_the_reckoned_peak_is_that_of_a_real_step(root, name, words):
+    run = made(root, name, *words)
+    before = {key: value.clone() for key, value in run.objective.state_dict().items()}
+    reckoned = peak_step_memory(run)
+    after = run.objective.state_dict()
+    assert [key for key in before if not torch.equal(before[key], after[key])] == []
+    assert all(part.grad is None for part in run.objective.parameters())
+    assert reckoned == pytest.approx(really(run), rel=0.01)
+
+
+def test_the_parts_are_those_of_the_tensors(root):
+    run = made(root, "toyland/rccr")
+    needs = estimate_footprint(run)
+    state = run.objective.state_dict()
+
+    def size(prefix):
+        return sum(v.numel() * v.element_size() for k, v in state.items() if k.startswith(prefix))
+
+    assert needs.student == size("student.")
+    assert needs.teacher == size("teacher.")
+    assert needs.memories == size("regularizers.")
+    compute_gradients(replace(run, model=run.objective), run.batches[0])
+    grads = [part.grad for part in run.objective.parameters() if part.grad is not None]
+    assert needs.gradients == sum(grad.numel() * grad.element_size() for grad in grads)
+    run.optimizer.step()
+    moments = run.optimizer.state_dict()["state"].values()
+    held = sum(v.numel() * v.element_size() for part in moments for v in part.values() if v.dim())
+    assert needs.moments == held
+    assert needs.total() > needs.checkpoint_size() > needs.student
+
+
+@pytest.mark.slow
+def test_each_way_of_saving_memory_saves_it(root):
+    words = {
+        "plain": [],
+        "checkpointing": ["machine.activation_checkpointing=true"],
+        "parts": ["machine.micro_batches=2"],
+    }
+    needs = {
+        name: estimate_footprint(made(root, "toyland/dacs", *extra))
+        for name, extra in words.items()
+    }
+    for name in ("checkpointing", "parts"):
+        assert needs[name].activations < 0.85 * needs["plain"].activations, name
+        assert needs[name].student == needs["plain"].student
+
+
+def test_a_dry_run_prints_the_plan_of_memory_of_each_stage(root, tmp_path):
+    words = ["adapt", "toyland/spcl", "--root", root, "--dry-run", *TINY]
+    said = udaseg(*words, cwd=tmp_path).stderr
+    lines = [line for line in said.splitlines() if line.strip().startswith("memory")]
+    assert [line.split()[2] for line in lines] == ["warm_up:", "contrast:", "self_distillation:"]
+    assert all("activations" in line and "optimiser" in line for line in lines)
+    assert "excludes" in said.split("estimated from tensor sizes")[1]
+    assert "checkpoint size" in said
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,179 @@
+"""Runs that meet bad steps, damage, and too little memory, as a user sees them."""
+
+import json
+
+import pytest
+import torch
+
+from tests.cli.running import udaseg
+from tests.cli.test_fit import adapt, assert_same, tensors
+from tests.support.toy import TINY, toy_root
+from udaseg.methods.objectives.self_training import SelfTraining
+from udaseg.recipe.load import load
+from udaseg.training import step
+from udaseg.training.callbacks import collapse
+
+OFTEN = ["validation.data=null", "machine.log_every=1", "machine.checkpoint_every=1"]
+QUIET = ["validation.data=null", "machine.log_every=2", "machine.checkpoint_every=2"]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return toy_root(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def spoil(monkeypatch):
+    """Return a function that lets the loss of some steps, by number from 0, be NaN, once each."""
+
+    def at(*steps, error=None, images=0):
+        left, real = set(steps), SelfTraining.forward
+
+        def forward(self, batch):
+            report = real(self, batch)
+            if batch.step in left and len(batch.source_images) > images:
+                if error is not None:
+                    raise error
+                left.discard(batch.step)
+                object.__setattr__(report, "total", report.total * float("nan"))
+            return report
+
+        monkeypatch.setattr(SelfTraining, "forward", forward)
+
+    return at
+
+
+def _lines(out):
+    def refuse(word):
+        raise ValueError(f"{word} is no JSON")
+
+    text = (out / "metrics.jsonl").read_text()
+    return [json.loads(line, parse_constant=refuse) for line in text.splitlines()]
+
+
+def test_a_dropped_step_is_counted_and_shown_without_nan_and_the_run_is_done(root, tmp_path, spoil):
+    spoil(2)
+    out = tmp_path / "run"
+    said = adapt(root, out, *QUIET, steps=5, method="dacs")
+    assert "step 3: not finite" in said.stderr
+    assert "total nan" not in said.stderr.replace("(loss total nan", "")
+    lines = _lines(out)
+    assert [line["step"] for line in lines] == [2, 3, 4, 5]
+    assert lines[1]["losses"]["total"] is None
+    assert lines[1]["losses"]["source"] > 0
+    assert lines[1]["dropped"]["in_a_row"] == 1
+    assert len(lines[1]["dropped"]["files"]) == 4
+    assert lines[1]["gradient_norm"] is None
+    assert "dropped" not in lines[0]
+    assert lines[0]["gradient_norm"] > 0
+    status = json.loads((out / "status.json").read_text())
+    assert (status["state"], status["counts"]) == ("done", {"dropped_steps": 1})
+
+
+def test_too_many_bad_steps_stop_the_run_and_the_checkpoint_that_stands_is_named(
+    root, tmp_path, spoil
+):
+    spoil(3, 4)
+    out = tmp_path / "run"
+    words = [*QUIET, "machine.max_bad_steps=2"]
+    said = adapt(root, out, *words, steps=6, method="dacs", expect=6)
+    assert "step 5: the loss or its gradient is not finite" in said.stderr
+    assert "toyland" in said.stderr
+    assert "step-000002.pt, step 2" not in said.stderr
+    assert "step-000004.pt, step 4" in said.stderr
+    status = json.loads((out / "status.json").read_text())
+    assert (status["state"], status["code"], status["counts"]) == (
+        *("failed", 6),
+        {"dropped_steps": 2},
+    )
+    udaseg("adapt", "--resume", out, "--root", root, cwd=tmp_path)
+    assert json.loads((out / "status.json").read_text())["state"] == "done"
+
+
+def test_a_first_step_that_does_not_fit_is_answered_with_figures(root, tmp_path, spoil):
+    spoil(0, error=torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."))
+    said = adapt(root, tmp_path / "run", *QUIET, method="dacs", expect=5)
+    parts = ("2 source images of 64x64", "2.00 GiB", "--fit", "--batch 1", "source.crop=[48, 48]")
+    for part in (*parts, "machine.activation_checkpointing=true"):
+        assert part in said.stderr
+
+
+def test_fit_halves_the_step_until_it_fits_and_the_run_resumes_exactly(root, tmp_path, spoil):
+    words = [word for word in TINY if not word.startswith("batch.")]
+    words = ["adapt", "toyland/dacs", "--root", root, "--steps", 2, "--batch", 4, *words, *OFTEN]
+    spoil(*range(9), error=torch.OutOfMemoryError("CUDA out of memory."), images=1)
+    out = tmp_path / "run"
+    said = udaseg(*words, "--out", out, "--fit", cwd=tmp_path)
+    assert "trying 2 micro-batches of 2 + 2" in said.stderr
+    assert "trying 4 micro-batches of 1 + 1" in said.stderr
+    assert load(out / "recipe.yaml").machine.micro_batches == 4
+    assert [line["step"] for line in _lines(out)] == [1, 2]
+    given = tmp_path / "given"
+    udaseg(*words, "--out", given, "machine.micro_batches=4", cwd=tmp_path)
+    assert_same(tensors(out), tensors(given))
+    for kind in ("pt", "json"):
+        (out / "checkpoints" / f"step-000002.{kind}").unlink()
+    udaseg("adapt", "--resume", out, "--root", root, cwd=tmp_path)
+    assert_same(tensors(out), tensors(given))
+
+
+def test_fit_gives_up_where_one_image_does_not_fit(root, tmp_path, spoil):
+    spoil(*range(9), error=torch.OutOfMemoryError("CUDA out of memory."))
+    said = adapt(root, tmp_path / "run", *QUIET, "--fit", method="dacs", expect=5)
+    assert "1 source images of 64x64" in said.stderr
+    assert "use --fit" not in said.stderr
+
+
+def test_memory_that_runs_out_later_saves_the_run_which_goes_on_in_parts(
+    root, tmp_path, monkeypatch
+):
+    real = step.compute_gradients
+    monkeypatch.setattr(
+        "udaseg.training.loop.compute_gradients",
+        lambda run, batch: (
+            real(run, batch)
+            if batch.step < 3 or run.micro_batches > 1
+            else (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory."))
+        ),
+    )
+    out = tmp_path / "run"
+    said = adapt(root, out, *QUIET, method="dacs", steps=5, expect=6)
+    assert "after step 3" in said.stderr
+    assert "step-000003.pt" in said.stderr
+    assert "--fit" in said.stderr
+    said = udaseg("adapt", "--resume", out, "--fit", "--root", root, cwd=tmp_path)
+    assert "trying 2 micro-batches" in said.stderr
+    assert json.loads((out / "status.json").read_text())["state"] == "done"
+
+
+@pytest.mark.parametrize("stops", [False, True])
+def test_a_collapse_is_told_and_ends_the_run_where_that_is_wished(
+    root, tmp_path, monkeypatch, stops
+):
+    monkeypatch.setattr("udaseg.training.callbacks.recorder.CHECK_INTERVAL", 2)
+    monkeypatch.setattr(collapse, "PATIENCE_STEPS", dict.fromkeys(collapse.PATIENCE_STEPS, 3))
+    monkeypatch.setattr(collapse, "ALWAYS_SURE", 0.0)
+    out = tmp_path / "run"
+    words = [*QUIET, f"machine.stop_on_collapse={str(stops).lower()}"]
+    said = adapt(root, out, *words, method="dacs", steps=6, expect=6 if stops else 0)
+    assert "step 4: the teacher's mean confidence in the last 2 steps" in said.stderr
+    status = json.loads((out / "status.json").read_text())
+    assert status["counts"] == {"alarm_always_sure": 1}
+    assert status["state"] == ("failed" if stops else "done")
+    assert "always_sure" in _lines(out)[1]["alarms"]
+    if stops:
+        assert "machine.stop_on_collapse" in said.stderr
+        assert "step-000002.pt" in said.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["machine.micro_batches=3"], "a divisor of batch.source"),
+        (["machine.micro_batches=0"], "a divisor of batch.source"),
+        (["machine.max_bad_steps=0"], "at least 1"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(root, tmp_path, words, expected):
+    said = udaseg("adapt", "toyland/dacs", "--root", root, *words, cwd=tmp_path, expect=2)
+    assert expected in said.stderr

@@ -1,0 +1,223 @@
+"""Two real processes train as one with the whole batch does: losses, weights, memories, signals.
+
+The loop, the objectives and their randomness are the real ones; batch norm trains. The second
+rank's images are mostly void, so that a mean of the ranks' means would be off.
+"""
+
+import signal
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.multiprocessing
+from torch import nn
+
+from tests.methods.test_self_training import _objective, _regional
+from tests.support.injections import easy_batch, everything, tiny_fit, trained
+from tests.support.ranks import found_by_each, joined
+from tests.support.small import PROTOTYPES, SEMANTIC, small_segmenter
+from udaseg.data.labels.classes import IGNORE
+from udaseg.distributed import all_gather_object, all_ranks, on_rank_zero, without_peers, world_size
+from udaseg.errors import DataError, RankFailed
+from udaseg.methods.contrast.prototypes import PrototypeContrast
+from udaseg.methods.contrast.semantic import SemanticContrast
+from udaseg.methods.objectives.adversarial import Adversarial
+from udaseg.methods.objectives.alignment import PrototypeAlignment
+from udaseg.methods.objectives.entropy import EntropyMinimization
+from udaseg.methods.objectives.objective import ColorJitter
+from udaseg.methods.teacher import Teacher
+from udaseg.signals import StopSignal
+from udaseg.training.setup import distribute
+
+RANKS, EACH, STEPS = 2, 2, 5
+CALLS_STOP = 3
+
+
+def _global_batch(step, seed):
+    """Return 4 + 4 images; the last two have few labels, and other ones at that."""
+    first, second = (easy_batch(step, seed + half) for half in range(2))
+    second.source_labels[:, 2:] = IGNORE
+    joined = {
+        name: torch.cat([getattr(first, name), getattr(second, name)])
+        for name in ("source_images", "source_labels", "target_images")
+    }
+    return replace(first, **joined, pseudo_labels=joined["source_labels"].flip(2))
+
+
+def _prototypes(second):
+    return PrototypeContrast(PROTOTYPES, num_classes=5, channels=8, second_view=second)
+
+
+def _mean_teaching(**changes):
+    """Return RCCR with the teacher on batch statistics."""
+    made = _objective(_regional(cells_per_view=15, weight=0.5), **changes)
+    made.teacher = Teacher(made.student, momentum=0.99, batch_statistics=True)
+    made.source_jitter = ColorJitter(0.2, 0.1)
+    return made.train()
+
+
+def _semantic():
+    spec = replace(SEMANTIC, variant="distribution", temperature=1.0, bank_rows=0, channels=4)
+    term = SemanticContrast(spec, num_classes=5)
+    return _mean_teaching(share_over="image", regularizers={"semantic": term})
+
+
+def _adversarial():
+    torch.manual_seed(1)
+    student = small_segmenter(projector=False)
+    discriminator = nn.Sequential(nn.Conv2d(5, 4, 3, 2), nn.LeakyReLU(), nn.Conv2d(4, 1, 3))
+    return Adversarial(
+        student, discriminator, discriminator_input="softmax", weight=0.1, temperature=1.0
+    ).train()
+
+
+OBJECTIVES = {
+    "rccr": _mean_teaching,
+    "rccr, a square a batch": lambda: _mean_teaching(
+        regularizers={"regional": _regional(cells_per_view=7, square_per="batch")}
+    ),
+    "rccr and spcl": lambda: _mean_teaching(
+        regularizers={"regional": _regional(), "prototypes": _prototypes("mixed")}
+    ),
+    "spcl, contrast": lambda: PrototypeAlignment(
+        small_segmenter(projector=False), _prototypes("pseudo_labelled")
+    ).train(),
+    "sepico": _semantic,
+    "advent": _adversarial,
+    "fda": lambda: EntropyMinimization(
+        small_segmenter(projector=False), weight=0.1, power=2.0, band=0.2
+    ).train(),
+}
+
+MADE_AGAIN = ("rccr", "spcl, contrast")
+
+
+def _run(name, part, *, recompute=False):
+    """Return the losses of each step, and all tensors after the last."""
+
+    def batches(step, seed):
+        whole = _global_batch(step, seed)
+        names = ("source_images", "source_labels", "target_images", "pseudo_labels")
+        return replace(whole, **{word: getattr(whole, word)[part] for word in names})
+
+    objective = OBJECTIVES[name]()
+    objective.student.recompute = recompute
+    run = tiny_fit(objective=objective, steps=STEPS, kind="sgd", lr=0.02, make=batches)
+    object.__setattr__(run, "model", distribute(objective))
+    losses = []
+
+    def on_step(_, report):
+        parts = [report.total, *report.parts.values(), *report.figures.values()]
+        losses.append(torch.stack([part.detach() for part in parts]))
+
+    trained(run, on_step=on_step)
+    return torch.stack(losses), everything(run)
+
+
+class _Stop(StopSignal):
+    """Gets a signal on one rank, at the third time it is asked."""
+
+    def __init__(self, rank):
+        super().__init__()
+        self.calls, self.rank = 0, rank
+
+    def stop_requested(self):
+        self.calls += 1
+        if self.rank == 1 and self.calls == CALLS_STOP:
+            self.number = signal.SIGTERM
+        return super().stop_requested()
+
+
+def _stopped(rank):
+    run = tiny_fit(objective=_adversarial(), steps=STEPS, make=_global_batch)
+    stop = _Stop(rank)
+    return trained(run, stop=stop), stop.number
+
+
+def _words(rank):
+    """Return what the small operations say on a rank."""
+    with without_peers():
+        sizes = world_size(), all_gather_object(rank)
+
+    def fails():
+        raise DataError("no such file")
+
+    try:
+        on_rank_zero(fails)
+        told = None
+    except (DataError, RankFailed) as error:
+        told = type(error).__name__, error.exit_code, str(error)
+    return {
+        "alone": sizes,
+        "everywhere": (all_ranks(True), all_ranks(rank == 0)),
+        "first": on_rank_zero(lambda: f"from {rank}"),
+        "gathered": all_gather_object([rank]),
+        "told": told,
+    }
+
+
+def _rank(number, folder):
+    with joined(number, folder, RANKS):
+        part = slice(EACH * number, EACH * (number + 1))
+        found = {name: _run(name, part) for name in OBJECTIVES}
+        again = {name: _run(name, part, recompute=True) for name in MADE_AGAIN}
+        rest = {"stopped": _stopped(number), "words": _words(number), "again": again}
+        torch.save((found, rest), folder / f"{number}.pt")
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    """Return what each of two processes found."""
+    folder = tmp_path_factory.mktemp("ranks")
+    return found_by_each(_rank, folder, RANKS)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_two_processes_train_as_one_with_the_whole_batch(ranks, name):
+    losses, tensors = _run(name, slice(None))
+    (first, state), (second, other) = (found[name] for found, _ in ranks)
+    assert torch.allclose((first + second) / RANKS, losses, atol=1e-5, rtol=0)
+    for key, value in tensors.items():
+        assert torch.equal(state[key], other[key]), f"the ranks have other {key}"
+        assert torch.allclose(state[key].double(), value.double(), atol=1e-5, rtol=0), key
+    assert losses.isfinite().all()
+    assert not torch.equal(first, second), "the ranks hold different images"
+
+
+@pytest.mark.parametrize("name", MADE_AGAIN)
+def test_activations_made_again_change_no_bit_where_norms_see_all_ranks(ranks, name):
+    for found, rest in ranks:
+        losses, tensors = found[name]
+        again, other = rest["again"][name]
+        assert torch.equal(again, losses)
+        assert [key for key in tensors if not torch.equal(tensors[key], other[key])] == []
+
+
+def test_a_signal_to_one_rank_stops_all_after_the_same_step(ranks):
+    assert [rest["stopped"] for _, rest in ranks] == [(CALLS_STOP, signal.SIGTERM)] * RANKS
+
+
+def test_what_ranks_say_to_each_other(ranks):
+    for number, (_, rest) in enumerate(ranks):
+        said = rest["words"]
+        assert said["alone"] == (1, [number])
+        assert said["everywhere"] == (True, False)
+        assert said["first"] == "from 0"
+        assert said["gathered"] == [[0], [1]]
+        assert said["told"][1:] == (3, "no such file")
+    assert [rest["words"]["told"][0] for _, rest in ranks] == ["DataError", "RankFailed"]
+
+
+def test_a_signal_that_comes_while_the_ranks_talk_is_kept_for_the_next_time(monkeypatch):
+    stop = StopSignal()
+
+    def talk(number):
+        stop.number = signal.SIGTERM
+        return number
+
+    monkeypatch.setattr("udaseg.signals.world_size", lambda: 2)
+    monkeypatch.setattr("udaseg.signals.all_reduce_max", talk)
+    assert not stop.stop_requested(), (
+        "the others have not heard of it, so this rank must not stop alone"
+    )
+    assert stop.stop_requested()
