@@ -420,7 +420,7 @@ def test_running_out_of_memory_is_answered_with_advice(root, tmp_path, monkeypat
     def full(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("udaseg.training.stages.train", full)
+    monkeypatch.setattr("udaseg.training.stages.run_steps", full)
     said = adapt(root, tmp_path / "run", expect=5)
     assert "--batch 1" in said.stderr
     assert json.loads((tmp_path / "run" / "status.json").read_text())["code"] == 5
@@ -430,7 +430,7 @@ def test_an_unexpected_error_is_no_run_that_goes_on(root, tmp_path, monkeypatch)
     def broken(*_, **__):
         raise RuntimeError("a fault of ours")
 
-    monkeypatch.setattr("udaseg.training.stages.train", broken)
+    monkeypatch.setattr("udaseg.training.stages.run_steps", broken)
     said = adapt(root, tmp_path / "run", expect=1)
     assert "a fault of ours" in said.stderr
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"

@@ -17,7 +17,7 @@ from udaseg.recipe.methods import Staged, StageTarget
 from udaseg.recipe.schema import BatchSize, Domain, Machine, Recipe
 from udaseg.recipe.stages import adapts, stages_of
 from udaseg.signals import StopSignal
-from udaseg.training.loop import train
+from udaseg.training.loop import run_steps
 from udaseg.training.optimizer import build_optimizer
 from udaseg.training.setup import build_setup
 
@@ -97,7 +97,7 @@ def _step_once(run, stage):
     reports = []
     with StopSignal() as stop:
         first = stage.end - 1
-        train(run, first=first, on_step=lambda _, report: reports.append(report), stop=stop)
+        run_steps(run, first=first, on_step=lambda _, report: reports.append(report), stop=stop)
     assert len(reports) == 1
     assert torch.isfinite(reports[0].total)
     trained = {

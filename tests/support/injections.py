@@ -14,7 +14,7 @@ from udaseg.methods.objectives.source_only import SourceOnly
 from udaseg.signals import StopSignal
 from udaseg.training.callbacks.collapse import CHECK_INTERVAL, CollapseMonitor
 from udaseg.training.guards import Guard
-from udaseg.training.loop import train
+from udaseg.training.loop import run_steps
 from udaseg.training.optimizer import learning_rate_factor, make_optimizer, set_learning_rate
 from udaseg.training.setup import TrainingSetup
 
@@ -96,7 +96,7 @@ def trained(run, *, on_step=lambda done, report: None, first=0, guard=None, stop
     """Train to the end and return the number of steps done."""
     # each batch is made when its step begins, whatever a loader would do ahead
     with mock.patch("udaseg.training.loop.iterate_batches", _in_order):
-        return train(run, first=first, on_step=on_step, stop=stop or StopSignal(), guard=guard)
+        return run_steps(run, first=first, on_step=on_step, stop=stop or StopSignal(), guard=guard)
 
 
 def plainly_trained(run, *, without=()):

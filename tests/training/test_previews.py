@@ -104,7 +104,9 @@ def test_without_a_teacher_there_is_the_sources_truth_or_no_label(pair, tmp_path
 
 def test_there_are_at_most_twenty_pictures_however_long_a_run_is(tmp_path):
     batches = SimpleNamespace(
-        source=None, target=SimpleNamespace(crop=(64, 64)), batch_source=0, batch_target=2
+        source=None,
+        target=SimpleNamespace(crop=(64, 64)),
+        options=SimpleNamespace(batch_source=0, batch_target=2),
     )
     made = SimpleNamespace(batches=batches)
     for steps, wanted, count in ((100_000, 10, 20), (100_010, 1, 20), (500, 1000, 1), (70, 20, 4)):

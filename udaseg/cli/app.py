@@ -1,6 +1,6 @@
 """The `udaseg` application: registers every command.
 
-Commands import `udaseg.commands` inside their functions, so that `--help` stays fast.
+Commands import what they run inside their functions, so that `--help` stays fast.
 """
 
 from pathlib import Path

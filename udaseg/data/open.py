@@ -59,7 +59,7 @@ def open_image_folder(folder: Path) -> PreparedDataset:
     """Return all images below a folder, at any depth, as an unlabelled split `train`.
 
     Raises:
-        DataError: There is no image, or one cannot be read.
+        DataError: The folder has no images, or one cannot be read.
     """
     paths = [path for path in find_files(folder, "**/*") if path.suffix.lower() in IMAGE_SUFFIXES]
     if not paths:

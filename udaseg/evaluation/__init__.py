@@ -1,1 +1,1 @@
-"""Evaluate networks: confusion matrices, protocols, and inference at full resolution."""
+"""Evaluate networks: confusion matrices, protocols, scores and submissions."""

@@ -14,6 +14,7 @@ from udaseg.errors import CheckpointError
 from udaseg.evaluation.scores import find_score_files, read_scores
 from udaseg.files import read_json
 from udaseg.recipe.load import from_dict, load
+from udaseg.recipe.methods import REGULARIZERS
 from udaseg.recipe.schema import Domain, Recipe
 from udaseg.recipe.stages import stages_of
 from udaseg.runs.checkpoint import Checkpoint, find_checkpoint
@@ -139,11 +140,7 @@ def _method_text(recipe: Recipe) -> str:
     if stages[0].name is not None:
         parts = [f"{stage.name} ({stage.objective.kind}) to {stage.end}" for stage in stages]
         return f"{recipe.method.kind}: {', '.join(parts)}"
-    terms = [
-        name
-        for name in ("regional", "prototypes", "semantic")
-        if getattr(recipe.method, name, None) is not None
-    ]
+    terms = [name for name in REGULARIZERS if getattr(recipe.method, name, None) is not None]
     return " + ".join([recipe.method.kind, *terms])
 
 

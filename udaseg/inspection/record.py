@@ -11,6 +11,7 @@ import yaml
 from udaseg.errors import UsageError
 from udaseg.evaluation.scores import find_score_files, read_scores
 from udaseg.inspection.report_content import RunContent
+from udaseg.recipe.methods import REGULARIZERS
 from udaseg.runs.status import read_cost
 from udaseg.text import format_duration
 
@@ -97,9 +98,7 @@ def _facts(folder: Path, settings: Mapping[str, str], status: Mapping[str, Any])
 def _method(settings: Mapping[str, str]) -> str:
     """Return a run's method with the terms that its recipe enables."""
     terms = [
-        term
-        for term in ("regional", "prototypes", "semantic")
-        if any(key.startswith(f"method.{term}.") for key in settings)
+        term for term in REGULARIZERS if any(key.startswith(f"method.{term}.") for key in settings)
     ]
     return " + ".join([settings.get("method.kind", "-"), *terms])
 

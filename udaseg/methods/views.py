@@ -37,7 +37,7 @@ class Views:
 
     Attributes:
         step: Number of the step.
-        progress: step / steps, in [0, 1).
+        progress: As `Batch.progress`, in [0, 1).
         seed: Seed of the regularizers' random choices.
         source: The student on source images, with their labels.
         mixed: The student on ClassMix images, with mixed labels.

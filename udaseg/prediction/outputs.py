@@ -1,4 +1,4 @@
-"""Check the paths of `udaseg predict`: its run, conflicts and existing masks."""
+"""Protect existing files from `udaseg predict`: conflicts, masks of other networks, locks."""
 
 import json
 import logging

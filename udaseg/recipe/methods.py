@@ -73,6 +73,10 @@ class SourceOnly(RunMethod):
     kind: Literal["source_only"]
 
 
+REGULARIZERS = ("regional", "prototypes", "semantic")
+"""The fields of `SelfTraining` that hold a regularizer."""
+
+
 @dataclass(frozen=True)
 class SelfTraining(RunMethod):
     """Mean-teacher self-training with ClassMix (DACS), plus contrastive regularizers.

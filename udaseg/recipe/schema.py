@@ -213,7 +213,7 @@ class Recipe:
         optimizer: Optimizer and learning rate.
         batch: Images per step.
         method: Training method.
-        machine: Settings that only change speed.
+        machine: Settings of the machine; see `Machine` for the few that change numbers.
         expected: Expected final score, if known.
     """
 

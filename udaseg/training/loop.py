@@ -25,7 +25,7 @@ from udaseg.training.step import compute_gradients
 OnStep = Callable[[int, LossReport], None]
 
 
-def train(
+def run_steps(
     setup: TrainingSetup,
     *,
     first: int,
@@ -55,14 +55,14 @@ def train(
     while True:
         try:
             guard.start_at(done)
-            return _train_steps(setup, done, guard, on_step, stop, started_at=first)
+            return _run_steps(setup, done, guard, on_step, stop, started_at=first)
         except StateNotFinite as error:
             done = guard.roll_back(error.step)
         if stop.stop_requested():
             return done
 
 
-def _train_steps(
+def _run_steps(
     setup: TrainingSetup,
     first: int,
     guard: Guard,

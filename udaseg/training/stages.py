@@ -17,7 +17,7 @@ from udaseg.runs.status import RunStatus
 from udaseg.signals import StopSignal
 from udaseg.training.callbacks.recorder import Recorder
 from udaseg.training.context import RunContext
-from udaseg.training.loop import train
+from udaseg.training.loop import run_steps
 from udaseg.training.memory import (
     FirstStepOutOfMemory,
     is_out_of_memory,
@@ -178,7 +178,7 @@ def _train_steps(recorder: Recorder, first: int, status: RunStatus, stop: StopSi
         recorder.progress = progress
         try:
             setup, guard = recorder.setup, recorder.guard
-            done = train(setup, first=first, on_step=recorder.on_step, stop=stop, guard=guard)
+            done = run_steps(setup, first=first, on_step=recorder.on_step, stop=stop, guard=guard)
             recorder.save_checkpoint(done)
         except DivergedError as error:
             raise recorder.add_last_checkpoint(error) from error

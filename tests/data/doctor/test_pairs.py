@@ -162,7 +162,7 @@ def test_pixels_of_classes_are_counted_as_a_loop_would(pair):
         labels = [np.asarray(Image.open(p)) for p in (pair[0] / split / "labels").glob("*.png")]
         for number in range(4):
             counts = [int((ids == number).sum()) for ids in labels]
-            assert facts.splits[split].class_pixels[number] == sum(counts)
+            assert facts.splits[split].pixels[number] == sum(counts)
             assert facts.splits[split].labels_with_class[number] == sum(
                 count > 0 for count in counts
             )

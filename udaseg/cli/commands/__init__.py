@@ -1,1 +1,1 @@
-"""One file for each command."""
+"""The commands; `cli/app.py` registers them and holds `demo` and `methods`."""

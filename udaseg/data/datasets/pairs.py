@@ -131,7 +131,7 @@ def _pair_globs(
     label_pattern: str | None,
     pairs: DatasetFiles,
 ) -> list[Pair] | None:
-    """Return the pairs of an image glob and a label glob, or None if there is no image."""
+    """Return the pairs of an image glob and a label glob, or None without any image."""
     if label_pattern is None:
         start = folder / static_prefix(pattern)
         paths = _find_images(folder, pattern)

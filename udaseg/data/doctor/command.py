@@ -55,7 +55,7 @@ def doctor(
                 progress_bars.append(stack.enter_context(WorkProgress("doctor", total)))
             progress_bars[0].update(done)
 
-        examination = diagnose(
+        doctor_report = diagnose(
             data,
             target=target,
             root=root,
@@ -64,36 +64,36 @@ def doctor(
             on_progress=on_progress,
         )
     if as_json:
-        document = json.dumps(examination.to_dict(), indent=2, allow_nan=False)
+        document = json.dumps(doctor_report.to_dict(), indent=2, allow_nan=False)
         open_console(soft_wrap=True).print(Text(document))
     else:
-        _print_examination(open_console(), examination)
-    errors = examination.with_severity("error")
+        _print_report(open_console(), doctor_report)
+    errors = doctor_report.with_severity("error")
     if errors:
         codes = ", ".join(dict.fromkeys(error.code for error in errors))
-        names = " and ".join(facts.name for facts in examination.sets)
+        names = " and ".join(facts.name for facts in doctor_report.sets)
         raise DataError(f"{names}: {_count_text(len(errors), 'kind')} of error: {codes}")
 
 
-def _print_examination(console: Console, examination: DoctorReport) -> None:
-    console.print(_facts_table(examination.sets))
-    classes = _class_table(examination.sets)
+def _print_report(console: Console, doctor_report: DoctorReport) -> None:
+    console.print(_facts_table(doctor_report.sets))
+    classes = _class_table(doctor_report.sets)
     if classes is not None:
         console.print(classes)
-    folders = {facts.role: facts.folder for facts in examination.sets}
-    for finding in examination.findings:
+    folders = {facts.role: facts.folder for facts in doctor_report.sets}
+    for finding in doctor_report.findings:
         _print_finding(console, finding, folders)
     counts = [
-        len(examination.with_severity("error")),
-        len(examination.with_severity("warning")),
-        len(examination.with_severity("info")),
+        len(doctor_report.with_severity("error")),
+        len(doctor_report.with_severity("warning")),
+        len(doctor_report.with_severity("info")),
     ]
     labels = ("error", "warning", "note")
     summary = ", ".join(
         _count_text(count, label) for count, label in zip(counts, labels, strict=True)
     )
-    images = sum(split.images for facts in examination.sets for split in facts.splits.values())
-    console.print(Text(f"\n{summary}; checked {images:,} images in {examination.seconds:.1f} s"))
+    images = sum(split.images for facts in doctor_report.sets for split in facts.splits.values())
+    console.print(Text(f"\n{summary}; checked {images:,} images in {doctor_report.seconds:.1f} s"))
 
 
 def _facts_table(sets: Sequence[SetStatistics]) -> Table:

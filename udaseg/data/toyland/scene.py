@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from udaseg.data.toyland import lots, street, traffic
 from udaseg.data.toyland.canvas import Camera, Canvas, Rng, draw_uniform
 from udaseg.data.toyland.city import CITIES, City, Domain, Light
-from udaseg.data.toyland.street import Plan
+from udaseg.data.toyland.street import StreetPlan
 from udaseg.data.toyland.weather import draw_light, paint_bonnet, photograph
 
 _DOMAIN_CODES = {"source": 0, "target": 1}
@@ -64,8 +64,8 @@ def render(
     return photo, canvas.label
 
 
-def _draw_plan(city: City, rng: Rng) -> Plan:
-    return Plan(
+def _draw_plan(city: City, rng: Rng) -> StreetPlan:
+    return StreetPlan(
         half_road=draw_uniform(rng, city.half_road_m),
         sidewalk=draw_uniform(rng, city.sidewalk_m),
         crossing=float(rng.uniform(16, 34)) if rng.random() < 0.55 else None,
@@ -73,7 +73,7 @@ def _draw_plan(city: City, rng: Rng) -> Plan:
     )
 
 
-def _draw_camera(city: City, plan: Plan, rng: Rng, size: tuple[int, int]) -> Camera:
+def _draw_camera(city: City, plan: StreetPlan, rng: Rng, size: tuple[int, int]) -> Camera:
     return Camera(
         size=size,
         eye_m=draw_uniform(rng, city.eye_m),
@@ -85,7 +85,7 @@ def _draw_camera(city: City, plan: Plan, rng: Rng, size: tuple[int, int]) -> Cam
     )
 
 
-def _furniture(canvas: Canvas, city: City, plan: Plan, light: Light, rng: Rng) -> Things:
+def _furniture(canvas: Canvas, city: City, plan: StreetPlan, light: Light, rng: Rng) -> Things:
     things: Things = []
     for side in (-1.0, 1.0):
         curb = side * (plan.half_road + 0.45)
@@ -120,7 +120,7 @@ def _furniture(canvas: Canvas, city: City, plan: Plan, light: Light, rng: Rng) -
     return things
 
 
-def _traffic(canvas: Canvas, city: City, plan: Plan, light: Light, rng: Rng) -> Things:
+def _traffic(canvas: Canvas, city: City, plan: StreetPlan, light: Light, rng: Rng) -> Things:
     things: Things = []
     parked = rng.random(2) < (0.45 if city.domain == "source" else 0.6)
     headings: tuple[tuple[float, traffic.Heading], ...] = ((1.0, "ahead"), (-1.0, "toward"))
@@ -147,7 +147,7 @@ def _traffic(canvas: Canvas, city: City, plan: Plan, light: Light, rng: Rng) -> 
     return things
 
 
-def _people(canvas: Canvas, city: City, plan: Plan, light: Light, rng: Rng) -> Things:
+def _people(canvas: Canvas, city: City, plan: StreetPlan, light: Light, rng: Rng) -> Things:
     things: Things = []
     for _ in range(int(rng.integers(1, 7))):
         side = float(rng.choice([-1.0, 1.0]))

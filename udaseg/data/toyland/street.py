@@ -23,7 +23,7 @@ END_M = 95.0
 
 
 @dataclass(frozen=True)
-class Plan:
+class StreetPlan:
     """The layout of one street.
 
     Attributes:
@@ -72,7 +72,7 @@ def paint_sky(canvas: Canvas, light: Light, rng: Rng) -> None:
     canvas.label[:] = SKY
 
 
-def paint_ground(canvas: Canvas, city: City, plan: Plan, light: Light, rng: Rng) -> None:
+def paint_ground(canvas: Canvas, city: City, plan: StreetPlan, light: Light, rng: Rng) -> None:
     """Paint road, markings, curbs and sidewalks to the end of the street."""
     paving, asphalt = draw_color(rng, city.paving), draw_color(rng, city.asphalt, 8.0)
     _strip(canvas, -300.0, 300.0, paving, SIDEWALK)
@@ -103,7 +103,7 @@ def _strip(canvas: Canvas, left: float, right: float, color: Color, train_id: in
     canvas.polygon(pixels, color, train_id, FAR_M)
 
 
-def _curbs(canvas: Canvas, plan: Plan, top: Color, face: Color) -> None:
+def _curbs(canvas: Canvas, plan: StreetPlan, top: Color, face: Color) -> None:
     z = np.geomspace(1.5, 110.0, 24)
     for side in (-1.0, 1.0):
         x = side * plan.half_road
@@ -113,7 +113,7 @@ def _curbs(canvas: Canvas, plan: Plan, top: Color, face: Color) -> None:
             canvas.face(np.concatenate([line, back]), color, SIDEWALK)
 
 
-def _markings(canvas: Canvas, city: City, plan: Plan, rng: Rng) -> None:
+def _markings(canvas: Canvas, city: City, plan: StreetPlan, rng: Rng) -> None:
     lanes = 4 if plan.half_road > 5.6 else 2
     white = scale_color(city.marking, float(rng.uniform(0.88, 1.0)))
     phase, dash, gap = rng.uniform(0, 6), rng.uniform(2.0, 3.5), rng.uniform(2.5, 5.0)
@@ -141,7 +141,7 @@ def _ground_quad(left: float, right: float, near: float, far: float) -> Points:
     return np.array([[left, 0, near], [right, 0, near], [right, 0, far], [left, 0, far]], float)
 
 
-def paint_lots(canvas: Canvas, city: City, plan: Plan, light: Light, rng: Rng) -> None:
+def paint_lots(canvas: Canvas, city: City, plan: StreetPlan, light: Light, rng: Rng) -> None:
     """Paint the lots on both sides of the street, from far to near."""
     _backdrop(canvas, city, light, rng)
     lots: list[tuple[float, float, float]] = []
@@ -164,7 +164,7 @@ def paint_lots(canvas: Canvas, city: City, plan: Plan, light: Light, rng: Rng) -
 def _lot(
     canvas: Canvas,
     city: City,
-    plan: Plan,
+    plan: StreetPlan,
     light: Light,
     rng: Rng,
     place: tuple[float, float, float],

@@ -1,4 +1,4 @@
-"""Training objectives: the base class, supervised training, and shared helpers."""
+"""The base class of training objectives, and what they share."""
 
 import hashlib
 from abc import ABC, abstractmethod
