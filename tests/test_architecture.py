@@ -21,7 +21,7 @@ MAY_KNOW = {
     "distributed": {"errors"},
     "failures": {"errors", "distributed"},
     "signals": {"errors", "distributed"},
-    "recipe": LEAVES,
+    "recipe": {"errors", "text"},
     "data": {*LEAVES, "display"},
     "models": {"errors", "recipe"},
     "runs": {*LEAVES, "recipe", "distributed"},
@@ -31,9 +31,9 @@ MAY_KNOW = {
 MAY_KNOW["evaluation"] = {*MAY_KNOW["inference"], "inference"}
 MAY_KNOW["selection"] = {*MAY_KNOW["evaluation"], "evaluation"}
 MAY_KNOW["training"] = {*MAY_KNOW["selection"], "failures", "signals", "methods", "selection"}
-MAY_KNOW["prediction"] = {*MAY_KNOW["selection"], "signals"}
+MAY_KNOW["prediction"] = {*MAY_KNOW["inference"], "inference", "evaluation", "signals"}
 MAY_KNOW["inspection"] = {*MAY_KNOW["training"], "training"}
-MAY_KNOW["demo"] = {*MAY_KNOW["training"], "training"}
+MAY_KNOW["demo"] = MAY_KNOW["inspection"]
 MAY_KNOW["cli"] = {"errors", "text", "recipe", "demo", "udaseg"}
 
 DATA_MAY_KNOW = {
