@@ -1,4 +1,4 @@
-"""Who may import whom: the table of ARCHITECTURE.md, and the limits of files and functions."""
+"""The import table of ARCHITECTURE.md, and the size limits of files and functions."""
 
 import ast
 import subprocess
@@ -66,7 +66,7 @@ def _is_package(parts):
 
 
 def _imports(path):
-    """Yield (module, name, line) of every udaseg import of a file, inside functions too."""
+    """Yield (module, name, line) of every udaseg import in a file, including inside functions."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "udaseg":
             for alias in node.names:
@@ -89,29 +89,29 @@ def _functions(path):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_a_module_imports_only_what_the_table_allows(path):
-    own = _room(path)
+    room = _room(path)
     wrong = []
     for module, name, line in _imports(path):
         parts = module.split(".")[1:] or ["udaseg"]
         if name == "__version__":
             continue
-        if parts[0] != own and parts[0] not in MAY_KNOW[own]:
-            wrong.append(f"line {line}: {own} must not import {module}")
+        if parts[0] != room and parts[0] not in MAY_KNOW[room]:
+            wrong.append(f"line {line}: {room} must not import {module}")
         if (name or parts[-1]).startswith("_"):
             wrong.append(f"line {line}: {name or module} is private to its module")
         if name is not None and parts != ["udaseg"] and _is_package(parts):
             wrong.append(f"line {line}: import {name} from the module that defines it")
-    if own == "data" and path.parent != PACKAGE / "data":
+    if room == "data" and path.parent != PACKAGE / "data":
         wrong += _wrong_in_data(path)
     assert not wrong, "\n".join(wrong)
 
 
 def _wrong_in_data(path):
-    own = path.relative_to(PACKAGE / "data").parts[0].removesuffix(".py")
+    room = path.relative_to(PACKAGE / "data").parts[0].removesuffix(".py")
     for module, _, line in _imports(path):
         parts = module.split(".")
-        if parts[1] == "data" and parts[2] != own and parts[2] not in DATA_MAY_KNOW[own]:
-            yield f"line {line}: data.{own} must not import {module}"
+        if parts[1] == "data" and parts[2] != room and parts[2] not in DATA_MAY_KNOW[room]:
+            yield f"line {line}: data.{room} must not import {module}"
 
 
 def test_the_tables_name_every_room_and_hold_no_circle():
@@ -147,7 +147,7 @@ def test_folders_files_and_functions_stay_small():
             arguments = function.args
             given = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
             count = len([each for each in given if each.arg not in ("self", "cls")])
-            if _room(path) == "cli":  # a typer command declares one parameter an option
+            if _room(path) == "cli":  # a typer command has one parameter per option
                 continue
             if length > MAX_FUNCTION_LINES:
                 wrong.append(f"{name}:{function.lineno} {function.name}: {length} lines")

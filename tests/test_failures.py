@@ -1,4 +1,4 @@
-"""One of several processes tells why the run ends, once, and the others are silent."""
+"""Only one of several processes reports why a run failed; the others stay silent."""
 
 import os
 import socket
@@ -19,7 +19,7 @@ ADVICE = "out of memory on cuda:0; take a smaller batch"
 
 
 def _put_better(act):
-    """Do as a run does: what ends it is told, then put into words that help."""
+    """Report a failure, then replace it by an error with advice, as a run does."""
     try:
         with report_once():
             act()
@@ -33,7 +33,7 @@ def _full():
 
 @pytest.fixture(params=[0, 1])
 def number(request, monkeypatch):
-    """Be the first or the second process of two."""
+    """Act as the first or the second of two processes."""
     monkeypatch.setattr(failures, "_reporter", failures.FailureReporter(dist.HashStore()))
     monkeypatch.setattr(failures, "rank", lambda: request.param)
     return request.param
@@ -61,7 +61,7 @@ def test_what_fails_while_a_fault_is_dealt_with_is_told_too(number):
             with report_once():
                 raise DataError("a.png: damaged")
         except UdasegError:
-            raise EnvironmentFault("the disk is full")  # noqa: B904 (as an accident would)
+            raise EnvironmentFault("the disk is full")  # noqa: B904 (an unrelated second error)
 
     error = _ending(act)
     assert "the disk is full" in str(error)
@@ -86,8 +86,8 @@ def _rank(number, folder):
         with process_group("cpu"):
             _put_better(_full if number == 0 else barrier)
     except UdasegError as error:
-        said = None if getattr(error, "reported_elsewhere", False) else str(error)
-        torch.save((said, error.exit_code), folder / f"{number}.pt")
+        message = None if getattr(error, "reported_elsewhere", False) else str(error)
+        torch.save((message, error.exit_code), folder / f"{number}.pt")
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""What a rename shows is on the disk before: a recorder of the calls, as no kill can tell."""
+"""Files are synced before a rename makes them visible (recorded calls; a kill cannot show it)."""
 
 import os
 from pathlib import Path
@@ -13,19 +13,19 @@ from udaseg.data.prepare.prepare import prepare_dataset
 
 @pytest.fixture
 def calls(monkeypatch):
-    """The renames into sight and what makes them last, in order."""
-    found, rename, fsync, replace = [], Path.rename, os.fsync, Path.replace
+    """Record renames, replacements and syncs in order."""
+    events, rename, fsync, replace = [], Path.rename, os.fsync, Path.replace
 
     def renamed(self, target):
-        found.append(f"{self.name} -> {Path(target).name}")
+        events.append(f"{self.name} -> {Path(target).name}")
         return rename(self, target)
 
     def replaced(self, target):
-        found.append(f"write {Path(target).name}")
+        events.append(f"write {Path(target).name}")
         return replace(self, target)
 
     def synced(descriptor):
-        found.append(f"fsync {Path(f'/proc/self/fd/{descriptor}').readlink().name}")
+        events.append(f"fsync {Path(f'/proc/self/fd/{descriptor}').readlink().name}")
         fsync(descriptor)
 
     if not Path("/proc/self/fd").is_dir():
@@ -33,8 +33,8 @@ def calls(monkeypatch):
     monkeypatch.setattr(Path, "rename", renamed)
     monkeypatch.setattr(Path, "replace", replaced)
     monkeypatch.setattr(os, "fsync", synced)
-    monkeypatch.setattr(os, "sync", lambda: found.append("sync"))
-    return found
+    monkeypatch.setattr(os, "sync", lambda: events.append("sync"))
+    return events
 
 
 def _after(calls, word):

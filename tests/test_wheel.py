@@ -1,4 +1,4 @@
-"""What travels in the wheel: the package, its tables, and the one copy of the recipes."""
+"""What the wheel contains: the package, its tables, and the only copy of the recipes."""
 
 import subprocess
 import sys

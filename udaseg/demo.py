@@ -8,8 +8,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.text import Text
 
 from udaseg.data.datasets.index import PreparedDataset
 from udaseg.data.files.images import read_image, write_png
@@ -17,6 +15,7 @@ from udaseg.data.labels.read import read_train_ids
 from udaseg.data.loading.transforms import resize_image
 from udaseg.data.open import open_dataset
 from udaseg.data.prepare.command import prepare
+from udaseg.display.console import open_console, safe_text
 from udaseg.display.pictures import color_mask, comparison_sheet
 from udaseg.errors import UsageError
 from udaseg.evaluation.confusion import ConfusionMatrix
@@ -79,9 +78,9 @@ def demo(*, seed: int, out: Path, root: Path) -> None:
         method: summarise(matrix, loaded_runs[method].classes, target, "val", protocol)
         for method, matrix in matrices.items()
     }
-    console = Console(highlight=False)
+    console = open_console()
     console.print(comparison_table(columns))
-    console.print(Text(_conclusion(matrices, picture, out / "summary.json", seconds)))
+    console.print(safe_text(_conclusion(matrices, picture, out / "summary.json", seconds)))
 
 
 def _prepare_toyland(root: Path) -> None:

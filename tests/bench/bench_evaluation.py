@@ -1,12 +1,12 @@
-"""Counting and labelling at 2048x1024, against the plain forms; run as a script.
+"""Benchmark counting and labelling at 2048x1024 against plain forms; run as a script.
 
     python tests/bench/bench_evaluation.py
 
-One thread, medians of interleaved rounds of CPU time; memory is the growth of the peak in a
-process of its own (Linux). The plain forms are written here from their description: boolean masks
-with three `torch.histc`, and upsampling with softmax and argmax. At the end, beside a network that
-takes 80 ms of another processor: what reading ahead saves by the clock, and the peak of few and of
-many images.
+One thread; medians of CPU time over interleaved rounds. Memory is the growth of the peak in a
+separate process (Linux). The plain forms are written here from their description: boolean masks
+with three `torch.histc`, and upsampling with softmax and argmax. The last lines simulate a network
+that takes 80 ms on another processor. They report the wall time that reading ahead saves, and the
+peak memory for few and for many images.
 """
 
 import os
@@ -58,7 +58,7 @@ def logits() -> torch.Tensor:
 
 
 def masks_and_histc(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Intersection and union of each class by masks and float histograms."""
+    """Return intersection and union per class, from masks and float histograms."""
     guess = torch.from_numpy(prediction.astype(np.int64))
     true = torch.from_numpy(truth.astype(np.int64))
     known = true != 255
@@ -87,48 +87,48 @@ def class_by_class(small: torch.Tensor) -> np.ndarray:
 
 
 def milliseconds(*forms: Callable[[], object]) -> list[float]:
-    """Return the median of each form, in rounds that run all of them."""
+    """Return the median time of each form; every round runs all forms."""
     times: list[list[float]] = [[] for _ in forms]
     for _ in range(ROUNDS + 1):
-        for form, kept in zip(forms, times, strict=True):
+        for form, samples in zip(forms, times, strict=True):
             start = time.process_time()
             form()
-            kept.append(1e3 * (time.process_time() - start))
-    return [statistics.median(kept[1:]) for kept in times]
+            samples.append(1e3 * (time.process_time() - start))
+    return [statistics.median(samples[1:]) for samples in times]
 
 
 def _measure_peak(name: str, queue: "multiprocessing.Queue[float]") -> None:
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    given = pair() if name in ("masks_and_histc", "counted") else (logits(),)
-    # what is loaded or allocated once shall not count: a first call on a corner
-    globals()[name](*(part[..., :32, :32] for part in given))
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the peak so far
+    inputs = pair() if name in ("masks_and_histc", "counted") else (logits(),)
+    # warm up on a corner, so that one-time loading and allocation do not count
+    globals()[name](*(part[..., :32, :32] for part in inputs))
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # reset the peak
     before = _resident_peak()
-    globals()[name](*given)
+    globals()[name](*inputs)
     queue.put(_resident_peak() - before)
 
 
 def _resident_peak() -> float:
-    """Return the most memory this process held, in MiB."""
+    """Return this process's peak resident memory, in MiB."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
     line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) / 1024
 
 
-def in_a_process(measure: Callable[..., None], what: str | int) -> float:
-    """Return the MiB that a measurement gives in a fresh process."""
+def in_a_process(measure: Callable[..., None], argument: str | int) -> float:
+    """Run a measurement in a fresh process and return its result in MiB."""
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
-    process = context.Process(target=measure, args=(what, queue))
+    process = context.Process(target=measure, args=(argument, queue))
     process.start()
-    grown: float = queue.get()
+    result: float = queue.get()
     process.join()
-    return grown
+    return result
 
 
 class Elsewhere:
-    """Takes its time without this processor, as a network on a GPU does."""
+    """Stand-in for a network on a GPU: it takes time but does not use this processor."""
 
     def __call__(self, images: torch.Tensor) -> SimpleNamespace:
         time.sleep(0.08 * len(images))
@@ -146,13 +146,15 @@ def write_city(folder: Path, count: int) -> PreparedDataset:
 
 
 def one_after_another(dataset: PreparedDataset, size: tuple[int, int]) -> None:
-    """Read, look, label and count each image before the next."""
+    """Read, infer, label and count each image before reading the next."""
     matrix = ConfusionMatrix(CLASSES)
     for sample in dataset.split("val"):
         image = resize_image(read_image(dataset.image_path(sample)), size)
         truth = read_train_ids(dataset.label_path(sample))
-        seen = predict_logits(Elsewhere(), torch.from_numpy(image).permute(2, 0, 1)[None] / 255)
-        matrix.update(labels_from_logits(seen, SIZE)[0], truth)
+        predicted = predict_logits(
+            Elsewhere(), torch.from_numpy(image).permute(2, 0, 1)[None] / 255
+        )
+        matrix.update(labels_from_logits(predicted, SIZE)[0], truth)
 
 
 def read_ahead(dataset: PreparedDataset, size: tuple[int, int]) -> None:

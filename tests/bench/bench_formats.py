@@ -1,9 +1,9 @@
-"""Formats that cached training images could have; run as a script.
+"""Compare file formats for cached training images; run as a script.
 
     python tests/bench/bench_formats.py
 
-One thread, medians of interleaved rounds of CPU time, for the first images of `bench_loading.py`
-brought to 1280x720 and its labels at full size.
+One thread; medians of CPU time over interleaved rounds. The inputs are the first images of
+`bench_loading.py`, resized to 1280x720, and their labels at full size.
 """
 
 import os
@@ -37,7 +37,9 @@ def images(path: Path) -> None:
         "PNG, run-length strategy": [strategy, cv2.IMWRITE_PNG_STRATEGY_RLE],
         "PNG, level 1": [cv2.IMWRITE_PNG_COMPRESSION, 1],
     }
-    stored = {name: cv2.imencode(".png", image, how)[1].tobytes() for name, how in png.items()}
+    stored = {
+        name: cv2.imencode(".png", image, options)[1].tobytes() for name, options in png.items()
+    }
     calls: dict[str, Callable[[int], object]] = {
         name: partial(_color, np.frombuffer(data, np.uint8)) for name, data in stored.items()
     }
@@ -87,11 +89,11 @@ def _gray(data: np.ndarray, _: int) -> object:
 
 def main() -> None:
     cv2.setNumThreads(0)
-    with tempfile.TemporaryDirectory() as made:
-        found = sample_pairs(Path(os.environ.get("UDASEG_TEST_DATA", "nowhere")))
-        if not all(found.values()):
-            found = rendered_pairs(Path(made))
-        for pairs in found.values():
+    with tempfile.TemporaryDirectory() as temporary:
+        cases = sample_pairs(Path(os.environ.get("UDASEG_TEST_DATA", "nowhere")))
+        if not all(cases.values()):
+            cases = rendered_pairs(Path(temporary))
+        for pairs in cases.values():
             for image in dict.fromkeys([pairs[0][0], pairs[-1][0]]):
                 images(image)
             labels(pairs[0][1])

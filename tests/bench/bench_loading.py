@@ -1,14 +1,14 @@
-"""Training samples from disk against a plain pipeline; run as a script.
+"""Benchmark loading training samples from disk against a plain pipeline; run as a script.
 
     python tests/bench/bench_loading.py
 
-One thread and one process, medians of interleaved rounds of CPU time, files in the page cache. A
-sample is a labelled image, brought to training resolution and cut to 512x512: 1914x1052 with a
-palette label to 1280x720, and 2048x1024 with a grey label to 1024x512. The images are real ones
-where $UDASEG_TEST_DATA has them, else rendered ones. The plain form is
-written from the description of published loaders: Pillow decodes and resizes, a pass over the label
-for each class id, mean subtracted in float32, the crop last; it gives float32 images and int64
-labels. Ours gives bytes; the network's input is made of them on the device.
+One thread and one process; medians of CPU time over interleaved rounds, files in the page cache. A
+sample is a labelled image, resized to training resolution and cropped to 512x512: 1914x1052 with a
+palette label to 1280x720, and 2048x1024 with a grey label to 1024x512. The images are real if
+$UDASEG_TEST_DATA has them, otherwise rendered. The plain pipeline is written from the description
+of published loaders: Pillow decodes and resizes, one pass over the label per class id, mean
+subtracted in float32, the crop last. It returns float32 images and int64 labels. Our pipeline
+returns bytes; the device computes the network's input from them.
 """
 
 import os
@@ -45,7 +45,7 @@ ROUNDS = 7
 BATCHES = 400
 ZSTD = sys.version_info >= (3, 14) or importlib.util.find_spec("backports.zstd") is not None
 CROP = (512, 512)
-# raw id of each train id, Cityscapes' and GTA5's
+# raw id of each train id, for Cityscapes and GTA5
 IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 MEAN = np.array([104.00698793, 116.66876762, 122.67891434], np.float32)
 CASES = {"1914x1052, palette label": (720, 1280), "2048x1024, grey label": (512, 1024)}
@@ -54,7 +54,7 @@ Pairs = list[tuple[Path, Path]]
 
 
 def sample_pairs(folder: Path) -> dict[str, Pairs]:
-    """Return real pairs of both forms, or none."""
+    """Return real pairs for both cases; a list is empty if its files are missing."""
     gta = folder / "layouts/generated/gta5"
     pairs = [(path, gta / "labels" / path.name) for path in sorted((gta / "images").glob("*.png"))]
     if single := sorted((folder / "layouts/real/gta5/images").glob("*.png")):
@@ -70,7 +70,7 @@ def sample_pairs(folder: Path) -> dict[str, Pairs]:
 
 
 def rendered_pairs(folder: Path) -> dict[str, Pairs]:
-    """Write rendered pairs of both forms: flatter than photos, so easier for every decoder."""
+    """Write rendered pairs for both cases (flatter than photos, so easier for any decoder)."""
     cases: dict[str, Pairs] = {name: [] for name in CASES}
     table = np.array([*IDS, *[0] * (256 - len(IDS))], np.uint8)
     for name, size in zip(CASES, ((1052, 1914), (1024, 2048)), strict=True):
@@ -87,7 +87,7 @@ def rendered_pairs(folder: Path) -> dict[str, Pairs]:
 
 
 def prepared(pairs: Pairs, folder: Path) -> PreparedDataset:
-    """Prepare pairs by a dataset YAML, as a user would."""
+    """Prepare pairs with a dataset YAML, as a user would."""
     for number, (image, label) in enumerate(pairs):
         for kind, path in (("images", image), ("labels", label)):
             (folder / kind).mkdir(parents=True, exist_ok=True)
@@ -101,7 +101,7 @@ def prepared(pairs: Pairs, folder: Path) -> PreparedDataset:
 
 
 def plain(pair: tuple[Path, Path], size: tuple[int, int], rng: np.random.Generator) -> object:
-    """Return a sample in the published form."""
+    """Return a sample as published loaders make it."""
     height, width = size
     image = Image.open(pair[0]).convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
     label = Image.open(pair[1]).resize((width, height), Image.Resampling.NEAREST)
@@ -121,7 +121,7 @@ def plain(pair: tuple[Path, Path], size: tuple[int, int], rng: np.random.Generat
 
 
 def decoded(pair: tuple[Path, Path]) -> object:
-    """The floor of the original files: decode the image, and nothing else."""
+    """Decode the image and nothing else: the lower bound for the original files."""
     return cv2.imdecode(np.frombuffer(pair[0].read_bytes(), np.uint8), cv2.IMREAD_COLOR_RGB)
 
 
@@ -133,7 +133,7 @@ def batches(dataset: PreparedDataset, size: tuple[int, int], *, cached: bool) ->
 
 
 def milliseconds(count: int, calls: dict[str, Callable[[int], object]]) -> dict[str, float]:
-    """Return the median CPU time of a sample of each call over interleaved rounds."""
+    """Return the median CPU time per sample of each call, over interleaved rounds."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         call(0)
@@ -143,7 +143,7 @@ def milliseconds(count: int, calls: dict[str, Callable[[int], object]]) -> dict[
             for number in range(count):  # whole epochs, so that each form reads each file
                 call(turn * count + number)
             times[name].append((time.process_time() - started) / count)
-    return {name: 1e3 * statistics.median(found) for name, found in times.items()}
+    return {name: 1e3 * statistics.median(samples) for name, samples in times.items()}
 
 
 def measure(name: str, pairs: Pairs, size: tuple[int, int], folder: Path) -> PreparedDataset:
@@ -159,7 +159,7 @@ def measure(name: str, pairs: Pairs, size: tuple[int, int], folder: Path) -> Pre
     forms = ["png", *(["raw"] if ZSTD else [])]
     copies = []
     for form in forms:
-        # a folder of its own for each form: one takes the place of the other
+        # a separate folder for each form, because a new cache replaces the previous one
         copy = prepared(pairs, folder / form)
         report = write_cache(copy, size, form, workers=1)  # type: ignore[arg-type]
         cached = batches(copy, size, cached=True)
@@ -174,8 +174,8 @@ def measure(name: str, pairs: Pairs, size: tuple[int, int], folder: Path) -> Pre
     say(f"\n{name} -> {size[1]}x{size[0]}, crop {CROP[1]}x{CROP[0]}, {len(pairs)} pairs")
     for form, value in times.items():
         ratio = "" if form.startswith("decode") else f"{times['plain'] / value:6.2f}x"
-        held = f"{sizes[form] / len(pairs) / 1e6:6.2f} MB a pair" if form in sizes else ""
-        say(f"  {form:<26} {value:7.2f} ms {ratio:>8} {held}")
+        stored = f"{sizes[form] / len(pairs) / 1e6:6.2f} MB a pair" if form in sizes else ""
+        say(f"  {form:<26} {value:7.2f} ms {ratio:>8} {stored}")
     floor = times["decode of the image alone"]
     left, ours = times["plain"] - floor, times["ours, original files"] - floor
     say(f"  beside the decode: plain {left:.1f} ms, ours {ours:.1f} ms, {left / ours:.1f}x")
@@ -183,7 +183,7 @@ def measure(name: str, pairs: Pairs, size: tuple[int, int], folder: Path) -> Pre
 
 
 def window(pairs: Pairs, size: tuple[int, int]) -> None:
-    """Time the window of a rare class against up to ten tries, without the decoding of each."""
+    """Time the rare-class window against up to ten random tries, excluding decoding."""
     labels = cv2.resize(
         np.asarray(Image.open(pairs[0][1])), size[::-1], interpolation=cv2.INTER_NEAREST_EXACT
     )
@@ -212,7 +212,7 @@ def window(pairs: Pairs, size: tuple[int, int]) -> None:
 
 
 class Wide(Dataset[tuple[Tensor, Tensor]]):
-    """A batch as published loaders send it, there already: its way alone is timed."""
+    """Ready-made batches in the published loaders' form, so that only transport is timed."""
 
     def __len__(self) -> int:
         return BATCHES
@@ -222,7 +222,7 @@ class Wide(Dataset[tuple[Tensor, Tensor]]):
 
 
 class Narrow(TrainingBatches):
-    """A batch of ours, there already."""
+    """Ready-made batches in our form."""
 
     def __getitem__(self, step: int) -> Batch:
         images = torch.zeros((2, 3, *CROP), dtype=torch.uint8)
@@ -231,7 +231,7 @@ class Narrow(TrainingBatches):
 
 
 def transport(dataset: PreparedDataset) -> None:
-    """Time a batch's way through one worker: torch's loader with floats, ours with bytes."""
+    """Time the transport of a batch from one worker: torch's loader (floats) and ours (bytes)."""
     crops = CropSource(dataset, "train", None, CROP, flip=True, labelled=True)
     ours = Narrow(crops, None, BatchOptions(2, 2, steps=BATCHES, seed=0))
     wide = iter(DataLoader(Wide(), batch_size=None, num_workers=1))
@@ -243,10 +243,10 @@ def transport(dataset: PreparedDataset) -> None:
         started = time.perf_counter()
         for _ in range(BATCHES // 2):
             batch = next(batches)
-        spent = time.perf_counter() - started
+        elapsed = time.perf_counter() - started
         parts = [batch.source_images, batch.source_labels] if isinstance(batch, Batch) else batch
         size = sum(part.numel() * part.element_size() for part in parts)
-        return 1e3 * spent / (BATCHES // 2), size
+        return 1e3 * elapsed / (BATCHES // 2), size
 
     (slow, many), (fast, few) = taken(wide), taken(narrow)
     say(
@@ -264,17 +264,17 @@ def say(line: str) -> None:
 def main() -> None:
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
-    keep_freed_memory()  # as every process that loads
+    keep_freed_memory()  # as in every loading process
     folder = Path(os.environ.get("UDASEG_TEST_DATA", "nowhere"))
     versions = f"OpenCV {cv2.__version__}, Pillow {Image.__version__}, 1 thread"
-    with tempfile.TemporaryDirectory() as made:
+    with tempfile.TemporaryDirectory() as temporary:
         pairs = sample_pairs(folder)
         real = all(pairs.values())
         say(f"{versions}, {'sample files' if real else 'rendered images'}")
         if not real:
-            pairs = rendered_pairs(Path(made))
+            pairs = rendered_pairs(Path(temporary))
         for number, (name, size) in enumerate(CASES.items()):
-            dataset = measure(name, pairs[name], size, Path(made) / f"set{number}")
+            dataset = measure(name, pairs[name], size, Path(temporary) / f"set{number}")
         window(next(iter(pairs.values())), next(iter(CASES.values())))
         transport(dataset)
 

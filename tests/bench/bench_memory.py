@@ -1,4 +1,4 @@
-"""Measure a step's memory against what `--dry-run` reckons: growth of the process on a CPU.
+"""Compare a step's memory on a CPU, as process growth, with the estimate of `--dry-run`.
 
 python tests/bench/bench_memory.py [KEY=VALUE]...
 """
@@ -31,38 +31,38 @@ _CASES = {
 
 
 def megabytes(name: str) -> float:
-    """Return a figure of /proc/self/status in MB."""
+    """Return a value from /proc/self/status in MB."""
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(status.split(f"{name}:")[1].split()[0]) / 1000
 
 
-def one(name: str, words: list[str]) -> None:
-    """Print reckoned and measured growth of one step; a process keeps what it once had."""
+def one(name: str, overrides: list[str]) -> None:
+    """Print the estimated and measured growth of one step. Use a new process for each call."""
     source, target = toy_pair(toy_root(Path(tempfile.mkdtemp())))
-    run = build_setup(shipped("toyland/rccr", [*_TINY, *_CASES[name], *words]), source, target)
+    run = build_setup(shipped("toyland/rccr", [*_TINY, *_CASES[name], *overrides]), source, target)
     needs = estimate_footprint(run)
-    reckoned = (needs.gradients + needs.activations) / 1e6
+    estimated = (needs.gradients + needs.activations) / 1e6
     run.objective.train()
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak begins anew
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # reset the peak
     before = megabytes("VmRSS")
     compute_gradients(run, run.batches[0])
-    grew = megabytes("VmHWM") - before
+    growth = megabytes("VmHWM") - before
     sys.stdout.write(
-        f"{name}: reckoned {reckoned:.0f} MB, the process grew by {grew:.0f} MB "
-        f"({100 * (grew / reckoned - 1):+.0f} %)\n"
+        f"{name}: estimated {estimated:.0f} MB, the process grew by {growth:.0f} MB "
+        f"({100 * (growth / estimated - 1):+.0f} %)\n"
     )
 
 
 def main() -> None:
-    """Print a line for each case, each from a process of its own."""
+    """Print one line per case, each measured in a separate process."""
     torch.set_num_threads(1)
-    given = sys.argv[1:]
-    if given and given[0] in _CASES:
-        one(given[0], given[1:])
+    arguments = sys.argv[1:]
+    if arguments and arguments[0] in _CASES:
+        one(arguments[0], arguments[1:])
         return
     for name in _CASES:
-        subprocess.run([sys.executable, __file__, name, *given], check=True)
+        subprocess.run([sys.executable, __file__, name, *arguments], check=True)
 
 
 if __name__ == "__main__":

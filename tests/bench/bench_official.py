@@ -1,12 +1,12 @@
-"""`udaseg eval` against the public Cityscapes evaluation on the same files; run as a script.
+"""Compare `udaseg eval` with the public Cityscapes evaluation on the same files; run as a script.
 
     pip install '.[cityscapes]'
     UDASEG_TEST_DATA=... python -m tests.bench.bench_official
 
-Ten pairs of 2048x1024: labels of genuine files where the sample data are there, else drawn ones;
-predictions are the labels shifted and smoothed, written by Pillow as any tool would. One thread
-for each form, medians of interleaved rounds of CPU time, which other work on the machine moves less
-than the clock. All forms must give the same IoU of each class.
+Ten pairs of 2048x1024. The labels are genuine files if the sample data are available, otherwise
+random. The predictions are the labels, shifted and smoothed, written by Pillow as any tool would.
+One thread for each form; medians of CPU time over interleaved rounds, because other load on the
+machine affects CPU time less than wall time. All forms must give the same IoU for each class.
 """
 
 import os
@@ -40,7 +40,7 @@ from udaseg.evaluation.score_predictions import count_predictions
 PAIRS, ROUNDS = 10, 7
 SIZE = (1024, 2048)
 TABLE = builtin_label_table("cityscapes19")
-IDS = [own[0] for own in TABLE.ids]
+IDS = [class_ids[0] for class_ids in TABLE.ids]
 DECLARED = """
 name: city
 images: {val: leftImg8bit/*_leftImg8bit.png}
@@ -52,7 +52,7 @@ classes: cityscapes19
 
 
 def official() -> Any:
-    """Return the public script, quiet, with what its version 2.3.0 misses in numpy 2.4."""
+    """Return the public script in quiet mode; restore `np.in1d`, gone in numpy 2.4, for it."""
     from cityscapesscripts.evaluation import evalPixelLevelSemanticLabeling as script
 
     if not hasattr(np, "in1d"):
@@ -62,13 +62,13 @@ def official() -> Any:
 
 
 def genuine() -> list[Path]:
-    home = Path(os.environ.get("UDASEG_TEST_DATA", "nowhere"))
-    found = (home / "layouts/real/cityscapes/gtFine/train").rglob("*_gtFine_labelIds.png")
-    return sorted(found)
+    data = Path(os.environ.get("UDASEG_TEST_DATA", "nowhere"))
+    paths = (data / "layouts/real/cityscapes/gtFine/train").rglob("*_gtFine_labelIds.png")
+    return sorted(paths)
 
 
 def drawn(path: Path, number: int) -> None:
-    """Write labels of large areas with objects, and their instances."""
+    """Write random labels (large areas with objects on them) and their instance ids."""
     rng = np.random.default_rng(number)
     coarse = rng.choice([*IDS, 0, 3, 4], (16, 32)).astype(np.uint8)
     ids = np.kron(coarse, np.ones((64, 64), np.uint8))
@@ -83,7 +83,7 @@ def drawn(path: Path, number: int) -> None:
 
 
 def write_pairs(root: Path) -> tuple[list[str], list[str]]:
-    """Write labels, predictions and empty images; return the files of both."""
+    """Write labels, predictions and empty images; return the prediction and label paths."""
     sources = genuine()
     for folder in ("gtFine", "leftImg8bit", "predictions"):
         (root / folder).mkdir()
@@ -109,14 +109,14 @@ def write_pairs(root: Path) -> tuple[list[str], list[str]]:
 
 
 def medians(forms: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Return the median CPU milliseconds of a pair, in rounds that run all forms."""
+    """Return the median CPU milliseconds per pair; every round runs all forms."""
     times: dict[str, list[float]] = {name: [] for name in forms}
     for _ in range(ROUNDS + 1):
         for name, form in forms.items():
             started = time.process_time()
             form()
             times[name].append(1e3 * (time.process_time() - started) / PAIRS)
-    return {name: median(kept[1:]) for name, kept in times.items()}
+    return {name: median(samples[1:]) for name, samples in times.items()}
 
 
 def from_files(root: Path, dataset: PreparedDataset) -> Any:
@@ -124,7 +124,7 @@ def from_files(root: Path, dataset: PreparedDataset) -> Any:
 
 
 def from_raw_files(predicted: list[str], true: list[str], dataset: PreparedDataset) -> Any:
-    """The truth as it came, not as `prepare` stores it."""
+    """Score against the original labels instead of those that `prepare` stored."""
     matrix, _ = empty_matrix(TABLE.classes, dataset, "val")
     train_ids = lookup_table([IDS.index(v) if v in IDS else 255 for v in range(256)])
     for guess, truth in zip(predicted, true, strict=True):
@@ -135,7 +135,7 @@ def from_raw_files(predicted: list[str], true: list[str], dataset: PreparedDatas
 
 
 def from_memory(predictions: list[Any], dataset: PreparedDataset) -> Any:
-    """What `eval` does beside the network: its labels are there, the truth is read and counted."""
+    """Score as `eval` does after inference: predictions in memory, ground truth from disk."""
     matrix, truth_map = empty_matrix(TABLE.classes, dataset, "val")
     for labels, sample in zip(predictions, dataset.split("val"), strict=True):
         matrix.update(labels, read_train_ids(dataset.label_path(sample)), truth_map)
@@ -160,18 +160,18 @@ def main() -> None:
         predicted, true = write_pairs(root)
         dataset = open_dataset(str(root / "city.yaml"), root=root)
         to_train = np.array([IDS.index(v) if v in IDS else 255 for v in range(256)], np.uint8)
-        kept = [to_train[read_prediction(Path(path))] for path in predicted]
+        label_maps = [to_train[read_prediction(Path(path))] for path in predicted]
         scores = theirs(True)
         for matrix in (
             from_files(root, dataset),
             from_raw_files(predicted, true, dataset),
-            from_memory(kept, dataset),
+            from_memory(label_maps, dataset),
         ):
             ours = dict(zip(TABLE.classes.names, matrix.iou(), strict=True))
             for label, iou in ours.items():
                 other = scores["classScores"][label]
                 assert iou == other or (np.isnan(iou) and (np.isnan(other) or other == 0)), label
-        took = medians(
+        times = medians(
             {
                 "official, as by default": lambda: theirs(True),
                 "official, without instance scores": lambda: theirs(False),
@@ -179,13 +179,13 @@ def main() -> None:
                 "ours, prediction and original label": lambda: from_raw_files(
                     predicted, true, dataset
                 ),
-                "ours, prediction in memory": lambda: from_memory(kept, dataset),
+                "ours, prediction in memory": lambda: from_memory(label_maps, dataset),
             }
         )
-    default, plain = list(took.values())[:2]
+    default, plain = list(times.values())[:2]
     labels = "genuine" if genuine() else "drawn"
     out(f"{PAIRS} pairs of {SIZE[1]}x{SIZE[0]}, {labels} labels, CPU ms a pair\n")
-    for title, value in took.items():
+    for title, value in times.items():
         out(f"{title:<38} {value:6.1f}  {default / value:5.2f}x  {plain / value:5.2f}x\n")
 
 

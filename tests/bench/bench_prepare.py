@@ -1,10 +1,10 @@
-"""Preparing many files, again without a change, again with one, and verifying; run as a script.
+"""Benchmark `prepare` on many files: first, unchanged, one label changed, `--verify`.
 
     python tests/bench/bench_prepare.py [PAIRS]
 
-10,000 pairs of 96x54, so that it is the handling of files that is timed and not their decoding:
-each costs a look at its size and time, and nothing is read where both are as before. Wall time, one
-process for each command, as a user would run it.
+10,000 pairs of 96x54, so that the time is spent on file handling and not on decoding. Every file
+costs a check of its size and modification time; files where both are unchanged are not read. Wall
+time; each command runs in a separate process, as a user would run it.
 """
 
 import os
@@ -22,7 +22,7 @@ YAML = "name: many\nimages: images/*.png\nlabels: labels/*.png\nclasses: citysca
 
 
 def write_pairs(folder: Path, pairs: int) -> None:
-    """Write small scenes of a few flat areas with labels of Cityscapes' ids."""
+    """Write small scenes with a few flat areas, and labels with Cityscapes ids."""
     rng = np.random.default_rng(0)
     for kind in ("images", "labels"):
         (folder / kind).mkdir(parents=True)
@@ -36,19 +36,19 @@ def write_pairs(folder: Path, pairs: int) -> None:
     (folder / "many.yaml").write_text(YAML)
 
 
-def timed(what: str, folder: Path, *words: str) -> None:
-    command = [sys.executable, "-m", "udaseg", "prepare", "many.yaml", "--quiet", *words]
+def timed(title: str, folder: Path, *options: str) -> None:
+    command = [sys.executable, "-m", "udaseg", "prepare", "many.yaml", "--quiet", *options]
     started = time.perf_counter()
-    done = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
-    first = done.stdout.split("\n", 1)[0].strip()
-    sys.stdout.write(f"  {what:<22} {time.perf_counter() - started:6.1f} s   {first}\n")
+    process = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
+    first = process.stdout.split("\n", 1)[0].strip()
+    sys.stdout.write(f"  {title:<22} {time.perf_counter() - started:6.1f} s   {first}\n")
     sys.stdout.flush()
 
 
 def main() -> None:
     pairs = int(sys.argv[1]) if len(sys.argv) > 1 else PAIRS
-    with tempfile.TemporaryDirectory() as made:
-        folder = Path(made)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
         write_pairs(folder, pairs)
         sys.stdout.write(f"{pairs:,} pairs of 96x54, {os.cpu_count()} cores\n")
         timed("first", folder)

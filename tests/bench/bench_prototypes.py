@@ -1,14 +1,15 @@
-"""SPCL's loss and class means at the published sizes, against the published and a plain form.
+"""Benchmark SPCL's loss and class means at the published sizes; run as a script.
 
     python tests/bench/bench_prototypes.py
 
-A source image of 1280x720 and a target image of 1024x512 at stride 8. One thread, medians of
-interleaved rounds, forward and backward together; memory is the growth of the peak in a process of
-its own (Linux), beyond what holding the features and their gradient takes. Ours gets the features
-channels last, as our network makes them. The published form has them channels first, turns the map
-into rows, picks the labelled rows by a mask, normalises them and lets autograd keep it all. The
-plain form is one that a careful writer makes of it: channels last, no rows picked. The published
-means loop over the classes with a mask repeated over all channels.
+Compares our form with the published form and a plain form, for a source image of 1280x720 and a
+target image of 1024x512 at stride 8. One thread; medians of interleaved rounds; forward and
+backward together. Memory is the growth of the peak in a separate process (Linux), minus what the
+features and their gradient take. Our form gets channels-last features, as our network produces
+them. The published form has channels-first features, reshapes the map to rows, selects the labelled
+rows with a mask and normalises them; autograd keeps every intermediate. The plain form is a careful
+rewrite of it: channels last, no rows selected. The published means loop over the classes with a
+mask repeated over all channels.
 """
 
 import os
@@ -36,10 +37,10 @@ def case(channels_last: bool = True) -> tuple[list[Tensor], list[Tensor], Tensor
     generator = torch.Generator().manual_seed(0)
     features, labels = [], []
     for size in SIZES:
-        made = torch.randn(1, CHANNELS, *size, generator=generator)
+        feature = torch.randn(1, CHANNELS, *size, generator=generator)
         if channels_last:
-            made = made.contiguous(memory_format=torch.channels_last)
-        features.append(made)
+            feature = feature.contiguous(memory_format=torch.channels_last)
+        features.append(feature)
         label = torch.randint(0, CLASSES + 1, (1, *size), generator=generator)
         labels.append(label.masked_fill(label == CLASSES, 255))
     return features, labels, to_unit_length(torch.randn(CLASSES, CHANNELS, generator=generator))
@@ -51,14 +52,14 @@ def channels_first() -> tuple[list[Tensor], list[Tensor], Tensor]:
 
 
 def gradients(features: list[Tensor], loss: Callable[[list[Tensor]], Tensor]) -> list[Tensor]:
-    """Return the gradient of each view; the features stand for a network's output."""
+    """Return the gradient of each view. The features stand in for a network's output."""
     leaves = [feature.detach().requires_grad_() for feature in features]
     loss(leaves).backward()
     return [leaf.grad for leaf in leaves]
 
 
 def held(features: list[Tensor], labels: list[Tensor], prototypes: Tensor) -> list[Tensor]:
-    """The floor of memory: the features and a gradient of their size."""
+    """Hold only the features and a gradient of their size: the lower bound of memory."""
     return gradients(features, lambda leaves: sum(leaf.sum() for leaf in leaves))
 
 
@@ -121,7 +122,7 @@ def our_means(features: list[Tensor], labels: list[Tensor], _: Tensor) -> Tensor
 
 
 def only(features: list[Tensor], labels: list[Tensor], _: Tensor) -> Tensor:
-    """The floor of memory of the means: the features alone."""
+    """Hold only the features: the lower bound of memory for the means."""
     return features[0][:, :1].sum()
 
 
@@ -138,16 +139,16 @@ bench.MEMORY |= {
 
 def main() -> None:
     torch.set_num_threads(1)
-    made, first = case(), channels_first()
-    ours = our_loss(*made)
-    for other in (plain_loss(*made), published_loss(*first)):
+    last, first = case(), channels_first()
+    ours = our_loss(*last)
+    for other in (plain_loss(*last), published_loss(*first)):
         assert all(torch.allclose(a, b, atol=1e-8) for a, b in zip(other, ours, strict=True))
-    assert torch.allclose(published_means(*first), our_means(*made), atol=1e-6)
-    times = bench.milliseconds(lambda: published_loss(*first), lambda: our_loss(*made))
+    assert torch.allclose(published_means(*first), our_means(*last), atol=1e-6)
+    times = bench.milliseconds(lambda: published_loss(*first), lambda: our_loss(*last))
     bench.show("SPCL loss, published form", *times)
-    times = bench.milliseconds(lambda: plain_loss(*made), lambda: our_loss(*made))
+    times = bench.milliseconds(lambda: plain_loss(*last), lambda: our_loss(*last))
     bench.show("SPCL loss, plain form", *times)
-    times = bench.milliseconds(lambda: published_means(*first), lambda: our_means(*made))
+    times = bench.milliseconds(lambda: published_means(*first), lambda: our_means(*last))
     bench.show("SPCL class means, published form", *times)
     peaks = {name: bench.peak_mib(name) for name in bench.MEMORY}
     for name, peak in peaks.items():

@@ -1,13 +1,13 @@
-"""What each regularizer adds to a plain self-training step, in time and in memory.
+"""Measure the time and memory that each regularizer adds to a plain self-training step.
 
     python tests/bench/bench_regularizers.py
 
 The networks and sizes of recipes/gta5_cityscapes (DeepLab-v2 ResNet-101 at stride 8, crops of
-512x512) with one source and one target image, one thread; forward, backward and `after_step`,
-without the optimiser. Memories are full before the first timing. The extra forward passes that a
-method asks for are timed by themselves, so that a regularizer's own cost can be told from them.
-Rounds are interleaved; seconds are the process's own, so that other work on the machine counts for
-little; memory is the peak of a process of its own (Linux).
+512x512) with one source and one target image, one thread. A step is forward, backward and
+`after_step`, without the optimiser. Memory banks are full before the first timing. The extra
+forward passes that a method needs are also timed separately, so that they can be told apart from a
+regularizer's own cost. Rounds are interleaved. Seconds are process time, so that other load on the
+machine has little effect. Memory is the peak of a separate process (Linux).
 """
 
 import os
@@ -44,17 +44,17 @@ TERMS = {
 
 def made(name: str) -> Objective:
     """Return a recipe's objective; `spcl` is DACS with the prototype term of rccr_spcl."""
-    found = "rccr_spcl" if name == "spcl" else name
-    recipe = shipped(f"gta5_cityscapes/{found}", MODEL)
-    built = build_objective(recipe, CLASSES)
+    recipe_name = "rccr_spcl" if name == "spcl" else name
+    recipe = shipped(f"gta5_cityscapes/{recipe_name}", MODEL)
+    objective = build_objective(recipe, CLASSES)
     if name == "spcl":
-        del built.regularizers["regional"]
-        built.student.projector = built.teacher.network.projector = None
-    return built.train()
+        del objective.regularizers["regional"]
+        objective.student.projector = objective.teacher.network.projector = None
+    return objective.train()
 
 
 def batch(step: int = 0) -> Batch:
-    """Return images of smooth patches, so that pseudo-labels are not noise, and labels."""
+    """Return labels and images of flat patches, so that pseudo-labels are not noise."""
     generator = torch.Generator().manual_seed(step)
 
     def image() -> torch.Tensor:
@@ -67,9 +67,9 @@ def batch(step: int = 0) -> Batch:
 
 
 def step_of(name: str) -> Callable[[], None]:
-    """Return one whole step of a method, its memories filled."""
-    built, seen = made(name), batch()
-    for module in built.modules():
+    """Return a full step of a method, with full memory banks."""
+    objective, inputs = made(name), batch()
+    for module in objective.modules():
         if isinstance(module, MemoryBank):
             generator = torch.Generator().manual_seed(0)
             module.embeddings.copy_(
@@ -78,31 +78,31 @@ def step_of(name: str) -> Callable[[], None]:
             module.labels.random_(0, CLASSES, generator=generator)
 
     def step() -> None:
-        built.zero_grad(set_to_none=True)
-        report = built(seen)
+        objective.zero_grad(set_to_none=True)
+        report = objective(inputs)
         report.total.backward()
-        built.after_step(1, report)
+        objective.after_step(1, report)
 
     return step
 
 
 def student_pass() -> Callable[[], None]:
-    """Return a pass of the student, forward and backward, with its projector: CutMix's."""
+    """Return a forward and backward pass of the student with its projector (CutMix's pass)."""
     student = made("rccr").student
     images = batch().source_images.float() / 255
     images = images.contiguous(memory_format=torch.channels_last)
 
     def step() -> None:
         student.zero_grad(set_to_none=True)
-        seen = student(images, embed=True)
-        # what the contrast sends back: a gradient of the embeddings' size, none of the logits
-        seen.embeddings.sum().backward()
+        output = student(images, embed=True)
+        # like the contrast loss: a gradient for the embeddings, none for the logits
+        output.embeddings.sum().backward()
 
     return step
 
 
 def teacher_pass() -> Callable[[], None]:
-    """Return a pass of the teacher, forward only, with its projector: SePiCo's source pass."""
+    """Return a forward pass of the teacher with its projector (SePiCo's source pass)."""
     teacher = made("sepico").teacher
     images = batch().source_images.float() / 255
     images = images.contiguous(memory_format=torch.channels_last)
@@ -132,7 +132,7 @@ def _measure(name: str, queue: "multiprocessing.Queue[float]") -> None:
 
 
 def peak(name: str) -> float:
-    """Return the peak of a process that does nothing but steps of `name`, in MiB."""
+    """Return the peak memory of a process that only runs steps of `name`, in MiB."""
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
     process = context.Process(target=_measure, args=(name, queue))
@@ -142,7 +142,7 @@ def peak(name: str) -> float:
 
 
 def steps() -> None:
-    """Print seconds and memory of each method's step beside the plain one."""
+    """Print time and memory of each method's step next to those of the plain step."""
     work = {name: build() for name, build in PARTS.items()}
     times: dict[str, list[float]] = {name: [] for name in work}
     for turn in range(ROUNDS + 1):
@@ -151,21 +151,23 @@ def steps() -> None:
             step()
             if turn:
                 times[name].append(time.process_time() - started)
-    middle = {name: statistics.median(found) for name, found in times.items()}
+    median = {name: statistics.median(samples) for name, samples in times.items()}
     del work
-    plain, plain_peak = middle["dacs"], peak("dacs")
+    plain, plain_peak = median["dacs"], peak("dacs")
     write = sys.stdout.write
     write(f"{'step':<36}{'s':>8}{'extra pass':>12}{'own':>8}{'of the sum':>12}{'peak MiB':>10}\n")
-    for name, what in TERMS.items():
-        extra = middle[EXTRA[name]] if name in EXTRA else 0.0
-        own = middle[name] - plain - extra
+    for name, title in TERMS.items():
+        extra = median[EXTRA[name]] if name in EXTRA else 0.0
+        cost = median[name] - plain - extra
         memory = plain_peak if name == "dacs" else peak(name)
-        share = 100 * own / (plain + extra)
-        write(f"{what:<36}{middle[name]:8.2f}{extra:12.2f}{own:8.2f}{share:11.1f}%{memory:10.0f}\n")
+        share = 100 * cost / (plain + extra)
+        write(
+            f"{title:<36}{median[name]:8.2f}{extra:12.2f}{cost:8.2f}{share:11.1f}%{memory:10.0f}\n"
+        )
 
 
 def memories() -> None:
-    """Print the bank's own cost and the loss's, for growing banks."""
+    """Print the cost of the bank and of the loss for growing banks."""
     queries, keys = (to_unit_length(torch.randn(4225, 128)) for _ in range(2))
     labels = torch.randint(0, CLASSES, (4225,))
     sys.stdout.write(f"{'bank rows':<12}{'push, ms':>10}{'loss, ms':>10}\n")
@@ -189,8 +191,8 @@ def memories() -> None:
         ) -> None:
             bank.push(rows, row_labels)
 
-        pushed, lost = bench.milliseconds(push, loss)
-        sys.stdout.write(f"{8000 * count:<12,}{pushed:10.1f}{lost:10.0f}\n")
+        push_ms, loss_ms = bench.milliseconds(push, loss)
+        sys.stdout.write(f"{8000 * count:<12,}{push_ms:10.1f}{loss_ms:10.0f}\n")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""SePiCo's statistics and losses against their plain forms; run as a script.
+"""Benchmark SePiCo's statistics and losses against their plain forms; run as a script.
 
     python tests/bench/bench_sepico.py
 
-One thread, medians of interleaved rounds; losses forward and backward together; memory is the
-growth of the peak in a process of its own (Linux). Two images of 80 x 80 cells, 512 channels, 19
+One thread; medians of interleaved rounds; losses forward and backward together. Memory is the
+growth of the peak in a separate process (Linux). Two images of 80 x 80 cells, 512 channels, 19
 classes, a bank of 200 rows a class. The plain forms are written here from the method's description:
 moments by an expansion to N x 19 x 512, cross-entropy of the augmented logits of the kept vectors,
-and for the bank a loop over pairs of classes that joins the rows anew.
+and for the bank a loop over pairs of classes that concatenates the rows every time.
 """
 
 import os
@@ -35,7 +35,7 @@ VECTORS = 2 * 80 * 80
 
 
 def vectors_case() -> tuple[Tensor, Tensor]:
-    """Return vectors and labels, one in ten without a class."""
+    """Return vectors and labels; one vector in ten has no class."""
     generator = torch.Generator().manual_seed(0)
     embeddings = to_unit_length(torch.randn(VECTORS, CHANNELS, generator=generator))
     labels = torch.randint(0, CLASSES, (VECTORS,), generator=generator)
@@ -58,7 +58,7 @@ def bank_case() -> tuple[Tensor, ...]:
 
 
 def plain_moments(embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return means and variances of a batch by the expansion to N x K x D."""
+    """Return means and variances of a batch, by expansion to N x K x D."""
     kept = labels != 255
     embeddings, labels = embeddings[kept], labels[kept]
     member = F.one_hot(labels, CLASSES).float()[..., None].expand(-1, -1, CHANNELS)
@@ -80,8 +80,8 @@ def plain_distribution(
     query, label = F.normalize(leaf)[kept], labels[kept]
     scaled = variances / TEMPERATURE
     score = (query @ means.T + 0.5 * query.pow(2) @ scaled.T) / TEMPERATURE
-    own = 0.5 * (query.pow(2) * scaled[label]).sum(1) / TEMPERATURE
-    (F.cross_entropy(score, label, reduction="none") + own).mean().backward()
+    variance_term = 0.5 * (query.pow(2) * scaled[label]).sum(1) / TEMPERATURE
+    (F.cross_entropy(score, label, reduction="none") + variance_term).mean().backward()
     return leaf.grad
 
 
@@ -99,15 +99,15 @@ def plain_bank(embeddings: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
     queue = [list(bank.split(1)) for bank in rows]
     query, losses = F.normalize(leaf), []
     for label in range(CLASSES):
-        mine, negatives = query[labels == label], []
+        class_query, negatives = query[labels == label], []
         for other in range(CLASSES):
-            score = mine @ torch.cat(queue[other]).T / TEMPERATURE
+            score = class_query @ torch.cat(queue[other]).T / TEMPERATURE
             if other == label:
                 positive = score.exp()
             else:
                 negatives.append(score.mean(1, keepdim=True))
-        rest = torch.cat(negatives, 1).exp().sum(1, keepdim=True)
-        losses.append(-(positive / (positive + rest)).log().mean(1))
+        negative = torch.cat(negatives, 1).exp().sum(1, keepdim=True)
+        losses.append(-(positive / (positive + negative)).log().mean(1))
     torch.cat(losses).mean().backward()
     return leaf.grad
 
@@ -130,15 +130,15 @@ WORK: dict[str, tuple[Callable[[], tuple[Tensor, ...]], Callable[..., object]]] 
 
 
 def milliseconds(name: str) -> tuple[float, float]:
-    """Return the median times of the plain form and ours, run in turn after a warm-up."""
+    """Return the median times of the plain form and ours, alternated after a warm-up."""
     case = WORK[f"{name} plain"][0]()
     times: dict[str, list[float]] = {"plain": [], "ours": []}
     for turn in range(ROUNDS + 1):
-        for form, which in times.items():
+        for form, samples in times.items():
             started = time.perf_counter()
             WORK[f"{name} {form}"][1](*case)
             if turn:
-                which.append(1000 * (time.perf_counter() - started))
+                samples.append(1000 * (time.perf_counter() - started))
     return statistics.median(times["plain"]), statistics.median(times["ours"])
 
 
@@ -146,7 +146,7 @@ def _peak(name: str, queue: "multiprocessing.Queue[float]") -> None:
     torch.set_num_threads(1)
     make, work = WORK[name]
     case = make()
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the peak so far
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # reset the peak
     before = _resident_peak_mib()
     work(*case)
     queue.put(_resident_peak_mib() - before)
@@ -159,7 +159,7 @@ def _resident_peak_mib() -> float:
 
 
 def peak_mib(name: str) -> float:
-    """Return how much the peak of a fresh process grows while it works."""
+    """Return the growth of the peak memory of a fresh process during the work, in MiB."""
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
     process = context.Process(target=_peak, args=(name, queue))
@@ -168,9 +168,9 @@ def peak_mib(name: str) -> float:
     return queue.get()
 
 
-def show(what: str, name: str) -> None:
+def show(title: str, name: str) -> None:
     plain, ours = milliseconds(name)
-    line = f"{what:<58} {plain:9.1f} ms {ours:9.1f} ms  {plain / ours:5.2f}x"
+    line = f"{title:<58} {plain:9.1f} ms {ours:9.1f} ms  {plain / ours:5.2f}x"
     line += f"  {peak_mib(f'{name} plain'):7.0f} MiB {peak_mib(f'{name} ours'):6.0f} MiB"
     sys.stdout.write(line + "\n")
     sys.stdout.flush()

@@ -1,12 +1,12 @@
-"""Parts of a training step against their plain forms; run as a script.
+"""Benchmark parts of a training step against their plain forms; run as a script.
 
     python tests/bench/bench_training.py
 
-One thread, medians of interleaved rounds, forward and backward together; memory is the growth of
-the peak in a process of its own (Linux). The plain forms are written here from the methods'
+One thread; medians of interleaved rounds; forward and backward together. Memory is the growth of
+the peak in a separate process (Linux). The plain forms are written here from the methods'
 descriptions: the regional loss with bank chunks of 2,000 under checkpointing and a mask applied
-after the work, cross-entropy of enlarged logits, softmax of enlarged logits, a loop over parameters
-for the moving average, and ClassMix by a pass for each class.
+afterwards, cross-entropy of upsampled logits, softmax of upsampled logits, a loop over parameters
+for the moving average, and ClassMix with one pass per class.
 """
 
 import os
@@ -57,7 +57,7 @@ def contrast_case(regions: int, rows: int) -> dict[str, Tensor]:
 
 
 def published_contrast(case: dict[str, Tensor]) -> Tensor:
-    """Return the gradient of the regional loss by bank chunks of 2,000 with checkpointing."""
+    """Return the gradient of the regional loss, with checkpointed bank chunks of 2,000."""
     queries = case["queries"].clone().requires_grad_()
     positive = (queries * case["keys"]).sum(1, keepdim=True) / TEMPERATURE
 
@@ -81,13 +81,13 @@ def published_contrast(case: dict[str, Tensor]) -> Tensor:
 
 def our_contrast(case: dict[str, Tensor]) -> Tensor:
     queries = case["queries"].clone().requires_grad_()
-    rest = {name: value for name, value in case.items() if name != "queries"}
-    regional_loss(queries, **rest, temperature=TEMPERATURE).backward()
+    other_inputs = {name: value for name, value in case.items() if name != "queries"}
+    regional_loss(queries, **other_inputs, temperature=TEMPERATURE).backward()
     return queries.grad
 
 
 def two_products(case: dict[str, Tensor]) -> Tensor:
-    """The floor: scores and their product with the bank, nothing else."""
+    """Compute only the scores and their product with the bank: the lower bound."""
     return torch.cat(
         [(part @ case["bank"].T) @ case["bank"] for part in case["queries"].split(256)]
     )
@@ -144,26 +144,26 @@ def resnet101() -> Segmenter:
 
 def average_by_loop(student: nn.Module, teacher: nn.Module) -> None:
     with torch.no_grad():
-        for mine, theirs in zip(teacher.parameters(), student.parameters(), strict=True):
-            mine.data[:] = 0.99 * mine[:].data[:] + 0.01 * theirs[:].data[:]
+        for average, current in zip(teacher.parameters(), student.parameters(), strict=True):
+            average.data[:] = 0.99 * average[:].data[:] + 0.01 * current[:].data[:]
 
 
 def milliseconds(plain: Callable[[], object], ours: Callable[[], object]) -> tuple[float, float]:
-    """Return the median times of both, run in turn after a warm-up."""
+    """Return the median times of both, alternated after a warm-up."""
     times: tuple[list[float], list[float]] = ([], [])
     for turn in range(ROUNDS + 1):
-        for which, work in zip(times, (plain, ours), strict=True):
+        for samples, work in zip(times, (plain, ours), strict=True):
             started = time.perf_counter()
             work()
             if turn:
-                which.append(1000 * (time.perf_counter() - started))
+                samples.append(1000 * (time.perf_counter() - started))
     return statistics.median(times[0]), statistics.median(times[1])
 
 
 def _peak(name: str, queue: "multiprocessing.Queue[float]") -> None:
     torch.set_num_threads(1)
     work = MEMORY[name]()
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the peak so far
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # reset the peak
     before = _resident_peak_mib()
     work()
     queue.put(_resident_peak_mib() - before)
@@ -176,7 +176,7 @@ def _resident_peak_mib() -> float:
 
 
 def peak_mib(name: str) -> float:
-    """Return how much the peak of a fresh process grows while it works."""
+    """Return the growth of the peak memory of a fresh process during the work, in MiB."""
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
     process = context.Process(target=_peak, args=(name, queue))
@@ -189,8 +189,8 @@ def _with(
     case: Callable[[], object], work: Callable[..., object]
 ) -> Callable[[], Callable[[], object]]:
     def ready() -> Callable[[], object]:
-        made = case()
-        parts = made if isinstance(made, tuple) else (made,)
+        value = case()
+        parts = value if isinstance(value, tuple) else (value,)
         return lambda: work(*parts)
 
     return ready
@@ -210,8 +210,8 @@ MEMORY = {
 }
 
 
-def show(what: str, plain: float, ours: float, memory: str | None = None) -> None:
-    line = f"{what:<58} {plain:9.1f} ms {ours:9.1f} ms  {plain / ours:5.2f}x"
+def show(title: str, plain: float, ours: float, memory: str | None = None) -> None:
+    line = f"{title:<58} {plain:9.1f} ms {ours:9.1f} ms  {plain / ours:5.2f}x"
     if memory is not None:
         line += f"  {peak_mib(f'{memory} plain'):7.0f} MiB {peak_mib(f'{memory} ours'):6.0f} MiB"
     sys.stdout.write(line + "\n")
@@ -230,8 +230,10 @@ def main() -> None:
         largest = (regions, rows) == (8450, 24_000)
         name = f"regional loss {regions} x {rows} x 128, 80 % confident"
         show(name, *times, "contrast" if largest else None)
-        kept = dict(case, queries=case["queries"][case["keep"]])
-        floor, ours = milliseconds(lambda c=kept: two_products(c), lambda c=case: our_contrast(c))
+        confident = dict(case, queries=case["queries"][case["keep"]])
+        floor, ours = milliseconds(
+            lambda c=confident: two_products(c), lambda c=case: our_contrast(c)
+        )
         sys.stdout.write(
             f"{'  ours against its two products alone':<58} {floor:9.1f} ms {ours:9.1f} ms"
             f"  {ours / floor:5.2f} of the floor\n"
@@ -257,7 +259,7 @@ def main() -> None:
     show("moving average, DeepLab-v2 ResNet-101", *times)
     for parameter in student.parameters():
         parameter.grad = torch.ones_like(parameter)
-    each = torch.optim.SGD(
+    unfused = torch.optim.SGD(
         [{"params": [part]} for part in student.parameters()],
         lr=1e-9,
         momentum=0.9,
@@ -267,7 +269,7 @@ def main() -> None:
     fused = make_optimizer(
         "sgd", [("all", 1e-9, student.named_parameters())], momentum=0.9, weight_decay=5e-4
     )
-    show("SGD step, DeepLab-v2 ResNet-101", *milliseconds(each.step, fused.step))
+    show("SGD step, DeepLab-v2 ResNet-101", *milliseconds(unfused.step, fused.step))
 
 
 if __name__ == "__main__":

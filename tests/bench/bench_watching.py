@@ -1,12 +1,12 @@
-"""What watching a run costs, as a share of its steps, at the default settings.
+"""Measure the cost of monitoring a run, as a share of its step time, at the default settings.
 
     python tests/bench/bench_watching.py
 
-toyland/rccr (MobileNet-V2, four source and four target images of 256x128), whose steps are the
-shortest of all shipped recipes, so that what is added to them weighs most. One thread; seconds are
-the process's own, so that other work on the machine counts for little. A preview comes once in
-`machine.preview_every` steps, a line of metrics with entropy and shares once in
-`machine.log_every`; the entropy and the sums of the shares are formed in every step.
+Uses toyland/rccr (MobileNet-V2, four source and four target images of 256x128). Its steps are the
+shortest of all shipped recipes, so the added cost has the largest share. One thread; seconds are
+process time, so that other load on the machine has little effect. A preview is drawn once in
+`machine.preview_every` steps, and a line of metrics with entropy and shares is written once in
+`machine.log_every`. The entropy and the sums of the shares are computed in every step.
 """
 
 import os
@@ -35,65 +35,65 @@ from udaseg.training.step import compute_gradients
 ROUNDS = 7
 
 
-def seconds(act: Callable[[], object], times: int = 1) -> float:
-    """Return the process's seconds for one call, the median of some rounds."""
-    found = []
+def seconds(call: Callable[[], object], times: int = 1) -> float:
+    """Return the process time of one call in seconds, as the median of several rounds."""
+    samples = []
     for _ in range(ROUNDS):
         started = time.process_time()
         for _ in range(times):
-            act()
-        found.append((time.process_time() - started) / times)
-    return statistics.median(found)
+            call()
+        samples.append((time.process_time() - started) / times)
+    return statistics.median(samples)
 
 
 def main() -> int:
-    """Measure and print."""
+    """Measure each cost and print it."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         pair = toy_pair(toy_root(folder / "data"))
-        words = ["source.resize=[128, 256]", "target.resize=[128, 256]", "machine.device=cpu"]
-        recipe = shipped("toyland/rccr", words)
-        made = build_setup(recipe, *pair)
+        overrides = ["source.resize=[128, 256]", "target.resize=[128, 256]", "machine.device=cpu"]
+        recipe = shipped("toyland/rccr", overrides)
+        setup = build_setup(recipe, *pair)
         classes = pair[0].classes
         assert classes is not None
-        batch = made.batches[0]
-        report = compute_gradients(made, batch)
+        batch = setup.batches[0]
+        report = compute_gradients(setup, batch)
 
         def step() -> None:
-            made.objective.after_step(0, compute_gradients(made, batch))
-            made.optimizer.step()
+            setup.objective.after_step(0, compute_gradients(setup, batch))
+            setup.optimizer.step()
 
         step()
         whole = seconds(step)
         with torch.no_grad():
             images = torch.rand(recipe.batch.target, 3, 128, 256)
-            logits = made.objective.student(images).logits.detach()
-        watch = CollapseMonitor(classes.names)
+            logits = setup.objective.student(images).logits.detach()
+        monitor = CollapseMonitor(classes.names)
         numbers = MetricsWriter(folder, board=False)
         shares = dict.fromkeys(classes.names, 1 / len(classes))
 
         def line() -> None:
-            watch.check(CHECK_INTERVAL)
-            watch.add(report)
+            monitor.check(CHECK_INTERVAL)
+            monitor.add(report)
             numbers.write(1, {"losses": shares, "pseudo_labels": shares})
 
-        previews = Previews(recipe, made, classes, folder)
+        previews = Previews(recipe, setup, classes, folder)
         machine = recipe.machine
         parts = Counter(
             {
                 "entropy of the pseudo-labels": seconds(
                     lambda: normalised_entropy(logits).mean(), 50
                 ),
-                "sums of the shares": seconds(lambda: watch.add(report), 200),
+                "sums of the shares": seconds(lambda: monitor.add(report), 200),
                 "a line of metrics": seconds(line, 50) / machine.log_every,
                 "a preview": seconds(lambda: previews.draw(1)) / machine.preview_every,
             }
         )
-    say = sys.stdout.write
-    say(f"step {1000 * whole:.1f} ms\n")
+    write = sys.stdout.write
+    write(f"step {1000 * whole:.1f} ms\n")
     for part, cost in [*parts.items(), ("together", parts.total())]:
-        say(f"{part:30} {1e6 * cost:8.1f} us a step  {100 * cost / whole:6.3f} %\n")
+        write(f"{part:30} {1e6 * cost:8.1f} us a step  {100 * cost / whole:6.3f} %\n")
     return 0
 
 

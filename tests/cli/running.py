@@ -1,4 +1,4 @@
-"""Running the command line inside the test's own process."""
+"""Run the command line inside the test process."""
 
 import contextlib
 import io
@@ -11,15 +11,15 @@ import pytest
 from udaseg.cli.main import main
 
 
-class Said(NamedTuple):
-    """What a command wrote."""
+class CommandOutput(NamedTuple):
+    """The output of a command."""
 
     stdout: str
     stderr: str
 
 
 def udaseg(*words, cwd, expect=0):
-    """Run the command line in this process, from folder `cwd`, and return what it said."""
+    """Run the command line in this process, from folder `cwd`, and return its output."""
     out, err = io.StringIO(), io.StringIO()
     with (
         contextlib.chdir(cwd),
@@ -32,4 +32,4 @@ def udaseg(*words, cwd, expect=0):
     code = stopped.value.code or 0
     assert code == expect, f"exit {code}\n{out.getvalue()}\n{err.getvalue()}"
     assert "Traceback" not in err.getvalue()
-    return Said(out.getvalue(), err.getvalue())
+    return CommandOutput(out.getvalue(), err.getvalue())

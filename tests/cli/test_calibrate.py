@@ -1,4 +1,4 @@
-"""`udaseg calibrate`: a temperature without target labels, kept, and what it is worth."""
+"""`udaseg calibrate`: fit a temperature without target labels, store it and report its effect."""
 
 import json
 from dataclasses import replace
@@ -22,7 +22,7 @@ CHECKPOINT = Path("runs/colors/checkpoints/step-000007.pt")
 
 
 class Scaled(nn.Module):
-    """As sure as the colours are strong, and a given number of times too much so."""
+    """A network calibrated to the colours, with logits multiplied by `scale`."""
 
     def __init__(self, scale=1.0):
         super().__init__()
@@ -62,15 +62,15 @@ def world(monkeypatch, tmp_path):
         "toyland": write_city("toyland", 4),
         "toyland-target": write_city("toyland-target", 4, shift=6.0),
     }
-    made = {"run": loaded_colors(network=Scaled(3.0)), "asked": []}
+    state = {"run": loaded_colors(network=Scaled(3.0)), "asked": []}
 
     def load(path, **options):
-        made["asked"].append(options["weights"])
-        return made["run"]
+        state["asked"].append(options["weights"])
+        return state["run"]
 
     monkeypatch.setattr(loaded_run, "load_run", load)
     monkeypatch.setattr(calibrate_module, "open_dataset", lambda name, root: sets[name])
-    return SimpleNamespace(made=made, sets=sets)
+    return SimpleNamespace(state=state, sets=sets)
 
 
 def calibrate(*words):
@@ -99,7 +99,7 @@ def test_labels_of_the_target_are_only_looked_at_and_it_says_so(world, capsys):
     both = kept()
     assert "target labels, evaluation only" in capsys.readouterr().out
     assert both["looked_at"]["after"]["pixels"] == both["looked_at"]["before"]["pixels"]
-    # other labels there change what is reported, and nothing else
+    # other target labels change only the report
     world.sets["toyland-target"] = write_city("toyland-target", 4, shift=16.0)
     assert calibrate() == 0
     other = kept()
@@ -108,8 +108,8 @@ def test_labels_of_the_target_are_only_looked_at_and_it_says_so(world, capsys):
 
 
 def test_a_temperature_that_misleads_on_the_target_is_told(world, capsys):
-    # the target is right by chance only, and the temperature of a timid network makes it surer
-    world.made["run"] = loaded_colors(network=Scaled(0.4))
+    # the target is right only by chance; the temperature of an underconfident network sharpens it
+    world.state["run"] = loaded_colors(network=Scaled(0.4))
     assert calibrate() == 0
     assert kept()["temperature"] < 0.6
     assert "this temperature makes confidence less reliable there" in capsys.readouterr().err
@@ -140,13 +140,13 @@ def test_a_source_without_validation_images_is_told(world, capsys):
 
 
 def test_a_diverged_network_is_refused(world, capsys):
-    world.made["run"] = loaded_colors(network=Scaled(float("nan")))
+    world.state["run"] = loaded_colors(network=Scaled(float("nan")))
     assert calibrate() == CheckpointError.exit_code
     assert "diverged" in capsys.readouterr().err
 
 
 def test_a_network_that_is_always_right_has_no_temperature_to_trust(world, capsys):
-    world.made["run"] = loaded_colors(network=Scaled(200.0))
+    world.state["run"] = loaded_colors(network=Scaled(200.0))
     city = world.sets["toyland"]
     for sample in city.splits["val"]:
         truth = random_labels(40, 60)
@@ -163,5 +163,5 @@ def test_the_same_command_finds_the_same_temperature(world):
     document = json.loads(Path("runs/colors/calibration.json").read_text())
     assert document["student"] == first
     assert document["teacher"]["temperature"] == first["temperature"]
-    assert world.made["asked"] == ["student", "teacher"]
+    assert world.state["asked"] == ["student", "teacher"]
     assert torch.isfinite(torch.tensor(first["temperature"]))

@@ -1,4 +1,4 @@
-"""`udaseg doctor`: what it shows, the JSON it writes, its exit codes, and that it is harmless."""
+"""`udaseg doctor`: its output, its JSON, its exit codes, and that it changes nothing."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ def narrow(monkeypatch):
 
 @pytest.fixture(scope="module")
 def ill(tmp_path_factory):
-    """Return a folder with a set that has every fault."""
+    """Return a folder with a data set that has every fault."""
     home = tmp_path_factory.mktemp("ill")
     sick.clean(home / "set")
     patient = Patient(home / "set", home / "outside")
@@ -45,12 +45,12 @@ def _refuse_constant(word):
     raise AssertionError(f"{word} is no JSON")
 
 
-def _document(said):
-    return json.loads(said.stdout, parse_constant=_refuse_constant)
+def _document(output):
+    return json.loads(output.stdout, parse_constant=_refuse_constant)
 
 
 def _tree(folder):
-    """Return a digest of every name, kind, time, link and byte below a folder."""
+    """Return a digest of every name, mode, time, link and byte below a folder."""
     digest = hashlib.sha256()
     for top, folders, names in sorted(os.walk(folder)):
         for path in (Path(top, name) for name in sorted([*folders, *names])):
@@ -62,38 +62,40 @@ def _tree(folder):
 
 
 def test_a_clean_set_is_said_to_be_so(well):
-    said = udaseg("doctor", "set/own.yaml", cwd=well)
-    assert "no errors, no warnings, no notes; checked 24 images" in said.stdout
+    output = udaseg("doctor", "set/own.yaml", cwd=well)
+    assert "no errors, no warnings, no notes; checked 24 images" in output.stdout
     for part in ("small (own files)", "train 12, labelled", "64x48 (24)", "mean RGB", "road"):
-        assert part in said.stdout
-    assert "doctor 24/24 images" in said.stderr
+        assert part in output.stdout
+    assert "doctor 24/24 images" in output.stderr
     assert list(well.iterdir()) == [well / "set"]
 
 
 def test_all_that_is_wrong_is_shown_at_80_columns_and_the_exit_code_is_3(ill):
     before = _tree(ill)
-    said = udaseg("doctor", "set/own.yaml", cwd=ill, expect=3)
+    output = udaseg("doctor", "set/own.yaml", cwd=ill, expect=3)
     assert _tree(ill) == before
-    lines = said.stdout.splitlines()
+    lines = output.stdout.splitlines()
     assert max(map(len, lines)) <= 80
     assert [line for line in lines if line != line.rstrip()] == []
-    assert said.stdout == printable(said.stdout)
-    assert "a\\x1b[2Jb.png: control or invisible characters" in said.stdout
-    assert "ids 300 (7 px), 40 (6 px)" in said.stdout
-    assert "train/labels/015.png: label 65x48, image 64x48" in said.stdout
+    assert output.stdout == printable(output.stdout)
+    assert "a\\x1b[2Jb.png: control or invisible characters" in output.stdout
+    assert "ids 300 (7 px), 40 (6 px)" in output.stdout
+    assert "train/labels/015.png: label 65x48, image 64x48" in output.stdout
     shown = [
         line.split()[1].rstrip(":") for line in lines if line[:1] in "ewi" and line[1:2].strip()
     ]
     assert {"damaged", "leaked-image", "odd-name", "near-duplicate"} <= set(shown)
-    assert said.stderr.splitlines()[-1].startswith("error: small: 14 kinds of error: broken-link, ")
+    assert output.stderr.splitlines()[-1].startswith(
+        "error: small: 14 kinds of error: broken-link, "
+    )
 
 
 def test_json_is_one_valid_document_and_alone_on_stdout(ill, well):
-    said = udaseg("doctor", "set/own.yaml", "--json", cwd=ill, expect=3)
-    document = _document(said)
+    output = udaseg("doctor", "set/own.yaml", "--json", cwd=ill, expect=3)
+    document = _document(output)
     assert document["ok"] is False
     assert document["counts"] == {"error": 14, "warning": 14, "info": 5}
-    finding = next(found for found in document["findings"] if found["code"] == "size-mismatch")
+    finding = next(entry for entry in document["findings"] if entry["code"] == "size-mismatch")
     assert finding["severity"] == "error"
     assert finding["count"] == 2
     assert finding["examples"][0] == {
@@ -110,35 +112,35 @@ def test_a_set_of_which_nothing_can_be_read_is_valid_json_too(tmp_path):
     sick.clean(tmp_path / "set", train=12)
     for path in (tmp_path / "set").rglob("*.png"):
         path.write_bytes(b"")
-    said = udaseg("doctor", "set/own.yaml", "--json", cwd=tmp_path, expect=3)
-    document = _document(said)
+    output = udaseg("doctor", "set/own.yaml", "--json", cwd=tmp_path, expect=3)
+    document = _document(output)
     assert document["sets"][0]["color_mean"] is None
-    assert {found["code"]: found["count"] for found in document["findings"]} == {"empty-file": 48}
+    assert {entry["code"]: entry["count"] for entry in document["findings"]} == {"empty-file": 48}
     udaseg("doctor", "set/own.yaml", "--target", "set/train/images", cwd=tmp_path, expect=3)
 
 
 def test_a_pair_is_shown_side_by_side(well):
-    said = udaseg("doctor", "set/own.yaml", "--target", "set/val/images", cwd=well, expect=3)
-    assert "folder of images" in said.stdout
-    # the folder is trained on, and is the source's validation
-    assert "leaked-image in pair: 12" in said.stdout
-    assert "and 7 more" in said.stdout
-    assert "error: small and images: 1 kind of error: leaked-image" in said.stderr
+    output = udaseg("doctor", "set/own.yaml", "--target", "set/val/images", cwd=well, expect=3)
+    assert "folder of images" in output.stdout
+    # the target folder is also the validation split of the source
+    assert "leaked-image in pair: 12" in output.stdout
+    assert "and 7 more" in output.stdout
+    assert "error: small and images: 1 kind of error: leaked-image" in output.stderr
 
 
 def test_a_split_can_be_chosen(ill):
-    said = udaseg("doctor", "set/own.yaml", "--split", "test", "--json", cwd=ill, expect=3)
-    assert list(_document(said)["sets"][0]["splits"]) == ["test"]
-    said = udaseg("doctor", "set/own.yaml", "--split", "tset", cwd=ill, expect=3)
-    assert "no split 'tset'" in said.stderr
-    assert said.stdout == ""
+    output = udaseg("doctor", "set/own.yaml", "--split", "test", "--json", cwd=ill, expect=3)
+    assert list(_document(output)["sets"][0]["splits"]) == ["test"]
+    output = udaseg("doctor", "set/own.yaml", "--split", "tset", cwd=ill, expect=3)
+    assert "no split 'tset'" in output.stderr
+    assert output.stdout == ""
 
 
 def test_what_is_not_there_ends_it_with_one_message(tmp_path):
     for name in ("gta5", "nothing", "gone.yaml"):
-        said = udaseg("doctor", name, "--json", cwd=tmp_path, expect=3)
-        assert said.stdout == ""
-        assert said.stderr.startswith("error: ")
+        output = udaseg("doctor", name, "--json", cwd=tmp_path, expect=3)
+        assert output.stdout == ""
+        assert output.stderr.startswith("error: ")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,4 +1,4 @@
-"""A run that ends with the target's batch-norm statistics, as a user runs it."""
+"""Runs that end by estimating the target's batch-norm statistics, through the command line."""
 
 import shutil
 
@@ -63,13 +63,13 @@ def test_self_training_can_end_so_too_and_the_recipe_says_it(root, tmp_path):
     out = tmp_path / "run"
     adapt(root, out, "method.target_statistics=4", method="dacs", steps=2)
     assert load(out / "recipe.yaml").method.target_statistics == 4
-    found = tensors(out)
-    student = {name for name in found if name.startswith("student.") and "running" in name}
+    values = tensors(out)
+    student = {name for name in values if name.startswith("student.") and "running" in name}
     assert student
-    batches = {int(v) for name, v in found.items() if name.endswith("num_batches_tracked")}
-    assert batches == {2}  # four images, two at a time, of student and teacher
+    batches = {int(v) for name, v in values.items() if name.endswith("num_batches_tracked")}
+    assert batches == {2}  # four images in batches of two, for student and teacher
 
 
 def test_train_refuses_what_looks_at_target_images(root, tmp_path):
-    said = udaseg("train", "toyland/adabn", "--root", root, cwd=tmp_path, expect=2)
-    assert "the recipe uses target images; run it with `udaseg adapt`" in said.stderr
+    output = udaseg("train", "toyland/adabn", "--root", root, cwd=tmp_path, expect=2)
+    assert "the recipe uses target images; run it with `udaseg adapt`" in output.stderr

@@ -1,4 +1,4 @@
-"""`udaseg eval` scores at the labels' resolution, by class names, and keeps what it printed."""
+"""`udaseg eval` scores at the labels' resolution, by class name, and stores the result."""
 
 import csv
 import json
@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 
 
 def write_city(folder, truths, names=COLORS.names, images=None, size=None):
-    """Write a prepared data set whose images show `images`, by default the truth itself."""
+    """Write a prepared data set whose images show the classes in `images` (default: the truth)."""
     samples = []
     for index, truth in enumerate(truths):
         shown = truth if images is None else images[index]
@@ -41,13 +41,13 @@ def write_city(folder, truths, names=COLORS.names, images=None, size=None):
 
 @pytest.fixture
 def given(monkeypatch, tmp_path):
-    """Hand the command the colour network, and the data set that a test puts here."""
+    """Make the command load this colour network and the data set that a test stores as "city"."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run").mkdir()
-    made = {"run": loaded_colors(), "city": None}
-    monkeypatch.setattr(loaded_run, "load_run", lambda path, **_: made["run"])
-    monkeypatch.setattr(evaluate_module, "open_dataset", lambda data, *, root: made["city"])
-    return made
+    state = {"run": loaded_colors(), "city": None}
+    monkeypatch.setattr(loaded_run, "load_run", lambda path, **_: state["run"])
+    monkeypatch.setattr(evaluate_module, "open_dataset", lambda data, *, root: state["city"])
+    return state
 
 
 def evaluate(*words):
@@ -63,10 +63,10 @@ def scores_of(folder="run/eval/city-val"):
 def test_a_network_that_is_right_scores_one(given, tmp_path, capsys):
     given["city"] = write_city(tmp_path / "city", [random_labels(16, 24, seed) for seed in (1, 2)])
     assert evaluate() == 0
-    said = capsys.readouterr()
-    assert "100.00" in said.out
-    assert "data city" in said.out
-    assert "student at step 7" in " ".join(said.out.split())
+    output = capsys.readouterr()
+    assert "100.00" in output.out
+    assert "data city" in output.out
+    assert "student at step 7" in " ".join(output.out.split())
     document = scores_of()
     assert [row["iou"] for row in document["classes"]] == [1, 1, 1]
     assert np.sum(document["confusion"]) == 2 * 16 * 24
@@ -95,10 +95,10 @@ def test_ignored_pixels_enter_no_score(tmp_path):
 
 
 def test_classes_are_matched_by_name_and_strangers_are_named(given, tmp_path, capsys):
-    # the data set counts its classes in another order, lacks `sky`, and has a `tram`
+    # the data set has its classes in another order, lacks `sky`, and has a `tram`
     names = ("car", "tram", "road")
     truth = random_labels(16, 16)
-    shown = np.array([2, 1, 0], np.uint8)[truth]  # its car is our blue, its road our red
+    shown = np.array([2, 1, 0], np.uint8)[truth]  # its car is blue here, its road red
     given["city"] = write_city(tmp_path / "city", [truth], names=names, images=[shown])
     assert evaluate() == 0
     document = scores_of()
@@ -106,9 +106,9 @@ def test_classes_are_matched_by_name_and_strangers_are_named(given, tmp_path, ca
     assert scored == {"road": 1, "sky": None, "car": 1}
     assert document["means"] == {"mIoU": 1}
     assert np.sum(document["confusion"]) == np.isin(truth, (0, 2)).sum()
-    said = " ".join(capsys.readouterr().out.split())
-    assert "no truth for sky" in said
-    assert "does not know tram" in said
+    output = " ".join(capsys.readouterr().out.split())
+    assert "no truth for sky" in output
+    assert "does not know tram" in output
 
 
 def test_predicting_a_class_that_the_truth_lacks_is_a_miss(tmp_path):
@@ -143,9 +143,9 @@ def test_a_gate_that_is_not_met_fails_after_the_scores_are_written(given, tmp_pa
     shown[0] = (shown[0] + 1) % 3
     given["city"] = write_city(tmp_path / "city", [truth], images=[shown])
     assert evaluate("--fail-under", 100) == 7
-    said = capsys.readouterr()
-    assert "below --fail-under 100" in said.err
-    assert "mIoU" in said.out
+    output = capsys.readouterr()
+    assert "below --fail-under 100" in output.err
+    assert "mIoU" in output.out
     assert scores_of()["means"]["mIoU"] < 1
     assert evaluate("--fail-under", 10) == 0
 
@@ -207,7 +207,7 @@ def test_results_of_other_protocols_lie_beside_the_plain_one(given, tmp_path):
         scores.unlink()
     assert len(list(Path("run/eval").iterdir())) == 6
     assert Path("run/eval/city-val/scores.json").read_bytes() == plain
-    assert next(iter(find_score_files(Path("run")))) == "city-val"  # what reports show
+    assert next(iter(find_score_files(Path("run")))) == "city-val"  # the one that reports show
 
 
 @pytest.mark.parametrize("kind", ["json", "csv", "md", "table"])
@@ -215,9 +215,9 @@ def test_every_output_says_which_protocol_was_used(given, tmp_path, capsys, kind
     given["city"] = write_city(tmp_path / "city", [random_labels(8, 16)])
     for words, protocol in (([], "full size"), (["--release"], "release of DACS and RCCR")):
         assert evaluate("--format", kind, *words) == 0
-        said = " ".join(capsys.readouterr().out.split())
+        output = " ".join(capsys.readouterr().out.split())
         expected = f'"protocol": "{protocol}"' if kind == "json" else f"protocol {protocol}"
-        assert expected in said
+        assert expected in output
 
 
 def test_the_release_protocol_halves_truth_and_input(given, tmp_path):
@@ -227,7 +227,7 @@ def test_the_release_protocol_halves_truth_and_input(given, tmp_path):
     given["city"] = write_city(tmp_path / "city", [truth], images=[shown])
     assert evaluate("--release") == 0
     document = scores_of("run/eval/city-val+release")
-    # the releases halve the truth with Pillow, through SciPy
+    # the releases halve the truth with Pillow, called by SciPy
     half = np.asarray(Image.fromarray(truth).resize((1024, 512), Image.Resampling.NEAREST))
     assert np.diag(document["confusion"]).tolist() == np.bincount(half.ravel())[:3].tolist()
     assert document["means"]["mIoU"] == 1  # blocks of 4 pixels survive halving

@@ -29,7 +29,7 @@ LABEL_IDS = {0: 7, 1: 23, 2: 26}  # road, sky, car
 
 @pytest.fixture
 def city(given, tmp_path, monkeypatch):
-    """A set of three images, one of them wrong in places; both commands open it."""
+    """A data set of three images, one of them partly mispredicted; both commands open it."""
     truths = [random_labels(16, 24, seed) for seed in range(3)]
     shown = [truths[0], truths[1], (truths[2] + (np.arange(24) < 9)) % 3]
     given["city"] = write_city(tmp_path / "city", truths, images=shown)
@@ -116,9 +116,9 @@ def test_ids_that_do_not_exist_are_refused_with_their_files(city, capsys):
     Path("saved/prediction.json").unlink()
     capsys.readouterr()
     assert compare("--predictions", "saved", "--ids", "train") == 3
-    said = capsys.readouterr().err
-    assert "3 of 3 predictions hold ids that are not train ids; if they are label ids" in said
-    assert "saved/1.png: " in said
+    stderr = capsys.readouterr().err
+    assert "3 of 3 predictions hold ids that are not train ids; if they are label ids" in stderr
+    assert "saved/1.png: " in stderr
     assert not Path("compared").exists()
 
 
@@ -135,7 +135,7 @@ def test_ids_of_no_class_are_errors_and_named(city, capsys):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("spoil", "message"),
     [
         (lambda saved: (saved / "1.png").unlink(), "no prediction for 1 of 3 images: 1.png"),
         (lambda saved: put(saved, "more/1.png", np.zeros((16, 24), np.uint8)), "several"),
@@ -147,11 +147,11 @@ def test_ids_of_no_class_are_errors_and_named(city, capsys):
         (lambda saved: put(saved, "1.png", np.zeros((16, 24, 3), np.uint8)), "needs one channel"),
     ],
 )
-def test_files_that_cannot_be_scored_are_named(city, capsys, spoil, said):
+def test_files_that_cannot_be_scored_are_named(city, capsys, spoil, message):
     assert evaluate("--save", "saved") == 0
     spoil(Path("saved"))
     assert compare("--predictions", "saved") == 3
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not Path("compared").exists()
 
 
@@ -220,8 +220,10 @@ def test_names_that_we_write_for_images_of_one_stem_are_found_again(tmp_path):
     assert names["x/a.jpg"] == "x/a.jpg.png"
     for name in names.values():
         put(tmp_path, name, np.zeros((4, 4), np.uint8))
-    found = [path.relative_to(tmp_path).as_posix() for path in match_predictions(tmp_path, samples)]
-    assert found == [names[name] for name in images]
+    matched = [
+        path.relative_to(tmp_path).as_posix() for path in match_predictions(tmp_path, samples)
+    ]
+    assert matched == [names[name] for name in images]
 
 
 def test_ids_of_sixteen_bits_are_read_when_a_byte_holds_them(tmp_path):

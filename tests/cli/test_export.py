@@ -1,4 +1,4 @@
-"""`udaseg export` writes one ONNX file that answers as torch does, at any size."""
+"""`udaseg export` writes one ONNX file whose predictions match torch's at any size."""
 
 import importlib.util
 import json
@@ -42,15 +42,15 @@ def run(monkeypatch, tmp_path):
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """The small network exported by the command, once: the file and what was said."""
+    """Export the small network once; return the file and the command's output."""
     if not all(map(importlib.util.find_spec, ("onnx", "onnxscript", "onnxruntime"))):
         pytest.skip("needs the extra `export`")
     home = tmp_path_factory.mktemp("home")
     (home / "run").mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loaded_run, "load_run", lambda path, **_: loaded())
-        said = udaseg("export", "run", cwd=home)
-    return home / "run" / "model.onnx", said
+        output = udaseg("export", "run", cwd=home)
+    return home / "run" / "model.onnx", output
 
 
 @pytest.mark.slow
@@ -85,10 +85,10 @@ def test_the_file_says_what_its_classes_are(exported):
 
 @pytest.mark.slow
 def test_the_command_says_how_well_it_agrees_and_leaves_one_file(exported):
-    path, said = exported
-    assert "image (B, 3, H, W) uint8 -> logits (B, 5, H, W)" in said.stdout
-    assert "100.000 % of the labels agree with torch" in said.stdout
-    assert "checking with noise" in said.stderr  # this root has no data
+    path, output = exported
+    assert "image (B, 3, H, W) uint8 -> logits (B, 5, H, W)" in output.stdout
+    assert "100.000 % of the labels agree with torch" in output.stdout
+    assert "checking with noise" in output.stderr  # this root has no data sets
     assert [entry.name for entry in path.parent.iterdir()] == ["model.onnx"]
 
 
@@ -109,12 +109,12 @@ def test_another_network_would_be_noticed(exported):
 def test_labels_come_out_when_asked_for(run, pixels):
     import onnx
 
-    said = udaseg(
+    output = udaseg(
         *("export", "run", "--argmax", "--input", pixels, "--out", "deep/m.onnx"),
         cwd=run,
     )
-    assert "labels (B, H, W)" in said.stdout
-    assert "100.000 %" in said.stdout
+    assert "labels (B, H, W)" in output.stdout
+    assert "100.000 %" in output.stdout
     assert onnx.load(run / "deep/m.onnx").graph.output[0].name == "labels"
 
 
@@ -145,8 +145,8 @@ def test_a_file_that_disagrees_is_not_kept(run, monkeypatch):
 
 def test_a_missing_package_is_named_with_the_command_that_installs_it(run, monkeypatch):
     monkeypatch.setattr(export, "_is_installed", lambda package: package != "onnxscript")
-    said = udaseg("export", "run", cwd=run, expect=5)
-    assert "export needs onnxscript: pip install 'udaseg[export]'" in said.stderr
+    output = udaseg("export", "run", cwd=run, expect=5)
+    assert "export needs onnxscript: pip install 'udaseg[export]'" in output.stderr
     assert not Path(run / "run" / "model.onnx").exists()
 
 

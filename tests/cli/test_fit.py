@@ -1,4 +1,4 @@
-"""`udaseg train` and `udaseg adapt` as a user runs them, on a tiny toyland."""
+"""`udaseg train` and `udaseg adapt` through the command line, on a tiny toyland."""
 
 import hashlib
 import json
@@ -42,12 +42,12 @@ def tensors(run):
     """Return all tensors of a run's newest checkpoint by dotted name."""
     path = sorted((run / "checkpoints").glob("step-*.pt"))[-1]
     payload = torch.load(path, weights_only=True)
-    found = dict(payload["objective"])
+    values = dict(payload["objective"])
     for index, state in payload["optimizer"]["state"].items():
         for name, value in state.items():
             if torch.is_tensor(value):
-                found[f"optimizer.{index}.{name}"] = value
-    return found
+                values[f"optimizer.{index}.{name}"] = value
+    return values
 
 
 def assert_same(one, other):
@@ -95,7 +95,7 @@ def test_a_run_folder_holds_all_that_is_needed_to_run_it_again(finished):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_resumed_run_ends_where_the_undisturbed_one_ends(root, finished, tmp_path, workers):
-    """Kill after four of six steps, resume, compare every tensor bit for bit."""
+    """Stop after four of six steps, resume, and compare every tensor bit for bit."""
     out = tmp_path / "run"
     adapt(
         root,
@@ -117,14 +117,14 @@ def test_a_resumed_run_ends_where_the_undisturbed_one_ends(root, finished, tmp_p
 
 
 def test_resuming_with_other_numbers_is_refused_with_the_difference(root, finished, tmp_path):
-    said = udaseg(
+    output = udaseg(
         "adapt", "--resume", finished, "--root", root, "optimizer.lr=0.5", cwd=tmp_path, expect=2
     )
-    assert "optimizer.lr was" in said.stderr
+    assert "optimizer.lr was" in output.stderr
 
 
 def test_poisoned_target_labels_leave_training_bit_identical(root, finished, tmp_path):
-    """Training images of the target get random labels in the index; nothing may change."""
+    """Random labels for the target's training images in the index must not change anything."""
     poisoned = tmp_path / "data"
     toy_root(poisoned)
     folder = poisoned / "prepared" / "toyland-target"
@@ -143,30 +143,30 @@ def test_poisoned_target_labels_leave_training_bit_identical(root, finished, tmp
 
 def test_an_existing_run_folder_is_not_written_into(root, finished, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
-    said = adapt(root, finished, expect=2)
-    assert "--resume" in said.stderr
-    assert "--overwrite" in said.stderr
+    output = adapt(root, finished, expect=2)
+    assert "--resume" in output.stderr
+    assert "--overwrite" in output.stderr
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
 
 
 def test_overwrite_spares_a_folder_that_is_no_run(root, tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.txt").write_text("mine")
-    said = adapt(root, tmp_path / "photos", "--overwrite", expect=2)
-    assert "is not a run folder" in said.stderr
+    output = adapt(root, tmp_path / "photos", "--overwrite", expect=2)
+    assert "is not a run folder" in output.stderr
     assert (tmp_path / "photos" / "a.txt").read_text() == "mine"
 
 
 def test_dry_run_prints_plan_and_recipe_and_writes_nothing(root, tmp_path):
-    said = adapt(root, tmp_path / "run", "--dry-run")
-    assert "kind: self_training" in said.stdout
-    assert "5 images, labels unused" in said.stderr
+    output = adapt(root, tmp_path / "run", "--dry-run")
+    assert "kind: self_training" in output.stdout
+    assert "5 images, labels unused" in output.stderr
     assert not (tmp_path / "run").exists()
 
 
 def test_source_only_is_trains_and_adapting_is_adapts(root, tmp_path):
-    said = udaseg("train", "toyland/rccr", "--root", root, cwd=tmp_path, expect=2)
-    assert "udaseg adapt" in said.stderr
+    output = udaseg("train", "toyland/rccr", "--root", root, cwd=tmp_path, expect=2)
+    assert "udaseg adapt" in output.stderr
     out = tmp_path / "run"
     udaseg(
         "train",
@@ -180,16 +180,16 @@ def test_source_only_is_trains_and_adapting_is_adapts(root, tmp_path):
         *TINY,
         cwd=tmp_path,
     )
-    said = udaseg("eval", out, "--root", root, "--format", "csv", cwd=tmp_path)
-    assert said.stdout.startswith("class,iou")
-    said = udaseg("eval", out, "--root", root, "--fail-under", 99, cwd=tmp_path, expect=7)
-    assert "below --fail-under" in said.stderr
-    said = udaseg("eval", out, "--root", root, "--weights", "teacher", cwd=tmp_path, expect=3)
-    assert "no teacher" in said.stderr
+    output = udaseg("eval", out, "--root", root, "--format", "csv", cwd=tmp_path)
+    assert output.stdout.startswith("class,iou")
+    output = udaseg("eval", out, "--root", root, "--fail-under", 99, cwd=tmp_path, expect=7)
+    assert "below --fail-under" in output.stderr
+    output = udaseg("eval", out, "--root", root, "--weights", "teacher", cwd=tmp_path, expect=3)
+    assert "no teacher" in output.stderr
 
 
 def test_a_strangers_own_folder_is_a_target_and_can_be_predicted(root, tmp_path):
-    """The README's two commands on a nested folder of photos of several sizes."""
+    """Run the README's two commands on a nested folder of photos of several sizes."""
     rng = np.random.default_rng(0)
     for name, size in {
         "a/one.jpg": (90, 160),
@@ -199,14 +199,14 @@ def test_a_strangers_own_folder_is_a_target_and_can_be_predicted(root, tmp_path)
         path = tmp_path / "photos" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(path), rng.integers(0, 256, (*size, 3), dtype=np.uint8))
-    said = udaseg(
+    output = udaseg(
         *("adapt", "--source", "toyland", "--target", "photos", "--root", root, "--steps", 2),
         *[word for word in TINY if not word.startswith("validation")],
         cwd=tmp_path,
     )
-    assert "photos: 3 images" in said.stderr
-    said = udaseg("predict", "photos", "--save", "color,ids,overlay,confidence", cwd=tmp_path)
-    assert "runs/toyland-photos-rccr-s0" in said.stderr + said.stdout
+    assert "photos: 3 images" in output.stderr
+    output = udaseg("predict", "photos", "--save", "color,ids,overlay,confidence", cwd=tmp_path)
+    assert "runs/toyland-photos-rccr-s0" in output.stderr + output.stdout
     ids = sorted((tmp_path / "masks" / "ids").rglob("*.png"))
     assert len(ids) == 3
     sizes = sorted(cv2.imread(str(path), cv2.IMREAD_UNCHANGED).shape for path in ids)
@@ -219,18 +219,18 @@ def test_starting_from_weights_takes_the_student(root, finished, tmp_path):
     trained, start = tensors(out), tensors(finished)
     name = "student.head.classify.weight"
     assert torch.allclose(trained[name], start[name], atol=1e-6)
-    said = adapt(root, tmp_path / "other", "--init", finished, "model.head=deeplab_v2", expect=3)
-    assert "of another network" in said.stderr
+    output = adapt(root, tmp_path / "other", "--init", finished, "model.head=deeplab_v2", expect=3)
+    assert "of another network" in output.stderr
 
 
 def without_checkpoints(run):
-    """Take a run back to how a kill before its first checkpoint leaves it."""
+    """Put a run into the state that a kill before its first checkpoint leaves."""
     shutil.rmtree(run / "checkpoints")
     (run / "status.json").write_text('{"state": "running", "step": 0}')
 
 
 def starting_weights(finished, folder, step):
-    """Copy a checkpoint of a run to where a user keeps weights."""
+    """Copy a checkpoint of a run to a folder of starting weights; return its path."""
     folder.mkdir(exist_ok=True)
     for kind in ("pt", "json"):
         shutil.copy(finished / "checkpoints" / f"step-{step:06d}.{kind}", folder)
@@ -242,25 +242,25 @@ def test_a_run_from_weights_that_goes_on_before_its_first_checkpoint_begins_with
 ):
     start, out = starting_weights(finished, tmp_path / "start", 6), tmp_path / "run"
     adapt(root, out, "--init", "start/step-000006.pt", "validation.data=null", method="dacs")
-    wanted = tensors(out)
+    expected = tensors(out)
     again = ("adapt", "--resume", out, "--root", root)
     without_checkpoints(out)
     (tmp_path / "elsewhere").mkdir()
     udaseg(*again, cwd=tmp_path / "elsewhere")
-    assert_same(tensors(out), wanted)
+    assert_same(tensors(out), expected)
     whole = start.read_bytes()
     start.write_bytes(whole[:-1])
-    udaseg(*again, cwd=tmp_path)  # it has a checkpoint of its own and needs no other
+    udaseg(*again, cwd=tmp_path)  # the run has its own checkpoint by now
     without_checkpoints(out)
-    said = udaseg(*again, cwd=tmp_path, expect=3).stderr
-    assert f"{start} (--init)" in said
-    assert "has changed; restore the one with SHA-256" in said
+    output = udaseg(*again, cwd=tmp_path, expect=3).stderr
+    assert f"{start} (--init)" in output
+    assert "has changed; restore the one with SHA-256" in output
     start.unlink()
-    said = udaseg(*again, cwd=tmp_path, expect=3).stderr
-    assert "cannot be read (No such file or directory)" in said
+    output = udaseg(*again, cwd=tmp_path, expect=3).stderr
+    assert "cannot be read (No such file or directory)" in output
     start.write_bytes(whole)
     udaseg(*again, cwd=tmp_path)
-    assert_same(tensors(out), wanted)
+    assert_same(tensors(out), expected)
     (out / "init.json").write_text("{")
     without_checkpoints(out)
     assert "init.json: is damaged" in udaseg(*again, cwd=tmp_path, expect=3).stderr
@@ -269,18 +269,18 @@ def test_a_run_from_weights_that_goes_on_before_its_first_checkpoint_begins_with
 def test_torchruns_second_start_begins_with_the_weights_of_the_first(
     root, finished, tmp_path, monkeypatch
 ):
-    """The run that `--init` names has trained on in between."""
+    """The run that `--init` names has trained further between the two starts."""
     starting_weights(finished, tmp_path / "start", 4)
     out, words = tmp_path / "run", ["--init", tmp_path / "start", "validation.data=null"]
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     adapt(root, out, *words, method="dacs", steps=2)
-    wanted = tensors(out)
+    expected = tensors(out)
     without_checkpoints(out)
     starting_weights(finished, tmp_path / "start", 6)
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    said = adapt(root, out, *words, method="dacs", steps=2)
-    assert "torchrun restarted" in said.stderr
-    assert_same(tensors(out), wanted)
+    output = adapt(root, out, *words, method="dacs", steps=2)
+    assert "torchrun restarted" in output.stderr
+    assert_same(tensors(out), expected)
 
 
 def test_a_run_that_takes_the_place_of_its_own_start_knows_its_digest(root, finished, tmp_path):
@@ -290,14 +290,14 @@ def test_a_run_that_takes_the_place_of_its_own_start_knows_its_digest(root, fini
     digest = json.loads(start.with_suffix(".json").read_text())["sha256"]
     words = ["--init", start, "--overwrite", "validation.data=null"]
     adapt(root, out, *words, method="dacs", steps=1)
-    told = json.loads((out / "init.json").read_text())
-    assert told == {"checkpoint": str(start), "sha256": digest, "step": 6}
+    record = json.loads((out / "init.json").read_text())
+    assert record == {"checkpoint": str(start), "sha256": digest, "step": 6}
     adapt(root, out, "--overwrite", "validation.data=null", method="dacs", steps=1)
     assert not (out / "init.json").exists()
 
 
 def test_a_checkpoint_from_before_the_first_step_is_gone_on_from(root, tmp_path):
-    """A signal while the run goes back to its begin leaves one."""
+    """A signal while a run returns to its first step leaves such a checkpoint."""
     out = tmp_path / "run"
     words = ["optimizer.lr=1e-12", "validation.data=null"]
     adapt(root, out, *words, method="dacs", steps=1)
@@ -326,9 +326,9 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_again_unasked(
         path.write_bytes(path.read_bytes()[:-1])
     before = {path.name: path.read_bytes() for path in (out / "checkpoints").iterdir()}
     again = ("adapt", "--resume", out, "--root", root)
-    said = udaseg(*again, cwd=tmp_path, expect=3).stderr
-    assert "(step-000006.pt, step-000004.pt, step-000002.pt)" in said
-    assert "remove the folder to train again" in said
+    output = udaseg(*again, cwd=tmp_path, expect=3).stderr
+    assert "(step-000006.pt, step-000004.pt, step-000002.pt)" in output
+    assert "remove the folder to train again" in output
     assert {path.name: path.read_bytes() for path in (out / "checkpoints").iterdir()} == before
     shutil.rmtree(out / "checkpoints")
     udaseg(*again, cwd=tmp_path)
@@ -337,7 +337,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_again_unasked(
 
 @pytest.fixture(scope="session")
 def longer(root, tmp_path_factory):
-    """Return a finished run that is long enough for a signal to come in its middle."""
+    """Return a finished run that is long enough to be interrupted by a signal."""
     out = tmp_path_factory.mktemp("longer") / "run"
     adapt(root, out, "machine.log_every=1", "validation.data=null", steps=LONG)
     return out
@@ -361,9 +361,9 @@ def test_a_signal_saves_the_step_and_the_run_goes_on(root, longer, tmp_path, num
     while time.monotonic() < until and not (metrics.is_file() and metrics.stat().st_size):
         time.sleep(0.01)
     process.send_signal(number)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == code, said
-    assert "--resume" in said
+    _, output = process.communicate(timeout=60)
+    assert process.returncode == code, output
+    assert "--resume" in output
     assert json.loads((out / "status.json").read_text())["state"] == "interrupted"
     udaseg("adapt", "--resume", out, "--root", root, cwd=tmp_path)
     assert_same(tensors(out), tensors(longer))
@@ -382,17 +382,17 @@ def test_resuming_with_other_files_or_classes_is_refused(root, tmp_path):
     for kind in ("pt", "json"):
         (out / f"kept.{kind}").rename(out / "checkpoints" / f"step-000002.{kind}")
     index.write_text(json.dumps(document))
-    said = udaseg("adapt", "--resume", out, "--root", mine, cwd=tmp_path, expect=3)
-    assert "the files of target have changed" in said.stderr
+    output = udaseg("adapt", "--resume", out, "--root", mine, cwd=tmp_path, expect=3)
+    assert "the files of target have changed" in output.stderr
     index.write_text(whole)
     source = mine / "prepared" / "toyland" / "index.json"
     document = json.loads(source.read_text())
     document["classes"][0]["name"] = "street"
     source.write_text(json.dumps(document))
-    said = udaseg("adapt", "--resume", out, "--root", mine, cwd=tmp_path, expect=3)
-    assert "street" in said.stderr
-    said = adapt(mine, tmp_path / "other", "--init", out, expect=3)
-    assert "same classes" in said.stderr
+    output = udaseg("adapt", "--resume", out, "--root", mine, cwd=tmp_path, expect=3)
+    assert "street" in output.stderr
+    output = adapt(mine, tmp_path / "other", "--init", out, expect=3)
+    assert "same classes" in output.stderr
 
 
 def test_resume_before_the_first_checkpoint_still_refuses_other_numbers(root, tmp_path):
@@ -400,16 +400,16 @@ def test_resume_before_the_first_checkpoint_still_refuses_other_numbers(root, tm
     adapt(root, out, steps=2)
     for path in (out / "checkpoints").iterdir():
         path.unlink()
-    said = udaseg("adapt", "--resume", out, "--root", root, "steps=9", cwd=tmp_path, expect=2)
-    assert "steps was 2" in said.stderr
-    said = udaseg(
+    output = udaseg("adapt", "--resume", out, "--root", root, "steps=9", cwd=tmp_path, expect=2)
+    assert "steps was 2" in output.stderr
+    output = udaseg(
         "adapt", "--resume", out, "--root", root, "--precision", "bf16", cwd=tmp_path, expect=2
     )
-    assert "machine.precision was fp32" in said.stderr
+    assert "machine.precision was fp32" in output.stderr
 
 
 def test_weights_that_are_not_finite_are_never_saved(root, tmp_path):
-    """The last step's loss is finite, its update is not: nothing may take the good one's place."""
+    """The loss is finite but the update is not: the weights must not replace a good checkpoint."""
     out = tmp_path / "run"
     adapt(root, out, "optimizer.lr=1e38", steps=1, method="dacs", expect=6)
     assert not list((out / "checkpoints").glob("*")) if (out / "checkpoints").exists() else True
@@ -421,8 +421,8 @@ def test_running_out_of_memory_is_answered_with_advice(root, tmp_path, monkeypat
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr("udaseg.training.stages.run_steps", full)
-    said = adapt(root, tmp_path / "run", expect=5)
-    assert "--batch 1" in said.stderr
+    output = adapt(root, tmp_path / "run", expect=5)
+    assert "--batch 1" in output.stderr
     assert json.loads((tmp_path / "run" / "status.json").read_text())["code"] == 5
 
 
@@ -431,13 +431,13 @@ def test_an_unexpected_error_is_no_run_that_goes_on(root, tmp_path, monkeypatch)
         raise RuntimeError("a fault of ours")
 
     monkeypatch.setattr("udaseg.training.stages.run_steps", broken)
-    said = adapt(root, tmp_path / "run", expect=1)
-    assert "a fault of ours" in said.stderr
+    output = adapt(root, tmp_path / "run", expect=1)
+    assert "a fault of ours" in output.stderr
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"
 
 
 def test_ones_own_source_is_not_scored_on_the_recipes_target(root, tmp_path):
-    said = udaseg(
+    output = udaseg(
         "train",
         "gta5_cityscapes/source_only",
         "--source",
@@ -450,14 +450,14 @@ def test_ones_own_source_is_not_scored_on_the_recipes_target(root, tmp_path):
         *[w for w in TINY if "valid" not in w],
         cwd=tmp_path,
     )
-    assert "scored on" not in said.stderr
+    assert "scored on" not in output.stderr
 
 
 def test_info_tells_what_a_run_is(finished, tmp_path):
-    said = udaseg("info", finished, cwd=tmp_path)
-    assert "mobilenet_v2" in said.stdout
-    assert "6 of 6" in said.stdout
-    assert "self_training + regional" in " ".join(said.stdout.split())
+    output = udaseg("info", finished, cwd=tmp_path)
+    assert "mobilenet_v2" in output.stdout
+    assert "6 of 6" in output.stdout
+    assert "self_training + regional" in " ".join(output.stdout.split())
 
 
 @pytest.mark.parametrize(
@@ -485,8 +485,8 @@ def test_info_tells_what_a_run_is(finished, tmp_path):
 )
 def test_wrong_input_is_answered_with_what_to_do(root, tmp_path, words, code, expected):
     options = ["--root", root] if words[0] in ("adapt", "eval", "prepare") else []
-    said = udaseg(*words, *options, cwd=tmp_path, expect=code)
-    assert expected in said.stderr
+    output = udaseg(*words, *options, cwd=tmp_path, expect=code)
+    assert expected in output.stderr
 
 
 def test_two_writers_of_one_run_are_refused_and_a_dead_ones_lock_is_taken_over(
@@ -496,9 +496,9 @@ def test_two_writers_of_one_run_are_refused_and_a_dead_ones_lock_is_taken_over(
     living = os.getppid()
     lock.write_text(json.dumps({"pid": living, "host": os.uname().nodename}))
     try:
-        said = udaseg("adapt", "--resume", finished, "--root", root, cwd=tmp_path, expect=2)
-        assert f"process {living} on" in said.stderr
-        # in a container that is started again the dead process had the number that this one has
+        output = udaseg("adapt", "--resume", finished, "--root", root, cwd=tmp_path, expect=2)
+        assert f"process {living} on" in output.stderr
+        # in a restarted container this process can have the PID of the dead one
         for dead in (2**22 - 1, os.getpid()):
             lock.write_text(json.dumps({"pid": dead, "host": os.uname().nodename}))
             udaseg("adapt", "--resume", finished, "--root", root, cwd=tmp_path)
@@ -510,7 +510,7 @@ def test_two_writers_of_one_run_are_refused_and_a_dead_ones_lock_is_taken_over(
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_files_named(root, tmp_path):
-    said = adapt(root, tmp_path / "run", "optimizer.lr=1e30", steps=20, method="dacs", expect=6)
-    assert "not finite" in said.stderr
-    assert "toyland" in said.stderr
+    output = adapt(root, tmp_path / "run", "optimizer.lr=1e30", steps=20, method="dacs", expect=6)
+    assert "not finite" in output.stderr
+    assert "toyland" in output.stderr
     assert json.loads((tmp_path / "run" / "status.json").read_text())["code"] == 6

@@ -1,4 +1,4 @@
-"""`--help` answers for every command, and at once: nothing heavy is imported for it."""
+"""`--help` works for every command and is fast: it imports nothing heavy."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""`udaseg eval` and the public Cityscapes evaluation agree to the last digit on the same files."""
+"""`udaseg eval` and the official Cityscapes script agree to the last digit on the same files."""
 
 import json
 import math
@@ -20,13 +20,13 @@ from udaseg.evaluation.protocols import CITYSCAPES
 from udaseg.inference import loaded_run
 
 TABLE = builtin_label_table("cityscapes19")
-IDS = np.array([own[0] for own in TABLE.ids], np.uint8)
+IDS = np.array([entry[0] for entry in TABLE.ids], np.uint8)
 VOID = [0, 1, 2, 3, 4, 5, 6, 9, 10, 14, 15, 16, 18, 29, 30]
 FRAMES = ["frankfurt_000000_000294", "lindau_000001_000019", "munster_000002_000019"]
 
 
 class Reads(nn.Module):
-    """Predicts the class whose number is the red of a pixel."""
+    """Predicts the class whose number is the red value of a pixel."""
 
     def forward(self, images):
         numbers = torch.arange(19)[:, None, None]
@@ -35,11 +35,11 @@ class Reads(nn.Module):
 
 @pytest.fixture
 def official(monkeypatch):
-    """The public script as a function of two lists of files, with instance scores as by default."""
+    """Return the official script as a function of two lists of files, with its defaults."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # those of another package
+        warnings.simplefilter("ignore")  # warnings of another package
         script = pytest.importorskip("cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling")
-    if not hasattr(np, "in1d"):  # its version 2.3.0 calls what numpy 2.4 took away
+    if not hasattr(np, "in1d"):  # its version 2.3.0 calls this function, which numpy 2.4 removed
         monkeypatch.setattr(np, "in1d", np.isin, raising=False)
     monkeypatch.setattr(script.args, "quiet", True)
     monkeypatch.setattr(script.args, "JSONOutput", False)
@@ -52,7 +52,7 @@ def save(path, pixels):
 
 
 def write_layout(root, predicted):
-    """Write images whose red is the predicted train id, and labels with every class and void."""
+    """Write images whose red value is the predicted id, and labels of every class and void."""
     rng = np.random.default_rng(0)
     for frame, classes in zip(FRAMES, predicted, strict=True):
         folder = f"val/{frame.split('_')[0]}/{frame}"
@@ -148,7 +148,7 @@ def test_on_genuine_files_of_full_size_too_and_the_official_mean_is_told(
             (tmp_path / "gtFine" / other.name).symlink_to(other)
         true = np.asarray(Image.open(path))
         shifted = np.roll(true, 9, 1)
-        shifted[:40] = IDS[16]  # a train where none is
+        shifted[:40] = IDS[16]  # predict a train where there is none
         save(tmp_path / "theirs" / path.name, shifted)
         image = path.name.replace("gtFine_labelIds", "leftImg8bit")
         save(tmp_path / "leftImg8bit" / image, np.zeros((*true.shape, 3), np.uint8))
@@ -158,7 +158,7 @@ def test_on_genuine_files_of_full_size_too_and_the_official_mean_is_told(
     false = []
     for name in CITYSCAPES:
         other = theirs["classScores"][name]
-        if scored[name] is None:  # no truth: theirs is 0 where it was predicted
+        if scored[name] is None:  # not in the truth: the script scores 0 if it was predicted
             false += [name] if other == 0 else []
             assert other == 0 or math.isnan(other)
         else:

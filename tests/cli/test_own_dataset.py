@@ -1,4 +1,4 @@
-"""A data set of one's own, two folders and a class list, through every command without Python."""
+"""A user's own data set (two folders and a class list) through every command, without Python."""
 
 import json
 
@@ -26,7 +26,7 @@ SIZE = (64, 96)
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """Return a folder with a labelled city and a folder of photos in any nesting."""
+    """Return a folder with a labelled city and a nested folder of photos."""
     home = tmp_path_factory.mktemp("home")
     rng = np.random.default_rng(0)
     for number in range(4):
@@ -54,15 +54,17 @@ def adapted(home):
 
 
 def test_it_is_prepared_and_its_classes_counted(home):
-    said = udaseg("prepare", "city/my_city.yaml", cwd=home).stdout
-    assert "my_city: unchanged" in said
+    output = udaseg("prepare", "city/my_city.yaml", cwd=home).stdout
+    assert "my_city: unchanged" in output
     index = json.loads((home / "data/prepared/my_city/index.json").read_text())
     assert [entry["name"] for entry in index["classes"]] == ["road", "car", "sky"]
     assert {split: len(rows) for split, rows in index["splits"].items()} == {"train": 3, "val": 1}
     for row in index["splits"]["train"]:
         with Image.open(home / "city" / row[0].replace("images", "labels")) as opened:
             ids = np.asarray(opened)
-        assert row[4] == [int(np.isin(ids, own).sum()) for own in ([7, 13], [26], [300])]
+        assert row[4] == [
+            int(np.isin(ids, class_ids).sum()) for class_ids in ([7, 13], [26], [300])
+        ]
 
 
 def test_the_doctor_finds_nothing_to_stop_it(home):
@@ -95,8 +97,8 @@ def test_it_predicts_with_the_newest_run_in_its_own_colours(home, adapted):
 def test_it_is_scored_on_labels_with_other_classes_by_name(home, adapted):
     other = YAML.replace("my_city", "other").replace("name: sky", "name: tram")
     files.dataset_yaml(home / "city", other, "other.yaml")
-    said = udaseg("eval", "runs/adapted", "--data", "city/other.yaml", cwd=home).stdout
-    text = " ".join(said.split())
+    output = udaseg("eval", "runs/adapted", "--data", "city/other.yaml", cwd=home).stdout
+    text = " ".join(output.split())
     assert "no truth for sky, classes that only the network has" in text
     assert "does not know tram: these pixels are not scored" in text
     scores = json.loads((adapted / "eval/other-val/scores.json").read_text())
@@ -107,12 +109,12 @@ def test_the_plan_names_what_only_one_side_has_before_anything_trains(home):
     other = YAML.replace("my_city", "target").replace("name: sky", "name: tram")
     files.dataset_yaml(home / "city", other, "target.yaml")
     words = ("--source", "city/my_city.yaml", "--target", "city/target.yaml", "--steps", 2)
-    said = udaseg("adapt", *words, *TINY, "--dry-run", cwd=home).stderr
-    assert "only in my_city: sky (trained, never scored)" in said
-    assert "only in target: tram (the network cannot predict them)" in said
+    output = udaseg("adapt", *words, *TINY, "--dry-run", cwd=home).stderr
+    assert "only in my_city: sky (trained, never scored)" in output
+    assert "only in target: tram (the network cannot predict them)" in output
 
 
 def test_a_typo_in_the_class_list_is_named_before_anything_is_read(home):
     files.dataset_yaml(home / "city", YAML.replace("color: [0, 0", "colour: [0, 0"), "typo.yaml")
-    said = udaseg("prepare", "city/typo.yaml", cwd=home, expect=3).stderr
-    assert "typo.yaml:6: classes: car: unknown key 'colour'; did you mean 'color" in said
+    output = udaseg("prepare", "city/typo.yaml", cwd=home, expect=3).stderr
+    assert "typo.yaml:6: classes: car: unknown key 'colour'; did you mean 'color" in output

@@ -1,4 +1,4 @@
-"""`udaseg predict` writes the right masks, never touches an input, and names what it could not."""
+"""`udaseg predict` writes correct masks, never changes an input, and names what it cannot read."""
 
 import csv
 import hashlib
@@ -23,11 +23,11 @@ from udaseg.runs.folder import newest_finished_run
 
 @pytest.fixture(autouse=True)
 def run(monkeypatch, tmp_path):
-    """The colour network stands for every run; the working folder is empty."""
+    """Load the colour network for every run, in an empty working folder."""
     monkeypatch.chdir(tmp_path)
-    made = {"run": loaded_colors()}
-    monkeypatch.setattr(loaded_run, "load_run", lambda path, **_: made["run"])
-    return made
+    state = {"run": loaded_colors()}
+    monkeypatch.setattr(loaded_run, "load_run", lambda path, **_: state["run"])
+    return state
 
 
 def predict(*words, checkpoint="runs/colors"):
@@ -287,7 +287,7 @@ def png_header(width, height):
 
 
 def write_bad(folder):
-    """Write one file of each kind that is no readable image; return their names."""
+    """Write one unreadable image of each kind; return their names."""
     write_image(folder / "whole.png", random_labels(30, 30))
     write_image(folder / "whole.jpg", random_labels(30, 30))
     png, jpg = (folder / "whole.png").read_bytes(), (folder / "whole.jpg").read_bytes()
@@ -321,9 +321,9 @@ def test_bad_images_are_named_and_stop_no_other(capsys):
         write_image(folder / name, labels)
     bad = write_bad(folder)
     assert predict("in", "--save", "ids") == 4
-    said = capsys.readouterr()
-    assert f"{len(bad)} of {len(bad) + 6} images failed" in said.err
-    assert "6 images predicted" in said.out
+    output = capsys.readouterr()
+    assert f"{len(bad)} of {len(bad) + 6} images failed" in output.err
+    assert "6 images predicted" in output.out
     with Path("masks/failures.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert sorted(Path(row["image"]).name for row in rows) == bad
@@ -352,10 +352,10 @@ def test_names_that_could_harm_a_terminal_are_predicted_and_shown_harmless(name,
     labels = write_image(Path("in") / name, random_labels(8, 8))
     (Path("in") / f"bad {name}").write_bytes(b"no")
     assert predict("in", "--save", "ids") == 4
-    said = capsys.readouterr()
-    assert "\x1b" not in said.err + said.out
-    assert "\u202e" not in said.err + said.out
-    assert "bad " in said.err
+    output = capsys.readouterr()
+    assert "\x1b" not in output.err + output.out
+    assert "\u202e" not in output.err + output.out
+    assert "bad " in output.err
     assert (ids_of(Path("masks/ids") / name) == labels).all()
 
 

@@ -1,4 +1,4 @@
-"""Confidence of `udaseg predict`: logits, temperature, abstaining; and batches and pages."""
+"""`udaseg predict`: logits, temperature, abstaining; and batches and multi-page files."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ CHECKPOINT = Path("runs/colors/checkpoints/step-000007.pt")
 
 
 class Grey(torch.nn.Module):
-    """Right, and the surer the brighter the pixel is."""
+    """Always correct, and more confident the brighter the pixel is."""
 
     def __init__(self):
         super().__init__()
@@ -36,9 +36,9 @@ def run(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     CHECKPOINT.parent.mkdir(parents=True)
     CHECKPOINT.write_bytes(b"weights")
-    made = {"run": loaded_colors(network=Grey())}
-    monkeypatch.setattr(loaded_run, "load_run", lambda path, **_: made["run"])
-    return made
+    state = {"run": loaded_colors(network=Grey())}
+    monkeypatch.setattr(loaded_run, "load_run", lambda path, **_: state["run"])
+    return state
 
 
 def write_image(path, labels, brightness=None, **how):
@@ -56,7 +56,7 @@ def ids_of(path):
 
 
 def sure(brightness, temperature=1.0):
-    """Return the softmax of (4 b, 0, 0) / temperature at the right class."""
+    """Return the softmax of (4 b, 0, 0) / temperature at the correct class."""
     raised = np.exp(4 * np.floor(brightness * 255) / 255 / temperature)
     return raised / (raised + 2)
 
@@ -107,7 +107,7 @@ def test_the_runs_temperature_is_taken_and_told_and_can_be_left_out(caplog):
     np.testing.assert_allclose(ids_of("raw/confidence/a.png"), 255 * sure(brightness), atol=0.51)
     assert "confidence is not calibrated: --uncalibrated" in caplog.text
     assert (ids_of("masks/ids/a.png") == ids_of("raw/ids/a.png")).all()
-    # masks of two temperatures are not mixed
+    # masks of two temperatures must not be mixed
     with pytest.raises(UsageError, match="a different temperature"):
         predict("in", save=("confidence", "ids"), out=Path("raw"), resume=True)
 
@@ -165,8 +165,8 @@ def test_logits_lie_as_the_ids_do(orientation):
     write_image("in/a.png", random_labels(12, 20), exif=exif)
     predict("in", save=("logits", "ids"))
     (path,) = Path("masks/logits").iterdir()
-    said, _ = labels_from_logits(torch.from_numpy(np.load(path)), (12, 20))
-    assert (said == ids_of("masks/ids/a.png")).all()
+    predicted, _ = labels_from_logits(torch.from_numpy(np.load(path)), (12, 20))
+    assert (predicted == ids_of("masks/ids/a.png")).all()
 
 
 def test_resume_keeps_whole_logits_and_makes_cut_ones_anew(run):
@@ -208,6 +208,6 @@ def test_of_several_pages_the_first_is_predicted_and_it_says_so(name, caplog):
     write_image(Path("in/plain.png"), first)
     predict("in")
     assert (ids_of("masks/ids/a.png") == first).all()
-    told = [record for record in caplog.records if "has 2 pages" in record.getMessage()]
-    assert len(told) == 1
-    assert name in told[0].getMessage()
+    records = [record for record in caplog.records if "has 2 pages" in record.getMessage()]
+    assert len(records) == 1
+    assert name in records[0].getMessage()

@@ -1,4 +1,4 @@
-"""`udaseg predict` when a path, the disk, a signal or an input gets in its way."""
+"""`udaseg predict` with bad paths, a full disk, signals and bad inputs."""
 
 import csv
 import errno
@@ -28,11 +28,11 @@ from udaseg.prediction import outputs
 
 @pytest.fixture(autouse=True)
 def run(monkeypatch, tmp_path):
-    """The colour network stands for every run; the working folder is empty."""
+    """Load the colour network for every run, in an empty working folder."""
     monkeypatch.chdir(tmp_path)
-    made = {"run": loaded_colors()}
-    monkeypatch.setattr(loaded_run, "load_run", lambda path, **_: made["run"])
-    return made
+    state = {"run": loaded_colors()}
+    monkeypatch.setattr(loaded_run, "load_run", lambda path, **_: state["run"])
+    return state
 
 
 def write_image(path, labels, **how):
@@ -51,7 +51,7 @@ def files_below(folder):
 
 
 class Everywhere(torch.nn.Module):
-    """Says class 2 of each pixel; after `calls` images it sends the process a signal."""
+    """Predicts class 2 everywhere; after `calls` images it sends the process a signal."""
 
     def __init__(self, calls=None, number=signal.SIGINT):
         super().__init__()
@@ -68,10 +68,13 @@ class Everywhere(torch.nn.Module):
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 2), (7, 5), (1, 700), (333, 517)])
-@pytest.mark.parametrize("look", [{}, {"flip": True}, {"window": (8, 16)}])
-def test_a_per_pixel_network_is_met_exactly_at_every_size(size, look):
+@pytest.mark.parametrize("options", [{}, {"flip": True}, {"window": (8, 16)}])
+def test_a_per_pixel_network_is_met_exactly_at_every_size(size, options):
     labels = write_image("in/a.png", random_labels(*size))
-    predict("in", **({"window": (64, 128)} if look and size[0] > 99 and "window" in look else look))
+    predict(
+        "in",
+        **({"window": (64, 128)} if options and size[0] > 99 and "window" in options else options),
+    )
     assert (ids_of("masks/ids/a.png") == labels).all()
 
 
@@ -108,7 +111,7 @@ def test_grey_is_seen_as_three_equal_channels_of_its_upper_8_bits(run, depth):
 
 
 def test_the_screen_ends_with_the_share_of_each_class(capsys):
-    # the first images are all road, the last all car: none may be missing from the sum
+    # the first images are all road, the last all car: every image must be counted
     for index, name in enumerate("abcdefgh"):
         write_image(f"in/{name}.png", np.full((1, 4), 0 if index < 6 else 2, np.uint8))
     predict("in")
@@ -119,7 +122,7 @@ def test_the_screen_ends_with_the_share_of_each_class(capsys):
 def test_what_is_no_image_by_its_name_is_named_and_not_tried(name):
     labels = write_image("in/a.png", random_labels(8, 8))
     Path(name).write_bytes(b"GIF89a")
-    if name.lower().endswith("gif"):  # OpenCV could read its first frame
+    if name.lower().endswith("gif"):  # OpenCV could read the first frame
         Image.fromarray(painted(labels)).save(name, format="GIF")
     with pytest.raises(PartialError, match="1 of 2 images failed"):
         predict(name, "in")
@@ -260,8 +263,8 @@ def test_masks_of_two_networks_in_one_folder_are_told_and_never_taken_for_one(ru
     Path("masks/ids/b.png").unlink()
     run["run"] = replace(loaded_colors(step=8), classes=ClassSpace(("x", "y", "z"), COLORS.colors))
     predict("b.png")
-    said = "masks of other images that were made with a different step, classes, such as masks"
-    assert said in caplog.text
+    message = "masks of other images that were made with a different step, classes, such as masks"
+    assert message in caplog.text
     (also,) = json.loads(Path("masks/prediction.json").read_text())["also_there"]
     assert also["step"] == 7
     with pytest.raises(UsageError, match="masks of several networks"):
@@ -270,7 +273,7 @@ def test_masks_of_two_networks_in_one_folder_are_told_and_never_taken_for_one(ru
         recorded_classes(Path("masks/ids"))
     predict("b.png", overwrite=True)
     assert len(json.loads(Path("masks/prediction.json").read_text())["also_there"]) == 1
-    predict("a.png", "b.png", overwrite=True)  # all that is there is made anew
+    predict("a.png", "b.png", overwrite=True)  # every existing mask is replaced
     assert "also_there" not in json.loads(Path("masks/prediction.json").read_text())
     assert recorded_classes(Path("masks/ids")).names == ("x", "y", "z")
 

@@ -1,4 +1,4 @@
-"""Kills of `udaseg predict`: no partial mask, and the next run does the rest; in few trials."""
+"""Killing `udaseg predict` leaves no partial mask, and the next run completes; a few trials."""
 
 import logging
 
@@ -19,9 +19,9 @@ def colors(monkeypatch):
 
 def test_a_kill_before_some_changes_on_the_disk_leaves_no_partial_mask(tmp_path):
     kills.write_inputs(tmp_path, images=2, films=1)
-    told = kills.at_every_change(tmp_path, every=23)
-    assert told.kills >= 5
-    assert (told.partial, told.wrong) == ([], [])
+    result = kills.at_every_change(tmp_path, every=23)
+    assert result.kills >= 5
+    assert (result.partial, result.wrong) == ([], [])
 
 
 def test_what_lies_under_a_temporary_name_is_removed_but_nothing_else_hidden(tmp_path):

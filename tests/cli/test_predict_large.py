@@ -1,4 +1,4 @@
-"""A very large image in little memory; in a process of its own, whose memory is measured."""
+"""A very large image is predicted in little memory, measured in a separate process."""
 
 import subprocess
 import sys
@@ -39,7 +39,7 @@ finally:
 def test_12000_by_9000_pixels_are_predicted_below_2_gb(tmp_path, resize, images, save):
     (tmp_path / "in").mkdir()
     noise = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
-    for name in images:  # memory must not grow with their number
+    for name in images:  # memory must not grow with the number of images
         cv2.imwrite(str(tmp_path / f"in/{name}.jpg"), cv2.resize(noise, (WIDTH, HEIGHT)))
     work = subprocess.run(
         [sys.executable, "-c", WORK, f"validation.resize={resize}", save],

@@ -1,4 +1,4 @@
-"""`udaseg predict` of videos: every frame, in colour as a video, whole or not at all."""
+"""`udaseg predict` of videos: every frame, colour masks as a video, no partial output."""
 
 import csv
 import errno
@@ -25,7 +25,7 @@ from udaseg.inference import loaded_run
 
 
 class Nearest(torch.nn.Module):
-    """Names the strongest colour, which a codec leaves the strongest; may raise a signal."""
+    """Predicts the strongest colour, which survives a codec; raises SIGTERM at call `calls`."""
 
     def __init__(self, calls=None):
         super().__init__()
@@ -41,9 +41,9 @@ class Nearest(torch.nn.Module):
 @pytest.fixture(autouse=True)
 def run(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    made = {"run": loaded_colors(network=Nearest())}
-    monkeypatch.setattr(loaded_run, "load_run", lambda path, **_: made["run"])
-    return made
+    state = {"run": loaded_colors(network=Nearest())}
+    monkeypatch.setattr(loaded_run, "load_run", lambda path, **_: state["run"])
+    return state
 
 
 predict = functools.partial(predicting.predict, save=("color", "ids"))
@@ -56,8 +56,8 @@ def ids_of(path):
 
 def files_below(folder):
     folder = Path(folder)
-    found = sorted(path for path in folder.rglob("*") if path.is_file())
-    return [path.relative_to(folder).as_posix() for path in found]
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return [path.relative_to(folder).as_posix() for path in paths]
 
 
 def digests(folder):
@@ -150,7 +150,7 @@ def test_a_bad_video_is_named_leaves_nothing_and_stops_no_other():
     assert "cut off" in reasons["cut.mp4"]
     assert not any(name in path for path in files_below("masks") for name in ("cut", "text"))
     assert len(frames_of(Path("masks/color/good.mp4"))) == 3
-    # nothing under a temporary name either
+    # no temporary file is left either
     assert not list(Path("masks").rglob(".*"))
 
 

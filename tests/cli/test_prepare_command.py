@@ -1,4 +1,4 @@
-"""`udaseg prepare` says in one screen what it found, and asks for what is missing."""
+"""`udaseg prepare` summarises the data on one screen and asks for what is missing."""
 
 import errno
 import os
@@ -23,7 +23,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(autouse=True)
 def here(monkeypatch, tmp_path):
-    """Call the real command, in an empty working folder and a wide window."""
+    """Use an empty working folder and a wide terminal."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "160")
     monkeypatch.delenv("UDASEG_DATA", raising=False)
@@ -34,8 +34,8 @@ def run(capsys):
     def prepare(*words):
         with pytest.raises(SystemExit) as stop:
             main(["prepare", *map(str, words)])
-        said = capsys.readouterr()
-        return stop.value.code or 0, said.out, said.err
+        output = capsys.readouterr()
+        return stop.value.code or 0, output.out, output.err
 
     return prepare
 

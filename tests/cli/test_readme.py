@@ -1,4 +1,4 @@
-"""Every command of the README works as written, on tiny data in the true layouts."""
+"""Every command of the README works as written, on tiny data in the real layouts."""
 
 import re
 import shlex
@@ -42,7 +42,7 @@ def _labels(folder, names, size=(64, 96), palette=None):
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """Return a folder with all that the README's reader has: raw data sets, photos, a YAML."""
+    """Return a folder with everything the README assumes: raw data sets, photos, a YAML file."""
     home = tmp_path_factory.mktemp("reader")
     data = toy_root(home / "data")
     names = [f"{number:05d}.png" for number in range(1, 5)]
@@ -76,7 +76,7 @@ def test_every_command_works_in_the_order_of_the_page(home, monkeypatch):
         words = shlex.split(command)[1:]
         if words[0] in ("train", "adapt"):
             own_target = "--target" in words
-            # a run of two steps on a light network instead of the published one
+            # two steps of a light network instead of the published one
             words += ["--steps", "2", *(w for w in TINY if not (own_target and "valid" in w))]
             words += ["model.head=deeplab_v2", "model.aspp_dilations=[6, 12]", "--overwrite"]
         if words[0] == "predict":
@@ -99,5 +99,5 @@ def test_each_command_has_help(home):
         "info",
         "demo",
     ):
-        said = udaseg(name, "--help", cwd=home)
-        assert "Usage" in said.stdout
+        output = udaseg(name, "--help", cwd=home)
+        assert "Usage" in output.stdout

@@ -1,4 +1,4 @@
-"""`udaseg report` writes one page from what a run folder holds, whatever is missing in it."""
+"""`udaseg report` writes one page from a run folder, even if parts of the run are missing."""
 
 import base64
 import io
@@ -24,7 +24,7 @@ OVERRIDES = ["validation.resize=null", "validation.data=city"]
 
 
 class Mirrored(nn.Module):
-    """Labels the mirrored image: mostly wrong, and sure of it."""
+    """Predicts the mirrored image: mostly wrong, and confident."""
 
     def forward(self, images):
         return ColorNetwork()(images.flip(-1))
@@ -34,7 +34,7 @@ def write_city(folder, labelled=True, count=6):
     samples = []
     for index in range(count):
         truth = random_labels(16, 24, index)
-        if index == 4:  # nothing but road: right or wrong, the mirror makes no difference
+        if index == 4:  # only road, so mirroring makes no difference
             truth[:] = 0
         for part, stored in (("images", painted(truth)), ("labels", truth)):
             (folder / part).mkdir(parents=True, exist_ok=True)
@@ -84,7 +84,7 @@ def write_run(folder, iou=(0.5, 0.6, 0.7), seed=0, **protocol):
 
 @pytest.fixture
 def home(monkeypatch, tmp_path):
-    """Two scored runs; the first network is right, the second sees a mirrored world."""
+    """Write two scored runs; the first network is correct, the second predicts mirrored images."""
     write_run(tmp_path / "adapted")
     write_run(tmp_path / "plain", iou=(0.4, None, 0.9), seed=1)
     networks = {"adapted": ColorNetwork(), "plain": Mirrored()}
@@ -101,13 +101,13 @@ def home(monkeypatch, tmp_path):
 
 
 def report(home, *words, expect=0):
-    said = udaseg("report", *words, cwd=home["path"], expect=expect)
-    return said, (home["path"] / "adapted" / "report.html")
+    output = udaseg("report", *words, cwd=home["path"], expect=expect)
+    return output, (home["path"] / "adapted" / "report.html")
 
 
 def test_the_page_says_what_was_run_and_what_came_of_it(home):
-    said, page = report(home, "adapted")
-    assert "adapted/report.html: 0." in said.stdout
+    output, page = report(home, "adapted")
+    assert "adapted/report.html: 0." in output.stdout
     text = page.read_text()
     for expected in (
         *("udaseg adapt --seed 0", "toyland, train", "60.00", "2026-01-02T03:04:05", "0:01:15"),
@@ -147,7 +147,7 @@ def test_a_baseline_is_the_first_column_and_the_others_have_points(home):
     assert "baseline" in heads
     assert "(+10.00)" in text  # road
     assert "(-20.00)" in text  # car
-    assert "seed</th><td>1</td><td>0</td>" in text  # where the recipes differ
+    assert "seed</th><td>1</td><td>0</td>" in text  # the recipes differ in the seed
 
 
 def test_pictures_show_every_run_and_the_worst_come_last(home):
@@ -157,18 +157,18 @@ def test_pictures_show_every_run_and_the_worst_come_last(home):
     assert [name for name, why in names if "worst" not in why] == ["0", "3"]
     scores = [float(re.search(r"([0-9.]+) %", why)[1]) for _, why in names[2:]]
     assert scores == sorted(scores)
-    assert max(scores) < 100  # the image of nothing but road is right, so it is not among them
+    assert max(scores) < 100  # the image with only road is correct, so it is not among the worst
     assert all("mIoU of plain" in why for _, why in names)
 
 
 def test_pictures_are_the_labels_in_class_colours(home):
     _, page = report(home, "adapted", "--images", 1)
     uris = re.findall(r'src="data:image/png;base64,([^"]*)"', page.read_text())
-    wanted = np.array(COLORS.colors, np.uint8)[random_labels(16, 24, 0)]
-    assert len(uris) == 2  # what the run says, and the truth; this network is right
+    expected = np.array(COLORS.colors, np.uint8)[random_labels(16, 24, 0)]
+    assert len(uris) == 2  # prediction and truth; this network is correct
     for uri in uris:
         shown = Image.open(io.BytesIO(base64.b64decode(uri))).convert("RGB")
-        assert np.array_equal(np.asarray(shown), wanted)
+        assert np.array_equal(np.asarray(shown), expected)
 
 
 def test_confidence_is_counted_where_it_can_be_checked(home):
@@ -193,8 +193,8 @@ def test_a_target_without_labels_has_pictures_and_a_histogram(home, tmp_path):
 
 def test_without_a_checkpoint_the_rest_is_shown_and_it_is_said(home):
     home["networks"].clear()
-    said, page = report(home, "adapted")
-    assert "no readable checkpoint" in said.stderr
+    output, page = report(home, "adapted")
+    assert "no readable checkpoint" in output.stderr
     text = page.read_text()
     assert "no images of adapted" in text
     assert "60.00" in text
@@ -249,7 +249,7 @@ def test_what_is_no_run_is_refused(home):
 
 
 def place_of(browser, selector, share=0.5):
-    """Scroll to an element and return a place in it, `share` of the way across the window."""
+    """Scroll to an element and return a point in it, at the fraction `share` of its width."""
     script = f"""(() => {{
         const found = document.querySelector({json.dumps(selector)});
         found.scrollIntoView({{ block: "center" }});
@@ -260,7 +260,7 @@ def place_of(browser, selector, share=0.5):
 
 
 def pixel(browser, row, column):
-    """Return the colour of a pixel of the first slider, read from a copy."""
+    """Return the colour of a pixel of the first slider, read from a copy of its canvas."""
     return tuple(
         browser.run(f"""(() => {{
             const pen = document.createElement("canvas").getContext("2d");
@@ -277,7 +277,7 @@ def test_in_a_browser_it_loads_quietly_shows_its_images_and_the_slider_moves(hom
     with Browser(home["path"] / "profile") as browser:
         browser.open(page)
         assert browser.console == []
-        # nothing but itself; pictures are in it
+        # the page requests only itself; its images are embedded
         assert {address.partition(":")[0] for address in browser.asked} == {"file", "data"}
         assert [a for a in browser.asked if a.startswith("file")] == [page.resolve().as_uri()]
         sizes = browser.run("[...document.images].map((i) => [i.naturalWidth, i.naturalHeight])")
@@ -287,8 +287,8 @@ def test_in_a_browser_it_loads_quietly_shows_its_images_and_the_slider_moves(hom
         assert label == "0.png: plain on the left, adapted on the right"
 
         truth, colors = random_labels(16, 24, 0), np.array(COLORS.colors)
-        # a pixel that the two runs see differently, as the baseline sees the mirror image, and
-        # that the slider's handle does not cover
+        # a pixel that differs between the runs (the baseline predicts the mirrored image) and
+        # is not covered by the slider's handle
         differ = np.argwhere(truth != truth[:, ::-1])
         row, column = next(place for place in differ.tolist() if 4 < place[1] < 20)
         adapted, plain = (

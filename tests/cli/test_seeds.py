@@ -1,4 +1,4 @@
-"""`--seeds` and `verify`: runs of one recipe, what they come to, and whether they are whole."""
+"""`--seeds` and `verify`: runs of one recipe, their statistics, and checks of finished runs."""
 
 import json
 import math
@@ -36,10 +36,10 @@ def words(root, out, *more):
 
 @pytest.fixture(scope="module")
 def three(root, tmp_path_factory):
-    """Return a folder of three seeds, of which the second was stopped and went on."""
+    """Return a folder of runs with three seeds, and the command's output."""
     out = tmp_path_factory.mktemp("three") / "seeds"
-    said = udaseg(*words(root, out, "--seeds", "0,1,2"), cwd=out.parent)
-    return out, said
+    output = udaseg(*words(root, out, "--seeds", "0,1,2"), cwd=out.parent)
+    return out, output
 
 
 def test_each_seed_has_a_run_of_its_own_that_is_the_single_one(root, three, tmp_path):
@@ -55,28 +55,28 @@ def test_each_seed_has_a_run_of_its_own_that_is_the_single_one(root, three, tmp_
 
 
 def test_mean_and_spread_are_those_of_the_scores(three):
-    out, said = three
-    told = json.loads((out / "seeds.json").read_text())
+    out, output = three
+    summary = json.loads((out / "seeds.json").read_text())
     runs = [
         json.loads((out / f"s{n}/eval/toyland-target-val/scores.json").read_text())
         for n in range(3)
     ]
-    assert told["seeds"] == [0, 1, 2]
-    assert told["finished"] == {"0": "s0", "1": "s1", "2": "s2"}
+    assert summary["seeds"] == [0, 1, 2]
+    assert summary["finished"] == {"0": "s0", "1": "s1", "2": "s2"}
     for name in runs[0]["means"]:
         values = [run["means"][name] for run in runs]
-        assert told["means"][name]["mean"] == pytest.approx(statistics.fmean(values))
-        assert told["means"][name]["spread"] == pytest.approx(statistics.stdev(values))
-        assert (told["means"][name]["least"], told["means"][name]["most"]) == (
+        assert summary["means"][name]["mean"] == pytest.approx(statistics.fmean(values))
+        assert summary["means"][name]["spread"] == pytest.approx(statistics.stdev(values))
+        assert (summary["means"][name]["least"], summary["means"][name]["most"]) == (
             min(values),
             max(values),
         )
-        assert f"{100 * statistics.fmean(values):.2f}" in said.stdout
+        assert f"{100 * statistics.fmean(values):.2f}" in output.stdout
     for number, row in enumerate(runs[0]["classes"]):
         values = [run["classes"][number]["iou"] for run in runs]
         known = [value for value in values if value is not None]
-        assert told["classes"][row["name"]]["seeds"] == len(known)
-        assert row["name"] in said.stdout
+        assert summary["classes"][row["name"]]["seeds"] == len(known)
+        assert row["name"] in output.stdout
 
 
 def test_spread_leaves_out_what_was_not_measured_and_needs_two():
@@ -89,16 +89,16 @@ def test_spread_leaves_out_what_was_not_measured_and_needs_two():
 def test_the_same_command_again_goes_on_with_what_is_left(root, three, tmp_path):
     out = tmp_path / "seeds"
     shutil.copytree(three[0], out)
-    # the first seed is finished, the second was cut off after a step, the third never began
+    # the first seed is finished, the second stopped after one step, the third never started
     for kind in ("pt", "json"):
         (out / f"s1/checkpoints/step-000002.{kind}").unlink()
     (out / "s1/status.json").write_text('{"state": "running", "step": 1}')
     shutil.rmtree(out / "s2")
     before = (out / "s0/checkpoints/step-000002.pt").stat().st_mtime_ns
-    said = udaseg(*words(root, out, "--seeds", "0,1,2"), cwd=tmp_path)
-    assert "seed 0: finished already" in said.stderr
-    assert "seed 1: resumes in" in said.stderr
-    assert "seed 2: starts in" in said.stderr
+    output = udaseg(*words(root, out, "--seeds", "0,1,2"), cwd=tmp_path)
+    assert "seed 0: finished already" in output.stderr
+    assert "seed 1: resumes in" in output.stderr
+    assert "seed 2: starts in" in output.stderr
     assert (out / "s0/checkpoints/step-000002.pt").stat().st_mtime_ns == before
     for name in ("s1", "s2"):
         assert_same(tensors(out / name), tensors(three[0] / name))
@@ -112,10 +112,10 @@ def test_a_seed_that_was_stopped_before_its_first_checkpoint_begins_with_the_sam
     out = tmp_path / "seeds"
     every = words(root, out, "--seeds", "0,1", "--init", three[0] / "s2", "validation.data=null")
     udaseg(*every, cwd=tmp_path)
-    wanted = tensors(out / "s1")
+    expected = tensors(out / "s1")
     without_checkpoints(out / "s1")
     assert "seed 1: resumes in" in udaseg(*every, cwd=tmp_path).stderr
-    assert_same(tensors(out / "s1"), wanted)
+    assert_same(tensors(out / "s1"), expected)
 
 
 def test_a_seed_that_diverges_leaves_the_others_theirs(root, tmp_path, monkeypatch):
@@ -130,11 +130,11 @@ def test_a_seed_that_diverges_leaves_the_others_theirs(root, tmp_path, monkeypat
 
     monkeypatch.setattr(train, "train_all_stages", diverging)
     out = tmp_path / "seeds"
-    said = udaseg(*words(root, out, "--seeds", "0,3"), cwd=tmp_path, expect=4)
-    assert "1 of 2 seeds did not finish: seed 0: step 1: not finite" in said.stderr
-    told = json.loads((out / "seeds.json").read_text())
-    assert told["finished"] == {"3": "s3"}
-    assert list(told["failed"]) == ["0"]
+    output = udaseg(*words(root, out, "--seeds", "0,3"), cwd=tmp_path, expect=4)
+    assert "1 of 2 seeds did not finish: seed 0: step 1: not finite" in output.stderr
+    summary = json.loads((out / "seeds.json").read_text())
+    assert summary["finished"] == {"3": "s3"}
+    assert list(summary["failed"]) == ["0"]
 
 
 @pytest.mark.parametrize(
@@ -180,10 +180,10 @@ def _expecting(run, low, high):
 
 
 def test_a_finished_run_is_whole_and_its_digest_is_told(one, three):
-    said = verify(one).stdout
-    assert "finished, 2 steps" in said
-    assert "1 checkpoints match the digests" in said
-    assert recipe_digest(load(one / "recipe.yaml"))[:12] in said
+    output = verify(one).stdout
+    assert "finished, 2 steps" in output
+    assert "1 checkpoints match the digests" in output
+    assert recipe_digest(load(one / "recipe.yaml"))[:12] in output
     assert verify(three[0]).stdout.count("finished") == 3
 
 
@@ -195,8 +195,8 @@ def test_a_score_is_held_against_what_the_recipe_expects(one):
     (one / "recipe.yaml").write_text(text.replace(text.split("expected:")[1], ""))
     _set = text.split("expected:")[0] + "expected: {miou: [99.0, 100.0]}\n"
     (one / "recipe.yaml").write_text(_set)
-    said = verify(one, expect=7)
-    assert f"mIoU {score:.2f}, expected 99 to 100" in said.stderr
+    output = verify(one, expect=7)
+    assert f"mIoU {score:.2f}, expected 99 to 100" in output.stderr
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ def test_what_is_wrong_with_a_run_is_named(one, harm, code, expected):
 def test_checkpoints_of_other_processes_are_the_runs_if_the_step_is_as_large(
     one, processes, batch, code
 ):
-    """As two processes leave it which went on with the run of one, of 2 + 2 images a step."""
+    """Edit a run of 2 + 2 images a step as if several processes had resumed it."""
     for name, old, new in (
         ("recipe.yaml", "source: 2\n", f"source: {batch}\n"),
         ("recipe.yaml", "target: 2\n", f"target: {batch}\n"),
@@ -258,8 +258,8 @@ def test_checkpoints_of_other_processes_are_the_runs_if_the_step_is_as_large(
         text = (one / name).read_text()
         assert text.count(old) == 1
         (one / name).write_text(text.replace(old, new))
-    said = verify(one, expect=code)
-    assert ("another recipe" in said.stderr) == bool(code)
+    output = verify(one, expect=code)
+    assert ("another recipe" in output.stderr) == bool(code)
     (one / "environment.json").unlink()
     assert ("another recipe" in verify(one, expect=3).stderr) == (batch == 1)
 
@@ -268,8 +268,8 @@ def test_a_damaged_run_among_the_seeds_is_named(three, tmp_path):
     out = tmp_path / "seeds"
     shutil.copytree(three[0], out)
     (out / "s1/checkpoints/step-000002.pt").write_bytes(b"no checkpoint")
-    said = verify(out, expect=3)
-    assert "s1" in said.stderr
+    output = verify(out, expect=3)
+    assert "s1" in output.stderr
     assert check_run(out / "s0").damaged == []
 
 

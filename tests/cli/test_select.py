@@ -1,4 +1,4 @@
-"""`udaseg select` chooses without target labels, and says so loudly when it is given them."""
+"""`udaseg select` chooses without target labels, and warns clearly when it uses them."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ from udaseg.selection import candidates
 
 
 class Constant(nn.Module):
-    """Calls everything road, and is sure of it."""
+    """Predicts road everywhere, with high confidence."""
 
     def forward(self, images):
         logits = torch.zeros_like(images)
@@ -31,14 +31,14 @@ class Constant(nn.Module):
 
 
 class Unsure(nn.Module):
-    """Right, but hardly."""
+    """Correct, but with low confidence."""
 
     def forward(self, images):
         return SimpleNamespace(logits=0.3 * images)
 
 
 class Broken(nn.Module):
-    """Diverged."""
+    """Diverged: predicts NaN."""
 
     def forward(self, images):
         return SimpleNamespace(logits=images * float("nan"))
@@ -61,9 +61,9 @@ def write_city(folder, name, split, count, *, labelled=True):
 
 @pytest.fixture
 def home(monkeypatch, tmp_path):
-    """A run of four checkpoints, whose networks a test may change, and three data sets."""
+    """Provide a run of four checkpoints, whose networks a test may change, and three data sets."""
     networks = {10: Broken(), 20: Constant(), 30: Unsure(), 40: ColorNetwork()}
-    made = SimpleNamespace(
+    world = SimpleNamespace(
         path=tmp_path,
         networks=networks,
         teachers={},
@@ -85,7 +85,7 @@ def home(monkeypatch, tmp_path):
         return int(path.stem.removeprefix("step-"))
 
     def load_run(path, *, weights="student", device="auto"):
-        chosen = made.networks if weights == "student" else made.teachers
+        chosen = world.networks if weights == "student" else world.teachers
         if step_of(path) not in chosen:
             raise CheckpointError("holds no teacher")
         return LoadedModel(
@@ -94,19 +94,19 @@ def home(monkeypatch, tmp_path):
 
     def find_checkpoint(path):
         path = path if path.is_file() else sorted((path / "checkpoints").glob("*.pt"))[-1]
-        classes = made.classes.get(step_of(path), classes_to_dict(COLORS))
+        classes = world.classes.get(step_of(path), classes_to_dict(COLORS))
         recipe = to_dict(loaded.recipe)
         return SimpleNamespace(path=path, step=step_of(path), recipe=recipe, classes=classes)
 
     def open_dataset(data, *, root):
-        if data not in made.cities:
+        if data not in world.cities:
             raise DataError(f"{data}: not prepared")
-        return made.cities[data]
+        return world.cities[data]
 
     monkeypatch.setattr(loaded_run, "load_run", load_run)
     monkeypatch.setattr(candidates, "find_checkpoint", find_checkpoint)
     monkeypatch.setattr(candidates, "open_dataset", open_dataset)
-    return made
+    return world
 
 
 def document(home, name="selection.json"):
@@ -118,8 +118,8 @@ def step_chosen(home, criterion, name="selection.json"):
 
 
 def test_the_network_that_is_right_and_sure_is_chosen(home):
-    said = udaseg("select", "run", cwd=home.path)
-    assert "chosen by mean rank: run/checkpoints/step-000040.pt" in said.stdout
+    output = udaseg("select", "run", cwd=home.path)
+    assert "chosen by mean rank: run/checkpoints/step-000040.pt" in output.stdout
     assert step_chosen(home, "consensus") == 40
     assert step_chosen(home, "infomax") == 40
     rows = {row["step"]: row for row in document(home)["candidates"]}
@@ -128,11 +128,11 @@ def test_the_network_that_is_right_and_sure_is_chosen(home):
 
 
 def test_no_label_of_the_target_is_opened_without_the_oracle(home):
-    # the labels of the labelled data set are gone, so that reading one would fail
+    # the labels of the labelled data set are deleted, so reading one would fail
     for path in (home.path / "labelled" / "labels").iterdir():
         path.unlink()
-    said = udaseg("select", "run", cwd=home.path)
-    assert "oracle" not in said.stdout.lower()
+    output = udaseg("select", "run", cwd=home.path)
+    assert "oracle" not in output.stdout.lower()
     assert document(home)["uses_target_labels"] is False
     assert not any("oracle" in key for row in document(home)["candidates"] for key in row)
 
@@ -146,24 +146,24 @@ def test_a_collapsed_network_wins_by_entropy_alone(home):
 
 
 def test_collapsed_networks_are_named_and_not_chosen_whatever_the_votes_say(home):
-    # without the source, and with teachers that have collapsed, most are for one sure class
+    # without the source, and with collapsed teachers, most criteria prefer one confident class
     del home.cities["toyland"]
     home.teachers = dict.fromkeys(home.networks, Constant())
-    said = udaseg("select", "run", cwd=home.path)
+    output = udaseg("select", "run", cwd=home.path)
     rows = {row["step"]: row["mean_rank"] for row in document(home)["candidates"]}
     assert rows[20] < rows[40]
     assert step_chosen(home, "consensus") == 40
-    assert "one class, so not chosen: run 10, run 20" in said.stdout
+    assert "one class, so not chosen: run 10, run 20" in output.stdout
 
 
 def test_neighbourhood_density_is_shown_and_has_no_vote(home):
-    said = udaseg("select", "run", cwd=home.path)
-    assert "snd" in said.stdout
-    assert "not included in the mean rank: teacher" in said.stdout  # that of `snd` is not missed
-    made = document(home)
-    assert made["criteria"]["snd"]["votes"] is False
-    assert made["candidates"][-1]["snd"] > 0
-    assert "snd" in made["chosen"]
+    output = udaseg("select", "run", cwd=home.path)
+    assert "snd" in output.stdout
+    assert "not included in the mean rank: teacher" in output.stdout  # `snd` never has a vote
+    selection = document(home)
+    assert selection["criteria"]["snd"]["votes"] is False
+    assert selection["candidates"][-1]["snd"] > 0
+    assert "snd" in selection["chosen"]
 
 
 def test_if_all_have_collapsed_one_is_chosen_still(home):
@@ -180,11 +180,11 @@ def test_a_diverged_network_is_ranked_last_and_stops_nothing(home):
 
 
 def test_the_oracle_marks_every_output_and_writes_another_file(home):
-    said = udaseg("select", "run", "--oracle", cwd=home.path)
-    assert said.stdout.count("USES TARGET LABELS") == 1
-    assert "ORACLE mIoU" in said.stdout
-    assert "ORACLE: mIoU points" in said.stdout
-    assert "USES TARGET LABELS" in said.stderr
+    output = udaseg("select", "run", "--oracle", cwd=home.path)
+    assert output.stdout.count("USES TARGET LABELS") == 1
+    assert "ORACLE mIoU" in output.stdout
+    assert "ORACLE: mIoU points" in output.stdout
+    assert "USES TARGET LABELS" in output.stderr
     assert not (home.path / "run" / "selection.json").exists()
     marked = document(home, "selection-oracle.json")
     assert marked["uses_target_labels"] is True
@@ -194,10 +194,10 @@ def test_the_oracle_marks_every_output_and_writes_another_file(home):
     assert marked["oracle"]["lost_miou"]["entropy"] == pytest.approx(1 - scores[20])
     assert marked["oracle"]["lost_miou"]["consensus"] == 0
     order = marked["oracle"]["rank_correlation"]
-    assert "teacher" not in order  # none of the candidates has one
+    assert "teacher" not in order  # no candidate has a teacher
     assert order["source"] > order["entropy"]
     assert f"rank correlation with mIoU (1: same order): entropy {order['entropy']:+.2f}, " in (
-        said.stdout
+        output.stdout
     )
 
 
@@ -208,25 +208,25 @@ def test_the_oracle_changes_no_choice(home):
 
 
 def test_json_on_stdout_is_what_the_file_holds(home):
-    said = udaseg("select", "run", "--format", "json", "-q", cwd=home.path)
-    assert json.loads(said.stdout) == document(home)
+    output = udaseg("select", "run", "--format", "json", "-q", cwd=home.path)
+    assert json.loads(output.stdout) == document(home)
 
 
 def test_a_teacher_votes_only_when_every_candidate_has_one(home):
     home.teachers = {40: Constant()}
-    said = udaseg("select", "run", cwd=home.path)
-    assert "not included in the mean rank: teacher" in said.stdout
+    output = udaseg("select", "run", cwd=home.path)
+    assert "not included in the mean rank: teacher" in output.stdout
     home.teachers = dict.fromkeys(home.networks, home.networks[40])
     udaseg("select", "run", cwd=home.path)
-    made = document(home)
-    assert made["criteria"]["teacher"]["votes"] is True
-    assert made["candidates"][-1]["teacher"] == 1
+    selection = document(home)
+    assert selection["criteria"]["teacher"]["votes"] is True
+    assert selection["candidates"][-1]["teacher"] == 1
 
 
 def test_without_the_source_at_hand_the_other_criteria_vote(home):
     del home.cities["toyland"]
-    said = udaseg("select", "run", cwd=home.path)
-    assert "skipping the criteria `source` and `drift`" in said.stderr
+    output = udaseg("select", "run", cwd=home.path)
+    assert "skipping the criteria `source` and `drift`" in output.stderr
     assert step_chosen(home, "consensus") == 40
 
 
@@ -240,8 +240,8 @@ def test_the_target_decides_what_is_looked_at(home):
 def test_candidates_with_other_classes_are_refused(home):
     other = ClassSpace(("sea", "ship", "quay"), COLORS.colors)
     home.classes[30] = classes_to_dict(other)
-    said = udaseg("select", "run", cwd=home.path, expect=2)
-    assert "its classes differ" in said.stderr
+    output = udaseg("select", "run", cwd=home.path, expect=2)
+    assert "its classes differ" in output.stderr
     assert not (home.path / "run" / "selection.json").exists()
 
 
@@ -250,10 +250,10 @@ def test_of_several_runs_the_newest_checkpoint_stands_for_each(home):
     other.mkdir(parents=True)
     (other / "step-000030.json").write_text("{}")
     (other / "step-000030.pt").write_bytes(b"")
-    said = udaseg("select", "run", "other", cwd=home.path)
-    assert "run 40" in said.stdout
-    assert "other 30" in said.stdout
-    assert "run 20" not in said.stdout
+    output = udaseg("select", "run", "other", cwd=home.path)
+    assert "run 40" in output.stdout
+    assert "other 30" in output.stdout
+    assert "run 20" not in output.stdout
     assert (home.path / "other" / "selection.json").is_file()
     assert "run 20" in udaseg("select", "run", "other", "--every", cwd=home.path).stdout
 

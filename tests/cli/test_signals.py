@@ -1,4 +1,4 @@
-"""A signal at an awkward moment: saved or broken off, and the run goes on to the same end."""
+"""After a signal at an awkward moment a run is saved or aborted, and resumes to the same result."""
 
 import signal
 

@@ -1,4 +1,4 @@
-"""A staged run as a user meets it: one command, resumed inside any stage and between two."""
+"""A staged run through the command line: one command, resumed within and between stages."""
 
 import gc
 import json
@@ -31,7 +31,7 @@ def whole(root, tmp_path_factory):
 
 
 def _cut(run, step):
-    """Forget all that a run did after `step`, as a kill at that moment would."""
+    """Delete everything that a run saved after `step`, as if it had been killed then."""
     for folder in (run / "checkpoints", *run.glob("stages/*/checkpoint")):
         for path in folder.glob("step-*"):
             if int(path.stem[5:]) > step:
@@ -50,9 +50,9 @@ def test_one_command_runs_all_stages_and_says_which_one_it_is_in(root, whole, tm
     assert "discriminator" in lines[0]["losses"]
     assert {"source", "prototypes"} <= set(lines[4]["losses"])
     assert set(lines[8]["losses"]) == {"total", "target"}
-    assert lines[8]["lr"]["backbone"] == pytest.approx(2e-3 / 21)  # twice the rate, warmed up anew
-    said = udaseg("eval", whole, "--root", root, "--format", "csv", cwd=tmp_path)
-    assert said.stdout.startswith("class,iou")
+    assert lines[8]["lr"]["backbone"] == pytest.approx(2e-3 / 21)  # doubled rate, new warm-up
+    output = udaseg("eval", whole, "--root", root, "--format", "csv", cwd=tmp_path)
+    assert output.stdout.startswith("class,iou")
     assert "staged" in udaseg("info", whole, cwd=tmp_path).stdout
 
 
@@ -60,8 +60,8 @@ def test_pseudo_labels_are_pngs_with_rejected_pixels_and_their_thresholds_are_to
     target = open_dataset("toyland-target", root=root)
     for stage in ("2-contrast", "3-self_distillation"):
         folder = whole / "stages" / stage
-        told = json.loads((folder / "pseudo_labels.json").read_text())
-        assert told["images"] == len(target.split("train"))
+        record = json.loads((folder / "pseudo_labels.json").read_text())
+        assert record["images"] == len(target.split("train"))
         kept = 0
         for sample in target.split("train"):
             path = folder / "pseudo_labels" / f"{sample.image}.png"
@@ -69,10 +69,10 @@ def test_pseudo_labels_are_pngs_with_rejected_pixels_and_their_thresholds_are_to
             assert labels.shape == (64, 128)
             assert set(np.unique(labels)) <= {*range(13), 255}
             kept += int((labels != 255).sum())
-        classes = told["classes"].values()
+        classes = record["classes"].values()
         assert kept == sum(entry["kept_pixels"] for entry in classes)
         assert all(0 <= entry["threshold"] <= 0.9 for entry in classes)
-        # at the median or above: about half, and never fewer
+        # pixels at or above the median: at least half
         assert kept >= 0.5 * sum(entry["predicted_pixels"] for entry in classes)
 
 
@@ -104,8 +104,8 @@ def test_a_stage_whose_start_is_gone_is_refused_with_what_to_do(root, whole, tmp
     shutil.copytree(whole, out)
     _cut(out, 6)
     shutil.rmtree(out / "stages" / "1-warm_up")
-    said = udaseg("adapt", "--resume", out, "--root", root, cwd=tmp_path, expect=3)
-    assert "warm_up is missing" in said.stderr
+    output = udaseg("adapt", "--resume", out, "--root", root, cwd=tmp_path, expect=3)
+    assert "warm_up is missing" in output.stderr
 
 
 def test_poisoned_target_labels_leave_all_stages_bit_identical(whole, tmp_path):
@@ -122,8 +122,8 @@ def test_poisoned_target_labels_leave_all_stages_bit_identical(whole, tmp_path):
 
 
 def test_info_names_the_stages(whole, tmp_path):
-    said = " ".join(udaseg("info", whole, cwd=tmp_path).stdout.split())
-    assert "warm_up (adversarial) to 4, contrast (prototype_alignment) to 8" in said
+    output = " ".join(udaseg("info", whole, cwd=tmp_path).stdout.split())
+    assert "warm_up (adversarial) to 4, contrast (prototype_alignment) to 8" in output
 
 
 @pytest.mark.parametrize(
@@ -169,10 +169,10 @@ def test_info_names_the_stages(whole, tmp_path):
     ],
 )  # fmt: skip
 def test_stages_that_cannot_run_are_refused(root, tmp_path, words, expected):
-    said = udaseg(
+    output = udaseg(
         "adapt", "toyland/spcl", "--root", root, *words, "--dry-run", cwd=tmp_path, expect=2
     )
-    assert expected in said.stderr
+    assert expected in output.stderr
 
 
 def test_source_only_can_take_the_place_of_the_adversarial_warm_up(root, tmp_path):

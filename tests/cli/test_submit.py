@@ -1,4 +1,4 @@
-"""`eval --submit` makes what a test server takes, checks it, and refuses other sets."""
+"""`eval --submit` writes a package for a test server, checks it, and refuses other data sets."""
 
 import io
 import zipfile
@@ -29,26 +29,26 @@ SMALL = (32, 64)
 
 
 class HalfSure(ColorNetwork):
-    """Less sure of its answers."""
+    """The colour network with lower confidence."""
 
     def forward(self, images):
-        made = super().forward(images)
-        made.logits = made.logits / 10
-        return made
+        prediction = super().forward(images)
+        prediction.logits = prediction.logits / 10
+        return prediction
 
 
 @pytest.fixture
 def given(monkeypatch, tmp_path):
-    """Hand the command a network and, for each server, two unlabelled images of its layout."""
+    """Make the command load this network; each server expects two small images."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run").mkdir()
-    made = {"run": loaded_colors(network=HalfSure())}
-    monkeypatch.setattr(loaded_run, "load_run", lambda path, **_: made["run"])
-    monkeypatch.setattr(evaluate, "open_dataset", lambda data, *, root: made["city"])
-    # tiny images, so that a test takes no time; the true sizes are tested by themselves
+    state = {"run": loaded_colors(network=HalfSure())}
+    monkeypatch.setattr(loaded_run, "load_run", lambda path, **_: state["run"])
+    monkeypatch.setattr(evaluate, "open_dataset", lambda data, *, root: state["city"])
+    # tiny images keep the tests fast; the real sizes have their own test
     for name, server in SERVERS.items():
         monkeypatch.setitem(SERVERS, name, replace(server, size=SMALL, images=2))
-    return made
+    return state
 
 
 def write_set(server, size=SMALL, name=None):
@@ -92,17 +92,17 @@ def pictures(path):
 def test_a_package_holds_the_ids_that_the_server_wants(given, capsys, server, folder, table):
     given["city"] = write_set(server)
     assert submit(server) == 0
-    found = pictures(package(server))
-    assert len(found) == 2 * len(SERVERS[server].folders)
+    images = pictures(package(server))
+    assert len(images) == 2 * len(SERVERS[server].folders)
     for number in range(2):
         name = folder + Path(NAMES[server].format(number)).name
-        assert found[name].dtype == np.uint8
-        assert (found[name] == table[random_labels(*SMALL, seed=number)]).all()
-    said = " ".join(capsys.readouterr().out.split())
-    assert f"{package(server)}: " in said
-    assert "checked: 2 images" in said
-    assert f"all of 64x32, {SERVERS[server].ids} ids" in said
-    assert "but the test set" not in said
+        assert images[name].dtype == np.uint8
+        assert (images[name] == table[random_labels(*SMALL, seed=number)]).all()
+    output = " ".join(capsys.readouterr().out.split())
+    assert f"{package(server)}: " in output
+    assert "checked: 2 images" in output
+    assert f"all of 64x32, {SERVERS[server].ids} ids" in output
+    assert "but the test set" not in output
 
 
 def test_dark_zurich_gets_the_confidence_in_sixteen_bits(given):
@@ -120,8 +120,8 @@ def test_a_network_with_other_classes_in_another_order_is_translated_by_name(giv
         given["run"], classes=ClassSpace(("car", "train", "road"), COLORS.colors)
     )
     assert submit("acdc") == 0
-    found = pictures(package("acdc"))["labelTrainIds/GOPR0475_frame_000000_rgb_anon.png"]
-    assert (found == np.array([13, 16, 0])[random_labels(*SMALL)]).all()
+    pixels = pictures(package("acdc"))["labelTrainIds/GOPR0475_frame_000000_rgb_anon.png"]
+    assert (pixels == np.array([13, 16, 0])[random_labels(*SMALL)]).all()
 
 
 def test_the_same_predictions_are_the_same_bytes_and_nothing_is_overwritten(given, capsys):
@@ -138,7 +138,7 @@ def test_the_same_predictions_are_the_same_bytes_and_nothing_is_overwritten(give
 
 def test_sets_of_another_layout_are_refused_before_the_network_looks(given, capsys, monkeypatch):
     monkeypatch.setattr(HalfSure, "forward", lambda *_: pytest.fail("the network looked"))
-    for city, said in (
+    for city, message in (
         (write_set("acdc"), "is not named like an image of cityscapes"),
         (write_set("cityscapes", size=(16, 32)), "is 32x16, but the server's images are 64x32"),
         (
@@ -148,7 +148,7 @@ def test_sets_of_another_layout_are_refused_before_the_network_looks(given, caps
     ):
         given["city"] = city
         assert submit("cityscapes") == 2
-        assert said in capsys.readouterr().err
+        assert message in capsys.readouterr().err
         assert not Path("run/submissions").exists()
     given["city"] = write_set("cityscapes")
     given["run"] = replace(given["run"], classes=ClassSpace(("road", "sky", "ship"), COLORS.colors))
@@ -160,9 +160,9 @@ def test_another_number_of_images_is_told(given, capsys, monkeypatch):
     monkeypatch.setitem(SERVERS, "cityscapes", replace(SERVERS["cityscapes"], images=1525))
     given["city"] = write_set("cityscapes")
     assert submit("cityscapes") == 0
-    said = capsys.readouterr()
-    assert "but the test set of cityscapes has 1525 images" in said.out
-    assert "has 2: the server will refuse it" in " ".join(said.err.split())
+    output = capsys.readouterr()
+    assert "but the test set of cityscapes has 1525 images" in output.out
+    assert "has 2: the server will refuse it" in " ".join(output.err.split())
 
 
 def test_the_split_is_named_where_several_could_be_meant(given, capsys):
@@ -187,7 +187,7 @@ def png(pixels):
 
 
 @pytest.mark.parametrize(
-    ("members", "said"),
+    ("members", "message"),
     [
         ({"a.png": png(np.full(SMALL, 7, np.uint8))}, "1 files missing: b.png"),
         ({"a.png": None, "b.png": None, "c.txt": b"x"}, "1 files not expected: c.txt"),
@@ -202,33 +202,33 @@ def png(pixels):
         ({"a.png": None, "b.png": None}, None),
     ],
 )
-def test_the_check_finds_what_a_server_would_stumble_over(given, tmp_path, members, said):
+def test_the_check_finds_what_a_server_would_stumble_over(given, tmp_path, members, message):
     good = png(np.full(SMALL, 33, np.uint8))
     path = tmp_path / "package.zip"
     with zipfile.ZipFile(path, "w") as opened:
         for name, data in members.items():
             opened.writestr(name, good if data is None else data)
-    wanted = {"a.png": "", "b.png": ""}
-    if said is None:
-        check_package(path, SERVERS["cityscapes"], wanted)
+    expected = {"a.png": "", "b.png": ""}
+    if message is None:
+        check_package(path, SERVERS["cityscapes"], expected)
         return
-    with pytest.raises(DataError, match=said):
-        check_package(path, SERVERS["cityscapes"], wanted)
+    with pytest.raises(DataError, match=message):
+        check_package(path, SERVERS["cityscapes"], expected)
 
 
 def test_a_package_that_was_damaged_or_cut_is_refused(given, tmp_path):
     given["city"] = write_set("cityscapes")
     assert submit("cityscapes") == 0
     data = package("cityscapes").read_bytes()
-    wanted = {Path(NAMES["cityscapes"].format(number)).name: "" for number in range(2)}
+    expected = {Path(NAMES["cityscapes"].format(number)).name: "" for number in range(2)}
     path = tmp_path / "package.zip"
     changed = data[:100] + bytes([data[100] ^ 1]) + data[101:]
     for damaged in (data[:-30], changed, b""):
         path.write_bytes(damaged)
         with pytest.raises(DataError, match="is not a valid package"):
-            check_package(path, SERVERS["cityscapes"], wanted)
+            check_package(path, SERVERS["cityscapes"], expected)
     path.write_bytes(data)
-    check_package(path, SERVERS["cityscapes"], wanted)
+    check_package(path, SERVERS["cityscapes"], expected)
 
 
 def test_the_servers_take_full_size_images_only():

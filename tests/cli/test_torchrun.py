@@ -1,4 +1,4 @@
-"""`torchrun -m udaseg adapt`: two real processes on one run, one voice, restarted after a kill."""
+"""`torchrun -m udaseg adapt`: two processes on one run, messages once, restart after a kill."""
 
 import shutil
 
@@ -30,10 +30,10 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(root, tmp_path_factory):
-    """Return an undisturbed run of two ranks and what it said."""
+    """Return an uninterrupted run of two ranks and its output."""
     out = tmp_path_factory.mktemp("whole") / "run"
-    said = torchrun(*adapt_words(root, out, *EVERY_TWO, steps=STEPS), cwd=out.parent)
-    return out, said
+    output = torchrun(*adapt_words(root, out, *EVERY_TWO, steps=STEPS), cwd=out.parent)
+    return out, output
 
 
 def test_two_processes_make_one_run_and_speak_with_one_voice(whole):

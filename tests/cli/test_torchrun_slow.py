@@ -1,4 +1,4 @@
-"""More of `torchrun -m udaseg`: as one process, other numbers of them, signals, errors."""
+"""More of `torchrun -m udaseg`: equals one process, changed counts, signals, errors."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ from tests.support.toy import toy_root
 pytestmark = pytest.mark.slow
 
 STEPS = 5
-# by its normalised size AdamW would make a step of the rounding in a gradient that is nearly 0
+# AdamW normalises gradients, so it would turn rounding in a nearly zero gradient into a full step
 SGD = ["optimizer.kind=sgd", "optimizer.lr=0.01", "optimizer.warmup=0"]
 TWICE = ["batch.source=2", "batch.target=2"]
 BY_RUNNING = ["method.teacher.batch_statistics=false"]
@@ -37,10 +37,10 @@ def root(tmp_path_factory):
 
 
 def _words(root, run, *words, one=False, **settings):
-    found = adapt_words(root, run, *words, **settings)
+    command_words = adapt_words(root, run, *words, **settings)
     if not one:
-        return found
-    return [word for word in found if not str(word).startswith("batch.")] + TWICE
+        return command_words
+    return [word for word in command_words if not str(word).startswith("batch.")] + TWICE
 
 
 def _assert_close(one, two, atol):
@@ -52,7 +52,7 @@ def _assert_close(one, two, atol):
     assert ours.keys() == theirs.keys()
     for name, value in ours.items():
         if not name.startswith("optimizer"):
-            # a variance of features is a sum of squares, and larger than the weights
+            # a variance of features is a sum of squares and larger than the weights
             limit = 10 * atol if "running" in name else atol
             assert torch.allclose(value.double(), theirs[name].double(), atol=limit, rtol=0), name
 
@@ -69,18 +69,18 @@ def test_two_ranks_agree_with_one_process_of_the_same_batch(root, tmp_path, meth
 
 
 def test_stages_agree_too_with_their_pseudo_labels(root, tmp_path):
-    """The last stage of the recipe trains batch norm, so a tiny rate keeps rounding small there."""
+    """The last stage of the recipe trains batch norm; a tiny rate keeps rounding errors small."""
     words = ["optimizer.kind=sgd", "optimizer.lr=1e-6", "optimizer.warmup=0"]
     settings = {"method": "spcl", "steps": STEPS}
     torchrun(*_words(root, tmp_path / "two", *words, **settings), cwd=tmp_path)
     udaseg(*_words(root, tmp_path / "one", *words, one=True, **settings), cwd=tmp_path)
     _assert_close(tmp_path / "one", tmp_path / "two", 1e-5)
-    told = [
+    records = [
         json.loads((tmp_path / run / "stages/2-contrast/pseudo_labels.json").read_text())
         for run in ("one", "two")
     ]
-    assert told[0]["images"] == told[1]["images"] == 5
-    assert sorted(told[0]["classes"]) == sorted(told[1]["classes"])
+    assert records[0]["images"] == records[1]["images"] == 5
+    assert sorted(records[0]["classes"]) == sorted(records[1]["classes"])
 
 
 def test_a_run_goes_on_with_another_number_of_processes_if_the_step_is_as_large(root, tmp_path):
@@ -90,13 +90,13 @@ def test_a_run_goes_on_with_another_number_of_processes_if_the_step_is_as_large(
         (run / "checkpoints" / f"step-000004.{kind}").unlink()
     other = tmp_path / "other"
     shutil.copytree(run, other)
-    said = udaseg("adapt", "--resume", run, "--root", root, cwd=tmp_path, expect=2)
-    assert "batch.source was 2 and is now 1" in said.stderr
-    assert "2 before, 1 now" in said.stderr
-    said = udaseg("adapt", "--resume", run, "--root", root, "--batch", 2, cwd=tmp_path)
-    assert "with 1 processes instead of 2" in said.stderr
+    output = udaseg("adapt", "--resume", run, "--root", root, cwd=tmp_path, expect=2)
+    assert "batch.source was 2 and is now 1" in output.stderr
+    assert "2 before, 1 now" in output.stderr
+    output = udaseg("adapt", "--resume", run, "--root", root, "--batch", 2, cwd=tmp_path)
+    assert "with 1 processes instead of 2" in output.stderr
     assert "lines of metrics" in udaseg("verify", run, cwd=tmp_path).stdout
-    # and it is one process's run from now on
+    # from now on it is a run of one process
     udaseg("adapt", "--resume", run, "--root", root, cwd=tmp_path)
     _, err = torchrun("adapt", "--resume", run, "--root", root, cwd=tmp_path, expect=1)
     assert err.count("batch.source was 2 and is now 4") == 1
@@ -114,10 +114,10 @@ def test_a_signal_to_torchrun_saves_and_the_processes_end_with_its_code(
     _, err = process.communicate(timeout=120)
     assert process.returncode != 0
     assert err.count("and saved; continue with --resume") == 1
-    told = status(run)
-    assert (told["state"], told["signal"]) == ("interrupted", number)
+    record = status(run)
+    assert (record["state"], record["signal"]) == ("interrupted", number)
     path = sorted((run / "checkpoints").glob("step-*.pt"))[-1]
-    assert int(path.stem[5:]) == told["step"] == lines(run)[-1]["step"]
+    assert int(path.stem[5:]) == record["step"] == lines(run)[-1]["step"]
     assert not (run / "writer.lock").exists()
     assert code == 128 + number
 
@@ -133,9 +133,9 @@ def test_a_signal_to_one_process_stops_both_at_the_same_step(root, tmp_path):
 
 
 def test_an_error_in_the_middle_of_a_run_is_told_once(tmp_path):
-    """All source images are damaged while two processes read them; both find that out."""
+    """All source images are damaged while two processes read them, so both fail."""
     run = tmp_path / "run"
-    mine = toy_root(tmp_path / "data")  # prepared here: an index names its images' folder
+    mine = toy_root(tmp_path / "data")  # an index stores its image folder
     words = _words(mine, run, *BY_RUNNING, steps=400)
     process = started(*words, cwd=tmp_path)
     wait_for_step(process, run, 1)
@@ -143,8 +143,8 @@ def test_an_error_in_the_middle_of_a_run_is_told_once(tmp_path):
         path.write_bytes(b"no picture")
     _, err = ended(process, expect=1)
     assert err.count("error: ") == 1
-    told = status(run)
-    assert (told["state"], told["code"]) == ("failed", 3)
+    record = status(run)
+    assert (record["state"], record["code"]) == ("failed", 3)
 
 
 def test_words_that_are_wrong_are_told_once(root, tmp_path):

@@ -1,4 +1,4 @@
-"""What reaches the commands from the command line, and how what they raise leaves it."""
+"""How the command line calls the commands, and how it reports the errors they raise."""
 
 import errno
 import logging
@@ -37,7 +37,7 @@ NAMES = (
 
 
 class Commands(ModuleType):
-    """Stands in for the functions of `udaseg`; keeps what it was called with, or raises."""
+    """Replaces the functions of `udaseg`; records each call, then raises `error` if it is set."""
 
     def __init__(self) -> None:
         super().__init__("commands")
@@ -66,7 +66,7 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> Commands:
 
 
 def called(commands: Commands, *words: str) -> dict[str, Any]:
-    """Run the command line and return what the one command was called with."""
+    """Run the command line and return the arguments of its only call."""
     with pytest.raises(SystemExit) as stop:
         main(words)
     assert stop.value.code == 0
@@ -75,7 +75,7 @@ def called(commands: Commands, *words: str) -> dict[str, Any]:
 
 
 def failed(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int | str | None, str]:
-    """Run the command line and return the exit code and stderr; stdout stays empty."""
+    """Run the command line and return the exit code and stderr; stdout must be empty."""
     with pytest.raises(SystemExit) as stop:
         main(words)
     out, err = capsys.readouterr()

@@ -1,4 +1,4 @@
-"""What a run tells while it trains: pictures, shares, cost, TensorBoard, its best checkpoint."""
+"""What a run records while it trains: previews, shares, cost, TensorBoard, best checkpoint."""
 
 import importlib
 import json
@@ -30,7 +30,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def watched(root, tmp_path_factory):
-    """Return a finished run that looked at its pseudo-labels every other step."""
+    """Return a finished run that recorded its pseudo-labels every other step."""
     out = tmp_path_factory.mktemp("watched") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recorder, "CHECK_INTERVAL", 2)
@@ -49,9 +49,9 @@ def test_pictures_lie_in_the_run(watched):
 
 
 def test_shares_of_the_classes_and_the_entropy_are_written_down(watched):
-    found = [event for event in events(watched) if "pseudo_labels" in event]
-    assert [event["step"] for event in found] == [2, 4, 6]
-    for event in found:
+    recorded = [event for event in events(watched) if "pseudo_labels" in event]
+    assert [event["step"] for event in recorded] == [2, 4, 6]
+    for event in recorded:
         assert len(event["pseudo_labels"]) == 13
         assert sum(event["pseudo_labels"].values()) == pytest.approx(1)
     figures = [event["losses"]["uncertainty"] for event in events(watched) if "losses" in event]
@@ -83,37 +83,37 @@ def test_the_best_checkpoint_can_be_used_like_a_run(watched, root, tmp_path):
     record = json.loads((best / "best.json").read_text())
     values = {int(step): known for step, known in record["steps"].items()}
     assert sorted(values) == [2, 4, 6]
-    told = {event["step"]: event["select"] for event in events(watched) if "select" in event}
-    assert told == {step: {"infomax": known["value"]} for step, known in values.items()}
+    logged = {event["step"]: event["select"] for event in events(watched) if "select" in event}
+    assert logged == {step: {"infomax": known["value"]} for step, known in values.items()}
     ranked = sorted(values, key=lambda s: (not values[s]["collapsed"], values[s]["value"], s))
     assert record["best"] == ranked[-1]
     assert load_checkpoint(best / f"step-{record['best']:06d}.pt").step == record["best"]
-    said = udaseg("eval", best, "--root", root, "--format", "json", "-q", cwd=tmp_path)
-    assert f"student at step {record['best']}" in said.stdout
+    output = udaseg("eval", best, "--root", root, "--format", "json", "-q", cwd=tmp_path)
+    assert f"student at step {record['best']}" in output.stdout
     assert (watched / "eval" / "toyland-target-val" / "scores.json").is_file()
     assert not (best / "eval").exists()
 
 
 def test_a_run_that_keeps_its_best_is_whole(watched, tmp_path):
-    said = udaseg("verify", watched, cwd=tmp_path)
-    assert f"{STEPS + 3} lines of metrics" in said.stdout
+    output = udaseg("verify", watched, cwd=tmp_path)
+    assert f"{STEPS + 3} lines of metrics" in output.stdout
 
 
 def test_a_device_that_is_too_full_to_compare_ends_no_run(watched, root, tmp_path, monkeypatch):
     real, steps = keep_best.compute_criteria, []
 
-    def measured(candidate, *rest, **words):
+    def measured(candidate, *args, **words):
         steps.append(candidate.step)
         if candidate.step == 4:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
-        real(candidate, *rest, **words)
+        real(candidate, *args, **words)
 
     monkeypatch.setattr(keep_best, "compute_criteria", measured)
     out = tmp_path / "run"
     words = [*OFTEN, "--keep-best", "infomax", "--no-tensorboard"]
-    said = adapt(root, out, *words, method="dacs", steps=STEPS)
-    assert said.stderr.count("no further checkpoints are compared in this run") == 1
-    assert "Tried to allocate 2.00 GiB.)" in said.stderr
+    output = adapt(root, out, *words, method="dacs", steps=STEPS)
+    assert output.stderr.count("no further checkpoints are compared in this run") == 1
+    assert "Tried to allocate 2.00 GiB.)" in output.stderr
     assert steps == [2, 4]
     assert [event["step"] for event in events(out) if "select" in event] == [2]
     assert_same(tensors(out), tensors(watched))
@@ -125,13 +125,13 @@ def test_images_that_cannot_be_read_for_comparing_end_the_run(root, tmp_path, mo
 
     monkeypatch.setattr(keep_best, "compute_criteria", broken)
     words = [*OFTEN, "--keep-best", "infomax", "--no-tensorboard"]
-    said = adapt(root, tmp_path / "run", *words, method="dacs", steps=2, expect=3)
-    assert "a.png: damaged" in said.stderr
+    output = adapt(root, tmp_path / "run", *words, method="dacs", steps=2, expect=3)
+    assert "a.png: damaged" in output.stderr
 
 
 @pytest.mark.parametrize("compared", [True, False])
 def test_a_resumed_run_keeps_what_the_undisturbed_one_keeps(watched, root, tmp_path, compared):
-    """Killed after the checkpoint of step 4, before or after it was compared."""
+    """Kill after the checkpoint of step 4, before or after it was compared."""
     out = tmp_path / "run"
     shutil.copytree(watched, out)
     best = out / "checkpoints" / "best-infomax"
@@ -160,14 +160,14 @@ def test_watching_changes_no_tensor(watched, root, tmp_path):
 
 
 class Writer:
-    """Stands for TensorBoard's writer."""
+    """Replaces TensorBoard's writer."""
 
-    made: list["Writer"] = []  # noqa: RUF012 (a test's own)
+    instances: list["Writer"] = []  # noqa: RUF012 (test only)
 
     def __init__(self, folder, purge_step):
         self.folder, self.purge_step = folder, purge_step
         self.scalars, self.images, self.closed = {}, [], False
-        Writer.made.append(self)
+        Writer.instances.append(self)
 
     def add_scalar(self, tag, value, step):
         self.scalars.setdefault(tag, []).append((step, value))
@@ -187,14 +187,14 @@ def board(monkeypatch):
     package.SummaryWriter = Writer
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", package)
     monkeypatch.setattr(tensorboard, "is_installed", lambda: True)
-    Writer.made = []
+    Writer.instances = []
     return Writer
 
 
 def test_tensorboard_gets_every_number_of_the_metrics(root, tmp_path, board):
     out = tmp_path / "run"
     adapt(root, out, "machine.log_every=1", method="dacs", steps=2)
-    (writer,) = board.made
+    (writer,) = board.instances
     assert writer.folder == str(out / "tensorboard")
     assert writer.purge_step == 1
     assert writer.closed
@@ -204,7 +204,7 @@ def test_tensorboard_gets_every_number_of_the_metrics(root, tmp_path, board):
             assert (event["step"], value) in writer.scalars[f"losses/{name}"]
         assert (event["step"], event["gradient_norm"]) in writer.scalars["run/gradient_norm"]
     udaseg("adapt", "--resume", out, "--root", root, cwd=tmp_path)
-    assert len(board.made) == 1  # nothing was left to train
+    assert len(board.instances) == 1  # no steps were left to train
 
 
 def test_without_the_package_the_option_is_refused_and_the_default_is_silent(
@@ -212,11 +212,11 @@ def test_without_the_package_the_option_is_refused_and_the_default_is_silent(
 ):
     monkeypatch.setattr(tensorboard, "is_installed", lambda: False)
     out = tmp_path / "run"
-    said = adapt(root, out, "--tensorboard", method="dacs", steps=1, expect=5)
-    assert "pip install 'udaseg[tensorboard]'" in said.stderr
+    output = adapt(root, out, "--tensorboard", method="dacs", steps=1, expect=5)
+    assert "pip install 'udaseg[tensorboard]'" in output.stderr
     assert not out.exists()
-    said = adapt(root, out, method="dacs", steps=1)
-    assert "ensor" not in said.stderr.replace("tensors", "")
+    output = adapt(root, out, method="dacs", steps=1)
+    assert "ensor" not in output.stderr.replace("tensors", "")
     assert not (out / "tensorboard").exists()
 
 
@@ -237,7 +237,7 @@ def test_going_back_hides_the_later_steps(tmp_path, board):
     numbers.rewind_to(0)
     numbers.write(9, {"losses": {"total": float("nan"), "source": 2.0}, "dropped": {"in_a_row": 1}})
     numbers.rewind_to(4)
-    first, second = board.made
+    first, second = board.instances
     assert first.scalars == {"losses/source": [(9, 2.0)]}
     assert first.closed
     assert second.purge_step == 5
@@ -260,22 +260,22 @@ def test_the_real_tensorboard_reads_what_was_written(tmp_path):
 
 
 def test_info_says_what_a_run_is_and_what_it_holds(watched, tmp_path):
-    said = json.loads(udaseg("info", watched, "--format", "json", cwd=tmp_path).stdout)
+    info = json.loads(udaseg("info", watched, "--format", "json", cwd=tmp_path).stdout)
     best = json.loads((watched / "checkpoints" / "best-infomax" / "best.json").read_text())["best"]
-    assert said["step"] == "6 of 6"
-    assert said["recipe"] == "dacs, seed 0, method self_training"
+    assert info["step"] == "6 of 6"
+    assert info["recipe"] == "dacs, seed 0, method self_training"
     manifest = json.loads((watched / "checkpoints" / "step-000006.json").read_text())
-    assert said["sha256"] == f"{manifest['sha256']} (verified)"
-    assert said["kept"] == "steps 4, 6"
-    assert f"at step {best}" in said["best"][0]
-    assert said["classes"].startswith("13: road, ")
-    assert {line.partition(":")[0] for line in said["weights"]} == {
+    assert info["sha256"] == f"{manifest['sha256']} (verified)"
+    assert info["kept"] == "steps 4, 6"
+    assert f"at step {best}" in info["best"][0]
+    assert info["classes"].startswith("13: road, ")
+    assert {line.partition(":")[0] for line in info["weights"]} == {
         "student",
         "teacher",
         "optimiser",
     }
-    assert said["scores"][0].startswith("toyland-target-val: mIoU")
-    assert "MiB of the process" in said["cost"]
+    assert info["scores"][0].startswith("toyland-target-val: mIoU")
+    assert "MiB of the process" in info["cost"]
     shown = udaseg("info", watched / "checkpoints" / "step-000004.pt", cwd=tmp_path).stdout
     assert "4 of 6" in shown
     assert "done" in shown
@@ -288,8 +288,8 @@ def test_info_of_a_run_without_a_checkpoint_still_tells(watched, tmp_path):
     shown = udaseg("info", out, cwd=tmp_path).stdout
     assert "none yet" in shown
     assert "mobilenet_v2" in shown
-    said = udaseg("info", tmp_path / "nowhere", cwd=tmp_path, expect=3)
-    assert "no such run" in said.stderr
+    output = udaseg("info", tmp_path / "nowhere", cwd=tmp_path, expect=3)
+    assert "no such run" in output.stderr
 
 
 def test_a_damaged_record_of_the_cost_counts_as_none(tmp_path):
@@ -307,6 +307,6 @@ def test_a_run_of_stages_draws_what_each_of_them_learns_from(root, tmp_path):
         int(path.stem[5:]): cv2.imread(str(path)).shape[1] for path in (out / "previews").iterdir()
     }
     assert sorted(wide) == list(range(1, 11))
-    # no labels in the warm-up, stored ones afterwards
+    # no pseudo-labels in the warm-up, stored ones afterwards
     assert {wide[step] // 320 for step in range(1, 5)} == {3}
     assert {wide[step] // 320 for step in range(5, 11)} == {4}

@@ -1,4 +1,4 @@
-"""What a user may call their data, and what comes back."""
+"""`open_dataset`: accepted names and paths, and the returned datasets."""
 
 import logging
 import threading
@@ -20,7 +20,7 @@ COUNTS = {"source/train": 2, "source/val": 1, "target/train": 2, "target/val": 1
 
 @pytest.fixture
 def toy(tmp_path, monkeypatch):
-    """Make toyland tiny wherever it is made."""
+    """Make every generated toyland tiny."""
 
     def small(folder, *, seed, size, workers, on_progress):
         write(folder, seed=seed, size=(64, 128), counts=COUNTS)
@@ -39,17 +39,17 @@ def test_toyland_is_made_when_it_is_asked_for(toy):
 
 
 def test_toyland_asked_for_twice_at_once_is_made_once(toy):
-    found = []
+    datasets = []
     threads = [
-        threading.Thread(target=lambda: found.append(open_dataset("toyland", root=toy)))
+        threading.Thread(target=lambda: datasets.append(open_dataset("toyland", root=toy)))
         for _ in range(3)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(found) == 3
-    assert found[0] == found[1] == found[2]
+    assert len(datasets) == 3
+    assert datasets[0] == datasets[1] == datasets[2]
 
 
 def test_toyland_of_another_seed_is_not_overwritten(toy):
@@ -99,11 +99,11 @@ def test_an_unknown_name_is_refused(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path / "empty")
     with pytest.raises(DataError) as caught:
         open_dataset(name, root=tmp_path / "data")
-    said = str(caught.value)
+    message = str(caught.value)
     if name in ("cityscape", "own2"):
         expected = {"cityscape": "cityscapes", "own2": "own"}[name]
-        assert f"did you mean '{expected}'?" in said
-        assert "(prepared here: own)" in said
+        assert f"did you mean '{expected}'?" in message
+        assert "(prepared here: own)" in message
 
 
 def test_a_folder_is_an_unlabelled_set_of_all_its_images(tmp_path):
@@ -141,10 +141,10 @@ def test_files_in_a_folder_that_cannot_be_read_are_all_named(tmp_path):
         files.put(tmp_path / f"x{number:02d}.png", b"" if number else files.image_png())
     with pytest.raises(DataError) as caught:
         open_dataset(str(tmp_path), root=tmp_path / "data")
-    said = str(caught.value)
-    assert "13 images cannot be read" in said
-    assert "x01.png: is empty" in said
-    assert "and 3 more" in said
+    message = str(caught.value)
+    assert "13 images cannot be read" in message
+    assert "x01.png: is empty" in message
+    assert "and 3 more" in message
 
 
 def test_a_folder_without_images_is_refused(tmp_path):
@@ -164,7 +164,7 @@ def test_an_index_that_cannot_be_read_says_to_prepare_again(tmp_path, text):
 
 
 def test_the_pair_of_the_measurements_opens_by_its_yaml(sample_data, tmp_path):
-    """A few files of each split, in the layout of the whole pair."""
+    """Open a few files of each split in the layout of the full pair."""
     real = sample_data / "synstreet2camvid"
     for part in ("source/train", "source/val"):
         for path in sorted((real / part / "images").iterdir())[:2]:

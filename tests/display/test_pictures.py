@@ -1,4 +1,4 @@
-"""Pictures hold the colours that were asked for, where they were asked for."""
+"""Pictures have the requested colours at the requested positions."""
 
 import numpy as np
 import pytest

@@ -153,7 +153,7 @@ def test_permuting_the_classes_permutes_the_scores(seed):
 def test_a_truth_map_counts_as_if_the_truth_had_been_renumbered(seed):
     prediction, truth = random_pair(seed)
     table = np.full(256, IGNORE, np.uint8)
-    table[:5] = [3, 0, IGNORE, 0, 1]  # two classes become one, one is left out
+    table[:5] = [3, 0, IGNORE, 0, 1]  # two classes are merged, one is ignored
     mapped, renumbered = ConfusionMatrix(4), ConfusionMatrix(4)
     mapped.update(prediction, truth, table.tobytes())
     renumbered.update(prediction, table[truth])

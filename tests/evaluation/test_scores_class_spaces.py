@@ -1,4 +1,4 @@
-"""Scores where class lists differ: both conventions of SYNTHIA, known answers, and what is said."""
+"""Scores with different class lists: both SYNTHIA conventions, known answers, and notes."""
 
 import json
 import math
@@ -32,7 +32,7 @@ MISSING = [CITYSCAPES.index(name) for name in NOT_IN_16]
 
 
 class Reads(nn.Module):
-    """Predicts the class whose number is the red of a pixel; `classes` and above are none."""
+    """Predict the class number stored in the red channel of a pixel, below `classes`."""
 
     def __init__(self, classes: int) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ def space(names):
 
 
 def written(tmp_path, truth_classes, prediction, truth):
-    """Write an image that shows what will be predicted, and its label; return the data set."""
+    """Write an image that encodes the prediction, and its label; return the data set."""
     for part, pixels in (("i", np.stack([prediction] * 3, 2)), ("l", truth)):
         (tmp_path / part).mkdir(exist_ok=True)
         Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / part / "0.png")
@@ -56,7 +56,7 @@ def written(tmp_path, truth_classes, prediction, truth):
 
 
 def scored(tmp_path, classes, truth_classes, prediction, truth, **how):
-    """Return the scores of a network that predicts `prediction`, as `udaseg eval` takes them."""
+    """Return the scores of a network that predicts `prediction`, computed as in `udaseg eval`."""
     city = written(tmp_path, truth_classes, prediction, truth)
     matrix = score_dataset(
         Reads(len(classes)), classes, city, "val", resize=None, device=torch.device("cpu")
@@ -65,14 +65,14 @@ def scored(tmp_path, classes, truth_classes, prediction, truth, **how):
 
 
 def by_hand(prediction, truth, names, ignored):
-    """Return exact IoUs over name maps by looping over pixels; None without truth."""
-    found = {}
+    """Compute exact IoUs of maps of class names, pixel by pixel; None without truth."""
+    ious = {}
     pairs = [pair for pair in zip(prediction, truth, strict=True) if pair[1] not in ignored]
     for name in names:
         both = sum(p == name == t for p, t in pairs)
         either = sum(name in (p, t) for p, t in pairs)
-        found[name] = Fraction(both, either) if any(t == name for _, t in pairs) else None
-    return found
+        ious[name] = Fraction(both, either) if any(t == name for _, t in pairs) else None
+    return ious
 
 
 def mean(ious, names):
@@ -81,7 +81,7 @@ def mean(ious, names):
 
 
 def drawn(seed, outputs):
-    """Return a prediction of the first `outputs` classes and a truth of 19, with void."""
+    """Return a random prediction of `outputs` classes, and a truth of 19 classes with void."""
     rng = np.random.default_rng(seed)
     truth = rng.integers(0, 19, (24, 30))
     near = np.where(rng.random(truth.shape) < 0.6, truth, rng.integers(0, 19, truth.shape))
@@ -93,7 +93,7 @@ def words(pixels, names):
     return [names[v] if v < len(names) else None for v in pixels.ravel().tolist()]
 
 
-# both conventions, from one run of either head
+# both conventions, with either head
 
 
 @pytest.mark.parametrize("head", [SIXTEEN, NINETEEN], ids=["16 outputs", "19 outputs"])
@@ -102,9 +102,9 @@ def words(pixels, names):
 def test_either_head_is_scored_exactly_in_either_convention(tmp_path, head, convention, seed):
     prediction, truth = drawn(seed, len(head))
     scores = scored(tmp_path, head, NINETEEN, prediction, truth, convention=convention)
-    said, true = words(prediction, head.names), words(truth, CITYSCAPES)
+    predicted, true = words(prediction, head.names), words(truth, CITYSCAPES)
     ignored = {None, *(NOT_IN_16 if convention == 16 else ())}
-    ious = by_hand(said, true, CITYSCAPES, ignored)
+    ious = by_hand(predicted, true, CITYSCAPES, ignored)
     expected = {f"mIoU-{count}": mean(ious, names) for count, names in SUBSETS.items()}
     if convention == 16:
         del expected["mIoU-19"]
@@ -116,12 +116,14 @@ def test_either_head_is_scored_exactly_in_either_convention(tmp_path, head, conv
 
 
 def test_without_a_word_each_head_gets_its_published_convention(tmp_path):
-    for head, own, listed in ((SIXTEEN, 16, [16, 13]), (NINETEEN, 19, [19, 16, 13])):
+    for head, published, listed in ((SIXTEEN, 16, [16, 13]), (NINETEEN, 19, [19, 16, 13])):
         prediction, truth = drawn(3, len(head))
         plain = scored(tmp_path, head, NINETEEN, prediction, truth)
-        assert plain == scored(tmp_path, head, NINETEEN, prediction, truth, convention=own)
+        assert plain == scored(tmp_path, head, NINETEEN, prediction, truth, convention=published)
         assert list(plain.means) == [f"mIoU-{count}" for count in listed]
-        assert plain.protocol["convention"].startswith(f"{own}-way (truth of terrain, truck, train")
+        assert plain.protocol["convention"].startswith(
+            f"{published}-way (truth of terrain, truck, train"
+        )
 
 
 def test_one_run_of_sixteen_outputs_tells_all_three_means_and_both_conventions(tmp_path):
@@ -131,9 +133,9 @@ def test_one_run_of_sixteen_outputs_tells_all_three_means_and_both_conventions(t
         "16-way (truth of terrain, truck, train is ignored; 16-way head)"
     )
     other = scored(tmp_path, SIXTEEN, NINETEEN, prediction, truth, convention=19)
-    told = ", ".join(f"{name} {100 * value:.2f}" for name, value in other.means.items())
+    means = ", ".join(f"{name} {100 * value:.2f}" for name, value in other.means.items())
     (line,) = [note for note in scores.notes if "other convention" in note]
-    assert line.endswith(f"19-way (truth of terrain, truck, train counts; 16-way head): {told}")
+    assert line.endswith(f"19-way (truth of terrain, truck, train counts; 16-way head): {means}")
     assert list(other.means) == ["mIoU-19", "mIoU-16", "mIoU-13"]
     named = next(note for note in other.notes if "terrain, truck, train" in note)
     assert named.startswith("the network does not know terrain, truck, train: IoU 0, and these")
@@ -149,20 +151,20 @@ def test_the_command_prints_the_convention_and_takes_the_other(tmp_path, monkeyp
     monkeypatch.setattr(loaded_run, "load_run", lambda path, **_: loaded)
     monkeypatch.setattr(evaluate, "open_dataset", lambda data, *, root: city)
     monkeypatch.chdir(tmp_path)
-    said = []
+    texts = []
     for words in ([], ["--convention", "19", "--protocol", "16"]):
         with pytest.raises(SystemExit) as stop:
             main(["eval", "run", "--data", "city", "--out", "scores", *words])
         assert not stop.value.code
-        said.append(" ".join(capsys.readouterr().out.split()))
+        texts.append(" ".join(capsys.readouterr().out.split()))
         document = json.loads((tmp_path / "scores/scores.json").read_text())
-        assert document["protocol"]["convention"] in said[-1]
-    assert "convention 16-way (truth of terrain, truck, train is ignored; 16-way head)" in said[0]
-    assert "convention 19-way (truth of terrain, truck, train counts; 16-way head)" in said[1]
+        assert document["protocol"]["convention"] in texts[-1]
+    assert "convention 16-way (truth of terrain, truck, train is ignored; 16-way head)" in texts[0]
+    assert "convention 19-way (truth of terrain, truck, train counts; 16-way head)" in texts[1]
     assert list(document["means"]) == ["mIoU-16"]
     other = scored(tmp_path, SIXTEEN, NINETEEN, prediction, truth, convention=19).means["mIoU-16"]
     assert document["means"]["mIoU-16"] == other
-    assert f"mIoU-16 {100 * other:.2f}" in said[0]
+    assert f"mIoU-16 {100 * other:.2f}" in texts[0]
 
 
 def test_the_mean_over_nineteen_is_that_over_sixteen_times_sixteen_nineteenths(tmp_path):
@@ -237,7 +239,7 @@ def test_a_convention_that_changes_nothing_says_so(tmp_path):
     assert "convention" not in scores.protocol
 
 
-# known answers on 4x4 pixels; the letters are classes, a dot is ignored
+# known answers on 4x4 pixels; letters are classes, a dot is void
 
 CASES = {
     # name: (network, truth's classes, predicted, true, IoUs, mean)
@@ -263,12 +265,12 @@ def test_known_answers_are_met_as_exact_fractions(tmp_path, case):
     truth = [IGNORE if letter == "." else theirs.index(letter) for letter in true]
     truth = np.array(truth).reshape(4, 4)
     scores = scored(tmp_path, space(ours), space(theirs), prediction, truth)
-    found = dict(zip(scores.class_names, scores.iou, strict=True))
+    scored_ious = dict(zip(scores.class_names, scores.iou, strict=True))
     for name, expected in ious.items():
         if expected is None:
-            assert math.isnan(found[name])
+            assert math.isnan(scored_ious[name])
         else:
-            assert found[name] == float(Fraction(expected))
+            assert scored_ious[name] == float(Fraction(expected))
     if average is None:
         assert math.isnan(scores.means["mIoU"])
     else:
@@ -278,9 +280,9 @@ def test_known_answers_are_met_as_exact_fractions(tmp_path, case):
 def test_every_class_of_one_side_is_named_in_the_scores(tmp_path):
     prediction, truth = np.array([[0, 2], [1, 1]]), np.array([[0, 1], [2, 1]])
     scores = scored(tmp_path, space("abx"), space("abyc"), prediction, truth)
-    said = "\n".join(scores.notes)
-    assert "no truth for x, classes that only the network has: shown as -" in said
-    assert "the network does not know y, c: these pixels are not scored" in said
+    notes = "\n".join(scores.notes)
+    assert "no truth for x, classes that only the network has: shown as -" in notes
+    assert "the network does not know y, c: these pixels are not scored" in notes
     scores = scored(tmp_path, space("abx"), space("abx"), prediction * 0, truth * 0)
     assert "no truth for b, x: shown as - and excluded" in "\n".join(scores.notes)
 
@@ -294,7 +296,7 @@ def test_as_many_classes_as_a_byte_holds_can_still_be_scored(tmp_path):
 
 
 def test_a_mean_that_neither_network_nor_labels_have_is_refused():
-    """Else `--fail-under` would judge the mean over 16 classes that nobody asked for."""
+    """Otherwise `--fail-under` would use the mean over 16 classes, which was not requested."""
     data = PreparedDataset("city", Path(), Path(), SIXTEEN, {"val": ()})
     matrix = ConfusionMatrix(16)
     check_protocol(SIXTEEN.names, 19, 19)  # the labels might have them

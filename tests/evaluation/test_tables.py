@@ -1,4 +1,4 @@
-"""Scores as people and programs read them: every format says the same, and NaN says `-`."""
+"""Score tables: every format has the same values, and NaN is printed as `-`."""
 
 import csv
 import io

@@ -54,7 +54,7 @@ def test_hostile_archives_write_nothing_outside(tmp_path):
     rows = measured(
         found,
         f"unpack([path], Path({str(deep)!r}) / 'out')",
-        imports="from udaseg.data.archives import unpack",
+        imports="from udaseg.data.archives.unpack import unpack",
     )
     escaped = _escaped(tmp_path / "world", before)
     wrong = [path.name for path, error, said, *_ in rows if error != "DataError" or not said]

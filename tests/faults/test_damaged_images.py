@@ -72,8 +72,10 @@ def test_bombs(tmp_path):
     found = [files.put(tmp_path / name, data) for name, data in damage.bombs().items()]
     rows = measured(
         found,
-        "convert(Pair('x', path, None), 'train', None, path.parent, None, 'exclude').bad or 1 / 0",
-        imports="from udaseg.data.convert import convert\nfrom udaseg.data.pairs import Pair",
+        "convert_pair(Pair('x', path, None), 'train', None, path.parent, None, 'exclude').problem"
+        " or 1 / 0",
+        imports="from udaseg.data.datasets.pairs import Pair\n"
+        "from udaseg.data.prepare.convert import convert_pair",
         warm="from PIL import Image; Image.init()",
     )
     slow, large = max(row[3] for row in rows), max(row[4] for row in rows)

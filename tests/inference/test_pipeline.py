@@ -1,4 +1,4 @@
-"""A network looks at a split: every image once, in order, whatever is read ahead or batched."""
+"""Inference on a split: every image once and in order, with any batch size and prefetching."""
 
 import threading
 import tracemalloc
@@ -43,7 +43,7 @@ def city(tmp_path_factory):
 
 
 class Watching(ColorNetwork):
-    """Keeps the shapes that it saw, and may have no memory for more than a few images."""
+    """Record the input shapes; out of memory with more than `most` images."""
 
     def __init__(self, most=99):
         super().__init__()
@@ -60,8 +60,8 @@ class Watching(ColorNetwork):
 @pytest.mark.parametrize("flip", [False, True])
 def test_batches_change_neither_order_nor_labels(city, batch, flip):
     network = Watching()
-    look = InferenceOptions(batch=batch, flip=flip)
-    seen = list(infer(network, city, city.split("val"), look, device=CPU, truth=True))
+    options = InferenceOptions(batch=batch, flip=flip)
+    seen = list(infer(network, city, city.split("val"), options, device=CPU, truth=True))
     assert [each.sample for each in seen] == list(city.split("val"))
     for each in seen:
         assert (each.labels == each.truth).all()
@@ -73,20 +73,20 @@ def test_batches_change_neither_order_nor_labels(city, batch, flip):
 
 def test_a_batch_that_does_not_fit_in_memory_is_halved(city):
     network = Watching(most=1)
-    look = InferenceOptions(batch=3)
-    seen = infer(network, city, city.split("val"), look, device=CPU, truth=True)
+    options = InferenceOptions(batch=3)
+    seen = infer(network, city, city.split("val"), options, device=CPU, truth=True)
     assert all((each.labels == each.truth).all() for each in seen)
     with pytest.raises(torch.OutOfMemoryError):
-        list(infer(Watching(most=0), city, city.split("val"), look, device=CPU, truth=True))
+        list(infer(Watching(most=0), city, city.split("val"), options, device=CPU, truth=True))
 
 
 def test_a_look_is_a_function_of_the_set_not_of_its_order(city):
     backwards = PreparedDataset(
         "city", city.folder, city.image_root, COLORS, {"val": city.split("val")[::-1]}
     )
-    look = InferenceOptions(batch=2, resize=(12, 20))
+    options = InferenceOptions(batch=2, resize=(12, 20))
     there, back = (
-        confusion_matrix(ColorNetwork(), COLORS, each, "val", look, device=CPU)
+        confusion_matrix(ColorNetwork(), COLORS, each, "val", options, device=CPU)
         for each in (city, backwards)
     )
     assert (there.counts == back.counts).all()
@@ -96,10 +96,10 @@ def test_a_look_is_a_function_of_the_set_not_of_its_order(city):
 def test_without_truth_labels_have_the_size_of_the_image_and_confidence_is_there_when_asked(city):
     bare = PreparedDataset("city", city.folder, city.image_root, None, city.splits)
     samples = city.split("val")
-    looks = infer(
+    predictions = infer(
         ColorNetwork(), bare, samples, InferenceOptions(), device=CPU, truth=False, confidence=True
     )
-    for each, size in zip(looks, SIZES, strict=True):
+    for each, size in zip(predictions, SIZES, strict=True):
         assert each.truth is None
         assert each.labels.shape == each.confidence.shape == size
         assert each.confidence.min() > 0.99
@@ -121,12 +121,12 @@ def test_the_release_look_enlarges_with_aligned_corners(city):
 def test_images_too_large_to_be_seen_at_once_go_in_tiles_in_their_turn(city, monkeypatch):
     monkeypatch.setattr(pipeline, "MAX_WHOLE_PIXELS", 16 * 24 - 1)
     network = Watching()
-    looks = list(
+    predictions = list(
         infer(network, city, city.split("val"), InferenceOptions(batch=2), device=CPU, truth=True)
     )
-    assert [each.sample for each in looks] == list(city.split("val"))
-    assert all((each.labels == each.truth).all() for each in looks)
-    # 8x40 is below and still goes through alone, as its neighbours have another size
+    assert [each.sample for each in predictions] == list(city.split("val"))
+    assert all((each.labels == each.truth).all() for each in predictions)
+    # 8x40 is below the limit but is not batched, as its neighbours have another size
     assert [shape[0] for shape in network.shapes] == [1] * len(SIZES)
     assert InferenceOptions().needs_tiles((16, 24))
     assert not InferenceOptions(resize=(8, 8)).needs_tiles((16, 24))
@@ -137,12 +137,12 @@ def test_images_too_large_to_be_seen_at_once_go_in_tiles_in_their_turn(city, mon
 @pytest.mark.parametrize("batch", [None, 1])
 def test_on_a_gpu_batches_are_labelled_in_order_too(city, batch):
     network = Watching()
-    looks = infer(
+    predictions = infer(
         *(network, city, city.split("val"), InferenceOptions(batch=batch)),
         device=torch.device("cuda"),
         truth=True,
     )
-    assert all((each.labels == each.truth).all() for each in looks)
+    assert all((each.labels == each.truth).all() for each in predictions)
     assert max(shape[0] for shape in network.shapes) == (batch or 3)
 
 
@@ -243,9 +243,9 @@ def test_memory_does_not_grow_with_the_number_of_images(city):
         many = PreparedDataset("c", city.folder, city.image_root, COLORS, {"val": samples * times})
         tracemalloc.start()
         confusion_matrix(ColorNetwork(), COLORS, many, "val", InferenceOptions(), device=CPU)
-        found = tracemalloc.get_traced_memory()[1]
+        peak_bytes = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        return found
+        return peak_bytes
 
     peak(3)
     few, many = peak(20), peak(120)
@@ -253,7 +253,7 @@ def test_memory_does_not_grow_with_the_number_of_images(city):
 
 
 class Keeping(Watching):
-    """Notes for each pass whether what the pass before made is still held by anyone."""
+    """Record at each pass whether the activations of the previous pass are still alive."""
 
     def __init__(self, most):
         super().__init__(most)
@@ -269,7 +269,9 @@ class Keeping(Watching):
 def test_what_did_not_fit_is_let_go_of_before_the_halves(city):
     network = Keeping(most=1)
     samples = city.split("val")
-    looks = list(infer(network, city, samples, InferenceOptions(batch=3), device=CPU, truth=True))
-    assert all((each.labels == each.truth).all() for each in looks)
+    predictions = list(
+        infer(network, city, samples, InferenceOptions(batch=3), device=CPU, truth=True)
+    )
+    assert all((each.labels == each.truth).all() for each in predictions)
     assert len(network.held) > len(samples)
     assert not any(network.held)

@@ -1,4 +1,4 @@
-"""What windows, flips, scales and batches owe: naive loops first, then what must not matter."""
+"""Windows, flips, scales and batches: compare with naive loops, then check invariances."""
 
 import subprocess
 import sys
@@ -18,28 +18,28 @@ def image(height, width, seed=0, count=1):
 
 
 def constant(images):
-    """Says the same of every pixel, at stride 4."""
+    """Return the same logits for every pixel, at stride 4."""
     height, width = images.shape[-2:]
-    said = torch.tensor([0.5, 2.0, -1.0]).view(1, 3, 1, 1)
+    logits = torch.tensor([0.5, 2.0, -1.0]).view(1, 3, 1, 1)
     return SimpleNamespace(
-        logits=said.expand(len(images), 3, -(-height // 4), -(-width // 4)).contiguous()
+        logits=logits.expand(len(images), 3, -(-height // 4), -(-width // 4)).contiguous()
     )
 
 
 def looking_around(images):
-    """A convolution of 3x3 from three colours to four classes, not symmetric."""
+    """Apply an asymmetric 3x3 convolution from three colours to four classes."""
     weight = torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(5))
     return SimpleNamespace(logits=F.conv2d(images, weight, padding=1))
 
 
 def symmetric(images):
-    """The same with a weight that a mirror does not change."""
+    """Apply the same convolution with a weight that is symmetric under a flip."""
     weight = torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(5))
     return SimpleNamespace(logits=F.conv2d(images, weight + weight.flip(-1), padding=1))
 
 
 def by_loops(model, seen, window, overlap):
-    """Average the probabilities of windows pixel by pixel."""
+    """Average the probabilities of the windows, pixel by pixel."""
     size = seen.shape[-2:]
     total, times = torch.zeros(4, *size), torch.zeros(size)
     for rows, columns in windows(tuple(size), window, overlap):
@@ -55,17 +55,17 @@ def by_loops(model, seen, window, overlap):
 @pytest.mark.parametrize("window", [(5, 6), (9, 30)])
 def test_windows_are_averaged_as_loops_over_pixels_do(window, overlap):
     seen = image(13, 17)
-    said = predict_logits(looking_around, seen, window=window, overlap=overlap).exp()
-    torch.testing.assert_close(said, by_loops(looking_around, seen, window, overlap))
+    shares = predict_logits(looking_around, seen, window=window, overlap=overlap).exp()
+    torch.testing.assert_close(shares, by_loops(looking_around, seen, window, overlap))
 
 
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("window", [None, (8, 8), (7, 20), (100, 100)])
 @pytest.mark.parametrize("scales", [(1.0,), (0.5,), (0.75, 1.0, 1.5)])
 def test_constant_logits_stay_what_they_are(flip, window, scales):
-    said = predict_logits(constant, image(20, 30), window=window, flip=flip, scales=scales)
+    result = predict_logits(constant, image(20, 30), window=window, flip=flip, scales=scales)
     expected = torch.tensor([0.5, 2.0, -1.0]).softmax(0)
-    shares = said.softmax(0) if said.shape[-2:] == (5, 8) else said.exp()
+    shares = result.softmax(0) if result.shape[-2:] == (5, 8) else result.exp()
     torch.testing.assert_close(shares, expected.view(3, 1, 1).expand_as(shares))
 
 

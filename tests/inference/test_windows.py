@@ -1,4 +1,4 @@
-"""Windows, flips, scales and enlarging, on models whose answer is known."""
+"""Windows, flips, scales and upsampling, on models with known outputs."""
 
 import tracemalloc
 from types import SimpleNamespace
@@ -18,18 +18,18 @@ CPU = torch.device("cpu")
 
 
 def per_pixel(images):
-    """A model that looks at each pixel alone: four classes from three colours."""
+    """Apply a pixelwise model: four classes from three colours."""
     mixing = torch.tensor([[4.0, 0, 0], [0, 4, 0], [0, 0, 4], [-2, 1, 2]])
     return SimpleNamespace(logits=torch.einsum("kc,bchw->bkhw", mixing, images))
 
 
 def strided(images):
-    """The same at stride 4."""
+    """Apply the pixelwise model at stride 4."""
     return SimpleNamespace(logits=F.avg_pool2d(per_pixel(images).logits, 4))
 
 
 def leaning(images):
-    """A model that looks at the right neighbour, so that mirroring matters."""
+    """Apply the pixelwise model to the right neighbour, so that a flip changes the result."""
     return SimpleNamespace(logits=per_pixel(F.pad(images, (0, 1))[..., 1:]).logits)
 
 
@@ -127,7 +127,7 @@ def test_of_equal_logits_the_first_class_wins():
 
 
 class OnGpu(torch.Tensor):
-    """Says that it lies on a GPU."""
+    """A CPU tensor that claims to be on a GPU."""
 
     is_cuda = True
 
@@ -177,19 +177,19 @@ def test_tiles_of_a_large_image_equal_the_whole(model, size):
     options = TileOptions(CPU, confidence=True)
     whole, whole_sure = label_image(model, seen, size, options)
     tiled, tiled_sure = label_image(model, seen, size, options, max_whole_pixels=1)
-    assert (tiled != whole).sum() <= 2  # ties, which rounding decides
+    assert (tiled != whole).sum() <= 2  # ties, decided by rounding
     np.testing.assert_allclose(tiled_sure, whole_sure, atol=1e-6)
 
 
 def surrounded(images):
-    """At stride 4, with a class that knows nothing but how bright all that it sees is."""
+    """Apply `strided` with one more class, whose logit is the mean brightness of the input."""
     logits = strided(images).logits
     bright = 8 * images.mean((1, 2, 3), keepdim=True) - 0.5
     return SimpleNamespace(logits=torch.cat([logits, bright.expand(-1, 1, *logits.shape[2:])], 1))
 
 
 def blended(seen, side):
-    """The tiles' logits, enlarged and averaged on a canvas of the whole image, along `side`."""
+    """Upsample and blend the logits of tiles along axis `side` on a canvas of the whole image."""
     length = seen.shape[side]
     total = np.zeros((5, *seen.shape[:2]))
     for start in range(0, length, 1024):
@@ -198,7 +198,7 @@ def blended(seen, side):
         part = seen.take(range(first, behind), axis=side)
         tensor = torch.from_numpy(part).permute(2, 0, 1)[None].float() / 255
         logits = surrounded(tensor).logits
-        # the weight of a cell is that of its middle; pixels lie between cells
+        # the weight of a cell is that of its centre; pixels are between cells
         cells = (np.arange((behind - first) // 4) + 0.5) * 4 + first
         weight = np.ones(len(cells))
         if start:
@@ -224,13 +224,13 @@ def test_tiles_go_over_into_each_other_as_on_one_canvas(size, side):
     logits = torch.from_numpy(blended(seen, side))
     shares, winner = logits.softmax(0).max(0)
     assert {0, 1, 2, 3, 4} >= set(np.unique(labels)) > {4}
-    assert (labels == winner.numpy()).mean() > 0.9999  # the others are equal but for rounding
+    assert (labels == winner.numpy()).mean() > 0.9999  # the others are ties up to rounding
     np.testing.assert_allclose(sure, shares.numpy(), atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [(1101, 1501), (2090, 1030), (1025, 1290)])
 def test_no_seam_is_seen_where_tiles_disagree(size):
-    """Each tile says another constant; from pixel to pixel it changes by no more than the ramp."""
+    """Tiles predict different constants; the change between pixels is limited by the ramp."""
 
     def disagreeing(images):
         bright = 4 * images.mean((1, 2, 3), keepdim=True)
@@ -244,10 +244,10 @@ def test_no_seam_is_seen_where_tiles_disagree(size):
     _, sure = label_image(
         disagreeing, seen, size, TileOptions(CPU, confidence=True), max_whole_pixels=1
     )
-    said = np.log(sure / (1 - sure))  # the first class's logit
-    assert said.max() - said.min() > 0.5
+    logit = np.log(sure / (1 - sure))  # the logit of the first class
+    assert logit.max() - logit.min() > 0.5
     for axis in (0, 1):
-        assert np.abs(np.diff(said, axis=axis)).max() < 2 * (said.max() - said.min()) / 256
+        assert np.abs(np.diff(logit, axis=axis)).max() < 2 * (logit.max() - logit.min()) / 256
 
 
 def test_labels_are_enlarged_to_the_stored_size():
@@ -264,7 +264,7 @@ def test_labels_are_enlarged_to_the_stored_size():
 @pytest.mark.parametrize(
     ("stored", "expected"),
     [
-        ((1024, 2048), (512, 1024)),  # the shape trained at
+        ((1024, 2048), (512, 1024)),  # the training shape
         ((1052, 2100), (512, 1024)),  # within 2 %
         ((512, 1024), (512, 1024)),
         ((720, 1280), (543, 965)),  # another shape, as many pixels

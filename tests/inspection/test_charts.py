@@ -1,4 +1,4 @@
-"""Charts of the report page: lines, bars and cells where the values are."""
+"""Charts of the report page: positions of lines, bars and cells."""
 
 import math
 import re
@@ -25,7 +25,7 @@ def test_a_line_goes_through_its_values():
     ((left, low), (middle, high), (right, half)) = points_of(figure)[0]
     assert left < middle < right
     assert middle - left == pytest.approx(right - middle)
-    assert low > half > high  # y grows downwards
+    assert low > half > high  # y increases downwards
     assert half - high == pytest.approx(low - half, abs=0.11)
 
 
@@ -53,7 +53,7 @@ def test_lines_of_classes_have_their_colours_on_a_ground_of_their_own():
     assert "<polyline" in figure
     for name, color in (("road", "rgb(1,2,3)"), ("car", "rgb(0,0,142)")):
         assert re.search(f'<polyline [^>]*stroke="{re.escape(color)}" data-class="{name}"', figure)
-    # a stroke of the style sheet would beat the attribute
+    # a stroke in the style sheet would override the attribute
     assert "stroke:" not in re.search(r"\.line \{([^}]*)\}", read_asset("page.css"))[1]
     assert 'class="chart"' in charts.line_chart("loss", {"a": [(1, 1.0), (2, 2.0)]}, colors={})
 

@@ -1,4 +1,4 @@
-"""The report page: well formed, harmless whatever the names are, and right in its figures."""
+"""The report page: well formed, safe with hostile names, and with correct figures."""
 
 import base64
 import hashlib
@@ -31,7 +31,7 @@ VOID = {"meta", "img", "input", "br"}
 
 
 class Reader(HTMLParser):
-    """Reads a page, and fails where elements are not nested."""
+    """Parse a page, and fail if elements are not properly nested."""
 
     def __init__(self):
         super().__init__(convert_charrefs=True)
@@ -123,7 +123,7 @@ def test_hostile_text_stays_text_wherever_it_stands():
     text = report_page(evil_page())
     reader = read(text)
     assert [tag for tag, _ in reader.elements].count("script") == 1
-    assert [tag for tag, _ in reader.elements].count("img") == 1  # the layer's own
+    assert [tag for tag, _ in reader.elements].count("img") == 1  # the one of the layer view
     assert not any(key.startswith("on") for _, given in reader.elements for key in given)
     shown = "".join(part for place, part in reader.texts if place not in ("script", "style"))
     assert shown.count("<script>alert(1)</script>") > 20
@@ -182,7 +182,7 @@ def test_gain_and_loss_against_the_baseline_are_in_points():
     text = report_page(page(base, other, has_baseline=True))
     assert "(+25.00)" in text
     assert "(-10.00)" in text
-    assert text.count("(+7.50)") == 1  # of the mean
+    assert text.count("(+7.50)") == 1  # the change of the mean
     assert "(+" not in report_page(page(base, other))
 
 
@@ -245,8 +245,8 @@ def decoded(uri):
 def test_a_mask_keeps_its_exact_colours():
     labels = np.array([[0, 1], [255, 1]], np.uint8)
     shown = decoded(mask_uri(labels, [(128, 64, 128), (0, 0, 142)]))
-    wanted = [[[128, 64, 128], [0, 0, 142]], [[0, 0, 0], [0, 0, 142]]]
-    assert shown.tolist() == wanted
+    expected = [[[128, 64, 128], [0, 0, 142]], [[0, 0, 0], [0, 0, 142]]]
+    assert shown.tolist() == expected
 
 
 def test_a_shrunk_mask_has_no_class_that_was_not_there():

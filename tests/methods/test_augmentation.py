@@ -1,4 +1,4 @@
-"""Colour jitter and blur: known answers, ranges, and that they reach the images they are for."""
+"""Colour jitter and blur: known answers, ranges, and which images they apply to."""
 
 import cv2
 import numpy as np
@@ -90,18 +90,20 @@ def test_hue_turns_colours_and_leaves_grey_alone():
 
 
 def test_an_objective_jitters_the_source_of_a_step_and_only_when_it_is_told_to():
-    made, batch = SourceOnly(small_segmenter(projector=False)), _batch()
-    plain = made.source_images(batch)
+    objective, batch = SourceOnly(small_segmenter(projector=False)), _batch()
+    plain = objective.source_images(batch)
     assert torch.equal(plain, batch.source_images.float() / 255)
-    made.source_jitter = ColorJitter(0.5, 0.2)
-    jittered = made.source_images(batch)
-    assert torch.equal(jittered, made.source_images(batch))
+    objective.source_jitter = ColorJitter(0.5, 0.2)
+    jittered = objective.source_images(batch)
+    assert torch.equal(jittered, objective.source_images(batch))
     assert not torch.allclose(jittered, plain, atol=1e-2)
-    other = made.source_images(_batch(step=1))
+    other = objective.source_images(_batch(step=1))
     assert not torch.equal(other, jittered)
 
 
 def test_spcl_jitters_the_source_in_its_two_stages_that_see_one():
     recipe = shipped("toyland/spcl")
-    found = [build_objective(recipe, 13, stage=leg).source_jitter for leg in stages_of(recipe)]
-    assert found == [ColorJitter(0.5, 0.2), ColorJitter(0.5, 0.2), None]
+    jitters = [
+        build_objective(recipe, 13, stage=stage).source_jitter for stage in stages_of(recipe)
+    ]
+    assert jitters == [ColorJitter(0.5, 0.2), ColorJitter(0.5, 0.2), None]

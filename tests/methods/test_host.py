@@ -1,4 +1,4 @@
-"""Between two logs a step reads nothing back to the host: on a GPU each such read would wait."""
+"""Between two logs a step copies nothing to the host: on a GPU each copy would synchronize."""
 
 from dataclasses import replace
 
@@ -19,7 +19,7 @@ WAITS = (
 
 
 class Reads(TorchDispatchMode):
-    """Counts the operations that hand a tensor's value or size to Python."""
+    """Record the operations that copy a tensor's value or data-dependent size to Python."""
 
     def __init__(self):
         super().__init__()
@@ -42,8 +42,8 @@ def _prototypes():
 @pytest.mark.parametrize("terms", [[], ["regional"], ["regional", "prototypes"]])
 def test_a_step_reads_nothing_back(terms, monkeypatch):
     monkeypatch.setattr(regional_loss, "_counted_indices", lambda _: None)  # as on a GPU
-    made = {"regional": _regional, "prototypes": _prototypes}
-    objective = _objective(_regional(), regularizers={name: made[name]() for name in terms})
+    builders = {"regional": _regional, "prototypes": _prototypes}
+    objective = _objective(_regional(), regularizers={name: builders[name]() for name in terms})
     trainer = _trainer(objective)
     with Reads() as reads:
         report = objective(_batch())

@@ -74,9 +74,9 @@ def test_squares_are_whole_cells_inside_the_image(seed, size, stride):
 
 def test_one_square_a_batch_or_one_an_image():
     same = square_mask(4, (256, 256), 8, _generator(), per="batch")
-    own = square_mask(4, (256, 256), 8, _generator(), per="image")
+    per_image = square_mask(4, (256, 256), 8, _generator(), per="image")
     assert all(torch.equal(same[0], image) for image in same)
-    assert any(not torch.equal(own[0], image) for image in own)
+    assert any(not torch.equal(per_image[0], image) for image in per_image)
 
 
 def test_square_area_is_uniform_on_average():

@@ -1,4 +1,4 @@
-"""Streaming thresholds against exact medians; first prototypes against one plain pass."""
+"""Streaming thresholds against exact medians; initial prototypes against a plain pass."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from udaseg.methods.passes import BINS, ConfidenceHistograms, threshold_labels
 
 def _pixels(seed, count=4001, classes=5):
     generator = torch.Generator().manual_seed(seed)
-    labels = torch.randint(0, classes - 1, (count,), generator=generator)  # the last is never seen
+    labels = torch.randint(0, classes - 1, (count,), generator=generator)  # never the last class
     confidence = torch.rand(count, generator=generator) ** 0.3
     return labels, confidence
 
@@ -22,21 +22,21 @@ def test_streaming_quantiles_equal_the_exact_ones_to_one_bin(seed, quantile):
     histograms = ConfidenceHistograms(5)
     for part in torch.arange(len(labels)).split(333):
         histograms.add(labels[part], confidence[part])
-    found = histograms.quantiles(quantile)
+    quantiles = histograms.quantiles(quantile)
     for number in range(4):
-        own = confidence[labels == number].double().sort().values
-        exact = own[int((len(own) - 1) * quantile)].item()
-        assert abs(found[number].item() - exact) <= 1 / BINS
-    assert found[4] == 0
+        ordered = confidence[labels == number].double().sort().values
+        exact = ordered[int((len(ordered) - 1) * quantile)].item()
+        assert abs(quantiles[number].item() - exact) <= 1 / BINS
+    assert quantiles[4] == 0
 
 
 def test_thresholds_are_capped_and_a_class_that_was_never_predicted_has_0():
     histograms = ConfidenceHistograms(3)
     histograms.add(torch.tensor([0, 0, 0, 1]), torch.tensor([0.99, 1.0, 0.98, 0.3]))
-    found = histograms.thresholds(quantile=0.5, cap=0.9).tolist()
-    assert found[0] == pytest.approx(0.9)
-    assert 0.2999 <= found[1] <= 0.3
-    assert found[2] == 0
+    thresholds = histograms.thresholds(quantile=0.5, cap=0.9).tolist()
+    assert thresholds[0] == pytest.approx(0.9)
+    assert 0.2999 <= thresholds[1] <= 0.3
+    assert thresholds[2] == 0
 
 
 def test_memory_does_not_grow_with_the_pixels():
@@ -65,22 +65,22 @@ def _image(seed, channels=6, classes=4):
 
 
 def _naive(images, classes=4):
-    """Mean over images of the mean unit feature of rightly predicted pixels, by loops."""
-    found = {}
+    """Average over images the mean unit feature of correctly predicted pixels, with loops."""
+    prototypes = {}
     for number in range(classes):
         means = []
         for features, labels, predictions in images:
-            own = [
+            class_features = [
                 features[:, row, column].double() / features[:, row, column].double().norm()
                 for row in range(labels.shape[0])
                 for column in range(labels.shape[1])
                 if labels[row, column] == number == predictions[row, column]
             ]
-            if own:
-                means.append(torch.stack(own).mean(0))
+            if class_features:
+                means.append(torch.stack(class_features).mean(0))
         if means:
-            found[number] = torch.stack(means).mean(0)
-    return found
+            prototypes[number] = torch.stack(means).mean(0)
+    return prototypes
 
 
 def test_first_prototypes_equal_the_naive_loops():

@@ -1,7 +1,7 @@
-"""RCCR over several whole steps against a second, naive writing of its formulas.
+"""RCCR over several whole steps, against a second, naive implementation of its formulas.
 
-Only what is drawn at random (masks, squares, augmentation, chosen cells) and the pseudo-labels come
-from the same functions; every loss, weight, average and memory is written again with loops.
+Only random choices (masks, squares, augmentation, chosen cells) and pseudo-labels come from the
+same functions; every loss, weight, average and memory is implemented again with loops.
 """
 
 import copy
@@ -22,7 +22,7 @@ from udaseg.methods.pixel_loss import pseudo_labels
 from udaseg.models.projector import Projector
 
 CLASSES, SIDE, STRIDE, STEPS = 13, 64, 8, 5
-# a network that has learned nothing is sure of nothing: thresholds that some cells still pass
+# an untrained network has low confidence: these thresholds let some cells pass
 SURE = ["method.mixing.confidence=0.12", "method.regional.min_confidence=0.09"]
 SMALL = ["method.regional.cells_per_view=20", "method.teacher.momentum=0.7"]
 
@@ -40,15 +40,15 @@ def _batch(step):
 
 
 class Naive:
-    """One student, one teacher, a list of pushes for a bank."""
+    """RCCR in loops: a student, a teacher, and a list of pushes as memory bank."""
 
-    def __init__(self, made, spec):
-        self.student = copy.deepcopy(made.student)
-        self.teacher = copy.deepcopy(made.teacher.network)
+    def __init__(self, objective, spec):
+        self.student = copy.deepcopy(objective.student)
+        self.teacher = copy.deepcopy(objective.teacher.network)
         self.spec, self.pushed = spec, []
 
     def taught(self, images):
-        """Return logits and unit embeddings of the teacher, which normalises by the batch."""
+        """Return the teacher's logits and unit embeddings, with batch statistics."""
         self.teacher.train(self.spec.teacher.batch_statistics)
         before = copy.deepcopy(self.teacher.state_dict())
         with torch.no_grad():
@@ -68,15 +68,15 @@ class Naive:
         )
 
     def losses(self, batch):
-        """Return the three parts of the loss; pushes the step's cells before the contrast."""
+        """Return the three loss terms. Push the step's cells to the bank before the contrast."""
         mixing = self.spec.mixing
-        # in the layout that the product uses: rounding alone moves a pixel across a threshold
+        # same memory layout as the package: rounding alone can move a pixel across a threshold
         source, target = (
             (images.float() / 255).contiguous(memory_format=torch.channels_last)
             for images in (batch.source_images, batch.target_images)
         )
         taught = self.taught(target)
-        # its own oracle is elsewhere; here one pixel at the threshold would be told apart
+        # not reimplemented (tested elsewhere): one pixel at the threshold would change the result
         guessed, sure = pseudo_labels(taught.logits, (SIDE, SIDE))
         guessed = guessed.long()
         share = (sure >= mixing.confidence).double().mean()
@@ -140,19 +140,19 @@ class Naive:
                     if not square[b, y, x] or not sure[b, y, x] > spec.min_confidence:
                         continue
                     query = seen.embeddings[b, :, y, x].double()
-                    own = (query @ taught.embeddings[b, :, y, x].double()) / spec.temperature
+                    positive = (query @ taught.embeddings[b, :, y, x].double()) / spec.temperature
                     others = [
                         query @ vector / spec.temperature
                         for vector, label in rows
                         if label != int(guessed[b, y, x])
                     ]
-                    terms.append(torch.logsumexp(torch.stack([own, *others]), 0) - own)
+                    terms.append(torch.logsumexp(torch.stack([positive, *others]), 0) - positive)
         self.anchors = len(terms)
         mean = torch.stack(terms).mean() if terms else 0.0 * seen.embeddings.sum()
         return spec.weight * math.exp(-5 * (1 - math.sqrt(batch.progress))) * mean
 
     def follow(self, step):
-        """Move every weight of the teacher; copy what is no weight."""
+        """Update the teacher's parameters by the moving average of the student's."""
         keep = min(1 - 1 / (step + 1), self.spec.teacher.momentum)
         ours = dict(self.student.named_parameters())
         with torch.no_grad():
@@ -162,23 +162,24 @@ class Naive:
 
 @pytest.mark.parametrize("name", ["rccr", "rccr_release"])
 def test_losses_teacher_and_bank_follow_the_formulas_over_several_steps(name, monkeypatch):
-    # two layers: in a deep untrained network rounding alone grows by 1,000 within a step
+    # two layers: in a deep untrained network, rounding errors grow 1,000 times within a step
     small = small_segmenter(classes=CLASSES)
     small.projector = Projector(8, 128)
     monkeypatch.setattr(build, "build_segmenter", lambda *_, **__: small)
     recipe = shipped(f"toyland/{name}", [*SURE, *SMALL])
-    made = build.build_objective(recipe, CLASSES).train()
+    objective = build.build_objective(recipe, CLASSES).train()
     spec = recipe.method
-    naive = Naive(made, spec)
+    naive = Naive(objective, spec)
     trained = [
-        [p for p in net.parameters() if p.requires_grad] for net in (made.student, naive.student)
+        [p for p in net.parameters() if p.requires_grad]
+        for net in (objective.student, naive.student)
     ]
     rules = [torch.optim.SGD(weights, lr=0.01, momentum=0.9) for weights in trained]
     naive.student.train()
     anchors = []
     for step in range(STEPS):
         batch = _batch(step)
-        report, expected = made(batch), naive.losses(batch)
+        report, expected = objective(batch), naive.losses(batch)
         assert set(report.parts) == set(expected)
         for part, value in expected.items():
             assert report.parts[part].item() == pytest.approx(value.item(), abs=1e-5), (step, part)
@@ -187,22 +188,25 @@ def test_losses_teacher_and_bank_follow_the_formulas_over_several_steps(name, mo
             rule.zero_grad()
             total.backward()
             rule.step()
-        made.after_step(step, report)
+        objective.after_step(step, report)
         naive.follow(step)
-        _same_networks(made, naive)
-        _same_bank(made.regularizers["regional"].bank, naive.pushed)
+        _same_networks(objective, naive)
+        _same_bank(objective.regularizers["regional"].bank, naive.pushed)
     assert sum(anchors) > 20, "the contrast saw next to no anchor"
 
 
-def _same_networks(made, naive):
-    for ours, theirs in ((made.student, naive.student), (made.teacher.network, naive.teacher)):
+def _same_networks(objective, naive):
+    for ours, theirs in (
+        (objective.student, naive.student),
+        (objective.teacher.network, naive.teacher),
+    ):
         weights = dict(theirs.named_parameters())
         for name, weight in ours.named_parameters():
             assert torch.allclose(weight, weights[name], atol=1e-5), name
 
 
 def _same_bank(bank, expected):
-    """Compare what lies in each slot, in order; step i lies in slot i modulo the depth."""
+    """Compare the entries of each slot, in order; step i is in slot i modulo the depth."""
     for slot in range(len(bank.labels)):
         number = max(
             (i for i in range(len(expected)) if i % len(bank.labels) == slot), default=None

@@ -1,4 +1,4 @@
-"""What self-training promises whatever the data: where gradients go, what a step changes."""
+"""Properties of self-training for any data: where gradients flow, and what a step changes."""
 
 import copy
 from dataclasses import replace
@@ -95,7 +95,7 @@ def test_gradient_reaches_all_of_the_student_and_nothing_of_the_teacher():
         for name, part in objective.student.named_parameters()
         if part.grad is None or part.grad.abs().sum() == 0
     ]
-    # a batch norm behind a linear layer takes the bias's gradient away
+    # a batch norm after a linear layer makes the gradient of its bias zero
     assert not [name for name in without if not name.endswith("bias")]
     assert all(part.grad is None for part in objective.teacher.parameters())
 
@@ -141,7 +141,7 @@ def test_poisoned_labels_of_the_target_cannot_enter_because_a_batch_has_none():
 
 
 def test_without_confident_pixels_target_pixels_weigh_nothing():
-    """With weight 0 on target pixels, replacing the pasted-over labels changes nothing."""
+    """With weight 0 on target pixels, replacing the labels under the paste changes nothing."""
     strict = _objective(confidence=1.1)
     report = strict(_batch())
     assert report.figures["confident"].item() == 0
@@ -207,7 +207,7 @@ def test_a_second_term_makes_the_first_ones_passes_but_not_its_projections(monke
 
 
 def test_the_state_dict_is_the_whole_memory():
-    """A copy made from state dicts alone continues exactly as the original."""
+    """A copy restored from state dicts alone continues exactly like the original."""
     objective = _objective(_regional())
     trainer = _trainer(objective)
     for step in range(3):
@@ -239,10 +239,10 @@ def test_the_state_dict_is_the_whole_memory():
     ],
 )
 def test_each_part_of_the_memory_matters(lost):
-    """The test above would notice if any one item were left out of a checkpoint."""
+    """The test above fails if any one item is missing from a checkpoint."""
     objective = _objective(_regional())
     trainer = _trainer(objective)
-    for step in range(4):  # the ring is full and its cursor is not at the start
+    for step in range(4):  # the ring buffer is full and its cursor is not at the start
         _step(objective, trainer, _batch(step))
     twin = _objective(_regional())
     state = objective.state_dict()

@@ -1,4 +1,4 @@
-"""The contrast of `spcl` and `spcl_release` over several steps, against their formulas by loops."""
+"""The contrast of `spcl` and `spcl_release` over several steps, against naive loops."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def _view(seed, absent):
 
 
 def _cells(view, trusted):
-    """Yield each counted cell's unit feature in float64, with its label."""
+    """Yield the float64 unit feature and the label of each counted cell."""
     for image in range(2):
         for row in range(3):
             for column in range(5):
@@ -34,14 +34,14 @@ def _cells(view, trusted):
 
 
 def _moved(means, view, spec):
-    found = [[q for q, label in _cells(view, True) if label == k] for k in range(CLASSES)]
+    groups = [[q for q, label in _cells(view, True) if label == k] for k in range(CLASSES)]
     new = []
-    for old, own in zip(means, found, strict=True):
-        batch = torch.stack(own).mean(0) if own else torch.zeros(CHANNELS).double()
+    for old, group in zip(means, groups, strict=True):
+        batch = torch.stack(group).mean(0) if group else torch.zeros(CHANNELS).double()
         moved = spec.momentum * old + (1 - spec.momentum) * batch
         if spec.normalise:
             moved = moved / moved.norm()
-        new.append(old if not own and spec.absent == "keep" else moved)
+        new.append(old if not group and spec.absent == "keep" else moved)
     return new
 
 

@@ -1,4 +1,4 @@
-"""Batch-norm statistics of the target: the averages over batches, and nothing else changes."""
+"""Batch-norm statistics of the target: the averages over batches, and that nothing else changes."""
 
 import copy
 from dataclasses import replace
@@ -35,7 +35,7 @@ def _adapt(networks, target, batch=2):
 
 
 def _naive(network, target, batch):
-    """Return mean and variance of the first norm's input, averaged over batches, by loops."""
+    """Average the mean and variance of the first norm's input over batches, with loops."""
     images = [read_image(target.dataset.image_path(sample)) for sample in target.samples]
     means, variances = [], []
     for begin in range(0, len(images), batch):
@@ -108,5 +108,5 @@ def test_a_stage_cannot_have_them_but_the_whole_run_can():
     assert recipe_problems(spcl) == []
     first, *others = spcl.method.stages
     wrong = replace(first, objective=replace(first.objective, target_statistics=3))
-    told = recipe_problems(replace(spcl, method=replace(spcl.method, stages=(wrong, *others))))
-    assert [key for key, _ in told] == ["method.stages[0].objective.target_statistics"]
+    problems = recipe_problems(replace(spcl, method=replace(spcl.method, stages=(wrong, *others))))
+    assert [key for key, _ in problems] == ["method.stages[0].objective.target_statistics"]

@@ -1,4 +1,4 @@
-"""The mean teacher: its average, its ramp, and that it never learns by gradient."""
+"""The mean teacher: its moving average, its momentum ramp, and that it has no gradient."""
 
 import pytest
 import torch
@@ -63,7 +63,7 @@ def test_batch_statistics_depend_on_the_batch_and_running_ones_do_not():
 
 @pytest.mark.parametrize("batch_norm", ["train", "affine_frozen", "frozen"])
 def test_with_equal_weights_a_teacher_of_batch_statistics_says_what_the_student_says(batch_norm):
-    """The student in training; frozen norms keep statistics that are not the batch's."""
+    """Compares with the student in training mode; frozen norms do not use batch statistics."""
     student = small_segmenter(batch_norm=batch_norm, head_norm=True)
     teacher = Teacher(student, momentum=0.9, batch_statistics=True)
     norms = [part for part in student.modules() if isinstance(part, nn.BatchNorm2d)]

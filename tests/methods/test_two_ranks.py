@@ -1,6 +1,6 @@
-"""Two real processes share a batch: losses, gradients and memories are those of one process.
+"""Two real processes share a batch: losses, gradients and memories equal those of one process.
 
-Each rank holds other numbers of ignored cells, so that a mean of local means would be off.
+The ranks have different numbers of ignored cells, so a mean of local means would be wrong.
 """
 
 import functools
@@ -23,7 +23,7 @@ RANKS, CLASSES, CHANNELS, SIDE, STEPS = 2, 5, 8, 4, 4
 
 
 def _regional():
-    # odd, and fewer than there are: ranks give other numbers of rows
+    # odd, and fewer than available: the ranks contribute different numbers of rows
     cells = 2 * RANKS * SIDE * SIDE - 11
     spec = replace(REGIONAL, min_confidence=0.3, bank_steps=2, cells_per_view=cells)
     return RegionalContrast(spec, channels=CHANNELS)
@@ -51,7 +51,7 @@ TERMS = {
 
 
 def _view(step, name):
-    """Return a view of the whole batch; the second half of it is mostly void."""
+    """Return a view of the whole batch, with a second half that is mostly void."""
     generator = torch.Generator().manual_seed(1000 * step + len(name))
     shape = (2 * RANKS, SIDE, SIDE)
     embeddings = to_unit_length(torch.randn(shape[0], CHANNELS, *shape[1:], generator=generator))
@@ -65,7 +65,7 @@ def _view(step, name):
 
 
 def _part(view, part, grad):
-    """Return one rank's images of a view, as leaves when the student made them."""
+    """Return one rank's images of a view, as leaf tensors if they come from the student."""
     embeddings = view.embeddings[part].clone().requires_grad_(grad)
     return CellView(
         embeddings, embeddings, view.labels[part], view.predictions[part], view.confidence[part]
@@ -86,7 +86,7 @@ def _views(step, part):
 
 
 def _run(name, part):
-    """Return losses, gradients and the memory after a few steps of a term on `part`."""
+    """Return the losses, gradients and memory after a few steps of a term on `part`."""
     term = TERMS[name]()
     losses, gradients = [], []
     for step in range(STEPS):
@@ -117,14 +117,14 @@ def _pixels(part):
 def _rank(number, folder):
     with joined(number, folder, RANKS):
         part = slice(RANKS * number, RANKS * (number + 1))
-        found = {name: _run(name, part) for name in TERMS}
-        found["pixels"] = _pixels(part)
-        torch.save(found, folder / f"{number}.pt")
+        results = {name: _run(name, part) for name in TERMS}
+        results["pixels"] = _pixels(part)
+        torch.save(results, folder / f"{number}.pt")
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    """Return what each of two processes found."""
+    """Return the results of both processes."""
     folder = tmp_path_factory.mktemp("ranks")
     return found_by_each(_rank, folder, RANKS)
 
@@ -133,14 +133,14 @@ def ranks(tmp_path_factory):
 def test_a_term_and_its_memory_are_those_of_one_process(ranks, name):
     losses, gradients, memory = _run(name, slice(None))
     for step in range(STEPS):
-        mean = sum(found[name][0][step] for found in ranks) / RANKS
+        mean = sum(results[name][0][step] for results in ranks) / RANKS
         assert mean.item() == pytest.approx(losses[step].item(), abs=1e-5)
         for view in range(3):
-            # DistributedDataParallel takes the mean of the ranks' gradients
-            whole = torch.cat([found[name][1][step][view] for found in ranks]) / RANKS
+            # DistributedDataParallel averages the gradients over ranks
+            whole = torch.cat([results[name][1][step][view] for results in ranks]) / RANKS
             assert torch.allclose(whole, gradients[step][view], atol=1e-6)
     assert any(gradient.any() for gradient in gradients[-1])
-    first, second = (found[name][2] for found in ranks)
+    first, second = (results[name][2] for results in ranks)
     assert set(first) == set(memory)
     for key in memory:
         assert torch.equal(first[key], second[key]), f"the ranks remember other {key}"
@@ -150,14 +150,14 @@ def test_a_term_and_its_memory_are_those_of_one_process(ranks, name):
 
 def test_the_mean_of_pixels_is_over_all_ranks(ranks):
     loss, gradient = _pixels(slice(None))
-    shares = [found["pixels"] for found in ranks]
+    shares = [results["pixels"] for results in ranks]
     assert (sum(part for part, _ in shares) / RANKS).item() == pytest.approx(loss.item(), abs=1e-5)
     whole = torch.cat([part for _, part in shares]) / RANKS
     assert torch.allclose(whole, gradient, atol=1e-6)
 
 
 def test_a_mean_of_local_means_would_be_told_apart():
-    """The case is one where the naive way is off, or the tests above would show nothing."""
+    """A mean of local means is wrong for this case; otherwise the tests above prove nothing."""
     term = _prototypes()
     whole = term(_views(0, slice(None)))
     local = sum(term(_views(0, slice(2 * n, 2 * n + 2))) for n in range(RANKS)) / RANKS

@@ -1,4 +1,4 @@
-"""Activations that are made again: the same bits as if they had been kept, and less memory."""
+"""Activation checkpointing: bit-identical results with less memory."""
 
 import contextlib
 import copy
@@ -32,27 +32,27 @@ from udaseg.training.guards import Guard
 def network(name="mobilenet_v2", *, recompute=False, batch_norm="train", projector=False):
     torch.manual_seed(0)
     body = backbone(name, output_stride=16, weights="random")
-    made = Segmenter(
+    segmenter = Segmenter(
         body,
         DeepLabV3Plus(body.channels, 5, (2, 4), 16),
         output_stride=16,
         batch_norm=batch_norm,
         projector=Projector(body.channels[1], 8) if projector else None,
     )
-    made.recompute = recompute
-    return made
+    segmenter.recompute = recompute
+    return segmenter
 
 
-def step(made, size=(64, 96), embed=False):
-    """Return all that one forward and backward pass leaves."""
+def step(segmenter, size=(64, 96), embed=False):
+    """Return the loss, gradients and state after one forward and backward pass."""
     torch.manual_seed(1)
-    seen = made(torch.rand(2, 3, *size), embed=embed)
-    total = seen.logits.square().mean() + seen.features.mean()
+    outputs = segmenter(torch.rand(2, 3, *size), embed=embed)
+    total = outputs.logits.square().mean() + outputs.features.mean()
     if embed:
-        total = total + seen.embeddings[:, 0].mean()
+        total = total + outputs.embeddings[:, 0].mean()
     total.backward()
-    grads = {f"grad.{name}": part.grad for name, part in made.named_parameters()}
-    return {"loss": total.detach(), **grads, **made.state_dict()}
+    grads = {f"grad.{name}": part.grad for name, part in segmenter.named_parameters()}
+    return {"loss": total.detach(), **grads, **segmenter.state_dict()}
 
 
 def unequal(one, other):
@@ -83,7 +83,7 @@ def test_a_timm_network_is_the_same_too():
 
 
 def test_batch_norms_that_were_moved_twice_would_be_noticed(monkeypatch):
-    """The test can fail: with an idle guard the second pass moves the statistics again."""
+    """The test can fail: without the guard the second pass updates the statistics again."""
     plain = step(network())
     monkeypatch.setattr("udaseg.models.checkpointing.frozen_statistics", contextlib.nullcontext)
     moved = unequal(plain, step(network(recompute=True)))
@@ -119,8 +119,8 @@ def _large(number, seed):
 
 
 def test_a_step_that_is_not_finite_is_undone_all_the_same():
-    wanted = tiny_fit(steps=4)
-    plainly_trained(wanted, without={2})
+    expected = tiny_fit(steps=4)
+    plainly_trained(expected, without={2})
     run = tiny_fit(steps=4)
     run.objective.student.recompute = True
     injected = inject(run, "gradient", 2)
@@ -128,43 +128,43 @@ def test_a_step_that_is_not_finite_is_undone_all_the_same():
     train(run, guard=guard)
     assert injected
     assert guard.counts == {"dropped_steps": 1}
-    assert unequal(everything(run), everything(wanted)) == []
+    assert unequal(everything(run), everything(expected)) == []
 
 
 def test_less_is_kept_for_the_backward_pass():
     kept = {}
     for recompute in (False, True):
-        made, seen = network("resnet18", recompute=recompute), {}
+        segmenter, sizes = network("resnet18", recompute=recompute), {}
 
-        def pack(value, seen=seen):
-            seen[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
+        def pack(value, sizes=sizes):
+            sizes[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
             return value
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
-            out = made(torch.rand(2, 3, 96, 96))
-        weights = {part.untyped_storage().data_ptr() for part in made.parameters()}
-        kept[recompute] = sum(size for where, size in seen.items() if where not in weights)
+            out = segmenter(torch.rand(2, 3, 96, 96))
+        weights = {part.untyped_storage().data_ptr() for part in segmenter.parameters()}
+        kept[recompute] = sum(size for pointer, size in sizes.items() if pointer not in weights)
         del out
-    # what the checkpoints hold lies in their closures: the inputs of ten blocks
+    # the checkpoints keep the inputs of ten blocks in their closures
     assert kept[True] < kept[False] / 5
 
 
 def test_only_training_passes_are_cut():
-    made = network(recompute=True)
+    segmenter = network(recompute=True)
     calls = []
-    made.backbone.forward_checkpointed = lambda images: calls.append(1)
+    segmenter.backbone.forward_checkpointed = lambda images: calls.append(1)
     with torch.no_grad():
-        made(torch.zeros(1, 3, 32, 32))
-    made.eval()
-    made(torch.zeros(1, 3, 32, 32))
+        segmenter(torch.zeros(1, 3, 32, 32))
+    segmenter.eval()
+    segmenter(torch.zeros(1, 3, 32, 32))
     assert calls == []
 
 
 def test_segments_are_blocks_in_order_and_single_layers_go_together():
     block = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 1)), nn.Sequential(nn.Conv2d(4, 4, 1)))
     stages = nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU(), block, nn.ReLU())
-    found = split_into_segments(stages)
-    assert [len(list(part.children())) for part in found] == [5]
+    segments = split_into_segments(stages)
+    assert [len(list(part.children())) for part in segments] == [5]
     resnet = network("resnet18").backbone
     assert len(split_into_segments(resnet.low)) == 3
     assert len(split_into_segments(resnet.rest)) == 6
@@ -178,9 +178,9 @@ def test_segments_are_blocks_in_order_and_single_layers_go_together():
 
 
 def test_a_copy_of_the_student_keeps_the_wish_and_has_tensors_of_its_own():
-    made = network(recompute=True)
-    other = copy.deepcopy(made)
-    step(made)
+    segmenter = network(recompute=True)
+    other = copy.deepcopy(segmenter)
+    step(segmenter)
     assert other.recompute
     assert all(part.grad is None for part in other.parameters())
 
@@ -188,7 +188,7 @@ def test_a_copy_of_the_student_keeps_the_wish_and_has_tensors_of_its_own():
 def test_a_head_of_few_layers_works_without_batch_norm():
     torch.manual_seed(0)
     body = backbone("resnet18", output_stride=32, weights="random")
-    made = Segmenter(body, DeepLabV2(512, 3, (1,)), output_stride=32, batch_norm="frozen")
-    made.recompute = True
-    assert isinstance(SourceOnly(made).train().student, Segmenter)
-    assert torch.isfinite(step(made)["loss"])
+    segmenter = Segmenter(body, DeepLabV2(512, 3, (1,)), output_stride=32, batch_norm="frozen")
+    segmenter.recompute = True
+    assert isinstance(SourceOnly(segmenter).train().student, Segmenter)
+    assert torch.isfinite(step(segmenter)["loss"])

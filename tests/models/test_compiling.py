@@ -1,4 +1,4 @@
-"""Compiled networks: the same losses up to rounding, the same names in checkpoints."""
+"""Compiled networks: the same losses up to rounding, and the same names in checkpoints."""
 
 import copy
 import shutil
@@ -18,13 +18,13 @@ from udaseg.models import compiling
 from udaseg.recipe.schema import Machine
 from udaseg.runs.checkpoint import load_checkpoint, save_checkpoint
 
-# torch's tracer looks at `.grad` of tensors that have none, and hides the warning by itself
+# torch's tracer reads `.grad` of non-leaf tensors, and suppresses this warning itself
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
 
 
 @pytest.fixture
 def backend(monkeypatch):
-    """Trace and differentiate as ever, but generate no code: no compiler is needed."""
+    """Trace and differentiate as usual but generate no code, so no compiler is needed."""
     monkeypatch.setattr(compiling, "BACKEND", "aot_eager")
     torch._dynamo.reset()
     yield
@@ -40,8 +40,8 @@ def _losses(compiled, steps=4):
 
 def test_losses_are_the_same_up_to_rounding_and_names_stay(backend):
     plain, expected = _losses(False)
-    run, found = _losses(True)
-    assert found == pytest.approx(expected, rel=1e-5, abs=1e-5)
+    run, losses = _losses(True)
+    assert losses == pytest.approx(expected, rel=1e-5, abs=1e-5)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
     assert run.objective.state_dict().keys() == plain.objective.state_dict().keys()
     assert not [name for name in run.objective.state_dict() if "_orig_mod" in name]
@@ -59,24 +59,24 @@ def test_a_checkpoint_of_a_compiled_run_is_like_any_other(backend, tmp_path):
 
 
 def test_evaluation_is_not_compiled(backend):
-    made = small_segmenter(projector=False)
-    made.enable_compile("training")
+    network = small_segmenter(projector=False)
+    network.enable_compile("training")
     torch._dynamo.utils.counters.clear()
-    made.eval()
+    network.eval()
     with torch.no_grad():
-        made(torch.zeros(1, 3, 24, 40))
+        network(torch.zeros(1, 3, 24, 40))
     assert not torch._dynamo.utils.counters["stats"]
 
 
 def test_a_copy_is_not_compiled_and_has_weights_of_its_own(backend):
-    made = small_segmenter(projector=False)
-    made.enable_compile("always")
-    other = copy.deepcopy(made)
+    network = small_segmenter(projector=False)
+    network.enable_compile("always")
+    duplicate = copy.deepcopy(network)
     with torch.no_grad():
-        made.backbone.low[0].weight.zero_()
+        network.backbone.low[0].weight.zero_()
         assert not torch.equal(
-            made.eval()(torch.ones(1, 3, 16, 16)).features,
-            other.eval()(torch.ones(1, 3, 16, 16)).features,
+            network.eval()(torch.ones(1, 3, 16, 16)).features,
+            duplicate.eval()(torch.ones(1, 3, 16, 16)).features,
         )
 
 
@@ -89,12 +89,12 @@ def test_no_compiler_is_said_before_the_run(monkeypatch):
 def test_channels_first_is_the_same_up_to_rounding():
     losses = []
     for channels_last in (True, False):
-        run, found = tiny_fit(steps=3, lr=1e-5), []
+        run, totals = tiny_fit(steps=3, lr=1e-5), []
         apply_machine_options(run.objective, Machine(channels_last=channels_last))
         weight = run.objective.student.backbone.rest[0].weight
         assert weight.is_contiguous(memory_format=torch.channels_last) == channels_last
-        train(run, on_step=lambda _, report, found=found: found.append(report.total.item()))
-        losses.append(found)
+        train(run, on_step=lambda _, report, totals=totals: totals.append(report.total.item()))
+        losses.append(totals)
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
@@ -112,8 +112,8 @@ def test_a_compiled_run_is_scored_and_resumed_without_it(backend, tmp_path):
     words = ["train", "toyland/source_only", "--root", root, "--steps", 2, *TINY]
     out, plain = tmp_path / "run", tmp_path / "plain"
     udaseg(*words, "--out", plain, "machine.checkpoint_every=1", cwd=tmp_path)
-    said = udaseg(*words, "--out", out, "--compile", "machine.checkpoint_every=1", cwd=tmp_path)
-    assert "mIoU" in said.stdout
+    output = udaseg(*words, "--out", out, "--compile", "machine.checkpoint_every=1", cwd=tmp_path)
+    assert "mIoU" in output.stdout
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
     assert tensors(out).keys() == tensors(plain).keys()
     for kind in ("pt", "json"):

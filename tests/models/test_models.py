@@ -1,4 +1,4 @@
-"""Backbones, heads, the segmenter and the reading of weights."""
+"""Backbones, heads, the segmenter and weight loading."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Which recipe file the words of a command line mean."""
+"""How command-line arguments select a recipe file."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ PAIRS = {
 
 @pytest.fixture
 def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A library of four folders, made of the shipped recipe."""
+    """Write a library of four recipe folders, derived from a shipped recipe."""
     for folder, (source, target, known) in PAIRS.items():
         for method in known:
             path = tmp_path / "recipes" / folder / f"{method}.yaml"

@@ -1,4 +1,4 @@
-"""What a recipe file may say, and how each way of getting it wrong is answered."""
+"""What a recipe file may contain, and the error for each kind of mistake."""
 
 import random
 import re
@@ -25,7 +25,7 @@ BASE = dump(load(RCCR)).splitlines()
 
 
 def line_of(key: str) -> int:
-    """The index in BASE of the line that holds a dotted key."""
+    """Return the index in BASE of the line with a dotted key."""
     index = -1
     for depth, name in enumerate(key.split(".")):
         pattern = re.compile(rf"{'  ' * depth}{re.escape(name)}:")
@@ -34,7 +34,7 @@ def line_of(key: str) -> int:
 
 
 def section_end(index: int) -> int:
-    """The index after the last line that belongs to the key at `index`."""
+    """Return the index after the last line that belongs to the key at `index`."""
     indent = len(BASE[index]) - len(BASE[index].lstrip())
     end = index + 1
     while end < len(BASE) and len(BASE[end]) - len(BASE[end].lstrip()) > indent:
@@ -43,14 +43,14 @@ def section_end(index: int) -> int:
 
 
 def with_value(key: str, raw: str) -> tuple[str, int]:
-    """The base recipe with another value, and the number of its line."""
+    """Return the base recipe with another value for `key`, and the line number."""
     at = line_of(key)
     name = BASE[at].partition(":")[0]
     return "\n".join([*BASE[:at], f"{name}: {raw}", *BASE[section_end(at) :]]), at + 1
 
 
 def with_key(key: str, other: str) -> tuple[str, int]:
-    """The base recipe with a key spelt otherwise, and the number of its line."""
+    """Return the base recipe with `key` renamed to `other`, and the line number."""
     at = line_of(key)
     changed = re.sub(r"\w+:", f"{other}:", BASE[at], count=1)
     return "\n".join([*BASE[:at], changed, *BASE[at + 1 :]]), at + 1
@@ -473,7 +473,7 @@ TRICKY = [
 
 
 def invented(annotation: Any, draw: random.Random) -> Any:
-    """Any value of an annotation, in no way sensible."""
+    """Return a random value of the annotated type; it need not make sense."""
     origin, of = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (Union, types.UnionType):
         return invented(draw.choice(of), draw)
@@ -500,7 +500,7 @@ def invented(annotation: Any, draw: random.Random) -> Any:
 
 
 def test_every_recipe_survives_being_printed_and_stored(monkeypatch: pytest.MonkeyPatch) -> None:
-    # ranges are another matter: any value of the right type has to come back
+    # range checks are off: every value of the right type must survive
     monkeypatch.setattr(sys.modules["udaseg.recipe.load"], "recipe_problems", lambda recipe: [])
     draw = random.Random(0)
     for _ in range(500):

@@ -1,4 +1,4 @@
-"""Every shipped recipe loads, states its command, builds small, and makes one step."""
+"""Every shipped recipe loads, states its command, builds a small network, and makes one step."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -124,13 +124,13 @@ def test_recipes_of_a_folder_agree_on_all_but_name_and_method(folder):
         assert different <= allowed, f"{name}: {different}"
 
 
-def _leaves(value: object, where: str = "") -> dict[str, object]:
+def _leaves(value: object, prefix: str = "") -> dict[str, object]:
     if hasattr(value, "__dataclass_fields__"):
-        found: dict[str, object] = {}
+        leaves: dict[str, object] = {}
         for key in value.__dataclass_fields__:
-            found |= _leaves(getattr(value, key), f"{where}.{key}" if where else key)
-        return found
-    return {where: value}
+            leaves |= _leaves(getattr(value, key), f"{prefix}.{key}" if prefix else key)
+        return leaves
+    return {prefix: value}
 
 
 @pytest.mark.parametrize("trainable", [True, False])

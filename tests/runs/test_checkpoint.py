@@ -1,4 +1,4 @@
-"""Checkpoints: order of writing, verification, fallback, and strict restoring."""
+"""Checkpoints: order of writes, verification, fallback, and strict restoring."""
 
 import json
 import os
@@ -45,18 +45,18 @@ def _save(folder, step, *, keep=2, network=None, trainer=None):
 def test_a_checkpoint_comes_back_whole(tmp_path):
     network, trainer = _trained()
     path = _save(tmp_path, 7, network=network, trainer=trainer)
-    found = load_checkpoint(path)
+    loaded = load_checkpoint(path)
     other, its_trainer = _trained()
     with torch.no_grad():
         other.weight.zero_()
     its_trainer.state.clear()
-    assert restore(found, other, its_trainer) == 7
+    assert restore(loaded, other, its_trainer) == 7
     assert torch.equal(other.weight, network.weight)
     buffers = [state["momentum_buffer"] for state in its_trainer.state.values()]
     expected = [state["momentum_buffer"] for state in trainer.state.values()]
     assert all(torch.equal(*pair) for pair in zip(buffers, expected, strict=True))
-    assert found.recipe == {"name": "r"}
-    assert found.classes["names"] == ["a", "b"]
+    assert loaded.recipe == {"name": "r"}
+    assert loaded.classes["names"] == ["a", "b"]
 
 
 def test_files_are_synced_before_they_are_named_and_the_manifest_comes_last(tmp_path, monkeypatch):
@@ -119,8 +119,8 @@ def test_truncation_is_refused_and_the_one_before_is_used(tmp_path, cut, caplog)
     path.write_bytes(data[: len(data) * cut // 100])
     with pytest.raises(CheckpointError, match=r"step-000002\.pt.*damaged.*expected"):
         load_checkpoint(path)
-    found = newest_checkpoint(tmp_path)
-    assert found.step == 1
+    loaded = newest_checkpoint(tmp_path)
+    assert loaded.step == 1
     assert "step-000002" in caplog.text
 
 
@@ -182,10 +182,10 @@ def test_a_newer_format_says_so(tmp_path, monkeypatch):
 
 
 def test_another_network_is_refused_with_the_differences(tmp_path):
-    found = load_checkpoint(_save(tmp_path, 1))
+    loaded = load_checkpoint(_save(tmp_path, 1))
     network, trainer = _trained(width=4)
     with pytest.raises(CheckpointError, match=r"weight: \(2, 3\), here \(2, 4\)"):
-        restore(found, network, trainer)
+        restore(loaded, network, trainer)
     network, _ = _trained()
     reordered = make_optimizer(
         "sgd",
@@ -194,7 +194,7 @@ def test_another_network_is_refused_with_the_differences(tmp_path):
         weight_decay=0.0,
     )
     with pytest.raises(CheckpointError, match="another order"):
-        restore(found, network, reordered)
+        restore(loaded, network, reordered)
 
 
 @pytest.mark.parametrize("value", [np.float64(0.5), np.zeros(2), {1, 2}, object()])
@@ -229,7 +229,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
 
 
 def test_what_the_disk_said_is_told_and_not_what_the_writer_made_of_it(tmp_path):
-    """A disk that is full in the middle of torch's own writing."""
+    """The disk fills up while torch writes."""
 
     class Full:
         def __init__(self, file):

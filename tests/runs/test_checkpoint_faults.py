@@ -1,4 +1,4 @@
-"""Checkpoints under fire, a few trials of each campaign of `make faults`."""
+"""Checkpoint faults: a few trials of each campaign of `make faults`."""
 
 import pytest
 
@@ -7,15 +7,15 @@ from udaseg.errors import CheckpointError
 
 
 def test_a_kill_while_saving_loses_nothing_that_was_told(tmp_path):
-    told = crashes.killed_while_saving(tmp_path, 6, seed=0)
-    assert told.kills == 6
-    assert told.lost == []
+    result = crashes.killed_while_saving(tmp_path, 6, seed=0)
+    assert result.kills == 6
+    assert result.lost == []
 
 
 def test_a_kill_before_any_change_on_the_disk_loses_nothing(tmp_path):
-    told = crashes.killed_at_every_change(tmp_path, 8)
-    assert told.kills == 8
-    assert told.lost == []
+    result = crashes.killed_at_every_change(tmp_path, 8)
+    assert result.kills == 8
+    assert result.lost == []
 
 
 def test_cuts_and_flips_are_refused_and_the_one_before_is_taken(tmp_path, caplog):

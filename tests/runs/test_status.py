@@ -1,4 +1,4 @@
-"""What a run writes down can be read back, whatever the numbers and wherever it was cut off."""
+"""A run's records can be read back, whatever the values and wherever writing was interrupted."""
 
 import json
 import logging
@@ -19,7 +19,7 @@ def lines(path):
 
 @pytest.fixture
 def screen(caplog):
-    """The package's messages, at the level that a terminal shows without -v or -q."""
+    """Capture the package's messages at the level shown without -v or -q."""
     caplog.set_level(logging.INFO, logger="udaseg")
     return caplog
 
@@ -116,10 +116,10 @@ def test_piped_training_says_steps_rate_and_losses_every_n_steps(screen):
         for done in range(5, 11):
             losses = {"total": 1.25 * done, "mixed": 0.5} if done % 2 == 0 else None
             progress.step(done, losses, images=4)
-    said = [record.getMessage() for record in screen.records]
-    assert [line.split()[1] for line in said] == ["6/10", "8/10", "10/10"]
-    assert all("img/s" in line and "ETA" in line for line in said)
-    assert "total 7.5  mixed 0.5" in said[0]
+    messages = [record.getMessage() for record in screen.records]
+    assert [line.split()[1] for line in messages] == ["6/10", "8/10", "10/10"]
+    assert all("img/s" in line and "ETA" in line for line in messages)
+    assert "total 7.5  mixed 0.5" in messages[0]
 
 
 def test_piped_work_says_its_end(screen):

@@ -1,4 +1,4 @@
-"""Confidence counted by bins: against loops, with known answers."""
+"""Confidence histograms: against naive loops and known answers."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Criteria without target labels: known answers, naive loops, and what they must not prefer."""
+"""Criteria without target labels: known answers, naive loops, and collapsed networks."""
 
 import math
 import random
@@ -80,7 +80,7 @@ def test_density_does_not_depend_on_the_chunks(monkeypatch):
 
 
 def test_density_counts_the_neighbours():
-    # two groups of 5 equal rows: each has four neighbours at once, the others are far away
+    # two groups of 5 equal rows: each row has four identical neighbours, the others are far away
     rows = certain(*[0] * 5, *[1] * 5)
     assert neighbourhood_density(rows) == pytest.approx(math.log(4), abs=1e-5)
     assert neighbourhood_density(certain(*[0] * 9)) == pytest.approx(math.log(8))

@@ -1,4 +1,4 @@
-"""Temperatures against loops, with known answers, and that they change no label."""
+"""Temperatures: against naive loops and known answers; they change no label."""
 
 import math
 
@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 
 
 def drawn(scale, rows=40_000, classes=5, seed=0):
-    """Return logits that are `scale` times too large for the labels drawn from their softmax."""
+    """Return random logits times `scale`, and labels sampled from the softmax before scaling."""
     generator = torch.Generator().manual_seed(seed)
     logits = 2 * torch.randn(rows, classes, generator=generator)
     labels = torch.multinomial(logits.softmax(1), 1, generator=generator)[:, 0]
@@ -36,17 +36,17 @@ def test_the_scale_of_logits_is_recovered(scale):
 
 def test_no_temperature_of_a_fine_grid_makes_the_labels_likelier():
     logits, labels = drawn(2.0, rows=500)
-    found = confidence_error(logits, labels, fit_temperature(logits, labels)).nll
+    fitted = confidence_error(logits, labels, fit_temperature(logits, labels)).nll
     grid = [
         confidence_error(logits, labels, t).nll
         for t in np.geomspace(MIN_TEMPERATURE, MAX_TEMPERATURE, 400)
     ]
-    assert found <= min(grid) + 1e-6
+    assert fitted <= min(grid) + 1e-6
 
 
 def test_trust_equals_a_loop_over_pixels():
     logits, labels = drawn(2.0, rows=300)
-    found = confidence_error(logits, labels, 1.7)
+    result = confidence_error(logits, labels, 1.7)
     bins = {}
     nll = 0.0
     for row, label in zip(logits.tolist(), labels.tolist(), strict=True):
@@ -57,11 +57,11 @@ def test_trust_equals_a_loop_over_pixels():
         nll -= math.log(shares[label])
     every = [pair for pairs in bins.values() for pair in pairs]
     gaps = [abs(sum(s for s, _ in pairs) - sum(r for _, r in pairs)) for pairs in bins.values()]
-    assert found.pixels == 300
-    assert found.accuracy == pytest.approx(sum(right for _, right in every) / 300)
-    assert found.confidence == pytest.approx(sum(sure for sure, _ in every) / 300, rel=1e-5)
-    assert found.error == pytest.approx(sum(gaps) / 300, rel=1e-4)
-    assert found.nll == pytest.approx(nll / 300, rel=1e-5)
+    assert result.pixels == 300
+    assert result.accuracy == pytest.approx(sum(right for _, right in every) / 300)
+    assert result.confidence == pytest.approx(sum(sure for sure, _ in every) / 300, rel=1e-5)
+    assert result.error == pytest.approx(sum(gaps) / 300, rel=1e-4)
+    assert result.nll == pytest.approx(nll / 300, rel=1e-5)
 
 
 def test_the_right_temperature_takes_the_calibration_error_away():
@@ -103,7 +103,7 @@ def test_a_temperature_changes_confidence_as_the_softmax_does_and_no_label(tempe
 
 
 class Small(torch.nn.Module):
-    """Two layers that look around, of stride 2."""
+    """Two 3x3 convolutions with a total stride of 2; out of memory above `room` images."""
 
     def __init__(self):
         super().__init__()
@@ -131,14 +131,14 @@ def test_images_together_are_labelled_as_one_by_one(how):
     model, images, sizes = Small().eval(), pictures(3), [(24, 32), (50, 61), (12, 9)]
     options = TileOptions(CPU, confidence=True, temperature=2.0, **how)
     together = infer_batch(model, images, sizes, options, logits=True)
-    for image, size, said in zip(images, sizes, together, strict=True):
+    for image, size, prediction in zip(images, sizes, together, strict=True):
         (alone,) = infer_batch(model, [image], [size], options, logits=True)
-        assert said.labels.shape == size
-        assert (said.labels == alone.labels).mean() > 0.999  # sums in another order may tie
-        np.testing.assert_allclose(said.confidence, alone.confidence, atol=1e-5)
-        np.testing.assert_allclose(said.logits, alone.logits, atol=1e-4)
-        again, _ = labels_from_logits(torch.from_numpy(said.logits), size)
-        assert (again == said.labels).all()
+        assert prediction.labels.shape == size
+        assert (prediction.labels == alone.labels).mean() > 0.999  # rounding can break ties
+        np.testing.assert_allclose(prediction.confidence, alone.confidence, atol=1e-5)
+        np.testing.assert_allclose(prediction.logits, alone.logits, atol=1e-4)
+        again, _ = labels_from_logits(torch.from_numpy(prediction.logits), size)
+        assert (again == prediction.labels).all()
 
 
 def test_what_does_not_fit_together_is_looked_at_in_parts():
@@ -158,6 +158,6 @@ def test_a_large_image_is_seen_in_tiles_and_has_no_logits():
     model = torch.nn.Module()
     model.forward = lambda images: type("Seen", (), {"logits": images})
     assert needs_tiles(image.shape[:2])
-    (said,) = infer_batch(model, [image], [(2049, 2049)], TileOptions(CPU), logits=True)
-    assert said.logits is None
-    assert (said.labels == image.argmax(-1)).all()
+    (prediction,) = infer_batch(model, [image], [(2049, 2049)], TileOptions(CPU), logits=True)
+    assert prediction.logits is None
+    assert (prediction.labels == image.argmax(-1)).all()

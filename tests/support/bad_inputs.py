@@ -1,4 +1,4 @@
-"""Files that are no readable image or video, of every kind."""
+"""Write files that are not readable images or videos, one of each kind."""
 
 import os
 import struct
@@ -13,14 +13,14 @@ from tests.support.films import write_film
 
 
 def png_header(width: int, height: int) -> bytes:
-    """Return the beginning of a PNG of that size."""
+    """Return the start of a PNG of this size."""
     head = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     chunk = struct.pack(">I", 13) + head + struct.pack(">I", zlib.crc32(head))
     return b"\x89PNG\r\n\x1a\n" + chunk
 
 
 def write_image(path: Path, seed: int, size: tuple[int, int] = (24, 32)) -> np.ndarray:
-    """Write an image for the colour network, and return its labels."""
+    """Write an image for the colour network and return its labels."""
     path.parent.mkdir(parents=True, exist_ok=True)
     labels = random_labels(*size, seed=seed)
     Image.fromarray(painted(labels)).save(path)
@@ -28,7 +28,7 @@ def write_image(path: Path, seed: int, size: tuple[int, int] = (24, 32)) -> np.n
 
 
 def write_bad(folder: Path, seed: int) -> list[str]:
-    """Write a bad input of each of 20 kinds into `folder`; return their names."""
+    """Write one bad input of each of 20 kinds to `folder`; return their names."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("whole.png", "whole.jpg", "whole.tif", "whole.webp", "whole.bmp"):
         write_image(folder / name, seed)

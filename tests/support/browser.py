@@ -1,4 +1,4 @@
-"""A real browser for tests, driven over a pipe: pages, clicks, pictures, the console."""
+"""Drive a real browser in tests over a pipe: pages, clicks, screenshots, the console."""
 
 import base64
 import contextlib
@@ -18,20 +18,19 @@ _PATIENCE_S = 60
 
 
 class Browser:
-    """A headless browser with one page; use as a context.
+    """A headless browser with one page; use as a context manager.
 
-    It speaks the DevTools protocol over two pipes, so no package is needed.
+    It uses the DevTools protocol over two pipes, so no package is needed.
 
     Args:
         profile: An empty folder for its files.
-        width: Of the window in CSS pixels.
-        height: Likewise.
-        dark: What the reader prefers.
-        offline: Refuse every address but files.
+        width: Window width in CSS pixels.
+        height: Window height in CSS pixels.
+        dark: Prefer the dark colour scheme.
 
     Attributes:
-        console: What the page's console said, errors of scripts and of the policy too.
-        asked: Addresses that the page asked for.
+        console: Messages of the page's console, including script and policy errors.
+        asked: URLs that the page requested.
     """
 
     def __init__(
@@ -48,7 +47,7 @@ class Browser:
         theirs_in, self._out = os.pipe()
         self._in, theirs_out = os.pipe()
 
-        def take_pipes() -> None:  # the protocol wants them to be 3 and 4
+        def take_pipes() -> None:  # the protocol requires descriptors 3 and 4
             first, second = os.dup(theirs_in), os.dup(theirs_out)
             os.dup2(first, 3)
             os.dup2(second, 4)
@@ -97,14 +96,14 @@ class Browser:
             os.close(end)
 
     def open(self, path: Path) -> None:
-        """Show a file, and wait until its pictures are decoded and its scripts have run."""
+        """Open a file and wait until its images are decoded and its scripts have run."""
         self.ask("Page.navigate", url=path.resolve().as_uri())
         self.wait("document.readyState === 'complete'")
         self.wait("[...document.images].every((image) => image.complete)")
         self.run("new Promise((done) => requestAnimationFrame(() => setTimeout(done, 50)))")
 
     def run(self, script: str) -> object:
-        """Return the value of an expression in the page; promises are waited for."""
+        """Return the value of an expression in the page; promises are awaited."""
         said = self.ask(
             "Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True
         )
@@ -119,7 +118,7 @@ class Browser:
             time.sleep(0.02)
 
     def drag(self, start: tuple[float, float], end: tuple[float, float]) -> None:
-        """Press the mouse at one place of the window, move it to another, let go."""
+        """Press the mouse at one point of the window, move it to another and release it."""
         for kind, (x, y) in (
             ("mouseMoved", start),
             ("mousePressed", start),
@@ -139,7 +138,7 @@ class Browser:
             )
 
     def press(self, key: str) -> None:
-        """Press a key, such as `ArrowRight`, on what has the focus."""
+        """Press a key, such as `ArrowRight`, on the focused element."""
         code = {"ArrowLeft": 37, "ArrowRight": 39, "Enter": 13, "Tab": 9}[key]
         for kind in ("keyDown", "keyUp"):
             self.ask(

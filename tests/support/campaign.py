@@ -1,8 +1,8 @@
-"""What campaigns of faults share."""
+"""Share helpers between fault campaigns."""
 
 import sys
 
 
 def tell(text):
-    """Print a line of figures between pytest's dots."""
+    """Print a line of results between pytest's dots."""
     sys.stdout.write(f"\n{text}\n")

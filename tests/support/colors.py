@@ -1,4 +1,4 @@
-"""A network that names the colour of each pixel, for tests of what is done with its answers."""
+"""Provide a network that labels each pixel by its colour, to test what uses its output."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,11 +14,11 @@ from udaseg.data.labels.classes import ClassSpace
 from udaseg.inference.loaded_run import LoadedModel
 
 COLORS = ClassSpace(("road", "sky", "car"), ((128, 64, 128), (70, 130, 180), (0, 0, 142)))
-"""Red pixels are road, green ones sky, blue ones car."""
+"""Red pixels are road, green pixels sky, blue pixels car."""
 
 
 class ColorNetwork(nn.Module):
-    """Logits are ten times the colour."""
+    """Return ten times the colour as logits."""
 
     def forward(self, images: Tensor) -> SimpleNamespace:
         return SimpleNamespace(logits=10 * images)
@@ -27,8 +27,9 @@ class ColorNetwork(nn.Module):
 def loaded_colors(
     overrides: Sequence[str] = (), network: nn.Module | None = None, step: int = 7
 ) -> LoadedModel:
-    """Return the colour network as if a run of toyland had made it; images keep their size,
-    unless `overrides` change the recipe otherwise.
+    """Return the colour network as if loaded from a toyland run.
+
+    Images keep their size unless `overrides` change the recipe.
     """
     recipe = shipped("toyland/rccr", list(overrides) or ["validation.resize=null"])
     checkpoint = Path("runs/colors/checkpoints/step-000007.pt")

@@ -1,4 +1,4 @@
-"""Checkpoints under fire: killed while saving, damaged, of another kind, a part left out."""
+"""Stress checkpoints: kills while saving, damage, other contents, missing parts."""
 
 import copy
 import os
@@ -30,7 +30,7 @@ FACTS: dict[str, Any] = {
 
 
 def network(size: int = 3, step: int = 0) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """Return a network whose weights tell the step, and its optimiser with moments."""
+    """Return a network with weights equal to the step, and its optimiser with moments."""
     torch.manual_seed(0)
     made = nn.Sequential(nn.Linear(size, 2), nn.BatchNorm1d(2))
     named = list(made.named_parameters())
@@ -43,7 +43,7 @@ def network(size: int = 3, step: int = 0) -> tuple[nn.Module, torch.optim.Optimi
 
 
 def saved(folder: Path, step: int, size: int = 3, **changes: Any) -> Path:
-    """Save a network of `network` as the checkpoint of a step."""
+    """Save a network from `network` as the checkpoint of a step."""
     made, trainer = network(size, step)
     facts = {**FACTS, "keep": KEEP, **changes}
     return save_checkpoint(folder, step=step, objective=made, optimizer=trainer, **facts)
@@ -62,12 +62,12 @@ def _save_on_and_on(folder: Path, first: int, told: Any, at: int | None) -> None
 
 @dataclass
 class Kills:
-    """What killing a process gave while it saved.
+    """Results of killing a process while it saves.
 
     Attributes:
-        kills: Processes that were killed at work.
-        lost: What was lost or could not be read, in words.
-        leftovers: Temporary files that a kill left behind, in all.
+        kills: Processes that were killed before they finished.
+        lost: Descriptions of what was lost or could not be read.
+        leftovers: Total number of temporary files left behind by kills.
     """
 
     kills: int = 0
@@ -76,7 +76,7 @@ class Kills:
 
 
 def killed_while_saving(folder: Path, number: int, seed: int) -> Kills:
-    """Kill a process that saves, so many times, 0 to 120 ms after it first told of a save."""
+    """Kill a saving process `number` times, 0 to 120 ms after it first reports a save."""
     rng, found = random.Random(seed), Kills()
     for _ in range(number):
         _trial(folder, found, after_s=rng.uniform(0, 0.12))
@@ -84,7 +84,7 @@ def killed_while_saving(folder: Path, number: int, seed: int) -> Kills:
 
 
 def killed_at_every_change(folder: Path, most: int) -> Kills:
-    """Kill a process right before its n-th change on the disk, n from 1 to `most`."""
+    """Kill a process right before its n-th disk write, for n from 1 to `most`."""
     found = Kills()
     for at in range(1, most + 1):
         _trial(folder, found, at=at)
@@ -120,14 +120,14 @@ def _trial(folder: Path, found: Kills, *, after_s: float = 0.0, at: int | None =
         found.lost.append(f"step {acknowledged} was told, {step} is there")
     if after is not None and not bool((after.objective["0.weight"] == after.step).all()):
         found.lost.append(f"step {after.step} holds another step's weights")
-    # what the next start does first
+    # like the first save of the next run
     path = saved(folder, step + 1, 256)
     if list(folder.glob("*.tmp")) or load_checkpoint(path).step != step + 1:
         found.lost.append("a leftover, or no checkpoint, after the next save")
 
 
 def unnoticed_damage(folder: Path, cuts: int, flips: int, seed: int) -> tuple[int, list[str]]:
-    """Cut and flip a checkpoint; return trials and what was read, or was not fallen back from."""
+    """Cut a checkpoint and flip bits; return the number of trials and the undetected cases."""
     saved(folder, 1)
     path = saved(folder, 2)
     whole, wrong = path.read_bytes(), []
@@ -148,7 +148,7 @@ def unnoticed_damage(folder: Path, cuts: int, flips: int, seed: int) -> tuple[in
 
 
 def unnoticed_damage_of_manifests(folder: Path, seed: int) -> tuple[int, list[str]]:
-    """Cut and flip a manifest; the checkpoint is refused, or read as it was saved."""
+    """Cut a manifest and flip bits; the checkpoint must be refused or load unchanged."""
     path = saved(folder, 2)
     manifest, right = path.with_suffix(".json"), load_checkpoint(path).objective
     whole, wrong = manifest.read_bytes(), []
@@ -165,7 +165,7 @@ def unnoticed_damage_of_manifests(folder: Path, seed: int) -> tuple[int, list[st
 
 
 def of_another_kind(folder: Path) -> Iterator[tuple[str, Callable[[], object]]]:
-    """Yield what a checkpoint may be instead, and what tries to read it."""
+    """Yield descriptions of wrong contents, each with a function that tries to load them."""
     path = saved(folder, 1)
     payload = torch.load(path, weights_only=True)
     weights = payload["objective"]
@@ -209,10 +209,10 @@ def of_another_kind(folder: Path) -> Iterator[tuple[str, Callable[[], object]]]:
 
 
 def left_out_and_unnoticed(at: int = 4, steps: int = 8) -> tuple[int, list[str], list[str]]:
-    """Leave every item out of a checkpoint: refuse it, and reset it to how a run begins.
+    """Reset each item of a checkpoint to its initial value and compare the resumed runs.
 
     Returns:
-        Trials; items whose removal nothing noticed; items that a run makes anew by itself.
+        Number of trials; items whose loss changes nothing; items that a run recomputes itself.
     """
     whole = tiny_fit(objective=rich_objective(), steps=steps)
     kept: dict[str, Any] = {}
@@ -240,7 +240,7 @@ def left_out_and_unnoticed(at: int = 4, steps: int = 8) -> tuple[int, list[str],
     assert ends_as_wanted(kept["objective"], kept["optimizer"]), "resuming itself is not exact"
     for name, value in kept["objective"].items():
         if torch.equal(value, fresh[name]):
-            continue  # it never changes, so a fresh network has it
+            continue  # it never changes, so a new network has the same value
         trials += 1
         mutant = {**kept["objective"], name: fresh[name]}
         if ends_as_wanted(mutant, kept["optimizer"]):

@@ -1,4 +1,4 @@
-"""Images that are cut, flipped or no images at all, and what `prepare` finds of them."""
+"""Make truncated, bit-flipped and fake images, and count those that `prepare` misses."""
 
 import os
 import random
@@ -15,7 +15,7 @@ KINDS = ("rgb png", "palette png", "interlaced png", "jpeg", "progressive jpeg")
 
 
 def image(kind: str, height: int = 30, width: int = 40) -> bytes:
-    """Return an image of a kind; smooth, so that the parts of a JPEG are as in a photo."""
+    """Return an image of a kind. It is smooth, so that a JPEG is structured as for a photo."""
     ramp = np.add.outer(np.arange(height), np.arange(width))[..., None] * np.array([2, 3, 1])
     pixels = ((ramp + files.noise(height, width) // 8) % 256).astype(np.uint8)
     if kind == "rgb png":
@@ -29,17 +29,17 @@ def image(kind: str, height: int = 30, width: int = 40) -> bytes:
 
 
 def suffix(kind: str) -> str:
-    """Return the suffix of a kind of image."""
+    """Return the file suffix of a kind of image."""
     return "png" if kind.endswith("png") else "jpg"
 
 
 def cuts(data: bytes, number: int) -> list[bytes]:
-    """Return so many beginnings of `data`: from one byte to all but one."""
+    """Return `number` prefixes of `data`, from one byte to all but one."""
     return [data[:length] for length in np.linspace(1, len(data) - 1, number).astype(int)]
 
 
 def flips(data: bytes, number: int, seed: int) -> list[bytes]:
-    """Return `data` with one bit flipped, so many times elsewhere."""
+    """Return `number` copies of `data`, each with a different bit flipped."""
     rng, found = random.Random(seed), []
     for bit in rng.sample(range(8 * len(data)), number):
         damaged = bytearray(data)
@@ -49,14 +49,14 @@ def flips(data: bytes, number: int, seed: int) -> list[bytes]:
 
 
 def unnoticed(folder: Path, damaged: list[bytes], form: str, *, label: bool, whole: bytes) -> int:
-    """Return how many of the damaged files `prepare` does not name.
+    """Return how many of the damaged files `prepare` does not report.
 
     Args:
-        folder: An empty one.
-        damaged: What to look at.
+        folder: An empty folder.
+        damaged: Contents of the damaged files.
         form: Suffix of the damaged files.
-        label: They are labels; else images.
-        whole: The file that they are paired with.
+        label: The damaged files are labels, not images.
+        whole: Content of the intact file that they are paired with.
     """
     kinds = ("labels", "images") if label else ("images", "labels")
     partner = files.put(folder / "whole.png", whole)
@@ -64,7 +64,7 @@ def unnoticed(folder: Path, damaged: list[bytes], form: str, *, label: bool, who
     for number, data in enumerate(damaged):
         files.put(folder / kinds[0] / f"{number}.{form}", data)
         (folder / kinds[1] / f"{number}.png").symlink_to(partner)
-    # one sound pair, as a split must not be empty
+    # one intact pair, because a split must not be empty
     files.put(folder / "images/sound.png", files.image_png())
     files.put(folder / "labels/sound.png", files.gray_png(np.zeros((6, 8), int)))
     yaml = files.dataset_yaml(
@@ -82,7 +82,7 @@ def unnoticed(folder: Path, damaged: list[bytes], form: str, *, label: bool, who
 
 
 def strange(folder: Path) -> dict[str, Path]:
-    """Write what is no image under names of images; return them by what they are."""
+    """Write non-images under image names; return the paths by kind."""
     names = ("empty", "folder", "text", "dangling", "loop", "pipe", "unreadable", "large")
     found = {name: folder / f"{name}.png" for name in names}
     files.put(found["empty"], b"")
@@ -102,7 +102,7 @@ def strange(folder: Path) -> dict[str, Path]:
 
 
 def bombs() -> dict[str, bytes]:
-    """Return images whose header says more than can be read, in few bytes."""
+    """Return small images whose headers declare more pixels than can be read."""
     import struct
     import zlib
 

@@ -1,4 +1,4 @@
-"""Files in the forms that datasets come in, made without the code that reads them."""
+"""Make files in the formats of public datasets, without the package's own code."""
 
 import io
 import struct
@@ -10,7 +10,7 @@ from PIL import Image
 
 
 def put(path: Path, data: bytes) -> Path:
-    """Write bytes, making the folder."""
+    """Write bytes and create the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
     return path
@@ -21,28 +21,28 @@ def chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def png(rows: list[bytes], width: int, depth: int, color: int, *more: bytes) -> bytes:
-    """Return a PNG of packed rows; `more` are chunks between header and pixels."""
+    """Return a PNG of packed rows; `more` holds chunks to put between header and pixels."""
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, len(rows), depth, color, 0, 0, 0))
     body = chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row for row in rows)))
     return b"\x89PNG\r\n\x1a\n" + head + b"".join(more) + body + chunk(b"IEND", b"")
 
 
 def palette_png(ids: np.ndarray, seed: int = 0, colors: int = 256) -> bytes:
-    """Return GTA5's form: 8-bit indices with a palette, here of random colours."""
+    """Return a label in GTA5's format: 8-bit indices with a palette (random colours here)."""
     palette = np.random.default_rng(seed).bytes(3 * colors)
     rows = [row.tobytes() for row in ids.astype(np.uint8)]
     return png(rows, ids.shape[1], 8, 3, chunk(b"PLTE", palette))
 
 
 def synthia_png(ids: np.ndarray, seed: int = 0) -> bytes:
-    """Return SYNTHIA's form: 16-bit RGB, the class in red, an instance in green, blue empty."""
+    """Return a label in SYNTHIA's format: 16-bit RGB, class in red, instance in green."""
     instance = np.random.default_rng(seed).integers(0, 2**16, ids.shape)
     stacked = np.stack([ids, instance, np.zeros_like(instance)], 2)
     return png([row.astype(">u2").tobytes() for row in stacked], ids.shape[1], 16, 2)
 
 
 def gray_png(ids: np.ndarray, depth: int = 8) -> bytes:
-    """Return Cityscapes' form, and its relatives of 1, 2, 4 and 16 bits."""
+    """Return a grey label in Cityscapes' format, or with 1, 2, 4 or 16 bits."""
     if depth == 16:
         rows = [row.astype(">u2").tobytes() for row in ids]
     else:
@@ -67,17 +67,17 @@ def image_png(height: int = 6, width: int = 8, seed: int = 0) -> bytes:
 
 
 def dataset_yaml(folder: Path, text: str, name: str = "own.yaml") -> Path:
-    """Write a dataset YAML into `folder`."""
+    """Write a dataset YAML to `folder`."""
     return put(folder / name, text.encode())
 
 
-# what Adam7 takes in each pass: first row, first column, step down, step right
+# the passes of Adam7: first row, first column, row step, column step
 _PASSES = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2)]
 _PASSES += [(1, 0, 2, 1)]
 
 
 def interlaced_png(pixels: np.ndarray, depth: int, color: int, *more: bytes) -> bytes:
-    """Return an Adam7 PNG of (H, W) or (H, W, C) values of 8 or 16 bits."""
+    """Return an Adam7 PNG with (H, W) or (H, W, C) values of 8 or 16 bits."""
     kind = ">u2" if depth == 16 else "u1"
     parts = [pixels[top::down, left::right] for top, left, down, right in _PASSES]
     rows = [b"\0" + row.astype(kind).tobytes() for part in parts if part.size for row in part]
@@ -88,5 +88,5 @@ def interlaced_png(pixels: np.ndarray, depth: int, color: int, *more: bytes) -> 
 
 
 def palette_chunk(seed: int = 0) -> bytes:
-    """Return 256 random colours."""
+    """Return a palette chunk of 256 random colours."""
     return chunk(b"PLTE", np.random.default_rng(seed).bytes(768))

@@ -1,4 +1,4 @@
-"""Videos for tests: written small, cut, turned."""
+"""Write, read and rotate small videos for tests."""
 
 import struct
 from collections.abc import Sequence
@@ -15,10 +15,10 @@ from udaseg.data.files.video import VideoWriter
 def write_film(
     path: Path, frames: int, size: tuple[int, int] = (32, 48), *, fps: float = 12.5, seed: int = 0
 ) -> list[NDArray[np.uint8]]:
-    """Write a video of coloured blocks; return the labels of each frame."""
+    """Write a video of coloured blocks and return the labels of each frame."""
     path.parent.mkdir(parents=True, exist_ok=True)
     shown = [random_labels(*size, seed=seed + number) for number in range(frames)]
-    # blocks of 16 pixels, which a codec leaves alone
+    # blocks of 16 pixels, which a codec preserves
     shown = [np.kron(each[::4, ::4], np.ones((16, 16), np.uint8)) for each in shown]
     shown = [each[: size[0], : size[1]] for each in shown]
     with VideoWriter(path, fps, size) as film:
@@ -28,7 +28,7 @@ def write_film(
 
 
 def frames_of(path: Path) -> list[NDArray[np.uint8]]:
-    """Return the RGB frames of a video, read without our own reader."""
+    """Return the RGB frames of a video, read without the package's reader."""
     film, found = cv2.VideoCapture(str(path)), []
     while True:
         good, frame = film.read()
@@ -38,7 +38,7 @@ def frames_of(path: Path) -> list[NDArray[np.uint8]]:
 
 
 def turn(path: Path, degrees: int) -> None:
-    """Have an MP4 shown turned, by the matrix of its track's header."""
+    """Rotate an MP4 for display through the matrix in its track header."""
     matrix: Sequence[int] = {
         0: (1, 0, 0, 1),
         90: (0, 1, -1, 0),

@@ -1,4 +1,4 @@
-"""Archives that mean harm, each made by hand; names and links point into a folder of the test."""
+"""Write malicious archives by hand; names and links point to a folder of the test."""
 
 import bz2
 import gzip
@@ -17,7 +17,7 @@ ACCENT, COMBINED = "\u00e9.png", "e\u0301.png"
 
 
 def bad_names(outside: Path) -> list[str]:
-    """Return names that would land outside or are no proper names."""
+    """Return member names that are invalid or would be written outside the folder."""
     return [
         *("../evil", "a/../../evil", f"{outside}/evil", "C:/evil", "C:evil", "..\\evil"),
         *("a\0b", "", ".", "..", "a/..", f"/{outside}/evil", "\\\\host\\share\\evil"),
@@ -25,21 +25,21 @@ def bad_names(outside: Path) -> list[str]:
 
 
 def zip_of(path: Path, members: list[tuple[str, bytes]], how: int = zipfile.ZIP_DEFLATED) -> Path:
-    """Write a zip with any names, the same one twice too."""
+    """Write a zip with any names, including duplicates."""
     with warnings.catch_warnings(), zipfile.ZipFile(path, "w", how) as opened:
         warnings.simplefilter("ignore")
         for name, data in members:
             entry = zipfile.ZipInfo("x", (2020, 1, 2, 3, 4, 6))
-            entry.filename = name  # the constructor would clean it
+            entry.filename = name  # the constructor would sanitise it
             entry.compress_type = how
             opened.writestr(entry, data)
-    if any("\0" in name for name, _ in members):  # the writer cuts there
+    if any("\0" in name for name, _ in members):  # the writer truncates names there
         raise ValueError("put a zero byte in with `replaced`")
     return path
 
 
 def packed(path: Path, members: Mapping[str, bytes]) -> Path:
-    """Write a harmless archive of the kind that the suffix says."""
+    """Write a harmless archive of the kind given by the suffix."""
     path.parent.mkdir(parents=True, exist_ok=True)
     kind = path.name.partition(".")[2]
     if kind == "zip":
@@ -48,7 +48,7 @@ def packed(path: Path, members: Mapping[str, bytes]) -> Path:
 
 
 def tree(folder: Path) -> dict[str, tuple[bytes, int] | str | None]:
-    """Return what lies below a folder: links by where they lead, files by content and time."""
+    """Return the entries below a folder: link targets, and content and time of files."""
     found: dict[str, tuple[bytes, int] | str | None] = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
@@ -62,7 +62,7 @@ def tree(folder: Path) -> dict[str, tuple[bytes, int] | str | None]:
 
 
 def replaced(path: Path, old: bytes, new: bytes) -> Path:
-    """Replace bytes of a file by as many others."""
+    """Replace bytes of a file with the same number of other bytes."""
     data = path.read_bytes()
     if old not in data or len(old) != len(new):
         raise ValueError("nothing to replace")
@@ -71,7 +71,7 @@ def replaced(path: Path, old: bytes, new: bytes) -> Path:
 
 
 def tar_of(path: Path, members: list[tuple[str, bytes] | tarfile.TarInfo], kind: str = "w") -> Path:
-    """Write a tar with any names and kinds of members."""
+    """Write a tar with any member names and kinds."""
     with tarfile.open(path, kind, format=tarfile.PAX_FORMAT) as opened:
         for member in members:
             if isinstance(member, tarfile.TarInfo):
@@ -108,7 +108,7 @@ def named(folder: Path, outside: Path) -> list[Path]:
 
 
 def linked(folder: Path, outside: Path) -> list[Path]:
-    """Return archives with links, devices and pipes, and what writes through them."""
+    """Return archives with links, devices and pipes, and with members that write through them."""
     target = str(outside)
     kinds: dict[str, list[tuple[str, bytes] | tarfile.TarInfo]] = {
         "symlink": [link("a", target), ("b", b"1")],
@@ -135,7 +135,7 @@ def linked(folder: Path, outside: Path) -> list[Path]:
 
 
 def _long_way_out() -> list[tuple[str, bytes] | tarfile.TarInfo]:
-    """Return members after CVE-2025-4517: a path too long to be resolved hides a way out."""
+    """Return members as in CVE-2025-4517: a path too long to be resolved hides the escape."""
     members: list[tuple[str, bytes] | tarfile.TarInfo] = []
     deep, step = "d" * 247, ""
     for letter in "abcdefghijklmnop":
@@ -149,7 +149,7 @@ def _long_way_out() -> list[tuple[str, bytes] | tarfile.TarInfo]:
 
 
 def bombs(folder: Path, members: int = 400_000) -> list[Path]:
-    """Return small files that unpack to much, or say so."""
+    """Return small files that unpack to large data, or claim to."""
     folder.mkdir(parents=True, exist_ok=True)
     zeros = bytes(6 * 2**20)
     found = [
@@ -175,7 +175,7 @@ def bombs(folder: Path, members: int = 400_000) -> list[Path]:
         path.write_bytes(packed(_header("a", 0) + zeros))
         found.append(path)
     tar = folder / "ratio.tar.gz"
-    tar.write_bytes(gzip.compress(_header("a", 80_000_000) + zeros))  # refused by what it says
+    tar.write_bytes(gzip.compress(_header("a", 80_000_000) + zeros))  # refused for its size
     found.append(tar)
     long_name = folder / "name.tar.gz"
     long_name.write_bytes(gzip.compress(_header("a", 2**22, b"L") + b"a" * 2**22 + _header("b", 0)))
@@ -195,12 +195,12 @@ def _header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
 
 
 def overlapping(path: Path, members: int) -> Path:
-    """Write a zip whose members share one body, as the bomb of D. Fifield does."""
+    """Write a zip whose members share one body, like D. Fifield's zip bomb."""
     body = zlib.compressobj(9, zlib.DEFLATED, -15)
     packed = body.compress(bytes(2**20)) + body.flush()
     crc, size = zlib.crc32(bytes(2**20)), 2**20
     data, heads = b"", []
-    # each member quotes the headers behind it in its extra field
+    # the extra field of each member covers the headers after it
     local = 30 + 6
     for number in range(members):
         extra = (members - 1 - number) * local
@@ -224,7 +224,7 @@ def overlapping(path: Path, members: int) -> Path:
 
 
 def many_members_zip(path: Path, members: int, told: int) -> Path:
-    """Write a zip with a long directory of empty members, and any number of them in its end."""
+    """Write a zip with a long directory of empty members; its end record says `told` members."""
     body = struct.pack("<4sHHHHHIIIHH", b"PK\3\4", 20, 0, 0, 0, 0, 0, 0, 0, 1, 0) + b"a"
     entry = struct.pack(
         *("<4sHHHHHHIIIHHHHHII", b"PK\1\2", 20, 20, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0)
@@ -253,7 +253,7 @@ def _end(members: int, size: int, offset: int) -> bytes:
 
 
 def clashing(folder: Path) -> list[Path]:
-    """Return archives with members that are one file somewhere."""
+    """Return archives with members that are the same file on some systems."""
     pairs = {
         "twice": ("a/x.png", "a/x.png"),
         "case": ("a/x.png", "A/X.PNG"),
@@ -270,10 +270,10 @@ def clashing(folder: Path) -> list[Path]:
 
 
 def useless(folder: Path) -> list[Path]:
-    """Return what cannot be unpacked here."""
+    """Return archives that cannot be unpacked."""
     locked = zip_of(folder / "locked.zip", [("a", b"1")])
     data = bytearray(locked.read_bytes())
-    data[data.index(b"PK\1\2") + 8] |= 1  # the flag for a password
+    data[data.index(b"PK\1\2") + 8] |= 1  # the encryption flag
     data[6] |= 1
     locked.write_bytes(bytes(data))
     other = zip_of(folder / "deflate64.zip", [("a", b"1")])
@@ -303,7 +303,7 @@ def useless(folder: Path) -> list[Path]:
 
 
 def all_hostile(folder: Path, outside: Path) -> list[Path]:
-    """Return one of everything."""
+    """Return one archive of each kind."""
     folder.mkdir(parents=True, exist_ok=True)
     return [
         *named(folder, outside),

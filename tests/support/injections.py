@@ -1,4 +1,4 @@
-"""A tiny run, and NaN or infinity put into one place of one of its steps."""
+"""Run a tiny training and inject NaN or infinity into one place at one step."""
 
 import copy
 from dataclasses import replace
@@ -22,14 +22,14 @@ PASSING = (
     *("image", "label weight", "logits", "loss", "gradient", "teacher output"),
     *("projection", "teacher projection"),
 )
-"""What spoils one step."""
+"""Places where the value affects only one step."""
 LASTING = ("bank row", "prototype", "optimiser state")
-"""What spoils the state itself, and so every step from then on."""
+"""Places where the value corrupts the state, and so every later step."""
 PLACES = PASSING + LASTING
 
 
 class Batches:
-    """Batch i of a tiny run; calls `before` when a step is about to be made."""
+    """Batches of a tiny run; calls the functions in `before` before making each batch."""
 
     def __init__(self, steps, seed, make=_batch):
         self.steps, self.seed, self.make = steps, seed, make
@@ -52,7 +52,7 @@ class Batches:
 
 
 def easy_batch(step, seed):
-    """Return a batch of blocks whose colour tells the class, so that a tiny network learns it."""
+    """Return a batch of blocks coloured by class, so that a tiny network can learn it."""
     generator = torch.Generator().manual_seed(1000 * seed + step)
     colors = torch.tensor([[20, 20, 20], [230, 40, 40], [40, 230, 40], [40, 40, 230], [230] * 3])
 
@@ -67,7 +67,7 @@ def easy_batch(step, seed):
 
 
 def rich_objective():
-    """Return self-training with a bank and with prototypes."""
+    """Return a self-training objective with a memory bank and prototypes."""
     prototypes = PrototypeContrast(PROTOTYPES, num_classes=5, channels=8)
     regularizers = {"regional": _regional(), "prototypes": prototypes}
     return _objective(_regional(), regularizers=regularizers)
@@ -78,7 +78,7 @@ def plain_objective():
 
 
 def tiny_fit(*, objective=None, steps=8, seed=0, kind="adamw", lr=0.01, make=_batch, **changes):
-    """Return all that a tiny run trains with."""
+    """Return the training setup of a tiny run."""
     objective = objective or rich_objective()
     named = [(n, p) for n, p in objective.named_parameters() if p.requires_grad]
     trainer = make_optimizer(kind, [("all", lr, named)], momentum=0.9, weight_decay=0.01)
@@ -94,13 +94,13 @@ def _in_order(batches, first, **_):
 
 def trained(run, *, on_step=lambda done, report: None, first=0, guard=None, stop=None):
     """Train to the end and return the number of steps done."""
-    # each batch is made when its step begins, whatever a loader would do ahead
+    # make each batch when its step begins; a loader would prefetch
     with mock.patch("udaseg.training.loop.iterate_batches", _in_order):
         return run_steps(run, first=first, on_step=on_step, stop=stop or StopSignal(), guard=guard)
 
 
 def plainly_trained(run, *, without=()):
-    """Train by the bare order of events, leaving out some steps altogether."""
+    """Train with a plain loop and skip the steps in `without`."""
     run.model.train()
     for step in range(len(run.batches)):
         if step in without:
@@ -117,7 +117,7 @@ def plainly_trained(run, *, without=()):
 
 
 def everything(run):
-    """Return a copy of every tensor of objective and optimiser by name."""
+    """Return a copy of every tensor of the objective and the optimiser, by name."""
     found = dict(run.objective.state_dict())
     for number, state in run.optimizer.state_dict()["state"].items():
         found |= {f"optimizer.{number}.{name}": value for name, value in state.items()}
@@ -125,7 +125,7 @@ def everything(run):
 
 
 def differing(one, other):
-    """Return the names of the tensors that are not the same bit for bit."""
+    """Return the names of the tensors that are not bitwise identical."""
     assert one.keys() == other.keys()
     return [name for name in one if not torch.equal(one[name], other[name])]
 
@@ -135,9 +135,9 @@ def not_finite(state):
 
 
 def inject(run, place, at, value=float("nan")):
-    """Let `place` hold `value` in one element, once, at step `at`; return a list of what was done.
+    """Set one element at `place` to `value`, once, at step `at`.
 
-    The list is empty as long as nothing was injected.
+    Returns a list that stays empty until the injection happens.
     """
     done = []
     objective, batches = run.objective, run.batches
@@ -199,7 +199,7 @@ def inject(run, place, at, value=float("nan")):
 
 
 def biased(run, bias=9.0):
-    """Let the teacher of a run favour one class, whatever its weights learn."""
+    """Bias the teacher's logits of a run towards one class, whatever it learns."""
     towards = torch.tensor([0.0, bias, 0.0, 0.0, 0.0])[:, None, None]
     run.objective.teacher.network.head.register_forward_hook(lambda _, __, out: out + towards)
 
@@ -218,10 +218,11 @@ def alarms_of(run):
 
 
 def campaign(*, seeds, steps, at, values):
-    """Inject into every place at each step of `at`; return trials and those not recovered from.
+    """Inject into every place at each step of `at`; return the number of trials and the failures.
 
-    Recovered: a spoilt step is dropped, so all ends as if the run had never had it; a spoilt state
-    is put back, so all ends as in the undisturbed run; both bit for bit, and counted once.
+    A run recovers from a bad step by dropping it: the result is identical to a run without that
+    step. It recovers from a bad state by restoring a good one: the result is identical to an
+    uninterrupted run. Both are bitwise identical and counted once.
     """
     trials, failed = 0, []
     for seed in seeds:

@@ -1,4 +1,4 @@
-"""Killing `predict` by the clock or at the n-th change on the disk, and what is left of it."""
+"""Kill `predict` after a time or at the n-th disk write, and check what it leaves."""
 
 import contextlib
 import io
@@ -26,7 +26,7 @@ _TEMPORARY = re.compile(r"(^|/)\.[^/]*(\.tmp|video-)")
 
 
 def masks(folder: Path, **options: Any) -> None:
-    """Predict `folder/in` into `folder/masks`; `load_run` is patched to return a small network."""
+    """Predict `folder/in` to `folder/masks`; `load_run` is patched to return a small network."""
     with contextlib.redirect_stdout(io.StringIO()):
         predict(
             inputs=[str(folder / "in")],
@@ -46,7 +46,7 @@ def write_inputs(folder: Path, images: int, films: int) -> None:
 
 
 def left(folder: Path) -> dict[str, bytes]:
-    """Return what lies under final names, by its path in `folder/masks`."""
+    """Return the contents of files with final names, by path in `folder/masks`."""
     found = {}
     for path in sorted((folder / "masks").rglob("*")):
         name = path.relative_to(folder / "masks").as_posix()
@@ -56,13 +56,13 @@ def left(folder: Path) -> dict[str, bytes]:
 
 
 def hidden(folder: Path) -> list[str]:
-    """Return what lies under temporary names."""
+    """Return the paths with temporary names."""
     names = (path.relative_to(folder).as_posix() for path in (folder / "masks").rglob("*"))
     return [name for name in names if _TEMPORARY.search(name)]
 
 
 def killed(folder: Path, *, after_s: float | None = None, at: int | None = None) -> bool:
-    """Predict in a process of its own and kill it; return whether it was still at work."""
+    """Predict in a separate process and kill it; return whether it was still running."""
     context = get_context("fork")
     started = context.Event()
 
@@ -70,7 +70,7 @@ def killed(folder: Path, *, after_s: float | None = None, at: int | None = None)
         logging.disable(logging.CRITICAL)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         os.dup2(1, 2)
-        cv2.setNumThreads(1)  # the parent's threads are not here
+        cv2.setNumThreads(1)  # the parent's threads do not survive the fork
         if at is not None:
             die_at(at)
         started.set()
@@ -89,13 +89,14 @@ def killed(folder: Path, *, after_s: float | None = None, at: int | None = None)
 
 @dataclass
 class Told:
-    """What many kills gave.
+    """Results of many kills.
 
     Attributes:
-        kills: Kills that hit a process at work.
-        partial: Files under final names that differ from those of an undisturbed run.
-        temporary: Kills that left something under a temporary name.
-        wrong: What differs after the last run was let through.
+        kills: Kills that hit a running process.
+        partial: Files with final names that differ from those of an uninterrupted run.
+        temporary: Kills that left files with temporary names.
+        wrong: Files that differ after the final, uninterrupted run.
+        seconds: Duration of an uninterrupted run.
     """
 
     kills: int = 0
@@ -105,13 +106,13 @@ class Told:
     seconds: float = 0.0
 
     def look(self, folder: Path, calm: dict[str, bytes]) -> None:
-        """Compare what a kill left with what belongs there."""
+        """Compare the files left by a kill with the expected files."""
         self.kills += 1
         self.temporary += bool(hidden(folder))
         self.partial += [name for name, data in left(folder).items() if data != calm.get(name)]
 
     def end(self, folder: Path, calm: dict[str, bytes]) -> None:
-        """Let a run through and compare everything."""
+        """Complete a run and compare all files."""
         masks(folder, resume=(folder / "masks").exists())
         found = left(folder)
         self.wrong += hidden(folder)
@@ -121,7 +122,7 @@ class Told:
 
 
 def campaign(folder: Path, kills: int, seed: int) -> Told:
-    """Kill predictions at random times, each continuing the one before, until `kills` have hit."""
+    """Kill predictions at random times, each resuming the previous one, `kills` times in all."""
     masks(folder)
     calm = left(folder)
     shutil.rmtree(folder / "masks")
@@ -138,7 +139,7 @@ def campaign(folder: Path, kills: int, seed: int) -> Told:
 
 
 def at_every_change(folder: Path, every: int = 1) -> Told:
-    """Kill a fresh prediction before its first, second, ... change on the disk; complete each."""
+    """Kill a new prediction before its first, second, ... disk write, then complete it."""
     masks(folder)
     calm = left(folder)
     told, at = Told(), 1

@@ -1,4 +1,4 @@
-"""Killing `prepare` at any moment: by the clock, or at the n-th change of what is on the disk."""
+"""Kill `prepare` at any moment: after a time, or at the n-th disk write."""
 
 import os
 import random
@@ -24,7 +24,7 @@ _CHANGES = {
 
 
 def archived_set(root: Path, parts: int = 6, pairs: int = 4, size: tuple[int, int] = (40, 60)):
-    """Write a small GTA5 as zips; a part of the labels as a tar, which has no checksums."""
+    """Write a small GTA5 dataset as zips of images and labels."""
     for part in range(1, parts + 1):
         images, labels = {}, {}
         for number in range(pairs):
@@ -37,7 +37,7 @@ def archived_set(root: Path, parts: int = 6, pairs: int = 4, size: tuple[int, in
 
 
 def result(root: Path) -> dict[str, object]:
-    """Return all that preparing leaves: content, and times but of what is written at the end."""
+    """Return all that `prepare` leaves: contents, and times except those of JSON files."""
     found: dict[str, object] = {}
     for folder in ("unpacked", "prepared"):
         for name, file in tree(root / folder).items():
@@ -57,7 +57,7 @@ def _prepare(root: Path, started, at: int | None) -> None:
 
 
 def die_at(number: int) -> None:
-    """Kill this process right before its n-th change on the disk."""
+    """Kill this process right before its n-th disk write."""
     changes = 0
 
     def hook(event: str, arguments: tuple[object, ...]) -> None:
@@ -73,12 +73,12 @@ def die_at(number: int) -> None:
 
 
 def killed(root: Path, *, after_s: float | None = None, at: int | None = None) -> bool:
-    """Prepare in a process of its own and kill it; return whether it was still at work.
+    """Prepare in a separate process and kill it; return whether it was still running.
 
     Args:
-        root: Where the archives lie.
-        after_s: When to kill it, from the moment that it begins.
-        at: Kill it right before its n-th change on the disk instead.
+        root: Folder of the archives.
+        after_s: Seconds from the start to the kill.
+        at: Kill it right before its n-th disk write instead.
     """
     context = get_context("fork")
     started = context.Event()
@@ -93,7 +93,7 @@ def killed(root: Path, *, after_s: float | None = None, at: int | None = None) -
 
 
 def at_once(root: Path, number: int) -> list[int | None]:
-    """Prepare in so many processes at once; return their exit codes."""
+    """Prepare in `number` processes at once and return their exit codes."""
     context = get_context("fork")
     ready = context.Event()
     found = [context.Process(target=_prepare, args=(root, ready, None)) for _ in range(number)]
@@ -106,12 +106,12 @@ def at_once(root: Path, number: int) -> list[int | None]:
 
 @dataclass
 class Campaigns:
-    """What many campaigns of kills gave.
+    """Results of many campaigns of kills.
 
     Attributes:
-        kills: Kills that hit a process at work.
-        wrong: What differs from an undisturbed run, at the end of a campaign.
-        stages: How many kills fell into each stage.
+        kills: Kills that hit a running process.
+        wrong: Differences from an uninterrupted run at the end of a campaign.
+        stages: Number of kills in each stage.
     """
 
     kills: int = 0
@@ -119,7 +119,7 @@ class Campaigns:
     stages: dict[str, int] = field(default_factory=dict)
 
     def hit(self, root: Path) -> None:
-        """Note a kill, and what was there then."""
+        """Count a kill and the stage that it hit."""
         self.kills += 1
         stage = "before the first file"
         for name, found in (
@@ -133,7 +133,7 @@ class Campaigns:
         self.stages[stage] = self.stages.get(stage, 0) + 1
 
     def compare(self, root: Path, calm: dict[str, object], what: str) -> None:
-        """Prepare undisturbed and compare what is there with `calm`."""
+        """Prepare without interruption and compare the result with `calm`."""
         prepare_dataset("gta5", root=root, workers=1)
         found = result(root)
         self.wrong += [
@@ -144,7 +144,7 @@ class Campaigns:
 
 
 def calm_run(root: Path) -> tuple[dict[str, object], float]:
-    """Return what an undisturbed run leaves in `root`, and its seconds; `root` is cleared again."""
+    """Return the result of an uninterrupted run in `root` and its seconds, then clear `root`."""
     started = time.monotonic()
     prepare_dataset("gta5", root=root, workers=1)
     took = time.monotonic() - started
@@ -154,13 +154,13 @@ def calm_run(root: Path) -> tuple[dict[str, object], float]:
 
 
 def clear(root: Path) -> None:
-    """Leave the archives only."""
+    """Remove everything except the archives."""
     for folder in ("unpacked", "prepared"):
         shutil.rmtree(root / folder, ignore_errors=True)
 
 
 def campaigns(root: Path, number: int, kills: int, seed: int) -> Campaigns:
-    """Run campaigns of kills by the clock, each from the start and completed undisturbed."""
+    """Run campaigns of timed kills; each starts from scratch and ends with a complete run."""
     calm, took = calm_run(root)
     rng, told = random.Random(seed), Campaigns()
     for campaign in range(number):
@@ -170,7 +170,7 @@ def campaigns(root: Path, number: int, kills: int, seed: int) -> Campaigns:
             if killed(root, after_s=rng.uniform(0, 0.9 * took)):
                 done += 1
                 told.hit(root)
-            else:  # it was faster
+            else:  # it finished before the kill
                 told.compare(root, calm, f"campaign {campaign}")
                 clear(root)
         told.compare(root, calm, f"campaign {campaign}")
@@ -178,13 +178,13 @@ def campaigns(root: Path, number: int, kills: int, seed: int) -> Campaigns:
 
 
 def at_every_change(root: Path, every: int = 1) -> Campaigns:
-    """Kill a fresh run before its first, second, ... change on the disk, then complete it."""
+    """Kill a new run before its first, second, ... disk write, then complete it."""
     calm, _ = calm_run(root)
     return _each_change(root, every, calm, lambda: clear(root))
 
 
 def at_every_change_of_a_second_run(root: Path, every: int = 1) -> Campaigns:
-    """Kill a run that replaces a prepared set, as one of its labels is another now; likewise."""
+    """Likewise, but kill a run that replaces a prepared dataset after one label has changed."""
     prepare_dataset("gta5", root=root, workers=1)
     labels = sorted((root / "unpacked/gta5/labels").iterdir())
     labels[0].write_bytes(labels[-1].read_bytes())

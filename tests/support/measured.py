@@ -1,4 +1,4 @@
-"""Work in a process of its own, with its seconds and its peak memory."""
+"""Run work in a separate process and measure its time and peak memory."""
 
 import json
 import os
@@ -23,7 +23,7 @@ def peak():
 
 {warm}
 for path in map(Path, json.loads(sys.stdin.read())):
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     started, error, said = time.monotonic(), "", ""
     try:
         {work}
@@ -37,12 +37,12 @@ for path in map(Path, json.loads(sys.stdin.read())):
 def measured(
     paths: list[Path], work: str, *, imports: str, warm: str = ""
 ) -> list[tuple[Path, str, str, float, float]]:
-    """Run `work` for each `path`, and return path, kind and text of the error, seconds, peak MB.
+    """Run `work` for each `path`; return path, error type and text, seconds and peak MB.
 
     Args:
-        paths: What to work on, one after another.
-        work: An expression of `path`.
-        imports: What it needs.
+        paths: Files to process one after another.
+        work: An expression that uses `path`.
+        imports: Import statements that `work` needs.
         warm: A statement to run first, so that imports are not measured.
     """
     if not os.access("/proc/self/clear_refs", os.W_OK):

@@ -1,4 +1,4 @@
-"""A small data set of one's own, for tests of what prepares it."""
+"""Write a small custom dataset for tests of `prepare`."""
 
 import hashlib
 from pathlib import Path
@@ -11,7 +11,7 @@ SIZE = (6, 8)
 
 
 def own_set(folder: Path, pairs: int = 5, size: tuple[int, int] = SIZE, form: str = "png") -> Path:
-    """Write images and grey labels of ids 0..2 with a YAML, and return the YAML."""
+    """Write images and grey labels of ids 0..2 with a YAML; return the path of the YAML."""
     for number in range(pairs):
         image = files.image_png(*size, number)
         if form == "jpg":
@@ -34,7 +34,7 @@ def put_label(folder: Path, number: int, seed: int | None = None, size=SIZE) -> 
 
 
 def state(folder: Path) -> dict[str, tuple[str, int, int]]:
-    """Return content, time of change and rights of every file below a folder."""
+    """Return digest, modification time and mode of every file below a folder."""
     found = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file():
@@ -45,7 +45,7 @@ def state(folder: Path) -> dict[str, tuple[str, int, int]]:
 
 
 def forms(root: Path) -> dict[str, str]:
-    """Write a pair in each of three published forms; return the words for `prepare`."""
+    """Write a pair in each of three formats; return `prepare`'s argument for each."""
     ids = np.random.default_rng(0).choice([7, 11], (6, 8))
     files.put(root / "gta5/images/1.png", files.image_png())
     files.put(root / "gta5/labels/1.png", files.palette_png(ids))

@@ -1,4 +1,4 @@
-"""`udaseg predict` called as a function, with all that a test does not speak of filled in."""
+"""Call `udaseg predict` as a function, with defaults for all options."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Several processes of one gloo group, and what each of them found."""
+"""Run several processes in one gloo group and collect their results."""
 
 import contextlib
 import os
@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 @contextlib.contextmanager
 def joined(number, folder, ranks):
-    """Be process `number` of a group that meets in `folder`."""
+    """Join a group as process `number`; the group rendezvous is in `folder`."""
     torch.set_num_threads(1)
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     store = dist.FileStore(str(folder / "store"), ranks)
@@ -19,6 +19,6 @@ def joined(number, folder, ranks):
 
 
 def found_by_each(work, folder, ranks):
-    """Run `work(number, folder)` in `ranks` processes; return what each saved as NUMBER.pt."""
+    """Run `work(number, folder)` in `ranks` processes; load and return each NUMBER.pt."""
     torch.multiprocessing.spawn(work, (folder,), nprocs=ranks)
     return [torch.load(folder / f"{number}.pt", weights_only=True) for number in range(ranks)]

@@ -1,4 +1,4 @@
-"""A clean small dataset, and faults to put into it: each with what doctor must say of it."""
+"""Write a small clean dataset and add faults, each with the findings expected of doctor."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ from tests.support import files
 
 HEIGHT, WIDTH = 48, 64
 TRAIN, VAL = 60, 12
-"""Pairs of a set that has room for all faults at once."""
+"""Number of pairs per split, enough for all faults at once."""
 CLASSES = ("road", "sky", "car", "tree")
 YAML = """\
 name: small
@@ -27,13 +27,13 @@ ignore: [255]
 
 
 def picture(seed, height=HEIGHT, width=WIDTH):
-    """Return a smooth random RGB image that looks like no other seed's."""
+    """Return a smooth random RGB image, different for every seed."""
     cells = np.random.default_rng([1, seed]).integers(0, 256, (7, 9, 3), dtype=np.uint8)
     return cv2.resize(cells, (width, height), interpolation=cv2.INTER_LINEAR)
 
 
 def ids(seed, height=HEIGHT, width=WIDTH):
-    """Return ids of all four classes and some to ignore, in cells."""
+    """Return ids of all four classes and the ignore id, in cells."""
     cells = np.random.default_rng([2, seed]).choice([0, 1, 2, 3, 255], (6, 8))
     cells[0, :5] = (0, 1, 2, 3, 255)
     return cv2.resize(cells.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST)
@@ -45,12 +45,12 @@ def rgb_png(pixels):
 
 @cache
 def _coded(seed, number):
-    own = [1000 + seed, number]  # no picture of a fault, which are of [8, ...] and [9, ...]
+    own = [1000 + seed, number]  # faults use the seeds [8, ...] and [9, ...]
     return rgb_png(picture(own)), files.gray_png(ids(own))
 
 
 def clean(folder, seed=0, text=YAML, train=TRAIN):
-    """Write a dataset without a fault, and return its YAML."""
+    """Write a dataset without faults and return the path of its YAML."""
     for split, numbers in (("train", range(train)), ("val", range(TRAIN, TRAIN + VAL))):
         for number in numbers:
             name = f"{split}/images/{number:03d}.png"
@@ -61,11 +61,11 @@ def clean(folder, seed=0, text=YAML, train=TRAIN):
 
 
 class Patient:
-    """A dataset folder; gives every fault files of its own.
+    """A dataset folder that gives each fault its own files.
 
     Args:
-        folder: Of the YAML.
-        outside: A folder that is not below it.
+        folder: Folder of the YAML.
+        outside: A folder outside `folder`.
     """
 
     def __init__(self, folder, outside):
@@ -74,7 +74,7 @@ class Patient:
         self._next_val = iter(range(TRAIN, TRAIN + VAL))
 
     def pair(self, split="train"):
-        """Return image and label that no other fault has touched."""
+        """Return an image and label that no other fault uses."""
         number = next(self._next if split == "train" else self._next_val)
         name = f"{number:03d}.png"
         return self.folder / split / "images" / name, self.folder / split / "labels" / name
@@ -90,7 +90,7 @@ FAULTS = {}
 
 
 def fault(function):
-    """Register a fault: it damages a patient and returns what must be found, as (code, path)."""
+    """Register a fault: it damages a patient and returns the expected (code, path) findings."""
     FAULTS[function.__name__] = function
     return function
 
@@ -100,7 +100,7 @@ def _jpeg(pixels, quality=95, **how):
 
 
 def _both(patient, name, split="train"):
-    """Give an untouched pair another stem."""
+    """Rename an unused pair to another stem."""
     image, label = patient.pair(split)
     moved = [path.rename(path.with_name(f"{name}.png")) for path in (image, label)]
     return moved[0], moved[1]
@@ -224,7 +224,7 @@ def label_alone(patient):
 def same_stem_twice(patient):
     image, _ = patient.pair()
     files.put(image.with_suffix(".jpg"), _jpeg(picture([9, 2])))
-    return [("duplicate-stem", image)]  # the .jpg comes first
+    return [("duplicate-stem", image)]  # the .jpg sorts first
 
 
 @fault

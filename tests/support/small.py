@@ -1,4 +1,4 @@
-"""Networks and recipes small enough to step in milliseconds."""
+"""Provide networks and recipes small enough for steps of milliseconds."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,7 +38,7 @@ SEMANTIC = Semantic(
 
 
 class NormedHead(DeepLabV2):
-    """A head with a batch norm before it, as DeepLab-v3+ has some inside."""
+    """A head with a batch norm before it, like those inside DeepLab-v3+."""
 
     def __init__(self, channels: int, classes: int) -> None:
         super().__init__(channels, classes, (1, 2))

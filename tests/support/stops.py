@@ -1,4 +1,4 @@
-"""Signals at a chosen moment of a training run, to the process or to its whole group."""
+"""Send signals at a chosen moment of a training run, to the process or its whole group."""
 
 import json
 import os
@@ -23,7 +23,7 @@ _SCRIPT = """
 import multiprocessing, os, signal, sys, threading, time
 phase, whole_group, number, again, first = {facts!r}
 fired = []
-# as in a terminal: what a script starts in the background ignores SIGINT from its birth
+# as in a terminal: processes that a script starts in the background ignore SIGINT
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def send():
@@ -97,15 +97,15 @@ main(sys.argv[1:])
 
 @dataclass(frozen=True)
 class Stop:
-    """One trial.
+    """Describe one trial.
 
     Attributes:
-        phase: When the signal comes; one of `PHASES`.
-        group: It goes to the whole process group, loader processes too.
-        number: The signal.
-        again: A second one follows 0.3 s later.
-        first: Loader processes die before the signal comes.
-        workers: Loader processes of the run.
+        phase: When the signal is sent; one of `PHASES`.
+        group: Send it to the whole process group, including the loader processes.
+        number: The signal number.
+        again: Send a second signal 0.3 s later.
+        first: Terminate the loader processes before sending the signal.
+        workers: Number of loader processes.
     """
 
     phase: str
@@ -117,19 +117,19 @@ class Stop:
 
 
 def golden(root: Path, out: Path) -> dict[str, object]:
-    """Train undisturbed into `out`, and return all tensors at the end."""
+    """Train to `out` without interruption and return all final tensors."""
     udaseg(*_words(root, out), cwd=out.parent)
     return tensors(out)
 
 
 def problem(stop: Stop, root: Path, out: Path, whole: dict[str, object]) -> str | None:
-    """Return what is wrong after a signal and `--resume`; None when all is as undisturbed.
+    """Return what differs from an uninterrupted run after a signal and `--resume`, or None.
 
     Args:
-        stop: When, which, and to whom.
-        root: Prepared data.
-        out: Where the run goes; its folder exists.
-        whole: The tensors of the undisturbed run.
+        stop: The signal, its time and its recipient.
+        root: Folder of the prepared data.
+        out: Output folder of the run; its parent exists.
+        whole: Tensors of the uninterrupted run.
     """
     words = [*_words(root, out), "--workers", stop.workers]
     facts = (stop.phase, stop.group, int(stop.number), stop.again, stop.first)
@@ -151,7 +151,7 @@ def problem(stop: Stop, root: Path, out: Path, whole: dict[str, object]) -> str 
     ended = time.time()
     wanted = 128 + stop.number
     if stop.phase == "import":
-        # nothing was begun: SIGTERM may end it as any program, which a shell shows as 143
+        # no run has started yet: SIGTERM may end the process directly (143 in a shell)
         if process.returncode not in (wanted, -stop.number):
             return f"exit {process.returncode}: {said[-300:]}"
         return "a run was begun" if out.exists() else None

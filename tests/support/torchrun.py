@@ -1,4 +1,4 @@
-"""Real runs of several processes: started by torchrun, looked into, killed, compared."""
+"""Start real runs of several processes with torchrun, inspect them and kill their ranks."""
 
 import json
 import os
@@ -13,13 +13,13 @@ from tests.support.toy import TINY
 REPOSITORY = Path(__file__).resolve().parents[2]
 LIMIT_S = 600
 ONE_EACH = ["batch.source=1", "batch.target=1", "machine.log_every=1", "validation.data=null"]
-"""One source and one target image on each rank; nothing is scored."""
+"""One source and one target image on each rank; no validation."""
 FROZEN = ["model.batch_norm=frozen", "model.head=deeplab_v2"]
-"""No batch norm that trains: the ranks meet a few times a step, not at each of a hundred norms."""
+"""No trainable batch norm: the ranks synchronise a few times a step, not at a hundred norms."""
 
 
 def started(*words, cwd, ranks=2, restarts=0):
-    """Start `torchrun ... -m udaseg` and return the process of torchrun."""
+    """Start `torchrun ... -m udaseg` and return the torchrun process."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     launcher += [f"--nproc-per-node={ranks}", f"--max-restarts={restarts}", "-m", "udaseg"]
     return subprocess.Popen(
@@ -38,7 +38,7 @@ def started(*words, cwd, ranks=2, restarts=0):
 
 
 def ended(process, expect=0):
-    """Wait for torchrun and return what all processes said on stdout and stderr."""
+    """Wait for torchrun and return stdout and stderr of all processes."""
     try:
         out, err = process.communicate(timeout=LIMIT_S)
     except subprocess.TimeoutExpired:
@@ -50,7 +50,7 @@ def ended(process, expect=0):
 
 
 def adapt_words(root, out, *words, method="rccr", steps=4):
-    """Return the words of a tiny run, one image a domain on each rank."""
+    """Return the arguments of a tiny run with one image per domain on each rank."""
     base = ("adapt", f"toyland/{method}", "--root", root, "--out", out, "--steps", steps)
     tiny = [word for word in TINY if not word.startswith(("batch", "validation.data"))]
     return [*base, *tiny, *ONE_EACH, *FROZEN, *words]
@@ -62,7 +62,7 @@ def torchrun(*words, cwd, expect=0, **settings):
 
 
 def pid_of(process, rank):
-    """Return the process of a rank, or None where there is none at the moment."""
+    """Return the process id of a rank, or None if the rank is not running."""
     for children in Path(f"/proc/{process.pid}/task").glob("*/children"):
         for pid in children.read_text().split():
             try:
@@ -75,7 +75,7 @@ def pid_of(process, rank):
 
 
 def lines(run):
-    """Return the events in a run's metrics."""
+    """Return the lines of a run's metrics."""
     try:
         text = (run / "metrics.jsonl").read_text()
     except OSError:
@@ -84,7 +84,7 @@ def lines(run):
 
 
 def wait_for_step(process, run, step):
-    """Wait until a run has done so many steps."""
+    """Wait until a run has finished `step` steps."""
     until = time.monotonic() + LIMIT_S
     while time.monotonic() < until and process.poll() is None:
         if any(line["step"] >= step for line in lines(run)):
@@ -94,7 +94,7 @@ def wait_for_step(process, run, step):
 
 
 def kill(process, rank, number=signal.SIGKILL):
-    """Send a rank a signal."""
+    """Send a signal to a rank."""
     pid = pid_of(process, rank)
     assert pid is not None, f"there is no rank {rank}"
     os.kill(pid, number)

@@ -1,4 +1,4 @@
-"""A prepared pair of toyland images, made once a test session."""
+"""Write and prepare a tiny toyland, once per test session."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def toy_root(root: Path) -> Path:
 
 
 def toy_pair(root: Path) -> tuple[PreparedDataset, PreparedDataset]:
-    """Return source and target of the toyland below `root`."""
+    """Return the source and target datasets of the toyland below `root`."""
     return open_dataset("toyland", root=root), open_dataset("toyland-target", root=root)
 
 

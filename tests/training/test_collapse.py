@@ -1,4 +1,4 @@
-"""Alarms: a teacher that collapses is noticed within 200 steps, a sound one is left in peace."""
+"""Alarms: a collapsing teacher is detected within 200 steps; a healthy one raises no alarm."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def _report(counts, confident, confidence):
 
 
 def _watched(says, steps, begin=0):
-    """Return (step, kind) of all alarms when step i, from `begin`, reports `says(i)`."""
+    """Return (step, kind) of every alarm if step i, from `begin` on, reports `says(i)`."""
     watch, alarms = CollapseMonitor(NAMES, begin), []
     for done in range(begin + 1, begin + steps + 1):
         watch.add(_report(**says(done)))
@@ -41,8 +41,8 @@ def test_a_collapse_is_told_within_200_steps_whenever_it_begins(kind, onset):
     onset = max(onset, first)
     alarms = _watched(lambda done: SIGNS[kind] if done >= onset else SOUND, 1000)
     alarms = [(done, alarm) for done, alarm in alarms if alarm.kind != "never_predicted"]
-    (done, alarm), *rest = alarms
-    assert rest == []
+    (done, alarm), *later_alarms = alarms
+    assert later_alarms == []
     assert alarm.kind == kind
     assert alarm.collapse
     assert onset + 50 < done <= onset + 200

@@ -1,4 +1,4 @@
-"""The memory plan: a step on tensors without storage against a real step, byte by byte."""
+"""The memory estimate: a step on tensors without storage against a real step, byte by byte."""
 
 from dataclasses import replace
 
@@ -19,14 +19,14 @@ def root(tmp_path_factory):
     return toy_root(tmp_path_factory.mktemp("data"))
 
 
-def made(root, name, *words):
+def dry_run(root, name, *words):
     recipe = shipped(name, [*TINY, *words])
     source, target = toy_pair(root)
     return build_setup(recipe, source, target if adapts(recipe) else None)
 
 
-def really(run):
-    """Return the most bytes of a real step with the same ledger: gradients and all."""
+def real_peak(run):
+    """Return the peak bytes of a real step, measured by the same tracker, with gradients."""
     run = replace(run, model=run.objective)
     batch = replace(run.batches[0], step=len(run.batches) - 1, progress=1.0)
     with StorageTracker() as ledger:
@@ -45,17 +45,17 @@ def really(run):
     ids=lambda part: part if isinstance(part, str) else " ".join(part),
 )
 def test_the_reckoned_peak_is_that_of_a_real_step(root, name, words):
-    run = made(root, name, *words)
+    run = dry_run(root, name, *words)
     before = {key: value.clone() for key, value in run.objective.state_dict().items()}
-    reckoned = peak_step_memory(run)
+    estimated = peak_step_memory(run)
     after = run.objective.state_dict()
     assert [key for key in before if not torch.equal(before[key], after[key])] == []
     assert all(part.grad is None for part in run.objective.parameters())
-    assert reckoned == pytest.approx(really(run), rel=0.01)
+    assert estimated == pytest.approx(real_peak(run), rel=0.01)
 
 
 def test_the_parts_are_those_of_the_tensors(root):
-    run = made(root, "toyland/rccr")
+    run = dry_run(root, "toyland/rccr")
     needs = estimate_footprint(run)
     state = run.objective.state_dict()
 
@@ -83,7 +83,7 @@ def test_each_way_of_saving_memory_saves_it(root):
         "parts": ["machine.micro_batches=2"],
     }
     needs = {
-        name: estimate_footprint(made(root, "toyland/dacs", *extra))
+        name: estimate_footprint(dry_run(root, "toyland/dacs", *extra))
         for name, extra in words.items()
     }
     for name in ("checkpointing", "parts"):
@@ -93,10 +93,10 @@ def test_each_way_of_saving_memory_saves_it(root):
 
 def test_a_dry_run_prints_the_plan_of_memory_of_each_stage(root, tmp_path):
     words = ["adapt", "toyland/spcl", "--root", root, "--dry-run", *TINY]
-    said = udaseg(*words, cwd=tmp_path).stderr
-    lines = [line for line in said.splitlines() if line.strip().startswith("memory")]
+    output = udaseg(*words, cwd=tmp_path).stderr
+    lines = [line for line in output.splitlines() if line.strip().startswith("memory")]
     assert [line.split()[2] for line in lines] == ["warm_up:", "contrast:", "self_distillation:"]
     assert all("activations" in line and "optimiser" in line for line in lines)
-    assert "excludes" in said.split("estimated from tensor sizes")[1]
-    assert "checkpoint size" in said
+    assert "excludes" in output.split("estimated from tensor sizes")[1]
+    assert "checkpoint size" in output
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Guards of the loop: bad steps are dropped, bad states put back, memory that runs out is told."""
+"""Guards of the loop: drop bad steps, restore bad states, report out-of-memory errors."""
 
 import copy
 import json
@@ -35,7 +35,7 @@ NAN, INF = float("nan"), float("inf")
 
 
 def test_nan_in_any_place_of_a_step_leaves_no_trace():
-    """Eleven places; what is compared is a plain loop that never had the step, bit for bit."""
+    """Eleven places. The state is compared bit for bit with a plain loop without that step."""
     trials, failed = campaign(seeds=[0], steps=3, at=[1], values=[NAN])
     assert (trials, failed) == (11, [])
 
@@ -108,7 +108,7 @@ def test_damage_that_comes_back_with_the_same_steps_ends_the_run():
 
 
 def test_two_accidents_go_back_to_the_same_copy():
-    """Each is found at the step after it, and no copy is made in between."""
+    """Each is detected at the next step, and no copy is made in between."""
     objectives = [plain_objective(), plain_objective()]
     whole, run = (
         tiny_fit(objective=objective, steps=9, checkpoint_every=5) for objective in objectives
@@ -130,7 +130,7 @@ def test_a_state_that_is_bad_from_the_start_is_told():
 
 
 def test_damage_that_no_loss_shows_is_found_before_a_checkpoint():
-    """Second moments that are infinite only stop a weight; the loss stays finite."""
+    """Infinite second moments only freeze a weight; the loss stays finite."""
     whole, run = tiny_fit(steps=6), tiny_fit(steps=6, checkpoint_every=4)
     plainly_trained(whole)
     first = next(run.objective.student.parameters())
@@ -142,9 +142,9 @@ def test_damage_that_no_loss_shows_is_found_before_a_checkpoint():
             done.append(step)
 
     run.batches.before.append(damage)
-    told, guard = [], Guard(run)
-    trained(run, guard=guard, on_step=lambda number, _: told.append(number))
-    assert told == [1, 2, 3, 1, 2, 3, 4, 5, 6]
+    steps, guard = [], Guard(run)
+    trained(run, guard=guard, on_step=lambda number, _: steps.append(number))
+    assert steps == [1, 2, 3, 1, 2, 3, 4, 5, 6]
     assert guard.counts == {"returns_to_a_good_state": 1}
     assert differing(everything(run), everything(whole)) == []
 
@@ -167,7 +167,7 @@ def test_going_back_tells_the_number_of_steps_and_stops_there_when_a_signal_came
         states.setdefault(done, everything(run))
         if done == 3:
             stop.number = 15
-            # poison of the very step that is the last before the stop
+            # damage in the last step before the stop
             next(run.objective.student.parameters()).data.fill_(NAN)
 
     assert trained(run, on_step=on_step, stop=stop, guard=guard) == 2
@@ -214,7 +214,7 @@ def test_a_step_that_is_bad_on_another_rank_is_dropped_here_too(monkeypatch):
 
 
 def test_views_that_no_loss_counts_are_looked_at():
-    """Cells without confidence are in no loss, but a memory would take them in."""
+    """Cells without confidence are not in the loss, but a memory would store them."""
     run = tiny_fit()
     run.objective.regularizers["regional"].min_confidence = 1.1
     inject(run, "teacher projection", 2)
@@ -225,7 +225,7 @@ def test_views_that_no_loss_counts_are_looked_at():
 
 
 def test_a_teacher_that_is_not_finite_is_noticed_where_no_loss_shows_it():
-    """A pixel without a probability is not confident, and the loss is finite without it."""
+    """A pixel with probability NaN is not confident, so the loss ignores it and stays finite."""
     run, plain = (tiny_fit(objective=_objective(), steps=3) for _ in range(2))
     inject(run, "teacher output", 1)
     guard = Guard(run)
@@ -244,12 +244,12 @@ def test_a_good_step_waits_for_the_device_once_only():
         norm = _clip_gradient(list(run.objective.student.parameters()), 1.0)
         verdict = guards._is_finite(report, norm)
         guard.end_step(1)
-    # the CPU's form of the regional loss picks its rows, which a GPU does not
-    assert [found for found in reads.found if "nonzero" not in str(found)] == []
+    # on the CPU the regional loss selects rows by index; on a GPU it does not
+    assert [read for read in reads.found if "nonzero" not in str(read)] == []
     assert verdict.shape == ()
 
 
-# -- memory that runs out
+# -- out of memory
 
 
 def _full(run, at, *, where="forward"):
@@ -297,7 +297,7 @@ def test_memory_that_runs_out_later_leaves_a_whole_state(where, done):
 
 
 def test_memory_that_runs_out_after_going_back_is_no_first_step_that_does_not_fit():
-    """The state that it goes back to has steps behind it: to begin again would do them twice."""
+    """The restored state already includes steps: starting again would repeat them."""
     run, states, back = tiny_fit(checkpoint_every=2), {}, []
     assert inject(run, "optimiser state", 3) == []
 
@@ -344,7 +344,7 @@ def test_other_runtime_errors_stay_what_they_are():
         trained(run)
 
 
-# -- a step in parts
+# -- micro-batches
 
 
 def test_parts_hold_each_image_once_and_draw_by_themselves():
@@ -360,16 +360,16 @@ def test_parts_hold_each_image_once_and_draw_by_themselves():
 
 
 def test_without_batch_statistics_the_gradient_of_the_parts_is_that_of_the_batch():
-    """What else differs is batch norm's, and the number of labelled pixels, here the same."""
-    found = []
+    """Otherwise batch norm and the number of labelled pixels differ; here both are the same."""
+    gradients = []
     for micro_batches in (1, 2):
         run = tiny_fit(objective=plain_objective(), micro_batches=micro_batches)
         run.model.eval()
         batch = _batch()
         assert (batch.source_labels == IGNORE).sum(1).unique().numel() <= 2
         report = compute_gradients(run, batch)
-        found.append([report.total, *(part.grad for part in run.model.parameters())])
-    for one, other in zip(*found, strict=True):
+        gradients.append([report.total, *(part.grad for part in run.model.parameters())])
+    for one, other in zip(*gradients, strict=True):
         assert torch.allclose(one, other, rtol=1e-4, atol=1e-6)
 
 
@@ -400,11 +400,11 @@ def test_a_run_in_parts_resumes_bit_for_bit():
             kept["state"] = copy.deepcopy(state)
 
     trained(half, on_step=on_step)
-    rest = tiny_fit(steps=5, micro_batches=2)
-    rest.objective.load_state_dict(kept["state"][0])
-    rest.optimizer.load_state_dict(kept["state"][1])
-    trained(rest, first=3)
-    assert differing(everything(rest), everything(whole)) == []
+    resumed = tiny_fit(steps=5, micro_batches=2)
+    resumed.objective.load_state_dict(kept["state"][0])
+    resumed.optimizer.load_state_dict(kept["state"][1])
+    trained(resumed, first=3)
+    assert differing(everything(resumed), everything(whole)) == []
 
 
 def test_a_batch_that_cannot_be_divided_is_made_whole():

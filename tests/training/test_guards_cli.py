@@ -1,4 +1,4 @@
-"""Runs that meet bad steps, damage, and too little memory, as a user sees them."""
+"""What the command line shows for bad steps, damaged state and out-of-memory errors."""
 
 import json
 
@@ -24,7 +24,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture
 def spoil(monkeypatch):
-    """Return a function that lets the loss of some steps, by number from 0, be NaN, once each."""
+    """Return a function that makes the loss of the given steps (from 0) NaN, once each."""
 
     def at(*steps, error=None, images=0):
         left, real = set(steps), SelfTraining.forward
@@ -54,9 +54,9 @@ def _lines(out):
 def test_a_dropped_step_is_counted_and_shown_without_nan_and_the_run_is_done(root, tmp_path, spoil):
     spoil(2)
     out = tmp_path / "run"
-    said = adapt(root, out, *QUIET, steps=5, method="dacs")
-    assert "step 3: not finite" in said.stderr
-    assert "total nan" not in said.stderr.replace("(loss total nan", "")
+    output = adapt(root, out, *QUIET, steps=5, method="dacs")
+    assert "step 3: not finite" in output.stderr
+    assert "total nan" not in output.stderr.replace("(loss total nan", "")
     lines = _lines(out)
     assert [line["step"] for line in lines] == [2, 3, 4, 5]
     assert lines[1]["losses"]["total"] is None
@@ -76,11 +76,11 @@ def test_too_many_bad_steps_stop_the_run_and_the_checkpoint_that_stands_is_named
     spoil(3, 4)
     out = tmp_path / "run"
     words = [*QUIET, "machine.max_bad_steps=2"]
-    said = adapt(root, out, *words, steps=6, method="dacs", expect=6)
-    assert "step 5: the loss or its gradient is not finite" in said.stderr
-    assert "toyland" in said.stderr
-    assert "step-000002.pt, step 2" not in said.stderr
-    assert "step-000004.pt, step 4" in said.stderr
+    output = adapt(root, out, *words, steps=6, method="dacs", expect=6)
+    assert "step 5: the loss or its gradient is not finite" in output.stderr
+    assert "toyland" in output.stderr
+    assert "step-000002.pt, step 2" not in output.stderr
+    assert "step-000004.pt, step 4" in output.stderr
     status = json.loads((out / "status.json").read_text())
     assert (status["state"], status["code"], status["counts"]) == (
         *("failed", 6),
@@ -92,10 +92,10 @@ def test_too_many_bad_steps_stop_the_run_and_the_checkpoint_that_stands_is_named
 
 def test_a_first_step_that_does_not_fit_is_answered_with_figures(root, tmp_path, spoil):
     spoil(0, error=torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."))
-    said = adapt(root, tmp_path / "run", *QUIET, method="dacs", expect=5)
+    output = adapt(root, tmp_path / "run", *QUIET, method="dacs", expect=5)
     parts = ("2 source images of 64x64", "2.00 GiB", "--fit", "--batch 1", "source.crop=[48, 48]")
     for part in (*parts, "machine.activation_checkpointing=true"):
-        assert part in said.stderr
+        assert part in output.stderr
 
 
 def test_fit_halves_the_step_until_it_fits_and_the_run_resumes_exactly(root, tmp_path, spoil):
@@ -103,9 +103,9 @@ def test_fit_halves_the_step_until_it_fits_and_the_run_resumes_exactly(root, tmp
     words = ["adapt", "toyland/dacs", "--root", root, "--steps", 2, "--batch", 4, *words, *OFTEN]
     spoil(*range(9), error=torch.OutOfMemoryError("CUDA out of memory."), images=1)
     out = tmp_path / "run"
-    said = udaseg(*words, "--out", out, "--fit", cwd=tmp_path)
-    assert "trying 2 micro-batches of 2 + 2" in said.stderr
-    assert "trying 4 micro-batches of 1 + 1" in said.stderr
+    output = udaseg(*words, "--out", out, "--fit", cwd=tmp_path)
+    assert "trying 2 micro-batches of 2 + 2" in output.stderr
+    assert "trying 4 micro-batches of 1 + 1" in output.stderr
     assert load(out / "recipe.yaml").machine.micro_batches == 4
     assert [line["step"] for line in _lines(out)] == [1, 2]
     given = tmp_path / "given"
@@ -119,9 +119,9 @@ def test_fit_halves_the_step_until_it_fits_and_the_run_resumes_exactly(root, tmp
 
 def test_fit_gives_up_where_one_image_does_not_fit(root, tmp_path, spoil):
     spoil(*range(9), error=torch.OutOfMemoryError("CUDA out of memory."))
-    said = adapt(root, tmp_path / "run", *QUIET, "--fit", method="dacs", expect=5)
-    assert "1 source images of 64x64" in said.stderr
-    assert "use --fit" not in said.stderr
+    output = adapt(root, tmp_path / "run", *QUIET, "--fit", method="dacs", expect=5)
+    assert "1 source images of 64x64" in output.stderr
+    assert "use --fit" not in output.stderr
 
 
 def test_memory_that_runs_out_later_saves_the_run_which_goes_on_in_parts(
@@ -137,12 +137,12 @@ def test_memory_that_runs_out_later_saves_the_run_which_goes_on_in_parts(
         ),
     )
     out = tmp_path / "run"
-    said = adapt(root, out, *QUIET, method="dacs", steps=5, expect=6)
-    assert "after step 3" in said.stderr
-    assert "step-000003.pt" in said.stderr
-    assert "--fit" in said.stderr
-    said = udaseg("adapt", "--resume", out, "--fit", "--root", root, cwd=tmp_path)
-    assert "trying 2 micro-batches" in said.stderr
+    output = adapt(root, out, *QUIET, method="dacs", steps=5, expect=6)
+    assert "after step 3" in output.stderr
+    assert "step-000003.pt" in output.stderr
+    assert "--fit" in output.stderr
+    output = udaseg("adapt", "--resume", out, "--fit", "--root", root, cwd=tmp_path)
+    assert "trying 2 micro-batches" in output.stderr
     assert json.loads((out / "status.json").read_text())["state"] == "done"
 
 
@@ -155,15 +155,15 @@ def test_a_collapse_is_told_and_ends_the_run_where_that_is_wished(
     monkeypatch.setattr(collapse, "ALWAYS_SURE", 0.0)
     out = tmp_path / "run"
     words = [*QUIET, f"machine.stop_on_collapse={str(stops).lower()}"]
-    said = adapt(root, out, *words, method="dacs", steps=6, expect=6 if stops else 0)
-    assert "step 4: the teacher's mean confidence in the last 2 steps" in said.stderr
+    output = adapt(root, out, *words, method="dacs", steps=6, expect=6 if stops else 0)
+    assert "step 4: the teacher's mean confidence in the last 2 steps" in output.stderr
     status = json.loads((out / "status.json").read_text())
     assert status["counts"] == {"alarm_always_sure": 1}
     assert status["state"] == ("failed" if stops else "done")
     assert "always_sure" in _lines(out)[1]["alarms"]
     if stops:
-        assert "machine.stop_on_collapse" in said.stderr
-        assert "step-000002.pt" in said.stderr
+        assert "machine.stop_on_collapse" in output.stderr
+        assert "step-000002.pt" in output.stderr
 
 
 @pytest.mark.parametrize(
@@ -175,5 +175,5 @@ def test_a_collapse_is_told_and_ends_the_run_where_that_is_wished(
     ],
 )
 def test_settings_that_cannot_be_are_refused(root, tmp_path, words, expected):
-    said = udaseg("adapt", "toyland/dacs", "--root", root, *words, cwd=tmp_path, expect=2)
-    assert expected in said.stderr
+    output = udaseg("adapt", "toyland/dacs", "--root", root, *words, cwd=tmp_path, expect=2)
+    assert expected in output.stderr

@@ -1,4 +1,4 @@
-"""Two real processes: a step that is bad on one of them is dropped on both."""
+"""Two real processes: a bad step on one rank is dropped on both."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def _case(place, rank):
     run = tiny_fit(steps=STEPS, seed=rank)
     for term in run.objective.regularizers.values():
         if hasattr(term, "min_confidence"):
-            term.min_confidence = 1.1  # no loss counts these cells: only this rank can know
+            term.min_confidence = 1.1  # no loss counts these cells: only this rank can detect it
     object.__setattr__(run, "model", distribute(run.objective))
     if place in PASSING and rank == 1:
         inject(run, place, 2)

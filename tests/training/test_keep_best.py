@@ -1,4 +1,4 @@
-"""The best checkpoint is kept whatever order they come in, and after every stop."""
+"""The best checkpoint is kept in any order of the values, and after every stop."""
 
 import json
 import math
@@ -29,7 +29,7 @@ def recipe_of(criterion, method="dacs"):
 
 
 class Home:
-    """A run whose checkpoints have the values that a test gives them."""
+    """A run folder whose checkpoints have given criterion values."""
 
     def __init__(self, folder, criterion, monkeypatch):
         self.folder, self.criterion = folder, criterion
@@ -63,7 +63,7 @@ class Home:
             files={},
             keep=2,
         )
-        # a new one each time, as after a resume
+        # a new callback each time, as after a resume
         keeper = KeepBest(self.recipe, None, CLASSES, self.folder)
         assert not keeper.has_compared(step)
         keeper.consider(self.made, path, step)
@@ -72,13 +72,13 @@ class Home:
 
     @property
     def kept(self):
-        found = newest_checkpoint(best_folder(self.folder, self.criterion))
-        assert float(found.objective["bias"][0]) == found.step
-        return found.step
+        checkpoint = newest_checkpoint(best_folder(self.folder, self.criterion))
+        assert float(checkpoint.objective["bias"][0]) == checkpoint.step
+        return checkpoint.step
 
 
 def best_of(values, better):
-    """The oracle: a network that is not collapsed, the best value, of equals the later."""
+    """The oracle: prefer not collapsed, then the best value, then the later step."""
     best = None
     for step, (value, collapsed) in values.items():
         known = value is not None and not math.isnan(value)
@@ -167,14 +167,14 @@ def test_no_label_of_the_target_is_opened(root, tmp_path, monkeypatch, criterion
 
     monkeypatch.setattr(PreparedDataset, "label_path", label_path)
     source, _ = toy_pair(root)
-    made = SimpleNamespace(
+    setup = SimpleNamespace(
         objective=SimpleNamespace(student=small_segmenter(classes=13)), device=torch.device("cpu")
     )
     path = tmp_path / "checkpoints" / "step-000001.pt"
     path.parent.mkdir()
     path.write_bytes(b"weights")
     path.with_suffix(".json").write_text("{}")
-    value = KeepBest(recipe, sets, source.classes, tmp_path).consider(made, path, 1)
+    value = KeepBest(recipe, sets, source.classes, tmp_path).consider(setup, path, 1)
     assert 0 <= value <= 1
     assert set(opened) == ({"toyland"} if criterion == "source" else set())
     assert (best_folder(tmp_path, criterion) / "step-000001.pt").read_bytes() == b"weights"

@@ -1,4 +1,4 @@
-"""bf16: what is learned with, compared with and kept stays in float32, and numbers stay near."""
+"""bf16: losses, comparisons and stored values stay in float32, and results stay close."""
 
 import pytest
 import torch
@@ -18,10 +18,10 @@ def _run(precision, **changes):
 
 def test_bf16_is_finite_and_near_and_the_network_runs_in_it():
     _, expected, plain = _run("fp32")
-    run, found, dtypes = _run("bf16")
+    run, reports, dtypes = _run("bf16")
     assert plain == {torch.float32}
     assert dtypes == {torch.bfloat16}
-    for one, other in zip(found, expected, strict=True):
+    for one, other in zip(reports, expected, strict=True):
         assert one.total.dtype == torch.float32
         assert torch.isfinite(one.total)
         assert one.total.item() == pytest.approx(other.total.item(), rel=0.05)
@@ -43,7 +43,7 @@ def test_all_that_is_kept_stays_in_float32():
     means = run.objective.regularizers["prototypes"].prototypes.means
     assert means.dtype == torch.float32
     assert means.abs().sum() > 0
-    # not float32 values that were rounded to bf16 on their way
+    # not float32 values that were rounded to bf16 in between
     assert not torch.equal(means, means.bfloat16().float())
     assert all(
         part.grad is None or part.grad.dtype == torch.float32

@@ -1,4 +1,4 @@
-"""Previews show what the networks say, change nothing, and never end a run."""
+"""Previews show the predictions, change no state, and never end a run."""
 
 from types import SimpleNamespace
 
@@ -21,23 +21,23 @@ def pair(tmp_path_factory):
     return toy_pair(toy_root(tmp_path_factory.mktemp("data")))
 
 
-def made_for(pair, method, *words):
+def setup_for(pair, method, *words):
     recipe = shipped(f"toyland/{method}", [*TINY, "steps=40", *words])
     source, target = pair
-    made = build_setup(recipe, source, None if method == "source_only" else target)
-    return recipe, made, source.classes
+    setup = build_setup(recipe, source, None if method == "source_only" else target)
+    return recipe, setup, source.classes
 
 
 def sheet_of(pair, folder, method, *words):
-    recipe, made, classes = made_for(pair, method, *words)
-    sheet = Previews(recipe, made, classes, folder).draw(7)
+    recipe, setup, classes = setup_for(pair, method, *words)
+    sheet = Previews(recipe, setup, classes, folder).draw(7)
     shown = np.asarray(Image.open(folder / "previews" / "step-000007.png"))
     assert np.array_equal(shown, sheet)
-    return made, classes, sheet
+    return setup, classes, sheet
 
 
 def columns(sheet, count):
-    """Return the pictures of the first row without the titles above."""
+    """Return the pictures of the first row, without their titles."""
     high = round(320 * 64 / 128)
     return [sheet[24 : 24 + high, n * 326 : n * 326 + 320] for n in range(count)]
 
@@ -56,45 +56,45 @@ def test_a_picture_has_image_pseudo_label_confidence_prediction_and_a_legend(pai
 
 
 def test_the_prediction_is_the_students_and_the_label_the_teachers(pair, tmp_path):
-    recipe, made, classes = made_for(pair, "dacs")
-    assert isinstance(made.objective, SelfTraining)
+    recipe, setup, classes = setup_for(pair, "dacs")
+    assert isinstance(setup.objective, SelfTraining)
     with torch.no_grad():
-        made.objective.teacher.network.head.classify.bias[4] += 1e6  # the teacher calls all fence
-    sheet = Previews(recipe, made, classes, tmp_path).draw(1)
+        setup.objective.teacher.network.head.classify.bias[4] += 1e6  # the teacher predicts fence
+    sheet = Previews(recipe, setup, classes, tmp_path).draw(1)
     _, label, grey, prediction = columns(sheet, 4)
     assert (label == classes.colors[4]).all()
     assert (grey == 255).all()
-    crops = made.batches.target
+    crops = setup.batches.target
     image, none = crops.read(crops.samples[evenly_spaced_indices(len(crops.samples), 2)[0]])
     assert none is None
-    made.objective.student.eval()
+    setup.objective.student.eval()
     with torch.no_grad():
         tensor = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
-        logits = made.objective.student(tensor).logits[0]
-    wanted = np.asarray(classes.colors)[labels_from_logits(logits, image.shape[:2])[0]]
+        logits = setup.objective.student(tensor).logits[0]
+    colors = np.asarray(classes.colors)[labels_from_logits(logits, image.shape[:2])[0]]
     rows = np.floor((np.arange(160) + 0.5) * 64 / 160).astype(int)
     cells = np.floor((np.arange(320) + 0.5) * 128 / 320).astype(int)
-    assert (prediction == wanted[rows][:, cells]).all(-1).mean() > 0.99
+    assert (prediction == colors[rows][:, cells]).all(-1).mean() > 0.99
 
 
 def test_drawing_changes_no_tensor_and_no_mode(pair, tmp_path):
-    recipe, made, classes = made_for(pair, "rccr", "method.teacher.batch_statistics=true")
-    before = {name: part.clone() for name, part in made.objective.state_dict().items()}
-    modes = [part.training for part in made.objective.modules()]
+    recipe, setup, classes = setup_for(pair, "rccr", "method.teacher.batch_statistics=true")
+    before = {name: part.clone() for name, part in setup.objective.state_dict().items()}
+    modes = [part.training for part in setup.objective.modules()]
     drawn = torch.get_rng_state()
-    assert Previews(recipe, made, classes, tmp_path).draw(3) is not None
+    assert Previews(recipe, setup, classes, tmp_path).draw(3) is not None
     assert torch.equal(torch.get_rng_state(), drawn)
-    assert [part.training for part in made.objective.modules()] == modes
-    after = made.objective.state_dict()
+    assert [part.training for part in setup.objective.modules()] == modes
+    after = setup.objective.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
 
 
 @pytest.mark.parametrize(("method", "count"), [("source_only", 4), ("minent", 3)])
 def test_without_a_teacher_there_is_the_sources_truth_or_no_label(pair, tmp_path, method, count):
-    made, classes, sheet = sheet_of(pair, tmp_path, method)
+    setup, classes, sheet = sheet_of(pair, tmp_path, method)
     assert sheet.shape[1] == count * 326 - 6
     if method == "source_only":
-        crops = made.batches.source
+        crops = setup.batches.source
         _, truth = crops.read(crops.samples[0])
         shown = columns(sheet, 4)[1]
         assert (shown == classes.colors[0]).all(-1).mean() == pytest.approx(
@@ -108,30 +108,35 @@ def test_there_are_at_most_twenty_pictures_however_long_a_run_is(tmp_path):
         target=SimpleNamespace(crop=(64, 64)),
         options=SimpleNamespace(batch_source=0, batch_target=2),
     )
-    made = SimpleNamespace(batches=batches)
-    for steps, wanted, count in ((100_000, 10, 20), (100_010, 1, 20), (500, 1000, 1), (70, 20, 4)):
-        words = [*TINY, f"steps={steps}", f"machine.preview_every={wanted}"]
-        previews = Previews(shipped("toyland/dacs", words), made, None, tmp_path)
+    setup = SimpleNamespace(batches=batches)
+    for steps, requested, count in (
+        (100_000, 10, 20),
+        (100_010, 1, 20),
+        (500, 1000, 1),
+        (70, 20, 4),
+    ):
+        words = [*TINY, f"steps={steps}", f"machine.preview_every={requested}"]
+        previews = Previews(shipped("toyland/dacs", words), setup, None, tmp_path)
         due = [step for step in range(1, steps + 1) if previews.is_due(step)]
         assert len(due) == count
         assert due[-1] == steps
-    off = Previews(shipped("toyland/dacs", ["machine.preview_every=0"]), made, None, tmp_path)
+    off = Previews(shipped("toyland/dacs", ["machine.preview_every=0"]), setup, None, tmp_path)
     assert not any(map(off.is_due, range(1, 501)))
 
 
 def test_a_picture_that_fails_is_told_once_and_ends_nothing(pair, tmp_path, caplog):
-    recipe, made, classes = made_for(pair, "dacs", "machine.preview_every=5")
+    recipe, setup, classes = setup_for(pair, "dacs", "machine.preview_every=5")
     (tmp_path / "previews").write_text("in the way")
-    previews = Previews(recipe, made, classes, tmp_path)
+    previews = Previews(recipe, setup, classes, tmp_path)
     assert previews.is_due(5)
     assert previews.draw(5) is None
     assert "no more previews" in caplog.text
     assert not previews.is_due(10)
-    assert made.objective.student.training
+    assert setup.objective.student.training
 
 
 def test_an_image_larger_than_a_training_step_is_made_smaller(pair, tmp_path):
-    recipe, made, classes = made_for(pair, "dacs")
+    recipe, setup, classes = setup_for(pair, "dacs")
     seen = []
     real = small_segmenter(classes=len(classes))
 
@@ -140,7 +145,7 @@ def test_an_image_larger_than_a_training_step_is_made_smaller(pair, tmp_path):
             seen.append(images.shape)
             return real(images)
 
-    batches = made.batches
+    batches = setup.batches
     crops = batches.target
     object.__setattr__(crops, "resize", (320, 640))
     objective = SimpleNamespace(student=Watched())

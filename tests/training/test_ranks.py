@@ -1,7 +1,7 @@
-"""Two real processes train as one with the whole batch does: losses, weights, memories, signals.
+"""Two real processes train like one with the whole batch: losses, weights, memories, signals.
 
 The loop, the objectives and their randomness are the real ones; batch norm trains. The second
-rank's images are mostly void, so that a mean of the ranks' means would be off.
+rank's images are mostly void, so a mean of the ranks' means would be wrong.
 """
 
 import signal
@@ -34,7 +34,7 @@ CALLS_STOP = 3
 
 
 def _global_batch(step, seed):
-    """Return 4 + 4 images; the last two have few labels, and other ones at that."""
+    """Return 4 + 4 images; the last two have few labels, and different ones."""
     first, second = (easy_batch(step, seed + half) for half in range(2))
     second.source_labels[:, 2:] = IGNORE
     joined = {
@@ -49,11 +49,11 @@ def _prototypes(second):
 
 
 def _mean_teaching(**changes):
-    """Return RCCR with the teacher on batch statistics."""
-    made = _objective(_regional(cells_per_view=15, weight=0.5), **changes)
-    made.teacher = Teacher(made.student, momentum=0.99, batch_statistics=True)
-    made.source_jitter = ColorJitter(0.2, 0.1)
-    return made.train()
+    """Return RCCR with a teacher that uses batch statistics."""
+    objective = _objective(_regional(cells_per_view=15, weight=0.5), **changes)
+    objective.teacher = Teacher(objective.student, momentum=0.99, batch_statistics=True)
+    objective.source_jitter = ColorJitter(0.2, 0.1)
+    return objective.train()
 
 
 def _semantic():
@@ -93,7 +93,7 @@ MADE_AGAIN = ("rccr", "spcl, contrast")
 
 
 def _run(name, part, *, recompute=False):
-    """Return the losses of each step, and all tensors after the last."""
+    """Return the loss of each step, and all tensors after the last step."""
 
     def batches(step, seed):
         whole = _global_batch(step, seed)
@@ -115,7 +115,7 @@ def _run(name, part, *, recompute=False):
 
 
 class _Stop(StopSignal):
-    """Gets a signal on one rank, at the third time it is asked."""
+    """Receive a signal on one rank, at the third call."""
 
     def __init__(self, rank):
         super().__init__()
@@ -135,7 +135,7 @@ def _stopped(rank):
 
 
 def _words(rank):
-    """Return what the small operations say on a rank."""
+    """Return the results of the small collective operations on one rank."""
     with without_peers():
         sizes = world_size(), all_gather_object(rank)
 
@@ -144,30 +144,30 @@ def _words(rank):
 
     try:
         on_rank_zero(fails)
-        told = None
+        raised = None
     except (DataError, RankFailed) as error:
-        told = type(error).__name__, error.exit_code, str(error)
+        raised = type(error).__name__, error.exit_code, str(error)
     return {
         "alone": sizes,
         "everywhere": (all_ranks(True), all_ranks(rank == 0)),
         "first": on_rank_zero(lambda: f"from {rank}"),
         "gathered": all_gather_object([rank]),
-        "told": told,
+        "told": raised,
     }
 
 
 def _rank(number, folder):
     with joined(number, folder, RANKS):
         part = slice(EACH * number, EACH * (number + 1))
-        found = {name: _run(name, part) for name in OBJECTIVES}
+        runs = {name: _run(name, part) for name in OBJECTIVES}
         again = {name: _run(name, part, recompute=True) for name in MADE_AGAIN}
-        rest = {"stopped": _stopped(number), "words": _words(number), "again": again}
-        torch.save((found, rest), folder / f"{number}.pt")
+        checks = {"stopped": _stopped(number), "words": _words(number), "again": again}
+        torch.save((runs, checks), folder / f"{number}.pt")
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    """Return what each of two processes found."""
+    """Return the results of both processes."""
     folder = tmp_path_factory.mktemp("ranks")
     return found_by_each(_rank, folder, RANKS)
 
@@ -175,7 +175,7 @@ def ranks(tmp_path_factory):
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_two_processes_train_as_one_with_the_whole_batch(ranks, name):
     losses, tensors = _run(name, slice(None))
-    (first, state), (second, other) = (found[name] for found, _ in ranks)
+    (first, state), (second, other) = (runs[name] for runs, _ in ranks)
     assert torch.allclose((first + second) / RANKS, losses, atol=1e-5, rtol=0)
     for key, value in tensors.items():
         assert torch.equal(state[key], other[key]), f"the ranks have other {key}"
@@ -186,37 +186,37 @@ def test_two_processes_train_as_one_with_the_whole_batch(ranks, name):
 
 @pytest.mark.parametrize("name", MADE_AGAIN)
 def test_activations_made_again_change_no_bit_where_norms_see_all_ranks(ranks, name):
-    for found, rest in ranks:
-        losses, tensors = found[name]
-        again, other = rest["again"][name]
+    for runs, checks in ranks:
+        losses, tensors = runs[name]
+        again, other = checks["again"][name]
         assert torch.equal(again, losses)
         assert [key for key in tensors if not torch.equal(tensors[key], other[key])] == []
 
 
 def test_a_signal_to_one_rank_stops_all_after_the_same_step(ranks):
-    assert [rest["stopped"] for _, rest in ranks] == [(CALLS_STOP, signal.SIGTERM)] * RANKS
+    assert [checks["stopped"] for _, checks in ranks] == [(CALLS_STOP, signal.SIGTERM)] * RANKS
 
 
 def test_what_ranks_say_to_each_other(ranks):
-    for number, (_, rest) in enumerate(ranks):
-        said = rest["words"]
-        assert said["alone"] == (1, [number])
-        assert said["everywhere"] == (True, False)
-        assert said["first"] == "from 0"
-        assert said["gathered"] == [[0], [1]]
-        assert said["told"][1:] == (3, "no such file")
-    assert [rest["words"]["told"][0] for _, rest in ranks] == ["DataError", "RankFailed"]
+    for number, (_, checks) in enumerate(ranks):
+        results = checks["words"]
+        assert results["alone"] == (1, [number])
+        assert results["everywhere"] == (True, False)
+        assert results["first"] == "from 0"
+        assert results["gathered"] == [[0], [1]]
+        assert results["told"][1:] == (3, "no such file")
+    assert [checks["words"]["told"][0] for _, checks in ranks] == ["DataError", "RankFailed"]
 
 
 def test_a_signal_that_comes_while_the_ranks_talk_is_kept_for_the_next_time(monkeypatch):
     stop = StopSignal()
 
-    def talk(number):
+    def reduce(number):
         stop.number = signal.SIGTERM
         return number
 
     monkeypatch.setattr("udaseg.signals.world_size", lambda: 2)
-    monkeypatch.setattr("udaseg.signals.all_reduce_max", talk)
+    monkeypatch.setattr("udaseg.signals.all_reduce_max", reduce)
     assert not stop.stop_requested(), (
         "the others have not heard of it, so this rank must not stop alone"
     )

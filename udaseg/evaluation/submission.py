@@ -10,12 +10,11 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from rich.text import Text
 
 from udaseg.data.datasets.index import PreparedDataset
 from udaseg.data.labels.classes import lookup_table
 from udaseg.data.labels.tables import server_ids
-from udaseg.display.console import open_console
+from udaseg.display.console import open_console, safe_text
 from udaseg.display.progress import WorkProgress
 from udaseg.errors import UsageError
 from udaseg.evaluation.evaluate import open_eval_data, option_words
@@ -190,4 +189,4 @@ def _print_package(path: Path, server: Server, folders: Mapping[str, str]) -> No
         ),
         f"submit it at {server.url}",
     )
-    open_console(soft_wrap=True).print(Text("\n".join(lines)))
+    open_console(soft_wrap=True).print(safe_text("\n".join(lines)))

@@ -8,26 +8,28 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.table import Table
-from rich.text import Text
 
+from udaseg.display.console import safe_text
 from udaseg.evaluation.scores import Scores
 from udaseg.text import percent
 
 
 def score_table(scores: Scores) -> Table:
     """Return the table of class scores for the terminal."""
-    table = Table(title=Text(protocol_line(scores)), title_justify="left", title_style="")
+    table = Table(title=safe_text(protocol_line(scores)), title_justify="left", title_style="")
     table.add_column("class")
     for title in ("IoU %", "accuracy %", "pixels %"):
         table.add_column(title, justify="right")
     for row in _rows(scores):
-        table.add_row(Text(row[0]), *row[1:])
+        table.add_row(safe_text(row[0]), *row[1:])
     table.add_section()
     for label, mean in scores.means.items():
-        table.add_row(Text(label, style="bold"), Text(percent(mean), style="bold"), "", "")
+        table.add_row(
+            safe_text(label, style="bold"), safe_text(percent(mean), style="bold"), "", ""
+        )
     table.add_row("pixel accuracy", "", percent(scores.pixel_accuracy), "")
     if scores.notes:
-        table.caption = Text("\n".join(scores.notes))
+        table.caption = safe_text("\n".join(scores.notes))
         table.caption_justify = "left"
     return table
 
@@ -70,14 +72,14 @@ def comparison_table(columns: Mapping[str, Scores]) -> Table:
     table = Table()
     table.add_column("IoU %")
     for title in columns:
-        table.add_column(Text(title), justify="right")
+        table.add_column(safe_text(title), justify="right")
     all_scores = list(columns.values())
     for index, name in enumerate(all_scores[0].class_names):
-        table.add_row(Text(name), *(percent(column.iou[index]) for column in all_scores))
+        table.add_row(safe_text(name), *(percent(column.iou[index]) for column in all_scores))
     table.add_section()
     for label in all_scores[0].means:
-        cells = (Text(percent(column.means[label]), style="bold") for column in all_scores)
-        table.add_row(Text(label, style="bold"), *cells)
+        cells = (safe_text(percent(column.means[label]), style="bold") for column in all_scores)
+        table.add_row(safe_text(label, style="bold"), *cells)
     return table
 
 

@@ -8,14 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.text import Text
 
 from udaseg import __version__
 from udaseg.data.files.images import Pixels, read_image
 from udaseg.data.labels.classes import classes_to_dict
 from udaseg.data.loading.transforms import resize_image
 from udaseg.data.open import open_dataset
-from udaseg.display.console import open_console
+from udaseg.display.console import open_console, safe_text
 from udaseg.errors import DataError, EnvironmentFault, UsageError
 from udaseg.inference import loaded_run
 from udaseg.inference.loaded_run import LoadedModel
@@ -162,7 +161,7 @@ def _metadata(loaded: LoadedModel, weights: str, module: ExportModule) -> dict[s
 
 
 def _print(line: str) -> None:
-    open_console(soft_wrap=True).print(Text(line))
+    open_console(soft_wrap=True).print(safe_text(line))
 
 
 def _signature_text(loaded: LoadedModel, module: ExportModule) -> str:

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
-from rich.text import Text
 from torch import Tensor
 
-from udaseg.display.console import open_console
+from udaseg.display.console import open_console, safe_text
 from udaseg.errors import CheckpointError
 from udaseg.evaluation.scores import find_score_files, read_scores
 from udaseg.files import read_json
@@ -20,7 +19,7 @@ from udaseg.recipe.stages import stages_of
 from udaseg.runs.checkpoint import Checkpoint, find_checkpoint
 from udaseg.runs.folder import run_folder_of
 from udaseg.runs.status import read_cost
-from udaseg.text import format_duration, percent, printable
+from udaseg.text import format_duration, percent
 
 _NETWORKS = ("student", "teacher")
 
@@ -63,7 +62,7 @@ def info(*, run: Path, format: str = "table") -> None:  # noqa: A002 (the option
     table = Table(show_header=False, box=None)
     for key, value in rows.items():
         lines = value if isinstance(value, list) else [value]
-        table.add_row(Text(key, style="bold"), Text("\n".join(map(printable, lines))))
+        table.add_row(safe_text(key, style="bold"), safe_text("\n".join(lines)))
     open_console().print(table)
 
 

@@ -6,12 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from rich.text import Text
-
 from udaseg import __version__
 from udaseg.data.datasets.index import PreparedDataset
 from udaseg.data.open import open_dataset
-from udaseg.display.console import open_console
+from udaseg.display.console import open_console, safe_text
 from udaseg.errors import DataError, UdasegError, UsageError
 from udaseg.evaluation.scores import find_score_files
 from udaseg.files import write_text
@@ -156,7 +154,7 @@ def _write_page(page: PageContent, path: Path) -> None:
     text = report_page(page)
     write_text(path, text)
     size = len(text.encode()) / 1e6
-    open_console(soft_wrap=True).print(Text(f"{path}: {size:.2f} MB"))
+    open_console(soft_wrap=True).print(safe_text(f"{path}: {size:.2f} MB"))
 
 
 def _image_dataset(recipe: Recipe, root: Path) -> tuple[PreparedDataset, str]:

@@ -8,9 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.text import Text
-
-from udaseg.display.console import open_console
+from udaseg.display.console import open_console, safe_text
 from udaseg.errors import CheckpointError, DataError, GateError, UdasegError, UsageError
 from udaseg.evaluation.scores import find_score_files, read_scores
 from udaseg.files import read_json
@@ -71,7 +69,7 @@ def verify_run(*, run: Path) -> None:
     console = open_console(soft_wrap=True)
     for check in checks:
         for line in check.passed:
-            console.print(Text(f"{check.folder}: {line}"))
+            console.print(safe_text(f"{check.folder}: {line}"))
     _raise_problems(checks)
 
 

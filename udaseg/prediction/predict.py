@@ -11,12 +11,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.text import Text
 
 from udaseg import __version__
 from udaseg.data.labels.classes import IGNORE, ClassSpace
 from udaseg.data.labels.tables import label_ids
-from udaseg.display.console import open_console
+from udaseg.display.console import open_console, safe_text
 from udaseg.errors import DataError, Interrupted, PartialError
 from udaseg.files import write_json, write_text
 from udaseg.inference import loaded_run
@@ -273,9 +272,9 @@ def _report_outcome(
         parts.append(f"{outcome.kept} kept from an earlier run")
     folders = ", ".join(shlex.quote(str(out / kind)) for kind in save)
     console = open_console(soft_wrap=True)
-    console.print(Text(f"{', '.join(parts)}: {folders}"))
+    console.print(safe_text(f"{', '.join(parts)}: {folders}"))
     if written:
-        console.print(Text(f"pixels: {_format_class_shares(outcome.pixels, classes)}"))
+        console.print(safe_text(f"pixels: {_format_class_shares(outcome.pixels, classes)}"))
     if failed:
         raise PartialError(
             f"{failed} of {total} {noun} failed, the others are written; "

@@ -20,7 +20,7 @@ from udaseg.data.files.images import read_image
 from udaseg.data.labels.classes import IGNORE, lookup_table
 from udaseg.data.labels.read import read_train_ids
 from udaseg.data.open import open_dataset
-from udaseg.display.console import open_console
+from udaseg.display.console import open_console, safe_text
 from udaseg.display.progress import WorkProgress
 from udaseg.errors import CheckpointError, DataError
 from udaseg.inference import loaded_run
@@ -271,7 +271,7 @@ def _print_table(rows: Sequence[_TableRow], temperature: float) -> None:
         for stage, reliability in (("before", row.before), ("after", row.after)):
             label = row.description if stage == "before" else f"{reliability.pixels:,} of them"
             numbers = (reliability.accuracy, reliability.confidence, reliability.error)
-            table.add_row(label, stage, *map(percent, numbers), f"{reliability.nll:.3f}")
+            table.add_row(safe_text(label), stage, *map(percent, numbers), f"{reliability.nll:.3f}")
     console = open_console()
     console.print(table)
     if len(rows) > 1:

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
-from rich.text import Text
 
 from udaseg.data.datasets.index import PreparedDataset
-from udaseg.display.console import open_console
+from udaseg.display.console import open_console, safe_text
 from udaseg.files import write_json
 from udaseg.inference import loaded_run
 from udaseg.runs.best import store_best
@@ -231,15 +230,15 @@ def _print_selection(selection: _Selection) -> None:
     table = _candidate_table(selection)
     wrapped = open_console(soft_wrap=True)
     if selection.oracle:
-        wrapped.print(Text(ORACLE_WARNING, style="bold red"))
+        wrapped.print(safe_text(ORACLE_WARNING, style="bold red"))
     console.print(table)
     for line in _exclusion_lines(selection):
-        wrapped.print(Text(line))
+        wrapped.print(safe_text(line))
     consensus = selection.chosen[CONSENSUS]
-    wrapped.print(Text(f"chosen by mean rank: {consensus.checkpoint}"))
+    wrapped.print(safe_text(f"chosen by mean rank: {consensus.checkpoint}"))
     if selection.oracle:
         for line in _oracle_lines(selection):
-            wrapped.print(Text(line))
+            wrapped.print(safe_text(line))
 
 
 def _candidate_table(selection: _Selection) -> Table:
@@ -268,7 +267,7 @@ def _candidate_table(selection: _Selection) -> Table:
         rank = f"{candidate.mean_rank:.2f}" + _mark_chosen(chosen[CONSENSUS] is candidate)
         score = [f"{100 * _oracle_score(candidate):.2f}"] if selection.oracle else []
         name = f"step {candidate.step}" if one_run else candidate.name
-        table.add_row(Text(name), *map(Text, [*cells, rank, *score]))
+        table.add_row(safe_text(name), *map(safe_text, [*cells, rank, *score]))
     return table
 
 

@@ -64,7 +64,7 @@ class DroppedStep:
 
 
 class StateNotFinite(Exception):
-    """The state after `step` steps contains NaN or infinity; always caught in the engine."""
+    """The state after `step` steps contains NaN or infinity; the loop catches it."""
 
     def __init__(self, step: int) -> None:
         super().__init__(f"the state after step {step} is not finite")

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.text import Text
 
 from udaseg.data.datasets.index import PreparedDataset, Sample
-from udaseg.display.console import open_console
+from udaseg.display.console import open_console, safe_text
 from udaseg.distributed import world_size
 from udaseg.errors import DataError
 from udaseg.recipe.schema import Recipe
@@ -83,7 +82,7 @@ def _training_rows(recipe: Recipe, setup: TrainingSetup, data: RunData) -> dict[
 def _print_rows(rows: Iterable[tuple[str, str]]) -> None:
     console = open_console(stderr=True, soft_wrap=True)
     for key, value in rows:
-        console.print(Text(f"{key:>10}  {value}"))
+        console.print(safe_text(f"{key:>10}  {value}"))
 
 
 def _warn_of_slow_device(recipe: Recipe, device: torch.device) -> None:
@@ -171,10 +170,10 @@ def print_finished(folder: Path, recipe: Recipe) -> None:
     """Print to stdout where the run is, and the commands to use next."""
     console = open_console(soft_wrap=True)
     path = shlex.quote(str(folder))
-    console.print(Text(f"{recipe.name}: done, in {path}"))
+    console.print(safe_text(f"{recipe.name}: done, in {path}"))
     if recipe.validation.data is not None:
-        console.print(Text(f"  udaseg eval {path}"))
-    console.print(Text(f"  udaseg predict IMAGES --checkpoint {path}"))
+        console.print(safe_text(f"  udaseg eval {path}"))
+    console.print(safe_text(f"  udaseg predict IMAGES --checkpoint {path}"))
 
 
 _PART_LABELS = {

@@ -9,9 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.table import Table
-from rich.text import Text
 
-from udaseg.display.console import open_console
+from udaseg.display.console import open_console, safe_text
 from udaseg.errors import DivergedError, Interrupted, PartialError, UsageError
 from udaseg.evaluation.scores import Scores, find_score_files, read_scores
 from udaseg.files import read_json, write_json
@@ -231,12 +230,12 @@ def _print_summary(folder: Path, runs: Sequence[SeedRun]) -> None:
                 *map(percent, values),
             ]
             style = "bold" if name in means else None
-            table.add_row(Text(name), *row, style=style)
+            table.add_row(safe_text(name), *row, style=style)
         console.print(table)
-        console.print(Text("spread: standard deviation over the seeds (n - 1)"))
+        console.print(safe_text("spread: standard deviation over the seeds (n - 1)"))
     else:
-        console.print(Text("nothing was scored: the recipe has no validation data"))
-    console.print(Text(f"{len(runs)} seeds: {folder / SUMMARY}"))
+        console.print(safe_text("nothing was scored: the recipe has no validation data"))
+    console.print(safe_text(f"{len(runs)} seeds: {folder / SUMMARY}"))
 
 
 def _format_percent(value: float | None) -> str:

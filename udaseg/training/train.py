@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rich.text import Text
-
 from udaseg.data.open import open_dataset
-from udaseg.display.console import open_console
+from udaseg.display.console import open_console, safe_text
 from udaseg.distributed import device_type, local_rank_zero_first, on_rank_zero, rank, world_size
 from udaseg.errors import UsageError
 from udaseg.failures import process_group
@@ -153,7 +151,7 @@ def _start_checkpoint(options: TrainOptions, folder: Path) -> Checkpoint | None:
 def _print_dry_run(recipe: Recipe, setup: TrainingSetup, data: RunData) -> None:
     if rank() == 0:
         print_memory_plan(recipe, setup, data)
-        open_console(soft_wrap=True).print(Text(dump(recipe).rstrip()))
+        open_console(soft_wrap=True).print(safe_text(dump(recipe).rstrip()))
 
 
 def _claim_folder(

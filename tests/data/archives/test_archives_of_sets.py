@@ -1,4 +1,4 @@
-"""Archives that data sets come in: found, unpacked together, and of the right set."""
+"""Archives of published datasets: discovery, unpacking together, check of the right set."""
 
 import logging
 import zipfile
@@ -49,20 +49,20 @@ def test_a_damaged_part_leaves_nothing_behind(tmp_path):
 def test_unpacking_tells_how_far_it_is_in_megabytes(tmp_path, monkeypatch):
     monkeypatch.setattr("udaseg.data.archives.unpack._MB", 10)
     _gta5(tmp_path)
-    told = []
-    prepare_dataset("gta5", root=tmp_path, on_unpack=lambda *at: told.append(at))
+    progress = []
+    prepare_dataset("gta5", root=tmp_path, on_unpack=lambda *at: progress.append(at))
     sizes = []
     for archive in tmp_path.glob("*.zip"):
         with zipfile.ZipFile(archive) as opened:
             sizes += [entry.file_size for entry in opened.infolist()]
     total = sum(sizes) // 10
-    assert told[0] == (0, total)
-    assert told[-1] == (total, total)
-    assert [done for done, _ in told] == sorted(done for done, _ in told)
-    assert len(told) == len(sizes) + 1
-    told.clear()  # what is unpacked is not unpacked again
-    prepare_dataset("gta5", root=tmp_path, on_unpack=lambda *at: told.append(at))
-    assert told == []
+    assert progress[0] == (0, total)
+    assert progress[-1] == (total, total)
+    assert [done for done, _ in progress] == sorted(done for done, _ in progress)
+    assert len(progress) == len(sizes) + 1
+    progress.clear()  # unpacked files are not unpacked again
+    prepare_dataset("gta5", root=tmp_path, on_unpack=lambda *at: progress.append(at))
+    assert progress == []
 
 
 def test_an_archive_of_another_set_is_refused(tmp_path):
@@ -101,8 +101,8 @@ def test_fewer_images_than_were_published_are_told_after_unpacking(tmp_path, cap
     _gta5(tmp_path)
     with caplog.at_level(logging.WARNING):
         prepare_dataset("gta5", root=tmp_path)
-    said = "gta5: train has 2 images, but the published set has 24966; is an archive missing?"
-    assert said in caplog.text
+    message = "gta5: train has 2 images, but the published set has 24966; is an archive missing?"
+    assert message in caplog.text
 
 
 def test_an_archive_that_came_later_is_told(tmp_path, caplog):

@@ -1,4 +1,4 @@
-"""Archives: unpacked whole or not at all, and never outside their folder."""
+"""Archives are unpacked completely or not at all, and never outside their folder."""
 
 import errno
 import hashlib
@@ -22,7 +22,7 @@ MEMBERS = {f"images/{n}.png": np.random.default_rng(n).bytes(300 + 100 * n) for 
 
 
 def refused(archive, folder):
-    """Unpack, and return why not; nothing is left, here or elsewhere."""
+    """Assert that unpacking fails and leaves no files, and return the error message."""
     deep = folder / "in/deep"
     deep.mkdir(parents=True, exist_ok=True)
     before = tree(folder.parent)
@@ -35,16 +35,16 @@ def refused(archive, folder):
 
 @pytest.fixture
 def outside(tmp_path):
-    """A folder that hostile archives aim at."""
+    """Create the folder that hostile archives try to write to."""
     folder = tmp_path / "outside"
     files.put(folder / "secret", b"secret")
     return folder
 
 
 def test_a_member_that_would_land_outside_is_refused(tmp_path, outside):
-    found = hostile.named(tmp_path, outside)
-    assert len(found) == 26
-    for archive in found:
+    archives = hostile.named(tmp_path, outside)
+    assert len(archives) == 26
+    for archive in archives:
         assert "would be written outside the target folder" in refused(archive, tmp_path / "sand")
 
 
@@ -57,15 +57,15 @@ def test_bombs_and_lies_about_sizes_are_refused_before_they_are_written(tmp_path
     monkeypatch.setattr(members_module, "MAX_MEMBERS", 1000)
     written, copy = [], unpack_module._copy
     monkeypatch.setattr(unpack_module, "_copy", lambda *how: (written.append(1), copy(*how)))
-    found = hostile.bombs(tmp_path / "made", members=1001)
-    assert len(found) > 12
-    for archive in found:
-        said = refused(archive, tmp_path / "sand/box")
+    archives = hostile.bombs(tmp_path / "made", members=1001)
+    assert len(archives) > 12
+    for archive in archives:
+        message = refused(archive, tmp_path / "sand/box")
         lie = archive.name in ("less.zip", "more.zip")
-        assert not lie or "member 'a': " in said
-        assert len(written) == lie  # only unpacking shows that one
+        assert not lie or "member 'a': " in message
+        assert len(written) == lie  # detected only while unpacking
         long = archive.name == "name.tar.gz"
-        assert not long or "header has 4,194,304 bytes" in said  # which was not read
+        assert not long or "header has 4,194,304 bytes" in message  # the header was not read
         written.clear()
 
 
@@ -81,9 +81,9 @@ def test_too_many_members_are_refused_in_any_kind(tmp_path, monkeypatch):
 
 def test_members_that_are_one_file_somewhere_are_both_named(tmp_path):
     for archive in hostile.clashing(tmp_path):
-        said = refused(archive, tmp_path / "sand")
-        assert "name the same file" in said or "is inside it" in said
-        assert said.lower().count(".png'") == 2
+        message = refused(archive, tmp_path / "sand")
+        assert "name the same file" in message or "is inside it" in message
+        assert message.lower().count(".png'") == 2
 
 
 @pytest.mark.parametrize(
@@ -110,8 +110,8 @@ def test_members_that_are_one_file_somewhere_are_both_named(tmp_path):
     ],
 )
 def test_what_cannot_be_unpacked_is_refused_with_the_next_step(tmp_path, name, said):
-    found = {path.name: path for path in hostile.useless(tmp_path)}
-    assert said in refused(found[name], tmp_path / "sand")
+    archives = {path.name: path for path in hostile.useless(tmp_path)}
+    assert said in refused(archives[name], tmp_path / "sand")
 
 
 def test_a_zip_in_a_zip_stays_a_file(tmp_path):
@@ -131,9 +131,9 @@ def test_a_member_with_special_rights_loses_them(tmp_path):
 def test_files_come_out_as_they_went_in_with_their_times(tmp_path, kind):
     members = {**MEMBERS, "./top.txt": b"", ".hidden": b"1", "images/._0.png": b"2"}
     unpack([packed(tmp_path / f"x.{kind}", members)], tmp_path / "out")
-    found = {name: file for name, file in tree(tmp_path / "out").items() if file}
-    assert {name: data for name, (data, _) in found.items()} == {**MEMBERS, "top.txt": b""}
-    when = {seconds for _, seconds in found.values()}
+    unpacked = {name: file for name, file in tree(tmp_path / "out").items() if file}
+    assert {name: data for name, (data, _) in unpacked.items()} == {**MEMBERS, "top.txt": b""}
+    when = {seconds for _, seconds in unpacked.values()}
     assert when == {1_577_934_246_000_000_000 if kind == "zip" else 0}
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", f"x.{kind}"]
 
@@ -145,7 +145,7 @@ def test_a_cut_archive_is_refused_wherever_it_is_cut(tmp_path, kind):
     used = len(data.rstrip(b"\0")) if kind == "tar" else len(data)
     cuts = set(np.linspace(0, used - 1, 20).astype(int).tolist())
     if kind == "tar":
-        cuts |= set(range(0, used, 512))  # between members too
+        cuts |= set(range(0, used, 512))  # also between members
     for length in cuts:
         path.write_bytes(data[:length])
         with pytest.raises(DataError):
@@ -182,15 +182,15 @@ def test_a_flipped_bit_never_unpacks_to_something_else(tmp_path, kind):
         except DataError:
             assert not (tmp_path / "out").exists()
             continue
-        harmless += 1  # of the time of a file, say
-        found = {p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}
-        assert found <= set(MEMBERS.values())
+        harmless += 1  # for example in the time of a file
+        contents = {p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}
+        assert contents <= set(MEMBERS.values())
         shutil.rmtree(tmp_path / "out")
     assert harmless < 20
 
 
 def test_any_damage_is_a_data_error(tmp_path):
-    """Whatever the readers raise, a user is told about the archive."""
+    """Any exception of the archive readers becomes a DataError that names the archive."""
     rng = random.Random(1)
     whole = [packed(tmp_path / f"x.{kind}", MEMBERS).read_bytes() for kind in KINDS]
     for _ in range(200):
@@ -207,7 +207,7 @@ def test_any_damage_is_a_data_error(tmp_path):
             assert str(path) in str(error)
 
 
-# room, checksums, several archives, going on
+# disk space, checksums, several archives, resuming
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar"])
@@ -236,15 +236,15 @@ def test_after_a_full_disk_only_the_rest_is_written(tmp_path, monkeypatch, kind)
         unpack([path], tmp_path / "out")
     kept = tree(tmp_path / "out")
     assert len(written) == 3
-    (tmp_path / "out/images/0.png").write_bytes(bytes(300))  # as after a loss of power
+    (tmp_path / "out/images/0.png").write_bytes(bytes(300))  # as after a power failure
     monkeypatch.setattr(unpack_module, "_copy", lambda *how: (written.append(0), copy(*how)))
     unpack([path], tmp_path / "out")
     assert written[3:] == [0, 0, 0, 0]
-    found = tree(tmp_path / "out")
-    assert {n.partition("/")[2]: f[0] for n, f in found.items() if f} == {
+    unpacked = tree(tmp_path / "out")
+    assert {n.partition("/")[2]: f[0] for n, f in unpacked.items() if f} == {
         name.partition("/")[2]: data for name, data in MEMBERS.items()
     }
-    assert {name: found[name] for name in kept} == kept
+    assert {name: unpacked[name] for name in kept} == kept
     assert not (tmp_path / "out.part").exists()
 
 
@@ -275,9 +275,9 @@ def test_a_checksum_beside_an_archive_is_compared(tmp_path, kind):
         unpack([path], tmp_path / "out")
     wrong = digest[:-1] + ("0" if digest[-1] != "0" else "1")
     beside.write_text(f"{wrong}  x.zip\n")
-    said = refused(path, tmp_path / "sand")
-    assert digest in said
-    assert wrong in said
+    message = refused(path, tmp_path / "sand")
+    assert digest in message
+    assert wrong in message
     beside.unlink()
     name = {"sha256": "SHA256SUMS", "md5": "MD5SUMS", "sha1": "SHA256SUMS"}[kind]
     (tmp_path / name).write_text(f"{digest}  y.zip\n{wrong}  x.zip\n")

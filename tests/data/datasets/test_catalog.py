@@ -1,4 +1,4 @@
-"""The built-in sets in their true layouts: splits, meanings, archives."""
+"""The built-in sets in their published layouts: splits, label meanings, archives."""
 
 import re
 import zipfile
@@ -20,7 +20,7 @@ from udaseg.errors import DataError
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 SIZE = (6, 11)
-# published: pages of the sets, their papers, public code
+# published values: websites of the sets, papers, public code
 PUBLISHED = {
     "acdc": {"train": 1600, "val": 406},
     "bdd100k": {"train": 7000, "val": 1000},
@@ -37,7 +37,7 @@ PUBLISHED = {
 
 
 def _pair(root, image, label, ids=None, encode=files.gray_png):
-    """Write an image, in the form that its name says, and its label."""
+    """Write an image in the format of its file extension, and its label."""
     picture = Image.fromarray(files.noise(*SIZE))
     kind = "JPEG" if image.endswith("jpg") else "PNG"
     files.put(root / image, files.coded(picture, kind))
@@ -50,10 +50,10 @@ def _labels(dataset, split="train"):
 
 
 def _meant(ids, table):
-    """Return raw ids as train ids by a naive loop over a table."""
+    """Convert raw ids to train ids with a naive loop over a table."""
     out = np.full(ids.shape, IGNORE)
-    for train_id, own in enumerate(builtin_label_table(table).ids):
-        for number in own:
+    for train_id, raw_ids in enumerate(builtin_label_table(table).ids):
+        for number in raw_ids:
             out[ids == number] = train_id
     return out
 
@@ -67,17 +67,17 @@ def test_counts_are_the_published_ones():
 def test_each_set_says_where_it_comes_from_and_where_to_put_it(tmp_path, name):
     with pytest.raises(DataError) as caught:
         prepare_dataset(name, root=tmp_path)
-    said, about = str(caught.value), read_builtin(name)
-    assert f"page     {about.about['home']}" in said
-    assert f"licence  {about.about['licence']}" in said
+    message, about = str(caught.value), read_builtin(name)
+    assert f"page     {about.about['home']}" in message
+    assert f"licence  {about.about['licence']}" in message
     for archive in about.about["download"]:
-        assert archive in said
+        assert archive in message
     for glob in about.images.values():
-        assert glob in said
-    assert f"udaseg prepare {name}" in said
+        assert glob in message
+    assert f"udaseg prepare {name}" in message
 
 
-# layouts that other tests do not have
+# layouts not covered by other tests
 
 
 def test_dark_zurich_is_unlabelled_but_for_its_validation_night(tmp_path):
@@ -96,7 +96,7 @@ def test_dark_zurich_is_unlabelled_but_for_its_validation_night(tmp_path):
     reference = name.replace("val/night", "val_ref/day")
     _pair(tmp_path, f"dark_zurich/rgb_anon/{reference}_rgb_anon.png", None)
     report = prepare_dataset("dark-zurich", root=tmp_path)
-    assert {split: len(found) for split, found in report.dataset.splits.items()} == {
+    assert {split: len(samples) for split, samples in report.dataset.splits.items()} == {
         "train": 2,
         "train-twilight": 2,
         "train-day": 2,
@@ -119,7 +119,10 @@ def test_bdd_s_labels_are_train_ids(tmp_path, folder):
             files.put(tmp_path / colors, files.image_png(*SIZE))
     _pair(tmp_path, f"{folder}/images/10k/test/x.jpg", None)
     dataset = prepare_dataset("bdd100k", root=tmp_path).dataset
-    assert {split: len(found) for split, found in dataset.splits.items()} == {"train": 2, "val": 2}
+    assert {split: len(samples) for split, samples in dataset.splits.items()} == {
+        "train": 2,
+        "val": 2,
+    }
     np.testing.assert_array_equal(_labels(dataset)[0], ids)
 
 
@@ -193,16 +196,18 @@ def test_synthia_is_read_for_sixteen_outputs_and_for_nineteen_from_one_folder(tm
     _pair(
         tmp_path, "synthia/RGB/0000000.png", "synthia/GT/LABELS/0000000.png", ids, files.synthia_png
     )
-    made = {name: prepare_dataset(name, root=tmp_path).dataset for name in ("synthia", "synthia19")}
-    assert made["synthia19"].classes == builtin_label_table("cityscapes19").classes
-    sixteen, nineteen = (_labels(dataset)[0] for dataset in made.values())
+    datasets = {
+        name: prepare_dataset(name, root=tmp_path).dataset for name in ("synthia", "synthia19")
+    }
+    assert datasets["synthia19"].classes == builtin_label_table("cityscapes19").classes
+    sixteen, nineteen = (_labels(dataset)[0] for dataset in datasets.values())
     np.testing.assert_array_equal(nineteen, _meant(ids, "synthia19"))
-    names = made["synthia"].classes.train_ids_in(made["synthia19"].classes)
+    names = datasets["synthia"].classes.train_ids_in(datasets["synthia19"].classes)
     widened = np.array([*names, *[IGNORE] * (256 - 16)])[sixteen]
     np.testing.assert_array_equal(widened, np.where(np.isin(ids, [16, 18, 20]), IGNORE, nineteen))
 
 
-# an unlabelled target needs no labels that were never published, nor those that were
+# a target works without training labels, whether they were published or not
 
 
 def test_a_labelled_set_serves_as_a_target_without_its_training_labels(tmp_path):
@@ -257,7 +262,7 @@ def test_two_archives_of_one_set_are_unpacked_into_one_folder(tmp_path):
         prepare_dataset("camvid-original", root=tmp_path)
 
 
-# the YAMLs that lie in the repository
+# the YAMLs in the repository
 
 
 def test_the_yamls_of_the_repository_are_read(monkeypatch):

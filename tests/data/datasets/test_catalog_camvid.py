@@ -1,4 +1,4 @@
-"""CamVid as its authors published it: colours, and the splits that others gave it."""
+"""The original CamVid release: colour labels, and the splits that others published."""
 
 import numpy as np
 import pytest
@@ -54,11 +54,11 @@ def test_camvid_s_thirty_two_colours_become_eleven_classes(tmp_path, labels):
         data = files.coded(Image.fromarray(picture), "PNG")
         files.put(tmp_path / f"CamVid/{labels}{stem}_L.png", data)
     dataset = prepare_dataset("camvid-original", root=tmp_path).dataset
-    found = {
+    stems_of_splits = {
         split: sorted(sample.image.split("/")[-1][:-4] for sample in samples)
         for split, samples in dataset.splits.items()
     }
-    assert found == {split: sorted(stems) for split, stems in frames.items()}
+    assert stems_of_splits == {split: sorted(stems) for split, stems in frames.items()}
     np.testing.assert_array_equal(
         read_train_ids(dataset.label_path(dataset.split("train")[0])),
         np.array([train_id for _, train_id in colors])[order],
@@ -66,7 +66,7 @@ def test_camvid_s_thirty_two_colours_become_eleven_classes(tmp_path, labels):
 
 
 def test_the_splits_of_camvid_hold_the_published_number_of_its_frames():
-    # the frames of each drive, as the split lists of the SegNet tutorial name them
+    # the frames of each sequence, as named in the split lists of the SegNet tutorial
     frames = [f"0001TP_{number:06d}" for number in range(6690, 10381, 30)]
     frames += [f"0006R0_f{number:05d}" for number in range(930, 3931, 30)]
     frames += [f"0016E5_{number:05d}" for number in range(7959, 8160, 2)]
@@ -75,5 +75,5 @@ def test_the_splits_of_camvid_hold_the_published_number_of_its_frames():
         split: sum(_name_matches(Pair(frame, None, None), rule) for frame in frames)
         for split, rule in read_builtin("camvid-original").splits.items()
     }
-    # the rest of the 367 are 204 frames of 0016E5 in steps of 30, which all end in 0
+    # the other 204 of the 367 are frames of 0016E5 in steps of 30, which all end in 0
     assert counts == {"train": 367 - 204, "val": 101, "test": 233}

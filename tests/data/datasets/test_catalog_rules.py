@@ -1,4 +1,4 @@
-"""Files that are known to be odd: kept and listed, left out when their rule is asked for."""
+"""Known odd files: kept and listed by default, excluded when their rule is requested."""
 
 import numpy as np
 import pytest
@@ -45,14 +45,14 @@ def test_odd_files_are_kept_and_listed_unless_a_rule_is_asked_for(gta5):
     report = prepare_dataset("gta5", root=gta5)
     assert len(_stems(report.dataset)) == 5
     assert not report.excluded
-    told = sorted(line.split("/")[-1] for line in report.known)
-    assert [line.split(":")[:2] for line in told] == [
+    known_lines = sorted(line.split("/")[-1] for line in report.known)
+    assert [line.split(":")[:2] for line in known_lines] == [
         ["02154.png", " rule iast"],
         ["12160.png", " rule one-colour"],
         ["15188.png", " rule blank"],
         ["17705.png", " rule blank"],
     ]
-    assert prepare_dataset("gta5", root=gta5).known == report.known  # a second look tells the same
+    assert prepare_dataset("gta5", root=gta5).known == report.known  # a second run reports the same
 
 
 def test_a_rule_leaves_its_files_out_by_option_and_by_yaml(gta5):

@@ -1,4 +1,4 @@
-"""Dataset YAMLs: what they mean, and every fault with its line."""
+"""Dataset YAMLs: their meaning, and errors with line numbers."""
 
 import json
 
@@ -27,7 +27,7 @@ splits: {train: train.txt, val: val.txt}
 
 CITYSCAPES = {7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11}
 CITYSCAPES |= {25: 12, 26: 13, 27: 14, 28: 15, 31: 16, 32: 17, 33: 18}
-# the 16 classes in the order of the 19, without terrain, truck and train
+# the 16 classes in the order of the 19 (no terrain, truck and train)
 SYNTHIA = {3: 0, 4: 1, 2: 2, 21: 3, 5: 4, 7: 5, 15: 6, 9: 7, 6: 8, 1: 9, 10: 10, 17: 11, 8: 12}
 SYNTHIA |= {19: 13, 12: 14, 11: 15}
 

@@ -1,4 +1,4 @@
-"""Other releases and rearranged folders of the built-in sets are read without being told."""
+"""Other releases and rearranged folders of the built-in sets are detected automatically."""
 
 import numpy as np
 import pytest
@@ -46,7 +46,7 @@ def test_acdc_is_read_as_it_is_published_and_as_others_rearrange_it(tmp_path):
     for name, paths in (("nested", [NESTED]), ("flat", [FLAT]), ("both", [FLAT, NESTED])):
         ids = [_acdc(tmp_path / name, *pair) for pair in paths][-1]
         dataset = prepare_dataset("acdc", root=tmp_path / name).dataset
-        assert {split: len(found) for split, found in dataset.splits.items()} == {
+        assert {split: len(samples) for split, samples in dataset.splits.items()} == {
             "train": 1,
             "val": 1,
         }
@@ -57,17 +57,17 @@ def test_acdc_is_read_as_it_is_published_and_as_others_rearrange_it(tmp_path):
 @pytest.mark.parametrize("place", ["bdd100k", "bdd100k_seg/bdd100k", "archive"])
 def test_bdd_of_2018_is_read_too(tmp_path, place):
     ids = _ids(3, [0, 9, 255])
-    made = {}
+    members_by_name = {}
     for split in ("train", "val"):
-        made[f"seg/images/{split}/0004a4c0-d4dff0ad.jpg"] = JPEG
-        made[f"seg/labels/{split}/0004a4c0-d4dff0ad_train_id.png"] = files.gray_png(ids)
+        members_by_name[f"seg/images/{split}/0004a4c0-d4dff0ad.jpg"] = JPEG
+        members_by_name[f"seg/labels/{split}/0004a4c0-d4dff0ad_train_id.png"] = files.gray_png(ids)
         colors = f"seg/color_labels/{split}/0004a4c0-d4dff0ad_train_color.png"
-        made[colors] = files.image_png(*SIZE)
+        members_by_name[colors] = files.image_png(*SIZE)
     if place == "archive":
-        members = [(f"bdd100k_seg/bdd100k/{name}", data) for name, data in made.items()]
+        members = [(f"bdd100k_seg/bdd100k/{name}", data) for name, data in members_by_name.items()]
         zip_of(tmp_path / "bdd100k_seg.zip", members)
     else:
-        for name, data in made.items():
+        for name, data in members_by_name.items():
             files.put(tmp_path / place / name, data)
     dataset = prepare_dataset("bdd100k", root=tmp_path).dataset
     assert set(dataset.splits) == {"train", "val"}
@@ -78,15 +78,15 @@ def test_bdd_of_2018_is_read_too(tmp_path, place):
 @pytest.mark.parametrize("archive", [False, True])
 def test_mapillary_v2_is_read_by_its_labels_of_v1_2(tmp_path, archive):
     ids = _ids(4, [13, 65, 27])
-    made = {}
+    members_by_name = {}
     for split in ("training", "validation"):
-        made[f"{split}/images/x_1.jpg"] = JPEG
-        made[f"{split}/v1.2/labels/x_1.png"] = files.palette_png(ids)
-        made[f"{split}/v2.0/labels/x_1.png"] = files.palette_png(ids + 50)
+        members_by_name[f"{split}/images/x_1.jpg"] = JPEG
+        members_by_name[f"{split}/v1.2/labels/x_1.png"] = files.palette_png(ids)
+        members_by_name[f"{split}/v2.0/labels/x_1.png"] = files.palette_png(ids + 50)
     if archive:
-        zip_of(tmp_path / "mapillary-vistas-dataset_public_v2.0.zip", list(made.items()))
+        zip_of(tmp_path / "mapillary-vistas-dataset_public_v2.0.zip", list(members_by_name.items()))
     else:
-        for name, data in made.items():
+        for name, data in members_by_name.items():
             files.put(tmp_path / "mapillary" / name, data)
     dataset = prepare_dataset("mapillary", root=tmp_path).dataset
     expected = np.select([ids == 13, ids == 27], [0, 10], 255)
@@ -108,18 +108,18 @@ def test_what_converters_put_beside_the_labels_is_no_label(tmp_path, name, image
     report = prepare_dataset(name, root=tmp_path)
     assert report.bad == []
     assert len(report.dataset.split("train")) == 1
-    codes = {found.code for found in diagnose(name, root=tmp_path).findings}
+    codes = {finding.code for finding in diagnose(name, root=tmp_path).findings}
     assert codes.isdisjoint({"label-without-image", "unused-file"})
 
 
 def test_doctor_looks_where_prepare_looks(tmp_path):
     _acdc(tmp_path, *FLAT)
-    found = diagnose("acdc", root=tmp_path)
-    assert {name: split.labelled for name, split in found.sets[0].splits.items()} == {
+    report = diagnose("acdc", root=tmp_path)
+    assert {name: split.labelled for name, split in report.sets[0].splits.items()} == {
         "train": 1,
         "val": 1,
     }
-    assert not found.with_severity("error")
+    assert not report.with_severity("error")
 
 
 def test_a_layout_whose_labels_are_not_there_is_told_by_its_own_globs(tmp_path):
@@ -136,8 +136,8 @@ def test_without_any_file_the_published_layout_is_asked_for(tmp_path):
 
 def test_a_set_that_says_where_its_files_are_has_no_other_layout(tmp_path):
     text = "name: foggy\nbase: acdc\nimages: {train: rgb_anon/fog/train/**/*.png}\n"
-    own = read_declaration(files.dataset_yaml(tmp_path, text))
-    assert own.layouts == ()
+    declaration = read_declaration(files.dataset_yaml(tmp_path, text))
+    assert declaration.layouts == ()
     text = "name: clear\nbase: acdc\nexclude: []\n"
     assert (
         read_declaration(files.dataset_yaml(tmp_path, text)).layouts == read_builtin("acdc").layouts

@@ -1,4 +1,4 @@
-"""Doctor finds every fault that is put into a clean dataset, invents none, and changes nothing."""
+"""Doctor reports every fault added to a clean dataset, has no false alarms and changes no file."""
 
 import hashlib
 import json
@@ -27,18 +27,18 @@ def _examined(folder, **how):
     return diagnose(str(folder / "own.yaml"), root=folder.parent / "data", workers=2, **how)
 
 
-def _told(found):
-    """Return (code, path) of all examples; the path is None where a finding is about no file."""
+def _told(report):
+    """Count the (code, path) pairs of all examples; path is None for findings without a file."""
     return Counter(
         (finding.code, path)
-        for finding in found.findings
+        for finding in report.findings
         for path in ([shown.path for shown in finding.examples] or [None])
     )
 
 
 def _tree(folder):
-    """Return what every entry is: kind, time, link, and the hash of its bytes."""
-    found = {}
+    """Return mode, modification time and content hash (or link target) of every entry."""
+    entries = {}
     for top, folders, names in os.walk(folder):
         for path in (Path(top, name) for name in (*folders, *names)):
             facts = path.lstat()
@@ -47,8 +47,8 @@ def _tree(folder):
                 data = os.fsencode(path.readlink())
             elif path.is_file():
                 data = path.read_bytes()
-            found[path] = (facts.st_mode, facts.st_mtime_ns, hashlib.sha256(data).hexdigest())
-    return found
+            entries[path] = (facts.st_mode, facts.st_mtime_ns, hashlib.sha256(data).hexdigest())
+    return entries
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +59,9 @@ def healthy(tmp_path_factory):
 
 
 def test_a_clean_set_has_no_finding_at_all(healthy):
-    found = _examined(healthy)
-    assert found.findings == ()
-    (facts,) = found.sets
+    report = _examined(healthy)
+    assert report.findings == ()
+    (facts,) = report.sets
     assert {name: split.images for name, split in facts.splits.items()} == {"train": 60, "val": 12}
 
 
@@ -73,23 +73,23 @@ def test_each_fault_alone_is_found_and_nothing_else(tmp_path, name):
 
 
 def _all_found(tmp_path, names, seed=0):
-    """Put faults into a clean set; assert that doctor names them all and no other file."""
+    """Add faults to a clean set; assert that doctor reports all of them and no other file."""
     sick.clean(tmp_path / "set", seed)
     patient = Patient(tmp_path / "set", tmp_path / "outside")
     expected = [case for name in names for case in FAULTS[name](patient)]
     before = _tree(tmp_path)
-    found = _examined(tmp_path / "set")
+    report = _examined(tmp_path / "set")
     assert _tree(tmp_path) == before
     counts = Counter(code for code, _ in expected)
-    assert {finding.code: finding.count for finding in found.findings} == counts
-    assert set(_told(found)) <= set(expected)  # a finding keeps its first five examples
-    return found
+    assert {finding.code: finding.count for finding in report.findings} == counts
+    assert set(_told(report)) <= set(expected)  # a finding has at most five examples
+    return report
 
 
 def test_all_faults_together_are_found_none_is_invented_and_nothing_is_changed(tmp_path):
-    found = _all_found(tmp_path, FAULTS)
+    report = _all_found(tmp_path, FAULTS)
     assert len(FAULTS) >= 25
-    unknown = next(finding for finding in found.findings if finding.code == "unknown-id")
+    unknown = next(finding for finding in report.findings if finding.code == "unknown-id")
     assert unknown.amounts == {"40": 6, "300": 7}
 
 
@@ -115,7 +115,7 @@ def test_any_25_faults_are_found_in_many_sets(tmp_path):
     )
 
 
-# what needs more than a damaged file
+# faults that need more than a damaged file
 
 
 def test_a_file_without_the_right_to_read_it_is_named(healthy, monkeypatch):
@@ -151,15 +151,15 @@ def test_a_name_that_is_not_utf_8_is_named(tmp_path):
     pair = Patient(tmp_path / "set", tmp_path).pair()
     for path in pair:
         path.rename(path.with_name(os.fsdecode(b"caf\xe9.png")))
-    found = _examined(tmp_path / "set")
-    assert [(finding.code, finding.count) for finding in found.findings] == [("odd-name", 2)]
-    json.dumps(found.to_dict(), allow_nan=False).encode()
+    report = _examined(tmp_path / "set")
+    assert [(finding.code, finding.count) for finding in report.findings] == [("odd-name", 2)]
+    json.dumps(report.to_dict(), allow_nan=False).encode()
 
 
 def test_a_glob_of_labels_that_matches_nothing_is_one_fault(tmp_path):
     text = sick.YAML.replace("train/labels/*", "train/lables/*")
-    found = _examined(sick.clean(tmp_path / "set", text=text).parent)
-    assert [finding.code for finding in found.with_severity("error")] == ["no-labels"]
+    report = _examined(sick.clean(tmp_path / "set", text=text).parent)
+    assert [finding.code for finding in report.with_severity("error")] == ["no-labels"]
 
 
 def test_a_list_that_names_what_is_not_there_is_named(tmp_path):
@@ -168,9 +168,9 @@ def test_a_list_that_names_what_is_not_there_is_named(tmp_path):
     yaml = sick.clean(tmp_path / "set", text=text + "splits: {train: list.txt}\n")
     names = [f"{number:03d}" for number in range(sick.TRAIN)]
     (yaml.parent / "list.txt").write_text("\n".join([*names, "gone"]))
-    found = _examined(yaml.parent)
-    assert _told(found) == {("split-list", yaml.parent / "list.txt"): 1}
-    assert found.findings[0].examples[0].note == "lists gone"
+    report = _examined(yaml.parent)
+    assert _told(report) == {("split-list", yaml.parent / "list.txt"): 1}
+    assert report.findings[0].examples[0].note == "lists gone"
 
 
 def test_a_listed_image_without_a_label_is_one_fault(tmp_path):
@@ -200,8 +200,8 @@ def test_lists_that_share_an_image_leak(tmp_path):
 def test_labels_of_another_meaning_are_told_by_what_they_leave_out(tmp_path):
     text = sick.YAML.replace("[road, sky, car, tree]", "[{name: road, ids: [0]}]")
     text = text.replace("[255]", "[1, 2, 3, 255]")
-    found = _examined(sick.clean(tmp_path / "set", text=text).parent)
-    assert {finding.code: finding.count for finding in found.findings} == {"mostly-ignored": 2}
+    report = _examined(sick.clean(tmp_path / "set", text=text).parent)
+    assert {finding.code: finding.count for finding in report.findings} == {"mostly-ignored": 2}
 
 
 def test_only_the_splits_that_are_asked_for_are_read(tmp_path):
@@ -243,7 +243,7 @@ def test_every_split_that_begins_with_train_is_trained_on(tmp_path):
     assert _told(_examined(folder)) == expected
 
 
-# prepared sets
+# prepared datasets
 
 
 @pytest.fixture
@@ -293,7 +293,7 @@ def test_what_was_left_out_of_a_prepared_set_is_told(tmp_path):
     assert "005.png: has no label" in finding.examples[0].note
 
 
-# every code
+# all codes
 
 
 def test_every_kind_is_explained_on_the_page():

@@ -1,4 +1,4 @@
-"""Doctor on a source and a target: leaks, classes, colours, sizes; and how it tells likeness."""
+"""Doctor on a source and a target: leaks, classes, colours, sizes and near-duplicates."""
 
 import shutil
 
@@ -32,17 +32,17 @@ def _examined(pair, **how):
     return diagnose(source, target=target, root=pair[0].parent, workers=2, **how)
 
 
-def _told(found):
+def _told(report):
     return sorted(
         (finding.code, finding.role, [shown.path for shown in finding.examples if shown.path])
-        for finding in found.findings
+        for finding in report.findings
     )
 
 
 def test_a_clean_pair_has_no_finding(pair):
-    found = _examined(pair)
-    assert found.findings == ()
-    assert [facts.role for facts in found.sets] == ["source", "target"]
+    report = _examined(pair)
+    assert report.findings == ()
+    assert [facts.role for facts in report.sets] == ["source", "target"]
 
 
 SPLITS = ["source/train", "source/val", "target/train", "target/val"]
@@ -65,34 +65,34 @@ def test_the_same_image_in_two_splits_of_a_pair_is_judged_by_what_they_are_for(
     roles, trained = zip(
         *((name.split("/")[0], name.endswith("train")) for name in (out_of, into)), strict=True
     )
-    where = roles[0] if roles[0] == roles[1] else "pair"
+    role = roles[0] if roles[0] == roles[1] else "pair"
     named = second
-    if trained[0] != trained[1]:  # the held-out one is named
+    if trained[0] != trained[1]:  # the held-out image is reported
         code = "near-leak" if recoded else "leaked-image"
         named = first if trained[1] else second
-    else:  # the one that is listed later is named
+    else:  # the image listed later is reported
         code = "near-duplicate" if recoded else "duplicate-image"
         if not recoded and roles[0] != roles[1]:
             code = "shared-image"
         if SPLITS.index(out_of) > SPLITS.index(into):
             named = first
-    assert _told(_examined(pair)) == [(code, where, [named])]
+    assert _told(_examined(pair)) == [(code, role, [named])]
 
 
 def test_classes_of_one_side_are_named(pair):
     yaml = pair[0] / "own.yaml"
     yaml.write_text(yaml.read_text().replace("car, tree]", "truck, tree]"))
-    found = {finding.code: finding for finding in _examined(pair).findings}
-    assert set(found) == {"class-only-in-source", "class-only-in-target"}
-    assert list(found["class-only-in-source"].amounts) == ["truck"]
-    assert list(found["class-only-in-target"].amounts) == ["car"]
+    findings = {finding.code: finding for finding in _examined(pair).findings}
+    assert set(findings) == {"class-only-in-source", "class-only-in-target"}
+    assert list(findings["class-only-in-source"].amounts) == ["truck"]
+    assert list(findings["class-only-in-target"].amounts) == ["car"]
 
 
 def test_no_class_in_common_is_an_error(pair):
     yaml = pair[0] / "own.yaml"
     yaml.write_text(yaml.read_text().replace("[road, sky, car, tree]", "[a, b, c, d]"))
-    found = _examined(pair)
-    assert [(f.code, f.severity) for f in found.findings] == [("no-shared-class", "error")]
+    report = _examined(pair)
+    assert [(f.code, f.severity) for f in report.findings] == [("no-shared-class", "error")]
 
 
 def test_what_the_source_never_teaches_and_the_target_never_shows_is_named(pair):
@@ -105,33 +105,33 @@ def test_what_the_source_never_teaches_and_the_target_never_shows_is_named(pair)
     source, target = pair
     without(source, 2, 0)
     without(target, 3, 0)
-    found = {finding.code: finding for finding in _examined(pair).findings}
-    assert set(found) == {"class-never-seen", "class-not-taught", "class-not-in-target"}
+    findings = {finding.code: finding for finding in _examined(pair).findings}
+    assert set(findings) == {"class-never-seen", "class-not-taught", "class-not-in-target"}
     cars = sum(
         int((np.asarray(Image.open(path)) == 2).sum()) for path in target.glob("val/labels/*.png")
     )
-    assert found["class-not-taught"].amounts == {"car": cars}
-    assert list(found["class-not-in-target"].amounts) == ["tree"]
+    assert findings["class-not-taught"].amounts == {"car": cars}
+    assert list(findings["class-not-in-target"].amounts) == ["tree"]
 
 
 def test_a_target_is_not_judged_by_training_labels_that_are_never_read(pair, tmp_path):
     other = tmp_path / "labelled"
     text = sick.YAML.replace("car, tree]", "car, tree, {name: ghost, ids: [7]}]")
     sick.clean(other, seed=2, train=12, text=text)
-    found = _examined((pair[0], other))
-    assert [finding.code for finding in found.findings] == ["class-only-in-target"]
-    found = diagnose(str(other / "own.yaml"), root=tmp_path)
-    assert [finding.code for finding in found.findings] == ["class-never-seen"]
+    report = _examined((pair[0], other))
+    assert [finding.code for finding in report.findings] == ["class-only-in-target"]
+    report = diagnose(str(other / "own.yaml"), root=tmp_path)
+    assert [finding.code for finding in report.findings] == ["class-never-seen"]
 
 
 def test_a_source_without_labels_is_an_error_and_a_folder_can_be_a_target(pair, tmp_path):
     photos = tmp_path / "photos"
     shutil.copytree(tmp_path / "target/train/images", photos / "a/b")
     (photos / "holiday.HEIC").write_bytes(b"1")
-    found = diagnose(str(tmp_path / "source/own.yaml"), target=str(photos), root=tmp_path)
-    assert _told(found) == [("other-file", "target", [photos / "holiday.HEIC"])]
-    found = diagnose(str(tmp_path / "target/own.yaml"), target=str(photos), root=tmp_path)
-    errors = [finding.code for finding in found.with_severity("error")]
+    report = diagnose(str(tmp_path / "source/own.yaml"), target=str(photos), root=tmp_path)
+    assert _told(report) == [("other-file", "target", [photos / "holiday.HEIC"])]
+    report = diagnose(str(tmp_path / "target/own.yaml"), target=str(photos), root=tmp_path)
+    errors = [finding.code for finding in report.with_severity("error")]
     assert errors == ["source-unlabelled"]
 
 
@@ -144,12 +144,12 @@ def test_colours_and_sizes_of_both_sides_are_compared_and_right(pair):
         if label.exists():
             small = np.asarray(Image.open(label))
             label.write_bytes(files.gray_png(cv2.resize(small, (160, 96), interpolation=0)))
-    found = _examined(pair)
-    assert {finding.code for finding in found.findings} == {
+    report = _examined(pair)
+    assert {finding.code for finding in report.findings} == {
         *("color-shift", "aspect-shift", "scale-shift")
     }
-    assert not found.with_severity("error")
-    for facts, folder in zip(found.sets, pair, strict=True):
+    assert not report.with_severity("error")
+    for facts, folder in zip(report.sets, pair, strict=True):
         pixels = [np.asarray(Image.open(path), float) for path in folder.glob("*/images/*.png")]
         every = np.concatenate([image.reshape(-1, 3) for image in pixels])
         np.testing.assert_allclose(facts.mean, every.mean(0), atol=0.01)
@@ -171,14 +171,14 @@ def test_pixels_of_classes_are_counted_as_a_loop_would(pair):
         assert facts.splits[split].ignored == pytest.approx(share, abs=1e-6)
 
 
-# likeness
+# near-duplicates
 
 
 @pytest.mark.parametrize("seed", range(8))
 def test_near_pairs_are_those_of_a_plain_loop(seed):
     rng = np.random.default_rng(seed)
     bits = rng.integers(0, 2, (60, 256), dtype=np.uint8)
-    for row in range(20, 60):  # relatives at every distance around the border
+    for row in range(20, 60):  # variants with distances around the threshold
         bits[row] = bits[rng.integers(20)]
         flips = rng.choice(
             256, rng.integers(MAX_BIT_DIFFERENCE - 4, MAX_BIT_DIFFERENCE + 5), replace=False
@@ -217,7 +217,7 @@ def test_an_image_stays_like_itself_and_unlike_others(seed):
     assert _differ(image, sick.picture([20, seed + 100], 96, 128)) > 3 * MAX_BIT_DIFFERENCE
 
 
-# data that is there
+# real data
 
 
 def test_toyland_has_no_error_raw_or_prepared(tmp_path):
@@ -237,38 +237,38 @@ def test_toyland_has_no_error_raw_or_prepared(tmp_path):
 def test_the_real_pair_has_no_error(sample_data, monkeypatch, tmp_path, splits):
     monkeypatch.setenv("UDASEG_SYNSTREET2CAMVID", str(sample_data / "synstreet2camvid"))
     folder = REPOSITORY / "recipes/datasets"
-    found = diagnose(
+    report = diagnose(
         str(folder / "synstreet.yaml"),
         target=str(folder / "camvid-drive.yaml"),
         root=tmp_path,
         splits=splits,
     )
-    assert {finding.code for finding in found.findings} == {"near-duplicate"}  # frames of a drive
+    assert {finding.code for finding in report.findings} == {"near-duplicate"}  # video frames
 
 
 def test_a_real_size_mismatch_is_found(sample_data, tmp_path):
     (tmp_path / "kitti").symlink_to(sample_data / "layouts/real/kitti_semantics")
-    found = diagnose("kitti-semantics", root=tmp_path)
-    assert {f.code: f.count for f in found.with_severity("error")} == {"size-mismatch": 5}
+    report = diagnose("kitti-semantics", root=tmp_path)
+    assert {f.code: f.count for f in report.with_severity("error")} == {"size-mismatch": 5}
 
 
 def test_a_part_of_a_published_set_is_told_from_the_whole(tmp_path):
     for number in ("00001", "15188"):
-        own = int(number)
-        files.put(tmp_path / f"gta5/images/{number}.png", sick.rgb_png(sick.picture([30, own])))
-        ids = np.where(sick.ids([30, own]) == 255, 0, 7)
+        seed = int(number)
+        files.put(tmp_path / f"gta5/images/{number}.png", sick.rgb_png(sick.picture([30, seed])))
+        ids = np.where(sick.ids([30, seed]) == 255, 0, 7)
         files.put(tmp_path / f"gta5/labels/{number}.png", files.palette_png(ids))
-    found = {finding.code: finding for finding in diagnose("gta5", root=tmp_path).findings}
-    assert {"known-odd", "count-differs"} <= set(found)
-    assert found["known-odd"].examples[0].path == tmp_path / "gta5/images/15188.png"
-    assert found["count-differs"].examples[0].note == "train: 2 of 24,966"
+    findings = {finding.code: finding for finding in diagnose("gta5", root=tmp_path).findings}
+    assert {"known-odd", "count-differs"} <= set(findings)
+    assert findings["known-odd"].examples[0].path == tmp_path / "gta5/images/15188.png"
+    assert findings["count-differs"].examples[0].note == "train: 2 of 24,966"
     prepare_dataset("gta5", root=tmp_path)
-    found = {finding.code: finding for finding in diagnose("gta5", root=tmp_path).findings}
-    assert found["count-differs"].examples[0].note == "train: 2 of 24,966"
+    findings = {finding.code: finding for finding in diagnose("gta5", root=tmp_path).findings}
+    assert findings["count-differs"].examples[0].note == "train: 2 of 24,966"
     for kind, folder in (("images", "CamVid/train"), ("labels", "CamVid/trainannot")):
         shutil.copytree(tmp_path / "gta5" / kind, tmp_path / folder)
-    found = {finding.code: finding for finding in diagnose("camvid", root=tmp_path).findings}
-    assert found["missing-split"].count == 2
+    findings = {finding.code: finding for finding in diagnose("camvid", root=tmp_path).findings}
+    assert findings["missing-split"].count == 2
 
 
 def test_what_is_not_there_says_how_to_get_it(tmp_path):

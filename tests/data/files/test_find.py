@@ -1,4 +1,4 @@
-"""Finding files: any nesting and case, no loops, nothing hidden."""
+"""File search: any nesting and letter case, no symlink loops, no hidden files."""
 
 from udaseg.data.files.find import find_files
 

@@ -1,4 +1,4 @@
-"""Reading and writing images: exact ids of every form, damage named, nothing half written."""
+"""Image I/O: exact ids in every encoding, damage reported, no partially written files."""
 
 import os
 import tracemalloc
@@ -29,10 +29,10 @@ def saved(tmp_path):
     ("data", "expected"),
     [
         (files.palette_png(IDS), IDS),
-        (files.palette_png(IDS, seed=9), IDS),  # a shuffled palette changes no id
+        (files.palette_png(IDS, seed=9), IDS),  # a shuffled palette does not change ids
         (files.palette_png(IDS, colors=3), IDS),  # ids beyond the palette
         (files.gray_png(IDS), IDS),
-        (files.gray_png(IDS * 257, 16), IDS * 257),  # 65535 among them
+        (files.gray_png(IDS * 257, 16), IDS * 257),  # includes 65535
         (files.gray_png(np.array([[300, 65535, 0]]), 16), [[300, 65535, 0]]),
         (files.gray_png(np.array([[0, 1, 1, 0, 1]]), 1), [[0, 1, 1, 0, 1]]),
         (files.gray_png(np.array([[0, 1, 2, 3, 1]]), 2), [[0, 1, 2, 3, 1]]),
@@ -64,7 +64,7 @@ def test_transparency_in_a_palette_changes_no_id(saved):
 
 
 def test_an_interlaced_label_reads_the_same(saved):
-    # seven passes of a 1x1 image are one pixel: the smallest true Adam7 file
+    # a 1x1 image has one pixel in seven passes: the smallest valid Adam7 file
     data = files.png([b"\x21"], 1, 8, 0)
     body = bytearray(data)
     body[28] = 1
@@ -128,11 +128,11 @@ _THUMB = files.coded(_PICTURE.resize((16, 16)), "JPEG")
         ("x.png", files.image_png(40, 56)),
         ("x.jpg", files.coded(_PICTURE, "JPEG")),
         ("x.jpg", files.coded(_PICTURE, "JPEG", progressive=True)),
-        ("x.jpg", files.coded(_PICTURE, "JPEG", exif=b"Exif\0\0" + _THUMB)),  # an end inside
+        ("x.jpg", files.coded(_PICTURE, "JPEG", exif=b"Exif\0\0" + _THUMB)),  # has an end marker
         ("x.webp", files.coded(_PICTURE, "WEBP", lossless=True)),
         pytest.param(
             *("x.tif", files.coded(_PICTURE, "TIFF")),
-            marks=pytest.mark.filterwarnings("ignore::UserWarning:PIL"),  # Pillow says it too
+            marks=pytest.mark.filterwarnings("ignore::UserWarning:PIL"),  # Pillow warns too
         ),
         ("x.bmp", files.coded(_PICTURE, "BMP")),
     ],
@@ -220,7 +220,7 @@ def test_a_huge_image_is_refused_from_its_header(saved):
 @pytest.mark.parametrize("kind", ["missing", "empty", "folder", "text", "dangling", "loop", "pipe"])
 def test_what_is_no_image_is_refused_with_the_true_reason(tmp_path, kind):
     path = tmp_path / "x.png"
-    said = {
+    reason = {
         "missing": "no such file",
         "empty": "is empty",
         "folder": "is a folder",
@@ -243,8 +243,8 @@ def test_what_is_no_image_is_refused_with_the_true_reason(tmp_path, kind):
         os.mkfifo(path)
     for read in (read_image, image_size, lambda path: read_label_ids(path, "ids"), read_train_ids):
         if kind == "text" and read is read_train_ids:
-            said = "cannot be decoded; run `udaseg prepare` again"
-        with pytest.raises(DataError, match=said) as caught:
+            reason = "cannot be decoded; run `udaseg prepare` again"
+        with pytest.raises(DataError, match=reason) as caught:
             read(path)
         assert str(path) in str(caught.value)
 

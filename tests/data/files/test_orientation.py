@@ -1,4 +1,4 @@
-"""Photos that a camera marked as turned: image and label stay where they are stored, aligned."""
+"""Photos with an EXIF orientation: image and label keep the stored orientation and stay aligned."""
 
 import numpy as np
 import pytest
@@ -40,5 +40,5 @@ def test_image_and_label_stay_aligned_pixel_by_pixel(tmp_path, orientation, size
         for seed in range(6):
             image, labels = crops.read_crop(sample, np.random.default_rng(seed))
             np.testing.assert_array_equal(image[..., 0] > 127, labels == 1)
-    codes = [found.code for found in diagnose(yaml, root=tmp_path).findings]
+    codes = [finding.code for finding in diagnose(yaml, root=tmp_path).findings]
     assert ("exif-orientation" in codes) == (orientation != 1)

@@ -1,4 +1,4 @@
-"""Videos are read frame by frame as a player shows them, written whole, and refused when cut."""
+"""Videos: frames as a player shows them, complete output, and errors for truncated files."""
 
 import multiprocessing
 import os
@@ -24,7 +24,7 @@ def test_what_is_written_is_read_again_in_order(tmp_path, suffix, size):
         assert film.fps == pytest.approx(12.5)
         frames = list(film)
     assert film.frames_read == 7
-    # odd sizes are continued by one pixel, nothing is lost
+    # odd sizes are padded by one pixel
     assert film.size == (size[0] + size[0] % 2, size[1] + size[1] % 2)
     for frame, shown in zip(frames, labels, strict=True):
         right = frame[: size[0], : size[1]].argmax(-1) == shown
@@ -62,7 +62,7 @@ def test_a_video_cut_anywhere_is_refused(tmp_path, suffix):
     ("content", "what"),
     [
         (b"", "is empty"),
-        (b"#EXTM3U\n#EXT-X-VERSION:3\n/etc/passwd\n", "not a readable video"),  # a list of files
+        (b"#EXTM3U\n#EXT-X-VERSION:3\n/etc/passwd\n", "not a readable video"),  # a playlist
         (b"GIF89a" + bytes(40), "not a readable video"),
         (b"\x00\x00\x00\x18ftypisom" + bytes(12), "cut off"),
         (b"RIFF\xff\xff\xff\x7fAVI " + bytes(40), "cut off"),

@@ -1,5 +1,5 @@
-"""Class lists in YAML: merges by id, colour and name, lists of one's own, sets that start from
-another, and what is said when source and target differ.
+"""Class lists in YAML: merges by id, colour and name, custom lists, sets based on another set,
+and messages when source and target differ.
 """
 
 import numpy as np
@@ -65,9 +65,9 @@ def test_classes_of_a_table_become_one_by_name(tmp_path):
     expected = np.full(256, -1)
     for number in official.ignore:
         expected[number] = IGNORE
-    for name, own in zip(official.classes.names, official.ids, strict=True):
-        expected[list(own)] = meant[name]
-    expected[[18, 29, 30]] = 2, 5, 5  # what the table leaves out may be taken by its id
+    for name, ids in zip(official.classes.names, official.ids, strict=True):
+        expected[list(ids)] = meant[name]
+    expected[[18, 29, 30]] = 2, 5, 5  # ids without a class in the table can be merged by id
     labels, unknown = to_train_ids(np.arange(256, dtype=np.uint8)[None], table)
     np.testing.assert_array_equal(labels[0], np.where(expected < 0, IGNORE, expected))
     assert set(unknown) == set(np.flatnonzero(expected < 0).tolist())
@@ -148,7 +148,7 @@ def test_colours_merge_by_name_too(tmp_path):
     assert table.ignore == {0}
 
 
-# sets that start from a built-in one
+# sets based on a built-in set
 
 
 def test_a_set_may_start_from_a_built_in_one_and_change_a_line(tmp_path):
@@ -201,7 +201,7 @@ def test_missing_data_of_such_a_set_are_asked_for_by_its_yaml(tmp_path):
     assert f"udaseg prepare {yaml}" in str(caught.value)
 
 
-# source and target with different lists
+# source and target with different class lists
 
 
 def _set(name, classes, pixels=None, split="train"):

@@ -1,4 +1,4 @@
-"""Label files in every form they come in: the right ids, or a refusal that names the form."""
+"""Label files in every encoding: correct ids, or an error that names the encoding."""
 
 import numpy as np
 import pytest
@@ -12,11 +12,11 @@ from udaseg.data.prepare.convert import to_train_ids
 from udaseg.data.prepare.prepare import prepare_dataset
 from udaseg.errors import DataError
 
-SIZE = (13, 21)  # no multiple of 8, so that every pass of an interlaced PNG is ragged
+SIZE = (13, 21)  # not multiples of 8, so every pass of an interlaced PNG has a partial block
 
 
 def channels(ids, depth, count, color):
-    """Return ids in the first of several channels, noise in the others."""
+    """Return a PNG with ids in the first channel and noise in the others."""
     others = np.random.default_rng(7).integers(0, 2**depth, (*ids.shape, count - 1))
     stacked = np.concatenate([ids[..., None], others], 2)
     kind = ">u2" if depth == 16 else "u1"
@@ -24,7 +24,7 @@ def channels(ids, depth, count, color):
 
 
 def painted(ids, count):
-    """Return ids as the colours of Cityscapes' pictures, with alpha where `count` is 4."""
+    """Return a PNG with one random colour per id, and an alpha channel if `count` is 4."""
     table = np.random.default_rng(3).integers(0, 256, (256, 3))
     picture = table[ids].astype(np.uint8)
     if count == 4:
@@ -33,7 +33,7 @@ def painted(ids, count):
     return files.png(rows, ids.shape[1], 8, {3: 2, 4: 6}[count])
 
 
-# name: (largest id, the file, how a refusal calls it)
+# name: (largest id, encoder, name in the error message)
 ENCODINGS = {
     "palette": (33, files.palette_png, "palette"),
     "gray": (33, files.gray_png, "gray"),
@@ -96,7 +96,7 @@ def test_every_encoding_gives_its_ids_or_is_refused_by_name(tmp_path, name, enco
     dataset = prepare_dataset(name, root=tmp_path).dataset
     (sample,) = dataset.split("train")
     table = builtin_label_table(TABLES[name])
-    meant = {own: index for index, listed in enumerate(table.ids) for own in listed}
+    meant = {raw_id: index for index, listed in enumerate(table.ids) for raw_id in listed}
     expected = [[meant.get(int(number), IGNORE) for number in row] for row in ids]
     np.testing.assert_array_equal(read_train_ids(dataset.label_path(sample)), expected)
 
@@ -125,7 +125,7 @@ def test_colours_are_read_from_rgb_rgba_and_palettes_alike(tmp_path, extra):
         np.testing.assert_array_equal(read_label_ids(path, "rgb"), expected)
 
 
-# ids that no table knows
+# ids that are in no table
 
 
 def test_every_unknown_id_is_counted_by_itself(tmp_path):
@@ -147,7 +147,7 @@ def test_unknown_ids_stop_a_published_set_whatever_holds_them(tmp_path, stored, 
     ids[2, 3:7] = stored
     image, label, _ = SETS["gta5"]
     files.put(tmp_path / image, files.image_png(*SIZE))
-    if stored < 0:  # only a TIFF holds negative ids
+    if stored < 0:  # only TIFF can store negative ids
         data, label = files.coded(Image.fromarray(ids), "TIFF"), "gta5/labels/00001.tif"
         (tmp_path / "own").mkdir()
         yaml = files.dataset_yaml(
@@ -162,7 +162,7 @@ def test_unknown_ids_stop_a_published_set_whatever_holds_them(tmp_path, stored, 
     assert caught.value.exit_code == 3
 
 
-# IM9: palettes say nothing about ids
+# IM9: palettes do not affect ids
 
 
 @pytest.mark.parametrize("how", ["shuffled", "short", "transparent", "empty colours"])

@@ -1,6 +1,6 @@
-"""Genuine label files are read exactly, as they are and in every published encoding.
+"""Genuine label files are read exactly, unchanged and in every published encoding.
 
-The counts come from a decoder of our own, once, in plain Python: zlib and the five PNG filters.
+The counts were computed once by an independent decoder in plain Python (zlib, five PNG filters).
 """
 
 import numpy as np
@@ -211,9 +211,9 @@ COLORS = np.random.default_rng(9).permutation(256**3)[:65536]
 
 
 def colored(ids):
-    """Return the RGB picture of ids, one colour each."""
-    own = COLORS[ids]
-    picture = np.stack([own >> 16, own >> 8 & 255, own & 255], 2).astype(np.uint8)
+    """Return an RGB PNG with one colour per id."""
+    colors = COLORS[ids]
+    picture = np.stack([colors >> 16, colors >> 8 & 255, colors & 255], 2).astype(np.uint8)
     return files.coded(Image.fromarray(picture), "PNG", compress_level=1)
 
 
@@ -236,7 +236,7 @@ PUBLISHED = {
 @pytest.mark.parametrize("encoding", PUBLISHED)
 def test_a_genuine_label_survives_every_published_encoding(sample_data, tmp_path, name, encoding):
     _, ids = genuine(sample_data, name)
-    ids = np.ascontiguousarray(ids[::2, ::2])  # a quarter of the pixels is enough, and quick
+    ids = np.ascontiguousarray(ids[::2, ::2])  # a quarter of the pixels is enough and fast
     label_format, encode = PUBLISHED[encoding]
     path = files.put(tmp_path / "x.png", encode(ids))
     expected = COLORS[ids] if label_format == "rgb" else ids

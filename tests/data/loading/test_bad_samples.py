@@ -1,6 +1,6 @@
-"""Files that cannot be used, and loader processes that die or hang: named, never waited for.
+"""Unusable files and loader processes that die or hang are reported and never block a run.
 
-`pytest -m faults -s` runs every kind in processes that are started as in a real run.
+`pytest -m faults -s` runs every kind of fault with processes started as in a real run.
 """
 
 import logging
@@ -33,7 +33,7 @@ COUNT = 8
 
 
 def _dataset(folder, name, labelled=True, count=COUNT):
-    """Write images whose blue is the file's number; class 2 is in images 1, 2 and 5 alone."""
+    """Write images whose blue channel is the file number; only images 1, 2 and 5 have class 2."""
     samples = []
     for number in range(count):
         rows, columns = np.mgrid[: SIZE[0], : SIZE[1]]
@@ -62,7 +62,7 @@ def _batches(pair, kind=TrainingBatches, source=None, target=None, **changes):
 
 
 def _damage(dataset, number, label=False):
-    """Cut a file off in the middle, and return its path."""
+    """Truncate a file to 60 bytes and return its path."""
     sample = dataset.splits["train"][number]
     path = dataset.label_path(sample) if label else dataset.image_path(sample)
     path.write_bytes(path.read_bytes()[:60])
@@ -82,9 +82,9 @@ def _same(one, other):
 def test_a_bad_file_is_named_and_ends_the_run(pair, label):
     path = _damage(pair[0], 3, label)
     batches = _batches(pair)
-    with pytest.raises(DataError) as told:
+    with pytest.raises(DataError) as caught:
         [batches[step] for step in range(4)]
-    assert str(told.value).startswith(str(path))
+    assert str(caught.value).startswith(str(path))
 
 
 @pytest.mark.parametrize("label", [False, True])
@@ -111,7 +111,7 @@ def test_the_replacement_hangs_on_the_number_of_the_draw_alone(pair):
     _damage(pair[0], 3)
     _damage(pair[1], 0)
     first, again = (_batches(pair, on_bad_sample="skip") for _ in range(2))
-    for step in (11, 2, 7, 0):  # in any order, as after a resume
+    for step in (11, 2, 7, 0):  # any order, as after a resume
         assert _same(again[step], first[step])
         assert again[step].skipped == first[step].skipped
     whole = _batches(pair, on_bad_sample="skip", batch_source=4, batch_target=4, steps=6)
@@ -128,7 +128,7 @@ def test_the_replacement_hangs_on_the_number_of_the_draw_alone(pair):
 
 def test_a_rare_class_gets_another_image_of_its_own(pair):
     bad = _damage(pair[0], 2)
-    # at this temperature nothing but the rare class is drawn
+    # at this temperature only the rare class is drawn
     rare = {"sampling": "rare_class", "rare": RareClassSettings(0.01, 10, 16)}
     batches = _batches(pair, source=rare, on_bad_sample="skip", steps=40)
     hurt = 0
@@ -217,7 +217,7 @@ def test_images_smaller_than_the_crop_and_odd_crops_are_cut_to_size(tmp_path, si
 
 
 class _Faulty(TrainingBatches):
-    """Does something bad in the worker that makes batch 3: always, or until a marker is there."""
+    """Fail in the worker that loads batch 3: always, or until the marker file exists."""
 
     fault, marker = "", None
 
@@ -256,7 +256,7 @@ SAID = {
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Start workers in milliseconds."""
+    """Start workers within milliseconds."""
     if "fork" not in multiprocessing.get_all_start_methods() or sys.version_info >= (3, 12):
         pytest.skip("needs processes that fork without a warning")
     monkeypatch.setattr(workers_module, "_START_METHOD", "fork")
@@ -266,11 +266,11 @@ def _fault_ends_the_run(pair, fault, workers, timeout):
     batches = _batches(pair, _Faulty, worker_timeout=timeout)
     batches.fault = fault
     seen, started = [], time.monotonic()
-    with pytest.raises(DataError) as told:
+    with pytest.raises(DataError) as caught:
         for batch in iterate_batches(batches, 0, workers=workers, pin=False):
             seen.append(batch.step)
     assert seen == [0, 1, 2]
-    message = str(told.value)
+    message = str(caught.value)
     assert ("for the second time" in message) == (fault != "exception")
     assert SAID[fault].replace("1 s", f"{timeout} s") in message
     assert "the batch of step 4:" in message
@@ -296,9 +296,9 @@ def test_a_worker_that_fails_once_is_replaced_where_it_was(quick, pair, fault, t
     plain = _batches(pair)
     batches = _batches(pair, _Faulty, worker_timeout=1)
     batches.fault, batches.marker = fault, tmp_path / "done"
-    made = list(iterate_batches(batches, 1, workers=2, pin=False))
-    assert [batch.step for batch in made] == list(range(1, 12))
-    assert all(_same(plain[batch.step], batch) for batch in made)
+    loaded = list(iterate_batches(batches, 1, workers=2, pin=False))
+    assert [batch.step for batch in loaded] == list(range(1, 12))
+    assert all(_same(plain[batch.step], batch) for batch in loaded)
     assert caplog.text.count("one at a time") == 1
 
 
@@ -309,9 +309,9 @@ def test_any_number_of_workers_makes_the_same_batches_and_tells_of_each_file_onc
     path = _damage(pair[0], 3)
     batches = _batches(pair, on_bad_sample="skip")
     with caplog.at_level(logging.WARNING):
-        made = list(iterate_batches(batches, 2, workers=workers, pin=False))
-    assert [batch.step for batch in made] == list(range(2, 12))
-    assert all(_same(batches[batch.step], batch) for batch in made)
+        loaded = list(iterate_batches(batches, 2, workers=workers, pin=False))
+    assert [batch.step for batch in loaded] == list(range(2, 12))
+    assert all(_same(batches[batch.step], batch) for batch in loaded)
     assert caplog.text.count("replaced by another image") == 1
     assert str(path) in caplog.text
 
@@ -319,17 +319,17 @@ def test_any_number_of_workers_makes_the_same_batches_and_tells_of_each_file_onc
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_bad_file_met_by_a_worker_is_named_in_one_line(quick, pair, workers):
     path = _damage(pair[0], 3)
-    with pytest.raises(DataError) as told:
+    with pytest.raises(DataError) as caught:
         list(iterate_batches(_batches(pair), 0, workers=workers, pin=False))
-    assert str(told.value).startswith(f"{path}: ")
-    assert "\n" not in str(told.value)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
 
 
 def test_a_run_that_stops_early_leaves_no_process(quick, pair):
-    made = iterate_batches(_batches(pair), 0, workers=2, pin=False)
-    next(made)
+    iterator = iterate_batches(_batches(pair), 0, workers=2, pin=False)
+    next(iterator)
     assert len(multiprocessing.active_children()) == 2
-    made.close()
+    iterator.close()
     assert not multiprocessing.active_children()
 
 
@@ -339,7 +339,7 @@ def test_what_was_copied_for_the_device_keeps_what_was_skipped(pair):
 
 
 def _kill_at_random(pair, kills, seed):
-    """Kill a worker at a random moment every 20 steps; return how many batches were wrong."""
+    """Kill a worker at a random moment every 20 steps; return the steps of wrong batches."""
     rng = random.Random(seed)
     steps = 20 * kills + 10
     batches, plain = _batches(pair, steps=steps), _batches(pair, steps=steps)
@@ -369,7 +369,7 @@ def test_two_hundred_kills_lose_no_batch(quick, pair, caplog):
 
 
 def _seconds_to_start():
-    """Return how long a new process takes until it can work; the timeout counts that too."""
+    """Return the start-up time of a new process, which the timeout includes."""
     started = time.monotonic()
     process = multiprocessing.get_context("spawn").Process(target=torch.zeros, args=(1,))
     process.start()

@@ -1,4 +1,4 @@
-"""Class-balanced order of images: the stated procedure, by loops over plain lists."""
+"""Class-balanced image order, compared with a plain-Python reference."""
 
 import math
 
@@ -10,8 +10,8 @@ from udaseg.data.loading.sampling import balanced_order
 
 def _present(images=60, classes=5):
     present = np.zeros((images, classes), bool)
-    present[:, :3] = True  # three classes are everywhere
-    present[::20, 3] = True  # one is rare, one never occurs
+    present[:, :3] = True  # three classes occur in every image
+    present[::20, 3] = True  # one class is rare, one never occurs
     return present
 
 

@@ -1,4 +1,4 @@
-"""Training batches: a function of the step, whole epochs, aligned labels, no target labels."""
+"""Training batches: depend on the step only, full epochs, aligned labels, no target labels."""
 
 import collections
 from dataclasses import replace
@@ -20,7 +20,7 @@ CLASSES = ClassSpace(("a", "b", "c"), ((1, 1, 1), (2, 2, 2), (3, 3, 3)))
 
 
 def _dataset(folder, count, name="set", labelled=True, size=(20, 30)):
-    """Write images whose red and green are row and column and whose blue is the file's number."""
+    """Write images whose red, green and blue channels are row, column and file number."""
     samples = []
     for number in range(count):
         rows, columns = np.mgrid[: size[0], : size[1]]
@@ -136,7 +136,7 @@ def test_photos_without_labels_are_turned_as_a_viewer_shows_them(tmp_path, pair)
     rows = np.arange(20, dtype=np.uint8)[:, None].repeat(30, 1)
     photo = Image.fromarray(np.stack([rows * 10] * 3, 2))
     exif = photo.getexif()
-    exif[274] = 6  # the camera was turned: rows of the file are columns of the scene
+    exif[274] = 6  # rotated camera: rows of the file are columns of the scene
     photo.save(tmp_path / "turned.png", exif=exif)
     samples = (Sample("turned.png", None, 20, 30),)
     target = PreparedDataset("phone", tmp_path, tmp_path, None, {"train": samples})

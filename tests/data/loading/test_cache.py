@@ -1,4 +1,4 @@
-"""The cache of training images: the same crops, made whole, not used once files have changed."""
+"""Image cache: same crops as without it, never incomplete, not used after files changed."""
 
 import logging
 import os
@@ -36,13 +36,13 @@ BOTH = ("png", "raw")
 
 @pytest.fixture(scope="module")
 def toys(tmp_path_factory):
-    """Prepare toyland once for all tests of this file."""
+    """Prepare toyland once for all tests in this file."""
     return toy_root(tmp_path_factory.mktemp("toys"))
 
 
 @pytest.fixture
 def root(toys, tmp_path):
-    """Copy the prepared sets; their images stay where they are."""
+    """Copy the prepared datasets; the images are not copied."""
     shutil.copytree(toys / "prepared", tmp_path / "prepared")
     return tmp_path
 
@@ -96,7 +96,7 @@ def test_crops_from_the_cache_are_those_from_the_files(root, form, sampling):
     _write(root, form)
     plain = _pairs(root, sampling=sampling)
     cached = _cached(_pairs(root, sampling=sampling))
-    (root / "prepared/toyland/labels").rename(root / "away")  # the files are not even opened
+    (root / "prepared/toyland/labels").rename(root / "away")  # the label files are not opened
     first = [cached[step] for step in range(12)]
     (root / "away").rename(root / "prepared/toyland/labels")
     for step, other in enumerate(first):
@@ -139,13 +139,13 @@ def test_a_second_time_nothing_is_made(root):
 
 def test_a_run_that_was_killed_goes_on_and_its_rest_is_not_used(root, monkeypatch):
     source, _ = toy_pair(root)
-    made = []
+    written = []
     real = cache_write._write_sample
 
     def dying(dataset, cache, sample):
-        if len(made) == 4:
+        if len(written) == 4:
             raise KeyboardInterrupt
-        made.append(sample.image)
+        written.append(sample.image)
         return real(dataset, cache, sample)
 
     monkeypatch.setattr(cache_write, "_write_sample", dying)
@@ -157,7 +157,7 @@ def test_a_run_that_was_killed_goes_on_and_its_rest_is_not_used(root, monkeypatc
     with (folder / "journal.jsonl").open("a") as journal:
         journal.write('["torn')
     (folder / "images" / ".x.tmp").write_bytes(b"half")
-    broken = folder / "images" / f"{made[0]}.png"
+    broken = folder / "images" / f"{written[0]}.png"
     broken.write_bytes(broken.read_bytes()[:-1])
     monkeypatch.setattr(cache_write, "_write_sample", real)
     report = write_cache(source, SIZE, workers=1)
@@ -170,7 +170,7 @@ def test_a_run_that_was_killed_goes_on_and_its_rest_is_not_used(root, monkeypatc
 
 
 def _changed(root, source):
-    """Return the set with images of its own, one of which is another one now."""
+    """Return the dataset with copied images, one changed after caching, and that image's path."""
     shutil.copytree(source.image_root, root / "own")
     dataset = PreparedDataset(
         source.name, source.folder, root / "own", source.classes, source.splits
@@ -246,9 +246,9 @@ def test_a_damaged_cached_file_is_named_with_what_to_do(root, form):
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 0x40
     path.write_bytes(data)
-    with pytest.raises(DataError, match=r"run `udaseg prepare --cache` again") as told:
+    with pytest.raises(DataError, match=r"run `udaseg prepare --cache` again") as caught:
         cache.load_image(sample)
-    assert str(path) in str(told.value)
+    assert str(path) in str(caught.value)
 
 
 def test_an_image_that_viewers_turn_is_read_from_its_own_file(root):
@@ -321,19 +321,19 @@ def test_the_command_makes_it_and_prints_its_size(root, toys, form):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COLUMNS", "200")
         patch.setattr("udaseg.data.prepare.command.make_toyland", lambda *_, **__: None)
-        said = udaseg(*words, cwd=root).stdout
+        output = udaseg(*words, cwd=root).stdout
         size = sum(
             path.stat().st_size
             for path in (root / "prepared/toyland/cache-80x48").rglob(f"*.{form}")
         )
-        assert f"6 images of 80x48 with their labels as {form}, {size / 1e6:.1f} MB" in said
-        assert "resize [48, 80]" in said
+        assert f"6 images of 80x48 with their labels as {form}, {size / 1e6:.1f} MB" in output
+        assert "resize [48, 80]" in output
         again = udaseg(*words, cwd=root).stdout
         fast = r"unchanged, read \d+\.\d times as fast as the original files; used by training"
         assert re.search(fast, again)
         for wrong in ("80", "0x48", "80x48x3", "80X48"):
-            said = udaseg("prepare", "toyland", "--cache", wrong, cwd=root, expect=2)
-            assert "WIDTHxHEIGHT" in said.stderr
+            output = udaseg("prepare", "toyland", "--cache", wrong, cwd=root, expect=2)
+            assert "WIDTHxHEIGHT" in output.stderr
         udaseg("prepare", "toyland", "--check-only", "--cache", "8x8", cwd=root, expect=2)
 
 

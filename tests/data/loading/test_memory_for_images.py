@@ -1,4 +1,4 @@
-"""Memory that was freed is not fetched from the system again: page faults, not times, tell."""
+"""Freed memory is reused, not requested from the system again; measured by page faults."""
 
 import platform
 import subprocess

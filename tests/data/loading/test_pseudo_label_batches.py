@@ -1,4 +1,4 @@
-"""Target crops that bring pseudo-labels along, class-balanced sources, and parts of a run."""
+"""Target crops with pseudo-labels, class-balanced sources and runs in several parts."""
 
 import re
 from dataclasses import replace
@@ -28,7 +28,7 @@ RARE = 0
 
 @pytest.fixture
 def pair(tmp_path):
-    """Write a source whose image 0 alone holds class 2, and a target; red is row, green column."""
+    """Write a source with class 2 in image 0 only, and a target; red is row, green column."""
     rows, columns = np.mgrid[:HEIGHT, :WIDTH] * STRETCH
     sets = []
     for name, count in (("source", 12), ("target", 4)):
@@ -52,7 +52,7 @@ def axis(request):
 
 
 def _write(folder, target, axis, size=(HEIGHT, WIDTH)):
-    """Write as pseudo-label of each target image its own row or column, as red and green are."""
+    """Write pseudo-labels that hold the row or column, like the red and green channels."""
     places = np.mgrid[: size[0], : size[1]][axis] * STRETCH * HEIGHT // size[0]
     for sample in target.split("train"):
         write_pseudo_label(folder, sample, places.astype(np.uint8))
@@ -107,7 +107,7 @@ def test_a_pseudo_label_follows_resize_and_scale(pair, tmp_path, axis, scale, re
     for step in range(6):
         batch = _batches(None, crops)[step]
         gap = batch.pseudo_labels.float() - batch.target_images[:, axis].float()
-        # nearest against averaged or blended values: less than one pixel of the file apart
+        # nearest vs. averaged or blended values differ by less than one pixel of the file
         assert gap.abs().max() <= STRETCH
 
 
@@ -135,8 +135,8 @@ def test_without_a_scale_only_the_window_and_the_mirror_are_drawn(pair):
     rng, plain = np.random.default_rng(5), np.random.default_rng(5)
     for _ in range(8):
         image, labels = read_image(pair[0].image_path(sample)), _labels(pair[0], sample)
-        wanted = random_mirror(*random_crop(image, labels, (8, 12), plain), plain)
-        for one, other in zip(crops.read_crop(sample, rng), wanted, strict=True):
+        expected = random_mirror(*random_crop(image, labels, (8, 12), plain), plain)
+        for one, other in zip(crops.read_crop(sample, rng), expected, strict=True):
             assert np.array_equal(one, other)
     assert rng.random() == plain.random()
 
@@ -146,7 +146,7 @@ def test_a_source_is_scaled_with_its_labels(pair):
     for step in range(4):
         images, labels = batches[step].source_images, batches[step].source_labels
         rows = images[:, 0].float() / STRETCH
-        # where the doubled image is not between two rows of the file, its row is known
+        # the row is known where the doubled image does not lie between two rows of the file
         known = (rows - rows.round()).abs() < 0.3
         wrong = known & (labels.float() != rows.round() % 3)
         assert known.any()
@@ -180,13 +180,13 @@ def test_an_unreadable_pseudo_label_is_named_with_what_to_do(pair, tmp_path, fau
 def test_the_digest_changes_with_names_and_bytes_and_is_none_when_one_is_missing(pair, tmp_path):
     samples = pair[1].split("train")
     folder = _write(tmp_path / "made", pair[1], 0)
-    found = pseudo_labels_digest(folder, samples)
-    assert found is not None
-    assert found == pseudo_labels_digest(_write(tmp_path / "again", pair[1], 0), samples)
-    assert found != pseudo_labels_digest(folder, samples[:3])
-    assert found != pseudo_labels_digest(folder, samples[::-1])
+    digest = pseudo_labels_digest(folder, samples)
+    assert digest is not None
+    assert digest == pseudo_labels_digest(_write(tmp_path / "again", pair[1], 0), samples)
+    assert digest != pseudo_labels_digest(folder, samples[:3])
+    assert digest != pseudo_labels_digest(folder, samples[::-1])
     write_pseudo_label(folder, samples[1], np.full((HEIGHT, WIDTH), 7, np.uint8))
-    assert found != pseudo_labels_digest(folder, samples)
+    assert digest != pseudo_labels_digest(folder, samples)
     pseudo_label_path(folder, samples[1]).unlink()
     assert pseudo_labels_digest(folder, samples) is None
     pseudo_label_path(folder, samples[1]).mkdir()
@@ -219,14 +219,14 @@ def test_batches_do_not_hang_on_the_order_in_which_they_are_made(pair, tmp_path)
     folder = _write(tmp_path / "made", pair[1], 0)
     source = _source(pair[0], sampling="class_balanced", scale=(0.8, 1.2))
     target = _target(pair[1], flip=True, pseudo_labels=folder, scale=(0.8, 1.2))
-    # a lap has 3000 draws, so that steps 428 and 857 take from two laps each
+    # a lap has 3000 draws, so steps 428 and 857 each draw from two laps
     steps = [0, 428, 429, 857, 2]
     near = _batches(source, target, steps=900, batch_source=7)
-    found = {step: near[step] for step in steps}
+    batches = {step: near[step] for step in steps}
     names = {step: near.image_paths(step) for step in steps}
     again = _batches(source, target, steps=900, batch_source=7)
     for step in np.random.default_rng(0).permutation(steps).tolist():
-        assert _same(found[step], again[step])
+        assert _same(batches[step], again[step])
         assert names[step] == again.image_paths(step)
 
 

@@ -1,4 +1,4 @@
-"""Rare-class sampling: the published chances, images with enough, every valid window alike."""
+"""Rare-class sampling: published class probabilities, minimum pixels, uniform valid windows."""
 
 import collections
 import math
@@ -25,7 +25,7 @@ from udaseg.recipe.load import from_dict, to_dict
 from udaseg.recipe.stages import stages_of
 from udaseg.training.setup import build_batches
 
-# pixel shares of GTA5 in percent, and the published chances at a temperature of 0.01
+# pixel shares of GTA5 in percent and the published probabilities at temperature 0.01
 GTA5 = {
     "road": (36.1498, 0.0000),
     "sidewalk": (9.3141, 0.0000),
@@ -71,8 +71,8 @@ def test_the_chances_are_a_softmax_over_what_may_be_drawn(temperature):
             else 0.0
             for count, allowed in zip(pixels.tolist(), among, strict=True)
         ]
-        wanted = [weight / sum(weights) for weight in weights]
-        assert np.allclose(class_probabilities(pixels, temperature, among), wanted, atol=1e-12)
+        expected = [weight / sum(weights) for weight in weights]
+        assert np.allclose(class_probabilities(pixels, temperature, among), expected, atol=1e-12)
 
 
 def test_without_a_class_to_draw_there_are_no_chances():
@@ -90,14 +90,14 @@ def test_classes_come_by_their_chances_and_their_images_alike():
     rng = np.random.default_rng(0)
     drawn = collections.Counter(images.draw(rng) for _ in range(6000))
     holds = {0: {0, 1, 2, 3}, 1: {0, 2}, 2: {1, 2}}
-    assert set(drawn) == {(image, k) for k, found in holds.items() for image in found}
+    assert set(drawn) == {(image, k) for k, holders in holds.items() for image in holders}
     for (_, k), count in drawn.items():
         expected = 6000 * images.probabilities[k] / len(holds[k])
         assert abs(count - expected) < 5 * math.sqrt(expected)
 
 
 def _naive_corners(labels, train_id, size, least):
-    """Return all corners of windows with enough of a class, or with the most."""
+    """Return the corners of all windows with enough pixels of a class, or with the most."""
     height, width = min(size[0], labels.shape[0]), min(size[1], labels.shape[1])
     counts = {
         (top, left): sum(
@@ -123,23 +123,23 @@ def test_every_window_with_enough_is_drawn_and_no_other(size, least):
         )
         rng = np.random.default_rng(seed)
         for train_id in (1, 2, 7):
-            wanted = _naive_corners(labels, train_id, size, least)
+            expected = _naive_corners(labels, train_id, size, least)
             drawn = collections.Counter(
                 rare_class_corner(labels, train_id, size, least, rng)
-                for _ in range(12 * len(wanted))
+                for _ in range(12 * len(expected))
             )
-            assert set(drawn) <= wanted
-            assert len(drawn) > 0.98 * len(wanted) - 1
+            assert set(drawn) <= expected
+            assert len(drawn) > 0.98 * len(expected) - 1
 
 
 def test_valid_windows_are_equally_likely():
     labels = np.zeros((5, 9), np.uint8)
     labels[2, 4] = 1
-    wanted = _naive_corners(labels, 1, (2, 3), 1)
+    expected = _naive_corners(labels, 1, (2, 3), 1)
     rng = np.random.default_rng(0)
     drawn = collections.Counter(rare_class_corner(labels, 1, (2, 3), 1, rng) for _ in range(6000))
-    assert set(drawn) == wanted
-    assert len(wanted) == 6
+    assert set(drawn) == expected
+    assert len(expected) == 6
     assert all(abs(count - 1000) < 5 * math.sqrt(1000) for count in drawn.values())
 
 
@@ -157,7 +157,7 @@ SIZE = (24, 40)
 
 @pytest.fixture
 def source(tmp_path):
-    """Write images whose red and green are row and column; class 2 is a small spot in two of 6."""
+    """Write images whose red and green are row and column; 2 of 6 have a small spot of class 2."""
     samples = []
     for number in range(6):
         rows, columns = np.mgrid[: SIZE[0], : SIZE[1]]
@@ -204,8 +204,8 @@ def test_image_and_label_of_a_rare_crop_move_alike(source):
         left = 20 + number.int()
         spot = (row >= 3) & (row < 7) & (column >= left) & (column < left + 5)
         spot &= (number == 1) | (number == 4)
-        wanted = torch.where(spot, 2, (column >= 30).int())
-        assert torch.equal(batch.source_labels.int(), wanted)
+        expected = torch.where(spot, 2, (column >= 30).int())
+        assert torch.equal(batch.source_labels.int(), expected)
 
 
 def test_rare_batches_hang_on_seed_step_and_rank_alone(source):
@@ -271,20 +271,20 @@ def test_recipes_are_uniform_unless_they_say_otherwise():
     recipe = shipped("toyland/rccr")
     assert recipe.source.sampling == recipe.target.sampling == "uniform"
     plain = to_dict(recipe)
-    for domain in ("source", "target"):  # as an older version wrote it
+    for domain in ("source", "target"):  # as written by an older version
         del plain[domain]["sampling"], plain[domain]["rare_class"]
     assert from_dict(plain) == recipe
-    assert {leg.source_sampling for leg in stages_of(recipe)} == {"uniform"}
+    assert {stage.source_sampling for stage in stages_of(recipe)} == {"uniform"}
     rare = shipped("toyland/rccr", ["source.sampling=rare_class"])
-    assert {leg.source_sampling for leg in stages_of(rare)} == {"rare_class"}
+    assert {stage.source_sampling for stage in stages_of(rare)} == {"rare_class"}
 
 
 def test_a_stages_own_word_comes_before_the_recipes():
     plain = shipped("toyland/spcl")
     rare = shipped("toyland/spcl", ["source.sampling=rare_class"])
-    before = [leg.source_sampling for leg in stages_of(plain)]
+    before = [stage.source_sampling for stage in stages_of(plain)]
     assert set(before) == {"uniform", "class_balanced"}
-    after = [leg.source_sampling for leg in stages_of(rare)]
+    after = [stage.source_sampling for stage in stages_of(rare)]
     assert after == [word if word == "class_balanced" else "rare_class" for word in before]
 
 

@@ -1,4 +1,4 @@
-"""Preparing datasets: what is found, checked, converted and refused, in the true layouts."""
+"""Preparing datasets in their published layouts: discovery, checks, conversion and errors."""
 
 import hashlib
 import json
@@ -33,7 +33,7 @@ def _ids(known, seed=0, size=SIZE):
 
 
 def _own(folder, *, pairs=3, top="", labels=None, split="splits: {train: 1.0}\n"):
-    """Write a small set of grey ids 0..2 with a YAML, and return the YAML."""
+    """Write a small dataset with grey label ids 0..2 and return the path of its YAML."""
     for number in range(pairs):
         files.put(folder / f"images/{number}.png", files.image_png(*SIZE, number))
         ids = _ids([0, 1, 2], number) if labels is None else labels
@@ -73,7 +73,7 @@ SYNTHIA |= {19: 13, 12: 14, 11: 15}
 
 @pytest.mark.parametrize("folder", ["gta5", "GTA5", "gta"])
 def test_gta5_s_palette_labels_become_train_ids(tmp_path, folder):
-    ids = np.arange(35 * 2).reshape(7, 10) % 35  # every id, 34 among them
+    ids = np.arange(35 * 2).reshape(7, 10) % 35  # every id, including 34
     files.put(tmp_path / folder / "images/00001.png", files.image_png(7, 10))
     files.put(tmp_path / folder / "labels/00001.png", files.palette_png(ids))
     report = prepare_dataset("gta5", root=tmp_path)
@@ -126,7 +126,7 @@ def test_camvid_keeps_its_eleven_classes_and_says_which_splits_are_not_there(tmp
 
 
 def _slow_counts(path):
-    """Return how often each value of an 8-bit grey or palette PNG occurs, by hand."""
+    """Count each value of an 8-bit grey or palette PNG with a simple decoder."""
     data = path.read_bytes()
     width, height, depth, color, _, _, interlace = struct.unpack(">IIBBBBB", data[16:29])
     assert depth == 8
@@ -178,7 +178,7 @@ def test_the_genuine_cityscapes_files_are_counted_as_an_independent_decoder_coun
     expected = np.asarray(
         Image.open(real / f"gtFine/val/{small}_gtFine_labelTrainIds.png"), np.uint8
     )
-    # the two files of the sample were shrunk apart and differ at 77 of 32,768 pixels
+    # the two files of the sample were downscaled separately and differ in 77 of 32,768 pixels
     assert (_labels(report.dataset, "val")[sample.image] == expected).mean() > 0.997
 
 
@@ -199,10 +199,10 @@ def test_the_genuine_kitti_files_differ_in_size_and_are_named(sample_data, tmp_p
         f"name: own\nroot: {real}\nimages: training/image_2/*.png\n"
         "labels: training/semantic/*.png\nclasses: cityscapes19\n",
     )
-    said = _refused(yaml, tmp_path)
-    assert "nothing is left of split 'train'" in said
-    assert "label 1242x375, image 1224x370" in said
-    assert "--on-mismatch resize" in said
+    message = _refused(yaml, tmp_path)
+    assert "nothing is left of split 'train'" in message
+    assert "label 1242x375, image 1224x370" in message
+    assert "--on-mismatch resize" in message
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def test_the_real_pair_is_prepared(sample_data, tmp_path, monkeypatch, name, cou
     assert not report.excluded
 
 
-# a set of one's own
+# custom datasets
 
 
 def test_ten_lines_of_yaml_prepare_a_set_with_its_own_classes_and_merges(tmp_path):
@@ -352,7 +352,7 @@ def test_images_without_any_label_are_one_fault(tmp_path):
     assert "no label matches labels/**/*.png" in _refused(yaml, tmp_path)
 
 
-# faults of files
+# faulty files
 
 
 @pytest.mark.parametrize("number", [34, 254, 300, 65535])
@@ -361,8 +361,8 @@ def test_unknown_ids_are_counted_and_refused_unless_ignored(tmp_path, number):
     ids = _ids([0, 1])
     ids[2, 3:6] = number
     path = files.put(tmp_path / "labels/1.png", files.gray_png(ids, 16))
-    said = _refused(yaml, tmp_path)
-    assert f"{number}: 3 pixels, first in {path}" in said
+    message = _refused(yaml, tmp_path)
+    assert f"{number}: 3 pixels, first in {path}" in message
     yaml.write_text(yaml.read_text().replace("[255]", f"[255, {number}]"))
     dataset = prepare_dataset(str(yaml), root=tmp_path).dataset
     assert (_labels(dataset)["images/1.png"] == IGNORE).sum() == 3
@@ -382,17 +382,17 @@ def test_every_file_that_cannot_be_used_is_named_and_counted(tmp_path):
     (tmp_path / "images/5.png").symlink_to("nowhere")
     files.put(tmp_path / "images/6.jpg", _jpeg(*SIZE))
     yaml.write_text(yaml.read_text().replace("images/**/*.png", "images/**/*"))
-    said = _refused(yaml, tmp_path, max_bad=2)
-    assert "3 files cannot be used" in said
-    assert "3.png: has no label" in said
-    assert "labels/4.png: label without an image" in said
-    assert "6.png: has the same name as 6.jpg" in said
-    said = _refused(yaml, tmp_path, max_bad=6)
-    assert "7 files cannot be used" in said
+    message = _refused(yaml, tmp_path, max_bad=2)
+    assert "3 files cannot be used" in message
+    assert "3.png: has no label" in message
+    assert "labels/4.png: label without an image" in message
+    assert "6.png: has the same name as 6.jpg" in message
+    message = _refused(yaml, tmp_path, max_bad=6)
+    assert "7 files cannot be used" in message
     for reason in ("0.png: damaged: the PNG is cut off", "1.png: is empty", "2.png: damaged: the"):
-        assert reason in said
-    assert "5.png: is a broken link" in said
-    assert "--max-bad 7" in said
+        assert reason in message
+    assert "5.png: is a broken link" in message
+    assert "--max-bad 7" in message
     report = prepare_dataset(str(yaml), root=tmp_path, options=PrepareOptions(max_bad=7))
     assert len(report.bad) == 7
     assert [s.image for s in report.dataset.splits["train"]] == [
@@ -406,10 +406,10 @@ def test_ten_faults_are_shown_and_the_rest_counted(tmp_path):
     yaml = _own(tmp_path, pairs=15)
     for number in range(14):
         (tmp_path / f"labels/{number}.png").unlink()
-    said = _refused(yaml, tmp_path).splitlines()
-    assert said[0] == "own: 14 files cannot be used:"
-    assert said[11] == "  and 4 more"
-    assert len(said) == 13
+    lines = _refused(yaml, tmp_path).splitlines()
+    assert lines[0] == "own: 14 files cannot be used:"
+    assert lines[11] == "  and 4 more"
+    assert len(lines) == 13
 
 
 @pytest.mark.parametrize("size", [(5, 8), (6, 9), (8, 6), (18, 24)])
@@ -429,7 +429,7 @@ def test_a_label_of_another_size_is_left_out_resized_or_refused_by_rule(tmp_path
     labels = _labels(report.dataset)["images/1.png"]
     rows = (np.arange(6) + 0.5) * size[0] / 6
     columns = (np.arange(8) + 0.5) * size[1] / 8
-    clear = np.ix_(rows % 1 > 0, columns % 1 > 0)  # between two pixels, either is the nearest
+    clear = np.ix_(rows % 1 > 0, columns % 1 > 0)  # halfway between two pixels, either is nearest
     nearest = ids[np.ix_(rows.astype(int), columns.astype(int))]
     np.testing.assert_array_equal(labels[clear], nearest[clear])
 
@@ -442,7 +442,7 @@ def test_blank_images_and_labels_without_a_class_are_kept_and_counted(tmp_path):
     report = prepare_dataset(str(yaml), root=tmp_path)
     assert [Path(path).name for path in report.blank] == ["1.png"]
     assert [s.class_pixels for s in report.dataset.splits["train"]][2] == (0, 0, 0)
-    # flagged in the index too, also when nothing is read again
+    # flagged in the index, even when nothing is read again
     assert prepare_dataset(str(yaml), root=tmp_path).unchanged
     assert read_index(tmp_path / "prepared/own").blank_images == {"images/1.png"}
 
@@ -473,7 +473,7 @@ def test_a_name_that_is_not_utf8_comes_through(tmp_path):
     assert labels.shape == SIZE
 
 
-# once, again, at once, and never into the source
+# repeated and concurrent runs, and no writes to the source
 
 
 def test_what_has_not_changed_is_not_done_again(tmp_path):
@@ -567,17 +567,17 @@ def test_the_number_of_threads_changes_nothing(tmp_path, workers):
     )
 
 
-# data that are not there
+# missing data
 
 
 @pytest.mark.parametrize("name", ["gta5", "synthia", "cityscapes", "camvid", "acdc"])
 def test_missing_data_are_asked_for_in_one_screen(tmp_path, name):
-    said = _missing(name, tmp_path)
+    message = _missing(name, tmp_path)
     for part in ("page     http", "licence  ", "files    ", f"udaseg prepare {name}", "what     "):
-        assert part in said, said
-    assert str(tmp_path / name) in said
-    assert len(said.splitlines()) < 20
-    assert said == printable(said)
+        assert part in message, message
+    assert str(tmp_path / name) in message
+    assert len(message.splitlines()) < 20
+    assert message == printable(message)
 
 
 def _missing(name, root):

@@ -1,4 +1,4 @@
-"""Preparing again: only what changed is read, and what a run left behind is used."""
+"""Repeated `prepare`: only changed files are read, and output of interrupted runs is reused."""
 
 import errno
 import json
@@ -25,15 +25,15 @@ from udaseg.files import file_lock
 
 @pytest.fixture
 def reads(monkeypatch):
-    """The names of the pairs that were read."""
-    found = []
+    """Record the keys of the pairs that are read."""
+    keys = []
 
     def noted(pair, *how):
-        found.append(pair.key)
+        keys.append(pair.key)
         return convert_pair(pair, *how)
 
     monkeypatch.setattr("udaseg.data.prepare.convert.convert_pair", noted)
-    return found
+    return keys
 
 
 def _prepared(tmp_path):
@@ -41,18 +41,18 @@ def _prepared(tmp_path):
 
 
 def _fresh(tmp_path, yaml, **how):
-    """Return what a run from nothing leaves at the same place."""
+    """Return the output of a run from scratch in the same folder."""
     shutil.rmtree(tmp_path / "data")
     prepare_dataset(str(yaml), root=tmp_path / "data", options=PrepareOptions(**how))
     return _prepared(tmp_path)
 
 
-def _labels_only(found):
-    return {name: facts for name, facts in found.items() if name.startswith("labels")}
+def _labels_only(entries):
+    return {name: facts for name, facts in entries.items() if name.startswith("labels")}
 
 
-def _content(found):
-    return {name: digest for name, (digest, *_) in found.items()}
+def _content(entries):
+    return {name: digest for name, (digest, *_) in entries.items()}
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_only_what_changed_is_read_again(tmp_path, reads, change):
     before = _prepared(tmp_path)
     done, mine = tmp_path / "data/prepared/own", tmp_path / "mine"
     reads.clear()
-    wanted = ["2"]
+    expected = ["2"]
     if change == "gone":
         (done / "labels/train/2.png").unlink()
     elif change == "cut":
@@ -91,20 +91,20 @@ def test_only_what_changed_is_read_again(tmp_path, reads, change):
     elif change == "new":
         files.put(mine / "images/9.png", files.image_png(6, 8, 9))
         put_label(mine, 9)
-        wanted = ["9"]
+        expected = ["9"]
     elif change == "removed":
         (mine / "images/2.png").unlink()
         (mine / "labels/2.png").unlink()
-        wanted = []
+        expected = []
     elif change == "index":
         files.put(done / "index.json", (done / "index.json").read_bytes()[:-9])
-        wanted = []
+        expected = []
     else:
         (done / "manifest.jsonl").unlink()
-        wanted = ["0", "1", "2", "3", "4"]
+        expected = ["0", "1", "2", "3", "4"]
     report = prepare_dataset(str(yaml), root=tmp_path / "data", workers=1)
-    assert reads == wanted
-    assert report.read == len(wanted)
+    assert reads == expected
+    assert report.read == len(expected)
     after = _prepared(tmp_path)
     others = {name for name in _labels_only(before) if name not in ("labels/train/2.png",)}
     assert {name: after[name] for name in others} == {name: before[name] for name in others}
@@ -163,7 +163,7 @@ def test_a_cache_stays_while_labels_mean_the_same(tmp_path):
     assert write_cache(prepare_dataset(str(yaml), root=root).dataset, (3, 4)).written == 5
 
 
-# runs that end early
+# interrupted runs
 
 
 def test_a_failure_leaves_the_last_good_state_and_the_next_run_reads_the_rest_only(tmp_path, reads):
@@ -215,7 +215,7 @@ def test_an_interrupt_ends_it_soon_and_the_next_run_goes_on(tmp_path, monkeypatc
     with pytest.raises(KeyboardInterrupt):
         prepare_dataset(str(yaml), root=root, workers=1, on_progress=stop)
     assert seen == [(0, 40), (1, 40), (2, 40), (3, 40)]
-    assert len(reads) < 40  # what had not begun was dropped
+    assert len(reads) < 40  # jobs that had not started were cancelled
     assert not (root / "prepared/own").exists()
     reads.clear()
     assert prepare_dataset(str(yaml), root=root).read == len(reads) == 37
@@ -232,30 +232,30 @@ def test_what_a_killed_run_left_is_used_as_far_as_it_is_sound(tmp_path, reads, l
         prepare_dataset(str(yaml), root=root, workers=1)
     put_label(tmp_path / "mine", 4)
     journal, place = root / "prepared/.own.journal", root / "prepared/.own.tmp"
-    wanted = ["4"]
+    expected = ["4"]
     if left == "torn line":
         journal.write_bytes(journal.read_bytes()[:-20])
-        wanted = ["3", "4"]
-    elif left == "torn label":  # as after a loss of power: its size and time are right
+        expected = ["3", "4"]
+    elif left == "torn label":  # as after a power failure: size and time are correct
         path = place / "labels/train/1.png"
         when = path.stat().st_mtime_ns
         files.put(path, bytes(path.stat().st_size))
         os.utime(path, ns=(when, when))
-        wanted = ["1", "4"]
+        expected = ["1", "4"]
     elif left == "other meaning":
         yaml.write_text(yaml.read_text().replace("[a, b, c]", "[b, a, c]"))
-        wanted = list("01234")
+        expected = list("01234")
     elif left == "no journal":
         journal.unlink()
-        wanted = list("01234")
+        expected = list("01234")
     else:
         files.put(place / "labels/val/old.png", b"half")
         files.put(place / ".x.tmp", b"half")
     reads.clear()
     prepare_dataset(str(yaml), root=root, workers=1)
-    assert reads == wanted
-    found = _prepared(tmp_path)
-    assert _content(found) == _content(_fresh(tmp_path, yaml))
+    assert reads == expected
+    prepared = _prepared(tmp_path)
+    assert _content(prepared) == _content(_fresh(tmp_path, yaml))
     assert not journal.exists()
     assert not place.exists()
 
@@ -273,15 +273,15 @@ def test_labels_of_a_killed_run_whose_pair_is_gone_are_gone_too(tmp_path):
 
 
 def test_what_is_done_is_on_the_disk_while_the_rest_is_read(tmp_path):
-    """A process that is killed writes nothing more."""
+    """A killed process cannot write its results later."""
     yaml, lines = own_set(tmp_path / "mine"), []
     journal = tmp_path / "data/prepared/.own.journal"
 
-    def look(*_):
+    def count_lines(*_):
         lines.append(journal.read_bytes().count(b"\n"))
 
-    prepare_dataset(str(yaml), root=tmp_path / "data", on_progress=look)
-    assert lines == [1, 2, 3, 4, 5, 6]  # the first call says how many there will be
+    prepare_dataset(str(yaml), root=tmp_path / "data", on_progress=count_lines)
+    assert lines == [1, 2, 3, 4, 5, 6]  # the first call reports the total
 
 
 @pytest.mark.parametrize("moment", ["between", "after"])
@@ -298,9 +298,9 @@ def test_a_change_of_folders_that_was_cut_off_is_completed(tmp_path, reads, mome
     reads.clear()
     assert prepare_dataset(str(yaml), root=root).unchanged
     assert reads == []
-    found = _prepared(tmp_path)
-    assert found.pop("cache-4x3/x", "none") == "none" or moment == "after"
-    assert found == before
+    after = _prepared(tmp_path)
+    assert after.pop("cache-4x3/x", "none") == "none" or moment == "after"
+    assert after == before
     assert sorted(p.name for p in prepared.iterdir()) == [".own.lock", "own"]
 
 
@@ -362,14 +362,14 @@ def test_several_at_once_do_it_once(tmp_path):
 def test_the_manifest_holds_every_file_with_its_digest(tmp_path):
     yaml = own_set(tmp_path / "mine")
     folder = prepare_dataset(str(yaml), root=tmp_path / "data").dataset.folder
-    manifest, found = read_manifest(folder), state(folder)
+    manifest, prepared = read_manifest(folder), state(folder)
     mine = state(tmp_path / "mine")
     assert len(manifest.rows) == 5
     for row in manifest.rows:
-        for file, there in ((row.image, mine), (row.label, mine), (row.prepared, found)):
+        for file, there in ((row.image, mine), (row.label, mine), (row.prepared, prepared)):
             assert there[file.path][:2] == (file.sha256, file.mtime_ns)
-    assert manifest.files == {name: found[name][0] for name in ("index.json", "source.json")}
-    assert {row.prepared.path for row in manifest.rows} == set(_labels_only(found))
+    assert manifest.files == {name: prepared[name][0] for name in ("index.json", "source.json")}
+    assert {row.prepared.path for row in manifest.rows} == set(_labels_only(prepared))
 
 
 def test_no_source_is_read_twice(tmp_path, monkeypatch):
@@ -419,7 +419,7 @@ def test_verify_reads_every_file_and_writes_none(tmp_path):
     assert (report.files, report.changed, report.missing) == (17, [], [])
     assert done == [(number, 17) for number in range(18)]
     assert state(tmp_path) == before
-    yaml.unlink()  # the name of the prepared set is enough
+    yaml.unlink()  # the name of the prepared dataset is enough
     assert verify_dataset("own", root=tmp_path / "data").files == 17
 
 
@@ -446,8 +446,8 @@ def test_verify_finds_what_changed_even_where_size_and_time_did_not(tmp_path, wh
         "flip": "has different content",
         "longer": f"has {len(data) + 1} bytes, not {len(data)}",
     }
-    said = f"{path}: {what.get(kind, 'is no longer a regular file')}"
-    assert report.changed == ([] if gone else [said])
+    message = f"{path}: {what.get(kind, 'is no longer a regular file')}"
+    assert report.changed == ([] if gone else [message])
 
 
 @pytest.mark.parametrize("name", ["labels/train/3.png", "index.json", "source.json"])
@@ -469,7 +469,7 @@ def test_verify_of_what_is_not_prepared_says_so(tmp_path):
 
 
 def test_a_flip_in_each_of_many_jpegs_is_found(tmp_path):
-    """No decoder notices most of them."""
+    """Decoders do not notice most of the flips."""
     prepare_dataset(str(own_set(tmp_path / "mine", 12, form="jpg")), root=tmp_path / "data")
     rng = np.random.default_rng(0)
     for path in (tmp_path / "mine/images").iterdir():

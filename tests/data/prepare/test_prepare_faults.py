@@ -1,4 +1,4 @@
-"""Damaged files, kills, and sources that must not change: `prepare` stands them all."""
+"""`prepare` with damaged files, killed processes and sources that must not change."""
 
 import errno
 import os
@@ -48,9 +48,9 @@ def test_what_is_no_image_is_named_and_nothing_hangs(tmp_path):
         str(yaml), root=tmp_path / "data", options=PrepareOptions(max_bad=len(strange))
     )
     named = {Path(line.split(": ")[0]).name: line.partition(": ")[2] for line in report.bad}
-    unseen = {"folder.png"}  # a glob of files finds none
+    unseen = {"folder.png"}  # globs match files only
     if os.geteuid() == 0:
-        unseen.add("unreadable.png")  # root reads it all the same
+        unseen.add("unreadable.png")  # root can read it anyway
     assert set(named) == {path.name for path in strange.values()} - unseen
     for name, reason in (
         ("empty.png", "is empty"),
@@ -65,9 +65,9 @@ def test_what_is_no_image_is_named_and_nothing_hangs(tmp_path):
 
 def test_bombs_are_refused_from_their_header(tmp_path):
     folder = tmp_path / "mine/images"
-    found = [files.put(folder / name, data) for name, data in damage.bombs().items()]
+    paths = [files.put(folder / name, data) for name, data in damage.bombs().items()]
     rows = measured(
-        found,
+        paths,
         "convert_pair(Pair('x', path, None), 'train', None, path.parent, None, 'exclude').problem"
         " or 1 / 0",
         imports="from udaseg.data.datasets.pairs import Pair\n"
@@ -75,8 +75,8 @@ def test_bombs_are_refused_from_their_header(tmp_path):
         warm="from PIL import Image; Image.init()",
     )
     assert len(rows) == 6
-    for path, error, said, _, peak in rows:
-        assert (error, said) == ("", ""), path
+    for path, error, message, _, peak in rows:
+        assert (error, message) == ("", ""), path
         assert peak < 200, path
 
 
@@ -95,23 +95,23 @@ def test_a_very_narrow_image_is_read(tmp_path, shape):
 
 def test_after_a_kill_at_any_change_on_the_disk_the_next_run_makes_the_same_tree(tmp_path):
     kills.archived_set(tmp_path, parts=1, pairs=2)
-    told = kills.at_every_change(tmp_path, every=7)
-    assert told.wrong == []
-    assert told.kills >= 8
-    assert {"while unpacking", "while reading pairs"} <= set(told.stages)
+    result = kills.at_every_change(tmp_path, every=7)
+    assert result.wrong == []
+    assert result.kills >= 8
+    assert {"while unpacking", "while reading pairs"} <= set(result.stages)
 
 
 def test_after_a_kill_while_a_set_is_replaced_the_next_run_makes_the_same_tree(tmp_path):
     kills.archived_set(tmp_path, parts=1, pairs=2)
-    told = kills.at_every_change_of_a_second_run(tmp_path, every=5)
-    assert told.wrong == []
-    assert told.kills >= 5
+    result = kills.at_every_change_of_a_second_run(tmp_path, every=5)
+    assert result.wrong == []
+    assert result.kills >= 5
 
 
 def test_after_kills_by_the_clock_the_next_run_makes_the_same_tree(tmp_path):
     kills.archived_set(tmp_path, parts=2)
-    told = kills.campaigns(tmp_path, 1, 4, seed=0)
-    assert (told.kills, told.wrong) == (4, [])
+    result = kills.campaigns(tmp_path, 1, 4, seed=0)
+    assert (result.kills, result.wrong) == (4, [])
 
 
 def test_two_processes_at_once_make_one_sound_set(tmp_path):
@@ -121,7 +121,7 @@ def test_two_processes_at_once_make_one_sound_set(tmp_path):
     assert kills.result(tmp_path) == calm
 
 
-# the user's own files
+# the user's files
 
 
 @pytest.mark.parametrize("name", ["gta5", "synthia", "mine"])
@@ -143,7 +143,7 @@ def test_the_source_is_never_written_even_where_that_is_forbidden(tmp_path, name
 
 
 def test_prepared_labels_are_files_of_their_own(tmp_path):
-    """Not links to the user's: what writes to one must not reach the other."""
+    """Prepared labels are no links: writing to them must not change the user's files."""
     folder = prepare_dataset(str(own_set(tmp_path / "mine")), root=tmp_path / "data").dataset.folder
     for path in (folder / "labels").rglob("*.png"):
         assert not path.is_symlink()

@@ -1,4 +1,4 @@
-"""Toyland: two cities that differ in looks, agree in build, and never change with their seed."""
+"""Toyland: two domains with the same structure, different appearance and reproducible scenes."""
 
 import json
 from pathlib import Path
@@ -29,7 +29,7 @@ def many():
 @pytest.mark.parametrize("domain", DOMAINS)
 def test_the_same_arguments_give_the_same_bytes(domain):
     first = render(domain, seed=3, split="train", index=7)
-    render(domain, seed=4, split="train", index=1)  # what was made before must not matter
+    render(domain, seed=4, split="train", index=1)  # earlier calls must not matter
     again = render(domain, seed=3, split="train", index=7)
     assert first[0].tobytes() == again[0].tobytes()
     assert first[1].tobytes() == again[1].tobytes()

@@ -13,7 +13,7 @@ CLASSES, CHANNELS, ROWS = 5, 6, 4
 
 
 def _case(seed, count=50):
-    """Return embeddings and labels; means, variances and seen; rows and filled."""
+    """Return embeddings, labels, means, variances, seen, rows and filled."""
     generator = torch.Generator().manual_seed(seed)
 
     def random(*shape):
@@ -41,8 +41,8 @@ def _naive_distribution(query, label, means, variances, seen, temperature):
         for k in range(CLASSES)
         if seen[k]
     }
-    own = query @ means[label].double() / temperature
-    return torch.logsumexp(torch.stack(list(score.values())), 0) - own
+    positive = query @ means[label].double() / temperature
+    return torch.logsumexp(torch.stack(list(score.values())), 0) - positive
 
 
 def _naive_bank(query, label, rows, filled, temperature):
@@ -109,27 +109,27 @@ def test_without_variance_the_distribution_is_its_prototype(seed, temperature):
 
 
 def test_the_distribution_bounds_the_contrast_with_samples_of_it():
-    """Jensen: the mean over draws of the classes' Gaussians of the cross-entropy is not above."""
+    """By Jensen, the mean cross-entropy over samples of the class Gaussians is at most the loss."""
     embeddings, labels, (means, variances, _), _ = _case(0, 10)
     embeddings, labels, t = to_unit_length(embeddings), labels.clamp_max(4), 0.5
     seen = torch.ones(CLASSES, dtype=torch.bool)
     bound = distribution_loss(embeddings, labels, means, variances, seen, temperature=t)
     noise = torch.randn(20_000, CLASSES, CHANNELS, generator=torch.Generator().manual_seed(0))
     keys = means + variances.sqrt() * noise
-    # expected sum over negatives and positives alike, for each draw of the positive
+    # expected sum over negatives and positives, for each sample of the positive
     level = torch.einsum("nd,skd->snk", embeddings, keys) / t
     total = level.exp().mean(0).sum(1).log()
-    own = level.mean(0).gather(1, labels[:, None])[:, 0]
-    assert bound.item() == pytest.approx((total - own).mean().item(), abs=0.02)
+    positive_score = level.mean(0).gather(1, labels[:, None])[:, 0]
+    assert bound.item() == pytest.approx((total - positive_score).mean().item(), abs=0.02)
     sampled = F.cross_entropy(level.flatten(0, 1), labels.repeat(len(noise)))
     assert bound > sampled
 
 
 def _gradients(temperature):
-    """Return the gradients of the variants with statistics of the same 40 samples a class."""
+    """Return the gradients of the variants, with statistics from the same 40 samples per class."""
     generator = torch.Generator().manual_seed(0)
     centres = to_unit_length(torch.randn(19, 1, 512, generator=generator), dim=2)
-    # each channel of a class spreads differently: equal variances only scale a vector
+    # each channel of a class has another variance: equal variances only scale a vector
     noise = torch.randn(19, 40, 512, generator=generator) * torch.rand(
         19, 1, 512, generator=generator
     )

@@ -20,7 +20,7 @@ def _case(seed, count=50):
 
 
 def _naive(embeddings, labels, weights=None):
-    """Return counts, means and population variances; a weight for each vector."""
+    """Return counts, means and population variances; `weights` holds one weight per vector."""
     weights = torch.ones(len(labels)) if weights is None else weights
     counts = torch.zeros(CLASSES).double()
     means, variances = torch.zeros(2, CLASSES, CHANNELS).double()

@@ -1,4 +1,4 @@
-"""The memory bank against a Python list of pushes."""
+"""The memory bank, compared with a Python list of pushes."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""SPCL's loss and prototypes against naive loops and the known answers of the method."""
+"""SPCL's loss and prototypes against naive loops and known answers from the paper."""
 
 from dataclasses import replace
 

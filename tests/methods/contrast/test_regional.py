@@ -1,4 +1,4 @@
-"""The regional loss against naive loops, and the term against the known answers of its paper."""
+"""The regional loss against naive loops, and the term against known answers from its paper."""
 
 import math
 from dataclasses import replace
@@ -30,18 +30,18 @@ def _case(seed, regions=37, rows=90, channels=8, classes=5):
 
 
 def _naive(queries, keys, labels, bank, bank_labels, temperature, keep):
-    """Return the loss by one loop over queries and one over bank rows, in float64."""
+    """Compute the loss with nested loops over queries and bank rows, in float64."""
     total, count = queries.double().new_zeros(()), 0
     for index in range(len(queries)):
         if not keep[index]:
             continue
         query = queries[index].double()
-        own = torch.exp(query @ keys[index].double() / temperature)
+        positive = torch.exp(query @ keys[index].double() / temperature)
         others = queries.double().new_zeros(())
         for row in range(len(bank)):
             if bank_labels[row] not in (labels[index], EMPTY):
                 others = others + torch.exp(query @ bank[row].double() / temperature)
-        total = total - torch.log(own / (own + others))
+        total = total - torch.log(positive / (positive + others))
         count += 1
     return total / max(1, count)
 
@@ -77,25 +77,25 @@ def test_the_form_for_a_gpu_which_drops_nothing_gives_the_same(monkeypatch):
 
 
 class _Largest(TorchDispatchMode):
-    """Notes the most elements that any tensor made inside holds."""
+    """Record the number of elements of the largest tensor created inside the context."""
 
     def __init__(self):
         super().__init__()
         self.elements = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        made = func(*args, **(kwargs or {}))
-        given = {part.untyped_storage().data_ptr() for part in args if torch.is_tensor(part)}
-        if torch.is_tensor(made) and made.untyped_storage().data_ptr() not in given:
-            self.elements = max(self.elements, made.numel())
-        return made
+        result = func(*args, **(kwargs or {}))
+        inputs = {part.untyped_storage().data_ptr() for part in args if torch.is_tensor(part)}
+        if torch.is_tensor(result) and result.untyped_storage().data_ptr() not in inputs:
+            self.elements = max(self.elements, result.numel())
+        return result
 
 
 def test_the_memory_of_the_loss_does_not_grow_with_the_bank():
     largest = []
     for rows in (20_000, 80_000):
         queries, keys, labels, bank, bank_labels, keep = _case(0, regions=300, rows=rows)
-        with _Largest() as made:
+        with _Largest() as tracker:
             regional_loss(
                 queries.requires_grad_(),
                 keys,
@@ -105,7 +105,7 @@ def test_the_memory_of_the_loss_does_not_grow_with_the_bank():
                 temperature=0.1,
                 keep=keep,
             )
-        largest.append(made.elements)
+        largest.append(tracker.elements)
     assert largest[0] == largest[1]
 
 
@@ -129,7 +129,7 @@ def test_rows_of_the_anchors_class_do_not_change_the_loss():
 
 
 def test_angles_a_human_can_check():
-    """One query at 0 degrees, its key at 60, one negative at 90: cos 0.5 against cos 0."""
+    """One query at 0 degrees, its key at 60, one negative at 90: cosine 0.5 versus cosine 0."""
     angle = math.radians(60)
     loss = regional_loss(
         torch.tensor([[1.0, 0.0]]),

@@ -1,4 +1,4 @@
-"""SePiCo's term: what it compares, counts and remembers."""
+"""SePiCo's term: its pairs, its counts and its memory."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Adversarial and entropy objectives against their published forms written out by hand."""
+"""Adversarial and entropy objectives against their published formulas, written out by hand."""
 
 import copy
 import math
@@ -40,14 +40,14 @@ def test_one_backward_gives_the_gradients_of_the_two_published_ones(sees):
     wide = F.interpolate(source, SIZE, mode="bilinear", align_corners=False)
     loss = F.cross_entropy(wide, batch.source_labels.long(), ignore_index=255)
     seen = output_map(target, SIZE, sees)
-    told = theirs.discriminator(seen)
-    loss = loss + 0.01 * F.binary_cross_entropy_with_logits(told, torch.zeros_like(told))
+    verdict = theirs.discriminator(seen)
+    loss = loss + 0.01 * F.binary_cross_entropy_with_logits(verdict, torch.zeros_like(verdict))
     loss.backward()
     theirs.discriminator.requires_grad_(True)
     for maps, domain in ((output_map(source, SIZE, sees), 0.0), (seen, 1.0)):
-        told = theirs.discriminator(maps.detach())
-        truth = torch.full_like(told, domain)
-        (F.binary_cross_entropy_with_logits(told, truth) / 2).backward()
+        verdict = theirs.discriminator(maps.detach())
+        truth = torch.full_like(verdict, domain)
+        (F.binary_cross_entropy_with_logits(verdict, truth) / 2).backward()
     for (name, one), two in zip(ours.named_parameters(), theirs.parameters(), strict=True):
         assert torch.allclose(one.grad, two.grad, atol=1e-6, rtol=1e-4), name
 
@@ -109,12 +109,12 @@ def test_restyling_equals_the_centred_window_of_numpy():
     generator = torch.Generator().manual_seed(0)
     content, style = (torch.rand(1, 3, 24, 31, generator=generator) for _ in range(2))
     ours = fourier_style(content, style, band=0.1)
-    own = np.fft.fftshift(np.fft.fft2(content.double().numpy()), axes=(-2, -1))
-    other = np.fft.fftshift(np.fft.fft2(style.double().numpy()), axes=(-2, -1))
-    amplitude, phase = np.abs(own), np.angle(own)
+    spectrum = np.fft.fftshift(np.fft.fft2(content.double().numpy()), axes=(-2, -1))
+    style_spectrum = np.fft.fftshift(np.fft.fft2(style.double().numpy()), axes=(-2, -1))
+    amplitude, phase = np.abs(spectrum), np.angle(spectrum)
     reach, row, column = 2, 12, 15
     window = (..., slice(row - reach, row + reach + 1), slice(column - reach, column + reach + 1))
-    amplitude[window] = np.abs(other)[window]
+    amplitude[window] = np.abs(style_spectrum)[window]
     mixed = np.fft.ifftshift(amplitude * np.exp(1j * phase), axes=(-2, -1))
     assert np.allclose(ours.numpy(), np.fft.ifft2(mixed).real, atol=1e-5)
 
@@ -130,7 +130,7 @@ def test_an_image_in_its_own_style_is_itself_and_band_0_moves_only_the_mean():
 
 
 def test_two_optimisers_are_saved_and_restored_as_one():
-    def made():
+    def build():
         objective = _adversarial()
         first = make_optimizer(
             "sgd", [("all", 0.1, objective.student.named_parameters())], momentum=0.9,
@@ -146,10 +146,10 @@ def test_two_optimisers_are_saved_and_restored_as_one():
             group["lr"] = group["base_lr"]
         trainer.step()
 
-    objective, trainer = made()
+    objective, trainer = build()
     for number in range(2):
         step(objective, trainer, number)
-    twin, its_trainer = made()
+    twin, its_trainer = build()
     twin.load_state_dict(copy.deepcopy(objective.state_dict()))
     its_trainer.load_state_dict(copy.deepcopy(trainer.state_dict()))
     for number in range(2, 4):

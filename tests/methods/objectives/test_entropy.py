@@ -1,4 +1,4 @@
-"""Entropy and restyling beyond the published formulas: loops, extremes, who takes whose style."""
+"""Entropy and Fourier style: naive loops, extreme values, and which images are restyled."""
 
 import math
 from dataclasses import replace
@@ -126,8 +126,8 @@ def test_each_source_image_takes_the_style_of_the_target_of_its_number_in_a_circ
     assert torch.allclose(target, batch.target_images.float() / 255)
     for number in range(len(source)):
         style = batch.target_images[number % targets][None].float() / 255
-        own = batch.source_images[number][None].float() / 255
-        expected = fourier_style(own, style, band=0.1)[0]
+        content = batch.source_images[number][None].float() / 255
+        expected = fourier_style(content, style, band=0.1)[0]
         assert torch.allclose(source[number], expected, atol=1e-5)
 
 

@@ -7,12 +7,11 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from udaseg.data.doctor.doctor import DoctorReport, diagnose
 from udaseg.data.doctor.findings import Finding
 from udaseg.data.doctor.statistics import SetStatistics
-from udaseg.display.console import open_console
+from udaseg.display.console import open_console, safe_text
 from udaseg.display.progress import WorkProgress
 from udaseg.errors import DataError
 
@@ -65,7 +64,7 @@ def doctor(
         )
     if as_json:
         document = json.dumps(doctor_report.to_dict(), indent=2, allow_nan=False)
-        open_console(soft_wrap=True).print(Text(document))
+        open_console(soft_wrap=True).print(safe_text(document))
     else:
         _print_report(open_console(), doctor_report)
     errors = doctor_report.with_severity("error")
@@ -93,7 +92,9 @@ def _print_report(console: Console, doctor_report: DoctorReport) -> None:
         _count_text(count, label) for count, label in zip(counts, labels, strict=True)
     )
     images = sum(split.images for facts in doctor_report.sets for split in facts.splits.values())
-    console.print(Text(f"\n{summary}; checked {images:,} images in {doctor_report.seconds:.1f} s"))
+    console.print(
+        safe_text(f"\n{summary}; checked {images:,} images in {doctor_report.seconds:.1f} s")
+    )
 
 
 def _facts_table(sets: Sequence[SetStatistics]) -> Table:
@@ -103,7 +104,7 @@ def _facts_table(sets: Sequence[SetStatistics]) -> Table:
     for _ in sets:
         table.add_column(overflow="fold")
     if len(sets) > 1:
-        table.add_row("", *(Text(facts.role, style="bold") for facts in sets))
+        table.add_row("", *(safe_text(facts.role, style="bold") for facts in sets))
     rows = {
         "data": [f"{facts.name} ({_KIND_NAMES[facts.kind]})" for facts in sets],
         "images": ["\n".join(_split_lines(facts)) for facts in sets],
@@ -112,7 +113,7 @@ def _facts_table(sets: Sequence[SetStatistics]) -> Table:
         "in": [str(facts.folder) for facts in sets],
     }
     for title, texts in rows.items():
-        table.add_row(title, *map(Text, texts))
+        table.add_row(title, *map(safe_text, texts))
     return table
 
 
@@ -161,7 +162,7 @@ def _class_table(sets: Sequence[SetStatistics]) -> Table | None:
         name for share_by_class in shares.values() for name in share_by_class
     ):
         cells = [share_by_class.get(name, "no such class") for share_by_class in shares.values()]
-        table.add_row(Text(name), *cells)
+        table.add_row(safe_text(name), *cells)
     return table
 
 
@@ -186,7 +187,7 @@ def _percent(share: float) -> str:
 
 def _print_finding(console: Console, finding: Finding, folders: dict[str, Path]) -> None:
     location = "" if finding.role == "data" else f" in {finding.role}"
-    head = Text(f"\n{finding.severity:<{_INDENT - 1}} ", style=_COLORS[finding.severity])
+    head = safe_text(f"\n{finding.severity:<{_INDENT - 1}} ", style=_COLORS[finding.severity])
     head.append(finding.code, style="bold")
     head.append(f"{location}: {finding.count:,}", style="not bold default")
     console.print(head)
@@ -209,10 +210,10 @@ def _print_indented(
 ) -> None:
     """Print a text below a finding; wrapped lines get a larger indent."""
     indent = _INDENT + extra_indent
-    lines = Text(text).wrap(console, max(20, console.width - indent - hanging_indent))
+    lines = safe_text(text).wrap(console, max(20, console.width - indent - hanging_indent))
     for number, line in enumerate(lines):
         space = " " * (indent + (hanging_indent if number else 0))
-        console.print(Text(f"{space}{line.plain.rstrip()}", style=style), soft_wrap=True)
+        console.print(safe_text(f"{space}{line.plain.rstrip()}", style=style), soft_wrap=True)
 
 
 def _relative_path(path: Path, folders: Sequence[Path]) -> str:

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from udaseg.data.datasets.index import PreparedDataset, Sample
 from udaseg.data.loading.cache import CacheFormat
@@ -20,7 +19,7 @@ from udaseg.data.prepare.report import PrepareReport
 from udaseg.data.prepare.rules import PrepareOptions
 from udaseg.data.prepare.verify import VerifyReport, verify_dataset
 from udaseg.data.toyland.make import make_toyland
-from udaseg.display.console import open_console
+from udaseg.display.console import open_console, safe_text
 from udaseg.display.progress import LazyProgress
 from udaseg.errors import DataError
 
@@ -161,21 +160,21 @@ def _print_report(
     title = f"{dataset.name}: {state} in {report.seconds:.1f} s"
     if state == "prepared" and report.read < len(_all_samples(dataset)):
         title += f", {_format_image_count(report.read)} read, the others unchanged"
-    table = Table(title=Text(title), show_header=False)
+    table = Table(title=safe_text(title), show_header=False)
     table.title_justify = "left"
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for split in dataset.splits:
-        table.add_row(split, Text(_split_row(report, split)))
+        table.add_row(split, safe_text(_split_row(report, split)))
     if dataset.classes is not None:
         for title, text in _class_rows(dataset):
-            table.add_row(title, Text(text))
+            table.add_row(title, safe_text(text))
     labels_by_class_count = Counter(
         sum(map(bool, s.class_pixels)) for s in _all_samples(dataset) if s.label is not None
     )
     if labels_by_class_count[0]:
         table.add_row(
-            "empty", Text(f"{_format_label_count(labels_by_class_count[0])} no class; kept")
+            "empty", safe_text(f"{_format_label_count(labels_by_class_count[0])} no class; kept")
         )
     if (
         labels_by_class_count[1]
@@ -184,19 +183,19 @@ def _print_report(
     ):
         table.add_row(
             "one class",
-            Text(f"{_format_label_count(labels_by_class_count[1])} a single class; kept"),
+            safe_text(f"{_format_label_count(labels_by_class_count[1])} a single class; kept"),
         )
     for split in report.missing:
-        table.add_row(split, Text("no images found"))
+        table.add_row(split, safe_text("no images found"))
     for title, text in _listed_rows(report):
-        table.add_row(title, Text(text))
-    table.add_row("images in", Text(str(dataset.image_root)))
+        table.add_row(title, safe_text(text))
+    table.add_row("images in", safe_text(str(dataset.image_root)))
     if not check_only:
-        table.add_row("index in", Text(str(dataset.folder)))
+        table.add_row("index in", safe_text(str(dataset.folder)))
     if cache_row is not None:
-        table.add_row("cache", Text(cache_row))
+        table.add_row("cache", safe_text(cache_row))
     if not check_only:
-        table.add_row("next", Text(_next_command(report)))
+        table.add_row("next", safe_text(_next_command(report)))
     console.print(table)
 
 
@@ -304,7 +303,9 @@ def verify(*, names: list[str], root: Path, workers: int) -> None:
             faults.append(_format_changes(report, name))
         else:
             duration = f"({report.seconds:.1f} s)"
-            console.print(Text(f"{report.name}: all {report.files:,} files unchanged {duration}"))
+            console.print(
+                safe_text(f"{report.name}: all {report.files:,} files unchanged {duration}")
+            )
     if faults:
         raise DataError("\n\n".join(faults))
 

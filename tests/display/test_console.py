@@ -1,0 +1,30 @@
+"""Names of files, classes and runs reach a terminal escaped, and keep tables aligned."""
+
+import pytest
+from rich.table import Table
+
+from udaseg.display.console import open_console, safe_text
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("x\a.png", r"x\x07.png"),
+        ("x\b\v\f.png", r"x\x08\x0b\x0c.png"),
+        ("a\x1b[31mb", r"a\x1b[31mb"),
+        ("a\u202eb", r"a\u202eb"),
+        ("[bold]a", "[bold]a"),
+    ],
+)
+def test_what_a_terminal_would_interpret_is_escaped(name, shown, capsys):
+    open_console(soft_wrap=True).print(safe_text(name))
+    assert capsys.readouterr().out.rstrip("\n") == shown
+
+
+def test_a_table_with_an_escaped_name_stays_aligned(capsys):
+    table = Table("name", "value")
+    table.add_row(safe_text("q\x1b\u202eb"), "1")
+    table.add_row(safe_text("plain"), "2")
+    open_console().print(table)
+    widths = {len(line) for line in capsys.readouterr().out.splitlines()}
+    assert len(widths) == 1
