@@ -33,7 +33,7 @@ from udaseg.training.setup import build_setup as build_run
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 WORKPLACE = Path(MADE_IN)
-"""Where the fixtures are made. What a prepared set was made from includes its absolute path."""
+"""Where the fixtures are made. The stamp of a prepared set includes its absolute path."""
 
 GOLDEN_STEPS = 5
 BATCHES = 20
@@ -213,7 +213,7 @@ def _interrupt(out: Path, method: str, root: Path, steps: int, more: list[str]) 
 
 
 class _SignalAfter(logging.Handler):
-    """Sends SIGINT to this process when a step is told of."""
+    """Send SIGINT to this process when a step is logged."""
 
     def __init__(self, begin: str) -> None:
         super().__init__()

@@ -10,6 +10,7 @@ from udaseg.data.labels.classes import ClassSpace
 from udaseg.errors import DataError
 from udaseg.files import write_json
 from udaseg.inference.loaded_run import LoadedModel
+from udaseg.models.segmenter import evaluation_mode
 from udaseg.recipe.schema import Recipe
 from udaseg.runs.best import (
     BEST_RECORD,
@@ -86,17 +87,13 @@ class KeepBest:
             step: Step of the checkpoint.
         """
         student = setup.objective.student
-        was_training = student.training
-        student.eval()
         loaded = LoadedModel(student, self._classes, self._recipe, step, checkpoint, setup.device)
         candidate = Candidate(self._run, checkpoint, step)
-        try:
-            criteria = frozenset({self.criterion})
+        criteria = frozenset({self.criterion})
+        with evaluation_mode(student):
             compute_criteria(
                 candidate, loaded, self._sets, device=str(setup.device), criteria=criteria
             )
-        finally:
-            student.train(was_training)
         value = candidate.values[self.criterion]
         self._update(checkpoint, step, value, candidate.collapsed)
         return value

@@ -19,7 +19,7 @@ from udaseg.display.pictures import color_mask, comparison_sheet, confidence_ima
 from udaseg.errors import UdasegError
 from udaseg.inference.labels import labels_from_logits
 from udaseg.methods.objectives.self_training import SelfTraining
-from udaseg.models.segmenter import Segmenter
+from udaseg.models.segmenter import Segmenter, evaluation_mode
 from udaseg.recipe.schema import Recipe
 from udaseg.training.setup import TrainingSetup
 
@@ -86,13 +86,8 @@ class Previews:
     def _draw_sheet(self) -> Pixels:
         samples = self._crops.samples
         selected = [samples[index] for index in evenly_spaced_indices(len(samples), _NUM_IMAGES)]
-        student = self._setup.objective.student
-        was_training = student.training
-        student.eval()
-        try:
+        with evaluation_mode(self._setup.objective.student):
             rows = [self._row(sample) for sample in selected]
-        finally:
-            student.train(was_training)
         sheet = comparison_sheet(rows, self._titles())
         legend_image = legend(self._classes.names, self._classes.colors, sheet.shape[1])
         return np.concatenate([sheet, legend_image])

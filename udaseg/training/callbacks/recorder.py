@@ -15,6 +15,7 @@ from udaseg.evaluation.confusion import ConfusionMatrix
 from udaseg.evaluation.evaluate import print_scores, score_dataset, write_scores
 from udaseg.evaluation.scores import summarise
 from udaseg.methods.objectives.objective import LossReport
+from udaseg.models.segmenter import evaluation_mode
 from udaseg.recipe.load import to_dict
 from udaseg.recipe.stages import Stage
 from udaseg.runs.checkpoint import newest_checkpoint, save_checkpoint
@@ -235,17 +236,15 @@ class Recorder:
         """
         assert self.validation is not None
         student, spec = self.setup.objective.student, self.recipe.validation
-        was_training = student.training
-        student.eval()
-        matrix = score_dataset(
-            student,
-            self.classes,
-            self.validation,
-            spec.split,
-            resize=spec.resize,
-            device=self.setup.device,
-        )
-        student.train(was_training)
+        with evaluation_mode(student):
+            matrix = score_dataset(
+                student,
+                self.classes,
+                self.validation,
+                spec.split,
+                resize=spec.resize,
+                device=self.setup.device,
+            )
         if show_table and self.is_writer:
             weights = f"student at step {self.recipe.steps}"
             options = {"weights": weights, "input": format_size(spec.resize)}
