@@ -17,16 +17,17 @@ MAY_KNOW = {
     "text": set(),
     "files": {"errors", "text"},
     "documents": {"errors", "text"},
+    "plugins": {"errors"},
     "display": {"errors", "text"},
     "distributed": {"errors"},
     "failures": {"errors", "distributed"},
     "signals": {"errors", "distributed"},
-    "recipe": {"errors", "text"},
-    "data": {*LEAVES, "display"},
-    "models": {"errors", "recipe"},
+    "recipe": {"errors", "text", "plugins"},
+    "data": {*LEAVES, "plugins", "display"},
+    "models": {"errors", "plugins", "recipe"},
     "runs": {*LEAVES, "recipe", "distributed"},
-    "methods": {*LEAVES, "recipe", "distributed", "data", "models", "runs"},
-    "inference": {*LEAVES, "display", "recipe", "distributed", "data", "models", "runs"},
+    "methods": {*LEAVES, "plugins", "recipe", "distributed", "data", "models", "runs"},
+    "inference": {*LEAVES, "plugins", "display", "recipe", "distributed", "data", "models", "runs"},
 }
 MAY_KNOW["evaluation"] = {*MAY_KNOW["inference"], "inference"}
 MAY_KNOW["selection"] = {*MAY_KNOW["evaluation"], "evaluation"}

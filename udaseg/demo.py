@@ -23,10 +23,10 @@ from udaseg.evaluation.evaluate import score_dataset
 from udaseg.evaluation.scores import summarise
 from udaseg.evaluation.tables import comparison_table
 from udaseg.files import write_json
-from udaseg.inference import loaded_run
-from udaseg.inference.loaded_run import LoadedModel
+from udaseg.inference import trained_model
 from udaseg.inference.sizes import input_size, network_input_size
 from udaseg.inference.tiles import TileOptions, label_image
+from udaseg.inference.trained_model import Model
 from udaseg.recipe.library import choose_recipe
 from udaseg.recipe.load import load
 from udaseg.training.train import TrainOptions, adapt, train
@@ -55,7 +55,7 @@ def demo(*, seed: int, out: Path, root: Path) -> None:
     for method, run in _METHODS.items():
         run(_train_options(method, seed, out, root))
     target = open_dataset("toyland-target", root=root)
-    loaded_runs = {method: loaded_run.load_run(out / method) for method in _METHODS}
+    loaded_runs = {method: trained_model.load(out / method) for method in _METHODS}
     matrices = {method: _score(run, target) for method, run in loaded_runs.items()}
     picture = out / "side_by_side.png"
     write_png(picture, _comparison_picture(loaded_runs, target))
@@ -104,7 +104,7 @@ def _train_options(method: str, seed: int, out: Path, root: Path) -> TrainOption
     )
 
 
-def _score(run: LoadedModel, target: PreparedDataset) -> ConfusionMatrix:
+def _score(run: Model, target: PreparedDataset) -> ConfusionMatrix:
     return score_dataset(
         run.segmenter,
         run.classes,
@@ -132,7 +132,7 @@ def _conclusion(
 
 
 def _comparison_picture(
-    loaded_runs: dict[str, LoadedModel], target: PreparedDataset
+    loaded_runs: dict[str, Model], target: PreparedDataset
 ) -> NDArray[np.uint8]:
     """Return an image with a few validation images, both predictions and the truth in rows."""
     samples = target.split("val")

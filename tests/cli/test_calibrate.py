@@ -15,7 +15,7 @@ from tests.support.colors import COLORS, loaded_colors, painted, random_labels
 from udaseg.cli.main import main
 from udaseg.data.datasets.index import PreparedDataset, Sample
 from udaseg.errors import CheckpointError, DataError
-from udaseg.inference import loaded_run
+from udaseg.inference import trained_model
 from udaseg.selection import calibrate as calibrate_module
 
 CHECKPOINT = Path("runs/colors/checkpoints/step-000007.pt")
@@ -68,7 +68,7 @@ def world(monkeypatch, tmp_path):
         state["asked"].append(options["weights"])
         return state["run"]
 
-    monkeypatch.setattr(loaded_run, "load_run", load)
+    monkeypatch.setattr(trained_model, "load", load)
     monkeypatch.setattr(calibrate_module, "open_dataset", lambda name, root: sets[name])
     return SimpleNamespace(state=state, sets=sets)
 

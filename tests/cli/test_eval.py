@@ -16,8 +16,8 @@ from udaseg.data.labels.classes import ClassSpace
 from udaseg.errors import DataError
 from udaseg.evaluation import evaluate as evaluate_module
 from udaseg.evaluation.evaluate import score_dataset
-from udaseg.evaluation.scores import find_score_files
-from udaseg.inference import loaded_run
+from udaseg.inference import trained_model
+from udaseg.runs.scores import find_score_files
 
 CPU = torch.device("cpu")
 
@@ -45,7 +45,7 @@ def given(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run").mkdir()
     state = {"run": loaded_colors(), "city": None}
-    monkeypatch.setattr(loaded_run, "load_run", lambda path, **_: state["run"])
+    monkeypatch.setattr(trained_model, "load", lambda path, **_: state["run"])
     monkeypatch.setattr(evaluate_module, "open_dataset", lambda data, *, root: state["city"])
     return state
 

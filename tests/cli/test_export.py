@@ -13,10 +13,10 @@ from tests.support.colors import loaded_colors
 from tests.support.small import small_segmenter
 from udaseg.data.labels.classes import ClassSpace
 from udaseg.errors import EnvironmentFault
-from udaseg.inference import export, loaded_run
+from udaseg.inference import export, trained_model
 from udaseg.inference import onnx as onnx_file
-from udaseg.inference.loaded_run import LoadedModel
 from udaseg.inference.onnx import ExportModule, OnnxComparison, compare_with_torch
+from udaseg.inference.trained_model import Model
 
 CLASSES = ClassSpace(
     ("road", "sky", "car", "tree", "<b>sign</b>"), tuple((30 * k, 9, 200) for k in range(5))
@@ -30,13 +30,13 @@ needs_onnx = pytest.mark.skipif(
 def loaded():
     given = loaded_colors(["validation.resize=null", "target.data=gta5"])
     network = small_segmenter(classes=5, projector=False).eval().requires_grad_(False)
-    return LoadedModel(network, CLASSES, given.recipe, 7, given.checkpoint, given.device)
+    return Model(network, CLASSES, given.recipe, 7, given.checkpoint, given.device)
 
 
 @pytest.fixture
 def run(monkeypatch, tmp_path):
     (tmp_path / "run").mkdir()
-    monkeypatch.setattr(loaded_run, "load_run", lambda path, **_: loaded())
+    monkeypatch.setattr(trained_model, "load", lambda path, **_: loaded())
     return tmp_path
 
 
@@ -48,7 +48,7 @@ def exported(tmp_path_factory):
     home = tmp_path_factory.mktemp("home")
     (home / "run").mkdir()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loaded_run, "load_run", lambda path, **_: loaded())
+        patch.setattr(trained_model, "load", lambda path, **_: loaded())
         output = udaseg("export", "run", cwd=home)
     return home / "run" / "model.onnx", output
 

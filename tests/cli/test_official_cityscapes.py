@@ -17,7 +17,7 @@ from tests.support.colors import loaded_colors
 from udaseg.cli.main import main
 from udaseg.data.labels.tables import builtin_label_table
 from udaseg.evaluation.protocols import CITYSCAPES
-from udaseg.inference import loaded_run
+from udaseg.inference import trained_model
 
 TABLE = builtin_label_table("cityscapes19")
 IDS = np.array([entry[0] for entry in TABLE.ids], np.uint8)
@@ -111,7 +111,7 @@ def test_a_network_and_the_files_that_it_wrote_score_as_the_official_script_says
     rng = np.random.default_rng(1)
     write_layout(tmp_path, rng.integers(0, 19, (3, 32, 64)))
     run = replace(loaded_colors(network=Reads()), classes=TABLE.classes)
-    monkeypatch.setattr(loaded_run, "load_run", lambda path, **_: run)
+    monkeypatch.setattr(trained_model, "load", lambda path, **_: run)
     data = declared(tmp_path)
     network = evaluated("run", "--data", data, "--save", "saved", "--ids", "label")
     theirs = official(*pairs(tmp_path, tmp_path / "saved"))

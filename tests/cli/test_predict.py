@@ -17,7 +17,7 @@ from tests.support.colors import COLORS, loaded_colors, painted, random_labels
 from udaseg.cli.main import main
 from udaseg.data.files.orientation import to_stored, to_upright
 from udaseg.errors import UsageError
-from udaseg.inference import loaded_run
+from udaseg.inference import trained_model
 from udaseg.runs.folder import newest_finished_run
 
 
@@ -26,7 +26,7 @@ def run(monkeypatch, tmp_path):
     """Load the colour network for every run, in an empty working folder."""
     monkeypatch.chdir(tmp_path)
     state = {"run": loaded_colors()}
-    monkeypatch.setattr(loaded_run, "load_run", lambda path, **_: state["run"])
+    monkeypatch.setattr(trained_model, "load", lambda path, **_: state["run"])
     return state
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from tests.support.colors import COLORS, loaded_colors, painted, random_labels
 from tests.support.predicting import predict
 from udaseg.errors import DataError, PartialError, UsageError
-from udaseg.inference import loaded_run
+from udaseg.inference import trained_model
 from udaseg.inference.labels import labels_from_logits
 from udaseg.runs.calibration_file import write_calibration
 
@@ -37,7 +37,7 @@ def run(monkeypatch, tmp_path):
     CHECKPOINT.parent.mkdir(parents=True)
     CHECKPOINT.write_bytes(b"weights")
     state = {"run": loaded_colors(network=Grey())}
-    monkeypatch.setattr(loaded_run, "load_run", lambda path, **_: state["run"])
+    monkeypatch.setattr(trained_model, "load", lambda path, **_: state["run"])
     return state
 
 

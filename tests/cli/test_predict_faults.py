@@ -22,7 +22,7 @@ from udaseg.cli import options
 from udaseg.data.labels.classes import ClassSpace
 from udaseg.errors import DataError, EnvironmentFault, Interrupted, PartialError, UsageError
 from udaseg.evaluation.prediction_files import recorded_classes
-from udaseg.inference import loaded_run
+from udaseg.inference import trained_model
 from udaseg.prediction import outputs
 
 
@@ -31,7 +31,7 @@ def run(monkeypatch, tmp_path):
     """Load the colour network for every run, in an empty working folder."""
     monkeypatch.chdir(tmp_path)
     state = {"run": loaded_colors()}
-    monkeypatch.setattr(loaded_run, "load_run", lambda path, **_: state["run"])
+    monkeypatch.setattr(trained_model, "load", lambda path, **_: state["run"])
     return state
 
 

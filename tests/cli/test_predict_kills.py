@@ -6,12 +6,12 @@ import pytest
 
 from tests.support import killed_predictions as kills
 from tests.support.colors import loaded_colors
-from udaseg.inference import loaded_run
+from udaseg.inference import trained_model
 
 
 @pytest.fixture(autouse=True)
 def colors(monkeypatch):
-    monkeypatch.setattr(loaded_run, "load_run", lambda path, **_: loaded_colors())
+    monkeypatch.setattr(trained_model, "load", lambda path, **_: loaded_colors())
     logging.disable(logging.CRITICAL)
     yield
     logging.disable(logging.NOTSET)

@@ -19,11 +19,11 @@ import torch
 from tests.support.colors import loaded_colors
 from tests.support.small import small_segmenter
 from udaseg.cli.main import main
-from udaseg.inference import loaded_run
+from udaseg.inference import trained_model
 
 torch.set_num_threads(1)
 network = small_segmenter(classes=3, projector=False).eval().requires_grad_(False)
-loaded_run.load_run = lambda path, **_: loaded_colors([sys.argv[1]], network)
+trained_model.load = lambda path, **_: loaded_colors([sys.argv[1]], network)
 try:
     main(["predict", "in", "--checkpoint", "x", "--save", sys.argv[2], "-q"])
 finally:

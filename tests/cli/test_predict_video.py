@@ -21,7 +21,7 @@ from tests.support.colors import COLORS, loaded_colors, painted, random_labels
 from tests.support.films import frames_of, turn, write_film
 from udaseg.data.files.video import VideoReader
 from udaseg.errors import DataError, EnvironmentFault, Interrupted, PartialError, UsageError
-from udaseg.inference import loaded_run
+from udaseg.inference import trained_model
 
 
 class Nearest(torch.nn.Module):
@@ -42,7 +42,7 @@ class Nearest(torch.nn.Module):
 def run(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     state = {"run": loaded_colors(network=Nearest())}
-    monkeypatch.setattr(loaded_run, "load_run", lambda path, **_: state["run"])
+    monkeypatch.setattr(trained_model, "load", lambda path, **_: state["run"])
     return state
 
 

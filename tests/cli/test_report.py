@@ -16,7 +16,7 @@ from tests.support.colors import COLORS, ColorNetwork, loaded_colors, painted, r
 from tests.support.small import shipped
 from udaseg.data.datasets.index import PreparedDataset, Sample
 from udaseg.errors import CheckpointError
-from udaseg.inference import loaded_run
+from udaseg.inference import trained_model
 from udaseg.inspection import report as report_module
 from udaseg.recipe.load import dump
 
@@ -90,12 +90,12 @@ def home(monkeypatch, tmp_path):
     networks = {"adapted": ColorNetwork(), "plain": Mirrored()}
     cities = {"city": write_city(tmp_path / "city")}
 
-    def load_run(path, **_):
+    def load(path, **_):
         if path.name not in networks:
             raise CheckpointError(f"{path}: holds no readable checkpoint")
         return loaded_colors(OVERRIDES, networks[path.name])
 
-    monkeypatch.setattr(loaded_run, "load_run", load_run)
+    monkeypatch.setattr(trained_model, "load", load)
     monkeypatch.setattr(report_module, "open_dataset", lambda data, *, root: cities["city"])
     return {"path": tmp_path, "networks": networks, "cities": cities}
 

@@ -15,8 +15,8 @@ from tests.support.colors import COLORS, ColorNetwork, loaded_colors, painted, r
 from udaseg.data.datasets.index import PreparedDataset, Sample
 from udaseg.data.labels.classes import ClassSpace, classes_to_dict
 from udaseg.errors import CheckpointError, DataError
-from udaseg.inference import loaded_run
-from udaseg.inference.loaded_run import LoadedModel
+from udaseg.inference import trained_model
+from udaseg.inference.trained_model import Model
 from udaseg.recipe.load import to_dict
 from udaseg.selection import candidates
 
@@ -84,11 +84,11 @@ def home(monkeypatch, tmp_path):
     def step_of(path):
         return int(path.stem.removeprefix("step-"))
 
-    def load_run(path, *, weights="student", device="auto"):
+    def load(path, *, weights="student", device="auto"):
         chosen = world.networks if weights == "student" else world.teachers
         if step_of(path) not in chosen:
             raise CheckpointError("holds no teacher")
-        return LoadedModel(
+        return Model(
             chosen[step_of(path)], COLORS, loaded.recipe, step_of(path), path, loaded.device
         )
 
@@ -103,7 +103,7 @@ def home(monkeypatch, tmp_path):
             raise DataError(f"{data}: not prepared")
         return world.cities[data]
 
-    monkeypatch.setattr(loaded_run, "load_run", load_run)
+    monkeypatch.setattr(trained_model, "load", load)
     monkeypatch.setattr(candidates, "find_checkpoint", find_checkpoint)
     monkeypatch.setattr(candidates, "open_dataset", open_dataset)
     return world

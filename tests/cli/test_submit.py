@@ -17,7 +17,7 @@ from udaseg.data.labels.classes import ClassSpace
 from udaseg.errors import DataError
 from udaseg.evaluation import evaluate
 from udaseg.evaluation.servers import SERVERS, check_package, member_names
-from udaseg.inference import loaded_run
+from udaseg.inference import trained_model
 
 NAMES = {
     "cityscapes": "berlin/berlin_{:06d}_000019_leftImg8bit.png",
@@ -43,7 +43,7 @@ def given(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run").mkdir()
     state = {"run": loaded_colors(network=HalfSure())}
-    monkeypatch.setattr(loaded_run, "load_run", lambda path, **_: state["run"])
+    monkeypatch.setattr(trained_model, "load", lambda path, **_: state["run"])
     monkeypatch.setattr(evaluate, "open_dataset", lambda data, *, root: state["city"])
     # tiny images keep the tests fast; the real sizes have their own test
     for name, server in SERVERS.items():

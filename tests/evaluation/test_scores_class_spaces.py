@@ -24,7 +24,7 @@ from udaseg.evaluation.confusion import ConfusionMatrix
 from udaseg.evaluation.evaluate import score_dataset
 from udaseg.evaluation.protocols import CITYSCAPES, NOT_IN_16, SUBSETS, applicable_conventions
 from udaseg.evaluation.scores import check_protocol, summarise
-from udaseg.inference import loaded_run
+from udaseg.inference import trained_model
 
 NINETEEN = builtin_label_table("cityscapes19").classes
 SIXTEEN = builtin_label_table("synthia16").classes
@@ -109,7 +109,7 @@ def test_either_head_is_scored_exactly_in_either_convention(tmp_path, head, conv
     if convention == 16:
         del expected["mIoU-19"]
     assert scores.means == pytest.approx(expected)
-    for name, iou in zip(scores.class_names, scores.iou, strict=True):
+    for name, iou in scores.iou.items():
         assert (None if math.isnan(iou) else iou) == (
             None if ious[name] is None else pytest.approx(float(ious[name]))
         )
@@ -148,7 +148,7 @@ def test_the_command_prints_the_convention_and_takes_the_other(tmp_path, monkeyp
     prediction, truth = drawn(8, 16)
     city = written(tmp_path, NINETEEN, prediction, truth)
     loaded = replace(loaded_colors(network=Reads(16)), classes=SIXTEEN)
-    monkeypatch.setattr(loaded_run, "load_run", lambda path, **_: loaded)
+    monkeypatch.setattr(trained_model, "load", lambda path, **_: loaded)
     monkeypatch.setattr(evaluate, "open_dataset", lambda data, *, root: city)
     monkeypatch.chdir(tmp_path)
     texts = []
@@ -265,7 +265,7 @@ def test_known_answers_are_met_as_exact_fractions(tmp_path, case):
     truth = [IGNORE if letter == "." else theirs.index(letter) for letter in true]
     truth = np.array(truth).reshape(4, 4)
     scores = scored(tmp_path, space(ours), space(theirs), prediction, truth)
-    scored_ious = dict(zip(scores.class_names, scores.iou, strict=True))
+    scored_ious = scores.iou
     for name, expected in ious.items():
         if expected is None:
             assert math.isnan(scored_ious[name])

@@ -8,16 +8,15 @@ import math
 import pytest
 from rich.console import Console
 
-from udaseg.evaluation.scores import Scores
 from udaseg.evaluation.tables import as_csv, as_json, as_markdown, comparison_table, score_table
+from udaseg.runs.scores import Scores
 from udaseg.text import percent
 
 SCORES = Scores(
     protocol={"data": "city", "split": "val", "images": "3"},
-    class_names=["road", "[red]sky", "train"],
-    iou=[0.75, 0.125, math.nan],
-    accuracy=[0.9, 0.25, math.nan],
-    truth_share=[0.6, 0.4, 0.0],
+    iou={"road": 0.75, "[red]sky": 0.125, "train": math.nan},
+    accuracy={"road": 0.9, "[red]sky": 0.25, "train": math.nan},
+    truth_share={"road": 0.6, "[red]sky": 0.4, "train": 0.0},
     means={"mIoU": 0.4375},
     pixel_accuracy=0.64,
     confusion=[[9, 1, 0], [3, 1, 0], [0, 0, 0]],
@@ -74,7 +73,9 @@ def test_json_has_fractions_nulls_and_the_whole_matrix():
 
 
 def test_json_of_nothing_measured_is_still_json():
-    nothing = Scores({}, ["a"], [math.nan], [math.nan], [0.0], {"mIoU": math.nan}, math.nan, [[0]])
+    nothing = Scores(
+        {}, {"a": math.nan}, {"a": math.nan}, {"a": 0.0}, {"mIoU": math.nan}, math.nan, [[0]]
+    )
     document = json.loads(as_json(nothing))
     assert document["means"] == {"mIoU": None}
     assert document["pixel_accuracy"] is None
@@ -100,8 +101,7 @@ def test_markdown_is_a_table_of_four_columns():
 def test_runs_are_compared_class_by_class():
     other = Scores(
         SCORES.protocol,
-        SCORES.class_names,
-        [0.5, 1.0, 0.1],
+        {"road": 0.5, "[red]sky": 1.0, "train": 0.1},
         SCORES.accuracy,
         SCORES.truth_share,
         {"mIoU": 0.53},

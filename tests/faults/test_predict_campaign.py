@@ -14,7 +14,7 @@ from tests.support.bad_inputs import write_bad, write_image
 from tests.support.campaign import tell
 from tests.support.colors import loaded_colors
 from udaseg.errors import PartialError
-from udaseg.inference import loaded_run
+from udaseg.inference import trained_model
 
 pytestmark = [
     pytest.mark.faults,
@@ -27,7 +27,7 @@ SEED = 0
 
 @pytest.fixture(autouse=True)
 def colors(monkeypatch):
-    monkeypatch.setattr(loaded_run, "load_run", lambda path, **_: loaded_colors())
+    monkeypatch.setattr(trained_model, "load", lambda path, **_: loaded_colors())
     logging.disable(logging.CRITICAL)
     yield
     logging.disable(logging.NOTSET)

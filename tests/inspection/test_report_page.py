@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from udaseg.evaluation.scores import Scores
 from udaseg.inspection.markup import Html, element, escape, read_asset
 from udaseg.inspection.report_content import (
     ExampleImage,
@@ -25,6 +24,7 @@ from udaseg.inspection.report_content import (
 )
 from udaseg.inspection.report_images import mask_uri, photo_uri, shrink
 from udaseg.inspection.report_page import report_page
+from udaseg.runs.scores import Scores
 
 EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>&amp;\x00\x1b[31m\udcff"
 VOID = {"meta", "img", "input", "br"}
@@ -63,10 +63,9 @@ def read(page):
 def scores(iou=(0.5, 0.25), names=("road", "car"), **protocol):
     return Scores(
         protocol={"data": "city", "split": "val", **protocol},
-        class_names=names,
-        iou=iou,
-        accuracy=iou,
-        truth_share=(0.75, 0.25),
+        iou=dict(zip(names, iou, strict=True)),
+        accuracy=dict(zip(names, iou, strict=True)),
+        truth_share=dict(zip(names, (0.75, 0.25), strict=True)),
         means={"mIoU": float(np.nanmean(iou))},
         pixel_accuracy=0.5,
         confusion=[[30, 10], [0, 5]],
@@ -105,7 +104,9 @@ def evil_page():
         command=EVIL,
         recipe=EVIL,
         settings={EVIL: EVIL},
-        scores=Scores({EVIL: EVIL}, [EVIL], [0.5], [0.5], [1], {EVIL: 0.5}, 0.5, [[4]], [EVIL]),
+        scores=Scores(
+            {EVIL: EVIL}, {EVIL: 0.5}, {EVIL: 0.5}, {EVIL: 1}, {EVIL: 0.5}, 0.5, [[4]], [EVIL]
+        ),
         evaluations={EVIL: {EVIL: 0.5}, "other": {EVIL: 0.1}},
         metrics=[{"step": s, "losses": {EVIL: 1.0}, EVIL: {EVIL: 0.5}} for s in (1, 2)],
         cost={EVIL: EVIL},

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tests.support.small import shipped
 from udaseg.data.labels.classes import ClassSpace
-from udaseg.inference.loaded_run import LoadedModel
+from udaseg.inference.trained_model import Model
 
 COLORS = ClassSpace(("road", "sky", "car"), ((128, 64, 128), (70, 130, 180), (0, 0, 142)))
 """Red pixels are road, green pixels sky, blue pixels car."""
@@ -26,7 +26,7 @@ class ColorNetwork(nn.Module):
 
 def loaded_colors(
     overrides: Sequence[str] = (), network: nn.Module | None = None, step: int = 7
-) -> LoadedModel:
+) -> Model:
     """Return the colour network as if loaded from a toyland run.
 
     Images keep their size unless `overrides` change the recipe.
@@ -34,7 +34,7 @@ def loaded_colors(
     recipe = shipped("toyland/rccr", list(overrides) or ["validation.resize=null"])
     checkpoint = Path("runs/colors/checkpoints/step-000007.pt")
     where = torch.device("cpu")
-    return LoadedModel(network or ColorNetwork(), COLORS, recipe, step, checkpoint, where)  # type: ignore[arg-type]
+    return Model(network or ColorNetwork(), COLORS, recipe, step, checkpoint, where)  # type: ignore[arg-type]
 
 
 def painted(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -26,7 +26,7 @@ _TEMPORARY = re.compile(r"(^|/)\.[^/]*(\.tmp|video-)")
 
 
 def masks(folder: Path, **options: Any) -> None:
-    """Predict `folder/in` to `folder/masks`; `load_run` is patched to return a small network."""
+    """Predict `folder/in` to `folder/masks`; `load` is patched to return a small network."""
     with contextlib.redirect_stdout(io.StringIO()):
         predict(
             inputs=[str(folder / "in")],

@@ -7,7 +7,7 @@ from udaseg.prediction.predict import predict as predict_command
 
 
 def predict(*words, checkpoint=Path("runs/colors"), out=Path("masks"), **options):
-    """Predict the inputs `words` with the network that `load_run` is patched to return."""
+    """Predict the inputs `words` with the network that `load` is patched to return."""
     predict_command(
         inputs=[str(word) for word in words],
         checkpoint=checkpoint,

@@ -19,11 +19,10 @@ from udaseg.errors import DataError, GateError
 from udaseg.evaluation.confusion import ConfusionMatrix
 from udaseg.evaluation.prediction_files import PredictionWriter
 from udaseg.evaluation.protocols import classes_only_in_truth
-from udaseg.evaluation.scores import Scores, ScoringOptions, check_protocol, summarise
+from udaseg.evaluation.scores import ScoringOptions, check_protocol, summarise
 from udaseg.evaluation.tables import as_csv, as_json, as_markdown, score_table
 from udaseg.files import write_text
-from udaseg.inference import loaded_run
-from udaseg.inference.loaded_run import LoadedModel
+from udaseg.inference import trained_model
 from udaseg.inference.pipeline import (
     InferenceOptions,
     Limit,
@@ -33,9 +32,11 @@ from udaseg.inference.pipeline import (
     infer,
 )
 from udaseg.inference.sizes import MAX_WHOLE_PIXELS, network_input_size
-from udaseg.inference.windows import Model
+from udaseg.inference.trained_model import Model
+from udaseg.inference.windows import Network
 from udaseg.recipe.schema import Recipe
 from udaseg.runs.folder import run_folder_of
+from udaseg.runs.scores import Scores
 from udaseg.text import format_size
 
 log = logging.getLogger(__name__)
@@ -84,7 +85,7 @@ def evaluate(*, run: Path, options: EvaluationOptions) -> None:
         GateError: The mean IoU is below `fail_under`; the scores are written first.
     """
     scoring, split = options.scoring, options.split
-    loaded = loaded_run.load_run(run, weights=options.weights, device=options.device)
+    loaded = trained_model.load(run, weights=options.weights, device=options.device)
     check_protocol(loaded.classes.names, scoring.protocol, scoring.convention)
     dataset, inference = open_eval_data(
         loaded.recipe, options.data, options.inference, options.root
@@ -174,7 +175,7 @@ def option_words(options: InferenceOptions) -> list[str]:
 
 
 def score_dataset(
-    segmenter: Model,
+    segmenter: Network,
     classes: ClassSpace,
     dataset: PreparedDataset,
     split: str,
@@ -218,7 +219,7 @@ def print_scores(scores: Scores, format: str) -> None:  # noqa: A002 (the option
 
 
 def confusion_matrix(
-    segmenter: Model,
+    segmenter: Network,
     classes: ClassSpace,
     dataset: PreparedDataset,
     split: str,
@@ -302,7 +303,7 @@ def _save_predictions(
 
 
 def _network_facts(
-    loaded: LoadedModel, weights: str, options: InferenceOptions, samples: Sequence[Sample]
+    loaded: Model, weights: str, options: InferenceOptions, samples: Sequence[Sample]
 ) -> dict[str, str]:
     """Return the network and its inference options for the protocol line."""
     facts = {"weights": f"{weights} at step {loaded.step}", **describe_options(options)}
@@ -311,7 +312,7 @@ def _network_facts(
     return facts
 
 
-def _variants(run: Path, loaded: LoadedModel, options: EvaluationOptions) -> list[str]:
+def _variants(run: Path, loaded: Model, options: EvaluationOptions) -> list[str]:
     """Return the options that differ from the plain evaluation of a run, as words."""
     scoring = options.scoring
     return [

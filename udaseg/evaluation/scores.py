@@ -1,11 +1,12 @@
 """Scores of a run on a data set: how they are summed up, stored and read."""
 
-import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from udaseg.data.datasets.index import PreparedDataset
 from udaseg.data.labels.classes import ClassSpace
@@ -21,6 +22,7 @@ from udaseg.evaluation.protocols import (
     score_under_convention,
 )
 from udaseg.inference.pipeline import RELEASE_SIZE
+from udaseg.runs.scores import Scores
 from udaseg.text import format_size, percent
 
 FULL_SIZE = "full size"
@@ -46,48 +48,6 @@ class ScoringOptions:
     format: str = "table"
     fail_under: float | None = None
     out: Path | None = None
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Scores of one evaluation as fractions; NaN where not measured.
-
-    Attributes:
-        protocol: Data and settings of the evaluation, in display order.
-        class_names: Class names.
-        iou: IoU per class.
-        accuracy: Accuracy per class.
-        truth_share: Share of the labelled pixels per class.
-        means: Mean IoUs by name, such as `mIoU-19`.
-        pixel_accuracy: Accuracy over all labelled pixels.
-        confusion: Rows are ground truth, columns are predictions.
-        notes: Sentences to show below the table.
-    """
-
-    protocol: Mapping[str, str]
-    class_names: Sequence[str]
-    iou: Sequence[float]
-    accuracy: Sequence[float]
-    truth_share: Sequence[float]
-    means: Mapping[str, float]
-    pixel_accuracy: float
-    confusion: Sequence[Sequence[int]]
-    notes: Sequence[str] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the scores as a JSON object; fractions, NaN where not measured."""
-        rows = zip(self.class_names, self.iou, self.accuracy, self.truth_share, strict=True)
-        return {
-            "protocol": dict(self.protocol),
-            "classes": [
-                {"name": name, "iou": iou, "accuracy": accuracy, "truth_share": share}
-                for name, iou, accuracy, share in rows
-            ],
-            "means": dict(self.means),
-            "pixel_accuracy": self.pixel_accuracy,
-            "confusion": [list(row) for row in self.confusion],
-            "notes": list(self.notes),
-        }
 
 
 def summarise(
@@ -126,12 +86,15 @@ def summarise(
     line = {**_data_facts(dataset, split, release=release), **inference}
     if applied is not None:
         line["convention"] = _describe_convention(applied, classes.names)
+
+    def _by_class(values: NDArray[np.float64]) -> dict[str, float]:
+        return dict(zip(scored.names, values.tolist(), strict=True))
+
     return Scores(
         protocol=line,
-        class_names=scored.names,
-        iou=scored.matrix.iou().tolist(),
-        accuracy=scored.matrix.accuracy().tolist(),
-        truth_share=scored.matrix.truth_share().tolist(),
+        iou=_by_class(scored.matrix.iou()),
+        accuracy=_by_class(scored.matrix.accuracy()),
+        truth_share=_by_class(scored.matrix.truth_share()),
         means=means,
         pixel_accuracy=scored.matrix.pixel_accuracy(),
         confusion=scored.matrix.counts.tolist(),
@@ -161,37 +124,6 @@ def check_protocol(names: tuple[str, ...], protocol: int | None, convention: int
     raise UsageError(
         f"--protocol {protocol}: the network lacks some of these classes; {listed}{hint}"
     )
-
-
-def find_score_files(folder: Path) -> dict[str, Path]:
-    """Return the evaluations of a run by name: plain ones first, then the newest first."""
-    files = [path for path in (folder / "eval").glob("*/scores.json") if path.is_file()]
-    # a `+` marks options such as flip: these scores are not comparable with plain ones
-    files.sort(key=lambda path: ("+" in path.parent.name, -path.stat().st_mtime))
-    return {path.parent.name: path for path in files}
-
-
-def read_scores(path: Path, warnings: list[str]) -> Scores | None:
-    """Return the scores of a `scores.json`; None and a warning if it cannot be read."""
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        rows = document["classes"]
-        confusion = [[int(count) for count in row] for row in document["confusion"]]
-        square = {len(rows)} == {len(confusion), *map(len, confusion)}
-        return Scores(
-            protocol={str(key): str(value) for key, value in document["protocol"].items()},
-            class_names=[str(row["name"]) for row in rows],
-            iou=[_nan_if_null(row["iou"]) for row in rows],
-            accuracy=[_nan_if_null(row["accuracy"]) for row in rows],
-            truth_share=[_nan_if_null(row["truth_share"]) for row in rows],
-            means={str(key): _nan_if_null(value) for key, value in document["means"].items()},
-            pixel_accuracy=_nan_if_null(document["pixel_accuracy"]),
-            confusion=confusion if square else [],
-            notes=[str(note) for note in document["notes"]],
-        )
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        warnings.append(f"{path.parent.name}/{path.name} cannot be read ({error})")
-        return None
 
 
 def _requested_means(
@@ -304,7 +236,3 @@ def _other_convention_note(
     means = score_under_convention(other, matrix, names, truth).means
     listed = ", ".join(f"{name} {percent(mean)}" for name, mean in means.items())
     return [f"in the other convention, {_describe_convention(other, names)}: {listed}"]
-
-
-def _nan_if_null(value: float | None) -> float:
-    return math.nan if value is None else float(value)

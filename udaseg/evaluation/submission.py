@@ -20,7 +20,7 @@ from udaseg.errors import UsageError
 from udaseg.evaluation.evaluate import open_eval_data, option_words
 from udaseg.evaluation.servers import SERVERS, Server, check_package, member_names
 from udaseg.files import open_atomic
-from udaseg.inference import loaded_run
+from udaseg.inference import trained_model
 from udaseg.inference.pipeline import InferenceOptions, SamplePrediction, infer
 from udaseg.runs.folder import run_folder_of
 from udaseg.text import format_size
@@ -67,7 +67,7 @@ def submit(*, run: Path, server: str, options: SubmissionOptions) -> None:
         DataError: There are no images, or the finished package is invalid.
     """
     requirements = SERVERS[server]
-    loaded = loaded_run.load_run(run, weights=options.weights, device=options.device)
+    loaded = trained_model.load(run, weights=options.weights, device=options.device)
     table = np.frombuffer(lookup_table(server_ids(loaded.classes, requirements.ids)), np.uint8)
     dataset, inference = open_eval_data(
         loaded.recipe, options.data, options.inference, options.root

@@ -10,7 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from udaseg.display.console import safe_text
-from udaseg.evaluation.scores import Scores
+from udaseg.runs.scores import Scores
 from udaseg.text import percent
 
 
@@ -74,8 +74,8 @@ def comparison_table(columns: Mapping[str, Scores]) -> Table:
     for title in columns:
         table.add_column(safe_text(title), justify="right")
     all_scores = list(columns.values())
-    for index, name in enumerate(all_scores[0].class_names):
-        table.add_row(safe_text(name), *(percent(column.iou[index]) for column in all_scores))
+    for name in all_scores[0].class_names:
+        table.add_row(safe_text(name), *(percent(column.iou[name]) for column in all_scores))
     table.add_section()
     for label in all_scores[0].means:
         cells = (safe_text(percent(column.means[label]), style="bold") for column in all_scores)
@@ -83,12 +83,9 @@ def comparison_table(columns: Mapping[str, Scores]) -> Table:
     return table
 
 
-def _rows(scores: Scores) -> list[tuple[str, str, str, str]]:
-    columns = zip(scores.class_names, scores.iou, scores.accuracy, scores.truth_share, strict=True)
-    return [
-        (name, percent(iou), percent(accuracy), percent(share))
-        for name, iou, accuracy, share in columns
-    ]
+def _rows(scores: Scores) -> list[tuple[str, ...]]:
+    columns = (scores.iou, scores.accuracy, scores.truth_share)
+    return [(name, *(percent(column[name]) for column in columns)) for name in scores.class_names]
 
 
 def _nan_to_null(value: Any) -> Any:

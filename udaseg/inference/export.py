@@ -16,8 +16,7 @@ from udaseg.data.loading.transforms import resize_image
 from udaseg.data.open import open_dataset
 from udaseg.display.console import open_console, safe_text
 from udaseg.errors import DataError, EnvironmentFault, UsageError
-from udaseg.inference import loaded_run
-from udaseg.inference.loaded_run import LoadedModel
+from udaseg.inference import trained_model
 from udaseg.inference.onnx import (
     EXAMPLE_SHAPE,
     ExportModule,
@@ -26,6 +25,7 @@ from udaseg.inference.onnx import (
     write_onnx,
 )
 from udaseg.inference.sizes import input_size, network_input_size
+from udaseg.inference.trained_model import Model
 from udaseg.recipe.schema import Recipe
 from udaseg.runs.folder import run_folder_of
 
@@ -67,7 +67,7 @@ def export(
     path = out or run_folder_of(run) / "model.onnx"
     if path.is_dir() or (path.exists() and not overwrite):
         raise UsageError(f"{path}: exists; use --overwrite or another --out FILE")
-    loaded = loaded_run.load_run(run, weights=weights, device="cpu")
+    loaded = trained_model.load(run, weights=weights, device="cpu")
     network = loaded.segmenter.to(memory_format=torch.contiguous_format)
     module = ExportModule(network, uint8=pixels == "uint8", argmax=argmax).eval()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -142,7 +142,7 @@ def _noise_images() -> list[Pixels]:
     return [generator.integers(0, 256, size, dtype=np.uint8) for _ in range(_NUM_NOISE_IMAGES)]
 
 
-def _metadata(loaded: LoadedModel, weights: str, module: ExportModule) -> dict[str, str]:
+def _metadata(loaded: Model, weights: str, module: ExportModule) -> dict[str, str]:
     """Return the facts that a user of the file needs, as text."""
     size = network_input_size(loaded.recipe)
     document = classes_to_dict(loaded.classes)
@@ -164,7 +164,7 @@ def _print(line: str) -> None:
     open_console(soft_wrap=True).print(safe_text(line))
 
 
-def _signature_text(loaded: LoadedModel, module: ExportModule) -> str:
+def _signature_text(loaded: Model, module: ExportModule) -> str:
     input_type = "uint8" if module.uint8 else "float"
     output = "labels (B, H, W)" if module.argmax else f"logits (B, {len(loaded.classes)}, H, W)"
     return f"image (B, 3, H, W) {input_type} -> {output}"

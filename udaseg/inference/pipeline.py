@@ -28,7 +28,7 @@ from udaseg.errors import UsageError
 from udaseg.inference.labels import labels_from_logits
 from udaseg.inference.sizes import MAX_WHOLE_PIXELS, input_size
 from udaseg.inference.tiles import TileOptions, label_image
-from udaseg.inference.windows import Model, predict_batch
+from udaseg.inference.windows import Network, predict_batch
 
 Size = tuple[int, int]
 RELEASE_SIZE = (512, 1024)
@@ -118,7 +118,7 @@ class _DecodedSample:
 
 
 def infer(
-    model: Model,
+    model: Network,
     dataset: PreparedDataset,
     samples: Sequence[Sample],
     options: InferenceOptions,
@@ -166,7 +166,7 @@ def infer(
 
 
 def infer_batch(
-    model: Model,
+    model: Network,
     images: Sequence[Pixels],
     sizes: Sequence[Size],
     options: TileOptions,
@@ -389,7 +389,7 @@ def _input_shape(item: _DecodedSample) -> tuple[int, ...]:
     return item.image.shape
 
 
-def _predict_images(images: Sequence[Pixels], *, model: Model, options: TileOptions) -> Tensor:
+def _predict_images(images: Sequence[Pixels], *, model: Network, options: TileOptions) -> Tensor:
     """Return the logits (N, K, h, w) of images of one size."""
     pixels = torch.from_numpy(np.stack(images))
     if options.device.type == "cuda":

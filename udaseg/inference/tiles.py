@@ -14,7 +14,7 @@ from torch import Tensor
 
 from udaseg.inference.labels import labels_from_logits
 from udaseg.inference.sizes import MAX_WHOLE_PIXELS
-from udaseg.inference.windows import Model, predict_logits
+from udaseg.inference.windows import Network, predict_logits
 
 _CORE_PX = 1024
 _MARGIN_PX = 256
@@ -47,7 +47,7 @@ class TileOptions:
 
 
 def label_image(
-    model: Model,
+    model: Network,
     image: NDArray[np.uint8],
     size: tuple[int, int],
     options: TileOptions,

@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Model = Callable[[Tensor], Any]
+Network = Callable[[Tensor], Any]
 """Maps (N, 3, H, W) images to something with `.logits` (N, K, h, w)."""
 
 
 def predict_logits(
-    model: Model,
+    model: Network,
     image: Tensor,
     *,
     window: tuple[int, int] | None = None,
@@ -28,7 +28,7 @@ def predict_logits(
 
 @torch.no_grad()
 def predict_batch(
-    model: Model,
+    model: Network,
     images: Tensor,
     *,
     window: tuple[int, int] | None = None,
@@ -95,7 +95,7 @@ def windows(
 
 
 def _windowed_probabilities(
-    model: Model, images: Tensor, window: tuple[int, int] | None, overlap: float
+    model: Network, images: Tensor, window: tuple[int, int] | None, overlap: float
 ) -> Tensor:
     """Return (N, K, H, W) probabilities of one view of the images."""
     size = (images.shape[-2], images.shape[-1])
@@ -113,7 +113,7 @@ def _windowed_probabilities(
     return total.div_(weight)
 
 
-def _probabilities(model: Model, images: Tensor) -> Tensor:
+def _probabilities(model: Network, images: Tensor) -> Tensor:
     logits = model(images).logits.float()
     size = images.shape[-2:]
     if logits.shape[-2:] != size:

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from udaseg.display.console import open_console, safe_text
 from udaseg.errors import CheckpointError
-from udaseg.evaluation.scores import find_score_files, read_scores
 from udaseg.files import read_json
 from udaseg.recipe.load import from_dict, load
 from udaseg.recipe.methods import REGULARIZERS
@@ -18,6 +17,7 @@ from udaseg.recipe.schema import Domain, Recipe
 from udaseg.recipe.stages import stages_of
 from udaseg.runs.checkpoint import Checkpoint, find_checkpoint
 from udaseg.runs.folder import run_folder_of
+from udaseg.runs.scores import find_score_files, read_scores
 from udaseg.runs.status import read_cost
 from udaseg.text import format_duration, percent
 

@@ -9,9 +9,9 @@ from typing import Any
 import yaml
 
 from udaseg.errors import UsageError
-from udaseg.evaluation.scores import find_score_files, read_scores
 from udaseg.inspection.report_content import RunContent
 from udaseg.recipe.methods import REGULARIZERS
+from udaseg.runs.scores import find_score_files, read_scores
 from udaseg.runs.status import read_cost
 from udaseg.text import format_duration
 

@@ -11,15 +11,15 @@ from udaseg.data.datasets.index import PreparedDataset
 from udaseg.data.open import open_dataset
 from udaseg.display.console import open_console, safe_text
 from udaseg.errors import DataError, UdasegError, UsageError
-from udaseg.evaluation.scores import find_score_files
 from udaseg.files import write_text
-from udaseg.inference import loaded_run
-from udaseg.inference.loaded_run import LoadedModel
+from udaseg.inference import trained_model
+from udaseg.inference.trained_model import Model
 from udaseg.inspection.record import read_run
 from udaseg.inspection.report_content import Color, PageContent
 from udaseg.inspection.report_images import ReportImages, render_report_images
 from udaseg.inspection.report_page import report_page
 from udaseg.recipe.schema import Recipe
+from udaseg.runs.scores import find_score_files
 
 log = logging.getLogger(__name__)
 
@@ -111,12 +111,12 @@ def _shown_evaluations(folders: Sequence[Path]) -> list[str | None]:
 
 def _load_networks(
     columns: Mapping[str, Path], device: str, warnings: list[str]
-) -> dict[str, LoadedModel]:
+) -> dict[str, Model]:
     """Return the networks of the runs with a readable checkpoint."""
     loaded = {}
     for name, folder in columns.items():
         try:
-            loaded[name] = loaded_run.load_run(folder, device=device)
+            loaded[name] = trained_model.load(folder, device=device)
         except UdasegError as error:
             log.warning("%s", error)
             warnings.append(f"no images of {name}: {error}")
@@ -124,7 +124,7 @@ def _load_networks(
 
 
 def _render_images(
-    loaded: Mapping[str, LoadedModel],
+    loaded: Mapping[str, Model],
     images: int,
     scan: int,
     root: Path,
@@ -142,7 +142,7 @@ def _render_images(
         return ReportImages()
 
 
-def _class_colors(loaded: Iterable[LoadedModel]) -> dict[str, Color]:
+def _class_colors(loaded: Iterable[Model]) -> dict[str, Color]:
     """Return the colour of each class; if networks disagree, that of the first one."""
     colors: dict[str, Color] = {}
     for run in loaded:

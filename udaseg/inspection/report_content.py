@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from udaseg.evaluation.scores import Scores
+from udaseg.runs.scores import Scores
 
 Color = tuple[int, int, int]
 

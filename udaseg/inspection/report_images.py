@@ -17,9 +17,9 @@ from udaseg.data.labels.read import read_train_ids
 from udaseg.data.loading.transforms import resize_image
 from udaseg.display.progress import WorkProgress
 from udaseg.evaluation.confusion import ConfusionMatrix
-from udaseg.inference.loaded_run import LoadedModel
 from udaseg.inference.sizes import input_size, network_input_size
 from udaseg.inference.tiles import TileOptions, label_image
+from udaseg.inference.trained_model import Model
 from udaseg.inspection.report_content import Color, ExampleImage, ImageLayer, Reliability
 from udaseg.selection.temperature import ConfidenceHistogram
 from udaseg.text import percent
@@ -55,7 +55,7 @@ class ReportImages:
 
 
 def render_report_images(
-    runs: Mapping[str, LoadedModel],
+    runs: Mapping[str, Model],
     dataset: PreparedDataset,
     split: str,
     *,
@@ -103,7 +103,7 @@ def render_report_images(
 
 
 def _evaluate_image(
-    runs: Mapping[str, LoadedModel],
+    runs: Mapping[str, Model],
     dataset: PreparedDataset,
     sample: Sample,
     counts: Mapping[str, ConfidenceHistogram],
@@ -138,7 +138,7 @@ def _evaluate_image(
 
 def _example_image(
     evaluated: _EvaluatedImage,
-    runs: Mapping[str, LoadedModel],
+    runs: Mapping[str, Model],
     truth_classes: ClassSpace | None,
     reason: str,
 ) -> ExampleImage:

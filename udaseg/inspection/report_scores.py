@@ -3,10 +3,10 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from udaseg.evaluation.scores import Scores
 from udaseg.evaluation.tables import protocol_line
 from udaseg.inspection.markup import Html, css_color, element, join
 from udaseg.inspection.report_content import Color, PageContent, RunContent
+from udaseg.runs.scores import Scores
 from udaseg.text import percent
 
 # values for old evaluations, which did not record these keys
@@ -20,9 +20,9 @@ def score_section(page: PageContent) -> Html:
         return element("p", "No scores. Run `udaseg eval RUN` on data with labels to add them.")
     first = page.runs[0].scores if page.has_baseline else None
     names = list(dict.fromkeys(name for _, scores in scored for name in scores.class_names))
-    iou = [dict(zip(scores.class_names, scores.iou, strict=True)) for _, scores in scored]
-    share = dict(zip(scored[-1][1].class_names, scored[-1][1].truth_share, strict=True))
-    base = dict(zip(first.class_names, first.iou, strict=True)) if first is not None else None
+    iou = [scores.iou for _, scores in scored]
+    share = scored[-1][1].truth_share
+    base = None if first is None else first.iou
     rows = []
     for name in names:
         cells = [element("th", _class_button(name, page.colors), scope="row")]

@@ -10,13 +10,13 @@ from typing import Any
 
 from udaseg.display.console import open_console, safe_text
 from udaseg.errors import CheckpointError, DataError, GateError, UdasegError, UsageError
-from udaseg.evaluation.scores import find_score_files, read_scores
 from udaseg.files import read_json
 from udaseg.recipe.load import from_dict, load
 from udaseg.recipe.schema import Recipe
 from udaseg.recipe.stages import determining_values, recipe_digest
 from udaseg.runs.checkpoint import Checkpoint, load_checkpoint
 from udaseg.runs.folder import read_num_processes
+from udaseg.runs.scores import find_score_files, read_scores
 from udaseg.training.seeds import SUMMARY
 
 _FILES = ("command.txt", "environment.json", "status.json", "metrics.jsonl", "train.log")

@@ -17,7 +17,6 @@ from udaseg.data.labels.classes import IGNORE, ClassSpace, classes_to_dict
 from udaseg.data.loading.transforms import resize_image
 from udaseg.display.progress import WorkProgress
 from udaseg.errors import DataError
-from udaseg.inference.loaded_run import LoadedModel
 from udaseg.inference.pipeline import (
     Limit,
     OrderedWork,
@@ -28,6 +27,7 @@ from udaseg.inference.pipeline import (
 )
 from udaseg.inference.sizes import input_size, network_input_size
 from udaseg.inference.tiles import TileOptions
+from udaseg.inference.trained_model import Model
 from udaseg.prediction.inputs import Job
 from udaseg.prediction.masks import (
     MAX_PIXELS,
@@ -113,7 +113,7 @@ class Predictor:
         batch: Images of one size per batch.
     """
 
-    loaded: LoadedModel
+    loaded: Model
     kinds: Sequence[str]
     window: tuple[int, int] | None
     flip: bool

@@ -18,9 +18,9 @@ from udaseg.data.labels.tables import label_ids
 from udaseg.display.console import open_console, safe_text
 from udaseg.errors import DataError, Interrupted, PartialError
 from udaseg.files import write_json, write_text
-from udaseg.inference import loaded_run
-from udaseg.inference.loaded_run import LoadedModel
+from udaseg.inference import trained_model
 from udaseg.inference.sizes import network_input_size
+from udaseg.inference.trained_model import Model
 from udaseg.prediction.images import Outcome, Predictor, predict_images
 from udaseg.prediction.inputs import Job, plan_outputs, resolve_inputs
 from udaseg.prediction.outputs import (
@@ -126,7 +126,7 @@ def _load_predictor(checkpoint: Path | None, options: PredictOptions) -> Predict
         DataError: The run's calibration is damaged, or belongs to another checkpoint.
     """
     run_or_checkpoint = checkpoint if checkpoint is not None else newest_finished_run(Path("runs"))
-    loaded = loaded_run.load_run(run_or_checkpoint, weights=options.weights, device=options.device)
+    loaded = trained_model.load(run_or_checkpoint, weights=options.weights, device=options.device)
     if "label-ids" in options.save:
         label_ids(loaded.classes)  # raises for classes without label ids
     log.info("%s, step %d, %s", loaded.checkpoint, loaded.step, options.weights)
@@ -143,7 +143,7 @@ def _load_predictor(checkpoint: Path | None, options: PredictOptions) -> Predict
     return predictor
 
 
-def _read_temperature(loaded: LoadedModel, options: PredictOptions) -> float | None:
+def _read_temperature(loaded: Model, options: PredictOptions) -> float | None:
     needs_confidence = "confidence" in options.save or options.abstain is not None
     if not (needs_confidence and options.calibrated):
         return None

@@ -23,9 +23,9 @@ from udaseg.data.open import open_dataset
 from udaseg.display.console import open_console, safe_text
 from udaseg.display.progress import WorkProgress
 from udaseg.errors import CheckpointError, DataError
-from udaseg.inference import loaded_run
+from udaseg.inference import trained_model
 from udaseg.inference.labels import logits_at
-from udaseg.inference.loaded_run import LoadedModel
+from udaseg.inference.trained_model import Model
 from udaseg.inference.windows import predict_logits
 from udaseg.runs.calibration_file import write_calibration
 from udaseg.selection.images import evenly_spaced_samples, network_input
@@ -90,7 +90,7 @@ def calibrate(
         CheckpointError: There is no such network, or its outputs are not finite.
         DataError: The images are missing, or no pixel has a label.
     """
-    loaded = loaded_run.load_run(run, weights=weights, device=device)
+    loaded = trained_model.load(run, weights=weights, device=device)
     log.info("%s, step %d, %s", loaded.checkpoint, loaded.step, weights)
     fit_pixels = (
         _source_pixels(loaded, images, root)
@@ -114,7 +114,7 @@ def calibrate(
     _warn_if_worse(rows)
 
 
-def _source_pixels(loaded: LoadedModel, images: int, root: Path) -> _PixelSample:
+def _source_pixels(loaded: Model, images: int, root: Path) -> _PixelSample:
     """Return labelled source pixels, preferably of images that were not trained on."""
     recipe = loaded.recipe.source
     dataset = open_dataset(recipe.data, root=root)
@@ -128,7 +128,7 @@ def _source_pixels(loaded: LoadedModel, images: int, root: Path) -> _PixelSample
     return _labelled_pixels(loaded, dataset, split, images)
 
 
-def _validation_pixels(loaded: LoadedModel, images: int, root: Path) -> _PixelSample | None:
+def _validation_pixels(loaded: Model, images: int, root: Path) -> _PixelSample | None:
     """Return pixels of the labelled validation images of the recipe; None if it has none."""
     recipe = loaded.recipe.validation
     if recipe.data is None:
@@ -142,7 +142,7 @@ def _validation_pixels(loaded: LoadedModel, images: int, root: Path) -> _PixelSa
 
 
 def _labelled_pixels(
-    loaded: LoadedModel, dataset: PreparedDataset, split: str, images: int
+    loaded: Model, dataset: PreparedDataset, split: str, images: int
 ) -> _PixelSample:
     """Return a sample of pixels of labelled images, with their labels."""
     if dataset.classes is None:
@@ -164,7 +164,7 @@ def _labelled_pixels(
     return _concatenate(loaded, f"{dataset.name} {split}", pixel_logits, pixel_labels)
 
 
-def _pseudo_labelled_pixels(loaded: LoadedModel, images: int, root: Path) -> _PixelSample:
+def _pseudo_labelled_pixels(loaded: Model, images: int, root: Path) -> _PixelSample:
     """Return pixels of mixtures of two target images, labelled by the stronger image.
 
     On a plain image, a network agrees with its own labels, and a student with its teacher's, far
@@ -206,7 +206,7 @@ def _sample_images(dataset: PreparedDataset, split: str, images: int) -> tuple[l
 
 
 def _concatenate(
-    loaded: LoadedModel,
+    loaded: Model,
     description: str,
     pixel_logits: Sequence[Tensor],
     pixel_labels: Sequence[Tensor],

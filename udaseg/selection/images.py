@@ -8,8 +8,8 @@ from torch import Tensor
 from udaseg.data.datasets.index import PreparedDataset, Sample, evenly_spaced_indices
 from udaseg.data.loading.transforms import resize_image
 from udaseg.errors import DataError
-from udaseg.inference.loaded_run import LoadedModel
 from udaseg.inference.sizes import network_input_size, untiled_input_size
+from udaseg.inference.trained_model import Model
 
 
 def evenly_spaced_samples(dataset: PreparedDataset, split: str, limit: int) -> list[Sample]:
@@ -24,7 +24,7 @@ def evenly_spaced_samples(dataset: PreparedDataset, split: str, limit: int) -> l
     return [samples[index] for index in evenly_spaced_indices(len(samples), limit)]
 
 
-def network_input(loaded: LoadedModel, image: NDArray[np.uint8]) -> Tensor:
+def network_input(loaded: Model, image: NDArray[np.uint8]) -> Tensor:
     """Return an image (1, 3, h, w) in [0, 1] at the size at which `predict` uses it."""
     size = untiled_input_size((image.shape[0], image.shape[1]), network_input_size(loaded.recipe))
     pixels = torch.from_numpy(resize_image(image, size)).to(loaded.device)

@@ -11,10 +11,10 @@ from udaseg.data.labels.classes import ClassSpace
 from udaseg.display.progress import WorkProgress
 from udaseg.errors import CheckpointError
 from udaseg.evaluation.evaluate import score_dataset
-from udaseg.inference import loaded_run
+from udaseg.inference import trained_model
 from udaseg.inference.labels import labels_from_logits
-from udaseg.inference.loaded_run import LoadedModel
 from udaseg.inference.sizes import network_input_size
+from udaseg.inference.trained_model import Model
 from udaseg.inference.windows import predict_logits
 from udaseg.selection.candidates import Candidate, EvaluationSets
 from udaseg.selection.criteria import (
@@ -37,7 +37,7 @@ _ALL_CRITERIA = frozenset(criterion.name for criterion in CRITERIA)
 
 def compute_criteria(
     candidate: Candidate,
-    loaded: LoadedModel,
+    loaded: Model,
     sets: EvaluationSets,
     *,
     device: str,
@@ -87,7 +87,7 @@ def compute_criteria(
 
 def _criteria_on_target(
     candidate: Candidate,
-    loaded: LoadedModel,
+    loaded: Model,
     sets: EvaluationSets,
     *,
     device: str,
@@ -137,10 +137,10 @@ def _labels_at_input_size(logits: Tensor, size: tuple[int, int]) -> Tensor:
     return torch.from_numpy(labels_from_logits(logits, size)[0])
 
 
-def _load_teacher(candidate: Candidate, device: str) -> LoadedModel | None:
+def _load_teacher(candidate: Candidate, device: str) -> Model | None:
     """Return the candidate's teacher; None if its checkpoint has none."""
     try:
-        return loaded_run.load_run(candidate.checkpoint, weights="teacher", device=device)
+        return trained_model.load(candidate.checkpoint, weights="teacher", device=device)
     except CheckpointError:  # the checkpoint was read before, so only the teacher can be missing
         return None
 

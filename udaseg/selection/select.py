@@ -13,7 +13,7 @@ from rich.table import Table
 from udaseg.data.datasets.index import PreparedDataset
 from udaseg.display.console import open_console, safe_text
 from udaseg.files import write_json
-from udaseg.inference import loaded_run
+from udaseg.inference import trained_model
 from udaseg.runs.best import store_best
 from udaseg.selection.candidates import (
     ORACLE_WARNING,
@@ -119,7 +119,7 @@ def _compare(runs: Sequence[Path], options: SelectOptions) -> _Selection:
         root=options.root,
     )
     for candidate in candidates:
-        loaded = loaded_run.load_run(
+        loaded = trained_model.load(
             candidate.checkpoint, weights=options.weights, device=options.device
         )
         compute_criteria(candidate, loaded, sets, device=options.device)

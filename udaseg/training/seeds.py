@@ -12,12 +12,12 @@ from rich.table import Table
 
 from udaseg.display.console import open_console, safe_text
 from udaseg.errors import DivergedError, Interrupted, PartialError, UsageError
-from udaseg.evaluation.scores import Scores, find_score_files, read_scores
 from udaseg.files import read_json, write_json
 from udaseg.recipe.load import load
 from udaseg.recipe.schema import Recipe
 from udaseg.recipe.stages import recipe_digest
 from udaseg.runs.folder import default_run_folder
+from udaseg.runs.scores import Scores, find_score_files, read_scores
 from udaseg.text import percent
 from udaseg.training.memory import empty_cache
 from udaseg.training.train import TrainOptions
@@ -181,7 +181,7 @@ def _write_summary(
             "each": {
                 str(run.seed): {
                     "means": dict(run.scores.means),
-                    "classes": dict(zip(run.scores.class_names, run.scores.iou, strict=True)),
+                    "classes": dict(run.scores.iou),
                 }
                 for run in scored
                 if run.scores is not None
@@ -198,13 +198,7 @@ def means_by_name(runs: Sequence[SeedRun]) -> dict[str, list[float]]:
 
 def class_ious_by_name(runs: Sequence[SeedRun]) -> dict[str, list[float]]:
     """Return the IoU of each class in each run."""
-    return _collect_by_name(
-        [
-            dict(zip(run.scores.class_names, run.scores.iou, strict=True))
-            for run in runs
-            if run.scores is not None
-        ]
-    )
+    return _collect_by_name([run.scores.iou for run in runs if run.scores is not None])
 
 
 def _collect_by_name(parts: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:

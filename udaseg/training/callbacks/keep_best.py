@@ -9,7 +9,7 @@ from typing import Any
 from udaseg.data.labels.classes import ClassSpace
 from udaseg.errors import DataError
 from udaseg.files import write_json
-from udaseg.inference.loaded_run import LoadedModel
+from udaseg.inference.trained_model import Model
 from udaseg.models.segmenter import evaluation_mode
 from udaseg.recipe.schema import Recipe
 from udaseg.runs.best import (
@@ -87,7 +87,7 @@ class KeepBest:
             step: Step of the checkpoint.
         """
         student = setup.objective.student
-        loaded = LoadedModel(student, self._classes, self._recipe, step, checkpoint, setup.device)
+        loaded = Model(student, self._classes, self._recipe, step, checkpoint, setup.device)
         candidate = Candidate(self._run, checkpoint, step)
         criteria = frozenset({self.criterion})
         with evaluation_mode(student):

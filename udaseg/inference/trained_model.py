@@ -15,7 +15,7 @@ from udaseg.runs.checkpoint import STUDENT_PREFIX, TEACHER_PREFIX, find_checkpoi
 
 
 @dataclass(frozen=True)
-class LoadedModel:
+class Model:
     """A trained network, ready for inference.
 
     Attributes:
@@ -37,7 +37,7 @@ class LoadedModel:
     sha256: str = ""
 
 
-def load_run(path: Path, *, weights: str = "student", device: str = "auto") -> LoadedModel:
+def load(path: Path, *, weights: str = "student", device: str = "auto") -> Model:
     """Return the network of a run folder (its newest complete checkpoint) or of a checkpoint file.
 
     Args:
@@ -73,7 +73,7 @@ def load_run(path: Path, *, weights: str = "student", device: str = "auto") -> L
         ) from error
     network.to(target_device).to(memory_format=torch.channels_last)
     network.eval().requires_grad_(False)
-    return LoadedModel(
+    return Model(
         network,
         classes,
         recipe,

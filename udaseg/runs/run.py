@@ -1,0 +1,58 @@
+"""A run on disk, as Python users receive it."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from udaseg.errors import DataError
+from udaseg.recipe.load import load
+from udaseg.recipe.schema import Recipe
+from udaseg.runs.checkpoint import list_manifests
+from udaseg.runs.scores import Scores, find_score_files, read_scores
+
+
+@dataclass(frozen=True)
+class Run(os.PathLike[str]):
+    """A run folder: what was trained, its checkpoints, and its scores.
+
+    It is a path: every function that takes a run folder takes a `Run`.
+
+    Attributes:
+        path: The run folder.
+    """
+
+    path: Path
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe that the run was trained with.
+
+        Raises:
+            RecipeError: The file is missing or damaged.
+        """
+        return load(self.path / "recipe.yaml")
+
+    @property
+    def checkpoints(self) -> list[Path]:
+        """The checkpoint files, oldest first."""
+        manifests = reversed(list_manifests(self.path / "checkpoints"))
+        return [path.with_suffix(".pt") for path in manifests]
+
+    @property
+    def scores(self) -> dict[str, Scores]:
+        """The evaluations of the run by name, such as `toyland-target-val`; plain ones first.
+
+        Raises:
+            DataError: A score file cannot be read.
+        """
+        problems: list[str] = []
+        scores_by_name = {}
+        for name, path in find_score_files(self.path).items():
+            scores = read_scores(path, problems)
+            if scores is None:
+                raise DataError(f"{self.path}: {problems[-1]}; run `udaseg eval` again")
+            scores_by_name[name] = scores
+        return scores_by_name

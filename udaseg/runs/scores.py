@@ -1,0 +1,100 @@
+"""The scores of a run on a data set, as its folder stores them."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of one evaluation as fractions; NaN where not measured.
+
+    Attributes:
+        protocol: Data and settings of the evaluation, in display order.
+        iou: IoU of each class, by name.
+        accuracy: Accuracy of each class.
+        truth_share: Share of the labelled pixels of each class.
+        means: Mean IoUs by name, such as `mIoU-19`.
+        pixel_accuracy: Accuracy over all labelled pixels.
+        confusion: Rows are ground truth, columns are predictions.
+        notes: Sentences to show below the table.
+    """
+
+    protocol: Mapping[str, str]
+    iou: Mapping[str, float]
+    accuracy: Mapping[str, float]
+    truth_share: Mapping[str, float]
+    means: Mapping[str, float]
+    pixel_accuracy: float
+    confusion: Sequence[Sequence[int]]
+    notes: Sequence[str] = ()
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the scored classes, in the order of the confusion matrix."""
+        return tuple(self.iou)
+
+    @property
+    def miou(self) -> float:
+        """The first mean IoU: over all classes, or over those of the protocol."""
+        return next(iter(self.means.values()))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the scores as a JSON object; fractions, NaN where not measured."""
+        return {
+            "protocol": dict(self.protocol),
+            "classes": [
+                {
+                    "name": name,
+                    "iou": iou,
+                    "accuracy": self.accuracy[name],
+                    "truth_share": self.truth_share[name],
+                }
+                for name, iou in self.iou.items()
+            ],
+            "means": dict(self.means),
+            "pixel_accuracy": self.pixel_accuracy,
+            "confusion": [list(row) for row in self.confusion],
+            "notes": list(self.notes),
+        }
+
+
+def find_score_files(folder: Path) -> dict[str, Path]:
+    """Return the evaluations of a run by name: plain ones first, then the newest first."""
+    files = [path for path in (folder / "eval").glob("*/scores.json") if path.is_file()]
+    # a `+` marks options such as flip: these scores are not comparable with plain ones
+    files.sort(key=lambda path: ("+" in path.parent.name, -path.stat().st_mtime))
+    return {path.parent.name: path for path in files}
+
+
+def read_scores(path: Path, warnings: list[str]) -> Scores | None:
+    """Return the scores of a `scores.json`; None and a warning if it cannot be read."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        rows = document["classes"]
+        confusion = [[int(count) for count in row] for row in document["confusion"]]
+        square = {len(rows)} == {len(confusion), *map(len, confusion)}
+        return Scores(
+            protocol={str(key): str(value) for key, value in document["protocol"].items()},
+            iou=_by_class(rows, "iou"),
+            accuracy=_by_class(rows, "accuracy"),
+            truth_share=_by_class(rows, "truth_share"),
+            means={str(key): _nan_if_null(value) for key, value in document["means"].items()},
+            pixel_accuracy=_nan_if_null(document["pixel_accuracy"]),
+            confusion=confusion if square else [],
+            notes=[str(note) for note in document["notes"]],
+        )
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        warnings.append(f"{path.parent.name}/{path.name} cannot be read ({error})")
+        return None
+
+
+def _by_class(rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, float]:
+    return {str(row["name"]): _nan_if_null(row[key]) for row in rows}
+
+
+def _nan_if_null(value: float | None) -> float:
+    return math.nan if value is None else float(value)
