@@ -35,7 +35,7 @@ MAY_KNOW["training"] = {*MAY_KNOW["selection"], "failures", "signals", "methods"
 MAY_KNOW["prediction"] = {*MAY_KNOW["inference"], "inference", "evaluation", "signals"}
 MAY_KNOW["inspection"] = {*MAY_KNOW["training"], "training"}
 MAY_KNOW["demo"] = MAY_KNOW["inspection"]
-MAY_KNOW["cli"] = {"errors", "text", "recipe", "demo", "udaseg"}
+MAY_KNOW["cli"] = {"errors", "text", "display", "recipe", "demo", "udaseg"}
 
 DATA_MAY_KNOW = {
     "files": set(),
