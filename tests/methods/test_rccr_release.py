@@ -15,9 +15,8 @@ from tests.support.small import shipped, small_segmenter
 from udaseg.data.labels.classes import IGNORE
 from udaseg.data.loading.batches import Batch
 from udaseg.methods import build
-from udaseg.methods.augmentation import strong_augment
+from udaseg.methods.augmentation import generator_for, strong_augment
 from udaseg.methods.mixing import class_mask, square_mask
-from udaseg.methods.objectives.objective import generator_for
 from udaseg.methods.pixel_loss import pseudo_labels
 from udaseg.models.projector import Projector
 

@@ -16,6 +16,7 @@ from udaseg.methods.objectives.objective import LossReport
 from udaseg.methods.objectives.self_training import SelfTraining
 from udaseg.methods.objectives.source_only import SourceOnly
 from udaseg.methods.teacher import Teacher
+from udaseg.methods.views import CUTMIX, MIXED, SOURCE, TARGET, Need
 from udaseg.recipe.methods import Mixing, StrongAugmentation
 from udaseg.recipe.methods import SelfTraining as SelfTrainingSpec
 from udaseg.recipe.methods import Teacher as TeacherSpec
@@ -162,15 +163,15 @@ def test_share_over_the_batch_or_each_image():
 def test_views_hold_the_square_with_the_teachers_labels_inside(square_per):
     objective = _objective(_regional(square_per=square_per))
     views = objective(_batch()).views
-    assert views.square.shape == (2, 4, 6)
-    assert views.square.any()
-    inside = views.cutmix.labels[views.square]
-    assert torch.equal(inside, views.target.predictions[views.square])
-    outside = views.cutmix.labels[~views.square]
+    assert views[CUTMIX].square.shape == (2, 4, 6)
+    assert views[CUTMIX].square.any()
+    inside = views[CUTMIX].labels[views[CUTMIX].square]
+    assert torch.equal(inside, views[TARGET].predictions[views[CUTMIX].square])
+    outside = views[CUTMIX].labels[~views[CUTMIX].square]
     cells = _batch().source_labels[:, ::8, ::8].long()
-    assert torch.equal(outside, cells[~views.square])
+    assert torch.equal(outside, cells[~views[CUTMIX].square])
     if square_per == "batch":
-        assert torch.equal(views.square[0], views.square[1])
+        assert torch.equal(views[CUTMIX].square[0], views[CUTMIX].square[1])
 
 
 def test_passes_that_nobody_asked_for_are_not_made(monkeypatch):
@@ -202,8 +203,8 @@ def test_a_second_term_makes_the_first_ones_passes_but_not_its_projections(monke
     monkeypatch.setattr(objective.student, "forward", counted)
     views = objective(_batch()).views
     assert calls == [False, False, True], "a projection that nobody reads"
-    assert views.mixed_confidence.shape == views.mixed.labels.shape
-    assert views.mixed_confidence.max() == 1, "source cells are sure"
+    assert views[MIXED].label_confidence.shape == views[MIXED].labels.shape
+    assert views[MIXED].label_confidence.max() == 1, "source cells are sure"
 
 
 def test_the_state_dict_is_the_whole_memory():
@@ -261,16 +262,15 @@ def test_each_part_of_the_memory_matters(lost):
 
 def test_any_regularizer_can_be_added_by_its_contract():
     class Length(Regularizer):
-        needs = frozenset({"source", "mixed"})
-        needs_embeddings = False
+        needs = (Need(SOURCE), Need(MIXED))
 
         def __init__(self):
             super().__init__()
             self.register_buffer("updates", torch.zeros(()))
 
         def forward(self, views):
-            assert views.cutmix is None
-            return views.source.features.square().mean() + views.mixed.features.square().mean()
+            assert set(views.by_name) == {SOURCE, MIXED}
+            return views[SOURCE].features.square().mean() + views[MIXED].features.square().mean()
 
         def update(self, views):
             self.updates += 1

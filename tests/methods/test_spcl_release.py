@@ -5,7 +5,7 @@ import torch
 
 from tests.support.small import shipped
 from udaseg.methods.contrast.prototypes import PrototypeContrast
-from udaseg.methods.views import CellView, Views
+from udaseg.methods.views import PSEUDO_LABELLED, SOURCE, CellView, Views
 from udaseg.recipe.methods import PrototypeAlignment, Staged
 
 CLASSES, CHANNELS = 4, 6
@@ -61,7 +61,7 @@ def test_losses_and_prototypes_follow_the_formulas_over_several_steps(method):
     assert isinstance(alignment, PrototypeAlignment)
     spec = alignment.prototypes
     contrast = PrototypeContrast(
-        spec, num_classes=CLASSES, channels=CHANNELS, second_view="pseudo_labelled"
+        spec, num_classes=CLASSES, channels=CHANNELS, second_view=PSEUDO_LABELLED
     )
     start = torch.randn(CLASSES, CHANNELS, generator=torch.Generator().manual_seed(9))
     start = start / start.norm(dim=1, keepdim=True)
@@ -73,12 +73,11 @@ def test_losses_and_prototypes_follow_the_formulas_over_several_steps(method):
             step=step,
             progress=0.0,
             seed=step,
-            source=_view(step, absent),
-            pseudo_labelled=_view(100 + step, None),
+            by_name={SOURCE: _view(step, absent), PSEUDO_LABELLED: _view(100 + step, None)},
         )
-        means = _moved(means, views.source, spec)
-        expected = _loss(views.source, means, spec, True)
-        expected = spec.weight * (expected + _loss(views.pseudo_labelled, means, spec, False))
+        means = _moved(means, views[SOURCE], spec)
+        expected = _loss(views[SOURCE], means, spec, True)
+        expected = spec.weight * (expected + _loss(views[PSEUDO_LABELLED], means, spec, False))
         assert contrast(views).item() == pytest.approx(expected.item(), abs=1e-5)
         contrast.update(views)
         assert torch.allclose(contrast.prototypes.means.double(), torch.stack(means), atol=1e-5)

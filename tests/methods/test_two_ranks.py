@@ -16,7 +16,7 @@ from udaseg.methods.contrast.prototypes import PrototypeContrast
 from udaseg.methods.contrast.regional import RegionalContrast
 from udaseg.methods.contrast.semantic import SemanticContrast
 from udaseg.methods.pixel_loss import pixel_loss
-from udaseg.methods.views import CellView, Views
+from udaseg.methods.views import CUTMIX, MIXED, SOURCE, TARGET, TEACHER_SOURCE, CellView, Views
 from udaseg.models.projector import to_unit_length
 
 RANKS, CLASSES, CHANNELS, SIDE, STEPS = 2, 5, 8, 4, 4
@@ -76,13 +76,10 @@ def _views(step, part):
     square = torch.zeros(2 * RANKS, SIDE, SIDE, dtype=torch.bool)
     square[:RANKS, 1:, :3] = True
     square[RANKS:, :2, :2] = True
-    students = {
-        name: _part(_view(step, name), part, True) for name in ("source", "mixed", "cutmix")
-    }
-    teachers = {
-        name: _part(_view(step, name), part, False) for name in ("target", "teacher_source")
-    }
-    return Views(step, step / STEPS, 7, square=square[part], **students, **teachers)
+    students = {name: _part(_view(step, name), part, True) for name in (SOURCE, MIXED, CUTMIX)}
+    teachers = {name: _part(_view(step, name), part, False) for name in (TARGET, TEACHER_SOURCE)}
+    students[CUTMIX] = replace(students[CUTMIX], square=square[part])
+    return Views(step, step / STEPS, 7, {**students, **teachers})
 
 
 def _run(name, part):
@@ -95,7 +92,7 @@ def _run(name, part):
         loss.backward()
         term.update(views)
         losses.append(loss.detach())
-        students = [getattr(views, view).embeddings for view in ("source", "mixed", "cutmix")]
+        students = [views[view].embeddings for view in (SOURCE, MIXED, CUTMIX)]
         gradients.append([torch.zeros_like(e) if e.grad is None else e.grad for e in students])
     return losses, gradients, {key: value.clone() for key, value in term.state_dict().items()}
 

@@ -24,6 +24,7 @@ from tests.support.injections import (
 )
 from udaseg.data.labels.classes import IGNORE
 from udaseg.errors import DivergedError
+from udaseg.methods.views import CUTMIX, SOURCE
 from udaseg.signals import StopSignal
 from udaseg.training import guards
 from udaseg.training.guards import Guard
@@ -381,8 +382,10 @@ def test_teacher_and_memories_learn_once_a_step_from_all_parts():
     assert one.cursor == other.cursor == 1
     reports = [parts.objective(part) for part in split_batch(_batch(), 2)]
     views = merge_reports(reports).views
-    assert views.source.features.shape[0] == 2
-    assert torch.equal(views.square, torch.cat([report.views.square for report in reports]))
+    assert views[SOURCE].features.shape[0] == 2
+    assert torch.equal(
+        views[CUTMIX].square, torch.cat([report.views[CUTMIX].square for report in reports])
+    )
     assert torch.equal(
         merge_reports(reports).predicted_counts,
         torch.stack([r.predicted_counts for r in reports]).sum(0),

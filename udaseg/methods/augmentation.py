@@ -4,6 +4,7 @@ Random numbers are drawn for the images of all ranks in order. An image gets the
 however the images are distributed over ranks.
 """
 
+import hashlib
 import math
 from typing import Any
 
@@ -173,3 +174,14 @@ def _low_frequencies(size: int, reach: int, device: torch.device) -> Tensor:
     """Return a mask of the `size` frequencies, in FFT order, that are at most `reach` from 0."""
     number = torch.arange(size, device=device)
     return torch.minimum(number, size - number) <= reach
+
+
+def to_unit_range(images: Tensor) -> Tensor:
+    """Return (B, 3, H, W) uint8 images as floats in [0, 1], channels last."""
+    return images.float().div_(255).contiguous(memory_format=torch.channels_last)
+
+
+def generator_for(seed: int, purpose: str) -> torch.Generator:
+    """Return a generator for one purpose, whose numbers do not depend on other purposes."""
+    digest = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))

@@ -17,6 +17,7 @@ from udaseg.methods.objectives.objective import ColorJitter, Objective
 from udaseg.methods.objectives.self_training import SelfTraining
 from udaseg.methods.objectives.source_only import SourceOnly
 from udaseg.methods.teacher import Teacher
+from udaseg.methods.views import PSEUDO_LABELLED
 from udaseg.models.discriminator import Discriminator
 from udaseg.models.segmenter import Segmenter, build_segmenter
 from udaseg.recipe.methods import Adversarial as AdversarialSpec
@@ -83,7 +84,7 @@ def _build_objective(
                 method.prototypes,
                 num_classes=num_classes,
                 channels=student.backbone.channels[1],
-                second_view="pseudo_labelled",
+                second_view=PSEUDO_LABELLED,
             )
             return PrototypeAlignment(student, contrast)
         case DistillationSpec():

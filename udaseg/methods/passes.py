@@ -16,8 +16,8 @@ from udaseg.data.labels.classes import IGNORE
 from udaseg.data.loading.crops import CropSource
 from udaseg.data.loading.pseudo_labels import write_pseudo_label
 from udaseg.distributed import all_reduce_sum, rank, world_size
+from udaseg.methods.augmentation import to_unit_range
 from udaseg.methods.contrast.prototypes import PrototypeSums
-from udaseg.methods.objectives.objective import to_unit_range
 from udaseg.methods.pixel_loss import pseudo_labels
 from udaseg.methods.views import cell_view, labels_on_cells
 from udaseg.models.segmenter import Segmenter, SegmenterOutput, evaluation_mode

@@ -8,7 +8,7 @@ from torch.optim.swa_utils import update_bn
 
 from udaseg.data.datasets.index import Sample
 from udaseg.data.loading.crops import CropSource
-from udaseg.methods.objectives.objective import to_unit_range
+from udaseg.methods.augmentation import to_unit_range
 from udaseg.models.segmenter import Segmenter
 
 

@@ -1,15 +1,63 @@
-"""The views of a step that regularizers receive: network outputs on the grid of cells."""
+"""The views of a step: network outputs on the grid of cells, which regularizers compare.
 
-from dataclasses import dataclass
-from typing import Literal
+A regularizer asks for views by name. A step makes only those that are needed, in the order of
+`MAKERS`: a pass of the student changes batch-norm statistics, so the order is part of the result.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Literal, NewType
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from udaseg.models.segmenter import SegmenterOutput
+from udaseg.data.loading.batches import Batch
+from udaseg.distributed import to_device
+from udaseg.errors import UdasegError
+from udaseg.methods.augmentation import generator_for
+from udaseg.methods.mixing import cells_to_pixels, paste, square_mask
+from udaseg.models.segmenter import Segmenter, SegmenterOutput
 
-View = Literal["source", "mixed", "cutmix", "target", "teacher_source", "pseudo_labelled"]
+View = NewType("View", str)
+
+SOURCE = View("source")
+"""The student on source images, with their labels."""
+
+MIXED = View("mixed")
+"""The student on ClassMix images, with mixed labels and the teacher's confidence in them."""
+
+CUTMIX = View("cutmix")
+"""The student on source images with a pasted square of the target. Labels come from the source
+outside the square and from the teacher inside. Option `square_per`: `image` or `batch`."""
+
+TARGET = View("target")
+"""The teacher on plain target images; no gradient."""
+
+TARGET_BY_STUDENT_HEAD = View("target_by_student_head")
+"""`TARGET` with the teacher's features projected by the student's head; for an ablation."""
+
+TEACHER_SOURCE = View("teacher_source")
+"""The teacher on plain source images, with their labels; no gradient."""
+
+PSEUDO_LABELLED = View("pseudo_labelled")
+"""The student on plain target images, with pseudo-labels written before the stage."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """A view that a regularizer reads.
+
+    Attributes:
+        view: Name of the view.
+        embed: Whether it needs embeddings, which need a projection head.
+        options: How to make the view; two regularizers cannot ask for different values.
+    """
+
+    view: View
+    embed: bool = False
+    options: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -18,10 +66,13 @@ class CellView:
 
     Attributes:
         features: (B, C, h, w).
-        embeddings: (B, D, h, w) unit vectors; None without a projector.
+        embeddings: (B, D, h, w) unit vectors; None unless needed.
         labels: (B, h, w) int64, a class or `IGNORE`; pseudo-labels if there is no ground truth.
         predictions: (B, h, w) int64, the most probable class; no gradient.
         confidence: (B, h, w) in [0, 1], probability of the prediction; no gradient.
+        label_confidence: (B, h, w) in [0, 1], confidence of the teacher in `labels`, 1 where they
+            come from the source; None if all labels count.
+        square: (B, h, w) bool, the cells of the pasted square; None in other views.
     """
 
     features: Tensor
@@ -29,43 +80,174 @@ class CellView:
     labels: Tensor
     predictions: Tensor
     confidence: Tensor
+    label_confidence: Tensor | None = None
+    square: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Views:
-    """The network outputs of one step that regularizers need; views that none needs are None.
+    """The views of one step, by name: `views[SOURCE]`.
 
     Attributes:
         step: Number of the step.
         progress: As `Batch.progress`, in [0, 1).
         seed: Seed of the regularizers' random choices.
-        source: The student on source images, with their labels.
-        mixed: The student on ClassMix images, with mixed labels.
-        mixed_confidence: (B, h, w), confidence of the teacher in the labels of `mixed`; 1 where the
-            label comes from the source.
-        cutmix: The student on source images with a pasted square of the target; labels come from
-            the source outside the square and from the teacher inside.
-        square: (B, h, w) bool, the cells inside the square.
-        target: The teacher on plain target images; no gradient.
-        target_by_student_head: (B, D, h, w), the teacher's features projected by the student's
-            head; no gradient; only for an ablation.
-        teacher_source: The teacher on plain source images, with their labels; no gradient.
-        pseudo_labelled: The student on plain target images, with pseudo-labels written before the
-            stage.
+        by_name: The views that were made.
     """
 
     step: int
     progress: float
     seed: int
-    source: CellView | None = None
-    mixed: CellView | None = None
-    mixed_confidence: Tensor | None = None
-    cutmix: CellView | None = None
-    square: Tensor | None = None
-    target: CellView | None = None
-    target_by_student_head: Tensor | None = None
-    teacher_source: CellView | None = None
-    pseudo_labelled: CellView | None = None
+    by_name: Mapping[View, CellView]
+
+    def __getitem__(self, view: View) -> CellView:
+        if view not in self.by_name:
+            raise UdasegError(f"the step has no view '{view}', only {', '.join(self.by_name)}")
+        return self.by_name[view]
+
+
+@dataclass(frozen=True)
+class TargetLabels:
+    """The teacher's labels of the target images of a step.
+
+    Attributes:
+        output: Output of the teacher.
+        labels: (B, H, W) uint8, the most probable class.
+        confidence: (B, H, W) in [0, 1], probability of that class.
+        weight: (B, H, W) in [0, 1], the share of confident pixels.
+        share: The shares that `weight` repeats.
+    """
+
+    output: SegmenterOutput
+    labels: Tensor
+    confidence: Tensor
+    weight: Tensor
+    share: Tensor
+
+
+@dataclass(frozen=True)
+class MixedPass:
+    """The student's pass on the ClassMix images of a step.
+
+    Attributes:
+        output: Output of the student.
+        labels: (B, H, W), source labels inside the mask and teacher labels outside.
+        mask: (B, H, W) bool, the pixels pasted from the source.
+    """
+
+    output: SegmenterOutput
+    labels: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True)
+class StepContext:
+    """The images of a step and the passes made on them, from which views are made.
+
+    Attributes:
+        batch: The batch of the step.
+        student: The network that is trained.
+        teacher: Its moving average.
+        augment: The strong augmentation of the student's images, with a generator.
+        source: (B, 3, H, W) source images in [0, 1].
+        target: (B, 3, H, W) target images in [0, 1].
+        target_labels: The teacher's labels of the target images.
+        source_output: Output of the student for the source images.
+        mixed: The student's pass on the ClassMix images.
+    """
+
+    batch: Batch
+    student: Segmenter
+    teacher: nn.Module
+    augment: Callable[[Tensor, torch.Generator], Tensor]
+    source: Tensor
+    target: Tensor
+    target_labels: TargetLabels
+    source_output: SegmenterOutput
+    mixed: MixedPass
+
+    @cached_property
+    def target_view(self) -> CellView:
+        """The teacher's view of the target images."""
+        return cell_view(self.target_labels.output, None)
+
+
+def merge_needs(needs: Iterable[Need]) -> dict[View, Need]:
+    """Return one need for each view, with embeddings if any of them needs embeddings.
+
+    Raises:
+        UdasegError: Two needs contradict each other in an option.
+    """
+    merged: dict[View, Need] = {}
+    for need in needs:
+        earlier = merged.setdefault(need.view, need)
+        for name, value in need.options.items():
+            if earlier.options.get(name, value) != value:
+                raise UdasegError(
+                    f"two regularizers need the view '{need.view}' with {name}={value} and "
+                    f"{name}={earlier.options[name]}; they cannot be combined"
+                )
+        options = {**earlier.options, **need.options}
+        merged[need.view] = Need(need.view, earlier.embed or need.embed, options)
+    return merged
+
+
+def make_views(context: StepContext, needs: Mapping[View, Need]) -> Views:
+    """Return the views that are needed; make no others."""
+    batch = context.batch
+    made = {
+        view: make(context, needs[view].options) for view, make in MAKERS.items() if view in needs
+    }
+    return Views(batch.step, batch.progress, batch.seed, made)
+
+
+def _teacher_source(context: StepContext, _options: Mapping[str, object]) -> CellView:
+    output: SegmenterOutput = context.teacher(context.source, embed=True)
+    return cell_view(output, labels_on_cells(context.batch.source_labels, output))
+
+
+def _cutmix(context: StepContext, options: Mapping[str, object]) -> CellView:
+    source, stride = context.source, context.student.output_stride
+    size = (source.shape[-2], source.shape[-1])
+    generator = generator_for(context.batch.seed, "cutmix")
+    per: Literal["image", "batch"] = "batch" if options.get("square_per") == "batch" else "image"
+    square = to_device(square_mask(len(source), size, stride, generator, per=per), source.device)
+    pasted = paste(cells_to_pixels(square, size, stride), context.target, source)
+    output: SegmenterOutput = context.student(context.augment(pasted, generator), embed=True)
+    source_labels = labels_on_cells(context.batch.source_labels, output)
+    labels = paste(square, context.target_view.predictions, source_labels)
+    return replace(cell_view(output, labels), square=square)
+
+
+def _source(context: StepContext, _options: Mapping[str, object]) -> CellView:
+    output = context.source_output
+    return cell_view(output, labels_on_cells(context.batch.source_labels, output))
+
+
+def _mixed(context: StepContext, _options: Mapping[str, object]) -> CellView:
+    mixed, output = context.mixed, context.mixed.output
+    confidence = context.target_labels.confidence.masked_fill(mixed.mask, 1.0)
+    on_cells = F.interpolate(confidence[:, None], output.features.shape[-2:])[:, 0]
+    view = cell_view(output, labels_on_cells(mixed.labels, output))
+    return replace(view, label_confidence=on_cells)
+
+
+@torch.no_grad()
+def _target_by_student_head(context: StepContext, _options: Mapping[str, object]) -> CellView:
+    assert context.student.projector is not None
+    embeddings: Tensor = context.student.projector(context.target_view.features)
+    return replace(context.target_view, embeddings=embeddings)
+
+
+MAKERS: Mapping[View, Callable[[StepContext, Mapping[str, object]], CellView]] = {
+    TARGET: lambda context, _options: context.target_view,
+    TEACHER_SOURCE: _teacher_source,
+    CUTMIX: _cutmix,
+    SOURCE: _source,
+    MIXED: _mixed,
+    TARGET_BY_STUDENT_HEAD: _target_by_student_head,
+}
+"""How self-training makes each view, from the passes of a step and the options of a `Need`."""
 
 
 def labels_on_cells(labels: Tensor, segmented: SegmenterOutput) -> Tensor:

@@ -273,6 +273,9 @@ def _is_finite(report: LossReport, gradient_norm: Tensor) -> Tensor:
 def _view_tensors(value: object) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value.detach()
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _view_tensors(item)
     elif is_dataclass(value):
         for part in fields(value):
             yield from _view_tensors(getattr(value, part.name))

@@ -127,10 +127,12 @@ def _detach(value: Any) -> Any:
 
 
 def _concatenate(values: Sequence[Any]) -> Any:
-    """Merge dataclasses: concatenate tensors along the batch, keep other values of the first."""
+    """Merge dataclasses and mappings: concatenate tensors along the batch, keep other values of the first."""
     first = values[0]
     if isinstance(first, Tensor):
         return torch.cat(list(values))
+    if isinstance(first, dict):
+        return {name: _concatenate([value[name] for value in values]) for name in first}
     if is_dataclass(first) and not isinstance(first, type):
         return replace(
             first,

@@ -10,7 +10,7 @@ from tests.support.small import PROTOTYPES
 from udaseg.methods.contrast import prototype_loss as module
 from udaseg.methods.contrast.prototype_loss import prototype_loss
 from udaseg.methods.contrast.prototypes import ClassPrototypes, PrototypeContrast
-from udaseg.methods.views import CellView, Views
+from udaseg.methods.views import MIXED, SOURCE, CellView, Views
 from udaseg.models.projector import to_unit_length
 
 
@@ -167,15 +167,15 @@ def test_the_term_counts_source_cells_that_are_predicted_right():
 
     spec = replace(PROTOTYPES, momentum=0.999)
     term = PrototypeContrast(spec, num_classes=5, channels=6)
-    wrong = Views(0, 0.0, 0, source=view(right=False), mixed=view(right=True))
+    wrong = Views(0, 0.0, 0, {SOURCE: view(right=False), MIXED: view(right=True)})
     assert term(wrong).item() == 0, "nothing is right, so there is no prototype to compare with"
-    views = Views(0, 0.0, 0, source=view(right=True), mixed=view(right=True))
+    views = Views(0, 0.0, 0, {SOURCE: view(right=True), MIXED: view(right=True)})
     before = {name: value.clone() for name, value in term.state_dict().items()}
     loss = term(views)
     assert all(torch.equal(before[name], value) for name, value in term.state_dict().items())
     loss.backward()
-    assert views.source.features.grad.any()
-    assert views.mixed.features.grad.any()
+    assert views[SOURCE].features.grad.any()
+    assert views[MIXED].features.grad.any()
     term.update(views)
     assert term.prototypes.seen.any()
     assert term(views).item() != loss.item()
@@ -187,16 +187,18 @@ def test_mixed_cells_count_where_the_teacher_is_sure_of_them():
         maps = [torch.randn(1, 6, 2, 3, generator=generator) for _ in range(2)]
         labels = torch.arange(6).view(1, 2, 3) % 5
         source, mixed = (CellView(m, None, labels, labels, labels * 0.0) for m in maps)
-        return Views(0, 0.0, 0, source=source, mixed=mixed, mixed_confidence=trust)
+        mixed = replace(mixed, label_confidence=trust)
+        return Views(0, 0.0, 0, {SOURCE: source, MIXED: mixed})
 
-    def term(least, second="mixed"):
+    def term(least, second=MIXED):
         spec = replace(PROTOTYPES, min_confidence=least)
         return PrototypeContrast(spec, num_classes=5, channels=6, second_view=second)
 
     trust = torch.tensor([[[0.95, 0.9, 0.2], [1.0, 0.89, 0.0]]])
     all_cells, some = term(0.0)(views(trust)), term(0.9)(views(trust))
     one = views(trust)
-    labels = one.mixed.labels.masked_fill(trust < 0.9, 255)
-    one = replace(one, mixed=replace(one.mixed, labels=labels))
+    labels = one[MIXED].labels.masked_fill(trust < 0.9, 255)
+    mixed = replace(one[MIXED], labels=labels)
+    one = replace(one, by_name={**one.by_name, MIXED: mixed})
     assert some.item() == pytest.approx(term(0.0)(one).item(), rel=1e-6)
     assert some.item() != all_cells.item()

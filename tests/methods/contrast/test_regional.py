@@ -12,7 +12,7 @@ from udaseg.methods.contrast import regional_loss as module
 from udaseg.methods.contrast.memory_bank import EMPTY
 from udaseg.methods.contrast.regional import RegionalContrast
 from udaseg.methods.contrast.regional_loss import regional_loss
-from udaseg.methods.views import CellView, Views
+from udaseg.methods.views import CUTMIX, TARGET, TARGET_BY_STUDENT_HEAD, CellView, Views
 from udaseg.models.projector import to_unit_length
 
 
@@ -200,7 +200,17 @@ def _views(step=0, seed=0, progress=0.5, batch=2, side=4, classes=3):
 
     square = torch.zeros(batch, side, side, dtype=torch.bool)
     square[:, 1:, :3] = True
-    return Views(step, progress, seed + step, cutmix=view(True), square=square, target=view(False))
+    return Views(
+        step,
+        progress,
+        seed + step,
+        {CUTMIX: replace(view(True), square=square), TARGET: view(False)},
+    )
+
+
+def _with_student_head(views, embeddings):
+    by_student = replace(views[TARGET], embeddings=embeddings)
+    return replace(views, by_name={**views.by_name, TARGET_BY_STUDENT_HEAD: by_student})
 
 
 def test_weight_follows_the_published_ramp():
@@ -223,12 +233,12 @@ def test_term_equals_the_loops_over_anchors_in_the_square_and_the_memory_to_be()
         ), "forward changed the memory"
         assert term(views) == loss
         term.update(views)
-        flat = views.cutmix.embeddings.permute(0, 2, 3, 1).flatten(0, 2)
-        keys = views.target.embeddings.permute(0, 2, 3, 1).flatten(0, 2)
-        keep = views.square.flatten() & (views.target.confidence.flatten() > 0.75)
+        flat = views[CUTMIX].embeddings.permute(0, 2, 3, 1).flatten(0, 2)
+        keys = views[TARGET].embeddings.permute(0, 2, 3, 1).flatten(0, 2)
+        keep = views[CUTMIX].square.flatten() & (views[TARGET].confidence.flatten() > 0.75)
         bank, bank_labels = term.bank.rows()
         expected = _naive(
-            flat, keys, views.target.predictions.flatten(), bank, bank_labels, 0.1, keep
+            flat, keys, views[TARGET].predictions.flatten(), bank, bank_labels, 0.1, keep
         )
         assert loss.item() == pytest.approx(expected.item(), abs=1e-6, rel=1e-6)
 
@@ -249,14 +259,14 @@ def test_published_sizes_fill_the_bank_as_published():
         embeddings = to_unit_length(torch.randn(2, 128, 64, 64))
         labels = torch.zeros(2, 64, 64, dtype=torch.int64)
         view = CellView(embeddings, embeddings, labels, labels, torch.ones(2, 64, 64))
-        term.update(Views(step, 0.0, step, cutmix=view, square=labels > 0, target=view))
+        term.update(Views(step, 0.0, step, {CUTMIX: view, TARGET: view}))
         sizes.append(len(term.bank))
     assert sizes == [8000, 16000, 24000, 24000]
 
 
 def test_no_confident_anchor_gives_exactly_zero():
     views = _views()
-    views.target.confidence.fill_(0.75)
+    views[TARGET].confidence.fill_(0.75)
     assert _term()(views).item() == 0
 
 
@@ -264,18 +274,18 @@ def test_gradient_reaches_the_student_view_and_not_teacher_or_bank():
     term = _term()
     term.update(_views(0))
     views = _views(1)
-    views.target.embeddings.requires_grad_()
+    views[TARGET].embeddings.requires_grad_()
     term(views).backward()
-    assert views.cutmix.embeddings.grad.abs().sum() > 0
-    outside = ~views.square[:, None].expand_as(views.cutmix.embeddings)
-    assert views.cutmix.embeddings.grad[outside].abs().sum() == 0
-    assert views.target.embeddings.grad is None
+    assert views[CUTMIX].embeddings.grad.abs().sum() > 0
+    outside = ~views[CUTMIX].square[:, None].expand_as(views[CUTMIX].embeddings)
+    assert views[CUTMIX].embeddings.grad[outside].abs().sum() == 0
+    assert views[TARGET].embeddings.grad is None
     assert not any(buffer.requires_grad for buffer in term.buffers())
 
 
 def test_ignored_cells_are_negatives_only_in_the_released_form():
     views = _views()
-    views.cutmix.labels.fill_(255)
+    views[CUTMIX].labels.fill_(255)
     ours, released = _term(), _term(keep_ignored=True)
     ours.update(views)
     released.update(views)
@@ -295,18 +305,18 @@ def test_each_ablation_switch_changes_the_loss(change):
 def test_student_head_keys_replace_the_momentum_heads():
     term = _term(ramp=False, momentum_head=False)
     views = _views()
-    other = to_unit_length(torch.randn_like(views.target.embeddings))
-    swapped = Views(**{**vars(views), "target_by_student_head": other})
+    other = to_unit_length(torch.randn_like(views[TARGET].embeddings))
+    swapped = _with_student_head(views, other)
     assert term(swapped).item() != _term(ramp=False)(views).item()
 
 
 def test_with_the_student_head_no_vector_of_the_momentum_head_enters_the_bank():
     term, views = _term(momentum_head=False, cells_per_view=32), _views()
-    other = to_unit_length(torch.randn_like(views.target.embeddings))
-    term.update(Views(**{**vars(views), "target_by_student_head": other}))
+    other = to_unit_length(torch.randn_like(views[TARGET].embeddings))
+    term.update(_with_student_head(views, other))
     rows = term.bank.rows()[0]
     flat = other.permute(0, 2, 3, 1).flatten(0, 2)
-    momentum = views.target.embeddings.permute(0, 2, 3, 1).flatten(0, 2)
+    momentum = views[TARGET].embeddings.permute(0, 2, 3, 1).flatten(0, 2)
     assert torch.cdist(flat, rows).min(1).values.max() < 1e-3
     assert torch.cdist(momentum, rows).min(1).values.min() > 1e-3
 
@@ -314,13 +324,13 @@ def test_with_the_student_head_no_vector_of_the_momentum_head_enters_the_bank():
 def test_without_negative_sampling_rows_of_every_class_count():
     views = _views()
     term = _term(ramp=False, weight=1.0, negative_sampling=False)
-    queries = views.cutmix.embeddings.permute(0, 2, 3, 1).flatten(0, 2)
-    keys = views.target.embeddings.permute(0, 2, 3, 1).flatten(0, 2)
-    keep = views.square.flatten() & (views.target.confidence.flatten() > 0.75)
+    queries = views[CUTMIX].embeddings.permute(0, 2, 3, 1).flatten(0, 2)
+    keys = views[TARGET].embeddings.permute(0, 2, 3, 1).flatten(0, 2)
+    keep = views[CUTMIX].square.flatten() & (views[TARGET].confidence.flatten() > 0.75)
     loss = term(views)
     term.update(views)
     bank, bank_labels = term.bank.rows()
-    unmatched = torch.full_like(views.target.predictions.flatten(), -2)
+    unmatched = torch.full_like(views[TARGET].predictions.flatten(), -2)
     assert loss.item() == pytest.approx(
         _naive(queries, keys, unmatched, bank, bank_labels, 0.1, keep).item(), abs=1e-6
     )

@@ -10,7 +10,7 @@ from udaseg.errors import UdasegError
 from udaseg.methods.contrast.class_losses import bank_loss, distribution_loss
 from udaseg.methods.contrast.prototype_loss import prototype_loss
 from udaseg.methods.contrast.semantic import SemanticContrast
-from udaseg.methods.views import CellView, Views
+from udaseg.methods.views import MIXED, SOURCE, TEACHER_SOURCE, CellView, Views
 from udaseg.models.projector import to_unit_length
 
 CLASSES, CHANNELS = 5, 6
@@ -27,8 +27,12 @@ def _view(seed, requires_grad=True):
 
 
 def _views(first=0):
-    source, mixed, teacher = _view(first), _view(first + 1), _view(first + 2, requires_grad=False)
-    return Views(0, 0.0, 0, source=source, mixed=mixed, teacher_source=teacher)
+    views = _view(first), _view(first + 1), _view(first + 2, requires_grad=False)
+    return _named(*views)
+
+
+def _named(source, mixed, teacher):
+    return Views(0, 0.0, 0, {SOURCE: source, MIXED: mixed, TEACHER_SOURCE: teacher})
 
 
 def _term(variant, weight=1.0, bank_rows=3, start=0):
@@ -50,7 +54,7 @@ def test_the_term_is_the_weighted_loss_of_both_views_against_the_statistics_to_b
     assert all(torch.equal(before[name], value) for name, value in term.state_dict().items())
     term.update(views)
     held, expected = term.statistics, 0.0
-    for view in (views.source, views.mixed):
+    for view in (views[SOURCE], views[MIXED]):
         cells = _flat(view)
         if variant == "prototype":
             part = prototype_loss(*cells, held.means, held.seen, temperature=0.1)
@@ -61,10 +65,10 @@ def test_the_term_is_the_weighted_loss_of_both_views_against_the_statistics_to_b
         expected += 2.0 * part.item()
     assert loss.item() == pytest.approx(expected, rel=1e-6)
     loss.backward()
-    for view in (views.source, views.mixed):
+    for view in (views[SOURCE], views[MIXED]):
         assert view.embeddings.grad.any()
         assert not view.embeddings.grad[0, :, 0, 0].any(), "an ignored cell counted"
-    assert views.teacher_source.embeddings.grad is None
+    assert views[TEACHER_SOURCE].embeddings.grad is None
 
 
 @pytest.mark.parametrize("variant", ["prototype", "bank", "distribution"])
@@ -83,7 +87,7 @@ def test_it_learns_from_the_teacher_alone():
     term, other = _term("distribution"), _term("distribution")
     views = _views()
     term.update(views)
-    other.update(Views(0, 0.0, 0, views.mixed, views.source, teacher_source=views.teacher_source))
+    other.update(_named(views[MIXED], views[SOURCE], views[TEACHER_SOURCE]))
     for name, value in term.state_dict().items():
         assert torch.equal(other.state_dict()[name], value)
 
@@ -93,8 +97,8 @@ def test_before_its_start_it_learns_and_asks_for_nothing():
     loss = term(views)
     loss.backward()
     assert loss.item() == 0
-    assert views.source.embeddings.grad is not None, "the head left the graph"
-    assert not views.source.embeddings.grad.any()
+    assert views[SOURCE].embeddings.grad is not None, "the head left the graph"
+    assert not views[SOURCE].embeddings.grad.any()
     term.update(views)
     assert term.statistics.seen.any()
     assert term(replace(_views(), step=1)).item() > 0
@@ -103,9 +107,9 @@ def test_before_its_start_it_learns_and_asks_for_nothing():
 def test_missing_views_embeddings_and_rows_are_told():
     term, view = _term("prototype"), _view(0)
     with pytest.raises(UdasegError, match="teacher"):
-        term(Views(0, 0.0, 0, source=view, mixed=view))
+        term(Views(0, 0.0, 0, {SOURCE: view, MIXED: view}))
     bare = CellView(view.features, None, view.labels, view.predictions, view.confidence)
     with pytest.raises(UdasegError, match="embeddings"):
-        term(Views(0, 0.0, 0, source=view, mixed=view, teacher_source=bare))
+        term(_named(view, view, bare))
     with pytest.raises(ValueError, match="row"):
         _term("bank", bank_rows=0)

@@ -7,10 +7,9 @@ from torch import Tensor, nn
 
 from udaseg.data.labels.classes import IGNORE
 from udaseg.distributed import all_reduce_sum, mean_divisor
-from udaseg.errors import UdasegError
 from udaseg.methods.contrast.prototype_loss import class_sums, prototype_sum
 from udaseg.methods.contrast.regularizer import Regularizer
-from udaseg.methods.views import CellView, View, Views, flatten_cells
+from udaseg.methods.views import MIXED, SOURCE, CellView, Need, View, Views, flatten_cells
 from udaseg.models.projector import to_unit_length
 from udaseg.recipe.contrast import Prototypes
 
@@ -139,14 +138,12 @@ class PrototypeContrast(Regularizer):
         spec: Settings of the loss and of the prototypes.
         num_classes: K.
         channels: Channels of the features.
-        second_view: `pseudo_labelled` target images, as published, or `mixed` images in
+        second_view: `PSEUDO_LABELLED` target images, as published, or `MIXED` images in
             self-training.
 
     Reference:
         Xie et al., SPCL (2021), L_cl.
     """
-
-    needs_embeddings: bool = False
 
     def __init__(
         self,
@@ -154,12 +151,12 @@ class PrototypeContrast(Regularizer):
         *,
         num_classes: int,
         channels: int,
-        second_view: Literal["mixed", "pseudo_labelled"] = "mixed",
+        second_view: View = MIXED,
     ) -> None:
         super().__init__()
         self.spec = spec
         self.second_view = second_view
-        self.needs: frozenset[View] = frozenset({"source", second_view})
+        self.needs = (Need(SOURCE), Need(second_view))
         self.prototypes = ClassPrototypes(
             num_classes,
             channels,
@@ -170,34 +167,26 @@ class PrototypeContrast(Regularizer):
 
     def forward(self, views: Views) -> Tensor:
         """Return the weighted loss; the prototypes already include the source of this step."""
-        source, second = self._required_views(views)
-        features, labels = _correct_cells(source)
+        features, labels = _correct_cells(views[SOURCE])
         means, seen = self.prototypes.preview_update(features, labels)
         total = self._weighted_mean(features, labels, means, seen)
+        second = views[self.second_view]
         labels = second.labels
-        if views.mixed_confidence is not None and self.second_view == "mixed":
-            labels = labels.masked_fill(views.mixed_confidence < self.spec.min_confidence, IGNORE)
+        if second.label_confidence is not None:
+            labels = labels.masked_fill(second.label_confidence < self.spec.min_confidence, IGNORE)
         return total + self._weighted_mean(
             flatten_cells(second.features), labels.flatten(), means, seen
         )
 
     def update(self, views: Views) -> None:
         """Update the prototypes with the source features of this step."""
-        self.prototypes.update(*_correct_cells(self._required_views(views)[0]))
+        self.prototypes.update(*_correct_cells(views[SOURCE]))
 
     def _weighted_mean(
         self, features: Tensor, labels: Tensor, means: Tensor, seen: Tensor
     ) -> Tensor:
         total, count = prototype_sum(features, labels, means, seen, self.spec.temperature)
         return self.spec.weight * total / mean_divisor(count)
-
-    def _required_views(self, views: Views) -> tuple[CellView, CellView]:
-        second = views.mixed if self.second_view == "mixed" else views.pseudo_labelled
-        if views.source is None or second is None:
-            raise UdasegError(
-                f"prototype contrast needs the source and the {self.second_view} view"
-            )
-        return views.source, second
 
 
 def _correct_cells(view: CellView) -> tuple[Tensor, Tensor]:

@@ -8,11 +8,17 @@ from torch import Tensor
 
 from udaseg.data.labels.classes import IGNORE
 from udaseg.distributed import all_reduce_sum, mean_divisor, slice_for_rank, to_device, world_size
-from udaseg.errors import UdasegError
 from udaseg.methods.contrast.memory_bank import EMPTY, MemoryBank
 from udaseg.methods.contrast.regional_loss import regional_sum
 from udaseg.methods.contrast.regularizer import Regularizer
-from udaseg.methods.views import CellView, View, Views, flatten_cells
+from udaseg.methods.views import (
+    CUTMIX,
+    TARGET,
+    TARGET_BY_STUDENT_HEAD,
+    Need,
+    Views,
+    flatten_cells,
+)
 from udaseg.models.projector import to_unit_length
 from udaseg.recipe.contrast import Regional
 
@@ -35,14 +41,15 @@ class RegionalContrast(Regularizer):
         Zhou et al., RCCR (2022).
     """
 
-    needs: frozenset[View] = frozenset({"cutmix", "target"})
-    needs_embeddings: bool = True
-
     def __init__(self, spec: Regional, *, channels: int) -> None:
         super().__init__()
         self.spec = spec
-        self.square_per = spec.square_per
-        self.keys_by_student_head = not spec.momentum_head
+        self.key_view = TARGET if spec.momentum_head else TARGET_BY_STUDENT_HEAD
+        self.needs = (
+            Need(CUTMIX, embed=True, options={"square_per": spec.square_per}),
+            # the student's head computes its own embeddings
+            Need(self.key_view, embed=spec.momentum_head),
+        )
         self.bank = MemoryBank(spec.bank_steps, 2 * spec.cells_per_view, channels)
 
     def weight_at(self, step: int, progress: float) -> float:
@@ -74,11 +81,9 @@ class RegionalContrast(Regularizer):
 
     def _pairs(self, views: Views) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return queries and keys (R, D), labels (R,), and a mask (R,) of those that count."""
-        cutmix, target = _required_views(views)
-        assert cutmix.embeddings is not None and views.square is not None
-        keys = target.embeddings if not self.keys_by_student_head else views.target_by_student_head
-        assert keys is not None
-        queries, square = cutmix.embeddings, views.square
+        cutmix, target = views[CUTMIX], views[self.key_view]
+        queries, keys, square = cutmix.embeddings, target.embeddings, cutmix.square
+        assert queries is not None and keys is not None and square is not None
         labels, confidence = target.predictions, target.confidence
         if (size := self.spec.region_size) > 1:
             queries, keys = (_pool_embeddings(part, size) for part in (queries, keys))
@@ -95,29 +100,19 @@ class RegionalContrast(Regularizer):
         Cells are drawn from those of all ranks. All ranks, and all calls in a step, return the same
         cells.
         """
-        cutmix, target = _required_views(views)
         generator = torch.Generator().manual_seed(views.seed)
         rows, labels = [], []
-        target_embeddings = (
-            views.target_by_student_head if self.keys_by_student_head else target.embeddings
-        )
-        for view, embeddings in ((cutmix, cutmix.embeddings), (target, target_embeddings)):
-            assert embeddings is not None
+        for view in (views[CUTMIX], views[self.key_view]):
+            assert view.embeddings is not None
             cells, rank_slice = slice_for_rank(view.labels.numel())
             chosen = torch.randperm(cells, generator=generator)[: self.spec.cells_per_view]
             chosen = to_device(chosen, view.labels.device)
-            rows.append(_gather_rows(flatten_cells(embeddings.detach()), chosen, rank_slice))
+            rows.append(_gather_rows(flatten_cells(view.embeddings.detach()), chosen, rank_slice))
             labels.append(_gather_rows(view.labels.flatten(), chosen, rank_slice))
         row_labels = torch.cat(labels)
         if not self.spec.keep_ignored:
             row_labels = row_labels.masked_fill(row_labels == IGNORE, EMPTY)
         return torch.cat(rows), row_labels
-
-
-def _required_views(views: Views) -> tuple[CellView, CellView]:
-    if views.cutmix is None or views.target is None:
-        raise UdasegError("regional contrast needs the CutMix view and the teacher's target view")
-    return views.cutmix, views.target
 
 
 def _gather_rows(rows: Tensor, chosen: Tensor, rank_slice: slice) -> Tensor:

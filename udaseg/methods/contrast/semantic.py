@@ -10,7 +10,15 @@ from udaseg.methods.contrast.class_losses import bank_sum, distribution_sum
 from udaseg.methods.contrast.class_statistics import ClassStatistics, StatisticsState
 from udaseg.methods.contrast.prototype_loss import prototype_sum
 from udaseg.methods.contrast.regularizer import Regularizer
-from udaseg.methods.views import CellView, View, Views, flatten_cells
+from udaseg.methods.views import (
+    MIXED,
+    SOURCE,
+    TEACHER_SOURCE,
+    CellView,
+    Need,
+    Views,
+    flatten_cells,
+)
 from udaseg.recipe.contrast import Semantic
 
 
@@ -32,8 +40,7 @@ class SemanticContrast(Regularizer):
         release has a further term on the mean embedding, weight 1, which is omitted here.
     """
 
-    needs: frozenset[View] = frozenset({"source", "mixed", "teacher_source"})
-    needs_embeddings: bool = True
+    needs = (Need(SOURCE, embed=True), Need(MIXED, embed=True), Need(TEACHER_SOURCE, embed=True))
 
     def __init__(self, spec: Semantic, *, num_classes: int) -> None:
         super().__init__()
@@ -49,16 +56,16 @@ class SemanticContrast(Regularizer):
 
     def forward(self, views: Views) -> Tensor:
         """Return the weighted loss; the statistics already include the source of this step."""
-        source, mixed, teacher = _required_views(views)
+        source, mixed = views[SOURCE], views[MIXED]
         if views.step < self.spec.start:
             # keep the head in the graph, so that every step trains the same parameters
             return 0.0 * (_rows_and_labels(source)[0].sum() + _rows_and_labels(mixed)[0].sum())
-        state = self.statistics.preview_update(*_rows_and_labels(teacher))
+        state = self.statistics.preview_update(*_rows_and_labels(views[TEACHER_SOURCE]))
         return self._weighted_mean(source, state) + self._weighted_mean(mixed, state)
 
     def update(self, views: Views) -> None:
         """Update the statistics with the teacher's embeddings of this step's source."""
-        self.statistics.update(*_rows_and_labels(_required_views(views)[2]))
+        self.statistics.update(*_rows_and_labels(views[TEACHER_SOURCE]))
 
     def _weighted_mean(self, view: CellView, state: StatisticsState) -> Tensor:
         cells = _rows_and_labels(view)
@@ -74,13 +81,6 @@ class SemanticContrast(Regularizer):
             case _:
                 assert_never(self.spec.variant)
         return self.spec.weight * total / mean_divisor(count)
-
-
-def _required_views(views: Views) -> tuple[CellView, CellView, CellView]:
-    source, mixed, teacher = views.source, views.mixed, views.teacher_source
-    if source is None or mixed is None or teacher is None:
-        raise UdasegError("semantic contrast needs the source, mixed and teacher's source views")
-    return source, mixed, teacher
 
 
 def _rows_and_labels(view: CellView) -> tuple[Tensor, Tensor]:

@@ -3,10 +3,11 @@
 from torch import nn
 
 from udaseg.data.loading.batches import Batch
+from udaseg.methods.augmentation import to_unit_range
 from udaseg.methods.contrast.prototypes import PrototypeContrast
-from udaseg.methods.objectives.objective import LossReport, Objective, to_unit_range
+from udaseg.methods.objectives.objective import LossReport, Objective
 from udaseg.methods.pixel_loss import pixel_loss
-from udaseg.methods.views import Views, cell_view, labels_on_cells
+from udaseg.methods.views import PSEUDO_LABELLED, SOURCE, Views, cell_view, labels_on_cells
 from udaseg.models.segmenter import Segmenter, SegmenterOutput
 
 
@@ -15,7 +16,7 @@ class PrototypeAlignment(Objective):
 
     Args:
         student: The network to adapt.
-        contrast: The regularizer; its second view must be `pseudo_labelled`.
+        contrast: The regularizer; its second view must be `PSEUDO_LABELLED`.
 
     Reference:
         Xie et al., SPCL (2021), stage 2.
@@ -44,10 +45,14 @@ class PrototypeAlignment(Objective):
             step=batch.step,
             progress=batch.progress,
             seed=batch.seed,
-            source=cell_view(source_output, labels_on_cells(batch.source_labels, source_output)),
-            pseudo_labelled=cell_view(
-                target_output, labels_on_cells(batch.pseudo_labels, target_output)
-            ),
+            by_name={
+                SOURCE: cell_view(
+                    source_output, labels_on_cells(batch.source_labels, source_output)
+                ),
+                PSEUDO_LABELLED: cell_view(
+                    target_output, labels_on_cells(batch.pseudo_labels, target_output)
+                ),
+            },
         )
         contrast = self.contrast(views)
         parts = {"source": source_loss, "prototypes": contrast}

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from udaseg.data.loading.batches import Batch
-from udaseg.methods.augmentation import fourier_style
-from udaseg.methods.objectives.objective import LossReport, Objective, to_unit_range
+from udaseg.methods.augmentation import fourier_style, to_unit_range
+from udaseg.methods.objectives.objective import LossReport, Objective
 from udaseg.methods.pixel_loss import pixel_loss
 from udaseg.models.segmenter import Segmenter
 

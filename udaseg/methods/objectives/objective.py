@@ -1,6 +1,5 @@
 """The base class of training objectives, and what they share."""
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from udaseg.data.loading.batches import Batch
-from udaseg.methods.augmentation import color_jitter
+from udaseg.methods.augmentation import color_jitter, generator_for, to_unit_range
 from udaseg.methods.views import Views
 from udaseg.models.segmenter import Segmenter
 
@@ -68,14 +67,3 @@ class Objective(nn.Module, ABC):
         jitter, generator = self.source_jitter, generator_for(batch.seed, "source")
         jittered = color_jitter(images, generator, strength=jitter.strength, hue=jitter.hue)
         return jittered.contiguous(memory_format=torch.channels_last)
-
-
-def to_unit_range(images: Tensor) -> Tensor:
-    """Return (B, 3, H, W) uint8 images as floats in [0, 1], channels last."""
-    return images.float().div_(255).contiguous(memory_format=torch.channels_last)
-
-
-def generator_for(seed: int, purpose: str) -> torch.Generator:
-    """Return a generator for one purpose, whose numbers do not depend on other purposes."""
-    digest = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
