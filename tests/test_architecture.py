@@ -29,6 +29,8 @@ MAY_KNOW = {
     "methods": {*LEAVES, "plugins", "recipe", "distributed", "data", "models", "runs"},
     "inference": {*LEAVES, "plugins", "display", "recipe", "distributed", "data", "models", "runs"},
 }
+MAY_KNOW["losses"] = {"methods"}
+MAY_KNOW["contrast"] = {"losses", "methods", "recipe"}
 MAY_KNOW["evaluation"] = {*MAY_KNOW["inference"], "inference"}
 MAY_KNOW["selection"] = {*MAY_KNOW["evaluation"], "evaluation"}
 MAY_KNOW["training"] = {*MAY_KNOW["selection"], "failures", "signals", "methods", "selection"}

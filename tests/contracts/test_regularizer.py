@@ -1,0 +1,72 @@
+from dataclasses import replace
+
+import pytest
+
+from tests.contracts.regularizer import CHANNELS, CLASSES, EMBEDDING, RegularizerContract
+from tests.support.small import PROTOTYPES, REGIONAL, SEMANTIC
+from udaseg.methods.contrast.prototypes import PrototypeContrast
+from udaseg.methods.contrast.regional import RegionalContrast
+from udaseg.methods.contrast.semantic import SemanticContrast
+from udaseg.methods.views import PSEUDO_LABELLED
+
+
+class TestRegional(RegularizerContract):
+    def make(self):
+        return RegionalContrast(replace(REGIONAL, min_confidence=0.2), channels=EMBEDDING)
+
+
+class TestRegionalWithoutMomentumHead(RegularizerContract):
+    def make(self):
+        spec = replace(REGIONAL, min_confidence=0.2, momentum_head=False)
+        return RegionalContrast(spec, channels=EMBEDDING)
+
+
+class TestPrototypes(RegularizerContract):
+    def make(self):
+        return PrototypeContrast(PROTOTYPES, num_classes=CLASSES, channels=CHANNELS)
+
+
+class TestPrototypesOfAlignment(RegularizerContract):
+    def make(self):
+        spec = replace(PROTOTYPES, absent="fade", normalise=False)
+        return PrototypeContrast(
+            spec, num_classes=CLASSES, channels=CHANNELS, second_view=PSEUDO_LABELLED
+        )
+
+
+class _Semantic(RegularizerContract):
+    variant: str
+
+    def make(self):
+        spec = replace(SEMANTIC, variant=self.variant, channels=EMBEDDING)
+        return SemanticContrast(spec, num_classes=CLASSES)
+
+
+class TestSemanticPrototype(_Semantic):
+    variant = "prototype"
+
+
+class TestSemanticBank(_Semantic):
+    variant = "bank"
+
+
+class TestSemanticDistribution(_Semantic):
+    variant = "distribution"
+
+
+def test_every_built_in_regularizer_is_a_member_here():
+    members = {
+        type(cls().make())
+        for cls in RegularizerContract.__subclasses__()
+        if "make" in vars(cls) and cls is not _Semantic
+    } | {SemanticContrast}
+    from udaseg.methods.contrast.regularizer import Regularizer
+
+    built_in = {cls for cls in Regularizer.__subclasses__() if cls.__module__.startswith("udaseg.")}
+    assert built_in == members
+
+
+@pytest.mark.parametrize("option", ["image", "batch"])
+def test_the_options_of_a_need_reach_its_view(option):
+    regularizer = RegionalContrast(replace(REGIONAL, square_per=option), channels=EMBEDDING)
+    assert regularizer.needs[0].options == {"square_per": option}

@@ -1,0 +1,62 @@
+"""The contrastive regularizers, their settings and memories, for training in your own loop.
+
+    from udaseg.contrast import Projector, Regional, RegionalContrast
+
+A regularizer receives the `Views` of a step: `forward` returns its weighted loss, `update` changes
+its memory after the optimizer step. The pure functions are in `udaseg.losses`.
+"""
+
+from udaseg.losses import bank_loss, distribution_loss, prototype_loss, regional_loss
+from udaseg.methods.contrast.class_statistics import ClassStatistics
+from udaseg.methods.contrast.memory_bank import MemoryBank
+from udaseg.methods.contrast.prototypes import ClassPrototypes, PrototypeContrast
+from udaseg.methods.contrast.regional import RegionalContrast
+from udaseg.methods.contrast.regularizer import Regularizer
+from udaseg.methods.contrast.semantic import SemanticContrast
+from udaseg.methods.views import (
+    CUTMIX,
+    MIXED,
+    PSEUDO_LABELLED,
+    SOURCE,
+    TARGET,
+    TARGET_BY_STUDENT_HEAD,
+    TEACHER_SOURCE,
+    CellView,
+    Need,
+    View,
+    Views,
+    cell_view,
+    labels_on_cells,
+)
+from udaseg.recipe.contrast import Projector, Prototypes, Regional, Semantic
+
+__all__ = [
+    "CUTMIX",
+    "MIXED",
+    "PSEUDO_LABELLED",
+    "SOURCE",
+    "TARGET",
+    "TARGET_BY_STUDENT_HEAD",
+    "TEACHER_SOURCE",
+    "CellView",
+    "ClassPrototypes",
+    "ClassStatistics",
+    "MemoryBank",
+    "Need",
+    "Projector",
+    "PrototypeContrast",
+    "Prototypes",
+    "Regional",
+    "RegionalContrast",
+    "Regularizer",
+    "Semantic",
+    "SemanticContrast",
+    "View",
+    "Views",
+    "bank_loss",
+    "cell_view",
+    "distribution_loss",
+    "labels_on_cells",
+    "prototype_loss",
+    "regional_loss",
+]
