@@ -1,16 +1,18 @@
 """Run a tiny training and inject NaN or infinity into one place at one step."""
 
 import copy
+import functools
 from dataclasses import replace
 from unittest import mock
 
 import torch
 
 from tests.methods.test_self_training import _batch, _objective, _regional
-from tests.support.small import PROTOTYPES, small_segmenter
+from tests.support.small import PROTOTYPES, shipped, small_segmenter
 from udaseg.data.loading.batches import Batch
 from udaseg.methods.contrast.prototypes import PrototypeContrast
 from udaseg.methods.objectives.source_only import SourceOnly
+from udaseg.recipe.stages import stages_of
 from udaseg.signals import StopSignal
 from udaseg.training.callbacks.collapse import CHECK_INTERVAL, CollapseMonitor
 from udaseg.training.guards import Guard
@@ -77,14 +79,26 @@ def plain_objective():
     return SourceOnly(small_segmenter(projector=False)).train()
 
 
+@functools.cache
+def _recipe():
+    return shipped("toyland/rccr", ["optimizer.warmup=0", "machine.checkpoint_every=0"])
+
+
 def tiny_fit(*, objective=None, steps=8, seed=0, kind="adamw", lr=0.01, make=_batch, **changes):
-    """Return the training setup of a tiny run."""
+    """Return the training setup of a tiny run; `changes` are settings of its recipe."""
     objective = objective or rich_objective()
     named = [(n, p) for n, p in objective.named_parameters() if p.requires_grad]
     trainer = make_optimizer(kind, [("all", lr, named)], momentum=0.9, weight_decay=0.01)
-    settings = {"precision": "fp32", "workers": 0, "power": 0.9, "warmup": 0, "clip_norm": None}
+    recipe = replace(_recipe(), steps=steps)
+    clip = changes.pop("clip_norm", None)
+    recipe = replace(
+        recipe,
+        optimizer=replace(recipe.optimizer, clip_norm=clip),
+        machine=replace(recipe.machine, **changes),
+    )
     batches, device = Batches(steps, seed, make), torch.device("cpu")
-    return TrainingSetup(objective, objective, trainer, batches, device, **{**settings, **changes})
+    (stage,) = stages_of(recipe)
+    return TrainingSetup(objective, objective, trainer, batches, device, recipe, stage)
 
 
 def _in_order(batches, first, **_):
@@ -107,7 +121,10 @@ def plainly_trained(run, *, without=()):
             continue
         batch = run.batches.make(step, run.batches.seed)
         torch.manual_seed(batch.seed)
-        rate = learning_rate_factor(step, len(run.batches), power=run.power, warmup=run.warmup)
+        optimizer = run.recipe.optimizer
+        rate = learning_rate_factor(
+            step, len(run.batches), power=optimizer.power, warmup=optimizer.warmup
+        )
         set_learning_rate(run.optimizer, rate)
         report = run.model(batch)
         run.optimizer.zero_grad()

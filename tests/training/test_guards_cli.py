@@ -132,7 +132,7 @@ def test_memory_that_runs_out_later_saves_the_run_which_goes_on_in_parts(
         "udaseg.training.loop.compute_gradients",
         lambda run, batch: (
             real(run, batch)
-            if batch.step < 3 or run.micro_batches > 1
+            if batch.step < 3 or run.recipe.machine.micro_batches > 1
             else (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory."))
         ),
     )

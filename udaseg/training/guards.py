@@ -160,7 +160,7 @@ class Guard:
             self._on_drop(dropped)
         values = f"loss {_format_values(dropped.values)}, gradient norm {self.gradient_norm:.4g}"
         log.warning("step %d: not finite (%s); step dropped, its changes undone", step + 1, values)
-        if self._in_a_row >= self.setup.max_bad_steps:
+        if self._in_a_row >= self.setup.recipe.machine.max_bad_steps:
             named = "\n  ".join(files)
             row = f", {self._in_a_row} steps in a row" if self._in_a_row > 1 else ""
             raise DivergedError(
@@ -183,7 +183,7 @@ class Guard:
 
     def is_check_due(self, done: int) -> bool:
         """Return whether the state after `done` steps must be checked and copied."""
-        checkpoint = self.setup.checkpoint_every
+        checkpoint = self.setup.recipe.machine.checkpoint_every
         if checkpoint and done % checkpoint == 0:
             return True
         every = CHECK_INTERVAL if self.setup.device.type == "cpu" else CHECK_INTERVAL_CUDA
@@ -211,7 +211,8 @@ class Guard:
             DivergedError: There is no good state, or the same steps have failed before.
         """
         # steps are deterministic, so a failure that repeats is not a random fault
-        repeated = failed_at == self._failed_at or self._rollbacks >= self.setup.max_bad_steps
+        limit = self.setup.recipe.machine.max_bad_steps
+        repeated = failed_at == self._failed_at or self._rollbacks >= limit
         if self._rollback_copy is None or repeated:
             since = (
                 ""
@@ -242,7 +243,7 @@ class Guard:
             self._on_rollback(snapshot.step)
 
     def _count_gradient(self, norm: float) -> None:
-        limit = self.setup.clip_norm
+        limit = self.setup.recipe.optimizer.clip_norm
         if limit is not None and norm > limit:
             self.counts[CLIPPED_STEPS] += 1
         median = statistics.median(self._norms) if len(self._norms) >= _MIN_NORMS else 0.0

@@ -19,7 +19,7 @@ from udaseg.training.memory import (
     peak_memory_message,
 )
 from udaseg.training.optimizer import learning_rate_factor, set_learning_rate
-from udaseg.training.setup import TrainingSetup
+from udaseg.training.setup import TrainingSetup, worker_count
 from udaseg.training.step import compute_gradients
 
 OnStep = Callable[[int, LossReport], None]
@@ -72,22 +72,23 @@ def _run_steps(
     started_at: int,
 ) -> int:
     """Train from step `first`; the loop started at `started_at`, and may have been rolled back."""
-    steps = len(setup.batches)
+    steps, stage, optimizer = len(setup.batches), setup.stage, setup.recipe.optimizer
     trained = [part for group in setup.optimizer.param_groups for part in group["params"]]
-    loader = iterate_batches(
-        setup.batches, first, workers=setup.workers, pin=setup.device.type == "cuda"
-    )
+    workers = worker_count(setup.recipe.machine.workers, setup.device)
+    loader = iterate_batches(setup.batches, first, workers=workers, pin=setup.device.type == "cuda")
     for batch in loader:
         step = batch.step
         # random numbers of layers (dropout) must be a function of the step and the rank too
         torch.manual_seed(batch.seed + rank())
-        stage_step, stage_steps = step - setup.begin, (steps - setup.begin) / setup.schedule_stop
-        rate = learning_rate_factor(stage_step, stage_steps, power=setup.power, warmup=setup.warmup)
+        stage_step, decay_steps = step - stage.begin, (steps - stage.begin) / stage.schedule_stop
+        rate = learning_rate_factor(
+            stage_step, decay_steps, power=optimizer.power, warmup=optimizer.warmup
+        )
         set_learning_rate(setup.optimizer, rate)
         with _convert_out_of_memory(setup, guard, started_at):
             guard.begin_step(step)
             report = compute_gradients(setup, batch)
-            if guard.accepts(report, _clip_gradient(trained, setup.clip_norm)):
+            if guard.accepts(report, _clip_gradient(trained, optimizer.clip_norm)):
                 setup.optimizer.step()
                 setup.objective.after_step(stage_step, report)
             else:

@@ -68,12 +68,11 @@ def peak_memory_message(device: torch.device) -> str:
 
 
 def split_further(
-    recipe: Recipe, setup: TrainingSetup, folder: Path, message: str, *, fit_given: bool
-) -> tuple[Recipe, TrainingSetup]:
-    """Return recipe and setup with more micro-batches per step; `recipe.yaml` is updated.
+    setup: TrainingSetup, folder: Path, message: str, *, fit_given: bool
+) -> TrainingSetup:
+    """Return the setup with more micro-batches per step in its recipe; `recipe.yaml` is updated.
 
     Args:
-        recipe: Recipe of the run.
         setup: Training setup that does not fit.
         folder: Run folder.
         message: Error message of the device.
@@ -82,9 +81,9 @@ def split_further(
     Raises:
         EnvironmentFault: With advice: `--fit` was not given, or the batch cannot be split further.
     """
-    parts = _next_micro_batches(recipe, setup)
+    recipe, parts = setup.recipe, _next_micro_batches(setup)
     if not fit_given or parts is None:
-        raise EnvironmentFault(out_of_memory_advice(recipe, setup, message, fit_given=fit_given))
+        raise EnvironmentFault(out_of_memory_advice(setup, message, fit_given=fit_given))
     empty_cache()
     log.warning(
         "a step of %d + %d images does not fit in memory (%s); trying %d micro-batches of %d + %d. "
@@ -98,7 +97,7 @@ def split_further(
     )
     recipe = replace(recipe, machine=replace(recipe.machine, micro_batches=parts))
     rewrite_recipe(folder, recipe)
-    return recipe, replace(setup, micro_batches=parts)
+    return replace(setup, recipe=recipe)
 
 
 def adopt_micro_batches(folder: Path, before: Recipe, now: Recipe) -> None:
@@ -112,11 +111,9 @@ def adopt_micro_batches(folder: Path, before: Recipe, now: Recipe) -> None:
         rewrite_recipe(folder, now)
 
 
-def out_of_memory_advice(
-    recipe: Recipe, setup: TrainingSetup, message: str, *, fit_given: bool
-) -> str:
+def out_of_memory_advice(setup: TrainingSetup, message: str, *, fit_given: bool) -> str:
     """Return an error message with the sizes that do not fit and the options to change."""
-    batch, batches = recipe.batch, setup.batches
+    recipe, batch, batches = setup.recipe, setup.recipe.batch, setup.batches
     crop = recipe.source.crop
     # of the current stage, which may have its own crops and batch size
     images = [
@@ -132,7 +129,7 @@ def out_of_memory_advice(
     machine = recipe.machine
     if not machine.activation_checkpointing and not machine.compile:
         options.append("machine.activation_checkpointing=true (same results, slightly slower)")
-    if not fit_given and (parts := _next_micro_batches(recipe, setup)) is not None:
+    if not fit_given and (parts := _next_micro_batches(setup)) is not None:
         options.append(f"--fit (the same batch in {parts} or more micro-batches)")
     if batch.source > 1:
         options.append(f"--batch {batch.source // 2}")
@@ -148,8 +145,9 @@ def out_of_memory_advice(
     )
 
 
-def _next_micro_batches(recipe: Recipe, setup: TrainingSetup) -> int | None:
+def _next_micro_batches(setup: TrainingSetup) -> int | None:
     """Return the next larger number of micro-batches that divides every batch, or None."""
+    recipe = setup.recipe
     sizes = [recipe.batch.source, recipe.batch.target]
     if setup.batches.target is not None:
         sizes.append(setup.batches.options.batch_target)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from inspect import signature
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -41,17 +41,8 @@ class TrainingSetup:
         optimizer: Contains every trained parameter once.
         batches: Batch i of the run.
         device: Device of the model.
-        precision: `fp32`, or `bf16` autocast.
-        workers: Number of loader processes.
-        power: Exponent of the polynomial decay of the learning rate.
-        warmup: Steps of linear warm-up.
-        clip_norm: Maximum gradient norm; None does not clip.
-        checkpoint_every: Steps between two checkpoints, each preceded by a check of the whole
-            state; 0 writes only the last checkpoint.
-        max_bad_steps: Number of consecutive steps that are not finite after which the run ends.
-        micro_batches: Number of equal parts of a batch, processed in turn to save memory.
-        begin: Steps of the run before the first of this objective; the rate decays from here.
-        schedule_stop: Fraction of the decay reached at the end, in (0, 1].
+        recipe: Recipe of the run.
+        stage: Stage of the run that is trained.
     """
 
     model: nn.Module
@@ -59,16 +50,8 @@ class TrainingSetup:
     optimizer: SavesState
     batches: TrainingBatches
     device: torch.device
-    precision: Literal["fp32", "bf16"]
-    workers: int
-    power: float
-    warmup: int
-    clip_norm: float | None
-    checkpoint_every: int = 0
-    max_bad_steps: int = 5
-    micro_batches: int = 1
-    begin: int = 0
-    schedule_stop: float = 1.0
+    recipe: Recipe
+    stage: Stage
 
 
 # torch would overwrite all ranks' memories with rank 0's at each step; 2.15 renamed the switch
@@ -102,28 +85,19 @@ def build_setup(
         CheckpointError: `init` belongs to another network or has other classes.
     """
     num_classes = _check_classes(source, init)
-    machine = recipe.machine
-    device = resolve_device(machine.device)
+    device = resolve_device(recipe.machine.device)
     stage = stage or stages_of(recipe)[0]
     objective = build_objective(recipe, num_classes, init=init, stage=stage)
     objective.to(device)
-    apply_machine_options(objective, machine)
+    apply_machine_options(objective, recipe.machine)
     return TrainingSetup(
         model=distribute(objective),
         objective=objective,
         optimizer=build_optimizer(recipe, objective, stage),
         batches=build_batches(recipe, source, target, stage, pseudo_labels),
         device=device,
-        precision=machine.precision,
-        workers=worker_count(machine.workers, device),
-        power=recipe.optimizer.power,
-        warmup=recipe.optimizer.warmup,
-        clip_norm=recipe.optimizer.clip_norm,
-        checkpoint_every=machine.checkpoint_every,
-        max_bad_steps=machine.max_bad_steps,
-        micro_batches=machine.micro_batches,
-        begin=stage.begin,
-        schedule_stop=stage.schedule_stop,
+        recipe=recipe,
+        stage=stage,
     )
 
 

@@ -70,9 +70,7 @@ def _train_and_score(context: RunContext, setups: list[TrainingSetup], stop: Sto
         if is_out_of_memory(error):
             reason = str(error).partition("\n")[0] or "out of memory"
             if setups:
-                reason = out_of_memory_advice(
-                    recipe, setups[0], reason, fit_given=context.fit_memory
-                )
+                reason = out_of_memory_advice(setups[0], reason, fit_given=context.fit_memory)
             status.failed(code=EnvironmentFault.exit_code, reason=reason)
             raise EnvironmentFault(reason) from error
         # after any error, the status must not remain "running"
@@ -152,10 +150,8 @@ def _train_stage(
             message = str(error)
         # outside the except clause, so that the tensors in the error's frames are freed first
         del recorder
-        recipe, setups[0] = split_further(
-            context.recipe, setups[0], context.folder, message, fit_given=context.fit_memory
-        )
-        context = replace(context, recipe=recipe)
+        setups[0] = split_further(setups[0], context.folder, message, fit_given=context.fit_memory)
+        context = replace(context, recipe=setups[0].recipe)
 
 
 @contextlib.contextmanager

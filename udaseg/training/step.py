@@ -19,14 +19,14 @@ from udaseg.training.setup import TrainingSetup
 def compute_gradients(setup: TrainingSetup, batch: Batch) -> LossReport:
     """Compute the gradient of a batch and return its loss report.
 
-    The batch is split into `setup.micro_batches` parts, or fewer if they do not divide it evenly.
+    The batch is split into `machine.micro_batches` parts, or fewer if they do not divide it evenly.
     """
     setup.optimizer.zero_grad(set_to_none=True)
     images = [
         len(batch.source_images),
         0 if batch.target_images is None else len(batch.target_images),
     ]
-    parts = math.gcd(setup.micro_batches, *images)
+    parts = math.gcd(setup.recipe.machine.micro_batches, *images)
     if parts == 1:
         report = _forward(setup, batch)
         report.total.backward()  # type: ignore[no-untyped-call]  # torch's own
@@ -91,7 +91,7 @@ def merge_reports(reports: Sequence[LossReport]) -> LossReport:
 
 def _forward(setup: TrainingSetup, batch: Batch) -> LossReport:
     autocast: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
-    if setup.precision == "bf16":
+    if setup.recipe.machine.precision == "bf16":
         autocast = torch.autocast(setup.device.type, dtype=torch.bfloat16)
     with autocast:
         report: LossReport = setup.model(batch.to(setup.device))
@@ -127,7 +127,7 @@ def _detach(value: Any) -> Any:
 
 
 def _concatenate(values: Sequence[Any]) -> Any:
-    """Merge dataclasses and mappings: concatenate tensors along the batch, keep other values of the first."""
+    """Merge dataclasses and mappings: concatenate tensors, keep other values of the first."""
     first = values[0]
     if isinstance(first, Tensor):
         return torch.cat(list(values))
