@@ -167,6 +167,19 @@ def test_a_file_is_not_written_over_unasked(run, monkeypatch):
     assert (run / "run" / "model.onnx").read_bytes() == b"x"
 
 
+def test_python_gets_the_file_and_the_comparison_and_nothing_is_printed(run, monkeypatch, capsys):
+    compared = OnnxComparison(3, True, 1e-5, 1e-6, 1.0)
+    monkeypatch.setattr(export, "_is_installed", lambda package: True)
+    monkeypatch.setattr(export, "write_onnx", lambda module, path, facts: path.write_bytes(b"x"))
+    monkeypatch.setattr(export, "compare_with_torch", lambda *_, on_real_images: compared)
+    exported = export.export(str(run / "run"), argmax=True, out=str(run / "m.onnx"))
+    assert exported.path.read_bytes() == b"x"
+    assert exported.comparison == compared
+    assert (exported.input, exported.output) == ("image (B, 3, H, W) uint8", "labels (B, H, W)")
+    assert export.export(run / "run", images=0).comparison is None
+    assert capsys.readouterr().out == ""
+
+
 def test_a_checkpoint_is_exported_into_its_run(run, monkeypatch):
     monkeypatch.setattr(export, "_is_installed", lambda package: True)
     monkeypatch.setattr(export, "write_onnx", lambda module, path, facts: path.write_bytes(b"x"))

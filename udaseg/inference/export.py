@@ -1,10 +1,13 @@
-"""`udaseg export`: write a run's network as an ONNX file for any image size, and check it."""
+"""Write a run's network as an ONNX file for any image size, and check it."""
 
 import importlib.util
 import json
 import logging
+import os
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,7 +17,6 @@ from udaseg.data.files.images import Pixels, read_image
 from udaseg.data.labels.classes import classes_to_dict
 from udaseg.data.loading.transforms import resize_image
 from udaseg.data.open import open_dataset
-from udaseg.display.console import open_console, safe_text
 from udaseg.errors import DataError, EnvironmentFault, UsageError
 from udaseg.inference import trained_model
 from udaseg.inference.onnx import (
@@ -36,38 +38,63 @@ _NUM_NOISE_IMAGES = 3
 _INSTALL_HINT = "pip install 'udaseg[export]'  (onnx, onnxscript, onnxruntime)"
 
 
+@dataclass(frozen=True)
+class Exported:
+    """A network that was exported to ONNX.
+
+    Attributes:
+        path: The ONNX file.
+        input: Name, shape and type of its input.
+        output: Name and shape of its output.
+        comparison: How well it agrees with torch; None if it was not compared.
+    """
+
+    path: Path
+    input: str
+    output: str
+    comparison: OnnxComparison | None
+
+
 def export(
+    run: str | os.PathLike[str],
     *,
-    run: Path,
-    out: Path | None,
-    argmax: bool,
-    pixels: str,
-    weights: str,
-    images: int,
-    overwrite: bool,
-    root: Path,
-) -> None:
-    """Write a run's network as ONNX, compare it with torch, and print how well they agree.
+    out: str | os.PathLike[str] | None = None,
+    argmax: bool = False,
+    pixels: Literal["uint8", "float"] = "uint8",
+    weights: Literal["student", "teacher"] = "student",
+    images: int = 3,
+    overwrite: bool = False,
+    root: str | os.PathLike[str] = "data",
+) -> Exported:
+    """Write a run's network as an ONNX file for any image size, and compare it with torch.
 
     Args:
         run: Run folder or checkpoint.
         out: Output file; None writes `model.onnx` into the run.
-        argmax: Export labels instead of logits.
-        pixels: `uint8` or `float`.
+        argmax: Export labels (uint8) instead of logits.
+        pixels: Type of the RGB input: `uint8` 0..255 or `float` 0..1.
         weights: `student` or `teacher`.
-        images: Number of target images to check with; 0 skips the check.
+        images: Number of target images to compare with; 0 does not compare.
         overwrite: Replace an existing file.
         root: Folder of the prepared data.
 
+    Returns:
+        The file, and how well it agrees with torch.
+
     Raises:
-        EnvironmentFault: A package is missing, or the file disagrees with torch and was discarded.
         UsageError: The file exists.
+        CheckpointError: There is no checkpoint, or it has no such weights.
+        EnvironmentFault: A package is missing, or the file disagrees with torch and was discarded.
+
+    Example:
+        exported = udaseg.export("runs/city-rccr", argmax=True, out="city.onnx")
+        exported.path, exported.comparison.agreement
     """
     _require_packages("onnx", "onnxscript")
-    path = out or run_folder_of(run) / "model.onnx"
+    path = run_folder_of(Path(run)) / "model.onnx" if out is None else Path(out)
     if path.is_dir() or (path.exists() and not overwrite):
         raise UsageError(f"{path}: exists; use --overwrite or another --out FILE")
-    loaded = trained_model.load(run, weights=weights, device="cpu")
+    loaded = trained_model.load(Path(run), weights=weights, device="cpu")
     network = loaded.segmenter.to(memory_format=torch.contiguous_format)
     module = ExportModule(network, uint8=pixels == "uint8", argmax=argmax).eval()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -75,16 +102,18 @@ def export(
         temporary = Path(folder) / "model.onnx"
         log.info("exporting %s, step %d", loaded.checkpoint, loaded.step)
         write_onnx(module, temporary, _metadata(loaded, weights, module))
-        comparison = _compare(module, temporary, loaded.recipe, images, root)
+        comparison = _compare(module, temporary, loaded.recipe, images, Path(root))
         if comparison is not None:
             _check_agreement(comparison)
         temporary.replace(path)
-    megabytes = path.stat().st_size / 1e6
-    _print(f"{path}: {megabytes:.1f} MB, {_signature_text(loaded, module)}")
-    if comparison is not None:
-        _print(_summary(comparison))
-    elif images:
+    if images and comparison is None:
         log.warning("not checked against torch: onnxruntime is not installed; %s", _INSTALL_HINT)
+    return Exported(
+        path,
+        input=f"image (B, 3, H, W) {'uint8' if module.uint8 else 'float'}",
+        output="labels (B, H, W)" if argmax else f"logits (B, {len(loaded.classes)}, H, W)",
+        comparison=comparison,
+    )
 
 
 def _compare(
@@ -109,16 +138,8 @@ def _check_agreement(comparison: OnnxComparison) -> None:
         return
     raise EnvironmentFault(
         f"the ONNX file disagrees with torch {torch.__version__} and was discarded: "
-        f"{_summary(comparison)}; try other versions of torch, onnxscript and onnxruntime"
+        f"{comparison.summary()}; try other versions of torch, onnxscript and onnxruntime"
     )
-
-
-def _summary(comparison: OnnxComparison) -> str:
-    kind = "images" if comparison.on_real_images else "noise images"
-    text = f"checked on {comparison.images} {kind} at two sizes each: "
-    if comparison.difference is not None:
-        text += f"largest difference of a logit {comparison.difference:.2g}, "
-    return text + f"{100 * comparison.agreement:.3f} % of the labels agree with torch"
 
 
 def _target_images(recipe: Recipe, count: int, root: Path) -> list[Pixels] | None:
@@ -158,16 +179,6 @@ def _metadata(loaded: Model, weights: str, module: ExportModule) -> dict[str, st
         "weights": weights,
         "made_by": f"udaseg {__version__}",
     }
-
-
-def _print(line: str) -> None:
-    open_console(soft_wrap=True).print(safe_text(line))
-
-
-def _signature_text(loaded: Model, module: ExportModule) -> str:
-    input_type = "uint8" if module.uint8 else "float"
-    output = "labels (B, H, W)" if module.argmax else f"logits (B, {len(loaded.classes)}, H, W)"
-    return f"image (B, 3, H, W) {input_type} -> {output}"
 
 
 def _is_installed(package: str) -> bool:

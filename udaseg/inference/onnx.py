@@ -63,6 +63,14 @@ class OnnxComparison:
     relative: float | None
     agreement: float
 
+    def summary(self) -> str:
+        """Return the result as a sentence."""
+        kind = "images" if self.on_real_images else "noise images"
+        text = f"checked on {self.images} {kind} at two sizes each: "
+        if self.difference is not None:
+            text += f"largest difference of a logit {self.difference:.2g}, "
+        return text + f"{100 * self.agreement:.3f} % of the labels agree with torch"
+
 
 def write_onnx(module: ExportModule, path: Path, metadata: dict[str, str]) -> None:
     """Write a module as one ONNX file with dynamic batch, height and width, and metadata.

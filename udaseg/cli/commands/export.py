@@ -42,8 +42,9 @@ def export(
     """Export the network to ONNX for any image size and check it."""
     set_verbosity(verbose, quiet)
     import udaseg
+    from udaseg.display.console import open_console, safe_text
 
-    udaseg.export(
+    exported = udaseg.export(
         run=run,
         out=out,
         argmax=argmax,
@@ -53,3 +54,9 @@ def export(
         overwrite=overwrite,
         root=root,
     )
+    console = open_console(soft_wrap=True)
+    megabytes = exported.path.stat().st_size / 1e6
+    signature = f"{exported.input} -> {exported.output}"
+    console.print(safe_text(f"{exported.path}: {megabytes:.1f} MB, {signature}"))
+    if exported.comparison is not None:
+        console.print(safe_text(exported.comparison.summary()))
