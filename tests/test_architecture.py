@@ -181,7 +181,7 @@ def test_no_public_name_is_the_name_of_a_submodule():
         ),
         ("udaseg.recipe.load", ["torch", "cv2", "numpy"]),
         ("udaseg.data.open", ["torch"]),
-        ("udaseg.models.backbones", ["torchvision", "timm"]),
+        ("udaseg.models.backbones.build", ["torchvision", "timm"]),
         ("udaseg.display.progress", ["torch"]),
         ("udaseg.display.pictures", ["torch"]),
     ],

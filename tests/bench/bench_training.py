@@ -30,8 +30,8 @@ from udaseg.methods.contrast.regional_loss import regional_loss
 from udaseg.methods.mixing import class_mask
 from udaseg.methods.pixel_loss import pixel_loss, pseudo_labels
 from udaseg.methods.teacher import Teacher
-from udaseg.models.backbones import backbone
-from udaseg.models.heads import DeepLabV2
+from udaseg.models.backbones.build import build_backbone
+from udaseg.models.heads.deeplab_v2 import DeepLabV2
 from udaseg.models.projector import to_unit_length
 from udaseg.models.segmenter import Segmenter
 from udaseg.training.optimizer import make_optimizer
@@ -137,9 +137,9 @@ def our_class_mask(labels: Tensor) -> Tensor:
 
 
 def resnet101() -> Segmenter:
-    body = backbone("resnet101", output_stride=8, weights="random")
-    head = DeepLabV2(body.channels[1], 19, (6, 12, 18, 24))
-    return Segmenter(body, head, output_stride=8, batch_norm="affine_frozen")
+    backbone = build_backbone("resnet101", output_stride=8, weights="random", levels=(-1,))
+    head = DeepLabV2(backbone.channels, 19, (6, 12, 18, 24))
+    return Segmenter(backbone, head, batch_norm="affine_frozen")
 
 
 def average_by_loop(student: nn.Module, teacher: nn.Module) -> None:

@@ -20,10 +20,11 @@ from tests.support.injections import trained as train
 from tests.support.small import small_segmenter
 from udaseg.methods.objectives.adversarial import Adversarial
 from udaseg.methods.objectives.source_only import SourceOnly
-from udaseg.models.backbones import backbone
+from udaseg.models.backbones.build import build_backbone
 from udaseg.models.checkpointing import split_into_segments
 from udaseg.models.discriminator import Discriminator
-from udaseg.models.heads import DeepLabV2, DeepLabV3Plus
+from udaseg.models.heads.deeplab_v2 import DeepLabV2
+from udaseg.models.heads.deeplab_v3plus import DeepLabV3Plus
 from udaseg.models.projector import Projector
 from udaseg.models.segmenter import Segmenter
 from udaseg.training.guards import Guard
@@ -31,13 +32,12 @@ from udaseg.training.guards import Guard
 
 def network(name="mobilenet_v2", *, recompute=False, batch_norm="train", projector=False):
     torch.manual_seed(0)
-    body = backbone(name, output_stride=16, weights="random")
+    body = build_backbone(name, output_stride=16, weights="random")
     segmenter = Segmenter(
         body,
         DeepLabV3Plus(body.channels, 5, (2, 4), 16),
-        output_stride=16,
         batch_norm=batch_norm,
-        projector=Projector(body.channels[1], 8) if projector else None,
+        projector=Projector(body.channels[-1], 8) if projector else None,
     )
     segmenter.recompute = recompute
     return segmenter
@@ -187,8 +187,8 @@ def test_a_copy_of_the_student_keeps_the_wish_and_has_tensors_of_its_own():
 
 def test_a_head_of_few_layers_works_without_batch_norm():
     torch.manual_seed(0)
-    body = backbone("resnet18", output_stride=32, weights="random")
-    segmenter = Segmenter(body, DeepLabV2(512, 3, (1,)), output_stride=32, batch_norm="frozen")
+    body = build_backbone("resnet18", output_stride=32, weights="random")
+    segmenter = Segmenter(body, DeepLabV2(body.channels, 3, (1,)), batch_norm="frozen")
     segmenter.recompute = True
     assert isinstance(SourceOnly(segmenter).train().student, Segmenter)
     assert torch.isfinite(step(segmenter)["loss"])

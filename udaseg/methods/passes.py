@@ -46,7 +46,7 @@ def collect_prototypes(
         device: Device of the student.
         on_progress: Progress callback.
     """
-    sums = PrototypeSums(num_classes, student.backbone.channels[1])
+    sums = PrototypeSums(num_classes, student.feature_channels)
     with evaluation_mode(student):
         for number, sample in enumerate(_rank_samples(source), 1):
             image, labels = source.read(sample)

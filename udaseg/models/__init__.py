@@ -1,1 +1,55 @@
-"""Networks: library backbones, segmentation heads, and the segmenter that combines them."""
+"""Networks: backbones, segmentation heads, and the segmenter that combines them.
+
+    from udaseg.models import DeepLabV2, Segmenter, build_backbone
+
+Each name is imported when it is first used. Inside udaseg, import from the module that defines it.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from udaseg.models.backbones.backbone import Backbone
+    from udaseg.models.backbones.build import build_backbone
+    from udaseg.models.discriminator import Discriminator
+    from udaseg.models.heads.deeplab_v2 import DeepLabV2
+    from udaseg.models.heads.deeplab_v3plus import DeepLabV3Plus
+    from udaseg.models.heads.head import Head
+    from udaseg.models.projector import Projector
+    from udaseg.models.segmenter import Segmenter, SegmenterOutput, build_segmenter
+
+_MODULES = {
+    "Backbone": "udaseg.models.backbones.backbone",
+    "DeepLabV2": "udaseg.models.heads.deeplab_v2",
+    "DeepLabV3Plus": "udaseg.models.heads.deeplab_v3plus",
+    "Discriminator": "udaseg.models.discriminator",
+    "Head": "udaseg.models.heads.head",
+    "Projector": "udaseg.models.projector",
+    "Segmenter": "udaseg.models.segmenter",
+    "SegmenterOutput": "udaseg.models.segmenter",
+    "build_backbone": "udaseg.models.backbones.build",
+    "build_segmenter": "udaseg.models.segmenter",
+}
+
+__all__ = [
+    "Backbone",
+    "DeepLabV2",
+    "DeepLabV3Plus",
+    "Discriminator",
+    "Head",
+    "Projector",
+    "Segmenter",
+    "SegmenterOutput",
+    "build_backbone",
+    "build_segmenter",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

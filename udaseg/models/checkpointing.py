@@ -6,7 +6,7 @@ pass, but their running statistics and counters do not change.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,11 +14,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 
-def checkpointed(module: nn.Module, *inputs: Tensor) -> Any:
-    """Return `module(*inputs)`; store only its inputs, recompute the rest in the backward pass."""
+def checkpointed(module: nn.Module, inputs: Tensor | Sequence[Tensor]) -> Any:
+    """Return `module(inputs)`; store only the inputs, recompute the rest in the backward pass."""
+    one = isinstance(inputs, Tensor)
+
+    def call(*tensors: Tensor) -> Any:
+        return module(tensors[0] if one else list(tensors))
+
     return checkpoint(
-        module,
-        *inputs,
+        call,
+        # one by one: torch saves only tensors like those of an ordinary operation, not lists
+        *([inputs] if one else inputs),
         use_reentrant=False,
         context_fn=lambda: (contextlib.nullcontext(), frozen_statistics(module)),
     )

@@ -14,6 +14,13 @@ class Discriminator(nn.Module):
 
     Reference:
         Tsai et al., AdaptSegNet (2018).
+
+    Example:
+        >>> import torch
+        >>> from udaseg.models import Discriminator
+        >>> scores = torch.rand(2, 19, 64, 128).softmax(1)
+        >>> tuple(Discriminator(channels=19)(scores).shape)
+        (2, 1, 2, 4)
     """
 
     def __init__(self, channels: int, width: int = 64) -> None:

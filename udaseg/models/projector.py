@@ -28,6 +28,13 @@ class Projector(nn.Module):
 
     Reference:
         Zhou et al., RCCR (2022).
+
+    Example:
+        >>> import torch
+        >>> from udaseg.models import Projector
+        >>> vectors = Projector(channels=320, embedding=64)(torch.rand(2, 320, 8, 16))
+        >>> tuple(vectors.shape), bool((vectors.norm(dim=1) < 1.001).all())
+        ((2, 64, 8, 16), True)
     """
 
     def __init__(self, channels: int, embedding: int) -> None:

@@ -1,18 +1,19 @@
 """The segmentation network: normalisation, backbone, head, and an optional projection head."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, assert_never
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from udaseg.models.backbones import Backbone, TimmBackbone, backbone
+from udaseg.models.backbones.backbone import Backbone
+from udaseg.models.backbones.build import build_backbone
 from udaseg.models.checkpointing import checkpointed
 from udaseg.models.compiling import compile_parts
-from udaseg.models.heads import DeepLabV2, DeepLabV3Plus
+from udaseg.models.heads.build import HEADS
 from udaseg.models.projector import Projector
 from udaseg.recipe.load import expand_path
 from udaseg.recipe.schema import Model
@@ -26,6 +27,17 @@ class SegmenterOutput:
         logits: (B, K, h', w'), at the output stride or finer, depending on the head.
         features: (B, C, h, w), the last feature map, which defines the grid of cells.
         embeddings: (B, D, h, w) unit vectors on that grid; None unless requested.
+
+    Example:
+        >>> import torch
+        >>> from udaseg.models import SegmenterOutput
+        >>> output = SegmenterOutput(
+        ...     logits=torch.zeros(1, 19, 32, 64),
+        ...     features=torch.zeros(1, 320, 8, 16),
+        ...     embeddings=None,
+        ... )
+        >>> tuple(output.cell_logits().shape)
+        (1, 19, 8, 16)
     """
 
     logits: Tensor
@@ -45,8 +57,7 @@ class Segmenter(nn.Module):
 
     Args:
         backbone: Returns the feature maps; defines the normalisation that its weights expect.
-        head: Called with both feature maps, returns logits.
-        output_stride: Input pixels per cell.
+        head: From the list of feature maps to logits; see `Head`.
         batch_norm: Mode of the backbone's batch norms in training: `train`; `affine_frozen`
             (statistics are updated, scale and shift are not); `frozen` (neither is updated).
         projector: Maps (B, C, h, w) features to (B, D, h, w) unit vectors; not used at test time.
@@ -55,6 +66,16 @@ class Segmenter(nn.Module):
         recompute: Store only the inputs of blocks for the backward pass and recompute the other
             activations: less memory, one more forward pass, the same numbers.
         channels_last: Use the channels-last memory format, which convolution kernels prefer.
+
+    Example:
+        >>> import torch
+        >>> from udaseg.models import DeepLabV2, Segmenter, build_backbone
+        >>> backbone = build_backbone("resnet18", output_stride=8, weights="random")
+        >>> network = Segmenter(backbone, DeepLabV2(backbone.channels, num_classes=19)).eval()
+        >>> with torch.no_grad():
+        ...     output = network(torch.rand(1, 3, 128, 256))
+        >>> tuple(output.logits.shape), tuple(output.features.shape)
+        ((1, 19, 16, 32), (1, 512, 16, 32))
     """
 
     mean: Tensor
@@ -65,11 +86,10 @@ class Segmenter(nn.Module):
 
     def __init__(
         self,
-        backbone: Backbone | TimmBackbone,
+        backbone: Backbone,
         head: nn.Module,
         *,
-        output_stride: int,
-        batch_norm: Literal["train", "affine_frozen", "frozen"],
+        batch_norm: Literal["train", "affine_frozen", "frozen"] = "train",
         projector: nn.Module | None = None,
     ) -> None:
         super().__init__()
@@ -78,7 +98,6 @@ class Segmenter(nn.Module):
         self.backbone = backbone
         self.head = head
         self.projector = projector
-        self.output_stride = output_stride
         self.batch_norm = batch_norm
         if batch_norm != "train":
             for norm in self._backbone_norms():
@@ -96,17 +115,27 @@ class Segmenter(nn.Module):
         if not self.channels_last:
             images = images.contiguous()
         if self.recompute and self.training and torch.is_grad_enabled():
-            low, features = self.backbone.forward_checkpointed(images)
+            maps = self.backbone.forward_checkpointed(images)
             call = checkpointed
         else:
-            low, features = self._call_part(self.backbone, images)
+            maps = self._call_part(self.backbone, images)
             call = self._call_part
-        embeddings = None
+        features, embeddings = maps[-1], None
         if embed:
             if self.projector is None:
                 raise ValueError("embed=True, but this network has no projector")
             embeddings = call(self.projector, features)
-        return SegmenterOutput(call(self.head, low, features), features, embeddings)
+        return SegmenterOutput(call(self.head, maps), features, embeddings)
+
+    @property
+    def output_stride(self) -> int:
+        """Input pixels per cell of the features."""
+        return self.backbone.strides[-1]
+
+    @property
+    def feature_channels(self) -> int:
+        """Channels of the features."""
+        return self.backbone.channels[-1]
 
     def set_memory_format(self, *, channels_last: bool) -> None:
         """Set the memory format of weights and images, channels last or first."""
@@ -128,11 +157,11 @@ class Segmenter(nn.Module):
         compile_parts([part for part in parts if part is not None], self.mean.device.type)
         self._compiled = when
 
-    def _call_part(self, module: nn.Module, *inputs: Tensor) -> Any:
+    def _call_part(self, module: nn.Module, inputs: Tensor | Sequence[Tensor]) -> Any:
         """Return the output of a part of the network, from compiled code if configured."""
         if self._compiled == "training" and not self.training:
-            return module.forward(*inputs)
-        return module(*inputs)
+            return module.forward(inputs)
+        return module(inputs)
 
     def train(self, mode: bool = True) -> "Segmenter":
         """Set training mode; frozen batch norms stay in evaluation mode."""
@@ -163,30 +192,45 @@ def evaluation_mode(network: nn.Module) -> Iterator[None]:
 def build_segmenter(
     spec: Model, num_classes: int, *, projector_channels: int | None = None
 ) -> Segmenter:
-    """Return the network of a recipe, with the backbone's weights loaded."""
+    """Return the network of a recipe, with the backbone's weights loaded.
+
+    Args:
+        spec: The section `model` of the recipe.
+        num_classes: Number of outputs.
+        projector_channels: Channels of the embedding; None for no projector.
+
+    Raises:
+        RecipeError: The backbone is unknown.
+        CheckpointError: The weights file belongs to another network.
+        EnvironmentFault: A package or the ImageNet weights are not available.
+
+    Example:
+        >>> from udaseg.models import build_segmenter
+        >>> from udaseg.recipe.schema import Model
+        >>> spec = Model(
+        ...     backbone="mobilenet_v2",
+        ...     output_stride=16,
+        ...     weights="random",
+        ...     batch_norm="train",
+        ...     head="deeplab_v3plus",
+        ...     aspp_dilations=(3, 6),
+        ...     head_channels=64,
+        ... )
+        >>> network = build_segmenter(spec, num_classes=19)
+        >>> network.output_stride, network.feature_channels
+        (16, 320)
+    """
     weights = spec.weights
     if weights not in ("imagenet", "random"):
         weights = expand_path(weights)
-    body = backbone(spec.backbone, output_stride=spec.output_stride, weights=weights)
-    head: nn.Module
-    match spec.head:
-        case "deeplab_v2":
-            head = DeepLabV2(body.channels[1], num_classes, spec.aspp_dilations)
-        case "deeplab_v3plus":
-            head = DeepLabV3Plus(
-                body.channels, num_classes, spec.aspp_dilations, spec.head_channels
-            )
-        case _:
-            assert_never(spec.head)
-    return Segmenter(
-        body,
-        head,
-        output_stride=spec.output_stride,
-        batch_norm=spec.batch_norm,
-        projector=None
-        if projector_channels is None
-        else Projector(body.channels[1], projector_channels),
+    head_class = HEADS[spec.head]
+    backbone = build_backbone(
+        spec.backbone, output_stride=spec.output_stride, weights=weights, levels=head_class.levels
     )
+    head, projector = head_class.from_spec(spec, backbone, num_classes), None
+    if projector_channels is not None:
+        projector = Projector(backbone.channels[-1], projector_channels)
+    return Segmenter(backbone, head, batch_norm=spec.batch_norm, projector=projector)
 
 
 def with_random_weights(spec: Model) -> Model:

@@ -1,49 +1,23 @@
-"""Segmentation heads: DeepLab-v2 and DeepLab-v3+."""
+"""The head of DeepLab-v3+."""
 
 from collections.abc import Sequence
+from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_INIT_STD = 0.01
+from udaseg.models.backbones.backbone import Backbone
+from udaseg.models.heads.head import Head
+from udaseg.recipe.schema import Model
 
 
-class DeepLabV2(nn.Module):
-    """Sum of dilated 3x3 convolutions on the last feature map.
-
-    Args:
-        channels: Channels of the last feature map.
-        num_classes: Number of outputs.
-        dilations: (6, 12, 18, 24) in the paper; the releases of RCCR and DACS use only (6, 12).
-
-    Reference:
-        Chen et al., DeepLab (2018), figure 7. The bias of each branch is kept, as published.
-    """
-
-    def __init__(self, channels: int, num_classes: int, dilations: Sequence[int]) -> None:
-        super().__init__()
-        self.branches = nn.ModuleList(
-            nn.Conv2d(channels, num_classes, 3, padding=dilation, dilation=dilation)
-            for dilation in dilations
-        )
-        for branch in self.branches:
-            nn.init.normal_(branch.weight, std=_INIT_STD)  # type: ignore[arg-type]
-            nn.init.zeros_(branch.bias)  # type: ignore[arg-type]
-
-    def forward(self, low: Tensor, last: Tensor) -> Tensor:  # noqa: ARG002 (same signature for all heads)
-        """Return logits (B, K, h, w) on the grid of `last`."""
-        logits: Tensor = self.branches[0](last)
-        for branch in list(self.branches)[1:]:
-            logits = logits + branch(last)
-        return logits
-
-
-class DeepLabV3Plus(nn.Module):
-    """Atrous pooling with depthwise-separable convolutions, refined with the map at stride 4.
+class DeepLabV3Plus(Head):
+    """Atrous pooling with depthwise-separable convolutions, refined with the finest map.
 
     Args:
-        channels: Channels of the map at stride 4 and of the last map.
+        channels: Channels of the feature maps, of which the first, at stride 4, and the last are
+            used.
         num_classes: Number of outputs.
         dilations: Dilations of the separable 3x3 branches.
         width: Channels inside the head.
@@ -51,13 +25,26 @@ class DeepLabV3Plus(nn.Module):
     Reference:
         Chen et al., DeepLab-v3+ (2018). Differs: the image-pooling branch has no batch norm, so
         that a batch of one works, and the decoder has one refining convolution instead of two.
+
+    Example:
+        >>> import torch
+        >>> from udaseg.models import DeepLabV3Plus
+        >>> head = DeepLabV3Plus(channels=(24, 320), num_classes=19, width=64)
+        >>> tuple(head([torch.zeros(1, 24, 64, 64), torch.zeros(1, 320, 16, 16)]).shape)
+        (1, 19, 64, 64)
     """
 
+    levels = (0, -1)
+
     def __init__(
-        self, channels: tuple[int, int], num_classes: int, dilations: Sequence[int], width: int
+        self,
+        channels: Sequence[int],
+        num_classes: int,
+        dilations: Sequence[int] = (6, 12, 18),
+        width: int = 256,
     ) -> None:
         super().__init__()
-        low, last = channels
+        low, last = channels[0], channels[-1]
         low_width = max(8, min(48, width // 2))
         self.point = _conv(last, width, 1)
         self.branches = nn.ModuleList(
@@ -69,8 +56,14 @@ class DeepLabV3Plus(nn.Module):
         self.refine = _separable(width + low_width, width, dilation=1)
         self.classify = nn.Conv2d(width, num_classes, 1)
 
-    def forward(self, low: Tensor, last: Tensor) -> Tensor:
-        """Return logits (B, K, h, w) on the grid of `low`."""
+    @classmethod
+    def from_spec(cls, spec: Model, backbone: Backbone, num_classes: int) -> Self:
+        """Return the head of a recipe."""
+        return cls(backbone.channels, num_classes, spec.aspp_dilations, spec.head_channels)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Return logits (B, K, h, w) on the grid of the first map."""
+        low, last = maps[0], maps[-1]
         size = last.shape[-2:]
         pooled = F.relu(self.pool(last.mean((2, 3), keepdim=True))).expand(-1, -1, *size)
         branches = [self.point(last), *(branch(last) for branch in self.branches), pooled]

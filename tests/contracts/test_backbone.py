@@ -1,0 +1,30 @@
+"""The built-in backbones keep the contract."""
+
+import pytest
+
+from tests.contracts.backbone import BackboneContract
+from tests.support.small import small_segmenter
+from udaseg.models.backbones.build import BUILDERS, build_backbone
+
+NEED_TIMM = {"efficientnet_lite0", "timm:test_efficientnet"}
+
+
+@pytest.mark.parametrize("name", [*BUILDERS, "timm:test_efficientnet"])
+class TestBuiltInBackbones(BackboneContract):
+    @pytest.fixture(autouse=True)
+    def use(self, name):
+        if name in NEED_TIMM:
+            pytest.importorskip("timm")
+        self.name = name
+
+    def make(self, output_stride):
+        return build_backbone(self.name, output_stride=output_stride, weights="random")
+
+
+class TestSequenceOfLayers(BackboneContract):
+    """Layers that are no blocks of their own."""
+
+    output_strides = (8,)
+
+    def make(self, output_stride):
+        return small_segmenter().backbone

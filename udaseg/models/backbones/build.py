@@ -1,0 +1,63 @@
+"""Builds a backbone by its name in a recipe. A new one is a module here and a line in the table."""
+
+from collections.abc import Callable, Sequence
+
+from udaseg.errors import RecipeError
+from udaseg.models.backbones.backbone import Backbone
+from udaseg.models.backbones.plugin import plugin_backbone
+from udaseg.models.backbones.timm import timm_backbone
+from udaseg.models.backbones.torchvision import torchvision_backbone
+from udaseg.plugins import find_plugin
+
+BUILDERS: dict[str, Callable[..., Backbone]] = {
+    "resnet18": torchvision_backbone,
+    "resnet50": torchvision_backbone,
+    "resnet101": torchvision_backbone,
+    "mobilenet_v2": torchvision_backbone,
+    "mobilenet_v3_large": torchvision_backbone,
+    "efficientnet_lite0": timm_backbone,
+}
+
+
+def build_backbone(
+    name: str,
+    *,
+    output_stride: int = 16,
+    weights: str = "imagenet",
+    levels: Sequence[int] | None = None,
+) -> Backbone:
+    """Return a backbone with its weights loaded.
+
+    Args:
+        name: One of `BUILDERS`, `timm:` and a name of timm, or a name in the entry points
+            `udaseg.backbones` of an installed package. Such an entry point is called as
+            `build(output_stride=..., weights=...)`, and returns a `Backbone`.
+        output_stride: 8, 16 or 32.
+        weights: `imagenet`, `random`, or the path of a weights file.
+        levels: Positions of the maps that are needed, such as (0, -1) for the first and the last;
+            None for all. Only these are returned, and described by `channels` and `strides`, so
+            that others do not stay in memory. Backbones of other packages return all.
+
+    Raises:
+        RecipeError: The name is unknown.
+        CheckpointError: The weights file belongs to another network.
+        EnvironmentFault: torchvision, timm, or the ImageNet weights are not available, or another
+            package breaks the contract of `Backbone`.
+
+    Example:
+        >>> import torch
+        >>> from udaseg.models import build_backbone
+        >>> backbone = build_backbone("mobilenet_v2", output_stride=16, weights="random")
+        >>> backbone.channels, backbone.strides
+        ((24, 32, 96, 320), (4, 8, 16, 16))
+        >>> [tuple(each.shape[-2:]) for each in backbone(torch.zeros(1, 3, 128, 256))]
+        [(32, 64), (16, 32), (8, 16), (8, 16)]
+    """
+    build = timm_backbone if name.startswith("timm:") else BUILDERS.get(name)
+    if build is not None:
+        return build(name, output_stride=output_stride, weights=weights, levels=levels)
+    plugin = find_plugin("udaseg.backbones", name)
+    if plugin is not None:
+        return plugin_backbone(plugin, output_stride=output_stride, weights=weights)
+    known = ", ".join([*BUILDERS, "timm:NAME"])
+    raise RecipeError(f"model.backbone: unknown '{name}'; choose one of {known}")

@@ -1,0 +1,1 @@
+"""Heads: from a list of feature maps to logits. `head.py` says what each must do."""
