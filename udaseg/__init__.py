@@ -14,10 +14,14 @@ if TYPE_CHECKING:
     from udaseg.evaluation.submission import SubmissionOptions, submit
     from udaseg.inference.export import export
     from udaseg.inference.pipeline import InferenceOptions
+    from udaseg.inference.prediction import Prediction
+    from udaseg.inference.trained_model import Model, load
     from udaseg.inspection.info import info
     from udaseg.inspection.report import report
     from udaseg.inspection.verify import verify_run
-    from udaseg.prediction.predict import PredictOptions, predict
+    from udaseg.prediction.options import PredictOptions
+    from udaseg.prediction.predict import predict
+    from udaseg.prediction.summary import PredictSummary
     from udaseg.selection.calibrate import calibrate
     from udaseg.selection.select import SelectOptions, select
     from udaseg.training.seeds import run_seeds
@@ -28,7 +32,10 @@ _MODULES = {
     "EvaluationOptions": "udaseg.evaluation.evaluate",
     "InferenceOptions": "udaseg.inference.pipeline",
     "CacheOptions": "udaseg.data.prepare.command",
-    "PredictOptions": "udaseg.prediction.predict",
+    "Model": "udaseg.inference.trained_model",
+    "PredictOptions": "udaseg.prediction.options",
+    "PredictSummary": "udaseg.prediction.summary",
+    "Prediction": "udaseg.inference.prediction",
     "PrepareOptions": "udaseg.data.prepare.rules",
     "ScoringOptions": "udaseg.evaluation.scores",
     "SubmissionOptions": "udaseg.evaluation.submission",
@@ -40,6 +47,7 @@ _MODULES = {
     "score_predictions": "udaseg.evaluation.score_predictions",
     "export": "udaseg.inference.export",
     "info": "udaseg.inspection.info",
+    "load": "udaseg.inference.trained_model",
     "predict": "udaseg.prediction.predict",
     "prepare": "udaseg.data.prepare.command",
     "report": "udaseg.inspection.report",
@@ -55,7 +63,10 @@ __all__ = [
     "CacheOptions",
     "EvaluationOptions",
     "InferenceOptions",
+    "Model",
     "PredictOptions",
+    "PredictSummary",
+    "Prediction",
     "PrepareOptions",
     "ScoringOptions",
     "SelectOptions",
@@ -68,6 +79,7 @@ __all__ = [
     "evaluate",
     "export",
     "info",
+    "load",
     "predict",
     "prepare",
     "report",

@@ -1,7 +1,6 @@
 """Predictions as PNG files: written by `eval --save`, scored by `eval --predictions`."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +73,7 @@ def test_files_score_as_the_network_that_they_are_of(city, ids):
 
 def test_files_of_another_class_order_keep_their_meaning_by_prediction_json(city, given):
     order = ClassSpace(("car", "road", "sky"), COLORS.colors)
-    given["run"] = replace(loaded_colors(), classes=order)
+    given["run"] = loaded_colors(classes=order)
     assert evaluate("--save", "saved") == 0
     assert compare("--predictions", "saved") == 0
     assert scores_of("compared")["confusion"] == scores_of()["confusion"]
@@ -95,7 +94,7 @@ def test_masks_of_predict_are_scored_too(city, kind):
 
 
 def test_predict_refuses_label_ids_of_classes_that_have_none(city, given, capsys):
-    given["run"] = replace(loaded_colors(), classes=ClassSpace(("a", "b", "c"), COLORS.colors))
+    given["run"] = loaded_colors(classes=ClassSpace(("a", "b", "c"), COLORS.colors))
     with pytest.raises(SystemExit) as stop:
         main(["predict", str(city.image_root), "--checkpoint", "run", "--save", "label-ids"])
     assert stop.value.code == 2
@@ -170,7 +169,7 @@ def test_predictions_are_not_written_among_other_files(city, capsys):
 
 def test_classes_that_cityscapes_lacks_have_no_label_ids(city, given, capsys):
     ships = ClassSpace(("road", "sky", "ship"), COLORS.colors)
-    given["run"] = replace(loaded_colors(), classes=ships)
+    given["run"] = loaded_colors(classes=ships)
     assert evaluate("--save", "saved", "--ids", "label") == 2
     assert "Cityscapes, which has no class ship" in capsys.readouterr().err
     assert not Path("saved").exists()

@@ -3,7 +3,6 @@
 import json
 import math
 import warnings
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -110,7 +109,7 @@ def test_a_network_and_the_files_that_it_wrote_score_as_the_official_script_says
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(1)
     write_layout(tmp_path, rng.integers(0, 19, (3, 32, 64)))
-    run = replace(loaded_colors(network=Reads()), classes=TABLE.classes)
+    run = loaded_colors(network=Reads(), classes=TABLE.classes)
     monkeypatch.setattr(trained_model, "load", lambda path, **_: run)
     data = declared(tmp_path)
     network = evaluated("run", "--data", data, "--save", "saved", "--ids", "label")

@@ -108,8 +108,9 @@ def test_flips_and_windows_leave_a_per_pixel_network_unchanged():
     assert (ids_of("masks/ids/a.png") == labels).all()
 
 
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_the_network_sees_the_image_upright_and_the_mask_lies_as_stored(run, orientation):
+def test_the_network_sees_the_image_upright_and_the_mask_lies_as_stored(run, orientation, suffix):
     class Upper(torch.nn.Module):
         def forward(self, images):
             height = images.shape[-2]
@@ -121,10 +122,11 @@ def test_the_network_sees_the_image_upright_and_the_mask_lies_as_stored(run, ori
     run["run"] = loaded_colors(network=Upper())
     exif = Image.Exif()
     exif[0x0112] = orientation
-    write_image(Path("in/a.png"), random_labels(12, 20), exif=exif)
-    assert predict("in", "--save", "ids") == 0
+    write_image(Path("in/a").with_suffix(suffix), random_labels(12, 20), exif=exif)
+    assert predict("in", "--save", "ids,overlay") == 0
     mask = ids_of("masks/ids/a.png")
     assert mask.shape == (12, 20)
+    assert ids_of("masks/overlay/a.png").shape == (12, 20, 3)
     turned = Image.fromarray(mask)
     turned.getexif()[0x0112] = orientation
     shown = np.asarray(ImageOps.exif_transpose(turned))

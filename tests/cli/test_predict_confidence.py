@@ -140,11 +140,12 @@ def test_a_damaged_calibration_is_refused(harm):
         predict("in", save=("confidence",))
 
 
-def test_each_of_student_and_teacher_has_its_temperature():
+def test_each_of_student_and_teacher_has_its_temperature(run):
     write_calibration(CHECKPOINT, "student", {"temperature": 2.0})
     write_calibration(CHECKPOINT, "teacher", {"temperature": 3.0})
     write_image("in/a.png", random_labels(8, 8))
     for weights, temperature in (("student", 2.0), ("teacher", 3.0)):
+        run["run"] = loaded_colors(network=Grey(), weights=weights)
         predict("in", save=("confidence",), weights=weights, out=Path(weights))
         facts = json.loads(Path(weights, "prediction.json").read_text())
         assert facts["temperature"] == temperature

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import signal
-from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +17,6 @@ from PIL import Image
 
 from tests.support.colors import COLORS, loaded_colors, painted, random_labels
 from tests.support.predicting import predict
-from udaseg.cli import options
 from udaseg.data.labels.classes import ClassSpace
 from udaseg.errors import DataError, EnvironmentFault, Interrupted, PartialError, UsageError
 from udaseg.evaluation.prediction_files import recorded_classes
@@ -261,7 +259,8 @@ def test_masks_of_two_networks_in_one_folder_are_told_and_never_taken_for_one(ru
     predict("b.png")
     assert "also" not in caplog.text
     Path("masks/ids/b.png").unlink()
-    run["run"] = replace(loaded_colors(step=8), classes=ClassSpace(("x", "y", "z"), COLORS.colors))
+    classes = ClassSpace(("x", "y", "z"), COLORS.colors)
+    run["run"] = loaded_colors(step=8, classes=classes)
     predict("b.png")
     message = "masks of other images that were made with a different step, classes, such as masks"
     assert message in caplog.text
@@ -280,13 +279,9 @@ def test_masks_of_two_networks_in_one_folder_are_told_and_never_taken_for_one(ru
 
 def test_resume_notices_a_network_that_was_trained_anew_in_the_same_place(run):
     write_image("a.png", random_labels(8, 12))
-    run["run"] = replace(loaded_colors(), sha256="one")
+    run["run"] = loaded_colors(sha256="one")
     predict("a.png")
     predict("a.png", resume=True)
-    run["run"] = replace(loaded_colors(), sha256="other")
+    run["run"] = loaded_colors(sha256="other")
     with pytest.raises(UsageError, match="a different checkpoint_sha256"):
         predict("a.png", resume=True)
-
-
-def test_the_kinds_whose_masks_are_looked_for_are_all_that_there_are():
-    assert set(outputs.KINDS) == set(options._OUTPUT_KINDS)

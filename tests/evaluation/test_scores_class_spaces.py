@@ -2,7 +2,6 @@
 
 import json
 import math
-from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -147,7 +146,7 @@ def test_one_run_of_sixteen_outputs_tells_all_three_means_and_both_conventions(t
 def test_the_command_prints_the_convention_and_takes_the_other(tmp_path, monkeypatch, capsys):
     prediction, truth = drawn(8, 16)
     city = written(tmp_path, NINETEEN, prediction, truth)
-    loaded = replace(loaded_colors(network=Reads(16)), classes=SIXTEEN)
+    loaded = loaded_colors(network=Reads(16), classes=SIXTEEN)
     monkeypatch.setattr(trained_model, "load", lambda path, **_: loaded)
     monkeypatch.setattr(evaluate, "open_dataset", lambda data, *, root: city)
     monkeypatch.chdir(tmp_path)

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -25,16 +25,21 @@ class ColorNetwork(nn.Module):
 
 
 def loaded_colors(
-    overrides: Sequence[str] = (), network: nn.Module | None = None, step: int = 7
+    overrides: Sequence[str] = (),
+    network: nn.Module | None = None,
+    step: int = 7,
+    classes: ClassSpace = COLORS,
+    **facts: Any,
 ) -> Model:
     """Return the colour network as if loaded from a toyland run.
 
-    Images keep their size unless `overrides` change the recipe.
+    Images keep their size unless `overrides` change the recipe; `facts` are further arguments of
+    `Model`.
     """
     recipe = shipped("toyland/rccr", list(overrides) or ["validation.resize=null"])
     checkpoint = Path("runs/colors/checkpoints/step-000007.pt")
-    where = torch.device("cpu")
-    return Model(network or ColorNetwork(), COLORS, recipe, step, checkpoint, where)  # type: ignore[arg-type]
+    network = network or ColorNetwork()
+    return Model(network, classes, recipe, step, checkpoint, **facts)  # type: ignore[arg-type]
 
 
 def painted(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -19,7 +19,7 @@ import cv2
 from tests.support.bad_inputs import write_image
 from tests.support.films import write_film
 from tests.support.kills import die_at
-from udaseg.prediction.predict import PredictOptions, predict
+from tests.support.predicting import predict
 
 KINDS = ("color", "ids", "overlay", "confidence")
 _TEMPORARY = re.compile(r"(^|/)\.[^/]*(\.tmp|video-)")
@@ -28,12 +28,7 @@ _TEMPORARY = re.compile(r"(^|/)\.[^/]*(\.tmp|video-)")
 def masks(folder: Path, **options: Any) -> None:
     """Predict `folder/in` to `folder/masks`; `load` is patched to return a small network."""
     with contextlib.redirect_stdout(io.StringIO()):
-        predict(
-            inputs=[str(folder / "in")],
-            checkpoint=Path("runs/colors"),
-            out=folder / "masks",
-            options=PredictOptions(save=KINDS, device="cpu", **options),
-        )
+        predict(folder / "in", out=folder / "masks", save=KINDS, **options)
 
 
 def write_inputs(folder: Path, images: int, films: int) -> None:

@@ -1,16 +1,32 @@
-"""Call `udaseg predict` as a function, with defaults for all options."""
+"""Call the function of `udaseg predict`, with values instead of words."""
 
 from pathlib import Path
 
-from udaseg.prediction.predict import PredictOptions
-from udaseg.prediction.predict import predict as predict_command
+from udaseg.cli.commands.predict import VideoFormat
+from udaseg.cli.commands.predict import predict as predict_command
+from udaseg.cli.options import Weights
 
 
-def predict(*words, checkpoint=Path("runs/colors"), out=Path("masks"), **options):
+def predict(
+    *words,
+    checkpoint=Path("runs/colors"),
+    out=Path("masks"),
+    save=("ids",),
+    video="mp4",
+    weights="student",
+    window=None,
+    calibrated=True,
+    **options,
+):
     """Predict the inputs `words` with the network that `load` is patched to return."""
     predict_command(
-        inputs=[str(word) for word in words],
-        checkpoint=checkpoint,
-        out=out,
-        options=PredictOptions(**{"save": ("ids",), "device": "cpu", **options}),
+        [str(word) for word in words],
+        checkpoint,
+        out,
+        ",".join(save),
+        VideoFormat(video),
+        uncalibrated=not calibrated,
+        weights=Weights(weights),
+        window=None if window is None else f"{window[0]}x{window[1]}",
+        **{"device": "cpu", **options},
     )

@@ -8,9 +8,6 @@ from typing import Annotated
 import typer
 
 from udaseg.errors import UsageError
-from udaseg.text import did_you_mean
-
-_OUTPUT_KINDS = ("color", "ids", "label-ids", "overlay", "confidence", "logits")
 
 
 class OnMismatch(StrEnum):
@@ -194,16 +191,3 @@ def parse_seeds(text: str) -> tuple[int, ...]:
             f"--seeds must be different whole numbers separated by commas, as 0,1,2, got {text}"
         )
     return tuple(map(int, words))
-
-
-def parse_outputs(text: str) -> tuple[str, ...]:
-    """Return the kinds of output in a comma-separated list, without repetitions."""
-    words = tuple(dict.fromkeys(text.split(",")))
-    for word in words:
-        if word not in _OUTPUT_KINDS:
-            hint = did_you_mean(word, _OUTPUT_KINDS)
-            instead = f"; did you mean '{hint}'?" if hint else ""
-            raise UsageError(
-                f"--save must be any of {', '.join(_OUTPUT_KINDS)}, got '{word}'{instead}"
-            )
-    return words

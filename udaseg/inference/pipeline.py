@@ -94,8 +94,8 @@ class SamplePrediction:
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """The prediction for an image.
+class ImageLabels:
+    """What the network says about an image.
 
     Attributes:
         labels: (H, W) uint8.
@@ -172,7 +172,7 @@ def infer_batch(
     options: TileOptions,
     *,
     logits: bool = False,
-) -> list[Prediction]:
+) -> list[ImageLabels]:
     """Return the prediction for each image, with all images in one forward pass.
 
     Images that are too large for one piece are predicted one by one, in tiles. On a GPU
@@ -187,7 +187,7 @@ def infer_batch(
     """
     if needs_tiles(images[0].shape):
         return [
-            Prediction(*label_image(model, image, size, options))
+            ImageLabels(*label_image(model, image, size, options))
             for image, size in zip(images, sizes, strict=True)
         ]
     predict = partial(_predict_images, model=model, options=options)
@@ -197,7 +197,7 @@ def infer_batch(
             image_logits, size, confidence=options.confidence, temperature=options.temperature
         )
         stored_logits = image_logits.cpu().contiguous().numpy() if logits else None
-        predictions.append(Prediction(labels, confidence, stored_logits))
+        predictions.append(ImageLabels(labels, confidence, stored_logits))
     return predictions
 
 

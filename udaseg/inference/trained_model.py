@@ -1,54 +1,165 @@
 """A trained network with its classes, ready for inference."""
 
-from dataclasses import dataclass
+import os
+from itertools import chain
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from udaseg.data.labels.classes import ClassSpace
 from udaseg.distributed import resolve_device
-from udaseg.errors import CheckpointError
+from udaseg.errors import CheckpointError, UsageError
+from udaseg.inference.input_images import ImageSource, to_input_image
+from udaseg.inference.prediction import Prediction, make_prediction
+from udaseg.inference.predictor import Predictor
+from udaseg.inference.sizes import network_input_size
+from udaseg.inference.tiles import TileOptions
 from udaseg.models.segmenter import Segmenter, build_segmenter, with_random_weights
 from udaseg.recipe.load import from_dict
 from udaseg.recipe.schema import Recipe
+from udaseg.runs.calibration_file import read_temperature
 from udaseg.runs.checkpoint import STUDENT_PREFIX, TEACHER_PREFIX, find_checkpoint, network_tensors
 
 
-@dataclass(frozen=True)
-class Model:
-    """A trained network, ready for inference.
+class Model(nn.Module):
+    """A trained network with its classes and its preprocessing.
 
-    Attributes:
-        segmenter: In evaluation mode, on `device`.
+    Args:
+        segmenter: The network; its mode, gradients and memory format are not changed.
         classes: Outputs of the network.
         recipe: Recipe that it was trained with.
         step: Number of training steps.
         checkpoint: File it was loaded from.
-        device: Device of the network.
+        device: Move the network there; None leaves it where it is.
         sha256: Digest of the file.
+        weights: `student` or `teacher`.
+
+    Example:
+        model = udaseg.load("runs/city-rccr")
+        model.classes.names
+        prediction = model.predict("street.jpg")
+        logits = model(torch.rand(1, 3, 512, 1024, device=model.device))
     """
 
     segmenter: Segmenter
-    classes: ClassSpace
-    recipe: Recipe
-    step: int
-    checkpoint: Path
-    device: torch.device
-    sha256: str = ""
+
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        classes: ClassSpace,
+        recipe: Recipe,
+        step: int,
+        checkpoint: Path,
+        device: torch.device | None = None,
+        sha256: str = "",
+        weights: str = "student",
+    ) -> None:
+        super().__init__()
+        self.segmenter = segmenter
+        self.classes = classes
+        self.recipe = recipe
+        self.step = step
+        self.checkpoint = checkpoint
+        self.sha256 = sha256
+        self.weights = weights
+        self.training = segmenter.training
+        if device is not None:
+            self.to(device)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the network."""
+        tensor = next(chain(self.parameters(), self.buffers()), None)
+        return torch.device("cpu") if tensor is None else tensor.device
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits (B, K, H, W) at the size of the images.
+
+        Images are not resized. The normalisation is inside the network.
+
+        Args:
+            images: (B, 3, H, W) float RGB in [0, 1], on the device of the model.
+
+        Example:
+            probabilities = model(images).softmax(1)
+        """
+        logits = self.segmenter(images).logits
+        return F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
+
+    def predict(
+        self,
+        image: ImageSource,
+        *,
+        flip: bool = False,
+        window: tuple[int, int] | None = None,
+        temperature: float | None = None,
+        abstain: float | None = None,
+    ) -> Prediction:
+        """Return the class of each pixel of an image, as `udaseg predict` computes it.
+
+        The network gets the image upright and at the size of its training. Very large images are
+        predicted in tiles.
+
+        Args:
+            image: A file, an (H, W, 3) uint8 RGB array, a Pillow image, or a (3, H, W) RGB tensor,
+                uint8 or float in [0, 1]. Floats are rounded to 8 bits.
+            flip: Average with the mirrored image.
+            window: Sliding window (height, width) over the network's input.
+            temperature: Temperature of the confidence. None takes that of `udaseg calibrate`, or 1
+                if this checkpoint was not calibrated.
+            abstain: Pixels with less confidence get id 255; None keeps all.
+
+        Returns:
+            Ids and confidence in the size and orientation of the stored image.
+
+        Raises:
+            DataError: The file is unreadable, damaged, not an image, or too large; or the run's
+                calibration is damaged or belongs to another checkpoint.
+            ValueError: An array or tensor has another shape, type or range.
+            TypeError: The image is something else.
+
+        Example:
+            prediction = model.predict("street.jpg")
+            prediction.ids, prediction.confidence, prediction.shares()
+        """
+        source = to_input_image(image)
+        if temperature is None:
+            temperature = read_temperature(self.checkpoint, self.weights) or 1.0
+        options = TileOptions(self.device, window, flip, confidence=True, temperature=temperature)
+        predictor = Predictor(
+            self.segmenter, network_input_size(self.recipe), options, abstain=abstain
+        )
+        (labels,) = predictor.predict([predictor.resize(source.upright())], [source.upright_size])
+        return make_prediction(labels, source, self.classes)
 
 
-def load(path: Path, *, weights: str = "student", device: str = "auto") -> Model:
-    """Return the network of a run folder (its newest complete checkpoint) or of a checkpoint file.
+def load(
+    run: str | os.PathLike[str], *, weights: str = "student", device: str | torch.device = "auto"
+) -> Model:
+    """Return the network of a run (its newest complete checkpoint) or of a checkpoint file.
 
     Args:
-        path: Run folder or `step-*.pt`.
+        run: A `Run`, a run folder or `step-*.pt`.
         weights: `student` or `teacher`.
-        device: As in a recipe.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+
+    Returns:
+        The model in evaluation mode, without gradients.
 
     Raises:
-        CheckpointError: There is no checkpoint, or it has no teacher.
+        CheckpointError: There is no checkpoint, it is damaged, or it has no teacher.
+        RecipeError: The recipe needs a package that is not installed, or the device is not valid.
+        EnvironmentFault: There is no such device.
+        UsageError: There are no such weights.
+
+    Example:
+        model = udaseg.load("runs/city-rccr", weights="teacher", device="cpu")
     """
-    checkpoint = find_checkpoint(path)
+    if weights not in ("student", "teacher"):
+        raise UsageError(f"weights must be student or teacher, got '{weights}'")
+    checkpoint = find_checkpoint(Path(run))
     prefix = TEACHER_PREFIX if weights == "teacher" else STUDENT_PREFIX
     tensors = network_tensors(checkpoint, prefix)
     if not tensors:
@@ -60,7 +171,7 @@ def load(path: Path, *, weights: str = "student", device: str = "auto") -> Model
             (int(red), int(green), int(blue)) for red, green, blue in checkpoint.classes["colors"]
         ),
     )
-    target_device = resolve_device(device)
+    target_device = resolve_device(str(device))
     network = build_segmenter(with_random_weights(recipe.model), len(classes))
     network_state = {
         name: value for name, value in tensors.items() if not name.startswith("projector.")
@@ -79,6 +190,6 @@ def load(path: Path, *, weights: str = "student", device: str = "auto") -> Model
         recipe,
         checkpoint.step,
         checkpoint.path,
-        target_device,
         sha256=checkpoint.sha256,
+        weights=weights,
     )

@@ -1,7 +1,7 @@
-"""Predict the images of `udaseg predict`: read ahead, infer in batches, write in a thread."""
+"""Write the masks of images: read ahead, infer in batches, write in a thread."""
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -10,35 +10,27 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from udaseg.data.files.images import Pixels, image_size, read_image
-from udaseg.data.files.orientation import read_orientation, to_stored, to_upright
+from udaseg.data.files.images import Pixels, image_size
+from udaseg.data.files.orientation import to_stored
 from udaseg.data.labels.classes import IGNORE, ClassSpace, classes_to_dict
-from udaseg.data.loading.transforms import resize_image
 from udaseg.display.progress import WorkProgress
 from udaseg.errors import DataError
+from udaseg.inference.input_images import MAX_PIXELS, InputImage, read_input_image
+from udaseg.inference.kinds import MaskKind
+from udaseg.inference.masks import MaskContent, confidence_to_grey, count_ids, write_masks
 from udaseg.inference.pipeline import (
     Limit,
     OrderedWork,
     batches_of_one_size,
-    infer_batch,
     needs_tiles,
     read_ahead,
 )
-from udaseg.inference.sizes import input_size, network_input_size
-from udaseg.inference.tiles import TileOptions
+from udaseg.inference.predictor import Predictor
 from udaseg.inference.trained_model import Model
 from udaseg.prediction.inputs import Job
-from udaseg.prediction.masks import (
-    MAX_PIXELS,
-    MaskContent,
-    confidence_to_grey,
-    count_ids,
-    count_pages,
-    masks_intact,
-    write_masks,
-)
-from udaseg.prediction.outputs import unsupported_reason
+from udaseg.prediction.outputs import masks_intact, unsupported_reason
 from udaseg.signals import StopSignal
 from udaseg.text import printable
 
@@ -48,6 +40,7 @@ _MAX_PX = 64_000_000
 _READ_LIMIT = Limit(4, _MAX_PX)
 _WRITE_LIMIT = Limit(3, _MAX_PX)
 _READERS = 2
+_MULTI_PAGE_SUFFIXES = (".png", ".tif", ".tiff", ".webp")
 
 
 @dataclass
@@ -82,17 +75,16 @@ class StopRequested(Exception):
 
 
 @dataclass(frozen=True)
-class _LoadedImage:
+class LoadedImage:
     """An image as stored, and upright at the network's input size."""
 
     job: Job
-    image: Pixels
+    image: InputImage
     network_input: Pixels
-    orientation: int
 
 
 @dataclass(frozen=True)
-class _SkippedImage:
+class SkippedImage:
     """An image that is not predicted: it has a fault, or its masks exist already."""
 
     job: Job
@@ -100,124 +92,129 @@ class _SkippedImage:
 
 
 @dataclass(frozen=True)
-class Predictor:
-    """A network with the settings that decide its prediction.
+class MaskPredictor:
+    """Predicts what masks need.
 
     Attributes:
-        loaded: The network.
+        model: The network.
+        predictor: Its predictions, with confidence if a kind or `abstain` needs it.
         kinds: Requested kinds of mask.
-        window: Sliding window (height, width) over the network's input.
-        flip: Average with the mirrored image.
         temperature: Temperature of the confidence; None if not calibrated.
-        abstain: Pixels with less confidence are ignored.
         batch: Images of one size per batch.
     """
 
-    loaded: Model
-    kinds: Sequence[str]
-    window: tuple[int, int] | None
-    flip: bool
+    model: Model
+    predictor: Predictor
+    kinds: Sequence[MaskKind]
     temperature: float | None
-    abstain: float | None
     batch: int
 
     def settings(self) -> dict[str, Any]:
         """Return the settings that the masks depend on, as JSON values."""
-        loaded = self.loaded
+        model, options = self.model, self.predictor.options
         return {
-            "checkpoint": str(loaded.checkpoint.resolve()),
-            "step": loaded.step,
-            "checkpoint_sha256": loaded.sha256,
-            "flip": self.flip,
-            "window": None if self.window is None else list(self.window),
+            "checkpoint": str(model.checkpoint.resolve()),
+            "step": model.step,
+            "checkpoint_sha256": model.sha256,
+            "flip": options.flip,
+            "window": None if options.window is None else list(options.window),
             "temperature": self.temperature,
-            "abstain": self.abstain,
-            "classes": classes_to_dict(loaded.classes),
+            "abstain": self.predictor.abstain,
+            "classes": classes_to_dict(model.classes),
         }
 
-    def resize_for_network(self, name: Path, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def resize(self, name: Path, upright: Pixels) -> Pixels:
         """Return an upright image resized to the network's input size.
 
         Raises:
             DataError: Logits are requested, but an image of this size is predicted in tiles, which
                 do not return logits.
         """
-        size = input_size((image.shape[0], image.shape[1]), network_input_size(self.loaded.recipe))
+        size = self.predictor.input_size(upright)
         if "logits" in self.kinds and needs_tiles(size):
             raise DataError(
                 f"{name}: {size[1]}x{size[0]} pixels are predicted in tiles, without logits; "
                 "leave logits out of --save"
             )
-        return resize_image(image, size)
+        return self.predictor.resize(upright)
 
     def predict(
-        self, images: Sequence[NDArray[np.uint8]], sizes: Sequence[tuple[int, int]]
+        self, images: Sequence[Pixels], sizes: Sequence[tuple[int, int]]
     ) -> list[MaskContent]:
         """Return the predictions of prepared images of one size.
 
         Args:
-            images: From `resize_for_network`.
+            images: From `resize`.
             sizes: Original (height, width) of each image, upright.
         """
-        options = TileOptions(
-            self.loaded.device,
-            window=self.window,
-            flip=self.flip,
-            confidence="confidence" in self.kinds or self.abstain is not None,
-            temperature=self.temperature or 1.0,
-        )
-        predictions = infer_batch(
-            self.loaded.segmenter, images, sizes, options, logits="logits" in self.kinds
-        )
+        predictions = self.predictor.predict(images, sizes, logits="logits" in self.kinds)
         results = []
         while predictions:  # pop one by one, so that each large confidence map is freed early
             prediction = predictions.pop(0)
             grey = None
-            if prediction.confidence is not None:
-                if self.abstain is not None:
-                    # `not >=`, so that NaN counts as no confidence
-                    prediction.labels[~(prediction.confidence >= self.abstain)] = IGNORE
-                if "confidence" in self.kinds:
-                    grey = confidence_to_grey(prediction.confidence)
+            if "confidence" in self.kinds:
+                assert prediction.confidence is not None
+                grey = confidence_to_grey(prediction.confidence)
             results.append(MaskContent(prediction.labels, grey, prediction.logits))
         return results
 
 
 def predict_images(
-    jobs: Sequence[Job], predictor: Predictor, outcome: Outcome, stop: StopSignal, *, resume: bool
+    jobs: Sequence[Job],
+    predictor: MaskPredictor,
+    outcome: Outcome,
+    stop: StopSignal,
+    *,
+    resume: bool,
 ) -> None:
     """Predict the images until the end or a signal; `outcome` receives the results."""
-    load = partial(_load_image, predictor=predictor, resume=resume)
-    limit = Limit(predictor.batch, _MAX_PX)
     with (
         WorkProgress("predict", len(jobs)) as progress,
-        closing(
-            read_ahead(load, jobs, _READ_LIMIT, pixels_of=_file_pixels, workers=_READERS)
-        ) as images,
+        closing(read_images(jobs, predictor, resume=resume)) as images,
         OrderedWork(_WRITE_LIMIT) as writing,
         suppress(StopRequested),
     ):
         loaded = _loaded_images(images, outcome, progress, stop)
-        for batch in batches_of_one_size(loaded, _input_shape, limit, pixels_of=_pixels):
+        for batch in batches_of_images(loaded, predictor.batch):
             _predict_batch(batch, predictor, writing, outcome)
             outcome.done += len(batch)
             progress.advance(len(batch))
             del batch  # free large images before waiting for the next
 
 
+def read_images(
+    jobs: Sequence[Job], predictor: MaskPredictor, *, resume: bool = False
+) -> Generator[LoadedImage | SkippedImage, None, None]:
+    """Yield the images of jobs in order, read ahead in threads.
+
+    Args:
+        jobs: The images.
+        predictor: Resizes them for its network.
+        resume: Skip images whose masks are intact.
+    """
+    load = partial(_load_image, predictor=predictor, resume=resume)
+    return read_ahead(load, jobs, _READ_LIMIT, pixels_of=_file_pixels, workers=_READERS)
+
+
+def batches_of_images(images: Iterable[LoadedImage], batch: int) -> Iterator[list[LoadedImage]]:
+    """Yield consecutive images of one network input size together, at most `batch` of them."""
+    limit = Limit(batch, _MAX_PX)
+    return batches_of_one_size(images, _input_shape, limit, pixels_of=_pixels)
+
+
 def _loaded_images(
-    images: Iterable[_LoadedImage | _SkippedImage],
+    images: Iterable[LoadedImage | SkippedImage],
     outcome: Outcome,
     progress: WorkProgress,
     stop: StopSignal,
-) -> Iterator[_LoadedImage]:
+) -> Iterator[LoadedImage]:
     """Yield the images to predict; record the others in `outcome`.
 
     Raises:
         StopRequested: A signal was received; a batch that is not complete is not predicted.
     """
     for image in images:
-        if isinstance(image, _LoadedImage):
+        if isinstance(image, LoadedImage):
             yield image
         else:
             if image.fault is None:
@@ -232,20 +229,17 @@ def _loaded_images(
 
 
 def _predict_batch(
-    batch: Sequence[_LoadedImage], predictor: Predictor, writing: OrderedWork, outcome: Outcome
+    batch: Sequence[LoadedImage], predictor: MaskPredictor, writing: OrderedWork, outcome: Outcome
 ) -> None:
     """Predict the images of a batch and queue their masks for writing."""
-    # orientations 5 to 8 are rotated by 90 degrees: height and width are swapped
-    sizes = [
-        (item.image.shape[1], item.image.shape[0])
-        if item.orientation >= 5
-        else item.image.shape[:2]
-        for item in batch
-    ]
-    predictions = predictor.predict([item.network_input for item in batch], sizes)
+    predictions = predictor.predict(
+        [item.network_input for item in batch], [item.image.upright_size for item in batch]
+    )
     for item, prediction in zip(batch, predictions, strict=True):
-        stored = restore_orientation(prediction, item.orientation)
-        write = partial(_write, item.job, item.image, stored, predictor.loaded.classes, outcome)
+        stored = restore_orientation(prediction, item.image.orientation)
+        write = partial(
+            _write, item.job, item.image.pixels, stored, predictor.model.classes, outcome
+        )
         writing.submit(write, pixels=stored.labels.size)
 
 
@@ -266,35 +260,45 @@ def _file_pixels(job: Job) -> int:
     return height * width
 
 
-def _pixels(item: _LoadedImage) -> int:
-    return item.image.size // 3  # of (H, W, 3)
+def _pixels(item: LoadedImage) -> int:
+    return item.image.pixels.size // 3  # of (H, W, 3)
 
 
-def _input_shape(item: _LoadedImage) -> tuple[int, ...]:
+def _input_shape(item: LoadedImage) -> tuple[int, ...]:
     return item.network_input.shape
 
 
-def _load_image(job: Job, *, predictor: Predictor, resume: bool) -> _LoadedImage | _SkippedImage:
+def _load_image(job: Job, *, predictor: MaskPredictor, resume: bool) -> LoadedImage | SkippedImage:
     fault = unsupported_reason(job.image)
     if fault is not None:
-        return _SkippedImage(job, fault)
+        return SkippedImage(job, fault)
     try:
         size = image_size(job.image, max_pixels=MAX_PIXELS)
         if resume and masks_intact(job.masks, size):
-            return _SkippedImage(job)
-        image = read_image(job.image, max_pixels=MAX_PIXELS)
-        orientation = read_orientation(job.image)
-        network_input = predictor.resize_for_network(job.image, to_upright(image, orientation))
+            return SkippedImage(job)
+        image = read_input_image(job.image)
+        network_input = predictor.resize(job.image, image.upright())
     except DataError as error:
-        return _SkippedImage(job, str(error))
-    pages = count_pages(job.image)
+        return SkippedImage(job, str(error))
+    pages = _count_pages(job.image)
     if pages > 1:
         log.warning(
             "%s: has %d pages; only the first is predicted; save the others as separate images",
             job.image,
             pages,
         )
-    return _LoadedImage(job, image, network_input, orientation)
+    return LoadedImage(job, image, network_input)
+
+
+def _count_pages(path: Path) -> int:
+    """Return the number of pages or animation frames in a file; 1 if it cannot be read."""
+    if path.suffix.lower() not in _MULTI_PAGE_SUFFIXES:
+        return 1
+    try:
+        with Image.open(path) as opened:
+            return int(getattr(opened, "n_frames", 1))
+    except (OSError, ValueError, SyntaxError, LookupError, TypeError, Image.DecompressionBombError):
+        return 1
 
 
 def restore_orientation(prediction: MaskContent, orientation: int) -> MaskContent:

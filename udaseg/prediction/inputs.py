@@ -1,4 +1,4 @@
-"""Resolve the inputs of `udaseg predict`, and plan the paths of its masks."""
+"""Resolve the inputs of `predict`, and plan the paths of its masks."""
 
 import logging
 import os
@@ -12,6 +12,7 @@ from pathlib import Path
 from udaseg.data.files.images import IMAGE_SUFFIXES
 from udaseg.data.files.video import VIDEO_SUFFIXES
 from udaseg.errors import DataError, UsageError
+from udaseg.inference.kinds import MaskKind
 
 log = logging.getLogger(__name__)
 _WILDCARDS = "*?["
@@ -21,10 +22,11 @@ _COLOR_KINDS = ("color", "overlay")
 
 @dataclass(frozen=True)
 class Inputs:
-    """The images and videos given on the command line.
+    """The images and videos that `predict` is given.
 
     Attributes:
-        images: Absolute paths of images, then of videos, each sorted, without duplicates.
+        images: Absolute paths of images and videos in the order of the inputs, those of a folder or
+            pattern sorted; without duplicates.
         folders: The input folders; nothing may be written into them.
     """
 
@@ -43,7 +45,7 @@ class Job:
     """
 
     image: Path
-    masks: dict[str, Path]
+    masks: dict[MaskKind, Path]
     record: Path | None = None
 
     @property
@@ -51,7 +53,7 @@ class Job:
         """All paths that are written for this input."""
         return (*self.masks.values(), *(() if self.record is None else (self.record,)))
 
-    def writes_frames(self, kind: str) -> bool:
+    def writes_frames(self, kind: MaskKind) -> bool:
         """Return whether this kind of mask is written as a folder of video frames."""
         return self.record is not None and self.masks[kind].suffix == FRAMES_SUFFIX
 
@@ -59,7 +61,7 @@ class Job:
 FRAMES_SUFFIX = ".frames"
 
 
-def file_suffix(kind: str) -> str:
+def file_suffix(kind: MaskKind) -> str:
     """Return the file suffix of a kind of mask."""
     return ".npy" if kind == "logits" else ".png"
 
@@ -80,7 +82,7 @@ def resolve_inputs(arguments: Sequence[str]) -> Inputs:
     Raises:
         DataError: An input does not exist, or no input contains an image.
     """
-    images: set[Path] = set()
+    images: dict[Path, None] = {}  # a set that keeps the order
     roots = []
     for argument in arguments:
         matches = (
@@ -97,20 +99,22 @@ def resolve_inputs(arguments: Sequence[str]) -> Inputs:
             path = Path(os.path.abspath(match))  # noqa: PTH100  # does not resolve links
             if path.is_dir():
                 roots.append(path)
-                images |= _images_below(path)
+                images |= dict.fromkeys(sorted(_images_below(path)))
             else:
-                images.add(path)
+                images[path] = None
     if not images:
         listed = ", ".join(arguments)
         suffixes = ", ".join((*IMAGE_SUFFIXES, *VIDEO_SUFFIXES))
         raise DataError(f"{listed}: contains no images or videos ({suffixes})")
-    return Inputs(tuple(sorted(images, key=lambda path: (is_video(path), path))), tuple(roots))
+    return Inputs(tuple(images), tuple(roots))
 
 
 def plan_outputs(
-    inputs: Inputs, out: Path, kinds: Sequence[str], *, video: str = "mp4"
+    inputs: Inputs, out: Path, kinds: Sequence[MaskKind], *, video: str = "mp4"
 ) -> list[Job]:
     """Return one job per input: `<out>/<kind>/<path of the image>.png`, logits as `.npy`.
+
+    The jobs are those of the images, then those of the videos, each sorted.
 
     The path is relative to the deepest folder shared by all inputs, so folders of equal names stay
     apart. `a.jpg` becomes `a.png`; if `a.png` is another input next to it, both keep their suffix:
@@ -129,12 +133,13 @@ def plan_outputs(
     """
     parents = [*(str(path.parent) for path in inputs.images), *map(str, inputs.folders)]
     base = Path(os.path.commonpath(parents))
-    relative_paths = [image.relative_to(base) for image in inputs.images]
+    images = sorted(inputs.images, key=lambda path: (is_video(path), path))
+    relative_paths = [image.relative_to(base) for image in images]
     stem_counts = Counter(
         (is_video(path), _fold_case(path.with_suffix(""))) for path in relative_paths
     )
     jobs = []
-    for image, path in zip(inputs.images, relative_paths, strict=True):
+    for image, path in zip(images, relative_paths, strict=True):
         is_unique = stem_counts[is_video(path), _fold_case(path.with_suffix(""))] == 1
         stem = path.stem if is_unique else path.name
         if not is_video(image):

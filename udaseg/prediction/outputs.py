@@ -5,12 +5,17 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from udaseg.errors import EnvironmentFault, UsageError
+import numpy as np
+
+from udaseg.data.files.images import read_image
+from udaseg.errors import DataError, EnvironmentFault, UsageError
+from udaseg.inference.input_images import MAX_PIXELS
+from udaseg.inference.kinds import MASK_KINDS, MaskKind
 from udaseg.prediction.inputs import Job
 
 log = logging.getLogger(__name__)
@@ -18,7 +23,6 @@ log = logging.getLogger(__name__)
 OTHER_NETWORKS = "also_there"
 """Key of the settings of other networks whose masks are in the same folder."""
 
-KINDS = ("color", "ids", "label-ids", "overlay", "confidence", "logits")
 TEMPORARY_PREFIX = ".video-"
 _TEMPORARY_NAME = re.compile(r"\.[a-z0-9_]{8}\.tmp|\.video-[a-z0-9_]{8}")
 _FRAME_NAME = re.compile(r"[0-9]{6,}\.(png|npy)")
@@ -114,7 +118,7 @@ def find_other_networks(path: Path, facts: dict[str, Any], jobs: Iterable[Job]) 
     new_masks = {mask for job in jobs for mask in job.outputs}
     others = (
         file
-        for kind in KINDS
+        for kind in MASK_KINDS
         for file in (path.parent / kind).rglob("*")
         if not file.name.startswith(".") and file.is_file()
         if new_masks.isdisjoint((file, *file.parents))
@@ -150,6 +154,27 @@ def _read_previous_settings(path: Path) -> dict[str, Any]:
 def _changed_settings(previous: dict[str, Any], facts: dict[str, Any]) -> str:
     """Return the settings that differ from the previous command; empty if there was none."""
     return ", ".join(key for key, value in facts.items() if previous and previous.get(key) != value)
+
+
+def masks_intact(masks: Mapping[MaskKind, Path], size: tuple[int, int]) -> bool:
+    """Return whether all masks exist, are undamaged (checksums included), and have this size."""
+    try:
+        return all(
+            _is_logits_file(path)
+            if kind == "logits"
+            else read_image(path, max_pixels=MAX_PIXELS).shape[:2] == size
+            for kind, path in masks.items()
+        )
+    except DataError:
+        return False
+
+
+def _is_logits_file(path: Path) -> bool:
+    """Return whether a file contains logits and is complete."""
+    try:
+        return bool(np.load(path, allow_pickle=False).ndim == 3)
+    except (OSError, ValueError, EOFError):
+        return False
 
 
 def remove_masks(jobs: Iterable[Job]) -> None:

@@ -1,28 +1,27 @@
-"""`udaseg predict`: write masks of the images and videos in files, folders and patterns."""
+"""`udaseg predict`: the classes of images and videos in files, folders and patterns."""
 
 import csv
 import io
 import logging
-import shlex
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any, TypeAlias, overload
 
 from udaseg import __version__
 from udaseg.data.labels.classes import IGNORE, ClassSpace
 from udaseg.data.labels.tables import label_ids
-from udaseg.display.console import open_console, safe_text
-from udaseg.errors import DataError, Interrupted, PartialError
+from udaseg.errors import DataError, Interrupted
 from udaseg.files import write_json, write_text
 from udaseg.inference import trained_model
+from udaseg.inference.prediction import Prediction
+from udaseg.inference.predictor import Predictor
 from udaseg.inference.sizes import network_input_size
+from udaseg.inference.tiles import TileOptions
 from udaseg.inference.trained_model import Model
-from udaseg.prediction.images import Outcome, Predictor, predict_images
-from udaseg.prediction.inputs import Job, plan_outputs, resolve_inputs
+from udaseg.prediction.images import MaskPredictor, Outcome, predict_images
+from udaseg.prediction.inputs import Inputs, Job, plan_outputs, resolve_inputs
+from udaseg.prediction.options import PredictOptions
 from udaseg.prediction.outputs import (
     OTHER_NETWORKS,
     convert_write_errors,
@@ -33,77 +32,105 @@ from udaseg.prediction.outputs import (
     refuse_other_network,
     remove_masks,
 )
+from udaseg.prediction.stream import stream_predictions
+from udaseg.prediction.summary import PredictSummary
 from udaseg.prediction.videos import predict_videos
 from udaseg.runs.calibration_file import read_temperature
 from udaseg.runs.folder import newest_finished_run
 from udaseg.signals import StopSignal
-from udaseg.text import percent, printable
+from udaseg.text import printable
 
 log = logging.getLogger(__name__)
 _FAILURES = "failures.csv"
 _SETTINGS = "prediction.json"
-_MAX_CLASSES_SHOWN = 5
 _BATCH_ON_GPU = 8
+_Path: TypeAlias = str | os.PathLike[str]
 
 
-@dataclass(frozen=True)
-class PredictOptions:
-    """What `predict` writes, and how it predicts.
+@overload
+def predict(
+    inputs: _Path | Sequence[_Path],
+    model: Model | _Path | None = None,
+    *,
+    out: None = None,
+    options: PredictOptions | None = None,
+) -> Iterator[Prediction]: ...
 
-    Attributes:
-        save: Kinds of mask: `color`, `ids`, `label-ids`, `overlay`, `confidence`, `logits`.
-        video: Container for `color` and `overlay` of a video: `mp4`, `webm`, `avi` or `frames`.
-        overwrite: Overwrite existing masks; all of them are removed before the first is written.
-        resume: Keep existing intact masks, if the same network made them with the same options.
-        weights: `student` or `teacher`.
-        device: Device to compute on.
-        flip: Average with the mirrored image.
-        window: Sliding window (height, width) over the network's input.
-        abstain: Pixels with less confidence become ignore; None keeps all.
-        calibrated: Use the temperature saved by `udaseg calibrate`, if there is one.
-        batch: Images of one size per batch; None chooses.
-    """
 
-    save: Sequence[str] = ("color", "ids")
-    video: str = "mp4"
-    overwrite: bool = False
-    resume: bool = False
-    weights: str = "student"
-    device: str = "auto"
-    flip: bool = False
-    window: tuple[int, int] | None = None
-    abstain: float | None = None
-    calibrated: bool = True
-    batch: int | None = None
+@overload
+def predict(
+    inputs: _Path | Sequence[_Path],
+    model: Model | _Path | None = None,
+    *,
+    out: _Path,
+    options: PredictOptions | None = None,
+) -> PredictSummary: ...
 
 
 def predict(
-    *, inputs: Sequence[str], checkpoint: Path | None, out: Path, options: PredictOptions
-) -> None:
-    """Write masks of all images and videos that `inputs` name; bad inputs are skipped.
+    inputs: _Path | Sequence[_Path],
+    model: Model | _Path | None = None,
+    *,
+    out: _Path | None = None,
+    options: PredictOptions | None = None,
+) -> Iterator[Prediction] | PredictSummary:
+    """Predict images and videos: yield the predictions, or write masks to `out`.
 
-    Masks have the size and orientation of the stored image; those of a video have the size and
-    orientation of its displayed frames. The network sees everything upright, at its training
-    resolution.
+    Without `out`, nothing is written. Predictions come in the order of the inputs, one for each
+    image and one for each frame of a video; they are computed while you iterate. Inputs that cannot
+    be read are skipped with a logged warning. The options of writing (`save`, `video`, `overwrite`,
+    `resume`) do not apply.
+
+    With `out`, masks have the size and orientation of the stored image; those of a video have the
+    size and orientation of its displayed frames. Inputs that cannot be read are listed in
+    `failures.csv` and in the result.
+
+    The network sees everything upright, at its training resolution.
 
     Args:
-        inputs: Files, folders (searched recursively), patterns.
-        checkpoint: A checkpoint or run; None takes the newest finished run below `runs/`.
-        out: Output folder of the masks, `<out>/<kind>/<path>.png`.
-        options: What to write, and how to predict.
+        inputs: A file, folder (searched recursively) or pattern, or several.
+        model: A `Model`, or a run or checkpoint to load; None takes the newest finished run below
+            `runs/`.
+        out: Output folder of the masks, `<out>/<kind>/<path>.png`; None writes nothing.
+        options: What to write, and how to predict; None uses the defaults.
+
+    Returns:
+        Without `out`, an iterator over predictions; their confidence uses the run's temperature.
+        With `out`, what was written.
 
     Raises:
         UsageError: Masks exist already, or would overwrite the inputs; nothing is written.
-        DataError: No input is a readable image.
-        PartialError: Some inputs failed and are listed in `failures.csv`; all others are written.
+        DataError: An input does not exist, or none is readable; the iterator raises the latter at
+            its end.
+        CheckpointError: The run has no readable checkpoint.
         EnvironmentFault: A mask cannot be written; the masks before it are complete.
-        Interrupted: SIGINT or SIGTERM was received; the masks written so far are complete.
+        Interrupted: SIGINT or SIGTERM was received while writing; the masks written so far are
+            complete.
+
+    Example:
+        for prediction in udaseg.predict("photos/", "runs/city-rccr"):
+            print(prediction.path, prediction.shares()["road"])
+        summary = udaseg.predict("photos/", "runs/city-rccr", out="masks")
+        print(summary.images, summary.failures)
     """
-    jobs = plan_outputs(resolve_inputs(inputs), out, options.save, video=options.video)
+    options = options or PredictOptions()
+    words = [inputs] if isinstance(inputs, str | os.PathLike) else inputs
+    resolved = resolve_inputs([os.fspath(word) for word in words])
+    if out is not None:
+        return _write_all(resolved, model, Path(out), options)
+    predictor = _make_predictor(_load_model(model, options), options, writes=False)
+    return stream_predictions(resolved.images, predictor)
+
+
+def _write_all(
+    inputs: Inputs, model: Model | _Path | None, out: Path, options: PredictOptions
+) -> PredictSummary:
+    """Write the masks of all inputs and return what was written."""
+    jobs = plan_outputs(inputs, out, options.kinds, video=options.video)
     refuse_conflicts(jobs, out)
     if not (options.overwrite or options.resume):
         refuse_existing(jobs, out)
-    predictor = _load_predictor(checkpoint, options)
+    predictor = _make_predictor(_load_model(model, options), options, writes=True)
     settings = _collect_settings(predictor, jobs, out, options)
     outcome = Outcome()
     with convert_write_errors(out), StopSignal() as stop, output_lock(out, jobs):
@@ -116,68 +143,86 @@ def predict(
             _write_failures(out / _FAILURES, outcome.failures)
     if stop.number is not None and outcome.done < len(jobs):
         raise _interruption(stop.number, jobs, outcome, overwrite=options.overwrite)
-    _report_outcome(jobs, out, options.save, outcome, predictor.loaded.classes)
+    if len(outcome.failures) == len(jobs):
+        raise DataError(
+            f"none of {len(jobs)} {_noun(jobs)} could be predicted; "
+            f"see {out / _FAILURES} for the reasons"
+        )
+    folders: dict[str, Path] = {kind: out / kind for kind in options.kinds}
+    return _summarize(jobs, out, folders, outcome, predictor.model.classes)
 
 
-def _load_predictor(checkpoint: Path | None, options: PredictOptions) -> Predictor:
-    """Load the network, and its temperature if confidence is needed; log both.
+def _load_model(model: Model | _Path | None, options: PredictOptions) -> Model:
+    if isinstance(model, Model):
+        return model
+    run = newest_finished_run(Path("runs")) if model is None else Path(model)
+    return trained_model.load(run, weights=options.weights, device=options.device)
+
+
+def _make_predictor(model: Model, options: PredictOptions, *, writes: bool) -> MaskPredictor:
+    """Return the predictor of these options, with the run's temperature; log both.
+
+    Args:
+        model: The network.
+        options: How to predict.
+        writes: Confidence is predicted only if the masks need it; otherwise always.
 
     Raises:
         DataError: The run's calibration is damaged, or belongs to another checkpoint.
+        UsageError: Label ids are requested of classes that have none.
     """
-    run_or_checkpoint = checkpoint if checkpoint is not None else newest_finished_run(Path("runs"))
-    loaded = trained_model.load(run_or_checkpoint, weights=options.weights, device=options.device)
-    if "label-ids" in options.save:
-        label_ids(loaded.classes)  # raises for classes without label ids
-    log.info("%s, step %d, %s", loaded.checkpoint, loaded.step, options.weights)
+    kinds = options.kinds if writes else ()
+    if "label-ids" in kinds:
+        label_ids(model.classes)  # raises for classes without label ids
+    log.info("%s, step %d, %s", model.checkpoint, model.step, model.weights)
+    confidence = not writes or "confidence" in kinds or options.abstain is not None
+    temperature = None
+    if confidence and options.calibrated:
+        temperature = read_temperature(model.checkpoint, model.weights)
     predictor = Predictor(
-        loaded,
-        options.save,
-        options.window,
-        options.flip,
-        _read_temperature(loaded, options),
+        model.segmenter,
+        network_input_size(model.recipe),
+        TileOptions(
+            model.device,
+            window=options.window,
+            flip=options.flip,
+            confidence=confidence,
+            temperature=temperature or 1.0,
+        ),
         options.abstain,
-        options.batch or (_BATCH_ON_GPU if loaded.device.type == "cuda" else 1),
     )
-    _log_calibration(predictor, calibrated=options.calibrated)
-    return predictor
+    if confidence:
+        _log_calibration(temperature, options)
+    batch = options.batch or (_BATCH_ON_GPU if model.device.type == "cuda" else 1)
+    return MaskPredictor(model, predictor, kinds, temperature, batch)
 
 
-def _read_temperature(loaded: Model, options: PredictOptions) -> float | None:
-    needs_confidence = "confidence" in options.save or options.abstain is not None
-    if not (needs_confidence and options.calibrated):
-        return None
-    return read_temperature(loaded.checkpoint, options.weights)
-
-
-def _log_calibration(predictor: Predictor, *, calibrated: bool) -> None:
-    """Log whether the confidence is calibrated, if confidence is used."""
-    if "confidence" not in predictor.kinds and predictor.abstain is None:
-        return
-    if predictor.temperature is None:
+def _log_calibration(temperature: float | None, options: PredictOptions) -> None:
+    """Log whether the confidence is calibrated."""
+    if temperature is None:
         reason = (
             "--uncalibrated"
-            if not calibrated
+            if not options.calibrated
             else "`udaseg calibrate` was not run for this checkpoint"
         )
         log.info("confidence is not calibrated: %s", reason)
         return
-    log.info("confidence uses the run's temperature %.3f", predictor.temperature)
-    if predictor.flip or predictor.window is not None:
+    log.info("confidence uses the run's temperature %.3f", temperature)
+    if options.flip or options.window is not None:
         log.warning(
             "the temperature was fitted without flip and window; with them it may not be accurate"
         )
 
 
 def _collect_settings(
-    predictor: Predictor, jobs: Sequence[Job], out: Path, options: PredictOptions
+    predictor: MaskPredictor, jobs: Sequence[Job], out: Path, options: PredictOptions
 ) -> Mapping[str, Any]:
     """Return the content of the settings file.
 
     Raises:
         UsageError: `options.resume`, but the masks in `out` were made with other settings.
     """
-    facts = {"weights": options.weights, **predictor.settings()}
+    facts = {"weights": predictor.model.weights, **predictor.settings()}
     earlier_facts = []
     if options.resume:
         refuse_other_network(out / _SETTINGS, facts)
@@ -190,9 +235,9 @@ def _collect_settings(
     }
 
 
-def _extra_settings(predictor: Predictor) -> dict[str, Any]:
+def _extra_settings(predictor: MaskPredictor) -> dict[str, Any]:
     """Return further settings that readers of the masks may need."""
-    size = network_input_size(predictor.loaded.recipe)
+    size = predictor.predictor.trained_size
     return {
         "ignore": IGNORE,
         "save": list(predictor.kinds),
@@ -204,7 +249,7 @@ def _extra_settings(predictor: Predictor) -> dict[str, Any]:
 
 def _predict_jobs(
     jobs: Sequence[Job],
-    predictor: Predictor,
+    predictor: MaskPredictor,
     outcome: Outcome,
     stop: StopSignal,
     out: Path,
@@ -247,55 +292,28 @@ def _noun(jobs: Sequence[Job]) -> str:
     return "images" if all(job.record is None for job in jobs) else "inputs"
 
 
-def _report_outcome(
-    jobs: Sequence[Job], out: Path, save: Sequence[str], outcome: Outcome, classes: ClassSpace
-) -> None:
-    """Print to stdout the output folders and the largest classes.
-
-    Raises:
-        DataError: All inputs failed.
-        PartialError: Some inputs failed.
-    """
-    failed, total, noun = len(outcome.failures), len(jobs), _noun(jobs)
-    failures_path = str(out / _FAILURES)
-    if failed == total:
-        raise DataError(
-            f"none of {total} {noun} could be predicted; see {failures_path} for the reasons"
-        )
-    written = total - outcome.kept - failed
-    parts = []
-    if any(job.record is None for job in jobs):
-        parts.append(f"{written - outcome.videos} images predicted")
-    if outcome.videos:
-        parts.append(f"{outcome.videos} videos of {outcome.frames} frames predicted")
-    if outcome.kept:
-        parts.append(f"{outcome.kept} kept from an earlier run")
-    folders = ", ".join(shlex.quote(str(out / kind)) for kind in save)
-    console = open_console(soft_wrap=True)
-    console.print(safe_text(f"{', '.join(parts)}: {folders}"))
-    if written:
-        console.print(safe_text(f"pixels: {_format_class_shares(outcome.pixels, classes)}"))
-    if failed:
-        raise PartialError(
-            f"{failed} of {total} {noun} failed, the others are written; "
-            f"see {failures_path} for the reasons"
-        )
-
-
-def _format_class_shares(pixels: NDArray[np.int64], classes: ClassSpace) -> str:
-    """Return the largest classes with their pixel shares, and the share of abstained pixels."""
-    counts = pixels[: len(classes)]
-    largest = [int(index) for index in np.argsort(-counts, kind="stable") if counts[index]]
-    listed = [
-        f"{classes.names[index]} {percent(counts[index] / pixels.sum())} %"
-        for index in largest[:_MAX_CLASSES_SHOWN]
-    ]
-    others = len(largest) - len(listed)
-    if others:
-        listed.append(f"{others} more classes")
-    if pixels[IGNORE]:
-        listed.append(f"abstained {percent(pixels[IGNORE] / pixels.sum())} %")
-    return ", ".join(listed)
+def _summarize(
+    jobs: Sequence[Job],
+    out: Path,
+    folders: Mapping[str, Path],
+    outcome: Outcome,
+    classes: ClassSpace,
+) -> PredictSummary:
+    videos = sum(job.record is not None for job in jobs)
+    written = len(jobs) - outcome.kept - len(outcome.failures)
+    return PredictSummary(
+        folders=folders,
+        image_inputs=len(jobs) - videos,
+        video_inputs=videos,
+        images=written - outcome.videos,
+        videos=outcome.videos,
+        frames=outcome.frames,
+        kept=outcome.kept,
+        failures=dict(outcome.failures),
+        failures_file=out / _FAILURES,
+        pixels={name: int(outcome.pixels[index]) for index, name in enumerate(classes.names)},
+        abstained=int(outcome.pixels[IGNORE]),
+    )
 
 
 def _utf8_name(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Predict the videos of `udaseg predict`, frame by frame.
+"""Write the masks of videos, frame by frame.
 
 A video is written completely or not at all.
 """
@@ -24,10 +24,11 @@ from udaseg.display.pictures import color_mask
 from udaseg.display.progress import WorkProgress
 from udaseg.errors import DataError
 from udaseg.files import write_json
+from udaseg.inference.kinds import MaskKind
+from udaseg.inference.masks import MaskContent, blend_colors, count_ids, write_masks
 from udaseg.inference.pipeline import Limit, OrderedWork, batches_of_one_size
-from udaseg.prediction.images import Outcome, Predictor, StopRequested
+from udaseg.prediction.images import MaskPredictor, Outcome, StopRequested
 from udaseg.prediction.inputs import Job, file_suffix
-from udaseg.prediction.masks import MaskContent, blend_colors, count_ids, write_masks
 from udaseg.prediction.outputs import TEMPORARY_PREFIX, remove_frames
 from udaseg.signals import StopSignal
 
@@ -37,7 +38,7 @@ _WRITE_LIMIT = Limit(4)
 
 def predict_videos(
     jobs: Sequence[Job],
-    predictor: Predictor,
+    predictor: MaskPredictor,
     outcome: Outcome,
     stop: StopSignal,
     out: Path,
@@ -89,7 +90,7 @@ def output_digest(output: Path) -> str:
 
 
 def _predict_video(
-    job: Job, predictor: Predictor, temporary: Path, stop: StopSignal
+    job: Job, predictor: MaskPredictor, temporary: Path, stop: StopSignal
 ) -> tuple[NDArray[np.int64], int]:
     """Predict a video under temporary names, then rename its outputs and write the record.
 
@@ -103,10 +104,10 @@ def _predict_video(
         # the first frame sets the size of all, rotated as the file's metadata says
         batch = next(batches)
         writer = stack.enter_context(
-            _VideoMaskWriter(job, temporary_paths, video, predictor.loaded.classes)
+            _VideoMaskWriter(job, temporary_paths, video, predictor.model.classes)
         )
         while batch:
-            inputs = [predictor.resize_for_network(job.image, frame) for frame in batch]
+            inputs = [predictor.resize(job.image, frame) for frame in batch]
             predictions = predictor.predict(inputs, [video.size] * len(batch))
             for frame, prediction in zip(batch, predictions, strict=True):
                 writer.write(frame, prediction)
@@ -122,7 +123,7 @@ def _predict_video(
     return writer.pixels, video.frames_read
 
 
-def _move_outputs(job: Job, temporary_paths: Mapping[str, Path]) -> None:
+def _move_outputs(job: Job, temporary_paths: Mapping[MaskKind, Path]) -> None:
     """Rename the complete outputs of a video to their final names."""
     for kind, path in temporary_paths.items():
         target = job.masks[kind]
@@ -169,7 +170,7 @@ class _VideoMaskWriter:
     def __init__(
         self,
         job: Job,
-        temporary_paths: Mapping[str, Path],
+        temporary_paths: Mapping[MaskKind, Path],
         reader: VideoReader,
         classes: ClassSpace,
     ) -> None:
@@ -181,7 +182,7 @@ class _VideoMaskWriter:
     def __enter__(self) -> Self:
         self._work = OrderedWork(_WRITE_LIMIT)
         self._stack = contextlib.ExitStack()
-        self._writers: dict[str, VideoWriter] = {}
+        self._writers: dict[MaskKind, VideoWriter] = {}
         for kind, path in self._temporary_paths.items():
             path.parent.mkdir()
             if self._job.writes_frames(kind):

@@ -1,8 +1,9 @@
 """The `udaseg predict` command."""
 
+import shlex
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,10 +17,16 @@ from udaseg.cli.options import (
     WeightsOption,
     Window,
     parse_height_width,
-    parse_outputs,
 )
 from udaseg.cli.verbosity import set_verbosity
-from udaseg.errors import UsageError
+from udaseg.display.console import open_console, safe_text
+from udaseg.errors import PartialError
+from udaseg.text import percent
+
+if TYPE_CHECKING:
+    from udaseg import PredictSummary
+
+_MAX_CLASSES_SHOWN = 5
 
 
 class VideoFormat(StrEnum):
@@ -87,29 +94,59 @@ def predict(
     quiet: Quiet = False,
 ) -> None:
     """Write a mask for each image and each video frame."""
-    kinds, window_px = parse_outputs(save), parse_height_width("--window", window)
-    if overwrite and resume:
-        raise UsageError("--overwrite replaces existing masks, --resume keeps them; give only one")
-    if abstain is not None and not 0 < abstain < 1:
-        raise UsageError(f"--abstain must be a confidence between 0 and 1, as 0.5, got {abstain:g}")
+    window_px = parse_height_width("--window", window)
     set_verbosity(verbose, quiet)
     import udaseg
 
-    udaseg.predict(
-        inputs=inputs,
-        checkpoint=checkpoint,
-        out=out,
-        options=udaseg.PredictOptions(
-            save=kinds,
-            video=video.value,
-            overwrite=overwrite,
-            resume=resume,
-            weights=weights.value,
-            device=device,
-            flip=flip,
-            window=window_px,
-            abstain=abstain,
-            calibrated=not uncalibrated,
-            batch=batch,
-        ),
+    options = udaseg.PredictOptions(
+        save=save,
+        video=video.value,
+        overwrite=overwrite,
+        resume=resume,
+        weights=weights.value,
+        device=device,
+        flip=flip,
+        window=window_px,
+        abstain=abstain,
+        calibrated=not uncalibrated,
+        batch=batch,
     )
+    summary = udaseg.predict(inputs, checkpoint, out=out, options=options)
+    _print_summary(summary)
+    if summary.failures:
+        total = summary.image_inputs + summary.video_inputs
+        noun = "inputs" if summary.video_inputs else "images"
+        raise PartialError(
+            f"{len(summary.failures)} of {total} {noun} failed, the others are written; "
+            f"see {summary.failures_file} for the reasons"
+        )
+
+
+def _print_summary(summary: "PredictSummary") -> None:
+    """Print the output folders and the largest classes."""
+    parts = []
+    if summary.image_inputs:
+        parts.append(f"{summary.images} images predicted")
+    if summary.videos:
+        parts.append(f"{summary.videos} videos of {summary.frames} frames predicted")
+    if summary.kept:
+        parts.append(f"{summary.kept} kept from an earlier run")
+    folders = ", ".join(shlex.quote(str(folder)) for folder in summary.folders.values())
+    console = open_console(soft_wrap=True)
+    console.print(safe_text(f"{', '.join(parts)}: {folders}"))
+    if summary.images or summary.videos:
+        console.print(safe_text(f"pixels: {_format_class_shares(summary)}"))
+
+
+def _format_class_shares(summary: "PredictSummary") -> str:
+    """Return the largest classes with their pixel shares, and the share of abstained pixels."""
+    shares = summary.shares()
+    largest = sorted((name for name in shares if shares[name]), key=lambda name: -shares[name])
+    listed = [f"{name} {percent(shares[name])} %" for name in largest[:_MAX_CLASSES_SHOWN]]
+    others = len(largest) - len(listed)
+    if others:
+        listed.append(f"{others} more classes")
+    if summary.abstained:
+        total = sum(summary.pixels.values()) + summary.abstained
+        listed.append(f"abstained {percent(summary.abstained / total)} %")
+    return ", ".join(listed)

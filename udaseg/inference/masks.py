@@ -1,27 +1,23 @@
-"""Write, orient and check the mask files of one image."""
+"""Write the mask files of one image."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import assert_never
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from udaseg.data.files.images import Pixels, read_image, write_png
+from udaseg.data.files.images import Pixels, write_png
 from udaseg.data.labels.classes import IGNORE, ClassSpace
 from udaseg.data.labels.tables import stored_id_table
 from udaseg.display.pictures import color_mask, confidence_image, overlay
-from udaseg.errors import DataError
 from udaseg.files import write_atomic
+from udaseg.inference.kinds import MaskKind
 
 _BAND_ROWS = 256
-_MULTI_PAGE_SUFFIXES = (".png", ".tif", ".tiff", ".webp")
-
-MAX_PIXELS = 150_000_000
-"""Maximum pixels of an image to predict: 1.5 times the limit for training images."""
 
 
 @dataclass(frozen=True)
@@ -39,22 +35,15 @@ class MaskContent:
     logits: NDArray[np.float32] | None = None
 
 
-def count_pages(path: Path) -> int:
-    """Return the number of pages or animation frames in a file; 1 if it cannot be read."""
-    if path.suffix.lower() not in _MULTI_PAGE_SUFFIXES:
-        return 1
-    try:
-        with Image.open(path) as opened:
-            return int(getattr(opened, "n_frames", 1))
-    except (OSError, ValueError, SyntaxError, LookupError, TypeError, Image.DecompressionBombError):
-        return 1
-
-
-def blend_colors(image: Pixels, labels: Pixels, classes: ClassSpace) -> Pixels:
+def blend_colors(
+    image: Pixels, labels: Pixels, classes: ClassSpace, *, opacity: float = 0.5
+) -> Pixels:
     """Return an RGB image with the class colours over it; ignored pixels stay unchanged."""
     blend = np.empty_like(image)
     for rows in _bands(len(image)):
-        blend[rows] = overlay(image[rows], color_mask(labels[rows], classes.colors))
+        blend[rows] = overlay(
+            image[rows], color_mask(labels[rows], classes.colors), opacity=opacity
+        )
         np.copyto(blend[rows], image[rows], where=(labels[rows] == IGNORE)[..., None])
     return blend
 
@@ -76,7 +65,7 @@ def count_ids(labels: Pixels) -> NDArray[np.int64]:
 
 
 def write_masks(
-    masks: dict[str, Path], image: Pixels, prediction: MaskContent, classes: ClassSpace
+    masks: Mapping[MaskKind, Path], image: Pixels, prediction: MaskContent, classes: ClassSpace
 ) -> None:
     """Write each kind of mask; each file is written atomically.
 
@@ -113,34 +102,13 @@ def write_masks(
                 np.save(buffer, prediction.logits, allow_pickle=False)
                 write_atomic(path, buffer.getvalue())
             case _:
-                raise ValueError(f"'{kind}' is not a kind of mask")
-
-
-def masks_intact(masks: dict[str, Path], size: tuple[int, int]) -> bool:
-    """Return whether all masks exist, are undamaged (checksums included), and have this size."""
-    try:
-        return all(
-            _is_logits_file(path)
-            if kind == "logits"
-            else read_image(path, max_pixels=MAX_PIXELS).shape[:2] == size
-            for kind, path in masks.items()
-        )
-    except DataError:
-        return False
+                assert_never(kind)
 
 
 def _bands(height: int) -> Iterator[slice]:
     """Yield slices of a few rows: a copy of a large picture would not fit in memory."""
     for start in range(0, height, _BAND_ROWS):
         yield slice(start, start + _BAND_ROWS)
-
-
-def _is_logits_file(path: Path) -> bool:
-    """Return whether a file contains logits and is complete."""
-    try:
-        return bool(np.load(path, allow_pickle=False).ndim == 3)
-    except (OSError, ValueError, EOFError):
-        return False
 
 
 def _palette(labels: Pixels, classes: ClassSpace) -> tuple[tuple[int, int, int], ...]:

@@ -1,0 +1,126 @@
+"""Images to predict, from files, arrays, tensors and Pillow images."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import ExifTags, Image
+from torch import Tensor
+
+from udaseg.data.files.images import Pixels, read_image
+from udaseg.data.files.orientation import read_orientation, to_stored, to_upright
+
+ImageSource: TypeAlias = str | os.PathLike[str] | NDArray[np.uint8] | Image.Image | Tensor
+"""What `Model.predict` takes: a file, an (H, W, 3) array, a Pillow image or a (3, H, W) tensor."""
+
+MAX_PIXELS = 150_000_000
+"""Maximum pixels of an image file to predict: 1.5 times the limit for training images."""
+
+
+_TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+@dataclass(frozen=True)
+class InputImage:
+    """An image to predict.
+
+    Attributes:
+        pixels: (H, W, 3) uint8 RGB, as stored.
+        orientation: EXIF orientation, 1 to 8.
+        path: Its file, if it has one.
+    """
+
+    pixels: Pixels
+    orientation: int = 1
+    path: Path | None = None
+
+    def upright(self) -> Pixels:
+        """Return the pixels as viewers show them."""
+        return to_upright(self.pixels, self.orientation)
+
+    @property
+    def upright_size(self) -> tuple[int, int]:
+        """The (height, width) of the upright image."""
+        height, width = self.pixels.shape[:2]
+        # orientations 5 to 8 are rotated by 90 degrees
+        return (width, height) if self.orientation >= 5 else (height, width)
+
+
+def read_input_image(path: Path) -> InputImage:
+    """Return the image in a file.
+
+    Raises:
+        DataError: The file is unreadable, damaged, not an image, or too large.
+    """
+    pixels, orientation = read_image(path, max_pixels=MAX_PIXELS), read_orientation(path)
+    if orientation != 1 and _is_tiff(path):  # OpenCV turns these upright, whatever it is told
+        pixels = to_stored(pixels, orientation)
+    return InputImage(pixels, orientation, path)
+
+
+def _is_tiff(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) in _TIFF_SIGNATURES
+
+
+def to_input_image(source: ImageSource) -> InputImage:
+    """Return the image that a path, array, Pillow image or tensor contains.
+
+    Raises:
+        DataError: The file is unreadable, damaged, not an image, or too large.
+        ValueError: An array or tensor has another shape, type or range.
+        TypeError: The source is something else.
+    """
+    if isinstance(source, str | os.PathLike):
+        return read_input_image(Path(source))
+    if isinstance(source, Image.Image):
+        return _from_pillow(source)
+    if isinstance(source, Tensor):
+        return InputImage(_pixels_of_tensor(source))
+    if not isinstance(source, np.ndarray):
+        raise TypeError(
+            "an image is a path, a numpy array, a Pillow image or a tensor, "
+            f"got {type(source).__name__}"
+        )
+    if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or source.size == 0:
+        raise ValueError(
+            f"an image array must be (H, W, 3) uint8 RGB, got {source.shape} {source.dtype}"
+        )
+    return InputImage(np.ascontiguousarray(source))
+
+
+def _from_pillow(picture: Image.Image) -> InputImage:
+    if picture.mode.startswith("I;16"):
+        grey = (np.asarray(picture) >> 8).astype(np.uint8)  # the upper 8 bits, as in files
+        pixels = np.repeat(grey[..., None], 3, axis=2)
+    elif picture.mode in ("I", "F"):
+        raise ValueError(
+            f"a Pillow image of mode {picture.mode} has no defined range; convert it to RGB"
+        )
+    elif "transparency" in picture.info:
+        pixels = np.array(picture.convert("RGBA").convert("RGB"))
+    else:
+        pixels = np.array(picture.convert("RGB"))
+    # read after the pixels: Pillow turns a TIFF upright, and removes this entry, when it loads them
+    orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
+    return InputImage(pixels, orientation if orientation in range(1, 9) else 1)
+
+
+def _pixels_of_tensor(tensor: Tensor) -> Pixels:
+    if tensor.ndim != 3 or tensor.shape[0] != 3 or tensor.numel() == 0:
+        raise ValueError(f"an image tensor must be (3, H, W) RGB, got {tuple(tensor.shape)}")
+    values = tensor.detach().cpu()
+    if values.is_floating_point():
+        if not (values.min() >= 0 and values.max() <= 1):  # also refuses NaN
+            raise ValueError(
+                "an image tensor of floats must be in [0, 1], without normalisation, "
+                f"got {values.min().item():g} to {values.max().item():g}"
+            )
+        values = (values.float() * 255).round().to(torch.uint8)
+    elif values.dtype != torch.uint8:
+        raise ValueError(f"an image tensor must be uint8 or float, got {values.dtype}")
+    return np.ascontiguousarray(values.permute(1, 2, 0).numpy())

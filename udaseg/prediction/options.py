@@ -1,0 +1,68 @@
+"""What `predict` writes and how it predicts. Imports nothing heavy: the command line checks it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from udaseg.errors import UsageError
+from udaseg.inference.kinds import MaskKind, parse_mask_kind
+
+VIDEO_FORMATS = ("mp4", "webm", "avi", "frames")
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """What `predict` writes, and how it predicts.
+
+    Attributes:
+        save: Kinds of mask to write, as names or as one text with commas: `color`, `ids`,
+            `label-ids`, `overlay`, `confidence`, `logits`.
+        video: Container for `color` and `overlay` of a video: `mp4`, `webm`, `avi` or `frames`.
+        overwrite: Overwrite existing masks; all of them are removed before the first is written.
+        resume: Keep existing intact masks, if the same network made them with the same options.
+        weights: `student` or `teacher`; a `Model` has its own.
+        device: Device to compute on; a `Model` stays where it is.
+        flip: Average with the mirrored image.
+        window: Sliding window (height, width) over the network's input.
+        abstain: Pixels with less confidence become ignore; None keeps all.
+        calibrated: Use the temperature saved by `udaseg calibrate`, if there is one.
+        batch: Images of one size per batch; None chooses.
+
+    Raises:
+        UsageError: A kind or container does not exist, `abstain` is not between 0 and 1, or both
+            `overwrite` and `resume` are given.
+
+    Example:
+        options = udaseg.PredictOptions(save=("ids", "overlay"), flip=True)
+        udaseg.predict("photos/", "runs/city-rccr", out="masks", options=options)
+    """
+
+    save: str | Sequence[str] = ("color", "ids")
+    video: str = "mp4"
+    overwrite: bool = False
+    resume: bool = False
+    weights: str = "student"
+    device: str = "auto"
+    flip: bool = False
+    window: tuple[int, int] | None = None
+    abstain: float | None = None
+    calibrated: bool = True
+    batch: int | None = None
+
+    def __post_init__(self) -> None:
+        _ = self.kinds  # refuses unknown ones
+        if self.video not in VIDEO_FORMATS:
+            raise UsageError(f"--video must be any of {', '.join(VIDEO_FORMATS)}, got {self.video}")
+        if self.overwrite and self.resume:
+            raise UsageError(
+                "--overwrite replaces existing masks, --resume keeps them; give only one"
+            )
+        if self.abstain is not None and not 0 < self.abstain < 1:
+            raise UsageError(
+                f"--abstain must be a confidence between 0 and 1, as 0.5, got {self.abstain:g}"
+            )
+
+    @property
+    def kinds(self) -> tuple[MaskKind, ...]:
+        """The kinds of mask in `save`, without repetitions."""
+        words = self.save.split(",") if isinstance(self.save, str) else self.save
+        return tuple(parse_mask_kind("--save", word) for word in dict.fromkeys(words))
