@@ -130,7 +130,7 @@ def test_info_names_the_stages(whole, tmp_path):
     ("words", "expected"),
     [
         (["steps=2"], "leaves no step"),
-        (["method.stages=[]"], "at least one stage"),
+        (["method.stages=[]"], "method.stages: must have at least 1 item, got 0"),
         (
             ["method.stages=[{name: a, share: 0.5, lr_mult: 1, schedule_stop: 1, "
              "objective: {kind: source_only}}]"],

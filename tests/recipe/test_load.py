@@ -5,15 +5,17 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Callable
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Union
 
 import pytest
 import yaml
 
+from tests.support.entry_points import Gram, GramSpec, install
 from udaseg.errors import RecipeError
+from udaseg.recipe.extensions import with_packages
 from udaseg.recipe.library import list_recipes
 from udaseg.recipe.load import dump, expand_path, from_dict, load, to_dict
 from udaseg.recipe.reader import type_hints
@@ -258,6 +260,38 @@ CROSS_FIELD = [
     (without("steps"), "steps: is missing: a whole number"),
 ]
 
+REGIONAL = "method.regional"
+MESSAGES = [
+    ("name", "a/b", "name: must be letters, digits, '.', '_' and '-', got 'a/b'"),
+    ("seed", "-1", "seed: must be in [0, 2147483647], got -1"),
+    ("steps", "0", "steps: must be at least 1, got 0"),
+    ("source.resize", "[512, 0]", "source.resize[1]: must be at least 1, got 0"),
+    ("optimizer.lr", "0", "optimizer.lr: must be above 0, got 0.0"),
+    ("optimizer.momentum", "1", "optimizer.momentum: must be in [0, 1), got 1.0"),
+    ("optimizer.clip_norm", "-2", "optimizer.clip_norm: must be above 0, got -2.0"),
+    ("model.aspp_dilations", "[]", "model.aspp_dilations: must have at least 1 item, got 0"),
+    ("model.aspp_dilations", "[6, 0]", "model.aspp_dilations[1]: must be at least 1, got 0"),
+    ("method.teacher.momentum", "2", "method.teacher.momentum: must be in [0, 1], got 2.0"),
+    ("method.augmentation.jitter", "1", "method.augmentation.jitter: must be in [0, 0.5], got 1.0"),
+    (f"{REGIONAL}.weight", "-1", f"{REGIONAL}.weight: must be at least 0, got -1.0"),
+    (f"{REGIONAL}.start", "-1", f"{REGIONAL}.start: must be at least 0, got -1"),
+    (f"{REGIONAL}.projector.channels", "0", "projector.channels: must be at least 1, got 0"),
+    ("machine.workers", "-2", "machine.workers: must be at least -1, got -2"),
+    (
+        "method.augmentation.blur_sigma",
+        "[0.5, 3]",
+        "method.augmentation.blur_sigma[1]: must be in (0, 2], got 3.0",
+    ),
+    (
+        "method.augmentation.blur_sigma",
+        "[2, 1]",
+        "method.augmentation.blur_sigma: must be [LOWEST, HIGHEST], got [2.0, 1.0]",
+    ),
+    ("expected", "{miou: [-1, 5]}", "expected.miou[0]: must be in [0, 100], got -1.0"),
+    ("expected", "{miou: [6, 5]}", "expected.miou: must be [LOWEST, HIGHEST], got [6.0, 5.0]"),
+    ("packages", "[a b]", "packages[0]: must be the name of a package, got 'a b'"),
+]
+
 OVERRIDES = [
     (("optimzer.lr=1",), "optimzer: unknown key; did you mean 'optimizer'?"),
     (("optimizer.lerning_rate=1",), "did you mean 'lr'?"),
@@ -319,7 +353,17 @@ def test_a_wrong_type_is_refused_with_line_and_reason(key: str, raw: str, reason
 @pytest.mark.parametrize(("key", "raw"), OUT_OF_RANGE)
 def test_a_value_out_of_range_is_refused_with_line_and_range(key: str, raw: str) -> None:
     text, line = with_value(key, raw)
-    assert re.match(rf"my\.yaml:{line}:\d+: {key}: must ", refused(text))
+    assert re.match(rf"my\.yaml:{line}:\d+: {key}(\[\d\])?: must ", refused(text))
+
+
+@pytest.mark.parametrize(("key", "raw", "expected"), MESSAGES)
+def test_a_bound_is_told_in_the_same_words_for_every_field(
+    key: str, raw: str, expected: str
+) -> None:
+    message = refused("\n".join(BASE), (f"{key}={raw}",))
+    assert message.endswith(expected)
+    assert message.startswith("override ")
+    assert len(message.splitlines()) == 1
 
 
 @pytest.mark.parametrize(("text", "expected"), STRUCTURE)
@@ -484,6 +528,8 @@ def invented(annotation: Any, draw: random.Random) -> Any:
     if origin is tuple:
         inner = [of[0]] * draw.randrange(4) if Ellipsis in of else of
         return tuple(invented(part, draw) for part in inner)
+    if origin is Mapping:
+        return {"gram.matrix no": invented(GramSpec, draw)} if draw.random() < 0.5 else {}
     if is_dataclass(annotation):
         assert isinstance(annotation, type)
         hints = type_hints(annotation)
@@ -500,11 +546,13 @@ def invented(annotation: Any, draw: random.Random) -> Any:
 
 
 def test_every_recipe_survives_being_printed_and_stored(monkeypatch: pytest.MonkeyPatch) -> None:
-    # range checks are off: every value of the right type must survive
-    monkeypatch.setattr(sys.modules["udaseg.recipe.load"], "recipe_problems", lambda recipe: [])
+    # checks are off: every value of the right type must survive
+    for check in ("recipe_problems", "bound_problems"):
+        monkeypatch.setattr(sys.modules["udaseg.recipe.load"], check, lambda recipe: [])
+    install(monkeypatch, {("udaseg.regularizers", "gram.matrix no"): Gram})
     draw = random.Random(0)
     for _ in range(500):
-        recipe = invented(Recipe, draw)
+        recipe = with_packages(replace(invented(Recipe, draw), packages=("torch",)))
         assert load(text=dump(recipe)) == recipe
         assert from_dict(to_dict(recipe)) == recipe
 

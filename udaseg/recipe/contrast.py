@@ -1,101 +1,102 @@
 """Recipe sections of the contrastive terms of a method."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Interval
 
 
 @dataclass(frozen=True)
 class Projector:
-    """The projection head in front of a contrastive loss.
+    """The projection head in front of a contrastive loss."""
 
-    Attributes:
-        channels: Dimension of the embedding.
-        trainable: False keeps the random initialisation (as in the released RCCR).
-    """
-
-    channels: int
+    channels: Annotated[int, Ge(1)]
+    """Dimension of the embedding; 128 in RCCR, 512 in SePiCo."""
     trainable: bool
+    """False keeps the random initialisation, as in RCCR's release."""
 
 
 @dataclass(frozen=True)
 class Regional:
-    """RCCR's region-wise contrast.
+    """RCCR's region-wise contrast (arXiv 2110.05170)."""
 
-    Attributes:
-        weight: Weight of the loss at the last step.
-        ramp: Increase to it as exp(-5 (1 - sqrt(step/steps))); false keeps it constant.
-        start: First step with contrast.
-        temperature: Softmax temperature.
-        min_confidence: Anchors need a teacher confidence above this.
-        bank_steps: Number of steps whose cells the memory bank holds, including the current one.
-        cells_per_view: Random cells of each view, over all ranks, that a step adds to the bank.
-        region_size: Side of a region in cells, average-pooled; 1 as released.
-        square_per: One CutMix square per `batch` (as released) or per `image`.
-        keep_ignored: Add ignored cells to the bank, as negatives of all anchors (as released).
-        negative_sampling: Drop bank rows of the anchor's class (false only for ablation).
-        positive_filtering: Drop anchors of low confidence (false only for ablation).
-        momentum_head: Compute keys with the teacher's head; false uses the student's (for
-            ablation).
-        projector: The projection head.
-    """
-
-    weight: float
+    weight: Annotated[float, Ge(0)]
+    """Weight of the loss at the last step; 0.01 in RCCR."""
     ramp: bool
-    start: int
-    temperature: float
-    min_confidence: float
-    bank_steps: int
-    cells_per_view: int
-    region_size: int
+    """Increase to it as exp(-5 (1 - sqrt(step/steps))), as in RCCR; false keeps it constant."""
+    start: Annotated[int, Ge(0)]
+    """First step with contrast."""
+    temperature: Annotated[float, Gt(0)]
+    """Softmax temperature; 0.1 in RCCR."""
+    min_confidence: Annotated[float, Interval(ge=0, le=1)]
+    """Anchors need a teacher confidence above this; 0.75 in RCCR's release."""
+    bank_steps: Annotated[int, Ge(1)]
+    """Steps whose cells the memory bank holds, including the current one; 3 in RCCR's release."""
+    cells_per_view: Annotated[int, Ge(1)]
+    """Random cells of each view, over all ranks, that a step adds to the bank; 4000 as released."""
+    region_size: Annotated[int, Ge(1)]
+    """Side of a region in cells, average-pooled; 1 in RCCR's release."""
     square_per: Literal["image", "batch"]
+    """One CutMix square per `image`, or per `batch` as in RCCR's release."""
     keep_ignored: bool
+    """Add ignored cells to the bank, as negatives of all anchors, as in RCCR's release."""
     projector: Projector
+    """The projection head."""
     negative_sampling: bool = True
+    """Drop bank rows of the anchor's class; false only for ablation."""
     positive_filtering: bool = True
+    """Drop anchors of low confidence; false only for ablation."""
     momentum_head: bool = True
+    """Compute keys with the teacher's head; false uses the student's, for ablation."""
 
 
 @dataclass(frozen=True)
 class Prototypes:
-    """SPCL's prototype contrast as a term of self-training.
+    """SPCL's prototype contrast (arXiv 2111.12358)."""
 
-    Attributes:
-        weight: Weight of the term.
-        temperature: Softmax temperature.
-        momentum: Share of a prototype that is kept at an update.
-        absent: Prototypes of classes that are not in the batch: `keep` or `fade` (as released).
-        normalise: Scale prototypes to unit length after an update (not in the release).
-        min_confidence: Minimum confidence of the teacher for a cell of a mixed image to count.
-            Only in self-training; the stages of SPCL have their own thresholds.
-    """
-
-    weight: float
-    temperature: float
-    momentum: float
+    weight: Annotated[float, Ge(0)]
+    """Weight of the term; 1 in SPCL, which has no other contrast."""
+    temperature: Annotated[float, Gt(0)]
+    """Softmax temperature; 100 in SPCL's release."""
+    momentum: Annotated[float, Interval(ge=0, le=1)]
+    """Share of a prototype that is kept at an update; 0.1 in SPCL's release."""
     absent: Literal["keep", "fade"]
+    """Prototypes of classes that are not in the batch: `keep`, or `fade` as in SPCL's release."""
     normalise: bool
-    min_confidence: float = 0.0
+    """Scale prototypes to unit length after an update; SPCL's release does not."""
+    min_confidence: Annotated[float, Interval(ge=0, le=1)] = 0.0
+    """Minimum confidence of the teacher for a cell of a mixed image to count; 0.9 is the upper
+    limit of SPCL's thresholds. Only in self-training: the stages of SPCL have their own.
+    """
 
 
 @dataclass(frozen=True)
 class Semantic:
     """SePiCo's contrast with class statistics of the teacher's source embeddings.
 
-    Attributes:
-        variant: `prototype`, `bank` or `distribution` (ProtoCL, BankCL, DistCL).
-        weight: Weight of the term; 1 as published.
-        temperature: Softmax temperature; 100 as published, where the variants hardly differ.
-        momentum: Weight of older vectors at an update; 1, as published, gives the mean over all of
-            them.
-        bank_rows: Batch means kept per class, 200 as published; used only by the bank variant.
-        channels: Dimension of the embedding.
-        start: First step with contrast, 3000 as published; the statistics are updated from step 0.
+    Reference: arXiv 2204.08808.
     """
 
     variant: Literal["prototype", "bank", "distribution"]
-    weight: float
-    temperature: float
-    momentum: float
-    bank_rows: int
-    channels: int
-    start: int = 0
+    """SePiCo's ProtoCL, BankCL or DistCL."""
+    weight: Annotated[float, Ge(0)]
+    """Weight of the term; 1 in SePiCo."""
+    temperature: Annotated[float, Gt(0)]
+    """Softmax temperature; 100 in SePiCo's release, where the variants hardly differ."""
+    momentum: Annotated[float, Interval(ge=0, le=1)]
+    """Weight of older vectors at an update; 1, as in SePiCo, gives the mean over all of them."""
+    bank_rows: Annotated[int, Ge(1)]
+    """Batch means kept per class; 200 in SePiCo. Used only by `bank`."""
+    channels: Annotated[int, Ge(1)]
+    """Dimension of the embedding; 512 in SePiCo."""
+    start: Annotated[int, Ge(0)] = 0
+    """First step with contrast; 3000 in SePiCo. The statistics are updated from step 0."""
+
+    @property
+    def projector(self) -> Projector:
+        """The projection head."""
+        return Projector(channels=self.channels, trainable=True)
+
+
+RegularizerSpec = Regional | Prototypes | Semantic
+"""The settings of a built-in regularizer. One that needs a projection head has a `projector`."""

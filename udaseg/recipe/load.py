@@ -4,11 +4,13 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from udaseg.errors import RecipeError
+from udaseg.recipe.bounds import bound_problems
+from udaseg.recipe.extensions import report_missing_packages, with_packages
 from udaseg.recipe.nodes import (
     MAX_DEPTH,
     ErrorList,
@@ -61,7 +63,10 @@ def load(
 
 
 def to_dict(recipe: Recipe) -> dict[str, Any]:
-    """Return the recipe as dictionaries, lists and plain values, with every field."""
+    """Return the recipe as dictionaries, lists and plain values.
+
+    It has every field, but `packages` and `method.regularizers` only if they are not empty.
+    """
     return cast("dict[str, Any]", _plain(recipe))
 
 
@@ -84,7 +89,7 @@ def from_dict(values: Mapping[str, Any], origin: str = "recipe") -> Recipe:
 
 
 def dump(recipe: Recipe) -> str:
-    """Return the recipe as YAML with every field; loading it gives an equal recipe."""
+    """Return the recipe as YAML with the fields of `to_dict`; loading it gives an equal recipe."""
     return "".join(f"{line}\n" for line in _lines(to_dict(recipe), ""))
 
 
@@ -113,13 +118,13 @@ def expand_path(text: str) -> str:
 
 
 def _recipe(root: MappingNode, faults: ErrorList, position: str) -> Recipe:
-    reader = Reader(faults)
+    reader = Reader(faults, packages_missing=report_missing_packages(root, faults))
     recipe = reader.read(Recipe, MappingNode(root.entries, position))
     if recipe is not INVALID:
-        for key, problem in recipe_problems(recipe):
+        for key, problem in [*bound_problems(recipe), *recipe_problems(recipe)]:
             faults.add(reader.position_of(key), key, problem)
     faults.raise_if_any()
-    return cast("Recipe", recipe)
+    return with_packages(recipe)
 
 
 def _override(root: MappingNode, overrides: Sequence[str], faults: ErrorList) -> None:
@@ -214,15 +219,25 @@ def _plain(value: object) -> object:
     if is_dataclass(value):
         # `kind` comes first, although inherited fields precede it
         names = sorted((part.name for part in fields(value)), key=lambda name: name != "kind")
-        return {name: _plain(getattr(value, name)) for name in names}
+        empty = {part.name for part in fields(value) if _is_left_out(part, value)}
+        return {name: _plain(getattr(value, name)) for name in names if name not in empty}
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
     return value
 
 
+def _is_left_out(part: Field[Any], section: object) -> bool:
+    """Return whether the field is an empty collection, and empty by default."""
+    empty_by_default = part.default == () or part.default_factory is dict
+    return empty_by_default and not getattr(section, part.name)
+
+
 def _lines(values: Mapping[str, Any], indent: str) -> list[str]:
     lines: list[str] = []
-    for key, value in values.items():
+    for name, value in values.items():
+        key = _flow(name)  # the name of a plug-in can be any text
         if isinstance(value, dict) and value:
             lines += [f"{indent}{key}:", *_lines(value, f"{indent}  ")]
         elif isinstance(value, list) and value and all(isinstance(item, dict) for item in value):

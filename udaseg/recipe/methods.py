@@ -1,69 +1,69 @@
 """The `method` section of a recipe."""
 
-from dataclasses import dataclass, field
-from typing import Literal
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Any, Literal
 
-from udaseg.recipe.contrast import Prototypes, Regional, Semantic
+from annotated_types import Ge, Gt, Interval, MinLen
+
+from udaseg.recipe.bounds import Size, TextPattern
+from udaseg.recipe.choices import BatchNorm, Sampling
+from udaseg.recipe.contrast import Prototypes, Regional, RegularizerSpec, Semantic
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """The mean teacher.
+    """The mean teacher."""
 
-    Attributes:
-        momentum: phi <- a phi + (1 - a) theta with a = min(1 - 1/(step + 1), momentum).
-        batch_statistics: Normalise by the batch (as in the released DACS) instead of by the
-            student's running statistics. `model.batch_norm: frozen` overrides this.
-    """
-
-    momentum: float
+    momentum: Annotated[float, Interval(ge=0, le=1)]
+    """phi <- a phi + (1 - a) theta with a = min(1 - 1/(step + 1), momentum); 0.99 in DACS."""
     batch_statistics: bool
+    """Normalise by the batch, as in DACS's release, instead of by the student's running statistics,
+    which do not match the averaged weights. `model.batch_norm: frozen` overrides this.
+    """
 
 
 @dataclass(frozen=True)
 class StrongAugmentation:
-    """Colour jitter and blur of the mixed images of the student.
+    """Colour jitter and blur of the mixed images of the student."""
 
-    Attributes:
-        jitter: Strength of brightness, contrast, saturation and hue.
-        jitter_probability: Probability of jitter, per image.
-        blur_probability: Probability of blur, per image.
-        blur_sigma: Range of the Gaussian's standard deviation in pixels.
+    jitter: Annotated[float, Interval(ge=0, le=0.5)]
+    """Strength of brightness, contrast, saturation and hue, which turns at most half a circle; 0.25
+    in DACS.
     """
-
-    jitter: float
-    jitter_probability: float
-    blur_probability: float
-    blur_sigma: tuple[float, float]
+    jitter_probability: Annotated[float, Interval(ge=0, le=1)]
+    """Probability of jitter, per image; 0.8 in DACS."""
+    blur_probability: Annotated[float, Interval(ge=0, le=1)]
+    """Probability of blur, per image; 0.5 in DACS."""
+    blur_sigma: tuple[
+        Annotated[float, Interval(gt=0, le=2)], Annotated[float, Interval(gt=0, le=2)]
+    ]
+    """Range of the Gaussian's standard deviation in pixels; [0.15, 1.15] in DACS."""
 
 
 @dataclass(frozen=True)
 class Mixing:
-    """ClassMix of source images onto target images.
-
-    Attributes:
-        ignore_is_class: Void counts as a class that can be pasted (as in the released DACS).
-        confidence: A target pixel is confident at or above this probability; the share of
-            confident pixels is the weight of all target pixels.
-        share_over: Compute this share over the whole `batch` (as released) or each `image`.
-    """
+    """ClassMix of source images onto target images."""
 
     ignore_is_class: bool
-    confidence: float
+    """Void counts as a class that can be pasted, as in DACS's release."""
+    confidence: Annotated[float, Interval(ge=0, le=1)]
+    """A target pixel is confident at or above this probability; the share of confident pixels is
+    the weight of all target pixels. 0.968 in DACS.
+    """
     share_over: Literal["batch", "image"]
+    """Compute this share over the whole `batch`, as in DACS, or each `image`."""
 
 
 @dataclass(frozen=True)
 class RunMethod:
-    """Settings of a method for the whole run.
+    """Settings of a method for the whole run."""
 
-    Attributes:
-        target_statistics: Number of unlabelled target images whose batch-norm statistics replace
-            the running ones after training (AdaBN); 0 keeps the running ones. Not allowed in a
-            stage.
+    target_statistics: Annotated[int, Ge(0)] = field(default=0, kw_only=True)
+    """Unlabelled target images whose batch-norm statistics replace the running ones after training;
+    0 keeps the running ones. AdaBN uses all images. Not allowed in a stage.
     """
-
-    target_statistics: int = field(default=0, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -73,79 +73,74 @@ class SourceOnly(RunMethod):
     kind: Literal["source_only"]
 
 
-REGULARIZERS = ("regional", "prototypes", "semantic")
-"""The fields of `SelfTraining` that hold a regularizer."""
-
-
 @dataclass(frozen=True)
 class SelfTraining(RunMethod):
-    """Mean-teacher self-training with ClassMix (DACS), plus contrastive regularizers.
-
-    Attributes:
-        mix_weight: Weight of the loss on the mixed image.
-        regional: Contrast of RCCR; leave it out for plain DACS.
-        prototypes: Contrast of SPCL; can be combined with `regional`.
-        semantic: Contrast of SePiCo; cannot be combined with `regional`, which has its own
-            projector.
-    """
+    """Mean-teacher self-training with ClassMix (DACS), plus contrastive regularizers."""
 
     kind: Literal["self_training"]
     teacher: Teacher
+    """The network that labels the target."""
     mixing: Mixing
+    """How source and target images are mixed."""
     augmentation: StrongAugmentation
-    mix_weight: float
+    """What is done to mixed images."""
+    mix_weight: Annotated[float, Ge(0)]
+    """Weight of the loss on the mixed image; 1 in DACS."""
     regional: Regional | None = None
+    """Contrast of RCCR; leave it out for plain DACS."""
     prototypes: Prototypes | None = None
+    """Contrast of SPCL."""
     semantic: Semantic | None = None
+    """Contrast of SePiCo. Of all regularizers, only one can have a projector."""
+    regularizers: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of regularizers of other installed packages, by their name."""
 
 
 @dataclass(frozen=True)
 class Adversarial(RunMethod):
-    """Output-space adversarial training against a discriminator of source and target.
-
-    Attributes:
-        sees: Input of the discriminator: `softmax` (AdaptSegNet, warm-up of SPCL) or
-            `self_information` (AdvEnt).
-        weight: Weight of the adversarial term.
-        temperature: Divides the logits of both domains before softmax and cross-entropy.
-        discriminator_lr: Learning rate of the discriminator; Adam with betas 0.9 and 0.99.
-    """
+    """Output-space adversarial training against a discriminator of source and target."""
 
     kind: Literal["adversarial"]
     sees: Literal["softmax", "self_information"]
-    weight: float
-    temperature: float
-    discriminator_lr: float
+    """Input of the discriminator: `softmax` (AdaptSegNet, warm-up of SPCL) or `self_information`
+    (AdvEnt).
+    """
+    weight: Annotated[float, Ge(0)]
+    """Weight of the adversarial term; 0.001 in AdvEnt and SPCL."""
+    temperature: Annotated[float, Gt(0)]
+    """Divides the logits of both domains before softmax and cross-entropy; 1 in AdvEnt, 1.8 in
+    SPCL, whose release divides only those of the source, for the discriminator.
+    """
+    discriminator_lr: Annotated[float, Gt(0)]
+    """Learning rate of the discriminator, 1e-4 in AdvEnt and SPCL; Adam with betas 0.9 and 0.99."""
 
 
 @dataclass(frozen=True)
 class EntropyMinimization(RunMethod):
-    """Supervised training on the source, and entropy minimisation on the target.
-
-    Attributes:
-        weight: Weight of the mean entropy of target pixels, normalised by the maximum entropy.
-        power: The penalty is (entropy^2 + 1e-8) ** power (FDA); null uses the entropy itself
-            (MinEnt).
-        band: Low frequencies of the source's spectrum, as a share of the shorter side, that get the
-            target's amplitude (FDA); null leaves source images unchanged.
-    """
+    """Supervised training on the source, and entropy minimisation on the target."""
 
     kind: Literal["entropy"]
-    weight: float
-    power: float | None = None
-    band: float | None = None
+    weight: Annotated[float, Ge(0)]
+    """Weight of the mean entropy of target pixels, normalised by the maximum entropy; 0.001 in
+    MinEnt, 0.005 in FDA.
+    """
+    power: Annotated[float, Gt(0)] | None = None
+    """The penalty is (entropy^2 + 1e-8) ** power, with 2 in FDA; null uses the entropy itself
+    (MinEnt).
+    """
+    band: Annotated[float, Interval(ge=0, le=0.5)] | None = None
+    """Low frequencies of the source's spectrum, as a share of the shorter side, that get the
+    target's amplitude; 0.01 is the smallest of FDA's three. Null leaves source images unchanged.
+    """
 
 
 @dataclass(frozen=True)
 class PrototypeAlignment:
-    """Second stage of SPCL: pulls source and pseudo-labelled target pixels to source prototypes.
-
-    Attributes:
-        prototypes: The contrast; its prototypes are initialised by a pass over the source.
-    """
+    """Second stage of SPCL: pulls source and pseudo-labelled target pixels to source prototypes."""
 
     kind: Literal["prototype_alignment"]
     prototypes: Prototypes
+    """The contrast; its prototypes are initialised by a pass over the source."""
 
 
 @dataclass(frozen=True)
@@ -162,93 +157,96 @@ StageObjective = (
 
 @dataclass(frozen=True)
 class PseudoLabelling:
-    """Pseudo-labels of the whole target, computed once before a stage.
+    """Pseudo-labels of the whole target, computed once before a stage."""
 
-    Attributes:
-        quantile: A class keeps the pixels at or above this quantile of its confidence.
-        cap: Upper limit of the threshold.
-    """
-
-    quantile: float
-    cap: float
+    quantile: Annotated[float, Interval(ge=0, le=1)]
+    """A class keeps the pixels at or above this quantile of its confidence; 0.5 in SPCL."""
+    cap: Annotated[float, Interval(ge=0, le=1)]
+    """Upper limit of the threshold; 0.9 in SPCL."""
 
 
 @dataclass(frozen=True)
 class StageTarget:
-    """Size and crop of target images in a stage, replacing those of the recipe.
+    """Size and crop of target images in a stage, replacing those of the recipe."""
 
-    Attributes:
-        resize: (height, width) in pixels; null keeps the size of each file.
-        crop: (height, width) of the random crop.
-        scale: Range of a random scale factor, applied before the crop.
-        flip: Mirror left-right with probability 1/2.
-        batch: Images per step.
-    """
-
-    resize: tuple[int, int] | None
-    crop: tuple[int, int]
-    scale: tuple[float, float]
+    resize: Size | None
+    """(height, width) in pixels; null keeps the size of each file."""
+    crop: Size
+    """(height, width) of the random crop."""
+    scale: tuple[Annotated[float, Gt(0)], Annotated[float, Gt(0)]]
+    """Range of a random scale factor, applied before the crop; [0.5, 1.5] in SPCL's release."""
     flip: bool
-    batch: int
+    """Mirror left-right with probability 1/2."""
+    batch: Annotated[int, Ge(1)]
+    """Images per step."""
 
 
 @dataclass(frozen=True)
 class SourceJitter:
-    """Colour jitter of the source images.
+    """Colour jitter of the source images."""
 
-    Attributes:
-        strength: Brightness, contrast and saturation factors are in [1 - strength, 1 + strength].
-        hue: Maximum rotation of the hue, as a share of a circle.
+    strength: Annotated[float, Interval(ge=0, le=1)]
+    """Brightness, contrast and saturation factors are in [1 - strength, 1 + strength]; 0.5 in
+    SPCL.
     """
-
-    strength: float
-    hue: float
+    hue: Annotated[float, Interval(ge=0, le=0.5)]
+    """Maximum rotation of the hue, as a share of a circle; 0.2 in SPCL."""
 
 
 @dataclass(frozen=True)
 class StageSpec:
-    """One stage of a staged method; it starts from the student of the previous stage.
+    """One stage of a staged method; it starts from the student of the previous stage."""
 
-    Attributes:
-        name: Name of the stage and of its folder in the run.
-        share: Share of the recipe's steps; the shares of all stages add up to 1.
-        lr_mult: Factor of the recipe's learning rates; a discriminator has its own rate.
-        schedule_stop: Progress of the learning rate decay at the end of the stage, in (0, 1].
-        objective: What is minimised.
-        source_sampling: `uniform`, `class_balanced` (by image-level class counts) or `rare_class`;
-            null uses the recipe's `source.sampling`.
-        source_jitter: Colour jitter of source images; null for no jitter.
-        batch_norm: As in `model`; null keeps that of the model.
-        pseudo_labels: How the student that the stage starts from labels the target.
-        target: Size and crop of target images; null keeps those of the recipe.
+    name: Annotated[str, TextPattern("[a-z0-9_]+", "a-z, 0-9 and '_'")]
+    """Name of the stage and of its folder in the run."""
+    share: Annotated[float, Gt(0)]
+    """Share of the recipe's steps; the shares of all stages add up to 1. SPCL: 0.4, 0.4, 0.2."""
+    lr_mult: Annotated[float, Gt(0)]
+    """Factor of the recipe's learning rates; a discriminator has its own rate. 2 in the last stage
+    of SPCL.
     """
-
-    name: str
-    share: float
-    lr_mult: float
-    schedule_stop: float
+    schedule_stop: Annotated[float, Interval(gt=0, le=1)]
+    """Progress of the learning rate decay at the end of the stage; 0.64 in SPCL's release."""
     objective: StageObjective
-    source_sampling: Literal["uniform", "class_balanced", "rare_class"] | None = None
+    """What is minimised."""
+    source_sampling: Sampling | None = None
+    """As `source.sampling`, which null uses; `class_balanced` in SPCL's release."""
     source_jitter: SourceJitter | None = None
-    batch_norm: Literal["train", "affine_frozen", "frozen"] | None = None
+    """Colour jitter of source images; null for no jitter."""
+    batch_norm: BatchNorm | None = None
+    """As in `model`; null keeps that of the model. SPCL: `frozen`, and `train` in the last."""
     pseudo_labels: PseudoLabelling | None = None
+    """How the student that the stage starts from labels the target."""
     target: StageTarget | None = None
+    """Size and crop of target images; null keeps those of the recipe."""
 
 
 @dataclass(frozen=True)
 class Staged(RunMethod):
-    """Several stages in one run (SPCL).
-
-    Attributes:
-        stages: The stages, in order.
-    """
+    """Several stages in one run (SPCL)."""
 
     kind: Literal["staged"]
-    stages: tuple[StageSpec, ...]
+    stages: Annotated[tuple[StageSpec, ...], MinLen(1)]
+    """The stages, in order."""
 
 
 Objective = SelfTraining | StageObjective
 Method = SourceOnly | SelfTraining | Adversarial | EntropyMinimization | Staged
+
+
+def built_in_regularizers() -> tuple[str, ...]:
+    """Return the names of the built-in regularizers: the fields of `SelfTraining` that hold one."""
+    hints, specs = typing.get_type_hints(SelfTraining), set(typing.get_args(RegularizerSpec))
+    names = [part.name for part in fields(SelfTraining)]
+    return tuple(name for name in names if specs.intersection(typing.get_args(hints[name])))
+
+
+def regularizer_specs(method: SelfTraining) -> dict[str, Any]:
+    """Return the settings of every regularizer of a method by name, built-in ones first."""
+    built_in = {name: getattr(method, name) for name in built_in_regularizers()}
+    return {name: spec for name, spec in built_in.items() if spec is not None} | dict(
+        method.regularizers
+    )
 
 
 def stage_ends(method: Staged, steps: int) -> tuple[int, ...]:

@@ -2,18 +2,20 @@
 
 It follows the annotations, so a new dataclass or field in the schema needs no change here.
 Annotations can be str, int, float, bool, Literal, tuple, a dataclass, `X | None`, and a union of
-dataclasses that differ in a Literal `kind`.
+dataclasses that differ in a Literal `kind`. A mapping has the sections of plug-ins by their names.
+Bounds in `Annotated` are checked later, by `bounds.py`.
 """
 
 import re
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from typing import Any, Literal, Union
 
 from udaseg.recipe import scalars
+from udaseg.recipe.extensions import regularizer_section, unknown_regularizer
 from udaseg.recipe.hints import key_hint
 from udaseg.recipe.nodes import ErrorList, InvalidNode, ListNode, MappingNode, Node, ScalarNode
 from udaseg.recipe.scalars import ScalarError
@@ -38,10 +40,16 @@ INVALID: Any = object()
 
 
 class Reader:
-    """Reads values by annotation; adds errors to `faults`."""
+    """Reads values by annotation; adds errors to `faults`.
 
-    def __init__(self, faults: ErrorList) -> None:
+    Args:
+        faults: Collects the errors.
+        packages_missing: Packages are missing, so an unknown plug-in is no error of its own.
+    """
+
+    def __init__(self, faults: ErrorList, *, packages_missing: bool = False) -> None:
         self._faults = faults
+        self._packages_missing = packages_missing
         self._hints = 0
         self._positions: dict[str, str] = {}
 
@@ -65,6 +73,8 @@ class Reader:
             return self._read_section(annotation, node, key)
         if origin is tuple:
             return self._read_list(annotation, node, key)
+        if origin is Mapping:
+            return self._read_plugins(node, key)
         if not isinstance(node, ScalarNode):
             return self._add_error(
                 node, key, f"must be {describe_type(annotation)}, got {_describe_node(node)}"
@@ -140,6 +150,25 @@ class Reader:
                     self._faults.add(self._positions[key], _join(key, part.name), problem)
         return INVALID if any(value is INVALID for value in values.values()) else cls(**values)
 
+    def _read_plugins(self, node: Node, key: str) -> Any:
+        """Return the settings of the regularizers of other packages, by their names."""
+        if not isinstance(node, MappingNode):
+            return self._add_error(node, key, f"must be a section, got {_describe_node(node)}")
+        values: dict[str, Any] = {}
+        for name, (position, child) in node.entries.items():
+            path = _join(key, name)
+            self._positions[path] = position
+            if isinstance(child, ScalarNode) and scalars.is_null(child):
+                continue
+            section = regularizer_section(name)
+            if section is not None:
+                values[name] = self.read(section, child, path)
+                continue
+            values[name] = INVALID
+            if not self._packages_missing:
+                self._faults.add(position, path, unknown_regularizer(name))
+        return INVALID if any(value is INVALID for value in values.values()) else values
+
     def _add_unknown_key(
         self, cls: Any, node: MappingNode, key: str, name: str, suffix: str
     ) -> str:
@@ -182,7 +211,7 @@ class Reader:
 
 @cache
 def type_hints(cls: type) -> dict[str, Any]:
-    """Return the resolved annotations of a dataclass."""
+    """Return the resolved annotations of a dataclass, without `Annotated`."""
     return typing.get_type_hints(cls)
 
 
@@ -205,7 +234,7 @@ def describe_type(annotation: Any) -> str:
             if Ellipsis in arguments
             else f"a list of {len(arguments)} {plural}"
         )
-    if is_dataclass(annotation):
+    if is_dataclass(annotation) or origin is Mapping:
         return "a section"
     return "null"
 

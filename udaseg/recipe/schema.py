@@ -1,142 +1,156 @@
 """The schema of a recipe: one frozen dataclass per section. Does not import torch.
 
-A field without a default must be written in the recipe, because it changes the numbers. A field
-with a default either belongs to the machine or disables a part. `recipe_problems` checks
-ranges that a type cannot express, and reports all errors of the recipe at once.
+What can be said about a field stands at the field: its type, its bounds, and below it what it means
+and where a published value comes from. A field without a default must be written in the recipe,
+because it changes the numbers. A field with a default either belongs to the machine or disables a
+part. `rules.py` has what two or more fields must fulfil together.
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
+from annotated_types import Ge, Gt, Interval, MinLen
+
+from udaseg.recipe.bounds import Size, TextPattern
+from udaseg.recipe.choices import BatchNorm, Criterion, Precision, Sampling
 from udaseg.recipe.methods import Method
+
+BACKBONES = (
+    "resnet18",
+    "resnet50",
+    "resnet101",
+    "mobilenet_v2",
+    "mobilenet_v3_large",
+    "efficientnet_lite0",
+)
+"""The built-in backbones."""
+
+TIMM_PREFIX = "timm:"
+"""What the name of a backbone of timm begins with."""
+
+PACKAGE_NAME = TextPattern("[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?", "the name of a package")
 
 
 @dataclass(frozen=True)
 class Validation:
-    """Labelled images to score, for reporting only; never used for selection.
-
-    Attributes:
-        data: Name of a prepared data set, or dataset YAML; null disables validation.
-        split: The split to score.
-        resize: (height, width) of the network's input; null keeps the size of each file.
-    """
+    """Labelled images to score, for reporting only; never used for selection."""
 
     data: str | None
+    """Name of a prepared data set, or dataset YAML; null disables validation."""
     split: str = "val"
-    resize: tuple[int, int] | None = None
+    """The split to score."""
+    resize: Size | None = None
+    """(height, width) of the network's input; null keeps the size of each file. Scores are computed
+    at the size of the labels.
+    """
 
 
 @dataclass(frozen=True)
 class Model:
-    """The network.
-
-    Attributes:
-        backbone: resnet18, resnet50, resnet101, mobilenet_v2, mobilenet_v3_large,
-            efficientnet_lite0 (extra), or `timm:NAME` (extra).
-        output_stride: Input pixels per cell of the last feature map: 8, 16 or 32.
-        weights: `imagenet`, `random`, or a file (safetensors or a state dict).
-        batch_norm: `train`, `affine_frozen` (statistics are updated, scale and shift are not) or
-            `frozen` (neither is updated).
-        head: deeplab_v2 or deeplab_v3plus.
-        aspp_dilations: Dilations of the head's 3x3 convolutions.
-        head_channels: Width of the DeepLab-v3+ head; unused by DeepLab-v2.
-    """
+    """The network."""
 
     backbone: str
+    """One of `BACKBONES` (efficientnet_lite0 needs the extra `lite`), `timm:NAME` (extra `timm`),
+    or a name from another installed package.
+    """
     output_stride: Literal[8, 16, 32]
+    """Input pixels per cell of the last feature map."""
     weights: str
-    batch_norm: Literal["train", "affine_frozen", "frozen"]
+    """`imagenet`, `random`, or a file (safetensors or a state dict)."""
+    batch_norm: BatchNorm
+    """Batch norm of the backbone in training: `train`, `affine_frozen` (statistics are updated,
+    scale and shift are not) or `frozen` (neither is updated).
+    """
     head: Literal["deeplab_v2", "deeplab_v3plus"]
-    aspp_dilations: tuple[int, ...]
-    head_channels: int = 256
+    """The classifier on top of the backbone."""
+    aspp_dilations: Annotated[tuple[Annotated[int, Ge(1)], ...], MinLen(1)]
+    """Dilations of the head's 3x3 convolutions; [6, 12, 18, 24] in DeepLab-v2, [6, 12] in RCCR's
+    release.
+    """
+    head_channels: Annotated[int, Ge(1)] = 256
+    """Width of the DeepLab-v3+ head; unused by DeepLab-v2."""
 
 
 @dataclass(frozen=True)
 class Optimizer:
-    """The optimizer and the schedule of its learning rate.
-
-    Attributes:
-        kind: sgd or adamw.
-        lr: Learning rate of the backbone.
-        head_lr_mult: Factor of `lr` for head and projector.
-        backbone_lr_mult: Factor of `lr` for the backbone.
-        momentum: Momentum of SGD, beta 1 of AdamW.
-        weight_decay: As defined by the optimizer.
-        power: The rate falls as (1 - step/steps) ** power.
-        warmup: Steps of linear increase from zero before that.
-        clip_norm: Maximum gradient norm; null does not clip.
-    """
+    """The optimizer and the schedule of its learning rate."""
 
     kind: Literal["sgd", "adamw"]
-    lr: float
-    head_lr_mult: float
-    backbone_lr_mult: float
-    momentum: float
-    weight_decay: float
-    power: float
-    warmup: int = 0
-    clip_norm: float | None = None
+    """SGD with momentum, or AdamW."""
+    lr: Annotated[float, Gt(0)]
+    """Learning rate of the backbone."""
+    head_lr_mult: Annotated[float, Gt(0)]
+    """Factor of `lr` for head and projector."""
+    backbone_lr_mult: Annotated[float, Gt(0)]
+    """Factor of `lr` for the backbone; 3 in RCCR's release, which lists its tensors three times."""
+    momentum: Annotated[float, Interval(ge=0, lt=1)]
+    """Momentum of SGD, beta 1 of AdamW."""
+    weight_decay: Annotated[float, Ge(0)]
+    """As defined by the optimizer."""
+    power: Annotated[float, Ge(0)]
+    """The rate falls as (1 - step/steps) ** power."""
+    warmup: Annotated[int, Ge(0)] = 0
+    """Steps of linear increase from zero before that."""
+    clip_norm: Annotated[float, Gt(0)] | None = None
+    """Maximum gradient norm; null does not clip."""
 
 
 @dataclass(frozen=True)
 class BatchSize:
     """Images per step, in each process."""
 
-    source: int
-    target: int
+    source: Annotated[int, Ge(1)]
+    """Labelled images."""
+    target: Annotated[int, Ge(1)]
+    """Unlabelled images; self-training needs as many as of the source."""
 
 
 @dataclass(frozen=True)
 class Expected:
-    """Expected results, checked by `udaseg verify`. Overrides that change the numbers drop them.
+    """Expected results, checked by `udaseg verify`. Overrides that change the numbers drop them."""
 
-    Attributes:
-        miou: Lowest and highest mIoU of the final score, in percent.
-    """
-
-    miou: tuple[float, float]
+    miou: tuple[Annotated[float, Interval(ge=0, le=100)], Annotated[float, Interval(ge=0, le=100)]]
+    """Lowest and highest mIoU of the final score, in percent."""
 
 
 @dataclass(frozen=True)
 class RareClass:
-    """Settings of `sampling: rare_class`; the defaults are those of DAFormer.
+    """Settings of `sampling: rare_class`; the defaults are those of DAFormer."""
 
-    Attributes:
-        temperature: Classes are drawn by the softmax of (1 - f) / temperature, where f is the pixel
-            share of the class.
-        min_pixels: Minimum pixels of the class in an image drawn for it, at the original size.
-        min_crop_pixels: Minimum pixels of the class in its crop, after `resize`.
+    temperature: Annotated[float, Gt(0)] = 0.01
+    """Classes are drawn by the softmax of (1 - f) / temperature, where f is the pixel share of the
+    class.
     """
-
-    temperature: float = 0.01
-    min_pixels: int = 3000
-    min_crop_pixels: int = 1500
+    min_pixels: Annotated[int, Ge(1)] = 3000
+    """Minimum pixels of the class in an image drawn for it, at the original size."""
+    min_crop_pixels: Annotated[int, Ge(0)] = 1500
+    """Minimum pixels of the class in its crop, after `resize`."""
 
 
 @dataclass(frozen=True)
 class Domain:
-    """Images of one domain and how they are cut for training.
-
-    Attributes:
-        data: Name of a prepared data set, dataset YAML, or (target only) a folder of images.
-        split: The split to read.
-        resize: (height, width) in pixels; null keeps the size of each file.
-        crop: (height, width) of the random crop. A labelled image that is smaller is padded with
-            ignored pixels; an unlabelled one is enlarged.
-        flip: Mirror left-right with probability 1/2.
-        sampling: How images are sampled: `uniform`; for a source also `class_balanced` (by
-            image-level class counts, as in SPCL) and `rare_class` (as in DAFormer). A stage can
-            override it.
-        rare_class: Settings of `rare_class`.
-    """
+    """Images of one domain and how they are cut for training."""
 
     data: str
+    """Name of a prepared data set, dataset YAML, or (target only) a folder of images."""
     split: str
-    resize: tuple[int, int] | None
-    crop: tuple[int, int]
+    """The split to read."""
+    resize: Size | None
+    """(height, width) in pixels; null keeps the size of each file. For Cityscapes [512, 1024] in
+    DACS, null in RCCR's release.
+    """
+    crop: Size
+    """(height, width) of the random crop. A labelled image that is smaller is padded with ignored
+    pixels; an unlabelled one is enlarged.
+    """
     flip: bool
-    sampling: Literal["uniform", "class_balanced", "rare_class"] = "uniform"
+    """Mirror left-right with probability 1/2."""
+    sampling: Sampling = "uniform"
+    """How images are sampled: `uniform`; for a source also `class_balanced` (by image-level class
+    counts, as in SPCL) and `rare_class` (as in DAFormer). A stage can override it.
+    """
     rare_class: RareClass = field(default_factory=RareClass)
+    """Settings of `rare_class`."""
 
 
 @dataclass(frozen=True)
@@ -144,88 +158,89 @@ class Machine:
     """Settings that do not change the numbers, except for rounding.
 
     `precision` and `micro_batches` change them more than by rounding.
-
-    Attributes:
-        device: auto, cpu, cuda or cuda:N.
-        precision: fp32 or bf16 (autocast; losses stay fp32).
-        workers: Loader processes; -1 chooses automatically.
-        log_every: Steps between metric log lines.
-        checkpoint_every: Steps between checkpoints; 0 writes only the last.
-        keep_checkpoints: Number of newest checkpoints to keep, at least 2.
-        validate_every: Steps between validations; 0 validates only at the end.
-        micro_batches: Number of micro-batches of a step, to save memory; batch norm normalises
-            each by itself. `--fit` sets it.
-        max_bad_steps: A step that is not finite is skipped; this many in a row end the run.
-        on_bad_sample: For an image that cannot be read: `fail` stops with its name; `skip` uses a
-            substitute, the same one in every run and after every resume.
-        worker_timeout: Seconds after which a loader process that delivers no batch is replaced; 0
-            waits without limit.
-        stop_on_collapse: End the run, instead of a warning, when the teacher's labels collapse.
-        activation_checkpointing: Keep only the inputs of the network's blocks for the backward
-            pass and recompute the other activations: less memory, the same numbers.
-        channels_last: Memory layout in which convolutions are fast.
-        compile: Compile the networks with `torch.compile`; starts slowly, and losses differ by
-            rounding.
-        deterministic: Use deterministic kernels where they exist.
-        preview_every: Steps between preview pictures of the predictions, at most 20 per run; 0 for
-            none.
-        tensorboard: `auto` logs to TensorBoard if it is installed, `require` fails if it is not,
-            `never` does not log.
-        keep_best: Also keep the best checkpoint by this criterion of `udaseg select`, computed on
-            unlabelled target images at each checkpoint. Null keeps only the newest.
     """
 
     device: str = "auto"
-    precision: Literal["fp32", "bf16"] = "fp32"
-    workers: int = -1
-    log_every: int = 50
-    checkpoint_every: int = 1000
-    keep_checkpoints: int = 2
-    validate_every: int = 0
-    micro_batches: int = 1
-    max_bad_steps: int = 5
+    """auto, cpu, cuda or cuda:N."""
+    precision: Precision = "fp32"
+    """fp32 or bf16 (autocast; losses stay fp32)."""
+    workers: Annotated[int, Ge(-1)] = -1
+    """Loader processes; -1 chooses automatically."""
+    log_every: Annotated[int, Ge(1)] = 50
+    """Steps between metric log lines."""
+    checkpoint_every: Annotated[int, Ge(0)] = 1000
+    """Steps between checkpoints; 0 writes only the last."""
+    keep_checkpoints: Annotated[int, Ge(2)] = 2
+    """Number of newest checkpoints to keep."""
+    validate_every: Annotated[int, Ge(0)] = 0
+    """Steps between validations; 0 validates only at the end."""
+    micro_batches: Annotated[int, Ge(1)] = 1
+    """Number of micro-batches of a step, to save memory; batch norm normalises each by itself.
+    `--fit` sets it.
+    """
+    max_bad_steps: Annotated[int, Ge(1)] = 5
+    """A step that is not finite is skipped; this many in a row end the run."""
     on_bad_sample: Literal["fail", "skip"] = "fail"
-    worker_timeout: int = 300
+    """For an image that cannot be read: `fail` stops with its name; `skip` uses a substitute, the
+    same one in every run and after every resume.
+    """
+    worker_timeout: Annotated[int, Ge(0)] = 300
+    """Seconds after which a loader process that delivers no batch is replaced; 0 waits without
+    limit.
+    """
     stop_on_collapse: bool = False
+    """End the run, instead of a warning, when the teacher's labels collapse."""
     activation_checkpointing: bool = False
+    """Keep only the inputs of the network's blocks for the backward pass and recompute the other
+    activations: less memory, the same numbers.
+    """
     channels_last: bool = True
+    """Memory layout in which convolutions are fast."""
     compile: bool = False
+    """Compile the networks with `torch.compile`; starts slowly, and losses differ by rounding."""
     deterministic: bool = False
-    preview_every: int = 1000
+    """Use deterministic kernels where they exist."""
+    preview_every: Annotated[int, Ge(0)] = 1000
+    """Steps between preview pictures of the predictions, at most 20 per run; 0 for none."""
     tensorboard: Literal["auto", "require", "never"] = "auto"
-    keep_best: Literal["entropy", "infomax", "snd", "teacher", "flip", "source", "drift"] | None = (
-        None
-    )
+    """`auto` logs to TensorBoard if it is installed, `require` fails if it is not, `never` does not
+    log.
+    """
+    keep_best: Criterion | None = None
+    """Also keep the best checkpoint by this criterion of `udaseg select`, computed on unlabelled
+    target images at each checkpoint. Null keeps only the newest.
+    """
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """All settings of one run.
+    """All settings of one run."""
 
-    Attributes:
-        name: Name of the run folder.
-        seed: All randomness is derived from it, the step and the index of the image.
-        steps: Number of optimizer steps.
-        source: Labelled images.
-        target: Unlabelled images; their labels are never read.
-        validation: Images that are scored at the end.
-        model: The network.
-        optimizer: Optimizer and learning rate.
-        batch: Images per step.
-        method: Training method.
-        machine: Settings of the machine; see `Machine` for the few that change numbers.
-        expected: Expected final score, if known.
-    """
-
-    name: str
-    seed: int
-    steps: int
+    name: Annotated[
+        str, TextPattern("[A-Za-z0-9_][A-Za-z0-9._-]*", "letters, digits, '.', '_' and '-'")
+    ]
+    """Name of the run folder."""
+    seed: Annotated[int, Interval(ge=0, le=2**31 - 1)]
+    """All randomness is derived from it, the step and the index of the image."""
+    steps: Annotated[int, Ge(1)]
+    """Number of optimizer steps; 250000 in the releases of DACS and RCCR, 100000 in SPCL's."""
     source: Domain
+    """Labelled images."""
     target: Domain
+    """Unlabelled images; their labels are never read."""
     validation: Validation
+    """Images that are scored at the end."""
     model: Model
+    """The network."""
     optimizer: Optimizer
+    """Optimizer and learning rate."""
     batch: BatchSize
+    """Images per step."""
     method: Method
+    """Training method."""
     machine: Machine = field(default_factory=Machine)
+    """Settings of the machine; see `Machine` for the few that change numbers."""
     expected: Expected | None = None
+    """Expected final score, if known."""
+    packages: tuple[Annotated[str, PACKAGE_NAME], ...] = ()
+    """Installed packages that the recipe needs. Those of its plug-ins are added when it is read."""

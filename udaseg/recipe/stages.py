@@ -4,8 +4,9 @@ import hashlib
 import json
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
-from typing import Any, Literal
+from typing import Any
 
+from udaseg.recipe.choices import BatchNorm, Sampling
 from udaseg.recipe.load import to_dict
 from udaseg.recipe.methods import (
     Objective,
@@ -24,32 +25,25 @@ from udaseg.recipe.schema import BatchSize, Machine, Recipe
 class Stage:
     """A range of steps with one objective, all settings resolved.
 
-    Attributes:
-        index: Index of the stage, from 0.
-        name: Name of the stage; None when the run has only one.
-        begin: First step of the stage.
-        end: First step after the stage.
-        objective: What is minimised.
-        lr_mult: Factor of the recipe's learning rates.
-        schedule_stop: Progress of the learning rate decay at the end of the stage, in (0, 1].
-        source_sampling: How source images are sampled: as the stage says, else as the recipe's
-            `source.sampling` says.
-        source_jitter: Colour jitter of source images; None for no jitter.
-        batch_norm: Mode of the backbone's batch norm; None keeps that of the model.
-        pseudo_labels: How the target is labelled before the stage; None for no labels.
-        target: Size and crop of target images; None keeps those of the recipe.
+    The settings without a text are those of `StageSpec`; a method without stages has one stage with
+    their defaults.
     """
 
     index: int
+    """Index of the stage, from 0."""
     name: str | None
+    """Name of the stage; None when the run has only one."""
     begin: int
+    """First step of the stage."""
     end: int
+    """First step after the stage."""
     objective: Objective
     lr_mult: float = 1.0
     schedule_stop: float = 1.0
-    source_sampling: Literal["uniform", "class_balanced", "rare_class"] = "uniform"
+    source_sampling: Sampling = "uniform"
+    """As the stage says, else as `source.sampling` of the recipe says."""
     source_jitter: SourceJitter | None = None
-    batch_norm: Literal["train", "affine_frozen", "frozen"] | None = None
+    batch_norm: BatchNorm | None = None
     pseudo_labels: PseudoLabelling | None = None
     target: StageTarget | None = None
 

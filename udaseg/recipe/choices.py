@@ -1,0 +1,18 @@
+"""Lists of choices that several parts of the package share; `typing.get_args` returns the words.
+
+Imports nothing of the package, so that the command line can show them at once.
+"""
+
+from typing import Literal
+
+Precision = Literal["fp32", "bf16"]
+"""Numeric precision of the network."""
+
+BatchNorm = Literal["train", "affine_frozen", "frozen"]
+"""Mode of the backbone's batch norms in training."""
+
+Sampling = Literal["uniform", "class_balanced", "rare_class"]
+"""How images are sampled."""
+
+Criterion = Literal["entropy", "infomax", "snd", "teacher", "flip", "source", "drift"]
+"""Criterion that compares checkpoints without target labels."""
