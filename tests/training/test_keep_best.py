@@ -4,16 +4,17 @@ import json
 import math
 import random
 from types import SimpleNamespace
+from typing import get_args
 
 import pytest
 import torch
 
 from tests.support.small import shipped, small_segmenter
 from tests.support.toy import TINY, toy_pair, toy_root
-from udaseg.cli.options import Criterion
 from udaseg.data.datasets.index import PreparedDataset
 from udaseg.data.labels.classes import ClassSpace
 from udaseg.errors import DataError, RecipeError
+from udaseg.recipe.choices import Criterion
 from udaseg.runs import best as best_module
 from udaseg.runs.best import best_folder, read_record
 from udaseg.runs.checkpoint import newest_checkpoint, save_checkpoint
@@ -139,7 +140,7 @@ def test_a_record_that_is_damaged_is_begun_again(tmp_path, monkeypatch):
 
 
 def test_the_criteria_are_those_of_select_and_a_misspelt_one_is_refused():
-    assert [each.value for each in Criterion] == [each.name for each in CRITERIA]
+    assert list(get_args(Criterion)) == [each.name for each in CRITERIA]
     for each in CRITERIA:
         assert recipe_of(each.name).machine.keep_best == each.name
     with pytest.raises(RecipeError, match="did you mean 'entropy'"):

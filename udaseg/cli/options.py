@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from udaseg.errors import UsageError
+from udaseg.recipe.choices import Criterion, Precision
 
 
 class OnMismatch(StrEnum):
@@ -39,25 +40,6 @@ class Format(StrEnum):
     json = "json"
     csv = "csv"
     md = "md"
-
-
-class Precision(StrEnum):
-    """Numeric precision of the network."""
-
-    fp32 = "fp32"
-    bf16 = "bf16"
-
-
-class Criterion(StrEnum):
-    """Criterion that compares checkpoints without target labels."""
-
-    entropy = "entropy"
-    infomax = "infomax"
-    snd = "snd"
-    teacher = "teacher"
-    flip = "flip"
-    source = "source"
-    drift = "drift"
 
 
 Root = Annotated[
