@@ -5,7 +5,7 @@ from typing import assert_never
 
 import torch
 
-from udaseg.errors import CheckpointError, RecipeError
+from udaseg.errors import CheckpointError, EnvironmentFault, RecipeError
 from udaseg.methods.contrast.prototypes import PrototypeContrast
 from udaseg.methods.contrast.regional import RegionalContrast
 from udaseg.methods.contrast.regularizer import Regularizer
@@ -20,12 +20,15 @@ from udaseg.methods.teacher import Teacher
 from udaseg.methods.views import PSEUDO_LABELLED
 from udaseg.models.discriminator import Discriminator
 from udaseg.models.segmenter import Segmenter, build_segmenter
+from udaseg.plugins import find_plugin
+from udaseg.recipe.contrast import Prototypes, Regional, RegularizerSpec, Semantic
 from udaseg.recipe.methods import Adversarial as AdversarialSpec
 from udaseg.recipe.methods import EntropyMinimization as EntropySpec
 from udaseg.recipe.methods import PrototypeAlignment as AlignmentSpec
 from udaseg.recipe.methods import SelfDistillation as DistillationSpec
 from udaseg.recipe.methods import SelfTraining as SelfTrainingSpec
 from udaseg.recipe.methods import SourceOnly as SourceOnlySpec
+from udaseg.recipe.methods import regularizer_specs
 from udaseg.recipe.schema import Machine, Recipe
 from udaseg.recipe.stages import Stage, recipe_of_stage, stages_of
 from udaseg.runs.checkpoint import STUDENT_PREFIX, Checkpoint, network_tensors
@@ -96,42 +99,64 @@ def _build_objective(
 def _build_self_training(
     recipe: Recipe, method: SelfTrainingSpec, num_classes: int, init: Checkpoint | None
 ) -> SelfTraining:
-    regional, semantic = method.regional, method.semantic
-    channels = None if regional is None else regional.projector.channels
-    if semantic is not None:
-        channels = semantic.channels
+    specs = regularizer_specs(method)
+    # at most one regularizer brings a projection head; the recipe's rules check it
+    heads = [head for spec in specs.values() if (head := getattr(spec, "projector", None))]
+    channels = heads[0].channels if heads else None
     student = build_segmenter(recipe.model, num_classes, projector_channels=channels)
     _load_student(student, init)
-    if regional is not None:
-        assert student.projector is not None
-        student.projector.requires_grad_(regional.projector.trainable)
+    if student.projector is not None:
+        student.projector.requires_grad_(heads[0].trainable)
     teacher = Teacher(
         student,
         momentum=method.teacher.momentum,
         batch_statistics=method.teacher.batch_statistics,
     )
-    regularizers = _build_regularizers(method, num_classes, student)
+    sizes = {"num_classes": num_classes, "channels": student.feature_channels}
+    regularizers = {name: _build_regularizer(name, spec, **sizes) for name, spec in specs.items()}
     return SelfTraining(
         method, student, teacher, num_classes=num_classes, regularizers=regularizers
     )
 
 
-def _build_regularizers(
-    method: SelfTrainingSpec, num_classes: int, student: Segmenter
-) -> dict[str, Regularizer]:
-    """Return the contrastive terms that the recipe enables."""
-    regularizers: dict[str, Regularizer] = {}
-    if (regional := method.regional) is not None:
-        channels = regional.projector.channels
-        regularizers["regional"] = RegionalContrast(regional, channels=channels)
-    if method.prototypes is not None:
-        channels = student.feature_channels
-        regularizers["prototypes"] = PrototypeContrast(
-            method.prototypes, num_classes=num_classes, channels=channels
+def _build_regularizer(
+    name: str, spec: RegularizerSpec | object, *, num_classes: int, channels: int
+) -> Regularizer:
+    """Return a regularizer for features of `channels` channels."""
+    if not isinstance(spec, RegularizerSpec):
+        return _build_plugin_regularizer(name, spec, num_classes=num_classes, channels=channels)
+    match spec:
+        case Regional():
+            return RegionalContrast(spec, channels=spec.projector.channels)
+        case Prototypes():
+            return PrototypeContrast(spec, num_classes=num_classes, channels=channels)
+        case Semantic():
+            return SemanticContrast(spec, num_classes=num_classes)
+        case _:
+            assert_never(spec)
+
+
+def _build_plugin_regularizer(
+    name: str, spec: object, *, num_classes: int, channels: int
+) -> Regularizer:
+    """Return the regularizer of another package.
+
+    Raises:
+        EnvironmentFault: The package is not installed, or breaks the contract of `Regularizer`.
+    """
+    plugin = find_plugin("udaseg.regularizers", name)
+    if plugin is None:
+        raise EnvironmentFault(f"no installed package has the regularizer '{name}'")
+    regularizer_class = plugin.load()
+    try:
+        regularizer = regularizer_class(spec, num_classes=num_classes, channels=channels)
+    except TypeError as error:
+        raise EnvironmentFault(f"{plugin.package}: cannot make '{name}': {error}") from error
+    if not isinstance(regularizer, Regularizer):
+        raise EnvironmentFault(
+            f"{plugin.package}: '{name}' is no subclass of udaseg.contrast.Regularizer"
         )
-    if method.semantic is not None:
-        regularizers["semantic"] = SemanticContrast(method.semantic, num_classes=num_classes)
-    return regularizers
+    return regularizer
 
 
 def apply_machine_options(objective: Objective, machine: Machine) -> None:
