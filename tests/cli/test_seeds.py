@@ -13,11 +13,11 @@ from tests.cli.test_fit import assert_same, tensors, without_checkpoints
 from tests.support.damage import flips
 from tests.support.toy import TINY, toy_root
 from udaseg.errors import DivergedError, RecipeError
-from udaseg.inspection.verify import check_run
+from udaseg.inspection.verify import verify as verified
 from udaseg.recipe.load import load
 from udaseg.recipe.request import Overrides, requested_recipe
 from udaseg.recipe.stages import recipe_digest
-from udaseg.training.seeds import seed_statistics
+from udaseg.training.seeds import SeedStatistics
 
 RECIPE = "toyland/dacs"
 
@@ -80,10 +80,10 @@ def test_mean_and_spread_are_those_of_the_scores(three):
 
 
 def test_spread_leaves_out_what_was_not_measured_and_needs_two():
-    assert seed_statistics([0.1, math.nan, 0.3])["mean"] == pytest.approx(0.2)
-    assert seed_statistics([0.1, math.nan])["spread"] is None
-    assert seed_statistics([math.nan])["mean"] is None
-    assert seed_statistics([])["seeds"] == 0
+    assert SeedStatistics((0.1, math.nan, 0.3)).mean == pytest.approx(0.2)
+    assert SeedStatistics((0.1, math.nan)).spread is None
+    assert SeedStatistics((math.nan,)).mean is None
+    assert SeedStatistics(()).to_json()["seeds"] == 0
 
 
 def test_the_same_command_again_goes_on_with_what_is_left(root, three, tmp_path):
@@ -119,16 +119,16 @@ def test_a_seed_that_was_stopped_before_its_first_checkpoint_begins_with_the_sam
 
 
 def test_a_seed_that_diverges_leaves_the_others_theirs(root, tmp_path, monkeypatch):
-    from udaseg.training import train
+    from udaseg.training.stages import Runner
 
-    real = train.train_all_stages
+    real = Runner.run
 
-    def diverging(plan, current):
-        if plan.recipe.seed == 0:
+    def diverging(runner):
+        if runner.context.recipe.seed == 0:
             raise DivergedError("step 1: not finite\nmore of it")
-        real(plan, current)
+        real(runner)
 
-    monkeypatch.setattr(train, "train_all_stages", diverging)
+    monkeypatch.setattr(Runner, "run", diverging)
     out = tmp_path / "seeds"
     output = udaseg(*words(root, out, "--seeds", "0,3"), cwd=tmp_path, expect=4)
     assert "1 of 2 seeds did not finish: seed 0: step 1: not finite" in output.stderr
@@ -270,7 +270,8 @@ def test_a_damaged_run_among_the_seeds_is_named(three, tmp_path):
     (out / "s1/checkpoints/step-000002.pt").write_bytes(b"no checkpoint")
     output = verify(out, expect=3)
     assert "s1" in output.stderr
-    assert check_run(out / "s0").damaged == []
+    assert {check.run.name for check in verified(out).failed} == {"s1"}
+    assert verified(out / "s0").ok
 
 
 def test_what_is_expected_falls_with_the_numbers_that_it_was_found_with(three, tmp_path):
@@ -290,16 +291,16 @@ def test_what_is_expected_falls_with_the_numbers_that_it_was_found_with(three, t
 
 
 def test_deterministic_holds_for_the_run_and_not_for_longer(root, tmp_path, monkeypatch):
-    from udaseg.training import train
+    from udaseg.training.stages import Runner
 
     seen = []
-    real = train.train_all_stages
+    real = Runner.run
 
-    def watching(plan, current):
+    def watching(runner):
         seen.append(torch.are_deterministic_algorithms_enabled())
-        real(plan, current)
+        real(runner)
 
-    monkeypatch.setattr(train, "train_all_stages", watching)
+    monkeypatch.setattr(Runner, "run", watching)
     udaseg(*words(root, tmp_path / "run"), cwd=tmp_path)
     assert seen == [True]
     assert not torch.are_deterministic_algorithms_enabled()

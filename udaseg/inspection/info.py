@@ -1,87 +1,246 @@
-"""`udaseg info`: show the details of a run or checkpoint."""
+"""What a run folder or a checkpoint holds."""
 
-import json
+import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
 from torch import Tensor
 
-from udaseg.display.console import open_console, safe_text
-from udaseg.errors import CheckpointError
+from udaseg.errors import CheckpointError, EnvironmentFault, RecipeError
 from udaseg.files import read_json
+from udaseg.inspection.recipe_text import domain_text, method_text
 from udaseg.recipe.load import from_dict, load
-from udaseg.recipe.methods import REGULARIZERS
-from udaseg.recipe.schema import Domain, Recipe
-from udaseg.recipe.stages import stages_of
-from udaseg.runs.checkpoint import Checkpoint, find_checkpoint
+from udaseg.recipe.schema import Recipe
+from udaseg.runs.best import read_record
+from udaseg.runs.checkpoint import Checkpoint, find_checkpoint, list_manifests
 from udaseg.runs.folder import run_folder_of
-from udaseg.runs.scores import find_score_files, read_scores
+from udaseg.runs.scores import Scores, find_score_files, read_scores
 from udaseg.runs.status import read_cost
 from udaseg.text import format_duration, percent
 
 _NETWORKS = ("student", "teacher")
+_HIDDEN_STATUS = ("unix_time", "miou")
 
 
-def info(*, run: Path, format: str = "table") -> None:  # noqa: A002 (the option's own name)
-    """Print the contents of a run folder or a checkpoint.
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """The content of a checkpoint file.
+
+    Attributes:
+        path: The file.
+        size: Its size in bytes.
+        sha256: Its digest.
+        verified: Whether the digest is that of its manifest; without a manifest it is unknown.
+        step: Number of training steps.
+        values: Number of stored values by owner, such as `student` or `memory of regional`.
+        optimizer_values: Number of stored values of the optimiser.
+        classes: Names of the network's classes.
+    """
+
+    path: Path
+    size: int
+    sha256: str
+    verified: bool
+    step: int
+    values: Mapping[str, int]
+    optimizer_values: int
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class BestCheckpoint:
+    """A checkpoint that `keep_best` stored.
+
+    Attributes:
+        criterion: The criterion that chose it.
+        value: Its value; None if it is not recorded.
+        step: Number of training steps.
+        folder: The folder of the checkpoint.
+    """
+
+    criterion: str
+    value: float | None
+    step: int
+    folder: Path
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What a run folder or a checkpoint holds.
+
+    Attributes:
+        path: The run folder or checkpoint, as given.
+        checkpoint: The checkpoint, or the newest intact one of the run; None if there is none yet.
+        recipe: The recipe; None if it cannot be loaded.
+        recipe_problem: Why the recipe cannot be loaded, such as a package that is not installed;
+            empty if it can.
+        status: Content of the run's `status.json`; empty if it is damaged, None without the file.
+        kept: Steps of the checkpoints in the run, in increasing order.
+        best: The checkpoints that `keep_best` stored.
+        scores: The readable evaluations of the run, by name.
+        cost: Time, images and memory of the training; empty if they are not recorded.
+    """
+
+    path: Path
+    checkpoint: CheckpointInfo | None
+    recipe: Recipe | None
+    recipe_problem: str
+    status: Mapping[str, Any] | None
+    kept: tuple[int, ...]
+    best: tuple[BestCheckpoint, ...]
+    scores: Mapping[str, Scores]
+    cost: Mapping[str, Any]
+
+    def to_json(self) -> dict[str, str | list[str]]:
+        """Return everything as text, by title, in display order."""
+        rows: dict[str, str | list[str]]
+        if self.checkpoint is None:
+            rows = {"run": str(self.path), "checkpoint": "none yet", **self._recipe_rows()}
+        else:
+            rows = {
+                **_file_rows(self.checkpoint),
+                "step": _step_text(self.checkpoint.step, self.recipe),
+                **self._recipe_rows(),
+                "weights": _weight_lines(self.checkpoint),
+                "classes": f"{len(self.checkpoint.classes)}: {', '.join(self.checkpoint.classes)}",
+            }
+        return rows | self._run_rows()
+
+    def _recipe_rows(self) -> dict[str, str]:
+        if self.recipe is None:
+            return {"recipe": f"cannot be loaded: {self.recipe_problem}"}
+        return _recipe_rows(self.recipe)
+
+    def _run_rows(self) -> dict[str, str | list[str]]:
+        rows: dict[str, str | list[str]] = {}
+        if self.status is not None:
+            rows["status"] = _status_text(self.status)
+        if self.kept:
+            rows["kept"] = "steps " + ", ".join(map(str, self.kept))
+        if self.best:
+            rows["best"] = [_best_text(best) for best in self.best]
+        if self.scores:
+            rows["scores"] = [_score_text(name, scores) for name, scores in self.scores.items()]
+        if self.cost:
+            rows["cost"] = (
+                f"{format_duration(self.cost['seconds'])} for {self.cost['step']} steps, at most "
+                f"{self.cost['peak_memory_mib']} MiB of {self.cost['peak_memory_of']}"
+            )
+        return rows
+
+
+def info(run: str | os.PathLike[str]) -> RunInfo:
+    """Return what a run folder or a checkpoint holds.
 
     Args:
-        run: Run folder or checkpoint; for a run, its newest complete checkpoint is shown.
-        format: `table` or `json`.
+        run: Run folder or checkpoint; of a run, its newest intact checkpoint is described.
+
+    Returns:
+        The details. A recipe that cannot be loaded is named in `recipe_problem`.
 
     Raises:
         CheckpointError: There is neither a run nor a readable checkpoint.
+
+    Example:
+        details = udaseg.info("runs/city-rccr")
+        details.checkpoint.step, details.scores["city-val"].miou
     """
-    folder = run_folder_of(run)
+    path = Path(run)
+    folder = run_folder_of(path)
     try:
-        checkpoint: Checkpoint | None = find_checkpoint(run)
+        checkpoint: Checkpoint | None = find_checkpoint(path)
     except CheckpointError:
-        if not (run / "recipe.yaml").is_file():
+        if not (path / "recipe.yaml").is_file():
             raise
         checkpoint = None  # a run without checkpoints is valid
-    if checkpoint is None:
-        recipe = load(run / "recipe.yaml")
-        rows: dict[str, Any] = {"run": str(run), "checkpoint": "none yet"}
-        rows |= _recipe_rows(recipe)
-    else:
-        recipe = from_dict(checkpoint.recipe)
-        rows = {
-            "checkpoint": str(checkpoint.path),
-            **_file_rows(checkpoint.path),
-            "step": f"{checkpoint.step} of {recipe.steps}",
-            **_recipe_rows(recipe),
-            "weights": _weight_lines(checkpoint),
-            "classes": _class_text(checkpoint),
-        }
-    rows |= _run_rows(folder)
-    if format == "json":
-        open_console(soft_wrap=True).print(json.dumps(rows, indent=2), markup=False)
-        return
-    table = Table(show_header=False, box=None)
-    for key, value in rows.items():
-        lines = value if isinstance(value, list) else [value]
-        table.add_row(safe_text(key, style="bold"), safe_text("\n".join(lines)))
-    open_console().print(table)
-
-
-def _file_rows(path: Path) -> dict[str, str]:
-    """Return size and digest of the file; the digest was verified when the file was read."""
-    size = f"{path.stat().st_size / 1e6:.1f} MB"
+    recipe, problem = None, ""
     try:
-        manifest = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        return {"file": size, "sha256": f"{manifest['sha256']} (verified)"}
-    except (OSError, ValueError, LookupError, TypeError):
-        return {"file": size, "sha256": "no manifest, so it cannot be verified"}
+        if checkpoint is None:
+            recipe = load(path / "recipe.yaml")
+        else:
+            recipe = from_dict(checkpoint.recipe, origin=str(checkpoint.path))
+    except (RecipeError, EnvironmentFault) as error:
+        problem = str(error)
+    scores = {name: read_scores(file, []) for name, file in find_score_files(folder).items()}
+    has_status = (folder / "status.json").is_file()
+    return RunInfo(
+        path=path,
+        checkpoint=None if checkpoint is None else _checkpoint_info(checkpoint),
+        recipe=recipe,
+        recipe_problem=problem,
+        status=read_json(folder / "status.json") if has_status else None,
+        kept=tuple(_step_of(path) for path in reversed(list_manifests(folder / "checkpoints"))),
+        best=_best_checkpoints(folder),
+        scores={name: each for name, each in scores.items() if each is not None},
+        cost=read_cost(folder),
+    )
+
+
+def _checkpoint_info(checkpoint: Checkpoint) -> CheckpointInfo:
+    values: dict[str, int] = {}
+    for name, value in checkpoint.objective.items():
+        owner, _, parameter_name = name.partition(".")
+        if owner == "regularizers":
+            owner = f"memory of {parameter_name.partition('.')[0]}"
+        values[owner] = values.get(owner, 0) + value.numel()
+    state = checkpoint.optimizer.get("state")
+    optimizer_states = state.values() if isinstance(state, Mapping) else ()
+    return CheckpointInfo(
+        path=checkpoint.path,
+        size=checkpoint.path.stat().st_size,
+        sha256=checkpoint.sha256,
+        # the file was compared with its manifest, if there is one, when it was read
+        verified=checkpoint.path.with_suffix(".json").is_file(),
+        step=checkpoint.step,
+        values=values,
+        optimizer_values=sum(
+            value.numel()
+            for tensors in optimizer_states
+            for value in tensors.values()
+            if isinstance(value, Tensor)
+        ),
+        classes=tuple(checkpoint.classes["names"]),
+    )
+
+
+def _best_checkpoints(folder: Path) -> tuple[BestCheckpoint, ...]:
+    found = []
+    for path in sorted((folder / "checkpoints").glob("best-*/step-*.json")):
+        criterion, step = path.parent.name.removeprefix("best-"), _step_of(path)
+        entry = read_record(folder, criterion)["steps"].get(str(step))
+        value = entry.get("value") if isinstance(entry, dict) else None
+        found.append(
+            BestCheckpoint(
+                criterion, value if isinstance(value, float) else None, step, path.parent
+            )
+        )
+    return tuple(found)
+
+
+def _step_of(manifest: Path) -> int:
+    return int(manifest.stem.removeprefix("step-"))
+
+
+def _file_rows(checkpoint: CheckpointInfo) -> dict[str, str]:
+    digest = "no manifest, so it cannot be verified"
+    if checkpoint.verified:
+        digest = f"{checkpoint.sha256} (verified)"
+    size = f"{checkpoint.size / 1e6:.1f} MB"
+    return {"checkpoint": str(checkpoint.path), "file": size, "sha256": digest}
+
+
+def _step_text(step: int, recipe: Recipe | None) -> str:
+    return str(step) if recipe is None else f"{step} of {recipe.steps}"
 
 
 def _recipe_rows(recipe: Recipe) -> dict[str, str]:
     model, batch = recipe.model, recipe.batch
     rows = {
-        "recipe": f"{recipe.name}, seed {recipe.seed}, method {_method_text(recipe)}",
-        "source": _domain_text(recipe.source),
-        "target": _domain_text(recipe.target),
+        "recipe": f"{recipe.name}, seed {recipe.seed}, method {method_text(recipe)}",
+        "source": domain_text(recipe.source),
+        "target": domain_text(recipe.target),
         "batch": f"{batch.source} source and {batch.target} target images",
         "network": f"{model.backbone}, {model.head}, stride {model.output_stride}, "
         f"initialised from {model.weights} weights",
@@ -91,112 +250,31 @@ def _recipe_rows(recipe: Recipe) -> dict[str, str]:
     return rows
 
 
-def _domain_text(domain: Domain) -> str:
-    parts = [domain.data, domain.split]
-    if domain.resize is not None:
-        parts.append(f"resized to {domain.resize[1]}x{domain.resize[0]}")
-    return ", ".join([*parts, f"crops of {domain.crop[1]}x{domain.crop[0]}"])
-
-
-def _weight_lines(checkpoint: Checkpoint) -> list[str]:
-    """Return the number of values in the checkpoint, by owner."""
-    sizes: dict[str, int] = {}
-    for name, value in checkpoint.objective.items():
-        owner, _, parameter_name = name.partition(".")
-        if owner == "regularizers":
-            owner = f"memory of {parameter_name.partition('.')[0]}"
-        sizes[owner] = sizes.get(owner, 0) + value.numel()
+def _weight_lines(checkpoint: CheckpointInfo) -> list[str]:
     lines = []
-    for owner, count in sizes.items():
-        size = f"{count / 1e6:.2f} M values"
-        if owner in _NETWORKS:
-            size += f" (udaseg eval --weights {owner})"
-        lines.append(f"{owner}: {size}")
-    optimizer_tensors = [
-        value
-        for state in _optimizer_states(checkpoint.optimizer)
-        for value in state.values()
-        if isinstance(value, Tensor)
-    ]
-    count = sum(value.numel() for value in optimizer_tensors)
+    for owner, count in checkpoint.values.items():
+        hint = f" (udaseg eval --weights {owner})" if owner in _NETWORKS else ""
+        lines.append(f"{owner}: {count / 1e6:.2f} M values{hint}")
+    count = checkpoint.optimizer_values
     lines.append(f"optimiser: {count / 1e6:.2f} M values, so training can be resumed (--resume)")
     return lines
 
 
-def _optimizer_states(optimizer: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    state = optimizer.get("state")
-    return list(state.values()) if isinstance(state, Mapping) else []
-
-
-def _class_text(checkpoint: Checkpoint) -> str:
-    names = checkpoint.classes["names"]
-    return f"{len(names)}: {', '.join(names)}"
-
-
-def _method_text(recipe: Recipe) -> str:
-    """Return what a run minimises: its loss terms, or its stages with their steps."""
-    stages = stages_of(recipe)
-    if stages[0].name is not None:
-        parts = [f"{stage.name} ({stage.objective.kind}) to {stage.end}" for stage in stages]
-        return f"{recipe.method.kind}: {', '.join(parts)}"
-    terms = [name for name in REGULARIZERS if getattr(recipe.method, name, None) is not None]
-    return " + ".join([recipe.method.kind, *terms])
-
-
-def _run_rows(folder: Path) -> dict[str, Any]:
-    """Return facts from the run folder: status, other checkpoints, scores, cost."""
-    rows: dict[str, Any] = {}
-    if status := _status_text(folder):
-        rows["status"] = status
-    manifests = sorted(
-        (folder / "checkpoints").glob("step-*.json"), key=lambda path: (len(path.stem), path.stem)
-    )
-    if manifests:
-        rows["kept"] = "steps " + ", ".join(str(int(path.stem[5:])) for path in manifests)
-    if best := _best_lines(folder):
-        rows["best"] = best
-    scores = []
-    for name, path in find_score_files(folder).items():
-        report = read_scores(path, [])
-        if report is not None:
-            means = ", ".join(f"{key} {percent(mean)}" for key, mean in report.means.items())
-            scores.append(
-                f"{name}: {means} % ({report.protocol.get('weights', 'unknown weights')})"
-            )
-    if scores:
-        rows["scores"] = scores
-    if cost := read_cost(folder):
-        rows["cost"] = (
-            f"{format_duration(cost['seconds'])} for {cost['step']} steps, at most "
-            f"{cost['peak_memory_mib']} MiB of {cost['peak_memory_of']}"
-        )
-    return rows
-
-
-def _best_lines(folder: Path) -> list[str]:
-    """Return the checkpoints stored by `--keep-best`."""
-    lines = []
-    for path in sorted((folder / "checkpoints").glob("best-*/step-*.json")):
-        record = read_json(path.parent / "best.json")
-        steps = record.get("steps")
-        entry = steps.get(str(int(path.stem[5:]))) if isinstance(steps, dict) else None
-        value = entry.get("value") if isinstance(entry, dict) else None
-        value_text = f" {value:.4f}" if isinstance(value, float) else ""
-        criterion = path.parent.name.removeprefix("best-")
-        lines.append(f"{criterion}{value_text} at step {int(path.stem[5:])}: {path.parent}")
-    return lines
-
-
-def _status_text(folder: Path) -> str:
-    path = folder / "status.json"
-    if not path.is_file():
-        return ""
-    document = read_json(path)
-    if not document:
+def _status_text(status: Mapping[str, Any]) -> str:
+    if not status:
         return "unreadable"
-    hidden_keys = ("unix_time", "miou")
     return ", ".join(
         f"{key} {value}" if key != "state" else str(value)
-        for key, value in document.items()
-        if key not in hidden_keys and value not in (None, {})
+        for key, value in status.items()
+        if key not in _HIDDEN_STATUS and value not in (None, {})
     )
+
+
+def _best_text(best: BestCheckpoint) -> str:
+    value = "" if best.value is None else f" {best.value:.4f}"
+    return f"{best.criterion}{value} at step {best.step}: {best.folder}"
+
+
+def _score_text(name: str, scores: Scores) -> str:
+    means = ", ".join(f"{key} {percent(mean)}" for key, mean in scores.means.items())
+    return f"{name}: {means} % ({scores.protocol.get('weights', 'unknown weights')})"

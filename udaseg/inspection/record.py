@@ -1,4 +1,7 @@
-"""Read a run folder for reports; a missing or truncated file gives a warning, not an error."""
+"""Read a run folder for reports; a file that is missing or truncated gives a warning.
+
+Only the recipe must be readable.
+"""
 
 import json
 import re
@@ -6,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from udaseg.errors import UsageError
+from udaseg.inspection.recipe_text import domain_text, method_text
 from udaseg.inspection.report_content import RunContent
-from udaseg.recipe.methods import REGULARIZERS
+from udaseg.recipe.load import load, to_dict
+from udaseg.recipe.schema import Recipe
 from udaseg.runs.scores import find_score_files, read_scores
 from udaseg.runs.status import read_cost
 from udaseg.text import format_duration
@@ -32,37 +35,37 @@ def read_run(folder: Path, name: str, scored: str | None) -> RunContent:
 
     Raises:
         UsageError: The folder is not a run folder.
+        RecipeError: The recipe cannot be loaded.
     """
-    recipe = _read_text(folder / "recipe.yaml")
-    if not recipe:
+    if not (folder / "recipe.yaml").is_file():
         raise UsageError(f"{folder}: is not a run folder (no recipe.yaml)")
+    recipe = load(folder / "recipe.yaml")
     warnings: list[str] = []
     status = _read_json(folder / "status.json", warnings)
     environment = _read_json(folder / "environment.json", warnings)
-    metrics = read_metrics(folder / "metrics.jsonl", warnings)
+    metrics = _read_metrics(folder / "metrics.jsonl", warnings)
     evaluations = {
         key: read_scores(path, warnings) for key, path in find_score_files(folder).items()
     }
     readable = {key: scores for key, scores in evaluations.items() if scores is not None}
     log = _read_text(folder / "train.log")
     warnings += [*_status_warnings(status), *_alarm_warnings(metrics), *_log_warnings(log)]
-    settings = dict(_flatten(_parse_yaml(recipe)))
     return RunContent(
         name=name,
-        facts=_facts(folder, settings, status),
+        facts=_facts(folder, recipe, status),
         command=_read_text(folder / "command.txt").strip(),
-        recipe=recipe,
-        settings=settings,
+        recipe=_read_text(folder / "recipe.yaml"),
+        settings=dict(_flatten(to_dict(recipe))),
         scores=None if scored is None else readable.get(scored),
         evaluations={key: scores.means for key, scores in readable.items()},
         metrics=metrics,
-        cost=_cost(folder, status, settings, log),
+        cost=_cost(folder, status, recipe, log),
         environment={key: _EMPTY_VALUES.get(value, value) for key, value in _flatten(environment)},
         warnings=list(dict.fromkeys(warnings)),
     )
 
 
-def read_metrics(path: Path, warnings: list[str]) -> list[dict[str, Any]]:
+def _read_metrics(path: Path, warnings: list[str]) -> list[dict[str, Any]]:
     """Return the events of `metrics.jsonl`; unreadable lines are counted in a warning."""
     events, bad = [], 0
     for line in _read_text(path).splitlines():
@@ -76,48 +79,25 @@ def read_metrics(path: Path, warnings: list[str]) -> list[dict[str, Any]]:
     return sorted(events, key=lambda event: int(event["step"]))
 
 
-def _facts(folder: Path, settings: Mapping[str, str], status: Mapping[str, Any]) -> dict[str, str]:
+def _facts(folder: Path, recipe: Recipe, status: Mapping[str, Any]) -> dict[str, str]:
     """Return the main facts of the run, in display order."""
-    network = ("model.backbone", "model.head", "model.weights")
-    facts = {
-        "recipe": settings.get("name", "-"),
-        "method": _method(settings),
-        "source": _domain(settings, "source"),
-        "target (unlabelled)": _domain(settings, "target"),
-        "scored on": _domain(settings, "validation"),
-        "network": ", ".join(settings[key] for key in network if key in settings),
-        "steps": settings.get("steps", "-"),
-        "seed": settings.get("seed", "-"),
+    model = recipe.model
+    return {
+        "recipe": recipe.name,
+        "method": method_text(recipe),
+        "source": domain_text(recipe.source),
+        "target (unlabelled)": domain_text(recipe.target),
+        "scored on": domain_text(recipe.validation),
+        "network": f"{model.backbone}, {model.head}, {model.weights}",
+        "steps": str(recipe.steps),
+        "seed": str(recipe.seed),
         "state": str(status.get("state", "unknown")),
         "last written": str(status.get("time", "-")),
         "folder": str(folder),
     }
-    return {key: value for key, value in facts.items() if value}
 
 
-def _method(settings: Mapping[str, str]) -> str:
-    """Return a run's method with the terms that its recipe enables."""
-    terms = [
-        term for term in REGULARIZERS if any(key.startswith(f"method.{term}.") for key in settings)
-    ]
-    return " + ".join([settings.get("method.kind", "-"), *terms])
-
-
-def _domain(settings: Mapping[str, str], name: str) -> str:
-    data = settings.get(f"{name}.data", "null")
-    if data == "null":
-        return "nothing"
-    parts = [data, settings.get(f"{name}.split", "")]
-    for key in ("resize", "crop"):
-        size = settings.get(f"{name}.{key}", "null")
-        if size != "null":
-            parts.append(f"{key} {size}")
-    return ", ".join(part for part in parts if part)
-
-
-def _cost(
-    folder: Path, status: Mapping[str, Any], settings: Mapping[str, str], log: str
-) -> dict[str, str]:
+def _cost(folder: Path, status: Mapping[str, Any], recipe: Recipe, log: str) -> dict[str, str]:
     """Return time, throughput and memory, if recorded."""
     cost, recorded = {}, read_cost(folder)
     if recorded:
@@ -131,9 +111,7 @@ def _cost(
     total = status.get("seconds")
     if isinstance(total, int | float):
         cost["last start, with scoring"] = format_duration(total)
-    batch = [settings[key] for key in ("batch.source", "batch.target") if key in settings]
-    if batch:
-        cost["images a step"] = " + ".join(batch)
+    cost["images a step"] = f"{recipe.batch.source} + {recipe.batch.target}"
     return cost
 
 
@@ -186,14 +164,6 @@ def _flatten(value: Any, key: str = "") -> list[tuple[str, str]]:
             pair for number, item in enumerate(value) for pair in _flatten(item, f"{key}[{number}]")
         ]
     return [(key, value if isinstance(value, str) else json.dumps(value, default=str))]
-
-
-def _parse_yaml(text: str) -> dict[str, Any]:
-    try:
-        document = yaml.safe_load(text)
-    except yaml.YAMLError:
-        return {}
-    return document if isinstance(document, dict) else {}
 
 
 def _read_json(path: Path, warnings: list[str]) -> dict[str, Any]:

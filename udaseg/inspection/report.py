@@ -1,6 +1,7 @@
-"""`udaseg report`: one self-contained HTML page about a run, or a comparison of runs."""
+"""One self-contained HTML page about a run, or a comparison of runs."""
 
 import logging
+import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -9,7 +10,6 @@ from pathlib import Path
 from udaseg import __version__
 from udaseg.data.datasets.index import PreparedDataset
 from udaseg.data.open import open_dataset
-from udaseg.display.console import open_console, safe_text
 from udaseg.errors import DataError, UdasegError, UsageError
 from udaseg.files import write_text
 from udaseg.inference import trained_model
@@ -25,21 +25,21 @@ log = logging.getLogger(__name__)
 
 
 def report(
+    runs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     *,
-    runs: Sequence[Path],
-    baseline: Path | None,
-    out: Path | None,
-    images: int,
-    scan: int,
-    device: str,
-    root: Path,
-) -> None:
-    """Write a page about runs: settings, scores, images, confidence, curves and cost.
+    baseline: str | os.PathLike[str] | None = None,
+    out: str | os.PathLike[str] | None = None,
+    images: int = 8,
+    scan: int = 60,
+    device: str = "auto",
+    root: str | os.PathLike[str] = "data",
+) -> Path:
+    """Write an HTML page about runs: settings, scores, images, confidence, curves and cost.
 
     The page lists what is not available (a checkpoint, images, scores) and shows everything else.
 
     Args:
-        runs: Run folders, one column each.
+        runs: One run folder, or several to compare, with one column each.
         baseline: Run that the others are compared with; its column is the first.
         out: Output file; None is `report.html` in the first run.
         images: Number of images to show; 0 runs no network.
@@ -47,10 +47,19 @@ def report(
         device: Device to compute on.
         root: Folder of the prepared data.
 
+    Returns:
+        The page, one file that loads nothing.
+
     Raises:
         UsageError: A path is not a run folder.
+        RecipeError: The recipe of a run cannot be loaded, or needs a package that is missing.
+
+    Example:
+        page = udaseg.report("runs/city-rccr", baseline="runs/city-source_only")
+        webbrowser.open(page.absolute().as_uri())
     """
-    folders = _unique_run_folders([*([] if baseline is None else [baseline]), *runs])
+    given = [Path(run) for run in ([runs] if isinstance(runs, str | os.PathLike) else runs)]
+    folders = _unique_run_folders([*([] if baseline is None else [Path(baseline)]), *given])
     columns = dict(zip(_column_names(folders), folders, strict=True))
     evaluations = _shown_evaluations(folders)
     contents = [
@@ -59,7 +68,7 @@ def report(
     ]
     warnings: list[str] = []
     loaded = _load_networks(columns, device, warnings)
-    pictures = _render_images(loaded, images, scan, root, warnings)
+    pictures = _render_images(loaded, images, scan, Path(root), warnings)
     page = PageContent(
         title=" and ".join(columns) if len(columns) < 3 else f"{len(columns)} runs",
         runs=[
@@ -73,7 +82,9 @@ def report(
         warnings=warnings,
         created=f"Written {time.strftime('%Y-%m-%d %H:%M %z')} by udaseg {__version__}.",
     )
-    _write_page(page, out or runs[0] / "report.html")
+    path = given[0] / "report.html" if out is None else Path(out)
+    write_text(path, report_page(page))
+    return path
 
 
 def _unique_run_folders(folders: Sequence[Path]) -> list[Path]:
@@ -148,13 +159,6 @@ def _class_colors(loaded: Iterable[Model]) -> dict[str, Color]:
     for run in loaded:
         colors = dict(zip(run.classes.names, run.classes.colors, strict=True)) | colors
     return colors
-
-
-def _write_page(page: PageContent, path: Path) -> None:
-    text = report_page(page)
-    write_text(path, text)
-    size = len(text.encode()) / 1e6
-    open_console(soft_wrap=True).print(safe_text(f"{path}: {size:.2f} MB"))
 
 
 def _image_dataset(recipe: Recipe, root: Path) -> tuple[PreparedDataset, str]:

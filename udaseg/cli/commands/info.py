@@ -1,5 +1,6 @@
 """The `udaseg info` command."""
 
+import json
 from typing import Annotated
 
 import typer
@@ -19,6 +20,17 @@ def info(
 ) -> None:
     """Show details of a run or checkpoint."""
     set_verbosity(verbose, quiet)
-    import udaseg
+    from rich.table import Table
 
-    udaseg.info(run=run, format=output_format.value)
+    import udaseg
+    from udaseg.display.console import open_console, safe_text
+
+    rows = udaseg.info(run=run).to_json()
+    if output_format is TableFormat.json:
+        open_console(soft_wrap=True).print(safe_text(json.dumps(rows, indent=2)))
+        return
+    table = Table(show_header=False, box=None)
+    for title, content in rows.items():
+        lines = content if isinstance(content, list) else [content]
+        table.add_row(safe_text(title, style="bold"), safe_text("\n".join(lines)))
+    open_console().print(table)

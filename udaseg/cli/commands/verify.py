@@ -17,5 +17,11 @@ def verify(
     """Check that a run is complete, unchanged and scores as expected."""
     set_verbosity(verbose, quiet)
     import udaseg
+    from udaseg.display.console import open_console, safe_text
 
-    udaseg.verify_run(run=run)
+    verification = udaseg.verify(run=run)
+    console = open_console(soft_wrap=True)
+    for check in verification.checks:
+        if check.outcome == "passed":
+            console.print(safe_text(f"{check.run}: {check.message}"))
+    verification.raise_if_failed()
