@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from udaseg.evaluation.evaluate import EvaluationOptions, evaluate
     from udaseg.evaluation.score_predictions import score_predictions
     from udaseg.evaluation.scores import ScoringOptions
-    from udaseg.evaluation.submission import SubmissionOptions, submit
+    from udaseg.evaluation.submission import Submission, SubmissionOptions, submit
     from udaseg.inference.export import export
     from udaseg.inference.pipeline import InferenceOptions
     from udaseg.inference.prediction import Prediction
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from udaseg.prediction.options import PredictOptions
     from udaseg.prediction.predict import predict
     from udaseg.prediction.summary import PredictSummary
-    from udaseg.selection.calibrate import calibrate
+    from udaseg.runs.scores import Scores
+    from udaseg.selection.calibrate import Calibration, calibrate
+    from udaseg.selection.choice import Selection
     from udaseg.selection.select import SelectOptions, select
     from udaseg.training.seeds import run_seeds
     from udaseg.training.train import TrainOptions, adapt, train
@@ -37,10 +39,14 @@ _MODULES = {
     "PredictSummary": "udaseg.prediction.summary",
     "Prediction": "udaseg.inference.prediction",
     "PrepareOptions": "udaseg.data.prepare.rules",
+    "Scores": "udaseg.runs.scores",
     "ScoringOptions": "udaseg.evaluation.scores",
+    "Submission": "udaseg.evaluation.submission",
     "SubmissionOptions": "udaseg.evaluation.submission",
     "SelectOptions": "udaseg.selection.select",
+    "Selection": "udaseg.selection.choice",
     "adapt": "udaseg.training.train",
+    "Calibration": "udaseg.selection.calibrate",
     "calibrate": "udaseg.selection.calibrate",
     "doctor": "udaseg.data.doctor.command",
     "evaluate": "udaseg.evaluation.evaluate",
@@ -61,6 +67,7 @@ _MODULES = {
 
 __all__ = [
     "CacheOptions",
+    "Calibration",
     "EvaluationOptions",
     "InferenceOptions",
     "Model",
@@ -68,8 +75,11 @@ __all__ = [
     "PredictSummary",
     "Prediction",
     "PrepareOptions",
+    "Scores",
     "ScoringOptions",
     "SelectOptions",
+    "Selection",
+    "Submission",
     "SubmissionOptions",
     "TrainOptions",
     "__version__",

@@ -17,11 +17,11 @@ from udaseg.data.open import open_dataset
 from udaseg.data.prepare.command import prepare
 from udaseg.display.console import open_console, safe_text
 from udaseg.display.pictures import color_mask, comparison_sheet
+from udaseg.display.score_tables import comparison_table
 from udaseg.errors import UsageError
 from udaseg.evaluation.confusion import ConfusionMatrix
 from udaseg.evaluation.evaluate import score_dataset
 from udaseg.evaluation.scores import summarise
-from udaseg.evaluation.tables import comparison_table
 from udaseg.files import write_json
 from udaseg.inference import trained_model
 from udaseg.inference.sizes import input_size, network_input_size

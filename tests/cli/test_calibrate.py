@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -11,10 +12,12 @@ import torch
 from PIL import Image
 from torch import nn
 
+import udaseg
 from tests.support.colors import COLORS, loaded_colors, painted, random_labels
+from udaseg.cli.commands.calibrate import LabelSource
 from udaseg.cli.main import main
 from udaseg.data.datasets.index import PreparedDataset, Sample
-from udaseg.errors import CheckpointError, DataError
+from udaseg.errors import CheckpointError, DataError, UsageError
 from udaseg.inference import trained_model
 from udaseg.selection import calibrate as calibrate_module
 
@@ -165,3 +168,22 @@ def test_the_same_command_finds_the_same_temperature(world):
     assert document["teacher"]["temperature"] == first["temperature"]
     assert world.state["asked"] == ["student", "teacher"]
     assert torch.isfinite(torch.tensor(first["temperature"]))
+
+
+def test_python_gets_the_calibration_as_an_object(world, capsys):
+    calibration = udaseg.calibrate("runs/colors", images=2)
+    assert calibration.temperature == kept()["temperature"]
+    assert calibration.path == Path("runs/colors/calibration.json")
+    assert [row.description for row in calibration.rows] == ["toyland val", "toyland-target val"]
+    assert [bool(row.note) for row in calibration.rows] == [False, True]
+    facts = {"weights": "student", **kept()}
+    assert calibration.to_json() == {
+        name: value for name, value in facts.items() if name not in ("checkpoint", "sha256")
+    }
+    assert capsys.readouterr().out == ""
+    with pytest.raises(UsageError, match="on must be source or pseudo, got 'target'"):
+        udaseg.calibrate("runs/colors", on="target")
+
+
+def test_the_command_line_offers_every_kind_of_labels():
+    assert tuple(each.value for each in LabelSource) == get_args(calibrate_module.LabelSource)

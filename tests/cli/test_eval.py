@@ -9,11 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
+import udaseg
 from tests.support.colors import COLORS, ColorNetwork, loaded_colors, painted, random_labels
 from udaseg.cli.main import main
 from udaseg.data.datasets.index import PreparedDataset, Sample
 from udaseg.data.labels.classes import ClassSpace
-from udaseg.errors import DataError
+from udaseg.errors import DataError, UsageError
 from udaseg.evaluation import evaluate as evaluate_module
 from udaseg.evaluation.evaluate import score_dataset
 from udaseg.inference import trained_model
@@ -278,3 +279,32 @@ def test_a_damaged_image_stops_the_scoring_and_is_named(given, tmp_path, capsys)
     assert evaluate() == 3
     assert str(path) in capsys.readouterr().err
     assert not Path("run/eval").exists()
+
+
+def test_python_gets_the_scores_as_an_object_and_nothing_on_stdout(given, tmp_path, capsys):
+    given["city"] = write_city(tmp_path / "city", [random_labels(8, 8)])
+    scores = udaseg.evaluate("run", data=Path("city"), split="val")
+    assert (scores.miou, scores.iou["road"]) == (1, 1)
+    assert scores.to_json() == scores_of()
+    assert scores.to_csv() == Path("run/eval/city-val/scores.csv").read_text()
+    options = udaseg.EvaluationOptions(scoring=udaseg.ScoringOptions(out="elsewhere"))
+    assert udaseg.evaluate("run", options=options).to_json() == scores_of("elsewhere")
+    assert capsys.readouterr().out == ""
+
+
+def test_a_loaded_model_is_scored_as_the_checkpoint_that_it_is(given, tmp_path, monkeypatch):
+    given["city"] = write_city(tmp_path / "city", [random_labels(8, 8)])
+    monkeypatch.setattr(trained_model, "load", lambda *_, **__: pytest.fail("loaded again"))
+    model = given["run"]
+    model.weights = "teacher"
+    model.segmenter.train()
+    assert udaseg.evaluate(model, data="city").miou == 1
+    assert model.segmenter.training
+    scores = scores_of("runs/colors/eval/city-val+teacher+step-000007")
+    assert scores["protocol"]["weights"] == "teacher at step 7"
+
+
+@pytest.mark.parametrize("wrong", [{"protocol": 12}, {"convention": 13}])
+def test_protocols_and_conventions_that_nobody_published_are_refused(wrong):
+    with pytest.raises(UsageError, match="must be 19"):
+        udaseg.ScoringOptions(**wrong)

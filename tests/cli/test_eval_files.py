@@ -2,16 +2,20 @@
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import udaseg
 from tests.cli.test_eval import evaluate, given, scores_of, write_city
 from tests.support.colors import COLORS, loaded_colors, random_labels
+from udaseg.cli.commands.eval import LabelIds
 from udaseg.cli.main import main
 from udaseg.data.datasets.index import Sample
 from udaseg.data.labels.classes import ClassSpace
+from udaseg.data.labels.tables import Ids
 from udaseg.errors import DataError
 from udaseg.evaluation import score_predictions
 from udaseg.evaluation.prediction_files import (
@@ -238,3 +242,18 @@ def test_saved_scores_are_json_with_the_whole_matrix(city):
     assert evaluate("--save", "saved") == 0
     facts = json.loads(Path("saved/prediction.json").read_text())
     assert facts == {"ids": "train", "classes": {"names": ["road", "sky", "car"]}}
+
+
+def test_python_scores_files_and_writes_only_where_asked(city, capsys):
+    assert evaluate("--save", "saved") == 0
+    capsys.readouterr()
+    scores = udaseg.score_predictions("saved", "city")
+    assert scores.to_json()["confusion"] == scores_of()["confusion"]
+    options = udaseg.ScoringOptions(out=Path("compared"))
+    assert udaseg.score_predictions("saved", "city", scoring=options) == scores
+    assert scores_of("compared") == scores.to_json()
+    assert capsys.readouterr().out == ""
+
+
+def test_the_command_line_offers_every_kind_of_ids():
+    assert {each.value for each in LabelIds} == set(get_args(Ids))

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+import udaseg as package
 from tests.cli.running import udaseg
 from tests.support.colors import COLORS, ColorNetwork, loaded_colors, painted, random_labels
 from udaseg.data.datasets.index import PreparedDataset, Sample
@@ -17,8 +19,10 @@ from udaseg.data.labels.classes import ClassSpace, classes_to_dict
 from udaseg.errors import CheckpointError, DataError
 from udaseg.inference import trained_model
 from udaseg.inference.trained_model import Model
+from udaseg.recipe.choices import Criterion
 from udaseg.recipe.load import to_dict
 from udaseg.selection import candidates
+from udaseg.selection.criteria import CRITERIA
 
 
 class Constant(nn.Module):
@@ -284,3 +288,26 @@ def test_one_checkpoint_is_no_choice_and_none_is_an_error(home):
     one = "run/checkpoints/step-000040.pt"
     assert "nothing to compare" in udaseg("select", one, cwd=home.path).stderr
     assert "no such run" in udaseg("select", "nowhere", cwd=home.path, expect=3).stderr
+
+
+def test_python_gets_the_selection_as_an_object(home, capsys, monkeypatch):
+    monkeypatch.chdir(home.path)
+    selection = package.select("run")
+    assert selection.best == Path("run/checkpoints/step-000040.pt")
+    assert selection.consensus.step == selection.chosen["infomax"].step == 40
+    assert [candidate.step for candidate in selection.candidates] == [10, 20, 30, 40]
+    assert selection.to_json() == document(home)
+    assert selection.warning is None
+    assert selection.lost_miou == selection.rank_correlations == {}
+    options = package.SelectOptions(oracle=True)
+    marked = package.select([Path("run")], data="labelled", split="val", options=options)
+    assert "USES TARGET LABELS" in marked.warning
+    assert marked.to_json() == document(home, "selection-oracle.json")
+    assert capsys.readouterr().out == ""
+    with pytest.raises(CheckpointError, match="no run was given"):
+        package.select([])
+
+
+def test_the_command_line_and_recipes_offer_every_criterion():
+    names = [criterion.name for criterion in CRITERIA]
+    assert list(get_args(Criterion)) == names

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import udaseg
 from tests.support.colors import COLORS, ColorNetwork, loaded_colors, painted, random_labels
+from udaseg.cli.commands.eval import TestServer as OfferedServer
 from udaseg.cli.main import main
 from udaseg.data.datasets.index import PreparedDataset, Sample
 from udaseg.data.labels.classes import ClassSpace
-from udaseg.errors import DataError
+from udaseg.errors import DataError, UsageError
 from udaseg.evaluation import evaluate
 from udaseg.evaluation.servers import SERVERS, check_package, member_names
 from udaseg.inference import trained_model
@@ -116,9 +118,8 @@ def test_dark_zurich_gets_the_confidence_in_sixteen_bits(given):
 
 def test_a_network_with_other_classes_in_another_order_is_translated_by_name(given):
     given["city"] = write_set("acdc")
-    given["run"] = replace(
-        given["run"], classes=ClassSpace(("car", "train", "road"), COLORS.colors)
-    )
+    order = ClassSpace(("car", "train", "road"), COLORS.colors)
+    given["run"] = loaded_colors(network=HalfSure(), classes=order)
     assert submit("acdc") == 0
     pixels = pictures(package("acdc"))["labelTrainIds/GOPR0475_frame_000000_rgb_anon.png"]
     assert (pixels == np.array([13, 16, 0])[random_labels(*SMALL)]).all()
@@ -151,7 +152,8 @@ def test_sets_of_another_layout_are_refused_before_the_network_looks(given, caps
         assert message in capsys.readouterr().err
         assert not Path("run/submissions").exists()
     given["city"] = write_set("cityscapes")
-    given["run"] = replace(given["run"], classes=ClassSpace(("road", "sky", "ship"), COLORS.colors))
+    ships = ClassSpace(("road", "sky", "ship"), COLORS.colors)
+    given["run"] = loaded_colors(network=HalfSure(), classes=ships)
     assert submit("cityscapes") == 2
     assert "no class ship" in capsys.readouterr().err
 
@@ -242,3 +244,17 @@ def test_the_servers_take_full_size_images_only():
     city = PreparedDataset("acdc", Path(), Path(), None, {"test": (sample,)})
     names = member_names(SERVERS["acdc"], city, [sample])
     assert names == {sample.image: {"labelTrainIds": "labelTrainIds/" + Path(sample.image).name}}
+
+
+def test_the_command_line_offers_every_server():
+    assert [server.value for server in OfferedServer] == list(SERVERS)
+
+
+def test_python_gets_the_checked_package(given, capsys):
+    given["city"] = write_set("acdc")
+    submission = udaseg.submit("run", "acdc", data="city")
+    assert Path(submission) == submission.path == package("acdc")
+    assert (submission.images, submission.server) == (2, SERVERS["acdc"])
+    assert capsys.readouterr().out == ""
+    with pytest.raises(UsageError, match="no test server 'kitti'; there are cityscapes, acdc"):
+        udaseg.submit("run", "kitti")

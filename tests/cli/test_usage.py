@@ -1,6 +1,7 @@
 """How the command line calls the commands, and how it reports the errors they raise."""
 
 import errno
+import json
 import logging
 import os
 import signal
@@ -15,9 +16,11 @@ from typing import Any
 import pytest
 
 import udaseg
+from tests.runs.test_scores import SCORES
 from udaseg.cli.main import main
 from udaseg.errors import DataError, GateError, Interrupted, RecipeError, UsageError
 from udaseg.recipe.library import recipes_folder
+from udaseg.evaluation.servers import SERVERS
 from udaseg.recipe.load import dump, load
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -37,20 +40,25 @@ NAMES = (
 
 
 class Commands(ModuleType):
-    """Replaces the functions of `udaseg`; records each call, then raises `error` if it is set."""
+    """Replaces the functions of `udaseg`.
+
+    Records each call, then raises `error` if it is set, or returns what `results` has for it.
+    """
 
     def __init__(self) -> None:
         super().__init__("commands")
         self.calls: list[tuple[str, dict[str, Any]]] = []
         self.error: BaseException | None = None
+        self.results: dict[str, Any] = {}
         for name in NAMES:
             setattr(self, name, self._record(name))
 
-    def _record(self, name: str) -> Callable[..., None]:
-        def command(**words: Any) -> None:
+    def _record(self, name: str) -> Callable[..., Any]:
+        def command(**words: Any) -> Any:
             self.calls.append((name, words))
             if self.error is not None:
                 raise self.error
+            return self.results.get(name)
 
         return command
 
@@ -166,11 +174,9 @@ def test_resume_reads_the_recipe_of_the_run(commands: Commands, tmp_path: Path) 
 
 
 def test_eval_needs_only_a_run(commands: Commands) -> None:
+    commands.results["evaluate"] = SCORES
     given = called(commands, "eval", "runs/x")
-    assert given.pop("run") == Path("runs/x")
     assert asdict(given.pop("options")) == {
-        "data": None,
-        "split": "val",
         "weights": "student",
         "inference": {
             "resize": None,
@@ -181,60 +187,57 @@ def test_eval_needs_only_a_run(commands: Commands) -> None:
             "release": False,
             "batch": None,
         },
-        "scoring": {
-            "protocol": None,
-            "convention": None,
-            "format": "table",
-            "fail_under": None,
-            "out": None,
-        },
+        "scoring": {"protocol": None, "convention": None, "out": None},
         "save": None,
         "ids": "train",
         "device": "auto",
         "root": Path("data"),
     }
-    assert not given
+    assert given == {"run": Path("runs/x"), "data": None, "split": "val"}
 
 
-def test_eval_takes_its_options(commands: Commands) -> None:
+def test_eval_takes_its_options(commands: Commands, capsys: pytest.CaptureFixture[str]) -> None:
+    commands.results["evaluate"] = SCORES
     words = "eval r --data d --split s --weights teacher --flip --scales 0.5,1,1.25"
-    more = "--window 512x1024 --protocol 16 --format json --fail-under 45.5 --out o --device cpu"
-    options = called(commands, *words.split(), *more.split())["options"]
-    inference, scoring = options.inference, options.scoring
-    assert (options.data, options.split, options.weights) == ("d", "s", "teacher")
+    more = "--window 512x1024 --protocol 16 --format json --fail-under 43.5 --out o --device cpu"
+    given = called(commands, *words.split(), *more.split())
+    options, inference, scoring = (
+        given["options"],
+        given["options"].inference,
+        given["options"].scoring,
+    )
+    assert (given["data"], given["split"], options.weights) == ("d", "s", "teacher")
     assert (inference.scales, inference.window) == ((0.5, 1.0, 1.25), (512, 1024))
-    assert (scoring.protocol, scoring.format, scoring.fail_under) == (16, "json", 45.5)
-    assert (inference.flip, scoring.out, options.device) == (True, Path("o"), "cpu")
+    assert (inference.flip, options.device) == (True, "cpu")
+    assert (scoring.protocol, scoring.out) == (16, Path("o"))
+    assert json.loads(capsys.readouterr().out) == SCORES.to_json()
 
 
-def test_eval_of_files_needs_no_run(commands: Commands) -> None:
+def test_eval_of_files_needs_no_run(
+    commands: Commands, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commands.results["score_predictions"] = SCORES
     words = "eval --predictions p --data city --ids label --release --format md"
     given = called(commands, *words.split())
-    assert asdict(given.pop("scoring")) == {
-        "protocol": None,
-        "convention": None,
-        "format": "md",
-        "fail_under": None,
-        "out": None,
-    }
     assert given == {
         "predictions": Path("p"),
         "ids": "label",
         "data": "city",
         "split": "val",
         "release": True,
+        "scoring": udaseg.ScoringOptions(),
         "root": Path("data"),
     }
+    assert capsys.readouterr().out == SCORES.to_markdown() + "\n"
 
 
-def test_eval_makes_a_package_for_a_server(commands: Commands) -> None:
+def test_eval_makes_a_package_for_a_server(commands: Commands, tmp_path: Path) -> None:
+    (tmp_path / "o.zip").touch()
+    commands.results["submit"] = udaseg.Submission(tmp_path / "o.zip", SERVERS["dark-zurich"], 151)
     words = "eval r --submit dark-zurich --flip --batch 2 --out o"
     given = called(commands, *words.split())
     assert commands.calls[0][0] == "submit"
-    assert (given.pop("run"), given.pop("server")) == (Path("r"), "dark-zurich")
     assert asdict(given.pop("options")) == {
-        "data": None,
-        "split": None,
         "weights": "student",
         "inference": {
             "resize": None,
@@ -249,7 +252,7 @@ def test_eval_makes_a_package_for_a_server(commands: Commands) -> None:
         "device": "auto",
         "root": Path("data"),
     }
-    assert not given
+    assert given == {"run": Path("r"), "server": "dark-zurich", "data": None, "split": None}
 
 
 def test_predict_needs_only_images(commands: Commands) -> None:
@@ -285,12 +288,13 @@ def test_predict_abstains_below_a_confidence_only(commands: Commands, word: str)
 
 
 def test_calibrate_needs_only_a_run(commands: Commands) -> None:
+    path = Path("runs/x/calibration.json")
+    commands.results["calibrate"] = udaseg.Calibration(1.5, (), path, "source", "student", 7)
     assert called(commands, "calibrate", "runs/x") == {
         "run": Path("runs/x"),
         "on": "source",
         "images": 100,
         "weights": "student",
-        "format": "table",
         "device": "auto",
         "root": Path("data"),
     }

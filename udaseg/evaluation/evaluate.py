@@ -1,6 +1,8 @@
 """`udaseg eval`: score a run on labelled images at their own resolution."""
 
+import json
 import logging
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -12,15 +14,13 @@ from udaseg.data.datasets.index import PreparedDataset, Sample
 from udaseg.data.labels.classes import IGNORE, ClassSpace, lookup_table
 from udaseg.data.labels.tables import Ids
 from udaseg.data.open import open_dataset
-from udaseg.display.console import open_console
 from udaseg.display.progress import WorkProgress
 from udaseg.distributed import rank, world_size
-from udaseg.errors import DataError, GateError
+from udaseg.errors import DataError
 from udaseg.evaluation.confusion import ConfusionMatrix
 from udaseg.evaluation.prediction_files import PredictionWriter
 from udaseg.evaluation.protocols import classes_only_in_truth
 from udaseg.evaluation.scores import ScoringOptions, check_protocol, summarise
-from udaseg.evaluation.tables import as_csv, as_json, as_markdown, score_table
 from udaseg.files import write_text
 from udaseg.inference import trained_model
 from udaseg.inference.pipeline import (
@@ -34,90 +34,92 @@ from udaseg.inference.pipeline import (
 from udaseg.inference.sizes import MAX_WHOLE_PIXELS, network_input_size
 from udaseg.inference.trained_model import Model
 from udaseg.inference.windows import Network
+from udaseg.models.segmenter import evaluation_mode
 from udaseg.recipe.schema import Recipe
 from udaseg.runs.folder import run_folder_of
 from udaseg.runs.scores import Scores
 from udaseg.text import format_size
 
 log = logging.getLogger(__name__)
-_FORMATTERS = {"json": as_json, "csv": as_csv, "md": as_markdown}
 _MAX_UNCOUNTED = Limit(4)
 
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """What to score a run on, and how.
+    """How to score a run.
 
     Attributes:
-        data: Dataset to score on; None takes the recipe's validation, else its target.
-        split: Split of the dataset.
         weights: `student` or `teacher`.
         inference: Flip, scales, window, batch and release; the recipe sets the input size.
-        scoring: What to score, how to print it, and where to write it.
+        scoring: Which mean by which convention, and where to write the scores.
         save: Also write every prediction as a PNG below this folder.
         ids: Ids of the saved predictions.
         device: Device to compute on.
         root: Folder of the prepared data.
     """
 
-    data: str | None = None
-    split: str = "val"
     weights: str = "student"
     inference: InferenceOptions = field(default_factory=InferenceOptions)
     scoring: ScoringOptions = field(default_factory=ScoringOptions)
-    save: Path | None = None
+    save: str | os.PathLike[str] | None = None
     ids: Ids = "train"
     device: str = "auto"
-    root: Path = Path("data")
+    root: str | os.PathLike[str] = "data"
 
 
-def evaluate(*, run: Path, options: EvaluationOptions) -> None:
-    """Score a run or checkpoint, print the table, and write it into the run.
+def evaluate(
+    run: str | os.PathLike[str] | Model,
+    *,
+    data: str | os.PathLike[str] | None = None,
+    split: str = "val",
+    options: EvaluationOptions | None = None,
+) -> Scores:
+    """Return the scores of a run or checkpoint on labelled images, and write them into the run.
 
     Args:
-        run: Run folder or checkpoint.
-        options: What to score it on, and how.
+        run: Run folder, checkpoint, or a loaded model, which is scored with its own weights, on its
+            own device, and counts as a checkpoint.
+        data: Dataset to score on: a prepared name or a dataset YAML. None takes the recipe's
+            validation, else its target.
+        split: Split of the dataset.
+        options: How to score it.
+
+    Returns:
+        Scores at the size of the labels.
 
     Raises:
         UsageError: The network lacks the classes of the protocol or convention, or `release` or
             `save` is not possible.
+        CheckpointError: There is no such network.
         DataError: The images have no labels, or share no class with the network.
-        GateError: The mean IoU is below `fail_under`; the scores are written first.
+
+    Example:
+        scores = udaseg.evaluate("runs/city-rccr", data="my_val.yaml")
+        scores.miou, scores.iou["road"]
     """
-    scoring, split = options.scoring, options.split
-    loaded = trained_model.load(run, weights=options.weights, device=options.device)
-    check_protocol(loaded.classes.names, scoring.protocol, scoring.convention)
-    dataset, inference = open_eval_data(
-        loaded.recipe, options.data, options.inference, options.root
-    )
+    options = options or EvaluationOptions()
+    if isinstance(run, Model):
+        path, model, options = run.checkpoint, run, replace(options, weights=run.weights)
+    else:
+        path = Path(run)
+        model = trained_model.load(path, weights=options.weights, device=options.device)
+    check_protocol(model.classes.names, options.scoring.protocol, options.scoring.convention)
+    dataset, inference = open_eval_data(model.recipe, data, options.inference, options.root)
     if inference.release:
         check_release_sizes(dataset, split)
-    matrix = confusion_matrix(
-        loaded.segmenter,
-        loaded.classes,
-        dataset,
-        split,
-        inference,
-        device=loaded.device,
-        on_prediction=_save_predictions(options, dataset, loaded.classes),
-    )
-    scores = summarise(
-        matrix,
-        loaded.classes,
-        dataset,
-        split,
-        _network_facts(loaded, options.weights, inference, dataset.split(split)),
-        protocol=scoring.protocol,
-        convention=scoring.convention,
-        release=inference.release,
-    )
-    variants = _variants(run, loaded, options)
-    folder = scoring.out or score_folder(run_folder_of(run), dataset.name, split, variants)
-    report_scores(scores, scoring, folder)
+    scores = _score_model(model, dataset, split, inference, options)
+    words = _variants(path, model, options)
+    folder = options.scoring.out or score_folder(run_folder_of(path), dataset.name, split, words)
+    write_scores(Path(folder), scores)
+    log.info("scores written to %s", folder)
+    return scores
 
 
 def open_eval_data(
-    recipe: Recipe, data: str | None, options: InferenceOptions, root: Path
+    recipe: Recipe,
+    data: str | os.PathLike[str] | None,
+    options: InferenceOptions,
+    root: str | os.PathLike[str],
 ) -> tuple[PreparedDataset, InferenceOptions]:
     """Return the dataset to predict, and the options with the recipe's input size.
 
@@ -127,8 +129,8 @@ def open_eval_data(
         options: Options without the input size.
         root: Folder of the prepared data.
     """
-    name = data or recipe.validation.data or recipe.target.data
-    dataset = open_dataset(name, root=root)
+    name = os.fspath(data) if data else recipe.validation.data or recipe.target.data
+    dataset = open_dataset(name, root=Path(root))
     # images of another dataset may have another aspect ratio than those of training
     is_other_data = name != recipe.validation.data
     return dataset, replace(options, resize=network_input_size(recipe), keep_shape=is_other_data)
@@ -189,33 +191,11 @@ def score_dataset(
     return confusion_matrix(segmenter, classes, dataset, split, options, device=device)
 
 
-def report_scores(scores: Scores, options: ScoringOptions, folder: Path | None) -> None:
-    """Write the scores into `folder` if there is one, print them, and check `fail_under`.
-
-    Raises:
-        GateError: The first mean is below `fail_under`, or NaN.
-    """
-    if folder is not None:
-        write_scores(folder, scores)
-    print_scores(scores, options.format)
-    if folder is not None:
-        log.info("scores written to %s", folder)
-    _check_score(scores, options.fail_under)
-
-
 def write_scores(folder: Path, scores: Scores) -> None:
     """Write `scores.json` and `scores.csv` into `folder`."""
-    write_text(folder / "scores.json", as_json(scores) + "\n")
-    write_text(folder / "scores.csv", as_csv(scores))
-
-
-def print_scores(scores: Scores, format: str) -> None:  # noqa: A002 (the option's own name)
-    """Print the scores to stdout."""
-    console = open_console(soft_wrap=format != "table")
-    if format == "table":
-        console.print(score_table(scores))
-    else:
-        console.print(_FORMATTERS[format](scores), markup=False)
+    text = json.dumps(scores.to_json(), indent=2, allow_nan=False)
+    write_text(folder / "scores.json", text + "\n")
+    write_text(folder / "scores.csv", scores.to_csv())
 
 
 def confusion_matrix(
@@ -292,44 +272,62 @@ def empty_matrix(
     return ConfusionMatrix(len(classes), ignore=IGNORE, num_outside=len(others)), truth_map
 
 
+def _score_model(
+    model: Model,
+    dataset: PreparedDataset,
+    split: str,
+    inference: InferenceOptions,
+    options: EvaluationOptions,
+) -> Scores:
+    with evaluation_mode(model.segmenter):
+        matrix = confusion_matrix(
+            model.segmenter,
+            model.classes,
+            dataset,
+            split,
+            inference,
+            device=model.device,
+            on_prediction=_save_predictions(options, dataset, split, model.classes),
+        )
+    return summarise(
+        matrix,
+        model.classes,
+        dataset,
+        split,
+        _network_facts(model, options.weights, inference, dataset.split(split)),
+        protocol=options.scoring.protocol,
+        convention=options.scoring.convention,
+        release=inference.release,
+    )
+
+
 def _save_predictions(
-    options: EvaluationOptions, dataset: PreparedDataset, classes: ClassSpace
+    options: EvaluationOptions, dataset: PreparedDataset, split: str, classes: ClassSpace
 ) -> Callable[[SamplePrediction], None] | None:
     """Return a function that writes a prediction below `options.save`; None if that is None."""
     if options.save is None:
         return None
-    writer = PredictionWriter(options.save, dataset, options.split, classes, options.ids)
+    writer = PredictionWriter(Path(options.save), dataset, split, classes, options.ids)
     return lambda prediction: writer.write(prediction.sample, prediction.labels)
 
 
 def _network_facts(
-    loaded: Model, weights: str, options: InferenceOptions, samples: Sequence[Sample]
+    model: Model, weights: str, options: InferenceOptions, samples: Sequence[Sample]
 ) -> dict[str, str]:
     """Return the network and its inference options for the protocol line."""
-    facts = {"weights": f"{weights} at step {loaded.step}", **describe_options(options)}
+    facts = {"weights": f"{weights} at step {model.step}", **describe_options(options)}
     if any(options.needs_tiles((sample.height, sample.width)) for sample in samples):
         facts["tiles"] = f"above {MAX_WHOLE_PIXELS:,} pixels"
     return facts
 
 
-def _variants(run: Path, loaded: Model, options: EvaluationOptions) -> list[str]:
+def _variants(run: Path, model: Model, options: EvaluationOptions) -> list[str]:
     """Return the options that differ from the plain evaluation of a run, as words."""
     scoring = options.scoring
     return [
         *([] if options.weights == "student" else [options.weights]),
-        *([] if run.resolve() == run_folder_of(run).resolve() else [loaded.checkpoint.stem]),
+        *([] if run.resolve() == run_folder_of(run).resolve() else [model.checkpoint.stem]),
         *option_words(options.inference),
         *([] if scoring.protocol is None else [f"mean{scoring.protocol}"]),
         *([] if scoring.convention is None else [f"convention{scoring.convention}"]),
     ]
-
-
-def _check_score(scores: Scores, fail_under: float | None) -> None:
-    """Refuse scores whose first mean is below `fail_under` percent or NaN.
-
-    Raises:
-        GateError: The mean is below `fail_under`, or NaN.
-    """
-    label, mean = next(iter(scores.means.items()))
-    if fail_under is not None and not 100 * mean >= fail_under:
-        raise GateError(f"{label} is {100 * mean:.2f}, below --fail-under {fail_under:g}")

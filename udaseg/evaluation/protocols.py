@@ -22,6 +22,7 @@ CITYSCAPES = (
     *("vegetation", "terrain", "sky", "person", "rider", "car", "truck", "bus", "train"),
     *("motorcycle", "bicycle"),
 )
+CONVENTIONS = (19, 16)
 NOT_IN_16 = ("terrain", "truck", "train")
 _NOT_IN_13 = {*NOT_IN_16, "wall", "fence", "pole"}
 

@@ -1,5 +1,7 @@
 """`udaseg eval --predictions`: score a folder of prediction PNGs made by any tool."""
 
+import logging
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,64 +17,61 @@ from udaseg.data.open import open_dataset
 from udaseg.display.progress import WorkProgress
 from udaseg.errors import DataError
 from udaseg.evaluation.confusion import ConfusionMatrix
-from udaseg.evaluation.evaluate import empty_matrix, report_scores
+from udaseg.evaluation.evaluate import empty_matrix, write_scores
 from udaseg.evaluation.prediction_files import match_predictions, read_prediction, recorded_classes
 from udaseg.evaluation.scores import ScoringOptions, check_protocol, summarise
 from udaseg.inference.pipeline import RELEASE_SIZE, check_release_sizes, read_ahead
+from udaseg.runs.scores import Scores
 from udaseg.text import format_size, percent
 
+log = logging.getLogger(__name__)
 _MAX_LISTED = 10
 
 
 def score_predictions(
+    predictions: str | os.PathLike[str],
+    data: str | os.PathLike[str],
     *,
-    predictions: Path,
-    data: str,
     split: str = "val",
     ids: Ids = "train",
     release: bool = False,
-    scoring: ScoringOptions,
-    root: Path = Path("data"),
-) -> None:
-    """Score prediction PNGs, print the table, and write the scores to `scoring.out`.
+    scoring: ScoringOptions | None = None,
+    root: str | os.PathLike[str] = "data",
+) -> Scores:
+    """Return the scores of prediction PNGs made by any tool, and write them to `scoring.out`.
 
     Args:
         predictions: Folder with one single-channel PNG per image, nested in any way.
-        data: Labelled images.
+        data: Labelled images: a prepared name or a dataset YAML.
         split: Split of `data`.
         ids: `label` for Cityscapes label ids, or `train` for indices into the classes of a
             `prediction.json` in or next to the folder, else into the data set's classes.
         release: Score at 1024x512: the truth is resized, and the predictions must have that size.
-        scoring: What to score, how to print it, and where to write it.
+        scoring: Which mean by which convention, and where to write the scores.
         root: Folder of the prepared data.
+
+    Returns:
+        Scores at the size of the labels.
 
     Raises:
         UsageError: The classes do not allow the mean or the convention.
         DataError: An image has no prediction, several predictions, or one of another size.
-        GateError: The mean IoU is below `fail_under`.
+
+    Example:
+        scores = udaseg.score_predictions("their_masks", "cityscapes", ids="label")
+        scores.miou
     """
-    if not predictions.is_dir():
-        raise DataError(f"{predictions}: no such folder")
-    dataset = open_dataset(data, root=root)
+    folder, scoring = Path(predictions), scoring or ScoringOptions()
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder")
+    dataset = open_dataset(os.fspath(data), root=Path(root))
     if release:
         check_release_sizes(dataset, split)
-    classes = _prediction_classes(predictions, ids, dataset)
-    check_protocol(classes.names, scoring.protocol, scoring.convention)
-    matrix = count_predictions(predictions, ids, classes, dataset, split, release=release)
-    scores = summarise(
-        matrix,
-        classes,
-        dataset,
-        split,
-        {"predictions": f"{predictions} ({ids} ids)"},
-        protocol=scoring.protocol,
-        convention=scoring.convention,
-        release=release,
-    )
-    # truth of classes that the network lacks counts under some conventions
-    counts_outside = len(scores.class_names) > len(classes)
-    notes = [*scores.notes, *_unclassified_note(matrix, ids, counts_outside=counts_outside)]
-    report_scores(replace(scores, notes=notes), scoring, scoring.out)
+    scores = _score_files(folder, ids, dataset, split, release=release, scoring=scoring)
+    if scoring.out is not None:
+        write_scores(Path(scoring.out), scores)
+        log.info("scores written to %s", scoring.out)
+    return scores
 
 
 def count_predictions(
@@ -122,6 +121,34 @@ def count_predictions(
     if unknown_by_file:
         raise DataError(_unknown_ids_message(unknown_by_file, ids, len(samples)))
     return matrix
+
+
+def _score_files(
+    folder: Path,
+    ids: Ids,
+    dataset: PreparedDataset,
+    split: str,
+    *,
+    release: bool,
+    scoring: ScoringOptions,
+) -> Scores:
+    classes = _prediction_classes(folder, ids, dataset)
+    check_protocol(classes.names, scoring.protocol, scoring.convention)
+    matrix = count_predictions(folder, ids, classes, dataset, split, release=release)
+    scores = summarise(
+        matrix,
+        classes,
+        dataset,
+        split,
+        {"predictions": f"{folder} ({ids} ids)"},
+        protocol=scoring.protocol,
+        convention=scoring.convention,
+        release=release,
+    )
+    # truth of classes that the network lacks counts under some conventions
+    counts_outside = len(scores.class_names) > len(classes)
+    notes = [*scores.notes, *_unclassified_note(matrix, ids, counts_outside=counts_outside)]
+    return replace(scores, notes=notes)
 
 
 def _read_pair(prediction: Path, label: Path, *, release: bool) -> tuple[Pixels, Pixels]:

@@ -1,9 +1,9 @@
-"""Scores of a run on a data set: how they are summed up, stored and read."""
+"""Compute the scores of a run or of predictions from a confusion matrix, with notes on them."""
 
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from udaseg.data.labels.classes import ClassSpace
 from udaseg.errors import UsageError
 from udaseg.evaluation.confusion import ConfusionMatrix
 from udaseg.evaluation.protocols import (
+    CONVENTIONS,
     NOT_IN_16,
     SUBSETS,
     ProtocolScores,
@@ -32,22 +33,27 @@ _TRAINED_IOU = 0.01  # below, a class counts as untrained: no label ever supervi
 
 @dataclass(frozen=True)
 class ScoringOptions:
-    """What to score, how to print it, and where to write it.
+    """Which mean to compute by which convention, and where to write the scores.
 
     Attributes:
         protocol: Show only the mean over 19, 16 or 13 classes.
         convention: 19 counts truth of classes that SYNTHIA lacks, 16 ignores it; None is the
             network's own.
-        format: `table`, `json`, `csv` or `md`.
-        fail_under: Minimum mean IoU in percent.
         out: Folder of the score files; None is a folder in the run, or no files without a run.
+
+    Raises:
+        UsageError: There is no such protocol or convention.
     """
 
     protocol: int | None = None
     convention: int | None = None
-    format: str = "table"
-    fail_under: float | None = None
-    out: Path | None = None
+    out: str | os.PathLike[str] | None = None
+
+    def __post_init__(self) -> None:
+        for name, known in (("protocol", tuple(SUBSETS)), ("convention", CONVENTIONS)):
+            number = getattr(self, name)
+            if number not in (None, *known):
+                raise UsageError(f"--{name} must be {_alternatives(known)}, got {number}")
 
 
 def summarise(
@@ -124,6 +130,11 @@ def check_protocol(names: tuple[str, ...], protocol: int | None, convention: int
     raise UsageError(
         f"--protocol {protocol}: the network lacks some of these classes; {listed}{hint}"
     )
+
+
+def _alternatives(numbers: Sequence[int]) -> str:
+    *others, last = map(str, numbers)
+    return f"{', '.join(others)} or {last}"
 
 
 def _requested_means(

@@ -1,8 +1,9 @@
 """`udaseg eval --submit`: write a package for a test server, and check it."""
 
 import logging
+import os
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ from numpy.typing import NDArray
 from udaseg.data.datasets.index import PreparedDataset
 from udaseg.data.labels.classes import lookup_table
 from udaseg.data.labels.tables import server_ids
-from udaseg.display.console import open_console, safe_text
 from udaseg.display.progress import WorkProgress
 from udaseg.errors import UsageError
 from udaseg.evaluation.evaluate import open_eval_data, option_words
@@ -22,8 +22,8 @@ from udaseg.evaluation.servers import SERVERS, Server, check_package, member_nam
 from udaseg.files import open_atomic
 from udaseg.inference import trained_model
 from udaseg.inference.pipeline import InferenceOptions, SamplePrediction, infer
+from udaseg.inference.trained_model import Model
 from udaseg.runs.folder import run_folder_of
-from udaseg.text import format_size
 
 log = logging.getLogger(__name__)
 _MAX_CONFIDENCE = 65535
@@ -32,11 +32,9 @@ _PNG_OPTIONS = [cv2.IMWRITE_PNG_COMPRESSION, 6, cv2.IMWRITE_PNG_FILTER, cv2.IMWR
 
 @dataclass(frozen=True)
 class SubmissionOptions:
-    """What to predict for a test server, and how.
+    """How to predict for a test server, and where to write the package.
 
     Attributes:
-        data: Dataset to predict; None takes the recipe's validation, else its target.
-        split: Split of the dataset; None takes `test`, or the only one.
         weights: `student` or `teacher`.
         inference: Flip, scales, window and batch; the recipe sets the input size.
         out: Folder of the zip; None is `submissions/` in the run.
@@ -44,59 +42,103 @@ class SubmissionOptions:
         root: Folder of the prepared data.
     """
 
-    data: str | None = None
-    split: str | None = None
     weights: str = "student"
     inference: InferenceOptions = field(default_factory=InferenceOptions)
-    out: Path | None = None
+    out: str | os.PathLike[str] | None = None
     device: str = "auto"
-    root: Path = Path("data")
+    root: str | os.PathLike[str] = "data"
 
 
-def submit(*, run: Path, server: str, options: SubmissionOptions) -> None:
-    """Write the predictions of a split as a package for a test server, and check the package.
+@dataclass(frozen=True)
+class Submission(os.PathLike[str]):
+    """A package for a test server whose content was checked; it is a path.
+
+    Attributes:
+        path: The zip.
+        server: Requirements that were checked, with the URL to submit the package to.
+        images: Number of images in it.
+    """
+
+    path: Path
+    server: Server
+    images: int
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+
+def submit(
+    run: str | os.PathLike[str],
+    server: str,
+    *,
+    data: str | os.PathLike[str] | None = None,
+    split: str | None = None,
+    options: SubmissionOptions | None = None,
+) -> Submission:
+    """Write the predictions of a split as a package for a test server, and return it checked.
 
     Args:
         run: Run folder or checkpoint.
-        server: One of `SERVERS`.
-        options: What to predict, and how.
+        server: Test server: `cityscapes`, `acdc` or `dark-zurich`.
+        data: Dataset to predict; None takes the recipe's validation, else its target.
+        split: Split of the dataset; None takes `test`, or the only one.
+        options: How to predict, and where to write the package.
+
+    Returns:
+        The package with what was checked. Nothing is sent to the server.
 
     Raises:
-        UsageError: The images do not have the server's layout, the network has other classes, or
-            the package exists.
+        UsageError: There is no such server, the images do not have its layout, the network has
+            other classes, or the package exists.
+        CheckpointError: There is no such network.
         DataError: There are no images, or the finished package is invalid.
+
+    Example:
+        package = udaseg.submit("runs/city-rccr", "acdc", data="acdc_test.yaml")
+        print(package.path, package.server.url)
     """
-    requirements = SERVERS[server]
-    loaded = trained_model.load(run, weights=options.weights, device=options.device)
-    table = np.frombuffer(lookup_table(server_ids(loaded.classes, requirements.ids)), np.uint8)
-    dataset, inference = open_eval_data(
-        loaded.recipe, options.data, options.inference, options.root
-    )
-    split = options.split or _default_split(dataset)
-    samples = dataset.split(split)
-    names = member_names(requirements, dataset, samples)
-    variants = [
-        *([] if options.weights == "student" else [options.weights]),
-        *option_words(inference),
-    ]
-    name = "+".join([f"{server}-{dataset.name}-{split}-step-{loaded.step:06d}", *variants]) + ".zip"
-    path = (options.out or run_folder_of(run) / "submissions") / name
+    requirements, options = _find_server(server), options or SubmissionOptions()
+    model = trained_model.load(Path(run), weights=options.weights, device=options.device)
+    table = np.frombuffer(lookup_table(server_ids(model.classes, requirements.ids)), np.uint8)
+    dataset, inference = open_eval_data(model.recipe, data, options.inference, options.root)
+    split = split or _default_split(dataset)
+    names = member_names(requirements, dataset, dataset.split(split))
+    words = [f"{server}-{dataset.name}-{split}-step-{model.step:06d}"]
+    words += [] if options.weights == "student" else [options.weights]
+    words += option_words(inference)
+    folder = Path(options.out) if options.out else run_folder_of(Path(run)) / "submissions"
+    path = folder / ("+".join(words) + ".zip")
     if path.exists():
         raise UsageError(f"{path}: exists already; move it, or choose another folder with --out")
     _warn_if_incomplete(requirements, dataset, split)
-    predictions = infer(
-        loaded.segmenter,
-        dataset,
-        samples,
-        inference,
-        device=loaded.device,
-        truth=False,
-        confidence="confidence" in requirements.folders,
-    )
-    _write_package(path, predictions, names, table)
+    _write_package(path, _predict(model, dataset, split, inference, requirements), names, table)
     folders = {name: folder for members in names.values() for folder, name in members.items()}
     check_package(path, requirements, folders)
-    _print_package(path, requirements, folders)
+    return Submission(path, requirements, len(names))
+
+
+def _find_server(name: str) -> Server:
+    if name not in SERVERS:
+        raise UsageError(f"no test server '{name}'; there are {', '.join(SERVERS)}")
+    return SERVERS[name]
+
+
+def _predict(
+    model: Model,
+    dataset: PreparedDataset,
+    split: str,
+    inference: InferenceOptions,
+    server: Server,
+) -> Iterator[SamplePrediction]:
+    return infer(
+        model.segmenter,
+        dataset,
+        dataset.split(split),
+        inference,
+        device=model.device,
+        truth=False,
+        confidence="confidence" in server.folders,
+    )
 
 
 def _default_split(dataset: PreparedDataset) -> str:
@@ -171,22 +213,3 @@ def _encode_png(pixels: NDArray[np.integer[Any]]) -> bytes:
     if not ok:
         raise ValueError(f"{pixels.shape} could not be encoded as a PNG")
     return encoded.tobytes()
-
-
-def _print_package(path: Path, server: Server, folders: Mapping[str, str]) -> None:
-    """Print to stdout where the package is and what was checked."""
-    images = len(folders) // len(server.folders)
-    folder_names = ", ".join(folder for folder in server.folders if folder)
-    lines = (
-        f"{path}: {path.stat().st_size / 1e6:.1f} MB",
-        f"checked: {images} images{f' in each of {folder_names}' if folder_names else ''}, all "
-        f"of {format_size(server.size)}, {server.ids} ids, named as the server requires, no other "
-        "files in the zip",
-        *(
-            []
-            if images == server.images
-            else [f"but the test set of {server.name} has {server.images} images"]
-        ),
-        f"submit it at {server.url}",
-    )
-    open_console(soft_wrap=True).print(safe_text("\n".join(lines)))

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from udaseg.evaluation.tables import protocol_line
 from udaseg.inspection.markup import Html, css_color, element, join
 from udaseg.inspection.report_content import Color, PageContent, RunContent
 from udaseg.runs.scores import Scores
@@ -72,7 +71,7 @@ def differing_protocols(runs: Sequence[RunContent]) -> list[str]:
 
 
 def _protocol_note(run: RunContent, scores: Scores) -> Html:
-    line = element("p", element("strong", run.name), f": {protocol_line(scores)}", class_="note")
+    line = element("p", element("strong", run.name), f": {scores.protocol_line}", class_="note")
     if not scores.notes:
         return line
     return join([line, element("ul", *(element("li", note) for note in scores.notes))])

@@ -1,11 +1,15 @@
 """The scores of a run on a data set, as its folder stores them."""
 
+import csv
+import io
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from udaseg.text import percent
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,11 @@ class Scores:
         pixel_accuracy: Accuracy over all labelled pixels.
         confusion: Rows are ground truth, columns are predictions.
         notes: Sentences to show below the table.
+
+    Example:
+        scores = udaseg.evaluate("runs/city-rccr", data="my_val.yaml")
+        scores.miou, scores.iou["road"]
+        Path("scores.csv").write_text(scores.to_csv())
     """
 
     protocol: Mapping[str, str]
@@ -42,24 +51,56 @@ class Scores:
         """The first mean IoU: over all classes, or over those of the protocol."""
         return next(iter(self.means.values()))
 
+    @property
+    def protocol_line(self) -> str:
+        """Data and settings of the evaluation in one line."""
+        return " · ".join(f"{key} {value}" for key, value in self.protocol.items())
+
     def to_json(self) -> dict[str, Any]:
-        """Return the scores as a JSON object; fractions, NaN where not measured."""
+        """Return the scores as a JSON object: fractions, null where not measured."""
         return {
             "protocol": dict(self.protocol),
             "classes": [
                 {
                     "name": name,
-                    "iou": iou,
-                    "accuracy": self.accuracy[name],
-                    "truth_share": self.truth_share[name],
+                    "iou": _null_if_nan(iou),
+                    "accuracy": _null_if_nan(self.accuracy[name]),
+                    "truth_share": _null_if_nan(self.truth_share[name]),
                 }
                 for name, iou in self.iou.items()
             ],
-            "means": dict(self.means),
-            "pixel_accuracy": self.pixel_accuracy,
+            "means": {label: _null_if_nan(mean) for label, mean in self.means.items()},
+            "pixel_accuracy": _null_if_nan(self.pixel_accuracy),
             "confusion": [list(row) for row in self.confusion],
             "notes": list(self.notes),
         }
+
+    def to_csv(self) -> str:
+        """Return the scores as CSV in percent, empty if not measured; the protocol comes last."""
+        buffer = io.StringIO()
+        writer = csv.writer(buffer, lineterminator="\n")
+        writer.writerow(["class", "iou_percent", "accuracy_percent", "truth_share_percent"])
+        for row in self._rows():
+            writer.writerow([row[0], *("" if part == "-" else part for part in row[1:])])
+        for label, mean in self.means.items():
+            writer.writerow([label, "" if math.isnan(mean) else percent(mean), "", ""])
+        writer.writerow([f"# {self.protocol_line}", "", "", ""])
+        return buffer.getvalue()
+
+    def to_markdown(self) -> str:
+        """Return the scores as a Markdown table in percent, with protocol and notes."""
+        lines = [self.protocol_line, "", "| class | IoU % | accuracy % | pixels % |"]
+        lines.append("|---|---:|---:|---:|")
+        lines += [f"| {' | '.join(row)} |" for row in self._rows()]
+        lines += [
+            f"| **{label}** | **{percent(mean)}** | | |" for label, mean in self.means.items()
+        ]
+        lines += ["", *self.notes]
+        return "\n".join(lines).rstrip()
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        columns = (self.iou, self.accuracy, self.truth_share)
+        return [(name, *(percent(column[name]) for column in columns)) for name in self.iou]
 
 
 def find_score_files(folder: Path) -> dict[str, Path]:
@@ -98,3 +139,7 @@ def _by_class(rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, float]:
 
 def _nan_if_null(value: float | None) -> float:
     return math.nan if value is None else float(value)
+
+
+def _null_if_nan(value: float) -> float | None:
+    return None if math.isnan(value) else value

@@ -1,17 +1,16 @@
 """`udaseg calibrate`: fit a temperature to the confidence, without target labels."""
 
-import json
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from rich.table import Table
 from torch import Tensor
 
 from udaseg import __version__
@@ -20,14 +19,13 @@ from udaseg.data.files.images import read_image
 from udaseg.data.labels.classes import IGNORE, lookup_table
 from udaseg.data.labels.read import read_train_ids
 from udaseg.data.open import open_dataset
-from udaseg.display.console import open_console, safe_text
 from udaseg.display.progress import WorkProgress
-from udaseg.errors import CheckpointError, DataError
+from udaseg.errors import CheckpointError, DataError, UsageError
 from udaseg.inference import trained_model
 from udaseg.inference.labels import logits_at
 from udaseg.inference.trained_model import Model
 from udaseg.inference.windows import predict_logits
-from udaseg.runs.calibration_file import write_calibration
+from udaseg.runs.calibration_file import calibration_path, write_calibration
 from udaseg.selection.images import evenly_spaced_samples, network_input
 from udaseg.selection.temperature import (
     MAX_TEMPERATURE,
@@ -43,6 +41,7 @@ _MAX_PIXELS = 400_000
 _MAX_PIXELS_PER_IMAGE = 20_000
 _MIX_WEIGHT = 0.65
 _EVALUATION_NOTE = "target labels, evaluation only: the temperature was not fitted to them"
+LabelSource = Literal["source", "pseudo"]
 
 
 @dataclass(frozen=True)
@@ -55,25 +54,70 @@ class _PixelSample:
 
 
 @dataclass(frozen=True)
-class _TableRow:
-    """One row of the table: how reliable confidence is before and after calibration."""
+class CalibrationRow:
+    """How well confidence matches accuracy on some pixels, before and after calibration.
+
+    Attributes:
+        description: Data set and split of the pixels.
+        before: Statistics without the temperature.
+        after: Statistics with the temperature.
+        note: What these pixels were used for; empty for those of the fit.
+    """
 
     description: str
     before: CalibrationStatistics
     after: CalibrationStatistics
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A fitted temperature and its effect.
+
+    Attributes:
+        temperature: Divisor of the logits.
+        rows: The pixels of the fit; then, if the recipe has labelled validation images, theirs.
+        path: The file that stores the temperature for `predict`.
+        on: Labels of the fit: `source` or `pseudo`.
+        weights: `student` or `teacher`.
+        step: Number of training steps of the network.
+    """
+
+    temperature: float
+    rows: tuple[CalibrationRow, ...]
+    path: Path
+    on: LabelSource
+    weights: str
+    step: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the calibration as a JSON object."""
+        entries = [
+            {"data": row.description, "before": asdict(row.before), "after": asdict(row.after)}
+            for row in self.rows
+        ]
+        document: dict[str, Any] = {
+            "weights": self.weights,
+            "temperature": self.temperature,
+            "step": self.step,
+            "udaseg": __version__,
+            "fitted": {"on": self.on, **entries[0]},
+        }
+        if len(entries) > 1:
+            document["looked_at"] = {"note": self.rows[1].note, **entries[1]}
+        return document
 
 
 def calibrate(
+    run: str | os.PathLike[str],
     *,
-    run: Path,
-    on: str,
-    images: int,
-    weights: str,
-    format: str,  # noqa: A002 (the option's own name)
-    device: str,
-    root: Path,
-) -> None:
-    """Fit a temperature, store it in the run for `predict`, and print its effect.
+    on: LabelSource = "source",
+    images: int = 100,
+    weights: str = "student",
+    device: str = "auto",
+    root: str | os.PathLike[str] = "data",
+) -> Calibration:
+    """Return a temperature fitted without target labels, and store it in the run for `predict`.
 
     Args:
         run: Run folder or checkpoint.
@@ -82,41 +126,45 @@ def calibrate(
             plain images.
         images: Maximum images per data set.
         weights: `student` or `teacher`.
-        format: `table` or `json`.
         device: Device that computes.
         root: Folder of the prepared data.
 
+    Returns:
+        The temperature, and how well confidence matches accuracy before and after.
+
     Raises:
+        UsageError: `on` is neither `source` nor `pseudo`.
         CheckpointError: There is no such network, or its outputs are not finite.
         DataError: The images are missing, or no pixel has a label.
+
+    Example:
+        calibration = udaseg.calibrate("runs/city-rccr")
+        calibration.temperature, calibration.rows[0].after.error
     """
-    loaded = trained_model.load(run, weights=weights, device=device)
-    log.info("%s, step %d, %s", loaded.checkpoint, loaded.step, weights)
-    fit_pixels = (
-        _source_pixels(loaded, images, root)
-        if on == "source"
-        else _pseudo_labelled_pixels(loaded, images, root)
-    )
+    if on not in get_args(LabelSource):
+        raise UsageError(f"on must be {' or '.join(get_args(LabelSource))}, got '{on}'")
+    model = trained_model.load(Path(run), weights=weights, device=device)
+    log.info("%s, step %d, %s", model.checkpoint, model.step, weights)
+    measure = _source_pixels if on == "source" else _pseudo_labelled_pixels
+    fit_pixels = measure(model, images, Path(root))
     temperature = fit_temperature(fit_pixels.logits, fit_pixels.labels)
     _warn_if_extreme(temperature)
-    rows = [_table_row(fit_pixels, temperature)]
-    validation_pixels = _validation_pixels(loaded, images, root)
+    rows = [_compare(fit_pixels, temperature)]
+    validation_pixels = _validation_pixels(model, images, Path(root))
     if validation_pixels is not None:
-        rows.append(_table_row(validation_pixels, temperature))
-    results = _to_json(rows, temperature, on, loaded.step)
-    path = write_calibration(loaded.checkpoint, weights, results)
-    if format == "json":
-        screen = open_console(soft_wrap=True)
-        screen.print(json.dumps({"weights": weights, **results}, indent=2), markup=False)
-    else:
-        _print_table(rows, temperature)
+        rows.append(_compare(validation_pixels, temperature, note=_EVALUATION_NOTE))
+    path = calibration_path(model.checkpoint)
+    calibration = Calibration(temperature, tuple(rows), path, on, weights, model.step)
+    facts = {name: value for name, value in calibration.to_json().items() if name != "weights"}
+    write_calibration(model.checkpoint, weights, facts)
     log.info("written to %s; `udaseg predict` uses it from there", path)
     _warn_if_worse(rows)
+    return calibration
 
 
-def _source_pixels(loaded: Model, images: int, root: Path) -> _PixelSample:
+def _source_pixels(model: Model, images: int, root: Path) -> _PixelSample:
     """Return labelled source pixels, preferably of images that were not trained on."""
-    recipe = loaded.recipe.source
+    recipe = model.recipe.source
     dataset = open_dataset(recipe.data, root=root)
     split = "val" if dataset.splits.get("val") else recipe.split
     if split == recipe.split:
@@ -125,46 +173,46 @@ def _source_pixels(loaded: Model, images: int, root: Path) -> _PixelSample:
             "trained on and will be too low (overconfident)",
             dataset.name,
         )
-    return _labelled_pixels(loaded, dataset, split, images)
+    return _labelled_pixels(model, dataset, split, images)
 
 
-def _validation_pixels(loaded: Model, images: int, root: Path) -> _PixelSample | None:
+def _validation_pixels(model: Model, images: int, root: Path) -> _PixelSample | None:
     """Return pixels of the labelled validation images of the recipe; None if it has none."""
-    recipe = loaded.recipe.validation
+    recipe = model.recipe.validation
     if recipe.data is None:
         return None
     try:
         dataset = open_dataset(recipe.data, root=root)
-        return _labelled_pixels(loaded, dataset, recipe.split, images)
+        return _labelled_pixels(model, dataset, recipe.split, images)
     except DataError as error:
         log.warning("%s; the temperature is not evaluated on the target", error)
         return None
 
 
 def _labelled_pixels(
-    loaded: Model, dataset: PreparedDataset, split: str, images: int
+    model: Model, dataset: PreparedDataset, split: str, images: int
 ) -> _PixelSample:
     """Return a sample of pixels of labelled images, with their labels."""
     if dataset.classes is None:
         raise DataError(f"{dataset.name}: has no labels, so no temperature can be fitted to it")
-    table = np.frombuffer(lookup_table(dataset.classes.train_ids_in(loaded.classes)), np.uint8)
+    table = np.frombuffer(lookup_table(dataset.classes.train_ids_in(model.classes)), np.uint8)
     pixel_logits, pixel_labels = [], []
     samples, per_image = _sample_images(dataset, split, images)
     with WorkProgress(f"calibrate {dataset.name}", len(samples)) as progress:
         for number, sample in enumerate(samples):
             truth = table[read_train_ids(dataset.label_path(sample))]
-            pixels = network_input(loaded, read_image(dataset.image_path(sample)))
+            pixels = network_input(model, read_image(dataset.image_path(sample)))
             size = (truth.shape[0], truth.shape[1])
             positions = _choose_pixels(np.flatnonzero(truth != IGNORE), per_image, seed=number)
             rows, columns = np.divmod(positions, size[1])
-            logit_map = predict_logits(loaded.segmenter, pixels)
+            logit_map = predict_logits(model.segmenter, pixels)
             pixel_logits.append(logits_at(logit_map, size, rows, columns).cpu())
             pixel_labels.append(torch.from_numpy(truth[rows, columns].astype(np.int64)))
             progress.advance()
-    return _concatenate(loaded, f"{dataset.name} {split}", pixel_logits, pixel_labels)
+    return _concatenate(model, f"{dataset.name} {split}", pixel_logits, pixel_labels)
 
 
-def _pseudo_labelled_pixels(loaded: Model, images: int, root: Path) -> _PixelSample:
+def _pseudo_labelled_pixels(model: Model, images: int, root: Path) -> _PixelSample:
     """Return pixels of mixtures of two target images, labelled by the stronger image.
 
     On a plain image, a network agrees with its own labels, and a student with its teacher's, far
@@ -175,7 +223,7 @@ def _pseudo_labelled_pixels(loaded: Model, images: int, root: Path) -> _PixelSam
     Unsupervised Domain Adaptation, 2023 (arXiv 2307.07489).
     Differs: pixels instead of images; the partner is the image half the set away, not a random one.
     """
-    recipe = loaded.recipe.target
+    recipe = model.recipe.target
     dataset = open_dataset(recipe.data, root=root)
     pixel_logits, pixel_labels = [], []
     samples, per_image = _sample_images(dataset, recipe.split, images)
@@ -183,7 +231,7 @@ def _pseudo_labelled_pixels(loaded: Model, images: int, root: Path) -> _PixelSam
         for number, sample in enumerate(samples):
             partner = samples[(number + len(samples) // 2) % len(samples)]
             strong, weak = (
-                network_input(loaded, read_image(dataset.image_path(drawn)))
+                network_input(model, read_image(dataset.image_path(drawn)))
                 for drawn in (sample, partner)
             )
             size = (strong.shape[-2], strong.shape[-1])
@@ -191,12 +239,12 @@ def _pseudo_labelled_pixels(loaded: Model, images: int, root: Path) -> _PixelSam
                 weak = F.interpolate(weak, size, mode="bilinear", align_corners=False)
             positions = _choose_pixels(np.arange(size[0] * size[1]), per_image, seed=number)
             rows, columns = np.divmod(positions, size[1])
-            strong_logits = predict_logits(loaded.segmenter, strong)
-            mixed_logits = predict_logits(loaded.segmenter, strong.lerp(weak, 1 - _MIX_WEIGHT))
+            strong_logits = predict_logits(model.segmenter, strong)
+            mixed_logits = predict_logits(model.segmenter, strong.lerp(weak, 1 - _MIX_WEIGHT))
             pixel_logits.append(logits_at(mixed_logits, size, rows, columns).cpu())
             pixel_labels.append(logits_at(strong_logits, size, rows, columns).argmax(1).cpu())
             progress.advance()
-    return _concatenate(loaded, f"{dataset.name} {recipe.split}, mixed", pixel_logits, pixel_labels)
+    return _concatenate(model, f"{dataset.name} {recipe.split}, mixed", pixel_logits, pixel_labels)
 
 
 def _sample_images(dataset: PreparedDataset, split: str, images: int) -> tuple[list[Sample], int]:
@@ -206,7 +254,7 @@ def _sample_images(dataset: PreparedDataset, split: str, images: int) -> tuple[l
 
 
 def _concatenate(
-    loaded: Model,
+    model: Model,
     description: str,
     pixel_logits: Sequence[Tensor],
     pixel_labels: Sequence[Tensor],
@@ -217,7 +265,7 @@ def _concatenate(
         raise DataError(f"{description}: no labelled pixel of any class of the network")
     if not bool(torch.isfinite(logits).all()):
         raise CheckpointError(
-            f"{loaded.checkpoint}: its outputs are not finite; the training has diverged"
+            f"{model.checkpoint}: its outputs are not finite; the training has diverged"
         )
     return _PixelSample(description, logits, labels)
 
@@ -238,47 +286,14 @@ def _warn_if_extreme(temperature: float) -> None:
         )
 
 
-def _table_row(pixels: _PixelSample, temperature: float) -> _TableRow:
+def _compare(pixels: _PixelSample, temperature: float, note: str = "") -> CalibrationRow:
+    """Return the statistics of some pixels without and with the temperature."""
     before = confidence_error(pixels.logits, pixels.labels)
-    return _TableRow(
-        pixels.description, before, confidence_error(pixels.logits, pixels.labels, temperature)
-    )
+    after = confidence_error(pixels.logits, pixels.labels, temperature)
+    return CalibrationRow(pixels.description, before, after, note)
 
 
-def _to_json(rows: Sequence[_TableRow], temperature: float, on: str, step: int) -> dict[str, Any]:
-    """Return all results as JSON values."""
-    entries = [
-        {"data": row.description, "before": asdict(row.before), "after": asdict(row.after)}
-        for row in rows
-    ]
-    document: dict[str, Any] = {
-        "temperature": temperature,
-        "step": step,
-        "udaseg": __version__,
-        "fitted": {"on": on, **entries[0]},
-    }
-    if len(entries) > 1:
-        document["looked_at"] = {"note": _EVALUATION_NOTE, **entries[1]}
-    return document
-
-
-def _print_table(rows: Sequence[_TableRow], temperature: float) -> None:
-    table = Table(title=f"temperature {temperature:.3f}", title_justify="left")
-    table.add_column("pixels of")
-    for heading in ("", "accuracy %", "confidence %", "ECE %", "NLL"):
-        table.add_column(heading, justify="right")
-    for row in rows:
-        for stage, reliability in (("before", row.before), ("after", row.after)):
-            label = row.description if stage == "before" else f"{reliability.pixels:,} of them"
-            numbers = (reliability.accuracy, reliability.confidence, reliability.error)
-            table.add_row(safe_text(label), stage, *map(percent, numbers), f"{reliability.nll:.3f}")
-    console = open_console()
-    console.print(table)
-    if len(rows) > 1:
-        console.print(f"{rows[1].description}: {_EVALUATION_NOTE}", markup=False, soft_wrap=True)
-
-
-def _warn_if_worse(rows: Sequence[_TableRow]) -> None:
+def _warn_if_worse(rows: Sequence[CalibrationRow]) -> None:
     """Warn if the temperature moved confidence away from accuracy on the target."""
     for row in rows[1:]:
         if row.after.error > row.before.error:

@@ -49,6 +49,11 @@ class Candidate:
         """Display name: run folder and step."""
         return f"{self.run.name} {self.step}"
 
+    @property
+    def oracle_miou(self) -> float:
+        """The oracle's mIoU for comparisons; 0 if there is none."""
+        return 0.0 if self.oracle is None or math.isnan(self.oracle) else self.oracle
+
 
 @dataclass(frozen=True)
 class EvaluationSets:
@@ -80,6 +85,8 @@ def find_candidates(runs: Sequence[Path], *, all_checkpoints: bool) -> list[Cand
     candidates = list(
         {candidate.checkpoint.resolve(): candidate for candidate in candidates}.values()
     )
+    if not candidates:
+        raise CheckpointError("no run was given to choose from")
     if len(candidates) == 1:
         log.warning(
             "only one checkpoint, so there is nothing to compare; give more runs, or train with "

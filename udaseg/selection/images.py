@@ -24,8 +24,8 @@ def evenly_spaced_samples(dataset: PreparedDataset, split: str, limit: int) -> l
     return [samples[index] for index in evenly_spaced_indices(len(samples), limit)]
 
 
-def network_input(loaded: Model, image: NDArray[np.uint8]) -> Tensor:
+def network_input(model: Model, image: NDArray[np.uint8]) -> Tensor:
     """Return an image (1, 3, h, w) in [0, 1] at the size at which `predict` uses it."""
-    size = untiled_input_size((image.shape[0], image.shape[1]), network_input_size(loaded.recipe))
-    pixels = torch.from_numpy(resize_image(image, size)).to(loaded.device)
+    size = untiled_input_size((image.shape[0], image.shape[1]), network_input_size(model.recipe))
+    pixels = torch.from_numpy(resize_image(image, size)).to(model.device)
     return pixels.permute(2, 0, 1)[None].float() / 255

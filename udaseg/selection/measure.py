@@ -37,7 +37,7 @@ _ALL_CRITERIA = frozenset(criterion.name for criterion in CRITERIA)
 
 def compute_criteria(
     candidate: Candidate,
-    loaded: Model,
+    model: Model,
     sets: EvaluationSets,
     *,
     device: str,
@@ -47,47 +47,47 @@ def compute_criteria(
 
     Args:
         candidate: Receives the values; None for a criterion that cannot be computed.
-        loaded: The network of the candidate.
+        model: The network of the candidate.
         sets: Images to evaluate it on.
         device: Device of the teacher.
         criteria: Names of the criteria; passes that only other criteria need are skipped.
     """
     values, predicted = _criteria_on_target(
-        candidate, loaded, sets, device=device, requested=criteria
+        candidate, model, sets, device=device, requested=criteria
     )
     candidate.collapsed = float(predicted.max() / predicted.sum()) > _COLLAPSE_SHARE
-    size = network_input_size(loaded.recipe)
+    size = network_input_size(model.recipe)
     values |= {"source": None, "drift": None}
     if sets.source is not None:
         if "source" in criteria:
             values["source"] = score_dataset(
-                loaded.segmenter,
-                loaded.classes,
+                model.segmenter,
+                model.classes,
                 sets.source,
                 sets.source_split,
                 resize=size,
                 keep_shape=True,
-                device=loaded.device,
+                device=model.device,
             ).mean_iou()
-        prior = _source_prior(sets.source, sets.source_split, loaded.classes)
+        prior = _source_prior(sets.source, sets.source_split, model.classes)
         if prior is not None:
             values["drift"] = prior_drift(predicted, prior)
     candidate.values = {criterion.name: values[criterion.name] for criterion in CRITERIA}
     if sets.labelled is not None:
         candidate.oracle = score_dataset(
-            loaded.segmenter,
-            loaded.classes,
+            model.segmenter,
+            model.classes,
             sets.labelled,
             sets.labelled_split,
             resize=size,
             keep_shape=True,
-            device=loaded.device,
+            device=model.device,
         ).mean_iou()
 
 
 def _criteria_on_target(
     candidate: Candidate,
-    loaded: Model,
+    model: Model,
     sets: EvaluationSets,
     *,
     device: str,
@@ -96,15 +96,15 @@ def _criteria_on_target(
     """Return the criteria from unlabelled images, and the (K,) predicted pixels of each class."""
     teacher = _load_teacher(candidate, device) if "teacher" in requested else None
     samples = sets.target.split(sets.target_split)
-    classes, pixels_per_image = len(loaded.classes), max(1, _PIXELS_FOR_DENSITY // len(samples))
+    classes, pixels_per_image = len(model.classes), max(1, _PIXELS_FOR_DENSITY // len(samples))
     rows, density_rows = [], []
     flip_counts, teacher_counts = torch.zeros(2, classes, classes, dtype=torch.int64)
     predicted = torch.zeros(classes, dtype=torch.int64)
     with WorkProgress(f"select {candidate.name}", len(samples)) as progress:
         for index, sample in enumerate(samples):
-            image = network_input(loaded, read_image(sets.target.image_path(sample)))
+            image = network_input(model, read_image(sets.target.image_path(sample)))
             input_size = (image.shape[-2], image.shape[-1])
-            logits = predict_logits(loaded.segmenter, image)
+            logits = predict_logits(model.segmenter, image)
             sampled = sample_pixels(logits.softmax(0), _PIXELS_PER_IMAGE, seed=index).cpu()
             rows.append(sampled)
             density_rows.append(sampled[:pixels_per_image])
@@ -112,7 +112,7 @@ def _criteria_on_target(
             predicted += torch.bincount(labels.flatten().long(), minlength=classes)
             if "flip" in requested:
                 mirrored = _labels_at_input_size(
-                    predict_logits(loaded.segmenter, image.flip(-1)).flip(-1), input_size
+                    predict_logits(model.segmenter, image.flip(-1)).flip(-1), input_size
                 )
                 flip_counts += joint_label_counts(labels, mirrored, classes)
             if teacher is not None:

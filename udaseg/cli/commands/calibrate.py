@@ -1,11 +1,13 @@
 """The `udaseg calibrate` command."""
 
+import json
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from udaseg.cli.commands.select import TableFormat
 from udaseg.cli.options import AnyDevice, Quiet, Root, Run, Verbose, Weights, WeightsOption
 from udaseg.cli.verbosity import set_verbosity
 
@@ -17,13 +19,6 @@ class LabelSource(StrEnum):
     pseudo = "pseudo"
 
 
-class CalibrationFormat(StrEnum):
-    """Output format of the calibration results."""
-
-    table = "table"
-    json = "json"
-
-
 def calibrate(
     run: Run,
     on: Annotated[
@@ -33,8 +28,8 @@ def calibrate(
     images: Annotated[int, typer.Option(min=1, help="Maximum images per data set.")] = 100,
     weights: WeightsOption = Weights.student,
     output_format: Annotated[
-        CalibrationFormat, typer.Option("--format", help="Output format.")
-    ] = CalibrationFormat.table,
+        TableFormat, typer.Option("--format", help="Output format.")
+    ] = TableFormat.table,
     device: AnyDevice = "auto",
     root: Root = Path("data"),
     verbose: Verbose = False,
@@ -43,13 +38,14 @@ def calibrate(
     """Calibrate the confidence of predictions without target labels."""
     set_verbosity(verbose, quiet)
     import udaseg
+    from udaseg.cli.printing.calibration import print_calibration
+    from udaseg.display.console import open_console
 
-    udaseg.calibrate(
-        run=run,
-        on=on.value,
-        images=images,
-        weights=weights.value,
-        format=output_format.value,
-        device=device,
-        root=root,
+    calibration = udaseg.calibrate(
+        run=run, on=on.value, images=images, weights=weights.value, device=device, root=root
     )
+    if output_format is TableFormat.json:
+        console = open_console(soft_wrap=True)
+        console.print(json.dumps(calibration.to_json(), indent=2), markup=False)
+    else:
+        print_calibration(calibration)

@@ -1,6 +1,5 @@
-"""The `udaseg eval` command."""
+"""The `udaseg eval` command: score a run or prediction files, or package predictions."""
 
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -21,12 +20,10 @@ from udaseg.cli.options import (
     parse_scales,
 )
 from udaseg.cli.verbosity import set_verbosity
-from udaseg.errors import UsageError
+from udaseg.errors import GateError, UsageError
 
 if TYPE_CHECKING:
-    from udaseg import InferenceOptions, ScoringOptions
-
-_PROTOCOLS = (19, 16, 13)
+    from udaseg import InferenceOptions, Scores, ScoringOptions
 
 
 class LabelIds(StrEnum):
@@ -116,162 +113,142 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Score a run, a checkpoint or predictions on labelled images."""
-    if protocol is not None and protocol not in _PROTOCOLS:
-        raise UsageError(f"--protocol must be 19, 16 or 13, got {protocol}")
-    if convention not in (None, 19, 16):
-        raise UsageError(f"--convention must be 19 or 16, got {convention}")
-    arguments = _Arguments(
-        run=run,
-        data=data,
-        split=split,
-        weights=weights,
-        flip=flip,
-        scales=parse_scales(scales),
-        window=parse_height_width("--window", window),
-        protocol=protocol,
-        convention=convention,
-        release=release,
-        batch=batch,
-        save=save,
-        ids=ids,
-        submit=submit,
-        format=output_format,
-        fail_under=fail_under,
-        out=out,
-        device=device,
-        root=root,
-    )
+    factors, window_size = parse_scales(scales), parse_height_width("--window", window)
     set_verbosity(verbose, quiet)
     if predictions is not None:
-        _score_files(predictions, arguments)
+        _refuse_options(
+            "--predictions scores files and runs no network",
+            {
+                "CHECKPOINT|RUN": run is not None,
+                "--weights": weights is not Weights.student,
+                "--flip": flip,
+                "--scales": factors != (1.0,),
+                "--window": window is not None,
+                "--batch": batch is not None,
+                "--save": save is not None,
+                "--submit": submit is not None,
+            },
+        )
+        if data is None:
+            raise UsageError("--predictions needs --data DATA, the data set of the predictions")
+        scoring = _scoring_options(protocol, convention, out)
+        scores = _score_files(predictions, data, split, ids, release, scoring, root)
     elif run is None:
         raise UsageError(
             "Missing argument 'CHECKPOINT|RUN'; give one, or --predictions DIR --data DATA"
         )
     elif submit is not None:
-        _write_package(run, submit, arguments)
+        _refuse_options(
+            "--submit writes a package and computes no scores",
+            {
+                "--protocol": protocol is not None,
+                "--convention": convention is not None,
+                "--release": release,
+                "--save": save is not None,
+                "--ids": ids is not LabelIds.train,
+                "--fail-under": fail_under is not None,
+            },
+        )
+        inference = _inference_options(flip, factors, window_size, batch)
+        _write_package(run, submit, data, split, weights, inference, out, device, root)
+        return
     else:
-        _score_run(run, arguments)
+        scoring = _scoring_options(protocol, convention, out)
+        inference = _inference_options(flip, factors, window_size, batch, release=release)
+        scores = _score_run(run, data, split, weights, inference, scoring, save, ids, device, root)
+    _report(scores, output_format, fail_under)
 
 
-@dataclass(frozen=True)
-class _Arguments:
-    """The arguments of the command; every mode takes some of them."""
-
-    run: Path | None
-    data: str | None
-    split: str | None
-    weights: Weights
-    flip: bool
-    scales: tuple[float, ...]
-    window: tuple[int, int] | None
-    protocol: int | None
-    convention: int | None
-    release: bool
-    batch: int | None
-    save: Path | None
-    ids: LabelIds
-    submit: TestServer | None
-    format: Format
-    fail_under: float | None
-    out: Path | None
-    device: str
-    root: Path
-
-
-def _score_run(run: Path, arguments: _Arguments) -> None:
+def _score_run(
+    run: Path,
+    data: str | None,
+    split: str | None,
+    weights: Weights,
+    inference: "InferenceOptions",
+    scoring: "ScoringOptions",
+    save: Path | None,
+    ids: LabelIds,
+    device: str,
+    root: Path,
+) -> "Scores":
     import udaseg
 
     options = udaseg.EvaluationOptions(
-        data=arguments.data,
-        split=arguments.split or "val",
-        weights=arguments.weights.value,
-        inference=_inference_options(arguments),
-        scoring=_scoring_options(arguments),
-        save=arguments.save,
-        ids=arguments.ids.value,
-        device=arguments.device,
-        root=arguments.root,
+        weights=weights.value,
+        inference=inference,
+        scoring=scoring,
+        save=save,
+        ids=ids.value,
+        device=device,
+        root=root,
     )
-    udaseg.evaluate(run=run, options=options)
+    return udaseg.evaluate(run=run, data=data, split=split or "val", options=options)
 
 
-def _score_files(predictions: Path, arguments: _Arguments) -> None:
-    _refuse_options(
-        "--predictions scores files and runs no network",
-        {
-            "CHECKPOINT|RUN": arguments.run is not None,
-            "--weights": arguments.weights is not Weights.student,
-            "--flip": arguments.flip,
-            "--scales": arguments.scales != (1.0,),
-            "--window": arguments.window is not None,
-            "--batch": arguments.batch is not None,
-            "--save": arguments.save is not None,
-            "--submit": arguments.submit is not None,
-        },
-    )
-    if arguments.data is None:
-        raise UsageError("--predictions needs --data DATA, the data set of the predictions")
+def _score_files(
+    predictions: Path,
+    data: str,
+    split: str | None,
+    ids: LabelIds,
+    release: bool,
+    scoring: "ScoringOptions",
+    root: Path,
+) -> "Scores":
     import udaseg
 
-    udaseg.score_predictions(
+    return udaseg.score_predictions(
         predictions=predictions,
-        data=arguments.data,
-        split=arguments.split or "val",
-        ids=arguments.ids.value,
-        release=arguments.release,
-        scoring=_scoring_options(arguments),
-        root=arguments.root,
+        data=data,
+        split=split or "val",
+        ids=ids.value,
+        release=release,
+        scoring=scoring,
+        root=root,
     )
 
 
-def _write_package(run: Path, server: TestServer, arguments: _Arguments) -> None:
-    _refuse_options(
-        "--submit writes a package and computes no scores",
-        {
-            "--protocol": arguments.protocol is not None,
-            "--convention": arguments.convention is not None,
-            "--release": arguments.release,
-            "--save": arguments.save is not None,
-            "--ids": arguments.ids is not LabelIds.train,
-            "--fail-under": arguments.fail_under is not None,
-        },
-    )
+def _write_package(
+    run: Path,
+    server: TestServer,
+    data: str | None,
+    split: str | None,
+    weights: Weights,
+    inference: "InferenceOptions",
+    out: Path | None,
+    device: str,
+    root: Path,
+) -> None:
     import udaseg
+    from udaseg.cli.printing.scores import print_submission
 
     options = udaseg.SubmissionOptions(
-        data=arguments.data,
-        split=arguments.split,
-        weights=arguments.weights.value,
-        inference=_inference_options(arguments),
-        out=arguments.out,
-        device=arguments.device,
-        root=arguments.root,
+        weights=weights.value, inference=inference, out=out, device=device, root=root
     )
-    udaseg.submit(run=run, server=server.value, options=options)
+    print_submission(
+        udaseg.submit(run=run, server=server.value, data=data, split=split, options=options)
+    )
 
 
-def _inference_options(arguments: _Arguments) -> "InferenceOptions":
+def _scoring_options(
+    protocol: int | None, convention: int | None, out: Path | None
+) -> "ScoringOptions":
+    import udaseg
+
+    return udaseg.ScoringOptions(protocol=protocol, convention=convention, out=out)
+
+
+def _inference_options(
+    flip: bool,
+    scales: tuple[float, ...],
+    window: tuple[int, int] | None,
+    batch: int | None,
+    *,
+    release: bool = False,
+) -> "InferenceOptions":
     import udaseg
 
     return udaseg.InferenceOptions(
-        flip=arguments.flip,
-        scales=arguments.scales,
-        window=arguments.window,
-        release=arguments.release,
-        batch=arguments.batch,
-    )
-
-
-def _scoring_options(arguments: _Arguments) -> "ScoringOptions":
-    import udaseg
-
-    return udaseg.ScoringOptions(
-        protocol=arguments.protocol,
-        convention=arguments.convention,
-        format=arguments.format.value,
-        fail_under=arguments.fail_under,
-        out=arguments.out,
+        flip=flip, scales=scales, window=window, batch=batch, release=release
     )
 
 
@@ -280,3 +257,17 @@ def _refuse_options(reason: str, given: dict[str, bool]) -> None:
     others = [name for name, is_given in given.items() if is_given]
     if others:
         raise UsageError(f"{reason}; leave out {', '.join(others)}")
+
+
+def _report(scores: "Scores", output_format: Format, fail_under: float | None) -> None:
+    """Print the scores, then check the gate.
+
+    Raises:
+        GateError: The first mean is below `fail_under` percent, or was not measured.
+    """
+    from udaseg.cli.printing.scores import print_scores
+
+    print_scores(scores, output_format)
+    if fail_under is not None and not 100 * scores.miou >= fail_under:
+        label = next(iter(scores.means))
+        raise GateError(f"{label} is {100 * scores.miou:.2f}, below --fail-under {fail_under:g}")

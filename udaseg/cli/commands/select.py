@@ -1,5 +1,6 @@
 """The `udaseg select` command."""
 
+import json
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -50,10 +51,10 @@ def select(
     """Choose the best checkpoint or run without target labels."""
     set_verbosity(verbose, quiet)
     import udaseg
+    from udaseg.cli.printing.selection import print_selection
+    from udaseg.display.console import open_console
 
     options = udaseg.SelectOptions(
-        data=data,
-        split=split,
         oracle=oracle,
         all_checkpoints=every,
         images=images,
@@ -61,4 +62,9 @@ def select(
         device=device,
         root=root,
     )
-    udaseg.select(runs=runs, options=options, format=output_format.value)
+    selection = udaseg.select(runs=runs, data=data, split=split, options=options)
+    if output_format is TableFormat.json:
+        console = open_console(soft_wrap=True)
+        console.print(json.dumps(selection.to_json(), indent=2), markup=False)
+    else:
+        print_selection(selection)

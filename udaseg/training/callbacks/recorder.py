@@ -8,11 +8,13 @@ from pathlib import Path
 from torch.nn.utils import get_total_norm
 
 from udaseg.data.labels.classes import classes_to_dict
+from udaseg.display.console import open_console
 from udaseg.display.progress import TrainingProgress
+from udaseg.display.score_tables import score_table
 from udaseg.distributed import all_reduce_mean, on_rank_zero, rank, without_peers, world_size
 from udaseg.errors import DivergedError
 from udaseg.evaluation.confusion import ConfusionMatrix
-from udaseg.evaluation.evaluate import print_scores, score_dataset, write_scores
+from udaseg.evaluation.evaluate import score_dataset, write_scores
 from udaseg.evaluation.scores import summarise
 from udaseg.methods.objectives.objective import LossReport
 from udaseg.models.segmenter import evaluation_mode
@@ -250,7 +252,7 @@ class Recorder:
             options = {"weights": weights, "input": format_size(spec.resize)}
             scores = summarise(matrix, self.classes, self.validation, spec.split, options)
             write_scores(self.folder / "eval" / f"{self.validation.name}-{spec.split}", scores)
-            print_scores(scores, "table")
+            open_console().print(score_table(scores))
         return matrix
 
 

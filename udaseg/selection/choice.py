@@ -1,0 +1,160 @@
+"""The candidates that `udaseg select` compared, and which of them are chosen."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from udaseg.data.datasets.index import PreparedDataset
+from udaseg.selection.candidates import ORACLE_WARNING, Candidate, EvaluationSets
+from udaseg.selection.criteria import CRITERIA, Criterion, rank_correlation, ranks
+
+CONSENSUS = "consensus"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The compared candidates with their criteria, and the choices.
+
+    Attributes:
+        candidates: The candidates with all values.
+        chosen: Choice of each criterion by name, and of the mean rank as `consensus`.
+        voters: Names of the criteria in the mean rank.
+        sets: The images that the criteria were computed on.
+        oracle: Whether the candidates were also scored on target labels.
+        weights: `student` or `teacher`.
+    """
+
+    candidates: Sequence[Candidate]
+    chosen: Mapping[str, Candidate]
+    voters: Sequence[str]
+    sets: EvaluationSets
+    oracle: bool = False
+    weights: str = "student"
+
+    @property
+    def consensus(self) -> Candidate:
+        """The choice of the mean rank."""
+        return self.chosen[CONSENSUS]
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint with the best mean rank."""
+        return self.consensus.checkpoint
+
+    @property
+    def criteria(self) -> tuple[Criterion, ...]:
+        """The criteria that were computed for at least one candidate."""
+        return tuple(
+            criterion
+            for criterion in CRITERIA
+            if any(candidate.values[criterion.name] is not None for candidate in self.candidates)
+        )
+
+    @property
+    def without_vote(self) -> list[str]:
+        """Names of the criteria with no vote because they lack the value of a candidate."""
+        return [
+            criterion.name
+            for criterion in CRITERIA
+            if criterion.votes and criterion.name not in self.voters
+        ]
+
+    @property
+    def warning(self) -> str | None:
+        """What to tell whoever reads these results, if target labels were used."""
+        return ORACLE_WARNING if self.oracle else None
+
+    @property
+    def lost_miou(self) -> dict[str, float]:
+        """How much mIoU each choice loses to the best candidate; empty without an oracle."""
+        if not self.oracle:
+            return {}
+        best = max(candidate.oracle_miou for candidate in self.candidates)
+        return {name: best - candidate.oracle_miou for name, candidate in self.chosen.items()}
+
+    @property
+    def rank_correlations(self) -> dict[str, float | None]:
+        """Rank correlation of each complete criterion with mIoU; empty without an oracle."""
+        if not self.oracle:
+            return {}
+        truth = ranks([candidate.oracle_miou for candidate in self.candidates], "higher")
+        mean_ranks = [candidate.mean_rank for candidate in self.candidates]
+        orders = {}
+        for criterion in CRITERIA:
+            values = [candidate.values[criterion.name] for candidate in self.candidates]
+            computed = [value for value in values if value is not None]
+            if len(computed) == len(values):
+                orders[criterion.name] = ranks(computed, criterion.better)
+        orders[CONSENSUS] = ranks(mean_ranks, "lower")
+        return {
+            name: _json_number(rank_correlation(order, truth)) for name, order in orders.items()
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the selection as a JSON object, as `selection.json` stores it."""
+        sets, source = self.sets, None
+        if sets.source is not None:
+            source = _describe_set(sets.source, sets.source_split)
+        document: dict[str, Any] = {
+            "uses_target_labels": self.oracle,
+            "weights": self.weights,
+            "target": _describe_set(sets.target, sets.target_split),
+            "source": source,
+            "criteria": {
+                criterion.name: {
+                    "better": criterion.better,
+                    "meaning": criterion.meaning,
+                    "votes": criterion.name in self.voters,
+                }
+                for criterion in CRITERIA
+            },
+            "candidates": [
+                _describe_candidate(candidate, oracle=self.oracle) for candidate in self.candidates
+            ],
+            "chosen": {name: str(candidate.checkpoint) for name, candidate in self.chosen.items()},
+        }
+        if self.oracle and sets.labelled is not None:
+            document["oracle"] = {
+                "warning": ORACLE_WARNING,
+                **_describe_set(sets.labelled, sets.labelled_split),
+                "lost_miou": self.lost_miou,
+                "rank_correlation": self.rank_correlations,
+            }
+        return document
+
+
+def choose(candidates: Sequence[Candidate]) -> dict[str, Candidate]:
+    """Return the choice of each criterion and of the mean rank; the later one if equal."""
+    chosen = {}
+    for criterion in CRITERIA:
+        sign = 1.0 if criterion.better == "higher" else -1.0
+        scored = [(candidate.values[criterion.name], candidate) for candidate in candidates]
+        computed = [(sign * value, candidate) for value, candidate in scored if value is not None]
+        finite = [pair for pair in computed if not math.isnan(pair[0])]
+        if finite and len(computed) == len(candidates):
+            chosen[criterion.name] = max(reversed(finite), key=lambda pair: pair[0])[1]
+    chosen[CONSENSUS] = min(
+        reversed(candidates), key=lambda candidate: (candidate.collapsed, candidate.mean_rank)
+    )
+    return chosen
+
+
+def _describe_set(dataset: PreparedDataset, split: str) -> dict[str, Any]:
+    return {"data": dataset.name, "split": split, "images": len(dataset.split(split))}
+
+
+def _describe_candidate(candidate: Candidate, *, oracle: bool) -> dict[str, Any]:
+    return {
+        "checkpoint": str(candidate.checkpoint),
+        "step": candidate.step,
+        **{name: _json_number(value) for name, value in candidate.values.items()},
+        "mean_rank": _json_number(candidate.mean_rank),
+        "collapsed": candidate.collapsed,
+        **({"oracle_miou": _json_number(candidate.oracle)} if oracle else {}),
+    }
+
+
+def _json_number(value: float | None) -> float | None:
+    return None if value is None or math.isnan(value) else value
