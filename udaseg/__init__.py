@@ -5,9 +5,14 @@ __version__ = "0.1.0"
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from udaseg.data.doctor.command import doctor
-    from udaseg.data.prepare.command import CacheOptions, prepare, verify
-    from udaseg.data.prepare.rules import PrepareOptions
+    from udaseg.data.doctor.doctor import Diagnosis, doctor
+    from udaseg.data.doctor.findings import Finding
+    from udaseg.data.doctor.statistics import SetStatistics
+    from udaseg.data.prepare.prepare import prepare
+    from udaseg.data.prepare.report import PrepareReport
+    from udaseg.data.prepare.rules import CacheOptions, PrepareOptions
+    from udaseg.data.prepare.several import SomeDataFailed
+    from udaseg.data.prepare.verify import DataVerification, verify_data
     from udaseg.evaluation.evaluate import EvaluationOptions, evaluate
     from udaseg.evaluation.score_predictions import score_predictions
     from udaseg.evaluation.scores import ScoringOptions
@@ -33,7 +38,7 @@ _MODULES = {
     "TrainOptions": "udaseg.training.train",
     "EvaluationOptions": "udaseg.evaluation.evaluate",
     "InferenceOptions": "udaseg.inference.pipeline",
-    "CacheOptions": "udaseg.data.prepare.command",
+    "CacheOptions": "udaseg.data.prepare.rules",
     "Model": "udaseg.inference.trained_model",
     "PredictOptions": "udaseg.prediction.options",
     "PredictSummary": "udaseg.prediction.summary",
@@ -48,37 +53,49 @@ _MODULES = {
     "adapt": "udaseg.training.train",
     "Calibration": "udaseg.selection.calibrate",
     "calibrate": "udaseg.selection.calibrate",
-    "doctor": "udaseg.data.doctor.command",
+    "DataVerification": "udaseg.data.prepare.verify",
+    "Diagnosis": "udaseg.data.doctor.doctor",
+    "doctor": "udaseg.data.doctor.doctor",
+    "Finding": "udaseg.data.doctor.findings",
+    "SetStatistics": "udaseg.data.doctor.statistics",
+    "SomeDataFailed": "udaseg.data.prepare.several",
     "evaluate": "udaseg.evaluation.evaluate",
     "score_predictions": "udaseg.evaluation.score_predictions",
     "export": "udaseg.inference.export",
     "info": "udaseg.inspection.info",
     "load": "udaseg.inference.trained_model",
     "predict": "udaseg.prediction.predict",
-    "prepare": "udaseg.data.prepare.command",
+    "prepare": "udaseg.data.prepare.prepare",
+    "PrepareReport": "udaseg.data.prepare.report",
     "report": "udaseg.inspection.report",
     "run_seeds": "udaseg.training.seeds",
     "select": "udaseg.selection.select",
     "submit": "udaseg.evaluation.submission",
     "train": "udaseg.training.train",
-    "verify": "udaseg.data.prepare.command",
     "verify_run": "udaseg.inspection.verify",
+    "verify_data": "udaseg.data.prepare.verify",
 }
 
 __all__ = [
     "CacheOptions",
     "Calibration",
+    "DataVerification",
+    "Diagnosis",
     "EvaluationOptions",
+    "Finding",
     "InferenceOptions",
     "Model",
     "PredictOptions",
     "PredictSummary",
     "Prediction",
     "PrepareOptions",
+    "PrepareReport",
     "Scores",
     "ScoringOptions",
     "SelectOptions",
     "Selection",
+    "SetStatistics",
+    "SomeDataFailed",
     "Submission",
     "SubmissionOptions",
     "TrainOptions",
@@ -98,7 +115,7 @@ __all__ = [
     "select",
     "submit",
     "train",
-    "verify",
+    "verify_data",
     "verify_run",
 ]
 

@@ -14,7 +14,7 @@ from udaseg.data.files.images import read_image, write_png
 from udaseg.data.labels.read import read_train_ids
 from udaseg.data.loading.transforms import resize_image
 from udaseg.data.open import open_dataset
-from udaseg.data.prepare.command import prepare
+from udaseg.data.prepare.prepare import prepare
 from udaseg.display.console import open_console, safe_text
 from udaseg.display.pictures import color_mask, comparison_sheet
 from udaseg.display.score_tables import comparison_table
@@ -88,7 +88,7 @@ def _prepare_toyland(root: Path) -> None:
         # any existing toyland is used, even one of another size or seed
         log.info("using the toyland in %s", root / "toyland")
         return
-    prepare(names=["toyland"], root=root)
+    prepare("toyland", root=root)
 
 
 def _train_options(method: str, seed: int, out: Path, root: Path) -> TrainOptions:

@@ -92,28 +92,35 @@ def failed(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int | str |
 
 
 def test_prepare_needs_only_a_name(commands: Commands) -> None:
+    commands.results["prepare"] = []
     assert called(commands, "prepare", "gta5", "cityscapes") == {
         "names": ["gta5", "cityscapes"],
         "root": Path("data"),
-        "options": udaseg.PrepareOptions(max_bad=0, on_mismatch="exclude", exclude=()),
-        "check_only": False,
-        "seed": 0,
-        "size": None,
-        "workers": -1,
-        "cache": None,
+        "options": udaseg.PrepareOptions(
+            max_bad=0,
+            on_mismatch="exclude",
+            exclude=(),
+            check_only=False,
+            seed=0,
+            size=None,
+            workers=-1,
+            cache=None,
+        ),
     }
 
 
 def test_prepare_takes_its_options(commands: Commands) -> None:
+    commands.results["prepare"] = []
     words = "prepare toyland --root d --check-only --max-bad 3 --on-mismatch resize --seed 4"
     more = "--size 64x128 --workers 2 --exclude a --exclude b"
     given = called(commands, *words.split(), *more.split())
-    assert given["options"] == udaseg.PrepareOptions(3, "resize", ("a", "b"))
-    assert (given["root"], given["check_only"], given["size"]) == (Path("d"), True, (64, 128))
-    assert (given["seed"], given["workers"], given["cache"]) == (4, 2, None)
+    assert given["root"] == Path("d")
+    assert given["options"] == udaseg.PrepareOptions(
+        3, "resize", ("a", "b"), check_only=True, seed=4, size=(64, 128), workers=2, cache=None
+    )
     commands.calls.clear()
     cached = called(commands, "prepare", "gta5", "--cache", "1280x720", "--cache-format", "raw")
-    assert cached["cache"] == udaseg.CacheOptions((720, 1280), "raw")
+    assert cached["options"].cache == udaseg.CacheOptions((720, 1280), "raw")
 
 
 def test_the_root_comes_from_the_environment(

@@ -13,6 +13,7 @@ from tests.support import kills
 from tests.support.campaign import tell
 from tests.support.own import forms, own_set, state
 from udaseg.data.prepare.prepare import prepare_dataset
+from udaseg.data.prepare.rules import PrepareOptions
 from udaseg.data.prepare.verify import verify_dataset
 from udaseg.errors import EnvironmentFault
 
@@ -113,14 +114,14 @@ def test_a_disk_that_is_full_midway(small_disk, tmp_path, kind):
             shutil.rmtree(root / folder, ignore_errors=True)
         _resized(small_disk, kb)
         try:
-            prepare_dataset(name, root=root, workers=1)
+            prepare_dataset(name, root=root, options=PrepareOptions(workers=1))
         except EnvironmentFault as error:
             refused += 1
             failures += "are still to be written" not in str(error)
             failures += (root / "prepared" / Path(name).stem).exists()
             done = _finished(root)
             _resized(small_disk, 4000)
-            prepare_dataset(name, root=root, workers=1)
+            prepare_dataset(name, root=root, options=PrepareOptions(workers=1))
             lost += len(done - _finished(root))
             kept += len(done)
         failures += {n: facts[0] for n, facts in state(root).items()} != calm

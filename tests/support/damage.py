@@ -73,8 +73,7 @@ def unnoticed(folder: Path, damaged: list[bytes], form: str, *, label: bool, who
     report = prepare_dataset(
         str(yaml),
         root=folder,
-        check_only=True,
-        options=PrepareOptions(max_bad=len(damaged), on_mismatch="fail"),
+        options=PrepareOptions(max_bad=len(damaged), on_mismatch="fail", check_only=True),
     )
     named = {line.split(": ")[0] for line in report.bad}
     wanted = {str(folder / kinds[0] / f"{number}.{form}") for number in range(len(damaged))}

@@ -16,6 +16,7 @@ import numpy as np
 from tests.support import files
 from tests.support.hostile import packed, tree
 from udaseg.data.prepare.prepare import prepare_dataset
+from udaseg.data.prepare.rules import PrepareOptions
 
 _CHANGES = {
     *("os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir", "os.utime", "os.chmod"),
@@ -52,7 +53,7 @@ def _prepare(root: Path, started, at: int | None) -> None:
     if at is not None:
         die_at(at)
     started.set()
-    prepare_dataset("gta5", root=root, workers=1)
+    prepare_dataset("gta5", root=root, options=PrepareOptions(workers=1))
     os._exit(0)
 
 
@@ -134,7 +135,7 @@ class Campaigns:
 
     def compare(self, root: Path, calm: dict[str, object], what: str) -> None:
         """Prepare without interruption and compare the result with `calm`."""
-        prepare_dataset("gta5", root=root, workers=1)
+        prepare_dataset("gta5", root=root, options=PrepareOptions(workers=1))
         found = result(root)
         self.wrong += [
             f"{what}: {name}"
@@ -146,7 +147,7 @@ class Campaigns:
 def calm_run(root: Path) -> tuple[dict[str, object], float]:
     """Return the result of an uninterrupted run in `root` and its seconds, then clear `root`."""
     started = time.monotonic()
-    prepare_dataset("gta5", root=root, workers=1)
+    prepare_dataset("gta5", root=root, options=PrepareOptions(workers=1))
     took = time.monotonic() - started
     calm = result(root)
     clear(root)
@@ -185,7 +186,7 @@ def at_every_change(root: Path, every: int = 1) -> Campaigns:
 
 def at_every_change_of_a_second_run(root: Path, every: int = 1) -> Campaigns:
     """Likewise, but kill a run that replaces a prepared dataset after one label has changed."""
-    prepare_dataset("gta5", root=root, workers=1)
+    prepare_dataset("gta5", root=root, options=PrepareOptions(workers=1))
     labels = sorted((root / "unpacked/gta5/labels").iterdir())
     labels[0].write_bytes(labels[-1].read_bytes())
     shutil.copytree(root / "prepared", root / "before")
@@ -194,7 +195,7 @@ def at_every_change_of_a_second_run(root: Path, every: int = 1) -> Campaigns:
         shutil.rmtree(root / "prepared")
         shutil.copytree(root / "before", root / "prepared")
 
-    prepare_dataset("gta5", root=root, workers=1)
+    prepare_dataset("gta5", root=root, options=PrepareOptions(workers=1))
     calm = result(root)
     begin()
     return _each_change(root, every, calm, begin)

@@ -10,6 +10,7 @@ from tests.support import files
 from tests.support.hostile import packed
 from udaseg.data.archives import unpack
 from udaseg.data.prepare.prepare import prepare_dataset
+from udaseg.data.prepare.rules import PrepareOptions
 from udaseg.errors import DataError
 
 
@@ -33,7 +34,7 @@ def test_the_parts_of_a_set_are_unpacked_together_and_only_once(tmp_path):
 def test_archives_that_are_not_unpacked_yet_are_not_looked_into(tmp_path):
     _gta5(tmp_path)
     with pytest.raises(DataError, match="found only archives"):
-        prepare_dataset("gta5", root=tmp_path, check_only=True)
+        prepare_dataset("gta5", root=tmp_path, options=PrepareOptions(check_only=True))
     assert not (tmp_path / "unpacked").exists()
 
 

@@ -9,7 +9,7 @@ from tests.support.hostile import zip_of
 from udaseg.data.datasets.catalog import read_builtin
 from udaseg.data.datasets.declaration import read_declaration
 from udaseg.data.datasets.layouts import match_layout
-from udaseg.data.doctor.doctor import diagnose
+from udaseg.data.doctor.doctor import doctor
 from udaseg.data.labels.read import read_train_ids
 from udaseg.data.prepare.prepare import prepare_dataset
 from udaseg.errors import DataError
@@ -108,13 +108,13 @@ def test_what_converters_put_beside_the_labels_is_no_label(tmp_path, name, image
     report = prepare_dataset(name, root=tmp_path)
     assert report.bad == []
     assert len(report.dataset.split("train")) == 1
-    codes = {finding.code for finding in diagnose(name, root=tmp_path).findings}
+    codes = {finding.code for finding in doctor(name, root=tmp_path).findings}
     assert codes.isdisjoint({"label-without-image", "unused-file"})
 
 
 def test_doctor_looks_where_prepare_looks(tmp_path):
     _acdc(tmp_path, *FLAT)
-    report = diagnose("acdc", root=tmp_path)
+    report = doctor("acdc", root=tmp_path)
     assert {name: split.labelled for name, split in report.sets[0].splits.items()} == {
         "train": 1,
         "val": 1,

@@ -14,7 +14,7 @@ from PIL import Image
 from tests.support import sick
 from tests.support.sick import FAULTS, Patient
 from udaseg.data.datasets.index import read_index
-from udaseg.data.doctor.doctor import diagnose
+from udaseg.data.doctor.doctor import doctor
 from udaseg.data.doctor.findings import KINDS
 from udaseg.data.prepare.prepare import prepare_dataset
 from udaseg.data.prepare.rules import PrepareOptions
@@ -24,7 +24,7 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 
 
 def _examined(folder, **how):
-    return diagnose(str(folder / "own.yaml"), root=folder.parent / "data", workers=2, **how)
+    return doctor(str(folder / "own.yaml"), root=folder.parent / "data", workers=2, **how)
 
 
 def _told(report):
@@ -254,7 +254,7 @@ def prepared(tmp_path):
 
 
 def _of_prepared(home):
-    return diagnose("small", root=home / "data")
+    return doctor("small", root=home / "data")
 
 
 def test_a_prepared_set_is_as_clean_as_its_source(prepared):

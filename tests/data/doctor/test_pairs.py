@@ -10,7 +10,7 @@ from PIL import Image
 from tests.conftest import REPOSITORY
 from tests.support import files, sick
 from tests.support.toy import toy_root
-from udaseg.data.doctor.doctor import diagnose
+from udaseg.data.doctor.doctor import doctor
 from udaseg.data.doctor.duplicates import MAX_BIT_DIFFERENCE, fingerprint, near_pairs
 from udaseg.data.prepare.prepare import prepare_dataset
 from udaseg.errors import DataError
@@ -29,7 +29,7 @@ def pair(tmp_path):
 
 def _examined(pair, **how):
     source, target = (str(folder / "own.yaml") for folder in pair)
-    return diagnose(source, target=target, root=pair[0].parent, workers=2, **how)
+    return doctor(source, target=target, root=pair[0].parent, workers=2, **how)
 
 
 def _told(report):
@@ -120,7 +120,7 @@ def test_a_target_is_not_judged_by_training_labels_that_are_never_read(pair, tmp
     sick.clean(other, seed=2, train=12, text=text)
     report = _examined((pair[0], other))
     assert [finding.code for finding in report.findings] == ["class-only-in-target"]
-    report = diagnose(str(other / "own.yaml"), root=tmp_path)
+    report = doctor(str(other / "own.yaml"), root=tmp_path)
     assert [finding.code for finding in report.findings] == ["class-never-seen"]
 
 
@@ -128,9 +128,9 @@ def test_a_source_without_labels_is_an_error_and_a_folder_can_be_a_target(pair, 
     photos = tmp_path / "photos"
     shutil.copytree(tmp_path / "target/train/images", photos / "a/b")
     (photos / "holiday.HEIC").write_bytes(b"1")
-    report = diagnose(str(tmp_path / "source/own.yaml"), target=str(photos), root=tmp_path)
+    report = doctor(str(tmp_path / "source/own.yaml"), target=str(photos), root=tmp_path)
     assert _told(report) == [("other-file", "target", [photos / "holiday.HEIC"])]
-    report = diagnose(str(tmp_path / "target/own.yaml"), target=str(photos), root=tmp_path)
+    report = doctor(str(tmp_path / "target/own.yaml"), target=str(photos), root=tmp_path)
     errors = [finding.code for finding in report.with_severity("error")]
     assert errors == ["source-unlabelled"]
 
@@ -222,11 +222,11 @@ def test_an_image_stays_like_itself_and_unlike_others(seed):
 
 def test_toyland_has_no_error_raw_or_prepared(tmp_path):
     toy_root(tmp_path)
-    prepared = diagnose("toyland", target="toyland-target", root=tmp_path)
+    prepared = doctor("toyland", target="toyland-target", root=tmp_path)
     assert [facts.kind for facts in prepared.sets] == ["prepared", "prepared"]
     assert not prepared.with_severity("error")
     shutil.rmtree(tmp_path / "prepared")
-    raw = diagnose("toyland", target="toyland-target", root=tmp_path)
+    raw = doctor("toyland", target="toyland-target", root=tmp_path)
     assert [facts.kind for facts in raw.sets] == ["declared", "declared"]
     for one, other in zip(raw.findings, prepared.findings, strict=True):
         assert (one.code, one.count, one.amounts) == (other.code, other.count, other.amounts)
@@ -237,7 +237,7 @@ def test_toyland_has_no_error_raw_or_prepared(tmp_path):
 def test_the_real_pair_has_no_error(sample_data, monkeypatch, tmp_path, splits):
     monkeypatch.setenv("UDASEG_SYNSTREET2CAMVID", str(sample_data / "synstreet2camvid"))
     folder = REPOSITORY / "recipes/datasets"
-    report = diagnose(
+    report = doctor(
         str(folder / "synstreet.yaml"),
         target=str(folder / "camvid-drive.yaml"),
         root=tmp_path,
@@ -248,7 +248,7 @@ def test_the_real_pair_has_no_error(sample_data, monkeypatch, tmp_path, splits):
 
 def test_a_real_size_mismatch_is_found(sample_data, tmp_path):
     (tmp_path / "kitti").symlink_to(sample_data / "layouts/real/kitti_semantics")
-    report = diagnose("kitti-semantics", root=tmp_path)
+    report = doctor("kitti-semantics", root=tmp_path)
     assert {f.code: f.count for f in report.with_severity("error")} == {"size-mismatch": 5}
 
 
@@ -258,22 +258,22 @@ def test_a_part_of_a_published_set_is_told_from_the_whole(tmp_path):
         files.put(tmp_path / f"gta5/images/{number}.png", sick.rgb_png(sick.picture([30, seed])))
         ids = np.where(sick.ids([30, seed]) == 255, 0, 7)
         files.put(tmp_path / f"gta5/labels/{number}.png", files.palette_png(ids))
-    findings = {finding.code: finding for finding in diagnose("gta5", root=tmp_path).findings}
+    findings = {finding.code: finding for finding in doctor("gta5", root=tmp_path).findings}
     assert {"known-odd", "count-differs"} <= set(findings)
     assert findings["known-odd"].examples[0].path == tmp_path / "gta5/images/15188.png"
     assert findings["count-differs"].examples[0].note == "train: 2 of 24,966"
     prepare_dataset("gta5", root=tmp_path)
-    findings = {finding.code: finding for finding in diagnose("gta5", root=tmp_path).findings}
+    findings = {finding.code: finding for finding in doctor("gta5", root=tmp_path).findings}
     assert findings["count-differs"].examples[0].note == "train: 2 of 24,966"
     for kind, folder in (("images", "CamVid/train"), ("labels", "CamVid/trainannot")):
         shutil.copytree(tmp_path / "gta5" / kind, tmp_path / folder)
-    findings = {finding.code: finding for finding in diagnose("camvid", root=tmp_path).findings}
+    findings = {finding.code: finding for finding in doctor("camvid", root=tmp_path).findings}
     assert findings["missing-split"].count == 2
 
 
 def test_what_is_not_there_says_how_to_get_it(tmp_path):
     with pytest.raises(DataError, match="cityscapes: not found below"):
-        diagnose("cityscapes", root=tmp_path)
+        doctor("cityscapes", root=tmp_path)
     with pytest.raises(DataError, match="no prepared dataset, dataset YAML or folder"):
-        diagnose("citiscapes", root=tmp_path)
+        doctor("citiscapes", root=tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from tests.support import files
-from udaseg.data.doctor.doctor import diagnose
+from udaseg.data.doctor.doctor import doctor
 from udaseg.data.loading.cache import open_cache
 from udaseg.data.loading.cache_write import write_cache
 from udaseg.data.loading.crops import CropSource
@@ -40,5 +40,5 @@ def test_image_and_label_stay_aligned_pixel_by_pixel(tmp_path, orientation, size
         for seed in range(6):
             image, labels = crops.read_crop(sample, np.random.default_rng(seed))
             np.testing.assert_array_equal(image[..., 0] > 127, labels == 1)
-    codes = [finding.code for finding in diagnose(yaml, root=tmp_path).findings]
+    codes = [finding.code for finding in doctor(yaml, root=tmp_path).findings]
     assert ("exif-orientation" in codes) == (orientation != 1)

@@ -320,7 +320,7 @@ def test_the_command_makes_it_and_prints_its_size(root, toys, form):
     words = ("prepare", "toyland", "--root", root, "--cache", "80x48", "--cache-format", form)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COLUMNS", "200")
-        patch.setattr("udaseg.data.prepare.command.make_toyland", lambda *_, **__: None)
+        patch.setattr("udaseg.data.prepare.prepare.make_toyland", lambda *_, **__: None)
         output = udaseg(*words, cwd=root).stdout
         size = sum(
             path.stat().st_size

@@ -531,7 +531,9 @@ def test_the_source_is_never_written(tmp_path):
 
 def test_a_look_writes_nothing(tmp_path):
     yaml = _own(tmp_path / "mine")
-    report = prepare_dataset(str(yaml), root=tmp_path / "data", check_only=True)
+    report = prepare_dataset(
+        str(yaml), root=tmp_path / "data", options=PrepareOptions(check_only=True)
+    )
     assert not (tmp_path / "data").exists()
     assert [s.class_pixels for s in report.dataset.splits["train"]] == [
         s.class_pixels
@@ -559,7 +561,10 @@ def test_the_number_of_threads_changes_nothing(tmp_path, workers):
     yaml = _own(tmp_path, pairs=12)
     done = []
     report = prepare_dataset(
-        str(yaml), root=tmp_path, workers=workers, on_progress=lambda *at: done.append(at)
+        str(yaml),
+        root=tmp_path,
+        options=PrepareOptions(workers=workers),
+        on_progress=lambda *at: done.append(at),
     )
     assert done == [(number, 12) for number in range(13)]
     assert [s.image for s in report.dataset.splits["train"]] == sorted(

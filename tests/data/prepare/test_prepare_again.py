@@ -102,7 +102,7 @@ def test_only_what_changed_is_read_again(tmp_path, reads, change):
     else:
         (done / "manifest.jsonl").unlink()
         expected = ["0", "1", "2", "3", "4"]
-    report = prepare_dataset(str(yaml), root=tmp_path / "data", workers=1)
+    report = prepare_dataset(str(yaml), root=tmp_path / "data", options=PrepareOptions(workers=1))
     assert reads == expected
     assert report.read == len(expected)
     after = _prepared(tmp_path)
@@ -173,11 +173,11 @@ def test_a_failure_leaves_the_last_good_state_and_the_next_run_reads_the_rest_on
     put_label(tmp_path / "mine", 1, seed=98)
     files.put(tmp_path / "mine/labels/2.png", b"broken")
     with pytest.raises(DataError):
-        prepare_dataset(str(yaml), root=tmp_path / "data", workers=1)
+        prepare_dataset(str(yaml), root=tmp_path / "data", options=PrepareOptions(workers=1))
     assert _prepared(tmp_path) == before
     put_label(tmp_path / "mine", 2, seed=99)
     reads.clear()
-    prepare_dataset(str(yaml), root=tmp_path / "data", workers=1)
+    prepare_dataset(str(yaml), root=tmp_path / "data", options=PrepareOptions(workers=1))
     assert reads == ["2"]
     assert sorted(p.name for p in (tmp_path / "data/prepared").iterdir()) == [".own.lock", "own"]
     assert _content(_prepared(tmp_path)) == _content(_fresh(tmp_path, yaml))
@@ -213,7 +213,7 @@ def test_an_interrupt_ends_it_soon_and_the_next_run_goes_on(tmp_path, monkeypatc
 
     root = tmp_path / "data"
     with pytest.raises(KeyboardInterrupt):
-        prepare_dataset(str(yaml), root=root, workers=1, on_progress=stop)
+        prepare_dataset(str(yaml), root=root, options=PrepareOptions(workers=1), on_progress=stop)
     assert seen == [(0, 40), (1, 40), (2, 40), (3, 40)]
     assert len(reads) < 40  # jobs that had not started were cancelled
     assert not (root / "prepared/own").exists()
@@ -229,7 +229,7 @@ def test_what_a_killed_run_left_is_used_as_far_as_it_is_sound(tmp_path, reads, l
     root = tmp_path / "data"
     files.put(tmp_path / "mine/labels/4.png", b"broken")
     with pytest.raises(DataError):
-        prepare_dataset(str(yaml), root=root, workers=1)
+        prepare_dataset(str(yaml), root=root, options=PrepareOptions(workers=1))
     put_label(tmp_path / "mine", 4)
     journal, place = root / "prepared/.own.journal", root / "prepared/.own.tmp"
     expected = ["4"]
@@ -252,7 +252,7 @@ def test_what_a_killed_run_left_is_used_as_far_as_it_is_sound(tmp_path, reads, l
         files.put(place / "labels/val/old.png", b"half")
         files.put(place / ".x.tmp", b"half")
     reads.clear()
-    prepare_dataset(str(yaml), root=root, workers=1)
+    prepare_dataset(str(yaml), root=root, options=PrepareOptions(workers=1))
     assert reads == expected
     prepared = _prepared(tmp_path)
     assert _content(prepared) == _content(_fresh(tmp_path, yaml))
@@ -317,7 +317,7 @@ def test_a_full_disk_is_told_with_what_is_missing_and_the_next_run_goes_on(tmp_p
 
     monkeypatch.setattr(images_file, "write_atomic", full)
     with pytest.raises(EnvironmentFault) as caught:
-        prepare_dataset(str(yaml), root=root, workers=1)
+        prepare_dataset(str(yaml), root=root, options=PrepareOptions(workers=1))
     each = (root / "prepared/.own.tmp/labels/train/0.png").stat().st_size
     assert f"the disk is full: about {4 * each / 1000:.1f} kB are still to be written" in str(
         caught.value

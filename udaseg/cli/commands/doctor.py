@@ -1,5 +1,6 @@
 """The `udaseg doctor` command."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -7,6 +8,7 @@ import typer
 
 from udaseg.cli.options import Quiet, Root, Verbose
 from udaseg.cli.verbosity import set_verbosity
+from udaseg.errors import DataError
 
 
 def doctor(
@@ -35,11 +37,19 @@ def doctor(
     set_verbosity(verbose, quiet)
     import udaseg
 
-    udaseg.doctor(
-        data=data,
-        target=target,
-        root=root,
-        splits=split or [],
-        as_json=as_json,
-        workers=workers,
+    diagnosis = udaseg.doctor(
+        data=data, target=target, root=root, splits=split or [], workers=workers
     )
+    from udaseg.cli.printing.doctor import count_text, print_diagnosis
+    from udaseg.display.console import open_console, safe_text
+
+    if as_json:
+        document = json.dumps(diagnosis.to_dict(), indent=2, allow_nan=False)
+        open_console(soft_wrap=True).print(safe_text(document))
+    else:
+        print_diagnosis(open_console(), diagnosis)
+    if diagnosis.errors:
+        codes = ", ".join(dict.fromkeys(error.code for error in diagnosis.errors))
+        checked = " and ".join(facts.name for facts in diagnosis.sets)
+        count = count_text(len(diagnosis.errors), "kind")
+        raise DataError(f"{checked}: {count} of error: {codes}")

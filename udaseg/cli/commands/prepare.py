@@ -15,7 +15,7 @@ from udaseg.cli.options import (
     parse_width_height,
 )
 from udaseg.cli.verbosity import set_verbosity
-from udaseg.errors import UsageError
+from udaseg.errors import DataError, UsageError
 
 
 def prepare(
@@ -72,15 +72,49 @@ def prepare(
     import udaseg
 
     if verify:
-        udaseg.verify(names=names, root=root, workers=workers)
+        _verify(names, root, workers)
         return
-    udaseg.prepare(
-        names=names,
-        root=root,
-        options=udaseg.PrepareOptions(max_bad, on_mismatch.value, tuple(exclude or ())),
+    options = udaseg.PrepareOptions(
+        max_bad=max_bad,
+        on_mismatch=on_mismatch.value,
+        exclude=tuple(exclude or ()),
         check_only=check_only,
         seed=seed,
         size=size_px,
         workers=workers,
         cache=None if cache_px is None else udaseg.CacheOptions(cache_px, cache_format.value),
     )
+    failure = None
+    try:
+        reports = udaseg.prepare(names=names, root=root, options=options)
+    except udaseg.SomeDataFailed as error:
+        failure, reports = error, error.finished
+    from udaseg.cli.printing.prepare import print_prepared
+    from udaseg.display.console import open_console
+
+    console = open_console()
+    for report in reports:
+        print_prepared(console, report)
+    if failure is not None:
+        raise failure
+
+
+def _verify(names: list[str], root: Path, workers: int) -> None:
+    import udaseg
+
+    faults = []
+    try:
+        results = udaseg.verify_data(names=names, root=root, workers=workers)
+    except udaseg.SomeDataFailed as error:
+        results = error.finished
+        faults.append(str(error))
+    from udaseg.cli.printing.prepare import format_changes, print_unchanged
+    from udaseg.display.console import open_console
+
+    console = open_console(soft_wrap=True)
+    for result in results:
+        if result.ok:
+            print_unchanged(console, result)
+    faults = [*(format_changes(result) for result in results if not result.ok), *faults]
+    if faults:
+        raise DataError("\n\n".join(faults))

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from udaseg.data.datasets.declaration import Declaration, read_declaration
+from udaseg.data.datasets.declaration import Declaration, RecordedPackage, read_declaration
 from udaseg.documents import did_you_mean
 from udaseg.errors import DataError
 
@@ -23,14 +23,21 @@ DOCUMENTS = 1000
 """Approximate bytes of index and manifest per pair."""
 
 
-def resolve_declaration(name: str) -> Declaration:
+def resolve_declaration(
+    name: str, *, recorded_package: RecordedPackage | None = None
+) -> Declaration:
     """Return the declaration of a dataset, given a YAML's path or a built-in name.
 
+    Args:
+        name: The path or name.
+        recorded_package: See `read_declaration`.
+
     Raises:
-        DataError: `name` is neither.
+        DataError: `name` is neither, or the YAML is invalid.
+        EnvironmentFault: Several installed packages read its label format.
     """
     if name.endswith((".yaml", ".yml")):
-        return read_declaration(Path(name))
+        return read_declaration(Path(name), recorded_package=recorded_package)
     known = builtin_names()
     if name in known:
         return read_builtin(name)

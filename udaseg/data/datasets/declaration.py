@@ -2,12 +2,12 @@
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from udaseg.data.labels.read import LabelFormat
+from udaseg.data.labels.formats import BUILT_IN, format_package, unknown_format_message
 from udaseg.data.labels.tables import LabelTable, parse_label_table
 from udaseg.documents import Problems, did_you_mean, read_yaml_document
 
@@ -62,7 +62,7 @@ class Declaration:
         images: Glob per split, or one for all images under "".
         labels: Glob per split likewise; splits without one have no labels.
         stem_endings: Endings to remove from file stems before matching images and labels.
-        label_format: ids, rgb or synthia.
+        label_format: How labels store ids: ids, rgb, synthia, or a format of another package.
         table: Meaning of the labels; None without labels.
         splits: Rule per split: a list file, a fraction, a folder name, or name patterns.
         about: Title, home, licence, download and size, as given in the YAML.
@@ -73,6 +73,7 @@ class Declaration:
         rules: Named lists of files with known problems.
         exclude: Rules whose files are excluded.
         layouts: Alternative layouts to try if `images` matches no files.
+        label_package: The package that reads `label_format`; None for a built-in format.
     """
 
     name: str
@@ -81,7 +82,7 @@ class Declaration:
     images: Mapping[str, str]
     labels: Mapping[str, str]
     stem_endings: tuple[str, ...]
-    label_format: LabelFormat
+    label_format: str
     table: LabelTable | None
     splits: Mapping[str, SplitRule]
     about: Mapping[str, Any] = field(default_factory=dict)
@@ -92,6 +93,7 @@ class Declaration:
     rules: Mapping[str, FileRule] = field(default_factory=dict)
     exclude: tuple[str, ...] = ()
     layouts: tuple[Layout, ...] = ()
+    label_package: str | None = None
 
     @property
     def argument(self) -> str:
@@ -99,11 +101,24 @@ class Declaration:
         return self.name if self.root is None and self.base is None else str(self.path)
 
 
-def read_declaration(path: Path, *, builtin: bool = False) -> Declaration:
+RecordedPackage = Callable[[str, str], str | None]
+"""Returns the package that read a label format when a dataset was prepared, given both names."""
+
+
+def read_declaration(
+    path: Path, *, builtin: bool = False, recorded_package: RecordedPackage | None = None
+) -> Declaration:
     """Return the declaration in a dataset YAML.
+
+    Args:
+        path: The YAML.
+        builtin: Whether it is in the catalog.
+        recorded_package: A label format that it knows is accepted without its package, because
+            the labels that it was prepared to need none.
 
     Raises:
         DataError: The YAML is invalid; the message lists all problems, one per line.
+        EnvironmentFault: Several installed packages read the label format.
     """
     document, lines = read_yaml_document(path)
     problems = Problems(path, lines)
@@ -112,7 +127,7 @@ def read_declaration(path: Path, *, builtin: bool = False) -> Declaration:
         document = _with_base(document, problems)
     _check_keys_present(document, problems)
     name = _name(document, problems)
-    label_format = _label_format(document, problems)
+    label_format, label_package = _label_format(document, problems, recorded_package)
     images, labels = (_globs(document.get(key), key, problems) for key in ("images", "labels"))
     table = _table(document, problems, label_format) if labels else None
     root = _root(document, path, problems, builtin or "base" in document)
@@ -136,6 +151,7 @@ def read_declaration(path: Path, *, builtin: bool = False) -> Declaration:
         rules=rules,
         exclude=parse_excluded_rules(document.get("exclude", []), rules, problems),
         layouts=layouts,
+        label_package=label_package,
     )
     problems.raise_if_any()
     return declaration
@@ -160,17 +176,24 @@ def _name(document: Mapping[str, Any], problems: Problems) -> str:
     return str(name)
 
 
-def _label_format(document: Mapping[str, Any], problems: Problems) -> LabelFormat:
+def _label_format(
+    document: Mapping[str, Any], problems: Problems, recorded_package: RecordedPackage | None
+) -> tuple[str, str | None]:
+    """Return the label format and, unless it is built in, the package that reads it."""
     label_format = document.get("label_format", "ids")
-    if label_format not in ("ids", "rgb", "synthia"):
-        problems.add("label_format", f"must be ids, rgb or synthia, got {label_format!r}")
-        return "ids"
-    return cast(LabelFormat, label_format)
+    if isinstance(label_format, str):
+        if label_format in BUILT_IN:
+            return label_format, None
+        package = format_package(label_format)
+        if package is None and recorded_package is not None:
+            package = recorded_package(str(document.get("name")), label_format)
+        if package is not None:
+            return label_format, package
+    problems.add("label_format", unknown_format_message(label_format))
+    return "ids", None
 
 
-def _table(
-    document: Mapping[str, Any], problems: Problems, label_format: LabelFormat
-) -> LabelTable | None:
+def _table(document: Mapping[str, Any], problems: Problems, label_format: str) -> LabelTable | None:
     if "classes" not in document:
         problems.add("labels", "labels need 'classes': a table's name or a list")
         return None

@@ -3,7 +3,7 @@
 import fnmatch
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -101,7 +101,7 @@ def _split_by_rule(declaration: Declaration, folder: Path, pairs: DatasetFiles) 
     label_globs = {split: glob for split, glob in declaration.labels.items() if split}
     candidates: list[Pair] | None
     if label_globs:
-        keyed = _files_by_key(declaration, folder, declaration.images[""], pairs)
+        keyed = _images_by_key(declaration, folder, declaration.images[""], pairs)
         candidates = [Pair(key, path, None) for key, path in keyed.items()]
     else:
         label_pattern = declaration.labels.get("")
@@ -119,7 +119,7 @@ def _split_by_rule(declaration: Declaration, folder: Path, pairs: DatasetFiles) 
                 f"splits has {', '.join(pairs.splits)}"
             )
         images = {pair.key: pair.image for pair in pairs.splits[split]}
-        labels = _files_by_key(declaration, folder, pattern, pairs)
+        labels = _labels_by_key(declaration, folder, pattern, pairs)
         # labels of other splits may be in the same folder, so extra labels are not a fault here
         pairs.splits[split] = _match_by_key(images, labels, pattern, None, pairs)
 
@@ -136,10 +136,10 @@ def _pair_globs(
         start = folder / static_prefix(pattern)
         paths = _find_images(folder, pattern)
         return [Pair(path.relative_to(start).as_posix(), path, None) for path in paths] or None
-    images = _files_by_key(declaration, folder, pattern, pairs)
+    images = _images_by_key(declaration, folder, pattern, pairs)
     if not images:
         return None
-    labels = _files_by_key(declaration, folder, label_pattern, pairs)
+    labels = _labels_by_key(declaration, folder, label_pattern, pairs)
     return _match_by_key(images, labels, label_pattern, pattern, pairs)
 
 
@@ -167,8 +167,26 @@ def _match_by_key(
     return [Pair(key, path, labels[key]) for key, path in images.items() if key in labels]
 
 
-def _files_by_key(
+def _images_by_key(
     declaration: Declaration, folder: Path, pattern: str, pairs: DatasetFiles
+) -> dict[str, Path]:
+    return _files_by_key(declaration, folder, pattern, _find_images(folder, pattern), pairs)
+
+
+def _labels_by_key(
+    declaration: Declaration, folder: Path, pattern: str, pairs: DatasetFiles
+) -> dict[str, Path]:
+    # only a built-in format is certain to be an image
+    find = _find_images if declaration.label_package is None else find_files
+    return _files_by_key(declaration, folder, pattern, find(folder, pattern), pairs)
+
+
+def _files_by_key(
+    declaration: Declaration,
+    folder: Path,
+    pattern: str,
+    paths: Iterable[Path],
+    pairs: DatasetFiles,
 ) -> dict[str, Path]:
     """Return files by key: the path below the pattern's fixed folders, without suffix and endings.
 
@@ -177,16 +195,16 @@ def _files_by_key(
     """
     start = folder / static_prefix(pattern)
     groups: dict[str, list[Path]] = {}
-    for path in _find_images(folder, pattern):
+    for path in paths:
         stem = path.stem
         for ending in declaration.stem_endings:
             stem = stem.removesuffix(ending)
         key = (path.relative_to(start).parent / stem).as_posix()
         groups.setdefault(key, []).append(path)
-    for paths in groups.values():
-        for path in paths[1:]:
-            pairs.unpaired.append(f"{path}: has the same name as {paths[0].name}")
-    return {key: paths[0] for key, paths in groups.items()}
+    for first, *others in groups.values():
+        for path in others:
+            pairs.unpaired.append(f"{path}: has the same name as {first.name}")
+    return {key: group[0] for key, group in groups.items()}
 
 
 def _find_images(folder: Path, pattern: str) -> list[Path]:

@@ -1,5 +1,6 @@
 """Check a whole data set, or a source and a target, and change nothing."""
 
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -26,12 +27,13 @@ from udaseg.data.doctor.subject import (
     select_splits,
 )
 from udaseg.data.files.threads import map_in_threads
+from udaseg.display.progress import LazyProgress
 
 DOCUMENT_FORMAT = 1
 
 
 @dataclass(frozen=True)
-class DoctorReport:
+class Diagnosis:
     """The result of checking a data set, or a source and a target.
 
     Attributes:
@@ -44,6 +46,16 @@ class DoctorReport:
     findings: tuple[Finding, ...]
     seconds: float
 
+    @property
+    def ok(self) -> bool:
+        """Whether there are no errors; there may be warnings."""
+        return not self.errors
+
+    @property
+    def errors(self) -> tuple[Finding, ...]:
+        """The findings that stop `prepare` or training, or make scores wrong."""
+        return self.with_severity("error")
+
     def with_severity(self, severity: Severity) -> tuple[Finding, ...]:
         """Return the findings with this severity."""
         return tuple(finding for finding in self.findings if finding.severity == severity)
@@ -52,7 +64,7 @@ class DoctorReport:
         """Return plain JSON values, all numbers finite."""
         return {
             "format": DOCUMENT_FORMAT,
-            "ok": not self.with_severity("error"),
+            "ok": self.ok,
             "counts": {severity: len(self.with_severity(severity)) for severity in SEVERITIES},
             "seconds": round(self.seconds, 3),
             "sets": [facts.to_dict() for facts in self.sets],
@@ -60,39 +72,46 @@ class DoctorReport:
         }
 
 
-def diagnose(
-    data: str,
+def doctor(
+    data: str | os.PathLike[str],
     *,
-    target: str | None = None,
-    root: Path,
-    splits: Sequence[str] = (),
+    target: str | os.PathLike[str] | None = None,
+    root: str | os.PathLike[str] = "data",
+    splits: str | Sequence[str] = (),
     workers: int = -1,
-    on_progress: Callable[[int, int], None] | None = None,
-) -> DoctorReport:
+) -> Diagnosis:
     """Check every image and label of a data set, or of a source and a target; write nothing.
+
+    Problems in the data are findings of the result, not errors.
 
     Args:
         data: A prepared name, a built-in name whose folder exists, a dataset YAML, or a folder of
             images. With a target, this is the source.
         target: The target, named in the same ways.
-        root: The folder of data and prepared datasets.
-        splits: The splits to check; all if empty. A plain folder has no splits.
+        root: The folder of data and prepared data sets.
+        splits: The split or splits to check; all if empty. A plain folder has no splits.
         workers: Threads that decode; -1 uses one per core.
-        on_progress: Called with the images done so far and in total.
 
     Raises:
         DataError: There is no data set of that name, it has no image, or its declaration is wrong.
+
+    Example:
+        diagnosis = udaseg.doctor("my_city.yaml")
+        for finding in diagnosis.errors:
+            print(finding.code, finding.count, finding.files, finding.fix)
     """
-    started = time.monotonic()
-    subjects = [open_subject(data, "data" if target is None else "source", root)]
+    started, root = time.monotonic(), Path(root)
+    subjects = [open_subject(os.fspath(data), "data" if target is None else "source", root)]
     if target is not None:
-        subjects.append(open_subject(target, "target", root))
-    subjects = [select_splits(subject, splits) for subject in subjects]
+        subjects.append(open_subject(os.fspath(target), "target", root))
+    chosen = [splits] if isinstance(splits, str) else splits
+    subjects = [select_splits(subject, chosen) for subject in subjects]
     findings = Findings()
     for subject in subjects:
         folders_named_as_images = add_name_findings(subject, known_paths(subject), findings)
         add_pairing_findings(subject, folders_named_as_images, findings)
-    inspected = _inspect_all(subjects, findings, workers, on_progress)
+    with LazyProgress("doctor") as on_progress:
+        inspected = _inspect_all(subjects, findings, workers, on_progress)
     _add_copy_findings(subjects, inspected, findings)
     sets = tuple(
         compute_statistics(*set_and_images)
@@ -102,23 +121,21 @@ def diagnose(
         add_set_findings(facts, findings)
     if len(sets) > 1:
         add_domain_findings(sets[0], sets[1], findings)
-    return DoctorReport(sets, findings.ordered(), time.monotonic() - started)
+    return Diagnosis(sets, findings.ordered(), time.monotonic() - started)
 
 
 def _inspect_all(
     subjects: Sequence[Subject],
     findings: Findings,
     workers: int,
-    on_progress: Callable[[int, int], None] | None,
+    on_progress: Callable[[int, int], None],
 ) -> list[list[InspectedImage]]:
     """Read every image and label, add a finding per fault, and return what was read."""
     jobs = [
         (set_index, item) for set_index, subject in enumerate(subjects) for item in subject.items
     ]
     inspected: list[list[InspectedImage]] = [[] for _ in subjects]
-
-    if on_progress is not None:
-        on_progress(0, len(jobs))
+    on_progress(0, len(jobs))
 
     def work(job: tuple[int, SubjectImage]) -> InspectedImage:
         return inspect_image(job[1], subjects[job[0]])
@@ -133,8 +150,7 @@ def _inspect_all(
                     {id_name(key, subject): count for key, count in image.unknown_ids.items()}
                 )
             findings.add(code, subject.role, path, note, amounts=amounts)
-        if on_progress is not None:
-            on_progress(done, len(jobs))
+        on_progress(done, len(jobs))
     return inspected
 
 

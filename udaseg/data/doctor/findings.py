@@ -251,6 +251,11 @@ class Finding:
         return KINDS[self.code].problem
 
     @property
+    def files(self) -> tuple[Path, ...]:
+        """The first files with the problem; empty for findings about classes."""
+        return tuple(example.path for example in self.examples if example.path is not None)
+
+    @property
     def fix(self) -> str:
         """What to do, in one line."""
         return KINDS[self.code].fix

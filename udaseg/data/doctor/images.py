@@ -198,7 +198,7 @@ def _check_label(result: InspectedImage, path: Path, subject: Subject) -> None:
     except DataError as error:
         note = _without_path(error, path)
         fallback = ("damaged", note) if "cannot be decoded" in note else ("label-form", note)
-        code, note = file_fault(path) or fallback
+        code, note = _label_fault(path, subject) or fallback
         result.faults.append((code, path, note))
         return
     assert subject.classes is not None
@@ -213,6 +213,16 @@ def _check_label(result: InspectedImage, path: Path, subject: Subject) -> None:
     if result.item.label_sha256 not in (None, file_fingerprint.sha256):
         result.faults.append(("stale-index", path, "changed since it was prepared"))
     _check_classes(result, path, labels, subject.classes)
+
+
+def _label_fault(path: Path, subject: Subject) -> tuple[str, str] | None:
+    """Return code and note of the fault that keeps a label file from being read, or None."""
+    fault = file_fault(path)
+    declaration = subject.declaration
+    need_not_be_an_image = declaration is not None and declaration.label_package is not None
+    if need_not_be_an_image and fault and fault[0] in ("not-an-image", "damaged", "too-large"):
+        return None
+    return fault
 
 
 def _check_classes(

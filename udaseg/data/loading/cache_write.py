@@ -51,6 +51,7 @@ class CacheReport:
         written: Number of images written by this run; the others already existed.
         size_bytes: Size of all cached files.
         seconds: Wall time.
+        speedup: How many times as fast the cache is read as the original files; None if unknown.
     """
 
     cache: Cache
@@ -58,6 +59,7 @@ class CacheReport:
     written: int
     size_bytes: int
     seconds: float
+    speedup: float | None = None
 
 
 def write_cache(

@@ -18,13 +18,14 @@ from udaseg.data.datasets.pairs import DatasetFiles, Pair
 from udaseg.data.files.images import read_image, write_png
 from udaseg.data.files.threads import map_in_threads
 from udaseg.data.labels.classes import IGNORE
+from udaseg.data.labels.formats import BUILT_IN, format_package
 from udaseg.data.labels.read import read_label_ids
 from udaseg.data.labels.tables import LabelTable
 from udaseg.data.prepare.manifest import Fingerprint, Row, read_with_fingerprint
 from udaseg.data.prepare.refusals import unknown_ids_message
 from udaseg.data.prepare.rules import Mismatch, PrepareOptions
 from udaseg.data.prepare.workspace import Workspace
-from udaseg.errors import DataError
+from udaseg.errors import DataError, EnvironmentFault
 from udaseg.files import disk_space, sha256
 
 # a class space has at most 254 classes, so this train id is never one of them
@@ -168,16 +169,15 @@ def read_all(
     folder: Path,
     workspace: Workspace | None,
     options: PrepareOptions,
-    *,
-    workers: int,
     on_progress: Callable[[int, int], None] | None,
 ) -> ReadResult:
     """Read every pair and write its label into `workspace`, unless that is None.
 
     Raises:
         DataError: A label has ids that the table does not define.
-        EnvironmentFault: The disk is full.
+        EnvironmentFault: The disk is full, or the package that reads the labels is missing.
     """
+    _require_label_package(declaration)
     jobs = [(split, pair) for split, members in pairs.splits.items() for pair in members]
     result = ReadResult(bad=list(pairs.unpaired))
     unknown: Counter[int] = Counter()
@@ -194,7 +194,7 @@ def read_all(
         return convert_pair(pair, split, declaration, folder, label_folder, options.on_mismatch)
 
     with disk_space(label_folder or folder, lambda: _estimate_remaining_bytes(jobs, result)):
-        for done, ((_, pair), checked) in enumerate(map_in_threads(read, jobs, workers), 1):
+        for done, ((_, pair), checked) in enumerate(map_in_threads(read, jobs, options.workers), 1):
             if checked.row is not None:
                 result.rows.append(checked.row)
             result.bad += [checked.problem] if checked.problem else []
@@ -210,6 +210,17 @@ def read_all(
     if unknown:
         raise DataError(unknown_ids_message(declaration, unknown, first_unknown))
     return result
+
+
+def _require_label_package(declaration: Declaration) -> None:
+    label_format = declaration.label_format
+    if declaration.table is None or label_format in BUILT_IN or format_package(label_format):
+        return
+    raise EnvironmentFault(
+        f"{declaration.path}: package {declaration.label_package} reads label_format "
+        f"{label_format}, but is not installed; install it, or use the labels as they were "
+        f"prepared by the name '{declaration.name}'"
+    )
 
 
 def _estimate_remaining_bytes(jobs: list[_Job], result: ReadResult) -> int:

@@ -91,12 +91,14 @@ class Manifest:
         conversion_digest: Digest of all that affects a prepared label besides the pair itself.
         files: SHA-256 of the prepared folder's files that are neither labels nor the manifest.
         rows: The pairs, in the order of the index.
+        label_reader: Label format, and the package that read it; None if no package was needed.
     """
 
     image_root: Path
     conversion_digest: str
     files: Mapping[str, str]
     rows: tuple[Row, ...]
+    label_reader: tuple[str, str] | None = None
 
 
 def read_with_fingerprint(path: Path, folder: Path) -> tuple[bytes, Fingerprint]:
@@ -172,13 +174,15 @@ def parse_row(line: str) -> Row:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write the manifest of the prepared dataset in `folder`."""
-    head = {
+    head: dict[str, Any] = {
         "format": MANIFEST_FORMAT,
         "image_root": str(manifest.image_root),
         "meaning": manifest.conversion_digest,
         "files": dict(manifest.files),
         "pairs": len(manifest.rows),
     }
+    if manifest.label_reader is not None:
+        head["label_reader"] = list(manifest.label_reader)
     body = "".join(f"{line}\n" for line in (json.dumps(head), *map(format_row, manifest.rows)))
     end = json.dumps({"sha256": sha256(body.encode())})
     write_atomic(folder / MANIFEST_NAME, f"{body}{end}\n".encode())
@@ -201,11 +205,25 @@ def read_manifest(folder: Path) -> Manifest:
         if head["format"] != MANIFEST_FORMAT:
             raise DataError(f"{path}: written by another version")
         rows = tuple(map(parse_row, lines))
+        label_format, package = head.get("label_reader", (None, None))
     except FileNotFoundError as error:
         raise DataError(f"{path}: not found") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: damaged: {error}") from error
-    return Manifest(Path(head["image_root"]), head["meaning"], head["files"], rows)
+    label_reader = None if package is None else (label_format, package)
+    return Manifest(Path(head["image_root"]), head["meaning"], head["files"], rows, label_reader)
+
+
+def recorded_package(folder: Path, label_format: str) -> str | None:
+    """Return the package that read the labels of the prepared dataset in `folder`.
+
+    None if it is not prepared, with another label format, or without a package.
+    """
+    try:
+        recorded = read_manifest(folder).label_reader
+    except DataError:
+        return None
+    return recorded[1] if recorded is not None and recorded[0] == label_format else None
 
 
 def _fingerprint_to_list(file: Fingerprint) -> list[str | int]:

@@ -1,6 +1,7 @@
 """Prepare a dataset: find it, pair it, check every file, write train-id labels and an index."""
 
 import logging
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -10,6 +11,8 @@ from udaseg.data.datasets.catalog import DOCUMENTS, resolve_declaration
 from udaseg.data.datasets.declaration import Declaration, unknown_rule_message
 from udaseg.data.datasets.index import read_index
 from udaseg.data.datasets.pairs import DatasetFiles, find_pairs
+from udaseg.data.loading.cache_speed import measure_cache_speedup
+from udaseg.data.loading.cache_write import CacheReport, write_cache
 from udaseg.data.prepare.convert import read_all
 from udaseg.data.prepare.locate import (
     clear_leftovers,
@@ -18,21 +21,119 @@ from udaseg.data.prepare.locate import (
     unpack_archives,
     warn_of_new_archives,
 )
-from udaseg.data.prepare.manifest import read_manifest
+from udaseg.data.prepare.manifest import read_manifest, recorded_package
 from udaseg.data.prepare.refusals import check_bad_files
 from udaseg.data.prepare.report import PrepareReport, build_report
 from udaseg.data.prepare.rules import (
     STORED_LISTS,
+    CacheOptions,
     PrepareOptions,
     conversion_digest,
     read_source,
     sources_digest,
 )
+from udaseg.data.prepare.several import Names, expand_names, raise_if_any
 from udaseg.data.prepare.workspace import Workspace, clear_workspace, is_clean, recover
-from udaseg.errors import DataError
+from udaseg.data.toyland.make import make_toyland
+from udaseg.display.progress import LazyProgress
+from udaseg.errors import DataError, UsageError
 from udaseg.files import disk_space, file_lock, sha256_of
 
 log = logging.getLogger(__name__)
+
+
+def prepare(
+    names: Names, *, root: str | os.PathLike[str] = "data", options: PrepareOptions | None = None
+) -> list[PrepareReport]:
+    """Check data sets, index them below `root`/prepared, and return a report on each.
+
+    Labels are written as train ids; the user's own files are never written. A data set that fails
+    does not stop the others.
+
+    Args:
+        names: Built-in names or dataset YAMLs, or one of them. `toyland` is rendered first, and
+            means its source and its target.
+        root: Folder of downloaded data and of prepared data sets.
+        options: None for the defaults.
+
+    Raises:
+        SomeDataFailed: Data sets are missing or damaged, a `DataError`: the message lists all of
+            them, `finished` has the reports on the others.
+        EnvironmentFault: The disk is full, or a package is missing; finished work is kept for the
+            next run.
+        UsageError: `check_only` is combined with a cache.
+
+    Example:
+        (report,) = udaseg.prepare("my_city.yaml")
+        report.counts, report.classes, report.excluded
+        source, target = udaseg.prepare(["gta5", "cityscapes"], root="/datasets")
+    """
+    root, options = Path(root), options or PrepareOptions()
+    if options.check_only and options.cache is not None:
+        raise UsageError("check_only writes nothing; leave out the cache")
+    faults, reports = [], []
+    toyland_done = options.check_only
+    for name in expand_names(names):
+        try:
+            if name in ("toyland", "toyland-target") and not toyland_done:
+                _render_toyland(root, options)
+                toyland_done = True
+            reports.append(_prepare_one(name, root, options))
+        except DataError as error:
+            faults.append(str(error))
+    if options.cache is not None:
+        for report in reports:
+            try:
+                _add_cache(report, options.cache, options.workers)
+            except DataError as error:
+                faults.append(str(error))
+    raise_if_any(faults, reports)
+    return reports
+
+
+def _render_toyland(root: Path, options: PrepareOptions) -> None:
+    log.info("rendering toyland in %s", root / "toyland")
+    with LazyProgress("render toyland") as progress:
+        make_toyland(root, seed=options.seed, size=options.size, on_progress=progress)
+
+
+def _prepare_one(name: str, root: Path, options: PrepareOptions) -> PrepareReport:
+    stem = Path(name).stem
+    with (
+        LazyProgress(f"unpack {stem}", "MB") as on_unpack,
+        LazyProgress(f"prepare {stem}") as on_progress,
+    ):
+        return prepare_dataset(
+            name, root=root, options=options, on_progress=on_progress, on_unpack=on_unpack
+        )
+
+
+def _add_cache(report: PrepareReport, options: CacheOptions, workers: int) -> None:
+    report.cache = _write_cache(report, options, workers)
+    speedup = measure_cache_speedup(report.dataset, report.cache.cache)
+    report.cache = replace(report.cache, speedup=speedup)
+
+
+def _write_cache(report: PrepareReport, options: CacheOptions, workers: int) -> CacheReport:
+    height, width = options.size
+    samples = list(report.samples)
+    distorted = [s for s in samples if not 0.9 < s.width / s.height * height / width < 1.1]
+    if distorted:
+        first = distorted[0]
+        log.warning(
+            "--cache %dx%d (width x height) changes the aspect ratio of %d of %d images, such as "
+            "one of %dx%d",
+            width,
+            height,
+            len(distorted),
+            len(samples),
+            first.width,
+            first.height,
+        )
+    with LazyProgress(f"cache {report.name}") as on_progress:
+        return write_cache(
+            report.dataset, options.size, options.format, workers=workers, on_progress=on_progress
+        )
 
 
 def prepare_dataset(
@@ -40,8 +141,6 @@ def prepare_dataset(
     *,
     root: Path,
     options: PrepareOptions | None = None,
-    check_only: bool = False,
-    workers: int = -1,
     on_progress: Callable[[int, int], None] | None = None,
     on_unpack: Callable[[int, int], None] | None = None,
 ) -> PrepareReport:
@@ -52,24 +151,23 @@ def prepare_dataset(
     Args:
         name: Name of a built-in dataset, or path of a dataset YAML.
         root: The folder of data and prepared datasets.
-        options: Which files may be left out; None for the defaults.
-        check_only: Check all files without writing.
-        workers: Threads that decode; -1 uses one per core.
+        options: None for the defaults; those of toyland and of the cache are not used.
         on_progress: Called with the pairs done so far and in total.
         on_unpack: Called with the megabytes of archives unpacked so far and in total.
 
     Raises:
         DataError: Files are missing, or there are more faults than allowed; the message lists the
             first of each kind.
-        EnvironmentFault: The disk is full; finished work is kept for the next run.
+        EnvironmentFault: The disk is full, or a package is missing; finished work is kept for the
+            next run.
     """
     started = time.monotonic()
     options = options or PrepareOptions()
-    declaration = _with_exclusions(resolve_declaration(name), options.exclude)
-    if check_only:
-        report = _check_without_writing(name, declaration, root, options, workers, on_progress)
+    declaration = _with_exclusions(find_declaration(name, root), options.exclude)
+    if options.check_only:
+        report = _check_without_writing(name, declaration, root, options, on_progress)
     else:
-        report = _prepare_or_reuse(declaration, root, options, workers, on_progress, on_unpack)
+        report = _prepare_or_reuse(declaration, root, options, on_progress, on_unpack)
     warn_of_new_archives(declaration, root)
     report.unlabelled = tuple(
         split for split, samples in report.dataset.splits.items() if samples[0].label is None
@@ -85,10 +183,24 @@ def prepare_with_last_options(name: str, *, root: Path) -> PrepareReport:
     Raises:
         DataError: See `prepare_dataset`.
     """
-    stored = read_source(root / "prepared" / resolve_declaration(name).name)
+    stored = read_source(root / "prepared" / find_declaration(name, root).name)
     options = PrepareOptions(**stored["rules"]) if stored else PrepareOptions()
     options = replace(options, exclude=tuple(options.exclude))  # JSON has lists, no tuples
     return prepare_dataset(name, root=root, options=options)
+
+
+def find_declaration(name: str, root: Path) -> Declaration:
+    """Return the declaration of a dataset; a label format that is prepared needs no package.
+
+    Raises:
+        DataError: `name` is neither a dataset YAML nor a built-in name, or the YAML is invalid.
+        EnvironmentFault: Several installed packages read its label format.
+    """
+
+    def package(dataset: str, label_format: str) -> str | None:
+        return recorded_package(root / "prepared" / dataset, label_format)
+
+    return resolve_declaration(name, recorded_package=package)
 
 
 def _with_exclusions(declaration: Declaration, exclude: Sequence[str]) -> Declaration:
@@ -127,16 +239,13 @@ def _check_without_writing(
     declaration: Declaration,
     root: Path,
     options: PrepareOptions,
-    workers: int,
     on_progress: Callable[[int, int], None] | None,
 ) -> PrepareReport:
     folder = find_dataset_folder(declaration, root)
     if folder is None:
         raise DataError(f"{name}: found only archives; prepare the dataset, or unpack them first")
     pairs = _checked_pairs(declaration, folder, root, options)
-    result = read_all(
-        declaration, pairs, folder, None, options, workers=workers, on_progress=on_progress
-    )
+    result = read_all(declaration, pairs, folder, None, options, on_progress)
     return build_report(declaration, pairs, result, folder, folder, options)
 
 
@@ -144,7 +253,6 @@ def _prepare_or_reuse(
     declaration: Declaration,
     root: Path,
     options: PrepareOptions,
-    workers: int,
     on_progress: Callable[[int, int], None] | None,
     on_unpack: Callable[[int, int], None] | None,
 ) -> PrepareReport:
@@ -156,7 +264,7 @@ def _prepare_or_reuse(
             recover(final)
             report = _stored_report(declaration, root, options)
             if report is None:
-                report = _rebuild(declaration, root, options, workers, on_progress, on_unpack)
+                report = _rebuild(declaration, root, options, on_progress, on_unpack)
             clear_workspace(final)
     return report
 
@@ -189,7 +297,6 @@ def _rebuild(
     declaration: Declaration,
     root: Path,
     options: PrepareOptions,
-    workers: int,
     on_progress: Callable[[int, int], None] | None,
     on_unpack: Callable[[int, int], None] | None,
 ) -> PrepareReport:
@@ -206,13 +313,14 @@ def _rebuild(
     workspace = Workspace(root / "prepared" / declaration.name, folder, label_digest)
     try:
         workspace.resume()
-        result = read_all(
-            declaration, pairs, folder, workspace, options, workers=workers, on_progress=on_progress
-        )
+        result = read_all(declaration, pairs, folder, workspace, options, on_progress)
         report = build_report(declaration, pairs, result, folder, workspace.final, options)
         reported = {key: getattr(report, key) for key in STORED_LISTS}
         with disk_space(workspace.temporary_folder, lambda: DOCUMENTS * len(result.rows)):
-            workspace.finish(report.dataset, result.rows, {"stamp": stamp, **reported}, options)
+            source = {"stamp": stamp, **reported}
+            package = declaration.label_package
+            label_reader = None if package is None else (declaration.label_format, package)
+            workspace.finish(report.dataset, result.rows, source, options, label_reader)
     finally:
         workspace.close()
     report.dataset = read_index(workspace.final)

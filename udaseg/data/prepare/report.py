@@ -1,12 +1,13 @@
 """The report on preparing a dataset, and the checks that it must pass."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from udaseg.data.datasets.declaration import Declaration
 from udaseg.data.datasets.index import PreparedDataset, Sample
 from udaseg.data.datasets.pairs import DatasetFiles
+from udaseg.data.loading.cache_write import CacheReport
 from udaseg.data.prepare.convert import ReadResult
 from udaseg.data.prepare.refusals import check_bad_files, check_empty_splits
 from udaseg.data.prepare.rules import PrepareOptions
@@ -14,10 +15,10 @@ from udaseg.data.prepare.rules import PrepareOptions
 
 @dataclass
 class PrepareReport:
-    """The result of preparing a dataset.
+    """The result of preparing a data set.
 
     Attributes:
-        dataset: The prepared dataset; with `check_only` it is not on disk.
+        dataset: The prepared data set; with `check_only` it is not on disk.
         bad: Files that cannot be used, with the reason; they are left out.
         excluded: Pairs that a named rule excludes, with the reason.
         known: Pairs that a named rule would exclude; they are kept.
@@ -27,7 +28,9 @@ class PrepareReport:
         expected: Published number of images of each split.
         seconds: Wall time.
         read: Pairs read in this run; the others come from an earlier run.
-        unchanged: Whether the dataset was already prepared and nothing had changed.
+        unchanged: Whether the data set was already prepared and nothing had changed.
+        check_only: Whether files were only checked.
+        cache: The cache of training images, if one was requested and could be written.
     """
 
     dataset: PreparedDataset
@@ -41,6 +44,42 @@ class PrepareReport:
     seconds: float = 0.0
     read: int = 0
     unchanged: bool = False
+    check_only: bool = False
+    cache: CacheReport | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the data set, which `train`, `adapt` and `evaluate` accept."""
+        return self.dataset.name
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the index and the labels as train ids."""
+        return self.dataset.folder
+
+    @property
+    def samples(self) -> Iterator[Sample]:
+        """The images of all splits."""
+        return (sample for samples in self.dataset.splits.values() for sample in samples)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of images of each split."""
+        return {split: len(samples) for split, samples in self.dataset.splits.items()}
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes; empty without labels."""
+        return () if self.dataset.classes is None else self.dataset.classes.names
+
+    @property
+    def class_shares(self) -> dict[str, float]:
+        """Share of the labelled pixels that each class has, in all splits; empty without labels."""
+        counts = [sample.class_pixels for sample in self.samples if sample.class_pixels]
+        pixels = [sum(column) for column in zip(*counts, strict=True)]
+        total = max(1, sum(pixels))
+        shares = (count / total for count in pixels)
+        return dict(zip(self.classes, shares, strict=True)) if counts else {}
 
 
 def build_report(
@@ -80,4 +119,5 @@ def build_report(
         [str(folder / path) for path in blank],
         pairs.splits_without_images,
         read=result.read,
+        check_only=options.check_only,
     )

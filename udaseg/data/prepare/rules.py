@@ -1,4 +1,4 @@
-"""The sources and rules of a prepared dataset, to detect whether it is out of date."""
+"""The options and sources of a prepared dataset, to detect whether it is out of date."""
 
 import hashlib
 import json
@@ -9,6 +9,7 @@ from typing import Any, Literal
 from udaseg.data.datasets.declaration import Declaration
 from udaseg.data.datasets.index import INDEX_FORMAT, INDEX_NAME
 from udaseg.data.datasets.pairs import DatasetFiles
+from udaseg.data.loading.cache import CacheFormat
 from udaseg.files import file_stamp
 
 SOURCE_NAME = "source.json"
@@ -20,18 +21,50 @@ Mismatch = Literal["exclude", "resize", "fail"]
 
 
 @dataclass(frozen=True)
-class PrepareOptions:
-    """The options of preparing a dataset that decide which files are left out.
+class CacheOptions:
+    """The cache of training images that `prepare` writes.
 
     Attributes:
-        max_bad: Maximum number of damaged or unpaired files.
-        on_mismatch: What to do if label and image differ in size.
-        exclude: Named rules of the dataset whose files are excluded.
+        size: (height, width) of the cached images, like the recipe's `resize`.
+        format: `png`, or `raw`: faster to read, needs zstd.
+    """
+
+    size: tuple[int, int]
+    format: CacheFormat = "png"
+
+
+@dataclass(frozen=True)
+class PrepareOptions:
+    """The options of preparing data sets.
+
+    Attributes:
+        max_bad: Maximum number of damaged or unpaired files to leave out.
+        on_mismatch: What to do if label and image differ in size: `exclude` the pair, `resize` the
+            label, or `fail`.
+        exclude: Named rules of the data set whose files are excluded.
+        check_only: Check all files without writing.
+        seed: Seed of toyland.
+        size: (height, width) of toyland's images; None for the usual size.
+        workers: Threads that decode; -1 uses one per core.
+        cache: Also cache the training images; None for no cache.
     """
 
     max_bad: int = 0
     on_mismatch: Mismatch = "exclude"
     exclude: tuple[str, ...] = ()
+    check_only: bool = False
+    seed: int = 0
+    size: tuple[int, int] | None = None
+    workers: int = -1
+    cache: CacheOptions | None = None
+
+    def rules(self) -> dict[str, Any]:
+        """Return the options that decide which files are left out; they are stored."""
+        return {
+            "max_bad": self.max_bad,
+            "on_mismatch": self.on_mismatch,
+            "exclude": self.exclude,
+        }
 
 
 def conversion_digest(declaration: Declaration, folder: Path, options: PrepareOptions) -> str:
@@ -39,7 +72,8 @@ def conversion_digest(declaration: Declaration, folder: Path, options: PrepareOp
     table = declaration.table
     classes = None if table is None else (table.classes, table.ids, sorted(table.ignore))
     facts = (INDEX_FORMAT, folder.resolve(), options.on_mismatch, classes, declaration.label_format)
-    return _digest(repr(facts))
+    package = declaration.label_package
+    return _digest(repr(facts if package is None else (*facts, package)))
 
 
 def sources_digest(label_digest: str, pairs: DatasetFiles) -> str:

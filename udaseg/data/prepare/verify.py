@@ -1,39 +1,88 @@
-"""Compare every file of a prepared dataset with its manifest."""
+"""Compare every file of prepared datasets with their manifests."""
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from udaseg.data.datasets.catalog import resolve_declaration
 from udaseg.data.datasets.index import INDEX_NAME
 from udaseg.data.files.threads import map_in_threads
 from udaseg.data.prepare.manifest import Manifest, read_manifest
+from udaseg.data.prepare.prepare import find_declaration
+from udaseg.data.prepare.several import Names, expand_names, raise_if_any
+from udaseg.display.progress import LazyProgress
 from udaseg.errors import DataError
 from udaseg.files import sha256_of
+from udaseg.plugins import is_installed
 
 _MISSING = "gone"
 
 
 @dataclass
-class VerifyReport:
-    """The result of comparing a prepared dataset with its manifest.
+class DataVerification:
+    """The result of comparing a prepared data set with its manifest.
 
     Attributes:
-        name: Name of the dataset.
+        name: Name of the data set.
+        argument: The name or YAML by which it was verified.
         folder: The prepared folder.
         files: Number of files in the manifest.
         changed: Files with different content and unreadable files, each with the problem.
         missing: Files that no longer exist.
+        missing_package: The package that read the labels, if it is no longer installed. The
+            prepared labels do not need it, but new or changed ones do.
         seconds: Wall time.
     """
 
     name: str
+    argument: str
     folder: Path
     files: int
     changed: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    missing_package: str | None = None
     seconds: float = 0.0
+
+    @property
+    def ok(self) -> bool:
+        """Whether no file is changed or missing."""
+        return not (self.changed or self.missing)
+
+
+def verify_data(
+    names: Names, *, root: str | os.PathLike[str] = "data", workers: int = -1
+) -> list[DataVerification]:
+    """Compare every file of prepared data sets with their manifests; write nothing.
+
+    A changed file is a result, not an error.
+
+    Args:
+        names: Names of prepared or built-in data sets, or dataset YAMLs, or one of them.
+        root: Folder of prepared data sets.
+        workers: Threads that read; -1 uses one per core.
+
+    Raises:
+        SomeDataFailed: Data sets are not prepared, or their manifests are damaged, a `DataError`:
+            the message lists all of them, `finished` has the results of the others.
+
+    Example:
+        (result,) = udaseg.verify_data("gta5")
+        result.ok, result.changed, result.missing
+    """
+    faults, results = [], []
+    for name in expand_names(names):
+        try:
+            with LazyProgress(f"verify {Path(name).stem}", "files") as on_progress:
+                result = verify_dataset(
+                    name, root=Path(root), workers=workers, on_progress=on_progress
+                )
+        except DataError as error:
+            faults.append(str(error))
+        else:
+            results.append(result)
+    raise_if_any(faults, results)
+    return results
 
 
 def verify_dataset(
@@ -42,7 +91,7 @@ def verify_dataset(
     root: Path,
     workers: int = -1,
     on_progress: Callable[[int, int], None] | None = None,
-) -> VerifyReport:
+) -> DataVerification:
     """Read every file of a prepared dataset and compare it with the manifest; write nothing.
 
     Args:
@@ -61,7 +110,9 @@ def verify_dataset(
     except DataError as error:
         raise DataError(f"{error}; run `udaseg prepare {name}` to prepare it again") from error
     jobs = _expected_files(folder, manifest)
-    report = VerifyReport(folder.name, folder, len(jobs))
+    report = DataVerification(folder.name, name, folder, len(jobs))
+    if manifest.label_reader is not None and not is_installed(manifest.label_reader[1]):
+        report.missing_package = manifest.label_reader[1]
     if on_progress is not None:
         on_progress(0, len(jobs))
     for done, ((path, _), fault) in enumerate(
@@ -82,7 +133,7 @@ def _prepared_folder(name: str, root: Path) -> Path:
     folder = root / "prepared" / name
     plain = "/" not in name and not name.endswith((".yaml", ".yml"))
     if not (plain and (folder / INDEX_NAME).is_file()):
-        folder = root / "prepared" / resolve_declaration(name).name
+        folder = root / "prepared" / find_declaration(name, root).name
     if not (folder / INDEX_NAME).is_file():
         raise DataError(f"{name}: not prepared below {root}; run `udaseg prepare {name}`")
     return folder

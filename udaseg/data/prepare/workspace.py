@@ -13,7 +13,6 @@ import os
 import shutil
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -99,6 +98,7 @@ class Workspace:
         rows: Sequence[Row],
         source: dict[str, Any],
         options: PrepareOptions,
+        label_reader: tuple[str, str] | None,
     ) -> None:
         """Write index, source and manifest, then replace the finished folder.
 
@@ -107,18 +107,19 @@ class Workspace:
             rows: Its pairs.
             source: Description of the sources.
             options: Options that were applied.
+            label_reader: See `Manifest`.
         """
         self._remove_other_files(rows)
         documents = {
             INDEX_NAME: index_document(dataset),
-            SOURCE_NAME: {**source, "rules": asdict(options)},
+            SOURCE_NAME: {**source, "rules": options.rules()},
         }
         files = {}
         for name, document in documents.items():
             data = json.dumps(document, allow_nan=False).encode()
             files[name] = sha256(data)
             write_atomic(self.temporary_folder / name, data)
-        manifest = Manifest(dataset.image_root, self.label_digest, files, tuple(rows))
+        manifest = Manifest(dataset.image_root, self.label_digest, files, tuple(rows), label_reader)
         write_manifest(self.temporary_folder, manifest)
         sync_to_disk()
         if self.final.exists():

@@ -1,19 +1,16 @@
-"""`udaseg doctor`: check a data set or a pair, and print problems with their fixes."""
+"""Prints what `udaseg.doctor` returns."""
 
-import json
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
-from udaseg.data.doctor.doctor import DoctorReport, diagnose
-from udaseg.data.doctor.findings import Finding
-from udaseg.data.doctor.statistics import SetStatistics
-from udaseg.display.console import open_console, safe_text
-from udaseg.display.progress import WorkProgress
-from udaseg.errors import DataError
+from udaseg.display.console import safe_text
+
+if TYPE_CHECKING:
+    from udaseg import Diagnosis, Finding, SetStatistics
 
 _COLORS = {"error": "bold red", "warning": "yellow", "info": "cyan"}
 _INDENT = 9
@@ -24,80 +21,29 @@ _SMALLEST_SHARE = 1e-4
 _KIND_NAMES = {"declared": "own files", "prepared": "prepared", "folder": "folder of images"}
 
 
-def doctor(
-    *,
-    data: str,
-    target: str | None,
-    root: Path,
-    splits: Sequence[str],
-    as_json: bool,
-    workers: int,
-) -> None:
-    """Check a data set, or a source and a target, and print the findings; no file is changed.
-
-    Args:
-        data: A prepared or built-in name, a dataset YAML, or a folder of images.
-        target: Likewise; `data` is then the source.
-        root: Folder of the prepared data.
-        splits: Splits to check; all if empty.
-        as_json: Write one JSON document instead of tables.
-        workers: Decoding threads; -1 chooses a number.
-
-    Raises:
-        DataError: The check found errors, or there is no such data.
-    """
-    with ExitStack() as stack:
-        progress_bars: list[WorkProgress] = []
-
-        def on_progress(done: int, total: int) -> None:
-            if not progress_bars:  # the total is known with the first call
-                progress_bars.append(stack.enter_context(WorkProgress("doctor", total)))
-            progress_bars[0].update(done)
-
-        doctor_report = diagnose(
-            data,
-            target=target,
-            root=root,
-            splits=splits,
-            workers=workers,
-            on_progress=on_progress,
-        )
-    if as_json:
-        document = json.dumps(doctor_report.to_dict(), indent=2, allow_nan=False)
-        open_console(soft_wrap=True).print(safe_text(document))
-    else:
-        _print_report(open_console(), doctor_report)
-    errors = doctor_report.with_severity("error")
-    if errors:
-        codes = ", ".join(dict.fromkeys(error.code for error in errors))
-        names = " and ".join(facts.name for facts in doctor_report.sets)
-        raise DataError(f"{names}: {_count_text(len(errors), 'kind')} of error: {codes}")
-
-
-def _print_report(console: Console, doctor_report: DoctorReport) -> None:
-    console.print(_facts_table(doctor_report.sets))
-    classes = _class_table(doctor_report.sets)
+def print_diagnosis(console: Console, diagnosis: "Diagnosis") -> None:
+    """Print tables of the data sets, and each finding with its first files and its fix."""
+    console.print(_facts_table(diagnosis.sets))
+    classes = _class_table(diagnosis.sets)
     if classes is not None:
         console.print(classes)
-    folders = {facts.role: facts.folder for facts in doctor_report.sets}
-    for finding in doctor_report.findings:
+    folders = {facts.role: facts.folder for facts in diagnosis.sets}
+    for finding in diagnosis.findings:
         _print_finding(console, finding, folders)
     counts = [
-        len(doctor_report.with_severity("error")),
-        len(doctor_report.with_severity("warning")),
-        len(doctor_report.with_severity("info")),
+        len(diagnosis.with_severity("error")),
+        len(diagnosis.with_severity("warning")),
+        len(diagnosis.with_severity("info")),
     ]
     labels = ("error", "warning", "note")
     summary = ", ".join(
-        _count_text(count, label) for count, label in zip(counts, labels, strict=True)
+        count_text(count, label) for count, label in zip(counts, labels, strict=True)
     )
-    images = sum(split.images for facts in doctor_report.sets for split in facts.splits.values())
-    console.print(
-        safe_text(f"\n{summary}; checked {images:,} images in {doctor_report.seconds:.1f} s")
-    )
+    images = sum(split.images for facts in diagnosis.sets for split in facts.splits.values())
+    console.print(safe_text(f"\n{summary}; checked {images:,} images in {diagnosis.seconds:.1f} s"))
 
 
-def _facts_table(sets: Sequence[SetStatistics]) -> Table:
+def _facts_table(sets: Sequence["SetStatistics"]) -> Table:
     """Return a table of the properties of each set, one column per set."""
     table = Table(show_header=False)
     table.add_column(style="bold")
@@ -117,7 +63,7 @@ def _facts_table(sets: Sequence[SetStatistics]) -> Table:
     return table
 
 
-def _split_lines(facts: SetStatistics) -> list[str]:
+def _split_lines(facts: "SetStatistics") -> list[str]:
     lines = []
     for name, split in facts.splits.items():
         labels = "labelled" if split.labelled == split.images else f"{split.labelled} labelled"
@@ -125,7 +71,7 @@ def _split_lines(facts: SetStatistics) -> list[str]:
     return lines
 
 
-def _sizes_text(facts: SetStatistics) -> str:
+def _sizes_text(facts: "SetStatistics") -> str:
     parts = [split.sizes for split in facts.splits.values()]
     sizes = sum(parts[1:], parts[0].copy()) if parts else None
     if not sizes:
@@ -136,7 +82,7 @@ def _sizes_text(facts: SetStatistics) -> str:
     return listed + (f" and {len(sizes) - _MAX_SIZES} more" if len(sizes) > _MAX_SIZES else "")
 
 
-def _color_text(facts: SetStatistics) -> str:
+def _color_text(facts: "SetStatistics") -> str:
     if facts.mean is None or facts.spread is None:
         return "-"
     mean, spread = (
@@ -145,7 +91,7 @@ def _color_text(facts: SetStatistics) -> str:
     return f"mean RGB {mean}\nspread   {spread}"
 
 
-def _class_table(sets: Sequence[SetStatistics]) -> Table | None:
+def _class_table(sets: Sequence["SetStatistics"]) -> Table | None:
     """Return a table of each class's share of the labels, per set; None if no set has labels.
 
     For a source, only its training splits count; for other sets, all labels.
@@ -166,7 +112,7 @@ def _class_table(sets: Sequence[SetStatistics]) -> Table | None:
     return table
 
 
-def _shares(facts: SetStatistics) -> dict[str, str]:
+def _shares(facts: "SetStatistics") -> dict[str, str]:
     subsets = (True,) if facts.role == "source" else (True, False)
     counts = [
         labelled[0]
@@ -185,7 +131,7 @@ def _percent(share: float) -> str:
     return f"{100 * share:.2f} %" if share >= _SMALLEST_SHARE else f"< {100 * _SMALLEST_SHARE:g} %"
 
 
-def _print_finding(console: Console, finding: Finding, folders: dict[str, Path]) -> None:
+def _print_finding(console: Console, finding: "Finding", folders: dict[str, Path]) -> None:
     location = "" if finding.role == "data" else f" in {finding.role}"
     head = safe_text(f"\n{finding.severity:<{_INDENT - 1}} ", style=_COLORS[finding.severity])
     head.append(finding.code, style="bold")
@@ -224,7 +170,7 @@ def _relative_path(path: Path, folders: Sequence[Path]) -> str:
     return str(path)
 
 
-def _amounts_text(finding: Finding) -> str:
+def _amounts_text(finding: "Finding") -> str:
     listed = finding.amounts.most_common()
     names = [f"{name} ({count:,} px)" if count else name for name, count in listed]
     more = f" and {len(names) - _MAX_AMOUNTS} more" if len(names) > _MAX_AMOUNTS else ""
@@ -232,5 +178,6 @@ def _amounts_text(finding: Finding) -> str:
     return prefix + ", ".join(names[:_MAX_AMOUNTS]) + more
 
 
-def _count_text(count: int, noun: str) -> str:
+def count_text(count: int, noun: str) -> str:
+    """Return a count with its noun, such as `no errors` or `1 error`."""
     return f"{count} {noun}" if count == 1 else f"{count or 'no'} {noun}s"

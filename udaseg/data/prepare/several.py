@@ -1,0 +1,40 @@
+"""Several data sets in one call, of which one that fails does not stop the others."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from udaseg.errors import DataError
+
+Names = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+"""One or several built-in names or dataset YAMLs."""
+
+
+class SomeDataFailed(DataError):
+    """Data sets failed, and the message names them; the work on the others is finished.
+
+    Attributes:
+        finished: The results of the other data sets.
+    """
+
+    def __init__(self, message: str, finished: Sequence[Any]) -> None:
+        super().__init__(message)
+        self.finished = list(finished)
+
+
+def expand_names(names: Names) -> list[str]:
+    """Return each name once, with toyland expanded to its two data sets."""
+    listed = [names] if isinstance(names, str | os.PathLike) else names
+    halves = {"toyland": ["toyland", "toyland-target"]}
+    words = [os.fspath(name) for name in listed]
+    return list(dict.fromkeys(half for word in words for half in halves.get(word, [word])))
+
+
+def raise_if_any(faults: Sequence[str], finished: Sequence[Any]) -> None:
+    """Raise an error that lists all faults, each once, if there are any.
+
+    Raises:
+        SomeDataFailed: There are faults.
+    """
+    if faults:
+        raise SomeDataFailed("\n\n".join(dict.fromkeys(faults)), finished)
