@@ -5,6 +5,7 @@ import pytest
 from tests.contracts.backbone import BackboneContract
 from tests.support.small import small_segmenter
 from udaseg.models.backbones.build import BUILDERS, build_backbone
+from udaseg.recipe.schema import BACKBONES
 
 NEED_TIMM = {"efficientnet_lite0", "timm:test_efficientnet"}
 
@@ -28,3 +29,7 @@ class TestSequenceOfLayers(BackboneContract):
 
     def make(self, output_stride):
         return small_segmenter().backbone
+
+
+def test_recipes_know_every_backbone():
+    assert set(BACKBONES) == set(BUILDERS)

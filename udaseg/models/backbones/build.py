@@ -1,4 +1,8 @@
-"""Builds a backbone by its name in a recipe. A new one is a module here and a line in the table."""
+"""Builds a backbone by its name in a recipe.
+
+A new one is a module in this folder, a line in `BUILDERS`, and its name in `BACKBONES` of
+`udaseg/recipe/schema.py`, which does not import torch.
+"""
 
 from collections.abc import Callable, Sequence
 
@@ -8,6 +12,7 @@ from udaseg.models.backbones.plugin import plugin_backbone
 from udaseg.models.backbones.timm import timm_backbone
 from udaseg.models.backbones.torchvision import torchvision_backbone
 from udaseg.plugins import find_plugin
+from udaseg.recipe.schema import TIMM_PREFIX
 
 BUILDERS: dict[str, Callable[..., Backbone]] = {
     "resnet18": torchvision_backbone,
@@ -53,11 +58,11 @@ def build_backbone(
         >>> [tuple(each.shape[-2:]) for each in backbone(torch.zeros(1, 3, 128, 256))]
         [(32, 64), (16, 32), (8, 16), (8, 16)]
     """
-    build = timm_backbone if name.startswith("timm:") else BUILDERS.get(name)
+    build = timm_backbone if name.startswith(TIMM_PREFIX) else BUILDERS.get(name)
     if build is not None:
         return build(name, output_stride=output_stride, weights=weights, levels=levels)
     plugin = find_plugin("udaseg.backbones", name)
     if plugin is not None:
         return plugin_backbone(plugin, output_stride=output_stride, weights=weights)
-    known = ", ".join([*BUILDERS, "timm:NAME"])
+    known = ", ".join([*BUILDERS, f"{TIMM_PREFIX}NAME"])
     raise RecipeError(f"model.backbone: unknown '{name}'; choose one of {known}")

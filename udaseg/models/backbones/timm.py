@@ -10,6 +10,7 @@ from udaseg.errors import EnvironmentFault, RecipeError
 from udaseg.models.backbones.backbone import Backbone, at_levels
 from udaseg.models.backbones.lite_weights import lite_weights
 from udaseg.models.weights import load_into, read_state_dict
+from udaseg.recipe.schema import TIMM_PREFIX
 
 _LITE = "tf_efficientnet_lite0"
 
@@ -57,7 +58,7 @@ def timm_backbone(
         CheckpointError: The weights file belongs to another network.
         EnvironmentFault: timm or the ImageNet weights are not available.
     """
-    network_name = _LITE if name == "efficientnet_lite0" else name.removeprefix("timm:")
+    network_name = _LITE if name == "efficientnet_lite0" else name.removeprefix(TIMM_PREFIX)
     from_package = weights == "imagenet" and network_name == _LITE
     pretrained = weights == "imagenet" and not from_package
     network = _network(network_name, output_stride, pretrained=pretrained)

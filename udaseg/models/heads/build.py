@@ -1,4 +1,8 @@
-"""Builds a head by its name in a recipe. A new one is a module here and a line in the table."""
+"""Heads by their names in a recipe.
+
+A new one is a module in this folder, a line in `HEADS`, and its name in the type of `Model.head` in
+`udaseg/recipe/schema.py`, which does not import torch.
+"""
 
 from udaseg.models.heads.deeplab_v2 import DeepLabV2
 from udaseg.models.heads.deeplab_v3plus import DeepLabV3Plus
