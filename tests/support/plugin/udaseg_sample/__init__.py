@@ -1,0 +1,1 @@
+"""Parts for udaseg: a backbone, a regularizer and a label format."""
