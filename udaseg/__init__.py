@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from udaseg.evaluation.score_predictions import score_predictions
     from udaseg.evaluation.scores import ScoringOptions
     from udaseg.evaluation.submission import Submission, SubmissionOptions, submit
-    from udaseg.inference.export import export
+    from udaseg.inference.export import Exported, export
     from udaseg.inference.pipeline import InferenceOptions
     from udaseg.inference.prediction import Prediction
     from udaseg.inference.trained_model import Model, load
-    from udaseg.inspection.info import info
+    from udaseg.inspection.info import RunInfo, info
     from udaseg.inspection.report import report
-    from udaseg.inspection.verify import verify_run
+    from udaseg.inspection.verify import Verification, verify
     from udaseg.prediction.options import PredictOptions
     from udaseg.prediction.predict import predict
     from udaseg.prediction.summary import PredictSummary
@@ -61,7 +61,9 @@ _MODULES = {
     "SomeDataFailed": "udaseg.data.prepare.several",
     "evaluate": "udaseg.evaluation.evaluate",
     "score_predictions": "udaseg.evaluation.score_predictions",
+    "Exported": "udaseg.inference.export",
     "export": "udaseg.inference.export",
+    "RunInfo": "udaseg.inspection.info",
     "info": "udaseg.inspection.info",
     "load": "udaseg.inference.trained_model",
     "predict": "udaseg.prediction.predict",
@@ -72,7 +74,8 @@ _MODULES = {
     "select": "udaseg.selection.select",
     "submit": "udaseg.evaluation.submission",
     "train": "udaseg.training.train",
-    "verify_run": "udaseg.inspection.verify",
+    "verify": "udaseg.inspection.verify",
+    "Verification": "udaseg.inspection.verify",
     "verify_data": "udaseg.data.prepare.verify",
 }
 
@@ -82,6 +85,7 @@ __all__ = [
     "DataVerification",
     "Diagnosis",
     "EvaluationOptions",
+    "Exported",
     "Finding",
     "InferenceOptions",
     "Model",
@@ -90,6 +94,7 @@ __all__ = [
     "Prediction",
     "PrepareOptions",
     "PrepareReport",
+    "RunInfo",
     "Scores",
     "ScoringOptions",
     "SelectOptions",
@@ -99,6 +104,7 @@ __all__ = [
     "Submission",
     "SubmissionOptions",
     "TrainOptions",
+    "Verification",
     "__version__",
     "adapt",
     "calibrate",
@@ -115,8 +121,8 @@ __all__ = [
     "select",
     "submit",
     "train",
+    "verify",
     "verify_data",
-    "verify_run",
 ]
 
 
