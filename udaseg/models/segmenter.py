@@ -13,7 +13,7 @@ from udaseg.models.backbones.backbone import Backbone
 from udaseg.models.backbones.build import build_backbone
 from udaseg.models.checkpointing import checkpointed
 from udaseg.models.compiling import compile_parts
-from udaseg.models.heads.build import HEADS
+from udaseg.models.heads.build import head_class
 from udaseg.models.projector import Projector
 from udaseg.recipe.load import expand_path
 from udaseg.recipe.schema import Model
@@ -223,11 +223,11 @@ def build_segmenter(
     weights = spec.weights
     if weights not in ("imagenet", "random"):
         weights = expand_path(weights)
-    head_class = HEADS[spec.head]
+    head_type = head_class(spec.head)
     backbone = build_backbone(
-        spec.backbone, output_stride=spec.output_stride, weights=weights, levels=head_class.levels
+        spec.backbone, output_stride=spec.output_stride, weights=weights, levels=head_type.levels
     )
-    head, projector = head_class.from_spec(spec, backbone, num_classes), None
+    head, projector = head_type.from_spec(spec, backbone, num_classes), None
     if projector_channels is not None:
         projector = Projector(backbone.channels[-1], projector_channels)
     return Segmenter(backbone, head, batch_norm=spec.batch_norm, projector=projector)

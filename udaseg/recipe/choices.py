@@ -11,6 +11,9 @@ Precision = Literal["fp32", "bf16"]
 BatchNorm = Literal["train", "affine_frozen", "frozen"]
 """Mode of the backbone's batch norms in training."""
 
+HeadName = Literal["deeplab_v2", "deeplab_v3plus"]
+"""The built-in heads; each is a module in `udaseg/models/heads/`."""
+
 Sampling = Literal["uniform", "class_balanced", "rare_class"]
 """How images are sampled."""
 

@@ -12,18 +12,18 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Interval, MinLen
 
 from udaseg.recipe.bounds import Size, TextPattern
-from udaseg.recipe.choices import BatchNorm, Criterion, Precision, Sampling
+from udaseg.recipe.choices import BatchNorm, Criterion, HeadName, Precision, Sampling
 from udaseg.recipe.methods import Method
 
-BACKBONES = (
-    "resnet18",
-    "resnet50",
-    "resnet101",
-    "mobilenet_v2",
-    "mobilenet_v3_large",
-    "efficientnet_lite0",
-)
-"""The built-in backbones."""
+BACKBONES = {
+    "resnet18": "torchvision",
+    "resnet50": "torchvision",
+    "resnet101": "torchvision",
+    "mobilenet_v2": "torchvision",
+    "mobilenet_v3_large": "torchvision",
+    "efficientnet_lite0": "timm",
+}
+"""The built-in backbones, each with the module in `udaseg/models/backbones/` that builds it."""
 
 TIMM_PREFIX = "timm:"
 """What the name of a backbone of timm begins with."""
@@ -61,7 +61,7 @@ class Model:
     """Batch norm of the backbone in training: `train`, `affine_frozen` (statistics are updated,
     scale and shift are not) or `frozen` (neither is updated).
     """
-    head: Literal["deeplab_v2", "deeplab_v3plus"]
+    head: HeadName
     """The classifier on top of the backbone."""
     aspp_dilations: Annotated[tuple[Annotated[int, Ge(1)], ...], MinLen(1)]
     """Dilations of the head's 3x3 convolutions; [6, 12, 18, 24] in DeepLab-v2, [6, 12] in RCCR's

@@ -1,27 +1,17 @@
 """Builds a backbone by its name in a recipe.
 
-A new one is a module in this folder, a line in `BUILDERS`, and its name in `BACKBONES` of
-`udaseg/recipe/schema.py`, which does not import torch.
+A new one is a module in this folder with a function `build`, and a line in `BACKBONES` of
+`udaseg/recipe/schema.py`. That table is there because checking a recipe must not import torch.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from importlib import import_module
 
 from udaseg.errors import RecipeError
 from udaseg.models.backbones.backbone import Backbone
 from udaseg.models.backbones.plugin import plugin_backbone
-from udaseg.models.backbones.timm import timm_backbone
-from udaseg.models.backbones.torchvision import torchvision_backbone
 from udaseg.plugins import find_plugin
-from udaseg.recipe.schema import TIMM_PREFIX
-
-BUILDERS: dict[str, Callable[..., Backbone]] = {
-    "resnet18": torchvision_backbone,
-    "resnet50": torchvision_backbone,
-    "resnet101": torchvision_backbone,
-    "mobilenet_v2": torchvision_backbone,
-    "mobilenet_v3_large": torchvision_backbone,
-    "efficientnet_lite0": timm_backbone,
-}
+from udaseg.recipe.schema import BACKBONES, TIMM_PREFIX
 
 
 def build_backbone(
@@ -34,7 +24,7 @@ def build_backbone(
     """Return a backbone with its weights loaded.
 
     Args:
-        name: One of `BUILDERS`, `timm:` and a name of timm, or a name in the entry points
+        name: One of `BACKBONES`, `timm:` and a name of timm, or a name in the entry points
             `udaseg.backbones` of an installed package. Such an entry point is called as
             `build(output_stride=..., weights=...)`, and returns a `Backbone`.
         output_stride: 8, 16 or 32.
@@ -58,11 +48,13 @@ def build_backbone(
         >>> [tuple(each.shape[-2:]) for each in backbone(torch.zeros(1, 3, 128, 256))]
         [(32, 64), (16, 32), (8, 16), (8, 16)]
     """
-    build = timm_backbone if name.startswith(TIMM_PREFIX) else BUILDERS.get(name)
-    if build is not None:
-        return build(name, output_stride=output_stride, weights=weights, levels=levels)
+    module = "timm" if name.startswith(TIMM_PREFIX) else BACKBONES.get(name)
+    if module is not None:
+        build = import_module(f"udaseg.models.backbones.{module}").build
+        built: Backbone = build(name, output_stride=output_stride, weights=weights, levels=levels)
+        return built
     plugin = find_plugin("udaseg.backbones", name)
     if plugin is not None:
         return plugin_backbone(plugin, output_stride=output_stride, weights=weights)
-    known = ", ".join([*BUILDERS, f"{TIMM_PREFIX}NAME"])
+    known = ", ".join([*BACKBONES, f"{TIMM_PREFIX}NAME"])
     raise RecipeError(f"model.backbone: unknown '{name}'; choose one of {known}")

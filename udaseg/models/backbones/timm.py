@@ -41,7 +41,7 @@ class TimmBackbone(Backbone):
         return [maps[position] for position in self.used]
 
 
-def timm_backbone(
+def build(
     name: str, *, output_stride: int, weights: str, levels: Sequence[int] | None = None
 ) -> TimmBackbone:
     """Return a `features_only` network of timm.

@@ -41,7 +41,7 @@ _LAYOUTS = {
 }
 
 
-def torchvision_backbone(
+def build(
     name: str, *, output_stride: int, weights: str, levels: Sequence[int] | None = None
 ) -> SequentialBackbone:
     """Return a torchvision network with maps at strides 4, 8, 16 and 32, or less where dilated.

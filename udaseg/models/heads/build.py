@@ -1,14 +1,16 @@
-"""Heads by their names in a recipe.
+"""Finds a head by its name in a recipe.
 
-A new one is a module in this folder, a line in `HEADS`, and its name in the type of `Model.head` in
-`udaseg/recipe/schema.py`, which does not import torch.
+A new one is a module in this folder with its class as `HEAD`, and the module's name in `HeadName`
+of `udaseg/recipe/choices.py`.
 """
 
-from udaseg.models.heads.deeplab_v2 import DeepLabV2
-from udaseg.models.heads.deeplab_v3plus import DeepLabV3Plus
-from udaseg.models.heads.head import Head
+from importlib import import_module
 
-HEADS: dict[str, type[Head]] = {
-    "deeplab_v2": DeepLabV2,
-    "deeplab_v3plus": DeepLabV3Plus,
-}
+from udaseg.models.heads.head import Head
+from udaseg.recipe.choices import HeadName
+
+
+def head_class(name: HeadName) -> type[Head]:
+    """Return the class of a head."""
+    head: type[Head] = import_module(f"udaseg.models.heads.{name}").HEAD
+    return head

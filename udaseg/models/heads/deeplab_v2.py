@@ -57,3 +57,6 @@ class DeepLabV2(Head):
         for branch in list(self.branches)[1:]:
             logits = logits + branch(last)
         return logits
+
+
+HEAD = DeepLabV2

@@ -73,6 +73,9 @@ class DeepLabV3Plus(Head):
         return logits
 
 
+HEAD = DeepLabV3Plus
+
+
 def _conv(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False),
