@@ -27,11 +27,12 @@ if TYPE_CHECKING:
     from udaseg.prediction.options import PredictOptions
     from udaseg.prediction.predict import predict
     from udaseg.prediction.summary import PredictSummary
+    from udaseg.runs.run import Run
     from udaseg.runs.scores import Scores
     from udaseg.selection.calibrate import Calibration, calibrate
     from udaseg.selection.choice import Selection
     from udaseg.selection.select import SelectOptions, select
-    from udaseg.training.seeds import run_seeds
+    from udaseg.training.seeds import SeedRuns, run_seeds
     from udaseg.training.train import TrainOptions, adapt, train
 
 _MODULES = {
@@ -44,6 +45,7 @@ _MODULES = {
     "PredictSummary": "udaseg.prediction.summary",
     "Prediction": "udaseg.inference.prediction",
     "PrepareOptions": "udaseg.data.prepare.rules",
+    "Run": "udaseg.runs.run",
     "Scores": "udaseg.runs.scores",
     "ScoringOptions": "udaseg.evaluation.scores",
     "Submission": "udaseg.evaluation.submission",
@@ -57,6 +59,7 @@ _MODULES = {
     "Diagnosis": "udaseg.data.doctor.doctor",
     "doctor": "udaseg.data.doctor.doctor",
     "Finding": "udaseg.data.doctor.findings",
+    "SeedRuns": "udaseg.training.seeds",
     "SetStatistics": "udaseg.data.doctor.statistics",
     "SomeDataFailed": "udaseg.data.prepare.several",
     "evaluate": "udaseg.evaluation.evaluate",
@@ -94,9 +97,11 @@ __all__ = [
     "Prediction",
     "PrepareOptions",
     "PrepareReport",
+    "Run",
     "RunInfo",
     "Scores",
     "ScoringOptions",
+    "SeedRuns",
     "SelectOptions",
     "Selection",
     "SetStatistics",

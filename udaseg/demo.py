@@ -28,7 +28,6 @@ from udaseg.inference.sizes import input_size, network_input_size
 from udaseg.inference.tiles import TileOptions, label_image
 from udaseg.inference.trained_model import Model
 from udaseg.recipe.library import choose_recipe
-from udaseg.recipe.load import load
 from udaseg.training.train import TrainOptions, adapt, train
 
 log = logging.getLogger(__name__)
@@ -53,7 +52,16 @@ def demo(*, seed: int, out: Path, root: Path) -> None:
     started = time.monotonic()
     _prepare_toyland(root)
     for method, run in _METHODS.items():
-        run(_train_options(method, seed, out, root))
+        path = choose_recipe(method, "toyland", "toyland-target")
+        run(
+            path,
+            seed=seed,
+            overrides={"machine.checkpoint_every": 0},
+            out=out / method,
+            options=TrainOptions(
+                root=root, overwrite=True, command=["udaseg", "demo", "--seed", str(seed)]
+            ),
+        )
     target = open_dataset("toyland-target", root=root)
     loaded_runs = {method: trained_model.load(out / method) for method in _METHODS}
     matrices = {method: _score(run, target) for method, run in loaded_runs.items()}
@@ -89,19 +97,6 @@ def _prepare_toyland(root: Path) -> None:
         log.info("using the toyland in %s", root / "toyland")
         return
     prepare("toyland", root=root)
-
-
-def _train_options(method: str, seed: int, out: Path, root: Path) -> TrainOptions:
-    """Return the shipped recipe of a method for toyland, trained into its folder below `out`."""
-    path = choose_recipe(method, "toyland", "toyland-target")
-    return TrainOptions(
-        recipe=load(path, overrides=[f"seed={seed}", "machine.checkpoint_every=0"]),
-        recipe_path=path,
-        out=out / method,
-        root=root,
-        overwrite=True,
-        command=["udaseg", "demo", "--seed", str(seed)],
-    )
 
 
 def _score(run: Model, target: PreparedDataset) -> ConfusionMatrix:

@@ -26,9 +26,9 @@ import torch
 from tests.support.small import shipped
 from tests.support.toy import toy_pair, toy_root
 from udaseg.methods.objectives.entropy import normalised_entropy
+from udaseg.runs.metrics_log import MetricsLog
 from udaseg.training.callbacks.collapse import CHECK_INTERVAL, CollapseMonitor
 from udaseg.training.callbacks.previews import Previews
-from udaseg.training.callbacks.tensorboard import MetricsWriter
 from udaseg.training.setup import build_setup
 from udaseg.training.step import compute_gradients
 
@@ -70,15 +70,15 @@ def main() -> int:
             images = torch.rand(recipe.batch.target, 3, 128, 256)
             logits = setup.objective.student(images).logits.detach()
         monitor = CollapseMonitor(classes.names)
-        numbers = MetricsWriter(folder, board=False)
+        numbers = MetricsLog(folder / "metrics.jsonl")
         shares = dict.fromkeys(classes.names, 1 / len(classes))
 
         def line() -> None:
             monitor.check(CHECK_INTERVAL)
             monitor.add(report)
-            numbers.write(1, {"losses": shares, "pseudo_labels": shares})
+            numbers.write({"step": 1, "losses": shares, "pseudo_labels": shares})
 
-        previews = Previews(recipe, setup, classes, folder)
+        previews = Previews(recipe, classes, folder)
         machine = recipe.machine
         parts = Counter(
             {
@@ -87,7 +87,7 @@ def main() -> int:
                 ),
                 "sums of the shares": seconds(lambda: monitor.add(report), 200),
                 "a line of metrics": seconds(line, 50) / machine.log_every,
-                "a preview": seconds(lambda: previews.draw(1)) / machine.preview_every,
+                "a preview": seconds(lambda: previews.draw(setup, 1)) / machine.preview_every,
             }
         )
     write = sys.stdout.write

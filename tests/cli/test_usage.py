@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,8 +19,9 @@ import udaseg
 from tests.runs.test_scores import SCORES
 from udaseg.cli.main import main
 from udaseg.errors import DataError, GateError, Interrupted, RecipeError, UsageError
-from udaseg.recipe.library import recipes_folder
 from udaseg.evaluation.servers import SERVERS
+from udaseg.inspection.verify import Verification
+from udaseg.recipe.library import recipes_folder
 from udaseg.recipe.load import dump, load
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -131,31 +132,33 @@ def test_the_root_comes_from_the_environment(
 
 
 def test_adapt_needs_nothing(commands: Commands) -> None:
-    given = dict(vars(called(commands, "adapt")["options"]))
-    assert given.pop("recipe") == load(SHIPPED)
-    assert given.pop("command")[0] == "udaseg"
-    assert given == {
+    given = called(commands, "adapt")
+    options = dict(vars(given.pop("options")))
+    assert given == {"recipe": load(SHIPPED), "out": None}
+    assert options.pop("command")[0] == "udaseg"
+    assert callable(options.pop("on_finish"))
+    assert options == {
         "recipe_path": SHIPPED,
-        "out": None,
         "root": Path("data"),
         "resume": None,
         "init": None,
         "overwrite": False,
         "dry_run": False,
         "fit_memory": False,
+        "source_only": False,
     }
 
 
 def test_adapt_takes_words_and_options_in_any_order(commands: Commands) -> None:
     words = "adapt steps=5 --out r --seed 3 gta5_cityscapes/rccr --target photos --batch 1 -v"
     more = ["optimizer.lr=1e-5", "--dry-run", "--init", "c.pt"]
-    given = vars(called(commands, *words.split(), *more)["options"])
-    recipe = given["recipe"]
+    given = called(commands, *words.split(), *more)
+    recipe, options = given["recipe"], given["options"]
     assert (recipe.steps, recipe.seed, recipe.optimizer.lr) == (5, 3, 1e-5)
     assert (recipe.batch.source, recipe.batch.target) == (1, 1)
     assert (recipe.target.data, recipe.validation.data) == ("photos", None)
-    assert (given["out"], given["init"]) == (Path("r"), Path("c.pt"))
-    assert (given["dry_run"], given["overwrite"]) == (True, False)
+    assert (given["out"], options.init) == (Path("r"), Path("c.pt"))
+    assert (options.dry_run, options.overwrite) == (True, False)
 
 
 @pytest.mark.parametrize("command", ["train", "adapt"])
@@ -173,11 +176,11 @@ def test_the_command_words_are_passed_on(
 def test_resume_reads_the_recipe_of_the_run(commands: Commands, tmp_path: Path) -> None:
     written = load(SHIPPED, overrides=["steps=5"])
     (tmp_path / "recipe.yaml").write_text(dump(written))
-    given = vars(called(commands, "adapt", "--resume", str(tmp_path), "--workers", "1")["options"])
+    given = called(commands, "adapt", "--resume", str(tmp_path), "--workers", "1")
     assert given["recipe"].steps == 5
     assert given["recipe"].machine.workers == 1
-    assert given["resume"] == tmp_path
-    assert given["recipe_path"] == tmp_path / "recipe.yaml"
+    assert given["options"].resume == tmp_path
+    assert given["options"].recipe_path == tmp_path / "recipe.yaml"
 
 
 def test_eval_needs_only_a_run(commands: Commands) -> None:
@@ -220,9 +223,7 @@ def test_eval_takes_its_options(commands: Commands, capsys: pytest.CaptureFixtur
     assert json.loads(capsys.readouterr().out) == SCORES.to_json()
 
 
-def test_eval_of_files_needs_no_run(
-    commands: Commands, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_eval_of_files_needs_no_run(commands: Commands, capsys: pytest.CaptureFixture[str]) -> None:
     commands.results["score_predictions"] = SCORES
     words = "eval --predictions p --data city --ids label --release --format md"
     given = called(commands, *words.split())
@@ -308,7 +309,8 @@ def test_calibrate_needs_only_a_run(commands: Commands) -> None:
 
 
 def test_info_and_demo_are_called(commands: Commands) -> None:
-    assert called(commands, "info", "runs/x") == {"run": Path("runs/x"), "format": "table"}
+    commands.results["info"] = SimpleNamespace(to_json=dict)
+    assert called(commands, "info", "runs/x") == {"run": Path("runs/x")}
     commands.calls.clear()
     expected = {"seed": 0, "out": Path("runs/demo"), "root": Path("data")}
     assert called(commands, "demo") == expected
@@ -430,14 +432,15 @@ def test_talk_goes_to_stderr_as_loud_as_asked(
     option: list[str],
     shown: list[str],
 ) -> None:
-    def speak(**words: object) -> None:
+    def speak(**words: object) -> Verification:
         log = logging.getLogger("udaseg.training.loop")
         log.debug("detail")
         log.info("hello")
         log.warning("careful")
+        return Verification(())
 
-    monkeypatch.setattr(udaseg, "info", speak)
-    _, err = failed(capsys, "info", "x", *option)
+    monkeypatch.setattr(udaseg, "verify", speak)
+    _, err = failed(capsys, "verify", "x", *option)
     assert err.splitlines() == shown
 
 

@@ -4,7 +4,7 @@ import importlib
 import json
 import shutil
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import cv2
 import numpy as np
@@ -17,7 +17,8 @@ from tests.support.toy import toy_root
 from udaseg.errors import DataError
 from udaseg.runs.checkpoint import load_checkpoint
 from udaseg.runs.status import read_cost
-from udaseg.training.callbacks import keep_best, recorder, tensorboard
+from udaseg.training.callbacks import collapse, keep_best, tensorboard
+from udaseg.training.callbacks.metrics import MetricsFile
 
 OFTEN = ["machine.checkpoint_every=2", "machine.log_every=1", "machine.preview_every=2"]
 STEPS = 6
@@ -33,7 +34,7 @@ def watched(root, tmp_path_factory):
     """Return a finished run that recorded its pseudo-labels every other step."""
     out = tmp_path_factory.mktemp("watched") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recorder, "CHECK_INTERVAL", 2)
+        patch.setattr(collapse, "CHECK_INTERVAL", 2)
         words = [*OFTEN, "--keep-best", "infomax", "--no-tensorboard"]
         adapt(root, out, *words, method="dacs", steps=STEPS)
     return out
@@ -220,23 +221,31 @@ def test_without_the_package_the_option_is_refused_and_the_default_is_silent(
     assert not (out / "tensorboard").exists()
 
 
+def after(step):
+    """Return all that loggers read of a state."""
+    return SimpleNamespace(step=step)
+
+
 def test_a_tensorboard_that_cannot_be_written_ends_nothing(tmp_path, board, caplog, monkeypatch):
     def broken(*_, **__):
         raise ImportError("half installed")
 
     monkeypatch.setattr(sys.modules["torch.utils.tensorboard"], "SummaryWriter", broken)
-    numbers = tensorboard.MetricsWriter(tmp_path, board=True)
-    numbers.rewind_to(0)
-    numbers.write(1, {"losses": {"total": 1.0}})
+    numbers, event = tensorboard.TensorBoard(tmp_path), {"losses": {"total": 1.0}}
+    numbers.begin(after(0))
+    numbers.on_event(after(1), event)
+    MetricsFile(tmp_path).on_event(after(1), event)
     assert "half installed" in caplog.text
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "losses": {"total": 1.0}}\n'
 
 
 def test_going_back_hides_the_later_steps(tmp_path, board):
-    numbers = tensorboard.MetricsWriter(tmp_path, board=True)
-    numbers.rewind_to(0)
-    numbers.write(9, {"losses": {"total": float("nan"), "source": 2.0}, "dropped": {"in_a_row": 1}})
-    numbers.rewind_to(4)
+    numbers = tensorboard.TensorBoard(tmp_path)
+    numbers.begin(after(0))
+    numbers.on_event(
+        after(9), {"losses": {"total": float("nan"), "source": 2.0}, "dropped": {"in_a_row": 1}}
+    )
+    numbers.on_rewind(after(4))
     first, second = board.instances
     assert first.scalars == {"losses/source": [(9, 2.0)]}
     assert first.closed
@@ -246,11 +255,11 @@ def test_going_back_hides_the_later_steps(tmp_path, board):
 def test_the_real_tensorboard_reads_what_was_written(tmp_path):
     pytest.importorskip("tensorboard")
     importlib.invalidate_caches()
-    numbers = tensorboard.MetricsWriter(tmp_path, board=True)
-    with numbers:
-        numbers.rewind_to(0)
-        numbers.write(1, {"losses": {"total": 1.5}})
-        numbers.add_preview(1, np.zeros((8, 8, 3), np.uint8))
+    numbers = tensorboard.TensorBoard(tmp_path)
+    numbers.begin(after(0))
+    numbers.on_event(after(1), {"losses": {"total": 1.5}})
+    numbers.on_preview(after(1), np.zeros((8, 8, 3), np.uint8))
+    numbers.end(after(1), None)
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     read = EventAccumulator(str(tmp_path / "tensorboard"))

@@ -61,7 +61,7 @@ else:
     import pathlib
     from udaseg.runs import checkpoint
     from udaseg.training import loop
-    from udaseg.training.callbacks import recorder
+    from udaseg.training.callbacks import scores
     if phase in ("first batch", "train"):
         real = loop.iterate_batches
         def iterate_batches(*words, **options):
@@ -84,11 +84,11 @@ else:
             return real(path, *words, **options)
         pathlib.Path.unlink = unlink
     else:
-        real = recorder.score_dataset
+        real = scores.score_dataset
         def score_dataset(*words, **options):
             fire()
             return real(*words, **options)
-        recorder.score_dataset = score_dataset
+        scores.score_dataset = score_dataset
 
 from udaseg.cli.main import main
 main(sys.argv[1:])

@@ -150,7 +150,7 @@ def test_memory_that_runs_out_later_saves_the_run_which_goes_on_in_parts(
 def test_a_collapse_is_told_and_ends_the_run_where_that_is_wished(
     root, tmp_path, monkeypatch, stops
 ):
-    monkeypatch.setattr("udaseg.training.callbacks.recorder.CHECK_INTERVAL", 2)
+    monkeypatch.setattr(collapse, "CHECK_INTERVAL", 2)
     monkeypatch.setattr(collapse, "PATIENCE_STEPS", dict.fromkeys(collapse.PATIENCE_STEPS, 3))
     monkeypatch.setattr(collapse, "ALWAYS_SURE", 0.0)
     out = tmp_path / "run"

@@ -30,7 +30,7 @@ def setup_for(pair, method, *words):
 
 def sheet_of(pair, folder, method, *words):
     recipe, setup, classes = setup_for(pair, method, *words)
-    sheet = Previews(recipe, setup, classes, folder).draw(7)
+    sheet = Previews(recipe, classes, folder).draw(setup, 7)
     shown = np.asarray(Image.open(folder / "previews" / "step-000007.png"))
     assert np.array_equal(shown, sheet)
     return setup, classes, sheet
@@ -60,7 +60,7 @@ def test_the_prediction_is_the_students_and_the_label_the_teachers(pair, tmp_pat
     assert isinstance(setup.objective, SelfTraining)
     with torch.no_grad():
         setup.objective.teacher.network.head.classify.bias[4] += 1e6  # the teacher predicts fence
-    sheet = Previews(recipe, setup, classes, tmp_path).draw(1)
+    sheet = Previews(recipe, classes, tmp_path).draw(setup, 1)
     _, label, grey, prediction = columns(sheet, 4)
     assert (label == classes.colors[4]).all()
     assert (grey == 255).all()
@@ -82,7 +82,7 @@ def test_drawing_changes_no_tensor_and_no_mode(pair, tmp_path):
     before = {name: part.clone() for name, part in setup.objective.state_dict().items()}
     modes = [part.training for part in setup.objective.modules()]
     drawn = torch.get_rng_state()
-    assert Previews(recipe, setup, classes, tmp_path).draw(3) is not None
+    assert Previews(recipe, classes, tmp_path).draw(setup, 3) is not None
     assert torch.equal(torch.get_rng_state(), drawn)
     assert [part.training for part in setup.objective.modules()] == modes
     after = setup.objective.state_dict()
@@ -103,12 +103,6 @@ def test_without_a_teacher_there_is_the_sources_truth_or_no_label(pair, tmp_path
 
 
 def test_there_are_at_most_twenty_pictures_however_long_a_run_is(tmp_path):
-    batches = SimpleNamespace(
-        source=None,
-        target=SimpleNamespace(crop=(64, 64)),
-        options=SimpleNamespace(batch_source=0, batch_target=2),
-    )
-    setup = SimpleNamespace(batches=batches)
     for steps, requested, count in (
         (100_000, 10, 20),
         (100_010, 1, 20),
@@ -116,20 +110,20 @@ def test_there_are_at_most_twenty_pictures_however_long_a_run_is(tmp_path):
         (70, 20, 4),
     ):
         words = [*TINY, f"steps={steps}", f"machine.preview_every={requested}"]
-        previews = Previews(shipped("toyland/dacs", words), setup, None, tmp_path)
+        previews = Previews(shipped("toyland/dacs", words), None, tmp_path)
         due = [step for step in range(1, steps + 1) if previews.is_due(step)]
         assert len(due) == count
         assert due[-1] == steps
-    off = Previews(shipped("toyland/dacs", ["machine.preview_every=0"]), setup, None, tmp_path)
+    off = Previews(shipped("toyland/dacs", ["machine.preview_every=0"]), None, tmp_path)
     assert not any(map(off.is_due, range(1, 501)))
 
 
 def test_a_picture_that_fails_is_told_once_and_ends_nothing(pair, tmp_path, caplog):
     recipe, setup, classes = setup_for(pair, "dacs", "machine.preview_every=5")
     (tmp_path / "previews").write_text("in the way")
-    previews = Previews(recipe, setup, classes, tmp_path)
+    previews = Previews(recipe, classes, tmp_path)
     assert previews.is_due(5)
-    assert previews.draw(5) is None
+    assert previews.draw(setup, 5) is None
     assert "no more previews" in caplog.text
     assert not previews.is_due(10)
     assert setup.objective.student.training
@@ -151,7 +145,7 @@ def test_an_image_larger_than_a_training_step_is_made_smaller(pair, tmp_path):
     objective = SimpleNamespace(student=Watched())
     watched = SimpleNamespace(objective=objective, batches=batches, device=torch.device("cpu"))
     try:
-        assert Previews(recipe, watched, classes, tmp_path).draw(1) is not None
+        assert Previews(recipe, classes, tmp_path).draw(watched, 1) is not None
     finally:
         object.__setattr__(crops, "resize", None)
     most = (batches.options.batch_source + batches.options.batch_target) * 64 * 64

@@ -80,6 +80,11 @@ class SavesState(Protocol):
         ...
 
 
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Return the file of the checkpoint of `step` in a folder of checkpoints."""
+    return folder / f"step-{step:06d}.pt"
+
+
 def save_checkpoint(
     folder: Path,
     *,
@@ -112,7 +117,7 @@ def save_checkpoint(
     }
     if refused := list(_unloadable_paths(payload, "checkpoint")):
         raise TypeError(f"not loadable with weights_only: {', '.join(refused[:5])}")
-    path = folder / f"step-{step:06d}.pt"
+    path = checkpoint_path(folder, step)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for leftover in folder.glob("*.tmp"):

@@ -5,26 +5,46 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from udaseg.errors import DataError
+from udaseg.files import read_json
 from udaseg.recipe.load import load
 from udaseg.recipe.schema import Recipe
 from udaseg.runs.checkpoint import list_manifests
 from udaseg.runs.scores import Scores, find_score_files, read_scores
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run(os.PathLike[str]):
     """A run folder: what was trained, its checkpoints, and its scores.
 
-    It is a path: every function that takes a run folder takes a `Run`.
+    It is a path: every function that takes a run folder takes a `Run`. Nothing is read before it is
+    asked for, and everything is read anew each time.
+
+    Args:
+        path: The run folder.
 
     Attributes:
         path: The run folder.
+
+    Example:
+        run = udaseg.Run("runs/city-rccr")
+        run.finished, run.recipe.steps, run.scores["city-val"].miou
     """
 
     path: Path
 
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        object.__setattr__(self, "path", Path(path))
+
     def __fspath__(self) -> str:
         return str(self.path)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are trained and scored."""
+        return read_json(self.path / "status.json").get("state") == "done"
 
     @property
     def recipe(self) -> Recipe:

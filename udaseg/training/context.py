@@ -7,7 +7,7 @@ from udaseg.data.datasets.index import PreparedDataset
 from udaseg.data.labels.classes import ClassSpace
 from udaseg.recipe.schema import Recipe
 from udaseg.runs.checkpoint import Checkpoint
-from udaseg.training.callbacks.keep_best import KeepBest
+from udaseg.selection.candidates import EvaluationSets
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class RunContext:
         folder: Run folder.
         checkpoint: Where the run continues; None starts at step 0.
         fit_memory: Split steps into micro-batches until they fit in memory.
-        keep_best: Keeps the best checkpoint; None keeps only the newest ones.
+        criterion_sets: Images to compare checkpoints on; None keeps only the newest checkpoints.
     """
 
     recipe: Recipe
@@ -49,7 +49,7 @@ class RunContext:
     folder: Path
     checkpoint: Checkpoint | None
     fit_memory: bool
-    keep_best: KeepBest | None
+    criterion_sets: EvaluationSets | None
 
     @property
     def steps_done(self) -> int:

@@ -25,6 +25,10 @@ _OUT_OF_MEMORY_TEXTS = (
 )
 
 
+DEVICE_ERRORS = (RuntimeError, MemoryError)
+"""Exceptions that a full or broken device raises."""
+
+
 class FirstStepOutOfMemory(EnvironmentFault):
     """The first step ran out of memory; nothing was changed."""
 

@@ -1,8 +1,7 @@
-"""Print the plan of a run before it starts, and its folder when it is done."""
+"""Print the plan of a run before it starts."""
 
 import gc
 import logging
-import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 def print_plan(
-    recipe: Recipe, recipe_path: Path, setup: TrainingSetup, data: RunData, folder: Path
+    recipe: Recipe, recipe_path: str, setup: TrainingSetup, data: RunData, folder: Path
 ) -> None:
     """Print the plan to stderr: data, network, steps and run folder.
 
@@ -164,16 +163,6 @@ def _class_rows(
             f"only in {other.name}: {', '.join(exclusive)} (the network cannot predict them)"
         )
     return {**rows, "classes": "; ".join(parts)}
-
-
-def print_finished(folder: Path, recipe: Recipe) -> None:
-    """Print to stdout where the run is, and the commands to use next."""
-    console = open_console(soft_wrap=True)
-    path = shlex.quote(str(folder))
-    console.print(safe_text(f"{recipe.name}: done, in {path}"))
-    if recipe.validation.data is not None:
-        console.print(safe_text(f"  udaseg eval {path}"))
-    console.print(safe_text(f"  udaseg predict IMAGES --checkpoint {path}"))
 
 
 _PART_LABELS = {

@@ -4,26 +4,58 @@ import logging
 import math
 import os
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rich.table import Table
-
-from udaseg.display.console import open_console, safe_text
 from udaseg.errors import DivergedError, Interrupted, PartialError, UsageError
-from udaseg.files import read_json, write_json
+from udaseg.files import write_json
 from udaseg.recipe.load import load
 from udaseg.recipe.schema import Recipe
 from udaseg.recipe.stages import recipe_digest
 from udaseg.runs.folder import default_run_folder
+from udaseg.runs.run import Run
 from udaseg.runs.scores import Scores, find_score_files, read_scores
-from udaseg.text import percent
 from udaseg.training.memory import empty_cache
-from udaseg.training.train import TrainOptions
+from udaseg.training.train import TrainOptions, adapt, read_recipe
 
 log = logging.getLogger(__name__)
 SUMMARY = "seeds.json"
+
+
+@dataclass(frozen=True)
+class SeedStatistics:
+    """One score over the seeds.
+
+    Attributes:
+        values: The score of each scored run; NaN where it was not measured.
+    """
+
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float | None:
+        """Mean over the seeds that measured the score; None if no seed did."""
+        return statistics.fmean(self._known) if self._known else None
+
+    @property
+    def spread(self) -> float | None:
+        """Standard deviation (n - 1); None for fewer than two seeds."""
+        return statistics.stdev(self._known) if len(self._known) > 1 else None
+
+    def to_json(self) -> dict[str, float | int | None]:
+        """Return number of seeds, mean, spread, minimum and maximum as a JSON object."""
+        return {
+            "seeds": len(self._known),
+            "mean": self.mean,
+            "spread": self.spread,
+            "least": min(self._known, default=None),
+            "most": max(self._known, default=None),
+        }
+
+    @property
+    def _known(self) -> list[float]:
+        return [value for value in self.values if not math.isnan(value)]
 
 
 @dataclass(frozen=True)
@@ -32,52 +64,141 @@ class SeedRun:
 
     Attributes:
         seed: Seed of the run.
-        folder: Run folder.
+        run: The run.
         scores: Final scores; None if nothing is scored.
     """
 
     seed: int
-    folder: Path
+    run: Run
     scores: Scores | None
 
 
-def run_seeds(
-    train_one: Callable[[TrainOptions], Path], seeds: Sequence[int], options: TrainOptions
-) -> Path:
-    """Train with each seed in its own folder, and return the folder of all runs.
+@dataclass(frozen=True)
+class SeedRuns:
+    """Runs of one recipe with several seeds.
 
-    The same command again continues: finished seeds are skipped, an interrupted one is resumed. If
-    a seed diverges, the other seeds are still trained.
+    Attributes:
+        path: Folder of all runs and of `seeds.json`.
+        recipe: The recipe, with any seed.
+        seeds: All seeds, in order.
+        runs: The finished runs, in the order of their seeds.
+        failed: Why a seed diverged, by seed.
+    """
+
+    path: Path
+    recipe: Recipe
+    seeds: tuple[int, ...]
+    runs: tuple[SeedRun, ...]
+    failed: Mapping[int, str]
+
+    @property
+    def summary_path(self) -> Path:
+        """The file with the statistics."""
+        return self.path / SUMMARY
+
+    @property
+    def scored(self) -> dict[int, Scores]:
+        """The final scores by seed."""
+        return {run.seed: run.scores for run in self.runs if run.scores is not None}
+
+    @property
+    def means(self) -> dict[str, SeedStatistics]:
+        """Each mean IoU over the seeds, by name."""
+        return _statistics_by_name([scores.means for scores in self.scored.values()])
+
+    @property
+    def iou(self) -> dict[str, SeedStatistics]:
+        """The IoU of each class over the seeds, by name."""
+        return _statistics_by_name([scores.iou for scores in self.scored.values()])
+
+    def raise_if_failed(self) -> None:
+        """Raise an error with all reasons if a seed diverged.
+
+        Raises:
+            PartialError: Some seeds diverged; the others are finished.
+        """
+        if self.failed:
+            reasons = "; ".join(f"seed {seed}: {reason}" for seed, reason in self.failed.items())
+            raise PartialError(
+                f"{len(self.failed)} of {len(self.seeds)} seeds did not finish: {reasons}"
+            )
+
+
+def run_seeds(
+    seeds: Sequence[int],
+    recipe: str | os.PathLike[str] | Recipe = "rccr",
+    *,
+    source: str | os.PathLike[str] | None = None,
+    target: str | os.PathLike[str] | None = None,
+    steps: int | None = None,
+    overrides: Mapping[str, object] | None = None,
+    out: str | os.PathLike[str] | None = None,
+    options: TrainOptions | None = None,
+) -> SeedRuns:
+    """Train with each seed in its own folder, and return the runs and their statistics.
+
+    The same call again continues: finished seeds are skipped, an interrupted one is resumed. If a
+    seed diverges, the other seeds are still trained; see `SeedRuns.failed`.
 
     Args:
-        train_one: `train` or `adapt`, called once for each seed.
-        seeds: In order.
-        options: For each run, apart from the seed. `out` is the folder of all runs; `dry_run`
-            prints only the plan of the first seed.
+        seeds: Seeds, in the order in which they are trained.
+        recipe: As for `adapt`; a recipe of `train` is possible too.
+        source: As for `adapt`.
+        target: As for `adapt`.
+        steps: As for `adapt`.
+        overrides: As for `adapt`.
+        out: Folder of all runs; None takes one below `runs/`.
+        options: As for `adapt`. `dry_run` shows only the plan of the first seed.
+
+    Returns:
+        The finished runs.
 
     Raises:
         UsageError: A finished seed was trained with another recipe, or there are several processes.
+        RecipeError: The recipe or an override is wrong.
         Interrupted: A signal was received; the completed steps are saved.
-        PartialError: Some seeds diverged; the others are finished.
+
+    Example:
+        three = udaseg.run_seeds([0, 1, 2], "rccr", target="my_photos", out="runs/rccr")
+        three.means["mIoU"].mean, three.means["mIoU"].spread
     """
+    options = options or TrainOptions()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError("--seeds runs in one process; start torchrun once for each --seed")
-    recipe, folder = options.recipe, options.out or _default_folder(options.recipe)
+    if options.resume is not None:
+        raise UsageError("--seeds cannot be combined with --resume; the same call again continues")
+    chosen, path = read_recipe(
+        recipe,
+        source=source,
+        target=target,
+        steps=steps,
+        seed=None,
+        overrides=overrides,
+        options=options,
+    )
+    folder = _default_folder(chosen) if out is None else Path(out)
     if (folder / "recipe.yaml").is_file():
         raise UsageError(f"{folder}: is a run of a single seed; use another --out for --seeds")
+    command = options.command or ["udaseg.run_seeds"]
+    options = replace(options, recipe_path=path, command=command)
+    if options.dry_run:
+        first = replace(chosen, seed=seeds[0])
+        adapt(first, out=_run_folder(folder, seeds[0]), options=options)
+        return SeedRuns(folder, chosen, tuple(seeds), (), {})
+    return _train_seeds(seeds, chosen, folder, options)
+
+
+def _train_seeds(
+    seeds: Sequence[int], recipe: Recipe, folder: Path, options: TrainOptions
+) -> SeedRuns:
+    """Train the seeds that are not finished, and write `seeds.json` after each."""
     failed: dict[int, str] = {}
     for seed in seeds:
-        seed_options = replace(
-            options, recipe=replace(recipe, seed=seed), out=folder / f"s{seed}", resume=None
-        )
-        if options.dry_run:
-            train_one(seed_options)
-            return folder
         try:
-            if not _train_seed(train_one, seed_options):
+            if not _train_seed(replace(recipe, seed=seed), _run_folder(folder, seed), options):
                 continue
         except Interrupted as interruption:
-            _write_summary(folder, recipe, seeds, failed)
+            _summarise(folder, recipe, seeds, failed)
             raise Interrupted(
                 f"{interruption}\nrun the same command again to continue with "
                 f"seed {seed} and the remaining seeds",
@@ -87,46 +208,27 @@ def run_seeds(
             log.error("seed %d: %s", seed, error)
             failed[seed] = str(error).partition("\n")[0]
         empty_cache()
-        _write_summary(folder, recipe, seeds, failed)
-    _print_summary(folder, _write_summary(folder, recipe, seeds, failed))
-    _raise_if_any_failed(seeds, failed)
-    return folder
+        _summarise(folder, recipe, seeds, failed)
+    return _summarise(folder, recipe, seeds, failed)
 
 
-def _raise_if_any_failed(seeds: Sequence[int], failed: Mapping[int, str]) -> None:
-    if failed:
-        reasons = "; ".join(f"seed {seed}: {reason}" for seed, reason in failed.items())
-        raise PartialError(f"{len(failed)} of {len(seeds)} seeds did not finish: {reasons}")
-
-
-def _train_seed(train_one: Callable[[TrainOptions], Path], options: TrainOptions) -> bool:
+def _train_seed(recipe: Recipe, folder: Path, options: TrainOptions) -> bool:
     """Train or resume the run of a seed; return False if it is finished already."""
-    seed, run_folder = options.recipe.seed, options.out
-    assert run_folder is not None
-    if not options.overwrite and _is_finished(run_folder, options.recipe):
-        log.info("seed %d: finished already, in %s", seed, run_folder)
+    seed = recipe.seed
+    if not options.overwrite and _is_finished(folder, recipe):
+        log.info("seed %d: finished already, in %s", seed, folder)
         return False
-    if not options.overwrite and (run_folder / "recipe.yaml").is_file():
-        log.info("seed %d: resumes in %s", seed, run_folder)
-        train_one(replace(options, out=None, resume=run_folder, init=None))
+    if not options.overwrite and (folder / "recipe.yaml").is_file():
+        log.info("seed %d: resumes in %s", seed, folder)
+        adapt(recipe, options=replace(options, resume=folder, init=None))
     else:
-        log.info("seed %d: starts in %s", seed, run_folder)
-        train_one(options)
+        log.info("seed %d: starts in %s", seed, folder)
+        adapt(recipe, out=folder, options=options)
     return True
 
 
-def seed_statistics(values: Sequence[float]) -> dict[str, float | int | None]:
-    """Return mean, standard deviation (n - 1), minimum and maximum over seeds, without NaN."""
-    known = [value for value in values if not math.isnan(value)]
-    if not known:
-        return {"seeds": 0, "mean": None, "spread": None, "least": None, "most": None}
-    return {
-        "seeds": len(known),
-        "mean": statistics.fmean(known),
-        "spread": statistics.stdev(known) if len(known) > 1 else None,
-        "least": min(known),
-        "most": max(known),
-    }
+def _run_folder(folder: Path, seed: int) -> Path:
+    return folder / f"s{seed}"
 
 
 def _default_folder(recipe: Recipe) -> Path:
@@ -134,103 +236,52 @@ def _default_folder(recipe: Recipe) -> Path:
     return single_run.with_name(single_run.name.removesuffix(f"-s{recipe.seed}") + "-seeds")
 
 
-def _is_finished(run_folder: Path, recipe: Recipe) -> bool:
+def _is_finished(folder: Path, recipe: Recipe) -> bool:
     """Return whether the run of a seed is finished.
 
     Raises:
         UsageError: It is finished, but with another recipe.
     """
-    if read_json(run_folder / "status.json").get("state") != "done":
+    if not Run(folder).finished:
         return False
-    if recipe_digest(load(run_folder / "recipe.yaml")) != recipe_digest(recipe):
+    if recipe_digest(load(folder / "recipe.yaml")) != recipe_digest(recipe):
         raise UsageError(
-            f"{run_folder}: is finished, but with another recipe; use another --out, or "
+            f"{folder}: is finished, but with another recipe; use another --out, or "
             "--overwrite to train all seeds again"
         )
     return True
 
 
-def _write_summary(
+def _summarise(
     folder: Path, recipe: Recipe, seeds: Sequence[int], failed: Mapping[int, str]
-) -> list[SeedRun]:
-    """Write `seeds.json` for the finished runs, and return them."""
+) -> SeedRuns:
+    """Return the finished runs, and write their statistics to `seeds.json`."""
     runs = []
     for seed in seeds:
-        run_folder = folder / f"s{seed}"
-        if read_json(run_folder / "status.json").get("state") == "done":
-            score_file = next(iter(find_score_files(run_folder).values()), None)
-            runs.append(
-                SeedRun(
-                    seed, run_folder, None if score_file is None else read_scores(score_file, [])
-                )
-            )
-    scored = [run for run in runs if run.scores is not None]
+        run = Run(_run_folder(folder, seed))
+        if run.finished:
+            file = next(iter(find_score_files(run.path).values()), None)
+            runs.append(SeedRun(seed, run, None if file is None else read_scores(file, [])))
+    result = SeedRuns(folder, recipe, tuple(seeds), tuple(runs), dict(failed))
     write_json(
-        folder / SUMMARY,
+        result.summary_path,
         {
             "recipe": recipe.name,
             "seeds": list(seeds),
-            "finished": {str(run.seed): run.folder.name for run in runs},
+            "finished": {str(run.seed): run.run.path.name for run in runs},
             "failed": {str(seed): reason for seed, reason in failed.items()},
-            "means": {
-                name: seed_statistics(values) for name, values in means_by_name(scored).items()
-            },
-            "classes": {
-                name: seed_statistics(values) for name, values in class_ious_by_name(scored).items()
-            },
+            "means": {name: score.to_json() for name, score in result.means.items()},
+            "classes": {name: score.to_json() for name, score in result.iou.items()},
             "each": {
-                str(run.seed): {
-                    "means": dict(run.scores.means),
-                    "classes": dict(run.scores.iou),
-                }
-                for run in scored
-                if run.scores is not None
+                str(seed): {"means": dict(scores.means), "classes": dict(scores.iou)}
+                for seed, scores in result.scored.items()
             },
         },
     )
-    return runs
+    return result
 
 
-def means_by_name(runs: Sequence[SeedRun]) -> dict[str, list[float]]:
-    """Return the mean IoUs of each run by name."""
-    return _collect_by_name([run.scores.means for run in runs if run.scores is not None])
-
-
-def class_ious_by_name(runs: Sequence[SeedRun]) -> dict[str, list[float]]:
-    """Return the IoU of each class in each run."""
-    return _collect_by_name([run.scores.iou for run in runs if run.scores is not None])
-
-
-def _collect_by_name(parts: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
-    names = list(dict.fromkeys(name for part in parts for name in part))
-    return {name: [part.get(name, math.nan) for part in parts] for name in names}
-
-
-def _print_summary(folder: Path, runs: Sequence[SeedRun]) -> None:
-    """Print mean and spread over the seeds, for each class and each mean."""
-    console = open_console(soft_wrap=True)
-    scored = [run for run in runs if run.scores is not None]
-    if scored:
-        table = Table(title=f"IoU in percent over {len(scored)} seeds", title_justify="left")
-        table.add_column("class")
-        for name in ("mean", "spread", *(f"seed {run.seed}" for run in scored)):
-            table.add_column(name, justify="right")
-        means = means_by_name(scored)
-        for name, values in {**class_ious_by_name(scored), **means}.items():
-            summary = seed_statistics(values)
-            row = [
-                _format_percent(summary["mean"]),
-                _format_percent(summary["spread"]),
-                *map(percent, values),
-            ]
-            style = "bold" if name in means else None
-            table.add_row(safe_text(name), *row, style=style)
-        console.print(table)
-        console.print(safe_text("spread: standard deviation over the seeds (n - 1)"))
-    else:
-        console.print(safe_text("nothing was scored: the recipe has no validation data"))
-    console.print(safe_text(f"{len(runs)} seeds: {folder / SUMMARY}"))
-
-
-def _format_percent(value: float | None) -> str:
-    return "-" if value is None else percent(value)
+def _statistics_by_name(runs: Sequence[Mapping[str, float]]) -> dict[str, SeedStatistics]:
+    """Return the statistics of every score that some run has."""
+    names = dict.fromkeys(name for run in runs for name in run)
+    return {name: SeedStatistics(tuple(run.get(name, math.nan) for run in runs)) for name in names}

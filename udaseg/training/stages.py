@@ -7,19 +7,25 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from udaseg.data.labels.classes import ClassSpace, classes_to_dict
-from udaseg.display.progress import TrainingProgress
-from udaseg.distributed import rank
+from udaseg.distributed import rank, world_size
 from udaseg.errors import DataError, DivergedError, EnvironmentFault, Interrupted, UdasegError
 from udaseg.failures import report_once
+from udaseg.methods.objectives.objective import LossReport
 from udaseg.recipe.stages import Stage, stage_at, stages_of
-from udaseg.runs.checkpoint import Checkpoint
+from udaseg.runs.checkpoint import Checkpoint, newest_checkpoint
+from udaseg.runs.scores import Scores
 from udaseg.runs.status import RunStatus
 from udaseg.signals import StopSignal
-from udaseg.training.callbacks.recorder import Recorder
+from udaseg.training.callbacks.build import build_callbacks
+from udaseg.training.callbacks.callback import Dispatcher, TrainingState
+from udaseg.training.callbacks.checkpoints import write_checkpoint
+from udaseg.training.callbacks.scores import write_final_scores
 from udaseg.training.context import RunContext
+from udaseg.training.guards import Guard
 from udaseg.training.loop import run_steps
 from udaseg.training.memory import (
     FirstStepOutOfMemory,
+    OutOfMemory,
     is_out_of_memory,
     out_of_memory_advice,
     split_further,
@@ -31,167 +37,215 @@ from udaseg.training.stage_data import adapt_batch_norm, open_stage
 log = logging.getLogger(__name__)
 
 
-def train_all_stages(context: RunContext, setups: list[TrainingSetup]) -> None:
-    """Train all stages, score at the end, and write the outcome to `status.json`.
+class Runner:
+    """Trains the stages of a run in turn.
+
+    Only the runner and the state that it gives to callbacks hold the setup of a stage. Both are
+    freed before the next stage builds its own, so two networks with optimizer state never live at
+    the same time.
 
     Args:
-        context: Context of the run.
-        setups: Holds the setup of the first stage; later stages replace it.
+        context: What all stages share; its folder exists and is locked.
+        setup: Setup of the first stage.
 
-    Raises:
-        Interrupted: A signal came; the last step is saved.
+    Attributes:
+        context: The context; its recipe may get more micro-batches.
+        setup: Setup of the current stage; None between two stages.
     """
-    # lasts until status.json is final: torchrun sends SIGTERM as soon as another process exits
-    with StopSignal() as stop:
-        _train_and_score(context, setups, stop)
 
+    def __init__(self, context: RunContext, setup: TrainingSetup) -> None:
+        self.context = context
+        self.setup: TrainingSetup | None = setup
+        self._state: TrainingState | None = None
+        self._callbacks = build_callbacks(context)
+        self._status = RunStatus(context.folder / "status.json" if rank() == 0 else None)
+        self._stop = StopSignal()
 
-def _train_and_score(context: RunContext, setups: list[TrainingSetup], stop: StopSignal) -> None:
-    recipe, folder = context.recipe, context.folder
-    status = RunStatus(folder / "status.json" if rank() == 0 else None)
-    status.running(step=context.steps_done)
-    started = time.monotonic()
-    miou: float | None = None
-    try:
-        with report_once():
-            recorder = _train_stages(context, setups, status, stop)
-            if context.data.validation is not None:
-                with (
-                    _record_interruption(status, recipe.steps),
-                    stop.interruptible(f"trained, not scored; continue with --resume {folder}"),
-                ):
-                    miou = recorder.score_validation(show_table=True).mean_iou()
-    except Interrupted:
-        raise  # already recorded where it was raised, with the step
-    except UdasegError as error:
-        status.failed(code=error.exit_code, reason=str(error))
-        raise
-    except BaseException as error:
-        if is_out_of_memory(error):
-            reason = str(error).partition("\n")[0] or "out of memory"
-            if setups:
-                reason = out_of_memory_advice(setups[0], reason, fit_given=context.fit_memory)
-            status.failed(code=EnvironmentFault.exit_code, reason=reason)
-            raise EnvironmentFault(reason) from error
-        # after any error, the status must not remain "running"
-        status.failed(code=1, reason=f"{type(error).__name__}: {error}")
-        raise
-    status.done(step=recipe.steps, seconds=time.monotonic() - started, miou=miou)
+    def run(self) -> Scores | None:
+        """Train all stages, score at the end, and write the outcome to `status.json`.
 
+        Returns:
+            The final scores; None if the run has no validation data.
 
-def _train_stages(
-    context: RunContext, setups: list[TrainingSetup], status: RunStatus, stop: StopSignal
-) -> Recorder:
-    """Train the remaining stages; each starts from the student of the previous one."""
-    done = context.steps_done
-    recorder: Recorder | None = None
-    for stage in stages_of(context.recipe)[stage_at(context.recipe, done).index :]:
-        digests: dict[str, str] = {}
-        if stage.index > 0:
-            # free the network, gradients and moments of the previous stage
-            recorder = None
-            setups.clear()
-            with _record_interruption(status, done):
-                digests = _open_later_stage(context, stage, setups, done, stop)
-        if context.checkpoint is not None and (
-            context.steps_done > stage.begin or stage.index == 0
-        ):
-            _restore(context, setups[0], digests)
-        first = max(done, stage.begin)
-        context, recorder = _train_stage(context, stage, setups, digests, first, status, stop)
-        done = stage.end
-    assert recorder is not None
-    if context.recipe.method.target_statistics > 0 and context.data.target is not None:
-        with _record_interruption(status, done):
-            adapt_batch_norm(context.recipe, setups[0], context.data.target, stop, context.folder)
-        recorder.save_checkpoint(done, force=True)
-    return recorder
+        Raises:
+            Interrupted: A signal came; the last step is saved.
+        """
+        # lasts until status.json is final: torchrun sends SIGTERM as soon as another process exits
+        with self._stop:
+            self._status.running(step=self.context.steps_done)
+            started = time.monotonic()
+            try:
+                with report_once():
+                    self._train_stages()
+                    miou, scores = self._score()
+            except Interrupted:
+                raise  # already recorded where it was raised, with the step
+            except UdasegError as error:
+                self._status.failed(code=error.exit_code, reason=str(error))
+                raise
+            except BaseException as error:
+                # after any error, the status must not remain "running"
+                self._record_unexpected(error)
+                raise
+            seconds = time.monotonic() - started
+            self._status.done(step=self.context.recipe.steps, seconds=seconds, miou=miou)
+        return scores
 
+    def _record_unexpected(self, error: BaseException) -> None:
+        """Record an error that the run did not raise itself.
 
-def _open_later_stage(
-    context: RunContext, stage: Stage, setups: list[TrainingSetup], done: int, stop: StopSignal
-) -> dict[str, str]:
-    """Append the setup of a stage after the first, and return the digests of its files."""
-    log.info("stage %d: %s, steps %d to %d", stage.index + 1, stage.name, stage.begin, stage.end)
-    setup, digests = open_stage(
-        context.recipe,
-        stage,
-        context.data,
-        context.folder,
-        # a checkpoint at a stage's first step belongs to the previous stage
-        is_new=done <= stage.begin,
-        stop=stop,
-    )
-    setups.append(setup)
-    return digests
+        Raises:
+            EnvironmentFault: It means out of memory.
+        """
+        if not is_out_of_memory(error):
+            self._status.failed(code=1, reason=f"{type(error).__name__}: {error}")
+            return
+        reason = str(error).partition("\n")[0] or "out of memory"
+        if self.setup is not None:
+            fit_given = self.context.fit_memory
+            reason = out_of_memory_advice(self.setup, reason, fit_given=fit_given)
+        self._status.failed(code=EnvironmentFault.exit_code, reason=reason)
+        raise EnvironmentFault(reason) from error
 
+    def _train_stages(self) -> None:
+        """Train the remaining stages; each starts from the student of the previous one."""
+        context, done = self.context, self.context.steps_done
+        for stage in stages_of(context.recipe)[stage_at(context.recipe, done).index :]:
+            digests: Mapping[str, str] = {}
+            if stage.index > 0:
+                with self._recording_interruption(done):
+                    digests = self._open_stage(stage, done)
+            if context.checkpoint is not None and (
+                context.steps_done > stage.begin or stage.index == 0
+            ):
+                self._restore(context.checkpoint, digests)
+            self._train_stage(digests, max(done, stage.begin))
+            done = stage.end
+        self._adapt_batch_norm()
 
-def _train_stage(
-    context: RunContext,
-    stage: Stage,
-    setups: list[TrainingSetup],
-    digests: Mapping[str, str],
-    first: int,
-    status: RunStatus,
-    stop: StopSignal,
-) -> tuple[RunContext, Recorder]:
-    """Train a stage from step `first`; with more micro-batches if the first step does not fit.
+    def _open_stage(self, stage: Stage, done: int) -> Mapping[str, str]:
+        """Build the setup of a stage after the first, and return the digests of its files."""
+        # free the network, gradients and moments of the previous stage
+        self.setup = self._state = None
+        log.info(
+            "stage %d: %s, steps %d to %d", stage.index + 1, stage.name, stage.begin, stage.end
+        )
+        context = self.context
+        self.setup, digests = open_stage(
+            context.recipe,
+            stage,
+            context.data,
+            context.folder,
+            # a checkpoint at a stage's first step belongs to the previous stage
+            is_new=done <= stage.begin,
+            stop=self._stop,
+        )
+        return digests
 
-    Returns:
-        The context, whose recipe has the number of micro-batches, and the recorder of the stage.
-    """
-    while True:
-        recorder = Recorder(context, stage, setups[0], digests, status)
-        try:
-            if first < stage.end:
-                _train_steps(recorder, first, status, stop)
-            return context, recorder
-        except FirstStepOutOfMemory as error:
-            message = str(error)
-        # outside the except clause, so that the tensors in the error's frames are freed first
-        del recorder
-        setups[0] = split_further(setups[0], context.folder, message, fit_given=context.fit_memory)
-        context = replace(context, recipe=setups[0].recipe)
+    def _restore(self, checkpoint: Checkpoint, digests: Mapping[str, str]) -> None:
+        """Restore a checkpoint into the stage that it belongs to."""
+        assert self.setup is not None
+        _check_same_data(checkpoint, self.setup, self.context.data.classes, digests)
+        restore(checkpoint, self.setup.objective, self.setup.optimizer)
+        log.info("resumed %s at step %d", self.context.folder, checkpoint.step)
 
+    def _train_stage(self, digests: Mapping[str, str], first: int) -> None:
+        """Train the open stage from step `first`; in more parts if the first step does not fit."""
+        while True:
+            assert self.setup is not None
+            state = TrainingState(
+                context=self.context,
+                setup=self.setup,
+                status=self._status,
+                callbacks=self._callbacks,
+                digests=digests,
+                step=first,
+            )
+            self._state = state
+            try:
+                if first < self.setup.stage.end:
+                    self._train_steps(state, first)
+                return
+            except FirstStepOutOfMemory as error:
+                message = str(error)
+            # outside the except clause, so that the tensors in the error's frames are freed first
+            del state
+            self._state = None
+            fit_given = self.context.fit_memory
+            self.setup = split_further(
+                self.setup, self.context.folder, message, fit_given=fit_given
+            )
+            self.context = replace(self.context, recipe=self.setup.recipe)
 
-@contextlib.contextmanager
-def _record_interruption(status: RunStatus, done: int) -> Iterator[None]:
-    """Record in `status.json` if a signal interrupts the work that follows step `done`."""
-    try:
-        yield
-    except Interrupted as interrupted:
-        status.interrupted(step=done, signal_number=interrupted.exit_code - 128)
-        raise
-
-
-def _train_steps(recorder: Recorder, first: int, status: RunStatus, stop: StopSignal) -> None:
-    recipe, folder = recorder.recipe, recorder.folder
-    progress = TrainingProgress(
-        steps=recipe.steps, first=first, line_interval=recipe.machine.log_every
-    )
-    with recorder.metrics, progress:
-        recorder.rewind_to(first)
-        recorder.progress = progress
-        try:
-            setup, guard = recorder.setup, recorder.guard
-            done = run_steps(setup, first=first, on_step=recorder.on_step, stop=stop, guard=guard)
-            recorder.save_checkpoint(done)
-        except DivergedError as error:
-            raise recorder.add_last_checkpoint(error) from error
-    if done < recipe.steps and stop.stop_requested():
-        assert stop.number is not None
-        status.interrupted(step=done, signal_number=stop.number)
-        raise Interrupted(
-            f"stopped at step {done} and saved; continue with --resume {folder}", stop.number
+    def _train_steps(self, state: TrainingState, first: int) -> None:
+        recipe, folder, stop = state.recipe, self.context.folder, self._stop
+        callbacks = Dispatcher(state)
+        guard = Guard(
+            state.setup,
+            counts=self._status.incident_counts,
+            on_drop=callbacks.on_drop,
+            on_rollback=callbacks.on_rewind,
         )
 
+        def on_step(done: int, report: LossReport) -> None:
+            callbacks.on_step(done, report, guard.gradient_norm)
 
-def _restore(context: RunContext, setup: TrainingSetup, digests: Mapping[str, str]) -> None:
-    """Restore the checkpoint into the stage that it belongs to."""
-    assert context.checkpoint is not None
-    _check_same_data(context.checkpoint, setup, context.data.classes, digests)
-    restore(context.checkpoint, setup.objective, setup.optimizer)
-    log.info("resumed %s at step %d", context.folder, context.steps_done)
+        try:
+            with callbacks.running(first):
+                done = run_steps(state.setup, first=first, on_step=on_step, stop=stop, guard=guard)
+        except DivergedError as error:
+            raise self._with_last_checkpoint(error) from error
+        if done < recipe.steps and stop.stop_requested():
+            assert stop.number is not None
+            self._status.interrupted(step=done, signal_number=stop.number)
+            raise Interrupted(
+                f"stopped at step {done} and saved; continue with --resume {folder}", stop.number
+            )
+
+    def _with_last_checkpoint(self, error: DivergedError) -> DivergedError:
+        """Return the error with the last checkpoint added."""
+        folder = self.context.folder
+        last = newest_checkpoint(folder / "checkpoints")
+        if last is None:
+            return DivergedError(f"{error}\nno checkpoint was written yet")
+        text = f"{error}\nthe last good checkpoint is {last.path}, step {last.step}"
+        if isinstance(error, OutOfMemory) and world_size() == 1:
+            text += f"; continue with --resume {folder} --fit, or on a machine with more memory"
+        return DivergedError(text)
+
+    def _adapt_batch_norm(self) -> None:
+        """Give the trained networks the statistics of the target, if the recipe asks for it."""
+        context, state = self.context, self._state
+        assert state is not None
+        if context.recipe.method.target_statistics == 0 or context.data.target is None:
+            return
+        with self._recording_interruption(context.recipe.steps):
+            adapt_batch_norm(
+                context.recipe, state.setup, context.data.target, self._stop, context.folder
+            )
+        write_checkpoint(state)
+
+    def _score(self) -> tuple[float, Scores] | tuple[None, None]:
+        """Score the trained student, if the run has validation data."""
+        context = self.context
+        if context.data.validation is None:
+            return None, None
+        assert self._state is not None
+        message = f"trained, not scored; continue with --resume {context.folder}"
+        with (
+            self._recording_interruption(context.recipe.steps),
+            self._stop.interruptible(message),
+        ):
+            return write_final_scores(self._state)
+
+    @contextlib.contextmanager
+    def _recording_interruption(self, done: int) -> Iterator[None]:
+        """Record in `status.json` if a signal interrupts the work that follows step `done`."""
+        try:
+            yield
+        except Interrupted as interrupted:
+            self._status.interrupted(step=done, signal_number=interrupted.exit_code - 128)
+            raise
 
 
 def _check_same_data(

@@ -1,90 +1,265 @@
 """`udaseg train` and `udaseg adapt`: train a recipe into a run folder."""
 
 import contextlib
+import json
 import logging
-from collections.abc import Sequence
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from udaseg.data.open import open_dataset
-from udaseg.display.console import open_console, safe_text
 from udaseg.distributed import device_type, local_rank_zero_first, on_rank_zero, rank, world_size
 from udaseg.errors import UsageError
 from udaseg.failures import process_group
 from udaseg.recipe.load import dump, load
+from udaseg.recipe.request import Overrides, requested_recipe, validates_other_data
 from udaseg.recipe.schema import Recipe
-from udaseg.recipe.stages import adapts
+from udaseg.recipe.stages import adapts, numeric_settings
 from udaseg.runs import folder as folder_module
 from udaseg.runs.checkpoint import Checkpoint, find_checkpoint
+from udaseg.runs.run import Run
+from udaseg.runs.scores import Scores
 from udaseg.runs.status import log_to_file
 from udaseg.selection.candidates import EvaluationSets
-from udaseg.training.callbacks.keep_best import KeepBest, open_criterion_sets
+from udaseg.text import shortened
+from udaseg.training.callbacks.keep_best import open_criterion_sets
 from udaseg.training.callbacks.tensorboard import uses_tensorboard
 from udaseg.training.context import RunContext, RunData
-from udaseg.training.plan import print_finished, print_memory_plan, print_plan
+from udaseg.training.plan import print_memory_plan, print_plan
 from udaseg.training.resume import find_resume_checkpoint, load_start_checkpoint
-from udaseg.training.setup import TrainingSetup, build_setup, deterministic_kernels
-from udaseg.training.stages import train_all_stages
+from udaseg.training.setup import build_setup, deterministic_kernels
+from udaseg.training.stages import Runner
 
 log = logging.getLogger(__name__)
+_KEY = re.compile(r"[\w-]+(\.[\w-]+)*")
+_DEFAULTS = ("source_only", "rccr")
+"""Recipes of `train` and `adapt` unless another is named."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions:
-    """What a run is trained from and where it is written.
+    """Where a run takes its data and weights from, and how it is started.
 
     Attributes:
-        recipe: Recipe of the run.
-        recipe_path: File of the recipe, for messages.
         root: Folder of the prepared data sets.
-        command: Command line of the user, stored in the run.
-        out: Run folder; None takes one below `runs/`.
-        resume: Continue the run in this folder.
+        resume: Continue the run in this folder, with its recipe.
         init: Start from the student of this run or checkpoint.
         overwrite: Replace an existing run.
-        dry_run: Print only the plan, the memory estimate and the recipe.
+        dry_run: Show only the plan and the memory estimate.
         fit_memory: Split steps into micro-batches until they fit in memory.
+        source_only: Refuse a recipe that uses target images; `train` sets it.
+        command: Command line of the user, stored in the run; None stores the Python function.
+        recipe_path: File of a `Recipe`, for messages.
+        on_finish: Called in the first process with each finished run and its final scores, if any.
     """
 
-    recipe: Recipe
-    recipe_path: Path
-    root: Path
-    command: Sequence[str]
-    out: Path | None = None
-    resume: Path | None = None
-    init: Path | None = None
+    root: str | os.PathLike[str] = "data"
+    resume: str | os.PathLike[str] | None = None
+    init: str | os.PathLike[str] | None = None
     overwrite: bool = False
     dry_run: bool = False
     fit_memory: bool = False
+    source_only: bool = False
+    command: Sequence[str] | None = None
+    recipe_path: str | os.PathLike[str] | None = None
+    on_finish: Callable[[Run, Scores | None], None] | None = None
 
 
-def train(options: TrainOptions) -> Path:
-    """Train on the source alone, and return the run folder.
+def train(
+    recipe: str | os.PathLike[str] | Recipe = "source_only",
+    *,
+    source: str | os.PathLike[str] | None = None,
+    target: str | os.PathLike[str] | None = None,
+    steps: int | None = None,
+    seed: int | None = None,
+    overrides: Mapping[str, object] | None = None,
+    out: str | os.PathLike[str] | None = None,
+    options: TrainOptions | None = None,
+) -> Run:
+    """Train on the source alone, and return the run.
+
+    Takes what `adapt` takes, and reports as it does.
+
+    Args:
+        recipe: As for `adapt`; it must not use target images.
+        source: Labelled images: a prepared name or a dataset YAML.
+        target: Images that the recipe validates on, if they have labels.
+        steps: Number of optimizer steps.
+        seed: Random seed.
+        overrides: Other settings, by dotted name.
+        out: Run folder; None takes one below `runs/`.
+        options: Data, weights and start of the run.
 
     Raises:
-        UsageError: The recipe adapts, or the run folder already exists.
+        UsageError: The recipe adapts, or the arguments contradict each other.
+        RecipeError: The recipe or an override is wrong.
+
+    Example:
+        run = udaseg.train(source="my_city.yaml", steps=20_000)
     """
-    recipe = options.recipe
-    if recipe.method.kind != "source_only" or adapts(recipe):
-        raise UsageError(
-            f"{options.recipe_path}: the recipe uses target images; run it with `udaseg adapt`, "
-            "since `udaseg train` supports only source_only"
-        )
-    return adapt(options)
+    options = options or TrainOptions()
+    command = options.command or ["udaseg.train"]
+    return adapt(
+        recipe,
+        source=source,
+        target=target,
+        steps=steps,
+        seed=seed,
+        overrides=overrides,
+        out=out,
+        options=replace(options, source_only=True, command=command),
+    )
 
 
-def adapt(options: TrainOptions) -> Path:
-    """Adapt to the unlabelled target and return the run folder.
+def adapt(
+    recipe: str | os.PathLike[str] | Recipe = "rccr",
+    *,
+    source: str | os.PathLike[str] | None = None,
+    target: str | os.PathLike[str] | None = None,
+    steps: int | None = None,
+    seed: int | None = None,
+    overrides: Mapping[str, object] | None = None,
+    out: str | os.PathLike[str] | None = None,
+    options: TrainOptions | None = None,
+) -> Run:
+    """Adapt to the unlabelled target, and return the run.
 
+    Shows the plan of the run and its progress on stderr; the logger `udaseg` has the messages.
     Under torchrun this runs in each process; only rank 0 writes files and logs.
 
+    Args:
+        recipe: A method such as `rccr`, for the data given here; a shipped recipe such as
+            `toyland/rccr`; a recipe file; or a `Recipe`.
+        source: Labelled images: a prepared name or a dataset YAML.
+        target: Unlabelled images: a prepared name, a dataset YAML or a folder of images.
+        steps: Number of optimizer steps.
+        seed: Random seed.
+        overrides: Other settings, by dotted name: `{"optimizer.lr": 1e-4}`.
+        out: Run folder; None takes one below `runs/`.
+        options: Data, weights and start of the run. With `resume`, the recipe is that of the run.
+
     Raises:
-        UsageError: Options contradict each other, or the run folder already exists.
+        UsageError: Arguments contradict each other, or the run folder already exists.
+        RecipeError: The recipe or an override is wrong.
+        DataError: Data cannot be read.
+        DivergedError: Training diverged; the last checkpoint is intact.
+        Interrupted: A signal came; the last step is saved.
+
+    Example:
+        run = udaseg.adapt("rccr", source="toyland", target="my_photos", steps=2000)
+        run.scores, run.checkpoints
+        udaseg.adapt(options=udaseg.TrainOptions(resume=run))
     """
-    if options.resume is not None and (options.init is not None or options.overwrite):
-        raise UsageError("--resume cannot be combined with --init or --overwrite")
-    folder = options.resume or folder_module.default_run_folder(options.recipe, options.out)
-    machine = options.recipe.machine
+    options = options or TrainOptions()
+    _refuse_with_resume(options, out)
+    chosen, path = read_recipe(
+        recipe,
+        source=source,
+        target=target,
+        steps=steps,
+        seed=seed,
+        overrides=overrides,
+        options=options,
+    )
+    if options.source_only and (chosen.method.kind != "source_only" or adapts(chosen)):
+        raise UsageError(
+            f"{path}: the recipe uses target images; run it with `udaseg adapt`, "
+            "since `udaseg train` supports only source_only"
+        )
+    options = replace(options, recipe_path=path, command=options.command or ["udaseg.adapt"])
+    folder = folder_module.default_run_folder(chosen, None if out is None else Path(out))
+    return _train(chosen, Path(options.resume or folder), options)
+
+
+def read_recipe(
+    recipe: str | os.PathLike[str] | Recipe,
+    *,
+    source: str | os.PathLike[str] | None,
+    target: str | os.PathLike[str] | None,
+    steps: int | None,
+    seed: int | None,
+    overrides: Mapping[str, object] | None,
+    options: TrainOptions,
+) -> tuple[Recipe, Path]:
+    """Return the recipe that the arguments of `adapt` describe, and its file.
+
+    Raises:
+        UsageError: The arguments contradict each other.
+        RecipeError: The recipe or an override is wrong.
+    """
+    changes = Overrides(
+        None if source is None else os.fspath(source),
+        None if target is None else os.fspath(target),
+        seed,
+        steps,
+    )
+    words = _override_words(overrides or {})
+    if isinstance(recipe, Recipe):
+        path = Path(options.recipe_path or recipe.name)
+        return _changed_recipe(recipe, path, [*changes.overrides(), *words]), path
+    name = os.fspath(recipe)
+    if options.resume is not None:
+        named = [] if name in _DEFAULTS else [name]
+        return requested_recipe([*named, *words], changes, name, resume=Path(options.resume))
+    if isinstance(recipe, str) and _is_method(name):
+        return requested_recipe(words, changes, name)
+    if "=" in name:
+        name = str(Path(name).absolute())  # so that it is not read as KEY=VALUE
+    return requested_recipe([name, *words], changes, name)
+
+
+def _is_method(name: str) -> bool:
+    """Return whether a word names a method, rather than a shipped recipe or a file."""
+    return "/" not in name and not name.endswith((".yaml", ".yml")) and not Path(name).is_file()
+
+
+def _changed_recipe(recipe: Recipe, path: Path, words: Sequence[str]) -> Recipe:
+    """Return a recipe with overrides, by the rules that hold for overrides of a recipe file."""
+    if not words:
+        return recipe
+    changed = load(path, text=dump(recipe), overrides=words)
+    if validates_other_data(changed, (recipe.source.data, recipe.target.data), words):
+        changed = replace(changed, validation=replace(changed.validation, data=None))
+    same_seed = replace(recipe, seed=changed.seed)
+    if numeric_settings(same_seed) != numeric_settings(changed) and not any(
+        word.startswith("expected") for word in words
+    ):
+        changed = replace(changed, expected=None)
+    return changed
+
+
+def _override_words(overrides: Mapping[str, object]) -> list[str]:
+    """Return settings by dotted name as `KEY=VALUE`.
+
+    Raises:
+        UsageError: A name is not dotted words, or a value is no plain value.
+    """
+    words = []
+    for key, value in overrides.items():
+        if not isinstance(key, str) or not _KEY.fullmatch(key):
+            raise UsageError(
+                f"overrides: {shortened(repr(key))} is no setting; write dotted names, such as "
+                "'optimizer.lr'"
+            )
+        try:
+            text = json.dumps(value, ensure_ascii=False, default=os.fspath)
+            words.append(f"{key}={text}")
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"overrides: {key}: {error}") from error
+    return words
+
+
+def _refuse_with_resume(options: TrainOptions, out: str | os.PathLike[str] | None) -> None:
+    given = (options.init is not None, options.overwrite, out is not None)
+    if options.resume is not None and any(given):
+        raise UsageError("--resume cannot be combined with --init, --overwrite or --out")
+
+
+def _train(recipe: Recipe, folder: Path, options: TrainOptions) -> Run:
+    """Train a recipe into a run folder, in each process of torchrun."""
+    machine, run = recipe.machine, Run(folder)
     with (
         deterministic_kernels(machine.deterministic),
         process_group(device_type(machine.device)),
@@ -94,33 +269,41 @@ def adapt(options: TrainOptions) -> Path:
                 "--fit supports only one process; with several, set machine.micro_batches=2 or "
                 "more to split the steps"
             )
-        options = _resume_after_restart(options, folder)
-        data, criterion_sets = _open_data(options.recipe, options.root)
+        recipe, options = _resume_after_restart(recipe, folder, options)
+        data, criterion_sets = _open_data(recipe, Path(options.root))
         start_checkpoint = _start_checkpoint(options, folder)
-        # in a list, so that a later stage can free it: two networks may not fit in memory
-        setups = [build_setup(options.recipe, data.source, data.target, init=start_checkpoint)]
+        setup = build_setup(recipe, data.source, data.target, init=start_checkpoint)
         if rank() == 0:
-            print_plan(options.recipe, options.recipe_path, setups[0], data, folder)
+            print_plan(recipe, str(options.recipe_path), setup, data, folder)
         if options.dry_run:
-            _print_dry_run(options.recipe, setups[0], data)
-            return folder
+            if rank() == 0:
+                print_memory_plan(recipe, setup, data)
+            return run
         with contextlib.ExitStack() as stack:
-            _claim_folder(options, folder, start_checkpoint, stack)
-            train_all_stages(_run_context(options, folder, data, criterion_sets), setups)
-        if rank() == 0:
-            print_finished(folder, options.recipe)
-    return folder
+            _claim_folder(recipe, folder, options, start_checkpoint, stack)
+            checkpoint = None if options.resume is None else find_resume_checkpoint(folder, recipe)
+            context = RunContext(
+                recipe, data, folder, checkpoint, options.fit_memory, criterion_sets
+            )
+            runner = Runner(context, setup)
+            del setup  # the runner frees it before a later stage builds its own
+            scores = runner.run()
+        if rank() == 0 and options.on_finish is not None:
+            options.on_finish(run, scores)
+    return run
 
 
-def _resume_after_restart(options: TrainOptions, folder: Path) -> TrainOptions:
-    """Return options that resume the run if torchrun restarted the command that created it."""
+def _resume_after_restart(
+    recipe: Recipe, folder: Path, options: TrainOptions
+) -> tuple[Recipe, TrainOptions]:
+    """Return recipe and options that resume the run if torchrun restarted its command."""
     if options.resume is not None or not on_rank_zero(
         lambda: folder_module.is_torchrun_restart(folder)
     ):
-        return options
-    resumed = replace(options, resume=folder, recipe=load(folder / "recipe.yaml"))
+        return recipe, options
+    stored = load(folder / "recipe.yaml")
     log.warning("torchrun restarted: resuming %s from its last checkpoint", folder)
-    return resumed
+    return stored, replace(options, resume=folder)
 
 
 def _open_data(recipe: Recipe, root: Path) -> tuple[RunData, EvaluationSets | None]:
@@ -145,18 +328,13 @@ def _start_checkpoint(options: TrainOptions, folder: Path) -> Checkpoint | None:
     """
     if options.resume is not None:
         return load_start_checkpoint(folder)
-    return None if options.init is None else find_checkpoint(options.init)
-
-
-def _print_dry_run(recipe: Recipe, setup: TrainingSetup, data: RunData) -> None:
-    if rank() == 0:
-        print_memory_plan(recipe, setup, data)
-        open_console(soft_wrap=True).print(safe_text(dump(recipe).rstrip()))
+    return None if options.init is None else find_checkpoint(Path(options.init))
 
 
 def _claim_folder(
-    options: TrainOptions,
+    recipe: Recipe,
     folder: Path,
+    options: TrainOptions,
     start_checkpoint: Checkpoint | None,
     stack: contextlib.ExitStack,
 ) -> None:
@@ -165,8 +343,8 @@ def _claim_folder(
     def create() -> None:
         folder_module.create_run_folder(
             folder,
-            options.recipe,
-            options.command,
+            recipe,
+            options.command or (),
             overwrite=options.overwrite,
             init=start_checkpoint,
         )
@@ -178,14 +356,3 @@ def _claim_folder(
     if options.resume is None:
         on_rank_zero(create)
     on_rank_zero(lock_and_log)
-
-
-def _run_context(
-    options: TrainOptions, folder: Path, data: RunData, criterion_sets: EvaluationSets | None
-) -> RunContext:
-    recipe = options.recipe
-    checkpoint = None if options.resume is None else find_resume_checkpoint(folder, recipe)
-    keep_best = (
-        None if criterion_sets is None else KeepBest(recipe, criterion_sets, data.classes, folder)
-    )
-    return RunContext(recipe, data, folder, checkpoint, options.fit_memory, keep_best)

@@ -3,8 +3,9 @@
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -37,8 +38,14 @@ from udaseg.cli.options import (
 from udaseg.cli.verbosity import set_verbosity
 from udaseg.errors import UsageError
 
+if TYPE_CHECKING:
+    from udaseg import TrainOptions
+    from udaseg.recipe.schema import Recipe
 
-def _training_command(name: str, default: str, summary: str) -> Callable[..., None]:
+
+def _training_command(
+    name: Literal["train", "adapt"], default: str, summary: str
+) -> Callable[..., None]:
     """Return the command `name` with the default method `default`.
 
     Both commands take the same options; methods that use target images belong to `adapt`.
@@ -94,33 +101,57 @@ def _training_command(name: str, default: str, summary: str) -> Callable[..., No
         recipe, path = requested_recipe(words or [], everyday, default, method, resume)
         set_verbosity(verbose, quiet)
         import udaseg
+        from udaseg.cli.printing.training import print_recipe, print_run
 
         options = udaseg.TrainOptions(
-            recipe=recipe,
-            recipe_path=path,
             root=root,
-            command=_command_line(),
-            out=out,
             resume=resume,
             init=init,
             overwrite=overwrite,
             dry_run=dry_run,
             fit_memory=fit,
+            source_only=name == "train",
+            command=_command_line(),
+            recipe_path=path,
+            on_finish=print_run,
         )
-        if seeds is None:
-            getattr(udaseg, name)(options=options)
-            return
-        if seed is not None or resume is not None:
-            other = "--seed" if seed is not None else "--resume; rerun the same command to continue"
-            raise UsageError(f"--seeds cannot be combined with {other}")
-        udaseg.run_seeds(getattr(udaseg, name), parse_seeds(seeds), options)
+        if seeds is not None:
+            if seed is not None or resume is not None:
+                rerun = "--resume; rerun the same command to continue"
+                other = "--seed" if seed is not None else rerun
+                raise UsageError(f"--seeds cannot be combined with {other}")
+            recipe = _train_seeds(parse_seeds(seeds), recipe, out, options)
+        elif name == "train":
+            udaseg.train(recipe=recipe, out=out, options=options)
+        else:
+            udaseg.adapt(recipe=recipe, out=out, options=options)
+        if dry_run and _is_first_process():
+            print_recipe(recipe)
 
     command.__name__, command.__doc__ = name, summary
     return command
 
 
+def _train_seeds(
+    seeds: tuple[int, ...], recipe: "Recipe", out: Path | None, options: "TrainOptions"
+) -> "Recipe":
+    """Train with each seed, print the statistics, and return the recipe of the first seed."""
+    import udaseg
+    from udaseg.cli.printing.training import print_seeds
+
+    runs = udaseg.run_seeds(seeds=seeds, recipe=recipe, out=out, options=options)
+    if not options.dry_run:
+        print_seeds(runs)
+        runs.raise_if_failed()
+    return replace(recipe, seed=seeds[0])
+
+
 def _tensorboard_setting(requested: bool | None) -> str | None:
     return None if requested is None else "require" if requested else "never"
+
+
+def _is_first_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _command_line() -> list[str]:

@@ -1,10 +1,11 @@
-"""Alarms: early warnings of a collapsing self-training.
+"""Early warnings of a collapsing self-training.
 
 The loss does not show a collapse: a teacher that predicts road everywhere and a student that agrees
 have a low loss. The teacher's predictions on the target do show it. Their statistics are summed on
 the device and read once every `CHECK_INTERVAL` steps.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -13,8 +14,11 @@ import torch
 from torch import Tensor
 
 from udaseg.distributed import all_reduce_sum, world_size
+from udaseg.errors import DivergedError
 from udaseg.methods.objectives.objective import LossReport
+from udaseg.training.callbacks.callback import Callback, TrainingState
 
+log = logging.getLogger(__name__)
 Kind = Literal["one_class", "always_sure", "nothing_accepted", "never_predicted"]
 CHECK_INTERVAL = 50
 ONE_CLASS = 0.99
@@ -155,6 +159,71 @@ class CollapseMonitor:
             f"{len(absent)} of {len(self.names)} classes are not learnt on the target"
         )
         return [Alarm("never_predicted", text, collapse=False)]
+
+
+class CollapseWatch(Callback):
+    """Warns of a collapse, and adds alarms and the shares of the classes to the metrics.
+
+    Attributes:
+        alarms: Alarms of the last step.
+    """
+
+    def __init__(self) -> None:
+        self._monitor: CollapseMonitor | None = None
+        self._shares: dict[str, float] = {}
+        self.alarms: list[Alarm] = []
+
+    def begin(self, state: TrainingState) -> None:
+        """Count from the first step to come."""
+        self._monitor = CollapseMonitor(state.context.data.classes.names, state.step)
+        self._shares, self.alarms = {}, []
+
+    def on_rewind(self, state: TrainingState) -> None:
+        """Forget the steps that are run again."""
+        self.begin(state)
+
+    def on_step(self, state: TrainingState) -> None:
+        """Count the step; at intervals, raise the alarms that are due."""
+        assert self._monitor is not None and state.report is not None
+        if state.dropped is None:
+            self._monitor.add(state.report)
+        self.alarms = []
+        if state.step % CHECK_INTERVAL == 0:
+            self.alarms = self._monitor.check(state.step)
+            self._shares = self._monitor.shares
+        if self.alarms:
+            self._report_alarms(state)
+        if state.wants_line and self._shares:
+            state.event["pseudo_labels"], self._shares = self._shares, {}
+
+    def _report_alarms(self, state: TrainingState) -> None:
+        for alarm in self.alarms:
+            log.warning("step %d: %s", state.step, alarm.text)
+            state.status.incident_counts[f"alarm_{alarm.kind}"] += 1
+        state.status.running(step=state.step)
+        state.event["alarms"] = {alarm.kind: alarm.text for alarm in self.alarms}
+        state.wants_line = True
+
+
+class StopOnCollapse(Callback):
+    """Ends a run whose pseudo-labels are useless, after the step is recorded.
+
+    Args:
+        watch: Raises the alarms, earlier in the same step.
+    """
+
+    def __init__(self, watch: CollapseWatch) -> None:
+        self._watch = watch
+
+    def on_step(self, state: TrainingState) -> None:
+        """End the run if an alarm of this step means a collapse.
+
+        Raises:
+            DivergedError: The pseudo-labels have collapsed.
+        """
+        collapsed = [alarm.text for alarm in self._watch.alarms if alarm.collapse]
+        if collapsed:
+            raise DivergedError(f"step {state.step}: {collapsed[0]} (machine.stop_on_collapse)")
 
 
 _ADVICE = (

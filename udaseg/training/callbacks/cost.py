@@ -1,4 +1,4 @@
-"""Measure the time, rate and memory of a run over all its starts, in `cost.json`."""
+"""`cost.json`: time, images and peak memory of a run over all its starts."""
 
 import resource
 import sys
@@ -9,43 +9,52 @@ import torch
 
 from udaseg.files import write_json
 from udaseg.runs.status import COST_FILE, read_cost
+from udaseg.training.callbacks.callback import Callback, TrainingState
 
 _MIB = 2**20
 
 
-class CostRecorder:
+class Cost(Callback):
     """Measures the cost of the training steps, including pictures and scores between them.
 
     Not included: passes between stages, the final scores, and steps lost when a process was killed.
+    Written with each checkpoint, so that a resumed run adds only to what its checkpoint has cost.
 
     Args:
         folder: Run folder; the cost of earlier starts is read from there.
-        device: Training device.
-        images: Images per step, over all processes.
     """
 
-    def __init__(self, folder: Path, device: torch.device, images: int) -> None:
-        self._path, self._device, self._images = folder / COST_FILE, device, images
-        self._before = read_cost(folder)
-        self._started = time.monotonic()
-        self._steps = 0
+    ranks = "zero"
 
-    def step(self) -> None:
-        """Count a step."""
-        self._steps += 1
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._start()
 
-    def write(self, done: int) -> None:
-        """Write the cost of the run after `done` steps."""
+    def begin(self, state: TrainingState) -> None:
+        """Measure from now on."""
+        self._start()
+
+    def on_step(self, state: TrainingState) -> None:
+        """Count the step."""
+        self._images += state.images_per_step
+
+    def on_checkpoint(self, state: TrainingState, path: Path) -> None:
+        """Write the cost of the run so far."""
         seconds = time.monotonic() - self._started
-        peak, measured_on = peak_memory(self._device)
+        peak, measured_on = peak_memory(state.setup.device)
         document = {
-            "step": done,
+            "step": state.step,
             "seconds": round(float(self._before.get("seconds", 0)) + seconds, 1),
-            "images": int(self._before.get("images", 0)) + self._steps * self._images,
+            "images": int(self._before.get("images", 0)) + self._images,
             "peak_memory_mib": max(int(self._before.get("peak_memory_mib", 0)), peak),
             "peak_memory_of": measured_on,
         }
-        write_json(self._path, document)
+        write_json(self._folder / COST_FILE, document)
+
+    def _start(self) -> None:
+        self._before = read_cost(self._folder)
+        self._started = time.monotonic()
+        self._images = 0
 
 
 def peak_memory(device: torch.device) -> tuple[int, str]:

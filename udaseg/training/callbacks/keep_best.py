@@ -19,9 +19,12 @@ from udaseg.runs.best import (
     place_checkpoint,
     read_record,
 )
+from udaseg.runs.checkpoint import checkpoint_path
 from udaseg.selection.candidates import Candidate, EvaluationSets, open_evaluation_sets
 from udaseg.selection.criteria import CRITERIA
 from udaseg.selection.measure import compute_criteria
+from udaseg.training.callbacks.callback import Callback, TrainingState
+from udaseg.training.memory import DEVICE_ERRORS
 from udaseg.training.setup import TrainingSetup
 
 log = logging.getLogger(__name__)
@@ -48,8 +51,8 @@ def open_criterion_sets(recipe: Recipe, root: Path) -> EvaluationSets | None:
     return sets
 
 
-class KeepBest:
-    """Keep the best checkpoint by a criterion that needs no target labels.
+class KeepBest(Callback):
+    """Keeps the best checkpoint by a criterion that needs no target labels.
 
     The values of all checkpoints are stored in the run, so a resumed run continues the comparison.
     A network that predicts one class almost everywhere is kept only if there is no other.
@@ -64,6 +67,8 @@ class KeepBest:
         is_disabled: The device ran out of memory; nothing more is compared until a resume.
     """
 
+    ranks = "zero"
+
     def __init__(
         self, recipe: Recipe, sets: EvaluationSets, classes: ClassSpace, folder: Path
     ) -> None:
@@ -73,6 +78,29 @@ class KeepBest:
         better = next(spec.better for spec in CRITERIA if spec.name == self.criterion)
         self._sign = 1.0 if better == "higher" else -1.0
         self.is_disabled = False
+
+    def begin(self, state: TrainingState) -> None:
+        """Compare the last checkpoint if a kill came between writing and comparing it."""
+        path = checkpoint_path(self._run / "checkpoints", state.step)
+        if path.is_file() and not self.has_compared(state.step):
+            self.on_checkpoint(state, path)
+
+    def on_rewind(self, state: TrainingState) -> None:
+        """Compare the last checkpoint if that failed before."""
+        self.begin(state)
+
+    def on_checkpoint(self, state: TrainingState, path: Path) -> None:
+        """Keep a new checkpoint if it is the best so far; a device that is too full ends no run."""
+        if self.is_disabled:
+            return
+        try:
+            value = self.consider(state.setup, path, state.step)
+        except DEVICE_ERRORS as error:
+            message = str(error).strip().partition("\n")[0] or type(error).__name__
+            log.warning("%s: no further checkpoints are compared in this run (%s)", path, message)
+            self.is_disabled = True
+            return
+        state.write_event({"select": {self.criterion: value}})
 
     def has_compared(self, step: int) -> bool:
         """Return whether the checkpoint of `step` has been compared."""

@@ -21,21 +21,20 @@ from udaseg.inference.labels import labels_from_logits
 from udaseg.methods.objectives.self_training import SelfTraining
 from udaseg.models.segmenter import Segmenter, evaluation_mode
 from udaseg.recipe.schema import Recipe
+from udaseg.training.callbacks.callback import Callback, TrainingState
+from udaseg.training.memory import DEVICE_ERRORS
 from udaseg.training.setup import TrainingSetup
 
 log = logging.getLogger(__name__)
 FOLDER = "previews"
-
-DEVICE_ERRORS = (RuntimeError, MemoryError)
-"""Exceptions that a full or broken device raises."""
 
 _MAX_PREVIEWS = 20
 _NUM_IMAGES = 2
 _COLUMN_PX = 320
 
 
-class Previews:
-    """Pictures of a run: image, label, confidence and prediction in a row, and a legend.
+class Previews(Callback):
+    """Draws pictures of a run: image, label, confidence and prediction in a row, and a legend.
 
     The label is the teacher's if there is one, else the label that the stage trains on: stored
     pseudo-labels, or the truth on the source. The target's truth is never read. Drawing does not
@@ -43,39 +42,34 @@ class Previews:
 
     Args:
         recipe: Recipe of the run.
-        setup: Training setup.
         classes: Classes of the network.
         folder: Run folder.
     """
 
-    def __init__(
-        self, recipe: Recipe, setup: TrainingSetup, classes: ClassSpace, folder: Path
-    ) -> None:
-        self._setup, self._classes, self._folder = setup, classes, folder / FOLDER
+    ranks = "zero"
+
+    def __init__(self, recipe: Recipe, classes: ClassSpace, folder: Path) -> None:
+        self._classes, self._folder = classes, folder / FOLDER
         self._steps, interval = recipe.steps, recipe.machine.preview_every
         self._interval = max(interval, math.ceil(recipe.steps / _MAX_PREVIEWS)) if interval else 0
-        crops = setup.batches.target or setup.batches.source
-        assert crops is not None
-        self._crops = crops
-        batches = setup.batches
-        images = (batches.options.batch_source if batches.source else 0) + (
-            batches.options.batch_target if batches.target else 0
-        )
-        # fewer pixels than a training step, so a preview fits in memory if a step does
-        self._max_pixels = images * crops.crop[0] * crops.crop[1]
+
+    def on_step(self, state: TrainingState) -> None:
+        """Draw a picture if one is due, and give it to the loggers."""
+        if self.is_due(state.step) and (picture := self.draw(state.setup, state.step)) is not None:
+            state.add_preview(picture)
 
     def is_due(self, done: int) -> bool:
         """Return whether a picture is drawn after `done` steps."""
         return bool(self._interval) and (done % self._interval == 0 or done == self._steps)
 
-    def draw(self, done: int) -> Pixels | None:
+    def draw(self, setup: TrainingSetup, done: int) -> Pixels | None:
         """Write and return the picture after `done` steps; None and a warning if it fails.
 
         A failure only disables the previews; the run continues.
         """
         path = self._folder / f"step-{done:06d}.png"
         try:
-            sheet = self._draw_sheet()
+            sheet = _Sheet(setup, self._classes).draw()
             write_png(path, sheet)
         except (UdasegError, OSError, *DEVICE_ERRORS) as error:
             log.warning("%s: no more previews in this run (%s)", path, error)
@@ -83,7 +77,29 @@ class Previews:
             return None
         return sheet
 
-    def _draw_sheet(self) -> Pixels:
+
+class _Sheet:
+    """Draws one picture.
+
+    Args:
+        setup: Training setup of the stage.
+        classes: Classes of the network.
+    """
+
+    def __init__(self, setup: TrainingSetup, classes: ClassSpace) -> None:
+        self._setup, self._classes = setup, classes
+        batches = setup.batches
+        crops = batches.target or batches.source
+        assert crops is not None
+        self._crops = crops
+        images = (batches.options.batch_source if batches.source else 0) + (
+            batches.options.batch_target if batches.target else 0
+        )
+        # fewer pixels than a training step, so a preview fits in memory if a step does
+        self._max_pixels = images * crops.crop[0] * crops.crop[1]
+
+    def draw(self) -> Pixels:
+        """Return the rows of all images, below their titles and above the legend."""
         samples = self._crops.samples
         selected = [samples[index] for index in evenly_spaced_indices(len(samples), _NUM_IMAGES)]
         with evaluation_mode(self._setup.objective.student):

@@ -6,14 +6,11 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
+from udaseg.data.files.images import Pixels
 from udaseg.errors import EnvironmentFault
-from udaseg.runs.metrics_log import MetricsLog
+from udaseg.training.callbacks.callback import Callback, TrainingState
 
 log = logging.getLogger(__name__)
 FOLDER = "tensorboard"
@@ -42,53 +39,52 @@ def is_installed() -> bool:
     return importlib.util.find_spec("tensorboard") is not None
 
 
-class MetricsWriter:
-    """Write metrics to `metrics.jsonl`, and to TensorBoard.
+class TensorBoard(Callback):
+    """Writes metrics and previews for TensorBoard; a folder that cannot be written ends no run.
 
     Args:
         folder: Run folder.
-        board: Also write for TensorBoard.
     """
 
-    def __init__(self, folder: Path, *, board: bool) -> None:
-        self.log = MetricsLog(folder / "metrics.jsonl")
-        self._folder, self._enabled = folder / FOLDER, board
+    ranks = "zero"
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder / FOLDER
+        self._is_disabled = False
         self._writer: Any = None
 
-    def __enter__(self) -> Self:
-        return self
+    def begin(self, state: TrainingState) -> None:
+        """Open a writer that hides earlier records of the steps to come."""
+        self._open(state.step + 1)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Flush and close the TensorBoard writer."""
+    def on_rewind(self, state: TrainingState) -> None:
+        """Hide the records of steps that are run again."""
+        self._open(state.step + 1)
+
+    def on_event(self, state: TrainingState, event: Mapping[str, object]) -> None:
+        """Write the numbers and alarms of a line of metrics."""
+        if self._writer is None:
+            return
+        for tag, value in scalars(event):
+            self._writer.add_scalar(tag, value, state.step)
+        alarms = event.get("alarms")
+        for kind, text in alarms.items() if isinstance(alarms, Mapping) else ():
+            self._writer.add_text(f"alarm/{kind}", text, state.step)
+
+    def on_preview(self, state: TrainingState, picture: Pixels) -> None:
+        """Write a preview."""
+        if self._writer is not None:
+            self._writer.add_image("preview", picture, state.step, dataformats="HWC")
+
+    def end(self, state: TrainingState, error: BaseException | None) -> None:
+        """Flush and close the writer."""
         self._close()
 
-    def rewind_to(self, done: int) -> None:
-        """Delete the metrics of steps after `done`; TensorBoard hides these steps."""
-        self.log.truncate_after(done)
+    def _open(self, purge: int) -> None:
         self._close()
-        if self._enabled:
-            self._writer = _open_writer(self._folder, done + 1)
-            self._enabled = self._writer is not None
-
-    def write(self, step: int, event: Mapping[str, Any]) -> None:
-        """Append the metrics after `step` steps."""
-        self.log.write({"step": step, **event})
-        if self._writer is not None:
-            for tag, value in scalars(event):
-                self._writer.add_scalar(tag, value, step)
-            alarms = event.get("alarms")
-            for kind, text in alarms.items() if isinstance(alarms, Mapping) else ():
-                self._writer.add_text(f"alarm/{kind}", text, step)
-
-    def add_preview(self, step: int, pixels: NDArray[np.uint8]) -> None:
-        """Add a preview, (H, W, 3) RGB."""
-        if self._writer is not None:
-            self._writer.add_image("preview", pixels, step, dataformats="HWC")
+        if not self._is_disabled:
+            self._writer = _open_writer(self._folder, purge)
+            self._is_disabled = self._writer is None
 
     def _close(self) -> None:
         if self._writer is not None:

@@ -1,0 +1,177 @@
+"""`udaseg.train`, `udaseg.adapt` and `udaseg.run_seeds` called from Python."""
+
+import json
+import os
+from dataclasses import replace
+
+import pytest
+
+import udaseg
+from tests.cli.test_fit import assert_same, tensors, without_checkpoints
+from tests.support.toy import toy_root
+from udaseg.errors import RecipeError, UsageError
+from udaseg.recipe.library import find_recipe
+from udaseg.recipe.load import dump, load
+from udaseg.recipe.request import Overrides, requested_recipe
+from udaseg.training.train import TrainOptions, read_recipe
+
+TINY = {
+    "source.crop": (64, 64),
+    "target.crop": [64, 64],
+    "source.resize": None,
+    "target.resize": None,
+    "validation.resize": None,
+    "model.backbone": "timm:test_efficientnet",
+    "model.weights": "random",
+    "model.head_channels": 16,
+    "batch": {"source": 2, "target": 2},
+    "machine.device": "cpu",
+    "machine.checkpoint_every": 1,
+    "machine.log_every": 1,
+    "machine.tensorboard": "never",
+}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return toy_root(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def run(root, tmp_path_factory):
+    return udaseg.adapt(
+        "dacs",
+        source="toyland",
+        target="toyland-target",
+        steps=2,
+        seed=3,
+        overrides=TINY,
+        out=tmp_path_factory.mktemp("runs") / "dacs",
+        options=TrainOptions(root=root),
+    )
+
+
+def read(recipe="rccr", **words):
+    given = dict.fromkeys(("source", "target", "steps", "seed", "overrides"))
+    return read_recipe(recipe, **{**given, "options": TrainOptions(), **words})
+
+
+def test_a_run_has_its_recipe_its_checkpoints_and_its_scores(run):
+    assert run.finished
+    assert (run.recipe.name, run.recipe.steps, run.recipe.seed) == ("dacs", 2, 3)
+    assert [path.name for path in run.checkpoints] == ["step-000001.pt", "step-000002.pt"]
+    assert 0 <= run.scores["toyland-target-val"].miou <= 1
+    assert (run.path / "command.txt").read_text() == "udaseg.adapt\n"
+    assert repr(run) == f"Run({str(run.path)!r})"
+    assert udaseg.Run(os.fspath(run)) == udaseg.Run(run) == run
+
+
+def test_nothing_is_printed_to_stdout_and_finished_runs_are_told(run, root, tmp_path, capsys):
+    told = []
+    options = TrainOptions(root=root, on_finish=lambda *what: told.append(what))
+    again = udaseg.adapt(replace(run.recipe, steps=1), out=tmp_path / "run", options=options)
+    ((same, scores),) = told
+    assert same == again
+    assert scores.miou == again.scores["toyland-target-val"].miou
+    assert capsys.readouterr().out == ""
+
+
+def test_a_run_is_resumed_with_its_own_recipe(run, root, tmp_path):
+    whole = tensors(run.path)
+    out = tmp_path / "run"
+    first = udaseg.adapt(run.recipe, out=out, options=TrainOptions(root=root))
+    assert_same(tensors(out), whole)
+    for kind in ("pt", "json"):
+        (out / f"checkpoints/step-000002.{kind}").unlink()
+    again = udaseg.adapt(options=TrainOptions(root=root, resume=first))
+    assert again == first
+    assert_same(tensors(out), whole)
+    without_checkpoints(out)
+    udaseg.adapt(again.recipe, options=TrainOptions(root=str(root), resume=str(out)))
+    assert_same(tensors(out), whole)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        ("rccr", {"source": "gta5", "target": "photos"}),
+        ("dacs", {"source": "toyland", "target": "toyland-target", "steps": 7, "seed": 2}),
+        ("toyland/spcl", {"overrides": {"machine.workers": 3, "optimizer.lr": 1e-5}}),
+    ],
+)
+def test_a_recipe_is_what_the_command_line_makes_of_the_same_words(recipe, words):
+    everyday = {name: words[name] for name in words if name != "overrides"}
+    arguments = [f"{key}={value}" for key, value in words.get("overrides", {}).items()]
+    method = None if "/" in recipe else recipe
+    named = [recipe] if "/" in recipe else []
+    expected = requested_recipe([*named, *arguments], Overrides(**everyday), "rccr", method)
+    assert read(recipe, **words) == expected
+
+
+def test_a_recipe_may_be_a_file_or_an_object(tmp_path):
+    recipe = load(find_recipe("toyland/dacs"))
+    path = tmp_path / "a=b.yaml"
+    path.write_text(dump(recipe))
+    assert read(path, seed=4) == (replace(recipe, seed=4), path)
+    assert read(str(path))[0] == recipe
+    assert read(recipe)[0] is recipe
+    changed, _ = read(recipe, seed=4, overrides={"machine.workers": 2})
+    assert changed == replace(recipe, seed=4, machine=replace(recipe.machine, workers=2))
+    # as on the command line: other data has no validation, other numbers no expected score
+    other, _ = read(recipe, target="photos")
+    assert (other.validation.data, other.expected) == (None, None)
+    assert (
+        read(recipe, target="photos", overrides={"validation.data": "mine"})[0].validation.data
+        == "mine"
+    )
+
+
+def test_a_relative_path_with_an_equals_sign_is_a_path(tmp_path, monkeypatch):
+    recipe = load(find_recipe("toyland/dacs"))
+    (tmp_path / "steps=9.yaml").write_text(dump(recipe))
+    monkeypatch.chdir(tmp_path)
+    assert read("steps=9.yaml")[0] == recipe
+
+
+@pytest.mark.parametrize(
+    ("words", "error", "expected"),
+    [
+        ({"recipe": "rcrr"}, UsageError, "no method 'rcrr'; did you mean 'rccr'?"),
+        ({"recipe": "toyland/rcrr"}, RecipeError, "no such file or shipped recipe"),
+        ({"overrides": {"optimizer.rate": 1}}, RecipeError, "optimizer.rate"),
+        ({"overrides": {"optimizer/lr=": 1}}, UsageError, "write dotted names"),
+        ({"overrides": {"optimizer.lr": object()}}, UsageError, "optimizer.lr"),
+        ({"recipe": "dacs", "options": TrainOptions(resume="runs/x")}, UsageError, "leave out"),
+        ({"options": TrainOptions(resume="runs/x")}, UsageError, "not a run folder"),
+    ],
+)
+def test_misuse_is_named(words, error, expected):
+    with pytest.raises(error, match=expected.replace("?", r"\?")):
+        read(**words)
+
+
+def test_arguments_that_contradict_each_other_are_refused(run):
+    for words in ({"out": "x"}, {"options": TrainOptions(resume=run, overwrite=True)}):
+        options = words.pop("options", TrainOptions(resume=run))
+        with pytest.raises(UsageError, match="--resume cannot be combined"):
+            udaseg.adapt(options=options, **words)
+    with pytest.raises(UsageError, match="udaseg adapt"):
+        udaseg.train(run.recipe)
+    with pytest.raises(UsageError, match="the same call again continues"):
+        udaseg.run_seeds([0], options=TrainOptions(resume=run))
+
+
+def test_several_seeds_give_runs_and_statistics(root, tmp_path):
+    words = {"target": "toyland-target", "source": "toyland", "steps": 1, "overrides": TINY}
+    options = TrainOptions(root=root)
+    two = udaseg.run_seeds([0, 1], "source_only", **words, out=tmp_path / "two", options=options)
+    assert [(each.seed, each.run.path.name) for each in two.runs] == [(0, "s0"), (1, "s1")]
+    assert two.failed == {}
+    values = [each.run.scores["toyland-target-val"].miou for each in two.runs]
+    assert two.means["mIoU"].values == tuple(values)
+    assert two.means["mIoU"].mean == pytest.approx(sum(values) / 2)
+    assert json.loads(two.summary_path.read_text())["means"]["mIoU"]["seeds"] == 2
+    before = two.runs[0].run.checkpoints[-1].stat().st_mtime_ns
+    again = udaseg.run_seeds([0, 1], "source_only", **words, out=tmp_path / "two", options=options)
+    assert again == two
+    assert two.runs[0].run.checkpoints[-1].stat().st_mtime_ns == before

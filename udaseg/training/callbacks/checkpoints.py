@@ -1,0 +1,91 @@
+"""Write the checkpoints of a run."""
+
+import math
+from pathlib import Path
+
+from torch.nn.utils import get_total_norm
+
+from udaseg.data.labels.classes import classes_to_dict
+from udaseg.distributed import on_rank_zero, world_size
+from udaseg.errors import DivergedError
+from udaseg.recipe.load import to_dict
+from udaseg.runs.checkpoint import save_checkpoint
+from udaseg.training.callbacks.callback import Callback, TrainingState
+from udaseg.training.memory import OutOfMemory
+from udaseg.training.stage_data import stage_checkpoint_folder
+
+
+class Checkpoints(Callback):
+    """Saves the state every `machine.checkpoint_every` steps and at the end of the steps.
+
+    The end may be a signal, or an out-of-memory error after which the state is intact.
+    """
+
+    def __init__(self) -> None:
+        self._saved_step = -1
+
+    def begin(self, state: TrainingState) -> None:
+        """Forget what an earlier stage saved."""
+        self._saved_step = -1
+
+    def on_rewind(self, state: TrainingState) -> None:
+        """Forget what was saved after the restored step."""
+        self._saved_step = min(self._saved_step, state.step)
+
+    def on_step(self, state: TrainingState) -> None:
+        """Save the state if it is due."""
+        interval = state.recipe.machine.checkpoint_every
+        if interval and state.step % interval == 0:
+            self._save(state)
+
+    def end(self, state: TrainingState, error: BaseException | None) -> None:
+        """Save the last state, unless saved before."""
+        # with several ranks the others are in the middle of a step when memory runs out on one
+        is_intact = error is None or (isinstance(error, OutOfMemory) and world_size() == 1)
+        if is_intact and state.step != self._saved_step:
+            self._save(state)
+
+    def _save(self, state: TrainingState) -> None:
+        write_checkpoint(state)
+        self._saved_step = state.step
+
+
+def write_checkpoint(state: TrainingState) -> None:
+    """Save the state after `state.step` steps, and tell the callbacks.
+
+    Raises:
+        DivergedError: The weights are not finite, so nothing was saved.
+    """
+    _check_finite(state)
+    folder = state.context.folder
+    if state.step == state.stage.end and state.stage.name is not None:
+        # the next stage starts from this checkpoint, so it is kept and written first
+        _save(state, stage_checkpoint_folder(folder, state.stage))
+    path = _save(state, folder / "checkpoints")
+    state.announce_checkpoint(path)
+
+
+def _save(state: TrainingState, folder: Path) -> Path:
+    setup = state.setup
+    return on_rank_zero(
+        lambda: save_checkpoint(
+            folder,
+            step=state.step,
+            objective=setup.objective,
+            optimizer=setup.optimizer,
+            recipe=to_dict(state.recipe),
+            classes=classes_to_dict(state.context.data.classes),
+            files={**setup.batches.digests(), **state.digests},
+            keep=state.recipe.machine.keep_checkpoints,
+        )
+    )
+
+
+def _check_finite(state: TrainingState) -> None:
+    """Raise if the weights are not finite, so that no bad state replaces a good checkpoint."""
+    weights = [parameter.detach() for parameter in state.setup.objective.student.parameters()]
+    if not math.isfinite(float(get_total_norm(weights))):
+        raise DivergedError(
+            f"step {state.step}: the weights are not finite, so nothing was saved; the last "
+            "checkpoint is unchanged. Lower optimizer.lr, or set optimizer.clip_norm"
+        )
