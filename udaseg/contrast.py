@@ -26,6 +26,7 @@ from udaseg.methods.views import (
     View,
     Views,
     cell_view,
+    flatten_cells,
     labels_on_cells,
 )
 from udaseg.recipe.contrast import Projector, Prototypes, Regional, Semantic
@@ -56,6 +57,7 @@ __all__ = [
     "bank_loss",
     "cell_view",
     "distribution_loss",
+    "flatten_cells",
     "labels_on_cells",
     "prototype_loss",
     "regional_loss",

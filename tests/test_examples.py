@@ -1,0 +1,52 @@
+"""Runs the examples from beginning to end, with few steps."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.toy import toy_root
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+EXAMPLES = REPOSITORY / "examples"
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def folder(tmp_path):
+    toy_root(tmp_path / "data")
+    return tmp_path
+
+
+def run(folder, *words):
+    done = subprocess.run(
+        [sys.executable, *map(str, words)],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def test_the_cells_of_the_notebook_run_in_order(folder):
+    notebook = json.loads((EXAMPLES / "quickstart.ipynb").read_text(encoding="utf-8"))
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert all(not cell["outputs"] for cell in notebook["cells"] if cell["cell_type"] == "code")
+    script = folder / "cells.py"
+    script.write_text("\n\n".join(cells).replace("STEPS = 500", "STEPS = 2"), encoding="utf-8")
+    text = run(folder, script)
+    assert "mIoU: source only" in text
+    assert "chosen: " in text
+    assert (folder / "runs/notebook/masks/color").is_dir()
+
+
+def test_a_loop_of_ones_own_trains_with_the_regularizer(folder):
+    text = run(folder, EXAMPLES / "own_loop.py", 3)
+    assert "step 3: loss " in text
