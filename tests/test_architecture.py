@@ -27,7 +27,7 @@ MAY_KNOW = {
     "models": {"errors", "plugins", "recipe"},
     "runs": {*LEAVES, "recipe", "distributed"},
     "methods": {*LEAVES, "plugins", "recipe", "distributed", "data", "models", "runs"},
-    "inference": {*LEAVES, "plugins", "display", "recipe", "distributed", "data", "models", "runs"},
+    "inference": {*LEAVES, "display", "recipe", "distributed", "data", "models", "runs"},
 }
 MAY_KNOW["losses"] = {"methods"}
 MAY_KNOW["contrast"] = {"losses", "methods", "recipe"}
