@@ -10,7 +10,14 @@ from udaseg.recipe.schema import BACKBONES
 NEED_TIMM = {"efficientnet_lite0", "timm:test_efficientnet"}
 
 
-@pytest.mark.parametrize("name", [*BACKBONES, "timm:test_efficientnet"])
+LARGE = {"resnet50", "resnet101"}
+MEMBERS = [
+    pytest.param(name, marks=pytest.mark.slow if name in LARGE else [])
+    for name in [*BACKBONES, "timm:test_efficientnet"]
+]
+
+
+@pytest.mark.parametrize("name", MEMBERS)
 class TestBuiltInBackbones(BackboneContract):
     @pytest.fixture(autouse=True)
     def use(self, name):
