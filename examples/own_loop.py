@@ -21,8 +21,7 @@ from udaseg.models import build_segmenter
 STEPS = int(sys.argv[1]) if len(sys.argv) > 1 else 200
 STRIDE, SIZE, BATCH = 16, 128, 4
 
-source = udaseg.prepare("toyland")[0]
-target = udaseg.prepare("toyland-target")[0]
+source, target = udaseg.prepare("toyland")
 
 
 def crop(path: Path, mode: str = "RGB") -> torch.Tensor:

@@ -36,7 +36,7 @@ MAY_KNOW["selection"] = {*MAY_KNOW["evaluation"], "evaluation"}
 MAY_KNOW["training"] = {*MAY_KNOW["selection"], "failures", "signals", "methods", "selection"}
 MAY_KNOW["prediction"] = {*MAY_KNOW["inference"], "inference", "evaluation", "signals"}
 MAY_KNOW["inspection"] = {*MAY_KNOW["training"], "training"}
-MAY_KNOW["demo"] = MAY_KNOW["inspection"]
+MAY_KNOW["demo"] = {"errors", "files", "display", "data", "udaseg"}
 MAY_KNOW["cli"] = {"errors", "text", "display", "recipe", "demo", "udaseg"}
 
 DATA_MAY_KNOW = {

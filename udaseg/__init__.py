@@ -1,139 +1,142 @@
-"""udaseg: unsupervised domain adaptation for semantic segmentation."""
+"""Unsupervised domain adaptation for semantic segmentation.
+
+    import udaseg
+
+    run = udaseg.adapt("toyland/rccr", target="my_photos/")
+    udaseg.load(run).predict("street.jpg").plot()
+
+Each command of the command line is a function here. What a name needs is imported when it is first
+used, so `import udaseg` does not import torch.
+"""
 
 __version__ = "0.1.0"
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from udaseg.data.doctor.doctor import Diagnosis, doctor
-    from udaseg.data.doctor.findings import Finding
-    from udaseg.data.doctor.statistics import SetStatistics
-    from udaseg.data.prepare.prepare import prepare
-    from udaseg.data.prepare.report import PrepareReport
-    from udaseg.data.prepare.rules import CacheOptions, PrepareOptions
-    from udaseg.data.prepare.several import SomeDataFailed
-    from udaseg.data.prepare.verify import DataVerification, verify_data
-    from udaseg.evaluation.evaluate import EvaluationOptions, evaluate
-    from udaseg.evaluation.score_predictions import score_predictions
-    from udaseg.evaluation.scores import ScoringOptions
-    from udaseg.evaluation.submission import Submission, SubmissionOptions, submit
-    from udaseg.inference.export import Exported, export
-    from udaseg.inference.pipeline import InferenceOptions
-    from udaseg.inference.prediction import Prediction
-    from udaseg.inference.trained_model import Model, load
-    from udaseg.inspection.info import RunInfo, info
-    from udaseg.inspection.report import report
-    from udaseg.inspection.verify import Verification, verify
-    from udaseg.prediction.options import PredictOptions
-    from udaseg.prediction.predict import predict
-    from udaseg.prediction.summary import PredictSummary
-    from udaseg.runs.run import Run
-    from udaseg.runs.scores import Scores
-    from udaseg.selection.calibrate import Calibration, calibrate
-    from udaseg.selection.choice import Selection
-    from udaseg.selection.select import SelectOptions, select
-    from udaseg.training.seeds import SeedRuns, run_seeds
-    from udaseg.training.train import TrainOptions, adapt, train
+    from udaseg.data.doctor.doctor import Diagnosis as Diagnosis
+    from udaseg.data.doctor.doctor import doctor as doctor
+    from udaseg.data.doctor.findings import Finding as Finding
+    from udaseg.data.doctor.statistics import SetStatistics as SetStatistics
+    from udaseg.data.prepare.prepare import prepare as prepare
+    from udaseg.data.prepare.report import PrepareReport as PrepareReport
+    from udaseg.data.prepare.rules import CacheOptions as CacheOptions
+    from udaseg.data.prepare.rules import PrepareOptions as PrepareOptions
+    from udaseg.data.prepare.several import SomeDataFailed as SomeDataFailed
+    from udaseg.data.prepare.verify import DataVerification as DataVerification
+    from udaseg.data.prepare.verify import verify_data as verify_data
+    from udaseg.evaluation.evaluate import EvaluationOptions as EvaluationOptions
+    from udaseg.evaluation.evaluate import evaluate as evaluate
+    from udaseg.evaluation.score_predictions import score_predictions as score_predictions
+    from udaseg.evaluation.scores import ScoringOptions as ScoringOptions
+    from udaseg.evaluation.submission import Submission as Submission
+    from udaseg.evaluation.submission import SubmissionOptions as SubmissionOptions
+    from udaseg.evaluation.submission import submit as submit
+    from udaseg.inference.export import Exported as Exported
+    from udaseg.inference.export import export as export
+    from udaseg.inference.pipeline import InferenceOptions as InferenceOptions
+    from udaseg.inference.prediction import Prediction as Prediction
+    from udaseg.inference.trained_model import Model as Model
+    from udaseg.inference.trained_model import load as load
+    from udaseg.inspection.info import RunInfo as RunInfo
+    from udaseg.inspection.info import info as info
+    from udaseg.inspection.report import report as report
+    from udaseg.inspection.verify import Verification as Verification
+    from udaseg.inspection.verify import verify as verify
+    from udaseg.prediction.options import PredictOptions as PredictOptions
+    from udaseg.prediction.predict import predict as predict
+    from udaseg.prediction.summary import PredictSummary as PredictSummary
+    from udaseg.recipe.library import RecipeEntry as RecipeEntry
+    from udaseg.recipe.library import find_recipe as find_recipe
+    from udaseg.recipe.library import list_methods as list_methods
+    from udaseg.recipe.library import list_recipes as list_recipes
+    from udaseg.recipe.request import load_recipe as load_recipe
+    from udaseg.recipe.schema import Recipe as Recipe
+    from udaseg.runs.run import Run as Run
+    from udaseg.runs.scores import Scores as Scores
+    from udaseg.selection.calibrate import Calibration as Calibration
+    from udaseg.selection.calibrate import calibrate as calibrate
+    from udaseg.selection.choice import Selection as Selection
+    from udaseg.selection.select import SelectOptions as SelectOptions
+    from udaseg.selection.select import select as select
+    from udaseg.training.seeds import SeedRuns as SeedRuns
+    from udaseg.training.seeds import run_seeds as run_seeds
+    from udaseg.training.train import TrainOptions as TrainOptions
+    from udaseg.training.train import adapt as adapt
+    from udaseg.training.train import train as train
 
 _MODULES = {
-    "TrainOptions": "udaseg.training.train",
-    "EvaluationOptions": "udaseg.evaluation.evaluate",
-    "InferenceOptions": "udaseg.inference.pipeline",
     "CacheOptions": "udaseg.data.prepare.rules",
+    "Calibration": "udaseg.selection.calibrate",
+    "DataVerification": "udaseg.data.prepare.verify",
+    "Diagnosis": "udaseg.data.doctor.doctor",
+    "EvaluationOptions": "udaseg.evaluation.evaluate",
+    "Exported": "udaseg.inference.export",
+    "Finding": "udaseg.data.doctor.findings",
+    "InferenceOptions": "udaseg.inference.pipeline",
     "Model": "udaseg.inference.trained_model",
     "PredictOptions": "udaseg.prediction.options",
     "PredictSummary": "udaseg.prediction.summary",
     "Prediction": "udaseg.inference.prediction",
     "PrepareOptions": "udaseg.data.prepare.rules",
+    "PrepareReport": "udaseg.data.prepare.report",
+    "Recipe": "udaseg.recipe.schema",
+    "RecipeEntry": "udaseg.recipe.library",
     "Run": "udaseg.runs.run",
+    "RunInfo": "udaseg.inspection.info",
     "Scores": "udaseg.runs.scores",
     "ScoringOptions": "udaseg.evaluation.scores",
-    "Submission": "udaseg.evaluation.submission",
-    "SubmissionOptions": "udaseg.evaluation.submission",
+    "SeedRuns": "udaseg.training.seeds",
     "SelectOptions": "udaseg.selection.select",
     "Selection": "udaseg.selection.choice",
-    "adapt": "udaseg.training.train",
-    "Calibration": "udaseg.selection.calibrate",
-    "calibrate": "udaseg.selection.calibrate",
-    "DataVerification": "udaseg.data.prepare.verify",
-    "Diagnosis": "udaseg.data.doctor.doctor",
-    "doctor": "udaseg.data.doctor.doctor",
-    "Finding": "udaseg.data.doctor.findings",
-    "SeedRuns": "udaseg.training.seeds",
     "SetStatistics": "udaseg.data.doctor.statistics",
     "SomeDataFailed": "udaseg.data.prepare.several",
+    "Submission": "udaseg.evaluation.submission",
+    "SubmissionOptions": "udaseg.evaluation.submission",
+    "TrainOptions": "udaseg.training.train",
+    "Verification": "udaseg.inspection.verify",
+    "adapt": "udaseg.training.train",
+    "calibrate": "udaseg.selection.calibrate",
+    "doctor": "udaseg.data.doctor.doctor",
     "evaluate": "udaseg.evaluation.evaluate",
-    "score_predictions": "udaseg.evaluation.score_predictions",
-    "Exported": "udaseg.inference.export",
     "export": "udaseg.inference.export",
-    "RunInfo": "udaseg.inspection.info",
+    "find_recipe": "udaseg.recipe.library",
     "info": "udaseg.inspection.info",
+    "list_methods": "udaseg.recipe.library",
+    "list_recipes": "udaseg.recipe.library",
     "load": "udaseg.inference.trained_model",
+    "load_recipe": "udaseg.recipe.request",
     "predict": "udaseg.prediction.predict",
     "prepare": "udaseg.data.prepare.prepare",
-    "PrepareReport": "udaseg.data.prepare.report",
     "report": "udaseg.inspection.report",
     "run_seeds": "udaseg.training.seeds",
+    "score_predictions": "udaseg.evaluation.score_predictions",
     "select": "udaseg.selection.select",
     "submit": "udaseg.evaluation.submission",
     "train": "udaseg.training.train",
     "verify": "udaseg.inspection.verify",
-    "Verification": "udaseg.inspection.verify",
     "verify_data": "udaseg.data.prepare.verify",
 }
+_RENAMED = {"verify_run": "verify"}
+"""Old names, which warn for one release, and their new names."""
 
-__all__ = [
-    "CacheOptions",
-    "Calibration",
-    "DataVerification",
-    "Diagnosis",
-    "EvaluationOptions",
-    "Exported",
-    "Finding",
-    "InferenceOptions",
-    "Model",
-    "PredictOptions",
-    "PredictSummary",
-    "Prediction",
-    "PrepareOptions",
-    "PrepareReport",
-    "Run",
-    "RunInfo",
-    "Scores",
-    "ScoringOptions",
-    "SeedRuns",
-    "SelectOptions",
-    "Selection",
-    "SetStatistics",
-    "SomeDataFailed",
-    "Submission",
-    "SubmissionOptions",
-    "TrainOptions",
-    "Verification",
-    "__version__",
-    "adapt",
-    "calibrate",
-    "doctor",
-    "evaluate",
-    "export",
-    "info",
-    "load",
-    "predict",
-    "prepare",
-    "report",
-    "run_seeds",
-    "score_predictions",
-    "select",
-    "submit",
-    "train",
-    "verify",
-    "verify_data",
-]
+__all__ = sorted([*_MODULES, "__version__"])
 
 
 def __getattr__(name: str) -> Any:
+    if name in _RENAMED:
+        import warnings
+
+        new = _RENAMED[name]
+        message = f"udaseg.{name} is now udaseg.{new}; the old name will be removed"
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        name = new
     if name in _MODULES:
         from importlib import import_module
 
         return getattr(import_module(_MODULES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

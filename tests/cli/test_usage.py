@@ -263,7 +263,11 @@ def test_eval_makes_a_package_for_a_server(commands: Commands, tmp_path: Path) -
     assert given == {"run": Path("r"), "server": "dark-zurich", "data": None, "split": None}
 
 
+NOTHING = udaseg.PredictSummary({}, 0, 0, 0, 0, 0, 0, {}, Path("failures.csv"), {}, 0)
+
+
 def test_predict_needs_only_images(commands: Commands) -> None:
+    commands.results["predict"] = NOTHING
     given = called(commands, "predict", "a.png", "images/")
     assert asdict(given.pop("options")) == {
         "save": ("color", "ids"),
@@ -278,10 +282,11 @@ def test_predict_needs_only_images(commands: Commands) -> None:
         "flip": False,
         "window": None,
     }
-    assert given == {"inputs": ["a.png", "images/"], "checkpoint": None, "out": Path("masks")}
+    assert given == {"inputs": ["a.png", "images/"], "model": None, "out": Path("masks")}
 
 
 def test_predict_takes_each_kind_of_output_once(commands: Commands) -> None:
+    commands.results["predict"] = NOTHING
     given = called(commands, "predict", "x", "--save", "ids,overlay,ids", "--resume")
     assert given["options"].save == ("ids", "overlay")
     assert given["options"].resume is True

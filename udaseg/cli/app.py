@@ -83,9 +83,9 @@ def demo(
 @app.command("methods")
 def show_methods() -> None:
     """List the methods that `--method` accepts."""
-    from udaseg.recipe.library import list_methods
+    import udaseg
 
-    known = list_methods()
+    known = udaseg.list_methods()
     width = max(map(len, known), default=0)
     for name, summary in sorted(known.items()):
         typer.echo(printable(f"{name:{width}}  {summary}".rstrip()))

@@ -1,7 +1,9 @@
 """Turns the arguments of `udaseg train` and `udaseg adapt` into a recipe."""
 
 import json
-from collections.abc import Sequence
+import os
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,6 +13,8 @@ from udaseg.recipe.load import load
 from udaseg.recipe.schema import Recipe
 from udaseg.recipe.stages import numeric_settings
 from udaseg.text import shortened
+
+_KEY = re.compile(r"[\w-]+(\.[\w-]+)*")
 
 
 @dataclass(frozen=True)
@@ -149,3 +153,43 @@ def requested_recipe(
         if numeric_settings(unchanged) != numeric_settings(recipe):
             recipe = replace(recipe, expected=None)
     return recipe, path
+
+
+def load_recipe(
+    recipe: str | os.PathLike[str], *, overrides: Mapping[str, object] | None = None
+) -> Recipe:
+    """Return a recipe, checked and with every field.
+
+    Args:
+        recipe: A shipped recipe such as `toyland/rccr`, or a recipe file.
+        overrides: Settings that replace those of the recipe, by dotted name.
+
+    Raises:
+        RecipeError: There is no such recipe, or it is wrong; all errors are listed.
+
+    Example:
+        recipe = udaseg.load_recipe("toyland/rccr", overrides={"optimizer.lr": 1e-4})
+        udaseg.adapt(recipe)
+    """
+    return load(find_recipe(os.fspath(recipe)), overrides=override_words(overrides or {}))
+
+
+def override_words(overrides: Mapping[str, object]) -> list[str]:
+    """Return settings by dotted name as `KEY=VALUE`.
+
+    Raises:
+        UsageError: A name is not dotted words, or a value is no plain value.
+    """
+    words = []
+    for key, value in overrides.items():
+        if not isinstance(key, str) or not _KEY.fullmatch(key):
+            raise UsageError(
+                f"overrides: {shortened(repr(key))} is no setting; write dotted names, such as "
+                "'optimizer.lr'"
+            )
+        try:
+            text = json.dumps(value, ensure_ascii=False, default=os.fspath)
+            words.append(f"{key}={text}")
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"overrides: {key}: {error}") from error
+    return words

@@ -1,10 +1,8 @@
 """`udaseg train` and `udaseg adapt`: train a recipe into a run folder."""
 
 import contextlib
-import json
 import logging
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +12,12 @@ from udaseg.distributed import device_type, local_rank_zero_first, on_rank_zero,
 from udaseg.errors import UsageError
 from udaseg.failures import process_group
 from udaseg.recipe.load import dump, load
-from udaseg.recipe.request import Overrides, requested_recipe, validates_other_data
+from udaseg.recipe.request import (
+    Overrides,
+    override_words,
+    requested_recipe,
+    validates_other_data,
+)
 from udaseg.recipe.schema import Recipe
 from udaseg.recipe.stages import adapts, numeric_settings
 from udaseg.runs import folder as folder_module
@@ -23,7 +26,6 @@ from udaseg.runs.run import Run
 from udaseg.runs.scores import Scores
 from udaseg.runs.status import log_to_file
 from udaseg.selection.candidates import EvaluationSets
-from udaseg.text import shortened
 from udaseg.training.callbacks.keep_best import open_criterion_sets
 from udaseg.training.callbacks.tensorboard import uses_tensorboard
 from udaseg.training.context import RunContext, RunData
@@ -33,7 +35,6 @@ from udaseg.training.setup import build_setup, deterministic_kernels
 from udaseg.training.stages import Runner
 
 log = logging.getLogger(__name__)
-_KEY = re.compile(r"[\w-]+(\.[\w-]+)*")
 _DEFAULTS = ("source_only", "rccr")
 """Recipes of `train` and `adapt` unless another is named."""
 
@@ -195,7 +196,7 @@ def read_recipe(
         seed,
         steps,
     )
-    words = _override_words(overrides or {})
+    words = override_words(overrides or {})
     if isinstance(recipe, Recipe):
         path = Path(options.recipe_path or recipe.name)
         return _changed_recipe(recipe, path, [*changes.overrides(), *words]), path
@@ -228,27 +229,6 @@ def _changed_recipe(recipe: Recipe, path: Path, words: Sequence[str]) -> Recipe:
     ):
         changed = replace(changed, expected=None)
     return changed
-
-
-def _override_words(overrides: Mapping[str, object]) -> list[str]:
-    """Return settings by dotted name as `KEY=VALUE`.
-
-    Raises:
-        UsageError: A name is not dotted words, or a value is no plain value.
-    """
-    words = []
-    for key, value in overrides.items():
-        if not isinstance(key, str) or not _KEY.fullmatch(key):
-            raise UsageError(
-                f"overrides: {shortened(repr(key))} is no setting; write dotted names, such as "
-                "'optimizer.lr'"
-            )
-        try:
-            text = json.dumps(value, ensure_ascii=False, default=os.fspath)
-            words.append(f"{key}={text}")
-        except (TypeError, ValueError) as error:
-            raise UsageError(f"overrides: {key}: {error}") from error
-    return words
 
 
 def _refuse_with_resume(options: TrainOptions, out: str | os.PathLike[str] | None) -> None:

@@ -111,7 +111,7 @@ def predict(
         calibrated=not uncalibrated,
         batch=batch,
     )
-    summary = udaseg.predict(inputs, checkpoint, out=out, options=options)
+    summary = udaseg.predict(inputs=inputs, model=checkpoint, out=out, options=options)
     _print_summary(summary)
     if summary.failures:
         total = summary.image_inputs + summary.video_inputs

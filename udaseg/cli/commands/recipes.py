@@ -14,9 +14,9 @@ recipes_app = typer.Typer(no_args_is_help=True, help="List, show or copy the shi
 @recipes_app.command("ls")
 def show_recipes() -> None:
     """List the shipped recipes."""
-    from udaseg.recipe.library import list_recipes
+    import udaseg
 
-    entries = list_recipes()
+    entries = udaseg.list_recipes()
     width = max((len(entry.name) for entry in entries), default=0)
     for entry in entries:
         typer.echo(printable(f"{entry.name:{width}}  {entry.summary}".rstrip()))
@@ -30,9 +30,9 @@ def show_recipe(
     ],
 ) -> None:
     """Print a recipe."""
-    from udaseg.recipe.library import find_recipe
+    import udaseg
 
-    typer.echo(printable(find_recipe(name).read_text(encoding="utf-8")), nl=False)
+    typer.echo(printable(udaseg.find_recipe(name).read_text(encoding="utf-8")), nl=False)
 
 
 @recipes_app.command("cp")
@@ -46,9 +46,9 @@ def copy_recipe(
     ] = Path(),
 ) -> None:
     """Copy a recipe to edit it."""
-    from udaseg.recipe.library import find_recipe
+    import udaseg
 
-    path = find_recipe(name)
+    path = udaseg.find_recipe(name)
     copy = destination / path.name if destination.is_dir() else destination
     try:
         with copy.open("xb") as file:

@@ -1,4 +1,4 @@
-"""Open the dataset that a user names: a prepared name, a dataset YAML or a folder."""
+"""Generates toyland below a data folder."""
 
 import os
 from collections.abc import Callable
