@@ -111,6 +111,23 @@ def test_messages_reach_the_log_of_the_run_while_it_lasts(tmp_path):
     assert "outside" not in text
 
 
+def test_without_any_logging_the_file_has_all_and_stderr_the_warnings(
+    tmp_path, monkeypatch, capsys
+):
+    package, logger = logging.getLogger("udaseg"), logging.getLogger("udaseg.somewhere")
+    for each in (logging.root, package):
+        monkeypatch.setattr(each, "handlers", [])
+    monkeypatch.setattr(package, "level", logging.NOTSET)
+    with log_to_file(tmp_path / "train.log"):
+        logger.info("a step")
+        logger.warning("careful")
+    assert (package.handlers, package.level) == ([], logging.NOTSET)
+    text = (tmp_path / "train.log").read_text()
+    assert "a step" in text
+    assert "careful" in text
+    assert capsys.readouterr().err == "careful\n"
+
+
 def test_piped_training_says_steps_rate_and_losses_every_n_steps(screen):
     with TrainingProgress(steps=10, first=4, line_interval=2) as progress:
         for done in range(5, 11):

@@ -77,18 +77,36 @@ def log_to_file(path: Path) -> Iterator[None]:
     handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     handler.setLevel(logging.INFO)
     logger = logging.getLogger("udaseg")
-    logger.addHandler(handler)
+    with _default_logging(logger):
+        logger.addHandler(handler)
+        try:
+            yield
+        except Exception as error:
+            exc_info = (type(error), error, error.__traceback__)
+            handler.emit(
+                logger.makeRecord(logger.name, logging.ERROR, __file__, 0, "%s", (error,), exc_info)
+            )
+            raise
+        finally:
+            logger.removeHandler(handler)
+            handler.close()
+
+
+@contextlib.contextmanager
+def _default_logging(logger: logging.Logger) -> Iterator[None]:
+    """Let the file have all messages, and stderr the warnings, if nobody configured logging."""
+    fallback, level = logging.lastResort, logger.level
+    if logger.hasHandlers() or fallback is None:
+        yield
+        return
+    # Python uses this handler only as long as there is no other
+    logger.addHandler(fallback)
+    logger.setLevel(level or logging.INFO)
     try:
         yield
-    except Exception as error:
-        exc_info = (type(error), error, error.__traceback__)
-        handler.emit(
-            logger.makeRecord(logger.name, logging.ERROR, __file__, 0, "%s", (error,), exc_info)
-        )
-        raise
     finally:
-        logger.removeHandler(handler)
-        handler.close()
+        logger.removeHandler(fallback)
+        logger.setLevel(level)
 
 
 COST_FILE = "cost.json"

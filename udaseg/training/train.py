@@ -86,12 +86,15 @@ def train(
     Args:
         recipe: As for `adapt`; it must not use target images.
         source: Labelled images: a prepared name or a dataset YAML.
-        target: Images that the recipe validates on, if they have labels.
+        target: Target that the recipe names; its images are not read.
         steps: Number of optimizer steps.
         seed: Random seed.
         overrides: Other settings, by dotted name.
         out: Run folder; None takes one below `runs/`.
         options: Data, weights and start of the run.
+
+    Returns:
+        The run, trained and scored if the recipe has validation data.
 
     Raises:
         UsageError: The recipe adapts, or the arguments contradict each other.
@@ -127,7 +130,8 @@ def adapt(
 ) -> Run:
     """Adapt to the unlabelled target, and return the run.
 
-    Shows the plan of the run and its progress on stderr; the logger `udaseg` has the messages.
+    Shows the plan of the run on stderr. Progress and messages go to the logger `udaseg`, and to
+    `train.log` in the run folder. A signal ends the run after the current step, which is saved.
     Under torchrun this runs in each process; only rank 0 writes files and logs.
 
     Args:
@@ -140,6 +144,9 @@ def adapt(
         overrides: Other settings, by dotted name: `{"optimizer.lr": 1e-4}`.
         out: Run folder; None takes one below `runs/`.
         options: Data, weights and start of the run. With `resume`, the recipe is that of the run.
+
+    Returns:
+        The run, trained and scored if the recipe has validation data.
 
     Raises:
         UsageError: Arguments contradict each other, or the run folder already exists.
