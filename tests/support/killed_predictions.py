@@ -65,7 +65,6 @@ def killed(folder: Path, *, after_s: float | None = None, at: int | None = None)
         logging.disable(logging.CRITICAL)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         os.dup2(1, 2)
-        cv2.setNumThreads(1)  # the parent's threads do not survive the fork
         if at is not None:
             die_at(at)
         started.set()
@@ -73,7 +72,11 @@ def killed(folder: Path, *, after_s: float | None = None, at: int | None = None)
         os._exit(0)
 
     process = context.Process(target=work)
+    # OpenCV's threads do not survive a fork, and the child would wait for them
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
     process.start()
+    cv2.setNumThreads(threads)
     started.wait(60)
     process.join(after_s if at is None else 120)
     if process.is_alive() and process.pid is not None:
