@@ -19,9 +19,11 @@ from udaseg.contrast import CUTMIX, TARGET, RegionalContrast, Views, cell_view, 
 from udaseg.models import build_segmenter
 
 STEPS = int(sys.argv[1]) if len(sys.argv) > 1 else 200
-STRIDE, SIZE, BATCH = 16, 128, 4
+STRIDE, BATCH = 16, 4
 
 source, target = udaseg.prepare("toyland")
+SIZE = next(source.samples).height
+CELLS = SIZE // STRIDE
 
 
 def crop(path: Path, mode: str = "RGB") -> torch.Tensor:
@@ -51,8 +53,8 @@ optimizer = torch.optim.AdamW(student.parameters(), 1e-3)
 for step in range(STEPS):
     images, labels, photos = read_batch(step)
     # paste a square of the target, aligned with the cells of the feature map
-    square = torch.zeros(BATCH, SIZE // STRIDE, SIZE // STRIDE, dtype=torch.bool)
-    square[:, 2:6, 2:6] = True
+    square = torch.zeros(BATCH, CELLS, CELLS, dtype=torch.bool)
+    square[:, CELLS // 4 : 3 * CELLS // 4, CELLS // 4 : 3 * CELLS // 4] = True
     inside = square.repeat_interleave(STRIDE, 1).repeat_interleave(STRIDE, 2)[:, None]
     pasted = student(torch.where(inside, photos, images), embed=True)
     target_view = cell_view(teacher(photos, embed=True), None)

@@ -21,9 +21,16 @@ def folder(tmp_path):
     return tmp_path
 
 
-def run(folder, *words):
+START = (
+    "import runpy, sys; from tests.support.toy import make_default_toyland_tiny as tiny\n"
+    "tiny(); sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+)
+
+
+def run(folder, script, *words):
+    """Run a script that finds only the tiny toyland; return what it prints."""
     done = subprocess.run(
-        [sys.executable, *map(str, words)],
+        [sys.executable, "-c", START, str(script), *map(str, words)],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,

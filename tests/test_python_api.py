@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 import udaseg
-from tests.support.toy import TINY, toy_root
+from tests.support.toy import COUNTS, SIZE, TINY, toy_root
+from udaseg.data.toyland import make, writer
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TEXT = (REPOSITORY / "docs" / "python_api.md").read_text(encoding="utf-8")
@@ -34,6 +35,8 @@ def _literal(value):
 @pytest.mark.slow
 def test_every_example_of_the_page_runs(tmp_path, monkeypatch):
     toy_root(tmp_path / "data")
+    monkeypatch.setattr(writer, "DEFAULT_COUNTS", COUNTS)
+    monkeypatch.setattr(make, "TOYLAND_SIZE", SIZE)
     (tmp_path / "my_photos").mkdir()
     images = tmp_path / "data/toyland/target/val/images"
     shutil.copy(next(images.glob("*.png")), tmp_path / "my_photos" / "street.png")

@@ -270,7 +270,7 @@ def test_predict_needs_only_images(commands: Commands) -> None:
     commands.results["predict"] = NOTHING
     given = called(commands, "predict", "a.png", "images/")
     assert asdict(given.pop("options")) == {
-        "save": ("color", "ids"),
+        "save": "color,ids",
         "video": "mp4",
         "abstain": None,
         "calibrated": True,
@@ -288,7 +288,7 @@ def test_predict_needs_only_images(commands: Commands) -> None:
 def test_predict_takes_each_kind_of_output_once(commands: Commands) -> None:
     commands.results["predict"] = NOTHING
     given = called(commands, "predict", "x", "--save", "ids,overlay,ids", "--resume")
-    assert given["options"].save == ("ids", "overlay")
+    assert given["options"].kinds == ("ids", "overlay")
     assert given["options"].resume is True
 
 
