@@ -343,7 +343,13 @@ def longer(root, tmp_path_factory):
     return out
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (signal.SIGINT, 130),
+        pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_saves_the_step_and_the_run_goes_on(root, longer, tmp_path, number, code):
     out = tmp_path / "run"
     words = ["adapt", "toyland/rccr", "--root", root, "--out", out, "--steps", LONG, *TINY]

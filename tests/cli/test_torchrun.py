@@ -49,6 +49,7 @@ def test_two_processes_make_one_run_and_speak_with_one_voice(whole):
     assert torch.load(path, weights_only=True)["processes"] == 2
 
 
+@pytest.mark.slow
 def test_a_resumed_run_of_two_ranks_ends_where_the_undisturbed_one_ends(root, whole, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(whole[0], run)
@@ -60,6 +61,7 @@ def test_a_resumed_run_of_two_ranks_ends_where_the_undisturbed_one_ends(root, wh
     assert lines(run) == lines(whole[0])
 
 
+@pytest.mark.slow
 def test_after_a_rank_is_killed_torchrun_starts_again_and_the_run_ends_the_same(
     root, whole, tmp_path
 ):

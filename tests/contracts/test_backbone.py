@@ -10,7 +10,7 @@ from udaseg.recipe.schema import BACKBONES
 NEED_TIMM = {"efficientnet_lite0", "timm:test_efficientnet"}
 
 
-LARGE = {"resnet50", "resnet101"}
+LARGE = {"resnet50", "resnet101", "mobilenet_v3_large", "efficientnet_lite0"}
 MEMBERS = [
     pytest.param(name, marks=pytest.mark.slow if name in LARGE else [])
     for name in [*BACKBONES, "timm:test_efficientnet"]

@@ -28,7 +28,15 @@ def _objectives():
 MEMBERS = {name: (recipe, stage) for name, recipe, stage in _objectives()}
 
 
-@pytest.mark.parametrize("member", MEMBERS, scope="class")
+TWINS = {"dacs", "fda"}
+"""Objectives that differ from another member only in settings."""
+
+
+@pytest.mark.parametrize(
+    "member",
+    [pytest.param(name, marks=pytest.mark.slow if name in TWINS else []) for name in MEMBERS],
+    scope="class",
+)
 class TestObjective(ObjectiveContract):
     @pytest.fixture(autouse=True)
     def _choose(self, member):
