@@ -7,6 +7,7 @@ that the job manager has already sent to each process, and kills processes that 
 import contextlib
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any
@@ -20,6 +21,8 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class StopSignal:
     """Context manager in which a signal sets `number` instead of killing the process.
 
+    In another thread than the main one, signals are left as they are.
+
     Attributes:
         number: The signal received by this process or, after `stop_requested`, by another rank;
             None if there was none.
@@ -32,6 +35,8 @@ class StopSignal:
         self._previous_handlers: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignal":
+        if threading.current_thread() is not threading.main_thread():
+            return self  # Python lets only the main thread handle signals
         for number in _SIGNALS:
             self._previous_handlers[number] = signal.signal(number, self._handle)
         return self

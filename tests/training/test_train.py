@@ -126,6 +126,14 @@ def test_a_recipe_may_be_a_file_or_an_object(tmp_path):
     )
 
 
+def test_a_wrong_value_in_a_recipe_object_is_refused():
+    recipe = udaseg.load_recipe("toyland/rccr")
+    assert read(recipe)[0] == recipe
+    wrong = replace(recipe, steps=0, seed=-1)
+    with pytest.raises(RecipeError, match="seed: must be in.*\n.*steps: must be at least 1, got 0"):
+        read(wrong)
+
+
 def test_a_relative_path_with_an_equals_sign_is_a_path(tmp_path, monkeypatch):
     recipe = load(find_recipe("toyland/dacs"))
     (tmp_path / "steps=9.yaml").write_text(dump(recipe))

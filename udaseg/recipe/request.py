@@ -3,13 +3,13 @@
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from udaseg.errors import UsageError
 from udaseg.recipe.library import choose_recipe, data_names, find_recipe, recipe_of_method
-from udaseg.recipe.load import load
+from udaseg.recipe.load import dump, load
 from udaseg.recipe.schema import Recipe
 from udaseg.recipe.stages import numeric_settings
 from udaseg.text import shortened
@@ -145,14 +145,35 @@ def requested_recipe(
         path = recipe_of_method(path, method) if method is not None else path
     overrides = [*options.overrides(), *overrides]
     recipe = load(path, overrides=overrides)
-    if validates_other_data(recipe, data_names(path), overrides):
+    return _without_stale_parts(recipe, data_names(path), lambda: load(path), overrides), path
+
+
+def changed_recipe(recipe: Recipe, overrides: Sequence[str], origin: Path) -> Recipe:
+    """Return a recipe with `KEY=VALUE` overrides, by the rules for overrides of a recipe file.
+
+    Raises:
+        RecipeError: An override is wrong; `origin` names the recipe in the message.
+    """
+    changed = load(origin, text=dump(recipe), overrides=overrides)
+    file_data = (recipe.source.data, recipe.target.data)
+    return _without_stale_parts(changed, file_data, lambda: recipe, overrides)
+
+
+def _without_stale_parts(
+    recipe: Recipe,
+    file_data: tuple[str | None, str | None],
+    original: Callable[[], Recipe],
+    overrides: Sequence[str],
+) -> Recipe:
+    """Return a recipe without the validation data and the expected score that overrides void."""
+    if validates_other_data(recipe, file_data, overrides):
         recipe = replace(recipe, validation=replace(recipe.validation, data=None))
     if recipe.expected is not None and not any(word.startswith("expected") for word in overrides):
         # the expected score holds for the settings of the file, with any seed
-        unchanged = replace(load(path), seed=recipe.seed)
+        unchanged = replace(original(), seed=recipe.seed)
         if numeric_settings(unchanged) != numeric_settings(recipe):
             recipe = replace(recipe, expected=None)
-    return recipe, path
+    return recipe
 
 
 def load_recipe(

@@ -11,15 +11,15 @@ from udaseg.data.open import open_dataset
 from udaseg.distributed import device_type, local_rank_zero_first, on_rank_zero, rank, world_size
 from udaseg.errors import UsageError
 from udaseg.failures import process_group
-from udaseg.recipe.load import dump, load
+from udaseg.recipe.load import from_dict, load, to_dict
 from udaseg.recipe.request import (
     Overrides,
+    changed_recipe,
     override_words,
     requested_recipe,
-    validates_other_data,
 )
 from udaseg.recipe.schema import Recipe
-from udaseg.recipe.stages import adapts, numeric_settings
+from udaseg.recipe.stages import adapts
 from udaseg.runs import folder as folder_module
 from udaseg.runs.checkpoint import Checkpoint, find_checkpoint
 from udaseg.runs.run import Run
@@ -206,7 +206,10 @@ def read_recipe(
     words = override_words(overrides or {})
     if isinstance(recipe, Recipe):
         path = Path(options.recipe_path or recipe.name)
-        return _changed_recipe(recipe, path, [*changes.overrides(), *words]), path
+        words = [*changes.overrides(), *words]
+        if words:
+            return changed_recipe(recipe, words, path), path
+        return from_dict(to_dict(recipe), str(path)), path  # checks values set with `replace`
     name = os.fspath(recipe)
     if options.resume is not None:
         named = [] if name in _DEFAULTS else [name]
@@ -221,21 +224,6 @@ def read_recipe(
 def _is_method(name: str) -> bool:
     """Return whether a word names a method, rather than a shipped recipe or a file."""
     return "/" not in name and not name.endswith((".yaml", ".yml")) and not Path(name).is_file()
-
-
-def _changed_recipe(recipe: Recipe, path: Path, words: Sequence[str]) -> Recipe:
-    """Return a recipe with overrides, by the rules that hold for overrides of a recipe file."""
-    if not words:
-        return recipe
-    changed = load(path, text=dump(recipe), overrides=words)
-    if validates_other_data(changed, (recipe.source.data, recipe.target.data), words):
-        changed = replace(changed, validation=replace(changed.validation, data=None))
-    same_seed = replace(recipe, seed=changed.seed)
-    if numeric_settings(same_seed) != numeric_settings(changed) and not any(
-        word.startswith("expected") for word in words
-    ):
-        changed = replace(changed, expected=None)
-    return changed
 
 
 def _refuse_with_resume(options: TrainOptions, out: str | os.PathLike[str] | None) -> None:
