@@ -114,7 +114,7 @@ def test_a_recipe_may_be_a_file_or_an_object(tmp_path):
     path.write_text(dump(recipe))
     assert read(path, seed=4) == (replace(recipe, seed=4), path)
     assert read(str(path))[0] == recipe
-    assert read(recipe)[0] is recipe
+    assert read(recipe)[0] == recipe
     changed, _ = read(recipe, seed=4, overrides={"machine.workers": 2})
     assert changed == replace(recipe, seed=4, machine=replace(recipe.machine, workers=2))
     # as on the command line: other data has no validation, other numbers no expected score
@@ -130,7 +130,7 @@ def test_a_wrong_value_in_a_recipe_object_is_refused():
     recipe = udaseg.load_recipe("toyland/rccr")
     assert read(recipe)[0] == recipe
     wrong = replace(recipe, steps=0, seed=-1)
-    with pytest.raises(RecipeError, match="seed: must be in.*\n.*steps: must be at least 1, got 0"):
+    with pytest.raises(RecipeError, match=r"seed: must be in.*\n.*steps: must be at least 1, got 0"):
         read(wrong)
 
 
