@@ -24,13 +24,13 @@ MAY_KNOW = {
     "signals": {"errors", "distributed"},
     "recipe": {"errors", "text", "plugins"},
     "data": {*LEAVES, "plugins", "display"},
-    "models": {"errors", "plugins", "recipe"},
+    "models": {"errors", "text", "plugins", "recipe"},
     "runs": {*LEAVES, "recipe", "distributed"},
     "methods": {*LEAVES, "plugins", "recipe", "distributed", "data", "models", "runs"},
     "inference": {*LEAVES, "display", "recipe", "distributed", "data", "models", "runs"},
 }
 MAY_KNOW["losses"] = {"methods"}
-MAY_KNOW["contrast"] = {"losses", "methods", "recipe"}
+MAY_KNOW["contrast"] = {"losses", "methods", "recipe", "data", "distributed"}
 MAY_KNOW["evaluation"] = {*MAY_KNOW["inference"], "inference"}
 MAY_KNOW["selection"] = {*MAY_KNOW["evaluation"], "evaluation"}
 MAY_KNOW["training"] = {*MAY_KNOW["selection"], "failures", "signals", "methods", "selection"}

@@ -6,6 +6,8 @@ A regularizer receives the `Views` of a step: `forward` returns its weighted los
 its memory after the optimizer step. The pure functions are in `udaseg.losses`.
 """
 
+from udaseg.data.labels.classes import IGNORE
+from udaseg.distributed import all_reduce_sum, mean_divisor
 from udaseg.losses import bank_loss, distribution_loss, prototype_loss, regional_loss
 from udaseg.methods.contrast.class_statistics import ClassStatistics
 from udaseg.methods.contrast.memory_bank import MemoryBank
@@ -33,6 +35,7 @@ from udaseg.recipe.contrast import Projector, Prototypes, Regional, Semantic
 
 __all__ = [
     "CUTMIX",
+    "IGNORE",
     "MIXED",
     "PSEUDO_LABELLED",
     "SOURCE",
@@ -54,11 +57,13 @@ __all__ = [
     "SemanticContrast",
     "View",
     "Views",
+    "all_reduce_sum",
     "bank_loss",
     "cell_view",
     "distribution_loss",
     "flatten_cells",
     "labels_on_cells",
+    "mean_divisor",
     "prototype_loss",
     "regional_loss",
 ]

@@ -4,8 +4,11 @@ A package offers them as entry points, in the groups `udaseg.backbones`, `udaseg
 `udaseg.label_formats`. Entry points are read only for a name that is not built in.
 """
 
+import hashlib
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, PackageNotFoundError, distribution, entry_points
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Literal
 
 from udaseg.errors import EnvironmentFault
@@ -25,6 +28,21 @@ class Plugin:
     name: str
     package: str
     _entry: EntryPoint
+
+    def fingerprint(self) -> str:
+        """Return a digest that changes with the version of the package or the file of the object.
+
+        Only a package around the module of the object is imported, not the module.
+        """
+        version = "" if self._entry.dist is None else self._entry.dist.version
+        try:
+            spec = find_spec(self._entry.module)
+        except Exception:  # noqa: BLE001  # the package around it can fail in any way
+            spec = None
+        code = b""
+        if spec is not None and spec.origin is not None and Path(spec.origin).is_file():
+            code = Path(spec.origin).read_bytes()
+        return hashlib.sha256(f"{self.package} {version} ".encode() + code).hexdigest()
 
     def load(self) -> Any:
         """Import and return the object.

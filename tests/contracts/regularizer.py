@@ -6,11 +6,22 @@ import pytest
 import torch
 
 from udaseg.methods.contrast.regularizer import Regularizer
-from udaseg.methods.views import CUTMIX, MAKERS, MIXED, PSEUDO_LABELLED, CellView, Need, Views
+from udaseg.methods.views import (
+    CUTMIX,
+    MAKERS,
+    MIXED,
+    PSEUDO_LABELLED,
+    TARGET,
+    TARGET_BY_STUDENT_HEAD,
+    TEACHER_SOURCE,
+    CellView,
+    Need,
+    Views,
+)
 from udaseg.models.projector import to_unit_length
 
 CLASSES, CHANNELS, EMBEDDING = 5, 8, 4
-STUDENT_VIEWS = {"source", "mixed", "cutmix", "pseudo_labelled"}
+TEACHER_VIEWS = {TARGET, TARGET_BY_STUDENT_HEAD, TEACHER_SOURCE}
 
 
 def make_views(regularizer, *, step=0, ignored=False, progress=0.5):
@@ -24,13 +35,13 @@ def make_views(regularizer, *, step=0, ignored=False, progress=0.5):
 
 
 def _view(need, generator, *, ignored):
-    from_student = need.view in STUDENT_VIEWS
+    from_student = need.view not in TEACHER_VIEWS
     features = torch.randn(2, CHANNELS, 4, 6, generator=generator)
     labels = torch.randint(0, CLASSES, (2, 4, 6), generator=generator)
     labels[0, 0] = 255
     predictions = torch.where(labels == 255, 0, labels)
     embeddings = None
-    if need.embed or "by_student_head" in need.view:
+    if need.embed or need.view == TARGET_BY_STUDENT_HEAD:
         embeddings = to_unit_length(torch.randn(2, EMBEDDING, 4, 6, generator=generator))
         embeddings.requires_grad_(from_student)
     square = torch.zeros(2, 4, 6, dtype=torch.bool)

@@ -9,6 +9,7 @@ import torch
 from tests.support.small import PROTOTYPES, REGIONAL, small_segmenter
 from udaseg.data.labels.classes import IGNORE
 from udaseg.data.loading.batches import Batch
+from udaseg.errors import UdasegError
 from udaseg.methods.contrast.prototypes import PrototypeContrast
 from udaseg.methods.contrast.regional import RegionalContrast
 from udaseg.methods.contrast.regularizer import Regularizer
@@ -280,6 +281,30 @@ def test_any_regularizer_can_be_added_by_its_contract():
     report.parts["length"].backward()
     objective.after_step(0, report)
     assert objective.regularizers["length"].updates == 1
+
+
+class _Broken(Regularizer):
+    def __init__(self, needs=(Need(SOURCE),), loss=None):
+        super().__init__()
+        self.needs, self.loss = needs, loss
+
+    def forward(self, views):
+        return self.loss
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (_Broken(needs=(SOURCE,)), "needs 'source', which is no Need of a view"),
+        (_Broken(needs=(Need("sourse"),)), "view='sourse'.*makes: target, teacher_source"),
+        (_Broken(needs=(Need(SOURCE, embed=True),)), "'broken' needs embeddings.*`projector`"),
+        (_Broken(loss=None), "'broken' must return a scalar tensor, got NoneType"),
+        (_Broken(loss=torch.zeros(1)), r"'broken' must return a scalar tensor, got \(1,\)"),
+    ],
+)
+def test_a_regularizer_that_breaks_its_contract_is_named(broken, message):
+    with pytest.raises(UdasegError, match=message):
+        _objective(regularizers={"broken": broken})(_batch())
 
 
 def test_target_images_are_required():

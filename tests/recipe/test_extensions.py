@@ -123,7 +123,7 @@ def test_a_package_that_is_missing_is_named_at_its_line_and_its_names_are_no_sec
     text = f"packages:\n  - torch\n  - udaseg-gram\n{WITH_GRAM}"
     assert refused(text) == (
         "my.yaml:3:5: packages: the recipe needs the package 'udaseg-gram', which is not "
-        "installed; run pip install udaseg-gram"
+        "installed; install it"
     )
     both = refused(text, ["steps=many"]).splitlines()
     assert len(both) == 2
@@ -145,7 +145,12 @@ class Thawed:
     weight: float
 
 
-@pytest.mark.parametrize("section", [None, Thawed, GramSpec(1, "linear"), dict])
+@dataclass(frozen=True)
+class Strange:
+    start: set[int] = frozenset()
+
+
+@pytest.mark.parametrize("section", [None, Thawed, GramSpec(1, "linear"), dict, Strange])
 def test_a_regularizer_without_frozen_settings_is_a_fault_of_its_package(monkeypatch, section):
     install(monkeypatch, {(REGULARIZER, "gram"): type("Other", (), {"spec_class": section})})
     with pytest.raises(EnvironmentFault, match="package udaseg-gram: the regularizer 'gram'"):

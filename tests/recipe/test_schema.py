@@ -7,8 +7,9 @@ from typing import get_args, get_type_hints
 import pytest
 
 from udaseg.data.loading import crops
-from udaseg.recipe import choices
-from udaseg.recipe.schema import BACKBONES, Machine
+from udaseg.recipe import choices, methods
+from udaseg.recipe.contrast import Prototypes, Regional
+from udaseg.recipe.schema import Machine
 from udaseg.selection.criteria import CRITERIA
 
 FOLDER = Path(choices.__file__).parent
@@ -32,8 +33,13 @@ def _is_text(node):
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
 
 
+def test_a_regularizer_that_is_missing_in_the_union_is_no_silent_term(monkeypatch):
+    monkeypatch.setattr(methods, "RegularizerSpec", Regional | Prototypes)
+    with pytest.raises(TypeError, match="semantic's class to RegularizerSpec"):
+        methods.built_in_regularizers()
+
+
 def test_lists_of_choices_agree():
     assert [each.name for each in CRITERIA] == list(get_args(choices.Criterion))
     assert get_args(crops.Sampling) == get_args(choices.Sampling)
     assert get_type_hints(Machine)["precision"] == choices.Precision
-    assert len(set(BACKBONES)) == len(BACKBONES)

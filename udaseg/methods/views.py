@@ -176,10 +176,15 @@ def merge_needs(needs: Iterable[Need]) -> dict[View, Need]:
     """Return one need for each view, with embeddings if any of them needs embeddings.
 
     Raises:
-        UdasegError: Two needs contradict each other in an option.
+        UdasegError: There is no such view, or two needs contradict each other in an option.
     """
     merged: dict[View, Need] = {}
     for need in needs:
+        if not isinstance(need, Need) or need.view not in MAKERS:
+            raise UdasegError(
+                f"a regularizer needs {need!r}, which is no Need of a view that self-training "
+                f"makes: {', '.join(MAKERS)}"
+            )
         earlier = merged.setdefault(need.view, need)
         for name, value in need.options.items():
             if earlier.options.get(name, value) != value:

@@ -68,6 +68,25 @@ def _value_problems(annotation: Any, value: Any, key: str) -> Iterator[tuple[str
             yield from _value_problems(arguments[1], each, f"{key}.{name}")
 
 
+def unreadable_fields(section: type) -> list[str]:
+    """Return the fields of a dataclass, and of those in it, whose types a recipe cannot hold."""
+    hints = _bounded_hints(section)
+    return [part.name for part in fields(section) if not _is_readable(hints[part.name])]
+
+
+def _is_readable(annotation: Any) -> bool:
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Annotated:
+        return _is_readable(arguments[0])
+    if origin is Literal:
+        return all(isinstance(each, str | int) for each in arguments)
+    if origin in (Union, types.UnionType, tuple):
+        return all(each in (Ellipsis, types.NoneType) or _is_readable(each) for each in arguments)
+    if isinstance(annotation, type) and is_dataclass(annotation):
+        return not unreadable_fields(annotation)
+    return annotation in (str, int, float, bool)
+
+
 def _fits(annotation: Any, value: object) -> bool:
     """Return whether the value is of this member of a union."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)

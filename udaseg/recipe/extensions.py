@@ -4,6 +4,7 @@ from dataclasses import is_dataclass, replace
 from typing import TYPE_CHECKING
 
 from udaseg.errors import EnvironmentFault
+from udaseg.recipe.bounds import unreadable_fields
 from udaseg.recipe.methods import SelfTraining, built_in_regularizers
 from udaseg.recipe.nodes import ErrorList, ListNode, MappingNode, ScalarNode
 from udaseg.recipe.schema import BACKBONES, PACKAGE_NAME, TIMM_PREFIX, Recipe
@@ -26,10 +27,7 @@ def report_missing_packages(root: MappingNode, faults: ErrorList) -> bool:
         name for name in names if PACKAGE_NAME.matches(name.text) and not _is_installed(name.text)
     ]
     for name in missing:
-        problem = (
-            f"the recipe needs the package '{name.text}', which is not installed; "
-            f"run pip install {name.text}"
-        )
+        problem = f"the recipe needs the package '{name.text}', which is not installed; install it"
         faults.add(name.position, "packages", problem)
     return bool(missing)
 
@@ -52,6 +50,12 @@ def regularizer_section(name: str) -> type | None:
         raise EnvironmentFault(
             f"package {plugin.package}: the regularizer '{name}' has no attribute spec_class with "
             "a frozen dataclass of its settings; update or reinstall the package"
+        )
+    for field_name in unreadable_fields(section):
+        raise EnvironmentFault(
+            f"package {plugin.package}: the regularizer '{name}' has a setting '{field_name}' of a "
+            "type that recipes cannot hold; they hold str, int, float, bool, Literal, tuple, a "
+            "frozen dataclass, and X | None"
         )
     return section
 

@@ -2,7 +2,7 @@
 
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Interval, MinLen
@@ -235,10 +235,18 @@ Method = SourceOnly | SelfTraining | Adversarial | EntropyMinimization | Staged
 
 
 def built_in_regularizers() -> tuple[str, ...]:
-    """Return the names of the built-in regularizers: the fields of `SelfTraining` that hold one."""
-    hints, specs = typing.get_type_hints(SelfTraining), set(typing.get_args(RegularizerSpec))
-    names = [part.name for part in fields(SelfTraining)]
-    return tuple(name for name in names if specs.intersection(typing.get_args(hints[name])))
+    """Return the names of the built-in regularizers: the optional sections of `SelfTraining`.
+
+    Raises:
+        TypeError: One of them is missing in `RegularizerSpec`.
+    """
+    hints, names = typing.get_type_hints(SelfTraining), []
+    for part in fields(SelfTraining):
+        sections = [each for each in typing.get_args(hints[part.name]) if is_dataclass(each)]
+        if sections and not set(sections) <= set(typing.get_args(RegularizerSpec)):
+            raise TypeError(f"recipe/contrast.py: add {part.name}'s class to RegularizerSpec")
+        names += [part.name] * bool(sections)
+    return tuple(names)
 
 
 def regularizer_specs(method: SelfTraining) -> dict[str, Any]:

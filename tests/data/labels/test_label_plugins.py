@@ -114,7 +114,7 @@ def test_labels_that_are_no_images_are_prepared(plugin, own, tmp_path):
     assert report.class_shares == pytest.approx({"road": 1 / 3, "sky": 1 / 3, "car": 1 / 3})
     labels = [read_train_ids(report.dataset.label_path(s))[0, 0] for s in report.samples]
     assert labels == [0, 1, 2]
-    assert read_manifest(report.folder).label_reader == ("npy", PACKAGE)
+    assert read_manifest(report.folder).label_reader[:2] == ("npy", PACKAGE)
     assert _prepare(own, tmp_path).unchanged
     diagnosis = udaseg.doctor(own, root=tmp_path / "empty")
     assert {finding.code for finding in diagnosis.findings} == {
@@ -138,7 +138,7 @@ def test_entry_points_are_read_for_other_names_only(plugin, monkeypatch, tmp_pat
         label_reader(name)
     assert looked_up == []
     declaration = read_declaration(files.dataset_yaml(tmp_path, text.replace("FORMAT", "npy")))
-    assert (declaration.label_format, declaration.label_package) == ("npy", PACKAGE)
+    assert (declaration.label_format, declaration.label_package.name) == ("npy", PACKAGE)
     assert set(looked_up) == {GROUP}
 
 
@@ -280,13 +280,26 @@ def test_verify_says_which_package_is_missing(plugin, own, tmp_path):
     )
 
 
+def test_labels_are_read_again_when_the_code_of_the_package_changes(plugin, own, tmp_path):
+    plugin()
+    del sys.modules["npy_labels"]
+    code = "import io, numpy\n\ndef read(path, data):\n    return numpy.load(io.BytesIO(data))"
+    module = tmp_path / "site" / "npy_labels.py"
+    module.write_text(code, encoding="utf-8")
+    importlib.invalidate_caches()
+    _prepare(own, tmp_path)
+    assert _prepare(own, tmp_path).unchanged
+    module.write_text(code + " * 0", encoding="utf-8")
+    assert _prepare(own, tmp_path).read == 3
+
+
 def test_labels_are_read_again_when_another_package_has_the_format(plugin, own, tmp_path):
     plugin()
     _prepare(own, tmp_path)
     plugin(package="another-package")
     report = _prepare(own, tmp_path)
     assert (report.unchanged, report.read) == (False, 3)
-    assert read_manifest(report.folder).label_reader == ("npy", "another-package")
+    assert read_manifest(report.folder).label_reader[:2] == ("npy", "another-package")
 
 
 def test_the_manifest_of_a_built_in_format_has_no_field_for_it(tmp_path):

@@ -7,7 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from udaseg.data.labels.formats import BUILT_IN, format_package, unknown_format_message
+from udaseg.data.labels.formats import (
+    BUILT_IN,
+    LabelPackage,
+    format_package,
+    unknown_format_message,
+)
 from udaseg.data.labels.tables import LabelTable, parse_label_table
 from udaseg.documents import Problems, did_you_mean, read_yaml_document
 
@@ -93,7 +98,7 @@ class Declaration:
     rules: Mapping[str, FileRule] = field(default_factory=dict)
     exclude: tuple[str, ...] = ()
     layouts: tuple[Layout, ...] = ()
-    label_package: str | None = None
+    label_package: LabelPackage | None = None
 
     @property
     def argument(self) -> str:
@@ -101,7 +106,7 @@ class Declaration:
         return self.name if self.root is None and self.base is None else str(self.path)
 
 
-RecordedPackage = Callable[[str, str], str | None]
+RecordedPackage = Callable[[str, str], LabelPackage | None]
 """Returns the package that read a label format when a dataset was prepared, given both names."""
 
 
@@ -178,7 +183,7 @@ def _name(document: Mapping[str, Any], problems: Problems) -> str:
 
 def _label_format(
     document: Mapping[str, Any], problems: Problems, recorded_package: RecordedPackage | None
-) -> tuple[str, str | None]:
+) -> tuple[str, LabelPackage | None]:
     """Return the label format and, unless it is built in, the package that reads it."""
     label_format = document.get("label_format", "ids")
     if isinstance(label_format, str):

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,14 +25,26 @@ BUILT_IN: Mapping[str, LabelReader] = {
 }
 
 
-def format_package(name: str) -> str | None:
+class LabelPackage(NamedTuple):
+    """The package that reads a label format.
+
+    Attributes:
+        name: Name of the package.
+        fingerprint: Digest that changes with its version or its code.
+    """
+
+    name: str
+    fingerprint: str
+
+
+def format_package(name: str) -> LabelPackage | None:
     """Return the installed package that reads a label format; None if none does, or it is built in.
 
     Raises:
         EnvironmentFault: Several packages read it.
     """
     plugin = None if name in BUILT_IN else find_plugin(GROUP, name)
-    return None if plugin is None else plugin.package
+    return None if plugin is None else LabelPackage(plugin.package, plugin.fingerprint())
 
 
 @cache

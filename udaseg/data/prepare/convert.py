@@ -216,8 +216,9 @@ def _require_label_package(declaration: Declaration) -> None:
     label_format = declaration.label_format
     if declaration.table is None or label_format in BUILT_IN or format_package(label_format):
         return
+    assert declaration.label_package is not None  # the declaration was accepted because of it
     raise EnvironmentFault(
-        f"{declaration.path}: package {declaration.label_package} reads label_format "
+        f"{declaration.path}: package {declaration.label_package.name} reads label_format "
         f"{label_format}, but is not installed; install it, or use the labels as they were "
         f"prepared by the name '{declaration.name}'"
     )

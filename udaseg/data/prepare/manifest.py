@@ -12,6 +12,7 @@ from typing import Any
 
 from udaseg.data.datasets.index import Sample
 from udaseg.data.files.images import read_bytes
+from udaseg.data.labels.formats import LabelPackage
 from udaseg.errors import DataError
 from udaseg.files import sha256, write_atomic
 
@@ -91,14 +92,15 @@ class Manifest:
         conversion_digest: Digest of all that affects a prepared label besides the pair itself.
         files: SHA-256 of the prepared folder's files that are neither labels nor the manifest.
         rows: The pairs, in the order of the index.
-        label_reader: Label format, and the package that read it; None if no package was needed.
+        label_reader: Label format, package that read it, and its fingerprint; None if
+            no package was needed.
     """
 
     image_root: Path
     conversion_digest: str
     files: Mapping[str, str]
     rows: tuple[Row, ...]
-    label_reader: tuple[str, str] | None = None
+    label_reader: tuple[str, str, str] | None = None
 
 
 def read_with_fingerprint(path: Path, folder: Path) -> tuple[bytes, Fingerprint]:
@@ -205,16 +207,20 @@ def read_manifest(folder: Path) -> Manifest:
         if head["format"] != MANIFEST_FORMAT:
             raise DataError(f"{path}: written by another version")
         rows = tuple(map(parse_row, lines))
-        label_format, package = head.get("label_reader", (None, None))
+        label_reader = head.get("label_reader")
+        label_reader = None if label_reader is None else _three_texts(*label_reader)
     except FileNotFoundError as error:
         raise DataError(f"{path}: not found") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: damaged: {error}") from error
-    label_reader = None if package is None else (label_format, package)
     return Manifest(Path(head["image_root"]), head["meaning"], head["files"], rows, label_reader)
 
 
-def recorded_package(folder: Path, label_format: str) -> str | None:
+def _three_texts(label_format: str, package: str, fingerprint: str) -> tuple[str, str, str]:
+    return label_format, package, fingerprint
+
+
+def recorded_package(folder: Path, label_format: str) -> LabelPackage | None:
     """Return the package that read the labels of the prepared dataset in `folder`.
 
     None if it is not prepared, with another label format, or without a package.
@@ -223,7 +229,9 @@ def recorded_package(folder: Path, label_format: str) -> str | None:
         recorded = read_manifest(folder).label_reader
     except DataError:
         return None
-    return recorded[1] if recorded is not None and recorded[0] == label_format else None
+    if recorded is None or recorded[0] != label_format:
+        return None
+    return LabelPackage(*recorded[1:])
 
 
 def _fingerprint_to_list(file: Fingerprint) -> list[str | int]:

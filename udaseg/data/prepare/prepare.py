@@ -11,6 +11,7 @@ from udaseg.data.datasets.catalog import DOCUMENTS, resolve_declaration
 from udaseg.data.datasets.declaration import Declaration, unknown_rule_message
 from udaseg.data.datasets.index import read_index
 from udaseg.data.datasets.pairs import DatasetFiles, find_pairs
+from udaseg.data.labels.formats import LabelPackage
 from udaseg.data.loading.cache_speed import measure_cache_speedup
 from udaseg.data.loading.cache_write import CacheReport, write_cache
 from udaseg.data.prepare.convert import read_all
@@ -197,7 +198,7 @@ def find_declaration(name: str, root: Path) -> Declaration:
         EnvironmentFault: Several installed packages read its label format.
     """
 
-    def package(dataset: str, label_format: str) -> str | None:
+    def package(dataset: str, label_format: str) -> LabelPackage | None:
         return recorded_package(root / "prepared" / dataset, label_format)
 
     return resolve_declaration(name, recorded_package=package)
@@ -319,7 +320,7 @@ def _rebuild(
         with disk_space(workspace.temporary_folder, lambda: DOCUMENTS * len(result.rows)):
             source = {"stamp": stamp, **reported}
             package = declaration.label_package
-            label_reader = None if package is None else (declaration.label_format, package)
+            label_reader = None if package is None else (declaration.label_format, *package)
             workspace.finish(report.dataset, result.rows, source, options, label_reader)
     finally:
         workspace.close()

@@ -73,7 +73,7 @@ def conversion_digest(declaration: Declaration, folder: Path, options: PrepareOp
     classes = None if table is None else (table.classes, table.ids, sorted(table.ignore))
     facts = (INDEX_FORMAT, folder.resolve(), options.on_mismatch, classes, declaration.label_format)
     package = declaration.label_package
-    return _digest(repr(facts if package is None else (*facts, package)))
+    return _digest(repr(facts if package is None else (*facts, *package)))
 
 
 def sources_digest(label_digest: str, pairs: DatasetFiles) -> str:

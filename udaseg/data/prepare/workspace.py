@@ -98,7 +98,7 @@ class Workspace:
         rows: Sequence[Row],
         source: dict[str, Any],
         options: PrepareOptions,
-        label_reader: tuple[str, str] | None,
+        label_reader: tuple[str, str, str] | None,
     ) -> None:
         """Write index, source and manifest, then replace the finished folder.
 

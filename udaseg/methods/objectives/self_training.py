@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from udaseg.data.loading.batches import Batch
 from udaseg.distributed import all_reduce_mean, all_reduce_sum
+from udaseg.errors import UdasegError
 from udaseg.methods.augmentation import generator_for, strong_augment, to_unit_range
 from udaseg.methods.contrast.regularizer import Regularizer
 from udaseg.methods.mixing import class_mask, paste
@@ -62,7 +63,7 @@ class SelfTraining(Objective):
         self.teacher = teacher
         self.num_classes = num_classes
         self.regularizers = nn.ModuleDict(regularizers)
-        self._needs()  # raises if two regularizers contradict each other
+        self._check_needs()
 
     def forward(self, batch: Batch) -> LossReport:
         """Return the losses of the source, the mixed images, and the regularizers."""
@@ -97,7 +98,7 @@ class SelfTraining(Objective):
         )
         views = make_views(context, needs)
         for name, term in self.regularizers.items():
-            parts[name] = term(views)
+            parts[name] = _checked_loss(name, term(views))
         total = torch.stack(list(parts.values())).sum()
         return LossReport(total, parts, figures, views, predicted)
 
@@ -114,6 +115,22 @@ class SelfTraining(Objective):
 
     def _needs(self) -> dict[View, Need]:
         return merge_needs(need for term in self._regularizer_list() for need in term.needs)
+
+    def _check_needs(self) -> None:
+        """Refuse regularizers that ask for what the step cannot give.
+
+        Raises:
+            UdasegError: A view does not exist, two regularizers contradict each other, or one needs
+                embeddings without a projection head.
+        """
+        self._needs()
+        if self.student.projector is None:
+            for name, term in zip(self.regularizers, self._regularizer_list(), strict=True):
+                if any(need.embed for need in term.needs):
+                    raise UdasegError(
+                        f"the regularizer '{name}' needs embeddings, but its settings have no "
+                        "field `projector`, so the network has no projection head"
+                    )
 
     def _label_target(self, target: Tensor, *, embed: bool) -> TargetLabels:
         output: SegmenterOutput = self.teacher(target, embed=embed)
@@ -165,6 +182,13 @@ class SelfTraining(Objective):
             blur_probability=strong.blur_probability,
             blur_sigma=strong.blur_sigma,
         )
+
+
+def _checked_loss(name: str, loss: object) -> Tensor:
+    if not isinstance(loss, Tensor) or loss.shape != ():
+        what = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+        raise UdasegError(f"the regularizer '{name}' must return a scalar tensor, got {what}")
+    return loss
 
 
 def class_counts(labels: Tensor, num_classes: int) -> Tensor:

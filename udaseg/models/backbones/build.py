@@ -10,8 +10,9 @@ from importlib import import_module
 from udaseg.errors import RecipeError
 from udaseg.models.backbones.backbone import Backbone
 from udaseg.models.backbones.plugin import plugin_backbone
-from udaseg.plugins import find_plugin
+from udaseg.plugins import find_plugin, list_plugins
 from udaseg.recipe.schema import BACKBONES, TIMM_PREFIX
+from udaseg.text import did_you_mean
 
 
 def build_backbone(
@@ -56,5 +57,8 @@ def build_backbone(
     plugin = find_plugin("udaseg.backbones", name)
     if plugin is not None:
         return plugin_backbone(plugin, output_stride=output_stride, weights=weights)
-    known = ", ".join([*BACKBONES, f"{TIMM_PREFIX}NAME"])
-    raise RecipeError(f"model.backbone: unknown '{name}'; choose one of {known}")
+    known = [*BACKBONES, *(each.name for each in list_plugins("udaseg.backbones"))]
+    hint = did_you_mean(name, known)
+    meant = "" if hint is None else f"did you mean '{hint}'? "
+    listed = ", ".join([*BACKBONES, f"{TIMM_PREFIX}NAME"])
+    raise RecipeError(f"model.backbone: unknown '{name}'; {meant}choose one of {listed}")
