@@ -284,9 +284,11 @@ def test_any_regularizer_can_be_added_by_its_contract():
 
 
 class _Broken(Regularizer):
-    def __init__(self, needs=(Need(SOURCE),), loss=None):
+    needs = (Need(SOURCE),)
+
+    def __init__(self, *, needs=None, loss=None):
         super().__init__()
-        self.needs, self.loss = needs, loss
+        self.needs, self.loss = needs or self.needs, loss
 
     def forward(self, views):
         return self.loss
