@@ -12,6 +12,7 @@ import pytest
 
 import udaseg
 from tests.support.toy import COUNTS, SIZE, TINY, toy_root
+from udaseg.cli.app import app
 from udaseg.data.toyland import make, writer
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -53,6 +54,15 @@ def test_every_example_of_the_page_runs(tmp_path, monkeypatch):
 def test_the_page_has_every_public_function():
     functions = [name for name in udaseg.__all__ if name[0].islower() and name[0] != "_"]
     assert [name for name in functions if f"`{name}`" not in TEXT and f".{name}(" not in TEXT] == []
+
+
+def test_every_command_has_its_public_function():
+    others = {"eval": "evaluate", "methods": "list_methods", "recipes": "list_recipes"}
+    commands = [each.name or each.callback.__name__ for each in app.registered_commands]
+    commands += [each.name for each in app.registered_groups]
+    assert len(commands) > 10
+    missing = {others.get(name, name) for name in commands} - set(udaseg.__all__)
+    assert missing == {"demo"}, "the name of a module, which uses the others"
 
 
 def _typed_names():
