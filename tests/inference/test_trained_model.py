@@ -112,6 +112,37 @@ def test_wrapping_a_network_changes_nothing_of_it():
     ]
 
 
+def test_each_part_keeps_its_own_mode():
+    model = small_model(small_segmenter(classes=3, projector=False))
+    model.train()
+    frozen = [part for part in model.modules() if isinstance(part, torch.nn.BatchNorm2d)]
+    for part in frozen:
+        part.eval()
+    before = [part.training for part in model.modules()]
+    model.predict(photo())
+    assert [part.training for part in model.modules()] == before
+
+
+def test_a_prediction_keeps_the_image_of_an_array_that_is_used_again():
+    image = photo()
+    prediction = small_model(small_segmenter(classes=3, projector=False)).predict(image)
+    image[:] = 0
+    assert np.array_equal(prediction.image, photo())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"temperature": value} for value in (0, -1, float("nan"))),
+        *({"abstain": value} for value in (0, 1, 2, float("nan"))),
+        *({"window": value} for value in ((0, 0), (-1, 5), (64,))),
+    ],
+)
+def test_options_that_the_command_refuses_are_refused(model, wrong):
+    with pytest.raises(UsageError, match=next(iter(wrong))):
+        model.predict(photo(), **wrong)
+
+
 def test_predicting_in_training_mode_moves_no_statistic():
     network = small_segmenter(classes=3).train()
     statistics = {name: buffer.clone() for name, buffer in network.named_buffers()}

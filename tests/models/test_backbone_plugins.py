@@ -139,5 +139,5 @@ def test_a_built_in_name_is_not_looked_up(install, monkeypatch):
 
 def test_a_name_that_nobody_has_is_unknown(install):
     install()
-    with pytest.raises(RecipeError, match=r"unknown 'thick'; choose one of resnet18.*timm:NAME"):
-        build_backbone("thick", output_stride=8, weights="random")
+    with pytest.raises(RecipeError, match=r"unknown 'grave'; choose one of resnet18.*timm:NAME"):
+        build_backbone("grave", output_stride=8, weights="random")

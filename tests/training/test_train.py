@@ -4,6 +4,7 @@ import json
 import os
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 import udaseg
@@ -167,6 +168,19 @@ def test_arguments_that_contradict_each_other_are_refused(run):
         udaseg.train(run.recipe)
     with pytest.raises(UsageError, match="the same call again continues"):
         udaseg.run_seeds([0], options=TrainOptions(resume=run))
+
+
+@pytest.mark.parametrize("seeds", [[], [1, 1]])
+def test_seeds_are_different_and_at_least_one(seeds):
+    with pytest.raises(UsageError, match="one or more different seeds"):
+        udaseg.run_seeds(seeds, "toyland/dacs")
+
+
+def test_numbers_of_numpy_are_numbers():
+    recipe = read("toyland/dacs", steps=np.int64(7), overrides={"optimizer.lr": np.float32(0.5)})[0]
+    assert (recipe.steps, recipe.optimizer.lr) == (7, 0.5)
+    with pytest.raises(UsageError, match="source.data: must be a plain value, got bytes"):
+        read(source=b"toyland")
 
 
 def test_several_seeds_give_runs_and_statistics(root, tmp_path):

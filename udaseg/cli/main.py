@@ -40,7 +40,8 @@ def main(words: Sequence[str] | None = None) -> NoReturn:
             stream.reconfigure(errors="backslashreplace")
     code = _run([word for word in arguments if word != "--debug"], debug="--debug" in arguments)
     try:
-        sys.stdout.flush()
+        if sys.stdout is not None:  # None if it was closed before the start
+            sys.stdout.flush()
     except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
         sys.stdout = None  # otherwise Python flushes it again at exit
     sys.exit(code)

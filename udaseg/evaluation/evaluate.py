@@ -12,7 +12,7 @@ import torch
 
 from udaseg.data.datasets.index import PreparedDataset, Sample
 from udaseg.data.labels.classes import IGNORE, ClassSpace, lookup_table
-from udaseg.data.labels.tables import Ids
+from udaseg.data.labels.tables import Ids, check_ids
 from udaseg.data.open import open_dataset
 from udaseg.display.progress import WorkProgress
 from udaseg.distributed import rank, world_size
@@ -66,6 +66,9 @@ class EvaluationOptions:
     device: str = "auto"
     root: str | os.PathLike[str] = "data"
 
+    def __post_init__(self) -> None:
+        check_ids(self.ids)
+
 
 def evaluate(
     run: str | os.PathLike[str] | Model,
@@ -75,6 +78,8 @@ def evaluate(
     options: EvaluationOptions | None = None,
 ) -> Scores:
     """Return the scores of a run or checkpoint on labelled images, and write them into the run.
+
+    Scores of a loaded model, whose weights may have changed, are written only to `scoring.out`.
 
     Args:
         run: Run folder, checkpoint, or a loaded model, which is scored with its own weights, on its
@@ -109,9 +114,12 @@ def evaluate(
         check_release_sizes(dataset, split)
     scores = _score_model(model, dataset, split, inference, options)
     words = _variants(path, model, options)
-    folder = options.scoring.out or score_folder(run_folder_of(path), dataset.name, split, words)
-    write_scores(Path(folder), scores)
-    log.info("scores written to %s", folder)
+    folder = options.scoring.out
+    if folder is None and not isinstance(run, Model):  # its weights may differ from the run's
+        folder = score_folder(run_folder_of(path), dataset.name, split, words)
+    if folder is not None:
+        write_scores(Path(folder), scores)
+        log.info("scores written to %s", folder)
     return scores
 
 
@@ -129,7 +137,8 @@ def open_eval_data(
         options: Options without the input size.
         root: Folder of the prepared data.
     """
-    name = os.fspath(data) if data else recipe.validation.data or recipe.target.data
+    chosen = recipe.validation.data or recipe.target.data if data is None else data
+    name = os.fspath(chosen)
     dataset = open_dataset(name, root=Path(root))
     # images of another dataset may have another aspect ratio than those of training
     is_other_data = name != recipe.validation.data

@@ -11,7 +11,7 @@ from udaseg.data.datasets.index import PreparedDataset, Sample
 from udaseg.data.files.images import Pixels
 from udaseg.data.labels.classes import IGNORE, ClassSpace
 from udaseg.data.labels.read import read_train_ids
-from udaseg.data.labels.tables import Ids, builtin_label_table, label_ids
+from udaseg.data.labels.tables import Ids, builtin_label_table, check_ids, label_ids
 from udaseg.data.loading.transforms import resize_labels
 from udaseg.data.open import open_dataset
 from udaseg.display.progress import WorkProgress
@@ -61,6 +61,7 @@ def score_predictions(
         scores = udaseg.score_predictions("their_masks", "cityscapes", ids="label")
         scores.miou
     """
+    check_ids(ids)
     folder, scoring = Path(predictions), scoring or ScoringOptions()
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")

@@ -90,6 +90,8 @@ def export(
         exported = udaseg.export("runs/city-rccr", argmax=True, out="city.onnx")
         exported.path, exported.comparison.agreement
     """
+    if pixels not in ("uint8", "float") or images < 0:
+        raise UsageError(f"pixels must be uint8 or float, got {pixels!r}; images, {images}")
     _require_packages("onnx", "onnxscript")
     path = run_folder_of(Path(run)) / "model.onnx" if out is None else Path(out)
     if path.is_dir() or (path.exists() and not overwrite):

@@ -90,7 +90,7 @@ def to_input_image(source: ImageSource) -> InputImage:
         raise ValueError(
             f"an image array must be (H, W, 3) uint8 RGB, got {source.shape} {source.dtype}"
         )
-    return InputImage(np.ascontiguousarray(source))
+    return InputImage(source.copy(order="C"))  # a caller may reuse the array
 
 
 def _from_pillow(picture: Image.Image) -> InputImage:

@@ -26,7 +26,7 @@ from udaseg.data.labels.read import read_train_ids
 from udaseg.data.loading.transforms import resize_image, resize_labels
 from udaseg.errors import UsageError
 from udaseg.inference.labels import labels_from_logits
-from udaseg.inference.sizes import MAX_WHOLE_PIXELS, input_size
+from udaseg.inference.sizes import MAX_WHOLE_PIXELS, check_window, input_size
 from udaseg.inference.tiles import TileOptions, label_image
 from udaseg.inference.windows import Network, predict_batch
 
@@ -62,6 +62,13 @@ class InferenceOptions:
     window: Size | None = None
     release: bool = False
     batch: int | None = None
+
+    def __post_init__(self) -> None:
+        check_window(self.window)
+        if not self.scales or not all(0 < scale < math.inf for scale in self.scales):
+            raise UsageError(f"scales must be above 0, got {self.scales}")
+        if self.batch is not None and self.batch < 1:
+            raise UsageError(f"batch must be at least 1, got {self.batch}")
 
     def needs_tiles(self, stored: Size) -> bool:
         """Return whether an image of that size is too large to predict in one piece."""

@@ -1,5 +1,6 @@
 """A trained network with its classes, ready for inference."""
 
+import math
 import os
 from itertools import chain
 from pathlib import Path
@@ -14,7 +15,7 @@ from udaseg.errors import CheckpointError, UsageError
 from udaseg.inference.input_images import ImageSource, to_input_image
 from udaseg.inference.prediction import Prediction, make_prediction
 from udaseg.inference.predictor import Predictor
-from udaseg.inference.sizes import network_input_size
+from udaseg.inference.sizes import check_window, network_input_size
 from udaseg.inference.tiles import TileOptions
 from udaseg.models.segmenter import Segmenter, build_segmenter, with_random_weights
 from udaseg.recipe.load import from_dict
@@ -119,11 +120,17 @@ class Model(nn.Module):
                 calibration is damaged or belongs to another checkpoint.
             ValueError: An array or tensor has another shape, type or range.
             TypeError: The image is something else.
+            UsageError: An option is out of range.
 
         Example:
             prediction = model.predict("street.jpg")
             prediction.ids, prediction.confidence, prediction.shares()
         """
+        check_window(window)
+        if temperature is not None and not 0 < temperature < math.inf:
+            raise UsageError(f"temperature must be above 0, got {temperature}")
+        if abstain is not None and not 0 < abstain < 1:
+            raise UsageError(f"abstain must be a confidence between 0 and 1, got {abstain}")
         source = to_input_image(image)
         if temperature is None:
             temperature = read_temperature(self.checkpoint, self.weights) or 1.0

@@ -59,6 +59,8 @@ def report(
         webbrowser.open(page.absolute().as_uri())
     """
     given = [Path(run) for run in ([runs] if isinstance(runs, str | os.PathLike) else runs)]
+    if not given:
+        raise UsageError("report needs at least one run")
     folders = _unique_run_folders([*([] if baseline is None else [Path(baseline)]), *given])
     columns = dict(zip(_column_names(folders), folders, strict=True))
     evaluations = _shown_evaluations(folders)

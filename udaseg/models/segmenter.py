@@ -180,13 +180,17 @@ class Segmenter(nn.Module):
 
 @contextlib.contextmanager
 def evaluation_mode(network: nn.Module) -> Iterator[None]:
-    """Put a network into evaluation mode in this context, then restore its mode."""
-    was_training = network.training
+    """Put a network into evaluation mode in this context, then restore the mode of each part.
+
+    Threads may share a network only if it is in evaluation mode already.
+    """
+    trained = [part for part in network.modules() if part.training]
     network.eval()
     try:
         yield
     finally:
-        network.train(was_training)
+        for part in trained:
+            part.training = True
 
 
 def build_segmenter(

@@ -56,6 +56,10 @@ class PredictOptions:
             raise UsageError(
                 "--overwrite replaces existing masks, --resume keeps them; give only one"
             )
+        if self.batch is not None and self.batch < 1:
+            raise UsageError(f"--batch must be at least 1, got {self.batch}")
+        if self.window is not None and min(self.window) < 1:
+            raise UsageError(f"--window must be two sizes of at least 1 px, got {self.window}")
         if self.abstain is not None and not 0 < self.abstain < 1:
             raise UsageError(
                 f"--abstain must be a confidence between 0 and 1, as 0.5, got {self.abstain:g}"

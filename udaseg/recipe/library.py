@@ -1,5 +1,6 @@
 """The shipped recipes: their folder, their names, and which one a user means."""
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,12 +57,13 @@ def list_recipes() -> list[RecipeEntry]:
     return [RecipeEntry(f"{p.parent.name}/{p.stem}", p, _summary(p)) for p in paths]
 
 
-def find_recipe(word: str) -> Path:
+def find_recipe(word: str | os.PathLike[str]) -> Path:
     """Return the recipe file for a path or for the name of a shipped recipe.
 
     Raises:
         RecipeError: There is no such file and no such shipped recipe.
     """
+    word = os.fspath(word)
     try:
         if Path(word).is_file():
             return Path(word)

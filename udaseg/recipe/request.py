@@ -64,7 +64,7 @@ class Overrides:
             "deterministic": ("machine.deterministic",),
         }
         return [
-            f"{key}={json.dumps(value, ensure_ascii=False)}"
+            f"{key}={_json(key, value)}"
             for name, value in vars(self).items()
             if value is not None
             for key in keys.get(name, (name,))
@@ -208,9 +208,25 @@ def override_words(overrides: Mapping[str, object]) -> list[str]:
                 f"overrides: {shortened(repr(key))} is no setting; write dotted names, such as "
                 "'optimizer.lr'"
             )
-        try:
-            text = json.dumps(value, ensure_ascii=False, default=os.fspath)
-            words.append(f"{key}={text}")
-        except (TypeError, ValueError) as error:
-            raise UsageError(f"overrides: {key}: {error}") from error
+        words.append(f"{key}={_json(key, value)}")
     return words
+
+
+def _json(key: str, value: object) -> str:
+    """Return a plain value, a path or a NumPy number as JSON.
+
+    Raises:
+        UsageError: It is something else.
+    """
+
+    def plain(other: object) -> object:
+        if isinstance(other, os.PathLike):
+            return os.fspath(other)
+        if isinstance(number := getattr(other, "item", lambda: None)(), bool | int | float):
+            return number
+        raise TypeError(f"must be a plain value, got {type(other).__name__}")
+
+    try:
+        return json.dumps(value, ensure_ascii=False, default=plain)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{key}: {error}") from error

@@ -49,7 +49,7 @@ class Scores:
     @property
     def miou(self) -> float:
         """The first mean IoU: over all classes, or over those of the protocol."""
-        return next(iter(self.means.values()))
+        return next(iter(self.means.values()), math.nan)
 
     @property
     def protocol_line(self) -> str:

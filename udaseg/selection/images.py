@@ -7,7 +7,7 @@ from torch import Tensor
 
 from udaseg.data.datasets.index import PreparedDataset, Sample, evenly_spaced_indices
 from udaseg.data.loading.transforms import resize_image
-from udaseg.errors import DataError
+from udaseg.errors import DataError, UsageError
 from udaseg.inference.sizes import network_input_size, untiled_input_size
 from udaseg.inference.trained_model import Model
 
@@ -16,8 +16,11 @@ def evenly_spaced_samples(dataset: PreparedDataset, split: str, limit: int) -> l
     """Return at most `limit` evenly spaced samples of a split.
 
     Raises:
+        UsageError: The limit is below 1.
         DataError: The split has no images.
     """
+    if limit < 1:
+        raise UsageError(f"images must be at least 1, got {limit}")
     samples = dataset.split(split)
     if not samples:
         raise DataError(f"{dataset.name}: split '{split}' has no images")

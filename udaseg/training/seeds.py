@@ -162,7 +162,9 @@ def run_seeds(
         three = udaseg.run_seeds([0, 1, 2], "rccr", target="my_photos", out="runs/rccr")
         three.means["mIoU"].mean, three.means["mIoU"].spread
     """
-    options = options or TrainOptions()
+    options, seeds = options or TrainOptions(), tuple(seeds)
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise UsageError(f"give one or more different seeds, got {list(seeds)}")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError("--seeds runs in one process; start torchrun once for each --seed")
     if options.resume is not None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from udaseg.data.labels.classes import ClassSpace, lookup_table
 from udaseg.documents import Problems, did_you_mean, read_yaml_document
@@ -279,6 +279,16 @@ def _parse_ids(value: object, key: str, problems: Problems, entry: int | None = 
 
 
 Ids = Literal["train", "label"]
+
+
+def check_ids(ids: str) -> None:
+    """Refuse a kind of ids that does not exist.
+
+    Raises:
+        UsageError: It does not.
+    """
+    if ids not in get_args(Ids):
+        raise UsageError(f"ids must be one of {', '.join(get_args(Ids))}, got {ids!r}")
 
 
 def label_ids(classes: ClassSpace) -> tuple[int, ...]:

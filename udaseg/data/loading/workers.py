@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from udaseg.data.files.images import keep_freed_memory
+from udaseg.data.files.processes import without_main_module
 from udaseg.data.loading.batches import Batch, TrainingBatches
 from udaseg.errors import DataError, EnvironmentFault
 
@@ -83,7 +84,8 @@ class WorkerPool:
                     args=(dataset, self._shared_memory[number], theirs),
                     daemon=True,
                 )
-                process.start()
+                with without_main_module():
+                    process.start()
                 self._processes.append(process)
                 theirs.close()  # otherwise the pipe would not break when the process dies
             for step in steps[: ahead * workers]:

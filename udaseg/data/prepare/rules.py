@@ -4,12 +4,13 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from udaseg.data.datasets.declaration import Declaration
 from udaseg.data.datasets.index import INDEX_FORMAT, INDEX_NAME
 from udaseg.data.datasets.pairs import DatasetFiles
 from udaseg.data.loading.cache import CacheFormat
+from udaseg.errors import UsageError
 from udaseg.files import file_stamp
 
 SOURCE_NAME = "source.json"
@@ -31,6 +32,12 @@ class CacheOptions:
 
     size: tuple[int, int]
     format: CacheFormat = "png"
+
+    def __post_init__(self) -> None:
+        if self.format not in get_args(CacheFormat):
+            raise UsageError(f"a cache is one of {', '.join(get_args(CacheFormat))}")
+        if min(self.size) < 1:
+            raise UsageError(f"a cache needs a size of at least 1 px, got {self.size}")
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,12 @@ class PrepareOptions:
     size: tuple[int, int] | None = None
     workers: int = -1
     cache: CacheOptions | None = None
+
+    def __post_init__(self) -> None:
+        if self.on_mismatch not in get_args(Mismatch):
+            raise UsageError(f"on_mismatch must be one of {', '.join(get_args(Mismatch))}")
+        if self.max_bad < 0:
+            raise UsageError(f"max_bad must be at least 0, got {self.max_bad}")
 
     def rules(self) -> dict[str, Any]:
         """Return the options that decide which files are left out; they are stored."""

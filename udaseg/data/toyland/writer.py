@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from udaseg.data.files.processes import without_main_module
 from udaseg.data.toyland.city import Domain
 from udaseg.data.toyland.scene import render
 from udaseg.errors import DataError
@@ -153,7 +154,9 @@ def _finished(jobs: list[Job], workers: int) -> Iterator[int]:
     chunks = [jobs[begin : begin + _CHUNK] for begin in range(0, len(jobs), _CHUNK)]
     # spawn: threads and GPU contexts of the parent do not survive a fork
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(_do, chunks)
+        with without_main_module():  # map starts the processes
+            finished = pool.map(_do, chunks)
+        yield from finished
 
 
 def _do(jobs: list[Job]) -> int:
