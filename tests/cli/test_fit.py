@@ -343,11 +343,12 @@ def longer(root, tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code"),
     [
         (signal.SIGINT, 130),
-        pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow),
+        (signal.SIGTERM, 143),
     ],
 )
 def test_a_signal_saves_the_step_and_the_run_goes_on(root, longer, tmp_path, number, code):

@@ -172,6 +172,7 @@ def ranks(tmp_path_factory):
     return found_by_each(_rank, folder, RANKS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_two_processes_train_as_one_with_the_whole_batch(ranks, name):
     losses, tensors = _run(name, slice(None))
@@ -184,6 +185,7 @@ def test_two_processes_train_as_one_with_the_whole_batch(ranks, name):
     assert not torch.equal(first, second), "the ranks hold different images"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MADE_AGAIN)
 def test_activations_made_again_change_no_bit_where_norms_see_all_ranks(ranks, name):
     for runs, checks in ranks:
@@ -193,10 +195,12 @@ def test_activations_made_again_change_no_bit_where_norms_see_all_ranks(ranks, n
         assert [key for key in tensors if not torch.equal(tensors[key], other[key])] == []
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_rank_stops_all_after_the_same_step(ranks):
     assert [checks["stopped"] for _, checks in ranks] == [(CALLS_STOP, signal.SIGTERM)] * RANKS
 
 
+@pytest.mark.slow
 def test_what_ranks_say_to_each_other(ranks):
     for number, (_, checks) in enumerate(ranks):
         results = checks["words"]
