@@ -25,6 +25,7 @@ from udaseg.training.callbacks.scores import ValidationScores
 from udaseg.training.callbacks.tensorboard import TensorBoard
 
 
+@pytest.mark.slow  # TestAll has it in the fast tier
 class TestCost(CallbackContract):
     kind = Cost
     counts_repeats = True
@@ -33,6 +34,7 @@ class TestCost(CallbackContract):
         return (Cost(context.folder), Checkpoints())
 
 
+@pytest.mark.slow  # TestAll has it in the fast tier
 class TestCollapseWatch(CallbackContract):
     kind = CollapseWatch
 
@@ -40,6 +42,7 @@ class TestCollapseWatch(CallbackContract):
         return (CollapseWatch(), Metrics(), MetricsFile(context.folder))
 
 
+@pytest.mark.slow  # TestAll has it in the fast tier
 class TestStopOnCollapse(CallbackContract):
     kind = StopOnCollapse
 
@@ -48,6 +51,7 @@ class TestStopOnCollapse(CallbackContract):
         return (watch, StopOnCollapse(watch))
 
 
+@pytest.mark.slow  # TestAll has it in the fast tier
 class TestValidationScores(CallbackContract):
     kind = ValidationScores
 
@@ -62,6 +66,7 @@ class TestMetrics(CallbackContract):
         return (Metrics(), MetricsFile(context.folder))
 
 
+@pytest.mark.slow  # TestAll has it in the fast tier
 class TestTensorBoard(CallbackContract):
     kind = TensorBoard
     counts_repeats = True
@@ -74,6 +79,7 @@ class TestTensorBoard(CallbackContract):
         return {path.name for path in folder.iterdir()}
 
 
+@pytest.mark.slow  # TestAll has it in the fast tier
 class TestPreviews(CallbackContract):
     kind = Previews
 
@@ -81,6 +87,7 @@ class TestPreviews(CallbackContract):
         return (Previews(context.recipe, context.data.classes, context.folder),)
 
 
+@pytest.mark.slow  # TestAll has it in the fast tier
 class TestProgress(CallbackContract):
     kind = Progress
 
@@ -95,6 +102,7 @@ class TestCheckpoints(CallbackContract):
         return (Checkpoints(),)
 
 
+@pytest.mark.slow  # TestAll has it in the fast tier
 class TestKeepBest(CallbackContract):
     kind = KeepBest
 

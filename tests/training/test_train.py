@@ -179,7 +179,7 @@ def test_seeds_are_different_and_at_least_one(seeds):
 def test_numbers_of_numpy_are_numbers():
     recipe = read("toyland/dacs", steps=np.int64(7), overrides={"optimizer.lr": np.float32(0.5)})[0]
     assert (recipe.steps, recipe.optimizer.lr) == (7, 0.5)
-    with pytest.raises(UsageError, match="source.data: must be a plain value, got bytes"):
+    with pytest.raises(UsageError, match=r"source\.data: must be a plain value, got bytes"):
         read(source=b"toyland")
 
 
