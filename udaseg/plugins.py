@@ -61,11 +61,11 @@ class Plugin:
 
 def list_plugins(group: Group) -> list[Plugin]:
     """Return the installed plug-ins of a group, sorted by name."""
-    found = [
+    plugins = [
         Plugin(entry.name, entry.dist.name if entry.dist is not None else "?", entry)
         for entry in entry_points(group=group)
     ]
-    return sorted(found, key=lambda plugin: (plugin.name, plugin.package))
+    return sorted(plugins, key=lambda plugin: (plugin.name, plugin.package))
 
 
 def find_plugin(group: Group, name: str) -> Plugin | None:

@@ -206,17 +206,17 @@ def _checkpoint_info(checkpoint: Checkpoint) -> CheckpointInfo:
 
 
 def _best_checkpoints(folder: Path) -> tuple[BestCheckpoint, ...]:
-    found = []
+    checkpoint = []
     for path in sorted((folder / "checkpoints").glob("best-*/step-*.json")):
         criterion, step = path.parent.name.removeprefix("best-"), _step_of(path)
         entry = read_record(folder, criterion)["steps"].get(str(step))
         value = entry.get("value") if isinstance(entry, dict) else None
-        found.append(
+        checkpoint.append(
             BestCheckpoint(
                 criterion, value if isinstance(value, float) else None, step, path.parent
             )
         )
-    return tuple(found)
+    return tuple(checkpoint)
 
 
 def _step_of(manifest: Path) -> int:

@@ -200,10 +200,10 @@ def merge_needs(needs: Iterable[Need]) -> dict[View, Need]:
 def make_views(context: StepContext, needs: Mapping[View, Need]) -> Views:
     """Return the views that are needed; make no others."""
     batch = context.batch
-    made = {
+    by_name = {
         view: make(context, needs[view].options) for view, make in MAKERS.items() if view in needs
     }
-    return Views(batch.step, batch.progress, batch.seed, made)
+    return Views(batch.step, batch.progress, batch.seed, by_name)
 
 
 def _teacher_source(context: StepContext, _options: Mapping[str, object]) -> CellView:

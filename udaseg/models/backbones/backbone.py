@@ -75,5 +75,5 @@ def at_levels(values: Sequence[_T], levels: Sequence[int] | None) -> tuple[_T, .
     """
     if levels is None:
         return tuple(values)
-    wanted = {range(len(values))[level] for level in levels}
-    return tuple(values[position] for position in sorted(wanted))
+    kept = {range(len(values))[level] for level in levels}
+    return tuple(values[position] for position in sorted(kept))
