@@ -206,17 +206,17 @@ def _checkpoint_info(checkpoint: Checkpoint) -> CheckpointInfo:
 
 
 def _best_checkpoints(folder: Path) -> tuple[BestCheckpoint, ...]:
-    checkpoint = []
+    checkpoints = []
     for path in sorted((folder / "checkpoints").glob("best-*/step-*.json")):
         criterion, step = path.parent.name.removeprefix("best-"), _step_of(path)
         entry = read_record(folder, criterion)["steps"].get(str(step))
         value = entry.get("value") if isinstance(entry, dict) else None
-        checkpoint.append(
+        checkpoints.append(
             BestCheckpoint(
                 criterion, value if isinstance(value, float) else None, step, path.parent
             )
         )
-    return tuple(checkpoint)
+    return tuple(checkpoints)
 
 
 def _step_of(manifest: Path) -> int:
