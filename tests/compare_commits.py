@@ -24,7 +24,7 @@ import yaml
 REPOSITORY = Path(__file__).resolve().parents[1]
 FIXTURES = Path(__file__).resolve().parent / "fixtures"
 MADE_IN = "/tmp/udaseg-fixtures"
-"""Where the fixtures were made; their indexes name it."""
+"""The folder in which the fixtures were made; their indexes name it."""
 
 TINY = [
     *("source.crop=[64, 64]", "target.crop=[64, 64]", "source.resize=null", "target.resize=null"),

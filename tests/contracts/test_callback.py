@@ -155,7 +155,7 @@ class Notes(Callback):
 
 
 def dispatcher(*callbacks, **machine):
-    """Return a dispatcher of callbacks that do not look at the setup."""
+    """Return a dispatcher of callbacks that do not use the setup."""
     settings = {"log_every": 1, "stop_on_collapse": False, **machine}
     stage = SimpleNamespace(name="warm_up", begin=0, end=9)
     setup = SimpleNamespace(

@@ -57,7 +57,7 @@ def read_input_image(path: Path) -> InputImage:
         DataError: The file is unreadable, damaged, not an image, or too large.
     """
     pixels, orientation = read_image(path, max_pixels=MAX_PIXELS), read_orientation(path)
-    if orientation != 1 and _is_tiff(path):  # OpenCV turns these upright, whatever it is told
+    if orientation != 1 and _is_tiff(path):  # OpenCV always turns these upright
         pixels = to_stored(pixels, orientation)
     return InputImage(pixels, orientation, path)
 

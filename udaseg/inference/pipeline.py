@@ -26,7 +26,8 @@ from udaseg.data.labels.read import read_train_ids
 from udaseg.data.loading.transforms import resize_image, resize_labels
 from udaseg.errors import UsageError
 from udaseg.inference.labels import labels_from_logits
-from udaseg.inference.sizes import MAX_WHOLE_PIXELS, check_window, input_size
+from udaseg.inference.option_checks import check_batch, check_window
+from udaseg.inference.sizes import MAX_WHOLE_PIXELS, input_size
 from udaseg.inference.tiles import TileOptions, label_image
 from udaseg.inference.windows import Network, predict_batch
 
@@ -65,10 +66,9 @@ class InferenceOptions:
 
     def __post_init__(self) -> None:
         check_window(self.window)
+        check_batch(self.batch)
         if not self.scales or not all(0 < scale < math.inf for scale in self.scales):
             raise UsageError(f"scales must be above 0, got {self.scales}")
-        if self.batch is not None and self.batch < 1:
-            raise UsageError(f"batch must be at least 1, got {self.batch}")
 
     def needs_tiles(self, stored: Size) -> bool:
         """Return whether an image of that size is too large to predict in one piece."""

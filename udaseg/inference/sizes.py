@@ -1,6 +1,5 @@
 """Choose the network's input size for images of other sizes than in training."""
 
-from udaseg.errors import UsageError
 from udaseg.recipe.schema import Recipe
 
 Size = tuple[int, int]
@@ -58,13 +57,3 @@ def network_input_size(recipe: Recipe) -> tuple[int, int] | None:
     if recipe.validation.data is not None:
         return recipe.validation.resize
     return recipe.validation.resize or recipe.target.resize
-
-
-def check_window(window: tuple[int, int] | None) -> None:
-    """Refuse a sliding window that is not two sizes of at least 1 px.
-
-    Raises:
-        UsageError: It is something else.
-    """
-    if window is not None and (len(window) != 2 or min(window) < 1):
-        raise UsageError(f"window must be (height, width) of at least 1 px, got {window}")

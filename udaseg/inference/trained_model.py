@@ -13,9 +13,10 @@ from udaseg.data.labels.classes import ClassSpace
 from udaseg.distributed import resolve_device
 from udaseg.errors import CheckpointError, UsageError
 from udaseg.inference.input_images import ImageSource, to_input_image
+from udaseg.inference.option_checks import check_abstain, check_window
 from udaseg.inference.prediction import Prediction, make_prediction
 from udaseg.inference.predictor import Predictor
-from udaseg.inference.sizes import check_window, network_input_size
+from udaseg.inference.sizes import network_input_size
 from udaseg.inference.tiles import TileOptions
 from udaseg.models.segmenter import Segmenter, build_segmenter, with_random_weights
 from udaseg.recipe.load import from_dict
@@ -127,10 +128,9 @@ class Model(nn.Module):
             prediction.ids, prediction.confidence, prediction.shares()
         """
         check_window(window)
+        check_abstain(abstain)
         if temperature is not None and not 0 < temperature < math.inf:
             raise UsageError(f"temperature must be above 0, got {temperature}")
-        if abstain is not None and not 0 < abstain < 1:
-            raise UsageError(f"abstain must be a confidence between 0 and 1, got {abstain}")
         source = to_input_image(image)
         if temperature is None:
             temperature = read_temperature(self.checkpoint, self.weights) or 1.0

@@ -14,7 +14,7 @@ from udaseg.inspection.recipe_text import domain_text, method_text
 from udaseg.recipe.load import from_dict, load
 from udaseg.recipe.schema import Recipe
 from udaseg.runs.best import read_record
-from udaseg.runs.checkpoint import Checkpoint, find_checkpoint, list_manifests
+from udaseg.runs.checkpoint import Checkpoint, find_checkpoint, list_manifests, step_of
 from udaseg.runs.folder import run_folder_of
 from udaseg.runs.scores import Scores, find_score_files, read_scores
 from udaseg.runs.status import read_cost
@@ -171,7 +171,7 @@ def info(run: str | os.PathLike[str]) -> RunInfo:
         recipe=recipe,
         recipe_problem=problem,
         status=read_json(folder / "status.json") if has_status else None,
-        kept=tuple(_step_of(path) for path in reversed(list_manifests(folder / "checkpoints"))),
+        kept=tuple(step_of(path) for path in reversed(list_manifests(folder / "checkpoints"))),
         best=_best_checkpoints(folder),
         scores={name: each for name, each in scores.items() if each is not None},
         cost=read_cost(folder),
@@ -208,7 +208,7 @@ def _checkpoint_info(checkpoint: Checkpoint) -> CheckpointInfo:
 def _best_checkpoints(folder: Path) -> tuple[BestCheckpoint, ...]:
     checkpoints = []
     for path in sorted((folder / "checkpoints").glob("best-*/step-*.json")):
-        criterion, step = path.parent.name.removeprefix("best-"), _step_of(path)
+        criterion, step = path.parent.name.removeprefix("best-"), step_of(path)
         entry = read_record(folder, criterion)["steps"].get(str(step))
         value = entry.get("value") if isinstance(entry, dict) else None
         checkpoints.append(
@@ -217,10 +217,6 @@ def _best_checkpoints(folder: Path) -> tuple[BestCheckpoint, ...]:
             )
         )
     return tuple(checkpoints)
-
-
-def _step_of(manifest: Path) -> int:
-    return int(manifest.stem.removeprefix("step-"))
 
 
 def _file_rows(checkpoint: CheckpointInfo) -> dict[str, str]:

@@ -11,7 +11,7 @@ from udaseg import __version__
 from udaseg.data.datasets.index import PreparedDataset
 from udaseg.data.open import open_dataset
 from udaseg.errors import DataError, UdasegError, UsageError
-from udaseg.files import write_text
+from udaseg.files import one_or_more, write_text
 from udaseg.inference import trained_model
 from udaseg.inference.trained_model import Model
 from udaseg.inspection.record import read_run
@@ -58,7 +58,7 @@ def report(
         page = udaseg.report("runs/city-rccr", baseline="runs/city-source_only")
         webbrowser.open(page.absolute().as_uri())
     """
-    given = [Path(run) for run in ([runs] if isinstance(runs, str | os.PathLike) else runs)]
+    given = [Path(run) for run in one_or_more(runs)]
     if not given:
         raise UsageError("report needs at least one run")
     folders = _unique_run_folders([*([] if baseline is None else [Path(baseline)]), *given])

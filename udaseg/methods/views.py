@@ -142,7 +142,7 @@ class MixedPass:
 
 @dataclass(frozen=True)
 class StepContext:
-    """The images of a step and the passes made on them, from which views are made.
+    """The images and network outputs of a step, from which views are computed.
 
     Attributes:
         batch: The batch of the step.

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from udaseg.errors import UsageError
 from udaseg.inference.kinds import MaskKind, parse_mask_kind
+from udaseg.inference.option_checks import check_abstain, check_batch, check_window
 
 VIDEO_FORMATS = ("mp4", "webm", "avi", "frames")
 
@@ -56,14 +57,9 @@ class PredictOptions:
             raise UsageError(
                 "--overwrite replaces existing masks, --resume keeps them; give only one"
             )
-        if self.batch is not None and self.batch < 1:
-            raise UsageError(f"--batch must be at least 1, got {self.batch}")
-        if self.window is not None and min(self.window) < 1:
-            raise UsageError(f"--window must be two sizes of at least 1 px, got {self.window}")
-        if self.abstain is not None and not 0 < self.abstain < 1:
-            raise UsageError(
-                f"--abstain must be a confidence between 0 and 1, as 0.5, got {self.abstain:g}"
-            )
+        check_batch(self.batch)
+        check_window(self.window)
+        check_abstain(self.abstain)
 
     @property
     def kinds(self) -> tuple[MaskKind, ...]:

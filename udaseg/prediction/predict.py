@@ -12,7 +12,7 @@ from udaseg import __version__
 from udaseg.data.labels.classes import IGNORE, ClassSpace
 from udaseg.data.labels.tables import label_ids
 from udaseg.errors import DataError, Interrupted
-from udaseg.files import write_json, write_text
+from udaseg.files import one_or_more, write_json, write_text
 from udaseg.inference import trained_model
 from udaseg.inference.prediction import Prediction
 from udaseg.inference.predictor import Predictor
@@ -114,8 +114,7 @@ def predict(
         print(summary.images, summary.failures)
     """
     options = options or PredictOptions()
-    words = [inputs] if isinstance(inputs, str | os.PathLike) else inputs
-    resolved = resolve_inputs([os.fspath(word) for word in words])
+    resolved = resolve_inputs(one_or_more(inputs))
     if out is not None:
         return _write_all(resolved, model, Path(out), options)
     predictor = _make_predictor(_load_model(model, options), options, writes=False)

@@ -130,7 +130,7 @@ def save_checkpoint(
             f"{path}: could not be written ({_os_error_message(error)}); free some space, then "
             "continue with --resume"
         ) from error
-    for manifest_path in [item for item in list_manifests(folder) if _step_of(item) <= step][keep:]:
+    for manifest_path in [item for item in list_manifests(folder) if step_of(item) <= step][keep:]:
         manifest_path.unlink()
         manifest_path.with_suffix(".pt").unlink(missing_ok=True)
     return path
@@ -218,10 +218,10 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
 def list_manifests(folder: Path) -> list[Path]:
     """Return the checkpoint manifests in `folder`, newest step first, including damaged ones."""
     paths = [path for path in folder.glob("step-*.json") if path.stem[5:].isdigit()]
-    return sorted(paths, key=_step_of, reverse=True)
+    return sorted(paths, key=step_of, reverse=True)
 
 
-def _step_of(path: Path) -> int:
+def step_of(path: Path) -> int:
     """Return the step in the file name of a checkpoint or its manifest."""
     return int(path.stem[5:])
 

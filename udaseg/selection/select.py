@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from udaseg.files import write_json
+from udaseg.files import one_or_more, write_json
 from udaseg.inference import trained_model
 from udaseg.runs.best import store_best
 from udaseg.selection.candidates import check_comparable, find_candidates, open_evaluation_sets
@@ -68,9 +68,8 @@ def select(
         selection = udaseg.select(["runs/a", "runs/b"])
         udaseg.predict("my_photos", selection.best)
     """
-    paths = [runs] if isinstance(runs, str | os.PathLike) else runs
     options = options or SelectOptions()
-    selection = _compare([Path(path) for path in paths], data, split, options)
+    selection = _compare([Path(run) for run in one_or_more(runs)], data, split, options)
     _write_into_runs(selection)
     if not options.oracle:  # with target labels, only files that are marked as such are written
         _keep_choice(selection)

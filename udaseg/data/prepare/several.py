@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from udaseg.errors import DataError
+from udaseg.files import one_or_more
 
 Names = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 """One or several built-in names or dataset YAMLs."""
@@ -24,10 +25,10 @@ class SomeDataFailed(DataError):
 
 def expand_names(names: Names) -> list[str]:
     """Return each name once, with toyland expanded to its two data sets."""
-    listed = [names] if isinstance(names, str | os.PathLike) else names
-    halves = {"toyland": ["toyland", "toyland-target"]}
-    words = [os.fspath(name) for name in listed]
-    return list(dict.fromkeys(half for word in words for half in halves.get(word, [word])))
+    expanded: list[str] = []
+    for name in one_or_more(names):
+        expanded += ["toyland", "toyland-target"] if name == "toyland" else [name]
+    return list(dict.fromkeys(expanded))
 
 
 def raise_if_any(faults: Sequence[str], finished: Sequence[Any]) -> None:
