@@ -30,9 +30,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from tests.bench.ready_batches import ReadyBatches
 from udaseg.data.datasets.index import PreparedDataset
 from udaseg.data.files.images import keep_freed_memory
-from udaseg.data.loading.batches import Batch, BatchOptions, TrainingBatches
+from udaseg.data.loading.batches import Batch, BatchOptions
 from udaseg.data.loading.cache import open_cache
 from udaseg.data.loading.cache_write import write_cache
 from udaseg.data.loading.crops import CropSource
@@ -221,19 +222,10 @@ class Wide(Dataset[tuple[Tensor, Tensor]]):
         return torch.zeros((2, 3, *CROP)), torch.zeros((2, *CROP), dtype=torch.int64)
 
 
-class Narrow(TrainingBatches):
-    """Ready-made batches in our form."""
-
-    def __getitem__(self, step: int) -> Batch:
-        images = torch.zeros((2, 3, *CROP), dtype=torch.uint8)
-        labels = torch.zeros((2, *CROP), dtype=torch.uint8)
-        return Batch(step, 0.0, 0, images, labels, None)
-
-
 def transport(dataset: PreparedDataset) -> None:
     """Time the transport of a batch from one worker: torch's loader (floats) and ours (bytes)."""
     crops = CropSource(dataset, "train", None, CROP, flip=True, labelled=True)
-    ours = Narrow(crops, None, BatchOptions(2, 2, steps=BATCHES, seed=0))
+    ours = ReadyBatches(crops, None, BatchOptions(2, 2, steps=BATCHES, seed=0))
     wide = iter(DataLoader(Wide(), batch_size=None, num_workers=1))
     narrow = iterate_batches(ours, 0, workers=1, pin=False)
 
