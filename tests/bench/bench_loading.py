@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader, Dataset
 from tests.bench.ready_batches import ReadyBatches
 from udaseg.data.datasets.index import PreparedDataset
 from udaseg.data.files.images import keep_freed_memory
-from udaseg.data.loading.batches import Batch, BatchOptions
+from udaseg.data.loading.batches import Batch, BatchOptions, TrainingBatches
 from udaseg.data.loading.cache import open_cache
 from udaseg.data.loading.cache_write import write_cache
 from udaseg.data.loading.crops import CropSource
