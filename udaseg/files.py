@@ -33,7 +33,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file; empty if it cannot be read or is not an object."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return document if isinstance(document, dict) else {}
 
@@ -132,25 +132,24 @@ def file_lock(path: Path) -> Iterator[None]:
 
     The lock is released at the latest when the process ends.
     """
-    try:
-        import fcntl
-    except ImportError:  # Windows has no such lock: preparing twice at once is not safe there
-        yield
-        return
+    from filelock import FileLock, Timeout
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("another process is preparing %s; waiting for it", path.stem.lstrip("."))
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise
-            log.warning(
-                "%s: this file system has no locks; do not prepare twice at once", path.parent
-            )
+    # no soft lock where the file system has no locks: after a kill on another host it would stay
+    lock = FileLock(path, fallback_to_soft=False)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        log.info("another process is preparing %s; waiting for it", path.stem.lstrip("."))
+        lock.acquire()
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        log.warning("%s: this file system has no locks; do not prepare twice at once", path.parent)
+    try:
         yield
+    finally:
+        lock.release()
 
 
 @contextmanager
