@@ -30,6 +30,7 @@ from udaseg.inference.option_checks import check_batch, check_window
 from udaseg.inference.sizes import MAX_WHOLE_PIXELS, input_size
 from udaseg.inference.tiles import TileOptions, label_image
 from udaseg.inference.windows import Network, predict_batch
+from udaseg.models.pixels import image_batch
 
 Size = tuple[int, int]
 RELEASE_SIZE = (512, 1024)
@@ -398,12 +399,12 @@ def _input_shape(item: _DecodedSample) -> tuple[int, ...]:
 
 def _predict_images(images: Sequence[Pixels], *, model: Network, options: TileOptions) -> Tensor:
     """Return the logits (N, K, h, w) of images of one size."""
-    pixels = torch.from_numpy(np.stack(images))
-    if options.device.type == "cuda":
-        pixels = pixels.pin_memory()
-    inputs = pixels.to(options.device, non_blocking=True).permute(0, 3, 1, 2).float() / 255
     return predict_batch(
-        model, inputs, window=options.window, flip=options.flip, scales=options.scales
+        model,
+        image_batch(images, options.device),
+        window=options.window,
+        flip=options.flip,
+        scales=options.scales,
     )
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from udaseg.inference.labels import labels_from_logits
 from udaseg.inference.sizes import MAX_WHOLE_PIXELS
 from udaseg.inference.windows import Network, predict_logits
+from udaseg.models.pixels import image_batch
 
 _CORE_PX = 1024
 _MARGIN_PX = 256
@@ -74,8 +75,7 @@ def label_image(
     """
 
     def predict(pixels: NDArray[np.uint8]) -> Tensor:
-        contiguous = torch.from_numpy(np.ascontiguousarray(pixels))
-        tensor = contiguous.to(options.device).permute(2, 0, 1)[None].float() / 255
+        tensor = image_batch([pixels], options.device)
         return predict_logits(
             model, tensor, window=options.window, flip=options.flip, scales=options.scales
         )

@@ -176,11 +176,6 @@ def _low_frequencies(size: int, reach: int, device: torch.device) -> Tensor:
     return torch.minimum(number, size - number) <= reach
 
 
-def to_unit_range(images: Tensor) -> Tensor:
-    """Return (B, 3, H, W) uint8 images as floats in [0, 1], channels last."""
-    return images.float().div_(255).contiguous(memory_format=torch.channels_last)
-
-
 def generator_for(seed: int, purpose: str) -> torch.Generator:
     """Return a generator for one purpose, whose numbers do not depend on other purposes."""
     digest = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()

@@ -6,9 +6,7 @@ Each rank processes its share of the images, without padding. Sums are over all 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from udaseg.data.datasets.index import Sample
@@ -16,10 +14,10 @@ from udaseg.data.labels.classes import IGNORE
 from udaseg.data.loading.crops import CropSource
 from udaseg.data.loading.pseudo_labels import write_pseudo_label
 from udaseg.distributed import all_reduce_sum, rank, world_size
-from udaseg.methods.augmentation import to_unit_range
 from udaseg.methods.contrast.prototypes import PrototypeSums
 from udaseg.methods.pixel_loss import pseudo_labels
 from udaseg.methods.views import cell_view, labels_on_cells
+from udaseg.models.pixels import image_batch
 from udaseg.models.segmenter import Segmenter, SegmenterOutput, evaluation_mode
 
 ProgressCallback = Callable[[int, int], None]
@@ -52,7 +50,7 @@ def collect_prototypes(
             image, labels = source.read(sample)
             if labels is None:
                 raise ValueError("prototypes need labelled crops")
-            segmented: SegmenterOutput = student(to_unit_range(_image_tensor(image).to(device)))
+            segmented: SegmenterOutput = student(image_batch([image], device))
             cells = labels_on_cells(torch.from_numpy(labels)[None].to(device), segmented)
             view = cell_view(segmented, cells)
             sums.add(view.features[0], view.labels[0], view.predictions[0])
@@ -178,16 +176,12 @@ def _predict_samples(
     """Yield each sample with the student's labels (H, W) uint8 and confidence (H, W)."""
     with evaluation_mode(student):
         for sample in _rank_samples(target):
-            image = _image_tensor(target.read(sample)[0])
-            segmented: SegmenterOutput = student(to_unit_range(image.to(device)))
-            size = (image.shape[-2], image.shape[-1])
+            image = target.read(sample)[0]
+            segmented: SegmenterOutput = student(image_batch([image], device))
+            size = (image.shape[0], image.shape[1])
             labels, confidence = pseudo_labels(segmented.logits, size)
             yield sample, labels[0], confidence[0]
 
 
 def _rank_samples(crops: CropSource) -> Sequence[Sample]:
     return crops.samples[rank() :: world_size()]
-
-
-def _image_tensor(image: NDArray[np.uint8]) -> Tensor:
-    return torch.from_numpy(image).permute(2, 0, 1)[None]

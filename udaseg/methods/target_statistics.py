@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from udaseg.data.datasets.index import Sample
 from udaseg.data.loading.crops import CropSource
-from udaseg.methods.augmentation import to_unit_range
+from udaseg.models.pixels import image_batch
 from udaseg.models.segmenter import Segmenter
 
 
@@ -45,7 +47,7 @@ def adapt_batch_norms(
         def passes() -> Iterator[Tensor]:
             done = 0
             for images in _batches(target, samples, batch_size):
-                yield to_unit_range(images.to(device))
+                yield image_batch(images, device)
                 done += len(images)
                 on_progress(done, len(samples))
 
@@ -55,14 +57,16 @@ def adapt_batch_norms(
         update_bn(passes(), network)
 
 
-def _batches(target: CropSource, samples: Sequence[Sample], batch_size: int) -> Iterator[Tensor]:
-    """Yield batches (B, 3, H, W) uint8 in order; a change of image size starts a new batch."""
-    pending: list[Tensor] = []
+def _batches(
+    target: CropSource, samples: Sequence[Sample], batch_size: int
+) -> Iterator[list[NDArray[np.uint8]]]:
+    """Yield batches of images in order; a change of image size starts a new batch."""
+    pending: list[NDArray[np.uint8]] = []
     for sample in samples:
-        image = torch.from_numpy(target.read(sample)[0]).permute(2, 0, 1)
+        image = target.read(sample)[0]
         if pending and (len(pending) == batch_size or pending[0].shape != image.shape):
-            yield torch.stack(pending)
+            yield pending
             pending = []
         pending.append(image)
     if pending:
-        yield torch.stack(pending)
+        yield pending

@@ -1,7 +1,6 @@
 """The images that candidates are compared on, as a network reads them."""
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -10,6 +9,7 @@ from udaseg.data.loading.transforms import resize_image
 from udaseg.errors import DataError, UsageError
 from udaseg.inference.sizes import network_input_size, untiled_input_size
 from udaseg.inference.trained_model import Model
+from udaseg.models.pixels import image_batch
 
 
 def evenly_spaced_samples(dataset: PreparedDataset, split: str, limit: int) -> list[Sample]:
@@ -30,5 +30,4 @@ def evenly_spaced_samples(dataset: PreparedDataset, split: str, limit: int) -> l
 def network_input(model: Model, image: NDArray[np.uint8]) -> Tensor:
     """Return an image (1, 3, h, w) in [0, 1] at the size at which `predict` uses it."""
     size = untiled_input_size((image.shape[0], image.shape[1]), network_input_size(model.recipe))
-    pixels = torch.from_numpy(resize_image(image, size)).to(model.device)
-    return pixels.permute(2, 0, 1)[None].float() / 255
+    return image_batch([resize_image(image, size)], model.device)

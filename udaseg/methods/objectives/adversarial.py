@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from udaseg.data.loading.batches import Batch
-from udaseg.methods.augmentation import to_unit_range
 from udaseg.methods.objectives.entropy import normalised_entropy
 from udaseg.methods.objectives.objective import LossReport, Objective
 from udaseg.methods.pixel_loss import pixel_loss
+from udaseg.models.pixels import to_unit_range
 from udaseg.models.segmenter import Segmenter
 
 _SOURCE, _TARGET = 0.0, 1.0

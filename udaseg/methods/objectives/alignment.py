@@ -3,11 +3,11 @@
 from torch import nn
 
 from udaseg.data.loading.batches import Batch
-from udaseg.methods.augmentation import to_unit_range
 from udaseg.methods.contrast.prototypes import PrototypeContrast
 from udaseg.methods.objectives.objective import LossReport, Objective
 from udaseg.methods.pixel_loss import pixel_loss
 from udaseg.methods.views import PSEUDO_LABELLED, SOURCE, Views, cell_view, labels_on_cells
+from udaseg.models.pixels import to_unit_range
 from udaseg.models.segmenter import Segmenter, SegmenterOutput
 
 

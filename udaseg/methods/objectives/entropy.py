@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from udaseg.data.loading.batches import Batch
-from udaseg.methods.augmentation import fourier_style, to_unit_range
+from udaseg.methods.augmentation import fourier_style
 from udaseg.methods.objectives.objective import LossReport, Objective
 from udaseg.methods.pixel_loss import pixel_loss
+from udaseg.models.pixels import to_unit_range
 from udaseg.models.segmenter import Segmenter
 
 _ROOT_EPS = 1e-8

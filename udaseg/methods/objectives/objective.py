@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from udaseg.data.loading.batches import Batch
-from udaseg.methods.augmentation import color_jitter, generator_for, to_unit_range
+from udaseg.methods.augmentation import color_jitter, generator_for
 from udaseg.methods.views import Views
+from udaseg.models.pixels import to_unit_range
 from udaseg.models.segmenter import Segmenter
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from udaseg.data.loading.batches import Batch
 from udaseg.distributed import all_reduce_mean, all_reduce_sum
 from udaseg.errors import UdasegError
-from udaseg.methods.augmentation import generator_for, strong_augment, to_unit_range
+from udaseg.methods.augmentation import generator_for, strong_augment
 from udaseg.methods.contrast.regularizer import Regularizer
 from udaseg.methods.mixing import class_mask, paste
 from udaseg.methods.objectives.entropy import normalised_entropy
@@ -27,6 +27,7 @@ from udaseg.methods.views import (
     make_views,
     merge_needs,
 )
+from udaseg.models.pixels import to_unit_range
 from udaseg.models.segmenter import Segmenter, SegmenterOutput
 from udaseg.recipe.methods import SelfTraining as SelfTrainingSpec
 

@@ -19,6 +19,7 @@ from udaseg.display.pictures import color_mask, comparison_sheet, confidence_ima
 from udaseg.errors import UdasegError
 from udaseg.inference.labels import labels_from_logits
 from udaseg.methods.objectives.self_training import SelfTraining
+from udaseg.models.pixels import image_batch
 from udaseg.models.segmenter import Segmenter, evaluation_mode
 from udaseg.recipe.schema import Recipe
 from udaseg.training.callbacks.callback import Callback, TrainingState
@@ -153,9 +154,8 @@ class _Sheet:
     def _predict(
         self, network: torch.nn.Module | Segmenter, image: Pixels
     ) -> tuple[Pixels, NDArray[np.float32]]:
-        tensor = torch.from_numpy(image).to(self._setup.device).permute(2, 0, 1)[None].float() / 255
         size = (image.shape[0], image.shape[1])
-        logits = network(tensor).logits[0].float()
+        logits = network(image_batch([image], self._setup.device)).logits[0].float()
         labels, confidence = labels_from_logits(logits, size, confidence=True)
         assert confidence is not None
         return labels, confidence
