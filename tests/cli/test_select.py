@@ -160,16 +160,6 @@ def test_collapsed_networks_are_named_and_not_chosen_whatever_the_votes_say(home
     assert "one class, so not chosen: run 10, run 20" in output.stdout
 
 
-def test_neighbourhood_density_is_shown_and_has_no_vote(home):
-    output = udaseg("select", "run", cwd=home.path)
-    assert "snd" in output.stdout
-    assert "not included in the mean rank: teacher" in output.stdout  # `snd` never has a vote
-    selection = document(home)
-    assert selection["criteria"]["snd"]["votes"] is False
-    assert selection["candidates"][-1]["snd"] > 0
-    assert "snd" in selection["chosen"]
-
-
 def test_if_all_have_collapsed_one_is_chosen_still(home):
     home.networks = dict.fromkeys(home.networks, Constant())
     udaseg("select", "run", cwd=home.path)

@@ -11,7 +11,7 @@ NONE = 255
 
 
 def counted(confidence, labels, truth):
-    calibration = ConfidenceHistogram.empty()
+    calibration = ConfidenceHistogram()
     calibration.update(
         np.array([confidence], np.float32),
         np.array([labels], np.uint8),
@@ -25,7 +25,7 @@ def test_counts_equal_a_loop_over_pixels():
     confidence = rng.random((9, 11), dtype=np.float32)
     labels, truth = rng.integers(0, 3, (2, 9, 11)).astype(np.uint8)
     truth[:2] = NONE
-    calibration = ConfidenceHistogram.empty()
+    calibration = ConfidenceHistogram()
     calibration.update(confidence[:4], labels[:4], truth[:4])
     calibration.update(confidence[4:], labels[4:], truth[4:])
     pixels, known, right, sure = [0] * BINS, [0] * BINS, [0] * BINS, [0.0] * BINS

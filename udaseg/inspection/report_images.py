@@ -77,7 +77,7 @@ def render_report_images(
     """
     samples = dataset.split(split)
     chosen = [samples[position] for position in evenly_spaced_indices(len(samples), scan)]
-    counts = {name: ConfidenceHistogram.empty() for name in runs}
+    counts = {name: ConfidenceHistogram() for name in runs}
     evaluated = []
     with WorkProgress("report", len(chosen)) as progress:
         for sample in chosen:
@@ -131,7 +131,7 @@ def _evaluate_image(
             matrix = ConfusionMatrix(len(run.classes), ignore=IGNORE)
             matrix.update(labels, run_truth)
             result.score = matrix.mean_iou()
-        counts[name].update(confidence, labels, run_truth, ignore=IGNORE)
+        counts[name].update(confidence, labels, run_truth)
         result.masks[name] = shrink(labels, mask=True)
     return result
 

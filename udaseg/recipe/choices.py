@@ -17,5 +17,5 @@ HeadName = Literal["deeplab_v2", "deeplab_v3plus"]
 Sampling = Literal["uniform", "class_balanced", "rare_class"]
 """How images are sampled."""
 
-Criterion = Literal["entropy", "infomax", "snd", "teacher", "flip", "source", "drift"]
+Criterion = Literal["entropy", "infomax", "teacher", "flip", "source", "drift"]
 """Criterion that compares checkpoints without target labels."""

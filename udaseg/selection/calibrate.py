@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -59,8 +59,6 @@ class CalibrationRow:
 
     Attributes:
         description: Data set and split of the pixels.
-        before: Statistics without the temperature.
-        after: Statistics with the temperature.
         note: What these pixels were used for; empty for those of the fit.
     """
 
@@ -92,7 +90,7 @@ class Calibration:
 
     def to_json(self) -> dict[str, Any]:
         """Return the calibration as a JSON object."""
-        entries = [
+        fitted, *evaluated = [
             {"data": row.description, "before": asdict(row.before), "after": asdict(row.after)}
             for row in self.rows
         ]
@@ -101,10 +99,10 @@ class Calibration:
             "temperature": self.temperature,
             "step": self.step,
             "udaseg": __version__,
-            "fitted": {"on": self.on, **entries[0]},
+            "fitted": {"on": self.on, **fitted},
         }
-        if len(entries) > 1:
-            document["looked_at"] = {"note": self.rows[1].note, **entries[1]}
+        if evaluated:
+            document["looked_at"] = {"note": self.rows[1].note, **evaluated[0]}
         return document
 
 
@@ -155,10 +153,12 @@ def calibrate(
         rows.append(_compare(validation_pixels, temperature, note=_EVALUATION_NOTE))
     path = calibration_path(model.checkpoint)
     calibration = Calibration(temperature, tuple(rows), path, on, weights, model.step)
-    facts = {name: value for name, value in calibration.to_json().items() if name != "weights"}
+    facts = calibration.to_json()
+    del facts["weights"]  # its key in the file
     write_calibration(model.checkpoint, weights, facts)
     log.info("written to %s; `udaseg predict` uses it from there", path)
-    _warn_if_worse(rows)
+    for row in rows[1:]:
+        _warn_if_worse(row)
     return calibration
 
 
@@ -192,24 +192,20 @@ def _validation_pixels(model: Model, images: int, root: Path) -> _PixelSample | 
 def _labelled_pixels(
     model: Model, dataset: PreparedDataset, split: str, images: int
 ) -> _PixelSample:
-    """Return a sample of pixels of labelled images, with their labels."""
     if dataset.classes is None:
         raise DataError(f"{dataset.name}: has no labels, so no temperature can be fitted to it")
     table = np.frombuffer(lookup_table(dataset.classes.train_ids_in(model.classes)), np.uint8)
-    pixel_logits, pixel_labels = [], []
-    samples, per_image = _sample_images(dataset, split, images)
-    with WorkProgress(f"calibrate {dataset.name}", len(samples)) as progress:
-        for number, sample in enumerate(samples):
-            truth = table[read_train_ids(dataset.label_path(sample))]
-            pixels = network_input(model, read_image(dataset.image_path(sample)))
-            size = (truth.shape[0], truth.shape[1])
-            positions = _choose_pixels(np.flatnonzero(truth != IGNORE), per_image, seed=number)
-            rows, columns = np.divmod(positions, size[1])
-            logit_map = predict_logits(model.segmenter, pixels)
-            pixel_logits.append(logits_at(logit_map, size, rows, columns).cpu())
-            pixel_labels.append(torch.from_numpy(truth[rows, columns].astype(np.int64)))
-            progress.advance()
-    return _concatenate(model, f"{dataset.name} {split}", pixel_logits, pixel_labels)
+
+    def measure(samples: Sequence[Sample], index: int, count: int) -> tuple[Tensor, Tensor]:
+        truth = table[read_train_ids(dataset.label_path(samples[index]))]
+        rows, columns = _choose_pixels(truth != IGNORE, count, seed=index)
+        pixels = network_input(model, read_image(dataset.image_path(samples[index])))
+        logits = predict_logits(model.segmenter, pixels)
+        size = (truth.shape[0], truth.shape[1])
+        labels = torch.from_numpy(truth[rows, columns].astype(np.int64))
+        return logits_at(logits, size, rows, columns).cpu(), labels
+
+    return _collect(model, dataset, split, images, f"{dataset.name} {split}", measure)
 
 
 def _pseudo_labelled_pixels(model: Model, images: int, root: Path) -> _PixelSample:
@@ -225,42 +221,46 @@ def _pseudo_labelled_pixels(model: Model, images: int, root: Path) -> _PixelSamp
     """
     recipe = model.recipe.target
     dataset = open_dataset(recipe.data, root=root)
-    pixel_logits, pixel_labels = [], []
-    samples, per_image = _sample_images(dataset, recipe.split, images)
-    with WorkProgress(f"calibrate {dataset.name}", len(samples)) as progress:
-        for number, sample in enumerate(samples):
-            partner = samples[(number + len(samples) // 2) % len(samples)]
-            strong, weak = (
-                network_input(model, read_image(dataset.image_path(drawn)))
-                for drawn in (sample, partner)
-            )
-            size = (strong.shape[-2], strong.shape[-1])
-            if weak.shape != strong.shape:
-                weak = F.interpolate(weak, size, mode="bilinear", align_corners=False)
-            positions = _choose_pixels(np.arange(size[0] * size[1]), per_image, seed=number)
-            rows, columns = np.divmod(positions, size[1])
-            strong_logits = predict_logits(model.segmenter, strong)
-            mixed_logits = predict_logits(model.segmenter, strong.lerp(weak, 1 - _MIX_WEIGHT))
-            pixel_logits.append(logits_at(mixed_logits, size, rows, columns).cpu())
-            pixel_labels.append(logits_at(strong_logits, size, rows, columns).argmax(1).cpu())
-            progress.advance()
-    return _concatenate(model, f"{dataset.name} {recipe.split}, mixed", pixel_logits, pixel_labels)
+
+    def measure(samples: Sequence[Sample], index: int, count: int) -> tuple[Tensor, Tensor]:
+        partner = samples[(index + len(samples) // 2) % len(samples)]
+        strong, weak = (
+            network_input(model, read_image(dataset.image_path(sample)))
+            for sample in (samples[index], partner)
+        )
+        size = (strong.shape[-2], strong.shape[-1])
+        if weak.shape != strong.shape:
+            weak = F.interpolate(weak, size, mode="bilinear", align_corners=False)
+        rows, columns = _choose_pixels(np.ones(size, np.bool_), count, seed=index)
+        labels = logits_at(predict_logits(model.segmenter, strong), size, rows, columns).argmax(1)
+        mixed_logits = predict_logits(model.segmenter, strong.lerp(weak, 1 - _MIX_WEIGHT))
+        return logits_at(mixed_logits, size, rows, columns).cpu(), labels.cpu()
+
+    description = f"{dataset.name} {recipe.split}, mixed"
+    return _collect(model, dataset, recipe.split, images, description, measure)
 
 
-def _sample_images(dataset: PreparedDataset, split: str, images: int) -> tuple[list[Sample], int]:
-    """Return evenly spaced images of a split, and the number of pixels to sample per image."""
-    samples = evenly_spaced_samples(dataset, split, images)
-    return samples, min(_MAX_PIXELS_PER_IMAGE, max(1, _MAX_PIXELS // len(samples)))
-
-
-def _concatenate(
+def _collect(
     model: Model,
+    dataset: PreparedDataset,
+    split: str,
+    images: int,
     description: str,
-    pixel_logits: Sequence[Tensor],
-    pixel_labels: Sequence[Tensor],
+    measure: Callable[[Sequence[Sample], int, int], tuple[Tensor, Tensor]],
 ) -> _PixelSample:
-    """Concatenate the pixels of all images and check that they can be calibrated."""
-    logits, labels = torch.cat(list(pixel_logits)), torch.cat(list(pixel_labels))
+    """Return pixels of evenly spaced images of a split.
+
+    `measure(samples, index, count)` returns the logits (N, K) and labels (N,) of up to `count`
+    pixels of one image.
+    """
+    samples = evenly_spaced_samples(dataset, split, images)
+    per_image = min(_MAX_PIXELS_PER_IMAGE, max(1, _MAX_PIXELS // len(samples)))
+    parts = []
+    with WorkProgress(f"calibrate {dataset.name}", len(samples)) as progress:
+        for index in range(len(samples)):
+            parts.append(measure(samples, index, per_image))
+            progress.advance()
+    logits, labels = (torch.cat(list(tensors)) for tensors in zip(*parts, strict=True))
     if len(labels) == 0:
         raise DataError(f"{description}: no labelled pixel of any class of the network")
     if not bool(torch.isfinite(logits).all()):
@@ -270,10 +270,20 @@ def _concatenate(
     return _PixelSample(description, logits, labels)
 
 
-def _choose_pixels(candidates: NDArray[np.int64], limit: int, *, seed: int) -> NDArray[np.int64]:
-    """Choose at most `limit` of the candidates, the same ones in every run."""
-    count = min(limit, len(candidates))
-    return np.random.default_rng(seed).choice(candidates, count, replace=False)
+def _choose_pixels(
+    allowed: NDArray[np.bool_], limit: int, *, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the rows and columns of at most `limit` allowed pixels, the same in every run."""
+    positions = np.flatnonzero(allowed)
+    count = min(limit, len(positions))
+    chosen = np.random.default_rng(seed).choice(positions, count, replace=False)
+    return np.divmod(chosen, allowed.shape[1])
+
+
+def _compare(pixels: _PixelSample, temperature: float, note: str = "") -> CalibrationRow:
+    before = confidence_error(pixels.logits, pixels.labels)
+    after = confidence_error(pixels.logits, pixels.labels, temperature)
+    return CalibrationRow(pixels.description, before, after, note)
 
 
 def _warn_if_extreme(temperature: float) -> None:
@@ -286,21 +296,13 @@ def _warn_if_extreme(temperature: float) -> None:
         )
 
 
-def _compare(pixels: _PixelSample, temperature: float, note: str = "") -> CalibrationRow:
-    """Return the statistics of some pixels without and with the temperature."""
-    before = confidence_error(pixels.logits, pixels.labels)
-    after = confidence_error(pixels.logits, pixels.labels, temperature)
-    return CalibrationRow(pixels.description, before, after, note)
-
-
-def _warn_if_worse(rows: Sequence[CalibrationRow]) -> None:
+def _warn_if_worse(row: CalibrationRow) -> None:
     """Warn if the temperature moved confidence away from accuracy on the target."""
-    for row in rows[1:]:
-        if row.after.error > row.before.error:
-            log.warning(
-                "on %s the calibration error rises from %s to %s %%: this temperature makes "
-                "confidence less reliable there; predict with --uncalibrated",
-                row.description,
-                percent(row.before.error),
-                percent(row.after.error),
-            )
+    if row.after.error > row.before.error:
+        log.warning(
+            "on %s the calibration error rises from %s to %s %%: this temperature makes "
+            "confidence less reliable there; predict with --uncalibrated",
+            row.description,
+            percent(row.before.error),
+            percent(row.after.error),
+        )

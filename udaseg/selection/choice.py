@@ -8,7 +8,13 @@ from typing import Any
 
 from udaseg.data.datasets.index import PreparedDataset
 from udaseg.selection.candidates import ORACLE_WARNING, Candidate, EvaluationSets
-from udaseg.selection.criteria import CRITERIA, Criterion, rank_correlation, ranks
+from udaseg.selection.criteria import (
+    CRITERIA,
+    Criterion,
+    complete_ranks,
+    rank_correlation,
+    ranks,
+)
 
 CONSENSUS = "consensus"
 
@@ -55,11 +61,7 @@ class Selection:
     @property
     def without_vote(self) -> list[str]:
         """Names of the criteria with no vote because they lack the value of a candidate."""
-        return [
-            criterion.name
-            for criterion in CRITERIA
-            if criterion.votes and criterion.name not in self.voters
-        ]
+        return [criterion.name for criterion in CRITERIA if criterion.name not in self.voters]
 
     @property
     def warning(self) -> str | None:
@@ -80,14 +82,8 @@ class Selection:
         if not self.oracle:
             return {}
         truth = ranks([candidate.oracle_miou for candidate in self.candidates], "higher")
-        mean_ranks = [candidate.mean_rank for candidate in self.candidates]
-        orders = {}
-        for criterion in CRITERIA:
-            values = [candidate.values[criterion.name] for candidate in self.candidates]
-            computed = [value for value in values if value is not None]
-            if len(computed) == len(values):
-                orders[criterion.name] = ranks(computed, criterion.better)
-        orders[CONSENSUS] = ranks(mean_ranks, "lower")
+        orders = complete_ranks(values_by_criterion(self.candidates))
+        orders[CONSENSUS] = ranks([candidate.mean_rank for candidate in self.candidates], "lower")
         return {
             name: _json_number(rank_correlation(order, truth)) for name, order in orders.items()
         }
@@ -125,16 +121,22 @@ class Selection:
         return document
 
 
+def values_by_criterion(candidates: Sequence[Candidate]) -> dict[str, list[float | None]]:
+    """Return the values of all candidates, by the name of the criterion."""
+    return {
+        criterion.name: [candidate.values[criterion.name] for candidate in candidates]
+        for criterion in CRITERIA
+    }
+
+
 def choose(candidates: Sequence[Candidate]) -> dict[str, Candidate]:
     """Return the choice of each criterion and of the mean rank; the later one if equal."""
     chosen = {}
-    for criterion in CRITERIA:
-        sign = 1.0 if criterion.better == "higher" else -1.0
-        scored = [(candidate.values[criterion.name], candidate) for candidate in candidates]
-        computed = [(sign * value, candidate) for value, candidate in scored if value is not None]
-        finite = [pair for pair in computed if not math.isnan(pair[0])]
-        if finite and len(computed) == len(candidates):
-            chosen[criterion.name] = max(reversed(finite), key=lambda pair: pair[0])[1]
+    columns = values_by_criterion(candidates)
+    for name, order in complete_ranks(columns).items():
+        if any(_json_number(value) is not None for value in columns[name]):
+            best = min(range(len(order)), key=lambda index: (order[index], -index))
+            chosen[name] = candidates[best]
     chosen[CONSENSUS] = min(
         reversed(candidates), key=lambda candidate: (candidate.collapsed, candidate.mean_rank)
     )

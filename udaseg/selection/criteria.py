@@ -12,40 +12,23 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-_CHUNK = 1024
 _TINY = 1e-12
 
 
 @dataclass(frozen=True)
 class Criterion:
-    """Direction and meaning of a criterion's values.
-
-    Attributes:
-        name: Key in tables and files.
-        better: Direction in which values improve.
-        meaning: One-line description.
-        votes: Counts for the mean rank.
-    """
+    """Direction in which the values of a criterion improve, and their meaning."""
 
     name: str
     better: Literal["lower", "higher"]
     meaning: str
-    votes: bool = True
 
 
 CRITERIA = (
     Criterion("entropy", "lower", "mean entropy of the predictions; 1 is a uniform guess"),
     Criterion("infomax", "higher", "confident per pixel, yet many classes over all pixels"),
-    # on both pairs studied, its ranking of checkpoints opposes that of the labels (BENCHMARKS.md)
-    Criterion(
-        "snd",
-        "higher",
-        "soft neighbourhood density: pixels have many near neighbours",
-        votes=False,
-    ),
     Criterion("teacher", "higher", "mIoU between the student's labels and the teacher's"),
     Criterion("flip", "higher", "mIoU between the labels of an image and of its mirror image"),
     Criterion("source", "higher", "mIoU on labelled source images"),
@@ -55,15 +38,9 @@ CRITERIA = (
 
 
 def sample_pixels(probabilities: Tensor, count: int, seed: int) -> Tensor:
-    """Return the probabilities of up to `count` random pixels, always the same for a seed.
+    """Return the (N, K) probabilities of up to `count` random pixels of a (K, H, W) map.
 
-    Args:
-        probabilities: (K, H, W).
-        count: Maximum number of pixels.
-        seed: Random seed; networks with maps of equal size get the same pixels.
-
-    Returns:
-        (min(count, H * W), K) on the probabilities' device.
+    For a seed, all maps of equal size give the same pixels.
     """
     flat = probabilities.flatten(1).T
     generator = torch.Generator().manual_seed(seed)
@@ -81,65 +58,21 @@ def mean_entropy(probabilities: Tensor) -> float:
 
 
 def mutual_information(probabilities: Tensor) -> float:
-    """Return the information between pixels and classes over log K, in [0, 1]; higher is better.
+    """Return the information between pixels and classes of (N, K) probabilities over log K.
 
     It is the entropy of the mean prediction minus the mean entropy, so it is high for confident
     predictions of different classes. A network that has collapsed to one class gets 0, whatever its
     entropy.
 
-    Args:
-        probabilities: (N, K).
-
     Reference: the information maximisation of SHOT, Liang et al. 2020 (arXiv 2002.08546), used as a
     score. Differs: divided by log K.
     """
-    return float(_entropy(probabilities.double().mean(0, keepdim=True))[0]) - mean_entropy(
-        probabilities
-    )
-
-
-def neighbourhood_density(probabilities: Tensor, *, temperature: float = 0.05) -> float:
-    """Return the soft neighbourhood density of (N, K) predictions in nats; higher is better.
-
-    Each pixel has a softmax over its similarities with all others. The mean entropy of these is the
-    logarithm of the number of near neighbours. It is at most log(N - 1), so compare only values of
-    equal N. Computed in chunks: memory is 1024 x N values.
-
-    Args:
-        probabilities: (N, K) with N of at least 2; a few thousand rows suffice.
-        temperature: Of the softmax over similarities.
-
-    Raises:
-        ValueError: Fewer than two rows.
-
-    Reference: Saito et al., Tune it the Right Way, ICCV 2021 (arXiv 2108.10860).
-    """
-    if len(probabilities) < 2:
-        raise ValueError(f"neighbourhood density needs at least two rows, got {len(probabilities)}")
-    unit = F.normalize(probabilities.float(), dim=1)
-    total = 0.0
-    for start in range(0, len(unit), _CHUNK):
-        rows = unit[start : start + _CHUNK]
-        similarity = rows @ unit.T / temperature
-        diagonal = torch.arange(len(rows), device=unit.device)
-        similarity[diagonal, diagonal + start] = -math.inf
-        logs = similarity.log_softmax(1)
-        # 0 log 0 counts as 0 for the pixel itself
-        logs[diagonal, diagonal + start] = 0
-        weights = logs.exp()
-        weights[diagonal, diagonal + start] = 0
-        total -= float((weights * logs).double().sum())
-    return total / len(unit)
+    mean_prediction = probabilities.double().mean(0, keepdim=True)
+    return float(_entropy(mean_prediction)[0]) - mean_entropy(probabilities)
 
 
 def joint_label_counts(first: Tensor, second: Tensor, num_classes: int) -> Tensor:
-    """Return (K, K) int64 counts of pixels with class i in `first` and class j in `second`.
-
-    Args:
-        first: Labels of any shape, integers below `num_classes`.
-        second: Labels of the same shape.
-        num_classes: K.
-    """
+    """Return (K, K) counts of pixels with class i in the labels `first` and j in `second`."""
     if first.shape != second.shape:
         raise ValueError(
             f"labels have different shapes {tuple(first.shape)} and {tuple(second.shape)}"
@@ -162,25 +95,18 @@ def mean_iou_of_labellings(counts: Tensor) -> float:
 
 
 def prior_drift(shares: Tensor, prior: Tensor) -> float:
-    """Return the Jensen-Shannon divergence of two class distributions in bits, in [0, 1].
+    """Return the Jensen-Shannon divergence of two class distributions (K,) in bits, in [0, 1].
 
     Args:
-        shares: (K,) predictions on the target, as counts or shares.
-        prior: (K,) labels of the source, as counts or shares.
+        shares: Predictions on the target, as counts or shares.
+        prior: Labels of the source, as counts or shares.
     """
-    first, second = (
-        distribution.double() / distribution.double().sum() for distribution in (shares, prior)
-    )
-    mixture = (first + second) / 2
-    divergences = [
-        torch.where(
-            distribution > 0,
-            distribution * (distribution.clamp_min(_TINY) / mixture.clamp_min(_TINY)).log2(),
-            0.0,
-        )
-        for distribution in (first, second)
-    ]
-    return max(0.0, float((divergences[0].sum() + divergences[1].sum()) / 2))
+    counts = torch.stack([shares.double(), prior.double()])
+    pair = counts / counts.sum(1, keepdim=True)
+    mixture = pair.mean(0)
+    terms = pair * (pair.clamp_min(_TINY) / mixture.clamp_min(_TINY)).log2()
+    divergences = torch.where(pair > 0, terms, 0.0).sum(1)
+    return max(0.0, float(divergences.mean()))
 
 
 def ranks(values: Sequence[float], better: Literal["lower", "higher"]) -> list[float]:
@@ -194,39 +120,35 @@ def ranks(values: Sequence[float], better: Literal["lower", "higher"]) -> list[f
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
-    """Return Spearman's correlation of two lists of ranks, 1 for the same order.
-
-    Args:
-        first: From `ranks`, where ties share their mean rank.
-        second: Ranks of equal length.
-
-    Returns:
-        In [-1, 1]; NaN if all ranks of a list are equal.
-    """
+    """Return Spearman's correlation of two lists from `ranks`; NaN if one is all equal."""
     pairs = torch.tensor([first, second], dtype=torch.float64)
     centred = pairs - pairs.mean(1, keepdim=True)
     spread = float(centred.norm(dim=1).prod())
     return float((centred[0] * centred[1]).sum()) / spread if spread > 0 else math.nan
 
 
-def mean_ranks(columns: Mapping[str, Sequence[float | None]]) -> tuple[list[float], list[str]]:
-    """Return each candidate's mean rank over the criteria, and the names of the criteria used.
+def complete_ranks(columns: Mapping[str, Sequence[float | None]]) -> dict[str, list[float]]:
+    """Return the rank of each candidate by each criterion that all candidates have.
 
-    A criterion that is missing (None) for a candidate does not count, since ranks among some
-    candidates are not comparable with ranks among all. Criteria with `votes=False` do not count
-    either.
+    Ranks among some candidates are not comparable with ranks among all.
 
     Args:
         columns: Values of each criterion of `CRITERIA` by name, one per candidate.
     """
-    criteria = {criterion.name: criterion for criterion in CRITERIA}
-    ranks_by_name: dict[str, list[float]] = {}
+    better = {criterion.name: criterion.better for criterion in CRITERIA}
+    orders = {}
     for name, values in columns.items():
-        measured = [value for value in values if value is not None]
-        if criteria[name].votes and measured and len(measured) == len(values):
-            ranks_by_name[name] = ranks(measured, criteria[name].better)
-    candidate_ranks = list(zip(*ranks_by_name.values(), strict=True))
-    return [sum(row) / len(row) for row in candidate_ranks], list(ranks_by_name)
+        computed = [value for value in values if value is not None]
+        if computed and len(computed) == len(values):
+            orders[name] = ranks(computed, better[name])
+    return orders
+
+
+def mean_ranks(columns: Mapping[str, Sequence[float | None]]) -> tuple[list[float], list[str]]:
+    """Return each candidate's mean over `complete_ranks`, and the names of these criteria."""
+    orders = complete_ranks(columns)
+    rows = zip(*orders.values(), strict=True)
+    return [sum(row) / len(row) for row in rows], list(orders)
 
 
 def _entropy(probabilities: Tensor) -> Tensor:

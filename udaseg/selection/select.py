@@ -10,8 +10,8 @@ from udaseg.files import one_or_more, write_json
 from udaseg.inference import trained_model
 from udaseg.runs.best import store_best
 from udaseg.selection.candidates import check_comparable, find_candidates, open_evaluation_sets
-from udaseg.selection.choice import CONSENSUS, Selection, choose
-from udaseg.selection.criteria import CRITERIA, mean_ranks
+from udaseg.selection.choice import CONSENSUS, Selection, choose, values_by_criterion
+from udaseg.selection.criteria import mean_ranks
 from udaseg.selection.measure import compute_criteria
 
 log = logging.getLogger(__name__)
@@ -82,7 +82,6 @@ def _compare(
     split: str | None,
     options: SelectOptions,
 ) -> Selection:
-    """Return the candidates with all criteria and their mean rank, and the choices."""
     candidates = find_candidates(runs, all_checkpoints=options.all_checkpoints)
     recipe = check_comparable(candidates, same_target=data is None)
     sets = open_evaluation_sets(
@@ -98,11 +97,7 @@ def _compare(
             candidate.checkpoint, weights=options.weights, device=options.device
         )
         compute_criteria(candidate, model, sets, device=options.device)
-    columns = {
-        criterion.name: [candidate.values[criterion.name] for candidate in candidates]
-        for criterion in CRITERIA
-    }
-    means, voters = mean_ranks(columns)
+    means, voters = mean_ranks(values_by_criterion(candidates))
     for candidate, mean in zip(candidates, means, strict=True):
         candidate.mean_rank = mean
     chosen = choose(candidates)
@@ -110,24 +105,19 @@ def _compare(
 
 
 def _write_into_runs(selection: Selection) -> None:
-    """Write the results into the folder of each run; with an oracle, under another name."""
     document = selection.to_json()
     # another name if labels were used, so that no script confuses the two
     name = "selection-oracle.json" if selection.oracle else "selection.json"
-    for folder in dict.fromkeys(
-        candidate.run for candidate in selection.candidates if candidate.run.is_dir()
-    ):
-        write_json(folder / name, document)
-        log.info("written to %s", folder / name)
+    for run in dict.fromkeys(candidate.run for candidate in selection.candidates):
+        if run.is_dir():
+            write_json(run / name, document)
+            log.info("written to %s", run / name)
 
 
 def _keep_choice(selection: Selection) -> None:
     """Keep the chosen checkpoint of a single run, so that resuming the run does not delete it."""
-    candidates, best = selection.candidates, selection.consensus
+    best = selection.consensus
+    of_one_run = {candidate.run for candidate in selection.candidates} == {best.run}
     in_run = best.checkpoint.parent == best.run / "checkpoints"
-    if (
-        in_run
-        and len(candidates) > 1
-        and all(candidate.run == best.run for candidate in candidates)
-    ):
+    if of_one_run and in_run and len(selection.candidates) > 1:
         log.info("kept in %s", store_best(best.run, CONSENSUS, best.checkpoint))

@@ -8,6 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from udaseg.data.labels.classes import IGNORE
+
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
 _BISECTION_STEPS = 40
 BINS = 20
@@ -15,14 +17,12 @@ BINS = 20
 
 @dataclass(frozen=True)
 class CalibrationStatistics:
-    """Calibration statistics of some labelled pixels.
+    """Means over some labelled pixels.
 
     Attributes:
-        pixels: Number of pixels.
-        accuracy: Share of correct pixels.
-        confidence: Mean confidence.
+        pixels: Their number.
         error: Expected calibration error.
-        nll: Mean negative log-likelihood of the labels, in nats.
+        nll: Negative log-likelihood of the labels, in nats.
     """
 
     pixels: int
@@ -73,20 +73,13 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
 def confidence_error(
     logits: Tensor, labels: Tensor, temperature: float = 1.0
 ) -> CalibrationStatistics:
-    """Return the calibration statistics of softmax(logits / temperature).
-
-    Args:
-        logits: (N, K) float.
-        labels: (N,) class ids; none is ignored.
-        temperature: Divisor of the logits.
-    """
+    """Return the statistics of softmax(logits / temperature); labels as in `fit_temperature`."""
     log_probabilities = (logits.float() / temperature).log_softmax(1)
     best, winner = log_probabilities.max(1)
     confidence = best.exp().cpu().numpy()
     truth = labels.cpu().numpy().astype(np.uint8)
     predicted = winner.cpu().numpy().astype(np.uint8)
-    counts = ConfidenceHistogram.empty()
-    # no label is ignored here: 255 is never a class id
+    counts = ConfidenceHistogram()
     counts.update(confidence, predicted, truth)
     nll = -log_probabilities.gather(1, labels.long()[:, None]).double().mean()
     return CalibrationStatistics(
@@ -98,7 +91,6 @@ def confidence_error(
     )
 
 
-@dataclass
 class ConfidenceHistogram:
     """Pixel counts by the confidence of the label, in `BINS` equal steps from 0 to 1.
 
@@ -109,32 +101,22 @@ class ConfidenceHistogram:
         confidence: (BINS,) sum of the confidence of the labelled pixels.
     """
 
-    pixels: NDArray[np.int64]
-    labelled: NDArray[np.int64]
-    correct: NDArray[np.int64]
-    confidence: NDArray[np.float64]
-
-    @classmethod
-    def empty(cls) -> "ConfidenceHistogram":
-        """Return counts of zero pixels."""
-        pixels, labelled, correct = np.zeros((3, BINS), np.int64)
-        return cls(pixels, labelled, correct, np.zeros(BINS))
+    def __init__(self) -> None:
+        self.pixels, self.labelled, self.correct = np.zeros((3, BINS), np.int64)
+        self.confidence = np.zeros(BINS)
 
     def update(
         self,
         confidence: NDArray[np.float32],
         labels: NDArray[np.uint8],
         truth: NDArray[np.uint8] | None,
-        *,
-        ignore: int = 255,
     ) -> None:
-        """Count one image.
+        """Count one image, or any pixels, given as arrays of equal shape.
 
         Args:
-            confidence: (H, W) in [0, 1].
-            labels: (H, W) class ids.
-            truth: (H, W) class ids with `ignore`; None if there are no labels.
-            ignore: Truth id that is not counted.
+            confidence: In [0, 1].
+            labels: Class ids.
+            truth: Class ids with `IGNORE`; None if there are no labels.
         """
         # a diverged network has NaN confidence; count it as 0
         values = np.nan_to_num(confidence.ravel())
@@ -142,7 +124,7 @@ class ConfidenceHistogram:
         self.pixels += np.bincount(bins, minlength=BINS)
         if truth is None:
             return
-        has_truth = truth.ravel() != ignore
+        has_truth = truth.ravel() != IGNORE
         is_correct = has_truth & (labels.ravel() == truth.ravel())
         self.labelled += np.bincount(bins[has_truth], minlength=BINS)
         self.correct += np.bincount(bins[is_correct], minlength=BINS)
