@@ -11,7 +11,8 @@ from tests.conftest import REPOSITORY
 from tests.support import files, sick
 from tests.support.toy import toy_root
 from udaseg.data.doctor.doctor import doctor
-from udaseg.data.doctor.duplicates import MAX_BIT_DIFFERENCE, fingerprint, near_pairs
+from udaseg.data.doctor.duplicates import MAX_BIT_DIFFERENCE, near_pairs
+from udaseg.data.doctor.images import fingerprint
 from udaseg.data.prepare.prepare import prepare_dataset
 from udaseg.errors import DataError
 

@@ -1,5 +1,7 @@
 """Prints what `udaseg.doctor` returns."""
 
+import itertools
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,14 +32,13 @@ def print_diagnosis(console: Console, diagnosis: "Diagnosis") -> None:
     folders = {facts.role: facts.folder for facts in diagnosis.sets}
     for finding in diagnosis.findings:
         _print_finding(console, finding, folders)
-    counts = [
-        len(diagnosis.with_severity("error")),
-        len(diagnosis.with_severity("warning")),
-        len(diagnosis.with_severity("info")),
-    ]
-    labels = ("error", "warning", "note")
+    counts = Counter(finding.severity for finding in diagnosis.findings)
     summary = ", ".join(
-        count_text(count, label) for count, label in zip(counts, labels, strict=True)
+        (
+            count_text(counts["error"], "error"),
+            count_text(counts["warning"], "warning"),
+            count_text(counts["info"], "note"),
+        )
     )
     images = sum(split.images for facts in diagnosis.sets for split in facts.splits.values())
     console.print(safe_text(f"\n{summary}; checked {images:,} images in {diagnosis.seconds:.1f} s"))
@@ -72,8 +73,7 @@ def _split_lines(facts: "SetStatistics") -> list[str]:
 
 
 def _sizes_text(facts: "SetStatistics") -> str:
-    parts = [split.sizes for split in facts.splits.values()]
-    sizes = sum(parts[1:], parts[0].copy()) if parts else None
+    sizes = sum((split.sizes for split in facts.splits.values()), Counter[tuple[int, int]]())
     if not sizes:
         return "no readable image"
     listed = ", ".join(
@@ -85,9 +85,8 @@ def _sizes_text(facts: "SetStatistics") -> str:
 def _color_text(facts: "SetStatistics") -> str:
     if facts.mean is None or facts.spread is None:
         return "-"
-    mean, spread = (
-        " ".join(f"{channel:.0f}" for channel in color) for color in (facts.mean, facts.spread)
-    )
+    mean = " ".join(f"{channel:.0f}" for channel in facts.mean)
+    spread = " ".join(f"{channel:.0f}" for channel in facts.spread)
     return f"mean RGB {mean}\nspread   {spread}"
 
 
@@ -96,35 +95,23 @@ def _class_table(sets: Sequence["SetStatistics"]) -> Table | None:
 
     For a source, only its training splits count; for other sets, all labels.
     """
-    shares = {facts.role: _shares(facts) for facts in sets}
-    shares = {role: share_by_class for role, share_by_class in shares.items() if share_by_class}
+    shares = {facts.role: _shares(facts) for facts in sets if facts.class_pixels}
     if not shares:
         return None
     table = Table()
     table.add_column("class")
     for role in shares:
         table.add_column("share" if role == "data" else role, justify="right")
-    for name in dict.fromkeys(
-        name for share_by_class in shares.values() for name in share_by_class
-    ):
+    for name in dict.fromkeys(itertools.chain(*shares.values())):
         cells = [share_by_class.get(name, "no such class") for share_by_class in shares.values()]
         table.add_row(safe_text(name), *cells)
     return table
 
 
 def _shares(facts: "SetStatistics") -> dict[str, str]:
-    subsets = (True,) if facts.role == "source" else (True, False)
-    counts = [
-        labelled[0]
-        for trained in subsets
-        if (labelled := facts.counts(trained=trained)) is not None
-    ]
-    if not counts:
-        return {}
-    pixels = [sum(int(count[index]) for count in counts) for index in range(len(facts.classes))]
-    total = max(1, sum(pixels))
-    texts = [_percent(count / total) if count else "never" for count in pixels]
-    return dict(zip(facts.classes, texts, strict=True))
+    pixels = facts.class_pixels
+    total = max(1, sum(pixels.values()))
+    return {name: _percent(count / total) if count else "never" for name, count in pixels.items()}
 
 
 def _percent(share: float) -> str:

@@ -2,15 +2,14 @@
 
 import os
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from udaseg.data.doctor.duplicates import CheckedImage, add_duplicate_findings
+from udaseg.data.doctor.duplicates import add_duplicate_findings
 from udaseg.data.doctor.findings import SEVERITIES, Finding, Findings, Severity
-from udaseg.data.doctor.images import InspectedImage, id_name, inspect_image
+from udaseg.data.doctor.images import InspectedImage, inspect_image
 from udaseg.data.doctor.names import add_name_findings
 from udaseg.data.doctor.statistics import (
     SetStatistics,
@@ -19,8 +18,6 @@ from udaseg.data.doctor.statistics import (
     compute_statistics,
 )
 from udaseg.data.doctor.subject import (
-    Subject,
-    SubjectImage,
     add_pairing_findings,
     known_paths,
     open_subject,
@@ -110,12 +107,16 @@ def doctor(
     for subject in subjects:
         folders_named_as_images = add_name_findings(subject, known_paths(subject), findings)
         add_pairing_findings(subject, folders_named_as_images, findings)
+    jobs = [(item, subject) for subject in subjects for item in subject.items]
     with LazyProgress("doctor") as on_progress:
-        inspected = _inspect_all(subjects, findings, workers, on_progress)
-    _add_copy_findings(subjects, inspected, findings)
+        outcomes = map_in_threads(lambda job: inspect_image(*job), jobs, workers, on_progress)
+        images = [image for _, image in outcomes]
+    for image in images:
+        _add_image_findings(image, findings)
+    add_duplicate_findings(images, findings)
     sets = tuple(
-        compute_statistics(*set_and_images)
-        for set_and_images in zip(subjects, inspected, strict=True)
+        compute_statistics(subject, [image for image in images if image.subject is subject])
+        for subject in subjects
     )
     for facts in sets:
         add_set_findings(facts, findings)
@@ -124,53 +125,9 @@ def doctor(
     return Diagnosis(sets, findings.ordered(), time.monotonic() - started)
 
 
-def _inspect_all(
-    subjects: Sequence[Subject],
-    findings: Findings,
-    workers: int,
-    on_progress: Callable[[int, int], None],
-) -> list[list[InspectedImage]]:
-    """Read every image and label, add a finding per fault, and return what was read."""
-    jobs = [
-        (set_index, item) for set_index, subject in enumerate(subjects) for item in subject.items
-    ]
-    inspected: list[list[InspectedImage]] = [[] for _ in subjects]
-    on_progress(0, len(jobs))
-
-    def work(job: tuple[int, SubjectImage]) -> InspectedImage:
-        return inspect_image(job[1], subjects[job[0]])
-
-    for done, ((set_index, _), image) in enumerate(map_in_threads(work, jobs, workers), 1):
-        subject = subjects[set_index]
-        inspected[set_index].append(image)
-        for code, path, note in image.faults:
-            amounts: Counter[str] = Counter()
-            if code == "unknown-id":
-                amounts.update(
-                    {id_name(key, subject): count for key, count in image.unknown_ids.items()}
-                )
-            findings.add(code, subject.role, path, note, amounts=amounts)
-        on_progress(done, len(jobs))
-    return inspected
-
-
-def _add_copy_findings(
-    subjects: Sequence[Subject], inspected: Sequence[Sequence[InspectedImage]], findings: Findings
-) -> None:
-    """Add findings for copies among all images; images of one colour have another finding."""
-    images = [
-        CheckedImage(
-            subject.role, entry.item.image, entry.item.is_training, entry.hash_bits, entry.digest
-        )
-        for subject, members in zip(subjects, inspected, strict=True)
-        for entry in members
-        if entry.hash_bits and not entry.is_blank
-    ]
-    folders: dict[str, Path] = {subject.role: subject.folder for subject in subjects}
-
-    def name(image: CheckedImage) -> str:
-        folder = folders[image.role]
-        inside = image.path.is_relative_to(folder)
-        return str(image.path.relative_to(folder) if inside else image.path)
-
-    add_duplicate_findings(images, findings, name)
+def _add_image_findings(image: InspectedImage, findings: Findings) -> None:
+    subject = image.subject
+    pixels = {subject.id_name(number): count for number, count in image.unknown_ids.items()}
+    for code, path, note in image.faults:
+        amounts = pixels if code == "unknown-id" else None
+        findings.add(code, subject.role, path, note, amounts=amounts)

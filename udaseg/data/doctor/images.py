@@ -3,18 +3,16 @@
 import errno
 import io
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from udaseg.data.doctor.duplicates import fingerprint
 from udaseg.data.doctor.subject import Subject, SubjectImage
 from udaseg.data.files.headers import (
     MAX_PIXELS,
@@ -30,6 +28,7 @@ from udaseg.data.prepare.convert import to_train_ids
 from udaseg.data.prepare.manifest import read_with_fingerprint
 from udaseg.errors import DataError
 
+_GRID = 16
 _ORIENTATION = 0x0112
 _MIN_SIDE = 32
 _IDS_SHOWN = 3
@@ -54,7 +53,6 @@ class InspectedImage:
     """The result of checking one image and its label.
 
     Attributes:
-        item: The image and label.
         faults: Code, file and note of each fault.
         size: (height, width) of the image; None if it cannot be read.
         mean: (3,) mean of the channels, RGB.
@@ -67,6 +65,7 @@ class InspectedImage:
         unknown_ids: Pixels of each id that the label table does not define.
     """
 
+    subject: Subject
     item: SubjectImage
     faults: list[tuple[str, Path, str]] = field(default_factory=list)
     size: tuple[int, int] | None = None
@@ -82,11 +81,28 @@ class InspectedImage:
 
 def inspect_image(item: SubjectImage, subject: Subject) -> InspectedImage:
     """Read an image and its label completely, and return all faults and statistics."""
-    result = InspectedImage(item)
-    _check_image(result)
-    if item.label is not None:
-        _check_label(result, item.label, subject)
+    result = InspectedImage(subject, item)
+    result.faults += [(code, item.image, note) for code, note in _image_faults(result)]
+    if (label := item.label) is not None:
+        result.faults += [(code, label, note) for code, note in _label_faults(result, label)]
     return result
+
+
+def fingerprint(image: NDArray[np.uint8]) -> bytes:
+    """Return 256 bits that describe an image: where brightness increases from left to right.
+
+    Another size, compression or brightness changes few of them.
+
+    Args:
+        image: (H, W, 3) RGB.
+
+    Reference:
+        The difference hash of Neal Krawetz ("Kind of Like That", 2013). Differs: 16x16 instead of
+        8x8 bits, so that frames of one street differ.
+    """
+    gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    small = cv2.resize(gray, (_GRID + 1, _GRID), interpolation=cv2.INTER_AREA)
+    return np.packbits(small[:, 1:] > small[:, :-1]).tobytes()
 
 
 def file_fault(path: Path) -> tuple[str, str] | None:
@@ -124,39 +140,38 @@ def file_fault(path: Path) -> tuple[str, str] | None:
     return None
 
 
-def _check_image(result: InspectedImage) -> None:
-    path = result.item.image
+def _image_faults(result: InspectedImage) -> Iterator[tuple[str, str]]:
+    """Yield code and note of each fault of the image; add its statistics to the result."""
+    item, path = result.item, result.item.image
     try:
-        data, file_fingerprint = read_with_fingerprint(path, path.parent)
+        data, stamp = read_with_fingerprint(path, path.parent)
         image = read_image(path, data=data)
     except DataError as error:
-        code, note = file_fault(path) or ("damaged", _without_path(error, path))
-        result.faults.append((code, path, note))
+        yield file_fault(path) or ("damaged", _without_path(error, path))
         return
-    height, width = image.shape[:2]
-    result.size = (height, width)
+    height, width = result.size = image.shape[:2]
     statistics = np.asarray(cv2.meanStdDev(image), np.float64)
     result.mean, result.spread = statistics[0].ravel(), statistics[1].ravel()
     result.is_blank = bool(result.spread.max() < _BLANK_SPREAD)
-    result.hash_bits = fingerprint(image)
-    result.digest = file_fingerprint.sha256
+    result.hash_bits, result.digest = fingerprint(image), stamp.sha256
     if result.is_blank:
-        color = ", ".join(str(round(part)) for part in result.mean)
-        result.faults.append(("blank-image", path, f"RGB {color}"))
-    if min(result.size) < _MIN_SIDE:
-        result.faults.append(("small-image", path, f"{width}x{height}"))
-    result.faults += [(code, path, note) for code, note in _format_faults(path, data)]
-    recorded = result.item.index_entry
+        yield "blank-image", f"RGB {', '.join(str(round(part)) for part in result.mean)}"
+    if min(height, width) < _MIN_SIDE:
+        yield "small-image", f"{width}x{height}"
+    yield from _format_faults(path, data)
+    recorded = item.index_entry
     if recorded is not None and (recorded.height, recorded.width) != result.size:
-        change = f"{width}x{height}, prepared as {recorded.width}x{recorded.height}"
-        result.faults.append(("stale-index", path, change))
-    elif result.item.image_sha256 not in (None, file_fingerprint.sha256):
-        result.faults.append(("stale-index", path, "changed since it was prepared"))
+        yield (
+            "stale-index",
+            f"{width}x{height}, prepared as {recorded.width}x{recorded.height}",
+        )
+    elif item.image_sha256 not in (None, stamp.sha256):
+        yield "stale-index", "changed since it was prepared"
 
 
-def _format_faults(path: Path, data: bytes) -> list[tuple[str, str]]:
-    """Return what is unusual in how a readable image is stored: rotation, type, channels."""
-    faults = _suffix_fault(path, data)
+def _format_faults(path: Path, data: bytes) -> Iterator[tuple[str, str]]:
+    """Yield what is unusual in how a readable image is stored: rotation, type, channels."""
+    yield from _suffix_fault(path, data)
     try:
         with Image.open(io.BytesIO(data)) as opened:
             mode = opened.mode
@@ -164,22 +179,20 @@ def _format_faults(path: Path, data: bytes) -> list[tuple[str, str]]:
             may_have_exif = b"Exif" in data or b"eXIf" in data or ".tif" in _suffixes(data)
             orientation = opened.getexif().get(_ORIENTATION, 1) if may_have_exif else 1
     except (OSError, ValueError, SyntaxError):  # OpenCV can read it, so its form is not a fault
-        return faults
+        return
     if orientation not in (0, 1):
-        faults.append(("exif-orientation", f"orientation {orientation}"))
+        yield "exif-orientation", f"orientation {orientation}"
     form = png_pixel_format(data[:_HEADER_BYTES])
     if form.startswith("16-bit"):
-        faults.append(("image-form", form))
+        yield "image-form", form
     elif mode not in ("RGB", "P"):
-        faults.append(("image-form", {"L": "grey", "1": "black and white"}.get(mode, mode)))
-    return faults
+        yield "image-form", {"L": "grey", "1": "black and white"}.get(mode, mode)
 
 
-def _suffix_fault(path: Path, data: bytes) -> list[tuple[str, str]]:
+def _suffix_fault(path: Path, data: bytes) -> Iterator[tuple[str, str]]:
     suffixes = _suffixes(data)
     if suffixes and path.suffix.lower() not in suffixes:
-        return [("wrong-suffix", f"is a {suffixes[0][1:].upper()}")]
-    return []
+        yield "wrong-suffix", f"is a {suffixes[0][1:].upper()}"
 
 
 def _suffixes(data: bytes) -> tuple[str, ...]:
@@ -191,31 +204,48 @@ def _suffixes(data: bytes) -> tuple[str, ...]:
     )
 
 
-def _check_label(result: InspectedImage, path: Path, subject: Subject) -> None:
+def _label_faults(result: InspectedImage, path: Path) -> Iterator[tuple[str, str]]:
+    """Yield code and note of each fault of the label; add its statistics to the result."""
+    subject, item = result.subject, result.item
     try:
-        data, file_fingerprint = read_with_fingerprint(path, path.parent)
+        data, stamp = read_with_fingerprint(path, path.parent)
         labels, unknown = _train_ids(path, data, subject)
     except DataError as error:
         note = _without_path(error, path)
-        fallback = ("damaged", note) if "cannot be decoded" in note else ("label-form", note)
-        code, note = _label_fault(path, subject) or fallback
-        result.faults.append((code, path, note))
+        code = "damaged" if "cannot be decoded" in note else "label-form"
+        yield _unreadable_label_fault(path, subject) or (code, note)
         return
-    assert subject.classes is not None
     result.unknown_ids = unknown
     if unknown:
         more = ", ..." if len(unknown) > _IDS_SHOWN else ""
-        shown = ", ".join(id_name(number, subject) for number in list(unknown)[:_IDS_SHOWN])
-        result.faults.append(("unknown-id", path, f"id {shown}{more}"))
-    result.faults += [(code, path, note) for code, note in _suffix_fault(path, data)]
+        shown = ", ".join(subject.id_name(number) for number in list(unknown)[:_IDS_SHOWN])
+        yield "unknown-id", f"id {shown}{more}"
+    yield from _suffix_fault(path, data)
     if result.size is not None and labels.shape != result.size:
-        result.faults.append(("size-mismatch", path, _size_note(labels.shape, result.size)))
-    if result.item.label_sha256 not in (None, file_fingerprint.sha256):
-        result.faults.append(("stale-index", path, "changed since it was prepared"))
-    _check_classes(result, path, labels, subject.classes)
+        (height, width), (label_height, label_width) = result.size, labels.shape
+        rotated = ", rotated" if labels.shape == (width, height) else ""
+        yield (
+            "size-mismatch",
+            f"label {label_width}x{label_height}, image {width}x{height}{rotated}",
+        )
+    if item.label_sha256 not in (None, stamp.sha256):
+        yield "stale-index", "changed since it was prepared"
+    assert subject.classes is not None
+    counts = np.bincount(labels.ravel(), minlength=256)
+    result.pixels = counts[: len(subject.classes)].astype(np.int64)
+    result.ignored = int(counts[IGNORE]) - sum(unknown.values())
+    present = np.flatnonzero(result.pixels)
+    if not present.size and not unknown:
+        yield "no-class", "every pixel is ignored"
+    elif present.size == 1 and not unknown and len(subject.classes) > _FEW_CLASSES:
+        yield "one-class", f"all {subject.classes.names[int(present[0])]}"
+    if item.index_entry is not None and item.label_sha256 is None:
+        recorded_pixels = item.index_entry.class_pixels
+        if recorded_pixels != tuple(result.pixels.tolist()):
+            yield "stale-index", "has other classes than when it was prepared"
 
 
-def _label_fault(path: Path, subject: Subject) -> tuple[str, str] | None:
+def _unreadable_label_fault(path: Path, subject: Subject) -> tuple[str, str] | None:
     """Return code and note of the fault that keeps a label file from being read, or None."""
     fault = file_fault(path)
     declaration = subject.declaration
@@ -223,27 +253,6 @@ def _label_fault(path: Path, subject: Subject) -> tuple[str, str] | None:
     if need_not_be_an_image and fault and fault[0] in ("not-an-image", "damaged", "too-large"):
         return None
     return fault
-
-
-def _check_classes(
-    result: InspectedImage, path: Path, labels: NDArray[np.uint8], classes: ClassSpace
-) -> None:
-    """Count the pixels of each class, and record what is unusual about them."""
-    counts = np.bincount(labels.ravel(), minlength=256)
-    result.pixels = counts[: len(classes)].astype(np.int64)
-    result.ignored = int(counts[IGNORE]) - sum(result.unknown_ids.values())
-    present = np.flatnonzero(result.pixels)
-    if not present.size and not result.unknown_ids:
-        result.faults.append(("no-class", path, "every pixel is ignored"))
-    elif present.size == 1 and not result.unknown_ids and len(classes) > _FEW_CLASSES:
-        result.faults.append(("one-class", path, f"all {classes.names[int(present[0])]}"))
-    recorded, digest = result.item.index_entry, result.item.label_sha256
-    if (
-        recorded is not None
-        and digest is None
-        and recorded.class_pixels != tuple(result.pixels.tolist())
-    ):
-        result.faults.append(("stale-index", path, "has other classes than when it was prepared"))
 
 
 def _train_ids(
@@ -264,19 +273,6 @@ def _train_id_table(classes: ClassSpace) -> LabelTable:
     """Return the table of a prepared label, where the id of each class is its index."""
     ids = tuple((number,) for number in range(len(classes)))
     return LabelTable(classes, ids, frozenset({IGNORE}))
-
-
-def id_name(number: int, subject: Subject) -> str:
-    """Return an id as it is written in the YAML: a number or a colour."""
-    declaration = subject.declaration
-    if declaration is None or declaration.label_format != "rgb":
-        return str(number)
-    return str([number >> 16, number >> 8 & 255, number & 255])
-
-
-def _size_note(label: Any, image: tuple[int, int]) -> str:
-    rotated = ", rotated" if tuple(label) == image[::-1] else ""
-    return f"label {label[1]}x{label[0]}, image {image[1]}x{image[0]}{rotated}"
 
 
 def _without_path(error: Exception, path: Path) -> str:

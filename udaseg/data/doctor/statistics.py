@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from udaseg.data.doctor.findings import Findings
 from udaseg.data.doctor.images import InspectedImage
@@ -56,11 +56,9 @@ class SetStatistics:
 
     Attributes:
         role: data, source or target.
-        name: Name of the data set.
         kind: prepared, declared, or a folder.
         folder: Folder of the images.
         classes: Names of the classes; empty without labels.
-        splits: Statistics of each split.
         mean: Mean of red, green and blue (0..255), with equal weight per image; None if no image
             can be read.
         spread: Standard deviation of red, green and blue over all pixels.
@@ -93,6 +91,15 @@ class SetStatistics:
         totals = np.stack(per_split).sum(0)
         return totals[0], totals[1]
 
+    @property
+    def class_pixels(self) -> dict[str, int]:
+        """Pixels of each class in a source's training labels, or in all labels of another set."""
+        counts = [self.counts(trained=True)]
+        if self.role != "source":
+            counts.append(self.counts(trained=False))
+        pixels = [count[0] for count in counts if count is not None]
+        return dict(zip(self.classes, np.sum(pixels, 0).tolist(), strict=True)) if pixels else {}
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
         return {
@@ -109,18 +116,16 @@ class SetStatistics:
         }
 
 
-def compute_statistics(subject: Subject, inspected: Sequence[InspectedImage]) -> SetStatistics:
+def compute_statistics(subject: Subject, images: Sequence[InspectedImage]) -> SetStatistics:
     """Return the statistics of a data set from the results for each of its images."""
     names = () if subject.classes is None else subject.classes.names
     splits = {
-        split: _split_statistics(
-            [image for image in inspected if image.item.split == split], len(names)
-        )
+        split: _split_statistics([image for image in images if image.item.split == split])
         for split in subject.splits
     }
-    sizes = np.array([image.size for image in inspected if image.size is not None], np.float64)
-    means = np.array([image.mean for image in inspected if image.mean is not None])
-    spreads = np.array([image.spread for image in inspected if image.spread is not None])
+    sizes = np.array([image.size for image in images if image.size is not None], np.float64)
+    means = np.array([image.mean for image in images if image.mean is not None])
+    spreads = np.array([image.spread for image in images if image.spread is not None])
     description = (subject.role, subject.name, subject.kind, subject.folder, names, splits)
     if not len(sizes):
         return SetStatistics(*description)
@@ -136,26 +141,24 @@ def compute_statistics(subject: Subject, inspected: Sequence[InspectedImage]) ->
     )
 
 
-def _split_statistics(inspected: Sequence[InspectedImage], classes: int) -> SplitStatistics:
-    sizes = Counter((image.size[1], image.size[0]) for image in inspected if image.size is not None)
-    labelled = sum(image.item.label is not None for image in inspected)
-    label_pixels = [image.pixels for image in inspected if image.pixels is not None]
+def _split_statistics(images: Sequence[InspectedImage]) -> SplitStatistics:
+    sizes = Counter((image.size[1], image.size[0]) for image in images if image.size is not None)
+    labelled = sum(image.item.label is not None for image in images)
+    label_pixels = [image.pixels for image in images if image.pixels is not None]
     if not label_pixels:
-        return SplitStatistics(len(inspected), labelled, sizes, None, None, None)
-    table = np.array(label_pixels, np.int64).reshape(len(label_pixels), classes)
+        return SplitStatistics(len(images), labelled, sizes, None, None, None)
+    table = np.stack(label_pixels)
     pixels = table.sum(0)
-    ignored = sum(image.ignored for image in inspected)
+    ignored = sum(image.ignored for image in images)
     total = int(pixels.sum()) + ignored
     share = round(ignored / total, 6) if total else 0.0
-    return SplitStatistics(len(inspected), labelled, sizes, pixels, (table > 0).sum(0), share)
+    return SplitStatistics(len(images), labelled, sizes, pixels, (table > 0).sum(0), share)
 
 
 MIN_IMAGES = 10
 RARE_SHARE = 0.001
 _MAX_IGNORED_SHARE = 0.5
-_MAX_MEAN_DIFFERENCE = (
-    20.0  # of 255; a difference of almost a tenth of the range is clearly visible
-)
+_MAX_MEAN_DIFFERENCE = 20.0  # of 255: almost a tenth of the range is clearly visible
 _MAX_SPREAD_RATIO = 1.5
 _MAX_ASPECT_RATIO = 1.1
 _MIN_SCALE_RATIO = 2.0
@@ -198,8 +201,7 @@ def add_domain_findings(source: SetStatistics, target: SetStatistics, findings: 
     assert source.spread is not None
     assert target.spread is not None
     mean_differs = np.abs(np.subtract(source.mean, target.mean)).max() > _MAX_MEAN_DIFFERENCE
-    spread_differs = _max_ratio(source.spread, target.spread) > _MAX_SPREAD_RATIO
-    if mean_differs or spread_differs:
+    if mean_differs or _max_ratio(source.spread, target.spread) > _MAX_SPREAD_RATIO:
         note = (
             f"mean RGB {_format_color(source.mean)} against {_format_color(target.mean)}, "
             f"spread {_format_color(source.spread)} against {_format_color(target.spread)}"
@@ -207,55 +209,41 @@ def add_domain_findings(source: SetStatistics, target: SetStatistics, findings: 
         findings.add("color-shift", "pair", None, note)
     assert source.aspect is not None
     assert target.aspect is not None
-    if _max_ratio([source.aspect], [target.aspect]) > _MAX_ASPECT_RATIO:
+    if _max_ratio(source.aspect, target.aspect) > _MAX_ASPECT_RATIO:
         note = f"width / height {source.aspect:.2f} against {target.aspect:.2f}"
         findings.add("aspect-shift", "pair", None, note)
     assert source.height is not None
     assert target.height is not None
-    if _max_ratio([source.height], [target.height]) >= _MIN_SCALE_RATIO:
+    if _max_ratio(source.height, target.height) >= _MIN_SCALE_RATIO:
         note = f"height {source.height:.0f} against {target.height:.0f} px"
         findings.add("scale-shift", "pair", None, note)
 
 
 def _add_class_findings(source: SetStatistics, target: SetStatistics, findings: Findings) -> None:
-    shared = set(source.classes) & set(target.classes)
+    shared = [name for name in source.classes if name in target.classes]
     if not shared:
         findings.add("no-shared-class", "pair", None, f"{source.name}, {target.name}")
         return
-    for name in source.classes:
-        if name not in shared:
-            findings.add("class-only-in-source", "pair", amounts={name: 0})
-    for name in target.classes:
-        if name not in shared:
-            findings.add("class-only-in-target", "pair", amounts={name: 0})
-    source_pixels, target_pixels = (
-        _pixels_by_class(source, (True,)),
-        _pixels_by_class(target, (True, False)),
-    )
-    for name in source.classes:
-        if name in shared and source_pixels and target_pixels:
+    for one, other, code in (
+        (source, target, "class-only-in-source"),
+        (target, source, "class-only-in-target"),
+    ):
+        for name in one.classes:
+            if name not in other.classes:
+                findings.add(code, "pair", amounts={name: 0})
+    source_pixels, target_pixels = source.class_pixels, target.class_pixels
+    if source_pixels and target_pixels:
+        for name in shared:
             if target_pixels[name] and not source_pixels[name]:
                 findings.add("class-not-taught", "pair", amounts={name: target_pixels[name]})
             elif source_pixels[name] and not target_pixels[name]:
                 findings.add("class-not-in-target", "pair", amounts={name: 0})
 
 
-def _pixels_by_class(facts: SetStatistics, trained_values: Iterable[bool]) -> dict[str, int]:
-    """Return the pixels of each class over training splits, held-out splits, or both."""
-    pixels = [
-        counts[0]
-        for trained in trained_values
-        if (counts := facts.counts(trained=trained)) is not None
-    ]
-    if not pixels:
-        return {}
-    return dict(zip(facts.classes, np.sum(pixels, 0).tolist(), strict=True))
-
-
-def _max_ratio(one: Iterable[float], other: Iterable[float]) -> float:
+def _max_ratio(one: ArrayLike, other: ArrayLike) -> float:
     """Return the largest ratio between corresponding values, the larger over the smaller."""
-    pairs = [(max(a, 1e-6), max(b, 1e-6)) for a, b in zip(one, other, strict=True)]
-    return max(max(a / b, b / a) for a, b in pairs)
+    a, b = np.maximum(one, 1e-6), np.maximum(other, 1e-6)
+    return float(np.maximum(a / b, b / a).max())
 
 
 def _format_color(color: Iterable[float]) -> str:

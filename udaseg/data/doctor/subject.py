@@ -9,16 +9,16 @@ from typing import Literal
 
 from udaseg.data.datasets.catalog import builtin_names, read_builtin, resolve_declaration
 from udaseg.data.datasets.declaration import Declaration
-from udaseg.data.datasets.index import INDEX_NAME, PreparedDataset, Sample, read_index
+from udaseg.data.datasets.index import PreparedDataset, Sample, read_index
 from udaseg.data.datasets.layouts import match_layout
 from udaseg.data.datasets.pairs import DatasetFiles, find_pairs
 from udaseg.data.doctor.findings import Findings
-from udaseg.data.files.find import find_files, static_prefix
-from udaseg.data.files.images import IMAGE_SUFFIXES
+from udaseg.data.files.find import static_prefix
 from udaseg.data.labels.classes import ClassSpace
-from udaseg.data.open import open_dataset
-from udaseg.data.prepare.locate import find_dataset_folder
+from udaseg.data.open import find_images, open_dataset
+from udaseg.data.prepare.locate import find_dataset_folder, prepared_folder
 from udaseg.data.prepare.manifest import read_manifest
+from udaseg.data.prepare.refusals import format_id
 from udaseg.data.prepare.rules import read_source
 from udaseg.errors import DataError
 
@@ -30,9 +30,6 @@ class SubjectImage:
     """An image of a split, with its label.
 
     Attributes:
-        split: The split.
-        image: The image file.
-        label: The label file; None if there is none.
         index_entry: The entry of both in the index; None if there is no index.
         image_sha256: Digest of the image when it was prepared; None if unknown.
         label_sha256: Digest of the prepared label; None if unknown.
@@ -56,9 +53,6 @@ class Subject:
     """A data set to check.
 
     Attributes:
-        role: `data`, or `source` and `target` if there are two.
-        name: Name of the data set.
-        kind: prepared, declared, or a folder of images.
         folder: Folder of the images.
         items: The images, in the order of the splits.
         classes: The class space of the labels; None without labels.
@@ -86,6 +80,10 @@ class Subject:
         """The splits that have images, in their order."""
         return tuple(dict.fromkeys(item.split for item in self.items))
 
+    def id_name(self, number: int) -> str:
+        """Return an id as the declaration writes it: a number or a colour."""
+        return format_id(number, self.declaration.label_format if self.declaration else None)
+
 
 def open_subject(data: str, role: Role, root: Path) -> Subject:
     """Return the data set that `data` names, without writing anything.
@@ -94,11 +92,10 @@ def open_subject(data: str, role: Role, root: Path) -> Subject:
         DataError: There is no data set of that name, it has no image, or its declaration is wrong.
     """
     if not data.endswith((".yaml", ".yml")):
-        plain = "/" not in data and data not in (".", "..")
-        folder = root / "prepared" / data
-        if plain and (folder / INDEX_NAME).is_file():
+        folder = prepared_folder(data, root)
+        if folder is not None:
             return _open_prepared(read_index(folder), role)
-        if not (plain and data in builtin_names()):
+        if data not in builtin_names():
             if Path(data).is_dir():
                 return _open_folder(Path(data), role)
             # nothing has that name: `open_dataset` raises the fitting error
@@ -127,32 +124,28 @@ def select_splits(subject: Subject, splits: Sequence[str]) -> Subject:
 
 def _open_prepared(dataset: PreparedDataset, role: Role) -> Subject:
     digests = _prepared_digests(dataset)
-    items = tuple(
-        SubjectImage(
-            split,
-            dataset.image_path(sample),
-            None if sample.label is None else dataset.label_path(sample),
-            sample,
-            digests.get(sample.image),
-            None if sample.label is None else digests.get(sample.label),
-        )
-        for split, samples in dataset.splits.items()
-        for sample in samples
-    )
+    items = []
+    for split, samples in dataset.splits.items():
+        for sample in samples:
+            image, digest = dataset.image_path(sample), digests.get(sample.image)
+            if sample.label is None:
+                items.append(SubjectImage(split, image, None, sample, digest))
+            else:
+                label, label_digest = dataset.label_path(sample), digests.get(sample.label)
+                items.append(SubjectImage(split, image, label, sample, digest, label_digest))
     if not items:
         raise DataError(f"{dataset.name}: its index has no image; run `udaseg prepare` again")
     stored = read_source(dataset.folder) or {"bad": [], "excluded": []}
+    is_builtin = dataset.name in builtin_names()
     return Subject(
         role,
         dataset.name,
         "prepared",
         dataset.image_root,
-        items,
+        tuple(items),
         dataset.classes,
         left_out=(*stored["bad"], *stored["excluded"]),
-        expected=read_builtin(dataset.name).expected_counts
-        if dataset.name in builtin_names()
-        else {},
+        expected=read_builtin(dataset.name).expected_counts if is_builtin else {},
     )
 
 
@@ -167,35 +160,26 @@ def _prepared_digests(dataset: PreparedDataset) -> dict[str, str]:
 
 
 def _open_folder(folder: Path, role: Role) -> Subject:
-    files = find_files(folder, "**/*")
-    images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
-    if not images:
-        raise DataError(f"{folder}: contains no images ({', '.join(IMAGE_SUFFIXES)})")
-    return Subject(
-        role,
-        folder.resolve().name or "images",
-        "folder",
-        folder,
-        tuple(SubjectImage("train", path, None) for path in images),
-        checked_folders=(folder,),
-    )
+    items = tuple(SubjectImage("train", path, None) for path in find_images(folder))
+    name = folder.resolve().name or "images"
+    return Subject(role, name, "folder", folder, items, checked_folders=(folder,))
 
 
 def _open_declared(declaration: Declaration, folder: Path, role: Role) -> Subject:
     declaration = match_layout(declaration, folder)
     pairs = find_pairs(declaration, folder)
-    items = [
+    items = tuple(
         SubjectImage(split, pair.image, pair.label)
         for split, split_pairs in pairs.splits.items()
         for pair in split_pairs
-    ]
+    )
     globs = (*declaration.images.values(), *declaration.labels.values())
     return Subject(
         role,
         declaration.name,
         "declared",
         folder,
-        tuple(items),
+        items,
         None if declaration.table is None else declaration.table.classes,
         declaration,
         pairs,
@@ -206,26 +190,21 @@ def _open_declared(declaration: Declaration, folder: Path, role: Role) -> Subjec
 
 # the lines of `find_pairs` about unpaired files
 _UNPAIRED_PATTERNS = {
-    code: re.compile(f"(?P<path>.*): {pattern}", re.DOTALL)
-    for code, pattern in (
-        ("image-without-label", r"has no label \((?P<note>.*)\)"),
-        ("label-without-image", r"label without an image \((?P<note>.*)\)"),
-        ("duplicate-stem", r"has (?P<note>the same name as .*)"),
-        ("split-list", r"(?P<note>lists .*), which matches no image or more than one"),
-    )
+    "image-without-label": re.compile(r"(.*): has no label \((.*)\)", re.DOTALL),
+    "label-without-image": re.compile(r"(.*): label without an image \((.*)\)", re.DOTALL),
+    "duplicate-stem": re.compile(r"(.*): has (the same name as .*)", re.DOTALL),
+    "split-list": re.compile(
+        r"(.*): (lists .*), which matches no image or more than one", re.DOTALL
+    ),
 }
 
 
 def unpaired_files(pairs: DatasetFiles) -> Iterator[tuple[str, Path, str]]:
     """Yield code, file and note of each unpaired file, parsed from the lines of `find_pairs`."""
     for line in pairs.unpaired:
-        for code, pattern in _UNPAIRED_PATTERNS.items():
-            match = pattern.fullmatch(line)
-            if match:
-                yield code, Path(match["path"]), match["note"]
-                break
-        else:
-            raise ValueError(f"no finding matches this line about an unpaired file: {line}")
+        matches = {code: pattern.fullmatch(line) for code, pattern in _UNPAIRED_PATTERNS.items()}
+        code, match = next((code, match) for code, match in matches.items() if match)
+        yield code, Path(match[1]), match[2]
 
 
 def files_with_rules(pairs: DatasetFiles) -> Iterator[tuple[str, Path, str]]:
@@ -249,64 +228,42 @@ def known_paths(subject: Subject) -> set[Path]:
 def add_pairing_findings(
     subject: Subject, folders_named_as_images: Collection[Path], findings: Findings
 ) -> None:
-    """Add findings for the files that could not be paired.
+    """Add findings for files that could not be paired, and for splits of an unexpected size.
 
-    Args:
-        subject: The data set.
-        folders_named_as_images: These folders have their own finding, so files that only lack them
-            are not listed again.
-        findings: The findings are added here.
+    Files that only lack one of `folders_named_as_images` are not listed: these have a finding.
     """
     role, pairs, declaration = subject.role, subject.pairs, subject.declaration
     for line in subject.left_out:
         findings.add("left-out", role, None, line)
     if pairs is None or declaration is None:
-        counts = Counter(item.split for item in subject.items)
-        _add_count_findings(subject, counts, len(subject.left_out), findings)
-        return
-    strip = declaration.stem_endings
-    stems = {_stem(path, strip) for path in folders_named_as_images}
-    for glob in pairs.label_globs_without_match:
-        findings.add("no-labels", role, None, glob)
-    for code, path, note in unpaired_files(pairs):
-        is_unmatched = code in ("image-without-label", "label-without-image")
-        # a glob without any match is one fault, not one per image
-        if is_unmatched and (
-            note in pairs.label_globs_without_match or _stem(path, strip) in stems
-        ):
-            continue
-        findings.add(code, role, path, "" if is_unmatched else note)
-    for code, path, note in files_with_rules(pairs):
-        findings.add(code, role, path, note)
-    user_defined = declaration.root is not None
-    for split in pairs.splits_without_images:
-        code = "empty-split" if user_defined else "missing-split"
-        findings.add(code, role, None, f"{split}: {declaration.images[split]}")
-    _add_count_findings(
-        subject, {name: len(split_pairs) for name, split_pairs in pairs.splits.items()}, 0, findings
-    )
-
-
-def _add_count_findings(
-    subject: Subject, counts: Mapping[str, int], left_out: int, findings: Findings
-) -> None:
-    """Add findings for splits whose number of images differs from the published one.
-
-    Args:
-        subject: The data set.
-        counts: Number of images of each split.
-        left_out: Number of images that may be missing, because they have their own finding.
-        findings: The findings are added here.
-    """
+        counts: Mapping[str, int] = Counter(item.split for item in subject.items)
+    else:
+        counts = {split: len(split_pairs) for split, split_pairs in pairs.splits.items()}
+        endings = declaration.stem_endings
+        covered = {_stem(path, endings) for path in folders_named_as_images}
+        for glob in pairs.label_globs_without_match:
+            findings.add("no-labels", role, None, glob)
+        for code, path, note in unpaired_files(pairs):
+            is_unmatched = code in ("image-without-label", "label-without-image")
+            # a glob without any match is one fault, not one per image
+            if is_unmatched and (
+                note in pairs.label_globs_without_match or _stem(path, endings) in covered
+            ):
+                continue
+            findings.add(code, role, path, "" if is_unmatched else note)
+        for code, path, note in files_with_rules(pairs):
+            findings.add(code, role, path, note)
+        code = "missing-split" if declaration.root is None else "empty-split"
+        for split in pairs.splits_without_images:
+            findings.add(code, role, None, f"{split}: {declaration.images[split]}")
     for split, published in subject.expected.items():
         count = counts.get(split, 0)
-        if count and not published - left_out <= count <= published:
-            note = f"{split}: {count:,} of {published:,}"
-            findings.add("count-differs", subject.role, None, note)
+        if count and not published - len(subject.left_out) <= count <= published:
+            findings.add("count-differs", role, None, f"{split}: {count:,} of {published:,}")
 
 
-def _stem(path: Path, strip: tuple[str, ...]) -> str:
+def _stem(path: Path, endings: tuple[str, ...]) -> str:
     stem = path.stem
-    for ending in strip:
+    for ending in endings:
         stem = stem.removesuffix(ending)
     return stem

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from udaseg.data.archives.unpack import unpack
 from udaseg.data.datasets.declaration import Declaration
+from udaseg.data.datasets.index import INDEX_NAME
 from udaseg.data.datasets.layouts import has_images
 from udaseg.data.files.find import find_files
 from udaseg.errors import DataError
@@ -36,6 +37,13 @@ def find_dataset_folder(declaration: Declaration, root: Path) -> Path | None:
     raise DataError(
         f"{declaration.name}: not found below {root}\n{download_instructions(declaration, root)}"
     )
+
+
+def prepared_folder(name: str, root: Path) -> Path | None:
+    """Return the folder of the dataset that is prepared under this name, or None."""
+    folder = root / "prepared" / name
+    is_plain = "/" not in name and name not in (".", "..")
+    return folder if is_plain and (folder / INDEX_NAME).is_file() else None
 
 
 def unpack_archives(

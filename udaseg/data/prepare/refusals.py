@@ -1,6 +1,6 @@
 """Messages of `prepare` for unusable files: how many, the first of them, and what to do."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from udaseg.data.datasets.declaration import Declaration
@@ -20,25 +20,28 @@ def unknown_ids_message(
         unknown: Number of pixels of each such id.
         first: The first label that has the id.
     """
-
-    def shown(number: int) -> str:
-        if declaration.label_format != "rgb":
-            return str(number)
-        return str([number >> 16, number >> 8 & 255, number & 255])
-
-    lines = [f"{declaration.name}: labels contain ids that are in no class and not in 'ignore':"]
-    for number, count in sorted(unknown.items(), key=lambda item: -item[1])[:_MAX_LISTED]:
-        lines.append(f"  {shown(number)}: {count} pixels, first in {first[number]}")
-    if len(unknown) > _MAX_LISTED:
-        lines.append(f"  and {len(unknown) - _MAX_LISTED} more")
+    lines = []
+    for number, count in sorted(unknown.items(), key=lambda item: -item[1]):
+        shown = format_id(number, declaration.label_format)
+        lines.append(f"{shown}: {count} pixels, first in {first[number]}")
     if declaration.argument == declaration.name:
-        lines += [
-            "  these are not the labels of this dataset; is it another version?",
-            f"  a dataset YAML with `base: {declaration.name}` can list them in 'ignore'",
-        ]
+        advice = (
+            "these are not the labels of this dataset; is it another version?\n"
+            f"  a dataset YAML with `base: {declaration.name}` can list them in 'ignore'"
+        )
     else:
-        lines.append("  add them to a class, or list them in 'ignore' of the dataset YAML")
-    return "\n".join(lines)
+        advice = "add them to a class, or list them in 'ignore' of the dataset YAML"
+    return (
+        f"{declaration.name}: labels contain ids that are in no class and not in 'ignore':\n"
+        f"{format_first(lines)}\n  {advice}"
+    )
+
+
+def format_id(number: int, label_format: str | None) -> str:
+    """Return an id as a declaration writes it: a number or, in the format `rgb`, a colour."""
+    if label_format != "rgb":
+        return str(number)
+    return str([number >> 16, number >> 8 & 255, number & 255])
 
 
 def check_bad_files(name: str, bad: list[str], max_bad: int) -> None:
@@ -51,7 +54,7 @@ def check_bad_files(name: str, bad: list[str], max_bad: int) -> None:
         pronoun = "it" if len(bad) == 1 else "them"
         advice = f"fix or remove {pronoun}, or leave {pronoun} out with --max-bad {len(bad)}"
         files = "1 file" if len(bad) == 1 else f"{len(bad)} files"
-        raise DataError(f"{name}: {files} cannot be used:\n{_format_first(bad)}\n  {advice}")
+        raise DataError(f"{name}: {files} cannot be used:\n{format_first(bad)}\n  {advice}")
 
 
 def check_empty_splits(
@@ -67,12 +70,13 @@ def check_empty_splits(
             hint = "\n  --on-mismatch resize scales labels to the size of their image"
             has_mismatch = any(", image " in line for line in excluded)
             raise DataError(
-                f"{name}: nothing is left of split '{split}':\n{_format_first([*excluded, *bad])}"
+                f"{name}: nothing is left of split '{split}':\n{format_first([*excluded, *bad])}"
                 + (hint if has_mismatch else "")
             )
 
 
-def _format_first(lines: list[str]) -> str:
+def format_first(lines: Sequence[str]) -> str:
+    """Return the first of many lines, indented, and how many more there are."""
     # a file name may contain a newline, and would look like another line of the list
     shown = ["  " + line.replace("\n", "\\n") for line in lines[:_MAX_LISTED]]
     if len(lines) > _MAX_LISTED:

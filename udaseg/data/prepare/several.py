@@ -10,6 +10,9 @@ from udaseg.files import one_or_more
 Names = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 """One or several built-in names or dataset YAMLs."""
 
+TOYLAND = ("toyland", "toyland-target")
+"""The data sets that can be generated; `prepare toyland` means both."""
+
 
 class SomeDataFailed(DataError):
     """Data sets failed, and the message names them; the work on the others is finished.
@@ -27,7 +30,7 @@ def expand_names(names: Names) -> list[str]:
     """Return each name once, with toyland expanded to its two data sets."""
     expanded: list[str] = []
     for name in one_or_more(names):
-        expanded += ["toyland", "toyland-target"] if name == "toyland" else [name]
+        expanded += TOYLAND if name == "toyland" else [name]
     return list(dict.fromkeys(expanded))
 
 
