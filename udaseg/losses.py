@@ -6,8 +6,7 @@ Each returns a scalar mean over the vectors or pixels that count. The contrastiv
 their gradient in the forward pass: memory does not grow with the number of negatives.
 """
 
-from udaseg.methods.contrast.class_losses import bank_loss, distribution_loss
-from udaseg.methods.contrast.prototype_loss import prototype_loss
+from udaseg.methods.contrast.class_losses import bank_loss, distribution_loss, prototype_loss
 from udaseg.methods.contrast.regional_loss import regional_loss
 from udaseg.methods.pixel_loss import pixel_loss
 

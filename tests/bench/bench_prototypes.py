@@ -24,7 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.bench import bench_training as bench
-from udaseg.methods.contrast.prototype_loss import class_sums, prototype_loss
+from udaseg.methods.contrast.class_losses import prototype_loss
+from udaseg.methods.contrast.prototypes import class_sums
 from udaseg.models.projector import to_unit_length
 
 CLASSES, CHANNELS = 19, 2048

@@ -5,8 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from udaseg.methods.contrast import class_losses as module
-from udaseg.methods.contrast.class_losses import bank_loss, distribution_loss
-from udaseg.methods.contrast.prototype_loss import prototype_loss
+from udaseg.methods.contrast.class_losses import bank_loss, distribution_loss, prototype_loss
 from udaseg.models.projector import to_unit_length
 
 CLASSES, CHANNELS, ROWS = 5, 6, 4

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from tests.support.small import PROTOTYPES
-from udaseg.methods.contrast import prototype_loss as module
-from udaseg.methods.contrast.prototype_loss import prototype_loss
+from udaseg.methods.contrast import class_losses as module
+from udaseg.methods.contrast.class_losses import prototype_loss
 from udaseg.methods.contrast.prototypes import ClassPrototypes, PrototypeContrast
 from udaseg.methods.views import MIXED, SOURCE, CellView, Views
 from udaseg.models.projector import to_unit_length

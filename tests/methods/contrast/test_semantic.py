@@ -7,8 +7,7 @@ import torch
 
 from tests.support.small import SEMANTIC
 from udaseg.errors import UdasegError
-from udaseg.methods.contrast.class_losses import bank_loss, distribution_loss
-from udaseg.methods.contrast.prototype_loss import prototype_loss
+from udaseg.methods.contrast.class_losses import bank_loss, distribution_loss, prototype_loss
 from udaseg.methods.contrast.semantic import SemanticContrast
 from udaseg.methods.views import MIXED, SOURCE, TEACHER_SOURCE, CellView, Views
 from udaseg.models.projector import to_unit_length

@@ -7,11 +7,37 @@ from torch import Tensor, nn
 
 from udaseg.data.labels.classes import IGNORE
 from udaseg.distributed import all_reduce_sum, mean_divisor
-from udaseg.methods.contrast.prototype_loss import class_sums, prototype_sum
+from udaseg.methods.contrast.class_losses import prototype_sum
 from udaseg.methods.contrast.regularizer import Regularizer
 from udaseg.methods.views import MIXED, SOURCE, CellView, Need, View, Views, flatten_cells
-from udaseg.models.projector import to_unit_length
+from udaseg.models.projector import LENGTH_EPS, to_unit_length
 from udaseg.recipe.contrast import Prototypes
+
+_CHUNK = 4096
+
+
+def class_sums(embeddings: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Return the sum (K, D) and the number (K,) of the unit vectors of each class.
+
+    Args:
+        embeddings: (N, D), normalised to unit length here; no gradient flows.
+        labels: (N,) integer; 255 is ignored.
+        num_classes: K.
+    """
+    sums = torch.zeros(num_classes, embeddings.shape[1], device=embeddings.device)
+    counts = torch.zeros(num_classes, device=embeddings.device)
+    classes = torch.arange(num_classes, device=embeddings.device)
+    with torch.no_grad(), torch.autocast(embeddings.device.type, enabled=False):
+        for start in range(0, len(embeddings), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            feature_nD = embeddings[part].float()
+            # compared, not one_hot: one_hot reads the largest label and waits for the device
+            member_nK = (labels[part, None] == classes).float()
+            counts += member_nK.sum(0)
+            # scales the small factor by the lengths, so the embeddings are not copied
+            squares = torch.linalg.vector_norm(feature_nD, dim=1).square_()
+            sums += (member_nK * torch.rsqrt(squares + LENGTH_EPS**2)[:, None]).T @ feature_nD
+    return sums, counts
 
 
 class ClassPrototypes(nn.Module):

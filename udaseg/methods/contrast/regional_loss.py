@@ -1,12 +1,12 @@
 """The regional loss: InfoNCE with its gradient computed in the forward pass."""
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from udaseg.methods.contrast.memory_bank import EMPTY
+from udaseg.methods.fused import with_gradient
 
 _CHUNK = 256
 _BANK_CHUNK = 8192
@@ -68,67 +68,50 @@ def regional_sum(
         raise ValueError(f"temperature must be above 0, got {temperature}")
     if keep is None:
         keep = torch.ones_like(labels, dtype=torch.bool)
-    with torch.autocast(queries.device.type, enabled=False):
-        total: Tensor = _RegionalSum.apply(
-            queries, keys.detach(), labels, bank.detach(), bank_labels, temperature, keep
+    with torch.no_grad(), torch.autocast(queries.device.type, enabled=False):
+        total, gradient = _sum_and_gradient(
+            queries, keys, labels, bank, bank_labels, temperature, keep
         )
-    return total, keep.sum()
+    return with_gradient(total, gradient, queries), keep.sum()
 
 
-class _RegionalSum(torch.autograd.Function):
-    """The sum, with its gradient computed in the forward pass, chunk by chunk.
+def _sum_and_gradient(
+    queries: Tensor,
+    keys: Tensor,
+    labels: Tensor,
+    bank: Tensor,
+    bank_labels: Tensor,
+    temperature: float,
+    keep: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Return the sum and its gradient (softmax . bank - key) / temperature, chunk by chunk.
 
-    Only queries have a gradient, (softmax . bank - key) / temperature. So two products per chunk
-    are enough, and no tensor of size R x M is stored.
+    Two products per chunk are enough, and no tensor of size R x M is stored.
     """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        queries: Tensor,
-        keys: Tensor,
-        labels: Tensor,
-        bank: Tensor,
-        bank_labels: Tensor,
-        temperature: float,
-        keep: Tensor,
-    ) -> Tensor:
-        """Return the sum; store the gradient for `backward`."""
-        rows = _counted_indices(keep)
-        query_RD, key_RD = queries.detach().float(), keys.float()
-        label_R, weight_R = labels, keep.float()
-        if rows is not None:
-            query_RD, key_RD, label_R = query_RD[rows], key_RD[rows], labels[rows]
-            weight_R = weight_R[rows]
-        scale = 1 / temperature
-        positive_R = (query_RD * key_RD).sum(1) * scale
-        loss = query_RD.new_zeros(())
-        gradient_RD = torch.empty_like(query_RD)
-        for start in range(0, len(query_RD), _CHUNK):
-            part = slice(start, start + _CHUNK)
-            positive_r, weight_r = positive_R[part], weight_R[part]
-            top_r, negative_sum_r, negative_gradient_rD = _negative_sums(
-                query_RD[part] * scale, label_R[part], positive_r, bank, bank_labels
-            )
-            positive_exp_r = (positive_r - top_r).exp()
-            total_r = positive_exp_r + negative_sum_r
-            loss = loss + ((total_r.log() + top_r - positive_r) * weight_r).sum()
-            positive_factor_r = (positive_exp_r / total_r - 1) * weight_r * scale
-            negative_gradient_rD.mul_((weight_r * scale / total_r)[:, None])
-            gradient_RD[part] = negative_gradient_rD.addcmul_(
-                positive_factor_r[:, None], key_RD[part]
-            )
-        if rows is not None:
-            full_RD = queries.new_zeros(queries.shape, dtype=torch.float32)
-            gradient_RD = full_RD.index_copy_(0, rows, gradient_RD)
-        ctx.save_for_backward(gradient_RD.to(queries.dtype))
-        return loss
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradient of the queries; the other inputs have none."""
-        (gradient,) = ctx.saved_tensors
-        return (gradient * grad.to(gradient.dtype), *[None] * 6)
+    query_RD, key_RD, label_R, weight_R = queries.float(), keys.float(), labels, keep.float()
+    rows = _counted_indices(keep)
+    if rows is not None:
+        query_RD, key_RD, label_R = query_RD[rows], key_RD[rows], label_R[rows]
+        weight_R = weight_R[rows]
+    scale = 1 / temperature
+    positive_R = (query_RD * key_RD).sum(1) * scale
+    total = query_RD.new_zeros(())
+    gradient_RD = torch.empty_like(query_RD)
+    for start in range(0, len(query_RD), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        positive_r, weight_r = positive_R[part], weight_R[part]
+        top_r, negative_sum_r, negative_gradient_rD = _negative_sums(
+            query_RD[part] * scale, label_R[part], positive_r, bank, bank_labels
+        )
+        positive_exp_r = (positive_r - top_r).exp()
+        total_r = positive_exp_r + negative_sum_r
+        total = total + ((total_r.log() + top_r - positive_r) * weight_r).sum()
+        positive_factor_r = (positive_exp_r / total_r - 1) * weight_r * scale
+        negative_gradient_rD.mul_((weight_r * scale / total_r)[:, None])
+        gradient_RD[part] = negative_gradient_rD.addcmul_(positive_factor_r[:, None], key_RD[part])
+    if rows is not None:
+        gradient_RD = gradient_RD.new_zeros(queries.shape).index_copy_(0, rows, gradient_RD)
+    return total, gradient_RD
 
 
 def _negative_sums(

@@ -6,9 +6,8 @@ from torch import Tensor
 
 from udaseg.distributed import mean_divisor
 from udaseg.errors import UdasegError
-from udaseg.methods.contrast.class_losses import bank_sum, distribution_sum
+from udaseg.methods.contrast.class_losses import bank_sum, distribution_sum, prototype_sum
 from udaseg.methods.contrast.class_statistics import ClassStatistics, StatisticsState
-from udaseg.methods.contrast.prototype_loss import prototype_sum
 from udaseg.methods.contrast.regularizer import Regularizer
 from udaseg.methods.views import (
     MIXED,
