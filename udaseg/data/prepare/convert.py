@@ -38,7 +38,7 @@ class ConvertedPair:
     """Result of reading one pair.
 
     Attributes:
-        row: Entry for the manifest, and for the index unless a rule excludes the pair.
+        row: Entry for the manifest; None if a file cannot be used.
         problem: Why a file cannot be used.
         unknown_ids: Number of pixels of each id that the table does not list.
         reused: Whether the result of an earlier run was reused.
@@ -63,7 +63,7 @@ def convert_pair(
         data, image_stamp = read_with_fingerprint(pair.image, folder)
         image = read_image(pair.image, data=data)
         height, width = image.shape[:2]
-        row = Row(split, pair.key, image_stamp, None, None, None, blank=_is_blank(image))
+        row = Row(split, pair.key, image_stamp, blank=_is_blank(image))
         if pair.label is None:
             return ConvertedPair(replace(row, sample=Sample(image_stamp.path, None, height, width)))
         data, label_stamp = read_with_fingerprint(pair.label, folder)
@@ -90,7 +90,7 @@ def convert_pair(
 
 
 def _write_label(into: Path, name: str, labels: NDArray[np.uint8], mtime_ns: int) -> Fingerprint:
-    """Write a label with the modification time of its source file, so every run gives the same."""
+    """Write a label with the modification time of its source, so that every run gives the same."""
     path = into / name
     write_png(path, labels)
     os.utime(path, ns=(mtime_ns, mtime_ns))
@@ -99,15 +99,7 @@ def _write_label(into: Path, name: str, labels: NDArray[np.uint8], mtime_ns: int
 
 
 def to_train_ids(ids: NDArray[Any], table: LabelTable) -> tuple[NDArray[np.uint8], dict[int, int]]:
-    """Convert raw ids to train ids, and count the pixels of each id that the table does not list.
-
-    Args:
-        ids: (H, W) of any integer type.
-        table: Meaning of the ids.
-
-    Returns:
-        (H, W) uint8, `IGNORE` where an id is unknown, and the pixels of each unknown id.
-    """
+    """Return (H, W) train ids, `IGNORE` for unknown ids, and the pixels of each unknown id."""
     if ids.dtype == np.uint8:
         labels = np.asarray(cv2.LUT(ids, _lookup_array(table, 2**8)), np.uint8)
     elif ids.dtype == np.uint16:
@@ -128,13 +120,8 @@ def to_train_ids(ids: NDArray[Any], table: LabelTable) -> tuple[NDArray[np.uint8
 def _lookup_array(table: LabelTable, size: int) -> NDArray[np.uint8]:
     """Return an array that maps each id below `size` to its train id."""
     lookup = np.full(size, _UNKNOWN, np.uint8)
-    for label_id in table.ignore:
-        if label_id < size:
-            lookup[label_id] = IGNORE
-    for train_id, ids in enumerate(table.ids):
-        for label_id in ids:
-            if label_id < size:
-                lookup[label_id] = train_id
+    for train_id, ids in ((IGNORE, table.ignore), *enumerate(table.ids)):
+        lookup[[label_id for label_id in ids if label_id < size]] = train_id
     lookup.flags.writeable = False
     return lookup
 
@@ -143,9 +130,6 @@ def _is_blank(image: NDArray[np.uint8]) -> bool:
     """Return whether all pixels have one colour; a coarse grid decides for most images."""
     coarse = image[::_COARSE_STRIDE, ::_COARSE_STRIDE]
     return bool((coarse == image[0, 0]).all()) and bool((image == image[0, 0]).all())
-
-
-_Job = tuple[str, Pair]
 
 
 @dataclass
@@ -171,42 +155,40 @@ def read_all(
     options: PrepareOptions,
     on_progress: Callable[[int, int], None] | None,
 ) -> ReadResult:
-    """Read every pair and write its label into `workspace`, unless that is None.
-
-    Raises:
-        DataError: A label has ids that the table does not define.
-        EnvironmentFault: The disk is full, or the package that reads the labels is missing.
-    """
+    """Read every pair and write its label into `workspace`, unless that is None."""
     _require_label_package(declaration)
-    jobs = [(split, pair) for split, members in pairs.splits.items() for pair in members]
+    jobs = [(pair, split) for split, members in pairs.splits.items() for pair in members]
     result = ReadResult(bad=list(pairs.unpaired))
     unknown: Counter[int] = Counter()
     first_unknown: dict[int, Path] = {}
     label_folder = None if workspace is None else workspace.temporary_folder
-    if on_progress is not None:
-        on_progress(0, len(jobs))
 
-    def read(job: _Job) -> ConvertedPair:
-        split, pair = job
-        row = None if workspace is None else workspace.reusable_row(pair, split)
+    def read(job: tuple[Pair, str]) -> ConvertedPair:
+        row = None if workspace is None else workspace.reusable_row(*job)
         if row is not None:
             return ConvertedPair(row, reused=True)
-        return convert_pair(pair, split, declaration, folder, label_folder, options.on_mismatch)
+        return convert_pair(*job, declaration, folder, label_folder, options.on_mismatch)
 
-    with disk_space(label_folder or folder, lambda: _estimate_remaining_bytes(jobs, result)):
-        for done, ((_, pair), checked) in enumerate(map_in_threads(read, jobs, options.workers), 1):
-            if checked.row is not None:
-                result.rows.append(checked.row)
-            result.bad += [checked.problem] if checked.problem else []
-            result.read += not checked.reused
-            for label_id in checked.unknown_ids:
+    def estimate_remaining_bytes() -> int:
+        sizes = [row.prepared.size for row in result.rows if row.prepared is not None]
+        labels = [pair.label for pair, _ in jobs[len(result.rows) :] if pair.label is not None]
+        if sizes:
+            return len(labels) * sum(sizes) // len(sizes)
+        return sum(path.stat().st_size for path in labels if path.is_file())
+
+    with disk_space(label_folder or folder, estimate_remaining_bytes):
+        for (pair, _), converted in map_in_threads(read, jobs, options.workers, on_progress):
+            result.read += not converted.reused
+            if converted.problem is not None:
+                result.bad.append(converted.problem)
+            if converted.row is not None:
+                result.rows.append(converted.row)
+            for label_id in converted.unknown_ids:
                 first_unknown.setdefault(label_id, pair.label or pair.image)
-            unknown.update(checked.unknown_ids)
-            is_new = not (checked.reused or checked.unknown_ids)
-            if workspace is not None and checked.row and is_new:
-                workspace.add_to_journal(checked.row)
-            if on_progress is not None:
-                on_progress(done, len(jobs))
+            unknown.update(converted.unknown_ids)
+            is_new = not (converted.reused or converted.unknown_ids)
+            if workspace is not None and converted.row is not None and is_new:
+                workspace.add_to_journal(converted.row)
     if unknown:
         raise DataError(unknown_ids_message(declaration, unknown, first_unknown))
     return result
@@ -222,12 +204,3 @@ def _require_label_package(declaration: Declaration) -> None:
         f"{label_format}, but is not installed; install it, or use the labels as they were "
         f"prepared by the name '{declaration.name}'"
     )
-
-
-def _estimate_remaining_bytes(jobs: list[_Job], result: ReadResult) -> int:
-    """Return the approximate bytes of the labels that are still to be written."""
-    sizes = [row.prepared.size for row in result.rows if row.prepared is not None]
-    remaining = [pair.label for _, pair in jobs[len(result.rows) :] if pair.label is not None]
-    if sizes:
-        return len(remaining) * sum(sizes) // len(sizes)
-    return sum(path.stat().st_size for path in remaining if path.is_file())

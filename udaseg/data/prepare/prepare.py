@@ -4,16 +4,15 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from udaseg.data.datasets.catalog import DOCUMENTS, resolve_declaration
 from udaseg.data.datasets.declaration import Declaration, unknown_rule_message
 from udaseg.data.datasets.index import read_index
 from udaseg.data.datasets.pairs import DatasetFiles, find_pairs
-from udaseg.data.labels.formats import LabelPackage
 from udaseg.data.loading.cache_speed import measure_cache_speedup
-from udaseg.data.loading.cache_write import CacheReport, write_cache
+from udaseg.data.loading.cache_write import write_cache
 from udaseg.data.prepare.convert import read_all
 from udaseg.data.prepare.locate import (
     clear_leftovers,
@@ -22,7 +21,7 @@ from udaseg.data.prepare.locate import (
     unpack_archives,
     warn_of_new_archives,
 )
-from udaseg.data.prepare.manifest import read_manifest, recorded_package
+from udaseg.data.prepare.manifest import LabelReader, read_manifest, recorded_package
 from udaseg.data.prepare.refusals import check_bad_files
 from udaseg.data.prepare.report import PrepareReport, build_report
 from udaseg.data.prepare.rules import (
@@ -33,7 +32,7 @@ from udaseg.data.prepare.rules import (
     read_source,
     sources_digest,
 )
-from udaseg.data.prepare.several import Names, expand_names, raise_if_any
+from udaseg.data.prepare.several import TOYLAND, Names, expand_names, raise_if_any
 from udaseg.data.prepare.workspace import Workspace, clear_workspace, is_clean, recover
 from udaseg.data.toyland.make import make_toyland
 from udaseg.display.progress import LazyProgress
@@ -41,6 +40,9 @@ from udaseg.errors import DataError, UsageError
 from udaseg.files import disk_space, file_lock, sha256_of
 
 log = logging.getLogger(__name__)
+
+OnProgress = Callable[[int, int], None]
+"""Called with the amount of work that is done, and of all work."""
 
 
 def prepare(
@@ -76,7 +78,7 @@ def prepare(
     toyland_done = options.check_only
     for name in expand_names(names):
         try:
-            if name in ("toyland", "toyland-target") and not toyland_done:
+            if name in TOYLAND and not toyland_done:
                 _render_toyland(root, options)
                 toyland_done = True
             reports.append(_prepare_one(name, root, options))
@@ -110,17 +112,10 @@ def _prepare_one(name: str, root: Path, options: PrepareOptions) -> PrepareRepor
 
 
 def _add_cache(report: PrepareReport, options: CacheOptions, workers: int) -> None:
-    report.cache = _write_cache(report, options, workers)
-    speedup = measure_cache_speedup(report.dataset, report.cache.cache)
-    report.cache = replace(report.cache, speedup=speedup)
-
-
-def _write_cache(report: PrepareReport, options: CacheOptions, workers: int) -> CacheReport:
     height, width = options.size
     samples = list(report.samples)
     distorted = [s for s in samples if not 0.9 < s.width / s.height * height / width < 1.1]
     if distorted:
-        first = distorted[0]
         log.warning(
             "--cache %dx%d (width x height) changes the aspect ratio of %d of %d images, such as "
             "one of %dx%d",
@@ -128,13 +123,15 @@ def _write_cache(report: PrepareReport, options: CacheOptions, workers: int) -> 
             height,
             len(distorted),
             len(samples),
-            first.width,
-            first.height,
+            distorted[0].width,
+            distorted[0].height,
         )
     with LazyProgress(f"cache {report.name}") as on_progress:
-        return write_cache(
+        report.cache = write_cache(
             report.dataset, options.size, options.format, workers=workers, on_progress=on_progress
         )
+    speedup = measure_cache_speedup(report.dataset, report.cache.cache)
+    report.cache = replace(report.cache, speedup=speedup)
 
 
 def prepare_dataset(
@@ -142,8 +139,8 @@ def prepare_dataset(
     *,
     root: Path,
     options: PrepareOptions | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
-    on_unpack: Callable[[int, int], None] | None = None,
+    on_progress: OnProgress | None = None,
+    on_unpack: OnProgress | None = None,
 ) -> PrepareReport:
     """Prepare a built-in dataset or a dataset YAML below `root`/prepared, and return a report.
 
@@ -155,35 +152,20 @@ def prepare_dataset(
         options: None for the defaults; those of toyland and of the cache are not used.
         on_progress: Called with the pairs done so far and in total.
         on_unpack: Called with the megabytes of archives unpacked so far and in total.
-
-    Raises:
-        DataError: Files are missing, or there are more faults than allowed; the message lists the
-            first of each kind.
-        EnvironmentFault: The disk is full, or a package is missing; finished work is kept for the
-            next run.
     """
     started = time.monotonic()
     options = options or PrepareOptions()
     declaration = _with_exclusions(find_declaration(name, root), options.exclude)
-    if options.check_only:
-        report = _check_without_writing(name, declaration, root, options, on_progress)
-    else:
-        report = _prepare_or_reuse(declaration, root, options, on_progress, on_unpack)
+    preparation = _Preparation(declaration, root, options, on_progress, on_unpack)
+    report = preparation.check(name) if options.check_only else preparation.run()
     warn_of_new_archives(declaration, root)
-    report.unlabelled = tuple(
-        split for split, samples in report.dataset.splits.items() if samples[0].label is None
-    )
     report.expected = declaration.expected_counts
     report.seconds = time.monotonic() - started
     return report
 
 
 def prepare_with_last_options(name: str, *, root: Path) -> PrepareReport:
-    """Prepare a dataset by the rules of its last preparation, if there was one.
-
-    Raises:
-        DataError: See `prepare_dataset`.
-    """
+    """Prepare a dataset by the rules of its last preparation, if there was one."""
     stored = read_source(root / "prepared" / find_declaration(name, root).name)
     options = PrepareOptions(**stored["rules"]) if stored else PrepareOptions()
     options = replace(options, exclude=tuple(options.exclude))  # JSON has lists, no tuples
@@ -191,17 +173,13 @@ def prepare_with_last_options(name: str, *, root: Path) -> PrepareReport:
 
 
 def find_declaration(name: str, root: Path) -> Declaration:
-    """Return the declaration of a dataset; a label format that is prepared needs no package.
-
-    Raises:
-        DataError: `name` is neither a dataset YAML nor a built-in name, or the YAML is invalid.
-        EnvironmentFault: Several installed packages read its label format.
-    """
-
-    def package(dataset: str, label_format: str) -> LabelPackage | None:
-        return recorded_package(root / "prepared" / dataset, label_format)
-
-    return resolve_declaration(name, recorded_package=package)
+    """Return the declaration of a dataset; a label format that is prepared needs no package."""
+    return resolve_declaration(
+        name,
+        recorded_package=lambda dataset, label_format: recorded_package(
+            root / "prepared" / dataset, label_format
+        ),
+    )
 
 
 def _with_exclusions(declaration: Declaration, exclude: Sequence[str]) -> Declaration:
@@ -212,120 +190,108 @@ def _with_exclusions(declaration: Declaration, exclude: Sequence[str]) -> Declar
     return replace(declaration, exclude=tuple(dict.fromkeys((*declaration.exclude, *exclude))))
 
 
-def _checked_pairs(
-    declaration: Declaration, folder: Path, root: Path, options: PrepareOptions
-) -> DatasetFiles:
-    pairs = find_pairs(declaration, folder)
-    user_defined = declaration.root is not None
-    if pairs.splits_without_images and user_defined:
-        missing = [f"images.{split}" for split in pairs.splits_without_images]
-        raise DataError(f"{declaration.path}: no image below {folder} matches {', '.join(missing)}")
-    if pairs.label_globs_without_match:
-        globs = ", ".join(pairs.label_globs_without_match)
-        raise DataError(
-            f"{declaration.name}: {folder} has images, but no label matches {globs}\n"
-            + (
-                "  leave 'labels' out of the YAML for an unlabelled target"
-                if user_defined
-                else f"{download_instructions(declaration, root)}\n"
-                "  or, for an unlabelled target, use the folder of the images instead"
+@dataclass(frozen=True)
+class _Preparation:
+    """The preparation of one data set."""
+
+    declaration: Declaration
+    root: Path
+    options: PrepareOptions
+    on_progress: OnProgress | None
+    on_unpack: OnProgress | None
+
+    @property
+    def final(self) -> Path:
+        """The prepared folder."""
+        return self.root / "prepared" / self.declaration.name
+
+    def check(self, name: str) -> PrepareReport:
+        """Read all files and write nothing."""
+        folder = find_dataset_folder(self.declaration, self.root)
+        if folder is None:
+            raise DataError(
+                f"{name}: found only archives; prepare the dataset, or unpack them first"
             )
-        )
-    check_bad_files(declaration.name, pairs.unpaired, options.max_bad)
-    return pairs
+        pairs = self._checked_pairs(folder)
+        result = read_all(self.declaration, pairs, folder, None, self.options, self.on_progress)
+        return build_report(self.declaration, pairs, result, folder, folder, self.options)
 
+    def run(self) -> PrepareReport:
+        """Reuse the prepared folder if nothing has changed, else build it again."""
+        # check without the lock first: the dataset may be complete, in a read-only folder
+        report = self._stored_report() if is_clean(self.final) else None
+        if report is None:
+            with file_lock(self.final.with_name(f".{self.final.name}.lock")):
+                recover(self.final)
+                report = self._stored_report() or self._rebuild()
+                clear_workspace(self.final)
+        return report
 
-def _check_without_writing(
-    name: str,
-    declaration: Declaration,
-    root: Path,
-    options: PrepareOptions,
-    on_progress: Callable[[int, int], None] | None,
-) -> PrepareReport:
-    folder = find_dataset_folder(declaration, root)
-    if folder is None:
-        raise DataError(f"{name}: found only archives; prepare the dataset, or unpack them first")
-    pairs = _checked_pairs(declaration, folder, root, options)
-    result = read_all(declaration, pairs, folder, None, options, on_progress)
-    return build_report(declaration, pairs, result, folder, folder, options)
+    def _checked_pairs(self, folder: Path) -> DatasetFiles:
+        declaration = self.declaration
+        pairs = find_pairs(declaration, folder)
+        user_defined = declaration.root is not None
+        if pairs.splits_without_images and user_defined:
+            missing = ", ".join(f"images.{split}" for split in pairs.splits_without_images)
+            raise DataError(f"{declaration.path}: no image below {folder} matches {missing}")
+        if pairs.label_globs_without_match:
+            advice = "  leave 'labels' out of the YAML for an unlabelled target"
+            if not user_defined:
+                advice = (
+                    f"{download_instructions(declaration, self.root)}\n"
+                    "  or, for an unlabelled target, use the folder of the images instead"
+                )
+            globs = ", ".join(pairs.label_globs_without_match)
+            raise DataError(
+                f"{declaration.name}: {folder} has images, but no label matches {globs}\n{advice}"
+            )
+        check_bad_files(declaration.name, pairs.unpaired, self.options.max_bad)
+        return pairs
 
+    def _stored_report(self) -> PrepareReport | None:
+        """Return the stored report if nothing has changed since, else None."""
+        final, stored = self.final, read_source(self.final)
+        folder = find_dataset_folder(self.declaration, self.root)
+        if stored is None or folder is None or len(stored["bad"]) > self.options.max_bad:
+            return None
+        pairs = self._checked_pairs(folder)
+        label_digest = conversion_digest(self.declaration, folder, self.options)
+        if stored["stamp"] != sources_digest(label_digest, pairs):
+            return None
+        try:
+            manifest = read_manifest(final)
+            dataset = read_index(final)
+            intact = all(sha256_of(final / name) == file for name, file in manifest.files.items())
+        except (DataError, OSError):  # damaged: prepare it again
+            return None
+        labels = [row.prepared for row in manifest.rows if row.prepared is not None]
+        if not intact or not all(label.matches(final / label.path) for label in labels):
+            return None
+        return PrepareReport(dataset, unchanged=True, **{key: stored[key] for key in STORED_LISTS})
 
-def _prepare_or_reuse(
-    declaration: Declaration,
-    root: Path,
-    options: PrepareOptions,
-    on_progress: Callable[[int, int], None] | None,
-    on_unpack: Callable[[int, int], None] | None,
-) -> PrepareReport:
-    final = root / "prepared" / declaration.name
-    # check without the lock first: the dataset may be complete, in a read-only folder
-    report = _stored_report(declaration, root, options) if is_clean(final) else None
-    if report is None:
-        with file_lock(final.with_name(f".{final.name}.lock")):
-            recover(final)
-            report = _stored_report(declaration, root, options)
-            if report is None:
-                report = _rebuild(declaration, root, options, on_progress, on_unpack)
-            clear_workspace(final)
-    return report
-
-
-def _stored_report(
-    declaration: Declaration, root: Path, options: PrepareOptions
-) -> PrepareReport | None:
-    """Return the stored report if nothing has changed since, else None."""
-    final = root / "prepared" / declaration.name
-    stored = read_source(final)
-    folder = find_dataset_folder(declaration, root)
-    if stored is None or folder is None or len(stored["bad"]) > options.max_bad:
-        return None
-    pairs = _checked_pairs(declaration, folder, root, options)
-    if stored["stamp"] != sources_digest(conversion_digest(declaration, folder, options), pairs):
-        return None
-    try:
-        manifest = read_manifest(final)
-        dataset = read_index(final)
-        intact = all(sha256_of(final / name) == digest for name, digest in manifest.files.items())
-    except (DataError, OSError):  # damaged: prepare it again
-        return None
-    labels = [row.prepared for row in manifest.rows if row.prepared is not None]
-    if not intact or not all(label.matches(final / label.path) for label in labels):
-        return None
-    return PrepareReport(dataset, unchanged=True, **{key: stored[key] for key in STORED_LISTS})
-
-
-def _rebuild(
-    declaration: Declaration,
-    root: Path,
-    options: PrepareOptions,
-    on_progress: Callable[[int, int], None] | None,
-    on_unpack: Callable[[int, int], None] | None,
-) -> PrepareReport:
-    """Read new and changed files, and replace the prepared folder atomically."""
-    folder = find_dataset_folder(declaration, root)
-    if folder is None:
-        folder = unpack_archives(declaration, root, on_unpack)
-        _warn_if_incomplete(declaration, folder)
-    clear_leftovers(declaration, root)
-    pairs = _checked_pairs(declaration, folder, root, options)
-    label_digest = conversion_digest(declaration, folder, options)
-    # before reading, so that later changes are detected
-    stamp = sources_digest(label_digest, pairs)
-    workspace = Workspace(root / "prepared" / declaration.name, folder, label_digest)
-    try:
-        workspace.resume()
-        result = read_all(declaration, pairs, folder, workspace, options, on_progress)
-        report = build_report(declaration, pairs, result, folder, workspace.final, options)
-        reported = {key: getattr(report, key) for key in STORED_LISTS}
-        with disk_space(workspace.temporary_folder, lambda: DOCUMENTS * len(result.rows)):
-            source = {"stamp": stamp, **reported}
+    def _rebuild(self) -> PrepareReport:
+        """Read new and changed files, and replace the prepared folder atomically."""
+        declaration, options = self.declaration, self.options
+        folder = find_dataset_folder(declaration, self.root)
+        if folder is None:
+            folder = unpack_archives(declaration, self.root, self.on_unpack)
+            _warn_if_incomplete(declaration, folder)
+        clear_leftovers(declaration, self.root)
+        pairs = self._checked_pairs(folder)
+        label_digest = conversion_digest(declaration, folder, options)
+        # before reading, so that later changes are detected
+        stamp = sources_digest(label_digest, pairs)
+        with Workspace(self.final, folder, label_digest) as workspace:
+            result = read_all(declaration, pairs, folder, workspace, options, self.on_progress)
+            report = build_report(declaration, pairs, result, folder, self.final, options)
+            reported = {key: getattr(report, key) for key in STORED_LISTS}
+            source = {"stamp": stamp, **reported, "rules": options.rules()}
             package = declaration.label_package
-            label_reader = None if package is None else (declaration.label_format, *package)
-            workspace.finish(report.dataset, result.rows, source, options, label_reader)
-    finally:
-        workspace.close()
-    report.dataset = read_index(workspace.final)
-    return report
+            reader = None if package is None else LabelReader(declaration.label_format, *package)
+            with disk_space(workspace.temporary_folder, lambda: DOCUMENTS * len(result.rows)):
+                workspace.finish(report.dataset, result.rows, source, reader)
+        report.dataset = read_index(self.final)
+        return report
 
 
 def _warn_if_incomplete(declaration: Declaration, folder: Path) -> None:

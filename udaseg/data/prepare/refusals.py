@@ -44,35 +44,27 @@ def format_id(number: int, label_format: str | None) -> str:
     return str([number >> 16, number >> 8 & 255, number & 255])
 
 
-def check_bad_files(name: str, bad: list[str], max_bad: int) -> None:
-    """Raise an error if more files are unusable than may be left out.
-
-    Raises:
-        DataError: More than `max_bad` files are bad; the message lists the first.
-    """
+def check_bad_files(name: str, bad: Sequence[str], max_bad: int) -> None:
+    """Raise an error if more files are unusable than may be left out."""
     if len(bad) > max_bad:
-        pronoun = "it" if len(bad) == 1 else "them"
-        advice = f"fix or remove {pronoun}, or leave {pronoun} out with --max-bad {len(bad)}"
-        files = "1 file" if len(bad) == 1 else f"{len(bad)} files"
-        raise DataError(f"{name}: {files} cannot be used:\n{format_first(bad)}\n  {advice}")
+        files, pronoun = ("1 file", "it") if len(bad) == 1 else (f"{len(bad)} files", "them")
+        raise DataError(
+            f"{name}: {files} cannot be used:\n{format_first(bad)}\n"
+            f"  fix or remove {pronoun}, or leave {pronoun} out with --max-bad {len(bad)}"
+        )
 
 
 def check_empty_splits(
     name: str, samples: Mapping[str, list[Sample]], bad: list[str], excluded: list[str]
 ) -> None:
-    """Raise an error if nothing is left of a split.
-
-    Raises:
-        DataError: A split is empty; the message lists what was left out.
-    """
+    """Raise an error if nothing is left of a split."""
     for split, split_samples in samples.items():
         if not split_samples:
-            hint = "\n  --on-mismatch resize scales labels to the size of their image"
-            has_mismatch = any(", image " in line for line in excluded)
-            raise DataError(
-                f"{name}: nothing is left of split '{split}':\n{format_first([*excluded, *bad])}"
-                + (hint if has_mismatch else "")
-            )
+            message = f"{name}: nothing is left of split '{split}':\n"
+            message += format_first([*excluded, *bad])
+            if any(", image " in line for line in excluded):
+                message += "\n  --on-mismatch resize scales labels to the size of their image"
+            raise DataError(message)
 
 
 def format_first(lines: Sequence[str]) -> str:

@@ -24,7 +24,6 @@ class PrepareReport:
         known: Pairs that a named rule would exclude; they are kept.
         blank: Images of a single colour; they are kept.
         missing: Declared splits of a built-in dataset that have no images.
-        unlabelled: Splits without labels.
         expected: Published number of images of each split.
         seconds: Wall time.
         read: Pairs read in this run; the others come from an earlier run.
@@ -39,7 +38,6 @@ class PrepareReport:
     known: list[str] = field(default_factory=list)
     blank: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
-    unlabelled: tuple[str, ...] = ()
     expected: Mapping[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     read: int = 0
@@ -68,6 +66,12 @@ class PrepareReport:
         return {split: len(samples) for split, samples in self.dataset.splits.items()}
 
     @property
+    def unlabelled(self) -> tuple[str, ...]:
+        """Splits without labels."""
+        splits = self.dataset.splits.items()
+        return tuple(split for split, samples in splits if samples[0].label is None)
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes; empty without labels."""
         return () if self.dataset.classes is None else self.dataset.classes.names
@@ -90,11 +94,7 @@ def build_report(
     final: Path,
     options: PrepareOptions,
 ) -> PrepareReport:
-    """Return the report on the pairs that were read.
-
-    Raises:
-        DataError: There are more bad files than allowed, or a split has no usable image.
-    """
+    """Return the report on the pairs that were read, if enough of them can be used."""
     samples: dict[str, list[Sample]] = {split: [] for split in pairs.splits}
     for row in result.rows:
         if row.sample is not None:

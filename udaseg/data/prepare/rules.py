@@ -1,7 +1,5 @@
 """The options and sources of a prepared dataset, to detect whether it is out of date."""
 
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -11,7 +9,7 @@ from udaseg.data.datasets.index import INDEX_FORMAT, INDEX_NAME
 from udaseg.data.datasets.pairs import DatasetFiles
 from udaseg.data.loading.cache import CacheFormat
 from udaseg.errors import UsageError
-from udaseg.files import file_stamp
+from udaseg.files import file_stamp, read_json, sha256
 
 SOURCE_NAME = "source.json"
 
@@ -73,11 +71,7 @@ class PrepareOptions:
 
     def rules(self) -> dict[str, Any]:
         """Return the options that decide which files are left out; they are stored."""
-        return {
-            "max_bad": self.max_bad,
-            "on_mismatch": self.on_mismatch,
-            "exclude": self.exclude,
-        }
+        return {key: getattr(self, key) for key in ("max_bad", "on_mismatch", "exclude")}
 
 
 def conversion_digest(declaration: Declaration, folder: Path, options: PrepareOptions) -> str:
@@ -90,12 +84,7 @@ def conversion_digest(declaration: Declaration, folder: Path, options: PrepareOp
 
 
 def sources_digest(label_digest: str, pairs: DatasetFiles) -> str:
-    """Return a digest that changes when any file, the declaration or a rule changes.
-
-    Args:
-        label_digest: The digest from `conversion_digest`.
-        pairs: The files of the dataset.
-    """
+    """Return a digest that changes when any file, the declaration or a rule changes."""
     lines = [repr((label_digest, pairs.unpaired, pairs.excluded, pairs.known))]
     for split, split_pairs in pairs.splits.items():
         for pair in split_pairs:
@@ -105,15 +94,16 @@ def sources_digest(label_digest: str, pairs: DatasetFiles) -> str:
 
 
 def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
+    return sha256(text.encode(errors="surrogateescape"))
 
 
 def read_source(final: Path) -> dict[str, Any] | None:
     """Return what the last run stored about the sources, or None if nothing usable is there."""
-    try:
-        document = json.loads((final / SOURCE_NAME).read_text(encoding="utf-8"))
-        PrepareOptions(**document["rules"])
-        complete = {"stamp", *STORED_LISTS} <= set(document) and (final / INDEX_NAME).is_file()
-    except (OSError, ValueError, KeyError, TypeError):
+    document = read_json(final / SOURCE_NAME)
+    if not ({"stamp", "rules", *STORED_LISTS} <= set(document) and (final / INDEX_NAME).is_file()):
         return None
-    return dict(document) if complete else None
+    try:
+        PrepareOptions(**document["rules"])
+    except TypeError:  # written by another version
+        return None
+    return document

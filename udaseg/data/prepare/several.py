@@ -35,10 +35,6 @@ def expand_names(names: Names) -> list[str]:
 
 
 def raise_if_any(faults: Sequence[str], finished: Sequence[Any]) -> None:
-    """Raise an error that lists all faults, each once, if there are any.
-
-    Raises:
-        SomeDataFailed: There are faults.
-    """
+    """Raise a `SomeDataFailed` that lists all faults, each once, if there are any."""
     if faults:
         raise SomeDataFailed("\n\n".join(dict.fromkeys(faults)), finished)

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from udaseg.data.datasets.index import INDEX_NAME
 from udaseg.data.files.threads import map_in_threads
+from udaseg.data.prepare.locate import prepared_folder
 from udaseg.data.prepare.manifest import Manifest, read_manifest
 from udaseg.data.prepare.prepare import find_declaration
 from udaseg.data.prepare.several import Names, expand_names, raise_if_any
@@ -24,7 +24,6 @@ class DataVerification:
     """The result of comparing a prepared data set with its manifest.
 
     Attributes:
-        name: Name of the data set.
         argument: The name or YAML by which it was verified.
         folder: The prepared folder.
         files: Number of files in the manifest.
@@ -74,13 +73,11 @@ def verify_data(
     for name in expand_names(names):
         try:
             with LazyProgress(f"verify {Path(name).stem}", "files") as on_progress:
-                result = verify_dataset(
-                    name, root=Path(root), workers=workers, on_progress=on_progress
+                results.append(
+                    verify_dataset(name, root=Path(root), workers=workers, on_progress=on_progress)
                 )
         except DataError as error:
             faults.append(str(error))
-        else:
-            results.append(result)
     raise_if_any(faults, results)
     return results
 
@@ -99,44 +96,28 @@ def verify_dataset(
         root: The folder of data and prepared datasets.
         workers: Threads that read; -1 uses one per core.
         on_progress: Called with the files done so far and in total.
-
-    Raises:
-        DataError: The dataset is not prepared, or its manifest is damaged.
     """
     started = time.monotonic()
-    folder = _prepared_folder(name, root)
+    # the name of a prepared dataset needs no YAML
+    folder = prepared_folder(name, root) or prepared_folder(find_declaration(name, root).name, root)
+    if folder is None:
+        raise DataError(f"{name}: not prepared below {root}; run `udaseg prepare {name}`")
     try:
         manifest = read_manifest(folder)
     except DataError as error:
         raise DataError(f"{error}; run `udaseg prepare {name}` to prepare it again") from error
-    jobs = _expected_files(folder, manifest)
+    jobs = list(_expected_files(folder, manifest).items())
     report = DataVerification(folder.name, name, folder, len(jobs))
-    if manifest.label_reader is not None and not is_installed(manifest.label_reader[1]):
-        report.missing_package = manifest.label_reader[1]
-    if on_progress is not None:
-        on_progress(0, len(jobs))
-    for done, ((path, _), fault) in enumerate(
-        map_in_threads(_check_file, list(jobs.items()), workers), 1
-    ):
+    reader = manifest.label_reader
+    if reader is not None and not is_installed(reader.package):
+        report.missing_package = reader.package
+    for (path, _), fault in map_in_threads(_check_file, jobs, workers, on_progress):
         if fault == _MISSING:
             report.missing.append(str(path))
         elif fault is not None:
             report.changed.append(f"{path}: {fault}")
-        if on_progress is not None:
-            on_progress(done, len(jobs))
     report.seconds = time.monotonic() - started
     return report
-
-
-def _prepared_folder(name: str, root: Path) -> Path:
-    """Return the prepared folder of `name`; the name of a prepared dataset needs no YAML."""
-    folder = root / "prepared" / name
-    plain = "/" not in name and not name.endswith((".yaml", ".yml"))
-    if not (plain and (folder / INDEX_NAME).is_file()):
-        folder = root / "prepared" / find_declaration(name, root).name
-    if not (folder / INDEX_NAME).is_file():
-        raise DataError(f"{name}: not prepared below {root}; run `udaseg prepare {name}`")
-    return folder
 
 
 def _expected_files(folder: Path, manifest: Manifest) -> dict[Path, tuple[int | None, str]]:
