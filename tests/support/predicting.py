@@ -4,7 +4,6 @@ from pathlib import Path
 
 from udaseg.cli.commands.predict import VideoFormat
 from udaseg.cli.commands.predict import predict as predict_command
-from udaseg.cli.options import Weights
 
 
 def predict(
@@ -26,7 +25,7 @@ def predict(
         ",".join(save),
         VideoFormat(video),
         uncalibrated=not calibrated,
-        weights=Weights(weights),
+        weights=weights,
         window=None if window is None else f"{window[0]}x{window[1]}",
         **{"device": "cpu", **options},
     )

@@ -1,46 +1,19 @@
 """Options that several commands share, and parsers of their values."""
 
 import re
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from udaseg.errors import UsageError
 from udaseg.recipe.choices import Criterion, Precision
 
-
-class OnMismatch(StrEnum):
-    """What to do with a label whose size differs from its image."""
-
-    exclude = "exclude"
-    resize = "resize"
-    fail = "fail"
-
-
-class CacheFormat(StrEnum):
-    """File format of cached images."""
-
-    png = "png"
-    raw = "raw"
-
-
-class Weights(StrEnum):
-    """Network of a checkpoint whose weights are used."""
-
-    student = "student"
-    teacher = "teacher"
-
-
-class Format(StrEnum):
-    """Output format of scores."""
-
-    table = "table"
-    json = "json"
-    csv = "csv"
-    md = "md"
-
+OnMismatch = Literal["exclude", "resize", "fail"]
+CacheFormat = Literal["png", "raw"]
+Weights = Literal["student", "teacher"]
+TableFormat = Literal["table", "json"]
+ScoreFormat = Literal["table", "json", "csv", "md"]
 
 Root = Annotated[
     Path, typer.Option("--root", envvar="UDASEG_DATA", help="Folder of the prepared data sets.")
@@ -114,6 +87,7 @@ WeightsOption = Annotated[
     Weights, typer.Option(help="Use the weights of the student or the teacher.")
 ]
 AnyDevice = Annotated[str, typer.Option(help="Device: auto, cpu, cuda or cuda:N.")]
+OutputFormat = Annotated[TableFormat, typer.Option("--format", help="Output format.")]
 Flip = Annotated[
     bool, typer.Option("--flip", help="Average the predictions of the image and its mirror image.")
 ]

@@ -1,5 +1,6 @@
 """Count a confusion matrix in exact integers, and compute the scores from it."""
 
+import copy
 from collections.abc import Sequence
 
 import cv2
@@ -23,10 +24,8 @@ class ConfusionMatrix:
             score unless `with_outside` makes them classes.
 
     Attributes:
-        counts: (K, K) int64; rows are the truth, columns the prediction.
-        abstained: (K,) int64; pixels of each true class predicted as none of the K.
-        outside: (E, K) int64; predictions where the truth is an outside class.
-        abstained_outside: (E,) int64; pixels of each outside class predicted as none of the K.
+        table: (K + E, K + 1) int64 pixels. Rows are the truth, outside classes last; columns the
+            prediction, the last one for pixels that were predicted as none of the K.
     """
 
     def __init__(self, num_classes: int, *, ignore: int = 255, num_outside: int = 0) -> None:
@@ -37,10 +36,9 @@ class ConfusionMatrix:
             )
         self.num_classes = num_classes
         self.ignore = ignore
-        self.outside: NDArray[np.int64] = np.zeros((num_outside, num_classes), np.int64)
-        self.counts: NDArray[np.int64] = np.zeros((num_classes, num_classes), np.int64)
-        self.abstained: NDArray[np.int64] = np.zeros(num_classes, np.int64)
-        self.abstained_outside: NDArray[np.int64] = np.zeros(num_outside, np.int64)
+        self.table: NDArray[np.int64] = np.zeros(
+            (num_classes + num_outside, num_classes + 1), np.int64
+        )
 
     def update(
         self,
@@ -49,101 +47,76 @@ class ConfusionMatrix:
         truth_map: bytes | None = None,
         prediction_map: bytes | None = None,
     ) -> None:
-        """Count one image.
+        """Count one image; nothing is counted if this raises a `ValueError`.
 
         Args:
             prediction: (H, W) uint8 class ids; a value that is not a class is an abstention.
-            truth: (H, W) uint8 class ids with `ignore`.
+            truth: (H, W) uint8 class ids with `ignore`; all others must be classes.
             truth_map: 256 class ids, for a truth with another class order: the value v stands for
                 `truth_map[v]`. The counts are permuted, not the pixels.
             prediction_map: The same for the prediction.
-
-        Raises:
-            ValueError: Shapes differ, or the truth has an id that is not a class; nothing is
-                counted.
         """
         if prediction.shape != truth.shape:
             raise ValueError(f"prediction {prediction.shape} but truth {truth.shape}")
         planes = [np.ascontiguousarray(plane).reshape(1, -1) for plane in (truth, prediction)]
         span = [0, _NUM_IDS, 0, _NUM_IDS]
-        table = np.zeros((_NUM_IDS, _NUM_IDS), np.int64)
+        pairs = np.zeros((_NUM_IDS, _NUM_IDS), np.int64)
         for start in range(0, truth.size, _MAX_EXACT_PIXELS):
             parts = [plane[:, start : start + _MAX_EXACT_PIXELS] for plane in planes]
             histogram = cv2.calcHist(parts, [0, 1], None, [_NUM_IDS, _NUM_IDS], span)
             # the shape differs between OpenCV 4 and 5
-            table += np.asarray(histogram).reshape(_NUM_IDS, _NUM_IDS).astype(np.int64)
+            pairs += np.asarray(histogram).reshape(_NUM_IDS, _NUM_IDS).astype(np.int64)
         if truth_map is not None:
-            table = self._permuted(table, truth_map)
+            pairs = _permuted(pairs, truth_map)
         if prediction_map is not None:
-            table = self._permuted(table.T, prediction_map).T
-        labelled = np.delete(table, self.ignore, axis=0)
-        stop = self.num_classes + len(self.outside)
-        unknown = labelled[stop:].sum()
+            pairs = _permuted(pairs.T, prediction_map).T
+        pairs[self.ignore] = 0
+        known, unknown = pairs[: len(self.table)], pairs[len(self.table) :].sum()
         if unknown:
             raise ValueError(f"{unknown} pixels of the truth are of unknown classes")
-        inside = table[: self.num_classes]
-        self.counts += inside[:, : self.num_classes]
-        self.abstained += inside[:, self.num_classes :].sum(1)
-        outside = table[self.num_classes : stop]
-        self.outside += outside[:, : self.num_classes]
-        self.abstained_outside += outside[:, self.num_classes :].sum(1)
-
-    def merge(self, other: "ConfusionMatrix") -> None:
-        """Add the counts of another matrix over the same classes."""
-        if other.outside.shape != self.outside.shape:
-            raise ValueError(
-                f"cannot add counts of {other.num_classes} classes to counts of {self.num_classes}"
-            )
-        self.counts += other.counts
-        self.abstained += other.abstained
-        self.outside += other.outside
-        self.abstained_outside += other.abstained_outside
+        self.table[:, :-1] += known[:, : self.num_classes]
+        self.table[:, -1] += known[:, self.num_classes :].sum(1)
 
     def with_outside(self, chosen: Sequence[int]) -> "ConfusionMatrix":
         """Return a matrix with these outside classes as classes that were never predicted."""
-        whole = ConfusionMatrix(self.num_classes + len(chosen), ignore=self.ignore)
-        whole.counts[: self.num_classes, : self.num_classes] = self.counts
-        whole.counts[self.num_classes :, : self.num_classes] = self.outside[list(chosen)]
-        whole.abstained[: self.num_classes] = self.abstained
-        whole.abstained[self.num_classes :] = self.abstained_outside[list(chosen)]
+        rows = [*range(self.num_classes), *(self.num_classes + index for index in chosen)]
+        whole = ConfusionMatrix(len(rows), ignore=self.ignore)
+        whole.table[:, : self.num_classes] = self.table[rows, :-1]
+        whole.table[:, -1] = self.table[rows, -1]
         return whole
 
     def without_truth(self, classes: Sequence[int]) -> "ConfusionMatrix":
         """Return a matrix that ignores the pixels of these true classes."""
-        part = ConfusionMatrix(self.num_classes, ignore=self.ignore, num_outside=len(self.outside))
-        part.counts, part.abstained = self.counts.copy(), self.abstained.copy()
-        part.counts[list(classes)] = 0
-        part.abstained[list(classes)] = 0
-        part.outside = self.outside.copy()
-        part.abstained_outside = self.abstained_outside.copy()
+        part = copy.deepcopy(self)
+        part.table[list(classes)] = 0
         return part
 
     def all_reduce_sum(self, device: torch.device) -> "ConfusionMatrix":
         """Return the counts summed over all processes; they are exchanged through `device`."""
-        rows = np.concatenate([self.counts, self.outside])
-        rows = np.column_stack([rows, [*self.abstained, *self.abstained_outside]])
-        total = all_reduce_sum(torch.from_numpy(rows).to(device)).cpu().numpy()
-        together = ConfusionMatrix(
-            self.num_classes, ignore=self.ignore, num_outside=len(self.outside)
-        )
-        inside = slice(self.num_classes)
-        together.counts, together.outside = (
-            total[inside, inside].copy(),
-            total[inside.stop :, inside].copy(),
-        )
-        together.abstained = total[inside, inside.stop].copy()
-        together.abstained_outside = total[inside.stop :, inside.stop].copy()
+        together = copy.deepcopy(self)
+        table = torch.from_numpy(together.table).to(device)
+        together.table = all_reduce_sum(table).cpu().numpy()
         return together
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """Pixels of each true and predicted class, (K, K)."""
+        return self.table[: self.num_classes, :-1]
+
+    @property
+    def abstained(self) -> NDArray[np.int64]:
+        """Pixels of each true class, outside classes last, predicted as none of the K."""
+        return self.table[:, -1]
+
+    @property
+    def outside(self) -> NDArray[np.int64]:
+        """Pixels of each outside class and predicted class, (E, K)."""
+        return self.table[self.num_classes :, :-1]
 
     @property
     def truth(self) -> NDArray[np.int64]:
         """Pixels of each true class, (K,)."""
-        return np.asarray(self.counts.sum(1) + self.abstained, np.int64)
-
-    @property
-    def truth_outside(self) -> NDArray[np.int64]:
-        """Pixels of each true class that cannot be predicted, (E,)."""
-        return np.asarray(self.outside.sum(1) + self.abstained_outside, np.int64)
+        return np.asarray(self.table[: self.num_classes].sum(1), np.int64)
 
     def iou(self) -> NDArray[np.float64]:
         """Return (K,) intersection over union; NaN for a class without truth (not measured)."""
@@ -172,16 +145,14 @@ class ConfusionMatrix:
         total = int(self.truth.sum())
         return float(np.diag(self.counts).sum() / total) if total else float("nan")
 
-    @staticmethod
-    def _permuted(table: NDArray[np.int64], new_ids: bytes) -> NDArray[np.int64]:
-        if len(new_ids) != _NUM_IDS:
-            raise ValueError(f"a map of ids has {_NUM_IDS} entries, got {len(new_ids)}")
-        moved = np.zeros(table.shape, np.int64)
-        for old_id in np.flatnonzero(table.any(1)):
-            moved[new_ids[old_id]] += table[old_id]
-        return moved
-
     def _ratio(self, part: NDArray[np.int64], whole: NDArray[np.int64]) -> NDArray[np.float64]:
         shares = np.full(self.num_classes, np.nan)
         np.divide(part, whole, out=shares, where=self.truth > 0)
         return shares
+
+
+def _permuted(table: NDArray[np.int64], new_ids: bytes) -> NDArray[np.int64]:
+    moved = np.zeros(table.shape, np.int64)
+    for old_id in np.flatnonzero(table.any(1)):
+        moved[new_ids[old_id]] += table[old_id]
+    return moved

@@ -1,9 +1,8 @@
 """`udaseg eval`: score a run on labelled images at their own resolution."""
 
-import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -18,12 +17,13 @@ from udaseg.display.progress import WorkProgress
 from udaseg.distributed import rank, world_size
 from udaseg.errors import DataError
 from udaseg.evaluation.confusion import ConfusionMatrix
-from udaseg.evaluation.prediction_files import PredictionWriter
+from udaseg.evaluation.prediction_files import prediction_writer
 from udaseg.evaluation.protocols import classes_only_in_truth
 from udaseg.evaluation.scores import ScoringOptions, check_protocol, summarise
-from udaseg.files import write_text
+from udaseg.files import write_json, write_text
 from udaseg.inference import trained_model
 from udaseg.inference.pipeline import (
+    RELEASE_SIZE,
     InferenceOptions,
     Limit,
     OrderedWork,
@@ -108,15 +108,31 @@ def evaluate(
     else:
         path = Path(run)
         model = trained_model.load(path, weights=options.weights, device=options.device)
-    check_protocol(model.classes.names, options.scoring.protocol, options.scoring.convention)
+    check_protocol(model.classes.names, options.scoring)
     dataset, inference = open_eval_data(model.recipe, data, options.inference, options.root)
     if inference.release:
         check_release_sizes(dataset, split)
-    scores = _score_model(model, dataset, split, inference, options)
-    words = _variants(path, model, options)
+    write = None
+    if options.save is not None:
+        write = prediction_writer(Path(options.save), dataset, split, model.classes, options.ids)
+    with evaluation_mode(model.segmenter):
+        matrix = confusion_matrix(
+            model.segmenter,
+            model.classes,
+            dataset,
+            split,
+            inference,
+            device=model.device,
+            on_prediction=write,
+        )
+    facts = _network_facts(model, options.weights, inference, dataset.split(split))
+    scores = summarise(
+        matrix, model.classes, dataset, split, facts, options.scoring, release=inference.release
+    )
     folder = options.scoring.out
     if folder is None and not isinstance(run, Model):  # its weights may differ from the run's
-        folder = score_folder(run_folder_of(path), dataset.name, split, words)
+        name = "+".join([f"{dataset.name}-{split}", *_variants(path, model, options)])
+        folder = run_folder_of(path) / "eval" / name
     if folder is not None:
         write_scores(Path(folder), scores)
         log.info("scores written to %s", folder)
@@ -131,48 +147,14 @@ def open_eval_data(
 ) -> tuple[PreparedDataset, InferenceOptions]:
     """Return the dataset to predict, and the options with the recipe's input size.
 
-    Args:
-        recipe: Recipe of the network.
-        data: Dataset to predict; None takes the recipe's validation, else its target.
-        options: Options without the input size.
-        root: Folder of the prepared data.
+    Without `data`, it is the recipe's validation, else its target.
     """
-    chosen = recipe.validation.data or recipe.target.data if data is None else data
-    name = os.fspath(chosen)
+    own_data = recipe.validation.data or recipe.target.data
+    name = os.fspath(own_data if data is None else data)
     dataset = open_dataset(name, root=Path(root))
     # images of another dataset may have another aspect ratio than those of training
     is_other_data = name != recipe.validation.data
     return dataset, replace(options, resize=network_input_size(recipe), keep_shape=is_other_data)
-
-
-def score_folder(run: Path, data: str, split: str, words: Iterable[str]) -> Path:
-    """Return the folder of a run's scores; plain ones are in `eval/<data>-<split>`.
-
-    Args:
-        run: Run folder.
-        data: Name of the dataset.
-        split: Split of the dataset.
-        words: Options that differ from the plain protocol, such as `flip`; each is added after a
-            `+`, so that results of different protocols have separate folders.
-    """
-    return run / "eval" / "+".join([f"{data}-{split}", *words])
-
-
-def describe_options(options: InferenceOptions) -> dict[str, str]:
-    """Return the inference options for the protocol line."""
-    size = options.resize
-    facts = {
-        "input": format_size(size) + (" or as many pixels" if options.keep_shape and size else "")
-    }
-    if options.release:
-        facts["input"] = format_size(options.input_size((0, 0)))
-    if options.window is not None:
-        facts["window"] = format_size(options.window)
-    if options.flip:
-        facts["flip"] = "yes"
-    if options.scales != (1.0,):
-        facts["scales"] = " ".join(map(str, options.scales))
-    return facts
 
 
 def option_words(options: InferenceOptions) -> list[str]:
@@ -202,8 +184,7 @@ def score_dataset(
 
 def write_scores(folder: Path, scores: Scores) -> None:
     """Write `scores.json` and `scores.csv` into `folder`."""
-    text = json.dumps(scores.to_json(), indent=2, allow_nan=False)
-    write_text(folder / "scores.json", text + "\n")
+    write_json(folder / "scores.json", scores.to_json())
     write_text(folder / "scores.csv", scores.to_csv())
 
 
@@ -219,22 +200,11 @@ def confusion_matrix(
 ) -> ConfusionMatrix:
     """Return the confusion matrix of a network over a split, at the resolution of the labels.
 
-    True classes that the network lacks are counted as outside classes, so both conventions of
-    `udaseg.evaluation.protocols` can be computed from the matrix.
+    Classes are matched by name. True classes that the network lacks are counted as outside classes,
+    so both conventions of `udaseg.evaluation.protocols` can be computed from the matrix.
 
     Each process of a group scores its share of the images; each returns the whole matrix.
-
-    Args:
-        segmenter: In evaluation mode, on `device`.
-        classes: Outputs of the network; matched with the classes of the labels by name.
-        dataset: Labelled images.
-        split: Split of `dataset`.
-        options: Inference options, and the size at which to score.
-        device: Device of the network.
-        on_prediction: Called with the prediction for each image, in order, in another thread.
-
-    Raises:
-        DataError: No images, no labels, or no class in common.
+    `on_prediction` is called with each prediction, in order, in another thread.
     """
     matrix, truth_map = empty_matrix(classes, dataset, split)
     samples = dataset.split(split)[rank() :: world_size()]
@@ -260,9 +230,6 @@ def empty_matrix(
     """Return an empty matrix over `classes`, and the lookup table that maps truth ids to it.
 
     Classes of the data that the network lacks are outside classes of the matrix.
-
-    Raises:
-        DataError: No images, no labels, or no class in common.
     """
     if dataset.classes is None:
         raise DataError(f"{dataset.name}: has no labels, so it cannot be used for scoring")
@@ -281,53 +248,23 @@ def empty_matrix(
     return ConfusionMatrix(len(classes), ignore=IGNORE, num_outside=len(others)), truth_map
 
 
-def _score_model(
-    model: Model,
-    dataset: PreparedDataset,
-    split: str,
-    inference: InferenceOptions,
-    options: EvaluationOptions,
-) -> Scores:
-    with evaluation_mode(model.segmenter):
-        matrix = confusion_matrix(
-            model.segmenter,
-            model.classes,
-            dataset,
-            split,
-            inference,
-            device=model.device,
-            on_prediction=_save_predictions(options, dataset, split, model.classes),
-        )
-    return summarise(
-        matrix,
-        model.classes,
-        dataset,
-        split,
-        _network_facts(model, options.weights, inference, dataset.split(split)),
-        protocol=options.scoring.protocol,
-        convention=options.scoring.convention,
-        release=inference.release,
-    )
-
-
-def _save_predictions(
-    options: EvaluationOptions, dataset: PreparedDataset, split: str, classes: ClassSpace
-) -> Callable[[SamplePrediction], None] | None:
-    """Return a function that writes a prediction below `options.save`; None if that is None."""
-    if options.save is None:
-        return None
-    writer = PredictionWriter(Path(options.save), dataset, split, classes, options.ids)
-    return lambda prediction: writer.write(prediction.sample, prediction.labels)
-
-
 def _network_facts(
     model: Model, weights: str, options: InferenceOptions, samples: Sequence[Sample]
 ) -> dict[str, str]:
     """Return the network and its inference options for the protocol line."""
-    facts = {"weights": f"{weights} at step {model.step}", **describe_options(options)}
-    if any(options.needs_tiles((sample.height, sample.width)) for sample in samples):
-        facts["tiles"] = f"above {MAX_WHOLE_PIXELS:,} pixels"
-    return facts
+    size = format_size(RELEASE_SIZE if options.release else options.resize)
+    if options.keep_shape and options.resize and not options.release:
+        size += " or as many pixels"
+    tiles = any(options.needs_tiles((sample.height, sample.width)) for sample in samples)
+    facts = {
+        "weights": f"{weights} at step {model.step}",
+        "input": size,
+        "window": format_size(options.window) if options.window else None,
+        "flip": "yes" if options.flip else None,
+        "scales": " ".join(map(str, options.scales)) if options.scales != (1.0,) else None,
+        "tiles": f"above {MAX_WHOLE_PIXELS:,} pixels" if tiles else None,
+    }
+    return {name: fact for name, fact in facts.items() if fact is not None}
 
 
 def _variants(run: Path, model: Model, options: EvaluationOptions) -> list[str]:

@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
 import cv2
@@ -17,6 +17,7 @@ from udaseg.data.labels.read import read_label_ids
 from udaseg.data.labels.tables import Ids, stored_id_table
 from udaseg.errors import DataError, UsageError
 from udaseg.files import write_json
+from udaseg.inference.pipeline import SamplePrediction
 
 PREDICTION_FILE = "prediction.json"
 CITYSCAPES_KEY = re.compile(r"(?P<key>[^_]+_[0-9]{6}_[0-9]{6})(?:_.*)?")
@@ -24,74 +25,49 @@ FRAME_KEY = re.compile(r"(?P<key>[^_]+_frame_[0-9]{6})(?:_.*)?")
 _MAX_LISTED = 3
 
 
-class PredictionWriter:
-    """Writes predictions as single-channel PNGs, in the same folder structure as the images.
+def prediction_writer(
+    folder: Path, dataset: PreparedDataset, split: str, classes: ClassSpace, ids: Ids
+) -> Callable[[SamplePrediction], None]:
+    """Return a function that writes a prediction as a PNG below a folder, nested like the images.
 
-    Args:
-        folder: Output folder; it must not contain PNGs.
-        dataset: Data set of the images.
-        split: Split of `dataset`.
-        classes: Meaning of the train ids.
-        ids: Kind of ids to write.
-
-    Raises:
-        UsageError: The folder contains PNGs, or `classes` have no label ids.
+    The folder must not contain PNGs.
     """
+    if folder.exists() and (not folder.is_dir() or find_files(folder, "**/*.png")):
+        raise UsageError(f"{folder}: already contains files; --save needs a new or empty folder")
+    names = prediction_names(dataset.split(split))
+    table = np.frombuffer(stored_id_table(classes, ids), np.uint8)
+    write_json(folder / PREDICTION_FILE, {"ids": ids, "classes": {"names": list(classes.names)}})
 
-    def __init__(
-        self, folder: Path, dataset: PreparedDataset, split: str, classes: ClassSpace, ids: Ids
-    ) -> None:
-        if folder.exists() and (not folder.is_dir() or find_files(folder, "**/*.png")):
-            raise UsageError(
-                f"{folder}: already contains files; --save needs a new or empty folder"
-            )
-        self._folder = folder
-        self._names = prediction_names(dataset.split(split))
-        self._table = np.frombuffer(stored_id_table(classes, ids), np.uint8)
-        write_json(
-            folder / PREDICTION_FILE, {"ids": ids, "classes": {"names": list(classes.names)}}
-        )
+    def write(prediction: SamplePrediction) -> None:
+        stored = np.asarray(cv2.LUT(prediction.labels, table), np.uint8)
+        write_png(folder / names[prediction.sample.image], stored)
 
-    def write(self, sample: Sample, labels: Pixels) -> None:
-        """Write the labels (H, W) of one image."""
-        stored = np.asarray(cv2.LUT(labels, self._table), np.uint8)
-        write_png(self._folder / self._names[sample.image], stored)
+    return write
 
 
 def prediction_names(samples: Sequence[Sample]) -> dict[str, str]:
     """Return the relative PNG path of each image's prediction; no two are equal."""
-    stem_counts = Counter(PurePosixPath(sample.image).with_suffix("") for sample in samples)
+    paths = {sample.image: PurePosixPath(sample.image).with_suffix(".png") for sample in samples}
+    counts = Counter(paths.values())
     return {
-        sample.image: f"{sample.image}.png"
-        if stem_counts[PurePosixPath(sample.image).with_suffix("")] > 1
-        else str(PurePosixPath(sample.image).with_suffix(".png"))
-        for sample in samples
+        image: str(path) if counts[path] == 1 else f"{image}.png" for image, path in paths.items()
     }
 
 
 def recorded_classes(folder: Path) -> ClassSpace | None:
     """Return the classes listed in a `prediction.json` in or next to the folder, else None.
 
-    `udaseg predict` and `eval --save` write this file to record the meaning of train ids.
-
-    Raises:
-        DataError: The file cannot be read, or covers masks of networks with other classes.
+    `udaseg predict` and `eval --save` write this file to record the meaning of train ids. After
+    several `predict`s, it lists several networks.
     """
-    path = next(
-        (
-            parent / PREDICTION_FILE
-            for parent in (folder, folder.parent)
-            if (parent / PREDICTION_FILE).is_file()
-        ),
-        None,
-    )
+    paths = [parent / PREDICTION_FILE for parent in (folder, folder.parent)]
+    path = next((path for path in paths if path.is_file()), None)
     if path is None:
         return None
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         names = document["classes"]["names"]
-        differ = any(entry["classes"]["names"] != names for entry in document.get("also_there", []))
-        if differ:
+        if any(entry["classes"]["names"] != names for entry in document.get("also_there", [])):
             raise DataError(f"{path}: lists masks of networks with different classes")
         return ClassSpace(tuple(map(str, names)), tuple((0, 0, 0) for _ in names))
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -104,9 +80,6 @@ def match_predictions(folder: Path, samples: Sequence[Sample]) -> list[Path]:
     Files match an image by name: the same stem, or for the naming schemes of Cityscapes, ACDC and
     Dark Zurich the same city or drive, sequence and frame, with any suffix. If images in several
     folders share a name, the folder names must agree as far as both paths have them.
-
-    Raises:
-        DataError: An image has no prediction, or several.
     """
     paths_by_key: dict[str, list[Path]] = defaultdict(list)
     for path in find_files(folder, "**/*.png"):
@@ -150,17 +123,11 @@ def name_key(stem: str) -> str:
 
 
 def read_prediction(path: Path) -> Pixels:
-    """Return the ids of a prediction, (H, W) uint8; for a palette PNG, its indices.
-
-    Raises:
-        DataError: The file is unreadable or damaged, has several channels, or ids above 255.
-    """
+    """Return the ids of a prediction, (H, W) uint8; for a palette PNG, its indices."""
     ids = read_label_ids(path, "ids")
-    if ids.dtype != np.uint8:
-        if ids.min() < 0 or ids.max() > IGNORE:
-            raise DataError(f"{path}: holds ids above {IGNORE}")
-        ids = ids.astype(np.uint8)
-    return ids
+    if ids.max() > IGNORE or ids.min() < 0:
+        raise DataError(f"{path}: holds ids above {IGNORE}")
+    return ids.astype(np.uint8, copy=False)
 
 
 def _paths_agree(path: Path, image: PurePosixPath) -> bool:

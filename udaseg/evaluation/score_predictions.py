@@ -68,7 +68,21 @@ def score_predictions(
     dataset = open_dataset(os.fspath(data), root=Path(root))
     if release:
         check_release_sizes(dataset, split)
-    scores = _score_files(folder, ids, dataset, split, release=release, scoring=scoring)
+    classes = _prediction_classes(folder, ids, dataset)
+    check_protocol(classes.names, scoring)
+    matrix = count_predictions(folder, ids, classes, dataset, split, release=release)
+    facts = {"predictions": f"{folder} ({ids} ids)"}
+    scores = summarise(matrix, classes, dataset, split, facts, scoring, release=release)
+    # truth of classes that the network lacks counts under some conventions
+    counts_outside = len(scores.class_names) > len(classes)
+    counted = matrix.table if counts_outside else matrix.table[: len(classes)]
+    unclassified = counted[:, -1].sum()
+    if unclassified:
+        note = (
+            f"{percent(unclassified / counted.sum())} % of the labelled pixels hold an id without "
+            f"a class, which counts as an error; are these {ids} ids?"
+        )
+        scores = replace(scores, notes=[*scores.notes, note])
     if scoring.out is not None:
         write_scores(Path(scoring.out), scores)
         log.info("scores written to %s", scoring.out)
@@ -86,17 +100,8 @@ def count_predictions(
 ) -> ConfusionMatrix:
     """Return the confusion matrix of prediction PNGs over a split.
 
-    Args:
-        folder: Holds one PNG per image, see `match_predictions`.
-        ids: Kind of ids in the files. A known id without a class, such as 255, counts as an error.
-        classes: Classes of the predictions.
-        dataset: Labelled images.
-        split: Split of `dataset`.
-        release: Resize the truth to 1024x512 by nearest neighbour.
-
-    Raises:
-        DataError: An image has no prediction, several predictions, or one of another size; or a
-            prediction holds an unknown id.
+    A known id without a class, such as 255, counts as an error; an unknown id is refused.
+    `release` resizes the truth to 1024x512 by nearest neighbour.
     """
     matrix, truth_map = empty_matrix(classes, dataset, split)
     prediction_map = _train_id_table(classes) if ids == "label" else None
@@ -104,7 +109,14 @@ def count_predictions(
     files = dict(zip(samples, match_predictions(folder, samples), strict=True))
 
     def read(sample: Sample) -> tuple[Pixels, Pixels]:
-        return _read_pair(files[sample], dataset.label_path(sample), release=release)
+        truth = read_train_ids(dataset.label_path(sample))
+        truth = resize_labels(truth, RELEASE_SIZE) if release else truth
+        labels = read_prediction(files[sample])
+        if labels.shape != truth.shape:
+            raise DataError(
+                f"{files[sample]}: has size {_size(labels)}, but the truth has {_size(truth)}"
+            )
+        return labels, truth
 
     valid_ids = _valid_ids(ids, classes)
     unknown_by_file: dict[Path, list[int]] = {}
@@ -113,7 +125,7 @@ def count_predictions(
         for sample, (labels, truth) in zip(samples, read_ahead(read, samples), strict=True):
             matrix.update(labels, truth, truth_map, prediction_map)
             # ids without a class are rare: a file is searched only if it has some
-            total = int(matrix.abstained.sum() + matrix.abstained_outside.sum())
+            total = int(matrix.abstained.sum())
             if total > num_unclassified:
                 num_unclassified = total
                 unknown = [int(value) for value in np.unique(labels) if value not in valid_ids]
@@ -124,79 +136,16 @@ def count_predictions(
     return matrix
 
 
-def _score_files(
-    folder: Path,
-    ids: Ids,
-    dataset: PreparedDataset,
-    split: str,
-    *,
-    release: bool,
-    scoring: ScoringOptions,
-) -> Scores:
-    classes = _prediction_classes(folder, ids, dataset)
-    check_protocol(classes.names, scoring.protocol, scoring.convention)
-    matrix = count_predictions(folder, ids, classes, dataset, split, release=release)
-    scores = summarise(
-        matrix,
-        classes,
-        dataset,
-        split,
-        {"predictions": f"{folder} ({ids} ids)"},
-        protocol=scoring.protocol,
-        convention=scoring.convention,
-        release=release,
-    )
-    # truth of classes that the network lacks counts under some conventions
-    counts_outside = len(scores.class_names) > len(classes)
-    notes = [*scores.notes, *_unclassified_note(matrix, ids, counts_outside=counts_outside)]
-    return replace(scores, notes=notes)
+def _size(pixels: Pixels) -> str:
+    return format_size((pixels.shape[0], pixels.shape[1]))
 
 
-def _read_pair(prediction: Path, label: Path, *, release: bool) -> tuple[Pixels, Pixels]:
-    """Return the ids of a prediction and the truth, both (H, W).
-
-    Raises:
-        DataError: They differ in size, or a file cannot be read.
-    """
-    truth = read_train_ids(label)
-    truth = resize_labels(truth, RELEASE_SIZE) if release else truth
-    labels = read_prediction(prediction)
-    if labels.shape != truth.shape:
-        size, expected = (
-            format_size((pixels.shape[0], pixels.shape[1])) for pixels in (labels, truth)
-        )
-        raise DataError(f"{prediction}: has size {size}, but the truth has {expected}")
-    return labels, truth
-
-
-def _unclassified_note(matrix: ConfusionMatrix, ids: Ids, *, counts_outside: bool) -> list[str]:
-    """Return a sentence about predicted ids without a class, if there are any.
-
-    Args:
-        matrix: Counts of all predictions.
-        ids: Kind of ids in the files.
-        counts_outside: Whether the scores count truth of classes that the network lacks.
-    """
-    unclassified = int(matrix.abstained.sum())
-    labelled = int(matrix.truth.sum())
-    if counts_outside:
-        unclassified += int(matrix.abstained_outside.sum())
-        labelled += int(matrix.truth_outside.sum())
-    if not unclassified:
-        return []
-    share = percent(unclassified / labelled)
-    return [
-        f"{share} % of the labelled pixels hold an id without a class, which counts as an error; "
-        f"are these {ids} ids?"
-    ]
-
-
-def _valid_ids(ids: Ids, classes: ClassSpace) -> frozenset[int]:
+def _valid_ids(ids: Ids, classes: ClassSpace) -> set[int]:
     """Return the ids that a prediction may hold, including ids without a class."""
     if ids == "train":
-        return frozenset((*range(len(classes)), IGNORE))
+        return {*range(len(classes)), IGNORE}
     table = builtin_label_table("cityscapes19")
-    return table.ignore | {number for class_ids in table.ids for number in class_ids}
+    return set(table.ignore).union(*table.ids)
 
 
 def _unknown_ids_message(unknown_by_file: dict[Path, list[int]], ids: Ids, images: int) -> str:
@@ -226,7 +175,6 @@ def _prediction_classes(folder: Path, ids: Ids, dataset: PreparedDataset) -> Cla
 
 def _train_id_table(classes: ClassSpace) -> bytes:
     """Return 256 entries: the train id of each label id, `IGNORE` for ids without a class."""
-    table = bytearray([IGNORE] * 256)
-    for train_id, label_id in enumerate(label_ids(classes)):
-        table[label_id] = train_id
-    return bytes(table)
+    table = np.full(256, IGNORE, np.uint8)
+    table[list(label_ids(classes))] = range(len(classes))
+    return table.tobytes()

@@ -26,8 +26,6 @@ from udaseg.inference.pipeline import RELEASE_SIZE
 from udaseg.runs.scores import Scores
 from udaseg.text import format_size, percent
 
-FULL_SIZE = "full size"
-RELEASE = "release of DACS and RCCR"
 _TRAINED_IOU = 0.01  # below, a class counts as untrained: no label ever supervised its output
 
 
@@ -56,36 +54,36 @@ class ScoringOptions:
                 raise UsageError(f"--{name} must be {_alternatives(known)}, got {number}")
 
 
+PUBLISHED_SCORING = ScoringOptions()
+
+
 def summarise(
     matrix: ConfusionMatrix,
     classes: ClassSpace,
     dataset: PreparedDataset,
     split: str,
-    inference: dict[str, str],
+    inference: Mapping[str, str],
+    scoring: ScoringOptions = PUBLISHED_SCORING,
     *,
-    protocol: int | None = None,
-    convention: int | None = None,
     release: bool = False,
 ) -> Scores:
     """Return the scores of a matrix with its protocol line, means, and notes.
 
     Args:
-        matrix: Over `classes`, with the dataset's other classes appended.
+        matrix: Over `classes`, with the dataset's other classes as outside classes.
         classes: Classes of the network.
         dataset: Dataset that was scored.
         split: Split of the dataset.
         inference: Inference options for the protocol line.
-        protocol: Show only the mean over 19, 16 or 13 classes.
-        convention: 19 or 16, see `udaseg.evaluation.protocols`; None is the network's own.
+        scoring: Which means, by which convention.
         release: Scored at the size used by the released code of DACS and RCCR.
     """
     assert dataset.classes is not None
-    truth = dataset.classes.names
+    truth, convention = dataset.classes.names, scoring.convention
     applicable = applicable_conventions(classes.names, truth)
     applied = convention if convention in applicable else next(iter(applicable), None)
     scored = score_under_convention(applied, matrix, classes.names, truth)
-    means = _requested_means(scored.means, protocol, dataset)
-    notes = _notes(scored, classes, dataset)
+    notes = _notes(scored, classes.names, truth)
     if convention is not None and convention not in applicable:
         notes.append(f"convention {convention} makes no difference for these classes")
     notes += _other_convention_note(applicable, applied, matrix, classes.names, truth)
@@ -101,32 +99,27 @@ def summarise(
         iou=_by_class(scored.matrix.iou()),
         accuracy=_by_class(scored.matrix.accuracy()),
         truth_share=_by_class(scored.matrix.truth_share()),
-        means=means,
+        means=_requested_means(scored.means, scoring.protocol, dataset),
         pixel_accuracy=scored.matrix.pixel_accuracy(),
         confusion=scored.matrix.counts.tolist(),
         notes=notes,
     )
 
 
-def check_protocol(names: tuple[str, ...], protocol: int | None, convention: int | None) -> None:
-    """Refuse a mean over classes that the network does not have.
-
-    Raises:
-        UsageError: It lacks some of them, and the convention does not count those as 0.
-    """
+def check_protocol(names: Sequence[str], scoring: ScoringOptions) -> None:
+    """Refuse a mean over classes that the network lacks, unless the convention counts them as 0."""
+    protocol, convention = scoring.protocol, scoring.convention
     listed = f"it has {', '.join(names)}"
-    sixteen = 16 in class_positions_by_protocol(names)
-    if convention is not None and not sixteen:
+    means = class_positions_by_protocol(names)
+    if convention is not None and 16 not in means:
         raise UsageError(
             f"--convention {convention}: the network lacks some of the 16 classes; {listed}"
         )
     if protocol == 19 and convention == 16:
         raise UsageError("--protocol 19 needs --convention 19; convention 16 has 16 classes")
-    if protocol is None or protocol in class_positions_by_protocol(names):
+    if protocol is None or protocol in means or convention == 19:
         return
-    if sixteen and convention == 19:
-        return
-    hint = "; --convention 19 counts them as 0" if sixteen else ""
+    hint = "; --convention 19 counts them as 0" if 16 in means else ""
     raise UsageError(
         f"--protocol {protocol}: the network lacks some of these classes; {listed}{hint}"
     )
@@ -139,22 +132,17 @@ def _alternatives(numbers: Sequence[int]) -> str:
 
 def _requested_means(
     means: Mapping[str, float], protocol: int | None, dataset: PreparedDataset
-) -> dict[str, float]:
-    """Return the mean over `protocol` classes; all means if it is None.
-
-    Raises:
-        UsageError: There is no such mean, for example 19 if neither the network nor the labels
-            have all 19 classes.
-    """
-    requested = {
-        name: mean for name, mean in means.items() if protocol in (None, _class_count(name))
-    }
-    if not requested:
+) -> Mapping[str, float]:
+    """Return the mean over `protocol` classes, which may be missing; all means if it is None."""
+    name = f"mIoU-{protocol}"
+    if protocol is None:
+        return means
+    if name not in means:
         raise UsageError(
             f"--protocol {protocol}: network and labels of {dataset.name} together have no such "
             f"mean, only {', '.join(means)}"
         )
-    return requested
+    return {name: means[name]}
 
 
 def _data_facts(dataset: PreparedDataset, split: str, *, release: bool) -> dict[str, str]:
@@ -168,14 +156,9 @@ def _data_facts(dataset: PreparedDataset, split: str, *, release: bool) -> dict[
         "data": dataset.name,
         "split": split,
         "images": str(len(samples)),
-        "protocol": RELEASE if release else FULL_SIZE,
+        "protocol": "release of DACS and RCCR" if release else "full size",
         "scored at": resolution,
     }
-
-
-def _class_count(name: str) -> int | None:
-    _, _, count = name.partition("-")
-    return int(count) if count else None
 
 
 def _describe_convention(convention: int, names: tuple[str, ...]) -> str:
@@ -186,46 +169,35 @@ def _describe_convention(convention: int, names: tuple[str, ...]) -> str:
     )
 
 
-def _notes(scored: ProtocolScores, classes: ClassSpace, dataset: PreparedDataset) -> list[str]:
+def _notes(scored: ProtocolScores, names: Sequence[str], truth: Sequence[str]) -> list[str]:
     """Return a sentence for each kind of class that a plain IoU does not describe."""
-    assert dataset.classes is not None
-    truth_names, matrix = dataset.classes.names, scored.matrix
-    iou = dict(zip(scored.names, matrix.iou().tolist(), strict=True))
-    predicted = dict(zip(scored.names, matrix.counts.sum(0).tolist(), strict=True))
-    notes = []
-    absent = [name for name in classes.names if math.isnan(iou[name]) and name in truth_names]
-    if absent:
-        notes.append(f"no truth for {', '.join(absent)}: shown as - and excluded from the mean")
-    network_only = [name for name in classes.names if name not in truth_names]
-    if network_only:
-        notes.append(
-            f"no truth for {', '.join(network_only)}, classes that only the network has: "
-            "shown as - and excluded from the mean"
-        )
-    unknown = classes_only_in_truth(classes.names, truth_names)
-    counted = [name for name in unknown if name in scored.names]
-    if counted:
-        notes.append(
-            f"the network does not know {', '.join(counted)}: IoU 0, and these pixels count as "
-            "errors of the predicted classes"
-        )
-    without_truth = [name for name in classes.names if math.isnan(iou[name]) and predicted[name]]
-    if without_truth and set(scored.names) == set(SUBSETS[19]):
-        known_ious = [value for value in iou.values() if not math.isnan(value)]
-        strict = sum(known_ious) / (len(known_ious) + len(without_truth))
-        notes.append(
-            f"predicted but without truth: {', '.join(without_truth)}; the official script of "
-            f"Cityscapes counts these as 0, its mean would be {percent(strict)}"
-        )
-    unscored = [name for name in unknown if name not in scored.names]
-    if unscored:
-        notes.append(
-            f"the network does not know {', '.join(unscored)}: these pixels are not scored"
-        )
-    unpredicted = [name for name in classes.names if iou[name] == 0 and not predicted[name]]
-    if unpredicted:
-        notes.append(f"never predicted: {', '.join(unpredicted)}; each counts as 0 in the mean")
-    return notes
+    iou = dict(zip(scored.names, scored.matrix.iou().tolist(), strict=True))
+    predicted = dict(zip(scored.names, scored.matrix.counts.sum(0).tolist(), strict=True))
+    measured = [value for value in iou.values() if not math.isnan(value)]
+    without_truth = [name for name in names if math.isnan(iou[name])]
+    guessed = [name for name in without_truth if predicted[name]]
+    if set(scored.names) != set(SUBSETS[19]):
+        guessed = []
+    official_mean = percent(sum(measured) / max(1, len(measured) + len(guessed)))
+    unknown = classes_only_in_truth(names, truth)
+    classes_by_note = {
+        "no truth for {}: shown as - and excluded from the mean": [
+            name for name in without_truth if name in truth
+        ],
+        "no truth for {}, classes that only the network has: shown as - and excluded from the "
+        "mean": [name for name in names if name not in truth],
+        "the network does not know {}: IoU 0, and these pixels count as errors of the predicted "
+        "classes": [name for name in unknown if name in scored.names],
+        "predicted but without truth: {}; the official script of Cityscapes counts these as 0, "
+        f"its mean would be {official_mean}": guessed,
+        "the network does not know {}: these pixels are not scored": [
+            name for name in unknown if name not in scored.names
+        ],
+        "never predicted: {}; each counts as 0 in the mean": [
+            name for name in names if iou[name] == 0 and not predicted[name]
+        ],
+    }
+    return [note.format(", ".join(found)) for note, found in classes_by_note.items() if found]
 
 
 def _other_convention_note(

@@ -24,11 +24,9 @@ class Server:
     """Requirements of a test server.
 
     Attributes:
-        name: Name on the command line.
         pattern: Stems of its images; the server reads the group `key`.
         size: (height, width) of its images.
         images: Size of its test set.
-        ids: Ids that it expects.
         folders: Folders of the zip with one file per image; "" is the top level. A folder
             `confidence` has 16-bit images, 65535 for certain.
         url: URL to submit to.
@@ -43,38 +41,18 @@ class Server:
     url: str
 
 
-SERVERS = {
-    server.name: server
-    for server in (
-        Server(
-            name="cityscapes",
-            pattern=CITYSCAPES_KEY,
-            size=(1024, 2048),
-            images=1525,
-            ids="label",
-            folders=("",),
-            url="https://www.cityscapes-dataset.com/submit/",
-        ),
-        Server(
-            name="acdc",
-            pattern=FRAME_KEY,
-            size=(1080, 1920),
-            images=2000,
-            ids="train",
-            folders=("labelTrainIds",),
-            url="https://acdc.vision.ee.ethz.ch/submit",
-        ),
-        Server(
-            name="dark-zurich",
-            pattern=FRAME_KEY,
-            size=(1080, 1920),
-            images=151,
-            ids="train",
-            folders=("labelTrainIds", "labelTrainIds_invalid", "confidence"),
-            url="https://codalab.lisn.upsaclay.fr/competitions/3783",
-        ),
-    )
-}
+_CITYSCAPES_URL = "https://www.cityscapes-dataset.com/submit/"
+_ACDC_URL = "https://acdc.vision.ee.ethz.ch/submit"
+_DARK_ZURICH_URL = "https://codalab.lisn.upsaclay.fr/competitions/3783"
+_DARK_ZURICH_FOLDERS = ("labelTrainIds", "labelTrainIds_invalid", "confidence")
+_ALL = (
+    Server("cityscapes", CITYSCAPES_KEY, (1024, 2048), 1525, "label", ("",), _CITYSCAPES_URL),
+    Server("acdc", FRAME_KEY, (1080, 1920), 2000, "train", ("labelTrainIds",), _ACDC_URL),
+    Server(
+        "dark-zurich", FRAME_KEY, (1080, 1920), 151, "train", _DARK_ZURICH_FOLDERS, _DARK_ZURICH_URL
+    ),
+)
+SERVERS = {server.name: server for server in _ALL}
 """The servers of `--submit`. Names, sizes and folders are those of the Cityscapes evaluation script
 and of published submissions to the other two, whose own pages were not available."""
 
@@ -84,31 +62,27 @@ def member_names(
 ) -> dict[str, dict[str, str]]:
     """Return, for each image, the file in each folder of the zip.
 
-    Raises:
-        UsageError: Names or sizes of the images do not match the server.
+    Images whose name or size the server does not expect are refused.
     """
     names: dict[str, dict[str, str]] = {}
-    keys: dict[str, str] = {}
+    images: dict[str, str] = {}
     for sample in samples:
         stem = PurePosixPath(sample.image).stem
         match = server.pattern.fullmatch(stem)
+        refused = f"--submit {server.name}: {sample.image}"
         if match is None:
             raise UsageError(
-                f"--submit {server.name}: {sample.image} of {dataset.name} is not named "
-                f"like an image of {server.name}"
+                f"{refused} of {dataset.name} is not named like an image of {server.name}"
             )
-        if (sample.height, sample.width) != server.size:
-            actual, required = format_size((sample.height, sample.width)), format_size(server.size)
+        size = (sample.height, sample.width)
+        if size != server.size:
             raise UsageError(
-                f"--submit {server.name}: {sample.image} of {dataset.name} is {actual}, "
-                f"but the server's images are {required}"
+                f"{refused} of {dataset.name} is {format_size(size)}, "
+                f"but the server's images are {format_size(server.size)}"
             )
-        other = keys.setdefault(match["key"], sample.image)
+        other = images.setdefault(match["key"], sample.image)
         if other != sample.image:
-            raise UsageError(
-                f"--submit {server.name}: {sample.image} and {other} are "
-                "the same image to the server"
-            )
+            raise UsageError(f"{refused} and {other} are the same image to the server")
         names[sample.image] = {
             folder: str(PurePosixPath(folder) / f"{stem}.png") for folder in server.folders
         }
@@ -118,13 +92,7 @@ def member_names(
 def check_package(path: Path, server: Server, members: Mapping[str, str]) -> None:
     """Read a finished zip from disk and check everything that the server requires.
 
-    Args:
-        path: The zip.
-        server: Server to submit to.
-        members: Expected files with their folders; no other files are allowed.
-
-    Raises:
-        DataError: Lists the problems, one per line.
+    `members` are the expected files with their folders; no other files are allowed.
     """
     faults: list[str] = []
     try:
@@ -141,17 +109,6 @@ def check_package(path: Path, server: Server, members: Mapping[str, str]) -> Non
             f"{path}: is not a valid package for {server.name}:\n  "
             + "\n  ".join([*faults[:_MAX_FAULTS], *more])
         )
-
-
-def allowed_values(server: Server, folder: str) -> frozenset[int]:
-    """Return the pixel values allowed in files of a folder; all 16-bit values in `confidence`."""
-    if folder == "confidence":
-        return frozenset(range(2**16))
-    table = builtin_label_table("cityscapes19")
-    if server.ids == "label":
-        return frozenset(class_ids[0] for class_ids in table.ids)
-    void = {255} if folder == "labelTrainIds_invalid" else set()
-    return frozenset(range(len(table.classes))) | void
 
 
 def _check_names(listed: Sequence[str], members: Mapping[str, str]) -> list[str]:
@@ -181,9 +138,15 @@ def _check_file(name: str, data: bytes, server: Server, folder: str) -> list[str
     if folder == "confidence":
         return []
     counts = cv2.calcHist([pixels], [0], None, [256], [0, 256]).ravel()
-    invalid = sorted(set(np.flatnonzero(counts).tolist()) - allowed_values(server, folder))
-    return (
-        [f"{name}: contains {', '.join(map(str, invalid))}, which are not {server.ids} ids"]
-        if invalid
-        else []
-    )
+    invalid = sorted(set(np.flatnonzero(counts).tolist()) - _allowed_ids(server, folder))
+    if not invalid:
+        return []
+    return [f"{name}: contains {', '.join(map(str, invalid))}, which are not {server.ids} ids"]
+
+
+def _allowed_ids(server: Server, folder: str) -> set[int]:
+    table = builtin_label_table("cityscapes19")
+    if server.ids == "label":
+        return {class_ids[0] for class_ids in table.ids}
+    void = {255} if folder == "labelTrainIds_invalid" else set()
+    return {*range(len(table.classes)), *void}

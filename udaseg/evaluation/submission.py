@@ -3,7 +3,7 @@
 import logging
 import os
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ from udaseg.evaluation.servers import SERVERS, Server, check_package, member_nam
 from udaseg.files import open_atomic
 from udaseg.inference import trained_model
 from udaseg.inference.pipeline import InferenceOptions, SamplePrediction, infer
-from udaseg.inference.trained_model import Model
 from udaseg.runs.folder import run_folder_of
 
 log = logging.getLogger(__name__)
@@ -97,12 +96,16 @@ def submit(
         package = udaseg.submit("runs/city-rccr", "acdc", data="acdc_test.yaml")
         print(package.path, package.server.url)
     """
-    requirements, options = _find_server(server), options or SubmissionOptions()
+    options = options or SubmissionOptions()
+    if server not in SERVERS:
+        raise UsageError(f"no test server '{server}'; there are {', '.join(SERVERS)}")
+    requirements = SERVERS[server]
     model = trained_model.load(Path(run), weights=options.weights, device=options.device)
     table = np.frombuffer(lookup_table(server_ids(model.classes, requirements.ids)), np.uint8)
     dataset, inference = open_eval_data(model.recipe, data, options.inference, options.root)
     split = split or _default_split(dataset)
-    names = member_names(requirements, dataset, dataset.split(split))
+    samples = dataset.split(split)
+    names = member_names(requirements, dataset, samples)
     words = [f"{server}-{dataset.name}-{split}-step-{model.step:06d}"]
     words += [] if options.weights == "student" else [options.weights]
     words += option_words(inference)
@@ -111,44 +114,26 @@ def submit(
     if path.exists():
         raise UsageError(f"{path}: exists already; move it, or choose another folder with --out")
     _warn_if_incomplete(requirements, dataset, split)
-    _write_package(path, _predict(model, dataset, split, inference, requirements), names, table)
+    predictions = infer(
+        model.segmenter,
+        dataset,
+        samples,
+        inference,
+        device=model.device,
+        truth=False,
+        confidence="confidence" in requirements.folders,
+    )
+    _write_package(path, predictions, names, table)
     folders = {name: folder for members in names.values() for folder, name in members.items()}
     check_package(path, requirements, folders)
     return Submission(path, requirements, len(names))
 
 
-def _find_server(name: str) -> Server:
-    if name not in SERVERS:
-        raise UsageError(f"no test server '{name}'; there are {', '.join(SERVERS)}")
-    return SERVERS[name]
-
-
-def _predict(
-    model: Model,
-    dataset: PreparedDataset,
-    split: str,
-    inference: InferenceOptions,
-    server: Server,
-) -> Iterator[SamplePrediction]:
-    return infer(
-        model.segmenter,
-        dataset,
-        dataset.split(split),
-        inference,
-        device=model.device,
-        truth=False,
-        confidence="confidence" in server.folders,
-    )
-
-
 def _default_split(dataset: PreparedDataset) -> str:
-    """Return the default split for a server.
-
-    Raises:
-        UsageError: There are several splits, and none is `test`.
-    """
-    if "test" in dataset.splits or len(dataset.splits) == 1:
-        return "test" if "test" in dataset.splits else next(iter(dataset.splits))
+    if "test" in dataset.splits:
+        return "test"
+    if len(dataset.splits) == 1:
+        return next(iter(dataset.splits))
     raise UsageError(
         f"{dataset.name} has no split 'test', but {', '.join(dataset.splits)}; choose one with "
         "--split, or give the folder of the test images as --data"
@@ -177,11 +162,8 @@ def _write_package(
 ) -> None:
     """Write the zip.
 
-    Args:
-        path: The zip.
-        predictions: One for each image in `names`.
-        names: The file of each image in each folder, as `member_names` returns them.
-        table: (256,) id in the file of each train id.
+    `names` has the file of each image in each folder, `table` (256,) the written id of each train
+    id.
     """
     with (
         open_atomic(path) as file,
@@ -190,26 +172,18 @@ def _write_package(
     ):
         for prediction in predictions:
             for folder, member in names[prediction.sample.image].items():
+                pixels = _file_pixels(prediction, folder, table)
+                _, png = cv2.imencode(".png", pixels, _PNG_OPTIONS)
                 # without a timestamp, so that equal predictions give identical files
-                package.writestr(
-                    zipfile.ZipInfo(member), _encode_png(_file_pixels(prediction, folder, table))
-                )
+                package.writestr(zipfile.ZipInfo(member), png.tobytes())
             progress.advance()
 
 
 def _file_pixels(
     prediction: SamplePrediction, folder: str, table: NDArray[np.uint8]
 ) -> NDArray[np.integer[Any]]:
-    """Return the pixels of one file of the package."""
     if folder == "confidence":
         assert prediction.confidence is not None
         confidence = np.nan_to_num(prediction.confidence).clip(0, 1)
         return np.asarray(np.rint(confidence * _MAX_CONFIDENCE), np.uint16)
     return np.asarray(cv2.LUT(prediction.labels, table), np.uint8)
-
-
-def _encode_png(pixels: NDArray[np.integer[Any]]) -> bytes:
-    ok, encoded = cv2.imencode(".png", pixels, _PNG_OPTIONS)
-    if not ok:
-        raise ValueError(f"{pixels.shape} could not be encoded as a PNG")
-    return encoded.tobytes()

@@ -1,44 +1,17 @@
 """The `udaseg eval` command: score a run or prediction files, or package predictions."""
 
-from enum import StrEnum
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from udaseg.cli.options import (
-    AnyDevice,
-    Flip,
-    Format,
-    Quiet,
-    Root,
-    Verbose,
-    Weights,
-    WeightsOption,
-    Window,
-    parse_height_width,
-    parse_scales,
-)
+from udaseg.cli import options
 from udaseg.cli.verbosity import set_verbosity
 from udaseg.errors import GateError, UsageError
 
-if TYPE_CHECKING:
-    from udaseg import InferenceOptions, Scores, ScoringOptions
-
-
-class LabelIds(StrEnum):
-    """Kind of class ids in a prediction PNG."""
-
-    train = "train"
-    label = "label"
-
-
-class TestServer(StrEnum):
-    """Test server that a package of predictions is for."""
-
-    cityscapes = "cityscapes"
-    acdc = "acdc"
-    dark_zurich = "dark-zurich"
+LabelIds = Literal["train", "label"]
+TestServer = Literal["cityscapes", "acdc", "dark-zurich"]
 
 
 def evaluate(
@@ -58,10 +31,10 @@ def evaluate(
     split: Annotated[
         str | None, typer.Option(help="Split to score. Default: val; with --submit: test.")
     ] = None,
-    weights: WeightsOption = Weights.student,
-    flip: Flip = False,
+    weights: options.WeightsOption = "student",
+    flip: options.Flip = False,
     scales: Annotated[str, typer.Option(help="Comma-separated scales to average over.")] = "1.0",
-    window: Window = None,
+    window: options.Window = None,
     protocol: Annotated[
         int | None, typer.Option(metavar="19|16|13", help="Classes included in mIoU.")
     ] = None,
@@ -92,14 +65,14 @@ def evaluate(
         typer.Option(
             help="Train ids or Cityscapes label ids in the PNGs of --predictions, --save."
         ),
-    ] = LabelIds.train,
+    ] = "train",
     submit: Annotated[
         TestServer | None,
         typer.Option(help="Write a package for this test server instead of scoring."),
     ] = None,
     output_format: Annotated[
-        Format, typer.Option("--format", help="Output format.")
-    ] = Format.table,
+        options.ScoreFormat, typer.Option("--format", help="Output format.")
+    ] = "table",
     fail_under: Annotated[
         float | None, typer.Option(help="Exit with code 7 if mIoU is below this percentage.")
     ] = None,
@@ -107,20 +80,24 @@ def evaluate(
         Path | None,
         typer.Option(help="Folder of the scores or the package. Default: in the run folder."),
     ] = None,
-    device: AnyDevice = "auto",
-    root: Root = Path("data"),
-    verbose: Verbose = False,
-    quiet: Quiet = False,
+    device: options.AnyDevice = "auto",
+    root: options.Root = Path("data"),
+    verbose: options.Verbose = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Score a run, a checkpoint or predictions on labelled images."""
-    factors, window_size = parse_scales(scales), parse_height_width("--window", window)
+    factors = options.parse_scales(scales)
+    window_size = options.parse_height_width("--window", window)
     set_verbosity(verbose, quiet)
+    import udaseg
+    from udaseg.cli.printing.scores import print_scores, print_submission
+
     if predictions is not None:
         _refuse_options(
             "--predictions scores files and runs no network",
             {
                 "CHECKPOINT|RUN": run is not None,
-                "--weights": weights is not Weights.student,
+                "--weights": weights != "student",
                 "--flip": flip,
                 "--scales": factors != (1.0,),
                 "--window": window is not None,
@@ -131,8 +108,15 @@ def evaluate(
         )
         if data is None:
             raise UsageError("--predictions needs --data DATA, the data set of the predictions")
-        scoring = _scoring_options(protocol, convention, out)
-        scores = _score_files(predictions, data, split, ids, release, scoring, root)
+        scores = udaseg.score_predictions(
+            predictions=predictions,
+            data=data,
+            split=split or "val",
+            ids=ids,
+            release=release,
+            scoring=udaseg.ScoringOptions(protocol, convention, out),
+            root=root,
+        )
     elif run is None:
         raise UsageError(
             "Missing argument 'CHECKPOINT|RUN'; give one, or --predictions DIR --data DATA"
@@ -145,129 +129,37 @@ def evaluate(
                 "--convention": convention is not None,
                 "--release": release,
                 "--save": save is not None,
-                "--ids": ids is not LabelIds.train,
+                "--ids": ids != "train",
                 "--fail-under": fail_under is not None,
             },
         )
-        inference = _inference_options(flip, factors, window_size, batch)
-        _write_package(run, submit, data, split, weights, inference, out, device, root)
+        inference = udaseg.InferenceOptions(
+            flip=flip, scales=factors, window=window_size, batch=batch
+        )
+        packaging = udaseg.SubmissionOptions(weights, inference, out, device, root)
+        package = udaseg.submit(run=run, server=submit, data=data, split=split, options=packaging)
+        print_submission(package)
         return
     else:
-        scoring = _scoring_options(protocol, convention, out)
-        inference = _inference_options(flip, factors, window_size, batch, release=release)
-        scores = _score_run(run, data, split, weights, inference, scoring, save, ids, device, root)
-    _report(scores, output_format, fail_under)
+        evaluation = udaseg.EvaluationOptions(
+            weights=weights,
+            inference=udaseg.InferenceOptions(
+                flip=flip, scales=factors, window=window_size, release=release, batch=batch
+            ),
+            scoring=udaseg.ScoringOptions(protocol, convention, out),
+            save=save,
+            ids=ids,
+            device=device,
+            root=root,
+        )
+        scores = udaseg.evaluate(run=run, data=data, split=split or "val", options=evaluation)
+    print_scores(scores, output_format)
+    if fail_under is not None and not 100 * scores.miou >= fail_under:  # or not measured
+        label = next(iter(scores.means))
+        raise GateError(f"{label} is {100 * scores.miou:.2f}, below --fail-under {fail_under:g}")
 
 
-def _score_run(
-    run: Path,
-    data: str | None,
-    split: str | None,
-    weights: Weights,
-    inference: "InferenceOptions",
-    scoring: "ScoringOptions",
-    save: Path | None,
-    ids: LabelIds,
-    device: str,
-    root: Path,
-) -> "Scores":
-    import udaseg
-
-    options = udaseg.EvaluationOptions(
-        weights=weights.value,
-        inference=inference,
-        scoring=scoring,
-        save=save,
-        ids=ids.value,
-        device=device,
-        root=root,
-    )
-    return udaseg.evaluate(run=run, data=data, split=split or "val", options=options)
-
-
-def _score_files(
-    predictions: Path,
-    data: str,
-    split: str | None,
-    ids: LabelIds,
-    release: bool,
-    scoring: "ScoringOptions",
-    root: Path,
-) -> "Scores":
-    import udaseg
-
-    return udaseg.score_predictions(
-        predictions=predictions,
-        data=data,
-        split=split or "val",
-        ids=ids.value,
-        release=release,
-        scoring=scoring,
-        root=root,
-    )
-
-
-def _write_package(
-    run: Path,
-    server: TestServer,
-    data: str | None,
-    split: str | None,
-    weights: Weights,
-    inference: "InferenceOptions",
-    out: Path | None,
-    device: str,
-    root: Path,
-) -> None:
-    import udaseg
-    from udaseg.cli.printing.scores import print_submission
-
-    options = udaseg.SubmissionOptions(
-        weights=weights.value, inference=inference, out=out, device=device, root=root
-    )
-    print_submission(
-        udaseg.submit(run=run, server=server.value, data=data, split=split, options=options)
-    )
-
-
-def _scoring_options(
-    protocol: int | None, convention: int | None, out: Path | None
-) -> "ScoringOptions":
-    import udaseg
-
-    return udaseg.ScoringOptions(protocol=protocol, convention=convention, out=out)
-
-
-def _inference_options(
-    flip: bool,
-    scales: tuple[float, ...],
-    window: tuple[int, int] | None,
-    batch: int | None,
-    *,
-    release: bool = False,
-) -> "InferenceOptions":
-    import udaseg
-
-    return udaseg.InferenceOptions(
-        flip=flip, scales=scales, window=window, batch=batch, release=release
-    )
-
-
-def _refuse_options(reason: str, given: dict[str, bool]) -> None:
-    """Raise `UsageError` if one of these options is given."""
+def _refuse_options(reason: str, given: Mapping[str, bool]) -> None:
     others = [name for name, is_given in given.items() if is_given]
     if others:
         raise UsageError(f"{reason}; leave out {', '.join(others)}")
-
-
-def _report(scores: "Scores", output_format: Format, fail_under: float | None) -> None:
-    """Print the scores, then check the gate.
-
-    Raises:
-        GateError: The first mean is below `fail_under` percent, or was not measured.
-    """
-    from udaseg.cli.printing.scores import print_scores
-
-    print_scores(scores, output_format)
-    if fail_under is not None and not 100 * scores.miou >= fail_under:
-        label = next(iter(scores.means))
-        raise GateError(f"{label} is {100 * scores.miou:.2f}, below --fail-under {fail_under:g}")

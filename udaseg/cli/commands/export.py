@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from udaseg.cli.options import Overwrite, Quiet, Root, Run, Verbose, Weights, WeightsOption
+from udaseg.cli.options import Overwrite, Quiet, Root, Run, Verbose, WeightsOption
 from udaseg.cli.verbosity import set_verbosity
 
 
@@ -29,7 +29,7 @@ def export(
     pixels: Annotated[
         Pixels, typer.Option("--input", help="RGB input as uint8 0..255 or float 0..1.")
     ] = Pixels.uint8,
-    weights: WeightsOption = Weights.student,
+    weights: WeightsOption = "student",
     images: Annotated[
         int,
         typer.Option(min=0, help="Number of target images to check the file with (0: no check)."),
@@ -49,7 +49,7 @@ def export(
         out=out,
         argmax=argmax,
         pixels=pixels.value,
-        weights=weights.value,
+        weights=weights,
         images=images,
         overwrite=overwrite,
         root=root,

@@ -1,20 +1,12 @@
 """The `udaseg info` command."""
 
-import json
-from typing import Annotated
-
-import typer
-
-from udaseg.cli.commands.select import TableFormat
-from udaseg.cli.options import Quiet, Run, Verbose
+from udaseg.cli.options import OutputFormat, Quiet, Run, Verbose
 from udaseg.cli.verbosity import set_verbosity
 
 
 def info(
     run: Run,
-    output_format: Annotated[
-        TableFormat, typer.Option("--format", help="Output format.")
-    ] = TableFormat.table,
+    output_format: OutputFormat = "table",
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
@@ -23,11 +15,11 @@ def info(
     from rich.table import Table
 
     import udaseg
-    from udaseg.display.console import open_console, safe_text
+    from udaseg.display.console import open_console, print_json, safe_text
 
     rows = udaseg.info(run=run).to_json()
-    if output_format is TableFormat.json:
-        open_console(soft_wrap=True).print(safe_text(json.dumps(rows, indent=2)))
+    if output_format == "json":
+        print_json(rows)
         return
     table = Table(show_header=False, box=None)
     for title, content in rows.items():

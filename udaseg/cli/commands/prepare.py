@@ -39,7 +39,7 @@ def prepare(
     ] = 0,
     on_mismatch: Annotated[
         OnMismatch, typer.Option(help="What to do when label and image sizes differ.")
-    ] = OnMismatch.exclude,
+    ] = "exclude",
     exclude: Annotated[
         list[str] | None,
         typer.Option(
@@ -58,7 +58,7 @@ def prepare(
     ] = None,
     cache_format: Annotated[
         CacheFormat, typer.Option(help="raw loads faster and needs zstd.")
-    ] = CacheFormat.png,
+    ] = "png",
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
@@ -76,13 +76,13 @@ def prepare(
         return
     options = udaseg.PrepareOptions(
         max_bad=max_bad,
-        on_mismatch=on_mismatch.value,
+        on_mismatch=on_mismatch,
         exclude=tuple(exclude or ()),
         check_only=check_only,
         seed=seed,
         size=size_px,
         workers=workers,
-        cache=None if cache_px is None else udaseg.CacheOptions(cache_px, cache_format.value),
+        cache=None if cache_px is None else udaseg.CacheOptions(cache_px, cache_format),
     )
     failure = None
     try:

@@ -1,21 +1,12 @@
 """The `udaseg select` command."""
 
-import json
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from udaseg.cli.options import AnyDevice, Quiet, Root, Verbose, Weights, WeightsOption
+from udaseg.cli import options
 from udaseg.cli.verbosity import set_verbosity
-
-
-class TableFormat(StrEnum):
-    """Output format of a command that prints one table."""
-
-    table = "table"
-    json = "json"
 
 
 def select(
@@ -39,32 +30,29 @@ def select(
         bool,
         typer.Option("--oracle", help="Also score with target labels; the output is marked."),
     ] = False,
-    weights: WeightsOption = Weights.student,
-    output_format: Annotated[
-        TableFormat, typer.Option("--format", help="Output format.")
-    ] = TableFormat.table,
-    device: AnyDevice = "auto",
-    root: Root = Path("data"),
-    verbose: Verbose = False,
-    quiet: Quiet = False,
+    weights: options.WeightsOption = "student",
+    output_format: options.OutputFormat = "table",
+    device: options.AnyDevice = "auto",
+    root: options.Root = Path("data"),
+    verbose: options.Verbose = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Choose the best checkpoint or run without target labels."""
     set_verbosity(verbose, quiet)
     import udaseg
     from udaseg.cli.printing.selection import print_selection
-    from udaseg.display.console import open_console
+    from udaseg.display.console import print_json
 
-    options = udaseg.SelectOptions(
+    comparison = udaseg.SelectOptions(
         oracle=oracle,
         all_checkpoints=every,
         images=images,
-        weights=weights.value,
+        weights=weights,
         device=device,
         root=root,
     )
-    selection = udaseg.select(runs=runs, data=data, split=split, options=options)
-    if output_format is TableFormat.json:
-        console = open_console(soft_wrap=True)
-        console.print(json.dumps(selection.to_json(), indent=2), markup=False)
+    selection = udaseg.select(runs=runs, data=data, split=split, options=comparison)
+    if output_format == "json":
+        print_json(selection.to_json())
     else:
         print_selection(selection)

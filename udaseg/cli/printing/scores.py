@@ -1,9 +1,8 @@
 """Prints what `udaseg.evaluate`, `udaseg.score_predictions` and `udaseg.submit` return."""
 
-import json
 from typing import TYPE_CHECKING
 
-from udaseg.display.console import open_console, safe_text
+from udaseg.display.console import open_console, print_json, print_line
 from udaseg.display.score_tables import score_table
 from udaseg.text import format_size
 
@@ -13,14 +12,15 @@ if TYPE_CHECKING:
 
 def print_scores(scores: "Scores", output_format: str = "table") -> None:
     """Print scores as `table`, `json`, `csv` or `md`."""
-    if output_format == "table":
-        open_console().print(score_table(scores))
-        return
-    if output_format == "json":
-        text = json.dumps(scores.to_json(), indent=2)
-    else:
-        text = scores.to_csv() if output_format == "csv" else scores.to_markdown()
-    open_console(soft_wrap=True).print(text, markup=False)
+    match output_format:
+        case "table":
+            open_console().print(score_table(scores))
+        case "json":
+            print_json(scores.to_json())
+        case "csv":
+            print_line(scores.to_csv())
+        case _:
+            print_line(scores.to_markdown())
 
 
 def print_submission(submission: "Submission") -> None:
@@ -36,4 +36,4 @@ def print_submission(submission: "Submission") -> None:
     if submission.images != server.images:
         lines.append(f"but the test set of {server.name} has {server.images} images")
     lines.append(f"submit it at {server.url}")
-    open_console(soft_wrap=True).print(safe_text("\n".join(lines)))
+    print_line("\n".join(lines))

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from udaseg.display.console import open_console, safe_text
+from udaseg.display.console import open_console, print_line, safe_text
 
 if TYPE_CHECKING:
     from udaseg import Selection
@@ -17,16 +17,26 @@ def print_selection(selection: "Selection") -> None:
     console = open_console()
     if not console.is_terminal:
         console.width = max(console.width, _MIN_WIDTH)
-    wrapped = open_console(soft_wrap=True)
     if selection.warning is not None:
-        wrapped.print(safe_text(selection.warning, style="bold red"))
+        console.print(safe_text(selection.warning, style="bold red"), soft_wrap=True)
     console.print(_candidate_table(selection))
-    for line in _exclusion_lines(selection):
-        wrapped.print(safe_text(line))
-    wrapped.print(safe_text(f"chosen by mean rank: {selection.best}"))
+    collapsed = [candidate.name for candidate in selection.candidates if candidate.collapsed]
+    if collapsed:
+        print_line(f"predicts almost only one class, so not chosen: {', '.join(collapsed)}")
+    if selection.without_vote:
+        names = ", ".join(selection.without_vote)
+        print_line(f"not computed for every candidate, so not included in the mean rank: {names}")
+    print_line(f"chosen by mean rank: {selection.best}")
     if selection.oracle:
-        for line in _oracle_lines(selection):
-            wrapped.print(safe_text(line))
+        losses = [f"{name} {100 * points:.2f}" for name, points in selection.lost_miou.items()]
+        correlations = [
+            f"{name} {'-' if value is None else f'{value:+.2f}'}"
+            for name, value in selection.rank_correlations.items()
+        ]
+        print_line(
+            f"ORACLE: mIoU points that each choice loses to the best candidate: {', '.join(losses)}"
+        )
+        print_line(f"ORACLE: rank correlation with mIoU (1: same order): {', '.join(correlations)}")
 
 
 def _candidate_table(selection: "Selection") -> Table:
@@ -52,33 +62,6 @@ def _candidate_table(selection: "Selection") -> Table:
         name = f"step {candidate.step}" if one_run else candidate.name
         table.add_row(*map(safe_text, [name, *cells]))
     return table
-
-
-def _exclusion_lines(selection: "Selection") -> list[str]:
-    """Return which candidates could not be chosen, and which criteria did not vote."""
-    lines = []
-    collapsed = [candidate.name for candidate in selection.candidates if candidate.collapsed]
-    if collapsed:
-        lines.append(f"predicts almost only one class, so not chosen: {', '.join(collapsed)}")
-    if selection.without_vote:
-        lines.append(
-            "not computed for every candidate, so not included in the mean rank: "
-            f"{', '.join(selection.without_vote)}"
-        )
-    return lines
-
-
-def _oracle_lines(selection: "Selection") -> list[str]:
-    """Return how far each criterion is from the order of the target labels."""
-    losses = [f"{name} {100 * points:.2f}" for name, points in selection.lost_miou.items()]
-    correlations = [
-        f"{name} {'-' if value is None else f'{value:+.2f}'}"
-        for name, value in selection.rank_correlations.items()
-    ]
-    return [
-        f"ORACLE: mIoU points that each choice loses to the best candidate: {', '.join(losses)}",
-        f"ORACLE: rank correlation with mIoU (1: same order): {', '.join(correlations)}",
-    ]
 
 
 def _format_value(value: float | None) -> str:
