@@ -14,11 +14,9 @@ from udaseg.errors import DataError
 MAX_MEMBERS = 300_000
 """The largest built-in dataset has 100,000 files; a list of this length takes 300 MB of memory."""
 
-MAX_NAME = 1024
-
-MAX_NAME_PART = 255
-"""Limits in bytes for a member's name and for each part of it; file systems accept no more."""
-
+# bytes of a member's name and of each part of it; file systems accept no more
+_MAX_NAME = 1024
+_MAX_NAME_PART = 255
 _MAX_TOTAL = 200 * 2**30
 _MAX_MEMBER = 4 * 2**30
 _MAX_RATIO = 200
@@ -50,13 +48,7 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class MemberContent:
-    """A member whose content can be read.
-
-    Attributes:
-        member: Name, size and checksum.
-        mtime: Modification time in seconds since 1970.
-        open: Opens the content for reading.
-    """
+    """A member whose content can be opened; `mtime` is in seconds since 1970."""
 
     member: Member
     mtime: int
@@ -69,32 +61,16 @@ def damaged_archive_error(archive: Path, problem: str) -> DataError:
 
 
 def safe_member_path(name: str, archive: Path) -> str:
-    """Return the member's path below the target folder, POSIX style.
-
-    Raises:
-        DataError: The path is outside the target folder, or the name is empty or too long.
-    """
+    """Return the member's path below the target folder, POSIX style; refuse any other path."""
     path = PurePosixPath(name)
-    unsafe = (
-        not name
-        or "\0" in name
-        or "\\" in name
-        or path.is_absolute()
-        or ".." in path.parts
-        or not path.parts
-        or (len(name) > 1 and name[1] == ":")
-    )
-    if unsafe:
+    is_unsafe = path.is_absolute() or ".." in path.parts or not path.parts or name[1:2] == ":"
+    if is_unsafe or "\0" in name or "\\" in name:
         raise DataError(
             f"{archive}: member {name!r} would be written outside the target folder; "
             "nothing was unpacked"
         )
-    encoded = [part.encode(errors="surrogateescape") for part in path.parts]
-    if (
-        len(name) > MAX_NAME
-        or sum(map(len, encoded)) > MAX_NAME
-        or max(map(len, encoded)) > MAX_NAME_PART
-    ):
+    sizes = [len(part.encode(errors="surrogateescape")) for part in path.parts]
+    if max(len(name), sum(sizes)) > _MAX_NAME or max(sizes) > _MAX_NAME_PART:
         raise DataError(
             f"{archive}: member {name[:60]!r}... has a name of {len(name):,} characters; "
             "nothing was unpacked"
@@ -110,11 +86,7 @@ class MemberTotals:
         self.members, self.size = 0, 0
 
     def add(self, member: Member) -> None:
-        """Add a member to the totals.
-
-        Raises:
-            DataError: A limit is exceeded: number, size or compression ratio.
-        """
+        """Add a member; raise if number, size or compression ratio exceed a limit."""
         if member.size < 0:
             raise damaged_archive_error(self.archive, f"member {member.name!r} has a negative size")
         self.members += 1
@@ -164,23 +136,15 @@ def refuse_name_clashes(archive: Path, members: Iterable[Member]) -> None:
 
 
 def refuse_conflicting_images(lists: Mapping[Path, Iterable[Member]]) -> None:
-    """Raise a `DataError` if two archives hold different images under the same name.
-
-    Args:
-        lists: The members of each archive.
-    """
-    if len(lists) < 2:
-        return
+    """Raise a `DataError` if two archives hold different images under the same name."""
     first_seen: dict[str, tuple[Path, Member]] = {}
     for archive, members in lists.items():
         for member in members:
             if not member.name.lower().endswith(IMAGE_SUFFIXES):
                 continue
             other, earlier = first_seen.setdefault(member.name, (archive, member))
-            checksums = (earlier.crc, member.crc)
-            if earlier.size != member.size or (
-                None not in checksums and checksums[0] != checksums[1]
-            ):
+            same_content = None in (earlier.crc, member.crc) or earlier.crc == member.crc
+            if earlier.size != member.size or not same_content:
                 raise DataError(
                     f"{other} and {archive} contain different files named {member.name!r}; "
                     "keep only one of the archives"
@@ -198,11 +162,8 @@ def verify_checksum(archive: Path) -> bool:
 
     Returns:
         Whether a checksum exists.
-
-    Raises:
-        DataError: A checksum does not match.
     """
-    expected = list(dict.fromkeys(_listed_checksums(archive)))
+    expected = dict.fromkeys(_listed_checksums(archive))
     for path, digest in expected:
         kind = _ALGORITHM_BY_DIGITS[len(digest)]
         with archive.open("rb") as file:
@@ -216,15 +177,14 @@ def verify_checksum(archive: Path) -> bool:
 
 def _listed_checksums(archive: Path) -> Iterator[tuple[Path, str]]:
     """Yield each checksum listed for `archive`, with the file that lists it."""
-    own_lists = [
-        archive.with_name(f"{archive.name}.{kind}") for kind in _ALGORITHM_BY_DIGITS.values()
-    ]
-    for path in (*own_lists, *(archive.with_name(name) for name in _LIST_NAMES)):
+    own_lists = [f"{archive.name}.{kind}" for kind in _ALGORITHM_BY_DIGITS.values()]
+    for list_name in (*own_lists, *_LIST_NAMES):
+        path = archive.with_name(list_name)
         if not path.is_file() or path.stat().st_size > _MAX_LIST_BYTES:
             continue
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            match = _LINE.fullmatch(line.strip())
-            name = match[2] if match else None
-            nameless = name is None and path in own_lists
-            if match and (nameless or (name is not None and Path(name).name == archive.name)):
-                yield path, match[1].lower()
+            if match := _LINE.fullmatch(line.strip()):
+                # a line without a name is about the archive that the list is named after
+                name = Path(match[2]).name if match[2] else path.stem
+                if name == archive.name:
+                    yield path, match[1].lower()

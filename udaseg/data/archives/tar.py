@@ -7,8 +7,9 @@ import lzma
 import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from udaseg.data.archives.members import (
     Member,
@@ -54,17 +55,17 @@ class TarReader:
     def members(self) -> list[Member]:
         """Return all files of the archive; reads it to the end.
 
-        Raises:
-            DataError: A member would be written outside the target folder, is not a regular file,
-                or is too large; or the archive is cut off.
+        An error if a member would be written outside the target folder, is not a regular file, or
+        is too large, or if the archive is cut off.
         """
         files, totals, end = [], MemberTotals(self.archive), 0
-        for entry in self._entries():
-            name = safe_member_path(entry.name, self.archive)
-            prefix = f"{self.archive}: member {entry.name!r}"
+        for _, entry in self._entries():
+            member = Member(safe_member_path(entry.name, self.archive), entry.size)
             if not (entry.isfile() or entry.isdir()) or entry.issparse():
-                raise DataError(f"{prefix} is a link or a device, not a regular file")
-            member = Member(name, entry.size)
+                raise DataError(
+                    f"{self.archive}: member {entry.name!r} is a link or a device, not a regular "
+                    "file"
+                )
             totals.add(member)
             end = entry.offset_data + -(-entry.size // _BLOCK) * _BLOCK
             if entry.isfile():
@@ -74,27 +75,23 @@ class TarReader:
 
     def contents(self) -> Iterator[MemberContent]:
         """Yield each file; its content must be read before the next one is requested."""
-        self._stream.seek(0)
-        with tarfile.open(fileobj=self._stream, mode="r:") as opened:
-            for entry in _iterate_members(opened):
-                if not entry.isfile():
-                    continue
+        for opened, entry in self._entries():
+            if entry.isfile():
                 member = Member(safe_member_path(entry.name, self.archive), entry.size)
+                mtime = min(max(0, int(entry.mtime)), _MAX_MTIME)
+                # only of a link is there none, and links were refused
+                content = cast("Callable[[], IO[bytes]]", partial(opened.extractfile, entry))
+                yield MemberContent(member, mtime, content)
 
-                def content(entry: tarfile.TarInfo = entry) -> IO[bytes]:
-                    stream = opened.extractfile(entry)
-                    assert stream is not None
-                    return stream
-
-                yield MemberContent(member, min(max(0, int(entry.mtime)), _MAX_MTIME), content)
-
-    def _entries(self) -> Iterator[tarfile.TarInfo]:
+    def _entries(self) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
         self._stream.seek(0)
         with tarfile.open(fileobj=self._stream, mode="r:") as opened:
-            for entry in _iterate_members(opened):
+            while (entry := opened.next()) is not None:
+                # a list of a million members takes a gigabyte
+                opened.members.clear()  # type: ignore[attr-defined]  # public, but not in the stubs
                 # `tar cf x.tar .` starts with an entry for the folder itself
                 if not (entry.isdir() and entry.name in (".", "./")):
-                    yield entry
+                    yield opened, entry
 
     def _refuse_truncated(self, end: int) -> None:
         """Refuse a tar without an end block; one cut between two members unpacks without error."""
@@ -108,17 +105,8 @@ class TarReader:
             if any(piece):
                 raise damaged_archive_error(self.archive, "there is data after its end")
             if padding > _MAX_PADDING:
-                problem = (
-                    f"more than {_MAX_PADDING:,} zero bytes at its end: the download is cut off"
-                )
-                raise damaged_archive_error(self.archive, problem)
-
-
-def _iterate_members(opened: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """Yield the members without storing them: a list of a million takes a gigabyte."""
-    while (entry := opened.next()) is not None:
-        opened.members.clear()  # type: ignore[attr-defined]  # public, but not in the stubs
-        yield entry
+                problem = f"more than {_MAX_PADDING:,} zero bytes at its end"
+                raise damaged_archive_error(self.archive, f"{problem}: the download is cut off")
 
 
 class _BoundedReader(io.RawIOBase):

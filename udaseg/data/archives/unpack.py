@@ -57,11 +57,6 @@ def unpack(
         archives: The archive files.
         into: Target folder; must contain nothing else.
         on_unpack: Called with the megabytes unpacked so far and in total.
-
-    Raises:
-        DataError: An archive is of an unknown type, damaged or too large, or a member would be
-            written outside the target folder.
-        EnvironmentFault: Not enough disk space.
     """
     try:
         lists = {}
@@ -72,36 +67,21 @@ def unpack(
             lists[archive] = _checked_members(archive)
         refuse_conflicting_images(lists)
         _check_disk_space(into, lists.values())
-        progress = _UnpackProgress(sum(map(_total_size, lists.values())), on_unpack)
+        done, total = 0, sum(map(_total_size, lists.values()))
+        report = on_unpack or (lambda *_: None)
+        report(0, total // _MB)
         with disk_space(into, partial(_missing_bytes, into, lists.values())):
             for archive, members in lists.items():
-                total_size = file_size(_total_size(members))
-                log.info("unpacking %s: %d files, %s", archive, len(members), total_size)
-                _write(archive, into, progress)
+                unpacked_size = file_size(_total_size(members))
+                log.info("unpacking %s: %d files, %s", archive, len(members), unpacked_size)
+                for member in _write(archive, into):
+                    done += member.size
+                    report(done // _MB, total // _MB)
         _remove_other_files(into, {member.name for members in lists.values() for member in members})
     except DataError:
         shutil.rmtree(into, ignore_errors=True)
         _part_path(into).unlink(missing_ok=True)
         raise
-
-
-class _UnpackProgress:
-    """Report how much is unpacked; members that already exist count too.
-
-    Args:
-        total: Total bytes.
-        on_unpack: Called with megabytes done and in total, if given.
-    """
-
-    def __init__(self, total: int, on_unpack: Callable[[int, int], None] | None) -> None:
-        self._done, self._total, self._on_unpack = 0, total, on_unpack
-        self.advance(0)
-
-    def advance(self, size: int) -> None:
-        """Count `size` more bytes."""
-        self._done += size
-        if self._on_unpack is not None:
-            self._on_unpack(self._done // _MB, self._total // _MB)
 
 
 def _total_size(members: Iterable[Member]) -> int:
@@ -162,7 +142,7 @@ def _damage_as_data_error(archive: Path, member: str | None = None) -> Iterator[
         raise damaged_archive_error(archive, f"{prefix}{error}") from error
 
 
-def _write(archive: Path, into: Path, progress: _UnpackProgress) -> None:
+def _write(archive: Path, into: Path) -> Iterator[Member]:
     """Write the missing members; each gets its final name only when it is complete."""
     with _damage_as_data_error(archive), closing(_open_reader(archive)) as reader:
         for content in reader.contents():
@@ -172,7 +152,7 @@ def _write(archive: Path, into: Path, progress: _UnpackProgress) -> None:
                     target.parent.mkdir(parents=True, exist_ok=True)
                     _copy(content, _part_path(into))
                     _part_path(into).replace(target)
-            progress.advance(content.member.size)
+            yield content.member
 
 
 def _is_complete(target: Path, content: MemberContent) -> bool:

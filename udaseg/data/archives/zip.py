@@ -4,7 +4,6 @@ import stat
 import struct
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -27,21 +26,16 @@ _MIN_MTIME = 315_532_800  # 1980, the earliest date in a zip
 
 
 class ZipReader:
-    """An open zip archive.
-
-    Raises:
-        DataError: Its directory is damaged or too long.
-    """
+    """An open zip archive."""
 
     def __init__(self, archive: Path) -> None:
         self.archive = archive
-        directory = find_central_directory(archive)
+        self._start, entries = find_central_directory(archive)
         self._opened = zipfile.ZipFile(archive)
         self._entries = self._opened.infolist()
-        if len(self._entries) != directory.entries:
+        if len(self._entries) != entries:
             self.close()
             raise damaged_archive_error(archive, "its directory is ambiguous")
-        self._start = directory.start
 
     def close(self) -> None:
         """Close the file."""
@@ -50,15 +44,14 @@ class ZipReader:
     def members(self) -> list[Member]:
         """Return all files of the archive.
 
-        Raises:
-            DataError: A member would be written outside the target folder, is not a regular file,
-                or is too large; or members overlap.
+        An error if a member would be written outside the target folder, is not a regular file, or
+        is too large, or if members overlap.
         """
         files, totals = [], MemberTotals(self.archive)
         for entry in self._entries:
             # ZipFile cuts names at a zero byte, so the stored name is checked too
             safe_member_path(entry.orig_filename, self.archive)
-            name = safe_member_path(entry.filename, self.archive)
+            member = self._member(entry)
             prefix = f"{self.archive}: member {entry.filename!r}"
             if stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
                 raise DataError(f"{prefix} is not a regular file")
@@ -72,33 +65,31 @@ class ZipReader:
                     f"{prefix} uses an unsupported compression method; unpack it yourself "
                     "(7z x) and leave the folder next to the archive"
                 )
-            member = Member(name, entry.file_size, entry.compress_size, entry.CRC)
             totals.add(member)
             if not entry.is_dir():
                 files.append(member)
         self._refuse_overlap()
         return files
 
-    def _refuse_overlap(self) -> None:
-        """Refuse overlapping members: they let a small file unpack to a huge one."""
-        entries = sorted(self._entries, key=lambda entry: entry.header_offset)
-        start = self._start
-        for entry in reversed(entries):
-            if entry.header_offset + _HEADER_BYTES + entry.compress_size > start:
-                raise damaged_archive_error(
-                    self.archive, f"member {entry.filename!r} overlaps another one"
-                )
-            start = entry.header_offset
-
     def contents(self) -> Iterator[MemberContent]:
         """Yield each file with a function that opens it."""
         for entry in self._entries:
             if not entry.is_dir():
-                name = safe_member_path(entry.filename, self.archive)
-                member = Member(name, entry.file_size, entry.compress_size, entry.CRC)
-                yield MemberContent(
-                    member, _modification_time(entry), partial(self._opened.open, entry)
-                )
+                content = partial(self._opened.open, entry)
+                yield MemberContent(self._member(entry), _modification_time(entry), content)
+
+    def _member(self, entry: zipfile.ZipInfo) -> Member:
+        name = safe_member_path(entry.filename, self.archive)
+        return Member(name, entry.file_size, entry.compress_size, entry.CRC)
+
+    def _refuse_overlap(self) -> None:
+        """Refuse overlapping members: they let a small file unpack to a huge one."""
+        start = self._start
+        for entry in sorted(self._entries, key=lambda entry: entry.header_offset, reverse=True):
+            if entry.header_offset + _HEADER_BYTES + entry.compress_size > start:
+                problem = f"member {entry.filename!r} overlaps another one"
+                raise damaged_archive_error(self.archive, problem)
+            start = entry.header_offset
 
 
 def _modification_time(entry: zipfile.ZipInfo) -> int:
@@ -121,26 +112,11 @@ _MAX_COMMENT = 2**16 - 1
 _MAX_BYTES = 2**27
 
 
-@dataclass(frozen=True)
-class CentralDirectory:
-    """The position of a zip's directory.
+def find_central_directory(path: Path) -> tuple[int, int]:
+    """Return the offset of a zip's directory and the number of its entries.
 
-    Attributes:
-        start: Offset of its first byte; the members come before it.
-        entries: Number of entries.
-    """
-
-    start: int
-    entries: int
-
-
-def find_central_directory(path: Path) -> CentralDirectory:
-    """Return the position of a zip's directory.
-
-    The entries are counted, because the number that the zip gives may be wrong.
-
-    Raises:
-        DataError: The directory is missing, too long, or differs from what the zip declares.
+    The entries are counted, because the number that the zip gives may be wrong. The directory must
+    be whole, not too long, and as the zip declares it.
     """
     with path.open("rb") as file:
         start, size, declared = _read_end_record(path, file)
@@ -160,7 +136,7 @@ def find_central_directory(path: Path) -> CentralDirectory:
             refuse_too_many_members(path, count)
     if count != declared or position != size:
         raise damaged_archive_error(path, f"its directory has {count:,} entries, not {declared:,}")
-    return CentralDirectory(start, count)
+    return start, count
 
 
 def _read_end_record(path: Path, file: BinaryIO) -> tuple[int, int, int]:
