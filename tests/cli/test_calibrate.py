@@ -20,6 +20,7 @@ from udaseg.data.datasets.index import PreparedDataset, Sample
 from udaseg.errors import CheckpointError, DataError, UsageError
 from udaseg.inference import trained_model
 from udaseg.selection import calibrate as calibrate_module
+from udaseg.selection import images
 
 CHECKPOINT = Path("runs/colors/checkpoints/step-000007.pt")
 
@@ -72,7 +73,8 @@ def world(monkeypatch, tmp_path):
         return state["run"]
 
     monkeypatch.setattr(trained_model, "load", load)
-    monkeypatch.setattr(calibrate_module, "open_dataset", lambda name, root: sets[name])
+    for module in (calibrate_module, images):
+        monkeypatch.setattr(module, "open_dataset", lambda name, root: sets[name])
     return SimpleNamespace(state=state, sets=sets)
 
 

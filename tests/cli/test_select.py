@@ -21,7 +21,7 @@ from udaseg.inference import trained_model
 from udaseg.inference.trained_model import Model
 from udaseg.recipe.choices import Criterion
 from udaseg.recipe.load import to_dict
-from udaseg.selection import candidates
+from udaseg.selection import candidates, images
 from udaseg.selection.criteria import CRITERIA
 
 
@@ -109,7 +109,8 @@ def home(monkeypatch, tmp_path):
 
     monkeypatch.setattr(trained_model, "load", load)
     monkeypatch.setattr(candidates, "find_checkpoint", find_checkpoint)
-    monkeypatch.setattr(candidates, "open_dataset", open_dataset)
+    for module in (candidates, images):
+        monkeypatch.setattr(module, "open_dataset", open_dataset)
     return world
 
 

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from udaseg import __version__
-from udaseg.data.datasets.index import PreparedDataset, Sample
 from udaseg.data.files.images import read_image
 from udaseg.data.labels.classes import IGNORE, lookup_table
 from udaseg.data.labels.read import read_train_ids
@@ -26,7 +25,7 @@ from udaseg.inference.labels import logits_at
 from udaseg.inference.trained_model import Model
 from udaseg.inference.windows import predict_logits
 from udaseg.runs.calibration_file import calibration_path, write_calibration
-from udaseg.selection.images import evenly_spaced_samples, network_input
+from udaseg.selection.images import ImageSet, choose_images, network_input, source_images
 from udaseg.selection.temperature import (
     MAX_TEMPERATURE,
     MIN_TEMPERATURE,
@@ -162,53 +161,51 @@ def calibrate(
     return calibration
 
 
-def _source_pixels(model: Model, images: int, root: Path) -> _PixelSample:
+def _source_pixels(model: Model, limit: int, root: Path) -> _PixelSample:
     """Return labelled source pixels, preferably of images that were not trained on."""
-    recipe = model.recipe.source
-    dataset = open_dataset(recipe.data, root=root)
-    split = "val" if dataset.splits.get("val") else recipe.split
-    if split == recipe.split:
+    images = source_images(model.recipe, limit, root)
+    if images.split == model.recipe.source.split:
         log.warning(
             "%s has no split 'val': the temperature is fitted to images that the network was "
             "trained on and will be too low (overconfident)",
-            dataset.name,
+            images.dataset.name,
         )
-    return _labelled_pixels(model, dataset, split, images)
+    return _labelled_pixels(model, images)
 
 
-def _validation_pixels(model: Model, images: int, root: Path) -> _PixelSample | None:
+def _validation_pixels(model: Model, limit: int, root: Path) -> _PixelSample | None:
     """Return pixels of the labelled validation images of the recipe; None if it has none."""
     recipe = model.recipe.validation
     if recipe.data is None:
         return None
     try:
         dataset = open_dataset(recipe.data, root=root)
-        return _labelled_pixels(model, dataset, recipe.split, images)
+        return _labelled_pixels(model, choose_images(dataset, recipe.split, limit))
     except DataError as error:
         log.warning("%s; the temperature is not evaluated on the target", error)
         return None
 
 
-def _labelled_pixels(
-    model: Model, dataset: PreparedDataset, split: str, images: int
-) -> _PixelSample:
+def _labelled_pixels(model: Model, images: ImageSet) -> _PixelSample:
+    dataset = images.dataset
     if dataset.classes is None:
         raise DataError(f"{dataset.name}: has no labels, so no temperature can be fitted to it")
     table = np.frombuffer(lookup_table(dataset.classes.train_ids_in(model.classes)), np.uint8)
 
-    def measure(samples: Sequence[Sample], index: int, count: int) -> tuple[Tensor, Tensor]:
-        truth = table[read_train_ids(dataset.label_path(samples[index]))]
+    def measure(index: int, count: int) -> tuple[Tensor, Tensor]:
+        sample = images.samples[index]
+        truth = table[read_train_ids(dataset.label_path(sample))]
         rows, columns = _choose_pixels(truth != IGNORE, count, seed=index)
-        pixels = network_input(model, read_image(dataset.image_path(samples[index])))
+        pixels = network_input(model, read_image(dataset.image_path(sample)))
         logits = predict_logits(model.segmenter, pixels)
         size = (truth.shape[0], truth.shape[1])
         labels = torch.from_numpy(truth[rows, columns].astype(np.int64))
         return logits_at(logits, size, rows, columns).cpu(), labels
 
-    return _collect(model, dataset, split, images, f"{dataset.name} {split}", measure)
+    return _collect(model, images, f"{dataset.name} {images.split}", measure)
 
 
-def _pseudo_labelled_pixels(model: Model, images: int, root: Path) -> _PixelSample:
+def _pseudo_labelled_pixels(model: Model, limit: int, root: Path) -> _PixelSample:
     """Return pixels of mixtures of two target images, labelled by the stronger image.
 
     On a plain image, a network agrees with its own labels, and a student with its teacher's, far
@@ -221,8 +218,10 @@ def _pseudo_labelled_pixels(model: Model, images: int, root: Path) -> _PixelSamp
     """
     recipe = model.recipe.target
     dataset = open_dataset(recipe.data, root=root)
+    images = choose_images(dataset, recipe.split, limit)
+    samples = images.samples
 
-    def measure(samples: Sequence[Sample], index: int, count: int) -> tuple[Tensor, Tensor]:
+    def measure(index: int, count: int) -> tuple[Tensor, Tensor]:
         partner = samples[(index + len(samples) // 2) % len(samples)]
         strong, weak = (
             network_input(model, read_image(dataset.image_path(sample)))
@@ -236,29 +235,26 @@ def _pseudo_labelled_pixels(model: Model, images: int, root: Path) -> _PixelSamp
         mixed_logits = predict_logits(model.segmenter, strong.lerp(weak, 1 - _MIX_WEIGHT))
         return logits_at(mixed_logits, size, rows, columns).cpu(), labels.cpu()
 
-    description = f"{dataset.name} {recipe.split}, mixed"
-    return _collect(model, dataset, recipe.split, images, description, measure)
+    return _collect(model, images, f"{dataset.name} {recipe.split}, mixed", measure)
 
 
 def _collect(
     model: Model,
-    dataset: PreparedDataset,
-    split: str,
-    images: int,
+    images: ImageSet,
     description: str,
-    measure: Callable[[Sequence[Sample], int, int], tuple[Tensor, Tensor]],
+    measure: Callable[[int, int], tuple[Tensor, Tensor]],
 ) -> _PixelSample:
-    """Return pixels of evenly spaced images of a split.
+    """Return pixels of all images.
 
-    `measure(samples, index, count)` returns the logits (N, K) and labels (N,) of up to `count`
-    pixels of one image.
+    `measure(index, count)` returns the logits (N, K) and labels (N,) of up to `count` pixels of
+    one image.
     """
-    samples = evenly_spaced_samples(dataset, split, images)
-    per_image = min(_MAX_PIXELS_PER_IMAGE, max(1, _MAX_PIXELS // len(samples)))
+    total = len(images.samples)
+    per_image = min(_MAX_PIXELS_PER_IMAGE, max(1, _MAX_PIXELS // total))
     parts = []
-    with WorkProgress(f"calibrate {dataset.name}", len(samples)) as progress:
-        for index in range(len(samples)):
-            parts.append(measure(samples, index, per_image))
+    with WorkProgress(f"calibrate {images.dataset.name}", total) as progress:
+        for index in range(total):
+            parts.append(measure(index, per_image))
             progress.advance()
     logits, labels = (torch.cat(list(tensors)) for tensors in zip(*parts, strict=True))
     if len(labels) == 0:

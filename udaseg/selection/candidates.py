@@ -3,16 +3,15 @@
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from udaseg.data.datasets.index import PreparedDataset
 from udaseg.data.open import open_dataset
 from udaseg.errors import CheckpointError, DataError, UsageError
 from udaseg.recipe.load import from_dict
 from udaseg.recipe.schema import Recipe
 from udaseg.runs.checkpoint import Checkpoint, find_checkpoint
-from udaseg.selection.images import evenly_spaced_samples
+from udaseg.selection.images import ImageSet, choose_images, source_images
 
 log = logging.getLogger(__name__)
 ORACLE_WARNING = (
@@ -27,13 +26,11 @@ class Candidate:
     Attributes:
         run: Its run folder, or the checkpoint itself if it has none.
         checkpoint: The file.
-        step: Number of training steps.
         values: Value of each criterion; None if it could not be computed.
         oracle: mIoU on labelled target images, if requested.
         mean_rank: Mean over the criteria that voted.
-        collapsed: Predicts one class for nearly all of the target. Entropy, neighbourhood density
-            and agreement with mirror images all favour such a network, so it is selected only if
-            there is no other.
+        collapsed: Predicts one class for nearly all of the target. Entropy and agreement with
+            mirror images favour such a network, so it is selected only if there is no other.
     """
 
     run: Path
@@ -57,14 +54,11 @@ class Candidate:
 
 @dataclass(frozen=True)
 class EvaluationSets:
-    """The images that all candidates are evaluated on."""
+    """The images that all candidates are evaluated on; `labelled` only for the oracle."""
 
-    target: PreparedDataset
-    target_split: str
-    source: PreparedDataset | None
-    source_split: str
-    labelled: PreparedDataset | None
-    labelled_split: str
+    target: ImageSet
+    source: ImageSet | None
+    labelled: ImageSet | None
 
 
 def find_candidates(runs: Sequence[Path], *, all_checkpoints: bool) -> list[Candidate]:
@@ -99,48 +93,31 @@ def open_evaluation_sets(
     recipe: Recipe, data: str | None, split: str | None, images: int, *, oracle: bool, root: Path
 ) -> EvaluationSets:
     """Open the target, the source if available, and labelled images if `oracle` is set."""
-    target = open_dataset(data or recipe.target.data, root=root)
+    dataset = open_dataset(data or recipe.target.data, root=root)
     if split is None and data is None:
         split = recipe.target.split
     elif split is None:
         split = next(
-            (name for name in ("train", "val") if target.splits.get(name)),
-            next(iter(target.splits), "train"),
+            (name for name in ("train", "val") if dataset.splits.get(name)),
+            next(iter(dataset.splits), "train"),
         )
-    subset = _limit_images(target, split, images)
-    source: PreparedDataset | None = None
-    source_split = "val"
+    target = choose_images(dataset, split, images)
+    source: ImageSet | None = None
     try:
-        full_source = open_dataset(recipe.source.data, root=root)
-        source_split = "val" if full_source.splits.get("val") else recipe.source.split
-        source = _limit_images(full_source, source_split, images)
+        source = source_images(recipe, images, root)
     except DataError as error:
         log.warning("%s; skipping the criteria `source` and `drift`", error)
-    labelled, labelled_split = None, split
-    if oracle:
-        log.warning("%s", ORACLE_WARNING)
-        if data is not None or recipe.validation.data is None:
-            labelled = subset
-        else:
-            labelled_split = recipe.validation.split
-            labelled = open_dataset(recipe.validation.data, root=root)
-            labelled = _limit_images(labelled, labelled_split, images)
-    return EvaluationSets(subset, split, source, source_split, labelled, labelled_split)
-
-
-def _limit_images(dataset: PreparedDataset, split: str, limit: int) -> PreparedDataset:
-    """Return the data set with `split` reduced to at most `limit` evenly spaced images."""
-    chosen = tuple(evenly_spaced_samples(dataset, split, limit))
-    return replace(dataset, splits={**dataset.splits, split: chosen})
+    if not oracle:
+        return EvaluationSets(target, source, None)
+    log.warning("%s", ORACLE_WARNING)
+    if data is not None or recipe.validation.data is None:
+        return EvaluationSets(target, source, target)
+    dataset = open_dataset(recipe.validation.data, root=root)
+    return EvaluationSets(target, source, choose_images(dataset, recipe.validation.split, images))
 
 
 def check_comparable(candidates: Sequence[Candidate], *, same_target: bool) -> Recipe:
-    """Refuse candidates that cannot be compared; set their steps and return the first recipe.
-
-    Raises:
-        UsageError: A candidate has other classes, or another target although `same_target` is set.
-        CheckpointError: A checkpoint cannot be read.
-    """
+    """Refuse candidates that cannot be compared; set their steps and return the first recipe."""
     first: Checkpoint | None = None
     for candidate in candidates:
         checkpoint = find_checkpoint(candidate.checkpoint)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from udaseg.data.datasets.index import PreparedDataset
 from udaseg.selection.candidates import ORACLE_WARNING, Candidate, EvaluationSets
 from udaseg.selection.criteria import (
     CRITERIA,
@@ -90,14 +89,12 @@ class Selection:
 
     def to_json(self) -> dict[str, Any]:
         """Return the selection as a JSON object, as `selection.json` stores it."""
-        sets, source = self.sets, None
-        if sets.source is not None:
-            source = _describe_set(sets.source, sets.source_split)
+        sets = self.sets
         document: dict[str, Any] = {
             "uses_target_labels": self.oracle,
             "weights": self.weights,
-            "target": _describe_set(sets.target, sets.target_split),
-            "source": source,
+            "target": sets.target.to_json(),
+            "source": None if sets.source is None else sets.source.to_json(),
             "criteria": {
                 criterion.name: {
                     "better": criterion.better,
@@ -114,7 +111,7 @@ class Selection:
         if self.oracle and sets.labelled is not None:
             document["oracle"] = {
                 "warning": ORACLE_WARNING,
-                **_describe_set(sets.labelled, sets.labelled_split),
+                **sets.labelled.to_json(),
                 "lost_miou": self.lost_miou,
                 "rank_correlation": self.rank_correlations,
             }
@@ -141,10 +138,6 @@ def choose(candidates: Sequence[Candidate]) -> dict[str, Candidate]:
         reversed(candidates), key=lambda candidate: (candidate.collapsed, candidate.mean_rank)
     )
     return chosen
-
-
-def _describe_set(dataset: PreparedDataset, split: str) -> dict[str, Any]:
-    return {"data": dataset.name, "split": split, "images": len(dataset.split(split))}
 
 
 def _describe_candidate(candidate: Candidate, *, oracle: bool) -> dict[str, Any]:

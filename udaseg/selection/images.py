@@ -1,4 +1,8 @@
-"""The images that candidates are compared on, as a network reads them."""
+"""The images that networks are compared and calibrated on, and how a network reads them."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -6,25 +10,47 @@ from torch import Tensor
 
 from udaseg.data.datasets.index import PreparedDataset, Sample, evenly_spaced_indices
 from udaseg.data.loading.transforms import resize_image
+from udaseg.data.open import open_dataset
 from udaseg.errors import DataError, UsageError
 from udaseg.inference.sizes import network_input_size, untiled_input_size
 from udaseg.inference.trained_model import Model
 from udaseg.models.pixels import image_batch
+from udaseg.recipe.schema import Recipe
 
 
-def evenly_spaced_samples(dataset: PreparedDataset, split: str, limit: int) -> list[Sample]:
-    """Return at most `limit` evenly spaced samples of a split.
+@dataclass(frozen=True)
+class ImageSet:
+    """A data set in which `split` is reduced to a few images."""
 
-    Raises:
-        UsageError: The limit is below 1.
-        DataError: The split has no images.
-    """
+    dataset: PreparedDataset
+    split: str
+
+    @property
+    def samples(self) -> tuple[Sample, ...]:
+        """The images."""
+        return self.dataset.split(self.split)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return where the images are from, and how many they are."""
+        return {"data": self.dataset.name, "split": self.split, "images": len(self.samples)}
+
+
+def choose_images(dataset: PreparedDataset, split: str, limit: int) -> ImageSet:
+    """Return at most `limit` evenly spaced images of a split."""
     if limit < 1:
         raise UsageError(f"images must be at least 1, got {limit}")
     samples = dataset.split(split)
     if not samples:
         raise DataError(f"{dataset.name}: split '{split}' has no images")
-    return [samples[index] for index in evenly_spaced_indices(len(samples), limit)]
+    chosen = tuple(samples[index] for index in evenly_spaced_indices(len(samples), limit))
+    return ImageSet(replace(dataset, splits={**dataset.splits, split: chosen}), split)
+
+
+def source_images(recipe: Recipe, limit: int, root: Path) -> ImageSet:
+    """Return images of the recipe's source, from its `val` split if there is one."""
+    dataset = open_dataset(recipe.source.data, root=root)
+    split = "val" if dataset.splits.get("val") else recipe.source.split
+    return choose_images(dataset, split, limit)
 
 
 def network_input(model: Model, image: NDArray[np.uint8]) -> Tensor:

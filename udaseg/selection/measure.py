@@ -5,7 +5,6 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
-from udaseg.data.datasets.index import PreparedDataset
 from udaseg.data.files.images import read_image
 from udaseg.data.labels.classes import ClassSpace
 from udaseg.display.progress import WorkProgress
@@ -18,7 +17,7 @@ from udaseg.inference.trained_model import Model
 from udaseg.inference.windows import predict_logits
 from udaseg.selection import criteria as measures
 from udaseg.selection.candidates import Candidate, EvaluationSets
-from udaseg.selection.images import network_input
+from udaseg.selection.images import ImageSet, network_input
 
 _PIXELS_PER_IMAGE = 2048
 _COLLAPSE_SHARE = 0.99
@@ -46,13 +45,13 @@ def compute_criteria(
     candidate.collapsed = float(predicted.max() / predicted.sum()) > _COLLAPSE_SHARE
     if sets.source is not None:
         if "source" in criteria:
-            values["source"] = _miou(model, sets.source, sets.source_split)
-        prior = _source_prior(sets.source, sets.source_split, model.classes)
+            values["source"] = _miou(model, sets.source)
+        prior = _source_prior(sets.source, model.classes)
         if bool(prior.any()):
             values["drift"] = measures.prior_drift(predicted, prior)
     candidate.values = dict.fromkeys(_ALL_CRITERIA) | values
     if sets.labelled is not None:
-        candidate.oracle = _miou(model, sets.labelled, sets.labelled_split)
+        candidate.oracle = _miou(model, sets.labelled)
 
 
 def _criteria_on_target(
@@ -64,14 +63,14 @@ def _criteria_on_target(
 ) -> tuple[dict[str, float | None], Tensor]:
     """Return the criteria from unlabelled images, and the (K,) predicted pixels of each class."""
     teacher = _load_teacher(candidate, device) if "teacher" in requested else None
-    samples = sets.target.split(sets.target_split)
+    samples, dataset = sets.target.samples, sets.target.dataset
     classes = len(model.classes)
     pixels = []
     flip_counts, teacher_counts = torch.zeros(2, classes, classes, dtype=torch.int64)
     predicted = torch.zeros(classes, dtype=torch.int64)
     with WorkProgress(f"select {candidate.name}", len(samples)) as progress:
         for index, sample in enumerate(samples):
-            image = network_input(model, read_image(sets.target.image_path(sample)))
+            image = network_input(model, read_image(dataset.image_path(sample)))
             logits = predict_logits(model.segmenter, image)
             probabilities = logits.softmax(0)
             pixels.append(measures.sample_pixels(probabilities, _PIXELS_PER_IMAGE, index).cpu())
@@ -109,24 +108,24 @@ def _load_teacher(candidate: Candidate, device: str) -> Model | None:
         return None
 
 
-def _miou(model: Model, dataset: PreparedDataset, split: str) -> float:
+def _miou(model: Model, images: ImageSet) -> float:
     return score_dataset(
         model.segmenter,
         model.classes,
-        dataset,
-        split,
+        images.dataset,
+        images.split,
         resize=network_input_size(model.recipe),
         keep_shape=True,
         device=model.device,
     ).mean_iou()
 
 
-def _source_prior(source: PreparedDataset, split: str, classes: ClassSpace) -> Tensor:
+def _source_prior(source: ImageSet, classes: ClassSpace) -> Tensor:
     """Return the (K,) source pixels of each class of the network; zeros if not counted."""
     counts = torch.zeros(len(classes), dtype=torch.int64)
-    if source.classes is not None:
-        train_ids = source.classes.train_ids_in(classes)
-        for sample in source.split(split):
+    if source.dataset.classes is not None:
+        train_ids = source.dataset.classes.train_ids_in(classes)
+        for sample in source.samples:
             for train_id, pixels in zip(train_ids, sample.class_pixels, strict=False):
                 if train_id < len(classes):
                     counts[train_id] += pixels

@@ -69,20 +69,9 @@ def select(
         udaseg.predict("my_photos", selection.best)
     """
     options = options or SelectOptions()
-    selection = _compare([Path(run) for run in one_or_more(runs)], data, split, options)
-    _write_into_runs(selection)
-    if not options.oracle:  # with target labels, only files that are marked as such are written
-        _keep_choice(selection)
-    return selection
-
-
-def _compare(
-    runs: Sequence[Path],
-    data: str | os.PathLike[str] | None,
-    split: str | None,
-    options: SelectOptions,
-) -> Selection:
-    candidates = find_candidates(runs, all_checkpoints=options.all_checkpoints)
+    candidates = find_candidates(
+        [Path(run) for run in one_or_more(runs)], all_checkpoints=options.all_checkpoints
+    )
     recipe = check_comparable(candidates, same_target=data is None)
     sets = open_evaluation_sets(
         recipe,
@@ -101,7 +90,11 @@ def _compare(
     for candidate, mean in zip(candidates, means, strict=True):
         candidate.mean_rank = mean
     chosen = choose(candidates)
-    return Selection(candidates, chosen, voters, sets, options.oracle, options.weights)
+    selection = Selection(candidates, chosen, voters, sets, options.oracle, options.weights)
+    _write_into_runs(selection)
+    if not options.oracle:  # with target labels, only files that are marked as such are written
+        _keep_choice(selection)
+    return selection
 
 
 def _write_into_runs(selection: Selection) -> None:
