@@ -26,7 +26,7 @@ from tests.cli.running import udaseg
 from tests.compare_commits import FIXTURES, MADE_IN, leaves, tiny_words, verb_of
 from tests.support.toy import toy_root
 from udaseg.data.open import open_dataset
-from udaseg.data.toyland.scene import render
+from udaseg.data.toyland.render import render
 from udaseg.recipe.library import find_recipe, list_recipes
 from udaseg.recipe.load import dump, load
 from udaseg.training.setup import build_setup as build_run

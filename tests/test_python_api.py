@@ -13,7 +13,7 @@ import pytest
 import udaseg
 from tests.support.toy import COUNTS, SIZE, TINY, toy_root
 from udaseg.cli.app import app
-from udaseg.data.toyland import make, writer
+from udaseg.data.toyland import writer
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TEXT = (REPOSITORY / "docs" / "python_api.md").read_text(encoding="utf-8")
@@ -37,7 +37,7 @@ def _literal(value):
 def test_every_example_of_the_page_runs(tmp_path, monkeypatch):
     toy_root(tmp_path / "data")
     monkeypatch.setattr(writer, "DEFAULT_COUNTS", COUNTS)
-    monkeypatch.setattr(make, "TOYLAND_SIZE", SIZE)
+    monkeypatch.setattr(writer, "TOYLAND_SIZE", SIZE)
     (tmp_path / "my_photos").mkdir()
     images = tmp_path / "data/toyland/target/val/images"
     shutil.copy(next(images.glob("*.png")), tmp_path / "my_photos" / "street.png")

@@ -40,7 +40,7 @@ from udaseg.data.loading.crops import CropSource
 from udaseg.data.loading.rare_class import rare_class_corner
 from udaseg.data.loading.workers import iterate_batches
 from udaseg.data.prepare.prepare import prepare_dataset
-from udaseg.data.toyland.scene import render
+from udaseg.data.toyland.render import render
 
 ROUNDS = 7
 BATCHES = 400

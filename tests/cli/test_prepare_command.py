@@ -166,7 +166,7 @@ def test_toyland_is_made_and_both_its_halves_prepared(run, tmp_path, monkeypatch
         counts = {"source/train": 1, "source/val": 1, "target/train": 1, "target/val": 1}
         write(folder, seed=seed, size=size, counts=counts, on_progress=on_progress)
 
-    monkeypatch.setattr("udaseg.data.toyland.make.write", small)
+    monkeypatch.setattr("udaseg.data.toyland.writer.write", small)
     code, out, _ = run("toyland", "--seed", 7, "--size", "64x96")
     assert code == 0
     assert calls == [(7, (64, 96))]

@@ -8,11 +8,10 @@ import pytest
 from PIL import Image
 
 from tests.support import files
+from udaseg.data.labels.tables import builtin_label_table
 from udaseg.data.open import open_dataset, open_image_folder
 from udaseg.data.prepare.prepare import prepare_dataset
-from udaseg.data.toyland.city import CLASSES
-from udaseg.data.toyland.make import make_toyland
-from udaseg.data.toyland.writer import write
+from udaseg.data.toyland.writer import make_toyland, write
 from udaseg.errors import DataError
 
 COUNTS = {"source/train": 2, "source/val": 1, "target/train": 2, "target/val": 1}
@@ -25,13 +24,13 @@ def toy(tmp_path, monkeypatch):
     def small(folder, *, seed, size, workers, on_progress):
         write(folder, seed=seed, size=(64, 128), counts=COUNTS)
 
-    monkeypatch.setattr("udaseg.data.toyland.make.write", small)
+    monkeypatch.setattr("udaseg.data.toyland.writer.write", small)
     return tmp_path
 
 
 def test_toyland_is_made_when_it_is_asked_for(toy):
     source, target = (open_dataset(name, root=toy) for name in ("toyland", "toyland-target"))
-    assert source.classes == target.classes == CLASSES
+    assert source.classes == target.classes == builtin_label_table("toyland13").classes
     assert [len(source.splits[split]) for split in ("train", "val")] == [2, 1]
     assert all(sample.label is None for sample in target.splits["train"])
     assert all(sum(sample.class_pixels) > 0.9 * 64 * 128 for sample in target.splits["val"])

@@ -87,7 +87,7 @@ def test_toyland_is_rendered_and_means_two_sets(monkeypatch):
         counts = {"source/train": 1, "source/val": 1, "target/train": 1, "target/val": 1}
         write(folder, seed=seed, size=size, counts=counts, on_progress=on_progress)
 
-    monkeypatch.setattr("udaseg.data.toyland.make.write", small)
+    monkeypatch.setattr("udaseg.data.toyland.writer.write", small)
     options = udaseg.PrepareOptions(size=(64, 96), seed=3)
     reports = udaseg.prepare("toyland", root="data", options=options)
     assert [report.name for report in reports] == ["toyland", "toyland-target"]

@@ -5,7 +5,7 @@ from pathlib import Path
 from udaseg.data.datasets.index import PreparedDataset
 from udaseg.data.open import open_dataset
 from udaseg.data.prepare.prepare import prepare_dataset
-from udaseg.data.toyland import make, writer
+from udaseg.data.toyland import writer
 from udaseg.data.toyland.writer import write
 
 COUNTS = {"source/train": 6, "source/val": 2, "target/train": 5, "target/val": 2}
@@ -36,4 +36,4 @@ TINY = [
 def make_default_toyland_tiny() -> None:
     """Make `prepare toyland` in this process render the tiny toyland."""
     writer.DEFAULT_COUNTS.update(COUNTS)
-    make.TOYLAND_SIZE = SIZE
+    writer.TOYLAND_SIZE = SIZE

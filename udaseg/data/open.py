@@ -11,7 +11,7 @@ from udaseg.data.prepare.locate import prepared_folder
 from udaseg.data.prepare.prepare import prepare_with_last_options
 from udaseg.data.prepare.refusals import format_first
 from udaseg.data.prepare.several import TOYLAND
-from udaseg.data.toyland.make import make_toyland
+from udaseg.data.toyland.writer import make_toyland
 from udaseg.documents import did_you_mean
 from udaseg.errors import DataError
 

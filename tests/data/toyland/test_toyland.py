@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 
 from udaseg.data.labels.classes import IGNORE
-from udaseg.data.toyland.city import CLASSES, Domain
-from udaseg.data.toyland.scene import render
+from udaseg.data.labels.tables import builtin_label_table
+from udaseg.data.toyland.city import Domain
+from udaseg.data.toyland.render import render
 from udaseg.data.toyland.writer import write
 from udaseg.errors import DataError
 
 COUNTS = {"source/train": 2, "source/val": 1, "target/train": 2, "target/val": 1}
 SMALL = (32, 64)
+CLASSES = builtin_label_table("toyland13").classes
 DOMAINS: tuple[Domain, ...] = ("source", "target")
 
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -11,34 +12,47 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import numpy as np
-from numpy.typing import NDArray
 
 from udaseg.data.files.processes import without_main_module
-from udaseg.data.toyland.city import Domain
-from udaseg.data.toyland.scene import render
+from udaseg.data.toyland.city import CITIES, Domain
+from udaseg.data.toyland.render import render
 from udaseg.errors import DataError
+from udaseg.files import file_lock
 
 VERSION = 1
 """Must increase whenever the same seed gives different images."""
 
 SETTINGS_NAME = "toyland.json"
-DEFAULT_COUNTS: Mapping[str, int] = {
-    "source/train": 400,
-    "source/val": 100,
-    "target/train": 400,
-    "target/val": 100,
-}
+TOYLAND_SIZE = (128, 256)
+DEFAULT_COUNTS = {"source/train": 400, "source/val": 100, "target/train": 400, "target/val": 100}
 _CHUNK = 16
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 Job = tuple[Path, Domain, str, int, int, tuple[int, int]]
+
+
+def make_toyland(
+    root: Path,
+    *,
+    seed: int = 0,
+    size: tuple[int, int] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Write toyland below `root`, unless it already exists with the same seed and size."""
+    with file_lock(root / ".toyland.lock"):
+        write(
+            root / "toyland",
+            seed=seed,
+            size=size or TOYLAND_SIZE,
+            workers=os.cpu_count() or 1,
+            on_progress=on_progress,
+        )
 
 
 def write(
     folder: Path,
     *,
     seed: int = 0,
-    size: tuple[int, int] = (128, 256),
+    size: tuple[int, int] = TOYLAND_SIZE,
     counts: Mapping[str, int] | None = None,
     workers: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
@@ -52,28 +66,28 @@ def write(
         folder: Output folder; it appears complete or not at all.
         seed: Seed of all images.
         size: Height and width of the images.
-        counts: Number of images of "source/train", "source/val", "target/train" and "target/val";
-            missing keys keep their defaults.
+        counts: Number of images per key of `DEFAULT_COUNTS`, which gives those not named.
         workers: Number of rendering processes; 0 and 1 render in this process.
         on_progress: Called with the number of finished images and of all images.
-
-    Raises:
-        DataError: The folder contains other files, or toyland with other settings.
-        ValueError: A count is negative or has an unknown split.
     """
     settings = _settings(seed, size, counts or {})
-    if _is_there(folder, settings):
-        logger.info("%s is up to date", folder)
+    if _exists(folder, settings):
+        log.info("%s is up to date", folder)
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         temporary.chmod(0o755)  # mkdtemp denies access to other users
-        _write_images(temporary, settings, workers, on_progress)
+        jobs = list(_jobs(temporary, settings))
+        done = 0
+        for finished in _run(jobs, workers):
+            done += finished
+            if on_progress is not None:
+                on_progress(done, len(jobs))
         text = json.dumps(settings, indent=2) + "\n"
         (temporary / SETTINGS_NAME).write_text(text, encoding="utf-8")
         if folder.exists():
-            folder.rmdir()  # _is_there has checked that it is empty
+            folder.rmdir()  # _exists has checked that it is empty
         temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -89,12 +103,11 @@ def _settings(seed: int, size: tuple[int, int], counts: Mapping[str, int]) -> di
     return {"version": VERSION, "seed": seed, "size": list(size), "counts": merged}
 
 
-def _is_there(folder: Path, settings: dict[str, Any]) -> bool:
+def _exists(folder: Path, settings: dict[str, Any]) -> bool:
+    """Return whether toyland with these settings is in the folder; False if it may be written."""
     path = folder / SETTINGS_NAME
     if not path.is_file():
-        if folder.is_dir() and not any(folder.iterdir()):
-            return False
-        if folder.exists():
+        if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
             raise DataError(
                 f"{folder}: exists but is not a toyland folder (it has no {SETTINGS_NAME}); "
                 "choose another folder, or move this one"
@@ -102,7 +115,7 @@ def _is_there(folder: Path, settings: dict[str, Any]) -> bool:
         return False
     try:
         existing = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except ValueError as error:
         raise DataError(f"{path}: not readable as JSON ({error}); delete {folder}") from error
     existing = existing if isinstance(existing, dict) else {}
     different = [
@@ -118,34 +131,16 @@ def _is_there(folder: Path, settings: dict[str, Any]) -> bool:
     return True
 
 
-def _write_images(
-    folder: Path,
-    settings: dict[str, Any],
-    workers: int,
-    on_progress: Callable[[int, int], None] | None,
-) -> None:
-    jobs = list(_jobs(folder, settings))
-    done = 0
-    for finished in _finished(jobs, workers):
-        done += finished
-        if on_progress is not None:
-            on_progress(done, len(jobs))
-
-
 def _jobs(folder: Path, settings: dict[str, Any]) -> Iterator[Job]:
-    height, width = settings["size"]
-    domains: tuple[Domain, ...] = ("source", "target")
-    for domain in domains:
+    for domain in CITIES:
         for split in ("train", "val"):
-            _image_folder(folder, domain, split).mkdir(parents=True)
-            labels = _label_folder(folder, domain, split)
-            if labels is not None:
-                labels.mkdir(parents=True)
+            for subfolder in _folders(folder, domain, split):
+                subfolder.mkdir(parents=True)
             for index in range(settings["counts"][f"{domain}/{split}"]):
-                yield folder, domain, split, settings["seed"], index, (height, width)
+                yield folder, domain, split, settings["seed"], index, tuple(settings["size"])
 
 
-def _finished(jobs: list[Job], workers: int) -> Iterator[int]:
+def _run(jobs: list[Job], workers: int) -> Iterator[int]:
     """Run the jobs and yield the number of newly finished ones."""
     if workers <= 1:
         for job in jobs:
@@ -162,27 +157,18 @@ def _finished(jobs: list[Job], workers: int) -> Iterator[int]:
 def _do(jobs: list[Job]) -> int:
     for folder, domain, split, seed, index, size in jobs:
         image, label = render(domain, seed=seed, split=split, index=index, size=size)
-        name = f"{index:05d}.png"
-        _write_png(_image_folder(folder, domain, split) / name, image[..., ::-1])
-        labels = _label_folder(folder, domain, split)
-        if labels is not None:
-            _write_png(labels / name, label)
+        for subfolder, pixels in zip(
+            _folders(folder, domain, split), (image[..., ::-1], label), strict=False
+        ):
+            _, data = cv2.imencode(".png", pixels)
+            (subfolder / f"{index:05d}.png").write_bytes(data.tobytes())
     return len(jobs)
 
 
-def _image_folder(folder: Path, domain: Domain, split: str) -> Path:
-    return folder / domain / split / "images"
-
-
-def _label_folder(folder: Path, domain: Domain, split: str) -> Path | None:
-    """Return the folder of labels; those of the target are separate, for evaluation only."""
+def _folders(folder: Path, domain: Domain, split: str) -> list[Path]:
+    """Return the folders of images and, if they may be known, of labels."""
+    images = folder / domain / split / "images"
     if domain == "source":
-        return folder / domain / split / "labels"
-    return folder / "target_labels" / split if split == "val" else None
-
-
-def _write_png(path: Path, pixels: NDArray[np.uint8]) -> None:
-    coded, data = cv2.imencode(".png", pixels)
-    if not coded:
-        raise ValueError(f"OpenCV cannot encode {pixels.shape} {pixels.dtype} as PNG")
-    path.write_bytes(data.tobytes())
+        return [images, folder / domain / split / "labels"]
+    # the labels of the target are separate, for evaluation only
+    return [images, folder / "target_labels" / split] if split == "val" else [images]
