@@ -9,31 +9,25 @@ from typing import BinaryIO
 
 from udaseg.errors import DataError
 
+_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot")
 _EBML = b"\x1a\x45\xdf\xa3"
 _SEGMENT = b"\x18\x53\x80\x67"
 _MPEG = (b"\x00\x00\x01\xba", b"\x00\x00\x01\xb3")
-_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot")
-_MAX_PARTS = 100_000
 
 
 def refuse_truncated_video(path: Path, file: BinaryIO, length: int) -> None:
-    """Raise a `DataError` if a file is not a video or is cut off.
+    """Raise a `DataError` if `file`, of `length` bytes, is not a video or is cut off.
 
-    Supports MP4, MOV, AVI, Matroska and WebM. For MPEG streams only the start can be checked, and
-    live recordings state no length.
-
-    Args:
-        path: Name for error messages.
-        file: The open file, at position 0.
-        length: Size of the file in bytes.
+    Supports MP4, MOV, AVI, Matroska and WebM. Of MPEG streams only the start is checked, and live
+    recordings state no length.
     """
     header = file.read(12)
     if header[4:8] in _BOXES:
-        complete = _boxes_fit(file, length)
-    elif header[:4] == b"RIFF" and header[8:12] == b"AVI ":
-        complete = _riffs_fit(file, length)
+        complete = _is_complete_mp4(file, length)
+    elif header[:4] == b"RIFF" and header[8:] == b"AVI ":
+        complete = _is_complete_avi(file, length)
     elif header[:4] == _EBML:
-        complete = _segment_fits(file, length)
+        complete = _is_complete_matroska(file, length)
     elif header[:4] in _MPEG:
         complete = True
     else:
@@ -42,66 +36,49 @@ def refuse_truncated_video(path: Path, file: BinaryIO, length: int) -> None:
         raise DataError(f"{path}: damaged: the video is cut off; repair it, or pass its frames")
 
 
-def _boxes_fit(file: BinaryIO, length: int) -> bool:
-    """Return whether all boxes of an MP4 end inside the file and the index (moov) is present."""
+def _is_complete_mp4(file: BinaryIO, length: int) -> bool:
+    """Return whether all boxes end inside the file, and one is the index (moov)."""
     position, has_index = 0, False
-    for _ in range(_MAX_PARTS):
+    while position + 8 <= length:
         file.seek(position)
         header = file.read(16)
-        if len(header) < 8:
-            break
         size = int.from_bytes(header[:4], "big")
         if size == 1:  # the 64-bit size follows
-            size = int.from_bytes(header[8:16], "big")
+            size = int.from_bytes(header[8:], "big")
         elif size == 0:  # the box extends to the end of the file
             size = length - position
-        if size < 8 or position + size > length:
+        if size < 8:
             return False
         has_index |= header[4:8] == b"moov"
         position += size
-    return has_index
+    return has_index and position <= length
 
 
-def _riffs_fit(file: BinaryIO, length: int) -> bool:
-    """Return whether all RIFF chunks of an AVI end inside the file; long videos have several."""
-    position = 0
-    for _ in range(_MAX_PARTS):
-        file.seek(position)
-        header = file.read(8)
-        if len(header) < 8 or header[:4] != b"RIFF":
-            break
-        size = int.from_bytes(header[4:8], "little")
-        if position + 8 + size > length:
-            return False
-        position += 8 + size + size % 2
-    return True
+def _is_complete_avi(file: BinaryIO, length: int) -> bool:
+    """Return whether all RIFF chunks end inside the file; long videos have several."""
+    end = 0
+    file.seek(0)
+    while file.read(4) == b"RIFF":
+        size = int.from_bytes(file.read(4), "little")
+        end = file.tell() + size
+        file.seek(size + size % 2, 1)
+    return end <= length
 
 
-def _segment_fits(file: BinaryIO, length: int) -> bool:
-    """Return whether the segment element of a Matroska file ends inside the file."""
+def _is_complete_matroska(file: BinaryIO, length: int) -> bool:
+    """Return whether the segment ends inside the file, or has no known end (a live recording)."""
     file.seek(4)
-    start = _ebml_number(file)
-    if start is None:
-        return False
-    file.seek(start, 1)
-    if file.read(4) != _SEGMENT:
-        return False
-    position = file.tell()
-    size = _ebml_number(file)
-    if size is None:
-        return False
-    width = file.tell() - position
-    unknown = size == 2 ** (7 * width) - 1  # as in a live recording
-    return unknown or file.tell() + size <= length
+    file.seek(_ebml_size(file) or 0, 1)
+    is_segment = file.read(4) == _SEGMENT
+    size = _ebml_size(file)
+    start = file.tell()
+    return is_segment and start < length and (size is None or start + size <= length)
 
 
-def _ebml_number(file: BinaryIO) -> int | None:
-    """Return an EBML number, whose leading zero bits encode its length; None at the end."""
+def _ebml_size(file: BinaryIO) -> int | None:
+    """Return the size of an EBML element, whose leading zero bits give its width; None: unknown."""
     first = file.read(1)
-    if not first or first[0] == 0:
-        return None
-    extra_bytes = 8 - first[0].bit_length()
-    tail = file.read(extra_bytes)
-    if len(tail) < extra_bytes:
-        return None
-    return int.from_bytes(bytes([first[0] - (1 << (7 - extra_bytes))]) + tail, "big")
+    width = 9 - int.from_bytes(first, "big").bit_length()
+    limit = 1 << 7 * width
+    size = int.from_bytes(first + file.read(width - 1), "big") % limit  # without the width's bit
+    return None if size == limit - 1 else size

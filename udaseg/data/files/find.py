@@ -1,6 +1,7 @@
 """Find files by a glob pattern: same order on every system, no loops, no hidden files."""
 
 import fnmatch
+import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -13,22 +14,22 @@ def find_files(root: Path, pattern: str) -> list[Path]:
     any case. Hidden files are skipped, including the `._` files in some archives. Links to folders
     are followed; a folder that is reached twice is read once.
     """
-    parts = PurePosixPath(pattern.replace("\\", "/")).parts
+    parts = _parts(pattern)
     if not parts:
         return []
     if parts[-1] == "**":
         parts = (*parts, "*")
-    return sorted(set(_walk(root, parts, set())), key=lambda path: path.as_posix())
+    return sorted(set(_walk(root, parts, set())), key=Path.as_posix)
 
 
 def static_prefix(pattern: str) -> str:
     """Return the folders of a pattern before its first wildcard, POSIX style."""
-    folders = []
-    for part in PurePosixPath(pattern.replace("\\", "/")).parts[:-1]:
-        if any(wildcard in part for wildcard in "*?["):
-            break
-        folders.append(part)
-    return "/".join(folders)
+    folders = _parts(pattern)[:-1]
+    return "/".join(itertools.takewhile(lambda part: not set(part) & set("*?["), folders))
+
+
+def _parts(pattern: str) -> tuple[str, ...]:
+    return PurePosixPath(pattern.replace("\\", "/")).parts
 
 
 def _walk(folder: Path, parts: tuple[str, ...], seen: set[tuple[int, int, int]]) -> Iterator[Path]:
@@ -39,7 +40,7 @@ def _walk(folder: Path, parts: tuple[str, ...], seen: set[tuple[int, int, int]])
     try:
         info = folder.stat()
         with os.scandir(folder) as opened:
-            entries = sorted(opened, key=lambda entry: entry.name)
+            entries = [entry for entry in opened if not entry.name.startswith(".")]
     except OSError:
         return
     state = (info.st_dev, info.st_ino, len(parts))
@@ -49,18 +50,16 @@ def _walk(folder: Path, parts: tuple[str, ...], seen: set[tuple[int, int, int]])
     first, remaining = parts[0], parts[1:]
     if first == "**":
         yield from _walk(folder, remaining, seen)
-    for entry in entries:
-        if entry.name.startswith("."):
-            continue
-        is_folder = _is_folder(entry)
+    for entry in sorted(entries, key=lambda entry: entry.name):
+        path, is_folder = folder / entry.name, _is_folder(entry)
         if first == "**":
             if is_folder:
-                yield from _walk(folder / entry.name, parts, seen)
+                yield from _walk(path, parts, seen)
         elif _matches(entry.name, first):
             if remaining and is_folder:
-                yield from _walk(folder / entry.name, remaining, seen)
+                yield from _walk(path, remaining, seen)
             elif not remaining and not is_folder:
-                yield folder / entry.name
+                yield path
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:

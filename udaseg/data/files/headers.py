@@ -19,6 +19,7 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_COLORS = {0: "gray", 2: "RGB", 3: "palette", 4: "gray with alpha", 6: "RGBA"}
 _JPEG_START = b"\xff\xd8"
 _JPEG_END = b"\xff\xd9"
 _MAX_SEGMENTS = 20_000
@@ -35,9 +36,6 @@ def read_image_size(path: Path, file: BinaryIO, max_pixels: int = MAX_PIXELS) ->
         path: Name for error messages.
         file: The open file, at position 0.
         max_pixels: Maximum number of pixels, at most 178 million.
-
-    Raises:
-        DataError: Not an image, or too many pixels.
     """
     start = file.read(24)
     if start.startswith(PNG_SIGNATURE) and len(start) == 24 and start[12:16] == b"IHDR":
@@ -58,7 +56,7 @@ def read_image_size(path: Path, file: BinaryIO, max_pixels: int = MAX_PIXELS) ->
         raise DataError(f"{path}: {width}x{height} is more than {max_pixels:,} pixels")
     if width < 1 or height < 1:
         raise DataError(f"{path}: damaged: its header states {width}x{height} pixels")
-    return int(height), int(width)
+    return height, width
 
 
 def png_bit_depth(data: bytes) -> int:
@@ -68,10 +66,9 @@ def png_bit_depth(data: bytes) -> int:
 
 def png_pixel_format(data: bytes) -> str:
     """Return the pixel format of a PNG, such as `16-bit RGB`; empty for other data."""
-    kinds = {0: "gray", 2: "RGB", 3: "palette", 4: "gray with alpha", 6: "RGBA"}
     if not data.startswith(PNG_SIGNATURE):
         return ""
-    return f"{data[24]}-bit {kinds.get(data[25], 'unknown')}"
+    return f"{data[24]}-bit {_PNG_COLORS.get(data[25], 'unknown')}"
 
 
 def refuse_damaged_image(path: Path, data: bytes) -> None:
@@ -86,30 +83,24 @@ def refuse_damaged_image(path: Path, data: bytes) -> None:
 
 
 def _check_png(path: Path, data: bytes) -> None:
-    position, kind = len(PNG_SIGNATURE), b""
+    end, kind = len(PNG_SIGNATURE), b""
     view = memoryview(data)
-    while position + 12 <= len(data) and kind != b"IEND":
-        length = struct.unpack_from(">I", data, position)[0]
-        end = position + 12 + length
+    while kind != b"IEND":
+        start = end  # a chunk: length of its content, kind, content, checksum
+        end = start + 12 + int.from_bytes(view[start : start + 4], "big")
         if end > len(data):
-            break
-        kind = data[position + 4 : position + 8]
-        stored = struct.unpack_from(">I", data, end - 4)[0]
-        if zlib.crc32(view[position + 4 : end - 4]) != stored:
+            raise DataError(f"{path}: damaged: the PNG is cut off")
+        kind = data[start + 4 : start + 8]
+        if zlib.crc32(view[start + 4 : end - 4]) != int.from_bytes(view[end - 4 : end], "big"):
             raise DataError(f"{path}: damaged: the checksum of PNG chunk {kind!r} fails")
-        position = end
-    if kind != b"IEND":
-        raise DataError(f"{path}: damaged: the PNG is cut off")
 
 
 def _check_jpeg(path: Path, data: bytes) -> None:
-    scan = None
     for marker, position, length in _jpeg_segments(io.BytesIO(data)):
-        if marker == _START_OF_SCAN:
-            scan = position + 2 + length
-    # inside a scan, FF is always followed by 00 or a restart marker, so the first FFD9 is the end
-    if scan is None or data.find(_JPEG_END, scan) < 0:
-        raise DataError(f"{path}: damaged: the JPEG is cut off")
+        # inside a scan, FF is always followed by 00 or a restart marker, so the first FFD9 ends it
+        if marker == _START_OF_SCAN and data.find(_JPEG_END, position + 2 + length) >= 0:
+            return
+    raise DataError(f"{path}: damaged: the JPEG is cut off")
 
 
 def _jpeg_size(path: Path, file: BinaryIO) -> tuple[int, int]:

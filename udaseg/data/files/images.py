@@ -13,6 +13,8 @@ from udaseg.data.files.headers import MAX_PIXELS, read_image_size, refuse_damage
 from udaseg.errors import DataError
 from udaseg.files import write_atomic
 
+Pixels = NDArray[np.uint8]
+
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 _LARGE_BLOCK_BYTES = 2**25 - 2**16
 
@@ -21,11 +23,7 @@ cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
 def read_bytes(path: Path) -> bytes:
-    """Return the content of a regular file.
-
-    Raises:
-        DataError: The file is missing, a folder, a pipe, unreadable, or empty.
-    """
+    """Return the content of a regular file that is not empty."""
     try:
         refuse_irregular(path)
         data = path.read_bytes()
@@ -37,11 +35,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def image_size(path: Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """Return (height, width) of an image, from the header alone.
-
-    Raises:
-        DataError: Not an image, or more than `max_pixels` pixels.
-    """
+    """Return (height, width) of an image, from the header alone."""
     try:
         refuse_irregular(path)
         with path.open("rb") as file:
@@ -56,7 +50,7 @@ def read_image(
     apply_exif: bool = False,
     data: bytes | None = None,
     max_pixels: int = MAX_PIXELS,
-) -> NDArray[np.uint8]:
+) -> Pixels:
     """Return an image as (H, W, 3) uint8 RGB.
 
     Grey is repeated to three channels, alpha is dropped, and 16-bit images keep their upper 8 bits.
@@ -66,9 +60,6 @@ def read_image(
         apply_exif: Apply the EXIF orientation, as a viewer does; otherwise keep the stored one.
         data: Content of the file, if already read.
         max_pixels: Maximum number of pixels, checked before decoding.
-
-    Raises:
-        DataError: The file is unreadable, damaged, not an image, or too large.
     """
     data = checked_bytes(path, data, max_pixels)
     orientation = 0 if apply_exif else cv2.IMREAD_IGNORE_ORIENTATION
@@ -78,42 +69,39 @@ def read_image(
 
 def write_png(
     path: Path,
-    pixels: NDArray[np.uint8],
+    pixels: Pixels,
     *,
     palette: tuple[tuple[int, int, int], ...] | None = None,
     bgr: bool = False,
 ) -> None:
-    """Write (H, W) or (H, W, 3) RGB uint8 pixels as a PNG, atomically.
+    """Write (H, W) or (H, W, 3) RGB uint8 pixels as a PNG, atomically; create its folder.
 
     Args:
-        path: The file; its folder is created.
+        path: The file.
         pixels: The pixels.
         palette: Colours of the values 0, 1, …; the PNG stores the values and shows the colours.
         bgr: The channels are already in OpenCV's order, which saves a copy of a large image.
-
-    Raises:
-        ValueError: The pixels have another shape or type.
     """
     if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3):
         raise ValueError(
             f"a PNG needs uint8 (H, W) or (H, W, 3), got {pixels.dtype} {pixels.shape}"
         )
     if palette is not None:
-        height, width = pixels.shape[:2]
-        colored = Image.frombytes("P", (width, height), np.ascontiguousarray(pixels).tobytes())
+        colored = Image.fromarray(pixels)
         colored.putpalette([part for color in palette for part in color])
         buffer = io.BytesIO()
         colored.save(buffer, format="PNG")
         write_atomic(path, buffer.getvalue())
         return
-    stored = pixels if pixels.ndim == 2 or bgr else cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
-    # the Huffman strategy is faster to write and read than deflate levels, and smaller for photos
-    options = [cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_HUFFMAN_ONLY]
     if pixels.ndim == 2:
         # labels have flat areas: without a row filter they are 10 % larger, but read 3 times faster
         options = [cv2.IMWRITE_PNG_COMPRESSION, 3]
         options += [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE]
-    ok, encoded = cv2.imencode(".png", stored, options)
+    else:
+        # this strategy is faster to write and read than deflate levels, and smaller for photos
+        options = [cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_HUFFMAN_ONLY]
+        pixels = pixels if bgr else np.asarray(cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), np.uint8)
+    ok, encoded = cv2.imencode(".png", pixels, options)
     if not ok:
         raise ValueError(f"{path}: could not be encoded as a PNG")
     write_atomic(path, encoded.data)
@@ -142,11 +130,7 @@ def checked_bytes(path: Path, data: bytes | None = None, max_pixels: int = MAX_P
 
 
 def decode(path: Path, data: bytes, flags: int) -> NDArray[Any]:
-    """Return what OpenCV decodes from the content of `path`, by `flags` (`cv2.IMREAD_*`).
-
-    Raises:
-        DataError: The image cannot be decoded.
-    """
+    """Return what OpenCV decodes from the content of `path`, by `flags` (`cv2.IMREAD_*`)."""
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
@@ -163,14 +147,9 @@ def decode_as_stored(path: Path, data: bytes, *, in_color: bool) -> tuple[str, N
             mode = opened.mode
             if in_color:
                 return mode, np.asarray(opened.convert("RGB"))
-            if mode == "1":
-                return mode, np.asarray(opened.convert("L"))
-            return mode, np.asarray(opened)
+            return mode, np.asarray(opened.convert("L") if mode == "1" else opened)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: cannot be decoded: {error}") from error
-
-
-Pixels = NDArray[np.uint8]
 
 
 def keep_freed_memory() -> None:

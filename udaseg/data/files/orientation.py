@@ -1,4 +1,4 @@
-"""The EXIF orientation of photos: turned upright, and back."""
+"""The EXIF orientation of photos."""
 
 from pathlib import Path
 from typing import Any
@@ -24,15 +24,16 @@ def read_orientation(path: Path) -> int:
 
 def to_upright(image: NDArray[Any], orientation: int) -> NDArray[Any]:
     """Return a stored image (H, W, …) in the orientation in which viewers display it."""
-    oriented = image.swapaxes(0, 1) if orientation >= 5 else image
+    if orientation >= 5:
+        image = image.swapaxes(0, 1)
     if orientation in _UPSIDE_DOWN:
-        oriented = oriented[::-1]
+        image = image[::-1]
     if orientation in _MIRRORED:
-        oriented = oriented[:, ::-1]
-    return np.ascontiguousarray(oriented)
+        image = image[:, ::-1]
+    return np.ascontiguousarray(image)
 
 
 def to_stored(image: NDArray[Any], orientation: int) -> NDArray[Any]:
-    """Return an upright image in its stored orientation: the inverse of `upright`."""
+    """Return an upright image in its stored orientation: the inverse of `to_upright`."""
     # the two quarter turns are inverse to each other; every other orientation is its own inverse
     return to_upright(image, {6: 8, 8: 6}.get(orientation, orientation))

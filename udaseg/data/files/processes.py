@@ -12,13 +12,12 @@ def without_main_module() -> Iterator[None]:
     A spawned process imports the main module first. In a script without `if __name__ ==
     "__main__"` it would run the whole script again. Our processes need nothing of it.
     """
-    main = sys.modules["__main__"]
+    main = vars(sys.modules["__main__"])
     kept: dict[str, object] = {
-        name: vars(main)[name] for name in ("__file__", "__spec__") if name in vars(main)
+        name: main[name] for name in ("__file__", "__spec__") if name in main
     }
-    main.__dict__.pop("__file__", None)
-    main.__spec__ = None
+    main.update(dict.fromkeys(kept))  # None: not in a file, not in a package
     try:
         yield
     finally:
-        vars(main).update(kept)
+        main.update(kept)

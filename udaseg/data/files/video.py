@@ -4,16 +4,14 @@ import logging
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from udaseg.data.files.containers import refuse_truncated_video
 from udaseg.data.files.headers import MAX_PIXELS
-from udaseg.data.files.images import refuse_irregular
+from udaseg.data.files.images import Pixels, refuse_irregular
 from udaseg.errors import DataError, EnvironmentFault
 
 log = logging.getLogger(__name__)
@@ -33,17 +31,11 @@ class VideoReader:
 
     Use it as a context manager, and iterate over it.
 
-    Args:
-        path: The video file.
-
     Attributes:
         size: (height, width) of a frame, after the rotation that the file declares.
         fps: Frames per second; 25 if the file has no plausible rate.
         declared_frames: Number of frames in the header; None if it gives none.
         frames_read: Number of frames yielded so far.
-
-    Raises:
-        DataError: On entering: the file is missing, not a video, cut off, or has too many pixels.
     """
 
     def __init__(self, path: Path) -> None:
@@ -65,9 +57,6 @@ class VideoReader:
         except OSError as error:
             raise DataError(f"{self._path}: cannot be read: {error.strerror or error}") from error
         self._stream = cv2.VideoCapture(name, cv2.CAP_FFMPEG)
-        if not self._stream.isOpened():
-            raise DataError(f"{self._path}: cannot be opened as a video: damaged, or this "
-                            "OpenCV lacks its codec; use its frames as images")  # fmt: skip
         try:
             self._read_header()
         except DataError:
@@ -75,23 +64,13 @@ class VideoReader:
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stream.release()
 
-    def __iter__(self) -> Iterator[NDArray[np.uint8]]:
-        """Yield the frames.
-
-        Raises:
-            DataError: No frame can be decoded, or the frame size changes.
-        """
+    def __iter__(self) -> Iterator[Pixels]:
         while True:
             success, frame = self._stream.read()
-            if not success or frame is None:
+            if not success:
                 break
             if self.frames_read == 0:  # the header ignores rotation
                 self.size = (frame.shape[0], frame.shape[1])
@@ -103,10 +82,7 @@ class VideoReader:
             yield np.asarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), np.uint8)
         if self.frames_read == 0:
             raise DataError(f"{self._path}: damaged: no frame can be decoded")
-        if (
-            self.declared_frames is not None
-            and self.frames_read < self.declared_frames - _FRAME_TOLERANCE
-        ):
+        if self.frames_read + _FRAME_TOLERANCE < (self.declared_frames or 0):
             log.warning(
                 "%s: its header gives %d frames, but %d could be decoded",
                 self._path,
@@ -115,15 +91,11 @@ class VideoReader:
             )
 
     def _read_header(self) -> None:
-        width, height, fps, frames = (
-            self._stream.get(property_id)
-            for property_id in (
-                cv2.CAP_PROP_FRAME_WIDTH,
-                cv2.CAP_PROP_FRAME_HEIGHT,
-                cv2.CAP_PROP_FPS,
-                cv2.CAP_PROP_FRAME_COUNT,
-            )
-        )
+        if not self._stream.isOpened():
+            raise DataError(f"{self._path}: cannot be opened as a video: damaged, or this "
+                            "OpenCV lacks its codec; use its frames as images")  # fmt: skip
+        width = self._stream.get(cv2.CAP_PROP_FRAME_WIDTH)
+        height = self._stream.get(cv2.CAP_PROP_FRAME_HEIGHT)
         if not (width >= 1 and height >= 1):
             raise DataError(f"{self._path}: damaged: it has no size")
         if width * height > MAX_PIXELS:
@@ -131,11 +103,13 @@ class VideoReader:
                 f"{self._path}: {width:.0f}x{height:.0f} is more than {MAX_PIXELS:,} pixels"
             )
         self.size = (int(height), int(width))
+        fps = self._stream.get(cv2.CAP_PROP_FPS)
         if math.isfinite(fps) and 0 < fps <= _MAX_FPS:
-            self.fps = float(fps)
+            self.fps = fps
         else:
             log.warning("%s: has no frame rate; using %g frames per second", self._path, self.fps)
         # without a known length the count is negative or absurdly large
+        frames = self._stream.get(cv2.CAP_PROP_FRAME_COUNT)
         self.declared_frames = int(frames) if 0 < frames < 2**31 else None
 
 
@@ -143,52 +117,44 @@ class VideoWriter:
     """Write RGB frames as a video; the suffix (mp4, webm, avi) sets the format.
 
     Use it as a context manager. The last column or row of a frame of odd width or height is
-    repeated, because the codecs need even sizes.
+    repeated, because the codecs need even sizes. On leaving it raises an `EnvironmentFault` if the
+    video is incomplete, for example because the disk is full, which FFmpeg does not report.
 
     Args:
         path: The video file, in an existing folder.
         fps: Frames per second.
         size: (height, width) of a frame.
-
-    Raises:
-        DataError: On entering: this OpenCV cannot write videos of this size or rate.
-        OSError: On entering: the file cannot be written.
-        EnvironmentFault: On leaving: the video is incomplete, for example because the disk is full,
-            which FFmpeg does not report.
     """
 
     def __init__(self, path: Path, fps: float, size: tuple[int, int]) -> None:
-        self._path, self._fps = path, fps
+        self._path, self._fps, self._size = path, fps, size
         self._padding = (size[0] % 2, size[1] % 2)
-        self._size = (size[0] + self._padding[0], size[1] + self._padding[1])
         self._frames = 0
 
     def __enter__(self) -> Self:
         codec = cv2.VideoWriter.fourcc(*_CODECS[self._path.suffix])
-        frame_size = (self._size[1], self._size[0])
+        width, height = self._size[1] + self._padding[1], self._size[0] + self._padding[0]
         self._stream = cv2.VideoWriter(
-            str(self._path), cv2.CAP_FFMPEG, codec, self._fps, frame_size
+            str(self._path), cv2.CAP_FFMPEG, codec, self._fps, (width, height)
         )
         if not self._stream.isOpened():
             self._path.write_bytes(b"0")  # raises OSError if the folder is not writable
             self._path.unlink()
             raise DataError(
-                f"this OpenCV cannot write {frame_size[0]}x{frame_size[1]} at {self._fps:g} frames "
+                f"this OpenCV cannot write {width}x{height} at {self._fps:g} frames "
                 f"per second as {self._path.suffix[1:]}; write frames or avi instead"
             )
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._stream.release()
-        if error is None:
-            self._check_complete()
+        if kind is None and not self._is_complete():
+            raise EnvironmentFault(
+                f"{self._path.parent}: a video of {self._frames} frames could not be written "
+                "completely; is the disk full? Free some space, then continue with --resume"
+            )
 
-    def write(self, frame: NDArray[np.uint8]) -> None:
+    def write(self, frame: Pixels) -> None:
         """Append a frame, (H, W, 3) uint8 RGB, of the given size."""
         stored = cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)
         if any(self._padding):
@@ -197,18 +163,11 @@ class VideoWriter:
         self._stream.write(stored)
         self._frames += 1
 
-    def _check_complete(self) -> None:
-        """Raise an error if the file is incomplete: OpenCV does not report failed writes."""
+    def _is_complete(self) -> bool:
+        """Return whether all frames are in the file: OpenCV does not report failed writes."""
         try:
             with VideoReader(self._path) as video:
-                complete = (
-                    video.declared_frames is None
-                    or abs(video.declared_frames - self._frames) <= _FRAME_TOLERANCE
-                )
+                frames = video.declared_frames
         except DataError:
-            complete = False
-        if not complete:
-            raise EnvironmentFault(
-                f"{self._path.parent}: a video of {self._frames} frames could not be written "
-                "completely; is the disk full? Free some space, then continue with --resume"
-            )
+            return False
+        return frames is None or abs(frames - self._frames) <= _FRAME_TOLERANCE

@@ -1,26 +1,26 @@
 """Training batches as a function of the step, so no sampler or loader state has to be saved."""
 
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
 
+from udaseg.data.files.images import Pixels
 from udaseg.data.loading.crops import CropSource
 from udaseg.data.loading.sampling import SamplingOrder
 from udaseg.errors import DataError
-
-_SOURCE, _TARGET = 0, 1
+from udaseg.files import sha256
 
 _MAX_REPLACEMENTS = 20
 """Replacement images to try for one that cannot be used."""
 
-_Crop = tuple[NDArray[np.uint8], NDArray[np.uint8] | None]
+_LABELS = {"source": "source_labels", "target": "pseudo_labels"}
+"""The labels of each domain in a batch; the position of a domain is part of its random keys."""
+
+_NO_SOURCE = {"source_images": (0, 3, 1, 1), "source_labels": (0, 1, 1)}
 
 
 @dataclass(frozen=True)
@@ -44,31 +44,23 @@ class Batch:
     seed: int
     source_images: Tensor
     source_labels: Tensor
-    target_images: Tensor | None
+    target_images: Tensor | None = None
     pseudo_labels: Tensor | None = None
     skipped: tuple[str, ...] = ()
 
     def to(self, device: torch.device) -> "Batch":
         """Return the batch on `device`; transfers uint8, conversion to float happens there."""
-        target, pseudo = self.target_images, self.pseudo_labels
-        return replace(
-            self,
-            pseudo_labels=None if pseudo is None else pseudo.to(device, non_blocking=True),
-            source_images=self.source_images.to(device, non_blocking=True),
-            source_labels=self.source_labels.to(device, non_blocking=True),
-            target_images=None if target is None else target.to(device, non_blocking=True),
-        )
+        return self._with_tensors(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "Batch":
-        """Return the batch in page-locked memory; the loader calls this by name."""
-        target, pseudo = self.target_images, self.pseudo_labels
-        return replace(
-            self,
-            pseudo_labels=None if pseudo is None else pseudo.pin_memory(),
-            source_images=self.source_images.pin_memory(),
-            source_labels=self.source_labels.pin_memory(),
-            target_images=None if target is None else target.pin_memory(),
-        )
+        """Return the batch in page-locked memory."""
+        return self._with_tensors(Tensor.pin_memory)
+
+    def _with_tensors(self, move: Callable[[Tensor], Tensor]) -> "Batch":
+        moved: dict[str, Any] = {
+            name: move(value) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        return replace(self, **moved)
 
 
 @dataclass(frozen=True)
@@ -100,7 +92,7 @@ class BatchOptions:
     worker_timeout: float = 300
 
 
-class TrainingBatches(Dataset[Batch]):
+class TrainingBatches:
     """Batches of a run, where batch i depends only on (seed, i, rank).
 
     The batches of all ranks in a step, concatenated, equal the batch of a single process with the
@@ -113,10 +105,6 @@ class TrainingBatches(Dataset[Batch]):
         source: Labelled crops, or None.
         target: Unlabelled crops, or None.
         options: Sizes, order and faults of the batches.
-
-    Raises:
-        DataError: A split has no images, or lacks the class counts that its sampling needs.
-        ValueError: The target's sampling needs class labels.
     """
 
     def __init__(
@@ -128,63 +116,51 @@ class TrainingBatches(Dataset[Batch]):
         if target is not None and target.sampling != "uniform":
             raise ValueError(f"the target must be sampled uniformly, got {target.sampling}")
         self.source, self.target, self.options = source, target, options
-        self._source = self._target = None
-        if source is not None:
-            self._source = SamplingOrder(source, seed=options.seed, domain=_SOURCE)
-        if target is not None:
-            self._target = SamplingOrder(target, seed=options.seed, domain=_TARGET)
+        # for each domain with images: their order and the size of its part of a batch
+        self._domains = {
+            name: (SamplingOrder(crops, seed=options.seed, domain=number), size)
+            for number, (name, crops, size) in enumerate(
+                (
+                    ("source", source, options.batch_source),
+                    ("target", target, options.batch_target),
+                )
+            )
+            if crops is not None
+        }
 
     def __len__(self) -> int:
         return self.options.steps
 
     def __getitem__(self, step: int) -> Batch:
         """Return the batch of `step` on this rank."""
-        skipped: list[str] = []
-        source_images, source_labels = _empty_source()
-        if self._source is not None:
-            source_crops = self._read_crops(
-                self._source, self._draw_numbers(step, self.options.batch_source), skipped
+        options, skipped = self.options, list[str]()
+        tensors = {name: torch.empty(size, dtype=torch.uint8) for name, size in _NO_SOURCE.items()}
+        for domain, (order, size) in self._domains.items():
+            numbers = self._draw_numbers(step, size)
+            images, labels = zip(
+                *(self._read_crop(order, n, skipped) for n in numbers), strict=True
             )
-            source_images = _image_tensor([image for image, _ in source_crops])
-            source_labels = _label_tensor([label for _, label in source_crops])
-        target = pseudo = None
-        if self._target is not None:
-            target_crops = self._read_crops(
-                self._target, self._draw_numbers(step, self.options.batch_target), skipped
-            )
-            target = _image_tensor([image for image, _ in target_crops])
-            if self._target.crops.pseudo_labels is not None:
-                pseudo = _label_tensor([label for _, label in target_crops])
+            tensors[f"{domain}_images"] = _image_tensor(images)
+            if order.crops.labelled or order.crops.pseudo_labels is not None:
+                tensors[_LABELS[domain]] = torch.from_numpy(np.stack(labels))
         # The same seed on all ranks: each draws the random numbers for the images of all ranks.
         # The constant 0 stays so that existing seeds keep their meaning.
-        entropy = np.random.SeedSequence([self.options.seed, step, 0])
-        first_step, steps = self.options.first_step, self.options.steps
+        entropy = np.random.SeedSequence([options.seed, step, 0])
         return Batch(
             step=step,
-            progress=(step - first_step) / (steps - first_step),
+            progress=(step - options.first_step) / (options.steps - options.first_step),
             seed=int(entropy.generate_state(1, np.uint32)[0]),
-            source_images=source_images,
-            source_labels=source_labels,
-            target_images=target,
-            pseudo_labels=pseudo,
             skipped=tuple(skipped),
+            **tensors,
         )
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shape of each tensor in a batch; it is the same in every step."""
-        images, labels = _empty_source()
-        shapes: dict[str, tuple[int, ...]] = {
-            "source_images": images.shape,
-            "source_labels": labels.shape,
-        }
-        if self.source is not None:
-            size, crop = self.options.batch_source, self.source.crop
-            shapes = {"source_images": (size, 3, *crop), "source_labels": (size, *crop)}
-        if self.target is not None:
-            size, crop = self.options.batch_target, self.target.crop
-            shapes["target_images"] = (size, 3, *crop)
-            if self.target.pseudo_labels is not None:
-                shapes["pseudo_labels"] = (size, *crop)
+        shapes: dict[str, tuple[int, ...]] = {**_NO_SOURCE}
+        for domain, (order, size) in self._domains.items():
+            shapes[f"{domain}_images"] = (size, 3, *order.crops.crop)
+            if order.crops.labelled or order.crops.pseudo_labels is not None:
+                shapes[_LABELS[domain]] = (size, *order.crops.crop)
         return shapes
 
     def _draw_numbers(self, step: int, size: int) -> range:
@@ -192,28 +168,26 @@ class TrainingBatches(Dataset[Batch]):
         first = (step * self.options.world_size + self.options.rank) * size
         return range(first, first + size)
 
-    def _read_crops(self, draws: SamplingOrder, numbers: range, skipped: list[str]) -> list[_Crop]:
-        return [self._read_crop(draws, number, skipped) for number in numbers]
-
-    def _read_crop(self, draws: SamplingOrder, number: int, skipped: list[str]) -> _Crop:
+    def _read_crop(
+        self, order: SamplingOrder, number: int, skipped: list[str]
+    ) -> tuple[Pixels, Pixels | None]:
         """Return the crop of one draw; with `skip`, replace an image that cannot be used.
 
         A crop depends only on the number of the draw. It is the same in any worker and after any
         resume, as long as the same files are bad.
         """
-        crops, requested = draws.crops, draws.draw(number)
-        draw = requested
+        draw = order.draw(number)
         for attempt in range(1 + _MAX_REPLACEMENTS):
             try:
-                image, labels = crops.read(draw.sample)
+                image, labels = order.crops.read(draw.sample)
             except DataError as error:
                 if self.options.on_bad_sample == "fail":
                     raise
                 skipped.append(str(error))
-                draw = draws.replacement(requested, attempt)
-                continue
-            rng = np.random.default_rng(requested.key)
-            return crops.crop_image(draw.sample, image, labels, rng, draw.train_id)
+                draw = order.replacement(draw, attempt)
+            else:
+                rng = np.random.default_rng(draw.key)
+                return order.crops.crop_image(draw.sample, image, labels, rng, draw.train_id)
         raise DataError(
             f"{skipped[-1]}; the {_MAX_REPLACEMENTS} images tried before it could not be used "
             "either: the dataset is damaged or missing, not single files; check it with "
@@ -223,43 +197,36 @@ class TrainingBatches(Dataset[Batch]):
     @property
     def classes_never_drawn(self) -> tuple[int, ...]:
         """Train ids of source classes that occur, but that no image can be drawn for."""
-        return () if self._source is None else self._source.classes_never_drawn
+        return tuple(
+            train_id
+            for order, _ in self._domains.values()
+            for train_id in order.classes_never_drawn
+        )
 
     def digests(self) -> dict[str, str]:
         """Return a digest of each domain's file names, which determine the order of batches."""
-        digests = {}
-        for domain, crops in (("source", self.source), ("target", self.target)):
-            if crops is not None:
-                names = "\n".join(sample.image for sample in crops.samples)
-                digests[domain] = hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()
-        return digests
+        return {
+            domain: sha256(
+                "\n".join(sample.image for sample in order.crops.samples).encode(
+                    errors="surrogateescape"
+                )
+            )
+            for domain, (order, _) in self._domains.items()
+        }
 
     def image_paths(self, step: int) -> list[str]:
         """Return the image files of the batch of `step` on this rank, for error messages."""
         return [
-            str(draws.crops.dataset.image_path(draws.draw(number).sample))
-            for draws, size in (
-                (self._source, self.options.batch_source),
-                (self._target, self.options.batch_target),
-            )
-            if draws is not None
+            str(order.crops.dataset.image_path(order.draw(number).sample))
+            for order, size in self._domains.values()
             for number in self._draw_numbers(step, size)
         ]
 
 
-def _image_tensor(images: Sequence[NDArray[np.uint8]]) -> Tensor:
+def _image_tensor(images: Sequence[Pixels]) -> Tensor:
     """Stack (H, W, 3) crops to (B, 3, H, W) in one copy, also from mirrored views."""
     height, width = images[0].shape[:2]
     stacked = np.empty((len(images), 3, height, width), np.uint8)
     for slot, image in zip(stacked, images, strict=True):
         slot[:] = image.transpose(2, 0, 1)
     return torch.from_numpy(stacked)
-
-
-def _label_tensor(labels: Sequence[NDArray[np.uint8] | None]) -> Tensor:
-    return torch.from_numpy(np.stack([label for label in labels if label is not None]))
-
-
-def _empty_source() -> tuple[Tensor, Tensor]:
-    images = torch.empty((0, 3, 1, 1), dtype=torch.uint8)
-    return images, torch.empty((0, 1, 1), dtype=torch.uint8)

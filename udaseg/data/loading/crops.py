@@ -8,19 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from udaseg.data.datasets.index import PreparedDataset, Sample
-from udaseg.data.files.images import read_image
+from udaseg.data.files.images import Pixels, read_image
 from udaseg.data.labels.read import read_train_ids
+from udaseg.data.loading import transforms
 from udaseg.data.loading.cache import Cache
 from udaseg.data.loading.pseudo_labels import pseudo_label_path
 from udaseg.data.loading.rare_class import RareClassImages, RareClassSettings, rare_class_corner
-from udaseg.data.loading.transforms import (
-    crop,
-    enlarge_to_cover,
-    random_corner,
-    random_mirror,
-    resize_image,
-    resize_labels,
-)
 from udaseg.errors import DataError
 
 Sampling = Literal["uniform", "class_balanced", "rare_class"]
@@ -44,9 +37,6 @@ class CropSource:
             index.
         rare: Settings of `rare_class`.
         cache: Cached images at `resize`, read instead of the files; pixels are identical.
-
-    Raises:
-        ValueError: Both labels and pseudo-labels are given, or the cache has another size.
     """
 
     dataset: PreparedDataset
@@ -72,62 +62,56 @@ class CropSource:
         """The samples of the split."""
         return self.dataset.split(self.split)
 
-    def read(self, sample: Sample) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
-        """Return the whole image (H, W, 3) at `resize` and, when labelled, its labels (H, W).
-
-        Raises:
-            DataError: A file cannot be used; the message names it.
-        """
-        if self.cache is not None and self.cache.contains(sample):
+    def read(self, sample: Sample) -> tuple[Pixels, Pixels | None]:
+        """Return the whole image (H, W, 3) at `resize` and, when labelled, its labels (H, W)."""
+        if self.cache is not None and sample.image not in self.cache.uncached:
             labels = self.cache.load_labels(sample) if self.labelled else None
             return self.cache.load_image(sample), labels
         # Photos without labels are rotated by their EXIF orientation. Labels match the stored
         # orientation.
         image = read_image(self.dataset.image_path(sample), apply_exif=not self.labelled)
         labels = self._read_labels(sample, image.shape) if self.labelled else None
-        if self.resize is None:
-            return image, labels
-        image = resize_image(image, self.resize)
-        return image, None if labels is None else resize_labels(labels, self.resize)
-
-    def read_crop(
-        self, sample: Sample, rng: np.random.Generator, train_id: int | None = None
-    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
-        """Return one image crop (H, W, 3) and, when labelled, its labels (H, W).
-
-        Args:
-            sample: The image.
-            rng: Source of all random choices.
-            train_id: Class that the crop must contain, as drawn by rare-class sampling; None for
-                any crop.
-        """
-        return self.crop_image(sample, *self.read(sample), rng, train_id)
+        if self.resize is not None:
+            image = transforms.resize_image(image, self.resize)
+            labels = None if labels is None else transforms.resize_labels(labels, self.resize)
+        return image, labels
 
     def crop_image(
         self,
         sample: Sample,
-        image: NDArray[np.uint8],
-        labels: NDArray[np.uint8] | None,
+        image: Pixels,
+        labels: Pixels | None,
         rng: np.random.Generator,
         train_id: int | None = None,
-    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
-        """Return a random crop of the result of `read`; see `draw`."""
+    ) -> tuple[Pixels, Pixels | None]:
+        """Return a crop of what `read` returned, with labels or pseudo-labels if there are any.
+
+        Args:
+            sample: The image.
+            image: (H, W, 3) pixels.
+            labels: (H, W) train ids.
+            rng: Source of all random choices.
+            train_id: Class that the crop must contain, as drawn by rare-class sampling; None for
+                any crop.
+        """
         if self.pseudo_labels is not None:
-            labels = self._read_pseudo_labels(sample)
+            labels = self._read_pseudo_labels(self.pseudo_labels, sample)
         if self.scale != (1.0, 1.0):
-            image = resize_image(image, _scaled_size(image.shape, rng.uniform(*self.scale)))
+            factor = rng.uniform(*self.scale)
+            height, width = (max(1, round(side * factor)) for side in image.shape[:2])
+            image = transforms.resize_image(image, (height, width))
         if labels is None:
-            image = enlarge_to_cover(image, self.crop)
+            image = transforms.enlarge_to_cover(image, self.crop)
         else:
-            labels = resize_labels(labels, (image.shape[0], image.shape[1]))
+            labels = transforms.resize_labels(labels, (image.shape[0], image.shape[1]))
         if train_id is None or labels is None:
-            corner = random_corner(image.shape, self.crop, rng)
+            corner = transforms.random_corner(image.shape, self.crop, rng)
         else:
             corner = rare_class_corner(labels, train_id, self.crop, self.rare.min_crop_pixels, rng)
-        image, labels = crop(image, labels, self.crop, corner)
-        return random_mirror(image, labels, rng) if self.flip else (image, labels)
+        image, labels = transforms.crop(image, labels, self.crop, corner)
+        return transforms.random_mirror(image, labels, rng) if self.flip else (image, labels)
 
-    def _read_labels(self, sample: Sample, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    def _read_labels(self, sample: Sample, shape: tuple[int, ...]) -> Pixels:
         """Return the label of an image of `shape`; reject one that a loss could not use."""
         path = self.dataset.label_path(sample)
         labels = read_train_ids(path)
@@ -146,9 +130,9 @@ class CropSource:
                 )
         return labels
 
-    def _read_pseudo_labels(self, sample: Sample) -> NDArray[np.uint8]:
-        assert self.pseudo_labels is not None
-        path = pseudo_label_path(self.pseudo_labels, sample)
+    @staticmethod
+    def _read_pseudo_labels(folder: Path, sample: Sample) -> Pixels:
+        path = pseudo_label_path(folder, sample)
         try:
             return read_train_ids(path)
         except DataError as error:
@@ -157,15 +141,11 @@ class CropSource:
             ) from error
 
     def class_counts(self) -> NDArray[np.int64]:
-        """Return the number of pixels of each class in each sample's label, (N, K).
-
-        Raises:
-            DataError: The index has no counts, or all are zero.
-        """
+        """Return the number of pixels of each class in each sample's label, (N, K)."""
         if any(not sample.class_pixels for sample in self.samples):
             raise DataError(
-                f"{self.dataset.name}: the index has no class counts, which {self._sampling_name} "
-                "sampling needs; run `udaseg prepare` again"
+                f"{self.dataset.name}: the index has no class counts, which "
+                f"{self.sampling.replace('_', '-')} sampling needs; run `udaseg prepare` again"
             )
         pixels = np.array([sample.class_pixels for sample in self.samples], np.int64)
         if not pixels.any():
@@ -175,11 +155,7 @@ class CropSource:
         return pixels
 
     def rare_images(self) -> RareClassImages:
-        """Return the images that rare-class sampling draws from for each class.
-
-        Raises:
-            DataError: No image contains `rare.min_pixels` pixels of any class.
-        """
+        """Return the images that rare-class sampling draws from for each class."""
         pixels = self.class_counts()
         if int(pixels.max()) < self.rare.min_pixels:
             raise DataError(
@@ -187,11 +163,3 @@ class CropSource:
                 f"{self.rare.min_pixels} pixels of any class; lower source.rare_class.min_pixels"
             )
         return RareClassImages(pixels, self.rare)
-
-    @property
-    def _sampling_name(self) -> str:
-        return self.sampling.replace("_", "-")
-
-
-def _scaled_size(shape: tuple[int, ...], factor: float) -> tuple[int, int]:
-    return max(1, round(shape[0] * factor)), max(1, round(shape[1] * factor))

@@ -4,11 +4,8 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from udaseg.data.datasets.index import Sample
-from udaseg.data.files.images import write_png
+from udaseg.data.files.images import Pixels, write_png
 
 
 def pseudo_label_path(folder: Path, sample: Sample) -> Path:
@@ -16,7 +13,7 @@ def pseudo_label_path(folder: Path, sample: Sample) -> Path:
     return folder / f"{sample.image}.png"
 
 
-def write_pseudo_label(folder: Path, sample: Sample, labels: NDArray[np.uint8]) -> None:
+def write_pseudo_label(folder: Path, sample: Sample, labels: Pixels) -> None:
     """Write labels (H, W), train ids with `IGNORE`, atomically."""
     write_png(pseudo_label_path(folder, sample), labels)
 

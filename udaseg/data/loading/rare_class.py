@@ -6,10 +6,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from udaseg.data.files.images import Pixels
+
 
 @dataclass(frozen=True)
 class RareClassSettings:
-    """The settings of rare-class sampling.
+    """Settings of rare-class sampling.
 
     Attributes:
         temperature: Softmax temperature; smaller values favour the rarest classes more.
@@ -31,16 +33,8 @@ def class_probabilities(
 ) -> NDArray[np.float64]:
     """Return the probability of each class, (K,): softmax of (1 - f) / temperature.
 
-    f is a class's share of all labelled pixels.
-
-    Args:
-        pixels: (K,) labelled pixels of each class.
-        temperature: Softmax temperature.
-        allowed: (K,) classes that may be drawn; others get probability 0. None means all classes
-            that have pixels.
-
-    Raises:
-        ValueError: No class may be drawn.
+    f is a class's share of all labelled pixels, (K,). Classes that are not `allowed` (K,), or have
+    no pixels, get probability 0.
     """
     allowed = pixels > 0 if allowed is None else allowed & (pixels > 0)
     if not allowed.any():
@@ -60,9 +54,6 @@ class RareClassImages:
     Attributes:
         probabilities: (K,) probability of each class.
         unavailable_classes: Classes that have pixels, but not enough in any image.
-
-    Raises:
-        ValueError: No image has enough pixels of any class.
     """
 
     def __init__(self, pixels: NDArray[np.int64], settings: RareClassSettings) -> None:
@@ -73,16 +64,13 @@ class RareClassImages:
         self.unavailable_classes = tuple(np.flatnonzero((total > 0) & ~eligible).tolist())
         self._images = [np.flatnonzero(column) for column in enough.T]
         self._classes = np.flatnonzero(eligible)
-        self._cumulative_probabilities = np.cumsum(self.probabilities[self._classes])
+        self._cumulative = np.cumsum(self.probabilities[self._classes])
 
     def draw(self, rng: np.random.Generator) -> tuple[int, int]:
         """Draw a class, then an image of it; return image and class."""
-        position = np.searchsorted(
-            self._cumulative_probabilities,
-            rng.random() * self._cumulative_probabilities[-1],
-            side="right",
-        )
-        train_id = int(self._classes[min(int(position), len(self._classes) - 1)])
+        mark = rng.random() * self._cumulative[-1]
+        position = int(np.searchsorted(self._cumulative, mark, side="right"))
+        train_id = int(self._classes[min(position, len(self._classes) - 1)])
         return self.draw_image(train_id, rng), train_id
 
     def draw_image(self, train_id: int, rng: np.random.Generator) -> int:
@@ -92,11 +80,7 @@ class RareClassImages:
 
 
 def rare_class_corner(
-    labels: NDArray[np.uint8],
-    train_id: int,
-    size: tuple[int, int],
-    min_pixels: int,
-    rng: np.random.Generator,
+    labels: Pixels, train_id: int, size: tuple[int, int], min_pixels: int, rng: np.random.Generator
 ) -> tuple[int, int]:
     """Return (top, left) of a window with at least `min_pixels` pixels of a class.
 

@@ -1,7 +1,7 @@
 """The image of each draw as a function of the seed, so no sampling state has to be saved."""
 
-import functools
-from dataclasses import dataclass
+import itertools
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,9 @@ from udaseg.data.loading.crops import CropSource
 
 # suffixes of random keys for purposes other than the crop
 _KEY_RARE, _KEY_REPLACEMENT = 1, 2
+
+SUB_EPOCH = 3000
+"""Draws before the counts are reset, as in the released code of SPCL."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +41,6 @@ class SamplingOrder:
         crops: Crops of the domain.
         seed: Seed of the run.
         domain: Number that distinguishes source and target.
-
-    Raises:
-        DataError: The index lacks the class counts that the sampling needs.
     """
 
     def __init__(self, crops: CropSource, *, seed: int, domain: int) -> None:
@@ -49,60 +49,40 @@ class SamplingOrder:
         balanced, rare = (crops.sampling == name for name in ("class_balanced", "rare_class"))
         self._class_present = crops.class_counts() > 0 if balanced else None
         self._rare = crops.rare_images() if rare else None
-        # order of the current sub-epoch; can always be recomputed from seed and lap
-        self._order: tuple[int, NDArray[np.int64]] | None = None
+        # the last epoch that was asked for, and its order
+        self._epoch, self._order = -1, np.empty(0, np.int64)
 
     def draw(self, number: int) -> Draw:
         """Return draw `number`."""
         samples = self.crops.samples
-        if self._class_present is not None:
-            lap, position = divmod(number, SUB_EPOCH)
-            if self._order is None or self._order[0] != lap:
-                self._order = (
-                    lap,
-                    balanced_order(self._class_present, seed=self._seed, sub_epoch=lap),
-                )
-            chosen = self._order[1][position]
-            return Draw(samples[chosen], self._key(lap, position))
-        epoch, position = divmod(number, len(samples))
-        key = self._key(epoch, position)
+        length = len(samples) if self._class_present is None else SUB_EPOCH
+        epoch, position = divmod(number, length)
+        key = (self._seed, self._domain, epoch, position)
         if self._rare is not None:
             image, train_id = self._rare.draw(np.random.default_rng([*key, _KEY_RARE]))
             return Draw(samples[image], key, train_id)
-        order = _epoch_order(self._seed, self._domain, epoch, len(samples))
-        return Draw(samples[order[position]], key)
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, self._epoch_order(epoch)
+        return Draw(samples[self._order[position]], key)
 
-    def replacement(self, drawn: Draw, attempt: int) -> Draw:
-        """Return the replacement of a draw whose image cannot be used.
+    def _epoch_order(self, epoch: int) -> NDArray[np.int64]:
+        if self._class_present is not None:
+            return balanced_order(self._class_present, seed=self._seed, sub_epoch=epoch)
+        rng = np.random.default_rng([self._seed, self._domain, epoch])
+        return rng.permutation(len(self.crops.samples))
 
-        Args:
-            drawn: The draw to replace.
-            attempt: Number of replacements that could not be used either.
-        """
+    def replacement(self, draw: Draw, attempt: int) -> Draw:
+        """Return the replacement of a draw whose image cannot be used, after `attempt` others."""
         samples = self.crops.samples
-        rng = np.random.default_rng([*drawn.key, _KEY_REPLACEMENT, attempt])
-        if self._rare is not None and drawn.train_id is not None:
-            image = self._rare.draw_image(drawn.train_id, rng)
-        else:
-            image = int(rng.integers(len(samples)))
-        return Draw(samples[image], drawn.key, drawn.train_id)
+        rng = np.random.default_rng([*draw.key, _KEY_REPLACEMENT, attempt])
+        if self._rare is not None and draw.train_id is not None:
+            return replace(draw, sample=samples[self._rare.draw_image(draw.train_id, rng)])
+        return replace(draw, sample=samples[rng.integers(len(samples))])
 
     @property
     def classes_never_drawn(self) -> tuple[int, ...]:
         """Classes that occur, but in no image with enough pixels for rare-class sampling."""
         return () if self._rare is None else self._rare.unavailable_classes
-
-    def _key(self, epoch: int, position: int) -> tuple[int, int, int, int]:
-        return self._seed, self._domain, epoch, position
-
-
-@functools.lru_cache(maxsize=8)
-def _epoch_order(seed: int, domain: int, epoch: int, count: int) -> NDArray[np.int64]:
-    return np.random.default_rng([seed, domain, epoch]).permutation(count)
-
-
-SUB_EPOCH = 3000
-"""Draws before the counts are reset, as in the released code of SPCL."""
 
 
 def balanced_order(
@@ -116,14 +96,11 @@ def balanced_order(
     Args:
         present: (N, K), whether image n holds class k.
         seed: Seed of the run.
-        sub_epoch: Number of the sub-epoch; the order depends only on seed and lap.
+        sub_epoch: Number of the sub-epoch; the order depends only on it and the seed.
         length: Number of draws.
 
     Returns:
         (length,) image indices.
-
-    Raises:
-        ValueError: No image holds any class.
 
     Reference:
         Xie et al., SPCL (2021), released code. Counts start at 0 in each sub-epoch.
@@ -132,21 +109,15 @@ def balanced_order(
     if classes.size == 0:
         raise ValueError("no image holds a class")
     rng = np.random.default_rng([seed, sub_epoch])
-    files = [rng.permutation(np.flatnonzero(present[:, number])) for number in classes]
+    images = [itertools.cycle(rng.permutation(np.flatnonzero(present[:, k]))) for k in classes]
     present_classes = present[:, classes]
-    next_file = np.zeros(len(classes), np.int64)
     counts = np.zeros(len(classes), np.int64)
     order = np.empty(length, np.int64)
     for draw in range(length):
         share = counts / max(1, counts.sum())
-        weight = 1 / np.log(1.01 + share)
-        cumulative = np.cumsum(weight)
-        drawn_class = min(
-            int(np.searchsorted(cumulative, rng.random() * cumulative[-1])), len(classes) - 1
-        )
-        class_files = files[drawn_class]
-        image = class_files[next_file[drawn_class] % len(class_files)]
-        next_file[drawn_class] += 1
-        counts += present_classes[image]
-        order[draw] = image
+        cumulative = np.cumsum(1 / np.log(1.01 + share))
+        mark = rng.random() * cumulative[-1]
+        drawn_class = min(int(np.searchsorted(cumulative, mark)), len(classes) - 1)
+        order[draw] = next(images[drawn_class])
+        counts += present_classes[order[draw]]
     return order

@@ -4,12 +4,12 @@ import math
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
+from udaseg.data.files.images import Pixels
 from udaseg.data.labels.classes import IGNORE
 
 
-def resize_image(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+def resize_image(image: Pixels, size: tuple[int, int]) -> Pixels:
     """Return `image` (H, W, 3) resized to `size` (height, width).
 
     Shrinking averages, which keeps thin structures without aliasing; enlarging is bilinear.
@@ -22,7 +22,7 @@ def resize_image(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.
     return np.asarray(cv2.resize(image, (width, height), interpolation=interpolation), np.uint8)
 
 
-def resize_labels(labels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+def resize_labels(labels: Pixels, size: tuple[int, int]) -> Pixels:
     """Return `labels` (H, W) resized by nearest neighbour, which adds no other class."""
     height, width = size
     if labels.shape == (height, width):
@@ -31,7 +31,7 @@ def resize_labels(labels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[n
     return np.asarray(resized, np.uint8)
 
 
-def enlarge_to_cover(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+def enlarge_to_cover(image: Pixels, size: tuple[int, int]) -> Pixels:
     """Return `image` enlarged, at its aspect ratio, to cover `size`; larger ones are unchanged.
 
     Padding would add black pixels, which a teacher labels with confidence.
@@ -53,11 +53,8 @@ def random_corner(
 
 
 def crop(
-    image: NDArray[np.uint8],
-    labels: NDArray[np.uint8] | None,
-    size: tuple[int, int],
-    corner: tuple[int, int],
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+    image: Pixels, labels: Pixels | None, size: tuple[int, int], corner: tuple[int, int]
+) -> tuple[Pixels, Pixels | None]:
     """Return the same window of image (H, W, 3) and labels (H, W), as views if it fits.
 
     A window larger than the image is filled at the bottom and the right, with black and `IGNORE`.
@@ -73,19 +70,9 @@ def crop(
     return image, labels
 
 
-def random_crop(
-    image: NDArray[np.uint8],
-    labels: NDArray[np.uint8] | None,
-    size: tuple[int, int],
-    rng: np.random.Generator,
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
-    """Return the same random `window` of image (H, W, 3) and labels (H, W)."""
-    return crop(image, labels, size, random_corner(image.shape, size, rng))
-
-
 def random_mirror(
-    image: NDArray[np.uint8], labels: NDArray[np.uint8] | None, rng: np.random.Generator
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+    image: Pixels, labels: Pixels | None, rng: np.random.Generator
+) -> tuple[Pixels, Pixels | None]:
     """Return image and labels, both mirrored left-right with probability 1/2."""
     if rng.random() < 0.5:
         return image, labels

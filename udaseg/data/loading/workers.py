@@ -1,4 +1,4 @@
-"""Loader processes that build batches, each with its own pipe and shared memory, without locks.
+"""Loader processes that make batches, each with its own pipe and shared memory, without locks.
 
 As nothing is shared between processes, none can block on a lock of one that died or hangs.
 """
@@ -11,7 +11,7 @@ import signal
 import time
 import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Final
@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 _START_METHOD: Final = "spawn"
 _JOIN_TIMEOUT_S = 2.0
 
+_PREFETCH_BATCHES = 4
+"""Batches that each process makes in advance."""
+
 _MAX_MESSAGE_CHARS = 4000
 """Maximum characters of a message from a process; a pipe transfers this much at once."""
 
@@ -38,222 +41,15 @@ _SIGNAL_HINTS = {
 }
 
 
-class WorkerLost(Exception):
-    """A loader process died or hangs; the message says which process and how."""
-
-
-@dataclass(frozen=True)
-class BatchFailure:
-    """The error that kept a process from building a batch."""
-
-    kind: str
-    message: str
-    trace: str
-
-
-class WorkerPool:
-    """Loader processes that build the batches of `steps` in turn, each up to `ahead` in advance.
-
-    Args:
-        dataset: Builds the batches.
-        steps: Steps in the order in which they are requested.
-        workers: Number of processes.
-        ahead: Batches that each process can hold in shared memory.
-        pin: Return batches in page-locked memory.
-    """
-
-    def __init__(
-        self, dataset: TrainingBatches, steps: range, workers: int, ahead: int, pin: bool
-    ) -> None:
-        self._timeout, self._pin = dataset.options.worker_timeout, pin
-        self._steps, self._workers, self._ahead = steps, workers, ahead
-        self._shapes = dataset.shapes()
-        self._results: dict[int, dict[str, Any] | BatchFailure] = {}
-        self._processes: list[BaseProcess] = []
-        self._pipes: list[Connection] = []
-        self._shared_memory = _allocate_shared(
-            (workers, ahead, sum(map(math.prod, self._shapes.values())))
-        )
-        context = multiprocessing.get_context(_START_METHOD)
-        try:
-            for number in range(workers):
-                ours, theirs = context.Pipe()
-                self._pipes.append(ours)
-                process = context.Process(
-                    target=_run_worker,
-                    args=(dataset, self._shared_memory[number], theirs),
-                    daemon=True,
-                )
-                with without_main_module():
-                    process.start()
-                self._processes.append(process)
-                theirs.close()  # otherwise the pipe would not break when the process dies
-            for step in steps[: ahead * workers]:
-                self._request(step)
-        except BaseException:
-            self.stop()
-            raise
-
-    def batch(self, step: int) -> Batch | BatchFailure:
-        """Return a copy of the batch of `step`, or its failure.
-
-        Raises:
-            Lost: A process died, or the process of this step exceeded the time limit.
-        """
-        worker, slot = self._worker_and_slot(step)
-        deadline = time.monotonic() + (self._timeout or math.inf)
-        while step not in self._results:
-            remaining = deadline - time.monotonic()
-            if remaining <= 0:
-                pid = self._processes[worker].pid
-                raise WorkerLost(f"loader process {pid} returned no batch for {self._timeout:g} s")
-            self._receive(None if remaining == math.inf else remaining)
-        result = self._results.pop(step)
-        if isinstance(result, BatchFailure):
-            return result
-        tensors = {
-            name: view.pin_memory() if self._pin else view.clone()
-            for name, view in _views(self._shared_memory[worker, slot], self._shapes).items()
-        }
-        self._request(step + self._ahead * self._workers)
-        return Batch(step=step, **{"target_images": None, **result, **tensors})
-
-    def stop(self) -> None:
-        """Kill all processes; they hold no state that could be lost."""
-        for process in self._processes:
-            process.kill()
-        for process in self._processes:
-            process.join(_JOIN_TIMEOUT_S)
-        for pipe in self._pipes:
-            pipe.close()
-
-    def _worker_and_slot(self, step: int) -> tuple[int, int]:
-        """Return the process that builds a step, and the slot in its shared memory."""
-        turn, worker = divmod(step - self._steps.start, self._workers)
-        return worker, turn % self._ahead
-
-    def _request(self, step: int) -> None:
-        if step in self._steps:
-            worker, slot = self._worker_and_slot(step)
-            with contextlib.suppress(OSError):  # the wait for its batch reports a dead process
-                self._pipes[worker].send((step, slot))
-
-    def _receive(self, seconds: float | None) -> None:
-        """Wait for an event, then receive all finished batches."""
-        ready = wait([*self._pipes, *(child.sentinel for child in self._processes)], seconds)
-        dead = []
-        for pipe, process in zip(self._pipes, self._processes, strict=True):
-            try:
-                while pipe.poll():
-                    step, result = pipe.recv()
-                    self._results[step] = result
-            except (EOFError, OSError):  # the pipe is broken, and all sent results were read
-                dead.append(process)
-            else:
-                dead += [process] if process.sentinel in ready else []
-        if dead:
-            for process in dead:
-                process.join(_JOIN_TIMEOUT_S)  # a pipe breaks shortly before its process is dead
-            raise WorkerLost("; ".join(map(_describe_exit, dead)))
-
-
-def _run_worker(dataset: TrainingBatches, slots: Tensor, pipe: Connection) -> None:
-    """Run a loader process: build batches until the parent closes the pipe."""
-    # one thread per worker; the parent handles Ctrl-C
-    torch.set_num_threads(1)
-    cv2.setNumThreads(0)
-    keep_freed_memory()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    shapes = dataset.shapes()
-    with contextlib.suppress(EOFError, OSError):  # the parent has exited
-        while True:
-            step, slot = pipe.recv()
-            result = build_batch(dataset, step)
-            if isinstance(result, BatchFailure):
-                pipe.send((step, result))
-                continue
-            for name, view in _views(slots[slot], shapes).items():
-                view.copy_(getattr(result, name))
-            skipped = tuple(
-                reason[: _MAX_MESSAGE_CHARS // len(result.skipped)] for reason in result.skipped
-            )
-            metadata = {"progress": result.progress, "seed": result.seed, "skipped": skipped}
-            pipe.send((step, metadata))
-
-
-def build_batch(dataset: TrainingBatches, step: int) -> Batch | BatchFailure:
-    """Return the batch of `step`, or the error that occurred."""
-    try:
-        return dataset[step]
-    except Exception as error:  # noqa: BLE001  # raised again where the batch is waited for
-        kind = next(
-            (known for known in (DataError, MemoryError) if isinstance(error, known)), type(error)
-        )
-        trace = "".join(traceback.format_exception(error))
-        return BatchFailure(
-            kind.__name__, str(error)[:_MAX_MESSAGE_CHARS], trace[-_MAX_MESSAGE_CHARS:]
-        )
-
-
-def _allocate_shared(shape: tuple[int, int, int]) -> Tensor:
-    """Allocate shared memory of shape (processes, batches per process, bytes per batch).
-
-    Raises:
-        EnvironmentFault: There is not enough shared memory.
-    """
-    try:
-        memory = torch.empty(shape, dtype=torch.uint8)
-        memory.share_memory_()  # type: ignore[no-untyped-call]  # torch's own
-    except (OSError, RuntimeError) as error:
-        raise EnvironmentFault(
-            f"not enough shared memory (/dev/shm) for {math.prod(shape) / 1e6:.0f} MB of batches; "
-            "reduce machine.workers"
-        ) from error
-    return memory
-
-
-def _views(slot: Tensor, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """Return the tensors of a batch as views of its bytes."""
-    views, begin = {}, 0
-    for name, shape in shapes.items():
-        end = begin + math.prod(shape)
-        views[name] = slot[begin:end].view(shape)
-        begin = end
-    return views
-
-
-def _describe_exit(child: BaseProcess) -> str:
-    """Return how a process ended."""
-    code = child.exitcode
-    if code is not None and code < 0:
-        with contextlib.suppress(ValueError):
-            name = signal.Signals(-code).name
-            return f"loader process {child.pid} was killed by {name}{_SIGNAL_HINTS.get(name, '')}"
-    reason = "closed its pipe" if code is None else f"ended with exit code {code}"
-    return f"loader process {child.pid} {reason}"
-
-
-_PREFETCH_BATCHES = 4
-"""Batches that each process makes in advance."""
-
-
-class _RemoteTraceback(Exception):
-    """The traceback of an error in the process that loads."""
-
-
 def iterate_batches(
     dataset: TrainingBatches, first: int, *, workers: int, pin: bool
 ) -> Iterator[Batch]:
-    """Yield the batches of steps `first` to the end, decoded in `workers` processes.
+    """Yield the batches of steps `first` to the end, made in `workers` processes.
 
     If a process dies, or returns no batch for `dataset.options.worker_timeout` seconds, loading
     continues where it stopped, because a batch is a function of its step. One process then makes
     the batches that were in progress, one at a time, so that a second fault can be traced to a step
     and files.
-
-    Raises:
-        DataError: A file cannot be used, or a batch cannot be made; the message names the files.
-        EnvironmentFault: The processes have no shared memory.
     """
     _log_caches(dataset)
     step, single_until, reported = first, first, set[str]()
@@ -288,32 +84,15 @@ def _load_steps(
 ) -> Iterator[Batch]:
     if workers == 0:
         for step in steps:
-            batch = _batch_or_raise(build_batch(dataset, step), dataset, step)
+            batch = _make_batch(dataset, step)
             yield batch.pin_memory() if pin else batch
         return
     pool = WorkerPool(dataset, steps, workers, ahead, pin)
     try:
         for step in steps:
-            yield _batch_or_raise(pool.batch(step), dataset, step)
+            yield pool.batch(step)
     finally:
         pool.stop()
-
-
-def _batch_or_raise(result: Batch | BatchFailure, dataset: TrainingBatches, step: int) -> Batch:
-    """Return the batch, or raise the error of the process that could not make it."""
-    if isinstance(result, Batch):
-        return result
-    trace = _RemoteTraceback(result.trace)
-    if result.kind == MemoryError.__name__:
-        raise MemoryError(result.message) from trace
-    if result.kind == DataError.__name__:
-        raise DataError(result.message) from trace
-    message = f"loading failed with {result.kind}: {result.message}"
-    raise DataError(f"{message}; {_describe_batch(dataset, step)}") from trace
-
-
-def _describe_batch(dataset: TrainingBatches, step: int) -> str:
-    return "the batch of step {}:\n  {}".format(step + 1, "\n  ".join(dataset.image_paths(step)))
 
 
 def _log_caches(dataset: TrainingBatches) -> None:
@@ -323,3 +102,188 @@ def _log_caches(dataset: TrainingBatches) -> None:
             log.info(
                 "%s images of %dx%d are read from %s", domain, width, height, crops.cache.folder
             )
+
+
+class WorkerLost(Exception):
+    """A loader process died or hangs; the message says which process and how."""
+
+
+class WorkerPool:
+    """Loader processes that make the batches of `steps` in turn, each up to `ahead` in advance.
+
+    Args:
+        dataset: Makes the batches.
+        steps: Steps in the order in which they are requested.
+        workers: Number of processes.
+        ahead: Batches that each process can hold in shared memory.
+        pin: Return batches in page-locked memory.
+    """
+
+    def __init__(
+        self, dataset: TrainingBatches, steps: range, workers: int, ahead: int, pin: bool
+    ) -> None:
+        self._timeout = dataset.options.worker_timeout or math.inf
+        self._steps, self._ahead = steps, ahead
+        self._copy = Tensor.pin_memory if pin else Tensor.clone
+        self._results: dict[int, Batch | Exception] = {}
+        self._processes: list[BaseProcess] = []
+        self._pipes: list[Connection] = []
+        shapes = dataset.shapes()
+        memory = _allocate_shared(workers, ahead, sum(map(math.prod, shapes.values())))
+        self._slots = [_batch_views(part, shapes) for part in memory]
+        context = multiprocessing.get_context(_START_METHOD)
+        try:
+            for part in memory:
+                ours, theirs = context.Pipe()
+                self._pipes.append(ours)
+                process = context.Process(
+                    target=_run_worker, args=(dataset, part, theirs), daemon=True
+                )
+                with without_main_module():
+                    process.start()
+                self._processes.append(process)
+                theirs.close()  # otherwise the pipe would not break when the process dies
+            for step in steps[: ahead * workers]:
+                self._request(step)
+        except BaseException:
+            self.stop()
+            raise
+
+    def batch(self, step: int) -> Batch:
+        """Return a copy of the batch of `step`, or raise the error that kept it from being made.
+
+        Raises:
+            WorkerLost: A process died, or the process of this step exceeded the time limit.
+        """
+        worker, slot = self._worker_and_slot(step)
+        deadline = time.monotonic() + self._timeout
+        while step not in self._results:
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
+                pid = self._processes[worker].pid
+                raise WorkerLost(f"loader process {pid} returned no batch for {self._timeout:g} s")
+            self._receive(None if remaining == math.inf else remaining)
+        result = self._results.pop(step)
+        if isinstance(result, Exception):
+            raise result
+        tensors: dict[str, Any] = {
+            name: self._copy(view) for name, view in self._slots[worker][slot].items()
+        }
+        self._request(step + self._ahead * len(self._processes))
+        return replace(result, **tensors)
+
+    def stop(self) -> None:
+        """Kill all processes; they hold no state that could be lost."""
+        for process in self._processes:
+            process.kill()
+        for process in self._processes:
+            process.join(_JOIN_TIMEOUT_S)
+        for pipe in self._pipes:
+            pipe.close()
+
+    def _worker_and_slot(self, step: int) -> tuple[int, int]:
+        """Return the process that makes the batch of a step, and the slot in its memory."""
+        turn, worker = divmod(step, len(self._slots))
+        return worker, turn % self._ahead
+
+    def _request(self, step: int) -> None:
+        if step in self._steps:
+            worker, slot = self._worker_and_slot(step)
+            with contextlib.suppress(OSError):  # the wait for its batch reports a dead process
+                self._pipes[worker].send((step, slot))
+
+    def _receive(self, seconds: float | None) -> None:
+        """Wait for an event, then receive all finished batches."""
+        ready = wait([*self._pipes, *(child.sentinel for child in self._processes)], seconds)
+        dead = []
+        for pipe, process in zip(self._pipes, self._processes, strict=True):
+            is_dead = process.sentinel in ready
+            try:
+                while pipe.poll():
+                    step, result = pipe.recv()
+                    self._results[step] = result
+            except (EOFError, OSError):  # the pipe is broken, and all sent results were read
+                is_dead = True
+            if is_dead:
+                dead.append(process)
+        if dead:
+            for process in dead:
+                process.join(_JOIN_TIMEOUT_S)  # a pipe breaks shortly before its process is dead
+            raise WorkerLost("; ".join(map(_describe_exit, dead)))
+
+
+def _allocate_shared(workers: int, ahead: int, batch_bytes: int) -> Tensor:
+    """Return shared memory for `ahead` batches of each process."""
+    try:
+        memory = torch.empty((workers, ahead, batch_bytes), dtype=torch.uint8)
+        memory.share_memory_()  # type: ignore[no-untyped-call]  # torch's own
+    except (OSError, RuntimeError) as error:
+        raise EnvironmentFault(
+            f"not enough shared memory (/dev/shm) for {workers * ahead * batch_bytes / 1e6:.0f} MB "
+            "of batches; reduce machine.workers"
+        ) from error
+    return memory
+
+
+def _batch_views(memory: Tensor, shapes: dict[str, tuple[int, ...]]) -> list[dict[str, Tensor]]:
+    """Return the tensors of each batch as views of its bytes, one row of `memory`."""
+    sizes = [math.prod(shape) for shape in shapes.values()]
+    return [
+        {name: part.view(shapes[name]) for name, part in zip(shapes, row.split(sizes), strict=True)}
+        for row in memory
+    ]
+
+
+def _run_worker(dataset: TrainingBatches, memory: Tensor, pipe: Connection) -> None:
+    """Run a loader process: make batches until the parent closes the pipe."""
+    # one thread per worker; the parent handles Ctrl-C
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+    keep_freed_memory()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    slots = _batch_views(memory, dataset.shapes())
+    with contextlib.suppress(EOFError, OSError):  # the parent has exited
+        while True:
+            step, slot = pipe.recv()
+            try:
+                batch = _make_batch(dataset, step)
+            except Exception as error:  # noqa: BLE001  # raised again where the batch is awaited
+                pipe.send((step, error))
+                continue
+            for name, view in slots[slot].items():
+                view.copy_(getattr(batch, name))
+            skipped = [text[: _MAX_MESSAGE_CHARS // len(batch.skipped)] for text in batch.skipped]
+            without_tensors: dict[str, Any] = dict.fromkeys(slots[slot])
+            pipe.send((step, replace(batch, skipped=tuple(skipped), **without_tensors)))
+
+
+def _make_batch(dataset: TrainingBatches, step: int) -> Batch:
+    """Return the batch of `step`, or raise an error that a pipe can transfer."""
+    try:
+        return dataset[step]
+    except Exception as error:  # noqa: BLE001  # whatever it is, the step and its files are named
+        message = str(error)[:_MAX_MESSAGE_CHARS]
+        failure: Exception = DataError(message)
+        if isinstance(error, MemoryError):
+            failure = MemoryError(message)
+        elif not isinstance(error, DataError):
+            failure = DataError(
+                f"loading failed with {type(error).__name__}: {message}; "
+                f"{_describe_batch(dataset, step)}"
+            )
+        failure.add_note("".join(traceback.format_exception(error))[-_MAX_MESSAGE_CHARS:])
+        raise failure from None
+
+
+def _describe_batch(dataset: TrainingBatches, step: int) -> str:
+    return "the batch of step {}:\n  {}".format(step + 1, "\n  ".join(dataset.image_paths(step)))
+
+
+def _describe_exit(process: BaseProcess) -> str:
+    code = process.exitcode
+    if code is not None and code < 0:
+        with contextlib.suppress(ValueError):
+            name = signal.Signals(-code).name
+            return f"loader process {process.pid} was killed by {name}{_SIGNAL_HINTS.get(name, '')}"
+    reason = "closed its pipe" if code is None else f"ended with exit code {code}"
+    return f"loader process {process.pid} {reason}"
