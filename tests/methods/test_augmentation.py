@@ -1,5 +1,7 @@
 """Colour jitter and blur: known answers, ranges, and which images they apply to."""
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
@@ -9,8 +11,8 @@ from tests.methods.test_self_training import _batch
 from tests.support.small import shipped, small_segmenter
 from udaseg.methods.augmentation import color_jitter, gaussian_blur, strong_augment
 from udaseg.methods.build import build_objective
-from udaseg.methods.objectives.objective import ColorJitter
 from udaseg.methods.objectives.source_only import SourceOnly
+from udaseg.recipe.methods import SourceJitter, StrongAugmentation
 from udaseg.recipe.stages import stages_of
 
 
@@ -32,13 +34,8 @@ def test_blur_equals_opencvs(sigma):
 
 
 def _augment(images, seed, **changes):
-    settings = {
-        "jitter": 0.25,
-        "jitter_probability": 0.8,
-        "blur_probability": 0.5,
-        "blur_sigma": (0.15, 1.15),
-    }
-    return strong_augment(images, _generator(seed), **{**settings, **changes})
+    spec = StrongAugmentation(0.25, 0.8, 0.5, (0.15, 1.15))
+    return strong_augment(images, _generator(seed), replace(spec, **changes))
 
 
 def test_strong_augmentation_is_a_function_of_its_generator_and_stays_in_range():
@@ -64,27 +61,27 @@ def test_strong_augmentation_happens_as_often_as_asked():
 
 def test_jitter_of_no_strength_changes_nothing():
     images = _images()
-    same = color_jitter(images, _generator(), strength=0.0, hue=0.0)
+    same = color_jitter(images, _generator(), SourceJitter(0.0, 0.0))
     assert torch.allclose(same, images, atol=1e-5)
 
 
 def test_jitter_is_drawn_for_each_image_alone_and_stays_in_range():
     images = _images(1).expand(4, -1, -1, -1).clone()
     for seed in range(10):
-        jittered = color_jitter(images, _generator(seed), strength=0.5, hue=0.2)
+        jittered = color_jitter(images, _generator(seed), SourceJitter(0.5, 0.2))
         assert jittered.min() >= 0
         assert jittered.max() <= 1 + 1e-6
         assert len({round(float(image.sum()), 4) for image in jittered}) == 4
-        again = color_jitter(images, _generator(seed), strength=0.5, hue=0.2)
+        again = color_jitter(images, _generator(seed), SourceJitter(0.5, 0.2))
         assert torch.equal(jittered, again)
 
 
 def test_hue_turns_colours_and_leaves_grey_alone():
     grey = torch.full((1, 3, 4, 4), 0.4)
-    assert torch.allclose(color_jitter(grey, _generator(), strength=0.0, hue=0.5), grey, atol=1e-5)
+    assert torch.allclose(color_jitter(grey, _generator(), SourceJitter(0.0, 0.5)), grey, atol=1e-5)
     red = torch.zeros(1, 3, 4, 4)
     red[:, 0] = 1.0
-    turned = color_jitter(red, _generator(), strength=0.0, hue=0.2)
+    turned = color_jitter(red, _generator(), SourceJitter(0.0, 0.2))
     assert turned.amax() == pytest.approx(1.0, abs=1e-4), "hue keeps the value"
     assert not torch.allclose(turned, red, atol=1e-2)
 
@@ -93,7 +90,7 @@ def test_an_objective_jitters_the_source_of_a_step_and_only_when_it_is_told_to()
     objective, batch = SourceOnly(small_segmenter(projector=False)), _batch()
     plain = objective.source_images(batch)
     assert torch.equal(plain, batch.source_images.float() / 255)
-    objective.source_jitter = ColorJitter(0.5, 0.2)
+    objective.source_jitter = SourceJitter(0.5, 0.2)
     jittered = objective.source_images(batch)
     assert torch.equal(jittered, objective.source_images(batch))
     assert not torch.allclose(jittered, plain, atol=1e-2)
@@ -106,4 +103,4 @@ def test_spcl_jitters_the_source_in_its_two_stages_that_see_one():
     jitters = [
         build_objective(recipe, 13, stage=stage).source_jitter for stage in stages_of(recipe)
     ]
-    assert jitters == [ColorJitter(0.5, 0.2), ColorJitter(0.5, 0.2), None]
+    assert jitters == [SourceJitter(0.5, 0.2), SourceJitter(0.5, 0.2), None]

@@ -56,15 +56,7 @@ class Naive:
         return seen
 
     def strong(self, images, generator):
-        spec = self.spec.augmentation
-        return strong_augment(
-            images,
-            generator,
-            jitter=spec.jitter,
-            jitter_probability=spec.jitter_probability,
-            blur_probability=spec.blur_probability,
-            blur_sigma=spec.blur_sigma,
-        )
+        return strong_augment(images, generator, self.spec.augmentation)
 
     def losses(self, batch):
         """Return the three loss terms. Push the step's cells to the bank before the contrast."""

@@ -154,10 +154,10 @@ def test_without_confident_pixels_target_pixels_weigh_nothing():
 
 def test_share_over_the_batch_or_each_image():
     sure = torch.tensor([[[0.9, 0.9]], [[0.9, 0.1]]])
-    weight, _ = _objective(confidence=0.5)._target_weight(sure)
-    assert weight.unique().tolist() == [0.75]
-    weight, _ = _objective(confidence=0.5, share_over="image")._target_weight(sure)
-    assert weight[:, 0].tolist() == [[1.0, 1.0], [0.5, 0.5]]
+    share = _objective(confidence=0.5)._confident_share(sure)
+    assert share.tolist() == [[[0.75]]]
+    share = _objective(confidence=0.5, share_over="image")._confident_share(sure)
+    assert share.tolist() == [[[1.0]], [[0.5]]]
 
 
 @pytest.mark.parametrize("square_per", ["image", "batch"])

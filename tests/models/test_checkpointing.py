@@ -27,6 +27,7 @@ from udaseg.models.heads.deeplab_v2 import DeepLabV2
 from udaseg.models.heads.deeplab_v3plus import DeepLabV3Plus
 from udaseg.models.projector import Projector
 from udaseg.models.segmenter import Segmenter
+from udaseg.recipe.methods import Adversarial as AdversarialSpec
 from udaseg.training.guards import Guard
 
 
@@ -99,9 +100,8 @@ def test_whole_runs_end_in_the_same_bits(kind):
         if kind == "self_training":
             return rich_objective()
         student = small_segmenter(projector=False)
-        return Adversarial(
-            student, Discriminator(5, 4), discriminator_input="softmax", weight=0.1, temperature=1.0
-        ).train()
+        spec = AdversarialSpec("adversarial", "softmax", 0.1, 1.0, discriminator_lr=1e-4)
+        return Adversarial(student, Discriminator(5, 4), spec).train()
 
     ends = []
     for recompute in (False, True):

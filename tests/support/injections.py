@@ -187,14 +187,14 @@ def inject(run, place, at, value=float("nan")):
         )
 
     def on_weight():
-        real = objective._target_weight
+        real = objective._confident_share
 
-        def weight(sure):
-            right, share = real(sure)
+        def share(sure):
+            right = real(sure)
             wrong = once(lambda: spoilt(right))
-            return (right if wrong is None else wrong), share
+            return right if wrong is None else wrong
 
-        objective._target_weight = weight
+        objective._confident_share = share
 
     first = next(student.backbone.parameters())
     terms = getattr(objective, "regularizers", None)

@@ -24,8 +24,10 @@ from udaseg.methods.contrast.semantic import SemanticContrast
 from udaseg.methods.objectives.adversarial import Adversarial
 from udaseg.methods.objectives.alignment import PrototypeAlignment
 from udaseg.methods.objectives.entropy import EntropyMinimization
-from udaseg.methods.objectives.objective import ColorJitter
 from udaseg.methods.teacher import Teacher
+from udaseg.recipe.methods import Adversarial as AdversarialSpec
+from udaseg.recipe.methods import EntropyMinimization as EntropySpec
+from udaseg.recipe.methods import SourceJitter
 from udaseg.signals import StopSignal
 from udaseg.training.setup import distribute
 
@@ -52,7 +54,7 @@ def _mean_teaching(**changes):
     """Return RCCR with a teacher that uses batch statistics."""
     objective = _objective(_regional(cells_per_view=15, weight=0.5), **changes)
     objective.teacher = Teacher(objective.student, momentum=0.99, batch_statistics=True)
-    objective.source_jitter = ColorJitter(0.2, 0.1)
+    objective.source_jitter = SourceJitter(0.2, 0.1)
     return objective.train()
 
 
@@ -66,9 +68,8 @@ def _adversarial():
     torch.manual_seed(1)
     student = small_segmenter(projector=False)
     discriminator = nn.Sequential(nn.Conv2d(5, 4, 3, 2), nn.LeakyReLU(), nn.Conv2d(4, 1, 3))
-    return Adversarial(
-        student, discriminator, discriminator_input="softmax", weight=0.1, temperature=1.0
-    ).train()
+    spec = AdversarialSpec("adversarial", "softmax", 0.1, 1.0, discriminator_lr=1e-4)
+    return Adversarial(student, discriminator, spec).train()
 
 
 OBJECTIVES = {
@@ -85,7 +86,7 @@ OBJECTIVES = {
     "sepico": _semantic,
     "advent": _adversarial,
     "fda": lambda: EntropyMinimization(
-        small_segmenter(projector=False), weight=0.1, power=2.0, band=0.2
+        small_segmenter(projector=False), EntropySpec("entropy", weight=0.1, power=2.0, band=0.2)
     ).train(),
 }
 

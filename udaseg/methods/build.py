@@ -13,7 +13,7 @@ from udaseg.methods.contrast.semantic import SemanticContrast
 from udaseg.methods.objectives.adversarial import Adversarial
 from udaseg.methods.objectives.alignment import PrototypeAlignment, SelfDistillation
 from udaseg.methods.objectives.entropy import EntropyMinimization
-from udaseg.methods.objectives.objective import ColorJitter, Objective
+from udaseg.methods.objectives.objective import Objective
 from udaseg.methods.objectives.self_training import SelfTraining
 from udaseg.methods.objectives.source_only import SourceOnly
 from udaseg.methods.teacher import Teacher
@@ -50,8 +50,7 @@ def build_objective(
     stage = stage or stages_of(recipe)[0]
     torch.manual_seed(recipe.seed + stage.index)
     objective = _build_objective(recipe_of_stage(recipe, stage), stage, num_classes, init)
-    if (jitter := stage.source_jitter) is not None:
-        objective.source_jitter = ColorJitter(jitter.strength, jitter.hue)
+    objective.source_jitter = stage.source_jitter
     return objective
 
 
@@ -71,17 +70,9 @@ def _build_objective(
         case SourceOnlySpec():
             return SourceOnly(student)
         case AdversarialSpec():
-            return Adversarial(
-                student,
-                Discriminator(num_classes),
-                discriminator_input=method.sees,
-                weight=method.weight,
-                temperature=method.temperature,
-            )
+            return Adversarial(student, Discriminator(num_classes), method)
         case EntropySpec():
-            return EntropyMinimization(
-                student, weight=method.weight, power=method.power, band=method.band
-            )
+            return EntropyMinimization(student, method)
         case AlignmentSpec():
             contrast = PrototypeContrast(
                 method.prototypes,

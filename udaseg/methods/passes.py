@@ -16,7 +16,7 @@ from udaseg.data.loading.pseudo_labels import write_pseudo_label
 from udaseg.distributed import all_reduce_sum, rank, world_size
 from udaseg.methods.contrast.prototypes import PrototypeSums
 from udaseg.methods.pixel_loss import pseudo_labels
-from udaseg.methods.views import cell_view, labels_on_cells
+from udaseg.methods.views import labelled_view
 from udaseg.models.pixels import image_batch
 from udaseg.models.segmenter import Segmenter, SegmenterOutput, evaluation_mode
 
@@ -51,8 +51,7 @@ def collect_prototypes(
             if labels is None:
                 raise ValueError("prototypes need labelled crops")
             segmented: SegmenterOutput = student(image_batch([image], device))
-            cells = labels_on_cells(torch.from_numpy(labels)[None].to(device), segmented)
-            view = cell_view(segmented, cells)
+            view = labelled_view(segmented, torch.from_numpy(labels)[None].to(device))
             sums.add(view.features[0], view.labels[0], view.predictions[0])
             on_progress(number, len(source.samples))
     sums.sums, sums.images = all_reduce_sum(sums.sums), all_reduce_sum(sums.images)

@@ -50,7 +50,6 @@ class Need:
     """A view that a regularizer reads.
 
     Attributes:
-        view: Name of the view.
         embed: Whether it needs embeddings, which need a projection head.
         options: How to make the view; two regularizers cannot ask for different values.
     """
@@ -89,10 +88,8 @@ class Views:
     """The views of one step, by name: `views[SOURCE]`.
 
     Attributes:
-        step: Number of the step.
         progress: As `Batch.progress`, in [0, 1).
         seed: Seed of the regularizers' random choices.
-        by_name: The views that were made.
     """
 
     step: int
@@ -108,20 +105,18 @@ class Views:
 
 @dataclass(frozen=True)
 class TargetLabels:
-    """The teacher's labels of the target images of a step.
+    """The teacher's output and labels for the target images of a step.
 
     Attributes:
-        output: Output of the teacher.
         labels: (B, H, W) uint8, the most probable class.
         confidence: (B, H, W) in [0, 1], probability of that class.
-        weight: (B, H, W) in [0, 1], the share of confident pixels.
-        share: The shares that `weight` repeats.
+        share: Share of confident pixels, the weight of all target pixels: (B, 1, 1) of each image
+            or (1, 1, 1) of the batch.
     """
 
     output: SegmenterOutput
     labels: Tensor
     confidence: Tensor
-    weight: Tensor
     share: Tensor
 
 
@@ -130,7 +125,6 @@ class MixedPass:
     """The student's pass on the ClassMix images of a step.
 
     Attributes:
-        output: Output of the student.
         labels: (B, H, W), source labels inside the mask and teacher labels outside.
         mask: (B, H, W) bool, the pixels pasted from the source.
     """
@@ -145,15 +139,10 @@ class StepContext:
     """The images and network outputs of a step, from which views are computed.
 
     Attributes:
-        batch: The batch of the step.
-        student: The network that is trained.
-        teacher: Its moving average.
-        augment: The strong augmentation of the student's images, with a generator.
+        augment: The strong augmentation of the student's images.
         source: (B, 3, H, W) source images in [0, 1].
         target: (B, 3, H, W) target images in [0, 1].
-        target_labels: The teacher's labels of the target images.
         source_output: Output of the student for the source images.
-        mixed: The student's pass on the ClassMix images.
     """
 
     batch: Batch
@@ -173,11 +162,7 @@ class StepContext:
 
 
 def merge_needs(needs: Iterable[Need]) -> dict[View, Need]:
-    """Return one need for each view, with embeddings if any of them needs embeddings.
-
-    Raises:
-        UdasegError: There is no such view, or two needs contradict each other in an option.
-    """
+    """Return one need for each view, with embeddings if any of them needs embeddings."""
     merged: dict[View, Need] = {}
     for need in needs:
         if not isinstance(need, Need) or need.view not in MAKERS:
@@ -208,7 +193,7 @@ def make_views(context: StepContext, needs: Mapping[View, Need]) -> Views:
 
 def _teacher_source(context: StepContext, _options: Mapping[str, object]) -> CellView:
     output: SegmenterOutput = context.teacher(context.source, embed=True)
-    return cell_view(output, labels_on_cells(context.batch.source_labels, output))
+    return labelled_view(output, context.batch.source_labels)
 
 
 def _cutmix(context: StepContext, options: Mapping[str, object]) -> CellView:
@@ -225,16 +210,14 @@ def _cutmix(context: StepContext, options: Mapping[str, object]) -> CellView:
 
 
 def _source(context: StepContext, _options: Mapping[str, object]) -> CellView:
-    output = context.source_output
-    return cell_view(output, labels_on_cells(context.batch.source_labels, output))
+    return labelled_view(context.source_output, context.batch.source_labels)
 
 
 def _mixed(context: StepContext, _options: Mapping[str, object]) -> CellView:
     mixed, output = context.mixed, context.mixed.output
     confidence = context.target_labels.confidence.masked_fill(mixed.mask, 1.0)
     on_cells = F.interpolate(confidence[:, None], output.features.shape[-2:])[:, 0]
-    view = cell_view(output, labels_on_cells(mixed.labels, output))
-    return replace(view, label_confidence=on_cells)
+    return replace(labelled_view(output, mixed.labels), label_confidence=on_cells)
 
 
 @torch.no_grad()
@@ -259,6 +242,11 @@ def labels_on_cells(labels: Tensor, segmented: SegmenterOutput) -> Tensor:
     """Return (B, H, W) labels resized to the grid of cells by nearest neighbour, int64."""
     size = segmented.features.shape[-2:]
     return F.interpolate(labels[:, None].float(), size, mode="nearest")[:, 0].long()
+
+
+def labelled_view(segmented: SegmenterOutput, labels: Tensor) -> CellView:
+    """Return an output on the grid of cells, with (B, H, W) labels."""
+    return cell_view(segmented, labels_on_cells(labels, segmented))
 
 
 def flatten_cells(maps: Tensor) -> Tensor:

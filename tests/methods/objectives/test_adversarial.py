@@ -14,6 +14,8 @@ from udaseg.methods.augmentation import fourier_style
 from udaseg.methods.objectives.adversarial import Adversarial, output_map
 from udaseg.methods.objectives.entropy import EntropyMinimization, normalised_entropy
 from udaseg.models.discriminator import Discriminator
+from udaseg.recipe.methods import Adversarial as AdversarialSpec
+from udaseg.recipe.methods import EntropyMinimization as EntropySpec
 from udaseg.training.optimizer import JointOptimizer, build_discriminator_optimizer, make_optimizer
 
 SIZE = (32, 64)
@@ -22,9 +24,8 @@ SIZE = (32, 64)
 def _adversarial(sees="softmax"):
     student = small_segmenter(projector=False)
     torch.manual_seed(1)
-    return Adversarial(
-        student, Discriminator(5, 4), discriminator_input=sees, weight=0.01, temperature=1.8
-    )
+    spec = AdversarialSpec("adversarial", sees, 0.01, 1.8, discriminator_lr=1e-4)
+    return Adversarial(student, Discriminator(5, 4), spec)
 
 
 @pytest.mark.parametrize("sees", ["softmax", "self_information"])
@@ -90,9 +91,8 @@ def test_entropy_of_the_uniform_is_1_and_of_the_certain_0_with_a_finite_gradient
 def test_entropy_terms_are_the_published_formulas():
     batch = _batch()
     for power in (None, 2.0):
-        objective = EntropyMinimization(
-            small_segmenter(projector=False), weight=0.5, power=power, band=None
-        )
+        spec = EntropySpec("entropy", weight=0.5, power=power)
+        objective = EntropyMinimization(small_segmenter(projector=False), spec)
         report = objective(batch)
         objective.eval()
         twin = copy.deepcopy(objective).train()

@@ -12,6 +12,8 @@ from udaseg.methods.augmentation import fourier_style
 from udaseg.methods.objectives.adversarial import Adversarial, output_map
 from udaseg.methods.objectives.entropy import EntropyMinimization, normalised_entropy
 from udaseg.models.discriminator import Discriminator
+from udaseg.recipe.methods import Adversarial as AdversarialSpec
+from udaseg.recipe.methods import EntropyMinimization as EntropySpec
 
 
 def _random(*shape, seed=0, scale=1.0):
@@ -19,17 +21,13 @@ def _random(*shape, seed=0, scale=1.0):
 
 
 def _minimization(power=None, band=None):
-    return EntropyMinimization(small_segmenter(projector=False), weight=0.5, power=power, band=band)
+    spec = EntropySpec("entropy", weight=0.5, power=power, band=band)
+    return EntropyMinimization(small_segmenter(projector=False), spec)
 
 
 def _adversarial():
-    return Adversarial(
-        small_segmenter(projector=False),
-        Discriminator(5, 4),
-        discriminator_input="softmax",
-        weight=0.01,
-        temperature=1.8,
-    )
+    spec = AdversarialSpec("adversarial", "softmax", 0.01, 1.8, discriminator_lr=1e-4)
+    return Adversarial(small_segmenter(projector=False), Discriminator(5, 4), spec)
 
 
 def _seen_by_the_student(objective, batch):

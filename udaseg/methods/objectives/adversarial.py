@@ -1,6 +1,7 @@
 """Adversarial adaptation in output space: make target outputs look like source outputs."""
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -12,8 +13,8 @@ from udaseg.data.loading.batches import Batch
 from udaseg.methods.objectives.entropy import normalised_entropy
 from udaseg.methods.objectives.objective import LossReport, Objective
 from udaseg.methods.pixel_loss import pixel_loss
-from udaseg.models.pixels import to_unit_range
 from udaseg.models.segmenter import Segmenter
+from udaseg.recipe.methods import Adversarial as AdversarialSpec
 
 _SOURCE, _TARGET = 0.0, 1.0
 _LOG_EPS = 1e-30
@@ -26,46 +27,31 @@ class Adversarial(Objective):
     student's term, and the output maps are constants in the discriminator's term.
 
     Args:
-        student: The network to adapt.
         discriminator: Maps (B, K, H, W) to logits; above 0 means target.
-        discriminator_input: Input of the discriminator: `softmax` or weighted `self_information`.
-        weight: Weight of the adversarial term.
-        temperature: Divides the logits of both domains.
+        spec: Settings of the losses.
 
     Reference:
         Tsai et al., AdaptSegNet (2018); Vu et al., ADVENT (2019); Xie et al., SPCL (2021), stage 1.
         Differs: one level; SPCL's release divides only source logits for the discriminator.
     """
 
-    def __init__(
-        self,
-        student: Segmenter,
-        discriminator: nn.Module,
-        *,
-        discriminator_input: Literal["softmax", "self_information"],
-        weight: float,
-        temperature: float,
-    ) -> None:
-        super().__init__()
-        self.student = student
+    def __init__(self, student: Segmenter, discriminator: nn.Module, spec: AdversarialSpec) -> None:
+        super().__init__(student)
         self.discriminator = discriminator
-        self.discriminator_input: Literal["softmax", "self_information"] = discriminator_input
-        self.weight, self.temperature = weight, temperature
+        self.spec = spec
 
     def forward(self, batch: Batch) -> LossReport:
         """Return the source loss, the adversarial loss, and the loss of the discriminator."""
-        if batch.target_images is None:
-            raise ValueError("adversarial training needs target images in the batch")
-        source = self.student(self.source_images(batch)).logits / self.temperature
-        target = self.student(to_unit_range(batch.target_images)).logits / self.temperature
-        size = (batch.source_images.shape[-2], batch.source_images.shape[-1])
-        target_size = (batch.target_images.shape[-2], batch.target_images.shape[-1])
-        source_map = output_map(source.detach(), size, self.discriminator_input)
-        target_map = output_map(target, target_size, self.discriminator_input)
+        temperature, seen = self.spec.temperature, self.spec.sees
+        source_images, target_images = self.source_images(batch), self.target_images(batch)
+        source = self.student(source_images).logits / temperature
+        target = self.student(target_images).logits / temperature
+        source_map = output_map(source.detach(), source_images.shape[-2:], seen)
+        target_map = output_map(target, target_images.shape[-2:], seen)
 
         constants = {name: part.detach() for name, part in self.discriminator.named_parameters()}
         domain_logits = functional_call(self.discriminator, constants, (target_map,))
-        adversarial = self.weight * _domain_loss(domain_logits, _SOURCE)
+        adversarial = self.spec.weight * _domain_loss(domain_logits, _SOURCE)
         on_source = _domain_loss(self.discriminator(source_map), _SOURCE)
         on_target = _domain_loss(self.discriminator(target_map.detach()), _TARGET)
         parts = {
@@ -79,7 +65,7 @@ class Adversarial(Objective):
 
 def output_map(
     logits: Tensor,
-    size: tuple[int, int],
+    size: Sequence[int],
     discriminator_input: Literal["softmax", "self_information"],
 ) -> Tensor:
     """Return the input of a discriminator, (B, K, H, W) float32, for logits (B, K, h, w).
@@ -89,7 +75,7 @@ def output_map(
         size: (H, W).
         discriminator_input: `softmax` probabilities, or `self_information` -p log2(p) / log2(K).
     """
-    upsampled = F.interpolate(logits.float(), size, mode="bilinear", align_corners=False)
+    upsampled = F.interpolate(logits.float(), tuple(size), mode="bilinear", align_corners=False)
     probabilities = upsampled.softmax(1)
     if discriminator_input == "softmax":
         return probabilities
@@ -97,7 +83,5 @@ def output_map(
 
 
 def _domain_loss(logits: Tensor, domain: float) -> Tensor:
-    logits_float32 = logits.float()
-    return F.binary_cross_entropy_with_logits(
-        logits_float32, torch.full_like(logits_float32, domain)
-    )
+    logits = logits.float()
+    return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, domain))

@@ -6,8 +6,7 @@ from udaseg.data.loading.batches import Batch
 from udaseg.methods.contrast.prototypes import PrototypeContrast
 from udaseg.methods.objectives.objective import LossReport, Objective
 from udaseg.methods.pixel_loss import pixel_loss
-from udaseg.methods.views import PSEUDO_LABELLED, SOURCE, Views, cell_view, labels_on_cells
-from udaseg.models.pixels import to_unit_range
+from udaseg.methods.views import PSEUDO_LABELLED, SOURCE, Views, labelled_view
 from udaseg.models.segmenter import Segmenter, SegmenterOutput
 
 
@@ -15,7 +14,6 @@ class PrototypeAlignment(Objective):
     """Cross-entropy on the source, plus prototype contrast on source and pseudo-labelled target.
 
     Args:
-        student: The network to adapt.
         contrast: The regularizer; its second view must be `PSEUDO_LABELLED`.
 
     Reference:
@@ -23,8 +21,7 @@ class PrototypeAlignment(Objective):
     """
 
     def __init__(self, student: Segmenter, contrast: PrototypeContrast) -> None:
-        super().__init__()
-        self.student = student
+        super().__init__(student)
         self.regularizers = nn.ModuleDict({"prototypes": contrast})
 
     @property
@@ -36,24 +33,15 @@ class PrototypeAlignment(Objective):
 
     def forward(self, batch: Batch) -> LossReport:
         """Return the source loss and the contrast of both views with the prototypes."""
-        if batch.target_images is None or batch.pseudo_labels is None:
-            raise ValueError("prototype alignment needs target images with pseudo-labels")
+        assert batch.pseudo_labels is not None
         source_output: SegmenterOutput = self.student(self.source_images(batch))
-        target_output: SegmenterOutput = self.student(to_unit_range(batch.target_images))
+        target_output: SegmenterOutput = self.student(self.target_images(batch))
         source_loss = pixel_loss(source_output.logits, batch.source_labels)
-        views = Views(
-            step=batch.step,
-            progress=batch.progress,
-            seed=batch.seed,
-            by_name={
-                SOURCE: cell_view(
-                    source_output, labels_on_cells(batch.source_labels, source_output)
-                ),
-                PSEUDO_LABELLED: cell_view(
-                    target_output, labels_on_cells(batch.pseudo_labels, target_output)
-                ),
-            },
-        )
+        by_name = {
+            SOURCE: labelled_view(source_output, batch.source_labels),
+            PSEUDO_LABELLED: labelled_view(target_output, batch.pseudo_labels),
+        }
+        views = Views(batch.step, batch.progress, batch.seed, by_name)
         contrast = self.contrast(views)
         parts = {"source": source_loss, "prototypes": contrast}
         return LossReport(source_loss + contrast, parts, views=views)
@@ -71,14 +59,8 @@ class SelfDistillation(Objective):
         Xie et al., SPCL (2021), stage 3.
     """
 
-    def __init__(self, student: Segmenter) -> None:
-        super().__init__()
-        self.student = student
-
     def forward(self, batch: Batch) -> LossReport:
         """Return the cross-entropy on the pseudo-labels."""
-        if batch.target_images is None or batch.pseudo_labels is None:
-            raise ValueError("self-distillation needs target images with pseudo-labels")
-        logits = self.student(to_unit_range(batch.target_images)).logits
-        loss = pixel_loss(logits, batch.pseudo_labels)
+        assert batch.pseudo_labels is not None
+        loss = pixel_loss(self.student(self.target_images(batch)).logits, batch.pseudo_labels)
         return LossReport(loss, {"target": loss})

@@ -9,8 +9,8 @@ from udaseg.data.loading.batches import Batch
 from udaseg.methods.augmentation import fourier_style
 from udaseg.methods.objectives.objective import LossReport, Objective
 from udaseg.methods.pixel_loss import pixel_loss
-from udaseg.models.pixels import to_unit_range
 from udaseg.models.segmenter import Segmenter
+from udaseg.recipe.methods import EntropyMinimization as EntropySpec
 
 _ROOT_EPS = 1e-8
 
@@ -19,38 +19,29 @@ class EntropyMinimization(Objective):
     """Cross-entropy on the source, plus the entropy of the predictions on the target.
 
     Args:
-        student: The network to adapt.
-        weight: Weight of the entropy term.
-        power: The penalty of an entropy e is (e^2 + 1e-8) ** power, as in FDA; None uses e itself.
-        band: Source images get the target's amplitude in these low frequencies; see
-            `fourier_style`. None leaves the source images unchanged.
+        spec: Settings of the penalty and of the style of source images; see `fourier_style`.
 
     Reference:
         Vu et al., ADVENT (2019), MinEnt; Yang and Soatto, FDA (2020). Differs: the entropy is taken
         at the logits' resolution, as FDA does; ADVENT upsamples them first.
     """
 
-    def __init__(
-        self, student: Segmenter, *, weight: float, power: float | None, band: float | None
-    ) -> None:
-        super().__init__()
-        self.student = student
-        self.weight, self.power, self.band = weight, power, band
+    def __init__(self, student: Segmenter, spec: EntropySpec) -> None:
+        super().__init__(student)
+        self.spec = spec
 
     def forward(self, batch: Batch) -> LossReport:
         """Return the source loss and the entropy loss of the target."""
-        if batch.target_images is None:
-            raise ValueError("entropy minimisation needs target images in the batch")
-        source, target = self.source_images(batch), to_unit_range(batch.target_images)
-        if self.band is not None:
+        source, target = self.source_images(batch), self.target_images(batch)
+        if self.spec.band is not None:
             partner = torch.arange(len(source), device=source.device) % len(target)
-            source = fourier_style(source, target[partner], band=self.band)
+            source = fourier_style(source, target[partner], band=self.spec.band)
         supervised = pixel_loss(self.student(source).logits, batch.source_labels)
         entropy = normalised_entropy(self.student(target).logits)
         penalty = entropy
-        if self.power is not None:
-            penalty = (entropy.square() + _ROOT_EPS) ** self.power
-        term = self.weight * penalty.mean()
+        if self.spec.power is not None:
+            penalty = (entropy.square() + _ROOT_EPS) ** self.spec.power
+        term = self.spec.weight * penalty.mean()
         figures = {"uncertainty": entropy.detach().mean()}
         return LossReport(supervised + term, {"source": supervised, "entropy": term}, figures)
 

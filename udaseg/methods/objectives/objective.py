@@ -12,6 +12,7 @@ from udaseg.methods.augmentation import color_jitter, generator_for
 from udaseg.methods.views import Views
 from udaseg.models.pixels import to_unit_range
 from udaseg.models.segmenter import Segmenter
+from udaseg.recipe.methods import SourceJitter
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,6 @@ class LossReport:
     """The loss of one step and its components.
 
     Attributes:
-        total: Scalar with a graph.
         parts: Scalars by name; their sum is the total.
         figures: Scalars by name that are monitored but not minimised; no gradient.
         views: Input of the regularizers; None without regularizers.
@@ -34,24 +34,21 @@ class LossReport:
     predicted_counts: Tensor | None = None
 
 
-@dataclass(frozen=True)
-class ColorJitter:
-    """Strength of the colour jitter of source images; see `color_jitter`."""
-
-    strength: float
-    hue: float
-
-
 class Objective(nn.Module, ABC):
     """A training loss with the networks that it trains and the state that it keeps.
 
+    Args:
+        student: The network to adapt, and the one that inference uses.
+
     Attributes:
-        student: The network that is trained, and the one that inference uses.
         source_jitter: Colour jitter of the source images; None applies none.
     """
 
-    student: Segmenter
-    source_jitter: ColorJitter | None = None
+    source_jitter: SourceJitter | None = None
+
+    def __init__(self, student: Segmenter) -> None:
+        super().__init__()
+        self.student = student
 
     @abstractmethod
     def forward(self, batch: Batch) -> LossReport:
@@ -60,11 +57,16 @@ class Objective(nn.Module, ABC):
     def after_step(self, step: int, report: LossReport) -> None:
         """Update the state of the objective after the optimiser step; by default there is none."""
 
+    def target_images(self, batch: Batch) -> Tensor:
+        """Return the batch's target images (B, 3, H, W) in [0, 1]."""
+        if batch.target_images is None:
+            raise ValueError(f"{type(self).__name__} needs target images in the batch")
+        return to_unit_range(batch.target_images)
+
     def source_images(self, batch: Batch) -> Tensor:
         """Return the batch's source images (B, 3, H, W) in [0, 1], with jitter if configured."""
         images = to_unit_range(batch.source_images)
         if self.source_jitter is None:
             return images
-        jitter, generator = self.source_jitter, generator_for(batch.seed, "source")
-        jittered = color_jitter(images, generator, strength=jitter.strength, hue=jitter.hue)
+        jittered = color_jitter(images, generator_for(batch.seed, "source"), self.source_jitter)
         return jittered.contiguous(memory_format=torch.channels_last)

@@ -27,7 +27,6 @@ from udaseg.methods.views import (
     make_views,
     merge_needs,
 )
-from udaseg.models.pixels import to_unit_range
 from udaseg.models.segmenter import Segmenter, SegmenterOutput
 from udaseg.recipe.methods import SelfTraining as SelfTrainingSpec
 
@@ -38,8 +37,7 @@ class SelfTraining(Objective):
     """Mean-teacher self-training on ClassMix images, with optional regularizers.
 
     Args:
-        spec: Settings of the mixing, the augmentation and the weight of the mixed images. Its
-            sections for the teacher and the regularizers are not read here.
+        spec: Its sections for the teacher and the regularizers are not read here.
         student: The network to adapt.
         teacher: Moving average of the student.
         num_classes: K.
@@ -58,9 +56,8 @@ class SelfTraining(Objective):
         num_classes: int,
         regularizers: Mapping[str, Regularizer],
     ) -> None:
-        super().__init__()
+        super().__init__(student)
         self.spec = spec
-        self.student = student
         self.teacher = teacher
         self.num_classes = num_classes
         self.regularizers = nn.ModuleDict(regularizers)
@@ -68,9 +65,7 @@ class SelfTraining(Objective):
 
     def forward(self, batch: Batch) -> LossReport:
         """Return the losses of the source, the mixed images, and the regularizers."""
-        if batch.target_images is None:
-            raise ValueError("self-training needs target images in the batch")
-        source, target = self.source_images(batch), to_unit_range(batch.target_images)
+        source, target = self.source_images(batch), self.target_images(batch)
         needs = self._needs()
         embedded = {view for view, need in needs.items() if need.embed}
 
@@ -78,14 +73,12 @@ class SelfTraining(Objective):
         source_output: SegmenterOutput = self.student(source, embed=SOURCE in embedded)
         source_loss = pixel_loss(source_output.logits, batch.source_labels)
         mixed = self._mixed_pass(batch, source, target, target_labels, embed=MIXED in embedded)
-        mixed_loss = self._mixed_loss(mixed, target_labels)
+        weight = target_labels.share.masked_fill(mixed.mask, 1.0)
+        mixed_loss = pixel_loss(mixed.output.logits, mixed.labels, weight, mean_over="all")
 
-        parts = {"source": source_loss, "mixed": mixed_loss}
+        parts = {"source": source_loss, "mixed": self.spec.mix_weight * mixed_loss}
         predicted = class_counts(target_labels.labels, self.num_classes)
         figures = _figures(target_labels, predicted)
-        if not self.regularizers:
-            return LossReport(source_loss + mixed_loss, parts, figures, predicted_counts=predicted)
-
         context = StepContext(
             batch=batch,
             student=self.student,
@@ -97,7 +90,7 @@ class SelfTraining(Objective):
             source_output=source_output,
             mixed=mixed,
         )
-        views = make_views(context, needs)
+        views = make_views(context, needs) if self.regularizers else None
         for name, term in self.regularizers.items():
             parts[name] = _checked_loss(name, term(views))
         total = torch.stack(list(parts.values())).sum()
@@ -118,34 +111,26 @@ class SelfTraining(Objective):
         return merge_needs(need for term in self._regularizer_list() for need in term.needs)
 
     def _check_needs(self) -> None:
-        """Refuse regularizers that ask for what the step cannot give.
-
-        Raises:
-            UdasegError: A view does not exist, two regularizers contradict each other, or one needs
-                embeddings without a projection head.
-        """
+        """Refuse regularizers that ask for what the step cannot give."""
         self._needs()
-        if self.student.projector is None:
-            for name, term in zip(self.regularizers, self._regularizer_list(), strict=True):
-                if any(need.embed for need in term.needs):
-                    raise UdasegError(
-                        f"the regularizer '{name}' needs embeddings, but its settings have no "
-                        "field `projector`, so the network has no projection head"
-                    )
+        for name, term in zip(self.regularizers, self._regularizer_list(), strict=True):
+            if self.student.projector is None and any(need.embed for need in term.needs):
+                raise UdasegError(
+                    f"the regularizer '{name}' needs embeddings, but its settings have no "
+                    "field `projector`, so the network has no projection head"
+                )
 
     def _label_target(self, target: Tensor, *, embed: bool) -> TargetLabels:
         output: SegmenterOutput = self.teacher(target, embed=embed)
         labels, confidence = pseudo_labels(output.logits, (target.shape[-2], target.shape[-1]))
-        weight, share = self._target_weight(confidence)
-        return TargetLabels(output, labels, confidence, weight, share)
+        return TargetLabels(output, labels, confidence, self._confident_share(confidence))
 
-    def _target_weight(self, confidence: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the weight of target pixels (B, H, W) and the share of confident pixels."""
-        mixing = self.spec.mixing
-        share = (confidence >= mixing.confidence).float().mean((1, 2), keepdim=True)
-        if mixing.share_over == "batch":
-            share = all_reduce_mean(share.mean(0, keepdim=True))
-        return share.expand_as(confidence).clone(), share
+    def _confident_share(self, confidence: Tensor) -> Tensor:
+        """Return the share of confident pixels, (B, 1, 1) of each image or (1, 1, 1) of all."""
+        share = (confidence >= self.spec.mixing.confidence).float().mean((1, 2), keepdim=True)
+        if self.spec.mixing.share_over == "image":
+            return share
+        return all_reduce_mean(share.mean(0, keepdim=True))
 
     def _mixed_pass(
         self,
@@ -168,21 +153,8 @@ class SelfTraining(Objective):
         images = self._augment(paste(mask, source, target), generator)
         return MixedPass(self.student(images, embed=embed), labels, mask)
 
-    def _mixed_loss(self, mixed: MixedPass, target_labels: TargetLabels) -> Tensor:
-        weight = target_labels.weight.masked_fill(mixed.mask, 1.0)
-        loss = pixel_loss(mixed.output.logits, mixed.labels, weight, mean_over="all")
-        return self.spec.mix_weight * loss
-
     def _augment(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        strong = self.spec.augmentation
-        return strong_augment(
-            images,
-            generator,
-            jitter=strong.jitter,
-            jitter_probability=strong.jitter_probability,
-            blur_probability=strong.blur_probability,
-            blur_sigma=strong.blur_sigma,
-        )
+        return strong_augment(images, generator, self.spec.augmentation)
 
 
 def _checked_loss(name: str, loss: object) -> Tensor:
