@@ -1,6 +1,5 @@
 """The `udaseg doctor` command."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -41,11 +40,10 @@ def doctor(
         data=data, target=target, root=root, splits=split or [], workers=workers
     )
     from udaseg.cli.printing.doctor import count_text, print_diagnosis
-    from udaseg.display.console import open_console, safe_text
+    from udaseg.display.console import open_console, print_json
 
     if as_json:
-        document = json.dumps(diagnosis.to_dict(), indent=2, allow_nan=False)
-        open_console(soft_wrap=True).print(safe_text(document))
+        print_json(diagnosis.to_dict())
     else:
         print_diagnosis(open_console(), diagnosis)
     if diagnosis.errors:

@@ -23,8 +23,7 @@ def print_prepared(console: Console, report: "PrepareReport") -> None:
     title = f"{report.name}: {state} in {report.seconds:.1f} s"
     if state == "prepared" and report.read < sum(report.counts.values()):
         title += f", {_format_image_count(report.read)} read, the others unchanged"
-    table = Table(title=safe_text(title), show_header=False)
-    table.title_justify = "left"
+    table = Table(title=safe_text(title), title_justify="left", show_header=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for title, text in _rows(report):
@@ -46,7 +45,10 @@ def _rows(report: "PrepareReport") -> Iterator[tuple[str, str]]:
     if report.cache is not None:
         yield "cache", _cache_row(report)
     if not report.check_only:
-        yield "next", _next_command(report)
+        # as a source if it has training labels
+        is_target = not report.classes or "train" in report.unlabelled
+        source, target = ("DATA", report.name) if is_target else (report.name, "DATA")
+        yield "next", f"udaseg adapt --source {source} --target {target}"
 
 
 def _split_row(report: "PrepareReport", split: str) -> str:
@@ -54,10 +56,9 @@ def _split_row(report: "PrepareReport", split: str) -> str:
     labels = "no labels" if split in report.unlabelled else "labelled"
     expected = report.expected.get(split)
     note = "" if expected in (None, len(samples)) else f"; the published set has {expected:,}"
-    sizes = Counter((sample.width, sample.height) for sample in samples).most_common(2)
-    shown = ", ".join(f"{w}x{h} ({count:,})" for (w, h), count in sizes)
-    more = len({(s.width, s.height) for s in samples}) - len(sizes)
-    shown += f" and {more} more sizes" if more > 0 else ""
+    sizes = Counter((sample.width, sample.height) for sample in samples)
+    shown = ", ".join(f"{w}x{h} ({count:,})" for (w, h), count in sizes.most_common(2))
+    shown += f" and {len(sizes) - 2} more sizes" if len(sizes) > 2 else ""
     return f"{_format_image_count(len(samples))}, {labels}, {shown}{note}"
 
 
@@ -68,14 +69,11 @@ def _format_image_count(number: int) -> str:
 def _class_rows(report: "PrepareReport") -> Iterator[tuple[str, str]]:
     """Yield the pixel shares of all classes over the labelled splits, and unused classes."""
     shares = sorted(report.class_shares.items(), key=lambda share: -share[1])
-    if shares:
-        used = [f"{name} {100 * share:.2f} %" for name, share in shares if share > 0]
-        yield "classes", ", ".join(used)
-    elif report.classes:
-        yield "classes", ", ".join(report.classes)
-    unused = [name for name, share in shares if share == 0]
-    if unused:
-        yield "never seen", ", ".join(unused)
+    used = [f"{name} {100 * share:.2f} %" for name, share in shares if share > 0]
+    if shares or report.classes:
+        yield "classes", ", ".join(used if shares else report.classes)
+    if len(used) < len(shares):
+        yield "never seen", ", ".join(name for name, share in shares if share == 0)
 
 
 def _label_rows(report: "PrepareReport") -> Iterator[tuple[str, str]]:
@@ -83,14 +81,11 @@ def _label_rows(report: "PrepareReport") -> Iterator[tuple[str, str]]:
     labels_by_class_count = Counter(
         sum(map(bool, sample.class_pixels)) for sample in report.samples if sample.label is not None
     )
-    if labels_by_class_count[0]:
-        yield "empty", f"{_format_label_count(labels_by_class_count[0])} no class; kept"
-    if labels_by_class_count[1] and len(report.classes) > _MAX_CLASSES_UNREMARKABLE:
-        yield "one class", f"{_format_label_count(labels_by_class_count[1])} a single class; kept"
-
-
-def _format_label_count(number: int) -> str:
-    return f"{number:,} label{'s hold' if number > 1 else ' holds'}"
+    few_classes = len(report.classes) <= _MAX_CLASSES_UNREMARKABLE
+    for classes, title, content in ((0, "empty", "no class"), (1, "one class", "a single class")):
+        number = labels_by_class_count[classes]
+        if number and not (classes == 1 and few_classes):
+            yield title, f"{number:,} label{'s hold' if number > 1 else ' holds'} {content}; kept"
 
 
 def _listed_rows(report: "PrepareReport") -> Iterator[tuple[str, str]]:
@@ -108,14 +103,12 @@ def _listed_rows(report: "PrepareReport") -> Iterator[tuple[str, str]]:
 
 
 def _cache_row(report: "PrepareReport") -> str:
-    written = report.cache
-    assert written is not None
-    height, width = written.cache.size
-    mb_per_image = written.size_bytes / max(1, written.images) / 1e6
+    assert report.cache is not None
+    written, cache, size_mb = report.cache, report.cache.cache, report.cache.size_bytes / 1e6
+    height, width = cache.size
     row = (
-        f"{written.images} images of {width}x{height} with their labels as "
-        f"{written.cache.format}, {written.size_bytes / 1e6:,.1f} MB "
-        f"({mb_per_image:.2f} MB per image)"
+        f"{written.images} images of {width}x{height} with their labels as {cache.format}, "
+        f"{size_mb:,.1f} MB ({size_mb / max(1, written.images):.2f} MB per image)"
     )
     if written.written:
         row += f", {written.written} written in {written.seconds:.1f} s"
@@ -123,41 +116,31 @@ def _cache_row(report: "PrepareReport") -> str:
         row += ", unchanged"
     if written.speedup is not None:
         row += f", read {written.speedup:.1f} times as fast as the original files"
-    if written.cache.uncached:
-        row += f"; {len(written.cache.uncached)} with an EXIF rotation are read from the originals"
+    if cache.uncached:
+        row += f"; {len(cache.uncached)} with an EXIF rotation are read from the originals"
     return f"{row}; used by training with resize [{height}, {width}]"
-
-
-def _next_command(report: "PrepareReport") -> str:
-    """Return the command that uses the data set: as source if it has training labels."""
-    if not report.classes or "train" in report.unlabelled:
-        return f"udaseg adapt --source DATA --target {report.name}"
-    return f"udaseg adapt --source {report.name} --target DATA"
 
 
 def print_unchanged(console: Console, result: "DataVerification") -> None:
     """Print that all files of a data set are unchanged."""
-    duration = f"({result.seconds:.1f} s)"
-    console.print(safe_text(f"{result.name}: all {result.files:,} files unchanged {duration}"))
+    text = f"{result.name}: all {result.files:,} files unchanged ({result.seconds:.1f} s)"
+    console.print(safe_text(text))
     if result.missing_package is not None:
-        console.print(
-            safe_text(f"  new labels need package {result.missing_package}, which is not installed")
-        )
+        text = f"  new labels need package {result.missing_package}, which is not installed"
+        console.print(safe_text(text))
 
 
 def format_changes(result: "DataVerification") -> str:
     """Return the message about changed and missing files of a data set."""
+    changed, missing = result.changed, result.missing
+    listed = [*changed[:_MAX_CHANGES], *(f"{path}: is missing" for path in missing[:_MAX_CHANGES])]
     lines = [
-        f"{result.name}: {len(result.changed)} of {result.files:,} files changed and "
-        f"{len(result.missing)} are missing:",
-        *("  " + line.replace("\n", "\\n") for line in result.changed[:_MAX_CHANGES]),
-        *(
-            "  " + path.replace("\n", "\\n") + ": is missing"
-            for path in result.missing[:_MAX_CHANGES]
-        ),
+        f"{result.name}: {len(changed)} of {result.files:,} files changed and "
+        f"{len(missing)} are missing:",
+        *("  " + line.replace("\n", "\\n") for line in listed),
     ]
-    remaining = sum(max(0, len(paths) - _MAX_CHANGES) for paths in (result.changed, result.missing))
-    lines += [f"  and {remaining} more"] if remaining else []
+    if len(listed) < len(changed) + len(missing):
+        lines.append(f"  and {len(changed) + len(missing) - len(listed)} more")
     # a file can change while its size and time stay, and prepare compares only these
     lines.append(
         f"  restore them; or, to accept all changes, delete {result.folder} and run "

@@ -196,10 +196,10 @@ def add_domain_findings(source: SetStatistics, target: SetStatistics, findings: 
         findings.add("source-unlabelled", "source", None, source.name)
     if source.classes and target.classes:
         _add_class_findings(source, target, findings)
-    if source.mean is None or target.mean is None:
+    if not (source.mean and source.spread and source.aspect and source.height):
         return
-    assert source.spread is not None
-    assert target.spread is not None
+    if not (target.mean and target.spread and target.aspect and target.height):
+        return
     mean_differs = np.abs(np.subtract(source.mean, target.mean)).max() > _MAX_MEAN_DIFFERENCE
     if mean_differs or _max_ratio(source.spread, target.spread) > _MAX_SPREAD_RATIO:
         note = (
@@ -207,13 +207,9 @@ def add_domain_findings(source: SetStatistics, target: SetStatistics, findings: 
             f"spread {_format_color(source.spread)} against {_format_color(target.spread)}"
         )
         findings.add("color-shift", "pair", None, note)
-    assert source.aspect is not None
-    assert target.aspect is not None
     if _max_ratio(source.aspect, target.aspect) > _MAX_ASPECT_RATIO:
         note = f"width / height {source.aspect:.2f} against {target.aspect:.2f}"
         findings.add("aspect-shift", "pair", None, note)
-    assert source.height is not None
-    assert target.height is not None
     if _max_ratio(source.height, target.height) >= _MIN_SCALE_RATIO:
         note = f"height {source.height:.0f} against {target.height:.0f} px"
         findings.add("scale-shift", "pair", None, note)

@@ -13,28 +13,15 @@ from udaseg.data.datasets.index import read_index
 from udaseg.data.datasets.pairs import DatasetFiles, find_pairs
 from udaseg.data.loading.cache_speed import measure_cache_speedup
 from udaseg.data.loading.cache_write import write_cache
+from udaseg.data.prepare import locate, rules
 from udaseg.data.prepare.convert import read_all
-from udaseg.data.prepare.locate import (
-    clear_leftovers,
-    download_instructions,
-    find_dataset_folder,
-    unpack_archives,
-    warn_of_new_archives,
-)
 from udaseg.data.prepare.manifest import LabelReader, read_manifest, recorded_package
 from udaseg.data.prepare.refusals import check_bad_files
 from udaseg.data.prepare.report import PrepareReport, build_report
-from udaseg.data.prepare.rules import (
-    STORED_LISTS,
-    CacheOptions,
-    PrepareOptions,
-    conversion_digest,
-    read_source,
-    sources_digest,
-)
-from udaseg.data.prepare.several import TOYLAND, Names, expand_names, raise_if_any
+from udaseg.data.prepare.rules import CacheOptions, PrepareOptions
+from udaseg.data.prepare.several import TOYLAND, Faults, Names, expand_names
 from udaseg.data.prepare.workspace import Workspace, clear_workspace, is_clean, recover
-from udaseg.data.toyland.make import make_toyland
+from udaseg.data.toyland.writer import make_toyland
 from udaseg.display.progress import LazyProgress
 from udaseg.errors import DataError, UsageError
 from udaseg.files import disk_space, file_lock, sha256_of
@@ -74,23 +61,19 @@ def prepare(
     root, options = Path(root), options or PrepareOptions()
     if options.check_only and options.cache is not None:
         raise UsageError("check_only writes nothing; leave out the cache")
-    faults, reports = [], []
+    faults, reports = Faults(), []
     toyland_done = options.check_only
     for name in expand_names(names):
-        try:
+        with faults.collected():
             if name in TOYLAND and not toyland_done:
                 _render_toyland(root, options)
                 toyland_done = True
             reports.append(_prepare_one(name, root, options))
-        except DataError as error:
-            faults.append(str(error))
     if options.cache is not None:
         for report in reports:
-            try:
+            with faults.collected():
                 _add_cache(report, options.cache, options.workers)
-            except DataError as error:
-                faults.append(str(error))
-    raise_if_any(faults, reports)
+    faults.raise_if_any(reports)
     return reports
 
 
@@ -158,7 +141,7 @@ def prepare_dataset(
     declaration = _with_exclusions(find_declaration(name, root), options.exclude)
     preparation = _Preparation(declaration, root, options, on_progress, on_unpack)
     report = preparation.check(name) if options.check_only else preparation.run()
-    warn_of_new_archives(declaration, root)
+    locate.warn_of_new_archives(declaration, root)
     report.expected = declaration.expected_counts
     report.seconds = time.monotonic() - started
     return report
@@ -166,7 +149,7 @@ def prepare_dataset(
 
 def prepare_with_last_options(name: str, *, root: Path) -> PrepareReport:
     """Prepare a dataset by the rules of its last preparation, if there was one."""
-    stored = read_source(root / "prepared" / find_declaration(name, root).name)
+    stored = rules.read_source(root / "prepared" / find_declaration(name, root).name)
     options = PrepareOptions(**stored["rules"]) if stored else PrepareOptions()
     options = replace(options, exclude=tuple(options.exclude))  # JSON has lists, no tuples
     return prepare_dataset(name, root=root, options=options)
@@ -207,7 +190,7 @@ class _Preparation:
 
     def check(self, name: str) -> PrepareReport:
         """Read all files and write nothing."""
-        folder = find_dataset_folder(self.declaration, self.root)
+        folder = locate.find_dataset_folder(self.declaration, self.root)
         if folder is None:
             raise DataError(
                 f"{name}: found only archives; prepare the dataset, or unpack them first"
@@ -238,7 +221,7 @@ class _Preparation:
             advice = "  leave 'labels' out of the YAML for an unlabelled target"
             if not user_defined:
                 advice = (
-                    f"{download_instructions(declaration, self.root)}\n"
+                    f"{locate.download_instructions(declaration, self.root)}\n"
                     "  or, for an unlabelled target, use the folder of the images instead"
                 )
             globs = ", ".join(pairs.label_globs_without_match)
@@ -250,13 +233,13 @@ class _Preparation:
 
     def _stored_report(self) -> PrepareReport | None:
         """Return the stored report if nothing has changed since, else None."""
-        final, stored = self.final, read_source(self.final)
-        folder = find_dataset_folder(self.declaration, self.root)
+        final, stored = self.final, rules.read_source(self.final)
+        folder = locate.find_dataset_folder(self.declaration, self.root)
         if stored is None or folder is None or len(stored["bad"]) > self.options.max_bad:
             return None
         pairs = self._checked_pairs(folder)
-        label_digest = conversion_digest(self.declaration, folder, self.options)
-        if stored["stamp"] != sources_digest(label_digest, pairs):
+        label_digest = rules.conversion_digest(self.declaration, folder, self.options)
+        if stored["stamp"] != rules.sources_digest(label_digest, pairs):
             return None
         try:
             manifest = read_manifest(final)
@@ -267,24 +250,26 @@ class _Preparation:
         labels = [row.prepared for row in manifest.rows if row.prepared is not None]
         if not intact or not all(label.matches(final / label.path) for label in labels):
             return None
-        return PrepareReport(dataset, unchanged=True, **{key: stored[key] for key in STORED_LISTS})
+        return PrepareReport(
+            dataset, unchanged=True, **{key: stored[key] for key in rules.STORED_LISTS}
+        )
 
     def _rebuild(self) -> PrepareReport:
         """Read new and changed files, and replace the prepared folder atomically."""
         declaration, options = self.declaration, self.options
-        folder = find_dataset_folder(declaration, self.root)
+        folder = locate.find_dataset_folder(declaration, self.root)
         if folder is None:
-            folder = unpack_archives(declaration, self.root, self.on_unpack)
+            folder = locate.unpack_archives(declaration, self.root, self.on_unpack)
             _warn_if_incomplete(declaration, folder)
-        clear_leftovers(declaration, self.root)
+        locate.clear_leftovers(declaration, self.root)
         pairs = self._checked_pairs(folder)
-        label_digest = conversion_digest(declaration, folder, options)
+        label_digest = rules.conversion_digest(declaration, folder, options)
         # before reading, so that later changes are detected
-        stamp = sources_digest(label_digest, pairs)
+        stamp = rules.sources_digest(label_digest, pairs)
         with Workspace(self.final, folder, label_digest) as workspace:
             result = read_all(declaration, pairs, folder, workspace, options, self.on_progress)
             report = build_report(declaration, pairs, result, folder, self.final, options)
-            reported = {key: getattr(report, key) for key in STORED_LISTS}
+            reported = {key: getattr(report, key) for key in rules.STORED_LISTS}
             source = {"stamp": stamp, **reported, "rules": options.rules()}
             package = declaration.label_package
             reader = None if package is None else LabelReader(declaration.label_format, *package)

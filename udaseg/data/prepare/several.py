@@ -1,7 +1,8 @@
 """Several data sets in one call, of which one that fails does not stop the others."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from udaseg.errors import DataError
@@ -34,7 +35,18 @@ def expand_names(names: Names) -> list[str]:
     return list(dict.fromkeys(expanded))
 
 
-def raise_if_any(faults: Sequence[str], finished: Sequence[Any]) -> None:
-    """Raise a `SomeDataFailed` that lists all faults, each once, if there are any."""
-    if faults:
-        raise SomeDataFailed("\n\n".join(dict.fromkeys(faults)), finished)
+class Faults(list[str]):
+    """The messages on data sets that failed."""
+
+    @contextmanager
+    def collected(self) -> Iterator[None]:
+        """Keep the message of a `DataError` instead of raising it."""
+        try:
+            yield
+        except DataError as error:
+            self.append(str(error))
+
+    def raise_if_any(self, finished: Sequence[Any]) -> None:
+        """Raise a `SomeDataFailed` that lists all faults, each once, if there are any."""
+        if self:
+            raise SomeDataFailed("\n\n".join(dict.fromkeys(self)), finished)

@@ -10,7 +10,7 @@ from udaseg.data.files.threads import map_in_threads
 from udaseg.data.prepare.locate import prepared_folder
 from udaseg.data.prepare.manifest import Manifest, read_manifest
 from udaseg.data.prepare.prepare import find_declaration
-from udaseg.data.prepare.several import Names, expand_names, raise_if_any
+from udaseg.data.prepare.several import Faults, Names, expand_names
 from udaseg.display.progress import LazyProgress
 from udaseg.errors import DataError
 from udaseg.files import sha256_of
@@ -69,16 +69,12 @@ def verify_data(
         (result,) = udaseg.verify_data("gta5")
         result.ok, result.changed, result.missing
     """
-    faults, results = [], []
+    faults, results, root = Faults(), [], Path(root)
     for name in expand_names(names):
-        try:
-            with LazyProgress(f"verify {Path(name).stem}", "files") as on_progress:
-                results.append(
-                    verify_dataset(name, root=Path(root), workers=workers, on_progress=on_progress)
-                )
-        except DataError as error:
-            faults.append(str(error))
-    raise_if_any(faults, results)
+        with faults.collected(), LazyProgress(f"verify {Path(name).stem}", "files") as progress:
+            result = verify_dataset(name, root=root, workers=workers, on_progress=progress)
+            results.append(result)
+    faults.raise_if_any(results)
     return results
 
 
@@ -89,14 +85,7 @@ def verify_dataset(
     workers: int = -1,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> DataVerification:
-    """Read every file of a prepared dataset and compare it with the manifest; write nothing.
-
-    Args:
-        name: Name of a prepared or built-in dataset, or path of a dataset YAML.
-        root: The folder of data and prepared datasets.
-        workers: Threads that read; -1 uses one per core.
-        on_progress: Called with the files done so far and in total.
-    """
+    """Compare every file of one prepared dataset with its manifest; see `verify_data`."""
     started = time.monotonic()
     # the name of a prepared dataset needs no YAML
     folder = prepared_folder(name, root) or prepared_folder(find_declaration(name, root).name, root)
@@ -121,17 +110,14 @@ def verify_dataset(
 
 
 def _expected_files(folder: Path, manifest: Manifest) -> dict[Path, tuple[int | None, str]]:
-    """Return the expected size and SHA-256 of each file in a manifest."""
+    """Return the expected size, if known, and SHA-256 of each file in a manifest."""
     expected: dict[Path, tuple[int | None, str]] = {
         folder / name: (None, digest) for name, digest in manifest.files.items()
     }
     for row in manifest.rows:
-        for base, file in (
-            (manifest.image_root, row.image),
-            (manifest.image_root, row.label),
-            (folder, row.prepared),
-        ):
+        for file in (row.image, row.label, row.prepared):
             if file is not None:
+                base = folder if file is row.prepared else manifest.image_root
                 expected[base / file.path] = (file.size, file.sha256)
     return expected
 
