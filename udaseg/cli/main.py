@@ -11,7 +11,7 @@ from typing import NoReturn
 import typer
 
 from udaseg.cli.app import app
-from udaseg.errors import RankFailed, RecipeError, UdasegError, UsageError
+from udaseg.errors import EnvironmentFault, RankFailed, RecipeError, UdasegError, UsageError
 from udaseg.text import printable
 
 _SIGNAL_CODE_BASE = 128
@@ -57,26 +57,36 @@ def _run(arguments: list[str], debug: bool) -> int | str | None:
         return 130
     except BrokenPipeError:
         return 1
-    except RankFailed as error:
-        if error.reported_elsewhere:
-            return _wait_for_torchrun(error.exit_code)
-        return _print_error(f"error: {error}", error.exit_code, debug)
-    except UdasegError as error:
-        # these lines begin with file:line:col, so that editors can jump there
-        prefix = "" if isinstance(error, RecipeError) else "error: "
-        return _report_failure(f"{prefix}{error}", error.exit_code, debug)
-    except OSError as error:
-        if error.errno in _MACHINE_FAULTS:
-            path = f"{error.filename}: " if error.filename is not None else ""
-            return _report_failure(f"error: {path}{_MACHINE_FAULTS[error.errno]}", 5, debug)
-        return _report_unexpected(error, debug)
-    except MemoryError:
-        return _report_failure(
-            "error: out of memory; use a smaller batch or smaller crops", 5, debug
-        )
     except Exception as error:  # noqa: BLE001  # last resort; --debug shows the traceback
-        return _report_unexpected(error, debug)
+        message, code = _describe(error, debug)
+        # before the process group exists, all processes of torchrun meet the same error
+        reported_elsewhere = os.environ.get("RANK", "0") != "0"
+        if isinstance(error, RankFailed):
+            reported_elsewhere = error.reported_elsewhere
+        if reported_elsewhere:
+            return _wait_for_torchrun(code)
+        if debug:
+            typer.echo(printable(traceback.format_exc()), err=True)
+        typer.echo(printable(message), err=True)
+        return code
     return 0
+
+
+def _describe(error: Exception, debug: bool) -> tuple[str, int]:
+    """Return the message for an error, and the exit code."""
+    if isinstance(error, RecipeError):  # it begins with file:line:col, so that editors can jump
+        return str(error), error.exit_code
+    if isinstance(error, UdasegError):
+        return f"error: {error}", error.exit_code
+    if isinstance(error, OSError) and error.errno in _MACHINE_FAULTS:
+        path = f"{error.filename}: " if error.filename is not None else ""
+        return f"error: {path}{_MACHINE_FAULTS[error.errno]}", EnvironmentFault.exit_code
+    if isinstance(error, MemoryError):
+        message = "error: out of memory; use a smaller batch or smaller crops"
+        return message, EnvironmentFault.exit_code
+    description = " ".join(f"{type(error).__name__}: {error}".split())
+    hint = "" if debug else " (run with --debug for the traceback)"
+    return f"unexpected error: {description}{hint}", 1
 
 
 def _refuse_torchrun(arguments: Sequence[str]) -> None:
@@ -87,19 +97,6 @@ def _refuse_torchrun(arguments: Sequence[str]) -> None:
         )
 
 
-def _report_unexpected(error: Exception, debug: bool) -> int:
-    description = " ".join(f"{type(error).__name__}: {error}".split())
-    hint = "" if debug else " (run with --debug for the traceback)"
-    return _report_failure(f"unexpected error: {description}{hint}", 1, debug)
-
-
-def _report_failure(message: str, code: int, debug: bool) -> int:
-    # before the process group exists, all processes of torchrun meet the same error
-    if os.environ.get("RANK", "0") != "0":
-        return _wait_for_torchrun(code)
-    return _print_error(message, code, debug)
-
-
 def _wait_for_torchrun(code: int) -> int:
     """Wait for torchrun to end this process, which it does when the reporting one has ended.
 
@@ -107,11 +104,4 @@ def _wait_for_torchrun(code: int) -> int:
     its message.
     """
     time.sleep(_SIGNAL_WAIT_S if code > _SIGNAL_CODE_BASE else _FAILURE_WAIT_S)
-    return code
-
-
-def _print_error(message: str, code: int, debug: bool) -> int:
-    if debug:
-        typer.echo(printable(traceback.format_exc()), err=True)
-    typer.echo(printable(message), err=True)
     return code

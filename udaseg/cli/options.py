@@ -105,26 +105,22 @@ Run = Annotated[
 
 def parse_height_width(option: str, text: str | None) -> tuple[int, int] | None:
     """Return (height, width) of an option written `HxW`."""
-    if text is None:
-        return None
-    match = re.fullmatch("([1-9][0-9]{0,5})x([1-9][0-9]{0,5})", text)
-    if match is None:
-        raise UsageError(
-            f"{option} must be HEIGHTxWIDTH in pixels, for example 512x1024, got {text}"
-        )
-    return int(match[1]), int(match[2])
+    return _parse_pair(option, text, "HEIGHTxWIDTH in pixels, for example 512x1024")
 
 
 def parse_width_height(option: str, text: str | None) -> tuple[int, int] | None:
     """Return (height, width) of an option written `WxH`, the usual order for image sizes."""
+    pair = _parse_pair(option, text, "WIDTHxHEIGHT in pixels, for example 1280x720")
+    return None if pair is None else (pair[1], pair[0])
+
+
+def _parse_pair(option: str, text: str | None, expected: str) -> tuple[int, int] | None:
     if text is None:
         return None
-    match = re.fullmatch("([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", text)
+    match = re.fullmatch("([1-9][0-9]{0,5})x([1-9][0-9]{0,5})", text)
     if match is None:
-        raise UsageError(
-            f"{option} must be WIDTHxHEIGHT in pixels, for example 1280x720, got {text}"
-        )
-    return int(match[2]), int(match[1])
+        raise UsageError(f"{option} must be {expected}, got {text}")
+    return int(match[1]), int(match[2])
 
 
 def parse_scales(text: str) -> tuple[float, ...]:

@@ -19,18 +19,15 @@ from udaseg.errors import DataError
 from udaseg.evaluation.confusion import ConfusionMatrix
 from udaseg.evaluation.prediction_files import prediction_writer
 from udaseg.evaluation.protocols import classes_only_in_truth
-from udaseg.evaluation.scores import ScoringOptions, check_protocol, summarise
-from udaseg.files import write_json, write_text
-from udaseg.inference import trained_model
-from udaseg.inference.pipeline import (
-    RELEASE_SIZE,
-    InferenceOptions,
-    Limit,
-    OrderedWork,
-    SamplePrediction,
-    check_release_sizes,
-    infer,
+from udaseg.evaluation.scores import (
+    PUBLISHED_SCORING,
+    ScoringOptions,
+    check_protocol,
+    summarise,
 )
+from udaseg.files import write_json, write_text
+from udaseg.inference import pipeline, trained_model
+from udaseg.inference.pipeline import InferenceOptions, SamplePrediction
 from udaseg.inference.sizes import MAX_WHOLE_PIXELS, network_input_size
 from udaseg.inference.trained_model import Model
 from udaseg.inference.windows import Network
@@ -41,7 +38,6 @@ from udaseg.runs.scores import Scores
 from udaseg.text import format_size
 
 log = logging.getLogger(__name__)
-_MAX_UNCOUNTED = Limit(4)
 
 
 @dataclass(frozen=True)
@@ -111,7 +107,7 @@ def evaluate(
     check_protocol(model.classes.names, options.scoring)
     dataset, inference = open_eval_data(model.recipe, data, options.inference, options.root)
     if inference.release:
-        check_release_sizes(dataset, split)
+        pipeline.check_release_sizes(dataset, split)
     write = None
     if options.save is not None:
         write = prediction_writer(Path(options.save), dataset, split, model.classes, options.ids)
@@ -131,8 +127,15 @@ def evaluate(
     )
     folder = options.scoring.out
     if folder is None and not isinstance(run, Model):  # its weights may differ from the run's
-        name = "+".join([f"{dataset.name}-{split}", *_variants(path, model, options)])
-        folder = run_folder_of(path) / "eval" / name
+        run_folder = run_folder_of(path)
+        checkpoint = "" if path.resolve() == run_folder.resolve() else model.checkpoint.stem
+        folder = (
+            run_folder
+            / "eval"
+            / variant_name(
+                f"{dataset.name}-{split}", options.weights, inference, options.scoring, checkpoint
+            )
+        )
     if folder is not None:
         write_scores(Path(folder), scores)
         log.info("scores written to %s", folder)
@@ -157,14 +160,25 @@ def open_eval_data(
     return dataset, replace(options, resize=network_input_size(recipe), keep_shape=is_other_data)
 
 
-def option_words(options: InferenceOptions) -> list[str]:
-    """Return the options that differ from the plain protocol, as words for a folder name."""
-    return [
-        *(["release"] if options.release else []),
-        *(["flip"] if options.flip else []),
-        *([] if options.scales == (1.0,) else ["scales" + ",".join(map(str, options.scales))]),
-        *([] if options.window is None else [f"window{format_size(options.window)}"]),
-    ]
+def variant_name(
+    plain: str,
+    weights: str,
+    options: InferenceOptions,
+    scoring: ScoringOptions = PUBLISHED_SCORING,
+    checkpoint: str = "",
+) -> str:
+    """Return a file name: `plain`, then what differs from the plain protocol, such as `+flip`."""
+    words = {
+        weights: weights != "student",
+        checkpoint: checkpoint != "",
+        "release": options.release,
+        "flip": options.flip,
+        "scales" + ",".join(map(str, options.scales)): options.scales != (1.0,),
+        f"window{format_size(options.window)}": options.window is not None,
+        f"mean{scoring.protocol}": scoring.protocol is not None,
+        f"convention{scoring.convention}": scoring.convention is not None,
+    }
+    return "+".join([plain, *(word for word, differs in words.items() if differs)])
 
 
 def score_dataset(
@@ -215,9 +229,12 @@ def confusion_matrix(
         if on_prediction is not None:
             on_prediction(prediction)
 
-    predictions = infer(segmenter, dataset, samples, options, device=device, truth=True)
+    predictions = pipeline.infer(segmenter, dataset, samples, options, device=device, truth=True)
     # count in a thread while the network runs; at most a few images wait, which bounds memory
-    with WorkProgress("eval", len(samples)) as progress, OrderedWork(_MAX_UNCOUNTED) as counting:
+    with (
+        WorkProgress("eval", len(samples)) as progress,
+        pipeline.OrderedWork(pipeline.Limit(4)) as counting,
+    ):
         for prediction in predictions:
             counting.submit(partial(count, prediction))
             progress.advance()
@@ -252,7 +269,7 @@ def _network_facts(
     model: Model, weights: str, options: InferenceOptions, samples: Sequence[Sample]
 ) -> dict[str, str]:
     """Return the network and its inference options for the protocol line."""
-    size = format_size(RELEASE_SIZE if options.release else options.resize)
+    size = format_size(pipeline.RELEASE_SIZE if options.release else options.resize)
     if options.keep_shape and options.resize and not options.release:
         size += " or as many pixels"
     tiles = any(options.needs_tiles((sample.height, sample.width)) for sample in samples)
@@ -265,15 +282,3 @@ def _network_facts(
         "tiles": f"above {MAX_WHOLE_PIXELS:,} pixels" if tiles else None,
     }
     return {name: fact for name, fact in facts.items() if fact is not None}
-
-
-def _variants(run: Path, model: Model, options: EvaluationOptions) -> list[str]:
-    """Return the options that differ from the plain evaluation of a run, as words."""
-    scoring = options.scoring
-    return [
-        *([] if options.weights == "student" else [options.weights]),
-        *([] if run.resolve() == run_folder_of(run).resolve() else [model.checkpoint.stem]),
-        *option_words(options.inference),
-        *([] if scoring.protocol is None else [f"mean{scoring.protocol}"]),
-        *([] if scoring.convention is None else [f"convention{scoring.convention}"]),
-    ]

@@ -15,13 +15,10 @@ predicted.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from udaseg.data.labels.tables import builtin_label_table
 from udaseg.evaluation.confusion import ConfusionMatrix
 
-CITYSCAPES = (
-    *("road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign"),
-    *("vegetation", "terrain", "sky", "person", "rider", "car", "truck", "bus", "train"),
-    *("motorcycle", "bicycle"),
-)
+CITYSCAPES = builtin_label_table("cityscapes19").classes.names
 CONVENTIONS = (19, 16)
 NOT_IN_16 = ("terrain", "truck", "train")
 _NOT_IN_13 = {*NOT_IN_16, "wall", "fence", "pole"}
@@ -36,12 +33,9 @@ SUBSETS = {
 
 @dataclass(frozen=True)
 class ProtocolScores:
-    """A confusion matrix under a convention.
+    """A confusion matrix over `names`, under a convention, and its means, such as `mIoU-19`.
 
-    Attributes:
-        matrix: Over `names`.
-        names: The network's classes, plus the classes it lacks if their truth counts.
-        means: Mean IoU by name, such as `mIoU-19`.
+    The names are the network's classes, plus the classes it lacks if their truth counts.
     """
 
     matrix: ConfusionMatrix
@@ -65,11 +59,9 @@ def classes_only_in_truth(names: Sequence[str], truth: Sequence[str]) -> tuple[s
 
 
 def applicable_conventions(names: Sequence[str], truth: Sequence[str]) -> tuple[int, ...]:
-    """Return the conventions that change the scores, the network's own first; empty if none does.
+    """Return the conventions that change the scores of a network with the classes `names`.
 
-    Args:
-        names: Classes of the network.
-        truth: Classes of the labels.
+    The network's own comes first; empty if none changes them.
     """
     extra_classes = [name for name in NOT_IN_16 if name in names]
     if not set(SUBSETS[16]) <= set(names) or not set(NOT_IN_16) & set(truth):
@@ -82,13 +74,9 @@ def applicable_conventions(names: Sequence[str], truth: Sequence[str]) -> tuple[
 def score_under_convention(
     convention: int | None, matrix: ConfusionMatrix, names: Sequence[str], truth: Sequence[str]
 ) -> ProtocolScores:
-    """Return the scores of a matrix under a convention.
+    """Return the scores of a matrix over `names` under a convention, None if neither applies.
 
-    Args:
-        convention: 19, 16, or None if neither applies.
-        matrix: Over `names`, with the classes that only the truth has as outside classes.
-        names: Classes of the network.
-        truth: Classes of the labels.
+    The classes that only the truth has are outside classes of the matrix, in the truth's order.
     """
     names = tuple(names)
     if convention == 19:

@@ -17,7 +17,7 @@ from udaseg.data.labels.classes import lookup_table
 from udaseg.data.labels.tables import server_ids
 from udaseg.display.progress import WorkProgress
 from udaseg.errors import UsageError
-from udaseg.evaluation.evaluate import open_eval_data, option_words
+from udaseg.evaluation.evaluate import open_eval_data, variant_name
 from udaseg.evaluation.servers import SERVERS, Server, check_package, member_names
 from udaseg.files import open_atomic
 from udaseg.inference import trained_model
@@ -106,11 +106,9 @@ def submit(
     split = split or _default_split(dataset)
     samples = dataset.split(split)
     names = member_names(requirements, dataset, samples)
-    words = [f"{server}-{dataset.name}-{split}-step-{model.step:06d}"]
-    words += [] if options.weights == "student" else [options.weights]
-    words += option_words(inference)
+    plain = f"{server}-{dataset.name}-{split}-step-{model.step:06d}"
     folder = Path(options.out) if options.out else run_folder_of(Path(run)) / "submissions"
-    path = folder / ("+".join(words) + ".zip")
+    path = folder / (variant_name(plain, options.weights, inference) + ".zip")
     if path.exists():
         raise UsageError(f"{path}: exists already; move it, or choose another folder with --out")
     _warn_if_incomplete(requirements, dataset, split)

@@ -8,6 +8,9 @@ import typer
 from udaseg.errors import UsageError
 from udaseg.text import printable
 
+Name = Annotated[
+    str, typer.Argument(metavar="NAME", help="Name from `udaseg recipes ls`.", show_default=False)
+]
 recipes_app = typer.Typer(no_args_is_help=True, help="List, show or copy the shipped recipes.")
 
 
@@ -23,12 +26,7 @@ def show_recipes() -> None:
 
 
 @recipes_app.command("cat")
-def show_recipe(
-    name: Annotated[
-        str,
-        typer.Argument(metavar="NAME", help="Name from `udaseg recipes ls`.", show_default=False),
-    ],
-) -> None:
+def show_recipe(name: Name) -> None:
     """Print a recipe."""
     import udaseg
 
@@ -37,10 +35,7 @@ def show_recipe(
 
 @recipes_app.command("cp")
 def copy_recipe(
-    name: Annotated[
-        str,
-        typer.Argument(metavar="NAME", help="Name from `udaseg recipes ls`.", show_default=False),
-    ],
+    name: Name,
     destination: Annotated[
         Path, typer.Argument(metavar="DEST", help="New file, or folder to copy into.")
     ] = Path(),
