@@ -44,8 +44,8 @@ if TYPE_CHECKING:
     from udaseg.inspection.verify import Verification as Verification
     from udaseg.inspection.verify import verify as verify
     from udaseg.prediction.options import PredictOptions as PredictOptions
+    from udaseg.prediction.predict import PredictSummary as PredictSummary
     from udaseg.prediction.predict import predict as predict
-    from udaseg.prediction.summary import PredictSummary as PredictSummary
     from udaseg.recipe.library import RecipeEntry as RecipeEntry
     from udaseg.recipe.library import find_recipe as find_recipe
     from udaseg.recipe.library import list_methods as list_methods
@@ -76,7 +76,7 @@ _MODULES = {
     "InferenceOptions": "udaseg.inference.pipeline",
     "Model": "udaseg.inference.trained_model",
     "PredictOptions": "udaseg.prediction.options",
-    "PredictSummary": "udaseg.prediction.summary",
+    "PredictSummary": "udaseg.prediction.predict",
     "Prediction": "udaseg.inference.prediction",
     "PrepareOptions": "udaseg.data.prepare.rules",
     "PrepareReport": "udaseg.data.prepare.report",

@@ -14,8 +14,7 @@ from tests.support.small import small_segmenter
 from udaseg.data.labels.classes import ClassSpace
 from udaseg.errors import EnvironmentFault
 from udaseg.inference import export, trained_model
-from udaseg.inference import onnx as onnx_file
-from udaseg.inference.onnx import ExportModule, OnnxComparison, compare_with_torch
+from udaseg.inference.export import ExportModule, OnnxComparison, compare_with_torch
 from udaseg.inference.trained_model import Model
 
 CLASSES = ClassSpace(
@@ -192,4 +191,4 @@ def test_a_checkpoint_is_exported_into_its_run(run, monkeypatch):
 
 def test_every_second_size_is_odd():
     picture = np.zeros((40, 60, 3), np.uint8)
-    assert [part.shape for part in onnx_file._at_two_sizes([picture])] == [(40, 60, 3), (31, 41, 3)]
+    assert [part.shape for part in export._at_two_sizes([picture])] == [(40, 60, 3), (31, 41, 3)]

@@ -16,7 +16,7 @@ from udaseg.data.datasets.index import PreparedDataset, Sample
 from udaseg.data.files.images import read_image
 from udaseg.errors import DataError
 from udaseg.evaluation.evaluate import confusion_matrix
-from udaseg.inference import pipeline
+from udaseg.inference import sizes
 from udaseg.inference.pipeline import (
     InferenceOptions,
     Limit,
@@ -119,7 +119,7 @@ def test_the_release_look_enlarges_with_aligned_corners(city):
 
 
 def test_images_too_large_to_be_seen_at_once_go_in_tiles_in_their_turn(city, monkeypatch):
-    monkeypatch.setattr(pipeline, "MAX_WHOLE_PIXELS", 16 * 24 - 1)
+    monkeypatch.setattr(sizes, "MAX_WHOLE_PIXELS", 16 * 24 - 1)
     network = Watching()
     predictions = list(
         infer(network, city, city.split("val"), InferenceOptions(batch=2), device=CPU, truth=True)

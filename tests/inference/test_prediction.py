@@ -9,7 +9,7 @@ from PIL import Image
 from tests.support.colors import COLORS, loaded_colors, painted, random_labels
 from udaseg.data.labels.classes import ClassSpace
 from udaseg.errors import UsageError
-from udaseg.inference.kinds import MASK_KINDS
+from udaseg.inference.options import MASK_KINDS
 from udaseg.inference.prediction import Prediction
 
 LABELS = random_labels(24, 36)

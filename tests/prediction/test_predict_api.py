@@ -22,7 +22,7 @@ from udaseg.cli.main import main
 from udaseg.data.files.video import VideoReader
 from udaseg.errors import DataError, UsageError
 from udaseg.inference import trained_model
-from udaseg.inference.kinds import MASK_KINDS
+from udaseg.inference.options import MASK_KINDS
 from udaseg.prediction.options import VIDEO_FORMATS
 from udaseg.runs.calibration_file import write_calibration
 

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from udaseg.inference.labels import labels_from_logits, logits_at
-from udaseg.inference.pipeline import infer_batch, needs_tiles
+from udaseg.inference.predictor import infer_batch
+from udaseg.inference.sizes import needs_tiles
 from udaseg.inference.tiles import TileOptions
 from udaseg.selection.temperature import (
     MAX_TEMPERATURE,

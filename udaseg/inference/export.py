@@ -1,16 +1,20 @@
-"""Write a run's network as an ONNX file for any image size, and check it."""
+"""Write a run's network as an ONNX file for any image size, and compare the file with torch."""
 
 import importlib.util
 import json
 import logging
 import os
 import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from udaseg import __version__
 from udaseg.data.files.images import Pixels, read_image
@@ -19,23 +23,44 @@ from udaseg.data.loading.transforms import resize_image
 from udaseg.data.open import open_dataset
 from udaseg.errors import DataError, EnvironmentFault, UsageError
 from udaseg.inference import trained_model
-from udaseg.inference.onnx import (
-    EXAMPLE_SHAPE,
-    ExportModule,
-    OnnxComparison,
-    compare_with_torch,
-    write_onnx,
-)
 from udaseg.inference.sizes import input_size, network_input_size
 from udaseg.inference.trained_model import Model
 from udaseg.recipe.schema import Recipe
 from udaseg.runs.folder import run_folder_of
 
 log = logging.getLogger(__name__)
+_EXAMPLE_SHAPE = (2, 3, 128, 192)  # of the traced images; all axes but the channels are dynamic
 _MIN_AGREEMENT = 0.995
 _MAX_DIFFERENCE = 1e-3  # relative to the largest logit
 _NUM_NOISE_IMAGES = 3
 _INSTALL_HINT = "pip install 'udaseg[export]'  (onnx, onnxscript, onnxruntime)"
+
+
+@dataclass(frozen=True)
+class OnnxComparison:
+    """How well the ONNX file agrees with torch.
+
+    Attributes:
+        images: Number of images compared.
+        on_real_images: They are images of the recipe's data, not noise.
+        difference: Largest absolute difference of a logit; None for labels.
+        relative: The same divided by the largest logit; None for labels.
+        agreement: Share of pixels with the same label.
+    """
+
+    images: int
+    on_real_images: bool
+    difference: float | None
+    relative: float | None
+    agreement: float
+
+    def summary(self) -> str:
+        """Return the result as a sentence."""
+        kind = "images" if self.on_real_images else "noise images"
+        text = f"checked on {self.images} {kind} at two sizes each: "
+        if self.difference is not None:
+            text += f"largest difference of a logit {self.difference:.2g}, "
+        return text + f"{100 * self.agreement:.3f} % of the labels agree with torch"
 
 
 @dataclass(frozen=True)
@@ -53,6 +78,33 @@ class Exported:
     input: str
     output: str
     comparison: OnnxComparison | None
+
+
+class ExportModule(nn.Module):
+    """Map stored RGB images to logits or labels of the images' size.
+
+    Args:
+        network: Takes images in [0, 1], normalises them, and returns an object with `.logits`.
+        uint8: Images are 0..255 instead of 0..1.
+        argmax: Return labels instead of logits.
+    """
+
+    def __init__(self, network: nn.Module, *, uint8: bool, argmax: bool) -> None:
+        super().__init__()
+        self.network = network
+        self.uint8 = uint8
+        self.argmax = argmax
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return (B, K, H, W) float logits, or (B, H, W) uint8 labels, of (B, 3, H, W) images."""
+        scaled = image.float() / 255 if self.uint8 else image
+        logits = self.network(scaled).logits
+        resized = F.interpolate(logits, image.shape[-2:], mode="bilinear", align_corners=False)
+        return resized.argmax(1).to(torch.uint8) if self.argmax else resized
+
+    def to_input(self, images: Tensor) -> Tensor:
+        """Return uint8 images as the type that `forward` takes."""
+        return images if self.uint8 else images.float() / 255
 
 
 def export(
@@ -92,7 +144,9 @@ def export(
     """
     if pixels not in ("uint8", "float") or images < 0:
         raise UsageError(f"pixels must be uint8 or float, got {pixels!r}; images, {images}")
-    _require_packages("onnx", "onnxscript")
+    missing = [package for package in ("onnx", "onnxscript") if not _is_installed(package)]
+    if missing:
+        raise EnvironmentFault(f"export needs {' and '.join(missing)}: {_INSTALL_HINT}")
     path = run_folder_of(Path(run)) / "model.onnx" if out is None else Path(out)
     if path.is_dir() or (path.exists() and not overwrite):
         raise UsageError(f"{path}: exists; use --overwrite or another --out FILE")
@@ -100,37 +154,102 @@ def export(
     network = loaded.segmenter.to(memory_format=torch.contiguous_format)
     module = ExportModule(network, uint8=pixels == "uint8", argmax=argmax).eval()
     path.parent.mkdir(parents=True, exist_ok=True)
+    comparison = None
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
         temporary = Path(folder) / "model.onnx"
         log.info("exporting %s, step %d", loaded.checkpoint, loaded.step)
-        write_onnx(module, temporary, _metadata(loaded, weights, module))
-        comparison = _compare(module, temporary, loaded.recipe, images, Path(root))
-        if comparison is not None:
+        write_onnx(module, temporary, _metadata(loaded, module))
+        if images and _is_installed("onnxruntime"):
+            targets = _target_images(loaded.recipe, images, Path(root))
+            comparison = compare_with_torch(
+                module, temporary, targets or _noise_images(), on_real_images=bool(targets)
+            )
             _check_agreement(comparison)
+        elif images:
+            log.warning(
+                "not checked against torch: onnxruntime is not installed; %s", _INSTALL_HINT
+            )
         temporary.replace(path)
-    if images and comparison is None:
-        log.warning("not checked against torch: onnxruntime is not installed; %s", _INSTALL_HINT)
     return Exported(
         path,
-        input=f"image (B, 3, H, W) {'uint8' if module.uint8 else 'float'}",
+        input=f"image (B, 3, H, W) {pixels}",
         output="labels (B, H, W)" if argmax else f"logits (B, {len(loaded.classes)}, H, W)",
         comparison=comparison,
     )
 
 
-def _compare(
-    module: ExportModule, path: Path, recipe: Recipe, images: int, root: Path
-) -> OnnxComparison | None:
-    """Compare the file with torch; None if `images` is 0 or onnxruntime is missing."""
-    if not images or not _is_installed("onnxruntime"):
-        return None
-    target_images = _target_images(recipe, images, root)
-    return compare_with_torch(
-        module,
-        path,
-        target_images or _noise_images(),
-        on_real_images=target_images is not None,
+def write_onnx(module: ExportModule, path: Path, metadata: dict[str, str]) -> None:
+    """Write a module as one ONNX file with dynamic batch, height and width, and metadata.
+
+    Args:
+        module: In evaluation mode.
+        path: The file; its folder exists.
+        metadata: Text by key, stored in the file.
+    """
+    import onnx
+
+    generator = torch.Generator().manual_seed(0)
+    example = torch.randint(0, 256, _EXAMPLE_SHAPE, dtype=torch.uint8, generator=generator)
+    dynamic = {0: "batch", 2: "height", 3: "width"}
+    shapes = {axis: torch.export.Dim(name, min=2) for axis, name in dynamic.items()}
+    with warnings.catch_warnings(), torch.no_grad():
+        # users cannot act on the exporter's own warnings
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            module,
+            (module.to_input(example),),
+            path,
+            input_names=["image"],
+            output_names=["labels" if module.argmax else "logits"],
+            dynamo=True,
+            dynamic_shapes=(shapes,),
+            external_data=False,
+            verbose=False,
+        )
+    model = onnx.load(path)
+    onnx.helper.set_model_props(model, metadata)
+    model.doc_string = (
+        "Semantic segmentation, normalisation included. Class names are in the metadata."
     )
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+
+
+def compare_with_torch(
+    module: ExportModule, path: Path, images: Sequence[Pixels], *, on_real_images: bool
+) -> OnnxComparison:
+    """Compare the ONNX file with torch, on each image at its own size and at an odd size."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    difference, largest, equal_pixels, total_pixels = 0.0, 0.0, 0, 0
+    for pixels in _at_two_sizes(images):
+        image = module.to_input(torch.from_numpy(pixels).permute(2, 0, 1)[None].contiguous())
+        with torch.no_grad():
+            torch_output = module(image).numpy()
+        onnx_output = np.asarray(session.run(None, {"image": image.numpy()})[0])
+        if torch_output.shape != onnx_output.shape:
+            raise EnvironmentFault(
+                f"the ONNX file returns {onnx_output.shape}, torch {torch_output.shape}"
+            )
+        if not module.argmax:
+            difference = max(difference, float(np.abs(torch_output - onnx_output).max()))
+            largest = max(largest, float(np.abs(torch_output).max()))
+            torch_output, onnx_output = torch_output.argmax(1), onnx_output.argmax(1)
+        equal_pixels += int((torch_output == onnx_output).sum())
+        total_pixels += torch_output.size
+    share = equal_pixels / max(1, total_pixels)
+    if module.argmax:
+        return OnnxComparison(len(images), on_real_images, None, None, share)
+    return OnnxComparison(
+        len(images), on_real_images, difference, difference / max(largest, 1e-12), share
+    )
+
+
+def _at_two_sizes(pictures: Sequence[Pixels]) -> Iterator[Pixels]:
+    for picture in pictures:
+        yield picture
+        yield resize_image(picture, (picture.shape[0] * 3 // 4 | 1, picture.shape[1] * 2 // 3 | 1))
 
 
 def _check_agreement(comparison: OnnxComparison) -> None:
@@ -144,51 +263,44 @@ def _check_agreement(comparison: OnnxComparison) -> None:
     )
 
 
-def _target_images(recipe: Recipe, count: int, root: Path) -> list[Pixels] | None:
-    """Return target images at the network's input size; None if there are none."""
+def _target_images(recipe: Recipe, count: int, root: Path) -> list[Pixels]:
+    """Return target images at the network's input size; none if they are not prepared."""
     try:
         target = open_dataset(recipe.target.data, root=root)
         samples = target.split(recipe.target.split)[:count]
         stored = [read_image(target.image_path(sample)) for sample in samples]
     except DataError as error:
         log.warning("%s; checking with noise images instead", error)
-        return None
+        return []
     size = network_input_size(recipe)
     return [
         resize_image(image, input_size((image.shape[0], image.shape[1]), size)) for image in stored
-    ] or None
+    ]
 
 
 def _noise_images() -> list[Pixels]:
     generator = np.random.default_rng(0)
-    size = (*EXAMPLE_SHAPE[2:], 3)
+    size = (*_EXAMPLE_SHAPE[2:], 3)
     return [generator.integers(0, 256, size, dtype=np.uint8) for _ in range(_NUM_NOISE_IMAGES)]
 
 
-def _metadata(loaded: Model, weights: str, module: ExportModule) -> dict[str, str]:
+def _metadata(loaded: Model, module: ExportModule) -> dict[str, str]:
     """Return the facts that a user of the file needs, as text."""
-    size = network_input_size(loaded.recipe)
     document = classes_to_dict(loaded.classes)
+    value_range = "uint8 0..255" if module.uint8 else "float 0..1"
     return {
         "classes": json.dumps(document["names"]),
         "colors": json.dumps(document["colors"]),
-        "input": "RGB, (batch, 3, height, width), "
-        + ("uint8 0..255" if module.uint8 else "float 0..1"),
+        "input": f"RGB, (batch, 3, height, width), {value_range}",
         "output": "class of each pixel, uint8" if module.argmax else "logits of each pixel, float",
-        "trained_size": json.dumps(size),  # (height, width), null where images kept their size
+        # (height, width), null where images kept their size
+        "trained_size": json.dumps(network_input_size(loaded.recipe)),
         "recipe": loaded.recipe.name,
         "step": str(loaded.step),
-        "weights": weights,
+        "weights": loaded.weights,
         "made_by": f"udaseg {__version__}",
     }
 
 
 def _is_installed(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
-
-
-def _require_packages(*packages: str) -> None:
-    """Raise `EnvironmentFault` with the install command if a package for ONNX export is missing."""
-    missing = [package for package in packages if not _is_installed(package)]
-    if missing:
-        raise EnvironmentFault(f"export needs {' and '.join(missing)}: {_INSTALL_HINT}")

@@ -20,7 +20,6 @@ ImageSource: TypeAlias = str | os.PathLike[str] | NDArray[np.uint8] | Image.Imag
 MAX_PIXELS = 150_000_000
 """Maximum pixels of an image file to predict: 1.5 times the limit for training images."""
 
-
 _TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
@@ -32,11 +31,13 @@ class InputImage:
         pixels: (H, W, 3) uint8 RGB, as stored.
         orientation: EXIF orientation, 1 to 8.
         path: Its file, if it has one.
+        frame: Its index in a video; None for an image.
     """
 
     pixels: Pixels
     orientation: int = 1
     path: Path | None = None
+    frame: int | None = None
 
     def upright(self) -> Pixels:
         """Return the pixels as viewers show them."""
@@ -51,30 +52,18 @@ class InputImage:
 
 
 def read_input_image(path: Path) -> InputImage:
-    """Return the image in a file.
-
-    Raises:
-        DataError: The file is unreadable, damaged, not an image, or too large.
-    """
+    """Return the image in a file."""
     pixels, orientation = read_image(path, max_pixels=MAX_PIXELS), read_orientation(path)
-    if orientation != 1 and _is_tiff(path):  # OpenCV always turns these upright
-        pixels = to_stored(pixels, orientation)
+    if orientation != 1:
+        with path.open("rb") as file:
+            is_tiff = file.read(4) in _TIFF_SIGNATURES
+        if is_tiff:  # OpenCV always turns these upright
+            pixels = to_stored(pixels, orientation)
     return InputImage(pixels, orientation, path)
 
 
-def _is_tiff(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(4) in _TIFF_SIGNATURES
-
-
 def to_input_image(source: ImageSource) -> InputImage:
-    """Return the image that a path, array, Pillow image or tensor contains.
-
-    Raises:
-        DataError: The file is unreadable, damaged, not an image, or too large.
-        ValueError: An array or tensor has another shape, type or range.
-        TypeError: The source is something else.
-    """
+    """Return the image that a path, array, Pillow image or tensor contains."""
     if isinstance(source, str | os.PathLike):
         return read_input_image(Path(source))
     if isinstance(source, Image.Image):

@@ -30,13 +30,10 @@ def labels_from_logits(
     Args:
         logits: (K, h, w) float; enlarged bilinearly.
         size: (H, W) of the result.
-        confidence: Also return the softmax of the best class.
+        confidence: Also return the softmax of the best class, (H, W) float32.
         temperature: Divisor of the logits for the confidence; labels do not depend on it.
         align_corners: Enlarge so that the outermost cells lie on the border, as some releases do.
             All planes are enlarged at once, which suits the small sizes of those releases.
-
-    Returns:
-        Labels (H, W) uint8, and confidence (H, W) float32 or None.
     """
     on_device = logits.is_cuda and len(logits) * size[0] * size[1] <= _MAX_DEVICE_VALUES
     if on_device or align_corners:
@@ -53,12 +50,17 @@ def labels_from_logits(
                 raise
     # also after a GPU out-of-memory error; outside the handler, so that its tensors are freed
     planes = logits.float().cpu().contiguous().numpy()
-    best = np.zeros(size, np.uint8)
+    labels = np.zeros(size, np.uint8)
     probabilities = np.empty(size, np.float32) if confidence else None
-    for rows in _bands(size[0]):
-        band_probabilities = None if probabilities is None else probabilities[rows]
-        _fill_band(planes, size, rows, best[rows], band_probabilities, temperature)
-    return best, probabilities
+    for rows in bands(size[0], _BAND_ROWS):
+        _fill_band(planes, rows, labels, probabilities, temperature)
+    return labels, probabilities
+
+
+def bands(height: int, rows: int) -> Iterator[slice]:
+    """Yield slices of a few rows, for what would not fit in memory for a whole large picture."""
+    for start in range(0, height, rows):
+        yield slice(start, min(start + rows, height))
 
 
 def _labels_at_once(
@@ -70,58 +72,40 @@ def _labels_at_once(
     align_corners: bool,
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32] | None]:
     """Compute `labels_from_logits` with all planes enlarged at once, on the logits' device."""
-    enlarged = F.interpolate(
+    (enlarged,) = F.interpolate(
         logits[None].float(), size, mode="bilinear", align_corners=align_corners
     )
-    top, winner = enlarged[0].max(0)
+    top, winner = enlarged.max(0)
     probabilities = None
     if confidence:
-        total = (enlarged[0] - top).div_(temperature).exp_().sum(0)
+        total = (enlarged - top).div_(temperature).exp_().sum(0)
         probabilities = total.reciprocal_().cpu().numpy()
     return winner.to(torch.uint8).cpu().numpy(), probabilities
 
 
-def _bands(height: int) -> Iterator[slice]:
-    for start in range(0, height, _BAND_ROWS):
-        yield slice(start, min(start + _BAND_ROWS, height))
-
-
 def _fill_band(
     planes: NDArray[np.float32],
-    size: tuple[int, int],
     rows: slice,
-    best: NDArray[np.uint8],
+    labels: NDArray[np.uint8],
     probabilities: NDArray[np.float32] | None,
     temperature: float,
 ) -> None:
-    """Fill some rows of the labels and the confidence, one class after another.
+    """Fill some rows of the labels (zeros so far) and probabilities, one class after another.
 
     A band is enlarged vertically from the two nearest rows, then horizontally by OpenCV; the
     compared planes stay in the processor's cache.
-
-    Args:
-        planes: (K, h, w) logits.
-        size: (H, W) of the whole result.
-        rows: Slice of the H rows.
-        best: (rows, W) zeros, filled with labels.
-        probabilities: (rows, W), filled with probabilities.
-        temperature: Temperature of these probabilities.
     """
-    classes, height, width = planes.shape
-    positions = (np.arange(rows.start, rows.stop) + 0.5) * height / size[0] - 0.5
-    positions = positions.clip(0, height - 1)
-    above = np.floor(positions).astype(np.intp)
-    below = np.minimum(above + 1, height - 1)
-    fractions = (positions - above).astype(np.float32)[:, None]
+    height, width = labels.shape
+    best = labels[rows]
+    above, below, fractions = _neighbours(np.arange(rows.start, rows.stop), height, planes.shape[1])
     top = np.empty(0, np.float32)
     total = np.ones(best.shape, np.float32)
-    for number in range(classes):
-        plane = planes[number]
+    for number, plane in enumerate(planes):
         enlarged = plane[above]
-        if height != size[0]:
-            enlarged += (plane[below] - enlarged) * fractions
-        if width != size[1]:
-            resized = cv2.resize(enlarged, (size[1], len(enlarged)), interpolation=cv2.INTER_LINEAR)
+        if plane.shape[0] != height:
+            enlarged += (plane[below] - enlarged) * fractions[:, None]
+        if plane.shape[1] != width:
+            resized = cv2.resize(enlarged, (width, len(enlarged)), interpolation=cv2.INTER_LINEAR)
             enlarged = np.asarray(resized, np.float32)
         if number == 0:
             top = enlarged
@@ -135,7 +119,7 @@ def _fill_band(
         # class numbers increase, so the maximum is the most recent best class
         np.maximum(best, wins.view(np.uint8) * np.uint8(number), out=best)
     if probabilities is not None:
-        np.reciprocal(total, out=probabilities)
+        np.reciprocal(total, out=probabilities[rows])
 
 
 def logits_at(
@@ -152,20 +136,18 @@ def logits_at(
         columns: (N,) below W.
     """
     height, width = logits.shape[-2:]
-    upper, lower, down = _interpolation_cells(rows, size[0], height)
-    left, right, across = _interpolation_cells(columns, size[1], width)
+    upper, lower, down = map(torch.from_numpy, _neighbours(rows, size[0], height))
+    left, right, across = map(torch.from_numpy, _neighbours(columns, size[1], width))
     down, across = down.to(logits.device), across.to(logits.device)
     above = logits[:, upper, left] * (1 - across) + logits[:, upper, right] * across
     below = logits[:, lower, left] * (1 - across) + logits[:, lower, right] * across
     return (above * (1 - down) + below * down).T
 
 
-def _interpolation_cells(
+def _neighbours(
     pixels: NDArray[np.int64], length: int, cells: int
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
     """Return each pixel's two neighbouring cells along a side, and the weight of the second."""
     positions = ((pixels + 0.5) * cells / length - 0.5).clip(0, cells - 1)
     first = np.floor(positions).astype(np.int64)
-    second = np.minimum(first + 1, cells - 1)
-    share = torch.from_numpy((positions - first).astype(np.float32))
-    return torch.from_numpy(first), torch.from_numpy(second), share
+    return first, np.minimum(first + 1, cells - 1), (positions - first).astype(np.float32)

@@ -1,7 +1,7 @@
 """Write the mask files of one image."""
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import assert_never
@@ -11,11 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from udaseg.data.files.images import Pixels, write_png
+from udaseg.data.files.orientation import to_stored
 from udaseg.data.labels.classes import IGNORE, ClassSpace
 from udaseg.data.labels.tables import stored_id_table
 from udaseg.display.pictures import color_mask, confidence_image, overlay
 from udaseg.files import write_atomic
-from udaseg.inference.kinds import MaskKind
+from udaseg.inference.labels import bands
+from udaseg.inference.options import MaskKind
+from udaseg.inference.predictor import ImageLabels
 
 _BAND_ROWS = 256
 
@@ -35,12 +38,25 @@ class MaskContent:
     logits: NDArray[np.float32] | None = None
 
 
+def mask_content(
+    prediction: ImageLabels, kinds: Collection[MaskKind], orientation: int = 1
+) -> MaskContent:
+    """Return what masks of an image need, as stored, from the prediction of the upright image."""
+    grey = logits = None
+    if "confidence" in kinds:
+        assert prediction.confidence is not None
+        grey = to_stored(confidence_to_grey(prediction.confidence), orientation)
+    if prediction.logits is not None:
+        logits = np.stack([to_stored(plane, orientation) for plane in prediction.logits])
+    return MaskContent(to_stored(prediction.labels, orientation), grey, logits)
+
+
 def blend_colors(
     image: Pixels, labels: Pixels, classes: ClassSpace, *, opacity: float = 0.5
 ) -> Pixels:
     """Return an RGB image with the class colours over it; ignored pixels stay unchanged."""
     blend = np.empty_like(image)
-    for rows in _bands(len(image)):
+    for rows in bands(len(image), _BAND_ROWS):
         blend[rows] = overlay(
             image[rows], color_mask(labels[rows], classes.colors), opacity=opacity
         )
@@ -51,7 +67,7 @@ def blend_colors(
 def confidence_to_grey(confidence: NDArray[np.float32]) -> Pixels:
     """Convert (H, W) confidence in [0, 1] to grey values 0..255."""
     picture = np.empty(confidence.shape, np.uint8)
-    for rows in _bands(len(confidence)):
+    for rows in bands(len(confidence), _BAND_ROWS):
         picture[rows] = confidence_image(confidence[rows])
     return picture
 
@@ -59,7 +75,7 @@ def confidence_to_grey(confidence: NDArray[np.float32]) -> Pixels:
 def count_ids(labels: Pixels) -> NDArray[np.int64]:
     """Return (256,) pixel counts, one per id."""
     counts = np.zeros(IGNORE + 1, np.int64)
-    for rows in _bands(len(labels)):  # np.bincount makes a copy eight times as large
+    for rows in bands(len(labels), _BAND_ROWS):  # np.bincount makes a copy eight times as large
         counts += np.bincount(labels[rows].ravel(), minlength=IGNORE + 1)
     return counts
 
@@ -75,8 +91,7 @@ def write_masks(
             palette), `overlay` (colours over the image), `confidence` (0..255), `logits` (K, h, w)
             float32.
         image: (H, W, 3) RGB as stored.
-        prediction: The prediction, with grey values and logits if their kinds are requested; in the
-            stored orientation.
+        prediction: Of the image as stored, with what the kinds need.
         classes: Classes with their colours.
     """
     labels = prediction.labels
@@ -105,14 +120,7 @@ def write_masks(
                 assert_never(kind)
 
 
-def _bands(height: int) -> Iterator[slice]:
-    """Yield slices of a few rows: a copy of a large picture would not fit in memory."""
-    for start in range(0, height, _BAND_ROWS):
-        yield slice(start, start + _BAND_ROWS)
-
-
 def _palette(labels: Pixels, classes: ClassSpace) -> tuple[tuple[int, int, int], ...]:
     """Return the class colours; padded with black to 255 if `IGNORE` occurs, as PNG requires."""
-    if not bool((labels == IGNORE).any()):
-        return classes.colors
-    return (*classes.colors, *[(0, 0, 0)] * (IGNORE + 1 - len(classes)))
+    padding = IGNORE + 1 - len(classes) if (labels == IGNORE).any() else 0
+    return (*classes.colors, *[(0, 0, 0)] * padding)

@@ -1,9 +1,8 @@
 """Inference on many images: files read ahead in threads, batches on the device, results in order.
 
 `infer` predicts the images of a data set. It is made of parts that other pipelines use too:
-`read_ahead`, `batches_of_one_size`, `infer_splitting_batch`, and `OrderedWork` for what is done
-with the results. A `Limit` bounds how much each part holds, so memory does not grow with the number
-of images.
+`read_ahead`, `batches_of_one_size`, and `OrderedWork` for what is done with the results. A `Limit`
+bounds how much each part holds, so memory does not grow with the number of images.
 """
 
 import math
@@ -18,7 +17,6 @@ from typing import Self, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from udaseg.data.datasets.index import PreparedDataset, Sample
 from udaseg.data.files.images import Pixels, read_image
@@ -26,13 +24,12 @@ from udaseg.data.labels.read import read_train_ids
 from udaseg.data.loading.transforms import resize_image, resize_labels
 from udaseg.errors import UsageError
 from udaseg.inference.labels import labels_from_logits
-from udaseg.inference.option_checks import check_batch, check_window
-from udaseg.inference.sizes import MAX_WHOLE_PIXELS, input_size
-from udaseg.inference.tiles import TileOptions, label_image
-from udaseg.inference.windows import Network, predict_batch
-from udaseg.models.pixels import image_batch
+from udaseg.inference.options import check_ranges
+from udaseg.inference.predictor import batch_logits
+from udaseg.inference.sizes import Size, input_size, needs_tiles
+from udaseg.inference.tiles import LabelsAndConfidence, TileOptions, label_image
+from udaseg.inference.windows import Network
 
-Size = tuple[int, int]
 RELEASE_SIZE = (512, 1024)
 _BATCH_ON_GPU = 4
 _READERS = min(4, os.cpu_count() or 1)
@@ -66,8 +63,7 @@ class InferenceOptions:
     batch: int | None = None
 
     def __post_init__(self) -> None:
-        check_window(self.window)
-        check_batch(self.batch)
+        check_ranges(window=self.window, batch=self.batch)
         if not self.scales or not all(0 < scale < math.inf for scale in self.scales):
             raise UsageError(f"scales must be above 0, got {self.scales}")
 
@@ -90,8 +86,8 @@ class SamplePrediction:
 
     Attributes:
         sample: The image.
-        labels: (H, W) uint8 class ids, in the size of `truth` or else of the stored image.
-        truth: (H, W) uint8 train ids of the data set; None if not requested.
+        labels: (H, W) class ids, in the size of `truth` or else of the stored image.
+        truth: (H, W) train ids of the data set; None if not requested.
         confidence: (H, W) float32, or None.
     """
 
@@ -99,22 +95,6 @@ class SamplePrediction:
     labels: Pixels
     truth: Pixels | None
     confidence: NDArray[np.float32] | None
-
-
-@dataclass(frozen=True)
-class ImageLabels:
-    """What the network says about an image.
-
-    Attributes:
-        labels: (H, W) uint8.
-        confidence: (H, W) float32; None if not requested.
-        logits: (K, h, w) float32, the network's output; None if not requested, or if the image is
-            predicted in tiles.
-    """
-
-    labels: NDArray[np.uint8]
-    confidence: NDArray[np.float32] | None = None
-    logits: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -155,71 +135,30 @@ def infer(
     tile_options = TileOptions(
         device, options.window, options.flip, options.scales, confidence=confidence
     )
-    predict = partial(_predict_images, model=model, options=tile_options)
     decoded = read_ahead(read, samples, Limit(_READERS + batch_size + _READ_AHEAD))
-    pending: tuple[list[_DecodedSample], list[Tensor]] = [], []
+    pending: Iterator[SamplePrediction] = iter(())
     for batch in batches_of_one_size(decoded, _input_shape, Limit(batch_size)):
-        if not needs_tiles(batch[0].image.shape):
-            logits = infer_splitting_batch(predict, [item.image for item in batch])
-            computed = batch, list(logits)
-            yield from _batch_predictions(*pending, options, confidence=confidence)
-            pending = computed
-            continue
-        yield from _batch_predictions(*pending, options, confidence=confidence)
-        pending = [], []
-        for item in batch:
-            labels, probabilities = label_image(model, item.image, item.size, tile_options)
-            yield SamplePrediction(item.sample, labels, item.truth, probabilities)
-    yield from _batch_predictions(*pending, options, confidence=confidence)
-
-
-def infer_batch(
-    model: Network,
-    images: Sequence[Pixels],
-    sizes: Sequence[Size],
-    options: TileOptions,
-    *,
-    logits: bool = False,
-) -> list[ImageLabels]:
-    """Return the prediction for each image, with all images in one forward pass.
-
-    Images that are too large for one piece are predicted one by one, in tiles. On a GPU
-    out-of-memory error, the batch is split and retried.
-
-    Args:
-        model: In evaluation mode, on the device of `options`.
-        images: (H, W, 3) uint8 RGB, all of one size, at the network's input size.
-        sizes: (height, width) of the labels of each image.
-        options: Options of the prediction.
-        logits: Also return the logits.
-    """
-    if needs_tiles(images[0].shape):
-        return [
-            ImageLabels(*label_image(model, image, size, options))
-            for image, size in zip(images, sizes, strict=True)
-        ]
-    predict = partial(_predict_images, model=model, options=options)
-    predictions = []
-    for image_logits, size in zip(infer_splitting_batch(predict, images), sizes, strict=True):
-        labels, confidence = labels_from_logits(
-            image_logits, size, confidence=options.confidence, temperature=options.temperature
+        labelled: Iterator[LabelsAndConfidence]
+        if needs_tiles(batch[0].image.shape):
+            labelled = (label_image(model, item.image, item.size, tile_options) for item in batch)
+        else:
+            logits = list(batch_logits(model, [item.image for item in batch], tile_options))
+            labelled = (
+                labels_from_logits(
+                    maps, item.size, confidence=confidence, align_corners=options.release
+                )
+                for item, maps in zip(batch, logits, strict=True)
+            )
+        yield from pending
+        pending = (
+            SamplePrediction(item.sample, labels, item.truth, probabilities)
+            for item, (labels, probabilities) in zip(batch, labelled, strict=True)
         )
-        stored_logits = image_logits.cpu().contiguous().numpy() if logits else None
-        predictions.append(ImageLabels(labels, confidence, stored_logits))
-    return predictions
-
-
-def needs_tiles(size: Sequence[int]) -> bool:
-    """Return whether an image of (height, width) is too large to predict in one piece."""
-    return size[0] * size[1] > MAX_WHOLE_PIXELS
+    yield from pending
 
 
 def check_release_sizes(dataset: PreparedDataset, split: str) -> None:
-    """Refuse the protocol of the released code for images that it would distort.
-
-    Raises:
-        UsageError: An image is not twice as wide as high.
-    """
+    """Raise a `UsageError` for images that the protocol of the released code would distort."""
     for sample in dataset.split(split):
         if sample.width != 2 * sample.height:
             raise UsageError(
@@ -240,9 +179,9 @@ class Limit:
     items: int
     pixels: float = math.inf
 
-    def exceeded(self, items: int, pixels: int) -> bool:
-        """Return whether that many items with that many pixels are too much."""
-        return items > self.items or pixels > self.pixels
+    def exceeded(self, pixels: Sequence[int]) -> bool:
+        """Return whether items with these pixels are too much."""
+        return len(pixels) > self.items or sum(pixels) > self.pixels
 
 
 _FEW_ITEMS = Limit(_READERS + 1 + _READ_AHEAD)
@@ -277,7 +216,7 @@ def read_ahead(
         try:
             for job in jobs:
                 pixels = pixels_of(job)
-                while waiting and limit.exceeded(len(waiting) + 1, _total_pixels(waiting) + pixels):
+                while waiting and limit.exceeded([pixels, *(size for size, _ in waiting)]):
                     yield waiting.popleft()[1].result()
                 waiting.append((pixels, pool.submit(read, job)))
             while waiting:
@@ -309,38 +248,11 @@ def batches_of_one_size(
             batch = []
         batch.append(item)
         del item  # not kept while waiting for the next, so that a large image is freed early
-        if limit.exceeded(len(batch) + 1, sum(map(pixels_of, batch))):
+        if limit.exceeded([0, *map(pixels_of, batch)]):
             yield batch
             batch = []
     if batch:
         yield batch
-
-
-def infer_splitting_batch(
-    predict: Callable[[Sequence[Pixels]], Tensor], images: Sequence[Pixels]
-) -> Iterator[Tensor]:
-    """Yield the logits (K, h, w) of each image, splitting the batch if memory is exhausted.
-
-    Args:
-        predict: Maps N images to (N, K, h, w).
-        images: At least one.
-
-    Raises:
-        OutOfMemoryError: A single image does not fit in memory.
-    """
-    logits = None
-    try:
-        logits = predict(images)
-    except torch.OutOfMemoryError:
-        if len(images) == 1:
-            raise
-    if logits is not None:
-        yield from logits
-        return
-    # outside the handler, so that the tensors of the failed attempt are freed first
-    half = len(images) // 2
-    yield from infer_splitting_batch(predict, images[:half])
-    yield from infer_splitting_batch(predict, images[half:])
 
 
 class OrderedWork:
@@ -363,20 +275,15 @@ class OrderedWork:
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        try:
+        with self._thread:
             while self._unfinished and error is None:
-                self._wait_for_first()
-        finally:
-            self._thread.shutdown()
+                self._unfinished.popleft()[1].result()
 
     def submit(self, call: Callable[[], object], pixels: int = 0) -> None:
         """Run `call` after all calls before it; `pixels` counts towards the limit."""
         self._unfinished.append((pixels, self._thread.submit(call)))
-        while self._limit.exceeded(len(self._unfinished), _total_pixels(self._unfinished)):
-            self._wait_for_first()
-
-    def _wait_for_first(self) -> None:
-        self._unfinished.popleft()[1].result()
+        while self._limit.exceeded([size for size, _ in self._unfinished]):
+            self._unfinished.popleft()[1].result()
 
 
 def _decode_sample(
@@ -384,8 +291,8 @@ def _decode_sample(
 ) -> _DecodedSample:
     """Read an image, resized to the network's input size, and its labels if `truth`."""
     image = read_image(dataset.image_path(sample))
-    stored = (image.shape[0], image.shape[1])
     labels = read_train_ids(dataset.label_path(sample)) if truth else None
+    stored = (image.shape[0], image.shape[1])
     size = stored if labels is None else (labels.shape[0], labels.shape[1])
     if options.release:
         size = RELEASE_SIZE
@@ -395,32 +302,3 @@ def _decode_sample(
 
 def _input_shape(item: _DecodedSample) -> tuple[int, ...]:
     return item.image.shape
-
-
-def _predict_images(images: Sequence[Pixels], *, model: Network, options: TileOptions) -> Tensor:
-    """Return the logits (N, K, h, w) of images of one size."""
-    return predict_batch(
-        model,
-        image_batch(images, options.device),
-        window=options.window,
-        flip=options.flip,
-        scales=options.scales,
-    )
-
-
-def _batch_predictions(
-    batch: Sequence[_DecodedSample],
-    logits: Sequence[Tensor],
-    options: InferenceOptions,
-    *,
-    confidence: bool,
-) -> Iterator[SamplePrediction]:
-    for item, item_logits in zip(batch, logits, strict=True):
-        labels, probabilities = labels_from_logits(
-            item_logits, item.size, confidence=confidence, align_corners=options.release
-        )
-        yield SamplePrediction(item.sample, labels, item.truth, probabilities)
-
-
-def _total_pixels(futures: Iterable[tuple[int, Future[_Item]]]) -> int:
-    return sum(pixels for pixels, _ in futures)

@@ -4,26 +4,20 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from udaseg.data.files.images import Pixels
 from udaseg.data.files.orientation import to_stored, to_upright
 from udaseg.data.labels.classes import IGNORE, ClassSpace
+from udaseg.data.loading.transforms import resize_image, resize_labels
 from udaseg.display.pictures import color_mask, comparison_sheet, legend
 from udaseg.errors import UsageError
+from udaseg.inference import masks
 from udaseg.inference.input_images import InputImage
-from udaseg.inference.kinds import parse_mask_kind
-from udaseg.inference.masks import (
-    MaskContent,
-    blend_colors,
-    confidence_to_grey,
-    count_ids,
-    write_masks,
-)
-from udaseg.inference.pipeline import ImageLabels
+from udaseg.inference.options import parse_mask_kind
+from udaseg.inference.predictor import ImageLabels
+from udaseg.inference.sizes import size_within
 from udaseg.text import percent
 
 _PANEL_PX = 640
@@ -89,7 +83,7 @@ class Prediction:
         Example:
             model.predict("street.jpg").overlay(alpha=0.3)
         """
-        return blend_colors(self.image, self.ids, self.classes, opacity=alpha)
+        return masks.blend_colors(self.image, self.ids, self.classes, opacity=alpha)
 
     def counts(self) -> dict[str, int]:
         """Return the number of pixels of each class.
@@ -97,7 +91,7 @@ class Prediction:
         Example:
             model.predict("street.jpg").counts()["road"]
         """
-        counts = count_ids(self.ids)
+        counts = masks.count_ids(self.ids)
         return {name: int(counts[index]) for index, name in enumerate(self.names)}
 
     def shares(self) -> dict[str, float]:
@@ -120,10 +114,11 @@ class Prediction:
             model.predict("street.jpg").plot().save("street.png")
         """
         # shrunk before it is coloured: a large mask in colours would take three times its memory
-        picture = _fit(to_upright(self.image, self.orientation), cv2.INTER_AREA)
-        mask = _fit(to_upright(self.ids, self.orientation), cv2.INTER_NEAREST_EXACT)
+        image, ids = (to_upright(part, self.orientation) for part in (self.image, self.ids))
+        size = size_within((ids.shape[0], ids.shape[1]), _PANEL_PX)
+        picture, mask = resize_image(image, size), resize_labels(ids, size)
         sheet = comparison_sheet([[picture, color_mask(mask, self.colors)]], ["image", "classes"])
-        present = [index for index, count in enumerate(count_ids(self.ids)[:IGNORE]) if count]
+        present = [index for index, count in enumerate(masks.count_ids(self.ids)[:IGNORE]) if count]
         width = max(sheet.shape[1], _MIN_LEGEND_PX)
         names, colors = [self.names[i] for i in present], [self.colors[i] for i in present]
         margin = np.full((sheet.shape[0], width - sheet.shape[1], 3), 255, np.uint8)
@@ -151,8 +146,9 @@ class Prediction:
             raise UsageError("kind: a prediction holds no logits; call the model itself for them")
         if file.suffix.lower() != ".png":
             raise UsageError(f"{file}: masks are PNG files, other formats change the ids; use .png")
-        grey = confidence_to_grey(self.confidence) if parsed == "confidence" else None
-        write_masks({parsed: file}, self.image, MaskContent(self.ids, grey), self.classes)
+        grey = masks.confidence_to_grey(self.confidence) if parsed == "confidence" else None
+        content = masks.MaskContent(self.ids, grey)
+        masks.write_masks({parsed: file}, self.image, content, self.classes)
 
     def __repr__(self) -> str:
         shares = sorted(self.shares().items(), key=lambda item: -item[1])
@@ -164,17 +160,8 @@ class Prediction:
         return f"Prediction({', '.join(facts)})"
 
 
-def make_prediction(
-    labels: ImageLabels, image: InputImage, classes: ClassSpace, *, frame: int | None = None
-) -> Prediction:
-    """Return the prediction for an image, in its stored orientation.
-
-    Args:
-        labels: Upright, with confidence.
-        image: The image.
-        classes: Classes of the network.
-        frame: Index of the frame in a video.
-    """
+def make_prediction(labels: ImageLabels, image: InputImage, classes: ClassSpace) -> Prediction:
+    """Return the prediction of upright labels, with confidence, for an image as stored."""
     assert labels.confidence is not None
     return Prediction(
         to_stored(labels.labels, image.orientation),
@@ -182,16 +169,6 @@ def make_prediction(
         classes,
         image.pixels,
         path=image.path,
-        frame=frame,
+        frame=image.frame,
         orientation=image.orientation,
     )
-
-
-def _fit(pixels: Pixels, interpolation: int) -> Pixels:
-    """Return an image or mask with sides of at most `_PANEL_PX`, and the same aspect ratio."""
-    height, width = pixels.shape[:2]
-    factor = _PANEL_PX / max(height, width)
-    if factor >= 1:
-        return pixels
-    size = (max(1, round(width * factor)), max(1, round(height * factor)))
-    return np.asarray(cv2.resize(pixels, size, interpolation=interpolation), np.uint8)

@@ -1,19 +1,51 @@
 """Predict images of any size: resize them for the network, and label them at full size."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from udaseg.data.files.images import Pixels
-from udaseg.data.labels.classes import IGNORE
+from udaseg.data.labels.classes import IGNORE, ClassSpace
 from udaseg.data.loading.transforms import resize_image
-from udaseg.inference.pipeline import ImageLabels, infer_batch
-from udaseg.inference.sizes import Size, input_size
-from udaseg.inference.tiles import TileOptions
+from udaseg.errors import DataError
+from udaseg.inference.input_images import InputImage
+from udaseg.inference.labels import labels_from_logits
+from udaseg.inference.sizes import Size, input_size, needs_tiles
+from udaseg.inference.tiles import TileOptions, image_logits, label_image
+from udaseg.inference.windows import Network
 from udaseg.models.segmenter import evaluation_mode
+
+
+@dataclass(frozen=True)
+class ImageLabels:
+    """What the network says about an image.
+
+    Attributes:
+        labels: (H, W) class ids, `IGNORE` where the network abstains.
+        confidence: (H, W); None if not requested.
+        logits: (K, h, w), the network's output; None if not requested, or if the image is predicted
+            in tiles.
+    """
+
+    labels: Pixels
+    confidence: NDArray[np.float32] | None = None
+    logits: NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True)
+class PreparedImage:
+    """An image as stored, and upright at the network's input size."""
+
+    image: InputImage
+    network_input: Pixels
+
+    def input_shape(self) -> tuple[int, ...]:
+        """Return the shape of the network's input; a batch has one."""
+        return self.network_input.shape
 
 
 @dataclass(frozen=True)
@@ -22,39 +54,107 @@ class Predictor:
 
     Attributes:
         network: On the device of `options`.
+        classes: Outputs of the network.
         trained_size: (height, width) of training and validation; None if images kept their size.
         options: How to predict one image.
         abstain: Pixels with less confidence are ignored; needs confidence.
+        logits: Also return the logits.
+        batch: Images of one size per batch.
     """
 
     network: nn.Module
+    classes: ClassSpace
     trained_size: Size | None
     options: TileOptions
     abstain: float | None = None
+    logits: bool = False
+    batch: int = 1
 
-    def input_size(self, upright: NDArray[np.uint8]) -> Size:
-        """Return the (height, width) at which the network gets an upright image."""
-        return input_size((upright.shape[0], upright.shape[1]), self.trained_size)
+    def prepare(self, image: InputImage) -> PreparedImage:
+        """Turn an image upright and resize it to the network's input size.
 
-    def resize(self, upright: Pixels) -> Pixels:
-        """Return an upright image at the network's input size."""
-        return resize_image(upright, self.input_size(upright))
-
-    def predict(
-        self, images: Sequence[Pixels], sizes: Sequence[Size], *, logits: bool = False
-    ) -> list[ImageLabels]:
-        """Return the predictions of resized images of one size.
-
-        Args:
-            images: From `resize`.
-            sizes: (height, width) of each upright image; its labels have this size.
-            logits: Also return the logits.
+        Raises:
+            DataError: Logits are requested, but an image of this size is predicted in tiles.
         """
+        size = input_size(image.upright_size, self.trained_size)
+        if self.logits and needs_tiles(size):
+            raise DataError(
+                f"{image.path}: {size[1]}x{size[0]} pixels are predicted in tiles, without logits; "
+                "leave logits out of --save"
+            )
+        return PreparedImage(image, resize_image(image.upright(), size))
+
+    def predict(self, images: Sequence[PreparedImage]) -> list[ImageLabels]:
+        """Return the predictions of images of one input size, upright and at their own sizes."""
         with evaluation_mode(self.network):
-            predictions = infer_batch(self.network, images, sizes, self.options, logits=logits)
+            predictions = infer_batch(
+                self.network,
+                [item.network_input for item in images],
+                [item.image.upright_size for item in images],
+                self.options,
+                logits=self.logits,
+            )
         if self.abstain is not None:
             for prediction in predictions:
                 assert prediction.confidence is not None
                 # `not >=`, so that NaN counts as no confidence
                 prediction.labels[~(prediction.confidence >= self.abstain)] = IGNORE
         return predictions
+
+
+def infer_batch(
+    model: Network,
+    images: Sequence[Pixels],
+    sizes: Sequence[Size],
+    options: TileOptions,
+    *,
+    logits: bool = False,
+) -> list[ImageLabels]:
+    """Return the prediction for each image, with all images in one forward pass.
+
+    Images that are too large for one piece are predicted one by one, in tiles. On a GPU
+    out-of-memory error, the batch is split and retried.
+
+    Args:
+        model: In evaluation mode, on the device of `options`.
+        images: (H, W, 3) RGB, all of one size, at the network's input size.
+        sizes: (height, width) of the labels of each image.
+        options: Options of the prediction.
+        logits: Also return the logits.
+    """
+    if needs_tiles(images[0].shape):
+        return [
+            ImageLabels(*label_image(model, image, size, options))
+            for image, size in zip(images, sizes, strict=True)
+        ]
+    predictions = []
+    for maps, size in zip(batch_logits(model, images, options), sizes, strict=True):
+        labels, confidence = labels_from_logits(
+            maps, size, confidence=options.confidence, temperature=options.temperature
+        )
+        stored_logits = maps.cpu().contiguous().numpy() if logits else None
+        predictions.append(ImageLabels(labels, confidence, stored_logits))
+    return predictions
+
+
+def batch_logits(
+    model: Network, images: Sequence[Pixels], options: TileOptions
+) -> Iterator[Tensor]:
+    """Yield the logits (K, h, w) of each image, splitting the batch if memory is exhausted.
+
+    Raises:
+        OutOfMemoryError: A single image does not fit in memory.
+    """
+    logits = None
+    try:
+        logits = image_logits(model, images, options)
+    except torch.OutOfMemoryError:
+        if len(images) == 1:
+            raise
+    if logits is not None:
+        yield from logits
+        return
+    # outside the handler, so that the tensors of the failed attempt are freed first
+    half = len(images) // 2
+    yield from batch_logits(model, images[:half], options)
+    yield from batch_logits(model, images[half:], options)

@@ -1,5 +1,7 @@
 """Choose the network's input size for images of other sizes than in training."""
 
+from collections.abc import Sequence
+
 from udaseg.recipe.schema import Recipe
 
 Size = tuple[int, int]
@@ -20,8 +22,7 @@ def input_size(stored: Size, trained: Size | None) -> Size:
 
     Args:
         stored: (height, width) of the image.
-        trained: (height, width) of training and validation; None if images were not resized in
-            training, so this image is not resized either.
+        trained: (height, width) of training and validation; None if images kept their size.
     """
     if trained is None:
         return stored
@@ -32,28 +33,29 @@ def input_size(stored: Size, trained: Size | None) -> Size:
 
 
 def untiled_input_size(stored: Size, trained: Size | None) -> Size:
-    """Return the input size for predicting an image in one piece, for callers without tiles.
-
-    The result of `input_size`, reduced to `MAX_WHOLE_PIXELS` with the same aspect ratio.
-
-    Args:
-        stored: (height, width) of the image.
-        trained: (height, width) of training, or None.
-    """
+    """Return `input_size`, reduced to `MAX_WHOLE_PIXELS` for callers that do not use tiles."""
     size = input_size(stored, trained)
-    return (
-        size if size[0] * size[1] <= MAX_WHOLE_PIXELS else _scale_to_pixels(size, MAX_WHOLE_PIXELS)
-    )
+    return _scale_to_pixels(size, MAX_WHOLE_PIXELS) if needs_tiles(size) else size
 
 
-def _scale_to_pixels(size: Size, pixels: int) -> Size:
-    """Scale a size to about `pixels` pixels, with the same aspect ratio."""
-    factor = (pixels / (size[0] * size[1])) ** 0.5
+def needs_tiles(size: Sequence[int]) -> bool:
+    """Return whether an input of (height, width, …) is too large to predict in one piece."""
+    return size[0] * size[1] > MAX_WHOLE_PIXELS
+
+
+def size_within(size: Size, side: int) -> Size:
+    """Return a size reduced to sides of at most `side`, with the same aspect ratio."""
+    factor = min(1, side / max(size))
     return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
 
 
-def network_input_size(recipe: Recipe) -> tuple[int, int] | None:
+def network_input_size(recipe: Recipe) -> Size | None:
     """Return the recipe's input size for validation; without one, that of target images."""
     if recipe.validation.data is not None:
         return recipe.validation.resize
     return recipe.validation.resize or recipe.target.resize
+
+
+def _scale_to_pixels(size: Size, pixels: int) -> Size:
+    factor = (pixels / (size[0] * size[1])) ** 0.5
+    return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))

@@ -2,6 +2,7 @@
 
 import math
 import os
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -13,12 +14,12 @@ from udaseg.data.labels.classes import ClassSpace
 from udaseg.distributed import resolve_device
 from udaseg.errors import CheckpointError, UsageError
 from udaseg.inference.input_images import ImageSource, to_input_image
-from udaseg.inference.option_checks import check_abstain, check_window
+from udaseg.inference.options import check_ranges
 from udaseg.inference.prediction import Prediction, make_prediction
 from udaseg.inference.predictor import Predictor
 from udaseg.inference.sizes import network_input_size
 from udaseg.inference.tiles import TileOptions
-from udaseg.models.segmenter import Segmenter, build_segmenter, with_random_weights
+from udaseg.models.segmenter import Segmenter, build_segmenter
 from udaseg.recipe.load import from_dict
 from udaseg.recipe.schema import Recipe
 from udaseg.runs.calibration_file import read_temperature
@@ -127,18 +128,16 @@ class Model(nn.Module):
             prediction = model.predict("street.jpg")
             prediction.ids, prediction.confidence, prediction.shares()
         """
-        check_window(window)
-        check_abstain(abstain)
+        check_ranges(window=window, abstain=abstain)
         if temperature is not None and not 0 < temperature < math.inf:
             raise UsageError(f"temperature must be above 0, got {temperature}")
         source = to_input_image(image)
         if temperature is None:
             temperature = read_temperature(self.checkpoint, self.weights) or 1.0
         options = TileOptions(self.device, window, flip, confidence=True, temperature=temperature)
-        predictor = Predictor(
-            self.segmenter, network_input_size(self.recipe), options, abstain=abstain
-        )
-        (labels,) = predictor.predict([predictor.resize(source.upright())], [source.upright_size])
+        size = network_input_size(self.recipe)
+        predictor = Predictor(self.segmenter, self.classes, size, options, abstain)
+        (labels,) = predictor.predict([predictor.prepare(source)])
         return make_prediction(labels, source, self.classes)
 
 
@@ -172,19 +171,17 @@ def load(
     if not tensors:
         raise CheckpointError(f"{checkpoint.path}: holds no {weights}; use --weights student")
     recipe = from_dict(checkpoint.recipe)
+    colors = checkpoint.classes["colors"]
     classes = ClassSpace(
         tuple(checkpoint.classes["names"]),
-        tuple(
-            (int(red), int(green), int(blue)) for red, green, blue in checkpoint.classes["colors"]
-        ),
+        tuple((int(red), int(green), int(blue)) for red, green, blue in colors),
     )
     target_device = resolve_device(str(device))
-    network = build_segmenter(with_random_weights(recipe.model), len(classes))
-    network_state = {
-        name: value for name, value in tensors.items() if not name.startswith("projector.")
-    }
+    # all tensors come from the checkpoint, so no weights file is needed
+    network = build_segmenter(replace(recipe.model, weights="random"), len(classes))
+    tensors = {key: value for key, value in tensors.items() if not key.startswith("projector.")}
     try:
-        network.load_state_dict(network_state, strict=True)
+        network.load_state_dict(tensors, strict=True)
     except RuntimeError as error:
         raise CheckpointError(
             f"{checkpoint.path}: does not match its own recipe: {error}"

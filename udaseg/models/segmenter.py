@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -235,9 +235,3 @@ def build_segmenter(
     if projector_channels is not None:
         projector = Projector(backbone.channels[-1], projector_channels)
     return Segmenter(backbone, head, batch_norm=spec.batch_norm, projector=projector)
-
-
-def with_random_weights(spec: Model) -> Model:
-    """Return the model specification with random weights, so that no weights file is needed."""
-    # the checkpoint provides all tensors, loaded with strict=True
-    return replace(spec, weights="random")

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from udaseg.errors import UsageError
-from udaseg.inference.kinds import MaskKind, parse_mask_kind
-from udaseg.inference.option_checks import check_abstain, check_batch, check_window
+from udaseg.inference.options import MaskKind, check_ranges, parse_mask_kind
 
 VIDEO_FORMATS = ("mp4", "webm", "avi", "frames")
 
@@ -57,9 +56,7 @@ class PredictOptions:
             raise UsageError(
                 "--overwrite replaces existing masks, --resume keeps them; give only one"
             )
-        check_batch(self.batch)
-        check_window(self.window)
-        check_abstain(self.abstain)
+        check_ranges(window=self.window, batch=self.batch, abstain=self.abstain)
 
     @property
     def kinds(self) -> tuple[MaskKind, ...]:

@@ -1,12 +1,15 @@
-"""Protect existing files from `udaseg predict`: conflicts, masks of other networks, locks."""
+"""Plan the masks of `predict`, and protect existing files: conflicts, other networks, locks."""
 
 import json
 import logging
 import os
 import re
 import shutil
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +18,8 @@ import numpy as np
 from udaseg.data.files.images import read_image
 from udaseg.errors import DataError, EnvironmentFault, UsageError
 from udaseg.inference.input_images import MAX_PIXELS
-from udaseg.inference.kinds import MASK_KINDS, MaskKind
-from udaseg.prediction.inputs import Job
+from udaseg.inference.options import MASK_KINDS, MaskKind
+from udaseg.prediction.inputs import Inputs, is_video
 
 log = logging.getLogger(__name__)
 
@@ -25,53 +28,151 @@ OTHER_NETWORKS = "also_there"
 
 TEMPORARY_PREFIX = ".video-"
 _TEMPORARY_NAME = re.compile(r"\.[a-z0-9_]{8}\.tmp|\.video-[a-z0-9_]{8}")
+_FRAMES_SUFFIX = ".frames"
 _FRAME_NAME = re.compile(r"[0-9]{6,}\.(png|npy)")
-_REMEDIES = {
-    "use its frames as images": (".gif",),
-    "save its pages as images": (".pdf",),
-    "unpack it first": (".7z", ".bz2", ".gz", ".rar", ".tar", ".tgz", ".xz", ".zip"),
-}
+_RECORD_FOLDER = "videos"
+_COLOR_KINDS = ("color", "overlay")
 
 
-def unsupported_reason(path: Path) -> str | None:
-    """Return why a file with this suffix is skipped and what to do instead; None if it is read."""
-    suffix = path.suffix.lower()
-    for remedy, suffixes in _REMEDIES.items():
-        if suffix in suffixes:
-            return f"{path}: not an image; {remedy}"
-    return None
+@dataclass(frozen=True)
+class Job:
+    """One image or video and its masks.
+
+    Attributes:
+        image: Its path.
+        masks: File of each kind of mask; for some kinds of a video, a folder of frames.
+        record: For a video, the list of outputs written; it is written last.
+    """
+
+    image: Path
+    masks: dict[MaskKind, Path]
+    record: Path | None = None
+
+    @property
+    def outputs(self) -> tuple[Path, ...]:
+        """All paths that are written for this input."""
+        return (*self.masks.values(), *(() if self.record is None else (self.record,)))
+
+    def writes_frames(self, kind: MaskKind) -> bool:
+        """Return whether this kind of mask is written as a folder of video frames."""
+        return self.record is not None and self.masks[kind].suffix == _FRAMES_SUFFIX
 
 
-def refuse_conflicts(jobs: Sequence[Job], out: Path) -> None:
-    """Refuse inputs inside `out`, and masks whose path is also a folder for other masks.
+def file_suffix(kind: MaskKind) -> str:
+    """Return the file suffix of a kind of mask."""
+    return ".npy" if kind == "logits" else ".png"
+
+
+def plan_outputs(
+    inputs: Inputs, out: Path, kinds: Sequence[MaskKind], *, video: str = "mp4"
+) -> list[Job]:
+    """Return one job per input: `<out>/<kind>/<path of the image>.png`, logits as `.npy`.
+
+    The jobs are those of the images, then those of the videos, each sorted.
+
+    The path is relative to the deepest folder shared by all inputs, so folders of equal names stay
+    apart. `a.jpg` becomes `a.png`; if `a.png` is another input next to it, both keep their suffix:
+    `a.jpg.png` and `a.png.png`. For a video `a.mov`, colour kinds become the video `a.mp4`; all
+    other kinds would be changed by a codec and become frames `a.mov.frames/000000.png` and so on.
+
+    Args:
+        inputs: The inputs.
+        out: Folder of the masks.
+        kinds: Kinds of mask.
+        video: Suffix of colour videos, or `frames` to write frames there too.
 
     Raises:
-        UsageError: Names one such path; nothing was written.
+        UsageError: An output lies in an input folder or would overwrite an input or another output,
+            or an input lies in `out`. Nothing was written.
     """
-    # realpath: Path.resolve raises for a link to itself
+    parents = [*(str(path.parent) for path in inputs.images), *map(str, inputs.folders)]
+    base = Path(os.path.commonpath(parents))
+    images = sorted(inputs.images, key=lambda path: (is_video(path), path))
+    stems = [(is_video(image), _fold_case(image.with_suffix(""))) for image in images]
+    counts = Counter(stems)
+    jobs = []
+    for image, stem in zip(images, stems, strict=True):
+        path = image.relative_to(base)
+        name = path.stem if counts[stem] == 1 else path.name
+        masks = {
+            kind: out / kind / path.with_name(_output_name(image, name, kind, video))
+            for kind in kinds
+        }
+        record = out / _RECORD_FOLDER / path.with_name(f"{path.name}.json")
+        jobs.append(Job(image, masks, record if is_video(image) else None))
+    _refuse_shared_outputs(jobs)
+    _refuse_mixing_with_inputs(jobs, inputs, out)
+    return jobs
+
+
+def _output_name(image: Path, stem: str, kind: MaskKind, video: str) -> str:
+    if not is_video(image):
+        return stem + file_suffix(kind)
+    if video != "frames" and kind in _COLOR_KINDS:
+        return f"{stem}.{video}"
+    return image.name + _FRAMES_SUFFIX
+
+
+def _fold_case(path: Path) -> str:
+    """Return a path folded as on a file system that ignores case and Unicode normal form."""
+    return unicodedata.normalize("NFC", str(path)).casefold()
+
+
+def _refuse_shared_outputs(jobs: Sequence[Job]) -> None:
+    """Refuse two inputs with one mask, and a mask that is also a folder for other masks."""
+    images = {mask: job.image for job in jobs for mask in job.outputs}
+    image_by_output: dict[str, Path] = {}
+    for job in jobs:
+        for mask in job.outputs:
+            other = image_by_output.setdefault(_fold_case(mask), job.image)
+            if other is not job.image:
+                raise UsageError(
+                    f"{job.image} and {other} would both be "
+                    f"written to {mask}; predict them into separate --out folders"
+                )
+            for folder in mask.parents:
+                if folder in images:
+                    raise UsageError(
+                        f"{folder}: would be both the mask of {images[folder]} and a folder for "
+                        f"the mask of {job.image}; predict them with different --out folders"
+                    )
+
+
+def _refuse_mixing_with_inputs(jobs: Sequence[Job], inputs: Inputs, out: Path) -> None:
+    """Refuse outputs below an input folder, inputs below `out`, and outputs that are inputs."""
+    # realpath, because Path.resolve raises on a link to itself
     target = Path(os.path.realpath(out))
+    for folder in inputs.folders:
+        if target.is_relative_to(folder.resolve()):
+            raise UsageError(
+                f"{out}: lies in the input folder {folder}, so the "
+                "next prediction would read the masks as images; choose another --out"
+            )
+    paths = {os.path.realpath(job.image) for job in jobs}
+    files = {_file_identity(job.image) for job in jobs} - {None}
+    for job in jobs:
+        for mask in job.outputs:  # even under another name, case or link
+            if os.path.realpath(mask) in paths or _file_identity(mask) in files:
+                raise UsageError(
+                    f"{mask}: is also an input and would be overwritten; choose another --out"
+                )
     for job in jobs:
         if Path(os.path.realpath(job.image)).is_relative_to(target):
             raise UsageError(
                 f"{job.image}: this input is inside the output folder {out}; choose another --out"
             )
-    masks = {mask: job.image for job in jobs for mask in job.outputs}
-    for mask, image in masks.items():
-        for folder in mask.parents:
-            if folder in masks:
-                raise UsageError(
-                    f"{folder}: would be both the mask of "
-                    f"{masks[folder]} and a folder for the mask of "
-                    f"{image}; predict them with different --out folders"
-                )
+
+
+def _file_identity(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def refuse_existing(jobs: Iterable[Job], out: Path) -> None:
-    """Refuse to overwrite existing masks.
-
-    Raises:
-        UsageError: Gives their number and the options to continue.
-    """
+    """Raise a `UsageError` if masks exist already; it gives the options to continue."""
     existing = [mask for job in jobs for mask in job.outputs if os.path.lexists(mask)]
     if existing:
         raise UsageError(
@@ -81,40 +182,35 @@ def refuse_existing(jobs: Iterable[Job], out: Path) -> None:
         )
 
 
-def refuse_other_network(path: Path, facts: dict[str, Any]) -> None:
-    """Refuse to resume masks that were made with other settings.
-
-    Args:
-        path: Settings file of the previous command; nothing is refused without it.
-        facts: Settings of this command.
-
-    Raises:
-        UsageError: Names the settings that differ.
-    """
-    previous = _read_previous_settings(path)
-    if changed := _changed_settings(previous, facts):
-        raise UsageError(
-            f"{path.parent}: its masks were made with a different {changed}; "
-            "--resume would mix both. Use --overwrite or another --out"
-        )
-    if previous.get(OTHER_NETWORKS):
-        raise UsageError(
-            f"{path.parent}: contains masks of several networks, so --resume "
-            "cannot know which to keep. Use --overwrite or another --out"
-        )
-
-
-def find_other_networks(path: Path, facts: dict[str, Any], jobs: Iterable[Job]) -> list[Any]:
+def find_other_networks(
+    path: Path, facts: Mapping[str, Any], jobs: Iterable[Job], *, resume: bool
+) -> list[Any]:
     """Return the settings of other networks whose masks stay in the folder, and warn of them.
 
     Args:
         path: Settings file of the previous command; the caller replaces it.
         facts: Settings of this command.
         jobs: Jobs of this command; their masks do not count, because all of them are replaced.
+        resume: Refuse masks of other settings instead.
 
     Raises:
-        UsageError: The settings file is damaged.
+        UsageError: The settings file is damaged; or `resume`, and the settings differ.
     """
+    previous = _read_previous_settings(path)
+    earlier_facts = list(previous.pop(OTHER_NETWORKS, []))
+    changed = ", ".join(key for key in facts if previous and previous.get(key) != facts[key])
+    if resume:
+        if changed:
+            raise UsageError(
+                f"{path.parent}: its masks were made with a different {changed}; "
+                "--resume would mix both. Use --overwrite or another --out"
+            )
+        if earlier_facts:
+            raise UsageError(
+                f"{path.parent}: contains masks of several networks, so --resume "
+                "cannot know which to keep. Use --overwrite or another --out"
+            )
+        return []
     new_masks = {mask for job in jobs for mask in job.outputs}
     others = (
         file
@@ -123,9 +219,6 @@ def find_other_networks(path: Path, facts: dict[str, Any], jobs: Iterable[Job]) 
         if not file.name.startswith(".") and file.is_file()
         if new_masks.isdisjoint((file, *file.parents))
     )
-    previous = _read_previous_settings(path)
-    earlier_facts = list(previous.pop(OTHER_NETWORKS, []))
-    changed = _changed_settings(previous, facts)
     if not (changed or earlier_facts) or (other := next(others, None)) is None:
         return []
     log.warning(
@@ -151,29 +244,16 @@ def _read_previous_settings(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def _changed_settings(previous: dict[str, Any], facts: dict[str, Any]) -> str:
-    """Return the settings that differ from the previous command; empty if there was none."""
-    return ", ".join(key for key, value in facts.items() if previous and previous.get(key) != value)
-
-
 def masks_intact(masks: Mapping[MaskKind, Path], size: tuple[int, int]) -> bool:
     """Return whether all masks exist, are undamaged (checksums included), and have this size."""
     try:
         return all(
-            _is_logits_file(path)
+            np.load(path, allow_pickle=False).ndim == 3
             if kind == "logits"
             else read_image(path, max_pixels=MAX_PIXELS).shape[:2] == size
             for kind, path in masks.items()
         )
-    except DataError:
-        return False
-
-
-def _is_logits_file(path: Path) -> bool:
-    """Return whether a file contains logits and is complete."""
-    try:
-        return bool(np.load(path, allow_pickle=False).ndim == 3)
-    except (OSError, ValueError, EOFError):
+    except (DataError, OSError, ValueError, EOFError):
         return False
 
 
@@ -194,11 +274,7 @@ def remove_masks(jobs: Iterable[Job]) -> None:
 
 
 def remove_frames(folder: Path) -> None:
-    """Remove a folder of frames; any other file in it is kept, and then so is the folder.
-
-    Raises:
-        OSError: The folder is not empty afterwards.
-    """
+    """Remove a folder of frames; any other file in it is kept, and then removing it fails."""
     for entry in list(folder.iterdir()):
         if _FRAME_NAME.fullmatch(entry.name):
             entry.unlink()
@@ -234,9 +310,7 @@ def output_lock(out: Path, jobs: Iterable[Job]) -> Iterator[None]:
 
 
 def _remove_temporary_files(folders: Iterable[Path]) -> None:
-    for folder in folders:
-        if not folder.is_dir():
-            continue
+    for folder in filter(Path.is_dir, folders):
         for entry in list(folder.iterdir()):
             if not _TEMPORARY_NAME.fullmatch(entry.name):
                 continue
@@ -248,11 +322,7 @@ def _remove_temporary_files(folders: Iterable[Path]) -> None:
 
 @contextmanager
 def convert_write_errors(out: Path) -> Iterator[None]:
-    """Convert a failed write below `out` to an error message.
-
-    Raises:
-        EnvironmentFault: Full disk, no permission, a file where a folder should be, and so on.
-    """
+    """Convert a failed write below `out` to an `EnvironmentFault`: full disk, no permission, …."""
     try:
         yield
     except BrokenPipeError:  # stdout or stderr was closed; not a fault of the masks

@@ -5,35 +5,28 @@ import io
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, overload
 
 from udaseg import __version__
-from udaseg.data.labels.classes import IGNORE, ClassSpace
+from udaseg.data.labels.classes import IGNORE, classes_to_dict
 from udaseg.data.labels.tables import label_ids
 from udaseg.errors import DataError, Interrupted
 from udaseg.files import one_or_more, write_json, write_text
 from udaseg.inference import trained_model
+from udaseg.inference.options import MaskKind
 from udaseg.inference.prediction import Prediction
 from udaseg.inference.predictor import Predictor
 from udaseg.inference.sizes import network_input_size
 from udaseg.inference.tiles import TileOptions
 from udaseg.inference.trained_model import Model
-from udaseg.prediction.images import MaskPredictor, Outcome, predict_images
-from udaseg.prediction.inputs import Inputs, Job, plan_outputs, resolve_inputs
+from udaseg.prediction import outputs
+from udaseg.prediction.images import Outcome, predict_images
+from udaseg.prediction.inputs import Inputs, resolve_inputs
 from udaseg.prediction.options import PredictOptions
-from udaseg.prediction.outputs import (
-    OTHER_NETWORKS,
-    convert_write_errors,
-    find_other_networks,
-    output_lock,
-    refuse_conflicts,
-    refuse_existing,
-    refuse_other_network,
-    remove_masks,
-)
+from udaseg.prediction.outputs import Job
 from udaseg.prediction.stream import stream_predictions
-from udaseg.prediction.summary import PredictSummary
 from udaseg.prediction.videos import predict_videos
 from udaseg.runs.calibration_file import read_temperature
 from udaseg.runs.folder import newest_finished_run
@@ -45,6 +38,52 @@ _FAILURES = "failures.csv"
 _SETTINGS = "prediction.json"
 _BATCH_ON_GPU = 8
 _Path: TypeAlias = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class PredictSummary:
+    """What `predict` has written.
+
+    Attributes:
+        folders: Folder of each kind of mask.
+        image_inputs: Number of images that the inputs name.
+        video_inputs: Number of videos that the inputs name.
+        images: Number of images predicted.
+        videos: Number of videos predicted.
+        frames: Number of frames of these videos.
+        kept: Number of inputs whose masks existed already.
+        failures: The reason for each input that could not be predicted.
+        failures_file: Table of the failures.
+        pixels: Number of newly predicted pixels of each class.
+        abstained: Number of newly predicted pixels without a class.
+
+    Example:
+        summary = udaseg.predict("photos/", "runs/city-rccr", out="masks")
+        summary.images, summary.failures, summary.shares()["road"]
+    """
+
+    folders: Mapping[str, Path]
+    image_inputs: int
+    video_inputs: int
+    images: int
+    videos: int
+    frames: int
+    kept: int
+    failures: Mapping[Path, str]
+    failures_file: Path
+    pixels: Mapping[str, int]
+    abstained: int
+
+    def shares(self) -> dict[str, float]:
+        """Return the share of each class in the newly predicted pixels, 0 to 1.
+
+        The shares sum to less than 1 if the network abstains; they are 0 if nothing was predicted.
+
+        Example:
+            summary.shares()["road"]
+        """
+        total = sum(self.pixels.values()) + self.abstained
+        return {name: count / max(1, total) for name, count in self.pixels.items()}
 
 
 @overload
@@ -117,7 +156,7 @@ def predict(
     resolved = resolve_inputs(one_or_more(inputs))
     if out is not None:
         return _write_all(resolved, model, Path(out), options)
-    predictor = _make_predictor(_load_model(model, options), options, writes=False)
+    predictor, _ = _make_predictor(_load_model(model, options), options, kinds=None)
     return stream_predictions(resolved.images, predictor)
 
 
@@ -125,30 +164,51 @@ def _write_all(
     inputs: Inputs, model: Model | _Path | None, out: Path, options: PredictOptions
 ) -> PredictSummary:
     """Write the masks of all inputs and return what was written."""
-    jobs = plan_outputs(inputs, out, options.kinds, video=options.video)
-    refuse_conflicts(jobs, out)
+    jobs = outputs.plan_outputs(inputs, out, options.kinds, video=options.video)
     if not (options.overwrite or options.resume):
-        refuse_existing(jobs, out)
-    predictor = _make_predictor(_load_model(model, options), options, writes=True)
-    settings = _collect_settings(predictor, jobs, out, options)
+        outputs.refuse_existing(jobs, out)
+    loaded = _load_model(model, options)
+    predictor, temperature = _make_predictor(loaded, options, options.kinds)
+    facts = _mask_settings(loaded, options, temperature)
+    other_networks = outputs.find_other_networks(
+        out / _SETTINGS, facts, jobs, resume=options.resume
+    )
+    settings = {
+        **facts,
+        "ignore": IGNORE,
+        "save": options.kinds,
+        "network_input": predictor.trained_size,
+        "batch": predictor.batch,
+        "udaseg": __version__,
+        **({outputs.OTHER_NETWORKS: other_networks} if other_networks else {}),
+    }
     outcome = Outcome()
-    with convert_write_errors(out), StopSignal() as stop, output_lock(out, jobs):
+    images = [job for job in jobs if job.record is None]
+    videos = [job for job in jobs if job.record is not None]
+    with outputs.convert_write_errors(out), StopSignal() as stop, outputs.output_lock(out, jobs):
         if options.overwrite:
-            remove_masks(jobs)
+            outputs.remove_masks(jobs)
         write_json(out / _SETTINGS, settings)
         try:
-            _predict_jobs(jobs, predictor, outcome, stop, out, resume=options.resume)
+            if images:
+                predict_images(images, predictor, outcome, stop, resume=options.resume)
+            predict_videos(videos, predictor, outcome, stop, out, resume=options.resume)
         finally:  # also when the machine fails in between
             _write_failures(out / _FAILURES, outcome.failures)
-    if stop.number is not None and outcome.done < len(jobs):
-        raise _interruption(stop.number, jobs, outcome, overwrite=options.overwrite)
-    if len(outcome.failures) == len(jobs):
-        raise DataError(
-            f"none of {len(jobs)} {_noun(jobs)} could be predicted; "
-            f"see {out / _FAILURES} for the reasons"
-        )
-    folders: dict[str, Path] = {kind: out / kind for kind in options.kinds}
-    return _summarize(jobs, out, folders, outcome, predictor.model.classes)
+    _raise_if_incomplete(jobs, outcome, stop, out / _FAILURES, overwrite=options.overwrite)
+    return PredictSummary(
+        folders={kind: out / kind for kind in options.kinds},
+        image_inputs=len(images),
+        video_inputs=len(videos),
+        images=len(jobs) - outcome.kept - len(outcome.failures) - outcome.videos,
+        videos=outcome.videos,
+        frames=outcome.frames,
+        kept=outcome.kept,
+        failures=dict(outcome.failures),
+        failures_file=out / _FAILURES,
+        pixels=dict(zip(loaded.classes.names, outcome.pixels.tolist(), strict=False)),
+        abstained=int(outcome.pixels[IGNORE]),
+    )
 
 
 def _load_model(model: Model | _Path | None, options: PredictOptions) -> Model:
@@ -158,28 +218,28 @@ def _load_model(model: Model | _Path | None, options: PredictOptions) -> Model:
     return trained_model.load(run, weights=options.weights, device=options.device)
 
 
-def _make_predictor(model: Model, options: PredictOptions, *, writes: bool) -> MaskPredictor:
-    """Return the predictor of these options, with the run's temperature; log both.
+def _make_predictor(
+    model: Model, options: PredictOptions, kinds: Sequence[MaskKind] | None
+) -> tuple[Predictor, float | None]:
+    """Return the predictor of these options and the run's temperature; log both.
 
     Args:
         model: The network.
         options: How to predict.
-        writes: Confidence is predicted only if the masks need it; otherwise always.
-
-    Raises:
-        DataError: The run's calibration is damaged, or belongs to another checkpoint.
-        UsageError: Label ids are requested of classes that have none.
+        kinds: Masks to write. Confidence is predicted only if they need it; for None, always.
     """
-    kinds = options.kinds if writes else ()
-    if "label-ids" in kinds:
+    if kinds is not None and "label-ids" in kinds:
         label_ids(model.classes)  # raises for classes without label ids
     log.info("%s, step %d, %s", model.checkpoint, model.step, model.weights)
-    confidence = not writes or "confidence" in kinds or options.abstain is not None
+    confidence = kinds is None or "confidence" in kinds or options.abstain is not None
     temperature = None
     if confidence and options.calibrated:
         temperature = read_temperature(model.checkpoint, model.weights)
+    if confidence:
+        _log_calibration(temperature, options)
     predictor = Predictor(
         model.segmenter,
+        model.classes,
         network_input_size(model.recipe),
         TileOptions(
             model.device,
@@ -189,22 +249,18 @@ def _make_predictor(model: Model, options: PredictOptions, *, writes: bool) -> M
             temperature=temperature or 1.0,
         ),
         options.abstain,
+        logits=kinds is not None and "logits" in kinds,
+        batch=options.batch or (_BATCH_ON_GPU if model.device.type == "cuda" else 1),
     )
-    if confidence:
-        _log_calibration(temperature, options)
-    batch = options.batch or (_BATCH_ON_GPU if model.device.type == "cuda" else 1)
-    return MaskPredictor(model, predictor, kinds, temperature, batch)
+    return predictor, temperature
 
 
 def _log_calibration(temperature: float | None, options: PredictOptions) -> None:
-    """Log whether the confidence is calibrated."""
     if temperature is None:
-        reason = (
-            "--uncalibrated"
-            if not options.calibrated
-            else "`udaseg calibrate` was not run for this checkpoint"
+        reason = "`udaseg calibrate` was not run for this checkpoint"
+        log.info(
+            "confidence is not calibrated: %s", reason if options.calibrated else "--uncalibrated"
         )
-        log.info("confidence is not calibrated: %s", reason)
         return
     log.info("confidence uses the run's temperature %.3f", temperature)
     if options.flip or options.window is not None:
@@ -213,54 +269,21 @@ def _log_calibration(temperature: float | None, options: PredictOptions) -> None
         )
 
 
-def _collect_settings(
-    predictor: MaskPredictor, jobs: Sequence[Job], out: Path, options: PredictOptions
-) -> Mapping[str, Any]:
-    """Return the content of the settings file.
-
-    Raises:
-        UsageError: `options.resume`, but the masks in `out` were made with other settings.
-    """
-    facts = {"weights": predictor.model.weights, **predictor.settings()}
-    earlier_facts = []
-    if options.resume:
-        refuse_other_network(out / _SETTINGS, facts)
-    else:
-        earlier_facts = find_other_networks(out / _SETTINGS, facts, jobs)
+def _mask_settings(
+    model: Model, options: PredictOptions, temperature: float | None
+) -> dict[str, Any]:
+    """Return the settings that the masks depend on, as JSON values."""
     return {
-        **facts,
-        **_extra_settings(predictor),
-        **({OTHER_NETWORKS: earlier_facts} if earlier_facts else {}),
+        "weights": model.weights,
+        "checkpoint": str(model.checkpoint.resolve()),
+        "step": model.step,
+        "checkpoint_sha256": model.sha256,
+        "flip": options.flip,
+        "window": None if options.window is None else list(options.window),
+        "temperature": temperature,
+        "abstain": options.abstain,
+        "classes": classes_to_dict(model.classes),
     }
-
-
-def _extra_settings(predictor: MaskPredictor) -> dict[str, Any]:
-    """Return further settings that readers of the masks may need."""
-    size = predictor.predictor.trained_size
-    return {
-        "ignore": IGNORE,
-        "save": list(predictor.kinds),
-        "network_input": None if size is None else list(size),
-        "batch": predictor.batch,
-        "udaseg": __version__,
-    }
-
-
-def _predict_jobs(
-    jobs: Sequence[Job],
-    predictor: MaskPredictor,
-    outcome: Outcome,
-    stop: StopSignal,
-    out: Path,
-    *,
-    resume: bool,
-) -> None:
-    """Predict the images, then the videos; `outcome` receives the results."""
-    images = [job for job in jobs if job.record is None]
-    if images:
-        predict_images(images, predictor, outcome, stop, resume=resume)
-    videos = [job for job in jobs if job.record is not None]
-    predict_videos(videos, predictor, outcome, stop, out, resume=resume)
 
 
 def _write_failures(table: Path, failures: Sequence[tuple[Path, str]]) -> None:
@@ -275,46 +298,24 @@ def _write_failures(table: Path, failures: Sequence[tuple[Path, str]]) -> None:
     write_text(table, buffer.getvalue())
 
 
-def _interruption(
-    signal_number: int, jobs: Sequence[Job], outcome: Outcome, *, overwrite: bool
-) -> Interrupted:
-    """Return the error that says how to continue after a signal."""
-    replaced_option = " instead of --overwrite" if overwrite else ""
-    return Interrupted(
-        f"stopped after {outcome.done} of {len(jobs)} {_noun(jobs)}; their masks are complete. "
-        f"Continue with the same command and --resume{replaced_option}",
-        signal_number,
-    )
-
-
-def _noun(jobs: Sequence[Job]) -> str:
-    return "images" if all(job.record is None for job in jobs) else "inputs"
-
-
-def _summarize(
-    jobs: Sequence[Job],
-    out: Path,
-    folders: Mapping[str, Path],
-    outcome: Outcome,
-    classes: ClassSpace,
-) -> PredictSummary:
-    videos = sum(job.record is not None for job in jobs)
-    written = len(jobs) - outcome.kept - len(outcome.failures)
-    return PredictSummary(
-        folders=folders,
-        image_inputs=len(jobs) - videos,
-        video_inputs=videos,
-        images=written - outcome.videos,
-        videos=outcome.videos,
-        frames=outcome.frames,
-        kept=outcome.kept,
-        failures=dict(outcome.failures),
-        failures_file=out / _FAILURES,
-        pixels={name: int(outcome.pixels[index]) for index, name in enumerate(classes.names)},
-        abstained=int(outcome.pixels[IGNORE]),
-    )
-
-
 def _utf8_name(name: str) -> str:
     """Return a name that can be written as UTF-8, whatever its bytes in the file system."""
     return printable(name.encode("utf-8", "backslashreplace").decode("utf-8"))
+
+
+def _raise_if_incomplete(
+    jobs: Sequence[Job], outcome: Outcome, stop: StopSignal, failures_file: Path, *, overwrite: bool
+) -> None:
+    """Raise an error if a signal was received before the end, or if every input failed."""
+    noun = "images" if all(job.record is None for job in jobs) else "inputs"
+    if stop.number is not None and outcome.done < len(jobs):
+        replaced_option = " instead of --overwrite" if overwrite else ""
+        raise Interrupted(
+            f"stopped after {outcome.done} of {len(jobs)} {noun}; their masks are complete. "
+            f"Continue with the same command and --resume{replaced_option}",
+            stop.number,
+        )
+    if len(outcome.failures) == len(jobs):
+        raise DataError(
+            f"none of {len(jobs)} {noun} could be predicted; see {failures_file} for the reasons"
+        )

@@ -1,0 +1,34 @@
+"""Kinds of mask, and ranges of options that several functions take. Imports nothing heavy."""
+
+from typing import Literal, get_args
+
+from udaseg.errors import UsageError
+from udaseg.text import did_you_mean
+
+MaskKind = Literal["color", "ids", "label-ids", "overlay", "confidence", "logits"]
+MASK_KINDS: tuple[MaskKind, ...] = get_args(MaskKind)
+
+
+def parse_mask_kind(option: str, word: str) -> MaskKind:
+    """Return `word` as a kind of mask; `option` names it in the message."""
+    for kind in MASK_KINDS:
+        if kind == word:
+            return kind
+    hint = did_you_mean(word, MASK_KINDS)
+    instead = f"; did you mean '{hint}'?" if hint else ""
+    raise UsageError(f"{option} must be any of {', '.join(MASK_KINDS)}, got '{word}'{instead}")
+
+
+def check_ranges(
+    *,
+    window: tuple[int, int] | None = None,
+    batch: int | None = None,
+    abstain: float | None = None,
+) -> None:
+    """Raise a `UsageError` for a value that is not possible; None is allowed."""
+    if window is not None and (len(window) != 2 or min(window) < 1):
+        raise UsageError(f"window must be (height, width) of at least 1 px, got {window}")
+    if batch is not None and batch < 1:
+        raise UsageError(f"batch must be at least 1, got {batch}")
+    if abstain is not None and not 0 < abstain < 1:
+        raise UsageError(f"--abstain must be a confidence between 0 and 1, as 0.5, got {abstain:g}")
