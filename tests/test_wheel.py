@@ -43,7 +43,7 @@ def test_every_recipe_is_in_the_wheel(names):
 
 def test_every_table_and_module_is_in_the_wheel(names):
     for path in (REPOSITORY / "udaseg").rglob("*"):
-        if path.suffix in (".py", ".yaml", ".css", ".js", ".typed"):
+        if path.suffix in (".py", ".yaml", ".j2", ".css", ".js", ".typed"):
             assert path.relative_to(REPOSITORY).as_posix() in names
 
 

@@ -13,7 +13,7 @@ from udaseg.cli.app import app
 REPOSITORY = Path(__file__).resolve().parents[2]
 COMMANDS = ["prepare", "train", "adapt", "eval", "predict", "info", "demo", "methods", "recipes"]
 COMMANDS += ["doctor", "report", "select", "export", "verify"]
-HEAVY = ("torch", "torchvision", "cv2", "numpy", "PIL", "timm")
+HEAVY = ("torch", "torchvision", "cv2", "numpy", "PIL", "timm", "jinja2")
 
 
 def python(code: str) -> subprocess.CompletedProcess[str]:

@@ -142,7 +142,7 @@ def test_curves_show_entropy_and_the_share_of_each_class(home):
 def test_a_baseline_is_the_first_column_and_the_others_have_points(home):
     _, page = report(home, "adapted", "--baseline", "plain")
     text = page.read_text()
-    heads = re.search("<thead>.*?</thead>", text[text.index('id="s-scores"') :])[0]
+    heads = re.search("<thead>.*?</thead>", text[text.index('id="s-scores"') :], re.DOTALL)[0]
     assert heads.index("plain") < heads.index("adapted")
     assert "baseline" in heads
     assert "(+10.00)" in text  # road

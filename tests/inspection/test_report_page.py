@@ -1,6 +1,7 @@
 """The report page: well formed, safe with hostile names, and with correct figures."""
 
 import base64
+import dataclasses
 import hashlib
 import io
 import math
@@ -14,17 +15,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from udaseg.inspection.markup import Html, element, escape, read_asset
 from udaseg.inspection.report_content import (
     ExampleImage,
     ImageLayer,
     PageContent,
-    Reliability,
     RunContent,
 )
 from udaseg.inspection.report_images import mask_uri, photo_uri, shrink
-from udaseg.inspection.report_page import report_page
+from udaseg.inspection.report_page import TEMPLATES, report_page
 from udaseg.runs.scores import Scores
+from udaseg.selection.temperature import ConfidenceHistogram
 
 EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>&amp;\x00\x1b[31m\udcff"
 VOID = {"meta", "img", "input", "br"}
@@ -74,7 +74,12 @@ def scores(iou=(0.5, 0.25), names=("road", "car"), **protocol):
 
 
 def reliability():
-    return Reliability((0, 0, 5, 15), (0, 0, 4, 10), (0, 0, 2, 10), (0, 0, 2.6, 9.5), 0.1)
+    counts = ConfidenceHistogram()
+    counts.pixels[-2:] = 5, 15
+    counts.labelled[-2:] = 4, 10
+    counts.correct[-2:] = 2, 10
+    counts.confidence[-2:] = 2.6, 9.5
+    return counts
 
 
 def shot(seed=0, side=24):
@@ -223,7 +228,7 @@ def test_runs_without_anything_make_a_page():
 def test_curves_of_each_number_have_a_line_of_each_run_that_looks_the_same_everywhere():
     other = RunContent("b", metrics=[{"step": s, "losses": {"regional": 1.0 * s}} for s in (1, 2)])
     text = report_page(page(run("a"), other))
-    regional = re.search("loss, regional</figcaption>.*?</figure>", text)[0]
+    regional = re.search("loss, regional</figcaption>.*?</figure>", text, re.DOTALL)[0]
     assert 'class="line s1"' in regional
     assert 'class="line s0"' not in regional
     assert re.search("share of confident target pixels", text)
@@ -232,9 +237,35 @@ def test_curves_of_each_number_have_a_line_of_each_run_that_looks_the_same_every
 def test_shares_by_class_are_drawn_in_class_colours():
     events = [{"step": s, "pseudo_label_shares": {"road": 0.9, "car": 0.1}} for s in (1, 2)]
     text = report_page(page(RunContent("r", metrics=events)))
-    chart = re.search("pseudo label shares</figcaption>.*?</figure>", text)[0]
+    chart = re.search("pseudo label shares</figcaption>.*?</figure>", text, re.DOTALL)[0]
     assert 'stroke="rgb(128,64,128)"' in chart
     assert 'data-class="car"' in chart
+
+
+def test_a_line_has_a_dot_at_a_lone_value_and_a_ground_of_its_own_for_classes():
+    text = report_page(page(run(), RunContent("b", metrics=[{"step": 1, "grip": 2.0}])))
+    chart = re.search("grip</figcaption>.*?</figure>", text, re.DOTALL)[0]
+    assert 'class="chart"' in chart
+    assert chart.count("<circle") == 1
+    assert "<polyline" not in chart
+    events = [{"step": s, "shares": {"road": 0.9, "car": 0.1}} for s in (1, 2)]
+    text = report_page(page(RunContent("r", metrics=events)))
+    assert text.count('class="chart classes"') == 1
+    line = '<polyline [^>]*stroke="rgb\\(0,0,142\\)" data-class="car"/>'
+    assert re.search(line, text)
+
+
+def test_the_confusion_matrix_is_in_percent_of_its_rows():
+    text = report_page(page())
+    assert "road predicted as car: 25.00 %, 10 pixels" in text
+    assert "car predicted as car: 100.00 %, 5 pixels" in text
+    assert "car predicted as road" not in text  # nothing to show
+    empty = dataclasses.replace(scores(), confusion=[[0, 0], [0, 5]])
+    matrix = re.search(
+        'class="confusion".*?</svg>', report_page(page(RunContent("r", scores=empty))), re.DOTALL
+    )
+    assert "predicted as" in matrix[0]
+    assert "nan" not in matrix[0]
 
 
 def decoded(uri):
@@ -258,20 +289,8 @@ def test_a_shrunk_mask_has_no_class_that_was_not_there():
     assert shrink(labels[:50, :50], mask=True).shape == (50, 50)
 
 
-def test_text_is_escaped_unless_it_is_markup():
-    assert escape("<b>") == "&lt;b&gt;"
-    assert element("p", "<b>", Html("<i></i>"), title='"x"') == (
-        '<p title="&quot;x&quot;">&lt;b&gt;<i></i></p>'
-    )
-    assert element("img", alt=None, hidden=True) == "<img hidden>"
-    assert element("rect", x=0.123456789) == '<rect x="0.123457"/>'
-    with pytest.raises(ValueError, match="not a valid attribute name"):
-        element("p", **{"on click": "x"})
-
-
 @pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
-def test_the_script_is_javascript(tmp_path):
-    path = tmp_path / "page.js"
-    path.write_text(read_asset("page.js"), encoding="utf-8")
+def test_the_script_is_javascript():
+    path = TEMPLATES / "page.js"
     subprocess.run(["node", "--check", path], check=True, capture_output=True)
-    assert "</" not in read_asset("page.js")
+    assert "</" not in path.read_text(encoding="utf-8")

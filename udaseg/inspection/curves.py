@@ -1,20 +1,15 @@
-"""Render the curves of `metrics.jsonl`: one small chart per metric, one line per run."""
+"""The curves of `metrics.jsonl`: one small chart per metric, one line per run."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from udaseg.inspection.charts import line_chart
-from udaseg.inspection.markup import Html, element, join
+from udaseg.inspection.charts import Chart, Points, line_chart
 from udaseg.inspection.report_content import Color, RunContent
 
 # metrics between 0 and 1, drawn with a fixed y axis
 _UNIT_INTERVAL_METRICS = {"confident", "confidence", "top_class", "oracle_miou", "uncertainty"}
-_TABLE_TITLES = {
-    "pseudo_labels": "share of each class in the pseudo-labels",
-    "select": "criterion for the best checkpoint",
-}
-_NOT_PLOTTED = {"step", "stage", "losses", "dropped", "alarms"}
+_NOT_PLOTTED = {"step", "stage", "losses", "lr", "dropped", "alarms"}
 _TITLES = {
     "total": "loss, total",
     "confident": "share of confident target pixels",
@@ -23,96 +18,57 @@ _TITLES = {
     "uncertainty": "mean entropy of the target's labels (1 is a uniform guess)",
     "oracle_miou": "mIoU on labelled target images (for reporting only; never used for selection)",
     "gradient_norm": "gradient norm before clipping",
+    "pseudo_labels": "share of each class in the pseudo-labels",
+    "select": "criterion for the best checkpoint",
 }
 _MAX_POINTS = 600
-Series = dict[str, list[tuple[float, float]]]
 
 
-def curve_section(runs: Sequence[RunContent], colors: Mapping[str, Color]) -> Html:
-    """Return charts of all metrics of the runs, or a sentence if there are none."""
-    numbers: dict[str, Series] = {}
-    tables: dict[tuple[str, str], Series] = {}
+def metric_curves(runs: Sequence[RunContent], colors: Mapping[str, Color]) -> list[Chart]:
+    """Return charts of all metrics: scalars of all runs together, then tables run by run."""
+    scalars: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    tables: dict[tuple[str, str], dict[str, list[tuple[float, float]]]] = {}
     for run in runs:
         for event in run.metrics:
-            step = event.get("step")
-            if not isinstance(step, int | float):
-                continue
-            for name, value in _numbers(event):
-                numbers.setdefault(name, {}).setdefault(run.name, []).append((step, value))
-            for table, row in _tables(event):
-                for name, value in row.items():
-                    series = tables.setdefault((table, run.name), {})
-                    series.setdefault(str(name), []).append((step, value))
-    charts = [
-        line_chart(
-            _TITLES.get(name, name.replace("_", " ")),
-            {run: thin_out(points) for run, points in series.items()},
-            span=(0.0, 1.0) if name in _UNIT_INTERVAL_METRICS else None,
-            styles=[run.name for run in runs],
-        )
-        for name, series in numbers.items()
-    ]
-    for (table, run_name), series in tables.items():
-        lines = {name: thin_out(points) for name, points in series.items()}
-        title = _TABLE_TITLES.get(table, table.replace("_", " "))
+            for metric, part, value in _values(event):
+                if part is None:
+                    lines, name = scalars.setdefault(metric, {}), run.name
+                else:
+                    lines, name = tables.setdefault((metric, run.name), {}), part
+                lines.setdefault(name, []).append((event["step"], value))
+    names = [run.name for run in runs]
+    charts = []
+    for metric, lines in scalars.items():
+        span = (0.0, 1.0) if metric in _UNIT_INTERVAL_METRICS else None
+        charts.append(line_chart(_title(metric), _thin_out_all(lines), span=span, styles=names))
+    for (metric, run_name), lines in tables.items():
+        title = _title(metric)
         title += f", {next(iter(lines))}" if len(lines) == 1 else ""
         title += f" — {run_name}" if len(runs) > 1 else ""
-        charts.append(line_chart(title, lines, colors=colors))
-    non_empty = [chart for chart in charts if chart]
-    if not non_empty:
-        return element("p", "No metrics were written.")
-    note = element(
-        "p", "Metrics over optimiser steps; gaps are values that were not finite.", class_="note"
-    )
-    return join([note, element("div", *non_empty, class_="charts")])
+        charts.append(line_chart(title, _thin_out_all(lines), colors=colors))
+    return [chart for chart in charts if chart is not None]
 
 
-def thin_out(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Reduce a curve to a few hundred points by averaging neighbours.
-
-    A point is a gap only if all values that it averages are gaps.
-    """
-    size = -(-len(points) // _MAX_POINTS)
-    if size <= 1:
-        return list(points)
-    kept = []
-    for start in range(0, len(points), size):
-        group = points[start : start + size]
-        finite = [y for _, y in group if math.isfinite(y)]
-        mean = sum(finite) / len(finite) if finite else math.nan
-        kept.append((sum(x for x, _ in group) / len(group), mean))
-    return kept
+def _title(metric: str) -> str:
+    return _TITLES.get(metric, metric.replace("_", " "))
 
 
-def _numbers(event: Mapping[str, Any]) -> list[tuple[str, float]]:
-    """Return the scalar metrics of an event; null (a non-finite number) becomes NaN, a gap."""
+def _values(event: Mapping[str, Any]) -> Iterator[tuple[str, str | None, float]]:
+    """Yield metric, part and value; the part is None for a scalar, or for example a class."""
     metrics = {}
-    losses = event.get("losses")
-    if isinstance(losses, Mapping):
+    for name, value in event.get("losses", {}).items():
         # only losses that are minimised get the prefix; monitored values do not
-        for name, value in losses.items():
-            monitored = name in _TITLES or name in _UNIT_INTERVAL_METRICS
-            metrics[str(name) if monitored else f"loss, {name}"] = value
+        metrics[name if name in _TITLES else f"loss, {name}"] = value
     metrics |= {name: value for name, value in event.items() if name not in _NOT_PLOTTED}
-    rates = event.get("lr")
-    if isinstance(rates, Mapping) and len(set(rates.values())) == 1:
-        metrics["learning rate"] = next(iter(rates.values()))
-    return [(name, _float(value)) for name, value in metrics.items() if _is_number(value)]
-
-
-def _tables(event: Mapping[str, Any]) -> list[tuple[str, dict[str, float]]]:
-    """Return the tables of an event by name, such as pseudo-label shares per class."""
-    tables = []
-    for key, value in event.items():
-        if key in _NOT_PLOTTED or not isinstance(value, Mapping) or not value:
-            continue
-        if key == "lr":
-            if len(set(value.values())) == 1:
-                continue
-            key = "learning rate"
-        if all(map(_is_number, value.values())):
-            tables.append((key, {name: _float(part) for name, part in value.items()}))
-    return tables
+    if rates := event.get("lr"):
+        is_same = len(set(rates.values())) == 1
+        metrics["learning rate"] = next(iter(rates.values())) if is_same else rates
+    for metric, value in metrics.items():
+        if _is_number(value):
+            yield metric, None, _float(value)
+        elif isinstance(value, Mapping) and all(map(_is_number, value.values())):
+            for part, number in value.items():
+                yield metric, part, _float(number)
 
 
 def _is_number(value: object) -> bool:
@@ -120,4 +76,26 @@ def _is_number(value: object) -> bool:
 
 
 def _float(value: float | None) -> float:
+    """Return a value, or NaN, which is a gap, for null: a number that was not finite."""
     return math.nan if value is None else float(value)
+
+
+def _thin_out_all(lines: Mapping[str, Points]) -> dict[str, Points]:
+    return {name: thin_out(points) for name, points in lines.items()}
+
+
+def thin_out(points: Points) -> Points:
+    """Reduce a curve to a few hundred points by averaging neighbours.
+
+    A point is a gap only if all values that it averages are gaps.
+    """
+    size = math.ceil(len(points) / _MAX_POINTS)
+    if size <= 1:
+        return points
+    kept = []
+    for start in range(0, len(points), size):
+        group = points[start : start + size]
+        finite = [y for _, y in group if math.isfinite(y)]
+        mean = sum(finite) / len(finite) if finite else math.nan
+        kept.append((sum(x for x, _ in group) / len(group), mean))
+    return kept

@@ -5,27 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from udaseg.runs.scores import Scores
+from udaseg.selection.temperature import ConfidenceHistogram
 
 Color = tuple[int, int, int]
-
-
-@dataclass(frozen=True)
-class Reliability:
-    """Pixel counts in equal bins of confidence from 0 to 1.
-
-    Attributes:
-        pixels: All pixels per bin.
-        labelled: Pixels with ground truth per bin.
-        correct: Correctly predicted pixels among those.
-        confidence: Sum of the confidence of the labelled pixels per bin.
-        error: Expected calibration error; NaN without ground truth.
-    """
-
-    pixels: Sequence[int]
-    labelled: Sequence[int]
-    correct: Sequence[int]
-    confidence: Sequence[float]
-    error: float
 
 
 @dataclass(frozen=True)
@@ -58,7 +40,7 @@ class RunContent:
     cost: Mapping[str, str] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
     warnings: Sequence[str] = ()
-    reliability: Reliability | None = None
+    reliability: ConfidenceHistogram | None = None
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from udaseg.evaluation.confusion import ConfusionMatrix
 from udaseg.inference.sizes import input_size, network_input_size
 from udaseg.inference.tiles import TileOptions, label_image
 from udaseg.inference.trained_model import Model
-from udaseg.inspection.report_content import Color, ExampleImage, ImageLayer, Reliability
+from udaseg.inspection.report_content import Color, ExampleImage, ImageLayer
 from udaseg.selection.temperature import ConfidenceHistogram
 from udaseg.text import percent
 
@@ -50,7 +50,7 @@ class ReportImages:
     """
 
     examples: list[ExampleImage] = field(default_factory=list)
-    reliability: dict[str, Reliability] = field(default_factory=dict)
+    reliability: dict[str, ConfidenceHistogram] = field(default_factory=dict)
     caption: str = ""
 
 
@@ -97,9 +97,7 @@ def render_report_images(
         f"{len(chosen)} of {len(samples)} images of {dataset.name}, {split}, were evaluated. "
         f"Shown are evenly spaced images, then those with the lowest {measure}."
     )
-    return ReportImages(
-        examples, {name: _reliability(item) for name, item in counts.items()}, caption
-    )
+    return ReportImages(examples, counts, caption)
 
 
 def _evaluate_image(
@@ -150,16 +148,6 @@ def _example_image(
             ImageLayer("truth", mask_uri(evaluated.truth, truth_classes.colors), is_mask=True)
         )
     return ExampleImage(evaluated.name, reason, layers)
-
-
-def _reliability(counts: ConfidenceHistogram) -> Reliability:
-    return Reliability(
-        pixels=counts.pixels.tolist(),
-        labelled=counts.labelled.tolist(),
-        correct=counts.correct.tolist(),
-        confidence=counts.confidence.tolist(),
-        error=counts.expected_calibration_error(),
-    )
 
 
 def shrink(picture: NDArray[np.uint8], *, mask: bool) -> NDArray[np.uint8]:
