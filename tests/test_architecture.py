@@ -36,7 +36,7 @@ MAY_KNOW["selection"] = {*MAY_KNOW["evaluation"], "evaluation"}
 MAY_KNOW["training"] = {*MAY_KNOW["selection"], "failures", "signals", "methods", "selection"}
 MAY_KNOW["prediction"] = {*MAY_KNOW["inference"], "inference", "evaluation", "signals"}
 MAY_KNOW["inspection"] = {*MAY_KNOW["training"], "training"}
-MAY_KNOW["demo"] = {"errors", "files", "display", "data", "udaseg"}
+MAY_KNOW["demo"] = {"errors", "text", "files", "display", "data", "udaseg"}
 MAY_KNOW["cli"] = {"errors", "text", "display", "recipe", "demo", "udaseg"}
 
 DATA_MAY_KNOW = {
@@ -174,7 +174,7 @@ def test_no_public_name_is_the_name_of_a_submodule():
 @pytest.mark.parametrize(
     ("module", "unwanted"),
     [
-        ("udaseg", ["torch", "cv2", "numpy", "torchvision", "typer"]),
+        ("udaseg", ["torch", "cv2", "numpy", "torchvision", "typer", "jinja2"]),
         (
             "udaseg.cli.app",
             ["torch", "cv2", "numpy", "torchvision", "yaml", "udaseg.recipe.schema"],

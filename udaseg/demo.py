@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from rich.table import Table
 
 import udaseg
 from udaseg.data.files.images import write_png
@@ -15,9 +16,9 @@ from udaseg.data.labels.read import read_train_ids
 from udaseg.data.open import open_dataset
 from udaseg.display.console import open_console, safe_text
 from udaseg.display.pictures import color_mask, comparison_sheet
-from udaseg.display.score_tables import comparison_table
 from udaseg.errors import UsageError
 from udaseg.files import write_json
+from udaseg.text import percent
 
 log = logging.getLogger(__name__)
 _NUM_IMAGES = 4
@@ -68,6 +69,21 @@ def demo(*, seed: int, out: Path, root: Path) -> None:
     console = open_console()
     console.print(comparison_table(scores))
     console.print(safe_text(_conclusion(scores, picture, summary, seconds)))
+
+
+def comparison_table(columns: Mapping[str, udaseg.Scores]) -> Table:
+    """Return a table of class IoUs in percent, one column per evaluation of the same classes."""
+    table = Table("IoU %")
+    for title in columns:
+        table.add_column(safe_text(title), justify="right")
+    first, *_ = columns.values()
+    for name in first.iou:
+        table.add_row(safe_text(name), *(percent(each.iou[name]) for each in columns.values()))
+    table.add_section()
+    for name in first.means:
+        means = (percent(each.means[name]) for each in columns.values())
+        table.add_row(*(safe_text(text, "bold") for text in (name, *means)))
+    return table
 
 
 def _conclusion(

@@ -79,8 +79,8 @@ def test_unpacking_and_reading_are_followed_one_after_the_other(run, tmp_path, m
     assert code == 0
     lines = [line for line in err.splitlines() if line.startswith(("unpack gta5", "prepare gta5"))]
     unpacked, prepared = lines
-    assert re.fullmatch(r"unpack gta5 (\d+)/\1 MB  [\d.]+ MB/s  ETA 0:00", unpacked)
-    assert re.fullmatch(r"prepare gta5 1/1 images  [\d.]+ img/s  ETA 0:00", prepared)
+    assert re.fullmatch(r"unpack gta5 (\d+)/\1 MB  [\d.]+ MB/s  ETA 0:00:00", unpacked)
+    assert re.fullmatch(r"prepare gta5 1/1 images  [\d.]+ img/s  ETA 0:00:00", prepared)
     code, _, err = run("gta5", "--verify")
     assert "files/s" in err
 

@@ -2,9 +2,10 @@
 
 from typing import TYPE_CHECKING
 
-from udaseg.display.console import open_console, print_json, print_line
-from udaseg.display.score_tables import score_table
-from udaseg.text import format_size
+from rich.table import Table
+
+from udaseg.display.console import open_console, print_json, print_line, safe_text
+from udaseg.text import format_size, percent
 
 if TYPE_CHECKING:
     from udaseg import Scores, Submission
@@ -21,6 +22,25 @@ def print_scores(scores: "Scores", output_format: str = "table") -> None:
             print_line(scores.to_csv())
         case _:
             print_line(scores.to_markdown())
+
+
+def score_table(scores: "Scores") -> Table:
+    """Return the table of class scores in percent, with protocol, means and notes."""
+    table = Table(title=safe_text(scores.protocol_line), title_justify="left", title_style="")
+    table.add_column("class")
+    for title in ("IoU %", "accuracy %", "pixels %"):
+        table.add_column(title, justify="right")
+    columns = (scores.iou, scores.accuracy, scores.truth_share)
+    for name in scores.iou:
+        table.add_row(safe_text(name), *(percent(column[name]) for column in columns))
+    table.add_section()
+    for name, mean in scores.means.items():
+        table.add_row(safe_text(name, "bold"), safe_text(percent(mean), "bold"))
+    table.add_row("pixel accuracy", "", percent(scores.pixel_accuracy))
+    if scores.notes:
+        table.caption = safe_text("\n".join(scores.notes))
+        table.caption_justify = "left"
+    return table
 
 
 def print_submission(submission: "Submission") -> None:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from contextlib import ExitStack
 
-from udaseg.display.progress import TrainingProgress
+from udaseg.display.progress import WorkProgress
 from udaseg.training.callbacks.callback import Callback, TrainingState
 
 
@@ -15,17 +15,21 @@ class Progress(Callback):
 
     def __init__(self) -> None:
         self._open = ExitStack()
-        self._bar: TrainingProgress | None = None
+        self._bar: WorkProgress | None = None
         self._losses: dict[str, float] | None = None
 
     def begin(self, state: TrainingState) -> None:
         """Show the bar."""
         recipe = state.recipe
-        bar = TrainingProgress(
-            steps=recipe.steps, first=state.step, line_interval=recipe.machine.log_every
+        self._bar = self._open.enter_context(
+            WorkProgress(
+                "step",
+                recipe.steps,
+                unit="",
+                first=state.step,
+                line_interval=recipe.machine.log_every,
+            )
         )
-        self._open.enter_context(bar)
-        self._bar = bar
 
     def on_event(self, state: TrainingState, event: Mapping[str, object]) -> None:
         """Take the finite losses of a line of metrics."""
@@ -36,7 +40,7 @@ class Progress(Callback):
     def on_step(self, state: TrainingState) -> None:
         """Show the step, and its losses if it has a line of metrics."""
         assert self._bar is not None
-        self._bar.step(state.step, self._losses, images=state.images_per_step)
+        self._bar.update(state.step, values=self._losses, images_per_item=state.images_per_step)
         self._losses = None
 
     def end(self, state: TrainingState, error: BaseException | None) -> None:

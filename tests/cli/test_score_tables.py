@@ -5,7 +5,8 @@ import io
 from rich.console import Console
 
 from tests.runs.test_scores import SCORES
-from udaseg.display.score_tables import comparison_table, score_table
+from udaseg.cli.printing.scores import score_table
+from udaseg.demo import comparison_table
 from udaseg.runs.scores import Scores
 
 
