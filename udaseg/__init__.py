@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from udaseg.runs.scores import Scores as Scores
     from udaseg.selection.calibrate import Calibration as Calibration
     from udaseg.selection.calibrate import calibrate as calibrate
-    from udaseg.selection.choice import Selection as Selection
+    from udaseg.selection.select import Selection as Selection
     from udaseg.selection.select import SelectOptions as SelectOptions
     from udaseg.selection.select import select as select
     from udaseg.training.seeds import SeedRuns as SeedRuns
@@ -65,58 +65,39 @@ if TYPE_CHECKING:
     from udaseg.training.train import adapt as adapt
     from udaseg.training.train import train as train
 
-_MODULES = {
-    "CacheOptions": "udaseg.data.prepare.rules",
-    "Calibration": "udaseg.selection.calibrate",
-    "DataVerification": "udaseg.data.prepare.verify",
-    "Diagnosis": "udaseg.data.doctor.doctor",
-    "EvaluationOptions": "udaseg.evaluation.evaluate",
-    "Exported": "udaseg.inference.export",
-    "Finding": "udaseg.data.doctor.findings",
-    "InferenceOptions": "udaseg.inference.pipeline",
-    "Model": "udaseg.inference.trained_model",
-    "PredictOptions": "udaseg.prediction.options",
-    "PredictSummary": "udaseg.prediction.predict",
-    "Prediction": "udaseg.inference.prediction",
-    "PrepareOptions": "udaseg.data.prepare.rules",
-    "PrepareReport": "udaseg.data.prepare.report",
-    "Recipe": "udaseg.recipe.schema",
-    "RecipeEntry": "udaseg.recipe.library",
-    "Run": "udaseg.runs.run",
-    "RunInfo": "udaseg.inspection.info",
-    "Scores": "udaseg.runs.scores",
-    "ScoringOptions": "udaseg.evaluation.scores",
-    "SeedRuns": "udaseg.training.seeds",
-    "SelectOptions": "udaseg.selection.select",
-    "Selection": "udaseg.selection.choice",
-    "SetStatistics": "udaseg.data.doctor.statistics",
-    "SomeDataFailed": "udaseg.data.prepare.several",
-    "Submission": "udaseg.evaluation.submission",
-    "SubmissionOptions": "udaseg.evaluation.submission",
-    "TrainOptions": "udaseg.training.train",
-    "Verification": "udaseg.inspection.verify",
-    "adapt": "udaseg.training.train",
-    "calibrate": "udaseg.selection.calibrate",
-    "doctor": "udaseg.data.doctor.doctor",
-    "evaluate": "udaseg.evaluation.evaluate",
-    "export": "udaseg.inference.export",
-    "find_recipe": "udaseg.recipe.library",
-    "info": "udaseg.inspection.info",
-    "list_methods": "udaseg.recipe.library",
-    "list_recipes": "udaseg.recipe.library",
-    "load": "udaseg.inference.trained_model",
-    "load_recipe": "udaseg.recipe.request",
-    "predict": "udaseg.prediction.predict",
-    "prepare": "udaseg.data.prepare.prepare",
-    "report": "udaseg.inspection.report",
-    "run_seeds": "udaseg.training.seeds",
-    "score_predictions": "udaseg.evaluation.score_predictions",
-    "select": "udaseg.selection.select",
-    "submit": "udaseg.evaluation.submission",
-    "train": "udaseg.training.train",
-    "verify": "udaseg.inspection.verify",
-    "verify_data": "udaseg.data.prepare.verify",
+_NAMES = {
+    "data.doctor.doctor": ["Diagnosis", "doctor"],
+    "data.doctor.findings": ["Finding"],
+    "data.doctor.statistics": ["SetStatistics"],
+    "data.prepare.prepare": ["prepare"],
+    "data.prepare.report": ["PrepareReport"],
+    "data.prepare.rules": ["CacheOptions", "PrepareOptions"],
+    "data.prepare.several": ["SomeDataFailed"],
+    "data.prepare.verify": ["DataVerification", "verify_data"],
+    "evaluation.evaluate": ["EvaluationOptions", "evaluate"],
+    "evaluation.score_predictions": ["score_predictions"],
+    "evaluation.scores": ["ScoringOptions"],
+    "evaluation.submission": ["Submission", "SubmissionOptions", "submit"],
+    "inference.export": ["Exported", "export"],
+    "inference.pipeline": ["InferenceOptions"],
+    "inference.prediction": ["Prediction"],
+    "inference.trained_model": ["Model", "load"],
+    "inspection.info": ["RunInfo", "info"],
+    "inspection.report": ["report"],
+    "inspection.verify": ["Verification", "verify"],
+    "prediction.options": ["PredictOptions"],
+    "prediction.predict": ["PredictSummary", "predict"],
+    "recipe.library": ["RecipeEntry", "find_recipe", "list_methods", "list_recipes"],
+    "recipe.request": ["load_recipe"],
+    "recipe.schema": ["Recipe"],
+    "runs.run": ["Run"],
+    "runs.scores": ["Scores"],
+    "selection.calibrate": ["Calibration", "calibrate"],
+    "selection.select": ["SelectOptions", "Selection", "select"],
+    "training.seeds": ["SeedRuns", "run_seeds"],
+    "training.train": ["TrainOptions", "adapt", "train"],
 }
+_MODULES = {name: f"udaseg.{module}" for module, names in _NAMES.items() for name in names}
 _RENAMED = {"verify_run": "verify"}
 """Old names, which warn for one release, and their new names."""
 

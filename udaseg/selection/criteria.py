@@ -71,16 +71,6 @@ def mutual_information(probabilities: Tensor) -> float:
     return float(_entropy(mean_prediction)[0]) - mean_entropy(probabilities)
 
 
-def joint_label_counts(first: Tensor, second: Tensor, num_classes: int) -> Tensor:
-    """Return (K, K) counts of pixels with class i in the labels `first` and j in `second`."""
-    if first.shape != second.shape:
-        raise ValueError(
-            f"labels have different shapes {tuple(first.shape)} and {tuple(second.shape)}"
-        )
-    pairs = first.reshape(-1).long() * num_classes + second.reshape(-1).long()
-    return torch.bincount(pairs, minlength=num_classes**2).view(num_classes, num_classes)
-
-
 def mean_iou_of_labellings(counts: Tensor) -> float:
     """Return the mean IoU between two label maps, from their (K, K) joint counts.
 

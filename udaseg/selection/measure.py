@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -9,6 +10,7 @@ from udaseg.data.files.images import read_image
 from udaseg.data.labels.classes import ClassSpace
 from udaseg.display.progress import WorkProgress
 from udaseg.errors import CheckpointError
+from udaseg.evaluation.confusion import ConfusionMatrix
 from udaseg.evaluation.evaluate import score_dataset
 from udaseg.inference import trained_model
 from udaseg.inference.labels import labels_from_logits
@@ -63,42 +65,34 @@ def _criteria_on_target(
 ) -> tuple[dict[str, float | None], Tensor]:
     """Return the criteria from unlabelled images, and the (K,) predicted pixels of each class."""
     teacher = _load_teacher(candidate, device) if "teacher" in requested else None
-    samples, dataset = sets.target.samples, sets.target.dataset
-    classes = len(model.classes)
+    dataset, classes = sets.target.dataset, len(model.classes)
     pixels = []
-    flip_counts, teacher_counts = torch.zeros(2, classes, classes, dtype=torch.int64)
-    predicted = torch.zeros(classes, dtype=torch.int64)
-    with WorkProgress(f"select {candidate.name}", len(samples)) as progress:
-        for index, sample in enumerate(samples):
+    agreement = {"flip": ConfusionMatrix(classes), "teacher": ConfusionMatrix(classes)}
+    predicted = np.zeros(classes, np.int64)
+    with WorkProgress(f"select {candidate.name}", len(sets.target.samples)) as progress:
+        for index, sample in enumerate(sets.target.samples):
             image = network_input(model, read_image(dataset.image_path(sample)))
+            size = (image.shape[-2], image.shape[-1])
             logits = predict_logits(model.segmenter, image)
             probabilities = logits.softmax(0)
             pixels.append(measures.sample_pixels(probabilities, _PIXELS_PER_IMAGE, index).cpu())
-            labels = _labels(logits, image)
-            predicted += torch.bincount(labels.flatten().long(), minlength=classes)
+            labels, _ = labels_from_logits(logits, size)
+            predicted += np.bincount(labels.ravel(), minlength=classes)
             if "flip" in requested:
                 mirrored = predict_logits(model.segmenter, image.flip(-1)).flip(-1)
-                flip_counts += measures.joint_label_counts(
-                    labels, _labels(mirrored, image), classes
-                )
+                agreement["flip"].update(labels_from_logits(mirrored, size)[0], labels)
             if teacher is not None:
-                teacher_labels = _labels(predict_logits(teacher.segmenter, image), image)
-                teacher_counts += measures.joint_label_counts(labels, teacher_labels, classes)
+                teacher_logits = predict_logits(teacher.segmenter, image)
+                agreement["teacher"].update(labels_from_logits(teacher_logits, size)[0], labels)
             progress.advance()
     values: dict[str, float | None] = {
         "entropy": measures.mean_entropy(torch.cat(pixels)),
         "infomax": measures.mutual_information(torch.cat(pixels)),
     }
-    if "flip" in requested:
-        values["flip"] = measures.mean_iou_of_labellings(flip_counts)
-    if teacher is not None:
-        values["teacher"] = measures.mean_iou_of_labellings(teacher_counts)
-    return values, predicted
-
-
-def _labels(logits: Tensor, image: Tensor) -> Tensor:
-    """Return (H, W) labels at the size of the network's input."""
-    return torch.from_numpy(labels_from_logits(logits, (image.shape[-2], image.shape[-1]))[0])
+    for name, matrix in agreement.items():
+        if matrix.table.any():
+            values[name] = measures.mean_iou_of_labellings(torch.from_numpy(matrix.counts))
+    return values, torch.from_numpy(predicted)
 
 
 def _load_teacher(candidate: Candidate, device: str) -> Model | None:
