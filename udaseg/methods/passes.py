@@ -37,19 +37,13 @@ def collect_prototypes(
 ) -> PrototypeSums:
     """Return the prototype sums of one pass over whole labelled source images.
 
-    Args:
-        student: Used in evaluation mode; its mode is restored.
-        source: Which images, and their size; crops and mirroring are not applied.
-        num_classes: K.
-        device: Device of the student.
-        on_progress: Progress callback.
+    Crops and mirroring of `source` are not applied.
     """
     sums = PrototypeSums(num_classes, student.feature_channels)
     with evaluation_mode(student):
         for number, sample in enumerate(_rank_samples(source), 1):
             image, labels = source.read(sample)
-            if labels is None:
-                raise ValueError("prototypes need labelled crops")
+            assert labels is not None
             segmented: SegmenterOutput = student(image_batch([image], device))
             view = labelled_view(segmented, torch.from_numpy(labels)[None].to(device))
             sums.add(view.features[0], view.labels[0], view.predictions[0])
@@ -69,39 +63,27 @@ class ConfidenceHistograms:
         self.counts = torch.zeros(num_classes, BINS, dtype=torch.int64)
 
     def add(self, labels: Tensor, confidence: Tensor) -> None:
-        """Add the pixels of an image.
-
-        Args:
-            labels: Integer classes of any shape.
-            confidence: Values in [0, 1] of the same shape.
-        """
-        if labels.shape != confidence.shape:
-            shapes = tuple(labels.shape), tuple(confidence.shape)
-            raise ValueError(f"labels {shapes[0]} but confidence {shapes[1]}")
+        """Add the predicted classes of an image, and the confidence of each in [0, 1]."""
         bins = (confidence.flatten() * BINS).long().clamp_(0, BINS - 1)
         slots = labels.flatten().long() * BINS + bins
         self.counts += (
-            torch.bincount(slots, minlength=self.counts.numel())
-            .view_as(self.counts)
-            .to(self.counts.device)
+            torch.bincount(slots, minlength=self.counts.numel()).view_as(self.counts).cpu()
         )
 
-    def quantiles(self, quantile: float) -> Tensor:
-        """Return the lower edge of the quantile's bin for each class (K,); 0 if never predicted."""
+    def thresholds(self, *, quantile: float, cap: float) -> Tensor:
+        """Return min(quantile, cap) of each class, (K,) float64; 0 if it was never predicted.
+
+        The quantile is the lower edge of its bin.
+
+        Reference:
+            Xie et al., SPCL (2021), pseudo-labels: median and 0.9.
+        """
         reached = self.counts.cumsum(1)
         total = reached[:, -1]
         # rounded down, as for a lower median; the smallest bin that holds this position is returned
         position = ((total - 1).clamp_min(0).double() * quantile).floor().long()
         bins = (reached <= position[:, None]).sum(1).clamp_max(BINS - 1)
-        return torch.where(total > 0, bins.double() / BINS, 0.0)
-
-    def thresholds(self, *, quantile: float, cap: float) -> Tensor:
-        """Return min(quantile, cap) of each class, (K,) float64.
-
-        Reference:
-            Xie et al., SPCL (2021), pseudo-labels: median and 0.9.
-        """
-        return self.quantiles(quantile).clamp_max(cap)
+        return torch.where(total > 0, bins.double() / BINS, 0.0).clamp_max(cap)
 
 
 @torch.no_grad()
@@ -132,22 +114,14 @@ def write_pseudo_labels(
 ) -> Tensor:
     """Write a pseudo-label PNG for each target image; return the kept pixels of each class (K,).
 
-    Args:
-        student: Used in evaluation mode; its mode is restored.
-        target: Which images, and the size at which they are predicted; the PNGs have that size.
-        thresholds: (K,); a less confident pixel becomes `IGNORE`.
-        folder: Output folder of the PNGs.
-        device: Device of the student.
-        on_progress: Progress callback.
+    The PNGs have the size at which `target` reads images. A pixel below its class's threshold
+    becomes `IGNORE`.
     """
     kept = torch.zeros(len(thresholds), dtype=torch.int64)
-    limits = thresholds.to(device)
-    for number, (sample, predicted, confidence) in enumerate(
-        _predict_samples(student, target, device), 1
-    ):
-        labels = threshold_labels(predicted, confidence, limits).cpu()
-        counts = torch.bincount(labels.flatten().long(), minlength=IGNORE + 1)
-        kept += counts[: len(kept)]
+    samples = _predict_samples(student, target, device)
+    for number, (sample, predicted, confidence) in enumerate(samples, 1):
+        labels = threshold_labels(predicted, confidence, thresholds).cpu()
+        kept += torch.bincount(labels.flatten(), minlength=IGNORE + 1)[: len(kept)]
         write_pseudo_label(folder, sample, labels.numpy())
         on_progress(number, len(target.samples))
     # the sum waits for all ranks, so every PNG is written when this returns
@@ -157,13 +131,7 @@ def write_pseudo_labels(
 def threshold_labels(
     labels: Tensor, confidence: Tensor, thresholds: Tensor | Sequence[float]
 ) -> Tensor:
-    """Return `labels`, with `IGNORE` where the confidence is below the threshold of the class.
-
-    Args:
-        labels: Integer classes of any shape.
-        confidence: Values in [0, 1] of the same shape.
-        thresholds: (K,).
-    """
+    """Return `labels`, with `IGNORE` where the confidence is below the threshold of the class."""
     limits = torch.as_tensor(thresholds, dtype=torch.float64, device=labels.device)
     confident = confidence.double() >= limits[labels.long()]
     return labels.masked_fill(~confident, IGNORE)

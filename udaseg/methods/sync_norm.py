@@ -29,37 +29,39 @@ def sync_batch_norms(module: nn.Module) -> None:
 @functools.cache
 def _synced_class(base: type[nn.BatchNorm2d], on_gpu: bool) -> type[nn.BatchNorm2d]:
     """Return a subclass of a batch norm class that keeps everything else the class does."""
-    normalise = nn.SyncBatchNorm.forward if on_gpu else _normalise
+    bases = (_OverRanks, base, nn.SyncBatchNorm) if on_gpu else (_OverRanks, base)
+    return type(f"{base.__name__}OverRanks", bases, {})
 
-    def forward(norm: nn.BatchNorm2d, images: Tensor) -> Tensor:
-        if not norm.training or world_size() == 1:
-            output: Tensor = base.forward(norm, images)
-            return output
-        output = normalise(norm, images)  # type: ignore[arg-type]  # it is a SyncBatchNorm too
+
+class _OverRanks(nn.BatchNorm2d):
+    process_group = None  # for SyncBatchNorm: all ranks
+
+    # communication between ranks stays out of compiled graphs
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch's own
+    def forward(self, images: Tensor) -> Tensor:
+        if not self.training or world_size() == 1:
+            return super().forward(images)
+        if isinstance(self, nn.SyncBatchNorm):
+            output = nn.SyncBatchNorm.forward(self, images)
+        else:
+            output = _normalise(self, images)
         # batch norms of timm end in an activation
         for name in ("drop", "act"):
-            if (layer := getattr(norm, name, None)) is not None:
+            if (layer := getattr(self, name, None)) is not None:
                 output = layer(output)
         return output
-
-    bases = (base, nn.SyncBatchNorm) if on_gpu else (base,)
-    # communication between ranks stays out of compiled graphs; process_group None means all ranks
-    uncompiled: Any = torch.compiler.disable(forward)  # type: ignore[no-untyped-call]  # torch's own
-    body = {"forward": uncompiled, "process_group": None}
-    return type(f"{base.__name__}OverRanks", bases, body)
 
 
 def _normalise(norm: nn.BatchNorm2d, images: Tensor) -> Tensor:
     """Return (B, C, H, W) images normalised over all ranks; update the running statistics."""
     wide = images.to(torch.promote_types(images.dtype, torch.float32))
-    mean = _differentiable_mean(wide.mean((0, 2, 3)))
+    mean: Tensor = _MeanOverRanks.apply(wide.mean((0, 2, 3)))
     centred = wide - mean.view(1, -1, 1, 1)
     # around the mean of all ranks: E[x^2] - E[x]^2 would lose the digits of a small variance
-    variance = _differentiable_mean(centred.square().mean((0, 2, 3)))
+    variance: Tensor = _MeanOverRanks.apply(centred.square().mean((0, 2, 3)))
     if norm.track_running_stats and norm.running_mean is not None:
-        _update_running_statistics(
-            norm, mean.detach(), variance.detach(), wide.numel() // wide.shape[1]
-        )
+        count = world_size() * wide.numel() // wide.shape[1]
+        _update_running_statistics(norm, mean.detach(), variance.detach(), count)
     scale = torch.rsqrt(variance + norm.eps)
     if norm.weight is not None:
         scale = scale * norm.weight
@@ -71,26 +73,19 @@ def _normalise(norm: nn.BatchNorm2d, images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _update_running_statistics(
-    norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, rank_count: int
+    norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, count: int
 ) -> None:
     assert norm.running_mean is not None and norm.running_var is not None
     assert norm.num_batches_tracked is not None
     norm.num_batches_tracked.add_(1)
-    step = norm.momentum
-    if step is None:
-        step = 1 / float(norm.num_batches_tracked)
-    count = rank_count * world_size()
+    step = 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
     norm.running_mean.lerp_(mean, step)
     norm.running_var.lerp_(variance * (count / max(1, count - 1)), step)
 
 
-def _differentiable_mean(value: Tensor) -> Tensor:
-    """Return the mean of `value` over all ranks; the gradient is the mean over all ranks too."""
-    mean: Tensor = _DifferentiableMean.apply(value)
-    return mean
+class _MeanOverRanks(torch.autograd.Function):
+    """The mean over all ranks, whose gradient is the mean over all ranks too."""
 
-
-class _DifferentiableMean(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:  # noqa: ARG004 (torch's contract)
         return all_reduce_mean(value)

@@ -29,8 +29,7 @@ def adapt_batch_norms(
     A batch holds up to `batch_size` images of one size.
 
     Args:
-        networks: Networks on `device` without frozen batch norms. Set their mode again, for example
-            with `train()`, afterwards.
+        networks: Without frozen batch norms; set their mode again afterwards, with `train()`.
         target: How images are read; crops and mirroring are not applied, no label is read.
         samples: The images of `target` to use.
         batch_size: Maximum images per batch.

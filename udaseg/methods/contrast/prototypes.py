@@ -116,10 +116,6 @@ class PrototypeSums:
     prototype is the mean of these over the images that have such cells. Sums are float64, so a pass
     that is split over processes gives the same prototypes.
 
-    Args:
-        num_classes: K.
-        channels: D.
-
     Reference:
         Xie et al., SPCL (2021), initialisation.
     """
@@ -130,24 +126,13 @@ class PrototypeSums:
 
     @torch.no_grad()
     def add(self, features: Tensor, labels: Tensor, predictions: Tensor) -> None:
-        """Add one image.
-
-        Args:
-            features: (D, h, w).
-            labels: (h, w) integer; 255 is ignored.
-            predictions: (h, w) integer.
-        """
+        """Add one image, with features (D, h, w)."""
         correct = labels.masked_fill(labels != predictions, IGNORE).flatten()
         sums, counts = class_sums(features.flatten(1).T, correct, len(self.images))
         present = counts > 0
         means = sums.double() / counts.double().clamp_min(1)[:, None]
         self.sums += torch.where(present[:, None], means, 0).to(self.sums.device)
         self.images += present.to(self.images)
-
-    def merge(self, other: "PrototypeSums") -> None:
-        """Add the images of another part of the pass."""
-        self.sums += other.sums
-        self.images += other.images
 
     def prototypes(self) -> tuple[Tensor, Tensor]:
         """Return means (K, D) float64, zero for classes that never occurred, and seen (K,)."""
@@ -172,12 +157,7 @@ class PrototypeContrast(Regularizer):
     """
 
     def __init__(
-        self,
-        spec: Prototypes,
-        *,
-        num_classes: int,
-        channels: int,
-        second_view: View = MIXED,
+        self, spec: Prototypes, *, num_classes: int, channels: int, second_view: View = MIXED
     ) -> None:
         super().__init__()
         self.spec = spec
@@ -193,16 +173,14 @@ class PrototypeContrast(Regularizer):
 
     def forward(self, views: Views) -> Tensor:
         """Return the weighted loss; the prototypes already include the source of this step."""
-        features, labels = _correct_cells(views[SOURCE])
-        means, seen = self.prototypes.preview_update(features, labels)
-        total = self._weighted_mean(features, labels, means, seen)
-        second = views[self.second_view]
+        source, second = _correct_cells(views[SOURCE]), views[self.second_view]
+        means, seen = self.prototypes.preview_update(*source)
         labels = second.labels
         if second.label_confidence is not None:
             labels = labels.masked_fill(second.label_confidence < self.spec.min_confidence, IGNORE)
-        return total + self._weighted_mean(
-            flatten_cells(second.features), labels.flatten(), means, seen
-        )
+        total = self._weighted_mean(*source, means, seen)
+        second_cells = flatten_cells(second.features), labels.flatten()
+        return total + self._weighted_mean(*second_cells, means, seen)
 
     def update(self, views: Views) -> None:
         """Update the prototypes with the source features of this step."""
