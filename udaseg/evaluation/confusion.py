@@ -29,16 +29,10 @@ class ConfusionMatrix:
     """
 
     def __init__(self, num_classes: int, *, ignore: int = 255, num_outside: int = 0) -> None:
-        if not 1 <= num_classes <= num_classes + num_outside < _NUM_IDS:
-            raise ValueError(
-                "a confusion matrix has 1 to 255 classes, got "
-                f"{num_classes}" + (f" and {num_outside} outside" if num_outside else "")
-            )
         self.num_classes = num_classes
         self.ignore = ignore
-        self.table: NDArray[np.int64] = np.zeros(
-            (num_classes + num_outside, num_classes + 1), np.int64
-        )
+        rows, columns = num_classes + num_outside, num_classes + 1
+        self.table: NDArray[np.int64] = np.zeros((rows, columns), np.int64)
 
     def update(
         self,
@@ -102,16 +96,6 @@ class ConfusionMatrix:
     def counts(self) -> NDArray[np.int64]:
         """Pixels of each true and predicted class, (K, K)."""
         return self.table[: self.num_classes, :-1]
-
-    @property
-    def abstained(self) -> NDArray[np.int64]:
-        """Pixels of each true class, outside classes last, predicted as none of the K."""
-        return self.table[:, -1]
-
-    @property
-    def outside(self) -> NDArray[np.int64]:
-        """Pixels of each outside class and predicted class, (E, K)."""
-        return self.table[self.num_classes :, :-1]
 
     @property
     def truth(self) -> NDArray[np.int64]:

@@ -125,7 +125,7 @@ def count_predictions(
         for sample, (labels, truth) in zip(samples, read_ahead(read, samples), strict=True):
             matrix.update(labels, truth, truth_map, prediction_map)
             # ids without a class are rare: a file is searched only if it has some
-            total = int(matrix.abstained.sum())
+            total = int(matrix.table[:, -1].sum())
             if total > num_unclassified:
                 num_unclassified = total
                 unknown = [int(value) for value in np.unique(labels) if value not in valid_ids]

@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -39,21 +38,13 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     label is predicted correctly there is no zero, and the result is close to `MIN_TEMPERATURE`.
 
     Args:
-        logits: (N, K) float, at least one row.
+        logits: (N, K), at least one row, finite.
         labels: (N,) class ids; none is ignored.
-
-    Returns:
-        T between `MIN_TEMPERATURE` and `MAX_TEMPERATURE`.
-
-    Raises:
-        ValueError: No rows, or logits that are not finite.
 
     Reference: Guo et al., On Calibration of Modern Neural Networks, 2017 (arXiv 1706.04599).
     Differs: pixels of segmentation maps instead of images; bisection instead of a quasi-Newton
     method, so the result does not depend on a starting point.
     """
-    if len(labels) == 0 or not bool(torch.isfinite(logits).all()):
-        raise ValueError("a temperature needs at least one pixel, and finite logits")
     rows = logits.float()
     rows = rows - rows.amax(1, keepdim=True)
     label_mean = rows.gather(1, labels.long()[:, None])[:, 0].double().mean()
@@ -63,10 +54,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
         expected = (rows.div(math.exp(middle)).softmax(1) * rows).sum(1).double().mean()
         # too high a temperature: the expected logit is below the mean logit of the labels, or equal
         # if all labels have the largest logit
-        if bool(expected <= label_mean):
-            high = middle
-        else:
-            low = middle
+        low, high = (low, middle) if bool(expected <= label_mean) else (middle, high)
     return math.exp((low + high) / 2)
 
 
@@ -133,13 +121,9 @@ class ConfidenceHistogram:
         )
 
     def expected_calibration_error(self) -> float:
-        """Return the expected calibration error: the mean gap between confidence and accuracy.
-
-        Bins are weighted by their number of pixels. NaN without truth.
+        """Return the mean gap between confidence and accuracy, by pixels; NaN without truth.
 
         Reference: Guo et al., On Calibration of Modern Neural Networks, 2017 (arXiv 1706.04599).
         """
         total = int(self.labelled.sum())
-        if total == 0:
-            return math.nan
-        return float(np.abs(self.confidence - self.correct).sum() / total)
+        return float(np.abs(self.confidence - self.correct).sum() / total) if total else math.nan
