@@ -1,25 +1,22 @@
 """Locate, validate and read a cache of images at training resolution, stored next to the index.
 
-A cache is a folder with one file per image and label, and a manifest. The manifest is written last;
-it holds the size and modification time of every source file.
+A cache is a folder with one file per image and label, and a manifest, which is written last. For
+each image, the manifest has a row with the stamp of the original and the bytes of the cached file,
+of the image and then of its label.
 """
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 from udaseg.data.datasets.index import PreparedDataset, Sample
-from udaseg.data.files.images import read_bytes, read_image
+from udaseg.data.files.images import Pixels, read_bytes, read_image
 from udaseg.data.labels.read import read_train_ids
 from udaseg.data.loading.packed import import_zstd, unpack
 from udaseg.errors import DataError, EnvironmentFault
-from udaseg.files import file_stamp
+from udaseg.files import file_stamp, read_json
 
 log = logging.getLogger(__name__)
 CacheFormat = Literal["png", "raw"]
@@ -44,10 +41,6 @@ class Cache:
     format: CacheFormat
     uncached: frozenset[str] = frozenset()
 
-    def contains(self, sample: Sample) -> bool:
-        """Return whether `sample` is cached."""
-        return sample.image not in self.uncached
-
     def image_path(self, sample: Sample) -> Path:
         """Return the path of the cached image of `sample`."""
         return self.folder / "images" / f"{sample.image}.{self.format}"
@@ -56,29 +49,21 @@ class Cache:
         """Return the path of the cached label of `sample`."""
         return self.folder / "labels" / f"{sample.label}.{self.format}"
 
-    def load_image(self, sample: Sample) -> NDArray[np.uint8]:
-        """Return the cached (H, W, 3) image of `sample`.
+    def load_image(self, sample: Sample) -> Pixels:
+        """Return the cached (H, W, 3) image of `sample`."""
+        return self._read(self.image_path(sample), (*self.size, 3))
 
-        Raises:
-            DataError: The cached file is damaged.
-        """
-        return self._read(self.image_path(sample), color=True)
+    def load_labels(self, sample: Sample) -> Pixels:
+        """Return the cached (H, W) train ids of `sample`."""
+        return self._read(self.label_path(sample), self.size)
 
-    def load_labels(self, sample: Sample) -> NDArray[np.uint8]:
-        """Return the cached (H, W) train ids of `sample`.
-
-        Raises:
-            DataError: The cached file is damaged.
-        """
-        return self._read(self.label_path(sample), color=False)
-
-    def _read(self, path: Path, *, color: bool) -> NDArray[np.uint8]:
+    def _read(self, path: Path, shape: tuple[int, ...]) -> Pixels:
         try:
             if self.format == "raw":
                 pixels = unpack(path, read_bytes(path))
             else:
-                pixels = read_image(path) if color else read_train_ids(path)
-            if pixels.shape != (*self.size, 3)[: 3 if color else 2]:
+                pixels = read_image(path) if len(shape) == 3 else read_train_ids(path)
+            if pixels.shape != shape:
                 raise DataError(f"{path}: damaged: unexpected shape {pixels.shape}")
         except DataError as error:
             raise DataError(
@@ -93,15 +78,10 @@ def cache_folder(dataset: PreparedDataset, size: tuple[int, int]) -> Path:
     return dataset.folder / f"cache-{size[1]}x{size[0]}"
 
 
-def read_cache_manifest(folder: Path) -> Mapping[str, Any] | None:
-    """Return the manifest of a cache; None if it is missing or not readable by this version."""
-    try:
-        document = json.loads((folder / CACHE_MANIFEST_NAME).read_text(encoding="utf-8"))
-        readable = document["version"] == CACHE_VERSION and document["form"] in ("png", "raw")
-        readable = readable and all(len(row) == 4 for row in document["files"].values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
-    return dict(document) if readable else None
+def read_cache_manifest(folder: Path) -> dict[str, Any] | None:
+    """Return the manifest of a cache; None if it is missing or of another version."""
+    manifest = read_json(folder / CACHE_MANIFEST_NAME)
+    return manifest if manifest.get("version") == CACHE_VERSION else None
 
 
 def uncached_images(rows: Mapping[str, Any]) -> frozenset[str]:
@@ -131,12 +111,11 @@ def open_cache(
         log.warning("%s: the cache is incomplete and is ignored; %s", folder, advice)
         return None
     rows = manifest["files"]
-    left_out = uncached_images(rows)
-    cache = Cache(folder, size, manifest["form"], left_out)
+    cache = Cache(folder, size, manifest["form"], uncached_images(rows))
     stale = [
         sample.image
         for sample in dataset.split(split)
-        if sample.image not in left_out
+        if sample.image not in cache.uncached
         and not is_up_to_date(dataset, cache, sample, rows.get(sample.image), labelled=labelled)
     ]
     if stale:
@@ -161,28 +140,28 @@ def open_cache(
 def is_up_to_date(
     dataset: PreparedDataset, cache: Cache, sample: Sample, row: Any, *, labelled: bool
 ) -> bool:
-    """Return whether the cached files of `sample` are complete and up to date.
+    """Return whether the cached files of `sample` are those of its row in the manifest.
 
     Args:
         dataset: The dataset.
         cache: Its cache.
         sample: The image to check.
-        row: Entry of the manifest or journal: stamp and bytes of the image, then of the label.
+        row: Its row in the manifest; None if it has none.
         labelled: Whether to check the label too.
     """
-    if not isinstance(row, list) or len(row) != 4:
+    if row is None:
         return False
-    image, image_bytes, label, label_bytes = row
-    if image != file_stamp(dataset.image_path(sample)):
+    image_stamp, image_bytes, *label = row
+    if image_stamp != file_stamp(dataset.image_path(sample)):
         return False
-    if image_bytes is None:
-        return True  # not cached, and the file has not changed
+    if image_bytes is None:  # not cached, and the file has not changed
+        return True
     if image_bytes != _file_size(cache.image_path(sample)):
         return False
-    if not labelled:
-        return True
-    same = label == file_stamp(dataset.label_path(sample))
-    return same and bool(label_bytes == _file_size(cache.label_path(sample)))
+    return not labelled or label == [
+        file_stamp(dataset.label_path(sample)),
+        _file_size(cache.label_path(sample)),
+    ]
 
 
 def _file_size(path: Path) -> int:

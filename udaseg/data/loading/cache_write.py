@@ -3,27 +3,19 @@
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import timeit
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from udaseg.data.datasets.index import PreparedDataset, Sample
-from udaseg.data.files.images import read_bytes, read_image, write_png
+from udaseg.data.files.images import Pixels, keep_freed_memory, read_bytes, write_png
+from udaseg.data.files.orientation import read_orientation
 from udaseg.data.files.threads import map_in_threads
-from udaseg.data.loading.cache import (
-    CACHE_MANIFEST_NAME,
-    CACHE_VERSION,
-    Cache,
-    CacheFormat,
-    cache_folder,
-    is_up_to_date,
-    read_cache_manifest,
-    uncached_images,
-)
+from udaseg.data.loading import cache as caches
+from udaseg.data.loading.cache import Cache, CacheFormat
 from udaseg.data.loading.crops import CropSource
 from udaseg.data.loading.packed import import_zstd, pack
 from udaseg.files import (
@@ -39,6 +31,8 @@ CACHE_JOURNAL_NAME = "journal.jsonl"
 
 _SAMPLES_FOR_ESTIMATE = 16
 """Images after which the total size is estimated."""
+
+_SAMPLES_FOR_SPEEDUP = 8
 
 
 @dataclass(frozen=True)
@@ -59,7 +53,7 @@ class CacheReport:
     written: int
     size_bytes: int
     seconds: float
-    speedup: float | None = None
+    speedup: float | None
 
 
 def write_cache(
@@ -81,67 +75,52 @@ def write_cache(
         form: `png`, or `raw`: four times faster to read, needs zstd.
         workers: Threads; -1 uses one per core.
         on_progress: Called with the number of finished images and the total.
-
-    Raises:
-        DataError: An image or label cannot be read.
-        EnvironmentFault: zstd is missing for `raw`, or there is not enough disk space.
     """
     started = time.monotonic()
     if form == "raw":
         import_zstd()
+    splits = ["train"] if "train" in dataset.splits else list(dataset.splits)
+    samples = list({s.image: s for split in splits for s in dataset.split(split)}.values())
+    cache = Cache(caches.cache_folder(dataset, size), size, form)
     with file_lock(dataset.folder.parent / f".{dataset.folder.name}.lock"):
-        cache = Cache(cache_folder(dataset, size), size, form)
-        samples = _samples_to_cache(dataset)
         rows = _reusable_rows(dataset, cache, samples)
-        jobs = [sample for sample in samples.values() if sample.image not in rows]
-        if jobs or (read_cache_manifest(cache.folder) or {"files": {}})["files"] != rows:
+        reused = len(rows)
+        manifest = caches.read_cache_manifest(cache.folder)
+        if reused < len(samples) or manifest is None or manifest["files"] != rows:
             cache.folder.mkdir(parents=True, exist_ok=True)
-            _write_samples(dataset, cache, jobs, rows, workers, on_progress)
+            _write_samples(dataset, cache, samples, rows, workers, on_progress)
             sync_to_disk()  # the manifest promises that all files are complete
-            document = {"version": CACHE_VERSION, "form": form, "size": size, "files": rows}
-            write_atomic(cache.folder / CACHE_MANIFEST_NAME, json.dumps(document).encode())
-            (cache.folder / CACHE_JOURNAL_NAME).unlink(missing_ok=True)
+            document = {"version": caches.CACHE_VERSION, "form": form, "size": size, "files": rows}
+            write_atomic(cache.folder / caches.CACHE_MANIFEST_NAME, json.dumps(document).encode())
             _remove_other_files(cache, samples)
-    left_out = uncached_images(rows)
-    total = sum((row[1] or 0) + (row[3] or 0) for row in rows.values())
+    cache = replace(cache, uncached=caches.uncached_images(rows))
     return CacheReport(
-        Cache(cache.folder, size, form, left_out),
-        len(rows) - len(left_out),
-        len(jobs),
-        total,
-        time.monotonic() - started,
+        cache,
+        images=len(rows) - len(cache.uncached),
+        written=len(samples) - reused,
+        size_bytes=sum((row[1] or 0) + (row[3] or 0) for row in rows.values()),
+        seconds=time.monotonic() - started,
+        speedup=_measure_speedup(dataset, cache, samples),
     )
 
 
-def _samples_to_cache(dataset: PreparedDataset) -> dict[str, Sample]:
-    splits = ["train"] if "train" in dataset.splits else list(dataset.splits)
-    return {sample.image: sample for split in splits for sample in dataset.split(split)}
-
-
 def _reusable_rows(
-    dataset: PreparedDataset, cache: Cache, samples: dict[str, Sample]
+    dataset: PreparedDataset, cache: Cache, samples: Sequence[Sample]
 ) -> dict[str, Any]:
-    """Return the rows of up-to-date files, from a complete cache and from a killed run."""
-    manifest = read_cache_manifest(cache.folder) or {"form": None, "files": {}}
-    form, journal_rows = _read_journal(cache.folder)
-    if cache.folder.is_dir() and cache.format not in (manifest["form"], form):
+    """Return the rows of up-to-date files, of a killed run or else of a complete cache."""
+    form, rows = _known_rows(cache.folder)
+    if cache.folder.is_dir() and form != cache.format:
         shutil.rmtree(cache.folder)
         return {}
-    rows = dict(manifest["files"]) if manifest["form"] == cache.format else {}
-    if form is not None:
-        rows |= journal_rows if form == cache.format else {}
-        for leftover in cache.folder.rglob(".*.tmp"):
-            leftover.unlink(missing_ok=True)
     return {
-        name: rows[name]
-        for name, sample in samples.items()
-        if name in rows
-        and is_up_to_date(dataset, cache, sample, rows[name], labelled=sample.label is not None)
+        s.image: rows[s.image]
+        for s in samples
+        if caches.is_up_to_date(dataset, cache, s, rows.get(s.image), labelled=s.label is not None)
     }
 
 
-def _read_journal(folder: Path) -> tuple[str | None, dict[str, Any]]:
-    """Return format and rows of an unfinished run; its last line may be incomplete."""
+def _known_rows(folder: Path) -> tuple[str | None, dict[str, Any]]:
+    """Return format and rows of an unfinished run, or else of a complete cache."""
     form, rows = None, {}
     try:
         first, *lines = (folder / CACHE_JOURNAL_NAME).read_text(encoding="utf-8").splitlines()
@@ -149,53 +128,54 @@ def _read_journal(folder: Path) -> tuple[str | None, dict[str, Any]]:
         for line in lines:
             name, row = json.loads(line)
             rows[name] = row
-    except (OSError, ValueError, TypeError):
-        pass  # keep the rows before the incomplete line
+    except (OSError, ValueError):
+        pass  # keep the rows before the last line, which may be incomplete
+    manifest = caches.read_cache_manifest(folder)
+    if form is None and manifest is not None:
+        return manifest["form"], manifest["files"]
     return form, rows
 
 
 def _write_samples(
     dataset: PreparedDataset,
     cache: Cache,
-    jobs: Sequence[Sample],
+    samples: Sequence[Sample],
     rows: dict[str, Any],
     workers: int,
     on_progress: Callable[[int, int], None] | None,
 ) -> None:
-    """Write the files of `jobs` and add their rows; journal each sample once it is complete."""
-    header = [json.dumps(cache.format), *(json.dumps(item) for item in rows.items())]
-    write_atomic(cache.folder / CACHE_JOURNAL_NAME, ("\n".join(header) + "\n").encode())
-    reused, written_bytes = len(rows), 0
-    if on_progress is not None:
-        on_progress(reused, reused + len(jobs))
+    """Write the files of samples without a row, and add their rows, also to the journal."""
+    journal_path = cache.folder / CACHE_JOURNAL_NAME
+    header = [cache.format, *rows.items()]
+    write_atomic(journal_path, "".join(f"{json.dumps(line)}\n" for line in header).encode())
+    remaining, sizes = len(samples) - len(rows), list[int]()
 
-    def write(sample: Sample) -> list[Any]:
-        return _write_sample(dataset, cache, sample)
+    def write(sample: Sample) -> list[Any] | None:
+        return None if sample.image in rows else _write_sample(dataset, cache, sample)
 
-    with (cache.folder / CACHE_JOURNAL_NAME).open("a", encoding="utf-8") as journal:
-        for done, (sample, row) in enumerate(map_in_threads(write, jobs, workers), 1):
+    with journal_path.open("a", encoding="utf-8") as journal:
+        for sample, row in map_in_threads(write, samples, workers, on_progress):
+            if row is None:
+                continue
             rows[sample.image] = row
             journal.write(json.dumps((sample.image, row)) + "\n")
             journal.flush()
-            written_bytes += (row[1] or 0) + (row[3] or 0)
-            if done == _SAMPLES_FOR_ESTIMATE:
-                remaining_bytes = (len(jobs) - done) * written_bytes // done
-                if remaining_bytes > free_disk_space(cache.folder):
-                    raise disk_full(cache.folder, remaining_bytes)
-            if on_progress is not None:
-                on_progress(reused + done, reused + len(jobs))
+            sizes.append((row[1] or 0) + (row[3] or 0))
+            if len(sizes) == _SAMPLES_FOR_ESTIMATE:
+                needed = (remaining - len(sizes)) * sum(sizes) // len(sizes)
+                if needed > free_disk_space(cache.folder):
+                    raise disk_full(cache.folder, needed)
 
 
 def _write_sample(dataset: PreparedDataset, cache: Cache, sample: Sample) -> list[Any]:
-    """Write the files of one sample; return stamp and bytes of image and label."""
-    # The stamp is taken before reading, so a change during the read is detected later.
-    image_stamp = file_stamp(dataset.image_path(sample))
-    labelled = sample.label is not None
-    if labelled and _is_rotated_by_exif(dataset.image_path(sample)):
+    """Write the files of one sample; return its row for the manifest."""
+    # The stamps are taken before reading, so a change during the read is detected later.
+    original, labelled = dataset.image_path(sample), sample.label is not None
+    image_stamp = file_stamp(original)
+    if labelled and _is_rotated_by_exif(original):
         return [image_stamp, None, None, None]
     label_stamp = file_stamp(dataset.label_path(sample)) if labelled else None
-    crops = CropSource(dataset, "", cache.size, cache.size, flip=False, labelled=labelled)
-    image, labels = crops.read(sample)
+    image, labels = _originals(dataset, cache, sample).read(sample)
     image_bytes = _write_pixels(cache.image_path(sample), image, cache.format)
     label_bytes = (
         0 if labels is None else _write_pixels(cache.label_path(sample), labels, cache.format)
@@ -203,7 +183,19 @@ def _write_sample(dataset: PreparedDataset, cache: Cache, sample: Sample) -> lis
     return [image_stamp, image_bytes, label_stamp, label_bytes]
 
 
-def _write_pixels(path: Path, pixels: NDArray[np.uint8], form: CacheFormat) -> int:
+def _is_rotated_by_exif(path: Path) -> bool:
+    """Return whether EXIF rotates the image; it is not cached, as source and target differ then."""
+    data = read_bytes(path)  # Pillow would decode a PNG to search it
+    return (b"Exif" in data or b"eXIf" in data) and read_orientation(path) != 1
+
+
+def _originals(dataset: PreparedDataset, cache: Cache, sample: Sample) -> CropSource:
+    """Return what reads a sample from its original files, at the size of the cache."""
+    labelled = sample.label is not None
+    return CropSource(dataset, "", cache.size, cache.size, flip=False, labelled=labelled)
+
+
+def _write_pixels(path: Path, pixels: Pixels, form: CacheFormat) -> int:
     if form == "raw":
         write_atomic(path, pack(pixels))
     else:
@@ -211,20 +203,36 @@ def _write_pixels(path: Path, pixels: NDArray[np.uint8], form: CacheFormat) -> i
     return path.stat().st_size
 
 
-def _remove_other_files(cache: Cache, samples: Mapping[str, Sample]) -> None:
-    """Remove cached files of images that are no longer in the dataset."""
-    expected = {cache.folder / CACHE_MANIFEST_NAME}
-    for sample in samples.values():
+def _remove_other_files(cache: Cache, samples: Sequence[Sample]) -> None:
+    """Remove the journal, and cached files of images that are no longer in the dataset."""
+    expected = {cache.folder / caches.CACHE_MANIFEST_NAME}
+    for sample in samples:
         expected |= {cache.image_path(sample), cache.label_path(sample)}
     for path in cache.folder.rglob("*"):
         if path.is_file() and path not in expected:
             path.unlink()
 
 
-def _is_rotated_by_exif(path: Path) -> bool:
-    """Return whether EXIF rotates the image; it is not cached, as source and target differ then."""
-    data = read_bytes(path)
-    if b"Exif" not in data and b"eXIf" not in data:
-        return False
-    stored, upright = read_image(path), read_image(path, apply_exif=True)
-    return stored.shape != upright.shape or bool((stored != upright).any())
+def _measure_speedup(
+    dataset: PreparedDataset, cache: Cache, samples: Sequence[Sample]
+) -> float | None:
+    """Return the ratio of the CPU times of one thread to read originals and cache; None if empty.
+
+    It is the median over a few fixed samples; time spent waiting for the disk does not count.
+    """
+    cached = [sample for sample in samples if sample.image not in cache.uncached]
+    if not cached:
+        return None
+
+    def seconds(crops: CropSource, sample: Sample) -> float:
+        return min(
+            timeit.repeat(lambda: crops.read(sample), timer=time.thread_time, number=1, repeat=3)
+        )
+
+    def ratio(sample: Sample) -> float:
+        crops = _originals(dataset, cache, sample)
+        return seconds(crops, sample) / max(seconds(replace(crops, cache=cache), sample), 1e-9)
+
+    keep_freed_memory()  # as in a loader process
+    chosen = cached[:: -(-len(cached) // _SAMPLES_FOR_SPEEDUP)]
+    return median(speedup for _, speedup in map_in_threads(ratio, chosen, 1))

@@ -11,7 +11,6 @@ from udaseg.data.datasets.catalog import DOCUMENTS, resolve_declaration
 from udaseg.data.datasets.declaration import Declaration, unknown_rule_message
 from udaseg.data.datasets.index import read_index
 from udaseg.data.datasets.pairs import DatasetFiles, find_pairs
-from udaseg.data.loading.cache_speed import measure_cache_speedup
 from udaseg.data.loading.cache_write import write_cache
 from udaseg.data.prepare import locate, rules
 from udaseg.data.prepare.convert import read_all
@@ -113,8 +112,6 @@ def _add_cache(report: PrepareReport, options: CacheOptions, workers: int) -> No
         report.cache = write_cache(
             report.dataset, options.size, options.format, workers=workers, on_progress=on_progress
         )
-    speedup = measure_cache_speedup(report.dataset, report.cache.cache)
-    report.cache = replace(report.cache, speedup=speedup)
 
 
 def prepare_dataset(
