@@ -32,9 +32,6 @@ def demo(*, seed: int, out: Path, root: Path) -> None:
         seed: Seed of both trainings; toyland is always the same.
         out: Folder for runs, summary and picture; an earlier demo there is replaced.
         root: Folder of the prepared data.
-
-    Raises:
-        UsageError: `out` holds something other than an earlier demo.
     """
     if out.is_dir() and any(out.iterdir()) and not (out / "source_only" / "recipe.yaml").is_file():
         raise UsageError(f"{out}: is not empty and not an earlier demo; choose another --out")

@@ -36,7 +36,7 @@ def without_peers() -> Iterator[None]:
 
 
 def rank() -> int:
-    """Return the rank of this process, 0 without a process group."""
+    """Return the rank of this process; 0 without a process group."""
     return dist.get_rank() if is_initialized() else 0
 
 
@@ -128,10 +128,7 @@ def all_gather_object(value: T) -> list[T]:
 def on_rank_zero(act: Callable[[], T]) -> T:
     """Call `act` on rank 0 while the others wait, and return its result on every rank.
 
-    The result must be picklable.
-
-    Raises:
-        RankFailed: On the other ranks, when `act` failed on rank 0.
+    The result must be picklable. An error on rank 0 becomes `RankFailed` on the others.
     """
     if world_size() == 1:
         return act()
@@ -154,7 +151,6 @@ def on_rank_zero(act: Callable[[], T]) -> T:
 @contextlib.contextmanager
 def local_rank_zero_first() -> Iterator[None]:
     """Run the body on local rank 0 of each host first, then on the others, which find its files."""
-    # a single process does not wait
     if local_rank() > 0:
         barrier()
     yield
@@ -184,30 +180,25 @@ def resolve_device(name: str) -> torch.device:
     """Return the device with that name; `auto` is CUDA if available.
 
     With several processes on a host, each gets the GPU with its local rank.
-
-    Raises:
-        EnvironmentFault: There is no such device.
-        RecipeError: The name is not valid, or names one GPU for several processes.
     """
     if name == "auto":
-        gpu = torch.cuda.is_available()
-        return torch.device("cuda", local_rank()) if gpu else torch.device("cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise RecipeError(
             f"machine.device: '{name}' is not a device; use cpu, cuda or cuda:N"
         ) from error
-    if device.type == "cuda" and world_size() > 1:
-        if device.index is not None:
-            raise RecipeError(
-                f"machine.device: {name} is one GPU for {world_size()} processes; use cuda, and "
-                "select GPUs with CUDA_VISIBLE_DEVICES"
-            )
+    if device.type != "cuda":
+        return device
+    if device.index is None:
         device = torch.device("cuda", local_rank())
-    if device.type == "cuda" and (
-        not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()
-    ):
+    elif world_size() > 1:
+        raise RecipeError(
+            f"machine.device: {name} is one GPU for {world_size()} processes; use cuda, and "
+            "select GPUs with CUDA_VISIBLE_DEVICES"
+        )
+    if not torch.cuda.is_available() or device.index >= torch.cuda.device_count():
         raise EnvironmentFault(
             f"machine.device: {name} is not available ({torch.cuda.device_count()} CUDA devices); "
             "use --device cpu"

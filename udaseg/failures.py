@@ -45,7 +45,7 @@ class FailureReporter:
             self._reported = error
             return error
         if _is_lost_peer(error) and not is_consequence:
-            return self._lost_rank_error(error)
+            return self._lost_rank_error()
         code, text = _code_and_message(error)
         if not is_consequence and not self._is_first():
             return RankFailed(text, code, reported_elsewhere=True)
@@ -58,7 +58,7 @@ class FailureReporter:
             f"process {rank()} on {platform.node()}: {text}", code, reported_elsewhere=False
         )
 
-    def _lost_rank_error(self, error: Exception) -> Exception:
+    def _lost_rank_error(self) -> Exception:
         """Return the reported error of the lost rank, or that it ended without a report."""
         with contextlib.suppress(RuntimeError):
             self._store.wait(["why"], _WAIT_FOR_REASON)
@@ -68,12 +68,8 @@ class FailureReporter:
             "another process of the run has ended (killed, out of memory, or its host or network "
             "failed); its checkpoints are intact, continue with --resume RUN"
         )
-        reported_elsewhere = not self._is_first()
-        failure = RankFailed(
-            text, EnvironmentFault.exit_code, reported_elsewhere=reported_elsewhere
-        )
-        failure.__cause__ = error
-        return failure
+        code = EnvironmentFault.exit_code
+        return RankFailed(text, code, reported_elsewhere=not self._is_first())
 
     def _is_first(self) -> bool:
         try:
@@ -94,9 +90,6 @@ def process_group(device_type: str) -> Iterator[None]:
 
     Args:
         device_type: `cuda` assigns each process the GPU of its local rank.
-
-    Raises:
-        EnvironmentFault: torchrun started more processes on this host than it has GPUs.
     """
     global _reporter
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or is_initialized():
@@ -145,7 +138,6 @@ def _select_gpu() -> None:
 
 
 def _code_and_message(error: Exception) -> tuple[int, str]:
-    """Return the exit code and the message of an error."""
     if isinstance(error, UdasegError):
         return error.exit_code, str(error)
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
@@ -163,9 +155,6 @@ def _caused_by(error: BaseException, first: BaseException) -> bool:
 
 def _is_lost_peer(error: Exception) -> bool:
     """Return whether `error` means that another rank does not respond."""
-    if isinstance(error, UdasegError):
-        return False
-    network = isinstance(error, dist.DistError)
-    return network or (
-        isinstance(error, RuntimeError) and any(text in str(error) for text in _LOST_PEER)
-    )
+    if isinstance(error, dist.DistError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _LOST_PEER)

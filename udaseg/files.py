@@ -9,7 +9,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -101,6 +101,18 @@ def file_stamp(path: Path) -> str:
     return f"{info.st_size} {info.st_mtime_ns}"
 
 
+def remove_other_files(folder: Path, names_to_keep: Collection[str]) -> None:
+    """Remove all files below `folder` but these (relative paths), and folders without any."""
+    for top, folders, file_names in os.walk(folder, topdown=False):
+        for name in file_names:
+            path = Path(top, name)
+            if path.relative_to(folder).as_posix() not in names_to_keep:
+                path.unlink()
+        for name in folders:
+            with contextlib.suppress(OSError):  # it is not empty
+                Path(top, name).rmdir()
+
+
 def sync_to_disk() -> None:
     """Sync all written data to disk.
 
@@ -113,13 +125,9 @@ def sync_to_disk() -> None:
 def rename_durably(source: Path, target: Path) -> None:
     """Rename a file or folder whose content is already on disk, and sync the rename as well."""
     source.rename(target)
-    _sync_folder(target.parent)
-
-
-def _sync_folder(folder: Path) -> None:
     # Windows and some file systems cannot sync a folder
     with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
+        descriptor = os.open(target.parent, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
@@ -159,9 +167,6 @@ def disk_space(folder: Path, needed: Callable[[], int]) -> Iterator[None]:
     Args:
         folder: A folder on that disk.
         needed: Returns an estimate of the bytes that are still to be written.
-
-    Raises:
-        EnvironmentFault: The disk is full.
     """
     try:
         yield

@@ -18,15 +18,10 @@ Group = Literal["udaseg.backbones", "udaseg.regularizers", "udaseg.label_formats
 
 @dataclass(frozen=True)
 class Plugin:
-    """A named object of an installed package.
+    """A named object of an installed package."""
 
-    Attributes:
-        name: Name in recipes and dataset YAML.
-        package: Name of the installed package, as pip knows it.
-    """
-
-    name: str
-    package: str
+    name: str  # in recipes and dataset YAML
+    package: str  # as pip knows it
     _entry: EntryPoint
 
     def fingerprint(self) -> str:
@@ -45,11 +40,7 @@ class Plugin:
         return hashlib.sha256(f"{self.package} {version} ".encode() + code).hexdigest()
 
     def load(self) -> Any:
-        """Import and return the object.
-
-        Raises:
-            EnvironmentFault: The package cannot be imported.
-        """
+        """Import and return the object."""
         try:
             return self._entry.load()
         except Exception as error:
@@ -69,11 +60,7 @@ def list_plugins(group: Group) -> list[Plugin]:
 
 
 def find_plugin(group: Group, name: str) -> Plugin | None:
-    """Return the plug-in of this name, or None if no installed package has one.
-
-    Raises:
-        EnvironmentFault: Several packages have one.
-    """
+    """Return the plug-in of this name, or None if no installed package has one."""
     matches = [plugin for plugin in list_plugins(group) if plugin.name == name]
     packages = sorted({plugin.package for plugin in matches})
     if len(packages) > 1:

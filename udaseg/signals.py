@@ -9,8 +9,8 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from types import FrameType, TracebackType
-from typing import Any
+from types import FrameType
+from typing import Any, Self
 
 from udaseg.distributed import all_reduce_max, world_size
 from udaseg.errors import Interrupted
@@ -34,19 +34,14 @@ class StopSignal:
         self._message: str | None = None
         self._previous_handlers: dict[int, Any] = {}
 
-    def __enter__(self) -> "StopSignal":
-        if threading.current_thread() is not threading.main_thread():
-            return self  # Python lets only the main thread handle signals
-        for number in _SIGNALS:
-            self._previous_handlers[number] = signal.signal(number, self._handle)
+    def __enter__(self) -> Self:
+        # Python lets only the main thread handle signals
+        if threading.current_thread() is threading.main_thread():
+            for number in _SIGNALS:
+                self._previous_handlers[number] = signal.signal(number, self._handle)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
 

@@ -16,13 +16,17 @@ def printable(text: str) -> str:
 
     Line ends and tabs are kept. The result is safe to print on a terminal.
     """
-    return UNSAFE.sub(lambda match: match.group().encode("unicode_escape").decode(), text)
+    return UNSAFE.sub(_escape, text)
 
 
 def shortened(text: str, longest: int = 60) -> str:
     """Return `text` printable on one line, cut to about `longest` characters."""
     short = text if len(text) <= longest else f"{text[:longest]}…"
-    return UNSAFE_IN_VALUE.sub(lambda m: m.group().encode("unicode_escape").decode(), short)
+    return UNSAFE_IN_VALUE.sub(_escape, short)
+
+
+def _escape(match: re.Match[str]) -> str:
+    return match.group().encode("unicode_escape").decode()
 
 
 LONGEST_WORD = 64
