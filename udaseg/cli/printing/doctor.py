@@ -29,17 +29,12 @@ def print_diagnosis(console: Console, diagnosis: "Diagnosis") -> None:
     classes = _class_table(diagnosis.sets)
     if classes is not None:
         console.print(classes)
-    folders = {facts.role: facts.folder for facts in diagnosis.sets}
+    folders = [facts.folder for facts in diagnosis.sets]
     for finding in diagnosis.findings:
         _print_finding(console, finding, folders)
-    counts = Counter(finding.severity for finding in diagnosis.findings)
-    summary = ", ".join(
-        (
-            count_text(counts["error"], "error"),
-            count_text(counts["warning"], "warning"),
-            count_text(counts["info"], "note"),
-        )
-    )
+    counts = Counter[str](finding.severity for finding in diagnosis.findings)
+    nouns = {"error": "error", "warning": "warning", "info": "note"}
+    summary = ", ".join(count_text(counts[severity], noun) for severity, noun in nouns.items())
     images = sum(split.images for facts in diagnosis.sets for split in facts.splits.values())
     console.print(safe_text(f"\n{summary}; checked {images:,} images in {diagnosis.seconds:.1f} s"))
 
@@ -91,10 +86,7 @@ def _color_text(facts: "SetStatistics") -> str:
 
 
 def _class_table(sets: Sequence["SetStatistics"]) -> Table | None:
-    """Return a table of each class's share of the labels, per set; None if no set has labels.
-
-    For a source, only its training splits count; for other sets, all labels.
-    """
+    """Return a table of each class's share of the labels, per set; None if no set has labels."""
     shares = {facts.role: _shares(facts) for facts in sets if facts.class_pixels}
     if not shares:
         return None
@@ -109,16 +101,18 @@ def _class_table(sets: Sequence["SetStatistics"]) -> Table | None:
 
 
 def _shares(facts: "SetStatistics") -> dict[str, str]:
-    pixels = facts.class_pixels
-    total = max(1, sum(pixels.values()))
-    return {name: _percent(count / total) if count else "never" for name, count in pixels.items()}
+    total = max(1, sum(facts.class_pixels.values()))
+    return {
+        name: _percent(count / total) if count else "never"
+        for name, count in facts.class_pixels.items()
+    }
 
 
 def _percent(share: float) -> str:
     return f"{100 * share:.2f} %" if share >= _SMALLEST_SHARE else f"< {100 * _SMALLEST_SHARE:g} %"
 
 
-def _print_finding(console: Console, finding: "Finding", folders: dict[str, Path]) -> None:
+def _print_finding(console: Console, finding: "Finding", folders: Sequence[Path]) -> None:
     location = "" if finding.role == "data" else f" in {finding.role}"
     head = safe_text(f"\n{finding.severity:<{_INDENT - 1}} ", style=_COLORS[finding.severity])
     head.append(finding.code, style="bold")
@@ -129,7 +123,7 @@ def _print_finding(console: Console, finding: "Finding", folders: dict[str, Path
         _print_indented(console, _amounts_text(finding), extra_indent=2)
     limit = _MAX_INFO_EXAMPLES if finding.severity == "info" else len(finding.examples)
     for example in finding.examples[:limit]:
-        path = "" if example.path is None else _relative_path(example.path, list(folders.values()))
+        path = "" if example.path is None else _relative_path(example.path, folders)
         parts = [part for part in (path, example.note) if part]
         line = ": ".join(parts).replace("\n", "\\n")  # a file name may contain a newline
         _print_indented(console, line, extra_indent=2, style="dim")
@@ -151,10 +145,8 @@ def _print_indented(
 
 def _relative_path(path: Path, folders: Sequence[Path]) -> str:
     """Return a path relative to the folder of its set; unchanged if it lies elsewhere."""
-    for folder in folders:
-        if path != folder and path.is_relative_to(folder):
-            return str(path.relative_to(folder))
-    return str(path)
+    folder = next((top for top in folders if top in path.parents), None)
+    return str(path if folder is None else path.relative_to(folder))
 
 
 def _amounts_text(finding: "Finding") -> str:

@@ -2,7 +2,6 @@
 
 import bz2
 import gzip
-import io
 import lzma
 import tarfile
 from collections.abc import Callable, Iterator
@@ -11,13 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any, cast
 
-from udaseg.data.archives.members import (
-    Member,
-    MemberContent,
-    MemberTotals,
-    damaged_archive_error,
-    safe_member_path,
-)
+from udaseg.data.archives import members as checks
+from udaseg.data.archives.members import Member, MemberContent
 from udaseg.errors import DataError
 
 _BLOCK = 512
@@ -58,9 +52,9 @@ class TarReader:
         An error if a member would be written outside the target folder, is not a regular file, or
         is too large, or if the archive is cut off.
         """
-        files, totals, end = [], MemberTotals(self.archive), 0
+        files, totals, end = [], checks.MemberTotals(self.archive), 0
         for _, entry in self._entries():
-            member = Member(safe_member_path(entry.name, self.archive), entry.size)
+            member = Member(checks.safe_member_path(entry.name, self.archive), entry.size)
             if not (entry.isfile() or entry.isdir()) or entry.issparse():
                 raise DataError(
                     f"{self.archive}: member {entry.name!r} is a link or a device, not a regular "
@@ -77,7 +71,7 @@ class TarReader:
         """Yield each file; its content must be read before the next one is requested."""
         for opened, entry in self._entries():
             if entry.isfile():
-                member = Member(safe_member_path(entry.name, self.archive), entry.size)
+                member = Member(checks.safe_member_path(entry.name, self.archive), entry.size)
                 mtime = min(max(0, int(entry.mtime)), _MAX_MTIME)
                 # only of a link is there none, and links were refused
                 content = cast("Callable[[], IO[bytes]]", partial(opened.extractfile, entry))
@@ -85,7 +79,8 @@ class TarReader:
 
     def _entries(self) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
         self._stream.seek(0)
-        with tarfile.open(fileobj=self._stream, mode="r:") as opened:
+        stream = cast("IO[bytes]", self._stream)  # all that tarfile calls is there
+        with tarfile.open(fileobj=stream, mode="r:") as opened:
             while (entry := opened.next()) is not None:
                 # a list of a million members takes a gigabyte
                 opened.members.clear()  # type: ignore[attr-defined]  # public, but not in the stubs
@@ -97,30 +92,26 @@ class TarReader:
         """Refuse a tar without an end block; one cut between two members unpacks without error."""
         self._stream.seek(end)
         if self._stream.read(_BLOCK) != bytes(_BLOCK):
-            raise damaged_archive_error(self.archive, "it is cut off")
+            raise checks.damaged_archive_error(self.archive, "it is cut off")
         # read on to the checksum that a compressed stream has after the tar data
         padding = 0
         while piece := self._stream.read(_MAX_READ):
             padding += len(piece)
             if any(piece):
-                raise damaged_archive_error(self.archive, "there is data after its end")
+                raise checks.damaged_archive_error(self.archive, "there is data after its end")
             if padding > _MAX_PADDING:
                 problem = f"more than {_MAX_PADDING:,} zero bytes at its end"
-                raise damaged_archive_error(self.archive, f"{problem}: the download is cut off")
+                raise checks.damaged_archive_error(
+                    self.archive, f"{problem}: the download is cut off"
+                )
 
 
-class _BoundedReader(io.RawIOBase):
+class _BoundedReader:
     """A stream that refuses large reads, such as a member name of a gigabyte."""
 
     def __init__(self, archive: Path, stream: IO[bytes]) -> None:
-        super().__init__()
         self._archive, self._stream = archive, stream
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
+        self.seek, self.tell = stream.seek, stream.tell
 
     def read(self, size: int = -1) -> bytes:
         if not 0 <= size <= _MAX_READ:
@@ -129,9 +120,3 @@ class _BoundedReader(io.RawIOBase):
                 f"at most {_MAX_READ:,} are read"
             )
         return self._stream.read(size)
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        return self._stream.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._stream.tell()

@@ -15,18 +15,18 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
-from udaseg.data.archives.members import (
-    Member,
-    MemberContent,
-    damaged_archive_error,
-    refuse_conflicting_images,
-    refuse_name_clashes,
-    verify_checksum,
-)
+from udaseg.data.archives import members as checks
+from udaseg.data.archives.members import Member, MemberContent
 from udaseg.data.archives.tar import TarReader
 from udaseg.data.archives.zip import ZipReader
 from udaseg.errors import DataError
-from udaseg.files import disk_full, disk_space, free_disk_space, sha256_of
+from udaseg.files import (
+    disk_full,
+    disk_space,
+    free_disk_space,
+    remove_other_files,
+    sha256_of,
+)
 from udaseg.text import file_size
 
 log = logging.getLogger(__name__)
@@ -58,29 +58,33 @@ def unpack(
         into: Target folder; must contain nothing else.
         on_unpack: Called with the megabytes unpacked so far and in total.
     """
+    report = on_unpack or (lambda *_: None)
+    part = into.with_name(f"{into.name}.part")
+    sizes: dict[str, int] = {}
+
+    def missing_bytes() -> int:
+        return sum(size for name, size in sizes.items() if not (into / name).is_file())
+
     try:
-        lists = {}
-        for archive in archives:
-            size = archive.stat().st_size
-            if size > _LOG_FROM_BYTES:  # takes minutes if all of it has to be read
-                log.info("checking %s (%s)", archive, file_size(size))
-            lists[archive] = _checked_members(archive)
-        refuse_conflicting_images(lists)
-        _check_disk_space(into, lists.values())
+        lists = {archive: _checked_members(archive) for archive in archives}
+        checks.refuse_conflicting_images(lists)
+        sizes |= {member.name: member.size for members in lists.values() for member in members}
+        if missing_bytes() > free_disk_space(into):
+            raise disk_full(into, missing_bytes())
         done, total = 0, sum(map(_total_size, lists.values()))
-        report = on_unpack or (lambda *_: None)
         report(0, total // _MB)
-        with disk_space(into, partial(_missing_bytes, into, lists.values())):
+        with disk_space(into, missing_bytes):
             for archive, members in lists.items():
                 unpacked_size = file_size(_total_size(members))
                 log.info("unpacking %s: %d files, %s", archive, len(members), unpacked_size)
-                for member in _write(archive, into):
+                for member in _write(archive, into, part):
                     done += member.size
                     report(done // _MB, total // _MB)
-        _remove_other_files(into, {member.name for members in lists.values() for member in members})
+        remove_other_files(into, set(sizes))  # left by a run with other archives
+        part.unlink(missing_ok=True)
     except DataError:
         shutil.rmtree(into, ignore_errors=True)
-        _part_path(into).unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
         raise
 
 
@@ -89,12 +93,15 @@ def _total_size(members: Iterable[Member]) -> int:
 
 
 def _checked_members(archive: Path) -> list[Member]:
+    size = archive.stat().st_size
+    if size > _LOG_FROM_BYTES:  # takes minutes if all of it has to be read
+        log.info("checking %s (%s)", archive, file_size(size))
     with _damage_as_data_error(archive), closing(_open_reader(archive)) as reader:
-        checked = verify_checksum(archive)
+        checked = checks.verify_checksum(archive)
         members = reader.members()
     if not members:
         raise DataError(f"{archive}: is empty; download it again")
-    refuse_name_clashes(archive, members)
+    checks.refuse_name_clashes(archive, members)
     if isinstance(reader, TarReader) and not (reader.is_compressed or checked):
         log.warning(
             "%s: a tar has no checksums, and there is no %s.sha256 next to it; its sha256 is %s",
@@ -139,10 +146,10 @@ def _damage_as_data_error(archive: Path, member: str | None = None) -> Iterator[
         if isinstance(error, OSError) and error.errno in _MACHINE_ERRNOS:
             raise
         prefix = "" if member is None else f"member {member!r}: "
-        raise damaged_archive_error(archive, f"{prefix}{error}") from error
+        raise checks.damaged_archive_error(archive, f"{prefix}{error}") from error
 
 
-def _write(archive: Path, into: Path) -> Iterator[Member]:
+def _write(archive: Path, into: Path, part: Path) -> Iterator[Member]:
     """Write the missing members; each gets its final name only when it is complete."""
     with _damage_as_data_error(archive), closing(_open_reader(archive)) as reader:
         for content in reader.contents():
@@ -150,8 +157,8 @@ def _write(archive: Path, into: Path) -> Iterator[Member]:
             with _damage_as_data_error(archive, content.member.name):
                 if not (content.member.hidden or _is_complete(target, content)):
                     target.parent.mkdir(parents=True, exist_ok=True)
-                    _copy(content, _part_path(into))
-                    _part_path(into).replace(target)
+                    _copy(content, part)
+                    part.replace(target)
             yield content.member
 
 
@@ -182,29 +189,3 @@ def _copy(content: MemberContent, part: Path) -> None:
 
 def _chunks(stream: IO[bytes]) -> Iterator[bytes]:
     return iter(partial(stream.read, _CHUNK_BYTES), b"")
-
-
-def _part_path(into: Path) -> Path:
-    return into.with_name(f"{into.name}.part")
-
-
-def _missing_bytes(into: Path, lists: Iterable[Iterable[Member]]) -> int:
-    """Return the total size in bytes of the files that do not exist yet."""
-    sizes = {member.name: member.size for members in lists for member in members}
-    return sum(size for name, size in sizes.items() if not (into / name).is_file())
-
-
-def _check_disk_space(into: Path, lists: Iterable[Iterable[Member]]) -> None:
-    missing = _missing_bytes(into, lists)
-    if missing > free_disk_space(into):
-        raise disk_full(into, missing)
-
-
-def _remove_other_files(into: Path, names_to_keep: set[str]) -> None:
-    """Remove files that are in none of the archives, left by a run with other archives."""
-    for top, _, file_names in os.walk(into):
-        for name in file_names:
-            path = Path(top, name)
-            if path.relative_to(into).as_posix() not in names_to_keep:
-                path.unlink()
-    _part_path(into).unlink(missing_ok=True)

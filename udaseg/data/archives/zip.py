@@ -9,14 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-from udaseg.data.archives.members import (
-    Member,
-    MemberContent,
-    MemberTotals,
-    damaged_archive_error,
-    refuse_too_many_members,
-    safe_member_path,
-)
+from udaseg.data.archives import members as checks
+from udaseg.data.archives.members import Member, MemberContent
 from udaseg.errors import DataError
 
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
@@ -35,7 +29,7 @@ class ZipReader:
         self._entries = self._opened.infolist()
         if len(self._entries) != entries:
             self.close()
-            raise damaged_archive_error(archive, "its directory is ambiguous")
+            raise checks.damaged_archive_error(archive, "its directory is ambiguous")
 
     def close(self) -> None:
         """Close the file."""
@@ -47,10 +41,10 @@ class ZipReader:
         An error if a member would be written outside the target folder, is not a regular file, or
         is too large, or if members overlap.
         """
-        files, totals = [], MemberTotals(self.archive)
+        files, totals = [], checks.MemberTotals(self.archive)
         for entry in self._entries:
             # ZipFile cuts names at a zero byte, so the stored name is checked too
-            safe_member_path(entry.orig_filename, self.archive)
+            checks.safe_member_path(entry.orig_filename, self.archive)
             member = self._member(entry)
             prefix = f"{self.archive}: member {entry.filename!r}"
             if stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
@@ -79,7 +73,7 @@ class ZipReader:
                 yield MemberContent(self._member(entry), _modification_time(entry), content)
 
     def _member(self, entry: zipfile.ZipInfo) -> Member:
-        name = safe_member_path(entry.filename, self.archive)
+        name = checks.safe_member_path(entry.filename, self.archive)
         return Member(name, entry.file_size, entry.compress_size, entry.CRC)
 
     def _refuse_overlap(self) -> None:
@@ -88,7 +82,7 @@ class ZipReader:
         for entry in sorted(self._entries, key=lambda entry: entry.header_offset, reverse=True):
             if entry.header_offset + _HEADER_BYTES + entry.compress_size > start:
                 problem = f"member {entry.filename!r} overlaps another one"
-                raise damaged_archive_error(self.archive, problem)
+                raise checks.damaged_archive_error(self.archive, problem)
             start = entry.header_offset
 
 
@@ -120,7 +114,7 @@ def find_central_directory(path: Path) -> tuple[int, int]:
     """
     with path.open("rb") as file:
         start, size, declared = _read_end_record(path, file)
-        refuse_too_many_members(path, declared)
+        checks.refuse_too_many_members(path, declared)
         if size > _MAX_BYTES:
             raise DataError(f"{path}: its directory has {size:,} bytes; unpack it yourself")
         file.seek(start)
@@ -128,14 +122,16 @@ def find_central_directory(path: Path) -> tuple[int, int]:
         while position < size:
             head = file.read(_ENTRY_SIZE)
             if len(head) < _ENTRY_SIZE or not head.startswith(_ENTRY_SIGNATURE):
-                raise damaged_archive_error(path, f"entry {count + 1} of its directory")
+                raise checks.damaged_archive_error(path, f"entry {count + 1} of its directory")
             extra = sum(struct.unpack_from("<HHH", head, 28))
             file.seek(extra, 1)
             position += _ENTRY_SIZE + extra
             count += 1
-            refuse_too_many_members(path, count)
+            checks.refuse_too_many_members(path, count)
     if count != declared or position != size:
-        raise damaged_archive_error(path, f"its directory has {count:,} entries, not {declared:,}")
+        raise checks.damaged_archive_error(
+            path, f"its directory has {count:,} entries, not {declared:,}"
+        )
     return start, count
 
 
@@ -147,7 +143,7 @@ def _read_end_record(path: Path, file: BinaryIO) -> tuple[int, int, int]:
     tail = file.read()
     offset = tail.rfind(_END_SIGNATURE)
     if offset < 0 or offset + _END_SIZE > len(tail):
-        raise damaged_archive_error(path, "it is cut off, or not a zip")
+        raise checks.damaged_archive_error(path, "it is cut off, or not a zip")
     disk, first_disk, _, declared, size, _ = struct.unpack_from("<HHHHII", tail, offset + 4)
     if disk or first_disk:
         raise DataError(f"{path}: is one of several parts of a zip; unpack it yourself")
@@ -159,8 +155,8 @@ def _read_end_record(path: Path, file: BinaryIO) -> tuple[int, int, int]:
         file.seek(max(0, end))
         record = file.read(_RECORD_SIZE)
         if end < 0 or not record.startswith(_RECORD_64_SIGNATURE):
-            raise damaged_archive_error(path, "the record of its directory")
+            raise checks.damaged_archive_error(path, "the record of its directory")
         declared, size = struct.unpack_from("<QQ", record, 32)
     if size > end:
-        raise damaged_archive_error(path, "its directory is larger than the file")
+        raise checks.damaged_archive_error(path, "its directory is larger than the file")
     return end - size, size, declared

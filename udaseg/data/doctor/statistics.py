@@ -80,16 +80,13 @@ class SetStatistics:
     def counts(self, *, trained: bool) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
         """Return (K,) pixels and labels of each class over the training or held-out splits."""
         per_split = [
-            np.stack([split.pixels, split.labels_with_class])
+            (split.pixels, split.labels_with_class)
             for name, split in self.splits.items()
             if name.startswith("train") == trained
             and split.pixels is not None
             and split.labels_with_class is not None
         ]
-        if not per_split:
-            return None
-        totals = np.stack(per_split).sum(0)
-        return totals[0], totals[1]
+        return tuple(np.sum(per_split, 0)) if per_split else None
 
     @property
     def class_pixels(self) -> dict[str, int]:

@@ -17,7 +17,7 @@ from udaseg.data.files.find import static_prefix
 from udaseg.data.labels.classes import ClassSpace
 from udaseg.data.open import find_images, open_dataset
 from udaseg.data.prepare.locate import find_dataset_folder, prepared_folder
-from udaseg.data.prepare.manifest import read_manifest
+from udaseg.data.prepare.manifest import find_manifest
 from udaseg.data.prepare.refusals import format_id
 from udaseg.data.prepare.rules import read_source
 from udaseg.errors import DataError
@@ -86,11 +86,7 @@ class Subject:
 
 
 def open_subject(data: str, role: Role, root: Path) -> Subject:
-    """Return the data set that `data` names, without writing anything.
-
-    Raises:
-        DataError: There is no data set of that name, it has no image, or its declaration is wrong.
-    """
+    """Return the data set that `data` names, without writing anything."""
     if not data.endswith((".yaml", ".yml")):
         folder = prepared_folder(data, root)
         if folder is not None:
@@ -108,11 +104,7 @@ def open_subject(data: str, role: Role, root: Path) -> Subject:
 
 
 def select_splits(subject: Subject, splits: Sequence[str]) -> Subject:
-    """Return the subject with only these splits; a plain folder is returned unchanged.
-
-    Raises:
-        DataError: The subject has none of these splits.
-    """
+    """Return the subject with only these splits; a plain folder is returned unchanged."""
     if not splits or subject.kind == "folder":
         return subject
     items = tuple(item for item in subject.items if item.split in splits)
@@ -123,18 +115,21 @@ def select_splits(subject: Subject, splits: Sequence[str]) -> Subject:
 
 
 def _open_prepared(dataset: PreparedDataset, role: Role) -> Subject:
-    digests = _prepared_digests(dataset)
-    items = []
-    for split, samples in dataset.splits.items():
-        for sample in samples:
-            image, digest = dataset.image_path(sample), digests.get(sample.image)
-            if sample.label is None:
-                items.append(SubjectImage(split, image, None, sample, digest))
-            else:
-                label, label_digest = dataset.label_path(sample), digests.get(sample.label)
-                items.append(SubjectImage(split, image, label, sample, digest, label_digest))
-    if not items:
-        raise DataError(f"{dataset.name}: its index has no image; run `udaseg prepare` again")
+    manifest = find_manifest(dataset.folder)
+    rows = () if manifest is None else manifest.rows
+    digests = {file.path: file.sha256 for row in rows for file in (row.image, row.prepared) if file}
+    items = tuple(
+        SubjectImage(
+            split,
+            dataset.image_path(sample),
+            None if sample.label is None else dataset.label_path(sample),
+            sample,
+            digests.get(sample.image),
+            digests.get(sample.label or ""),
+        )
+        for split, samples in dataset.splits.items()
+        for sample in samples
+    )
     stored = read_source(dataset.folder) or {"bad": [], "excluded": []}
     is_builtin = dataset.name in builtin_names()
     return Subject(
@@ -142,21 +137,11 @@ def _open_prepared(dataset: PreparedDataset, role: Role) -> Subject:
         dataset.name,
         "prepared",
         dataset.image_root,
-        tuple(items),
+        items,
         dataset.classes,
         left_out=(*stored["bad"], *stored["excluded"]),
         expected=read_builtin(dataset.name).expected_counts if is_builtin else {},
     )
-
-
-def _prepared_digests(dataset: PreparedDataset) -> dict[str, str]:
-    """Return the SHA-256 of each prepared image and label; empty without a manifest."""
-    try:
-        rows = read_manifest(dataset.folder).rows
-    except DataError:
-        return {}
-    files = [file for row in rows for file in (row.image, row.prepared) if file is not None]
-    return {file.path: file.sha256 for file in files}
 
 
 def _open_folder(folder: Path, role: Role) -> Subject:

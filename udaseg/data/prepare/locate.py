@@ -15,13 +15,13 @@ from udaseg.errors import DataError
 from udaseg.files import rename_durably, sync_to_disk
 
 log = logging.getLogger(__name__)
+_ARCHIVE_SUFFIXES = (".zip", ".tar", ".gz", ".tgz", ".xz", ".rar", ".7z")
 
 
 def find_dataset_folder(declaration: Declaration, root: Path) -> Path | None:
     """Return the folder of the images, or None if there are only archives.
 
-    Raises:
-        DataError: Nothing was found; the message says what to get and where to put it.
+    If there is nothing, an error says what to get and where to put it.
     """
     if declaration.root is not None:
         if not declaration.root.is_dir():
@@ -54,15 +54,6 @@ def unpack_archives(
     """Unpack all archives into root/unpacked/NAME and return that folder.
 
     The folder appears only after all archives are unpacked.
-
-    Args:
-        declaration: The dataset.
-        root: The folder of its archives.
-        on_unpack: Called with the megabytes unpacked so far and in total.
-
-    Raises:
-        DataError: An archive is damaged, unsafe, or of another dataset.
-        EnvironmentFault: The disk is full; the next run continues.
     """
     final = root / "unpacked" / declaration.name
     if final.exists():
@@ -72,9 +63,17 @@ def unpack_archives(
     temporary = _temporary_folder(declaration, root)
     archives = _find_archives(declaration, root)
     unpack(archives, temporary, on_unpack)
-    image_folder = _find_image_folder(declaration, temporary)
+    # the images are in that folder, or up to two levels deeper
+    folders = [temporary]
+    for pattern in ("*", "*/*"):
+        folders += sorted(path for path in temporary.glob(pattern) if path.is_dir())
+    image_folder = next((folder for folder in folders if has_images(declaration, folder)), None)
     if image_folder is None:
-        nested = [path.name for path in find_files(temporary, "**/*.*") if _is_archive(path)]
+        nested = [
+            path.name
+            for path in find_files(temporary, "**/*.*")
+            if path.suffix.lower() in _ARCHIVE_SUFFIXES
+        ]
         shutil.rmtree(temporary, ignore_errors=True)
         raise DataError(
             f"{', '.join(map(str, archives))}: unpacked, but no image matches "
@@ -116,10 +115,6 @@ def _archive_list_path(declaration: Declaration, root: Path) -> Path:
     return root / "unpacked" / f".{declaration.name}.archives"
 
 
-def _is_archive(path: Path) -> bool:
-    return path.suffix.lower() in (".zip", ".tar", ".gz", ".tgz", ".xz", ".rar", ".7z")
-
-
 def _temporary_folder(declaration: Declaration, root: Path) -> Path:
     return root / "unpacked" / f".{declaration.name}.tmp"
 
@@ -130,41 +125,31 @@ def download_instructions(declaration: Declaration, root: Path) -> str:
     destination = root / (declaration.folders[0] if declaration.folders else declaration.name)
     lines = []
     if "home" in about:
-        title_and_size = (about.get("title", declaration.name), about.get("size"))
+        what = ", ".join(
+            str(part) for part in (about.get("title", declaration.name), about.get("size")) if part
+        )
         lines += [
-            f"  what     {', '.join(str(part) for part in title_and_size if part)}",
+            f"  what     {what}",
             f"  page     {about['home']}",
             f"  licence  {about.get('licence', 'see the page')}",
             f"  files    {', '.join(map(str, about.get('download', [])))}",
         ]
     globs = dict.fromkeys((*declaration.images.values(), *declaration.labels.values()))
-    lines.append(f"  put      the archives into {root}/, or the unpacked folders so that there are")
-    lines += [f"             {destination}/{glob}" for glob in globs]
-    lines.append(
-        f"  then     udaseg prepare {declaration.argument}   (--root DIR if they are elsewhere)"
-    )
+    lines += [
+        f"  put      the archives into {root}/, or the unpacked folders so that there are",
+        *(f"             {destination}/{glob}" for glob in globs),
+        f"  then     udaseg prepare {declaration.argument}   (--root DIR if they are elsewhere)",
+    ]
     return "\n".join(lines)
 
 
-def _find_image_folder(declaration: Declaration, top: Path) -> Path | None:
-    """Return `top` or the folder in it, up to two levels deep, that has images; None without."""
-    levels = [
-        sorted(path for path in top.glob(pattern) if path.is_dir()) for pattern in ("*", "*/*")
-    ]
-    for folder in (top, *levels[0], *levels[1]):
-        if has_images(declaration, folder):
-            return folder
-    return None
-
-
 def _find_ignoring_case(base: Path, relative: str) -> Path | None:
-    """Return `base`/`relative`, matching each part regardless of case; None if it is missing."""
+    """Return the folder `base`/`relative`, whatever the case of its parts, or None."""
     folder = base
     for part in relative.split("/"):
         try:
-            names = {
-                entry.name.lower(): entry.name for entry in os.scandir(folder) if entry.is_dir()
-            }
+            with os.scandir(folder) as entries:
+                names = {entry.name.lower(): entry.name for entry in entries if entry.is_dir()}
         except OSError:
             return None
         if part.lower() not in names:
@@ -175,9 +160,7 @@ def _find_ignoring_case(base: Path, relative: str) -> Path | None:
 
 def _find_archives(declaration: Declaration, root: Path) -> list[Path]:
     folders = [root, root / declaration.name]
-    folders += [
-        folder for name in declaration.folders if (folder := _find_ignoring_case(root, name))
-    ]
+    folders += filter(None, (_find_ignoring_case(root, name) for name in declaration.folders))
     paths = [
         path
         for folder in folders

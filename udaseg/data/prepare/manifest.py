@@ -190,15 +190,21 @@ def read_manifest(folder: Path) -> Manifest:
     return Manifest(Path(head["image_root"]), head["meaning"], head["files"], rows, label_reader)
 
 
+def find_manifest(folder: Path) -> Manifest | None:
+    """Return the manifest in `folder`; None if it is missing or damaged."""
+    try:
+        return read_manifest(folder)
+    except DataError:
+        return None
+
+
 def recorded_package(folder: Path, label_format: str) -> LabelPackage | None:
     """Return the package that read the labels of the prepared dataset in `folder`.
 
     None if it is not prepared, with another label format, or without a package.
     """
-    try:
-        reader = read_manifest(folder).label_reader
-    except DataError:
-        return None
+    manifest = find_manifest(folder)
+    reader = None if manifest is None else manifest.label_reader
     if reader is None or reader.label_format != label_format:
         return None
     return LabelPackage(reader.package, reader.fingerprint)

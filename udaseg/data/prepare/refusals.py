@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from udaseg.data.datasets.declaration import Declaration
-from udaseg.data.datasets.index import Sample
 from udaseg.errors import DataError
 
 _MAX_LISTED = 10
@@ -52,19 +51,6 @@ def check_bad_files(name: str, bad: Sequence[str], max_bad: int) -> None:
             f"{name}: {files} cannot be used:\n{format_first(bad)}\n"
             f"  fix or remove {pronoun}, or leave {pronoun} out with --max-bad {len(bad)}"
         )
-
-
-def check_empty_splits(
-    name: str, samples: Mapping[str, list[Sample]], bad: list[str], excluded: list[str]
-) -> None:
-    """Raise an error if nothing is left of a split."""
-    for split, split_samples in samples.items():
-        if not split_samples:
-            message = f"{name}: nothing is left of split '{split}':\n"
-            message += format_first([*excluded, *bad])
-            if any(", image " in line for line in excluded):
-                message += "\n  --on-mismatch resize scales labels to the size of their image"
-            raise DataError(message)
 
 
 def format_first(lines: Sequence[str]) -> str:

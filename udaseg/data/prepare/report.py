@@ -9,8 +9,9 @@ from udaseg.data.datasets.index import PreparedDataset, Sample
 from udaseg.data.datasets.pairs import DatasetFiles
 from udaseg.data.loading.cache_write import CacheReport
 from udaseg.data.prepare.convert import ReadResult
-from udaseg.data.prepare.refusals import check_bad_files, check_empty_splits
+from udaseg.data.prepare.refusals import check_bad_files, format_first
 from udaseg.data.prepare.rules import PrepareOptions
+from udaseg.errors import DataError
 
 
 @dataclass
@@ -95,19 +96,26 @@ def build_report(
     options: PrepareOptions,
 ) -> PrepareReport:
     """Return the report on the pairs that were read, if enough of them can be used."""
+    name, table = declaration.name, declaration.table
     samples: dict[str, list[Sample]] = {split: [] for split in pairs.splits}
     for row in result.rows:
         if row.sample is not None:
             samples[row.split].append(row.sample)
     excluded = [*pairs.excluded, *(row.excluded for row in result.rows if row.excluded)]
+    check_bad_files(name, result.bad, options.max_bad)
+    for split, split_samples in samples.items():
+        if not split_samples:
+            left_out = format_first([*excluded, *result.bad])
+            message = f"{name}: nothing is left of split '{split}':\n{left_out}"
+            if any(", image " in line for line in excluded):
+                message += "\n  --on-mismatch resize scales labels to the size of their image"
+            raise DataError(message)
     blank = [row.image.path for row in result.rows if row.blank]
-    check_bad_files(declaration.name, result.bad, options.max_bad)
-    check_empty_splits(declaration.name, samples, result.bad, excluded)
     dataset = PreparedDataset(
-        declaration.name,
+        name,
         final,
         folder.resolve(),
-        None if declaration.table is None else declaration.table.classes,
+        None if table is None else table.classes,
         {split: tuple(split_samples) for split, split_samples in samples.items()},
         frozenset(blank),
     )

@@ -16,13 +16,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self, TextIO
 
+from udaseg import files
 from udaseg.data.datasets.index import INDEX_NAME, PreparedDataset, index_document
 from udaseg.data.datasets.pairs import Pair
 from udaseg.data.prepare import manifest as manifests
 from udaseg.data.prepare.manifest import Fingerprint, Manifest, Row
 from udaseg.data.prepare.rules import SOURCE_NAME
-from udaseg.errors import DataError
-from udaseg.files import rename_durably, sha256, sha256_of, sync_to_disk, write_atomic
 
 _Rows = dict[tuple[str, str], Row]
 """Rows by split and key."""
@@ -50,7 +49,7 @@ class Workspace:
 
     def __enter__(self) -> Self:
         recover(self.final)
-        manifest = _manifest_or_none(self.final)
+        manifest = manifests.find_manifest(self.final)
         if manifest is not None and manifest.conversion_digest == self.label_digest:
             self._finished_rows = _by_split_and_key(manifest.rows)
         self._journal_rows = self._read_journal()
@@ -101,23 +100,25 @@ class Workspace:
             label_reader: See `Manifest`.
         """
         self._remove_other_files(rows)
-        files = {}
+        digests = {}
         for name, document in {INDEX_NAME: index_document(dataset), SOURCE_NAME: source}.items():
             data = json.dumps(document, allow_nan=False).encode()
-            files[name] = sha256(data)
-            write_atomic(self.temporary_folder / name, data)
-        manifest = Manifest(dataset.image_root, self.label_digest, files, tuple(rows), label_reader)
+            digests[name] = files.sha256(data)
+            files.write_atomic(self.temporary_folder / name, data)
+        manifest = Manifest(
+            dataset.image_root, self.label_digest, digests, tuple(rows), label_reader
+        )
         manifests.write_manifest(self.temporary_folder, manifest)
-        sync_to_disk()
+        files.sync_to_disk()
         if self.final.exists():
             self.final.rename(_previous_path(self.final))
-        rename_durably(self.temporary_folder, self.final)
+        files.rename_durably(self.temporary_folder, self.final)
         recover(self.final)
 
     def _is_complete(self, prepared: Fingerprint) -> bool:
         """Return whether a label is complete; after a power loss a file may lack its content."""
         path = self.temporary_folder / prepared.path
-        return prepared.matches(path) and sha256_of(path) == prepared.sha256
+        return prepared.matches(path) and files.sha256_of(path) == prepared.sha256
 
     def _link_label(self, prepared: Fingerprint) -> bool:
         """Link a label of the finished dataset into this folder, or copy it without hard links."""
@@ -146,14 +147,7 @@ class Workspace:
     def _remove_other_files(self, rows: Iterable[Row]) -> None:
         """Remove all files except the labels of `rows`, such as incomplete or obsolete labels."""
         labels_to_keep = {row.prepared.path for row in rows if row.prepared is not None}
-        for top, folders, file_names in os.walk(self.temporary_folder, topdown=False):
-            for name in file_names:
-                path = Path(top, name)
-                if path.relative_to(self.temporary_folder).as_posix() not in labels_to_keep:
-                    path.unlink()
-            for name in folders:
-                with suppress(OSError):  # the folder is not empty
-                    Path(top, name).rmdir()
+        files.remove_other_files(self.temporary_folder, labels_to_keep)
 
 
 def _by_split_and_key(rows: Iterable[Row]) -> _Rows:
@@ -168,12 +162,8 @@ def recover(final: Path) -> None:
     if not final.exists():
         old.rename(final)
         return
-    old_manifest, new_manifest = _manifest_or_none(old), _manifest_or_none(final)
-    if (
-        old_manifest is not None
-        and new_manifest is not None
-        and old_manifest.conversion_digest == new_manifest.conversion_digest
-    ):
+    before, now = manifests.find_manifest(old), manifests.find_manifest(final)
+    if before and now and before.conversion_digest == now.conversion_digest:
         for cache in sorted(old.glob("cache-*")):
             if not (final / cache.name).exists():
                 cache.rename(final / cache.name)
@@ -195,20 +185,11 @@ def clear_workspace(final: Path) -> None:
 
 def _workspace_paths(final: Path) -> tuple[Path, Path, Path]:
     """Return the paths of the temporary folder, its journal, and the journal being written."""
-    hidden = f".{final.name}"
-    return (
-        final.with_name(f"{hidden}.tmp"),
-        final.with_name(f"{hidden}.journal"),
-        final.with_name(f"{hidden}.journal.new"),
+    folder, journal, fresh_journal = (
+        final.with_name(f".{final.name}.{suffix}") for suffix in ("tmp", "journal", "journal.new")
     )
+    return folder, journal, fresh_journal
 
 
 def _previous_path(final: Path) -> Path:
     return final.with_name(f".{final.name}.old")
-
-
-def _manifest_or_none(folder: Path) -> Manifest | None:
-    try:
-        return manifests.read_manifest(folder)
-    except DataError:
-        return None
