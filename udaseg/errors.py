@@ -17,7 +17,21 @@ UdasegError             1  unexpected
 A message states where, what, and what to do next, in that order, and needs no traceback.
 """
 
+from pickle import UnpicklingError
 from typing import ClassVar
+
+UNREADABLE_TENSORS = (
+    OSError,
+    RuntimeError,
+    ValueError,
+    LookupError,
+    EOFError,
+    UnpicklingError,
+    AttributeError,
+    TypeError,
+    AssertionError,
+)
+"""What `torch.load` raises for a file that is damaged or something else."""
 
 
 class UdasegError(Exception):

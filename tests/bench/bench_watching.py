@@ -20,14 +20,15 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
 from tests.support.small import shipped
 from tests.support.toy import toy_pair, toy_root
 from udaseg.methods.objectives.entropy import normalised_entropy
-from udaseg.runs.metrics_log import MetricsLog
 from udaseg.training.callbacks.collapse import CHECK_INTERVAL, CollapseMonitor
+from udaseg.training.callbacks.metrics import MetricsFile
 from udaseg.training.callbacks.previews import Previews
 from udaseg.training.setup import build_setup
 from udaseg.training.step import compute_gradients
@@ -70,13 +71,13 @@ def main() -> int:
             images = torch.rand(recipe.batch.target, 3, 128, 256)
             logits = setup.objective.student(images).logits.detach()
         monitor = CollapseMonitor(classes.names)
-        numbers = MetricsLog(folder / "metrics.jsonl")
+        numbers, state = MetricsFile(folder), SimpleNamespace(step=1)
         shares = dict.fromkeys(classes.names, 1 / len(classes))
 
         def line() -> None:
             monitor.check(CHECK_INTERVAL)
             monitor.add(report)
-            numbers.write({"step": 1, "losses": shares, "pseudo_labels": shares})
+            numbers.on_event(state, {"losses": shares, "pseudo_labels": shares})
 
         previews = Previews(recipe, classes, folder)
         machine = recipe.machine

@@ -18,9 +18,8 @@ from udaseg.training.callbacks import callback as callback_module
 from udaseg.training.callbacks import collapse
 from udaseg.training.callbacks.callback import Dispatcher, TrainingState
 from udaseg.training.callbacks.keep_best import open_criterion_sets
-from udaseg.training.context import RunContext, RunData
 from udaseg.training.optimizer import set_learning_rate
-from udaseg.training.setup import build_setup
+from udaseg.training.setup import RunContext, RunData, build_setup
 from udaseg.training.snapshot import Snapshot
 from udaseg.training.step import compute_gradients
 

@@ -207,7 +207,6 @@ def test_only_the_first_rank_calls_what_asks_for_it_and_alone(monkeypatch, rank)
 
     monkeypatch.setattr(distributed, "is_initialized", lambda: not distributed._without_peers)
     monkeypatch.setattr(distributed, "world_size", size)
-    monkeypatch.setattr(callback_module, "world_size", size)
     monkeypatch.setattr(callback_module, "rank", lambda: rank)
     calls = []
     told = dispatcher(Notes("all", calls), Notes("zero", calls, ranks="zero"))

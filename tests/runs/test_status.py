@@ -4,17 +4,26 @@ import json
 import logging
 import math
 import re
+from types import SimpleNamespace
 
 import pytest
 
-from udaseg.display.progress import TrainingProgress, WorkProgress
+from udaseg.display.progress import WorkProgress
 from udaseg.files import write_json
-from udaseg.runs.metrics_log import MetricsLog
 from udaseg.runs.status import RunStatus, log_to_file
+from udaseg.training.callbacks.metrics import MetricsFile
 
 
 def lines(path):
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def write(folder, step, **event):
+    MetricsFile(folder).on_event(SimpleNamespace(step=step), event)
+
+
+def go_back(folder, step):
+    MetricsFile(folder).begin(SimpleNamespace(step=step))
 
 
 @pytest.fixture
@@ -26,17 +35,15 @@ def screen(caplog):
 
 def test_every_event_is_one_line_and_there_at_once(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    with MetricsLog(path) as metrics:
-        metrics.write({"step": 1, "losses": {"total": 0.5}})
-        assert lines(path) == [{"step": 1, "losses": {"total": 0.5}}]
-        metrics.write({"step": 2, "name": "two\nlines"})
-        assert [event["step"] for event in lines(path)] == [1, 2]
+    write(tmp_path, 1, losses={"total": 0.5})
+    assert lines(path) == [{"step": 1, "losses": {"total": 0.5}}]
+    write(tmp_path, 2, name="two\nlines")
+    assert [event["step"] for event in lines(path)] == [1, 2]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_number_that_json_lacks_becomes_null(tmp_path, value):
-    with MetricsLog(tmp_path / "metrics.jsonl") as metrics:
-        metrics.write({"step": 1, "losses": {"total": value, "parts": [value, 1.0]}})
+    write(tmp_path, 1, losses={"total": value, "parts": [value, 1.0]})
     write_json(tmp_path / "status.json", {"miou": value})
     assert lines(tmp_path / "metrics.jsonl")[0]["losses"] == {"total": None, "parts": [None, 1.0]}
     assert (tmp_path / "status.json").read_text() == '{\n  "miou": null\n}\n'
@@ -44,12 +51,11 @@ def test_a_number_that_json_lacks_becomes_null(tmp_path, value):
 
 def test_a_resumed_log_has_rising_steps(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    metrics = MetricsLog(path)
     for step in (50, 100, 150, 200):
-        metrics.write({"step": step})
-    metrics.truncate_after(100)
+        write(tmp_path, step)
+    go_back(tmp_path, 100)
     for step in (150, 200, 250):
-        metrics.write({"step": step})
+        write(tmp_path, step)
     assert [event["step"] for event in lines(path)] == [50, 100, 150, 200, 250]
 
 
@@ -59,14 +65,13 @@ def test_a_line_that_a_kill_cut_off_is_dropped_wherever_it_was_cut(tmp_path):
     last = b'{"step": 100, "loss": 1.25}\n'
     for cut in range(len(last) - 1):
         path.write_bytes(whole + last[:cut])
-        metrics = MetricsLog(path)
-        metrics.truncate_after(100)
-        metrics.write({"step": 150})
+        go_back(tmp_path, 100)
+        write(tmp_path, 150)
         assert [event["step"] for event in lines(path)] == [50, 150]
 
 
 def test_truncating_a_log_that_is_not_there_does_nothing(tmp_path):
-    MetricsLog(tmp_path / "metrics.jsonl").truncate_after(5)
+    go_back(tmp_path, 5)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -75,8 +80,6 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
     write_json(path, {"state": "running"})
     with pytest.raises(TypeError):
         write_json(path, {"state": object()})
-    with pytest.raises(UnicodeEncodeError):
-        MetricsLog(path).path.write_text("\udcff", encoding="utf-8")
     write_json(path, {"state": "done"})
     assert json.loads(path.read_text()) == {"state": "done"}
     assert [entry.name for entry in tmp_path.iterdir()] == ["status.json"]
@@ -129,10 +132,10 @@ def test_without_any_logging_the_file_has_all_and_stderr_the_warnings(
 
 
 def test_piped_training_says_steps_rate_and_losses_every_n_steps(screen):
-    with TrainingProgress(steps=10, first=4, line_interval=2) as progress:
+    with WorkProgress("step", 10, unit="", first=4, line_interval=2) as progress:
         for done in range(5, 11):
             losses = {"total": 1.25 * done, "mixed": 0.5} if done % 2 == 0 else None
-            progress.step(done, losses, images=4)
+            progress.update(done, values=losses, images_per_item=4)
     messages = [record.getMessage() for record in screen.records]
     assert [line.split()[1] for line in messages] == ["6/10", "8/10", "10/10"]
     assert all("img/s" in line and "ETA" in line for line in messages)

@@ -52,9 +52,8 @@ def run(root, tmp_path_factory):
     )
 
 
-def read(recipe="rccr", **words):
-    given = dict.fromkeys(("source", "target", "steps", "seed", "overrides"))
-    return read_recipe(recipe, **{**given, "options": TrainOptions(), **words})
+def read(recipe="rccr", *, overrides=None, options=None, **changes):
+    return read_recipe(recipe, Overrides(**changes), overrides, options or TrainOptions())
 
 
 def test_a_run_has_its_recipe_its_checkpoints_and_its_scores(run):

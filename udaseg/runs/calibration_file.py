@@ -5,24 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from udaseg.errors import DataError
-from udaseg.files import sha256_of, write_json
+from udaseg.files import read_json, sha256_of, write_json
 from udaseg.runs.folder import run_folder_of
-
-_FILE_NAME = "calibration.json"
 
 
 def calibration_path(checkpoint: Path) -> Path:
     """Return the path of a checkpoint's calibration: in its run, else next to it."""
-    return run_folder_of(checkpoint) / _FILE_NAME
-
-
-def checkpoint_digest(checkpoint: Path) -> str:
-    """Return the SHA-256 of a checkpoint from its manifest, which was checked on load."""
-    try:
-        manifest = json.loads(checkpoint.with_suffix(".json").read_text(encoding="utf-8"))
-        return str(manifest["sha256"])
-    except (OSError, ValueError, LookupError, TypeError):
-        return sha256_of(checkpoint)
+    return run_folder_of(checkpoint) / "calibration.json"
 
 
 def write_calibration(checkpoint: Path, weights: str, facts: dict[str, Any]) -> Path:
@@ -32,26 +21,16 @@ def write_calibration(checkpoint: Path, weights: str, facts: dict[str, Any]) -> 
         checkpoint: The calibrated checkpoint file.
         weights: `student` or `teacher`.
         facts: `temperature` and the details of its fit.
-
-    Returns:
-        The path of the file.
     """
     path = calibration_path(checkpoint)
-    try:
-        entries = _read(path)
-    except DataError:  # a damaged file is replaced
-        entries = {}
-    identity = {"checkpoint": checkpoint.name, "sha256": checkpoint_digest(checkpoint)}
-    write_json(path, {**entries, weights: {**identity, **facts}})
+    identity = {"checkpoint": checkpoint.name, "sha256": _digest(checkpoint)}
+    # a damaged file is replaced
+    write_json(path, {**read_json(path), weights: {**identity, **facts}})
     return path
 
 
 def read_temperature(checkpoint: Path, weights: str) -> float | None:
-    """Return the temperature fitted to a checkpoint's `weights`; None if there is none.
-
-    Raises:
-        DataError: The file is damaged, or belongs to another checkpoint.
-    """
+    """Return the temperature fitted to a checkpoint's `weights`; None if there is none."""
     path = calibration_path(checkpoint)
     facts = _read(path).get(weights)
     if facts is None:
@@ -59,12 +38,17 @@ def read_temperature(checkpoint: Path, weights: str) -> float | None:
     hint = f"run `udaseg calibrate {checkpoint}` again, or use --uncalibrated"
     if not isinstance(facts, dict) or not _is_temperature(facts.get("temperature")):
         raise DataError(f"{path}: damaged, no temperature of the {weights}; {hint}")
-    if facts.get("sha256") != checkpoint_digest(checkpoint):
+    if facts.get("sha256") != _digest(checkpoint):
         raise DataError(
             f"{path}: was fitted to {facts.get('checkpoint')}, "
             f"which differs from the current {checkpoint.name}; {hint}"
         )
     return float(facts["temperature"])
+
+
+def _digest(checkpoint: Path) -> str:
+    """Return the SHA-256 of a checkpoint from its manifest, which was checked on load."""
+    return str(read_json(checkpoint.with_suffix(".json")).get("sha256") or sha256_of(checkpoint))
 
 
 def _is_temperature(value: object) -> bool:

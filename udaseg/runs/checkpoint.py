@@ -9,17 +9,16 @@ manifest, prune.
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import torch
 from torch import nn
 
 from udaseg.distributed import world_size
-from udaseg.errors import CheckpointError, EnvironmentFault
+from udaseg.errors import UNREADABLE_TENSORS, CheckpointError, EnvironmentFault
 from udaseg.files import sha256_of
 
 log = logging.getLogger(__name__)
@@ -61,23 +60,18 @@ class SavesState(Protocol):
     @property
     def param_groups(self) -> list[dict[str, Any]]:
         """The parameter groups, each with `base_lr` and `name`."""
-        ...
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset the gradients."""
-        ...
 
     def step(self) -> Any:
         """Update the parameters."""
-        ...
 
     def state_dict(self) -> dict[str, Any]:
         """Return `state` by parameter number, and `param_groups`."""
-        ...
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict` returned."""
-        ...
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -100,10 +94,6 @@ def save_checkpoint(
 
     Checkpoints of later steps are not deleted. They are damaged, or the run would not repeat their
     steps; if they counted, they would displace the only readable ones.
-
-    Raises:
-        EnvironmentFault: The folder is not writable or the disk is full; older checkpoints are
-            intact.
     """
     payload = {
         "format": FORMAT,
@@ -122,7 +112,10 @@ def save_checkpoint(
         folder.mkdir(parents=True, exist_ok=True)
         for leftover in folder.glob("*.tmp"):
             leftover.unlink()
-        _write_file_and_manifest(path, payload)
+        size, digest = _write_durably(path, lambda file: torch.save(payload, file))  # noqa: TID251
+        manifest = {"format": FORMAT, "file": path.name, "size": size, "sha256": digest}
+        text = json.dumps({**manifest, "step": step})
+        _write_durably(path.with_suffix(".json"), lambda file: file.write(text.encode()))
     except (OSError, RuntimeError) as error:
         for leftover in folder.glob("*.tmp"):
             leftover.unlink(missing_ok=True)
@@ -136,21 +129,21 @@ def save_checkpoint(
     return path
 
 
-def _write_file_and_manifest(path: Path, payload: Mapping[str, Any]) -> None:
-    temporary = path.with_suffix(".pt.tmp")
+def _write_durably(path: Path, write: Callable[[IO[bytes]], object]) -> tuple[int, str]:
+    """Call `write` on a temporary file and rename it to `path`; return its size and SHA-256."""
+    temporary = path.with_suffix(f"{path.suffix}.tmp")
     with temporary.open("wb") as file:
-        torch.save(payload, file)  # noqa: TID251 (the writer of checkpoints)
-        os.fsync(file.fileno())
-    digest = sha256_of(temporary)
-    size = temporary.stat().st_size
-    _publish(temporary, path)
-    manifest = {"format": FORMAT, "file": path.name, "size": size, "sha256": digest}
-    temporary = path.with_suffix(".json.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump({**manifest, "step": payload["step"]}, file)
+        write(file)
         file.flush()
         os.fsync(file.fileno())
-    _publish(temporary, path.with_suffix(".json"))
+    size, digest = temporary.stat().st_size, sha256_of(temporary)
+    temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+    return size, digest
 
 
 def _os_error_message(error: OSError | RuntimeError) -> str:
@@ -162,11 +155,7 @@ def _os_error_message(error: OSError | RuntimeError) -> str:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Return the checkpoint at `path`, verified against its manifest.
-
-    Raises:
-        CheckpointError: The file is missing, damaged, unsafe, or of another format.
-    """
+    """Return the checkpoint at `path`, verified against its manifest."""
     manifest = _read_manifest(path.with_suffix(".json"))
     try:
         size = path.stat().st_size
@@ -178,17 +167,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path}: damaged: SHA-256 differs from its manifest")
     try:
         payload = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251 (the reader)
-    except (
-        OSError,
-        RuntimeError,
-        ValueError,
-        LookupError,
-        EOFError,
-        UnpicklingError,
-        AttributeError,
-        TypeError,
-        AssertionError,
-    ) as error:
+    except UNREADABLE_TENSORS as error:
         raise CheckpointError(f"{path}: not a readable checkpoint: {error}") from error
     if not isinstance(payload, dict) or any(key not in payload for key in _REQUIRED_KEYS):
         raise CheckpointError(f"{path}: not a udaseg checkpoint")
@@ -235,15 +214,6 @@ def _read_manifest(path: Path) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: damaged manifest: {error}") from error
-
-
-def _publish(temporary: Path, final: Path) -> None:
-    temporary.replace(final)
-    folder = os.open(final.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _unloadable_paths(value: object, path: str) -> Iterator[str]:

@@ -11,7 +11,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -23,15 +22,19 @@ from udaseg.recipe.schema import Recipe
 from udaseg.runs.checkpoint import Checkpoint
 
 log = logging.getLogger(__name__)
+START_FILE = "init.json"
+"""The checkpoint that a run started from: file, SHA-256 and step."""
+
 _LOCK = "writer.lock"
 _PACKAGES = ("udaseg", "torch", "torchvision", "numpy", "opencv-python-headless", "timm")
 
 
-def default_run_folder(recipe: Recipe, out: Path | None) -> Path:
-    """Return the folder of a run: `out`, or runs/<source>-<target>-<name>-s<seed>."""
-    if out is not None:
-        return out
-    source, target = (_short_name(word) for word in (recipe.source.data, recipe.target.data))
+def default_run_folder(recipe: Recipe) -> Path:
+    """Return runs/<source>-<target>-<name>-s<seed>."""
+    source, target = (
+        Path(data).name.removesuffix(".yaml").removesuffix(".yml") or "data"
+        for data in (recipe.source.data, recipe.target.data)
+    )
     return Path("runs") / f"{source}-{target}-{recipe.name}-s{recipe.seed}"
 
 
@@ -42,11 +45,10 @@ def run_folder_of(path: Path) -> Path:
     """
     folder = path if path.is_dir() else path.parent
     # the best checkpoints are in a folder below the others
-    checkpoints = next(
-        (candidate for candidate in (folder, folder.parent) if candidate.name == "checkpoints"),
-        None,
-    )
-    return folder if checkpoints is None else checkpoints.parent
+    for checkpoints in (folder, folder.parent):
+        if checkpoints.name == "checkpoints":
+            return checkpoints.parent
+    return folder
 
 
 def create_run_folder(
@@ -65,10 +67,6 @@ def create_run_folder(
         command: Command line of the user.
         overwrite: Replace an existing run.
         init: Checkpoint that the run starts from.
-
-    Raises:
-        UsageError: The folder is not empty, and `overwrite` is not set.
-        EnvironmentFault: The folder cannot be written.
     """
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder}: is a file; choose another --out")
@@ -89,10 +87,11 @@ def create_run_folder(
         folder.mkdir(parents=True, exist_ok=True)
         if init is not None:
             # before recipe.yaml, because a folder with recipe.yaml counts as resumable
-            write_json(folder / START_FILE, describe_start(init))
-        (folder / "recipe.yaml").write_text(dump(recipe), encoding="utf-8")
-        (folder / "command.txt").write_text(shlex.join(command) + "\n", encoding="utf-8")
-        write_json(folder / "environment.json", describe_environment())
+            start = {"checkpoint": str(init.path.absolute()), "sha256": init.sha256}
+            write_json(folder / START_FILE, {**start, "step": init.step})
+        write_recipe(folder, recipe)
+        write_text(folder / "command.txt", shlex.join(command) + "\n")
+        write_environment(folder)
     except OSError as error:
         raise EnvironmentFault(
             f"{folder}: cannot be written ({error}); choose another --out"
@@ -115,23 +114,14 @@ def read_num_processes(folder: Path) -> int:
     return processes if isinstance(processes, int) else 1
 
 
-def rewrite_environment(folder: Path) -> None:
-    """Update a run's `environment.json` to this machine."""
-    write_json(folder / "environment.json", describe_environment())
-
-
-def rewrite_recipe(folder: Path, recipe: Recipe) -> None:
-    """Update a run's `recipe.yaml`."""
+def write_recipe(folder: Path, recipe: Recipe) -> None:
+    """Write or replace a run's `recipe.yaml`."""
     write_text(folder / "recipe.yaml", dump(recipe))
 
 
 @contextlib.contextmanager
 def writer_lock(folder: Path) -> Iterator[None]:
-    """Lock the run folder for this process; the lock of a dead process is replaced.
-
-    Raises:
-        UsageError: Another running process holds the lock.
-    """
+    """Lock the run folder for this process; the lock of a dead process is replaced."""
     lock = folder / _LOCK
     try:
         try:
@@ -155,13 +145,13 @@ def _create_lock(lock: Path) -> None:
         json.dump({"pid": os.getpid(), "host": platform.node(), "launch": _launch_id()}, file)
 
 
-def describe_environment() -> dict[str, object]:
-    """Return the facts about the machine that are needed to repeat a run."""
+def write_environment(folder: Path) -> None:
+    """Write what is needed to repeat a run on this machine to `environment.json`."""
     packages = {}
     for name in _PACKAGES:
         with contextlib.suppress(PackageNotFoundError):
             packages[name] = version(name)
-    return {
+    facts = {
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "processor": platform.processor() or platform.machine(),
@@ -173,6 +163,7 @@ def describe_environment() -> dict[str, object]:
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,
         "packages": packages,
     }
+    write_json(folder / "environment.json", facts)
 
 
 def _refuse_second_writer(folder: Path) -> None:
@@ -214,33 +205,12 @@ def _is_alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     except PermissionError:
-        return True
+        pass  # it belongs to another user
     return True
 
 
-def _short_name(data: str) -> str:
-    stem = Path(data).stem if data.endswith((".yaml", ".yml")) else Path(data).name
-    return stem or "data"
-
-
-START_FILE = "init.json"
-
-
-def describe_start(init: Checkpoint) -> dict[str, Any]:
-    """Return the content of a run's `init.json`: file, SHA-256 and step."""
-    return {
-        "checkpoint": str(init.path.absolute()),
-        "sha256": init.sha256,
-        "step": init.step,
-    }
-
-
 def newest_finished_run(folder: Path) -> Path:
-    """Return the run below `folder` that finished last.
-
-    Raises:
-        UsageError: There is none.
-    """
+    """Return the run below `folder` that finished last."""
     finished = []
     for status_path in [*folder.glob("*/status.json"), *folder.glob("*/*/status.json")]:
         try:

@@ -9,7 +9,7 @@ from udaseg.files import read_json
 from udaseg.recipe.load import load
 from udaseg.recipe.schema import Recipe
 from udaseg.runs.checkpoint import list_manifests
-from udaseg.runs.scores import Scores, find_score_files, read_scores
+from udaseg.runs.scores import Scores, read_evaluations
 
 
 @dataclass(frozen=True, repr=False)
@@ -69,10 +69,7 @@ class Run(os.PathLike[str]):
             DataError: A score file cannot be read.
         """
         problems: list[str] = []
-        scores_by_name = {}
-        for name, path in find_score_files(self.path).items():
-            scores = read_scores(path, problems)
-            if scores is None:
-                raise DataError(f"{self.path}: {problems[-1]}; run `udaseg eval` again")
-            scores_by_name[name] = scores
-        return scores_by_name
+        scores = read_evaluations(self.path, problems)
+        if problems:
+            raise DataError(f"{self.path}: {problems[0]}; run `udaseg eval` again")
+        return scores

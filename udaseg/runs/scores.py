@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from udaseg.files import plain_json
 from udaseg.text import percent
 
 
@@ -58,22 +59,21 @@ class Scores:
 
     def to_json(self) -> dict[str, Any]:
         """Return the scores as a JSON object: fractions, null where not measured."""
-        return {
-            "protocol": dict(self.protocol),
-            "classes": [
-                {
-                    "name": name,
-                    "iou": _null_if_nan(iou),
-                    "accuracy": _null_if_nan(self.accuracy[name]),
-                    "truth_share": _null_if_nan(self.truth_share[name]),
-                }
-                for name, iou in self.iou.items()
-            ],
-            "means": {label: _null_if_nan(mean) for label, mean in self.means.items()},
-            "pixel_accuracy": _null_if_nan(self.pixel_accuracy),
-            "confusion": [list(row) for row in self.confusion],
-            "notes": list(self.notes),
-        }
+        columns = {"iou": self.iou, "accuracy": self.accuracy, "truth_share": self.truth_share}
+        document: dict[str, Any] = plain_json(
+            {
+                "protocol": self.protocol,
+                "classes": [
+                    {"name": name, **{key: column[name] for key, column in columns.items()}}
+                    for name in self.iou
+                ],
+                "means": self.means,
+                "pixel_accuracy": self.pixel_accuracy,
+                "confusion": self.confusion,
+                "notes": self.notes,
+            }
+        )
+        return document
 
     def to_csv(self) -> str:
         """Return the scores as CSV in percent, empty if not measured; the protocol comes last."""
@@ -111,6 +111,13 @@ def find_score_files(folder: Path) -> dict[str, Path]:
     return {path.parent.name: path for path in files}
 
 
+def read_evaluations(folder: Path, warnings: list[str]) -> dict[str, Scores]:
+    """Return the readable evaluations of a run by name, in the order of `find_score_files`."""
+    files = find_score_files(folder)
+    evaluations = {name: read_scores(path, warnings) for name, path in files.items()}
+    return {name: scores for name, scores in evaluations.items() if scores is not None}
+
+
 def read_scores(path: Path, warnings: list[str]) -> Scores | None:
     """Return the scores of a `scores.json`; None and a warning if it cannot be read."""
     try:
@@ -139,7 +146,3 @@ def _by_class(rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, float]:
 
 def _nan_if_null(value: float | None) -> float:
     return math.nan if value is None else float(value)
-
-
-def _null_if_nan(value: float) -> float | None:
-    return None if math.isnan(value) else value

@@ -1,12 +1,11 @@
 """Estimate the memory of a training step, from a step on tensors without storage.
 
-Forward and backward pass run every operation of the real step in the same order, and the sizes of
-live tensors are added up; no kernel runs. The estimate excludes memory of libraries: workspaces of
-convolutions, the device context, and fragmentation.
+It runs every operation of the real step, but no kernel, and adds up the sizes of live tensors. That
+excludes memory of libraries: workspaces of convolutions, the device context, and fragmentation.
 """
 
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -66,15 +65,14 @@ def estimate_footprint(setup: TrainingSetup) -> Footprint:
     parts = {"teacher": 0, "memories": 0, "student": 0}
     for name, value in _state(objective).items():
         kind = {"teacher": "teacher", "regularizers": "memories"}.get(name.partition(".")[0])
-        parts[kind or "student"] += _size_in_bytes(value)
-    trained = sum(_size_in_bytes(part) for part in objective.parameters() if part.requires_grad)
-    peak = peak_step_memory(setup)
+        parts[kind or "student"] += value.nbytes
+    trained = sum(part.nbytes for part in objective.parameters() if part.requires_grad)
     return Footprint(
         **parts,
         moments=_optimizer_bytes(setup.optimizer),
         gradients=trained,
-        activations=max(0, peak - trained),
-        guard=sum(_size_in_bytes(buffer) for buffer in objective.buffers()),
+        activations=max(0, peak_step_memory(setup) - trained),
+        guard=sum(buffer.nbytes for buffer in objective.buffers()),
     )
 
 
@@ -85,21 +83,15 @@ def peak_step_memory(setup: TrainingSetup) -> int:
     with mode:
         state = {name: _fake_like(value) for name, value in _state(whole).items()}
         batch = _fake_batch(setup)
+    ledger = StorageTracker()
     # otherwise torch.compile would compile code that never runs
-    with torch.compiler.set_stance("force_eager"), StorageTracker() as ledger:
-        report = functional_call(whole, state, (batch,))
-    del report
-    peak: int = ledger.peak
-    return peak
+    with torch.compiler.set_stance("force_eager"), ledger:
+        functional_call(whole, state, (batch,))
+    return ledger.peak
 
 
 class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
-    """Context manager that tracks the live storages that operations allocate.
-
-    Attributes:
-        alive: Bytes allocated now.
-        peak: Maximum of `alive`.
-    """
+    """Context manager that adds up the live storages that operations allocate, in bytes."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch's own
@@ -128,21 +120,18 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]  # tor
         return result
 
     def _track(self, value: Tensor) -> None:
-        storage = value.untyped_storage()
-        key = int(storage._cdata)
+        storage, key = value.untyped_storage(), _storage_id(value)
         if key in self._seen:
             return
         size = storage.nbytes()
-        self._seen[key] = weakref.ref(storage, self._release_callback(key, size))
-        self.alive += size
-        self.peak = max(self.peak, self.alive)
 
-    def _release_callback(self, key: int, size: int) -> Callable[[object], None]:
-        def leave(_: object) -> None:
+        def release(_: object) -> None:
             self.alive -= size
             self._seen.pop(key, None)
 
-        return leave
+        self._seen[key] = weakref.ref(storage, release)
+        self.alive += size
+        self.peak = max(self.peak, self.alive)
 
 
 class _TrainingStep(nn.Module):
@@ -169,17 +158,11 @@ def _fake_like(value: Tensor) -> Tensor:
 
 def _fake_batch(setup: TrainingSetup) -> Batch:
     """Return a batch of the last step, with the sizes of the run; call in a fake mode."""
-    sizes = setup.batches.shapes()
-    parts = {name: torch.zeros(size, dtype=torch.uint8) for name, size in sizes.items()}
-    return Batch(
-        step=len(setup.batches) - 1,
-        progress=1.0,
-        seed=0,
-        source_images=parts["source_images"],
-        source_labels=parts["source_labels"],
-        target_images=parts.get("target_images"),
-        pseudo_labels=parts.get("pseudo_labels"),
-    )
+    tensors: dict[str, Any] = {
+        name: torch.zeros(size, dtype=torch.uint8) for name, size in setup.batches.shapes().items()
+    }
+    step = len(setup.batches) - 1
+    return Batch(step=step, progress=1.0, seed=0, **{"target_images": None, **tensors})
 
 
 def _optimizer_bytes(trainer: SavesState) -> int:
@@ -187,12 +170,8 @@ def _optimizer_bytes(trainer: SavesState) -> int:
     total = 0
     for group in trainer.param_groups:
         copies = 2 if "betas" in group else int(group.get("momentum", 0) > 0)
-        total += copies * sum(map(_size_in_bytes, group["params"]))
+        total += copies * sum(part.nbytes for part in group["params"])
     return total
-
-
-def _size_in_bytes(value: Tensor) -> int:
-    return value.numel() * value.element_size()
 
 
 def _storage_id(value: Tensor) -> int:

@@ -1,21 +1,19 @@
 """Guards of the loop: drop steps that are not finite, and roll back a state that is not finite.
 
-A dropped step leaves the state as it was before its forward pass. The decision is made once per
-step, after everything that it depends on has been queued, by reading two numbers from the device.
-A decision on the device would have to mask every write of a step (statistics of batch norms,
-moments, teacher, memories), and would report k bad steps in a row only after further steps.
+A dropped step leaves the state as it was before its forward pass. The decision reads two numbers
+from the device once a step; on the device, it would have to mask every write of a step.
 
 A state that is damaged between two steps (by a bit flip or a faulty kernel) makes all later steps
-bad, so dropping them would not help. Instead the last good copy of the state is restored, and the
-steps since then are repeated. As a run is a function of (recipe, step), the result is identical to
-an uninterrupted run.
+bad. Instead of dropping them, the last good copy of the state is restored and the steps since then
+are repeated. As a run is a function of (recipe, step), it ends as if nothing had happened.
 """
 
 import logging
 import statistics
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, is_dataclass
+from itertools import chain
 from typing import Literal
 
 import torch
@@ -51,15 +49,11 @@ class DroppedStep:
     Attributes:
         step: Steps of the run, including this one.
         files: Images of the batch on all ranks.
-        values: Reported values by name, as the mean over ranks; some are not finite.
-        gradient_norm: Gradient norm before clipping.
         in_a_row: Number of consecutive dropped steps, including this one.
     """
 
     step: int
     files: tuple[str, ...]
-    values: Mapping[str, float]
-    gradient_norm: float
     in_a_row: int
 
 
@@ -76,8 +70,7 @@ class Guard:
 
     Args:
         setup: The training setup.
-        counts: Counters of dropped and clipped steps, gradient spikes and rollbacks, by the names
-            above.
+        counts: Counters of incidents, by the names above.
         on_drop: Called for each dropped step.
         on_rollback: Called after a rollback with the number of steps done.
 
@@ -100,8 +93,7 @@ class Guard:
         self._buffers = BufferCopy(setup.objective)
         self._rollback_copy: Snapshot | None = None
         self._undo_scope: Literal["nothing", "buffers", "all"] = "nothing"
-        self._done = 0
-        self._in_a_row = self._rollbacks = 0
+        self._done = self._in_a_row = self._rollbacks = 0
         self._failed_at = -1
         self._norms: deque[float] = deque(maxlen=_NORM_WINDOW)
 
@@ -120,12 +112,7 @@ class Guard:
         self._done, self._undo_scope = done, "nothing"
 
     def accepts(self, report: LossReport, gradient_norm: Tensor) -> bool:
-        """Return whether loss, gradient and views are finite on every rank (waits).
-
-        Args:
-            report: Report of the step.
-            gradient_norm: Scalar, before clipping.
-        """
+        """Return whether the step is finite on every rank (waits)."""
         norm = gradient_norm.detach().float()
         bad = all_reduce_sum(1 - _is_finite(report, norm).float())
         refused, self.gradient_norm = torch.stack([bad, norm]).tolist()
@@ -137,28 +124,17 @@ class Guard:
         return True
 
     def drop(self, step: int, report: LossReport) -> None:
-        """Undo step number `step` (from 0) completely.
-
-        Raises:
-            StateNotFinite: The state before the step was already not finite.
-            DivergedError: Too many consecutive steps were dropped; names the files of the batch.
-        """
+        """Undo step number `step` (from 0) completely; raise if there are too many in a row."""
         self.undo()
         if not state_is_finite(self.setup.objective, self.setup.optimizer):
             raise StateNotFinite(step)
         self._in_a_row += 1
         self.counts[DROPPED_STEPS] += 1
-        files = tuple(
-            name
-            for part in all_gather_object(self.setup.batches.image_paths(step))
-            for name in part
-        )
-        dropped = DroppedStep(
-            step + 1, files, _mean_values(report), self.gradient_norm, self._in_a_row
-        )
+        files = tuple(chain(*all_gather_object(self.setup.batches.image_paths(step))))
+        losses = ", ".join(f"{name} {value:.4g}" for name, value in mean_scalars(report).items())
+        values = f"loss {losses}, gradient norm {self.gradient_norm:.4g}"
         if self._on_drop is not None:
-            self._on_drop(dropped)
-        values = f"loss {_format_values(dropped.values)}, gradient norm {self.gradient_norm:.4g}"
+            self._on_drop(DroppedStep(step + 1, files, self._in_a_row))
         log.warning("step %d: not finite (%s); step dropped, its changes undone", step + 1, values)
         if self._in_a_row >= self.setup.recipe.machine.max_bad_steps:
             named = "\n  ".join(files)
@@ -205,20 +181,14 @@ class Guard:
         """Restore the last good state and return its number of steps.
 
         Args:
-            failed_at: Number of steps after which the state was not finite.
-
-        Raises:
-            DivergedError: There is no good state, or the same steps have failed before.
+            failed_at: Number of steps after which the state was not finite; raises if that repeats.
         """
         # steps are deterministic, so a failure that repeats is not a random fault
         limit = self.setup.recipe.machine.max_bad_steps
         repeated = failed_at == self._failed_at or self._rollbacks >= limit
         if self._rollback_copy is None or repeated:
-            since = (
-                ""
-                if self._rollback_copy is None
-                else f", again since step {self._rollback_copy.step}"
-            )
+            copy = self._rollback_copy
+            since = "" if copy is None else f", again since step {copy.step}"
             raise DivergedError(
                 f"step {failed_at}: weights, statistics or the optimiser's moments are not finite"
                 f"{since}. Lower optimizer.lr, or set optimizer.clip_norm"
@@ -278,14 +248,10 @@ def _view_tensors(value: object) -> Iterator[Tensor]:
         for item in value.values():
             yield from _view_tensors(item)
     elif is_dataclass(value):
-        for part in fields(value):
-            yield from _view_tensors(getattr(value, part.name))
+        yield from _view_tensors(vars(value))
 
 
-def _mean_values(report: LossReport) -> dict[str, float]:
+def mean_scalars(report: LossReport) -> dict[str, float]:
+    """Return losses and figures as means over ranks (waits)."""
     values = {"total": report.total, **report.parts, **report.figures}
     return {name: float(all_reduce_mean(value.detach())) for name, value in values.items()}
-
-
-def _format_values(values: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {value:.4g}" for name, value in values.items())

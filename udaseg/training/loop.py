@@ -11,13 +11,8 @@ from udaseg.data.loading.workers import iterate_batches
 from udaseg.distributed import rank
 from udaseg.methods.objectives.objective import LossReport
 from udaseg.signals import StopSignal
+from udaseg.training import memory
 from udaseg.training.guards import Guard, StateNotFinite
-from udaseg.training.memory import (
-    FirstStepOutOfMemory,
-    OutOfMemory,
-    is_out_of_memory,
-    peak_memory_message,
-)
 from udaseg.training.optimizer import learning_rate_factor, set_learning_rate
 from udaseg.training.setup import TrainingSetup, worker_count
 from udaseg.training.step import compute_gradients
@@ -42,12 +37,6 @@ def run_steps(
             rollback (`Guard`), it is called again for repeated steps.
         stop: Ends the loop after the current step if a signal came.
         guard: Drops steps that are not finite and rolls back a damaged state; None creates one.
-
-    Raises:
-        DivergedError: Too many steps in a row are not finite (names the files of the batch), or the
-            state is repeatedly not finite.
-        FirstStepOutOfMemory: The first step runs out of memory.
-        OutOfMemory: A later step runs out of memory.
     """
     guard = guard or Guard(setup)
     setup.model.train()
@@ -118,13 +107,14 @@ def _convert_out_of_memory(setup: TrainingSetup, guard: Guard, started_at: int) 
     """Undo a step that runs out of memory and raise an error with the state of the run."""
     try:
         yield
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
+    except memory.DEVICE_ERRORS as error:
+        if not memory.is_out_of_memory(error):
             raise
         done = guard.undo()
-        message = peak_memory_message(setup.device) or str(error).strip().partition("\n")[0]
+        message = memory.peak_memory_message(setup.device)
+        message = message or str(error).strip().partition("\n")[0]
         if done == started_at:
-            raise FirstStepOutOfMemory(message) from error
-        raise OutOfMemory(
+            raise memory.FirstStepOutOfMemory(message) from error
+        raise memory.OutOfMemory(
             f"out of memory on {setup.device} after step {done}: {message}", done
         ) from error

@@ -9,8 +9,7 @@ from pathlib import Path
 import torch
 
 from udaseg.errors import DivergedError, EnvironmentFault
-from udaseg.recipe.schema import Recipe
-from udaseg.runs.folder import rewrite_recipe
+from udaseg.runs.folder import write_recipe
 from udaseg.training.setup import TrainingSetup
 
 log = logging.getLogger(__name__)
@@ -34,12 +33,7 @@ class FirstStepOutOfMemory(EnvironmentFault):
 
 
 class OutOfMemory(DivergedError):
-    """Memory ran out after successful steps.
-
-    Args:
-        message: What happened.
-        done: Number of steps in the state, which is intact.
-    """
+    """Memory ran out after successful steps; the state of `done` steps is intact."""
 
     def __init__(self, message: str, done: int) -> None:
         super().__init__(message)
@@ -76,14 +70,7 @@ def split_further(
 ) -> TrainingSetup:
     """Return the setup with more micro-batches per step in its recipe; `recipe.yaml` is updated.
 
-    Args:
-        setup: Training setup that does not fit.
-        folder: Run folder.
-        message: Error message of the device.
-        fit_given: `--fit` was given.
-
-    Raises:
-        EnvironmentFault: With advice: `--fit` was not given, or the batch cannot be split further.
+    Without `--fit`, or if the batch cannot be split further, raise an error with advice.
     """
     recipe, parts = setup.recipe, _next_micro_batches(setup)
     if not fit_given or parts is None:
@@ -100,29 +87,16 @@ def split_further(
         recipe.batch.target // parts,
     )
     recipe = replace(recipe, machine=replace(recipe.machine, micro_batches=parts))
-    rewrite_recipe(folder, recipe)
+    write_recipe(folder, recipe)
     return replace(setup, recipe=recipe)
-
-
-def adopt_micro_batches(folder: Path, before: Recipe, now: Recipe) -> None:
-    """Update the recipe of a resumed run to another number of micro-batches, and warn."""
-    if before.machine.activation_checkpointing != now.machine.activation_checkpointing:
-        rewrite_recipe(folder, now)  # the results are the same, so no message is needed
-    old, new = before.machine.micro_batches, now.machine.micro_batches
-    if old != new:
-        # not refused: otherwise a run that ran out of memory could not be resumed
-        log.warning("a step now has %d micro-batches, before %d: the results differ", new, old)
-        rewrite_recipe(folder, now)
 
 
 def out_of_memory_advice(setup: TrainingSetup, message: str, *, fit_given: bool) -> str:
     """Return an error message with the sizes that do not fit and the options to change."""
-    recipe, batch, batches = setup.recipe, setup.recipe.batch, setup.batches
-    crop = recipe.source.crop
+    recipe, machine, batches = setup.recipe, setup.recipe.machine, setup.batches
     # of the current stage, which may have its own crops and batch size
     images = [
-        f"{count // recipe.machine.micro_batches} {domain} images of "
-        f"{crops.crop[1]}x{crops.crop[0]} px"
+        f"{count // machine.micro_batches} {domain} images of {crops.crop[1]}x{crops.crop[0]} px"
         for domain, count, crops in (
             ("source", batches.options.batch_source, batches.source),
             ("target", batches.options.batch_target, batches.target),
@@ -130,18 +104,19 @@ def out_of_memory_advice(setup: TrainingSetup, message: str, *, fit_given: bool)
         if crops is not None
     ]
     options = []
-    machine = recipe.machine
     if not machine.activation_checkpointing and not machine.compile:
         options.append("machine.activation_checkpointing=true (same results, slightly slower)")
     if not fit_given and (parts := _next_micro_batches(setup)) is not None:
         options.append(f"--fit (the same batch in {parts} or more micro-batches)")
-    if batch.source > 1:
-        options.append(f"--batch {batch.source // 2}")
+    if recipe.batch.source > 1:
+        options.append(f"--batch {recipe.batch.source // 2}")
     stride = recipe.model.output_stride
     # half the pixels, in multiples of the stride
-    smaller = [max(stride, round(side / math.sqrt(2) / stride) * stride) for side in crop]
+    smaller = [
+        max(stride, round(side / math.sqrt(2) / stride) * stride) for side in recipe.source.crop
+    ]
     options.append(f"source.crop={smaller} target.crop={smaller} (half the pixels)")
-    if setup.device.type == "cuda" and recipe.machine.precision == "fp32":
+    if setup.device.type == "cuda" and machine.precision == "fp32":
         options.append("--precision bf16")
     return (
         f"out of memory on {setup.device}: {' and '.join(images)} at once ({message}); use "
@@ -151,10 +126,9 @@ def out_of_memory_advice(setup: TrainingSetup, message: str, *, fit_given: bool)
 
 def _next_micro_batches(setup: TrainingSetup) -> int | None:
     """Return the next larger number of micro-batches that divides every batch, or None."""
-    recipe = setup.recipe
-    sizes = [recipe.batch.source, recipe.batch.target]
+    batch = setup.recipe.batch
+    divisor = math.gcd(batch.source, batch.target)
     if setup.batches.target is not None:
-        sizes.append(setup.batches.options.batch_target)
-    divisor = math.gcd(*sizes)
-    larger = range(recipe.machine.micro_batches + 1, divisor + 1)
+        divisor = math.gcd(divisor, setup.batches.options.batch_target)
+    larger = range(setup.recipe.machine.micro_batches + 1, divisor + 1)
     return next((parts for parts in larger if divisor % parts == 0), None)

@@ -6,21 +6,15 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from udaseg.methods.build import adversarial_spec
 from udaseg.methods.objectives.adversarial import Adversarial
 from udaseg.methods.objectives.objective import Objective
-from udaseg.models.segmenter import Segmenter
-from udaseg.recipe.schema import Optimizer, Recipe
+from udaseg.recipe.schema import Recipe
 from udaseg.recipe.stages import Stage, recipe_of_stage, stages_of
 from udaseg.runs.checkpoint import SavesState
 
 
 class JointOptimizer:
-    """Several optimisers that step together and are saved like one.
-
-    Args:
-        members: At least one optimiser; no two share a parameter.
-    """
+    """Several optimisers that step together and are saved like one; no two share a parameter."""
 
     def __init__(self, members: Sequence[torch.optim.Optimizer]) -> None:
         self.members = tuple(members)
@@ -46,30 +40,27 @@ class JointOptimizer:
         groups: list[dict[str, Any]] = []
         offset = 0
         for member in self.members:
-            member_state = member.state_dict()
-            state |= {number + offset: value for number, value in member_state["state"].items()}
-            for group in member_state["param_groups"]:
-                groups.append({**group, "params": [n + offset for n in group["params"]]})
-            offset += _parameter_count(member_state)
+            own = member.state_dict()
+            state |= {number + offset: value for number, value in own["state"].items()}
+            groups += _shift(own["param_groups"], offset)
+            offset += _parameter_count(own)
         return {"state": state, "param_groups": groups}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict` returned into the members."""
         offset = first = 0
         for member in self.members:
-            member_state = member.state_dict()
-            count, last = _parameter_count(member_state), first + len(member_state["param_groups"])
-            state = state_dict["state"].items()
-            member.load_state_dict(
-                {
-                    "state": {n - offset: v for n, v in state if offset <= n < offset + count},
-                    "param_groups": [
-                        {**group, "params": [n - offset for n in group["params"]]}
-                        for group in state_dict["param_groups"][first:last]
-                    ],
-                }
-            )
-            offset, first = offset + count, last
+            own = member.state_dict()
+            end, last = offset + _parameter_count(own), first + len(own["param_groups"])
+            state = {n - offset: v for n, v in state_dict["state"].items() if offset <= n < end}
+            groups = _shift(state_dict["param_groups"][first:last], -offset)
+            member.load_state_dict({"state": state, "param_groups": groups})
+            offset, first = end, last
+
+
+def _shift(groups: Iterable[dict[str, Any]], offset: int) -> list[dict[str, Any]]:
+    """Return parameter groups with other numbers of their parameters."""
+    return [{**group, "params": [n + offset for n in group["params"]]} for group in groups]
 
 
 def _parameter_count(state: dict[str, Any]) -> int:
@@ -99,11 +90,11 @@ def make_optimizer(
         momentum: Momentum of SGD, beta 1 of AdamW.
         weight_decay: Weight decay of all groups.
     """
-    specs = []
-    for name, rate, named in groups:
-        parameters = list(named)
-        if parameters:
-            specs.append({"params": parameters, "lr": rate, "base_lr": rate, "name": name})
+    specs = [
+        {"params": parameters, "lr": rate, "base_lr": rate, "name": name}
+        for name, rate, named in groups
+        if (parameters := list(named))
+    ]
     if kind == "sgd":
         return torch.optim.SGD(
             specs, lr=0.0, momentum=momentum, weight_decay=weight_decay, fused=True
@@ -126,47 +117,33 @@ def set_learning_rate(optimizer: SavesState, factor: float) -> None:
         group["lr"] = group["base_lr"] * factor
 
 
-def parameter_groups(
-    spec: Optimizer, student: Segmenter
-) -> list[tuple[str, float, list[tuple[str, nn.Parameter]]]]:
-    """Return the student's parameter groups as (name, learning rate, named parameters)."""
-
-    def named(prefix: str, module: nn.Module | None) -> Iterable[tuple[str, nn.Parameter]]:
-        if module is None:
-            return []
-        return [
-            (f"{prefix}.{name}", parameter)
-            for name, parameter in module.named_parameters()
-            if parameter.requires_grad
-        ]
-
-    head_parameters = [*named("head", student.head), *named("projector", student.projector)]
-    return [
-        ("backbone", spec.lr * spec.backbone_lr_mult, list(named("backbone", student.backbone))),
-        ("head", spec.lr * spec.head_lr_mult, head_parameters),
-    ]
-
-
 def build_optimizer(recipe: Recipe, objective: Objective, stage: Stage | None = None) -> SavesState:
-    """Return the optimiser; it holds each trainable parameter exactly once.
-
-    Raises:
-        RuntimeError: A parameter is missing or held twice, which is a bug.
-    """
-    stage = stage or stages_of(recipe)[0]
+    """Return the optimiser; it holds each trainable parameter exactly once."""
+    stage, student = stage or stages_of(recipe)[0], objective.student
     spec = recipe_of_stage(recipe, stage).optimizer
-    groups = parameter_groups(spec, objective.student)
+    backbone = _trained("backbone", student.backbone)
+    head = [*_trained("head", student.head), *_trained("projector", student.projector)]
     first = make_optimizer(
-        spec.kind, groups, momentum=spec.momentum, weight_decay=spec.weight_decay
+        spec.kind,
+        [
+            ("backbone", spec.lr * spec.backbone_lr_mult, backbone),
+            ("head", spec.lr * spec.head_lr_mult, head),
+        ],
+        momentum=spec.momentum,
+        weight_decay=spec.weight_decay,
     )
     combined: SavesState = first
     if isinstance(objective, Adversarial):
-        objective_spec = adversarial_spec(recipe, stage)
         named = objective.discriminator.named_parameters(prefix="discriminator")
-        second = build_discriminator_optimizer(named, objective_spec.discriminator_lr)
-        combined = JointOptimizer([first, second])
+        rate = objective.spec.discriminator_lr
+        combined = JointOptimizer([first, build_discriminator_optimizer(named, rate)])
     held = [id(parameter) for group in combined.param_groups for parameter in group["params"]]
     trainable = {id(parameter) for parameter in objective.parameters() if parameter.requires_grad}
     if len(held) != len(set(held)) or set(held) != trainable:
         raise RuntimeError("the optimiser does not hold every trained parameter exactly once")
     return combined
+
+
+def _trained(prefix: str, module: nn.Module | None) -> list[tuple[str, nn.Parameter]]:
+    named = () if module is None else module.named_parameters(prefix=prefix)
+    return [(name, parameter) for name, parameter in named if parameter.requires_grad]

@@ -15,9 +15,8 @@ from udaseg.distributed import world_size
 from udaseg.errors import DataError
 from udaseg.recipe.schema import Recipe
 from udaseg.recipe.stages import Stage, stages_of
-from udaseg.training.context import RunData
 from udaseg.training.footprint import Footprint, estimate_footprint
-from udaseg.training.setup import TrainingSetup, build_setup
+from udaseg.training.setup import RunData, TrainingSetup, build_setup
 
 log = logging.getLogger(__name__)
 
@@ -25,49 +24,31 @@ log = logging.getLogger(__name__)
 def print_plan(
     recipe: Recipe, recipe_path: str, setup: TrainingSetup, data: RunData, folder: Path
 ) -> None:
-    """Print the plan to stderr: data, network, steps and run folder.
-
-    Raises:
-        DataError: The network and the images to score have no class name in common.
-    """
+    """Print the plan to stderr: data, network, steps and run folder."""
     assert setup.batches.source is not None
+    source, target, validation = data.source, data.target, data.validation
     samples = setup.batches.source.samples
     rows = {
         "recipe": f"{recipe_path} ({recipe.name}, seed {recipe.seed})",
-        **_data_rows(recipe, data, samples),
+        "source": f"{source.name}: {len(samples)} images, {len(data.classes)} classes",
     }
-    if data.target is not None:
-        target_samples = data.target.split(recipe.target.split)
-        _warn_of_aspect_ratio("target", recipe.target.resize, target_samples)
-    _warn_of_aspect_ratio("source", recipe.source.resize, samples)
-    _warn_of_slow_device(recipe, setup.device)
-    rows |= _class_rows(data.source, samples, data.target, data.validation)
-    rows |= _training_rows(recipe, setup, data)
-    _print_rows([*rows.items(), ("run", str(folder))])
-
-
-def _data_rows(recipe: Recipe, data: RunData, samples: Sequence[Sample]) -> dict[str, str]:
-    source, target, validation = data.source, data.target, data.validation
-    rows = {"source": f"{source.name}: {len(samples)} images, {len(data.classes)} classes"}
     if target is not None:
-        count = len(target.split(recipe.target.split))
-        rows["target"] = f"{target.name}: {count} images, labels unused"
+        target_samples = target.split(recipe.target.split)
+        rows["target"] = f"{target.name}: {len(target_samples)} images, labels unused"
+        _warn_of_aspect_ratio("target", recipe.target.resize, target_samples)
     if validation is not None:
         split = recipe.validation.split
         rows["scored on"] = f"{validation.name} {split}: {len(validation.split(split))} images"
-    return rows
-
-
-def _training_rows(recipe: Recipe, setup: TrainingSetup, data: RunData) -> dict[str, str]:
+    _warn_of_aspect_ratio("source", recipe.source.resize, samples)
+    _warn_of_slow_device(recipe, setup.device)
+    rows |= _class_rows(source, samples, target, validation)
     model, stages = recipe.model, stages_of(recipe)
     parameters = sum(parameter.numel() for parameter in setup.objective.student.parameters())
-    rows = {
-        "network": f"{model.backbone}, {model.head}, stride {model.output_stride}, "
+    rows["network"] = (
+        f"{model.backbone}, {model.head}, stride {model.output_stride}, "
         f"{parameters / 1e6:.2f} M parameters, weights {model.weights}"
-    }
-    images = f"{recipe.batch.source}"
-    if data.target is not None:
-        images += f" + {recipe.batch.target}"
+    )
+    images = f"{recipe.batch.source}" + ("" if target is None else f" + {recipe.batch.target}")
     per_process = f" in each of {world_size()} processes" if world_size() > 1 else ""
     rows["steps"] = (
         f"{recipe.steps} of {images} images{per_process} on {setup.device}, "
@@ -75,7 +56,7 @@ def _training_rows(recipe: Recipe, setup: TrainingSetup, data: RunData) -> dict[
     )
     if len(stages) > 1:
         rows["stages"] = ", ".join(f"{stage.name} to step {stage.end}" for stage in stages)
-    return rows
+    _print_rows([*rows.items(), ("run", str(folder))])
 
 
 def _print_rows(rows: Iterable[tuple[str, str]]) -> None:
@@ -126,14 +107,8 @@ def _class_rows(
 ) -> dict[str, str]:
     """Return which classes both sides share, and which only one side has.
 
-    Args:
-        source: Its classes are the network's.
-        samples: Training samples; their pixel counts show which classes no label has.
-        target: Its class names are compared if nothing is scored; its labels are not read.
-        validation: Images to score, if any.
-
-    Raises:
-        DataError: No class name is shared, so nothing can be scored.
+    The other side is the images to score or, if nothing is scored, the target. Pixel counts of the
+    samples show which classes no label has.
     """
     assert source.classes is not None
     source_names = source.classes.names
@@ -146,44 +121,28 @@ def _class_rows(
             "so the network cannot learn them)"
         )
     other = validation or target
-    other_names = None if other is None or other.classes is None else other.classes.names
-    if other is None or other_names is None or set(source_names) == set(other_names):
+    if other is None or other.classes is None or set(source_names) == set(other.classes.names):
         return rows
-    if validation is not None and not set(source_names) & set(other_names):
+    other_names = other.classes.names
+    shared = set(source_names) & set(other_names)
+    if validation is not None and not shared:
         raise DataError(
             f"{other.name}: its classes ({', '.join(other_names)}) have no name in common with "
             f"those of {source.name} ({', '.join(source_names)}), so nothing can be scored; use "
             "the same names in a dataset YAML, or set validation.data=null"
         )
-    parts = [f"{len(set(source_names) & set(other_names))} names in common"]
-    if exclusive := [name for name in source_names if name not in other_names]:
-        parts.append(f"only in {source.name}: {', '.join(exclusive)} (trained, never scored)")
-    if exclusive := [name for name in other_names if name not in source_names]:
-        parts.append(
-            f"only in {other.name}: {', '.join(exclusive)} (the network cannot predict them)"
-        )
+    parts = [f"{len(shared)} names in common"]
+    for side, names, remark in (
+        (source, source_names, "trained, never scored"),
+        (other, other_names, "the network cannot predict them"),
+    ):
+        if exclusive := [name for name in names if name not in shared]:
+            parts.append(f"only in {side.name}: {', '.join(exclusive)} ({remark})")
     return {**rows, "classes": "; ".join(parts)}
 
 
-_PART_LABELS = {
-    "student": "student",
-    "teacher": "teacher",
-    "memories": "banks and prototypes",
-    "moments": "optimiser",
-    "gradients": "gradients",
-    "activations": "activations",
-    "guard": "rollback copy",
-}
-
-
 def print_memory_plan(recipe: Recipe, first: TrainingSetup, data: RunData) -> None:
-    """Print to stderr how much memory each stage of training needs, and the checkpoint size.
-
-    Args:
-        recipe: Recipe of the run.
-        first: Setup of the first stage.
-        data: Data sets of the run.
-    """
+    """Print to stderr how much memory each stage of training needs, and the checkpoint size."""
     if world_size() > 1:
         message = (
             "not estimated with several processes; use --dry-run in one process, with the same "
@@ -199,7 +158,7 @@ def print_memory_plan(recipe: Recipe, first: TrainingSetup, data: RunData) -> No
             # the size of an operation's result depends on its values
             log.warning("memory cannot be estimated: %s", str(error).partition("\n")[0])
             return
-        rows.append(("memory", format_memory(memory, stage.name, setup.device)))
+        rows.append(("memory", _format_memory(memory, stage.name, setup.device)))
     excluded = "excludes kernel workspaces, fragmentation and device context"
     rows.append(("", f"estimated from tensor sizes; {excluded}"))
     size = _format_bytes(memory.checkpoint_size())
@@ -207,12 +166,17 @@ def print_memory_plan(recipe: Recipe, first: TrainingSetup, data: RunData) -> No
     _print_rows(rows)
 
 
-def format_memory(memory: Footprint, stage: str | None, device: torch.device) -> str:
+def _format_memory(memory: Footprint, stage: str | None, device: torch.device) -> str:
     """Return the memory that training needs as text: the sum and its parts."""
+    labels = {
+        "memories": "banks and prototypes",
+        "moments": "optimiser",
+        "guard": "rollback copy",
+    }
     parts = ", ".join(
-        f"{label} {_format_bytes(getattr(memory, name))}"
-        for name, label in _PART_LABELS.items()
-        if getattr(memory, name) >= 2**17
+        f"{labels.get(name, name)} {_format_bytes(size)}"
+        for name, size in vars(memory).items()
+        if size >= 2**17
     )
     capacity = ""
     if device.type == "cuda":
@@ -224,7 +188,7 @@ def format_memory(memory: Footprint, stage: str | None, device: torch.device) ->
 def _stage_setups(
     recipe: Recipe, first: TrainingSetup, data: RunData
 ) -> Iterator[tuple[Stage, TrainingSetup]]:
-    """Yield each stage with its training setup; random weights after the first stage."""
+    """Yield each stage with its training setup."""
     # random weights have the same size
     without_weights = replace(recipe, model=replace(recipe.model, weights="random"))
     for stage in stages_of(recipe):

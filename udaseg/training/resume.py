@@ -11,73 +11,71 @@ from udaseg.files import read_json, sha256_of
 from udaseg.recipe.load import from_dict, load
 from udaseg.recipe.schema import Recipe
 from udaseg.recipe.stages import determining_values
+from udaseg.runs import checkpoint as checkpoints
 from udaseg.runs import folder as folder_module
-from udaseg.runs.checkpoint import (
-    Checkpoint,
-    SavesState,
-    list_manifests,
-    load_checkpoint,
-    newest_checkpoint,
-)
-from udaseg.runs.folder import START_FILE
-from udaseg.training.memory import adopt_micro_batches
+from udaseg.runs.checkpoint import Checkpoint, SavesState
 
 log = logging.getLogger(__name__)
 
 
 def find_resume_checkpoint(folder: Path, recipe: Recipe) -> Checkpoint | None:
-    """Return the newest checkpoint of a run to resume; None if there is none yet.
-
-    Raises:
-        RecipeError: A setting that changes the results, or the batch size over all processes,
-            differs.
-        EnvironmentFault: The processes do not see the same folder.
-        CheckpointError: There are checkpoints, but all of them are damaged.
-    """
+    """Return the newest checkpoint of a run to resume; None if there is none yet."""
     before, processes = load(folder / "recipe.yaml"), folder_module.read_num_processes(folder)
-    _refuse_changed_settings(folder / "recipe.yaml", (before, processes), recipe)
-    checkpoint = newest_checkpoint(folder / "checkpoints")
+    _refuse_changed_settings(folder / "recipe.yaml", before, processes, recipe)
+    checkpoint = checkpoints.newest_checkpoint(folder / "checkpoints")
     steps = all_gather_object(None if checkpoint is None else checkpoint.step)
     if len(set(steps)) > 1:
         raise EnvironmentFault(
             f"{folder}: the processes see checkpoints of different steps, {steps}; put the run "
             "folder on a file system that all hosts share"
         )
-    if checkpoint is None and (unreadable := list_manifests(folder / "checkpoints")):
+    if checkpoint is None and (unreadable := checkpoints.list_manifests(folder / "checkpoints")):
         names = ", ".join(path.with_suffix(".pt").name for path in unreadable)
         raise CheckpointError(
             f"{folder / 'checkpoints'}: none of the checkpoints can be read ({names}); replace "
             "them by intact copies, or remove the folder to train again from step 0 with --resume"
         )
-    if checkpoint is not None:
-        stored_recipe = from_dict(checkpoint.recipe)
-        _refuse_changed_settings(checkpoint.path, (stored_recipe, checkpoint.processes), recipe)
-    if rank() == 0:
-        adopt_micro_batches(folder, before, recipe)
-        if processes != world_size():
-            log.warning(
-                "the run continues with %d processes instead of %d: each step uses the same "
-                "images, but the results differ by rounding",
-                world_size(),
-                processes,
-            )
-            folder_module.rewrite_recipe(folder, recipe)
-            folder_module.rewrite_environment(folder)
     if checkpoint is None:
         log.warning("%s: no checkpoint was written yet; starting at step 0", folder)
+    else:
+        stored = from_dict(checkpoint.recipe)
+        _refuse_changed_settings(checkpoint.path, stored, checkpoint.processes, recipe)
+    if rank() == 0:
+        _adopt_settings(folder, before, processes, recipe)
     return checkpoint
 
 
-def _refuse_changed_settings(path: Path, before: tuple[Recipe, int], now: Recipe) -> None:
-    """Refuse to resume with a recipe that differs in more than `machine`.
+def _adopt_settings(folder: Path, before: Recipe, processes: int, now: Recipe) -> None:
+    """Store changed settings that are not refused, and warn of those that change results."""
+    old, new = before.machine, now.machine
+    if old.micro_batches != new.micro_batches:
+        # not refused: otherwise a run that ran out of memory could not be resumed
+        log.warning(
+            "a step now has %d micro-batches, before %d: the results differ",
+            new.micro_batches,
+            old.micro_batches,
+        )
+    if processes != world_size():
+        log.warning(
+            "the run continues with %d processes instead of %d: each step uses the same images, "
+            "but the results differ by rounding",
+            world_size(),
+            processes,
+        )
+        folder_module.write_environment(folder)
+    if (old.micro_batches, old.activation_checkpointing, processes) != (
+        new.micro_batches,
+        new.activation_checkpointing,
+        world_size(),
+    ):
+        folder_module.write_recipe(folder, now)
 
-    Args:
-        path: File that holds the previous recipe.
-        before: The previous recipe and number of processes.
-        now: The recipe of this call.
-    """
-    processes = before[1]
-    changed = _differences(determining_values(*before), determining_values(now, world_size()), "")
+
+def _refuse_changed_settings(path: Path, before: Recipe, processes: int, now: Recipe) -> None:
+    """Refuse to resume with a recipe that differs in more than `machine` from that in `path`."""
+    changed = _differences(
+        determining_values(before, processes), determining_values(now, world_size()), ""
+    )
     if not changed:
         return
     text = f"{path}: --resume needs the same settings, but " + "; ".join(changed)
@@ -92,29 +90,26 @@ def _refuse_changed_settings(path: Path, before: tuple[Recipe, int], now: Recipe
 
 def _differences(before: object, now: object, prefix: str) -> list[str]:
     if isinstance(before, dict) and isinstance(now, dict):
-        keys = sorted({*before, *now})
-        differences = []
-        for key in keys:
-            full_key = f"{prefix}.{key}" if prefix else str(key)
-            differences += _differences(before.get(key), now.get(key), full_key)
-        return differences
-    return [] if before == now else [f"{prefix} was {before} and is now {now}"]
+        return [
+            difference
+            for key in sorted({*before, *now})
+            for difference in _differences(before.get(key), now.get(key), f"{prefix}.{key}")
+        ]
+    return [] if before == now else [f"{prefix[1:]} was {before} and is now {now}"]
 
 
 def load_start_checkpoint(folder: Path) -> Checkpoint | None:
     """Return the `--init` checkpoint of a run that is resumed.
 
     None if the run starts from its recipe's weights, or has its own checkpoint.
-
-    Raises:
-        CheckpointError: The file is missing, or has changed.
     """
-    if not (folder / START_FILE).is_file() or list_manifests(folder / "checkpoints"):
+    start = folder / folder_module.START_FILE
+    if not start.is_file() or checkpoints.list_manifests(folder / "checkpoints"):
         return None
-    stored = read_json(folder / START_FILE)
+    stored = read_json(start)
     if not {"checkpoint", "sha256"} <= stored.keys():
         raise CheckpointError(
-            f"{folder / START_FILE}: is damaged, so the initial checkpoint is unknown; start again "
+            f"{start}: is damaged, so the initial checkpoint is unknown; start again "
             "with --overwrite and --init"
         )
     path, digest = Path(str(stored["checkpoint"])), stored["sha256"]
@@ -128,15 +123,11 @@ def load_start_checkpoint(folder: Path) -> Checkpoint | None:
             f"file {problem}; restore the one with SHA-256 {digest}, or start again with "
             "--overwrite and another --init"
         )
-    return load_checkpoint(path)
+    return checkpoints.load_checkpoint(path)
 
 
 def restore(checkpoint: Checkpoint, objective: nn.Module, optimizer: SavesState) -> int:
-    """Load `checkpoint` into an objective and its optimiser, strictly; return the next step.
-
-    Raises:
-        CheckpointError: Names or shapes differ; the message lists up to ten differences.
-    """
+    """Load `checkpoint` into an objective and its optimiser, strictly; return the next step."""
     state = objective.state_dict()
     differences = [f"missing {name}" for name in state if name not in checkpoint.objective]
     for name, value in checkpoint.objective.items():

@@ -10,14 +10,14 @@ from pathlib import Path
 
 from udaseg.errors import DivergedError, Interrupted, PartialError, UsageError
 from udaseg.files import write_json
-from udaseg.recipe.load import load
+from udaseg.recipe.request import Overrides
 from udaseg.recipe.schema import Recipe
 from udaseg.recipe.stages import recipe_digest
 from udaseg.runs.folder import default_run_folder
 from udaseg.runs.run import Run
 from udaseg.runs.scores import Scores, find_score_files, read_scores
 from udaseg.training.memory import empty_cache
-from udaseg.training.train import TrainOptions, adapt, read_recipe
+from udaseg.training.train import StrPath, TrainOptions, adapt, path_text, read_recipe
 
 log = logging.getLogger(__name__)
 SUMMARY = "seeds.json"
@@ -60,13 +60,7 @@ class SeedStatistics:
 
 @dataclass(frozen=True)
 class SeedRun:
-    """One finished run of several.
-
-    Attributes:
-        seed: Seed of the run.
-        run: The run.
-        scores: Final scores; None if nothing is scored.
-    """
+    """One finished run of several; no scores if the recipe has no validation data."""
 
     seed: int
     run: Run
@@ -126,13 +120,13 @@ class SeedRuns:
 
 def run_seeds(
     seeds: Sequence[int],
-    recipe: str | os.PathLike[str] | Recipe = "rccr",
+    recipe: StrPath | Recipe = "rccr",
     *,
-    source: str | os.PathLike[str] | None = None,
-    target: str | os.PathLike[str] | None = None,
+    source: StrPath | None = None,
+    target: StrPath | None = None,
     steps: int | None = None,
     overrides: Mapping[str, object] | None = None,
-    out: str | os.PathLike[str] | None = None,
+    out: StrPath | None = None,
     options: TrainOptions | None = None,
 ) -> SeedRuns:
     """Train with each seed in its own folder, and return the runs and their statistics.
@@ -150,9 +144,6 @@ def run_seeds(
         out: Folder of all runs; None takes one below `runs/`.
         options: As for `adapt`. `dry_run` shows only the plan of the first seed.
 
-    Returns:
-        The finished runs.
-
     Raises:
         UsageError: A finished seed was trained with another recipe, or there are several processes.
         RecipeError: The recipe or an override is wrong.
@@ -169,16 +160,11 @@ def run_seeds(
         raise UsageError("--seeds runs in one process; start torchrun once for each --seed")
     if options.resume is not None:
         raise UsageError("--seeds cannot be combined with --resume; the same call again continues")
-    chosen, path = read_recipe(
-        recipe,
-        source=source,
-        target=target,
-        steps=steps,
-        seed=None,
-        overrides=overrides,
-        options=options,
-    )
-    folder = _default_folder(chosen) if out is None else Path(out)
+    changes = Overrides(path_text(source), path_text(target), steps=steps)
+    chosen, path = read_recipe(recipe, changes, overrides, options)
+    single_run = default_run_folder(chosen)
+    name = single_run.name.removesuffix(f"-s{chosen.seed}")
+    folder = Path(out or single_run.with_name(f"{name}-seeds"))
     if (folder / "recipe.yaml").is_file():
         raise UsageError(f"{folder}: is a run of a single seed; use another --out for --seeds")
     command = options.command or ["udaseg.run_seeds"]
@@ -186,19 +172,18 @@ def run_seeds(
     if options.dry_run:
         first = replace(chosen, seed=seeds[0])
         adapt(first, out=_run_folder(folder, seeds[0]), options=options)
-        return SeedRuns(folder, chosen, tuple(seeds), (), {})
+        return SeedRuns(folder, chosen, seeds, (), {})
     return _train_seeds(seeds, chosen, folder, options)
 
 
 def _train_seeds(
-    seeds: Sequence[int], recipe: Recipe, folder: Path, options: TrainOptions
+    seeds: tuple[int, ...], recipe: Recipe, folder: Path, options: TrainOptions
 ) -> SeedRuns:
     """Train the seeds that are not finished, and write `seeds.json` after each."""
     failed: dict[int, str] = {}
     for seed in seeds:
         try:
-            if not _train_seed(replace(recipe, seed=seed), _run_folder(folder, seed), options):
-                continue
+            _train_seed(replace(recipe, seed=seed), _run_folder(folder, seed), options)
         except Interrupted as interruption:
             _summarise(folder, recipe, seeds, failed)
             raise Interrupted(
@@ -214,48 +199,30 @@ def _train_seeds(
     return _summarise(folder, recipe, seeds, failed)
 
 
-def _train_seed(recipe: Recipe, folder: Path, options: TrainOptions) -> bool:
-    """Train or resume the run of a seed; return False if it is finished already."""
-    seed = recipe.seed
-    if not options.overwrite and _is_finished(folder, recipe):
-        log.info("seed %d: finished already, in %s", seed, folder)
-        return False
-    if not options.overwrite and (folder / "recipe.yaml").is_file():
-        log.info("seed %d: resumes in %s", seed, folder)
-        adapt(recipe, options=replace(options, resume=folder, init=None))
-    else:
+def _train_seed(recipe: Recipe, folder: Path, options: TrainOptions) -> None:
+    """Train or resume the run of a seed, unless it is finished."""
+    seed, run = recipe.seed, Run(folder)
+    if options.overwrite or not (folder / "recipe.yaml").is_file():
         log.info("seed %d: starts in %s", seed, folder)
         adapt(recipe, out=folder, options=options)
-    return True
+    elif not run.finished:
+        log.info("seed %d: resumes in %s", seed, folder)
+        adapt(recipe, options=replace(options, resume=folder, init=None))
+    elif recipe_digest(run.recipe) == recipe_digest(recipe):
+        log.info("seed %d: finished already, in %s", seed, folder)
+    else:
+        raise UsageError(
+            f"{folder}: is finished, but with another recipe; use another --out, or "
+            "--overwrite to train all seeds again"
+        )
 
 
 def _run_folder(folder: Path, seed: int) -> Path:
     return folder / f"s{seed}"
 
 
-def _default_folder(recipe: Recipe) -> Path:
-    single_run = default_run_folder(recipe, None)
-    return single_run.with_name(single_run.name.removesuffix(f"-s{recipe.seed}") + "-seeds")
-
-
-def _is_finished(folder: Path, recipe: Recipe) -> bool:
-    """Return whether the run of a seed is finished.
-
-    Raises:
-        UsageError: It is finished, but with another recipe.
-    """
-    if not Run(folder).finished:
-        return False
-    if recipe_digest(load(folder / "recipe.yaml")) != recipe_digest(recipe):
-        raise UsageError(
-            f"{folder}: is finished, but with another recipe; use another --out, or "
-            "--overwrite to train all seeds again"
-        )
-    return True
-
-
 def _summarise(
-    folder: Path, recipe: Recipe, seeds: Sequence[int], failed: Mapping[int, str]
+    folder: Path, recipe: Recipe, seeds: tuple[int, ...], failed: Mapping[int, str]
 ) -> SeedRuns:
     """Return the finished runs, and write their statistics to `seeds.json`."""
     runs = []
@@ -264,22 +231,20 @@ def _summarise(
         if run.finished:
             file = next(iter(find_score_files(run.path).values()), None)
             runs.append(SeedRun(seed, run, None if file is None else read_scores(file, [])))
-    result = SeedRuns(folder, recipe, tuple(seeds), tuple(runs), dict(failed))
-    write_json(
-        result.summary_path,
-        {
-            "recipe": recipe.name,
-            "seeds": list(seeds),
-            "finished": {str(run.seed): run.run.path.name for run in runs},
-            "failed": {str(seed): reason for seed, reason in failed.items()},
-            "means": {name: score.to_json() for name, score in result.means.items()},
-            "classes": {name: score.to_json() for name, score in result.iou.items()},
-            "each": {
-                str(seed): {"means": dict(scores.means), "classes": dict(scores.iou)}
-                for seed, scores in result.scored.items()
-            },
+    result = SeedRuns(folder, recipe, seeds, tuple(runs), dict(failed))
+    document = {
+        "recipe": recipe.name,
+        "seeds": seeds,
+        "finished": {run.seed: run.run.path.name for run in runs},
+        "failed": failed,
+        "means": {name: score.to_json() for name, score in result.means.items()},
+        "classes": {name: score.to_json() for name, score in result.iou.items()},
+        "each": {
+            seed: {"means": scores.means, "classes": scores.iou}
+            for seed, scores in result.scored.items()
         },
-    )
+    }
+    write_json(result.summary_path, document)
     return result
 
 

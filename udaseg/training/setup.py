@@ -1,4 +1,4 @@
-"""From a recipe to everything a stage trains with: objective, optimizer, batches, device."""
+"""What a run trains on, and from a recipe to the objective, optimizer and batches of a stage."""
 
 import contextlib
 import logging
@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from udaseg.data.datasets.index import PreparedDataset
+from udaseg.data.labels.classes import ClassSpace
 from udaseg.data.loading.batches import BatchOptions, TrainingBatches
 from udaseg.data.loading.cache import open_cache
 from udaseg.data.loading.crops import CropSource
@@ -26,23 +27,63 @@ from udaseg.methods.sync_norm import sync_batch_norms
 from udaseg.recipe.schema import Domain, Recipe
 from udaseg.recipe.stages import Stage, stages_of
 from udaseg.runs.checkpoint import Checkpoint, SavesState
+from udaseg.selection.candidates import EvaluationSets
 from udaseg.training.optimizer import build_optimizer
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class RunData:
+    """The data sets of a run.
+
+    Attributes:
+        source: Labelled training images.
+        target: Images to adapt to, whose labels are not read; None trains on the source alone.
+        validation: Labelled images to score, for reporting only; None scores nothing.
+    """
+
+    source: PreparedDataset
+    target: PreparedDataset | None
+    validation: PreparedDataset | None
+
+    @property
+    def classes(self) -> ClassSpace:
+        """Classes of the source, which are the network's."""
+        assert self.source.classes is not None
+        return self.source.classes
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What all stages of a run share.
+
+    Attributes:
+        checkpoint: Where the run continues; None starts at step 0.
+        fit_memory: Split steps into micro-batches until they fit in memory.
+        criterion_sets: Images to compare checkpoints on; None keeps only the newest checkpoints.
+    """
+
+    recipe: Recipe
+    data: RunData
+    folder: Path
+    checkpoint: Checkpoint | None
+    fit_memory: bool
+    criterion_sets: EvaluationSets | None
+
+    @property
+    def steps_done(self) -> int:
+        """Number of steps completed by the checkpoint."""
+        return 0 if self.checkpoint is None else self.checkpoint.step
+
+
+@dataclass(frozen=True)
 class TrainingSetup:
-    """Everything that the training loop of a run needs.
+    """Everything that the training loop needs for a stage.
 
     Attributes:
         model: Called with a batch: the objective, or its distributed wrapper.
-        objective: The objective without a wrapper.
         optimizer: Contains every trained parameter once.
-        batches: Batch i of the run.
-        device: Device of the model.
-        recipe: Recipe of the run.
-        stage: Stage of the run that is trained.
     """
 
     model: nn.Module
@@ -79,15 +120,18 @@ def build_setup(
         init: Start from the student of this checkpoint.
         stage: Stage of the run; None is the first.
         pseudo_labels: Folder of the target's pseudo-labels, for a stage that trains on them.
-
-    Raises:
-        DataError: The source has no classes.
-        CheckpointError: `init` belongs to another network or has other classes.
     """
-    num_classes = _check_classes(source, init)
+    if source.classes is None:
+        raise DataError(f"{source.name}: has no labels, so it cannot be used as source")
+    names = source.classes.names
+    if init is not None and tuple(init.classes["names"]) != tuple(names):
+        raise CheckpointError(
+            f"{init.path}: its classes are {', '.join(init.classes['names'])}, but {source.name} "
+            f"has {', '.join(names)}; --init needs the same classes in the same order"
+        )
     device = resolve_device(recipe.machine.device)
     stage = stage or stages_of(recipe)[0]
-    objective = build_objective(recipe, num_classes, init=init, stage=stage)
+    objective = build_objective(recipe, len(names), init=init, stage=stage)
     objective.to(device)
     apply_machine_options(objective, recipe.machine)
     return TrainingSetup(
@@ -101,25 +145,10 @@ def build_setup(
     )
 
 
-def _check_classes(source: PreparedDataset, init: Checkpoint | None) -> int:
-    """Return the number of classes of the source, after comparing them with those of `init`."""
-    if source.classes is None:
-        raise DataError(f"{source.name}: has no labels, so it cannot be used as source")
-    if init is not None and list(init.classes["names"]) != list(source.classes.names):
-        raise CheckpointError(
-            f"{init.path}: its classes are {', '.join(init.classes['names'])}, but {source.name} "
-            f"has {', '.join(source.classes.names)}; --init needs the same "
-            "classes in the same order"
-        )
-    return len(source.classes)
-
-
 def distribute(objective: Objective) -> nn.Module:
     """Return the module to call with a batch: the objective, or a wrapper that sums gradients.
 
-    Args:
-        objective: Objective on its device. With several processes, its batch norms are
-            changed to use the images of all ranks.
+    With several processes, the batch norms are changed to use the images of all ranks.
     """
     if world_size() == 1:
         return objective
@@ -158,6 +187,13 @@ def build_crop_source(spec: Domain, dataset: PreparedDataset, *, labelled: bool)
     )
 
 
+def images_per_step(batches: TrainingBatches) -> int:
+    """Return the number of images in a batch of this rank."""
+    options = batches.options
+    domains = ((batches.source, options.batch_source), (batches.target, options.batch_target))
+    return sum(size for crops, size in domains if crops is not None)
+
+
 def build_batches(
     recipe: Recipe,
     source: PreparedDataset,
@@ -169,22 +205,20 @@ def build_batches(
     stage = stage or stages_of(recipe)[0]
     from_source = from_target = None
     batch_target = recipe.batch.target
+    rare_class = recipe.source.rare_class
     if stage.reads_source:
-        source_crops = build_crop_source(recipe.source, source, labelled=True)
-        rare_spec = recipe.source.rare_class
+        crops = build_crop_source(recipe.source, source, labelled=True)
         rare = RareClassSettings(
-            rare_spec.temperature, rare_spec.min_pixels, rare_spec.min_crop_pixels
+            rare_class.temperature, rare_class.min_pixels, rare_class.min_crop_pixels
         )
-        from_source = replace(source_crops, sampling=stage.source_sampling, rare=rare)
+        from_source = replace(crops, sampling=stage.source_sampling, rare=rare)
     if target is not None and stage.reads_target:
-        spec, scale = recipe.target, (1.0, 1.0)
-        if (target_spec := stage.target) is not None:
-            spec = replace(
-                spec, resize=target_spec.resize, crop=target_spec.crop, flip=target_spec.flip
-            )
-            scale, batch_target = target_spec.scale, target_spec.batch
-        target_crops = build_crop_source(spec, target, labelled=False)
-        from_target = replace(target_crops, scale=scale, pseudo_labels=pseudo_labels)
+        spec, scale, own = recipe.target, (1.0, 1.0), stage.target
+        if own is not None:
+            spec = replace(spec, resize=own.resize, crop=own.crop, flip=own.flip)
+            scale, batch_target = own.scale, own.batch
+        crops = build_crop_source(spec, target, labelled=False)
+        from_target = replace(crops, scale=scale, pseudo_labels=pseudo_labels)
     batches = TrainingBatches(
         from_source,
         from_target,
@@ -204,7 +238,7 @@ def build_batches(
         log.warning(
             "no image has %d pixels of %s, so rare-class sampling never picks these classes; lower "
             "source.rare_class.min_pixels",
-            recipe.source.rare_class.min_pixels,
+            rare_class.min_pixels,
             ", ".join(source.classes.names[number] for number in batches.classes_never_drawn),
         )
     return batches
@@ -212,11 +246,7 @@ def build_batches(
 
 @contextlib.contextmanager
 def deterministic_kernels(enabled: bool) -> Iterator[None]:
-    """Use deterministic kernels; torch warns about operations that have none.
-
-    Args:
-        enabled: If false, change nothing.
-    """
+    """Use deterministic kernels, if enabled; torch warns about operations that have none."""
     if not enabled:
         yield
         return

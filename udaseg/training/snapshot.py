@@ -1,24 +1,18 @@
 """In-memory copies of the training state for rollbacks, and a check that a state is finite."""
 
-from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from udaseg.distributed import all_reduce_sum
 from udaseg.runs.checkpoint import SavesState
 
 
 class Snapshot:
-    """A copy of objective and optimiser after `step` steps, in host memory.
-
-    Args:
-        step: Steps done.
-        objective: Student, teacher and regularizers.
-        optimizer: The optimiser, whose moments are copied.
-    """
+    """A copy of objective and optimiser after `step` steps, in host memory."""
 
     def __init__(self, step: int, objective: nn.Module, optimizer: SavesState) -> None:
         self.step = step
@@ -36,10 +30,7 @@ class BufferCopy:
     """A copy of a module's buffers from the last `save`, on the module's device.
 
     It is needed because a forward pass changes the running statistics of batch norms before its
-    loss is known.
-
-    Args:
-        module: A module whose buffers keep their storage.
+    loss is known. The buffers must keep their storage.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -67,8 +58,8 @@ def state_is_finite(objective: nn.Module, optimizer: SavesState) -> bool:
     """Return whether every number in the state is finite on all ranks (waits)."""
     tensors = [
         value.detach()
-        for value in _tensors([objective.state_dict(), optimizer.state_dict()["state"]])
-        if value.is_floating_point() and value.numel()
+        for value in tree_leaves([objective.state_dict(), optimizer.state_dict()["state"]])
+        if isinstance(value, Tensor) and value.is_floating_point() and value.numel()
     ]
     bad = torch.tensor(0.0, device=tensors[0].device if tensors else None)
     # a norm is ten times as fast as isfinite; isfinite is only needed if squares overflow
@@ -79,22 +70,6 @@ def state_is_finite(objective: nn.Module, optimizer: SavesState) -> bool:
     return float(all_reduce_sum(bad)) == 0
 
 
-def _tensors(value: object) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        yield from _tensors(list(value.values()))
-    elif isinstance(value, Iterable) and not isinstance(value, str):
-        for item in value:
-            yield from _tensors(item)
-
-
-def _to_host(value: Any) -> Any:
-    """Return a deep copy of nested plain values with all tensors in host memory."""
-    if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, Mapping):
-        return {key: _to_host(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_to_host(item) for item in value)
-    return value
+def _to_host(state: Any) -> Any:
+    """Return a copy of nested mappings and lists with all tensors in host memory."""
+    return tree_map_only(Tensor, lambda value: value.detach().to("cpu", copy=True), state)

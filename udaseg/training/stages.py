@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from udaseg.data.labels.classes import ClassSpace, classes_to_dict
+from udaseg.data.labels.classes import classes_to_dict
 from udaseg.distributed import rank, world_size
 from udaseg.errors import DataError, DivergedError, EnvironmentFault, Interrupted, UdasegError
 from udaseg.failures import report_once
@@ -16,22 +16,15 @@ from udaseg.runs.checkpoint import Checkpoint, newest_checkpoint
 from udaseg.runs.scores import Scores
 from udaseg.runs.status import RunStatus
 from udaseg.signals import StopSignal
+from udaseg.training import memory
 from udaseg.training.callbacks.build import build_callbacks
 from udaseg.training.callbacks.callback import Dispatcher, TrainingState
 from udaseg.training.callbacks.checkpoints import write_checkpoint
 from udaseg.training.callbacks.scores import write_final_scores
-from udaseg.training.context import RunContext
 from udaseg.training.guards import Guard
 from udaseg.training.loop import run_steps
-from udaseg.training.memory import (
-    FirstStepOutOfMemory,
-    OutOfMemory,
-    is_out_of_memory,
-    out_of_memory_advice,
-    split_further,
-)
 from udaseg.training.resume import restore
-from udaseg.training.setup import TrainingSetup
+from udaseg.training.setup import RunContext, TrainingSetup
 from udaseg.training.stage_data import adapt_batch_norm, open_stage
 
 log = logging.getLogger(__name__)
@@ -62,14 +55,7 @@ class Runner:
         self._stop = StopSignal()
 
     def run(self) -> Scores | None:
-        """Train all stages, score at the end, and write the outcome to `status.json`.
-
-        Returns:
-            The final scores; None if the run has no validation data.
-
-        Raises:
-            Interrupted: A signal came; the last step is saved.
-        """
+        """Train all stages and score at the end; the outcome is written to `status.json`."""
         # lasts until status.json is final: torchrun sends SIGTERM as soon as another process exits
         with self._stop:
             self._status.running(step=self.context.steps_done)
@@ -92,18 +78,14 @@ class Runner:
         return scores
 
     def _record_unexpected(self, error: BaseException) -> None:
-        """Record an error that the run did not raise itself.
-
-        Raises:
-            EnvironmentFault: It means out of memory.
-        """
-        if not is_out_of_memory(error):
+        """Record an error that the run did not raise itself; add advice if it is out of memory."""
+        if not memory.is_out_of_memory(error):
             self._status.failed(code=1, reason=f"{type(error).__name__}: {error}")
             return
         reason = str(error).partition("\n")[0] or "out of memory"
         if self.setup is not None:
             fit_given = self.context.fit_memory
-            reason = out_of_memory_advice(self.setup, reason, fit_given=fit_given)
+            reason = memory.out_of_memory_advice(self.setup, reason, fit_given=fit_given)
         self._status.failed(code=EnvironmentFault.exit_code, reason=reason)
         raise EnvironmentFault(reason) from error
 
@@ -130,22 +112,27 @@ class Runner:
         log.info(
             "stage %d: %s, steps %d to %d", stage.index + 1, stage.name, stage.begin, stage.end
         )
-        context = self.context
-        self.setup, digests = open_stage(
-            context.recipe,
-            stage,
-            context.data,
-            context.folder,
-            # a checkpoint at a stage's first step belongs to the previous stage
-            is_new=done <= stage.begin,
-            stop=self._stop,
-        )
+        # a checkpoint at a stage's first step belongs to the previous stage
+        is_new = done <= stage.begin
+        self.setup, digests = open_stage(self.context, stage, is_new=is_new, stop=self._stop)
         return digests
 
     def _restore(self, checkpoint: Checkpoint, digests: Mapping[str, str]) -> None:
-        """Restore a checkpoint into the stage that it belongs to."""
+        """Restore a checkpoint into the stage that it belongs to, if the data are the same."""
         assert self.setup is not None
-        _check_same_data(checkpoint, self.setup, self.context.data.classes, digests)
+        classes = self.context.data.classes
+        if checkpoint.classes != classes_to_dict(classes):
+            raise DataError(
+                f"{checkpoint.path}: was trained on the classes {checkpoint.classes['names']}, but "
+                f"the source has {list(classes.names)}; start a new run with --init instead"
+            )
+        current = {**self.setup.batches.digests(), **digests}
+        changed = [domain for domain in current if checkpoint.files.get(domain) != current[domain]]
+        if changed:
+            raise DataError(
+                f"{checkpoint.path}: the files of {' and '.join(changed)} have changed, so the run "
+                "cannot be resumed exactly; restore them, or start a new run with --init"
+            )
         restore(checkpoint, self.setup.objective, self.setup.optimizer)
         log.info("resumed %s at step %d", self.context.folder, checkpoint.step)
 
@@ -166,20 +153,19 @@ class Runner:
                 if first < self.setup.stage.end:
                     self._train_steps(state, first)
                 return
-            except FirstStepOutOfMemory as error:
+            except memory.FirstStepOutOfMemory as error:
                 message = str(error)
             # outside the except clause, so that the tensors in the error's frames are freed first
             del state
             self._state = None
-            fit_given = self.context.fit_memory
-            self.setup = split_further(
-                self.setup, self.context.folder, message, fit_given=fit_given
+            context = self.context
+            self.setup = memory.split_further(
+                self.setup, context.folder, message, fit_given=context.fit_memory
             )
             self.context = replace(self.context, recipe=self.setup.recipe)
 
     def _train_steps(self, state: TrainingState, first: int) -> None:
-        recipe, folder, stop = state.recipe, self.context.folder, self._stop
-        callbacks = Dispatcher(state)
+        callbacks, stop = Dispatcher(state), self._stop
         guard = Guard(
             state.setup,
             counts=self._status.incident_counts,
@@ -195,12 +181,11 @@ class Runner:
                 done = run_steps(state.setup, first=first, on_step=on_step, stop=stop, guard=guard)
         except DivergedError as error:
             raise self._with_last_checkpoint(error) from error
-        if done < recipe.steps and stop.stop_requested():
+        if done < state.recipe.steps and stop.stop_requested():
             assert stop.number is not None
             self._status.interrupted(step=done, signal_number=stop.number)
-            raise Interrupted(
-                f"stopped at step {done} and saved; continue with --resume {folder}", stop.number
-            )
+            message = f"stopped at step {done} and saved; continue with --resume "
+            raise Interrupted(f"{message}{self.context.folder}", stop.number)
 
     def _with_last_checkpoint(self, error: DivergedError) -> DivergedError:
         """Return the error with the last checkpoint added."""
@@ -209,7 +194,7 @@ class Runner:
         if last is None:
             return DivergedError(f"{error}\nno checkpoint was written yet")
         text = f"{error}\nthe last good checkpoint is {last.path}, step {last.step}"
-        if isinstance(error, OutOfMemory) and world_size() == 1:
+        if isinstance(error, memory.OutOfMemory) and world_size() == 1:
             text += f"; continue with --resume {folder} --fit, or on a machine with more memory"
         return DivergedError(text)
 
@@ -220,9 +205,7 @@ class Runner:
         if context.recipe.method.target_statistics == 0 or context.data.target is None:
             return
         with self._recording_interruption(context.recipe.steps):
-            adapt_batch_norm(
-                context.recipe, state.setup, context.data.target, self._stop, context.folder
-            )
+            adapt_batch_norm(context, state.setup, context.data.target, self._stop)
         write_checkpoint(state)
 
     def _score(self) -> tuple[float, Scores] | tuple[None, None]:
@@ -246,21 +229,3 @@ class Runner:
         except Interrupted as interrupted:
             self._status.interrupted(step=done, signal_number=interrupted.exit_code - 128)
             raise
-
-
-def _check_same_data(
-    checkpoint: Checkpoint, setup: TrainingSetup, classes: ClassSpace, digests: Mapping[str, str]
-) -> None:
-    """Refuse to resume with other classes or other files; the batches depend on both."""
-    if checkpoint.classes != classes_to_dict(classes):
-        raise DataError(
-            f"{checkpoint.path}: was trained on the classes {checkpoint.classes['names']}, but the "
-            f"source has {list(classes.names)}; start a new run with --init instead"
-        )
-    current = {**setup.batches.digests(), **digests}
-    changed = [domain for domain in current if checkpoint.files.get(domain) != current[domain]]
-    if changed:
-        raise DataError(
-            f"{checkpoint.path}: the files of {' and '.join(changed)} have changed, so the run "
-            "cannot be resumed exactly; restore them, or start a new run with --init"
-        )

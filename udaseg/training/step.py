@@ -3,8 +3,8 @@
 import contextlib
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import fields, is_dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import is_dataclass, replace
 from typing import Any
 
 import torch
@@ -33,20 +33,19 @@ def compute_gradients(setup: TrainingSetup, batch: Batch) -> LossReport:
         return report
     reports = []
     for number, part in enumerate(split_batch(batch, parts), start=1):
-        with _sync_after_last(setup, last=number == parts):
+        sync: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        if number < parts and isinstance(setup.model, DistributedDataParallel):
+            sync = setup.model.no_sync()  # ranks add up their gradients after the last part only
+        with sync:
             report = _forward(setup, part)
             (report.total / parts).backward()  # type: ignore[no-untyped-call]  # torch's own
-        reports.append(_detach(report))
+        reports.append(_map_tensors(Tensor.detach, report))
         del report  # otherwise the features of this part live through the next forward pass
     return merge_reports(reports)
 
 
 def split_batch(batch: Batch, parts: int) -> list[Batch]:
-    """Split the batch into `parts` batches of equal size, each with a different seed.
-
-    Raises:
-        ValueError: `parts` does not divide the number of images.
-    """
+    """Split the batch into `parts` batches of equal size, each with a different seed."""
     pieces = {
         name: value.chunk(parts) if len(value) else (value,) * parts
         for name in ("source_images", "source_labels", "target_images", "pseudo_labels")
@@ -67,45 +66,26 @@ def split_batch(batch: Batch, parts: int) -> list[Batch]:
 
 
 def merge_reports(reports: Sequence[LossReport]) -> LossReport:
-    """Merge the reports of the parts of a step: average scalars, concatenate views.
+    """Merge the reports of parts of equal size: average scalars, concatenate views."""
 
-    Args:
-        reports: Reports of parts of equal size, without graphs.
-    """
-    first, count = reports[0], len(reports)
-    counted = [report.predicted_counts for report in reports if report.predicted_counts is not None]
+    def mean(*values: Tensor) -> Tensor:
+        return torch.stack(values).mean()
+
+    counts = [report.predicted_counts for report in reports if report.predicted_counts is not None]
     return LossReport(
-        total=torch.stack([report.total for report in reports]).mean(),
-        parts={
-            name: torch.stack([report.parts[name] for report in reports]).mean()
-            for name in first.parts
-        },
-        figures={
-            name: torch.stack([report.figures[name] for report in reports]).mean()
-            for name in first.figures
-        },
-        views=_concatenate([report.views for report in reports]),
-        predicted_counts=torch.stack(counted).sum(0) if len(counted) == count else None,
+        total=mean(*(report.total for report in reports)),
+        parts=_map_tensors(mean, *(report.parts for report in reports)),
+        figures=_map_tensors(mean, *(report.figures for report in reports)),
+        views=_map_tensors(lambda *parts: torch.cat(parts), *(report.views for report in reports)),
+        predicted_counts=torch.stack(counts).sum(0) if len(counts) == len(reports) else None,
     )
 
 
 def _forward(setup: TrainingSetup, batch: Batch) -> LossReport:
-    autocast: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
-    if setup.recipe.machine.precision == "bf16":
-        autocast = torch.autocast(setup.device.type, dtype=torch.bfloat16)
-    with autocast:
+    bf16 = setup.recipe.machine.precision == "bf16"
+    with torch.autocast(setup.device.type, dtype=torch.bfloat16, enabled=bf16):
         report: LossReport = setup.model(batch.to(setup.device))
     return report
-
-
-@contextlib.contextmanager
-def _sync_after_last(setup: TrainingSetup, *, last: bool) -> Iterator[None]:
-    """Synchronise gradients between ranks only after the last part of a step."""
-    if last or not isinstance(setup.model, DistributedDataParallel):
-        yield
-        return
-    with setup.model.no_sync():
-        yield
 
 
 def _part_seed(seed: int, number: int) -> int:
@@ -113,32 +93,16 @@ def _part_seed(seed: int, number: int) -> int:
     return int.from_bytes(digest[:4], "big")
 
 
-def _detach(value: Any) -> Any:
-    """Return nested dataclasses and mappings with all tensors detached."""
-    if isinstance(value, Tensor):
-        return value.detach()
-    if isinstance(value, dict):
-        return {name: _detach(item) for name, item in value.items()}
-    if is_dataclass(value) and not isinstance(value, type):
-        return replace(
-            value, **{part.name: _detach(getattr(value, part.name)) for part in fields(value)}
-        )
-    return value
-
-
-def _concatenate(values: Sequence[Any]) -> Any:
-    """Merge dataclasses and mappings: concatenate tensors, keep other values of the first."""
-    first = values[0]
+def _map_tensors(act: Callable[..., Tensor], first: Any, *others: Any) -> Any:
+    """Call `act` with the tensors at each place of dataclasses and mappings; keep the rest."""
     if isinstance(first, Tensor):
-        return torch.cat(list(values))
-    if isinstance(first, dict):
-        return {name: _concatenate([value[name] for value in values]) for name in first}
+        return act(first, *others)
+    if isinstance(first, Mapping):
+        return {
+            name: _map_tensors(act, value, *(other[name] for other in others))
+            for name, value in first.items()
+        }
     if is_dataclass(first) and not isinstance(first, type):
-        return replace(
-            first,
-            **{
-                part.name: _concatenate([getattr(value, part.name) for value in values])
-                for part in fields(first)
-            },
-        )
+        parts = (vars(value) for value in (first, *others))
+        return replace(first, **_map_tensors(act, *parts))
     return first

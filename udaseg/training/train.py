@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,12 +12,7 @@ from udaseg.distributed import device_type, local_rank_zero_first, on_rank_zero,
 from udaseg.errors import UsageError
 from udaseg.failures import process_group
 from udaseg.recipe.load import from_dict, load, to_dict
-from udaseg.recipe.request import (
-    Overrides,
-    changed_recipe,
-    override_words,
-    requested_recipe,
-)
+from udaseg.recipe.request import Overrides, changed_recipe, override_words, requested_recipe
 from udaseg.recipe.schema import Recipe
 from udaseg.recipe.stages import adapts
 from udaseg.runs import folder as folder_module
@@ -28,15 +23,16 @@ from udaseg.runs.status import log_to_file
 from udaseg.selection.candidates import EvaluationSets
 from udaseg.training.callbacks.keep_best import open_criterion_sets
 from udaseg.training.callbacks.tensorboard import uses_tensorboard
-from udaseg.training.context import RunContext, RunData
 from udaseg.training.plan import print_memory_plan, print_plan
 from udaseg.training.resume import find_resume_checkpoint, load_start_checkpoint
-from udaseg.training.setup import build_setup, deterministic_kernels
+from udaseg.training.setup import RunContext, RunData, build_setup, deterministic_kernels
 from udaseg.training.stages import Runner
 
 log = logging.getLogger(__name__)
 _DEFAULTS = ("source_only", "rccr")
 """Recipes of `train` and `adapt` unless another is named."""
+
+StrPath = str | os.PathLike[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,27 +52,27 @@ class TrainOptions:
         on_finish: Called in the first process with each finished run and its final scores, if any.
     """
 
-    root: str | os.PathLike[str] = "data"
-    resume: str | os.PathLike[str] | None = None
-    init: str | os.PathLike[str] | None = None
+    root: StrPath = "data"
+    resume: StrPath | None = None
+    init: StrPath | None = None
     overwrite: bool = False
     dry_run: bool = False
     fit_memory: bool = False
     source_only: bool = False
     command: Sequence[str] | None = None
-    recipe_path: str | os.PathLike[str] | None = None
+    recipe_path: StrPath | None = None
     on_finish: Callable[[Run, Scores | None], None] | None = None
 
 
 def train(
-    recipe: str | os.PathLike[str] | Recipe = "source_only",
+    recipe: StrPath | Recipe = "source_only",
     *,
-    source: str | os.PathLike[str] | None = None,
-    target: str | os.PathLike[str] | None = None,
+    source: StrPath | None = None,
+    target: StrPath | None = None,
     steps: int | None = None,
     seed: int | None = None,
     overrides: Mapping[str, object] | None = None,
-    out: str | os.PathLike[str] | None = None,
+    out: StrPath | None = None,
     options: TrainOptions | None = None,
 ) -> Run:
     """Train on the source alone, and return the run.
@@ -103,29 +99,20 @@ def train(
     Example:
         run = udaseg.train(source="my_city.yaml", steps=20_000)
     """
-    options = options or TrainOptions()
-    command = options.command or ["udaseg.train"]
-    return adapt(
-        recipe,
-        source=source,
-        target=target,
-        steps=steps,
-        seed=seed,
-        overrides=overrides,
-        out=out,
-        options=replace(options, source_only=True, command=command),
-    )
+    options = replace(options or TrainOptions(), source_only=True)
+    changes = Overrides(path_text(source), path_text(target), seed, steps)
+    return _train_recipe(recipe, changes, overrides, out, options, "udaseg.train")
 
 
 def adapt(
-    recipe: str | os.PathLike[str] | Recipe = "rccr",
+    recipe: StrPath | Recipe = "rccr",
     *,
-    source: str | os.PathLike[str] | None = None,
-    target: str | os.PathLike[str] | None = None,
+    source: StrPath | None = None,
+    target: StrPath | None = None,
     steps: int | None = None,
     seed: int | None = None,
     overrides: Mapping[str, object] | None = None,
-    out: str | os.PathLike[str] | None = None,
+    out: StrPath | None = None,
     options: TrainOptions | None = None,
 ) -> Run:
     """Adapt to the unlabelled target, and return the run.
@@ -160,49 +147,23 @@ def adapt(
         run.scores, run.checkpoints
         udaseg.adapt(options=udaseg.TrainOptions(resume=run))
     """
+    changes = Overrides(path_text(source), path_text(target), seed, steps)
     options = options or TrainOptions()
-    _refuse_with_resume(options, out)
-    chosen, path = read_recipe(
-        recipe,
-        source=source,
-        target=target,
-        steps=steps,
-        seed=seed,
-        overrides=overrides,
-        options=options,
-    )
-    if options.source_only and (chosen.method.kind != "source_only" or adapts(chosen)):
-        raise UsageError(
-            f"{path}: the recipe uses target images; run it with `udaseg adapt`, "
-            "since `udaseg train` supports only source_only"
-        )
-    options = replace(options, recipe_path=path, command=options.command or ["udaseg.adapt"])
-    folder = folder_module.default_run_folder(chosen, None if out is None else Path(out))
-    return _train(chosen, Path(options.resume or folder), options)
+    return _train_recipe(recipe, changes, overrides, out, options, "udaseg.adapt")
+
+
+def path_text(path: StrPath | None) -> str | None:
+    """Return a path as text."""
+    return None if path is None else os.fspath(path)
 
 
 def read_recipe(
-    recipe: str | os.PathLike[str] | Recipe,
-    *,
-    source: str | os.PathLike[str] | None,
-    target: str | os.PathLike[str] | None,
-    steps: int | None,
-    seed: int | None,
+    recipe: StrPath | Recipe,
+    changes: Overrides,
     overrides: Mapping[str, object] | None,
     options: TrainOptions,
 ) -> tuple[Recipe, Path]:
-    """Return the recipe that the arguments of `adapt` describe, and its file.
-
-    Raises:
-        UsageError: The arguments contradict each other.
-        RecipeError: The recipe or an override is wrong.
-    """
-    changes = Overrides(
-        None if source is None else os.fspath(source),
-        None if target is None else os.fspath(target),
-        seed,
-        steps,
-    )
+    """Return the recipe that the arguments of `adapt` describe, and its file."""
     words = override_words(overrides or {})
     if isinstance(recipe, Recipe):
         path = Path(options.recipe_path or recipe.name)
@@ -226,46 +187,60 @@ def _is_method(name: str) -> bool:
     return "/" not in name and not name.endswith((".yaml", ".yml")) and not Path(name).is_file()
 
 
-def _refuse_with_resume(options: TrainOptions, out: str | os.PathLike[str] | None) -> None:
-    given = (options.init is not None, options.overwrite, out is not None)
-    if options.resume is not None and any(given):
+def _train_recipe(
+    recipe: StrPath | Recipe,
+    changes: Overrides,
+    overrides: Mapping[str, object] | None,
+    out: StrPath | None,
+    options: TrainOptions,
+    function: str,
+) -> Run:
+    if options.resume is not None and (
+        options.init is not None or options.overwrite or out is not None
+    ):
         raise UsageError("--resume cannot be combined with --init, --overwrite or --out")
-
-
-def _train(recipe: Recipe, folder: Path, options: TrainOptions) -> Run:
-    """Train a recipe into a run folder, in each process of torchrun."""
-    machine, run = recipe.machine, Run(folder)
+    chosen, path = read_recipe(recipe, changes, overrides, options)
+    if options.source_only and (chosen.method.kind != "source_only" or adapts(chosen)):
+        raise UsageError(
+            f"{path}: the recipe uses target images; run it with `udaseg adapt`, "
+            "since `udaseg train` supports only source_only"
+        )
+    options = replace(options, recipe_path=path, command=options.command or [function])
+    folder = Path(options.resume or out or folder_module.default_run_folder(chosen))
+    machine = chosen.machine
     with (
         deterministic_kernels(machine.deterministic),
         process_group(device_type(machine.device)),
     ):
-        if options.fit_memory and world_size() > 1:
-            raise UsageError(
-                "--fit supports only one process; with several, set machine.micro_batches=2 or "
-                "more to split the steps"
-            )
-        recipe, options = _resume_after_restart(recipe, folder, options)
-        data, criterion_sets = _open_data(recipe, Path(options.root))
-        start_checkpoint = _start_checkpoint(options, folder)
-        setup = build_setup(recipe, data.source, data.target, init=start_checkpoint)
+        _train(chosen, folder, options)
+    return Run(folder)
+
+
+def _train(recipe: Recipe, folder: Path, options: TrainOptions) -> None:
+    """Train a recipe into a run folder, in each process of torchrun."""
+    if options.fit_memory and world_size() > 1:
+        raise UsageError(
+            "--fit supports only one process; with several, set machine.micro_batches=2 or "
+            "more to split the steps"
+        )
+    recipe, options = _resume_after_restart(recipe, folder, options)
+    data, criterion_sets = _open_data(recipe, Path(options.root))
+    start = _start_checkpoint(options, folder)
+    setup = build_setup(recipe, data.source, data.target, init=start)
+    if rank() == 0:
+        print_plan(recipe, str(options.recipe_path), setup, data, folder)
+    if options.dry_run:
         if rank() == 0:
-            print_plan(recipe, str(options.recipe_path), setup, data, folder)
-        if options.dry_run:
-            if rank() == 0:
-                print_memory_plan(recipe, setup, data)
-            return run
-        with contextlib.ExitStack() as stack:
-            _claim_folder(recipe, folder, options, start_checkpoint, stack)
-            checkpoint = None if options.resume is None else find_resume_checkpoint(folder, recipe)
-            context = RunContext(
-                recipe, data, folder, checkpoint, options.fit_memory, criterion_sets
-            )
-            runner = Runner(context, setup)
-            del setup  # the runner frees it before a later stage builds its own
-            scores = runner.run()
-        if rank() == 0 and options.on_finish is not None:
-            options.on_finish(run, scores)
-    return run
+            print_memory_plan(recipe, setup, data)
+        return
+    with _claimed(folder, recipe, options, start):
+        checkpoint = None if options.resume is None else find_resume_checkpoint(folder, recipe)
+        context = RunContext(recipe, data, folder, checkpoint, options.fit_memory, criterion_sets)
+        runner = Runner(context, setup)
+        del setup  # the runner frees it before a later stage builds its own
+        scores = runner.run()
+    if rank() == 0 and options.on_finish is not None:
+        options.on_finish(Run(folder), scores)
 
 
 def _resume_after_restart(
@@ -306,28 +281,22 @@ def _start_checkpoint(options: TrainOptions, folder: Path) -> Checkpoint | None:
     return None if options.init is None else find_checkpoint(Path(options.init))
 
 
-def _claim_folder(
-    recipe: Recipe,
-    folder: Path,
-    options: TrainOptions,
-    start_checkpoint: Checkpoint | None,
-    stack: contextlib.ExitStack,
-) -> None:
-    """Create the run folder unless the run resumes; hold its lock and log until `stack` closes."""
+@contextlib.contextmanager
+def _claimed(
+    folder: Path, recipe: Recipe, options: TrainOptions, start: Checkpoint | None
+) -> Iterator[None]:
+    """Create the run folder unless the run resumes; hold its lock and its log."""
 
     def create() -> None:
-        folder_module.create_run_folder(
-            folder,
-            recipe,
-            options.command or (),
-            overwrite=options.overwrite,
-            init=start_checkpoint,
-        )
+        command, overwrite = options.command or (), options.overwrite
+        folder_module.create_run_folder(folder, recipe, command, overwrite=overwrite, init=start)
 
     def lock_and_log() -> None:
         stack.enter_context(folder_module.writer_lock(folder))
         stack.enter_context(log_to_file(folder / "train.log"))
 
-    if options.resume is None:
-        on_rank_zero(create)
-    on_rank_zero(lock_and_log)
+    with contextlib.ExitStack() as stack:
+        if options.resume is None:
+            on_rank_zero(create)
+        on_rank_zero(lock_and_log)
+        yield

@@ -10,15 +10,14 @@ from udaseg.training.callbacks.previews import Previews
 from udaseg.training.callbacks.progress import Progress
 from udaseg.training.callbacks.scores import ValidationScores
 from udaseg.training.callbacks.tensorboard import TensorBoard, uses_tensorboard
-from udaseg.training.context import RunContext
+from udaseg.training.setup import RunContext
 
 
 def build_callbacks(context: RunContext) -> tuple[Callback, ...]:
     """Return all that happens beside training, in the order in which it happens.
 
-    This is the only place that knows every callback. A new one is a file in this folder and a line
-    here. A logger is a callback with `on_event` and `ranks = "zero"`; it gets every line of
-    metrics, wherever it stands in the list.
+    A new callback is a file in this folder and a line here. A logger is a callback with `on_event`
+    and `ranks = "zero"`; it gets every line of metrics, wherever it stands in the list.
     """
     recipe, folder, classes = context.recipe, context.folder, context.data.classes
     machine, sets = recipe.machine, context.criterion_sets

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from udaseg.data.files.images import Pixels
-from udaseg.distributed import rank, without_peers, world_size
+from udaseg.distributed import rank, without_peers
 from udaseg.methods.objectives.objective import LossReport
 from udaseg.recipe.schema import Recipe
 from udaseg.recipe.stages import Stage
 from udaseg.runs.status import RunStatus
-from udaseg.training.context import RunContext
 from udaseg.training.guards import DroppedStep
-from udaseg.training.setup import TrainingSetup
+from udaseg.training.setup import RunContext, TrainingSetup, images_per_step
 
 
 class Callback:
@@ -57,10 +56,7 @@ class TrainingState:
     """What callbacks see of a stage, and how they reach each other.
 
     Attributes:
-        context: What all stages of the run share.
-        setup: Training setup of the stage.
         status: Status of the run; incidents are counted there.
-        callbacks: All callbacks, in order.
         digests: Digests of files that were made for this stage; stored in each checkpoint.
         step: Steps of the run that are done.
         report: Losses of the step, inside `on_step`.
@@ -69,7 +65,6 @@ class TrainingState:
         event: What a step has to say; `Metrics` turns it into a line of metrics.
         wants_line: Whether the line of this step has the losses: at `machine.log_every`, at the
             last step, or because a callback set it.
-        images_per_step: Images of a step, over all processes.
     """
 
     context: RunContext
@@ -83,14 +78,11 @@ class TrainingState:
     dropped: DroppedStep | None = None
     event: dict[str, object] = field(default_factory=dict)
     wants_line: bool = False
-    images_per_step: int = field(init=False)
 
-    def __post_init__(self) -> None:
-        batches = self.setup.batches
-        images = (0 if batches.source is None else batches.options.batch_source) + (
-            0 if batches.target is None else batches.options.batch_target
-        )
-        self.images_per_step = images * world_size()
+    @property
+    def images_per_step(self) -> int:
+        """Images of a step, over all processes."""
+        return images_per_step(self.setup.batches) * self.setup.batches.options.world_size
 
     @property
     def recipe(self) -> Recipe:
@@ -133,11 +125,7 @@ def call_on_its_ranks(callback: Callback, act: Callable[[Callback], None]) -> No
 
 
 class Dispatcher:
-    """Calls the callbacks of a stage; the training loop and its guard know only this.
-
-    Args:
-        state: State of the stage, with its callbacks.
-    """
+    """Calls the callbacks of a stage; the training loop and its guard know only this."""
 
     def __init__(self, state: TrainingState) -> None:
         self.state = state
@@ -159,13 +147,7 @@ class Dispatcher:
         self._end(None)
 
     def on_step(self, done: int, report: LossReport, gradient_norm: float) -> None:
-        """Tell the callbacks that a step was done or dropped.
-
-        Args:
-            done: Steps of the run, including this one.
-            report: Report of the step.
-            gradient_norm: Gradient norm before clipping.
-        """
+        """Tell the callbacks that a step was done or dropped; `done` counts it."""
         state, recipe = self.state, self.state.recipe
         state.step, state.report, state.gradient_norm, state.event = done, report, gradient_norm, {}
         is_due = done % recipe.machine.log_every == 0 or done == recipe.steps

@@ -51,18 +51,18 @@ class Checkpoints(Callback):
 
 
 def write_checkpoint(state: TrainingState) -> None:
-    """Save the state after `state.step` steps, and tell the callbacks.
-
-    Raises:
-        DivergedError: The weights are not finite, so nothing was saved.
-    """
-    _check_finite(state)
+    """Save the state after `state.step` steps, and tell the callbacks."""
+    weights = [parameter.detach() for parameter in state.setup.objective.student.parameters()]
+    if not math.isfinite(float(get_total_norm(weights))):
+        raise DivergedError(
+            f"step {state.step}: the weights are not finite, so nothing was saved; the last "
+            "checkpoint is unchanged. Lower optimizer.lr, or set optimizer.clip_norm"
+        )
     folder = state.context.folder
     if state.step == state.stage.end and state.stage.name is not None:
         # the next stage starts from this checkpoint, so it is kept and written first
         _save(state, stage_checkpoint_folder(folder, state.stage))
-    path = _save(state, folder / "checkpoints")
-    state.announce_checkpoint(path)
+    state.announce_checkpoint(_save(state, folder / "checkpoints"))
 
 
 def _save(state: TrainingState, folder: Path) -> Path:
@@ -79,13 +79,3 @@ def _save(state: TrainingState, folder: Path) -> Path:
             keep=state.recipe.machine.keep_checkpoints,
         )
     )
-
-
-def _check_finite(state: TrainingState) -> None:
-    """Raise if the weights are not finite, so that no bad state replaces a good checkpoint."""
-    weights = [parameter.detach() for parameter in state.setup.objective.student.parameters()]
-    if not math.isfinite(float(get_total_norm(weights))):
-        raise DivergedError(
-            f"step {state.step}: the weights are not finite, so nothing was saved; the last "
-            "checkpoint is unchanged. Lower optimizer.lr, or set optimizer.clip_norm"
-        )

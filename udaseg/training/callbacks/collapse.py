@@ -1,8 +1,7 @@
-"""Early warnings of a collapsing self-training.
+"""Early warnings of a collapsing self-training, from the teacher's predictions on the target.
 
-The loss does not show a collapse: a teacher that predicts road everywhere and a student that agrees
-have a low loss. The teacher's predictions on the target do show it. Their statistics are summed on
-the device and read once every `CHECK_INTERVAL` steps.
+The loss does not show it: a teacher that predicts road everywhere and a student that agrees have a
+low loss. The statistics are summed on the device and read every `CHECK_INTERVAL` steps.
 """
 
 import logging
@@ -43,8 +42,6 @@ class Alarm:
     """A warning about the pseudo-labels.
 
     Attributes:
-        kind: Which condition holds.
-        text: Description with figures and advice.
         collapse: Whether the pseudo-labels are useless, so that more training is of no use.
     """
 
@@ -66,16 +63,15 @@ class CollapseMonitor:
     """
 
     def __init__(self, names: Sequence[str], begin: int = 0) -> None:
-        self.names = tuple(names)
+        self.shares: dict[str, float] = {}
         self._begin = self._last_check = begin
         self._sums: Tensor | None = None
         # the step since which a condition has held, and the step of its last alarm
         self._since: dict[Kind, int] = {}
         self._last_alarm: dict[Kind, int] = {}
-        self._last_seen = [begin] * len(self.names)
-        self._absent_classes: set[int] = set()
+        self._last_seen = dict.fromkeys(names, begin)
+        self._absent: list[str] = []
         self._was_sure = False
-        self.shares: dict[str, float] = {}
 
     def add(self, report: LossReport) -> None:
         """Add the report of a step that was not dropped, without waiting for the device."""
@@ -95,19 +91,20 @@ class CollapseMonitor:
             return []
         confident, confidence, steps, *counts = all_reduce_sum(sums).tolist()
         accepted, mean_confidence = confident / steps, confidence / steps
-        top = max(range(len(counts)), key=counts.__getitem__)
         total = max(1.0, sum(counts))
-        share = counts[top] / total
-        self.shares = {name: count / total for name, count in zip(self.names, counts, strict=True)}
+        self.shares = {
+            name: count / total for name, count in zip(self._last_seen, counts, strict=True)
+        }
+        top = max(self.shares, key=self.shares.__getitem__)
         self._was_sure = self._was_sure or accepted >= NOTHING_ACCEPTED
         armed = self._was_sure or done - self._begin > UNSURE_START_STEPS
         span = f"in the last {round(steps / world_size())} steps"
         conditions: list[tuple[Kind, bool, str]] = [
             (
                 "one_class",
-                share > ONE_CLASS,
-                f"{100 * share:.2f} % of the target's pseudo-labels {span} are "
-                f"'{self.names[top]}': the teacher has collapsed into one class",
+                self.shares[top] > ONE_CLASS,
+                f"{100 * self.shares[top]:.2f} % of the target's pseudo-labels {span} are "
+                f"'{top}': the teacher has collapsed into one class",
             ),
             (
                 "always_sure",
@@ -127,7 +124,7 @@ class CollapseMonitor:
             for kind, holds, text in conditions
             if self._is_due(kind, holds, first, done)
         ]
-        return alarms + self._absence_alarms(counts, done)
+        return alarms + self._absence_alarms(done)
 
     def _is_due(self, kind: Kind, holds: bool, first: int, done: int) -> bool:
         """Return whether a condition has held long enough and its alarm is due now."""
@@ -144,19 +141,17 @@ class CollapseMonitor:
         self._last_alarm[kind] = done
         return True
 
-    def _absence_alarms(self, counts: Sequence[float], done: int) -> list[Alarm]:
+    def _absence_alarms(self, done: int) -> list[Alarm]:
         """Return one alarm for all classes that have just reached the limit of absence."""
-        for number, count in enumerate(counts):
-            if count:
-                self._last_seen[number] = done
-        absent = {n for n, seen in enumerate(self._last_seen) if done - seen >= ABSENCE_STEPS}
-        new, self._absent_classes = sorted(absent - self._absent_classes), absent
+        self._last_seen |= {name: done for name, share in self.shares.items() if share}
+        absent = [name for name, seen in self._last_seen.items() if done - seen >= ABSENCE_STEPS]
+        new, self._absent = [name for name in absent if name not in self._absent], absent
         if not new:
             return []
-        named = ", ".join(self.names[number] for number in new)
         text = (
-            f"none of the target's pseudo-labels in the last {ABSENCE_STEPS} steps is {named}: "
-            f"{len(absent)} of {len(self.names)} classes are not learnt on the target"
+            f"none of the target's pseudo-labels in the last {ABSENCE_STEPS} steps is "
+            f"{', '.join(new)}: {len(absent)} of {len(self._last_seen)} classes are not learnt on "
+            "the target"
         )
         return [Alarm("never_predicted", text, collapse=False)]
 
@@ -191,36 +186,25 @@ class CollapseWatch(Callback):
         if state.step % CHECK_INTERVAL == 0:
             self.alarms = self._monitor.check(state.step)
             self._shares = self._monitor.shares
-        if self.alarms:
-            self._report_alarms(state)
-        if state.wants_line and self._shares:
-            state.event["pseudo_labels"], self._shares = self._shares, {}
-
-    def _report_alarms(self, state: TrainingState) -> None:
         for alarm in self.alarms:
             log.warning("step %d: %s", state.step, alarm.text)
             state.status.incident_counts[f"alarm_{alarm.kind}"] += 1
-        state.status.running(step=state.step)
-        state.event["alarms"] = {alarm.kind: alarm.text for alarm in self.alarms}
-        state.wants_line = True
+        if self.alarms:
+            state.status.running(step=state.step)
+            state.event["alarms"] = {alarm.kind: alarm.text for alarm in self.alarms}
+            state.wants_line = True
+        if state.wants_line and self._shares:
+            state.event["pseudo_labels"], self._shares = self._shares, {}
 
 
 class StopOnCollapse(Callback):
-    """Ends a run whose pseudo-labels are useless, after the step is recorded.
-
-    Args:
-        watch: Raises the alarms, earlier in the same step.
-    """
+    """Ends a run whose pseudo-labels are useless, after the step is recorded."""
 
     def __init__(self, watch: CollapseWatch) -> None:
         self._watch = watch
 
     def on_step(self, state: TrainingState) -> None:
-        """End the run if an alarm of this step means a collapse.
-
-        Raises:
-            DivergedError: The pseudo-labels have collapsed.
-        """
+        """End the run if an alarm of this step means a collapse."""
         collapsed = [alarm.text for alarm in self._watch.alarms if alarm.collapse]
         if collapsed:
             raise DivergedError(f"step {state.step}: {collapsed[0]} (machine.stop_on_collapse)")

@@ -19,16 +19,13 @@ class Cost(Callback):
 
     Not included: passes between stages, the final scores, and steps lost when a process was killed.
     Written with each checkpoint, so that a resumed run adds only to what its checkpoint has cost.
-
-    Args:
-        folder: Run folder; the cost of earlier starts is read from there.
     """
 
     ranks = "zero"
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._start()
+        self._start()  # a run that resumes after its last step has no `begin`
 
     def begin(self, state: TrainingState) -> None:
         """Measure from now on."""
@@ -40,13 +37,13 @@ class Cost(Callback):
 
     def on_checkpoint(self, state: TrainingState, path: Path) -> None:
         """Write the cost of the run so far."""
-        seconds = time.monotonic() - self._started
-        peak, measured_on = peak_memory(state.setup.device)
+        before, seconds = self._before, time.monotonic() - self._started
+        peak, measured_on = _peak_memory(state.setup.device)
         document = {
             "step": state.step,
-            "seconds": round(float(self._before.get("seconds", 0)) + seconds, 1),
-            "images": int(self._before.get("images", 0)) + self._images,
-            "peak_memory_mib": max(int(self._before.get("peak_memory_mib", 0)), peak),
+            "seconds": round(before.get("seconds", 0) + seconds, 1),
+            "images": before.get("images", 0) + self._images,
+            "peak_memory_mib": max(before.get("peak_memory_mib", 0), peak),
             "peak_memory_of": measured_on,
         }
         write_json(self._folder / COST_FILE, document)
@@ -57,11 +54,8 @@ class Cost(Callback):
         self._images = 0
 
 
-def peak_memory(device: torch.device) -> tuple[int, str]:
-    """Return the peak memory in MiB since the process began, and a description of what it covers.
-
-    Both counters are maintained anyway, so reading them does not wait for the device.
-    """
+def _peak_memory(device: torch.device) -> tuple[int, str]:
+    """Return the peak memory in MiB since the process began, and what it covers."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) // _MIB, "tensors on the GPU"
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

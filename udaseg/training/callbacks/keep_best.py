@@ -12,13 +12,7 @@ from udaseg.files import write_json
 from udaseg.inference.trained_model import Model
 from udaseg.models.segmenter import evaluation_mode
 from udaseg.recipe.schema import Recipe
-from udaseg.runs.best import (
-    BEST_RECORD,
-    best_folder,
-    drop_other_checkpoints,
-    place_checkpoint,
-    read_record,
-)
+from udaseg.runs import best
 from udaseg.runs.checkpoint import checkpoint_path
 from udaseg.selection.candidates import Candidate, EvaluationSets, open_evaluation_sets
 from udaseg.selection.criteria import CRITERIA
@@ -33,11 +27,7 @@ _SOURCE_CRITERIA = ("source", "drift")
 
 
 def open_criterion_sets(recipe: Recipe, root: Path) -> EvaluationSets | None:
-    """Return the images that checkpoints are evaluated on, or None if no criterion is set.
-
-    Raises:
-        DataError: The images that the criterion needs are not available.
-    """
+    """Return the images that checkpoints are evaluated on, or None if no criterion is set."""
     criterion = recipe.machine.keep_best
     if criterion is None:
         return None
@@ -62,9 +52,6 @@ class KeepBest(Callback):
         sets: Images to evaluate checkpoints on, without target labels.
         classes: Outputs of the network.
         folder: Run folder.
-
-    Attributes:
-        is_disabled: The device ran out of memory; nothing more is compared until a resume.
     """
 
     ranks = "zero"
@@ -77,7 +64,7 @@ class KeepBest(Callback):
         self._recipe, self._sets, self._classes, self._run = recipe, sets, classes, folder
         better = next(spec.better for spec in CRITERIA if spec.name == self.criterion)
         self._sign = 1.0 if better == "higher" else -1.0
-        self.is_disabled = False
+        self._is_disabled = False
 
     def begin(self, state: TrainingState) -> None:
         """Compare the last checkpoint if a kill came between writing and comparing it."""
@@ -91,28 +78,25 @@ class KeepBest(Callback):
 
     def on_checkpoint(self, state: TrainingState, path: Path) -> None:
         """Keep a new checkpoint if it is the best so far; a device that is too full ends no run."""
-        if self.is_disabled:
+        if self._is_disabled:
             return
         try:
             value = self.consider(state.setup, path, state.step)
         except DEVICE_ERRORS as error:
             message = str(error).strip().partition("\n")[0] or type(error).__name__
             log.warning("%s: no further checkpoints are compared in this run (%s)", path, message)
-            self.is_disabled = True
+            self._is_disabled = True
             return
         state.write_event({"select": {self.criterion: value}})
 
     def has_compared(self, step: int) -> bool:
         """Return whether the checkpoint of `step` has been compared."""
-        return str(step) in read_record(self._run, self.criterion)["steps"]
+        return str(step) in best.read_record(self._run, self.criterion)["steps"]
 
     def consider(self, setup: TrainingSetup, checkpoint: Path, step: int) -> float | None:
         """Evaluate a new checkpoint, keep it if it is the best, and return its value.
 
-        Args:
-            setup: Training setup; its student has the weights of the checkpoint.
-            checkpoint: The checkpoint file.
-            step: Step of the checkpoint.
+        The student of `setup` must have the weights of the checkpoint.
         """
         student = setup.objective.student
         loaded = Model(student, self._classes, self._recipe, step, checkpoint, setup.device)
@@ -127,18 +111,18 @@ class KeepBest(Callback):
         return value
 
     def _update(self, checkpoint: Path, step: int, value: float | None, collapsed: bool) -> None:
-        record = read_record(self._run, self.criterion)
-        folder = best_folder(self._run, self.criterion)
+        record = best.read_record(self._run, self.criterion)
+        folder = best.best_folder(self._run, self.criterion)
         steps: dict[str, dict[str, Any]] = record["steps"]
         steps[str(step)] = {"value": value, "collapsed": collapsed}
-        best = max(steps, key=lambda other: (*self._sort_key(steps[other]), int(other)))
-        if best == str(step):
-            place_checkpoint(checkpoint, folder)
+        best_step = max(map(int, steps), key=lambda each: (*self._sort_key(steps[str(each)]), each))
+        if best_step == step:
+            best.place_checkpoint(checkpoint, folder)
             value_text = "-" if value is None else f"{value:.4f}"
             log.info("step %d is the best so far by %s (%s)", step, self.criterion, value_text)
-        write_json(folder / BEST_RECORD, {**record, "best": int(best), "steps": steps})
-        if best == str(step):
-            drop_other_checkpoints(checkpoint, folder)
+        write_json(folder / best.BEST_RECORD, {**record, "best": best_step, "steps": steps})
+        if best_step == step:
+            best.drop_other_checkpoints(checkpoint, folder)
 
     def _sort_key(self, entry: dict[str, Any]) -> tuple[bool, float]:
         value = entry.get("value")

@@ -1,12 +1,13 @@
 """The numbers of a step as a line of metrics, and `metrics.jsonl`."""
 
+import contextlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from udaseg.distributed import all_reduce_mean
-from udaseg.methods.objectives.objective import LossReport
-from udaseg.runs.metrics_log import MetricsLog
+from udaseg.files import plain_json, write_text
 from udaseg.training.callbacks.callback import Callback, TrainingState
+from udaseg.training.guards import mean_scalars
 
 
 class Metrics(Callback):
@@ -18,49 +19,45 @@ class Metrics(Callback):
 
     def on_step(self, state: TrainingState) -> None:
         """Give the loggers the line of the step, if it has one."""
-        event = {**self._numbers(state), **state.event} if state.wants_line else state.event
-        if event:
+        numbers: dict[str, object] = {}
+        if state.wants_line:
+            assert state.report is not None
+            numbers = {
+                "losses": mean_scalars(state.report),
+                "lr": {group["name"]: group["lr"] for group in state.setup.optimizer.param_groups},
+                "gradient_norm": state.gradient_norm,
+            }
+            if (dropped := state.dropped) is not None:
+                numbers["dropped"] = {"in_a_row": dropped.in_a_row, "files": dropped.files}
+        if event := {**numbers, **state.event}:
             state.write_event(event)
-
-    @staticmethod
-    def _numbers(state: TrainingState) -> dict[str, object]:
-        assert state.report is not None
-        numbers: dict[str, object] = {
-            "losses": _mean_scalars(state.report),
-            "lr": {group["name"]: group["lr"] for group in state.setup.optimizer.param_groups},
-            "gradient_norm": state.gradient_norm,
-        }
-        if (dropped := state.dropped) is not None:
-            numbers["dropped"] = {"in_a_row": dropped.in_a_row, "files": dropped.files}
-        return numbers
 
 
 class MetricsFile(Callback):
-    """Writes the lines of metrics into `metrics.jsonl`.
-
-    Args:
-        folder: Run folder.
-    """
+    """Appends each line of metrics to `metrics.jsonl`; null for numbers that are not finite."""
 
     ranks = "zero"
 
     def __init__(self, folder: Path) -> None:
-        self._log = MetricsLog(folder / "metrics.jsonl")
+        self._path = folder / "metrics.jsonl"
 
     def begin(self, state: TrainingState) -> None:
-        """Delete the lines of steps that are run again."""
-        self._log.truncate_after(state.step)
+        """Drop incomplete lines, and those of steps that are run again, so that steps increase."""
+        if not self._path.is_file():
+            return
+        kept = []
+        for line in self._path.read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                if int(json.loads(line)["step"]) <= state.step:
+                    kept.append(f"{line}\n")
+        write_text(self._path, "".join(kept))
 
     def on_rewind(self, state: TrainingState) -> None:
-        """Delete the lines of steps that are run again."""
-        self._log.truncate_after(state.step)
+        """Drop the lines of steps that are run again."""
+        self.begin(state)
 
     def on_event(self, state: TrainingState, event: Mapping[str, object]) -> None:
         """Append a line."""
-        self._log.write({"step": state.step, **event})
-
-
-def _mean_scalars(report: LossReport) -> dict[str, float]:
-    """Return the scalars of a report as means over ranks; this waits for the device."""
-    values = {"total": report.total, **report.parts, **report.figures}
-    return {name: float(all_reduce_mean(value.detach())) for name, value in values.items()}
+        line = json.dumps(plain_json({"step": state.step, **event}), allow_nan=False)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(f"{line}\n")

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from udaseg.data.datasets.index import Sample, evenly_spaced_indices
 from udaseg.data.files.images import Pixels, write_png
@@ -20,11 +21,11 @@ from udaseg.errors import UdasegError
 from udaseg.inference.labels import labels_from_logits
 from udaseg.methods.objectives.self_training import SelfTraining
 from udaseg.models.pixels import image_batch
-from udaseg.models.segmenter import Segmenter, evaluation_mode
+from udaseg.models.segmenter import evaluation_mode
 from udaseg.recipe.schema import Recipe
 from udaseg.training.callbacks.callback import Callback, TrainingState
 from udaseg.training.memory import DEVICE_ERRORS
-from udaseg.training.setup import TrainingSetup
+from udaseg.training.setup import TrainingSetup, images_per_step
 
 log = logging.getLogger(__name__)
 FOLDER = "previews"
@@ -70,7 +71,7 @@ class Previews(Callback):
         """
         path = self._folder / f"step-{done:06d}.png"
         try:
-            sheet = _Sheet(setup, self._classes).draw()
+            sheet = _draw_sheet(setup, self._classes)
             write_png(path, sheet)
         except (UdasegError, OSError, *DEVICE_ERRORS) as error:
             log.warning("%s: no more previews in this run (%s)", path, error)
@@ -79,86 +80,53 @@ class Previews(Callback):
         return sheet
 
 
-class _Sheet:
-    """Draws one picture.
+def _draw_sheet(setup: TrainingSetup, classes: ClassSpace) -> Pixels:
+    """Return the rows of all images, below their titles and above the legend."""
+    crops = setup.batches.target or setup.batches.source
+    assert crops is not None
+    indices = evenly_spaced_indices(len(crops.samples), _NUM_IMAGES)
+    with evaluation_mode(setup.objective.student):
+        rows = [_row(setup, classes, crops, crops.samples[index]) for index in indices]
+    sheet = comparison_sheet([list(row.values()) for row in rows], list(rows[0]))
+    return np.concatenate([sheet, legend(classes.names, classes.colors, sheet.shape[1])])
 
-    Args:
-        setup: Training setup of the stage.
-        classes: Classes of the network.
-    """
 
-    def __init__(self, setup: TrainingSetup, classes: ClassSpace) -> None:
-        self._setup, self._classes = setup, classes
-        batches = setup.batches
-        crops = batches.target or batches.source
-        assert crops is not None
-        self._crops = crops
-        images = (batches.options.batch_source if batches.source else 0) + (
-            batches.options.batch_target if batches.target else 0
-        )
-        # fewer pixels than a training step, so a preview fits in memory if a step does
-        self._max_pixels = images * crops.crop[0] * crops.crop[1]
+def _row(
+    setup: TrainingSetup, classes: ClassSpace, crops: CropSource, sample: Sample
+) -> dict[str, Pixels]:
+    """Return the pictures of an image by their titles."""
+    image, label = crops.read(sample)
+    # fewer pixels than a training step, so a preview fits in memory if a step does
+    image = _limit_pixels(image, images_per_step(setup.batches) * math.prod(crops.crop))
+    column = (round(image.shape[0] * _COLUMN_PX / image.shape[1]), _COLUMN_PX)
 
-    def draw(self) -> Pixels:
-        """Return the rows of all images, below their titles and above the legend."""
-        samples = self._crops.samples
-        selected = [samples[index] for index in evenly_spaced_indices(len(samples), _NUM_IMAGES)]
-        with evaluation_mode(self._setup.objective.student):
-            rows = [self._row(sample) for sample in selected]
-        sheet = comparison_sheet(rows, self._titles())
-        legend_image = legend(self._classes.names, self._classes.colors, sheet.shape[1])
-        return np.concatenate([sheet, legend_image])
+    def mask(labels: Pixels) -> Pixels:
+        return color_mask(resize_labels(labels, column), classes.colors)
 
-    def _titles(self) -> list[str]:
-        if self._teacher is not None:
-            return ["image", "pseudo-label", "confidence", "prediction"]
-        if self._crops.pseudo_labels is not None:
-            return ["image", "pseudo-label, fixed", "confidence", "prediction"]
-        if self._crops.labelled:
-            return ["image", "truth", "confidence", "prediction"]
-        return ["image", "confidence", "prediction"]
+    objective, title = setup.objective, "truth"
+    prediction, confidence = _predict(objective.student, image, setup.device)
+    if isinstance(objective, SelfTraining):
+        # in its training mode: it labels with batch statistics if it does so in training
+        label, confidence = _predict(objective.teacher, image, setup.device)
+        title = "pseudo-label"
+    elif crops.pseudo_labels is not None:
+        label = read_train_ids(pseudo_label_path(crops.pseudo_labels, sample))
+        title = "pseudo-label, fixed"
+    row = {"image": resize_image(image, column)}
+    if label is not None:
+        row[title] = mask(label)
+    gray = np.repeat(confidence_image(confidence)[..., None], 3, 2)
+    return {**row, "confidence": resize_image(gray, column), "prediction": mask(prediction)}
 
-    @property
-    def _teacher(self) -> torch.nn.Module | None:
-        objective = self._setup.objective
-        return objective.teacher if isinstance(objective, SelfTraining) else None
 
-    def _row(self, sample: Sample) -> list[Pixels]:
-        image, truth = self._crops.read(sample)
-        image = _limit_pixels(image, self._max_pixels)
-        size = (image.shape[0], image.shape[1])
-        column_size = (round(size[0] * _COLUMN_PX / size[1]), _COLUMN_PX)
-        colors = self._classes.colors
-        prediction, confidence = self._predict(self._setup.objective.student, image)
-        label = self._label(self._crops, sample, truth)
-        if self._teacher is not None:
-            # in its training mode: it labels with batch statistics if it does so in training
-            label, confidence = self._predict(self._teacher, image)
-        gray = np.repeat(confidence_image(confidence)[..., None], 3, 2)
-        row = [resize_image(image, column_size)]
-        if label is not None:
-            row.append(color_mask(resize_labels(label, column_size), colors))
-        return [
-            *row,
-            resize_image(gray, column_size),
-            color_mask(resize_labels(prediction, column_size), colors),
-        ]
-
-    @staticmethod
-    def _label(crops: CropSource, sample: Sample, truth: Pixels | None) -> Pixels | None:
-        if crops.pseudo_labels is None:
-            return truth
-        return read_train_ids(pseudo_label_path(crops.pseudo_labels, sample))
-
-    @torch.no_grad()
-    def _predict(
-        self, network: torch.nn.Module | Segmenter, image: Pixels
-    ) -> tuple[Pixels, NDArray[np.float32]]:
-        size = (image.shape[0], image.shape[1])
-        logits = network(image_batch([image], self._setup.device)).logits[0].float()
-        labels, confidence = labels_from_logits(logits, size, confidence=True)
-        assert confidence is not None
-        return labels, confidence
+@torch.no_grad()
+def _predict(
+    network: nn.Module, image: Pixels, device: torch.device
+) -> tuple[Pixels, NDArray[np.float32]]:
+    logits = network(image_batch([image], device)).logits[0].float()
+    labels, confidence = labels_from_logits(logits, image.shape[:2], confidence=True)
+    assert confidence is not None
+    return labels, confidence
 
 
 def _limit_pixels(image: Pixels, pixels: int) -> Pixels:

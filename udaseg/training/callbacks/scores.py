@@ -24,17 +24,10 @@ class ValidationScores(Callback):
 
 
 def write_final_scores(state: TrainingState) -> tuple[float, Scores]:
-    """Score the trained student, and write the scores into the run.
-
-    Returns:
-        The mean IoU over all classes of the network, and the scores.
-    """
+    """Write the scores of the trained student; return its mean IoU over all classes, and them."""
     data, spec = state.context.data, state.recipe.validation
     assert data.validation is not None
-    facts = {
-        "weights": f"student at step {state.recipe.steps}",
-        "input": format_size(spec.resize),
-    }
+    facts = {"weights": f"student at step {state.recipe.steps}", "input": format_size(spec.resize)}
     matrix = _score_student(state)
     scores = summarise(matrix, data.classes, data.validation, spec.split, facts)
     if rank() == 0:

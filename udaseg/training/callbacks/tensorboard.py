@@ -17,11 +17,7 @@ FOLDER = "tensorboard"
 
 
 def uses_tensorboard(mode: Literal["auto", "require", "never"]) -> bool:
-    """Return whether a run writes for TensorBoard.
-
-    Raises:
-        EnvironmentFault: It is required but not installed.
-    """
+    """Return whether a run writes for TensorBoard; raise if it must but cannot."""
     if mode == "never":
         return False
     available = is_installed()
@@ -40,11 +36,7 @@ def is_installed() -> bool:
 
 
 class TensorBoard(Callback):
-    """Writes metrics and previews for TensorBoard; a folder that cannot be written ends no run.
-
-    Args:
-        folder: Run folder.
-    """
+    """Writes metrics and previews for TensorBoard; a folder that cannot be written ends no run."""
 
     ranks = "zero"
 
@@ -55,11 +47,14 @@ class TensorBoard(Callback):
 
     def begin(self, state: TrainingState) -> None:
         """Open a writer that hides earlier records of the steps to come."""
-        self._open(state.step + 1)
+        self._close()
+        if not self._is_disabled:
+            self._writer = _open_writer(self._folder, state.step + 1)
+            self._is_disabled = self._writer is None
 
     def on_rewind(self, state: TrainingState) -> None:
         """Hide the records of steps that are run again."""
-        self._open(state.step + 1)
+        self.begin(state)
 
     def on_event(self, state: TrainingState, event: Mapping[str, object]) -> None:
         """Write the numbers and alarms of a line of metrics."""
@@ -79,12 +74,6 @@ class TensorBoard(Callback):
     def end(self, state: TrainingState, error: BaseException | None) -> None:
         """Flush and close the writer."""
         self._close()
-
-    def _open(self, purge: int) -> None:
-        self._close()
-        if not self._is_disabled:
-            self._writer = _open_writer(self._folder, purge)
-            self._is_disabled = self._writer is None
 
     def _close(self) -> None:
         if self._writer is not None:
