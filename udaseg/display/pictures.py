@@ -35,20 +35,16 @@ def comparison_sheet(rows: Sequence[Sequence[ImageArray]], titles: Sequence[str]
     their aspect ratio.
     """
     width = rows[0][0].shape[1]
-    fitted = [[_resize_to_width(picture, width) for picture in row] for row in rows]
-    height = _TITLE + sum(row[0].shape[0] + _GAP for row in fitted)
-    sheet = np.full((height, len(titles) * (width + _GAP) - _GAP, 3), 255, np.uint8)
-    for column, title in enumerate(titles):
-        left = column * (width + _GAP)
-        _write_title(sheet[:_TITLE, left : left + width], title)
-    top = _TITLE
-    for row in fitted:
-        height = row[0].shape[0]
-        for column, picture in enumerate(row):
-            left = column * (width + _GAP)
-            sheet[top : top + height, left : left + width] = picture
-        top += height + _GAP
-    return sheet
+    strips = [_in_a_row([_title(title, width) for title in titles], gap_below=0)]
+    for row in rows:
+        fitted = [_resize_to_width(picture, width) for picture in row]
+        strips.append(_in_a_row(fitted, gap_below=_GAP))
+    return np.vstack(strips)[:, :-_GAP]
+
+
+def _in_a_row(pictures: Sequence[ImageArray], gap_below: int) -> ImageArray:
+    gaps = ((0, gap_below), (0, _GAP), (0, 0))
+    return np.hstack([np.pad(picture, gaps, constant_values=255) for picture in pictures])
 
 
 def _resize_to_width(picture: ImageArray, width: int) -> ImageArray:
@@ -61,12 +57,16 @@ def _resize_to_width(picture: ImageArray, width: int) -> ImageArray:
     )
 
 
-def _write_title(strip: ImageArray, title: str) -> None:
-    """Write a title into a strip of the sheet, scaled down to fit."""
+def _title(title: str, width: int) -> ImageArray:
+    """Return a strip of `width` pixels with a title, scaled down to fit."""
+    strip = np.full((_TITLE, width, 3), 255, np.uint8)
     (text_width, _), _ = cv2.getTextSize(title, cv2.FONT_HERSHEY_SIMPLEX, 0.5, 1)
-    size = 0.5 * min(1.0, (strip.shape[1] - 8) / max(1, text_width))
-    position = (4, _TITLE - 8)
-    cv2.putText(strip, title, position, cv2.FONT_HERSHEY_SIMPLEX, size, (0, 0, 0), 1, cv2.LINE_AA)
+    _write(strip, title, (4, _TITLE - 8), 0.5 * min(1.0, (width - 8) / max(1, text_width)))
+    return strip
+
+
+def _write(image: ImageArray, text: str, position: tuple[int, int], size: float) -> None:
+    cv2.putText(image, text, position, cv2.FONT_HERSHEY_SIMPLEX, size, (0, 0, 0), 1, cv2.LINE_AA)
 
 
 def legend(names: Sequence[str], colors: Sequence[tuple[int, int, int]], width: int) -> ImageArray:
@@ -79,8 +79,5 @@ def legend(names: Sequence[str], colors: Sequence[tuple[int, int, int]], width: 
         left, top = index % columns * cell + 4, index // columns * line + 4
         rgb = tuple(int(part) for part in color)
         cv2.rectangle(strip, (left, top), (left + 16, top + 14), rgb, cv2.FILLED)
-        position = (left + 22, top + 12)
-        cv2.putText(
-            strip, name, position, cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1, cv2.LINE_AA
-        )
+        _write(strip, name, (left + 22, top + 12), 0.45)
     return strip

@@ -25,7 +25,6 @@ VERSION = 1
 SETTINGS_NAME = "toyland.json"
 TOYLAND_SIZE = (128, 256)
 DEFAULT_COUNTS = {"source/train": 400, "source/val": 100, "target/train": 400, "target/val": 100}
-_CHUNK = 16
 log = logging.getLogger(__name__)
 Job = tuple[Path, Domain, str, int, int, tuple[int, int]]
 
@@ -79,9 +78,7 @@ def write(
     try:
         temporary.chmod(0o755)  # mkdtemp denies access to other users
         jobs = list(_jobs(temporary, settings))
-        done = 0
-        for finished in _run(jobs, workers):
-            done += finished
+        for done, _ in enumerate(_run(jobs, workers), 1):
             if on_progress is not None:
                 on_progress(done, len(jobs))
         text = json.dumps(settings, indent=2) + "\n"
@@ -140,29 +137,25 @@ def _jobs(folder: Path, settings: dict[str, Any]) -> Iterator[Job]:
                 yield folder, domain, split, settings["seed"], index, tuple(settings["size"])
 
 
-def _run(jobs: list[Job], workers: int) -> Iterator[int]:
-    """Run the jobs and yield the number of newly finished ones."""
+def _run(jobs: list[Job], workers: int) -> Iterator[None]:
+    """Run the jobs and yield once per finished job."""
     if workers <= 1:
-        for job in jobs:
-            yield _do([job])
+        yield from map(_do, jobs)
         return
-    chunks = [jobs[begin : begin + _CHUNK] for begin in range(0, len(jobs), _CHUNK)]
     # spawn: threads and GPU contexts of the parent do not survive a fork
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         with without_main_module():  # map starts the processes
-            finished = pool.map(_do, chunks)
+            finished = pool.map(_do, jobs, chunksize=16)
         yield from finished
 
 
-def _do(jobs: list[Job]) -> int:
-    for folder, domain, split, seed, index, size in jobs:
-        image, label = render(domain, seed=seed, split=split, index=index, size=size)
-        for subfolder, pixels in zip(
-            _folders(folder, domain, split), (image[..., ::-1], label), strict=False
-        ):
-            _, data = cv2.imencode(".png", pixels)
-            (subfolder / f"{index:05d}.png").write_bytes(data.tobytes())
-    return len(jobs)
+def _do(job: Job) -> None:
+    folder, domain, split, seed, index, size = job
+    image, label = render(domain, seed=seed, split=split, index=index, size=size)
+    pictures = (image[..., ::-1], label)  # the label is left out where there is no folder for it
+    for subfolder, pixels in zip(_folders(folder, domain, split), pictures, strict=False):
+        _, data = cv2.imencode(".png", pixels)
+        (subfolder / f"{index:05d}.png").write_bytes(data.tobytes())
 
 
 def _folders(folder: Path, domain: Domain, split: str) -> list[Path]:
