@@ -47,11 +47,7 @@ class TarReader:
         self._stack.close()
 
     def members(self) -> list[Member]:
-        """Return all files of the archive; reads it to the end.
-
-        An error if a member would be written outside the target folder, is not a regular file, or
-        is too large, or if the archive is cut off.
-        """
+        """Read the archive to its end and return all files; refuse unsafe members."""
         files, totals, end = [], checks.MemberTotals(self.archive), 0
         for _, entry in self._entries():
             member = Member(checks.safe_member_path(entry.name, self.archive), entry.size)

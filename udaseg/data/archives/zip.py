@@ -36,11 +36,7 @@ class ZipReader:
         self._opened.close()
 
     def members(self) -> list[Member]:
-        """Return all files of the archive.
-
-        An error if a member would be written outside the target folder, is not a regular file, or
-        is too large, or if members overlap.
-        """
+        """Return all files of the archive; refuse unsafe members."""
         files, totals = [], checks.MemberTotals(self.archive)
         for entry in self._entries:
             # ZipFile cuts names at a zero byte, so the stored name is checked too

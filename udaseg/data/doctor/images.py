@@ -3,9 +3,9 @@
 import errno
 import io
 import stat
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 
 import cv2
@@ -14,16 +14,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from udaseg.data.doctor.subject import Subject, SubjectImage
-from udaseg.data.files.headers import (
-    MAX_PIXELS,
-    png_pixel_format,
-    read_image_size,
-    refuse_damaged_image,
-)
+from udaseg.data.files import headers
 from udaseg.data.files.images import read_image
-from udaseg.data.labels.classes import IGNORE, ClassSpace
+from udaseg.data.labels.classes import IGNORE
 from udaseg.data.labels.read import read_label_ids, read_train_ids
-from udaseg.data.labels.tables import LabelTable
 from udaseg.data.prepare.convert import to_train_ids
 from udaseg.data.prepare.manifest import read_with_fingerprint
 from udaseg.errors import DataError
@@ -57,8 +51,6 @@ class InspectedImage:
         size: (height, width) of the image; None if it cannot be read.
         mean: (3,) mean of the channels, RGB.
         spread: (3,) standard deviation of the channels.
-        is_blank: Whether the image has a single colour.
-        hash_bits: The image's fingerprint.
         digest: SHA-256 of the image file.
         pixels: (K,) pixels of each class in the label; None if it cannot be read.
         ignored: Pixels of the label without a class.
@@ -126,13 +118,13 @@ def file_fault(path: Path) -> tuple[str, str] | None:
             if not head:
                 return "empty-file", ""
             file.seek(0)
-            read_image_size(path, file)
-        refuse_damaged_image(path, read_with_fingerprint(path, path.parent)[0])
+            headers.read_image_size(path, file)
+        headers.refuse_damaged_image(path, read_with_fingerprint(path, path.parent)[0])
     except OSError as error:
         return "unreadable", error.strerror or ""
     except DataError as error:
         note = _without_path(error, path)
-        if f"{MAX_PIXELS:,}" in note or "too large" in note:
+        if f"{headers.MAX_PIXELS:,}" in note or "too large" in note:
             return "too-large", note
         if _suffixes(head):
             return "damaged", note.removeprefix("damaged: ")
@@ -182,7 +174,7 @@ def _format_faults(path: Path, data: bytes) -> Iterator[tuple[str, str]]:
         return
     if orientation not in (0, 1):
         yield "exif-orientation", f"orientation {orientation}"
-    form = png_pixel_format(data[:_HEADER_BYTES])
+    form = headers.png_pixel_format(data[:_HEADER_BYTES])
     if form.startswith("16-bit"):
         yield "image-form", form
     elif mode not in ("RGB", "P"):
@@ -264,15 +256,11 @@ def _train_ids(
         ids = read_label_ids(path, subject.declaration.label_format, data=data)
         return to_train_ids(ids, subject.declaration.table)
     assert subject.classes is not None
-    refuse_damaged_image(path, data)
-    return to_train_ids(read_train_ids(path), _train_id_table(subject.classes))
-
-
-@lru_cache(maxsize=4)
-def _train_id_table(classes: ClassSpace) -> LabelTable:
-    """Return the table of a prepared label, where the id of each class is its index."""
-    ids = tuple((number,) for number in range(len(classes)))
-    return LabelTable(classes, ids, frozenset({IGNORE}))
+    headers.refuse_damaged_image(path, data)
+    labels = read_train_ids(path)
+    is_unknown = (labels >= len(subject.classes)) & (labels != IGNORE)
+    unknown = Counter(labels[is_unknown].tolist())
+    return np.where(is_unknown, np.uint8(IGNORE), labels), unknown
 
 
 def _without_path(error: Exception, path: Path) -> str:

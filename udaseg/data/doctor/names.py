@@ -26,7 +26,7 @@ def add_name_findings(
     Returns:
         Folders that are named like images.
     """
-    role = subject.role
+    role, declaration = subject.role, subject.declaration
     files = dict.fromkeys(
         path for item in subject.items for path in (item.image, item.label) if path is not None
     )
@@ -38,11 +38,14 @@ def add_name_findings(
             findings.add("odd-name", role, path, problem)
         _add_link_findings(path, tree, role, findings)
     _add_collision_findings(paths, role, findings)
+    # published datasets have files that are never used
+    is_user_defined = declaration is not None and declaration.root and declaration.base is None
     visited: set[tuple[int, int]] = set()
     folders_named_as_images: set[Path] = set()
     known = {*files, *accounted}
     for start in subject.checked_folders:
-        for folder in _folders_between(start, subject.folder):
+        parents = [top for top in (start, *start.parents) if subject.folder in top.parents]
+        for folder in reversed(parents):
             _add_link_findings(folder, tree, role, findings)
         for path in _walk(start, tree, role, findings, visited):
             is_image = path.suffix.lower() in IMAGE_SUFFIXES
@@ -51,7 +54,7 @@ def add_name_findings(
                 if is_image:
                     findings.add("not-a-file", role, path, "a folder")
                     folders_named_as_images.add(path)
-            elif is_image and path not in known and _is_user_defined(subject):
+            elif is_image and path not in known and is_user_defined:
                 findings.add("unused-file", role, path)
             elif not is_image and subject.kind == "folder":
                 findings.add("other-file", role, path)
@@ -93,12 +96,6 @@ def _add_collision_findings(paths: Iterable[Path], role: str, findings: Findings
             findings.add("name-collision", role, path, f"and {other.name}")
 
 
-def _folders_between(start: Path, folder: Path) -> list[Path]:
-    """Return the folders from `folder` (exclusive) down to `start` (inclusive)."""
-    parts = start.relative_to(folder).parts
-    return [folder.joinpath(*parts[: number + 1]) for number in range(len(parts))]
-
-
 def _walk(
     folder: Path, tree: Path, role: str, findings: Findings, visited: set[tuple[int, int]]
 ) -> Iterator[Path]:
@@ -123,9 +120,3 @@ def _walk(
         is_inside = path.is_symlink() and Path(os.path.realpath(path)).is_relative_to(tree)
         if path.is_dir() and not is_inside:
             yield from _walk(path, tree, role, findings, visited)
-
-
-def _is_user_defined(subject: Subject) -> bool:
-    """Return whether a user wrote the globs: published datasets have files that are never used."""
-    declaration = subject.declaration
-    return declaration is not None and declaration.root is not None and declaration.base is None

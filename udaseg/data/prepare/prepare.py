@@ -26,9 +26,7 @@ from udaseg.errors import DataError, UsageError
 from udaseg.files import disk_space, file_lock, sha256_of
 
 log = logging.getLogger(__name__)
-
 OnProgress = Callable[[int, int], None]
-"""Called with the amount of work that is done, and of all work."""
 
 
 def prepare(
@@ -122,14 +120,12 @@ def prepare_dataset(
     on_progress: OnProgress | None = None,
     on_unpack: OnProgress | None = None,
 ) -> PrepareReport:
-    """Prepare a built-in dataset or a dataset YAML below `root`/prepared, and return a report.
-
-    The user's own files are never written.
+    """Prepare one data set, without rendering toyland or writing a cache; see `prepare`.
 
     Args:
         name: Name of a built-in dataset, or path of a dataset YAML.
         root: The folder of data and prepared datasets.
-        options: None for the defaults; those of toyland and of the cache are not used.
+        options: None for the defaults.
         on_progress: Called with the pairs done so far and in total.
         on_unpack: Called with the megabytes of archives unpacked so far and in total.
     """
