@@ -11,18 +11,19 @@ import udaseg
 
 PACKAGE = Path(__file__).resolve().parents[1] / "udaseg"
 
-LEAVES = {"errors", "text", "files", "documents"}
+LEAVES = {"errors", "text", "files", "documents", "validation"}
 MAY_KNOW = {
     "errors": set(),
     "text": set(),
     "files": {"errors", "text"},
     "documents": {"errors", "text"},
+    "validation": {"documents", "text"},
     "plugins": {"errors"},
     "display": {"errors", "text"},
     "distributed": {"errors"},
     "failures": {"errors", "distributed"},
     "signals": {"errors", "distributed"},
-    "recipe": {"errors", "text", "plugins"},
+    "recipe": {"errors", "text", "documents", "validation", "plugins"},
     "data": {*LEAVES, "plugins", "display"},
     "models": {"errors", "text", "plugins", "recipe"},
     "runs": {*LEAVES, "recipe", "distributed"},

@@ -41,6 +41,12 @@ def did_you_mean(word: str, options: Sequence[str], cutoff: float = 0.6) -> str 
     return same_case[matches[0]] if matches else None
 
 
+def suggestion(word: str, options: Sequence[str]) -> str:
+    """Return "; did you mean '…'?" with the most similar option; "" if none is similar enough."""
+    hint = did_you_mean(word, options)
+    return f"; did you mean '{hint}'?" if hint else ""
+
+
 def percent(value: float) -> str:
     """Return a fraction as percent with two digits; `-` if it was not measured."""
     return "-" if math.isnan(value) else f"{100 * value:.2f}"

@@ -67,7 +67,7 @@ def test_overrides_reach_a_plug_in(installed):
 @pytest.mark.parametrize(
     ("wrong", "line", "expected"),
     [
-        (("weight: 0.5", "weight: -1"), 1, "gram.weight: must be at least 0, got -1.0"),
+        (("weight: 0.5", "weight: -1"), 1, "gram.weight: must be at least 0, got -1"),
         (("weight: 0.5", "weigth: 1"), 1, "gram.weigth: unknown key; did you mean 'weight'?"),
         (("weight: 0.5", "layers: [2, 0]\n      weight: 1"), 1, "gram.layers[1]: must be at least"),
         (("weight: 0.5", "momentum: 2\n      weight: 1"), 1, "gram.momentum: must be in [0, 1]"),

@@ -12,8 +12,8 @@ from udaseg.data.prepare.prepare import prepare_with_last_options
 from udaseg.data.prepare.refusals import format_first
 from udaseg.data.prepare.several import TOYLAND
 from udaseg.data.toyland.writer import make_toyland
-from udaseg.documents import did_you_mean
 from udaseg.errors import DataError
+from udaseg.text import suggestion
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def open_dataset(data: str, *, root: Path) -> PreparedDataset:
         raise DataError(f"{data}: not prepared below {root}; run `udaseg prepare {data}`")
     prepared = root / "prepared"
     known = sorted(path.parent.name for path in prepared.glob(f"[!.]*/{INDEX_NAME}"))
-    hint = did_you_mean(data, [*known, *builtin_names()])
+    hint = suggestion(data, [*known, *builtin_names()])
     raise DataError(
         f"{data}: no prepared dataset, dataset YAML or folder of that name{hint} "
         f"(prepared here: {', '.join(known) or 'nothing'})"

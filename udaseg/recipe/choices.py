@@ -1,9 +1,14 @@
-"""Lists of choices that several parts of the package share; `typing.get_args` returns the words.
+"""Types that several parts of the package share; `typing.get_args` returns the words of a choice.
 
 Imports nothing of the package, so that the command line can show them at once.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Ge
+
+Size = tuple[Annotated[int, Ge(1)], Annotated[int, Ge(1)]]
+"""(height, width) in pixels."""
 
 Precision = Literal["fp32", "bf16"]
 """Numeric precision of the network."""

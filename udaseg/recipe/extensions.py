@@ -1,38 +1,71 @@
 """What other installed packages add to a recipe: sections of regularizers, and package names."""
 
-from dataclasses import is_dataclass, replace
-from typing import TYPE_CHECKING
+import re
+import types
+import typing
+from dataclasses import fields, is_dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
+from udaseg.documents import Document, ListNode, MappingNode, ScalarNode, is_null
 from udaseg.errors import EnvironmentFault
-from udaseg.recipe.bounds import unreadable_fields
+from udaseg.recipe.hints import key_hint
 from udaseg.recipe.methods import SelfTraining, built_in_regularizers
-from udaseg.recipe.nodes import ErrorList, ListNode, MappingNode, ScalarNode
 from udaseg.recipe.schema import BACKBONES, PACKAGE_NAME, TIMM_PREFIX, Recipe
 from udaseg.text import did_you_mean
+from udaseg.validation import field_type, validate
 
 if TYPE_CHECKING:
     from udaseg.plugins import Plugin
 
 
-def report_missing_packages(root: MappingNode, faults: ErrorList) -> bool:
+def report_missing_packages(document: Document) -> bool:
     """Add an error for each package that the recipe names and that is not installed.
 
     Returns:
         Whether there is one. Then names of plug-ins can be unknown because of it.
     """
-    _, node = root.entries.get("packages", ("", None))
+    _, node = document.root.entries.get("packages", ("", None))
     items = node.items if isinstance(node, ListNode) else []
     names = [item for item in items if isinstance(item, ScalarNode)]
-    missing = [
-        name for name in names if PACKAGE_NAME.matches(name.text) and not _is_installed(name.text)
-    ]
+    names = [name for name in names if re.fullmatch(PACKAGE_NAME, name.text)]
+    missing = [name for name in names if not _is_installed(name.text)]
     for name in missing:
         problem = f"the recipe needs the package '{name.text}', which is not installed; install it"
-        faults.add(name.position, "packages", problem)
+        document.problems.add(name.position, "packages", problem)
     return bool(missing)
 
 
-def regularizer_section(name: str) -> type | None:
+def plugin_settings(document: Document, *, packages_missing: bool) -> dict[str, Any]:
+    """Take the settings of plug-ins out of `method.regularizers`, and return them by name.
+
+    Args:
+        document: The recipe; `method.regularizers` is empty afterwards.
+        packages_missing: Packages are missing, so an unknown plug-in is no error of its own.
+
+    Raises:
+        EnvironmentFault: A package is broken.
+    """
+    _, method = document.root.entries.get("method", ("", None))
+    entries = method.entries if isinstance(method, MappingNode) else {}
+    position, node = entries.get("regularizers", ("", None))
+    if not isinstance(node, MappingNode):
+        return {}
+    entries["regularizers"] = (position, MappingNode({}, node.position))
+    settings: dict[str, Any] = {}
+    for name, (position, child) in node.entries.items():
+        key = f"method.regularizers.{name}"
+        section = None if is_null(child) else _regularizer_section(name)
+        if section is not None and isinstance(child, MappingNode):
+            part = Document(MappingNode(child.entries, position), document.problems)
+            settings[name] = validate(section, part, key, key_hint=key_hint, yaml_1_1=True)
+        elif section is not None:
+            document.problems.add(position, key, "must be a section")
+        elif not is_null(child) and not packages_missing:
+            document.problems.add(position, key, _unknown_regularizer(name))
+    return settings
+
+
+def _regularizer_section(name: str) -> type | None:
     """Return the dataclass of the settings of another package's regularizer, None if it is unknown.
 
     Raises:
@@ -51,7 +84,7 @@ def regularizer_section(name: str) -> type | None:
             f"package {plugin.package}: the regularizer '{name}' has no attribute spec_class with "
             "a frozen dataclass of its settings; update or reinstall the package"
         )
-    for field_name in unreadable_fields(section):
+    for field_name in _unreadable_fields(section):
         raise EnvironmentFault(
             f"package {plugin.package}: the regularizer '{name}' has a setting '{field_name}' of a "
             "type that recipes cannot hold; they hold str, int, float, bool, Literal, tuple, a "
@@ -60,7 +93,25 @@ def regularizer_section(name: str) -> type | None:
     return section
 
 
-def unknown_regularizer(name: str) -> str:
+def _unreadable_fields(section: type) -> list[str]:
+    """Return the fields of a dataclass, and of those in it, whose types a recipe cannot hold."""
+    hints = typing.get_type_hints(section, include_extras=True)
+    return [part.name for part in fields(section) if not _is_readable(hints[part.name])]
+
+
+def _is_readable(annotation: Any) -> bool:
+    expected = field_type(annotation).type
+    origin, arguments = typing.get_origin(expected), typing.get_args(expected)
+    if origin is Literal:
+        return all(isinstance(each, str | int) for each in arguments)
+    if origin in (typing.Union, types.UnionType, tuple):
+        return all(each is Ellipsis or _is_readable(each) for each in arguments)
+    if isinstance(expected, type) and is_dataclass(expected):
+        return not _unreadable_fields(expected)
+    return expected in (str, int, float, bool)
+
+
+def _unknown_regularizer(name: str) -> str:
     """Return the error for a name that no installed package has, with the name that was meant."""
     from udaseg.plugins import list_plugins
 

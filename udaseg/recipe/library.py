@@ -5,8 +5,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from udaseg.documents import MappingNode, ScalarNode, read_document
 from udaseg.errors import EnvironmentFault, RecipeError, UsageError
-from udaseg.recipe.nodes import ErrorList, MappingNode, ScalarNode, parse, read_text
+from udaseg.recipe.load import RECIPE
 from udaseg.text import did_you_mean, shortened
 
 DEFAULT_SOURCE = "gta5"
@@ -152,7 +153,7 @@ def recipe_of_method(path: Path, method: str) -> Path:
 def data_names(path: Path) -> tuple[str | None, str | None]:
     """Return `source.data` and `target.data` of a recipe; None for what cannot be read."""
     try:
-        root = parse(read_text(path), lambda line, column: f"{line}:{column}", ErrorList())
+        root = read_document(path, RECIPE).root
     except RecipeError:
         return None, None
     return _data_name(root, "source"), _data_name(root, "target")

@@ -4,30 +4,32 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import Field, fields, is_dataclass
+from dataclasses import Field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from udaseg.errors import RecipeError
-from udaseg.recipe.bounds import bound_problems
-from udaseg.recipe.extensions import report_missing_packages, with_packages
-from udaseg.recipe.nodes import (
-    MAX_DEPTH,
-    ErrorList,
+from udaseg import documents
+from udaseg.documents import (
+    Document,
     InvalidNode,
     ListNode,
     MappingNode,
     Node,
+    Problems,
     ScalarNode,
-    parse,
-    read_text,
 )
-from udaseg.recipe.reader import INVALID, Reader
+from udaseg.errors import RecipeError
+from udaseg.recipe.extensions import plugin_settings, report_missing_packages, with_packages
+from udaseg.recipe.hints import key_hint
+from udaseg.recipe.methods import SelfTraining
 from udaseg.recipe.rules import recipe_problems
-from udaseg.recipe.scalars import is_null, yaml_type
 from udaseg.recipe.schema import Recipe
 from udaseg.text import shortened
+from udaseg.validation import validate
 
+RECIPE = documents.DocumentKind(
+    "recipe", RecipeError, 1_000_000, 5_000, "; `udaseg recipes ls` lists the shipped recipes"
+)
 _KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*(\.[A-Za-z_][A-Za-z0-9_-]*)*")
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")
 _VARIABLE = re.compile(r"\$\{([^}]*)(\}?)")
@@ -51,15 +53,11 @@ def load(
     if text is None:
         if path is None:
             raise ValueError("load needs a path or a text")
-        text = read_text(path)
-    name = shortened(str(path), 300) if path is not None else "recipe"
-    faults = ErrorList()
-    root = parse(text, lambda line, column: f"{name}:{line}:{column}", faults)
-    if not isinstance(root, MappingNode):
-        faults.add(root.position, "", "must be a YAML mapping")
-        faults.raise_all()
-    _override(root, overrides, faults)
-    return _recipe(root, faults, f"{name}:1:1")
+        text = documents.read_text(path, RECIPE)
+    path = Path("recipe") if path is None else path
+    document = documents.parse_document(path, text, RECIPE)
+    _override(document.root, overrides, document.problems)
+    return _recipe(document, f"{shortened(str(path), 300)}:1:1")
 
 
 def to_dict(recipe: Recipe) -> dict[str, Any]:
@@ -80,12 +78,12 @@ def from_dict(values: Mapping[str, Any], origin: str = "recipe") -> Recipe:
     Raises:
         RecipeError: The recipe is wrong; the message lists all errors, one per line.
     """
-    faults = ErrorList()
-    root = _node(values, origin, "", faults, 0)
+    problems = Problems(RecipeError)
+    root = _node(values, origin, "", problems, 0)
     if not isinstance(root, MappingNode):
-        faults.add(origin, "", f"must hold a recipe, got {type(values).__name__}")
-        faults.raise_all()
-    return _recipe(root, faults, origin)
+        problems.add(origin, "", f"must hold a recipe, got {type(values).__name__}")
+        raise problems.failure()
+    return _recipe(Document(root, problems), origin)
 
 
 def dump(recipe: Recipe) -> str:
@@ -117,24 +115,29 @@ def expand_path(text: str) -> str:
     return f"{Path.home()}{expanded}" if home else expanded
 
 
-def _recipe(root: MappingNode, faults: ErrorList, position: str) -> Recipe:
-    reader = Reader(faults, packages_missing=report_missing_packages(root, faults))
-    recipe = reader.read(Recipe, MappingNode(root.entries, position))
-    if recipe is not INVALID:
-        for key, problem in [*bound_problems(recipe), *recipe_problems(recipe)]:
-            faults.add(reader.position_of(key), key, problem)
-    faults.raise_if_any()
+def _recipe(document: Document, position: str) -> Recipe:
+    document = Document(MappingNode(document.root.entries, position), document.problems)
+    packages_missing = report_missing_packages(document)
+    settings = plugin_settings(document, packages_missing=packages_missing)
+    recipe = validate(Recipe, document, key_hint=key_hint, yaml_1_1=True)
+    if recipe is None or None in settings.values():
+        raise document.problems.failure()
+    if isinstance(recipe.method, SelfTraining):
+        recipe = replace(recipe, method=replace(recipe.method, regularizers=settings))
+    for key, problem in recipe_problems(recipe):
+        document.add(key, problem)
+    document.problems.raise_if_any()
     return with_packages(recipe)
 
 
-def _override(root: MappingNode, overrides: Sequence[str], faults: ErrorList) -> None:
+def _override(root: MappingNode, overrides: Sequence[str], problems: Problems) -> None:
     """Set each `KEY=VALUE` in the tree; overrides that contradict each other are errors."""
     earlier_overrides: dict[str, str] = {}
     for override in overrides:
         position = f"override {shortened(override, 80)}"
         key, equals, text = override.partition("=")
         if not equals or not _KEY.fullmatch(key):
-            faults.add(
+            problems.add(
                 position, "", "must be KEY=VALUE with dots in the key, such as optimizer.lr=1.0e-4"
             )
             continue
@@ -143,42 +146,42 @@ def _override(root: MappingNode, overrides: Sequence[str], faults: ErrorList) ->
                 f"{key}."
             )
             if related and override != earlier_override:
-                faults.add(
+                problems.add(
                     position,
                     key,
                     f"contradicts `{shortened(earlier_override, 80)}`; give only one of them",
                 )
         earlier_overrides[key] = override
-        value = _override_value(text, position, key, faults)
-        _put(root, key.split("."), value, position, faults)
+        value = _override_value(text, position, key, problems)
+        _put(root, key.split("."), value, position, problems)
 
 
-def _override_value(text: str, position: str, key: str, faults: ErrorList) -> Node:
+def _override_value(text: str, position: str, key: str, problems: Problems) -> Node:
     if not text.strip():
-        faults.add(position, key, "has no value; `null` disables an optional section")
+        problems.add(position, key, "has no value; `null` disables an optional section")
         return InvalidNode(position)
-    inner = ErrorList()
+    inner = Problems(RecipeError)
     try:
-        value = parse(text, lambda _line, _column: position, inner)
+        value = documents.parse(text, lambda _line, _column: position, RECIPE, inner)
         inner.raise_if_any()
     except RecipeError:
-        faults.lines.extend(inner.lines)
+        problems.lines.extend(inner.lines)
         return InvalidNode(position)
     return value
 
 
 def _put(
-    section: MappingNode, key: list[str], value: Node, position: str, faults: ErrorList
+    section: MappingNode, key: list[str], value: Node, position: str, problems: Problems
 ) -> None:
     for depth, name in enumerate(key[:-1], 1):
         _, child = section.entries.get(name, (position, None))
-        if child is None or (isinstance(child, ScalarNode) and is_null(child)):
+        if child is None or (documents.is_null(child)):
             child = MappingNode({}, position)
             section.entries[name] = (position, child)
         if isinstance(child, InvalidNode):
             return
         if not isinstance(child, MappingNode):
-            faults.add(
+            problems.add(
                 position, ".".join(key), f"{'.'.join(key[:depth])} is a value, not a section"
             )
             return
@@ -186,11 +189,11 @@ def _put(
     section.entries[key[-1]] = (position, value)
 
 
-def _node(value: object, position: str, key: str, faults: ErrorList, depth: int) -> Node:
+def _node(value: object, position: str, key: str, problems: Problems, depth: int) -> Node:
     """Convert plain values to nodes, so that files and checkpoints share one reader."""
-    if depth > MAX_DEPTH:
-        faults.add(position, key, f"is more than {MAX_DEPTH} levels deep")
-        faults.raise_all()
+    if depth > documents.MAX_DEPTH:
+        problems.add(position, key, f"is more than {documents.MAX_DEPTH} levels deep")
+        raise problems.failure()
     if isinstance(value, str):
         return ScalarNode(value, quoted=True, position=position)
     if value is None or isinstance(value, (bool, int, float)):
@@ -200,18 +203,20 @@ def _node(value: object, position: str, key: str, faults: ErrorList, depth: int)
             text = "a number of more than 4300 digits"
         return ScalarNode(text, quoted=False, position=position)
     if isinstance(value, (list, tuple)):
-        items = [_node(v, position, f"{key}[{n}]", faults, depth + 1) for n, v in enumerate(value)]
+        items = [
+            _node(v, position, f"{key}[{n}]", problems, depth + 1) for n, v in enumerate(value)
+        ]
         return ListNode(items, position)
     if isinstance(value, Mapping):
         entries: dict[str, tuple[str, Node]] = {}
         for name, child in value.items():
             path = f"{key}.{name}" if key else f"{name}"
             if isinstance(name, str):
-                entries[name] = (position, _node(child, position, path, faults, depth + 1))
+                entries[name] = (position, _node(child, position, path, problems, depth + 1))
             else:
-                faults.add(position, path, "a key must be text")
+                problems.add(position, path, "a key must be text")
         return MappingNode(entries, position)
-    faults.add(position, key, f"must be a plain value, got {type(value).__name__}")
+    problems.add(position, key, f"must be a plain value, got {type(value).__name__}")
     return InvalidNode(position)
 
 
@@ -257,7 +262,7 @@ def _flow(value: object) -> str:
     if isinstance(value, list):
         return f"[{', '.join(map(_flow, value))}]"
     if isinstance(value, str):
-        plain = _PLAIN.fullmatch(value) and not yaml_type(value)
+        plain = _PLAIN.fullmatch(value) and not documents.yaml_type(value)
         return value if plain else json.dumps(value, ensure_ascii=False)
     written = json.dumps(value)
     if isinstance(value, float) and "e" in written and "." not in written:

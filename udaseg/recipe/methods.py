@@ -6,9 +6,10 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Interval, MinLen
+from pydantic import Field
 
-from udaseg.recipe.bounds import Size, TextPattern
-from udaseg.recipe.choices import BatchNorm, Sampling
+from udaseg.documents import Must
+from udaseg.recipe.choices import BatchNorm, Sampling, Size
 from udaseg.recipe.contrast import Prototypes, Regional, RegularizerSpec, Semantic
 
 
@@ -197,7 +198,7 @@ class SourceJitter:
 class StageSpec:
     """One stage of a staged method; it starts from the student of the previous stage."""
 
-    name: Annotated[str, TextPattern("[a-z0-9_]+", "a-z, 0-9 and '_'")]
+    name: Annotated[str, Field(pattern="^[a-z0-9_]+$"), Must("a-z, 0-9 and '_'")]
     """Name of the stage and of its folder in the run."""
     share: Annotated[float, Gt(0)]
     """Share of the recipe's steps; the shares of all stages add up to 1. SPCL: 0.4, 0.4, 0.2."""
@@ -207,7 +208,7 @@ class StageSpec:
     """
     schedule_stop: Annotated[float, Interval(gt=0, le=1)]
     """Progress of the learning rate decay at the end of the stage; 0.64 in SPCL's release."""
-    objective: StageObjective
+    objective: Annotated[StageObjective, Field(discriminator="kind")]
     """What is minimised."""
     source_sampling: Sampling | None = None
     """As `source.sampling`, which null uses; `class_balanced` in SPCL's release."""

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Interval, MinLen
+from pydantic import Field
 
-from udaseg.recipe.bounds import Size, TextPattern
-from udaseg.recipe.choices import BatchNorm, Criterion, HeadName, Precision, Sampling
+from udaseg.documents import Must
+from udaseg.recipe.choices import BatchNorm, Criterion, HeadName, Precision, Sampling, Size
 from udaseg.recipe.methods import Method
 
 BACKBONES = {
@@ -28,7 +29,7 @@ BACKBONES = {
 TIMM_PREFIX = "timm:"
 """What the name of a backbone of timm begins with."""
 
-PACKAGE_NAME = TextPattern("[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?", "the name of a package")
+PACKAGE_NAME = "^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$"
 
 
 @dataclass(frozen=True)
@@ -217,7 +218,9 @@ class Recipe:
     """All settings of one run."""
 
     name: Annotated[
-        str, TextPattern("[A-Za-z0-9_][A-Za-z0-9._-]*", "letters, digits, '.', '_' and '-'")
+        str,
+        Field(pattern="^[A-Za-z0-9_][A-Za-z0-9._-]*$"),
+        Must("letters, digits, '.', '_' and '-'"),
     ]
     """Name of the run folder."""
     seed: Annotated[int, Interval(ge=0, le=2**31 - 1)]
@@ -236,11 +239,13 @@ class Recipe:
     """Optimizer and learning rate."""
     batch: BatchSize
     """Images per step."""
-    method: Method
+    method: Annotated[Method, Field(discriminator="kind")]
     """Training method."""
     machine: Machine = field(default_factory=Machine)
     """Settings of the machine; see `Machine` for the few that change numbers."""
     expected: Expected | None = None
     """Expected final score, if known."""
-    packages: tuple[Annotated[str, PACKAGE_NAME], ...] = ()
+    packages: tuple[
+        Annotated[str, Field(pattern=PACKAGE_NAME), Must("the name of a package")], ...
+    ] = ()
     """Installed packages that the recipe needs. Those of its plug-ins are added when it is read."""

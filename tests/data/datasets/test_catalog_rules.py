@@ -1,5 +1,7 @@
 """Known odd files: kept and listed by default, excluded when their rule is requested."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -109,12 +111,18 @@ def test_an_unknown_rule_is_refused(tmp_path, name, rule, said):
         ("exclude: [x]", "exclude: no rule 'x'; this dataset has no rules"),
         ("exclude: x", "exclude: must be a list of rule names, got 'x'"),
         ("rules: [a]", "rules: must be `name: {why: ..., images: [...]}`, got ['a']"),
-        ("rules: {a: {images: [b]}}", "rules: a: must be {why: ..., images: [NAME, ...]}"),
-        ("rules: {a: {why: b, images: [1.5]}}", "rules: a: must be {why: ..., images: [NAME"),
-        ("rules: {a: {why: b, images: [c], d: e}}", "rules: a: must be {why: ..., images: ["),
+        ("rules: {a: {images: [b]}}", "rules.a.why: is missing: text"),
+        (
+            "rules: {a: {why: b, images: [1.5]}}",
+            "rules.a.images[0]: must be text or a whole number",
+        ),
+        (
+            "rules: {a: {why: b, images: [c], d: e}}",
+            "rules.a.d: unknown key",
+        ),
     ],
 )
 def test_a_fault_in_rules_is_named(tmp_path, line, said):
     with pytest.raises(DataError) as caught:
         read_declaration(files.dataset_yaml(tmp_path, f"name: x\nimages: '*.png'\n{line}\n"))
-    assert f"3: {said}" in str(caught.value)
+    assert re.search(rf":3:\d+: {re.escape(said)}", str(caught.value))

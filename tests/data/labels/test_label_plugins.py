@@ -158,7 +158,7 @@ def test_an_unknown_format_is_refused_with_its_line(plugin, own, written, instal
     with pytest.raises(DataError) as caught:
         read_declaration(own)
     where = "(no installed package has it in udaseg.label_formats)"
-    assert str(caught.value) == f"{own}:4: label_format: {said} {where}"
+    assert str(caught.value) == f"{own}:4:1: label_format: {said} {where}"
 
 
 @pytest.mark.parametrize(

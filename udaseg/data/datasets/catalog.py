@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from udaseg.data.datasets.declaration import Declaration, RecordedPackage, read_declaration
-from udaseg.documents import did_you_mean
 from udaseg.errors import DataError
+from udaseg.text import suggestion
 
 _CATALOG = Path(__file__).parent / "catalog"
 
@@ -42,6 +42,6 @@ def resolve_declaration(
     if name in known:
         return read_builtin(name)
     raise DataError(
-        f"{name}: no dataset of that name{did_you_mean(name, known)}; use one of "
+        f"{name}: no dataset of that name{suggestion(name, known)}; use one of "
         f"{', '.join(known)}, or a dataset YAML"
     )

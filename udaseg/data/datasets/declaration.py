@@ -3,9 +3,12 @@
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from annotated_types import MinLen
+from pydantic import AfterValidator, Field
 
 from udaseg.data.labels.formats import (
     BUILT_IN,
@@ -13,16 +16,25 @@ from udaseg.data.labels.formats import (
     format_package,
     unknown_format_message,
 )
-from udaseg.data.labels.tables import LabelTable, parse_label_table
-from udaseg.documents import Problems, did_you_mean, read_yaml_document
+from udaseg.data.labels.tables import (
+    DATASET_YAML,
+    Classes,
+    LabelDescription,
+    LabelTable,
+    parse_label_table,
+)
+from udaseg.documents import (
+    Document,
+    ListNode,
+    MappingNode,
+    Must,
+    ScalarNode,
+    plain_value,
+    read_document,
+)
+from udaseg.text import suggestion
+from udaseg.validation import validate
 
-_KEYS = {
-    *("name", "root", "images", "labels", "match", "label_format", "classes", "ignore", "splits"),
-    *("title", "home", "licence", "download", "size", "folders", "archives", "expected"),
-    *("base", "table", "rules", "exclude", "layouts"),
-}
-_ABOUT_KEYS = ("title", "home", "licence", "download", "size")
-_LAYOUT_KEYS = ("images", "labels", "match")
 _CATALOG = Path(__file__).parent / "catalog"
 SplitRule = str | float | tuple[str, ...]
 _VARIABLE = re.compile(r"\$\{([^}]*)\}")
@@ -106,6 +118,83 @@ class Declaration:
         return self.name if self.root is None and self.base is None else str(self.path)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Strip:
+    strip: list[str] | str
+
+
+def _below_root(glob: str) -> str:
+    parts = Path(glob).parts
+    if not parts or glob.startswith(("/", "~")) or ".." in parts:
+        raise ValueError("not below the root")
+    return glob
+
+
+_Glob = Annotated[str, AfterValidator(_below_root), Must("a glob below the root")]
+_Globs = Annotated[dict[str, _Glob] | _Glob, Must("a glob below the root, or one per split")]
+_Match = Annotated[Literal["stem"] | _Strip, Must("`stem` or `{strip: [ENDING, ...]}`")]
+_Strings = Annotated[list[str], Must("a list of strings")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _WrittenRule:
+    why: str
+    images: list[str | int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _WrittenLayout:
+    images: _Globs | None = None
+    labels: _Globs | None = None
+    match: _Match | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _About:
+    """What a dataset YAML says about where the data come from."""
+
+    title: Any = None
+    home: Any = None
+    licence: Any = None
+    download: Any = None
+    size: Any = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Written(_About, LabelDescription):
+    """A dataset YAML as written; `Declaration` says what each key means."""
+
+    name: Annotated[
+        str,
+        Field(pattern="^[A-Za-z0-9_][A-Za-z0-9._-]*$"),
+        Must("letters, digits, '.', '_' and '-'"),
+    ]
+    images: _Globs
+    labels: _Globs | None = None
+    root: Annotated[str, MinLen(1), Must("a folder")] | None = None
+    match: _Match = "stem"
+    label_format: Any = "ids"
+    classes: Classes | None = None  # type: ignore[assignment]  # required only with labels
+    splits: Annotated[
+        dict[str, Annotated[str | float | list[str], Must("a list file, a fraction or a folder")]],
+        Must("a mapping of splits to rules"),
+    ] = field(default_factory=dict)
+    folders: _Strings = field(default_factory=list)
+    archives: _Strings = field(default_factory=list)
+    expected: Annotated[dict[str, int], Must("a mapping of splits to image counts")] = field(
+        default_factory=dict
+    )
+    base: str | None = None
+    rules: Annotated[
+        dict[str, Annotated[_WrittenRule, Must("{why: ..., images: [NAME, ...]}")]],
+        Must("`name: {why: ..., images: [...]}`"),
+    ] = field(default_factory=dict)
+    exclude: Annotated[list[str], Must("a list of rule names")] = field(default_factory=list)
+    layouts: Annotated[list[_WrittenLayout], Must("a list of {images, labels, match}")] = field(
+        default_factory=list
+    )
+
+
 RecordedPackage = Callable[[str, str], LabelPackage | None]
 """Returns the package that read a label format when a dataset was prepared, given both names."""
 
@@ -125,247 +214,156 @@ def read_declaration(
         DataError: The YAML is invalid; the message lists all problems, one per line.
         EnvironmentFault: Several installed packages read the label format.
     """
-    document, lines = read_yaml_document(path)
-    problems = Problems(path, lines)
-    _check_keys_known(document, problems)
-    if "base" in document:
-        document = _with_base(document, problems)
-    _check_keys_present(document, problems)
-    name = _name(document, problems)
-    label_format, label_package = _label_format(document, problems, recorded_package)
-    images, labels = (_globs(document.get(key), key, problems) for key in ("images", "labels"))
-    table = _table(document, problems, label_format) if labels else None
-    root = _root(document, path, problems, builtin or "base" in document)
-    rules = parse_file_rules(document.get("rules", {}), problems)
-    layouts = _layouts(document, problems)
+    document = read_document(path, DATASET_YAML)
+    if "base" in document.root.entries:
+        document = _with_base(document)
+    written = validate(_Written, document)
+    if written is None:
+        raise document.problems.failure()
+    label_format, label_package = _label_format(written, document, recorded_package)
+    images, labels = _globs(written.images), _globs(written.labels)
+    rules = {
+        name: FileRule(rule.why, frozenset(map(str, rule.images)))
+        for name, rule in written.rules.items()
+    }
+    for name in written.exclude:
+        if name not in rules:
+            document.add("exclude", unknown_rule_message(name, rules))
     declaration = Declaration(
-        name=name,
+        name=written.name,
         path=path,
-        root=root,
+        root=_root(written, path, document, builtin or written.base is not None),
         images=images,
         labels=labels,
-        stem_endings=_stem_endings(document.get("match", "stem"), problems),
+        stem_endings=_stem_endings(written.match),
         label_format=label_format,
-        table=table,
-        splits=_splits(document.get("splits", {}), images, problems),
-        about={key: document[key] for key in _ABOUT_KEYS if key in document},
-        folders=_string_list(document.get("folders", []), "folders", problems),
-        archives=_string_list(document.get("archives", []), "archives", problems),
-        expected_counts=_expected_counts(document.get("expected", {}), problems),
-        base=document.get("base"),
+        table=_table(written, document, label_format) if labels else None,
+        splits=_splits(written, images, document),
+        about={
+            part.name: getattr(written, part.name)
+            for part in fields(_About)
+            if part.name in document.root.entries
+        },
+        folders=tuple(written.folders),
+        archives=tuple(written.archives),
+        expected_counts=written.expected,
+        base=written.base,
         rules=rules,
-        exclude=parse_excluded_rules(document.get("exclude", []), rules, problems),
-        layouts=layouts,
+        exclude=tuple(written.exclude),
+        layouts=_layouts(written, document),
         label_package=label_package,
     )
-    problems.raise_if_any()
+    document.problems.raise_if_any()
     return declaration
 
 
-def _check_keys_known(document: Mapping[str, Any], problems: Problems) -> None:
-    for key in document:
-        if key not in _KEYS:
-            problems.add(key, f"unknown key{did_you_mean(str(key), sorted(_KEYS))}")
-
-
-def _check_keys_present(document: Mapping[str, Any], problems: Problems) -> None:
-    for key in ("name", "images"):
-        if key not in document:
-            problems.add("", f"'{key}' is missing")
-
-
-def _name(document: Mapping[str, Any], problems: Problems) -> str:
-    name = document.get("name", "")
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name):
-        problems.add("name", f"must be letters, digits, '.', '_' and '-', got {name!r}")
-    return str(name)
-
-
 def _label_format(
-    document: Mapping[str, Any], problems: Problems, recorded_package: RecordedPackage | None
+    written: _Written, document: Document, recorded_package: RecordedPackage | None
 ) -> tuple[str, LabelPackage | None]:
     """Return the label format and, unless it is built in, the package that reads it."""
-    label_format = document.get("label_format", "ids")
+    label_format = written.label_format
     if isinstance(label_format, str):
         if label_format in BUILT_IN:
             return label_format, None
         package = format_package(label_format)
         if package is None and recorded_package is not None:
-            package = recorded_package(str(document.get("name")), label_format)
+            package = recorded_package(written.name, label_format)
         if package is not None:
             return label_format, package
-    problems.add("label_format", unknown_format_message(label_format))
+    document.add("label_format", unknown_format_message(label_format))
     return "ids", None
 
 
-def _table(document: Mapping[str, Any], problems: Problems, label_format: str) -> LabelTable | None:
-    if "classes" not in document:
-        problems.add("labels", "labels need 'classes': a table's name or a list")
+def _table(written: _Written, document: Document, label_format: str) -> LabelTable | None:
+    if written.classes is None:
+        document.add("labels", "labels need 'classes': a table's name or a list")
         return None
-    return parse_label_table(document, problems, label_format)
+    return parse_label_table(written, document, label_format)
 
 
-def _with_base(document: Mapping[str, Any], problems: Problems) -> dict[str, Any]:
+def _with_base(document: Document) -> Document:
     """Return the document, with missing keys taken from a built-in dataset."""
-    name = document["base"]
+    own = document.root.entries
+    position, node = own["base"]
+    name = node.text if isinstance(node, ScalarNode) else plain_value(node)
     known = sorted(path.stem for path in _CATALOG.glob("*.yaml"))
     if name not in known:
-        hint = did_you_mean(str(name), known)
-        problems.add("base", f"no built-in dataset '{name}'{hint}; available: {', '.join(known)}")
-        problems.raise_if_any()
-    base, _ = read_yaml_document(_CATALOG / f"{name}.yaml")
+        hint = suggestion(str(name), known)
+        problem = f"no built-in dataset '{name}'{hint}; available: {', '.join(known)}"
+        document.problems.add(position, "base", problem)
+        raise document.problems.failure()
+    base = read_document(_CATALOG / f"{name}.yaml", DATASET_YAML).root.entries
     del base["name"]
-    if isinstance(document.get("classes"), list) and "table" not in document:
+    if isinstance(own.get("classes", ("", None))[1], ListNode) and "table" not in own:
         base["table"] = base["classes"]
-    if {"images", "splits", "exclude"} & set(document):  # published counts include all files
+    if {"images", "splits", "exclude"} & set(own):  # published counts include all files
         base.pop("expected", None)
-    if "images" in document:
+    if "images" in own:
         base.pop("splits", None)
-    if set(_LAYOUT_KEYS) & set(document):  # the document gives its own layout
+    if {"images", "labels", "match"} & set(own):  # the document gives its own layout
         base.pop("layouts", None)
-    return {**base, **document}
+    root = MappingNode({**base, **own}, document.root.position)
+    return Document(root, document.problems)
 
 
-def _string_list(value: object, key: str, problems: Problems) -> tuple[str, ...]:
-    if isinstance(value, list) and all(isinstance(part, str) for part in value):
-        return tuple(value)
-    problems.add(key, f"must be a list of strings, got {value!r}")
-    return ()
-
-
-def _expected_counts(value: object, problems: Problems) -> dict[str, int]:
-    if isinstance(value, dict) and all(type(part) is int for part in value.values()):
-        return {str(split): count for split, count in value.items()}
-    problems.add("expected", f"must be a mapping of splits to image counts, got {value!r}")
-    return {}
-
-
-def _root(
-    document: Mapping[str, Any], path: Path, problems: Problems, builtin: bool
-) -> Path | None:
-    if "root" not in document:
+def _root(written: _Written, path: Path, document: Document, builtin: bool) -> Path | None:
+    if written.root is None:
         return None if builtin else path.resolve().parent
-    text = document["root"]
-    if not isinstance(text, str) or not text:
-        problems.add("root", f"must be a folder, got {text!r}")
-        return None
 
     def value(match: re.Match[str]) -> str:
         folder = os.environ.get(match[1])
         if not folder:
-            problems.add(
-                "root", f"the environment variable {match[1]} is not set; set it to the folder"
-            )
+            problem = f"the environment variable {match[1]} is not set; set it to the folder"
+            document.add("root", problem)
         return folder or ""
 
-    return path.resolve().parent / Path(_VARIABLE.sub(value, text)).expanduser()
+    return path.resolve().parent / Path(_VARIABLE.sub(value, written.root)).expanduser()
 
 
-def _globs(value: object, key: str, problems: Problems) -> dict[str, str]:
-    if value is None:
-        return {}
-    globs = {"": value} if isinstance(value, str) else value
-    if not isinstance(globs, dict) or not all(isinstance(part, str) for part in globs.values()):
-        problems.add(key, f"must be a glob, or one glob per split, got {value!r}")
-        return {}
-    for pattern in globs.values():
-        if pattern.startswith(("/", "~")) or ".." in Path(pattern).parts or not Path(pattern).parts:
-            problems.add(key, f"must be a glob below the root, got '{pattern}'")
-    return {str(split): pattern for split, pattern in globs.items()}
+def _globs(value: dict[str, str] | str | None) -> dict[str, str]:
+    return {"": value} if isinstance(value, str) else value or {}
 
 
-def _layouts(document: Mapping[str, Any], problems: Problems) -> tuple[Layout, ...]:
+def _layouts(written: _Written, document: Document) -> tuple[Layout, ...]:
     """Return the listed layouts, with missing keys taken from the document."""
-    listed = document.get("layouts", [])
     layouts = []
-    for entry in listed if isinstance(listed, list) else [listed]:
-        if not isinstance(entry, dict) or not entry or set(entry) - set(_LAYOUT_KEYS):
-            problem = f"must be a list of {{{', '.join(_LAYOUT_KEYS)}}}, got {entry!r}"
-            problems.add("layouts", problem)
-            continue
-        images, labels, match = ({**document, **entry}.get(key) for key in _LAYOUT_KEYS)
-        globs = (_globs(images, "layouts", problems), _globs(labels, "layouts", problems))
-        layouts.append(Layout(*globs, _stem_endings("stem" if match is None else match, problems)))
+    for index, entry in enumerate(written.layouts):
+        if entry == _WrittenLayout():
+            document.add(f"layouts[{index}]", "must name images, labels or match")
+        images, labels = entry.images or written.images, entry.labels or written.labels
+        match = entry.match or written.match
+        layouts.append(Layout(_globs(images), _globs(labels), _stem_endings(match)))
     return tuple(layouts)
 
 
-def _stem_endings(value: object, problems: Problems) -> tuple[str, ...]:
-    if value == "stem":
+def _stem_endings(match: Literal["stem"] | _Strip) -> tuple[str, ...]:
+    if match == "stem":
         return ()
-    if isinstance(value, dict) and set(value) == {"strip"}:
-        strip = value["strip"]
-        strip = [strip] if isinstance(strip, str) else strip
-        if isinstance(strip, list) and all(isinstance(part, str) for part in strip):
-            return tuple(strip)
-    problems.add("match", f"must be `stem` or `{{strip: [ENDING, ...]}}`, got {value!r}")
-    return ()
+    return (match.strip,) if isinstance(match.strip, str) else tuple(match.strip)
 
 
-def _splits(value: object, images: Mapping[str, str], problems: Problems) -> dict[str, SplitRule]:
-    if not isinstance(value, dict):
-        problems.add("splits", f"must be a mapping of splits to rules, got {value!r}")
-        return {}
-    if value and "" not in images:
-        problems.add("splits", "images are already given per split; remove splits")
-    fractions = 0.0
-    rules: dict[str, SplitRule] = {}
-    for split, rule in value.items():
-        if isinstance(rule, list) and rule and all(isinstance(part, str) for part in rule):
-            rules[str(split)] = tuple(rule)
-        elif isinstance(rule, bool) or not isinstance(rule, str | int | float):
-            problems.add(
-                "splits", f"{split}: must be a list file, a fraction or a folder, got {rule!r}"
-            )
-        else:
-            rules[str(split)] = rule
-            if not isinstance(rule, str):
-                fractions += rule
-                if not 0 < rule <= 1:
-                    problem = f"{split}: a fraction must be above 0 and at most 1, got {rule}"
-                    problems.add("splits", problem)
-    if fractions > 1 + 1e-9:
-        problems.add("splits", f"the fractions add up to {fractions:g}, more than 1")
+def _splits(
+    written: _Written, images: Mapping[str, str], document: Document
+) -> dict[str, SplitRule]:
+    if written.splits and "" not in images:
+        document.add("splits", "images are already given per split; remove splits")
+    fractions = {name: rule for name, rule in written.splits.items() if isinstance(rule, float)}
+    for name, fraction in fractions.items():
+        if not 0 < fraction <= 1:
+            problem = f"a fraction must be above 0 and at most 1, got {fraction:g}"
+            document.add(f"splits.{name}", problem)
+    if sum(fractions.values()) > 1 + 1e-9:
+        total = sum(fractions.values())
+        document.add("splits", f"the fractions add up to {total:g}, more than 1")
+    rules: dict[str, SplitRule] = {
+        name: tuple(rule) if isinstance(rule, list) else rule
+        for name, rule in written.splits.items()
+    }
     return rules or ({"train": 1.0} if "" in images else {})
-
-
-def parse_file_rules(value: object, problems: Problems) -> dict[str, FileRule]:
-    """Return the rules declared by `rules: {NAME: {why, images}}`."""
-    rules: dict[str, FileRule] = {}
-    if not isinstance(value, dict):
-        problems.add("rules", f"must be `name: {{why: ..., images: [...]}}`, got {value!r}")
-        return rules
-    for name, rule in value.items():
-        stems = rule.get("images") if isinstance(rule, dict) else None
-        why = rule.get("why") if isinstance(rule, dict) else None
-        if (
-            not isinstance(stems, list)
-            or not all(type(stem) in (str, int) for stem in stems)
-            or not isinstance(why, str)
-            or set(rule) != {"why", "images"}
-        ):
-            problems.add(
-                "rules", f"{name}: must be {{why: ..., images: [NAME, ...]}}, got {rule!r}"
-            )
-            continue
-        rules[str(name)] = FileRule(why, frozenset(str(stem) for stem in stems))
-    return rules
 
 
 def unknown_rule_message(name: str, rules: Iterable[str]) -> str:
     """Return the message for a rule that does not exist."""
     known = sorted(rules)
     available = f"known rules: {', '.join(known)}" if known else "this dataset has no rules"
-    return f"no rule '{name}'{did_you_mean(name, known)}; {available}"
-
-
-def parse_excluded_rules(
-    value: object, rules: Mapping[str, FileRule], problems: Problems
-) -> tuple[str, ...]:
-    """Return the rule names in `exclude: [NAME, ...]`."""
-    if not isinstance(value, list) or not all(isinstance(part, str) for part in value):
-        problems.add("exclude", f"must be a list of rule names, got {value!r}")
-        return ()
-    for name in value:
-        if name not in rules:
-            problems.add("exclude", unknown_rule_message(name, rules))
-    return tuple(name for name in value if name in rules)
+    return f"no rule '{name}'{suggestion(name, known)}; {available}"

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from udaseg.data.labels import ids, rgb, synthia
-from udaseg.documents import did_you_mean
 from udaseg.errors import DataError, EnvironmentFault, UdasegError
 from udaseg.plugins import Plugin, find_plugin, list_plugins
+from udaseg.text import suggestion
 
 LabelReader = Callable[[Path, bytes], NDArray[Any]]
 """Returns the (H, W) integer ids in the content of a label file; the path is for messages."""
@@ -66,7 +66,7 @@ def unknown_format_message(name: object) -> str:
     """Return the message for a label format that nothing reads."""
     known = [*BUILT_IN, *(plugin.name for plugin in list_plugins(GROUP))]
     listed = f"{', '.join(known[:-1])} or {known[-1]}"
-    hint = did_you_mean(name, known) if isinstance(name, str) else ""
+    hint = suggestion(name, known) if isinstance(name, str) else ""
     return f"must be {listed}, got {name!r}{hint} (no installed package has it in {GROUP})"
 
 

@@ -1,17 +1,74 @@
 """Label tables: the class of each id or colour in a label file."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Literal, TypeVar, get_args
+
+from annotated_types import Interval, Len
 
 from udaseg.data.labels.classes import ClassSpace, lookup_table
-from udaseg.documents import Problems, did_you_mean, read_yaml_document
+from udaseg.documents import Document, DocumentKind, Must, read_document
 from udaseg.errors import DataError, UsageError
+from udaseg.text import suggestion
+from udaseg.validation import validate
 
+T = TypeVar("T")
+DATASET_YAML = DocumentKind("dataset YAML", DataError, 200_000, 50_000)
 _TABLES_FOLDER = Path(__file__).parent / "tables"
-_MAX_CLASSES = 254
+
+Color = tuple[int, int, int]
+_Byte = Annotated[int, Interval(ge=0, le=255)]
+_WrittenColor = Annotated[tuple[_Byte, _Byte, _Byte], Must("a color, three numbers from 0 to 255")]
+_Number = Annotated[int, Interval(ge=0, lt=2**24)]
+WrittenId = int | Color
+_Id = Annotated[_Number | _WrittenColor, Must("an id, a whole number >= 0")]
+_IdOrName = Annotated[_Id | str, Must("an id, a whole number >= 0")]
+_Ids = Annotated[list[_Id] | _Number, Must("a list of ids")]
+_Class = tuple[str, Color, tuple[int, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassEntry:
+    """One entry of `classes`."""
+
+    name: str
+    """Name of the class."""
+    ids: _Ids | None = None
+    """Its ids; the position in the list if there are none. A colour is [R, G, B]."""
+    color: _WrittenColor | None = None
+    """Its colour in pictures; with `label_format: rgb` also in label files."""
+    colors: Annotated[list[_WrittenColor], Must("a list of colors")] | None = None
+    """More colours in label files."""
+    of: Annotated[list[str], Must("a list of class names of the table")] | None = None
+    """Classes of `table` that this class consists of; the one with its name by default."""
+
+
+_Entry = Annotated[str | ClassEntry, Must("a name or {name, ids, color}")]
+Classes = Annotated[
+    str | Annotated[list[_Entry], Len(1, 254)],
+    Must("a table's name or a list of 1 to 254 classes"),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelDescription:
+    """What label files mean: a table's name, or a list of classes."""
+
+    classes: Classes
+    """A table's name, or a list of classes."""
+    table: str | None = None
+    """The table whose classes the entries of `classes` merge."""
+    ignore: Annotated[list[_IdOrName] | _Number | str, Must("a list of ids")] = field(
+        default_factory=list
+    )
+    """Ids that belong to no class; with `table` also names of its classes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _TableDocument(LabelDescription):
+    label_format: str = "ids"
 
 
 @dataclass(frozen=True)
@@ -41,96 +98,84 @@ def builtin_label_table(name: str) -> LabelTable:
 
 
 def parse_label_table(
-    document: Mapping[str, Any], problems: Problems, label_format: str
-) -> LabelTable:
-    """Return the table described by `classes`, `table` and `ignore` of a document.
+    written: LabelDescription, document: Document, label_format: str
+) -> LabelTable | None:
+    """Return the table that a document describes; None after a problem.
 
-    `classes` is a table's name or a list. With `table`, entries of the list may name classes of
-    that table and merge several into one; each class of the table must then be in a class or in
-    `ignore`.
-
-    Raises:
-        DataError: The description is wrong; the message has one line per fault.
+    With `table`, entries of `classes` may name classes of that table and merge several into one;
+    each class of the table must then be in a class or in `ignore`.
     """
-    classes = document["classes"]
-    if isinstance(classes, str):
-        if "table" in document:
-            problems.add(
-                "table", "only applies to a list of classes; here 'classes' already names a table"
-            )
-        return _named_table(classes, "classes", document, problems, label_format)
+    if isinstance(written.classes, str):
+        if written.table is not None:
+            problem = "only applies to a list of classes; here 'classes' already names a table"
+            document.add("table", problem)
+        return _named_table(written.classes, "classes", written.ignore, document, label_format)
+    before = len(document.problems.lines)
     base = None
-    if "table" in document:
-        bare = {key: value for key, value in document.items() if key != "ignore"}
-        base = _named_table(str(document["table"]), "table", bare, problems, label_format)
-    if not isinstance(classes, list) or not 1 <= len(classes) <= _MAX_CLASSES:
-        problems.add("classes", f"must be a table's name or a list of 1 to {_MAX_CLASSES} classes")
-        classes = []
-    parsed = [
-        _parse_class(entry, number, label_format, base, problems)
-        for number, entry in enumerate(classes)
+    if written.table is not None:
+        base = _named_table(written.table, "table", [], document, label_format)
+        if base is None:
+            return None
+    classes = [
+        _parse_class(entry, f"classes[{index}]", index, label_format, base, document)
+        for index, entry in enumerate(written.classes)
     ]
-    names = tuple(name for name, _, _ in parsed)
-    ids = tuple(class_ids for _, _, class_ids in parsed)
-    ignore = _parse_ignored_ids(document, base, ids, problems)
+    ignore = _ignored_ids(written.ignore, base, classes, document)
     owners: dict[int, str] = {}
-    for name, class_ids in zip(names, ids, strict=True):
-        for number in class_ids:
+    for index, (name, _, ids) in enumerate(classes):
+        for number in ids:
             if number in owners or number in ignore:
-                owner = owners.get(number, "ignore")
-                id_text = (
-                    f"id {number}" if label_format != "rgb" else f"color {_unpack_rgb(number)}"
-                )
-                problems.add("classes", f"{id_text} belongs to both {owner} and {name}")
+                of = _id_text(number, label_format)
+                problem = f"{of} belongs to both {owners.get(number, 'ignore')} and {name}"
+                document.add(f"classes[{index}]", problem)
             owners[number] = name
+    names = [name for name, _, _ in classes]
     for name in dict.fromkeys(name for name in names if names.count(name) > 1):
-        problems.add("classes", f"the name '{name}' is given twice; one class may have several ids")
-    if base is not None and not problems.messages:
-        _check_unused_classes(str(document["table"]), base, {*owners, *ignore}, problems)
-    problems.raise_if_any()
-    return LabelTable(ClassSpace(names, tuple(color for _, color, _ in parsed)), ids, ignore)
+        problem = f"the name '{name}' is given twice; one class may have several ids"
+        document.add("classes", problem)
+    if base is not None and len(document.problems.lines) == before:
+        _check_unused_classes(str(written.table), base, {*owners, *ignore}, document)
+    if len(document.problems.lines) > before:
+        return None
+    colors = tuple(color for _, color, _ in classes)
+    return LabelTable(ClassSpace(tuple(names), colors), tuple(ids for _, _, ids in classes), ignore)
 
 
-def _parse_ignored_ids(
-    document: Mapping[str, Any],
+def _ignored_ids(
+    ignore: list[WrittenId | str] | int | str,
     base: LabelTable | None,
-    ids: Sequence[tuple[int, ...]],
-    problems: Problems,
+    classes: Sequence[_Class],
+    document: Document,
 ) -> frozenset[int]:
     """Return the ids to ignore: listed ids, ids of listed classes, and those the table ignores."""
-    entries = document.get("ignore", [])
+    entries: list[WrittenId | str] = _listed(ignore)
+    names = [entry for entry in entries if isinstance(entry, str)]
+    ids = set(_packed(entry for entry in entries if not isinstance(entry, str)))
     if base is None:
-        return frozenset(_parse_ids(entries, "ignore", problems))
-    entries = entries if isinstance(entries, list) else [entries]
-    ignore = set(
-        _parse_ids([entry for entry in entries if not isinstance(entry, str)], "ignore", problems)
-    )
-    for name in entries:
-        if isinstance(name, str):
-            ignore.update(_ids_of_class(base, name, "ignore", problems))
+        for name in names:
+            document.add("ignore", f"must be an id, a whole number >= 0, got '{name}'")
+        return frozenset(ids)
+    for name in names:
+        ids.update(_ids_of_class(base, name, "ignore", document))
     # a class may use ids that the table ignores
-    return frozenset(ignore | (base.ignore - {number for class_ids in ids for number in class_ids}))
+    return frozenset(ids | (base.ignore - {number for _, _, used in classes for number in used}))
 
 
 def _check_unused_classes(
-    table_name: str, base: LabelTable, known: set[int], problems: Problems
+    table_name: str, base: LabelTable, known: set[int], document: Document
 ) -> None:
-    """Add a fault if classes of the table are in no class and not ignored."""
     pairs = zip(base.classes.names, base.ids, strict=True)
-    missing = [name for name, class_ids in pairs if class_ids and not known.intersection(class_ids)]
+    missing = [name for name, ids in pairs if ids and not known.intersection(ids)]
     if missing:
         names = f"{', '.join(missing)} of {table_name}"
-        problems.add("classes", f"{names} are in no class; add them to a class or to 'ignore'")
+        document.add("classes", f"{names} are in no class; add them to a class or to 'ignore'")
 
 
-def _ids_of_class(
-    base: LabelTable, name: str, key: str, problems: Problems, entry: int | None = None
-) -> tuple[int, ...]:
-    """Return the ids of a class of the table; add a fault if the table lacks the class."""
+def _ids_of_class(base: LabelTable, name: str, key: str, document: Document) -> tuple[int, ...]:
     names = list(base.classes.names)
     if name in names:
         return base.ids[names.index(name)]
-    problems.add(key, f"the table has no class '{name}'{did_you_mean(name, names)}", entry)
+    document.add(key, f"the table has no class '{name}'{suggestion(name, names)}")
     return ()
 
 
@@ -140,142 +185,99 @@ def _table_names() -> list[str]:
 
 def _unknown_table_message(name: str) -> str:
     known = _table_names()
-    return f"no table '{name}'{did_you_mean(name, known)}; known tables: {', '.join(known)}"
+    return f"no table '{name}'{suggestion(name, known)}; known tables: {', '.join(known)}"
 
 
 @cache
 def _read_table(name: str) -> tuple[LabelTable, str]:
     """Return a built-in table and the label format of its ids."""
-    path = _TABLES_FOLDER / f"{name}.yaml"
-    document, lines = read_yaml_document(path)
-    label_format = str(document.get("label_format", "ids"))
-    return parse_label_table(document, Problems(path, lines), label_format), label_format
+    document = read_document(_TABLES_FOLDER / f"{name}.yaml", DATASET_YAML)
+    written = validate(_TableDocument, document)
+    assert written is not None
+    table = parse_label_table(written, document, written.label_format)
+    assert table is not None
+    return table, written.label_format
 
 
 def _named_table(
-    name: str, key: str, document: Mapping[str, Any], problems: Problems, label_format: str
-) -> LabelTable:
+    name: str,
+    key: str,
+    ignored: list[WrittenId | str] | int | str,
+    document: Document,
+    label_format: str,
+) -> LabelTable | None:
     if name not in _table_names():
-        problems.add(key, _unknown_table_message(name))
-        problems.raise_if_any()
+        document.add(key, _unknown_table_message(name))
+        return None
     known, table_format = _read_table(name)
     ids, ignore = known.ids, known.ignore
     if table_format == "rgb" and label_format != "rgb":
-        problems.add(key, f"{name} is a table of colours; it needs label_format rgb")
+        document.add(key, f"{name} is a table of colours; it needs label_format rgb")
     elif table_format != "rgb" and label_format == "rgb":  # use the table's colours as ids
-        ids = tuple((r << 16 | g << 8 | b,) for r, g, b in known.classes.colors)
-        ignore = frozenset()
-    ignore |= frozenset(_parse_ids(document.get("ignore", []), "ignore", problems))
+        ids, ignore = tuple((_pack(color),) for color in known.classes.colors), frozenset()
+    ignore |= _ignored_ids(ignored, None, [], document)
     for class_ids, class_name in zip(ids, known.classes.names, strict=True):
         for number in ignore & set(class_ids):
-            problems.add("ignore", f"id {number} is the class {class_name} of {name}")
-    problems.raise_if_any()
+            document.add("ignore", f"id {number} is the class {class_name} of {name}")
     return LabelTable(known.classes, ids, ignore)
 
 
 def _parse_class(
-    entry: object, index: int, label_format: str, base: LabelTable | None, problems: Problems
-) -> tuple[str, tuple[int, int, int], tuple[int, ...]]:
+    entry: str | ClassEntry,
+    key: str,
+    index: int,
+    label_format: str,
+    base: LabelTable | None,
+    document: Document,
+) -> _Class:
     """Return the name, colour and ids of one entry of `classes`."""
-    fallback = (37 * index % 256, 91 * index % 256, 151 * index % 256)
-    known_keys = ["name", "ids", "color", "colors", *(["of"] if base is not None else [])]
-    if isinstance(entry, str):
-        entry = {"name": entry}
-    if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
-        message = f"must be a name or {{name, ids, color}}, got {entry!r}"
-        problems.add("classes", f"entry {index + 1}: {message}", index)
-        return f"class {index}", fallback, ()
-    name = entry["name"]
-    for key in entry:
-        if key == "of" and base is None:
-            message = f"{name}: 'of' refers to classes of a 'table', but no table is given"
-            problems.add("classes", message, index)
-        elif key not in known_keys:
-            problems.add(
-                "classes", f"{name}: unknown key '{key}'{did_you_mean(str(key), known_keys)}", index
-            )
+    entry = ClassEntry(name=entry) if isinstance(entry, str) else entry
     if base is not None:
-        return _parse_merged_class(entry, index, label_format, base, problems)
-    color = _parse_color(entry.get("color", list(fallback)), name, problems, index)
+        return _merged_class(entry, key, label_format, base, document)
+    if entry.of is not None:
+        problem = "refers to classes of a 'table', but no table is given"
+        document.add(f"{key}.of", problem)
+    fallback = (37 * index % 256, 91 * index % 256, 151 * index % 256)
+    color = entry.color or fallback
     if label_format != "rgb":
-        return name, color, tuple(_parse_ids(entry.get("ids", [index]), "classes", problems, index))
-    colors = _parse_colors(entry, name, problems, index)
-    if "color" in entry:
-        colors.insert(0, color)
-    elif not colors:
-        problems.add("classes", f"{name}: label_format rgb needs a color", index)
-    return name, color, tuple(dict.fromkeys(r << 16 | g << 8 | b for r, g, b in colors))
+        ids = index if entry.ids is None else entry.ids
+        return entry.name, color, tuple(_packed(_listed(ids)))
+    colors = [*([] if entry.color is None else [entry.color]), *(entry.colors or [])]
+    if not colors:
+        document.add(key, f"{entry.name}: label_format rgb needs a color")
+    return entry.name, color, tuple(dict.fromkeys(map(_pack, colors)))
 
 
-def _parse_merged_class(
-    entry: Mapping[str, Any], index: int, label_format: str, base: LabelTable, problems: Problems
-) -> tuple[str, tuple[int, int, int], tuple[int, ...]]:
-    """Return the name, colour and ids of an entry that uses classes of a table.
-
-    These are the classes in `of`, or the class with the entry's name.
-    """
-    name = entry["name"]
-    class_names = entry.get("of", [] if {"ids", "colors"} & set(entry) else [name])
-    if not isinstance(class_names, list) or not all(
-        isinstance(class_name, str) for class_name in class_names
-    ):
-        problems.add("classes", f"{name}: 'of' must be a list of class names of the table", index)
-        class_names = []
-    table_ids = [
-        part
-        for class_name in class_names
-        for part in _ids_of_class(base, class_name, "classes", problems, index)
-    ]
-    if label_format == "rgb":
-        more_ids = [r << 16 | g << 8 | b for r, g, b in _parse_colors(entry, name, problems, index)]
-    else:
-        more_ids = _parse_ids(entry.get("ids", []), "classes", problems, index)
+def _merged_class(
+    entry: ClassEntry, key: str, label_format: str, base: LabelTable, document: Document
+) -> _Class:
+    """Return an entry that uses classes of a table: those in `of`, or the one with its name."""
+    own = entry.ids is not None or entry.colors is not None
+    names = entry.of if entry.of is not None else [] if own else [entry.name]
+    table_ids = [number for name in names for number in _ids_of_class(base, name, key, document)]
+    more: Sequence[WrittenId] = entry.colors or [] if label_format == "rgb" else _listed(entry.ids)
     table_colors = dict(zip(base.classes.names, base.classes.colors, strict=True))
-    default_color = next(
-        (table_colors[class_name] for class_name in class_names if class_name in table_colors),
-        (0, 0, 0),
-    )
-    color = _parse_color(entry.get("color", list(default_color)), name, problems, index)
-    return name, color, tuple(dict.fromkeys([*table_ids, *more_ids]))
+    fallback = next((table_colors[name] for name in names if name in table_colors), (0, 0, 0))
+    ids = dict.fromkeys([*table_ids, *_packed(more)])
+    return entry.name, entry.color or fallback, tuple(ids)
 
 
-def _parse_colors(
-    entry: Mapping[str, Any], name: str, problems: Problems, index: int
-) -> list[tuple[int, int, int]]:
-    value = entry.get("colors", [])
-    colors = value if isinstance(value, list) else [value]
-    return [_parse_color(part, name, problems, index) for part in colors]
+def _listed(value: list[T] | T | None) -> list[T]:
+    return value if isinstance(value, list) else [] if value is None else [value]
 
 
-def _unpack_rgb(packed: int) -> list[int]:
-    return [packed >> 16, packed >> 8 & 255, packed & 255]
+def _packed(ids: Iterable[WrittenId]) -> list[int]:
+    return [each if isinstance(each, int) else _pack(each) for each in ids]
 
 
-def _parse_color(
-    value: object, name: str, problems: Problems, entry: int | None = None
-) -> tuple[int, int, int]:
-    if isinstance(value, list) and len(value) == 3:
-        parts = [part for part in value if type(part) is int and 0 <= part <= 255]
-        if len(parts) == 3:
-            return parts[0], parts[1], parts[2]
-    key = name if entry is None else "classes"
-    message = f"a color must be three numbers from 0 to 255, got {value!r}"
-    problems.add(key, message if entry is None else f"{name}: {message}", entry)
-    return 0, 0, 0
+def _pack(color: Color) -> int:
+    return color[0] << 16 | color[1] << 8 | color[2]
 
 
-def _parse_ids(value: object, key: str, problems: Problems, entry: int | None = None) -> list[int]:
-    """Return a list of ids; a colour is written as a list of three numbers."""
-    ids = []
-    for item in value if isinstance(value, list) else [value]:
-        if isinstance(item, list):
-            r, g, b = _parse_color(item, key, problems)
-            ids.append(r << 16 | g << 8 | b)
-        elif type(item) is int and 0 <= item < 2**24:
-            ids.append(item)
-        else:
-            problems.add(key, f"an id must be a whole number >= 0, got {item!r}", entry)
-    return ids
+def _id_text(number: int, label_format: str) -> str:
+    if label_format != "rgb":
+        return f"id {number}"
+    return f"color {[number >> 16, number >> 8 & 255, number & 255]}"
 
 
 Ids = Literal["train", "label"]

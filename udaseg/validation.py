@@ -1,0 +1,378 @@
+"""Checks a YAML document with pydantic, and says where each error is and what to write.
+
+pydantic decides what is wrong. Its errors name a path that also holds tags of unions, and its
+sentences know neither the file nor what was written, so the sentences are made here, from the
+annotation and the node at that path.
+"""
+
+import functools
+import json
+import operator
+import re
+import types
+import typing
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, cast
+
+from annotated_types import Ge, Gt, Interval, Le, Lt, MinLen
+from pydantic import TypeAdapter, ValidationError
+
+from udaseg import documents
+from udaseg.documents import Document, InvalidNode, ListNode, MappingNode, Must, Node, ScalarNode
+from udaseg.text import did_you_mean, shortened
+
+T = TypeVar("T")
+_TYPE_NAMES = {
+    str: ("text", "texts"),
+    int: ("a whole number", "whole numbers"),
+    float: ("a number", "numbers"),
+    bool: ("true or false", "truth values"),
+}
+_BOUND_ERRORS = {"greater_than", "greater_than_equal", "less_than", "less_than_equal"}
+_MAX_HINTS = 40
+# stands for a value that no field accepts: JSON cannot hold it, or YAML readers disagree about it
+_UNREADABLE = {"?": None}
+
+
+KeyHint = Callable[[str, str, Sequence[str], Sequence[str]], str | None]
+"""Returns the key that was probably meant, given the unknown key, the dotted key of its section,
+the keys that the section can have, and those that it has.
+"""
+
+
+def similar_key(
+    word: str, _section: str, options: Sequence[str], _written: Sequence[str]
+) -> str | None:
+    """Return the most similar key that a section can have."""
+    return did_you_mean(word, options)
+
+
+class FieldType(NamedTuple):
+    """An annotation in parts: the type itself, its constraints, and whether it can be null."""
+
+    type: Any
+    constraints: Sequence[Any]
+    optional: bool
+
+
+@dataclass
+class _Place:
+    """What a path of pydantic leads to: a key, its value, and the annotation of the value."""
+
+    key: str
+    position: str
+    node: Node
+    annotation: Any
+    is_missing: bool = False
+
+
+def validate(
+    cls: type[T],
+    document: Document,
+    key: str = "",
+    *,
+    key_hint: KeyHint = similar_key,
+    yaml_1_1: bool = False,
+) -> T | None:
+    """Return the instance of a dataclass that a document describes; None after a problem.
+
+    Args:
+        cls: The dataclass. Its annotations are those that pydantic knows, and `Must`.
+        document: The document; every error becomes a problem of it.
+        key: Dotted key of `document.root`; "" for the whole file.
+        key_hint: Returns the key that was probably meant.
+        yaml_1_1: Refuse text that other YAML readers read as another type.
+    """
+    leaf_value = _unambiguous_value if yaml_1_1 else documents.scalar_value
+    text = json.dumps(documents.plain_value(document.root, leaf_value))
+    try:
+        return cast(
+            "T", _adapter(cast("Hashable", cls)).validate_json(text, strict=True, extra="forbid")
+        )
+    except ValidationError as error:
+        explanation = _Explanation(cls, document, key, key_hint)
+        explanation.add_all(error.errors(include_url=False))
+        return None
+
+
+@cache
+def _adapter(cls: Hashable) -> TypeAdapter[Any]:
+    return TypeAdapter(cast("Any", cls))
+
+
+def _unambiguous_value(node: ScalarNode | InvalidNode) -> object:
+    if isinstance(node, InvalidNode):
+        return _UNREADABLE
+    value = documents.scalar_value(node)
+    is_empty = not node.text.strip()
+    is_ambiguous = isinstance(value, str) and not node.quoted and documents.yaml_type(node.text)
+    return _UNREADABLE if is_empty or is_ambiguous else value
+
+
+class _Explanation:
+    """Turns the errors of pydantic into problems."""
+
+    def __init__(self, cls: type, document: Document, key: str, key_hint: KeyHint) -> None:
+        self._root = _Place(key, document.root.position, document.root, cls)
+        self._problems, self._key_hint = document.problems, key_hint
+        self._suggested: set[str] = set()
+        self._hints = 0
+
+    def add_all(self, errors: Sequence[Any]) -> None:
+        """Add the problems; a key that a misspelt one stands for is not reported as missing."""
+        placed = [(error, self._place(error["loc"], error["type"])) for error in errors]
+        keys = {place.key for _, place in placed}
+        reported: set[str] = set()
+        for error, place in sorted(placed, key=lambda pair: pair[1].is_missing):
+            # a union reports every member; the one that went deepest is the one that was meant
+            deeper = any(key.startswith((f"{place.key}.", f"{place.key}[")) for key in keys)
+            known = deeper or place.key in reported or isinstance(place.node, InvalidNode)
+            if known or (place.is_missing and place.key in self._suggested):
+                continue
+            reported.add(place.key)
+            self._problems.add(place.position, place.key, self._problem(error, place))
+
+    def _place(self, path: Sequence[str | int], error: str) -> _Place:
+        place = self._root
+        for part in path:
+            kinds = _kinds(place.annotation)
+            if part in kinds:
+                place = _Place(place.key, place.position, place.node, kinds[part])
+            else:
+                place = self._below(place, part, error)
+        kinds = _kinds(place.annotation)
+        if kinds and isinstance(place.node, MappingNode):
+            at, node = place.node.entries.get("kind", (place.position, place.node))
+            key = _join(place.key, "kind")
+            is_missing = "kind" not in place.node.entries
+            return _Place(key, at, node, Literal[tuple(kinds)], is_missing)
+        return place
+
+    def _below(self, place: _Place, part: str | int, error: str) -> _Place:
+        """Return the place of an item or entry; the same one if `part` is no key."""
+        node = place.node
+        if isinstance(node, ListNode) and isinstance(part, int) and part < len(node.items):
+            key, item = f"{place.key}[{part}]", node.items[part]
+            return _Place(key, item.position, item, _item_type(place.annotation, part))
+        if not isinstance(node, MappingNode) or not isinstance(part, str):
+            return place
+        annotation = _entry_type(place.annotation, part)
+        if part in node.entries:
+            position, child = node.entries[part]
+            if annotation is None:  # an unknown key is explained from its section
+                return _Place(_join(place.key, part), position, node, place.annotation)
+            return _Place(_join(place.key, part), position, child, annotation)
+        if error == "missing" and annotation is not None:
+            return _Place(_join(place.key, part), place.position, node, annotation, True)
+        return place
+
+    def _problem(self, error: Any, place: _Place) -> str:
+        kind, node = error["type"], place.node
+        if place.is_missing:
+            return f"is missing: {describe_type(place.annotation)}"
+        if kind == "unexpected_keyword_argument" and isinstance(node, MappingNode):
+            return self._unknown_key(place, node, error["loc"])
+        constraints = field_type(place.annotation).constraints
+        if must := next((each.be for each in constraints if isinstance(each, Must)), None):
+            return f"must be {must}, got {_written_value(node)}"
+        if kind in _BOUND_ERRORS:
+            return f"must be {range_text(constraints)}, got {_describe_node(node)}"
+        if isinstance(node, ListNode) and kind in ("too_short", "too_long", "missing"):
+            return f"must {_length_text(place.annotation)}, got {len(node.items)}"
+        return _type_problem(place.annotation, node)
+
+    def _unknown_key(self, place: _Place, node: MappingNode, path: Sequence[str | int]) -> str:
+        section, _, name = place.key.rpartition(".") if "." in place.key else ("", "", place.key)
+        cls = _section(place.annotation)
+        options = [part.name for part in fields(cls)]
+        self._hints += 1
+        hint = None
+        if self._hints <= _MAX_HINTS:
+            name = str(path[-1])
+            section = place.key.removesuffix(name).removesuffix(".")
+            hint = self._key_hint(name, section, options, tuple(node.entries))
+        if hint is not None:
+            self._suggested.add(_join(section, hint))
+        of_kind = f" of {path[-2]}" if len(path) > 1 and path[-2] in _own_kinds(cls) else ""
+        known = f"; did you mean '{hint}'?" if hint else f"; known keys: {', '.join(options)}"
+        return f"unknown key{of_kind}{known}"
+
+
+def _type_problem(annotation: Any, node: Node) -> str:
+    """Return what a value of the wrong type must be, what it is, and what to write instead."""
+    expected = field_type(annotation).type
+    if is_dataclass(expected) and not documents.is_null(node):
+        listed = f"a section with {', '.join(part.name for part in fields(expected))}"
+        return f"must be {listed}, got {_describe_node(node)}"
+    problem = f"must be {describe_type(annotation)}, got {_describe_node(node)}"
+    if not isinstance(node, ScalarNode) or documents.is_null(node):
+        return problem
+    if typing.get_origin(expected) is tuple and (numbers := re.findall("[0-9]+", node.text)):
+        of = typing.get_args(expected)
+        length = len(numbers) if Ellipsis in of else len(of)
+        return f"{problem}; write [{', '.join((numbers * length)[:length])}]"
+    if typing.get_origin(expected) is not Literal:
+        return f"{problem}{documents.why_not(expected, node)}"
+    options = typing.get_args(expected)
+    if all(isinstance(option, int) for option in options):
+        return f"{problem}{documents.why_not(int, node)}"
+    hint = did_you_mean(node.text, options)
+    return (
+        f"{problem}; did you mean '{hint}'?"
+        if hint
+        else (f"{problem}{documents.why_not(str, node)}")
+    )
+
+
+def _length_text(annotation: Any) -> str:
+    _, constraints, _ = field_type(annotation)
+    for constraint in constraints:
+        if isinstance(constraint, MinLen):
+            least = constraint.min_length
+            return f"have at least {least} item{'s' * (least > 1)}"
+    return f"be {describe_type(annotation)}"
+
+
+def field_type(annotation: Any) -> FieldType:
+    """Return the parts of an annotation."""
+    constraints: list[Any] = []
+    optional = False
+    while True:
+        arguments = typing.get_args(annotation)
+        if typing.get_origin(annotation) is Annotated:
+            annotation, *more = arguments
+            constraints += more
+        elif _is_union(annotation) and types.NoneType in arguments:
+            optional = True
+            members = [each for each in arguments if each is not types.NoneType]
+            annotation = functools.reduce(operator.or_, members)
+        else:
+            return FieldType(annotation, constraints, optional)
+
+
+def range_text(constraints: Sequence[Any]) -> str:
+    """Return the range of values that constraints allow; "" if they allow all."""
+    single = [part for each in constraints for part in _parts(each)]
+    lower = next((each for each in single if isinstance(each, Ge | Gt)), None)
+    upper = next((each for each in single if isinstance(each, Le | Lt)), None)
+    low = None if lower is None else lower.ge if isinstance(lower, Ge) else lower.gt
+    high = None if upper is None else upper.le if isinstance(upper, Le) else upper.lt
+    if lower is not None and upper is not None:
+        opening, closing = "(["[isinstance(lower, Ge)], ")]"[isinstance(upper, Le)]
+        return f"in {opening}{low}, {high}{closing}"
+    if lower is not None:
+        return f"at least {low}" if isinstance(lower, Ge) else f"above {low}"
+    if upper is not None:
+        return f"at most {high}" if isinstance(upper, Le) else f"below {high}"
+    return ""
+
+
+def _parts(constraint: Any) -> Sequence[Any]:
+    return list(constraint) if isinstance(constraint, Interval) else [constraint]
+
+
+def describe_type(annotation: Any) -> str:
+    """Return a description of the values that an annotation allows."""
+    expected, _, optional = field_type(annotation)
+    return f"{_describe_type(expected)}{' or null' * optional}"
+
+
+def _describe_type(expected: Any) -> str:
+    origin, arguments = typing.get_origin(expected), typing.get_args(expected)
+    if expected in _TYPE_NAMES:
+        return _TYPE_NAMES[expected][0]
+    if origin is Literal:
+        several = len(arguments) > 1
+        return f"one of {', '.join(map(str, arguments))}" if several else str(arguments[0])
+    if _is_union(expected):
+        return " or ".join(dict.fromkeys(map(describe_type, arguments)))
+    if origin is tuple:
+        of = field_type(arguments[0]).type
+        plural = _TYPE_NAMES[of][1] if of in _TYPE_NAMES else "sections"
+        return (
+            f"a list of {plural}"
+            if Ellipsis in arguments
+            else (f"a list of {len(arguments)} {plural}")
+        )
+    return "a section"
+
+
+def _describe_node(node: Node) -> str:
+    if not isinstance(node, ScalarNode):
+        return "a list" if isinstance(node, ListNode) else "a section"
+    written = shortened(node.text)
+    return f"the text '{written}'" if node.quoted else written or "nothing"
+
+
+def _written_value(node: Node) -> str:
+    return repr(documents.plain_value(node))
+
+
+def _kinds(annotation: Any) -> dict[Any, type]:
+    """Return the members of a union of dataclasses by their `kind`; empty for other annotations."""
+    expected = field_type(annotation).type
+    members = typing.get_args(expected) if _is_union(expected) else ()
+    if not members or not all(is_dataclass(member) for member in members):
+        return {}
+    return {kind: member for member in members for kind in _own_kinds(member)}
+
+
+def _own_kinds(cls: Any) -> tuple[Any, ...]:
+    return typing.get_args(_hints(cls).get("kind"))
+
+
+def _item_type(annotation: Any, index: int) -> Any:
+    """Return the annotation of an item of a list or tuple, which may be a member of a union."""
+    for member in _members(annotation):
+        arguments = typing.get_args(member)
+        if typing.get_origin(member) in (list, tuple):
+            return arguments[0 if Ellipsis in arguments else min(index, len(arguments) - 1)]
+    return None
+
+
+def _entry_type(annotation: Any, name: str) -> Any:
+    """Return the annotation of an entry of a section or mapping; None if there is none."""
+    for member in _members(annotation):
+        if typing.get_origin(member) is dict:
+            return typing.get_args(member)[1]
+    return _hints(_section(annotation)).get(name)
+
+
+def _section(annotation: Any) -> Any:
+    """Return the dataclass that an annotation allows, if any."""
+    return next((member for member in _members(annotation) if is_dataclass(member)), None)
+
+
+def _members(annotation: Any) -> list[Any]:
+    expected = field_type(annotation).type
+    members = typing.get_args(expected) if _is_union(expected) else (expected,)
+    return [field_type(member).type for member in members]
+
+
+def _is_union(annotation: Any) -> bool:
+    return typing.get_origin(annotation) in (Union, types.UnionType)
+
+
+@cache
+def _hints(cls: Any) -> Mapping[str, Any]:
+    return typing.get_type_hints(cls, include_extras=True) if is_dataclass(cls) else {}
+
+
+def _join(key: str, name: str) -> str:
+    return f"{key}.{name}" if key else name
+
+
+def sections(cls: type) -> Iterator[type]:
+    """Yield a dataclass and every dataclass in its fields, each once."""
+    seen: dict[type, None] = {}
+    waiting: list[Any] = [cls]
+    while waiting:
+        annotation = waiting.pop(0)
+        if not is_dataclass(annotation):
+            waiting += typing.get_args(annotation)
+        elif annotation not in seen:
+            seen[cast("type", annotation)] = None
+            waiting += _hints(cast("Any", annotation)).values()
+    yield from seen
