@@ -117,4 +117,4 @@ def test_the_plan_names_what_only_one_side_has_before_anything_trains(home):
 def test_a_typo_in_the_class_list_is_named_before_anything_is_read(home):
     files.dataset_yaml(home / "city", YAML.replace("color: [0, 0", "colour: [0, 0"), "typo.yaml")
     output = udaseg("prepare", "city/typo.yaml", cwd=home, expect=3).stderr
-    assert "typo.yaml:6: classes: car: unknown key 'colour'; did you mean 'color" in output
+    assert "typo.yaml:6:28: classes[1].colour: unknown key; did you mean 'color" in output

@@ -184,7 +184,7 @@ def test_a_fault_of_the_yaml_is_named_with_its_line(run, tmp_path):
     yaml.write_text(yaml.read_text().replace("labels:", "label:"))
     code, _, err = run(yaml)
     assert code == 3
-    assert f"{yaml}:3: label: unknown key; did you mean 'labels'?" in err
+    assert f"{yaml}:3:1: label: unknown key; did you mean 'labels'?" in err
 
 
 def test_a_narrow_window_and_a_pipe_do_no_harm(run, tmp_path, monkeypatch):
