@@ -75,8 +75,7 @@ def write_run(folder, iou=(0.5, 0.6, 0.7), seed=0, **protocol):
     (folder / "environment.json").write_text(json.dumps({"cores": 2, "packages": {"torch": "9"}}))
     lines = [{"step": s, "losses": {"total": 1 / s, "confident": 0.1}} for s in (10, 20, 30)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    log = "2026-01-02 03:04:05,678 INFO udaseg.reporting.progress: step 30/30   12.5 img/s  ETA 0\n"
-    log += "2026-01-02 03:04:06,678 WARNING udaseg.x: look out\n"
+    log = "2026-01-02 03:04:06,678 WARNING udaseg.x: look out\n"
     (folder / "train.log").write_text(log)
     scores = json.dumps(score_document(iou, **protocol))
     (folder / "eval" / "city-val" / "scores.json").write_text(scores)
@@ -111,7 +110,7 @@ def test_the_page_says_what_was_run_and_what_came_of_it(home):
     text = page.read_text()
     for expected in (
         *("udaseg adapt --seed 0", "toyland, train", "60.00", "2026-01-02T03:04:05", "0:01:15"),
-        *("<td>12.5</td>", "packages.torch", "look out", "backbone: mobilenet_v2", "loss, total"),
+        *("packages.torch", "look out", "backbone: mobilenet_v2", "loss, total"),
     ):
         assert expected in text, expected
 

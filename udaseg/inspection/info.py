@@ -1,6 +1,7 @@
 """What a run folder or a checkpoint holds."""
 
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,15 +11,16 @@ from torch import Tensor
 
 from udaseg.errors import CheckpointError, EnvironmentFault, RecipeError
 from udaseg.files import read_json
-from udaseg.inspection.recipe_text import domain_text, method_text
 from udaseg.recipe.load import from_dict, load
-from udaseg.recipe.schema import Recipe
+from udaseg.recipe.methods import SelfTraining, regularizer_specs
+from udaseg.recipe.schema import Domain, Recipe, Validation
+from udaseg.recipe.stages import stages_of
 from udaseg.runs.best import read_record
 from udaseg.runs.checkpoint import Checkpoint, find_checkpoint, list_manifests, step_of
 from udaseg.runs.folder import run_folder_of
-from udaseg.runs.scores import Scores, find_score_files, read_scores
+from udaseg.runs.scores import Scores, read_evaluations
 from udaseg.runs.status import read_cost
-from udaseg.text import format_duration, percent
+from udaseg.text import format_duration, format_size, percent
 
 _NETWORKS = ("student", "teacher")
 _HIDDEN_STATUS = ("unix_time", "miou")
@@ -29,11 +31,8 @@ class CheckpointInfo:
     """The content of a checkpoint file.
 
     Attributes:
-        path: The file.
-        size: Its size in bytes.
-        sha256: Its digest.
+        size: In bytes.
         verified: Whether the digest is that of its manifest; without a manifest it is unknown.
-        step: Number of training steps.
         values: Number of stored values by owner, such as `student` or `memory of regional`.
         optimizer_values: Number of stored values of the optimiser.
         classes: Names of the network's classes.
@@ -51,14 +50,7 @@ class CheckpointInfo:
 
 @dataclass(frozen=True)
 class BestCheckpoint:
-    """A checkpoint that `keep_best` stored.
-
-    Attributes:
-        criterion: The criterion that chose it.
-        value: Its value; None if it is not recorded.
-        step: Number of training steps.
-        folder: The folder of the checkpoint.
-    """
+    """A checkpoint that `keep_best` stored, and the value of its criterion, if it is recorded."""
 
     criterion: str
     value: float | None
@@ -97,24 +89,17 @@ class RunInfo:
         """Return everything as text, by title, in display order."""
         rows: dict[str, str | list[str]]
         if self.checkpoint is None:
-            rows = {"run": str(self.path), "checkpoint": "none yet", **self._recipe_rows()}
+            rows = {"run": str(self.path), "checkpoint": "none yet"}
         else:
-            rows = {
-                **_file_rows(self.checkpoint),
-                "step": _step_text(self.checkpoint.step, self.recipe),
-                **self._recipe_rows(),
-                "weights": _weight_lines(self.checkpoint),
-                "classes": f"{len(self.checkpoint.classes)}: {', '.join(self.checkpoint.classes)}",
-            }
-        return rows | self._run_rows()
-
-    def _recipe_rows(self) -> dict[str, str]:
+            rows = _checkpoint_rows(self.checkpoint)
+            if self.recipe is not None:
+                rows["step"] = f"{self.checkpoint.step} of {self.recipe.steps}"
         if self.recipe is None:
-            return {"recipe": f"cannot be loaded: {self.recipe_problem}"}
-        return _recipe_rows(self.recipe)
-
-    def _run_rows(self) -> dict[str, str | list[str]]:
-        rows: dict[str, str | list[str]] = {}
+            rows["recipe"] = f"cannot be loaded: {self.recipe_problem}"
+        else:
+            rows |= _recipe_rows(self.recipe)
+        if self.checkpoint is not None:
+            rows |= _network_rows(self.checkpoint)
         if self.status is not None:
             rows["status"] = _status_text(self.status)
         if self.kept:
@@ -163,7 +148,6 @@ def info(run: str | os.PathLike[str]) -> RunInfo:
             recipe = from_dict(checkpoint.recipe, origin=str(checkpoint.path))
     except (RecipeError, EnvironmentFault) as error:
         problem = str(error)
-    scores = {name: read_scores(file, []) for name, file in find_score_files(folder).items()}
     has_status = (folder / "status.json").is_file()
     return RunInfo(
         path=path,
@@ -173,20 +157,18 @@ def info(run: str | os.PathLike[str]) -> RunInfo:
         status=read_json(folder / "status.json") if has_status else None,
         kept=tuple(step_of(path) for path in reversed(list_manifests(folder / "checkpoints"))),
         best=_best_checkpoints(folder),
-        scores={name: each for name, each in scores.items() if each is not None},
+        scores=read_evaluations(folder, []),
         cost=read_cost(folder),
     )
 
 
 def _checkpoint_info(checkpoint: Checkpoint) -> CheckpointInfo:
-    values: dict[str, int] = {}
+    values: Counter[str] = Counter()
     for name, value in checkpoint.objective.items():
-        owner, _, parameter_name = name.partition(".")
+        owner, _, part = name.partition(".")
         if owner == "regularizers":
-            owner = f"memory of {parameter_name.partition('.')[0]}"
-        values[owner] = values.get(owner, 0) + value.numel()
-    state = checkpoint.optimizer.get("state")
-    optimizer_states = state.values() if isinstance(state, Mapping) else ()
+            owner = f"memory of {part.partition('.')[0]}"
+        values[owner] += value.numel()
     return CheckpointInfo(
         path=checkpoint.path,
         size=checkpoint.path.stat().st_size,
@@ -197,7 +179,7 @@ def _checkpoint_info(checkpoint: Checkpoint) -> CheckpointInfo:
         values=values,
         optimizer_values=sum(
             value.numel()
-            for tensors in optimizer_states
+            for tensors in checkpoint.optimizer.get("state", {}).values()
             for value in tensors.values()
             if isinstance(value, Tensor)
         ),
@@ -209,26 +191,19 @@ def _best_checkpoints(folder: Path) -> tuple[BestCheckpoint, ...]:
     checkpoints = []
     for path in sorted((folder / "checkpoints").glob("best-*/step-*.json")):
         criterion, step = path.parent.name.removeprefix("best-"), step_of(path)
-        entry = read_record(folder, criterion)["steps"].get(str(step))
-        value = entry.get("value") if isinstance(entry, dict) else None
-        checkpoints.append(
-            BestCheckpoint(
-                criterion, value if isinstance(value, float) else None, step, path.parent
-            )
-        )
+        value = read_record(folder, criterion)["steps"].get(str(step), {}).get("value")
+        checkpoints.append(BestCheckpoint(criterion, value, step, path.parent))
     return tuple(checkpoints)
 
 
-def _file_rows(checkpoint: CheckpointInfo) -> dict[str, str]:
-    digest = "no manifest, so it cannot be verified"
-    if checkpoint.verified:
-        digest = f"{checkpoint.sha256} (verified)"
-    size = f"{checkpoint.size / 1e6:.1f} MB"
-    return {"checkpoint": str(checkpoint.path), "file": size, "sha256": digest}
-
-
-def _step_text(step: int, recipe: Recipe | None) -> str:
-    return str(step) if recipe is None else f"{step} of {recipe.steps}"
+def _checkpoint_rows(checkpoint: CheckpointInfo) -> dict[str, str | list[str]]:
+    digest = f"{checkpoint.sha256} (verified)"
+    return {
+        "checkpoint": str(checkpoint.path),
+        "file": f"{checkpoint.size / 1e6:.1f} MB",
+        "sha256": digest if checkpoint.verified else "no manifest, so it cannot be verified",
+        "step": str(checkpoint.step),
+    }
 
 
 def _recipe_rows(recipe: Recipe) -> dict[str, str]:
@@ -246,14 +221,38 @@ def _recipe_rows(recipe: Recipe) -> dict[str, str]:
     return rows
 
 
-def _weight_lines(checkpoint: CheckpointInfo) -> list[str]:
+def method_text(recipe: Recipe) -> str:
+    """Return what a run minimises: its loss terms, or its stages with their last steps."""
+    stages = stages_of(recipe)
+    if stages[0].name is not None:
+        parts = [f"{stage.name} ({stage.objective.kind}) to {stage.end}" for stage in stages]
+        return f"{recipe.method.kind}: {', '.join(parts)}"
+    method = recipe.method
+    terms = regularizer_specs(method) if isinstance(method, SelfTraining) else {}
+    return " + ".join([method.kind, *terms])
+
+
+def domain_text(domain: Domain | Validation) -> str:
+    """Return a data set, its split, and the size of its images and crops."""
+    if domain.data is None:
+        return "nothing"
+    parts = [domain.data, domain.split]
+    if domain.resize is not None:
+        parts.append(f"resized to {format_size(domain.resize)}")
+    if isinstance(domain, Domain):
+        parts.append(f"crops of {format_size(domain.crop)}")
+    return ", ".join(parts)
+
+
+def _network_rows(checkpoint: CheckpointInfo) -> dict[str, str | list[str]]:
     lines = []
     for owner, count in checkpoint.values.items():
         hint = f" (udaseg eval --weights {owner})" if owner in _NETWORKS else ""
         lines.append(f"{owner}: {count / 1e6:.2f} M values{hint}")
     count = checkpoint.optimizer_values
     lines.append(f"optimiser: {count / 1e6:.2f} M values, so training can be resumed (--resume)")
-    return lines
+    classes = f"{len(checkpoint.classes)}: {', '.join(checkpoint.classes)}"
+    return {"weights": lines, "classes": classes}
 
 
 def _status_text(status: Mapping[str, Any]) -> str:

@@ -5,20 +5,20 @@ Only the recipe must be readable.
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from udaseg.errors import UsageError
-from udaseg.inspection.recipe_text import domain_text, method_text
+from udaseg.files import read_json
+from udaseg.inspection.info import domain_text, method_text
 from udaseg.inspection.report_content import RunContent
 from udaseg.recipe.load import load, to_dict
 from udaseg.recipe.schema import Recipe
-from udaseg.runs.scores import find_score_files, read_scores
+from udaseg.runs.scores import read_evaluations
 from udaseg.runs.status import read_cost
 from udaseg.text import format_duration
 
-_RATE_PATTERN = re.compile(r": step [0-9]+/[0-9]+ .*?([0-9.]+) img/s")
 _LOGGED_PATTERN = re.compile(r"^\S+ \S+ (?:WARNING|ERROR) \S+: (.*)$", re.MULTILINE)
 _MAX_LOG_WARNINGS = 20
 _MAX_TEXT_LENGTH = 20_000_000
@@ -32,34 +32,29 @@ def read_run(folder: Path, name: str, scored: str | None) -> RunContent:
         folder: Run folder.
         name: Name on the page.
         scored: Evaluation to show, a folder below `eval`; None if there is none.
-
-    Raises:
-        UsageError: The folder is not a run folder.
-        RecipeError: The recipe cannot be loaded.
     """
-    if not (folder / "recipe.yaml").is_file():
+    recipe_path = folder / "recipe.yaml"
+    if not recipe_path.is_file():
         raise UsageError(f"{folder}: is not a run folder (no recipe.yaml)")
-    recipe = load(folder / "recipe.yaml")
+    recipe = load(recipe_path)
     warnings: list[str] = []
     status = _read_json(folder / "status.json", warnings)
     environment = _read_json(folder / "environment.json", warnings)
     metrics = _read_metrics(folder / "metrics.jsonl", warnings)
-    evaluations = {
-        key: read_scores(path, warnings) for key, path in find_score_files(folder).items()
-    }
-    readable = {key: scores for key, scores in evaluations.items() if scores is not None}
-    log = _read_text(folder / "train.log")
-    warnings += [*_status_warnings(status), *_alarm_warnings(metrics), *_log_warnings(log)]
+    evaluations = read_evaluations(folder, warnings)
+    warnings += _status_warnings(status)
+    warnings += _alarm_warnings(metrics)
+    warnings += _log_warnings(_read_text(folder / "train.log"))
     return RunContent(
         name=name,
         facts=_facts(folder, recipe, status),
         command=_read_text(folder / "command.txt").strip(),
-        recipe=_read_text(folder / "recipe.yaml"),
+        recipe=_read_text(recipe_path),
         settings=dict(_flatten(to_dict(recipe))),
-        scores=None if scored is None else readable.get(scored),
-        evaluations={key: scores.means for key, scores in readable.items()},
+        scores=None if scored is None else evaluations.get(scored),
+        evaluations={key: scores.means for key, scores in evaluations.items()},
         metrics=metrics,
-        cost=_cost(folder, status, recipe, log),
+        cost=_cost(folder, status, recipe),
         environment={key: _EMPTY_VALUES.get(value, value) for key, value in _flatten(environment)},
         warnings=list(dict.fromkeys(warnings)),
     )
@@ -80,7 +75,6 @@ def _read_metrics(path: Path, warnings: list[str]) -> list[dict[str, Any]]:
 
 
 def _facts(folder: Path, recipe: Recipe, status: Mapping[str, Any]) -> dict[str, str]:
-    """Return the main facts of the run, in display order."""
     model = recipe.model
     return {
         "recipe": recipe.name,
@@ -97,8 +91,7 @@ def _facts(folder: Path, recipe: Recipe, status: Mapping[str, Any]) -> dict[str,
     }
 
 
-def _cost(folder: Path, status: Mapping[str, Any], recipe: Recipe, log: str) -> dict[str, str]:
-    """Return time, throughput and memory, if recorded."""
+def _cost(folder: Path, status: Mapping[str, Any], recipe: Recipe) -> dict[str, str]:
     cost, recorded = {}, read_cost(folder)
     if recorded:
         seconds = max(1e-9, recorded["seconds"])
@@ -106,11 +99,8 @@ def _cost(folder: Path, status: Mapping[str, Any], recipe: Recipe, log: str) -> 
         cost["images/s, source and target"] = f"{recorded['images'] / seconds:.1f}"
         memory = recorded["peak_memory_mib"]
         cost["peak memory"] = f"{memory} MiB of {recorded['peak_memory_of']}"
-    elif rates := _RATE_PATTERN.findall(log):
-        cost["images/s, source and target"] = rates[-1]
-    total = status.get("seconds")
-    if isinstance(total, int | float):
-        cost["last start, with scoring"] = format_duration(total)
+    if "seconds" in status:
+        cost["last start, with scoring"] = format_duration(status["seconds"])
     cost["images a step"] = f"{recipe.batch.source} + {recipe.batch.target}"
     return cost
 
@@ -121,24 +111,20 @@ def _status_warnings(status: Mapping[str, Any]) -> list[str]:
         reported = ("step", "code", "reason", "signal")
         details = ", ".join(f"{key} {status[key]}" for key in reported if key in status)
         warnings.append(f"the run is not finished: {state}" + (f" ({details})" if details else ""))
-    counts = status.get("counts")
-    if isinstance(counts, Mapping):
-        warnings += [f"{str(key).replace('_', ' ')}: {count}" for key, count in counts.items()]
+    for incident, count in status.get("counts", {}).items():
+        warnings.append(f"{incident.replace('_', ' ')}: {count}")
     return warnings
 
 
 def _alarm_warnings(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the first alarm of each kind, and how often it was raised."""
-    first: dict[str, str] = {}
-    times: dict[str, int] = {}
+    alarms: dict[str, list[str]] = {}
     for event in metrics:
-        alarms = event.get("alarms")
-        for kind, text in alarms.items() if isinstance(alarms, Mapping) else ():
-            first.setdefault(str(kind), f"step {event['step']}: {text}")
-            times[str(kind)] = times.get(str(kind), 0) + 1
+        for kind, text in event.get("alarms", {}).items():
+            alarms.setdefault(kind, []).append(f"step {event['step']}: {text}")
     return [
-        text + (f" (raised {times[kind]} times)" if times[kind] > 1 else "")
-        for kind, text in first.items()
+        texts[0] + (f" (raised {len(texts)} times)" if len(texts) > 1 else "")
+        for texts in alarms.values()
     ]
 
 
@@ -151,29 +137,23 @@ def _log_warnings(log: str) -> list[str]:
     return [*unique[:_MAX_LOG_WARNINGS], f"and {more} more warnings in train.log"]
 
 
-def _flatten(value: Any, key: str = "") -> list[tuple[str, str]]:
-    """Return the leaves of nested values with dotted keys."""
+def _flatten(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the leaves of nested values with dotted keys."""
     if isinstance(value, Mapping) and (value or not key):
-        return [
-            pair
-            for name, item in value.items()
-            for pair in _flatten(item, f"{key}.{name}" if key else str(name))
-        ]
-    if isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
-        return [
-            pair for number, item in enumerate(value) for pair in _flatten(item, f"{key}[{number}]")
-        ]
-    return [(key, value if isinstance(value, str) else json.dumps(value, default=str))]
+        for name, item in value.items():
+            yield from _flatten(item, f"{key}.{name}" if key else name)
+    elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+        for number, item in enumerate(value):
+            yield from _flatten(item, f"{key}[{number}]")
+    else:
+        yield key, value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def _read_json(path: Path, warnings: list[str]) -> dict[str, Any]:
-    text = _read_text(path)
-    try:
-        document = json.loads(text)
-    except ValueError:
-        warnings.append(f"{path.name} is {'damaged' if text else 'missing'}")
-        return {}
-    return document if isinstance(document, dict) else {}
+    document = read_json(path)
+    if not document:
+        warnings.append(f"{path.name} is {'damaged' if path.is_file() else 'missing'}")
+    return document
 
 
 def _read_text(path: Path) -> str:

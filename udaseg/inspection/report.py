@@ -3,12 +3,11 @@
 import logging
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from udaseg import __version__
-from udaseg.data.datasets.index import PreparedDataset
 from udaseg.data.open import open_dataset
 from udaseg.errors import DataError, UdasegError, UsageError
 from udaseg.files import one_or_more, write_text
@@ -18,7 +17,6 @@ from udaseg.inspection.record import read_run
 from udaseg.inspection.report_content import Color, PageContent
 from udaseg.inspection.report_images import ReportImages, render_report_images
 from udaseg.inspection.report_page import report_page
-from udaseg.recipe.schema import Recipe
 from udaseg.runs.scores import find_score_files
 
 log = logging.getLogger(__name__)
@@ -61,24 +59,34 @@ def report(
     given = [Path(run) for run in one_or_more(runs)]
     if not given:
         raise UsageError("report needs at least one run")
-    folders = _unique_run_folders([*([] if baseline is None else [Path(baseline)]), *given])
-    columns = dict(zip(_column_names(folders), folders, strict=True))
-    evaluations = _shown_evaluations(folders)
+    folders = given if baseline is None else [Path(baseline), *given]
+    for folder in folders:
+        if not folder.is_dir():
+            raise UsageError(
+                f"{folder}: is not a run folder; a report takes run folders, not checkpoints"
+            )
+    folders = list({folder.resolve(): folder for folder in folders}.values())
+    names = _column_names(folders)
     contents = [
         read_run(folder, name, evaluation)
-        for (name, folder), evaluation in zip(columns.items(), evaluations, strict=True)
+        for folder, name, evaluation in zip(
+            folders, names, _shown_evaluations(folders), strict=True
+        )
     ]
     warnings: list[str] = []
-    loaded = _load_networks(columns, device, warnings)
+    loaded = _load_networks(names, folders, device, warnings)
     pictures = _render_images(loaded, images, scan, Path(root), warnings)
+    colors: dict[str, Color] = {}
+    for model in loaded.values():  # if networks disagree, the colour of the first one counts
+        colors = dict(zip(model.classes.names, model.classes.colors, strict=True)) | colors
     page = PageContent(
-        title=" and ".join(columns) if len(columns) < 3 else f"{len(columns)} runs",
+        title=" and ".join(names) if len(names) < 3 else f"{len(names)} runs",
         runs=[
             replace(content, reliability=pictures.reliability.get(content.name))
             for content in contents
         ],
-        has_baseline=baseline is not None and len(columns) > 1,
-        colors=_class_colors(loaded.values()),
+        has_baseline=baseline is not None and len(names) > 1,
+        colors=colors,
         examples=pictures.examples,
         examples_note=pictures.caption,
         warnings=warnings,
@@ -87,20 +95,6 @@ def report(
     path = given[0] / "report.html" if out is None else Path(out)
     write_text(path, report_page(page))
     return path
-
-
-def _unique_run_folders(folders: Sequence[Path]) -> list[Path]:
-    """Return the run folders without duplicates.
-
-    Raises:
-        UsageError: A path is not a folder.
-    """
-    for folder in folders:
-        if not folder.is_dir():
-            raise UsageError(
-                f"{folder}: is not a run folder; a report takes run folders, not checkpoints"
-            )
-    return list({folder.resolve(): folder for folder in folders}.values())
 
 
 def _column_names(folders: Sequence[Path]) -> list[str]:
@@ -123,11 +117,11 @@ def _shown_evaluations(folders: Sequence[Path]) -> list[str | None]:
 
 
 def _load_networks(
-    columns: Mapping[str, Path], device: str, warnings: list[str]
+    names: Sequence[str], folders: Sequence[Path], device: str, warnings: list[str]
 ) -> dict[str, Model]:
     """Return the networks of the runs with a readable checkpoint."""
     loaded = {}
-    for name, folder in columns.items():
+    for name, folder in zip(names, folders, strict=True):
         try:
             loaded[name] = trained_model.load(folder, device=device)
         except UdasegError as error:
@@ -137,33 +131,20 @@ def _load_networks(
 
 
 def _render_images(
-    loaded: Mapping[str, Model],
-    images: int,
-    scan: int,
-    root: Path,
-    warnings: list[str],
+    loaded: Mapping[str, Model], images: int, scan: int, root: Path, warnings: list[str]
 ) -> ReportImages:
     """Predict the last run's validation images, or its unlabelled target without any."""
     if not images or not loaded:
         return ReportImages()
+    recipe = list(loaded.values())[-1].recipe
+    domain = recipe.target if recipe.validation.data is None else recipe.validation
+    assert domain.data is not None
     try:
-        dataset, split = _image_dataset(list(loaded.values())[-1].recipe, root)
-        return render_report_images(loaded, dataset, split, show=images, scan=max(scan, images))
+        dataset = open_dataset(domain.data, root=root)
+        return render_report_images(
+            loaded, dataset, domain.split, show=images, scan=max(scan, images)
+        )
     except DataError as error:
         log.warning("%s", error)
         warnings.append(f"no images: {error}")
         return ReportImages()
-
-
-def _class_colors(loaded: Iterable[Model]) -> dict[str, Color]:
-    """Return the colour of each class; if networks disagree, that of the first one."""
-    colors: dict[str, Color] = {}
-    for run in loaded:
-        colors = dict(zip(run.classes.names, run.classes.colors, strict=True)) | colors
-    return colors
-
-
-def _image_dataset(recipe: Recipe, root: Path) -> tuple[PreparedDataset, str]:
-    if recipe.validation.data is not None:
-        return open_dataset(recipe.validation.data, root=root), recipe.validation.split
-    return open_dataset(recipe.target.data, root=root), recipe.target.split

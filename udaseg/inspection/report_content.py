@@ -17,16 +17,15 @@ class RunContent:
     Attributes:
         name: Column heading in all tables.
         facts: Main facts about the run, in display order.
-        command: The command line.
         recipe: The recipe as YAML.
         settings: The recipe flattened to dotted keys, to show differences between runs.
-        scores: The evaluation to compare; None without one.
+        scores: The evaluation to compare.
         evaluations: Means of every evaluation of the run, by name.
         metrics: Lines of `metrics.jsonl`, by increasing step.
         cost: Time, throughput and memory.
         environment: Machine and packages.
         warnings: Problems that affect the reported numbers.
-        reliability: Reliability on the evaluated images; None if there are none.
+        reliability: Confidence on the evaluated images.
     """
 
     name: str
@@ -48,7 +47,7 @@ class ImageLayer:
     """One layer of an example image: photo, prediction or ground truth.
 
     Attributes:
-        title: Title, such as `image`, a run's name, or `truth`.
+        title: `image`, a run's name, or `truth`.
         uri: The picture as a `data:` URI.
         is_mask: Whether it shows class colours, in which a class can be highlighted.
     """
@@ -60,13 +59,7 @@ class ImageLayer:
 
 @dataclass(frozen=True)
 class ExampleImage:
-    """One example image with the prediction of each run.
-
-    Attributes:
-        name: Name of the image file.
-        reason: Why it is shown, such as `lowest mIoU of rccr: 23.4 %`.
-        layers: Pictures of the same size.
-    """
+    """One example image as layers of equal size; `reason` says why it is shown."""
 
     name: str
     reason: str
@@ -78,11 +71,9 @@ class PageContent:
     """Content of one page.
 
     Attributes:
-        title: Heading of the page.
-        runs: The runs in column order; the baseline, if any, comes first.
+        runs: The runs in column order.
         has_baseline: Whether the first run is the baseline for the others.
         colors: RGB colour of each class by name.
-        examples: Example images.
         examples_note: Sentence on the images that the examples were chosen from.
         warnings: Warnings about the page as a whole.
         created: When and by which version the page was created.

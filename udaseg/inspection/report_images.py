@@ -4,6 +4,7 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import cv2
 import numpy as np
@@ -30,24 +31,26 @@ _QUALITY = 82
 
 @dataclass
 class _EvaluatedImage:
-    """One evaluated image, downscaled; `score` is that of the last run."""
+    """A photo, and the masks of all runs and of the truth, downscaled.
+
+    `score` is that of the last run.
+    """
 
     name: str
     photo: Pixels
-    truth: Pixels | None
-    masks: dict[str, Pixels] = field(default_factory=dict)
+    masks: list[tuple[str, Pixels, ClassSpace]] = field(default_factory=list)
     score: float = float("nan")
+
+    def example(self, reason: str) -> ExampleImage:
+        layers = [ImageLayer("image", photo_uri(self.photo), is_mask=False)]
+        for title, labels, classes in self.masks:
+            layers.append(ImageLayer(title, mask_uri(labels, classes.colors), is_mask=True))
+        return ExampleImage(self.name, reason, layers)
 
 
 @dataclass
 class ReportImages:
-    """Images and confidence for a report page.
-
-    Attributes:
-        examples: Images to show.
-        reliability: Reliability of each run over all evaluated images.
-        caption: Caption that says how the images were chosen.
-    """
+    """Images to show, how they were chosen, and each run's confidence on all evaluated images."""
 
     examples: list[ExampleImage] = field(default_factory=list)
     reliability: dict[str, ConfidenceHistogram] = field(default_factory=dict)
@@ -62,14 +65,14 @@ def render_report_images(
     show: int,
     scan: int,
 ) -> ReportImages:
-    """Return some images with their predictions, and the reliability of each run's confidence.
+    """Return some images with their predictions, and each run's confidence.
 
     With labels, the worst images have the lowest mIoU of the last run; without, its lowest mean
     confidence. Half of the images shown are evenly spaced, the other half are the worst of the
     remaining ones.
 
     Args:
-        runs: Networks by name; the worst images are those of the last one.
+        runs: Networks by name.
         dataset: With or without labels.
         split: Split of the dataset.
         show: Images to show, at least 1.
@@ -83,7 +86,7 @@ def render_report_images(
         for sample in chosen:
             evaluated.append(_evaluate_image(runs, dataset, sample, counts))
             progress.advance()
-    labelled = all(item.truth is not None for item in evaluated)
+    labelled = dataset.classes is not None and all(sample.label is not None for sample in chosen)
     measure = f"{'mIoU' if labelled else 'mean confidence'} of {list(runs)[-1]}"
     spaced = evenly_spaced_indices(len(evaluated), max(1, show // 2))
     others = [index for index in range(len(evaluated)) if index not in spaced]
@@ -92,7 +95,7 @@ def render_report_images(
     for index in [*spaced, *worst[: max(0, show - len(spaced))]]:
         prefix = "" if index in spaced else "among the worst: "
         reason = f"{prefix}{measure} {percent(evaluated[index].score)} %"
-        examples.append(_example_image(evaluated[index], runs, dataset.classes, reason))
+        examples.append(evaluated[index].example(reason))
     caption = (
         f"{len(chosen)} of {len(samples)} images of {dataset.name}, {split}, were evaluated. "
         f"Shown are evenly spaced images, then those with the lowest {measure}."
@@ -108,15 +111,14 @@ def _evaluate_image(
 ) -> _EvaluatedImage:
     """Predict an image with every run, and add its confidence to `counts`."""
     image = read_image(dataset.image_path(sample))
-    stored = (image.shape[0], image.shape[1])
-    result = _EvaluatedImage(sample.image, shrink(image, mask=False), None)
-    truth, size = None, stored
+    result = _EvaluatedImage(sample.image, shrink(image, mask=False))
+    truth = None
     if dataset.classes is not None and sample.label is not None:
         truth = read_train_ids(dataset.label_path(sample))
-        size = (truth.shape[0], truth.shape[1])
-        result.truth = shrink(truth, mask=True)
+    height, width = image.shape[:2]
+    size = (height, width) if truth is None else (truth.shape[0], truth.shape[1])
     for name, run in runs.items():
-        resized = resize_image(image, input_size(stored, network_input_size(run.recipe)))
+        resized = resize_image(image, input_size((height, width), network_input_size(run.recipe)))
         labels, confidence = label_image(
             run.segmenter, resized, size, TileOptions(run.device, confidence=True)
         )
@@ -130,24 +132,10 @@ def _evaluate_image(
             matrix.update(labels, run_truth)
             result.score = matrix.mean_iou()
         counts[name].update(confidence, labels, run_truth)
-        result.masks[name] = shrink(labels, mask=True)
+        result.masks.append((name, shrink(labels, mask=True), run.classes))
+    if truth is not None and dataset.classes is not None:
+        result.masks.append(("truth", shrink(truth, mask=True), dataset.classes))
     return result
-
-
-def _example_image(
-    evaluated: _EvaluatedImage,
-    runs: Mapping[str, Model],
-    truth_classes: ClassSpace | None,
-    reason: str,
-) -> ExampleImage:
-    layers = [ImageLayer("image", photo_uri(evaluated.photo), is_mask=False)]
-    for name, labels in evaluated.masks.items():
-        layers.append(ImageLayer(name, mask_uri(labels, runs[name].classes.colors), is_mask=True))
-    if evaluated.truth is not None and truth_classes is not None:
-        layers.append(
-            ImageLayer("truth", mask_uri(evaluated.truth, truth_classes.colors), is_mask=True)
-        )
-    return ExampleImage(evaluated.name, reason, layers)
 
 
 def shrink(picture: NDArray[np.uint8], *, mask: bool) -> NDArray[np.uint8]:
@@ -163,21 +151,19 @@ def shrink(picture: NDArray[np.uint8], *, mask: bool) -> NDArray[np.uint8]:
 
 def photo_uri(picture: NDArray[np.uint8]) -> str:
     """Return an (H, W, 3) RGB image as a JPEG `data:` URI."""
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, format="JPEG", quality=_QUALITY)
-    return _data_uri("jpeg", buffer.getvalue())
+    return _data_uri(Image.fromarray(picture), "jpeg", quality=_QUALITY)
 
 
 def mask_uri(labels: NDArray[np.uint8], colors: Sequence[Color]) -> str:
     """Return (H, W) class ids as a PNG `data:` URI in class colours; black without a class."""
+    palette = np.zeros((256, 3), np.uint8)
+    palette[: len(colors)] = colors
     picture = Image.fromarray(labels)
-    table = np.zeros((256, 3), np.uint8)
-    table[: len(colors)] = np.asarray(colors, np.uint8).reshape(-1, 3)
-    picture.putpalette(table.tobytes())
+    picture.putpalette(palette.tobytes())
+    return _data_uri(picture, "png", optimize=True)
+
+
+def _data_uri(picture: Image.Image, image_type: str, **options: Any) -> str:
     buffer = io.BytesIO()
-    picture.save(buffer, format="PNG", optimize=True)
-    return _data_uri("png", buffer.getvalue())
-
-
-def _data_uri(image_type: str, data: bytes) -> str:
-    return f"data:image/{image_type};base64,{base64.b64encode(data).decode()}"
+    picture.save(buffer, format=image_type, **options)
+    return f"data:image/{image_type};base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -22,9 +22,9 @@ from udaseg.files import read_json
 from udaseg.recipe.load import from_dict, load
 from udaseg.recipe.schema import Recipe
 from udaseg.recipe.stages import determining_values, recipe_digest
-from udaseg.runs.checkpoint import Checkpoint, load_checkpoint
+from udaseg.runs.checkpoint import load_checkpoint
 from udaseg.runs.folder import read_num_processes
-from udaseg.runs.scores import find_score_files, read_scores
+from udaseg.runs.scores import read_evaluations
 from udaseg.training.seeds import SUMMARY
 
 _FILES = ("command.txt", "environment.json", "status.json", "metrics.jsonl", "train.log")
@@ -46,12 +46,10 @@ class Check:
     """The result of one check of a run.
 
     Attributes:
-        run: The run folder that was checked.
         name: What was checked: `recipe`, `files`, `status`, `metrics`, `checkpoints` or `score`.
         outcome: `passed`, or how it failed: `unreadable` (the recipe cannot be loaded), `damaged`
             (a checkpoint is not as it was saved), `incomplete` (something of a finished run is
             missing) or `out_of_range` (the score is outside of the expected range).
-        message: The result as a sentence.
     """
 
     run: Path
@@ -62,11 +60,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Verification:
-    """The results of all checks of a run, or of each run in a folder of seeds.
-
-    Attributes:
-        checks: The results, in the order of the checks.
-    """
+    """The results of all checks of a run, or of each run in a folder of seeds, in their order."""
 
     checks: tuple[Check, ...]
 
@@ -128,129 +122,129 @@ def verify(run: str | os.PathLike[str]) -> Verification:
         folders = [recipe.parent for recipe in sorted(path.glob("s*/recipe.yaml"))]
     if not folders or not all((folder / "recipe.yaml").is_file() for folder in folders):
         raise UsageError(f"{path}: is not a run folder (no recipe.yaml)")
-    return Verification(
-        tuple(Check(folder, *result) for folder in folders for result in _check_run(folder))
-    )
+    return Verification(tuple(itertools.chain.from_iterable(map(_check_run, folders))))
 
 
-_Result = tuple[str, Outcome, str]  # name, outcome and message of a check
+_Results = Iterator[tuple[Outcome, str]]
 
 
-def _check_run(folder: Path) -> Iterator[_Result]:
+def _check_run(folder: Path) -> Iterator[Check]:
     """Yield the results of all checks of a run; without a recipe there is nothing to compare."""
     try:
         recipe = load(folder / "recipe.yaml")
     except (RecipeError, EnvironmentFault) as error:
-        yield "recipe", "unreadable", str(error)
+        yield Check(folder, "recipe", "unreadable", str(error))
         return
     digest = recipe_digest(recipe)[:12]
-    yield "recipe", "passed", f"recipe {recipe.name}, seed {recipe.seed}, {digest}"
+    message = f"recipe {recipe.name}, seed {recipe.seed}, {digest}"
+    yield Check(folder, "recipe", "passed", message)
+    status = read_json(folder / "status.json")
+    checks = {
+        "files": _check_files(folder),
+        "status": _check_status(status, recipe),
+        "metrics": _check_metrics(folder, recipe, done=status.get("state") == "done"),
+        "checkpoints": _check_checkpoints(folder, recipe),
+        "score": _check_score(folder, status.get("miou"), recipe),
+    }
+    for name, results in checks.items():
+        for outcome, message in results:
+            yield Check(folder, name, outcome, message)
+
+
+def _check_files(folder: Path) -> _Results:
     for name in _FILES:
         if not (folder / name).is_file():
-            yield "files", "incomplete", f"{name}: is missing"
-    status = read_json(folder / "status.json")
-    yield _check_status(status, recipe)
-    if (folder / "metrics.jsonl").is_file():
-        yield _check_metrics(folder / "metrics.jsonl", recipe, done=status.get("state") == "done")
-    yield from _check_checkpoints(folder, recipe)
-    yield from _check_score(folder, status.get("miou"), recipe)
+            yield "incomplete", f"{name}: is missing"
 
 
-def _check_status(status: Mapping[str, Any], recipe: Recipe) -> _Result:
+def _check_status(status: Mapping[str, Any], recipe: Recipe) -> _Results:
     state, step = status.get("state"), status.get("step")
     if state == "done" and step == recipe.steps:
-        return "status", "passed", f"finished, {recipe.steps} steps"
+        yield "passed", f"finished, {recipe.steps} steps"
+        return
     progress = f", step {step} of {recipe.steps}" if isinstance(step, int) else ""
-    message = f"the run is not finished: {state}{progress}; continue with --resume"
-    return "status", "incomplete", message
+    yield "incomplete", f"the run is not finished: {state}{progress}; continue with --resume"
 
 
-def _check_metrics(path: Path, recipe: Recipe, *, done: bool) -> _Result:
+def _check_metrics(folder: Path, recipe: Recipe, *, done: bool) -> _Results:
+    path = folder / "metrics.jsonl"
+    if not path.is_file():
+        return
     try:
         events = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         steps = [int(event["step"]) for event in events]
     except (OSError, ValueError, LookupError, TypeError) as error:
-        return "metrics", "incomplete", f"metrics.jsonl: cannot be read ({error})"
+        yield "incomplete", f"metrics.jsonl: cannot be read ({error})"
+        return
     if not all(itertools.starmap(_is_in_order, itertools.pairwise(events))):
-        return "metrics", "incomplete", "metrics.jsonl: steps are not in increasing order"
-    if done and (not steps or steps[-1] != recipe.steps):
-        return "metrics", "incomplete", f"metrics.jsonl: ends before step {recipe.steps}"
-    return "metrics", "passed", f"{len(steps)} lines of metrics"
+        yield "incomplete", "metrics.jsonl: steps are not in increasing order"
+    elif done and (not steps or steps[-1] != recipe.steps):
+        yield "incomplete", f"metrics.jsonl: ends before step {recipe.steps}"
+    else:
+        yield "passed", f"{len(steps)} lines of metrics"
 
 
 def _is_in_order(previous: Mapping[str, Any], event: Mapping[str, Any]) -> bool:
-    """Return whether a line of metrics may follow another one."""
     # the criterion of a checkpoint has its own line, after the line of its step
     is_selection = "select" in event and event.keys() <= {"step", "stage", "select"}
     return int(event["step"]) >= int(previous["step"]) + (not is_selection)
 
 
-def _check_checkpoints(folder: Path, recipe: Recipe) -> Iterator[_Result]:
-    files, manifests = _step_files(folder, ".pt"), _step_files(folder, ".json")
-    intact = []
+def _check_checkpoints(folder: Path, recipe: Recipe) -> _Results:
+    files, intact_steps = _step_files(folder, ".pt"), []
     for path in files:
-        checkpoint = _check_checkpoint(path, folder, recipe)
-        if isinstance(checkpoint, Checkpoint):
-            intact.append(checkpoint)
-        else:
-            yield checkpoint
+        try:
+            intact_steps.append(_check_checkpoint(path, folder, recipe))
+        except CheckpointError as error:
+            yield "damaged", str(error)
+        except (RecipeError, EnvironmentFault) as error:
+            yield "unreadable", str(error)
     # a manifest is written after its checkpoint, so a missing checkpoint was lost later
-    for path in manifests:
+    for path in _step_files(folder, ".json"):
         if not path.with_suffix(".pt").is_file():
-            message = f"{path.with_suffix('.pt')}: is missing, but its manifest exists"
-            yield "checkpoints", "damaged", message
-    if len(intact) == len(files) and files:
-        message = f"{len(files)} checkpoints match the digests in their manifests"
-        yield "checkpoints", "passed", message
-    if not any(checkpoint.step == recipe.steps for checkpoint in intact):
-        message = f"no intact checkpoint of the last step, {recipe.steps}"
-        yield "checkpoints", "incomplete", message
+            yield "damaged", f"{path.with_suffix('.pt')}: is missing, but its manifest exists"
+    if files and len(intact_steps) == len(files):
+        yield "passed", f"{len(files)} checkpoints match the digests in their manifests"
+    if recipe.steps not in intact_steps:
+        yield "incomplete", f"no intact checkpoint of the last step, {recipe.steps}"
 
 
-def _check_checkpoint(path: Path, folder: Path, recipe: Recipe) -> Checkpoint | _Result:
-    """Return the checkpoint if it is intact and of this recipe, otherwise what is wrong."""
+def _check_checkpoint(path: Path, folder: Path, recipe: Recipe) -> int:
+    """Return the step of a checkpoint; raise an error if it is damaged or of another recipe."""
     if not path.with_suffix(".json").is_file():
-        message = f"{path}: has no manifest, so it was not written completely"
-        return "checkpoints", "damaged", message
-    try:
-        checkpoint = load_checkpoint(path)
-        recipe_of_checkpoint = from_dict(checkpoint.recipe, origin=str(path))
-    except CheckpointError as error:
-        return "checkpoints", "damaged", str(error)
-    except (RecipeError, EnvironmentFault) as error:
-        return "checkpoints", "unreadable", str(error)
+        raise CheckpointError(f"{path}: has no manifest, so it was not written completely")
+    checkpoint = load_checkpoint(path)
+    recipe_of_checkpoint = from_dict(checkpoint.recipe, origin=str(path))
     # the number of processes may change, if a step keeps its number of images
     processes = checkpoint.processes
     if (folder / "environment.json").is_file():
         processes = read_num_processes(folder)
     settings = determining_values(recipe_of_checkpoint, checkpoint.processes)
     if settings != determining_values(recipe, processes):
-        return "checkpoints", "damaged", f"{path}: was made with another recipe than recipe.yaml"
-    return checkpoint
+        raise CheckpointError(f"{path}: was made with another recipe than recipe.yaml")
+    return checkpoint.step
 
 
-def _check_score(folder: Path, miou: object, recipe: Recipe) -> Iterator[_Result]:
+def _check_score(folder: Path, miou: object, recipe: Recipe) -> _Results:
     if recipe.validation.data is None:
         if recipe.expected is not None:
-            message = "a score is expected, but the recipe has no validation data"
-            yield "score", "incomplete", message
+            yield "incomplete", "a score is expected, but the recipe has no validation data"
         return
     problems: list[str] = []
-    files = find_score_files(folder)
-    for path in files.values():
-        read_scores(path, problems)
-    for problem in problems or ([] if files else ["no scores.json below eval/"]):
-        yield "score", "incomplete", problem
+    if not read_evaluations(folder, problems) and not problems:
+        problems = ["no scores.json below eval/"]
+    for problem in problems:
+        yield "incomplete", problem
     if not isinstance(miou, int | float) or math.isnan(miou):
-        yield "score", "incomplete", "status.json: has no final score"
+        yield "incomplete", "status.json: has no final score"
         return
     score = 100 * float(miou)
     if recipe.expected is None:
-        yield "score", "passed", f"mIoU {score:.2f}; the recipe has no expected range"
+        yield "passed", f"mIoU {score:.2f}; the recipe has no expected range"
         return
     low, high = recipe.expected.miou
     outcome: Outcome = "passed" if low <= score <= high else "out_of_range"
-    yield "score", outcome, f"mIoU {score:.2f}, expected {low:g} to {high:g}"
+    yield outcome, f"mIoU {score:.2f}, expected {low:g} to {high:g}"
 
 
 def _step_files(folder: Path, suffix: str) -> list[Path]:
