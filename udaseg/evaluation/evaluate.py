@@ -50,7 +50,6 @@ class EvaluationOptions:
         scoring: Which mean by which convention, and where to write the scores.
         save: Also write every prediction as a PNG below this folder.
         ids: Ids of the saved predictions.
-        device: Device to compute on.
         root: Folder of the prepared data.
     """
 

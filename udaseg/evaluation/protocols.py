@@ -19,7 +19,6 @@ from udaseg.data.labels.tables import builtin_label_table
 from udaseg.evaluation.confusion import ConfusionMatrix
 
 CITYSCAPES = builtin_label_table("cityscapes19").classes.names
-CONVENTIONS = (19, 16)
 NOT_IN_16 = ("terrain", "truck", "train")
 _NOT_IN_13 = {*NOT_IN_16, "wall", "fence", "pole"}
 

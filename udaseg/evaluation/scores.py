@@ -13,7 +13,6 @@ from udaseg.data.labels.classes import ClassSpace
 from udaseg.errors import UsageError
 from udaseg.evaluation.confusion import ConfusionMatrix
 from udaseg.evaluation.protocols import (
-    CONVENTIONS,
     NOT_IN_16,
     SUBSETS,
     ProtocolScores,
@@ -48,10 +47,10 @@ class ScoringOptions:
     out: str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:
-        for name, known in (("protocol", tuple(SUBSETS)), ("convention", CONVENTIONS)):
-            number = getattr(self, name)
-            if number not in (None, *known):
-                raise UsageError(f"--{name} must be {_alternatives(known)}, got {number}")
+        if self.protocol not in (None, *SUBSETS):
+            raise UsageError(f"--protocol must be 19, 16 or 13, got {self.protocol}")
+        if self.convention not in (None, 19, 16):
+            raise UsageError(f"--convention must be 19 or 16, got {self.convention}")
 
 
 PUBLISHED_SCORING = ScoringOptions()
@@ -123,11 +122,6 @@ def check_protocol(names: Sequence[str], scoring: ScoringOptions) -> None:
     raise UsageError(
         f"--protocol {protocol}: the network lacks some of these classes; {listed}{hint}"
     )
-
-
-def _alternatives(numbers: Sequence[int]) -> str:
-    *others, last = map(str, numbers)
-    return f"{', '.join(others)} or {last}"
 
 
 def _requested_means(

@@ -37,7 +37,6 @@ class SubmissionOptions:
         weights: `student` or `teacher`.
         inference: Flip, scales, window and batch; the recipe sets the input size.
         out: Folder of the zip; None is `submissions/` in the run.
-        device: Device to compute on.
         root: Folder of the prepared data.
     """
 

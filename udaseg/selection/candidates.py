@@ -10,7 +10,7 @@ from udaseg.data.open import open_dataset
 from udaseg.errors import CheckpointError, DataError, UsageError
 from udaseg.recipe.load import from_dict
 from udaseg.recipe.schema import Recipe
-from udaseg.runs.checkpoint import Checkpoint, find_checkpoint
+from udaseg.runs.checkpoint import Checkpoint, find_checkpoint, list_manifests
 from udaseg.selection.images import ImageSet, choose_images, source_images
 
 log = logging.getLogger(__name__)
@@ -69,24 +69,22 @@ def find_candidates(runs: Sequence[Path], *, all_checkpoints: bool) -> list[Cand
             in_run = run.parent.name == "checkpoints"
             candidates.append(Candidate(run.parent.parent if in_run else run, run))
             continue
-        folder = run / "checkpoints"
-        checkpoints = [path.with_suffix(".pt") for path in sorted(folder.glob("step-*.json"))]
-        checkpoints = [path for path in checkpoints if path.is_file()]
+        manifests = reversed(list_manifests(run / "checkpoints"))
+        paths = [manifest.with_suffix(".pt") for manifest in manifests]
+        checkpoints = [path for path in paths if path.is_file()]
         if not checkpoints:
             raise CheckpointError(f"{run}: no such run, or it holds no checkpoint")
         chosen = checkpoints if all_checkpoints or len(runs) == 1 else [find_checkpoint(run).path]
         candidates += [Candidate(run, path) for path in chosen]
-    candidates = list(
-        {candidate.checkpoint.resolve(): candidate for candidate in candidates}.values()
-    )
     if not candidates:
         raise CheckpointError("no run was given to choose from")
-    if len(candidates) == 1:
+    unique = {candidate.checkpoint.resolve(): candidate for candidate in candidates}
+    if len(unique) == 1:
         log.warning(
             "only one checkpoint, so there is nothing to compare; give more runs, or train with "
             "machine.checkpoint_every=1000 machine.keep_checkpoints=10"
         )
-    return candidates
+    return list(unique.values())
 
 
 def open_evaluation_sets(

@@ -42,7 +42,6 @@ class SelectOptions:
         all_checkpoints: Take all checkpoints of each of several runs.
         images: Maximum images per dataset.
         weights: `student` or `teacher`.
-        device: Device to compute on.
         root: Folder of the prepared data.
     """
 
