@@ -1,6 +1,7 @@
 """Build the objective of a stage from a recipe: network, loss terms and memories."""
 
 import logging
+from collections.abc import Mapping
 from typing import assert_never
 
 import torch
@@ -21,14 +22,8 @@ from udaseg.methods.views import PSEUDO_LABELLED
 from udaseg.models.discriminator import Discriminator
 from udaseg.models.segmenter import Segmenter, build_segmenter
 from udaseg.plugins import find_plugin
+from udaseg.recipe import methods as specs
 from udaseg.recipe.contrast import Prototypes, Regional, RegularizerSpec, Semantic
-from udaseg.recipe.methods import Adversarial as AdversarialSpec
-from udaseg.recipe.methods import EntropyMinimization as EntropySpec
-from udaseg.recipe.methods import PrototypeAlignment as AlignmentSpec
-from udaseg.recipe.methods import SelfDistillation as DistillationSpec
-from udaseg.recipe.methods import SelfTraining as SelfTrainingSpec
-from udaseg.recipe.methods import SourceOnly as SourceOnlySpec
-from udaseg.recipe.methods import regularizer_specs
 from udaseg.recipe.schema import Machine, Recipe
 from udaseg.recipe.stages import Stage, recipe_of_stage, stages_of
 from udaseg.runs.checkpoint import STUDENT_PREFIX, Checkpoint, network_tensors
@@ -48,32 +43,57 @@ def build_objective(
         stage: Stage of the run; None is the first.
     """
     stage = stage or stages_of(recipe)[0]
+    method = stage.objective
+    if num_classes < 2 and isinstance(method, specs.Adversarial | specs.EntropyMinimization):
+        raise RecipeError(
+            f"{recipe.name}: {method.kind} compares classes, but the source has {num_classes}"
+        )
     torch.manual_seed(recipe.seed + stage.index)
-    objective = _build_objective(recipe_of_stage(recipe, stage), stage, num_classes, init)
+    terms = specs.regularizer_specs(method) if isinstance(method, specs.SelfTraining) else {}
+    # at most one regularizer brings a projection head; the recipe's rules check it
+    heads = [head for term in terms.values() if (head := getattr(term, "projector", None))]
+    student = build_segmenter(
+        recipe_of_stage(recipe, stage).model,
+        num_classes,
+        projector_channels=heads[0].channels if heads else None,
+    )
+    if init is not None:
+        _load_student(student, init)
+    if student.projector is not None:
+        student.projector.requires_grad_(heads[0].trainable)
+    sizes = {"num_classes": num_classes, "channels": student.feature_channels}
+    regularizers = {name: _build_regularizer(name, spec, **sizes) for name, spec in terms.items()}
+    objective = _build_objective(method, student, regularizers, num_classes)
     objective.source_jitter = stage.source_jitter
     return objective
 
 
 def _build_objective(
-    recipe: Recipe, stage: Stage, num_classes: int, init: Checkpoint | None
+    method: specs.Objective,
+    student: Segmenter,
+    regularizers: Mapping[str, Regularizer],
+    num_classes: int,
 ) -> Objective:
-    method = stage.objective
-    if num_classes < 2 and isinstance(method, AdversarialSpec | EntropySpec):
-        raise RecipeError(
-            f"{recipe.name}: {method.kind} compares classes, but the source has {num_classes}"
-        )
-    if isinstance(method, SelfTrainingSpec):
-        return _build_self_training(recipe, method, num_classes, init)
-    student = build_segmenter(recipe.model, num_classes)
-    _load_student(student, init)
     match method:
-        case SourceOnlySpec():
+        case specs.SelfTraining(teacher=teacher):
+            return SelfTraining(
+                method,
+                student,
+                Teacher(
+                    student,
+                    momentum=teacher.momentum,
+                    batch_statistics=teacher.batch_statistics,
+                ),
+                num_classes=num_classes,
+                regularizers=regularizers,
+            )
+        case specs.SourceOnly():
             return SourceOnly(student)
-        case AdversarialSpec():
+        case specs.Adversarial():
             return Adversarial(student, Discriminator(num_classes), method)
-        case EntropySpec():
+        case specs.EntropyMinimization():
             return EntropyMinimization(student, method)
-        case AlignmentSpec():
+        case specs.PrototypeAlignment():
             contrast = PrototypeContrast(
                 method.prototypes,
                 num_classes=num_classes,
@@ -81,33 +101,10 @@ def _build_objective(
                 second_view=PSEUDO_LABELLED,
             )
             return PrototypeAlignment(student, contrast)
-        case DistillationSpec():
+        case specs.SelfDistillation():
             return SelfDistillation(student)
         case _:
             assert_never(method)
-
-
-def _build_self_training(
-    recipe: Recipe, method: SelfTrainingSpec, num_classes: int, init: Checkpoint | None
-) -> SelfTraining:
-    specs = regularizer_specs(method)
-    # at most one regularizer brings a projection head; the recipe's rules check it
-    heads = [head for spec in specs.values() if (head := getattr(spec, "projector", None))]
-    channels = heads[0].channels if heads else None
-    student = build_segmenter(recipe.model, num_classes, projector_channels=channels)
-    _load_student(student, init)
-    if student.projector is not None:
-        student.projector.requires_grad_(heads[0].trainable)
-    teacher = Teacher(
-        student,
-        momentum=method.teacher.momentum,
-        batch_statistics=method.teacher.batch_statistics,
-    )
-    sizes = {"num_classes": num_classes, "channels": student.feature_channels}
-    regularizers = {name: _build_regularizer(name, spec, **sizes) for name, spec in specs.items()}
-    return SelfTraining(
-        method, student, teacher, num_classes=num_classes, regularizers=regularizers
-    )
 
 
 def _build_regularizer(
@@ -130,11 +127,7 @@ def _build_regularizer(
 def _build_plugin_regularizer(
     name: str, spec: object, *, num_classes: int, channels: int
 ) -> Regularizer:
-    """Return the regularizer of another package.
-
-    Raises:
-        EnvironmentFault: The package is not installed, or breaks the contract of `Regularizer`.
-    """
+    """Return the regularizer of another package."""
     plugin = find_plugin("udaseg.regularizers", name)
     if plugin is None:
         raise EnvironmentFault(f"no installed package has the regularizer '{name}'")
@@ -151,11 +144,7 @@ def _build_plugin_regularizer(
 
 
 def apply_machine_options(objective: Objective, machine: Machine) -> None:
-    """Set the memory layout, recomputation and compilation of an objective's networks.
-
-    Raises:
-        EnvironmentFault: They cannot be compiled here.
-    """
+    """Set the memory layout, recomputation and compilation of an objective's networks."""
     objective.student.recompute = machine.activation_checkpointing
     objective.student.set_memory_format(channels_last=machine.channels_last)
     if machine.compile:
@@ -168,29 +157,15 @@ def apply_machine_options(objective: Objective, machine: Machine) -> None:
             teacher.enable_compile("always")
 
 
-def _load_student(student: Segmenter, init: Checkpoint | None) -> None:
-    if init is None:
-        return
-    tensors = network_tensors(init, STUDENT_PREFIX)
-    state = student.state_dict()
+def _load_student(student: Segmenter, init: Checkpoint) -> None:
+    tensors, state = network_tensors(init, STUDENT_PREFIX), student.state_dict()
     missing = [name for name in state if name not in tensors and not name.startswith("projector.")]
-    mismatched = [
-        name for name in tensors if name in state and state[name].shape != tensors[name].shape
-    ]
+    shared = {name: value for name, value in tensors.items() if name in state}
+    mismatched = [name for name, value in shared.items() if state[name].shape != value.shape]
     if missing or mismatched:
         raise CheckpointError(
-            f"{init.path}: of another network: missing {missing[:5]}, "
-            f"other shapes {mismatched[:5]}; "
-            "--init needs the same model and classes"
+            f"{init.path}: of another network: missing {missing[:5]}, other shapes "
+            f"{mismatched[:5]}; --init needs the same model and classes"
         )
-    student.load_state_dict(
-        {**state, **{key: value for key, value in tensors.items() if key in state}}
-    )
+    student.load_state_dict({**state, **shared})
     log.info("started from the student of %s, step %d", init.path, init.step)
-
-
-def adversarial_spec(recipe: Recipe, stage: Stage) -> AdversarialSpec:
-    """Return the settings of an adversarial stage."""
-    spec = stage.objective
-    assert isinstance(spec, AdversarialSpec), f"{recipe.name}: {spec}"
-    return spec

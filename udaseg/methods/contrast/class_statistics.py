@@ -1,6 +1,7 @@
 """Mean, variance and newest batch means of the source embeddings of each class."""
 
-from dataclasses import dataclass
+import copy
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +24,6 @@ def class_moments(
         embeddings: (N, D), normalised to unit length here; no gradient flows.
         labels: (N,) integer; 255 is ignored.
         num_classes: K.
-
-    Raises:
-        ValueError: The number of labels differs from the number of embeddings.
     """
     if labels.shape != embeddings.shape[:1]:
         shapes = tuple(embeddings.shape), tuple(labels.shape)
@@ -70,19 +68,6 @@ def _all_reduce_moments(
     mean = all_reduce_sum(counts[:, None] * means) / divisor_K1
     spread = counts[:, None] * (variances + (means - mean).square())
     return total, mean, all_reduce_sum(spread) / divisor_K1
-
-
-@dataclass(frozen=True)
-class StatisticsState:
-    """A copy of the buffers of `ClassStatistics`; see there for the attributes."""
-
-    means: Tensor
-    variances: Tensor
-    counts: Tensor
-    seen: Tensor
-    rows: Tensor
-    cursor: Tensor
-    filled: Tensor
 
 
 class ClassStatistics(nn.Module):
@@ -144,47 +129,35 @@ class ClassStatistics(nn.Module):
         self.register_buffer("filled", torch.zeros(num_classes, dtype=torch.int64))
 
     @torch.no_grad()
-    def preview_update(self, embeddings: Tensor, labels: Tensor) -> StatisticsState:
-        """Return what `update` would store, the same on all ranks; change nothing.
+    def preview_update(self, embeddings: Tensor, labels: Tensor) -> Self:
+        """Return a copy as it would be after `update`; change nothing."""
+        after = copy.deepcopy(self)
+        after.update(embeddings, labels)
+        return after
+
+    @torch.no_grad()
+    def update(self, embeddings: Tensor, labels: Tensor) -> None:
+        """Update the statistics from a batch; all ranks store the same.
 
         Args:
             embeddings: (N, D), normalised to unit length here.
             labels: (N,) integer; 255 is ignored.
         """
-        counts, batch, spread = _all_reduce_moments(
-            *class_moments(embeddings, labels, len(self.means))
-        )
+        moments = class_moments(embeddings, labels, len(self.means))
+        counts, batch, spread = _all_reduce_moments(*moments)
         present = counts > 0
         old = torch.where(present, self.momentum * self.counts, self.counts)
         total = old + counts
         share_K1 = (counts / total.clamp_min(1)).float()[:, None]
         means, variances = _merge_moments(self.means, self.variances, batch, spread, share_K1)
-        rows, cursor, filled = self._push_batch_means(batch, present)
-        return StatisticsState(
-            # selected, not only merged with a share of 0: absent classes stay bit-identical
-            means=torch.where(present[:, None], means, self.means),
-            variances=torch.where(present[:, None], variances, self.variances),
-            counts=total,
-            seen=self.seen | present,
-            rows=rows,
-            cursor=cursor,
-            filled=filled,
-        )
-
-    @torch.no_grad()
-    def update(self, embeddings: Tensor, labels: Tensor) -> None:
-        """Update the statistics from a batch; all ranks store the same. See `preview_update`."""
-        state = self.preview_update(embeddings, labels)
-        for name, buffer in self.named_buffers():
-            buffer.copy_(getattr(state, name))
-
-    def _push_batch_means(self, batch: Tensor, present: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return rows, cursor and filled after storing batch means (K, D) of present classes."""
-        length = self.rows.shape[1]
-        if length == 0:
-            return self.rows, self.cursor, self.filled
-        slot = torch.arange(length, device=self.rows.device)
-        replaced_KL = (slot == self.cursor[:, None]) & present[:, None]
-        rows = torch.where(replaced_KL[..., None], batch[:, None], self.rows)
-        cursor = (self.cursor + present) % length
-        return rows, cursor, (self.filled + present).clamp_max(length)
+        # selected, not only merged with a share of 0: absent classes stay bit-identical
+        self.means.copy_(torch.where(present[:, None], means, self.means))
+        self.variances.copy_(torch.where(present[:, None], variances, self.variances))
+        self.counts.copy_(total)
+        self.seen |= present
+        if (length := self.rows.shape[1]) > 0:
+            slot = torch.arange(length, device=self.rows.device)
+            replaced_KL = (slot == self.cursor[:, None]) & present[:, None]
+            self.rows.copy_(torch.where(replaced_KL[..., None], batch[:, None], self.rows))
+            self.cursor.copy_((self.cursor + present) % length)
+            self.filled.copy_((self.filled + present).clamp_max(length))

@@ -7,7 +7,7 @@ from torch import Tensor
 from udaseg.distributed import mean_divisor
 from udaseg.errors import UdasegError
 from udaseg.methods.contrast.class_losses import bank_sum, distribution_sum, prototype_sum
-from udaseg.methods.contrast.class_statistics import ClassStatistics, StatisticsState
+from udaseg.methods.contrast.class_statistics import ClassStatistics
 from udaseg.methods.contrast.regularizer import Regularizer
 from udaseg.methods.views import (
     MIXED,
@@ -66,7 +66,7 @@ class SemanticContrast(Regularizer):
         """Update the statistics with the teacher's embeddings of this step's source."""
         self.statistics.update(*_rows_and_labels(views[TEACHER_SOURCE]))
 
-    def _weighted_mean(self, view: CellView, state: StatisticsState) -> Tensor:
+    def _weighted_mean(self, view: CellView, state: ClassStatistics) -> Tensor:
         cells = _rows_and_labels(view)
         match self.spec.variant:
             case "prototype":
