@@ -5,7 +5,7 @@ from typing import get_args
 import pytest
 
 from tests.contracts.head import CLASSES, HeadContract
-from udaseg.models.heads.build import head_class
+from udaseg.models.heads.head import head_class
 from udaseg.recipe.choices import HeadName
 from udaseg.recipe.schema import Model
 

