@@ -10,11 +10,16 @@ import torch
 import torch.nn.functional as F
 
 from udaseg.inference.labels import labels_from_logits
-from udaseg.inference.windows import predict_batch, predict_logits, windows
+from udaseg.inference.windows import predict_batch, windows
 
 
 def image(height, width, seed=0, count=1):
     return torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+def predict_logits(model, seen, **options):
+    """Return the logits of one image (1, 3, H, W)."""
+    return predict_batch(model, seen, **options)[0]
 
 
 def constant(images):

@@ -12,9 +12,14 @@ from udaseg.inference import labels as labels_module
 from udaseg.inference.labels import labels_from_logits
 from udaseg.inference.sizes import MAX_WHOLE_PIXELS, input_size, untiled_input_size
 from udaseg.inference.tiles import TileOptions, label_image
-from udaseg.inference.windows import predict_logits, windows
+from udaseg.inference.windows import predict_batch, windows
 
 CPU = torch.device("cpu")
+
+
+def predict_logits(model, seen, **options):
+    """Return the logits of one image (1, 3, H, W)."""
+    return predict_batch(model, seen, **options)[0]
 
 
 def per_pixel(images):

@@ -125,7 +125,7 @@ def pictures(count, size=(24, 32)):
 def test_images_together_are_labelled_as_one_by_one(how):
     model, images, sizes = Small().eval(), pictures(3), [(24, 32), (50, 61), (12, 9)]
     options = TileOptions(CPU, confidence=True, temperature=2.0, **how)
-    together = infer_batch(model, images, sizes, options, logits=True)
+    together = list(infer_batch(model, images, sizes, options, logits=True))
     for image, size, prediction in zip(images, sizes, together, strict=True):
         (alone,) = infer_batch(model, [image], [size], options, logits=True)
         assert prediction.labels.shape == size
@@ -138,14 +138,14 @@ def test_images_together_are_labelled_as_one_by_one(how):
 
 def test_what_does_not_fit_together_is_looked_at_in_parts():
     model, images = Small().eval(), pictures(5)
-    whole = infer_batch(model, images, [(24, 32)] * 5, TileOptions(CPU))
+    whole = list(infer_batch(model, images, [(24, 32)] * 5, TileOptions(CPU)))
     model.room, model.most = 2, 0
-    parts = infer_batch(model, images, [(24, 32)] * 5, TileOptions(CPU))
+    parts = list(infer_batch(model, images, [(24, 32)] * 5, TileOptions(CPU)))
     assert model.most == 2
     assert all((a.labels == b.labels).mean() > 0.999 for a, b in zip(whole, parts, strict=True))
     model.room = 0
     with pytest.raises(torch.OutOfMemoryError):
-        infer_batch(model, images, [(24, 32)] * 5, TileOptions(CPU))
+        list(infer_batch(model, images, [(24, 32)] * 5, TileOptions(CPU)))
 
 
 def test_a_large_image_is_seen_in_tiles_and_has_no_logits():

@@ -23,11 +23,10 @@ from udaseg.data.files.images import Pixels, read_image
 from udaseg.data.labels.read import read_train_ids
 from udaseg.data.loading.transforms import resize_image, resize_labels
 from udaseg.errors import UsageError
-from udaseg.inference.labels import labels_from_logits
 from udaseg.inference.options import check_ranges
-from udaseg.inference.predictor import batch_logits
+from udaseg.inference.predictor import infer_batch
 from udaseg.inference.sizes import Size, input_size, needs_tiles
-from udaseg.inference.tiles import LabelsAndConfidence, TileOptions, label_image
+from udaseg.inference.tiles import TileOptions
 from udaseg.inference.windows import Network
 
 RELEASE_SIZE = (512, 1024)
@@ -132,27 +131,23 @@ def infer(
     """
     batch_size = options.batch or (_BATCH_ON_GPU if device.type == "cuda" else 1)
     read = partial(_decode_sample, dataset=dataset, options=options, truth=truth)
-    tile_options = TileOptions(
-        device, options.window, options.flip, options.scales, confidence=confidence
-    )
     decoded = read_ahead(read, samples, Limit(_READERS + batch_size + _READ_AHEAD))
+    tile_options = TileOptions(
+        device,
+        options.window,
+        options.flip,
+        options.scales,
+        confidence=confidence,
+        align_corners=options.release,
+    )
     pending: Iterator[SamplePrediction] = iter(())
     for batch in batches_of_one_size(decoded, _input_shape, Limit(batch_size)):
-        labelled: Iterator[LabelsAndConfidence]
-        if needs_tiles(batch[0].image.shape):
-            labelled = (label_image(model, item.image, item.size, tile_options) for item in batch)
-        else:
-            logits = list(batch_logits(model, [item.image for item in batch], tile_options))
-            labelled = (
-                labels_from_logits(
-                    maps, item.size, confidence=confidence, align_corners=options.release
-                )
-                for item, maps in zip(batch, logits, strict=True)
-            )
+        images, sizes = [item.image for item in batch], [item.size for item in batch]
+        results = infer_batch(model, images, sizes, tile_options)
         yield from pending
         pending = (
-            SamplePrediction(item.sample, labels, item.truth, probabilities)
-            for item, (labels, probabilities) in zip(batch, labelled, strict=True)
+            SamplePrediction(item.sample, result.labels, item.truth, result.confidence)
+            for item, result in zip(batch, results, strict=True)
         )
     yield from pending
 
@@ -292,12 +287,11 @@ def _decode_sample(
     """Read an image, resized to the network's input size, and its labels if `truth`."""
     image = read_image(dataset.image_path(sample))
     labels = read_train_ids(dataset.label_path(sample)) if truth else None
-    stored = (image.shape[0], image.shape[1])
-    size = stored if labels is None else (labels.shape[0], labels.shape[1])
-    if options.release:
-        size = RELEASE_SIZE
-        labels = None if labels is None else resize_labels(labels, size)
-    return _DecodedSample(sample, resize_image(image, options.input_size(stored)), size, labels)
+    if options.release and labels is not None:
+        labels = resize_labels(labels, RELEASE_SIZE)
+    resized = resize_image(image, options.input_size(image.shape[:2]))
+    size = RELEASE_SIZE if options.release else (image if labels is None else labels).shape[:2]
+    return _DecodedSample(sample, resized, size, labels)
 
 
 def _input_shape(item: _DecodedSample) -> tuple[int, ...]:

@@ -13,9 +13,8 @@ from udaseg.data.labels.classes import IGNORE, ClassSpace
 from udaseg.data.loading.transforms import resize_image
 from udaseg.errors import DataError
 from udaseg.inference.input_images import InputImage
-from udaseg.inference.labels import labels_from_logits
 from udaseg.inference.sizes import Size, input_size, needs_tiles
-from udaseg.inference.tiles import TileOptions, image_logits, label_image
+from udaseg.inference.tiles import TileOptions, image_logits, label_image, label_logits
 from udaseg.inference.windows import Network
 from udaseg.models.segmenter import evaluation_mode
 
@@ -87,13 +86,14 @@ class Predictor:
     def predict(self, images: Sequence[PreparedImage]) -> list[ImageLabels]:
         """Return the predictions of images of one input size, upright and at their own sizes."""
         with evaluation_mode(self.network):
-            predictions = infer_batch(
+            results = infer_batch(
                 self.network,
                 [item.network_input for item in images],
                 [item.image.upright_size for item in images],
                 self.options,
                 logits=self.logits,
             )
+            predictions = list(results)
         if self.abstain is not None:
             for prediction in predictions:
                 assert prediction.confidence is not None
@@ -109,42 +109,36 @@ def infer_batch(
     options: TileOptions,
     *,
     logits: bool = False,
-) -> list[ImageLabels]:
-    """Return the prediction for each image, with all images in one forward pass.
+) -> Iterator[ImageLabels]:
+    """Return an iterator over the predictions of images of one size.
 
-    Images that are too large for one piece are predicted one by one, in tiles. On a GPU
-    out-of-memory error, the batch is split and retried.
+    All images go through the network now, in one forward pass; the labels are extracted when they
+    are taken. On a GPU out-of-memory error, the batch is split and retried. Images that are too
+    large for one piece are predicted when they are taken, one by one, in tiles.
 
     Args:
         model: In evaluation mode, on the device of `options`.
-        images: (H, W, 3) RGB, all of one size, at the network's input size.
+        images: (H, W, 3) RGB at the network's input size.
         sizes: (height, width) of the labels of each image.
         options: Options of the prediction.
         logits: Also return the logits.
     """
     if needs_tiles(images[0].shape):
-        return [
+        return (
             ImageLabels(*label_image(model, image, size, options))
             for image, size in zip(images, sizes, strict=True)
-        ]
-    predictions = []
-    for maps, size in zip(batch_logits(model, images, options), sizes, strict=True):
-        labels, confidence = labels_from_logits(
-            maps, size, confidence=options.confidence, temperature=options.temperature
         )
-        stored_logits = maps.cpu().contiguous().numpy() if logits else None
-        predictions.append(ImageLabels(labels, confidence, stored_logits))
-    return predictions
+    maps = list(_batch_logits(model, images, options))
+    return (
+        ImageLabels(*label_logits(each, size, options), each.cpu().numpy() if logits else None)
+        for each, size in zip(maps, sizes, strict=True)
+    )
 
 
-def batch_logits(
+def _batch_logits(
     model: Network, images: Sequence[Pixels], options: TileOptions
 ) -> Iterator[Tensor]:
-    """Yield the logits (K, h, w) of each image, splitting the batch if memory is exhausted.
-
-    Raises:
-        OutOfMemoryError: A single image does not fit in memory.
-    """
+    """Yield the logits (K, h, w) of each image, splitting the batch if memory is exhausted."""
     logits = None
     try:
         logits = image_logits(model, images, options)
@@ -156,5 +150,5 @@ def batch_logits(
         return
     # outside the handler, so that the tensors of the failed attempt are freed first
     half = len(images) // 2
-    yield from batch_logits(model, images[:half], options)
-    yield from batch_logits(model, images[half:], options)
+    yield from _batch_logits(model, images[:half], options)
+    yield from _batch_logits(model, images[half:], options)

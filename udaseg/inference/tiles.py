@@ -39,6 +39,7 @@ class TileOptions:
         scales: Average over these sizes.
         confidence: Also return the probability of each label.
         temperature: Temperature of these probabilities; labels do not depend on it.
+        align_corners: Enlarge logits so that the outermost cells lie on the border.
     """
 
     device: torch.device
@@ -47,6 +48,7 @@ class TileOptions:
     scales: Sequence[float] = (1.0,)
     confidence: bool = False
     temperature: float = 1.0
+    align_corners: bool = False
 
 
 def image_logits(model: Network, images: Sequence[Pixels], options: TileOptions) -> Tensor:
@@ -82,22 +84,23 @@ def label_image(
         size: (height, width) of the result.
         options: Options of the prediction.
         max_whole_pixels: Maximum pixels to predict in one piece.
-
-    Returns:
-        Labels (H, W) uint8, and confidence (H, W) float32 or None.
     """
-    height, width = image.shape[:2]
-    if height * width <= max_whole_pixels:
-        return _labels(image_logits(model, [image], options)[0], size, options)
+    if math.prod(image.shape[:2]) <= max_whole_pixels:
+        return label_logits(image_logits(model, [image], options)[0], size, options)
     labels, probabilities = _label_tiles(model, image, options)
-    if probabilities is not None and size != (height, width):
+    if probabilities is not None and size != labels.shape:
         probabilities = np.asarray(cv2.resize(probabilities, (size[1], size[0])), np.float32)
     return resize_labels(labels, size), probabilities
 
 
-def _labels(logits: Tensor, size: Size, options: TileOptions) -> LabelsAndConfidence:
+def label_logits(logits: Tensor, size: Size, options: TileOptions) -> LabelsAndConfidence:
+    """Return the labels of logits (K, h, w) at `size`, and optionally their probabilities."""
     return labels_from_logits(
-        logits, size, confidence=options.confidence, temperature=options.temperature
+        logits,
+        size,
+        confidence=options.confidence,
+        temperature=options.temperature,
+        align_corners=options.align_corners,
     )
 
 
@@ -125,7 +128,7 @@ def _label_tiles(model: Network, image: Pixels, options: TileOptions) -> LabelsA
                 incomplete[key] = part
                 continue
             enlarged_size = (part.shape[1] * stride, part.shape[2] * stride)
-            part_labels, part_probabilities = _labels(part, enlarged_size, options)
+            part_labels, part_probabilities = label_logits(part, enlarged_size, options)
             labels[rows.pixels, columns.pixels] = part_labels[inner_rows, inner_columns]
             if probabilities is not None and part_probabilities is not None:
                 inner = part_probabilities[inner_rows, inner_columns]

@@ -12,9 +12,9 @@ Network = Callable[[Tensor], Any]
 """Maps (N, 3, H, W) images to something with `.logits` (N, K, h, w)."""
 
 
-def predict_logits(model: Network, image: Tensor, **options: Any) -> Tensor:
-    """Return (K, h, w), the result of `predict_batch` for one image (1, 3, H, W)."""
-    return predict_batch(model, image, **options).squeeze(0)
+def predict_logits(model: Network, image: Tensor) -> Tensor:
+    """Return the network's logits (K, h, w) of one whole image (1, 3, H, W)."""
+    return predict_batch(model, image).squeeze(0)
 
 
 @torch.no_grad()
