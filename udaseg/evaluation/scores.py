@@ -11,16 +11,8 @@ from numpy.typing import NDArray
 from udaseg.data.datasets.index import PreparedDataset
 from udaseg.data.labels.classes import ClassSpace
 from udaseg.errors import UsageError
+from udaseg.evaluation import protocols
 from udaseg.evaluation.confusion import ConfusionMatrix
-from udaseg.evaluation.protocols import (
-    NOT_IN_16,
-    SUBSETS,
-    ProtocolScores,
-    applicable_conventions,
-    class_positions_by_protocol,
-    classes_only_in_truth,
-    score_under_convention,
-)
 from udaseg.inference.pipeline import RELEASE_SIZE
 from udaseg.runs.scores import Scores
 from udaseg.text import format_size, percent
@@ -47,7 +39,7 @@ class ScoringOptions:
     out: str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:
-        if self.protocol not in (None, *SUBSETS):
+        if self.protocol not in (None, *protocols.SUBSETS):
             raise UsageError(f"--protocol must be 19, 16 or 13, got {self.protocol}")
         if self.convention not in (None, 19, 16):
             raise UsageError(f"--convention must be 19 or 16, got {self.convention}")
@@ -79,9 +71,9 @@ def summarise(
     """
     assert dataset.classes is not None
     truth, convention = dataset.classes.names, scoring.convention
-    applicable = applicable_conventions(classes.names, truth)
+    applicable = protocols.applicable_conventions(classes.names, truth)
     applied = convention if convention in applicable else next(iter(applicable), None)
-    scored = score_under_convention(applied, matrix, classes.names, truth)
+    scored = protocols.score_under_convention(applied, matrix, classes.names, truth)
     notes = _notes(scored, classes.names, truth)
     if convention is not None and convention not in applicable:
         notes.append(f"convention {convention} makes no difference for these classes")
@@ -109,7 +101,7 @@ def check_protocol(names: Sequence[str], scoring: ScoringOptions) -> None:
     """Refuse a mean over classes that the network lacks, unless the convention counts them as 0."""
     protocol, convention = scoring.protocol, scoring.convention
     listed = f"it has {', '.join(names)}"
-    means = class_positions_by_protocol(names)
+    means = protocols.class_positions_by_protocol(names)
     if convention is not None and 16 not in means:
         raise UsageError(
             f"--convention {convention}: the network lacks some of the 16 classes; {listed}"
@@ -156,24 +148,25 @@ def _data_facts(dataset: PreparedDataset, split: str, *, release: bool) -> dict[
 
 
 def _describe_convention(convention: int, names: tuple[str, ...]) -> str:
-    head_classes = sum(name in SUBSETS[19] for name in names)
+    head_classes = sum(name in protocols.SUBSETS[19] for name in names)
     treatment = "counts" if convention == 19 else "is ignored"
-    return (
-        f"{convention}-way (truth of {', '.join(NOT_IN_16)} {treatment}; {head_classes}-way head)"
-    )
+    extra = ", ".join(protocols.NOT_IN_16)
+    return f"{convention}-way (truth of {extra} {treatment}; {head_classes}-way head)"
 
 
-def _notes(scored: ProtocolScores, names: Sequence[str], truth: Sequence[str]) -> list[str]:
+def _notes(
+    scored: protocols.ProtocolScores, names: Sequence[str], truth: Sequence[str]
+) -> list[str]:
     """Return a sentence for each kind of class that a plain IoU does not describe."""
     iou = dict(zip(scored.names, scored.matrix.iou().tolist(), strict=True))
     predicted = dict(zip(scored.names, scored.matrix.counts.sum(0).tolist(), strict=True))
     measured = [value for value in iou.values() if not math.isnan(value)]
     without_truth = [name for name in names if math.isnan(iou[name])]
     guessed = [name for name in without_truth if predicted[name]]
-    if set(scored.names) != set(SUBSETS[19]):
+    if set(scored.names) != set(protocols.SUBSETS[19]):
         guessed = []
     official_mean = percent(sum(measured) / max(1, len(measured) + len(guessed)))
-    unknown = classes_only_in_truth(names, truth)
+    unknown = protocols.classes_only_in_truth(names, truth)
     classes_by_note = {
         "no truth for {}: shown as - and excluded from the mean": [
             name for name in without_truth if name in truth
@@ -208,8 +201,8 @@ def _other_convention_note(
     if applicable[0] == 19 and applied == 19:
         # if all 19 are trained, as from GTA5, papers do not ignore three of them
         ious = dict(zip(names, matrix.iou().tolist(), strict=True))
-        if any(ious[name] >= _TRAINED_IOU for name in NOT_IN_16):
+        if any(ious[name] >= _TRAINED_IOU for name in protocols.NOT_IN_16):
             return []
-    means = score_under_convention(other, matrix, names, truth).means
+    means = protocols.score_under_convention(other, matrix, names, truth).means
     listed = ", ".join(f"{name} {percent(mean)}" for name, mean in means.items())
     return [f"in the other convention, {_describe_convention(other, names)}: {listed}"]

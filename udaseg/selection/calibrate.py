@@ -25,14 +25,8 @@ from udaseg.inference.labels import logits_at
 from udaseg.inference.trained_model import Model
 from udaseg.inference.windows import predict_logits
 from udaseg.runs.calibration_file import calibration_path, write_calibration
+from udaseg.selection import temperature as temperatures
 from udaseg.selection.images import ImageSet, choose_images, network_input, source_images
-from udaseg.selection.temperature import (
-    MAX_TEMPERATURE,
-    MIN_TEMPERATURE,
-    CalibrationStatistics,
-    confidence_error,
-    fit_temperature,
-)
 from udaseg.text import percent
 
 log = logging.getLogger(__name__)
@@ -62,8 +56,8 @@ class CalibrationRow:
     """
 
     description: str
-    before: CalibrationStatistics
-    after: CalibrationStatistics
+    before: temperatures.CalibrationStatistics
+    after: temperatures.CalibrationStatistics
     note: str = ""
 
 
@@ -144,7 +138,7 @@ def calibrate(
     log.info("%s, step %d, %s", model.checkpoint, model.step, weights)
     measure = _source_pixels if on == "source" else _pseudo_labelled_pixels
     fit_pixels = measure(model, images, Path(root))
-    temperature = fit_temperature(fit_pixels.logits, fit_pixels.labels)
+    temperature = temperatures.fit_temperature(fit_pixels.logits, fit_pixels.labels)
     _warn_if_extreme(temperature)
     rows = [_compare(fit_pixels, temperature)]
     validation_pixels = _validation_pixels(model, images, Path(root))
@@ -277,18 +271,18 @@ def _choose_pixels(
 
 
 def _compare(pixels: _PixelSample, temperature: float, note: str = "") -> CalibrationRow:
-    before = confidence_error(pixels.logits, pixels.labels)
-    after = confidence_error(pixels.logits, pixels.labels, temperature)
+    before = temperatures.confidence_error(pixels.logits, pixels.labels)
+    after = temperatures.confidence_error(pixels.logits, pixels.labels, temperature)
     return CalibrationRow(pixels.description, before, after, note)
 
 
 def _warn_if_extreme(temperature: float) -> None:
-    if not 1.01 * MIN_TEMPERATURE < temperature < 0.99 * MAX_TEMPERATURE:
+    if not 1.01 * temperatures.MIN_TEMPERATURE < temperature < 0.99 * temperatures.MAX_TEMPERATURE:
         log.warning(
             "the temperature is at the limit of the allowed range (%g to %g): nearly all "
             "predictions here are right, or nearly all are wrong; do not use it",
-            MIN_TEMPERATURE,
-            MAX_TEMPERATURE,
+            temperatures.MIN_TEMPERATURE,
+            temperatures.MAX_TEMPERATURE,
         )
 
 
