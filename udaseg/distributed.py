@@ -170,12 +170,6 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
-def device_type(name: str) -> str:
-    """Return `cuda` or `cpu` for a device name that may be invalid; see `resolve_device`."""
-    gpu = name == "auto" or name.startswith("cuda")
-    return "cuda" if gpu and torch.cuda.is_available() else "cpu"
-
-
 def resolve_device(name: str) -> torch.device:
     """Return the device with that name; `auto` is CUDA if available.
 

@@ -82,21 +82,22 @@ _reporter: FailureReporter | None = None
 
 
 @contextlib.contextmanager
-def process_group(device_type: str) -> Iterator[None]:
+def process_group(device: str) -> Iterator[None]:
     """Join the processes that torchrun started; do nothing without torchrun.
 
     An error on one rank ends all ranks. One rank reports it; on the others it becomes
     `RankFailed`.
 
     Args:
-        device_type: `cuda` assigns each process the GPU of its local rank.
+        device: Name of the device, which may be invalid; see `resolve_device`. With GPUs, each
+            process gets the one of its local rank.
     """
     global _reporter
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or is_initialized():
         yield
         return
     store, number, size = next(rendezvous("env://", timeout=COLLECTIVE_TIMEOUT))
-    cuda = device_type == "cuda"
+    cuda = (device == "auto" or device.startswith("cuda")) and torch.cuda.is_available()
     # gloo carries flags, counts and objects of the host, so that they do not wait for a GPU
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
     dist.init_process_group(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from udaseg.data.open import open_dataset
-from udaseg.distributed import device_type, local_rank_zero_first, on_rank_zero, rank, world_size
+from udaseg.distributed import local_rank_zero_first, on_rank_zero, rank, world_size
 from udaseg.errors import UsageError
 from udaseg.failures import process_group
 from udaseg.recipe.load import from_dict, load, to_dict
@@ -210,7 +210,7 @@ def _train_recipe(
     machine = chosen.machine
     with (
         deterministic_kernels(machine.deterministic),
-        process_group(device_type(machine.device)),
+        process_group(machine.device),
     ):
         _train(chosen, folder, options)
     return Run(folder)
