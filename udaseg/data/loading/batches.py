@@ -18,7 +18,7 @@ _MAX_REPLACEMENTS = 20
 """Replacement images to try for one that cannot be used."""
 
 _LABELS = {"source": "source_labels", "target": "pseudo_labels"}
-"""The labels of each domain in a batch; the position of a domain is part of its random keys."""
+"""The labels of each domain in a batch."""
 
 _NO_SOURCE = {"source_images": (0, 3, 1, 1), "source_labels": (0, 1, 1)}
 
@@ -65,15 +65,10 @@ class Batch:
 
 @dataclass(frozen=True)
 class BatchOptions:
-    """Sizes, order and faults of the batches of a stage.
+    """Sizes on each rank, order and faults of the batches of a stage.
 
     Attributes:
-        batch_source: Source images per batch on each rank.
-        batch_target: Target images per batch on each rank.
         steps: Step of the run at which this stage ends.
-        seed: Seed of the run.
-        rank: Rank of this process.
-        world_size: Number of processes.
         first_step: Step of the run at which this stage begins; used only for `progress`.
         on_bad_sample: `fail` raises an error that names the image; `skip` replaces it by one chosen
             from the number of the draw, and adds the reason to `Batch.skipped`.
@@ -96,15 +91,8 @@ class TrainingBatches:
     """Batches of a run, where batch i depends only on (seed, i, rank).
 
     The batches of all ranks in a step, concatenated, equal the batch of a single process with the
-    same total size.
-
-    Source and target iterate over their files independently (see `SamplingOrder`), so neither ends
-    when the other does.
-
-    Args:
-        source: Labelled crops, or None.
-        target: Unlabelled crops, or None.
-        options: Sizes, order and faults of the batches.
+    same total size. Labelled source and unlabelled target iterate over their files independently
+    (see `SamplingOrder`), so neither ends when the other does.
     """
 
     def __init__(
@@ -117,16 +105,13 @@ class TrainingBatches:
             raise ValueError(f"the target must be sampled uniformly, got {target.sampling}")
         self.source, self.target, self.options = source, target, options
         # for each domain with images: their order and the size of its part of a batch
-        self._domains = {
-            name: (SamplingOrder(crops, seed=options.seed, domain=number), size)
-            for number, (name, crops, size) in enumerate(
-                (
-                    ("source", source, options.batch_source),
-                    ("target", target, options.batch_target),
-                )
-            )
-            if crops is not None
-        }
+        self._domains: dict[str, tuple[SamplingOrder, int]] = {}
+        if source is not None:
+            order = SamplingOrder(source, seed=options.seed, domain=0)
+            self._domains["source"] = (order, options.batch_source)
+        if target is not None:
+            order = SamplingOrder(target, seed=options.seed, domain=1)
+            self._domains["target"] = (order, options.batch_target)
 
     def __len__(self) -> int:
         return self.options.steps
@@ -205,13 +190,12 @@ class TrainingBatches:
 
     def digests(self) -> dict[str, str]:
         """Return a digest of each domain's file names, which determine the order of batches."""
-        return {
-            domain: sha256(
-                "\n".join(sample.image for sample in order.crops.samples).encode(
-                    errors="surrogateescape"
-                )
-            )
+        names = {
+            domain: "\n".join(sample.image for sample in order.crops.samples)
             for domain, (order, _) in self._domains.items()
+        }
+        return {
+            domain: sha256(text.encode(errors="surrogateescape")) for domain, text in names.items()
         }
 
     def image_paths(self, step: int) -> list[str]:

@@ -96,7 +96,7 @@ def open_cache(
 
     Args:
         dataset: A prepared dataset.
-        split: Split whose images must all be cached.
+        split: All its images must be in the cache.
         size: (height, width); None disables the cache.
         labelled: Whether labels are needed; otherwise they are not checked.
     """
@@ -140,15 +140,7 @@ def open_cache(
 def is_up_to_date(
     dataset: PreparedDataset, cache: Cache, sample: Sample, row: Any, *, labelled: bool
 ) -> bool:
-    """Return whether the cached files of `sample` are those of its row in the manifest.
-
-    Args:
-        dataset: The dataset.
-        cache: Its cache.
-        sample: The image to check.
-        row: Its row in the manifest; None if it has none.
-        labelled: Whether to check the label too.
-    """
+    """Return whether the cached image, and label if `labelled`, are those of a manifest's row."""
     if row is None:
         return False
     image_stamp, image_bytes, *label = row

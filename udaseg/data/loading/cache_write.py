@@ -6,6 +6,7 @@ import time
 import timeit
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -40,12 +41,10 @@ class CacheReport:
     """Result of writing a cache.
 
     Attributes:
-        cache: The cache.
         images: Number of cached images.
         written: Number of images written by this run; the others already existed.
         size_bytes: Size of all cached files.
-        seconds: Wall time.
-        speedup: How many times as fast the cache is read as the original files; None if unknown.
+        speedup: How many times as fast the cache is read as the original files; None if empty.
     """
 
     cache: Cache
@@ -80,7 +79,7 @@ def write_cache(
     if form == "raw":
         import_zstd()
     splits = ["train"] if "train" in dataset.splits else list(dataset.splits)
-    samples = list({s.image: s for split in splits for s in dataset.split(split)}.values())
+    samples = list({s.image: s for split in splits for s in dataset.splits[split]}.values())
     cache = Cache(caches.cache_folder(dataset, size), size, form)
     with file_lock(dataset.folder.parent / f".{dataset.folder.name}.lock"):
         rows = _reusable_rows(dataset, cache, samples)
@@ -177,9 +176,7 @@ def _write_sample(dataset: PreparedDataset, cache: Cache, sample: Sample) -> lis
     label_stamp = file_stamp(dataset.label_path(sample)) if labelled else None
     image, labels = _originals(dataset, cache, sample).read(sample)
     image_bytes = _write_pixels(cache.image_path(sample), image, cache.format)
-    label_bytes = (
-        0 if labels is None else _write_pixels(cache.label_path(sample), labels, cache.format)
-    )
+    label_bytes = _write_pixels(cache.label_path(sample), labels, cache.format)
     return [image_stamp, image_bytes, label_stamp, label_bytes]
 
 
@@ -195,7 +192,10 @@ def _originals(dataset: PreparedDataset, cache: Cache, sample: Sample) -> CropSo
     return CropSource(dataset, "", cache.size, cache.size, flip=False, labelled=labelled)
 
 
-def _write_pixels(path: Path, pixels: Pixels, form: CacheFormat) -> int:
+def _write_pixels(path: Path, pixels: Pixels | None, form: CacheFormat) -> int:
+    """Write pixels, if there are any; return the size of the file."""
+    if pixels is None:
+        return 0
     if form == "raw":
         write_atomic(path, pack(pixels))
     else:
@@ -216,23 +216,21 @@ def _remove_other_files(cache: Cache, samples: Sequence[Sample]) -> None:
 def _measure_speedup(
     dataset: PreparedDataset, cache: Cache, samples: Sequence[Sample]
 ) -> float | None:
-    """Return the ratio of the CPU times of one thread to read originals and cache; None if empty.
-
-    It is the median over a few fixed samples; time spent waiting for the disk does not count.
-    """
-    cached = [sample for sample in samples if sample.image not in cache.uncached]
-    if not cached:
+    """Return the ratio of CPU times to read originals and cache, the median over a few samples."""
+    samples = [sample for sample in samples if sample.image not in cache.uncached]
+    if not samples:
         return None
 
-    def seconds(crops: CropSource, sample: Sample) -> float:
-        return min(
-            timeit.repeat(lambda: crops.read(sample), timer=time.thread_time, number=1, repeat=3)
-        )
+    def seconds(read: Callable[[Sample], object], sample: Sample) -> float:
+        # of this thread: waiting for the disk does not count
+        timer = timeit.Timer(partial(read, sample), timer=time.thread_time)
+        return min(timer.repeat(repeat=3, number=1))
 
     def ratio(sample: Sample) -> float:
-        crops = _originals(dataset, cache, sample)
-        return seconds(crops, sample) / max(seconds(replace(crops, cache=cache), sample), 1e-9)
+        originals = _originals(dataset, cache, sample)
+        cached = replace(originals, cache=cache)
+        return seconds(originals.read, sample) / max(seconds(cached.read, sample), 1e-9)
 
     keep_freed_memory()  # as in a loader process
-    chosen = cached[:: -(-len(cached) // _SAMPLES_FOR_SPEEDUP)]
+    chosen = samples[:: -(-len(samples) // _SAMPLES_FOR_SPEEDUP)]
     return median(speedup for _, speedup in map_in_threads(ratio, chosen, 1))

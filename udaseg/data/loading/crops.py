@@ -24,18 +24,14 @@ class CropSource:
     """Random crops of one domain.
 
     Attributes:
-        dataset: The dataset of the images.
-        split: Its split to draw from.
         resize: (height, width) before the crop; None keeps the file's size.
-        crop: (height, width) of the crop.
+        crop: (height, width).
         flip: Mirror half of the crops.
         labelled: Whether to read labels; never for a target.
         pseudo_labels: Folder of pseudo-labels to use instead of labels; see `pseudo_label_path`.
             They are resized to the image by nearest neighbour.
         scale: Range of the random factor applied to height and width before the crop.
-        sampling: `uniform`, or `class_balanced` or `rare_class`, which use the class counts of the
-            index.
-        rare: Settings of `rare_class`.
+        sampling: All but `uniform` use the class counts of the index.
         cache: Cached images at `resize`, read instead of the files; pixels are identical.
     """
 
@@ -86,13 +82,7 @@ class CropSource:
     ) -> tuple[Pixels, Pixels | None]:
         """Return a crop of what `read` returned, with labels or pseudo-labels if there are any.
 
-        Args:
-            sample: The image.
-            image: (H, W, 3) pixels.
-            labels: (H, W) train ids.
-            rng: Source of all random choices.
-            train_id: Class that the crop must contain, as drawn by rare-class sampling; None for
-                any crop.
+        With a `train_id`, as drawn by rare-class sampling, the crop contains this class.
         """
         if self.pseudo_labels is not None:
             labels = self._read_pseudo_labels(self.pseudo_labels, sample)

@@ -5,6 +5,7 @@ each row as three planes of colour. It is as small as a PNG and needs one additi
 decode. Labels are stored unchanged.
 """
 
+import itertools
 import struct
 import sys
 from pathlib import Path
@@ -12,22 +13,18 @@ from types import ModuleType
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
+from udaseg.data.files.headers import MAX_PIXELS
+from udaseg.data.files.images import Pixels
 from udaseg.errors import DataError, EnvironmentFault
 
 _HEADER = struct.Struct("<8sIII")  # mark, height, width, channels
 _MAGIC = b"UDASEGP1"
 _LEVEL = 1
-_MAX_PIXELS = 100_000_000
 
 
 def import_zstd() -> ModuleType:
-    """Return the standard library's zstd module, or its backport.
-
-    Raises:
-        EnvironmentFault: Neither is installed.
-    """
+    """Return the standard library's zstd module, or its backport."""
     try:
         if sys.version_info >= (3, 14):
             from compression import zstd as module
@@ -40,13 +37,8 @@ def import_zstd() -> ModuleType:
     return module
 
 
-def pack(pixels: NDArray[np.uint8]) -> bytes:
-    """Return (H, W) or (H, W, 3) uint8 pixels as bytes for `unpack`.
-
-    Raises:
-        EnvironmentFault: zstd is not installed.
-        ValueError: The pixels have another shape or type.
-    """
+def pack(pixels: Pixels) -> bytes:
+    """Return (H, W) or (H, W, 3) uint8 pixels as bytes for `unpack`."""
     if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or pixels.shape[2:] == (3,)):
         raise ValueError(
             f"pixels must be uint8 (H, W) or (H, W, 3), got {pixels.dtype} {pixels.shape}"
@@ -67,23 +59,14 @@ def pack(pixels: NDArray[np.uint8]) -> bytes:
     return _HEADER.pack(_MAGIC, pixels.shape[0], pixels.shape[1], channels) + body
 
 
-def unpack(path: Path, data: bytes) -> NDArray[np.uint8]:
-    """Return the pixels of packed bytes.
-
-    Args:
-        path: The file that error messages name.
-        data: The bytes from `pack`.
-
-    Raises:
-        DataError: The bytes are damaged.
-        EnvironmentFault: zstd is not installed.
-    """
+def unpack(path: Path, data: bytes) -> Pixels:
+    """Return the pixels of packed bytes, the content of `path`."""
     module = import_zstd()
     if len(data) < _HEADER.size or not data.startswith(_MAGIC):
         raise DataError(f"{path}: contains no packed pixels")
     _, height, width, channels = _HEADER.unpack_from(data)
     size = height * width * channels
-    if not 0 < size <= 3 * _MAX_PIXELS or channels not in (1, 3):
+    if not 0 < size <= 3 * MAX_PIXELS or channels not in (1, 3):
         raise DataError(f"{path}: damaged: its header says {width}x{height}x{channels}")
     frame = module.ZstdDecompressor()
     try:
@@ -93,18 +76,11 @@ def unpack(path: Path, data: bytes) -> NDArray[np.uint8]:
         raise DataError(f"{path}: damaged: {error}") from error
     if len(unzipped) != size or not frame.eof:  # at eof the checksum is verified
         raise DataError(f"{path}: damaged: {len(unzipped)} bytes instead of {size}")
-    flat = np.frombuffer(bytearray(unzipped), np.uint8)
+    stored = np.frombuffer(bytearray(unzipped), np.uint8).reshape(height, channels, width)
     if channels == 1:
-        return flat.reshape(height, width)
-    return _undo_differences(flat.reshape(height, 3, width))
-
-
-def _undo_differences(stored: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return (H, W, 3) from the differences (H, 3, W), which are overwritten."""
+        return stored[:, 0]
     stored[:, 0] += stored[:, 1]
     stored[:, 2] += stored[:, 1]
-    rows = stored.reshape(len(stored), -1)
-    for row in range(1, len(rows)):
-        np.add(rows[row], rows[row - 1], out=rows[row])
-    planes = [stored[:, 0], stored[:, 1], stored[:, 2]]
-    return np.asarray(cv2.merge(planes), np.uint8)
+    for above, row in itertools.pairwise(stored.reshape(height, -1)):
+        row += above
+    return np.asarray(cv2.merge([stored[:, 0], stored[:, 1], stored[:, 2]]), np.uint8)

@@ -28,6 +28,7 @@ from udaseg.errors import DataError, EnvironmentFault
 log = logging.getLogger(__name__)
 _START_METHOD: Final = "spawn"
 _JOIN_TIMEOUT_S = 2.0
+_MAX_WAIT_S = 60.0
 
 _PREFETCH_BATCHES = 4
 """Batches that each process makes in advance."""
@@ -55,10 +56,10 @@ def iterate_batches(
     step, single_until, reported = first, first, set[str]()
     while step < len(dataset):
         one_at_a_time = step < single_until
-        steps = range(step, min(single_until, len(dataset)) if one_at_a_time else len(dataset))
+        end = min(single_until, len(dataset)) if one_at_a_time else len(dataset)
         processes, ahead = (1, 1) if one_at_a_time else (workers, _PREFETCH_BATCHES)
         try:
-            for batch in _load_steps(dataset, steps, processes, ahead, pin):
+            for batch in _load_steps(dataset, range(step, end), processes, ahead, pin):
                 for reason in batch.skipped:
                     if reason not in reported:
                         reported.add(reason)
@@ -79,22 +80,6 @@ def iterate_batches(
             )
 
 
-def _load_steps(
-    dataset: TrainingBatches, steps: range, workers: int, ahead: int, pin: bool
-) -> Iterator[Batch]:
-    if workers == 0:
-        for step in steps:
-            batch = _make_batch(dataset, step)
-            yield batch.pin_memory() if pin else batch
-        return
-    pool = WorkerPool(dataset, steps, workers, ahead, pin)
-    try:
-        for step in steps:
-            yield pool.batch(step)
-    finally:
-        pool.stop()
-
-
 def _log_caches(dataset: TrainingBatches) -> None:
     for domain, crops in (("source", dataset.source), ("target", dataset.target)):
         if crops is not None and crops.cache is not None:
@@ -108,112 +93,100 @@ class WorkerLost(Exception):
     """A loader process died or hangs; the message says which process and how."""
 
 
-class WorkerPool:
-    """Loader processes that make the batches of `steps` in turn, each up to `ahead` in advance.
+class _Worker:
+    """A loader process with its own pipe, and shared memory for the batches it makes in advance."""
 
-    Args:
-        dataset: Makes the batches.
-        steps: Steps in the order in which they are requested.
-        workers: Number of processes.
-        ahead: Batches that each process can hold in shared memory.
-        pin: Return batches in page-locked memory.
-    """
-
-    def __init__(
-        self, dataset: TrainingBatches, steps: range, workers: int, ahead: int, pin: bool
-    ) -> None:
-        self._timeout = dataset.options.worker_timeout or math.inf
-        self._steps, self._ahead = steps, ahead
-        self._copy = Tensor.pin_memory if pin else Tensor.clone
-        self._results: dict[int, Batch | Exception] = {}
-        self._processes: list[BaseProcess] = []
-        self._pipes: list[Connection] = []
-        shapes = dataset.shapes()
-        memory = _allocate_shared(workers, ahead, sum(map(math.prod, shapes.values())))
-        self._slots = [_batch_views(part, shapes) for part in memory]
+    def __init__(self, dataset: TrainingBatches, memory: Tensor) -> None:
+        self.slots = _batch_views(memory, dataset.shapes())
         context = multiprocessing.get_context(_START_METHOD)
-        try:
-            for part in memory:
-                ours, theirs = context.Pipe()
-                self._pipes.append(ours)
-                process = context.Process(
-                    target=_run_worker, args=(dataset, part, theirs), daemon=True
-                )
-                with without_main_module():
-                    process.start()
-                self._processes.append(process)
-                theirs.close()  # otherwise the pipe would not break when the process dies
-            for step in steps[: ahead * workers]:
-                self._request(step)
-        except BaseException:
-            self.stop()
-            raise
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(
+            target=_run_worker, args=(dataset, memory, theirs), daemon=True
+        )
+        with without_main_module():
+            self.process.start()
+        theirs.close()  # otherwise the pipe would not break when the process dies
 
-    def batch(self, step: int) -> Batch:
-        """Return a copy of the batch of `step`, or raise the error that kept it from being made.
 
-        Raises:
-            WorkerLost: A process died, or the process of this step exceeded the time limit.
-        """
-        worker, slot = self._worker_and_slot(step)
-        deadline = time.monotonic() + self._timeout
-        while step not in self._results:
-            remaining = deadline - time.monotonic()
-            if remaining <= 0:
-                pid = self._processes[worker].pid
-                raise WorkerLost(f"loader process {pid} returned no batch for {self._timeout:g} s")
-            self._receive(None if remaining == math.inf else remaining)
-        result = self._results.pop(step)
-        if isinstance(result, Exception):
-            raise result
-        tensors: dict[str, Any] = {
-            name: self._copy(view) for name, view in self._slots[worker][slot].items()
-        }
-        self._request(step + self._ahead * len(self._processes))
-        return replace(result, **tensors)
+def _load_steps(
+    dataset: TrainingBatches, steps: range, workers: int, ahead: int, pin: bool
+) -> Iterator[Batch]:
+    if workers > 0:
+        yield from _load_in_processes(dataset, steps, workers, ahead, pin)
+    else:
+        for step in steps:
+            batch = _make_batch(dataset, step)
+            yield batch.pin_memory() if pin else batch
 
-    def stop(self) -> None:
-        """Kill all processes; they hold no state that could be lost."""
-        for process in self._processes:
-            process.kill()
-        for process in self._processes:
-            process.join(_JOIN_TIMEOUT_S)
-        for pipe in self._pipes:
-            pipe.close()
 
-    def _worker_and_slot(self, step: int) -> tuple[int, int]:
-        """Return the process that makes the batch of a step, and the slot in its memory."""
-        turn, worker = divmod(step, len(self._slots))
-        return worker, turn % self._ahead
+def _load_in_processes(
+    dataset: TrainingBatches, steps: range, workers: int, ahead: int, pin: bool
+) -> Iterator[Batch]:
+    """Yield the batches of `steps`; the processes take turns, each is up to `ahead` in advance."""
+    timeout = dataset.options.worker_timeout or math.inf
+    copy = Tensor.pin_memory if pin else Tensor.clone
+    pool: list[_Worker] = []
+    results: dict[int, Batch | Exception] = {}
 
-    def _request(self, step: int) -> None:
-        if step in self._steps:
-            worker, slot = self._worker_and_slot(step)
+    def request(step: int) -> None:
+        if step in steps:
             with contextlib.suppress(OSError):  # the wait for its batch reports a dead process
-                self._pipes[worker].send((step, slot))
+                pool[step % workers].pipe.send((step, step // workers % ahead))
 
-    def _receive(self, seconds: float | None) -> None:
-        """Wait for an event, then receive all finished batches."""
-        ready = wait([*self._pipes, *(child.sentinel for child in self._processes)], seconds)
-        dead = []
-        for pipe, process in zip(self._pipes, self._processes, strict=True):
-            is_dead = process.sentinel in ready
-            try:
-                while pipe.poll():
-                    step, result = pipe.recv()
-                    self._results[step] = result
-            except (EOFError, OSError):  # the pipe is broken, and all sent results were read
-                is_dead = True
-            if is_dead:
-                dead.append(process)
-        if dead:
-            for process in dead:
-                process.join(_JOIN_TIMEOUT_S)  # a pipe breaks shortly before its process is dead
-            raise WorkerLost("; ".join(map(_describe_exit, dead)))
+    try:
+        for memory in _allocate_shared(dataset, workers, ahead):
+            pool.append(_Worker(dataset, memory))
+        for step in steps[: ahead * workers]:
+            request(step)
+        for step in steps:
+            worker, deadline = pool[step % workers], time.monotonic() + timeout
+            while step not in results:
+                remaining = deadline - time.monotonic()
+                if remaining <= 0:
+                    raise WorkerLost(
+                        f"loader process {worker.process.pid} returned no batch for {timeout:g} s"
+                    )
+                results |= _receive(pool, min(remaining, _MAX_WAIT_S))
+            result = results.pop(step)
+            if isinstance(result, Exception):
+                raise result
+            views = worker.slots[step // workers % ahead]
+            tensors: dict[str, Any] = {name: copy(view) for name, view in views.items()}
+            request(step + ahead * workers)
+            yield replace(result, **tensors)
+    finally:  # kill all: they hold no state that could be lost
+        for worker in pool:
+            worker.process.kill()
+        for worker in pool:
+            worker.process.join(_JOIN_TIMEOUT_S)
+            worker.pipe.close()
 
 
-def _allocate_shared(workers: int, ahead: int, batch_bytes: int) -> Tensor:
+def _receive(pool: list[_Worker], seconds: float) -> dict[int, Batch | Exception]:
+    """Wait for an event, then return all finished batches, by step."""
+    pipes, sentinels = [w.pipe for w in pool], [w.process.sentinel for w in pool]
+    ready = wait([*pipes, *sentinels], seconds)
+    results, dead = {}, []
+    for worker in pool:
+        is_dead = worker.process.sentinel in ready
+        try:
+            while worker.pipe.poll():
+                step, result = worker.pipe.recv()
+                results[step] = result
+        except (EOFError, OSError):  # the pipe is broken, and all sent results were read
+            is_dead = True
+        if is_dead:
+            dead.append(worker.process)
+    if dead:
+        for process in dead:
+            process.join(_JOIN_TIMEOUT_S)  # a pipe breaks shortly before its process is dead
+        raise WorkerLost("; ".join(map(_describe_exit, dead)))
+    return results
+
+
+def _allocate_shared(dataset: TrainingBatches, workers: int, ahead: int) -> Tensor:
     """Return shared memory for `ahead` batches of each process."""
+    batch_bytes = sum(map(math.prod, dataset.shapes().values()))
     try:
         memory = torch.empty((workers, ahead, batch_bytes), dtype=torch.uint8)
         memory.share_memory_()  # type: ignore[no-untyped-call]  # torch's own
