@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -300,7 +301,7 @@ def test_kinds_are_names_or_one_text():
 def test_the_command_offers_exactly_the_kinds_and_containers_that_there_are():
     (save,) = inspect.signature(predict_command).parameters["save"].annotation.__metadata__
     assert save.help == f"Outputs, comma-separated: {', '.join(MASK_KINDS)}."
-    assert tuple(VideoFormat) == VIDEO_FORMATS
+    assert get_args(VideoFormat) == VIDEO_FORMATS
 
 
 def test_options_import_nothing_heavy():

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from udaseg.cli.commands.predict import VideoFormat
 from udaseg.cli.commands.predict import predict as predict_command
 
 
@@ -23,7 +22,7 @@ def predict(
         checkpoint,
         out,
         ",".join(save),
-        VideoFormat(video),
+        video,
         uncalibrated=not calibrated,
         weights=weights,
         window=None if window is None else f"{window[0]}x{window[1]}",

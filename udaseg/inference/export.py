@@ -81,13 +81,7 @@ class Exported:
 
 
 class ExportModule(nn.Module):
-    """Map stored RGB images to logits or labels of the images' size.
-
-    Args:
-        network: Takes images in [0, 1], normalises them, and returns an object with `.logits`.
-        uint8: Images are 0..255 instead of 0..1.
-        argmax: Return labels instead of logits.
-    """
+    """Map RGB images, 0..255 if `uint8` and else 0..1, to labels or else logits of their size."""
 
     def __init__(self, network: nn.Module, *, uint8: bool, argmax: bool) -> None:
         super().__init__()
@@ -179,13 +173,7 @@ def export(
 
 
 def write_onnx(module: ExportModule, path: Path, metadata: dict[str, str]) -> None:
-    """Write a module as one ONNX file with dynamic batch, height and width, and metadata.
-
-    Args:
-        module: In evaluation mode.
-        path: The file; its folder exists.
-        metadata: Text by key, stored in the file.
-    """
+    """Write a module as one ONNX file with dynamic batch, height and width, and metadata."""
     import onnx
 
     generator = torch.Generator().manual_seed(0)

@@ -127,11 +127,11 @@ def logits_at(
 ) -> Tensor:
     """Return (N, K) logits of some pixels after bilinear enlargement to `size`.
 
-    Only these pixels are computed.
+    Only these pixels are computed. Corners are not aligned.
 
     Args:
         logits: (K, h, w).
-        size: (H, W) of the enlarged map; corners are not aligned.
+        size: (H, W) of the enlarged map.
         rows: (N,) below H.
         columns: (N,) below W.
     """

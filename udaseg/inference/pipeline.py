@@ -81,13 +81,12 @@ class InferenceOptions:
 
 @dataclass(frozen=True)
 class SamplePrediction:
-    """The prediction for one image.
+    """The prediction for one image, in the size of `truth` or else of the stored image.
 
     Attributes:
-        sample: The image.
-        labels: (H, W) class ids, in the size of `truth` or else of the stored image.
+        labels: (H, W) class ids.
         truth: (H, W) train ids of the data set; None if not requested.
-        confidence: (H, W) float32, or None.
+        confidence: (H, W); None if not requested.
     """
 
     sample: Sample
@@ -120,14 +119,8 @@ def infer(
     the next batch is computed while the labels of the previous one are extracted. Images of more
     than `MAX_WHOLE_PIXELS` pixels are predicted in tiles.
 
-    Args:
-        model: In evaluation mode, on `device`.
-        dataset: Data set of the images.
-        samples: Images to predict.
-        options: Inference options.
-        device: Device of the network.
-        truth: Also read the labels of the data set.
-        confidence: Also return the probability of each label.
+    `model` is in evaluation mode, on `device`. With `truth`, the labels of the data set are read
+    too; with `confidence`, the probability of each label is also returned.
     """
     batch_size = options.batch or (_BATCH_ON_GPU if device.type == "cuda" else 1)
     read = partial(_decode_sample, dataset=dataset, options=options, truth=truth)
@@ -230,11 +223,7 @@ def batches_of_one_size(
 ) -> Iterator[list[_Item]]:
     """Yield consecutive items of equal shape together, each batch as soon as it is full.
 
-    Args:
-        items: In the order of the batches.
-        shape_of: Returns the shape of an item.
-        limit: Items of a batch; one whose pixels exceed the limit takes no more of them.
-        pixels_of: Returns the pixels of an item, for the limit.
+    A batch is full with the items of `limit`, or when its pixels exceed those of `limit`.
     """
     batch: list[_Item] = []
     for item in items:

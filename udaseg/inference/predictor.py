@@ -70,11 +70,7 @@ class Predictor:
     batch: int = 1
 
     def prepare(self, image: InputImage) -> PreparedImage:
-        """Turn an image upright and resize it to the network's input size.
-
-        Raises:
-            DataError: Logits are requested, but an image of this size is predicted in tiles.
-        """
+        """Turn an image upright and resize it to the network's input size."""
         size = input_size(image.upright_size, self.trained_size)
         if self.logits and needs_tiles(size):
             raise DataError(
@@ -116,12 +112,8 @@ def infer_batch(
     are taken. On a GPU out-of-memory error, the batch is split and retried. Images that are too
     large for one piece are predicted when they are taken, one by one, in tiles.
 
-    Args:
-        model: In evaluation mode, on the device of `options`.
-        images: (H, W, 3) RGB at the network's input size.
-        sizes: (height, width) of the labels of each image.
-        options: Options of the prediction.
-        logits: Also return the logits.
+    `model` is in evaluation mode, on the device of `options`; `images` have its input size, and
+    their labels get `sizes`. With `logits`, the logits are also returned.
     """
     if needs_tiles(images[0].shape):
         return (

@@ -78,12 +78,7 @@ def label_image(
     Tiles begin at multiples of 256, so the cells of a network of any stride have the same positions
     as in a whole image.
 
-    Args:
-        model: In evaluation mode, on the device of `options`.
-        image: (H, W, 3) RGB at the network's input size.
-        size: (height, width) of the result.
-        options: Options of the prediction.
-        max_whole_pixels: Maximum pixels to predict in one piece.
+    `model` is in evaluation mode, on the device of `options`; `image` has its input size.
     """
     if math.prod(image.shape[:2]) <= max_whole_pixels:
         return label_logits(image_logits(model, [image], options)[0], size, options)

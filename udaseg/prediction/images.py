@@ -117,12 +117,8 @@ def image_batches(
 ) -> Generator[list[PreparedImage], None, None]:
     """Yield the images of jobs in order, read ahead in threads, those of one input size together.
 
-    Args:
-        jobs: The images.
-        predictor: Prepares them for its network.
-        outcome: Receives those that are skipped.
-        after_image: Called when an image was read or skipped.
-        resume: Skip images whose masks are intact.
+    Images that are skipped are recorded in `outcome`; with `resume`, these are also those whose
+    masks are intact. `after_image` is called when an image was read or skipped.
     """
     load = partial(_load_image, predictor=predictor, resume=resume)
     reading = read_ahead(load, jobs, _READ_LIMIT, pixels_of=_file_pixels, workers=_READERS)

@@ -75,15 +75,14 @@ def plan_outputs(
     `a.jpg.png` and `a.png.png`. For a video `a.mov`, colour kinds become the video `a.mp4`; all
     other kinds would be changed by a codec and become frames `a.mov.frames/000000.png` and so on.
 
+    An output in an input folder or that would overwrite an input or another output, and an input in
+    `out`, are refused.
+
     Args:
         inputs: The inputs.
         out: Folder of the masks.
         kinds: Kinds of mask.
         video: Suffix of colour videos, or `frames` to write frames there too.
-
-    Raises:
-        UsageError: An output lies in an input folder or would overwrite an input or another output,
-            or an input lies in `out`. Nothing was written.
     """
     parents = [*(str(path.parent) for path in inputs.images), *map(str, inputs.folders)]
     base = Path(os.path.commonpath(parents))
@@ -191,10 +190,7 @@ def find_other_networks(
         path: Settings file of the previous command; the caller replaces it.
         facts: Settings of this command.
         jobs: Jobs of this command; their masks do not count, because all of them are replaced.
-        resume: Refuse masks of other settings instead.
-
-    Raises:
-        UsageError: The settings file is damaged; or `resume`, and the settings differ.
+        resume: Raise a `UsageError` for other settings instead.
     """
     previous = _read_previous_settings(path)
     earlier_facts = list(previous.pop(OTHER_NETWORKS, []))

@@ -4,30 +4,32 @@ import csv
 import io
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeAlias, overload
 
 from udaseg import __version__
+from udaseg.data.files.video import VideoReader
 from udaseg.data.labels.classes import IGNORE, classes_to_dict
 from udaseg.data.labels.tables import label_ids
 from udaseg.errors import DataError, Interrupted
 from udaseg.files import one_or_more, write_json, write_text
 from udaseg.inference import trained_model
 from udaseg.inference.options import MaskKind
-from udaseg.inference.prediction import Prediction
-from udaseg.inference.predictor import Predictor
+from udaseg.inference.prediction import Prediction, make_prediction
+from udaseg.inference.predictor import Predictor, PreparedImage
 from udaseg.inference.sizes import network_input_size
 from udaseg.inference.tiles import TileOptions
 from udaseg.inference.trained_model import Model
 from udaseg.prediction import outputs
-from udaseg.prediction.images import Outcome, predict_images
-from udaseg.prediction.inputs import Inputs, resolve_inputs
+from udaseg.prediction.images import Outcome, image_batches, predict_images
+from udaseg.prediction.inputs import Inputs, is_video, resolve_inputs
 from udaseg.prediction.options import PredictOptions
 from udaseg.prediction.outputs import Job
-from udaseg.prediction.stream import stream_predictions
-from udaseg.prediction.videos import predict_videos
+from udaseg.prediction.videos import frame_batches, predict_videos
 from udaseg.runs.calibration_file import read_temperature
 from udaseg.runs.folder import newest_finished_run
 from udaseg.signals import StopSignal
@@ -157,7 +159,41 @@ def predict(
     if out is not None:
         return _write_all(resolved, model, Path(out), options)
     predictor, _ = _make_predictor(_load_model(model, options), options, kinds=None)
-    return stream_predictions(resolved.images, predictor)
+    return _stream(resolved.images, predictor)
+
+
+def _stream(paths: Sequence[Path], predictor: Predictor) -> Iterator[Prediction]:
+    """Yield the prediction of each image and each video frame, in order.
+
+    The images of a batch are read before the first of their predictions is yielded; further images
+    are read ahead in threads.
+    """
+    readable = False
+    with closing(_prepared_batches(paths, predictor)) as batches:
+        for batch in batches:
+            predictions = predictor.predict(batch)
+            for item in batch:
+                readable = True
+                yield make_prediction(predictions.pop(0), item.image, predictor.classes)
+    if not readable:
+        raise DataError(f"none of {len(paths)} inputs could be predicted; the log has the reasons")
+
+
+def _prepared_batches(
+    paths: Sequence[Path], predictor: Predictor
+) -> Generator[list[PreparedImage], None, None]:
+    skipped = Outcome()
+    for are_videos, group in groupby(paths, is_video):
+        if not are_videos:
+            jobs = [Job(path, {}) for path in group]
+            yield from image_batches(jobs, predictor, skipped)
+            continue
+        for path in group:
+            try:
+                with VideoReader(path) as video:
+                    yield from frame_batches(video, path, predictor)
+            except DataError as error:
+                skipped.skip(path, str(error))
 
 
 def _write_all(

@@ -146,13 +146,8 @@ def _open_outputs(
 ) -> Callable[[InputImage, MaskContent], None]:
     """Create the outputs of a video; return a function that queues the masks of a frame.
 
-    Args:
-        job: The video.
-        temporary_paths: Temporary file or folder of each kind.
-        video: Gives size and frame rate.
-        classes: Classes with their colours.
-        pixels: (256,) counts, one per id, to which those of each frame are added.
-        stack: Waits for the queued masks, then closes the outputs.
+    The function adds to `pixels`, the (256,) counts of each id. `stack` waits for the queued masks,
+    then closes the outputs.
     """
     folders: dict[MaskKind, Path] = {}
     writers: dict[MaskKind, VideoWriter] = {}

@@ -1,20 +1,12 @@
 """The `udaseg export` command."""
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from udaseg.cli.options import Overwrite, Quiet, Root, Run, Verbose, WeightsOption
 from udaseg.cli.verbosity import set_verbosity
-
-
-class Pixels(StrEnum):
-    """Pixel type of the input of the exported network."""
-
-    uint8 = "uint8"
-    float32 = "float"
 
 
 def export(
@@ -27,8 +19,9 @@ def export(
         bool, typer.Option("--argmax", help="Output labels (uint8) instead of logits.")
     ] = False,
     pixels: Annotated[
-        Pixels, typer.Option("--input", help="RGB input as uint8 0..255 or float 0..1.")
-    ] = Pixels.uint8,
+        Literal["uint8", "float"],
+        typer.Option("--input", help="RGB input as uint8 0..255 or float 0..1."),
+    ] = "uint8",
     weights: WeightsOption = "student",
     images: Annotated[
         int,
@@ -48,7 +41,7 @@ def export(
         run=run,
         out=out,
         argmax=argmax,
-        pixels=pixels.value,
+        pixels=pixels,
         weights=weights,
         images=images,
         overwrite=overwrite,

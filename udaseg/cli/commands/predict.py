@@ -1,9 +1,9 @@
 """The `udaseg predict` command."""
 
 import shlex
-from enum import StrEnum
+from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -26,15 +26,7 @@ if TYPE_CHECKING:
     from udaseg import PredictSummary
 
 _MAX_CLASSES_SHOWN = 5
-
-
-class VideoFormat(StrEnum):
-    """Container of the color and overlay output of a video."""
-
-    mp4 = "mp4"
-    webm = "webm"
-    avi = "avi"
-    frames = "frames"
+VideoFormat = Literal["mp4", "webm", "avi", "frames"]
 
 
 def predict(
@@ -63,7 +55,7 @@ def predict(
         typer.Option(
             help="Container for color and overlay videos; other outputs are written as frames."
         ),
-    ] = VideoFormat.mp4,
+    ] = "mp4",
     abstain: Annotated[
         float | None,
         typer.Option(
@@ -99,7 +91,7 @@ def predict(
 
     options = udaseg.PredictOptions(
         save=save,
-        video=video.value,
+        video=video,
         overwrite=overwrite,
         resume=resume,
         weights=weights,
@@ -139,12 +131,10 @@ def _print_summary(summary: "PredictSummary") -> None:
 
 def _format_class_shares(summary: "PredictSummary") -> str:
     """Return the largest classes with their pixel shares, and the share of abstained pixels."""
-    shares = summary.shares()
-    largest = sorted((name for name in shares if shares[name]), key=lambda name: -shares[name])
-    listed = [f"{name} {percent(shares[name])} %" for name in largest[:_MAX_CLASSES_SHOWN]]
-    others = len(largest) - len(listed)
-    if others:
-        listed.append(f"{others} more classes")
+    shares = [item for item in Counter(summary.shares()).most_common() if item[1]]
+    listed = [f"{name} {percent(share)} %" for name, share in shares[:_MAX_CLASSES_SHOWN]]
+    if len(shares) > len(listed):
+        listed.append(f"{len(shares) - len(listed)} more classes")
     if summary.abstained:
         total = sum(summary.pixels.values()) + summary.abstained
         listed.append(f"abstained {percent(summary.abstained / total)} %")
