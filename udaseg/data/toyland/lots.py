@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from udaseg.data.toyland.canvas import Points, Spot, sub_quads
+from udaseg.data.toyland.canvas import Paint, Points, Spot, sub_quads
 from udaseg.data.toyland.city import BUILDING, FENCE, VEGETATION, Color
 from udaseg.data.toyland.scene import Scene
 
@@ -95,18 +95,18 @@ def _ground_floor(scene: Scene, wall: _Wall) -> None:
     base, awning = scene.color(scene.city.cars, 20), scene.color(scene.city.cars, 20)
     edges = (np.arange(count)[:, None] + [0.12, 0.88]) / count
 
-    def band(across: Points | Spot, low: float, high: float, color: Color) -> None:
+    def band(across: Points | Spot, low: float, high: float, color: Paint) -> None:
         scene.canvas.panels(wall.quad, across, (low / wall.height, high / wall.height), color)
 
     if has_shops:
         band((0, 1), 0, 3.6, base * (0.8 * wall.brightness))
-        band(edges, 0.5, 2.6, np.array((62, 70, 78)))
+        band(edges, 0.5, 2.6, (62, 70, 78))
         if scene.light.lamps:
-            band(edges, 1.5, 2.5, np.array((216, 184, 122)))
+            band(edges, 1.5, 2.5, (216, 184, 122))
         band(edges, 2.6, 3.3, awning * wall.brightness)
     else:
         doors = edges.mean(1, keepdims=True) + np.array([-0.5, 0.5]) / wall.length
-        band(doors, 0.1, 2.3, np.array((74, 58, 48)))
+        band(doors, 0.1, 2.3, (74, 58, 48))
         band((0, 1), 0, 0.7, np.array((132, 128, 122)) * wall.brightness)
 
 
