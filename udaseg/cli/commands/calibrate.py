@@ -1,12 +1,18 @@
 """The `udaseg calibrate` command."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+from rich.table import Table
 
 from udaseg.cli import options
 from udaseg.cli.verbosity import set_verbosity
+from udaseg.display.console import open_console, print_json, print_line, safe_text
+from udaseg.text import percent
+
+if TYPE_CHECKING:
+    from udaseg import Calibration
 
 LabelSource = Literal["source", "pseudo"]
 """Labels that the temperature is fitted to; true target labels are never used."""
@@ -29,8 +35,6 @@ def calibrate(
     """Calibrate the confidence of predictions without target labels."""
     set_verbosity(verbose, quiet)
     import udaseg
-    from udaseg.cli.printing.calibration import print_calibration
-    from udaseg.display.console import print_json
 
     calibration = udaseg.calibrate(
         run=run, on=on, images=images, weights=weights, device=device, root=root
@@ -38,4 +42,21 @@ def calibrate(
     if output_format == "json":
         print_json(calibration.to_json())
     else:
-        print_calibration(calibration)
+        _print_calibration(calibration)
+
+
+def _print_calibration(calibration: "Calibration") -> None:
+    """Print the temperature, and how well confidence matches accuracy before and after."""
+    table = Table(title=f"temperature {calibration.temperature:.3f}", title_justify="left")
+    table.add_column("pixels of")
+    for heading in ("", "accuracy %", "confidence %", "ECE %", "NLL"):
+        table.add_column(heading, justify="right")
+    for row in calibration.rows:
+        for stage, statistics in (("before", row.before), ("after", row.after)):
+            label = row.description if stage == "before" else f"{statistics.pixels:,} of them"
+            shares = (statistics.accuracy, statistics.confidence, statistics.error)
+            table.add_row(safe_text(label), stage, *map(percent, shares), f"{statistics.nll:.3f}")
+    open_console().print(table)
+    for row in calibration.rows:
+        if row.note:
+            print_line(f"{row.description}: {row.note}")

@@ -1,12 +1,19 @@
 """The `udaseg select` command."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.table import Table
 
 from udaseg.cli import options
 from udaseg.cli.verbosity import set_verbosity
+from udaseg.display.console import open_console, print_json, print_line, safe_text
+
+if TYPE_CHECKING:
+    from udaseg import Selection
+
+_MIN_WIDTH = 110
 
 
 def select(
@@ -40,8 +47,6 @@ def select(
     """Choose the best checkpoint or run without target labels."""
     set_verbosity(verbose, quiet)
     import udaseg
-    from udaseg.cli.printing.selection import print_selection
-    from udaseg.display.console import print_json
 
     comparison = udaseg.SelectOptions(
         oracle=oracle,
@@ -55,4 +60,57 @@ def select(
     if output_format == "json":
         print_json(selection.to_json())
     else:
-        print_selection(selection)
+        _print_selection(selection)
+
+
+def _print_selection(selection: "Selection") -> None:
+    """Print one row per candidate, with a star at each criterion's choice, and the choice."""
+    console = open_console()
+    if not console.is_terminal:
+        console.width = max(console.width, _MIN_WIDTH)
+    if selection.warning is not None:
+        console.print(safe_text(selection.warning, style="bold red"), soft_wrap=True)
+    console.print(_candidate_table(selection))
+    collapsed = [candidate.name for candidate in selection.candidates if candidate.collapsed]
+    if collapsed:
+        print_line(f"predicts almost only one class, so not chosen: {', '.join(collapsed)}")
+    if selection.without_vote:
+        names = ", ".join(selection.without_vote)
+        print_line(f"not computed for every candidate, so not included in the mean rank: {names}")
+    print_line(f"chosen by mean rank: {selection.best}")
+    if selection.oracle:
+        losses = [f"{name} {100 * points:.2f}" for name, points in selection.lost_miou.items()]
+        correlations = [
+            f"{name} {'-' if value is None else f'{value:+.2f}'}"
+            for name, value in selection.rank_correlations.items()
+        ]
+        print_line(
+            f"ORACLE: mIoU points that each choice loses to the best candidate: {', '.join(losses)}"
+        )
+        print_line(f"ORACLE: rank correlation with mIoU (1: same order): {', '.join(correlations)}")
+
+
+def _candidate_table(selection: "Selection") -> Table:
+    """Return the table of criteria, without those that no candidate has."""
+    table = Table(box=None, pad_edge=False, collapse_padding=True)
+    table.add_column("candidate", overflow="fold")
+    for criterion in selection.criteria:
+        arrow = "↑" if criterion.better == "higher" else "↓"
+        table.add_column(f"{criterion.name} {arrow}", justify="right")
+    table.add_column("mean rank ↓", justify="right")
+    if selection.oracle:
+        table.add_column("ORACLE mIoU %", justify="right", style="red")
+    one_run = len({candidate.run for candidate in selection.candidates}) == 1
+    for candidate in selection.candidates:
+        cells = []
+        for criterion in selection.criteria:
+            value = candidate.values[criterion.name]
+            star = "*" if selection.chosen.get(criterion.name) is candidate else " "
+            cells.append(("-" if value is None else f"{value:.3f}") + star)
+        star = "*" if selection.consensus is candidate else " "
+        cells.append(f"{candidate.mean_rank:.2f}{star}")
+        if selection.oracle:
+            cells.append(f"{100 * candidate.oracle_miou:.2f}")
+        name = f"step {candidate.step}" if one_run else candidate.name
+        table.add_row(*map(safe_text, [name, *cells]))
+    return table
