@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -15,10 +14,10 @@ from udaseg.data.datasets.index import PreparedDataset, Sample, evenly_spaced_in
 from udaseg.data.files.images import Pixels, read_image
 from udaseg.data.labels.classes import IGNORE, ClassSpace, lookup_table
 from udaseg.data.labels.read import read_train_ids
-from udaseg.data.loading.transforms import resize_image
+from udaseg.data.loading.transforms import resize_image, resize_labels
 from udaseg.display.progress import WorkProgress
 from udaseg.evaluation.confusion import ConfusionMatrix
-from udaseg.inference.sizes import input_size, network_input_size
+from udaseg.inference.sizes import input_size, network_input_size, size_within
 from udaseg.inference.tiles import TileOptions, label_image
 from udaseg.inference.trained_model import Model
 from udaseg.inspection.report_content import Color, ExampleImage, ImageLayer
@@ -140,13 +139,8 @@ def _evaluate_image(
 
 def shrink(picture: NDArray[np.uint8], *, mask: bool) -> NDArray[np.uint8]:
     """Resize a picture to at most `MAX_SIDE_PX` per side; class ids are never interpolated."""
-    height, width = picture.shape[:2]
-    factor = MAX_SIDE_PX / max(height, width)
-    if factor >= 1:
-        return picture
-    size = (max(1, round(width * factor)), max(1, round(height * factor)))
-    interpolation = cv2.INTER_NEAREST_EXACT if mask else cv2.INTER_AREA
-    return np.asarray(cv2.resize(picture, size, interpolation=interpolation), np.uint8)
+    resize = resize_labels if mask else resize_image
+    return resize(picture, size_within(picture.shape[:2], MAX_SIDE_PX))
 
 
 def photo_uri(picture: NDArray[np.uint8]) -> str:
