@@ -97,9 +97,16 @@ def check_package(path: Path, server: Server, members: Mapping[str, str]) -> Non
     faults: list[str] = []
     try:
         with zipfile.ZipFile(path) as package:
-            listed = package.namelist()
-            faults += _check_names(listed, members)
-            for name in sorted(set(listed) & set(members)):
+            counts = Counter(package.namelist())
+            problems = {
+                "missing": sorted(members.keys() - counts.keys()),
+                "not expected": sorted(counts.keys() - members.keys()),
+                "twice": [name for name, times in counts.items() if times > 1],
+            }
+            for problem, names in problems.items():
+                if names:
+                    faults.append(f"{len(names)} files {problem}: {', '.join(names[:_MAX_FAULTS])}")
+            for name in sorted(members.keys() & counts.keys()):
                 faults += _check_file(name, package.read(name), server, members[name])
     except (OSError, zipfile.BadZipFile) as error:
         faults.append(f"cannot be read: {error}")
@@ -109,21 +116,6 @@ def check_package(path: Path, server: Server, members: Mapping[str, str]) -> Non
             f"{path}: is not a valid package for {server.name}:\n  "
             + "\n  ".join([*faults[:_MAX_FAULTS], *more])
         )
-
-
-def _check_names(listed: Sequence[str], members: Mapping[str, str]) -> list[str]:
-    present = set(listed)
-    duplicates = [name for name, times in Counter(listed).items() if times > 1]
-    problems = (
-        ("missing", sorted(set(members) - present)),
-        ("not expected", sorted(present - set(members))),
-        ("twice", duplicates),
-    )
-    return [
-        f"{len(names)} files {problem}: {', '.join(names[:_MAX_FAULTS])}"
-        for problem, names in problems
-        if names
-    ]
 
 
 def _check_file(name: str, data: bytes, server: Server, folder: str) -> list[str]:

@@ -110,7 +110,15 @@ def submit(
     path = folder / (variant_name(plain, options.weights, inference) + ".zip")
     if path.exists():
         raise UsageError(f"{path}: exists already; move it, or choose another folder with --out")
-    _warn_if_incomplete(requirements, dataset, split)
+    if len(samples) != requirements.images:
+        log.warning(
+            "the test set of %s has %d images, split '%s' of %s has %d: the server will refuse it",
+            server,
+            requirements.images,
+            split,
+            dataset.name,
+            len(samples),
+        )
     predictions = infer(
         model.segmenter,
         dataset,
@@ -135,20 +143,6 @@ def _default_split(dataset: PreparedDataset) -> str:
         f"{dataset.name} has no split 'test', but {', '.join(dataset.splits)}; choose one with "
         "--split, or give the folder of the test images as --data"
     )
-
-
-def _warn_if_incomplete(server: Server, dataset: PreparedDataset, split: str) -> None:
-    """Log a warning if a split does not have as many images as the server's test set."""
-    count = len(dataset.split(split))
-    if count != server.images:
-        log.warning(
-            "the test set of %s has %d images, split '%s' of %s has %d: the server will refuse it",
-            server.name,
-            server.images,
-            split,
-            dataset.name,
-            count,
-        )
 
 
 def _write_package(
