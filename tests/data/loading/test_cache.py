@@ -140,15 +140,15 @@ def test_a_second_time_nothing_is_made(root):
 def test_a_run_that_was_killed_goes_on_and_its_rest_is_not_used(root, monkeypatch):
     source, _ = toy_pair(root)
     written = []
-    real = cache_write._write_sample
+    real = cache_write._Writer.write_sample
 
-    def dying(dataset, cache, sample):
+    def dying(writer, sample):
         if len(written) == 4:
             raise KeyboardInterrupt
         written.append(sample.image)
-        return real(dataset, cache, sample)
+        return real(writer, sample)
 
-    monkeypatch.setattr(cache_write, "_write_sample", dying)
+    monkeypatch.setattr(cache_write._Writer, "write_sample", dying)
     with pytest.raises(KeyboardInterrupt):
         write_cache(source, SIZE, workers=1)
     folder = cache_folder(source, SIZE)
@@ -159,7 +159,7 @@ def test_a_run_that_was_killed_goes_on_and_its_rest_is_not_used(root, monkeypatc
     (folder / "images" / ".x.tmp").write_bytes(b"half")
     broken = folder / "images" / f"{written[0]}.png"
     broken.write_bytes(broken.read_bytes()[:-1])
-    monkeypatch.setattr(cache_write, "_write_sample", real)
+    monkeypatch.setattr(cache_write._Writer, "write_sample", real)
     report = write_cache(source, SIZE, workers=1)
     assert report.written == 6 - 4 + 1, "one of the four is cut off"
     names = {path.name for path in folder.rglob("*")}

@@ -78,10 +78,10 @@ def cache_folder(dataset: PreparedDataset, size: tuple[int, int]) -> Path:
     return dataset.folder / f"cache-{size[1]}x{size[0]}"
 
 
-def read_cache_manifest(folder: Path) -> dict[str, Any] | None:
-    """Return the manifest of a cache; None if it is missing or of another version."""
+def read_cache_manifest(folder: Path) -> dict[str, Any]:
+    """Return the manifest of a cache; empty if it is missing or of another version."""
     manifest = read_json(folder / CACHE_MANIFEST_NAME)
-    return manifest if manifest.get("version") == CACHE_VERSION else None
+    return manifest if manifest.get("version") == CACHE_VERSION else {}
 
 
 def uncached_images(rows: Mapping[str, Any]) -> frozenset[str]:
@@ -107,7 +107,7 @@ def open_cache(
         return None
     advice = f"run `udaseg prepare {dataset.name} --cache {size[1]}x{size[0]}` again"
     manifest = read_cache_manifest(folder)
-    if manifest is None:
+    if not manifest:
         log.warning("%s: the cache is incomplete and is ignored; %s", folder, advice)
         return None
     rows = manifest["files"]
