@@ -16,11 +16,12 @@ from udaseg.data.datasets.index import PreparedDataset, Sample
 from udaseg.data.labels.classes import ClassSpace
 from udaseg.errors import DataError, UsageError
 from udaseg.evaluation import evaluate as evaluate_module
-from udaseg.evaluation.evaluate import score_dataset
+from udaseg.evaluation.evaluate import confusion_matrix
 from udaseg.inference import trained_model
 from udaseg.runs.scores import find_score_files
 
 CPU = torch.device("cpu")
+WHOLE = udaseg.InferenceOptions()
 
 
 def write_city(folder, truths, names=COLORS.names, images=None, size=None):
@@ -78,7 +79,7 @@ def test_a_network_that_is_right_scores_one(given, tmp_path, capsys):
 def test_scores_are_taken_at_the_size_of_the_labels(tmp_path):
     truth = random_labels(32, 48)
     city = write_city(tmp_path, [truth], size=(24, 16))  # images of half the size
-    matrix = score_dataset(ColorNetwork(), COLORS, city, "val", resize=None, device=CPU)
+    matrix = confusion_matrix(ColorNetwork(), COLORS, city, "val", WHOLE, device=CPU)
     assert matrix.counts.sum() == truth.size
     assert matrix.pixel_accuracy() > 0.8
 
@@ -90,7 +91,7 @@ def test_ignored_pixels_enter_no_score(tmp_path):
     shown = truth.copy()
     shown[:4] = (shown[:4] + 1) % 3
     city = write_city(tmp_path, [void], images=[shown])
-    matrix = score_dataset(ColorNetwork(), COLORS, city, "val", resize=None, device=CPU)
+    matrix = confusion_matrix(ColorNetwork(), COLORS, city, "val", WHOLE, device=CPU)
     assert matrix.counts.sum() == 32
     assert matrix.pixel_accuracy() == 1
 
@@ -117,7 +118,7 @@ def test_predicting_a_class_that_the_truth_lacks_is_a_miss(tmp_path):
     shown = truth.copy()
     shown[:2] = 1
     city = write_city(tmp_path, [truth], names=("road", "car"), images=[shown])
-    matrix = score_dataset(ColorNetwork(), COLORS, city, "val", resize=None, device=CPU)
+    matrix = confusion_matrix(ColorNetwork(), COLORS, city, "val", WHOLE, device=CPU)
     assert matrix.iou()[0] == 0.5
 
 
@@ -252,9 +253,8 @@ def test_the_network_sees_other_data_unsquashed(tmp_path):
 
     city = write_city(tmp_path, [random_labels(20, 80)])
     for keep_shape in (False, True):
-        score_dataset(
-            Watching(), COLORS, city, "val", resize=(20, 20), keep_shape=keep_shape, device=CPU
-        )
+        options = udaseg.InferenceOptions(resize=(20, 20), keep_shape=keep_shape)
+        confusion_matrix(Watching(), COLORS, city, "val", options, device=CPU)
     assert seen == [(20, 20), (10, 40)]
 
 
@@ -269,7 +269,7 @@ def test_data_that_cannot_be_scored_are_refused(tmp_path):
         (empty, "val", "no images"),
     ):
         with pytest.raises(DataError, match=reason):
-            score_dataset(ColorNetwork(), COLORS, dataset, split, resize=None, device=CPU)
+            confusion_matrix(ColorNetwork(), COLORS, dataset, split, WHOLE, device=CPU)
 
 
 def test_a_damaged_image_stops_the_scoring_and_is_named(given, tmp_path, capsys):

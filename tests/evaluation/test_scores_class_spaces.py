@@ -20,10 +20,11 @@ from udaseg.data.labels.tables import builtin_label_table
 from udaseg.errors import UsageError
 from udaseg.evaluation import evaluate
 from udaseg.evaluation.confusion import ConfusionMatrix
-from udaseg.evaluation.evaluate import score_dataset
+from udaseg.evaluation.evaluate import confusion_matrix
 from udaseg.evaluation.protocols import CITYSCAPES, NOT_IN_16, SUBSETS, applicable_conventions
 from udaseg.evaluation.scores import ScoringOptions, check_protocol, summarise
 from udaseg.inference import trained_model
+from udaseg.inference.pipeline import InferenceOptions
 
 NINETEEN = builtin_label_table("cityscapes19").classes
 SIXTEEN = builtin_label_table("synthia16").classes
@@ -57,9 +58,8 @@ def written(tmp_path, truth_classes, prediction, truth):
 def scored(tmp_path, classes, truth_classes, prediction, truth, **how):
     """Return the scores of a network that predicts `prediction`, computed as in `udaseg eval`."""
     city = written(tmp_path, truth_classes, prediction, truth)
-    matrix = score_dataset(
-        Reads(len(classes)), classes, city, "val", resize=None, device=torch.device("cpu")
-    )
+    options, device = InferenceOptions(), torch.device("cpu")
+    matrix = confusion_matrix(Reads(len(classes)), classes, city, "val", options, device=device)
     return summarise(matrix, classes, city, "val", {}, ScoringOptions(**how))
 
 

@@ -84,11 +84,11 @@ else:
             return real(path, *words, **options)
         pathlib.Path.unlink = unlink
     else:
-        real = scores.score_dataset
-        def score_dataset(*words, **options):
+        real = scores.confusion_matrix
+        def confusion_matrix(*words, **options):
             fire()
             return real(*words, **options)
-        scores.score_dataset = score_dataset
+        scores.confusion_matrix = confusion_matrix
 
 from udaseg.cli.main import main
 main(sys.argv[1:])

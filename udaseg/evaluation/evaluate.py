@@ -180,21 +180,6 @@ def variant_name(
     return "+".join([plain, *(word for word, differs in words.items() if differs)])
 
 
-def score_dataset(
-    segmenter: Network,
-    classes: ClassSpace,
-    dataset: PreparedDataset,
-    split: str,
-    *,
-    resize: tuple[int, int] | None,
-    device: torch.device,
-    keep_shape: bool = False,
-) -> ConfusionMatrix:
-    """Return the confusion matrix of a network on single, whole images."""
-    options = InferenceOptions(resize=resize, keep_shape=keep_shape)
-    return confusion_matrix(segmenter, classes, dataset, split, options, device=device)
-
-
 def write_scores(folder: Path, scores: Scores) -> None:
     """Write `scores.json` and `scores.csv` into `folder`."""
     write_json(folder / "scores.json", scores.to_json())

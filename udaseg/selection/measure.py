@@ -11,9 +11,10 @@ from udaseg.data.labels.classes import ClassSpace
 from udaseg.display.progress import WorkProgress
 from udaseg.errors import CheckpointError
 from udaseg.evaluation.confusion import ConfusionMatrix
-from udaseg.evaluation.evaluate import score_dataset
+from udaseg.evaluation.evaluate import confusion_matrix
 from udaseg.inference import trained_model
 from udaseg.inference.labels import labels_from_logits
+from udaseg.inference.pipeline import InferenceOptions
 from udaseg.inference.sizes import network_input_size
 from udaseg.inference.trained_model import Model
 from udaseg.inference.windows import predict_logits
@@ -103,14 +104,9 @@ def _load_teacher(candidate: Candidate, device: str) -> Model | None:
 
 
 def _miou(model: Model, images: ImageSet) -> float:
-    return score_dataset(
-        model.segmenter,
-        model.classes,
-        images.dataset,
-        images.split,
-        resize=network_input_size(model.recipe),
-        keep_shape=True,
-        device=model.device,
+    options = InferenceOptions(resize=network_input_size(model.recipe), keep_shape=True)
+    return confusion_matrix(
+        model.segmenter, model.classes, images.dataset, images.split, options, device=model.device
     ).mean_iou()
 
 

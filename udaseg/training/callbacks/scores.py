@@ -2,8 +2,9 @@
 
 from udaseg.distributed import rank
 from udaseg.evaluation.confusion import ConfusionMatrix
-from udaseg.evaluation.evaluate import score_dataset, write_scores
+from udaseg.evaluation.evaluate import confusion_matrix, write_scores
 from udaseg.evaluation.scores import summarise
+from udaseg.inference.pipeline import InferenceOptions
 from udaseg.models.segmenter import evaluation_mode
 from udaseg.runs.scores import Scores
 from udaseg.text import format_size
@@ -42,11 +43,11 @@ def _score_student(state: TrainingState) -> ConfusionMatrix:
     assert data.validation is not None
     student = state.setup.objective.student
     with evaluation_mode(student):
-        return score_dataset(
+        return confusion_matrix(
             student,
             data.classes,
             data.validation,
             spec.split,
-            resize=spec.resize,
+            InferenceOptions(resize=spec.resize),
             device=state.setup.device,
         )
