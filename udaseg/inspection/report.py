@@ -67,12 +67,7 @@ def report(
             )
     folders = list({folder.resolve(): folder for folder in folders}.values())
     names = _column_names(folders)
-    contents = [
-        read_run(folder, name, evaluation)
-        for folder, name, evaluation in zip(
-            folders, names, _shown_evaluations(folders), strict=True
-        )
-    ]
+    contents = list(map(read_run, folders, names, _shown_evaluations(folders)))
     warnings: list[str] = []
     loaded = _load_networks(names, folders, device, warnings)
     pictures = _render_images(loaded, images, scan, Path(root), warnings)

@@ -9,15 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from udaseg.errors import (
-    CheckpointError,
-    DataError,
-    EnvironmentFault,
-    GateError,
-    RecipeError,
-    UdasegError,
-    UsageError,
-)
+from udaseg import errors
 from udaseg.files import read_json
 from udaseg.recipe.load import from_dict, load
 from udaseg.recipe.schema import Recipe
@@ -32,11 +24,11 @@ _MAX_PROBLEMS = 10
 
 Outcome = Literal["passed", "unreadable", "damaged", "incomplete", "out_of_range"]
 # the worst outcome first
-_ERRORS: dict[Outcome, type[UdasegError]] = {
-    "unreadable": RecipeError,
-    "damaged": CheckpointError,
-    "incomplete": DataError,
-    "out_of_range": GateError,
+_ERRORS: dict[Outcome, type[errors.UdasegError]] = {
+    "unreadable": errors.RecipeError,
+    "damaged": errors.CheckpointError,
+    "incomplete": errors.DataError,
+    "out_of_range": errors.GateError,
 }
 _KINDS = list(_ERRORS)
 
@@ -121,7 +113,7 @@ def verify(run: str | os.PathLike[str]) -> Verification:
     if (path / SUMMARY).is_file():
         folders = [recipe.parent for recipe in sorted(path.glob("s*/recipe.yaml"))]
     if not folders or not all((folder / "recipe.yaml").is_file() for folder in folders):
-        raise UsageError(f"{path}: is not a run folder (no recipe.yaml)")
+        raise errors.UsageError(f"{path}: is not a run folder (no recipe.yaml)")
     return Verification(tuple(itertools.chain.from_iterable(map(_check_run, folders))))
 
 
@@ -132,7 +124,7 @@ def _check_run(folder: Path) -> Iterator[Check]:
     """Yield the results of all checks of a run; without a recipe there is nothing to compare."""
     try:
         recipe = load(folder / "recipe.yaml")
-    except (RecipeError, EnvironmentFault) as error:
+    except (errors.RecipeError, errors.EnvironmentFault) as error:
         yield Check(folder, "recipe", "unreadable", str(error))
         return
     digest = recipe_digest(recipe)[:12]
@@ -195,9 +187,9 @@ def _check_checkpoints(folder: Path, recipe: Recipe) -> _Results:
     for path in files:
         try:
             intact_steps.append(_check_checkpoint(path, folder, recipe))
-        except CheckpointError as error:
+        except errors.CheckpointError as error:
             yield "damaged", str(error)
-        except (RecipeError, EnvironmentFault) as error:
+        except (errors.RecipeError, errors.EnvironmentFault) as error:
             yield "unreadable", str(error)
     # a manifest is written after its checkpoint, so a missing checkpoint was lost later
     for path in _step_files(folder, ".json"):
@@ -212,7 +204,7 @@ def _check_checkpoints(folder: Path, recipe: Recipe) -> _Results:
 def _check_checkpoint(path: Path, folder: Path, recipe: Recipe) -> int:
     """Return the step of a checkpoint; raise an error if it is damaged or of another recipe."""
     if not path.with_suffix(".json").is_file():
-        raise CheckpointError(f"{path}: has no manifest, so it was not written completely")
+        raise errors.CheckpointError(f"{path}: has no manifest, so it was not written completely")
     checkpoint = load_checkpoint(path)
     recipe_of_checkpoint = from_dict(checkpoint.recipe, origin=str(path))
     # the number of processes may change, if a step keeps its number of images
@@ -221,7 +213,7 @@ def _check_checkpoint(path: Path, folder: Path, recipe: Recipe) -> int:
         processes = read_num_processes(folder)
     settings = determining_values(recipe_of_checkpoint, checkpoint.processes)
     if settings != determining_values(recipe, processes):
-        raise CheckpointError(f"{path}: was made with another recipe than recipe.yaml")
+        raise errors.CheckpointError(f"{path}: was made with another recipe than recipe.yaml")
     return checkpoint.step
 
 
