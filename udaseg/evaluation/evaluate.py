@@ -19,12 +19,7 @@ from udaseg.errors import DataError
 from udaseg.evaluation.confusion import ConfusionMatrix
 from udaseg.evaluation.prediction_files import prediction_writer
 from udaseg.evaluation.protocols import classes_only_in_truth
-from udaseg.evaluation.scores import (
-    PUBLISHED_SCORING,
-    ScoringOptions,
-    check_protocol,
-    summarise,
-)
+from udaseg.evaluation.scores import PUBLISHED_SCORING, ScoringOptions, check_protocol, summarise
 from udaseg.files import write_json, write_text
 from udaseg.inference import pipeline, trained_model
 from udaseg.inference.pipeline import InferenceOptions, SamplePrediction
@@ -128,13 +123,10 @@ def evaluate(
     if folder is None and not isinstance(run, Model):  # its weights may differ from the run's
         run_folder = run_folder_of(path)
         checkpoint = "" if path.resolve() == run_folder.resolve() else model.checkpoint.stem
-        folder = (
-            run_folder
-            / "eval"
-            / variant_name(
-                f"{dataset.name}-{split}", options.weights, inference, options.scoring, checkpoint
-            )
+        name = variant_name(
+            f"{dataset.name}-{split}", options.weights, inference, options.scoring, checkpoint
         )
+        folder = run_folder / "eval" / name
     if folder is not None:
         write_scores(Path(folder), scores)
         log.info("scores written to %s", folder)

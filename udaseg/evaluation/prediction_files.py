@@ -86,9 +86,7 @@ def match_predictions(folder: Path, samples: Sequence[Sample]) -> list[Path]:
         paths_by_key[name_key(path.stem)].append(path)
     key_counts = Counter(name_key(PurePosixPath(sample.image).stem) for sample in samples)
     own_names = prediction_names(samples)
-    chosen: list[Path] = []
-    missing: list[str] = []
-    ambiguous: list[str] = []
+    found: dict[str, list[Path]] = {}
     for sample in samples:
         image = PurePosixPath(sample.image)
         key = name_key(image.stem)
@@ -97,10 +95,9 @@ def match_predictions(folder: Path, samples: Sequence[Sample]) -> list[Path]:
             paths = paths_by_key[image.name] or paths
         if key_counts[key] > 1 or len(paths) > 1:
             paths = [path for path in paths if _paths_agree(path.relative_to(folder), image)]
-        if len(paths) == 1:
-            chosen.append(paths[0])
-        else:
-            (ambiguous if paths else missing).append(sample.image)
+        found[sample.image] = paths
+    missing = [image for image, paths in found.items() if not paths]
+    ambiguous = [image for image, paths in found.items() if len(paths) > 1]
     for problem, images, hint in (
         ("no prediction", missing, ""),
         ("several predictions", ambiguous, "; give the folder of one kind of mask"),
@@ -110,16 +107,13 @@ def match_predictions(folder: Path, samples: Sequence[Sample]) -> list[Path]:
             raise DataError(
                 f"{folder}: {problem} for {len(images)} of {len(samples)} images: {listed}{hint}"
             )
-    return chosen
+    return [found[sample.image][0] for sample in samples]
 
 
 def name_key(stem: str) -> str:
     """Return the part of a file name that all files of one image share."""
-    for pattern in (CITYSCAPES_KEY, FRAME_KEY):
-        match = pattern.fullmatch(stem)
-        if match is not None:
-            return match["key"]
-    return stem
+    match = CITYSCAPES_KEY.fullmatch(stem) or FRAME_KEY.fullmatch(stem)
+    return stem if match is None else match["key"]
 
 
 def read_prediction(path: Path) -> Pixels:
