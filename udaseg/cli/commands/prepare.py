@@ -5,15 +5,7 @@ from typing import Annotated
 
 import typer
 
-from udaseg.cli.options import (
-    CacheFormat,
-    OnMismatch,
-    Quiet,
-    Root,
-    Verbose,
-    parse_height_width,
-    parse_width_height,
-)
+from udaseg.cli import options
 from udaseg.cli.verbosity import set_verbosity
 from udaseg.errors import DataError, UsageError
 
@@ -27,7 +19,7 @@ def prepare(
             show_default=False,
         ),
     ],
-    root: Root = Path("data"),
+    root: options.Root = Path("data"),
     check_only: Annotated[
         bool, typer.Option("--check-only", help="Check all files without writing.")
     ] = False,
@@ -38,7 +30,7 @@ def prepare(
         int, typer.Option(min=0, help="Maximum number of damaged files to leave out.")
     ] = 0,
     on_mismatch: Annotated[
-        OnMismatch, typer.Option(help="What to do when label and image sizes differ.")
+        options.OnMismatch, typer.Option(help="What to do when label and image sizes differ.")
     ] = "exclude",
     exclude: Annotated[
         list[str] | None,
@@ -57,13 +49,14 @@ def prepare(
         typer.Option(metavar="WxH", help="Also cache the training images, resized to this size."),
     ] = None,
     cache_format: Annotated[
-        CacheFormat, typer.Option(help="raw loads faster and needs zstd.")
+        options.CacheFormat, typer.Option(help="raw loads faster and needs zstd.")
     ] = "png",
-    verbose: Verbose = False,
-    quiet: Quiet = False,
+    verbose: options.Verbose = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Check and index data sets for training."""
-    size_px, cache_px = parse_height_width("--size", size), parse_width_height("--cache", cache)
+    size_px = options.parse_height_width("--size", size)
+    cache_px = options.parse_width_height("--cache", cache)
     if check_only and cache is not None:
         raise UsageError("--check-only writes nothing; leave out --cache")
     if verify and (check_only or cache is not None):
@@ -74,7 +67,7 @@ def prepare(
     if verify:
         _verify(names, root, workers)
         return
-    options = udaseg.PrepareOptions(
+    prepare_options = udaseg.PrepareOptions(
         max_bad=max_bad,
         on_mismatch=on_mismatch,
         exclude=tuple(exclude or ()),
@@ -86,7 +79,7 @@ def prepare(
     )
     failure = None
     try:
-        reports = udaseg.prepare(names=names, root=root, options=options)
+        reports = udaseg.prepare(names=names, root=root, options=prepare_options)
     except udaseg.SomeDataFailed as error:
         failure, reports = error, error.finished
     from udaseg.cli.printing.prepare import print_prepared

@@ -3,7 +3,6 @@
 import errno
 import io
 import stat
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ from udaseg.data.labels.read import read_label_ids, read_train_ids
 from udaseg.data.prepare.convert import to_train_ids
 from udaseg.data.prepare.manifest import read_with_fingerprint
 from udaseg.errors import DataError
+from udaseg.text import format_size
 
 _GRID = 16
 _ORIENTATION = 0x0112
@@ -141,22 +141,20 @@ def _image_faults(result: InspectedImage) -> Iterator[tuple[str, str]]:
     except DataError as error:
         yield file_fault(path) or ("damaged", _without_path(error, path))
         return
-    height, width = result.size = image.shape[:2]
+    result.size = image.shape[:2]
     statistics = np.asarray(cv2.meanStdDev(image), np.float64)
     result.mean, result.spread = statistics[0].ravel(), statistics[1].ravel()
     result.is_blank = bool(result.spread.max() < _BLANK_SPREAD)
     result.hash_bits, result.digest = fingerprint(image), stamp.sha256
     if result.is_blank:
         yield "blank-image", f"RGB {', '.join(str(round(part)) for part in result.mean)}"
-    if min(height, width) < _MIN_SIDE:
-        yield "small-image", f"{width}x{height}"
+    if min(result.size) < _MIN_SIDE:
+        yield "small-image", format_size(result.size)
     yield from _format_faults(path, data)
     recorded = item.index_entry
     if recorded is not None and (recorded.height, recorded.width) != result.size:
-        yield (
-            "stale-index",
-            f"{width}x{height}, prepared as {recorded.width}x{recorded.height}",
-        )
+        before = f"{recorded.width}x{recorded.height}"
+        yield "stale-index", f"{format_size(result.size)}, prepared as {before}"
     elif item.image_sha256 not in (None, stamp.sha256):
         yield "stale-index", "changed since it was prepared"
 
@@ -214,12 +212,9 @@ def _label_faults(result: InspectedImage, path: Path) -> Iterator[tuple[str, str
         yield "unknown-id", f"id {shown}{more}"
     yield from _suffix_fault(path, data)
     if result.size is not None and labels.shape != result.size:
-        (height, width), (label_height, label_width) = result.size, labels.shape
-        rotated = ", rotated" if labels.shape == (width, height) else ""
-        yield (
-            "size-mismatch",
-            f"label {label_width}x{label_height}, image {width}x{height}{rotated}",
-        )
+        rotated = ", rotated" if labels.shape == result.size[::-1] else ""
+        sizes = f"label {format_size(labels.shape)}, image {format_size(result.size)}{rotated}"
+        yield "size-mismatch", sizes
     if item.label_sha256 not in (None, stamp.sha256):
         yield "stale-index", "changed since it was prepared"
     assert subject.classes is not None
@@ -259,8 +254,9 @@ def _train_ids(
     headers.refuse_damaged_image(path, data)
     labels = read_train_ids(path)
     is_unknown = (labels >= len(subject.classes)) & (labels != IGNORE)
-    unknown = Counter(labels[is_unknown].tolist())
-    return np.where(is_unknown, np.uint8(IGNORE), labels), unknown
+    values, counts = np.unique(labels[is_unknown], return_counts=True)
+    labels[is_unknown] = IGNORE
+    return labels, dict(zip(values.tolist(), counts.tolist(), strict=True))
 
 
 def _without_path(error: Exception, path: Path) -> str:

@@ -27,6 +27,7 @@ from udaseg.data.prepare.rules import Mismatch, PrepareOptions
 from udaseg.data.prepare.workspace import Workspace
 from udaseg.errors import DataError, EnvironmentFault
 from udaseg.files import disk_space, sha256
+from udaseg.text import format_size
 
 # a class space has at most 254 classes, so this train id is never one of them
 _UNKNOWN = 254
@@ -74,7 +75,7 @@ def convert_pair(
     labels, unknown = to_train_ids(ids, declaration.table)
     row = replace(row, label=label_stamp)
     if labels.shape != (height, width):
-        problem = f"{pair.label}: label {labels.shape[1]}x{labels.shape[0]}, image {width}x{height}"
+        problem = f"{pair.label}: label {format_size(labels.shape)}, image {width}x{height}"
         if on_mismatch == "fail":
             return ConvertedPair(problem=problem, unknown_ids=unknown)
         if on_mismatch == "exclude":

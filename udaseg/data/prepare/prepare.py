@@ -24,6 +24,7 @@ from udaseg.data.toyland.writer import make_toyland
 from udaseg.display.progress import LazyProgress
 from udaseg.errors import DataError, UsageError
 from udaseg.files import disk_space, file_lock, sha256_of
+from udaseg.text import format_size
 
 log = logging.getLogger(__name__)
 OnProgress = Callable[[int, int], None]
@@ -97,14 +98,12 @@ def _add_cache(report: PrepareReport, options: CacheOptions, workers: int) -> No
     distorted = [s for s in samples if not 0.9 < s.width / s.height * height / width < 1.1]
     if distorted:
         log.warning(
-            "--cache %dx%d (width x height) changes the aspect ratio of %d of %d images, such as "
-            "one of %dx%d",
-            width,
-            height,
+            "--cache %s (width x height) changes the aspect ratio of %d of %d images, such as one "
+            "of %s",
+            format_size(options.size),
             len(distorted),
             len(samples),
-            distorted[0].width,
-            distorted[0].height,
+            format_size((distorted[0].height, distorted[0].width)),
         )
     with LazyProgress(f"cache {report.name}") as on_progress:
         report.cache = write_cache(

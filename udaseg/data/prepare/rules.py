@@ -16,6 +16,8 @@ SOURCE_NAME = "source.json"
 STORED_LISTS = ("bad", "excluded", "known", "blank", "missing")
 """The lists of a report that are stored, so that a later run can report the same."""
 
+_STORED_RULES = ("max_bad", "on_mismatch", "exclude")
+
 Mismatch = Literal["exclude", "resize", "fail"]
 
 
@@ -71,7 +73,7 @@ class PrepareOptions:
 
     def rules(self) -> dict[str, Any]:
         """Return the options that decide which files are left out; they are stored."""
-        return {key: getattr(self, key) for key in ("max_bad", "on_mismatch", "exclude")}
+        return {key: getattr(self, key) for key in _STORED_RULES}
 
 
 def conversion_digest(declaration: Declaration, folder: Path, options: PrepareOptions) -> str:
@@ -100,10 +102,6 @@ def _digest(text: str) -> str:
 def read_source(final: Path) -> dict[str, Any] | None:
     """Return what the last run stored about the sources, or None if nothing usable is there."""
     document = read_json(final / SOURCE_NAME)
-    if not ({"stamp", "rules", *STORED_LISTS} <= set(document) and (final / INDEX_NAME).is_file()):
-        return None
-    try:
-        PrepareOptions(**document["rules"])
-    except TypeError:  # written by another version
-        return None
-    return document
+    complete = {"stamp", *STORED_LISTS} <= set(document) and (final / INDEX_NAME).is_file()
+    same_rules = set(document.get("rules", ())) == set(_STORED_RULES)
+    return document if complete and same_rules else None
