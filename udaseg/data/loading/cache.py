@@ -30,7 +30,6 @@ class Cache:
     """Cached images and labels of one size.
 
     Attributes:
-        folder: Folder of the cached files.
         size: (height, width).
         format: `png`, or `raw` (bytes compressed with zstd).
         uncached: Images that are not cached and must be read from their original files.

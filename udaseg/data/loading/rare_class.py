@@ -14,7 +14,7 @@ class RareClassSettings:
     """Settings of rare-class sampling.
 
     Attributes:
-        temperature: Softmax temperature; smaller values favour the rarest classes more.
+        temperature: Of the softmax; smaller values favour the rarest classes more.
         min_pixels: Minimum pixels of the class in an image, at the label's own size.
         min_crop_pixels: Minimum pixels of the class in a crop, at the crop's resolution.
 
@@ -49,7 +49,6 @@ class RareClassImages:
 
     Args:
         pixels: (N, K) pixels of each class in each label.
-        settings: The settings.
 
     Attributes:
         probabilities: (K,) probability of each class.
@@ -85,14 +84,8 @@ def rare_class_corner(
     """Return (top, left) of a window with at least `min_pixels` pixels of a class.
 
     All such windows are equally likely; if there is none, all with the most pixels are. One
-    integral image counts the pixels of all windows, so no window is tried twice.
-
-    Args:
-        labels: (H, W) train ids.
-        train_id: The class.
-        size: (height, width) of the window; the part beyond the labels has no pixels.
-        min_pixels: Pixels of the class that are enough.
-        rng: Draws the window.
+    integral image counts the pixels of all windows, so no window is tried twice. The part of a
+    window beyond the labels (H, W) has no pixels.
 
     Reference:
         DAFormer's released code tries up to ten random crops, reads each from disk again, and uses

@@ -18,13 +18,7 @@ SUB_EPOCH = 3000
 
 @dataclass(frozen=True)
 class Draw:
-    """One draw.
-
-    Attributes:
-        sample: The image.
-        key: Seed of its crop.
-        train_id: Class that the crop must contain; None for any crop.
-    """
+    """An image, the seed of its crop, and the class that the crop must contain, if any."""
 
     sample: Sample
     key: tuple[int, int, int, int]
@@ -37,16 +31,13 @@ class SamplingOrder:
     Uniform sampling visits each file once per epoch, in a new order each epoch. Class-balanced
     sampling follows the class counts within a sub-epoch. Rare-class draws are independent.
 
-    Args:
-        crops: Crops of the domain.
-        seed: Seed of the run.
-        domain: Number that distinguishes source and target.
+    The number of the domain distinguishes source and target.
     """
 
     def __init__(self, crops: CropSource, *, seed: int, domain: int) -> None:
         self.crops = crops
         self._seed, self._domain = seed, domain
-        balanced, rare = (crops.sampling == name for name in ("class_balanced", "rare_class"))
+        balanced, rare = crops.sampling == "class_balanced", crops.sampling == "rare_class"
         self._class_present = crops.class_counts() > 0 if balanced else None
         self._rare = crops.rare_images() if rare else None
         # the last epoch that was asked for, and its order
@@ -96,11 +87,8 @@ def balanced_order(
     Args:
         present: (N, K), whether image n holds class k.
         seed: Seed of the run.
-        sub_epoch: Number of the sub-epoch; the order depends only on it and the seed.
+        sub_epoch: Its number; the order depends only on it and the seed.
         length: Number of draws.
-
-    Returns:
-        (length,) image indices.
 
     Reference:
         Xie et al., SPCL (2021), released code. Counts start at 0 in each sub-epoch.
