@@ -25,12 +25,12 @@ _BAND_ROWS = 256
 
 @dataclass(frozen=True)
 class MaskContent:
-    """The parts of an image's prediction that are written to disk.
+    """The parts of an image's prediction that are written to disk, as the image is stored.
 
     Attributes:
         labels: (H, W) train ids, `IGNORE` where the network abstains.
         grey: (H, W) confidence as 0..255; None if not requested.
-        logits: (K, h, w) float32; None if not requested.
+        logits: (K, h, w); None if not requested.
     """
 
     labels: Pixels
@@ -83,16 +83,11 @@ def count_ids(labels: Pixels) -> NDArray[np.int64]:
 def write_masks(
     masks: Mapping[MaskKind, Path], image: Pixels, prediction: MaskContent, classes: ClassSpace
 ) -> None:
-    """Write each kind of mask; each file is written atomically.
+    """Write each kind of mask of an image as stored; each file is written atomically.
 
-    Args:
-        masks: File of each kind: `ids` (train ids, 255 where the network abstains), `label-ids`
-            (those of Cityscapes, 0 where it abstains), `color` (train ids with the class colours as
-            palette), `overlay` (colours over the image), `confidence` (0..255), `logits` (K, h, w)
-            float32.
-        image: (H, W, 3) RGB as stored.
-        prediction: Of the image as stored, with what the kinds need.
-        classes: Classes with their colours.
+    The kinds: `ids` (train ids, 255 where the network abstains), `label-ids` (those of Cityscapes,
+    0 where it abstains), `color` (train ids with the class colours as palette), `overlay` (colours
+    over the image), `confidence` (0..255), `logits` (K, h, w) float32.
     """
     labels = prediction.labels
     for kind, path in masks.items():

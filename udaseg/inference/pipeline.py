@@ -175,16 +175,12 @@ class Limit:
 _FEW_ITEMS = Limit(_READERS + 1 + _READ_AHEAD)
 
 
-def _no_pixels(_: object) -> int:
-    return 0
-
-
 def read_ahead(
     read: Callable[[_Job], _Item],
     jobs: Iterable[_Job],
     limit: Limit = _FEW_ITEMS,
     *,
-    pixels_of: Callable[[_Job], int] = _no_pixels,
+    pixels_of: Callable[[_Job], int] = lambda _: 0,
     workers: int = _READERS,
 ) -> Generator[_Item, None, None]:
     """Yield the results of `read` in order, reading a few jobs ahead in threads.
@@ -219,7 +215,7 @@ def batches_of_one_size(
     shape_of: Callable[[_Item], tuple[int, ...]],
     limit: Limit,
     *,
-    pixels_of: Callable[[_Item], int] = _no_pixels,
+    pixels_of: Callable[[_Item], int] = lambda _: 0,
 ) -> Iterator[list[_Item]]:
     """Yield consecutive items of equal shape together, each batch as soon as it is full.
 

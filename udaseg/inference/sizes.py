@@ -18,11 +18,7 @@ def input_size(stored: Size, trained: Size | None) -> Size:
     An image with the training aspect ratio (width / height within 2 %) gets exactly the training
     size. Any other keeps its aspect ratio and gets about the same number of pixels. Objects then
     appear about as large as in training, nothing is distorted, and time and memory are equal for
-    every image, even a strip of 10,000 x 1 pixels.
-
-    Args:
-        stored: (height, width) of the image.
-        trained: (height, width) of training and validation; None if images kept their size.
+    every image, even a strip of 10,000 x 1 pixels. `trained` is None if images kept their size.
     """
     if trained is None:
         return stored

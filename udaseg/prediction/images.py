@@ -43,8 +43,8 @@ class Outcome:
         pixels: (256,) newly predicted pixels of each label; `IGNORE` counts abstained pixels.
         failures: Inputs that failed, with the reason.
         kept: Number of inputs whose masks existed already.
-        done: Number of inputs done: predicted, failed or kept.
-        frames: Number of video frames predicted.
+        done: Number of inputs predicted, failed or kept.
+        frames: Number of frames of `videos`.
         videos: Number of videos predicted.
     """
 

@@ -40,6 +40,9 @@ _FAILURES = "failures.csv"
 _SETTINGS = "prediction.json"
 _BATCH_ON_GPU = 8
 _Path: TypeAlias = str | os.PathLike[str]
+_Inputs: TypeAlias = _Path | Sequence[_Path]
+_Network: TypeAlias = Model | _Path | None
+_Options: TypeAlias = PredictOptions | None
 
 
 @dataclass(frozen=True)
@@ -90,30 +93,18 @@ class PredictSummary:
 
 @overload
 def predict(
-    inputs: _Path | Sequence[_Path],
-    model: Model | _Path | None = None,
-    *,
-    out: None = None,
-    options: PredictOptions | None = None,
+    inputs: _Inputs, model: _Network = None, *, out: None = None, options: _Options = None
 ) -> Iterator[Prediction]: ...
 
 
 @overload
 def predict(
-    inputs: _Path | Sequence[_Path],
-    model: Model | _Path | None = None,
-    *,
-    out: _Path,
-    options: PredictOptions | None = None,
+    inputs: _Inputs, model: _Network = None, *, out: _Path, options: _Options = None
 ) -> PredictSummary: ...
 
 
 def predict(
-    inputs: _Path | Sequence[_Path],
-    model: Model | _Path | None = None,
-    *,
-    out: _Path | None = None,
-    options: PredictOptions | None = None,
+    inputs: _Inputs, model: _Network = None, *, out: _Path | None = None, options: _Options = None
 ) -> Iterator[Prediction] | PredictSummary:
     """Predict images and videos: yield the predictions, or write masks to `out`.
 
@@ -197,7 +188,7 @@ def _prepared_batches(
 
 
 def _write_all(
-    inputs: Inputs, model: Model | _Path | None, out: Path, options: PredictOptions
+    inputs: Inputs, model: _Network, out: Path, options: PredictOptions
 ) -> PredictSummary:
     """Write the masks of all inputs and return what was written."""
     jobs = outputs.plan_outputs(inputs, out, options.kinds, video=options.video)
@@ -247,7 +238,7 @@ def _write_all(
     )
 
 
-def _load_model(model: Model | _Path | None, options: PredictOptions) -> Model:
+def _load_model(model: _Network, options: PredictOptions) -> Model:
     if isinstance(model, Model):
         return model
     run = newest_finished_run(Path("runs")) if model is None else Path(model)
@@ -259,10 +250,7 @@ def _make_predictor(
 ) -> tuple[Predictor, float | None]:
     """Return the predictor of these options and the run's temperature; log both.
 
-    Args:
-        model: The network.
-        options: How to predict.
-        kinds: Masks to write. Confidence is predicted only if they need it; for None, always.
+    It predicts confidence only if the masks of `kinds` need it; for None, always.
     """
     if kinds is not None and "label-ids" in kinds:
         label_ids(model.classes)  # raises for classes without label ids

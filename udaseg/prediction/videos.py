@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from udaseg.data.files.images import Pixels
 from udaseg.data.files.video import VideoReader, VideoWriter
 from udaseg.data.labels.classes import IGNORE, ClassSpace
 from udaseg.display.pictures import color_mask
@@ -102,8 +101,7 @@ def _predict_video(
 ) -> tuple[NDArray[np.int64], int]:
     """Predict a video under temporary names, then rename its outputs and write the record.
 
-    Returns:
-        (256,) newly predicted pixels of each label, and the number of frames.
+    Return the (256,) predicted pixels of each label, and the number of frames.
     """
     temporary_paths = {kind: temporary / kind / job.masks[kind].name for kind in job.masks}
     pixels = np.zeros(IGNORE + 1, np.int64)
@@ -169,17 +167,14 @@ def _open_outputs(
         }
         write_masks(files, frame.pixels, content, classes)
         for kind, writer in writers.items():
-            writer.write(_video_frame(kind, frame.pixels, content.labels, classes))
+            if kind == "color":
+                writer.write(color_mask(content.labels, classes.colors))
+            else:
+                writer.write(blend_colors(frame.pixels, content.labels, classes))
         np.add(pixels, count_ids(content.labels), out=pixels)
 
     writing = stack.enter_context(OrderedWork(_WRITE_LIMIT))
     return lambda frame, content: writing.submit(partial(write, frame, content))
-
-
-def _video_frame(kind: MaskKind, image: Pixels, labels: Pixels, classes: ClassSpace) -> Pixels:
-    if kind == "color":
-        return color_mask(labels, classes.colors)
-    return blend_colors(image, labels, classes)
 
 
 def _write_record(job: Job, video: VideoReader) -> None:
