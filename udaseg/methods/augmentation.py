@@ -18,12 +18,7 @@ _BLUR_RADIUS = 5
 
 
 def strong_augment(images: Tensor, generator: torch.Generator, spec: StrongAugmentation) -> Tensor:
-    """Return the images with colour jitter and Gaussian blur, drawn separately for each image.
-
-    Args:
-        images: (B, 3, H, W) float RGB in [0, 1]; they do not change.
-        generator: A generator on the CPU.
-        spec: Strengths and probabilities.
+    """Return (B, 3, H, W) images in [0, 1] with colour jitter and blur, drawn for each image.
 
     Reference:
         Tranheden et al., DACS (2021). Differs: the kernel radius is 5 px instead of a tenth of
@@ -103,16 +98,11 @@ def _jitter_image(
 
 
 def fourier_style(content: Tensor, style: Tensor, *, band: float) -> Tensor:
-    """Return `content` with the low-frequency amplitude of `style`.
+    """Return images `content` (B, 3, H, W) with the low-frequency amplitude of `style`.
 
-    Args:
-        content: (B, 3, H, W) images.
-        style: (B, 3, H', W'); resized bilinearly if the size differs from `content`.
-        band: The window covers b = floor(min(H, W) * band) frequencies on each side of frequency 0.
-            Frequency 0, the mean, is always included.
-
-    Returns:
-        (B, 3, H, W) float32 in the value range of `content`, not clamped, as published.
+    The window covers floor(min(H, W) * band) frequencies on each side of frequency 0, the mean,
+    which is always included. `style` is resized to `content`. The result is float32 and not
+    clamped, as published.
 
     Reference:
         Yang and Soatto, FDA (2020), with the centred window of the numpy code.

@@ -12,19 +12,11 @@ from udaseg.distributed import slice_for_rank, to_device
 def class_mask(
     labels: Tensor, num_classes: int, generator: torch.Generator, *, ignore_is_class: bool
 ) -> Tensor:
-    """Return a mask of the pixels of half of each image's classes, chosen at random.
+    """Return a mask (B, H, W) of the pixels of half of each image's classes, chosen at random.
 
-    Random numbers are drawn for the images of all ranks. An image gets the same numbers however
-    the images are distributed over ranks.
-
-    Args:
-        labels: (B, H, W) integer, a class or `IGNORE`.
-        num_classes: K.
-        generator: A generator on the CPU, the only source of randomness.
-        ignore_is_class: `IGNORE` may be chosen like a class, as in the released DACS.
-
-    Returns:
-        (B, H, W) bool; of n classes present, ceil(n / 2) are chosen with all their pixels.
+    Of n classes present, ceil(n / 2) are chosen with all their pixels. With `ignore_is_class`,
+    `IGNORE` may be chosen like a class, as in the released DACS. Random numbers are drawn for the
+    images of all ranks, so they do not depend on how the images are distributed over ranks.
 
     Reference:
         Olsson et al., ClassMix (2021).
@@ -52,24 +44,12 @@ def square_mask(
     *,
     per: Literal["image", "batch"],
 ) -> Tensor:
-    """Return a mask of one random square for each image on the grid of cells, on the CPU.
+    """Return a mask (B, h, w) of one random square of cells for each image, on the CPU.
 
-    The side is floor(side of the crop * sqrt(u)) with u uniform, rounded down to whole cells, but
-    at least one cell. The corner is uniform on the grid. Squares are drawn for the images of all
-    ranks.
-
-    Args:
-        batch: B.
-        size: (H, W) of the image in pixels; the side of the crop is the shorter of them.
-        stride: Pixels per cell.
-        generator: A generator on the CPU.
-        per: One square for each `image`, or one square for the whole `batch` on all ranks.
-
-    Returns:
-        (B, h, w) bool with h = ceil(H / stride); only whole cells are in the square.
-
-    Raises:
-        ValueError: The image is smaller than one cell.
+    The side is floor(shorter side of the image * sqrt(u)) with u uniform, rounded down to whole
+    cells, but at least one cell. The corner is uniform on the grid, which has h = ceil(H / stride)
+    rows; only whole cells are in the square. Squares are drawn for the images of all ranks, or one
+    for all of them with `per` batch.
 
     Reference:
         Zhou et al., RCCR (2022), augmented image.

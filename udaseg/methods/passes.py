@@ -145,8 +145,7 @@ def _predict_samples(
         for sample in _rank_samples(target):
             image = target.read(sample)[0]
             segmented: SegmenterOutput = student(image_batch([image], device))
-            size = (image.shape[0], image.shape[1])
-            labels, confidence = pseudo_labels(segmented.logits, size)
+            labels, confidence = pseudo_labels(segmented.logits, image.shape[:2])
             yield sample, labels[0], confidence[0]
 
 

@@ -4,7 +4,7 @@ Logits are upsampled along the width first, while there are few rows. Each strip
 upsampled, read and dropped, so no tensor of size B x K x H x W exists.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -55,15 +55,10 @@ def pixel_loss(
 
 
 @torch.no_grad()
-def pseudo_labels(logits: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def pseudo_labels(logits: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Return the most probable class of each pixel and its probability.
 
-    Args:
-        logits: (B, K, h, w).
-        size: (H, W) of the result.
-
-    Returns:
-        Labels (B, H, W) uint8 and confidence (B, H, W) float32 in [0, 1].
+    Logits (B, K, h, w) give labels (B, H, W) uint8 and confidence (B, H, W) float32 in [0, 1].
     """
     height, width = size
     shape = logits.shape[0], height, width

@@ -25,17 +25,10 @@ def adapt_batch_norms(
 ) -> None:
     """Set the batch norms of `networks` to the statistics of the target; change no weight.
 
-    The running mean and variance become the averages over batches of whole, unlabelled images.
-    A batch holds up to `batch_size` images of one size.
-
-    Args:
-        networks: Without frozen batch norms; set their mode again afterwards, with `train()`.
-        target: How images are read; crops and mirroring are not applied, no label is read.
-        samples: The images of `target` to use.
-        batch_size: Maximum images per batch.
-        device: Device of the networks.
-        on_progress: Called after each batch with the images done and their total; starts again for
-            each network.
+    The running mean and variance become the averages over batches of up to `batch_size` whole,
+    unlabelled images of one size; crops and mirroring of `target` are not applied. The networks
+    must have no frozen batch norms; set their mode again afterwards, with `train()`. `on_progress`
+    starts again for each network.
 
     Reference:
         Li et al., AdaBN (2016). Differs: statistics are averaged over batches, each normalised by

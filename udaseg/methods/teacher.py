@@ -1,6 +1,7 @@
 """The mean teacher: a moving average of the student that receives no gradient."""
 
 import copy
+from typing import Self
 
 import torch
 from torch import nn
@@ -30,7 +31,7 @@ class Teacher(nn.Module):
         self.network = copy.deepcopy(student).requires_grad_(False)
         self.train()
 
-    def train(self, mode: bool = True) -> "Teacher":
+    def train(self, mode: bool = True) -> Self:
         """Stay in evaluation mode; batch norms use batch statistics if so configured."""
         super().train(mode)
         self.network.eval()

@@ -104,37 +104,6 @@ class Views:
 
 
 @dataclass(frozen=True)
-class TargetLabels:
-    """The teacher's output and labels for the target images of a step.
-
-    Attributes:
-        labels: (B, H, W) uint8, the most probable class.
-        confidence: (B, H, W) in [0, 1], probability of that class.
-        share: Share of confident pixels, the weight of all target pixels: (B, 1, 1) of each image
-            or (1, 1, 1) of the batch.
-    """
-
-    output: SegmenterOutput
-    labels: Tensor
-    confidence: Tensor
-    share: Tensor
-
-
-@dataclass(frozen=True)
-class MixedPass:
-    """The student's pass on the ClassMix images of a step.
-
-    Attributes:
-        labels: (B, H, W), source labels inside the mask and teacher labels outside.
-        mask: (B, H, W) bool, the pixels pasted from the source.
-    """
-
-    output: SegmenterOutput
-    labels: Tensor
-    mask: Tensor
-
-
-@dataclass(frozen=True)
 class StepContext:
     """The images and network outputs of a step, from which views are computed.
 
@@ -142,7 +111,11 @@ class StepContext:
         augment: The strong augmentation of the student's images.
         source: (B, 3, H, W) source images in [0, 1].
         target: (B, 3, H, W) target images in [0, 1].
-        source_output: Output of the student for the source images.
+        target_output: Output of the teacher.
+        target_confidence: (B, H, W), the teacher's probability of its pseudo-labels.
+        source_output: Output of the student, as is `mixed_output`.
+        mixed_labels: (B, H, W), source labels inside the mask and teacher labels outside.
+        mixed_mask: (B, H, W) bool, the pixels pasted from the source.
     """
 
     batch: Batch
@@ -151,14 +124,17 @@ class StepContext:
     augment: Callable[[Tensor, torch.Generator], Tensor]
     source: Tensor
     target: Tensor
-    target_labels: TargetLabels
+    target_output: SegmenterOutput
+    target_confidence: Tensor
     source_output: SegmenterOutput
-    mixed: MixedPass
+    mixed_output: SegmenterOutput
+    mixed_labels: Tensor
+    mixed_mask: Tensor
 
     @cached_property
     def target_view(self) -> CellView:
         """The teacher's view of the target images."""
-        return cell_view(self.target_labels.output, None)
+        return cell_view(self.target_output, None)
 
 
 def merge_needs(needs: Iterable[Need]) -> dict[View, Need]:
@@ -184,16 +160,10 @@ def merge_needs(needs: Iterable[Need]) -> dict[View, Need]:
 
 def make_views(context: StepContext, needs: Mapping[View, Need]) -> Views:
     """Return the views that are needed; make no others."""
-    batch = context.batch
-    by_name = {
+    made = {
         view: make(context, needs[view].options) for view, make in MAKERS.items() if view in needs
     }
-    return Views(batch.step, batch.progress, batch.seed, by_name)
-
-
-def _teacher_source(context: StepContext, _options: Mapping[str, object]) -> CellView:
-    output: SegmenterOutput = context.teacher(context.source, embed=True)
-    return labelled_view(output, context.batch.source_labels)
+    return Views(context.batch.step, context.batch.progress, context.batch.seed, made)
 
 
 def _cutmix(context: StepContext, options: Mapping[str, object]) -> CellView:
@@ -209,15 +179,11 @@ def _cutmix(context: StepContext, options: Mapping[str, object]) -> CellView:
     return replace(cell_view(output, labels), square=square)
 
 
-def _source(context: StepContext, _options: Mapping[str, object]) -> CellView:
-    return labelled_view(context.source_output, context.batch.source_labels)
-
-
 def _mixed(context: StepContext, _options: Mapping[str, object]) -> CellView:
-    mixed, output = context.mixed, context.mixed.output
-    confidence = context.target_labels.confidence.masked_fill(mixed.mask, 1.0)
+    output = context.mixed_output
+    confidence = context.target_confidence.masked_fill(context.mixed_mask, 1.0)
     on_cells = F.interpolate(confidence[:, None], output.features.shape[-2:])[:, 0]
-    return replace(labelled_view(output, mixed.labels), label_confidence=on_cells)
+    return replace(labelled_view(output, context.mixed_labels), label_confidence=on_cells)
 
 
 @torch.no_grad()
@@ -229,9 +195,13 @@ def _target_by_student_head(context: StepContext, _options: Mapping[str, object]
 
 MAKERS: Mapping[View, Callable[[StepContext, Mapping[str, object]], CellView]] = {
     TARGET: lambda context, _options: context.target_view,
-    TEACHER_SOURCE: _teacher_source,
+    TEACHER_SOURCE: lambda context, _options: labelled_view(
+        context.teacher(context.source, embed=True), context.batch.source_labels
+    ),
     CUTMIX: _cutmix,
-    SOURCE: _source,
+    SOURCE: lambda context, _options: labelled_view(
+        context.source_output, context.batch.source_labels
+    ),
     MIXED: _mixed,
     TARGET_BY_STUDENT_HEAD: _target_by_student_head,
 }

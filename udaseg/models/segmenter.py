@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -166,7 +166,7 @@ class Segmenter(nn.Module):
             return module.forward(inputs)
         return module(inputs)
 
-    def train(self, mode: bool = True) -> "Segmenter":
+    def train(self, mode: bool = True) -> Self:
         """Set training mode; frozen batch norms stay in evaluation mode."""
         super().train(mode)
         for norm in self.frozen_norms():

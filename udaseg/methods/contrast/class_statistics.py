@@ -17,13 +17,8 @@ def class_moments(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return counts (K,), means (K, D) and variances (K, D) of the unit vectors of each class.
 
-    Variances are population variances, the sum of squares divided by the count. A class that does
-    not occur has zeros.
-
-    Args:
-        embeddings: (N, D), normalised to unit length here; no gradient flows.
-        labels: (N,) integer; 255 is ignored.
-        num_classes: K.
+    Embeddings (N, D) are normalised to unit length here; label 255 is ignored. Variances are
+    population variances, divided by the count. A class that does not occur has zeros.
     """
     if labels.shape != embeddings.shape[:1]:
         shapes = tuple(embeddings.shape), tuple(labels.shape)

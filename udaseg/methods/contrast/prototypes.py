@@ -19,10 +19,7 @@ _CHUNK = 4096
 def class_sums(embeddings: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
     """Return the sum (K, D) and the number (K,) of the unit vectors of each class.
 
-    Args:
-        embeddings: (N, D), normalised to unit length here; no gradient flows.
-        labels: (N,) integer; 255 is ignored.
-        num_classes: K.
+    Embeddings (N, D) are normalised to unit length here; label 255 is ignored.
     """
     sums = torch.zeros(num_classes, embeddings.shape[1], device=embeddings.device)
     counts = torch.zeros(num_classes, device=embeddings.device)

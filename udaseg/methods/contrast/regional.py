@@ -86,7 +86,7 @@ class RegionalContrast(Regularizer):
         assert queries is not None and keys is not None and square is not None
         labels, confidence = target.predictions, target.confidence
         if (size := self.spec.region_size) > 1:
-            queries, keys = (_pool_embeddings(part, size) for part in (queries, keys))
+            queries, keys = (to_unit_length(F.avg_pool2d(part, size)) for part in (queries, keys))
             square = F.max_pool2d(-square.float(), size) < 0
             labels, confidence = _region_labels(labels, confidence, size)
         keep = square.flatten()
@@ -125,10 +125,6 @@ def _gather_rows(rows: Tensor, chosen: Tensor, rank_slice: slice) -> Tensor:
     return all_reduce_sum(
         torch.where(is_local[:, None] if local_rows.dim() > 1 else is_local, local_rows, 0)
     )
-
-
-def _pool_embeddings(embeddings: Tensor, size: int) -> Tensor:
-    return to_unit_length(F.avg_pool2d(embeddings, size))
 
 
 def _region_labels(labels: Tensor, confidence: Tensor, size: int) -> tuple[Tensor, Tensor]:

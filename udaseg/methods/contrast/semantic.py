@@ -31,9 +31,6 @@ class SemanticContrast(Regularizer):
         spec: Settings of the loss and of the statistics.
         num_classes: K.
 
-    Raises:
-        ValueError: The bank has less than one row.
-
     Reference:
         Xie et al., SePiCo (2023). Differs: the mixed view replaces augmented target images; the
         release has a further term on the mean embedding, weight 1, which is omitted here.

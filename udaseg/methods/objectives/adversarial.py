@@ -70,10 +70,7 @@ def output_map(
 ) -> Tensor:
     """Return the input of a discriminator, (B, K, H, W) float32, for logits (B, K, h, w).
 
-    Args:
-        logits: Upsampled bilinearly to `size` before the softmax.
-        size: (H, W).
-        discriminator_input: `softmax` probabilities, or `self_information` -p log2(p) / log2(K).
+    It is `softmax` probabilities p, or `self_information` -p log2(p) / log2(K).
     """
     upsampled = F.interpolate(logits.float(), tuple(size), mode="bilinear", align_corners=False)
     probabilities = upsampled.softmax(1)

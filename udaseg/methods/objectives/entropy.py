@@ -47,10 +47,9 @@ class EntropyMinimization(Objective):
 
 
 def normalised_entropy(logits: Tensor) -> Tensor:
-    """Return the entropy of each cell divided by the maximum log(K), (B, h, w) in [0, 1].
+    """Return the entropy of each cell of (B, K, h, w) logits divided by log(K), its maximum.
 
-    Args:
-        logits: (B, K, h, w); finite values of any size give a finite gradient.
+    Finite values of any size give a finite gradient.
     """
     logs = logits.float().log_softmax(1)
     return -(logs.exp() * logs).sum(1) / math.log(logits.shape[1])

@@ -19,10 +19,8 @@ from udaseg.methods.views import (
     MIXED,
     SOURCE,
     TARGET,
-    MixedPass,
     Need,
     StepContext,
-    TargetLabels,
     View,
     make_views,
     merge_needs,
@@ -69,16 +67,17 @@ class SelfTraining(Objective):
         needs = self._needs()
         embedded = {view for view, need in needs.items() if need.embed}
 
-        target_labels = self._label_target(target, embed=TARGET in embedded)
+        target_output: SegmenterOutput = self.teacher(target, embed=TARGET in embedded)
+        target_labels, confidence = pseudo_labels(target_output.logits, target.shape[-2:])
+        share = self._confident_share(confidence)
         source_output: SegmenterOutput = self.student(source, embed=SOURCE in embedded)
         source_loss = pixel_loss(source_output.logits, batch.source_labels)
-        mixed = self._mixed_pass(batch, source, target, target_labels, embed=MIXED in embedded)
-        weight = target_labels.share.masked_fill(mixed.mask, 1.0)
-        mixed_loss = pixel_loss(mixed.output.logits, mixed.labels, weight, mean_over="all")
+        images, mixed_labels, mask = self._mix(batch, source, target, target_labels)
+        mixed_output: SegmenterOutput = self.student(images, embed=MIXED in embedded)
+        weight = share.masked_fill(mask, 1.0)
+        mixed_loss = pixel_loss(mixed_output.logits, mixed_labels, weight, mean_over="all")
 
         parts = {"source": source_loss, "mixed": self.spec.mix_weight * mixed_loss}
-        predicted = class_counts(target_labels.labels, self.num_classes)
-        figures = _figures(target_labels, predicted)
         context = StepContext(
             batch=batch,
             student=self.student,
@@ -86,13 +85,25 @@ class SelfTraining(Objective):
             augment=self._augment,
             source=source,
             target=target,
-            target_labels=target_labels,
+            target_output=target_output,
+            target_confidence=confidence,
             source_output=source_output,
-            mixed=mixed,
+            mixed_output=mixed_output,
+            mixed_labels=mixed_labels,
+            mixed_mask=mask,
         )
         views = make_views(context, needs) if self.regularizers else None
         for name, term in self.regularizers.items():
             parts[name] = _checked_loss(name, term(views))
+        predicted = class_counts(target_labels, self.num_classes)
+        counts_of_all_ranks = all_reduce_sum(predicted)
+        figures = {
+            "confident": share.mean(),
+            "confidence": confidence.mean(),
+            "top_class": counts_of_all_ranks.max() / counts_of_all_ranks.sum(),
+            # at the resolution of the logits, where the cost is negligible
+            "uncertainty": normalised_entropy(target_output.logits).mean(),
+        }
         total = torch.stack(list(parts.values())).sum()
         return LossReport(total, parts, figures, views, predicted)
 
@@ -120,11 +131,6 @@ class SelfTraining(Objective):
                     "field `projector`, so the network has no projection head"
                 )
 
-    def _label_target(self, target: Tensor, *, embed: bool) -> TargetLabels:
-        output: SegmenterOutput = self.teacher(target, embed=embed)
-        labels, confidence = pseudo_labels(output.logits, (target.shape[-2], target.shape[-1]))
-        return TargetLabels(output, labels, confidence, self._confident_share(confidence))
-
     def _confident_share(self, confidence: Tensor) -> Tensor:
         """Return the share of confident pixels, (B, 1, 1) of each image or (1, 1, 1) of all."""
         share = (confidence >= self.spec.mixing.confidence).float().mean((1, 2), keepdim=True)
@@ -132,16 +138,10 @@ class SelfTraining(Objective):
             return share
         return all_reduce_mean(share.mean(0, keepdim=True))
 
-    def _mixed_pass(
-        self,
-        batch: Batch,
-        source: Tensor,
-        target: Tensor,
-        target_labels: TargetLabels,
-        *,
-        embed: bool,
-    ) -> MixedPass:
-        """Paste half of the source's classes onto the target, augment, and run the student."""
+    def _mix(
+        self, batch: Batch, source: Tensor, target: Tensor, target_labels: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Paste half of the source's classes onto the target; return images, labels and mask."""
         generator = generator_for(batch.seed, "mixed")
         mask = class_mask(
             batch.source_labels,
@@ -149,9 +149,8 @@ class SelfTraining(Objective):
             generator,
             ignore_is_class=self.spec.mixing.ignore_is_class,
         )
-        labels = paste(mask, batch.source_labels, target_labels.labels)
         images = self._augment(paste(mask, source, target), generator)
-        return MixedPass(self.student(images, embed=embed), labels, mask)
+        return images, paste(mask, batch.source_labels, target_labels), mask
 
     def _augment(self, images: Tensor, generator: torch.Generator) -> Tensor:
         return strong_augment(images, generator, self.spec.augmentation)
@@ -165,25 +164,8 @@ def _checked_loss(name: str, loss: object) -> Tensor:
 
 
 def class_counts(labels: Tensor, num_classes: int) -> Tensor:
-    """Return the pixels of each class in every fourth row and column, (K,) int64.
-
-    Args:
-        labels: (B, H, W) uint8; values outside [0, K) are not counted.
-        num_classes: K.
-    """
+    """Return the pixels of each class in every fourth row and column of (B, H, W) labels, (K,)."""
     # compared, not bincount: bincount reads the largest label and waits for the device
     classes = torch.arange(num_classes, dtype=labels.dtype, device=labels.device)
     sample = labels[:, ::_COUNT_STRIDE, ::_COUNT_STRIDE].reshape(-1, 1)
     return (sample == classes).sum(0)
-
-
-def _figures(target_labels: TargetLabels, predicted: Tensor) -> dict[str, Tensor]:
-    """Return the monitored scalars of a step; `predicted` are its class counts on this rank."""
-    counts_of_all_ranks = all_reduce_sum(predicted)
-    return {
-        "confident": target_labels.share.mean(),
-        "confidence": target_labels.confidence.mean(),
-        "top_class": counts_of_all_ranks.max() / counts_of_all_ranks.sum(),
-        # at the resolution of the logits, where the cost is negligible
-        "uncertainty": normalised_entropy(target_labels.output.logits).mean(),
-    }

@@ -67,12 +67,7 @@ class Backbone(nn.Module, ABC):
 
 
 def at_levels(values: Sequence[_T], levels: Sequence[int] | None) -> tuple[_T, ...]:
-    """Return the values at some positions, in their order; all of them for None.
-
-    Args:
-        values: One value per map.
-        levels: Positions, such as 0 for the first and -1 for the last.
-    """
+    """Return the values, one per map, at some positions such as (0, -1); all of them for None."""
     if levels is None:
         return tuple(values)
     kept = {range(len(values))[level] for level in levels}

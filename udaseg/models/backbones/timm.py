@@ -12,7 +12,11 @@ from udaseg.models.weights import download_fault, load_into, read_state_dict
 from udaseg.recipe.schema import TIMM_PREFIX
 
 _LITE = "tf_efficientnet_lite0"
-_LITE_REPEATS = (1, 2, 2, 3, 3, 4, 1)
+_LITE_BLOCKS = [
+    f"blocks.{stage}.{index}"
+    for stage, repeats in enumerate((1, 2, 2, 3, 3, 4, 1))
+    for index in range(repeats)
+]
 _LITE_STEM = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2"}
 _LITE_FIRST = {
     "_depthwise_conv": "conv_dw",
@@ -59,14 +63,9 @@ class TimmBackbone(Backbone):
 def build(
     name: str, *, output_stride: int, weights: str, levels: Sequence[int] | None = None
 ) -> TimmBackbone:
-    """Return a `features_only` network of timm.
+    """Return `efficientnet_lite0` or a `timm:` network; see `build_backbone`.
 
-    Args:
-        name: `efficientnet_lite0`, or `timm:` and a name of timm.
-        output_stride: 8, 16 or 32.
-        weights: `imagenet`, `random`, or the path of a weights file. Those of EfficientNet-Lite0
-            for `imagenet` are in a package, all others are downloaded.
-        levels: Positions of the maps to return, of those from stride 4 on; None for all.
+    The ImageNet weights of EfficientNet-Lite0 are in a package, all others are downloaded.
     """
     network_name = _LITE if name == "efficientnet_lite0" else name.removeprefix(TIMM_PREFIX)
     from_package = weights == "imagenet" and network_name == _LITE
@@ -120,9 +119,5 @@ def _timm_name(name: str) -> str:
     parts = name.split(".")
     if parts[0] != "_blocks":
         return ".".join([_LITE_STEM.get(parts[0], parts[0]), *parts[1:]])
-    index, stage = int(parts[1]), 0
-    while index >= _LITE_REPEATS[stage]:
-        index -= _LITE_REPEATS[stage]
-        stage += 1
-    layer_names = _LITE_BLOCK if stage else _LITE_FIRST
-    return ".".join(["blocks", str(stage), str(index), layer_names[parts[2]], *parts[3:]])
+    layer_names = _LITE_FIRST if parts[1] == "0" else _LITE_BLOCK
+    return ".".join([_LITE_BLOCKS[int(parts[1])], layer_names[parts[2]], *parts[3:]])

@@ -24,13 +24,9 @@ _ENDS = {
 def build(
     name: str, *, output_stride: int, weights: str, levels: Sequence[int] | None = None
 ) -> SequentialBackbone:
-    """Return a torchvision network with maps at strides 4, 8, 16 and 32, or less where dilated.
+    """Return one of the networks above; its strides are 4, 8, 16 and 32, or less where dilated.
 
-    Args:
-        name: Name of the network in torchvision; one of those above.
-        output_stride: 8, 16 or 32.
-        weights: `imagenet`, `random`, or the path of a weights file.
-        levels: Positions of the maps to return; None for all.
+    See `build_backbone`.
     """
     network = _network(name, weights)
     if name.startswith("resnet"):
