@@ -11,6 +11,7 @@ from tests.make_fixtures import unpack_run
 from udaseg.errors import CheckpointError, RecipeError, UsageError
 from udaseg.files import sha256_of
 from udaseg.inspection.info import info
+from udaseg.inspection.record import read_run
 from udaseg.inspection.report import report
 from udaseg.inspection.verify import verify
 from udaseg.runs.run import Run
@@ -158,3 +159,14 @@ def test_report_says_no_to_a_recipe_that_cannot_be_loaded(unloadable):
     (unloadable / "recipe.yaml").unlink()
     with pytest.raises(UsageError, match=r"no recipe\.yaml"):
         report(unloadable, images=0)
+
+
+def test_a_page_shows_each_alarm_once_and_the_first_warnings_of_a_long_log(copy):
+    alarm = {"alarms": {"one_class": "all is road"}}
+    lines = [json.dumps({"step": step, **alarm}) + "\n" for step in (2, 3)]
+    (copy / "metrics.jsonl").write_text("".join(lines))
+    logged = [f"2026-01-02 03:04:05 WARNING udaseg.x: warning {n}\n" for n in range(30)]
+    (copy / "train.log").write_text("".join(logged * 2))
+    warnings = read_run(copy, "run", None).warnings
+    assert warnings[0] == "step 2: all is road (raised 2 times)"
+    assert warnings[-2:] == ["warning 19", "and 10 more warnings in train.log"]
