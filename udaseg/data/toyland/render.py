@@ -25,17 +25,14 @@ def render(
     """Return one image and its label; the same arguments give the same bytes.
 
     Args:
-        domain: "source" or "target".
+        domain: The city.
         seed: Seed of the whole benchmark.
-        split: Name of the split; images of different splits are unrelated.
+        split: Any name; images of different splits are unrelated.
         index: Index of the image in its split.
         size: Height and width; every size of the same aspect ratio shows the same street.
 
     Returns:
         (H, W, 3) uint8 RGB, and (H, W) uint8 train ids of the label table toyland13 or `IGNORE`.
-
-    Raises:
-        ValueError: The domain is unknown, or the size is below 32 x 64.
     """
     if domain not in CITIES:
         raise ValueError(f"domain must be 'source' or 'target', got {domain!r}")

@@ -11,16 +11,7 @@ from udaseg.data.toyland.scene import Rng, Scene
 
 
 def photograph(scene: Scene, image: Floats, rng: Rng) -> NDArray[np.uint8]:
-    """Return the photograph of a painted street by the camera of its city.
-
-    Args:
-        scene: The painted scene.
-        image: (H, W, 3), the picture on the canvas of the scene, in [0, 255].
-        rng: Source of the noise.
-
-    Returns:
-        (H, W, 3) uint8.
-    """
+    """Return (H, W, 3) RGB: `image` (H, W, 3), 0 to 255, through the air, lens and sensor."""
     city, light, depth = scene.city, scene.light, scene.canvas.depth
     if light.wet:
         image = _wet_road(scene, image)

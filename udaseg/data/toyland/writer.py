@@ -64,7 +64,7 @@ def write(
     Args:
         folder: Output folder; it appears complete or not at all.
         seed: Seed of all images.
-        size: Height and width of the images.
+        size: Height and width.
         counts: Number of images per key of `DEFAULT_COUNTS`, which gives those not named.
         workers: Number of rendering processes; 0 and 1 render in this process.
         on_progress: Called with the number of finished images and of all images.
