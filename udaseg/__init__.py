@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from udaseg.data.doctor.statistics import SetStatistics as SetStatistics
     from udaseg.data.prepare.prepare import prepare as prepare
     from udaseg.data.prepare.report import PrepareReport as PrepareReport
+    from udaseg.data.prepare.report import SomeDataFailed as SomeDataFailed
     from udaseg.data.prepare.rules import CacheOptions as CacheOptions
     from udaseg.data.prepare.rules import PrepareOptions as PrepareOptions
-    from udaseg.data.prepare.several import SomeDataFailed as SomeDataFailed
     from udaseg.data.prepare.verify import DataVerification as DataVerification
     from udaseg.data.prepare.verify import verify_data as verify_data
     from udaseg.evaluation.evaluate import EvaluationOptions as EvaluationOptions
@@ -70,9 +70,8 @@ _NAMES = {
     "data.doctor.findings": ["Finding"],
     "data.doctor.statistics": ["SetStatistics"],
     "data.prepare.prepare": ["prepare"],
-    "data.prepare.report": ["PrepareReport"],
+    "data.prepare.report": ["PrepareReport", "SomeDataFailed"],
     "data.prepare.rules": ["CacheOptions", "PrepareOptions"],
-    "data.prepare.several": ["SomeDataFailed"],
     "data.prepare.verify": ["DataVerification", "verify_data"],
     "evaluation.evaluate": ["EvaluationOptions", "evaluate"],
     "evaluation.score_predictions": ["score_predictions"],

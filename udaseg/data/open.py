@@ -9,8 +9,8 @@ from udaseg.data.files.find import find_files
 from udaseg.data.files.images import IMAGE_SUFFIXES, image_size
 from udaseg.data.prepare.locate import prepared_folder
 from udaseg.data.prepare.prepare import prepare_with_last_options
-from udaseg.data.prepare.refusals import format_first
-from udaseg.data.prepare.several import TOYLAND
+from udaseg.data.prepare.report import format_first
+from udaseg.data.prepare.rules import TOYLAND
 from udaseg.data.toyland.writer import make_toyland
 from udaseg.errors import DataError
 from udaseg.text import suggestion

@@ -50,6 +50,8 @@ class Finding:
     Attributes:
         code: Short stable name, a key of `KINDS`.
         role: The set with the problem: `data`, `source`, `target` or `pair`.
+        problem: The problem, in a few words.
+        fix: What to do, in one line.
         count: Number of files or, for findings about classes, of classes.
         examples: The first cases.
         amounts: Pixels of each id or class, for findings about ids or classes; otherwise empty.
@@ -57,24 +59,12 @@ class Finding:
 
     code: str
     role: str
+    severity: Severity
+    problem: str
+    fix: str
     count: int = 0
     examples: list[Example] = field(default_factory=list)
     amounts: Counter[str] = field(default_factory=Counter)
-
-    @property
-    def severity(self) -> Severity:
-        """error, warning or info."""
-        return KINDS[self.code].severity
-
-    @property
-    def problem(self) -> str:
-        """The problem, in a few words."""
-        return KINDS[self.code].problem
-
-    @property
-    def fix(self) -> str:
-        """What to do, in one line."""
-        return KINDS[self.code].fix
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -115,7 +105,7 @@ class Findings:
         count: int = 1,
     ) -> None:
         """Add one case; the first few cases of a finding are kept as examples."""
-        finding = self._by_code_and_role.setdefault((code, role), Finding(code, role))
+        finding = self._by_code_and_role.setdefault((code, role), Finding(code, role, *KINDS[code]))
         finding.count += count
         finding.amounts.update(amounts or {})
         if len(finding.examples) < MAX_EXAMPLES and (path is not None or note):
@@ -124,9 +114,8 @@ class Findings:
     def ordered(self) -> tuple[Finding, ...]:
         """Return all findings in the order of `KINDS`: the most severe first."""
         codes, roles = list(KINDS), ["data", "source", "target", "pair"]
-        return tuple(
-            sorted(
-                self._by_code_and_role.values(),
-                key=lambda finding: (codes.index(finding.code), roles.index(finding.role)),
-            )
-        )
+
+        def position(finding: Finding) -> tuple[int, int]:
+            return codes.index(finding.code), roles.index(finding.role)
+
+        return tuple(sorted(self._by_code_and_role.values(), key=position))

@@ -18,7 +18,7 @@ from udaseg.data.labels.classes import ClassSpace
 from udaseg.data.open import find_images, open_dataset
 from udaseg.data.prepare.locate import find_dataset_folder, prepared_folder
 from udaseg.data.prepare.manifest import find_manifest
-from udaseg.data.prepare.refusals import format_id
+from udaseg.data.prepare.report import format_id
 from udaseg.data.prepare.rules import read_source
 from udaseg.errors import DataError
 

@@ -22,7 +22,7 @@ from udaseg.data.labels.formats import BUILT_IN, format_package
 from udaseg.data.labels.read import read_label_ids
 from udaseg.data.labels.tables import LabelTable
 from udaseg.data.prepare.manifest import Fingerprint, Row, read_with_fingerprint
-from udaseg.data.prepare.refusals import unknown_ids_message
+from udaseg.data.prepare.report import ReadResult, unknown_ids_message
 from udaseg.data.prepare.rules import Mismatch, PrepareOptions
 from udaseg.data.prepare.workspace import Workspace
 from udaseg.errors import DataError, EnvironmentFault
@@ -131,21 +131,6 @@ def _is_blank(image: NDArray[np.uint8]) -> bool:
     """Return whether all pixels have one colour; a coarse grid decides for most images."""
     coarse = image[::_COARSE_STRIDE, ::_COARSE_STRIDE]
     return bool((coarse == image[0, 0]).all()) and bool((image == image[0, 0]).all())
-
-
-@dataclass
-class ReadResult:
-    """The result of reading all pairs.
-
-    Attributes:
-        rows: The readable pairs, in order.
-        bad: Files that cannot be used, with the reason.
-        read: Pairs read in this run; the others come from an earlier run.
-    """
-
-    rows: list[Row] = field(default_factory=list)
-    bad: list[str] = field(default_factory=list)
-    read: int = 0
 
 
 def read_all(

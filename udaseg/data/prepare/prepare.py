@@ -15,10 +15,8 @@ from udaseg.data.loading.cache_write import write_cache
 from udaseg.data.prepare import locate, rules
 from udaseg.data.prepare.convert import read_all
 from udaseg.data.prepare.manifest import LabelReader, read_manifest, recorded_package
-from udaseg.data.prepare.refusals import check_bad_files
-from udaseg.data.prepare.report import PrepareReport, build_report
-from udaseg.data.prepare.rules import CacheOptions, PrepareOptions
-from udaseg.data.prepare.several import TOYLAND, Faults, Names, expand_names
+from udaseg.data.prepare.report import Faults, PrepareReport, build_report, check_bad_files
+from udaseg.data.prepare.rules import TOYLAND, CacheOptions, Names, PrepareOptions
 from udaseg.data.prepare.workspace import Workspace, clear_workspace, is_clean, recover
 from udaseg.data.toyland.writer import make_toyland
 from udaseg.display.progress import LazyProgress
@@ -61,7 +59,7 @@ def prepare(
         raise UsageError("check_only writes nothing; leave out the cache")
     faults, reports = Faults(), []
     toyland_done = options.check_only
-    for name in expand_names(names):
+    for name in rules.expand_names(names):
         with faults.collected():
             if name in TOYLAND and not toyland_done:
                 _render_toyland(root, options)

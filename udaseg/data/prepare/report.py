@@ -1,17 +1,20 @@
-"""The report on preparing a dataset, and the checks that it must pass."""
+"""The report on preparing a dataset, the checks that it must pass, and messages about its files."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from udaseg.data.datasets.declaration import Declaration
 from udaseg.data.datasets.index import PreparedDataset, Sample
 from udaseg.data.datasets.pairs import DatasetFiles
 from udaseg.data.loading.cache_write import CacheReport
-from udaseg.data.prepare.convert import ReadResult
-from udaseg.data.prepare.refusals import check_bad_files, format_first
+from udaseg.data.prepare.manifest import Row
 from udaseg.data.prepare.rules import PrepareOptions
 from udaseg.errors import DataError
+
+_MAX_LISTED = 10
 
 
 @dataclass
@@ -87,6 +90,21 @@ class PrepareReport:
         return dict(zip(self.classes, shares, strict=True)) if counts else {}
 
 
+@dataclass
+class ReadResult:
+    """The result of reading all pairs.
+
+    Attributes:
+        rows: The readable pairs, in order.
+        bad: Files that cannot be used, with the reason.
+        read: Pairs read in this run; the others come from an earlier run.
+    """
+
+    rows: list[Row] = field(default_factory=list)
+    bad: list[str] = field(default_factory=list)
+    read: int = 0
+
+
 def build_report(
     declaration: Declaration,
     pairs: DatasetFiles,
@@ -129,3 +147,85 @@ def build_report(
         read=result.read,
         check_only=options.check_only,
     )
+
+
+def unknown_ids_message(
+    declaration: Declaration, unknown: Mapping[int, int], first: Mapping[int, Path]
+) -> str:
+    """Return the message about ids that the table does not define.
+
+    Args:
+        declaration: The declaration of the dataset.
+        unknown: Number of pixels of each such id.
+        first: The first label that has the id.
+    """
+    lines = []
+    for number, count in sorted(unknown.items(), key=lambda item: -item[1]):
+        shown = format_id(number, declaration.label_format)
+        lines.append(f"{shown}: {count} pixels, first in {first[number]}")
+    if declaration.argument == declaration.name:
+        advice = (
+            "these are not the labels of this dataset; is it another version?\n"
+            f"  a dataset YAML with `base: {declaration.name}` can list them in 'ignore'"
+        )
+    else:
+        advice = "add them to a class, or list them in 'ignore' of the dataset YAML"
+    return (
+        f"{declaration.name}: labels contain ids that are in no class and not in 'ignore':\n"
+        f"{format_first(lines)}\n  {advice}"
+    )
+
+
+def format_id(number: int, label_format: str | None) -> str:
+    """Return an id as a declaration writes it: a number or, in the format `rgb`, a colour."""
+    if label_format != "rgb":
+        return str(number)
+    return str([number >> 16, number >> 8 & 255, number & 255])
+
+
+def check_bad_files(name: str, bad: Sequence[str], max_bad: int) -> None:
+    """Raise an error if more files are unusable than may be left out."""
+    if len(bad) > max_bad:
+        files, pronoun = ("1 file", "it") if len(bad) == 1 else (f"{len(bad)} files", "them")
+        raise DataError(
+            f"{name}: {files} cannot be used:\n{format_first(bad)}\n"
+            f"  fix or remove {pronoun}, or leave {pronoun} out with --max-bad {len(bad)}"
+        )
+
+
+def format_first(lines: Sequence[str]) -> str:
+    """Return the first of many lines, indented, and how many more there are."""
+    # a file name may contain a newline, and would look like another line of the list
+    shown = ["  " + line.replace("\n", "\\n") for line in lines[:_MAX_LISTED]]
+    if len(lines) > _MAX_LISTED:
+        shown.append(f"  and {len(lines) - _MAX_LISTED} more")
+    return "\n".join(shown)
+
+
+class SomeDataFailed(DataError):
+    """Data sets failed, and the message names them; the work on the others is finished.
+
+    Attributes:
+        finished: The results of the other data sets.
+    """
+
+    def __init__(self, message: str, finished: Sequence[Any]) -> None:
+        super().__init__(message)
+        self.finished = list(finished)
+
+
+class Faults(list[str]):
+    """The messages on data sets that failed."""
+
+    @contextmanager
+    def collected(self) -> Iterator[None]:
+        """Keep the message of a `DataError` instead of raising it."""
+        try:
+            yield
+        except DataError as error:
+            self.append(str(error))
+
+    def raise_if_any(self, finished: Sequence[Any]) -> None:
+        """Raise a `SomeDataFailed` that lists all faults, each once, if there are any."""
+        if self:
+            raise SomeDataFailed("\n\n".join(dict.fromkeys(self)), finished)

@@ -1,5 +1,7 @@
-"""The options and sources of a prepared dataset, to detect whether it is out of date."""
+"""What to prepare and how, and digests that tell whether a prepared dataset is out of date."""
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -9,7 +11,13 @@ from udaseg.data.datasets.index import INDEX_FORMAT, INDEX_NAME
 from udaseg.data.datasets.pairs import DatasetFiles
 from udaseg.data.loading.cache import CacheFormat
 from udaseg.errors import UsageError
-from udaseg.files import file_stamp, read_json, sha256
+from udaseg.files import file_stamp, one_or_more, read_json, sha256
+
+Names = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+"""One or several built-in names or dataset YAMLs."""
+
+TOYLAND = ("toyland", "toyland-target")
+"""The data sets that can be generated; `prepare toyland` means both."""
 
 SOURCE_NAME = "source.json"
 
@@ -74,6 +82,14 @@ class PrepareOptions:
     def rules(self) -> dict[str, Any]:
         """Return the options that decide which files are left out; they are stored."""
         return {key: getattr(self, key) for key in _STORED_RULES}
+
+
+def expand_names(names: Names) -> list[str]:
+    """Return each name once, with toyland expanded to its two data sets."""
+    expanded: list[str] = []
+    for name in one_or_more(names):
+        expanded += TOYLAND if name == "toyland" else [name]
+    return list(dict.fromkeys(expanded))
 
 
 def conversion_digest(declaration: Declaration, folder: Path, options: PrepareOptions) -> str:

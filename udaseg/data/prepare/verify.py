@@ -10,7 +10,8 @@ from udaseg.data.files.threads import map_in_threads
 from udaseg.data.prepare.locate import prepared_folder
 from udaseg.data.prepare.manifest import Manifest, read_manifest
 from udaseg.data.prepare.prepare import find_declaration
-from udaseg.data.prepare.several import Faults, Names, expand_names
+from udaseg.data.prepare.report import Faults
+from udaseg.data.prepare.rules import Names, expand_names
 from udaseg.display.progress import LazyProgress
 from udaseg.errors import DataError
 from udaseg.files import sha256_of

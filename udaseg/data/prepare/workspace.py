@@ -48,7 +48,6 @@ class Workspace:
         self._finished_rows: _Rows = {}
 
     def __enter__(self) -> Self:
-        recover(self.final)
         manifest = manifests.find_manifest(self.final)
         if manifest is not None and manifest.conversion_digest == self.label_digest:
             self._finished_rows = _by_split_and_key(manifest.rows)
