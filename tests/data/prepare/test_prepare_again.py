@@ -2,8 +2,12 @@
 
 import errno
 import json
+import logging
 import os
 import shutil
+import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -337,6 +341,31 @@ def test_a_disk_without_locks_is_told(tmp_path, monkeypatch, caplog):
     with file_lock(tmp_path / ".x.lock"):
         pass
     assert "this file system has no locks" in caplog.text
+
+
+def test_a_lock_is_waited_for_and_a_killed_process_leaves_none(tmp_path, caplog):
+    lock = tmp_path / ".own.lock"
+    code = (
+        "import sys, time\n"
+        "from pathlib import Path\n"
+        "from udaseg.files import file_lock\n"
+        "with file_lock(Path(sys.argv[1])):\n"
+        "    print('held', flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    command = [sys.executable, "-c", code, str(lock)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "held\n"
+
+        def kill_once_told():
+            while "another process is preparing own; waiting for it" not in caplog.text:
+                time.sleep(0.01)
+            holder.kill()
+
+        with caplog.at_level(logging.INFO, "udaseg"):
+            threading.Thread(target=kill_once_told, daemon=True).start()
+            with file_lock(lock):
+                assert holder.wait() == -signal.SIGKILL
 
 
 def test_several_at_once_do_it_once(tmp_path):

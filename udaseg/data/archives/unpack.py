@@ -15,18 +15,12 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
+from udaseg import files
 from udaseg.data.archives import members as checks
 from udaseg.data.archives.members import Member, MemberContent
 from udaseg.data.archives.tar import TarReader
 from udaseg.data.archives.zip import ZipReader
 from udaseg.errors import DataError
-from udaseg.files import (
-    disk_full,
-    disk_space,
-    free_disk_space,
-    remove_other_files,
-    sha256_of,
-)
 from udaseg.text import file_size
 
 log = logging.getLogger(__name__)
@@ -69,18 +63,18 @@ def unpack(
         lists = {archive: _checked_members(archive) for archive in archives}
         checks.refuse_conflicting_images(lists)
         sizes |= {member.name: member.size for members in lists.values() for member in members}
-        if missing_bytes() > free_disk_space(into):
-            raise disk_full(into, missing_bytes())
+        if missing_bytes() > files.free_disk_space(into):
+            raise files.disk_full(into, missing_bytes())
         done, total = 0, sum(map(_total_size, lists.values()))
         report(0, total // _MB)
-        with disk_space(into, missing_bytes):
+        with files.disk_space(into, missing_bytes):
             for archive, members in lists.items():
                 unpacked_size = file_size(_total_size(members))
                 log.info("unpacking %s: %d files, %s", archive, len(members), unpacked_size)
                 for member in _write(archive, into, part):
                     done += member.size
                     report(done // _MB, total // _MB)
-        remove_other_files(into, set(sizes))  # left by a run with other archives
+        files.remove_other_files(into, set(sizes))  # left by a run with other archives
         part.unlink(missing_ok=True)
     except DataError:
         shutil.rmtree(into, ignore_errors=True)
@@ -107,7 +101,7 @@ def _checked_members(archive: Path) -> list[Member]:
             "%s: a tar has no checksums, and there is no %s.sha256 next to it; its sha256 is %s",
             archive,
             archive.name,
-            sha256_of(archive),
+            files.sha256_of(archive),
         )
     return members
 

@@ -23,7 +23,7 @@ from udaseg.data.doctor.subject import (
     open_subject,
     select_splits,
 )
-from udaseg.data.files.threads import map_in_threads
+from udaseg.data.files.parallel import map_in_threads
 from udaseg.display.progress import LazyProgress
 
 DOCUMENT_FORMAT = 1

@@ -30,9 +30,9 @@ class SplitStatistics:
     images: int
     labelled: int
     sizes: Counter[tuple[int, int]]
-    pixels: NDArray[np.int64] | None
-    labels_with_class: NDArray[np.int64] | None
-    ignored: float | None
+    pixels: NDArray[np.int64] | None = None
+    labels_with_class: NDArray[np.int64] | None = None
+    ignored: float | None = None
 
     def to_dict(self, names: Sequence[str]) -> dict[str, Any]:
         """Return plain JSON values; `names` are the classes."""
@@ -143,7 +143,7 @@ def _split_statistics(images: Sequence[InspectedImage]) -> SplitStatistics:
     labelled = sum(image.item.label is not None for image in images)
     label_pixels = [image.pixels for image in images if image.pixels is not None]
     if not label_pixels:
-        return SplitStatistics(len(images), labelled, sizes, None, None, None)
+        return SplitStatistics(len(images), labelled, sizes)
     table = np.stack(label_pixels)
     pixels = table.sum(0)
     ignored = sum(image.ignored for image in images)

@@ -16,7 +16,7 @@ from udaseg.data.datasets.declaration import Declaration
 from udaseg.data.datasets.index import Sample
 from udaseg.data.datasets.pairs import DatasetFiles, Pair
 from udaseg.data.files.images import read_image, write_png
-from udaseg.data.files.threads import map_in_threads
+from udaseg.data.files.parallel import map_in_threads
 from udaseg.data.labels.classes import IGNORE
 from udaseg.data.labels.formats import BUILT_IN, format_package
 from udaseg.data.labels.read import read_label_ids

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from udaseg.data.files.threads import map_in_threads
+from udaseg.data.files.parallel import map_in_threads
 from udaseg.data.prepare.locate import prepared_folder
 from udaseg.data.prepare.manifest import Manifest, read_manifest
 from udaseg.data.prepare.prepare import find_declaration
