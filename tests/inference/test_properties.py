@@ -136,7 +136,7 @@ import sys
 from types import SimpleNamespace
 import numpy as np, torch
 import torch.nn.functional as F
-from udaseg.inference.tiles import TileOptions, label_image
+from udaseg.inference.tiles import TileOptions, label_in_tiles
 
 torch.set_num_threads(1)
 looks = "looks" in sys.argv
@@ -150,7 +150,7 @@ image = np.zeros((9000, 12000, 3), np.uint8)
 image[:, 6000:] = (200, 30, 90)
 how = {"flip": True, "scales": (0.5,), "window": (512, 512)} if looks else {}
 options = TileOptions(torch.device("cpu"), confidence=not looks, **how)
-labels, sure = label_image(model, image, (9000, 12000), options)
+labels, sure = label_in_tiles(model, image, (9000, 12000), options)
 assert labels.shape == (9000, 12000)
 assert looks or sure.shape == labels.shape
 assert (labels[:, 100:5900] == labels[4500, 3000]).all()

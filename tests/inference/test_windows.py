@@ -10,8 +10,9 @@ import torch.nn.functional as F
 
 from udaseg.inference import labels as labels_module
 from udaseg.inference.labels import labels_from_logits
+from udaseg.inference.predictor import infer_batch
 from udaseg.inference.sizes import MAX_WHOLE_PIXELS, input_size, untiled_input_size
-from udaseg.inference.tiles import TileOptions, label_image
+from udaseg.inference.tiles import TileOptions, label_in_tiles
 from udaseg.inference.windows import predict_batch, windows
 
 CPU = torch.device("cpu")
@@ -180,10 +181,10 @@ def test_labels_need_a_fraction_of_the_memory_of_all_planes():
 def test_tiles_of_a_large_image_equal_the_whole(model, size):
     seen = pixels(*size)
     options = TileOptions(CPU, confidence=True)
-    whole, whole_sure = label_image(model, seen, size, options)
-    tiled, tiled_sure = label_image(model, seen, size, options, max_whole_pixels=1)
-    assert (tiled != whole).sum() <= 2  # ties, decided by rounding
-    np.testing.assert_allclose(tiled_sure, whole_sure, atol=1e-6)
+    (whole,) = infer_batch(model, [seen], [size], options)
+    tiled, tiled_sure = label_in_tiles(model, seen, size, options)
+    assert (tiled != whole.labels).sum() <= 2  # ties, decided by rounding
+    np.testing.assert_allclose(tiled_sure, whole.confidence, atol=1e-6)
 
 
 def surrounded(images):
@@ -223,9 +224,7 @@ def test_tiles_go_over_into_each_other_as_on_one_canvas(size, side):
     seen = pixels(*size)
     ramp = np.linspace(0, 1, size[side])[:, None, None]
     seen = (seen * (ramp if side == 0 else ramp.swapaxes(0, 1))).astype(np.uint8)
-    labels, sure = label_image(
-        surrounded, seen, size, TileOptions(CPU, confidence=True), max_whole_pixels=1
-    )
+    labels, sure = label_in_tiles(surrounded, seen, size, TileOptions(CPU, confidence=True))
     logits = torch.from_numpy(blended(seen, side))
     shares, winner = logits.softmax(0).max(0)
     assert {0, 1, 2, 3, 4} >= set(np.unique(labels)) > {4}
@@ -246,9 +245,7 @@ def test_no_seam_is_seen_where_tiles_disagree(size):
 
     rows, columns = np.indices(size)
     seen = np.stack([255 * (rows / size[0] + columns / size[1]) / 2] * 3, -1).astype(np.uint8)
-    _, sure = label_image(
-        disagreeing, seen, size, TileOptions(CPU, confidence=True), max_whole_pixels=1
-    )
+    _, sure = label_in_tiles(disagreeing, seen, size, TileOptions(CPU, confidence=True))
     logit = np.log(sure / (1 - sure))  # the logit of the first class
     assert logit.max() - logit.min() > 0.5
     for axis in (0, 1):
@@ -259,8 +256,9 @@ def test_labels_are_enlarged_to_the_stored_size():
     seen = np.zeros((4, 8, 3), np.uint8)
     seen[:, :4, 0] = 255
     seen[:, 4:, 2] = 255
-    for most in (10**6, 1):
-        labels, _ = label_image(per_pixel, seen, (40, 80), TileOptions(CPU), max_whole_pixels=most)
+    (whole,) = infer_batch(per_pixel, [seen], [(40, 80)], TileOptions(CPU))
+    tiled, _ = label_in_tiles(per_pixel, seen, (40, 80), TileOptions(CPU))
+    for labels in (whole.labels, tiled):
         assert labels.shape == (40, 80)
         assert (labels[:, :40] == 0).all()
         assert (labels[:, 40:] == 2).all()

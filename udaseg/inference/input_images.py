@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 from torch import Tensor
 
-from udaseg.data.files.images import Pixels, read_image
-from udaseg.data.files.orientation import read_orientation, to_stored, to_upright
+from udaseg.data.files.images import Pixels, read_image, read_orientation, to_stored, to_upright
 
 ImageSource: TypeAlias = str | os.PathLike[str] | NDArray[np.uint8] | Image.Image | Tensor
 """What `Model.predict` takes: a file, an (H, W, 3) array, a Pillow image or a (3, H, W) tensor."""

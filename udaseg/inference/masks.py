@@ -10,8 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from udaseg.data.files.images import Pixels, write_png
-from udaseg.data.files.orientation import to_stored
+from udaseg.data.files.images import Pixels, to_stored, write_png
 from udaseg.data.labels.classes import IGNORE, ClassSpace
 from udaseg.data.labels.tables import stored_id_table
 from udaseg.display.pictures import color_mask, confidence_image, overlay

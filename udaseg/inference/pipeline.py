@@ -195,19 +195,18 @@ def read_ahead(
         pixels_of: Returns the pixels of a job, for the limit; called before it is read.
         workers: Number of threads.
     """
-    with ThreadPoolExecutor(workers) as pool:
-        waiting: deque[tuple[int, Future[_Item]]] = deque()
-        try:
-            for job in jobs:
-                pixels = pixels_of(job)
-                while waiting and limit.exceeded([pixels, *(size for size, _ in waiting)]):
-                    yield waiting.popleft()[1].result()
-                waiting.append((pixels, pool.submit(read, job)))
-            while waiting:
+    pool = ThreadPoolExecutor(workers)
+    waiting: deque[tuple[int, Future[_Item]]] = deque()
+    try:
+        for job in jobs:
+            pixels = pixels_of(job)
+            while waiting and limit.exceeded([pixels, *(size for size, _ in waiting)]):
                 yield waiting.popleft()[1].result()
-        finally:  # after an error or a signal, cancel jobs that have not started
-            for _, future in waiting:
-                future.cancel()
+            waiting.append((pixels, pool.submit(read, job)))
+        while waiting:
+            yield waiting.popleft()[1].result()
+    finally:  # after an error or a signal, cancel jobs that have not started
+        pool.shutdown(cancel_futures=True)
 
 
 def batches_of_one_size(

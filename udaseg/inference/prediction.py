@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from udaseg.data.files.orientation import to_stored, to_upright
+from udaseg.data.files.images import to_stored, to_upright
 from udaseg.data.labels.classes import IGNORE, ClassSpace
 from udaseg.data.loading.transforms import resize_image, resize_labels
 from udaseg.display.pictures import color_mask, comparison_sheet, legend

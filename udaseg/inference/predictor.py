@@ -14,7 +14,7 @@ from udaseg.data.loading.transforms import resize_image
 from udaseg.errors import DataError
 from udaseg.inference.input_images import InputImage
 from udaseg.inference.sizes import Size, input_size, needs_tiles
-from udaseg.inference.tiles import TileOptions, image_logits, label_image, label_logits
+from udaseg.inference.tiles import TileOptions, image_logits, label_in_tiles, label_logits
 from udaseg.inference.windows import Network
 from udaseg.models.segmenter import evaluation_mode
 
@@ -117,7 +117,7 @@ def infer_batch(
     """
     if needs_tiles(images[0].shape):
         return (
-            ImageLabels(*label_image(model, image, size, options))
+            ImageLabels(*label_in_tiles(model, image, size, options))
             for image, size in zip(images, sizes, strict=True)
         )
     maps = list(_batch_logits(model, images, options))

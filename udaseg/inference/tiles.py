@@ -16,7 +16,7 @@ from torch import Tensor
 from udaseg.data.files.images import Pixels
 from udaseg.data.loading.transforms import resize_labels
 from udaseg.inference.labels import labels_from_logits
-from udaseg.inference.sizes import MAX_WHOLE_PIXELS, Size
+from udaseg.inference.sizes import Size
 from udaseg.inference.windows import Network, predict_batch
 from udaseg.models.pixels import image_batch
 
@@ -62,26 +62,16 @@ def image_logits(model: Network, images: Sequence[Pixels], options: TileOptions)
     )
 
 
-def label_image(
-    model: Network,
-    image: Pixels,
-    size: Size,
-    options: TileOptions,
-    *,
-    max_whole_pixels: int = MAX_WHOLE_PIXELS,
+def label_in_tiles(
+    model: Network, image: Pixels, size: Size, options: TileOptions
 ) -> LabelsAndConfidence:
-    """Return the labels of an image at `size`, and optionally their probabilities.
+    """Return the labels of a large image at `size`, and optionally their probabilities.
 
-    Up to `max_whole_pixels`, the network gets the whole image (or windows of it). Larger images are
-    predicted in tiles of 1024 pixels plus 256 on each side. Neighbouring tiles are blended linearly
-    over 256 pixels. The outermost 128 pixels of a tile, which have the least context, are not used.
+    The tiles have 1024 pixels plus 256 on each side. Neighbouring tiles are blended linearly over
+    256 pixels. The outermost 128 pixels of a tile, which have the least context, are not used.
     Tiles begin at multiples of 256, so the cells of a network of any stride have the same positions
     as in a whole image.
-
-    `model` is in evaluation mode, on the device of `options`; `image` has its input size.
     """
-    if math.prod(image.shape[:2]) <= max_whole_pixels:
-        return label_logits(image_logits(model, [image], options)[0], size, options)
     labels, probabilities = _label_tiles(model, image, options)
     if probabilities is not None and size != labels.shape:
         probabilities = np.asarray(cv2.resize(probabilities, (size[1], size[0])), np.float32)

@@ -17,8 +17,9 @@ from udaseg.data.labels.read import read_train_ids
 from udaseg.data.loading.transforms import resize_image, resize_labels
 from udaseg.display.progress import WorkProgress
 from udaseg.evaluation.confusion import ConfusionMatrix
+from udaseg.inference.predictor import infer_batch
 from udaseg.inference.sizes import input_size, network_input_size, size_within
-from udaseg.inference.tiles import TileOptions, label_image
+from udaseg.inference.tiles import TileOptions
 from udaseg.inference.trained_model import Model
 from udaseg.inspection.report_content import Color, ExampleImage, ImageLayer
 from udaseg.selection.temperature import ConfidenceHistogram
@@ -118,9 +119,9 @@ def _evaluate_image(
     size = (height, width) if truth is None else (truth.shape[0], truth.shape[1])
     for name, run in runs.items():
         resized = resize_image(image, input_size((height, width), network_input_size(run.recipe)))
-        labels, confidence = label_image(
-            run.segmenter, resized, size, TileOptions(run.device, confidence=True)
-        )
+        options = TileOptions(run.device, confidence=True)
+        (prediction,) = infer_batch(run.segmenter, [resized], [size], options)
+        labels, confidence = prediction.labels, prediction.confidence
         assert confidence is not None
         run_truth = None
         result.score = float(confidence.mean())
