@@ -1,11 +1,9 @@
 """Preparing datasets in their published layouts: discovery, checks, conversion and errors."""
 
 import hashlib
-import json
 import os
 import shutil
 import struct
-import threading
 import zlib
 from pathlib import Path
 
@@ -539,21 +537,6 @@ def test_a_look_writes_nothing(tmp_path):
         s.class_pixels
         for s in prepare_dataset(str(yaml), root=tmp_path / "data").dataset.splits["train"]
     ]
-
-
-def test_several_at_once_do_it_once(tmp_path):
-    yaml = _own(tmp_path, pairs=20)
-    reports = []
-    threads = [
-        threading.Thread(target=lambda: reports.append(prepare_dataset(str(yaml), root=tmp_path)))
-        for _ in range(4)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(report.unchanged for report in reports) == [False, True, True, True]
-    assert len({json.dumps(_tree(report.dataset.folder)) for report in reports}) == 1
 
 
 @pytest.mark.parametrize("workers", [1, 4])
