@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 
 from tests.support.colors import COLORS, loaded_colors, painted, random_labels
 from udaseg.cli.main import main
-from udaseg.data.files.orientation import to_stored, to_upright
+from udaseg.data.files.images import to_stored, to_upright
 from udaseg.errors import UsageError
 from udaseg.inference import trained_model
 from udaseg.runs.folder import newest_finished_run

@@ -13,9 +13,14 @@ from typing import Any
 
 from udaseg import files
 from udaseg.data.datasets.index import PreparedDataset, Sample
-from udaseg.data.files.images import Pixels, keep_freed_memory, read_bytes, write_png
-from udaseg.data.files.orientation import read_orientation
-from udaseg.data.files.threads import map_in_threads
+from udaseg.data.files.images import (
+    Pixels,
+    keep_freed_memory,
+    read_bytes,
+    read_orientation,
+    write_png,
+)
+from udaseg.data.files.parallel import map_in_threads
 from udaseg.data.loading import cache as caches
 from udaseg.data.loading.cache import Cache, CacheFormat
 from udaseg.data.loading.crops import CropSource

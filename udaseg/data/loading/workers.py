@@ -21,14 +21,14 @@ import torch
 from torch import Tensor
 
 from udaseg.data.files.images import keep_freed_memory
-from udaseg.data.files.processes import without_main_module
+from udaseg.data.files.parallel import without_main_module
 from udaseg.data.loading.batches import Batch, TrainingBatches
 from udaseg.errors import DataError, EnvironmentFault
 
 log = logging.getLogger(__name__)
 _START_METHOD: Final = "spawn"
 _JOIN_TIMEOUT_S = 2.0
-_MAX_WAIT_S = 60.0
+_MAX_WAIT_S = 60.0  # a system call cannot wait for ever
 
 _PREFETCH_BATCHES = 4
 """Batches that each process makes in advance."""

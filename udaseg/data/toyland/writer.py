@@ -13,7 +13,7 @@ from typing import Any
 
 import cv2
 
-from udaseg.data.files.processes import without_main_module
+from udaseg.data.files.parallel import without_main_module
 from udaseg.data.toyland.city import CITIES, Domain
 from udaseg.data.toyland.render import render
 from udaseg.errors import DataError

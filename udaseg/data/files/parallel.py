@@ -1,6 +1,8 @@
-"""Process many files in threads; decoding and hashing run in parallel."""
+"""Files processed in threads, and processes of our own, started from any program."""
 
+import contextlib
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -35,3 +37,21 @@ def map_in_threads(
     finally:  # also on Ctrl-C: drop jobs that have not started
         pool.shutdown(cancel_futures=True)
         cv2.setNumThreads(threads)
+
+
+@contextlib.contextmanager
+def without_main_module() -> Iterator[None]:
+    """Start processes in this context that do not import the user's program.
+
+    A spawned process imports the main module first. In a script without `if __name__ ==
+    "__main__"` it would run the whole script again. Our processes need nothing of it.
+    """
+    main = vars(sys.modules["__main__"])
+    kept: dict[str, object] = {
+        name: main[name] for name in ("__file__", "__spec__") if name in main
+    }
+    main.update(dict.fromkeys(kept))  # None: not in a file, not in a package
+    try:
+        yield
+    finally:
+        main.update(kept)
