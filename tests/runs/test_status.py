@@ -90,10 +90,10 @@ def test_the_status_tells_how_the_run_stands(tmp_path):
     status = RunStatus(path)
     seen = []
     for tell in (
-        lambda: status.running(step=0),
-        lambda: status.interrupted(step=7, signal_number=15),
-        lambda: status.failed(code=6, reason="diverged"),
-        lambda: status.done(step=10, seconds=1.26, miou=math.nan),
+        lambda: status.write("running", step=0),
+        lambda: status.write("interrupted", step=7, signal=15),
+        lambda: status.write("failed", code=6, reason="diverged"),
+        lambda: status.write("done", step=10, seconds=1.3, miou=math.nan),
     ):
         tell()
         seen.append(json.loads(path.read_text()))

@@ -15,13 +15,7 @@ def calibration_path(checkpoint: Path) -> Path:
 
 
 def write_calibration(checkpoint: Path, weights: str, facts: dict[str, Any]) -> Path:
-    """Store `facts` for a checkpoint's `weights`; entries of the other weights stay.
-
-    Args:
-        checkpoint: The calibrated checkpoint file.
-        weights: `student` or `teacher`.
-        facts: `temperature` and the details of its fit.
-    """
+    """Store the temperature and facts of its fit for the student or teacher of a checkpoint."""
     path = calibration_path(checkpoint)
     identity = {"checkpoint": checkpoint.name, "sha256": _digest(checkpoint)}
     # a damaged file is replaced

@@ -2,8 +2,7 @@
 
 A checkpoint is `step-000600.pt` (tensors and plain values only) and its manifest
 `step-000600.json` (size and SHA-256). The manifest is written last: a run never resumes from a
-checkpoint without one. Order: temporary file, fsync, rename, fsync of the folder, the same for the
-manifest, prune.
+checkpoint without one.
 """
 
 import json
@@ -32,15 +31,10 @@ class Checkpoint:
     """A checkpoint that was read and verified.
 
     Attributes:
-        path: The checkpoint file.
-        step: Steps done.
-        recipe: The recipe as plain values.
         classes: `{"names": [...], "colors": [...]}` of the network's outputs.
         files: Digest of the file names of each domain.
         objective: State of student, teacher and regularizers.
-        optimizer: State of the optimiser, with parameter names.
         processes: Number of training processes; each uses the batch size of the recipe.
-        sha256: SHA-256 of the file.
     """
 
     path: Path

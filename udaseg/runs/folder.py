@@ -61,12 +61,7 @@ def create_run_folder(
 ) -> None:
     """Create a run folder with everything that is needed to repeat the run.
 
-    Args:
-        folder: Run folder.
-        recipe: Recipe of the run.
-        command: Command line of the user.
-        overwrite: Replace an existing run.
-        init: Checkpoint that the run starts from.
+    `overwrite` replaces an existing run; `init` is the checkpoint that the run starts from.
     """
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder}: is a file; choose another --out")

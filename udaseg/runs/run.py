@@ -22,9 +22,6 @@ class Run(os.PathLike[str]):
     Args:
         path: The run folder.
 
-    Attributes:
-        path: The run folder.
-
     Example:
         run = udaseg.Run("runs/city-rccr")
         run.finished, run.recipe.steps, run.scores["city-val"].miou

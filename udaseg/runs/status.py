@@ -1,20 +1,19 @@
 """The state of a run on disk (`status.json`), its log, and what it cost."""
 
 import contextlib
-import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from udaseg.files import read_json, write_json
 from udaseg.text import printable
 
 
 class RunStatus:
-    """Write the state of a run to `status.json`: running, done, failed or interrupted.
+    """Writes the state of a run to `status.json`.
 
     Args:
         path: The file; None writes nothing, for processes of other ranks.
@@ -25,7 +24,7 @@ class RunStatus:
     """
 
     def __init__(self, path: Path | None) -> None:
-        self.path = path
+        self._path = path
         self.incident_counts: Counter[str] = Counter()
         if path is None:
             return
@@ -33,30 +32,17 @@ class RunStatus:
             saved = read_json(path).get("counts", {})
             self.incident_counts.update({str(name): int(count) for name, count in saved.items()})
 
-    def running(self, *, step: int) -> None:
-        """Record that the run continues from `step`."""
-        self._write("running", step=step)
-
-    def done(self, *, step: int, seconds: float, miou: float | None) -> None:
-        """Record that the run is finished."""
-        self._write("done", step=step, seconds=round(seconds, 1), miou=miou)
-
-    def failed(self, *, code: int, reason: str) -> None:
-        """Record why the run failed."""
-        self._write("failed", code=code, reason=reason)
-
-    def interrupted(self, *, step: int, signal_number: int) -> None:
-        """Record that a signal stopped the run after `step`, which is saved."""
-        self._write("interrupted", step=step, signal=signal_number)
-
-    def _write(self, state: str, **facts: Any) -> None:
-        if self.path is None:
+    def write(
+        self, state: Literal["running", "done", "failed", "interrupted"], **facts: object
+    ) -> None:
+        """Write the state, with what there is to know about it."""
+        if self._path is None:
             return
         when = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         document = {"state": state, "time": when, "unix_time": time.time(), **facts}
         if self.incident_counts:
             document["counts"] = dict(self.incident_counts)
-        write_json(self.path, document)
+        write_json(self._path, document)
 
 
 class _Formatter(logging.Formatter):
@@ -68,11 +54,7 @@ class _Formatter(logging.Formatter):
 
 @contextlib.contextmanager
 def log_to_file(path: Path) -> Iterator[None]:
-    """Append all log messages of the package to `path` while the context is open.
-
-    An error that leaves the context is appended with its traceback; the terminal shows only its
-    message.
-    """
+    """Append all log messages of the package to `path`, and the traceback of an error."""
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     handler.setLevel(logging.INFO)
@@ -110,18 +92,19 @@ def _default_logging(logger: logging.Logger) -> Iterator[None]:
 
 
 COST_FILE = "cost.json"
+_COST: dict[str, Callable[[Any], Any]] = {
+    "step": int,
+    "seconds": float,
+    "images": int,
+    "peak_memory_mib": int,
+    "peak_memory_of": str,
+}
 
 
 def read_cost(folder: Path) -> dict[str, Any]:
     """Return the contents of a run's `cost.json`; an empty dict if it is missing or damaged."""
+    document = read_json(folder / COST_FILE)
     try:
-        document = json.loads((folder / COST_FILE).read_text(encoding="utf-8"))
-        return {
-            "step": int(document["step"]),
-            "seconds": float(document["seconds"]),
-            "images": int(document["images"]),
-            "peak_memory_mib": int(document["peak_memory_mib"]),
-            "peak_memory_of": str(document["peak_memory_of"]),
-        }
-    except (OSError, ValueError, LookupError, TypeError):
+        return {name: kind(document[name]) for name, kind in _COST.items()}
+    except (ValueError, LookupError, TypeError):
         return {}

@@ -68,13 +68,8 @@ class StateNotFinite(Exception):
 class Guard:
     """Checks the steps and the state of a run; the loop calls its methods in the order below.
 
-    Args:
-        setup: The training setup.
-        counts: Counters of incidents, by the names above.
-        on_drop: Called for each dropped step.
-        on_rollback: Called after a rollback with the number of steps done.
-
     Attributes:
+        counts: Counters of incidents, by the names above.
         gradient_norm: Gradient norm of the last step, before clipping.
     """
 
@@ -83,8 +78,8 @@ class Guard:
         setup: TrainingSetup,
         *,
         counts: Counter[str] | None = None,
-        on_drop: Callable[[DroppedStep], None] | None = None,
-        on_rollback: Callable[[int], None] | None = None,
+        on_drop: Callable[[DroppedStep], object] = lambda _: None,
+        on_rollback: Callable[[int], object] = lambda _: None,
     ) -> None:
         self.setup = setup
         self.counts: Counter[str] = Counter() if counts is None else counts
@@ -126,15 +121,13 @@ class Guard:
     def drop(self, step: int, report: LossReport) -> None:
         """Undo step number `step` (from 0) completely; raise if there are too many in a row."""
         self.undo()
-        if not state_is_finite(self.setup.objective, self.setup.optimizer):
-            raise StateNotFinite(step)
+        self.check_finite(step)
         self._in_a_row += 1
         self.counts[DROPPED_STEPS] += 1
         files = tuple(chain(*all_gather_object(self.setup.batches.image_paths(step))))
         losses = ", ".join(f"{name} {value:.4g}" for name, value in mean_scalars(report).items())
         values = f"loss {losses}, gradient norm {self.gradient_norm:.4g}"
-        if self._on_drop is not None:
-            self._on_drop(DroppedStep(step + 1, files, self._in_a_row))
+        self._on_drop(DroppedStep(step + 1, files, self._in_a_row))
         log.warning("step %d: not finite (%s); step dropped, its changes undone", step + 1, values)
         if self._in_a_row >= self.setup.recipe.machine.max_bad_steps:
             named = "\n  ".join(files)
@@ -180,37 +173,26 @@ class Guard:
     def roll_back(self, failed_at: int) -> int:
         """Restore the last good state and return its number of steps.
 
-        Args:
-            failed_at: Number of steps after which the state was not finite; raises if that repeats.
+        The state after `failed_at` steps was not finite; if that repeats, raise an error.
         """
+        copy, limit = self._rollback_copy, self.setup.recipe.machine.max_bad_steps
+        problem = f"step {failed_at}: weights, statistics or the optimiser's moments are not finite"
         # steps are deterministic, so a failure that repeats is not a random fault
-        limit = self.setup.recipe.machine.max_bad_steps
-        repeated = failed_at == self._failed_at or self._rollbacks >= limit
-        if self._rollback_copy is None or repeated:
-            copy = self._rollback_copy
+        if copy is None or failed_at == self._failed_at or self._rollbacks >= limit:
             since = "" if copy is None else f", again since step {copy.step}"
-            raise DivergedError(
-                f"step {failed_at}: weights, statistics or the optimiser's moments are not finite"
-                f"{since}. Lower optimizer.lr, or set optimizer.clip_norm"
-            )
+            raise DivergedError(f"{problem}{since}. Lower optimizer.lr, or set optimizer.clip_norm")
         self._failed_at = failed_at
         self._rollbacks += 1
         self._in_a_row = 0
         self.counts[ROLLBACKS] += 1
-        log.warning(
-            "step %d: weights, statistics or the optimiser's moments are not finite; restoring the "
-            "state after step %d and continuing from there",
-            failed_at,
-            self._rollback_copy.step,
-        )
-        self._restore(self._rollback_copy)
-        return self._rollback_copy.step
+        log.warning(f"{problem}; restoring the state after step {copy.step} and continuing there")
+        self._restore(copy)
+        return copy.step
 
     def _restore(self, snapshot: Snapshot) -> None:
         self.setup.optimizer.zero_grad(set_to_none=True)
         snapshot.restore(self.setup.objective, self.setup.optimizer)
-        if self._on_rollback is not None:
-            self._on_rollback(snapshot.step)
+        self._on_rollback(snapshot.step)
 
     def _count_gradient(self, norm: float) -> None:
         limit = self.setup.recipe.optimizer.clip_norm
@@ -222,11 +204,8 @@ class Guard:
             if self.counts[GRADIENT_SPIKES] == 1:
                 clipping = "optimizer.clip_norm would clip it" if limit is None else "it is clipped"
                 log.warning(
-                    "gradient norm %.3g is %.0f times the median of recent steps; %s; further "
-                    "spikes are only counted",
-                    norm,
-                    norm / median,
-                    clipping,
+                    f"gradient norm {norm:.3g} is {norm / median:.0f} times the median of recent "
+                    f"steps; {clipping}; further spikes are only counted"
                 )
         self._norms.append(norm)
 

@@ -30,13 +30,8 @@ def run_steps(
 ) -> int:
     """Train from step `first` to the end or to a signal; return the number of steps done.
 
-    Args:
-        setup: The training setup.
-        first: Steps already done.
-        on_step: Called after each step with the number of steps done and the report. After a
-            rollback (`Guard`), it is called again for repeated steps.
-        stop: Ends the loop after the current step if a signal came.
-        guard: Drops steps that are not finite and rolls back a damaged state; None creates one.
+    `on_step` is called after each step with the number of steps done and the report; after a
+    rollback (`Guard`), it is called again for the repeated steps.
     """
     guard = guard or Guard(setup)
     setup.model.train()

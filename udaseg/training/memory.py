@@ -73,18 +73,14 @@ def split_further(
     Without `--fit`, or if the batch cannot be split further, raise an error with advice.
     """
     recipe, parts = setup.recipe, _next_micro_batches(setup)
+    source, target = recipe.batch.source, recipe.batch.target
     if not fit_given or parts is None:
         raise EnvironmentFault(out_of_memory_advice(setup, message, fit_given=fit_given))
     empty_cache()
     log.warning(
-        "a step of %d + %d images does not fit in memory (%s); trying %d micro-batches of %d + %d. "
-        "Batch norm sees one micro-batch at a time, so results differ from those without --fit",
-        recipe.batch.source,
-        recipe.batch.target,
-        message,
-        parts,
-        recipe.batch.source // parts,
-        recipe.batch.target // parts,
+        f"a step of {source} + {target} images does not fit in memory ({message}); trying {parts} "
+        f"micro-batches of {source // parts} + {target // parts}. Batch norm sees one micro-batch "
+        "at a time, so results differ from those without --fit"
     )
     recipe = replace(recipe, machine=replace(recipe.machine, micro_batches=parts))
     write_recipe(folder, recipe)

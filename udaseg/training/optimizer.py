@@ -82,13 +82,9 @@ def make_optimizer(
     momentum: float,
     weight_decay: float,
 ) -> torch.optim.Optimizer:
-    """Return a fused optimiser over named parameter groups.
+    """Return a fused optimiser over groups: name, learning rate and named parameters.
 
-    Args:
-        kind: `sgd` or `adamw`.
-        groups: Name, learning rate and named parameters of each group; empty groups are dropped.
-        momentum: Momentum of SGD, beta 1 of AdamW.
-        weight_decay: Weight decay of all groups.
+    `momentum` is beta 1 of AdamW. Empty groups are dropped.
     """
     specs = [
         {"params": parameters, "lr": rate, "base_lr": rate, "name": name}

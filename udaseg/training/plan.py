@@ -84,18 +84,11 @@ def _warn_of_aspect_ratio(
     aspect = resize[1] / resize[0]
     distorted = [s for s in samples if not 0.9 < s.width / s.height / aspect < 1.1]
     if distorted:
-        first = distorted[0]
         log.warning(
-            "%d of %d %s images have another aspect ratio than %s.resize=[%d, %d] (the first "
-            "is %dx%d) and are distorted; set %s.resize=[HEIGHT, WIDTH] to keep their aspect ratio",
-            len(distorted),
-            len(samples),
-            domain,
-            domain,
-            *resize,
-            first.width,
-            first.height,
-            domain,
+            f"{len(distorted)} of {len(samples)} {domain} images have another aspect ratio than "
+            f"{domain}.resize={list(resize)} (the first is {distorted[0].width}x"
+            f"{distorted[0].height}) and are distorted; set {domain}.resize=[HEIGHT, WIDTH] to "
+            "keep their aspect ratio"
         )
 
 
@@ -144,11 +137,8 @@ def _class_rows(
 def print_memory_plan(recipe: Recipe, first: TrainingSetup, data: RunData) -> None:
     """Print to stderr how much memory each stage of training needs, and the checkpoint size."""
     if world_size() > 1:
-        message = (
-            "not estimated with several processes; use --dry-run in one process, with the same "
-            "result"
-        )
-        _print_rows([("memory", message)])
+        advice = "use --dry-run in one process, with the same result"
+        _print_rows([("memory", f"not estimated with several processes; {advice}")])
         return
     rows: list[tuple[str, str]] = []
     for stage, setup in _stage_setups(recipe, first, data):
@@ -168,11 +158,7 @@ def print_memory_plan(recipe: Recipe, first: TrainingSetup, data: RunData) -> No
 
 def _format_memory(memory: Footprint, stage: str | None, device: torch.device) -> str:
     """Return the memory that training needs as text: the sum and its parts."""
-    labels = {
-        "memories": "banks and prototypes",
-        "moments": "optimiser",
-        "guard": "rollback copy",
-    }
+    labels = {"memories": "banks and prototypes", "moments": "optimiser", "guard": "rollback copy"}
     parts = ", ".join(
         f"{labels.get(name, name)} {_format_bytes(size)}"
         for name, size in vars(memory).items()

@@ -51,23 +51,17 @@ def _adopt_settings(folder: Path, before: Recipe, processes: int, now: Recipe) -
     if old.micro_batches != new.micro_batches:
         # not refused: otherwise a run that ran out of memory could not be resumed
         log.warning(
-            "a step now has %d micro-batches, before %d: the results differ",
-            new.micro_batches,
-            old.micro_batches,
+            f"a step now has {new.micro_batches} micro-batches, before {old.micro_batches}: the "
+            "results differ"
         )
     if processes != world_size():
         log.warning(
-            "the run continues with %d processes instead of %d: each step uses the same images, "
-            "but the results differ by rounding",
-            world_size(),
-            processes,
+            f"the run continues with {world_size()} processes instead of {processes}: each step "
+            "uses the same images, but the results differ by rounding"
         )
         folder_module.write_environment(folder)
-    if (old.micro_batches, old.activation_checkpointing, processes) != (
-        new.micro_batches,
-        new.activation_checkpointing,
-        world_size(),
-    ):
+    is_other_step = old.micro_batches != new.micro_batches or processes != world_size()
+    if is_other_step or old.activation_checkpointing != new.activation_checkpointing:
         folder_module.write_recipe(folder, now)
 
 

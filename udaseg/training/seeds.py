@@ -132,17 +132,9 @@ def run_seeds(
     """Train with each seed in its own folder, and return the runs and their statistics.
 
     The same call again continues: finished seeds are skipped, an interrupted one is resumed. If a
-    seed diverges, the other seeds are still trained; see `SeedRuns.failed`.
-
-    Args:
-        seeds: Seeds, in the order in which they are trained.
-        recipe: As for `adapt`; a recipe of `train` is possible too.
-        source: As for `adapt`.
-        target: As for `adapt`.
-        steps: As for `adapt`.
-        overrides: As for `adapt`.
-        out: Folder of all runs; None takes one below `runs/`.
-        options: As for `adapt`. `dry_run` shows only the plan of the first seed.
+    seed diverges, the other seeds are still trained; see `SeedRuns.failed`. The arguments are those
+    of `adapt`, but `out` is the folder of all runs, and the recipe may be one for `train`.
+    `options.dry_run` shows only the plan of the first seed.
 
     Raises:
         UsageError: A finished seed was trained with another recipe, or there are several processes.

@@ -71,11 +71,6 @@ class RunContext:
     fit_memory: bool
     criterion_sets: EvaluationSets | None
 
-    @property
-    def steps_done(self) -> int:
-        """Number of steps completed by the checkpoint."""
-        return 0 if self.checkpoint is None else self.checkpoint.step
-
 
 @dataclass(frozen=True)
 class TrainingSetup:
@@ -111,15 +106,10 @@ def build_setup(
     stage: Stage | None = None,
     pseudo_labels: Path | None = None,
 ) -> TrainingSetup:
-    """Return the training setup of a stage, on its device.
+    """Return the training setup of a stage, by default of the first, on its device.
 
-    Args:
-        recipe: Recipe of the run.
-        source: Labelled images.
-        target: Unlabelled images.
-        init: Start from the student of this checkpoint.
-        stage: Stage of the run; None is the first.
-        pseudo_labels: Folder of the target's pseudo-labels, for a stage that trains on them.
+    It starts from the student of `init`. `pseudo_labels` is the folder of the target's labels, for
+    a stage that trains on them.
     """
     if source.classes is None:
         raise DataError(f"{source.name}: has no labels, so it cannot be used as source")
@@ -189,9 +179,7 @@ def build_crop_source(spec: Domain, dataset: PreparedDataset, *, labelled: bool)
 
 def images_per_step(batches: TrainingBatches) -> int:
     """Return the number of images in a batch of this rank."""
-    options = batches.options
-    domains = ((batches.source, options.batch_source), (batches.target, options.batch_target))
-    return sum(size for crops, size in domains if crops is not None)
+    return sum(shape[0] for name, shape in batches.shapes().items() if name.endswith("_images"))
 
 
 def build_batches(

@@ -61,12 +61,7 @@ def open_stage(
 ) -> tuple[TrainingSetup, dict[str, str]]:
     """Return the training setup of a stage after the first, and digests of its files.
 
-    Args:
-        context: What all stages share.
-        stage: The stage.
-        is_new: No step of the stage was done, so prototypes are computed; otherwise a checkpoint
-            restores them.
-        stop: Stops a pass when a signal is received.
+    If no step of the stage was done, prototypes are computed; otherwise a checkpoint restores them.
     """
     assert stage.folder is not None
     recipe, data, folder = context.recipe, context.data, context.folder
@@ -94,10 +89,9 @@ def _initialise_prototypes(
     source = setup.batches.source
     assert source is not None
     with _pass_over("prototypes of the source", len(source.samples), stop, folder) as on_image:
-        sums = passes.collect_prototypes(
+        means, has_prototype = passes.collect_prototypes(
             objective.student, source, num_classes, setup.device, on_image
         )
-    means, has_prototype = sums.prototypes()
     objective.contrast.prototypes.initialise(means, has_prototype)
     if not bool(has_prototype.all()):
         log.warning(
@@ -115,29 +109,30 @@ def _make_pseudo_labels(
     crops, settings = setup.batches.target, setup.stage.pseudo_labels
     assert crops is not None and settings is not None
     marker, student = labels.parent / _MARKER, setup.objective.student
-    student_digest, count = _network_digest(student), len(crops.samples)
+    student_digest, num_images = _network_digest(student), len(crops.samples)
     if (digest := _finished_digest(marker, labels, student_digest, crops.samples)) is not None:
         return digest
     crops = replace(crops, scale=(1.0, 1.0))
-    with _pass_over("confidence on the target", count, stop, folder) as on_image:
-        histograms = passes.collect_confidence(student, crops, len(classes), setup.device, on_image)
-    thresholds = histograms.thresholds(quantile=settings.quantile, cap=settings.cap)
-    with _pass_over("pseudo-labels of the target", count, stop, folder) as on_image:
+    with _pass_over("confidence on the target", num_images, stop, folder) as on_image:
+        histogram = passes.collect_confidence(student, crops, len(classes), setup.device, on_image)
+    thresholds = passes.confidence_thresholds(
+        histogram, quantile=settings.quantile, cap=settings.cap
+    )
+    with _pass_over("pseudo-labels of the target", num_images, stop, folder) as on_image:
         kept = passes.write_pseudo_labels(
             student, crops, thresholds, labels, setup.device, on_image
         )
     digest = pseudo_labels_digest(labels, crops.samples)
     if digest is None:
         raise DataError(f"{labels}: pseudo-labels were deleted while they were written")
-    predicted = histograms.counts.sum(1)
-    rows = zip(thresholds.tolist(), predicted.tolist(), kept.tolist(), strict=True)
-    keys = ("threshold", "predicted_pixels", "kept_pixels")
+    predicted = histogram.sum(1)
+    rows = zip(classes.names, thresholds.tolist(), predicted.tolist(), kept.tolist(), strict=True)
     entries = {
-        name: dict(zip(keys, row, strict=True))
-        for name, row in zip(classes.names, rows, strict=True)
+        name: {"threshold": threshold, "predicted_pixels": count, "kept_pixels": kept_count}
+        for name, threshold, count, kept_count in rows
     }
-    document = {"student": student_digest, "digest": digest, "images": count, "classes": entries}
-    on_rank_zero(lambda: write_json(marker, document))
+    facts = {"student": student_digest, "digest": digest, "images": num_images}
+    on_rank_zero(lambda: write_json(marker, {**facts, "classes": entries}))
     share = float(kept.sum()) / max(1, int(predicted.sum()))
     log.info("%.1f %% of the target pixels have a pseudo-label", 100 * share)
     if unpredicted := [name for name, entry in entries.items() if not entry["predicted_pixels"]]:
@@ -167,12 +162,7 @@ def _pass_over(
 ) -> Iterator[passes.ProgressCallback]:
     """Show a pass over images; its callback updates the bar, and stops the pass at a signal.
 
-    Args:
-        title: Title of the progress bar.
-        count: Number of images.
-        stop: Signal state.
-        folder: Run folder.
-        divided: The images are divided among ranks; otherwise each rank processes all of them.
+    If the images are not divided among ranks, each rank processes all of them.
     """
     ranks = world_size() if divided else 1
     with WorkProgress(title, count) as progress:

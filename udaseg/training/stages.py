@@ -1,9 +1,7 @@
 """Train all stages of a run, to the end or until a signal, and record the status."""
 
-import contextlib
 import logging
 import time
-from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from udaseg.data.labels.classes import classes_to_dict
@@ -37,18 +35,15 @@ class Runner:
     freed before the next stage builds its own, so two networks with optimizer state never live at
     the same time.
 
-    Args:
-        context: What all stages share; its folder exists and is locked.
-        setup: Setup of the first stage.
-
     Attributes:
-        context: The context; its recipe may get more micro-batches.
-        setup: Setup of the current stage; None between two stages.
+        context: What all stages share; its recipe may get more micro-batches.
+        setup: Setup of the current stage, at first of the first; None between two stages.
     """
 
     def __init__(self, context: RunContext, setup: TrainingSetup) -> None:
         self.context = context
         self.setup: TrainingSetup | None = setup
+        self._done = 0 if context.checkpoint is None else context.checkpoint.step
         self._state: TrainingState | None = None
         self._callbacks = build_callbacks(context)
         self._status = RunStatus(context.folder / "status.json" if rank() == 0 else None)
@@ -58,54 +53,47 @@ class Runner:
         """Train all stages and score at the end; the outcome is written to `status.json`."""
         # lasts until status.json is final: torchrun sends SIGTERM as soon as another process exits
         with self._stop:
-            self._status.running(step=self.context.steps_done)
+            self._status.write("running", step=self._done)
             started = time.monotonic()
             try:
                 with report_once():
                     self._train_stages()
                     miou, scores = self._score()
-            except Interrupted:
-                raise  # already recorded where it was raised, with the step
-            except UdasegError as error:
-                self._status.failed(code=error.exit_code, reason=str(error))
-                raise
             except BaseException as error:
-                # after any error, the status must not remain "running"
-                self._record_unexpected(error)
+                self._record(error)
                 raise
-            seconds = time.monotonic() - started
-            self._status.done(step=self.context.recipe.steps, seconds=seconds, miou=miou)
+            seconds = round(time.monotonic() - started, 1)
+            self._status.write("done", step=self._done, seconds=seconds, miou=miou)
         return scores
 
-    def _record_unexpected(self, error: BaseException) -> None:
-        """Record an error that the run did not raise itself; add advice if it is out of memory."""
-        if not memory.is_out_of_memory(error):
-            self._status.failed(code=1, reason=f"{type(error).__name__}: {error}")
-            return
-        reason = str(error).partition("\n")[0] or "out of memory"
-        if self.setup is not None:
-            fit_given = self.context.fit_memory
-            reason = memory.out_of_memory_advice(self.setup, reason, fit_given=fit_given)
-        self._status.failed(code=EnvironmentFault.exit_code, reason=reason)
-        raise EnvironmentFault(reason) from error
+    def _record(self, error: BaseException) -> None:
+        """Record why the run ends; add advice if it is out of memory."""
+        if isinstance(error, Interrupted):
+            self._status.write("interrupted", step=self._done, signal=error.exit_code - 128)
+        elif isinstance(error, UdasegError):
+            self._status.write("failed", code=error.exit_code, reason=str(error))
+        elif not memory.is_out_of_memory(error):
+            self._status.write("failed", code=1, reason=f"{type(error).__name__}: {error}")
+        else:
+            reason = str(error).partition("\n")[0] or "out of memory"
+            if self.setup is not None:
+                fit_given = self.context.fit_memory
+                reason = memory.out_of_memory_advice(self.setup, reason, fit_given=fit_given)
+            self._status.write("failed", code=EnvironmentFault.exit_code, reason=reason)
+            raise EnvironmentFault(reason) from error
 
     def _train_stages(self) -> None:
         """Train the remaining stages; each starts from the student of the previous one."""
-        context, done = self.context, self.context.steps_done
-        for stage in stages_of(context.recipe)[stage_at(context.recipe, done).index :]:
-            digests: Mapping[str, str] = {}
-            if stage.index > 0:
-                with self._recording_interruption(done):
-                    digests = self._open_stage(stage, done)
-            if context.checkpoint is not None and (
-                context.steps_done > stage.begin or stage.index == 0
-            ):
-                self._restore(context.checkpoint, digests)
-            self._train_stage(digests, max(done, stage.begin))
-            done = stage.end
+        recipe, checkpoint = self.context.recipe, self.context.checkpoint
+        for stage in stages_of(recipe)[stage_at(recipe, self._done).index :]:
+            digests = self._open_stage(stage) if stage.index > 0 else {}
+            if checkpoint is not None and (checkpoint.step > stage.begin or stage.index == 0):
+                self._restore(checkpoint, digests)
+            self._train_stage(digests)
+            self._done = stage.end
         self._adapt_batch_norm()
 
-    def _open_stage(self, stage: Stage, done: int) -> Mapping[str, str]:
+    def _open_stage(self, stage: Stage) -> dict[str, str]:
         """Build the setup of a stage after the first, and return the digests of its files."""
         # free the network, gradients and moments of the previous stage
         self.setup = self._state = None
@@ -113,11 +101,11 @@ class Runner:
             "stage %d: %s, steps %d to %d", stage.index + 1, stage.name, stage.begin, stage.end
         )
         # a checkpoint at a stage's first step belongs to the previous stage
-        is_new = done <= stage.begin
+        is_new = self._done <= stage.begin
         self.setup, digests = open_stage(self.context, stage, is_new=is_new, stop=self._stop)
         return digests
 
-    def _restore(self, checkpoint: Checkpoint, digests: Mapping[str, str]) -> None:
+    def _restore(self, checkpoint: Checkpoint, digests: dict[str, str]) -> None:
         """Restore a checkpoint into the stage that it belongs to, if the data are the same."""
         assert self.setup is not None
         classes = self.context.data.classes
@@ -136,8 +124,8 @@ class Runner:
         restore(checkpoint, self.setup.objective, self.setup.optimizer)
         log.info("resumed %s at step %d", self.context.folder, checkpoint.step)
 
-    def _train_stage(self, digests: Mapping[str, str], first: int) -> None:
-        """Train the open stage from step `first`; in more parts if the first step does not fit."""
+    def _train_stage(self, digests: dict[str, str]) -> None:
+        """Train the open stage; in more parts if the first step does not fit."""
         while True:
             assert self.setup is not None
             state = TrainingState(
@@ -146,12 +134,12 @@ class Runner:
                 status=self._status,
                 callbacks=self._callbacks,
                 digests=digests,
-                step=first,
+                step=self._done,
             )
             self._state = state
             try:
-                if first < self.setup.stage.end:
-                    self._train_steps(state, first)
+                if self._done < self.setup.stage.end:
+                    self._train_steps(state)
                 return
             except memory.FirstStepOutOfMemory as error:
                 message = str(error)
@@ -164,8 +152,8 @@ class Runner:
             )
             self.context = replace(self.context, recipe=self.setup.recipe)
 
-    def _train_steps(self, state: TrainingState, first: int) -> None:
-        callbacks, stop = Dispatcher(state), self._stop
+    def _train_steps(self, state: TrainingState) -> None:
+        callbacks, stop, first = Dispatcher(state), self._stop, self._done
         guard = Guard(
             state.setup,
             counts=self._status.incident_counts,
@@ -181,9 +169,9 @@ class Runner:
                 done = run_steps(state.setup, first=first, on_step=on_step, stop=stop, guard=guard)
         except DivergedError as error:
             raise self._with_last_checkpoint(error) from error
+        self._done = done
         if done < state.recipe.steps and stop.stop_requested():
             assert stop.number is not None
-            self._status.interrupted(step=done, signal_number=stop.number)
             message = f"stopped at step {done} and saved; continue with --resume "
             raise Interrupted(f"{message}{self.context.folder}", stop.number)
 
@@ -204,8 +192,7 @@ class Runner:
         assert state is not None
         if context.recipe.method.target_statistics == 0 or context.data.target is None:
             return
-        with self._recording_interruption(context.recipe.steps):
-            adapt_batch_norm(context, state.setup, context.data.target, self._stop)
+        adapt_batch_norm(context, state.setup, context.data.target, self._stop)
         write_checkpoint(state)
 
     def _score(self) -> tuple[float, Scores] | tuple[None, None]:
@@ -215,17 +202,5 @@ class Runner:
             return None, None
         assert self._state is not None
         message = f"trained, not scored; continue with --resume {context.folder}"
-        with (
-            self._recording_interruption(context.recipe.steps),
-            self._stop.interruptible(message),
-        ):
+        with self._stop.interruptible(message):
             return write_final_scores(self._state)
-
-    @contextlib.contextmanager
-    def _recording_interruption(self, done: int) -> Iterator[None]:
-        """Record in `status.json` if a signal interrupts the work that follows step `done`."""
-        try:
-            yield
-        except Interrupted as interrupted:
-            self._status.interrupted(step=done, signal_number=interrupted.exit_code - 128)
-            raise

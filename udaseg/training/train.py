@@ -77,24 +77,8 @@ def train(
 ) -> Run:
     """Train on the source alone, and return the run.
 
-    Takes what `adapt` takes, and reports as it does.
-
-    Args:
-        recipe: As for `adapt`; it must not use target images.
-        source: Labelled images: a prepared name or a dataset YAML.
-        target: Target that the recipe names; its images are not read.
-        steps: Number of optimizer steps.
-        seed: Random seed.
-        overrides: Other settings, by dotted name.
-        out: Run folder; None takes one below `runs/`.
-        options: Data, weights and start of the run.
-
-    Returns:
-        The run, trained and scored if the recipe has validation data.
-
-    Raises:
-        UsageError: The recipe adapts, or the arguments contradict each other.
-        RecipeError: The recipe or an override is wrong.
+    Takes, reports, returns and raises what `adapt` does, but the recipe must not use target images;
+    those of `target` are not read.
 
     Example:
         run = udaseg.train(source="my_city.yaml", steps=20_000)
@@ -208,10 +192,7 @@ def _train_recipe(
     options = replace(options, recipe_path=path, command=options.command or [function])
     folder = Path(options.resume or out or folder_module.default_run_folder(chosen))
     machine = chosen.machine
-    with (
-        deterministic_kernels(machine.deterministic),
-        process_group(machine.device),
-    ):
+    with deterministic_kernels(machine.deterministic), process_group(machine.device):
         _train(chosen, folder, options)
     return Run(folder)
 

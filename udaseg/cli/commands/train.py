@@ -9,38 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from udaseg.cli.options import (
-    Batch,
-    Compile,
-    Deterministic,
-    Device,
-    DryRun,
-    FitMemory,
-    Init,
-    KeepBest,
-    Out,
-    Overwrite,
-    PrecisionOption,
-    Quiet,
-    RecipeArguments,
-    Resume,
-    Root,
-    Seed,
-    Seeds,
-    Source,
-    Steps,
-    Target,
-    TensorBoard,
-    Verbose,
-    Workers,
-    parse_seeds,
-)
+from udaseg.cli import options
 from udaseg.cli.verbosity import set_verbosity
 from udaseg.errors import UsageError
 
 if TYPE_CHECKING:
     from udaseg import TrainOptions
     from udaseg.recipe.schema import Recipe
+
+_TENSORBOARD = {None: None, True: "require", False: "never"}
 
 
 def _training_command(
@@ -52,33 +29,33 @@ def _training_command(
     """
 
     def command(
-        words: RecipeArguments = None,
+        words: options.RecipeArguments = None,
         method: Annotated[
             str | None,
             typer.Option(help=f"Method, see `udaseg methods`. Default: {default}."),
         ] = None,
-        source: Source = None,
-        target: Target = None,
-        out: Out = None,
-        root: Root = Path("data"),
-        seed: Seed = None,
-        seeds: Seeds = None,
-        device: Device = None,
-        precision: PrecisionOption = None,
-        steps: Steps = None,
-        batch: Batch = None,
-        workers: Workers = None,
-        resume: Resume = None,
-        init: Init = None,
-        overwrite: Overwrite = False,
-        fit: FitMemory = False,
-        compiled: Compile = None,
-        deterministic: Deterministic = None,
-        keep_best: KeepBest = None,
-        tensorboard: TensorBoard = None,
-        dry_run: DryRun = False,
-        verbose: Verbose = False,
-        quiet: Quiet = False,
+        source: options.Source = None,
+        target: options.Target = None,
+        out: options.Out = None,
+        root: options.Root = Path("data"),
+        seed: options.Seed = None,
+        seeds: options.Seeds = None,
+        device: options.Device = None,
+        precision: options.PrecisionOption = None,
+        steps: options.Steps = None,
+        batch: options.Batch = None,
+        workers: options.Workers = None,
+        resume: options.Resume = None,
+        init: options.Init = None,
+        overwrite: options.Overwrite = False,
+        fit: options.FitMemory = False,
+        compiled: options.Compile = None,
+        deterministic: options.Deterministic = None,
+        keep_best: options.KeepBest = None,
+        tensorboard: options.TensorBoard = None,
+        dry_run: options.DryRun = False,
+        verbose: options.Verbose = False,
+        quiet: options.Quiet = False,
     ) -> None:
         # the recipe's schema is not needed for --help
         from udaseg.recipe.request import Overrides, requested_recipe
@@ -92,7 +69,7 @@ def _training_command(
             device,
             precision,
             workers,
-            tensorboard=_tensorboard_setting(tensorboard),
+            tensorboard=_TENSORBOARD[tensorboard],
             keep_best=keep_best,
             compile=compiled,
             deterministic=deterministic,
@@ -103,7 +80,7 @@ def _training_command(
         import udaseg
         from udaseg.cli.printing.training import print_recipe, print_run
 
-        options = udaseg.TrainOptions(
+        train_options = udaseg.TrainOptions(
             root=root,
             resume=resume,
             init=init,
@@ -116,16 +93,13 @@ def _training_command(
             on_finish=print_run,
         )
         if seeds is not None:
-            if seed is not None or resume is not None:
-                rerun = "--resume; rerun the same command to continue"
-                other = "--seed" if seed is not None else rerun
-                raise UsageError(f"--seeds cannot be combined with {other}")
-            recipe = _train_seeds(parse_seeds(seeds), recipe, out, options)
-        elif name == "train":
-            udaseg.train(recipe=recipe, out=out, options=options)
+            if seed is not None:
+                raise UsageError("--seeds cannot be combined with --seed")
+            recipe = _train_seeds(options.parse_seeds(seeds), recipe, out, train_options)
         else:
-            udaseg.adapt(recipe=recipe, out=out, options=options)
-        if dry_run and _is_first_process():
+            run = udaseg.train if name == "train" else udaseg.adapt
+            run(recipe=recipe, out=out, options=train_options)
+        if dry_run and os.environ.get("RANK", "0") == "0":
             print_recipe(recipe)
 
     command.__name__, command.__doc__ = name, summary
@@ -146,14 +120,6 @@ def _train_seeds(
     return replace(recipe, seed=seeds[0])
 
 
-def _tensorboard_setting(requested: bool | None) -> str | None:
-    return None if requested is None else "require" if requested else "never"
-
-
-def _is_first_process() -> bool:
-    return os.environ.get("RANK", "0") == "0"
-
-
 def _command_line() -> list[str]:
     processes = os.environ.get("WORLD_SIZE", "1")
     if processes == "1":
@@ -167,8 +133,8 @@ def _refuse_with_resume(
     resume: Path | None, out: Path | None, init: Path | None, overwrite: bool
 ) -> None:
     given = {"--out": out is not None, "--init": init is not None, "--overwrite": overwrite}
-    if resume is not None and any(given.values()):
-        others = ", ".join(name for name, present in given.items() if present)
+    others = ", ".join(name for name, present in given.items() if present)
+    if resume is not None and others:
         raise UsageError(f"--resume continues in the folder of the run; leave out {others}")
 
 

@@ -161,14 +161,14 @@ class Dispatcher:
     def on_drop(self, dropped: DroppedStep) -> None:
         """Note that the step is dropped; `on_step` follows."""
         self.state.dropped = dropped
-        self.state.status.running(step=dropped.step)
+        self.state.status.write("running", step=dropped.step)
 
     def on_rewind(self, done: int) -> None:
         """Tell the callbacks that the state after `done` steps was restored."""
         state = self.state
         state.step, state.dropped = done, None
         state.call_each(lambda callback: callback.on_rewind(state))
-        state.status.running(step=done)
+        state.status.write("running", step=done)
 
     def _end(self, error: BaseException | None) -> None:
         state = self.state

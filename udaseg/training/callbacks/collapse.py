@@ -53,10 +53,6 @@ class Alarm:
 class CollapseMonitor:
     """Monitors a teacher's predictions on the target for signs of a collapse.
 
-    Args:
-        names: Class names.
-        begin: Steps of the run before the first monitored step.
-
     Attributes:
         shares: Share of each class in the pseudo-labels at the last check, by name; empty if that
             check had no pseudo-labels.
@@ -190,7 +186,7 @@ class CollapseWatch(Callback):
             log.warning("step %d: %s", state.step, alarm.text)
             state.status.incident_counts[f"alarm_{alarm.kind}"] += 1
         if self.alarms:
-            state.status.running(step=state.step)
+            state.status.write("running", step=state.step)
             state.event["alarms"] = {alarm.kind: alarm.text for alarm in self.alarms}
             state.wants_line = True
         if state.wants_line and self._shares:

@@ -46,12 +46,6 @@ class KeepBest(Callback):
 
     The values of all checkpoints are stored in the run, so a resumed run continues the comparison.
     A network that predicts one class almost everywhere is kept only if there is no other.
-
-    Args:
-        recipe: Recipe of the run, with a criterion.
-        sets: Images to evaluate checkpoints on, without target labels.
-        classes: Outputs of the network.
-        folder: Run folder.
     """
 
     ranks = "zero"

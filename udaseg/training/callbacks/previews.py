@@ -41,11 +41,6 @@ class Previews(Callback):
     The label is the teacher's if there is one, else the label that the stage trains on: stored
     pseudo-labels, or the truth on the source. The target's truth is never read. Drawing does not
     change the state of the training.
-
-    Args:
-        recipe: Recipe of the run.
-        classes: Classes of the network.
-        folder: Run folder.
     """
 
     ranks = "zero"
