@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all faults lint fix bench wheel clean
+.PHONY: help setup demo test test-all faults lint fix bench reference wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -42,6 +42,9 @@ fix: $(READY) ## fix what ruff can fix, and format
 
 bench: $(READY) ## measure against the published forms; prints ratios
 	@for file in tests/bench/bench_*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+reference: $(READY) ## write docs/recipes.md, every key of a recipe, anew
+	$(BIN)/udaseg recipes schema --markdown > docs/recipes.md
 
 wheel: $(READY) ## build the wheel into dist/
 	$(BIN)/python -m build --wheel

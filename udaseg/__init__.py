@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     from udaseg.recipe.library import find_recipe as find_recipe
     from udaseg.recipe.library import list_methods as list_methods
     from udaseg.recipe.library import list_recipes as list_recipes
+    from udaseg.recipe.reference import recipe_reference as recipe_reference
+    from udaseg.recipe.reference import recipe_schema as recipe_schema
     from udaseg.recipe.request import load_recipe as load_recipe
     from udaseg.recipe.schema import Recipe as Recipe
     from udaseg.runs.run import Run as Run
@@ -87,6 +89,7 @@ _NAMES = {
     "prediction.options": ["PredictOptions"],
     "prediction.predict": ["PredictSummary", "predict"],
     "recipe.library": ["RecipeEntry", "find_recipe", "list_methods", "list_recipes"],
+    "recipe.reference": ["recipe_reference", "recipe_schema"],
     "recipe.request": ["load_recipe"],
     "recipe.schema": ["Recipe"],
     "runs.run": ["Run"],

@@ -364,15 +364,15 @@ def _join(key: str, name: str) -> str:
     return f"{key}.{name}" if key else name
 
 
-def sections(cls: type) -> Iterator[type]:
-    """Yield a dataclass and every dataclass in its fields, each once."""
-    seen: dict[type, None] = {}
+def sections(cls: type) -> list[type]:
+    """Return a dataclass and every dataclass in its fields, each once."""
+    found: dict[type, None] = {}
     waiting: list[Any] = [cls]
     while waiting:
         annotation = waiting.pop(0)
-        if not is_dataclass(annotation):
+        if not isinstance(annotation, type) or not is_dataclass(annotation):
             waiting += typing.get_args(annotation)
-        elif annotation not in seen:
-            seen[cast("type", annotation)] = None
-            waiting += _hints(cast("Any", annotation)).values()
-    yield from seen
+        elif annotation not in found:
+            found[annotation] = None
+            waiting += _hints(annotation).values()
+    return list(found)

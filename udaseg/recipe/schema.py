@@ -51,8 +51,8 @@ class Model:
     """The network."""
 
     backbone: str
-    """One of `BACKBONES` (efficientnet_lite0 needs the extra `lite`), `timm:NAME` (extra `timm`),
-    or a name from another installed package.
+    """`resnet101`, `mobilenet_v2` or another built-in one (`efficientnet_lite0` needs the extra
+    `lite`), `timm:NAME` (extra `timm`), or a name from another installed package.
     """
     output_stride: Literal[8, 16, 32]
     """Input pixels per cell of the last feature map."""
@@ -242,7 +242,7 @@ class Recipe:
     method: Annotated[Method, Field(discriminator="kind")]
     """Training method."""
     machine: Machine = field(default_factory=Machine)
-    """Settings of the machine; see `Machine` for the few that change numbers."""
+    """Settings of the machine; few of them change numbers."""
     expected: Expected | None = None
     """Expected final score, if known."""
     packages: tuple[

@@ -53,3 +53,20 @@ def copy_recipe(
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UsageError(f"{copy.parent}: no such folder; create it first") from error
     typer.echo(printable(str(copy)))
+
+
+@recipes_app.command("schema")
+def show_schema(
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Describe every key on a page instead.")
+    ] = False,
+) -> None:
+    """Print the JSON schema of recipes, for editors."""
+    import json
+
+    import udaseg
+
+    if markdown:
+        typer.echo(udaseg.recipe_reference(), nl=False)
+    else:
+        typer.echo(json.dumps(udaseg.recipe_schema(), indent=2, ensure_ascii=False))
