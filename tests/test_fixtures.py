@@ -171,7 +171,7 @@ def test_verify_finds_a_whole_run_whole_and_a_damaged_one_damaged(finished, tmp_
     run = tmp_path / "rccr"
     shutil.copytree(finished, run)
     said = udaseg("verify", run, cwd=tmp_path)
-    assert "55992bb7c4e7" in said.stdout  # the digest of the recipe's numbers
+    assert "bfea684359a8" in said.stdout  # the digest of the recipe's numbers
     assert "mIoU 3.30" in said.stdout
     checkpoint = run / "checkpoints" / "step-000004.pt"
     data = bytearray(checkpoint.read_bytes())
@@ -312,9 +312,14 @@ def test_every_shipped_recipe_is_stored():
     assert SHIPPED.keys() == STORED.keys()
 
 
+def _without_retired(text):
+    """Drop the lines of settings that are gone; at these values they mean nothing."""
+    return text.replace("  worker_timeout: 300\n", "").replace("  channels_last: true\n", "")
+
+
 @pytest.mark.parametrize("name", STORED)
 def test_a_recipe_is_written_out_as_before_and_reads_back_the_same(name):
-    text = STORED[name].read_text(encoding="utf-8")
+    text = _without_retired(STORED[name].read_text(encoding="utf-8"))
     assert dump(load(SHIPPED[name])) == text
     stored = load(STORED[name])
     assert stored == load(SHIPPED[name])
@@ -323,7 +328,7 @@ def test_a_recipe_is_written_out_as_before_and_reads_back_the_same(name):
 
 def test_a_runs_recipe_reads_back_the_same(finished):
     for path in sorted((FIXTURES / "runs").glob("*/recipe.yaml")):
-        assert dump(load(path)) == path.read_text(encoding="utf-8")
+        assert dump(load(path)) == _without_retired(path.read_text(encoding="utf-8"))
     payload = torch.load(finished / "checkpoints" / "step-000004.pt", weights_only=True)
     written = yaml.safe_load((finished / "recipe.yaml").read_text(encoding="utf-8"))
     assert dict(leaves(payload["recipe"])) == dict(leaves(written))

@@ -92,7 +92,7 @@ def test_logits_of_a_network_at_full_size_are_left_as_they_are():
 
 def test_wrapping_a_network_changes_nothing_of_it():
     network = small_segmenter(classes=3, batch_norm="frozen")
-    network.set_memory_format(channels_last=True)
+    network.to(memory_format=torch.channels_last)
     network.train()
     network.head.requires_grad_(False)
 

@@ -86,18 +86,6 @@ def test_no_compiler_is_said_before_the_run(monkeypatch):
         small_segmenter().enable_compile("training")
 
 
-def test_channels_first_is_the_same_up_to_rounding():
-    losses = []
-    for channels_last in (True, False):
-        run, totals = tiny_fit(steps=3, lr=1e-5), []
-        apply_machine_options(run.objective, Machine(channels_last=channels_last))
-        weight = run.objective.student.backbone.rest[0].weight
-        assert weight.is_contiguous(memory_format=torch.channels_last) == channels_last
-        train(run, on_step=lambda _, report, totals=totals: totals.append(report.total.item()))
-        losses.append(totals)
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-
-
 def test_compile_and_checkpointing_are_refused_together():
     both = ["machine.compile=true", "machine.activation_checkpointing=true"]
     with pytest.raises(RecipeError, match="enable only one of them"):

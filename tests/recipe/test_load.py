@@ -600,6 +600,31 @@ def test_a_stored_recipe_that_is_no_dictionary_is_refused() -> None:
         from_dict([], origin="x")  # type: ignore[arg-type]
 
 
+RETIRED = [("channels_last", "true", "false"), ("worker_timeout", "300", "60")]
+
+
+@pytest.mark.parametrize(("name", "default", "other"), RETIRED)
+def test_a_setting_that_is_gone_is_accepted_at_its_default_and_in_stored_recipes(
+    name: str, default: str, other: str
+) -> None:
+    end = section_end(line_of("machine"))
+    text = "\n".join([*BASE[:end], f"  {name}: {default}", *BASE[end:]])
+    assert load(text=text) == load(RCCR)
+    message = refused(text.replace(f"{name}: {default}", f"{name}: {other}"))
+    assert message.startswith(f"my.yaml:{end + 1}:3: machine.{name}: the setting is gone: ")
+    stored = to_dict(load(RCCR))
+    stored["machine"][name] = yaml.safe_load(other)
+    assert from_dict(stored) == load(RCCR)
+
+
+def test_a_criterion_that_is_gone_is_refused_but_not_in_stored_recipes() -> None:
+    message = refused(with_value("machine.keep_best", "snd")[0])
+    assert "machine.keep_best: snd is gone: it ranks against the labels" in message
+    stored = to_dict(load(RCCR))
+    stored["machine"]["keep_best"] = "snd"
+    assert from_dict(stored) == load(RCCR)
+
+
 BAD_PATHS = ["${UNSET_HERE}/x", "${EMPTY_HERE}/x", "${", "${}", "${A B}", "${A:-b}", "x\0y"]
 
 

@@ -146,12 +146,12 @@ def _build_plugin_regularizer(
 def apply_machine_options(objective: Objective, machine: Machine) -> None:
     """Set the memory layout, recomputation and compilation of an objective's networks."""
     objective.student.recompute = machine.activation_checkpointing
-    objective.student.set_memory_format(channels_last=machine.channels_last)
+    objective.student.to(memory_format=torch.channels_last)
     if machine.compile:
         objective.student.enable_compile("training")
     if isinstance(objective, SelfTraining):
         teacher = objective.teacher.network
-        teacher.set_memory_format(channels_last=machine.channels_last)
+        teacher.to(memory_format=torch.channels_last)
         if machine.compile:
             # the teacher is never in training mode, and gets only crops
             teacher.enable_compile("always")

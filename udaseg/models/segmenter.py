@@ -65,7 +65,6 @@ class Segmenter(nn.Module):
     Attributes:
         recompute: Store only the inputs of blocks for the backward pass and recompute the other
             activations: less memory, one more forward pass, the same numbers.
-        channels_last: Use the channels-last memory format, which convolution kernels prefer.
 
     Example:
         >>> import torch
@@ -81,7 +80,6 @@ class Segmenter(nn.Module):
     mean: Tensor
     std: Tensor
     recompute: bool = False
-    channels_last: bool = True
     _compiled: Literal["never", "training", "always"] = "never"
 
     def __init__(
@@ -112,8 +110,6 @@ class Segmenter(nn.Module):
             embed: Also project the features; needs a projector.
         """
         images = (images - self.mean) / self.std
-        if not self.channels_last:
-            images = images.contiguous()
         if self.recompute and self.training and torch.is_grad_enabled():
             maps = self.backbone.forward_checkpointed(images)
             call = checkpointed
@@ -136,12 +132,6 @@ class Segmenter(nn.Module):
     def feature_channels(self) -> int:
         """Channels of the features."""
         return self.backbone.channels[-1]
-
-    def set_memory_format(self, *, channels_last: bool) -> None:
-        """Set the memory format of weights and images, channels last or first."""
-        self.channels_last = channels_last
-        layout = torch.channels_last if channels_last else torch.contiguous_format
-        self.to(memory_format=layout)
 
     def enable_compile(self, when: Literal["training", "always"]) -> None:
         """Compile backbone, head and projector at their first call.

@@ -5,11 +5,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from udaseg.documents import MappingNode, ScalarNode, read_document
+from udaseg.documents import DocumentKind, MappingNode, ScalarNode, read_document
 from udaseg.errors import EnvironmentFault, RecipeError, UsageError
-from udaseg.recipe.load import RECIPE
 from udaseg.text import did_you_mean, shortened
 
+RECIPE = DocumentKind(
+    "recipe", RecipeError, 1_000_000, 5_000, "; `udaseg recipes ls` lists the shipped recipes"
+)
 DEFAULT_SOURCE = "gta5"
 DEFAULT_TARGET = "cityscapes"
 _DEFAULT_FOLDER = "gta5_cityscapes"

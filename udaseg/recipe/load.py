@@ -21,15 +21,14 @@ from udaseg.documents import (
 from udaseg.errors import RecipeError
 from udaseg.recipe.extensions import plugin_settings, report_missing_packages, with_packages
 from udaseg.recipe.hints import key_hint
+from udaseg.recipe.library import RECIPE
 from udaseg.recipe.methods import SelfTraining
+from udaseg.recipe.retired import drop_retired
 from udaseg.recipe.rules import recipe_problems
 from udaseg.recipe.schema import Recipe
 from udaseg.text import shortened
 from udaseg.validation import validate
 
-RECIPE = documents.DocumentKind(
-    "recipe", RecipeError, 1_000_000, 5_000, "; `udaseg recipes ls` lists the shipped recipes"
-)
 _KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*(\.[A-Za-z_][A-Za-z0-9_-]*)*")
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")
 _VARIABLE = re.compile(r"\$\{([^}]*)(\}?)")
@@ -83,7 +82,7 @@ def from_dict(values: Mapping[str, Any], origin: str = "recipe") -> Recipe:
     if not isinstance(root, MappingNode):
         problems.add(origin, "", f"must hold a recipe, got {type(values).__name__}")
         raise problems.failure()
-    return _recipe(Document(root, problems), origin)
+    return _recipe(Document(root, problems), origin, stored=True)
 
 
 def dump(recipe: Recipe) -> str:
@@ -115,8 +114,9 @@ def expand_path(text: str) -> str:
     return f"{Path.home()}{expanded}" if home else expanded
 
 
-def _recipe(document: Document, position: str) -> Recipe:
+def _recipe(document: Document, position: str, *, stored: bool = False) -> Recipe:
     document = Document(MappingNode(document.root.entries, position), document.problems)
+    drop_retired(document, stored=stored)
     packages_missing = report_missing_packages(document)
     settings = plugin_settings(document, packages_missing=packages_missing)
     recipe = validate(Recipe, document, key_hint=key_hint, yaml_1_1=True)

@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import itertools
 import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -22,13 +23,14 @@ _TYPES = {
 _INTRODUCTION = """\
 # Every key of a recipe
 
-`udaseg recipes schema --markdown` writes this page from the schema that checks recipes; `udaseg recipes schema`
-prints the schema as JSON, for editors. In VS Code with the YAML extension, or any editor with a YAML language
-server, save it as `recipe.schema.json` and begin a recipe with
+`udaseg recipes schema --markdown` writes this page from the schema that checks recipes.
+`udaseg recipes schema` prints the schema as JSON, for editors: with a YAML language server (in VS
+Code the YAML extension), save it as `recipe.schema.json` and begin a recipe with
 
     # yaml-language-server: $schema=recipe.schema.json
 
-A key without a default must be written. Any key can be set on the command line: `udaseg adapt optimizer.lr=1e-4`.
+A key without a default must be written. Any key can be set on the command line:
+`udaseg adapt optimizer.lr=1e-4`.
 """
 
 
@@ -56,7 +58,7 @@ def _field_texts(cls: type) -> dict[str, str]:
     for base in reversed(cls.__mro__[:-1]):
         (tree,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
         body = tree.body if isinstance(tree, ast.ClassDef) else []
-        for part, below in zip(body, body[1:], strict=False):
+        for part, below in itertools.pairwise(body):
             if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name):
                 match below:
                     case ast.Expr(value=ast.Constant(value=str(text))):

@@ -185,18 +185,12 @@ class Machine:
     """For an image that cannot be read: `fail` stops with its name; `skip` uses a substitute, the
     same one in every run and after every resume.
     """
-    worker_timeout: Annotated[int, Ge(0)] = 300
-    """Seconds after which a loader process that delivers no batch is replaced; 0 waits without
-    limit.
-    """
     stop_on_collapse: bool = False
     """End the run, instead of a warning, when the teacher's labels collapse."""
     activation_checkpointing: bool = False
     """Keep only the inputs of the network's blocks for the backward pass and recompute the other
     activations: less memory, the same numbers.
     """
-    channels_last: bool = True
-    """Memory layout in which convolutions are fast."""
     compile: bool = False
     """Compile the networks with `torch.compile`; starts slowly, and losses differ by rounding."""
     deterministic: bool = False

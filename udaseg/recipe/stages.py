@@ -18,7 +18,7 @@ from udaseg.recipe.methods import (
     StageTarget,
     stage_ends,
 )
-from udaseg.recipe.schema import BatchSize, Machine, Recipe
+from udaseg.recipe.schema import BatchSize, Recipe
 
 
 @dataclass(frozen=True)
@@ -123,8 +123,8 @@ def _stage(recipe: Recipe, number: int, stage: StageSpec, begin: int, end: int) 
 def numeric_settings(recipe: Recipe) -> dict[str, Any]:
     """Return the settings that determine the numbers of a run, as plain values."""
     # precision is a setting of the machine, but it changes every number
-    machine = Machine(precision=recipe.machine.precision)
-    return to_dict(replace(recipe, machine=machine, expected=None))
+    values = to_dict(replace(recipe, expected=None))
+    return {**values, "machine": {"precision": recipe.machine.precision}}
 
 
 def recipe_digest(recipe: Recipe) -> str:

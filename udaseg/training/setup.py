@@ -219,7 +219,6 @@ def build_batches(
             world_size=world_size(),
             first_step=stage.begin,
             on_bad_sample=recipe.machine.on_bad_sample,
-            worker_timeout=recipe.machine.worker_timeout,
         ),
     )
     if batches.classes_never_drawn and source.classes is not None:
