@@ -1,6 +1,7 @@
 """Options that several commands share, and parsers of their values."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -95,12 +96,18 @@ Window = Annotated[
     str | None,
     typer.Option(metavar="HxW", help="Predict in sliding windows of this size in pixels."),
 ]
-Run = Annotated[
-    Path,
-    typer.Argument(
-        metavar="CHECKPOINT|RUN", help="Checkpoint file or run folder.", show_default=False
-    ),
-]
+_RUN = typer.Argument(
+    metavar="CHECKPOINT|RUN", help="Checkpoint file or run folder.", show_default=False
+)
+Run = Annotated[Path, _RUN]
+OptionalRun = Annotated[Path | None, _RUN]
+
+
+def refuse_options(reason: str, given: Mapping[str, bool]) -> None:
+    """Raise a `UsageError` that names the options that are given, if any is."""
+    others = [name for name, is_given in given.items() if is_given]
+    if others:
+        raise UsageError(f"{reason}; leave out {', '.join(others)}")
 
 
 def parse_height_width(option: str, text: str | None) -> tuple[int, int] | None:

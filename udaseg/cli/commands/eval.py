@@ -1,6 +1,5 @@
 """The `udaseg eval` command: score a run or prediction files, or package predictions."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,12 +14,7 @@ TestServer = Literal["cityscapes", "acdc", "dark-zurich"]
 
 
 def evaluate(
-    run: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="CHECKPOINT|RUN", help="Checkpoint file or run folder.", show_default=False
-        ),
-    ] = None,
+    run: options.OptionalRun = None,
     data: Annotated[
         str | None,
         typer.Option(
@@ -93,7 +87,7 @@ def evaluate(
     from udaseg.cli.printing.scores import print_scores, print_submission
 
     if predictions is not None:
-        _refuse_options(
+        options.refuse_options(
             "--predictions scores files and runs no network",
             {
                 "CHECKPOINT|RUN": run is not None,
@@ -122,7 +116,7 @@ def evaluate(
             "Missing argument 'CHECKPOINT|RUN'; give one, or --predictions DIR --data DATA"
         )
     elif submit is not None:
-        _refuse_options(
+        options.refuse_options(
             "--submit writes a package and computes no scores",
             {
                 "--protocol": protocol is not None,
@@ -157,9 +151,3 @@ def evaluate(
     if fail_under is not None and not 100 * scores.miou >= fail_under:  # or not measured
         label = next(iter(scores.means))
         raise GateError(f"{label} is {100 * scores.miou:.2f}, below --fail-under {fail_under:g}")
-
-
-def _refuse_options(reason: str, given: Mapping[str, bool]) -> None:
-    others = [name for name, is_given in given.items() if is_given]
-    if others:
-        raise UsageError(f"{reason}; leave out {', '.join(others)}")
