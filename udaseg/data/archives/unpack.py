@@ -31,7 +31,7 @@ _TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz
 _UNPACK_YOURSELF = "unpack it yourself ({how}) and leave the folder next to the archive"
 _UNSUPPORTED = (("rar", b"Rar!\x1a\x07", "unrar x"), ("7z", b"7z\xbc\xaf\x27\x1c", "7z x"))
 
-# Damaged archives raise any of these; errors of the machine are excluded by _MACHINE.
+# Damaged archives raise any of these; errors of the machine are excluded by _MACHINE_ERRNOS.
 _DAMAGE_ERRORS: tuple[type[Exception], ...] = (zipfile.BadZipFile, tarfile.TarError, zlib.error)
 _DAMAGE_ERRORS += (lzma.LZMAError, struct.error, OSError, EOFError, ValueError, NotImplementedError)
 _DAMAGE_ERRORS += (RuntimeError, OverflowError, IndexError, KeyError)

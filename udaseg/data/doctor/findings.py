@@ -10,7 +10,7 @@ import yaml
 
 Severity = Literal["error", "warning", "info"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
-"""error: `prepare` or training stops or is wrong; warning: rarely intended; info: just so."""
+"""error: `prepare` or training stops or is wrong; warning: rarely intended; info: nothing to do."""
 
 MAX_EXAMPLES = 5
 """Examples that a finding keeps."""

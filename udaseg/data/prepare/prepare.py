@@ -130,7 +130,7 @@ def prepare_dataset(
     options = options or PrepareOptions()
     declaration = _with_exclusions(find_declaration(name, root), options.exclude)
     preparation = _Preparation(declaration, root, options, on_progress, on_unpack)
-    report = preparation.check(name) if options.check_only else preparation.run()
+    report = preparation.check() if options.check_only else preparation.run()
     locate.warn_of_new_archives(declaration, root)
     report.expected = declaration.expected_counts
     report.seconds = time.monotonic() - started
@@ -178,12 +178,13 @@ class _Preparation:
         """The prepared folder."""
         return self.root / "prepared" / self.declaration.name
 
-    def check(self, name: str) -> PrepareReport:
+    def check(self) -> PrepareReport:
         """Read all files and write nothing."""
         folder = locate.find_dataset_folder(self.declaration, self.root)
         if folder is None:
             raise DataError(
-                f"{name}: found only archives; prepare the dataset, or unpack them first"
+                f"{self.declaration.name}: found only archives; prepare the dataset, or unpack "
+                "them first"
             )
         pairs = self._checked_pairs(folder)
         result = read_all(self.declaration, pairs, folder, None, self.options, self.on_progress)
