@@ -126,7 +126,9 @@ class ClassStatistics(nn.Module):
     @torch.no_grad()
     def preview_update(self, embeddings: Tensor, labels: Tensor) -> Self:
         """Return a copy as it would be after `update`; change nothing."""
-        after = copy.deepcopy(self)
+        after = copy.copy(self)
+        # not deepcopy: it reads the storage of tensors, which the memory estimate has none of
+        after._buffers = {name: buffer.clone() for name, buffer in self.named_buffers()}
         after.update(embeddings, labels)
         return after
 
