@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -94,6 +94,10 @@ def predict_images(
         if stop.number is not None:  # a batch that is not complete is not predicted
             raise StopRequested
 
+    def write(image: InputImage, content: MaskContent) -> None:
+        write_masks(masks[image.path], image.pixels, content, predictor.classes)
+        outcome.pixels += count_ids(content.labels)
+
     with (
         WorkProgress("predict", len(jobs)) as progress,
         closing(image_batches(jobs, predictor, outcome, after_image, resume=resume)) as batches,
@@ -101,7 +105,7 @@ def predict_images(
         suppress(StopRequested),
     ):
         for batch in batches:
-            _predict_batch(batch, predictor, masks, writing, outcome)
+            queue_masks(batch, predictor, jobs[0].masks, write, writing)
             outcome.done += len(batch)
             progress.update(outcome.done)
             del batch  # free large images before waiting for the next
@@ -142,23 +146,17 @@ def _without_skipped(
         after_image()
 
 
-def _predict_batch(
+def queue_masks(
     batch: Sequence[PreparedImage],
     predictor: Predictor,
-    masks: Mapping[Path | None, Mapping[MaskKind, Path]],
+    kinds: Collection[MaskKind],
+    write: Callable[[InputImage, MaskContent], None],
     writing: OrderedWork,
-    outcome: Outcome,
 ) -> None:
-    """Predict the images of a batch and queue their masks for writing."""
-
-    def write(image: InputImage, content: MaskContent) -> None:
-        write_masks(masks[image.path], image.pixels, content, predictor.classes)
-        outcome.pixels += count_ids(content.labels)
-
+    """Predict the images of a batch, and queue the masks of each for `write`."""
     predictions = predictor.predict(batch)
     contents = [  # pop one by one, so that each large confidence map is freed early
-        mask_content(predictions.pop(0), masks[item.image.path], item.image.orientation)
-        for item in batch
+        mask_content(predictions.pop(0), kinds, item.image.orientation) for item in batch
     ]
     for item, content in zip(batch, contents, strict=True):
         writing.submit(partial(write, item.image, content), pixels=content.labels.size)

@@ -8,7 +8,6 @@ import hashlib
 import logging
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +20,11 @@ from udaseg.display.progress import WorkProgress
 from udaseg.errors import DataError
 from udaseg.files import read_json, write_json
 from udaseg.inference.input_images import InputImage
-from udaseg.inference.masks import MaskContent, blend_colors, count_ids, mask_content, write_masks
+from udaseg.inference.masks import MaskContent, blend_colors, count_ids, write_masks
 from udaseg.inference.options import MaskKind
 from udaseg.inference.pipeline import Limit, OrderedWork, batches_of_one_size
 from udaseg.inference.predictor import Predictor, PreparedImage
-from udaseg.prediction.images import Outcome, StopRequested
+from udaseg.prediction.images import Outcome, StopRequested, queue_masks
 from udaseg.prediction.outputs import TEMPORARY_PREFIX, Job, file_suffix, remove_frames
 from udaseg.signals import StopSignal
 
@@ -113,12 +112,10 @@ def _predict_video(
             )
         write = None
         for batch in frame_batches(video, job.image, predictor):
-            # the first frame sets the size of all, rotated as the file's metadata says
-            write = write or _open_outputs(
-                job, temporary_paths, video, predictor.classes, pixels, stack
-            )
-            for frame, prediction in zip(batch, predictor.predict(batch), strict=True):
-                write(frame.image, mask_content(prediction, job.masks))
+            if write is None:  # the first frame sets the size of all, rotated as its file says
+                write = _open_outputs(job, temporary_paths, video, predictor.classes, pixels, stack)
+                writing = stack.enter_context(OrderedWork(_WRITE_LIMIT))
+            queue_masks(batch, predictor, job.masks, write, writing)
             if progress is not None:
                 progress.advance(len(batch))
             if stop.number is not None:
@@ -142,10 +139,9 @@ def _open_outputs(
     pixels: NDArray[np.int64],
     stack: contextlib.ExitStack,
 ) -> Callable[[InputImage, MaskContent], None]:
-    """Create the outputs of a video; return a function that queues the masks of a frame.
+    """Create the outputs of a video; return a function that writes the masks of a frame.
 
-    The function adds to `pixels`, the (256,) counts of each id. `stack` waits for the queued masks,
-    then closes the outputs.
+    The function adds to `pixels`, the (256,) counts of each id. `stack` closes the outputs.
     """
     folders: dict[MaskKind, Path] = {}
     writers: dict[MaskKind, VideoWriter] = {}
@@ -173,8 +169,7 @@ def _open_outputs(
                 writer.write(blend_colors(frame.pixels, content.labels, classes))
         np.add(pixels, count_ids(content.labels), out=pixels)
 
-    writing = stack.enter_context(OrderedWork(_WRITE_LIMIT))
-    return lambda frame, content: writing.submit(partial(write, frame, content))
+    return write
 
 
 def _write_record(job: Job, video: VideoReader) -> None:
