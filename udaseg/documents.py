@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
-from yaml.resolver import Resolver
+import yaml  # noqa: TID251
+from yaml.resolver import Resolver  # noqa: TID251
 
 from udaseg.errors import UdasegError
 from udaseg.text import UNSAFE, UNSAFE_IN_VALUE, shortened

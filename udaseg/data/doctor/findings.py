@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import yaml
+from udaseg.data.labels.tables import DATASET_YAML
+from udaseg.documents import plain_value, read_document
 
 Severity = Literal["error", "warning", "info"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
@@ -25,10 +26,10 @@ class FindingKind(NamedTuple):
 
 
 def _read_kinds() -> dict[str, FindingKind]:
-    text = Path(__file__).with_name("kinds.yaml").read_text(encoding="utf-8")
+    document = read_document(Path(__file__).with_name("kinds.yaml"), DATASET_YAML)
     return {
         code: FindingKind(severity, *description.split(" -> "))
-        for severity, descriptions in yaml.safe_load(text).items()
+        for severity, descriptions in plain_value(document.root).items()
         for code, description in descriptions.items()
     }
 
