@@ -4,8 +4,14 @@ import pytest
 import torch
 
 from udaseg.data.labels.classes import IGNORE
-from udaseg.methods.contrast.prototypes import ClassPrototypes, PrototypeSums
-from udaseg.methods.passes import BINS, ConfidenceHistograms, threshold_labels
+from udaseg.methods.contrast.prototypes import ClassPrototypes, image_means
+from udaseg.methods.passes import (
+    BINS,
+    confidence_histogram,
+    confidence_thresholds,
+    threshold_labels,
+)
+from udaseg.methods.views import CellView
 
 
 def _pixels(seed, count=4001, classes=5):
@@ -19,10 +25,11 @@ def _pixels(seed, count=4001, classes=5):
 @pytest.mark.parametrize("quantile", [0.0, 0.25, 0.5, 0.9, 1.0])
 def test_streaming_quantiles_equal_the_exact_ones_to_one_bin(seed, quantile):
     labels, confidence = _pixels(seed)
-    histograms = ConfidenceHistograms(5)
-    for part in torch.arange(len(labels)).split(333):
-        histograms.add(labels[part], confidence[part])
-    quantiles = histograms.thresholds(quantile=quantile, cap=1.0)
+    parts = torch.arange(len(labels)).split(333)
+    histogram = sum(confidence_histogram(labels[part], confidence[part], 5) for part in parts)
+    assert histogram.shape == (5, BINS)
+    assert histogram.sum() == len(labels)
+    quantiles = confidence_thresholds(histogram, quantile=quantile, cap=1.0)
     for number in range(4):
         ordered = confidence[labels == number].double().sort().values
         exact = ordered[int((len(ordered) - 1) * quantile)].item()
@@ -31,21 +38,12 @@ def test_streaming_quantiles_equal_the_exact_ones_to_one_bin(seed, quantile):
 
 
 def test_thresholds_are_capped_and_a_class_that_was_never_predicted_has_0():
-    histograms = ConfidenceHistograms(3)
-    histograms.add(torch.tensor([0, 0, 0, 1]), torch.tensor([0.99, 1.0, 0.98, 0.3]))
-    thresholds = histograms.thresholds(quantile=0.5, cap=0.9).tolist()
+    confidence = torch.tensor([0.99, 1.0, 0.98, 0.3])
+    histogram = confidence_histogram(torch.tensor([0, 0, 0, 1]), confidence, 3)
+    thresholds = confidence_thresholds(histogram, quantile=0.5, cap=0.9).tolist()
     assert thresholds[0] == pytest.approx(0.9)
     assert 0.2999 <= thresholds[1] <= 0.3
     assert thresholds[2] == 0
-
-
-def test_memory_does_not_grow_with_the_pixels():
-    histograms = ConfidenceHistograms(4)
-    before = histograms.counts.numel()
-    for seed in range(3):
-        histograms.add(*_pixels(seed, classes=4))
-    assert histograms.counts.numel() == before
-    assert histograms.counts.sum() == 3 * 4001
 
 
 def test_a_pixel_is_kept_from_its_class_threshold_on():
@@ -83,24 +81,26 @@ def _naive(images, classes=4):
     return prototypes
 
 
+def _means(image):
+    features, labels, predictions = (part[None] for part in image)
+    return image_means(CellView(features, None, labels, predictions, None), 4)
+
+
 def test_first_prototypes_equal_the_naive_loops():
     images = [_image(seed) for seed in range(5)]
-    sums = PrototypeSums(4, 6)
-    for image in images:
-        sums.add(*image)
-    means, seen = sums.prototypes()
+    means, seen = (torch.stack(parts) for parts in zip(*map(_means, images), strict=True))
+    assert means.dtype == torch.float64
+    prototypes = means.sum(0) / seen.sum(0).clamp_min(1)[:, None]
     expected = _naive(images)
-    assert seen.tolist() == [True, True, True, False]
+    assert seen.any(0).tolist() == [True, True, True, False]
     for number, mean in expected.items():
-        assert torch.allclose(means[number], mean, atol=1e-6)
-    assert not means[3].any()
+        assert torch.allclose(prototypes[number], mean, atol=1e-6)
+    assert not prototypes[3].any()
 
 
 @pytest.mark.parametrize("normalise", [True, False])
 def test_prototypes_begin_with_the_pass(normalise):
-    sums = PrototypeSums(4, 6)
-    sums.add(*_image(0))
-    means, seen = sums.prototypes()
+    means, seen = _means(_image(0))
     prototypes = ClassPrototypes(4, 6, momentum=0.999, absent="keep", normalise=normalise)
     prototypes.initialise(means, seen)
     assert torch.equal(prototypes.seen, seen)

@@ -14,7 +14,7 @@ from udaseg.data.labels.classes import IGNORE
 from udaseg.data.loading.crops import CropSource
 from udaseg.data.loading.pseudo_labels import write_pseudo_label
 from udaseg.distributed import all_reduce_sum, rank, world_size
-from udaseg.methods.contrast.prototypes import PrototypeSums
+from udaseg.methods.contrast.prototypes import image_means
 from udaseg.methods.pixel_loss import pseudo_labels
 from udaseg.methods.views import labelled_view
 from udaseg.models.pixels import image_batch
@@ -34,56 +34,30 @@ def collect_prototypes(
     num_classes: int,
     device: torch.device,
     on_progress: ProgressCallback,
-) -> PrototypeSums:
-    """Return the prototype sums of one pass over whole labelled source images.
+) -> tuple[Tensor, Tensor]:
+    """Return initial prototypes (K, D) float64 from labelled source images, and seen (K,).
 
-    Crops and mirroring of `source` are not applied.
+    A prototype is the mean over the images that have correctly predicted cells of the class; see
+    `image_means`. Crops and mirroring of `source` are not applied.
+
+    Reference:
+        Xie et al., SPCL (2021), initialisation.
     """
-    sums = PrototypeSums(num_classes, student.feature_channels)
+    # float64, so a pass that is split over processes gives the same prototypes
+    sums = torch.zeros(num_classes, student.feature_channels, dtype=torch.float64)
+    images = torch.zeros(num_classes, dtype=torch.float64)
     with evaluation_mode(student):
         for number, sample in enumerate(_rank_samples(source), 1):
             image, labels = source.read(sample)
             assert labels is not None
             segmented: SegmenterOutput = student(image_batch([image], device))
             view = labelled_view(segmented, torch.from_numpy(labels)[None].to(device))
-            sums.add(view.features[0], view.labels[0], view.predictions[0])
+            means, present = image_means(view, num_classes)
+            sums += means.cpu()
+            images += present.cpu()
             on_progress(number, len(source.samples))
-    sums.sums, sums.images = all_reduce_sum(sums.sums), all_reduce_sum(sums.images)
-    return sums
-
-
-class ConfidenceHistograms:
-    """Histograms of a network's confidence for each predicted class, in constant memory.
-
-    Attributes:
-        counts: (K, BINS) int64; bin b counts confidences in [b / BINS, (b + 1) / BINS).
-    """
-
-    def __init__(self, num_classes: int) -> None:
-        self.counts = torch.zeros(num_classes, BINS, dtype=torch.int64)
-
-    def add(self, labels: Tensor, confidence: Tensor) -> None:
-        """Add the predicted classes of an image, and the confidence of each in [0, 1]."""
-        bins = (confidence.flatten() * BINS).long().clamp_(0, BINS - 1)
-        slots = labels.flatten().long() * BINS + bins
-        self.counts += (
-            torch.bincount(slots, minlength=self.counts.numel()).view_as(self.counts).cpu()
-        )
-
-    def thresholds(self, *, quantile: float, cap: float) -> Tensor:
-        """Return min(quantile, cap) of each class, (K,) float64; 0 if it was never predicted.
-
-        The quantile is the lower edge of its bin.
-
-        Reference:
-            Xie et al., SPCL (2021), pseudo-labels: median and 0.9.
-        """
-        reached = self.counts.cumsum(1)
-        total = reached[:, -1]
-        # rounded down, as for a lower median; the smallest bin that holds this position is returned
-        position = ((total - 1).clamp_min(0).double() * quantile).floor().long()
-        bins = (reached <= position[:, None]).sum(1).clamp_max(BINS - 1)
-        return torch.where(total > 0, bins.double() / BINS, 0.0).clamp_max(cap)
+    sums, images = all_reduce_sum(sums), all_reduce_sum(images)
+    return sums / images.clamp_min(1)[:, None], images > 0
 
 
 @torch.no_grad()
@@ -93,14 +67,36 @@ def collect_confidence(
     num_classes: int,
     device: torch.device,
     on_progress: ProgressCallback,
-) -> ConfidenceHistograms:
-    """Return confidence histograms of each predicted class over the target; read no label."""
-    histograms = ConfidenceHistograms(num_classes)
+) -> Tensor:
+    """Return a histogram (K, BINS) of the confidence in each predicted class; read no label."""
+    counts = torch.zeros(num_classes, BINS, dtype=torch.int64)
     for number, (_, labels, confidence) in enumerate(_predict_samples(student, target, device), 1):
-        histograms.add(labels, confidence)
+        counts += confidence_histogram(labels, confidence, num_classes).cpu()
         on_progress(number, len(target.samples))
-    histograms.counts = all_reduce_sum(histograms.counts)
-    return histograms
+    return all_reduce_sum(counts)
+
+
+def confidence_histogram(labels: Tensor, confidence: Tensor, num_classes: int) -> Tensor:
+    """Return the pixels (K, BINS) of each class with a confidence in [b / BINS, (b + 1) / BINS)."""
+    bins = (confidence.flatten() * BINS).long().clamp_(0, BINS - 1)
+    slots = labels.flatten().long() * BINS + bins
+    return torch.bincount(slots, minlength=num_classes * BINS).view(num_classes, BINS)
+
+
+def confidence_thresholds(histogram: Tensor, *, quantile: float, cap: float) -> Tensor:
+    """Return min(quantile, cap) of each class, (K,) float64; 0 if it was never predicted.
+
+    The quantile is the lower edge of its bin.
+
+    Reference:
+        Xie et al., SPCL (2021), pseudo-labels: median and 0.9.
+    """
+    reached = histogram.cumsum(1)
+    total = reached[:, -1]
+    # rounded down, as for a lower median; the smallest bin that holds this position is returned
+    position = ((total - 1).clamp_min(0).double() * quantile).floor().long()
+    bins = (reached <= position[:, None]).sum(1).clamp_max(BINS - 1)
+    return torch.where(total > 0, bins.double() / BINS, 0.0).clamp_max(cap)
 
 
 @torch.no_grad()

@@ -72,7 +72,7 @@ class ClassPrototypes(nn.Module):
 
     @torch.no_grad()
     def initialise(self, means: Tensor, seen: Tensor) -> None:
-        """Set the initial prototypes, from a pass over the source; see `PrototypeSums`."""
+        """Set the initial prototypes, from a pass over the source."""
         initial = means.to(self.means)
         self.means.copy_(to_unit_length(initial) if self.normalise else initial)
         self.seen.copy_(seen)
@@ -106,34 +106,10 @@ class ClassPrototypes(nn.Module):
         self.seen.copy_(seen)
 
 
-class PrototypeSums:
-    """Sums for the initial prototypes, collected in one pass over the source.
-
-    For each image and class, take the mean unit feature of the correctly predicted cells. A
-    prototype is the mean of these over the images that have such cells. Sums are float64, so a pass
-    that is split over processes gives the same prototypes.
-
-    Reference:
-        Xie et al., SPCL (2021), initialisation.
-    """
-
-    def __init__(self, num_classes: int, channels: int) -> None:
-        self.sums = torch.zeros(num_classes, channels, dtype=torch.float64)
-        self.images = torch.zeros(num_classes, dtype=torch.float64)
-
-    @torch.no_grad()
-    def add(self, features: Tensor, labels: Tensor, predictions: Tensor) -> None:
-        """Add one image, with features (D, h, w)."""
-        correct = labels.masked_fill(labels != predictions, IGNORE).flatten()
-        sums, counts = class_sums(features.flatten(1).T, correct, len(self.images))
-        present = counts > 0
-        means = sums.double() / counts.double().clamp_min(1)[:, None]
-        self.sums += torch.where(present[:, None], means, 0).to(self.sums.device)
-        self.images += present.to(self.images)
-
-    def prototypes(self) -> tuple[Tensor, Tensor]:
-        """Return means (K, D) float64, zero for classes that never occurred, and seen (K,)."""
-        return self.sums / self.images.clamp_min(1)[:, None], self.images > 0
+def image_means(view: CellView, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Return the mean unit feature (K, D) of correctly predicted cells, and seen (K,)."""
+    sums, counts = class_sums(*_correct_cells(view), num_classes)
+    return sums.double() / counts.double().clamp_min(1)[:, None], counts > 0
 
 
 class PrototypeContrast(Regularizer):
