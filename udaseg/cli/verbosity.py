@@ -35,12 +35,8 @@ def set_verbosity(verbose: bool, quiet: bool) -> None:
     """Send the log of the package to stderr; replaces an earlier setting."""
     if verbose and quiet:
         raise UsageError("-v and -q contradict each other; give only one")
+    level = logging.DEBUG if verbose else logging.INFO
     logger = logging.getLogger("udaseg")
-    for handler in logger.handlers[:]:
-        if isinstance(handler, _StderrHandler):
-            logger.removeHandler(handler)
-    handler = _StderrHandler(
-        logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
-    )
-    logger.addHandler(handler)
-    logger.setLevel(logging.DEBUG if verbose else logging.INFO)
+    others = [handler for handler in logger.handlers if not isinstance(handler, _StderrHandler)]
+    logger.handlers[:] = [*others, _StderrHandler(logging.WARNING if quiet else level)]
+    logger.setLevel(level)
