@@ -82,8 +82,10 @@ def merge_reports(reports: Sequence[LossReport]) -> LossReport:
 
 
 def _forward(setup: TrainingSetup, batch: Batch) -> LossReport:
-    bf16 = setup.recipe.machine.precision == "bf16"
-    with torch.autocast(setup.device.type, dtype=torch.bfloat16, enabled=bf16):
+    autocast: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+    if setup.recipe.machine.precision == "bf16":
+        autocast = torch.autocast(setup.device.type, dtype=torch.bfloat16)
+    with autocast:
         report: LossReport = setup.model(batch.to(setup.device))
     return report
 
