@@ -39,13 +39,9 @@ def import_zstd() -> ModuleType:
 
 def pack(pixels: Pixels) -> bytes:
     """Return (H, W) or (H, W, 3) uint8 pixels as bytes for `unpack`."""
-    if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or pixels.shape[2:] == (3,)):
-        raise ValueError(
-            f"pixels must be uint8 (H, W) or (H, W, 3), got {pixels.dtype} {pixels.shape}"
-        )
-    channels = 1 if pixels.ndim == 2 else 3
-    stored = pixels
-    if channels == 3:
+    stored, channels = pixels, 1
+    if pixels.ndim == 3:
+        channels = 3
         stored = pixels.transpose(0, 2, 1).copy()  # (H, 3, W)
         stored[1:] -= pixels[:-1].transpose(0, 2, 1)
         stored[:, 0] -= stored[:, 1]
