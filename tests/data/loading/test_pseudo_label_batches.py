@@ -274,6 +274,8 @@ def test_class_balanced_sampling_without_counts_is_refused(pair, pixels, words):
 def test_a_target_gives_away_neither_classes_nor_labels(pair, tmp_path):
     with pytest.raises(ValueError, match="uniformly"):
         _batches(None, _target(pair[1], sampling="class_balanced"))
+    with pytest.raises(ValueError, match="labels of a target must not be read"):
+        _batches(None, _source(pair[0]))
     with pytest.raises(ValueError, match="cannot use pseudo-labels"):
         _source(pair[0], pseudo_labels=tmp_path)
 

@@ -21,6 +21,7 @@ _LABELS = {"source": "source_labels", "target": "pseudo_labels"}
 """The labels of each domain in a batch."""
 
 _NO_SOURCE = {"source_images": (0, 3, 1, 1), "source_labels": (0, 1, 1)}
+"""Shapes of the source in a batch of the target alone."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,9 @@ class TrainingBatches:
     The batches of all ranks in a step, concatenated, equal the batch of a single process with the
     same total size. Labelled source and unlabelled target iterate over their files independently
     (see `SamplingOrder`), so neither ends when the other does.
+
+    Attributes:
+        classes_never_drawn: Source classes that occur, but that no image can be drawn for.
     """
 
     def __init__(
@@ -101,14 +105,18 @@ class TrainingBatches:
         for crops in (source, target):
             if crops is not None and not crops.samples:
                 raise DataError(f"{crops.dataset.name}: split '{crops.split}' has no images")
+        if target is not None and target.labelled:
+            raise ValueError("the labels of a target must not be read")
         if target is not None and target.sampling != "uniform":
             raise ValueError(f"the target must be sampled uniformly, got {target.sampling}")
         self.source, self.target, self.options = source, target, options
         # for each domain with images: their order and the size of its part of a batch
         self._domains: dict[str, tuple[SamplingOrder, int]] = {}
+        self.classes_never_drawn: tuple[int, ...] = ()
         if source is not None:
             order = SamplingOrder(source, seed=options.seed, domain=0)
             self._domains["source"] = (order, options.batch_source)
+            self.classes_never_drawn = order.classes_never_drawn
         if target is not None:
             order = SamplingOrder(target, seed=options.seed, domain=1)
             self._domains["target"] = (order, options.batch_target)
@@ -177,15 +185,6 @@ class TrainingBatches:
             f"{skipped[-1]}; the {_MAX_REPLACEMENTS} images tried before it could not be used "
             "either: the dataset is damaged or missing, not single files; check it with "
             "`udaseg doctor`"
-        )
-
-    @property
-    def classes_never_drawn(self) -> tuple[int, ...]:
-        """Train ids of source classes that occur, but that no image can be drawn for."""
-        return tuple(
-            train_id
-            for order, _ in self._domains.values()
-            for train_id in order.classes_never_drawn
         )
 
     def digests(self) -> dict[str, str]:

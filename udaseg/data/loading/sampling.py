@@ -40,6 +40,7 @@ class SamplingOrder:
         balanced, rare = crops.sampling == "class_balanced", crops.sampling == "rare_class"
         self._class_present = crops.class_counts() > 0 if balanced else None
         self._rare = crops.rare_images() if rare else None
+        self.classes_never_drawn = () if self._rare is None else self._rare.unavailable_classes
         # the last epoch that was asked for, and its order
         self._epoch, self._order = -1, np.empty(0, np.int64)
 
@@ -69,11 +70,6 @@ class SamplingOrder:
         if self._rare is not None and draw.train_id is not None:
             return replace(draw, sample=samples[self._rare.draw_image(draw.train_id, rng)])
         return replace(draw, sample=samples[rng.integers(len(samples))])
-
-    @property
-    def classes_never_drawn(self) -> tuple[int, ...]:
-        """Classes that occur, but in no image with enough pixels for rare-class sampling."""
-        return () if self._rare is None else self._rare.unavailable_classes
 
 
 def balanced_order(
