@@ -72,4 +72,9 @@ def state_is_finite(objective: nn.Module, optimizer: SavesState) -> bool:
 
 def _to_host(state: Any) -> Any:
     """Return a copy of nested mappings and lists with all tensors in host memory."""
-    return tree_map_only(Tensor, lambda value: value.detach().to("cpu", copy=True), state)
+
+    def copy(value: Tensor) -> Tensor:
+        return value.detach().to("cpu", copy=True)
+
+    # a tuple that two groups share stays one object, so that equal checkpoints have equal sizes
+    return tree_map_only(Tensor, copy, state, is_leaf=lambda value: isinstance(value, tuple))

@@ -5,7 +5,7 @@ low loss. The statistics are summed on the device and read every `CHECK_INTERVAL
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -62,9 +62,7 @@ class CollapseMonitor:
         self.shares: dict[str, float] = {}
         self._begin = self._last_check = begin
         self._sums: Tensor | None = None
-        # the step since which a condition has held, and the step of its last alarm
-        self._since: dict[Kind, int] = {}
-        self._last_alarm: dict[Kind, int] = {}
+        self._next_alarm: dict[Kind, int] = {}  # the step, for each condition that holds
         self._last_seen = dict.fromkeys(names, begin)
         self._absent: list[str] = []
         self._was_sure = False
@@ -95,47 +93,33 @@ class CollapseMonitor:
         self._was_sure = self._was_sure or accepted >= NOTHING_ACCEPTED
         armed = self._was_sure or done - self._begin > UNSURE_START_STEPS
         span = f"in the last {round(steps / world_size())} steps"
-        conditions: list[tuple[Kind, bool, str]] = [
-            (
-                "one_class",
-                self.shares[top] > ONE_CLASS,
+        texts: dict[Kind, str] = {}
+        if self.shares[top] > ONE_CLASS:
+            texts["one_class"] = (
                 f"{100 * self.shares[top]:.2f} % of the target's pseudo-labels {span} are "
-                f"'{top}': the teacher has collapsed into one class",
-            ),
-            (
-                "always_sure",
-                mean_confidence > ALWAYS_SURE,
+                f"'{top}': the teacher has collapsed into one class"
+            )
+        if mean_confidence > ALWAYS_SURE:
+            texts["always_sure"] = (
                 f"the teacher's mean confidence {span} is {mean_confidence:.6f}: it is sure of all "
-                "labels, right or wrong, so confidence no longer separates right from wrong ones",
-            ),
-            (
-                "nothing_accepted",
-                armed and accepted < NOTHING_ACCEPTED,
+                "labels, right or wrong, so confidence no longer separates right from wrong ones"
+            )
+        if armed and accepted < NOTHING_ACCEPTED:
+            texts["nothing_accepted"] = (
                 f"only {100 * accepted:.2f} % of the target's pixels {span} reach the confidence "
-                f"threshold (mean {mean_confidence:.3f}): nothing is learnt from the target",
-            ),
-        ]
-        alarms = [
-            Alarm(kind, f"{text}. {_ADVICE}", collapse=True)
-            for kind, holds, text in conditions
-            if self._is_due(kind, holds, first, done)
-        ]
-        return alarms + self._absence_alarms(done)
+                f"threshold (mean {mean_confidence:.3f}): nothing is learnt from the target"
+            )
+        return [*self._due_alarms(texts, first, done), *self._absence_alarms(done)]
 
-    def _is_due(self, kind: Kind, holds: bool, first: int, done: int) -> bool:
-        """Return whether a condition has held long enough and its alarm is due now."""
-        if not holds:
-            self._since.pop(kind, None)
-            self._last_alarm.pop(kind, None)
-            return False
-        since = self._since.setdefault(kind, first)
-        if (
-            done - since < PATIENCE_STEPS[kind]
-            or done - self._last_alarm.get(kind, -REPEAT_STEPS) < REPEAT_STEPS
-        ):
-            return False
-        self._last_alarm[kind] = done
-        return True
+    def _due_alarms(self, texts: Mapping[Kind, str], first: int, done: int) -> Iterator[Alarm]:
+        """Yield the alarms of those conditions that have held long enough."""
+        self._next_alarm = {
+            kind: self._next_alarm.get(kind, first + PATIENCE_STEPS[kind]) for kind in texts
+        }
+        for kind, text in texts.items():
+            if done >= self._next_alarm[kind]:
+                self._next_alarm[kind] = done + REPEAT_STEPS
+                yield Alarm(kind, f"{text}. {_ADVICE}", collapse=True)
 
     def _absence_alarms(self, done: int) -> list[Alarm]:
         """Return one alarm for all classes that have just reached the limit of absence."""
