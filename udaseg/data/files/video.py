@@ -57,11 +57,7 @@ class VideoReader:
         except OSError as error:
             raise DataError(f"{self._path}: cannot be read: {error.strerror or error}") from error
         self._stream = cv2.VideoCapture(name, cv2.CAP_FFMPEG)
-        try:
-            self._read_header()
-        except DataError:
-            self._stream.release()
-            raise
+        self._read_header()
         return self
 
     def __exit__(self, *_: object) -> None:
