@@ -12,11 +12,9 @@ from udaseg import documents
 from udaseg.documents import (
     Document,
     InvalidNode,
-    ListNode,
     MappingNode,
     Node,
     Problems,
-    ScalarNode,
 )
 from udaseg.errors import RecipeError
 from udaseg.recipe.extensions import plugin_settings, report_missing_packages, with_packages
@@ -77,11 +75,15 @@ def from_dict(values: Mapping[str, Any], origin: str = "recipe") -> Recipe:
     Raises:
         RecipeError: The recipe is wrong; the message lists all errors, one per line.
     """
+    if not isinstance(values, Mapping):
+        raise RecipeError(f"{origin}: must hold a recipe, got {type(values).__name__}")
+    try:
+        text = json.dumps(values, ensure_ascii=False)
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"{origin}: must hold plain values: {error}") from error
     problems = Problems(RecipeError)
-    root = _node(values, origin, "", problems, 0)
-    if not isinstance(root, MappingNode):
-        problems.add(origin, "", f"must hold a recipe, got {type(values).__name__}")
-        raise problems.failure()
+    root = documents.parse(text, lambda _line, _column: origin, RECIPE, problems)
+    assert isinstance(root, MappingNode)
     return _recipe(Document(root, problems), origin, stored=True)
 
 
@@ -187,37 +189,6 @@ def _put(
             return
         section = child
     section.entries[key[-1]] = (position, value)
-
-
-def _node(value: object, position: str, key: str, problems: Problems, depth: int) -> Node:
-    """Convert plain values to nodes, so that files and checkpoints share one reader."""
-    if depth > documents.MAX_DEPTH:
-        problems.add(position, key, f"is more than {documents.MAX_DEPTH} levels deep")
-        raise problems.failure()
-    if isinstance(value, str):
-        return ScalarNode(value, quoted=True, position=position)
-    if value is None or isinstance(value, (bool, int, float)):
-        try:
-            text = json.dumps(value)
-        except ValueError:  # an int of more than 4300 digits
-            text = "a number of more than 4300 digits"
-        return ScalarNode(text, quoted=False, position=position)
-    if isinstance(value, (list, tuple)):
-        items = [
-            _node(v, position, f"{key}[{n}]", problems, depth + 1) for n, v in enumerate(value)
-        ]
-        return ListNode(items, position)
-    if isinstance(value, Mapping):
-        entries: dict[str, tuple[str, Node]] = {}
-        for name, child in value.items():
-            path = f"{key}.{name}" if key else f"{name}"
-            if isinstance(name, str):
-                entries[name] = (position, _node(child, position, path, problems, depth + 1))
-            else:
-                problems.add(position, path, "a key must be text")
-        return MappingNode(entries, position)
-    problems.add(position, key, f"must be a plain value, got {type(value).__name__}")
-    return InvalidNode(position)
 
 
 def _plain(value: object) -> object:

@@ -159,9 +159,13 @@ def test_what_cannot_be_left_out_is_asked_for(tmp_path, missing):
         ("[0, 255]", "[0512]", "7: ignore: must be an id, a whole number >= 0, got '0512'"),
         ("[0, 255]", "[12:30]", "7: ignore: must be an id, a whole number >= 0, got '12:30'"),
         ("[0, 255]", "[0, 7]", "7: ignore: id 7 is the class road of cityscapes19"),
-        ("val: val.txt", "val: 1.5", "8: splits.val: a fraction must be above 0 and at most 1"),
-        ("val: val.txt", "val: true", "8: splits.val: must be a list file, a fraction or a fol"),
-        ("val: val.txt", "val: 0", "8: splits.val: a fraction must be above 0"),
+        (
+            "val: val.txt",
+            "val: 1.5",
+            "8: splits.val: must be a list file, a folder, or a fraction above",
+        ),
+        ("val: val.txt", "val: true", "8: splits.val: must be a list file, a folder, or"),
+        ("val: val.txt", "val: 0", "8: splits.val: must be a list file, a folder, or a fraction"),
         ("{train: train.txt, val: val.txt}", "{a: 0.7, b: 0.7}", "8: splits: the fractions add up"),
         (
             "splits: {train: train.txt, val: val.txt}",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from annotated_types import MinLen
+from annotated_types import Interval, MinLen
 from pydantic import AfterValidator, Field
 
 from udaseg.data.labels.formats import (
@@ -176,7 +176,13 @@ class _Written(_About, LabelDescription):
     label_format: Any = "ids"
     classes: Classes | None = None  # type: ignore[assignment]  # required only with labels
     splits: Annotated[
-        dict[str, Annotated[str | float | list[str], Must("a list file, a fraction or a folder")]],
+        dict[
+            str,
+            Annotated[
+                str | Annotated[float, Interval(gt=0, le=1)] | list[str],
+                Must("a list file, a folder, or a fraction above 0 and at most 1"),
+            ],
+        ],
         Must("a mapping of splits to rules"),
     ] = field(default_factory=dict)
     folders: _Strings = field(default_factory=list)
@@ -347,13 +353,8 @@ def _splits(
 ) -> dict[str, SplitRule]:
     if written.splits and "" not in images:
         document.add("splits", "images are already given per split; remove splits")
-    fractions = {name: rule for name, rule in written.splits.items() if isinstance(rule, float)}
-    for name, fraction in fractions.items():
-        if not 0 < fraction <= 1:
-            problem = f"a fraction must be above 0 and at most 1, got {fraction:g}"
-            document.add(f"splits.{name}", problem)
-    if sum(fractions.values()) > 1 + 1e-9:
-        total = sum(fractions.values())
+    total = sum(rule for rule in written.splits.values() if isinstance(rule, float))
+    if total > 1 + 1e-9:
         document.add("splits", f"the fractions add up to {total:g}, more than 1")
     rules: dict[str, SplitRule] = {
         name: tuple(rule) if isinstance(rule, list) else rule
