@@ -21,7 +21,6 @@ MAX_DEPTH = 32
 _MAX_LISTED = 100
 _MAX_DIGITS = 18
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]{0,17})")
-_FLOAT = re.compile(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?")
 _NUMBER = re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
 _LEADING_ZERO = re.compile(r"[-+]?0[0-9_]+")
 _BASE_60 = re.compile(r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?")
@@ -317,9 +316,9 @@ def scalar_value(node: ScalarNode | InvalidNode) -> object:
         return text == "true"
     if _INTEGER.fullmatch(text):
         return int(text)
-    if not _FLOAT.fullmatch(text):
+    if not _NUMBER.fullmatch(text) or _LEADING_ZERO.fullmatch(text):
         return text
-    value = float(text)
+    value = float(text)  # a whole number with too many digits, too
     is_lost = value == 0 and re.search("[1-9]", re.split("[eE]", text)[0])
     return text if math.isinf(value) or is_lost else value
 

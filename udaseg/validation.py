@@ -66,6 +66,7 @@ class _Place:
     node: Node
     annotation: Any
     is_missing: bool = False
+    is_unknown: bool = False
 
 
 def validate(
@@ -132,7 +133,9 @@ class _Explanation:
             if known or (place.is_missing and place.key in self._suggested):
                 continue
             reported.add(place.key)
-            self._problems.add(place.position, place.key, self._problem(error, place))
+            is_value = not place.is_missing and not place.is_unknown
+            position = place.node.position if is_value else place.position
+            self._problems.add(position, place.key, self._problem(error, place))
 
     def _place(self, path: Sequence[str | int], error: str) -> _Place:
         place = self._root
@@ -143,11 +146,11 @@ class _Explanation:
             else:
                 place = self._below(place, part, error)
         kinds = _kinds(place.annotation)
-        if kinds and isinstance(place.node, MappingNode):
+        if kinds and isinstance(place.node, MappingNode) and not place.is_missing:
             at, node = place.node.entries.get("kind", (place.position, place.node))
             key = _join(place.key, "kind")
             is_missing = "kind" not in place.node.entries
-            return _Place(key, at, node, Literal[tuple(kinds)], is_missing)
+            return _Place(key, at, node, Literal[tuple(kinds)], is_missing=is_missing)
         return place
 
     def _below(self, place: _Place, part: str | int, error: str) -> _Place:
@@ -162,21 +165,25 @@ class _Explanation:
         if part in node.entries:
             position, child = node.entries[part]
             if annotation is None:  # an unknown key is explained from its section
-                return _Place(_join(place.key, part), position, node, place.annotation)
+                key = _join(place.key, part)
+                return _Place(key, position, node, place.annotation, is_unknown=True)
             return _Place(_join(place.key, part), position, child, annotation)
         if error == "missing" and annotation is not None:
-            return _Place(_join(place.key, part), place.position, node, annotation, True)
+            key = _join(place.key, part)
+            return _Place(key, place.position, node, annotation, is_missing=True)
         return place
 
     def _problem(self, error: Any, place: _Place) -> str:
         kind, node = error["type"], place.node
         if place.is_missing:
             return f"is missing: {describe_type(place.annotation)}"
-        if kind == "unexpected_keyword_argument" and isinstance(node, MappingNode):
+        if place.is_unknown and isinstance(node, MappingNode):
             return self._unknown_key(place, node, error["loc"])
-        constraints = field_type(place.annotation).constraints
+        expected, constraints, _ = field_type(place.annotation)
         if must := next((each.be for each in constraints if isinstance(each, Must)), None):
-            return f"must be {must}, got {_written_value(node)}"
+            is_text = expected is str and isinstance(node, ScalarNode)
+            why = documents.why_not(str, cast("ScalarNode", node)) if is_text else ""
+            return f"must be {must}, got {documents.plain_value(node)!r}{why}"
         if kind in _BOUND_ERRORS:
             return f"must be {range_text(constraints)}, got {_describe_node(node)}"
         if isinstance(node, ListNode) and kind in ("too_short", "too_long", "missing"):
@@ -184,14 +191,13 @@ class _Explanation:
         return _type_problem(place.annotation, node)
 
     def _unknown_key(self, place: _Place, node: MappingNode, path: Sequence[str | int]) -> str:
-        section, _, name = place.key.rpartition(".") if "." in place.key else ("", "", place.key)
+        name = str(path[-1])
+        section = place.key.removesuffix(name).removesuffix(".")
         cls = _section(place.annotation)
         options = [part.name for part in fields(cls)]
         self._hints += 1
         hint = None
         if self._hints <= _MAX_HINTS:
-            name = str(path[-1])
-            section = place.key.removesuffix(name).removesuffix(".")
             hint = self._key_hint(name, section, options, tuple(node.entries))
         if hint is not None:
             self._suggested.add(_join(section, hint))
@@ -302,12 +308,8 @@ def _describe_type(expected: Any) -> str:
 def _describe_node(node: Node) -> str:
     if not isinstance(node, ScalarNode):
         return "a list" if isinstance(node, ListNode) else "a section"
-    written = shortened(node.text)
+    written = "null" if documents.is_null(node) else shortened(node.text)
     return f"the text '{written}'" if node.quoted else written or "nothing"
-
-
-def _written_value(node: Node) -> str:
-    return repr(documents.plain_value(node))
 
 
 def _kinds(annotation: Any) -> dict[Any, type]:
