@@ -181,6 +181,7 @@ def test_what_cannot_be_left_out_is_asked_for(tmp_path, missing):
         ),
         ("images/**/*.png", "{train: t/*.png}", "8: splits: images are already given per split"),
         ("name: my_city", "name: my_city\nname: x", "2: name: is written twice"),
+        ("match: stem", "root:", "4: root: has no value; write one, or remove the key"),
         ("match: stem", "folders: abc", "4: folders: must be a list of strings"),
         (
             "match: stem",
@@ -213,6 +214,7 @@ def test_labels_without_classes_are_refused(tmp_path):
             "6: classes[1].ids[1]: must be an id, a whole number >= 0",
         ),
         ("{name: b, id: [1]}", "6: classes[1].id: unknown key; did you mean 'ids'?"),
+        ("{name: b, color: }", "6: classes.color: has no value"),
         ("{ids: [1]}", "6: classes[1].name: is missing: text"),
         ("7", "6: classes[1]: must be a name or {name, ids, color}, got 7"),
         ("{name: b, color: [1, 2]}", "6: classes[1].color: must be a color, three numbers"),

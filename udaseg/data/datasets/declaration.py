@@ -28,6 +28,7 @@ from udaseg.documents import (
     ListNode,
     MappingNode,
     Must,
+    Node,
     ScalarNode,
     plain_value,
     read_document,
@@ -223,6 +224,7 @@ def read_declaration(
     document = read_document(path, DATASET_YAML)
     if "base" in document.root.entries:
         document = _with_base(document)
+    _refuse_empty(document.root, "", document)
     written = validate(_Written, document)
     if written is None:
         raise document.problems.failure()
@@ -261,6 +263,18 @@ def read_declaration(
     )
     document.problems.raise_if_any()
     return declaration
+
+
+def _refuse_empty(node: Node, path: str, document: Document) -> None:
+    """Add a problem for each key without a value, which would count as left out."""
+    for name, (position, child) in node.entries.items() if isinstance(node, MappingNode) else ():
+        key = f"{path}.{name}" if path else name
+        _refuse_empty(child, key, document)
+        is_empty = isinstance(child, ScalarNode) and plain_value(child) is None
+        if is_empty and key not in ("labels", *(part.name for part in fields(_About))):
+            document.problems.add(position, key, "has no value; write one, or remove the key")
+    for item in node.items if isinstance(node, ListNode) else ():
+        _refuse_empty(item, path, document)
 
 
 def _label_format(
