@@ -5,17 +5,13 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from udaseg.cli import options
 from udaseg.cli.verbosity import set_verbosity
 from udaseg.errors import UsageError
-
-if TYPE_CHECKING:
-    from udaseg import TrainOptions
-    from udaseg.recipe.schema import Recipe
 
 _TENSORBOARD = {None: None, True: "require", False: "never"}
 
@@ -78,7 +74,7 @@ def _training_command(
         recipe, path = requested_recipe(words or [], everyday, default, method, resume)
         set_verbosity(verbose, quiet)
         import udaseg
-        from udaseg.cli.printing.training import print_recipe, print_run
+        from udaseg.cli.printing.training import print_recipe, print_run, print_seeds
 
         train_options = udaseg.TrainOptions(
             root=root,
@@ -95,7 +91,12 @@ def _training_command(
         if seeds is not None:
             if seed is not None:
                 raise UsageError("--seeds cannot be combined with --seed")
-            recipe = _train_seeds(options.parse_seeds(seeds), recipe, out, train_options)
+            several = options.parse_seeds(seeds)
+            runs = udaseg.run_seeds(several, recipe=recipe, out=out, options=train_options)
+            if not dry_run:
+                print_seeds(runs)
+                runs.raise_if_failed()
+            recipe = replace(recipe, seed=several[0])
         else:
             run = udaseg.train if name == "train" else udaseg.adapt
             run(recipe=recipe, out=out, options=train_options)
@@ -104,20 +105,6 @@ def _training_command(
 
     command.__name__, command.__doc__ = name, summary
     return command
-
-
-def _train_seeds(
-    seeds: tuple[int, ...], recipe: "Recipe", out: Path | None, options: "TrainOptions"
-) -> "Recipe":
-    """Train with each seed, print the statistics, and return the recipe of the first seed."""
-    import udaseg
-    from udaseg.cli.printing.training import print_seeds
-
-    runs = udaseg.run_seeds(seeds=seeds, recipe=recipe, out=out, options=options)
-    if not options.dry_run:
-        print_seeds(runs)
-        runs.raise_if_failed()
-    return replace(recipe, seed=seeds[0])
 
 
 def _command_line() -> list[str]:

@@ -153,9 +153,7 @@ class CollapseWatch(Callback):
         self._monitor = CollapseMonitor(state.context.data.classes.names, state.step)
         self._shares, self.alarms = {}, []
 
-    def on_rewind(self, state: TrainingState) -> None:
-        """Forget the steps that are run again."""
-        self.begin(state)
+    on_rewind = begin
 
     def on_step(self, state: TrainingState) -> None:
         """Count the step; at intervals, raise the alarms that are due."""

@@ -66,9 +66,7 @@ class KeepBest(Callback):
         if path.is_file() and not self.has_compared(state.step):
             self.on_checkpoint(state, path)
 
-    def on_rewind(self, state: TrainingState) -> None:
-        """Compare the last checkpoint if that failed before."""
-        self.begin(state)
+    on_rewind = begin
 
     def on_checkpoint(self, state: TrainingState, path: Path) -> None:
         """Keep a new checkpoint if it is the best so far; a device that is too full ends no run."""

@@ -52,9 +52,7 @@ class MetricsFile(Callback):
                     kept.append(f"{line}\n")
         write_text(self._path, "".join(kept))
 
-    def on_rewind(self, state: TrainingState) -> None:
-        """Drop the lines of steps that are run again."""
-        self.begin(state)
+    on_rewind = begin
 
     def on_event(self, state: TrainingState, event: Mapping[str, object]) -> None:
         """Append a line."""

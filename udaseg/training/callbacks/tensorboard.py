@@ -52,9 +52,7 @@ class TensorBoard(Callback):
             self._writer = _open_writer(self._folder, state.step + 1)
             self._is_disabled = self._writer is None
 
-    def on_rewind(self, state: TrainingState) -> None:
-        """Hide the records of steps that are run again."""
-        self.begin(state)
+    on_rewind = begin
 
     def on_event(self, state: TrainingState, event: Mapping[str, object]) -> None:
         """Write the numbers and alarms of a line of metrics."""
