@@ -170,7 +170,7 @@ def test_a_collapse_is_told_and_ends_the_run_where_that_is_wished(
     ("words", "expected"),
     [
         (["machine.micro_batches=3"], "a divisor of batch.source"),
-        (["machine.micro_batches=0"], "a divisor of batch.source"),
+        (["machine.micro_batches=0"], "at least 1"),
         (["machine.max_bad_steps=0"], "at least 1"),
     ],
 )
