@@ -146,6 +146,11 @@ def test_info_names_the_stages(whole, tmp_path):
         (
             ["method.stages=[{name: a b, share: 1, lr_mult: 0, schedule_stop: 2, "
              "objective: {kind: source_only}, pseudo_labels: {quantile: 2, cap: 0.9}}]"],
+            "pseudo_labels.quantile: must be in [0, 1]",
+        ),
+        (
+            ["method.stages=[{name: a, share: 1, lr_mult: 1, schedule_stop: 1, "
+             "objective: {kind: source_only}, pseudo_labels: {quantile: 0.5, cap: 0.9}}]"],
             "uses no pseudo-labels",
         ),
         (

@@ -1,5 +1,6 @@
 """Suggests the key that was probably meant by an unknown key of a recipe."""
 
+import operator
 import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
@@ -91,11 +92,7 @@ def _key_in_other_section(name: str, section: str) -> str | None:
     paths = [p for p in schema_keys() if p.rpartition(".")[2] == name and p != own_path]
 
     def shared(path: str) -> int:
-        return sum(
-            1
-            for ours, theirs in zip(section_parts, path.split("."), strict=False)
-            if ours == theirs
-        )
+        return sum(map(operator.eq, section_parts, path.split(".")))
 
     return max(paths, key=lambda path: (shared(path), -path.count(".")), default=None)
 

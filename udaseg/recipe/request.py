@@ -21,19 +21,8 @@ _KEY = re.compile(r"[\w-]+(\.[\w-]+)*")
 class Overrides:
     """Command-line options that override a recipe; None changes nothing.
 
-    Attributes:
-        source: Source data.
-        target: Target data.
-        seed: Random seed.
-        steps: Number of optimizer steps.
-        batch: Batch size per domain.
-        device: Device to compute on.
-        precision: Numeric precision of the network.
-        workers: Loader processes.
-        tensorboard: `require` or `never`.
-        keep_best: Criterion of the best checkpoint to keep.
-        compile: Compile the networks.
-        deterministic: Use deterministic kernels.
+    `source`, `target` and `batch` are `source.data`, `target.data` and both batch sizes, `seed` and
+    `steps` their keys, the others keys of `machine`.
     """
 
     source: str | None = None
@@ -52,22 +41,17 @@ class Overrides:
     def overrides(self) -> list[str]:
         """Return the options as `KEY=VALUE`; text is quoted, so that it is read as text."""
         keys = {
-            "source": ("source.data",),
-            "target": ("target.data",),
-            "batch": ("batch.source", "batch.target"),
-            "device": ("machine.device",),
-            "precision": ("machine.precision",),
-            "workers": ("machine.workers",),
-            "tensorboard": ("machine.tensorboard",),
-            "keep_best": ("machine.keep_best",),
-            "compile": ("machine.compile",),
-            "deterministic": ("machine.deterministic",),
+            "source": ["source.data"],
+            "target": ["target.data"],
+            "batch": ["batch.source", "batch.target"],
+            "seed": ["seed"],
+            "steps": ["steps"],
         }
         return [
             f"{key}={_json(key, value)}"
             for name, value in vars(self).items()
             if value is not None
-            for key in keys.get(name, (name,))
+            for key in keys.get(name, [f"machine.{name}"])
         ]
 
 
