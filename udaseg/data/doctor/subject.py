@@ -1,8 +1,7 @@
 """The images and labels to check, of a prepared dataset, a declaration or a folder."""
 
-import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -173,33 +172,6 @@ def _open_declared(declaration: Declaration, folder: Path, role: Role) -> Subjec
     )
 
 
-# the lines of `find_pairs` about unpaired files
-_UNPAIRED_PATTERNS = {
-    "image-without-label": re.compile(r"(.*): has no label \((.*)\)", re.DOTALL),
-    "label-without-image": re.compile(r"(.*): label without an image \((.*)\)", re.DOTALL),
-    "duplicate-stem": re.compile(r"(.*): has (the same name as .*)", re.DOTALL),
-    "split-list": re.compile(
-        r"(.*): (lists .*), which matches no image or more than one", re.DOTALL
-    ),
-}
-
-
-def unpaired_files(pairs: DatasetFiles) -> Iterator[tuple[str, Path, str]]:
-    """Yield code, file and note of each unpaired file, parsed from the lines of `find_pairs`."""
-    for line in pairs.unpaired:
-        matches = {code: pattern.fullmatch(line) for code, pattern in _UNPAIRED_PATTERNS.items()}
-        code, match = next((code, match) for code, match in matches.items() if match)
-        yield code, Path(match[1]), match[2]
-
-
-def files_with_rules(pairs: DatasetFiles) -> Iterator[tuple[str, Path, str]]:
-    """Yield code, file and note of each image that a named rule excludes or would exclude."""
-    for code, lines in (("known-odd", pairs.known), ("left-out", pairs.excluded)):
-        for line in lines:
-            path, _, note = line.partition(": rule ")
-            yield code, Path(path), f"rule {note}"
-
-
 def known_paths(subject: Subject) -> set[Path]:
     """Return the files that are in a split, checked or not, or that have their own finding."""
     pairs = subject.pairs
@@ -207,7 +179,7 @@ def known_paths(subject: Subject) -> set[Path]:
         return set()
     known_pairs = [pair for split_pairs in pairs.splits.values() for pair in split_pairs]
     files = {path for pair in known_pairs for path in (pair.image, pair.label) if path is not None}
-    return files | {path for _, path, _ in (*unpaired_files(pairs), *files_with_rules(pairs))}
+    return files | {found.path for found in (*pairs.unpaired, *pairs.known, *pairs.excluded)}
 
 
 def add_pairing_findings(
@@ -228,7 +200,7 @@ def add_pairing_findings(
         covered = {_stem(path, endings) for path in folders_named_as_images}
         for glob in pairs.label_globs_without_match:
             findings.add("no-labels", role, None, glob)
-        for code, path, note in unpaired_files(pairs):
+        for code, path, note in pairs.unpaired:
             is_unmatched = code in ("image-without-label", "label-without-image")
             # a glob without any match is one fault, not one per image
             if is_unmatched and (
@@ -236,7 +208,7 @@ def add_pairing_findings(
             ):
                 continue
             findings.add(code, role, path, "" if is_unmatched else note)
-        for code, path, note in files_with_rules(pairs):
+        for code, path, note in (*pairs.known, *pairs.excluded):
             findings.add(code, role, path, note)
         code = "missing-split" if declaration.root is None else "empty-split"
         for split in pairs.splits_without_images:

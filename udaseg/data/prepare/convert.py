@@ -144,7 +144,7 @@ def read_all(
     """Read every pair and write its label into `workspace`, unless that is None."""
     _require_label_package(declaration)
     jobs = [(pair, split) for split, members in pairs.splits.items() for pair in members]
-    result = ReadResult(bad=list(pairs.unpaired))
+    result = ReadResult(bad=list(map(str, pairs.unpaired)))
     unknown: Counter[int] = Counter()
     first_unknown: dict[int, Path] = {}
     label_folder = None if workspace is None else workspace.temporary_folder

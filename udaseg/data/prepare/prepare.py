@@ -219,7 +219,7 @@ class _Preparation:
             raise DataError(
                 f"{declaration.name}: {folder} has images, but no label matches {globs}\n{advice}"
             )
-        check_bad_files(declaration.name, pairs.unpaired, self.options.max_bad)
+        check_bad_files(declaration.name, list(map(str, pairs.unpaired)), self.options.max_bad)
         return pairs
 
     def _stored_report(self) -> PrepareReport | None:

@@ -119,7 +119,7 @@ def build_report(
     for row in result.rows:
         if row.sample is not None:
             samples[row.split].append(row.sample)
-    excluded = [*pairs.excluded, *(row.excluded for row in result.rows if row.excluded)]
+    excluded = [*map(str, pairs.excluded), *(row.excluded for row in result.rows if row.excluded)]
     check_bad_files(name, result.bad, options.max_bad)
     for split, split_samples in samples.items():
         if not split_samples:
@@ -141,7 +141,7 @@ def build_report(
         dataset,
         result.bad,
         excluded,
-        pairs.known,
+        list(map(str, pairs.known)),
         [str(folder / path) for path in blank],
         pairs.splits_without_images,
         read=result.read,

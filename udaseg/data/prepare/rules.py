@@ -103,7 +103,8 @@ def conversion_digest(declaration: Declaration, folder: Path, options: PrepareOp
 
 def sources_digest(label_digest: str, pairs: DatasetFiles) -> str:
     """Return a digest that changes when any file, the declaration or a rule changes."""
-    lines = [repr((label_digest, pairs.unpaired, pairs.excluded, pairs.known))]
+    listed = [list(map(str, files)) for files in (pairs.unpaired, pairs.excluded, pairs.known)]
+    lines = [repr((label_digest, *listed))]
     for split, split_pairs in pairs.splits.items():
         for pair in split_pairs:
             for path in (pair.image, pair.label):
