@@ -42,6 +42,7 @@ class DocumentKind:
         max_bytes: The largest size that is read.
         max_nodes: The largest number of values that is read.
         listing: The command that lists the ones that exist, as messages end; may be empty.
+        plain_lines: Refuse invisible characters and text of several lines.
     """
 
     title: str
@@ -49,6 +50,7 @@ class DocumentKind:
     max_bytes: int
     max_nodes: int
     listing: str = ""
+    plain_lines: bool = True
 
 
 @dataclass(frozen=True)
@@ -184,7 +186,7 @@ def parse(text: str, position_of: PositionOf, kind: DocumentKind, problems: Prob
     if len(text) > kind.max_bytes:
         problems.add(position_of(1, 1), "", f"longer than {kind.max_bytes} characters")
         raise problems.failure()
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(text.split("\n") if kind.plain_lines else (), 1):
         if invisible := UNSAFE.search(line):
             problem = f"contains the invisible character U+{ord(invisible.group()):04X}; remove it"
             problems.add(position_of(number, invisible.start() + 1), "", problem)
@@ -260,7 +262,8 @@ class _Parser:
         node: Node
         if isinstance(event, yaml.ScalarEvent):
             node = ScalarNode(event.value, event.style is not None, position)
-            if invisible := UNSAFE_IN_VALUE.search(event.value):
+            invisible = self._kind.plain_lines and UNSAFE_IN_VALUE.search(event.value)
+            if invisible:
                 problem = f"contains U+{ord(invisible.group()):04X}; write one line of visible text"
                 self._problems.add(position, path, problem)
                 return InvalidNode(position)
@@ -336,15 +339,21 @@ def plain_value(
 
 def position_of(node: Node, key: str) -> str:
     """Return the position of a dotted key such as `a.b[0]`, or of the nearest enclosing value."""
+    return _position_below(node, key) or node.position
+
+
+def _position_below(node: Node, key: str) -> str | None:
+    """Return the position of a key below a node; None if there is no part of it."""
     if isinstance(node, ListNode) and (index := re.match(r"\[([0-9]+)\]\.?", key)):
-        return position_of(node.items[int(index[1])], key[index.end() :])
+        item = node.items[int(index[1])]
+        return _position_below(item, key[index.end() :]) or item.position
     for name, (position, child) in node.entries.items() if isinstance(node, MappingNode) else ():
         if key == name:
             return position
         if key.startswith((f"{name}.", f"{name}[")):
-            below = position_of(child, key[len(name) :].removeprefix("."))
-            return position if below == child.position else below
-    return node.position
+            below = key[len(name) :].removeprefix(".")
+            return _position_below(child, below) or position
+    return None
 
 
 def yaml_type(text: str) -> str:
@@ -403,5 +412,6 @@ def _why_not_this_number(expected: type, text: str) -> str:
     if expected is float:
         return f"; a float cannot hold it: {'too large' if value else 'it becomes 0'}"
     if text.lstrip("+-").isdecimal():
-        return f"; write at most {_MAX_DIGITS} digits"
+        too_long = len(text.lstrip("+-")) > _MAX_DIGITS
+        return f"; write at most {_MAX_DIGITS} digits" if too_long else ""
     return f"; write {value:.0f}" if value.is_integer() and abs(value) < 1e15 else ""

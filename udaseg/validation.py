@@ -6,17 +6,18 @@ annotation and the node at that path.
 """
 
 import functools
+import itertools
 import json
 import operator
 import re
 import types
 import typing
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, cast
 
-from annotated_types import Ge, Gt, Interval, Le, Lt, MinLen
+from annotated_types import Ge, Gt, Interval, Le, Len, Lt, MaxLen, MinLen
 from pydantic import TypeAdapter, ValidationError
 
 from udaseg import documents
@@ -77,7 +78,9 @@ def validate(
     key_hint: KeyHint = similar_key,
     yaml_1_1: bool = False,
 ) -> T | None:
-    """Return the instance of a dataclass that a document describes; None after a problem.
+    """Return the instance of a dataclass that a document describes.
+
+    After a problem it is None, unless unknown keys are the only problems.
 
     Args:
         cls: The dataclass. Its annotations are those that pydantic knows, and `Must`.
@@ -88,14 +91,38 @@ def validate(
     """
     leaf_value = _unambiguous_value if yaml_1_1 else documents.scalar_value
     text = json.dumps(documents.plain_value(document.root, leaf_value))
+    adapter = _adapter(cast("Hashable", cls))
     try:
-        return cast(
-            "T", _adapter(cast("Hashable", cls)).validate_json(text, strict=True, extra="forbid")
-        )
+        value = cast("T", adapter.validate_json(text, strict=True, extra="forbid"))
     except ValidationError as error:
-        explanation = _Explanation(cls, document, key, key_hint)
-        explanation.add_all(error.errors(include_url=False))
-        return None
+        errors = error.errors(include_url=False)
+        _Explanation(cls, document, key, key_hint).add_all(errors)
+        if any(each["type"] != "unexpected_keyword_argument" for each in errors):
+            return None
+        value = cast("T", adapter.validate_json(text, strict=True, extra="ignore"))
+    return value if _literals_are_exact(value, document.root, document, key) else None
+
+
+def _literals_are_exact(value: Any, node: MappingNode, document: Document, key: str) -> bool:
+    """Return whether no choice of whole numbers was written as 8.0 or true, which equal some."""
+    before = len(document.problems.lines)
+    for name, (_, child) in node.entries.items():
+        path, part = _join(key, name), getattr(value, name, None)
+        annotation = _entry_type(type(value), name)
+        pairs = [(path, part, child)]
+        if isinstance(part, tuple) and isinstance(child, ListNode):
+            keys = [f"{path}[{index}]" for index in range(len(part))]
+            pairs = list(zip(keys, part, child.items, strict=True))
+        for path, part, child in pairs:
+            if is_dataclass(part) and isinstance(child, MappingNode):
+                _literals_are_exact(part, child, document, path)
+            elif (
+                isinstance(child, ScalarNode)
+                and typing.get_origin(field_type(annotation).type) is Literal
+                and type(documents.scalar_value(child)) is not type(part)
+            ):
+                document.problems.add(child.position, path, _type_problem(annotation, child))
+    return len(document.problems.lines) == before
 
 
 @cache
@@ -119,30 +146,39 @@ class _Explanation:
         self._root = _Place(key, document.root.position, document.root, cls)
         self._problems, self._key_hint = document.problems, key_hint
         self._suggested: set[str] = set()
+        self._listed: set[str] = set()
         self._hints = 0
 
     def add_all(self, errors: Sequence[Any]) -> None:
         """Add the problems; a key that a misspelt one stands for is not reported as missing."""
-        placed = [(error, self._place(error["loc"], error["type"])) for error in errors]
+        places = [(error, self._place(error["loc"], error["type"])) for error in errors]
+        placed = [(error, place) for error, place in places if place is not None]
+        # a union reports every member; the one that went deepest is the one that was meant
         keys = {place.key for _, place in placed}
+        enclosing = {key[: end.start()] for key in keys for end in re.finditer(r"[.\[]", key)}
         reported: set[str] = set()
         for error, place in sorted(placed, key=lambda pair: pair[1].is_missing):
-            # a union reports every member; the one that went deepest is the one that was meant
-            deeper = any(key.startswith((f"{place.key}.", f"{place.key}[")) for key in keys)
-            known = deeper or place.key in reported or isinstance(place.node, InvalidNode)
-            if known or (place.is_missing and place.key in self._suggested):
+            known = place.key in enclosing or place.key in reported
+            is_invalid = isinstance(place.node, InvalidNode)
+            if known or is_invalid or (place.is_missing and place.key in self._suggested):
                 continue
             reported.add(place.key)
             is_value = not place.is_missing and not place.is_unknown
             position = place.node.position if is_value else place.position
             self._problems.add(position, place.key, self._problem(error, place))
 
-    def _place(self, path: Sequence[str | int], error: str) -> _Place:
+    def _place(self, path: Sequence[str | int], error: str) -> _Place | None:
+        """Return the place of a path; None if it is about a member of a union of another kind."""
         place = self._root
         for part in path:
             kinds = _kinds(place.annotation)
-            if part in kinds:
-                place = _Place(place.key, place.position, place.node, kinds[part])
+            members = {member.__name__: member for member in kinds.values()}
+            if part in members:
+                if kinds.get(_kind_of(place.node), members[part]) is not members[part]:
+                    return None
+                place = replace(place, annotation=members[part])
+            elif part in kinds:
+                place = replace(place, annotation=kinds[part])
             else:
                 place = self._below(place, part, error)
         kinds = _kinds(place.annotation)
@@ -176,14 +212,19 @@ class _Explanation:
     def _problem(self, error: Any, place: _Place) -> str:
         kind, node = error["type"], place.node
         if place.is_missing:
-            return f"is missing: {describe_type(place.annotation)}"
+            return f"is missing: {_description(place.annotation)}"
+        if "error" in error.get("ctx", {}) and not field_type(place.annotation).constraints:
+            return str(error["ctx"]["error"])
         if place.is_unknown and isinstance(node, MappingNode):
             return self._unknown_key(place, node, error["loc"])
         expected, constraints, _ = field_type(place.annotation)
-        if must := next((each.be for each in constraints if isinstance(each, Must)), None):
+        if any(isinstance(each, Must) for each in constraints):
             is_text = expected is str and isinstance(node, ScalarNode)
             why = documents.why_not(str, cast("ScalarNode", node)) if is_text else ""
-            return f"must be {must}, got {documents.plain_value(node)!r}{why}"
+            value = documents.plain_value(node)
+            is_typed = isinstance(node, ScalarNode) and not isinstance(value, str)
+            written = _describe_node(node) if is_typed else shortened(repr(value), 100)
+            return f"must be {_description(place.annotation)}, got {written}{why}"
         if kind in _BOUND_ERRORS:
             return f"must be {range_text(constraints)}, got {_describe_node(node)}"
         if isinstance(node, ListNode) and kind in ("too_short", "too_long", "missing"):
@@ -202,7 +243,10 @@ class _Explanation:
         if hint is not None:
             self._suggested.add(_join(section, hint))
         of_kind = f" of {path[-2]}" if len(path) > 1 and path[-2] in _own_kinds(cls) else ""
-        known = f"; did you mean '{hint}'?" if hint else f"; known keys: {', '.join(options)}"
+        is_first = section not in self._listed
+        self._listed.add(section)
+        known = f"; known keys: {', '.join(options)}" if is_first else ""
+        known = f"; did you mean '{hint}'?" if hint else known
         return f"unknown key{of_kind}{known}"
 
 
@@ -220,24 +264,26 @@ def _type_problem(annotation: Any, node: Node) -> str:
         length = len(numbers) if Ellipsis in of else len(of)
         return f"{problem}; write [{', '.join((numbers * length)[:length])}]"
     if typing.get_origin(expected) is not Literal:
-        return f"{problem}{documents.why_not(expected, node)}"
+        is_simple = expected in _TYPE_NAMES
+        return f"{problem}{documents.why_not(expected, node)}" if is_simple else problem
     options = typing.get_args(expected)
     if all(isinstance(option, int) for option in options):
         return f"{problem}{documents.why_not(int, node)}"
-    hint = did_you_mean(node.text, options)
-    return (
-        f"{problem}; did you mean '{hint}'?"
-        if hint
-        else (f"{problem}{documents.why_not(str, node)}")
-    )
+    if hint := did_you_mean(node.text, list(map(str, options))):
+        return f"{problem}; did you mean '{hint}'?"
+    kind = "" if node.quoted or not node.text else documents.yaml_type(node.text)
+    return f"{problem}, which YAML reads as {kind}" if kind else problem
 
 
 def _length_text(annotation: Any) -> str:
-    _, constraints, _ = field_type(annotation)
-    for constraint in constraints:
-        if isinstance(constraint, MinLen):
-            least = constraint.min_length
-            return f"have at least {least} item{'s' * (least > 1)}"
+    parts = _single(field_type(annotation).constraints)
+    least = next((part.min_length for part in parts if isinstance(part, MinLen)), None)
+    most = next((part.max_length for part in parts if isinstance(part, MaxLen)), None)
+    if least is not None and most is not None:
+        return f"have {least} to {most} items"
+    if least is not None or most is not None:
+        limit, count = ("at least", least) if least is not None else ("at most", most)
+        return f"have {limit} {count} item{'s' * (count != 1)}"
     return f"be {describe_type(annotation)}"
 
 
@@ -260,7 +306,7 @@ def field_type(annotation: Any) -> FieldType:
 
 def range_text(constraints: Sequence[Any]) -> str:
     """Return the range of values that constraints allow; "" if they allow all."""
-    single = [part for each in constraints for part in _parts(each)]
+    single = _single(constraints)
     lower = next((each for each in single if isinstance(each, Ge | Gt)), None)
     upper = next((each for each in single if isinstance(each, Le | Lt)), None)
     low = None if lower is None else lower.ge if isinstance(lower, Ge) else lower.gt
@@ -275,8 +321,17 @@ def range_text(constraints: Sequence[Any]) -> str:
     return ""
 
 
-def _parts(constraint: Any) -> Sequence[Any]:
-    return list(constraint) if isinstance(constraint, Interval) else [constraint]
+def _single(constraints: Sequence[Any]) -> list[Any]:
+    """Return constraints with those that stand for several replaced by them."""
+    parts = [list(each) if isinstance(each, Interval | Len) else [each] for each in constraints]
+    return list(itertools.chain.from_iterable(parts))
+
+
+def _description(annotation: Any) -> str:
+    """Return what a value must be: as its `Must` says, else by its type."""
+    constraints = field_type(annotation).constraints
+    must = next((each.be for each in constraints if isinstance(each, Must)), None)
+    return must or describe_type(annotation)
 
 
 def describe_type(annotation: Any) -> str:
@@ -294,7 +349,7 @@ def _describe_type(expected: Any) -> str:
         return f"one of {', '.join(map(str, arguments))}" if several else str(arguments[0])
     if _is_union(expected):
         return " or ".join(dict.fromkeys(map(describe_type, arguments)))
-    if origin is tuple:
+    if origin in (tuple, list):
         of = field_type(arguments[0]).type
         plural = _TYPE_NAMES[of][1] if of in _TYPE_NAMES else "sections"
         return (
@@ -319,6 +374,12 @@ def _kinds(annotation: Any) -> dict[Any, type]:
     if not members or not all(is_dataclass(member) for member in members):
         return {}
     return {kind: member for member in members for kind in _own_kinds(member)}
+
+
+def _kind_of(node: Node) -> str | None:
+    """Return the `kind` that a section has."""
+    kind = node.entries.get("kind", ("", None))[1] if isinstance(node, MappingNode) else None
+    return kind.text if isinstance(kind, ScalarNode) else None
 
 
 def _own_kinds(cls: Any) -> tuple[Any, ...]:

@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated, Literal
 
 import pytest
+from annotated_types import Len
 
 from tests.support.entry_points import Gram, GramSpec, install
 from udaseg.errors import EnvironmentFault, RecipeError
@@ -187,3 +189,31 @@ def test_the_projector_of_semantic_contrast_is_trainable():
     spec = load(RECIPES / "sepico.yaml").method.semantic
     assert spec.projector.trainable
     assert replace(spec, channels=7).projector.channels == 7
+
+
+@dataclass(frozen=True)
+class MixedSpec:
+    level: Literal["auto", 8]
+    names: Annotated[tuple[str, ...], Len(1, 3)] = ("a",)
+
+    def __post_init__(self):
+        if self.level == "auto" and self.names == ("b",):
+            raise ValueError("auto and b do not fit")
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ("level: aut", "level: must be one of auto, 8, got aut; did you mean 'auto'?"),
+        ("level: 8.0", "must be one of auto, 8, got 8.0, which YAML reads as a number"),
+        ("level: 8, names: []", "names: must have 1 to 3 items, got 0"),
+        ("level: auto, names: [b]", "mixed: auto and b do not fit"),
+    ],
+)
+def test_settings_of_a_plug_in_of_any_type_are_refused_in_a_sentence(
+    monkeypatch, settings, expected
+):
+    plugin = type("Mixed", (), {"spec_class": MixedSpec})
+    install(monkeypatch, {(REGULARIZER, "mixed"): plugin})
+    message = refused(DACS, [f"method.regularizers.mixed={{{settings}}}"])
+    assert message.endswith(expected)

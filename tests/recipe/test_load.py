@@ -625,6 +625,31 @@ def test_a_criterion_that_is_gone_is_refused_but_not_in_stored_recipes() -> None
     assert from_dict(stored) == load(RCCR)
 
 
+def test_the_recipe_of_a_run_is_read_without_settings_that_are_gone(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(with_value("machine.keep_best", "snd")[0])
+    assert load(path, stored=True) == load(RCCR)
+    with pytest.raises(RecipeError, match="snd is gone"):
+        load(path)
+
+
+def test_rules_over_several_settings_and_unknown_keys_are_told_at_once() -> None:
+    text = with_value("batch.target", "7")[0].replace("seed:", "sead: 1\nseed:")
+    message = refused(text)
+    assert "sead: unknown key" in message
+    assert "batch.target: must equal batch.source" in message
+
+
+def test_a_rule_stands_at_its_key_even_if_it_is_the_first_of_its_section() -> None:
+    text = "\n".join([*BASE, "expected:", "  miou: [38, 28]"]).replace("expected: null\n", "")
+    assert f"my.yaml:{len(BASE) + 1}:3: expected.miou: must be" in refused(text)
+
+
+def test_a_choice_of_numbers_is_no_float_and_no_truth_value() -> None:
+    for raw in ("16.0", "true"):
+        assert "must be one of 8, 16, 32" in refused(with_value("model.output_stride", raw)[0])
+
+
 BAD_PATHS = ["${UNSET_HERE}/x", "${EMPTY_HERE}/x", "${", "${}", "${A B}", "${A:-b}", "x\0y"]
 
 

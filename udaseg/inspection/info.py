@@ -143,7 +143,7 @@ def info(run: str | os.PathLike[str]) -> RunInfo:
     recipe, problem = None, ""
     try:
         if checkpoint is None:
-            recipe = load(path / "recipe.yaml")
+            recipe = load(path / "recipe.yaml", stored=True)
         else:
             recipe = from_dict(checkpoint.recipe, origin=str(checkpoint.path))
     except (RecipeError, EnvironmentFault) as error:

@@ -36,7 +36,7 @@ def read_run(folder: Path, name: str, scored: str | None) -> RunContent:
     recipe_path = folder / "recipe.yaml"
     if not recipe_path.is_file():
         raise UsageError(f"{folder}: is not a run folder (no recipe.yaml)")
-    recipe = load(recipe_path)
+    recipe = load(recipe_path, stored=True)
     warnings: list[str] = []
     status = _read_json(folder / "status.json", warnings)
     environment = _read_json(folder / "environment.json", warnings)

@@ -123,7 +123,7 @@ _Results = Iterator[tuple[Outcome, str]]
 def _check_run(folder: Path) -> Iterator[Check]:
     """Yield the results of all checks of a run; without a recipe there is nothing to compare."""
     try:
-        recipe = load(folder / "recipe.yaml")
+        recipe = load(folder / "recipe.yaml", stored=True)
     except (errors.RecipeError, errors.EnvironmentFault) as error:
         yield Check(folder, "recipe", "unreadable", str(error))
         return

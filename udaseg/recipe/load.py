@@ -33,7 +33,11 @@ _VARIABLE = re.compile(r"\$\{([^}]*)(\}?)")
 
 
 def load(
-    path: Path | None = None, text: str | None = None, overrides: Sequence[str] = ()
+    path: Path | None = None,
+    text: str | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    stored: bool = False,
 ) -> Recipe:
     """Return the recipe of a file, or of `text`, with `overrides` applied.
 
@@ -42,6 +46,7 @@ def load(
         text: YAML; None reads the file.
         overrides: `KEY=VALUE` with dots in the key and YAML in the value. `null` removes a section;
             a key of a missing section creates it.
+        stored: The recipe is that of a run, in which settings that are gone are dropped.
 
     Raises:
         RecipeError: The recipe is wrong; the message lists all errors, one per line, as
@@ -53,6 +58,8 @@ def load(
         text = documents.read_text(path, RECIPE)
     path = Path("recipe") if path is None else path
     document = documents.parse_document(path, text, RECIPE)
+    if stored:
+        drop_retired(document, stored=True)
     _override(document.root, overrides, document.problems)
     return _recipe(document, f"{shortened(str(path), 300)}:1:1")
 
@@ -84,7 +91,9 @@ def from_dict(values: Mapping[str, Any], origin: str = "recipe") -> Recipe:
     problems = Problems(RecipeError)
     root = documents.parse(text, lambda _line, _column: origin, RECIPE, problems)
     assert isinstance(root, MappingNode)
-    return _recipe(Document(root, problems), origin, stored=True)
+    document = Document(root, problems)
+    drop_retired(document, stored=True)
+    return _recipe(document, origin)
 
 
 def dump(recipe: Recipe) -> str:
@@ -116,9 +125,9 @@ def expand_path(text: str) -> str:
     return f"{Path.home()}{expanded}" if home else expanded
 
 
-def _recipe(document: Document, position: str, *, stored: bool = False) -> Recipe:
+def _recipe(document: Document, position: str) -> Recipe:
     document = Document(MappingNode(document.root.entries, position), document.problems)
-    drop_retired(document, stored=stored)
+    drop_retired(document, stored=False)
     packages_missing = report_missing_packages(document)
     settings = plugin_settings(document, packages_missing=packages_missing)
     recipe = validate(Recipe, document, key_hint=key_hint, yaml_1_1=True)

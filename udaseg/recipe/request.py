@@ -1,5 +1,6 @@
 """Turns the arguments of `udaseg train` and `udaseg adapt` into a recipe."""
 
+import functools
 import json
 import os
 import re
@@ -128,8 +129,10 @@ def requested_recipe(
         path = find_recipe(named)
         path = recipe_of_method(path, method) if method is not None else path
     overrides = [*options.overrides(), *overrides]
-    recipe = load(path, overrides=overrides)
-    return _without_stale_parts(recipe, data_names(path), lambda: load(path), overrides), path
+    stored = resume is not None
+    recipe = load(path, overrides=overrides, stored=stored)
+    original = functools.partial(load, path, stored=stored)
+    return _without_stale_parts(recipe, data_names(path), original, overrides), path
 
 
 def changed_recipe(recipe: Recipe, overrides: Sequence[str], origin: Path) -> Recipe:

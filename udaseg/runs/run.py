@@ -50,7 +50,7 @@ class Run(os.PathLike[str]):
         Raises:
             RecipeError: The file is missing or damaged.
         """
-        return load(self.path / "recipe.yaml")
+        return load(self.path / "recipe.yaml", stored=True)
 
     @property
     def checkpoints(self) -> list[Path]:

@@ -20,7 +20,8 @@ log = logging.getLogger(__name__)
 
 def find_resume_checkpoint(folder: Path, recipe: Recipe) -> Checkpoint | None:
     """Return the newest checkpoint of a run to resume; None if there is none yet."""
-    before, processes = load(folder / "recipe.yaml"), folder_module.read_num_processes(folder)
+    before = load(folder / "recipe.yaml", stored=True)
+    processes = folder_module.read_num_processes(folder)
     _refuse_changed_settings(folder / "recipe.yaml", before, processes, recipe)
     checkpoint = checkpoints.newest_checkpoint(folder / "checkpoints")
     steps = all_gather_object(None if checkpoint is None else checkpoint.step)

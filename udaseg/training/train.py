@@ -232,7 +232,7 @@ def _resume_after_restart(
         lambda: folder_module.is_torchrun_restart(folder)
     ):
         return recipe, options
-    stored = load(folder / "recipe.yaml")
+    stored = load(folder / "recipe.yaml", stored=True)
     log.warning("torchrun restarted: resuming %s from its last checkpoint", folder)
     return stored, replace(options, resume=folder)
 

@@ -214,7 +214,7 @@ def test_labels_without_classes_are_refused(tmp_path):
             "6: classes[1].ids[1]: must be an id, a whole number >= 0",
         ),
         ("{name: b, id: [1]}", "6: classes[1].id: unknown key; did you mean 'ids'?"),
-        ("{name: b, color: }", "6: classes.color: has no value"),
+        ("{name: b, color: }", "6: classes[1].color: has no value"),
         ("{ids: [1]}", "6: classes[1].name: is missing: text"),
         ("7", "6: classes[1]: must be a name or {name, ids, color}, got 7"),
         ("{name: b, color: [1, 2]}", "6: classes[1].color: must be a color, three numbers"),
@@ -291,12 +291,33 @@ def test_the_root_may_be_at_home_or_beside_the_file(tmp_path, monkeypatch):
         ("name: !!int x\n", "tags are not allowed"),
         ("name: !!bool maybe\n", "tags are not allowed"),
         ("name: " + "-" * 400 + "\n" + "[" * 900, "not"),
-        ("name: \x00\n", "invisible character"),
+        ("name: \x00\n", "not YAML"),
     ],
 )
 def test_a_text_that_is_no_dataset_yaml_is_refused_in_a_sentence(tmp_path, text, said):
     with pytest.raises(DataError, match=said):
         read_declaration(dataset_yaml(tmp_path, text))
+
+
+def test_text_may_have_several_lines_and_joiners(tmp_path):
+    text = "name: x\nimages: '*.png'\nlabels: '*.txt'\ntitle: >\n  two\n  lines\n"
+    text += 'classes: ["\u0915\u094d\u200d\u0937", b]\n'
+    declaration = read_declaration(dataset_yaml(tmp_path, text))
+    assert declaration.about["title"] == "two lines\n"
+    assert declaration.table.classes.names[0] == "\u0915\u094d\u200d\u0937"
+
+
+def test_a_layout_may_have_no_labels_and_stand_alone(tmp_path):
+    text = "name: x\nimages: a/*.png\nlabels: b/*.png\nclasses: [c]\n"
+    text += "layouts: {images: d/*.png, labels: null}\n"
+    (layout,) = read_declaration(dataset_yaml(tmp_path, text)).layouts
+    assert (layout.images, layout.labels) == ({"": "d/*.png"}, {})
+
+
+def test_many_faults_are_named_in_a_moment(tmp_path):
+    faults = _faults(tmp_path, f"name: x\nimages: '*.png'\nfolders: {list(range(20_000))}\n")
+    assert len(faults) == 101
+    assert faults[-1].startswith("… and 19900 more")
 
 
 def test_text_in_another_encoding_is_refused(tmp_path):

@@ -41,7 +41,8 @@ def resolve_declaration(
     known = builtin_names()
     if name in known:
         return read_builtin(name)
+    hint = suggestion(name, known)
+    instead = f"{hint} Use one of" if hint else "; use one of"
     raise DataError(
-        f"{name}: no dataset of that name{suggestion(name, known)}; use one of "
-        f"{', '.join(known)}, or a dataset YAML"
+        f"{name}: no dataset of that name{instead} {', '.join(known)}, or a dataset YAML"
     )

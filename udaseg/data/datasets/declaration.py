@@ -107,7 +107,7 @@ class Declaration:
     folders: tuple[str, ...] = ()
     archives: tuple[str, ...] = ()
     expected_counts: Mapping[str, int] = field(default_factory=dict)
-    base: str | None = None
+    base: Annotated[str, Must("the name of a built-in dataset")] | None = None
     rules: Mapping[str, FileRule] = field(default_factory=dict)
     exclude: tuple[str, ...] = ()
     layouts: tuple[Layout, ...] = ()
@@ -121,7 +121,7 @@ class Declaration:
 
 @dataclass(frozen=True, kw_only=True)
 class _Strip:
-    strip: list[str] | str
+    strip: Annotated[list[str] | str, Must("an ending, or a list of endings")]
 
 
 def _below_root(glob: str) -> str:
@@ -133,6 +133,7 @@ def _below_root(glob: str) -> str:
 
 _Glob = Annotated[str, AfterValidator(_below_root), Must("a glob below the root")]
 _Globs = Annotated[dict[str, _Glob] | _Glob, Must("a glob below the root, or one per split")]
+_INHERITED = ""  # no glob
 _Match = Annotated[Literal["stem"] | _Strip, Must("`stem` or `{strip: [ENDING, ...]}`")]
 _Strings = Annotated[list[str], Must("a list of strings")]
 
@@ -145,8 +146,8 @@ class _WrittenRule:
 
 @dataclass(frozen=True, kw_only=True)
 class _WrittenLayout:
-    images: _Globs | None = None
-    labels: _Globs | None = None
+    images: _Globs | None = _INHERITED
+    labels: _Globs | None = _INHERITED
     match: _Match | None = None
 
 
@@ -159,6 +160,9 @@ class _About:
     licence: Any = None
     download: Any = None
     size: Any = None
+
+
+_ABOUT = tuple(part.name for part in fields(_About))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +184,7 @@ class _Written(_About, LabelDescription):
         dict[
             str,
             Annotated[
-                str | Annotated[float, Interval(gt=0, le=1)] | list[str],
+                str | Annotated[float, Interval(gt=0, le=1)] | Annotated[list[str], MinLen(1)],
                 Must("a list file, a folder, or a fraction above 0 and at most 1"),
             ],
         ],
@@ -191,15 +195,15 @@ class _Written(_About, LabelDescription):
     expected: Annotated[dict[str, int], Must("a mapping of splits to image counts")] = field(
         default_factory=dict
     )
-    base: str | None = None
+    base: Annotated[str, Must("the name of a built-in dataset")] | None = None
     rules: Annotated[
         dict[str, Annotated[_WrittenRule, Must("{why: ..., images: [NAME, ...]}")]],
         Must("`name: {why: ..., images: [...]}`"),
     ] = field(default_factory=dict)
     exclude: Annotated[list[str], Must("a list of rule names")] = field(default_factory=list)
-    layouts: Annotated[list[_WrittenLayout], Must("a list of {images, labels, match}")] = field(
-        default_factory=list
-    )
+    layouts: Annotated[
+        list[_WrittenLayout] | _WrittenLayout, Must("a list of {images, labels, match}")
+    ] = field(default_factory=list)
 
 
 RecordedPackage = Callable[[str, str], LabelPackage | None]
@@ -225,6 +229,7 @@ def read_declaration(
     if "base" in document.root.entries:
         document = _with_base(document)
     _refuse_empty(document.root, "", document)
+    document.problems.raise_if_any()
     written = validate(_Written, document)
     if written is None:
         raise document.problems.failure()
@@ -247,11 +252,7 @@ def read_declaration(
         label_format=label_format,
         table=_table(written, document, label_format) if labels else None,
         splits=_splits(written, images, document),
-        about={
-            part.name: getattr(written, part.name)
-            for part in fields(_About)
-            if part.name in document.root.entries
-        },
+        about={key: getattr(written, key) for key in _ABOUT if key in document.root.entries},
         folders=tuple(written.folders),
         archives=tuple(written.archives),
         expected_counts=written.expected,
@@ -271,10 +272,10 @@ def _refuse_empty(node: Node, path: str, document: Document) -> None:
         key = f"{path}.{name}" if path else name
         _refuse_empty(child, key, document)
         is_empty = isinstance(child, ScalarNode) and plain_value(child) is None
-        if is_empty and key not in ("labels", *(part.name for part in fields(_About))):
+        if is_empty and name != "labels" and key not in _ABOUT:
             document.problems.add(position, key, "has no value; write one, or remove the key")
-    for item in node.items if isinstance(node, ListNode) else ():
-        _refuse_empty(item, path, document)
+    for index, item in enumerate(node.items if isinstance(node, ListNode) else ()):
+        _refuse_empty(item, f"{path}[{index}]", document)
 
 
 def _label_format(
@@ -347,10 +348,12 @@ def _globs(value: dict[str, str] | str | None) -> dict[str, str]:
 def _layouts(written: _Written, document: Document) -> tuple[Layout, ...]:
     """Return the listed layouts, with missing keys taken from the document."""
     layouts = []
-    for index, entry in enumerate(written.layouts):
+    listed = written.layouts
+    for index, entry in enumerate(listed if isinstance(listed, list) else [listed]):
         if entry == _WrittenLayout():
             document.add(f"layouts[{index}]", "must name images, labels or match")
-        images, labels = entry.images or written.images, entry.labels or written.labels
+        images = written.images if entry.images == _INHERITED else entry.images
+        labels = written.labels if entry.labels == _INHERITED else entry.labels
         match = entry.match or written.match
         layouts.append(Layout(_globs(images), _globs(labels), _stem_endings(match)))
     return tuple(layouts)

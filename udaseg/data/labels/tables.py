@@ -15,7 +15,7 @@ from udaseg.text import suggestion
 from udaseg.validation import validate
 
 T = TypeVar("T")
-DATASET_YAML = DocumentKind("dataset YAML", DataError, 200_000, 50_000)
+DATASET_YAML = DocumentKind("dataset YAML", DataError, 200_000, 50_000, plain_lines=False)
 _TABLES_FOLDER = Path(__file__).parent / "tables"
 
 Color = tuple[int, int, int]
@@ -58,7 +58,7 @@ class LabelDescription:
 
     classes: Classes
     """A table's name, or a list of classes."""
-    table: str | None = None
+    table: Annotated[str, Must("the name of a table")] | None = None
     """The table whose classes the entries of `classes` merge."""
     ignore: Annotated[list[_IdOrName] | _Number | str, Must("a list of ids")] = field(
         default_factory=list
