@@ -1,10 +1,16 @@
 """Fixtures shared by the tests of several packages."""
 
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+
+from tests.support.colors import loaded_colors
+from tests.support.toy import toy_root
+from udaseg.inference import trained_model
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -22,3 +28,23 @@ def sample_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no sample data at {folder}; set UDASEG_TEST_DATA")
     return folder
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a data folder with a small toyland."""
+    return toy_root(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def quiet() -> Iterator[None]:
+    """Log nothing: campaigns repeat the same message hundreds of times."""
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+@pytest.fixture
+def colors(monkeypatch: pytest.MonkeyPatch, quiet: None) -> None:
+    """Predict with a network that knows colours, and log nothing."""
+    monkeypatch.setattr(trained_model, "load", lambda path, **_: loaded_colors())

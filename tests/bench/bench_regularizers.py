@@ -14,16 +14,15 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import multiprocessing
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
 from tests.bench import bench_training as bench
+from tests.bench.peak_memory import in_fresh_process, reset_peak, resident_peak_mib
 from tests.support.small import shipped
 from udaseg.data.loading.batches import Batch
 from udaseg.methods.build import build_objective
@@ -122,23 +121,17 @@ PARTS: dict[str, Callable[[], Callable[[], None]]] = {
 EXTRA = {"rccr": "student pass", "sepico": "teacher pass"}
 
 
-def _measure(name: str, queue: "multiprocessing.Queue[float]") -> None:
-    torch.set_num_threads(1)
+def _measure(name: str) -> float:
     work = PARTS[name]()
     work()
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    reset_peak()
     work()
-    queue.put(bench._resident_peak_mib())
+    return resident_peak_mib()
 
 
 def peak(name: str) -> float:
     """Return the peak memory of a process that only runs steps of `name`, in MiB."""
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    process = context.Process(target=_measure, args=(name, queue))
-    process.start()
-    process.join()
-    return queue.get()
+    return in_fresh_process(_measure, name)
 
 
 def steps() -> None:

@@ -13,17 +13,16 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import multiprocessing
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tests.bench.peak_memory import in_fresh_process, reset_peak, resident_peak_mib
 from udaseg.methods.contrast.class_losses import bank_loss, distribution_loss
 from udaseg.methods.contrast.class_statistics import class_moments
 from udaseg.models.projector import to_unit_length
@@ -142,30 +141,17 @@ def milliseconds(name: str) -> tuple[float, float]:
     return statistics.median(times["plain"]), statistics.median(times["ours"])
 
 
-def _peak(name: str, queue: "multiprocessing.Queue[float]") -> None:
-    torch.set_num_threads(1)
+def _peak(name: str) -> float:
     make, work = WORK[name]
     case = make()
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # reset the peak
-    before = _resident_peak_mib()
+    before = reset_peak()
     work(*case)
-    queue.put(_resident_peak_mib() - before)
-
-
-def _resident_peak_mib() -> float:
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) / 1024
+    return resident_peak_mib() - before
 
 
 def peak_mib(name: str) -> float:
     """Return the growth of the peak memory of a fresh process during the work, in MiB."""
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    process = context.Process(target=_peak, args=(name, queue))
-    process.start()
-    process.join()
-    return queue.get()
+    return in_fresh_process(_peak, name)
 
 
 def show(title: str, name: str) -> None:

@@ -14,18 +14,17 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import copy
-import multiprocessing
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from tests.bench.peak_memory import in_fresh_process, reset_peak, resident_peak_mib
 from udaseg.methods.contrast.regional_loss import regional_loss
 from udaseg.methods.mixing import class_mask
 from udaseg.methods.pixel_loss import pixel_loss, pseudo_labels
@@ -160,29 +159,16 @@ def milliseconds(plain: Callable[[], object], ours: Callable[[], object]) -> tup
     return statistics.median(times[0]), statistics.median(times[1])
 
 
-def _peak(name: str, queue: "multiprocessing.Queue[float]") -> None:
-    torch.set_num_threads(1)
+def _peak(name: str) -> float:
     work = MEMORY[name]()
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # reset the peak
-    before = _resident_peak_mib()
+    before = reset_peak()
     work()
-    queue.put(_resident_peak_mib() - before)
-
-
-def _resident_peak_mib() -> float:
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) / 1024
+    return resident_peak_mib() - before
 
 
 def peak_mib(name: str) -> float:
     """Return the growth of the peak memory of a fresh process during the work, in MiB."""
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    process = context.Process(target=_peak, args=(name, queue))
-    process.start()
-    process.join()
-    return queue.get()
+    return in_fresh_process(_peak, name)
 
 
 def _with(

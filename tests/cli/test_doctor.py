@@ -3,12 +3,11 @@
 import hashlib
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.cli import running
 from tests.cli.running import udaseg
 from tests.support import sick
 from tests.support.sick import FAULTS, Patient
@@ -145,18 +144,5 @@ def test_what_is_not_there_ends_it_with_one_message(tmp_path):
 
 
 def test_it_works_without_torch(well):
-    code = (
-        "import sys\n"
-        "for name in ('torch', 'torchvision'): sys.modules[name] = None\n"
-        "from udaseg.cli.main import main; main(['doctor', 'set/own.yaml', '--json'])"
-    )
-    out = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=well,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert out.returncode == 0, out.stderr
-    assert json.loads(out.stdout)["ok"] is True
+    printed = running.without_torch(["doctor", "set/own.yaml", "--json"], well)
+    assert json.loads(printed)["ok"] is True

@@ -7,15 +7,10 @@ import torch
 
 from tests.cli.running import udaseg
 from tests.cli.test_fit import adapt, assert_same, tensors
-from tests.support.toy import TINY, toy_root
+from tests.support.toy import TINY
 from udaseg.errors import DataError
 from udaseg.recipe.load import load
 from udaseg.training import stage_data
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return toy_root(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """`udaseg predict` writes correct masks, never changes an input, and names what it cannot read."""
 
 import csv
-import hashlib
 import json
 import os
 import struct
@@ -14,45 +13,19 @@ import torch
 from PIL import Image, ImageOps
 
 from tests.support.colors import COLORS, loaded_colors, painted, random_labels
+from tests.support.predicting import digests, ids_of, write_image
 from udaseg.cli.main import main
 from udaseg.data.files.images import to_stored, to_upright
 from udaseg.errors import UsageError
-from udaseg.inference import trained_model
 from udaseg.runs.folder import newest_finished_run
 
-
-@pytest.fixture(autouse=True)
-def run(monkeypatch, tmp_path):
-    """Load the colour network for every run, in an empty working folder."""
-    monkeypatch.chdir(tmp_path)
-    state = {"run": loaded_colors()}
-    monkeypatch.setattr(trained_model, "load", lambda path, **_: state["run"])
-    return state
+pytestmark = pytest.mark.usefixtures("run")
 
 
 def predict(*words, checkpoint="runs/colors"):
     with pytest.raises(SystemExit) as stop:
         main(["predict", *map(str, words), "--checkpoint", checkpoint])
     return stop.value.code
-
-
-def write_image(path, labels, **how):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(painted(labels)).save(path, **how)
-    return labels
-
-
-def ids_of(path):
-    with Image.open(path) as opened:
-        return np.asarray(opened)
-
-
-def digests(folder):
-    return {
-        path: hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 def masks_below(out):

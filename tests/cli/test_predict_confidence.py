@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from tests.support.colors import COLORS, loaded_colors, painted, random_labels
-from tests.support.predicting import predict
+from tests.support.predicting import ids_of, predict
 from udaseg.errors import DataError, PartialError, UsageError
 from udaseg.inference import trained_model
 from udaseg.inference.labels import labels_from_logits
@@ -48,11 +48,6 @@ def write_image(path, labels, brightness=None, **how):
         shown = (shown * brightness[..., None]).astype(np.uint8)
     Image.fromarray(shown).save(path, **how)
     return labels
-
-
-def ids_of(path):
-    with Image.open(path) as opened:
-        return np.asarray(opened)
 
 
 def sure(brightness, temperature=1.0):

@@ -16,32 +16,13 @@ import torch
 from PIL import Image
 
 from tests.support.colors import COLORS, loaded_colors, painted, random_labels
-from tests.support.predicting import predict
+from tests.support.predicting import ids_of, predict, write_image
 from udaseg.data.labels.classes import ClassSpace
 from udaseg.errors import DataError, EnvironmentFault, Interrupted, PartialError, UsageError
 from udaseg.evaluation.prediction_files import recorded_classes
-from udaseg.inference import trained_model
 from udaseg.prediction import outputs
 
-
-@pytest.fixture(autouse=True)
-def run(monkeypatch, tmp_path):
-    """Load the colour network for every run, in an empty working folder."""
-    monkeypatch.chdir(tmp_path)
-    state = {"run": loaded_colors()}
-    monkeypatch.setattr(trained_model, "load", lambda path, **_: state["run"])
-    return state
-
-
-def write_image(path, labels, **how):
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(painted(labels)).save(path, **how)
-    return labels
-
-
-def ids_of(path):
-    with Image.open(path) as opened:
-        return np.asarray(opened)
+pytestmark = pytest.mark.usefixtures("run")
 
 
 def files_below(folder):

@@ -1,20 +1,10 @@
 """Killing `udaseg predict` leaves no partial mask, and the next run completes; a few trials."""
 
-import logging
-
 import pytest
 
 from tests.support import killed_predictions as kills
-from tests.support.colors import loaded_colors
-from udaseg.inference import trained_model
 
-
-@pytest.fixture(autouse=True)
-def colors(monkeypatch):
-    monkeypatch.setattr(trained_model, "load", lambda path, **_: loaded_colors())
-    logging.disable(logging.CRITICAL)
-    yield
-    logging.disable(logging.NOTSET)
+pytestmark = pytest.mark.usefixtures("colors")
 
 
 def test_a_kill_before_some_changes_on_the_disk_leaves_no_partial_mask(tmp_path):

@@ -19,6 +19,7 @@ from PIL import Image
 from tests.support import predicting
 from tests.support.colors import COLORS, loaded_colors, painted, random_labels
 from tests.support.films import frames_of, turn, write_film
+from tests.support.predicting import ids_of
 from udaseg.data.files.video import VideoReader
 from udaseg.errors import DataError, EnvironmentFault, Interrupted, PartialError, UsageError
 from udaseg.inference import trained_model
@@ -47,11 +48,6 @@ def run(monkeypatch, tmp_path):
 
 
 predict = functools.partial(predicting.predict, save=("color", "ids"))
-
-
-def ids_of(path):
-    with Image.open(path) as opened:
-        return np.asarray(opened)
 
 
 def files_below(folder):

@@ -3,13 +3,12 @@
 import errno
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.cli import running
 from tests.support import files
 from tests.support.hostile import packed
 from udaseg.cli.main import main
@@ -239,21 +238,8 @@ def test_verify_goes_alone(run, tmp_path):
 
 def test_it_works_without_torch(tmp_path):
     _own(tmp_path / "mine")
-    code = (
-        "import sys\n"
-        "for name in ('torch', 'torchvision'): sys.modules[name] = None\n"
-        "from udaseg.cli.main import main; main(['prepare', 'mine/own.yaml', '--cache', '4x3'])"
-    )
-    out = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert out.returncode == 0, out.stderr
-    assert "own: prepared in" in out.stdout
+    words = ["prepare", "mine/own.yaml", "--cache", "4x3"]
+    assert "own: prepared in" in running.without_torch(words, tmp_path)
 
 
 def test_archives_that_cannot_be_unpacked_here_say_what_to_do(run, tmp_path):

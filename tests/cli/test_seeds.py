@@ -11,7 +11,7 @@ import torch
 from tests.cli.running import udaseg
 from tests.cli.test_fit import assert_same, tensors, without_checkpoints
 from tests.support.damage import flips
-from tests.support.toy import TINY, toy_root
+from tests.support.toy import TINY
 from udaseg.errors import DivergedError, RecipeError
 from udaseg.inspection.verify import verify as verified
 from udaseg.recipe.load import load
@@ -20,11 +20,6 @@ from udaseg.recipe.stages import recipe_digest
 from udaseg.training.seeds import SeedStatistics
 
 RECIPE = "toyland/dacs"
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return toy_root(tmp_path_factory.mktemp("data"))
 
 
 def words(root, out, *more):

@@ -5,12 +5,6 @@ import signal
 import pytest
 
 from tests.support.stops import Stop, golden, problem
-from tests.support.toy import toy_root
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return toy_root(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")

@@ -18,11 +18,6 @@ STEPS = 10  # 4 of warm-up, 4 of contrast, 2 of self-distillation
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return toy_root(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
 def whole(root, tmp_path_factory):
     """Return a finished SPCL run."""
     out = tmp_path_factory.mktemp("whole") / "run"

@@ -16,16 +16,10 @@ from tests.support.torchrun import (
     wait_for_step,
 )
 from tests.support.torchrun import ended as ends
-from tests.support.toy import toy_root
 
 EVERY_TWO = ["machine.checkpoint_every=2", "machine.keep_checkpoints=9"]
 EVERY_TWO.append("method.teacher.batch_statistics=false")
 STEPS = 6
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return toy_root(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")

@@ -9,16 +9,7 @@ import torch
 
 from tests.cli.running import udaseg
 from tests.cli.test_fit import tensors
-from tests.support.torchrun import (
-    adapt_words,
-    ended,
-    kill,
-    lines,
-    started,
-    status,
-    torchrun,
-    wait_for_step,
-)
+from tests.support import torchrun as command
 from tests.support.toy import toy_root
 
 pytestmark = pytest.mark.slow
@@ -31,20 +22,15 @@ BY_RUNNING = ["method.teacher.batch_statistics=false"]
 SURE = ["method.mixing.confidence=0.09", "method.regional.min_confidence=0.05"]
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return toy_root(tmp_path_factory.mktemp("data"))
-
-
 def _words(root, run, *words, one=False, **settings):
-    command_words = adapt_words(root, run, *words, **settings)
+    command_words = command.adapt_words(root, run, *words, **settings)
     if not one:
         return command_words
     return [word for word in command_words if not str(word).startswith("batch.")] + TWICE
 
 
 def _assert_close(one, two, atol):
-    pairs = list(zip(lines(one), lines(two), strict=True))
+    pairs = list(zip(command.lines(one), command.lines(two), strict=True))
     assert len(pairs) == STEPS
     for first, second in pairs:
         assert first["losses"] == pytest.approx(second["losses"], abs=atol)
@@ -63,7 +49,7 @@ def _assert_close(one, two, atol):
 )
 def test_two_ranks_agree_with_one_process_of_the_same_batch(root, tmp_path, method, words):
     settings = {"method": method, "steps": STEPS}
-    torchrun(*_words(root, tmp_path / "two", *SGD, *words, **settings), cwd=tmp_path)
+    command.torchrun(*_words(root, tmp_path / "two", *SGD, *words, **settings), cwd=tmp_path)
     udaseg(*_words(root, tmp_path / "one", *SGD, *words, one=True, **settings), cwd=tmp_path)
     _assert_close(tmp_path / "one", tmp_path / "two", 1e-5)
 
@@ -72,7 +58,7 @@ def test_stages_agree_too_with_their_pseudo_labels(root, tmp_path):
     """The last stage of the recipe trains batch norm; a tiny rate keeps rounding errors small."""
     words = ["optimizer.kind=sgd", "optimizer.lr=1e-6", "optimizer.warmup=0"]
     settings = {"method": "spcl", "steps": STEPS}
-    torchrun(*_words(root, tmp_path / "two", *words, **settings), cwd=tmp_path)
+    command.torchrun(*_words(root, tmp_path / "two", *words, **settings), cwd=tmp_path)
     udaseg(*_words(root, tmp_path / "one", *words, one=True, **settings), cwd=tmp_path)
     _assert_close(tmp_path / "one", tmp_path / "two", 1e-5)
     records = [
@@ -85,7 +71,7 @@ def test_stages_agree_too_with_their_pseudo_labels(root, tmp_path):
 
 def test_a_run_goes_on_with_another_number_of_processes_if_the_step_is_as_large(root, tmp_path):
     run = tmp_path / "run"
-    torchrun(*_words(root, run, *BY_RUNNING, "machine.checkpoint_every=2"), cwd=tmp_path)
+    command.torchrun(*_words(root, run, *BY_RUNNING, "machine.checkpoint_every=2"), cwd=tmp_path)
     for kind in ("pt", "json"):
         (run / "checkpoints" / f"step-000004.{kind}").unlink()
     other = tmp_path / "other"
@@ -98,7 +84,7 @@ def test_a_run_goes_on_with_another_number_of_processes_if_the_step_is_as_large(
     assert "lines of metrics" in udaseg("verify", run, cwd=tmp_path).stdout
     # from now on it is a run of one process
     udaseg("adapt", "--resume", run, "--root", root, cwd=tmp_path)
-    _, err = torchrun("adapt", "--resume", run, "--root", root, cwd=tmp_path, expect=1)
+    _, err = command.torchrun("adapt", "--resume", run, "--root", root, cwd=tmp_path, expect=1)
     assert err.count("batch.source was 2 and is now 4") == 1
 
 
@@ -108,16 +94,16 @@ def test_a_signal_to_torchrun_saves_and_the_processes_end_with_its_code(
 ):
     run = tmp_path / "run"
     words = _words(root, run, *BY_RUNNING, "machine.checkpoint_every=0", steps=400)
-    process = started(*words, cwd=tmp_path)
-    wait_for_step(process, run, 2)
+    process = command.started(*words, cwd=tmp_path)
+    command.wait_for_step(process, run, 2)
     process.send_signal(number)
     _, err = process.communicate(timeout=120)
     assert process.returncode != 0
     assert err.count("and saved; continue with --resume") == 1
-    record = status(run)
+    record = command.status(run)
     assert (record["state"], record["signal"]) == ("interrupted", number)
     path = sorted((run / "checkpoints").glob("step-*.pt"))[-1]
-    assert int(path.stem[5:]) == record["step"] == lines(run)[-1]["step"]
+    assert int(path.stem[5:]) == record["step"] == command.lines(run)[-1]["step"]
     assert not (run / "writer.lock").exists()
     assert code == 128 + number
 
@@ -125,11 +111,11 @@ def test_a_signal_to_torchrun_saves_and_the_processes_end_with_its_code(
 def test_a_signal_to_one_process_stops_both_at_the_same_step(root, tmp_path):
     run = tmp_path / "run"
     words = _words(root, run, *BY_RUNNING, "machine.checkpoint_every=0", steps=400)
-    process = started(*words, cwd=tmp_path)
-    wait_for_step(process, run, 2)
-    kill(process, 1, signal.SIGTERM)
-    ended(process, expect=1)
-    assert status(run)["state"] == "interrupted"
+    process = command.started(*words, cwd=tmp_path)
+    command.wait_for_step(process, run, 2)
+    command.kill(process, 1, signal.SIGTERM)
+    command.ended(process, expect=1)
+    assert command.status(run)["state"] == "interrupted"
 
 
 def test_an_error_in_the_middle_of_a_run_is_told_once(tmp_path):
@@ -137,23 +123,23 @@ def test_an_error_in_the_middle_of_a_run_is_told_once(tmp_path):
     run = tmp_path / "run"
     mine = toy_root(tmp_path / "data")  # an index stores its image folder
     words = _words(mine, run, *BY_RUNNING, steps=400)
-    process = started(*words, cwd=tmp_path)
-    wait_for_step(process, run, 1)
+    process = command.started(*words, cwd=tmp_path)
+    command.wait_for_step(process, run, 1)
     for path in (mine / "toyland" / "source").rglob("*.png"):
         path.write_bytes(b"no picture")
-    _, err = ended(process, expect=1)
+    _, err = command.ended(process, expect=1)
     assert err.count("error: ") == 1
-    record = status(run)
+    record = command.status(run)
     assert (record["state"], record["code"]) == ("failed", 3)
 
 
 def test_words_that_are_wrong_are_told_once(root, tmp_path):
-    _, err = torchrun("adapt", "toyland/rccr", "stepz=3", cwd=tmp_path, expect=1)
+    _, err = command.torchrun("adapt", "toyland/rccr", "stepz=3", cwd=tmp_path, expect=1)
     assert err.count("did you mean") == 1
-    _, err = torchrun(*_words(root, tmp_path / "run", "--fit"), cwd=tmp_path, expect=1)
+    _, err = command.torchrun(*_words(root, tmp_path / "run", "--fit"), cwd=tmp_path, expect=1)
     assert err.count("machine.micro_batches=2") == 1
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "mine").touch()
-    _, err = torchrun(*_words(root, tmp_path / "run"), cwd=tmp_path, expect=1, restarts=1)
+    _, err = command.torchrun(*_words(root, tmp_path / "run"), cwd=tmp_path, expect=1, restarts=1)
     assert "exists already" in err
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["mine"]

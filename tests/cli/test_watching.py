@@ -13,7 +13,6 @@ import torch
 
 from tests.cli.running import udaseg
 from tests.cli.test_fit import adapt, assert_same, tensors
-from tests.support.toy import toy_root
 from udaseg.errors import DataError
 from udaseg.runs.checkpoint import load_checkpoint
 from udaseg.runs.status import read_cost
@@ -22,11 +21,6 @@ from udaseg.training.callbacks.metrics import MetricsFile
 
 OFTEN = ["machine.checkpoint_every=2", "machine.log_every=1", "machine.preview_every=2"]
 STEPS = 6
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return toy_root(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")

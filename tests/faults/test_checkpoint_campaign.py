@@ -1,6 +1,5 @@
 """Checkpoints: killed while saving, damaged, of another kind, resumed anywhere, parts left out."""
 
-import logging
 import random
 import shutil
 
@@ -10,22 +9,13 @@ from tests.cli.running import udaseg
 from tests.cli.test_fit import adapt, tensors
 from tests.support import crashes
 from tests.support.campaign import tell
-from tests.support.toy import toy_root
 from udaseg.errors import CheckpointError
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("quiet")]
 
 SEED = 0
 STEPS = 6
 OFTEN = ["machine.checkpoint_every=1", "machine.keep_checkpoints=9", "machine.log_every=1"]
-
-
-@pytest.fixture(autouse=True)
-def quiet():
-    """Each damaged checkpoint is told of."""
-    logging.disable(logging.WARNING)
-    yield
-    logging.disable(logging.NOTSET)
 
 
 def test_200_kills_while_saving(tmp_path):
@@ -79,11 +69,6 @@ def test_checkpoints_of_another_kind(tmp_path):
         "names, shapes, order of parameters)"
     )
     assert taken == []
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return toy_root(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")

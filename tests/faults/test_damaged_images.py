@@ -8,7 +8,6 @@ import pytest
 
 from tests.support import damage, files
 from tests.support.campaign import tell
-from tests.support.measured import measured
 from tests.support.own import own_set
 from udaseg.data.prepare.prepare import prepare_dataset
 from udaseg.data.prepare.rules import PrepareOptions
@@ -69,15 +68,7 @@ def test_flips_in_jpegs_after_indexing(tmp_path):
 
 
 def test_bombs(tmp_path):
-    found = [files.put(tmp_path / name, data) for name, data in damage.bombs().items()]
-    rows = measured(
-        found,
-        "convert_pair(Pair('x', path, None), 'train', None, path.parent, None, 'exclude').problem"
-        " or 1 / 0",
-        imports="from udaseg.data.datasets.pairs import Pair\n"
-        "from udaseg.data.prepare.convert import convert_pair",
-        warm="from PIL import Image; Image.init()",
-    )
+    rows = damage.measured_bombs(tmp_path)
     slow, large = max(row[3] for row in rows), max(row[4] for row in rows)
     tell(f"image bombs: {len(rows)}, 0 taken; slowest {slow:.2f} s, most memory {large:.0f} MB")
     assert len(rows) == 6

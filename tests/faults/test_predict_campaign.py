@@ -1,8 +1,6 @@
 """`udaseg predict` at full size: 60 right masks beside 40 bad inputs, and kills at any moment."""
 
 import csv
-import hashlib
-import logging
 from pathlib import Path
 
 import numpy as np
@@ -12,33 +10,17 @@ from PIL import Image
 from tests.support import killed_predictions as kills
 from tests.support.bad_inputs import write_bad, write_image
 from tests.support.campaign import tell
-from tests.support.colors import loaded_colors
+from tests.support.predicting import digests
 from udaseg.errors import PartialError
-from udaseg.inference import trained_model
 
 pytestmark = [
     pytest.mark.faults,
+    pytest.mark.usefixtures("colors"),
     # pytest undoes the package's own filter
     pytest.mark.filterwarnings("ignore:Truncated File Read"),
 ]
 
 SEED = 0
-
-
-@pytest.fixture(autouse=True)
-def colors(monkeypatch):
-    monkeypatch.setattr(trained_model, "load", lambda path, **_: loaded_colors())
-    logging.disable(logging.CRITICAL)
-    yield
-    logging.disable(logging.NOTSET)
-
-
-def digests(folder):
-    return {
-        path: hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 @pytest.mark.parametrize("seed", range(5))

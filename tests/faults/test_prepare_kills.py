@@ -1,6 +1,5 @@
 """Killing `prepare`: by the clock, before every change on the disk, and several at once."""
 
-import logging
 import os
 import shutil
 import subprocess
@@ -17,17 +16,9 @@ from udaseg.data.prepare.rules import PrepareOptions
 from udaseg.data.prepare.verify import verify_dataset
 from udaseg.errors import EnvironmentFault
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("quiet")]
 
 SEED = 0
-
-
-@pytest.fixture(autouse=True)
-def quiet():
-    """Fewer images than were published are told in every run."""
-    logging.disable(logging.WARNING)
-    yield
-    logging.disable(logging.NOTSET)
 
 
 def test_400_kills_by_the_clock(tmp_path):

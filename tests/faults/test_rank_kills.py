@@ -6,18 +6,8 @@ import time
 import pytest
 
 from tests.cli.test_fit import assert_same, tensors
+from tests.support import torchrun as command
 from tests.support.campaign import tell
-from tests.support.torchrun import (
-    adapt_words,
-    ended,
-    kill,
-    lines,
-    started,
-    status,
-    torchrun,
-    wait_for_step,
-)
-from tests.support.toy import toy_root
 from udaseg.runs.checkpoint import newest_checkpoint
 
 pytestmark = pytest.mark.faults
@@ -29,15 +19,10 @@ WORDS = ["machine.checkpoint_every=3", "method.teacher.batch_statistics=false"]
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return toy_root(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
 def whole(root, tmp_path_factory):
     """Return a run of two ranks that nothing disturbed."""
     out = tmp_path_factory.mktemp("whole") / "run"
-    torchrun(*adapt_words(root, out, *WORDS, steps=STEPS), cwd=out.parent)
+    command.torchrun(*command.adapt_words(root, out, *WORDS, steps=STEPS), cwd=out.parent)
     return out
 
 
@@ -45,11 +30,11 @@ def _killed(root, folder, rng, restarts):
     """Start a run, kill one of its ranks at a random step, and return process, run and rank."""
     run, rank = folder / "run", rng.randrange(2)
     folder.mkdir()
-    words = adapt_words(root, run, *WORDS, steps=STEPS)
-    process = started(*words, cwd=folder, restarts=restarts)
-    wait_for_step(process, run, rng.randrange(1, STEPS - 2))
+    words = command.adapt_words(root, run, *WORDS, steps=STEPS)
+    process = command.started(*words, cwd=folder, restarts=restarts)
+    command.wait_for_step(process, run, rng.randrange(1, STEPS - 2))
     time.sleep(rng.uniform(0, 0.2))
-    kill(process, rank)
+    command.kill(process, rank)
     return process, run, rank
 
 
@@ -57,9 +42,9 @@ def test_killed_ranks_are_started_again_and_the_run_ends_the_same(root, whole, t
     rng, hit = random.Random(SEED), [0, 0]
     for trial in range(RESTARTED):
         process, run, rank = _killed(root, tmp_path / str(trial), rng, restarts=1)
-        ended(process)
+        command.ended(process)
         assert_same(tensors(run), tensors(whole))
-        assert [line["step"] for line in lines(run)] == list(range(1, STEPS + 1))
+        assert [line["step"] for line in command.lines(run)] == list(range(1, STEPS + 1))
         hit[rank] += 1
     tell(
         f"rank kills with a restart: {RESTARTED}/{RESTARTED} ended as the undisturbed run, by rank "
@@ -72,10 +57,10 @@ def test_without_restarts_both_end_soon_and_the_run_can_go_on(root, whole, tmp_p
     for trial in range(ALONE):
         process, run, rank = _killed(root, tmp_path / str(trial), rng, restarts=0)
         begun = time.monotonic()
-        _, err = ended(process, expect=1)
+        _, err = command.ended(process, expect=1)
         longest = max(longest, time.monotonic() - begun)
         if rank == 1:
-            assert status(run)["state"] == "failed"
+            assert command.status(run)["state"] == "failed"
             assert err.count("another process of the run has ended") == 1
         # a first rank that is killed while it writes leaves a part, which the next save sweeps
         left = list((run / "checkpoints").glob("*.tmp"))
@@ -84,7 +69,7 @@ def test_without_restarts_both_end_soon_and_the_run_can_go_on(root, whole, tmp_p
         if list((run / "checkpoints").glob("step-*.json")):  # else it was in its first one
             assert newest_checkpoint(run / "checkpoints") is not None
     for again in dict.fromkeys([*cut, run]):
-        torchrun("adapt", "--resume", again, "--root", root, cwd=tmp_path)
+        command.torchrun("adapt", "--resume", again, "--root", root, cwd=tmp_path)
         assert_same(tensors(again), tensors(whole))
         assert not list((again / "checkpoints").glob("*.tmp"))
     assert longest < SOON_S

@@ -4,16 +4,10 @@ import pytest
 
 from tests.support.campaign import tell
 from tests.support.stops import PHASES, SIGNALS, Stop, golden, problem
-from tests.support.toy import toy_root
 
 pytestmark = pytest.mark.faults
 
 AT_WORK = ("first batch", "train", "save")
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return toy_root(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")

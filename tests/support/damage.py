@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from tests.support import files
+from tests.support.measured import measured
 from udaseg.data.prepare.prepare import prepare_dataset
 from udaseg.data.prepare.rules import PrepareOptions
 
@@ -123,3 +124,16 @@ def bombs() -> dict[str, bytes]:
         "4.3 Gpx.jpg": bytes(jpeg),
         "900 Mpx.bmp": bytes(bmp),
     }
+
+
+def measured_bombs(folder):
+    """Write every bomb, and return what converting each of them costs; see `measured`."""
+    paths = [files.put(folder / name, data) for name, data in bombs().items()]
+    return measured(
+        paths,
+        "convert_pair(Pair('x', path, None), 'train', None, path.parent, None, 'exclude').problem"
+        " or 1 / 0",
+        imports="from udaseg.data.datasets.pairs import Pair\n"
+        "from udaseg.data.prepare.convert import convert_pair",
+        warm="from PIL import Image; Image.init()",
+    )

@@ -1,7 +1,12 @@
-"""Call the function of `udaseg predict`, with values instead of words."""
+"""Call the function of `udaseg predict`, and write and read the images around it."""
 
+import hashlib
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
+from tests.support.colors import painted
 from udaseg.cli.commands.predict import predict as predict_command
 
 
@@ -28,3 +33,25 @@ def predict(
         window=None if window is None else f"{window[0]}x{window[1]}",
         **{"device": "cpu", **options},
     )
+
+
+def write_image(path, labels, **how):
+    """Write the image that the colour network labels so, and return the labels."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(painted(labels)).save(path, **how)
+    return labels
+
+
+def ids_of(path):
+    """Return the pixels of a mask."""
+    with Image.open(path) as opened:
+        return np.asarray(opened)
+
+
+def digests(folder):
+    """Return the SHA-256 of every file below a folder."""
+    return {
+        path: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }

@@ -7,16 +7,11 @@ import torch
 
 from tests.cli.running import udaseg
 from tests.support.small import shipped
-from tests.support.toy import TINY, toy_pair, toy_root
+from tests.support.toy import TINY, toy_pair
 from udaseg.recipe.stages import adapts
 from udaseg.training.footprint import StorageTracker, estimate_footprint, peak_step_memory
 from udaseg.training.setup import build_setup
 from udaseg.training.step import compute_gradients
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return toy_root(tmp_path_factory.mktemp("data"))
 
 
 def dry_run(root, name, *words):

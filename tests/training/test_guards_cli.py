@@ -7,7 +7,7 @@ import torch
 
 from tests.cli.running import udaseg
 from tests.cli.test_fit import adapt, assert_same, tensors
-from tests.support.toy import TINY, toy_root
+from tests.support.toy import TINY
 from udaseg.methods.objectives.self_training import SelfTraining
 from udaseg.recipe.load import load
 from udaseg.training import step
@@ -15,11 +15,6 @@ from udaseg.training.callbacks import collapse
 
 OFTEN = ["validation.data=null", "machine.log_every=1", "machine.checkpoint_every=1"]
 QUIET = ["validation.data=null", "machine.log_every=2", "machine.checkpoint_every=2"]
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return toy_root(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.support.small import shipped, small_segmenter
-from tests.support.toy import TINY, toy_pair, toy_root
+from tests.support.toy import TINY, toy_pair
 from udaseg.data.datasets.index import PreparedDataset
 from udaseg.data.labels.classes import ClassSpace
 from udaseg.errors import DataError, RecipeError
@@ -147,11 +147,6 @@ def test_the_criteria_are_those_of_select_and_a_misspelt_one_is_refused():
         recipe_of("entrpy")
     with pytest.raises(RecipeError, match=r"keep_best.*no teacher"):
         recipe_of("teacher", "minent")
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return toy_root(tmp_path_factory.mktemp("data"))
 
 
 @pytest.mark.parametrize("criterion", ["infomax", "flip", "source"])

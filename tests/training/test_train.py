@@ -9,7 +9,6 @@ import pytest
 
 import udaseg
 from tests.cli.test_fit import assert_same, tensors, without_checkpoints
-from tests.support.toy import toy_root
 from udaseg.errors import RecipeError, UsageError
 from udaseg.recipe.library import find_recipe
 from udaseg.recipe.load import dump, load
@@ -31,11 +30,6 @@ TINY = {
     "machine.log_every": 1,
     "machine.tensorboard": "never",
 }
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return toy_root(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from tests.support import damage, files, kills
-from tests.support.measured import measured
 from tests.support.own import forms, own_set, state
 from udaseg.data.prepare.prepare import prepare_dataset
 from udaseg.data.prepare.rules import PrepareOptions
@@ -64,16 +63,7 @@ def test_what_is_no_image_is_named_and_nothing_hangs(tmp_path):
 
 
 def test_bombs_are_refused_from_their_header(tmp_path):
-    folder = tmp_path / "mine/images"
-    paths = [files.put(folder / name, data) for name, data in damage.bombs().items()]
-    rows = measured(
-        paths,
-        "convert_pair(Pair('x', path, None), 'train', None, path.parent, None, 'exclude').problem"
-        " or 1 / 0",
-        imports="from udaseg.data.datasets.pairs import Pair\n"
-        "from udaseg.data.prepare.convert import convert_pair",
-        warm="from PIL import Image; Image.init()",
-    )
+    rows = damage.measured_bombs(tmp_path / "mine/images")
     assert len(rows) == 6
     for path, error, message, _, peak in rows:
         assert (error, message) == ("", ""), path

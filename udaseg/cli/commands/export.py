@@ -38,7 +38,7 @@ def export(
     from udaseg.display.console import open_console, safe_text
 
     exported = udaseg.export(
-        run=run,
+        run,
         out=out,
         argmax=argmax,
         pixels=pixels,

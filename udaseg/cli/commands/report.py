@@ -38,16 +38,9 @@ def report(
     """Write an HTML report of a run, or of several runs compared."""
     set_verbosity(verbose, quiet)
     import udaseg
-    from udaseg.display.console import open_console, safe_text
+    from udaseg.display.console import print_line
 
     page = udaseg.report(
-        runs=runs,
-        baseline=baseline,
-        out=out,
-        images=images,
-        scan=scan,
-        device=device,
-        root=root,
+        runs=runs, baseline=baseline, out=out, images=images, scan=scan, device=device, root=root
     )
-    size = f"{page.stat().st_size / 1e6:.2f} MB"
-    open_console(soft_wrap=True).print(safe_text(f"{page}: {size}"))
+    print_line(f"{page}: {page.stat().st_size / 1e6:.2f} MB")

@@ -1,0 +1,15 @@
+"""Fixtures of the tests of the command line."""
+
+import pytest
+
+from tests.support.colors import loaded_colors
+from udaseg.inference import trained_model
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """Load the colour network for every run, in an empty working folder."""
+    monkeypatch.chdir(tmp_path)
+    state = {"run": loaded_colors()}
+    monkeypatch.setattr(trained_model, "load", lambda path, **_: state["run"])
+    return state
