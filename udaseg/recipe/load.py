@@ -9,13 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from udaseg import documents
-from udaseg.documents import (
-    Document,
-    InvalidNode,
-    MappingNode,
-    Node,
-    Problems,
-)
+from udaseg.documents import Document, MappingNode, Problems
 from udaseg.errors import RecipeError
 from udaseg.recipe.extensions import plugin_settings, report_missing_packages, with_packages
 from udaseg.recipe.hints import key_hint
@@ -167,29 +161,29 @@ def _override(root: MappingNode, overrides: Sequence[str], problems: Problems) -
         _put(root, key.split("."), value, position, problems)
 
 
-def _override_value(text: str, position: str, key: str, problems: Problems) -> Node:
+def _override_value(text: str, position: str, key: str, problems: Problems) -> documents.Node:
     if not text.strip():
         problems.add(position, key, "has no value; `null` disables an optional section")
-        return InvalidNode(position)
+        return documents.InvalidNode(position)
     inner = Problems(RecipeError)
     try:
         value = documents.parse(text, lambda _line, _column: position, RECIPE, inner)
         inner.raise_if_any()
     except RecipeError:
         problems.lines.extend(inner.lines)
-        return InvalidNode(position)
+        return documents.InvalidNode(position)
     return value
 
 
 def _put(
-    section: MappingNode, key: list[str], value: Node, position: str, problems: Problems
+    section: MappingNode, key: list[str], value: documents.Node, position: str, problems: Problems
 ) -> None:
     for depth, name in enumerate(key[:-1], 1):
         _, child = section.entries.get(name, (position, None))
         if child is None or (documents.is_null(child)):
             child = MappingNode({}, position)
             section.entries[name] = (position, child)
-        if isinstance(child, InvalidNode):
+        if isinstance(child, documents.InvalidNode):
             return
         if not isinstance(child, MappingNode):
             problems.add(

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Interval, MinLen
 from pydantic import AfterValidator, Field
 
+from udaseg import documents
 from udaseg.data.labels.formats import (
     BUILT_IN,
     LabelPackage,
@@ -23,16 +24,7 @@ from udaseg.data.labels.tables import (
     LabelTable,
     parse_label_table,
 )
-from udaseg.documents import (
-    Document,
-    ListNode,
-    MappingNode,
-    Must,
-    Node,
-    ScalarNode,
-    plain_value,
-    read_document,
-)
+from udaseg.documents import Document, Must
 from udaseg.text import suggestion
 from udaseg.validation import validate
 
@@ -225,7 +217,7 @@ def read_declaration(
         DataError: The YAML is invalid; the message lists all problems, one per line.
         EnvironmentFault: Several installed packages read the label format.
     """
-    document = read_document(path, DATASET_YAML)
+    document = documents.read_document(path, DATASET_YAML)
     if "base" in document.root.entries:
         document = _with_base(document)
     _refuse_empty(document.root, "", document)
@@ -266,15 +258,16 @@ def read_declaration(
     return declaration
 
 
-def _refuse_empty(node: Node, path: str, document: Document) -> None:
+def _refuse_empty(node: documents.Node, path: str, document: Document) -> None:
     """Add a problem for each key without a value, which would count as left out."""
-    for name, (position, child) in node.entries.items() if isinstance(node, MappingNode) else ():
+    entries = node.entries if isinstance(node, documents.MappingNode) else {}
+    for name, (position, child) in entries.items():
         key = f"{path}.{name}" if path else name
         _refuse_empty(child, key, document)
-        is_empty = isinstance(child, ScalarNode) and plain_value(child) is None
+        is_empty = isinstance(child, documents.ScalarNode) and documents.plain_value(child) is None
         if is_empty and name != "labels" and key not in _ABOUT:
             document.problems.add(position, key, "has no value; write one, or remove the key")
-    for index, item in enumerate(node.items if isinstance(node, ListNode) else ()):
+    for index, item in enumerate(node.items if isinstance(node, documents.ListNode) else ()):
         _refuse_empty(item, f"{path}[{index}]", document)
 
 
@@ -306,16 +299,16 @@ def _with_base(document: Document) -> Document:
     """Return the document, with missing keys taken from a built-in dataset."""
     own = document.root.entries
     position, node = own["base"]
-    name = node.text if isinstance(node, ScalarNode) else plain_value(node)
+    name = node.text if isinstance(node, documents.ScalarNode) else documents.plain_value(node)
     known = sorted(path.stem for path in _CATALOG.glob("*.yaml"))
     if name not in known:
         hint = suggestion(str(name), known)
         problem = f"no built-in dataset '{name}'{hint}; available: {', '.join(known)}"
         document.problems.add(position, "base", problem)
         raise document.problems.failure()
-    base = read_document(_CATALOG / f"{name}.yaml", DATASET_YAML).root.entries
+    base = documents.read_document(_CATALOG / f"{name}.yaml", DATASET_YAML).root.entries
     del base["name"]
-    if isinstance(own.get("classes", ("", None))[1], ListNode) and "table" not in own:
+    if isinstance(own.get("classes", ("", None))[1], documents.ListNode) and "table" not in own:
         base["table"] = base["classes"]
     if {"images", "splits", "exclude"} & set(own):  # published counts include all files
         base.pop("expected", None)
@@ -323,7 +316,7 @@ def _with_base(document: Document) -> Document:
         base.pop("splits", None)
     if {"images", "labels", "match"} & set(own):  # the document gives its own layout
         base.pop("layouts", None)
-    root = MappingNode({**base, **own}, document.root.position)
+    root = documents.MappingNode({**base, **own}, document.root.position)
     return Document(root, document.problems)
 
 
