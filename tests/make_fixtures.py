@@ -33,7 +33,7 @@ from udaseg.training.setup import build_setup as build_run
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 WORKPLACE = Path(MADE_IN)
-"""The folder in which fixtures are made. The stamp of a prepared set includes its absolute path."""
+"""Folder where fixtures are created. The stamp of a prepared set includes its absolute path."""
 
 GOLDEN_STEPS = 5
 BATCHES = 20

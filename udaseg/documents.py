@@ -280,7 +280,7 @@ class _Parser:
         while not isinstance(event := next(self._events), yaml.MappingEndEvent):
             key = self._node(event, path, depth)
             name = key.text if isinstance(key, ScalarNode) else ""
-            below = f"{path}.{name}" if path and name else path or name
+            below = join_key(path, name) if name else path
             value = self._node(next(self._events), below, depth)
             if problem := _key_problem(key, entries):
                 self._problems.add(key.position, below if name in entries else path, problem)
@@ -335,6 +335,11 @@ def plain_value(
     if isinstance(node, ListNode):
         return [plain_value(item, leaf_value) for item in node.items]
     return leaf_value(node)
+
+
+def join_key(key: str, name: str) -> str:
+    """Return the dotted key of an entry of a section, whose own key may be empty."""
+    return f"{key}.{name}" if key else name
 
 
 def position_of(node: Node, key: str) -> str:

@@ -1,8 +1,8 @@
 """Checks a YAML document with pydantic, and says where each error is and what to write.
 
-pydantic decides what is wrong. Its errors name a path that also holds tags of unions, and its
-sentences know neither the file nor what was written, so the sentences are made here, from the
-annotation and the node at that path.
+pydantic decides what is wrong. The paths of its errors contain tags of unions, and its messages
+contain neither the file nor the text of the value. This module therefore builds each message from
+the annotation and the node at the path.
 """
 
 import functools
@@ -18,13 +18,20 @@ from functools import cache
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, cast
 
 from annotated_types import Ge, Gt, Interval, Le, Len, Lt, MaxLen, MinLen
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from udaseg import documents
-from udaseg.documents import Document, InvalidNode, ListNode, MappingNode, Must, Node, ScalarNode
+from udaseg.documents import Document, MappingNode, Node, ScalarNode
 from udaseg.text import did_you_mean, shortened
 
 T = TypeVar("T")
+FileName = Annotated[
+    str,
+    Field(pattern="^[A-Za-z0-9_][A-Za-z0-9._-]*$"),
+    documents.Must("letters, digits, '.', '_' and '-'"),
+]
+"""A name that is also the name of a folder."""
+
 _TYPE_NAMES = {
     str: ("text", "texts"),
     int: ("a whole number", "whole numbers"),
@@ -43,7 +50,7 @@ the keys that the section can have, and those that it has.
 """
 
 
-def similar_key(
+def _similar_key(
     word: str, _section: str, options: Sequence[str], _written: Sequence[str]
 ) -> str | None:
     """Return the most similar key that a section can have."""
@@ -75,7 +82,7 @@ def validate(
     document: Document,
     key: str = "",
     *,
-    key_hint: KeyHint = similar_key,
+    key_hint: KeyHint = _similar_key,
     yaml_1_1: bool = False,
 ) -> T | None:
     """Return the instance of a dataclass that a document describes.
@@ -107,21 +114,22 @@ def _literals_are_exact(value: Any, node: MappingNode, document: Document, key: 
     """Return whether no choice of whole numbers was written as 8.0 or true, which equal some."""
     before = len(document.problems.lines)
     for name, (_, child) in node.entries.items():
-        path, part = _join(key, name), getattr(value, name, None)
+        path, part = documents.join_key(key, name), getattr(value, name, None)
         annotation = _entry_type(type(value), name)
-        pairs = [(path, part, child)]
-        if isinstance(part, tuple) and isinstance(child, ListNode):
+        items = [(path, part, child)]
+        if isinstance(part, tuple) and isinstance(child, documents.ListNode):
             keys = [f"{path}[{index}]" for index in range(len(part))]
-            pairs = list(zip(keys, part, child.items, strict=True))
-        for path, part, child in pairs:
-            if is_dataclass(part) and isinstance(child, MappingNode):
-                _literals_are_exact(part, child, document, path)
+            items = list(zip(keys, part, child.items, strict=True))
+        for item_key, item, item_node in items:
+            if is_dataclass(item) and isinstance(item_node, MappingNode):
+                _literals_are_exact(item, item_node, document, item_key)
             elif (
-                isinstance(child, ScalarNode)
+                isinstance(item_node, ScalarNode)
                 and typing.get_origin(field_type(annotation).type) is Literal
-                and type(documents.scalar_value(child)) is not type(part)
+                and type(documents.scalar_value(item_node)) is not type(item)
             ):
-                document.problems.add(child.position, path, _type_problem(annotation, child))
+                problem = _type_problem(annotation, item_node)
+                document.problems.add(item_node.position, item_key, problem)
     return len(document.problems.lines) == before
 
 
@@ -130,8 +138,8 @@ def _adapter(cls: Hashable) -> TypeAdapter[Any]:
     return TypeAdapter(cast("Any", cls))
 
 
-def _unambiguous_value(node: ScalarNode | InvalidNode) -> object:
-    if isinstance(node, InvalidNode):
+def _unambiguous_value(node: ScalarNode | documents.InvalidNode) -> object:
+    if isinstance(node, documents.InvalidNode):
         return _UNREADABLE
     value = documents.scalar_value(node)
     is_empty = not node.text.strip()
@@ -159,7 +167,7 @@ class _Explanation:
         reported: set[str] = set()
         for error, place in sorted(placed, key=lambda pair: pair[1].is_missing):
             known = place.key in enclosing or place.key in reported
-            is_invalid = isinstance(place.node, InvalidNode)
+            is_invalid = isinstance(place.node, documents.InvalidNode)
             if known or is_invalid or (place.is_missing and place.key in self._suggested):
                 continue
             reported.add(place.key)
@@ -184,7 +192,7 @@ class _Explanation:
         kinds = _kinds(place.annotation)
         if kinds and isinstance(place.node, MappingNode) and not place.is_missing:
             at, node = place.node.entries.get("kind", (place.position, place.node))
-            key = _join(place.key, "kind")
+            key = documents.join_key(place.key, "kind")
             is_missing = "kind" not in place.node.entries
             return _Place(key, at, node, Literal[tuple(kinds)], is_missing=is_missing)
         return place
@@ -192,7 +200,11 @@ class _Explanation:
     def _below(self, place: _Place, part: str | int, error: str) -> _Place:
         """Return the place of an item or entry; the same one if `part` is no key."""
         node = place.node
-        if isinstance(node, ListNode) and isinstance(part, int) and part < len(node.items):
+        if (
+            isinstance(node, documents.ListNode)
+            and isinstance(part, int)
+            and part < len(node.items)
+        ):
             key, item = f"{place.key}[{part}]", node.items[part]
             return _Place(key, item.position, item, _item_type(place.annotation, part))
         if not isinstance(node, MappingNode) or not isinstance(part, str):
@@ -201,33 +213,34 @@ class _Explanation:
         if part in node.entries:
             position, child = node.entries[part]
             if annotation is None:  # an unknown key is explained from its section
-                key = _join(place.key, part)
+                key = documents.join_key(place.key, part)
                 return _Place(key, position, node, place.annotation, is_unknown=True)
-            return _Place(_join(place.key, part), position, child, annotation)
+            return _Place(documents.join_key(place.key, part), position, child, annotation)
         if error == "missing" and annotation is not None:
-            key = _join(place.key, part)
+            key = documents.join_key(place.key, part)
             return _Place(key, place.position, node, annotation, is_missing=True)
         return place
 
     def _problem(self, error: Any, place: _Place) -> str:
         kind, node = error["type"], place.node
         if place.is_missing:
-            return f"is missing: {_description(place.annotation)}"
+            must = _must(field_type(place.annotation).constraints)
+            return f"is missing: {must or _annotation_text(place.annotation)}"
         if "error" in error.get("ctx", {}) and not field_type(place.annotation).constraints:
             return str(error["ctx"]["error"])
         if place.is_unknown and isinstance(node, MappingNode):
             return self._unknown_key(place, node, error["loc"])
         expected, constraints, _ = field_type(place.annotation)
-        if any(isinstance(each, Must) for each in constraints):
+        if must := _must(constraints):
             is_text = expected is str and isinstance(node, ScalarNode)
             why = documents.why_not(str, cast("ScalarNode", node)) if is_text else ""
             value = documents.plain_value(node)
             is_typed = isinstance(node, ScalarNode) and not isinstance(value, str)
             written = _describe_node(node) if is_typed else shortened(repr(value), 100)
-            return f"must be {_description(place.annotation)}, got {written}{why}"
+            return f"must be {must}, got {written}{why}"
         if kind in _BOUND_ERRORS:
-            return f"must be {range_text(constraints)}, got {_describe_node(node)}"
-        if isinstance(node, ListNode) and kind in ("too_short", "too_long", "missing"):
+            return f"must be {_range_text(constraints)}, got {_describe_node(node)}"
+        if isinstance(node, documents.ListNode) and kind in ("too_short", "too_long", "missing"):
             return f"must {_length_text(place.annotation)}, got {len(node.items)}"
         return _type_problem(place.annotation, node)
 
@@ -241,7 +254,7 @@ class _Explanation:
         if self._hints <= _MAX_HINTS:
             hint = self._key_hint(name, section, options, tuple(node.entries))
         if hint is not None:
-            self._suggested.add(_join(section, hint))
+            self._suggested.add(documents.join_key(section, hint))
         of_kind = f" of {path[-2]}" if len(path) > 1 and path[-2] in _own_kinds(cls) else ""
         is_first = section not in self._listed
         self._listed.add(section)
@@ -256,7 +269,7 @@ def _type_problem(annotation: Any, node: Node) -> str:
     if is_dataclass(expected) and not documents.is_null(node):
         listed = f"a section with {', '.join(part.name for part in fields(expected))}"
         return f"must be {listed}, got {_describe_node(node)}"
-    problem = f"must be {describe_type(annotation)}, got {_describe_node(node)}"
+    problem = f"must be {_annotation_text(annotation)}, got {_describe_node(node)}"
     if not isinstance(node, ScalarNode) or documents.is_null(node):
         return problem
     if typing.get_origin(expected) is tuple and (numbers := re.findall("[0-9]+", node.text)):
@@ -284,7 +297,7 @@ def _length_text(annotation: Any) -> str:
     if least is not None or most is not None:
         limit, count = ("at least", least) if least is not None else ("at most", most)
         return f"have {limit} {count} item{'s' * (count != 1)}"
-    return f"be {describe_type(annotation)}"
+    return f"be {_annotation_text(annotation)}"
 
 
 def field_type(annotation: Any) -> FieldType:
@@ -304,7 +317,7 @@ def field_type(annotation: Any) -> FieldType:
             return FieldType(annotation, constraints, optional)
 
 
-def range_text(constraints: Sequence[Any]) -> str:
+def _range_text(constraints: Sequence[Any]) -> str:
     """Return the range of values that constraints allow; "" if they allow all."""
     single = _single(constraints)
     lower = next((each for each in single if isinstance(each, Ge | Gt)), None)
@@ -327,14 +340,11 @@ def _single(constraints: Sequence[Any]) -> list[Any]:
     return list(itertools.chain.from_iterable(parts))
 
 
-def _description(annotation: Any) -> str:
-    """Return what a value must be: as its `Must` says, else by its type."""
-    constraints = field_type(annotation).constraints
-    must = next((each.be for each in constraints if isinstance(each, Must)), None)
-    return must or describe_type(annotation)
+def _must(constraints: Sequence[Any]) -> str | None:
+    return next((each.be for each in constraints if isinstance(each, documents.Must)), None)
 
 
-def describe_type(annotation: Any) -> str:
+def _annotation_text(annotation: Any) -> str:
     """Return a description of the values that an annotation allows."""
     expected, _, optional = field_type(annotation)
     return f"{_describe_type(expected)}{' or null' * optional}"
@@ -348,21 +358,18 @@ def _describe_type(expected: Any) -> str:
         several = len(arguments) > 1
         return f"one of {', '.join(map(str, arguments))}" if several else str(arguments[0])
     if _is_union(expected):
-        return " or ".join(dict.fromkeys(map(describe_type, arguments)))
+        return " or ".join(dict.fromkeys(map(_annotation_text, arguments)))
     if origin in (tuple, list):
         of = field_type(arguments[0]).type
         plural = _TYPE_NAMES[of][1] if of in _TYPE_NAMES else "sections"
-        return (
-            f"a list of {plural}"
-            if Ellipsis in arguments
-            else (f"a list of {len(arguments)} {plural}")
-        )
+        has_length = origin is tuple and Ellipsis not in arguments
+        return f"a list of {len(arguments)} {plural}" if has_length else f"a list of {plural}"
     return "a section"
 
 
 def _describe_node(node: Node) -> str:
     if not isinstance(node, ScalarNode):
-        return "a list" if isinstance(node, ListNode) else "a section"
+        return "a list" if isinstance(node, documents.ListNode) else "a section"
     written = "null" if documents.is_null(node) else shortened(node.text)
     return f"the text '{written}'" if node.quoted else written or "nothing"
 
@@ -421,10 +428,6 @@ def _is_union(annotation: Any) -> bool:
 @cache
 def _hints(cls: Any) -> Mapping[str, Any]:
     return typing.get_type_hints(cls, include_extras=True) if is_dataclass(cls) else {}
-
-
-def _join(key: str, name: str) -> str:
-    return f"{key}.{name}" if key else name
 
 
 def sections(cls: type) -> list[type]:

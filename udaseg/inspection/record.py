@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from udaseg.documents import join_key
 from udaseg.errors import UsageError
 from udaseg.files import read_json
 from udaseg.inspection.info import domain_text, method_text
@@ -141,7 +142,7 @@ def _flatten(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
     """Yield the leaves of nested values with dotted keys."""
     if isinstance(value, Mapping) and (value or not key):
         for name, item in value.items():
-            yield from _flatten(item, f"{key}.{name}" if key else name)
+            yield from _flatten(item, join_key(key, name))
     elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
         for number, item in enumerate(value):
             yield from _flatten(item, f"{key}[{number}]")

@@ -7,6 +7,7 @@ from dataclasses import fields, is_dataclass
 from difflib import SequenceMatcher, get_close_matches
 from functools import lru_cache
 
+from udaseg.documents import join_key
 from udaseg.recipe.schema import Recipe
 from udaseg.text import LONGEST_WORD
 
@@ -88,7 +89,7 @@ def _similarity(word: str, option: str) -> float:
 def _key_in_other_section(name: str, section: str) -> str | None:
     """Return the dotted key ending in `name` that shares most parents with `section`."""
     section_parts = section.split(".")
-    own_path = f"{section}.{name}" if section else name
+    own_path = join_key(section, name)
     paths = [p for p in schema_keys() if p.rpartition(".")[2] == name and p != own_path]
 
     def shared(path: str) -> int:
@@ -107,7 +108,7 @@ def _keys(annotation: object, path: str) -> Iterator[str]:
     if isinstance(annotation, type) and is_dataclass(annotation):
         hints = typing.get_type_hints(annotation)
         for part in fields(annotation):
-            key = f"{path}.{part.name}" if path else part.name
+            key = join_key(path, part.name)
             yield key
             yield from _keys(hints[part.name], key)
     else:

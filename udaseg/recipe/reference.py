@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from udaseg.documents import join_key
 from udaseg.recipe.schema import Recipe
 from udaseg.validation import sections
 
@@ -87,7 +88,7 @@ def _section_places(
 ) -> Iterator[tuple[str, str]]:
     """Yield (dotted key, name of its section) for every section below a value."""
     for name, part in value.get("properties", {}).items():
-        yield from _section_places(schema, part, f"{path}.{name}" if path else name)
+        yield from _section_places(schema, part, join_key(path, name))
     for members in ("oneOf", "anyOf"):
         for member in value.get(members, ()):
             yield from _section_places(schema, member, path)

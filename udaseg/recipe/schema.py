@@ -15,6 +15,7 @@ from pydantic import Field
 from udaseg.documents import Must
 from udaseg.recipe.choices import BatchNorm, Criterion, HeadName, Precision, Sampling, Size
 from udaseg.recipe.methods import Method
+from udaseg.validation import FileName
 
 BACKBONES = {
     "resnet18": "torchvision",
@@ -211,11 +212,7 @@ class Machine:
 class Recipe:
     """All settings of one run."""
 
-    name: Annotated[
-        str,
-        Field(pattern="^[A-Za-z0-9_][A-Za-z0-9._-]*$"),
-        Must("letters, digits, '.', '_' and '-'"),
-    ]
+    name: FileName
     """Name of the run folder."""
     seed: Annotated[int, Interval(ge=0, le=2**31 - 1)]
     """All randomness is derived from it, the step and the index of the image."""

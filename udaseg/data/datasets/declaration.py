@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Interval, MinLen
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator
 
 from udaseg import documents
 from udaseg.data.labels.formats import (
@@ -26,7 +26,7 @@ from udaseg.data.labels.tables import (
 )
 from udaseg.documents import Document, Must
 from udaseg.text import suggestion
-from udaseg.validation import validate
+from udaseg.validation import FileName, validate
 
 _CATALOG = Path(__file__).parent / "catalog"
 SplitRule = str | float | tuple[str, ...]
@@ -99,7 +99,7 @@ class Declaration:
     folders: tuple[str, ...] = ()
     archives: tuple[str, ...] = ()
     expected_counts: Mapping[str, int] = field(default_factory=dict)
-    base: Annotated[str, Must("the name of a built-in dataset")] | None = None
+    base: str | None = None
     rules: Mapping[str, FileRule] = field(default_factory=dict)
     exclude: tuple[str, ...] = ()
     layouts: tuple[Layout, ...] = ()
@@ -133,7 +133,7 @@ _Strings = Annotated[list[str], Must("a list of strings")]
 @dataclass(frozen=True, kw_only=True)
 class _WrittenRule:
     why: str
-    images: list[str | int]
+    images: Annotated[list[str | int], Must("a list of image names")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,11 +161,7 @@ _ABOUT = tuple(part.name for part in fields(_About))
 class _Written(_About, LabelDescription):
     """A dataset YAML as written; `Declaration` says what each key means."""
 
-    name: Annotated[
-        str,
-        Field(pattern="^[A-Za-z0-9_][A-Za-z0-9._-]*$"),
-        Must("letters, digits, '.', '_' and '-'"),
-    ]
+    name: FileName
     images: _Globs
     labels: _Globs | None = None
     root: Annotated[str, MinLen(1), Must("a folder")] | None = None
@@ -262,7 +258,7 @@ def _refuse_empty(node: documents.Node, path: str, document: Document) -> None:
     """Add a problem for each key without a value, which would count as left out."""
     entries = node.entries if isinstance(node, documents.MappingNode) else {}
     for name, (position, child) in entries.items():
-        key = f"{path}.{name}" if path else name
+        key = documents.join_key(path, name)
         _refuse_empty(child, key, document)
         is_empty = isinstance(child, documents.ScalarNode) and documents.plain_value(child) is None
         if is_empty and name != "labels" and key not in _ABOUT:
