@@ -5,6 +5,7 @@ collective function of this module, in the same order.
 """
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -94,6 +95,35 @@ def mean_divisor(count: Tensor) -> Tensor:
         A float scalar of at least 1 / world size.
     """
     return (all_reduce_sum(count.float()) / world_size()).clamp_min(1 / world_size())
+
+
+def norm_group() -> "dist.ProcessGroup":
+    """Return the process group of batch norms, so that they need not wait for gradients.
+
+    All ranks must make the first call together.
+    """
+    group: dist.ProcessGroup = _second_group(dist.group.WORLD)
+    return group
+
+
+@functools.lru_cache(maxsize=1)
+def _second_group(_: "dist.ProcessGroup | None") -> Any:
+    """Return another group of all ranks, made once for each first group."""
+    return dist.new_group(timeout=COLLECTIVE_TIMEOUT)
+
+
+def all_gather_in_norm(value: Tensor) -> Tensor:
+    """Return the `value` (C,) of each rank, (R, C), through the group of batch norms."""
+    # torch 2.14 has another name for it
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    gathered = value.new_empty(world_size() * len(value))
+    gather(gathered, value, group=norm_group())
+    return gathered.view(-1, len(value))
+
+
+def all_reduce_in_norm(value: Tensor) -> None:
+    """Sum `value` over all ranks, in place, through the group of batch norms."""
+    dist.all_reduce(value, group=norm_group())
 
 
 def all_reduce_max(number: int) -> int:
