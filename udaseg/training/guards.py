@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
-from udaseg.distributed import all_gather_object, all_reduce_mean, all_reduce_sum
+from udaseg.distributed import all_gather_object, all_reduce_sum
 from udaseg.errors import DivergedError
 from udaseg.methods.objectives.objective import LossReport
+from udaseg.training.scalars import mean_scalars
 from udaseg.training.setup import TrainingSetup
 from udaseg.training.snapshot import BufferCopy, Snapshot, state_is_finite
 
@@ -228,9 +229,3 @@ def _view_tensors(value: object) -> Iterator[Tensor]:
             yield from _view_tensors(item)
     elif is_dataclass(value):
         yield from _view_tensors(vars(value))
-
-
-def mean_scalars(report: LossReport) -> dict[str, float]:
-    """Return losses and figures as means over ranks (waits)."""
-    values = {"total": report.total, **report.parts, **report.figures}
-    return {name: float(all_reduce_mean(value.detach())) for name, value in values.items()}

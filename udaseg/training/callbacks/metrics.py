@@ -7,7 +7,7 @@ from pathlib import Path
 
 from udaseg.files import plain_json, write_text
 from udaseg.training.callbacks.callback import Callback, TrainingState
-from udaseg.training.guards import mean_scalars
+from udaseg.training.scalars import mean_scalars
 
 
 class Metrics(Callback):
