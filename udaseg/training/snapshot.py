@@ -7,12 +7,16 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from udaseg.distributed import all_reduce_sum
+from udaseg.distributed import all_ranks
 from udaseg.runs.checkpoint import SavesState
 
 
 class Snapshot:
-    """A copy of objective and optimiser after `step` steps, in host memory."""
+    """A copy of objective and optimiser after `step` steps, in host memory.
+
+    A GPU copies into page-locked memory while the host goes on. Torch keeps that memory of a
+    snapshot that is freed, so the next one allocates none.
+    """
 
     def __init__(self, step: int, objective: nn.Module, optimizer: SavesState) -> None:
         self.step = step
@@ -20,7 +24,10 @@ class Snapshot:
         self._optimizer = _to_host(optimizer.state_dict())
 
     def restore(self, objective: nn.Module, optimizer: SavesState) -> None:
-        """Restore the state exactly."""
+        """Restore the state exactly (waits)."""
+        device = next(objective.parameters()).device
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)  # the copy may still be under way
         objective.load_state_dict(self._objective)
         # an optimiser keeps the tensors that it loads, and would then update the copy
         optimizer.load_state_dict(_to_host(self._optimizer))
@@ -61,20 +68,21 @@ def state_is_finite(objective: nn.Module, optimizer: SavesState) -> bool:
         for value in tree_leaves([objective.state_dict(), optimizer.state_dict()["state"]])
         if isinstance(value, Tensor) and value.is_floating_point() and value.numel()
     ]
-    bad = torch.tensor(0.0, device=tensors[0].device if tensors else None)
     # a norm is ten times as fast as isfinite; isfinite is only needed if squares overflow
-    if not bool(get_total_norm(tensors).isfinite()) and not all(
-        bool(value.isfinite().all()) for value in tensors
-    ):
-        bad += 1
-    return float(all_reduce_sum(bad)) == 0
+    return all_ranks(
+        bool(get_total_norm(tensors).isfinite())
+        or all(bool(value.isfinite().all()) for value in tensors)
+    )
 
 
 def _to_host(state: Any) -> Any:
-    """Return a copy of nested mappings and lists with all tensors in host memory."""
+    """Return a copy of nested mappings and lists with all tensors in host memory.
+
+    Copies from a GPU are in page-locked memory, and unfinished when this returns.
+    """
 
     def copy(value: Tensor) -> Tensor:
-        return value.detach().to("cpu", copy=True)
+        return value.detach().to("cpu", copy=True, non_blocking=True)
 
     # a tuple that two groups share stays one object, so that equal checkpoints have equal sizes
     return tree_map_only(Tensor, copy, state, is_leaf=lambda value: isinstance(value, tuple))

@@ -1,9 +1,6 @@
 """Write the checkpoints of a run."""
 
-import math
 from pathlib import Path
-
-from torch.nn.utils import get_total_norm
 
 from udaseg.data.labels.classes import classes_to_dict
 from udaseg.distributed import on_rank_zero, world_size
@@ -12,6 +9,7 @@ from udaseg.recipe.load import to_dict
 from udaseg.runs.checkpoint import save_checkpoint
 from udaseg.training.callbacks.callback import Callback, TrainingState
 from udaseg.training.memory import OutOfMemory
+from udaseg.training.snapshot import state_is_finite
 from udaseg.training.stage_data import stage_checkpoint_folder
 
 
@@ -43,6 +41,8 @@ class Checkpoints(Callback):
         # with several ranks the others are in the middle of a step when memory runs out on one
         is_intact = error is None or (isinstance(error, OutOfMemory) and world_size() == 1)
         if is_intact and state.step != self._saved_step:
+            if error is not None:
+                _check_finite(state)
             self._save(state)
 
     def _save(self, state: TrainingState) -> None:
@@ -50,14 +50,18 @@ class Checkpoints(Callback):
         self._saved_step = state.step
 
 
-def write_checkpoint(state: TrainingState) -> None:
-    """Save the state after `state.step` steps, and tell the callbacks."""
-    weights = [parameter.detach() for parameter in state.setup.objective.student.parameters()]
-    if not math.isfinite(float(get_total_norm(weights))):
+def _check_finite(state: TrainingState) -> None:
+    """Raise a DivergedError if the state, which the guard has not checked, is not finite."""
+    if not state_is_finite(state.setup.objective, state.setup.optimizer):
         raise DivergedError(
-            f"step {state.step}: the weights are not finite, so nothing was saved; the last "
-            "checkpoint is unchanged. Lower optimizer.lr, or set optimizer.clip_norm"
+            f"step {state.step}: weights, statistics or the optimiser's moments are not finite, so "
+            "nothing was saved; the last checkpoint is unchanged. Lower optimizer.lr, or set "
+            "optimizer.clip_norm"
         )
+
+
+def write_checkpoint(state: TrainingState) -> None:
+    """Save the state after `state.step` steps, which is finite, and tell the callbacks."""
     folder = state.context.folder
     if state.step == state.stage.end and state.stage.name is not None:
         # the next stage starts from this checkpoint, so it is kept and written first
