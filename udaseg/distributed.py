@@ -7,7 +7,8 @@ collective function of this module, in the same order.
 import contextlib
 import functools
 import os
-from collections.abc import Callable, Iterator
+import platform
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -153,6 +154,26 @@ def all_gather_object(value: T) -> list[T]:
     values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def differences_between_ranks(values: Mapping[str, object]) -> str:
+    """Return which process has which value, for the keys whose values differ; "" if all agree.
+
+    Every rank returns the same text.
+    """
+    found = []
+    everyone = all_gather_object((platform.node(), dict(values)))
+    for key in sorted({key for _, theirs in everyone for key in theirs}):
+        holders: dict[str, list[str]] = {}
+        for number, (host, theirs) in enumerate(everyone):
+            holders.setdefault(str(theirs.get(key)), []).append(f"{number} on {host}")
+        if len(holders) > 1:
+            words = [
+                f"{value} in process {first}" + (f" and {len(rest)} others" if rest else "")
+                for value, (first, *rest) in holders.items()
+            ]
+            found.append(f"{key} is {', '.join(words)}")
+    return "; ".join(found[:10]) + ("; …" if len(found) > 10 else "")
 
 
 def on_rank_zero(act: Callable[[], T]) -> T:

@@ -1,6 +1,7 @@
 """More of `torchrun -m udaseg`: equals one process, changed counts, signals, errors."""
 
 import json
+import platform
 import shutil
 import signal
 
@@ -10,7 +11,7 @@ import torch
 from tests.cli.running import udaseg
 from tests.cli.test_fit import tensors
 from tests.support import torchrun as command
-from tests.support.toy import toy_root
+from tests.support.toy import COUNTS, toy_root
 
 pytestmark = pytest.mark.slow
 
@@ -143,3 +144,37 @@ def test_words_that_are_wrong_are_told_once(root, tmp_path):
     _, err = command.torchrun(*_words(root, tmp_path / "run"), cwd=tmp_path, expect=1, restarts=1)
     assert "exists already" in err
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["mine"]
+
+
+EACH_HIS_OWN = """
+import os, runpy, sys
+
+sys.argv += sys.argv.pop(1).format(rank=os.environ["RANK"]).split()
+runpy.run_module("udaseg", run_name="__main__", alter_sys=True)
+"""
+"""Ends the command with words that hold the rank."""
+
+
+@pytest.fixture(scope="module")
+def roots(root, tmp_path_factory):
+    """Return the beginning of the names of two data folders; the second has fewer images."""
+    folder = tmp_path_factory.mktemp("roots")
+    (folder / "root0").symlink_to(root)
+    toy_root(folder / "root1", {**COUNTS, "target/train": 4})
+    return folder / "root"
+
+
+@pytest.mark.parametrize(
+    ("own", "told"),
+    [
+        ("--seed {rank}", "different settings: seed is 0 in process 0 on "),
+        ("--root {roots}{rank}", "see different files: the list of target is "),
+    ],
+)
+def test_processes_that_were_started_differently_are_refused(roots, tmp_path, own, told):
+    (tmp_path / "own.py").write_text(EACH_HIS_OWN)
+    words = [own.replace("{roots}", str(roots)), *_words(f"{roots}0", tmp_path / "run")]
+    program = (str(tmp_path / "own.py"),)
+    _, err = command.torchrun(*words, cwd=tmp_path, expect=1, program=program)
+    assert err.count(told) == 1
+    assert f" in process 1 on {platform.node()}" in err

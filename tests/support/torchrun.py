@@ -18,10 +18,10 @@ FROZEN = ["model.batch_norm=frozen", "model.head=deeplab_v2"]
 """No trainable batch norm: the ranks synchronise a few times a step, not at a hundred norms."""
 
 
-def started(*words, cwd, ranks=2, restarts=0):
-    """Start `torchrun ... -m udaseg` and return the torchrun process."""
+def started(*words, cwd, ranks=2, restarts=0, program=("-m", "udaseg")):
+    """Start `torchrun ... -m udaseg`, or another program, and return the torchrun process."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    launcher += [f"--nproc-per-node={ranks}", f"--max-restarts={restarts}", "-m", "udaseg"]
+    launcher += [f"--nproc-per-node={ranks}", f"--max-restarts={restarts}", *program]
     return subprocess.Popen(
         [*launcher, *map(str, words)],
         cwd=cwd,

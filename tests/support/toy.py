@@ -1,5 +1,6 @@
 """Write and prepare a tiny toyland, once per test session."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from udaseg.data.datasets.index import PreparedDataset
@@ -12,9 +13,9 @@ COUNTS = {"source/train": 6, "source/val": 2, "target/train": 5, "target/val": 2
 SIZE = (64, 128)
 
 
-def toy_root(root: Path) -> Path:
+def toy_root(root: Path, counts: Mapping[str, int] = COUNTS) -> Path:
     """Write and prepare a tiny toyland below `root`, and return `root`."""
-    write(root / "toyland", seed=0, size=SIZE, counts=COUNTS)
+    write(root / "toyland", seed=0, size=SIZE, counts=counts)
     for name in ("toyland", "toyland-target"):
         prepare_dataset(name, root=root)
     return root

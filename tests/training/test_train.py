@@ -9,10 +9,11 @@ import pytest
 
 import udaseg
 from tests.cli.test_fit import assert_same, tensors, without_checkpoints
-from udaseg.errors import RecipeError, UsageError
+from udaseg.errors import EnvironmentFault, RecipeError, UsageError
 from udaseg.recipe.library import find_recipe
 from udaseg.recipe.load import dump, load
 from udaseg.recipe.request import Overrides, requested_recipe
+from udaseg.training.resume import refuse_different_settings
 from udaseg.training.train import TrainOptions, read_recipe
 
 TINY = {
@@ -190,3 +191,49 @@ def test_several_seeds_give_runs_and_statistics(root, tmp_path):
     again = udaseg.run_seeds([0, 1], "source_only", **words, out=tmp_path / "two", options=options)
     assert again == two
     assert two.runs[0].run.checkpoints[-1].stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("key", "error", "told"),
+    [
+        (
+            "seed",
+            RecipeError,
+            "different settings: seed is 3 in process 0 on .*, other in process 1",
+        ),
+        ("the list of target", EnvironmentFault, "files: .* other in process 1 on far .start of"),
+    ],
+)
+def test_a_process_that_has_other_settings_or_files_is_refused(
+    root, tmp_path, monkeypatch, key, error, told
+):
+    """The process itself is alone; the other one is made up."""
+
+    def gather(value):
+        _, values = value
+        return [value, ("far", {**values, key: "other"} if key in values else values)]
+
+    monkeypatch.setattr("udaseg.distributed.all_gather_object", gather)
+    with pytest.raises(error, match=told):
+        udaseg.adapt(
+            "dacs",
+            source="toyland",
+            target="toyland-target",
+            steps=2,
+            seed=3,
+            overrides=TINY,
+            out=tmp_path / "run",
+            options=TrainOptions(root=root),
+        )
+
+
+def test_devices_and_loaders_of_processes_may_differ(monkeypatch):
+    recipe = load(find_recipe("toyland/rccr"))
+    found = []
+    monkeypatch.setattr(
+        "udaseg.distributed.all_gather_object", lambda value: found.append(value) or [value]
+    )
+    for machine in (recipe.machine, replace(recipe.machine, device="cuda", workers=3)):
+        refuse_different_settings(replace(recipe, machine=machine))
+    assert found[0] == found[1]
+    assert found[0][1]["batch.source"] == recipe.batch.source

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from torch import nn
 
-from udaseg.distributed import all_gather_object, rank, world_size
+from udaseg.distributed import all_gather_object, differences_between_ranks, rank, world_size
 from udaseg.errors import CheckpointError, EnvironmentFault, RecipeError
 from udaseg.files import read_json, sha256_of
-from udaseg.recipe.load import from_dict, load
+from udaseg.recipe.load import from_dict, load, to_dict
 from udaseg.recipe.schema import Recipe
 from udaseg.recipe.stages import determining_values
 from udaseg.runs import checkpoint as checkpoints
@@ -68,9 +68,13 @@ def _adopt_settings(folder: Path, before: Recipe, processes: int, now: Recipe) -
 
 def _refuse_changed_settings(path: Path, before: Recipe, processes: int, now: Recipe) -> None:
     """Refuse to resume with a recipe that differs in more than `machine` from that in `path`."""
-    changed = _differences(
-        determining_values(before, processes), determining_values(now, world_size()), ""
-    )
+    old = _leaves(determining_values(before, processes))
+    new = _leaves(determining_values(now, world_size()))
+    changed = [
+        f"{key} was {old.get(key)} and is now {new.get(key)}"
+        for key in sorted({*old, *new})
+        if old.get(key) != new.get(key)
+    ]
     if not changed:
         return
     text = f"{path}: --resume needs the same settings, but " + "; ".join(changed)
@@ -83,14 +87,27 @@ def _refuse_changed_settings(path: Path, before: Recipe, processes: int, now: Re
     raise RecipeError(f"{text}. Start a new run with --init instead")
 
 
-def _differences(before: object, now: object, prefix: str) -> list[str]:
-    if isinstance(before, dict) and isinstance(now, dict):
-        return [
-            difference
-            for key in sorted({*before, *now})
-            for difference in _differences(before.get(key), now.get(key), f"{prefix}.{key}")
-        ]
-    return [] if before == now else [f"{prefix[1:]} was {before} and is now {now}"]
+def _leaves(value: object, prefix: str = "") -> dict[str, object]:
+    """Return the values of nested dictionaries by their dotted keys."""
+    if not isinstance(value, dict):
+        return {prefix[1:]: value}
+    return {
+        key: leaf
+        for name in value
+        for key, leaf in _leaves(value[name], f"{prefix}.{name}").items()
+    }
+
+
+def refuse_different_settings(recipe: Recipe) -> None:
+    """Refuse a run whose processes have different settings; which device and loaders may differ."""
+    values = _leaves(to_dict(recipe))
+    for own in ("machine.device", "machine.workers"):
+        del values[own]
+    if differences := differences_between_ranks(values):
+        raise RecipeError(
+            f"the processes of the run have different settings: {differences}. Start all of them "
+            "with the same command and the same recipe file"
+        )
 
 
 def load_start_checkpoint(folder: Path) -> Checkpoint | None:

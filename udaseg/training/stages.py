@@ -5,7 +5,7 @@ import time
 from dataclasses import replace
 
 from udaseg.data.labels.classes import classes_to_dict
-from udaseg.distributed import rank, world_size
+from udaseg.distributed import differences_between_ranks, rank, world_size
 from udaseg.errors import DataError, DivergedError, EnvironmentFault, Interrupted, UdasegError
 from udaseg.failures import report_once
 from udaseg.methods.objectives.objective import LossReport
@@ -87,6 +87,7 @@ class Runner:
         recipe, checkpoint = self.context.recipe, self.context.checkpoint
         for stage in stages_of(recipe)[stage_at(recipe, self._done).index :]:
             digests = self._open_stage(stage) if stage.index > 0 else {}
+            self._refuse_different_files(digests)
             if checkpoint is not None and (checkpoint.step > stage.begin or stage.index == 0):
                 self._restore(checkpoint, digests)
             self._train_stage(digests)
@@ -104,6 +105,17 @@ class Runner:
         is_new = self._done <= stage.begin
         self.setup, digests = open_stage(self.context, stage, is_new=is_new, stop=self._stop)
         return digests
+
+    def _refuse_different_files(self, digests: dict[str, str]) -> None:
+        """Refuse a stage whose processes see other lists of files."""
+        assert self.setup is not None
+        lists = {**self.setup.batches.digests(), **digests}
+        short = {f"the list of {name}": digest[:12] for name, digest in lists.items()}
+        if differences := differences_between_ranks(short):
+            raise EnvironmentFault(
+                f"the processes of the run see different files: {differences} (start of the "
+                "SHA-256 of the file names). Prepare the same data on all hosts"
+            )
 
     def _restore(self, checkpoint: Checkpoint, digests: dict[str, str]) -> None:
         """Restore a checkpoint into the stage that it belongs to, if the data are the same."""

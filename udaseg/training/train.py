@@ -24,7 +24,11 @@ from udaseg.selection.candidates import EvaluationSets
 from udaseg.training.callbacks.keep_best import open_criterion_sets
 from udaseg.training.callbacks.tensorboard import uses_tensorboard
 from udaseg.training.plan import print_memory_plan, print_plan
-from udaseg.training.resume import find_resume_checkpoint, load_start_checkpoint
+from udaseg.training.resume import (
+    find_resume_checkpoint,
+    load_start_checkpoint,
+    refuse_different_settings,
+)
 from udaseg.training.setup import RunContext, RunData, build_setup, deterministic_kernels
 from udaseg.training.stages import Runner
 
@@ -205,6 +209,7 @@ def _train(recipe: Recipe, folder: Path, options: TrainOptions) -> None:
             "more to split the steps"
         )
     recipe, options = _resume_after_restart(recipe, folder, options)
+    refuse_different_settings(recipe)
     data, criterion_sets = _open_data(recipe, Path(options.root))
     start = _start_checkpoint(options, folder)
     setup = build_setup(recipe, data.source, data.target, init=start)
