@@ -13,7 +13,7 @@ from udaseg.methods.contrast.class_statistics import ClassStatistics
 from udaseg.methods.contrast.memory_bank import MemoryBank
 from udaseg.methods.contrast.prototypes import ClassPrototypes, PrototypeContrast
 from udaseg.methods.contrast.regional import RegionalContrast
-from udaseg.methods.contrast.regularizer import Regularizer
+from udaseg.methods.contrast.regularizer import PerViewRegularizer, Regularizer
 from udaseg.methods.contrast.semantic import SemanticContrast
 from udaseg.methods.views import (
     CUTMIX,
@@ -47,6 +47,7 @@ __all__ = [
     "ClassStatistics",
     "MemoryBank",
     "Need",
+    "PerViewRegularizer",
     "Projector",
     "PrototypeContrast",
     "Prototypes",

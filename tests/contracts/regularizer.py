@@ -8,9 +8,9 @@ import torch
 from udaseg.methods.contrast.regularizer import Regularizer
 from udaseg.methods.views import (
     CUTMIX,
-    MAKERS,
     MIXED,
     PSEUDO_LABELLED,
+    SELF_TRAINING_VIEWS,
     TARGET,
     TARGET_BY_STUDENT_HEAD,
     TEACHER_SOURCE,
@@ -77,7 +77,7 @@ class RegularizerContract:
         assert regularizer.needs
         for need in regularizer.needs:
             assert isinstance(need, Need)
-            assert need.view in {*MAKERS, PSEUDO_LABELLED}
+            assert need.view in {*SELF_TRAINING_VIEWS, PSEUDO_LABELLED}
 
     def test_its_loss_is_a_finite_scalar_with_a_gradient_for_the_student_only(self, regularizer):
         for step in range(2):

@@ -322,3 +322,65 @@ def test_a_batch_where_every_source_pixel_is_void_is_harmless():
     report.total.backward()
     assert isinstance(report, LossReport)
     assert torch.isfinite(report.total)
+
+
+class Joint(Regularizer):
+    """Compares source and mixed features in one loss."""
+
+    needs = (Need(SOURCE), Need(MIXED))
+
+    def forward(self, views):
+        return (views[SOURCE].features * views[MIXED].features).mean()
+
+
+def _prototypes():
+    return PrototypeContrast(PROTOTYPES, num_classes=CLASSES, channels=8)
+
+
+@pytest.mark.parametrize("terms", ["", "regional", "regional prototypes", "regional joint"])
+def test_backward_passes_by_view_give_the_gradient_of_the_sum(terms):
+    makers = {"regional": _regional, "prototypes": _prototypes, "joint": Joint}
+    gradients = []
+    for by_view in (True, False):
+        objective = _objective(
+            _regional(), regularizers={name: makers[name]() for name in terms.split()}
+        ).double()
+        if by_view:
+            for report in objective.passes(_batch()):
+                report.total.backward()
+        else:
+            objective(_batch()).total.backward()
+        gradients.append([part.grad for part in objective.student.parameters()])
+    for one, other in zip(*gradients, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            assert torch.allclose(one, other, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("terms", "names"),
+    [
+        ([], [["source"], ["mixed"]]),
+        (["regional"], [["source"], ["mixed"], ["regional"]]),
+        (
+            ["regional", "prototypes"],
+            [["source", "prototypes"], ["mixed", "prototypes"], ["regional"]],
+        ),
+        (["joint"], [["source", "mixed", "joint"]]),
+        (["joint", "regional"], [["source", "mixed", "joint"], ["regional"]]),
+    ],
+)
+def test_only_views_that_one_loss_compares_share_a_backward_pass(terms, names):
+    makers = {"regional": _regional, "prototypes": _prototypes, "joint": Joint}
+    objective = _objective(_regional(), regularizers={name: makers[name]() for name in terms})
+    reports = []
+    for report in objective.passes(_batch()):
+        made = [] if report.views is None else report.views.by_name.values()
+        assert sum(view.features.requires_grad for view in made) <= (2 if "joint" in terms else 1)
+        reports.append(report)
+    assert [list(report.parts) for report in reports] == names
+    assert [report.is_last for report in reports] == [False] * (len(names) - 1) + [True]
+    whole = reports[-1].views
+    assert whole is reports[0].views
+    if whole is not None:
+        assert not any(view.features.requires_grad for view in whole.by_name.values())

@@ -11,6 +11,7 @@ from tests.methods.test_self_training import _batch, _objective, _regional
 from tests.support.small import PROTOTYPES, shipped, small_segmenter
 from udaseg.data.loading.batches import Batch
 from udaseg.methods.contrast.prototypes import PrototypeContrast
+from udaseg.methods.objectives.objective import add_reports
 from udaseg.methods.objectives.source_only import SourceOnly
 from udaseg.recipe.stages import stages_of
 from udaseg.signals import StopSignal
@@ -18,7 +19,7 @@ from udaseg.training.callbacks.collapse import CHECK_INTERVAL, CollapseMonitor
 from udaseg.training.guards import Guard
 from udaseg.training.loop import run_steps
 from udaseg.training.optimizer import learning_rate_factor, make_optimizer, set_learning_rate
-from udaseg.training.setup import TrainingSetup
+from udaseg.training.setup import TrainingSetup, one_process
 
 PASSING = (
     *("image", "label weight", "logits", "loss", "gradient", "teacher output"),
@@ -98,7 +99,7 @@ def tiny_fit(*, objective=None, steps=8, seed=0, kind="adamw", lr=0.01, make=_ba
     )
     batches, device = Batches(steps, seed, make), torch.device("cpu")
     (stage,) = stages_of(recipe)
-    return TrainingSetup(objective, objective, trainer, batches, device, recipe, stage)
+    return TrainingSetup(one_process, objective, trainer, batches, device, recipe, stage)
 
 
 def _in_order(batches, first, **_):
@@ -115,7 +116,7 @@ def trained(run, *, on_step=lambda done, report: None, first=0, guard=None, stop
 
 def plainly_trained(run, *, without=()):
     """Train with a plain loop and skip the steps in `without`."""
-    run.model.train()
+    run.objective.train()
     for step in range(len(run.batches)):
         if step in without:
             continue
@@ -126,9 +127,12 @@ def plainly_trained(run, *, without=()):
             step, len(run.batches), power=optimizer.power, warmup=optimizer.warmup
         )
         set_learning_rate(run.optimizer, rate)
-        report = run.model(batch)
         run.optimizer.zero_grad()
-        report.total.backward()
+        reports = []
+        for report in run.objective.passes(batch):
+            report.total.backward()
+            reports.append(report)
+        report = functools.reduce(add_reports, reports)
         run.optimizer.step()
         run.objective.after_step(step, report)
 
@@ -149,6 +153,12 @@ def differing(one, other):
 
 def not_finite(state):
     return [name for name, value in state.items() if not torch.isfinite(value).all()]
+
+
+def change_reports(objective, change):
+    """Let `change` replace each report that the objective yields."""
+    real = objective.passes
+    objective.passes = lambda batch: map(change, real(batch))
 
 
 def inject(run, place, at, value=float("nan")):
@@ -182,8 +192,8 @@ def inject(run, place, at, value=float("nan")):
         batches.before.append(lambda _: once(lambda: tensor().view(-1)[1:2].fill_(value)))
 
     def on_loss():
-        objective.register_forward_hook(
-            lambda _, __, out: once(lambda: replace(out, total=out.total * value))
+        change_reports(
+            objective, lambda out: once(lambda: replace(out, total=out.total * value)) or out
         )
 
     def on_weight():

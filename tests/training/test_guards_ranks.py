@@ -18,7 +18,7 @@ def _case(place, rank):
     for term in run.objective.regularizers.values():
         if hasattr(term, "min_confidence"):
             term.min_confidence = 1.1  # no loss counts these cells: only this rank can detect it
-    object.__setattr__(run, "model", distribute(run.objective))
+    object.__setattr__(run, "join_ranks", distribute(run.objective))
     if place in PASSING and rank == 1:
         inject(run, place, 2)
     guard = Guard(run)

@@ -104,7 +104,7 @@ def _run(name, part, *, recompute=False):
     objective = OBJECTIVES[name]()
     objective.student.recompute = recompute
     run = tiny_fit(objective=objective, steps=STEPS, kind="sgd", lr=0.02, make=batches)
-    object.__setattr__(run, "model", distribute(objective))
+    object.__setattr__(run, "join_ranks", distribute(objective))
     losses = []
 
     def on_step(_, report):

@@ -1,7 +1,8 @@
 """The views of a step: network outputs on the grid of cells, which regularizers compare.
 
-A regularizer asks for views by name. A step makes only those that are needed, in the order of
-`MAKERS`: a pass of the student changes batch-norm statistics, so the order is part of the result.
+A regularizer asks for views by name. A step makes only those that are needed: first those of the
+teacher, then those of the student in the order of `STUDENT_VIEWS`. A pass of the student changes
+batch-norm statistics, so the order is part of the result.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -71,7 +72,7 @@ class CellView:
         confidence: (B, h, w) in [0, 1], probability of the prediction; no gradient.
         label_confidence: (B, h, w) in [0, 1], confidence of the teacher in `labels`, 1 where they
             come from the source; None if all labels count.
-        square: (B, h, w) bool, the cells of the pasted square; None in other views.
+        square: (B, h, w) bool on the CPU, the cells of the pasted square; None in other views.
     """
 
     features: Tensor
@@ -90,32 +91,37 @@ class Views:
     Attributes:
         progress: As `Batch.progress`, in [0, 1).
         seed: Seed of the regularizers' random choices.
+        by_name: The views that exist; grows during the step.
     """
 
     step: int
     progress: float
     seed: int
-    by_name: Mapping[View, CellView]
+    by_name: dict[View, CellView]
 
     def __getitem__(self, view: View) -> CellView:
         if view not in self.by_name:
             raise UdasegError(f"the step has no view '{view}', only {', '.join(self.by_name)}")
         return self.by_name[view]
 
+    def drop_graph(self, view: View) -> None:
+        """Free the graph of a view that exists."""
+        seen = self.by_name[view]
+        embeddings = None if seen.embeddings is None else seen.embeddings.detach()
+        self.by_name[view] = replace(seen, features=seen.features.detach(), embeddings=embeddings)
+
 
 @dataclass(frozen=True)
 class StepContext:
-    """The images and network outputs of a step, from which views are computed.
+    """The images of a step and the output of the teacher, from which views are computed.
 
     Attributes:
         augment: The strong augmentation of the student's images.
         source: (B, 3, H, W) source images in [0, 1].
         target: (B, 3, H, W) target images in [0, 1].
         target_output: Output of the teacher.
+        target_labels: (B, H, W) uint8, the teacher's pseudo-labels.
         target_confidence: (B, H, W), the teacher's probability of its pseudo-labels.
-        source_output: Output of the student, as is `mixed_output`.
-        mixed_labels: (B, H, W), source labels inside the mask and teacher labels outside.
-        mixed_mask: (B, H, W) bool, the pixels pasted from the source.
     """
 
     batch: Batch
@@ -125,11 +131,8 @@ class StepContext:
     source: Tensor
     target: Tensor
     target_output: SegmenterOutput
+    target_labels: Tensor
     target_confidence: Tensor
-    source_output: SegmenterOutput
-    mixed_output: SegmenterOutput
-    mixed_labels: Tensor
-    mixed_mask: Tensor
 
     @cached_property
     def target_view(self) -> CellView:
@@ -141,10 +144,10 @@ def merge_needs(needs: Iterable[Need]) -> dict[View, Need]:
     """Return one need for each view, with embeddings if any of them needs embeddings."""
     merged: dict[View, Need] = {}
     for need in needs:
-        if not isinstance(need, Need) or need.view not in MAKERS:
+        if not isinstance(need, Need) or need.view not in SELF_TRAINING_VIEWS:
             raise UdasegError(
                 f"a regularizer needs {need!r}, which is no Need of a view that self-training "
-                f"makes: {', '.join(MAKERS)}"
+                f"makes: {', '.join(SELF_TRAINING_VIEWS)}"
             )
         earlier = merged.setdefault(need.view, need)
         for name, value in need.options.items():
@@ -158,54 +161,48 @@ def merge_needs(needs: Iterable[Need]) -> dict[View, Need]:
     return merged
 
 
-def make_views(context: StepContext, needs: Mapping[View, Need]) -> Views:
-    """Return the views that are needed; make no others."""
-    made = {
-        view: make(context, needs[view].options) for view, make in MAKERS.items() if view in needs
-    }
-    return Views(context.batch.step, context.batch.progress, context.batch.seed, made)
-
-
-def _cutmix(context: StepContext, options: Mapping[str, object]) -> CellView:
+def _cutmix(context: StepContext, need: Need) -> CellView:
     source, stride = context.source, context.student.output_stride
     size = (source.shape[-2], source.shape[-1])
     generator = generator_for(context.batch.seed, "cutmix")
-    per: Literal["image", "batch"] = "batch" if options.get("square_per") == "batch" else "image"
-    square = to_device(square_mask(len(source), size, stride, generator, per=per), source.device)
-    pasted = paste(cells_to_pixels(square, size, stride), context.target, source)
-    output: SegmenterOutput = context.student(context.augment(pasted, generator), embed=True)
+    per: Literal["image", "batch"] = (
+        "batch" if need.options.get("square_per") == "batch" else "image"
+    )
+    square = square_mask(len(source), size, stride, generator, per=per)
+    pixels = to_device(cells_to_pixels(square, size, stride), source.device)
+    pasted = paste(pixels, context.target, source)
+    output: SegmenterOutput = context.student(context.augment(pasted, generator), embed=need.embed)
     source_labels = labels_on_cells(context.batch.source_labels, output)
-    labels = paste(square, context.target_view.predictions, source_labels)
+    on_device = to_device(square, source.device)
+    labels = paste(on_device, context.target_view.predictions, source_labels)
     return replace(cell_view(output, labels), square=square)
 
 
-def _mixed(context: StepContext, _options: Mapping[str, object]) -> CellView:
-    output = context.mixed_output
-    confidence = context.target_confidence.masked_fill(context.mixed_mask, 1.0)
-    on_cells = F.interpolate(confidence[:, None], output.features.shape[-2:])[:, 0]
-    return replace(labelled_view(output, context.mixed_labels), label_confidence=on_cells)
-
-
 @torch.no_grad()
-def _target_by_student_head(context: StepContext, _options: Mapping[str, object]) -> CellView:
+def _target_by_student_head(context: StepContext, _need: Need) -> CellView:
     assert context.student.projector is not None
     embeddings: Tensor = context.student.projector(context.target_view.features)
     return replace(context.target_view, embeddings=embeddings)
 
 
-MAKERS: Mapping[View, Callable[[StepContext, Mapping[str, object]], CellView]] = {
-    TARGET: lambda context, _options: context.target_view,
-    TEACHER_SOURCE: lambda context, _options: labelled_view(
-        context.teacher(context.source, embed=True), context.batch.source_labels
+Maker = Callable[[StepContext, Need], CellView]
+
+TEACHER_MAKERS: Mapping[View, Maker] = {
+    TARGET: lambda context, _need: context.target_view,
+    TEACHER_SOURCE: lambda context, need: labelled_view(
+        context.teacher(context.source, embed=need.embed), context.batch.source_labels
     ),
-    CUTMIX: _cutmix,
-    SOURCE: lambda context, _options: labelled_view(
-        context.source_output, context.batch.source_labels
-    ),
-    MIXED: _mixed,
     TARGET_BY_STUDENT_HEAD: _target_by_student_head,
 }
-"""How self-training makes each view, from the passes of a step and the options of a `Need`."""
+"""How self-training makes each view without a graph."""
+
+STUDENT_MAKERS: Mapping[View, Maker] = {CUTMIX: _cutmix}
+"""How self-training makes each view of the student, in this order, after `SOURCE` and `MIXED`."""
+
+SELF_TRAINING_VIEWS = (*TEACHER_MAKERS, SOURCE, MIXED, *STUDENT_MAKERS)
+
+STUDENT_VIEWS = (SOURCE, MIXED, *STUDENT_MAKERS, PSEUDO_LABELLED)
+"""The views with a graph, in the order in which a step makes them."""
 
 
 def labels_on_cells(labels: Tensor, segmented: SegmenterOutput) -> Tensor:
@@ -217,6 +214,19 @@ def labels_on_cells(labels: Tensor, segmented: SegmenterOutput) -> Tensor:
 def labelled_view(segmented: SegmenterOutput, labels: Tensor) -> CellView:
     """Return an output on the grid of cells, with (B, H, W) labels."""
     return cell_view(segmented, labels_on_cells(labels, segmented))
+
+
+def mixed_view(
+    segmented: SegmenterOutput, labels: Tensor, mask: Tensor, confidence: Tensor
+) -> CellView:
+    """Return the view of mixed images, with the teacher's confidence outside the mask.
+
+    All maps are (B, H, W): the mixed labels, the pixels pasted from the source, and the teacher's
+    confidence.
+    """
+    size = segmented.features.shape[-2:]
+    on_cells = F.interpolate(confidence.masked_fill(mask, 1.0)[:, None], size)[:, 0]
+    return replace(labelled_view(segmented, labels), label_confidence=on_cells)
 
 
 def flatten_cells(maps: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from udaseg.data.loading.batches import Batch
 from udaseg.methods.objectives.objective import LossReport
 from udaseg.runs.checkpoint import SavesState
-from udaseg.training.setup import TrainingSetup
+from udaseg.training.setup import TrainingSetup, one_process
 from udaseg.training.step import compute_gradients
 
 _CPU = torch.device("cpu")
@@ -140,7 +140,7 @@ class _TrainingStep(nn.Module):
     def __init__(self, setup: TrainingSetup) -> None:
         super().__init__()
         self.objective = setup.objective
-        self.setup = replace(setup, model=setup.objective, device=_CPU)
+        self.setup = replace(setup, join_ranks=one_process, device=_CPU)
 
     def forward(self, batch: Batch) -> LossReport:
         return compute_gradients(self.setup, batch)

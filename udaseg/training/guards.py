@@ -1,7 +1,8 @@
 """Guards of the loop: drop steps that are not finite, and roll back a state that is not finite.
 
-A dropped step leaves the state as it was before its forward pass. The decision reads two numbers
-from the device once a step; on the device, it would have to mask every write of a step.
+A dropped step leaves the state as it was before its forward pass. The decision reads one number
+from the device, the norm of the gradient: `compute_gradients` makes the gradient NaN, on all ranks,
+if anything else is not finite. Without the read, every write of a step would have to be masked.
 
 A state that is damaged between two steps (by a bit flip or a faulty kernel) makes all later steps
 bad. Instead of dropping them, the last good copy of the state is restored and the steps since then
@@ -9,18 +10,17 @@ are repeated. As a run is a function of (recipe, step), it ends as if nothing ha
 """
 
 import logging
+import math
 import statistics
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, is_dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import chain
 from typing import Literal
 
-import torch
 from torch import Tensor
-from torch.nn.utils import get_total_norm
 
-from udaseg.distributed import all_gather_object, all_reduce_sum
+from udaseg.distributed import all_gather_object
 from udaseg.errors import DivergedError
 from udaseg.methods.objectives.objective import LossReport
 from udaseg.training.scalars import mean_scalars
@@ -107,12 +107,10 @@ class Guard:
         """Mark the step as done, accepted or dropped; `undo` does nothing until the next step."""
         self._done, self._undo_scope = done, "nothing"
 
-    def accepts(self, report: LossReport, gradient_norm: Tensor) -> bool:
-        """Return whether the step is finite on every rank (waits)."""
-        norm = gradient_norm.detach().float()
-        bad = all_reduce_sum(1 - _is_finite(report, norm).float())
-        refused, self.gradient_norm = torch.stack([bad, norm]).tolist()
-        if refused:
+    def accepts(self, gradient_norm: Tensor) -> bool:
+        """Return whether the step is finite on every rank, as its gradient is then (waits)."""
+        self.gradient_norm = gradient_norm.item()
+        if not math.isfinite(self.gradient_norm):
             return False
         self._count_gradient(self.gradient_norm)
         self._in_a_row = 0
@@ -209,23 +207,3 @@ class Guard:
                     f"steps; {clipping}; further spikes are only counted"
                 )
         self._norms.append(norm)
-
-
-def _is_finite(report: LossReport, gradient_norm: Tensor) -> Tensor:
-    """Return on the device whether loss, figures, gradient and views are finite."""
-    scalars = [report.total, *report.parts.values(), *report.figures.values(), gradient_norm]
-    # a memory may store values that the loss ignores, so every view is checked
-    views = [value for value in _view_tensors(report.views) if value.is_floating_point()]
-    if views:
-        scalars.append(get_total_norm(views))
-    return torch.stack([value.detach().float() for value in scalars]).isfinite().all()
-
-
-def _view_tensors(value: object) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value.detach()
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _view_tensors(item)
-    elif is_dataclass(value):
-        yield from _view_tensors(vars(value))

@@ -34,7 +34,7 @@ def run_steps(
     rollback (`Guard`), it is called again for the repeated steps.
     """
     guard = guard or Guard(setup)
-    setup.model.train()
+    setup.objective.train()
     done = first
     while True:
         try:
@@ -72,7 +72,7 @@ def _run_steps(
         with _convert_out_of_memory(setup, guard, started_at):
             guard.begin_step(step)
             report = compute_gradients(setup, batch)
-            if guard.accepts(report, _clip_gradient(trained, optimizer.clip_norm)):
+            if guard.accepts(_clip_gradient(trained, optimizer.clip_norm)):
                 setup.optimizer.step()
                 setup.objective.after_step(stage_step, report)
             else:

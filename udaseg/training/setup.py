@@ -3,14 +3,14 @@
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from udaseg.data.datasets.index import PreparedDataset
@@ -77,11 +77,12 @@ class TrainingSetup:
     """Everything that the training loop needs for a stage.
 
     Attributes:
-        model: Called with a batch: the objective, or its distributed wrapper.
+        join_ranks: Called with the loss of the last backward pass of a step, and returns it; the
+            gradients of all passes are then averaged over ranks.
         optimizer: Contains every trained parameter once.
     """
 
-    model: nn.Module
+    join_ranks: Callable[[Tensor], Tensor]
     objective: Objective
     optimizer: SavesState
     batches: TrainingBatches
@@ -125,7 +126,7 @@ def build_setup(
     objective.to(device)
     apply_machine_options(objective, recipe.machine)
     return TrainingSetup(
-        model=distribute(objective),
+        join_ranks=distribute(objective),
         objective=objective,
         optimizer=build_optimizer(recipe, objective, stage),
         batches=build_batches(recipe, source, target, stage, pseudo_labels),
@@ -135,16 +136,48 @@ def build_setup(
     )
 
 
-def distribute(objective: Objective) -> nn.Module:
-    """Return the module to call with a batch: the objective, or a wrapper that sums gradients.
+def distribute(objective: Objective) -> Callable[[Tensor], Tensor]:
+    """Return `TrainingSetup.join_ranks`.
 
     With several processes, the batch norms are changed to use the images of all ranks.
     """
     if world_size() == 1:
-        return objective
+        return one_process
     sync_batch_norms(objective)
-    # no parameter is unused: each objective keeps all trained parameters in the graph of each step
-    return DistributedDataParallel(objective, gradient_as_bucket_view=True, **_KEEP_LOCAL_BUFFERS)
+    return DistributedDataParallel(
+        _ReachesAll(objective), gradient_as_bucket_view=True, **_KEEP_LOCAL_BUFFERS
+    )
+
+
+def one_process(loss: Tensor) -> Tensor:
+    """Return the loss: a single process has no other gradients."""
+    return loss
+
+
+class _ReachesAll(nn.Module):
+    """Adds all trained parameters to the graph of a loss, whose backward pass must reach them."""
+
+    def __init__(self, objective: Objective) -> None:
+        super().__init__()
+        self.objective = objective
+
+    def forward(self, loss: Tensor) -> Tensor:
+        trained = [part for part in self.parameters() if part.requires_grad]
+        result: Tensor = _LossWithParameters.apply(loss, *trained)
+        return result
+
+
+class _LossWithParameters(torch.autograd.Function):
+    """A loss whose graph includes parameters, without a gradient for them."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.count = len(parameters)
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return grad, *[None] * ctx.count
 
 
 def worker_count(requested: int, device: torch.device) -> int:

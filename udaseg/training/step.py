@@ -1,25 +1,29 @@
-"""Forward and backward pass of one step, whole or in micro-batches."""
+"""Forward and backward passes of one step, whole or in micro-batches."""
 
 import contextlib
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import get_total_norm
 
 from udaseg.data.loading.batches import Batch
-from udaseg.methods.objectives.objective import LossReport
+from udaseg.methods.objectives.objective import LossReport, add_reports
 from udaseg.training.setup import TrainingSetup
 
 
 def compute_gradients(setup: TrainingSetup, batch: Batch) -> LossReport:
     """Compute the gradient of a batch and return its loss report.
 
-    The batch is split into `machine.micro_batches` parts, or fewer if they do not divide it evenly.
+    Each forward pass of the student is followed by its own backward pass, so only one graph exists
+    at a time. The batch is split into `machine.micro_batches` parts, or fewer if they do not divide
+    it evenly. Ranks average their gradients in the last backward pass only.
+
+    If a loss, a figure or a view is not finite, on any rank, neither is the gradient.
     """
     setup.optimizer.zero_grad(set_to_none=True)
     images = [
@@ -27,21 +31,67 @@ def compute_gradients(setup: TrainingSetup, batch: Batch) -> LossReport:
         0 if batch.target_images is None else len(batch.target_images),
     ]
     parts = math.gcd(setup.recipe.machine.micro_batches, *images)
-    if parts == 1:
-        report = _forward(setup, batch)
-        report.total.backward()  # type: ignore[no-untyped-call]  # torch's own
-        return report
-    reports = []
-    for number, part in enumerate(split_batch(batch, parts), start=1):
-        sync: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-        if number < parts and isinstance(setup.model, DistributedDataParallel):
-            sync = setup.model.no_sync()  # ranks add up their gradients after the last part only
-        with sync:
-            report = _forward(setup, part)
-            (report.total / parts).backward()  # type: ignore[no-untyped-call]  # torch's own
-        reports.append(_map_tensors(Tensor.detach, report))
-        del report  # otherwise the features of this part live through the next forward pass
-    return merge_reports(reports)
+    reports: list[LossReport] = []
+    for number, part in enumerate(split_batch(batch, parts) if parts > 1 else [batch], start=1):
+        passes = setup.objective.passes(part.to(setup.device))
+        report = None
+        while (each := _next_pass(setup, passes)) is not None:
+            loss = each.total / parts if parts > 1 else each.total
+            each = _without_graph(each)
+            report = each if report is None else add_reports(report, each)
+            if number == parts and each.is_last:
+                loss = setup.join_ranks(loss * _finite_factor([*reports, report]))
+            if loss.requires_grad:
+                loss.backward()  # type: ignore[no-untyped-call]  # torch's own
+            del loss  # otherwise its graph lives through the next forward pass
+        assert report is not None
+        reports.append(report)
+    return reports[0] if parts == 1 else merge_reports(reports)
+
+
+def _next_pass(setup: TrainingSetup, passes: Iterator[LossReport]) -> LossReport | None:
+    """Run the next forward pass of the student; return None after the last."""
+    autocast: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+    if setup.recipe.machine.precision == "bf16":
+        autocast = torch.autocast(setup.device.type, dtype=torch.bfloat16)
+    with autocast:
+        return next(passes, None)
+
+
+def _without_graph(report: LossReport) -> LossReport:
+    """Return a report whose losses have no graph; its views are those of the objective."""
+    parts = {name: loss.detach() for name, loss in report.parts.items()}
+    return replace(report, total=report.total.detach(), parts=parts)
+
+
+def _finite_factor(reports: Sequence[LossReport]) -> Tensor:
+    """Return 1 if all losses, figures and views are finite, else NaN, on the device."""
+    scalars = [
+        value
+        for report in reports
+        for value in (report.total, *report.parts.values(), *report.figures.values())
+    ]
+    # a memory may store values that the loss ignores, so every view is checked
+    views = [
+        value.detach()
+        for report in reports
+        for value in _tensors(report.views)
+        if value.is_floating_point()
+    ]
+    if views:
+        scalars.append(get_total_norm(views))
+    # a number times 0 is 0 if it is finite, and NaN if not
+    return 1 + 0 * torch.stack([value.float() for value in scalars]).sum()
+
+
+def _tensors(value: object) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _tensors(item)
+    elif is_dataclass(value):
+        yield from _tensors(vars(value))
 
 
 def split_batch(batch: Batch, parts: int) -> list[Batch]:
@@ -79,15 +129,6 @@ def merge_reports(reports: Sequence[LossReport]) -> LossReport:
         views=_map_tensors(lambda *parts: torch.cat(parts), *(report.views for report in reports)),
         predicted_counts=torch.stack(counts).sum(0) if len(counts) == len(reports) else None,
     )
-
-
-def _forward(setup: TrainingSetup, batch: Batch) -> LossReport:
-    autocast: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
-    if setup.recipe.machine.precision == "bf16":
-        autocast = torch.autocast(setup.device.type, dtype=torch.bfloat16)
-    with autocast:
-        report: LossReport = setup.model(batch.to(setup.device))
-    return report
 
 
 def _part_seed(seed: int, number: int) -> int:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from udaseg.data.labels.classes import IGNORE
 from udaseg.distributed import all_reduce_sum, mean_divisor
 from udaseg.methods.contrast.class_losses import prototype_sum
-from udaseg.methods.contrast.regularizer import Regularizer
+from udaseg.methods.contrast.regularizer import PerViewRegularizer
 from udaseg.methods.views import MIXED, SOURCE, CellView, Need, View, Views, flatten_cells
 from udaseg.models.projector import LENGTH_EPS, to_unit_length
 from udaseg.recipe.contrast import Prototypes
@@ -112,7 +112,7 @@ def image_means(view: CellView, num_classes: int) -> tuple[Tensor, Tensor]:
     return sums.double() / counts.double().clamp_min(1)[:, None], counts > 0
 
 
-class PrototypeContrast(Regularizer):
+class PrototypeContrast(PerViewRegularizer):
     """SPCL's loss: contrast cells of the source and of a second view with source prototypes.
 
     A source cell counts if the student predicts its label; the prototypes are updated from the same
@@ -144,16 +144,17 @@ class PrototypeContrast(Regularizer):
             normalise=spec.normalise,
         )
 
-    def forward(self, views: Views) -> Tensor:
-        """Return the weighted loss; the prototypes already include the source of this step."""
-        source, second = _correct_cells(views[SOURCE]), views[self.second_view]
+    def view_loss(self, view: View, views: Views) -> Tensor:
+        """Return the weighted term; the prototypes already include the source of this step."""
+        source = _correct_cells(views[SOURCE])
         means, seen = self.prototypes.preview_update(*source)
-        labels = second.labels
-        if second.label_confidence is not None:
-            labels = labels.masked_fill(second.label_confidence < self.spec.min_confidence, IGNORE)
-        total = self._weighted_mean(*source, means, seen)
-        second_cells = flatten_cells(second.features), labels.flatten()
-        return total + self._weighted_mean(*second_cells, means, seen)
+        if view == SOURCE:
+            return self._weighted_mean(*source, means, seen)
+        labels = views[view].labels
+        if (confidence := views[view].label_confidence) is not None:
+            labels = labels.masked_fill(confidence < self.spec.min_confidence, IGNORE)
+        cells = flatten_cells(views[view].features)
+        return self._weighted_mean(cells, labels.flatten(), means, seen)
 
     def update(self, views: Views) -> None:
         """Update the prototypes with the source features of this step."""

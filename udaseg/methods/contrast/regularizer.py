@@ -3,15 +3,18 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
-from udaseg.methods.views import Need, Views
+from udaseg.methods.views import STUDENT_VIEWS, Need, View, Views
 
 
 class Regularizer(nn.Module, ABC):
     """A loss term that compares views; `forward` computes it, `update` changes its state.
 
-    All state is in persistent buffers, so that it is saved in checkpoints.
+    All state is in persistent buffers, so that it is saved in checkpoints. `forward` is called once
+    a step, when all its views exist. If several of them come from the student, their graphs live
+    until then; if the loss is a sum over views, `PerViewRegularizer` needs less memory.
 
     Attributes:
         needs: The views that `forward` and `update` read.
@@ -25,3 +28,30 @@ class Regularizer(nn.Module, ABC):
 
     def update(self, views: Views) -> None:
         """Update the state, once per step after the optimiser, identically on all ranks."""
+
+    def student_views(self) -> list[View]:
+        """Return the views that it needs from the student, in the order in which they are made."""
+        needed = {need.view for need in self.needs}
+        return [view for view in STUDENT_VIEWS if view in needed]
+
+
+class PerViewRegularizer(Regularizer):
+    """A regularizer whose loss is a sum of one term for each view of the student.
+
+    Each term is computed as soon as its view exists, and the graph of the view is freed before the
+    student makes the next one.
+    """
+
+    @abstractmethod
+    def view_loss(self, view: View, views: Views) -> Tensor:
+        """Return the weighted term of one student view, a scalar; change no state.
+
+        Args:
+            view: One of `student_views()`.
+            views: All views of the teacher, and those of the student up to `view`; only `view`
+                has a graph. The same object in all calls of a step.
+        """
+
+    def forward(self, views: Views) -> Tensor:
+        """Return the weighted loss, a scalar; change no state."""
+        return torch.stack([self.view_loss(view, views) for view in self.student_views()]).sum()

@@ -8,20 +8,21 @@ from udaseg.distributed import mean_divisor
 from udaseg.errors import UdasegError
 from udaseg.methods.contrast.class_losses import bank_sum, distribution_sum, prototype_sum
 from udaseg.methods.contrast.class_statistics import ClassStatistics
-from udaseg.methods.contrast.regularizer import Regularizer
+from udaseg.methods.contrast.regularizer import PerViewRegularizer
 from udaseg.methods.views import (
     MIXED,
     SOURCE,
     TEACHER_SOURCE,
     CellView,
     Need,
+    View,
     Views,
     flatten_cells,
 )
 from udaseg.recipe.contrast import Semantic
 
 
-class SemanticContrast(Regularizer):
+class SemanticContrast(PerViewRegularizer):
     """SePiCo's loss: contrast source and mixed cells with statistics of the teacher's source cells.
 
     A cell is compared with class means (variant `prototype`, ProtoCL), the means of the newest
@@ -50,21 +51,20 @@ class SemanticContrast(Regularizer):
             bank_rows=spec.bank_rows if spec.variant == "bank" else 0,
         )
 
-    def forward(self, views: Views) -> Tensor:
-        """Return the weighted loss; the statistics already include the source of this step."""
-        source, mixed = views[SOURCE], views[MIXED]
+    def view_loss(self, view: View, views: Views) -> Tensor:
+        """Return the weighted term; the statistics already include the source of this step."""
+        cells = _rows_and_labels(views[view])
         if views.step < self.spec.start:
             # keep the head in the graph, so that every step trains the same parameters
-            return 0.0 * (_rows_and_labels(source)[0].sum() + _rows_and_labels(mixed)[0].sum())
+            return 0.0 * cells[0].sum()
         state = self.statistics.preview_update(*_rows_and_labels(views[TEACHER_SOURCE]))
-        return self._weighted_mean(source, state) + self._weighted_mean(mixed, state)
+        return self._weighted_mean(cells, state)
 
     def update(self, views: Views) -> None:
         """Update the statistics with the teacher's embeddings of this step's source."""
         self.statistics.update(*_rows_and_labels(views[TEACHER_SOURCE]))
 
-    def _weighted_mean(self, view: CellView, state: ClassStatistics) -> Tensor:
-        cells = _rows_and_labels(view)
+    def _weighted_mean(self, cells: tuple[Tensor, Tensor], state: ClassStatistics) -> Tensor:
         match self.spec.variant:
             case "prototype":
                 total, count = prototype_sum(*cells, state.means, state.seen, self.spec.temperature)

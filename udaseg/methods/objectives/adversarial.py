@@ -1,7 +1,7 @@
 """Adversarial adaptation in output space: make target outputs look like source outputs."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -40,27 +40,39 @@ class Adversarial(Objective):
         self.discriminator = discriminator
         self.spec = spec
 
-    def forward(self, batch: Batch) -> LossReport:
-        """Return the source loss, the adversarial loss, and the loss of the discriminator."""
-        temperature, seen = self.spec.temperature, self.spec.sees
-        source_images, target_images = self.source_images(batch), self.target_images(batch)
-        source = self.student(source_images).logits / temperature
-        target = self.student(target_images).logits / temperature
-        source_map = output_map(source.detach(), source_images.shape[-2:], seen)
-        target_map = output_map(target, target_images.shape[-2:], seen)
+    def passes(self, batch: Batch) -> Iterator[LossReport]:
+        """Yield the losses on the source, then the adversarial loss and those on the target.
 
-        constants = {name: part.detach() for name, part in self.discriminator.named_parameters()}
-        domain_logits = functional_call(self.discriminator, constants, (target_map,))
-        adversarial = self.spec.weight * _domain_loss(domain_logits, _SOURCE)
-        on_source = _domain_loss(self.discriminator(source_map), _SOURCE)
-        on_target = _domain_loss(self.discriminator(target_map.detach()), _TARGET)
+        The discriminator's own loss is the mean of one term on each domain.
+        """
+        source_images, target_images = self.source_images(batch), self.target_images(batch)
+        source = self._logits(source_images)
         parts = {
             "source": pixel_loss(source, batch.source_labels),
-            "adversarial": adversarial,
-            "discriminator": (on_source + on_target) / 2,
+            "discriminator": self._discriminator_loss(source, source_images, _SOURCE) / 2,
         }
-        figures = {"uncertainty": normalised_entropy(target.detach()).mean()}
-        return LossReport(torch.stack(list(parts.values())).sum(), parts, figures)
+        yield LossReport.of(parts, is_last=False)
+
+        target = self._logits(target_images)
+        target_map = output_map(target, target_images.shape[-2:], self.spec.sees)
+        constants = {name: part.detach() for name, part in self.discriminator.named_parameters()}
+        domain_logits = functional_call(self.discriminator, constants, (target_map,))
+        parts = {
+            "adversarial": self.spec.weight * _domain_loss(domain_logits, _SOURCE),
+            "discriminator": _domain_loss(self.discriminator(target_map.detach()), _TARGET) / 2,
+        }
+        yield LossReport.of(
+            parts, figures={"uncertainty": normalised_entropy(target.detach()).mean()}
+        )
+
+    def _logits(self, images: Tensor) -> Tensor:
+        """Return the student's logits divided by the temperature, in float32."""
+        logits: Tensor = self.student(images).logits
+        return logits.float() / self.spec.temperature
+
+    def _discriminator_loss(self, logits: Tensor, images: Tensor, domain: float) -> Tensor:
+        seen = output_map(logits.detach(), images.shape[-2:], self.spec.sees)
+        return _domain_loss(self.discriminator(seen), domain)
 
 
 def output_map(

@@ -1,5 +1,7 @@
 """Stages 2 and 3 of SPCL: alignment with source prototypes, and self-distillation."""
 
+from collections.abc import Iterator
+
 from torch import nn
 
 from udaseg.data.loading.batches import Batch
@@ -31,20 +33,24 @@ class PrototypeAlignment(Objective):
         assert isinstance(regularizer, PrototypeContrast)
         return regularizer
 
-    def forward(self, batch: Batch) -> LossReport:
-        """Return the source loss and the contrast of both views with the prototypes."""
+    def passes(self, batch: Batch) -> Iterator[LossReport]:
+        """Yield the losses of the source, then the contrast of the pseudo-labelled target."""
         assert batch.pseudo_labels is not None
-        source_output: SegmenterOutput = self.student(self.source_images(batch))
-        target_output: SegmenterOutput = self.student(self.target_images(batch))
-        source_loss = pixel_loss(source_output.logits, batch.source_labels)
-        by_name = {
-            SOURCE: labelled_view(source_output, batch.source_labels),
-            PSEUDO_LABELLED: labelled_view(target_output, batch.pseudo_labels),
+        views = Views(batch.step, batch.progress, batch.seed, {})
+        output: SegmenterOutput = self.student(self.source_images(batch))
+        views.by_name[SOURCE] = labelled_view(output, batch.source_labels)
+        parts = {
+            "source": pixel_loss(output.logits, batch.source_labels),
+            "prototypes": self.contrast.view_loss(SOURCE, views),
         }
-        views = Views(batch.step, batch.progress, batch.seed, by_name)
-        contrast = self.contrast(views)
-        parts = {"source": source_loss, "prototypes": contrast}
-        return LossReport(source_loss + contrast, parts, views=views)
+        yield LossReport.of(parts, views=views, is_last=False)
+
+        views.drop_graph(SOURCE)
+        output = self.student(self.target_images(batch))
+        views.by_name[PSEUDO_LABELLED] = labelled_view(output, batch.pseudo_labels)
+        parts = {"prototypes": self.contrast.view_loss(PSEUDO_LABELLED, views)}
+        yield LossReport.of(parts, views=views)
+        views.drop_graph(PSEUDO_LABELLED)
 
     def after_step(self, step: int, report: LossReport) -> None:  # noqa: ARG002 (one contract)
         """Update the prototypes with the source features of this step."""
@@ -59,8 +65,8 @@ class SelfDistillation(Objective):
         Xie et al., SPCL (2021), stage 3.
     """
 
-    def forward(self, batch: Batch) -> LossReport:
-        """Return the cross-entropy on the pseudo-labels."""
+    def passes(self, batch: Batch) -> Iterator[LossReport]:
+        """Yield the cross-entropy on the pseudo-labels."""
         assert batch.pseudo_labels is not None
         loss = pixel_loss(self.student(self.target_images(batch)).logits, batch.pseudo_labels)
-        return LossReport(loss, {"target": loss})
+        yield LossReport.of({"target": loss})

@@ -1,6 +1,7 @@
 """Entropy minimisation on the target (MinEnt), and style transfer to source images (FDA)."""
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -30,20 +31,21 @@ class EntropyMinimization(Objective):
         super().__init__(student)
         self.spec = spec
 
-    def forward(self, batch: Batch) -> LossReport:
-        """Return the source loss and the entropy loss of the target."""
+    def passes(self, batch: Batch) -> Iterator[LossReport]:
+        """Yield the source loss, then the entropy loss of the target."""
         source, target = self.source_images(batch), self.target_images(batch)
         if self.spec.band is not None:
             partner = torch.arange(len(source), device=source.device) % len(target)
             source = fourier_style(source, target[partner], band=self.spec.band)
         supervised = pixel_loss(self.student(source).logits, batch.source_labels)
+        yield LossReport.of({"source": supervised}, is_last=False)
+
         entropy = normalised_entropy(self.student(target).logits)
         penalty = entropy
         if self.spec.power is not None:
             penalty = (entropy.square() + _ROOT_EPS) ** self.spec.power
-        term = self.spec.weight * penalty.mean()
         figures = {"uncertainty": entropy.detach().mean()}
-        return LossReport(supervised + term, {"source": supervised, "entropy": term}, figures)
+        yield LossReport.of({"entropy": self.spec.weight * penalty.mean()}, figures=figures)
 
 
 def normalised_entropy(logits: Tensor) -> Tensor:

@@ -1,8 +1,10 @@
 """The base class of training objectives, and what they share."""
 
+import functools
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +19,7 @@ from udaseg.recipe.methods import SourceJitter
 
 @dataclass(frozen=True)
 class LossReport:
-    """The loss of one step and its components.
+    """The loss of one step and its components, or those of one of its backward passes.
 
     Attributes:
         parts: Scalars by name; their sum is the total.
@@ -25,6 +27,7 @@ class LossReport:
         views: Input of the regularizers; None without regularizers.
         predicted_counts: (K,) int64, target pixels that the teacher assigned to each class, counted
             in every fourth row and column; None without a teacher.
+        is_last: Whether no backward pass of the step follows.
     """
 
     total: Tensor
@@ -32,6 +35,12 @@ class LossReport:
     figures: Mapping[str, Tensor] = field(default_factory=dict)
     views: Views | None = None
     predicted_counts: Tensor | None = None
+    is_last: bool = True
+
+    @classmethod
+    def of(cls, parts: Mapping[str, Tensor], **rest: Any) -> Self:
+        """Return a report whose total is the sum of the parts."""
+        return cls(torch.stack(list(parts.values())).sum(), parts, **rest)
 
 
 class Objective(nn.Module, ABC):
@@ -51,8 +60,18 @@ class Objective(nn.Module, ABC):
         self.student = student
 
     @abstractmethod
+    def passes(self, batch: Batch) -> Iterator[LossReport]:
+        """Yield the losses of a batch, those of each forward pass of the student by themselves.
+
+        The caller runs the backward pass of each report before it asks for the next one, so that
+        only one graph exists at a time, and gradients of all passes meet in the precision of the
+        weights. The sum of all reports (`add_reports`) is the report of the step. No state changes
+        except batch-norm statistics.
+        """
+
     def forward(self, batch: Batch) -> LossReport:
-        """Return the loss of a batch; change no state except batch-norm statistics."""
+        """Return the loss of a batch as one graph; in training, use `passes`."""
+        return functools.reduce(add_reports, self.passes(batch))
 
     def after_step(self, step: int, report: LossReport) -> None:
         """Update the state of the objective after the optimiser step; by default there is none."""
@@ -70,3 +89,19 @@ class Objective(nn.Module, ABC):
             return images
         jittered = color_jitter(images, generator_for(batch.seed, "source"), self.source_jitter)
         return jittered.contiguous(memory_format=torch.channels_last)
+
+
+def add_reports(first: LossReport, second: LossReport) -> LossReport:
+    """Return the report of two backward passes; losses with the same name are added."""
+    parts = dict(first.parts)
+    for name, value in second.parts.items():
+        parts[name] = parts[name] + value if name in parts else value
+    return LossReport.of(
+        parts,
+        figures={**first.figures, **second.figures},
+        views=first.views or second.views,
+        predicted_counts=(
+            second.predicted_counts if first.predicted_counts is None else first.predicted_counts
+        ),
+        is_last=second.is_last,
+    )

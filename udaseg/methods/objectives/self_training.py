@@ -1,6 +1,6 @@
 """Mean-teacher self-training on mixed images, with optional regularizers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from udaseg.data.loading.batches import Batch
 from udaseg.distributed import all_reduce_mean, all_reduce_sum
 from udaseg.errors import UdasegError
 from udaseg.methods.augmentation import generator_for, strong_augment
-from udaseg.methods.contrast.regularizer import Regularizer
+from udaseg.methods.contrast.regularizer import PerViewRegularizer, Regularizer
 from udaseg.methods.mixing import class_mask, paste
 from udaseg.methods.objectives.entropy import normalised_entropy
 from udaseg.methods.objectives.objective import LossReport, Objective
@@ -18,12 +18,16 @@ from udaseg.methods.teacher import Teacher
 from udaseg.methods.views import (
     MIXED,
     SOURCE,
+    STUDENT_MAKERS,
     TARGET,
+    TEACHER_MAKERS,
     Need,
     StepContext,
     View,
-    make_views,
+    Views,
+    labelled_view,
     merge_needs,
+    mixed_view,
 )
 from udaseg.models.segmenter import Segmenter, SegmenterOutput
 from udaseg.recipe.methods import SelfTraining as SelfTrainingSpec
@@ -61,70 +65,120 @@ class SelfTraining(Objective):
         self.regularizers = nn.ModuleDict(regularizers)
         self._check_needs()
 
-    def forward(self, batch: Batch) -> LossReport:
-        """Return the losses of the source, the mixed images, and the regularizers."""
+    def passes(self, batch: Batch) -> Iterator[LossReport]:
+        """Yield the losses of each view of the student, in the order of `STUDENT_VIEWS`."""
+        context, needs = self._teach(batch), self._needs()
+        share = self._confident_share(context.target_confidence)
+        predicted = class_counts(context.target_labels, self.num_classes)
+        figures = _figures(context, share, predicted)
+        views = Views(batch.step, batch.progress, batch.seed, {})
+        for view, make in TEACHER_MAKERS.items():
+            if view in needs:
+                views.by_name[view] = make(context, needs[view])
+
+        order = [SOURCE, MIXED, *(view for view in STUDENT_MAKERS if view in needs)]
+        parts: dict[str, Tensor] = {}
+        for number, view in enumerate(order):
+            if view == SOURCE:
+                parts["source"] = self._source_pass(context, views, needs.get(SOURCE))
+            elif view == MIXED:
+                parts["mixed"] = self._mixed_pass(context, views, needs.get(MIXED), share)
+            else:
+                views.by_name[view] = STUDENT_MAKERS[view](context, needs[view])
+            for name, loss in self._regularizer_losses(view, views, last=order[-1]):
+                parts[name] = parts[name] + loss if name in parts else loss
+            if self._is_compared_with_later(number, order):
+                continue  # one graph for all views that a regularizer compares
+            yield LossReport.of(
+                parts,
+                figures=figures,
+                views=views if self.regularizers else None,
+                predicted_counts=predicted,
+                is_last=view == order[-1],
+            )
+            parts = {}
+            for seen in order[: number + 1]:
+                if seen in views.by_name:
+                    views.drop_graph(seen)
+
+    def _teach(self, batch: Batch) -> StepContext:
+        """Return the images of the step and what the teacher says about the target."""
         source, target = self.source_images(batch), self.target_images(batch)
-        needs = self._needs()
-        embedded = {view for view, need in needs.items() if need.embed}
-
-        target_output: SegmenterOutput = self.teacher(target, embed=TARGET in embedded)
-        target_labels, confidence = pseudo_labels(target_output.logits, target.shape[-2:])
-        share = self._confident_share(confidence)
-        source_output: SegmenterOutput = self.student(source, embed=SOURCE in embedded)
-        source_loss = pixel_loss(source_output.logits, batch.source_labels)
-        images, mixed_labels, mask = self._mix(batch, source, target, target_labels)
-        mixed_output: SegmenterOutput = self.student(images, embed=MIXED in embedded)
-        weight = share.masked_fill(mask, 1.0)
-        mixed_loss = pixel_loss(mixed_output.logits, mixed_labels, weight, mean_over="all")
-
-        parts = {"source": source_loss, "mixed": self.spec.mix_weight * mixed_loss}
-        context = StepContext(
+        need = self._needs().get(TARGET)
+        output: SegmenterOutput = self.teacher(target, embed=need is not None and need.embed)
+        labels, confidence = pseudo_labels(output.logits, target.shape[-2:])
+        return StepContext(
             batch=batch,
             student=self.student,
             teacher=self.teacher,
             augment=self._augment,
             source=source,
             target=target,
-            target_output=target_output,
+            target_output=output,
+            target_labels=labels,
             target_confidence=confidence,
-            source_output=source_output,
-            mixed_output=mixed_output,
-            mixed_labels=mixed_labels,
-            mixed_mask=mask,
         )
-        views = make_views(context, needs) if self.regularizers else None
-        for name, term in self.regularizers.items():
-            parts[name] = _checked_loss(name, term(views))
-        predicted = class_counts(target_labels, self.num_classes)
-        counts_of_all_ranks = all_reduce_sum(predicted)
-        figures = {
-            "confident": share.mean(),
-            "confidence": confidence.mean(),
-            "top_class": counts_of_all_ranks.max() / counts_of_all_ranks.sum(),
-            # at the resolution of the logits, where the cost is negligible
-            "uncertainty": normalised_entropy(target_output.logits).mean(),
-        }
-        total = torch.stack(list(parts.values())).sum()
-        return LossReport(total, parts, figures, views, predicted)
+
+    def _source_pass(self, context: StepContext, views: Views, need: Need | None) -> Tensor:
+        """Return the loss of the source images, and add their view if it is needed."""
+        labels = context.batch.source_labels
+        output: SegmenterOutput = self.student(
+            context.source, embed=need is not None and need.embed
+        )
+        if need is not None:
+            views.by_name[SOURCE] = labelled_view(output, labels)
+        return pixel_loss(output.logits, labels)
+
+    def _mixed_pass(
+        self, context: StepContext, views: Views, need: Need | None, share: Tensor
+    ) -> Tensor:
+        """Return the weighted loss of ClassMix images, and add their view if it is needed."""
+        images, labels, mask = self._mix(context)
+        output: SegmenterOutput = self.student(images, embed=need is not None and need.embed)
+        if need is not None:
+            views.by_name[MIXED] = mixed_view(output, labels, mask, context.target_confidence)
+        weight = share.masked_fill(mask, 1.0)
+        loss = pixel_loss(output.logits, labels, weight, mean_over="all")
+        return self.spec.mix_weight * loss
+
+    def _regularizer_losses(
+        self, view: View, views: Views, *, last: View
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Yield the losses that can be computed now that the student has made `view`."""
+        for name, term in self._named_regularizers():
+            student_views = term.student_views()
+            if isinstance(term, PerViewRegularizer):
+                if view in student_views:
+                    yield name, _checked_loss(name, term.view_loss(view, views))
+            elif view == (student_views[-1] if student_views else last):
+                yield name, _checked_loss(name, term(views))
+
+    def _is_compared_with_later(self, number: int, order: Sequence[View]) -> bool:
+        """Return whether one loss needs the graphs of views up to `number` and of later ones."""
+        return any(
+            order.index(views[0]) <= number < order.index(views[-1])
+            for _, term in self._named_regularizers()
+            if not isinstance(term, PerViewRegularizer) and (views := term.student_views())
+        )
 
     @torch.no_grad()
     def after_step(self, step: int, report: LossReport) -> None:
         """Update the teacher and the regularizers."""
         self.teacher.update(self.student, step)
         if report.views is not None:
-            for term in self._regularizer_list():
+            for _, term in self._named_regularizers():
                 term.update(report.views)
 
-    def _regularizer_list(self) -> Sequence[Regularizer]:
-        return list(self.regularizers.values())  # type: ignore[arg-type]  # all regularizers
+    def _named_regularizers(self) -> list[tuple[str, Regularizer]]:
+        return list(self.regularizers.items())  # type: ignore[arg-type]  # all regularizers
 
     def _needs(self) -> dict[View, Need]:
-        return merge_needs(need for term in self._regularizer_list() for need in term.needs)
+        return merge_needs(need for _, term in self._named_regularizers() for need in term.needs)
 
     def _check_needs(self) -> None:
         """Refuse regularizers that ask for what the step cannot give."""
         self._needs()
-        for name, term in zip(self.regularizers, self._regularizer_list(), strict=True):
+        for name, term in self._named_regularizers():
             if self.student.projector is None and any(need.embed for need in term.needs):
                 raise UdasegError(
                     f"the regularizer '{name}' needs embeddings, but its settings have no "
@@ -138,22 +192,33 @@ class SelfTraining(Objective):
             return share
         return all_reduce_mean(share.mean(0, keepdim=True))
 
-    def _mix(
-        self, batch: Batch, source: Tensor, target: Tensor, target_labels: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _mix(self, context: StepContext) -> tuple[Tensor, Tensor, Tensor]:
         """Paste half of the source's classes onto the target; return images, labels and mask."""
-        generator = generator_for(batch.seed, "mixed")
+        labels = context.batch.source_labels
+        generator = generator_for(context.batch.seed, "mixed")
         mask = class_mask(
-            batch.source_labels,
+            labels,
             self.num_classes,
             generator,
             ignore_is_class=self.spec.mixing.ignore_is_class,
         )
-        images = self._augment(paste(mask, source, target), generator)
-        return images, paste(mask, batch.source_labels, target_labels), mask
+        images = self._augment(paste(mask, context.source, context.target), generator)
+        return images, paste(mask, labels, context.target_labels), mask
 
     def _augment(self, images: Tensor, generator: torch.Generator) -> Tensor:
         return strong_augment(images, generator, self.spec.augmentation)
+
+
+def _figures(context: StepContext, share: Tensor, predicted: Tensor) -> dict[str, Tensor]:
+    """Return what is monitored of the teacher; `predicted` are `class_counts` of its labels."""
+    counts = all_reduce_sum(predicted)
+    return {
+        "confident": share.mean(),
+        "confidence": context.target_confidence.mean(),
+        "top_class": counts.max() / counts.sum(),
+        # at the resolution of the logits, where the cost is negligible
+        "uncertainty": normalised_entropy(context.target_output.logits).mean(),
+    }
 
 
 def _checked_loss(name: str, loss: object) -> Tensor:
