@@ -10,7 +10,7 @@ import torch.multiprocessing
 
 from tests.support.ranks import found_by_each
 from udaseg import failures
-from udaseg.distributed import barrier
+from udaseg.distributed import barrier, select_device
 from udaseg.errors import DataError, EnvironmentFault, RankFailed, UdasegError
 from udaseg.failures import process_group, report_once
 
@@ -73,6 +73,54 @@ def test_another_fault_is_not_told_when_one_was(number):
     error = _ending(lambda: _put_better(_full))
     assert isinstance(error, RankFailed)
     assert error.reported_elsewhere
+
+
+@pytest.fixture
+def two_gpus(monkeypatch):
+    """Act as the second process on a host with two GPUs; return what is called, in order."""
+    called = []
+    for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: called.append(device))
+    store = dist.HashStore()
+    monkeypatch.setattr(failures, "rendezvous", lambda *_, **__: iter([(store, 1, 2)]))
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, **_: called.append(backend))
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: called.append("end"))
+    monkeypatch.setattr(failures, "barrier", lambda: called.append("barrier"))
+    monkeypatch.setattr(failures, "_reporter", None)
+    return called
+
+
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+def test_a_process_selects_its_gpu_before_it_joins(two_gpus, device):
+    with process_group(device):
+        assert two_gpus == [1, "cpu:gloo,cuda:nccl"]
+    assert two_gpus[2:] == ["barrier", "end"]
+
+
+def test_a_process_that_trains_on_a_cpu_selects_no_gpu(two_gpus):
+    with process_group("cpu"):
+        assert two_gpus == ["gloo"]
+
+
+def test_more_processes_than_gpus_are_refused(two_gpus, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    told = "started 3 processes on .* has 2 GPUs"
+    with pytest.raises(EnvironmentFault, match=told), process_group("auto"):
+        pass
+    assert two_gpus == [1, "cpu:gloo,cuda:nccl"]
+
+
+def test_the_gpu_that_a_single_process_names_is_its_current_one(two_gpus):
+    assert select_device("cuda:1") == torch.device("cuda:1")
+    assert two_gpus == [torch.device("cuda:1")]
+    with pytest.raises(EnvironmentFault, match="cuda:2 is not available"):
+        select_device("cuda:2")
+    select_device("cpu")
+    assert len(two_gpus) == 1
 
 
 def _rank(number, folder):

@@ -249,3 +249,11 @@ def resolve_device(name: str) -> torch.device:
             "use --device cpu"
         )
     return device
+
+
+def select_device(name: str) -> torch.device:
+    """Return `resolve_device(name)`; a GPU becomes the one of this process's streams and events."""
+    device = resolve_device(name)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device

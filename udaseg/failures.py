@@ -98,6 +98,9 @@ def process_group(device: str) -> Iterator[None]:
         return
     store, number, size = next(rendezvous("env://", timeout=COLLECTIVE_TIMEOUT))
     cuda = (device == "auto" or device.startswith("cuda")) and torch.cuda.is_available()
+    if cuda:
+        # before the group: NCCL must not open the first GPU in every process
+        torch.cuda.set_device(min(local_rank(), torch.cuda.device_count() - 1))
     # gloo carries flags, counts and objects of the host, so that they do not wait for a GPU
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
     dist.init_process_group(
@@ -107,7 +110,7 @@ def process_group(device: str) -> Iterator[None]:
     _reporter = FailureReporter(dist.PrefixStore("udaseg", store))  # type: ignore[attr-defined]
     with report_once():
         if cuda:
-            _select_gpu()
+            _check_gpu_count()
         yield
         barrier()
     # not after an error: destroying could wait for others; the sockets close with the process
@@ -129,13 +132,12 @@ def report_once() -> Iterator[None]:
         raise raised from error
 
 
-def _select_gpu() -> None:
+def _check_gpu_count() -> None:
     if local_world_size() > torch.cuda.device_count():
         raise EnvironmentFault(
             f"torchrun started {local_world_size()} processes on {platform.node()}, but it has "
             f"{torch.cuda.device_count()} GPUs; use --nproc-per-node={torch.cuda.device_count()}"
         )
-    torch.cuda.set_device(local_rank())
 
 
 def _code_and_message(error: Exception) -> tuple[int, str]:

@@ -19,7 +19,7 @@ from udaseg.data.loading.batches import BatchOptions, TrainingBatches
 from udaseg.data.loading.cache import open_cache
 from udaseg.data.loading.crops import CropSource
 from udaseg.data.loading.rare_class import RareClassSettings
-from udaseg.distributed import local_world_size, rank, resolve_device, world_size
+from udaseg.distributed import local_world_size, rank, select_device, world_size
 from udaseg.errors import CheckpointError, DataError
 from udaseg.methods.build import apply_machine_options, build_objective
 from udaseg.methods.objectives.objective import Objective
@@ -120,7 +120,7 @@ def build_setup(
             f"{init.path}: its classes are {', '.join(init.classes['names'])}, but {source.name} "
             f"has {', '.join(names)}; --init needs the same classes in the same order"
         )
-    device = resolve_device(recipe.machine.device)
+    device = select_device(recipe.machine.device)
     stage = stage or stages_of(recipe)[0]
     objective = build_objective(recipe, len(names), init=init, stage=stage)
     objective.to(device)
