@@ -1,12 +1,16 @@
 """The mean teacher: a moving average of the student that receives no gradient."""
 
+import contextlib
 import copy
+from collections.abc import Iterator, Sequence
 from typing import Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from udaseg.models.segmenter import Segmenter, SegmenterOutput
+
+_CAST_BY_AUTOCAST = (nn.Conv2d, nn.Linear)
 
 
 class Teacher(nn.Module):
@@ -29,6 +33,8 @@ class Teacher(nn.Module):
         self.momentum = momentum
         self.batch_statistics = batch_statistics
         self.network = copy.deepcopy(student).requires_grad_(False)
+        # not subclasses: they may do more with a weight than one convolution or product
+        self._cast = [part for part in self.network.modules() if type(part) in _CAST_BY_AUTOCAST]
         self.train()
 
     def train(self, mode: bool = True) -> Self:
@@ -44,26 +50,62 @@ class Teacher(nn.Module):
         return self
 
     @torch.no_grad()
-    def forward(self, images: torch.Tensor, *, embed: bool = False) -> SegmenterOutput:
+    def forward(self, images: Tensor, *, embed: bool = False) -> SegmenterOutput:
         """Return the teacher's output for (B, 3, H, W) images, without a gradient."""
-        segmented: SegmenterOutput = self.network(images, embed=embed)
+        with _cast_together(self._cast, images.device.type):
+            segmented: SegmenterOutput = self.network(images, embed=embed)
         return segmented
 
     @torch.no_grad()
     def update(self, student: Segmenter, step: int) -> None:
         """Update the moving average after optimiser step `step` (from 0)."""
         keep = min(1 - 1 / (step + 1), self.momentum)
-        teacher_values, student_values = [], []
-        pairs = zip(
-            (*self.network.parameters(), *self.network.buffers()),
-            (*student.parameters(), *student.buffers()),
-            strict=True,
-        )
-        for averaged, current in pairs:
-            if averaged.is_floating_point():
-                teacher_values.append(averaged.data)
-                student_values.append(current.detach())
-            else:
-                # batch-norm counters are integers and cannot be averaged
-                averaged.copy_(current)
-        torch._foreach_lerp_(teacher_values, student_values, 1 - keep)
+        averages, counters = _floats_and_integers(self.network)
+        values, counts = _floats_and_integers(student)
+        torch._foreach_lerp_(averages, values, 1 - keep)
+        if counters:  # of batch norms; integers cannot be averaged
+            torch._foreach_copy_(counters, counts)
+
+
+def _floats_and_integers(network: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    """Return parameters and buffers, each once; faster than the methods that also make names."""
+    values = (
+        value
+        for part in network.modules()
+        for value in (*part._parameters.values(), *part._buffers.values())
+        if value is not None
+    )
+    floats: list[Tensor] = []
+    integers: list[Tensor] = []
+    for value in dict.fromkeys(values):
+        (floats if value.is_floating_point() else integers).append(value)
+    return floats, integers
+
+
+@contextlib.contextmanager
+def _cast_together(parts: Sequence[nn.Module], device_type: str) -> Iterator[None]:
+    """Give `parts` copies of their weights in autocast's type, made by one operator.
+
+    Autocast would cast them too, but one by one, and again in each pass: it only remembers weights
+    that need a gradient. The copies live in this context only, so they are never out of date.
+    """
+    if not torch.is_autocast_enabled(device_type):
+        yield
+        return
+    weights = [
+        (part._parameters, name, weight)
+        for part in parts
+        for name, weight in part._parameters.items()
+        if weight is not None and weight.dtype == torch.float32
+    ]
+    dtype = torch.get_autocast_dtype(device_type)
+    copies = [torch.empty_like(weight, dtype=dtype) for _, _, weight in weights]
+    if copies:
+        torch._foreach_copy_(copies, [weight for _, _, weight in weights])
+    for (parameters, name, _), cast in zip(weights, copies, strict=True):
+        parameters[name] = cast  # type: ignore[assignment]  # no Parameter, for one pass
+    try:
+        yield
+    finally:
+        for parameters, name, weight in weights:
+            parameters[name] = weight
