@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from udaseg.models.norm_counters import COUNTER
+
 
 def checkpointed(module: nn.Module, inputs: Tensor | Sequence[Tensor]) -> Any:
     """Return `module(inputs)`; store only the inputs, recompute the rest in the backward pass."""
@@ -72,6 +74,8 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
         # clones, because autograd saves running statistics too and checks the saved tensors
         for name, value in buffers.items():
             norm._buffers[name] = None if value is None else value.clone()
+        if norm.momentum is not None:
+            norm._buffers[COUNTER] = None  # nothing reads a clone of it
     try:
         yield
     finally:

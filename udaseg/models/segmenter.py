@@ -8,12 +8,14 @@ from typing import Any, Literal, Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from udaseg.models import compiling
 from udaseg.models.backbones.backbone import Backbone
 from udaseg.models.backbones.build import build_backbone
 from udaseg.models.checkpointing import checkpointed
 from udaseg.models.heads.head import head_class
+from udaseg.models.norm_counters import count_together
 from udaseg.models.projector import Projector
 from udaseg.recipe.load import expand_path
 from udaseg.recipe.schema import Model
@@ -97,6 +99,8 @@ class Segmenter(nn.Module):
         self.head = head
         self.projector = projector
         self.batch_norm = batch_norm
+        parts = (*backbone.modules(), *head.modules())
+        self._norms = [part for part in parts if isinstance(part, _BatchNorm)]
         if batch_norm != "train":
             for norm in self._backbone_norms():
                 norm.requires_grad_(False)
@@ -109,6 +113,10 @@ class Segmenter(nn.Module):
             images: (B, 3, H, W) float RGB in [0, 1].
             embed: Also project the features; needs a projector.
         """
+        with count_together(self._norms):
+            return self._forward(images, embed=embed)
+
+    def _forward(self, images: Tensor, *, embed: bool) -> SegmenterOutput:
         images = (images - self.mean) / self.std
         if self.recompute and self.training and torch.is_grad_enabled():
             maps = self.backbone.forward_checkpointed(images)
