@@ -1,15 +1,27 @@
-"""Colour jitter and blur: known answers, ranges, and which images they apply to."""
+"""Colour jitter and blur: torchvision's and OpenCV's answers, and which images they apply to."""
 
+import itertools
 from dataclasses import replace
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torchvision.transforms.v2 import functional as transforms
 
 from tests.methods.test_self_training import _batch
 from tests.support.small import shipped, small_segmenter
-from udaseg.methods.augmentation import color_jitter, gaussian_blur, strong_augment
+from udaseg.methods import augmentation
+from udaseg.methods.augmentation import (
+    Change,
+    change_images,
+    color_jitter,
+    gaussian_blur,
+    gaussian_taps,
+    strong_augment,
+)
 from udaseg.methods.build import build_objective
 from udaseg.methods.objectives.source_only import SourceOnly
 from udaseg.recipe.methods import SourceJitter, StrongAugmentation
@@ -24,18 +36,154 @@ def _images(count=3, side=12):
     return torch.rand(count, 3, side, side, generator=_generator(9))
 
 
-@pytest.mark.parametrize("sigma", [0.15, 0.7, 1.15])
-def test_blur_equals_opencvs(sigma):
-    image = torch.rand(1, 3, 33, 47, generator=_generator())
-    expected = cv2.GaussianBlur(
-        image[0].permute(1, 2, 0).numpy(), (11, 11), sigma, borderType=cv2.BORDER_REPLICATE
-    )
-    assert np.abs(gaussian_blur(image, sigma)[0].permute(1, 2, 0).numpy() - expected).max() < 1e-5
+_SPEC = StrongAugmentation(0.25, 0.8, 0.5, (0.15, 1.15))
+_ADJUST = (
+    transforms.adjust_brightness,
+    transforms.adjust_contrast,
+    transforms.adjust_saturation,
+    transforms.adjust_hue,
+)
+
+
+def _alone(image, change):
+    """Return one (3, H, W) image as torchvision and OpenCV change it."""
+    for kind, amount in change.adjustments:
+        image = _ADJUST[kind](image, amount)
+    if change.sigma is not None:
+        pixels, border = image.permute(1, 2, 0).numpy(), cv2.BORDER_REPLICATE
+        blurred = cv2.GaussianBlur(pixels, (11, 11), change.sigma, borderType=border)
+        image = torch.from_numpy(blurred).permute(2, 0, 1)
+    return image
+
+
+def _random_change(numbers, order=None, *, strength=0.5, jitter=True, sigma=None):
+    amounts = [*numbers.uniform(1 - strength, 1 + strength, 3), numbers.uniform(-0.5, 0.5)]
+    order = numbers.permutation(4) if order is None else order
+    return Change([(int(kind), float(amounts[kind])) for kind in order] if jitter else [], sigma)
+
+
+@pytest.mark.parametrize("convolve", [False, True])
+def test_blur_equals_opencvs_with_a_width_for_each_image(convolve):
+    images = torch.rand(3, 3, 33, 47, generator=_generator())
+    changes = [Change([], sigma) for sigma in (0.15, 0.7, 1.15)]
+    taps = torch.tensor([gaussian_taps(change.sigma) for change in changes])
+    blurred = gaussian_blur(images, taps, convolve=convolve)
+    expected = torch.stack([_alone(*each) for each in zip(images, changes, strict=True)])
+    assert (blurred - expected).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("strength", [0.0, 0.25, 1.0])
+def test_jitter_equals_torchvisions_in_every_order(together, strength):
+    numbers, orders = np.random.default_rng(0), list(itertools.permutations(range(4)))
+    images = torch.rand(len(orders), 3, 16, 24, generator=_generator())
+    images[::3] = (images[::3] * 2).round() / 2  # equal channels, black, white, full colours
+    images[1::6] = images[1::6, :1]  # grey
+    images[4::6] = images[4::6, :1] + 1e-6 * images[4::6]  # nearly
+    for first in range(0, len(orders), 6):
+        part = images[first : first + 6].clamp(0, 1)
+        changes = [_random_change(numbers, o, strength=strength) for o in orders[first : first + 6]]
+        changed = change_images(part, changes, together=together)
+        expected = torch.stack([_alone(*each) for each in zip(part, changes, strict=True)])
+        # torchvision's hue is itself off by 1e-6, and later factors are up to 2
+        assert (changed - expected).abs().max() < 3e-6
+
+
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_each_image_gets_its_own_change_and_one_without_keeps_its_bits(together, layout):
+    numbers = np.random.default_rng(1)
+    images = _images(5, 20).contiguous(memory_format=layout)
+    before = images.clone()
+    changes = [
+        _random_change(numbers),
+        _random_change(numbers, jitter=False),
+        _random_change(numbers, sigma=1.0),
+        _random_change(numbers, jitter=False, sigma=0.5),
+        _random_change(numbers, jitter=False),
+    ]
+    changed = change_images(images, changes, together=together)
+    assert changed.is_contiguous(memory_format=torch.channels_last)
+    for image, same, change in zip(changed, images, changes, strict=True):
+        assert (image - _alone(same, change)).abs().max() < 1e-5
+    assert torch.equal(changed[[1, 4]], images[[1, 4]])
+    assert torch.equal(images, before), "the input was changed"
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(change_images(images, changes, together=together), changed)
+
+
+def _drawn(seed, count, spec):
+    """Return the changes of `count` images, drawn as the first release of udaseg did."""
+    generator = _generator(seed)
+    changes = []
+    for _ in range(count):
+        draws = torch.rand(8, generator=generator).tolist()
+        amounts = [1 + spec.jitter * (2 * draw - 1) for draw in draws[1:4]]
+        amounts.append(spec.jitter * (2 * draws[4] - 1))
+        order = torch.randperm(4, generator=generator).tolist()
+        low, high = spec.blur_sigma
+        jittered, blurred = draws[0] < spec.jitter_probability, draws[5] < spec.blur_probability
+        sigma = low + (high - low) * draws[6] if blurred else None
+        changes.append(Change([(kind, amounts[kind]) for kind in order] if jittered else [], sigma))
+    return changes
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_seed_gives_each_image_of_all_ranks_its_numbers(monkeypatch, rank):
+    part = slice(2 * rank, 2 * rank + 2)
+    monkeypatch.setattr(augmentation, "slice_for_rank", lambda count: (2 * count, part))
+    images = _images(4)[part]
+    for seed in range(10):
+        expected = change_images(images, _drawn(seed, 4, _SPEC)[part], together=False)
+        assert torch.equal(strong_augment(images, _generator(seed), _SPEC), expected)
+
+
+def test_the_jitter_of_the_source_draws_four_numbers_and_an_order_for_each_image():
+    images, numbers = _images(), _generator(7)
+    for image, jittered in zip(
+        images, color_jitter(images, _generator(7), SourceJitter(0.5, 0.2)), strict=True
+    ):
+        draws = torch.rand(4, generator=numbers).tolist()
+        amounts = [*(1 + 0.5 * (2 * draw - 1) for draw in draws[:3]), 0.2 * (2 * draws[3] - 1)]
+        order = torch.randperm(4, generator=numbers).tolist()
+        change = Change([(kind, amounts[kind]) for kind in order], None)
+        assert (jittered - _alone(image, change)).abs().max() < 3e-6
+
+
+class _Operations(TorchDispatchMode):
+    """Lists the operations on a device that have a kernel; views and allocations have none."""
+
+    def __init__(self, device):
+        super().__init__()
+        self.device, self.names = device, []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        parts = made if isinstance(made, (tuple, list)) else [made]
+        tensors = [part for part in parts if isinstance(part, torch.Tensor)]
+        free = func.is_view or "empty" in func.__name__
+        if not free and any(part.device.type == self.device for part in tensors):
+            self.names.append(func.__name__)
+        return made
+
+
+@pytest.mark.parametrize("count", [2, 16])
+def test_on_a_gpu_all_images_take_at_most_70_operations_and_one_copy(monkeypatch, count):
+    monkeypatch.setattr(augmentation, "to_device", torch.Tensor.to)
+    numbers = np.random.default_rng(2)
+    changes = [_random_change(numbers, order, sigma=1.0) for order in ((3, 0, 1, 2), (0, 1, 2, 3))]
+    changes[1:] = [*changes[1:], *[_random_change(numbers, jitter=False)] * (count - 2)]
+    with FakeTensorMode(), _Operations("cuda") as operations:
+        images = torch.empty(count, 3, 64, 64, device="cuda")
+        changed = change_images(images, changes, together=True)
+    assert changed.shape == images.shape
+    assert changed.is_contiguous(memory_format=torch.channels_last)
+    assert len(operations.names) <= 70
+    assert operations.names.count("_to_copy.default") == 1
 
 
 def _augment(images, seed, **changes):
-    spec = StrongAugmentation(0.25, 0.8, 0.5, (0.15, 1.15))
-    return strong_augment(images, _generator(seed), replace(spec, **changes))
+    return strong_augment(images, _generator(seed), replace(_SPEC, **changes))
 
 
 def test_strong_augmentation_is_a_function_of_its_generator_and_stays_in_range():

@@ -12,6 +12,28 @@ def _generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
+@pytest.mark.parametrize("ignore_is_class", [False, True])
+def test_the_classes_with_the_smallest_numbers_are_chosen(ignore_is_class):
+    for seed in range(50):
+        labels = torch.randint(0, 7, (4, 3, 3), generator=_generator(seed)).to(torch.uint8)
+        labels[0, :2], labels[1] = IGNORE, seed % 7
+        numbers = torch.rand((4, 8), generator=_generator(seed))
+        mask = class_mask(labels, 7, _generator(seed), ignore_is_class=ignore_is_class)
+        for label, number, chosen in zip(labels, numbers, mask, strict=True):
+            present = [c for c in label.unique().tolist() if c != IGNORE or ignore_is_class]
+            present.sort(key=lambda c: number[min(c, 7)])
+            half = torch.tensor(present[: -(-len(present) // 2)], dtype=torch.uint8)
+            assert torch.equal(chosen, torch.isin(label, half))
+
+
+def test_a_mask_of_cells_is_a_contiguous_mask_of_pixels():
+    cells = torch.rand(2, 3, 4, generator=_generator()) < 0.5
+    pixels = cells_to_pixels(cells, (7, 10), 3)
+    assert pixels.is_contiguous(), "a device takes other layouts from pageable memory"
+    rows, columns = torch.arange(7) // 3, torch.arange(10) // 3
+    assert torch.equal(pixels, cells[:, rows[:, None], columns])
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_half_of_each_images_classes_is_pasted_whole_and_void_is_not(seed):
     labels = torch.randint(0, 7, (3, 12, 14), generator=_generator(seed)).to(torch.uint8)

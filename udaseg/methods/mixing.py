@@ -5,7 +5,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from udaseg.data.labels.classes import IGNORE
 from udaseg.distributed import slice_for_rank, to_device
 
 
@@ -21,19 +20,19 @@ def class_mask(
     Reference:
         Olsson et al., ClassMix (2021).
     """
-    batch = labels.shape[0]
-    # IGNORE becomes class K, so the same table works for both settings
-    slots = torch.where(labels == IGNORE, num_classes, labels).long()
-    present = torch.zeros((batch, num_classes + 1), dtype=torch.bool, device=labels.device)
-    present.scatter_(1, slots.flatten(1), True)
+    slots = labels.clamp(max=num_classes).flatten(1)  # IGNORE, the largest label, becomes class K
+    classes = torch.arange(num_classes + 1, dtype=labels.dtype, device=labels.device)
+    # no scatter: it sorts all pixels on a GPU that must be deterministic
+    present = (slots[:, None] ^ classes[:, None]).amin(2) == 0
+    total, rank_slice = slice_for_rank(len(labels))
+    order = torch.rand((total, num_classes + 1), generator=generator)[rank_slice].argsort(1)
+    place = order.argsort(1)
+    # of n classes present, one that r of them precede gets the sum n - 2 r
+    signs = 1 - 2 * (place[:, None] < place[:, :, None]).to(torch.int8)
     if not ignore_is_class:
-        present[:, num_classes] = False
-    total, rank_slice = slice_for_rank(batch)
-    order = torch.rand((total, num_classes + 1), generator=generator)[rank_slice]
-    order = to_device(order, labels.device)
-    rank = order.masked_fill(~present, 2.0).argsort(1).argsort(1)
-    chosen = (rank < (present.sum(1, keepdim=True) + 1) // 2) & present
-    return chosen.gather(1, slots.flatten(1)).view_as(slots)
+        signs[:, num_classes] = signs[:, :, num_classes] = 0
+    chosen = (to_device(signs, labels.device) * present[:, None]).sum(2) > 0
+    return chosen.gather(1, slots.long()).view_as(labels)
 
 
 def square_mask(
@@ -70,9 +69,9 @@ def square_mask(
 
 
 def cells_to_pixels(mask: Tensor, size: tuple[int, int], stride: int) -> Tensor:
-    """Return a (B, h, w) mask of cells as a (B, H, W) mask of pixels."""
+    """Return a (B, h, w) mask of cells as a contiguous (B, H, W) mask of pixels."""
     pixels = mask.repeat_interleave(stride, 1).repeat_interleave(stride, 2)
-    return pixels[:, : size[0], : size[1]]
+    return pixels[:, : size[0], : size[1]].contiguous()
 
 
 def paste(mask: Tensor, over: Tensor, under: Tensor) -> Tensor:
