@@ -12,6 +12,7 @@ import torch
 from udaseg.data.datasets.index import PreparedDataset, Sample
 from udaseg.data.labels.classes import IGNORE, ClassSpace, lookup_table
 from udaseg.data.labels.tables import Ids, check_ids
+from udaseg.data.loading.threads import Limit, OrderedWork
 from udaseg.data.open import open_dataset
 from udaseg.display.progress import WorkProgress
 from udaseg.distributed import rank, world_size
@@ -209,7 +210,7 @@ def confusion_matrix(
     # count in a thread while the network runs; at most a few images wait, which bounds memory
     with (
         WorkProgress("eval", len(samples)) as progress,
-        pipeline.OrderedWork(pipeline.Limit(4)) as counting,
+        OrderedWork(Limit(4)) as counting,
     ):
         for prediction in predictions:
             counting.submit(partial(count, prediction))

@@ -12,6 +12,7 @@ from udaseg.data.files.images import Pixels
 from udaseg.data.labels.classes import IGNORE, ClassSpace
 from udaseg.data.labels.read import read_train_ids
 from udaseg.data.labels.tables import Ids, builtin_label_table, check_ids, label_ids
+from udaseg.data.loading.threads import read_ahead
 from udaseg.data.loading.transforms import resize_labels
 from udaseg.data.open import open_dataset
 from udaseg.display.progress import WorkProgress
@@ -20,7 +21,7 @@ from udaseg.evaluation.confusion import ConfusionMatrix
 from udaseg.evaluation.evaluate import empty_matrix, write_scores
 from udaseg.evaluation.prediction_files import match_predictions, read_prediction, recorded_classes
 from udaseg.evaluation.scores import ScoringOptions, check_protocol, summarise
-from udaseg.inference.pipeline import RELEASE_SIZE, check_release_sizes, read_ahead
+from udaseg.inference.pipeline import RELEASE_SIZE, check_release_sizes
 from udaseg.runs.scores import Scores
 from udaseg.text import format_size, percent
 

@@ -1,18 +1,9 @@
-"""Inference on many images: files read ahead in threads, batches on the device, results in order.
-
-`infer` predicts the images of a data set. It is made of parts that other pipelines use too:
-`read_ahead`, `batches_of_one_size`, and `OrderedWork` for what is done with the results. A `Limit`
-bounds how much each part holds, so memory does not grow with the number of images.
-"""
+"""Inference on a data set: files read ahead in threads, batches on the device, results in order."""
 
 import math
-import os
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Self, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +12,12 @@ from numpy.typing import NDArray
 from udaseg.data.datasets.index import PreparedDataset, Sample
 from udaseg.data.files.images import Pixels, read_image
 from udaseg.data.labels.read import read_train_ids
+from udaseg.data.loading.threads import (
+    ITEMS_AHEAD,
+    Limit,
+    batches_of_one_size,
+    read_ahead,
+)
 from udaseg.data.loading.transforms import resize_image, resize_labels
 from udaseg.errors import UsageError
 from udaseg.inference.options import check_ranges
@@ -31,10 +28,6 @@ from udaseg.inference.windows import Network
 
 RELEASE_SIZE = (512, 1024)
 _BATCH_ON_GPU = 4
-_READERS = min(4, os.cpu_count() or 1)
-_READ_AHEAD = 2
-_Job = TypeVar("_Job")
-_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True)
@@ -124,7 +117,7 @@ def infer(
     """
     batch_size = options.batch or (_BATCH_ON_GPU if device.type == "cuda" else 1)
     read = partial(_decode_sample, dataset=dataset, options=options, truth=truth)
-    decoded = read_ahead(read, samples, Limit(_READERS + batch_size + _READ_AHEAD))
+    decoded = read_ahead(read, samples, Limit(ITEMS_AHEAD + batch_size))
     tile_options = TileOptions(
         device,
         options.window,
@@ -153,116 +146,6 @@ def check_release_sizes(dataset: PreparedDataset, split: str) -> None:
                 "--release needs images twice as wide as high (2048x1024 in Cityscapes); "
                 f"{dataset.name} has {sample.width}x{sample.height}"
             )
-
-
-@dataclass(frozen=True)
-class Limit:
-    """How much a part of a pipeline may hold at a time.
-
-    Attributes:
-        items: Number of images.
-        pixels: Pixels of all these images together, for images of any size.
-    """
-
-    items: int
-    pixels: float = math.inf
-
-    def exceeded(self, pixels: Sequence[int]) -> bool:
-        """Return whether items with these pixels are too much."""
-        return len(pixels) > self.items or sum(pixels) > self.pixels
-
-
-_FEW_ITEMS = Limit(_READERS + 1 + _READ_AHEAD)
-
-
-def read_ahead(
-    read: Callable[[_Job], _Item],
-    jobs: Iterable[_Job],
-    limit: Limit = _FEW_ITEMS,
-    *,
-    pixels_of: Callable[[_Job], int] = lambda _: 0,
-    workers: int = _READERS,
-) -> Generator[_Item, None, None]:
-    """Yield the results of `read` in order, reading a few jobs ahead in threads.
-
-    OpenCV decodes without holding the interpreter lock, so threads are as fast as processes. A job
-    that would exceed the limit is begun only once the results before it are consumed.
-
-    Args:
-        read: Called in a thread; its exceptions are raised here, in its turn.
-        jobs: Arguments of `read`.
-        limit: Results that are being read or wait to be consumed.
-        pixels_of: Returns the pixels of a job, for the limit; called before it is read.
-        workers: Number of threads.
-    """
-    pool = ThreadPoolExecutor(workers)
-    waiting: deque[tuple[int, Future[_Item]]] = deque()
-    try:
-        for job in jobs:
-            pixels = pixels_of(job)
-            while waiting and limit.exceeded([pixels, *(size for size, _ in waiting)]):
-                yield waiting.popleft()[1].result()
-            waiting.append((pixels, pool.submit(read, job)))
-        while waiting:
-            yield waiting.popleft()[1].result()
-    finally:  # after an error or a signal, cancel jobs that have not started
-        pool.shutdown(cancel_futures=True)
-
-
-def batches_of_one_size(
-    items: Iterable[_Item],
-    shape_of: Callable[[_Item], tuple[int, ...]],
-    limit: Limit,
-    *,
-    pixels_of: Callable[[_Item], int] = lambda _: 0,
-) -> Iterator[list[_Item]]:
-    """Yield consecutive items of equal shape together, each batch as soon as it is full.
-
-    A batch is full with the items of `limit`, or when its pixels exceed those of `limit`.
-    """
-    batch: list[_Item] = []
-    for item in items:
-        if batch and shape_of(item) != shape_of(batch[0]):
-            yield batch
-            batch = []
-        batch.append(item)
-        del item  # not kept while waiting for the next, so that a large image is freed early
-        if limit.exceeded([0, *map(pixels_of, batch)]):
-            yield batch
-            batch = []
-    if batch:
-        yield batch
-
-
-class OrderedWork:
-    """Context that runs calls one after another in a background thread; only a few may wait.
-
-    Leaving the context waits for all calls. The exception of a call is raised by a later `submit`
-    or on leaving, unless the context is left with another exception; the calls after it run all the
-    same.
-
-    Args:
-        limit: Calls that may be unfinished after `submit`, which blocks while there are more.
-    """
-
-    def __init__(self, limit: Limit) -> None:
-        self._limit = limit
-        self._thread = ThreadPoolExecutor(1)
-        self._unfinished: deque[tuple[int, Future[object]]] = deque()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        with self._thread:
-            while self._unfinished and error is None:
-                self._unfinished.popleft()[1].result()
-
-    def submit(self, call: Callable[[], object], pixels: int = 0) -> None:
-        """Run `call` after all calls before it; `pixels` counts towards the limit."""
-        self._unfinished.append((pixels, self._thread.submit(call)))
-        while self._limit.exceeded([size for size, _ in self._unfinished]):
-            self._unfinished.popleft()[1].result()
 
 
 def _decode_sample(

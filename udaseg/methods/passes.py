@@ -1,19 +1,25 @@
 """Passes over whole datasets between two stages: prototypes, thresholds, pseudo-labels.
 
-Each rank processes its share of the images, without padding. Sums are over all ranks.
+Each rank processes its share of the images, without padding. Sums are over all ranks. They stay on
+the device until the end, and files are read and written in threads, so a GPU is not waited for.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from udaseg.data.datasets.index import Sample
+from udaseg.data.files.images import Pixels
 from udaseg.data.labels.classes import IGNORE
+from udaseg.data.loading import threads
 from udaseg.data.loading.crops import CropSource
 from udaseg.data.loading.pseudo_labels import write_pseudo_label
-from udaseg.distributed import all_reduce_sum, rank, world_size
+from udaseg.distributed import all_reduce_sum, rank, to_device, world_size
 from udaseg.methods.contrast.prototypes import image_means
 from udaseg.methods.pixel_loss import pseudo_labels
 from udaseg.methods.views import labelled_view
@@ -25,6 +31,11 @@ ProgressCallback = Callable[[int, int], None]
 
 BINS = 10_000
 """Bins of a confidence histogram."""
+
+_BATCH_SIZES = {"cuda": 4}
+"""Images of a forward pass; one on a CPU, where a batch is no faster and is rounded otherwise."""
+
+_WRITE_LIMIT = threads.Limit(8)
 
 
 @torch.no_grad()
@@ -44,20 +55,19 @@ def collect_prototypes(
         Xie et al., SPCL (2021), initialisation.
     """
     # float64, so a pass that is split over processes gives the same prototypes
-    sums = torch.zeros(num_classes, student.feature_channels, dtype=torch.float64)
-    images = torch.zeros(num_classes, dtype=torch.float64)
-    with evaluation_mode(student):
-        for number, sample in enumerate(_rank_samples(source), 1):
-            image, labels = source.read(sample)
-            assert labels is not None
-            segmented: SegmenterOutput = student(image_batch([image], device))
-            view = labelled_view(segmented, torch.from_numpy(labels)[None].to(device))
-            means, present = image_means(view, num_classes)
-            sums += means.cpu()
-            images += present.cpu()
-            on_progress(number, len(source.samples))
-    sums, images = all_reduce_sum(sums), all_reduce_sum(images)
-    return sums / images.clamp_min(1)[:, None], images > 0
+    sums = torch.zeros(num_classes, student.feature_channels, dtype=torch.float64, device=device)
+    images = torch.zeros(num_classes, dtype=torch.float64, device=device)
+
+    def add(read: _ReadSample, output: SegmenterOutput) -> None:
+        assert read.labels is not None
+        labels = to_device(torch.from_numpy(read.labels)[None], device)
+        means, present = image_means(labelled_view(output, labels), num_classes)
+        sums.add_(means)
+        images.add_(present)
+
+    _for_each_image(add, student, source, device, on_progress)
+    total, count = all_reduce_sum(sums.cpu()), all_reduce_sum(images.cpu())
+    return total / count.clamp_min(1)[:, None], count > 0
 
 
 @torch.no_grad()
@@ -69,18 +79,24 @@ def collect_confidence(
     on_progress: ProgressCallback,
 ) -> Tensor:
     """Return a histogram (K, BINS) of the confidence in each predicted class; read no label."""
-    counts = torch.zeros(num_classes, BINS, dtype=torch.int64)
-    for number, (_, labels, confidence) in enumerate(_predict_samples(student, target, device), 1):
-        counts += confidence_histogram(labels, confidence, num_classes).cpu()
-        on_progress(number, len(target.samples))
-    return all_reduce_sum(counts)
+    counts = torch.zeros(num_classes, BINS, dtype=torch.int64, device=device)
+
+    def add(read: _ReadSample, output: SegmenterOutput) -> None:
+        labels, confidence = pseudo_labels(output.logits, read.image.shape[:2])
+        counts.add_(confidence_histogram(labels, confidence, num_classes))
+
+    _for_each_image(add, student, target, device, on_progress)
+    return all_reduce_sum(counts.cpu())
 
 
 def confidence_histogram(labels: Tensor, confidence: Tensor, num_classes: int) -> Tensor:
     """Return the pixels (K, BINS) of each class with a confidence in [b / BINS, (b + 1) / BINS)."""
     bins = (confidence.flatten() * BINS).long().clamp_(0, BINS - 1)
     slots = labels.flatten().long() * BINS + bins
-    return torch.bincount(slots, minlength=num_classes * BINS).view(num_classes, BINS)
+    counts = torch.zeros(num_classes * BINS, dtype=torch.int64, device=slots.device)
+    # not bincount, which reads the largest slot and waits for the device
+    counts.scatter_add_(0, slots, counts.new_ones(()).expand_as(slots))
+    return counts.view(num_classes, BINS)
 
 
 def confidence_thresholds(histogram: Tensor, *, quantile: float, cap: float) -> Tensor:
@@ -113,15 +129,23 @@ def write_pseudo_labels(
     The PNGs have the size at which `target` reads images. A pixel below its class's threshold
     becomes `IGNORE`.
     """
-    kept = torch.zeros(len(thresholds), dtype=torch.int64)
-    samples = _predict_samples(student, target, device)
-    for number, (sample, predicted, confidence) in enumerate(samples, 1):
-        labels = threshold_labels(predicted, confidence, thresholds).cpu()
-        kept += torch.bincount(labels.flatten(), minlength=IGNORE + 1)[: len(kept)]
+    pixels = torch.zeros(IGNORE + 1, dtype=torch.int64)
+    limits = to_device(thresholds.double(), device)
+
+    def write(sample: Sample, on_host: Callable[[], Tensor]) -> None:
+        labels = on_host()
+        pixels.add_(torch.bincount(labels.flatten(), minlength=len(pixels)))
         write_pseudo_label(folder, sample, labels.numpy())
-        on_progress(number, len(target.samples))
+
+    def label(read: _ReadSample, output: SegmenterOutput) -> None:
+        (predicted,), (confidence,) = pseudo_labels(output.logits, read.image.shape[:2])
+        labels = threshold_labels(predicted, confidence, limits)
+        writing.submit(partial(write, read.sample, _copy_to_host(labels)))
+
+    with threads.OrderedWork(_WRITE_LIMIT) as writing:
+        _for_each_image(label, student, target, device, on_progress)
     # the sum waits for all ranks, so every PNG is written when this returns
-    return all_reduce_sum(kept)
+    return all_reduce_sum(pixels[: len(thresholds)])
 
 
 def threshold_labels(
@@ -133,17 +157,50 @@ def threshold_labels(
     return labels.masked_fill(~confident, IGNORE)
 
 
-def _predict_samples(
-    student: Segmenter, target: CropSource, device: torch.device
-) -> Iterator[tuple[Sample, Tensor, Tensor]]:
-    """Yield each sample with the student's labels (H, W) uint8 and confidence (H, W)."""
-    with evaluation_mode(student):
-        for sample in _rank_samples(target):
-            image = target.read(sample)[0]
-            segmented: SegmenterOutput = student(image_batch([image], device))
-            labels, confidence = pseudo_labels(segmented.logits, image.shape[:2])
-            yield sample, labels[0], confidence[0]
+@dataclass(frozen=True)
+class _ReadSample:
+    sample: Sample
+    image: Pixels
+    labels: Pixels | None
 
 
-def _rank_samples(crops: CropSource) -> Sequence[Sample]:
-    return crops.samples[rank() :: world_size()]
+def _for_each_image(
+    act: Callable[[_ReadSample, SegmenterOutput], None],
+    student: Segmenter,
+    crops: CropSource,
+    device: torch.device,
+    on_progress: ProgressCallback,
+) -> None:
+    """Call `act` with each image of this rank and the student's output for it, a batch of one."""
+    batch_size, done = _BATCH_SIZES.get(device.type, 1), 0
+    reading = threads.read_ahead(
+        lambda sample: _ReadSample(sample, *crops.read(sample)),
+        crops.samples[rank() :: world_size()],
+        threads.Limit(threads.ITEMS_AHEAD + batch_size),
+    )
+    batches = threads.batches_of_one_size(
+        reading, lambda read: read.image.shape, threads.Limit(batch_size)
+    )
+    with evaluation_mode(student), contextlib.closing(reading):
+        for batch in batches:
+            output: SegmenterOutput = student(image_batch([read.image for read in batch], device))
+            maps = (output.logits.chunk(len(batch)), output.features.chunk(len(batch)))
+            for read, logits, features in zip(batch, *maps, strict=True):
+                act(read, SegmenterOutput(logits, features, None))
+                done += 1
+                on_progress(done, len(crops.samples))
+
+
+def _copy_to_host(labels: Tensor) -> Callable[[], Tensor]:
+    """Begin to copy a tensor to the host; what is returned waits for it, in any thread."""
+    copy = labels.to("cpu", non_blocking=True)
+    if not labels.is_cuda:
+        return lambda: copy
+    event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # torch's own
+    event.record(torch.cuda.current_stream(labels.device))
+
+    def wait() -> Tensor:
+        event.synchronize()
+        return copy
+
+    return wait

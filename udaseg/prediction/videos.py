@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from udaseg.data.files.video import VideoReader, VideoWriter
 from udaseg.data.labels.classes import IGNORE, ClassSpace
+from udaseg.data.loading.threads import Limit, OrderedWork, batches_of_one_size
 from udaseg.display.pictures import color_mask
 from udaseg.display.progress import WorkProgress
 from udaseg.errors import DataError
@@ -22,7 +23,6 @@ from udaseg.files import read_json, write_json
 from udaseg.inference.input_images import InputImage
 from udaseg.inference.masks import MaskContent, blend_colors, count_ids, write_masks
 from udaseg.inference.options import MaskKind
-from udaseg.inference.pipeline import Limit, OrderedWork, batches_of_one_size
 from udaseg.inference.predictor import Predictor, PreparedImage
 from udaseg.prediction.images import Outcome, StopRequested, queue_masks
 from udaseg.prediction.outputs import TEMPORARY_PREFIX, Job, file_suffix, remove_frames
