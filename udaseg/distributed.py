@@ -95,7 +95,41 @@ def mean_divisor(count: Tensor) -> Tensor:
     Returns:
         A float scalar of at least 1 / world size.
     """
-    return (all_reduce_sum(count.float()) / world_size()).clamp_min(1 / world_size())
+    return divisor_of_total(all_reduce_sum(count.float()))
+
+
+def divisor_of_total(total: Tensor) -> Tensor:
+    """Return `mean_divisor` of a count that is summed over ranks already."""
+    return (total.float() / world_size()).clamp_min(1 / world_size())
+
+
+class RankSums:
+    """Numbers of a step that are summed over ranks in one reduction.
+
+    Args:
+        numbers: Those that are known before the step; they are summed with those of `reduce`.
+
+    Attributes:
+        totals: The sums by name, once `reduce` was called.
+    """
+
+    def __init__(self, **numbers: Tensor) -> None:
+        self.totals: dict[str, Tensor] = {}
+        self._numbers = numbers
+
+    def reduce(self, **numbers: Tensor) -> Mapping[str, Tensor]:
+        """Return the sums of all numbers over ranks, in float64; call it once, on all ranks.
+
+        A single process returns the numbers themselves.
+        """
+        self.totals = {**self._numbers, **numbers}
+        if world_size() > 1 and self.totals:
+            values = [value.detach() for value in self.totals.values()]
+            flat = all_reduce_sum(torch.cat([value.double().flatten() for value in values]))
+            sums = torch.split(flat, [value.numel() for value in values])
+            shaped = [part.view_as(value) for part, value in zip(sums, values, strict=True)]
+            self.totals = dict(zip(self.totals, shaped, strict=True))
+        return self.totals
 
 
 def norm_group() -> "dist.ProcessGroup":

@@ -8,9 +8,12 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Any, Self
+
+import torch
+from torch import Tensor
 
 from udaseg.distributed import all_reduce_max, world_size
 from udaseg.errors import Interrupted
@@ -44,6 +47,17 @@ class StopSignal:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
+
+    def received(self) -> Tensor:
+        """Return a count of each signal that this process received, to be summed over ranks."""
+        return torch.tensor([float(self.number == number) for number in _SIGNALS])
+
+    def agree(self, received: Sequence[float]) -> bool:
+        """Return whether any rank received a signal; `received` are the sums over ranks."""
+        agreed = [number for number, count in zip(_SIGNALS, received, strict=True) if count]
+        if agreed:
+            self.number = int(agreed[-1])
+        return bool(agreed)
 
     def stop_requested(self) -> bool:
         """Return whether any rank received a signal; all ranks must call it at the same point."""

@@ -9,6 +9,7 @@ import torch
 from tests.support.small import PROTOTYPES, REGIONAL, small_segmenter
 from udaseg.data.labels.classes import IGNORE
 from udaseg.data.loading.batches import Batch
+from udaseg.distributed import RankSums
 from udaseg.errors import UdasegError
 from udaseg.methods.contrast.prototypes import PrototypeContrast
 from udaseg.methods.contrast.regional import RegionalContrast
@@ -155,9 +156,11 @@ def test_without_confident_pixels_target_pixels_weigh_nothing():
 def test_share_over_the_batch_or_each_image():
     sure = torch.tensor([[[0.9, 0.9]], [[0.9, 0.1]]])
     share = _objective(confidence=0.5)._confident_share(sure)
-    assert share.tolist() == [[[0.75]]]
-    share = _objective(confidence=0.5, share_over="image")._confident_share(sure)
     assert share.tolist() == [[[1.0]], [[0.5]]]
+    for over, expected in (("image", [[[1.0]], [[0.5]]]), ("batch", [[[0.75]]])):
+        objective = _objective(confidence=0.5, share_over=over)
+        context = replace(objective._teach(_batch()), target_confidence=sure)
+        assert objective._sum_over_ranks(context, RankSums())[0].tolist() == expected
 
 
 @pytest.mark.parametrize("square_per", ["image", "batch"])
@@ -346,7 +349,7 @@ def test_backward_passes_by_view_give_the_gradient_of_the_sum(terms):
             _regional(), regularizers={name: makers[name]() for name in terms.split()}
         ).double()
         if by_view:
-            for report in objective.passes(_batch()):
+            for report in objective.passes(_batch(), RankSums()):
                 report.total.backward()
         else:
             objective(_batch()).total.backward()
@@ -374,7 +377,7 @@ def test_only_views_that_one_loss_compares_share_a_backward_pass(terms, names):
     makers = {"regional": _regional, "prototypes": _prototypes, "joint": Joint}
     objective = _objective(_regional(), regularizers={name: makers[name]() for name in terms})
     reports = []
-    for report in objective.passes(_batch()):
+    for report in objective.passes(_batch(), RankSums()):
         made = [] if report.views is None else report.views.by_name.values()
         assert sum(view.features.requires_grad for view in made) <= (2 if "joint" in terms else 1)
         reports.append(report)

@@ -10,6 +10,7 @@ import torch
 from tests.methods.test_self_training import _batch, _objective, _regional
 from tests.support.small import PROTOTYPES, shipped, small_segmenter
 from udaseg.data.loading.batches import Batch
+from udaseg.distributed import RankSums
 from udaseg.methods.contrast.prototypes import PrototypeContrast
 from udaseg.methods.objectives.objective import add_reports
 from udaseg.methods.objectives.source_only import SourceOnly
@@ -129,7 +130,7 @@ def plainly_trained(run, *, without=()):
         set_learning_rate(run.optimizer, rate)
         run.optimizer.zero_grad()
         reports = []
-        for report in run.objective.passes(batch):
+        for report in run.objective.passes(batch, RankSums()):
             report.total.backward()
             reports.append(report)
         report = functools.reduce(add_reports, reports)
@@ -158,7 +159,7 @@ def not_finite(state):
 def change_reports(objective, change):
     """Let `change` replace each report that the objective yields."""
     real = objective.passes
-    objective.passes = lambda batch: map(change, real(batch))
+    objective.passes = lambda batch, sums: map(change, real(batch, sums))
 
 
 def inject(run, place, at, value=float("nan")):

@@ -25,13 +25,15 @@ def spoil(monkeypatch):
     def at(*steps, error=None, images=0):
         left, real = set(steps), SelfTraining.passes
 
-        def passes(self, batch):
-            for report in real(self, batch):
-                if batch.step in left and len(batch.source_images) > images:
+        def passes(self, batch, sums):
+            for report in real(self, batch, sums):
+                spoilt = batch.step in left and len(batch.source_images) > images
+                if spoilt and "mixed" in report.parts:
                     if error is not None:
                         raise error
                     left.discard(batch.step)
-                    yield replace(report, total=report.total * float("nan"))
+                    parts = {**report.parts, "mixed": report.parts["mixed"] * float("nan")}
+                    yield replace(report, parts=parts, total=report.total * float("nan"))
                 else:
                     yield report
 
@@ -127,8 +129,8 @@ def test_memory_that_runs_out_later_saves_the_run_which_goes_on_in_parts(
     real = step.compute_gradients
     monkeypatch.setattr(
         "udaseg.training.loop.compute_gradients",
-        lambda run, batch: (
-            real(run, batch)
+        lambda run, batch, sums: (
+            real(run, batch, sums)
             if batch.step < 3 or run.recipe.machine.micro_batches > 1
             else (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory."))
         ),

@@ -116,17 +116,17 @@ def _run(name, part, *, recompute=False):
 
 
 class _Stop(StopSignal):
-    """Receive a signal on one rank, at the third call."""
+    """Receive a signal on one rank, before the third step."""
 
     def __init__(self, rank):
         super().__init__()
         self.calls, self.rank = 0, rank
 
-    def stop_requested(self):
+    def received(self):
         self.calls += 1
         if self.rank == 1 and self.calls == CALLS_STOP:
             self.number = signal.SIGTERM
-        return super().stop_requested()
+        return super().received()
 
 
 def _stopped(rank):

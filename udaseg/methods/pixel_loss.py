@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from udaseg.data.labels.classes import IGNORE
-from udaseg.distributed import mean_divisor
+from udaseg.distributed import all_reduce_sum, divisor_of_total
 from udaseg.methods.fused import with_gradient
 
 _STRIP_ROWS_CPU = 16
@@ -25,6 +25,7 @@ def pixel_loss(
     weights: Tensor | None = None,
     *,
     mean_over: Literal["labelled", "all"] = "labelled",
+    num_labelled: Tensor | None = None,
 ) -> Tensor:
     """Return the mean cross-entropy over labelled pixels, at the labels' resolution.
 
@@ -34,6 +35,7 @@ def pixel_loss(
         weights: (B, H, W) in [0, 1]; the mean is not divided by them, so low weights give a low
             loss.
         mean_over: `all` divides by the number of all pixels, `IGNORE` included.
+        num_labelled: `count_labelled` of all ranks; None counts and sums them here.
 
     Returns:
         A scalar; 0 with a graph when no pixel is labelled.
@@ -47,11 +49,16 @@ def pixel_loss(
         raise ValueError(f"weights {tuple(weights.shape)} but labels {tuple(labels.shape)}")
     wide = _upsample_width(logits, labels.shape[-1])
     total = with_gradient(*_strip_cross_entropy(wide, labels, weights), wide)
-    if mean_over == "labelled":
-        count = (labels != IGNORE).sum()
-    else:
-        count = torch.full_like(total, labels.numel())
-    return total / mean_divisor(count)
+    if mean_over == "all":
+        return total / labels.numel()
+    if num_labelled is None:
+        num_labelled = all_reduce_sum(count_labelled(labels))
+    return total / divisor_of_total(num_labelled)
+
+
+def count_labelled(labels: Tensor) -> Tensor:
+    """Return the number of pixels of `labels` that have a class."""
+    return (labels != IGNORE).sum()
 
 
 @torch.no_grad()

@@ -1,8 +1,8 @@
 """Guards of the loop: drop steps that are not finite, and roll back a state that is not finite.
 
-A dropped step leaves the state as it was before its forward pass. The decision reads one number
-from the device, the norm of the gradient: `compute_gradients` makes the gradient NaN, on all ranks,
-if anything else is not finite. Without the read, every write of a step would have to be masked.
+A dropped step leaves the state as it was before its forward pass. The loop reads the norm of the
+gradient from the device, once a step: `compute_gradients` makes the gradient NaN, on all ranks, if
+anything else is not finite. Without the read, every write of a step would have to be masked.
 
 A state that is damaged between two steps (by a bit flip or a faulty kernel) makes all later steps
 bad. Instead of dropping them, the last good copy of the state is restored and the steps since then
@@ -17,8 +17,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
 from typing import Literal
-
-from torch import Tensor
 
 from udaseg.distributed import all_gather_object
 from udaseg.errors import DivergedError
@@ -107,10 +105,10 @@ class Guard:
         """Mark the step as done, accepted or dropped; `undo` does nothing until the next step."""
         self._done, self._undo_scope = done, "nothing"
 
-    def accepts(self, gradient_norm: Tensor) -> bool:
-        """Return whether the step is finite on every rank, as its gradient is then (waits)."""
-        self.gradient_norm = gradient_norm.item()
-        if not math.isfinite(self.gradient_norm):
+    def accepts(self, gradient_norm: float) -> bool:
+        """Return whether the step is finite on every rank; its gradient is if all else is."""
+        self.gradient_norm = gradient_norm
+        if not math.isfinite(gradient_norm):
             return False
         self._count_gradient(self.gradient_norm)
         self._in_a_row = 0

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from udaseg.data.loading.workers import iterate_batches
-from udaseg.distributed import rank
+from udaseg.distributed import RankSums, rank, to_device, world_size
 from udaseg.methods.objectives.objective import LossReport
 from udaseg.signals import StopSignal
 from udaseg.training import memory
@@ -16,6 +16,8 @@ from udaseg.training.guards import Guard, StateNotFinite
 from udaseg.training.optimizer import learning_rate_factor, set_learning_rate
 from udaseg.training.setup import TrainingSetup, worker_count
 from udaseg.training.step import compute_gradients
+
+_SIGNALS = "signals"
 
 OnStep = Callable[[int, LossReport], None]
 
@@ -71,8 +73,10 @@ def _run_steps(
         set_learning_rate(setup.optimizer, rate)
         with _convert_out_of_memory(setup, guard, started_at):
             guard.begin_step(step)
-            report = compute_gradients(setup, batch)
-            if guard.accepts(_clip_gradient(trained, optimizer.clip_norm)):
+            sums = RankSums(**_signals(stop, setup.device))
+            report = compute_gradients(setup, batch, sums)
+            norm, stops = _read(_clip_gradient(trained, optimizer.clip_norm), sums, stop)
+            if guard.accepts(norm):
                 setup.optimizer.step()
                 setup.objective.after_step(stage_step, report)
             else:
@@ -84,7 +88,7 @@ def _run_steps(
                 guard.check_finite(step + 1)
             on_step(step + 1, report)
         del report  # otherwise the features of this step live through the next forward pass
-        if stop.stop_requested():
+        if stops:
             guard.check_finite(step + 1)
             return step + 1
     return steps
@@ -95,6 +99,19 @@ def _clip_gradient(trained: list[nn.Parameter], limit: float | None) -> Tensor:
     if limit is not None:
         return nn.utils.clip_grad_norm_(trained, limit)
     return get_total_norm([part.grad for part in trained if part.grad is not None])
+
+
+def _signals(stop: StopSignal, device: torch.device) -> dict[str, Tensor]:
+    """Return what this rank tells the others of signals that it received."""
+    return {} if world_size() == 1 else {_SIGNALS: to_device(stop.received(), device)}
+
+
+def _read(norm: Tensor, sums: RankSums, stop: StopSignal) -> tuple[float, bool]:
+    """Return the norm of the gradient, and whether to stop after this step (waits)."""
+    if world_size() == 1:
+        return norm.item(), stop.stop_requested()
+    value, *received = torch.cat([norm.double()[None], sums.totals[_SIGNALS]]).tolist()
+    return value, stop.agree(received)
 
 
 @contextlib.contextmanager

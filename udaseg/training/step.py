@@ -12,12 +12,17 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from udaseg.data.loading.batches import Batch
+from udaseg.distributed import RankSums
 from udaseg.methods.objectives.objective import LossReport, add_reports
 from udaseg.training.setup import TrainingSetup
 
 
-def compute_gradients(setup: TrainingSetup, batch: Batch) -> LossReport:
+def compute_gradients(
+    setup: TrainingSetup, batch: Batch, sums: RankSums | None = None
+) -> LossReport:
     """Compute the gradient of a batch and return its loss report.
+
+    Numbers in `sums` are summed over ranks with those that the losses need.
 
     Each forward pass of the student is followed by its own backward pass, so only one graph exists
     at a time. The batch is split into `machine.micro_batches` parts, or fewer if they do not divide
@@ -33,7 +38,8 @@ def compute_gradients(setup: TrainingSetup, batch: Batch) -> LossReport:
     parts = math.gcd(setup.recipe.machine.micro_batches, *images)
     reports: list[LossReport] = []
     for number, part in enumerate(split_batch(batch, parts) if parts > 1 else [batch], start=1):
-        passes = setup.objective.passes(part.to(setup.device))
+        part_sums = sums if sums is not None and number == 1 else RankSums()
+        passes = setup.objective.passes(part.to(setup.device), part_sums)
         report = None
         while (each := _next_pass(setup, passes)) is not None:
             loss = each.total / parts if parts > 1 else each.total

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from udaseg.data.loading.batches import Batch
+from udaseg.distributed import RankSums
 from udaseg.methods.objectives.entropy import normalised_entropy
 from udaseg.methods.objectives.objective import LossReport, Objective
-from udaseg.methods.pixel_loss import pixel_loss
+from udaseg.methods.pixel_loss import count_labelled, pixel_loss
 from udaseg.models.segmenter import Segmenter
 from udaseg.recipe.methods import Adversarial as AdversarialSpec
 
@@ -40,15 +41,16 @@ class Adversarial(Objective):
         self.discriminator = discriminator
         self.spec = spec
 
-    def passes(self, batch: Batch) -> Iterator[LossReport]:
+    def passes(self, batch: Batch, sums: RankSums) -> Iterator[LossReport]:
         """Yield the losses on the source, then the adversarial loss and those on the target.
 
         The discriminator's own loss is the mean of one term on each domain.
         """
         source_images, target_images = self.source_images(batch), self.target_images(batch)
+        labelled = sums.reduce(labelled=count_labelled(batch.source_labels))["labelled"]
         source = self._logits(source_images)
         parts = {
-            "source": pixel_loss(source, batch.source_labels),
+            "source": pixel_loss(source, batch.source_labels, num_labelled=labelled),
             "discriminator": self._discriminator_loss(source, source_images, _SOURCE) / 2,
         }
         yield LossReport.of(parts, is_last=False)

@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from torch import nn
 
 from udaseg.data.loading.batches import Batch
+from udaseg.distributed import RankSums
 from udaseg.methods.contrast.prototypes import PrototypeContrast
 from udaseg.methods.objectives.objective import LossReport, Objective
-from udaseg.methods.pixel_loss import pixel_loss
+from udaseg.methods.pixel_loss import count_labelled, pixel_loss
 from udaseg.methods.views import PSEUDO_LABELLED, SOURCE, Views, labelled_view
 from udaseg.models.segmenter import Segmenter, SegmenterOutput
 
@@ -33,14 +34,15 @@ class PrototypeAlignment(Objective):
         assert isinstance(regularizer, PrototypeContrast)
         return regularizer
 
-    def passes(self, batch: Batch) -> Iterator[LossReport]:
+    def passes(self, batch: Batch, sums: RankSums) -> Iterator[LossReport]:
         """Yield the losses of the source, then the contrast of the pseudo-labelled target."""
         assert batch.pseudo_labels is not None
+        labelled = sums.reduce(labelled=count_labelled(batch.source_labels))["labelled"]
         views = Views(batch.step, batch.progress, batch.seed, {})
         output: SegmenterOutput = self.student(self.source_images(batch))
         views.by_name[SOURCE] = labelled_view(output, batch.source_labels)
         parts = {
-            "source": pixel_loss(output.logits, batch.source_labels),
+            "source": pixel_loss(output.logits, batch.source_labels, num_labelled=labelled),
             "prototypes": self.contrast.view_loss(SOURCE, views),
         }
         yield LossReport.of(parts, views=views, is_last=False)
@@ -65,8 +67,10 @@ class SelfDistillation(Objective):
         Xie et al., SPCL (2021), stage 3.
     """
 
-    def passes(self, batch: Batch) -> Iterator[LossReport]:
+    def passes(self, batch: Batch, sums: RankSums) -> Iterator[LossReport]:
         """Yield the cross-entropy on the pseudo-labels."""
         assert batch.pseudo_labels is not None
-        loss = pixel_loss(self.student(self.target_images(batch)).logits, batch.pseudo_labels)
+        labelled = sums.reduce(labelled=count_labelled(batch.pseudo_labels))["labelled"]
+        logits = self.student(self.target_images(batch)).logits
+        loss = pixel_loss(logits, batch.pseudo_labels, num_labelled=labelled)
         yield LossReport.of({"target": loss})

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from udaseg.data.loading.batches import Batch
+from udaseg.distributed import RankSums
 from udaseg.methods.augmentation import fourier_style
 from udaseg.methods.objectives.objective import LossReport, Objective
-from udaseg.methods.pixel_loss import pixel_loss
+from udaseg.methods.pixel_loss import count_labelled, pixel_loss
 from udaseg.models.segmenter import Segmenter
 from udaseg.recipe.methods import EntropyMinimization as EntropySpec
 
@@ -31,13 +32,15 @@ class EntropyMinimization(Objective):
         super().__init__(student)
         self.spec = spec
 
-    def passes(self, batch: Batch) -> Iterator[LossReport]:
+    def passes(self, batch: Batch, sums: RankSums) -> Iterator[LossReport]:
         """Yield the source loss, then the entropy loss of the target."""
         source, target = self.source_images(batch), self.target_images(batch)
         if self.spec.band is not None:
             partner = torch.arange(len(source), device=source.device) % len(target)
             source = fourier_style(source, target[partner], band=self.spec.band)
-        supervised = pixel_loss(self.student(source).logits, batch.source_labels)
+        labels = batch.source_labels
+        labelled = sums.reduce(labelled=count_labelled(labels))["labelled"]
+        supervised = pixel_loss(self.student(source).logits, labels, num_labelled=labelled)
         yield LossReport.of({"source": supervised}, is_last=False)
 
         entropy = normalised_entropy(self.student(target).logits)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from udaseg.data.loading.batches import Batch
+from udaseg.distributed import RankSums
 from udaseg.methods.augmentation import color_jitter, generator_for
 from udaseg.methods.views import Views
 from udaseg.models.pixels import to_unit_range
@@ -60,8 +61,10 @@ class Objective(nn.Module, ABC):
         self.student = student
 
     @abstractmethod
-    def passes(self, batch: Batch) -> Iterator[LossReport]:
+    def passes(self, batch: Batch, sums: RankSums) -> Iterator[LossReport]:
         """Yield the losses of a batch, those of each forward pass of the student by themselves.
+
+        Every rank calls `sums.reduce` once, with the numbers that its losses need of all ranks.
 
         The caller runs the backward pass of each report before it asks for the next one, so that
         only one graph exists at a time, and gradients of all passes meet in the precision of the
@@ -71,7 +74,7 @@ class Objective(nn.Module, ABC):
 
     def forward(self, batch: Batch) -> LossReport:
         """Return the loss of a batch as one graph; in training, use `passes`."""
-        return functools.reduce(add_reports, self.passes(batch))
+        return functools.reduce(add_reports, self.passes(batch, RankSums()))
 
     def after_step(self, step: int, report: LossReport) -> None:
         """Update the state of the objective after the optimiser step; by default there is none."""

@@ -1,19 +1,20 @@
 """Mean-teacher self-training on mixed images, with optional regularizers."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from udaseg.data.loading.batches import Batch
-from udaseg.distributed import all_reduce_mean, all_reduce_sum
+from udaseg.distributed import RankSums, world_size
 from udaseg.errors import UdasegError
 from udaseg.methods.augmentation import generator_for, strong_augment
 from udaseg.methods.contrast.regularizer import PerViewRegularizer, Regularizer
 from udaseg.methods.mixing import class_mask, paste
 from udaseg.methods.objectives.entropy import normalised_entropy
 from udaseg.methods.objectives.objective import LossReport, Objective
-from udaseg.methods.pixel_loss import pixel_loss, pseudo_labels
+from udaseg.methods.pixel_loss import count_labelled, pixel_loss, pseudo_labels
 from udaseg.methods.teacher import Teacher
 from udaseg.methods.views import (
     MIXED,
@@ -65,12 +66,10 @@ class SelfTraining(Objective):
         self.regularizers = nn.ModuleDict(regularizers)
         self._check_needs()
 
-    def passes(self, batch: Batch) -> Iterator[LossReport]:
+    def passes(self, batch: Batch, sums: RankSums) -> Iterator[LossReport]:
         """Yield the losses of each view of the student, in the order of `STUDENT_VIEWS`."""
         context, needs = self._teach(batch), self._needs()
-        share = self._confident_share(context.target_confidence)
-        predicted = class_counts(context.target_labels, self.num_classes)
-        figures = _figures(context, share, predicted)
+        share, labelled, monitored = self._sum_over_ranks(context, sums)
         views = Views(batch.step, batch.progress, batch.seed, {})
         for view, make in TEACHER_MAKERS.items():
             if view in needs:
@@ -80,7 +79,7 @@ class SelfTraining(Objective):
         parts: dict[str, Tensor] = {}
         for number, view in enumerate(order):
             if view == SOURCE:
-                parts["source"] = self._source_pass(context, views, needs.get(SOURCE))
+                parts["source"] = self._source_pass(context, views, needs.get(SOURCE), labelled)
             elif view == MIXED:
                 parts["mixed"] = self._mixed_pass(context, views, needs.get(MIXED), share)
             else:
@@ -91,10 +90,9 @@ class SelfTraining(Objective):
                 continue  # one graph for all views that a regularizer compares
             yield LossReport.of(
                 parts,
-                figures=figures,
                 views=views if self.regularizers else None,
-                predicted_counts=predicted,
                 is_last=view == order[-1],
+                **monitored,
             )
             parts = {}
             for seen in order[: number + 1]:
@@ -119,7 +117,28 @@ class SelfTraining(Objective):
             target_confidence=confidence,
         )
 
-    def _source_pass(self, context: StepContext, views: Views, need: Need | None) -> Tensor:
+    def _sum_over_ranks(
+        self, context: StepContext, sums: RankSums
+    ) -> tuple[Tensor, Tensor, dict[str, Any]]:
+        """Return the confident share, the labelled source pixels, and what is monitored.
+
+        The share is (B, 1, 1) of each image or (1, 1, 1) of all.
+        """
+        predicted = class_counts(context.target_labels, self.num_classes)
+        share = self._confident_share(context.target_confidence)
+        totals = sums.reduce(
+            labelled=count_labelled(context.batch.source_labels),
+            predicted=predicted,
+            share=share.mean(0, keepdim=True),
+        )
+        if self.spec.mixing.share_over == "batch":
+            share = (totals["share"] / world_size()).float()
+        figures = _figures(context, share, totals["predicted"])
+        return share, totals["labelled"], {"figures": figures, "predicted_counts": predicted}
+
+    def _source_pass(
+        self, context: StepContext, views: Views, need: Need | None, num_labelled: Tensor
+    ) -> Tensor:
         """Return the loss of the source images, and add their view if it is needed."""
         labels = context.batch.source_labels
         output: SegmenterOutput = self.student(
@@ -127,7 +146,7 @@ class SelfTraining(Objective):
         )
         if need is not None:
             views.by_name[SOURCE] = labelled_view(output, labels)
-        return pixel_loss(output.logits, labels)
+        return pixel_loss(output.logits, labels, num_labelled=num_labelled)
 
     def _mixed_pass(
         self, context: StepContext, views: Views, need: Need | None, share: Tensor
@@ -186,11 +205,8 @@ class SelfTraining(Objective):
                 )
 
     def _confident_share(self, confidence: Tensor) -> Tensor:
-        """Return the share of confident pixels, (B, 1, 1) of each image or (1, 1, 1) of all."""
-        share = (confidence >= self.spec.mixing.confidence).float().mean((1, 2), keepdim=True)
-        if self.spec.mixing.share_over == "image":
-            return share
-        return all_reduce_mean(share.mean(0, keepdim=True))
+        """Return the share of confident pixels of each image, (B, 1, 1)."""
+        return (confidence >= self.spec.mixing.confidence).float().mean((1, 2), keepdim=True)
 
     def _mix(self, context: StepContext) -> tuple[Tensor, Tensor, Tensor]:
         """Paste half of the source's classes onto the target; return images, labels and mask."""
@@ -209,9 +225,8 @@ class SelfTraining(Objective):
         return strong_augment(images, generator, self.spec.augmentation)
 
 
-def _figures(context: StepContext, share: Tensor, predicted: Tensor) -> dict[str, Tensor]:
-    """Return what is monitored of the teacher; `predicted` are `class_counts` of its labels."""
-    counts = all_reduce_sum(predicted)
+def _figures(context: StepContext, share: Tensor, counts: Tensor) -> dict[str, Tensor]:
+    """Return what is monitored of the teacher; `counts` are `class_counts` of all ranks."""
     return {
         "confident": share.mean(),
         "confidence": context.target_confidence.mean(),

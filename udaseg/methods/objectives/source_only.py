@@ -3,14 +3,18 @@
 from collections.abc import Iterator
 
 from udaseg.data.loading.batches import Batch
+from udaseg.distributed import RankSums
 from udaseg.methods.objectives.objective import LossReport, Objective
-from udaseg.methods.pixel_loss import pixel_loss
+from udaseg.methods.pixel_loss import count_labelled, pixel_loss
 
 
 class SourceOnly(Objective):
     """Supervised cross-entropy on the source only: the baseline."""
 
-    def passes(self, batch: Batch) -> Iterator[LossReport]:
+    def passes(self, batch: Batch, sums: RankSums) -> Iterator[LossReport]:
         """Yield the cross-entropy on the source images."""
-        loss = pixel_loss(self.student(self.source_images(batch)).logits, batch.source_labels)
+        labels = batch.source_labels
+        labelled = sums.reduce(labelled=count_labelled(labels))["labelled"]
+        logits = self.student(self.source_images(batch)).logits
+        loss = pixel_loss(logits, labels, num_labelled=labelled)
         yield LossReport.of({"source": loss})
