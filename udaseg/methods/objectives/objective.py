@@ -90,8 +90,7 @@ class Objective(nn.Module, ABC):
         images = to_unit_range(batch.source_images)
         if self.source_jitter is None:
             return images
-        jittered = color_jitter(images, generator_for(batch.seed, "source"), self.source_jitter)
-        return jittered.contiguous(memory_format=torch.channels_last)
+        return color_jitter(images, generator_for(batch.seed, "source"), self.source_jitter)
 
 
 def add_reports(first: LossReport, second: LossReport) -> LossReport:

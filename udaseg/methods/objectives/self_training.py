@@ -230,7 +230,7 @@ def _figures(context: StepContext, share: Tensor, counts: Tensor) -> dict[str, T
     return {
         "confident": share.mean(),
         "confidence": context.target_confidence.mean(),
-        "top_class": counts.max() / counts.sum(),
+        "top_class": (counts.max() / counts.sum()).float(),
         # at the resolution of the logits, where the cost is negligible
         "uncertainty": normalised_entropy(context.target_output.logits).mean(),
     }
