@@ -2,6 +2,7 @@
 
 import copy
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,13 +11,23 @@ from tests.cli.running import udaseg
 from tests.cli.test_fit import tensors
 from tests.support.injections import rich_objective, tiny_fit
 from tests.support.injections import trained as train
-from tests.support.small import shipped, small_segmenter
-from tests.support.toy import TINY, toy_root
+from tests.support.small import REPOSITORY, shipped, small_segmenter
+from tests.support.toy import TINY, toy_pair, toy_root
 from udaseg.errors import EnvironmentFault, RecipeError
 from udaseg.methods.build import apply_machine_options
+from udaseg.methods.objectives.self_training import SelfTraining
+from udaseg.methods.target_statistics import adapt_batch_norms
 from udaseg.models import compiling
+from udaseg.models.projector import Projector
+from udaseg.models.segmenter import evaluation_mode
 from udaseg.recipe.schema import Machine
+from udaseg.recipe.stages import adapts
 from udaseg.runs.checkpoint import load_checkpoint, save_checkpoint
+from udaseg.training.callbacks.previews import Previews
+from udaseg.training.setup import build_crop_source, build_setup
+from udaseg.training.step import compute_gradients
+
+RECIPES = sorted(path.stem for path in (REPOSITORY / "recipes" / "toyland").glob("*[!e].yaml"))
 
 # torch's tracer reads `.grad` of non-leaf tensors, and suppresses this warning itself
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
@@ -78,6 +89,66 @@ def test_a_copy_is_not_compiled_and_has_weights_of_its_own(backend):
             network.eval()(torch.ones(1, 3, 16, 16)).features,
             duplicate.eval()(torch.ones(1, 3, 16, 16)).features,
         )
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    return toy_pair(toy_root(tmp_path_factory.mktemp("data")))
+
+
+def _small_setup(pair, name, monkeypatch):
+    """Return the setup of a recipe with a network of two layers, compiled."""
+
+    def build_small(_spec, num_classes, *, projector_channels=None):
+        network = small_segmenter(classes=num_classes, projector=False)
+        if projector_channels is not None:
+            network.projector = Projector(network.feature_channels, projector_channels)
+        return network
+
+    monkeypatch.setattr("udaseg.methods.build.build_segmenter", build_small)
+    recipe = shipped(f"toyland/{name}", [*TINY, "machine.compile=true", "machine.precision=bf16"])
+    return build_setup(recipe, pair[0], pair[1] if adapts(recipe) else None)
+
+
+def _look_at_other_sizes(setup, pair, folder):
+    """Draw a preview, score an image, and take the statistics of the target."""
+    objective = setup.objective
+    student, networks = objective.student, [objective.student]
+    assert Previews(setup.recipe, pair[0].classes, folder).draw(setup, 1) is not None
+    with evaluation_mode(student), torch.no_grad():
+        student(torch.rand(1, 3, 40, 24))
+    if isinstance(objective, SelfTraining):
+        networks.append(objective.teacher.network)
+    target = build_crop_source(setup.recipe.target, pair[1], labelled=False)
+    ways = {"batch_size": 2, "device": setup.device, "on_progress": lambda *_: None}
+    adapt_batch_norms(networks, target, target.samples[:2], **ways)
+    objective.train()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_each_part_is_compiled_once_for_the_step_and_for_nothing_else(
+    name, pair, tmp_path, backend, monkeypatch
+):
+    """Images in another memory layout than the first would compile a part again."""
+    monkeypatch.setattr(compiling, "BACKEND", "eager")
+    torch._dynamo.utils.counters.clear()
+    setup = _small_setup(pair, name, monkeypatch)
+    objective, graphs = setup.objective.train(), []
+    for step in range(3):
+        # at the end of a run, when every loss term is active
+        batch = replace(setup.batches[step], step=len(setup.batches) - 3 + step, progress=0.9)
+        report = compute_gradients(setup, batch)
+        setup.optimizer.step()
+        objective.after_step(batch.step, report)
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+        if step == 1:
+            _look_at_other_sizes(setup, pair, tmp_path)
+    networks = [objective.student]
+    if isinstance(objective, SelfTraining):
+        networks.append(objective.teacher.network)
+    parts = [part for each in networks for part in (each.backbone, each.head, each.projector)]
+    assert graphs == [sum(part is not None for part in parts)] * 3
+    assert not torch._dynamo.utils.counters["graph_break"]
 
 
 def test_no_compiler_is_said_before_the_run(monkeypatch):

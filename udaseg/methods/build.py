@@ -153,7 +153,7 @@ def apply_machine_options(objective: Objective, machine: Machine) -> None:
         teacher = objective.teacher.network
         teacher.to(memory_format=torch.channels_last)
         if machine.compile:
-            # the teacher is never in training mode, and gets only crops
+            # the teacher is never in training mode
             teacher.enable_compile("always")
 
 

@@ -49,4 +49,6 @@ def adapt_batch_norms(
         for norm in network.modules():
             if isinstance(norm, nn.BatchNorm2d):
                 norm.track_running_stats = True  # off in a teacher with batch statistics
-        update_bn(passes(), network)
+        # whole images, in training mode: compiled code serves the step alone
+        with torch.compiler.set_stance("force_eager"):
+            update_bn(passes(), network)

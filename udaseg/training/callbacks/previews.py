@@ -80,7 +80,8 @@ def _draw_sheet(setup: TrainingSetup, classes: ClassSpace) -> Pixels:
     crops = setup.batches.target or setup.batches.source
     assert crops is not None
     indices = evenly_spaced_indices(len(crops.samples), _NUM_IMAGES)
-    with evaluation_mode(setup.objective.student):
+    # compiled code serves the step alone: images of other sizes would compile more of it
+    with evaluation_mode(setup.objective.student), torch.compiler.set_stance("force_eager"):
         rows = [_row(setup, classes, crops, crops.samples[index]) for index in indices]
     sheet = comparison_sheet([list(row.values()) for row in rows], list(rows[0]))
     return np.concatenate([sheet, legend(classes.names, classes.colors, sheet.shape[1])])
