@@ -112,12 +112,29 @@ def test_the_memory_of_the_loss_does_not_grow_with_the_bank():
 @pytest.mark.parametrize("bank_chunk", [3, 90, 1000])
 @pytest.mark.parametrize("chunk", [1, 5, 37, 1000])
 def test_any_chunk_size_gives_the_dense_loss(monkeypatch, chunk, bank_chunk):
-    monkeypatch.setattr(module, "_BANK_CHUNK", bank_chunk)
+    monkeypatch.setattr(module, "_CHUNKS_CPU", (chunk, bank_chunk))
     queries, keys, labels, bank, bank_labels, keep = _case(3)
-    monkeypatch.setattr(module, "_CHUNK", chunk)
-    loss = regional_loss(queries, keys, labels, bank, bank_labels, temperature=0.1, keep=keep)
-    expected = _naive(queries, keys, labels, bank, bank_labels, 0.1, keep)
+    bank_labels[::7] = EMPTY
+    ours, theirs = queries.clone().requires_grad_(), queries.double().requires_grad_()
+    loss = regional_loss(ours, keys, labels, bank, bank_labels, temperature=0.1, keep=keep)
+    expected = _naive(theirs, keys, labels, bank, bank_labels, 0.1, keep)
+    loss.backward()
+    expected.backward()
     assert loss.item() == pytest.approx(expected.item(), abs=1e-6, rel=1e-6)
+    assert torch.allclose(ours.grad.double(), theirs.grad, atol=1e-6)
+
+
+def test_the_chunks_of_a_gpu_give_what_those_of_a_cpu_give(monkeypatch):
+    queries, keys, labels, bank, bank_labels, _ = _case(6, regions=600, rows=9000)
+    results = []
+    for chunks in (module._CHUNKS_CPU, module._CHUNKS_GPU):
+        assert (len(queries) > chunks[0]) == (len(bank) > chunks[1]) == (not results)
+        monkeypatch.setattr(module, "_CHUNKS_CPU", chunks)
+        leaf = queries.clone().requires_grad_()
+        loss = regional_loss(leaf, keys, labels, bank, bank_labels, temperature=0.1)
+        results.append((loss.detach(), *torch.autograd.grad(loss, leaf)))
+    for one, other in zip(*results, strict=True):
+        assert torch.allclose(one, other, rtol=1e-5, atol=3e-8)
 
 
 def test_rows_of_the_anchors_class_do_not_change_the_loss():
@@ -241,6 +258,32 @@ def test_term_equals_the_loops_over_anchors_in_the_square_and_the_memory_to_be()
             flat, keys, views[TARGET].predictions.flatten(), bank, bank_labels, 0.1, keep
         )
         assert loss.item() == pytest.approx(expected.item(), abs=1e-6, rel=1e-6)
+
+
+def test_regions_of_four_cells_are_anchors_if_they_are_inside_the_square():
+    """Each has the mean vector of its cells, and the label of the most confident of them."""
+    term, views = _term(ramp=False, weight=1.0, region_size=2, min_confidence=0.4), _views(side=6)
+    square = torch.zeros(2, 6, 6, dtype=torch.bool)
+    square[0, 1:5, :4], square[1, 2:, 2:] = True, True
+    views.by_name[CUTMIX] = replace(views[CUTMIX], square=square)
+    target = views[TARGET]
+    queries, keys, labels, keep = [], [], [], []
+    for b in range(2):
+        for y in range(0, 6, 2):
+            for x in range(0, 6, 2):
+                cells = slice(y, y + 2), slice(x, x + 2)
+                for maps, means in ((views[CUTMIX], queries), (target, keys)):
+                    mean = maps.embeddings[b, :, cells[0], cells[1]].detach().mean((1, 2))
+                    means.append(mean / mean.norm())
+                sure = target.confidence[b][cells].flatten()
+                labels.append(target.predictions[b][cells].flatten()[sure.argmax()])
+                keep.append(bool(square[b][cells].all()) and sure.mean() > 0.4)
+    assert 0 < sum(keep) < int(square.sum()) // 4
+    loss = term(views)
+    term.update(views)
+    rows = (torch.stack(part) for part in (queries, keys, labels))
+    expected = _naive(*rows, *term.bank.rows(), 0.1, keep)
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-6, rel=1e-6)
 
 
 def test_bank_grows_by_both_views_and_then_keeps_three_steps():

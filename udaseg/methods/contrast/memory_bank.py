@@ -1,6 +1,7 @@
 """The memory bank: labelled embeddings of the last few steps in a preallocated ring buffer."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 EMPTY = -1
@@ -51,7 +52,7 @@ class MemoryBank(nn.Module):
         # in place: only the rows of one step are written, whatever the size of the bank
         self.embeddings.index_copy_(0, slot, block)
         self.labels.index_copy_(0, slot, row_labels)
-        self.cursor.copy_((self.cursor + 1) % len(self.labels))
+        self.cursor.add_(1).remainder_(len(self.labels))
 
     def rows(self) -> tuple[Tensor, Tensor]:
         """Return all rows (steps * rows, D) and their labels; some may be `EMPTY`."""
@@ -66,10 +67,8 @@ class MemoryBank(nn.Module):
     def _next_block(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the slot (1,) of the next push, and its rows (1, rows, D) and labels (1, rows)."""
         rows = self.embeddings.shape[1]
-        kept = embeddings.detach()[-rows:].float()
-        row_labels = torch.full_like(self.labels[:1], EMPTY)
-        row_labels[0, : len(kept)] = labels[-rows:]
-        block = torch.zeros_like(self.embeddings[:1])
-        block[0, : len(kept)] = kept
+        kept, kept_labels = embeddings.detach()[-rows:].float(), labels[-rows:]
+        unused = rows - len(kept)
+        block = F.pad(kept, (0, 0, 0, unused))[None]
         # the cursor is a tensor, so no value is read back to the host
-        return self.cursor.view(1), block, row_labels
+        return self.cursor.view(1), block, F.pad(kept_labels, (0, unused), value=EMPTY)[None]

@@ -11,10 +11,12 @@ from udaseg.distributed import all_reduce_sum, mean_divisor, slice_for_rank, to_
 from udaseg.methods.contrast.memory_bank import EMPTY, MemoryBank
 from udaseg.methods.contrast.regional_loss import regional_sum
 from udaseg.methods.contrast.regularizer import Regularizer
+from udaseg.methods.contrast.value_of_step import ValueOfStep
 from udaseg.methods.views import (
     CUTMIX,
     TARGET,
     TARGET_BY_STUDENT_HEAD,
+    CellView,
     Need,
     Views,
     flatten_cells,
@@ -51,6 +53,7 @@ class RegionalContrast(Regularizer):
             Need(self.key_view, embed=spec.momentum_head),
         )
         self.bank = MemoryBank(spec.bank_steps, 2 * spec.cells_per_view, channels)
+        self._rows_of_step: ValueOfStep[tuple[Tensor, Tensor]] = ValueOfStep()
 
     def weight_at(self, step: int, progress: float) -> float:
         """Return the weight of the loss at a step; 0 before the start."""
@@ -62,13 +65,14 @@ class RegionalContrast(Regularizer):
     def forward(self, views: Views) -> Tensor:
         """Return the weighted loss; change no state."""
         weight = self.weight_at(views.step, views.progress)
-        queries, keys, labels, keep = self._pairs(views)
         if weight == 0:
             # keep the head in the graph, so that every step trains the same parameters
-            return 0.0 * queries.sum()
+            return 0.0 * _embeddings(views[CUTMIX]).sum()
+        queries, keys, labels, keep = self._pairs(views)
         if not self.spec.negative_sampling:
             labels = torch.full_like(labels, _NO_LABEL)
-        bank, bank_labels = self.bank.rows_after_push(*self._new_rows(views))
+        new_rows = self._rows_of_step.get(views, self._new_rows)
+        bank, bank_labels = self.bank.rows_after_push(*new_rows)
         total, count = regional_sum(
             queries, keys, labels, bank, bank_labels, self.spec.temperature, keep
         )
@@ -77,23 +81,30 @@ class RegionalContrast(Regularizer):
     @torch.no_grad()
     def update(self, views: Views) -> None:
         """Store random cells of this step in the bank and drop the oldest step."""
-        self.bank.push(*self._new_rows(views))
+        self.bank.push(*self._rows_of_step.take(views, self._new_rows))
 
     def _pairs(self, views: Views) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return queries and keys (R, D), labels (R,), and a mask (R,) of those that count."""
+        """Return queries and keys (R, D), labels (R,), and a mask (R,) of those that count.
+
+        These are the cells inside the square, which was drawn on the host: to find them there
+        needs no wait for a GPU.
+        """
         cutmix, target = views[CUTMIX], views[self.key_view]
-        queries, keys, square = cutmix.embeddings, target.embeddings, cutmix.square
-        assert queries is not None and keys is not None and square is not None
+        queries, keys, square = _embeddings(cutmix), _embeddings(target), cutmix.square
+        assert square is not None
         labels, confidence = target.predictions, target.confidence
         if (size := self.spec.region_size) > 1:
             queries, keys = (to_unit_length(F.avg_pool2d(part, size)) for part in (queries, keys))
             square = F.max_pool2d(-square.float(), size) < 0
             labels, confidence = _region_labels(labels, confidence, size)
-        keep = square.flatten()
+        inside = to_device(square.flatten().nonzero().flatten(), labels.device)
+        keep = torch.ones_like(inside, dtype=torch.bool)
         if self.spec.positive_filtering:
-            keep = keep & (confidence.flatten() > self.spec.min_confidence)
-        return flatten_cells(queries), flatten_cells(keys), labels.flatten(), keep
+            keep = confidence.flatten().index_select(0, inside) > self.spec.min_confidence
+        queries, keys = (flatten_cells(part).index_select(0, inside) for part in (queries, keys))
+        return queries, keys, labels.flatten().index_select(0, inside), keep
 
+    @torch.no_grad()
     def _new_rows(self, views: Views) -> tuple[Tensor, Tensor]:
         """Return random cells of both views and their labels.
 
@@ -101,30 +112,40 @@ class RegionalContrast(Regularizer):
         cells.
         """
         generator = torch.Generator().manual_seed(views.seed)
-        rows, labels = [], []
+        rows, labels, local = [], [], []
         for view in (views[CUTMIX], views[self.key_view]):
-            assert view.embeddings is not None
             cells, rank_slice = slice_for_rank(view.labels.numel())
             chosen = torch.randperm(cells, generator=generator)[: self.spec.cells_per_view]
-            chosen = to_device(chosen, view.labels.device)
-            rows.append(_gather_rows(flatten_cells(view.embeddings.detach()), chosen, rank_slice))
-            labels.append(_gather_rows(view.labels.flatten(), chosen, rank_slice))
-        row_labels = torch.cat(labels)
+            is_local = (chosen >= rank_slice.start) & (chosen < rank_slice.stop)
+            index = to_device(chosen[is_local] - rank_slice.start, view.labels.device)
+            rows.append(flatten_cells(_embeddings(view)).index_select(0, index))
+            labels.append(view.labels.flatten().index_select(0, index))
+            local.append(is_local)
+        row, label = _rows_of_all_ranks(torch.cat(rows), torch.cat(labels), torch.cat(local))
         if not self.spec.keep_ignored:
-            row_labels = row_labels.masked_fill(row_labels == IGNORE, EMPTY)
-        return torch.cat(rows), row_labels
+            label = label.masked_fill(label == IGNORE, EMPTY)
+        return row, label
 
 
-def _gather_rows(rows: Tensor, chosen: Tensor, rank_slice: slice) -> Tensor:
-    """Return the rows `chosen` among those of all ranks; this rank holds `rank_slice` of them."""
+def _embeddings(view: CellView) -> Tensor:
+    assert view.embeddings is not None
+    return view.embeddings
+
+
+def _rows_of_all_ranks(rows: Tensor, labels: Tensor, is_local: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the rows and labels of all ranks, with one collective operation.
+
+    `is_local` (N,), on the CPU, says which of the N rows of all ranks this rank has given.
+    """
     if world_size() == 1:
-        return rows[chosen]
-    is_local = (chosen >= rank_slice.start) & (chosen < rank_slice.stop)
-    local_rows = rows[(chosen - rank_slice.start).clamp(0, len(rows) - 1)]
+        return rows, labels
+    # labels are small integers, which float32 holds exactly
+    labelled = torch.cat([rows.float(), labels[:, None].float()], 1)
+    place = to_device(is_local.nonzero().flatten(), rows.device)
+    every = labelled.new_zeros(len(is_local), labelled.shape[1]).index_copy_(0, place, labelled)
     # each row is nonzero on one rank only, so the sum copies it to all
-    return all_reduce_sum(
-        torch.where(is_local[:, None] if local_rows.dim() > 1 else is_local, local_rows, 0)
-    )
+    every = all_reduce_sum(every)
+    return every[:, :-1], every[:, -1].long()
 
 
 def _region_labels(labels: Tensor, confidence: Tensor, size: int) -> tuple[Tensor, Tensor]:

@@ -6,10 +6,13 @@ import torch
 from torch import Tensor
 
 from udaseg.methods.contrast.memory_bank import EMPTY
-from udaseg.methods.fused import with_gradient
+from udaseg.methods.fused import float32_products, with_gradient
 
-_CHUNK = 256
-_BANK_CHUNK = 8192
+_CHUNKS_CPU = 256, 8192
+"""Queries and bank rows to compute at once: the scores of a chunk fit in the cache."""
+
+_CHUNKS_GPU = 2048, 24576
+"""Few operators, each of which has to be launched; the scores of a chunk take 201 MB."""
 
 
 def regional_loss(
@@ -68,9 +71,10 @@ def regional_sum(
         raise ValueError(f"temperature must be above 0, got {temperature}")
     if keep is None:
         keep = torch.ones_like(labels, dtype=torch.bool)
-    with torch.no_grad(), torch.autocast(queries.device.type, enabled=False):
+    chunks = _CHUNKS_GPU if queries.is_cuda else _CHUNKS_CPU
+    with torch.no_grad(), float32_products(queries.device):
         total, gradient = _sum_and_gradient(
-            queries, keys, labels, bank, bank_labels, temperature, keep
+            queries, keys, labels, bank, bank_labels, temperature, keep, chunks
         )
     return with_gradient(total, gradient, queries), keep.sum()
 
@@ -83,61 +87,66 @@ def _sum_and_gradient(
     bank_labels: Tensor,
     temperature: float,
     keep: Tensor,
+    chunks: tuple[int, int],
 ) -> tuple[Tensor, Tensor]:
-    """Return the sum and its gradient (softmax . bank - key) / temperature, chunk by chunk.
-
-    Two products per chunk are enough, and no tensor of size R x M is stored.
-    """
+    """Return the sum and its gradient, (shares . negatives - (1 - share of the key) key) / t."""
     query_RD, key_RD, label_R, weight_R = queries.float(), keys.float(), labels, keep.float()
     rows = _counted_indices(keep)
     if rows is not None:
         query_RD, key_RD, label_R = query_RD[rows], key_RD[rows], label_R[rows]
         weight_R = weight_R[rows]
-    scale = 1 / temperature
-    positive_R = (query_RD * key_RD).sum(1) * scale
-    total = query_RD.new_zeros(())
-    gradient_RD = torch.empty_like(query_RD)
-    for start in range(0, len(query_RD), _CHUNK):
-        part = slice(start, start + _CHUNK)
-        positive_r, weight_r = positive_R[part], weight_R[part]
-        top_r, negative_sum_r, negative_gradient_rD = _negative_sums(
-            query_RD[part] * scale, label_R[part], positive_r, bank, bank_labels
-        )
-        positive_exp_r = (positive_r - top_r).exp()
-        total_r = positive_exp_r + negative_sum_r
-        total = total + ((total_r.log() + top_r - positive_r) * weight_r).sum()
-        positive_factor_r = (positive_exp_r / total_r - 1) * weight_r * scale
-        negative_gradient_rD.mul_((weight_r * scale / total_r)[:, None])
-        gradient_RD[part] = negative_gradient_rD.addcmul_(positive_factor_r[:, None], key_RD[part])
+    scaled_RD = query_RD / temperature
+    positive_R = (scaled_RD * key_RD).sum(1)
+    level_R, gradient_RD = _compare_with_bank(
+        scaled_RD, label_R, positive_R, bank, bank_labels, chunks
+    )
+    total = ((level_R - positive_R) * weight_R).sum()
+    gradient_RD.addcmul_((positive_R - level_R).expm1_()[:, None], key_RD)
+    gradient_RD.mul_((weight_R / temperature)[:, None])
     if rows is not None:
         gradient_RD = gradient_RD.new_zeros(queries.shape).index_copy_(0, rows, gradient_RD)
     return total, gradient_RD
 
 
-def _negative_sums(
-    scaled: Tensor, label_r: Tensor, positive_r: Tensor, bank: Tensor, bank_labels: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return top (r,), sum (r,) of exp(score - top) over negatives, and that sum times the bank.
+def _compare_with_bank(
+    scaled: Tensor,
+    labels: Tensor,
+    positives: Tensor,
+    bank: Tensor,
+    bank_labels: Tensor,
+    chunks: tuple[int, int],
+) -> tuple[Tensor, Tensor]:
+    """Return logsumexp (R,) of the scores of positive and negatives, and shares . negatives (R, D).
 
-    `scaled` are queries (r, D) divided by the temperature. The bank is read in chunks with a
-    running maximum that starts at the score of the positive, so memory does not grow with the bank.
+    `scaled` are queries (R, D) divided by the temperature. Queries and bank are read in chunks,
+    with a running maximum that starts at the score of the positive. Two products per chunk are
+    enough, and no tensor of size R x M is stored.
     """
-    top_r = positive_r
-    sum_r = torch.zeros_like(positive_r)
-    weighted_rD = torch.zeros_like(scaled)
-    for start in range(0, len(bank), _BANK_CHUNK):
-        part_mD = bank[start : start + _BANK_CHUNK].float()
-        label_m = bank_labels[start : start + _BANK_CHUNK]
-        score_rm = scaled @ part_mD.T
-        excluded_rm = (label_m == label_r[:, None]) | (label_m == EMPTY)
-        score_rm.masked_fill_(excluded_rm, -math.inf)
-        higher_r = top_r.maximum(score_rm.amax(1))
-        shrink_r = (top_r - higher_r).exp()
-        score_rm.sub_(higher_r[:, None]).exp_()
-        sum_r = sum_r * shrink_r + score_rm.sum(1)
-        weighted_rD.mul_(shrink_r[:, None]).addmm_(score_rm, part_mD)
-        top_r = higher_r
-    return top_r, sum_r, weighted_rD
+    chunk, bank_chunk = chunks
+    top_R, total_R, weighted_RD = (
+        positives.clone(),
+        torch.ones_like(positives),
+        torch.zeros_like(scaled),
+    )
+    # added to the scores, so that only classes have to be compared for each pair
+    bias_M = torch.zeros_like(bank_labels, dtype=torch.float32)
+    bias_M.masked_fill_(bank_labels == EMPTY, -math.inf)
+    for start in range(0, len(scaled), chunk):
+        part = slice(start, start + chunk)
+        scaled_rD, label_r1 = scaled[part], labels[part, None]
+        top_r, total_r, weighted_rD = top_R[part], total_R[part], weighted_RD[part]
+        for bank_start in range(0, len(bank), bank_chunk):
+            bank_part = slice(bank_start, bank_start + bank_chunk)
+            part_mD = bank[bank_part].float()
+            score_rm = torch.addmm(bias_M[bank_part], scaled_rD, part_mD.T)
+            score_rm.masked_fill_(bank_labels[bank_part] == label_r1, -math.inf)
+            higher_r = top_r.maximum(score_rm.amax(1))
+            shrink_r = (top_r - higher_r).exp_()
+            score_rm.sub_(higher_r[:, None]).exp_()
+            total_r.mul_(shrink_r).add_(score_rm.sum(1))
+            weighted_rD.mul_(shrink_r[:, None]).addmm_(score_rm, part_mD)
+            top_r.copy_(higher_r)
+    return total_R.log().add_(top_R), weighted_RD.div_(total_R[:, None])
 
 
 def _counted_indices(keep: Tensor) -> Tensor | None:
