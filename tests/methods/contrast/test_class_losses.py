@@ -71,9 +71,11 @@ def _naive(term, embeddings, labels, *memory):
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("temperature", [0.1, 1.0, 100.0])
 @pytest.mark.parametrize("chunk", [7, 4096])
-@pytest.mark.parametrize("variant", ["distribution", "bank"])
+@pytest.mark.parametrize("variant", ["distribution", "bank", "bank at once"])
 def test_loss_and_gradient_equal_the_naive_loops(monkeypatch, seed, temperature, chunk, variant):
-    monkeypatch.setattr(module, "_CHUNK", chunk)
+    monkeypatch.setattr(module, "rows_at_once", lambda _width, _device: chunk)
+    if variant == "bank at once":
+        monkeypatch.setattr(module, "_positives_by_class", module._positives_at_once)
     embeddings, labels, distribution, bank = _case(seed, 30)
     ours = embeddings.clone().requires_grad_()
     theirs = embeddings.double().requires_grad_()
@@ -88,6 +90,18 @@ def test_loss_and_gradient_equal_the_naive_loops(monkeypatch, seed, temperature,
     assert loss.item() == pytest.approx(expected.item(), abs=1e-6, rel=1e-6)
     assert torch.allclose(ours.grad.double(), theirs.grad, atol=1e-6)
     assert ours.grad.any()
+
+
+def test_the_bank_for_a_gpu_gives_what_the_bank_by_class_gives(monkeypatch):
+    embeddings, labels, _, bank = _case(2, 200)
+    results = []
+    for form in (module._positives_by_class, module._positives_at_once):
+        monkeypatch.setattr(module, "_positives_by_class", form)
+        leaf = embeddings.clone().requires_grad_()
+        loss = bank_loss(leaf, labels, *bank, temperature=0.1)
+        results.append((loss.detach(), *torch.autograd.grad(loss, leaf)))
+    for one, other in zip(*results, strict=True):
+        assert torch.allclose(one, other, rtol=1e-5, atol=1e-8)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -156,10 +170,12 @@ def test_at_temperature_100_the_variants_have_one_gradient_and_at_a_tenth_they_d
     assert apart(0.1) > 1e-3
 
 
-@pytest.mark.parametrize("variant", ["distribution", "bank"])
+@pytest.mark.parametrize("variant", ["distribution", "bank", "bank at once"])
 @pytest.mark.parametrize("what", ["empty", "ignored", "unseen", "zero", "one class", "bf16"])
 @pytest.mark.parametrize("temperature", [1e-3, 100.0])
-def test_any_input_stays_finite(what, temperature, variant):
+def test_any_input_stays_finite(monkeypatch, what, temperature, variant):
+    if variant == "bank at once":
+        monkeypatch.setattr(module, "_positives_by_class", module._positives_at_once)
     embeddings, labels, (means, variances, seen), (rows, filled) = _case(1)
     if what == "empty":
         embeddings, labels = embeddings[:0], labels[:0]
@@ -174,7 +190,7 @@ def test_any_input_stays_finite(what, temperature, variant):
         filled = ROWS * seen
     embeddings = embeddings.to(torch.bfloat16 if what == "bf16" else torch.float32)
     embeddings.requires_grad_()
-    if variant == "bank":
+    if "bank" in variant:
         loss = bank_loss(embeddings, labels, rows, filled, temperature=temperature)
     else:
         loss = distribution_loss(

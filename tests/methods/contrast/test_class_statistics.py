@@ -48,7 +48,7 @@ def _same(state, expected):
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("chunk", [1, 7, 4096])
 def test_moments_equal_the_naive_loops(monkeypatch, seed, chunk):
-    monkeypatch.setattr(module, "_CHUNK", chunk)
+    monkeypatch.setattr(module, "rows_at_once", lambda _width, _device: chunk)
     embeddings, labels = _case(seed)
     counts, means, variances = class_moments(embeddings, labels, CLASSES)
     expected = _naive(embeddings, labels)
@@ -142,6 +142,18 @@ def test_after_foretells_the_update_and_changes_nothing():
             assert not value.requires_grad
 
 
+def test_a_copy_that_foretold_an_update_can_be_taken_over():
+    memories = [ClassStatistics(CLASSES, CHANNELS, momentum=0.9, bank_rows=3) for _ in range(2)]
+    for seed in range(3):
+        embeddings, labels = _case(seed, 6)
+        held = dict(memories[0].named_buffers())
+        memories[0].become(memories[0].preview_update(embeddings, labels))
+        memories[1].update(embeddings, labels)
+        for name, value in memories[1].named_buffers():
+            assert torch.equal(memories[0].get_buffer(name), value)
+            assert memories[0].get_buffer(name) is held[name], "a buffer was replaced"
+
+
 def test_the_bank_keeps_the_newest_batch_means_of_each_class():
     length = 3
     memory = ClassStatistics(CLASSES, CHANNELS, momentum=1.0, bank_rows=length)
@@ -201,6 +213,8 @@ def test_two_ranks_learn_what_one_process_learns_from_both(monkeypatch):
             part = slice(start + (0, 11)[rank], start + (11, 30)[rank])
             ranks[rank].update(embeddings[part], labels[part])
 
+    monkeypatch.setattr(module, "world_size", lambda: 2)
+    monkeypatch.setattr(module, "rank", lambda: int(threading.current_thread().name))
     monkeypatch.setattr(module, "all_reduce_sum", summed)
     threads = [threading.Thread(target=train, args=(rank,), name=str(rank)) for rank in (0, 1)]
     for thread in threads:

@@ -7,10 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from udaseg.data.labels.classes import IGNORE
-from udaseg.methods.fused import with_gradient
+from udaseg.methods.fused import float32_products, rows_at_once, with_gradient
 from udaseg.models.projector import LENGTH_EPS
-
-_CHUNK = 4096
 
 
 def prototype_loss(
@@ -47,32 +45,31 @@ def prototype_sum(
     With q = f / |f| the gradient of f is (g - q (q . g)) / |f|, where g, the gradient of q, is
     (softmax . prototypes - prototype of the label) / temperature.
     """
-    counted = _counted_mask(embeddings, labels, prototypes.shape, seen, temperature)
+    label_N, counted_N = _known_labels(embeddings, labels, prototypes.shape, seen, temperature)
     scaled_KD = prototypes.detach().float() / temperature
+    class_K = torch.arange(len(seen), device=embeddings.device)
 
     def chunk_loss(part: slice, gradient: Tensor) -> Tensor:
         feature_nD = embeddings[part].float()
-        length_n = (torch.linalg.vector_norm(feature_nD, dim=1).square() + LENGTH_EPS**2).sqrt_()
-        weight_n = counted[part].float()
-        label_n1 = labels[part].long().masked_fill(~counted[part], 0)[:, None]
+        length_n1 = torch.linalg.vector_norm(feature_nD, dim=1, keepdim=True)
+        length_n1 = (length_n1.square_() + LENGTH_EPS**2).sqrt_()
+        weight_n1 = counted_N[part, None].float()
+        label_n1 = label_N[part, None]
         # divided after the product, so no unit vectors of size n x D are stored
-        similarity_nK = (feature_nD @ scaled_KD.T).div_(length_n[:, None])
-        score_nK = similarity_nK.masked_fill(~seen, -torch.inf)
-        # if no class was seen, all scores are -inf; such rows are not counted, keep them finite
-        top_n1 = score_nK.amax(1, keepdim=True).nan_to_num_(neginf=0.0)
-        label_score_n = (score_nK.gather(1, label_n1) - top_n1)[:, 0].nan_to_num_(neginf=0.0)
-        share_nK = (score_nK - top_n1).exp_()
-        total_n = share_nK.sum(1).clamp_min_(torch.finfo(torch.float32).tiny)
-        loss = ((total_n.log() - label_score_n) * weight_n).sum()
-        share_nK.mul_((weight_n / total_n)[:, None])
-        share_nK.scatter_add_(1, label_n1, -weight_n[:, None])
-        along_n = (share_nK * similarity_nK).sum(1)
-        torch.mm(share_nK.div_(length_n[:, None]), scaled_KD, out=gradient)
-        gradient.addcmul_(feature_nD, (along_n / length_n.square())[:, None], value=-1)
+        similarity_nK = (feature_nD @ scaled_KD.T).div_(length_n1)
+        # the lowest number, not -inf: if no class was seen, the rows stay finite
+        score_nK = similarity_nK.masked_fill(~seen, torch.finfo(torch.float32).min)
+        log_share_nK = score_nK.log_softmax(1)
+        loss = (log_share_nK.gather(1, label_n1) * weight_n1).sum().neg_()
+        share_nK = log_share_nK.exp_().sub_((label_n1 == class_K).float()).mul_(weight_n1)
+        along_n1 = (share_nK * similarity_nK).sum(1, keepdim=True)
+        torch.mm(share_nK.div_(length_n1), scaled_KD, out=gradient)
+        gradient.addcmul_(feature_nD, along_n1 / length_n1.square(), value=-1)
         return loss
 
     # once: features are large
-    return _sum_over_chunks(embeddings, chunk_loss, once=True), counted.sum()
+    total = _sum_over_chunks(embeddings, chunk_loss, width=embeddings.shape[1], once=True)
+    return total, counted_N.sum()
 
 
 def distribution_loss(
@@ -125,27 +122,27 @@ def distribution_sum(
     """
     if variances.shape != means.shape:
         raise ValueError(f"means {tuple(means.shape)} but variances {tuple(variances.shape)}")
-    counted = _counted_mask(embeddings, labels, means.shape, seen, temperature)
+    label_N, counted_N = _known_labels(embeddings, labels, means.shape, seen, temperature)
     mean_KD = means.detach().float() / temperature
     spread_KD = variances.detach().float() / temperature**2
+    class_K = torch.arange(len(seen), device=embeddings.device)
 
     def chunk_loss(part: slice, gradient: Tensor) -> Tensor:
         query_nD, length_n1 = _unit_vectors(embeddings[part])
-        counted_n1 = counted[part][:, None]
-        label_n1 = labels[part].long()[:, None].masked_fill(~counted_n1, 0)
+        label_n1, counted_n1 = label_N[part, None], counted_N[part, None]
         score_nK = query_nD @ mean_KD.T
         label_score_n1 = score_nK.gather(1, label_n1)
         score_nK.addmm_(query_nD.square(), spread_KD.T, alpha=0.5).masked_fill_(~seen, -torch.inf)
         share_nK, level_n1 = _softmax(score_nK)
         share_nK.mul_(counted_n1)
         torch.mm(share_nK, spread_KD, out=gradient).mul_(query_nD)
-        share_nK.scatter_add_(1, label_n1, -counted_n1.float())
+        share_nK.sub_(((label_n1 == class_K) & counted_n1).float())
         gradient.addmm_(share_nK, mean_KD)
         _unit_backward_(gradient, query_nD, length_n1)
         # if no class was seen, the level is -inf and no vector counts; NaN is not hidden
         return torch.where(counted_n1, level_n1 - label_score_n1, 0.0).sum()
 
-    return _sum_over_chunks(embeddings, chunk_loss), counted.sum()
+    return _sum_over_chunks(embeddings, chunk_loss, width=embeddings.shape[1]), counted_N.sum()
 
 
 def bank_loss(
@@ -190,30 +187,36 @@ def bank_sum(
     if rows.ndim != 3:
         raise ValueError(f"rows must be (K, L, D), got {tuple(rows.shape)}")
     class_shape, seen = (rows.shape[0], rows.shape[2]), filled > 0
-    counted = _counted_mask(embeddings, labels, class_shape, seen, temperature)
+    label_N, counted_N = _known_labels(embeddings, labels, class_shape, seen, temperature)
     valid_KL = torch.arange(rows.shape[1], device=rows.device) < filled[:, None]
     row_weight_KL = valid_KL / valid_KL.sum(1, keepdim=True).clamp_min(1)
     row_KLD = (rows.detach().float() / temperature).masked_fill_(~valid_KL[..., None], 0.0)
     mean_KD = (row_KLD * row_weight_KL[..., None]).sum(1)
+    class_K = torch.arange(len(seen), device=embeddings.device)
+    positive_terms = _positives_at_once if embeddings.is_cuda else _positives_by_class
 
     def chunk_loss(part: slice, gradient: Tensor) -> Tensor:
         query_nD, length_n1 = _unit_vectors(embeddings[part])
-        label_n = labels[part].long().masked_fill(~counted[part], IGNORE)
-        is_label_nK = label_n[:, None] == torch.arange(len(seen), device=label_n.device)
+        is_label_nK = (label_N[part, None] == class_K) & counted_N[part, None]
         score_nK = (query_nD @ mean_KD.T).masked_fill_(is_label_nK | ~seen, -torch.inf)
         share_nK, level_n1 = _softmax(score_nK)
-        loss, weight_n1 = _positive_terms(
+        loss, weight_n1 = positive_terms(
             query_nD, is_label_nK, level_n1, row_KLD, row_weight_KL, gradient.zero_()
         )
         gradient.addmm_(share_nK.mul_(weight_n1), mean_KD)
         _unit_backward_(gradient, query_nD, length_n1)
         return loss
 
-    return _sum_over_chunks(embeddings, chunk_loss), counted.sum()
+    width = max(embeddings.shape[1], row_weight_KL.numel())
+    return _sum_over_chunks(embeddings, chunk_loss, width=width), counted_N.sum()
 
 
 def _sum_over_chunks(
-    embeddings: Tensor, chunk_loss: Callable[[slice, Tensor], Tensor], *, once: bool = False
+    embeddings: Tensor,
+    chunk_loss: Callable[[slice, Tensor], Tensor],
+    *,
+    width: int,
+    once: bool = False,
 ) -> Tensor:
     """Return the sum of `chunk_loss`, with a graph to the embeddings.
 
@@ -221,27 +224,29 @@ def _sum_over_chunks(
         embeddings: (N, D).
         chunk_loss: Returns the loss of a slice of the vectors, and writes their gradient (n, D)
             into its second argument.
+        width: Numbers per vector in the largest tensor of `chunk_loss`.
         once: As in `with_gradient`.
     """
-    gradient_ND = torch.empty(embeddings.shape, device=embeddings.device)
+    gradient_ND = embeddings.new_empty(embeddings.shape, dtype=torch.float32)
     total = gradient_ND.new_zeros(())
-    with torch.no_grad(), torch.autocast(embeddings.device.type, enabled=False):
-        for start in range(0, len(embeddings), _CHUNK):
-            part = slice(start, start + _CHUNK)
-            total = total + chunk_loss(part, gradient_ND[part])
+    step = rows_at_once(width, embeddings.device)
+    with torch.no_grad(), float32_products(embeddings.device):
+        for start in range(0, len(embeddings), step):
+            part = slice(start, start + step)
+            total += chunk_loss(part, gradient_ND[part])
     return with_gradient(total, gradient_ND, embeddings, once=once)
 
 
-def _counted_mask(
+def _known_labels(
     embeddings: Tensor,
     labels: Tensor,
     class_shape: tuple[int, ...],
     seen: Tensor,
     temperature: float,
-) -> Tensor:
-    """Return a mask (N,) of the vectors whose class was seen; check the inputs.
+) -> tuple[Tensor, Tensor]:
+    """Return labels (N,), 0 for `IGNORE`, and a mask (N,) of the vectors whose class was seen.
 
-    `class_shape` is the shape (K, D) of what the vectors are compared with.
+    Check the inputs. `class_shape` is the shape (K, D) of what the vectors are compared with.
     """
     if labels.shape != embeddings.shape[:1] or class_shape[1:] != embeddings.shape[1:]:
         shapes = tuple(embeddings.shape), tuple(labels.shape), tuple(class_shape)
@@ -250,11 +255,12 @@ def _counted_mask(
         raise ValueError(f"seen or filled {tuple(seen.shape)} but {class_shape[0]} classes")
     if temperature <= 0:
         raise ValueError(f"temperature must be above 0, got {temperature}")
-    known = labels != IGNORE
-    return known & seen[labels.long().masked_fill(~known, 0)]
+    ignored = labels == IGNORE
+    label_N = labels.long().masked_fill(ignored, 0)
+    return label_N, seen[label_N].masked_fill_(ignored, False)
 
 
-def _positive_terms(
+def _positives_by_class(
     queries: Tensor,
     is_label: Tensor,
     level: Tensor,
@@ -274,18 +280,37 @@ def _positive_terms(
     """
     loss, weight_n1 = queries.new_zeros(()), torch.zeros_like(level)
     for label_n, row_LD, weight_L in zip(is_label.T, rows, row_weights, strict=True):
-        if label_n.is_cuda:
-            # nonzero needs the count on the host; that wait costs more than all products
-            index = torch.arange(len(label_n), device=label_n.device)
-        else:
-            index = label_n.nonzero().flatten()
-        weight_mL = label_n[index].float()[:, None] * weight_L
+        index = label_n.nonzero().flatten()
         margin_mL = level[index] - queries[index] @ row_LD.T
-        loss = loss + (F.softplus(margin_mL) * weight_mL).sum()
-        pull_mL = margin_mL.sigmoid_().mul_(weight_mL)
+        loss = loss + (F.softplus(margin_mL) * weight_L).sum()
+        pull_mL = margin_mL.sigmoid_().mul_(weight_L)
         weight_n1.index_add_(0, index, pull_mL.sum(1, keepdim=True))
         gradient.index_add_(0, index, pull_mL @ row_LD, alpha=-1)
     return loss, weight_n1
+
+
+def _positives_at_once(
+    queries: Tensor,
+    is_label: Tensor,
+    level: Tensor,
+    rows: Tensor,
+    row_weights: Tensor,
+    gradient: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Return what `_positives_by_class` returns, without a loop over classes.
+
+    This is for a GPU: to know the vectors of a class, the host would have to wait for it, which
+    costs more than the product of all vectors with the rows of all classes.
+    """
+    row_MD, member_nK = rows.flatten(0, 1), is_label.float()
+    weight_nL = member_nK @ row_weights
+    label_n1L = member_nK.argmax(1)[:, None, None].expand(-1, 1, rows.shape[1])
+    score_nL = (queries @ row_MD.T).view(-1, *row_weights.shape).gather(1, label_n1L)[:, 0]
+    margin_nL = level - score_nL
+    loss = (F.softplus(margin_nL) * weight_nL).sum()
+    pull_nL = margin_nL.sigmoid_().mul_(weight_nL)
+    gradient.addmm_((member_nK[..., None] * pull_nL[:, None]).flatten(1), row_MD, alpha=-1)
+    return loss, pull_nL.sum(1, keepdim=True)
 
 
 def _unit_vectors(embeddings: Tensor) -> tuple[Tensor, Tensor]:

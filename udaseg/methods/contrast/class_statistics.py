@@ -6,63 +6,75 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from udaseg.distributed import all_reduce_sum
+from udaseg.distributed import all_reduce_sum, rank, world_size
+from udaseg.methods.fused import float32_products, rows_at_once
 from udaseg.models.projector import to_unit_length
 
-_CHUNK = 4096
+Moments = tuple[Tensor, Tensor, Tensor]
+"""Counts (K,), means (K, D) and variances (K, D) of the unit vectors of each class, float32.
+
+Variances are population variances, divided by the count. A class that does not occur has zeros.
+"""
 
 
-def class_moments(
-    embeddings: Tensor, labels: Tensor, num_classes: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return counts (K,), means (K, D) and variances (K, D) of the unit vectors of each class.
+@torch.no_grad()
+def class_moments(embeddings: Tensor, labels: Tensor, num_classes: int) -> Moments:
+    """Return the moments of each class.
 
-    Embeddings (N, D) are normalised to unit length here; label 255 is ignored. Variances are
-    population variances, divided by the count. A class that does not occur has zeros.
+    Embeddings (N, D) are normalised to unit length here; label 255 is ignored.
     """
     if labels.shape != embeddings.shape[:1]:
         shapes = tuple(embeddings.shape), tuple(labels.shape)
         raise ValueError(f"embeddings (N, D) and labels (N,) do not match: {shapes}")
-    counts = torch.zeros(num_classes, device=embeddings.device)
-    means = torch.zeros(num_classes, embeddings.shape[1], device=embeddings.device)
-    variances = torch.zeros_like(means)
     classes = torch.arange(num_classes, device=embeddings.device)
-    with torch.no_grad(), torch.autocast(embeddings.device.type, enabled=False):
-        for start in range(0, len(embeddings), _CHUNK):
-            part = slice(start, start + _CHUNK)
-            # compared, not one_hot: one_hot reads the largest label and waits for the device
-            member_nK = (labels[part, None] == classes).float()
-            query_nD = to_unit_length(embeddings[part])
-            new_counts = member_nK.sum(0)
-            divisor_K1 = new_counts.clamp_min(1)[:, None]
-            new_means = (member_nK.T @ query_nD) / divisor_K1
-            # centred before squaring: E[x^2] - E[x]^2 would lose the digits of a small variance
-            spread_nD = torch.addmm(query_nD, member_nK, new_means, alpha=-1).square_()
-            new_variances = (member_nK.T @ spread_nD) / divisor_K1
-            share_K1 = (new_counts / (counts + new_counts).clamp_min(1))[:, None]
-            means, variances = _merge_moments(means, variances, new_means, new_variances, share_K1)
-            counts = counts + new_counts
-    return counts, means, variances
+    step = rows_at_once(embeddings.shape[1], embeddings.device)
+    with float32_products(embeddings.device):
+        moments = _moments_of_chunk(embeddings[:step], labels[:step], classes)
+        for start in range(step, len(embeddings), step):
+            part = slice(start, start + step)
+            new = _moments_of_chunk(embeddings[part], labels[part], classes)
+            counts = moments[0] + new[0]
+            share_K1 = (new[0] / counts.clamp_min(1))[:, None]
+            moments = counts, *_merge_moments(*moments[1:], *new[1:], share_K1)
+    return moments
+
+
+def _moments_of_chunk(embeddings: Tensor, labels: Tensor, classes: Tensor) -> Moments:
+    # compared, not one_hot: one_hot reads the largest label and waits for the device
+    member_nK = (labels[:, None] == classes).float()
+    query_nD = to_unit_length(embeddings)
+    counts = member_nK.sum(0)
+    divisor_K1 = counts.clamp_min(1)[:, None]
+    means = (member_nK.T @ query_nD).div_(divisor_K1)
+    # centred before squaring: E[x^2] - E[x]^2 would lose the digits of a small variance
+    spread_nD = torch.addmm(query_nD, member_nK, means, alpha=-1).square_()
+    return counts, means, (member_nK.T @ spread_nD).div_(divisor_K1)
 
 
 def _merge_moments(
     means: Tensor, variances: Tensor, new_means: Tensor, new_variances: Tensor, share: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return mean and variance of two merged samples; `share` (K, 1) is the new sample's share."""
-    step = new_means - means
-    spread = (1 - share) * variances + share * new_variances
-    return means + share * step, spread + share * (1 - share) * step.square()
+    distance = (new_means - means).square_()
+    variances = variances.lerp(new_variances, share).addcmul_(share * (1 - share), distance)
+    return means.lerp(new_means, share), variances
 
 
-def _all_reduce_moments(
-    counts: Tensor, means: Tensor, variances: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the exact moments of the samples of all ranks, using only sums over ranks."""
-    total = all_reduce_sum(counts)
-    divisor_K1 = total.clamp_min(1)[:, None]
-    mean = all_reduce_sum(counts[:, None] * means) / divisor_K1
-    spread = counts[:, None] * (variances + (means - mean).square())
-    return total, mean, all_reduce_sum(spread) / divisor_K1
+def _moments_of_all_ranks(counts: Tensor, means: Tensor, variances: Tensor) -> Moments:
+    """Return the exact moments of the samples of all ranks, with one collective operation."""
+    if world_size() == 1:
+        return counts, means, variances
+    own = torch.cat([counts[:, None], means, variances], 1)
+    each = own.new_zeros(world_size(), *own.shape)
+    each[rank()] = own
+    # each rank writes its own block, so the sum copies all blocks to all ranks
+    sizes = [1, means.shape[1], means.shape[1]]
+    count_RK1, mean_RKD, variance_RKD = torch.split(all_reduce_sum(each), sizes, 2)
+    total_K1 = count_RK1.sum(0)
+    share_RK1 = count_RK1 / total_K1.clamp_min(1)
+    mean_KD = (share_RK1 * mean_RKD).sum(0)
+    spread_RKD = variance_RKD + (mean_RKD - mean_KD).square()
+    return total_K1[:, 0], mean_KD, (share_RK1 * spread_RKD).sum(0)
 
 
 class ClassStatistics(nn.Module):
@@ -126,10 +138,29 @@ class ClassStatistics(nn.Module):
     @torch.no_grad()
     def preview_update(self, embeddings: Tensor, labels: Tensor) -> Self:
         """Return a copy as it would be after `update`; change nothing."""
+        counts, batch, spread = _moments_of_all_ranks(
+            *class_moments(embeddings, labels, len(self.means))
+        )
+        present = counts > 0
+        old = torch.where(present, self.momentum * self.counts, self.counts)
+        total = old + counts
+        share_K1 = (counts / total.clamp_min(1)).float()[:, None]
+        means, variances = _merge_moments(self.means, self.variances, batch, spread, share_K1)
         after = copy.copy(self)
-        # not deepcopy: it reads the storage of tensors, which the memory estimate has none of
-        after._buffers = {name: buffer.clone() for name, buffer in self.named_buffers()}
-        after.update(embeddings, labels)
+        after._buffers = {
+            **self._buffers,
+            # selected, not only merged with a share of 0: absent classes stay bit-identical
+            "means": torch.where(present[:, None], means, self.means),
+            "variances": torch.where(present[:, None], variances, self.variances),
+            "counts": total,
+            "seen": self.seen | present,
+        }
+        if (length := self.rows.shape[1]) > 0:
+            slot = torch.arange(length, device=self.rows.device)
+            replaced_KL = (slot == self.cursor[:, None]) & present[:, None]
+            after.rows = torch.where(replaced_KL[..., None], batch[:, None], self.rows)
+            after.cursor = (self.cursor + present) % length
+            after.filled = (self.filled + present).clamp_max(length)
         return after
 
     @torch.no_grad()
@@ -140,21 +171,11 @@ class ClassStatistics(nn.Module):
             embeddings: (N, D), normalised to unit length here.
             labels: (N,) integer; 255 is ignored.
         """
-        moments = class_moments(embeddings, labels, len(self.means))
-        counts, batch, spread = _all_reduce_moments(*moments)
-        present = counts > 0
-        old = torch.where(present, self.momentum * self.counts, self.counts)
-        total = old + counts
-        share_K1 = (counts / total.clamp_min(1)).float()[:, None]
-        means, variances = _merge_moments(self.means, self.variances, batch, spread, share_K1)
-        # selected, not only merged with a share of 0: absent classes stay bit-identical
-        self.means.copy_(torch.where(present[:, None], means, self.means))
-        self.variances.copy_(torch.where(present[:, None], variances, self.variances))
-        self.counts.copy_(total)
-        self.seen |= present
-        if (length := self.rows.shape[1]) > 0:
-            slot = torch.arange(length, device=self.rows.device)
-            replaced_KL = (slot == self.cursor[:, None]) & present[:, None]
-            self.rows.copy_(torch.where(replaced_KL[..., None], batch[:, None], self.rows))
-            self.cursor.copy_((self.cursor + present) % length)
-            self.filled.copy_((self.filled + present).clamp_max(length))
+        self.become(self.preview_update(embeddings, labels))
+
+    @torch.no_grad()
+    def become(self, after: Self) -> None:
+        """Take the values of a copy that `preview_update` returned."""
+        for own, new in zip(self.buffers(), after.buffers(), strict=True):
+            if new is not own:
+                own.copy_(new)

@@ -67,7 +67,7 @@ class MemoryBank(nn.Module):
     def _next_block(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the slot (1,) of the next push, and its rows (1, rows, D) and labels (1, rows)."""
         rows = self.embeddings.shape[1]
-        kept, kept_labels = embeddings.detach()[-rows:].float(), labels[-rows:]
+        kept, kept_labels = embeddings.detach()[-rows:].to(self.embeddings), labels[-rows:]
         unused = rows - len(kept)
         block = F.pad(kept, (0, 0, 0, unused))[None]
         # the cursor is a tensor, so no value is read back to the host

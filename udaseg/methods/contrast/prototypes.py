@@ -9,32 +9,40 @@ from udaseg.data.labels.classes import IGNORE
 from udaseg.distributed import all_reduce_sum, mean_divisor
 from udaseg.methods.contrast.class_losses import prototype_sum
 from udaseg.methods.contrast.regularizer import PerViewRegularizer
+from udaseg.methods.contrast.value_of_step import ValueOfStep
+from udaseg.methods.fused import float32_products, rows_at_once
 from udaseg.methods.views import MIXED, SOURCE, CellView, Need, View, Views, flatten_cells
 from udaseg.models.projector import LENGTH_EPS, to_unit_length
 from udaseg.recipe.contrast import Prototypes
 
-_CHUNK = 4096
 
-
+@torch.no_grad()
 def class_sums(embeddings: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
     """Return the sum (K, D) and the number (K,) of the unit vectors of each class.
 
     Embeddings (N, D) are normalised to unit length here; label 255 is ignored.
     """
-    sums = torch.zeros(num_classes, embeddings.shape[1], device=embeddings.device)
-    counts = torch.zeros(num_classes, device=embeddings.device)
     classes = torch.arange(num_classes, device=embeddings.device)
-    with torch.no_grad(), torch.autocast(embeddings.device.type, enabled=False):
-        for start in range(0, len(embeddings), _CHUNK):
-            part = slice(start, start + _CHUNK)
-            feature_nD = embeddings[part].float()
-            # compared, not one_hot: one_hot reads the largest label and waits for the device
-            member_nK = (labels[part, None] == classes).float()
-            counts += member_nK.sum(0)
-            # scales the small factor by the lengths, so the embeddings are not copied
-            squares = torch.linalg.vector_norm(feature_nD, dim=1).square_()
-            sums += (member_nK * torch.rsqrt(squares + LENGTH_EPS**2)[:, None]).T @ feature_nD
+    step = rows_at_once(embeddings.shape[1], embeddings.device)
+    with float32_products(embeddings.device):
+        sums, counts = _sums_of_chunk(embeddings[:step], labels[:step], classes)
+        for start in range(step, len(embeddings), step):
+            part = slice(start, start + step)
+            new_sums, new_counts = _sums_of_chunk(embeddings[part], labels[part], classes)
+            sums += new_sums
+            counts += new_counts
     return sums, counts
+
+
+def _sums_of_chunk(embeddings: Tensor, labels: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+    feature_nD = embeddings.float()
+    # compared, not one_hot: one_hot reads the largest label and waits for the device
+    member_nK = (labels[:, None] == classes).float()
+    counts = member_nK.sum(0)
+    # scales the small factor by the lengths, so the embeddings are not copied
+    length_n1 = torch.linalg.vector_norm(feature_nD, dim=1, keepdim=True)
+    member_nK *= length_n1.square_().add_(LENGTH_EPS**2).rsqrt_()
+    return member_nK.T @ feature_nD, counts
 
 
 class ClassPrototypes(nn.Module):
@@ -86,22 +94,28 @@ class ClassPrototypes(nn.Module):
             labels: (N,) integer; 255 is ignored.
         """
         sums, counts = class_sums(embeddings, labels, len(self.means))
-        sums, counts = all_reduce_sum(sums), all_reduce_sum(counts)
+        # joined for one collective operation
+        joined = all_reduce_sum(torch.cat([sums, counts[:, None]], 1))
+        sums, counts = joined[:, :-1], joined[:, -1:]
         present = counts > 0
-        batch = sums / counts.clamp_min(1)[:, None]
+        batch = sums / counts.clamp_min(1)
         updated = self.momentum * self.means + (1 - self.momentum) * batch
         # the first batch of a class sets its prototype; a moving mean would stay near zero
-        updated = torch.where((present & ~self.seen)[:, None], batch, updated)
+        updated = torch.where(present & ~self.seen[:, None], batch, updated)
         if self.normalise:
             updated = to_unit_length(updated)
         if self.absent == "keep":
-            updated = torch.where(present[:, None], updated, self.means)
-        return updated, self.seen | present
+            updated = torch.where(present, updated, self.means)
+        return updated, self.seen | present[:, 0]
 
     @torch.no_grad()
     def update(self, embeddings: Tensor, labels: Tensor) -> None:
         """Update the prototypes from a source batch; all ranks store the same values."""
-        means, seen = self.preview_update(embeddings, labels)
+        self.become(*self.preview_update(embeddings, labels))
+
+    @torch.no_grad()
+    def become(self, means: Tensor, seen: Tensor) -> None:
+        """Take the values that `preview_update` returned."""
         self.means.copy_(means)
         self.seen.copy_(seen)
 
@@ -143,28 +157,28 @@ class PrototypeContrast(PerViewRegularizer):
             absent=spec.absent,
             normalise=spec.normalise,
         )
+        self._prototypes_of_step: ValueOfStep[tuple[Tensor, Tensor]] = ValueOfStep()
 
     def view_loss(self, view: View, views: Views) -> Tensor:
-        """Return the weighted term; the prototypes already include the source of this step."""
-        source = _correct_cells(views[SOURCE])
-        means, seen = self.prototypes.preview_update(*source)
-        if view == SOURCE:
-            return self._weighted_mean(*source, means, seen)
-        labels = views[view].labels
-        if (confidence := views[view].label_confidence) is not None:
-            labels = labels.masked_fill(confidence < self.spec.min_confidence, IGNORE)
-        cells = flatten_cells(views[view].features)
-        return self._weighted_mean(cells, labels.flatten(), means, seen)
+        """Return the weighted loss of a view; the prototypes already include this step's source."""
+        means, seen = self._prototypes_of_step.get(views, self._preview_update)
+        cells = _correct_cells(views[view]) if view == SOURCE else self._sure_cells(views[view])
+        total, count = prototype_sum(*cells, means, seen, self.spec.temperature)
+        return self.spec.weight * total / mean_divisor(count)
 
     def update(self, views: Views) -> None:
         """Update the prototypes with the source features of this step."""
-        self.prototypes.update(*_correct_cells(views[SOURCE]))
+        self.prototypes.become(*self._prototypes_of_step.take(views, self._preview_update))
 
-    def _weighted_mean(
-        self, features: Tensor, labels: Tensor, means: Tensor, seen: Tensor
-    ) -> Tensor:
-        total, count = prototype_sum(features, labels, means, seen, self.spec.temperature)
-        return self.spec.weight * total / mean_divisor(count)
+    def _preview_update(self, views: Views) -> tuple[Tensor, Tensor]:
+        return self.prototypes.preview_update(*_correct_cells(views[SOURCE]))
+
+    def _sure_cells(self, view: CellView) -> tuple[Tensor, Tensor]:
+        """Return flat features and labels; the label is 255 where the teacher is not sure."""
+        labels = view.labels
+        if view.label_confidence is not None:
+            labels = labels.masked_fill(view.label_confidence < self.spec.min_confidence, IGNORE)
+        return flatten_cells(view.features), labels.flatten()
 
 
 def _correct_cells(view: CellView) -> tuple[Tensor, Tensor]:

@@ -117,7 +117,8 @@ class RegionalContrast(Regularizer):
             cells, rank_slice = slice_for_rank(view.labels.numel())
             chosen = torch.randperm(cells, generator=generator)[: self.spec.cells_per_view]
             is_local = (chosen >= rank_slice.start) & (chosen < rank_slice.stop)
-            index = to_device(chosen[is_local] - rank_slice.start, view.labels.device)
+            index = chosen[is_local.nonzero().flatten()] - rank_slice.start
+            index = to_device(index, view.labels.device)
             rows.append(flatten_cells(_embeddings(view)).index_select(0, index))
             labels.append(view.labels.flatten().index_select(0, index))
             local.append(is_local)

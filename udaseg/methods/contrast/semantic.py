@@ -9,6 +9,7 @@ from udaseg.errors import UdasegError
 from udaseg.methods.contrast.class_losses import bank_sum, distribution_sum, prototype_sum
 from udaseg.methods.contrast.class_statistics import ClassStatistics
 from udaseg.methods.contrast.regularizer import PerViewRegularizer
+from udaseg.methods.contrast.value_of_step import ValueOfStep
 from udaseg.methods.views import (
     MIXED,
     SOURCE,
@@ -50,21 +51,15 @@ class SemanticContrast(PerViewRegularizer):
             momentum=spec.momentum,
             bank_rows=spec.bank_rows if spec.variant == "bank" else 0,
         )
+        self._statistics_of_step: ValueOfStep[ClassStatistics] = ValueOfStep()
 
     def view_loss(self, view: View, views: Views) -> Tensor:
-        """Return the weighted term; the statistics already include the source of this step."""
+        """Return the weighted loss of a view; the statistics already include this step's source."""
         cells = _rows_and_labels(views[view])
         if views.step < self.spec.start:
             # keep the head in the graph, so that every step trains the same parameters
             return 0.0 * cells[0].sum()
-        state = self.statistics.preview_update(*_rows_and_labels(views[TEACHER_SOURCE]))
-        return self._weighted_mean(cells, state)
-
-    def update(self, views: Views) -> None:
-        """Update the statistics with the teacher's embeddings of this step's source."""
-        self.statistics.update(*_rows_and_labels(views[TEACHER_SOURCE]))
-
-    def _weighted_mean(self, cells: tuple[Tensor, Tensor], state: ClassStatistics) -> Tensor:
+        state = self._statistics_of_step.get(views, self._preview_update)
         match self.spec.variant:
             case "prototype":
                 total, count = prototype_sum(*cells, state.means, state.seen, self.spec.temperature)
@@ -77,6 +72,13 @@ class SemanticContrast(PerViewRegularizer):
             case _:
                 assert_never(self.spec.variant)
         return self.spec.weight * total / mean_divisor(count)
+
+    def update(self, views: Views) -> None:
+        """Update the statistics with the teacher's embeddings of this step's source."""
+        self.statistics.become(self._statistics_of_step.take(views, self._preview_update))
+
+    def _preview_update(self, views: Views) -> ClassStatistics:
+        return self.statistics.preview_update(*_rows_and_labels(views[TEACHER_SOURCE]))
 
 
 def _rows_and_labels(view: CellView) -> tuple[Tensor, Tensor]:
