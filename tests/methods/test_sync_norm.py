@@ -42,6 +42,7 @@ CASES = {
     "channels last": lambda: nn.BatchNorm2d(CHANNELS),
     "bf16": lambda: nn.BatchNorm2d(CHANNELS),
 }
+COMPILED = ("plain", "no scale", "uncounted", "teacher", "bf16")
 BF16_ATOL = 2**-6
 """bf16 images are near 2, where the distance of two numbers is 2^-7."""
 
@@ -58,7 +59,7 @@ def _images(name, step):
     return images.contiguous(memory_format=layout)
 
 
-def _results(name, part, *, synced):
+def _results(name, part, *, synced=False, compiled=False):
     """Return outputs, gradients of images, and gradients and buffers of a norm on `part`."""
     norm = CASES[name]()
     if norm.affine:
@@ -67,6 +68,8 @@ def _results(name, part, *, synced):
             norm.bias.copy_(torch.linspace(3, -1, CHANNELS))
     if synced:
         sync_batch_norms(norm)
+    if compiled:
+        norm.compile(backend="aot_eager", fullgraph=True, dynamic=False)
     outputs, gradients = [], []
     for step in range(STEPS):
         images = _images(name, step)[part].requires_grad_()
@@ -82,9 +85,9 @@ def _results(name, part, *, synced):
 def _rank(number, folder):
     with joined(number, folder, RANKS):
         part = slice(EACH * number, EACH * (number + 1))
-        torch.save(
-            {name: _results(name, part, synced=True) for name in CASES}, folder / f"{number}.pt"
-        )
+        results = {name: _results(name, part, synced=True) for name in CASES}
+        compiled = {name: _results(name, part, synced=True, compiled=True) for name in COMPILED}
+        torch.save((results, compiled), folder / f"{number}.pt")
 
 
 @pytest.fixture(scope="module")
@@ -93,29 +96,32 @@ def ranks(tmp_path_factory):
     return found_by_each(_rank, tmp_path_factory.mktemp("ranks"), RANKS)
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_a_norm_over_two_ranks_is_one_norm_of_all_images(ranks, name):
-    outputs, gradients, weights, buffers = _results(name, slice(None), synced=False)
+@pytest.mark.parametrize(
+    ("name", "kind"), [*[(name, 0) for name in CASES], *[(name, 1) for name in COMPILED]]
+)
+def test_a_norm_over_two_ranks_is_one_norm_of_all_images(ranks, name, kind):
+    outputs, gradients, weights, buffers = _results(name, slice(None))
+    ours = [results[kind][name] for results in ranks]
     close = {"rtol": 1e-5, "atol": 2e-6} if name != "bf16" else {"rtol": 1e-2, "atol": BF16_ATOL}
     for index, whole in ((0, outputs), (1, gradients)):
         for step in range(STEPS):
-            joint = torch.cat([results[name][index][step] for results in ranks])
+            joint = torch.cat([results[index][step] for results in ours])
             scale = whole[step].abs().amax((0, 2, 3), keepdim=True)
             torch.testing.assert_close(joint / scale, whole[step] / scale, **close)
     for key, value in weights.items():
-        total = sum(results[name][2][key] for results in ranks)
+        total = sum(results[2][key] for results in ours)
         torch.testing.assert_close(total, value, **close | {"atol": 100 * close["atol"]})
-    for results in ranks:
-        assert results[name][2].keys() == weights.keys()
-        assert results[name][3].keys() == buffers.keys()
+    for results in ours:
+        assert results[2].keys() == weights.keys()
+        assert results[3].keys() == buffers.keys()
         for key, value in buffers.items():
-            torch.testing.assert_close(results[name][3][key], value, rtol=1e-5, atol=1e-7)
+            torch.testing.assert_close(results[3][key], value, rtol=1e-5, atol=1e-7)
 
 
 def test_means_of_each_rank_would_be_told_apart():
     """Norms of each rank's own images are wrong here; otherwise the test above proves nothing."""
-    whole = _results("plain", slice(None), synced=False)[0][0]
-    own = _results("plain", slice(0, EACH), synced=False)[0][0]
+    whole = _results("plain", slice(None))[0][0]
+    own = _results("plain", slice(0, EACH))[0][0]
     assert (whole[:EACH] - own).abs().max() > 0.1
 
 

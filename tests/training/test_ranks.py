@@ -6,11 +6,13 @@ rank's images are mostly void, so a mean of the ranks' means would be wrong.
 
 import signal
 from dataclasses import replace
+from unittest import mock
 
 import pytest
 import torch
 import torch.multiprocessing
 from torch import nn
+from torch._dynamo.utils import counters
 
 from tests.methods.test_self_training import _objective, _regional
 from tests.support.injections import easy_batch, everything, tiny_fit, trained
@@ -25,6 +27,7 @@ from udaseg.methods.objectives.adversarial import Adversarial
 from udaseg.methods.objectives.alignment import PrototypeAlignment
 from udaseg.methods.objectives.entropy import EntropyMinimization
 from udaseg.methods.teacher import Teacher
+from udaseg.models import compiling
 from udaseg.recipe.methods import Adversarial as AdversarialSpec
 from udaseg.recipe.methods import EntropyMinimization as EntropySpec
 from udaseg.recipe.methods import SourceJitter
@@ -93,7 +96,7 @@ OBJECTIVES = {
 MADE_AGAIN = ("rccr", "spcl, contrast")
 
 
-def _run(name, part, *, recompute=False):
+def _run(name, part, *, recompute=False, compiled=False):
     """Return the loss of each step, and all tensors after the last step."""
 
     def batches(step, seed):
@@ -103,6 +106,8 @@ def _run(name, part, *, recompute=False):
 
     objective = OBJECTIVES[name]()
     objective.student.recompute = recompute
+    if compiled:
+        objective.student.enable_compile("training")
     run = tiny_fit(objective=objective, steps=STEPS, kind="sgd", lr=0.02, make=batches)
     object.__setattr__(run, "join_ranks", distribute(objective))
     losses = []
@@ -162,7 +167,10 @@ def _rank(number, folder):
         part = slice(EACH * number, EACH * (number + 1))
         runs = {name: _run(name, part) for name in OBJECTIVES}
         again = {name: _run(name, part, recompute=True) for name in MADE_AGAIN}
+        with mock.patch.object(compiling, "BACKEND", "eager"):
+            compiled = _run("rccr", part, compiled=True), sum(counters["graph_break"].values())
         checks = {"stopped": _stopped(number), "words": _words(number), "again": again}
+        checks["compiled"] = compiled
         torch.save((runs, checks), folder / f"{number}.pt")
 
 
@@ -194,6 +202,16 @@ def test_activations_made_again_change_no_bit_where_norms_see_all_ranks(ranks, n
         again, other = checks["again"][name]
         assert torch.equal(again, losses)
         assert [key for key in tensors if not torch.equal(tensors[key], other[key])] == []
+
+
+@pytest.mark.slow
+def test_compiled_norms_see_all_ranks_too_and_stay_in_the_graph(ranks):
+    for runs, checks in ranks:
+        (losses, tensors), breaks = checks["compiled"]
+        assert breaks == 0
+        assert torch.allclose(losses, runs["rccr"][0], atol=1e-5, rtol=0)
+        for key, value in runs["rccr"][1].items():
+            assert torch.allclose(tensors[key].double(), value.double(), atol=1e-5, rtol=0), key
 
 
 @pytest.mark.slow

@@ -34,8 +34,6 @@ def _synced_class(base: type[nn.BatchNorm2d]) -> type[nn.BatchNorm2d]:
 
 
 class _OverRanks(nn.BatchNorm2d):
-    # communication between ranks stays out of compiled graphs
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch's own
     def forward(self, images: Tensor) -> Tensor:
         if not self.training or distributed.world_size() == 1:
             return super().forward(images)
@@ -43,9 +41,11 @@ class _OverRanks(nn.BatchNorm2d):
         step = 0.0
         if self.track_running_stats:
             mean, variance, step = self.running_mean, self.running_var, _count_batch(self)
-        output: Tensor = _Normalise.apply(
-            images, self.weight, self.bias, mean, variance, step, self.eps
-        )
+        arguments = (images, self.weight, self.bias, mean, variance, step, self.eps)
+        if torch.compiler.is_compiling():
+            output = _normalise_compiled(*arguments)
+        else:
+            output = _Normalise.apply(*arguments)
         # batch norms of timm end in an activation
         for name in ("drop", "act"):
             if (layer := getattr(self, name, None)) is not None:
@@ -127,6 +127,51 @@ def _pixel_counts(
     """Return the pixels on each rank, (R,), for the forward and for the backward pass."""
     counts = torch.full((ranks,), count, dtype=dtype, device=device)
     return counts, counts.to(torch.int32)
+
+
+def _normalise_compiled(
+    images: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    momentum: float,
+    eps: float,
+) -> Tensor:
+    """Do what `_Normalise` does, by operators that a compiler can fuse with those around it."""
+    wide = _wide(images)
+    variance, mean = torch.var_mean(wide, (0, 2, 3), correction=0)
+    means, variances = _gather(torch.cat([mean, variance])).chunk(2, 1)
+    mean = means.mean(0)
+    variance = (variances + (means - mean).square()).mean(0)
+    if running_mean is not None and running_var is not None:
+        pixels = len(means) * images.numel() // images.shape[1]
+        with torch.no_grad():
+            running_mean.lerp_(mean, momentum)
+            running_var.lerp_(variance * (pixels / (pixels - 1)), momentum)
+    scale = torch.rsqrt(variance + eps)
+    if weight is not None:
+        scale = scale * weight
+    output = (wide - _channels(mean)) * _channels(scale)
+    return (output if bias is None else output + _channels(bias)).to(images.dtype)
+
+
+# Operators that a compiler does not look into, so that the exchange does not end its graph.
+@torch.library.custom_op("udaseg::gather_in_norm", mutates_args=())
+def _gather(value: Tensor) -> Tensor:
+    return distributed.all_gather_in_norm(value)
+
+
+@torch.library.custom_op("udaseg::sum_in_norm", mutates_args=())
+def _sum(value: Tensor) -> Tensor:
+    total = value.contiguous().clone()
+    distributed.all_reduce_in_norm(total)
+    return total
+
+
+_gather.register_fake(lambda value: value.new_empty(distributed.world_size(), len(value)))
+_sum.register_fake(lambda value: value.new_empty(value.shape))
+_gather.register_autograd(lambda _, grad: _sum(grad)[distributed.rank()])
 
 
 class _PlainKernels:
