@@ -4,8 +4,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.support.operators import OperatorCount
 from udaseg.data.labels.classes import IGNORE
+from udaseg.methods import pixel_loss as pixel_loss_module
 from udaseg.methods.pixel_loss import pixel_loss, pseudo_labels
+
+STEPS = {"cpu": (16, 256), "gpu": (512, 4096), "odd": (7, 13)}
+
+
+@pytest.fixture(params=STEPS)
+def step(request, monkeypatch):
+    """Compute with the strips of a CPU, of a GPU, and with ones that end anywhere."""
+    step = pixel_loss_module._Step(*STEPS[request.param])
+    monkeypatch.setattr(pixel_loss_module, "_STEP_CPU", step)
 
 
 def _plain(logits, labels, weights):
@@ -15,7 +26,8 @@ def _plain(logits, labels, weights):
     return each.sum() / max(1, int((labels != IGNORE).sum()))
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.usefixtures("step")
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize(
     ("low", "high"), [((5, 7), (40, 56)), ((23, 30), (45, 61)), ((8, 8), (8, 8)), ((1, 1), (9, 5))]
 )
@@ -23,6 +35,8 @@ def _plain(logits, labels, weights):
 def test_loss_and_gradient_equal_upsample_then_cross_entropy(seed, low, high, weighted):
     generator = torch.Generator().manual_seed(seed)
     logits = 3 * torch.randn(2, 6, *low, generator=generator)
+    if seed:
+        logits = logits.contiguous(memory_format=torch.channels_last)
     labels = torch.randint(0, 6, (2, *high), generator=generator).to(torch.uint8)
     labels[torch.rand(2, *high, generator=generator) < 0.2] = IGNORE
     weights = torch.rand(2, *high, generator=generator) if weighted else None
@@ -59,6 +73,7 @@ def test_sizes_that_do_not_fit_are_named():
         )
 
 
+@pytest.mark.usefixtures("step")
 @pytest.mark.parametrize("size", [(40, 56), (45, 61), (5, 7)])
 def test_pseudo_labels_equal_softmax_of_the_enlarged_logits(size):
     logits = 3 * torch.randn(2, 6, 5, 7, generator=torch.Generator().manual_seed(0))
@@ -85,3 +100,63 @@ def test_a_mean_over_all_pixels_counts_void_ones_too():
     labelled = pixel_loss(logits, labels)
     over_all = pixel_loss(logits, labels, torch.ones(1, 8, 8), mean_over="all")
     assert over_all.item() == pytest.approx(labelled.item() / 2, rel=1e-6)
+
+
+def _example():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 5, 8, 9, generator=generator)
+    labels = torch.randint(0, 5, (2, 64, 72), generator=generator).to(torch.uint8)
+    labels[:, :9] = IGNORE
+    return logits.requires_grad_(), labels, torch.rand(2, 64, 72, generator=generator)
+
+
+@pytest.mark.usefixtures("step")
+@pytest.mark.filterwarnings("error")
+def test_deterministic_mode_gives_the_same_bits():
+    def results():
+        logits, labels, weights = _example()
+        loss = pixel_loss(logits, labels, weights)
+        loss.backward()
+        return loss.detach(), logits.grad, *pseudo_labels(logits, (64, 72))
+
+    plain = results()
+    torch.set_deterministic_debug_mode("error")
+    try:
+        deterministic = results()
+    finally:
+        torch.set_deterministic_debug_mode("default")
+    assert all(torch.equal(one, other) for one, other in zip(plain, deterministic, strict=True))
+
+
+VIEWS = {"alias", "detach", "expand", "permute", "select", "slice", "transpose", "unsqueeze"}
+VIEWS |= {"view", "_unsafe_view"}
+ALLOCATIONS = {"empty", "empty_like", "new_empty"}
+
+
+def _launches(counter):
+    """Return how many of the operators were neither views nor allocations."""
+    free = VIEWS | ALLOCATIONS
+    return sum(count for name, count in counter.counts.items() if name.split(".")[1] not in free)
+
+
+def test_a_gpu_launches_few_operators_and_none_that_adds_in_any_order(monkeypatch):
+    monkeypatch.setattr(pixel_loss_module, "_STEP_CPU", pixel_loss_module._STEP_GPU)
+    for weighted in (False, True):
+        logits, labels, weights = _example()
+        pixel_loss(logits, labels)  # makes the constants
+        with OperatorCount() as counter:
+            pixel_loss(logits, labels, weights if weighted else None).backward()
+        assert _launches(counter) <= 25
+        assert not [name for name in counter.counts if "scatter" in name or "upsample" in name]
+    with OperatorCount() as counter:
+        pseudo_labels(logits, (64, 72))
+    assert _launches(counter) <= 9
+
+
+def test_half_precision_logits_get_a_gradient_of_their_type():
+    logits, labels, _ = _example()
+    half = logits.detach().bfloat16().requires_grad_()
+    pixel_loss(half, labels).backward()
+    exact = half.detach().float().requires_grad_()
+    pixel_loss(exact, labels).backward()
+    assert torch.equal(half.grad, exact.grad.bfloat16())

@@ -1,22 +1,34 @@
 """Losses and pseudo-labels at label resolution, computed in strips that fit in the cache.
 
 Logits are upsampled along the width first, while there are few rows. Each strip of rows is then
-upsampled, read and dropped, so no tensor of size B x K x H x W exists.
+upsampled, read and dropped, so no tensor of size B x K x H x W exists on a CPU. On a GPU, where
+each operator has to be launched, a strip is high. Both directions are products, forward and
+backward, so nothing depends on the order of atomic additions.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Literal
+import functools
+import operator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from udaseg.data.labels.classes import IGNORE
 from udaseg.distributed import all_reduce_sum, divisor_of_total
-from udaseg.methods.fused import with_gradient
+from udaseg.methods.fused import float32_products, with_gradient
+from udaseg.models.upsampling import constant, row_weights
 
-_STRIP_ROWS_CPU = 16
-_STRIP_ROWS_GPU = 512
+
+class _Step(NamedTuple):
+    """How many output rows make a strip, and how many output columns one product."""
+
+    rows: int
+    columns: int
+
+
+_STEP_CPU = _Step(16, 256)
+_STEP_GPU = _Step(512, 4096)
 
 
 def pixel_loss(
@@ -47,13 +59,16 @@ def pixel_loss(
         raise ValueError(f"{logits.shape[0]} logit maps but {labels.shape[0]} label maps")
     if weights is not None and weights.shape != labels.shape:
         raise ValueError(f"weights {tuple(weights.shape)} but labels {tuple(labels.shape)}")
-    wide = _upsample_width(logits, labels.shape[-1])
-    total = with_gradient(*_strip_cross_entropy(wide, labels, weights), wide)
+    valid = labels != IGNORE
     if mean_over == "all":
-        return total / labels.numel()
-    if num_labelled is None:
-        num_labelled = all_reduce_sum(count_labelled(labels))
-    return total / divisor_of_total(num_labelled)
+        divisor: Tensor | int = labels.numel()
+    else:
+        if num_labelled is None:
+            num_labelled = all_reduce_sum(valid.sum(dtype=torch.float32))
+        divisor = divisor_of_total(num_labelled)
+    weight = (valid if weights is None else valid * weights) / divisor
+    total, gradient = _cross_entropy_sum(logits, labels * valid, weight)
+    return with_gradient(total, gradient, logits)
 
 
 def count_labelled(labels: Tensor) -> Tensor:
@@ -71,56 +86,101 @@ def pseudo_labels(logits: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
     shape = logits.shape[0], height, width
     labels = torch.empty(shape, dtype=torch.uint8, device=logits.device)
     confidence = torch.empty(shape, device=logits.device)
-    for rows, _, _, strip in _strips(_upsample_width(logits, width), height):
-        top, best = strip.max(1)
-        labels[:, rows] = best.to(torch.uint8)
-        confidence[:, rows] = strip.sub_(top[:, None]).exp_().sum(1).reciprocal_()
+    step = _step(logits)
+    with float32_products(logits.device):
+        wide = _widen(logits, width, step.columns)
+        for rows, inputs, matrix in _bands(wide.shape[-2], height, step.rows, wide.device):
+            strip = matrix @ wide[:, :, inputs]
+            top, best = strip.max(1)
+            labels[:, rows] = best
+            torch.reciprocal(strip.sub_(top[:, None]).exp_().sum(1), out=confidence[:, rows])
     return labels, confidence
 
 
-def _upsample_width(logits: Tensor, width: int) -> Tensor:
-    size = logits.shape[-2], width
-    return F.interpolate(logits.float(), size, mode="bilinear", align_corners=False)
-
-
-def _strips(wide: Tensor, height: int) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
-    """Yield (output rows, input rows, weights (r, n), upsampled strip (B, K, r, W))."""
-    low = wide.shape[-2]
-    # the (height, low) matrix that upsamples rows
-    identity = torch.eye(low, device=wide.device)[None, None]
-    matrix = F.interpolate(identity, (height, low), mode="bilinear", align_corners=False)[0, 0]
-    step = _STRIP_ROWS_GPU if wide.is_cuda else _STRIP_ROWS_CPU
-    for start in range(0, height, step):
-        rows = slice(start, min(start + step, height))
-        first = max(0, int((start + 0.5) * low / height - 0.5))
-        last = min(low, int((rows.stop - 0.5) * low / height - 0.5) + 2)
-        inputs = slice(first, max(last, first + 1))
-        weights = matrix[rows, inputs]
-        # float32 even under autocast: these become probabilities
-        with torch.autocast(wide.device.type, enabled=False):
-            strip = weights @ wide[:, :, inputs]
-        yield rows, inputs, weights, strip
-
-
 @torch.no_grad()
-def _strip_cross_entropy(
-    wide: Tensor, labels: Tensor, weights: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Return the weighted sum of the cross-entropies of labelled pixels, and its gradient."""
-    gradient = torch.zeros_like(wide)
-    total = wide.new_zeros(())
-    for rows, inputs, matrix, strip in _strips(wide, labels.shape[1]):
-        label = labels[:, rows].long()
-        valid = label != IGNORE
-        label = label.masked_fill(~valid, 0)[:, None]
-        weight = valid.float() if weights is None else weights[:, rows] * valid
-        strip = strip.sub_(strip.amax(1, keepdim=True))
-        label_score = strip.gather(1, label)[:, 0]
-        shares = strip.exp_()
-        normaliser = shares.sum(1)
-        total = total + ((normaliser.log() - label_score) * weight).sum()
-        shares.mul_((weight / normaliser)[:, None])
-        shares.scatter_add_(1, label, -weight[:, None])
-        with torch.autocast(wide.device.type, enabled=False):
-            gradient[:, :, inputs] += matrix.T @ shares
-    return total, gradient
+def _cross_entropy_sum(logits: Tensor, labels: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the weighted sum of the cross-entropies of all pixels, and its gradient.
+
+    Args:
+        logits: (B, K, h, w).
+        labels: (B, H, W) integer, a class.
+        weight: (B, H, W) float32.
+    """
+    (low_height, low_width), (height, width) = logits.shape[-2:], labels.shape[1:]
+    step, device, totals = _step(logits), logits.device, []
+
+    def row_gradients() -> Iterator[tuple[slice, Tensor]]:
+        wide = _widen(logits, width, step.columns)
+        for rows, inputs, matrix in _bands(low_height, height, step.rows, device):
+            strip = matrix @ wide[:, :, inputs], labels[:, rows], weight[:, rows]
+            totals.append(_replace_by_gradient(*strip))
+            yield inputs, matrix.T @ strip[0]
+
+    with float32_products(device):
+        wide_gradient = _sum_of_bands(row_gradients(), low_height, dim=2)
+        gradients = (
+            (inputs, wide_gradient[..., columns] @ matrix)
+            for columns, inputs, matrix in _bands(low_width, width, step.columns, device)
+        )
+        gradient = _sum_of_bands(gradients, low_width, dim=3)
+    return functools.reduce(operator.add, totals), gradient
+
+
+def _replace_by_gradient(strip: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
+    """Return the weighted sum of cross-entropies; overwrite the logits by its gradient.
+
+    The strip of logits is (B, K, r, W), labels and weight are (B, r, W).
+    """
+    scores = strip.log_softmax(1)
+    total = (scores.gather(1, labels.long()[:, None])[:, 0] * weight).sum().neg()
+    # a mask, because an addition at indices would be atomic or sorted on a GPU
+    classes = _class_numbers(strip.shape[1], strip.device)
+    is_label = torch.eq(labels[:, None].float(), classes, out=strip)
+    torch.sub(scores.exp_(), is_label, out=strip).mul_(weight[:, None])
+    return total
+
+
+def _step(logits: Tensor) -> _Step:
+    return _STEP_GPU if logits.is_cuda else _STEP_CPU
+
+
+def _bands(
+    low: int, high: int, step: int, device: torch.device
+) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Yield (outputs, the inputs that they need, matrix from inputs to outputs)."""
+    matrix = row_weights(low, high, device)
+    for start in range(0, high, step):
+        outputs = slice(start, min(start + step, high))
+        first = max(0, int((start + 0.5) * low / high - 0.5))
+        last = min(low, int((outputs.stop - 0.5) * low / high - 0.5) + 2)
+        inputs = slice(first, max(last, first + 1))
+        yield outputs, inputs, matrix[outputs, inputs]
+
+
+def _widen(logits: Tensor, width: int, step: int) -> Tensor:
+    """Return logits (B, K, h, w) upsampled to (B, K, h, width), float32."""
+    narrow = logits.float().reshape(-1, logits.shape[-1])
+    wide = narrow.new_empty(len(narrow), width)
+    for columns, inputs, matrix in _bands(logits.shape[-1], width, step, logits.device):
+        torch.mm(narrow[:, inputs], matrix.T, out=wide[:, columns])
+    return wide.view(*logits.shape[:-1], width)
+
+
+def _sum_of_bands(bands: Iterable[tuple[slice, Tensor]], size: int, dim: int) -> Tensor:
+    """Return the sum of bands, each at its place along `dim`, which has `size` places."""
+    total: Tensor | None = None
+    for place, band in bands:
+        if total is None and band.shape[dim] == size:
+            total = band
+            continue
+        if total is None:
+            total = band.new_zeros(*band.shape[:dim], size, *band.shape[dim + 1 :])
+        total.narrow(dim, place.start, band.shape[dim]).add_(band)
+    assert total is not None
+    return total
+
+
+@constant
+def _class_numbers(count: int, device: torch.device) -> Tensor:
+    """Return the numbers of classes as floats, (K, 1, 1)."""
+    return torch.arange(count, dtype=torch.float32, device=device)[:, None, None]
