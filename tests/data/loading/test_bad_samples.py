@@ -9,6 +9,7 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 from dataclasses import replace
 
@@ -331,6 +332,63 @@ def test_a_run_that_stops_early_leaves_no_process(quick, pair):
     assert len(multiprocessing.active_children()) == 2
     iterator.close()
     assert not multiprocessing.active_children()
+
+
+class _Pinned:
+    """A pretended copy to page-locked memory; records the thread of each."""
+
+    def __init__(self, monkeypatch):
+        self.threads = []
+        monkeypatch.setattr(torch.Tensor, "pin_memory", self)
+
+    def __call__(self, tensor):
+        self.threads.append(threading.current_thread())
+        return tensor.clone()
+
+    def wait_for(self, count):
+        deadline = time.monotonic() + 20
+        while len(self.threads) < count and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return len(self.threads)
+
+
+def test_a_thread_copies_the_next_batch_while_this_one_is_used(quick, pair, monkeypatch):
+    pinned, plain, loaded = _Pinned(monkeypatch), _batches(pair), []
+    receive = workers_module._receive
+
+    def receive_patiently(pool, seconds):
+        return receive(pool, seconds or (20 if len(loaded) < 6 else 0))
+
+    # a busy machine may not have made the next batch yet when it is looked for
+    monkeypatch.setattr(workers_module, "_receive", receive_patiently)
+    for batch in iterate_batches(_batches(pair), 0, workers=1, pin=True):
+        loaded.append(batch)
+        if len(loaded) <= 6:
+            # three tensors of each batch, and of the next one too
+            assert pinned.wait_for(3 * len(loaded) + 3) == 3 * len(loaded) + 3
+    # a slot that was used again too early would have changed a batch
+    assert all(_same(plain[batch.step], batch) for batch in loaded)
+    assert len(loaded) == 12
+    assert len(pinned.threads) == 36
+    assert threading.current_thread() not in pinned.threads
+
+
+def test_a_copy_that_fails_is_heard_at_its_turn_and_leaves_nothing(quick, pair, monkeypatch):
+    pinned, threads = _Pinned(monkeypatch), threading.active_count()
+
+    def full(tensor):
+        if len(pinned.threads) == 7:
+            raise RuntimeError("CUDA error: out of memory")
+        return pinned(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: full(tensor))
+    seen = []
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        for batch in iterate_batches(_batches(pair), 0, workers=1, pin=True):
+            seen.append(batch.step)
+    assert seen == [0, 1]
+    assert not multiprocessing.active_children()
+    assert threading.active_count() == threads
 
 
 def test_what_was_copied_for_the_device_keeps_what_was_skipped(pair):

@@ -11,6 +11,7 @@ import signal
 import time
 import traceback
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -122,9 +123,13 @@ def _load_steps(
 def _load_in_processes(
     dataset: TrainingBatches, steps: range, workers: int, ahead: int, pin: bool
 ) -> Iterator[Batch]:
-    """Yield the batches of `steps`; the processes take turns, each is up to `ahead` in advance."""
+    """Yield the batches of `steps`; the processes take turns, each is up to `ahead` in advance.
+
+    A thread copies a batch out of shared memory while the caller uses the batch before it.
+    """
     timeout = dataset.options.worker_timeout or math.inf
     copy = Tensor.pin_memory if pin else Tensor.clone
+    copier = ThreadPoolExecutor(1)
     pool: list[_Worker] = []
     results: dict[int, Batch | Exception] = {}
 
@@ -133,28 +138,31 @@ def _load_in_processes(
             with contextlib.suppress(OSError):  # the wait for its batch reports a dead process
                 pool[step % workers].pipe.send((step, step // workers % ahead))
 
+    def take(step: int, result: Batch | Exception) -> Batch:
+        if isinstance(result, Exception):
+            raise result
+        views = pool[step % workers].slots[step // workers % ahead]
+        tensors: dict[str, Any] = {name: copy(view) for name, view in views.items()}
+        request(step + ahead * workers)
+        return replace(result, **tensors)
+
     try:
         for memory in _allocate_shared(dataset, workers, ahead):
             pool.append(_Worker(dataset, memory))
         for step in steps[: ahead * workers]:
             request(step)
+        coming: Future[Batch] | None = None
         for step in steps:
-            worker, deadline = pool[step % workers], time.monotonic() + timeout
-            while step not in results:
-                remaining = deadline - time.monotonic()
-                if remaining <= 0:
-                    raise WorkerLost(
-                        f"loader process {worker.process.pid} returned no batch for {timeout:g} s"
-                    )
-                results |= _receive(pool, min(remaining, _MAX_WAIT_S))
-            result = results.pop(step)
-            if isinstance(result, Exception):
-                raise result
-            views = worker.slots[step // workers % ahead]
-            tensors: dict[str, Any] = {name: copy(view) for name, view in views.items()}
-            request(step + ahead * workers)
-            yield replace(result, **tensors)
+            if coming is None:
+                _await(step, pool, results, timeout)
+                coming = copier.submit(take, step, results.pop(step))
+            batch = coming.result()
+            results |= _receive(pool, 0)[0]
+            following = results.pop(step + 1, None)
+            coming = None if following is None else copier.submit(take, step + 1, following)
+            yield batch
     finally:  # kill all: they hold no state that could be lost
+        copier.shutdown()
         for worker in pool:
             worker.process.kill()
         for worker in pool:
@@ -162,8 +170,29 @@ def _load_in_processes(
             worker.pipe.close()
 
 
-def _receive(pool: list[_Worker], seconds: float) -> dict[int, Batch | Exception]:
-    """Wait for an event, then return all finished batches, by step."""
+def _await(
+    step: int, pool: list[_Worker], results: dict[int, Batch | Exception], timeout: float
+) -> None:
+    """Wait until `results` has the result of `step`; raise WorkerLost if that cannot be."""
+    worker, deadline = pool[step % len(pool)], time.monotonic() + timeout
+    while step not in results:
+        remaining = deadline - time.monotonic()
+        if remaining <= 0:
+            raise WorkerLost(
+                f"loader process {worker.process.pid} returned no batch for {timeout:g} s"
+            )
+        found, dead = _receive(pool, min(remaining, _MAX_WAIT_S))
+        results |= found
+        if dead:
+            for process in dead:
+                process.join(_JOIN_TIMEOUT_S)  # a pipe breaks shortly before its process is dead
+            raise WorkerLost("; ".join(map(_describe_exit, dead)))
+
+
+def _receive(
+    pool: list[_Worker], seconds: float
+) -> tuple[dict[int, Batch | Exception], list[BaseProcess]]:
+    """Wait for an event, then return all finished batches, by step, and the dead processes."""
     pipes, sentinels = [w.pipe for w in pool], [w.process.sentinel for w in pool]
     ready = wait([*pipes, *sentinels], seconds)
     results, dead = {}, []
@@ -177,11 +206,7 @@ def _receive(pool: list[_Worker], seconds: float) -> dict[int, Batch | Exception
             is_dead = True
         if is_dead:
             dead.append(worker.process)
-    if dead:
-        for process in dead:
-            process.join(_JOIN_TIMEOUT_S)  # a pipe breaks shortly before its process is dead
-        raise WorkerLost("; ".join(map(_describe_exit, dead)))
-    return results
+    return results, dead
 
 
 def _allocate_shared(dataset: TrainingBatches, workers: int, ahead: int) -> Tensor:
