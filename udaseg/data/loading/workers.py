@@ -195,7 +195,7 @@ def _receive(
     """Wait for an event, then return all finished batches, by step, and the dead processes."""
     pipes, sentinels = [w.pipe for w in pool], [w.process.sentinel for w in pool]
     ready = wait([*pipes, *sentinels], seconds)
-    results, dead = {}, []
+    results, dead = dict[int, Batch | Exception](), list[BaseProcess]()
     for worker in pool:
         is_dead = worker.process.sentinel in ready
         try:
