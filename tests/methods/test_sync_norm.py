@@ -171,8 +171,8 @@ def test_on_a_gpu_a_norm_takes_few_kernels_and_reads_nothing_back(dtype, running
         patch.object(dist, "all_reduce", reduce),
         _FakeKernels() as recorded,
     ):
-        images = torch.empty(2, CHANNELS, 4, 3, dtype=dtype, device="cuda")
-        images = images.contiguous(memory_format=torch.channels_last)
+        layout = {"device": "cuda", "memory_format": torch.channels_last}
+        images = torch.empty(2, CHANNELS, 4, 3, dtype=dtype, **layout)
         weight, bias, *statistics = (torch.empty(CHANNELS, device="cuda") for _ in range(4))
         context, grad = _Context(), torch.empty_like(images)
         arguments = (*(statistics if running else (None, None)), 0.1, 1e-5)

@@ -21,6 +21,7 @@ from tests.support.small import PROTOTYPES, SEMANTIC, small_segmenter
 from udaseg.data.labels.classes import IGNORE
 from udaseg.distributed import all_gather_object, all_ranks, on_rank_zero, without_peers, world_size
 from udaseg.errors import DataError, RankFailed
+from udaseg.methods.build import apply_machine_options
 from udaseg.methods.contrast.prototypes import PrototypeContrast
 from udaseg.methods.contrast.semantic import SemanticContrast
 from udaseg.methods.objectives.adversarial import Adversarial
@@ -31,6 +32,7 @@ from udaseg.models import compiling
 from udaseg.recipe.methods import Adversarial as AdversarialSpec
 from udaseg.recipe.methods import EntropyMinimization as EntropySpec
 from udaseg.recipe.methods import SourceJitter
+from udaseg.recipe.schema import Machine
 from udaseg.signals import StopSignal
 from udaseg.training.setup import distribute
 
@@ -107,7 +109,7 @@ def _run(name, part, *, recompute=False, compiled=False):
     objective = OBJECTIVES[name]()
     objective.student.recompute = recompute
     if compiled:
-        objective.student.enable_compile("training")
+        apply_machine_options(objective, Machine(compile=True))
     run = tiny_fit(objective=objective, steps=STEPS, kind="sgd", lr=0.02, make=batches)
     object.__setattr__(run, "join_ranks", distribute(objective))
     losses = []
