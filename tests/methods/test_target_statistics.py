@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.methods.test_host import Reads
 from tests.support.small import shipped, small_segmenter
 from tests.support.toy import TINY, toy_pair, toy_root
 from udaseg.data.files.images import read_image
@@ -59,6 +60,18 @@ def test_statistics_are_the_averages_over_batches_of_whole_images(target):
     torch.testing.assert_close(norm.running_mean, mean.float(), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(norm.running_var, variance.float(), rtol=1e-4, atol=1e-5)
     assert seen == [(2, 5), (4, 5), (5, 5)]
+
+
+def test_the_device_is_not_waited_for_and_the_norms_get_their_momentum_back(target):
+    network = small_segmenter()
+    norms = [part for part in network.modules() if isinstance(part, nn.BatchNorm2d)]
+    for number, norm in enumerate(norms):
+        norm.momentum = 0.1 * number
+    with Reads() as reads:
+        _adapt([network], target)
+    assert reads.found == []
+    assert [norm.momentum for norm in norms] == [0.1 * number for number in range(len(norms))]
+    assert [norm.num_batches_tracked.item() for norm in norms] == [3] * len(norms)
 
 
 def test_no_weight_changes_and_it_can_be_done_twice(target):

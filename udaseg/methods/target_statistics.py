@@ -35,20 +35,34 @@ def adapt_batch_norms(
         Li et al., AdaBN (2016). Differs: statistics are averaged over batches, each normalised by
         its own statistics, instead of layer by layer over all images.
     """
-    limit = Limit(ITEMS_AHEAD + batch_size)
     for network in networks:
-
-        def passes() -> Iterator[Tensor]:
-            done = 0
-            with closing(read_ahead(lambda each: target.read(each)[0], samples, limit)) as images:
-                for batch in batches_of_one_size(images, np.shape, Limit(batch_size)):
-                    yield image_batch(batch, device)
-                    done += len(batch)
-                    on_progress(done, len(samples))
-
-        for norm in network.modules():
-            if isinstance(norm, nn.BatchNorm2d):
-                norm.track_running_stats = True  # off in a teacher with batch statistics
+        norms = [part for part in network.modules() if isinstance(part, nn.BatchNorm2d)]
+        for norm in norms:
+            norm.track_running_stats = True  # off in a teacher with batch statistics
         # whole images, in training mode: compiled code serves the step alone
         with torch.compiler.set_stance("force_eager"):
-            update_bn(passes(), network)
+            update_bn(_batches(norms, target, samples, batch_size, device, on_progress), network)
+
+
+def _batches(
+    norms: Sequence[nn.BatchNorm2d],
+    target: CropSource,
+    samples: Sequence[Sample],
+    batch_size: int,
+    device: torch.device,
+    on_progress: Callable[[int, int], None],
+) -> Iterator[Tensor]:
+    """Yield batches of images of one size, in order, with a momentum for which the norms average.
+
+    Without a momentum, as `update_bn` leaves them, they average too, but read their counters and
+    wait for the device.
+    """
+    limit, done = Limit(ITEMS_AHEAD + batch_size), 0
+    with closing(read_ahead(lambda sample: target.read(sample)[0], samples, limit)) as images:
+        batches = batches_of_one_size(images, np.shape, Limit(batch_size))
+        for number, batch in enumerate(batches, 1):
+            for norm in norms:
+                norm.momentum = 1 / number
+            yield image_batch(batch, device)
+            done += len(batch)
+            on_progress(done, len(samples))
