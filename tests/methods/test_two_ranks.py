@@ -114,7 +114,15 @@ def _pixels(part):
 def _rank(number, folder):
     with joined(number, folder, RANKS):
         part = slice(RANKS * number, RANKS * (number + 1))
-        results = {name: _run(name, part) for name in TERMS}
+        plain, reductions = torch.distributed.all_reduce, []
+        torch.distributed.all_reduce = lambda value: (reductions.append(value), plain(value))
+        results, counts = {}, {}
+        for name in TERMS:
+            results[name] = _run(name, part)
+            counts[name] = len(reductions)
+            reductions.clear()
+        torch.distributed.all_reduce = plain
+        results["reductions"] = counts
         results["pixels"] = _pixels(part)
         torch.save(results, folder / f"{number}.pt")
 
@@ -143,6 +151,13 @@ def test_a_term_and_its_memory_are_those_of_one_process(ranks, name):
         assert torch.equal(first[key], second[key]), f"the ranks remember other {key}"
     for key, value in memory.items():
         assert torch.allclose(first[key].double(), value.double(), atol=1e-5), key
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_a_term_reduces_its_memory_once_a_step_and_one_count_for_each_view(ranks, name):
+    student_views = len(TERMS[name]().student_views())
+    for results in ranks:
+        assert results["reductions"][name] == STEPS * (1 + student_views)
 
 
 def test_the_mean_of_pixels_is_over_all_ranks(ranks):

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 
 from tests.support.small import PROTOTYPES
 from udaseg.methods.contrast import class_losses as module
+from udaseg.methods.contrast import prototypes as prototypes_module
 from udaseg.methods.contrast.class_losses import prototype_loss
-from udaseg.methods.contrast.prototypes import ClassPrototypes, PrototypeContrast
+from udaseg.methods.contrast.prototypes import ClassPrototypes, PrototypeContrast, class_sums
 from udaseg.methods.views import MIXED, SOURCE, CellView, Views
 from udaseg.models.projector import to_unit_length
 
@@ -95,6 +96,31 @@ def test_any_input_stays_finite(what, temperature):
     if what in ("empty", "ignored", "unseen"):
         assert loss.item() == 0
         assert not embeddings.grad.any()
+
+
+def test_the_gradient_of_bf16_features_is_rounded_once():
+    embeddings, labels, prototypes, seen = _case(2, count=300)
+    gradients = []
+    for features in (embeddings.bfloat16(), embeddings.bfloat16().float()):
+        loss = prototype_loss(features.requires_grad_(), labels, prototypes, seen, temperature=0.1)
+        (0.37 * loss).backward()
+        gradients.append(features.grad)
+    assert torch.equal(gradients[0], gradients[1].bfloat16())
+
+
+@pytest.mark.parametrize("chunk", [7, 25, 4096])
+def test_class_sums_equal_the_naive_loops(monkeypatch, chunk):
+    monkeypatch.setattr(prototypes_module, "rows_at_once", lambda _width, _device: chunk)
+    embeddings, labels, *_ = _case(1)
+    sums, counts = class_sums(embeddings, labels, 5)
+    for k in range(5):
+        mine = [
+            F.normalize(v.double(), dim=0)
+            for v, y in zip(embeddings, labels, strict=True)
+            if y == k
+        ]
+        assert counts[k] == len(mine)
+        assert torch.allclose(sums[k].double(), torch.stack(mine).sum(0), atol=1e-5)
 
 
 def _bank(absent="keep", momentum=0.999, normalise=True):
