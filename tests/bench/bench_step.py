@@ -4,9 +4,9 @@
 
 For each method, on toyland at the size of its recipe and with one thread, before and after: CPU
 seconds of a step; peak memory of the process and of the step's tensors, in MiB; the difference of
-the first step's gradients; and the cosine of gradients in bfloat16 to those in float32. Both sides run in processes of their own, in turn. With
-UDASEG_TEST_DATA the backbone has its ImageNet weights: gradients of a random one are badly
-conditioned.
+the first step's gradients; and the cosine of gradients in bfloat16 to those in float32. Both sides
+run in processes of their own, in turn. With UDASEG_TEST_DATA the backbone has its ImageNet
+weights: gradients of a random one are badly conditioned.
 """
 
 import argparse
