@@ -18,7 +18,7 @@ from udaseg.methods.objectives.objective import LossReport
 from udaseg.methods.objectives.self_training import SelfTraining
 from udaseg.methods.objectives.source_only import SourceOnly
 from udaseg.methods.teacher import Teacher
-from udaseg.methods.views import CUTMIX, MIXED, SOURCE, TARGET, Need
+from udaseg.methods.views import CUTMIX, MIXED, SOURCE, TARGET, Need, Views
 from udaseg.recipe.methods import Mixing, StrongAugmentation
 from udaseg.recipe.methods import SelfTraining as SelfTrainingSpec
 from udaseg.recipe.methods import Teacher as TeacherSpec
@@ -160,7 +160,8 @@ def test_share_over_the_batch_or_each_image():
     for over, expected in (("image", [[[1.0]], [[0.5]]]), ("batch", [[[0.75]]])):
         objective = _objective(confidence=0.5, share_over=over)
         context = replace(objective._teach(_batch()), target_confidence=sure)
-        assert objective._sum_over_ranks(context, RankSums())[0].tolist() == expected
+        views = Views(0, 0.0, 0, {})
+        assert objective._sum_over_ranks(context, views, RankSums())[0].tolist() == expected
 
 
 @pytest.mark.parametrize("square_per", ["image", "batch"])

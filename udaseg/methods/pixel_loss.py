@@ -76,6 +76,13 @@ def count_labelled(labels: Tensor) -> Tensor:
     return (labels != IGNORE).sum()
 
 
+def count_classes(labels: Tensor, num_classes: int) -> Tensor:
+    """Return the number of each class in integer labels of any shape, (K,) int64."""
+    # compared, not bincount: bincount reads the largest label and waits for the device
+    classes = torch.arange(num_classes, dtype=labels.dtype, device=labels.device)
+    return (labels.reshape(-1, 1) == classes).sum(0)
+
+
 @torch.no_grad()
 def pseudo_labels(logits: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Return the most probable class of each pixel and its probability.

@@ -5,7 +5,7 @@ teacher, then those of the student in the order of `STUDENT_VIEWS`. A pass of th
 batch-norm statistics, so the order is part of the result.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal, NewType
@@ -85,6 +85,28 @@ class CellView:
 
 
 @dataclass(frozen=True)
+class CellLabels:
+    """The labels of a view of the student, on the grid of cells; fields as in `CellView`."""
+
+    labels: Tensor
+    label_confidence: Tensor | None = None
+    square: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class StudentInput:
+    """What a view of the student is made from.
+
+    Attributes:
+        images: (B, 3, H, W) in [0, 1], augmented.
+        labels: Its labels, if a regularizer needs the view.
+    """
+
+    images: Tensor
+    labels: CellLabels | None
+
+
+@dataclass(frozen=True)
 class Views:
     """The views of one step, by name: `views[SOURCE]`.
 
@@ -92,23 +114,30 @@ class Views:
         progress: As `Batch.progress`, in [0, 1).
         seed: Seed of the regularizers' random choices.
         by_name: The views that exist; grows during the step.
+        labels: Labels of the student's views, which are known before its passes.
+        totals: `Regularizer.local_counts`, summed over ranks, by regularizer; empty in a single
+            process.
     """
 
     step: int
     progress: float
     seed: int
     by_name: dict[View, CellView]
+    labels: Mapping[View, CellLabels] = field(default_factory=dict)
+    totals: dict[object, Tensor] = field(default_factory=dict)
 
     def __getitem__(self, view: View) -> CellView:
         if view not in self.by_name:
             raise UdasegError(f"the step has no view '{view}', only {', '.join(self.by_name)}")
         return self.by_name[view]
 
-    def drop_graph(self, view: View) -> None:
-        """Free the graph of a view that exists."""
-        seen = self.by_name[view]
-        embeddings = None if seen.embeddings is None else seen.embeddings.detach()
-        self.by_name[view] = replace(seen, features=seen.features.detach(), embeddings=embeddings)
+    def drop_graphs(self) -> None:
+        """Free the graphs of the views that exist."""
+        for view, seen in self.by_name.items():
+            embeddings = None if seen.embeddings is None else seen.embeddings.detach()
+            self.by_name[view] = replace(
+                seen, features=seen.features.detach(), embeddings=embeddings
+            )
 
 
 @dataclass(frozen=True)
@@ -161,21 +190,20 @@ def merge_needs(needs: Iterable[Need]) -> dict[View, Need]:
     return merged
 
 
-def _cutmix(context: StepContext, need: Need) -> CellView:
+def _cutmix(context: StepContext, need: Need) -> StudentInput:
     source, stride = context.source, context.student.output_stride
     size = (source.shape[-2], source.shape[-1])
     generator = generator_for(context.batch.seed, "cutmix")
-    per: Literal["image", "batch"] = (
-        "batch" if need.options.get("square_per") == "batch" else "image"
-    )
+    per: Literal["image", "batch"] = "image"
+    if need.options.get("square_per") == "batch":
+        per = "batch"
     square = square_mask(len(source), size, stride, generator, per=per)
     pixels = to_device(cells_to_pixels(square, size, stride), source.device)
-    pasted = paste(pixels, context.target, source)
-    output: SegmenterOutput = context.student(context.augment(pasted, generator), embed=need.embed)
-    source_labels = labels_on_cells(context.batch.source_labels, output)
+    images = context.augment(paste(pixels, context.target, source), generator)
+    source_labels = labels_on_cells(context.batch.source_labels, context.target_output)
     on_device = to_device(square, source.device)
     labels = paste(on_device, context.target_view.predictions, source_labels)
-    return replace(cell_view(output, labels), square=square)
+    return StudentInput(images, CellLabels(labels, square=square))
 
 
 @torch.no_grad()
@@ -185,9 +213,7 @@ def _target_by_student_head(context: StepContext, _need: Need) -> CellView:
     return replace(context.target_view, embeddings=embeddings)
 
 
-Maker = Callable[[StepContext, Need], CellView]
-
-TEACHER_MAKERS: Mapping[View, Maker] = {
+TEACHER_MAKERS: Mapping[View, Callable[[StepContext, Need], CellView]] = {
     TARGET: lambda context, _need: context.target_view,
     TEACHER_SOURCE: lambda context, need: labelled_view(
         context.teacher(context.source, embed=need.embed), context.batch.source_labels
@@ -196,8 +222,8 @@ TEACHER_MAKERS: Mapping[View, Maker] = {
 }
 """How self-training makes each view without a graph."""
 
-STUDENT_MAKERS: Mapping[View, Maker] = {CUTMIX: _cutmix}
-"""How self-training makes each view of the student, in this order, after `SOURCE` and `MIXED`."""
+STUDENT_MAKERS: Mapping[View, Callable[[StepContext, Need], StudentInput]] = {CUTMIX: _cutmix}
+"""What self-training shows the student, in this order, after `SOURCE` and `MIXED`."""
 
 SELF_TRAINING_VIEWS = (*TEACHER_MAKERS, SOURCE, MIXED, *STUDENT_MAKERS)
 
@@ -207,8 +233,12 @@ STUDENT_VIEWS = (SOURCE, MIXED, *STUDENT_MAKERS, PSEUDO_LABELLED)
 
 def labels_on_cells(labels: Tensor, segmented: SegmenterOutput) -> Tensor:
     """Return (B, H, W) labels resized to the grid of cells by nearest neighbour, int64."""
-    size = segmented.features.shape[-2:]
-    return F.interpolate(labels[:, None].float(), size, mode="nearest")[:, 0].long()
+    return on_cells(labels.float(), segmented.features.shape[-2:]).long()
+
+
+def on_cells(values: Tensor, grid: Sequence[int]) -> Tensor:
+    """Return (B, H, W) numbers resized to a grid (h, w) of cells by nearest neighbour."""
+    return F.interpolate(values[:, None], tuple(grid), mode="nearest")[:, 0]
 
 
 def labelled_view(segmented: SegmenterOutput, labels: Tensor) -> CellView:
@@ -216,17 +246,10 @@ def labelled_view(segmented: SegmenterOutput, labels: Tensor) -> CellView:
     return cell_view(segmented, labels_on_cells(labels, segmented))
 
 
-def mixed_view(
-    segmented: SegmenterOutput, labels: Tensor, mask: Tensor, confidence: Tensor
-) -> CellView:
-    """Return the view of mixed images, with the teacher's confidence outside the mask.
-
-    All maps are (B, H, W): the mixed labels, the pixels pasted from the source, and the teacher's
-    confidence.
-    """
-    size = segmented.features.shape[-2:]
-    on_cells = F.interpolate(confidence.masked_fill(mask, 1.0)[:, None], size)[:, 0]
-    return replace(labelled_view(segmented, labels), label_confidence=on_cells)
+def student_view(segmented: SegmenterOutput, labels: CellLabels) -> CellView:
+    """Return an output of the student on the grid of cells."""
+    view = cell_view(segmented, labels.labels)
+    return replace(view, label_confidence=labels.label_confidence, square=labels.square)
 
 
 def flatten_cells(maps: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch.nn.utils import get_total_norm
 from udaseg.data.loading.batches import Batch
 from udaseg.distributed import RankSums
 from udaseg.methods.objectives.objective import LossReport, add_reports
+from udaseg.methods.views import Views
 from udaseg.training.setup import TrainingSetup
 
 
@@ -132,9 +133,14 @@ def merge_reports(reports: Sequence[LossReport]) -> LossReport:
         total=mean(*(report.total for report in reports)),
         parts=_map_tensors(mean, *(report.parts for report in reports)),
         figures=_map_tensors(mean, *(report.figures for report in reports)),
-        views=_map_tensors(lambda *parts: torch.cat(parts), *(report.views for report in reports)),
+        views=_map_tensors(lambda *parts: torch.cat(parts), *map(_views_alone, reports)),
         predicted_counts=torch.stack(counts).sum(0) if len(counts) == len(reports) else None,
     )
+
+
+def _views_alone(report: LossReport) -> Views | None:
+    """Return the views without what only the losses of a step need."""
+    return None if report.views is None else replace(report.views, labels={}, totals={})
 
 
 def _part_seed(seed: int, number: int) -> int:

@@ -63,7 +63,7 @@ def _count_computations(monkeypatch):
     calls = []
     for owner, name in (
         (RegionalContrast, "_new_rows"),
-        (ClassPrototypes, "preview_update"),
+        (ClassPrototypes, "preview_with_count"),
         (ClassStatistics, "preview_update"),
     ):
         plain = getattr(owner, name)

@@ -6,12 +6,22 @@ import torch
 from torch import Tensor, nn
 
 from udaseg.data.labels.classes import IGNORE
-from udaseg.distributed import all_reduce_sum, mean_divisor
+from udaseg.distributed import all_reduce_sum, divisor_of_total, mean_divisor
 from udaseg.methods.contrast.class_losses import prototype_sum
 from udaseg.methods.contrast.regularizer import PerViewRegularizer
 from udaseg.methods.contrast.value_of_step import ValueOfStep
 from udaseg.methods.fused import float32_products, rows_at_once
-from udaseg.methods.views import MIXED, SOURCE, CellView, Need, View, Views, flatten_cells
+from udaseg.methods.pixel_loss import count_classes
+from udaseg.methods.views import (
+    MIXED,
+    SOURCE,
+    CellLabels,
+    CellView,
+    Need,
+    View,
+    Views,
+    flatten_cells,
+)
 from udaseg.models.projector import LENGTH_EPS, to_unit_length
 from udaseg.recipe.contrast import Prototypes
 
@@ -93,6 +103,13 @@ class ClassPrototypes(nn.Module):
             embeddings: (N, D) features of the source.
             labels: (N,) integer; 255 is ignored.
         """
+        return self.preview_with_count(embeddings, labels)[:2]
+
+    @torch.no_grad()
+    def preview_with_count(
+        self, embeddings: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return `preview_update` and the number of labelled embeddings of all ranks."""
         sums, counts = class_sums(embeddings, labels, len(self.means))
         # joined for one collective operation
         joined = all_reduce_sum(torch.cat([sums, counts[:, None]], 1))
@@ -106,7 +123,7 @@ class ClassPrototypes(nn.Module):
             updated = to_unit_length(updated)
         if self.absent == "keep":
             updated = torch.where(present, updated, self.means)
-        return updated, self.seen | present[:, 0]
+        return updated, self.seen | present[:, 0], counts.sum()
 
     @torch.no_grad()
     def update(self, embeddings: Tensor, labels: Tensor) -> None:
@@ -157,28 +174,40 @@ class PrototypeContrast(PerViewRegularizer):
             absent=spec.absent,
             normalise=spec.normalise,
         )
-        self._prototypes_of_step: ValueOfStep[tuple[Tensor, Tensor]] = ValueOfStep()
+        self._prototypes_of_step: ValueOfStep[tuple[Tensor, Tensor, Tensor]] = ValueOfStep()
 
     def view_loss(self, view: View, views: Views) -> Tensor:
         """Return the weighted loss of a view; the prototypes already include this step's source."""
-        means, seen = self._prototypes_of_step.get(views, self._preview_update)
+        means, seen, source_total = self._prototypes_of_step.get(views, self._preview_update)
         cells = _correct_cells(views[view]) if view == SOURCE else self._sure_cells(views[view])
         total, count = prototype_sum(*cells, means, seen, self.spec.temperature)
+        if view == SOURCE:
+            return self.spec.weight * total / divisor_of_total(source_total)
+        if self in views.totals:
+            return self.spec.weight * total / divisor_of_total((views.totals[self] * seen).sum())
         return self.spec.weight * total / mean_divisor(count)
+
+    def local_counts(self, views: Views) -> Tensor:
+        """Return the cells of each class in the second view, (K,)."""
+        labels = self._sure_labels(views.labels[self.second_view])
+        return count_classes(labels, len(self.prototypes.means))
 
     def update(self, views: Views) -> None:
         """Update the prototypes with the source features of this step."""
-        self.prototypes.become(*self._prototypes_of_step.take(views, self._preview_update))
+        means, seen, _ = self._prototypes_of_step.take(views, self._preview_update)
+        self.prototypes.become(means, seen)
 
-    def _preview_update(self, views: Views) -> tuple[Tensor, Tensor]:
-        return self.prototypes.preview_update(*_correct_cells(views[SOURCE]))
+    def _preview_update(self, views: Views) -> tuple[Tensor, Tensor, Tensor]:
+        return self.prototypes.preview_with_count(*_correct_cells(views[SOURCE]))
 
     def _sure_cells(self, view: CellView) -> tuple[Tensor, Tensor]:
         """Return flat features and labels; the label is 255 where the teacher is not sure."""
-        labels = view.labels
-        if view.label_confidence is not None:
-            labels = labels.masked_fill(view.label_confidence < self.spec.min_confidence, IGNORE)
-        return flatten_cells(view.features), labels.flatten()
+        return flatten_cells(view.features), self._sure_labels(view).flatten()
+
+    def _sure_labels(self, view: CellView | CellLabels) -> Tensor:
+        if view.label_confidence is None:
+            return view.labels
+        return view.labels.masked_fill(view.label_confidence < self.spec.min_confidence, IGNORE)
 
 
 def _correct_cells(view: CellView) -> tuple[Tensor, Tensor]:

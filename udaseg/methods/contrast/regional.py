@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from udaseg.data.labels.classes import IGNORE
-from udaseg.distributed import all_reduce_sum, mean_divisor, slice_for_rank, to_device, world_size
+from udaseg.distributed import all_reduce_sum, slice_for_rank, to_device, world_size
 from udaseg.methods.contrast.memory_bank import EMPTY, MemoryBank
 from udaseg.methods.contrast.regional_loss import regional_sum
 from udaseg.methods.contrast.regularizer import Regularizer
@@ -76,7 +76,11 @@ class RegionalContrast(Regularizer):
         total, count = regional_sum(
             queries, keys, labels, bank, bank_labels, self.spec.temperature, keep
         )
-        return weight * total / mean_divisor(count)
+        return weight * total / self.divisor(views, count)
+
+    def local_counts(self, views: Views) -> Tensor:
+        """Return the number of anchors, which the teacher and the square decide."""
+        return self._anchors(views[self.key_view], views.labels[CUTMIX].square)[2].sum()
 
     @torch.no_grad()
     def update(self, views: Views) -> None:
@@ -84,25 +88,30 @@ class RegionalContrast(Regularizer):
         self.bank.push(*self._rows_of_step.take(views, self._new_rows))
 
     def _pairs(self, views: Views) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return queries and keys (R, D), labels (R,), and a mask (R,) of those that count.
-
-        These are the cells inside the square, which was drawn on the host: to find them there
-        needs no wait for a GPU.
-        """
+        """Return queries and keys (R, D), labels (R,), and a mask (R,) of those that count."""
         cutmix, target = views[CUTMIX], views[self.key_view]
-        queries, keys, square = _embeddings(cutmix), _embeddings(target), cutmix.square
+        inside, labels, keep = self._anchors(target, cutmix.square)
+        queries, keys = _embeddings(cutmix), _embeddings(target)
+        if (size := self.spec.region_size) > 1:
+            queries, keys = (to_unit_length(F.avg_pool2d(part, size)) for part in (queries, keys))
+        queries, keys = (flatten_cells(part).index_select(0, inside) for part in (queries, keys))
+        return queries, keys, labels, keep
+
+    def _anchors(self, target: CellView, square: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return index, label and whether it counts, (R,), of the cells inside the square.
+
+        The square was drawn on the host: to find its cells there needs no wait for a GPU.
+        """
         assert square is not None
         labels, confidence = target.predictions, target.confidence
         if (size := self.spec.region_size) > 1:
-            queries, keys = (to_unit_length(F.avg_pool2d(part, size)) for part in (queries, keys))
             square = F.max_pool2d(-square.float(), size) < 0
             labels, confidence = _region_labels(labels, confidence, size)
         inside = to_device(square.flatten().nonzero().flatten(), labels.device)
         keep = torch.ones_like(inside, dtype=torch.bool)
         if self.spec.positive_filtering:
             keep = confidence.flatten().index_select(0, inside) > self.spec.min_confidence
-        queries, keys = (flatten_cells(part).index_select(0, inside) for part in (queries, keys))
-        return queries, keys, labels.flatten().index_select(0, inside), keep
+        return inside, labels.flatten().index_select(0, inside), keep
 
     @torch.no_grad()
     def _new_rows(self, views: Views) -> tuple[Tensor, Tensor]:

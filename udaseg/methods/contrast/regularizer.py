@@ -1,11 +1,12 @@
 """The contract of a regularizer: a term of the loss that compares views of a step."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from udaseg.distributed import RankSums, divisor_of_total, mean_divisor, world_size
 from udaseg.methods.views import STUDENT_VIEWS, Need, View, Views
 
 
@@ -25,6 +26,23 @@ class Regularizer(nn.Module, ABC):
     @abstractmethod
     def forward(self, views: Views) -> Tensor:
         """Return the weighted loss, a scalar; change no state."""
+
+    def local_counts(self, views: Views) -> Tensor | None:  # noqa: ARG002 (one contract)
+        """Return what its means divide by, on this rank; by default None.
+
+        Called with several ranks only, before the student's passes: `views` holds the views of the
+        teacher, and `views.labels` those labels that the student's will have. The sum over ranks is
+        `views.totals[self]`, so that the loss needs no reduction of its own.
+        """
+        return None
+
+    def divisor(self, views: Views, count: Tensor) -> Tensor:
+        """Return what turns a sum over `count` local items into a term of a mean over all ranks.
+
+        It is `mean_divisor(count)`, without a reduction if `local_counts` is their number.
+        """
+        total = views.totals.get(self)
+        return mean_divisor(count) if total is None else divisor_of_total(total)
 
     def update(self, views: Views) -> None:
         """Update the state, once per step after the optimiser, identically on all ranks."""
@@ -55,3 +73,16 @@ class PerViewRegularizer(Regularizer):
     def forward(self, views: Views) -> Tensor:
         """Return the weighted loss, a scalar; change no state."""
         return torch.stack([self.view_loss(view, views) for view in self.student_views()]).sum()
+
+
+def reduce_with_counts(
+    sums: RankSums, views: Views, terms: Mapping[str, Regularizer], **numbers: Tensor
+) -> Mapping[str, Tensor]:
+    """Return `sums.reduce(**numbers)`; also sum what regularizers divide by into `views.totals`."""
+    counts = {}
+    if world_size() > 1:
+        found = {name: term.local_counts(views) for name, term in terms.items()}
+        counts = {name: count for name, count in found.items() if count is not None}
+    totals = sums.reduce(**numbers, **counts)
+    views.totals.update({terms[name]: totals[name] for name in counts})
+    return totals

@@ -2,14 +2,16 @@
 
 from typing import assert_never
 
+import torch
 from torch import Tensor
 
-from udaseg.distributed import mean_divisor
+from udaseg.distributed import divisor_of_total, mean_divisor
 from udaseg.errors import UdasegError
 from udaseg.methods.contrast.class_losses import bank_sum, distribution_sum, prototype_sum
 from udaseg.methods.contrast.class_statistics import ClassStatistics
 from udaseg.methods.contrast.regularizer import PerViewRegularizer
 from udaseg.methods.contrast.value_of_step import ValueOfStep
+from udaseg.methods.pixel_loss import count_classes
 from udaseg.methods.views import (
     MIXED,
     SOURCE,
@@ -21,6 +23,8 @@ from udaseg.methods.views import (
     flatten_cells,
 )
 from udaseg.recipe.contrast import Semantic
+
+_VIEWS = (SOURCE, MIXED)
 
 
 class SemanticContrast(PerViewRegularizer):
@@ -71,7 +75,17 @@ class SemanticContrast(PerViewRegularizer):
                 )
             case _:
                 assert_never(self.spec.variant)
+        if self in views.totals:
+            per_class = views.totals[self][_VIEWS.index(view)]
+            return self.spec.weight * total / divisor_of_total((per_class * state.seen).sum())
         return self.spec.weight * total / mean_divisor(count)
+
+    def local_counts(self, views: Views) -> Tensor:
+        """Return the cells of each class in each view, (2, K)."""
+        num_classes = len(self.statistics.means)
+        return torch.stack(
+            [count_classes(views.labels[view].labels, num_classes) for view in _VIEWS]
+        )
 
     def update(self, views: Views) -> None:
         """Update the statistics with the teacher's embeddings of this step's source."""

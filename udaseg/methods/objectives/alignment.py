@@ -7,9 +7,18 @@ from torch import nn
 from udaseg.data.loading.batches import Batch
 from udaseg.distributed import RankSums
 from udaseg.methods.contrast.prototypes import PrototypeContrast
+from udaseg.methods.contrast.regularizer import reduce_with_counts
 from udaseg.methods.objectives.objective import LossReport, Objective
 from udaseg.methods.pixel_loss import count_labelled, pixel_loss
-from udaseg.methods.views import PSEUDO_LABELLED, SOURCE, Views, labelled_view
+from udaseg.methods.views import (
+    PSEUDO_LABELLED,
+    SOURCE,
+    CellLabels,
+    Views,
+    labelled_view,
+    on_cells,
+    student_view,
+)
 from udaseg.models.segmenter import Segmenter, SegmenterOutput
 
 
@@ -37,8 +46,16 @@ class PrototypeAlignment(Objective):
     def passes(self, batch: Batch, sums: RankSums) -> Iterator[LossReport]:
         """Yield the losses of the source, then the contrast of the pseudo-labelled target."""
         assert batch.pseudo_labels is not None
-        labelled = sums.reduce(labelled=count_labelled(batch.source_labels))["labelled"]
-        views = Views(batch.step, batch.progress, batch.seed, {})
+        stride = self.student.output_stride
+        grid = [-(-side // stride) for side in batch.pseudo_labels.shape[-2:]]
+        labels = CellLabels(on_cells(batch.pseudo_labels.float(), grid).long())
+        views = Views(batch.step, batch.progress, batch.seed, {}, {PSEUDO_LABELLED: labels})
+        labelled = reduce_with_counts(
+            sums,
+            views,
+            {"prototypes": self.contrast},
+            labelled=count_labelled(batch.source_labels),
+        )["labelled"]
         output: SegmenterOutput = self.student(self.source_images(batch))
         views.by_name[SOURCE] = labelled_view(output, batch.source_labels)
         parts = {
@@ -47,12 +64,12 @@ class PrototypeAlignment(Objective):
         }
         yield LossReport.of(parts, views=views, is_last=False)
 
-        views.drop_graph(SOURCE)
+        views.drop_graphs()
         output = self.student(self.target_images(batch))
-        views.by_name[PSEUDO_LABELLED] = labelled_view(output, batch.pseudo_labels)
+        views.by_name[PSEUDO_LABELLED] = student_view(output, labels)
         parts = {"prototypes": self.contrast.view_loss(PSEUDO_LABELLED, views)}
         yield LossReport.of(parts, views=views)
-        views.drop_graph(PSEUDO_LABELLED)
+        views.drop_graphs()
 
     def after_step(self, step: int, report: LossReport) -> None:  # noqa: ARG002 (one contract)
         """Update the prototypes with the source features of this step."""

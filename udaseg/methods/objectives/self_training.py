@@ -1,6 +1,7 @@
 """Mean-teacher self-training on mixed images, with optional regularizers."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,11 +11,15 @@ from udaseg.data.loading.batches import Batch
 from udaseg.distributed import RankSums, world_size
 from udaseg.errors import UdasegError
 from udaseg.methods.augmentation import generator_for, strong_augment
-from udaseg.methods.contrast.regularizer import PerViewRegularizer, Regularizer
+from udaseg.methods.contrast.regularizer import (
+    PerViewRegularizer,
+    Regularizer,
+    reduce_with_counts,
+)
 from udaseg.methods.mixing import class_mask, paste
 from udaseg.methods.objectives.entropy import normalised_entropy
 from udaseg.methods.objectives.objective import LossReport, Objective
-from udaseg.methods.pixel_loss import count_labelled, pixel_loss, pseudo_labels
+from udaseg.methods.pixel_loss import count_classes, count_labelled, pixel_loss, pseudo_labels
 from udaseg.methods.teacher import Teacher
 from udaseg.methods.views import (
     MIXED,
@@ -22,18 +27,30 @@ from udaseg.methods.views import (
     STUDENT_MAKERS,
     TARGET,
     TEACHER_MAKERS,
+    CellLabels,
     Need,
     StepContext,
+    StudentInput,
     View,
     Views,
-    labelled_view,
+    labels_on_cells,
     merge_needs,
-    mixed_view,
+    on_cells,
+    student_view,
 )
 from udaseg.models.segmenter import Segmenter, SegmenterOutput
 from udaseg.recipe.methods import SelfTraining as SelfTrainingSpec
 
 _COUNT_STRIDE = 4
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """ClassMix images (B, 3, H, W) with labels and mask (B, H, W) of pixels from the source."""
+
+    images: Tensor
+    labels: Tensor
+    mask: Tensor
 
 
 class SelfTraining(Objective):
@@ -69,21 +86,26 @@ class SelfTraining(Objective):
     def passes(self, batch: Batch, sums: RankSums) -> Iterator[LossReport]:
         """Yield the losses of each view of the student, in the order of `STUDENT_VIEWS`."""
         context, needs = self._teach(batch), self._needs()
-        share, labelled, monitored = self._sum_over_ranks(context, sums)
-        views = Views(batch.step, batch.progress, batch.seed, {})
-        for view, make in TEACHER_MAKERS.items():
-            if view in needs:
-                views.by_name[view] = make(context, needs[view])
+        mixed = self._mix(context)
+        inputs = _student_inputs(context, mixed, needs)
+        order = list(inputs)
+        views = _views_of_teacher(context, needs, inputs)
+        share, totals, monitored = self._sum_over_ranks(context, views, sums)
 
-        order = [SOURCE, MIXED, *(view for view in STUDENT_MAKERS if view in needs)]
         parts: dict[str, Tensor] = {}
-        for number, view in enumerate(order):
+        for number, (view, given) in enumerate(inputs.items()):
+            embed = view in needs and needs[view].embed
+            output: SegmenterOutput = self.student(given.images, embed=embed)
+            if given.labels is not None:
+                views.by_name[view] = student_view(output, given.labels)
             if view == SOURCE:
-                parts["source"] = self._source_pass(context, views, needs.get(SOURCE), labelled)
+                parts["source"] = pixel_loss(
+                    output.logits, batch.source_labels, num_labelled=totals["labelled"]
+                )
             elif view == MIXED:
-                parts["mixed"] = self._mixed_pass(context, views, needs.get(MIXED), share)
-            else:
-                views.by_name[view] = STUDENT_MAKERS[view](context, needs[view])
+                weight = share.masked_fill(mixed.mask, 1.0)
+                loss = pixel_loss(output.logits, mixed.labels, weight, mean_over="all")
+                parts["mixed"] = self.spec.mix_weight * loss
             for name, loss in self._regularizer_losses(view, views, last=order[-1]):
                 parts[name] = parts[name] + loss if name in parts else loss
             if self._is_compared_with_later(number, order):
@@ -95,9 +117,7 @@ class SelfTraining(Objective):
                 **monitored,
             )
             parts = {}
-            for seen in order[: number + 1]:
-                if seen in views.by_name:
-                    views.drop_graph(seen)
+            views.drop_graphs()
 
     def _teach(self, batch: Batch) -> StepContext:
         """Return the images of the step and what the teacher says about the target."""
@@ -118,15 +138,18 @@ class SelfTraining(Objective):
         )
 
     def _sum_over_ranks(
-        self, context: StepContext, sums: RankSums
-    ) -> tuple[Tensor, Tensor, dict[str, Any]]:
-        """Return the confident share, the labelled source pixels, and what is monitored.
+        self, context: StepContext, views: Views, sums: RankSums
+    ) -> tuple[Tensor, Mapping[str, Tensor], dict[str, Any]]:
+        """Return the confident share, the sums over ranks, and what is monitored.
 
         The share is (B, 1, 1) of each image or (1, 1, 1) of all.
         """
         predicted = class_counts(context.target_labels, self.num_classes)
         share = self._confident_share(context.target_confidence)
-        totals = sums.reduce(
+        totals = reduce_with_counts(
+            sums,
+            views,
+            dict(self._named_regularizers()),
             labelled=count_labelled(context.batch.source_labels),
             predicted=predicted,
             share=share.mean(0, keepdim=True),
@@ -134,31 +157,7 @@ class SelfTraining(Objective):
         if self.spec.mixing.share_over == "batch":
             share = (totals["share"] / world_size()).float()
         figures = _figures(context, share, totals["predicted"])
-        return share, totals["labelled"], {"figures": figures, "predicted_counts": predicted}
-
-    def _source_pass(
-        self, context: StepContext, views: Views, need: Need | None, num_labelled: Tensor
-    ) -> Tensor:
-        """Return the loss of the source images, and add their view if it is needed."""
-        labels = context.batch.source_labels
-        output: SegmenterOutput = self.student(
-            context.source, embed=need is not None and need.embed
-        )
-        if need is not None:
-            views.by_name[SOURCE] = labelled_view(output, labels)
-        return pixel_loss(output.logits, labels, num_labelled=num_labelled)
-
-    def _mixed_pass(
-        self, context: StepContext, views: Views, need: Need | None, share: Tensor
-    ) -> Tensor:
-        """Return the weighted loss of ClassMix images, and add their view if it is needed."""
-        images, labels, mask = self._mix(context)
-        output: SegmenterOutput = self.student(images, embed=need is not None and need.embed)
-        if need is not None:
-            views.by_name[MIXED] = mixed_view(output, labels, mask, context.target_confidence)
-        weight = share.masked_fill(mask, 1.0)
-        loss = pixel_loss(output.logits, labels, weight, mean_over="all")
-        return self.spec.mix_weight * loss
+        return share, totals, {"figures": figures, "predicted_counts": predicted}
 
     def _regularizer_losses(
         self, view: View, views: Views, *, last: View
@@ -208,8 +207,8 @@ class SelfTraining(Objective):
         """Return the share of confident pixels of each image, (B, 1, 1)."""
         return (confidence >= self.spec.mixing.confidence).float().mean((1, 2), keepdim=True)
 
-    def _mix(self, context: StepContext) -> tuple[Tensor, Tensor, Tensor]:
-        """Paste half of the source's classes onto the target; return images, labels and mask."""
+    def _mix(self, context: StepContext) -> Mixed:
+        """Paste half of the source's classes onto the target."""
         labels = context.batch.source_labels
         generator = generator_for(context.batch.seed, "mixed")
         mask = class_mask(
@@ -219,10 +218,53 @@ class SelfTraining(Objective):
             ignore_is_class=self.spec.mixing.ignore_is_class,
         )
         images = self._augment(paste(mask, context.source, context.target), generator)
-        return images, paste(mask, labels, context.target_labels), mask
+        return Mixed(images, paste(mask, labels, context.target_labels), mask)
 
     def _augment(self, images: Tensor, generator: torch.Generator) -> Tensor:
         return strong_augment(images, generator, self.spec.augmentation)
+
+
+def _student_inputs(
+    context: StepContext, mixed: Mixed, needs: Mapping[View, Need]
+) -> dict[View, StudentInput]:
+    """Return what the student sees, in order, with labels for the views that are needed."""
+    source_labels = mixed_labels = None
+    if SOURCE in needs:
+        labels = labels_on_cells(context.batch.source_labels, context.target_output)
+        source_labels = CellLabels(labels)
+    if MIXED in needs:
+        sure = context.target_confidence.masked_fill(mixed.mask, 1.0)
+        mixed_labels = CellLabels(
+            labels_on_cells(mixed.labels, context.target_output),
+            on_cells(sure, context.target_output.features.shape[-2:]),
+        )
+    return {
+        SOURCE: StudentInput(context.source, source_labels),
+        MIXED: StudentInput(mixed.images, mixed_labels),
+        **{
+            view: make(context, needs[view])
+            for view, make in STUDENT_MAKERS.items()
+            if view in needs
+        },
+    }
+
+
+def _views_of_teacher(
+    context: StepContext, needs: Mapping[View, Need], inputs: Mapping[View, StudentInput]
+) -> Views:
+    """Return the views of the teacher, and the labels of those that the student will make."""
+    batch = context.batch
+    return Views(
+        batch.step,
+        batch.progress,
+        batch.seed,
+        {
+            view: make(context, needs[view])
+            for view, make in TEACHER_MAKERS.items()
+            if view in needs
+        },
+        {view: given.labels for view, given in inputs.items() if given.labels is not None},
+    )
 
 
 def _figures(context: StepContext, share: Tensor, counts: Tensor) -> dict[str, Tensor]:
@@ -245,7 +287,4 @@ def _checked_loss(name: str, loss: object) -> Tensor:
 
 def class_counts(labels: Tensor, num_classes: int) -> Tensor:
     """Return the pixels of each class in every fourth row and column of (B, H, W) labels, (K,)."""
-    # compared, not bincount: bincount reads the largest label and waits for the device
-    classes = torch.arange(num_classes, dtype=labels.dtype, device=labels.device)
-    sample = labels[:, ::_COUNT_STRIDE, ::_COUNT_STRIDE].reshape(-1, 1)
-    return (sample == classes).sum(0)
+    return count_classes(labels[:, ::_COUNT_STRIDE, ::_COUNT_STRIDE], num_classes)
