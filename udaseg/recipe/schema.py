@@ -166,6 +166,10 @@ class Machine:
     """auto, cpu, cuda or cuda:N."""
     precision: Precision = "fp32"
     """fp32 or bf16 (autocast; losses stay fp32)."""
+    tf32: bool = True
+    """On a GPU, convolutions and matrix products of the networks round their float32 inputs to
+    TF32; false computes them in float32, slower. Losses are always computed in float32.
+    """
     workers: Annotated[int, Ge(-1)] = -1
     """Loader processes; -1 chooses automatically."""
     log_every: Annotated[int, Ge(1)] = 50
@@ -196,6 +200,10 @@ class Machine:
     """Compile the networks with `torch.compile`; starts slowly, and losses differ by rounding."""
     deterministic: bool = False
     """Use deterministic kernels where they exist."""
+    cudnn_benchmark: bool = True
+    """On a GPU, cuDNN tries its algorithms for each size of input and keeps the fastest; off with
+    `deterministic`.
+    """
     preview_every: Annotated[int, Ge(0)] = 1000
     """Steps between preview pictures of the predictions, at most 20 per run; 0 for none."""
     tensorboard: Literal["auto", "require", "never"] = "auto"

@@ -24,7 +24,7 @@ from udaseg.errors import CheckpointError, DataError
 from udaseg.methods.build import apply_machine_options, build_objective
 from udaseg.methods.objectives.objective import Objective
 from udaseg.methods.sync_norm import sync_batch_norms
-from udaseg.recipe.schema import Domain, Recipe
+from udaseg.recipe.schema import Domain, Machine, Recipe
 from udaseg.recipe.stages import Stage, stages_of
 from udaseg.runs.checkpoint import Checkpoint, SavesState
 from udaseg.selection.candidates import EvaluationSets
@@ -265,23 +265,40 @@ def build_batches(
 
 
 @contextlib.contextmanager
-def deterministic_kernels(enabled: bool) -> Iterator[None]:
-    """Use deterministic kernels, if enabled; torch warns about operations that have none."""
-    if not enabled:
-        yield
-        return
-    previous = (
+def chosen_kernels(machine: Machine) -> Iterator[None]:
+    """Use the kernels that a recipe asks for; torch warns where it has no deterministic one."""
+    backends: Any = torch.backends  # untyped: its annotations lack `cudnn.conv`
+    cudnn, filling = backends.cudnn, torch.utils.deterministic
+    precision = "tf32" if machine.tf32 else "ieee"
+    # not allow_tf32: torch refuses to read it once fp32_precision was set
+    switches: list[tuple[Any, str, object]] = [
+        (cudnn.conv, "fp32_precision", precision),
+        (backends.cuda.matmul, "fp32_precision", precision),
+        (cudnn, "benchmark", machine.cudnn_benchmark and not machine.deterministic),
+    ]
+    if machine.deterministic:
+        switches += [(cudnn, "deterministic", True), (filling, "fill_uninitialized_memory", False)]
+    before = [getattr(owner, name) for owner, name, _ in switches]
+    try:
+        for owner, name, value in switches:
+            setattr(owner, name, value)
+        with _deterministic_algorithms() if machine.deterministic else contextlib.nullcontext():
+            yield
+    finally:
+        for (owner, name, _), value in zip(switches, before, strict=True):
+            setattr(owner, name, value)
+
+
+@contextlib.contextmanager
+def _deterministic_algorithms() -> Iterator[None]:
+    before = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
     )
-    cudnn = torch.backends.cudnn
-    kernels = (cudnn.deterministic, cudnn.benchmark)
     # cuBLAS reads this variable at its first use
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
-    cudnn.deterministic, cudnn.benchmark = True, False
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(previous[0], warn_only=previous[1])
-        cudnn.deterministic, cudnn.benchmark = kernels
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])

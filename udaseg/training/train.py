@@ -29,7 +29,7 @@ from udaseg.training.resume import (
     load_start_checkpoint,
     refuse_different_settings,
 )
-from udaseg.training.setup import RunContext, RunData, build_setup, deterministic_kernels
+from udaseg.training.setup import RunContext, RunData, build_setup, chosen_kernels
 from udaseg.training.stages import Runner
 
 log = logging.getLogger(__name__)
@@ -196,7 +196,7 @@ def _train_recipe(
     options = replace(options, recipe_path=path, command=options.command or [function])
     folder = Path(options.resume or out or folder_module.default_run_folder(chosen))
     machine = chosen.machine
-    with deterministic_kernels(machine.deterministic), process_group(machine.device):
+    with chosen_kernels(machine), process_group(machine.device):
         _train(chosen, folder, options)
     return Run(folder)
 
