@@ -12,7 +12,7 @@ from udaseg.errors import CheckpointError, RecipeError
 from udaseg.models.backbones.build import build_backbone
 from udaseg.models.heads.deeplab_v2 import DeepLabV2
 from udaseg.models.heads.deeplab_v3plus import DeepLabV3Plus
-from udaseg.models.projector import Projector
+from udaseg.models.projector import Projector, to_unit_length
 from udaseg.models.segmenter import Segmenter
 from udaseg.models.weights import load_into, read_state_dict
 
@@ -83,6 +83,45 @@ def test_deeplab_v2_is_the_sum_of_its_dilated_branches():
     last = torch.randn(1, 4, 6, 6)
     expected = head.branches[0](last) + head.branches[1](last)
     assert torch.equal(head([torch.zeros(0), last]), expected)
+
+
+def test_branches_are_added_in_float32_under_autocast():
+    torch.manual_seed(0)
+    head = DeepLabV2((4,), 3, (1, 2, 3, 4))
+    last = torch.randn(1, 4, 6, 6)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits, branches = head([last]), [branch(last) for branch in head.branches]
+    assert {each.dtype for each in branches} == {torch.bfloat16}
+    assert torch.equal(logits, sum(each.float() for each in branches))
+    assert not torch.equal(logits, logits.bfloat16().float())
+
+
+def test_a_head_gives_float32_logits_and_the_projector_ends_in_float32_under_autocast():
+    torch.manual_seed(0)
+    head, projector = DeepLabV3Plus((6, 8), 3, (2, 4), 16).eval(), Projector(8, 5)
+    low, last = torch.randn(1, 6, 8, 12), torch.randn(1, 8, 2, 3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert head([low, last]).dtype == torch.float32
+        hidden = projector.layers[:2](last)
+        vectors = projector(last)
+    assert hidden.dtype == torch.bfloat16
+    assert torch.equal(vectors, to_unit_length(projector.layers[2](hidden.float())))
+
+
+@pytest.mark.parametrize("kind", ["deeplab_v2", "deeplab_v3plus", "projector"])
+def test_compiled_under_autocast_it_is_one_graph_with_the_same_bits(kind):
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    maps = [torch.randn(1, 6, 8, 12), torch.randn(1, 8, 2, 3)]
+    module, given = {
+        "deeplab_v2": (DeepLabV2((6, 8), 3, (1, 2)), maps),
+        "deeplab_v3plus": (DeepLabV3Plus((6, 8), 3, (2, 4), 16).eval(), maps),
+        "projector": (Projector(8, 5), maps[-1]),
+    }[kind]
+    compiled = torch.compile(module, backend="eager", fullgraph=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(module(given), compiled(given))
+    torch._dynamo.reset()
 
 
 def test_deeplab_v3plus_works_on_a_batch_of_one_and_gives_the_fine_grid():

@@ -32,6 +32,7 @@ def test_maps_and_gradients_are_those_of_torch(low, high, layout):
         (enlarged * torch.linspace(-1, 1, enlarged.numel()).view_as(enlarged)).sum().backward()
         results.append((enlarged.detach(), given.grad))
     (expected, gradient), same, close = results
+    assert close[0].is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(expected, same[0])
     assert torch.equal(gradient, same[1])
     # torch computes positions in float32

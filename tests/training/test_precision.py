@@ -9,10 +9,12 @@ from tests.support.injections import trained as train
 
 def _run(precision, **changes):
     run, reports = tiny_fit(objective=rich_objective(), steps=3, precision=precision, **changes), []
-    dtypes = set()
-    head = run.objective.student.head
-    head.register_forward_hook(lambda _, __, out: dtypes.add(out.dtype))
+    dtypes, kept = set(), set()
+    student = run.objective.student
+    student.backbone.register_forward_hook(lambda _, __, maps: dtypes.add(maps[-1].dtype))
+    student.head.register_forward_hook(lambda _, __, logits: kept.add(logits.dtype))
     train(run, on_step=lambda _, report: reports.append(report))
+    assert kept == {torch.float32}
     return run, reports, dtypes
 
 

@@ -19,6 +19,15 @@ def to_unit_length(vectors: Tensor, dim: int = 1) -> Tensor:
     )
 
 
+class Float32Conv2d(nn.Conv2d):
+    """A convolution that is computed in float32, even under autocast."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return (B, D, h, w) float32 of (B, C, h, w) features."""
+        with torch.autocast(features.device.type, enabled=False):
+            return super().forward(features.float())
+
+
 class Projector(nn.Module):
     """Projection head: 1x1 convolution, ReLU, 1x1 convolution, unit length.
 
@@ -42,7 +51,7 @@ class Projector(nn.Module):
         self.layers = nn.Sequential(
             nn.Conv2d(channels, channels, 1),
             nn.ReLU(inplace=True),
-            nn.Conv2d(channels, embedding, 1),
+            Float32Conv2d(channels, embedding, 1),
         )
 
     def forward(self, features: Tensor) -> Tensor:

@@ -62,8 +62,14 @@ def upsample(maps: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def upsample_by_products(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """Return what `upsample` returns, on any device; in float32 inside, even under autocast."""
-    (low_rows, low_columns), (rows, columns) = maps.shape[-2:], size
+    """Return what `upsample` returns, on any device, in the layout `channels_last`.
+
+    It is computed in float32, even under autocast.
+    """
+    (batch, channels, low_rows, low_columns), (rows, columns) = maps.shape, size
     with torch.autocast(maps.device.type, enabled=False):
-        wide = maps.float() @ row_weights(low_columns, columns, maps.device).T
-        return (row_weights(low_rows, rows, maps.device) @ wide).to(maps.dtype)
+        cells = maps.float().permute(0, 2, 3, 1)
+        tall = row_weights(low_rows, rows, maps.device) @ cells.flatten(2)
+        tall = tall.view(batch, rows, low_columns, channels)
+        enlarged = row_weights(low_columns, columns, maps.device) @ tall
+        return enlarged.permute(0, 3, 1, 2).to(maps.dtype)

@@ -51,9 +51,12 @@ class DeepLabV2(Head):
         return cls(backbone.channels, num_classes, spec.aspp_dilations)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Return logits (B, K, h, w) on the grid of the last map."""
+        """Return float32 logits (B, K, h, w) on the grid of the last map.
+
+        Under autocast, too, the branches are added in float32.
+        """
         last = maps[-1]
-        logits: Tensor = self.branches[0](last)
+        logits: Tensor = self.branches[0](last).float()
         for branch in list(self.branches)[1:]:
             logits = logits + branch(last)
         return logits

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from udaseg.models.backbones.backbone import Backbone
 from udaseg.models.heads.head import Head
+from udaseg.models.upsampling import upsample
 from udaseg.recipe.schema import Model
 
 
@@ -62,15 +63,15 @@ class DeepLabV3Plus(Head):
         return cls(backbone.channels, num_classes, spec.aspp_dilations, spec.head_channels)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Return logits (B, K, h, w) on the grid of the first map."""
+        """Return float32 logits (B, K, h, w) on the grid of the first map."""
         low, last = maps[0], maps[-1]
         size = last.shape[-2:]
         pooled = F.relu(self.pool(last.mean((2, 3), keepdim=True))).expand(-1, -1, *size)
         branches = [self.point(last), *(branch(last) for branch in self.branches), pooled]
         context = self.project(torch.cat(branches, 1))
-        context = F.interpolate(context, low.shape[-2:], mode="bilinear", align_corners=False)
+        context = upsample(context, low.shape[-2:])
         logits: Tensor = self.classify(self.refine(torch.cat([context, self.low(low)], 1)))
-        return logits
+        return logits.float()
 
 
 HEAD = DeepLabV3Plus
