@@ -19,13 +19,13 @@ def to_unit_length(vectors: Tensor, dim: int = 1) -> Tensor:
     )
 
 
-class Float32Conv2d(nn.Conv2d):
-    """A convolution that is computed in float32, even under autocast."""
+class ExactConv2d(nn.Conv2d):
+    """A convolution that is computed in the type of its weights, even under autocast."""
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return (B, D, h, w) float32 of (B, C, h, w) features."""
+        """Return (B, D, h, w) maps of (B, C, h, w) features, float32 if the weights are."""
         with torch.autocast(features.device.type, enabled=False):
-            return super().forward(features.float())
+            return super().forward(features.to(self.weight.dtype))
 
 
 class Projector(nn.Module):
@@ -51,7 +51,7 @@ class Projector(nn.Module):
         self.layers = nn.Sequential(
             nn.Conv2d(channels, channels, 1),
             nn.ReLU(inplace=True),
-            Float32Conv2d(channels, embedding, 1),
+            ExactConv2d(channels, embedding, 1),
         )
 
     def forward(self, features: Tensor) -> Tensor:
