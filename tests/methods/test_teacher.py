@@ -149,7 +149,8 @@ def test_a_pass_in_bf16_has_the_bits_of_autocast_with_weights_cast_in_one_operat
         assert torch.equal(mine, theirs)
         assert mine.stride() == theirs.stride()
     casts = [count["aten._to_copy.default"] for count in counts]
-    weights = [part.weight for part in teacher.modules() if isinstance(part, nn.Conv2d)]
+    # not the last of the projector, which is computed in float32
+    weights = [part.weight for part in teacher.modules() if type(part) is nn.Conv2d]
     assert casts[1] - casts[0] == 2 * len(weights)  # each has a bias
     assert counts[0]["aten._foreach_copy_.default"] == 1
     assert {part.dtype for part in teacher.parameters()} == {torch.float32}
