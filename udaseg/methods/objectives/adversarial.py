@@ -11,10 +11,12 @@ from torch.func import functional_call
 
 from udaseg.data.loading.batches import Batch
 from udaseg.distributed import RankSums
+from udaseg.methods.fused import float32_products
 from udaseg.methods.objectives.entropy import normalised_entropy
 from udaseg.methods.objectives.objective import LossReport, Objective
 from udaseg.methods.pixel_loss import count_labelled, pixel_loss
 from udaseg.models.segmenter import Segmenter
+from udaseg.models.upsampling import upsample
 from udaseg.recipe.methods import Adversarial as AdversarialSpec
 
 _SOURCE, _TARGET = 0.0, 1.0
@@ -86,8 +88,8 @@ def output_map(
 
     It is `softmax` probabilities p, or `self_information` -p log2(p) / log2(K).
     """
-    upsampled = F.interpolate(logits.float(), tuple(size), mode="bilinear", align_corners=False)
-    probabilities = upsampled.softmax(1)
+    with float32_products(logits.device):
+        probabilities = upsample(logits.float(), size).softmax(1)
     if discriminator_input == "softmax":
         return probabilities
     return -probabilities * torch.log2(probabilities + _LOG_EPS) / math.log2(logits.shape[1])
