@@ -80,6 +80,29 @@ def test_ids_that_no_table_can_hold_are_counted_too():
     assert unknown == {-1: 1, 2**24 + 7: 1}
 
 
+@pytest.mark.parametrize("void", [-1, -(2**31), 2**24 + 7])
+@pytest.mark.parametrize("rest", ["[1]", "[1, -7]"])
+def test_any_whole_number_may_be_listed_as_an_id(tmp_path, void, rest):
+    text = _listed(tmp_path, "{name: a, ids: [0]}", f"{{name: b, ids: {rest}}}")
+    for top in (f"ignore: [{void}]\n", f"ignore: {void}\n"):
+        table = read_declaration(dataset_yaml(tmp_path, text + top)).table
+        assert table is not None
+        labels, unknown = to_train_ids(np.array([[0, 1, void, -7]], np.int32), table)
+        assert labels.tolist() == [[0, 1, IGNORE, 1 if "-7" in rest else IGNORE]]
+        assert unknown == ({} if "-7" in rest else {-7: 1})
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_a_negative_id_is_no_id_of_an_unsigned_label(tmp_path, kind):
+    text = _listed(tmp_path, "{name: a, ids: [0]}", "{name: b, ids: [1, -2]}", top="ignore: [-1]\n")
+    table = read_declaration(dataset_yaml(tmp_path, text)).table
+    assert table is not None
+    last = np.iinfo(kind).max
+    labels, unknown = to_train_ids(np.array([[0, 1, last - 1, last]], kind), table)
+    assert labels.tolist() == [[0, 1, IGNORE, IGNORE]]
+    assert unknown == {last - 1: 1, last: 1}
+
+
 def test_synthia_shares_the_names_and_colours_of_cityscapes():
     sixteen, nineteen = (
         builtin_label_table(name).classes for name in ("synthia16", "cityscapes19")
@@ -155,9 +178,8 @@ def test_what_cannot_be_left_out_is_asked_for(tmp_path, missing):
         ("name: my_city", "name: ../x", "1: name: must be letters, digits"),
         ("name: my_city", "name: 7", "1: name: must be letters, digits"),
         ("match: stem", "match: {stip: x}", "4: match.stip: unknown key; did you mean 'strip'"),
-        ("[0, 255]", "[0, -1]", "7: ignore[1]: must be an id, a whole number >= 0, got -1"),
-        ("[0, 255]", "[0512]", "7: ignore: must be an id, a whole number >= 0, got '0512'"),
-        ("[0, 255]", "[12:30]", "7: ignore: must be an id, a whole number >= 0, got '12:30'"),
+        ("[0, 255]", "[0512]", "7: ignore: must be an id, a whole number, got '0512'"),
+        ("[0, 255]", "[12:30]", "7: ignore: must be an id, a whole number, got '12:30'"),
         ("[0, 255]", "[0, 7]", "7: ignore: id 7 is the class road of cityscapes19"),
         (
             "val: val.txt",
@@ -211,7 +233,7 @@ def test_labels_without_classes_are_refused(tmp_path):
     [
         (
             "{name: b, ids: [1, x]}",
-            "6: classes[1].ids[1]: must be an id, a whole number >= 0",
+            "6: classes[1].ids[1]: must be an id, a whole number",
         ),
         ("{name: b, id: [1]}", "6: classes[1].id: unknown key; did you mean 'ids'?"),
         ("{name: b, color: }", "6: classes[1].color: has no value"),

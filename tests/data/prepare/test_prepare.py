@@ -366,6 +366,27 @@ def test_unknown_ids_are_counted_and_refused_unless_ignored(tmp_path, number):
     assert (_labels(dataset)["images/1.png"] == IGNORE).sum() == 3
 
 
+@pytest.mark.parametrize("number", [-1, -(2**31), 2**31 - 1])
+def test_the_advice_on_an_unknown_id_of_an_int32_label_can_be_followed(tmp_path, number):
+    yaml = _own(tmp_path)
+    ids = np.array(_ids([0, 1]), np.int32)
+    ids[2, 3:6] = number
+    (tmp_path / "labels/1.png").unlink()
+    Image.fromarray(ids).save(tmp_path / "labels/1.tif")
+    yaml.write_text(yaml.read_text().replace("labels/**/*.png", "labels/**/*"))
+    assert f"{number}: 3 pixels, first in {tmp_path / 'labels/1.tif'}" in _refused(yaml, tmp_path)
+    known = yaml.read_text()
+    for line in (f"ignore: [255, {number}]", f"ignore: [{number}]"):
+        yaml.write_text(known.replace("ignore: [255]", line))
+        dataset = prepare_dataset(str(yaml), root=tmp_path).dataset
+        assert np.array_equal(
+            _labels(dataset)["images/1.png"], np.where(ids == number, IGNORE, ids)
+        )
+    yaml.write_text(known.replace("[a, b, c]", f"[a, b, {{name: c, ids: [2, {number}]}}]"))
+    dataset = prepare_dataset(str(yaml), root=tmp_path).dataset
+    assert np.array_equal(_labels(dataset)["images/1.png"], np.where(ids == number, 2, ids))
+
+
 def test_every_file_that_cannot_be_used_is_named_and_counted(tmp_path):
     yaml = _own(tmp_path, pairs=9)
     whole = (tmp_path / "labels/0.png").read_bytes()

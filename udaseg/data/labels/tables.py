@@ -21,11 +21,10 @@ _TABLES_FOLDER = Path(__file__).parent / "tables"
 Color = tuple[int, int, int]
 _Byte = Annotated[int, Interval(ge=0, le=255)]
 _WrittenColor = Annotated[tuple[_Byte, _Byte, _Byte], Must("a color, three numbers from 0 to 255")]
-_Number = Annotated[int, Interval(ge=0, lt=2**24)]
 WrittenId = int | Color
-_Id = Annotated[_Number | _WrittenColor, Must("an id, a whole number >= 0")]
-_IdOrName = Annotated[_Id | str, Must("an id, a whole number >= 0")]
-_Ids = Annotated[list[_Id] | _Number, Must("a list of ids")]
+_Id = Annotated[int | _WrittenColor, Must("an id, a whole number")]
+_IdOrName = Annotated[_Id | str, Must("an id, a whole number")]
+_Ids = Annotated[list[_Id] | int, Must("a list of ids")]
 _Class = tuple[str, Color, tuple[int, ...]]
 
 
@@ -60,7 +59,7 @@ class LabelDescription:
     """A table's name, or a list of classes."""
     table: Annotated[str, Must("the name of a table")] | None = None
     """The table whose classes the entries of `classes` merge."""
-    ignore: Annotated[list[_IdOrName] | _Number | str, Must("a list of ids")] = field(
+    ignore: Annotated[list[_IdOrName] | int | str, Must("a list of ids")] = field(
         default_factory=list
     )
     """Ids that belong to no class; with `table` also names of its classes."""
@@ -153,7 +152,7 @@ def _ignored_ids(
     ids = set(_packed(entry for entry in entries if not isinstance(entry, str)))
     if base is None:
         for name in names:
-            document.add("ignore", f"must be an id, a whole number >= 0, got '{name}'")
+            document.add("ignore", f"must be an id, a whole number, got '{name}'")
         return frozenset(ids)
     for name in names:
         ids.update(_ids_of_class(base, name, "ignore", document))

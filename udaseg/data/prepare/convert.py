@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -32,6 +32,7 @@ from udaseg.text import format_size
 # a class space has at most 254 classes, so this train id is never one of them
 _UNKNOWN = 254
 _COARSE_STRIDE = 16
+_MAX_LOOKUP = 2**24  # colours are below it
 
 
 @dataclass(frozen=True)
@@ -106,9 +107,12 @@ def to_train_ids(ids: NDArray[Any], table: LabelTable) -> tuple[NDArray[np.uint8
     elif ids.dtype == np.uint16:
         labels = _lookup_array(table, 2**16)[ids]
     else:
-        inside = (ids >= 0) & (ids < 2**24)
-        labels = np.where(inside, _lookup_array(table, 2**24)[np.where(inside, ids, 0)], _UNKNOWN)
-        labels = labels.astype(np.uint8)
+        inside = (ids >= 0) & (ids < _MAX_LOOKUP)
+        lookup = _lookup_array(table, _MAX_LOOKUP)
+        labels = np.where(inside, lookup[np.where(inside, ids, 0)], _UNKNOWN).astype(np.uint8)
+        for train_id, number in _ids_of(table):
+            if not 0 <= number < _MAX_LOOKUP:
+                labels[ids == number] = train_id
     is_unknown = labels == _UNKNOWN
     if not is_unknown.any():
         return labels, {}
@@ -121,10 +125,18 @@ def to_train_ids(ids: NDArray[Any], table: LabelTable) -> tuple[NDArray[np.uint8
 def _lookup_array(table: LabelTable, size: int) -> NDArray[np.uint8]:
     """Return an array that maps each id below `size` to its train id."""
     lookup = np.full(size, _UNKNOWN, np.uint8)
-    for train_id, ids in ((IGNORE, table.ignore), *enumerate(table.ids)):
-        lookup[[label_id for label_id in ids if label_id < size]] = train_id
+    for train_id, number in _ids_of(table):
+        if 0 <= number < size:
+            lookup[number] = train_id
     lookup.flags.writeable = False
     return lookup
+
+
+def _ids_of(table: LabelTable) -> Iterator[tuple[int, int]]:
+    """Yield the train id and the id of each id that a table lists."""
+    for train_id, ids in ((IGNORE, table.ignore), *enumerate(table.ids)):
+        for number in ids:
+            yield train_id, number
 
 
 def _is_blank(image: NDArray[np.uint8]) -> bool:
