@@ -64,6 +64,21 @@ class CheckpointError(UdasegError):
     exit_code = 3
 
 
+class NotFiniteError(CheckpointError):
+    """Numbers of a network are NaN or infinite, so nothing that it says can be right.
+
+    Args:
+        network: The checkpoint, or what else names the network.
+        what: Its `weights` or its `outputs`.
+    """
+
+    def __init__(self, network: object, what: str) -> None:
+        super().__init__(
+            f"{network}: its {what} are NaN or infinite, because its training diverged; use an "
+            "earlier checkpoint, or train again with a lower optimizer.lr"
+        )
+
+
 class PartialError(UdasegError):
     """Some inputs failed, and the message names them; the outputs of all others were written."""
 

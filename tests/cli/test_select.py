@@ -147,7 +147,7 @@ def test_a_collapsed_network_wins_by_entropy_alone(home):
     assert step_chosen(home, "entropy") == 20
     row = next(row for row in document(home)["candidates"] if row["step"] == 20)
     assert abs(row["infomax"]) < 1e-6
-    assert [row["collapsed"] for row in document(home)["candidates"]] == [True, True, False, False]
+    assert [row["collapsed"] for row in document(home)["candidates"]] == [True, False, False]
 
 
 def test_collapsed_networks_are_named_and_not_chosen_whatever_the_votes_say(home):
@@ -158,7 +158,7 @@ def test_collapsed_networks_are_named_and_not_chosen_whatever_the_votes_say(home
     rows = {row["step"]: row["mean_rank"] for row in document(home)["candidates"]}
     assert rows[20] < rows[40]
     assert step_chosen(home, "consensus") == 40
-    assert "one class, so not chosen: run 10, run 20" in output.stdout
+    assert "one class, so not chosen: run 20" in output.stdout
 
 
 def test_if_all_have_collapsed_one_is_chosen_still(home):
@@ -167,11 +167,25 @@ def test_if_all_have_collapsed_one_is_chosen_still(home):
     assert step_chosen(home, "consensus") == 40
 
 
-def test_a_diverged_network_is_ranked_last_and_stops_nothing(home):
-    udaseg("select", "run", cwd=home.path)
-    rows = document(home)["candidates"]
-    assert rows[0]["entropy"] is None
-    assert rows[0]["mean_rank"] == max(row["mean_rank"] for row in rows)
+def test_a_diverged_network_is_left_out_and_stops_nothing(home):
+    output = udaseg("select", "run", cwd=home.path)
+    told = "left out: run/checkpoints/step-000010.pt: its outputs are NaN or infinite"
+    assert output.stderr.count(told) == 1
+    assert [row["step"] for row in document(home)["candidates"]] == [20, 30, 40]
+    assert "run 10" not in output.stdout
+
+
+def test_if_all_have_diverged_none_is_chosen(home):
+    home.networks = dict.fromkeys(home.networks, Broken())
+    output = udaseg("select", "run", cwd=home.path, expect=3)
+    assert "error: run/checkpoints/step-000040.pt: its outputs are NaN" in output.stderr
+    assert not (home.path / "run" / "selection.json").exists()
+
+
+def test_a_diverged_teacher_is_told(home):
+    home.teachers = {40: Broken()}
+    output = udaseg("select", "run", cwd=home.path)
+    assert "left out: run/checkpoints/step-000040.pt, teacher: its outputs" in output.stderr
 
 
 def test_the_oracle_marks_every_output_and_writes_another_file(home):
@@ -286,7 +300,7 @@ def test_python_gets_the_selection_as_an_object(home, capsys, monkeypatch):
     selection = package.select("run")
     assert selection.best == Path("run/checkpoints/step-000040.pt")
     assert selection.consensus.step == selection.chosen["infomax"].step == 40
-    assert [candidate.step for candidate in selection.candidates] == [10, 20, 30, 40]
+    assert [candidate.step for candidate in selection.candidates] == [20, 30, 40]
     assert selection.to_json() == document(home)
     assert selection.warning is None
     assert selection.lost_miou == selection.rank_correlations == {}

@@ -23,6 +23,7 @@ from udaseg.data.loading.transforms import resize_image
 from udaseg.data.open import open_dataset
 from udaseg.errors import DataError, EnvironmentFault, UsageError
 from udaseg.inference import trained_model
+from udaseg.inference.labels import refuse_not_finite
 from udaseg.inference.sizes import input_size, network_input_size
 from udaseg.inference.trained_model import Model
 from udaseg.recipe.schema import Recipe
@@ -129,7 +130,8 @@ def export(
 
     Raises:
         UsageError: The file exists.
-        CheckpointError: There is no checkpoint, or it has no such weights.
+        CheckpointError: There is no checkpoint, it has no such weights, or the network's weights or
+            outputs are NaN or infinite.
         EnvironmentFault: A package is missing, or the file disagrees with torch and was discarded.
 
     Example:
@@ -149,6 +151,8 @@ def export(
     module = ExportModule(network, uint8=pixels == "uint8", argmax=argmax).eval()
     path.parent.mkdir(parents=True, exist_ok=True)
     comparison = None
+    with torch.no_grad():
+        refuse_not_finite(network(_example().float() / 255).logits, str(loaded.checkpoint))
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
         temporary = Path(folder) / "model.onnx"
         log.info("exporting %s, step %d", loaded.checkpoint, loaded.step)
@@ -176,8 +180,6 @@ def write_onnx(module: ExportModule, path: Path, metadata: dict[str, str]) -> No
     """Write a module as one ONNX file with dynamic batch, height and width, and metadata."""
     import onnx
 
-    generator = torch.Generator().manual_seed(0)
-    example = torch.randint(0, 256, _EXAMPLE_SHAPE, dtype=torch.uint8, generator=generator)
     dynamic = {0: "batch", 2: "height", 3: "width"}
     shapes = {axis: torch.export.Dim(name, min=2) for axis, name in dynamic.items()}
     with warnings.catch_warnings(), torch.no_grad():
@@ -185,7 +187,7 @@ def write_onnx(module: ExportModule, path: Path, metadata: dict[str, str]) -> No
         warnings.simplefilter("ignore")
         torch.onnx.export(
             module,
-            (module.to_input(example),),
+            (module.to_input(_example()),),
             path,
             input_names=["image"],
             output_names=["labels" if module.argmax else "logits"],
@@ -201,6 +203,12 @@ def write_onnx(module: ExportModule, path: Path, metadata: dict[str, str]) -> No
     )
     onnx.checker.check_model(model)
     onnx.save(model, path)
+
+
+def _example() -> Tensor:
+    """Return the images that the network is traced with: uint8 noise."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, _EXAMPLE_SHAPE, dtype=torch.uint8, generator=generator)
 
 
 def compare_with_torch(

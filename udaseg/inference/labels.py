@@ -9,8 +9,16 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from udaseg.errors import NotFiniteError
+
 _BAND_ROWS = 64
 _MAX_DEVICE_VALUES = 2**29  # values enlarged at once on a GPU: 2 GiB
+
+
+def refuse_not_finite(logits: Tensor, name: str) -> None:
+    """Raise a `NotFiniteError` if an output of the network of that name is NaN or infinite."""
+    if not bool(torch.stack(torch.aminmax(logits)).isfinite().all()):
+        raise NotFiniteError(name, "outputs")
 
 
 @torch.no_grad()
@@ -34,7 +42,11 @@ def labels_from_logits(
         temperature: Divisor of the logits for the confidence; labels do not depend on it.
         align_corners: Enlarge so that the outermost cells lie on the border, as some releases do.
             All planes are enlarged at once, which suits the small sizes of those releases.
+
+    Raises:
+        NotFiniteError: A logit is NaN or infinite.
     """
+    refuse_not_finite(logits, "the network")
     on_device = logits.is_cuda and len(logits) * size[0] * size[1] <= _MAX_DEVICE_VALUES
     if on_device or align_corners:
         try:

@@ -155,7 +155,8 @@ def load(
         The model in evaluation mode, without gradients.
 
     Raises:
-        CheckpointError: There is no checkpoint, it is damaged, or it has no teacher.
+        CheckpointError: There is no checkpoint, it is damaged, it has no teacher, or its weights
+            are NaN or infinite.
         RecipeError: The recipe needs a package that is not installed, or the device is not valid.
         EnvironmentFault: There is no such device.
         UsageError: There are no such weights.

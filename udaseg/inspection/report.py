@@ -9,7 +9,7 @@ from pathlib import Path
 
 from udaseg import __version__
 from udaseg.data.open import open_dataset
-from udaseg.errors import DataError, UdasegError, UsageError
+from udaseg.errors import DataError, NotFiniteError, UdasegError, UsageError
 from udaseg.files import one_or_more, write_text
 from udaseg.inference import trained_model
 from udaseg.inference.trained_model import Model
@@ -139,7 +139,7 @@ def _render_images(
         return render_report_images(
             loaded, dataset, domain.split, show=images, scan=max(scan, images)
         )
-    except DataError as error:
+    except (DataError, NotFiniteError) as error:
         log.warning("%s", error)
         warnings.append(f"no images: {error}")
         return ReportImages()

@@ -8,16 +8,17 @@ checkpoint without one.
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
 
 import torch
 from torch import nn
+from torch.nn.utils import get_total_norm
 
 from udaseg.distributed import world_size
-from udaseg.errors import UNREADABLE_TENSORS, CheckpointError, EnvironmentFault
+from udaseg.errors import UNREADABLE_TENSORS, CheckpointError, EnvironmentFault, NotFiniteError
 from udaseg.files import sha256_of
 
 log = logging.getLogger(__name__)
@@ -240,9 +241,25 @@ STUDENT_PREFIX = "student."
 
 
 def network_tensors(checkpoint: Checkpoint, prefix: str) -> dict[str, torch.Tensor]:
-    """Return a network's tensors from a checkpoint, by their names in the network."""
-    return {
+    """Return a network's tensors from a checkpoint, by their names in the network.
+
+    Raises:
+        NotFiniteError: A weight is NaN or infinite.
+    """
+    tensors = {
         name.removeprefix(prefix): value
         for name, value in checkpoint.objective.items()
         if name.startswith(prefix)
     }
+    if not all_finite(tensors.values()):
+        raise NotFiniteError(checkpoint.path, "weights")
+    return tensors
+
+
+def all_finite(tensors: Iterable[torch.Tensor]) -> bool:
+    """Return whether no number in the tensors is NaN or infinite (waits)."""
+    floats = [value for value in tensors if value.is_floating_point() and value.numel()]
+    # a norm is ten times as fast as isfinite; isfinite is only needed if squares overflow
+    return bool(get_total_norm(floats).isfinite()) or all(
+        bool(value.isfinite().all()) for value in floats
+    )

@@ -19,9 +19,9 @@ from udaseg.data.labels.classes import IGNORE, lookup_table
 from udaseg.data.labels.read import read_train_ids
 from udaseg.data.open import open_dataset
 from udaseg.display.progress import WorkProgress
-from udaseg.errors import CheckpointError, DataError, UsageError
+from udaseg.errors import DataError, UsageError
 from udaseg.inference import trained_model
-from udaseg.inference.labels import logits_at
+from udaseg.inference.labels import logits_at, refuse_not_finite
 from udaseg.inference.trained_model import Model
 from udaseg.inference.windows import predict_logits
 from udaseg.runs.calibration_file import calibration_path, write_calibration
@@ -253,10 +253,7 @@ def _collect(
     logits, labels = (torch.cat(list(tensors)) for tensors in zip(*parts, strict=True))
     if len(labels) == 0:
         raise DataError(f"{description}: no labelled pixel of any class of the network")
-    if not bool(torch.isfinite(logits).all()):
-        raise CheckpointError(
-            f"{model.checkpoint}: its outputs are not finite; the training has diverged"
-        )
+    refuse_not_finite(logits, str(model.checkpoint))
     return _PixelSample(description, logits, labels)
 
 

@@ -9,11 +9,11 @@ from torch import Tensor
 from udaseg.data.files.images import read_image
 from udaseg.data.labels.classes import ClassSpace
 from udaseg.display.progress import WorkProgress
-from udaseg.errors import CheckpointError
+from udaseg.errors import CheckpointError, NotFiniteError
 from udaseg.evaluation.confusion import ConfusionMatrix
 from udaseg.evaluation.evaluate import confusion_matrix
 from udaseg.inference import trained_model
-from udaseg.inference.labels import labels_from_logits
+from udaseg.inference.labels import labels_from_logits, refuse_not_finite
 from udaseg.inference.pipeline import InferenceOptions
 from udaseg.inference.sizes import network_input_size
 from udaseg.inference.trained_model import Model
@@ -75,6 +75,7 @@ def _criteria_on_target(
             image = network_input(model, read_image(dataset.image_path(sample)))
             size = (image.shape[-2], image.shape[-1])
             logits = predict_logits(model.segmenter, image)
+            refuse_not_finite(logits, str(candidate.checkpoint))
             probabilities = logits.softmax(0)
             pixels.append(measures.sample_pixels(probabilities, _PIXELS_PER_IMAGE, index).cpu())
             labels, _ = labels_from_logits(logits, size)
@@ -84,6 +85,7 @@ def _criteria_on_target(
                 agreement["flip"].update(labels_from_logits(mirrored, size)[0], labels)
             if teacher is not None:
                 teacher_logits = predict_logits(teacher.segmenter, image)
+                refuse_not_finite(teacher_logits, f"{candidate.checkpoint}, teacher")
                 agreement["teacher"].update(labels_from_logits(teacher_logits, size)[0], labels)
             progress.advance()
     values: dict[str, float | None] = {
@@ -99,6 +101,8 @@ def _criteria_on_target(
 def _load_teacher(candidate: Candidate, device: str) -> Model | None:
     try:
         return trained_model.load(candidate.checkpoint, weights="teacher", device=device)
+    except NotFiniteError:
+        raise
     except CheckpointError:  # the checkpoint was read before, so only the teacher can be missing
         return None
 

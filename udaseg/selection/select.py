@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from udaseg.errors import NotFiniteError
 from udaseg.files import one_or_more, plain_json, write_json
 from udaseg.inference import trained_model
 from udaseg.runs.best import store_best
@@ -176,7 +177,7 @@ def select(
 
     Raises:
         UsageError: The candidates differ in classes or target, so they are not comparable.
-        CheckpointError: There are no checkpoints to choose from.
+        CheckpointError: There are no checkpoints to choose from, or all of them have diverged.
 
     Example:
         selection = udaseg.select(["runs/a", "runs/b"])
@@ -195,11 +196,7 @@ def select(
         oracle=options.oracle,
         root=Path(options.root),
     )
-    for candidate in candidates:
-        model = trained_model.load(
-            candidate.checkpoint, weights=options.weights, device=options.device
-        )
-        compute_criteria(candidate, model, sets, device=options.device)
+    candidates = _measured(candidates, sets, options)
     means, voters = mean_ranks(_values_by_criterion(candidates))
     for candidate, mean in zip(candidates, means, strict=True):
         candidate.mean_rank = mean
@@ -209,6 +206,26 @@ def select(
     if not options.oracle:  # with target labels, only files that are marked as such are written
         _keep_choice(selection)
     return selection
+
+
+def _measured(
+    candidates: Sequence[Candidate], sets: EvaluationSets, options: SelectOptions
+) -> list[Candidate]:
+    """Return the candidates with their criteria, without those that have diverged."""
+    measured, problem = [], None
+    for candidate in candidates:
+        try:
+            model = trained_model.load(
+                candidate.checkpoint, weights=options.weights, device=options.device
+            )
+            compute_criteria(candidate, model, sets, device=options.device)
+            measured.append(candidate)
+        except NotFiniteError as error:
+            log.warning("left out: %s", error)
+            problem = error
+    if problem is not None and not measured:
+        raise problem
+    return measured
 
 
 def _values_by_criterion(candidates: Sequence[Candidate]) -> dict[str, list[float | None]]:

@@ -4,11 +4,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import get_total_norm
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from udaseg.distributed import all_ranks
-from udaseg.runs.checkpoint import SavesState
+from udaseg.runs.checkpoint import SavesState, all_finite
 
 
 class Snapshot:
@@ -66,13 +65,9 @@ def state_is_finite(objective: nn.Module, optimizer: SavesState) -> bool:
     tensors = [
         value.detach()
         for value in tree_leaves([objective.state_dict(), optimizer.state_dict()["state"]])
-        if isinstance(value, Tensor) and value.is_floating_point() and value.numel()
+        if isinstance(value, Tensor)
     ]
-    # a norm is ten times as fast as isfinite; isfinite is only needed if squares overflow
-    return all_ranks(
-        bool(get_total_norm(tensors).isfinite())
-        or all(bool(value.isfinite().all()) for value in tensors)
-    )
+    return all_ranks(all_finite(tensors))
 
 
 def _to_host(state: Any) -> Any:

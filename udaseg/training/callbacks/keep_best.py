@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from udaseg.data.labels.classes import ClassSpace
-from udaseg.errors import DataError
+from udaseg.errors import DataError, NotFiniteError
 from udaseg.files import write_json
 from udaseg.inference.trained_model import Model
 from udaseg.models.segmenter import evaluation_mode
@@ -69,12 +69,12 @@ class KeepBest(Callback):
     on_rewind = begin
 
     def on_checkpoint(self, state: TrainingState, path: Path) -> None:
-        """Keep a new checkpoint if it is the best so far; a device that is too full ends no run."""
+        """Keep a new checkpoint if it is the best so far; nothing that fails here ends the run."""
         if self._is_disabled:
             return
         try:
             value = self.consider(state.setup, path, state.step)
-        except DEVICE_ERRORS as error:
+        except (NotFiniteError, *DEVICE_ERRORS) as error:
             message = str(error).strip().partition("\n")[0] or type(error).__name__
             log.warning("%s: no further checkpoints are compared in this run (%s)", path, message)
             self._is_disabled = True

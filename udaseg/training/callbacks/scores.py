@@ -1,6 +1,7 @@
 """Scores on labelled target images during and after training; for reporting only."""
 
 from udaseg.distributed import rank
+from udaseg.errors import DivergedError, NotFiniteError
 from udaseg.evaluation.confusion import ConfusionMatrix
 from udaseg.evaluation.evaluate import confusion_matrix, write_scores
 from udaseg.evaluation.scores import summarise
@@ -42,12 +43,15 @@ def _score_student(state: TrainingState) -> ConfusionMatrix:
     data, spec = state.context.data, state.recipe.validation
     assert data.validation is not None
     student = state.setup.objective.student
-    with evaluation_mode(student):
-        return confusion_matrix(
-            student,
-            data.classes,
-            data.validation,
-            spec.split,
-            InferenceOptions(resize=spec.resize),
-            device=state.setup.device,
-        )
+    try:
+        with evaluation_mode(student):
+            return confusion_matrix(
+                student,
+                data.classes,
+                data.validation,
+                spec.split,
+                InferenceOptions(resize=spec.resize),
+                device=state.setup.device,
+            )
+    except NotFiniteError as error:
+        raise DivergedError(f"step {state.step}: {error}") from error
