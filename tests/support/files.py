@@ -51,6 +51,33 @@ def gray_png(ids: np.ndarray, depth: int = 8) -> bytes:
     return png(rows, ids.shape[1], depth, 0)
 
 
+def deep_png(values: np.ndarray) -> bytes:
+    """Return a 16-bit PNG of (H, W) grey, (H, W, 3) RGB or (H, W, 4) RGBA values."""
+    color = 0 if values.ndim == 2 else {3: 2, 4: 6}[values.shape[2]]
+    return png([row.astype(">u2").tobytes() for row in values], values.shape[1], 16, color)
+
+
+def tiff(values: np.ndarray, photometric: int, **tags: int) -> bytes:
+    """Return an uncompressed TIFF of (H, W, bands) values; more tags by names such as `t274`."""
+    height, width, bands = values.shape
+    body = np.ascontiguousarray(values).tobytes()
+    kind = {"u": 1, "i": 2, "f": 3}[values.dtype.kind]
+    numbers = {256: width, 257: height, 258: [values.itemsize * 8] * bands, 259: 1}
+    numbers |= {262: photometric, 273: 8, 277: bands, 278: height, 279: len(body)}
+    numbers |= {339: [kind] * bands} | {int(name[1:]): value for name, value in tags.items()}
+    start = 8 + len(body) + len(body) % 2
+    beyond, entries = start + 6 + 12 * len(numbers), b""
+    more = b""
+    for tag, value in sorted(numbers.items()):
+        listed = value if isinstance(value, list) else [value]
+        data = struct.pack(f"<{len(listed)}I", *listed)
+        if len(data) > 4:
+            data, more = struct.pack("<I", beyond + len(more)), more + data
+        entries += struct.pack("<HHI", tag, 4, len(listed)) + data
+    head = b"II*\0" + struct.pack("<I", start) + body + bytes(len(body) % 2)
+    return head + struct.pack("<H", len(numbers)) + entries + bytes(4) + more
+
+
 def coded(image: Image.Image, kind: str, **how: object) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, format=kind, **how)

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from udaseg.data.files.images import image_size
+from udaseg.data.files.images import image_header, image_size
 from udaseg.data.labels.classes import IGNORE
 from udaseg.data.loading.threads import Limit, OrderedWork, batches_of_one_size, read_ahead
 from udaseg.display.progress import WorkProgress
@@ -32,7 +31,6 @@ _MAX_PX = 64_000_000
 _READ_LIMIT = Limit(4, _MAX_PX)
 _WRITE_LIMIT = Limit(3, _MAX_PX)
 _READERS = 2
-_MULTI_PAGE_SUFFIXES = (".png", ".tif", ".tiff", ".webp")
 
 
 @dataclass
@@ -177,28 +175,12 @@ def _pixels(item: PreparedImage) -> int:
 def _load_image(job: Job, *, predictor: Predictor, resume: bool) -> PreparedImage | _SkippedImage:
     try:
         refuse_unsupported(job.image)
-        size = image_size(job.image, max_pixels=MAX_PIXELS)
-        if resume and masks_intact(job.masks, size):
+        header = image_header(job.image, max_pixels=MAX_PIXELS)
+        if resume and masks_intact(job.masks, (header.height, header.width)):
             return _SkippedImage(job.image)
         prepared = predictor.prepare(read_input_image(job.image))
     except DataError as error:
         return _SkippedImage(job.image, str(error))
-    pages = _count_pages(job.image)
-    if pages > 1:
-        log.warning(
-            "%s: has %d pages; only the first is predicted; save the others as separate images",
-            job.image,
-            pages,
-        )
+    if header.loss:
+        log.warning("%s: %s", job.image, header.loss)
     return prepared
-
-
-def _count_pages(path: Path) -> int:
-    """Return the number of pages or animation frames in a file; 1 if it cannot be read."""
-    if path.suffix.lower() not in _MULTI_PAGE_SUFFIXES:
-        return 1
-    try:
-        with Image.open(path) as opened:
-            return int(getattr(opened, "n_frames", 1))
-    except (OSError, ValueError, SyntaxError, LookupError, TypeError, Image.DecompressionBombError):
-        return 1

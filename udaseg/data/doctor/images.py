@@ -118,7 +118,7 @@ def file_fault(path: Path) -> tuple[str, str] | None:
             if not head:
                 return "empty-file", ""
             file.seek(0)
-            headers.read_image_size(path, file)
+            headers.read_header(path, file)
         headers.refuse_damaged_image(path, read_with_fingerprint(path, path.parent)[0])
     except OSError as error:
         return "unreadable", error.strerror or ""

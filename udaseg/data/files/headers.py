@@ -1,15 +1,16 @@
-"""Read the size of an image from its header, and check that the file is complete."""
+"""Read the header of an image, and check that the file is complete."""
 
 import io
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from PIL import Image, UnidentifiedImageError
 
+from udaseg.data.files import jpeg, tiff
 from udaseg.errors import DataError
 
 MAX_PIXELS = 100_000_000
@@ -20,43 +21,89 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_COLORS = {0: "gray", 2: "RGB", 3: "palette", 4: "gray with alpha", 6: "RGBA"}
-_JPEG_START = b"\xff\xd8"
-_JPEG_END = b"\xff\xd9"
-_MAX_SEGMENTS = 20_000
-_START_OF_SCAN = 0xDA
-
-# frame headers contain the size; C4, C8 and CC in this range have other meanings
-_FRAME_MARKERS = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_HEADER_BYTES = 25  # of a PNG, up to the bits of its values
+CMYK_LOSS = "is CMYK, converted to RGB without its profile"
 
 
-def read_image_size(path: Path, file: BinaryIO, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """Return (height, width) of the image in `file`, from the header alone.
+@dataclass(frozen=True)
+class Header:
+    """What the header of an image says.
+
+    Attributes:
+        height: Stored height in pixels.
+        width: Stored width in pixels.
+        bits: Bits of each value.
+        loss: What an RGB image lacks of it, such as "has 3 pages, of which the first is read";
+            empty if nothing.
+        problem: Why it is not read as an image, though it may be a label; empty if it is.
+    """
+
+    height: int
+    width: int
+    bits: int = 8
+    loss: str = ""
+    problem: str = ""
+
+
+def read_header(path: Path, file: BinaryIO, max_pixels: int = MAX_PIXELS) -> Header:
+    """Return what the header of the image in `file` says, without decoding it.
 
     Args:
         path: Name for error messages.
         file: The open file, at position 0.
         max_pixels: Maximum number of pixels, at most 178 million.
     """
-    start = file.read(24)
-    if start.startswith(PNG_SIGNATURE) and len(start) == 24 and start[12:16] == b"IHDR":
+    start = file.read(_HEADER_BYTES)
+    if start.startswith(PNG_SIGNATURE) and len(start) == _HEADER_BYTES and start[12:16] == b"IHDR":
         width, height = struct.unpack(">II", start[16:24])
-    elif start.startswith(_JPEG_START):
-        height, width = _jpeg_size(path, file)
+        header = Header(height, width, start[24], _loss_of_pages(_png_frames(file)))
+    elif start.startswith(jpeg.START):
+        frame = jpeg.read_frame(path, file)
+        header = Header(frame.height, frame.width, loss=CMYK_LOSS if frame.components == 4 else "")
+    elif start.startswith(tiff.SIGNATURES):
+        page = tiff.read_tiff(path, file)
+        loss = ", ".join(filter(None, (page.loss(), _loss_of_pages(page.pages))))
+        header = Header(*page.size, page.bits, loss, page.problem())
     else:
-        file.seek(0)
-        try:
-            with Image.open(file) as opened:
-                width, height = opened.size
-        except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-            problem = "is not a readable image" if start else "is empty"
-            raise DataError(f"{path}: {problem}") from error
-        except Image.DecompressionBombError as error:
-            raise DataError(f"{path}: more than {max_pixels:,} pixels") from error
-    if width * height > max_pixels:
-        raise DataError(f"{path}: {width}x{height} is more than {max_pixels:,} pixels")
-    if width < 1 or height < 1:
-        raise DataError(f"{path}: damaged: its header states {width}x{height} pixels")
-    return height, width
+        header = _read_by_pillow(path, file, max_pixels)
+    if header.width * header.height > max_pixels:
+        raise DataError(
+            f"{path}: {header.width}x{header.height} is more than {max_pixels:,} pixels"
+        )
+    if header.width < 1 or header.height < 1:
+        raise DataError(f"{path}: damaged: its header states {header.width}x{header.height} pixels")
+    return header
+
+
+def _read_by_pillow(path: Path, file: BinaryIO, max_pixels: int) -> Header:
+    file.seek(0)
+    try:
+        with Image.open(file) as opened:
+            width, height = opened.size
+            return Header(height, width, loss=_loss_of_pages(getattr(opened, "n_frames", 1)))
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+        is_empty = file.seek(0, io.SEEK_END) == 0
+        problem = "is empty" if is_empty else "is not a readable image"
+        raise DataError(f"{path}: {problem}") from error
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{path}: more than {max_pixels:,} pixels") from error
+
+
+def _loss_of_pages(count: int) -> str:
+    return f"has {count} pages, of which only the first is read" if count > 1 else ""
+
+
+def _png_frames(file: BinaryIO) -> int:
+    """Return the number of frames of a PNG, which the chunks before its pixels state."""
+    position = len(PNG_SIGNATURE)
+    while True:
+        file.seek(position)
+        chunk = file.read(12)
+        if len(chunk) < 12 or chunk[4:8] in (b"IDAT", b"IEND"):
+            return 1
+        if chunk[4:8] == b"acTL":
+            return int.from_bytes(chunk[8:], "big")
+        position += 12 + int.from_bytes(chunk[:4], "big")
 
 
 def png_bit_depth(data: bytes) -> int:
@@ -72,14 +119,16 @@ def png_pixel_format(data: bytes) -> str:
 
 
 def refuse_damaged_image(path: Path, data: bytes) -> None:
-    """Raise a `DataError` for a PNG with a wrong checksum or a JPEG without an end.
+    """Raise a `DataError` for a PNG with a wrong checksum, or a JPEG or TIFF that ends early.
 
-    Some decoders accept both.
+    Some decoders accept them.
     """
     if data.startswith(PNG_SIGNATURE):
         _check_png(path, data)
-    elif data.startswith(_JPEG_START):
-        _check_jpeg(path, data)
+    elif data.startswith(jpeg.START):
+        jpeg.refuse_damaged_jpeg(path, data)
+    elif data.startswith(tiff.SIGNATURES):
+        tiff.refuse_damaged_tiff(path, data)
 
 
 def _check_png(path: Path, data: bytes) -> None:
@@ -93,43 +142,3 @@ def _check_png(path: Path, data: bytes) -> None:
         kind = data[start + 4 : start + 8]
         if zlib.crc32(view[start + 4 : end - 4]) != int.from_bytes(view[end - 4 : end], "big"):
             raise DataError(f"{path}: damaged: the checksum of PNG chunk {kind!r} fails")
-
-
-def _check_jpeg(path: Path, data: bytes) -> None:
-    for marker, position, length in _jpeg_segments(io.BytesIO(data)):
-        # inside a scan, FF is always followed by 00 or a restart marker, so the first FFD9 ends it
-        if marker == _START_OF_SCAN and data.find(_JPEG_END, position + 2 + length) >= 0:
-            return
-    raise DataError(f"{path}: damaged: the JPEG is cut off")
-
-
-def _jpeg_size(path: Path, file: BinaryIO) -> tuple[int, int]:
-    for marker, position, _ in _jpeg_segments(file):
-        if marker in _FRAME_MARKERS:
-            file.seek(position + 5)
-            frame = file.read(4)
-            if len(frame) == 4:
-                height, width = struct.unpack(">HH", frame)
-                return height, width
-    raise DataError(f"{path}: damaged: the JPEG has no size")
-
-
-def _jpeg_segments(file: BinaryIO) -> Iterator[tuple[int, int, int]]:
-    """Yield marker, position and length of each segment, the first scan last."""
-    position = 2
-    for _ in range(_MAX_SEGMENTS):
-        file.seek(position)
-        header = file.read(4)
-        if len(header) < 4 or header[0] != 0xFF:
-            return
-        marker = header[1]
-        if marker == 0xFF:  # a fill byte
-            position += 1
-        elif marker == 0x01 or 0xD0 <= marker <= 0xD7:  # without a length
-            position += 2
-        else:
-            length = int.from_bytes(header[2:], "big")
-            yield marker, position, length
-            if marker == _START_OF_SCAN:
-                return
-            position += 2 + length

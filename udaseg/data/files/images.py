@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from udaseg.data.files.headers import MAX_PIXELS, read_image_size, refuse_damaged_image
+from udaseg.data.files import jpeg, tiff
+from udaseg.data.files.headers import MAX_PIXELS, Header, read_header, refuse_damaged_image
 from udaseg.errors import DataError
 from udaseg.files import write_atomic
 
@@ -38,14 +39,20 @@ def read_bytes(path: Path) -> bytes:
     return data
 
 
-def image_size(path: Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """Return (height, width) of an image, from the header alone."""
+def image_header(path: Path, *, max_pixels: int = MAX_PIXELS) -> Header:
+    """Return what the header of an image says."""
     try:
         refuse_irregular(path)
         with path.open("rb") as file:
-            return read_image_size(path, file, max_pixels)
+            return read_header(path, file, max_pixels)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def image_size(path: Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Return (height, width) of an image, from the header alone."""
+    header = image_header(path, max_pixels=max_pixels)
+    return header.height, header.width
 
 
 def read_image(
@@ -54,21 +61,79 @@ def read_image(
     apply_exif: bool = False,
     data: bytes | None = None,
     max_pixels: int = MAX_PIXELS,
+    bits: int | None = None,
 ) -> Pixels:
     """Return an image as (H, W, 3) uint8 RGB.
 
-    Grey is repeated to three channels, alpha is dropped, and 16-bit images keep their upper 8 bits.
+    Grey is repeated to three channels, and alpha is dropped; it changes no colour.
 
     Args:
         path: The file.
         apply_exif: Apply the EXIF orientation, as a viewer does; otherwise keep the stored one.
         data: Content of the file, if already read.
         max_pixels: Maximum number of pixels, checked before decoding.
+        bits: Bits that the values of 16-bit images use; see `to_uint8`.
     """
-    data = checked_bytes(path, data, max_pixels)
+    values = read_values(path, apply_exif=apply_exif, data=data, max_pixels=max_pixels)
+    return to_uint8(path, values, bits)
+
+
+def read_values(
+    path: Path,
+    *,
+    apply_exif: bool = False,
+    data: bytes | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> NDArray[np.uint8] | NDArray[np.uint16]:
+    """Return the stored values of an image, (H, W, 3) RGB, uint8 or uint16; see `read_image`."""
+    data = read_bytes(path) if data is None else data
+    header = read_header(path, io.BytesIO(data), max_pixels)
+    refuse_damaged_image(path, data)
+    if header.problem:
+        raise DataError(f"{path}: {header.problem}")
+    if data.startswith(tiff.SIGNATURES):
+        return _decode_tiff(path, data, header.bits)
     orientation = 0 if apply_exif else cv2.IMREAD_IGNORE_ORIENTATION
     # decoding directly to RGB saves a pass over the image
-    return np.asarray(decode(path, data, cv2.IMREAD_COLOR_RGB | orientation), np.uint8)
+    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_ANYDEPTH | orientation
+    return decode(path, jpeg.without_end(data) if data.startswith(jpeg.START) else data, flags)
+
+
+def _decode_tiff(path: Path, data: bytes, bits: int) -> NDArray[Any]:
+    """Return what a TIFF shows, always upright, (H, W, 3) RGB, uint8 or uint16."""
+    if bits <= 8:  # OpenCV multiplies colours by alpha, and accepts data that end early
+        return decode_as_stored(path, data, in_color=True)[1]
+    # all other modes of OpenCV round or mix up values of 16 bits
+    values = decode(path, data, cv2.IMREAD_UNCHANGED)
+    if values.ndim == 2:
+        values = values[..., None].repeat(3, axis=2)
+    values = np.ascontiguousarray(values[..., 2::-1])
+    # OpenCV enlarges packed values of 10, 12 or 14 bits to 16
+    return values if bits == 16 else to_uint8(path, values)
+
+
+def to_uint8(
+    path: Path, values: NDArray[np.uint8] | NDArray[np.uint16], bits: int | None = None
+) -> Pixels:
+    """Return values that `read_values` returned as uint8; of uint16 the upper 8 of `bits`.
+
+    Args:
+        path: Name for error messages.
+        values: uint8 are returned unchanged.
+        bits: Bits that uint16 values use, 8 to 16; None means 16.
+
+    Raises:
+        DataError: A value needs more bits.
+    """
+    if values.dtype == np.uint8:
+        return np.asarray(values, np.uint8)
+    bits = bits or 16
+    if bits < 16 and (peak := int(values.max())) >> bits:
+        raise DataError(
+            f"{path}: its values reach {peak}, but the 16-bit images here are read as {bits} bits "
+            f"(at most {2**bits - 1})"
+        )
+    return (values >> (bits - 8)).astype(np.uint8)
 
 
 def write_png(
@@ -118,17 +183,17 @@ def refuse_irregular(path: Path) -> None:
     problem = "no such file"
     if path.is_dir():
         problem = "is a folder"
-    elif path.is_symlink():
-        problem = "is a broken link"
     elif path.exists():
         problem = "is not a regular file"
+    elif path.is_symlink():
+        problem = "is a broken link"
     raise DataError(f"{path}: {problem}")
 
 
 def checked_bytes(path: Path, data: bytes | None = None, max_pixels: int = MAX_PIXELS) -> bytes:
     """Return the bytes of an image after checking its header and checksums."""
     data = read_bytes(path) if data is None else data
-    read_image_size(path, io.BytesIO(data), max_pixels)
+    read_header(path, io.BytesIO(data), max_pixels)
     refuse_damaged_image(path, data)
     return data
 
