@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -21,6 +22,9 @@ log = logging.getLogger(__name__)
 
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+TEMPORARY_NAME = re.compile(r"\.[a-z0-9_]{8}\.tmp")
+"""Names of the files of `open_atomic` before they are complete."""
 
 
 def one_or_more(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[str]:
@@ -156,6 +160,31 @@ def file_lock(path: Path) -> Iterator[None]:
         log.warning("%s: this file system has no locks; do not prepare twice at once", path.parent)
     try:
         yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def try_file_lock(path: Path) -> Iterator[bool | None]:
+    """Hold the lock file `path` if no other process does.
+
+    Yields whether it is held; None if the file system has no locks. Unlike a process id in a file,
+    the lock ends with its process, and a copy of the file is not locked.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path, fallback_to_soft=False)
+    held: bool | None = True
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        held = False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        held = None
+    try:
+        yield held
     finally:
         lock.release()
 

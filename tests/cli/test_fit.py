@@ -17,6 +17,7 @@ import torch
 
 from tests.cli.running import udaseg
 from tests.support.toy import TINY, toy_root
+from udaseg.runs.folder import writer_lock
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 LONG = 40
@@ -500,16 +501,14 @@ def test_two_writers_of_one_run_are_refused_and_a_dead_ones_lock_is_taken_over(
     root, finished, tmp_path
 ):
     lock = finished / "writer.lock"
-    living = os.getppid()
-    lock.write_text(json.dumps({"pid": living, "host": os.uname().nodename}))
     try:
-        output = udaseg("adapt", "--resume", finished, "--root", root, cwd=tmp_path, expect=2)
-        assert f"process {living} on" in output.stderr
-        # in a restarted container this process can have the PID of the dead one
-        for dead in (2**22 - 1, os.getpid()):
-            lock.write_text(json.dumps({"pid": dead, "host": os.uname().nodename}))
-            udaseg("adapt", "--resume", finished, "--root", root, cwd=tmp_path)
-            assert not lock.exists()
+        with writer_lock(finished):
+            output = udaseg("adapt", "--resume", finished, "--root", root, cwd=tmp_path, expect=2)
+            assert f"process {os.getpid()} on" in output.stderr
+        # a living process can have the PID of the dead one, after a restart of the machine
+        lock.write_text(json.dumps({"pid": os.getppid(), "host": os.uname().nodename}))
+        udaseg("adapt", "--resume", finished, "--root", root, cwd=tmp_path)
+        assert not lock.exists()
         lock.write_text(json.dumps({"pid": os.getpid(), "host": "another-host"}))
         udaseg("adapt", "--resume", finished, "--root", root, cwd=tmp_path, expect=2)
     finally:

@@ -16,7 +16,7 @@ import torch
 
 from udaseg.distributed import world_size
 from udaseg.errors import EnvironmentFault, UsageError
-from udaseg.files import read_json, write_json, write_text
+from udaseg.files import TEMPORARY_NAME, read_json, try_file_lock, write_json, write_text
 from udaseg.recipe.load import dump
 from udaseg.recipe.schema import Recipe
 from udaseg.runs.checkpoint import Checkpoint
@@ -26,6 +26,8 @@ START_FILE = "init.json"
 """The checkpoint that a run started from: file, SHA-256 and step."""
 
 _LOCK = "writer.lock"
+_REPLACED = ".replaced.yaml"
+"""The recipe of a run that --overwrite is removing."""
 _PACKAGES = ("udaseg", "torch", "torchvision", "numpy", "opencv-python-headless", "timm")
 
 
@@ -51,42 +53,69 @@ def run_folder_of(path: Path) -> Path:
     return folder
 
 
-def create_run_folder(
+def refuse_existing_run(folder: Path, *, overwrite: bool) -> None:
+    """Refuse a folder that a new run must not use; `overwrite` allows that of another run."""
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder}: is a file; choose another --out")
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    has_recipe = "recipe.yaml" in names
+    if not has_recipe and (_REPLACED in names or all(map(_is_of_start, names))):
+        return  # empty, or a start that was killed
+    if not overwrite:
+        raise UsageError(
+            f"{folder}: exists already; use --resume {shlex.quote(str(folder))} to continue "
+            "it, --overwrite to start again, or --out DIR for another folder"
+        )
+    if not has_recipe:
+        raise UsageError(
+            f"{folder}: is not a run folder (no recipe.yaml), so --overwrite does not touch "
+            "it; choose another --out"
+        )
+
+
+def _is_of_start(name: str) -> bool:
+    """Return whether a file of this name is written before `recipe.yaml`."""
+    own = (_LOCK, START_FILE, "command.txt", "environment.json")
+    return name in own or TEMPORARY_NAME.fullmatch(name) is not None
+
+
+def fill_run_folder(
     folder: Path,
     recipe: Recipe,
     command: Sequence[str],
     *,
-    overwrite: bool,
     init: Checkpoint | None = None,
 ) -> None:
-    """Create a run folder with everything that is needed to repeat the run.
+    """Replace all but the lock of a run folder by what is needed to repeat the run.
 
-    `overwrite` replaces an existing run; `init` is the checkpoint that the run starts from.
+    The caller holds the lock. `recipe.yaml` goes first and comes last, so a folder that has one is
+    a whole run; what a kill leaves of this is taken by the next command that starts a run there.
+
+    Args:
+        folder: The run folder.
+        recipe: What is trained.
+        command: Command line of the user.
+        init: The checkpoint that the run starts from.
+
+    Raises:
+        EnvironmentFault: The folder cannot be written.
     """
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder}: is a file; choose another --out")
-    if folder.is_dir() and any(folder.iterdir()):
-        if not overwrite:
-            raise UsageError(
-                f"{folder}: exists already; use --resume {shlex.quote(str(folder))} to continue "
-                "it, --overwrite to start again, or --out DIR for another folder"
-            )
-        if not (folder / "recipe.yaml").is_file():
-            raise UsageError(
-                f"{folder}: is not a run folder (no recipe.yaml), so --overwrite does not touch "
-                "it; choose another --out"
-            )
-        _refuse_second_writer(folder)
-        shutil.rmtree(folder)
+    replaced = folder / _REPLACED
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        if (folder / "recipe.yaml").exists():
+            (folder / "recipe.yaml").replace(replaced)
+        for path in folder.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name not in (_LOCK, _REPLACED):
+                path.unlink()
+        replaced.unlink(missing_ok=True)
         if init is not None:
-            # before recipe.yaml, because a folder with recipe.yaml counts as resumable
             start = {"checkpoint": str(init.path.absolute()), "sha256": init.sha256}
             write_json(folder / START_FILE, {**start, "step": init.step})
-        write_recipe(folder, recipe)
         write_text(folder / "command.txt", shlex.join(command) + "\n")
         write_environment(folder)
+        write_recipe(folder, recipe)
     except OSError as error:
         raise EnvironmentFault(
             f"{folder}: cannot be written ({error}); choose another --out"
@@ -116,28 +145,32 @@ def write_recipe(folder: Path, recipe: Recipe) -> None:
 
 @contextlib.contextmanager
 def writer_lock(folder: Path) -> Iterator[None]:
-    """Lock the run folder for this process; the lock of a dead process is replaced."""
+    """Hold the lock of a run folder, which is made if need be; that of a dead process is taken.
+
+    Raises:
+        UsageError: Another process is writing the run.
+        EnvironmentFault: The folder cannot be written.
+    """
     lock = folder / _LOCK
-    try:
+    with contextlib.ExitStack() as stack:
         try:
-            _create_lock(lock)
-        except FileExistsError:
-            _refuse_second_writer(folder)
-            lock.unlink(missing_ok=True)
-            _create_lock(lock)
-    except FileExistsError as error:
-        raise UsageError(f"{folder}: another process has just started to write this run") from error
-    except OSError as error:
-        raise EnvironmentFault(f"{folder}: cannot be written ({error})") from error
-    try:
+            folder.mkdir(parents=True, exist_ok=True)
+            held = stack.enter_context(try_file_lock(lock))
+            _refuse_second_writer(folder, held)
+            # not atomically: the lock is that of this very file
+            holder = {"pid": os.getpid(), "host": platform.node(), "launch": _launch_id()}
+            lock.write_text(json.dumps(holder), encoding="utf-8")
+            stack.callback(_remove_if_same, lock, lock.stat())
+        except OSError as error:
+            raise EnvironmentFault(f"{folder}: cannot be written ({error})") from error
         yield
-    finally:
-        lock.unlink(missing_ok=True)
 
 
-def _create_lock(lock: Path) -> None:
-    with lock.open("x", encoding="utf-8") as file:
-        json.dump({"pid": os.getpid(), "host": platform.node(), "launch": _launch_id()}, file)
+def _remove_if_same(path: Path, file: os.stat_result) -> None:
+    """Remove a file, unless it is gone or its folder was moved and another one took its place."""
+    with contextlib.suppress(OSError):
+        if os.path.samestat(path.stat(), file):
+            path.unlink()
 
 
 def write_environment(folder: Path) -> None:
@@ -161,20 +194,29 @@ def write_environment(folder: Path) -> None:
     write_json(folder / "environment.json", facts)
 
 
-def _refuse_second_writer(folder: Path) -> None:
-    try:
-        holder = json.loads((folder / _LOCK).read_text(encoding="utf-8"))
-        pid, host = int(holder["pid"]), str(holder["host"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return
-    # our own pid belongs to a dead process: in a container each start may get the same pid
-    if host == platform.node() and (pid == os.getpid() or not _is_alive(pid)):
-        return
-    if _restart_count() and holder.get("launch") == _launch_id():
-        return  # torchrun ended all previous processes before it started these
+def _refuse_second_writer(folder: Path, held: bool | None) -> None:
+    """Refuse to write a run that another process writes.
+
+    Args:
+        folder: The run folder.
+        held: Whether this process holds the lock; None if the file system has no locks, so that
+            only the words in the file can say who writes.
+    """
+    holder = read_json(folder / _LOCK)
+    pid, host = holder.get("pid"), holder.get("host")
+    is_here = host == platform.node()
+    if held is not False:
+        if not isinstance(pid, int) or not isinstance(host, str):
+            return
+        # our own pid belongs to a dead process: in a container each start may get the same pid
+        if is_here and (held or pid == os.getpid() or not _is_alive(pid)):
+            return
+        if _restart_count() and holder.get("launch") == _launch_id():
+            return  # torchrun ended all previous processes before it started these
+    writer = "another process" if pid is None else f"process {pid} on {host}"
     raise UsageError(
-        f"{folder}: process {pid} on {host} is writing this run; wait for it or stop it"
-        + ("" if host == platform.node() else f", then delete {folder / _LOCK}")
+        f"{folder}: {writer} is writing this run; wait for it or stop it"
+        + ("" if is_here or held is False else f", then delete {folder / _LOCK}")
     )
 
 

@@ -271,18 +271,18 @@ def _start_checkpoint(options: TrainOptions, folder: Path) -> Checkpoint | None:
 def _claimed(
     folder: Path, recipe: Recipe, options: TrainOptions, start: Checkpoint | None
 ) -> Iterator[None]:
-    """Create the run folder unless the run resumes; hold its lock and its log."""
+    """Fill the run folder unless the run resumes; hold its lock and its log."""
 
-    def create() -> None:
-        command, overwrite = options.command or (), options.overwrite
-        folder_module.create_run_folder(folder, recipe, command, overwrite=overwrite, init=start)
-
-    def lock_and_log() -> None:
+    def claim() -> None:
+        if options.resume is None:
+            folder_module.refuse_existing_run(folder, overwrite=options.overwrite)
         stack.enter_context(folder_module.writer_lock(folder))
+        if options.resume is None:
+            # again: another process may have begun and ended a run since
+            folder_module.refuse_existing_run(folder, overwrite=options.overwrite)
+            folder_module.fill_run_folder(folder, recipe, options.command or (), init=start)
         stack.enter_context(log_to_file(folder / "train.log"))
 
     with contextlib.ExitStack() as stack:
-        if options.resume is None:
-            on_rank_zero(create)
-        on_rank_zero(lock_and_log)
+        on_rank_zero(claim)
         yield
