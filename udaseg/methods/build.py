@@ -6,7 +6,7 @@ from typing import assert_never
 
 import torch
 
-from udaseg.errors import CheckpointError, EnvironmentFault, RecipeError
+from udaseg.errors import CheckpointError, EnvironmentFault
 from udaseg.methods.contrast.prototypes import PrototypeContrast
 from udaseg.methods.contrast.regional import RegionalContrast
 from udaseg.methods.contrast.regularizer import Regularizer
@@ -44,10 +44,6 @@ def build_objective(
     """
     stage = stage or stages_of(recipe)[0]
     method = stage.objective
-    if num_classes < 2 and isinstance(method, specs.Adversarial | specs.EntropyMinimization):
-        raise RecipeError(
-            f"{recipe.name}: {method.kind} compares classes, but the source has {num_classes}"
-        )
     torch.manual_seed(recipe.seed + stage.index)
     terms = specs.regularizer_specs(method) if isinstance(method, specs.SelfTraining) else {}
     # at most one regularizer brings a projection head; the recipe's rules check it

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from udaseg.data.datasets.index import PreparedDataset, Sample
@@ -16,7 +15,7 @@ from udaseg.errors import DataError
 from udaseg.recipe.schema import Recipe
 from udaseg.recipe.stages import Stage, stages_of
 from udaseg.training.footprint import Footprint, estimate_footprint
-from udaseg.training.setup import RunData, TrainingSetup, build_setup
+from udaseg.training.setup import RunData, TrainingSetup, build_setup, class_totals
 
 log = logging.getLogger(__name__)
 
@@ -106,8 +105,7 @@ def _class_rows(
     assert source.classes is not None
     source_names = source.classes.names
     rows = {}
-    counts = [sample.class_pixels for sample in samples if sample.class_pixels]
-    totals = np.asarray(counts, np.int64).sum(0) if counts else np.ones(len(source_names))
+    totals = class_totals(samples, len(source_names))
     if untrained := [name for name, total in zip(source_names, totals, strict=True) if not total]:
         rows["unseen"] = (
             f"no training pixels for: {', '.join(untrained)} (no label of {source.name} has them, "

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from inspect import signature
 from pathlib import Path
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from udaseg.data.datasets.index import PreparedDataset
+from udaseg.data.datasets.index import PreparedDataset, Sample
 from udaseg.data.labels.classes import ClassSpace
 from udaseg.data.loading.batches import BatchOptions, TrainingBatches
 from udaseg.data.loading.cache import open_cache
@@ -112,9 +112,7 @@ def build_setup(
     It starts from the student of `init`. `pseudo_labels` is the folder of the target's labels, for
     a stage that trains on them.
     """
-    if source.classes is None:
-        raise DataError(f"{source.name}: has no labels, so it cannot be used as source")
-    names = source.classes.names
+    names = _source_classes(source, recipe.source.split)
     if init is not None and tuple(init.classes["names"]) != tuple(names):
         raise CheckpointError(
             f"{init.path}: its classes are {', '.join(init.classes['names'])}, but {source.name} "
@@ -134,6 +132,33 @@ def build_setup(
         recipe=recipe,
         stage=stage,
     )
+
+
+def _source_classes(source: PreparedDataset, split: str) -> tuple[str, ...]:
+    """Return the names of the source's classes; refuse a source that nothing can be learnt from."""
+    if source.classes is None:
+        raise DataError(f"{source.name}: has no labels, so it cannot be used as source")
+    names = source.classes.names
+    totals = class_totals(source.split(split), len(names))
+    found = [name for name, total in zip(names, totals, strict=True) if total]
+    if not found:
+        raise DataError(
+            f"{source.name}: no label of split '{split}' has a pixel of any class, so nothing can "
+            "be learnt; check its label files, and the ids of its classes"
+        )
+    if len(found) == 1:
+        only = "its only class is" if len(names) == 1 else f"the only class in split '{split}' is"
+        raise DataError(
+            f"{source.name}: {only} '{found[0]}', so there is nothing to tell it from; add a class "
+            "for the rest"
+        )
+    return names
+
+
+def class_totals(samples: Sequence[Sample], count: int) -> list[int]:
+    """Return the number of labelled pixels of each of `count` classes; ones if not counted."""
+    counted = [sample.class_pixels for sample in samples if sample.class_pixels]
+    return [sum(column) for column in zip(*counted, strict=True)] or [1] * count
 
 
 def distribute(objective: Objective) -> Callable[[Tensor], Tensor]:

@@ -18,7 +18,7 @@ from udaseg.methods.objectives.objective import LossReport
 from udaseg.training.callbacks.callback import Callback, TrainingState
 
 log = logging.getLogger(__name__)
-Kind = Literal["one_class", "always_sure", "nothing_accepted", "never_predicted"]
+Kind = Literal["one_class", "always_sure", "nothing_accepted", "never_predicted", "nothing_learnt"]
 CHECK_INTERVAL = 50
 ONE_CLASS = 0.99
 ALWAYS_SURE = 0.9999
@@ -39,7 +39,7 @@ REPEAT_STEPS = 1000
 
 @dataclass(frozen=True)
 class Alarm:
-    """A warning about the pseudo-labels.
+    """A warning about the pseudo-labels, or about a loss of 0.
 
     Attributes:
         collapse: Whether the pseudo-labels are useless, so that more training is of no use.
@@ -137,7 +137,9 @@ class CollapseMonitor:
 
 
 class CollapseWatch(Callback):
-    """Warns of a collapse, and adds alarms and the shares of the classes to the metrics.
+    """Warns of a collapse, and of a loss that is 0 from the start; adds both to the metrics.
+
+    It also adds the shares of the classes in the pseudo-labels.
 
     Attributes:
         alarms: Alarms of the last step.
@@ -146,12 +148,14 @@ class CollapseWatch(Callback):
     def __init__(self) -> None:
         self._monitor: CollapseMonitor | None = None
         self._shares: dict[str, float] = {}
+        self._begin, self._learns = 0, False
         self.alarms: list[Alarm] = []
 
     def begin(self, state: TrainingState) -> None:
         """Count from the first step to come."""
         self._monitor = CollapseMonitor(state.context.data.classes.names, state.step)
         self._shares, self.alarms = {}, []
+        self._begin, self._learns = state.step, False
 
     on_rewind = begin
 
@@ -164,6 +168,7 @@ class CollapseWatch(Callback):
         if state.step % CHECK_INTERVAL == 0:
             self.alarms = self._monitor.check(state.step)
             self._shares = self._monitor.shares
+        self.alarms += self._idle_alarms(state)
         for alarm in self.alarms:
             log.warning("step %d: %s", state.step, alarm.text)
             state.status.incident_counts[f"alarm_{alarm.kind}"] += 1
@@ -173,6 +178,18 @@ class CollapseWatch(Callback):
             state.wants_line = True
         if state.wants_line and self._shares:
             state.event["pseudo_labels"], self._shares = self._shares, {}
+
+    def _idle_alarms(self, state: TrainingState) -> Iterator[Alarm]:
+        """Yield an alarm if the gradient, which the loop has read, was 0 in all first steps."""
+        self._learns = self._learns or state.gradient_norm != 0
+        if not self._learns and state.step == min(self._begin + CHECK_INTERVAL, state.stage.end):
+            steps = state.step - self._begin
+            text = (
+                f"the loss and its gradient were 0 in all of the first {steps} steps: nothing is "
+                "learnt. Check that crops of the source show labelled pixels: see the truth in "
+                "previews/, source.resize and source.crop"
+            )
+            yield Alarm("nothing_learnt", text, collapse=False)
 
 
 class StopOnCollapse(Callback):
