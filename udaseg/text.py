@@ -9,6 +9,8 @@ from difflib import get_close_matches
 _HIDDEN = "\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff"
 UNSAFE = re.compile(f"[^\t\n\r\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]|[{_HIDDEN}]")
 UNSAFE_IN_VALUE = re.compile(f"{UNSAFE.pattern}|[\t\n\r]")
+_UNSAFE_IN_TEXT = re.compile(f"{UNSAFE.pattern}|\r(?!\n)")
+"""Also a carriage return alone, with which the end of a line overwrites its beginning."""
 
 
 def printable(text: str) -> str:
@@ -16,7 +18,7 @@ def printable(text: str) -> str:
 
     Line ends and tabs are kept. The result is safe to print on a terminal.
     """
-    return UNSAFE.sub(_escape, text)
+    return _UNSAFE_IN_TEXT.sub(_escape, text)
 
 
 def shortened(text: str, longest: int = 60) -> str:

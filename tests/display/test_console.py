@@ -13,6 +13,7 @@ from udaseg.display.console import open_console, safe_text
         ("x\b\v\f.png", r"x\x08\x0b\x0c.png"),
         ("a\x1b[31mb", r"a\x1b[31mb"),
         ("a\u202eb", r"a\u202eb"),
+        ("good\rbad", r"good\rbad"),
         ("[bold]a", "[bold]a"),
     ],
 )

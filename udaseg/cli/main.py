@@ -1,18 +1,22 @@
 """Turns the exceptions of commands into one message on stderr and an exit code."""
 
 import errno
+import io
 import os
 import sys
 import time
 import traceback
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import typer
 
 from udaseg.cli.app import app
 from udaseg.errors import EnvironmentFault, RankFailed, RecipeError, UdasegError, UsageError
 from udaseg.text import printable
+
+_CommandLineError: Any = typer.BadParameter.__base__
+"""What typer raises for words that it cannot parse; it exports only this one of its subclasses."""
 
 _SIGNAL_CODE_BASE = 128
 _SIGNAL_WAIT_S, _FAILURE_WAIT_S = 2.0, 10.0
@@ -50,7 +54,8 @@ def main(words: Sequence[str] | None = None) -> NoReturn:
 def _run(arguments: list[str], debug: bool) -> int | str | None:
     try:
         _refuse_torchrun(arguments)
-        app(args=arguments, prog_name="udaseg")
+        # standalone, typer would print its messages itself, with some characters not escaped
+        return app(args=arguments, prog_name="udaseg", standalone_mode=False) or 0
     except SystemExit as stop:
         return stop.code
     except KeyboardInterrupt:
@@ -69,7 +74,6 @@ def _run(arguments: list[str], debug: bool) -> int | str | None:
             typer.echo(printable(traceback.format_exc()), err=True)
         typer.echo(printable(message), err=True)
         return code
-    return 0
 
 
 def _describe(error: Exception, debug: bool) -> tuple[str, int]:
@@ -78,6 +82,10 @@ def _describe(error: Exception, debug: bool) -> tuple[str, int]:
         return str(error), error.exit_code
     if isinstance(error, UdasegError):
         return f"error: {error}", error.exit_code
+    if isinstance(error, _CommandLineError):
+        shown = io.StringIO()
+        error.show(shown)
+        return shown.getvalue().rstrip("\n"), error.exit_code
     if isinstance(error, OSError) and error.errno in _MACHINE_FAULTS:
         path = f"{error.filename}: " if error.filename is not None else ""
         return f"error: {path}{_MACHINE_FAULTS[error.errno]}", EnvironmentFault.exit_code

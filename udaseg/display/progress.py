@@ -55,7 +55,7 @@ class WorkProgress:
         self._started = time.monotonic()
         if self._console.is_terminal and _shows_info():
             self._bar = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=24),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[rate]}"),

@@ -67,6 +67,6 @@ def show_schema(
     import udaseg
 
     if markdown:
-        typer.echo(udaseg.recipe_reference(), nl=False)
+        typer.echo(printable(udaseg.recipe_reference()), nl=False)
     else:
-        typer.echo(json.dumps(udaseg.recipe_schema(), indent=2, ensure_ascii=False))
+        typer.echo(printable(json.dumps(udaseg.recipe_schema(), indent=2, ensure_ascii=False)))
