@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from udaseg.evaluation.submission import submit as submit
     from udaseg.inference.export import Exported as Exported
     from udaseg.inference.export import export as export
+    from udaseg.inference.export import export_state_dict as export_state_dict
     from udaseg.inference.pipeline import InferenceOptions as InferenceOptions
     from udaseg.inference.prediction import Prediction as Prediction
     from udaseg.inference.trained_model import Model as Model
@@ -79,7 +80,7 @@ _NAMES = {
     "evaluation.score_predictions": ["score_predictions"],
     "evaluation.scores": ["ScoringOptions"],
     "evaluation.submission": ["Submission", "SubmissionOptions", "submit"],
-    "inference.export": ["Exported", "export"],
+    "inference.export": ["Exported", "export", "export_state_dict"],
     "inference.pipeline": ["InferenceOptions"],
     "inference.prediction": ["Prediction"],
     "inference.trained_model": ["Model", "load"],

@@ -1,4 +1,4 @@
-"""Write a run's network as an ONNX file for any image size, and compare the file with torch."""
+"""Write a run's network as an ONNX file, compared with torch, or as a state dict."""
 
 import importlib.util
 import json
@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from udaseg import __version__
@@ -22,6 +23,7 @@ from udaseg.data.labels.classes import classes_to_dict
 from udaseg.data.loading.transforms import resize_image
 from udaseg.data.open import open_dataset
 from udaseg.errors import DataError, EnvironmentFault, UsageError
+from udaseg.files import write_atomic
 from udaseg.inference import trained_model
 from udaseg.inference.labels import refuse_not_finite
 from udaseg.inference.sizes import input_size, network_input_size
@@ -143,9 +145,7 @@ def export(
     missing = [package for package in ("onnx", "onnxscript") if not _is_installed(package)]
     if missing:
         raise EnvironmentFault(f"export needs {' and '.join(missing)}: {_INSTALL_HINT}")
-    path = run_folder_of(Path(run)) / "model.onnx" if out is None else Path(out)
-    if path.is_dir() or (path.exists() and not overwrite):
-        raise UsageError(f"{path}: exists; use --overwrite or another --out FILE")
+    path = _output_path(run, "model.onnx", out, overwrite=overwrite)
     loaded = trained_model.load(Path(run), weights=weights, device="cpu")
     network = loaded.segmenter.to(memory_format=torch.contiguous_format)
     module = ExportModule(network, uint8=pixels == "uint8", argmax=argmax).eval()
@@ -174,6 +174,56 @@ def export(
         output="labels (B, H, W)" if argmax else f"logits (B, {len(loaded.classes)}, H, W)",
         comparison=comparison,
     )
+
+
+def export_state_dict(
+    run: str | os.PathLike[str],
+    *,
+    out: str | os.PathLike[str] | None = None,
+    weights: Literal["student", "teacher"] = "student",
+    overwrite: bool = False,
+) -> Path:
+    """Write a run's network as a safetensors file, and return its path.
+
+    It has the names of `udaseg.models.Segmenter`, and classes, colors, recipe and step as metadata.
+    As `model.weights` of a recipe, it gives the backbone.
+
+    Args:
+        run: Run folder or checkpoint.
+        out: Output file, `*.safetensors`; None writes `model.safetensors` into the run.
+        weights: `student` or `teacher`.
+        overwrite: Replace an existing file.
+
+    Raises:
+        UsageError: The file exists, or has another suffix.
+        CheckpointError: There is no checkpoint, or it has no such weights.
+
+    Example:
+        path = udaseg.export_state_dict("runs/city-source_only", out="city.safetensors")
+        udaseg.adapt("rccr", source="other.yaml", overrides={"model.weights": path})
+    """
+    path = _output_path(run, "model.safetensors", out, overwrite=overwrite)
+    if path.suffix != ".safetensors":
+        raise UsageError(f"{path}: the name of a state dict must end in .safetensors")
+    loaded = trained_model.load(Path(run), weights=weights, device="cpu")
+    state = loaded.segmenter.state_dict()
+    tensors = {name: value.contiguous() for name, value in state.items()}
+    write_atomic(path, save(tensors, _origin(loaded)))
+    return path
+
+
+def _output_path(
+    run: str | os.PathLike[str],
+    name: str,
+    out: str | os.PathLike[str] | None,
+    *,
+    overwrite: bool,
+) -> Path:
+    """Return the file to write, by default `name` in the run folder."""
+    path = run_folder_of(Path(run)) / name if out is None else Path(out)
+    if path.is_dir() or (path.exists() and not overwrite):
+        raise UsageError(f"{path}: exists; use --overwrite or another --out FILE")
+    return path
 
 
 def write_onnx(module: ExportModule, path: Path, metadata: dict[str, str]) -> None:
@@ -282,13 +332,20 @@ def _noise_images() -> list[Pixels]:
 
 def _metadata(loaded: Model, module: ExportModule) -> dict[str, str]:
     """Return the facts that a user of the file needs, as text."""
-    document = classes_to_dict(loaded.classes)
     value_range = "uint8 0..255" if module.uint8 else "float 0..1"
+    return {
+        "input": f"RGB, (batch, 3, height, width), {value_range}",
+        "output": "class of each pixel, uint8" if module.argmax else "logits of each pixel, float",
+        **_origin(loaded),
+    }
+
+
+def _origin(loaded: Model) -> dict[str, str]:
+    """Return the classes of a network and what it was trained with, as text."""
+    document = classes_to_dict(loaded.classes)
     return {
         "classes": json.dumps(document["names"]),
         "colors": json.dumps(document["colors"]),
-        "input": f"RGB, (batch, 3, height, width), {value_range}",
-        "output": "class of each pixel, uint8" if module.argmax else "logits of each pixel, float",
         # (height, width), null where images kept their size
         "trained_size": json.dumps(network_input_size(loaded.recipe)),
         "recipe": loaded.recipe.name,

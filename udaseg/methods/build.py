@@ -1,12 +1,11 @@
 """Build the objective of a stage from a recipe: network, loss terms and memories."""
 
-import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import assert_never
 
 import torch
 
-from udaseg.errors import CheckpointError, EnvironmentFault
+from udaseg.errors import EnvironmentFault
 from udaseg.methods.contrast.prototypes import PrototypeContrast
 from udaseg.methods.contrast.regional import RegionalContrast
 from udaseg.methods.contrast.regularizer import Regularizer
@@ -17,6 +16,7 @@ from udaseg.methods.objectives.entropy import EntropyMinimization
 from udaseg.methods.objectives.objective import Objective
 from udaseg.methods.objectives.self_training import SelfTraining
 from udaseg.methods.objectives.source_only import SourceOnly
+from udaseg.methods.start import load_student
 from udaseg.methods.teacher import Teacher
 from udaseg.methods.views import PSEUDO_LABELLED
 from udaseg.models.discriminator import Discriminator
@@ -26,13 +26,16 @@ from udaseg.recipe import methods as specs
 from udaseg.recipe.contrast import Prototypes, Regional, RegularizerSpec, Semantic
 from udaseg.recipe.schema import Machine, Recipe
 from udaseg.recipe.stages import Stage, recipe_of_stage, stages_of
-from udaseg.runs.checkpoint import STUDENT_PREFIX, Checkpoint, network_tensors
-
-log = logging.getLogger(__name__)
+from udaseg.runs.checkpoint import Checkpoint
 
 
 def build_objective(
-    recipe: Recipe, num_classes: int, *, init: Checkpoint | None = None, stage: Stage | None = None
+    recipe: Recipe,
+    num_classes: int,
+    *,
+    init: Checkpoint | None = None,
+    classes: Sequence[str] | None = None,
+    stage: Stage | None = None,
 ) -> Objective:
     """Return the objective of a stage, on the CPU, with weights initialised from the recipe's seed.
 
@@ -40,6 +43,7 @@ def build_objective(
         recipe: Any recipe.
         num_classes: Outputs of the network.
         init: Start from the student of this checkpoint, which may lack a projector.
+        classes: Names of the classes, if they may differ from those of `init`.
         stage: Stage of the run; None is the first.
     """
     stage = stage or stages_of(recipe)[0]
@@ -48,13 +52,14 @@ def build_objective(
     terms = specs.regularizer_specs(method) if isinstance(method, specs.SelfTraining) else {}
     # at most one regularizer brings a projection head; the recipe's rules check it
     heads = [head for term in terms.values() if (head := getattr(term, "projector", None))]
+    model = recipe_of_stage(recipe, stage).model
     student = build_segmenter(
-        recipe_of_stage(recipe, stage).model,
+        model,
         num_classes,
         projector_channels=heads[0].channels if heads else None,
     )
     if init is not None:
-        _load_student(student, init)
+        load_student(student, init, model, classes or init.classes["names"])
     if student.projector is not None:
         student.projector.requires_grad_(heads[0].trainable)
     sizes = {"num_classes": num_classes, "channels": student.feature_channels}
@@ -151,17 +156,3 @@ def apply_machine_options(objective: Objective, machine: Machine) -> None:
         if machine.compile:
             # the teacher is never in training mode
             teacher.enable_compile("always")
-
-
-def _load_student(student: Segmenter, init: Checkpoint) -> None:
-    tensors, state = network_tensors(init, STUDENT_PREFIX), student.state_dict()
-    missing = [name for name in state if name not in tensors and not name.startswith("projector.")]
-    shared = {name: value for name, value in tensors.items() if name in state}
-    mismatched = [name for name, value in shared.items() if state[name].shape != value.shape]
-    if missing or mismatched:
-        raise CheckpointError(
-            f"{init.path}: of another network: missing {missing[:5]}, other shapes "
-            f"{mismatched[:5]}; --init needs the same model and classes"
-        )
-    student.load_state_dict({**state, **shared})
-    log.info("started from the student of %s, step %d", init.path, init.step)

@@ -1,6 +1,7 @@
 """Read pretrained weights and report what matched, so that no random start goes unnoticed."""
 
 import logging
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -17,6 +18,8 @@ _MIN_MATCHED_SHARE = 0.5
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file or of a saved state dict."""
+    if path.is_dir():
+        raise CheckpointError(f"{path}: is a folder, not a weights file; {_advice(path)}")
     if not path.is_file():
         raise CheckpointError(f"{path}: no such weights file")
     try:
@@ -25,6 +28,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         loaded = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251 (a reader)
     except (*UNREADABLE_TENSORS, SafetensorError) as error:
         raise CheckpointError(f"{path}: not readable as weights: {error}") from error
+    if isinstance(loaded, dict) and {"objective", "optimizer"} <= loaded.keys():
+        raise CheckpointError(f"{path}: is a checkpoint, not a weights file; {_advice(path)}")
     for key in ("state_dict", "model"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
@@ -32,8 +37,32 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: contains no state dict")
     tensors = {str(name): value for name, value in loaded.items() if isinstance(value, Tensor)}
     if len(tensors) != len(loaded):
-        raise CheckpointError(f"{path}: contains values that are not tensors; export a state dict")
+        raise CheckpointError(f"{path}: contains values that are not tensors; save a state dict")
     return {name.removeprefix("module."): value for name, value in tensors.items()}
+
+
+def _advice(path: Path) -> str:
+    return (
+        f"for a run of udaseg, `udaseg export {shlex.quote(str(path))} --format state-dict` writes "
+        "such a file; or start from backbone and head with --init"
+    )
+
+
+def read_own_backbone(path: Path) -> dict[str, Tensor] | None:
+    """Return the backbone's tensors in the state dict of a `Segmenter`.
+
+    None for any other file.
+    """
+    try:
+        tensors = read_state_dict(path)
+    except CheckpointError:
+        return None
+    own = {
+        name.removeprefix("backbone."): value
+        for name, value in tensors.items()
+        if name.startswith("backbone.")
+    }
+    return own if own and {"mean", "std"} <= tensors.keys() else None
 
 
 def load_into(network: nn.Module, tensors: Mapping[str, Tensor], *, origin: str) -> str:

@@ -58,7 +58,9 @@ class Model:
     output_stride: Literal[8, 16, 32]
     """Input pixels per cell of the last feature map."""
     weights: str
-    """`imagenet`, `random`, or a file (safetensors or a state dict)."""
+    """`imagenet`, `random`, or a file: safetensors or a state dict, also one of `udaseg export
+    --format state-dict`. It gives the backbone; `--init` gives backbone and head.
+    """
     batch_norm: BatchNorm
     """Batch norm of the backbone in training: `train`, `affine_frozen` (statistics are updated,
     scale and shift are not) or `frozen` (neither is updated).

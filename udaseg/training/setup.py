@@ -20,7 +20,7 @@ from udaseg.data.loading.cache import open_cache
 from udaseg.data.loading.crops import CropSource
 from udaseg.data.loading.rare_class import RareClassSettings
 from udaseg.distributed import local_world_size, rank, select_device, world_size
-from udaseg.errors import CheckpointError, DataError
+from udaseg.errors import DataError
 from udaseg.methods.build import apply_machine_options, build_objective
 from udaseg.methods.objectives.objective import Objective
 from udaseg.methods.sync_norm import sync_batch_norms
@@ -113,14 +113,9 @@ def build_setup(
     a stage that trains on them.
     """
     names = _source_classes(source, recipe.source.split)
-    if init is not None and tuple(init.classes["names"]) != tuple(names):
-        raise CheckpointError(
-            f"{init.path}: its classes are {', '.join(init.classes['names'])}, but {source.name} "
-            f"has {', '.join(names)}; --init needs the same classes in the same order"
-        )
     device = select_device(recipe.machine.device)
     stage = stage or stages_of(recipe)[0]
-    objective = build_objective(recipe, len(names), init=init, stage=stage)
+    objective = build_objective(recipe, len(names), init=init, classes=names, stage=stage)
     objective.to(device)
     apply_machine_options(objective, recipe.machine)
     return TrainingSetup(

@@ -5,7 +5,15 @@ from typing import Annotated, Literal
 
 import typer
 
-from udaseg.cli.options import Overwrite, Quiet, Root, Run, Verbose, WeightsOption
+from udaseg.cli.options import (
+    Overwrite,
+    Quiet,
+    Root,
+    Run,
+    Verbose,
+    WeightsOption,
+    refuse_options,
+)
 from udaseg.cli.verbosity import set_verbosity
 
 
@@ -13,8 +21,15 @@ def export(
     run: Run,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Output file. Default: model.onnx in the run folder."),
+        typer.Option(
+            metavar="FILE",
+            help="Output file. Default: model.onnx or model.safetensors in the run folder.",
+        ),
     ] = None,
+    form: Annotated[
+        Literal["onnx", "state-dict"],
+        typer.Option("--format", help="ONNX, or the weights alone, which model.weights takes."),
+    ] = "onnx",
     argmax: Annotated[
         bool, typer.Option("--argmax", help="Output labels (uint8) instead of logits.")
     ] = False,
@@ -32,11 +47,18 @@ def export(
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Export the network to ONNX for any image size and check it."""
+    """Export the network to ONNX for any image size and check it, or export its weights."""
     set_verbosity(verbose, quiet)
     import udaseg
     from udaseg.display.console import open_console, safe_text
 
+    console = open_console(soft_wrap=True)
+    if form == "state-dict":
+        given = {"--argmax": argmax, "--input": pixels != "uint8", "--images": images != 3}
+        refuse_options("--format state-dict writes the weights alone", given)
+        path = udaseg.export_state_dict(run, out=out, weights=weights, overwrite=overwrite)
+        console.print(safe_text(f"{path}: {path.stat().st_size / 1e6:.1f} MB"))
+        return
     exported = udaseg.export(
         run,
         out=out,
@@ -47,7 +69,6 @@ def export(
         overwrite=overwrite,
         root=root,
     )
-    console = open_console(soft_wrap=True)
     megabytes = exported.path.stat().st_size / 1e6
     signature = f"{exported.input} -> {exported.output}"
     console.print(safe_text(f"{exported.path}: {megabytes:.1f} MB, {signature}"))

@@ -6,10 +6,12 @@ A new one is a module in this folder with a function `build`, and a line in `BAC
 
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 
 from udaseg.errors import RecipeError
 from udaseg.models.backbones.backbone import Backbone
 from udaseg.models.backbones.plugin import plugin_backbone
+from udaseg.models.weights import load_into, read_own_backbone
 from udaseg.plugins import find_plugin, list_plugins
 from udaseg.recipe.schema import BACKBONES, TIMM_PREFIX
 from udaseg.text import did_you_mean
@@ -29,7 +31,8 @@ def build_backbone(
             `udaseg.backbones` of an installed package. Such an entry point is called as
             `build(output_stride=..., weights=...)`, and returns a `Backbone`.
         output_stride: 8, 16 or 32.
-        weights: `imagenet`, `random`, or the path of a weights file.
+        weights: `imagenet`, `random`, or the path of a weights file: one of the network's own
+            package, or of `udaseg export --format state-dict`.
         levels: Positions of the maps that are needed, such as (0, -1) for the first and the last;
             None for all. Only these are returned, and described by `channels` and `strides`, so
             that others do not stay in memory. Backbones of other packages return all.
@@ -49,6 +52,14 @@ def build_backbone(
         >>> [tuple(each.shape[-2:]) for each in backbone(torch.zeros(1, 3, 128, 256))]
         [(32, 64), (16, 32), (8, 16), (8, 16)]
     """
+    if weights not in ("imagenet", "random"):
+        tensors = read_own_backbone(Path(weights))
+        if tensors is not None:
+            backbone = build_backbone(
+                name, output_stride=output_stride, weights="random", levels=levels
+            )
+            load_into(backbone, tensors, origin=weights)
+            return backbone
     module = "timm" if name.startswith(TIMM_PREFIX) else BACKBONES.get(name)
     if module is not None:
         build = import_module(f"udaseg.models.backbones.{module}").build
