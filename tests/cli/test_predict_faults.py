@@ -21,6 +21,7 @@ from udaseg.data.labels.classes import ClassSpace
 from udaseg.errors import DataError, EnvironmentFault, Interrupted, PartialError, UsageError
 from udaseg.evaluation.prediction_files import recorded_classes
 from udaseg.prediction import outputs
+from udaseg.prediction.inputs import Inputs
 
 pytestmark = pytest.mark.usefixtures("run")
 
@@ -118,12 +119,26 @@ def test_a_folder_named_like_an_image_is_a_folder():
     assert (ids_of("masks/ids/x.png/a.png") == labels).all()
 
 
-def test_a_mask_where_another_needs_a_folder_is_refused_before_anything():
-    write_image("in/x.jpg", random_labels(8, 8))
-    write_image("in/x.png/a.png", random_labels(8, 8))
-    with pytest.raises(UsageError, match="and a folder for the mask of"):
-        predict("in")
-    assert not Path("masks").exists()
+def test_a_mask_where_another_needs_a_folder_gets_a_name_of_its_own():
+    one = write_image("in/x.bmp", random_labels(8, 8))
+    other = write_image("in/x.png/a.png", random_labels(8, 8, seed=1))
+    predict("in")
+    assert (ids_of("masks/ids/x.png/a.png") == other).all()
+    (path,) = Path("masks/ids").glob("x-*.png")
+    assert (ids_of(path) == one).all()
+
+
+def test_videos_whose_names_differ_in_case_share_no_output():
+    names = ["A.mov", "a.mov", "b.mov", "b.mov.frames/1.png"]
+    images = tuple(Path("in") / name for name in names)
+    inputs = Inputs(images, (Path("in"),))
+    jobs = outputs.plan_outputs(inputs, Path("masks"), ["ids", "color"])
+    found = [str(path).lower() for job in jobs for path in job.outputs]
+    assert len(set(found)) == len(found) == 1 * 2 + 3 * 3
+    assert "masks/ids/b.mov.frames" not in found
+    assert {"masks/ids/A.mov.frames", "masks/color/A.mp4", "masks/videos/A.mov.json"} <= {
+        str(path) for job in jobs for path in job.outputs
+    }
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import re
 import shutil
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ import numpy as np
 
 from udaseg.data.files.images import read_image
 from udaseg.errors import DataError, EnvironmentFault, UsageError
+from udaseg.files import sha256
 from udaseg.inference.input_images import MAX_PIXELS
 from udaseg.inference.options import MASK_KINDS, MaskKind
 from udaseg.prediction.inputs import Inputs, is_video
@@ -72,11 +73,13 @@ def plan_outputs(
 
     The path is relative to the deepest folder shared by all inputs, so folders of equal names stay
     apart. `a.jpg` becomes `a.png`; if `a.png` is another input next to it, both keep their suffix:
-    `a.jpg.png` and `a.png.png`. For a video `a.mov`, colour kinds become the video `a.mp4`; all
-    other kinds would be changed by a codec and become frames `a.mov.frames/000000.png` and so on.
+    `a.jpg.png` and `a.png.png`. Of names that differ only in case or Unicode form, which some file
+    systems hold for one, all but the first get a digest, and a warning says so. For a video
+    `a.mov`, colour kinds become the video `a.mp4`; all other kinds would be changed by a codec and
+    become frames `a.mov.frames/000000.png` and so on.
 
-    An output in an input folder or that would overwrite an input or another output, and an input in
-    `out`, are refused.
+    An output in an input folder or that would overwrite an input, and an input in `out`, are
+    refused.
 
     Args:
         inputs: The inputs.
@@ -87,29 +90,34 @@ def plan_outputs(
     parents = [*(str(path.parent) for path in inputs.images), *map(str, inputs.folders)]
     base = Path(os.path.commonpath(parents))
     images = sorted(inputs.images, key=lambda path: (is_video(path), path))
-    stems = [(is_video(image), _fold_case(image.with_suffix(""))) for image in images]
-    counts = Counter(stems)
-    jobs = []
-    for image, stem in zip(images, stems, strict=True):
+    stems = {_fold_case(image): _stem_key(image) for image in images}
+    counts = Counter(stems.values())
+
+    def job(image: Path, tag: str) -> Job:
         path = image.relative_to(base)
-        name = path.stem if counts[stem] == 1 else path.name
+        name = path.stem if counts[_stem_key(image)] == 1 else path.name
         masks = {
-            kind: out / kind / path.with_name(_output_name(image, name, kind, video))
+            kind: out / kind / path.with_name(_output_name(image, name, tag, kind, video))
             for kind in kinds
         }
-        record = out / _RECORD_FOLDER / path.with_name(f"{path.name}.json")
-        jobs.append(Job(image, masks, record if is_video(image) else None))
-    _refuse_shared_outputs(jobs)
+        record = out / _RECORD_FOLDER / path.with_name(f"{path.name}{tag}.json")
+        return Job(image, masks, record if is_video(image) else None)
+
+    jobs = _without_shared_outputs(images, job)
     _refuse_mixing_with_inputs(jobs, inputs, out)
     return jobs
 
 
-def _output_name(image: Path, stem: str, kind: MaskKind, video: str) -> str:
+def _output_name(image: Path, stem: str, tag: str, kind: MaskKind, video: str) -> str:
     if not is_video(image):
-        return stem + file_suffix(kind)
+        return f"{stem}{tag}{file_suffix(kind)}"
     if video != "frames" and kind in _COLOR_KINDS:
-        return f"{stem}.{video}"
-    return image.name + _FRAMES_SUFFIX
+        return f"{stem}{tag}.{video}"
+    return f"{image.name}{tag}{_FRAMES_SUFFIX}"
+
+
+def _stem_key(image: Path) -> tuple[bool, str]:
+    return is_video(image), _fold_case(image.with_suffix(""))
 
 
 def _fold_case(path: Path) -> str:
@@ -117,24 +125,38 @@ def _fold_case(path: Path) -> str:
     return unicodedata.normalize("NFC", str(path)).casefold()
 
 
-def _refuse_shared_outputs(jobs: Sequence[Job]) -> None:
-    """Refuse two inputs with one mask, and a mask that is also a folder for other masks."""
-    images = {mask: job.image for job in jobs for mask in job.outputs}
-    image_by_output: dict[str, Path] = {}
-    for job in jobs:
-        for mask in job.outputs:
-            other = image_by_output.setdefault(_fold_case(mask), job.image)
-            if other is not job.image:
-                raise UsageError(
-                    f"{job.image} and {other} would both be "
-                    f"written to {mask}; predict them into separate --out folders"
-                )
-            for folder in mask.parents:
-                if folder in images:
-                    raise UsageError(
-                        f"{folder}: would be both the mask of {images[folder]} and a folder for "
-                        f"the mask of {job.image}; predict them with different --out folders"
-                    )
+def _without_shared_outputs(images: Sequence[Path], job: Callable[[Path, str], Job]) -> list[Job]:
+    """Return a job per image: if an output is taken, its names end in a digest of the image's name.
+
+    The digest does not depend on other images, so that a later command gives the same names.
+
+    Args:
+        images: The images, in the order of their right to a name.
+        job: Returns the job of an image with a text at the end of its names.
+    """
+    plain = [job(image, "") for image in images]
+    folders = {mask.parent for each in plain for mask in each.outputs}
+    taken = {_fold_case(parent) for folder in folders for parent in (folder, *folder.parents)}
+    jobs, renamed = [], []
+    for image, chosen in zip(images, plain, strict=True):
+        attempts = 0
+        while not taken.isdisjoint(map(_fold_case, chosen.outputs)):
+            attempts += 1
+            digest = sha256(os.fsencode(image.name) + b" %d" % attempts)
+            chosen = job(image, f"-{digest[:6]}")
+        taken.update(map(_fold_case, chosen.outputs))
+        jobs.append(chosen)
+        if attempts:
+            renamed.append(chosen)
+    if renamed:
+        log.warning(
+            "%d of the inputs get masks with a digest in the name, such as %s for %s: where case "
+            "and Unicode form do not count, the name alone is that of another mask",
+            len(renamed),
+            renamed[0].outputs[0],
+            renamed[0].image,
+        )
+    return jobs
 
 
 def _refuse_mixing_with_inputs(jobs: Sequence[Job], inputs: Inputs, out: Path) -> None:
