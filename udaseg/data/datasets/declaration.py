@@ -108,7 +108,12 @@ class Declaration:
     @property
     def argument(self) -> str:
         """Argument for `udaseg prepare`: the name of a built-in dataset, else the YAML's path."""
-        return self.name if self.root is None and self.base is None else str(self.path)
+        return self.name if self.is_builtin else str(self.path)
+
+    @property
+    def is_builtin(self) -> bool:
+        """Whether it is in the catalog."""
+        return self.root is None and self.base is None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,6 +226,9 @@ def read_declaration(
     written = validate(_Written, document)
     if written is None:
         raise document.problems.failure()
+    if not builtin and written.name in _builtin_names():
+        problem = f"'{written.name}' is a built-in data set; choose another name"
+        document.add("name", problem)
     label_format, label_package = _label_format(written, document, recorded_package)
     images, labels = _globs(written.images), _globs(written.labels)
     rules = {
@@ -252,6 +260,10 @@ def read_declaration(
     )
     document.problems.raise_if_any()
     return declaration
+
+
+def _builtin_names() -> list[str]:
+    return sorted(path.stem for path in _CATALOG.glob("*.yaml"))
 
 
 def _refuse_empty(node: documents.Node, path: str, document: Document) -> None:
@@ -296,7 +308,7 @@ def _with_base(document: Document) -> Document:
     own = document.root.entries
     position, node = own["base"]
     name = node.text if isinstance(node, documents.ScalarNode) else documents.plain_value(node)
-    known = sorted(path.stem for path in _CATALOG.glob("*.yaml"))
+    known = _builtin_names()
     if name not in known:
         hint = suggestion(str(name), known)
         problem = f"no built-in dataset '{name}'{hint}; available: {', '.join(known)}"

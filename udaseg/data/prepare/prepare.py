@@ -249,6 +249,7 @@ class _Preparation:
         """Read new and changed files, and replace the prepared folder atomically."""
         declaration, options = self.declaration, self.options
         folder = locate.find_dataset_folder(declaration, self.root)
+        self._refuse_other_set(folder)
         if folder is None:
             folder = locate.unpack_archives(declaration, self.root, self.on_unpack)
             _warn_if_incomplete(declaration, folder)
@@ -262,12 +263,47 @@ class _Preparation:
             report = build_report(declaration, pairs, result, folder, self.final, options)
             reported = {key: getattr(report, key) for key in rules.STORED_LISTS}
             source = {"stamp": stamp, **reported, "rules": options.rules()}
+            if not declaration.is_builtin:
+                source[rules.DECLARED_IN] = str(declaration.path.resolve())
             package = declaration.label_package
             reader = None if package is None else LabelReader(declaration.label_format, *package)
             with disk_space(workspace.temporary_folder, lambda: DOCUMENTS * len(result.rows)):
                 workspace.finish(report.dataset, result.rows, source, reader)
         report.dataset = read_index(self.final)
         return report
+
+    def _refuse_other_set(self, folder: Path | None) -> None:
+        """Refuse to replace the set of another YAML that has the same name."""
+        declaration, final = self.declaration, self.final
+        yaml, images = rules.owner_of(final)
+        owner, path = yaml or images, declaration.path.resolve()
+        if declaration.is_builtin or owner is None or yaml == path or _is_gone(owner):
+            return
+        # a copy of the YAML declares the same set if it finds the same images
+        is_copy = yaml is None or _is_same_text(yaml, path)
+        if is_copy and folder is not None and images == folder.resolve():
+            return
+        raise DataError(
+            f"{declaration.path}: the name '{declaration.name}' belongs to the data set of "
+            f"{owner}, prepared in {final}; choose another `name` in {declaration.path.name}, or "
+            f"delete {final} if the other set is no longer needed"
+        )
+
+
+def _is_gone(path: Path) -> bool:
+    """Return whether there is no such path; one that another user hides is not gone."""
+    try:
+        path.stat()
+    except OSError as error:
+        return isinstance(error, FileNotFoundError | NotADirectoryError)
+    return False
+
+
+def _is_same_text(one: Path, other: Path) -> bool:
+    try:
+        return one.read_bytes() == other.read_bytes()
+    except OSError:
+        return False
 
 
 def _warn_if_incomplete(declaration: Declaration, folder: Path) -> None:

@@ -21,6 +21,9 @@ TOYLAND = ("toyland", "toyland-target")
 
 SOURCE_NAME = "source.json"
 
+DECLARED_IN = "declared_in"
+"""Key of the dataset YAML in the file of the sources; a built-in data set has none."""
+
 STORED_LISTS = ("bad", "excluded", "known", "blank", "missing")
 """The lists of a report that are stored, so that a later run can report the same."""
 
@@ -114,6 +117,19 @@ def sources_digest(label_digest: str, pairs: DatasetFiles) -> str:
 
 def _digest(text: str) -> str:
     return sha256(text.encode(errors="surrogateescape"))
+
+
+def owner_of(final: Path) -> tuple[Path | None, Path | None]:
+    """Return the dataset YAML that a prepared folder was made from, and the folder of its images.
+
+    Earlier versions stored no YAML. Without a prepared folder, both are None.
+    """
+    stored = (
+        read_json(final / SOURCE_NAME).get(DECLARED_IN),
+        read_json(final / INDEX_NAME).get("image_root"),
+    )
+    yaml, images = (Path(path) if isinstance(path, str) else None for path in stored)
+    return yaml, images
 
 
 def read_source(final: Path) -> dict[str, Any] | None:
