@@ -146,7 +146,8 @@ def _check_run(folder: Path) -> Iterator[Check]:
 def _check_files(folder: Path) -> _Results:
     for name in _FILES:
         if not (folder / name).is_file():
-            yield "incomplete", f"{name}: is missing"
+            hint = "; --resume writes it again" if name in _FILES[:2] else ""
+            yield "incomplete", f"{name}: is missing{hint}"
 
 
 def _check_status(status: Mapping[str, Any], recipe: Recipe) -> _Results:
@@ -208,9 +209,7 @@ def _check_checkpoint(path: Path, folder: Path, recipe: Recipe) -> int:
     checkpoint = load_checkpoint(path)
     recipe_of_checkpoint = from_dict(checkpoint.recipe, origin=str(path))
     # the number of processes may change, if a step keeps its number of images
-    processes = checkpoint.processes
-    if (folder / "environment.json").is_file():
-        processes = read_num_processes(folder)
+    processes = read_num_processes(folder) or checkpoint.processes
     settings = determining_values(recipe_of_checkpoint, checkpoint.processes)
     if settings != determining_values(recipe, processes):
         raise errors.CheckpointError(f"{path}: was made with another recipe than recipe.yaml")

@@ -120,8 +120,9 @@ def requested_recipe(
         path = resume / "recipe.yaml"
         if not path.is_file():
             raise UsageError(
-                f"{shortened(str(resume), 300)}: not a run folder, it has no recipe.yaml; use "
-                "--init CHECKPOINT to start a new run from weights"
+                f"{shortened(str(resume), 300)}: not a run folder, it has no recipe.yaml; start "
+                "the run again with its recipe and --out, or use --init CHECKPOINT to start a new "
+                "run from weights"
             )
     elif named is None:
         path = choose_recipe(method or default_method, options.source, options.target)

@@ -8,7 +8,7 @@ import platform
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from udaseg.errors import EnvironmentFault, UsageError
 from udaseg.files import TEMPORARY_NAME, read_json, try_file_lock, write_json, write_text
 from udaseg.recipe.load import dump
 from udaseg.recipe.schema import Recipe
-from udaseg.runs.checkpoint import Checkpoint
+from udaseg.runs.checkpoint import Checkpoint, list_manifests
 
 log = logging.getLogger(__name__)
 START_FILE = "init.json"
@@ -59,18 +59,35 @@ def refuse_existing_run(folder: Path, *, overwrite: bool) -> None:
         raise UsageError(f"{folder}: is a file; choose another --out")
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     has_recipe = "recipe.yaml" in names
-    if not has_recipe and (_REPLACED in names or all(map(_is_of_start, names))):
-        return  # empty, or a start that was killed
-    if not overwrite:
+    is_run = has_recipe or _has_traces_of_run(folder)
+    if not has_recipe:
+        # empty, a start that was killed, or a status written after the folder was deleted
+        rest = {name for name in names if not _is_of_start(name)}
+        if not rest or _REPLACED in rest or (is_run and rest == {"status.json"}):
+            return
+    if not is_run:
+        raise UsageError(
+            f"{folder}: is not a run folder (no recipe.yaml), so nothing in it is touched; choose "
+            "another --out"
+        )
+    if overwrite:
+        return
+    if has_recipe:
         raise UsageError(
             f"{folder}: exists already; use --resume {shlex.quote(str(folder))} to continue "
             "it, --overwrite to start again, or --out DIR for another folder"
         )
-    if not has_recipe:
-        raise UsageError(
-            f"{folder}: is not a run folder (no recipe.yaml), so --overwrite does not touch "
-            "it; choose another --out"
-        )
+    raise UsageError(
+        f"{folder}: is what is left of a run without its recipe.yaml, so it cannot be resumed; "
+        "remove it or use --overwrite to start again, or --out DIR for another folder"
+    )
+
+
+def _has_traces_of_run(folder: Path) -> bool:
+    """Return whether this package has written to a folder, though it has no recipe.yaml."""
+    return "unix_time" in read_json(folder / "status.json") or bool(
+        list_manifests(folder / "checkpoints")
+    )
 
 
 def _is_of_start(name: str) -> bool:
@@ -113,13 +130,20 @@ def fill_run_folder(
         if init is not None:
             start = {"checkpoint": str(init.path.absolute()), "sha256": init.sha256}
             write_json(folder / START_FILE, {**start, "step": init.step})
-        write_text(folder / "command.txt", shlex.join(command) + "\n")
-        write_environment(folder)
+        write_origin(folder, command)
         write_recipe(folder, recipe)
     except OSError as error:
         raise EnvironmentFault(
             f"{folder}: cannot be written ({error}); choose another --out"
         ) from error
+
+
+def write_origin(folder: Path, command: Sequence[str]) -> None:
+    """Write `command.txt` and `environment.json` of a run, unless they exist."""
+    if not (folder / "command.txt").is_file():
+        write_text(folder / "command.txt", shlex.join(command) + "\n")
+    if not (folder / "environment.json").is_file():
+        write_environment(folder)
 
 
 def is_torchrun_restart(folder: Path) -> bool:
@@ -132,10 +156,10 @@ def is_torchrun_restart(folder: Path) -> bool:
     return read_json(folder / "environment.json").get("launch") == _launch_id()
 
 
-def read_num_processes(folder: Path) -> int:
-    """Return the number of processes that a run was started with."""
-    processes = read_json(folder / "environment.json").get("processes", 1)
-    return processes if isinstance(processes, int) else 1
+def read_num_processes(folder: Path) -> int | None:
+    """Return the number of processes that a run was started with; None if it is not known."""
+    processes = read_json(folder / "environment.json").get("processes")
+    return processes if isinstance(processes, int) else None
 
 
 def write_recipe(folder: Path, recipe: Recipe) -> None:
@@ -158,12 +182,19 @@ def writer_lock(folder: Path) -> Iterator[None]:
             held = stack.enter_context(try_file_lock(lock))
             _refuse_second_writer(folder, held)
             # not atomically: the lock is that of this very file
-            holder = {"pid": os.getpid(), "host": platform.node(), "launch": _launch_id()}
-            lock.write_text(json.dumps(holder), encoding="utf-8")
+            lock.write_text(json.dumps(_holder(lock)), encoding="utf-8")
             stack.callback(_remove_if_same, lock, lock.stat())
         except OSError as error:
             raise EnvironmentFault(f"{folder}: cannot be written ({error})") from error
         yield
+
+
+def _holder(lock: Path) -> dict[str, object]:
+    """Return what the lock file says of this process, for file systems without locks."""
+    pid = os.getpid()
+    # a process id is used again, but not with the same start; a copy of the file has another inode
+    facts = {"pid": pid, "started": _start_of_process(pid), "inode": lock.stat().st_ino}
+    return {**facts, "host": platform.node(), "launch": _launch_id()}
 
 
 def _remove_if_same(path: Path, file: os.stat_result) -> None:
@@ -202,14 +233,15 @@ def _refuse_second_writer(folder: Path, held: bool | None) -> None:
         held: Whether this process holds the lock; None if the file system has no locks, so that
             only the words in the file can say who writes.
     """
-    holder = read_json(folder / _LOCK)
+    lock = folder / _LOCK
+    holder = read_json(lock)
     pid, host = holder.get("pid"), holder.get("host")
     is_here = host == platform.node()
     if held is not False:
         if not isinstance(pid, int) or not isinstance(host, str):
             return
         # our own pid belongs to a dead process: in a container each start may get the same pid
-        if is_here and (held or pid == os.getpid() or not _is_alive(pid)):
+        if is_here and (held or pid == os.getpid() or not _is_alive(pid, holder, lock)):
             return
         if _restart_count() and holder.get("launch") == _launch_id():
             return  # torchrun ended all previous processes before it started these
@@ -236,14 +268,27 @@ def _launch_id() -> str | None:
     return f"{name} {platform.node()} {os.getppid()}"
 
 
-def _is_alive(pid: int) -> bool:
+def _is_alive(pid: int, holder: Mapping[str, object], lock: Path) -> bool:
+    """Return whether the process that wrote a lock file, and not a copy of it, is running."""
+    if pid <= 0 or holder.get("inode", lock.stat().st_ino) != lock.stat().st_ino:
+        return False
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         pass  # it belongs to another user
-    return True
+    started = _start_of_process(pid)
+    return started is None or holder.get("started", started) == started
+
+
+def _start_of_process(pid: int) -> str | None:
+    """Return when a process started, in ticks since the machine did; None if it is not known."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:  # the process is gone, or this is not Linux
+        return None
+    return stat.rpartition(")")[2].split()[19]
 
 
 def newest_finished_run(folder: Path) -> Path:

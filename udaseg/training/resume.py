@@ -21,9 +21,11 @@ log = logging.getLogger(__name__)
 def find_resume_checkpoint(folder: Path, recipe: Recipe) -> Checkpoint | None:
     """Return the newest checkpoint of a run to resume; None if there is none yet."""
     before = load(folder / "recipe.yaml", stored=True)
-    processes = folder_module.read_num_processes(folder)
-    _refuse_changed_settings(folder / "recipe.yaml", before, processes, recipe)
     checkpoint = checkpoints.newest_checkpoint(folder / "checkpoints")
+    processes = folder_module.read_num_processes(folder)
+    if processes is None:
+        processes = world_size() if checkpoint is None else checkpoint.processes
+    _refuse_changed_settings(folder / "recipe.yaml", before, processes, recipe)
     steps = all_gather_object(None if checkpoint is None else checkpoint.step)
     if len(set(steps)) > 1:
         raise EnvironmentFault(

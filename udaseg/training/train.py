@@ -221,6 +221,8 @@ def _train(recipe: Recipe, folder: Path, options: TrainOptions) -> None:
         return
     with _claimed(folder, recipe, options, start):
         checkpoint = None if options.resume is None else find_resume_checkpoint(folder, recipe)
+        if rank() == 0:
+            folder_module.write_origin(folder, options.command or ())
         context = RunContext(recipe, data, folder, checkpoint, options.fit_memory, criterion_sets)
         runner = Runner(context, setup)
         del setup  # the runner frees it before a later stage builds its own
