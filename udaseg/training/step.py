@@ -51,7 +51,7 @@ def compute_gradients(
             if loss.requires_grad:
                 loss.backward()  # type: ignore[no-untyped-call]  # torch's own
             del loss  # otherwise its graph lives through the next forward pass
-        assert report is not None
+        assert report is not None and report.is_last
         reports.append(report)
     return reports[0] if parts == 1 else merge_reports(reports)
 
