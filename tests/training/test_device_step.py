@@ -12,6 +12,11 @@ from tests.support.fake_backward import Backward
 from tests.support.small import REPOSITORY, small_segmenter
 from udaseg.models import upsampling
 
+COUNTED_WITH = "2.14."
+"""The torch of the table; another may split operators differently, by far less than this room."""
+
+ROOM = 0 if torch.__version__.startswith(COUNTED_WITH) else 0.1
+
 FAST = {"rccr", "spcl/contrast"}
 FAST_OVER_RANKS = {"source_only"}
 
@@ -38,7 +43,7 @@ def test_a_step_waits_once_and_launches_no_more_than_the_table_says(case):
     asked = [event for event in gpu.events if event.kind != "operator"]
     assert [event.kind for event in asked] == ["read"], asked
     assert gpu.total("read") == 1, asked
-    assert gpu.total("operator", network=False) <= tabled()[case.name]
+    assert gpu.total("operator", network=False) <= tabled()[case.name] * (1 + ROOM)
 
 
 @pytest.mark.parametrize("case", cases(FAST_OVER_RANKS))
