@@ -130,5 +130,7 @@ def test_the_weights_alone_are_the_network_and_say_what_it_is(finished, tmp_path
     assert torch.equal(load_file(copy)[name], before[f"teacher.network.{name}"])
     words = ("export", finished, "--format", "state-dict", "--out")
     assert "safetensors" in udaseg(*words, "w.pt", cwd=tmp_path, expect=2).stderr
+    said = udaseg("info", copy, cwd=tmp_path, expect=3).stderr
+    assert f"or start a run from these weights with model.weights={copy}" in said
     refused = udaseg(*words, "x.safetensors", "--argmax", cwd=tmp_path, expect=2).stderr
     assert "leave out --argmax" in refused

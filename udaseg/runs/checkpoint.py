@@ -151,6 +151,11 @@ def _os_error_message(error: OSError | RuntimeError) -> str:
 
 def load_checkpoint(path: Path) -> Checkpoint:
     """Return the checkpoint at `path`, verified against its manifest."""
+    if path.suffix == ".safetensors":
+        raise CheckpointError(
+            f"{path}: holds weights alone, without recipe and classes; give the run or its "
+            f"step-*.pt, or start a run from these weights with model.weights={path}"
+        )
     manifest = _read_manifest(path.with_suffix(".json"))
     try:
         size = path.stat().st_size
