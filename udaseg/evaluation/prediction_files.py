@@ -1,16 +1,17 @@
 """Scores of prediction PNGs: which file belongs to which image, and with which ids."""
 
-import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
+from typing import NotRequired, TypedDict
 
 import cv2
 import numpy as np
 
 from udaseg.data.datasets.index import PreparedDataset, Sample
 from udaseg.data.files.find import find_files
+from udaseg.data.files.forms import parse_form
 from udaseg.data.files.images import Pixels, write_png
 from udaseg.data.labels.classes import IGNORE, ClassSpace
 from udaseg.data.labels.read import read_label_ids
@@ -54,6 +55,20 @@ def prediction_names(samples: Sequence[Sample]) -> dict[str, str]:
     }
 
 
+class _ClassNames(TypedDict):
+    names: list[str]
+
+
+class _Network(TypedDict):
+    classes: _ClassNames
+
+
+class _PredictionFacts(_Network):
+    """What of the form of `prediction.json` is needed."""
+
+    also_there: NotRequired[list[_Network]]
+
+
 def recorded_classes(folder: Path) -> ClassSpace | None:
     """Return the classes listed in a `prediction.json` in or next to the folder, else None.
 
@@ -65,12 +80,12 @@ def recorded_classes(folder: Path) -> ClassSpace | None:
     if path is None:
         return None
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = parse_form(path.read_text(encoding="utf-8"), _PredictionFacts)
         names = document["classes"]["names"]
         if any(entry["classes"]["names"] != names for entry in document.get("also_there", [])):
             raise DataError(f"{path}: lists masks of networks with different classes")
-        return ClassSpace(tuple(map(str, names)), tuple((0, 0, 0) for _ in names))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return ClassSpace(tuple(names), tuple((0, 0, 0) for _ in names))
+    except (OSError, ValueError) as error:
         raise DataError(f"{path}: does not name the predicted classes: {error}") from error
 
 

@@ -1,6 +1,5 @@
 """Plan the masks of `predict`, and protect existing files: conflicts, other networks, locks."""
 
-import json
 import logging
 import os
 import re
@@ -11,10 +10,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
+from udaseg.data.files.forms import parse_form
 from udaseg.data.files.images import read_image
 from udaseg.errors import DataError, EnvironmentFault, UsageError
 from udaseg.files import sha256
@@ -249,13 +249,17 @@ def find_other_networks(
     return [*earlier_facts, previous] if changed else earlier_facts
 
 
+class _Settings(TypedDict):
+    also_there: NotRequired[list[dict[str, Any]]]
+
+
 def _read_previous_settings(path: Path) -> dict[str, Any]:
     """Return the settings of the previous command; empty if there was none."""
     if not path.exists():
         return {}
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        return dict(parse_form(path.read_text(encoding="utf-8"), _Settings))
+    except (OSError, ValueError) as error:
         raise UsageError(
             f"{path}: cannot be read ({error}), so it is unknown which network "
             "made the masks; remove the file, or use another --out"

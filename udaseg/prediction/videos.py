@@ -9,10 +9,12 @@ import logging
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from udaseg.data.files.forms import has_form
 from udaseg.data.files.video import VideoReader, VideoWriter
 from udaseg.data.labels.classes import IGNORE, ClassSpace
 from udaseg.data.loading.threads import Limit, OrderedWork, batches_of_one_size
@@ -78,10 +80,12 @@ def frame_batches(
 def is_video_complete(job: Job) -> bool:
     """Return whether all outputs of a video exist with their recorded digests."""
     assert job.record is not None
-    written = read_json(job.record).get("written", {})
+    written: Any = read_json(job.record).get("written")
+    if not has_form(written, dict[str, str]):
+        return False
     try:
         return all(output_digest(path) == written[kind] for kind, path in job.masks.items())
-    except (OSError, LookupError, TypeError):
+    except (OSError, LookupError):
         return False
 
 

@@ -1,13 +1,15 @@
 """The index of a prepared dataset: images, labels, sizes and class counts."""
 
-import json
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
+from udaseg.data.files.forms import has_form, parse_form
 from udaseg.data.labels.classes import ClassSpace
 from udaseg.errors import DataError
+from udaseg.text import shortened
 
 INDEX_FORMAT = 1
 INDEX_NAME = "index.json"
@@ -101,6 +103,21 @@ def index_document(dataset: PreparedDataset) -> dict[str, Any]:
     }
 
 
+class _Class(TypedDict):
+    name: str
+    color: tuple[int, int, int]
+
+
+class _Index(TypedDict):
+    """The form of `index.json`."""
+
+    name: str
+    image_root: str
+    classes: list[_Class] | None
+    splits: dict[str, list[tuple[str, str | None, int, int, list[int]]]]
+    blank: NotRequired[list[str]]  # added after the format was fixed
+
+
 def read_index(folder: Path) -> PreparedDataset:
     """Return the prepared dataset in `folder`.
 
@@ -109,38 +126,50 @@ def read_index(folder: Path) -> PreparedDataset:
     """
     path = folder / INDEX_NAME
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        if document["format"] != INDEX_FORMAT:
+        document = parse_form(path.read_text(encoding="utf-8"), dict[str, Any])
+        if (written := document.get("format")) != INDEX_FORMAT:
             raise DataError(
-                f"{path}: index format {document['format']}, this version reads {INDEX_FORMAT}; "
-                "run `udaseg prepare` again"
+                f"{path}: index format {shortened(str(written))}, this version reads "
+                f"{INDEX_FORMAT}; run `udaseg prepare` again"
             )
-        classes = document["classes"]
-        return PreparedDataset(
-            name=document["name"],
-            folder=folder,
-            image_root=Path(document["image_root"]),
-            classes=None
-            if classes is None
-            else ClassSpace(
-                tuple(entry["name"] for entry in classes),
-                tuple(tuple(entry["color"]) for entry in classes),
-            ),
-            splits={
-                split: tuple(
-                    Sample(image, label, height, width, tuple(pixels))
-                    for image, label, height, width, pixels in rows
-                )
-                for split, rows in document["splits"].items()
-            },
-            blank_images=frozenset(document.get("blank", [])),  # added after the format was fixed
-        )
+        return _parse_index(document, folder)
     except FileNotFoundError as error:
         raise DataError(f"{path}: not found; run `udaseg prepare` first") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise DataError(
             f"{path}: not a readable index ({error}); run `udaseg prepare` again"
         ) from error
+
+
+def _parse_index(document: dict[str, Any], folder: Path) -> PreparedDataset:
+    """Return the dataset of an index; a value that none has is a ValueError."""
+    if not has_form(document, _Index):
+        raise ValueError("its values are not of the kind that udaseg writes")
+    classes = None
+    if document["classes"] is not None:
+        colors = tuple(tuple(entry["color"]) for entry in document["classes"])
+        classes = ClassSpace(tuple(entry["name"] for entry in document["classes"]), colors)
+    splits = {
+        split: tuple(
+            Sample(image, label, height, width, tuple(pixels))
+            for image, label, height, width, pixels in rows
+        )
+        for split, rows in document["splits"].items()
+    }
+    for sample in itertools.chain(*splits.values()):
+        labelled = sample.label is not None and classes is not None
+        if len(sample.class_pixels) != (len(classes or ()) if labelled else 0):
+            raise ValueError(f"{sample.image} has not one number of pixels for each class")
+        if min(sample.height, sample.width, 1 + min(sample.class_pixels, default=0)) < 1:
+            raise ValueError(f"{sample.image} has no such size")
+    return PreparedDataset(
+        name=document["name"],
+        folder=folder,
+        image_root=Path(document["image_root"]),
+        classes=classes,
+        splits=splits,
+        blank_images=frozenset(document.get("blank", [])),
+    )
 
 
 def evenly_spaced_indices(count: int, limit: int) -> list[int]:

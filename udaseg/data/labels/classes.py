@@ -23,6 +23,10 @@ class ClassSpace:
     def __post_init__(self) -> None:
         if len(self.names) != len(self.colors):
             raise ValueError(f"{len(self.names)} class names but {len(self.colors)} colours")
+        if any(
+            len(color) != 3 or not 0 <= min(color) <= max(color) <= 255 for color in self.colors
+        ):
+            raise ValueError(f"a colour is three numbers from 0 to 255: {self.colors}")
         if len(set(self.names)) != len(self.names):
             raise ValueError(f"class names repeat: {self.names}")
         if not 1 <= len(self.names) < IGNORE:

@@ -9,9 +9,10 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, get_args
 
 from udaseg.data.datasets.index import PreparedDataset, Sample
+from udaseg.data.files.forms import has_form
 from udaseg.data.files.images import Pixels, read_bytes, read_image
 from udaseg.data.labels.read import read_train_ids
 from udaseg.data.loading.packed import import_zstd, unpack
@@ -77,10 +78,21 @@ def cache_folder(dataset: PreparedDataset, size: tuple[int, int]) -> Path:
     return dataset.folder / f"cache-{size[1]}x{size[0]}"
 
 
+CacheRow = tuple[str, int | None, str | None, int | None]
+"""Stamp of an image and size of its cached file, then of its label; in JSON, a list."""
+
+
+class _CacheManifest(TypedDict):
+    version: int
+    form: str
+    files: dict[str, CacheRow]
+
+
 def read_cache_manifest(folder: Path) -> dict[str, Any]:
-    """Return the manifest of a cache; empty if it is missing or of another version."""
+    """Return the manifest of a cache; empty if it is missing, damaged or of another version."""
     manifest = read_json(folder / CACHE_MANIFEST_NAME)
-    return manifest if manifest.get("version") == CACHE_VERSION else {}
+    usable = manifest.get("version") == CACHE_VERSION and has_form(manifest, _CacheManifest)
+    return manifest if usable and manifest["form"] in get_args(CacheFormat) else {}
 
 
 def uncached_images(rows: Mapping[str, Any]) -> frozenset[str]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from udaseg import files
 from udaseg.data.datasets.index import PreparedDataset, Sample
+from udaseg.data.files.forms import parse_form
 from udaseg.data.files.images import (
     Pixels,
     keep_freed_memory,
@@ -208,9 +209,9 @@ def _known_rows(folder: Path) -> tuple[str | None, dict[str, Any]]:
     form, rows = None, {}
     try:
         first, *lines = (folder / CACHE_JOURNAL_NAME).read_text(encoding="utf-8").splitlines()
-        form = str(json.loads(first))
+        form = parse_form(first, str)
         for line in lines:
-            name, row = json.loads(line)
+            name, row = parse_form(line, tuple[str, caches.CacheRow])
             rows[name] = row
     except (OSError, ValueError):
         pass  # keep the rows before the last line, which may be incomplete

@@ -8,9 +8,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 from udaseg.data.datasets.index import Sample
+from udaseg.data.files.forms import parse_form
 from udaseg.data.files.images import read_bytes
 from udaseg.data.labels.formats import LabelPackage
 from udaseg.errors import DataError
@@ -136,9 +137,37 @@ def format_row(row: Row) -> str:
     return json.dumps(present, allow_nan=False, separators=(",", ":"))
 
 
+_File = tuple[str, int, int, str]
+"""The form of a `Fingerprint`."""
+
+
+class _Row(TypedDict):
+    split: str
+    key: str
+    image: _File
+    label: NotRequired[_File]
+    prepared: NotRequired[_File]
+    size: NotRequired[tuple[int, int]]
+    pixels: NotRequired[list[int]]
+    excluded: NotRequired[str]
+    blank: NotRequired[bool]
+
+
+class _Head(TypedDict):
+    format: int
+    image_root: str
+    meaning: str
+    files: dict[str, str]
+    label_reader: NotRequired[tuple[str, str, str]]
+
+
+class _End(TypedDict):
+    sha256: str
+
+
 def parse_row(line: str) -> Row:
-    """Parse a row from a line of JSON; a line that is none raises ValueError, Key- or TypeError."""
-    document = json.loads(line)
+    """Parse a row from a line of JSON; a line that is none raises ValueError."""
+    document = parse_form(line, _Row)
     image = Fingerprint(*document["image"])
     label, prepared = (
         Fingerprint(*document[key]) if key in document else None for key in ("label", "prepared")
@@ -147,7 +176,7 @@ def parse_row(line: str) -> Row:
     if "size" in document:
         height, width = document["size"]
         name = None if prepared is None else prepared.path
-        sample = Sample(image.path, name, height, width, tuple(document["pixels"]))
+        sample = Sample(image.path, name, height, width, tuple(document.get("pixels", ())))
     excluded, blank = document.get("excluded"), document.get("blank", False)
     split, key = document["split"], document["key"]
     return Row(split, key, image, label, prepared, sample, excluded, blank)
@@ -175,17 +204,17 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         text = path.read_text(encoding="utf-8")
         body, _, end = text.rstrip("\n").rpartition("\n")
-        if json.loads(end)["sha256"] != sha256(f"{body}\n".encode()):
+        if parse_form(end, _End)["sha256"] != sha256(f"{body}\n".encode()):
             raise DataError(f"{path}: damaged: its digest does not match")
         first, *lines = body.split("\n")
-        head = json.loads(first)
-        if head["format"] != MANIFEST_FORMAT:
+        if parse_form(first, dict[str, Any]).get("format") != MANIFEST_FORMAT:
             raise DataError(f"{path}: written by another version")
+        head = parse_form(first, _Head)
         label_reader = LabelReader(*head["label_reader"]) if "label_reader" in head else None
         rows = tuple(map(parse_row, lines))
     except FileNotFoundError as error:
         raise DataError(f"{path}: not found") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise DataError(f"{path}: damaged: {error}") from error
     return Manifest(Path(head["image_root"]), head["meaning"], head["files"], rows, label_reader)
 

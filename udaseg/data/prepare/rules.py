@@ -4,11 +4,12 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypedDict, get_args
 
 from udaseg.data.datasets.declaration import Declaration
 from udaseg.data.datasets.index import INDEX_FORMAT, INDEX_NAME
 from udaseg.data.datasets.pairs import DatasetFiles
+from udaseg.data.files.forms import has_form
 from udaseg.data.loading.cache import CacheFormat
 from udaseg.errors import UsageError
 from udaseg.files import file_stamp, one_or_more, read_json, sha256
@@ -24,12 +25,31 @@ SOURCE_NAME = "source.json"
 DECLARED_IN = "declared_in"
 """Key of the dataset YAML in the file of the sources; a built-in data set has none."""
 
+Mismatch = Literal["exclude", "resize", "fail"]
+
+
+class _StoredRules(TypedDict):
+    max_bad: int
+    on_mismatch: str
+    exclude: list[str]
+
+
+class _Source(TypedDict):
+    """The form of `source.json`."""
+
+    stamp: str
+    rules: _StoredRules
+    bad: list[str]
+    excluded: list[str]
+    known: list[str]
+    blank: list[str]
+    missing: list[str]
+
+
+_STORED_RULES = tuple(_StoredRules.__annotations__)
+
 STORED_LISTS = ("bad", "excluded", "known", "blank", "missing")
 """The lists of a report that are stored, so that a later run can report the same."""
-
-_STORED_RULES = ("max_bad", "on_mismatch", "exclude")
-
-Mismatch = Literal["exclude", "resize", "fail"]
 
 
 @dataclass(frozen=True)
@@ -135,6 +155,8 @@ def owner_of(final: Path) -> tuple[Path | None, Path | None]:
 def read_source(final: Path) -> dict[str, Any] | None:
     """Return what the last run stored about the sources, or None if nothing usable is there."""
     document = read_json(final / SOURCE_NAME)
-    complete = {"stamp", *STORED_LISTS} <= set(document) and (final / INDEX_NAME).is_file()
-    same_rules = set(document.get("rules", ())) == set(_STORED_RULES)
-    return document if complete and same_rules else None
+    if not has_form(document, _Source) or not (final / INDEX_NAME).is_file():
+        return None
+    rules = document["rules"]
+    usable = rules["max_bad"] >= 0 and rules["on_mismatch"] in get_args(Mismatch)
+    return document if usable and rules.keys() == set(_STORED_RULES) else None

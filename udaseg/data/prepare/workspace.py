@@ -19,6 +19,7 @@ from typing import Any, Self, TextIO
 from udaseg import files
 from udaseg.data.datasets.index import INDEX_NAME, PreparedDataset, index_document
 from udaseg.data.datasets.pairs import Pair
+from udaseg.data.files.forms import parse_form
 from udaseg.data.prepare import manifest as manifests
 from udaseg.data.prepare.manifest import Fingerprint, Manifest, Row
 from udaseg.data.prepare.rules import SOURCE_NAME
@@ -136,9 +137,9 @@ class Workspace:
         """Return the pairs that a killed run finished; its last line may be incomplete."""
         rows: list[Row] = []
         # keep the rows before an incomplete line
-        with suppress(OSError, ValueError, KeyError, TypeError):
+        with suppress(OSError, ValueError):
             first, *lines = self._journal_path.read_text(encoding="utf-8").splitlines()
-            if json.loads(first) == self.label_digest:
+            if parse_form(first, str) == self.label_digest:
                 for line in lines:
                     rows.append(manifests.parse_row(line))
         return _by_split_and_key(rows)

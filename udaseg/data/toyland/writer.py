@@ -13,6 +13,7 @@ from typing import Any
 
 import cv2
 
+from udaseg.data.files.forms import parse_form
 from udaseg.data.files.parallel import without_main_module
 from udaseg.data.toyland.city import CITIES, Domain
 from udaseg.data.toyland.render import render
@@ -111,10 +112,9 @@ def _exists(folder: Path, settings: dict[str, Any]) -> bool:
             )
         return False
     try:
-        existing = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path}: not readable as JSON ({error}); delete {folder}") from error
-    existing = existing if isinstance(existing, dict) else {}
+        existing = parse_form(path.read_text(encoding="utf-8"), dict[str, Any])
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not readable ({error}); delete {folder}") from error
     different = [
         f"{key} is {existing.get(key)}, requested {value}"
         for key, value in settings.items()
