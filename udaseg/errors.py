@@ -34,6 +34,13 @@ UNREADABLE_TENSORS = (
 """What `torch.load` raises for a file that is damaged or something else."""
 
 
+def why_unreadable(error: Exception) -> str:
+    """Return why `torch.load` refused a file, without torch's advice to trust the file."""
+    if isinstance(error, UnpicklingError):
+        return "it holds other things than tensors and plain values, which are not opened"
+    return str(error).partition("\n")[0]
+
+
 class UdasegError(Exception):
     """Base of every error with a message for the user; `exit_code` is that of the process."""
 

@@ -62,7 +62,7 @@ class FailureReporter:
         """Return the reported error of the lost rank, or that it ended without a report."""
         with contextlib.suppress(RuntimeError):
             self._store.wait(["why"], _WAIT_FOR_REASON)
-            code, text = json.loads(self._store.get("why"))
+            code, text = json.loads(self._store.get("why"))  # noqa: TID251  # our own text
             return RankFailed(text, code, reported_elsewhere=True)
         text = (
             "another process of the run has ended (killed, out of memory, or its host or network "

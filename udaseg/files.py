@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import logging
@@ -33,13 +34,69 @@ def one_or_more(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
     return [os.fspath(path) for path in given]
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file; empty if it cannot be read or is not an object."""
+def parse_json(text: str) -> Any:
+    """Return the value of a JSON text.
+
+    Raises:
+        ValueError: It is not JSON, or is nested too deeply, or a number in it is not finite or too
+            large for 64 bits, so that converting it would fail somewhere else.
+    """
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return json.loads(  # noqa: TID251  # the reader
+            text, parse_int=_whole_number, parse_float=_number, parse_constant=_number
+        )
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def _whole_number(text: str) -> int:
+    value = int(text)
+    if abs(value) >= 2**63:
+        raise ValueError(f"the number {text[:20]} is too large")
+    return value
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {text[:20]} is not finite")
+    return value
+
+
+def read_json(path: Path, form: object = None) -> dict[str, Any]:
+    """Return the object in a JSON file; empty if it cannot be read or has not the form.
+
+    `form` is a type for `mismatch`; None accepts every object.
+    """
+    try:
+        document = parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return {}
-    return document if isinstance(document, dict) else {}
+    if not isinstance(document, dict) or (form is not None and mismatch(document, form)):
+        return {}
+    return document
+
+
+def mismatch(value: object, form: object) -> str:
+    """Return where and why a value is not of a type, such as a `TypedDict`; empty if it is.
+
+    Nothing is converted: text is no number, and true is none.
+    """
+    from pydantic import ValidationError
+
+    try:
+        _adapter(form).validate_python(value, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        return f"{'.'.join(map(str, first['loc'])) or 'the value'}: {first['msg']}"
+    return ""
+
+
+@functools.cache
+def _adapter(form: Any) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(form)
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:

@@ -1,10 +1,11 @@
 """Stress checkpoints: kills while saving, damage, other contents, missing parts."""
 
+import contextlib
 import copy
 import os
 import random
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import nn
 from tests.support import damage, kills
 from tests.support.injections import everything, rich_objective, tiny_fit
 from tests.support.injections import trained as train
+from tests.support.wrong_values import places
 from udaseg.errors import CheckpointError
 from udaseg.runs.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from udaseg.training.optimizer import make_optimizer
@@ -206,6 +208,27 @@ def of_another_kind(folder: Path) -> Iterator[tuple[str, Callable[[], object]]]:
     yield "no groups", tried(others("optimizer", param_groups=[]))
     for kind, value in (("list", [1]), ("tensor", torch.zeros(2)), ("text", "x"), ("nothing", {})):
         yield f"a {kind}", tried(value)
+
+
+def of_wrong_types(folder: Path, values: Sequence[object]) -> Iterator[tuple[str, object, object]]:
+    """Put each value in each place of a checkpoint, and try to resume from it and to load it.
+
+    Yields the place, the value before, and the wrong one, if the checkpoint is taken.
+    """
+    path = saved(folder, 1)
+    path.with_suffix(".json").unlink()
+    payload = torch.load(path, weights_only=True)
+    for keys in list(places(payload))[1:]:
+        for value in values:
+            changed = copy.deepcopy(payload)
+            holder: Any = changed
+            for key in keys[:-1]:
+                holder = holder[key]
+            before, holder[keys[-1]] = holder[keys[-1]], value
+            torch.save(changed, path)
+            with contextlib.suppress(CheckpointError):
+                restore(load_checkpoint(path), *network(3))
+                yield ".".join(map(str, keys)), before, value
 
 
 def left_out_and_unnoticed(at: int = 4, steps: int = 8) -> tuple[int, list[str], list[str]]:

@@ -10,7 +10,6 @@ from typing import Any
 from torch import Tensor
 
 from udaseg.errors import CheckpointError, EnvironmentFault, RecipeError
-from udaseg.files import read_json
 from udaseg.recipe.load import from_dict, load
 from udaseg.recipe.methods import SelfTraining, regularizer_specs
 from udaseg.recipe.schema import Domain, Recipe, Validation
@@ -18,6 +17,7 @@ from udaseg.recipe.stages import stages_of
 from udaseg.runs.best import read_record
 from udaseg.runs.checkpoint import Checkpoint, find_checkpoint, list_manifests, step_of
 from udaseg.runs.folder import run_folder_of
+from udaseg.runs.records import read_status
 from udaseg.runs.scores import Scores, read_evaluations
 from udaseg.runs.status import read_cost
 from udaseg.text import format_duration, format_size, percent
@@ -154,7 +154,7 @@ def info(run: str | os.PathLike[str]) -> RunInfo:
         checkpoint=None if checkpoint is None else _checkpoint_info(checkpoint),
         recipe=recipe,
         recipe_problem=problem,
-        status=read_json(folder / "status.json") if has_status else None,
+        status=read_status(folder) if has_status else None,
         kept=tuple(step_of(path) for path in reversed(list_manifests(folder / "checkpoints"))),
         best=_best_checkpoints(folder),
         scores=read_evaluations(folder, []),

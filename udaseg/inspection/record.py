@@ -11,11 +11,11 @@ from typing import Any
 
 from udaseg.documents import join_key
 from udaseg.errors import UsageError
-from udaseg.files import read_json
 from udaseg.inspection.info import domain_text, method_text
 from udaseg.inspection.report_content import RunContent
 from udaseg.recipe.load import load, to_dict
 from udaseg.recipe.schema import Recipe
+from udaseg.runs.records import parse_event, read_environment, read_status
 from udaseg.runs.scores import read_evaluations
 from udaseg.runs.status import read_cost
 from udaseg.text import format_duration
@@ -39,8 +39,10 @@ def read_run(folder: Path, name: str, scored: str | None) -> RunContent:
         raise UsageError(f"{folder}: is not a run folder (no recipe.yaml)")
     recipe = load(recipe_path, stored=True)
     warnings: list[str] = []
-    status = _read_json(folder / "status.json", warnings)
-    environment = _read_json(folder / "environment.json", warnings)
+    status, environment = read_status(folder), read_environment(folder)
+    for file, document in (("status.json", status), ("environment.json", environment)):
+        if not document:
+            warnings.append(f"{file} is {'damaged' if (folder / file).is_file() else 'missing'}")
     metrics = _read_metrics(folder / "metrics.jsonl", warnings)
     evaluations = read_evaluations(folder, warnings)
     warnings += _status_warnings(status)
@@ -66,13 +68,12 @@ def _read_metrics(path: Path, warnings: list[str]) -> list[dict[str, Any]]:
     events, bad = [], 0
     for line in _read_text(path).splitlines():
         try:
-            event = json.loads(line)
-            events.append({**event, "step": int(event["step"])})
-        except (ValueError, LookupError, TypeError):
+            events.append(parse_event(line))
+        except ValueError:
             bad += 1
     if bad:
         warnings.append(f"{bad} lines of {path.name} cannot be read")
-    return sorted(events, key=lambda event: int(event["step"]))
+    return sorted(events, key=lambda event: event["step"])
 
 
 def _facts(folder: Path, recipe: Recipe, status: Mapping[str, Any]) -> dict[str, str]:
@@ -148,13 +149,6 @@ def _flatten(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
             yield from _flatten(item, f"{key}[{number}]")
     else:
         yield key, value if isinstance(value, str) else json.dumps(value, default=str)
-
-
-def _read_json(path: Path, warnings: list[str]) -> dict[str, Any]:
-    document = read_json(path)
-    if not document:
-        warnings.append(f"{path.name} is {'damaged' if path.is_file() else 'missing'}")
-    return document
 
 
 def _read_text(path: Path) -> str:

@@ -1,8 +1,6 @@
 """Check that a run is complete, unchanged, and within its expected score."""
 
 import itertools
-import json
-import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,12 +8,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from udaseg import errors
-from udaseg.files import read_json
 from udaseg.recipe.load import from_dict, load
 from udaseg.recipe.schema import Recipe
 from udaseg.recipe.stages import determining_values, recipe_digest
 from udaseg.runs.checkpoint import load_checkpoint
 from udaseg.runs.folder import read_num_processes
+from udaseg.runs.records import parse_event, read_status
 from udaseg.runs.scores import read_evaluations
 from udaseg.training.seeds import SUMMARY
 
@@ -130,7 +128,7 @@ def _check_run(folder: Path) -> Iterator[Check]:
     digest = recipe_digest(recipe)[:12]
     message = f"recipe {recipe.name}, seed {recipe.seed}, {digest}"
     yield Check(folder, "recipe", "passed", message)
-    status = read_json(folder / "status.json")
+    status = read_status(folder)
     checks = {
         "files": _check_files(folder),
         "status": _check_status(status, recipe),
@@ -164,23 +162,22 @@ def _check_metrics(folder: Path, recipe: Recipe, *, done: bool) -> _Results:
     if not path.is_file():
         return
     try:
-        events = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        steps = [int(event["step"]) for event in events]
-    except (OSError, ValueError, LookupError, TypeError) as error:
+        events = [parse_event(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
         yield "incomplete", f"metrics.jsonl: cannot be read ({error})"
         return
     if not all(itertools.starmap(_is_in_order, itertools.pairwise(events))):
         yield "incomplete", "metrics.jsonl: steps are not in increasing order"
-    elif done and (not steps or steps[-1] != recipe.steps):
+    elif done and (not events or events[-1]["step"] != recipe.steps):
         yield "incomplete", f"metrics.jsonl: ends before step {recipe.steps}"
     else:
-        yield "passed", f"{len(steps)} lines of metrics"
+        yield "passed", f"{len(events)} lines of metrics"
 
 
 def _is_in_order(previous: Mapping[str, Any], event: Mapping[str, Any]) -> bool:
     # the criterion of a checkpoint has its own line, after the line of its step
     is_selection = "select" in event and event.keys() <= {"step", "stage", "select"}
-    return int(event["step"]) >= int(previous["step"]) + (not is_selection)
+    return bool(event["step"] >= previous["step"] + (not is_selection))
 
 
 def _check_checkpoints(folder: Path, recipe: Recipe) -> _Results:
@@ -226,7 +223,7 @@ def _check_score(folder: Path, miou: object, recipe: Recipe) -> _Results:
         problems = ["no scores.json below eval/"]
     for problem in problems:
         yield "incomplete", problem
-    if not isinstance(miou, int | float) or math.isnan(miou):
+    if not isinstance(miou, int | float):
         yield "incomplete", "status.json: has no final score"
         return
     score = 100 * float(miou)

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from udaseg.errors import UNREADABLE_TENSORS, CheckpointError, EnvironmentFault
+from udaseg.errors import UNREADABLE_TENSORS, CheckpointError, EnvironmentFault, why_unreadable
 
 log = logging.getLogger(__name__)
 _MIN_MATCHED_SHARE = 0.5
@@ -27,7 +27,9 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             return dict(load_file(path))
         loaded = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251 (a reader)
     except (*UNREADABLE_TENSORS, SafetensorError) as error:
-        raise CheckpointError(f"{path}: not readable as weights: {error}") from error
+        raise CheckpointError(
+            f"{path}: not readable as weights: {why_unreadable(error)}"
+        ) from error
     if isinstance(loaded, dict) and {"objective", "optimizer"} <= loaded.keys():
         raise CheckpointError(f"{path}: is a checkpoint, not a weights file; {_advice(path)}")
     for key in ("state_dict", "model"):

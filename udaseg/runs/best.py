@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from udaseg.files import read_json
+from udaseg.runs.records import Best
 
 BEST_RECORD = "best.json"
 
@@ -17,8 +18,8 @@ def best_folder(run: Path, criterion: str) -> Path:
 
 def read_record(run: Path, criterion: str) -> dict[str, Any]:
     """Return `best.json`: the values of all compared checkpoints, and which one is kept."""
-    steps = read_json(best_folder(run, criterion) / BEST_RECORD).get("steps")
-    return {"criterion": criterion, "steps": steps if isinstance(steps, dict) else {}}
+    stored = read_json(best_folder(run, criterion) / BEST_RECORD, Best)
+    return {"criterion": criterion, "steps": stored.get("steps", {})}
 
 
 def store_best(run: Path, name: str, checkpoint: Path) -> Path:

@@ -1,11 +1,10 @@
 """Read and write `calibration.json`, the fitted confidence temperatures of a run."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from udaseg.errors import DataError
-from udaseg.files import read_json, sha256_of, write_json
+from udaseg.files import parse_json, read_json, sha256_of, write_json
 from udaseg.runs.folder import run_folder_of
 
 
@@ -53,7 +52,7 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(
             f"{path}: cannot be read ({error}); run `udaseg calibrate` again, or use --uncalibrated"

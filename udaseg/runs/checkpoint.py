@@ -11,19 +11,28 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Annotated, Any, NotRequired, Protocol, Required
 
 import torch
+from pydantic import AfterValidator, Field, FiniteFloat, InstanceOf
 from torch import nn
 from torch.nn.utils import get_total_norm
+from typing_extensions import TypedDict
 
 from udaseg.distributed import world_size
-from udaseg.errors import UNREADABLE_TENSORS, CheckpointError, EnvironmentFault, NotFiniteError
-from udaseg.files import sha256_of
+from udaseg.errors import (
+    UNREADABLE_TENSORS,
+    CheckpointError,
+    EnvironmentFault,
+    NotFiniteError,
+    why_unreadable,
+)
+from udaseg.files import mismatch, parse_json, sha256_of
 
 log = logging.getLogger(__name__)
 FORMAT = 1
-_REQUIRED_KEYS = ("format", "recipe", "classes", "files", "step", "objective", "optimizer")
+_Count = Annotated[int, Field(ge=0, lt=2**53)]
+_Byte = Annotated[int, Field(ge=0, le=255)]
 _PLAIN_TYPES = (str, int, float, bool, type(None))
 
 
@@ -47,6 +56,42 @@ class Checkpoint:
     optimizer: dict[str, Any]
     processes: int = 1
     sha256: str = ""
+
+
+class _Classes(TypedDict):
+    names: Annotated[list[str], Field(min_length=1, max_length=255)]
+    colors: list[Annotated[list[_Byte], Field(min_length=3, max_length=3)]]
+
+
+def _one_color_each(classes: _Classes) -> _Classes:
+    if len(classes["names"]) != len(classes["colors"]):
+        raise ValueError("must have a colour for each name")
+    return classes
+
+
+class _Group(TypedDict, total=False):
+    params: Required[list[_Count]]
+    name: Required[str]
+    base_lr: Required[FiniteFloat]
+    lr: Required[FiniteFloat]
+
+
+class _Optimizer(TypedDict):
+    state: dict[int, dict[str, InstanceOf[torch.Tensor] | None]]
+    param_groups: list[_Group]
+
+
+class _Payload(TypedDict):
+    """The content of a checkpoint file but `format`, as `udaseg.files.mismatch` checks it."""
+
+    recipe: dict[str, Any]
+    classes: Annotated[_Classes, AfterValidator(_one_color_each)]
+    files: dict[str, str]
+    step: _Count
+    # early checkpoints of single-process runs lack this key
+    processes: NotRequired[Annotated[int, Field(ge=1, lt=2**31)]]
+    objective: dict[str, InstanceOf[torch.Tensor]]
+    optimizer: _Optimizer
 
 
 class SavesState(Protocol):
@@ -168,19 +213,19 @@ def load_checkpoint(path: Path) -> Checkpoint:
     try:
         payload = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251 (the reader)
     except UNREADABLE_TENSORS as error:
-        raise CheckpointError(f"{path}: not a readable checkpoint: {error}") from error
-    if not isinstance(payload, dict) or any(key not in payload for key in _REQUIRED_KEYS):
+        problem = why_unreadable(error)
+        raise CheckpointError(f"{path}: not a readable checkpoint: {problem}") from error
+    number = payload.get("format") if isinstance(payload, dict) else None
+    if mismatch(number, _Count):
         raise CheckpointError(f"{path}: not a udaseg checkpoint")
-    if payload["format"] != FORMAT:
-        raise CheckpointError(
-            f"{path}: checkpoint format {payload['format']}, this version reads {FORMAT}"
-        )
+    if number != FORMAT:
+        raise CheckpointError(f"{path}: checkpoint format {number}, this version reads {FORMAT}")
+    if problem := mismatch(payload, _Payload):
+        raise CheckpointError(f"{path}: not a checkpoint as udaseg writes it: {problem}")
     return Checkpoint(
         path=path,
-        # early checkpoints of single-process runs lack this key
-        processes=int(payload.get("processes", 1)),
         sha256=sha256_of(path) if manifest is None else str(manifest["sha256"]),
-        **{key: payload[key] for key in _REQUIRED_KEYS if key != "format"},
+        **{key: payload[key] for key in _Payload.__annotations__ if key in payload},
     )
 
 
@@ -207,7 +252,7 @@ def step_of(path: Path) -> int:
 
 def _read_manifest(path: Path) -> dict[str, Any] | None:
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = parse_json(path.read_text(encoding="utf-8"))
         return {"size": int(manifest["size"]), "sha256": str(manifest["sha256"])}
     except FileNotFoundError:
         log.warning("%s: no manifest, so the checkpoint cannot be verified", path)

@@ -16,10 +16,17 @@ import torch
 
 from udaseg.distributed import world_size
 from udaseg.errors import EnvironmentFault, UsageError
-from udaseg.files import TEMPORARY_NAME, read_json, try_file_lock, write_json, write_text
+from udaseg.files import (
+    TEMPORARY_NAME,
+    read_json,
+    try_file_lock,
+    write_json,
+    write_text,
+)
 from udaseg.recipe.load import dump
 from udaseg.recipe.schema import Recipe
 from udaseg.runs.checkpoint import Checkpoint, list_manifests
+from udaseg.runs.records import read_environment, read_status
 
 log = logging.getLogger(__name__)
 START_FILE = "init.json"
@@ -153,13 +160,13 @@ def is_torchrun_restart(folder: Path) -> bool:
     """
     if not _restart_count() or not (folder / "recipe.yaml").is_file():
         return False
-    return read_json(folder / "environment.json").get("launch") == _launch_id()
+    return read_environment(folder).get("launch") == _launch_id()
 
 
 def read_num_processes(folder: Path) -> int | None:
     """Return the number of processes that a run was started with; None if it is not known."""
-    processes = read_json(folder / "environment.json").get("processes")
-    return processes if isinstance(processes, int) else None
+    processes: int | None = read_environment(folder).get("processes")
+    return processes
 
 
 def write_recipe(folder: Path, recipe: Recipe) -> None:
@@ -295,12 +302,11 @@ def newest_finished_run(folder: Path) -> Path:
     """Return the run below `folder` that finished last."""
     finished = []
     for status_path in [*folder.glob("*/status.json"), *folder.glob("*/*/status.json")]:
-        try:
-            document = json.loads(status_path.read_text(encoding="utf-8"))
-            if document["state"] == "done":
-                finished.append((float(document["unix_time"]), status_path.parent))
-        except (OSError, ValueError, KeyError, TypeError):
+        status = read_status(status_path.parent)
+        if not status:
             log.warning("%s: cannot be read; skipping this run", status_path)
+        elif status["state"] == "done":
+            finished.append((status.get("unix_time", 0.0), status_path.parent))
     if not finished:
         raise UsageError(
             f"{folder}/: no finished run found; give one with --checkpoint RUN, "

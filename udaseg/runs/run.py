@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from udaseg.errors import DataError
-from udaseg.files import read_json
 from udaseg.recipe.load import load
 from udaseg.recipe.schema import Recipe
 from udaseg.runs.checkpoint import list_manifests
+from udaseg.runs.records import read_status
 from udaseg.runs.scores import Scores, read_evaluations
 
 
@@ -41,7 +41,7 @@ class Run(os.PathLike[str]):
     @property
     def finished(self) -> bool:
         """Whether all steps are trained and scored."""
-        return read_json(self.path / "status.json").get("state") == "done"
+        return read_status(self.path).get("state") == "done"
 
     @property
     def recipe(self) -> Recipe:

@@ -2,14 +2,13 @@
 
 import csv
 import io
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from udaseg.files import plain_json
+from udaseg.files import parse_json, plain_json
 from udaseg.text import percent
 
 
@@ -121,7 +120,7 @@ def read_evaluations(folder: Path, warnings: list[str]) -> dict[str, Scores]:
 def read_scores(path: Path, warnings: list[str]) -> Scores | None:
     """Return the scores of a `scores.json`; None and a warning if it cannot be read."""
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = parse_json(path.read_text(encoding="utf-8"))
         rows = document["classes"]
         confusion = [[int(count) for count in row] for row in document["confusion"]]
         square = {len(rows)} == {len(confusion), *map(len, confusion)}

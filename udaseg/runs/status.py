@@ -4,11 +4,12 @@ import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 from udaseg.files import read_json, write_json
+from udaseg.runs.records import Cost, Status
 from udaseg.text import printable
 
 
@@ -28,9 +29,7 @@ class RunStatus:
         self.incident_counts: Counter[str] = Counter()
         if path is None:
             return
-        with contextlib.suppress(ValueError, AttributeError, TypeError):
-            saved = read_json(path).get("counts", {})
-            self.incident_counts.update({str(name): int(count) for name, count in saved.items()})
+        self.incident_counts.update(read_json(path, Status).get("counts", {}))
 
     def write(
         self, state: Literal["running", "done", "failed", "interrupted"], **facts: object
@@ -92,19 +91,8 @@ def _default_logging(logger: logging.Logger) -> Iterator[None]:
 
 
 COST_FILE = "cost.json"
-_COST: dict[str, Callable[[Any], Any]] = {
-    "step": int,
-    "seconds": float,
-    "images": int,
-    "peak_memory_mib": int,
-    "peak_memory_of": str,
-}
 
 
 def read_cost(folder: Path) -> dict[str, Any]:
     """Return the contents of a run's `cost.json`; an empty dict if it is missing or damaged."""
-    document = read_json(folder / COST_FILE)
-    try:
-        return {name: kind(document[name]) for name, kind in _COST.items()}
-    except (ValueError, LookupError, TypeError):
-        return {}
+    return read_json(folder / COST_FILE, Cost)

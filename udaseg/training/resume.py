@@ -1,9 +1,13 @@
 """Resume a run: find its newest checkpoint, and refuse a recipe that changes the results."""
 
+import itertools
 import logging
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from udaseg.distributed import all_gather_object, differences_between_ranks, rank, world_size
 from udaseg.errors import CheckpointError, EnvironmentFault, RecipeError
@@ -14,6 +18,7 @@ from udaseg.recipe.stages import determining_values
 from udaseg.runs import checkpoint as checkpoints
 from udaseg.runs import folder as folder_module
 from udaseg.runs.checkpoint import Checkpoint, SavesState
+from udaseg.runs.records import Start
 
 log = logging.getLogger(__name__)
 
@@ -120,13 +125,13 @@ def load_start_checkpoint(folder: Path) -> Checkpoint | None:
     start = folder / folder_module.START_FILE
     if not start.is_file() or checkpoints.list_manifests(folder / "checkpoints"):
         return None
-    stored = read_json(start)
-    if not {"checkpoint", "sha256"} <= stored.keys():
+    stored = read_json(start, Start)
+    if not stored:
         raise CheckpointError(
             f"{start}: is damaged, so the initial checkpoint is unknown; start again "
             "with --overwrite and --init"
         )
-    path, digest = Path(str(stored["checkpoint"])), stored["sha256"]
+    path, digest = Path(stored["checkpoint"]), stored["sha256"]
     try:
         problem = None if sha256_of(path) == digest else "has changed"
     except OSError as error:
@@ -149,13 +154,48 @@ def restore(checkpoint: Checkpoint, objective: nn.Module, optimizer: SavesState)
             differences.append(f"unexpected {name}")
         elif state[name].shape != value.shape:
             differences.append(f"{name}: {tuple(value.shape)}, here {tuple(state[name].shape)}")
-    saved_names = [group.get("param_names") for group in checkpoint.optimizer["param_groups"]]
-    names = [group.get("param_names") for group in optimizer.state_dict()["param_groups"]]
-    if saved_names != names:
-        differences.append("the optimiser's parameters differ or are in another order")
+        elif state[name].dtype != value.dtype:
+            differences.append(f"{name}: {value.dtype}, here {state[name].dtype}")
+    differences += _optimizer_differences(checkpoint.optimizer, optimizer)
     if differences:
         shown = "; ".join(differences[:10]) + ("; …" if len(differences) > 10 else "")
         raise CheckpointError(f"{checkpoint.path}: belongs to another network or recipe: {shown}")
     objective.load_state_dict(checkpoint.objective, strict=True)
     optimizer.load_state_dict(checkpoint.optimizer)
     return checkpoint.step
+
+
+def _optimizer_differences(saved: Mapping[str, Any], optimizer: SavesState) -> Iterator[str]:
+    """Yield what of the saved state of an optimiser cannot be loaded into this one."""
+    pairs = list(
+        itertools.zip_longest(saved["param_groups"], optimizer.state_dict()["param_groups"])
+    )
+    if any(
+        one is None or other is None or one.get("param_names") != other.get("param_names")
+        for one, other in pairs
+    ):
+        yield "the optimiser's parameters differ or are in another order"
+        return
+    for one, other in pairs:
+        # other versions of torch have more or fewer switches
+        known = {name for name, value in other.items() if name in one or not _is_switch(value)}
+        if wrong := sorted(name for name in known if type(one.get(name)) is not type(other[name])):
+            yield f"the optimiser's {', '.join(wrong)} of {other['name']} are of another kind"
+        elif one["params"] != other["params"]:
+            yield f"the optimiser's parameters of {other['name']} are numbered in another way"
+    owners = [(part, group) for group in optimizer.param_groups for part in group["params"]]
+    for number, values in saved["state"].items():
+        if not 0 <= number < len(owners) or not _fits(values, *owners[number]):
+            yield f"the optimiser's state of parameter {number} is of another kind"
+
+
+def _fits(values: Mapping[str, Tensor | None], part: Tensor, group: Mapping[str, Any]) -> bool:
+    """Return whether a parameter of a group can have this state: Adam's, or that of SGD."""
+    shapes = {name: None if value is None else value.shape for name, value in values.items()}
+    if "betas" in group:
+        return shapes == {"step": torch.Size(), "exp_avg": part.shape, "exp_avg_sq": part.shape}
+    return shapes in ({}, {"momentum_buffer": None}, {"momentum_buffer": part.shape})
+
+
+def _is_switch(value: object) -> bool:
+    return value is None or isinstance(value, bool)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from udaseg.files import plain_json, write_text
+from udaseg.runs.records import parse_event
 from udaseg.training.callbacks.callback import Callback, TrainingState
 from udaseg.training.scalars import mean_scalars
 
@@ -47,8 +48,8 @@ class MetricsFile(Callback):
             return
         kept = []
         for line in self._path.read_text(encoding="utf-8", errors="replace").splitlines():
-            with contextlib.suppress(ValueError, KeyError, TypeError):
-                if int(json.loads(line)["step"]) <= state.step:
+            with contextlib.suppress(ValueError):
+                if parse_event(line)["step"] <= state.step:
                     kept.append(f"{line}\n")
         write_text(self._path, "".join(kept))
 
