@@ -1,8 +1,9 @@
 """JSON that udaseg wrote: read only if every value has the type with which it was written."""
 
-import json
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints, is_typeddict
+
+from udaseg.files import parse_json
 
 _LARGEST = 2**63
 
@@ -18,10 +19,7 @@ def parse_form(text: str, form: Any) -> Any:
     Raises:
         ValueError: The text is not JSON, is nested too deeply, or has another form.
     """
-    try:
-        value = json.loads(text)
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
+    value = parse_json(text)
     if not has_form(value, form):
         raise ValueError("its values are not of the kind that udaseg writes")
     return value
