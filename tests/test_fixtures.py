@@ -6,6 +6,7 @@
 import fcntl
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -215,6 +216,7 @@ def test_predict_makes_the_stored_masks_again(finished, tmp_path):
     assert here.keys() == stored.keys()
     facts = [json.loads(each.pop("prediction.json")) for each in (here, stored)]
     assert len([facts.pop("checkpoint") for facts in facts]) == 2
+    assert facts[0].pop("bits") is None  # of 16-bit images, which were all read as 16 bits before
     assert facts[0] == facts[1]
     seen = set()
     for name, data in stored.items():
@@ -305,7 +307,10 @@ def test_a_set_that_was_prepared_and_is_unchanged_is_not_made_again(data_in_its_
     udaseg("prepare", root / "streets.yaml", "--root", root, cwd=tmp_path)
     after = _tree(root / "prepared")
     changed = {name for name in before if after[name] != before[name]}
-    assert changed == {"streets/manifest.jsonl", "streets/source.json"}
+    assert changed == {"streets/manifest.jsonl", "streets/source.json", "streets/index.json"}
+    indexes = [json.loads(tree["streets/index.json"]) for tree in (before, after)]
+    assert indexes[1].pop("bits") == 0  # earlier versions did not look for 16-bit images
+    assert indexes[0] == indexes[1]
 
 
 def test_every_shipped_recipe_is_stored():
@@ -320,7 +325,7 @@ def _as_today(text):
         ("  deterministic: false\n", "  cudnn_benchmark: true\n"),
     ):
         text = text.replace(line, line + added)
-    return text
+    return re.sub("^  flip: .*\n", r"\g<0>  bits: null\n", text, flags=re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", STORED)

@@ -66,6 +66,11 @@ def format_size(size: tuple[int, int] | None) -> str:
     return "as stored" if size is None else f"{size[1]}x{size[0]}"
 
 
+def bits_text(bits: int) -> str:
+    """Return how 16-bit images of these bits are read."""
+    return f"read as {bits} bits, 0 to {2**bits - 1}"
+
+
 def file_size(size: int) -> str:
     """Return a number of bytes in readable form, such as 1.5 GB."""
     for unit, factor in (("GB", 10**9), ("MB", 10**6)):

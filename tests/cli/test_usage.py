@@ -275,6 +275,7 @@ def test_predict_needs_only_images(commands: Commands) -> None:
         "abstain": None,
         "calibrated": True,
         "batch": None,
+        "bits": None,
         "weights": "student",
         "device": "auto",
         "overwrite": False,

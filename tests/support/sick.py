@@ -354,6 +354,15 @@ def sixteen_bit_image(patient):
 
 
 @fault
+def two_pages(patient):
+    image, _ = patient.pair()
+    image.unlink()
+    pages = [Image.fromarray(picture([9, number])) for number in (28, 29)]
+    data = files.coded(pages[0], "TIFF", save_all=True, append_images=pages[1:])
+    return [("read-in-part", files.put(image.with_suffix(".tif"), data))]
+
+
+@fault
 def jpeg_called_png(patient):
     image, _ = patient.pair()
     image.write_bytes(_jpeg(picture([9, 15])))

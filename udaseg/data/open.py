@@ -6,7 +6,7 @@ from pathlib import Path
 from udaseg.data.datasets.catalog import builtin_names
 from udaseg.data.datasets.index import INDEX_NAME, PreparedDataset, Sample, read_index
 from udaseg.data.files.find import find_files
-from udaseg.data.files.images import IMAGE_SUFFIXES, image_size
+from udaseg.data.files.images import IMAGE_SUFFIXES, image_header
 from udaseg.data.prepare.locate import prepared_folder
 from udaseg.data.prepare.prepare import prepare_with_last_options
 from udaseg.data.prepare.report import format_first
@@ -54,16 +54,21 @@ def open_dataset(data: str, *, root: Path) -> PreparedDataset:
 
 def open_image_folder(folder: Path) -> PreparedDataset:
     """Return all images below a folder, at any depth, as an unlabelled split `train`."""
-    samples, bad = [], []
+    samples, bad, reduced = [], [], []
     for path in find_images(folder):
         try:
-            height, width = image_size(path)
+            header = image_header(path)
         except DataError as error:
             bad.append(str(error))
         else:
-            samples.append(Sample(path.relative_to(folder).as_posix(), None, height, width))
+            name = path.relative_to(folder).as_posix()
+            samples.append(Sample(name, None, header.height, header.width))
+            if header.loss:
+                reduced.append(f"{path}: {header.loss}")
     if bad:
         raise DataError(f"{folder}: {len(bad)} images cannot be read:\n{format_first(bad)}")
+    if reduced:
+        log.warning("%d images are read in part, such as %s", len(reduced), reduced[0])
     name = folder.resolve().name or "images"
     return PreparedDataset(name, folder, folder.resolve(), None, {"train": tuple(samples)})
 

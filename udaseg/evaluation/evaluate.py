@@ -13,7 +13,6 @@ from udaseg.data.datasets.index import PreparedDataset, Sample
 from udaseg.data.labels.classes import IGNORE, ClassSpace, lookup_table
 from udaseg.data.labels.tables import Ids, check_ids
 from udaseg.data.loading.threads import Limit, OrderedWork
-from udaseg.data.open import open_dataset
 from udaseg.display.progress import WorkProgress
 from udaseg.distributed import rank, world_size
 from udaseg.errors import DataError
@@ -24,6 +23,7 @@ from udaseg.evaluation.scores import PUBLISHED_SCORING, ScoringOptions, check_pr
 from udaseg.files import write_json, write_text
 from udaseg.inference import pipeline, trained_model
 from udaseg.inference.pipeline import InferenceOptions, SamplePrediction
+from udaseg.inference.run_data import open_run_data
 from udaseg.inference.sizes import MAX_WHOLE_PIXELS, network_input_size
 from udaseg.inference.trained_model import Model
 from udaseg.inference.windows import Network
@@ -146,7 +146,7 @@ def open_eval_data(
     """
     own_data = recipe.validation.data or recipe.target.data
     name = os.fspath(own_data if data is None else data)
-    dataset = open_dataset(name, root=Path(root))
+    dataset = open_run_data(recipe, name, root=Path(root))
     # images of another dataset may have another aspect ratio than those of training
     is_other_data = name != recipe.validation.data
     return dataset, replace(options, resize=network_input_size(recipe), keep_shape=is_other_data)

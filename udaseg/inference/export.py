@@ -18,14 +18,14 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from udaseg import __version__
-from udaseg.data.files.images import Pixels, read_image
+from udaseg.data.files.images import Pixels
 from udaseg.data.labels.classes import classes_to_dict
 from udaseg.data.loading.transforms import resize_image
-from udaseg.data.open import open_dataset
 from udaseg.errors import DataError, EnvironmentFault, UsageError
 from udaseg.files import write_atomic
 from udaseg.inference import trained_model
 from udaseg.inference.labels import refuse_not_finite
+from udaseg.inference.run_data import open_run_data
 from udaseg.inference.sizes import input_size, network_input_size
 from udaseg.inference.trained_model import Model
 from udaseg.recipe.schema import Recipe
@@ -312,9 +312,9 @@ def _check_agreement(comparison: OnnxComparison) -> None:
 def _target_images(recipe: Recipe, count: int, root: Path) -> list[Pixels]:
     """Return target images at the network's input size; none if they are not prepared."""
     try:
-        target = open_dataset(recipe.target.data, root=root)
+        target = open_run_data(recipe, recipe.target.data, root=root)
         samples = target.split(recipe.target.split)[:count]
-        stored = [read_image(target.image_path(sample)) for sample in samples]
+        stored = [target.read_image(sample) for sample in samples]
     except DataError as error:
         log.warning("%s; checking with noise images instead", error)
         return []

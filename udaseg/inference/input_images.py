@@ -11,7 +11,15 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 from torch import Tensor
 
-from udaseg.data.files.images import Pixels, read_image, read_orientation, to_stored, to_upright
+from udaseg.data.files.bit_depth import largest_value
+from udaseg.data.files.images import (
+    Pixels,
+    read_orientation,
+    read_values,
+    to_stored,
+    to_uint8,
+    to_upright,
+)
 
 ImageSource: TypeAlias = str | os.PathLike[str] | NDArray[np.uint8] | Image.Image | Tensor
 """What `Model.predict` takes: a file, an (H, W, 3) array, a Pillow image or a (3, H, W) tensor."""
@@ -31,12 +39,14 @@ class InputImage:
         orientation: EXIF orientation, 1 to 8.
         path: Its file, if it has one.
         frame: Its index in a video; None for an image.
+        peak: The largest value of a 16-bit image file; None for others.
     """
 
     pixels: Pixels
     orientation: int = 1
     path: Path | None = None
     frame: int | None = None
+    peak: int | None = None
 
     def upright(self) -> Pixels:
         """Return the pixels as viewers show them."""
@@ -50,23 +60,28 @@ class InputImage:
         return (width, height) if self.orientation >= 5 else (height, width)
 
 
-def read_input_image(path: Path) -> InputImage:
-    """Return the image in a file."""
-    pixels, orientation = read_image(path, max_pixels=MAX_PIXELS), read_orientation(path)
+def read_input_image(path: Path, bits: int | None = None) -> InputImage:
+    """Return the image in a file; `bits` are those of 16-bit images, see `to_uint8`."""
+    values = read_values(path, max_pixels=MAX_PIXELS)
+    pixels, peak = to_uint8(path, values, bits), largest_value(values)
+    orientation = read_orientation(path)
     if orientation != 1:
         with path.open("rb") as file:
             is_tiff = file.read(4) in _TIFF_SIGNATURES
         if is_tiff:  # OpenCV always turns these upright
             pixels = to_stored(pixels, orientation)
-    return InputImage(pixels, orientation, path)
+    return InputImage(pixels, orientation, path, peak=peak)
 
 
-def to_input_image(source: ImageSource) -> InputImage:
-    """Return the image that a path, array, Pillow image or tensor contains."""
+def to_input_image(source: ImageSource, bits: int | None = None) -> InputImage:
+    """Return the image that a path, array, Pillow image or tensor contains.
+
+    `bits` are those of 16-bit files and Pillow images, see `to_uint8`.
+    """
     if isinstance(source, str | os.PathLike):
-        return read_input_image(Path(source))
+        return read_input_image(Path(source), bits)
     if isinstance(source, Image.Image):
-        return _from_pillow(source)
+        return _from_pillow(source, bits)
     if isinstance(source, Tensor):
         return InputImage(_pixels_of_tensor(source))
     if not isinstance(source, np.ndarray):
@@ -81,9 +96,10 @@ def to_input_image(source: ImageSource) -> InputImage:
     return InputImage(source.copy(order="C"))  # a caller may reuse the array
 
 
-def _from_pillow(picture: Image.Image) -> InputImage:
+def _from_pillow(picture: Image.Image, bits: int | None) -> InputImage:
     if picture.mode.startswith("I;16"):
-        grey = (np.asarray(picture) >> 8).astype(np.uint8)  # the upper 8 bits, as in files
+        name = Path(getattr(picture, "filename", "") or "the image")
+        grey = to_uint8(name, np.asarray(picture).astype(np.uint16), bits)
         pixels = np.repeat(grey[..., None], 3, axis=2)
     elif picture.mode in ("I", "F"):
         raise ValueError(

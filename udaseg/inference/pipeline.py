@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from udaseg.data.datasets.index import PreparedDataset, Sample
-from udaseg.data.files.images import Pixels, read_image
+from udaseg.data.files.images import Pixels
 from udaseg.data.labels.read import read_train_ids
 from udaseg.data.loading.threads import (
     ITEMS_AHEAD,
@@ -152,7 +152,7 @@ def _decode_sample(
     sample: Sample, *, dataset: PreparedDataset, options: InferenceOptions, truth: bool
 ) -> _DecodedSample:
     """Read an image, resized to the network's input size, and its labels if `truth`."""
-    image = read_image(dataset.image_path(sample))
+    image = dataset.read_image(sample)
     labels = read_train_ids(dataset.label_path(sample)) if truth else None
     if options.release and labels is not None:
         labels = resize_labels(labels, RELEASE_SIZE)

@@ -59,6 +59,7 @@ class Predictor:
         abstain: Pixels with less confidence are ignored; needs confidence.
         logits: Also return the logits.
         batch: Images of one size per batch.
+        bits: Bits of the values of 16-bit images; None if unknown.
     """
 
     network: nn.Module
@@ -68,6 +69,7 @@ class Predictor:
     abstain: float | None = None
     logits: bool = False
     batch: int = 1
+    bits: int | None = None
 
     def prepare(self, image: InputImage) -> PreparedImage:
         """Turn an image upright and resize it to the network's input size."""

@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from udaseg import __version__
-from udaseg.data.open import open_dataset
 from udaseg.errors import DataError, NotFiniteError, UdasegError, UsageError
 from udaseg.files import one_or_more, write_text
 from udaseg.inference import trained_model
+from udaseg.inference.run_data import open_run_data
 from udaseg.inference.trained_model import Model
 from udaseg.inspection.record import read_run
 from udaseg.inspection.report_content import Color, PageContent
@@ -135,7 +135,7 @@ def _render_images(
     domain = recipe.target if recipe.validation.data is None else recipe.validation
     assert domain.data is not None
     try:
-        dataset = open_dataset(domain.data, root=root)
+        dataset = open_run_data(recipe, domain.data, root=root)
         return render_report_images(
             loaded, dataset, domain.split, show=images, scan=max(scan, images)
         )

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from udaseg.data.datasets.index import PreparedDataset, Sample, evenly_spaced_indices
-from udaseg.data.files.images import Pixels, read_image
+from udaseg.data.files.images import Pixels
 from udaseg.data.labels.classes import IGNORE, ClassSpace, lookup_table
 from udaseg.data.labels.read import read_train_ids
 from udaseg.data.loading.transforms import resize_image, resize_labels
@@ -110,7 +110,7 @@ def _evaluate_image(
     counts: Mapping[str, ConfidenceHistogram],
 ) -> _EvaluatedImage:
     """Predict an image with every run, and add its confidence to `counts`."""
-    image = read_image(dataset.image_path(sample))
+    image = dataset.read_image(sample)
     result = _EvaluatedImage(sample.image, shrink(image, mask=False))
     truth = None
     if dataset.classes is not None and sample.label is not None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from udaseg.data.files.bit_depth import FULL_BITS, NO_DEEP_IMAGES, bits_of_values
 from udaseg.data.files.images import image_header, image_size
 from udaseg.data.labels.classes import IGNORE
 from udaseg.data.loading.threads import Limit, OrderedWork, batches_of_one_size, read_ahead
@@ -44,6 +45,7 @@ class Outcome:
         done: Number of inputs predicted, failed or kept.
         frames: Number of frames of `videos`.
         videos: Number of videos predicted.
+        peaks: The largest value of each 16-bit image that was read.
     """
 
     pixels: NDArray[np.int64] = field(default_factory=lambda: np.zeros(IGNORE + 1, np.int64))
@@ -52,6 +54,7 @@ class Outcome:
     done: int = 0
     frames: int = 0
     videos: int = 0
+    peaks: list[int] = field(default_factory=list)
 
     def skip(self, path: Path, fault: str | None) -> None:
         """Count an input that has a fault, which is logged, or else whose masks exist already."""
@@ -109,6 +112,20 @@ def predict_images(
             del batch  # free large images before waiting for the next
 
 
+def warn_of_few_bits(outcome: Outcome, predictor: Predictor) -> None:
+    """Warn if no value of any 16-bit image needed 16 bits and nothing says how many they use."""
+    bits = bits_of_values(outcome.peaks)
+    if predictor.bits is None and bits not in (NO_DEEP_IMAGES, FULL_BITS):
+        log.warning(
+            "no value of the %d 16-bit images is above %d, so the network saw them nearly black; "
+            "if their camera uses %d bits, predict them again with --bits %d",
+            len(outcome.peaks),
+            2**bits - 1,
+            bits,
+            bits,
+        )
+
+
 def image_batches(
     jobs: Sequence[Job],
     predictor: Predictor,
@@ -137,6 +154,8 @@ def _without_skipped(
 ) -> Iterator[PreparedImage]:
     for image in images:
         if isinstance(image, PreparedImage):
+            if image.image.peak is not None:
+                outcome.peaks.append(image.image.peak)
             yield image
         else:
             outcome.skip(image.path, image.fault)
@@ -178,7 +197,7 @@ def _load_image(job: Job, *, predictor: Predictor, resume: bool) -> PreparedImag
         header = image_header(job.image, max_pixels=MAX_PIXELS)
         if resume and masks_intact(job.masks, (header.height, header.width)):
             return _SkippedImage(job.image)
-        prepared = predictor.prepare(read_input_image(job.image))
+        prepared = predictor.prepare(read_input_image(job.image, predictor.bits))
     except DataError as error:
         return _SkippedImage(job.image, str(error))
     if header.loss:

@@ -26,6 +26,8 @@ class PredictOptions:
         abstain: Pixels with less confidence become ignore; None keeps all.
         calibrated: Use the temperature saved by `udaseg calibrate`, if there is one.
         batch: Images of one size per batch; None chooses.
+        bits: Bits that the values of 16-bit images use, 8 to 16; None takes those of the run, or 16
+            if it has seen no such images.
 
     Raises:
         UsageError: A kind or container does not exist, `abstain` is not between 0 and 1, or both
@@ -47,6 +49,7 @@ class PredictOptions:
     abstain: float | None = None
     calibrated: bool = True
     batch: int | None = None
+    bits: int | None = None
 
     def __post_init__(self) -> None:
         _ = self.kinds  # refuses unknown ones
@@ -56,6 +59,8 @@ class PredictOptions:
             raise UsageError(
                 "--overwrite replaces existing masks, --resume keeps them; give only one"
             )
+        if self.bits is not None and not 8 <= self.bits <= 16:
+            raise UsageError(f"--bits must be 8 to 16, got {self.bits}")
         check_ranges(window=self.window, batch=self.batch, abstain=self.abstain)
 
     @property

@@ -21,11 +21,12 @@ from udaseg.inference import trained_model
 from udaseg.inference.options import MaskKind
 from udaseg.inference.prediction import Prediction, make_prediction
 from udaseg.inference.predictor import Predictor, PreparedImage
+from udaseg.inference.run_data import bits_of_run
 from udaseg.inference.sizes import network_input_size
 from udaseg.inference.tiles import TileOptions
 from udaseg.inference.trained_model import Model
 from udaseg.prediction import outputs
-from udaseg.prediction.images import Outcome, image_batches, predict_images
+from udaseg.prediction.images import Outcome, image_batches, predict_images, warn_of_few_bits
 from udaseg.prediction.inputs import Inputs, is_video, resolve_inputs
 from udaseg.prediction.options import PredictOptions
 from udaseg.prediction.outputs import Job
@@ -159,32 +160,32 @@ def _stream(paths: Sequence[Path], predictor: Predictor) -> Iterator[Prediction]
     The images of a batch are read before the first of their predictions is yielded; further images
     are read ahead in threads.
     """
-    readable = False
-    with closing(_prepared_batches(paths, predictor)) as batches:
+    readable, outcome = False, Outcome()
+    with closing(_prepared_batches(paths, predictor, outcome)) as batches:
         for batch in batches:
             predictions = predictor.predict(batch)
             for item in batch:
                 readable = True
                 yield make_prediction(predictions.pop(0), item.image, predictor.classes)
+    warn_of_few_bits(outcome, predictor)
     if not readable:
         raise DataError(f"none of {len(paths)} inputs could be predicted; the log has the reasons")
 
 
 def _prepared_batches(
-    paths: Sequence[Path], predictor: Predictor
+    paths: Sequence[Path], predictor: Predictor, outcome: Outcome
 ) -> Generator[list[PreparedImage], None, None]:
-    skipped = Outcome()
     for are_videos, group in groupby(paths, is_video):
         if not are_videos:
             jobs = [Job(path, {}) for path in group]
-            yield from image_batches(jobs, predictor, skipped)
+            yield from image_batches(jobs, predictor, outcome)
             continue
         for path in group:
             try:
                 with VideoReader(path) as video:
                     yield from frame_batches(video, path, predictor)
             except DataError as error:
-                skipped.skip(path, str(error))
+                outcome.skip(path, str(error))
 
 
 def _write_all(
@@ -222,6 +223,7 @@ def _write_all(
             predict_videos(videos, predictor, outcome, stop, out, resume=options.resume)
         finally:  # also when the machine fails in between
             _write_failures(out / _FAILURES, outcome.failures)
+    warn_of_few_bits(outcome, predictor)
     _raise_if_incomplete(jobs, outcome, stop, out / _FAILURES, overwrite=options.overwrite)
     return PredictSummary(
         folders={kind: out / kind for kind in options.kinds},
@@ -275,6 +277,7 @@ def _make_predictor(
         options.abstain,
         logits=kinds is not None and "logits" in kinds,
         batch=options.batch or (_BATCH_ON_GPU if model.device.type == "cuda" else 1),
+        bits=options.bits or bits_of_run(model.recipe),
     )
     return predictor, temperature
 
@@ -306,6 +309,7 @@ def _mask_settings(
         "window": None if options.window is None else list(options.window),
         "temperature": temperature,
         "abstain": options.abstain,
+        "bits": options.bits or bits_of_run(model.recipe),
         "classes": classes_to_dict(model.classes),
     }
 

@@ -153,7 +153,8 @@ def _without_stale_parts(
     original: Callable[[], Recipe],
     overrides: Sequence[str],
 ) -> Recipe:
-    """Return a recipe without the validation data and the expected score that overrides void."""
+    """Return a recipe without what overrides void: validation data, bits, the expected score."""
+    recipe = _without_other_bits(recipe, file_data, overrides)
     if validates_other_data(recipe, file_data, overrides):
         recipe = replace(recipe, validation=replace(recipe.validation, data=None))
     if recipe.expected is not None and not any(word.startswith("expected") for word in overrides):
@@ -161,6 +162,18 @@ def _without_stale_parts(
         unchanged = replace(original(), seed=recipe.seed)
         if numeric_settings(unchanged) != numeric_settings(recipe):
             recipe = replace(recipe, expected=None)
+    return recipe
+
+
+def _without_other_bits(
+    recipe: Recipe, file_data: tuple[str | None, str | None], overrides: Sequence[str]
+) -> Recipe:
+    """Return a recipe without the bits of images that overrides replace by other data."""
+    for name, before in zip(("source", "target"), file_data, strict=True):
+        domain = getattr(recipe, name)
+        is_given = any(word.startswith((f"{name}=", f"{name}.bits=")) for word in overrides)
+        if domain.data != before and not is_given:
+            recipe = replace(recipe, **{name: replace(domain, bits=None)})
     return recipe
 
 

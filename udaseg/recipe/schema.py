@@ -149,6 +149,10 @@ class Domain:
     """
     flip: bool
     """Mirror left-right with probability 1/2."""
+    bits: Annotated[int, Interval(ge=8, le=16)] | None = None
+    """Bits that the values of 16-bit images use, such as 12; null takes what `prepare` found, or
+    what the images of a folder use when a run opens it first, and the run stores it here.
+    """
     sampling: Sampling = "uniform"
     """How images are sampled: `uniform`; for a source also `class_balanced` (by image-level class
     counts, as in SPCL) and `rare_class` (as in DAFormer). A stage can override it.

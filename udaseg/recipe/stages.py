@@ -124,6 +124,9 @@ def numeric_settings(recipe: Recipe) -> dict[str, Any]:
     """Return the settings that determine the numbers of a run, as plain values."""
     # precision is a setting of the machine, but it changes every number
     values = to_dict(replace(recipe, expected=None))
+    for domain in (values["source"], values["target"]):
+        if domain["bits"] is None:  # as in recipes from before there were bits
+            del domain["bits"]
     return {**values, "machine": {"precision": recipe.machine.precision}}
 
 

@@ -14,14 +14,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from udaseg import __version__
-from udaseg.data.files.images import read_image
 from udaseg.data.labels.classes import IGNORE, lookup_table
 from udaseg.data.labels.read import read_train_ids
-from udaseg.data.open import open_dataset
 from udaseg.display.progress import WorkProgress
 from udaseg.errors import DataError, UsageError
 from udaseg.inference import trained_model
 from udaseg.inference.labels import logits_at, refuse_not_finite
+from udaseg.inference.run_data import open_run_data
 from udaseg.inference.trained_model import Model
 from udaseg.inference.windows import predict_logits
 from udaseg.runs.calibration_file import calibration_path, write_calibration
@@ -173,7 +172,7 @@ def _validation_pixels(model: Model, limit: int, root: Path) -> _PixelSample | N
     if recipe.data is None:
         return None
     try:
-        dataset = open_dataset(recipe.data, root=root)
+        dataset = open_run_data(model.recipe, recipe.data, root=root)
         return _labelled_pixels(model, choose_images(dataset, recipe.split, limit))
     except DataError as error:
         log.warning("%s; the temperature is not evaluated on the target", error)
@@ -190,7 +189,7 @@ def _labelled_pixels(model: Model, images: ImageSet) -> _PixelSample:
         sample = images.samples[index]
         truth = table[read_train_ids(dataset.label_path(sample))]
         rows, columns = _choose_pixels(truth != IGNORE, count, seed=index)
-        pixels = network_input(model, read_image(dataset.image_path(sample)))
+        pixels = network_input(model, dataset.read_image(sample))
         logits = predict_logits(model.segmenter, pixels)
         size = (truth.shape[0], truth.shape[1])
         labels = torch.from_numpy(truth[rows, columns].astype(np.int64))
@@ -211,15 +210,14 @@ def _pseudo_labelled_pixels(model: Model, limit: int, root: Path) -> _PixelSampl
     Differs: pixels instead of images; the partner is the image half the set away, not a random one.
     """
     recipe = model.recipe.target
-    dataset = open_dataset(recipe.data, root=root)
+    dataset = open_run_data(model.recipe, recipe.data, root=root)
     images = choose_images(dataset, recipe.split, limit)
     samples = images.samples
 
     def measure(index: int, count: int) -> tuple[Tensor, Tensor]:
         partner = samples[(index + len(samples) // 2) % len(samples)]
         strong, weak = (
-            network_input(model, read_image(dataset.image_path(sample)))
-            for sample in (samples[index], partner)
+            network_input(model, dataset.read_image(sample)) for sample in (samples[index], partner)
         )
         size = (strong.shape[-2], strong.shape[-1])
         if weak.shape != strong.shape:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from udaseg.data.open import open_dataset
 from udaseg.errors import CheckpointError, DataError, UsageError
+from udaseg.inference.run_data import open_run_data
 from udaseg.recipe.load import from_dict
 from udaseg.recipe.schema import Recipe
 from udaseg.runs.checkpoint import Checkpoint, find_checkpoint, list_manifests
@@ -91,7 +91,7 @@ def open_evaluation_sets(
     recipe: Recipe, data: str | None, split: str | None, images: int, *, oracle: bool, root: Path
 ) -> EvaluationSets:
     """Open the target, the source if available, and labelled images if `oracle` is set."""
-    dataset = open_dataset(data or recipe.target.data, root=root)
+    dataset = open_run_data(recipe, data or recipe.target.data, root=root)
     if split is None and data is None:
         split = recipe.target.split
     elif split is None:
@@ -110,7 +110,7 @@ def open_evaluation_sets(
     log.warning("%s", ORACLE_WARNING)
     if data is not None or recipe.validation.data is None:
         return EvaluationSets(target, source, target)
-    dataset = open_dataset(recipe.validation.data, root=root)
+    dataset = open_run_data(recipe, recipe.validation.data, root=root)
     return EvaluationSets(target, source, choose_images(dataset, recipe.validation.split, images))
 
 

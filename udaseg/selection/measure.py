@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from udaseg.data.files.images import read_image
 from udaseg.data.labels.classes import ClassSpace
 from udaseg.display.progress import WorkProgress
 from udaseg.errors import CheckpointError, NotFiniteError
@@ -72,7 +71,7 @@ def _criteria_on_target(
     predicted = np.zeros(classes, np.int64)
     with WorkProgress(f"select {candidate.name}", len(sets.target.samples)) as progress:
         for index, sample in enumerate(sets.target.samples):
-            image = network_input(model, read_image(dataset.image_path(sample)))
+            image = network_input(model, dataset.read_image(sample))
             size = (image.shape[-2], image.shape[-1])
             logits = predict_logits(model.segmenter, image)
             refuse_not_finite(logits, str(candidate.checkpoint))

@@ -14,6 +14,7 @@ from udaseg.distributed import world_size
 from udaseg.errors import DataError
 from udaseg.recipe.schema import Recipe
 from udaseg.recipe.stages import Stage, stages_of
+from udaseg.text import bits_text
 from udaseg.training.footprint import Footprint, estimate_footprint
 from udaseg.training.setup import RunData, TrainingSetup, build_setup, class_totals
 
@@ -29,11 +30,13 @@ def print_plan(
     samples = setup.batches.source.samples
     rows = {
         "recipe": f"{recipe_path} ({recipe.name}, seed {recipe.seed})",
-        "source": f"{source.name}: {len(samples)} images, {len(data.classes)} classes",
+        "source": f"{source.name}: {len(samples)} images, {len(data.classes)} classes"
+        + _bits_note(source),
     }
     if target is not None:
         target_samples = target.split(recipe.target.split)
         rows["target"] = f"{target.name}: {len(target_samples)} images, labels unused"
+        rows["target"] += _bits_note(target)
         _warn_of_aspect_ratio("target", recipe.target.resize, target_samples)
     if validation is not None:
         split = recipe.validation.split
@@ -56,6 +59,10 @@ def print_plan(
     if len(stages) > 1:
         rows["stages"] = ", ".join(f"{stage.name} to step {stage.end}" for stage in stages)
     _print_rows([*rows.items(), ("run", str(folder))])
+
+
+def _bits_note(dataset: PreparedDataset) -> str:
+    return f"; 16-bit images {bits_text(dataset.bits)}" if dataset.bits else ""
 
 
 def _print_rows(rows: Iterable[tuple[str, str]]) -> None:

@@ -7,13 +7,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from udaseg.data.datasets.index import PreparedDataset
+from udaseg.data.files.bit_depth import bits_of_files
 from udaseg.data.open import open_dataset
+from udaseg.display.progress import LazyProgress
 from udaseg.distributed import local_rank_zero_first, on_rank_zero, rank, world_size
 from udaseg.errors import UsageError
 from udaseg.failures import process_group
+from udaseg.inference.run_data import open_run_data
 from udaseg.recipe.load import from_dict, load, to_dict
 from udaseg.recipe.request import Overrides, changed_recipe, override_words, requested_recipe
-from udaseg.recipe.schema import Recipe
+from udaseg.recipe.schema import Domain, Recipe
 from udaseg.recipe.stages import adapts
 from udaseg.runs import folder as folder_module
 from udaseg.runs.checkpoint import Checkpoint, find_checkpoint
@@ -210,7 +214,7 @@ def _train(recipe: Recipe, folder: Path, options: TrainOptions) -> None:
         )
     recipe, options = _resume_after_restart(recipe, folder, options)
     refuse_different_settings(recipe)
-    data, criterion_sets = _open_data(recipe, Path(options.root))
+    recipe, data, criterion_sets = _open_data(recipe, Path(options.root))
     start = _start_checkpoint(options, folder)
     setup = build_setup(recipe, data.source, data.target, init=start)
     if rank() == 0:
@@ -244,18 +248,41 @@ def _resume_after_restart(
     return stored, replace(options, resume=folder)
 
 
-def _open_data(recipe: Recipe, root: Path) -> tuple[RunData, EvaluationSets | None]:
-    """Return the data sets of a run, and the images that checkpoints are compared on, if any."""
+def _open_data(recipe: Recipe, root: Path) -> tuple[Recipe, RunData, EvaluationSets | None]:
+    """Return the data sets of a run, and the images that checkpoints are compared on, if any.
+
+    The recipe that is returned has the bits of 16-bit images, which are decided here.
+    """
     with local_rank_zero_first():
         source = open_dataset(recipe.source.data, root=root)
         target = open_dataset(recipe.target.data, root=root) if adapts(recipe) else None
+    source, domain = _with_bits(source, recipe.source)
+    recipe = replace(recipe, source=domain)
+    if target is not None:
+        target, domain = _with_bits(target, recipe.target)
+        recipe = replace(recipe, target=domain)
+    with local_rank_zero_first():
         validation = None
         if recipe.validation.data is not None:
-            validation = open_dataset(recipe.validation.data, root=root)
+            validation = open_run_data(recipe, recipe.validation.data, root=root)
             validation.split(recipe.validation.split)  # an error if it does not exist
         uses_tensorboard(recipe.machine.tensorboard)  # an error if required but not installed
         criterion_sets = open_criterion_sets(recipe, root)
-    return RunData(source, target, validation), criterion_sets
+    return recipe, RunData(source, target, validation), criterion_sets
+
+
+def _with_bits(dataset: PreparedDataset, domain: Domain) -> tuple[PreparedDataset, Domain]:
+    """Return both with the bits of 16-bit images: the recipe's, else those found in the images."""
+    bits = dataset.bits if domain.bits is None else domain.bits
+    if bits is None:  # a plain folder; all ranks must read it in the same way
+        bits = on_rank_zero(lambda: _find_bits(dataset))
+    return replace(dataset, bits=bits), replace(domain, bits=bits or None)
+
+
+def _find_bits(dataset: PreparedDataset) -> int:
+    samples = [sample for split in dataset.splits.values() for sample in split]
+    with LazyProgress(f"16-bit images of {dataset.name}") as progress:
+        return bits_of_files([dataset.image_path(sample) for sample in samples], progress)
 
 
 def _start_checkpoint(options: TrainOptions, folder: Path) -> Checkpoint | None:

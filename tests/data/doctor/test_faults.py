@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.support import sick
+from tests.support import files, sick
 from tests.support.sick import FAULTS, Patient
 from udaseg.data.datasets.index import read_index
 from udaseg.data.doctor.doctor import doctor
@@ -294,6 +294,29 @@ def test_what_was_left_out_of_a_prepared_set_is_told(tmp_path):
 
 
 # all codes
+
+
+@pytest.mark.parametrize(("bits", "code"), [(12, "fewer-bits"), (8, "fewer-bits"), (16, None)])
+def test_16_bit_images_that_use_fewer_bits_are_told_as_a_set(tmp_path, bits, code):
+    folder = tmp_path / "photos"
+    for number, own in ((0, 8), (1, bits), (2, bits)):
+        deep = sick.picture([3, number]).astype(np.uint16) << (own - 8)
+        files.put(folder / f"{number}.png", files.deep_png(deep))
+    report = doctor(str(folder), root=tmp_path)
+    found = [(one.code, one.severity, one.count) for one in report.findings if "bits" in one.code]
+    assert found == ([(code, "warning", 3)] if code else [])
+    assert not any(finding.code == "blank-image" for finding in report.findings)
+
+
+def test_a_value_above_the_declared_bits_is_an_error(tmp_path):
+    yaml = sick.clean(tmp_path / "set", text=sick.YAML + "bits: 10\n", train=12)
+    for number, bits in ((0, 10), (1, 12)):
+        deep = sick.picture([3, number]).astype(np.uint16) << (bits - 8)
+        files.put(tmp_path / f"set/train/images/{number:03d}.png", files.deep_png(deep))
+    (finding,) = [one for one in doctor(str(yaml), root=tmp_path).findings if "bits" in one.code]
+    assert (finding.code, finding.severity) == ("above-bits", "error")
+    assert [path.name for path in finding.files] == ["001.png"]
+    assert finding.examples[0].note.endswith("read as 10 bits")
 
 
 def test_every_kind_is_explained_on_the_page():

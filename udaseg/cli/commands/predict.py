@@ -75,6 +75,14 @@ def predict(
             min=1, help="Batch size (of images of equal size). Default: 8 on a GPU, otherwise 1."
         ),
     ] = None,
+    bits: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Bits that the values of 16-bit images use, such as 12. Default: those of the "
+            "images that the run was trained on, otherwise 16.",
+        ),
+    ] = None,
     overwrite: Overwrite = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Keep existing masks and write only the missing ones.")
@@ -101,6 +109,7 @@ def predict(
         abstain=abstain,
         calibrated=not uncalibrated,
         batch=batch,
+        bits=bits,
     )
     summary = udaseg.predict(inputs=inputs, model=checkpoint, out=out, options=options)
     _print_summary(summary)

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from udaseg.display.console import safe_text
+from udaseg.text import bits_text
 
 if TYPE_CHECKING:
     from udaseg import DataVerification, PrepareReport
@@ -39,6 +40,8 @@ def _rows(report: "PrepareReport") -> Iterator[tuple[str, str]]:
     for split in report.missing:
         yield split, "no images found"
     yield from _listed_rows(report)
+    if report.dataset.bits:
+        yield "16-bit images", bits_text(report.dataset.bits)
     yield "images in", str(report.dataset.image_root)
     if not report.check_only:
         yield "index in", str(report.folder)
@@ -95,6 +98,7 @@ def _listed_rows(report: "PrepareReport") -> Iterator[tuple[str, str]]:
         ("skipped, bad", report.bad),
         ("matches rule, kept", report.known),
         ("one colour, kept", report.blank),
+        ("read in part", report.reduced),
     ):
         if lines:
             shown = "\n".join(line.replace("\n", "\\n") for line in lines[:_MAX_LINES])

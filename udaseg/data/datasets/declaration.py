@@ -84,6 +84,7 @@ class Declaration:
         exclude: Rules whose files are excluded.
         layouts: Alternative layouts to try if `images` matches no files.
         label_package: The package that reads `label_format`; None for a built-in format.
+        bits: Bits that the values of 16-bit images use; None if `prepare` decides.
     """
 
     name: str
@@ -104,6 +105,7 @@ class Declaration:
     exclude: tuple[str, ...] = ()
     layouts: tuple[Layout, ...] = ()
     label_package: LabelPackage | None = None
+    bits: int | None = None
 
     @property
     def argument(self) -> str:
@@ -172,6 +174,7 @@ class _Written(_About, LabelDescription):
     root: Annotated[str, MinLen(1), Must("a folder")] | None = None
     match: _Match = "stem"
     label_format: Any = "ids"
+    bits: Annotated[int, Interval(ge=8, le=16), Must("a whole number from 8 to 16")] | None = None
     classes: Classes | None = None  # type: ignore[assignment]  # required only with labels
     splits: Annotated[
         dict[
@@ -257,6 +260,7 @@ def read_declaration(
         exclude=tuple(written.exclude),
         layouts=_layouts(written, document),
         label_package=label_package,
+        bits=written.bits,
     )
     document.problems.raise_if_any()
     return declaration

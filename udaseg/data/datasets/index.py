@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from udaseg.data.files.forms import has_form, parse_form
+from udaseg.data.files.images import Pixels, read_image
 from udaseg.data.labels.classes import ClassSpace
 from udaseg.errors import DataError
 from udaseg.text import shortened
@@ -45,6 +46,8 @@ class PreparedDataset:
         classes: Class space of the labels; None without labels.
         splits: Samples of each split, in a fixed order.
         blank_images: Images of a single colour; they stay in the splits.
+        bits: Bits that the values of its 16-bit images use, 8 to 16; `NO_DEEP_IMAGES` if it has
+            none, None if nobody has looked.
     """
 
     name: str
@@ -53,6 +56,7 @@ class PreparedDataset:
     classes: ClassSpace | None
     splits: Mapping[str, tuple[Sample, ...]]
     blank_images: frozenset[str] = frozenset()
+    bits: int | None = None
 
     def image_path(self, sample: Sample) -> Path:
         """Return the absolute path of the image of `sample`."""
@@ -67,6 +71,10 @@ class PreparedDataset:
         if sample.label is None:
             raise DataError(f"{self.image_path(sample)}: has no label in '{self.name}'")
         return self.folder / sample.label
+
+    def read_image(self, sample: Sample) -> Pixels:
+        """Return the image of `sample`, (H, W, 3) uint8 RGB, as every command sees it."""
+        return read_image(self.image_path(sample), bits=self.bits)
 
     def split(self, name: str) -> tuple[Sample, ...]:
         """Return the samples of split `name`.
@@ -100,6 +108,7 @@ def index_document(dataset: PreparedDataset) -> dict[str, Any]:
             for split, samples in dataset.splits.items()
         },
         "blank": sorted(dataset.blank_images),
+        "bits": dataset.bits,
     }
 
 
@@ -115,7 +124,8 @@ class _Index(TypedDict):
     image_root: str
     classes: list[_Class] | None
     splits: dict[str, list[tuple[str, str | None, int, int, list[int]]]]
-    blank: NotRequired[list[str]]  # added after the format was fixed
+    blank: NotRequired[list[str]]  # this and the next were added after the format was fixed
+    bits: NotRequired[int]
 
 
 def read_index(folder: Path) -> PreparedDataset:
@@ -162,6 +172,8 @@ def _parse_index(document: dict[str, Any], folder: Path) -> PreparedDataset:
             raise ValueError(f"{sample.image} has not one number of pixels for each class")
         if min(sample.height, sample.width, 1 + min(sample.class_pixels, default=0)) < 1:
             raise ValueError(f"{sample.image} has no such size")
+    if (bits := document.get("bits")) not in (None, 0, *range(8, 17)):
+        raise ValueError(f"no image has {bits} bits")
     return PreparedDataset(
         name=document["name"],
         folder=folder,
@@ -169,6 +181,7 @@ def _parse_index(document: dict[str, Any], folder: Path) -> PreparedDataset:
         classes=classes,
         splits=splits,
         blank_images=frozenset(document.get("blank", [])),
+        bits=bits,
     )
 
 

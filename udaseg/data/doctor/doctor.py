@@ -23,6 +23,7 @@ from udaseg.data.doctor.subject import (
     open_subject,
     select_splits,
 )
+from udaseg.data.files.bit_depth import FULL_BITS, bits_of_values
 from udaseg.data.files.parallel import map_in_threads
 from udaseg.display.progress import LazyProgress
 
@@ -113,6 +114,8 @@ def doctor(
         images = [image for _, image in outcomes]
     for image in images:
         _add_image_findings(image, findings)
+    for subject in subjects:
+        _add_bits_findings([image for image in images if image.subject is subject], findings)
     add_duplicate_findings(images, findings)
     sets = tuple(
         compute_statistics(subject, [image for image in images if image.subject is subject])
@@ -123,6 +126,16 @@ def doctor(
     if len(sets) > 1:
         add_domain_findings(sets[0], sets[1], findings)
     return Diagnosis(sets, findings.ordered(), time.monotonic() - started)
+
+
+def _add_bits_findings(images: Sequence[InspectedImage], findings: Findings) -> None:
+    """Add a finding for each 16-bit image if no image of the set uses all bits."""
+    deep = [image for image in images if image.peak is not None and image.subject.bits is None]
+    bits = bits_of_values(image.peak for image in deep if image.peak is not None)
+    if bits != FULL_BITS:
+        for image in deep:
+            note = f"values up to {image.peak}"
+            findings.add("fewer-bits", image.subject.role, image.item.image, note)
 
 
 def _add_image_findings(image: InspectedImage, findings: Findings) -> None:

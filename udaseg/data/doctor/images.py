@@ -14,7 +14,8 @@ from PIL import Image
 
 from udaseg.data.doctor.subject import Subject, SubjectImage
 from udaseg.data.files import headers
-from udaseg.data.files.images import read_image
+from udaseg.data.files.bit_depth import bits_of_values, largest_value
+from udaseg.data.files.images import read_values, to_uint8
 from udaseg.data.labels.classes import IGNORE
 from udaseg.data.labels.read import read_label_ids, read_train_ids
 from udaseg.data.prepare.convert import to_train_ids
@@ -52,6 +53,7 @@ class InspectedImage:
         mean: (3,) mean of the channels, RGB.
         spread: (3,) standard deviation of the channels.
         digest: SHA-256 of the image file.
+        peak: The largest value of a 16-bit image; None for others.
         pixels: (K,) pixels of each class in the label; None if it cannot be read.
         ignored: Pixels of the label without a class.
         unknown_ids: Pixels of each id that the label table does not define.
@@ -66,6 +68,7 @@ class InspectedImage:
     is_blank: bool = False
     hash_bits: bytes = b""
     digest: str = ""
+    peak: int | None = None
     pixels: NDArray[np.int64] | None = None
     ignored: int = 0
     unknown_ids: Mapping[int, int] = field(default_factory=dict)
@@ -137,10 +140,17 @@ def _image_faults(result: InspectedImage) -> Iterator[tuple[str, str]]:
     item, path = result.item, result.item.image
     try:
         data, stamp = read_with_fingerprint(path, path.parent)
-        image = read_image(path, data=data)
+        values = read_values(path, data=data)
     except DataError as error:
         yield file_fault(path) or ("damaged", _without_path(error, path))
         return
+    result.peak = peak = largest_value(values)
+    bits = result.subject.bits
+    if peak is not None and (not bits or peak >= 2**bits):
+        if bits:
+            yield "above-bits", f"values up to {peak}, read as {bits} bits"
+        bits = bits_of_values([peak])
+    image = to_uint8(path, values, bits)
     result.size = image.shape[:2]
     statistics = np.asarray(cv2.meanStdDev(image), np.float64)
     result.mean, result.spread = statistics[0].ravel(), statistics[1].ravel()
@@ -172,6 +182,8 @@ def _format_faults(path: Path, data: bytes) -> Iterator[tuple[str, str]]:
         return
     if orientation not in (0, 1):
         yield "exif-orientation", f"orientation {orientation}"
+    if loss := headers.read_header(path, io.BytesIO(data)).loss:
+        yield "read-in-part", loss
     form = headers.png_pixel_format(data[:_HEADER_BYTES])
     if form.startswith("16-bit"):
         yield "image-form", form

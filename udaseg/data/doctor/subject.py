@@ -60,6 +60,7 @@ class Subject:
         left_out: Files that were left out when it was prepared.
         checked_folders: Folders in which the names of all files are checked.
         expected: Published number of images of each split, if known.
+        bits: Bits that 16-bit images are read by; None if `prepare` or a run decides.
     """
 
     role: Role
@@ -73,6 +74,7 @@ class Subject:
     left_out: tuple[str, ...] = ()
     checked_folders: tuple[Path, ...] = ()
     expected: Mapping[str, int] = field(default_factory=dict)
+    bits: int | None = None
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -140,6 +142,7 @@ def _open_prepared(dataset: PreparedDataset, role: Role) -> Subject:
         dataset.classes,
         left_out=(*stored["bad"], *stored["excluded"]),
         expected=read_builtin(dataset.name).expected_counts if is_builtin else {},
+        bits=dataset.bits or None,
     )
 
 
@@ -169,6 +172,7 @@ def _open_declared(declaration: Declaration, folder: Path, role: Role) -> Subjec
         pairs,
         checked_folders=tuple(dict.fromkeys(folder / static_prefix(glob) for glob in globs)),
         expected=declaration.expected_counts,
+        bits=declaration.bits,
     )
 
 

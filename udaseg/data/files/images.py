@@ -128,12 +128,17 @@ def to_uint8(
     if values.dtype == np.uint8:
         return np.asarray(values, np.uint8)
     bits = bits or 16
-    if bits < 16 and (peak := int(values.max())) >> bits:
-        raise DataError(
-            f"{path}: its values reach {peak}, but the 16-bit images here are read as {bits} bits "
-            f"(at most {2**bits - 1})"
-        )
+    refuse_more_bits(path, int(values.max()), bits)
     return (values >> (bits - 8)).astype(np.uint8)
+
+
+def refuse_more_bits(path: Path, peak: int, bits: int) -> None:
+    """Raise a `DataError` if the largest value of a 16-bit image needs more than `bits`."""
+    if peak >= 2**bits:
+        raise DataError(
+            f"{path}: its values reach {peak}, but 16-bit images are read as {bits} bits here, at "
+            f"most {2**bits - 1}"
+        )
 
 
 def write_png(

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -18,7 +18,7 @@ def map_in_threads(
     jobs: Sequence[Job],
     workers: int,
     on_progress: Callable[[int, int], None] | None = None,
-) -> Iterator[tuple[Job, Outcome]]:
+) -> Generator[tuple[Job, Outcome], None, None]:
     """Yield each job with its outcome, in order; an exception of `work` is raised here.
 
     OpenCV's own threads are off meanwhile: each file uses one thread. -1 workers are one per core.

@@ -155,7 +155,7 @@ def is_up_to_date(
     if row is None:
         return False
     image_stamp, image_bytes, *label = row
-    if image_stamp != file_stamp(dataset.image_path(sample)):
+    if image_stamp != stamp_of_image(dataset, sample):
         return False
     if image_bytes is None:  # not cached, and the file has not changed
         return True
@@ -165,6 +165,12 @@ def is_up_to_date(
         file_stamp(dataset.label_path(sample)),
         _file_size(cache.label_path(sample)),
     ]
+
+
+def stamp_of_image(dataset: PreparedDataset, sample: Sample) -> str:
+    """Return a text that changes with the image file, and with how its 16 bits are read."""
+    stamp = file_stamp(dataset.image_path(sample))
+    return f"{stamp} {dataset.bits}" if dataset.bits else stamp
 
 
 def _file_size(path: Path) -> int:

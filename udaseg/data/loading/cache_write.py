@@ -152,7 +152,7 @@ class _Writer:
         """Write the files of one sample; return its row."""
         # The stamps are taken before reading, so a change during the read is detected later.
         original, label_stamp = self.dataset.image_path(sample), None
-        image_stamp = files.file_stamp(original)
+        image_stamp = caches.stamp_of_image(self.dataset, sample)
         if sample.label is not None:
             if _is_rotated_by_exif(original):
                 return [image_stamp, None, None, None]

@@ -65,7 +65,9 @@ class CropSource:
             return self.cache.load_image(sample), labels
         # Photos without labels are rotated by their EXIF orientation. Labels match the stored
         # orientation.
-        image = read_image(self.dataset.image_path(sample), apply_exif=not self.labelled)
+        image = read_image(
+            self.dataset.image_path(sample), apply_exif=not self.labelled, bits=self.dataset.bits
+        )
         labels = self._read_labels(sample, image.shape) if self.labelled else None
         if self.resize is not None:
             image = transforms.resize_image(image, self.resize)

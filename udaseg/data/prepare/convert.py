@@ -1,5 +1,6 @@
 """Read and check an image with its label, and write the label as train ids."""
 
+import io
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +16,9 @@ from numpy.typing import NDArray
 from udaseg.data.datasets.declaration import Declaration
 from udaseg.data.datasets.index import Sample
 from udaseg.data.datasets.pairs import DatasetFiles, Pair
-from udaseg.data.files.images import read_image, write_png
+from udaseg.data.files.bit_depth import FULL_BITS, largest_value
+from udaseg.data.files.headers import read_header
+from udaseg.data.files.images import read_values, refuse_more_bits, write_png
 from udaseg.data.files.parallel import map_in_threads
 from udaseg.data.labels.classes import IGNORE
 from udaseg.data.labels.formats import BUILT_IN, format_package
@@ -63,9 +66,14 @@ def convert_pair(
     """Read and check a pair; write its label below `into` unless that is None."""
     try:
         data, image_stamp = read_with_fingerprint(pair.image, folder)
-        image = read_image(pair.image, data=data)
+        image = read_values(pair.image, data=data)
         height, width = image.shape[:2]
-        row = Row(split, pair.key, image_stamp, blank=_is_blank(image))
+        peak, loss = largest_value(image), read_header(pair.image, io.BytesIO(data)).loss
+        if peak is not None:
+            refuse_more_bits(pair.image, peak, declaration.bits or FULL_BITS)
+        row = Row(
+            split, pair.key, image_stamp, blank=_is_blank(image), peak=peak, loss=loss or None
+        )
         if pair.label is None:
             return ConvertedPair(replace(row, sample=Sample(image_stamp.path, None, height, width)))
         data, label_stamp = read_with_fingerprint(pair.label, folder)
@@ -139,7 +147,7 @@ def _ids_of(table: LabelTable) -> Iterator[tuple[int, int]]:
             yield train_id, number
 
 
-def _is_blank(image: NDArray[np.uint8]) -> bool:
+def _is_blank(image: NDArray[Any]) -> bool:
     """Return whether all pixels have one colour; a coarse grid decides for most images."""
     coarse = image[::_COARSE_STRIDE, ::_COARSE_STRIDE]
     return bool((coarse == image[0, 0]).all()) and bool((image == image[0, 0]).all())

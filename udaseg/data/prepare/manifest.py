@@ -57,6 +57,8 @@ class Row:
         sample: The entry in the index; None if the pair is excluded.
         excluded: The reason, if the pair is excluded.
         blank: Whether the image has a single colour.
+        peak: The largest value of a 16-bit image; None for images of 8 bits.
+        loss: What is not read of the image, if anything; see `Header`.
     """
 
     split: str
@@ -67,6 +69,8 @@ class Row:
     sample: Sample | None = None
     excluded: str | None = None
     blank: bool = False
+    peak: int | None = None
+    loss: str | None = None
 
     def describes(self, folder: Path, image: Path, label: Path | None) -> bool:
         """Return whether the row is of these files below `folder` and they are unchanged."""
@@ -132,6 +136,8 @@ def format_row(row: Row) -> str:
         "pixels": None if sample is None else sample.class_pixels,
         "excluded": row.excluded,
         "blank": row.blank or None,
+        "peak": row.peak,
+        "loss": row.loss,
     }
     present = {key: value for key, value in document.items() if value is not None}
     return json.dumps(present, allow_nan=False, separators=(",", ":"))
@@ -151,6 +157,8 @@ class _Row(TypedDict):
     pixels: NotRequired[list[int]]
     excluded: NotRequired[str]
     blank: NotRequired[bool]
+    peak: NotRequired[int]
+    loss: NotRequired[str]
 
 
 class _Head(TypedDict):
@@ -179,7 +187,8 @@ def parse_row(line: str) -> Row:
         sample = Sample(image.path, name, height, width, tuple(document.get("pixels", ())))
     excluded, blank = document.get("excluded"), document.get("blank", False)
     split, key = document["split"], document["key"]
-    return Row(split, key, image, label, prepared, sample, excluded, blank)
+    peak, loss = document.get("peak"), document.get("loss")
+    return Row(split, key, image, label, prepared, sample, excluded, blank, peak, loss)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -15,7 +15,13 @@ from udaseg.data.loading.cache_write import write_cache
 from udaseg.data.prepare import locate, rules
 from udaseg.data.prepare.convert import read_all
 from udaseg.data.prepare.manifest import LabelReader, read_manifest, recorded_package
-from udaseg.data.prepare.report import Faults, PrepareReport, build_report, check_bad_files
+from udaseg.data.prepare.report import (
+    Faults,
+    PrepareReport,
+    build_report,
+    check_bad_files,
+    reduced_images,
+)
 from udaseg.data.prepare.rules import TOYLAND, CacheOptions, Names, PrepareOptions
 from udaseg.data.prepare.workspace import Workspace, clear_workspace, is_clean, recover
 from udaseg.data.toyland.writer import make_toyland
@@ -241,9 +247,9 @@ class _Preparation:
         labels = [row.prepared for row in manifest.rows if row.prepared is not None]
         if not intact or not all(label.matches(final / label.path) for label in labels):
             return None
-        return PrepareReport(
-            dataset, unchanged=True, **{key: stored[key] for key in rules.STORED_LISTS}
-        )
+        lists = {key: stored[key] for key in rules.STORED_LISTS}
+        reduced = reduced_images(folder, manifest.rows)
+        return PrepareReport(dataset, unchanged=True, reduced=reduced, **lists)
 
     def _rebuild(self) -> PrepareReport:
         """Read new and changed files, and replace the prepared folder atomically."""

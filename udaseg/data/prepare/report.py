@@ -9,6 +9,7 @@ from typing import Any
 from udaseg.data.datasets.declaration import Declaration
 from udaseg.data.datasets.index import PreparedDataset, Sample
 from udaseg.data.datasets.pairs import DatasetFiles
+from udaseg.data.files.bit_depth import bits_of_values
 from udaseg.data.loading.cache_write import CacheReport
 from udaseg.data.prepare.manifest import Row
 from udaseg.data.prepare.rules import PrepareOptions
@@ -27,6 +28,7 @@ class PrepareReport:
         excluded: Pairs that a named rule excludes, with the reason.
         known: Pairs that a named rule would exclude; they are kept.
         blank: Images of a single colour; they are kept.
+        reduced: Images of which something is not read, such as a fourth band; they are kept.
         missing: Declared splits of a built-in dataset that have no images.
         expected: Published number of images of each split.
         seconds: Wall time.
@@ -42,6 +44,7 @@ class PrepareReport:
     known: list[str] = field(default_factory=list)
     blank: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    reduced: list[str] = field(default_factory=list)
     expected: Mapping[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     read: int = 0
@@ -136,6 +139,7 @@ def build_report(
         None if table is None else table.classes,
         {split: tuple(split_samples) for split, split_samples in samples.items()},
         frozenset(blank),
+        declaration.bits or bits_of_values(row.peak for row in result.rows if row.peak is not None),
     )
     return PrepareReport(
         dataset,
@@ -144,9 +148,15 @@ def build_report(
         list(map(str, pairs.known)),
         [str(folder / path) for path in blank],
         pairs.splits_without_images,
+        reduced=reduced_images(folder, result.rows),
         read=result.read,
         check_only=options.check_only,
     )
+
+
+def reduced_images(folder: Path, rows: Sequence[Row]) -> list[str]:
+    """Return the images below `folder` of which something is not read, with what it is."""
+    return [f"{folder / row.image.path}: {row.loss}" for row in rows if row.loss]
 
 
 def unknown_ids_message(

@@ -120,8 +120,8 @@ def conversion_digest(declaration: Declaration, folder: Path, options: PrepareOp
     table = declaration.table
     classes = None if table is None else (table.classes, table.ids, sorted(table.ignore))
     facts = (INDEX_FORMAT, folder.resolve(), options.on_mismatch, classes, declaration.label_format)
-    package = declaration.label_package
-    return _digest(repr(facts if package is None else (*facts, *package)))
+    package, bits = declaration.label_package or (), declaration.bits
+    return _digest(repr((*facts, *package, *(() if bits is None else (bits,)))))
 
 
 def sources_digest(label_digest: str, pairs: DatasetFiles) -> str:

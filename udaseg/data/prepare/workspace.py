@@ -19,6 +19,7 @@ from typing import Any, Self, TextIO
 from udaseg import files
 from udaseg.data.datasets.index import INDEX_NAME, PreparedDataset, index_document
 from udaseg.data.datasets.pairs import Pair
+from udaseg.data.files.bit_depth import is_deep
 from udaseg.data.files.forms import parse_form
 from udaseg.data.prepare import manifest as manifests
 from udaseg.data.prepare.manifest import Fingerprint, Manifest, Row
@@ -51,7 +52,7 @@ class Workspace:
     def __enter__(self) -> Self:
         manifest = manifests.find_manifest(self.final)
         if manifest is not None and manifest.conversion_digest == self.label_digest:
-            self._finished_rows = _by_split_and_key(manifest.rows)
+            self._finished_rows = _by_split_and_key(self._known_rows(manifest))
         self._journal_rows = self._read_journal()
         self._remove_other_files(self._journal_rows.values())
         rows = map(manifests.format_row, self._journal_rows.values())
@@ -114,6 +115,14 @@ class Workspace:
             self.final.rename(_previous_path(self.final))
         files.rename_durably(self.temporary_folder, self.final)
         recover(self.final)
+
+    def _known_rows(self, manifest: Manifest) -> list[Row]:
+        """Return the rows of the finished dataset that have all that a row has today.
+
+        Earlier versions did not look at how many bits 16-bit images use.
+        """
+        looked = files.read_json(self.final / INDEX_NAME).get("bits") is not None
+        return [row for row in manifest.rows if looked or not is_deep(self.folder / row.image.path)]
 
     def _is_complete(self, prepared: Fingerprint) -> bool:
         """Return whether a label is complete; after a power loss a file may lack its content."""

@@ -1,0 +1,25 @@
+"""Open data as a run sees them: with the bits that the run reads 16-bit images by."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from udaseg.data.datasets.index import PreparedDataset
+from udaseg.data.open import open_dataset
+from udaseg.recipe.schema import Recipe
+
+
+def bits_of_run(recipe: Recipe) -> int | None:
+    """Return the bits of 16-bit images that no `prepare` has seen; None if the run knows none."""
+    return recipe.target.bits or recipe.source.bits
+
+
+def open_run_data(recipe: Recipe, data: str, *, root: Path) -> PreparedDataset:
+    """Return the data set that `data` means, to be read as the run of `recipe` reads it.
+
+    Its own source and target are read by their bits in the recipe, other data by what `prepare`
+    found, and what no `prepare` has seen by the bits of the run. See `open_dataset`.
+    """
+    dataset = open_dataset(data, root=root)
+    own = [domain.bits for domain in (recipe.target, recipe.source) if domain.data == data]
+    known = next((bits for bits in (*own, dataset.bits) if bits is not None), None)
+    return replace(dataset, bits=bits_of_run(recipe) if known is None else known)
