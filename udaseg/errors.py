@@ -11,7 +11,7 @@ UdasegError             1  unexpected
 ├── DivergedError       6  training stopped; the last good checkpoint is kept
 ├── GateError           7  a score is below `--fail-under`
 ├── RankFailed      varies  one of several processes failed, so all end
-└── Interrupted   130, 143  SIGINT or SIGTERM, after a checkpoint for resuming was written
+└── Interrupted   128 + N   signal 1, 2 or 15 (SIGHUP, SIGINT, SIGTERM), after work was saved
 ```
 
 A message states where, what, and what to do next, in that order, and needs no traceback.
@@ -130,7 +130,7 @@ class Interrupted(UdasegError):
 
     Args:
         message: What was saved and how to resume.
-        signal_number: SIGINT or SIGTERM; the exit code is 128 + this number.
+        signal_number: SIGHUP, SIGINT or SIGTERM; the exit code is 128 + this number.
     """
 
     def __init__(self, message: str, signal_number: int) -> None:

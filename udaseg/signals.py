@@ -1,4 +1,7 @@
-"""The first SIGINT or SIGTERM stops the loop after the current step; the second exits at once.
+"""The first SIGINT, SIGTERM or SIGHUP stops the loop after the current step.
+
+A second SIGINT or SIGTERM exits at once. SIGHUP says that the terminal has closed; often it comes
+twice, and under `nohup` it stays ignored.
 
 Several processes all stop after the same step and ignore a second signal: torchrun forwards signals
 that the job manager has already sent to each process, and kills processes that take too long.
@@ -18,7 +21,11 @@ from torch import Tensor
 from udaseg.distributed import all_reduce_max, world_size
 from udaseg.errors import Interrupted
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_HANG_UP = getattr(signal, "SIGHUP", None)
+"""None on Windows, which has no such signal."""
+
+_SIGNALS = tuple(number for number in (_HANG_UP, signal.SIGINT, signal.SIGTERM) if number)
+"""In rising order: if ranks receive different ones, the greatest is that of the run."""
 
 
 class StopSignal:
@@ -41,7 +48,8 @@ class StopSignal:
         # Python lets only the main thread handle signals
         if threading.current_thread() is threading.main_thread():
             for number in _SIGNALS:
-                self._previous_handlers[number] = signal.signal(number, self._handle)
+                if number != _HANG_UP or signal.getsignal(number) != signal.SIG_IGN:
+                    self._previous_handlers[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -88,6 +96,8 @@ class StopSignal:
         if os.getpid() != self._pid:
             return
         if self.number is not None and world_size() == 1:
+            if number == _HANG_UP:
+                return
             os._exit(128 + number)
         self.number = number
         self._raise_if_interrupted()

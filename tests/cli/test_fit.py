@@ -350,6 +350,7 @@ def longer(root, tmp_path_factory):
     [
         (signal.SIGINT, 130),
         (signal.SIGTERM, 143),
+        (signal.SIGHUP, 129),
     ],
 )
 def test_a_signal_saves_the_step_and_the_run_goes_on(root, longer, tmp_path, number, code):

@@ -186,7 +186,7 @@ def test_overwrite_leaves_no_old_mask_of_an_image_that_fails_now():
     assert files_below("masks/ids") == ["a.png"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_after_the_image_and_resume_does_the_rest(run, capsys, number):
     for name in "abcdefgh":
         write_image(f"in/{name}.png", random_labels(8, 12))

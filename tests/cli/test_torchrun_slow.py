@@ -89,7 +89,9 @@ def test_a_run_goes_on_with_another_number_of_processes_if_the_step_is_as_large(
     assert err.count("batch.source was 2 and is now 4") == 1
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
+)
 def test_a_signal_to_torchrun_saves_and_the_processes_end_with_its_code(
     root, tmp_path, number, code
 ):

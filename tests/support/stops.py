@@ -16,7 +16,7 @@ from tests.support.toy import TINY
 REPOSITORY = Path(__file__).resolve().parents[2]
 STEPS = 6
 PHASES = ("import", "first batch", "train", "save", "prune", "eval")
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 WORDS = ["machine.checkpoint_every=2", "machine.log_every=1", "machine.preview_every=0"]
 
 _SCRIPT = """

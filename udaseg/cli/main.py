@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import typer
 
 from udaseg.cli.app import app
+from udaseg.cli.streams import open_streams
 from udaseg.errors import EnvironmentFault, RankFailed, RecipeError, UdasegError, UsageError
 from udaseg.text import printable
 
@@ -39,16 +40,8 @@ def main(words: Sequence[str] | None = None) -> NoReturn:
         words: The arguments after `udaseg`; None takes `sys.argv`.
     """
     arguments = list(sys.argv[1:] if words is None else words)
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # for names that the terminal cannot encode
-            stream.reconfigure(errors="backslashreplace")
-    code = _run([word for word in arguments if word != "--debug"], debug="--debug" in arguments)
-    try:
-        if sys.stdout is not None:  # None if it was closed before the start
-            sys.stdout.flush()
-    except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
-        sys.stdout = None  # otherwise Python flushes it again at exit
-    sys.exit(code)
+    open_streams()
+    sys.exit(_run([word for word in arguments if word != "--debug"], debug="--debug" in arguments))
 
 
 def _run(arguments: list[str], debug: bool) -> int | str | None:
@@ -60,8 +53,6 @@ def _run(arguments: list[str], debug: bool) -> int | str | None:
         return stop.code
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        return 1
     except Exception as error:  # noqa: BLE001  # last resort; --debug shows the traceback
         message, code = _describe(error, debug)
         # before the process group exists, all processes of torchrun meet the same error

@@ -137,8 +137,8 @@ def predict(
             its end.
         CheckpointError: The run has no readable checkpoint.
         EnvironmentFault: A mask cannot be written; the masks before it are complete.
-        Interrupted: SIGINT or SIGTERM was received while writing; the masks written so far are
-            complete.
+        Interrupted: SIGINT, SIGTERM or SIGHUP was received while writing; the masks written so far
+            are complete.
 
     Example:
         for prediction in udaseg.predict("photos/", "runs/city-rccr"):
