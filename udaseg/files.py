@@ -247,6 +247,33 @@ def try_file_lock(path: Path) -> Iterator[bool | None]:
 
 
 @contextmanager
+def shared_folder(folder: Path, sweep: Callable[[], None]) -> Iterator[None]:
+    """Hold a shared lock on `folder`, which exists; call `sweep` first if nobody else holds one.
+
+    `sweep` removes temporary files that a killed command left behind.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows has no fcntl; leftover files are not removed
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            sweep()
+        except BlockingIOError:
+            log.info("another command also writes to %s", folder)
+        except OSError as error:
+            log.debug("%s: this file system does not support locks: %s", folder, error)
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
 def disk_space(folder: Path, needed: Callable[[], int]) -> Iterator[None]:
     """Raise an error that names the missing amount if the disk becomes full in this context.
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -57,8 +58,8 @@ def _prepare(root: Path, started, at: int | None) -> None:
     os._exit(0)
 
 
-def die_at(number: int) -> None:
-    """Kill this process right before its n-th disk write."""
+def die_at(number: int, count: Any = None) -> None:
+    """Kill this process right before its n-th disk write; `count.value` counts them if given."""
     changes = 0
 
     def hook(event: str, arguments: tuple[object, ...]) -> None:
@@ -67,6 +68,8 @@ def die_at(number: int) -> None:
         writes |= event == "open" and bool(int(arguments[2] or 0) & os.O_CREAT)
         if writes or event in _CHANGES:
             changes += 1
+            if count is not None:
+                count.value = changes
             if changes == number:
                 os.kill(os.getpid(), signal.SIGKILL)
 

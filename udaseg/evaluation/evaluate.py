@@ -1,5 +1,6 @@
 """`udaseg eval`: score a run on labelled images at their own resolution."""
 
+import contextlib
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -30,6 +31,7 @@ from udaseg.inference.windows import Network
 from udaseg.models.segmenter import evaluation_mode
 from udaseg.recipe.schema import Recipe
 from udaseg.runs.folder import run_folder_of
+from udaseg.runs.leftovers import writing_in_run
 from udaseg.runs.scores import Scores
 from udaseg.text import format_size
 
@@ -120,7 +122,7 @@ def evaluate(
     scores = summarise(
         matrix, model.classes, dataset, split, facts, options.scoring, release=inference.release
     )
-    folder = options.scoring.out
+    folder, stack = options.scoring.out, contextlib.ExitStack()
     if folder is None and not isinstance(run, Model):  # its weights may differ from the run's
         run_folder = run_folder_of(path)
         checkpoint = "" if path.resolve() == run_folder.resolve() else model.checkpoint.stem
@@ -128,8 +130,10 @@ def evaluate(
             f"{dataset.name}-{split}", options.weights, inference, options.scoring, checkpoint
         )
         folder = run_folder / "eval" / name
+        stack.enter_context(writing_in_run(run_folder))
     if folder is not None:
-        write_scores(Path(folder), scores)
+        with stack:
+            write_scores(Path(folder), scores)
         log.info("scores written to %s", folder)
     return scores
 

@@ -30,6 +30,7 @@ from udaseg.inference.sizes import input_size, network_input_size
 from udaseg.inference.trained_model import Model
 from udaseg.recipe.schema import Recipe
 from udaseg.runs.folder import run_folder_of
+from udaseg.runs.leftovers import writing_in_run
 
 log = logging.getLogger(__name__)
 _EXAMPLE_SHAPE = (2, 3, 128, 192)  # of the traced images; all axes but the channels are dynamic
@@ -153,7 +154,10 @@ def export(
     comparison = None
     with torch.no_grad():
         refuse_not_finite(network(_example().float() / 255).logits, str(loaded.checkpoint))
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
+    with (
+        writing_in_run(path.parent),
+        tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder,
+    ):
         temporary = Path(folder) / "model.onnx"
         log.info("exporting %s, step %d", loaded.checkpoint, loaded.step)
         write_onnx(module, temporary, _metadata(loaded, module))

@@ -17,6 +17,7 @@ from udaseg.inspection.record import read_run
 from udaseg.inspection.report_content import Color, PageContent
 from udaseg.inspection.report_images import ReportImages, render_report_images
 from udaseg.inspection.report_page import report_page
+from udaseg.runs.leftovers import writing_in_run
 from udaseg.runs.scores import find_score_files
 
 log = logging.getLogger(__name__)
@@ -88,7 +89,8 @@ def report(
         created=f"Written {time.strftime('%Y-%m-%d %H:%M %z')} by udaseg {__version__}.",
     )
     path = given[0] / "report.html" if out is None else Path(out)
-    write_text(path, report_page(page))
+    with writing_in_run(given[0]):
+        write_text(path, report_page(page))
     return path
 
 

@@ -7,7 +7,7 @@ import shutil
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
@@ -17,7 +17,7 @@ import numpy as np
 from udaseg.data.files.forms import parse_form
 from udaseg.data.files.images import read_image
 from udaseg.errors import DataError, EnvironmentFault, UsageError
-from udaseg.files import sha256
+from udaseg.files import TEMPORARY_NAME, sha256, shared_folder
 from udaseg.inference.input_images import MAX_PIXELS
 from udaseg.inference.options import MASK_KINDS, MaskKind
 from udaseg.prediction.inputs import Inputs, is_video
@@ -28,7 +28,7 @@ OTHER_NETWORKS = "also_there"
 """Key of the settings of other networks whose masks are in the same folder."""
 
 TEMPORARY_PREFIX = ".video-"
-_TEMPORARY_NAME = re.compile(r"\.[a-z0-9_]{8}\.tmp|\.video-[a-z0-9_]{8}")
+_TEMPORARY_NAME = re.compile(rf"{TEMPORARY_NAME.pattern}|\.video-[a-z0-9_]{{8}}")
 _FRAMES_SUFFIX = ".frames"
 _FRAME_NAME = re.compile(r"[0-9]{6,}\.(png|npy)")
 _RECORD_FOLDER = "videos"
@@ -310,25 +310,9 @@ def output_lock(out: Path, jobs: Iterable[Job]) -> Iterator[None]:
     The first command there removes temporary files that a killed command left behind.
     """
     out.mkdir(parents=True, exist_ok=True)
-    try:
-        import fcntl
-    except ImportError:  # Windows has no fcntl; leftover files are not removed
+    folders = {out, *(mask.parent for job in jobs for mask in job.outputs)}
+    with shared_folder(out, lambda: _remove_temporary_files(folders)):
         yield
-        return
-    descriptor = os.open(out, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _remove_temporary_files({out, *(mask.parent for job in jobs for mask in job.outputs)})
-        except BlockingIOError:
-            log.info("another command also writes to %s", out)
-        except OSError as error:
-            log.debug("%s: this file system does not support locks: %s", out, error)
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_SH)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _remove_temporary_files(folders: Iterable[Path]) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 from udaseg.errors import DataError
 from udaseg.files import parse_json, read_json, sha256_of, write_json
 from udaseg.runs.folder import run_folder_of
+from udaseg.runs.leftovers import writing_in_run
 
 
 def calibration_path(checkpoint: Path) -> Path:
@@ -17,8 +18,9 @@ def write_calibration(checkpoint: Path, weights: str, facts: dict[str, Any]) -> 
     """Store the temperature and facts of its fit for the student or teacher of a checkpoint."""
     path = calibration_path(checkpoint)
     identity = {"checkpoint": checkpoint.name, "sha256": _digest(checkpoint)}
-    # a damaged file is replaced
-    write_json(path, {**read_json(path), weights: {**identity, **facts}})
+    with writing_in_run(path.parent):
+        # a damaged file is replaced
+        write_json(path, {**read_json(path), weights: {**identity, **facts}})
     return path
 
 

@@ -8,7 +8,8 @@ import platform
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -128,6 +129,8 @@ def fill_run_folder(
     try:
         if (folder / "recipe.yaml").exists():
             (folder / "recipe.yaml").replace(replaced)
+        else:
+            replaced.touch()
         for path in folder.iterdir():
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
@@ -175,8 +178,10 @@ def write_recipe(folder: Path, recipe: Recipe) -> None:
 
 
 @contextlib.contextmanager
-def writer_lock(folder: Path) -> Iterator[None]:
+def writer_lock(folder: Path) -> Iterator[Callable[[], bool]]:
     """Hold the lock of a run folder, which is made if need be; that of a dead process is taken.
+
+    Yields a function that returns whether the folder is still there, and not another one.
 
     Raises:
         UsageError: Another process is writing the run.
@@ -190,10 +195,11 @@ def writer_lock(folder: Path) -> Iterator[None]:
             _refuse_second_writer(folder, held)
             # not atomically: the lock is that of this very file
             lock.write_text(json.dumps(_holder(lock)), encoding="utf-8")
-            stack.callback(_remove_if_same, lock, lock.stat())
+            is_here = partial(_is_same, lock, lock.stat())
+            stack.callback(lambda: lock.unlink() if is_here() else None)
         except OSError as error:
             raise EnvironmentFault(f"{folder}: cannot be written ({error})") from error
-        yield
+        yield is_here
 
 
 def _holder(lock: Path) -> dict[str, object]:
@@ -204,11 +210,11 @@ def _holder(lock: Path) -> dict[str, object]:
     return {**facts, "host": platform.node(), "launch": _launch_id()}
 
 
-def _remove_if_same(path: Path, file: os.stat_result) -> None:
-    """Remove a file, unless it is gone or its folder was moved and another one took its place."""
-    with contextlib.suppress(OSError):
-        if os.path.samestat(path.stat(), file):
-            path.unlink()
+def _is_same(path: Path, file: os.stat_result) -> bool:
+    try:
+        return os.path.samestat(path.stat(), file)
+    except OSError:
+        return False
 
 
 def write_environment(folder: Path) -> None:

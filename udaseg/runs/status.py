@@ -34,8 +34,8 @@ class RunStatus:
     def write(
         self, state: Literal["running", "done", "failed", "interrupted"], **facts: object
     ) -> None:
-        """Write the state, with what there is to know about it."""
-        if self._path is None:
+        """Write the state, with what there is to know about it, if the folder is still there."""
+        if self._path is None or not self._path.parent.is_dir():
             return
         when = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         document = {"state": state, "time": when, "unix_time": time.time(), **facts}

@@ -12,6 +12,7 @@ from udaseg.errors import NotFiniteError
 from udaseg.files import one_or_more, plain_json, write_json
 from udaseg.inference import trained_model
 from udaseg.runs.best import store_best
+from udaseg.runs.leftovers import writing_in_run
 from udaseg.selection.candidates import (
     ORACLE_WARNING,
     Candidate,
@@ -256,7 +257,8 @@ def _write_into_runs(selection: Selection) -> None:
     name = "selection-oracle.json" if selection.oracle else "selection.json"
     for run in dict.fromkeys(candidate.run for candidate in selection.candidates):
         if run.is_dir():
-            write_json(run / name, document)
+            with writing_in_run(run):
+                write_json(run / name, document)
             log.info("written to %s", run / name)
 
 
@@ -266,7 +268,8 @@ def _keep_choice(selection: Selection) -> None:
     of_one_run = {candidate.run for candidate in selection.candidates} == {best.run}
     in_run = best.checkpoint.parent == best.run / "checkpoints"
     if of_one_run and in_run and len(selection.candidates) > 1:
-        log.info("kept in %s", store_best(best.run, CONSENSUS, best.checkpoint))
+        with writing_in_run(best.run):
+            log.info("kept in %s", store_best(best.run, CONSENSUS, best.checkpoint))
 
 
 def _describe_candidate(candidate: Candidate, *, oracle: bool) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from udaseg.data.loading.cache import open_cache
 from udaseg.data.loading.crops import CropSource
 from udaseg.data.loading.rare_class import RareClassSettings
 from udaseg.distributed import local_world_size, rank, select_device, world_size
-from udaseg.errors import DataError
+from udaseg.errors import DataError, EnvironmentFault
 from udaseg.methods.build import apply_machine_options, build_objective
 from udaseg.methods.objectives.objective import Objective
 from udaseg.methods.sync_norm import sync_batch_norms
@@ -62,6 +62,7 @@ class RunContext:
         checkpoint: Where the run continues; None starts at step 0.
         fit_memory: Split steps into micro-batches until they fit in memory.
         criterion_sets: Images to compare checkpoints on; None keeps only the newest checkpoints.
+        folder_is_here: Returns whether the run folder is still where it was, on the first rank.
     """
 
     recipe: Recipe
@@ -70,6 +71,15 @@ class RunContext:
     checkpoint: Checkpoint | None
     fit_memory: bool
     criterion_sets: EvaluationSets | None
+    folder_is_here: Callable[[], bool] = lambda: True
+
+    def refuse_lost_folder(self) -> None:
+        """Raise an `EnvironmentFault` rather than write to a folder that was moved or deleted."""
+        if not self.folder_is_here():
+            raise EnvironmentFault(
+                f"{self.folder}: was moved or deleted while the run was writing to it, so the run "
+                "ends without its last steps; continue with --resume and the place it is at now"
+            )
 
 
 @dataclass(frozen=True)

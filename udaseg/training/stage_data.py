@@ -15,7 +15,6 @@ import torch
 from torch import nn
 
 from udaseg.data.datasets.index import PreparedDataset, Sample, evenly_spaced_indices
-from udaseg.data.labels.classes import ClassSpace
 from udaseg.data.loading.pseudo_labels import pseudo_labels_digest
 from udaseg.display.progress import WorkProgress
 from udaseg.distributed import all_ranks, on_rank_zero, world_size
@@ -72,25 +71,22 @@ def open_stage(
     )
     digests: dict[str, str] = {}
     if labels is not None:
-        digests[_LABEL_FOLDER] = _make_pseudo_labels(setup, data.classes, labels, stop, folder)
+        digests[_LABEL_FOLDER] = _make_pseudo_labels(context, setup, labels, stop)
     if is_new and isinstance(setup.objective, PrototypeAlignment):
-        _initialise_prototypes(setup, setup.objective, len(data.classes), stop, folder)
+        _initialise_prototypes(context, setup, setup.objective, stop)
     return setup, digests
 
 
 def _initialise_prototypes(
-    setup: TrainingSetup,
-    objective: PrototypeAlignment,
-    num_classes: int,
-    stop: StopSignal,
-    folder: Path,
+    context: RunContext, setup: TrainingSetup, objective: PrototypeAlignment, stop: StopSignal
 ) -> None:
     """Set the prototypes to the mean embeddings of correctly predicted source pixels."""
     source = setup.batches.source
     assert source is not None
-    with _pass_over("prototypes of the source", len(source.samples), stop, folder) as on_image:
+    classes = len(context.data.classes)
+    with _pass_over("prototypes of the source", len(source.samples), stop, context) as on_image:
         means, has_prototype = passes.collect_prototypes(
-            objective.student, source, num_classes, setup.device, on_image
+            objective.student, source, classes, setup.device, on_image
         )
     objective.contrast.prototypes.initialise(means, has_prototype)
     if not bool(has_prototype.all()):
@@ -98,14 +94,15 @@ def _initialise_prototypes(
             "%d of %d classes have no correct prediction on the source; they get a prototype with "
             "their first one",
             int((~has_prototype).sum()),
-            num_classes,
+            classes,
         )
 
 
 def _make_pseudo_labels(
-    setup: TrainingSetup, classes: ClassSpace, labels: Path, stop: StopSignal, folder: Path
+    context: RunContext, setup: TrainingSetup, labels: Path, stop: StopSignal
 ) -> str:
     """Return the digest of the pseudo-labels; compute them unless they exist unchanged."""
+    classes = context.data.classes
     crops, settings = setup.batches.target, setup.stage.pseudo_labels
     assert crops is not None and settings is not None
     marker, student = labels.parent / _MARKER, setup.objective.student
@@ -113,12 +110,12 @@ def _make_pseudo_labels(
     if (digest := _finished_digest(marker, labels, student_digest, crops.samples)) is not None:
         return digest
     crops = replace(crops, scale=(1.0, 1.0))
-    with _pass_over("confidence on the target", num_images, stop, folder) as on_image:
+    with _pass_over("confidence on the target", num_images, stop, context) as on_image:
         histogram = passes.collect_confidence(student, crops, len(classes), setup.device, on_image)
     thresholds = passes.confidence_thresholds(
         histogram, quantile=settings.quantile, cap=settings.cap
     )
-    with _pass_over("pseudo-labels of the target", num_images, stop, folder) as on_image:
+    with _pass_over("pseudo-labels of the target", num_images, stop, context) as on_image:
         kept = passes.write_pseudo_labels(
             student, crops, thresholds, labels, setup.device, on_image
         )
@@ -158,7 +155,7 @@ def _finished_digest(
 
 @contextlib.contextmanager
 def _pass_over(
-    title: str, count: int, stop: StopSignal, folder: Path, *, divided: bool = True
+    title: str, count: int, stop: StopSignal, context: RunContext, *, divided: bool = True
 ) -> Iterator[passes.ProgressCallback]:
     """Show a pass over images; its callback updates the bar, and stops the pass at a signal.
 
@@ -168,12 +165,14 @@ def _pass_over(
     with WorkProgress(title, count) as progress:
 
         def on_image(done: int, total: int) -> None:
+            context.refuse_lost_folder()
             progress.update(min(done * ranks, total))
             # collective: call it only while every rank has images; some have one more
             if done <= total // ranks and stop.stop_requested():
                 assert stop.number is not None
                 raise Interrupted(
-                    f"stopped between two parts of the run; continue with --resume {folder}",
+                    "stopped between two parts of the run; continue with --resume "
+                    f"{context.folder}",
                     stop.number,
                 )
 
@@ -199,7 +198,7 @@ def adapt_batch_norm(
     The result depends only on the weights and the images. A run that is killed here repeats the
     pass from its last checkpoint, with the same result.
     """
-    recipe, folder = context.recipe, context.folder
+    recipe = context.recipe
     crops = build_crop_source(recipe.target, target, labelled=False)
     indices = evenly_spaced_indices(len(crops.samples), recipe.method.target_statistics)
     samples = [crops.samples[index] for index in indices]
@@ -208,7 +207,7 @@ def adapt_batch_norm(
     if isinstance(objective, SelfTraining):
         networks.append(objective.teacher.network)
     count = len(samples)
-    with _pass_over("statistics of the target", count, stop, folder, divided=False) as on_image:
+    with _pass_over("statistics of the target", count, stop, context, divided=False) as on_image:
         adapt_batch_norms(
             networks,
             crops,

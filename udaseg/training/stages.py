@@ -1,7 +1,9 @@
 """Train all stages of a run, to the end or until a signal, and record the status."""
 
+import contextlib
 import logging
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 
 from udaseg.data.labels.classes import classes_to_dict
@@ -56,7 +58,7 @@ class Runner:
             self._status.write("running", step=self._done)
             started = time.monotonic()
             try:
-                with report_once():
+                with report_once(), self._in_its_folder():
                     self._train_stages()
                     miou, scores = self._score()
             except BaseException as error:
@@ -66,8 +68,19 @@ class Runner:
             self._status.write("done", step=self._done, seconds=seconds, miou=miou)
         return scores
 
+    @contextlib.contextmanager
+    def _in_its_folder(self) -> Iterator[None]:
+        """Say that the run folder was moved or deleted, rather than what failed because of it."""
+        try:
+            yield
+        except Exception:
+            self.context.refuse_lost_folder()
+            raise
+
     def _record(self, error: BaseException) -> None:
         """Record why the run ends; add advice if it is out of memory."""
+        if not self.context.folder_is_here():
+            return
         if isinstance(error, Interrupted):
             self._status.write("interrupted", step=self._done, signal=error.exit_code - 128)
         elif isinstance(error, UdasegError):
@@ -174,6 +187,7 @@ class Runner:
         )
 
         def on_step(done: int, report: LossReport) -> None:
+            self.context.refuse_lost_folder()
             callbacks.on_step(done, report, guard.gradient_norm)
 
         try:

@@ -21,6 +21,7 @@ from udaseg.recipe.schema import Domain, Recipe
 from udaseg.recipe.stages import adapts
 from udaseg.runs import folder as folder_module
 from udaseg.runs.checkpoint import Checkpoint, find_checkpoint
+from udaseg.runs.leftovers import writing_in_run
 from udaseg.runs.run import Run
 from udaseg.runs.scores import Scores
 from udaseg.runs.status import log_to_file
@@ -223,11 +224,13 @@ def _train(recipe: Recipe, folder: Path, options: TrainOptions) -> None:
         if rank() == 0:
             print_memory_plan(recipe, setup, data)
         return
-    with _claimed(folder, recipe, options, start):
+    with _claimed(folder, recipe, options, start) as is_here:
         checkpoint = None if options.resume is None else find_resume_checkpoint(folder, recipe)
         if rank() == 0:
             folder_module.write_origin(folder, options.command or ())
-        context = RunContext(recipe, data, folder, checkpoint, options.fit_memory, criterion_sets)
+        context = RunContext(
+            recipe, data, folder, checkpoint, options.fit_memory, criterion_sets, is_here
+        )
         runner = Runner(context, setup)
         del setup  # the runner frees it before a later stage builds its own
         scores = runner.run()
@@ -299,19 +302,24 @@ def _start_checkpoint(options: TrainOptions, folder: Path) -> Checkpoint | None:
 @contextlib.contextmanager
 def _claimed(
     folder: Path, recipe: Recipe, options: TrainOptions, start: Checkpoint | None
-) -> Iterator[None]:
-    """Fill the run folder unless the run resumes; hold its lock and its log."""
+) -> Iterator[Callable[[], bool]]:
+    """Fill the run folder unless the run resumes; hold its lock and its log.
 
-    def claim() -> None:
+    Yields a function that returns, on the first rank, whether the folder is still there.
+    """
+
+    def claim() -> Callable[[], bool]:
         if options.resume is None:
             folder_module.refuse_existing_run(folder, overwrite=options.overwrite)
-        stack.enter_context(folder_module.writer_lock(folder))
+        is_here = stack.enter_context(folder_module.writer_lock(folder))
         if options.resume is None:
             # again: another process may have begun and ended a run since
             folder_module.refuse_existing_run(folder, overwrite=options.overwrite)
             folder_module.fill_run_folder(folder, recipe, options.command or (), init=start)
+        stack.enter_context(writing_in_run(folder))
         stack.enter_context(log_to_file(folder / "train.log"))
+        return is_here
 
     with contextlib.ExitStack() as stack:
-        on_rank_zero(claim)
-        yield
+        is_here = on_rank_zero(claim)
+        yield is_here if rank() == 0 else lambda: True

@@ -71,8 +71,10 @@ def write_checkpoint(state: TrainingState) -> None:
 
 def _save(state: TrainingState, folder: Path) -> Path:
     setup = state.setup
-    return on_rank_zero(
-        lambda: save_checkpoint(
+
+    def save() -> Path:
+        state.context.refuse_lost_folder()
+        return save_checkpoint(
             folder,
             step=state.step,
             objective=setup.objective,
@@ -82,4 +84,5 @@ def _save(state: TrainingState, folder: Path) -> Path:
             files={**setup.batches.digests(), **state.digests},
             keep=state.recipe.machine.keep_checkpoints,
         )
-    )
+
+    return on_rank_zero(save)

@@ -33,6 +33,7 @@ def write_final_scores(state: TrainingState) -> tuple[float, Scores]:
     matrix = _score_student(state)
     scores = summarise(matrix, data.classes, data.validation, spec.split, facts)
     if rank() == 0:
+        state.context.refuse_lost_folder()
         name = f"{data.validation.name}-{spec.split}"
         write_scores(state.context.folder / "eval" / name, scores)
     return matrix.mean_iou(), scores
