@@ -1,6 +1,7 @@
 """Scores as JSON, CSV and Markdown: every format has the same values, and NaN is marked."""
 
 import csv
+import dataclasses
 import io
 import json
 import math
@@ -67,3 +68,10 @@ def test_markdown_is_a_table_of_four_columns():
     assert all(line.count("|") == 5 for line in table)
     assert "| road | 75.00 | 90.00 | 60.00 |" in table
     assert lines[-1] == SCORES.notes[0]
+
+
+def test_a_pipe_in_a_class_name_is_escaped_in_a_markdown_table():
+    piped = dataclasses.replace(
+        SCORES, iou={"a|b": 0.5}, accuracy={"a|b": 0.5}, truth_share={"a|b": 1.0}
+    )
+    assert "| a\\|b | 50.00 | 50.00 | 100.00 |" in piped.to_markdown().splitlines()

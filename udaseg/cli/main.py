@@ -14,7 +14,7 @@ import typer
 from udaseg.cli.app import app
 from udaseg.cli.streams import open_streams
 from udaseg.errors import EnvironmentFault, RankFailed, RecipeError, UdasegError, UsageError
-from udaseg.text import printable
+from udaseg.text import printable, shortened
 
 _CommandLineError: Any = typer.BadParameter.__base__
 """What typer raises for words that it cannot parse; it exports only this one of its subclasses."""
@@ -30,6 +30,11 @@ _MACHINE_FAULTS = {
     errno.EACCES: "no permission; choose another folder",
     errno.EPERM: "no permission; choose another folder",
     errno.EROFS: "the file system is read-only; choose another folder",
+    errno.ENAMETOOLONG: "the name is longer than the file system allows; choose a shorter one",
+    errno.ENOTDIR: "a part of this path is a file, not a folder; choose another folder",
+    errno.EEXIST: "is a file where a folder is needed; move it, or choose another folder",
+    errno.EISDIR: "is a folder where a file is needed; move it, or choose another path",
+    errno.ELOOP: "is a link that leads back to itself; remove it, or choose another path",
 }
 
 
@@ -78,7 +83,7 @@ def _describe(error: Exception, debug: bool) -> tuple[str, int]:
         error.show(shown)
         return shown.getvalue().rstrip("\n"), error.exit_code
     if isinstance(error, OSError) and error.errno in _MACHINE_FAULTS:
-        path = f"{error.filename}: " if error.filename is not None else ""
+        path = f"{shortened(str(error.filename), 300)}: " if error.filename is not None else ""
         return f"error: {path}{_MACHINE_FAULTS[error.errno]}", EnvironmentFault.exit_code
     if isinstance(error, MemoryError):
         message = "error: out of memory; use a smaller batch or smaller crops"

@@ -90,7 +90,8 @@ class Scores:
         """Return the scores as a Markdown table in percent, with protocol and notes."""
         lines = [self.protocol_line, "", "| class | IoU % | accuracy % | pixels % |"]
         lines.append("|---|---:|---:|---:|")
-        lines += [f"| {' | '.join(row)} |" for row in self._rows()]
+        rows = [(name.replace("|", "\\|"), *numbers) for name, *numbers in self._rows()]
+        lines += [f"| {' | '.join(row)} |" for row in rows]
         lines += [
             f"| **{label}** | **{percent(mean)}** | | |" for label, mean in self.means.items()
         ]

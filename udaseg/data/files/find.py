@@ -19,7 +19,7 @@ def find_files(root: Path, pattern: str) -> list[Path]:
         return []
     if parts[-1] == "**":
         parts = (*parts, "*")
-    return sorted(set(_walk(root, parts, set())), key=Path.as_posix)
+    return sorted(set(_walk(root, parts)), key=Path.as_posix)
 
 
 def static_prefix(pattern: str) -> str:
@@ -32,34 +32,34 @@ def _parts(pattern: str) -> tuple[str, ...]:
     return PurePosixPath(pattern.replace("\\", "/")).parts
 
 
-def _walk(folder: Path, parts: tuple[str, ...], seen: set[tuple[int, int, int]]) -> Iterator[Path]:
-    """Yield the files below `folder` that match `parts`.
-
-    `seen` holds the visited folders, each with the number of remaining parts.
-    """
-    try:
-        info = folder.stat()
-        with os.scandir(folder) as opened:
-            entries = [entry for entry in opened if not entry.name.startswith(".")]
-    except OSError:
-        return
-    state = (info.st_dev, info.st_ino, len(parts))
-    if state in seen:
-        return
-    seen.add(state)
-    first, remaining = parts[0], parts[1:]
-    if first == "**":
-        yield from _walk(folder, remaining, seen)
-    for entry in sorted(entries, key=lambda entry: entry.name):
-        path, is_folder = folder / entry.name, _is_folder(entry)
-        if first == "**":
-            if is_folder:
-                yield from _walk(path, parts, seen)
-        elif _matches(entry.name, first):
-            if remaining and is_folder:
-                yield from _walk(path, remaining, seen)
-            elif not remaining and not is_folder:
+def _walk(root: Path, parts: tuple[str, ...]) -> Iterator[Path]:
+    """Yield the files below `root` that match `parts`, at any depth."""
+    seen: set[tuple[int, int, int]] = set()  # visited folders, with the number of remaining parts
+    waiting = [(root, parts)]
+    while waiting:
+        folder, (first, *rest) = waiting.pop()
+        try:
+            info = folder.stat()
+            with os.scandir(folder) as opened:
+                entries = [entry for entry in opened if not entry.name.startswith(".")]
+        except OSError:
+            continue
+        state = (info.st_dev, info.st_ino, len(rest))
+        if state in seen:
+            continue
+        seen.add(state)
+        deep, remaining = first == "**", tuple(rest)
+        # the last in this list comes first: the same folder, then the others by name
+        for entry in sorted(entries, key=lambda entry: entry.name, reverse=True):
+            path, is_folder = folder / entry.name, _is_folder(entry)
+            if is_folder and deep:
+                waiting.append((path, (first, *remaining)))
+            elif is_folder and remaining and _matches(entry.name, first):
+                waiting.append((path, remaining))
+            elif not is_folder and not deep and not remaining and _matches(entry.name, first):
                 yield path
+        if deep:
+            waiting.append((folder, remaining))
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:
