@@ -40,6 +40,7 @@ _TYPE_NAMES = {
 }
 _BOUND_ERRORS = {"greater_than", "greater_than_equal", "less_than", "less_than_equal"}
 _MAX_HINTS = 40
+_MAX_LISTED = 20
 # stands for a value that no field accepts: JSON cannot hold it, or YAML readers disagree about it
 _UNREADABLE = {"?": None}
 
@@ -237,6 +238,8 @@ class _Explanation:
             value = documents.plain_value(node)
             is_typed = isinstance(node, ScalarNode) and not isinstance(value, str)
             written = _describe_node(node) if is_typed else shortened(repr(value), 100)
+            if isinstance(value, list) and len(value) > _MAX_LISTED:
+                written = f"a list of {len(value)}"
             return f"must be {must}, got {written}{why}"
         if kind in _BOUND_ERRORS:
             return f"must be {_range_text(constraints)}, got {_describe_node(node)}"

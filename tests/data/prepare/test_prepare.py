@@ -324,6 +324,7 @@ def test_an_unlabelled_target_may_hold_one_name_with_two_suffixes(tmp_path):
         ("splits: {train: day}\n", "splits.train: no image is in a folder 'day'"),
         ("splits: {train: lost.txt}\n", "split list .* cannot be read"),
         ("splits: {train: bad.txt}\n", "bad.txt: lists 17, which matches no image"),
+        ("splits: {train: pairs.txt}\n", r"lists 0.png l/0.png \(write one name a line\), which"),
         ("splits: {train: empty.txt}\n", "empty.txt lists no image of the dataset"),
         ("splits: {train: 0.01}\n", "that fraction of 3 images is empty"),
     ],
@@ -331,6 +332,7 @@ def test_an_unlabelled_target_may_hold_one_name_with_two_suffixes(tmp_path):
 def test_a_split_that_names_nothing_is_refused(tmp_path, split, said):
     files.put(tmp_path / "bad.txt", b"0\n17\n")
     files.put(tmp_path / "empty.txt", b"# none\n")
+    files.put(tmp_path / "pairs.txt", b"0.png l/0.png\n")
     yaml = _own(tmp_path, split=split)
     with pytest.raises(DataError, match=said):
         prepare_dataset(str(yaml), root=tmp_path)
@@ -623,3 +625,11 @@ def test_what_was_prepared_with_a_rule_is_opened_with_it(tmp_path):
     times = {p: p.stat().st_mtime_ns for p in (tmp_path / "prepared").rglob("*.*")}
     assert len(open_dataset(str(yaml), root=tmp_path).splits["train"]) == 2
     assert {p: p.stat().st_mtime_ns for p in times} == times
+
+
+def test_more_classes_than_labels_can_hold_are_counted(tmp_path):
+    yaml = _own(tmp_path)
+    names = ", ".join(f"c{number}" for number in range(255))
+    yaml.write_text(f"name: own\nimages: i/*\nlabels: l/*\nclasses: [{names}]\n")
+    with pytest.raises(DataError, match="list of 1 to 254 classes, got a list of 255"):
+        prepare_dataset(str(yaml), root=tmp_path)

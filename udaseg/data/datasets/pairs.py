@@ -254,7 +254,8 @@ class _Pairing:
         names = [line for line in names if line and not line.startswith("#")]
         for name in names:
             if name not in by_name and name not in unlabelled:
-                self._add_unpaired("split-list", path, f"lists {name}")
+                hint = " (write one name a line)" if len(name.split()) > 1 else ""
+                self._add_unpaired("split-list", path, f"lists {name}{hint}")
         return list(dict.fromkeys(by_name[name] for name in names if name in by_name))
 
 
