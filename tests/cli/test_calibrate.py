@@ -18,9 +18,8 @@ from udaseg.cli.commands.calibrate import LabelSource
 from udaseg.cli.main import main
 from udaseg.data.datasets.index import PreparedDataset, Sample
 from udaseg.errors import CheckpointError, DataError, UsageError
-from udaseg.inference import trained_model
+from udaseg.inference import run_data, trained_model
 from udaseg.selection import calibrate as calibrate_module
-from udaseg.selection import images
 
 CHECKPOINT = Path("runs/colors/checkpoints/step-000007.pt")
 
@@ -73,8 +72,7 @@ def world(monkeypatch, tmp_path):
         return state["run"]
 
     monkeypatch.setattr(trained_model, "load", load)
-    for module in (calibrate_module, images):
-        monkeypatch.setattr(module, "open_dataset", lambda name, root: sets[name])
+    monkeypatch.setattr(run_data, "open_dataset", lambda name, root: sets[name])
     return SimpleNamespace(state=state, sets=sets)
 
 

@@ -15,9 +15,8 @@ from udaseg.cli.main import main
 from udaseg.data.datasets.index import PreparedDataset, Sample
 from udaseg.data.labels.classes import ClassSpace
 from udaseg.errors import DataError, UsageError
-from udaseg.evaluation import evaluate as evaluate_module
 from udaseg.evaluation.evaluate import confusion_matrix
-from udaseg.inference import trained_model
+from udaseg.inference import run_data, trained_model
 from udaseg.runs.scores import find_score_files
 
 CPU = torch.device("cpu")
@@ -48,7 +47,7 @@ def given(monkeypatch, tmp_path):
     (tmp_path / "run").mkdir()
     state = {"run": loaded_colors(), "city": None}
     monkeypatch.setattr(trained_model, "load", lambda path, **_: state["run"])
-    monkeypatch.setattr(evaluate_module, "open_dataset", lambda data, *, root: state["city"])
+    monkeypatch.setattr(run_data, "open_dataset", lambda data, *, root: state["city"])
     return state
 
 

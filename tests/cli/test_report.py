@@ -16,7 +16,7 @@ from tests.support.colors import COLORS, ColorNetwork, loaded_colors, painted, r
 from tests.support.small import shipped
 from udaseg.data.datasets.index import PreparedDataset, Sample
 from udaseg.errors import CheckpointError
-from udaseg.inference import trained_model
+from udaseg.inference import run_data, trained_model
 from udaseg.inspection import report as report_module
 from udaseg.recipe.load import dump
 
@@ -95,7 +95,7 @@ def home(monkeypatch, tmp_path):
         return loaded_colors(OVERRIDES, networks[path.name])
 
     monkeypatch.setattr(trained_model, "load", load)
-    monkeypatch.setattr(report_module, "open_dataset", lambda data, *, root: cities["city"])
+    monkeypatch.setattr(run_data, "open_dataset", lambda data, *, root: cities["city"])
     return {"path": tmp_path, "networks": networks, "cities": cities}
 
 

@@ -17,11 +17,11 @@ from tests.support.colors import COLORS, ColorNetwork, loaded_colors, painted, r
 from udaseg.data.datasets.index import PreparedDataset, Sample
 from udaseg.data.labels.classes import ClassSpace, classes_to_dict
 from udaseg.errors import CheckpointError, DataError
-from udaseg.inference import trained_model
+from udaseg.inference import run_data, trained_model
 from udaseg.inference.trained_model import Model
 from udaseg.recipe.choices import Criterion
 from udaseg.recipe.load import to_dict
-from udaseg.selection import candidates, images
+from udaseg.selection import candidates
 from udaseg.selection.criteria import CRITERIA
 
 
@@ -109,8 +109,7 @@ def home(monkeypatch, tmp_path):
 
     monkeypatch.setattr(trained_model, "load", load)
     monkeypatch.setattr(candidates, "find_checkpoint", find_checkpoint)
-    for module in (candidates, images):
-        monkeypatch.setattr(module, "open_dataset", open_dataset)
+    monkeypatch.setattr(run_data, "open_dataset", open_dataset)
     return world
 
 

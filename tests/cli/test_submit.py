@@ -18,9 +18,8 @@ from udaseg.cli.main import main
 from udaseg.data.datasets.index import PreparedDataset, Sample
 from udaseg.data.labels.classes import ClassSpace
 from udaseg.errors import DataError, UsageError
-from udaseg.evaluation import evaluate
 from udaseg.evaluation.servers import SERVERS, check_package, member_names
-from udaseg.inference import trained_model
+from udaseg.inference import run_data, trained_model
 
 NAMES = {
     "cityscapes": "berlin/berlin_{:06d}_000019_leftImg8bit.png",
@@ -47,7 +46,7 @@ def given(monkeypatch, tmp_path):
     (tmp_path / "run").mkdir()
     state = {"run": loaded_colors(network=HalfSure())}
     monkeypatch.setattr(trained_model, "load", lambda path, **_: state["run"])
-    monkeypatch.setattr(evaluate, "open_dataset", lambda data, *, root: state["city"])
+    monkeypatch.setattr(run_data, "open_dataset", lambda data, *, root: state["city"])
     # tiny images keep the tests fast; the real sizes have their own test
     for name, server in SERVERS.items():
         monkeypatch.setitem(SERVERS, name, replace(server, size=SMALL, images=2))

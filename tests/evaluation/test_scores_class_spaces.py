@@ -18,12 +18,11 @@ from udaseg.data.datasets.index import PreparedDataset, Sample
 from udaseg.data.labels.classes import IGNORE, ClassSpace
 from udaseg.data.labels.tables import builtin_label_table
 from udaseg.errors import UsageError
-from udaseg.evaluation import evaluate
 from udaseg.evaluation.confusion import ConfusionMatrix
 from udaseg.evaluation.evaluate import confusion_matrix
 from udaseg.evaluation.protocols import CITYSCAPES, NOT_IN_16, SUBSETS, applicable_conventions
 from udaseg.evaluation.scores import ScoringOptions, check_protocol, summarise
-from udaseg.inference import trained_model
+from udaseg.inference import run_data, trained_model
 from udaseg.inference.pipeline import InferenceOptions
 
 NINETEEN = builtin_label_table("cityscapes19").classes
@@ -148,7 +147,7 @@ def test_the_command_prints_the_convention_and_takes_the_other(tmp_path, monkeyp
     city = written(tmp_path, NINETEEN, prediction, truth)
     loaded = loaded_colors(network=Reads(16), classes=SIXTEEN)
     monkeypatch.setattr(trained_model, "load", lambda path, **_: loaded)
-    monkeypatch.setattr(evaluate, "open_dataset", lambda data, *, root: city)
+    monkeypatch.setattr(run_data, "open_dataset", lambda data, *, root: city)
     monkeypatch.chdir(tmp_path)
     texts = []
     for words in ([], ["--convention", "19", "--protocol", "16"]):

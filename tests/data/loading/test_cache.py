@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from tests.cli.running import udaseg
+from tests.support import files
 from tests.support.small import shipped
 from tests.support.toy import TINY, toy_pair, toy_root
 from udaseg.data.datasets.index import PreparedDataset
@@ -388,3 +389,20 @@ def test_a_set_prepared_anew_has_no_old_cache(root, toys):
     write_png(image, read_image(image)[::-1])
     assert not prepare_dataset("toyland", root=root).unchanged
     assert open_cache(open_dataset("toyland", root=root), "train", SIZE, labelled=True) is None
+
+
+def test_a_cache_of_16_bit_images_belongs_to_the_bits_they_were_read_by(tmp_path, caplog):
+    for number in range(2):
+        deep = files.noise(24, 32, number).astype(np.uint16) << 4
+        files.put(tmp_path / f"i/{number}.png", files.deep_png(deep))
+    yaml = files.dataset_yaml(tmp_path, "name: deep\nimages: i/*.png\n")
+    dataset = prepare_dataset(str(yaml), root=tmp_path).dataset
+    write_cache(dataset, (24, 32), workers=1)
+    cache = open_cache(dataset, "train", (24, 32), labelled=False)
+    assert cache is not None
+    for sample in dataset.split("train"):
+        np.testing.assert_array_equal(cache.load_image(sample), dataset.read_image(sample))
+    other = replace(dataset, bits=16)
+    assert open_cache(other, "train", (24, 32), labelled=False) is None
+    assert "the cache is stale" in caplog.text
+    assert write_cache(other, (24, 32), workers=1).written == 2
