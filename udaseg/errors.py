@@ -5,6 +5,7 @@ UdasegError             1  unexpected
 ├── UsageError          2  the command line
 ├── RecipeError         2  a recipe, or an override of one
 ├── DataError           3  images, labels, dataset declarations
+│   └── DataChanged     3  files that changed under a run
 ├── CheckpointError     3  checkpoints and weights
 ├── PartialError        4  some inputs failed, the others were written
 ├── EnvironmentFault    5  cannot write, disk full, unknown device, missing package
@@ -63,6 +64,10 @@ class DataError(UdasegError):
     """Images, labels or a dataset declaration are missing, damaged or contradictory."""
 
     exit_code = 3
+
+
+class DataChanged(DataError):
+    """A file is not the one that the run started with, so no image may take its place."""
 
 
 class CheckpointError(UdasegError):

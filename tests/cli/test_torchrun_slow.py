@@ -12,6 +12,7 @@ from tests.cli.running import udaseg
 from tests.cli.test_fit import tensors
 from tests.support import torchrun as command
 from tests.support.toy import COUNTS, toy_root
+from udaseg.data.prepare.prepare import prepare_dataset
 
 pytestmark = pytest.mark.slow
 
@@ -159,23 +160,33 @@ runpy.run_module("udaseg", run_name="__main__", alter_sys=True)
 
 @pytest.fixture(scope="module")
 def roots(root, tmp_path_factory):
-    """Return the beginning of the names of two data folders; the second has fewer images."""
+    """Return a folder of pairs of data folders, whose names end in a rank.
+
+    With `few` the second has fewer images, with `label` it has another label.
+    """
     folder = tmp_path_factory.mktemp("roots")
-    (folder / "root0").symlink_to(root)
-    toy_root(folder / "root1", {**COUNTS, "target/train": 4})
-    return folder / "root"
+    (folder / "few0").symlink_to(root)
+    (folder / "label0").symlink_to(root)
+    toy_root(folder / "few1", {**COUNTS, "target/train": 4})
+    toy_root(folder / "label1")
+    labels = folder / "label1/toyland/source/train/labels"
+    (labels / "00001.png").write_bytes((labels / "00000.png").read_bytes())
+    prepare_dataset("toyland", root=folder / "label1")
+    return folder
 
 
 @pytest.mark.parametrize(
     ("own", "told"),
     [
         ("--seed {rank}", "different settings: seed is 0 in process 0 on "),
-        ("--root {roots}{rank}", "see different files: the list of target is "),
+        ("--root {roots}/few{rank}", "see different files: the content of target is "),
+        ("--root {roots}/few{rank}", "; the list of target is "),
+        ("--root {roots}/label{rank}", "see different files: the content of source is "),
     ],
 )
 def test_processes_that_were_started_differently_are_refused(roots, tmp_path, own, told):
     (tmp_path / "own.py").write_text(EACH_HIS_OWN)
-    words = [own.replace("{roots}", str(roots)), *_words(f"{roots}0", tmp_path / "run")]
+    words = [own.replace("{roots}", str(roots)), *_words(roots / "few0", tmp_path / "run")]
     program = (str(tmp_path / "own.py"),)
     _, err = command.torchrun(*words, cwd=tmp_path, expect=1, program=program)
     assert err.count(told) == 1

@@ -6,12 +6,16 @@ from pathlib import Path
 from udaseg.data.datasets.catalog import builtin_names
 from udaseg.data.datasets.index import INDEX_NAME, PreparedDataset, Sample, read_index
 from udaseg.data.files.find import find_files
+from udaseg.data.files.held import HeldFile, hold_now
 from udaseg.data.files.images import IMAGE_SUFFIXES, image_header
+from udaseg.data.files.parallel import map_in_threads
 from udaseg.data.prepare.locate import prepared_folder
+from udaseg.data.prepare.manifest import find_manifest
 from udaseg.data.prepare.prepare import prepare_with_last_options
 from udaseg.data.prepare.report import format_first
 from udaseg.data.prepare.rules import TOYLAND
 from udaseg.data.toyland.writer import make_toyland
+from udaseg.display.progress import LazyProgress
 from udaseg.errors import DataError
 from udaseg.text import suggestion
 
@@ -50,6 +54,31 @@ def open_dataset(data: str, *, root: Path) -> PreparedDataset:
         f"{data}: no prepared dataset, dataset YAML or folder of that name{hint} "
         f"(prepared here: {', '.join(known) or 'nothing'})"
     )
+
+
+def hold_files(dataset: PreparedDataset, split: str, *, labelled: bool) -> None:
+    """Hold the images of a split, and its labels if `labelled`: later reads refuse other content.
+
+    A prepared set has sizes, times and digests in its manifest, so nothing is read. The files of a
+    plain folder have none; they are read now, once. Labels are held by their content alone, because
+    `prepare` gives them the time of the label that they are made from.
+    """
+    manifest = find_manifest(dataset.folder)
+    recorded = {
+        str(base / file.path): HeldFile(file.stamp, file.sha256, "when the data set was prepared")
+        for row in (() if manifest is None else manifest.rows)
+        for base, file in ((dataset.image_root, row.image), (dataset.folder, row.prepared))
+        if file is not None
+    }
+    samples = dataset.split(split)
+    images = list(map(dataset.image_path, samples))
+    labels = list(map(dataset.label_path, samples)) if labelled else []
+    unknown = [path for path in (*images, *labels) if str(path) not in recorded]
+    with LazyProgress(f"digest {dataset.name}", "files") as on_progress:
+        now = {str(path): file for path, file in map_in_threads(hold_now, unknown, -1, on_progress)}
+    held = {**recorded, **now}
+    dataset.held.update({str(path): held[str(path)] for path in images})
+    dataset.held.update({str(path): held[str(path)]._replace(stamp="") for path in labels})
 
 
 def open_image_folder(folder: Path) -> PreparedDataset:

@@ -153,7 +153,7 @@ def _decode_sample(
 ) -> _DecodedSample:
     """Read an image, resized to the network's input size, and its labels if `truth`."""
     image = dataset.read_image(sample)
-    labels = read_train_ids(dataset.label_path(sample)) if truth else None
+    labels = read_train_ids(dataset.label_path(sample), dataset.held) if truth else None
     if options.release and labels is not None:
         labels = resize_labels(labels, RELEASE_SIZE)
     resized = resize_image(image, options.input_size(image.shape[:2]))

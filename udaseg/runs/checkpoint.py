@@ -42,7 +42,7 @@ class Checkpoint:
 
     Attributes:
         classes: `{"names": [...], "colors": [...]}` of the network's outputs.
-        files: Digest of the file names of each domain.
+        files: Digests of the file names and of the content of each domain.
         objective: State of student, teacher and regularizers.
         processes: Number of training processes; each uses the batch size of the recipe.
     """

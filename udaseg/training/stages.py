@@ -3,12 +3,20 @@
 import contextlib
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from udaseg.data.labels.classes import classes_to_dict
+from udaseg.data.loading.batches import CONTENT
 from udaseg.distributed import differences_between_ranks, rank, world_size
-from udaseg.errors import DataError, DivergedError, EnvironmentFault, Interrupted, UdasegError
+from udaseg.errors import (
+    DataChanged,
+    DataError,
+    DivergedError,
+    EnvironmentFault,
+    Interrupted,
+    UdasegError,
+)
 from udaseg.failures import report_once
 from udaseg.methods.objectives.objective import LossReport
 from udaseg.recipe.stages import Stage, stage_at, stages_of
@@ -59,8 +67,7 @@ class Runner:
             started = time.monotonic()
             try:
                 with report_once(), self._in_its_folder():
-                    self._train_stages()
-                    miou, scores = self._score()
+                    miou, scores = self._train_and_score()
             except BaseException as error:
                 self._record(error)
                 raise
@@ -95,9 +102,33 @@ class Runner:
             self._status.write("failed", code=EnvironmentFault.exit_code, reason=reason)
             raise EnvironmentFault(reason) from error
 
+    def _train_and_score(self) -> tuple[float, Scores] | tuple[None, None]:
+        try:
+            self._train_stages()
+            return self._score()
+        except DataChanged as error:
+            raise DataChanged(f"{error}; {self._advice_on_changed_data()}") from error
+
+    def _advice_on_changed_data(self) -> str:
+        folder = self.context.folder
+        last = newest_checkpoint(folder / "checkpoints")
+        if last is None:
+            return (
+                "the run ended before a step was saved. Restore the file or prepare the data "
+                f"again, then continue with --resume {folder}"
+            )
+        return (
+            f"the run ended, and step {last.step} is saved. Restore the file and continue with "
+            f"--resume {folder}, or prepare the data again and start a new run, with --init "
+            f"{folder} to start from its weights"
+        )
+
     def _train_stages(self) -> None:
         """Train the remaining stages; each starts from the student of the previous one."""
         recipe, checkpoint = self.context.recipe, self.context.checkpoint
+        if checkpoint is not None:
+            assert self.setup is not None
+            _refuse_changed_files(checkpoint, self.setup.batches.digests())
         for stage in stages_of(recipe)[stage_at(recipe, self._done).index :]:
             digests = self._open_stage(stage) if stage.index > 0 else {}
             self._refuse_different_files(digests)
@@ -120,14 +151,18 @@ class Runner:
         return digests
 
     def _refuse_different_files(self, digests: dict[str, str]) -> None:
-        """Refuse a stage whose processes see other lists of files."""
+        """Refuse a stage whose processes see other files, by name or by content."""
         assert self.setup is not None
-        lists = {**self.setup.batches.digests(), **digests}
-        short = {f"the list of {name}": digest[:12] for name, digest in lists.items()}
+        short = {
+            f"the content of {name.removesuffix(CONTENT)}"
+            if name.endswith(CONTENT)
+            else f"the list of {name}": digest[:12]
+            for name, digest in {**self.setup.batches.digests(), **digests}.items()
+        }
         if differences := differences_between_ranks(short):
             raise EnvironmentFault(
                 f"the processes of the run see different files: {differences} (start of the "
-                "SHA-256 of the file names). Prepare the same data on all hosts"
+                "SHA-256). Prepare the same data on all hosts"
             )
 
     def _restore(self, checkpoint: Checkpoint, digests: dict[str, str]) -> None:
@@ -139,13 +174,7 @@ class Runner:
                 f"{checkpoint.path}: was trained on the classes {checkpoint.classes['names']}, but "
                 f"the source has {list(classes.names)}; start a new run with --init instead"
             )
-        current = {**self.setup.batches.digests(), **digests}
-        changed = [domain for domain in current if checkpoint.files.get(domain) != current[domain]]
-        if changed:
-            raise DataError(
-                f"{checkpoint.path}: the files of {' and '.join(changed)} have changed, so the run "
-                "cannot be resumed exactly; restore them, or start a new run with --init"
-            )
+        _refuse_changed_files(checkpoint, {**self.setup.batches.digests(), **digests})
         restore(checkpoint, self.setup.objective, self.setup.optimizer)
         log.info("resumed %s at step %d", self.context.folder, checkpoint.step)
 
@@ -230,3 +259,18 @@ class Runner:
         message = f"trained, not scored; continue with --resume {context.folder}"
         with self._stop.interruptible(message):
             return write_final_scores(self._state)
+
+
+def _refuse_changed_files(checkpoint: Checkpoint, digests: Mapping[str, str]) -> None:
+    """Refuse files that are not those that a checkpoint was trained on, as far as it has digests.
+
+    A checkpoint of an earlier version has none of the content.
+    """
+    stored = checkpoint.files
+    changed = [name for name in digests if stored.get(name, digests[name]) != digests[name]]
+    if changed:
+        names = dict.fromkeys(name.removesuffix(CONTENT) for name in changed)
+        raise DataError(
+            f"{checkpoint.path}: the files of {' and '.join(names)} have changed, so the run "
+            "cannot be resumed exactly; restore them, or start a new run with --init"
+        )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from udaseg.data.datasets.index import PreparedDataset
 from udaseg.data.files.bit_depth import bits_of_files
-from udaseg.data.open import open_dataset
+from udaseg.data.open import hold_files, open_dataset
 from udaseg.display.progress import LazyProgress
 from udaseg.distributed import local_rank_zero_first, on_rank_zero, rank, world_size
 from udaseg.errors import UsageError
@@ -228,6 +228,7 @@ def _train(recipe: Recipe, folder: Path, options: TrainOptions) -> None:
         checkpoint = None if options.resume is None else find_resume_checkpoint(folder, recipe)
         if rank() == 0:
             folder_module.write_origin(folder, options.command or ())
+        _hold_data(recipe, data)
         context = RunContext(
             recipe, data, folder, checkpoint, options.fit_memory, criterion_sets, is_here
         )
@@ -286,6 +287,15 @@ def _find_bits(dataset: PreparedDataset) -> int:
     samples = [sample for split in dataset.splits.values() for sample in split]
     with LazyProgress(f"16-bit images of {dataset.name}") as progress:
         return bits_of_files([dataset.image_path(sample) for sample in samples], progress)
+
+
+def _hold_data(recipe: Recipe, data: RunData) -> None:
+    """Hold all files that the run reads, so that it ends if one of them changes."""
+    hold_files(data.source, recipe.source.split, labelled=True)
+    if data.target is not None:
+        hold_files(data.target, recipe.target.split, labelled=False)
+    if data.validation is not None:
+        hold_files(data.validation, recipe.validation.split, labelled=True)
 
 
 def _start_checkpoint(options: TrainOptions, folder: Path) -> Checkpoint | None:

@@ -26,7 +26,8 @@ from udaseg.data.loading.crops import CropSource
 from udaseg.data.loading.pseudo_labels import write_pseudo_label
 from udaseg.data.loading.rare_class import RareClassSettings
 from udaseg.data.loading.workers import iterate_batches
-from udaseg.errors import DataError
+from udaseg.data.open import hold_files
+from udaseg.errors import DataChanged, DataError
 
 CLASSES = ClassSpace(("a", "b", "c"), ((1, 1, 1), (2, 2, 2), (3, 3, 3)))
 SIZE = (20, 30)
@@ -152,6 +153,33 @@ def test_when_nothing_can_be_read_the_run_ends(pair):
         _damage(pair[0], number)
     with pytest.raises(DataError, match="the dataset is damaged or missing, not single files"):
         _batches(pair, on_bad_sample="skip")[0]
+
+
+@pytest.mark.parametrize("kind", ["damaged", "another", "gone"])
+@pytest.mark.parametrize("domain", [0, 1])
+def test_a_file_that_changed_under_the_run_is_no_bad_sample(pair, domain, kind):
+    for dataset, labelled in zip(pair, (True, False), strict=True):
+        hold_files(dataset, "train", labelled=labelled)
+    batches = _batches(pair, on_bad_sample="skip")
+    path = pair[domain].image_path(pair[domain].splits["train"][3])
+    if kind == "gone":
+        path.unlink()
+    elif kind == "damaged":
+        _damage(pair[domain], 3)
+    else:
+        path.write_bytes(pair[domain].image_path(pair[domain].splits["train"][4]).read_bytes())
+    with pytest.raises(DataChanged, match="it was") as caught:
+        [batches[step] for step in range(4)]
+    assert str(path) in str(caught.value)
+
+
+def test_what_was_bad_when_the_run_started_is_replaced_as_ever(pair):
+    path = _damage(pair[0], 3)
+    hold_files(pair[0], "train", labelled=True)
+    batches = _batches(pair, on_bad_sample="skip")
+    skipped = [reason for step in range(4) for reason in batches[step].skipped]
+    assert skipped
+    assert all(reason.startswith(str(path)) for reason in skipped)
 
 
 def test_a_bad_pseudo_label_is_no_bad_sample(pair, tmp_path):

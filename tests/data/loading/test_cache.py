@@ -252,6 +252,23 @@ def test_a_damaged_cached_file_is_named_with_what_to_do(root, form):
     assert str(path) in str(caught.value)
 
 
+@pytest.mark.parametrize("form", BOTH)
+@pytest.mark.parametrize("change", ["damaged", "another", "gone"])
+def test_a_cached_file_that_changed_since_it_was_opened_is_not_read(root, form, change):
+    _write(root, form)
+    plain, cached = _pairs(root), _cached(_pairs(root))
+    cache, samples = cached.source.cache, cached.source.samples
+    for path_of, sample in ((cache.image_path, samples[0]), (cache.label_path, samples[1])):
+        path = path_of(sample)
+        data = {"damaged": path.read_bytes()[:40], "another": path_of(samples[2]).read_bytes()}
+        path.unlink()
+        if change != "gone":
+            path.write_bytes(data[change])
+    for step in range(12):
+        assert torch.equal(cached[step].source_images, plain[step].source_images)
+        assert torch.equal(cached[step].source_labels, plain[step].source_labels)
+
+
 def test_an_image_that_viewers_turn_is_read_from_its_own_file(root):
     source, _ = toy_pair(root)
     shutil.copytree(source.image_root, root / "own")

@@ -2,11 +2,12 @@
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from udaseg.data.files.forms import has_form, parse_form
+from udaseg.data.files.held import HeldFiles, read_held
 from udaseg.data.files.images import Pixels, read_image
 from udaseg.data.labels.classes import ClassSpace
 from udaseg.errors import DataError
@@ -48,6 +49,7 @@ class PreparedDataset:
         blank_images: Images of a single colour; they stay in the splits.
         bits: Bits that the values of its 16-bit images use, 8 to 16; `NO_DEEP_IMAGES` if it has
             none, None if nobody has looked.
+        held: Files that must be what they were; see `udaseg.data.open.hold_files`.
     """
 
     name: str
@@ -57,6 +59,7 @@ class PreparedDataset:
     splits: Mapping[str, tuple[Sample, ...]]
     blank_images: frozenset[str] = frozenset()
     bits: int | None = None
+    held: HeldFiles = field(default_factory=dict, compare=False, repr=False)
 
     def image_path(self, sample: Sample) -> Path:
         """Return the absolute path of the image of `sample`."""
@@ -74,7 +77,8 @@ class PreparedDataset:
 
     def read_image(self, sample: Sample) -> Pixels:
         """Return the image of `sample`, (H, W, 3) uint8 RGB, as every command sees it."""
-        return read_image(self.image_path(sample), bits=self.bits)
+        path = self.image_path(sample)
+        return read_image(path, bits=self.bits, data=read_held(path, self.held))
 
     def split(self, name: str) -> tuple[Sample, ...]:
         """Return the samples of split `name`.

@@ -7,19 +7,27 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from udaseg.data.files.held import HeldFiles, read_held
 from udaseg.data.files.images import decode, read_bytes
 from udaseg.data.labels.formats import label_reader
-from udaseg.errors import DataError
+from udaseg.errors import DataChanged, DataError
 
 
-def read_train_ids(path: Path) -> NDArray[np.uint8]:
+def read_train_ids(path: Path, held: HeldFiles | None = None) -> NDArray[np.uint8]:
     """Return a prepared label as (H, W) uint8 train ids.
 
+    Args:
+        path: The file.
+        held: See `read_held`.
+
     Raises:
+        DataChanged: The file is not as it is held.
         DataError: The file is unreadable, or not an 8-bit single-channel PNG.
     """
     try:
-        labels = decode(path, read_bytes(path), cv2.IMREAD_UNCHANGED)
+        labels = decode(path, read_held(path, held or {}), cv2.IMREAD_UNCHANGED)
+    except DataChanged:
+        raise
     except DataError as error:
         raise DataError(f"{error}; run `udaseg prepare` again") from error
     if labels.ndim != 2 or labels.dtype != np.uint8:

@@ -11,11 +11,14 @@ from torch import Tensor
 from udaseg.data.files.images import Pixels
 from udaseg.data.loading.crops import CropSource
 from udaseg.data.loading.sampling import SamplingOrder
-from udaseg.errors import DataError
+from udaseg.errors import DataChanged, DataError
 from udaseg.files import sha256
 
 _MAX_REPLACEMENTS = 20
 """Replacement images to try for one that cannot be used."""
+
+CONTENT = "_content"
+"""End of the names of digests of content, rather than of file names."""
 
 _LABELS = {"source": "source_labels", "target": "pseudo_labels"}
 """The labels of each domain in a batch."""
@@ -173,6 +176,8 @@ class TrainingBatches:
         for attempt in range(1 + _MAX_REPLACEMENTS):
             try:
                 image, labels = order.crops.read(draw.sample)
+            except DataChanged:
+                raise
             except DataError as error:
                 if self.options.on_bad_sample == "fail":
                     raise
@@ -188,14 +193,17 @@ class TrainingBatches:
         )
 
     def digests(self) -> dict[str, str]:
-        """Return a digest of each domain's file names, which determine the order of batches."""
-        names = {
-            domain: "\n".join(sample.image for sample in order.crops.samples)
-            for domain, (order, _) in self._domains.items()
-        }
-        return {
-            domain: sha256(text.encode(errors="surrogateescape")) for domain, text in names.items()
-        }
+        """Return digests of the file names of each domain, and of their content if it is held.
+
+        The names determine the order of batches.
+        """
+        digests = {}
+        for domain, (order, _) in self._domains.items():
+            names = "\n".join(sample.image for sample in order.crops.samples)
+            digests[domain] = sha256(names.encode(errors="surrogateescape"))
+            if (content := order.crops.content()) is not None:
+                digests[domain + CONTENT] = content
+        return digests
 
     def image_paths(self, step: int) -> list[str]:
         """Return the image files of the batch of `step` on this rank, for error messages."""

@@ -7,7 +7,7 @@ of the image and then of its label.
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypedDict, get_args
 
@@ -34,12 +34,14 @@ class Cache:
         size: (height, width).
         format: `png`, or `raw` (bytes compressed with zstd).
         uncached: Images that are not cached and must be read from their original files.
+        stamps: Size and time of the cached files when the cache was opened, by image.
     """
 
     folder: Path
     size: tuple[int, int]
     format: CacheFormat
     uncached: frozenset[str] = frozenset()
+    stamps: Mapping[str, str] = field(default_factory=dict)
 
     def image_path(self, sample: Sample) -> Path:
         """Return the path of the cached image of `sample`."""
@@ -48,6 +50,31 @@ class Cache:
     def label_path(self, sample: Sample) -> Path:
         """Return the path of the cached label of `sample`."""
         return self.folder / "labels" / f"{sample.label}.{self.format}"
+
+    def load(self, sample: Sample, *, labelled: bool) -> tuple[Pixels, Pixels | None] | None:
+        """Return the cached image and, if `labelled`, its label; None to read the original files.
+
+        A cache that was written again after it was opened may have other pixels.
+        """
+        if sample.image in self.uncached:
+            return None
+        try:
+            loaded = self.load_image(sample), self.load_labels(sample) if labelled else None
+        except DataError:
+            if self._has_changed(sample, labelled=labelled):
+                return None
+            raise
+        # after reading, so that no change during the read is missed
+        return None if self._has_changed(sample, labelled=labelled) else loaded
+
+    def _has_changed(self, sample: Sample, *, labelled: bool) -> bool:
+        known = self.stamps.get(sample.image)
+        return known is not None and known != self.stamp(sample, labelled=labelled)
+
+    def stamp(self, sample: Sample, *, labelled: bool) -> str:
+        """Return size and time of the cached image and, if `labelled`, of its label."""
+        paths = [self.image_path(sample), *([self.label_path(sample)] if labelled else [])]
+        return " ".join(map(file_stamp, paths))
 
     def load_image(self, sample: Sample) -> Pixels:
         """Return the cached (H, W, 3) image of `sample`."""
@@ -145,7 +172,9 @@ def open_cache(
         except EnvironmentFault as error:
             log.warning("%s: the cache is ignored: %s", folder, error)
             return None
-    return cache
+    samples = [sample for sample in dataset.split(split) if sample.image not in cache.uncached]
+    stamps = {sample.image: cache.stamp(sample, labelled=labelled) for sample in samples}
+    return replace(cache, stamps=stamps)
 
 
 def is_up_to_date(

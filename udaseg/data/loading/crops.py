@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from udaseg.data.datasets.index import PreparedDataset, Sample
+from udaseg.data.files.held import read_held
 from udaseg.data.files.images import Pixels, read_image
 from udaseg.data.labels.read import read_train_ids
 from udaseg.data.loading import transforms
@@ -15,6 +16,7 @@ from udaseg.data.loading.cache import Cache
 from udaseg.data.loading.pseudo_labels import pseudo_label_path
 from udaseg.data.loading.rare_class import RareClassImages, RareClassSettings, rare_class_corner
 from udaseg.errors import DataError
+from udaseg.files import sha256
 
 Sampling = Literal["uniform", "class_balanced", "rare_class"]
 
@@ -58,16 +60,25 @@ class CropSource:
         """The samples of the split."""
         return self.dataset.split(self.split)
 
+    def content(self) -> str | None:
+        """Return a digest of the content of all files; None if they are not held."""
+        dataset, paths = self.dataset, [self.dataset.image_path(each) for each in self.samples]
+        if self.labelled:
+            paths += [dataset.label_path(sample) for sample in self.samples]
+        files = [dataset.held.get(str(path)) for path in paths]
+        digests = [file.sha256 for file in files if file is not None]
+        return sha256("\n".join(digests).encode()) if len(digests) == len(paths) else None
+
     def read(self, sample: Sample) -> tuple[Pixels, Pixels | None]:
         """Return the whole image (H, W, 3) at `resize` and, when labelled, its labels (H, W)."""
-        if self.cache is not None and sample.image not in self.cache.uncached:
-            labels = self.cache.load_labels(sample) if self.labelled else None
-            return self.cache.load_image(sample), labels
+        cached = None if self.cache is None else self.cache.load(sample, labelled=self.labelled)
+        if cached is not None:
+            return cached
         # Photos without labels are rotated by their EXIF orientation. Labels match the stored
         # orientation.
-        image = read_image(
-            self.dataset.image_path(sample), apply_exif=not self.labelled, bits=self.dataset.bits
-        )
+        path, bits = self.dataset.image_path(sample), self.dataset.bits
+        data = read_held(path, self.dataset.held)
+        image = read_image(path, apply_exif=not self.labelled, bits=bits, data=data)
         labels = self._read_labels(sample, image.shape) if self.labelled else None
         if self.resize is not None:
             image = transforms.resize_image(image, self.resize)
@@ -106,7 +117,7 @@ class CropSource:
     def _read_labels(self, sample: Sample, shape: tuple[int, ...]) -> Pixels:
         """Return the label of an image of `shape`; reject one that a loss could not use."""
         path = self.dataset.label_path(sample)
-        labels = read_train_ids(path)
+        labels = read_train_ids(path, self.dataset.held)
         if labels.shape != shape[:2]:
             raise DataError(
                 f"{self.dataset.image_path(sample)}: image {shape[1]}x{shape[0]}, "

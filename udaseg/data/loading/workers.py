@@ -24,7 +24,7 @@ from torch import Tensor
 from udaseg.data.files.images import keep_freed_memory
 from udaseg.data.files.parallel import without_main_module
 from udaseg.data.loading.batches import Batch, TrainingBatches
-from udaseg.errors import DataError, EnvironmentFault
+from udaseg.errors import DataChanged, DataError, EnvironmentFault
 
 log = logging.getLogger(__name__)
 _START_METHOD: Final = "spawn"
@@ -264,6 +264,8 @@ def _make_batch(dataset: TrainingBatches, step: int) -> Batch:
         failure: Exception = DataError(message)
         if isinstance(error, MemoryError):
             failure = MemoryError(message)
+        elif isinstance(error, DataChanged):
+            failure = DataChanged(message)
         elif not isinstance(error, DataError):
             failure = DataError(
                 f"loading failed with {type(error).__name__}: {message}; "

@@ -15,7 +15,7 @@ from udaseg.data.files.forms import parse_form
 from udaseg.data.files.images import read_bytes
 from udaseg.data.labels.formats import LabelPackage
 from udaseg.errors import DataError
-from udaseg.files import sha256, write_atomic
+from udaseg.files import file_stamp, sha256, write_atomic
 
 MANIFEST_NAME = "manifest.jsonl"
 MANIFEST_FORMAT = 1
@@ -36,13 +36,14 @@ class Fingerprint(NamedTuple):
     mtime_ns: int
     sha256: str
 
+    @property
+    def stamp(self) -> str:
+        """Size and time, as `file_stamp` gives them."""
+        return f"{self.size} {self.mtime_ns}"
+
     def matches(self, path: Path) -> bool:
         """Return whether the file at `path` has this size and time, without reading it."""
-        try:
-            status = path.stat()
-        except OSError:
-            return False
-        return (status.st_size, status.st_mtime_ns) == (self.size, self.mtime_ns)
+        return file_stamp(path) == self.stamp
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from udaseg.data.labels.classes import classes_to_dict
 from udaseg.distributed import on_rank_zero, world_size
-from udaseg.errors import DivergedError
+from udaseg.errors import DataChanged, DivergedError
 from udaseg.recipe.load import to_dict
 from udaseg.runs.checkpoint import save_checkpoint
 from udaseg.training.callbacks.callback import Callback, TrainingState
@@ -16,15 +16,16 @@ from udaseg.training.stage_data import stage_checkpoint_folder
 class Checkpoints(Callback):
     """Saves the state every `machine.checkpoint_every` steps and at the end of the steps.
 
-    The end may be a signal, or an out-of-memory error after which the state is intact.
+    The end may be a signal, or an error after which the state is intact: memory ran out, or a file
+    of the data changed.
     """
 
     def __init__(self) -> None:
-        self._saved_step = -1
+        self._saved_step = self._first_step = -1
 
     def begin(self, state: TrainingState) -> None:
         """Forget what an earlier stage saved."""
-        self._saved_step = -1
+        self._saved_step, self._first_step = -1, state.step
 
     def on_rewind(self, state: TrainingState) -> None:
         """Forget what was saved after the restored step."""
@@ -38,8 +39,9 @@ class Checkpoints(Callback):
 
     def end(self, state: TrainingState, error: BaseException | None) -> None:
         """Save the last state, unless saved before."""
-        # with several ranks the others are in the middle of a step when memory runs out on one
-        is_intact = error is None or (isinstance(error, OutOfMemory) and world_size() == 1)
+        # with several ranks the others are in the middle of a step when one fails
+        is_between_steps = isinstance(error, OutOfMemory | DataChanged) and world_size() == 1
+        is_intact = error is None or (is_between_steps and state.step > self._first_step)
         if is_intact and state.step != self._saved_step:
             if error is not None:
                 _check_finite(state)
