@@ -36,6 +36,7 @@ def run_steps(
     rollback (`Guard`), it is called again for the repeated steps.
     """
     guard = guard or Guard(setup)
+    memory.keep_freed_memory()
     setup.objective.train()
     done = first
     while True:

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from udaseg.distributed import all_ranks
@@ -61,13 +62,17 @@ class BufferCopy:
 
 
 def state_is_finite(objective: nn.Module, optimizer: SavesState) -> bool:
-    """Return whether every number in the state is finite on all ranks (waits)."""
+    """Return whether every number in the state is finite on all ranks (waits).
+
+    Weights whose squares overflow count as not finite: no output of theirs is finite.
+    """
+    weights = [part.detach() for part in objective.parameters()]
     tensors = [
         value.detach()
         for value in tree_leaves([objective.state_dict(), optimizer.state_dict()["state"]])
         if isinstance(value, Tensor)
     ]
-    return all_ranks(all_finite(tensors))
+    return all_ranks(bool(get_total_norm(weights).isfinite()) and all_finite(tensors))
 
 
 def _to_host(state: Any) -> Any:
