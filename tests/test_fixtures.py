@@ -310,6 +310,10 @@ def test_a_set_that_was_prepared_and_is_unchanged_is_not_made_again(data_in_its_
     assert changed == {"streets/manifest.jsonl", "streets/source.json", "streets/index.json"}
     indexes = [json.loads(tree["streets/index.json"]) for tree in (before, after)]
     assert indexes[1].pop("bits") == 0  # earlier versions did not look for 16-bit images
+    # nor for images that are stored turned, which the rows of format 2 have at their end
+    assert [index.pop("format") for index in indexes] == [1, 2]
+    for rows in indexes[1]["splits"].values():
+        assert [row.pop() for row in rows] == [1] * len(rows)
     assert indexes[0] == indexes[1]
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from tests.make_fixtures import unpack_run
 from tests.support.colors import COLORS, loaded_colors, painted, random_labels
 from tests.support.small import shipped, small_segmenter
-from udaseg.data.files.images import to_upright
+from udaseg.data.files.orientation import to_upright
 from udaseg.errors import CheckpointError, DataError, RecipeError, UsageError
 from udaseg.inference.trained_model import Model, load
 from udaseg.runs import checkpoint

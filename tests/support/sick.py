@@ -315,17 +315,18 @@ def turned_jpeg(patient):
     exif = Image.Exif()
     exif[0x0112] = 6
     image.unlink()
-    image = files.put(image.with_suffix(".jpg"), _jpeg(picture([9, 11]), exif=exif))
+    stored = np.ascontiguousarray(np.rot90(picture([9, 11])))
+    image = files.put(image.with_suffix(".jpg"), _jpeg(stored, exif=exif))
     return [("exif-orientation", image)]
 
 
 @fault
 def turned_png(patient):
-    image, _ = patient.pair()
+    image, label = patient.pair()
     exif = Image.Exif()
     exif[0x0112] = 3
     image.write_bytes(files.coded(Image.fromarray(picture([9, 12])), "PNG", exif=exif))
-    return [("exif-orientation", image)]
+    return [("exif-orientation", image), ("turned-label", label)]
 
 
 @fault

@@ -7,7 +7,8 @@ from udaseg.data.datasets.catalog import builtin_names
 from udaseg.data.datasets.index import INDEX_NAME, PreparedDataset, Sample, read_index
 from udaseg.data.files.find import find_files
 from udaseg.data.files.held import HeldFile, hold_now
-from udaseg.data.files.images import IMAGE_SUFFIXES, image_header
+from udaseg.data.files.images import IMAGE_SUFFIXES, image_header, image_orientation
+from udaseg.data.files.orientation import turned_size
 from udaseg.data.files.parallel import map_in_threads
 from udaseg.data.prepare.locate import prepared_folder
 from udaseg.data.prepare.manifest import find_manifest
@@ -86,12 +87,13 @@ def open_image_folder(folder: Path) -> PreparedDataset:
     samples, bad, reduced = [], [], []
     for path in find_images(folder):
         try:
-            header = image_header(path)
+            header, orientation = image_header(path), image_orientation(path)
         except DataError as error:
             bad.append(str(error))
         else:
+            height, width = turned_size((header.height, header.width), orientation)
             name = path.relative_to(folder).as_posix()
-            samples.append(Sample(name, None, header.height, header.width))
+            samples.append(Sample(name, None, height, width, orientation=orientation))
             if header.loss:
                 reduced.append(f"{path}: {header.loss}")
     if bad:

@@ -12,13 +12,16 @@ import numpy as np
 from udaseg.data.datasets.index import PreparedDataset, Sample
 from udaseg.data.files.find import find_files
 from udaseg.data.files.forms import parse_form
-from udaseg.data.files.images import Pixels, write_png
+from udaseg.data.files.headers import png_pixel_format
+from udaseg.data.files.images import Pixels, read_bytes, write_png
+from udaseg.data.files.orientation import to_stored, to_upright, turned_size
 from udaseg.data.labels.classes import IGNORE, ClassSpace
 from udaseg.data.labels.read import read_label_ids
 from udaseg.data.labels.tables import Ids, stored_id_table
 from udaseg.errors import DataError, UsageError
 from udaseg.files import write_json
 from udaseg.inference.pipeline import SamplePrediction
+from udaseg.text import format_size
 
 PREDICTION_FILE = "prediction.json"
 CITYSCAPES_KEY = re.compile(r"(?P<key>[^_]+_[0-9]{6}_[0-9]{6})(?:_.*)?")
@@ -31,7 +34,7 @@ def prediction_writer(
 ) -> Callable[[SamplePrediction], None]:
     """Return a function that writes a prediction as a PNG below a folder, nested like the images.
 
-    The folder must not contain PNGs.
+    The PNGs lie as the images are stored. The folder must not contain PNGs.
     """
     if folder.exists() and (not folder.is_dir() or find_files(folder, "**/*.png")):
         raise UsageError(f"{folder}: already contains files; --save needs a new or empty folder")
@@ -40,8 +43,9 @@ def prediction_writer(
     write_json(folder / PREDICTION_FILE, {"ids": ids, "classes": {"names": list(classes.names)}})
 
     def write(prediction: SamplePrediction) -> None:
-        stored = np.asarray(cv2.LUT(prediction.labels, table), np.uint8)
-        write_png(folder / names[prediction.sample.image], stored)
+        ids = np.asarray(cv2.LUT(prediction.labels, table), np.uint8)
+        sample = prediction.sample
+        write_png(folder / names[sample.image], to_stored(ids, sample.orientation))
 
     return write
 
@@ -132,11 +136,35 @@ def name_key(stem: str) -> str:
 
 
 def read_prediction(path: Path) -> Pixels:
-    """Return the ids of a prediction, (H, W) uint8; for a palette PNG, its indices."""
+    """Return the ids of a prediction as stored, (H, W) uint8; for a palette PNG, its indices."""
     ids = read_label_ids(path, "ids")
     if ids.max() > IGNORE or ids.min() < 0:
         raise DataError(f"{path}: holds ids above {IGNORE}")
     return ids.astype(np.uint8, copy=False)
+
+
+def read_upright_prediction(path: Path, sample: Sample, size: tuple[int, int]) -> Pixels:
+    """Return the ids of a prediction, (H, W) uint8, turned upright with its image.
+
+    Args:
+        path: The PNG, which lies as the image is stored.
+        sample: The image.
+        size: (height, width) that the upright prediction must have.
+    """
+    ids, turned = read_prediction(path), sample.orientation != 1
+    if turned and png_pixel_format(read_bytes(path)).endswith("palette"):
+        raise DataError(
+            f"{path}: is in colours, as masks for people, which are upright, but {sample.image} is "
+            f"stored turned (EXIF orientation {sample.orientation}); score masks of ids, which lie "
+            "as the file is stored"
+        )
+    stored = turned_size(size, sample.orientation)
+    if ids.shape != stored:
+        where = f"{sample.image} as stored" if turned else "the truth"
+        raise DataError(
+            f"{path}: has size {format_size(ids.shape)}, but {where} has {format_size(stored)}"
+        )
+    return to_upright(ids, sample.orientation)
 
 
 def _paths_agree(path: Path, image: PurePosixPath) -> bool:

@@ -19,11 +19,15 @@ from udaseg.display.progress import WorkProgress
 from udaseg.errors import DataError
 from udaseg.evaluation.confusion import ConfusionMatrix
 from udaseg.evaluation.evaluate import empty_matrix, write_scores
-from udaseg.evaluation.prediction_files import match_predictions, read_prediction, recorded_classes
+from udaseg.evaluation.prediction_files import (
+    match_predictions,
+    read_upright_prediction,
+    recorded_classes,
+)
 from udaseg.evaluation.scores import ScoringOptions, check_protocol, summarise
 from udaseg.inference.pipeline import RELEASE_SIZE, check_release_sizes
 from udaseg.runs.scores import Scores
-from udaseg.text import format_size, percent
+from udaseg.text import percent
 
 log = logging.getLogger(__name__)
 _MAX_LISTED = 10
@@ -112,12 +116,8 @@ def count_predictions(
     def read(sample: Sample) -> tuple[Pixels, Pixels]:
         truth = read_train_ids(dataset.label_path(sample))
         truth = resize_labels(truth, RELEASE_SIZE) if release else truth
-        labels = read_prediction(files[sample])
-        if labels.shape != truth.shape:
-            raise DataError(
-                f"{files[sample]}: has size {_size(labels)}, but the truth has {_size(truth)}"
-            )
-        return labels, truth
+        size = (truth.shape[0], truth.shape[1])
+        return read_upright_prediction(files[sample], sample, size), truth
 
     valid_ids = _valid_ids(ids, classes)
     unknown_by_file: dict[Path, list[int]] = {}
@@ -135,10 +135,6 @@ def count_predictions(
     if unknown_by_file:
         raise DataError(_unknown_ids_message(unknown_by_file, ids, len(samples)))
     return matrix
-
-
-def _size(pixels: Pixels) -> str:
-    return format_size((pixels.shape[0], pixels.shape[1]))
 
 
 def _valid_ids(ids: Ids, classes: ClassSpace) -> set[int]:

@@ -74,10 +74,9 @@ def member_names(
             raise UsageError(
                 f"{refused} of {dataset.name} is not named like an image of {server.name}"
             )
-        size = (sample.height, sample.width)
-        if size != server.size:
+        if sample.stored_size != server.size:
             raise UsageError(
-                f"{refused} of {dataset.name} is {format_size(size)}, "
+                f"{refused} of {dataset.name} is {format_size(sample.stored_size)}, "
                 f"but the server's images are {format_size(server.size)}"
             )
         other = images.setdefault(match["key"], sample.image)

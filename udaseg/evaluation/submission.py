@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from udaseg.data.datasets.index import PreparedDataset
+from udaseg.data.files.orientation import to_stored
 from udaseg.data.labels.classes import lookup_table
 from udaseg.data.labels.tables import server_ids
 from udaseg.display.progress import WorkProgress
@@ -173,8 +174,11 @@ def _write_package(
 def _file_pixels(
     prediction: SamplePrediction, folder: str, table: NDArray[np.uint8]
 ) -> NDArray[np.integer[Any]]:
+    """Return the pixels of a file, which lie as the image is stored."""
     if folder == "confidence":
         assert prediction.confidence is not None
         confidence = np.nan_to_num(prediction.confidence).clip(0, 1)
-        return np.asarray(np.rint(confidence * _MAX_CONFIDENCE), np.uint16)
-    return np.asarray(cv2.LUT(prediction.labels, table), np.uint8)
+        pixels: NDArray[Any] = np.asarray(np.rint(confidence * _MAX_CONFIDENCE), np.uint16)
+    else:
+        pixels = np.asarray(cv2.LUT(prediction.labels, table), np.uint8)
+    return to_stored(pixels, prediction.sample.orientation)

@@ -12,22 +12,14 @@ from PIL import ExifTags, Image
 from torch import Tensor
 
 from udaseg.data.files.bit_depth import largest_value
-from udaseg.data.files.images import (
-    Pixels,
-    read_orientation,
-    read_values,
-    to_stored,
-    to_uint8,
-    to_upright,
-)
+from udaseg.data.files.images import Pixels, read_bytes, read_values, to_uint8
+from udaseg.data.files.orientation import orientation_of, to_upright, turned_size
 
 ImageSource: TypeAlias = str | os.PathLike[str] | NDArray[np.uint8] | Image.Image | Tensor
 """What `Model.predict` takes: a file, an (H, W, 3) array, a Pillow image or a (3, H, W) tensor."""
 
 MAX_PIXELS = 150_000_000
 """Maximum pixels of an image file to predict: 1.5 times the limit for training images."""
-
-_TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 @dataclass(frozen=True)
@@ -55,22 +47,15 @@ class InputImage:
     @property
     def upright_size(self) -> tuple[int, int]:
         """The (height, width) of the upright image."""
-        height, width = self.pixels.shape[:2]
-        # orientations 5 to 8 are rotated by 90 degrees
-        return (width, height) if self.orientation >= 5 else (height, width)
+        return turned_size((self.pixels.shape[0], self.pixels.shape[1]), self.orientation)
 
 
 def read_input_image(path: Path, bits: int | None = None) -> InputImage:
     """Return the image in a file; `bits` are those of 16-bit images, see `to_uint8`."""
-    values = read_values(path, max_pixels=MAX_PIXELS)
+    data = read_bytes(path)
+    values = read_values(path, data=data, max_pixels=MAX_PIXELS)
     pixels, peak = to_uint8(path, values, bits), largest_value(values)
-    orientation = read_orientation(path)
-    if orientation != 1:
-        with path.open("rb") as file:
-            is_tiff = file.read(4) in _TIFF_SIGNATURES
-        if is_tiff:  # OpenCV always turns these upright
-            pixels = to_stored(pixels, orientation)
-    return InputImage(pixels, orientation, path, peak=peak)
+    return InputImage(pixels, orientation_of(data), path, peak=peak)
 
 
 def to_input_image(source: ImageSource, bits: int | None = None) -> InputImage:

@@ -10,7 +10,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from udaseg.data.files.images import Pixels, to_stored, write_png
+from udaseg.data.files.images import Pixels, write_png
+from udaseg.data.files.orientation import to_stored, to_upright
 from udaseg.data.labels.classes import IGNORE, ClassSpace
 from udaseg.data.labels.tables import stored_id_table
 from udaseg.display.pictures import color_mask, confidence_image, overlay
@@ -30,11 +31,13 @@ class MaskContent:
         labels: (H, W) train ids, `IGNORE` where the network abstains.
         grey: (H, W) confidence as 0..255; None if not requested.
         logits: (K, h, w); None if not requested.
+        orientation: EXIF orientation of the image, 1 to 8.
     """
 
     labels: Pixels
     grey: Pixels | None = None
     logits: NDArray[np.float32] | None = None
+    orientation: int = 1
 
 
 def mask_content(
@@ -47,7 +50,7 @@ def mask_content(
         grey = to_stored(confidence_to_grey(prediction.confidence), orientation)
     if prediction.logits is not None:
         logits = np.stack([to_stored(plane, orientation) for plane in prediction.logits])
-    return MaskContent(to_stored(prediction.labels, orientation), grey, logits)
+    return MaskContent(to_stored(prediction.labels, orientation), grey, logits, orientation)
 
 
 def blend_colors(
@@ -82,11 +85,12 @@ def count_ids(labels: Pixels) -> NDArray[np.int64]:
 def write_masks(
     masks: Mapping[MaskKind, Path], image: Pixels, prediction: MaskContent, classes: ClassSpace
 ) -> None:
-    """Write each kind of mask of an image as stored; each file is written atomically.
+    """Write each kind of mask of an image; each file is written atomically.
 
     The kinds: `ids` (train ids, 255 where the network abstains), `label-ids` (those of Cityscapes,
     0 where it abstains), `color` (train ids with the class colours as palette), `overlay` (colours
-    over the image), `confidence` (0..255), `logits` (K, h, w) float32.
+    over the image), `confidence` (0..255), `logits` (K, h, w) float32. Those for people
+    (`UPRIGHT_KINDS`) are upright, the others lie as the image is stored.
     """
     labels = prediction.labels
     for kind, path in masks.items():
@@ -97,9 +101,11 @@ def write_masks(
                 table = np.frombuffer(stored_id_table(classes, "label"), np.uint8)
                 write_png(path, np.asarray(cv2.LUT(labels, table), np.uint8))
             case "color":
-                write_png(path, labels, palette=_palette(labels, classes))
+                upright = to_upright(labels, prediction.orientation)
+                write_png(path, upright, palette=_palette(labels, classes))
             case "overlay":
-                blend = blend_colors(image, labels, classes)
+                upright = to_upright(labels, prediction.orientation)
+                blend = blend_colors(to_upright(image, prediction.orientation), upright, classes)
                 cv2.cvtColor(blend, cv2.COLOR_RGB2BGR, dst=blend)
                 write_png(path, blend, bgr=True)
             case "confidence":

@@ -74,7 +74,7 @@ class InferenceOptions:
 
 @dataclass(frozen=True)
 class SamplePrediction:
-    """The prediction for one image, in the size of `truth` or else of the stored image.
+    """The prediction for one image, upright, in the size of `truth` or else of the image.
 
     Attributes:
         labels: (H, W) class ids.

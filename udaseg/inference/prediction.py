@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from udaseg.data.files.images import to_stored, to_upright
+from udaseg.data.files.orientation import to_stored, to_upright
 from udaseg.data.labels.classes import IGNORE, ClassSpace
 from udaseg.data.loading.transforms import resize_image, resize_labels
 from udaseg.display.pictures import color_mask, comparison_sheet, legend
@@ -29,7 +29,8 @@ _NUM_CLASSES_IN_REPR = 3
 class Prediction:
     """The class of each pixel of an image.
 
-    All arrays have the size and orientation of the stored image, as the masks of `udaseg predict`.
+    The fields have the size and orientation of the stored image, as the masks of `udaseg predict`;
+    `color`, `overlay` and `plot` are for people, and upright.
 
     Attributes:
         ids: (H, W) uint8 class ids, the index of `names`; 255 where the network abstains.
@@ -67,15 +68,15 @@ class Prediction:
         return self.classes.colors
 
     def color(self) -> NDArray[np.uint8]:
-        """Return (H, W, 3) RGB, each pixel in the colour of its class; black without a class.
+        """Return (H, W, 3) RGB, upright, in the colour of each class; black without a class.
 
         Example:
             model.predict("street.jpg").color().shape
         """
-        return color_mask(self.ids, self.colors)
+        return color_mask(to_upright(self.ids, self.orientation), self.colors)
 
     def overlay(self, alpha: float = 0.5) -> NDArray[np.uint8]:
-        """Return (H, W, 3) RGB, the class colours over the image; unchanged without a class.
+        """Return (H, W, 3) RGB, upright: the image, under the class colours if it has a class.
 
         Args:
             alpha: Share of the class colour, 0 to 1.
@@ -83,7 +84,8 @@ class Prediction:
         Example:
             model.predict("street.jpg").overlay(alpha=0.3)
         """
-        return masks.blend_colors(self.image, self.ids, self.classes, opacity=alpha)
+        image, ids = self._upright()
+        return masks.blend_colors(image, ids, self.classes, opacity=alpha)
 
     def counts(self) -> dict[str, int]:
         """Return the number of pixels of each class.
@@ -114,7 +116,7 @@ class Prediction:
             model.predict("street.jpg").plot().save("street.png")
         """
         # shrunk before it is coloured: a large mask in colours would take three times its memory
-        image, ids = (to_upright(part, self.orientation) for part in (self.image, self.ids))
+        image, ids = self._upright()
         size = size_within((ids.shape[0], ids.shape[1]), _PANEL_PX)
         picture, mask = resize_image(image, size), resize_labels(ids, size)
         sheet = comparison_sheet([[picture, color_mask(mask, self.colors)]], ["image", "classes"])
@@ -147,8 +149,12 @@ class Prediction:
         if file.suffix.lower() != ".png":
             raise UsageError(f"{file}: masks are PNG files, other formats change the ids; use .png")
         grey = masks.confidence_to_grey(self.confidence) if parsed == "confidence" else None
-        content = masks.MaskContent(self.ids, grey)
+        content = masks.MaskContent(self.ids, grey, orientation=self.orientation)
         masks.write_masks({parsed: file}, self.image, content, self.classes)
+
+    def _upright(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """Return image and ids as viewers show them."""
+        return to_upright(self.image, self.orientation), to_upright(self.ids, self.orientation)
 
     def __repr__(self) -> str:
         shares = sorted(self.shares().items(), key=lambda item: -item[1])

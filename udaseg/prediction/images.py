@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from udaseg.data.files.bit_depth import FULL_BITS, NO_DEEP_IMAGES, bits_of_values
-from udaseg.data.files.images import image_header, image_size
+from udaseg.data.files.images import image_header, image_orientation, image_size
+from udaseg.data.files.orientation import turned_size
 from udaseg.data.labels.classes import IGNORE
 from udaseg.data.loading.threads import Limit, OrderedWork, batches_of_one_size, read_ahead
 from udaseg.display.progress import WorkProgress
@@ -195,8 +196,11 @@ def _load_image(job: Job, *, predictor: Predictor, resume: bool) -> PreparedImag
     try:
         refuse_unsupported(job.image)
         header = image_header(job.image, max_pixels=MAX_PIXELS)
-        if resume and masks_intact(job.masks, (header.height, header.width)):
-            return _SkippedImage(job.image)
+        if resume:
+            size = (header.height, header.width)
+            upright = turned_size(size, image_orientation(job.image))
+            if masks_intact(job.masks, size, upright):
+                return _SkippedImage(job.image)
         prepared = predictor.prepare(read_input_image(job.image, predictor.bits))
     except DataError as error:
         return _SkippedImage(job.image, str(error))

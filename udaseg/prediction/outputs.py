@@ -19,7 +19,8 @@ from udaseg.data.files.images import read_image
 from udaseg.errors import DataError, EnvironmentFault, UsageError
 from udaseg.files import TEMPORARY_NAME, sha256, shared_folder
 from udaseg.inference.input_images import MAX_PIXELS
-from udaseg.inference.options import MASK_KINDS, MaskKind
+from udaseg.inference.options import MASK_KINDS, UPRIGHT_KINDS, MaskKind
+from udaseg.inference.sizes import Size
 from udaseg.prediction.inputs import Inputs, is_video
 
 log = logging.getLogger(__name__)
@@ -266,13 +267,14 @@ def _read_previous_settings(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def masks_intact(masks: Mapping[MaskKind, Path], size: tuple[int, int]) -> bool:
-    """Return whether all masks exist, are undamaged (checksums included), and have this size."""
+def masks_intact(masks: Mapping[MaskKind, Path], stored: Size, upright: Size) -> bool:
+    """Return whether all masks exist, are undamaged (checksums included), and have their size."""
     try:
         return all(
             np.load(path, allow_pickle=False).ndim == 3
             if kind == "logits"
-            else read_image(path, max_pixels=MAX_PIXELS).shape[:2] == size
+            else read_image(path, max_pixels=MAX_PIXELS).shape[:2]
+            == (upright if kind in UPRIGHT_KINDS else stored)
             for kind, path in masks.items()
         )
     except (DataError, OSError, ValueError, EOFError):

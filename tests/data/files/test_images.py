@@ -10,7 +10,14 @@ from PIL import Image
 
 from tests.support import files
 from udaseg.data.files.headers import refuse_damaged_image
-from udaseg.data.files.images import image_size, read_image, write_png
+from udaseg.data.files.images import (
+    image_orientation,
+    image_size,
+    read_image,
+    read_stored_image,
+    write_png,
+)
+from udaseg.data.files.orientation import to_upright
 from udaseg.data.labels.read import read_label_ids, read_train_ids
 from udaseg.errors import DataError
 
@@ -173,14 +180,17 @@ def test_the_size_of_a_large_file_costs_no_memory(saved):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_images_are_read_as_they_are_stored_whatever_the_camera_says(saved, orientation):
+def test_an_image_is_decoded_as_stored_and_read_upright(saved, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     plain = files.coded(_PICTURE, "JPEG", quality=95)
     turned = files.coded(_PICTURE, "JPEG", quality=95, exif=exif)
     a, b = saved(plain, "a.jpg"), saved(turned, "b.jpg")
     assert image_size(b) == (40, 56)
-    np.testing.assert_array_equal(read_image(b), read_image(a))
+    stored, found = read_stored_image(b)
+    assert found == image_orientation(b) == orientation
+    np.testing.assert_array_equal(stored, read_image(a))
+    np.testing.assert_array_equal(read_image(b), to_upright(stored, orientation))
 
 
 def test_colours_come_in_the_order_red_green_blue(saved):

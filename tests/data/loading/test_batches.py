@@ -143,7 +143,7 @@ def test_photos_without_labels_are_turned_as_a_viewer_shows_them(tmp_path, pair)
     exif = photo.getexif()
     exif[274] = 6  # rotated camera: rows of the file are columns of the scene
     photo.save(tmp_path / "turned.png", exif=exif)
-    samples = (Sample("turned.png", None, 20, 30),)
+    samples = (Sample("turned.png", None, 30, 20, orientation=6),)
     target = PreparedDataset("phone", tmp_path, tmp_path, None, {"train": samples})
     image = _batches(pair[0], target, crop=(8, 8))[0].target_images[0, 0]
     assert torch.equal(image[0], image[-1]), "still lies on its side"

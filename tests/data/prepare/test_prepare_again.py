@@ -425,7 +425,7 @@ def test_a_damaged_manifest_is_refused_and_made_again(tmp_path, damage):
             "cut": data[:-30],
             "flip": data.replace(b'"key":"2"', b'"key":"6"'),
             "line": b"".join(lines[:2] + lines[3:]),
-            "version": data.replace(b'"format": 1', b'"format": 7'),
+            "version": data.replace(b'"format": 2', b'"format": 7'),
         }[damage]
     )
     with pytest.raises(DataError, match=r"damaged: .*run `udaseg prepare own` to prepare it again"):

@@ -99,6 +99,7 @@ def _listed_rows(report: "PrepareReport") -> Iterator[tuple[str, str]]:
         ("matches rule, kept", report.known),
         ("one colour, kept", report.blank),
         ("read in part", report.reduced),
+        ("turned upright", report.turned),
     ):
         if lines:
             shown = "\n".join(line.replace("\n", "\\n") for line in lines[:_MAX_LINES])
@@ -120,8 +121,6 @@ def _cache_row(report: "PrepareReport") -> str:
         row += ", unchanged"
     if written.speedup is not None:
         row += f", read {written.speedup:.1f} times as fast as the original files"
-    if cache.uncached:
-        row += f"; {len(cache.uncached)} with an EXIF rotation are read from the originals"
     return f"{row}; used by training with resize [{height}, {width}]"
 
 

@@ -24,6 +24,7 @@ from udaseg.data.labels.tables import (
     LabelTable,
     parse_label_table,
 )
+from udaseg.data.labels.turned import LabelOrientation
 from udaseg.documents import Document, Must
 from udaseg.text import suggestion
 from udaseg.validation import FileName, validate
@@ -85,6 +86,8 @@ class Declaration:
         layouts: Alternative layouts to try if `images` matches no files.
         label_package: The package that reads `label_format`; None for a built-in format.
         bits: Bits that the values of 16-bit images use; None if `prepare` decides.
+        label_orientation: How labels of turned images lie where their size does not say it:
+            `stored` or `upright`; None if it is not declared.
     """
 
     name: str
@@ -106,6 +109,7 @@ class Declaration:
     layouts: tuple[Layout, ...] = ()
     label_package: LabelPackage | None = None
     bits: int | None = None
+    label_orientation: LabelOrientation | None = None
 
     @property
     def argument(self) -> str:
@@ -175,6 +179,7 @@ class _Written(_About, LabelDescription):
     match: _Match = "stem"
     label_format: Any = "ids"
     bits: Annotated[int, Interval(ge=8, le=16), Must("a whole number from 8 to 16")] | None = None
+    orientation: Annotated[LabelOrientation, Must("`stored` or `upright`")] | None = None
     classes: Classes | None = None  # type: ignore[assignment]  # required only with labels
     splits: Annotated[
         dict[
@@ -261,6 +266,7 @@ def read_declaration(
         layouts=_layouts(written, document),
         label_package=label_package,
         bits=written.bits,
+        label_orientation=written.orientation,
     )
     document.problems.raise_if_any()
     return declaration

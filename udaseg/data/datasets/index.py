@@ -8,12 +8,15 @@ from typing import Any, NotRequired, TypedDict
 
 from udaseg.data.files.forms import has_form, parse_form
 from udaseg.data.files.held import HeldFiles, read_held
-from udaseg.data.files.images import Pixels, read_image
+from udaseg.data.files.images import Pixels, read_stored_image
+from udaseg.data.files.orientation import to_upright, turned_size
 from udaseg.data.labels.classes import ClassSpace
 from udaseg.errors import DataError
 from udaseg.text import shortened
 
-INDEX_FORMAT = 1
+INDEX_FORMAT = 2
+"""Format 1 has no orientations: it took every image as it is stored, and its label with it."""
+
 INDEX_NAME = "index.json"
 
 
@@ -24,9 +27,10 @@ class Sample:
     Attributes:
         image: Path below the dataset's `image_root`, POSIX style.
         label: Path of the train-id PNG below the prepared folder; None without a label.
-        height: Image height in pixels.
-        width: Image width in pixels.
+        height: Height of the upright image in pixels.
+        width: Width of the upright image in pixels.
         class_pixels: Number of pixels per class in the label, by train id; empty without a label.
+        orientation: EXIF orientation of the image file, 1 to 8. The label is upright.
     """
 
     image: str
@@ -34,6 +38,12 @@ class Sample:
     height: int
     width: int
     class_pixels: tuple[int, ...] = ()
+    orientation: int = 1
+
+    @property
+    def stored_size(self) -> tuple[int, int]:
+        """The (height, width) of the image as stored."""
+        return turned_size((self.height, self.width), self.orientation)
 
 
 @dataclass(frozen=True)
@@ -76,9 +86,20 @@ class PreparedDataset:
         return self.folder / sample.label
 
     def read_image(self, sample: Sample) -> Pixels:
-        """Return the image of `sample`, (H, W, 3) uint8 RGB, as every command sees it."""
+        """Return the image of `sample` upright, (H, W, 3) uint8 RGB; every command sees it so.
+
+        Raises:
+            DataError: It cannot be read, or is not turned as it was when the set was prepared.
+        """
         path = self.image_path(sample)
-        return read_image(path, bits=self.bits, data=read_held(path, self.held))
+        data = read_held(path, self.held)
+        pixels, orientation = read_stored_image(path, bits=self.bits, data=data)
+        if orientation != sample.orientation:
+            raise DataError(
+                f"{path}: has EXIF orientation {orientation}, but was prepared with "
+                f"{sample.orientation}, so its label may lie otherwise; run `udaseg prepare` again"
+            )
+        return to_upright(pixels, orientation)
 
     def split(self, name: str) -> tuple[Sample, ...]:
         """Return the samples of split `name`.
@@ -106,7 +127,14 @@ def index_document(dataset: PreparedDataset) -> dict[str, Any]:
         "classes": classes,
         "splits": {
             split: [
-                [sample.image, sample.label, sample.height, sample.width, list(sample.class_pixels)]
+                [
+                    sample.image,
+                    sample.label,
+                    sample.height,
+                    sample.width,
+                    list(sample.class_pixels),
+                    sample.orientation,
+                ]
                 for sample in samples
             ]
             for split, samples in dataset.splits.items()
@@ -114,6 +142,10 @@ def index_document(dataset: PreparedDataset) -> dict[str, Any]:
         "blank": sorted(dataset.blank_images),
         "bits": dataset.bits,
     }
+
+
+_RowOfFormat1 = tuple[str, str | None, int, int, list[int]]
+_Row = tuple[str, str | None, int, int, list[int], int]
 
 
 class _Class(TypedDict):
@@ -127,7 +159,7 @@ class _Index(TypedDict):
     name: str
     image_root: str
     classes: list[_Class] | None
-    splits: dict[str, list[tuple[str, str | None, int, int, list[int]]]]
+    splits: dict[str, list[_Row | _RowOfFormat1]]
     blank: NotRequired[list[str]]  # this and the next were added after the format was fixed
     bits: NotRequired[int]
 
@@ -141,9 +173,9 @@ def read_index(folder: Path) -> PreparedDataset:
     path = folder / INDEX_NAME
     try:
         document = parse_form(path.read_text(encoding="utf-8"), dict[str, Any])
-        if (written := document.get("format")) != INDEX_FORMAT:
+        if (written := document.get("format")) not in (1, INDEX_FORMAT):
             raise DataError(
-                f"{path}: index format {shortened(str(written))}, this version reads "
+                f"{path}: index format {shortened(str(written))}, this version reads 1 and "
                 f"{INDEX_FORMAT}; run `udaseg prepare` again"
             )
         return _parse_index(document, folder)
@@ -165,8 +197,8 @@ def _parse_index(document: dict[str, Any], folder: Path) -> PreparedDataset:
         classes = ClassSpace(tuple(entry["name"] for entry in document["classes"]), colors)
     splits = {
         split: tuple(
-            Sample(image, label, height, width, tuple(pixels))
-            for image, label, height, width, pixels in rows
+            Sample(image, label, height, width, tuple(pixels), *orientation)
+            for image, label, height, width, pixels, *orientation in rows
         )
         for split, rows in document["splits"].items()
     }
@@ -176,6 +208,8 @@ def _parse_index(document: dict[str, Any], folder: Path) -> PreparedDataset:
             raise ValueError(f"{sample.image} has not one number of pixels for each class")
         if min(sample.height, sample.width, 1 + min(sample.class_pixels, default=0)) < 1:
             raise ValueError(f"{sample.image} has no such size")
+        if sample.orientation not in range(1, 9):
+            raise ValueError(f"{sample.image} has no such orientation")
     if (bits := document.get("bits")) not in (None, 0, *range(8, 17)):
         raise ValueError(f"no image has {bits} bits")
     return PreparedDataset(

@@ -16,15 +16,15 @@ from udaseg.data.doctor.subject import Subject, SubjectImage
 from udaseg.data.files import headers
 from udaseg.data.files.bit_depth import bits_of_values, largest_value
 from udaseg.data.files.images import read_values, to_uint8
+from udaseg.data.files.orientation import orientation_of, to_upright
 from udaseg.data.labels.classes import IGNORE
-from udaseg.data.labels.read import read_label_ids, read_train_ids
-from udaseg.data.prepare.convert import to_train_ids
+from udaseg.data.labels.read import read_train_ids
+from udaseg.data.prepare.convert import ReadLabel, read_label
 from udaseg.data.prepare.manifest import read_with_fingerprint
 from udaseg.errors import DataError
 from udaseg.text import format_size
 
 _GRID = 16
-_ORIENTATION = 0x0112
 _MIN_SIDE = 32
 _IDS_SHOWN = 3
 _FEW_CLASSES = 2  # with this few classes, an image often has only one
@@ -49,7 +49,8 @@ class InspectedImage:
 
     Attributes:
         faults: Code, file and note of each fault.
-        size: (height, width) of the image; None if it cannot be read.
+        size: (height, width) of the upright image; None if it cannot be read.
+        orientation: EXIF orientation of the image file, 1 to 8.
         mean: (3,) mean of the channels, RGB.
         spread: (3,) standard deviation of the channels.
         digest: SHA-256 of the image file.
@@ -63,6 +64,7 @@ class InspectedImage:
     item: SubjectImage
     faults: list[tuple[str, Path, str]] = field(default_factory=list)
     size: tuple[int, int] | None = None
+    orientation: int = 1
     mean: NDArray[np.float64] | None = None
     spread: NDArray[np.float64] | None = None
     is_blank: bool = False
@@ -141,6 +143,7 @@ def _image_faults(result: InspectedImage) -> Iterator[tuple[str, str]]:
     try:
         data, stamp = read_with_fingerprint(path, path.parent)
         values = read_values(path, data=data)
+        result.orientation = orientation_of(data)
     except DataError as error:
         yield file_fault(path) or ("damaged", _without_path(error, path))
         return
@@ -150,7 +153,7 @@ def _image_faults(result: InspectedImage) -> Iterator[tuple[str, str]]:
         if bits:
             yield "above-bits", f"values up to {peak}, read as {bits} bits"
         bits = bits_of_values([peak])
-    image = to_uint8(path, values, bits)
+    image = to_upright(to_uint8(path, values, bits), result.orientation)
     result.size = image.shape[:2]
     statistics = np.asarray(cv2.meanStdDev(image), np.float64)
     result.mean, result.spread = statistics[0].ravel(), statistics[1].ravel()
@@ -161,27 +164,26 @@ def _image_faults(result: InspectedImage) -> Iterator[tuple[str, str]]:
     if min(result.size) < _MIN_SIDE:
         yield "small-image", format_size(result.size)
     yield from _format_faults(path, data)
+    if result.orientation != 1:
+        yield "exif-orientation", f"orientation {result.orientation}"
     recorded = item.index_entry
     if recorded is not None and (recorded.height, recorded.width) != result.size:
         before = f"{recorded.width}x{recorded.height}"
         yield "stale-index", f"{format_size(result.size)}, prepared as {before}"
+    elif recorded is not None and recorded.orientation != result.orientation:
+        yield "stale-index", f"was prepared with EXIF orientation {recorded.orientation}"
     elif item.image_sha256 not in (None, stamp.sha256):
         yield "stale-index", "changed since it was prepared"
 
 
 def _format_faults(path: Path, data: bytes) -> Iterator[tuple[str, str]]:
-    """Yield what is unusual in how a readable image is stored: rotation, type, channels."""
+    """Yield what is unusual in how a readable image is stored: type, channels."""
     yield from _suffix_fault(path, data)
     try:
         with Image.open(io.BytesIO(data)) as opened:
             mode = opened.mode
-            # reading EXIF decodes a PNG, so search its bytes first
-            may_have_exif = b"Exif" in data or b"eXIf" in data or ".tif" in _suffixes(data)
-            orientation = opened.getexif().get(_ORIENTATION, 1) if may_have_exif else 1
     except (OSError, ValueError, SyntaxError):  # OpenCV can read it, so its form is not a fault
         return
-    if orientation not in (0, 1):
-        yield "exif-orientation", f"orientation {orientation}"
     if loss := headers.read_header(path, io.BytesIO(data)).loss:
         yield "read-in-part", loss
     form = headers.png_pixel_format(data[:_HEADER_BYTES])
@@ -211,7 +213,7 @@ def _label_faults(result: InspectedImage, path: Path) -> Iterator[tuple[str, str
     subject, item = result.subject, result.item
     try:
         data, stamp = read_with_fingerprint(path, path.parent)
-        labels, unknown = _train_ids(path, data, subject)
+        labels, unknown, either_way = _read_label(path, data, result)
     except DataError as error:
         note = _without_path(error, path)
         code = "damaged" if "cannot be decoded" in note else "label-form"
@@ -227,6 +229,8 @@ def _label_faults(result: InspectedImage, path: Path) -> Iterator[tuple[str, str
         rotated = ", rotated" if labels.shape == result.size[::-1] else ""
         sizes = f"label {format_size(labels.shape)}, image {format_size(result.size)}{rotated}"
         yield "size-mismatch", sizes
+    elif either_way:
+        yield "turned-label", f"EXIF orientation {result.orientation}"
     if item.label_sha256 not in (None, stamp.sha256):
         yield "stale-index", "changed since it was prepared"
     assert subject.classes is not None
@@ -254,21 +258,20 @@ def _unreadable_label_fault(path: Path, subject: Subject) -> tuple[str, str] | N
     return fault
 
 
-def _train_ids(
-    path: Path, data: bytes, subject: Subject
-) -> tuple[NDArray[np.uint8], Mapping[int, int]]:
-    """Return the train ids of a label, `IGNORE` if unknown, and the pixels of each unknown id."""
+def _read_label(path: Path, data: bytes, result: InspectedImage) -> ReadLabel:
+    """Return a label in its original form or, of a prepared data set, as train ids."""
+    subject = result.subject
     if subject.declaration is not None:
-        assert subject.declaration.table is not None
-        ids = read_label_ids(path, subject.declaration.label_format, data=data)
-        return to_train_ids(ids, subject.declaration.table)
+        size = result.size or (0, 0)  # of an image that cannot be read, which has no orientation
+        return read_label(path, data, subject.declaration, size, result.orientation)
     assert subject.classes is not None
     headers.refuse_damaged_image(path, data)
     labels = read_train_ids(path)
     is_unknown = (labels >= len(subject.classes)) & (labels != IGNORE)
     values, counts = np.unique(labels[is_unknown], return_counts=True)
     labels[is_unknown] = IGNORE
-    return labels, dict(zip(values.tolist(), counts.tolist(), strict=True))
+    unknown = dict(zip(values.tolist(), counts.tolist(), strict=True))
+    return ReadLabel(labels, unknown, either_way=False)
 
 
 def _without_path(error: Exception, path: Path) -> str:

@@ -1,8 +1,9 @@
 """Read images and labels with exact ids and precise errors, and write PNGs atomically."""
 
 import io
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeVar
 
 import cv2
 import numpy as np
@@ -11,17 +12,20 @@ from PIL import Image
 
 from udaseg.data.files import jpeg, tiff
 from udaseg.data.files.headers import MAX_PIXELS, Header, read_header, refuse_damaged_image
+from udaseg.data.files.orientation import (
+    orientation_of,
+    read_orientation,
+    to_upright,
+    without_orientation,
+)
 from udaseg.errors import DataError
 from udaseg.files import write_atomic
 
 Pixels = NDArray[np.uint8]
+_T = TypeVar("_T")
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 _LARGE_BLOCK_BYTES = 2**25 - 2**16
-
-_EXIF_ORIENTATION = 0x0112
-_UPSIDE_DOWN = (3, 4, 7, 8)
-_MIRRORED = (2, 3, 6, 7)
 
 # damaged files raise a DataError; without this OpenCV would print messages as well
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
@@ -41,51 +45,66 @@ def read_bytes(path: Path) -> bytes:
 
 def image_header(path: Path, *, max_pixels: int = MAX_PIXELS) -> Header:
     """Return what the header of an image says."""
-    try:
-        refuse_irregular(path)
-        with path.open("rb") as file:
-            return read_header(path, file, max_pixels)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+    return _read_start(path, lambda file: read_header(path, file, max_pixels))
 
 
 def image_size(path: Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """Return (height, width) of an image, from the header alone."""
+    """Return (height, width) of an image as stored, from the header alone."""
     header = image_header(path, max_pixels=max_pixels)
     return header.height, header.width
+
+
+def image_orientation(path: Path) -> int:
+    """Return the EXIF orientation of an image, 1 to 8, without decoding it."""
+    return _read_start(path, read_orientation)
+
+
+def _read_start(path: Path, read: Callable[[BinaryIO], _T]) -> _T:
+    try:
+        refuse_irregular(path)
+        with path.open("rb") as file:
+            return read(file)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
 def read_image(
     path: Path,
     *,
-    apply_exif: bool = False,
     data: bytes | None = None,
     max_pixels: int = MAX_PIXELS,
     bits: int | None = None,
 ) -> Pixels:
-    """Return an image as (H, W, 3) uint8 RGB.
+    """Return an image upright, as viewers show it, (H, W, 3) uint8 RGB; see `read_stored_image`."""
+    return to_upright(*read_stored_image(path, data=data, max_pixels=max_pixels, bits=bits))
+
+
+def read_stored_image(
+    path: Path,
+    *,
+    data: bytes | None = None,
+    max_pixels: int = MAX_PIXELS,
+    bits: int | None = None,
+) -> tuple[Pixels, int]:
+    """Return an image as stored, (H, W, 3) uint8 RGB, and its EXIF orientation, 1 to 8.
 
     Grey is repeated to three channels, and alpha is dropped; it changes no colour.
 
     Args:
         path: The file.
-        apply_exif: Apply the EXIF orientation, as a viewer does; otherwise keep the stored one.
         data: Content of the file, if already read.
         max_pixels: Maximum number of pixels, checked before decoding.
         bits: Bits that the values of 16-bit images use; see `to_uint8`.
     """
-    values = read_values(path, apply_exif=apply_exif, data=data, max_pixels=max_pixels)
-    return to_uint8(path, values, bits)
+    data = read_bytes(path) if data is None else data
+    values = read_values(path, data=data, max_pixels=max_pixels)
+    return to_uint8(path, values, bits), orientation_of(data)
 
 
 def read_values(
-    path: Path,
-    *,
-    apply_exif: bool = False,
-    data: bytes | None = None,
-    max_pixels: int = MAX_PIXELS,
+    path: Path, *, data: bytes | None = None, max_pixels: int = MAX_PIXELS
 ) -> NDArray[np.uint8] | NDArray[np.uint16]:
-    """Return the stored values of an image, (H, W, 3) RGB, uint8 or uint16; see `read_image`."""
+    """Return the values of an image as stored, (H, W, 3) RGB, uint8 or uint16."""
     data = read_bytes(path) if data is None else data
     header = read_header(path, io.BytesIO(data), max_pixels)
     refuse_damaged_image(path, data)
@@ -93,14 +112,13 @@ def read_values(
         raise DataError(f"{path}: {header.problem}")
     if data.startswith(tiff.SIGNATURES):
         return _decode_tiff(path, data, header.bits)
-    orientation = 0 if apply_exif else cv2.IMREAD_IGNORE_ORIENTATION
     # decoding directly to RGB saves a pass over the image
-    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_ANYDEPTH | orientation
+    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_ANYDEPTH
     return decode(path, jpeg.without_end(data) if data.startswith(jpeg.START) else data, flags)
 
 
 def _decode_tiff(path: Path, data: bytes, bits: int) -> NDArray[Any]:
-    """Return what a TIFF shows, always upright, (H, W, 3) RGB, uint8 or uint16."""
+    """Return what a TIFF stores, (H, W, 3) RGB, uint8 or uint16."""
     if bits <= 8:  # OpenCV multiplies colours by alpha, and accepts data that end early
         return decode_as_stored(path, data, in_color=True)[1]
     # all other modes of OpenCV round or mix up values of 16 bits
@@ -204,9 +222,10 @@ def checked_bytes(path: Path, data: bytes | None = None, max_pixels: int = MAX_P
 
 
 def decode(path: Path, data: bytes, flags: int) -> NDArray[Any]:
-    """Return what OpenCV decodes from the content of `path`, by `flags` (`cv2.IMREAD_*`)."""
+    """Return what OpenCV decodes from `data`, by `flags` (`cv2.IMREAD_*`), as it is stored."""
+    content = np.frombuffer(without_orientation(data), np.uint8)
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+        image = cv2.imdecode(content, flags | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error as error:
         raise DataError(f"{path}: cannot be decoded: {error.err}") from error
     if image is None:
@@ -217,40 +236,13 @@ def decode(path: Path, data: bytes, flags: int) -> NDArray[Any]:
 def decode_as_stored(path: Path, data: bytes, *, in_color: bool) -> tuple[str, NDArray[Any]]:
     """Return Pillow's mode and the stored values, or RGB colours if `in_color`."""
     try:
-        with Image.open(io.BytesIO(data)) as opened:
+        with Image.open(io.BytesIO(without_orientation(data))) as opened:
             mode = opened.mode
             if in_color:
                 return mode, np.asarray(opened.convert("RGB"))
             return mode, np.asarray(opened.convert("L") if mode == "1" else opened)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: cannot be decoded: {error}") from error
-
-
-def read_orientation(path: Path) -> int:
-    """Return the EXIF orientation of an image, 1 to 8; 1 if it is missing or unreadable."""
-    try:
-        with Image.open(path) as opened:
-            value = opened.getexif().get(_EXIF_ORIENTATION, 1)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return 1
-    return value if value in range(1, 9) else 1
-
-
-def to_upright(image: NDArray[Any], orientation: int) -> NDArray[Any]:
-    """Return a stored image (H, W, …) in the orientation in which viewers display it."""
-    if orientation >= 5:
-        image = image.swapaxes(0, 1)
-    if orientation in _UPSIDE_DOWN:
-        image = image[::-1]
-    if orientation in _MIRRORED:
-        image = image[:, ::-1]
-    return np.ascontiguousarray(image)
-
-
-def to_stored(image: NDArray[Any], orientation: int) -> NDArray[Any]:
-    """Return an upright image in its stored orientation: the inverse of `to_upright`."""
-    # the two quarter turns are inverse to each other; every other orientation is its own inverse
-    return to_upright(image, {6: 8, 8: 6}.get(orientation, orientation))
 
 
 def keep_freed_memory() -> None:

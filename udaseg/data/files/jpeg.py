@@ -37,7 +37,7 @@ class Frame(NamedTuple):
 
 def read_frame(path: Path, file: BinaryIO) -> Frame:
     """Return the frame header of the JPEG in `file`."""
-    for marker, position, _ in _segments(file):
+    for marker, position, _ in segments(file):
         if marker in _FRAME_MARKERS and (frame := _frame(file, marker, position)):
             return frame
     raise DataError(f"{path}: damaged: the JPEG has no size")
@@ -77,7 +77,7 @@ def without_end(data: bytes) -> bytes:
 def _frame_and_scan(data: bytes) -> tuple[Frame | None, int, int]:
     """Return the frame header, the start of the first scan's data, and the components in it."""
     file, frame = io.BytesIO(data), None
-    for marker, position, length in _segments(file):
+    for marker, position, length in segments(file):
         if marker in _FRAME_MARKERS:
             frame = _frame(file, marker, position)
         elif marker == _START_OF_SCAN and len(data) > position + 4:
@@ -108,7 +108,7 @@ def _has_all_scans(data: bytes, start: int, end: int, components: int) -> bool:
     return sum(len(bands) >= _COEFFICIENTS for bands in found.values()) >= components
 
 
-def _segments(file: BinaryIO) -> Iterator[tuple[int, int, int]]:
+def segments(file: BinaryIO) -> Iterator[tuple[int, int, int]]:
     """Yield marker, position and length of each segment, the first scan last."""
     position = 2
     for _ in range(_MAX_SEGMENTS):

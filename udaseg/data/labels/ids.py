@@ -27,7 +27,7 @@ def read(path: Path, data: bytes) -> NDArray[Any]:
     if form == "8-bit gray":
         # OpenCV decodes faster than Pillow; if it fails, Pillow below gives the reason
         with contextlib.suppress(DataError):
-            grey = decode(path, data, cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
+            grey = decode(path, data, cv2.IMREAD_UNCHANGED)
             if grey.ndim == 2 and grey.dtype == np.uint8:
                 return grey
     mode, pixels = decode_as_stored(path, data, in_color=False)

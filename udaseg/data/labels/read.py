@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from udaseg.data.files.held import HeldFiles, read_held
 from udaseg.data.files.images import decode, read_bytes
+from udaseg.data.files.orientation import orientation_of, to_upright, without_orientation
 from udaseg.data.labels.formats import label_reader
 from udaseg.errors import DataChanged, DataError
 
@@ -38,6 +39,8 @@ def read_train_ids(path: Path, held: HeldFiles | None = None) -> NDArray[np.uint
 def read_label_ids(path: Path, label_format: str, *, data: bytes | None = None) -> NDArray[Any]:
     """Return the raw ids of a label file, (H, W) of an integer type.
 
+    A file with an EXIF orientation of its own is turned by it, as viewers show it.
+
     Args:
         path: The label file.
         label_format: How the ids are stored: a name in `formats.py`, or of an installed package.
@@ -47,4 +50,6 @@ def read_label_ids(path: Path, label_format: str, *, data: bytes | None = None) 
         DataError: The file is unreadable, damaged, or its format cannot store ids.
         EnvironmentFault: The package that reads the format is missing or does not work.
     """
-    return label_reader(label_format)(path, read_bytes(path) if data is None else data)
+    data = read_bytes(path) if data is None else data
+    ids = label_reader(label_format)(path, without_orientation(data))
+    return to_upright(ids, orientation_of(data))

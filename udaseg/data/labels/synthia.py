@@ -27,5 +27,5 @@ def read(path: Path, data: bytes) -> NDArray[Any]:
             f"{path}: label_format synthia needs three channels of 16 bits, but the image is "
             f"{form or 'not a PNG'}"
         )
-    channels = decode(path, data, cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
+    channels = decode(path, data, cv2.IMREAD_UNCHANGED)
     return np.ascontiguousarray(channels[..., 2])  # OpenCV orders blue, green, red

@@ -22,7 +22,7 @@ from udaseg.files import file_stamp, read_json
 log = logging.getLogger(__name__)
 CacheFormat = Literal["png", "raw"]
 CACHE_MANIFEST_NAME = "cache.json"
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 _MAX_NAMES_SHOWN = 3
 
 
@@ -33,14 +33,12 @@ class Cache:
     Attributes:
         size: (height, width).
         format: `png`, or `raw` (bytes compressed with zstd).
-        uncached: Images that are not cached and must be read from their original files.
         stamps: Size and time of the cached files when the cache was opened, by image.
     """
 
     folder: Path
     size: tuple[int, int]
     format: CacheFormat
-    uncached: frozenset[str] = frozenset()
     stamps: Mapping[str, str] = field(default_factory=dict)
 
     def image_path(self, sample: Sample) -> Path:
@@ -56,8 +54,6 @@ class Cache:
 
         A cache that was written again after it was opened may have other pixels.
         """
-        if sample.image in self.uncached:
-            return None
         try:
             loaded = self.load_image(sample), self.load_labels(sample) if labelled else None
         except DataError:
@@ -105,7 +101,7 @@ def cache_folder(dataset: PreparedDataset, size: tuple[int, int]) -> Path:
     return dataset.folder / f"cache-{size[1]}x{size[0]}"
 
 
-CacheRow = tuple[str, int | None, str | None, int | None]
+CacheRow = tuple[str, int, str | None, int]
 """Stamp of an image and size of its cached file, then of its label; in JSON, a list."""
 
 
@@ -120,11 +116,6 @@ def read_cache_manifest(folder: Path) -> dict[str, Any]:
     manifest = read_json(folder / CACHE_MANIFEST_NAME)
     usable = manifest.get("version") == CACHE_VERSION and has_form(manifest, _CacheManifest)
     return manifest if usable and manifest["form"] in get_args(CacheFormat) else {}
-
-
-def uncached_images(rows: Mapping[str, Any]) -> frozenset[str]:
-    """Return the images in a manifest that have no cached file."""
-    return frozenset(name for name, row in rows.items() if row[1] is None)
 
 
 def open_cache(
@@ -149,12 +140,11 @@ def open_cache(
         log.warning("%s: the cache is incomplete and is ignored; %s", folder, advice)
         return None
     rows = manifest["files"]
-    cache = Cache(folder, size, manifest["form"], uncached_images(rows))
+    cache = Cache(folder, size, manifest["form"])
     stale = [
         sample.image
         for sample in dataset.split(split)
-        if sample.image not in cache.uncached
-        and not is_up_to_date(dataset, cache, sample, rows.get(sample.image), labelled=labelled)
+        if not is_up_to_date(dataset, cache, sample, rows.get(sample.image), labelled=labelled)
     ]
     if stale:
         log.warning(
@@ -172,7 +162,7 @@ def open_cache(
         except EnvironmentFault as error:
             log.warning("%s: the cache is ignored: %s", folder, error)
             return None
-    samples = [sample for sample in dataset.split(split) if sample.image not in cache.uncached]
+    samples = dataset.split(split)
     stamps = {sample.image: cache.stamp(sample, labelled=labelled) for sample in samples}
     return replace(cache, stamps=stamps)
 
@@ -186,8 +176,6 @@ def is_up_to_date(
     image_stamp, image_bytes, *label = row
     if image_stamp != stamp_of_image(dataset, sample):
         return False
-    if image_bytes is None:  # not cached, and the file has not changed
-        return True
     if image_bytes != _file_size(cache.image_path(sample)):
         return False
     return not labelled or label == [

@@ -4,7 +4,7 @@ import json
 import shutil
 import time
 import timeit
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,20 +14,14 @@ from typing import Any
 from udaseg import files
 from udaseg.data.datasets.index import PreparedDataset, Sample
 from udaseg.data.files.forms import parse_form
-from udaseg.data.files.images import (
-    Pixels,
-    keep_freed_memory,
-    read_bytes,
-    read_orientation,
-    write_png,
-)
+from udaseg.data.files.images import Pixels, keep_freed_memory, write_png
 from udaseg.data.files.parallel import map_in_threads
 from udaseg.data.loading import cache as caches
 from udaseg.data.loading.cache import Cache, CacheFormat
 from udaseg.data.loading.crops import CropSource
 from udaseg.data.loading.packed import import_zstd, pack
 
-CACHE_JOURNAL_NAME = "journal.jsonl"
+CACHE_JOURNAL_NAME = f"journal-{caches.CACHE_VERSION}.jsonl"
 
 _SAMPLES_FOR_ESTIMATE = 16
 """Images after which the total size is estimated."""
@@ -90,14 +84,13 @@ def write_cache(
             document = {"version": caches.CACHE_VERSION, "form": form, "size": size, "files": rows}
             files.write_atomic(folder / caches.CACHE_MANIFEST_NAME, json.dumps(document).encode())
             writer.remove_other_files()
-    cache = replace(writer.cache, uncached=caches.uncached_images(rows))
     return CacheReport(
-        cache,
-        images=len(rows) - len(cache.uncached),
+        writer.cache,
+        images=len(rows),
         written=len(samples) - reused,
-        size_bytes=sum((row[1] or 0) + (row[3] or 0) for row in rows.values()),
+        size_bytes=sum(map(_row_bytes, rows.values())),
         seconds=time.monotonic() - started,
-        speedup=writer.measure_speedup(cache.uncached),
+        speedup=writer.measure_speedup(),
     )
 
 
@@ -142,7 +135,7 @@ class _Writer:
                 rows[name] = row
                 journal.write(json.dumps((name, row)) + "\n")
                 journal.flush()
-                sizes.append((row[1] or 0) + (row[3] or 0))
+                sizes.append(_row_bytes(row))
                 if len(sizes) == _SAMPLES_FOR_ESTIMATE:
                     needed = (missing - len(sizes)) * sum(sizes) // len(sizes)
                     if needed > files.free_disk_space(self.cache.folder):
@@ -151,11 +144,8 @@ class _Writer:
     def write_sample(self, sample: Sample) -> list[Any]:
         """Write the files of one sample; return its row."""
         # The stamps are taken before reading, so a change during the read is detected later.
-        original, label_stamp = self.dataset.image_path(sample), None
-        image_stamp = caches.stamp_of_image(self.dataset, sample)
+        image_stamp, label_stamp = caches.stamp_of_image(self.dataset, sample), None
         if sample.label is not None:
-            if _is_rotated_by_exif(original):
-                return [image_stamp, None, None, None]
             label_stamp = files.file_stamp(self.dataset.label_path(sample))
         image, labels = self._originals(sample).read(sample)
         image_bytes = self._write_pixels(self.cache.image_path(sample), image)
@@ -186,9 +176,9 @@ class _Writer:
             if path.is_file() and path not in expected:
                 path.unlink()
 
-    def measure_speedup(self, uncached: Collection[str]) -> float | None:
+    def measure_speedup(self) -> float | None:
         """Return the ratio of CPU times to read originals and cache, the median of some samples."""
-        names = [name for name in self.samples if name not in uncached]
+        names = list(self.samples)
         keep_freed_memory()  # as in a loader process
         some = names[:: len(names) // _MAX_SAMPLES_FOR_SPEEDUP + 1]
         ratios = [ratio for _, ratio in map_in_threads(self._speedup, some, 1)]
@@ -221,7 +211,7 @@ def _known_rows(folder: Path) -> tuple[str | None, dict[str, Any]]:
     return form, rows
 
 
-def _is_rotated_by_exif(path: Path) -> bool:
-    """Return whether EXIF rotates the image; it is not cached, as source and target differ then."""
-    data = read_bytes(path)  # Pillow would decode a PNG to search it
-    return (b"Exif" in data or b"eXIf" in data) and read_orientation(path) != 1
+def _row_bytes(row: Sequence[Any]) -> int:
+    """Return the bytes of the cached image and label of a row."""
+    _, image_bytes, _, label_bytes = row
+    return int(image_bytes + label_bytes)

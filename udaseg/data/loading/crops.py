@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from udaseg.data.datasets.index import PreparedDataset, Sample
-from udaseg.data.files.held import read_held
-from udaseg.data.files.images import Pixels, read_image
+from udaseg.data.files.images import Pixels
 from udaseg.data.labels.read import read_train_ids
 from udaseg.data.loading import transforms
 from udaseg.data.loading.cache import Cache
@@ -74,11 +73,7 @@ class CropSource:
         cached = None if self.cache is None else self.cache.load(sample, labelled=self.labelled)
         if cached is not None:
             return cached
-        # Photos without labels are rotated by their EXIF orientation. Labels match the stored
-        # orientation.
-        path, bits = self.dataset.image_path(sample), self.dataset.bits
-        data = read_held(path, self.dataset.held)
-        image = read_image(path, apply_exif=not self.labelled, bits=bits, data=data)
+        image = self.dataset.read_image(sample)
         labels = self._read_labels(sample, image.shape) if self.labelled else None
         if self.resize is not None:
             image = transforms.resize_image(image, self.resize)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -19,11 +19,13 @@ from udaseg.data.datasets.pairs import DatasetFiles, Pair
 from udaseg.data.files.bit_depth import FULL_BITS, largest_value
 from udaseg.data.files.headers import read_header
 from udaseg.data.files.images import read_values, refuse_more_bits, write_png
+from udaseg.data.files.orientation import Size, orientation_of, turned_size
 from udaseg.data.files.parallel import map_in_threads
 from udaseg.data.labels.classes import IGNORE
 from udaseg.data.labels.formats import BUILT_IN, format_package
 from udaseg.data.labels.read import read_label_ids
 from udaseg.data.labels.tables import LabelTable
+from udaseg.data.labels.turned import upright_label
 from udaseg.data.prepare.manifest import Fingerprint, Row, read_with_fingerprint
 from udaseg.data.prepare.report import ReadResult, unknown_ids_message
 from udaseg.data.prepare.rules import Mismatch, PrepareOptions
@@ -47,12 +49,14 @@ class ConvertedPair:
         problem: Why a file cannot be used.
         unknown_ids: Number of pixels of each id that the table does not list.
         reused: Whether the result of an earlier run was reused.
+        either_way: EXIF orientation of an image whose label could lie as stored or upright; else 0.
     """
 
     row: Row | None = None
     problem: str | None = None
     unknown_ids: Mapping[int, int] = field(default_factory=dict)
     reused: bool = False
+    either_way: int = 0
 
 
 def convert_pair(
@@ -66,25 +70,27 @@ def convert_pair(
     """Read and check a pair; write its label below `into` unless that is None."""
     try:
         data, image_stamp = read_with_fingerprint(pair.image, folder)
-        image = read_values(pair.image, data=data)
-        height, width = image.shape[:2]
+        image, orientation = read_values(pair.image, data=data), orientation_of(data)
+        height, width = turned_size((image.shape[0], image.shape[1]), orientation)
         peak, loss = largest_value(image), read_header(pair.image, io.BytesIO(data)).loss
         if peak is not None:
             refuse_more_bits(pair.image, peak, declaration.bits or FULL_BITS)
         row = Row(
             split, pair.key, image_stamp, blank=_is_blank(image), peak=peak, loss=loss or None
         )
+        sample = Sample(image_stamp.path, None, height, width, orientation=orientation)
         if pair.label is None:
-            return ConvertedPair(replace(row, sample=Sample(image_stamp.path, None, height, width)))
+            return ConvertedPair(replace(row, sample=sample))
         data, label_stamp = read_with_fingerprint(pair.label, folder)
-        ids = read_label_ids(pair.label, declaration.label_format, data=data)
+        label = read_label(pair.label, data, declaration, (height, width), orientation)
     except DataError as error:
         return ConvertedPair(problem=str(error))
-    assert declaration.table is not None
-    labels, unknown = to_train_ids(ids, declaration.table)
+    labels, unknown = label.train_ids, label.unknown_ids
     row = replace(row, label=label_stamp)
     if labels.shape != (height, width):
         problem = f"{pair.label}: label {format_size(labels.shape)}, image {width}x{height}"
+        if orientation != 1:
+            problem += f", both turned upright (EXIF orientation {orientation})"
         if on_mismatch == "fail":
             return ConvertedPair(problem=problem, unknown_ids=unknown)
         if on_mismatch == "exclude":
@@ -92,11 +98,42 @@ def convert_pair(
         labels = np.asarray(
             cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST_EXACT), np.uint8
         )
+    if label.either_way:
+        return ConvertedPair(either_way=orientation, unknown_ids=unknown)
+    assert declaration.table is not None
     name = f"labels/{split}/{pair.key}.png"
     counts = np.bincount(labels.ravel(), minlength=256)[: len(declaration.table.classes)]
-    sample = Sample(image_stamp.path, name, height, width, tuple(counts.tolist()))
+    sample = replace(sample, label=name, class_pixels=tuple(counts.tolist()))
     prepared = None if into is None else _write_label(into, name, labels, label_stamp.mtime_ns)
     return ConvertedPair(replace(row, prepared=prepared, sample=sample), unknown_ids=unknown)
+
+
+class ReadLabel(NamedTuple):
+    """A label, turned upright with its image.
+
+    Attributes:
+        train_ids: (H, W), `IGNORE` for unknown ids.
+        unknown_ids: Pixels of each id that the table does not list.
+        either_way: Whether nothing says how the label lies; it is not turned then.
+    """
+
+    train_ids: NDArray[np.uint8]
+    unknown_ids: dict[int, int]
+    either_way: bool
+
+
+def read_label(
+    path: Path, data: bytes, declaration: Declaration, image: Size, orientation: int
+) -> ReadLabel:
+    """Return the label in `data` for an image of an upright size (height, width)."""
+    assert declaration.table is not None
+    ids = read_label_ids(path, declaration.label_format, data=data)
+    labels, unknown = to_train_ids(ids, declaration.table)
+    if orientation_of(data) != 1:  # it was turned by its own orientation, so it is upright
+        return ReadLabel(labels, unknown, either_way=False)
+    upright = upright_label(labels, image, orientation, declaration.label_orientation)
+    either_way = upright is None
+    return ReadLabel(labels if upright is None else upright, unknown, either_way)
 
 
 def _write_label(into: Path, name: str, labels: NDArray[np.uint8], mtime_ns: int) -> Fingerprint:
@@ -187,6 +224,8 @@ def read_all(
             result.read += not converted.reused
             if converted.problem is not None:
                 result.bad.append(converted.problem)
+            if converted.either_way:
+                result.either_way.append(f"{pair.image}: EXIF orientation {converted.either_way}")
             if converted.row is not None:
                 result.rows.append(converted.row)
             for label_id in converted.unknown_ids:

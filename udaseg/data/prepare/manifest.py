@@ -12,13 +12,15 @@ from typing import Any, NamedTuple, NotRequired, TypedDict
 
 from udaseg.data.datasets.index import Sample
 from udaseg.data.files.forms import parse_form
-from udaseg.data.files.images import read_bytes
+from udaseg.data.files.images import image_orientation, read_bytes
 from udaseg.data.labels.formats import LabelPackage
 from udaseg.errors import DataError
 from udaseg.files import file_stamp, sha256, write_atomic
 
 MANIFEST_NAME = "manifest.jsonl"
-MANIFEST_FORMAT = 1
+MANIFEST_FORMAT = 2
+"""Format 1 has no orientations; see the format of the index."""
+
 
 _MAX_FILE_BYTES = 2**30
 """Bytes; an uncompressed 16-bit image of 100 million pixels is smaller."""
@@ -100,6 +102,7 @@ class Manifest:
         files: SHA-256 of the prepared folder's files that are neither labels nor the manifest.
         rows: The pairs, in the order of the index.
         label_reader: What read the labels; None if no package was needed.
+        format: The format in which it is written.
     """
 
     image_root: Path
@@ -107,6 +110,14 @@ class Manifest:
     files: Mapping[str, str]
     rows: tuple[Row, ...]
     label_reader: LabelReader | None = None
+    format: int = MANIFEST_FORMAT
+
+    def is_outdated(self, row: Row) -> bool:
+        """Return whether an earlier version wrote `row` and did not turn image and label."""
+        try:
+            return self.format == 1 and image_orientation(self.image_root / row.image.path) != 1
+        except DataError:  # the image is gone
+            return True
 
 
 def read_with_fingerprint(path: Path, folder: Path) -> tuple[bytes, Fingerprint]:
@@ -135,6 +146,7 @@ def format_row(row: Row) -> str:
         "prepared": row.prepared,
         "size": None if sample is None else (sample.height, sample.width),
         "pixels": None if sample is None else sample.class_pixels,
+        "orientation": None if sample is None or sample.orientation == 1 else sample.orientation,
         "excluded": row.excluded,
         "blank": row.blank or None,
         "peak": row.peak,
@@ -156,6 +168,7 @@ class _Row(TypedDict):
     prepared: NotRequired[_File]
     size: NotRequired[tuple[int, int]]
     pixels: NotRequired[list[int]]
+    orientation: NotRequired[int]
     excluded: NotRequired[str]
     blank: NotRequired[bool]
     peak: NotRequired[int]
@@ -185,7 +198,8 @@ def parse_row(line: str) -> Row:
     if "size" in document:
         height, width = document["size"]
         name = None if prepared is None else prepared.path
-        sample = Sample(image.path, name, height, width, tuple(document.get("pixels", ())))
+        pixels, orientation = tuple(document.get("pixels", ())), document.get("orientation", 1)
+        sample = Sample(image.path, name, height, width, pixels, orientation)
     excluded, blank = document.get("excluded"), document.get("blank", False)
     split, key = document["split"], document["key"]
     peak, loss = document.get("peak"), document.get("loss")
@@ -217,7 +231,7 @@ def read_manifest(folder: Path) -> Manifest:
         if parse_form(end, _End)["sha256"] != sha256(f"{body}\n".encode()):
             raise DataError(f"{path}: damaged: its digest does not match")
         first, *lines = body.split("\n")
-        if parse_form(first, dict[str, Any]).get("format") != MANIFEST_FORMAT:
+        if parse_form(first, dict[str, Any]).get("format") not in (1, MANIFEST_FORMAT):
             raise DataError(f"{path}: written by another version")
         head = parse_form(first, _Head)
         label_reader = LabelReader(*head["label_reader"]) if "label_reader" in head else None
@@ -226,7 +240,14 @@ def read_manifest(folder: Path) -> Manifest:
         raise DataError(f"{path}: not found") from error
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: damaged: {error}") from error
-    return Manifest(Path(head["image_root"]), head["meaning"], head["files"], rows, label_reader)
+    return Manifest(
+        Path(head["image_root"]),
+        head["meaning"],
+        head["files"],
+        rows,
+        label_reader,
+        head["format"],
+    )
 
 
 def find_manifest(folder: Path) -> Manifest | None:

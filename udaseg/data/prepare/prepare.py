@@ -244,6 +244,8 @@ class _Preparation:
             intact = all(sha256_of(final / name) == file for name, file in manifest.files.items())
         except (DataError, OSError):  # damaged: prepare it again
             return None
+        if any(manifest.is_outdated(row) for row in manifest.rows):
+            return None
         labels = [row.prepared for row in manifest.rows if row.prepared is not None]
         if not intact or not all(label.matches(final / label.path) for label in labels):
             return None

@@ -79,6 +79,15 @@ class PrepareReport:
         return tuple(split for split, samples in splits if samples[0].label is None)
 
     @property
+    def turned(self) -> list[str]:
+        """The images that are stored turned, with their EXIF orientation."""
+        return [
+            f"{sample.image}: EXIF orientation {sample.orientation}"
+            for sample in self.samples
+            if sample.orientation != 1
+        ]
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes; empty without labels."""
         return () if self.dataset.classes is None else self.dataset.classes.names
@@ -101,11 +110,13 @@ class ReadResult:
         rows: The readable pairs, in order.
         bad: Files that cannot be used, with the reason.
         read: Pairs read in this run; the others come from an earlier run.
+        either_way: Turned images whose labels could lie as stored or upright.
     """
 
     rows: list[Row] = field(default_factory=list)
     bad: list[str] = field(default_factory=list)
     read: int = 0
+    either_way: list[str] = field(default_factory=list)
 
 
 def build_report(
@@ -118,6 +129,8 @@ def build_report(
 ) -> PrepareReport:
     """Return the report on the pairs that were read, if enough of them can be used."""
     name, table = declaration.name, declaration.table
+    if result.either_way:
+        raise DataError(_either_way_message(declaration, result.either_way))
     samples: dict[str, list[Sample]] = {split: [] for split in pairs.splits}
     for row in result.rows:
         if row.sample is not None:
@@ -183,6 +196,19 @@ def unknown_ids_message(
     return (
         f"{declaration.name}: labels contain ids that are in no class and not in 'ignore':\n"
         f"{format_first(lines)}\n  {advice}"
+    )
+
+
+def _either_way_message(declaration: Declaration, images: Sequence[str]) -> str:
+    """Return the message about turned images whose labels could lie as stored or upright."""
+    where = "the dataset YAML"
+    if declaration.argument == declaration.name:
+        where = f"a dataset YAML with `base: {declaration.name}`"
+    return (
+        f"{declaration.name}: {len(images)} images are stored turned, and the size of their labels "
+        f"does not say how these lie:\n{format_first(images)}\n"
+        f"  write `orientation: stored` into {where} if labels lie as the pixels in the image "
+        "file, or `orientation: upright` if they lie as viewers show the image"
     )
 
 

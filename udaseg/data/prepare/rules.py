@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict, get_args
 
 from udaseg.data.datasets.declaration import Declaration
-from udaseg.data.datasets.index import INDEX_FORMAT, INDEX_NAME
+from udaseg.data.datasets.index import INDEX_NAME
 from udaseg.data.datasets.pairs import DatasetFiles
 from udaseg.data.files.forms import has_form
 from udaseg.data.loading.cache import CacheFormat
@@ -50,6 +50,9 @@ _STORED_RULES = tuple(_StoredRules.__annotations__)
 
 STORED_LISTS = ("bad", "excluded", "known", "blank", "missing")
 """The lists of a report that are stored, so that a later run can report the same."""
+
+_CONVERSION = 1
+"""Number of how labels are converted; with another one, all sets are prepared again."""
 
 
 @dataclass(frozen=True)
@@ -119,9 +122,10 @@ def conversion_digest(declaration: Declaration, folder: Path, options: PrepareOp
     """Return a digest of all that affects a prepared label besides the files themselves."""
     table = declaration.table
     classes = None if table is None else (table.classes, table.ids, sorted(table.ignore))
-    facts = (INDEX_FORMAT, folder.resolve(), options.on_mismatch, classes, declaration.label_format)
-    package, bits = declaration.label_package or (), declaration.bits
-    return _digest(repr((*facts, *package, *(() if bits is None else (bits,)))))
+    facts = (_CONVERSION, folder.resolve(), options.on_mismatch, classes, declaration.label_format)
+    declared = (declaration.bits, declaration.label_orientation)
+    more = (part for part in declared if part is not None)
+    return _digest(repr((*facts, *(declaration.label_package or ()), *more)))
 
 
 def sources_digest(label_digest: str, pairs: DatasetFiles) -> str:

@@ -44,6 +44,7 @@ class Workspace:
 
     def __init__(self, final: Path, folder: Path, label_digest: str) -> None:
         self.final, self.folder, self.label_digest = final, folder, label_digest
+        self._journal_head = [manifests.MANIFEST_FORMAT, label_digest]
         self.temporary_folder, self._journal_path, self._fresh_journal = _workspace_paths(final)
         self._journal: TextIO
         self._journal_rows: _Rows = {}
@@ -56,7 +57,7 @@ class Workspace:
         self._journal_rows = self._read_journal()
         self._remove_other_files(self._journal_rows.values())
         rows = map(manifests.format_row, self._journal_rows.values())
-        lines = [json.dumps(self.label_digest), *rows]
+        lines = [json.dumps(self._journal_head), *rows]
         self.temporary_folder.mkdir(parents=True, exist_ok=True)
         # A fixed name, not a random one, so that files left by a kill do not accumulate.
         self._fresh_journal.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
@@ -119,10 +120,15 @@ class Workspace:
     def _known_rows(self, manifest: Manifest) -> list[Row]:
         """Return the rows of the finished dataset that have all that a row has today.
 
-        Earlier versions did not look at how many bits 16-bit images use.
+        Earlier versions did not look at how many bits 16-bit images use, nor turn images.
         """
         looked = files.read_json(self.final / INDEX_NAME).get("bits") is not None
-        return [row for row in manifest.rows if looked or not is_deep(self.folder / row.image.path)]
+        return [
+            row
+            for row in manifest.rows
+            if (looked or not is_deep(self.folder / row.image.path))
+            and not manifest.is_outdated(row)
+        ]
 
     def _is_complete(self, prepared: Fingerprint) -> bool:
         """Return whether a label is complete; after a power loss a file may lack its content."""
@@ -148,7 +154,7 @@ class Workspace:
         # keep the rows before an incomplete line
         with suppress(OSError, ValueError):
             first, *lines = self._journal_path.read_text(encoding="utf-8").splitlines()
-            if parse_form(first, str) == self.label_digest:
+            if parse_form(first, list[Any]) == self._journal_head:
                 for line in lines:
                     rows.append(manifests.parse_row(line))
         return _by_split_and_key(rows)

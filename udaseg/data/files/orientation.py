@@ -1,0 +1,150 @@
+"""The EXIF orientation of image files, and pixels turned upright and back."""
+
+import io
+import struct
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from udaseg.data.files import jpeg, tiff
+from udaseg.data.files.headers import PNG_SIGNATURE
+
+Size = tuple[int, int]
+
+_TAG = 0x0112
+_EXIF = b"Exif\0\0"
+_BIG_TIFF = 43
+_APP1 = 0xE1
+_NUMBERS = {1: "B", 3: "H", 4: "I"}  # the types of a tag that are whole numbers
+_UPSIDE_DOWN = (3, 4, 7, 8)
+_MIRRORED = (2, 3, 6, 7)
+
+
+class _Entry(NamedTuple):
+    """The tag of the orientation: where its value is, how it is packed, and the value."""
+
+    position: int
+    form: str
+    value: int
+
+
+def read_orientation(file: BinaryIO) -> int:
+    """Return the EXIF orientation of the image in `file`, at position 0; 1 if it has none.
+
+    JPEG, PNG, WebP and TIFF have one; only parts of the file that come before or between its pixels
+    are read. A damaged tag counts as none.
+    """
+    entry = _find_entry(file)
+    return entry.value if entry is not None and entry.value in range(1, 9) else 1
+
+
+def orientation_of(data: bytes) -> int:
+    """Return the EXIF orientation of the image in `data`; see `read_orientation`."""
+    return read_orientation(io.BytesIO(data))
+
+
+def without_orientation(data: bytes) -> bytes:
+    """Return a TIFF that no decoder turns: OpenCV and Pillow turn all others by themselves.
+
+    Other content is returned as it is.
+    """
+    entry = _find_entry(io.BytesIO(data)) if data.startswith(tiff.SIGNATURES) else None
+    if entry is None or entry.value == 1:
+        return data
+    end = entry.position + struct.calcsize(entry.form)
+    return data[: entry.position] + struct.pack(entry.form, 1) + data[end:]
+
+
+def to_upright(image: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """Return a stored image (H, W, …) in the orientation in which viewers display it."""
+    if orientation >= 5:
+        image = image.swapaxes(0, 1)
+    if orientation in _UPSIDE_DOWN:
+        image = image[::-1]
+    if orientation in _MIRRORED:
+        image = image[:, ::-1]
+    return np.ascontiguousarray(image)
+
+
+def to_stored(image: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """Return an upright image in its stored orientation: the inverse of `to_upright`."""
+    # the two quarter turns are inverse to each other; every other orientation is its own inverse
+    return to_upright(image, {6: 8, 8: 6}.get(orientation, orientation))
+
+
+def turned_size(size: Size, orientation: int) -> Size:
+    """Return the upright (height, width) of a stored image, or the stored one of an upright."""
+    return (size[1], size[0]) if orientation >= 5 else size
+
+
+def _find_entry(file: BinaryIO) -> _Entry | None:
+    try:
+        start = _find_tags(file)
+        return None if start is None else _read_entry(file, start)
+    except (struct.error, OverflowError):  # cut off, or a place that no file has
+        return None
+
+
+def _find_tags(file: BinaryIO) -> int | None:
+    """Return where the tags begin, which have the form of a TIFF; None if there are none."""
+    start = file.read(12)
+    if start.startswith(tiff.SIGNATURES):
+        return 0
+    if start.startswith(PNG_SIGNATURE):
+        position = _find_chunk(file, 8, ">I4s", b"eXIf")
+    elif start.startswith(b"RIFF") and start.endswith(b"WEBP"):
+        position = _find_chunk(file, 12, "<4sI", b"EXIF")
+    elif start.startswith(jpeg.START):
+        position = _find_exif_segment(file)
+    else:
+        return None
+    if position is None:
+        return None
+    file.seek(position)
+    return position + len(_EXIF) if file.read(len(_EXIF)) == _EXIF else position
+
+
+def _find_chunk(file: BinaryIO, position: int, form: str, wanted: bytes) -> int | None:
+    """Return where the content of a chunk begins; `form` is that of a chunk's head."""
+    while True:
+        file.seek(position)
+        one, other = struct.unpack(form, file.read(8))
+        kind, length = (other, one) if form.startswith(">") else (one, other)
+        if kind == wanted:
+            return position + 8
+        if not kind.strip().isalnum():  # no chunk, so the rest of the file is none either
+            return None
+        # a PNG has a checksum behind the content, WebP fills it up to an even length
+        position += 8 + length + (4 if form.startswith(">") else length % 2)
+
+
+def _find_exif_segment(file: BinaryIO) -> int | None:
+    for marker, position, _ in jpeg.segments(file):
+        if marker == _APP1:
+            file.seek(position + 4)
+            if file.read(len(_EXIF)) == _EXIF:
+                return position + 4
+    return None
+
+
+def _read_entry(file: BinaryIO, start: int) -> _Entry | None:
+    """Return the entry of the orientation in the first list of tags."""
+    file.seek(start)
+    head = file.read(16)
+    order = "<" if head.startswith(b"II") else ">"
+    big = struct.unpack_from(order + "H", head, 2)[0] == _BIG_TIFF
+    (place,) = struct.unpack_from(order + ("Q" if big else "I"), head, 8 if big else 4)
+    file.seek(start + place)
+    count_form = order + ("Q" if big else "H")
+    (count,) = struct.unpack(count_form, file.read(struct.calcsize(count_form)))
+    length, value_place = (20, 12) if big else (12, 8)
+    first = file.tell()
+    entries = file.read(min(count, 0xFFFF) * length)
+    for offset in range(0, len(entries) - length + 1, length):
+        tag, kind = struct.unpack_from(order + "HH", entries, offset)
+        if tag == _TAG and kind in _NUMBERS:
+            form = order + _NUMBERS[kind]
+            (value,) = struct.unpack_from(form, entries, offset + value_place)
+            return _Entry(first + offset + value_place, form, value)
+    return None
