@@ -51,7 +51,11 @@ def test_the_lock_of_a_living_process_is_refused_but_a_copy_of_it_is_no_lock(tmp
         pass
 
 
-@pytest.mark.parametrize("pid", [1, 0, -1, 10**20, os.getppid(), os.getpid(), STALE["pid"]])
+@pytest.mark.parametrize(
+    "pid",
+    [1, 0, -1, 10**20, os.getppid(), os.getpid(), STALE["pid"]],
+    ids=["1", "0", "-1", "huge", "parent", "own", "stale"],  # the same in each process of pytest
+)
 def test_the_words_of_a_dead_process_are_no_lock_whoever_has_its_number_now(tmp_path, pid):
     lock = tmp_path / "writer.lock"
     lock.write_text(json.dumps({**STALE, "pid": pid}))

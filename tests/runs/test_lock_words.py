@@ -75,7 +75,9 @@ def test_a_copy_of_the_folder_is_not_locked(other):
     assert other.exists()
 
 
-@pytest.mark.parametrize("pid", [0, -1, 2**22 - 1, 10**20, os.getpid()])
+@pytest.mark.parametrize(
+    "pid", [0, -1, 2**22 - 1, 10**20, os.getpid()], ids=["0", "-1", "largest", "huge", "own"]
+)
 def test_no_process_has_such_a_number(tmp_path, pid):
     (tmp_path / "writer.lock").write_text(json.dumps({"pid": pid, "host": HERE}))
     taken(tmp_path)
