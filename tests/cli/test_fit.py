@@ -132,7 +132,7 @@ def test_poisoned_target_labels_leave_training_bit_identical(root, finished, tmp
     index = json.loads((folder / "index.json").read_text())
     rng = np.random.default_rng(0)
     for row in index["splits"]["train"]:
-        row[1] = f"labels/{Path(row[0]).stem}.png"
+        row[1], row[4] = f"labels/{Path(row[0]).stem}.png", [1] * 13
         (folder / "labels").mkdir(exist_ok=True)
         noise = rng.integers(0, 13, (64, 128), dtype=np.uint8)
         cv2.imwrite(str(folder / row[1]), noise)

@@ -78,15 +78,6 @@ def test_pixels_below_the_confidence_become_ignore_in_ids_colours_and_overlay(ca
     assert json.loads(Path("masks/prediction.json").read_text())["abstain"] == 0.6
 
 
-def test_a_network_that_has_diverged_abstains_everywhere(run):
-    broken = torch.nn.Module()
-    broken.forward = lambda images: SimpleNamespace(logits=images * float("nan"))
-    run["run"] = loaded_colors(network=broken)
-    write_image("in/a.png", random_labels(8, 8))
-    predict("in", abstain=0.1)
-    assert (ids_of("masks/ids/a.png") == 255).all()
-
-
 def test_the_runs_temperature_is_taken_and_told_and_can_be_left_out(caplog):
     caplog.set_level("INFO")
     brightness = np.linspace(0.1, 1, 24)[None].repeat(16, 0)

@@ -1,6 +1,7 @@
 """Sources that nothing can be learnt from are refused by every method; a loss of 0 is told."""
 
 import json
+import shutil
 from collections import Counter
 from types import SimpleNamespace
 
@@ -35,6 +36,13 @@ def source(folder, ids, classes="[a, b, c]", size=(64, 128)):
         "name: own\nimages: images/*.png\nlabels: labels/*.png\n"
         f"classes: {classes}\nignore: [255]\n",
     )
+
+
+@pytest.fixture(autouse=True)
+def forgotten(root):
+    """Let each test prepare a set of the same name."""
+    yield
+    shutil.rmtree(root / "prepared" / "own", ignore_errors=True)
 
 
 def trained(yaml, root, method="source_only", *words, expect=3):

@@ -72,7 +72,8 @@ def test_losses_are_the_same_up_to_rounding_and_names_stay(backend):
 
 def test_a_checkpoint_of_a_compiled_run_is_like_any_other(backend, tmp_path):
     run, _ = _losses(True, steps=1)
-    facts = {"recipe": {}, "classes": {}, "files": {}, "keep": 2}
+    classes = {"names": ["a"], "colors": [[0, 0, 0]]}
+    facts = {"recipe": {}, "classes": classes, "files": {}, "keep": 2}
     path = save_checkpoint(
         tmp_path, step=1, objective=run.objective, optimizer=run.optimizer, **facts
     )

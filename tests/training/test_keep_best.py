@@ -12,7 +12,7 @@ import torch
 from tests.support.small import shipped, small_segmenter
 from tests.support.toy import TINY, toy_pair
 from udaseg.data.datasets.index import PreparedDataset
-from udaseg.data.labels.classes import ClassSpace
+from udaseg.data.labels.classes import ClassSpace, classes_to_dict
 from udaseg.errors import DataError, RecipeError
 from udaseg.recipe.choices import Criterion
 from udaseg.runs import best as best_module
@@ -37,7 +37,8 @@ class Home:
         self.recipe = recipe_of(criterion)
         self.values = {}
         network = torch.nn.Linear(2, 2)
-        self.optimizer = torch.optim.SGD(network.parameters(), 0.1)
+        group = {"params": list(network.parameters()), "name": "all", "base_lr": 0.1}
+        self.optimizer = torch.optim.SGD([group], 0.1)
         self.made = SimpleNamespace(
             objective=SimpleNamespace(student=network), device=torch.device("cpu")
         )
@@ -60,7 +61,7 @@ class Home:
             objective=network,
             optimizer=self.optimizer,
             recipe={},
-            classes={},
+            classes=classes_to_dict(CLASSES),
             files={},
             keep=2,
         )
