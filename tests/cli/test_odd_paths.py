@@ -1,6 +1,7 @@
 """Paths that cannot be used are told in one sentence, by every command alike."""
 
 import os
+import subprocess
 
 import pytest
 
@@ -51,7 +52,15 @@ def test_a_pipe_as_lock_does_not_wait_for_ever(tmp_path):
     udaseg("prepare", yaml, cwd=tmp_path)
 
 
-def test_files_are_found_below_more_folders_than_calls_can_nest(tmp_path):
+@pytest.fixture
+def deep(tmp_path):
+    """Return a folder that pytest cannot remove, and remove it."""
+    yield tmp_path
+    subprocess.run(["rm", "-rf", str(tmp_path / "d")], check=True)
+
+
+def test_files_are_found_below_more_folders_than_calls_can_nest(deep):
+    tmp_path = deep
     place = os.open(tmp_path, os.O_RDONLY)
     for _ in range(1200):
         os.mkdir("d", dir_fd=place)
