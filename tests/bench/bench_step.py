@@ -20,13 +20,19 @@ from pathlib import Path
 
 import torch
 
-from tests.support import toy
-
 REPOSITORY = Path(__file__).resolve().parents[2]
 DATA = os.environ.get("UDASEG_TEST_DATA")
 WEIGHTS = f"{DATA}/weights/mobilenet_v2_features.safetensors" if DATA else "random"
 METHODS = ("dacs", "rccr", "spcl", "sepico")
-COUNTS = {"source/train": 8, "source/val": 2, "target/train": 8, "target/val": 2}
+
+MAKE_DATA = """
+import sys
+from pathlib import Path
+import tests.support.toy as toy
+toy.SIZE = (128, 256)
+toy.COUNTS.update({"source/train": 8, "target/train": 8})
+toy.toy_root(Path(sys.argv[1]))
+"""
 
 CHILD = """
 import json, sys, tempfile, time
@@ -120,8 +126,10 @@ def main() -> None:
         capture_output=True,
     )
     trees = {"before": folder / "before", "after": REPOSITORY}
-    toy.SIZE = (128, 256)
-    toy.toy_root(folder / "data", COUNTS)
+    # by the older side: the newer one reads its format
+    make = [sys.executable, "-c", MAKE_DATA, str(folder / "data")]
+    environment = {**os.environ, "PYTHONPATH": str(trees["before"])}
+    subprocess.run(make, env=environment, cwd=trees["before"], check=True)
     try:
         for method in given.methods:
             print_row(method, trees, folder, rounds=given.rounds, steps=given.steps)
