@@ -55,7 +55,7 @@ def _read(path: Path) -> dict[str, Any]:
         return {}
     try:
         document = parse_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise DataError(
             f"{path}: cannot be read ({error}); run `udaseg calibrate` again, or use --uncalibrated"
         ) from error

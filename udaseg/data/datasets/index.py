@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
-from udaseg.data.files.forms import has_form, parse_form
+from udaseg.data.files.forms import parse_form, refuse_other_form
 from udaseg.data.files.held import HeldFiles, read_held
 from udaseg.data.files.images import Pixels, read_stored_image
 from udaseg.data.files.orientation import to_upright, turned_size
@@ -189,8 +189,7 @@ def read_index(folder: Path) -> PreparedDataset:
 
 def _parse_index(document: dict[str, Any], folder: Path) -> PreparedDataset:
     """Return the dataset of an index; a value that none has is a ValueError."""
-    if not has_form(document, _Index):
-        raise ValueError("its values are not of the kind that udaseg writes")
+    refuse_other_form(document, _Index)
     classes = None
     if document["classes"] is not None:
         colors = tuple(tuple(entry["color"]) for entry in document["classes"])

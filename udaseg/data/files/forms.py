@@ -1,11 +1,12 @@
-"""JSON that udaseg wrote: read only if every value has the type with which it was written."""
+"""JSON that udaseg wrote: read only if every value has the type with which it was written.
+
+Not `udaseg.files.mismatch`, because pydantic refuses names of files that are not Unicode.
+"""
 
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints, is_typeddict
 
 from udaseg.files import parse_json
-
-_LARGEST = 2**63
 
 
 def parse_form(text: str, form: Any) -> Any:
@@ -13,16 +14,21 @@ def parse_form(text: str, form: Any) -> Any:
 
     Args:
         text: JSON.
-        form: `str`, `bool`, `int` (of 64 bits), None, `Any`, a `TypedDict`, or of these a list, a
+        form: `str`, `bool`, `int`, None, `Any`, a `TypedDict`, or of these a list, a
             dict, a union or a tuple, which is a list of this length. A dict may have other keys.
 
     Raises:
         ValueError: The text is not JSON, is nested too deeply, or has another form.
     """
     value = parse_json(text)
+    refuse_other_form(value, form)
+    return value
+
+
+def refuse_other_form(value: object, form: Any) -> None:
+    """Raise a ValueError unless a value of a JSON text has a form; see `parse_form`."""
     if not has_form(value, form):
         raise ValueError("its values are not of the kind that udaseg writes")
-    return value
 
 
 def has_form(value: object, form: Any) -> bool:
@@ -42,6 +48,4 @@ def has_form(value: object, form: Any) -> bool:
             has_form(value[key], hint) if key in value else key not in form.__required_keys__
             for key, hint in get_type_hints(form).items()
         )
-    if type(value) is int:
-        return form in (int, Any) and -_LARGEST <= value < _LARGEST
     return form is Any or type(value) is (NoneType if form is None else form)

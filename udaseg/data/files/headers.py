@@ -22,7 +22,6 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_COLORS = {0: "gray", 2: "RGB", 3: "palette", 4: "gray with alpha", 6: "RGBA"}
 _HEADER_BYTES = 25  # of a PNG, up to the bits of its values
-CMYK_LOSS = "is CMYK, converted to RGB without its profile"
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,9 @@ def read_header(path: Path, file: BinaryIO, max_pixels: int = MAX_PIXELS) -> Hea
         header = Header(height, width, start[24], _loss_of_pages(_png_frames(file)))
     elif start.startswith(jpeg.START):
         frame = jpeg.read_frame(path, file)
-        header = Header(frame.height, frame.width, loss=CMYK_LOSS if frame.components == 4 else "")
+        header = Header(
+            frame.height, frame.width, loss=tiff.CMYK_LOSS if frame.components == 4 else ""
+        )
     elif start.startswith(tiff.SIGNATURES):
         page = tiff.read_tiff(path, file)
         loss = ", ".join(filter(None, (page.loss(), _loss_of_pages(page.pages))))

@@ -13,6 +13,7 @@ from udaseg.data.files import jpeg
 from udaseg.errors import DataError
 
 SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+CMYK_LOSS = "is CMYK, converted to RGB without its profile"
 _MAX_PAGES = 10_000
 _MAX_VALUES = 10_000_000
 _VALUE_BYTES = {1: 1, 3: 2, 4: 4, 13: 4, 16: 8, 18: 8}  # of types of whole numbers
@@ -80,7 +81,7 @@ class Tiff:
     def loss(self) -> str:
         """Return what the first page has that an RGB image lacks, or an empty string."""
         if self.value(_PHOTOMETRIC, 1) == _CMYK:
-            return "is CMYK, converted to RGB without its profile"
+            return CMYK_LOSS
         colors = 1 if self.value(_PHOTOMETRIC, 1) in _GREY else 3
         if self.bands > colors and self.value(_EXTRA, 0) not in _ALPHA:
             return f"has {self.bands} bands, of which the last is not read"
