@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
+from udaseg.data.files.images import keep_freed_memory
 from udaseg.data.loading.workers import iterate_batches
 from udaseg.distributed import RankSums, rank, to_device, world_size
 from udaseg.methods.objectives.objective import LossReport
@@ -18,6 +19,7 @@ from udaseg.training.setup import TrainingSetup, worker_count
 from udaseg.training.step import compute_gradients
 
 _SIGNALS = "signals"
+_ALL_MEMORY = 2**31 - 1
 
 OnStep = Callable[[int, LossReport], None]
 
@@ -36,7 +38,7 @@ def run_steps(
     rollback (`Guard`), it is called again for the repeated steps.
     """
     guard = guard or Guard(setup)
-    memory.keep_freed_memory()
+    keep_freed_memory(_ALL_MEMORY)  # of one view's graph, for the next: a tenth of a step on a CPU
     setup.objective.train()
     done = first
     while True:

@@ -1,6 +1,5 @@
 """Out of memory: the errors it ends in, and the retry in smaller micro-batches."""
 
-import ctypes
 import gc
 import logging
 import math
@@ -24,9 +23,6 @@ _OUT_OF_MEMORY_TEXTS = (
     "CUDNN_STATUS_ALLOC_FAILED",
 )
 
-# glibc's malloc.h
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_NEVER, _LARGEST_BLOCK = 2**31 - 1, 2**25
 
 DEVICE_ERRORS = (RuntimeError, MemoryError)
 """Exceptions that a full or broken device raises."""
@@ -132,15 +128,3 @@ def _next_micro_batches(setup: TrainingSetup) -> int | None:
         divisor = math.gcd(divisor, setup.batches.options.batch_target)
     larger = range(setup.recipe.machine.micro_batches + 1, divisor + 1)
     return next((parts for parts in larger if divisor % parts == 0), None)
-
-
-def keep_freed_memory() -> None:
-    """Make the allocator keep what a backward pass frees for the next forward pass.
-
-    glibc returns it to the system otherwise, which has to fill it with zeros again, page by page: a
-    tenth of a step on a CPU. Other allocators are not affected.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, _LARGEST_BLOCK)
-        mallopt(_M_TRIM_THRESHOLD, _NEVER)

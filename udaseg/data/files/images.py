@@ -1,5 +1,6 @@
 """Read images and labels with exact ids and precise errors, and write PNGs atomically."""
 
+import ctypes
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +26,10 @@ Pixels = NDArray[np.uint8]
 _T = TypeVar("_T")
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
-_LARGE_BLOCK_BYTES = 2**25 - 2**16
+
+# glibc's malloc.h; larger blocks are always returned
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_LARGEST_BLOCK_BYTES = 2**25
 
 # damaged files raise a DataError; without this OpenCV would print messages as well
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
@@ -245,11 +249,13 @@ def decode_as_stored(path: Path, data: bytes, *, in_color: bool) -> tuple[str, N
         raise DataError(f"{path}: cannot be decoded: {error}") from error
 
 
-def keep_freed_memory() -> None:
-    """Make the allocator keep up to 64 MB of freed memory for the next images.
+def keep_freed_memory(most: int = 2**26) -> None:
+    """Make the allocator keep up to `most` bytes of freed memory for what is allocated next.
 
-    glibc derives how much to keep from the largest block freed so far, for blocks up to 32 MB. If
-    only small images are read, it returns the memory of each one to the system, which has to fill
-    it with zeros again, page by page. Other allocators are not affected.
+    Otherwise glibc returns the memory of each image, or of each backward pass, to the system, which
+    has to fill it with zeros again, page by page. Other allocators are not affected.
     """
-    np.empty(_LARGE_BLOCK_BYTES, np.uint8)  # freed at once
+    mallopt = getattr(ctypes.pythonapi, "mallopt", None)  # of the C library, if it is glibc
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _LARGEST_BLOCK_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, most)
