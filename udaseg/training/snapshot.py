@@ -67,12 +67,11 @@ def state_is_finite(objective: nn.Module, optimizer: SavesState) -> bool:
     Weights whose squares overflow count as not finite: no output of theirs is finite.
     """
     weights = [part.detach() for part in objective.parameters()]
-    tensors = [
-        value.detach()
-        for value in tree_leaves([objective.state_dict(), optimizer.state_dict()["state"]])
-        if isinstance(value, Tensor)
+    moments = [
+        value for value in tree_leaves(optimizer.state_dict()["state"]) if isinstance(value, Tensor)
     ]
-    return all_ranks(bool(get_total_norm(weights).isfinite()) and all_finite(tensors))
+    others = [*objective.buffers(), *moments]
+    return all_ranks(bool(get_total_norm(weights).isfinite()) and all_finite(others))
 
 
 def _to_host(state: Any) -> Any:
