@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from udaseg.data.labels.classes import IGNORE
-from udaseg.distributed import all_reduce_sum, divisor_of_total, mean_divisor
+from udaseg.distributed import all_reduce_sum, divisor_of_total
 from udaseg.methods.contrast.class_losses import prototype_sum
 from udaseg.methods.contrast.regularizer import PerViewRegularizer
 from udaseg.methods.contrast.value_of_step import ValueOfStep
@@ -181,11 +181,11 @@ class PrototypeContrast(PerViewRegularizer):
         means, seen, source_total = self._prototypes_of_step.get(views, self._preview_update)
         cells = _correct_cells(views[view]) if view == SOURCE else self._sure_cells(views[view])
         total, count = prototype_sum(*cells, means, seen, self.spec.temperature)
-        if view == SOURCE:
-            return self.spec.weight * total / divisor_of_total(source_total)
-        if self in views.totals:
-            return self.spec.weight * total / divisor_of_total((views.totals[self] * seen).sum())
-        return self.spec.weight * total / mean_divisor(count)
+        if view == SOURCE:  # its cells were counted with the prototypes
+            divisor = divisor_of_total(source_total)
+        else:
+            divisor = self.divisor(views, count, lambda totals: (totals * seen).sum())
+        return self.spec.weight * total / divisor
 
     def local_counts(self, views: Views) -> Tensor:
         """Return the cells of each class in the second view, (K,)."""

@@ -1,7 +1,7 @@
 """The contract of a regularizer: a term of the loss that compares views of a step."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -36,13 +36,21 @@ class Regularizer(nn.Module, ABC):
         """
         return None
 
-    def divisor(self, views: Views, count: Tensor) -> Tensor:
+    def divisor(
+        self, views: Views, count: Tensor, counted: Callable[[Tensor], Tensor] = lambda total: total
+    ) -> Tensor:
         """Return what turns a sum over `count` local items into a term of a mean over all ranks.
 
-        It is `mean_divisor(count)`, without a reduction if `local_counts` is their number.
+        It is `mean_divisor(count)`, but needs no reduction if `local_counts` were summed before.
+
+        Args:
+            views: Those of the step.
+            count: Scalar, the number of items on this rank.
+            counted: Returns the number of items on all ranks from the sum of `local_counts`.
         """
-        total = views.totals.get(self)
-        return mean_divisor(count) if total is None else divisor_of_total(total)
+        if self not in views.totals:
+            return mean_divisor(count)
+        return divisor_of_total(counted(views.totals[self]))
 
     def update(self, views: Views) -> None:
         """Update the state, once per step after the optimiser, identically on all ranks."""

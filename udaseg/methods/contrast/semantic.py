@@ -5,7 +5,6 @@ from typing import assert_never
 import torch
 from torch import Tensor
 
-from udaseg.distributed import divisor_of_total, mean_divisor
 from udaseg.errors import UdasegError
 from udaseg.methods.contrast.class_losses import bank_sum, distribution_sum, prototype_sum
 from udaseg.methods.contrast.class_statistics import ClassStatistics
@@ -75,10 +74,10 @@ class SemanticContrast(PerViewRegularizer):
                 )
             case _:
                 assert_never(self.spec.variant)
-        if self in views.totals:
-            per_class = views.totals[self][_VIEWS.index(view)]
-            return self.spec.weight * total / divisor_of_total((per_class * state.seen).sum())
-        return self.spec.weight * total / mean_divisor(count)
+        divisor = self.divisor(
+            views, count, lambda totals: (totals[_VIEWS.index(view)] * state.seen).sum()
+        )
+        return self.spec.weight * total / divisor
 
     def local_counts(self, views: Views) -> Tensor:
         """Return the cells of each class in each view, (2, K)."""
