@@ -37,23 +37,33 @@ def compute_gradients(
         0 if batch.target_images is None else len(batch.target_images),
     ]
     parts = math.gcd(setup.recipe.machine.micro_batches, *images)
+    sums = sums or RankSums()
+    if parts == 1:
+        return _run_passes(setup, batch, sums, [], parts)
     reports: list[LossReport] = []
-    for number, part in enumerate(split_batch(batch, parts) if parts > 1 else [batch], start=1):
-        part_sums = sums if sums is not None and number == 1 else RankSums()
-        passes = setup.objective.passes(part.to(setup.device), part_sums)
-        report = None
-        while (each := _next_pass(setup, passes)) is not None:
-            loss = each.total / parts if parts > 1 else each.total
-            each = _without_graph(each)
-            report = each if report is None else add_reports(report, each)
-            if number == parts and each.is_last:
-                loss = setup.join_ranks(loss * _finite_factor([*reports, report]))
-            if loss.requires_grad:
-                loss.backward()  # type: ignore[no-untyped-call]  # torch's own
-            del loss  # otherwise its graph lives through the next forward pass
-        assert report is not None and report.is_last
-        reports.append(report)
-    return reports[0] if parts == 1 else merge_reports(reports)
+    for part in split_batch(batch, parts):
+        part_sums = RankSums() if reports else sums
+        reports.append(_run_passes(setup, part, part_sums, reports, parts))
+    return merge_reports(reports)
+
+
+def _run_passes(
+    setup: TrainingSetup, batch: Batch, sums: RankSums, before: Sequence[LossReport], parts: int
+) -> LossReport:
+    """Run the passes of one of several parts of a batch; `before` are the reports of the others."""
+    passes = setup.objective.passes(batch.to(setup.device), sums)
+    report = None
+    while (each := _next_pass(setup, passes)) is not None:
+        loss = each.total / parts if parts > 1 else each.total
+        each = _without_graph(each)
+        report = each if report is None else add_reports(report, each)
+        if each.is_last and len(before) == parts - 1:
+            loss = setup.join_ranks(loss * _finite_factor([*before, report]))
+        if loss.requires_grad:
+            loss.backward()  # type: ignore[no-untyped-call]  # torch's own
+        del loss  # otherwise its graph lives through the next forward pass
+    assert report is not None and report.is_last
+    return report
 
 
 def _next_pass(setup: TrainingSetup, passes: Iterator[LossReport]) -> LossReport | None:
