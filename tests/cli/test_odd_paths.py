@@ -1,4 +1,4 @@
-"""Paths that cannot be used are told in one sentence, by every command alike."""
+"""Unusable paths give the same one-sentence error in every command."""
 
 import os
 import subprocess

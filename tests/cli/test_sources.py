@@ -1,4 +1,4 @@
-"""Sources that nothing can be learnt from are refused by every method; a loss of 0 is told."""
+"""Every method refuses sources that teach nothing, and warns of a loss of 0."""
 
 import json
 import shutil

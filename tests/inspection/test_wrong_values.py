@@ -1,4 +1,4 @@
-"""Wrong types and numbers in the JSON files of a run are told: never an unexpected error."""
+"""Wrong types and numbers in a run's JSON files give a clear error, never an unexpected one."""
 
 import itertools
 import json

@@ -1,8 +1,8 @@
 """Run code for CUDA without a GPU, on tensors without storage, and note what it asks of the GPU.
 
 Inside `FakeCuda`, tensors can be made on `cuda:0`. Every operator runs as far as its shapes; code
-that asks for the device is told that it is a GPU, and tensors of two devices do not meet. An
-operator that has a kernel counts as one launch: a lower bound, as some start several.
+that checks the device sees a GPU, and mixing tensors of two devices raises an error. An operator
+with a kernel counts as one launch: a lower bound, as some start several.
 """
 
 import contextlib

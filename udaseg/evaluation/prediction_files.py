@@ -34,7 +34,7 @@ def prediction_writer(
 ) -> Callable[[SamplePrediction], None]:
     """Return a function that writes a prediction as a PNG below a folder, nested like the images.
 
-    The PNGs lie as the images are stored. The folder must not contain PNGs.
+    The PNGs have the orientation of the stored images. The folder must not contain PNGs.
     """
     if folder.exists() and (not folder.is_dir() or find_files(folder, "**/*.png")):
         raise UsageError(f"{folder}: already contains files; --save needs a new or empty folder")
@@ -147,16 +147,16 @@ def read_upright_prediction(path: Path, sample: Sample, size: tuple[int, int]) -
     """Return the ids of a prediction, (H, W) uint8, turned upright with its image.
 
     Args:
-        path: The PNG, which lies as the image is stored.
+        path: The PNG, in the orientation of the stored image.
         sample: The image.
         size: (height, width) that the upright prediction must have.
     """
     ids, turned = read_prediction(path), sample.orientation != 1
     if turned and png_pixel_format(read_bytes(path)).endswith("palette"):
         raise DataError(
-            f"{path}: is in colours, as masks for people, which are upright, but {sample.image} is "
-            f"stored turned (EXIF orientation {sample.orientation}); score masks of ids, which lie "
-            "as the file is stored"
+            f"{path}: is in colours, so it is upright, but {sample.image} is stored turned "
+            f"(EXIF orientation {sample.orientation}); score masks of ids, which have the "
+            "orientation of the file"
         )
     stored = turned_size(size, sample.orientation)
     if ids.shape != stored:

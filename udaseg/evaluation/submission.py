@@ -174,7 +174,7 @@ def _write_package(
 def _file_pixels(
     prediction: SamplePrediction, folder: str, table: NDArray[np.uint8]
 ) -> NDArray[np.integer[Any]]:
-    """Return the pixels of a file, which lie as the image is stored."""
+    """Return the pixels of a file, in the orientation of the stored image."""
     if folder == "confidence":
         assert prediction.confidence is not None
         confidence = np.nan_to_num(prediction.confidence).clip(0, 1)

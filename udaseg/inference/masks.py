@@ -90,7 +90,7 @@ def write_masks(
     The kinds: `ids` (train ids, 255 where the network abstains), `label-ids` (those of Cityscapes,
     0 where it abstains), `color` (train ids with the class colours as palette), `overlay` (colours
     over the image), `confidence` (0..255), `logits` (K, h, w) float32. Those for people
-    (`UPRIGHT_KINDS`) are upright, the others lie as the image is stored.
+    (`UPRIGHT_KINDS`) are upright, the others have the stored orientation.
     """
     labels = prediction.labels
     for kind, path in masks.items():

@@ -8,7 +8,7 @@ from udaseg.text import did_you_mean
 MaskKind = Literal["color", "ids", "label-ids", "overlay", "confidence", "logits"]
 MASK_KINDS: tuple[MaskKind, ...] = get_args(MaskKind)
 UPRIGHT_KINDS: tuple[MaskKind, ...] = ("color", "overlay")
-"""Masks for people, which are upright; all others lie as the image file is stored."""
+"""Masks for people, which are upright; all others have the orientation of the file."""
 
 
 def parse_mask_kind(option: str, word: str) -> MaskKind:

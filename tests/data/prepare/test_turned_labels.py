@@ -1,4 +1,4 @@
-"""Labels of turned images: they lie as stored or upright, and are upright once prepared."""
+"""Labels of turned images, stored or upright: prepared ones are always upright."""
 
 import json
 

@@ -86,7 +86,7 @@ class Declaration:
         layouts: Alternative layouts to try if `images` matches no files.
         label_package: The package that reads `label_format`; None for a built-in format.
         bits: Bits that the values of 16-bit images use; None if `prepare` decides.
-        label_orientation: How labels of turned images lie where their size does not say it:
+        label_orientation: Orientation of labels of turned images, if their size does not decide:
             `stored` or `upright`; None if it is not declared.
     """
 

@@ -58,7 +58,7 @@ class PreparedDataset:
         splits: Samples of each split, in a fixed order.
         blank_images: Images of a single colour; they stay in the splits.
         bits: Bits that the values of its 16-bit images use, 8 to 16; `NO_DEEP_IMAGES` if it has
-            none, None if nobody has looked.
+            none, None if unknown.
         held: Files that must be what they were; see `udaseg.data.open.hold_files`.
     """
 
@@ -97,7 +97,7 @@ class PreparedDataset:
         if orientation != sample.orientation:
             raise DataError(
                 f"{path}: has EXIF orientation {orientation}, but was prepared with "
-                f"{sample.orientation}, so its label may lie otherwise; run `udaseg prepare` again"
+                f"{sample.orientation}, so its label may not match; run `udaseg prepare` again"
             )
         return to_upright(pixels, orientation)
 

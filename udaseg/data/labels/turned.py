@@ -1,4 +1,4 @@
-"""How the label of a turned image lies: as the image is stored, or upright as viewers show it."""
+"""Orientation of the label of a turned image: as stored, or upright as viewers show it."""
 
 from typing import Any, Literal
 
@@ -12,11 +12,11 @@ LabelOrientation = Literal["stored", "upright"]
 def upright_label(
     labels: NDArray[Any], image: Size, orientation: int, declared: LabelOrientation | None
 ) -> NDArray[Any] | None:
-    """Return the label of an image upright; None if nothing says how it lies.
+    """Return the label of an image upright; None if its orientation is unknown.
 
-    A label that is wide where the upright image is high, or the other way round, lies as the image
-    is stored. Where both sides are equal, or the image is upside down or mirrored, only the
-    data set's declaration can say it.
+    A label that is wide where the upright image is tall, or the other way round, is stored like
+    the image. If both sides are equal, or the image is upside down or mirrored, only the
+    declaration of the data set decides.
 
     Args:
         labels: (H, W), without an orientation of its own.

@@ -49,7 +49,7 @@ class ConvertedPair:
         problem: Why a file cannot be used.
         unknown_ids: Number of pixels of each id that the table does not list.
         reused: Whether the result of an earlier run was reused.
-        either_way: EXIF orientation of an image whose label could lie as stored or upright; else 0.
+        either_way: EXIF orientation of an image whose label is ambiguous; else 0.
     """
 
     row: Row | None = None
@@ -114,7 +114,7 @@ class ReadLabel(NamedTuple):
     Attributes:
         train_ids: (H, W), `IGNORE` for unknown ids.
         unknown_ids: Pixels of each id that the table does not list.
-        either_way: Whether nothing says how the label lies; it is not turned then.
+        either_way: Whether the orientation is unknown; the label is not turned then.
     """
 
     train_ids: NDArray[np.uint8]

@@ -110,7 +110,7 @@ class ReadResult:
         rows: The readable pairs, in order.
         bad: Files that cannot be used, with the reason.
         read: Pairs read in this run; the others come from an earlier run.
-        either_way: Turned images whose labels could lie as stored or upright.
+        either_way: Turned images whose labels are ambiguous.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -200,15 +200,15 @@ def unknown_ids_message(
 
 
 def _either_way_message(declaration: Declaration, images: Sequence[str]) -> str:
-    """Return the message about turned images whose labels could lie as stored or upright."""
+    """Return the message about turned images whose labels are ambiguous."""
     where = "the dataset YAML"
     if declaration.argument == declaration.name:
         where = f"a dataset YAML with `base: {declaration.name}`"
     return (
         f"{declaration.name}: {len(images)} images are stored turned, and the size of their labels "
-        f"does not say how these lie:\n{format_first(images)}\n"
-        f"  write `orientation: stored` into {where} if labels lie as the pixels in the image "
-        "file, or `orientation: upright` if they lie as viewers show the image"
+        f"does not show their orientation:\n{format_first(images)}\n"
+        f"  write `orientation: stored` into {where} if labels match the pixels as stored, or "
+        "`orientation: upright` if they match the image as viewers show it"
     )
 
 
