@@ -2,7 +2,7 @@
 
 import io
 import struct
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,19 +14,9 @@ Size = tuple[int, int]
 
 _TAG = 0x0112
 _EXIF = b"Exif\0\0"
-_BIG_TIFF = 43
 _APP1 = 0xE1
-_NUMBERS = {1: "B", 3: "H", 4: "I"}  # the types of a tag that are whole numbers
 _UPSIDE_DOWN = (3, 4, 7, 8)
 _MIRRORED = (2, 3, 6, 7)
-
-
-class _Entry(NamedTuple):
-    """The tag of the orientation: where its value is, how it is packed, and the value."""
-
-    position: int
-    form: str
-    value: int
 
 
 def read_orientation(file: BinaryIO) -> int:
@@ -35,8 +25,8 @@ def read_orientation(file: BinaryIO) -> int:
     JPEG, PNG, WebP and TIFF have one; only parts of the file that come before or between its pixels
     are read. A damaged tag counts as none.
     """
-    entry = _find_entry(file)
-    return entry.value if entry is not None and entry.value in range(1, 9) else 1
+    tag = _find_tag(file)
+    return tag.value if tag is not None and tag.value in range(1, 9) else 1
 
 
 def orientation_of(data: bytes) -> int:
@@ -49,11 +39,11 @@ def without_orientation(data: bytes) -> bytes:
 
     Other content is returned as it is.
     """
-    entry = _find_entry(io.BytesIO(data)) if data.startswith(tiff.SIGNATURES) else None
-    if entry is None or entry.value == 1:
+    tag = _find_tag(io.BytesIO(data)) if data.startswith(tiff.SIGNATURES) else None
+    if tag is None or tag.value == 1:
         return data
-    end = entry.position + struct.calcsize(entry.form)
-    return data[: entry.position] + struct.pack(entry.form, 1) + data[end:]
+    upright = (1).to_bytes(tag.size, "little" if tag.is_little else "big")
+    return data[: tag.position] + upright + data[tag.position + tag.size :]
 
 
 def to_upright(image: NDArray[Any], orientation: int) -> NDArray[Any]:
@@ -78,12 +68,12 @@ def turned_size(size: Size, orientation: int) -> Size:
     return (size[1], size[0]) if orientation >= 5 else size
 
 
-def _find_entry(file: BinaryIO) -> _Entry | None:
+def _find_tag(file: BinaryIO) -> tiff.Number | None:
     try:
         start = _find_tags(file)
-        return None if start is None else _read_entry(file, start)
     except (struct.error, OverflowError):  # cut off, or a place that no file has
         return None
+    return None if start is None else tiff.find_number(file, start, _TAG)
 
 
 def _find_tags(file: BinaryIO) -> int | None:
@@ -125,26 +115,4 @@ def _find_exif_segment(file: BinaryIO) -> int | None:
             file.seek(position + 4)
             if file.read(len(_EXIF)) == _EXIF:
                 return position + 4
-    return None
-
-
-def _read_entry(file: BinaryIO, start: int) -> _Entry | None:
-    """Return the entry of the orientation in the first list of tags."""
-    file.seek(start)
-    head = file.read(16)
-    order = "<" if head.startswith(b"II") else ">"
-    big = struct.unpack_from(order + "H", head, 2)[0] == _BIG_TIFF
-    (place,) = struct.unpack_from(order + ("Q" if big else "I"), head, 8 if big else 4)
-    file.seek(start + place)
-    count_form = order + ("Q" if big else "H")
-    (count,) = struct.unpack(count_form, file.read(struct.calcsize(count_form)))
-    length, value_place = (20, 12) if big else (12, 8)
-    first = file.tell()
-    entries = file.read(min(count, 0xFFFF) * length)
-    for offset in range(0, len(entries) - length + 1, length):
-        tag, kind = struct.unpack_from(order + "HH", entries, offset)
-        if tag == _TAG and kind in _NUMBERS:
-            form = order + _NUMBERS[kind]
-            (value,) = struct.unpack_from(form, entries, offset + value_place)
-            return _Entry(first + offset + value_place, form, value)
     return None

@@ -5,9 +5,10 @@ Pillow does not know TIFFs of several floats, and both Pillow and OpenCV read so
 
 import io
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from udaseg.data.files import jpeg
 from udaseg.errors import DataError
@@ -15,8 +16,10 @@ from udaseg.errors import DataError
 SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 CMYK_LOSS = "is CMYK, converted to RGB without its profile"
 _MAX_PAGES = 10_000
+_MAX_TAGS = 0xFFFF
 _MAX_VALUES = 10_000_000
 _VALUE_BYTES = {1: 1, 3: 2, 4: 4, 13: 4, 16: 8, 18: 8}  # of types of whole numbers
+_SHORT_TYPES = (1, 3, 4)
 
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 256, 257, 258, 259, 262
 _BANDS, _STRIP_ROWS, _PLANES, _EXTRA, _FORMAT = 277, 278, 284, 338, 339
@@ -140,6 +143,30 @@ def refuse_damaged_tiff(path: Path, data: bytes) -> None:
         raise DataError(f"{path}: damaged: the data of the TIFF end early")
 
 
+class Number(NamedTuple):
+    """The first whole number of a tag: where it stands in the file, in how many bytes."""
+
+    position: int
+    size: int
+    value: int
+    is_little: bool
+
+
+def find_number(file: BinaryIO, start: int, tag: int) -> Number | None:
+    """Return the number of a tag of the TIFF, or EXIF, at `start` of a file; None without it.
+
+    It must be stored in the list of tags itself. A damaged list counts as none.
+    """
+    reader = _Reader(file, start)
+    try:
+        for found, kind, _, field in reader.fields(reader.first_page()):
+            if found == tag and kind in _SHORT_TYPES:
+                return reader.number_at(field, _VALUE_BYTES[kind])
+    except (_Unreadable, OverflowError):
+        pass
+    return None
+
+
 class _Unreadable(Exception):
     """The file ends inside a header, or a header makes no sense."""
 
@@ -147,9 +174,9 @@ class _Unreadable(Exception):
 class _Reader:
     """Reads the pages of a TIFF, in either order of bytes, of 32 or 64 bits."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        file.seek(0)
+    def __init__(self, file: BinaryIO, start_of_tiff: int = 0) -> None:
+        self._file, self._start = file, start_of_tiff
+        file.seek(start_of_tiff)
         start = file.read(4)
         self._is_little = start.startswith(b"II")
         self._is_big = b"+" in start
@@ -162,13 +189,24 @@ class _Reader:
     def page(self, offset: int) -> tuple[dict[int, tuple[int, ...]], int]:
         """Return the whole numbers of each tag of a page, and the offset of the next page."""
         tags = {}
-        count, first, step = self._entries(offset)
-        for entry in range(first, first + count * step, step):
+        for tag, kind, count, field in self.fields(offset):
+            if kind in _VALUE_BYTES and count <= _MAX_VALUES:
+                tags[tag] = self._values(field, count, _VALUE_BYTES[kind])
+        number, first, step = self._entries(offset)
+        return tags, self._number(first + number * step, self._offset_bytes)
+
+    def fields(self, offset: int) -> Iterator[tuple[int, int, int, int]]:
+        """Yield each tag of a page, with the type, number and offset of its values."""
+        number, first, step = self._entries(offset)
+        for entry in range(first, first + min(number, _MAX_TAGS) * step, step):
             tag, kind = self._number(entry, 2), self._number(entry + 2, 2)
-            number = self._number(entry + 4, self._offset_bytes)
-            if kind in _VALUE_BYTES and number <= _MAX_VALUES:
-                tags[tag] = self._values(entry + 4 + self._offset_bytes, number, _VALUE_BYTES[kind])
-        return tags, self._number(first + count * step, self._offset_bytes)
+            count = self._number(entry + 4, self._offset_bytes)
+            yield tag, kind, count, entry + 4 + self._offset_bytes
+
+    def number_at(self, offset: int, size: int) -> Number:
+        """Return the number of `size` bytes at an offset."""
+        value = self._number(offset, size)
+        return Number(self._start + offset, size, value, self._is_little)
 
     def page_after(self, offset: int) -> int:
         """Return the offset of the page after that at `offset`, or 0; 0 also if it is damaged."""
@@ -194,7 +232,7 @@ class _Reader:
         return self._integer(self._read(offset, size))
 
     def _read(self, offset: int, size: int) -> bytes:
-        self._file.seek(offset)
+        self._file.seek(self._start + offset)
         data = self._file.read(size)
         if len(data) < size:
             raise _Unreadable
