@@ -73,4 +73,4 @@ def test_every_built_in_regularizer_is_a_member_here():
 @pytest.mark.parametrize("option", ["image", "batch"])
 def test_the_options_of_a_need_reach_its_view(option):
     regularizer = RegionalContrast(replace(REGIONAL, square_per=option), channels=EMBEDDING)
-    assert regularizer.needs[0].options == {"square_per": option}
+    assert regularizer.needs[0].options == {"square_per": option, "square_corner": "all"}

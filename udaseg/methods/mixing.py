@@ -42,13 +42,15 @@ def square_mask(
     generator: torch.Generator,
     *,
     per: Literal["image", "batch"],
+    corner: Literal["all", "released"] = "all",
 ) -> Tensor:
     """Return a mask (B, h, w) of one random square of cells for each image, on the CPU.
 
     The side is floor(shorter side of the image * sqrt(u)) with u uniform, rounded down to whole
     cells, but at least one cell. The corner is uniform on the grid, which has h = ceil(H / stride)
-    rows; only whole cells are in the square. Squares are drawn for the images of all ranks, or one
-    for all of them with `per` batch.
+    rows; only whole cells are in the square. With `corner` released, squares never touch the last
+    row and column of whole cells (unless they are as large as the image), as in RCCR's release.
+    Squares are drawn for the images of all ranks, or one for all of them with `per` batch.
 
     Reference:
         Zhou et al., RCCR (2022), augmented image.
@@ -62,8 +64,9 @@ def square_mask(
     for image in range(1 if per == "batch" else total):
         share, down, right = torch.rand(3, generator=generator).tolist()
         side = min(max(1, int(min(size) * share**0.5) // stride), *whole)
-        top = min(int(down * (whole[0] - side + 1)), whole[0] - side)
-        left = min(int(right * (whole[1] - side + 1)), whole[1] - side)
+        places = [length - side + (corner == "all") for length in whole]
+        top = min(int(down * places[0]), whole[0] - side)
+        left = min(int(right * places[1]), whole[1] - side)
         mask[image, top : top + side, left : left + side] = True
     return mask[:1].expand(batch, -1, -1).clone() if per == "batch" else mask[rank_slice]
 

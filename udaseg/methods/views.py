@@ -31,7 +31,8 @@ MIXED = View("mixed")
 
 CUTMIX = View("cutmix")
 """The student on source images with a pasted square of the target. Labels come from the source
-outside the square and from the teacher inside. Option `square_per`: `image` or `batch`."""
+outside the square and from the teacher inside. Options `square_per` and `square_corner`: those
+of `square_mask`."""
 
 TARGET = View("target")
 """The teacher on plain target images; no gradient."""
@@ -197,7 +198,10 @@ def _cutmix(context: StepContext, need: Need) -> StudentInput:
     per: Literal["image", "batch"] = "image"
     if need.options.get("square_per") == "batch":
         per = "batch"
-    square = square_mask(len(source), size, stride, generator, per=per)
+    corner: Literal["all", "released"] = "all"
+    if need.options.get("square_corner") == "released":
+        corner = "released"
+    square = square_mask(len(source), size, stride, generator, per=per, corner=corner)
     pixels = to_device(cells_to_pixels(square, size, stride), source.device)
     images = context.augment(paste(pixels, context.target, source), generator)
     source_labels = labels_on_cells(context.batch.source_labels, context.target_output)

@@ -48,6 +48,10 @@ class Regional:
     """Drop anchors of low confidence; false only for ablation."""
     momentum_head: bool = True
     """Compute keys with the teacher's head; false uses the student's, for ablation."""
+    square_corner: Literal["all", "released"] = "all"
+    """Places of the CutMix square: `all`, or `released` without the last row and column of cells,
+    which a square never touches in RCCR's release.
+    """
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,11 @@ class RegionalContrast(Regularizer):
         self.spec = spec
         self.key_view = TARGET if spec.momentum_head else TARGET_BY_STUDENT_HEAD
         self.needs = (
-            Need(CUTMIX, embed=True, options={"square_per": spec.square_per}),
+            Need(
+                CUTMIX,
+                embed=True,
+                options={"square_per": spec.square_per, "square_corner": spec.square_corner},
+            ),
             # the student's head computes its own embeddings
             Need(self.key_view, embed=spec.momentum_head),
         )
