@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from udaseg.data.prepare.verify import verify_data as verify_data
     from udaseg.evaluation.evaluate import EvaluationOptions as EvaluationOptions
     from udaseg.evaluation.evaluate import evaluate as evaluate
+    from udaseg.evaluation.evaluate import evaluate_each as evaluate_each
     from udaseg.evaluation.score_predictions import score_predictions as score_predictions
     from udaseg.evaluation.scores import ScoringOptions as ScoringOptions
     from udaseg.evaluation.submission import Submission as Submission
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from udaseg.recipe.request import load_recipe as load_recipe
     from udaseg.recipe.schema import Recipe as Recipe
     from udaseg.runs.run import Run as Run
+    from udaseg.runs.score_matrix import ScoreMatrix as ScoreMatrix
     from udaseg.runs.scores import Scores as Scores
     from udaseg.selection.calibrate import Calibration as Calibration
     from udaseg.selection.calibrate import calibrate as calibrate
@@ -76,7 +78,7 @@ _NAMES = {
     "data.prepare.report": ["PrepareReport", "SomeDataFailed"],
     "data.prepare.rules": ["CacheOptions", "PrepareOptions"],
     "data.prepare.verify": ["DataVerification", "verify_data"],
-    "evaluation.evaluate": ["EvaluationOptions", "evaluate"],
+    "evaluation.evaluate": ["EvaluationOptions", "evaluate", "evaluate_each"],
     "evaluation.score_predictions": ["score_predictions"],
     "evaluation.scores": ["ScoringOptions"],
     "evaluation.submission": ["Submission", "SubmissionOptions", "submit"],
@@ -94,6 +96,7 @@ _NAMES = {
     "recipe.request": ["load_recipe"],
     "recipe.schema": ["Recipe"],
     "runs.run": ["Run"],
+    "runs.score_matrix": ["ScoreMatrix"],
     "runs.scores": ["Scores"],
     "selection.calibrate": ["Calibration", "calibrate"],
     "selection.select": ["SelectOptions", "Selection", "select"],

@@ -16,7 +16,7 @@ from udaseg.data.labels.tables import Ids, check_ids
 from udaseg.data.loading.threads import Limit, OrderedWork
 from udaseg.display.progress import WorkProgress
 from udaseg.distributed import rank, world_size
-from udaseg.errors import DataError
+from udaseg.errors import DataError, UsageError
 from udaseg.evaluation.confusion import ConfusionMatrix
 from udaseg.evaluation.prediction_files import prediction_writer
 from udaseg.evaluation.protocols import classes_only_in_truth
@@ -32,6 +32,7 @@ from udaseg.models.segmenter import evaluation_mode
 from udaseg.recipe.schema import Recipe
 from udaseg.runs.folder import run_folder_of
 from udaseg.runs.leftovers import writing_in_run
+from udaseg.runs.score_matrix import ScoreMatrix
 from udaseg.runs.scores import Scores
 from udaseg.text import format_size
 
@@ -97,10 +98,60 @@ def evaluate(
     """
     options = options or EvaluationOptions()
     if isinstance(run, Model):
-        path, model, options = run.checkpoint, run, replace(options, weights=run.weights)
-    else:
-        path = Path(run)
-        model = trained_model.load(path, weights=options.weights, device=options.device)
+        return _score(run, None, data, split, replace(options, weights=run.weights))
+    model = trained_model.load(Path(run), weights=options.weights, device=options.device)
+    return _score(model, Path(run), data, split, options)
+
+
+def evaluate_each(
+    run: str | os.PathLike[str],
+    data: Sequence[str | os.PathLike[str]],
+    *,
+    split: str = "val",
+    options: EvaluationOptions | None = None,
+) -> ScoreMatrix:
+    """Return the scores of a run or checkpoint on several labelled data sets, as `evaluate` does.
+
+    All data sets are opened before the first is scored, so a wrong name costs no time. The scores
+    of each are written into the run.
+
+    Args:
+        run: Run folder or checkpoint.
+        data: Data sets to score on: prepared names or dataset YAMLs.
+        split: Split of each of them.
+        options: How to score them; `save` and `scoring.out` are for a single data set.
+
+    Raises:
+        UsageError: As in `evaluate`; a data set is named twice; or an output folder is given.
+        CheckpointError: There is no such network.
+        DataError: Images have no labels, or share no class with the network.
+
+    Example:
+        matrix = udaseg.evaluate_each("runs/city-rccr", ["acdc", "bdd100k", "mapillary"])
+        print(matrix.to_markdown())
+    """
+    options = options or EvaluationOptions()
+    if options.save is not None or options.scoring.out is not None:
+        raise UsageError("several data sets: --save and --out are for one; name one data set")
+    names = [os.fspath(name) for name in data]
+    model = trained_model.load(Path(run), weights=options.weights, device=options.device)
+    sets = [open_run_data(model.recipe, name, root=Path(options.root)) for name in names]
+    for dataset in sets:
+        empty_matrix(model.classes, dataset, split)  # refuses what cannot be scored
+    if len({dataset.name for dataset in sets}) < len(sets):
+        raise UsageError(f"the same data set is named twice: {', '.join(names)}")
+    scores = [_score(model, Path(run), name, split, options) for name in names]
+    return ScoreMatrix({each.name: score for each, score in zip(sets, scores, strict=True)})
+
+
+def _score(
+    model: Model,
+    path: Path | None,
+    data: str | os.PathLike[str] | None,
+    split: str,
+    options: EvaluationOptions,
+) -> Scores:
+    """Return the scores of a model, and write them into the run of `path` if there is one."""
     check_protocol(model.classes.names, options.scoring)
     dataset, inference = open_eval_data(model.recipe, data, options.inference, options.root)
     if inference.release:
@@ -123,7 +174,7 @@ def evaluate(
         matrix, model.classes, dataset, split, facts, options.scoring, release=inference.release
     )
     folder, stack = options.scoring.out, contextlib.ExitStack()
-    if folder is None and not isinstance(run, Model):  # its weights may differ from the run's
+    if folder is None and path is not None:
         run_folder = run_folder_of(path)
         checkpoint = "" if path.resolve() == run_folder.resolve() else model.checkpoint.stem
         name = variant_name(

@@ -1,5 +1,6 @@
 """The `udaseg eval` command: score a run or prediction files, or package predictions."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,8 +19,8 @@ def evaluate(
     data: Annotated[
         str | None,
         typer.Option(
-            help="Name of a prepared data set, or dataset YAML. Default: the recipe's validation "
-            "data, else its target."
+            help="Name of a prepared data set, or dataset YAML; several, separated by commas, give "
+            "a table of them. Default: the recipe's validation data, else its target."
         ),
     ] = None,
     split: Annotated[
@@ -84,7 +85,7 @@ def evaluate(
     window_size = options.parse_height_width("--window", window)
     set_verbosity(verbose, quiet)
     import udaseg
-    from udaseg.cli.printing.scores import print_scores, print_submission
+    from udaseg.cli.printing.scores import print_matrix, print_scores, print_submission
 
     if predictions is not None:
         options.refuse_options(
@@ -146,8 +147,22 @@ def evaluate(
             device=device,
             root=root,
         )
+        if data is not None and "," in data:
+            matrix = udaseg.evaluate_each(
+                run, data.split(","), split=split or "val", options=evaluation
+            )
+            print_matrix(matrix, output_format)
+            _check_gate(matrix.average, fail_under)
+            return
         scores = udaseg.evaluate(run=run, data=data, split=split or "val", options=evaluation)
     print_scores(scores, output_format)
-    if fail_under is not None and not 100 * scores.miou >= fail_under:  # or not measured
-        label = next(iter(scores.means))
-        raise GateError(f"{label} is {100 * scores.miou:.2f}, below --fail-under {fail_under:g}")
+    _check_gate(scores.means, fail_under)
+
+
+def _check_gate(means: Mapping[str, float], fail_under: float | None) -> None:
+    """Fail if the first mean is below `fail_under` percent, or was not measured."""
+    if fail_under is None:
+        return
+    label, miou = next(iter(means.items()))
+    if not 100 * miou >= fail_under:
+        raise GateError(f"{label} is {100 * miou:.2f}, below --fail-under {fail_under:g}")

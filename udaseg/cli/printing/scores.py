@@ -8,14 +8,23 @@ from udaseg.display.console import open_console, print_json, print_line, safe_te
 from udaseg.text import format_size, percent
 
 if TYPE_CHECKING:
-    from udaseg import Scores, Submission
+    from udaseg import ScoreMatrix, Scores, Submission
 
 
 def print_scores(scores: "Scores", output_format: str = "table") -> None:
     """Print scores as `table`, `json`, `csv` or `md`."""
+    _print(scores, score_table(scores), output_format)
+
+
+def print_matrix(matrix: "ScoreMatrix", output_format: str) -> None:
+    """Print the scores on several data sets as `table`, `json`, `csv` or `md`."""
+    _print(matrix, matrix_table(matrix), output_format)
+
+
+def _print(scores: "Scores | ScoreMatrix", table: Table, output_format: str) -> None:
     match output_format:
         case "table":
-            open_console().print(score_table(scores))
+            open_console().print(table)
         case "json":
             print_json(scores.to_json())
         case "csv":
@@ -40,6 +49,21 @@ def score_table(scores: "Scores") -> Table:
     if scores.notes:
         table.caption = safe_text("\n".join(scores.notes))
         table.caption_justify = "left"
+    return table
+
+
+def matrix_table(matrix: "ScoreMatrix") -> Table:
+    """Return the table of IoUs in percent, one column for each data set, with the protocols."""
+    table = Table("IoU %", caption_justify="left")
+    for title in matrix.titles:
+        table.add_column(safe_text(title), justify="right")
+    for name, row in matrix.iou.items():
+        table.add_row(safe_text(name), *map(percent, row.values()))
+    table.add_section()
+    for name, row in matrix.means.items():
+        table.add_row(*(safe_text(text, "bold") for text in (name, *map(percent, row.values()))))
+    lines = (line for each in matrix.scores.values() for line in (each.protocol_line, *each.notes))
+    table.caption = safe_text("\n".join(lines))
     return table
 
 
