@@ -3,8 +3,10 @@
 import json
 import os
 import re
+import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import Field, fields, is_dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,10 +20,10 @@ from udaseg.recipe.methods import SelfTraining
 from udaseg.recipe.retired import drop_retired
 from udaseg.recipe.rules import recipe_problems
 from udaseg.recipe.schema import Recipe
-from udaseg.text import shortened
-from udaseg.validation import validate
+from udaseg.text import shortened, suggestion
+from udaseg.validation import sections, validate
 
-_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*(\.[A-Za-z_][A-Za-z0-9_-]*)*")
+_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*(\.[A-Za-z0-9_][A-Za-z0-9_-]*)*")
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")
 _VARIABLE = re.compile(r"\$\{([^}]*)(\}?)")
 
@@ -39,7 +41,8 @@ def load(
         path: The file; with `text`, only the name shown in messages.
         text: YAML; None reads the file.
         overrides: `KEY=VALUE` with dots in the key and YAML in the value. `null` removes a section;
-            a key of a missing section creates it.
+            a key of a missing section creates it. A stage is named by its `name`, and a new `kind`
+            drops the keys that only the old one has.
         stored: The recipe is that of a run, in which settings that are gone are dropped.
 
     Raises:
@@ -138,7 +141,8 @@ def _recipe(document: Document, position: str) -> Recipe:
 def _override(root: MappingNode, overrides: Sequence[str], problems: Problems) -> None:
     """Set each `KEY=VALUE` in the tree; overrides that contradict each other are errors."""
     earlier_overrides: dict[str, str] = {}
-    for override in overrides:
+    # a new kind first, so that it drops no key that another override sets
+    for override in sorted(overrides, key=lambda word: ".kind=" not in word):
         position = f"override {shortened(override, 80)}"
         key, equals, text = override.partition("=")
         if not equals or not _KEY.fullmatch(key):
@@ -176,22 +180,74 @@ def _override_value(text: str, position: str, key: str, problems: Problems) -> d
 
 
 def _put(
-    section: MappingNode, key: list[str], value: documents.Node, position: str, problems: Problems
+    root: MappingNode, key: list[str], value: documents.Node, position: str, problems: Problems
 ) -> None:
+    """Set a key; a name below a list is that of an item, such as a stage."""
+    section: MappingNode | documents.ListNode = root
     for depth, name in enumerate(key[:-1], 1):
-        _, child = section.entries.get(name, (position, None))
-        if child is None or (documents.is_null(child)):
-            child = MappingNode({}, position)
-            section.entries[name] = (position, child)
-        if isinstance(child, documents.InvalidNode):
+        if isinstance(section, documents.ListNode):
+            index = _index_of(section, name, key[: depth - 1], position, problems)
+            child = None if index is None else section.items[index]
+        else:
+            child = section.entries.get(name, (position, None))[1]
+            if child is None or documents.is_null(child):
+                child = MappingNode({}, position)
+                section.entries[name] = (position, child)
+        if child is None or isinstance(child, documents.InvalidNode):
             return
-        if not isinstance(child, MappingNode):
-            problems.add(
-                position, ".".join(key), f"{'.'.join(key[:depth])} is a value, not a section"
-            )
+        if isinstance(child, documents.ScalarNode):
+            problem = f"{'.'.join(key[:depth])} is a value, not a section"
+            problems.add(position, ".".join(key), problem)
             return
         section = child
-    section.entries[key[-1]] = (position, value)
+    if isinstance(section, MappingNode):
+        section.entries[key[-1]] = (position, value)
+        if key[-1] == "kind":
+            _drop_keys_of_other_kinds(section, value)
+        return
+    index = _index_of(section, key[-1], key[:-1], position, problems)
+    if index is not None:
+        section.items[index : index + 1] = [] if documents.is_null(value) else [value]
+
+
+def _index_of(
+    items: documents.ListNode, name: str, key: list[str], position: str, problems: Problems
+) -> int | None:
+    """Return the index of the section of this `name` in the list at a key; None adds a problem."""
+    names = [_text_of(item, "name") for item in items.items]
+    if name in names:
+        return names.index(name)
+    known = [each for each in names if each is not None]
+    if known:
+        problem = f"has no '{shortened(name)}', only {', '.join(known)}{suggestion(name, known)}"
+    else:
+        problem = "is a list without names; set it as a whole, as KEY=[VALUE, VALUE]"
+    problems.add(position, ".".join(key), problem)
+    return None
+
+
+def _drop_keys_of_other_kinds(section: MappingNode, kind: documents.Node) -> None:
+    """Remove what a section of this kind cannot have, such as the settings of its old kind."""
+    keys = _keys_of_kind(kind.text) if isinstance(kind, documents.ScalarNode) else frozenset()
+    for name in list(section.entries):
+        if keys and name not in keys:
+            del section.entries[name]
+
+
+@cache
+def _keys_of_kind(kind: str) -> frozenset[str]:
+    """Return the keys of sections that this `kind` chooses; empty if it chooses none."""
+    chosen = [
+        cls
+        for cls in sections(Recipe)
+        if typing.get_args(typing.get_type_hints(cls).get("kind")) == (kind,)
+    ]
+    return frozenset(part.name for cls in chosen for part in fields(cls))
+
+
+def _text_of(node: documents.Node, name: str) -> str | None:
+    child = node.entries.get(name, ("", None))[1] if isinstance(node, MappingNode) else None
+    return child.text if isinstance(child, documents.ScalarNode) else None
 
 
 def _plain(value: object) -> object:

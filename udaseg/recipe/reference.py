@@ -31,7 +31,9 @@ Code the YAML extension), save it as `recipe.schema.json` and begin a recipe wit
     # yaml-language-server: $schema=recipe.schema.json
 
 A key without a default must be written. Any key can be set on the command line:
-`udaseg adapt optimizer.lr=1e-4`.
+`udaseg adapt optimizer.lr=1e-4`. A stage is addressed by its name,
+`method.stages.warm_up.share=0.3`, and left out with `method.stages.warm_up=null`. A new `kind`
+drops the keys that only the old kind has: `method.stages.warm_up.objective.kind=source_only`.
 """
 
 
