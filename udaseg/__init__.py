@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from udaseg.evaluation.submission import Submission as Submission
     from udaseg.evaluation.submission import SubmissionOptions as SubmissionOptions
     from udaseg.evaluation.submission import submit as submit
+    from udaseg.figures.grid import GridOptions as GridOptions
+    from udaseg.figures.grid import grid as grid
     from udaseg.inference.export import Exported as Exported
     from udaseg.inference.export import export as export
     from udaseg.inference.export import export_state_dict as export_state_dict
@@ -82,6 +84,7 @@ _NAMES = {
     "evaluation.score_predictions": ["score_predictions"],
     "evaluation.scores": ["ScoringOptions"],
     "evaluation.submission": ["Submission", "SubmissionOptions", "submit"],
+    "figures.grid": ["GridOptions", "grid"],
     "inference.export": ["Exported", "export", "export_state_dict"],
     "inference.pipeline": ["InferenceOptions"],
     "inference.prediction": ["Prediction"],

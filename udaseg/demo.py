@@ -5,24 +5,15 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-import cv2
-import numpy as np
-from numpy.typing import NDArray
 from rich.table import Table
 
 import udaseg
-from udaseg.data.files.images import write_png
-from udaseg.data.labels.read import read_train_ids
-from udaseg.data.open import open_dataset
 from udaseg.display.console import open_console, safe_text
-from udaseg.display.pictures import color_mask, comparison_sheet
 from udaseg.errors import UsageError
 from udaseg.files import write_json
 from udaseg.text import percent
 
 log = logging.getLogger(__name__)
-_NUM_IMAGES = 4
-_ZOOM = 2
 
 
 def demo(*, seed: int, out: Path, root: Path) -> None:
@@ -52,7 +43,8 @@ def demo(*, seed: int, out: Path, root: Path) -> None:
         )
     scores = {method: run.scores["toyland-target-val"] for method, run in runs.items()}
     picture, summary = out / "side_by_side.png", out / "summary.json"
-    write_png(picture, _comparison_picture(runs, root))
+    shown = udaseg.GridOptions(titles=("source only", "RCCR"), root=root)
+    udaseg.grid(list(runs.values()), out=picture, options=shown)
     seconds = time.monotonic() - started
     write_json(
         summary,
@@ -96,22 +88,3 @@ def _conclusion(
         f"Next: udaseg adapt --source toyland --target FOLDER_OF_IMAGES, "
         "then udaseg predict FOLDER_OF_IMAGES"
     )
-
-
-def _comparison_picture(runs: Mapping[str, udaseg.Run], root: Path) -> NDArray[np.uint8]:
-    """Return an image with a few validation images, both predictions and the truth in rows."""
-    target = open_dataset("toyland-target", root=root)
-    models = [udaseg.load(run) for run in runs.values()]
-    samples = target.split("val")
-    rows = []
-    for sample in samples[:: max(1, len(samples) // _NUM_IMAGES)][:_NUM_IMAGES]:
-        predictions = [model.predict(target.image_path(sample)) for model in models]
-        truth = color_mask(read_train_ids(target.label_path(sample)), models[0].classes.colors)
-        panels = [predictions[0].image, *(each.color() for each in predictions), truth]
-        rows.append([_enlarge(panel) for panel in panels])
-    return comparison_sheet(rows, ["target image", "source only", "RCCR", "truth"])
-
-
-def _enlarge(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    wide = cv2.resize(picture, None, fx=_ZOOM, fy=_ZOOM, interpolation=cv2.INTER_NEAREST)
-    return np.asarray(wide, np.uint8)

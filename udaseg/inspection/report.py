@@ -17,6 +17,7 @@ from udaseg.inspection.record import read_run
 from udaseg.inspection.report_content import Color, PageContent
 from udaseg.inspection.report_images import ReportImages, render_report_images
 from udaseg.inspection.report_page import report_page
+from udaseg.runs.folder import names_of_runs
 from udaseg.runs.leftovers import writing_in_run
 from udaseg.runs.scores import find_score_files
 
@@ -67,7 +68,7 @@ def report(
                 f"{folder}: is not a run folder; a report takes run folders, not checkpoints"
             )
     folders = list({folder.resolve(): folder for folder in folders}.values())
-    names = _column_names(folders)
+    names = names_of_runs(folders)
     contents = list(map(read_run, folders, names, _shown_evaluations(folders)))
     warnings: list[str] = []
     loaded = _load_networks(names, folders, device, warnings)
@@ -92,16 +93,6 @@ def report(
     with writing_in_run(given[0]):
         write_text(path, report_page(page))
     return path
-
-
-def _column_names(folders: Sequence[Path]) -> list[str]:
-    """Return a name for each folder: its own, with parent folders if names repeat."""
-    paths = [folder.resolve() for folder in folders]
-    for depth in range(1, max(len(path.parts) for path in paths)):
-        names = ["/".join(path.parts[-depth:]) for path in paths]
-        if len(set(names)) == len(names):
-            return names
-    return [str(path) for path in paths]
 
 
 def _shown_evaluations(folders: Sequence[Path]) -> list[str | None]:

@@ -61,6 +61,16 @@ def run_folder_of(path: Path) -> Path:
     return folder
 
 
+def names_of_runs(paths: Sequence[Path]) -> list[str]:
+    """Return a name for each run: that of its folder, with parent folders if names repeat."""
+    paths = [path.resolve() for path in paths]
+    for depth in range(1, max(len(path.parts) for path in paths)):
+        names = ["/".join(path.parts[-depth:]) for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    return [str(path) for path in paths]
+
+
 def refuse_existing_run(folder: Path, *, overwrite: bool) -> None:
     """Refuse a folder that a new run must not use; `overwrite` allows that of another run."""
     if folder.exists() and not folder.is_dir():

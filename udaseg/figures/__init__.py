@@ -1,0 +1,1 @@
+"""Figures of trained networks: features in the plane, distances of classes, grids of masks."""
