@@ -97,10 +97,15 @@ def batch_digests(root: Path) -> list[dict[str, str]]:
     return found
 
 
-def golden_losses(name: str, root: Path, out: Path) -> list[dict[str, float]]:
-    """Return every loss term of the first steps of a shipped recipe, made tiny."""
+def golden_losses(
+    name: str, root: Path, out: Path, stored: Path | None = None
+) -> list[dict[str, float]]:
+    """Return every loss term of the first steps of a shipped recipe, made tiny.
+
+    `stored` is the file of the recipe as it was shipped once.
+    """
     path = find_recipe(name)
-    words = [verb_of(path), name, "--root", root, "--out", out, "--steps", GOLDEN_STEPS]
+    words = [verb_of(path), stored or name, "--root", root, "--out", out, "--steps", GOLDEN_STEPS]
     udaseg(*words, *tiny_words(path), "validation.data=null", cwd=out.parent)
     lines = (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line)["losses"] for line in lines]
