@@ -1,5 +1,6 @@
 """Colour jitter and blur: torchvision's and OpenCV's answers, and which images they apply to."""
 
+import colorsys
 import itertools
 from dataclasses import replace
 
@@ -54,6 +55,44 @@ def _alone(image, change):
         blurred = cv2.GaussianBlur(pixels, (11, 11), change.sigma, borderType=border)
         image = torch.from_numpy(blurred).permute(2, 0, 1)
     return image
+
+
+def _as_kornia(image, change):
+    """Return one (3, H, W) image as kornia 0.4 changes it, pixel by pixel, in float64."""
+    pixels = image.permute(1, 2, 0).double().numpy()
+    for kind, amount in change.adjustments:
+        if kind == augmentation.BRIGHTNESS:
+            pixels = pixels + (amount - 1)
+        elif kind == augmentation.CONTRAST:
+            pixels = pixels * amount
+        else:
+            hsv = np.apply_along_axis(lambda pixel: colorsys.rgb_to_hsv(*pixel), 2, pixels)
+            if kind == augmentation.SATURATION:
+                hsv[..., 1] = (hsv[..., 1] * amount).clip(0, 1)
+            else:
+                hsv[..., 0] = (hsv[..., 0] + amount) % 1
+            pixels = np.apply_along_axis(lambda pixel: colorsys.hsv_to_rgb(*pixel), 2, hsv)
+        pixels = pixels.clip(0, 1)
+    if change.sigma is not None:
+        border = cv2.BORDER_REFLECT_101  # the edge itself is not repeated
+        pixels = cv2.GaussianBlur(pixels, (11, 11), change.sigma, borderType=border)
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_kornias_operations_in_random_orders_with_mirrored_edges(together):
+    numbers = np.random.default_rng(3)
+    images = torch.rand(6, 3, 9, 8, generator=_generator())
+    images[0] = (images[0] * 2).round() / 2  # equal channels, black, white, full colours
+    images[1] = images[1, :1]  # grey
+    changes = [_random_change(numbers, sigma=sigma) for sigma in (None, 0.5, 1.15, None, None, 0.8)]
+    changes[4] = Change([], None)
+    changed = change_images(images, changes, together=together, kind="kornia_0_4")
+    expected = torch.stack([_as_kornia(*each) for each in zip(images, changes, strict=True)])
+    assert (changed - expected).abs().max() < 1e-5
+    assert torch.equal(changed[4], images[4])
+    other = change_images(images, changes, together=together)
+    assert (other - expected).abs().amax((1, 2, 3)).gt(0.05)[[0, 2, 3, 5]].all()
 
 
 def _random_change(numbers, order=None, *, strength=0.5, jitter=True, sigma=None):
@@ -180,6 +219,26 @@ def test_on_a_gpu_all_images_take_at_most_70_operations_and_one_copy(monkeypatch
     assert changed.is_contiguous(memory_format=torch.channels_last)
     assert len(operations.names) <= 70
     assert operations.names.count("_to_copy.default") == 1
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_once_a_batch_the_first_image_decides_for_all_ranks(monkeypatch, rank):
+    part = slice(2 * rank, 2 * rank + 2)
+    monkeypatch.setattr(augmentation, "slice_for_rank", lambda count: (2 * count, part))
+    images, spec, met = _images(4)[part], replace(_SPEC, per="batch", jitter_probability=0.5), set()
+    for seed in range(20):
+        always = _drawn(seed, 4, replace(_SPEC, jitter_probability=1.0, blur_probability=1.0))
+        first = _drawn(seed, 4, spec)[0]
+        expected = [
+            Change(each.adjustments if first.adjustments else [], first.sigma and each.sigma)
+            for each in always[part]
+        ]
+        met.add((bool(first.adjustments), first.sigma is not None))
+        assert torch.equal(
+            strong_augment(images, _generator(seed), spec),
+            change_images(images, expected, together=False),
+        )
+    assert len(met) == 4
 
 
 def _augment(images, seed, **changes):

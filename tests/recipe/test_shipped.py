@@ -26,6 +26,7 @@ FILES = sorted(path for path in FOLDER.glob("*/*.yaml") if path.parent.name != "
 NAMES = [f"{path.parent.name}/{path.stem}" for path in FILES]
 QUIRKS_OF_A_RELEASE = {
     "optimizer.backbone_lr_mult",
+    "optimizer.repeated",
     "model.aspp_dilations",
     "target.resize",
     *("steps", "source.crop", "target.crop", "batch.source", "batch.target"),

@@ -7,7 +7,7 @@ however the images are distributed over ranks.
 import hashlib
 import math
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,9 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 
 Adjustment = tuple[int, float]
 """What to adjust, and by how much: a factor of at least 0, or for `HUE` turns in [-0.5, 0.5]."""
+
+Kind = Literal["torchvision", "kornia_0_4"]
+"""Whose operations; see `StrongAugmentation.kind`."""
 
 _GREY = (0.2989, 0.587, 0.114)
 _BLUR_RADIUS = 5
@@ -41,20 +44,24 @@ class Change(NamedTuple):
 def strong_augment(images: Tensor, generator: torch.Generator, spec: StrongAugmentation) -> Tensor:
     """Return (B, 3, H, W) images in [0, 1] with colour jitter and blur, drawn for each image.
 
-    The result is channels last.
+    With `spec.per` batch, the first image of all ranks decides for all whether there is jitter and
+    blur; their strength and order are always those of the image. The result is channels last.
 
     Reference:
         Tranheden et al., DACS (2021). Differs: the kernel radius is 5 px instead of a tenth of
-        the image, which changes no pixel by more than 4e-6 at the largest published sigma.
+        the image, which changes no pixel by more than 4e-6 at the largest published sigma (where
+        edges are reflected, as there, with `spec.kind` kornia_0_4).
     """
+    drawn, rank_slice = _random_numbers(8, len(images), generator)
     changes = []
-    for draws, order in _random_numbers(8, len(images), generator):
+    for draws, order in drawn[rank_slice]:
         adjustments = _adjustments(draws[1:5], order, spec.jitter, spec.jitter)
         low, high = spec.blur_sigma
         sigma = low + (high - low) * draws[6]
-        jittered, blurred = draws[0] < spec.jitter_probability, draws[5] < spec.blur_probability
+        decides = drawn[0][0] if spec.per == "batch" else draws
+        jittered, blurred = decides[0] < spec.jitter_probability, decides[5] < spec.blur_probability
         changes.append(Change(adjustments if jittered else [], sigma if blurred else None))
-    return change_images(images, changes, together=images.is_cuda)
+    return change_images(images, changes, together=images.is_cuda, kind=spec.kind)
 
 
 def color_jitter(images: Tensor, generator: torch.Generator, spec: SourceJitter) -> Tensor:
@@ -62,17 +69,18 @@ def color_jitter(images: Tensor, generator: torch.Generator, spec: SourceJitter)
 
     The result is channels last.
     """
+    drawn, rank_slice = _random_numbers(4, len(images), generator)
     changes = [
         Change(_adjustments(draws, order, spec.strength, spec.hue), None)
-        for draws, order in _random_numbers(4, len(images), generator)
+        for draws, order in drawn[rank_slice]
     ]
     return change_images(images, changes, together=images.is_cuda)
 
 
 def _random_numbers(
     numbers: int, images: int, generator: torch.Generator
-) -> list[tuple[list[float], list[int]]]:
-    """Return uniform numbers and a permutation of 4 for each image of this rank."""
+) -> tuple[list[tuple[list[float], list[int]]], slice]:
+    """Return uniform numbers and a permutation of 4 for each image of all ranks, and our part."""
     total, rank_slice = slice_for_rank(images)
     drawn = [
         (
@@ -81,7 +89,7 @@ def _random_numbers(
         )
         for _ in range(total)
     ]
-    return drawn[rank_slice]
+    return drawn, rank_slice
 
 
 def _adjustments(
@@ -92,7 +100,9 @@ def _adjustments(
     return [(kind, amounts[kind]) for kind in order]
 
 
-def change_images(images: Tensor, changes: Sequence[Change], *, together: bool) -> Tensor:
+def change_images(
+    images: Tensor, changes: Sequence[Change], *, together: bool, kind: Kind = "torchvision"
+) -> Tensor:
     """Return float (B, 3, H, W) images in [0, 1], each with its change, channels last.
 
     An image without a change keeps its bits. All images go `together` through the same operations,
@@ -103,17 +113,17 @@ def change_images(images: Tensor, changes: Sequence[Change], *, together: bool) 
     with torch.autocast(images.device.type, enabled=False):
         for first in range(0, len(images), count):
             part = slice(first, first + count)
-            changed[part].copy_(_changed(images[part], changes[part], together=together))
+            changed[part].copy_(_changed(images[part], changes[part], kind, together=together))
     return changed
 
 
-def _changed(images: Tensor, changes: Sequence[Change], *, together: bool) -> Tensor:
+def _changed(images: Tensor, changes: Sequence[Change], kind: Kind, *, together: bool) -> Tensor:
     """Return the changed images in any layout; `images` if nothing happens to them."""
     jittered = [bool(change.adjustments) for change in changes]
     blurred = [change.sigma is not None for change in changes]
     if not any(jittered + blurred):
         return images
-    numbers = torch.tensor([_numbers(change) for change in changes], dtype=images.dtype)
+    numbers = torch.tensor([_numbers(change, kind) for change in changes], dtype=images.dtype)
     plain, sharp, taps, per_round = to_device(numbers, images.device).split_with_sizes(
         (1, 1, 2 * _BLUR_RADIUS + 1, _ROUNDS * _NUMBERS), 1
     )
@@ -121,22 +131,29 @@ def _changed(images: Tensor, changes: Sequence[Change], *, together: bool) -> Te
     changed = images.clone(memory_format=torch.contiguous_format)
     if any(jittered):
         rounds = zip(*(_in_rounds(change.adjustments) for change in changes), strict=True)
-        changed = _jitter(changed, rounds, per_round)
+        changed = _jitter(changed, rounds, per_round, kind)
     if not all(jittered):
         changed = torch.lerp(changed, images, plain[..., None, None])  # exact at 0 and 1
     if any(blurred):
-        soft = gaussian_blur(changed, taps, convolve=together)
+        edges: Literal["replicate", "reflect"] = "replicate"
+        if kind == "kornia_0_4":
+            edges = "reflect"
+        soft = gaussian_blur(changed, taps, convolve=together, edges=edges)
         changed = soft if all(blurred) else torch.lerp(soft, changed, sharp[..., None, None])
     return changed
 
 
-def _numbers(change: Change) -> list[float]:
+def _numbers(change: Change, kind: Kind) -> list[float]:
     """Return what the operations need for an image: no jitter? no blur? taps; of each round."""
     return [
         float(not change.adjustments),
         float(change.sigma is None),
         *gaussian_taps(change.sigma or 1.0),
-        *(number for each in _in_rounds(change.adjustments) for number in _round_numbers(each)),
+        *(
+            number
+            for each in _in_rounds(change.adjustments)
+            for number in _round_numbers(each, kind)
+        ),
     ]
 
 
@@ -149,17 +166,20 @@ def _in_rounds(adjustments: Sequence[Adjustment]) -> list[Adjustment | None]:
     return rounds
 
 
-def _round_numbers(adjustment: Adjustment | None) -> list[float]:
-    """Return the arguments of `_turn_hue` or `_blend`; for None, of a blend without effect."""
-    kind, amount = adjustment or (BRIGHTNESS, 1.0)
-    if kind == HUE:
+def _round_numbers(adjustment: Adjustment | None, kind: Kind) -> list[float]:
+    """Return the arguments of `_turn_hue`, `_blend` or `_scale`; for None, without an effect."""
+    what, amount = adjustment or (BRIGHTNESS, 1.0)
+    if what == HUE:
         return [*(math.remainder(6 * amount + peak, 6) for peak in (0, 4, 2)), 0.0, 0.0]
-    rest = 0.0 if kind == BRIGHTNESS else 1 - amount
-    return [amount, *(rest * weight for weight in _GREY), float(kind == SATURATION)]
+    if kind == "kornia_0_4":
+        factor, shift = (1.0, amount - 1) if what == BRIGHTNESS else (amount, 0.0)
+        return [factor, shift, float(what == SATURATION), 0.0, 0.0]
+    rest = 0.0 if what == BRIGHTNESS else 1 - amount
+    return [amount, *(rest * weight for weight in _GREY), float(what == SATURATION)]
 
 
 def _jitter(
-    images: Tensor, rounds: Iterable[Sequence[Adjustment | None]], numbers: Tensor
+    images: Tensor, rounds: Iterable[Sequence[Adjustment | None]], numbers: Tensor, kind: Kind
 ) -> Tensor:
     """Return the images after all rounds, with (B, 7 x 5) numbers; overwrite `images`."""
     of_rounds = numbers[..., None, None].chunk(_ROUNDS, 1)
@@ -167,6 +187,8 @@ def _jitter(
         kinds = {adjustment[0] for adjustment in adjustments if adjustment}
         if HUE in kinds:
             images = _turn_hue(images, of_round[:, :3])
+        elif kinds and kind == "kornia_0_4":
+            _scale(images, kinds, of_round)
         elif kinds:
             _blend(images, kinds, of_round)
     return images
@@ -189,6 +211,22 @@ def _blend(images: Tensor, kinds: set[int], numbers: Tensor) -> None:
         mean = grey.mean((2, 3), keepdim=True)
         grey = torch.lerp(mean, grey, own) if SATURATION in kinds else mean
     torch.addcmul(grey, images, factor, out=images).clamp_(0, 1)
+
+
+def _scale(images: Tensor, kinds: set[int], numbers: Tensor) -> None:
+    """Add to the images, multiply them or their saturation, in place, as kornia 0.4 does.
+
+    `kinds` has all adjustments of this round. `numbers` (B, 5, 1, 1) are the factor and the summand
+    of the image, and 1 if the factor is for the saturation of HSV, (high - low) / high, which ends
+    at 1. At equal hue and value, a channel becomes high - (high - channel) * factor.
+    """
+    factor, summand, of_saturation = numbers[:, :3].chunk(3, 1)
+    if SATURATION in kinds:
+        low, high = images.amin(1, keepdim=True), images.amax(1, keepdim=True)
+        most = high / (high - low).clamp_min_(1e-30)
+        factor = torch.where(of_saturation > 0, torch.minimum(factor, most), factor)
+        summand = torch.where(of_saturation > 0, high - high * factor, summand)
+    torch.addcmul(summand, images, factor, out=images).clamp_(0, 1)
 
 
 def _turn_hue(images: Tensor, sixths: Tensor) -> Tensor:
@@ -214,21 +252,28 @@ def gaussian_taps(sigma: float) -> list[float]:
     return [tap / sum(taps) for tap in taps]
 
 
-def gaussian_blur(images: Tensor, taps: Tensor, *, convolve: bool) -> Tensor:
-    """Return (B, 3, H, W) images blurred with the (B, 11) `taps` of each, with replicated edges.
+def gaussian_blur(
+    images: Tensor,
+    taps: Tensor,
+    *,
+    convolve: bool,
+    edges: Literal["replicate", "reflect"] = "replicate",
+) -> Tensor:
+    """Return (B, 3, H, W) images blurred with the (B, 11) `taps` of each.
 
-    Depthwise convolutions (`convolve`) are slow on a CPU; sums of shifted images are many
-    operations for a GPU.
+    At the `edges`, the last pixel is repeated, or the image is mirrored there. Depthwise
+    convolutions (`convolve`) are slow on a CPU; sums of shifted images are many operations for a
+    GPU.
     """
     reach = _BLUR_RADIUS
     if convolve:
-        padded = F.pad(images, (reach,) * 4, mode="replicate").flatten(0, 1)[None]
+        padded = F.pad(images, (reach,) * 4, mode=edges).flatten(0, 1)[None]
         kernels = taps.repeat_interleave(images.shape[1], 0)[:, None, None]
         rows = F.conv2d(padded, kernels, groups=len(kernels))
         return F.conv2d(rows, kernels.mT, groups=len(kernels)).view_as(images)
     weights = taps.T[..., None, None, None]
     for dim, padding in ((-1, (reach, reach, 0, 0)), (-2, (0, 0, reach, reach))):
-        padded, size = F.pad(images, padding, mode="replicate"), images.shape[dim]
+        padded, size = F.pad(images, padding, mode=edges), images.shape[dim]
         images = padded.narrow(dim, 0, size) * weights[0]
         for index in range(1, len(weights)):
             images.addcmul_(padded.narrow(dim, index, size), weights[index])

@@ -41,6 +41,15 @@ class StrongAugmentation:
         Annotated[float, Interval(gt=0, le=2)], Annotated[float, Interval(gt=0, le=2)]
     ]
     """Range of the Gaussian's standard deviation in pixels; [0.15, 1.15] in DACS."""
+    kind: Literal["torchvision", "kornia_0_4"] = "torchvision"
+    """Whose operations. `kornia_0_4`, the library of DACS's time, adds brightness, multiplies
+    contrast and the saturation of HSV, and mirrors images at their edges to blur them;
+    `torchvision` multiplies brightness, and blends with the mean grey and with grey.
+    """
+    per: Literal["image", "batch"] = "image"
+    """Decide for each `image` whether it is jittered and blurred, or once per `batch`, as in DACS's
+    release. The strength is drawn for each image.
+    """
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ _DISCRIMINATOR_STRIDE = 32
 def recipe_problems(recipe: Recipe) -> list[tuple[str, str]]:
     """Return (dotted key, what it must be) for every value that contradicts another one."""
     rules = (_domains, _machine, _expected, _stages, _projectors, _target_statistics, _mixing)
-    return [problem for rule in (*rules, _crops) for problem in rule(recipe)]
+    return [problem for rule in (*rules, _crops, _repeated) for problem in rule(recipe)]
 
 
 def _domains(recipe: Recipe) -> Problems:
@@ -163,6 +163,15 @@ def _crops(recipe: Recipe) -> Problems:
         for key, crop in used.items():
             holds = kind != "adversarial" or min(crop) >= least
             yield from _unless(holds, key, must, crop)
+
+
+def _repeated(recipe: Recipe) -> Problems:
+    if recipe.optimizer.repeated == "released":
+        kind, backbone = recipe.optimizer.kind, recipe.model.backbone
+        is_released = kind == "sgd" and backbone in ("resnet18", "resnet50", "resnet101")
+        must = "once: the releases list tensors of a ResNet several times, for SGD"
+        got = f"released with {kind} and {backbone}"
+        yield from _unless(is_released, "optimizer.repeated", must, got)
 
 
 def _unless(holds: bool, key: str, must: str, value: object) -> Problems:

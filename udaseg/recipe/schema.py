@@ -86,7 +86,7 @@ class Optimizer:
     head_lr_mult: Annotated[float, Gt(0)]
     """Factor of `lr` for head and projector."""
     backbone_lr_mult: Annotated[float, Gt(0)]
-    """Factor of `lr` for the backbone; 3 in RCCR's release, which lists its tensors three times."""
+    """Factor of `lr` for the backbone; see `repeated`."""
     momentum: Annotated[float, Interval(ge=0, lt=1)]
     """Momentum of SGD, beta 1 of AdamW."""
     weight_decay: Annotated[float, Ge(0)]
@@ -97,6 +97,12 @@ class Optimizer:
     """Steps of linear increase from zero before that."""
     clip_norm: Annotated[float, Gt(0)] | None = None
     """Maximum gradient norm; null does not clip."""
+    repeated: Literal["once", "released"] = "once"
+    """How many steps a tensor of the backbone takes with its gradient: `once`, or `released` as
+    often as AdaptSegNet, ADVENT, FDA, DACS and RCCR list it for SGD: the stem once, the blocks of a
+    ResNet three times, their shortcuts four times. In the long run, the rate is 3 or 4 times `lr`,
+    and the momentum is its 3rd or 4th power.
+    """
 
 
 @dataclass(frozen=True)

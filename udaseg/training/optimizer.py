@@ -8,6 +8,7 @@ from torch import nn
 
 from udaseg.methods.objectives.adversarial import Adversarial
 from udaseg.methods.objectives.objective import Objective
+from udaseg.recipe.schema import Optimizer as OptimizerSpec
 from udaseg.recipe.schema import Recipe
 from udaseg.recipe.stages import Stage, recipe_of_stage, stages_of
 from udaseg.runs.checkpoint import SavesState
@@ -56,6 +57,24 @@ class JointOptimizer:
             groups = _shift(state_dict["param_groups"][first:last], -offset)
             member.load_state_dict({"state": state, "param_groups": groups})
             offset, first = end, last
+
+
+class RepeatingSGD(torch.optim.SGD):
+    """SGD that takes as many steps for a group, with one gradient, as the group's `times` says.
+
+    A loop over parameters, as in the torch of 2020, does this for a tensor that is listed n times.
+    Of momentum m, n steps keep m^n: 0.729 of 0.9 for 3, 0.6561 for 4. One gradient moves a tensor
+    in all by n / (1 - m) times the rate. So they are close to one step with momentum m^n and the
+    rate times n (1 - m^n) / (1 - m), 8.1 for 3 and 13.8 for 4.
+    """
+
+    def step(self) -> None:  # type: ignore[override]  # no closure
+        """Update the parameters of all groups."""
+        groups = self.param_groups
+        for taken in range(max(group["times"] for group in groups)):
+            self.param_groups = [group for group in groups if group["times"] > taken]
+            super().step()
+        self.param_groups = groups
 
 
 def _shift(groups: Iterable[dict[str, Any]], offset: int) -> list[dict[str, Any]]:
@@ -119,15 +138,17 @@ def build_optimizer(recipe: Recipe, objective: Objective, stage: Stage | None = 
     spec = recipe_of_stage(recipe, stage).optimizer
     backbone = _trained("backbone", student.backbone)
     head = [*_trained("head", student.head), *_trained("projector", student.projector)]
-    first = make_optimizer(
-        spec.kind,
-        [
-            ("backbone", spec.lr * spec.backbone_lr_mult, backbone),
-            ("head", spec.lr * spec.head_lr_mult, head),
-        ],
-        momentum=spec.momentum,
-        weight_decay=spec.weight_decay,
-    )
+    backbone_rate, head_rate = spec.lr * spec.backbone_lr_mult, spec.lr * spec.head_lr_mult
+    first: torch.optim.Optimizer
+    if spec.repeated == "released":
+        first = _make_repeating(spec, backbone_rate, backbone, head_rate, head)
+    else:
+        first = make_optimizer(
+            spec.kind,
+            [("backbone", backbone_rate, backbone), ("head", head_rate, head)],
+            momentum=spec.momentum,
+            weight_decay=spec.weight_decay,
+        )
     combined: SavesState = first
     if isinstance(objective, Adversarial):
         named = objective.discriminator.named_parameters(prefix="discriminator")
@@ -138,6 +159,34 @@ def build_optimizer(recipe: Recipe, objective: Objective, stage: Stage | None = 
     if len(held) != len(set(held)) or set(held) != trainable:
         raise RuntimeError("the optimiser does not hold every trained parameter exactly once")
     return combined
+
+
+def _make_repeating(
+    spec: OptimizerSpec,
+    backbone_rate: float,
+    backbone: Iterable[tuple[str, nn.Parameter]],
+    head_rate: float,
+    head: Sequence[tuple[str, nn.Parameter]],
+) -> RepeatingSGD:
+    """Return SGD over the backbone in groups by how often the releases list a tensor, and the head.
+
+    For each module in the stem or a layer, they list all parameters below it: one of
+    `low.0.weight` (the stem) once, of `low.4.0.conv1.weight` (in layer 1, its block 0 and itself)
+    three times, of `low.4.0.downsample.0.weight` four times.
+    """
+    groups: dict[int, dict[str, Any]] = {}
+    for name, parameter in backbone:
+        times = name.count(".") - 2  # those of `backbone.low.`, and one before the parameter itself
+        name_of_group = "backbone" if times == 1 else f"backbone_{times}"
+        group = {"params": [], "lr": backbone_rate, "name": name_of_group, "times": times}
+        groups.setdefault(times, group)["params"].append((name, parameter))
+    specs = [groups[times] for times in sorted(groups)]
+    specs.append({"params": list(head), "lr": head_rate, "name": "head", "times": 1})
+    for each in specs:
+        each["base_lr"] = each["lr"]
+    return RepeatingSGD(
+        specs, lr=0.0, momentum=spec.momentum, weight_decay=spec.weight_decay, fused=True
+    )
 
 
 def _trained(prefix: str, module: nn.Module | None) -> list[tuple[str, nn.Parameter]]:
