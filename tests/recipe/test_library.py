@@ -148,6 +148,23 @@ def test_a_target_of_the_users_own_is_not_scored_on_the_recipes(
     assert validates_other_data(recipe, ("gta5", "cityscapes"), overrides) == off
 
 
+def test_an_oracle_is_scored_on_the_set_that_it_trains_on() -> None:
+    everyday = Overrides(source="cityscapes", target="cityscapes")
+    recipe, path = requested_recipe([], everyday, "source_only")
+    assert path.parent.name == "cityscapes_acdc"
+    assert (recipe.validation.data, recipe.validation.split) == ("cityscapes", "val")
+    assert recipe.validation.resize == recipe.source.resize == (512, 1024)  # ACDC has another size
+    unscored, _ = requested_recipe(["validation.data=null"], everyday, "source_only")
+    assert unscored.validation.data is None
+
+
+def test_synthia_with_either_number_of_outputs_has_its_own_release() -> None:
+    for source in ("synthia", "synthia19"):
+        path = choose_recipe("rccr_release", source, "cityscapes")
+        assert path.parent.name == "synthia_cityscapes"
+    assert load(path).source.data == "synthia19"
+
+
 def test_everyday_options_change_the_recipe(library: Path) -> None:
     everyday = Overrides("no", "my photos: 1", 7, 9, 3, "cpu", "bf16", 0)
     recipe, path = requested_recipe(["optimizer.lr=1e-5"], everyday, "rccr")

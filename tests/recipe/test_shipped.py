@@ -28,6 +28,7 @@ QUIRKS_OF_A_RELEASE = {
     "optimizer.backbone_lr_mult",
     "optimizer.repeated",
     "model.aspp_dilations",
+    "source.data",
     "target.resize",
     *("steps", "source.crop", "target.crop", "batch.source", "batch.target"),
 }

@@ -237,3 +237,22 @@ def test_devices_and_loaders_of_processes_may_differ(monkeypatch):
         refuse_different_settings(replace(recipe, machine=machine))
     assert found[0] == found[1]
     assert found[0][1]["batch.source"] == recipe.batch.source
+
+
+def test_an_oracle_is_scored_if_its_set_has_labels_to_score(root, capsys, caplog):
+    small = {"model.backbone": "mobilenet_v2", "model.weights": "random", "machine.device": "cpu"}
+    options = TrainOptions(root=root, dry_run=True)
+
+    def plan(**overrides):
+        udaseg.train(
+            "toyland/source_only",
+            source="toyland",
+            target="toyland",
+            overrides={**small, **overrides},
+            options=options,
+        )
+        return capsys.readouterr().err
+
+    assert "scored on  toyland val: 2 images" in plan()
+    assert "scored on" not in plan(**{"validation.split": "none"})
+    assert "toyland has no labelled split 'none', so the run is not scored" in caplog.text

@@ -123,9 +123,12 @@ def choose_recipe(method: str, source: str | None = None, target: str | None = N
     requested_pair = (source or DEFAULT_SOURCE, target or DEFAULT_TARGET)
 
     def distance(entry: RecipeEntry) -> tuple[bool, bool, bool, str]:
-        pair = data_names(entry.path)
+        # the folder is named after the pair; a release may read its source as another set
+        pairs = data_names(entry.path), tuple(entry.folder.split("_", 1))
+        sources = [pair[0] for pair in pairs]
+        other_source = requested_pair[0] not in sources
         default = entry.folder == _DEFAULT_FOLDER
-        return pair != requested_pair, pair[0] != requested_pair[0], not default, entry.name
+        return requested_pair not in pairs, other_source, not default, entry.name
 
     return min(entries, key=distance).path
 

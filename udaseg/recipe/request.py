@@ -76,7 +76,8 @@ def validates_other_data(
     """Return whether the recipe validates on other data than the user trains on.
 
     The user's own target may have no labels, and a score on the target of the recipe file would
-    not describe it. An explicit `validation.data=...` is always scored.
+    not describe it. An explicit `validation.data=...` is always scored. A run whose target is its
+    source, an oracle, is scored on that set instead.
 
     Args:
         recipe: The recipe with all overrides.
@@ -156,7 +157,10 @@ def _without_stale_parts(
     """Return a recipe without what overrides void: validation data, bits, the expected score."""
     recipe = _without_other_bits(recipe, file_data, overrides)
     if validates_other_data(recipe, file_data, overrides):
-        recipe = replace(recipe, validation=replace(recipe.validation, data=None))
+        own = replace(recipe.validation, data=None)
+        if recipe.source.data == recipe.target.data:  # an oracle, whose labels are trained on
+            own = replace(own, data=recipe.target.data, resize=recipe.source.resize)
+        recipe = replace(recipe, validation=own)
     if recipe.expected is not None and not any(word.startswith("expected") for word in overrides):
         # the expected score holds for the settings of the file, with any seed
         unchanged = replace(original(), seed=recipe.seed)

@@ -266,13 +266,29 @@ def _open_data(recipe: Recipe, root: Path) -> tuple[Recipe, RunData, EvaluationS
         target, domain = _with_bits(target, recipe.target)
         recipe = replace(recipe, target=domain)
     with local_rank_zero_first():
-        validation = None
-        if recipe.validation.data is not None:
-            validation = open_run_data(recipe, recipe.validation.data, root=root)
-            validation.split(recipe.validation.split)  # an error if it does not exist
+        validation = _open_validation(recipe, root)
         uses_tensorboard(recipe.machine.tensorboard)  # an error if required but not installed
         criterion_sets = open_criterion_sets(recipe, root)
+    if validation is None:
+        recipe = replace(recipe, validation=replace(recipe.validation, data=None))
     return recipe, RunData(source, target, validation), criterion_sets
+
+
+def _open_validation(recipe: Recipe, root: Path) -> PreparedDataset | None:
+    """Return the data to score, if any.
+
+    A run whose target is its source is scored on that set by default, if it has labels for it.
+    """
+    data, split = recipe.validation.data, recipe.validation.split
+    if data is None:
+        return None
+    validation = open_run_data(recipe, data, root=root)
+    labelled = any(sample.label is not None for sample in validation.splits.get(split, ()))
+    if not labelled and recipe.source.data == recipe.target.data == data:
+        log.warning("%s has no labelled split '%s', so the run is not scored", data, split)
+        return None
+    validation.split(split)  # an error if it does not exist
+    return validation
 
 
 def _with_bits(dataset: PreparedDataset, domain: Domain) -> tuple[PreparedDataset, Domain]:

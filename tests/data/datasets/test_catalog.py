@@ -16,6 +16,7 @@ from udaseg.data.labels.read import read_train_ids
 from udaseg.data.labels.tables import builtin_label_table
 from udaseg.data.open import open_dataset
 from udaseg.data.prepare.prepare import prepare_dataset
+from udaseg.data.prepare.rules import PrepareOptions
 from udaseg.errors import DataError
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -31,6 +32,7 @@ PUBLISHED = {
     "gta5": {"train": 24966},
     "kitti-semantics": {"train": 200, "test": 200},
     "mapillary": {"train": 18000, "val": 2000},
+    "synscapes": {"train": 25000},
     "synthia": {"train": 9400},
     "synthia19": {"train": 9400},
 }
@@ -205,6 +207,29 @@ def test_synthia_is_read_for_sixteen_outputs_and_for_nineteen_from_one_folder(tm
     names = datasets["synthia"].classes.train_ids_in(datasets["synthia19"].classes)
     widened = np.array([*names, *[IGNORE] * (256 - 16)])[sixteen]
     np.testing.assert_array_equal(widened, np.where(np.isin(ids, [16, 18, 20]), IGNORE, nineteen))
+
+
+def test_synscapes_has_cityscapes_ids_beside_its_other_folders(tmp_path):
+    ids = np.arange(66).reshape(SIZE) % 35
+    for number in (1, 2, 25000):
+        _pair(tmp_path, f"synscapes/img/rgb/{number}.png", f"synscapes/img/class/{number}.png", ids)
+        for other in ("rgb-2k", "instance"):
+            files.put(tmp_path / f"synscapes/img/{other}/{number}.png", files.image_png(12, 22))
+    dataset = prepare_dataset("synscapes", root=tmp_path).dataset
+    names = [dataset.image_path(sample).name for sample in dataset.split("train")]
+    assert sorted(names) == ["1.png", "2.png", "25000.png"]
+    np.testing.assert_array_equal(_labels(dataset)[2], _meant(ids, "cityscapes19"))
+
+
+def test_synscapes_at_two_thousand_pixels_is_a_data_set_of_ones_own(tmp_path):
+    ids = np.full(SIZE, 7)
+    files.put(tmp_path / "synscapes/img/rgb-2k/1.png", files.image_png(12, 22))
+    files.put(tmp_path / "synscapes/img/class/1.png", files.gray_png(ids))
+    text = "name: synscapes-2k\nbase: synscapes\nimages: img/rgb-2k/*.png\n"
+    yaml = files.dataset_yaml(tmp_path, text)
+    options = PrepareOptions(on_mismatch="resize")
+    dataset = prepare_dataset(str(yaml), root=tmp_path, options=options).dataset
+    assert dataset.split("train")[0].class_pixels[0] == 12 * 22
 
 
 # a target works without training labels, whether they were published or not
