@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -18,7 +19,7 @@ from udaseg.recipe.methods import (
     StageTarget,
     stage_ends,
 )
-from udaseg.recipe.schema import BatchSize, Recipe
+from udaseg.recipe.schema import BatchSize, Machine, Recipe
 
 
 @dataclass(frozen=True)
@@ -124,16 +125,35 @@ def numeric_settings(recipe: Recipe) -> dict[str, Any]:
     """Return the settings that determine the numbers of a run, as plain values."""
     # precision is a setting of the machine, but it changes every number
     values = to_dict(replace(recipe, expected=None))
-    for domain in (values["source"], values["target"]):
-        if domain["bits"] is None:  # as in recipes from before there were bits
-            del domain["bits"]
     return {**values, "machine": {"precision": recipe.machine.precision}}
 
 
 def recipe_digest(recipe: Recipe) -> str:
-    """Return the SHA-256 of `numeric_settings`; the formatting of the file does not change it."""
-    text = json.dumps(numeric_settings(recipe), sort_keys=True, ensure_ascii=True)
+    """Return the SHA-256 of the numeric settings that differ from their defaults.
+
+    Neither the formatting of the file nor a setting that a later version adds changes it.
+    """
+    machine = Machine(precision=recipe.machine.precision)
+    values = _without_defaults(replace(recipe, expected=None, machine=machine))
+    text = json.dumps(values, sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _without_defaults(value: Any) -> Any:
+    """Return a section as plain values, without those that are the default."""
+    if is_dataclass(value):
+        return {
+            part.name: _without_defaults(getattr(value, part.name))
+            for part in fields(value)
+            if getattr(value, part.name) != _default(part)
+        }
+    if isinstance(value, Mapping):
+        return {name: _without_defaults(item) for name, item in value.items()}
+    return [_without_defaults(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _default(part: Field[Any]) -> Any:
+    return part.default if part.default_factory is MISSING else part.default_factory()
 
 
 def determining_values(recipe: Recipe, processes: int) -> dict[str, object]:
