@@ -122,7 +122,7 @@ def test_images_in_a_batch_know_nothing_of_each_other(how):
     torch.testing.assert_close(backwards.flip(0), together)
 
 
-@pytest.mark.parametrize("size", [(20, 33), (7, 7), (5, 60)])
+@pytest.mark.parametrize("size", [(20, 33), (7, 7), (5, 60), (130, 1)])
 def test_aligned_corners_are_those_of_torch(size):
     logits = torch.randn(5, 7, 9, generator=torch.Generator().manual_seed(1))
     labels, sure = labels_from_logits(logits, size, confidence=True, align_corners=True)

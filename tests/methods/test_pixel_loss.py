@@ -19,8 +19,8 @@ def step(request, monkeypatch):
     monkeypatch.setattr(pixel_loss_module, "_STEP_CPU", step)
 
 
-def _plain(logits, labels, weights):
-    wide = F.interpolate(logits, labels.shape[-2:], mode="bilinear", align_corners=False)
+def _plain(logits, labels, weights, aligned):
+    wide = F.interpolate(logits, labels.shape[-2:], mode="bilinear", align_corners=aligned)
     each = F.cross_entropy(wide, labels.long(), ignore_index=IGNORE, reduction="none")
     each = each if weights is None else each * weights
     return each.sum() / max(1, int((labels != IGNORE).sum()))
@@ -31,8 +31,9 @@ def _plain(logits, labels, weights):
 @pytest.mark.parametrize(
     ("low", "high"), [((5, 7), (40, 56)), ((23, 30), (45, 61)), ((8, 8), (8, 8)), ((1, 1), (9, 5))]
 )
+@pytest.mark.parametrize("aligned", [False, True])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_loss_and_gradient_equal_upsample_then_cross_entropy(seed, low, high, weighted):
+def test_loss_and_gradient_equal_upsample_then_cross_entropy(seed, low, high, aligned, weighted):
     generator = torch.Generator().manual_seed(seed)
     logits = 3 * torch.randn(2, 6, *low, generator=generator)
     if seed:
@@ -41,8 +42,8 @@ def test_loss_and_gradient_equal_upsample_then_cross_entropy(seed, low, high, we
     labels[torch.rand(2, *high, generator=generator) < 0.2] = IGNORE
     weights = torch.rand(2, *high, generator=generator) if weighted else None
     ours, theirs = logits.clone().requires_grad_(), logits.double().requires_grad_()
-    loss = pixel_loss(ours, labels, weights)
-    expected = _plain(theirs, labels, None if weights is None else weights.double())
+    loss = pixel_loss(ours, labels, weights, align_corners=aligned)
+    expected = _plain(theirs, labels, None if weights is None else weights.double(), aligned)
     loss.backward()
     expected.backward()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
@@ -75,10 +76,11 @@ def test_sizes_that_do_not_fit_are_named():
 
 @pytest.mark.usefixtures("step")
 @pytest.mark.parametrize("size", [(40, 56), (45, 61), (5, 7)])
-def test_pseudo_labels_equal_softmax_of_the_enlarged_logits(size):
+@pytest.mark.parametrize("aligned", [False, True])
+def test_pseudo_labels_equal_softmax_of_the_enlarged_logits(size, aligned):
     logits = 3 * torch.randn(2, 6, 5, 7, generator=torch.Generator().manual_seed(0))
-    labels, confidence = pseudo_labels(logits, size)
-    wide = F.interpolate(logits, size, mode="bilinear", align_corners=False).softmax(1)
+    labels, confidence = pseudo_labels(logits, size, align_corners=aligned)
+    wide = F.interpolate(logits, size, mode="bilinear", align_corners=aligned).softmax(1)
     expected, best = wide.max(1)
     assert torch.equal(labels.long(), best)
     assert torch.allclose(confidence, expected, atol=1e-6)

@@ -17,18 +17,19 @@ SIZES = [
 CPU = torch.device("cpu")
 
 
-def interpolate(maps, size):
-    return F.interpolate(maps, size, mode="bilinear", align_corners=False)
+def interpolate(maps, size, *, align_corners=False):
+    return F.interpolate(maps, size, mode="bilinear", align_corners=align_corners)
 
 
 @pytest.mark.parametrize(("low", "high"), SIZES)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_maps_and_gradients_are_those_of_torch(low, high, layout):
+@pytest.mark.parametrize("aligned", [False, True])
+def test_maps_and_gradients_are_those_of_torch(low, high, aligned, layout):
     maps = torch.randn(2, 3, *low).contiguous(memory_format=layout)
     results = []
     for enlarge in (interpolate, upsample, upsample_by_products):
         given = maps.clone().requires_grad_()
-        enlarged = enlarge(given, high)
+        enlarged = enlarge(given, high, align_corners=aligned)
         (enlarged * torch.linspace(-1, 1, enlarged.numel()).view_as(enlarged)).sum().backward()
         results.append((enlarged.detach(), given.grad))
     (expected, gradient), same, close = results

@@ -28,6 +28,7 @@ from udaseg.inference.labels import refuse_not_finite
 from udaseg.inference.run_data import open_run_data
 from udaseg.inference.sizes import input_size, network_input_size
 from udaseg.inference.trained_model import Model
+from udaseg.models.segmenter import Segmenter
 from udaseg.recipe.schema import Recipe
 from udaseg.runs.folder import run_folder_of
 from udaseg.runs.leftovers import writing_in_run
@@ -87,7 +88,7 @@ class Exported:
 class ExportModule(nn.Module):
     """Map RGB images, 0..255 if `uint8` and else 0..1, to labels or else logits of their size."""
 
-    def __init__(self, network: nn.Module, *, uint8: bool, argmax: bool) -> None:
+    def __init__(self, network: Segmenter, *, uint8: bool, argmax: bool) -> None:
         super().__init__()
         self.network = network
         self.uint8 = uint8
@@ -97,7 +98,12 @@ class ExportModule(nn.Module):
         """Return (B, K, H, W) float logits, or (B, H, W) uint8 labels, of (B, 3, H, W) images."""
         scaled = image.float() / 255 if self.uint8 else image
         logits = self.network(scaled).logits
-        resized = F.interpolate(logits, image.shape[-2:], mode="bilinear", align_corners=False)
+        resized = F.interpolate(
+            logits,
+            image.shape[-2:],
+            mode="bilinear",
+            align_corners=self.network.align_corners,
+        )
         return resized.argmax(1).to(torch.uint8) if self.argmax else resized
 
     def to_input(self, images: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Predict images of any size: resize them for the network, and label them at full size."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -117,6 +117,8 @@ def infer_batch(
     `model` is in evaluation mode, on the device of `options`; `images` have its input size, and
     their labels get `sizes`. With `logits`, the logits are also returned.
     """
+    if getattr(model, "align_corners", False):
+        options = replace(options, align_corners=True)
     if needs_tiles(images[0].shape):
         return (
             ImageLabels(*label_in_tiles(model, image, size, options))

@@ -39,7 +39,7 @@ class TileOptions:
         scales: Average over these sizes.
         confidence: Also return the probability of each label.
         temperature: Temperature of these probabilities; labels do not depend on it.
-        align_corners: Enlarge logits so that the outermost cells lie on the border.
+        align_corners: Enlarge logits so that the outermost cells lie on the outermost pixels.
     """
 
     device: torch.device
@@ -59,6 +59,7 @@ def image_logits(model: Network, images: Sequence[Pixels], options: TileOptions)
         window=options.window,
         flip=options.flip,
         scales=options.scales,
+        align_corners=options.align_corners,
     )
 
 
@@ -198,7 +199,8 @@ def _tile_logits(
     """Return the logits of a tile, and the number of pixels per cell.
 
     The padding up to the grid repeats the border, so cells lie on multiples of the stride in border
-    tiles too; cells in the padding are removed.
+    tiles too; cells in the padding are removed. Where cells are not multiples of pixels, as with
+    aligned corners, the logits are those of pixels.
     """
     pixels = image[rows, columns]
     height, width = pixels.shape[:2]
@@ -207,7 +209,9 @@ def _tile_logits(
     logits = image_logits(model, [np.pad(pixels, padding, mode="edge")], options)[0]
     stride = max(1, padded_size[0] // logits.shape[-2])
     fits = (logits.shape[-2] * stride, logits.shape[-1] * stride) == padded_size
-    if not fits or _GRID_PX % stride:
-        logits = F.interpolate(logits[None], padded_size, mode="bilinear", align_corners=False)[0]
+    if options.align_corners or not fits or _GRID_PX % stride:
+        (logits,) = F.interpolate(
+            logits[None], padded_size, mode="bilinear", align_corners=options.align_corners
+        )
         stride = 1
     return logits[:, : -(-height // stride), : -(-width // stride)], stride

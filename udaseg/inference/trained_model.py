@@ -90,7 +90,8 @@ class Model(nn.Module):
             probabilities = model(images).softmax(1)
         """
         logits = self.segmenter(images).logits
-        return F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
+        aligned = self.recipe.model.align_corners
+        return F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=aligned)
 
     def predict(
         self,

@@ -26,6 +26,7 @@ def predict_batch(
     overlap: float = 1 / 3,
     flip: bool = False,
     scales: Sequence[float] = (1.0,),
+    align_corners: bool = False,
 ) -> Tensor:
     """Return logits; with flips, scales or windows, of the mean probability over all views.
 
@@ -36,6 +37,7 @@ def predict_batch(
         overlap: Share of a window that overlaps with its neighbour.
         flip: Also predict the mirrored image.
         scales: Image scales to predict at, relative to the image.
+        align_corners: How the logits of a view are enlarged; see `Segmenter`.
 
     Returns:
         (N, K, h, w): for a single view, the network's logits; otherwise, at full size, the
@@ -50,7 +52,7 @@ def predict_batch(
         scaled = _resize(images, (max(1, round(height * scale)), max(1, round(width * scale))))
         for mirrored in (False, True) if flip else (False,):
             view = scaled.flip(-1) if mirrored else scaled
-            probabilities = _windowed_probabilities(model, view, window, overlap)
+            probabilities = _windowed_probabilities(model, view, window, overlap, align_corners)
             probabilities = probabilities.flip(-1) if mirrored else probabilities
             probabilities = _resize(probabilities, (height, width))
             total = probabilities if total is None else total.add_(probabilities)
@@ -74,16 +76,20 @@ def windows(
 
 
 def _windowed_probabilities(
-    model: Network, images: Tensor, window: tuple[int, int] | None, overlap: float
+    model: Network,
+    images: Tensor,
+    window: tuple[int, int] | None,
+    overlap: float,
+    align_corners: bool,
 ) -> Tensor:
     """Return (N, K, H, W) probabilities of one view of the images."""
     if window is None:
-        return _probabilities(model, images)
+        return _probabilities(model, images, align_corners)
     size = (images.shape[-2], images.shape[-1])
     total: Tensor | None = None
     weight = torch.zeros(size, device=images.device)
     for rows, columns in windows(size, window, overlap):
-        probabilities = _probabilities(model, images[..., rows, columns])
+        probabilities = _probabilities(model, images[..., rows, columns], align_corners)
         if total is None:
             total = probabilities.new_zeros((*probabilities.shape[:2], *size))
         total[..., rows, columns] += probabilities
@@ -92,12 +98,12 @@ def _windowed_probabilities(
     return total.div_(weight)
 
 
-def _probabilities(model: Network, images: Tensor) -> Tensor:
-    logits = _resize(model(images).logits.float(), images.shape[-2:])
+def _probabilities(model: Network, images: Tensor, align_corners: bool) -> Tensor:
+    logits = _resize(model(images).logits.float(), images.shape[-2:], align_corners)
     return torch.softmax(logits, 1)
 
 
-def _resize(maps: Tensor, size: Sequence[int]) -> Tensor:
+def _resize(maps: Tensor, size: Sequence[int], align_corners: bool = False) -> Tensor:
     if maps.shape[-2:] == tuple(size):
         return maps
-    return F.interpolate(maps, tuple(size), mode="bilinear", align_corners=False)
+    return F.interpolate(maps, tuple(size), mode="bilinear", align_corners=align_corners)

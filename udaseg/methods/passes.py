@@ -82,7 +82,9 @@ def collect_confidence(
     counts = torch.zeros(num_classes, BINS, dtype=torch.int64, device=device)
 
     def add(read: _ReadSample, output: SegmenterOutput) -> None:
-        labels, confidence = pseudo_labels(output.logits, read.image.shape[:2])
+        labels, confidence = pseudo_labels(
+            output.logits, read.image.shape[:2], align_corners=student.align_corners
+        )
         counts.add_(confidence_histogram(labels, confidence, num_classes))
 
     _for_each_image(add, student, target, device, on_progress)
@@ -138,7 +140,9 @@ def write_pseudo_labels(
         write_pseudo_label(folder, sample, labels.numpy())
 
     def label(read: _ReadSample, output: SegmenterOutput) -> None:
-        (predicted,), (confidence,) = pseudo_labels(output.logits, read.image.shape[:2])
+        (predicted,), (confidence,) = pseudo_labels(
+            output.logits, read.image.shape[:2], align_corners=student.align_corners
+        )
         labels = threshold_labels(predicted, confidence, limits)
         writing.submit(partial(write, read.sample, _copy_to_host(labels)))
 

@@ -9,6 +9,7 @@ backward, so nothing depends on the order of atomic additions.
 import functools
 import operator
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -27,6 +28,7 @@ class _Step(NamedTuple):
     columns: int
 
 
+_Band = tuple[slice, slice, Tensor]
 _STEP_CPU = _Step(16, 256)
 _STEP_GPU = _Step(512, 4096)
 
@@ -38,6 +40,7 @@ def pixel_loss(
     *,
     mean_over: Literal["labelled", "all"] = "labelled",
     num_labelled: Tensor | None = None,
+    align_corners: bool = False,
 ) -> Tensor:
     """Return the mean cross-entropy over labelled pixels, at the labels' resolution.
 
@@ -48,6 +51,7 @@ def pixel_loss(
             loss.
         mean_over: `all` divides by the number of all pixels, `IGNORE` included.
         num_labelled: `count_labelled` of all ranks; None counts and sums them here.
+        align_corners: How the logits are upsampled; see `Segmenter`.
 
     Returns:
         A scalar; 0 with a graph when no pixel is labelled.
@@ -67,7 +71,7 @@ def pixel_loss(
             num_labelled = all_reduce_sum(valid.sum(dtype=torch.float32))
         divisor = divisor_of_total(num_labelled)
     weight = (valid if weights is None else valid * weights) / divisor
-    total, gradient = _cross_entropy_sum(logits, labels * valid, weight)
+    total, gradient = _cross_entropy_sum(logits, labels * valid, weight, align_corners)
     return with_gradient(total, gradient, logits)
 
 
@@ -84,10 +88,13 @@ def count_classes(labels: Tensor, num_classes: int) -> Tensor:
 
 
 @torch.no_grad()
-def pseudo_labels(logits: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
+def pseudo_labels(
+    logits: Tensor, size: Sequence[int], *, align_corners: bool = False
+) -> tuple[Tensor, Tensor]:
     """Return the most probable class of each pixel and its probability.
 
     Logits (B, K, h, w) give labels (B, H, W) uint8 and confidence (B, H, W) float32 in [0, 1].
+    `align_corners` says how they are upsampled; see `Segmenter`.
     """
     height, width = size
     shape = logits.shape[0], height, width
@@ -95,8 +102,11 @@ def pseudo_labels(logits: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
     confidence = torch.empty(shape, device=logits.device)
     step = _step(logits)
     with float32_products(logits.device):
-        wide = _widen(logits, width, step.columns)
-        for rows, inputs, matrix in _bands(wide.shape[-2], height, step.rows, wide.device):
+        columns = _bands(logits.shape[-1], width, step.columns, logits.device, align_corners)
+        wide = _widen(logits, width, columns)
+        for rows, inputs, matrix in _bands(
+            wide.shape[-2], height, step.rows, wide.device, align_corners
+        ):
             strip = matrix @ wide[:, :, inputs]
             top, best = strip.max(1)
             labels[:, rows] = best
@@ -105,20 +115,24 @@ def pseudo_labels(logits: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def _cross_entropy_sum(logits: Tensor, labels: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+def _cross_entropy_sum(
+    logits: Tensor, labels: Tensor, weight: Tensor, align_corners: bool
+) -> tuple[Tensor, Tensor]:
     """Return the weighted sum of the cross-entropies of all pixels, and its gradient.
 
     Args:
         logits: (B, K, h, w).
         labels: (B, H, W) integer, a class.
         weight: (B, H, W) float32.
+        align_corners: How the logits are upsampled.
     """
     (low_height, low_width), (height, width) = logits.shape[-2:], labels.shape[1:]
     step, device, totals = _step(logits), logits.device, []
+    column_bands = partial(_bands, low_width, width, step.columns, device, align_corners)
 
     def row_gradients() -> Iterator[tuple[slice, Tensor]]:
-        wide = _widen(logits, width, step.columns)
-        for rows, inputs, matrix in _bands(low_height, height, step.rows, device):
+        wide = _widen(logits, width, column_bands())
+        for rows, inputs, matrix in _bands(low_height, height, step.rows, device, align_corners):
             strip = matrix @ wide[:, :, inputs], labels[:, rows], weight[:, rows]
             totals.append(_replace_by_gradient(*strip))
             yield inputs, matrix.T @ strip[0]
@@ -127,7 +141,7 @@ def _cross_entropy_sum(logits: Tensor, labels: Tensor, weight: Tensor) -> tuple[
         wide_gradient = _sum_of_bands(row_gradients(), low_height, dim=2)
         gradients = (
             (inputs, wide_gradient[..., columns] @ matrix)
-            for columns, inputs, matrix in _bands(low_width, width, step.columns, device)
+            for columns, inputs, matrix in column_bands()
         )
         gradient = _sum_of_bands(gradients, low_width, dim=3)
     return functools.reduce(operator.add, totals), gradient
@@ -152,23 +166,29 @@ def _step(logits: Tensor) -> _Step:
 
 
 def _bands(
-    low: int, high: int, step: int, device: torch.device
-) -> Iterator[tuple[slice, slice, Tensor]]:
+    low: int, high: int, step: int, device: torch.device, align_corners: bool
+) -> Iterator[_Band]:
     """Yield (outputs, the inputs that they need, matrix from inputs to outputs)."""
-    matrix = row_weights(low, high, device)
+    matrix = row_weights(low, high, device, align_corners)
+
+    def position(output: int) -> float:
+        if align_corners:
+            return output * (low - 1) / max(1, high - 1)
+        return (output + 0.5) * low / high - 0.5
+
     for start in range(0, high, step):
         outputs = slice(start, min(start + step, high))
-        first = max(0, int((start + 0.5) * low / high - 0.5))
-        last = min(low, int((outputs.stop - 0.5) * low / high - 0.5) + 2)
+        first = max(0, int(position(start)))
+        last = min(low, int(position(outputs.stop - 1)) + 2)
         inputs = slice(first, max(last, first + 1))
         yield outputs, inputs, matrix[outputs, inputs]
 
 
-def _widen(logits: Tensor, width: int, step: int) -> Tensor:
+def _widen(logits: Tensor, width: int, bands: Iterable[_Band]) -> Tensor:
     """Return logits (B, K, h, w) upsampled to (B, K, h, width), float32."""
     narrow = logits.float().reshape(-1, logits.shape[-1])
     wide = narrow.new_empty(len(narrow), width)
-    for columns, inputs, matrix in _bands(logits.shape[-1], width, step, logits.device):
+    for columns, inputs, matrix in bands:
         torch.mm(narrow[:, inputs], matrix.T, out=wide[:, columns])
     return wide.view(*logits.shape[:-1], width)
 

@@ -63,6 +63,8 @@ class Segmenter(nn.Module):
         batch_norm: Mode of the backbone's batch norms in training: `train`; `affine_frozen`
             (statistics are updated, scale and shift are not); `frozen` (neither is updated).
         projector: Maps (B, C, h, w) features to (B, D, h, w) unit vectors; not used at test time.
+        align_corners: Whoever enlarges the logits puts the outermost cells on the outermost pixels;
+            otherwise each cell is the centre of its pixels.
 
     Attributes:
         recompute: Store only the inputs of blocks for the backward pass and recompute the other
@@ -91,6 +93,7 @@ class Segmenter(nn.Module):
         *,
         batch_norm: Literal["train", "affine_frozen", "frozen"] = "train",
         projector: nn.Module | None = None,
+        align_corners: bool = False,
     ) -> None:
         super().__init__()
         self.register_buffer("mean", torch.tensor(backbone.mean).view(1, 3, 1, 1))
@@ -99,6 +102,7 @@ class Segmenter(nn.Module):
         self.head = head
         self.projector = projector
         self.batch_norm = batch_norm
+        self.align_corners = align_corners
         parts = (*backbone.modules(), *head.modules())
         self._norms = [part for part in parts if isinstance(part, _BatchNorm)]
         if batch_norm != "train":
@@ -235,4 +239,10 @@ def build_segmenter(
     head, projector = head_type.from_spec(spec, backbone, num_classes), None
     if projector_channels is not None:
         projector = Projector(backbone.channels[-1], projector_channels)
-    return Segmenter(backbone, head, batch_norm=spec.batch_norm, projector=projector)
+    return Segmenter(
+        backbone,
+        head,
+        batch_norm=spec.batch_norm,
+        projector=projector,
+        align_corners=spec.align_corners,
+    )

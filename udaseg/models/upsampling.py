@@ -39,29 +39,36 @@ def constant(make: Callable[_P, Tensor]) -> Callable[_P, Tensor]:
 
 
 @constant
-def row_weights(low: int, high: int, device: torch.device) -> Tensor:
+def row_weights(low: int, high: int, device: torch.device, align_corners: bool = False) -> Tensor:
     """Return the (high, low) matrix that resizes `low` rows to `high` rows bilinearly.
 
-    It is that of `F.interpolate` with `align_corners=False`.
+    It is that of `F.interpolate` with the same `align_corners`.
     """
     rows = torch.arange(high, dtype=torch.float64, device=device)
-    positions = ((rows + 0.5) * (low / high) - 0.5).clamp(0, low - 1)
+    if align_corners:
+        positions = rows * ((low - 1) / max(1, high - 1))
+    else:
+        positions = ((rows + 0.5) * (low / high) - 0.5).clamp(0, low - 1)
     inputs = torch.arange(low, device=device)
     return (1 - (positions[:, None] - inputs).abs()).clamp_min(0).float()
 
 
-def upsample(maps: Tensor, size: Sequence[int]) -> Tensor:
+def upsample(maps: Tensor, size: Sequence[int], *, align_corners: bool = False) -> Tensor:
     """Return maps (B, C, h, w) at another size, bilinearly.
+
+    With `align_corners`, the outermost cells lie on the outermost pixels.
 
     On a GPU, the gradient of `F.interpolate` adds in an order that changes from run to run, and
     its deterministic form sorts. Products do neither.
     """
     if not maps.is_cuda:
-        return F.interpolate(maps, tuple(size), mode="bilinear", align_corners=False)
-    return upsample_by_products(maps, size)
+        return F.interpolate(maps, tuple(size), mode="bilinear", align_corners=align_corners)
+    return upsample_by_products(maps, size, align_corners=align_corners)
 
 
-def upsample_by_products(maps: Tensor, size: Sequence[int]) -> Tensor:
+def upsample_by_products(
+    maps: Tensor, size: Sequence[int], *, align_corners: bool = False
+) -> Tensor:
     """Return what `upsample` returns, on any device, in the layout `channels_last`.
 
     It is computed in float32, even under autocast.
@@ -69,7 +76,7 @@ def upsample_by_products(maps: Tensor, size: Sequence[int]) -> Tensor:
     (batch, channels, low_rows, low_columns), (rows, columns) = maps.shape, size
     with torch.autocast(maps.device.type, enabled=False):
         cells = maps.float().permute(0, 2, 3, 1)
-        tall = row_weights(low_rows, rows, maps.device) @ cells.flatten(2)
+        tall = row_weights(low_rows, rows, maps.device, align_corners) @ cells.flatten(2)
         tall = tall.view(batch, rows, low_columns, channels)
-        enlarged = row_weights(low_columns, columns, maps.device) @ tall
+        enlarged = row_weights(low_columns, columns, maps.device, align_corners) @ tall
         return enlarged.permute(0, 3, 1, 2).to(maps.dtype)

@@ -73,6 +73,11 @@ class Model:
     """
     head_channels: Annotated[int, Ge(1)] = 256
     """Width of the DeepLab-v3+ head; unused by DeepLab-v2."""
+    align_corners: bool = False
+    """Enlarge logits so that the outermost cells lie on the outermost pixels, in the losses, the
+    pseudo-labels, predictions and exports; true in the releases of RCCR, DACS, SPCL, ADVENT and
+    FDA. False makes each cell the centre of its pixels.
+    """
 
 
 @dataclass(frozen=True)

@@ -193,7 +193,7 @@ def _labelled_pixels(model: Model, images: ImageSet) -> _PixelSample:
         logits = predict_logits(model.segmenter, pixels)
         size = (truth.shape[0], truth.shape[1])
         labels = torch.from_numpy(truth[rows, columns].astype(np.int64))
-        return logits_at(logits, size, rows, columns).cpu(), labels
+        return _logits_at(model, logits, size, rows, columns).cpu(), labels
 
     return _collect(model, images, f"{dataset.name} {images.split}", measure)
 
@@ -223,11 +223,23 @@ def _pseudo_labelled_pixels(model: Model, limit: int, root: Path) -> _PixelSampl
         if weak.shape != strong.shape:
             weak = F.interpolate(weak, size, mode="bilinear", align_corners=False)
         rows, columns = _choose_pixels(np.ones(size, np.bool_), count, seed=index)
-        labels = logits_at(predict_logits(model.segmenter, strong), size, rows, columns).argmax(1)
+        logits = predict_logits(model.segmenter, strong)
+        labels = _logits_at(model, logits, size, rows, columns).argmax(1)
         mixed_logits = predict_logits(model.segmenter, strong.lerp(weak, 1 - _MIX_WEIGHT))
-        return logits_at(mixed_logits, size, rows, columns).cpu(), labels.cpu()
+        return _logits_at(model, mixed_logits, size, rows, columns).cpu(), labels.cpu()
 
     return _collect(model, images, f"{dataset.name} {recipe.split}, mixed", measure)
+
+
+def _logits_at(
+    model: Model,
+    logits: Tensor,
+    size: tuple[int, int],
+    rows: NDArray[np.int64],
+    columns: NDArray[np.int64],
+) -> Tensor:
+    """Return the (N, K) logits of some pixels, enlarged as the model's are."""
+    return logits_at(logits, size, rows, columns, align_corners=model.recipe.model.align_corners)
 
 
 def _collect(

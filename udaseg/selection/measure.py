@@ -1,6 +1,7 @@
 """Compute the criteria of `udaseg select` for one candidate."""
 
 from collections.abc import Collection
+from functools import partial
 
 import numpy as np
 import torch
@@ -66,6 +67,7 @@ def _criteria_on_target(
     """Return the criteria from unlabelled images, and the (K,) predicted pixels of each class."""
     teacher = _load_teacher(candidate, device) if "teacher" in requested else None
     dataset, classes = sets.target.dataset, len(model.classes)
+    to_labels = partial(labels_from_logits, align_corners=model.recipe.model.align_corners)
     pixels = []
     agreement = {"flip": ConfusionMatrix(classes), "teacher": ConfusionMatrix(classes)}
     predicted = np.zeros(classes, np.int64)
@@ -77,15 +79,15 @@ def _criteria_on_target(
             refuse_not_finite(logits, str(candidate.checkpoint))
             probabilities = logits.softmax(0)
             pixels.append(measures.sample_pixels(probabilities, _PIXELS_PER_IMAGE, index).cpu())
-            labels, _ = labels_from_logits(logits, size)
+            labels, _ = to_labels(logits, size)
             predicted += np.bincount(labels.ravel(), minlength=classes)
             if "flip" in requested:
                 mirrored = predict_logits(model.segmenter, image.flip(-1)).flip(-1)
-                agreement["flip"].update(labels_from_logits(mirrored, size)[0], labels)
+                agreement["flip"].update(to_labels(mirrored, size)[0], labels)
             if teacher is not None:
                 teacher_logits = predict_logits(teacher.segmenter, image)
                 refuse_not_finite(teacher_logits, f"{candidate.checkpoint}, teacher")
-                agreement["teacher"].update(labels_from_logits(teacher_logits, size)[0], labels)
+                agreement["teacher"].update(to_labels(teacher_logits, size)[0], labels)
             progress.advance()
     values: dict[str, float | None] = {
         "entropy": measures.mean_entropy(torch.cat(pixels)),

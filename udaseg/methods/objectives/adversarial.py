@@ -52,13 +52,18 @@ class Adversarial(Objective):
         labelled = sums.reduce(labelled=count_labelled(batch.source_labels))["labelled"]
         source = self._logits(source_images)
         parts = {
-            "source": pixel_loss(source, batch.source_labels, num_labelled=labelled),
+            "source": pixel_loss(
+                source,
+                batch.source_labels,
+                num_labelled=labelled,
+                align_corners=self.student.align_corners,
+            ),
             "discriminator": self._discriminator_loss(source, source_images, _SOURCE) / 2,
         }
         yield LossReport.of(parts, is_last=False)
 
         target = self._logits(target_images)
-        target_map = output_map(target, target_images.shape[-2:], self.spec.sees)
+        target_map = self._output_map(target, target_images)
         constants = {name: part.detach() for name, part in self.discriminator.named_parameters()}
         domain_logits = functional_call(self.discriminator, constants, (target_map,))
         parts = {
@@ -75,21 +80,26 @@ class Adversarial(Objective):
         return logits.float() / self.spec.temperature
 
     def _discriminator_loss(self, logits: Tensor, images: Tensor, domain: float) -> Tensor:
-        seen = output_map(logits.detach(), images.shape[-2:], self.spec.sees)
-        return _domain_loss(self.discriminator(seen), domain)
+        return _domain_loss(self.discriminator(self._output_map(logits.detach(), images)), domain)
+
+    def _output_map(self, logits: Tensor, images: Tensor) -> Tensor:
+        size, aligned = images.shape[-2:], self.student.align_corners
+        return output_map(logits, size, self.spec.sees, align_corners=aligned)
 
 
 def output_map(
     logits: Tensor,
     size: Sequence[int],
     discriminator_input: Literal["softmax", "self_information"],
+    *,
+    align_corners: bool = False,
 ) -> Tensor:
     """Return the input of a discriminator, (B, K, H, W) float32, for logits (B, K, h, w).
 
     It is `softmax` probabilities p, or `self_information` -p log2(p) / log2(K).
     """
     with float32_products(logits.device):
-        probabilities = upsample(logits.float(), size).softmax(1)
+        probabilities = upsample(logits.float(), size, align_corners=align_corners).softmax(1)
     if discriminator_input == "softmax":
         return probabilities
     return -probabilities * torch.log2(probabilities + _LOG_EPS) / math.log2(logits.shape[1])

@@ -59,7 +59,12 @@ class PrototypeAlignment(Objective):
         output: SegmenterOutput = self.student(self.source_images(batch))
         views.by_name[SOURCE] = labelled_view(output, batch.source_labels)
         parts = {
-            "source": pixel_loss(output.logits, batch.source_labels, num_labelled=labelled),
+            "source": pixel_loss(
+                output.logits,
+                batch.source_labels,
+                num_labelled=labelled,
+                align_corners=self.student.align_corners,
+            ),
             "prototypes": self.contrast.view_loss(SOURCE, views),
         }
         yield LossReport.of(parts, views=views, is_last=False)
@@ -89,5 +94,10 @@ class SelfDistillation(Objective):
         assert batch.pseudo_labels is not None
         labelled = sums.reduce(labelled=count_labelled(batch.pseudo_labels))["labelled"]
         logits = self.student(self.target_images(batch)).logits
-        loss = pixel_loss(logits, batch.pseudo_labels, num_labelled=labelled)
+        loss = pixel_loss(
+            logits,
+            batch.pseudo_labels,
+            num_labelled=labelled,
+            align_corners=self.student.align_corners,
+        )
         yield LossReport.of({"target": loss})

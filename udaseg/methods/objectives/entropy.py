@@ -40,7 +40,10 @@ class EntropyMinimization(Objective):
             source = fourier_style(source, target[partner], band=self.spec.band)
         labels = batch.source_labels
         labelled = sums.reduce(labelled=count_labelled(labels))["labelled"]
-        supervised = pixel_loss(self.student(source).logits, labels, num_labelled=labelled)
+        logits = self.student(source).logits
+        supervised = pixel_loss(
+            logits, labels, num_labelled=labelled, align_corners=self.student.align_corners
+        )
         yield LossReport.of({"source": supervised}, is_last=False)
 
         entropy = normalised_entropy(self.student(target).logits)

@@ -100,11 +100,20 @@ class SelfTraining(Objective):
                 views.by_name[view] = student_view(output, given.labels)
             if view == SOURCE:
                 parts["source"] = pixel_loss(
-                    output.logits, batch.source_labels, num_labelled=totals["labelled"]
+                    output.logits,
+                    batch.source_labels,
+                    num_labelled=totals["labelled"],
+                    align_corners=self.student.align_corners,
                 )
             elif view == MIXED:
                 weight = share.masked_fill(mixed.mask, 1.0)
-                loss = pixel_loss(output.logits, mixed.labels, weight, mean_over="all")
+                loss = pixel_loss(
+                    output.logits,
+                    mixed.labels,
+                    weight,
+                    mean_over="all",
+                    align_corners=self.student.align_corners,
+                )
                 parts["mixed"] = self.spec.mix_weight * loss
             for name, loss in self._regularizer_losses(view, views, last=order[-1]):
                 parts[name] = parts[name] + loss if name in parts else loss
@@ -124,7 +133,9 @@ class SelfTraining(Objective):
         source, target = self.source_images(batch), self.target_images(batch)
         need = self._needs().get(TARGET)
         output: SegmenterOutput = self.teacher(target, embed=need is not None and need.embed)
-        labels, confidence = pseudo_labels(output.logits, target.shape[-2:])
+        labels, confidence = pseudo_labels(
+            output.logits, target.shape[-2:], align_corners=self.student.align_corners
+        )
         return StepContext(
             batch=batch,
             student=self.student,

@@ -16,5 +16,7 @@ class SourceOnly(Objective):
         labels = batch.source_labels
         labelled = sums.reduce(labelled=count_labelled(labels))["labelled"]
         logits = self.student(self.source_images(batch)).logits
-        loss = pixel_loss(logits, labels, num_labelled=labelled)
+        loss = pixel_loss(
+            logits, labels, num_labelled=labelled, align_corners=self.student.align_corners
+        )
         yield LossReport.of({"source": loss})

@@ -100,10 +100,11 @@ def _row(
         return color_mask(resize_labels(labels, column), classes.colors)
 
     objective, title = setup.objective, "truth"
-    prediction, confidence = _predict(objective.student, image, setup.device)
+    aligned = objective.student.align_corners
+    prediction, confidence = _predict(objective.student, aligned, image, setup.device)
     if isinstance(objective, SelfTraining):
         # in its training mode: it labels with batch statistics if it does so in training
-        label, confidence = _predict(objective.teacher, image, setup.device)
+        label, confidence = _predict(objective.teacher, aligned, image, setup.device)
         title = "pseudo-label"
     elif crops.pseudo_labels is not None:
         label = read_train_ids(pseudo_label_path(crops.pseudo_labels, sample))
@@ -117,10 +118,12 @@ def _row(
 
 @torch.no_grad()
 def _predict(
-    network: nn.Module, image: Pixels, device: torch.device
+    network: nn.Module, aligned: bool, image: Pixels, device: torch.device
 ) -> tuple[Pixels, NDArray[np.float32]]:
     logits = network(image_batch([image], device)).logits[0].float()
-    labels, confidence = labels_from_logits(logits, image.shape[:2], confidence=True)
+    labels, confidence = labels_from_logits(
+        logits, image.shape[:2], confidence=True, align_corners=aligned
+    )
     assert confidence is not None
     return labels, confidence
 
