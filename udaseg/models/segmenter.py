@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from udaseg.models import compiling
-from udaseg.models.backbones.backbone import Backbone
+from udaseg.models.backbones.backbone import Backbone, BackboneOptions
 from udaseg.models.backbones.build import build_backbone
 from udaseg.models.checkpointing import checkpointed
 from udaseg.models.heads.head import head_class
@@ -122,6 +122,8 @@ class Segmenter(nn.Module):
 
     def _forward(self, images: Tensor, *, embed: bool) -> SegmenterOutput:
         images = (images - self.mean) / self.std
+        if self.backbone.bgr:
+            images = images.flip(1)
         if self.recompute and self.training and torch.is_grad_enabled():
             maps = self.backbone.forward_checkpointed(images)
             call = checkpointed
@@ -234,7 +236,17 @@ def build_segmenter(
         weights = expand_path(weights)
     head_type = head_class(spec.head)
     backbone = build_backbone(
-        spec.backbone, output_stride=spec.output_stride, weights=weights, levels=head_type.levels
+        spec.backbone,
+        output_stride=spec.output_stride,
+        weights=weights,
+        levels=head_type.levels,
+        options=BackboneOptions(
+            first_dilation=spec.first_dilation,
+            ceil_pool=spec.ceil_pool,
+            stride_in=spec.stride_in,
+            input=spec.input,
+            weights_partial=spec.weights_partial,
+        ),
     )
     head, projector = head_type.from_spec(spec, backbone, num_classes), None
     if projector_channels is not None:

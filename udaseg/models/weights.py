@@ -2,7 +2,7 @@
 
 import logging
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -13,7 +13,20 @@ from torch import Tensor, nn
 from udaseg.errors import UNREADABLE_TENSORS, CheckpointError, EnvironmentFault, why_unreadable
 
 log = logging.getLogger(__name__)
-_MIN_MATCHED_SHARE = 0.5
+_MAX_SHARE = 0.1
+"""Share of a network that a file may leave as it is, and share of a file that may stay unused."""
+
+_WRAPPERS = ("module", "state_dict", "model", "backbone", "encoder", "Scale")
+"""First parts of names that other tools add to those of a backbone."""
+
+_CLASSIFIERS = {
+    *("fc", "classifier", "aux_classifier", "head", "last_linear", "layer5", "layer6"),
+    *("decode_head", "auxiliary_head", "proj_head"),
+}
+"""Parts of names of what stands on a backbone, which no backbone needs."""
+
+_COUNTER = "num_batches_tracked"
+"""Counters of batch norms, which older files lack."""
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
@@ -32,6 +45,11 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         ) from error
     if isinstance(loaded, dict) and {"objective", "optimizer"} <= loaded.keys():
         raise CheckpointError(f"{path}: is a checkpoint, not a weights file; {_advice(path)}")
+    if isinstance(loaded, dict) and {"feature_extractor", "classifier"} <= loaded.keys():
+        raise CheckpointError(
+            f"{path}: is a checkpoint of SPCL's release; `udaseg import {shlex.quote(str(path))}` "
+            "makes a run of it, from which --init can start"
+        )
     for key in ("state_dict", "model"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
@@ -40,7 +58,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     tensors = {str(name): value for name, value in loaded.items() if isinstance(value, Tensor)}
     if len(tensors) != len(loaded):
         raise CheckpointError(f"{path}: contains values that are not tensors; save a state dict")
-    return {name.removeprefix("module."): value for name, value in tensors.items()}
+    return tensors
 
 
 def _advice(path: Path) -> str:
@@ -50,15 +68,23 @@ def _advice(path: Path) -> str:
     )
 
 
-def read_own_backbone(path: Path) -> dict[str, Tensor] | None:
-    """Return the backbone's tensors in the state dict of a `Segmenter`.
+def has_caffe_form(tensors: Mapping[str, Tensor]) -> bool:
+    """Return whether a state dict has the names of AdaptSegNet's network."""
+    return any("layer5.conv2d_list." in name or "layer6.conv2d_list." in name for name in tensors)
 
-    None for any other file.
-    """
-    try:
-        tensors = read_state_dict(path)
-    except CheckpointError:
-        return None
+
+def caffe_form_refusal(path: str) -> CheckpointError:
+    """Return the error of such a file for a network with other images and strides."""
+    return CheckpointError(
+        f"{path}: is a network of AdaptSegNet's kind (layer5.conv2d_list), as DACS and RCCR use, "
+        "with BGR images and its strides in the 1x1 convolutions. To evaluate it, make a run of "
+        f"it: `udaseg import {shlex.quote(path)}`. To start from its backbone, set "
+        "model.input=caffe model.stride_in=1x1 model.ceil_pool=true"
+    )
+
+
+def own_backbone(tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    """Return the backbone's tensors in the state dict of a `Segmenter`; None for any other."""
     own = {
         name.removeprefix("backbone."): value
         for name, value in tensors.items()
@@ -67,34 +93,73 @@ def read_own_backbone(path: Path) -> dict[str, Tensor] | None:
     return own if own and {"mean", "std"} <= tensors.keys() else None
 
 
-def load_into(network: nn.Module, tensors: Mapping[str, Tensor], *, origin: str) -> str:
+def load_into(
+    network: nn.Module, tensors: Mapping[str, Tensor], *, origin: str, partial: bool = False
+) -> str:
     """Load the tensors that match by name and shape into `network`; log and return a report.
 
-    Half-precision tensors are converted to the type of the network. Less than half of the network's
-    tensors are those of another model.
+    What other tools put before a name, such as `module.` or `backbone.`, is left out where that
+    finds the tensors of the network. Half-precision tensors are converted to the network's type.
+
+    Args:
+        network: The network to change.
+        tensors: Tensors by name.
+        origin: The file, for messages.
+        partial: Accept any file with a matching tensor.
+
+    Raises:
+        CheckpointError: More than 10 % of the network would keep its values, or more than 10 % of
+            the file would be unused. Classifiers and counters of batch norms do not count.
     """
     state = network.state_dict()
-    matched, mismatched = 0, []
-    for name in [name for name in tensors if name in state]:
-        if state[name].shape == tensors[name].shape:
-            state[name].copy_(tensors[name])
-            matched += 1
-        else:
-            shapes = f"{tuple(tensors[name].shape)} for {tuple(state[name].shape)}"
-            mismatched.append(f"{name} {shapes}")
+    tensors = _unwrapped(tensors, state)
+    shared = [name for name in tensors if name in state]
+    mismatched = [name for name in shared if state[name].shape != tensors[name].shape]
+    matched = set(shared) - set(mismatched)
     report = (
-        f"matched {matched}, missing {_first_few(sorted(state.keys() - tensors.keys()))}, "
+        f"matched {len(matched)}, missing {_first_few(sorted(state.keys() - tensors.keys()))}, "
         f"unexpected {_first_few(sorted(tensors.keys() - state.keys()))}"
     )
     if mismatched:
-        report += f", of different shape {_first_few(mismatched)}"
-    if matched < _MIN_MATCHED_SHARE * len(state):
+        shapes = [
+            f"{name} {tuple(tensors[name].shape)} for {tuple(state[name].shape)}"
+            for name in mismatched
+        ]
+        report += f", of different shape {_first_few(shapes)}"
+    unset, unused = _share_without(state, matched), _share_without(tensors, matched)
+    if not matched or (max(unset, unused) > _MAX_SHARE and not partial):
         raise CheckpointError(
-            f"{origin}: not weights of this network: {report}. "
-            "Check model.backbone, or set model.weights=random to train from scratch"
+            f"{origin}: not weights of this network: {unset:.0%} of it would keep random values, "
+            f"{unused:.0%} of the file would be unused: {report}. Check model.backbone, or set "
+            + ("model.weights_partial=true" if matched else "model.weights=random")
+            + (" to use what matches" if matched else " to train from scratch")
         )
+    for name in matched:
+        state[name].copy_(tensors[name])
     log.info("weights %s: %s", origin, report)
     return report
+
+
+def _unwrapped(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Return tensors by names without wrappers, if more of these are names of the network."""
+    plain = {_without_wrappers(name): value for name, value in tensors.items()}
+    is_better = len(plain.keys() & state.keys()) > len(tensors.keys() & state.keys())
+    return plain if is_better and len(plain) == len(tensors) else tensors
+
+
+def _without_wrappers(name: str) -> str:
+    first, _, rest = name.partition(".")
+    return _without_wrappers(rest) if first in _WRAPPERS and rest else name
+
+
+def _share_without(names: Iterable[str], matched: Collection[str]) -> float:
+    """Return the share of names that did not match, without classifiers and counters."""
+    counted = [
+        name
+        for name in names
+        if not name.endswith(_COUNTER) and not _CLASSIFIERS & set(name.split("."))
+    ]
+    return sum(name not in matched for name in counted) / max(1, len(counted))
 
 
 def _first_few(names: Sequence[str]) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from udaseg.recipe import methods
 from udaseg.recipe.methods import SelfTraining, Staged, StageSpec
-from udaseg.recipe.schema import Recipe
+from udaseg.recipe.schema import RESNETS, Recipe
 
 Problems = Iterator[tuple[str, str]]
 """(dotted key, what it must be) of every value that contradicts another one."""
@@ -14,8 +14,8 @@ _DISCRIMINATOR_STRIDE = 32
 
 def recipe_problems(recipe: Recipe) -> list[tuple[str, str]]:
     """Return (dotted key, what it must be) for every value that contradicts another one."""
-    rules = (_domains, _machine, _expected, _stages, _projectors, _target_statistics, _mixing)
-    return [problem for rule in (*rules, _crops, _repeated) for problem in rule(recipe)]
+    rules = (_domains, _networks, _machine, _expected, _stages, _projectors, _target_statistics)
+    return [problem for rule in (*rules, _mixing, _crops, _repeated) for problem in rule(recipe)]
 
 
 def _domains(recipe: Recipe) -> Problems:
@@ -31,6 +31,20 @@ def _domains(recipe: Recipe) -> Problems:
     sampling = recipe.target.sampling
     must = "uniform, because the classes of target images are unknown"
     yield from _unless(sampling == "uniform", "target.sampling", must, sampling)
+
+
+def _networks(recipe: Recipe) -> Problems:
+    """Yield settings of torchvision's ResNets for other backbones."""
+    model = recipe.model
+    resnet = model.backbone in RESNETS
+    must = f"false for {model.backbone}: only {', '.join(RESNETS)} can round up"
+    yield from _unless(resnet or not model.ceil_pool, "model.ceil_pool", must, "true")
+    holds = resnet or model.first_dilation == "own"
+    must = f"own for {model.backbone}: only {', '.join(RESNETS)} have the other"
+    yield from _unless(holds, "model.first_dilation", must, model.first_dilation)
+    holds = model.backbone in RESNETS[1:] or model.stride_in == "3x3"
+    must = f"3x3 for {model.backbone}: only {', '.join(RESNETS[1:])} have bottlenecks"
+    yield from _unless(holds, "model.stride_in", must, model.stride_in)
 
 
 def _machine(recipe: Recipe) -> Problems:

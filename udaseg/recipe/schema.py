@@ -27,6 +27,9 @@ BACKBONES = {
 }
 """The built-in backbones, each with the module in `udaseg/models/backbones/` that builds it."""
 
+RESNETS = ("resnet18", "resnet50", "resnet101")
+"""Backbones that `model.first_dilation` and `model.ceil_pool` can change."""
+
 TIMM_PREFIX = "timm:"
 """What the name of a backbone of timm begins with."""
 
@@ -77,6 +80,26 @@ class Model:
     """Enlarge logits so that the outermost cells lie on the outermost pixels, in the losses, the
     pseudo-labels, predictions and exports; true in the releases of RCCR, DACS, SPCL, ADVENT and
     FDA. False makes each cell the centre of its pixels.
+    """
+    weights_partial: bool = False
+    """Accept a weights file that leaves more than 10 % of the backbone's tensors at random values,
+    or of which more than 10 % is unused (classifiers apart).
+    """
+    input: Literal["imagenet", "caffe"] = "imagenet"
+    """Images as the weights expect them: `imagenet` as the backbone's own; `caffe` is BGR in
+    [0, 255] less a mean, for weights of the releases of AdaptSegNet, ADVENT, FDA, DACS and RCCR.
+    """
+    stride_in: Literal["3x3", "1x1"] = "3x3"
+    """Convolution of a ResNet's bottleneck that has its stride: `3x3` in torchvision, `1x1` in the
+    releases of AdaptSegNet, ADVENT, FDA, DACS and RCCR (Caffe's ResNet).
+    """
+    ceil_pool: bool = False
+    """The max pooling of a ResNet rounds sizes up, as in these releases: 65 cells of stride 8 for
+    512 px, not 64.
+    """
+    first_dilation: Literal["own", "previous"] = "own"
+    """Dilation of the first block of a dilated layer of a ResNet: its `own` layer's, as in
+    DeepLab-v2, or that of the `previous` layer, as in torchvision and SPCL's release.
     """
 
 

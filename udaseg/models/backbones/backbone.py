@@ -2,7 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Literal, TypeVar
 
 from torch import Tensor, nn
 
@@ -10,8 +11,35 @@ from udaseg.models.checkpointing import checkpointed
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+CAFFE_MEAN = (122.67891434 / 255, 116.66876762 / 255, 104.00698793 / 255)
+"""Means of red, green and blue that weights converted from Caffe expect (DeepLab's release)."""
+CAFFE_STD = (1 / 255, 1 / 255, 1 / 255)
 
 _T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class BackboneOptions:
+    """How a network is computed with given weights: what differs between released networks.
+
+    Attributes:
+        first_dilation: Rate of the first block of a dilated layer: its `own` layer's (DeepLab-v2),
+            or that of the `previous` layer (torchvision's `replace_stride_with_dilation`).
+        ceil_pool: The max pooling rounds sizes up: 65 cells of 8 px for 512 px, not 64.
+        stride_in: The convolution of a bottleneck that has its stride.
+        input: `imagenet` is what the backbone's own weights expect; `caffe` is BGR in [0, 255] less
+            a mean.
+        weights_partial: Accept a file that lacks many of the network's tensors, or has many others.
+
+    `first_dilation`, `ceil_pool` and `stride_in` are for torchvision's ResNets, `stride_in` for
+    those with bottlenecks.
+    """
+
+    first_dilation: Literal["own", "previous"] = "own"
+    ceil_pool: bool = False
+    stride_in: Literal["3x3", "1x1"] = "3x3"
+    input: Literal["imagenet", "caffe"] = "imagenet"
+    weights_partial: bool = False
 
 
 class Backbone(nn.Module, ABC):
@@ -28,6 +56,7 @@ class Backbone(nn.Module, ABC):
             stride. Maps of a dilated network have the same stride.
         mean: Means of the channels that the weights expect, for RGB in [0, 1].
         std: Standard deviations of the channels that the weights expect.
+        bgr: Whether `forward` takes the channels as blue, green, red, after `mean` and `std`.
 
     Example:
         >>> import torch
@@ -51,6 +80,7 @@ class Backbone(nn.Module, ABC):
     strides: tuple[int, ...]
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
+    bgr: bool = False
 
     @abstractmethod
     def forward(self, images: Tensor) -> list[Tensor]:

@@ -8,13 +8,29 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-from udaseg.errors import RecipeError
-from udaseg.models.backbones.backbone import Backbone
+import torch
+from torch import Tensor
+
+from udaseg.errors import CheckpointError, RecipeError
+from udaseg.models.backbones.backbone import (
+    CAFFE_MEAN,
+    CAFFE_STD,
+    Backbone,
+    BackboneOptions,
+)
 from udaseg.models.backbones.plugin import plugin_backbone
-from udaseg.models.weights import load_into, read_own_backbone
+from udaseg.models.weights import (
+    caffe_form_refusal,
+    has_caffe_form,
+    load_into,
+    own_backbone,
+    read_state_dict,
+)
 from udaseg.plugins import find_plugin, list_plugins
 from udaseg.recipe.schema import BACKBONES, TIMM_PREFIX
 from udaseg.text import did_you_mean
+
+_DEFAULT = BackboneOptions()
 
 
 def build_backbone(
@@ -23,6 +39,7 @@ def build_backbone(
     output_stride: int = 16,
     weights: str = "imagenet",
     levels: Sequence[int] | None = None,
+    options: BackboneOptions = _DEFAULT,
 ) -> Backbone:
     """Return a backbone with its weights loaded.
 
@@ -36,6 +53,7 @@ def build_backbone(
         levels: Positions of the maps that are needed, such as (0, -1) for the first and the last;
             None for all. Only these are returned, and described by `channels` and `strides`, so
             that others do not stay in memory. Backbones of other packages return all.
+        options: How the network is computed and its weights are loaded.
 
     Raises:
         RecipeError: The name is unknown.
@@ -52,18 +70,53 @@ def build_backbone(
         >>> [tuple(each.shape[-2:]) for each in backbone(torch.zeros(1, 3, 128, 256))]
         [(32, 64), (16, 32), (8, 16), (8, 16)]
     """
-    if weights not in ("imagenet", "random"):
-        tensors = read_own_backbone(Path(weights))
-        if tensors is not None:
-            backbone = build_backbone(
-                name, output_stride=output_stride, weights="random", levels=levels
+    file = None if weights in ("imagenet", "random") else Path(weights)
+    tensors = {} if file is None else _readable(file)
+    if has_caffe_form(tensors) and (options.input, options.stride_in) != ("caffe", "1x1"):
+        raise caffe_form_refusal(weights)
+    own = own_backbone(tensors)
+    backbone = _build_named(
+        name,
+        output_stride=output_stride,
+        weights=weights if own is None else "random",
+        levels=levels,
+        options=options,
+    )
+    if options.input == "caffe":
+        backbone.mean, backbone.std, backbone.bgr = CAFFE_MEAN, CAFFE_STD, True
+    if own is not None:
+        if not torch.allclose(tensors["std"].flatten(), torch.tensor(backbone.std)):
+            given = "caffe" if options.input == "imagenet" else "imagenet"
+            raise CheckpointError(
+                f"{weights}: its network takes images in another range; set model.input={given}"
             )
-            load_into(backbone, tensors, origin=weights)
-            return backbone
+        load_into(backbone, own, origin=weights, partial=options.weights_partial)
+    return backbone
+
+
+def _readable(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a file; none if it is one that only another package may read."""
+    try:
+        return read_state_dict(path)
+    except CheckpointError:
+        return {}
+
+
+def _build_named(
+    name: str,
+    *,
+    output_stride: int,
+    weights: str,
+    levels: Sequence[int] | None,
+    options: BackboneOptions,
+) -> Backbone:
+    """Return the backbone of a name; `weights` is no file of `udaseg export`."""
     module = "timm" if name.startswith(TIMM_PREFIX) else BACKBONES.get(name)
     if module is not None:
         build = import_module(f"udaseg.models.backbones.{module}").build
-        built: Backbone = build(name, output_stride=output_stride, weights=weights, levels=levels)
+        built: Backbone = build(
+            name, output_stride=output_stride, weights=weights, levels=levels, options=options
+        )
         return built
     plugin = find_plugin("udaseg.backbones", name)
     if plugin is not None:

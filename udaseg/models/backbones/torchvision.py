@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from udaseg.errors import EnvironmentFault
-from udaseg.models.backbones.backbone import at_levels
+from udaseg.models.backbones.backbone import BackboneOptions, at_levels
 from udaseg.models.backbones.sequential import SequentialBackbone
 from udaseg.models.weights import download_fault, load_into, read_state_dict
 
@@ -22,13 +22,18 @@ _ENDS = {
 
 
 def build(
-    name: str, *, output_stride: int, weights: str, levels: Sequence[int] | None = None
+    name: str,
+    *,
+    output_stride: int,
+    weights: str,
+    levels: Sequence[int] | None = None,
+    options: BackboneOptions,
 ) -> SequentialBackbone:
     """Return one of the networks above; its strides are 4, 8, 16 and 32, or less where dilated.
 
     See `build_backbone`.
     """
-    network = _network(name, weights)
+    network = _network(name, weights, options)
     if name.startswith("resnet"):
         parts = ["conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"]
         stages = [getattr(network, part) for part in parts]
@@ -39,6 +44,8 @@ def build(
         dilate(stages[stride_16:stride_32], 32 // output_stride)
     if output_stride == 8:
         dilate(stages[stride_8:stride_16], 2)
+    if name.startswith("resnet"):
+        _follow(options, stages, network)
     return SequentialBackbone(
         nn.Sequential(*stages[:low]),
         nn.Sequential(*stages[low:stride_32]),
@@ -51,8 +58,7 @@ def build(
 def dilate(stages: Iterable[nn.Module], rate: int) -> None:
     """Set all strides in `stages` to 1 and dilate spatial convolutions by `rate`, in place.
 
-    All blocks get the same rate, including the first, as in DeepLab-v2. torchvision's option leaves
-    the first block at the previous rate, and does not exist for ResNet-18.
+    All blocks get the same rate, including the first, as in DeepLab-v2.
     """
     for module in itertools.chain.from_iterable(stage.modules() for stage in stages):
         if isinstance(module, nn.Conv2d):
@@ -63,7 +69,24 @@ def dilate(stages: Iterable[nn.Module], rate: int) -> None:
                 module.padding = (rate * (height // 2), rate * (width // 2))
 
 
-def _network(name: str, weights: str) -> nn.Module:
+def _follow(options: BackboneOptions, layers: Sequence[nn.Module], network: nn.Module) -> None:
+    """Compute a dilated ResNet as the options say, in place; its weights do not change."""
+    from torchvision.models.resnet import Bottleneck
+
+    if options.first_dilation == "previous":
+        for layer in layers[-2:]:
+            for module in layer[0].modules():  # type: ignore[index]  # a Sequential of blocks
+                if isinstance(module, nn.Conv2d) and module.dilation[0] > 1:
+                    rate = module.dilation[0] // 2
+                    module.dilation = module.padding = (rate, rate)
+    for module in network.modules():
+        if isinstance(module, nn.MaxPool2d):
+            module.ceil_mode = options.ceil_pool
+        elif options.stride_in == "1x1" and isinstance(module, Bottleneck):
+            module.conv1.stride, module.conv2.stride = module.conv2.stride, module.conv1.stride
+
+
+def _network(name: str, weights: str, options: BackboneOptions) -> nn.Module:
     """Return the classification network with its weights loaded."""
     try:
         from torchvision import models
@@ -81,7 +104,8 @@ def _network(name: str, weights: str) -> nn.Module:
         except OSError as error:
             raise download_fault(name, error) from error
     elif weights != "random":
-        load_into(network, read_state_dict(Path(weights)), origin=weights)
+        tensors = read_state_dict(Path(weights))
+        load_into(network, tensors, origin=weights, partial=options.weights_partial)
     return network
 
 

@@ -1,0 +1,96 @@
+"""How released networks differ from torchvision's, against torchvision or a written rule."""
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from udaseg.errors import RecipeError
+from udaseg.models.backbones.backbone import BackboneOptions
+from udaseg.models.backbones.build import build_backbone
+from udaseg.models.heads.deeplab_v2 import DeepLabV2
+from udaseg.models.segmenter import Segmenter, build_segmenter
+from udaseg.recipe.library import find_recipe
+from udaseg.recipe.load import load
+
+
+def resnet(name="resnet50", output_stride=8, **options):
+    torch.manual_seed(0)
+    return build_backbone(
+        name, output_stride=output_stride, weights="random", options=BackboneOptions(**options)
+    ).eval()
+
+
+@pytest.mark.parametrize(
+    ("output_stride", "dilated"), [(8, (False, True, True)), (16, (False, False, True))]
+)
+def test_the_previous_first_dilation_is_that_of_torchvision(output_stride, dilated):
+    images = torch.rand(1, 3, 65, 97)
+    torch.manual_seed(0)
+    theirs = torchvision.models.resnet50(replace_stride_with_dilation=dilated).eval()
+    for part in ("avgpool", "fc"):
+        setattr(theirs, part, nn.Identity())
+    with torch.no_grad():
+        expected = theirs(images)
+        found = resnet(output_stride=output_stride, first_dilation="previous")(images)[-1]
+        own = resnet(output_stride=output_stride)(images)[-1]
+    assert torch.equal(found.flatten(1), expected)
+    assert (own - found).abs().max() > 0.01 * found.abs().max()
+
+
+@pytest.mark.parametrize(("ceil", "cells"), [(True, 65), (False, 64)])
+def test_pooling_that_rounds_up_gives_65_cells(ceil, cells):
+    with torch.no_grad():
+        *_, last = resnet("resnet18", ceil_pool=ceil)(torch.rand(1, 3, 512, 64))
+    assert last.shape[-2] == cells
+
+
+def test_a_stride_in_the_1x1_convolution_skips_every_second_pixel_before_the_block():
+    block = resnet(stride_in="1x1").rest[0][0]
+    shortcut = nn.Sequential(nn.Conv2d(256, 512, 1, bias=False), nn.BatchNorm2d(512))
+    same = torchvision.models.resnet.Bottleneck(256, 128, downsample=shortcut).eval()
+    same.load_state_dict(block.state_dict())
+    maps = torch.rand(1, 256, 9, 13)
+    with torch.no_grad():
+        found, other = block(maps), resnet(stride_in="3x3").rest[0][0](maps)
+        assert torch.allclose(found, same(maps[:, :, ::2, ::2]), atol=1e-6)
+    assert (found - other).abs().max() > 0.1
+
+
+def test_caffe_images_are_bgr_in_255_less_a_mean():
+    backbone = resnet("resnet18", input="caffe")
+    seen = []
+    backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    network = Segmenter(backbone, DeepLabV2(backbone.channels, 5)).eval()
+    pixels = torch.randint(0, 256, (1, 3, 40, 56))
+    with torch.no_grad():
+        network(pixels / 255)
+    blue_green_red = pixels.double()[:, [2, 1, 0]]
+    mean = torch.tensor([104.00698793, 116.66876762, 122.67891434]).double().view(1, 3, 1, 1)
+    assert (seen[0] - (blue_green_red - mean)).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("backbone", "setting", "shown"),
+    [
+        ("mobilenet_v2", "ceil_pool=true", "false for mobilenet_v2: only resnet18"),
+        ("mobilenet_v2", "first_dilation=previous", "own for mobilenet_v2: only resnet18"),
+        ("resnet18", "stride_in=1x1", "3x3 for resnet18: only resnet50, resnet101"),
+    ],
+)
+def test_a_backbone_without_the_setting_is_refused(backbone, setting, shown):
+    words = [f"model.backbone={backbone}", f"model.{setting}"]
+    with pytest.raises(RecipeError, match=shown):
+        load(find_recipe("gta5_cityscapes/rccr"), overrides=words)
+
+
+def test_a_recipe_has_the_settings():
+    words = ["model.backbone=resnet50", "model.weights=random", "model.ceil_pool=true"]
+    words += ["model.stride_in=1x1", "model.input=caffe", "model.first_dilation=previous"]
+    spec = load(find_recipe("gta5_cityscapes/rccr"), overrides=words).model
+    body = build_segmenter(spec, 19).backbone
+    assert body.low[3].ceil_mode
+    assert body.rest[0][0].conv1.stride == (2, 2)
+    assert body.bgr
+    rates = [body.rest[layer][0].conv2.dilation[0] for layer in (1, 2)]
+    assert rates == [1, 2]
