@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from udaseg.evaluation.submission import Submission as Submission
     from udaseg.evaluation.submission import SubmissionOptions as SubmissionOptions
     from udaseg.evaluation.submission import submit as submit
+    from udaseg.figures.features import FeatureOptions as FeatureOptions
+    from udaseg.figures.features import Features as Features
+    from udaseg.figures.features import features as features
     from udaseg.figures.grid import GridOptions as GridOptions
     from udaseg.figures.grid import grid as grid
     from udaseg.inference.export import Exported as Exported
@@ -84,6 +87,7 @@ _NAMES = {
     "evaluation.score_predictions": ["score_predictions"],
     "evaluation.scores": ["ScoringOptions"],
     "evaluation.submission": ["Submission", "SubmissionOptions", "submit"],
+    "figures.features": ["FeatureOptions", "Features", "features"],
     "figures.grid": ["GridOptions", "grid"],
     "inference.export": ["Exported", "export", "export_state_dict"],
     "inference.pipeline": ["InferenceOptions"],

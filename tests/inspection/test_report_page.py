@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from udaseg.figures.table import NumberTable
 from udaseg.inspection.report_content import (
     ExampleImage,
+    FeatureContent,
     ImageLayer,
     PageContent,
     RunContent,
@@ -118,6 +120,9 @@ def evil_page():
         environment={EVIL: EVIL},
         warnings=[EVIL],
         reliability=reliability(),
+        features=FeatureContent(
+            {EVIL: EVIL}, "data:,", [NumberTable(EVIL, {EVIL: {EVIL: 0.5}})], [EVIL]
+        ),
     )
     shots = [ExampleImage(EVIL, EVIL, [ImageLayer(EVIL, 'x" onerror="alert(3)', True)])]
     return PageContent(
@@ -129,7 +134,7 @@ def test_hostile_text_stays_text_wherever_it_stands():
     text = report_page(evil_page())
     reader = read(text)
     assert [tag for tag, _ in reader.elements].count("script") == 1
-    assert [tag for tag, _ in reader.elements].count("img") == 1  # the one of the layer view
+    assert [tag for tag, _ in reader.elements].count("img") == 2  # features, and layers
     assert not any(key.startswith("on") for _, given in reader.elements for key in given)
     shown = "".join(part for place, part in reader.texts if place not in ("script", "style"))
     assert shown.count("<script>alert(1)</script>") > 20

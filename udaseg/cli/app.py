@@ -13,6 +13,7 @@ from udaseg.cli.commands.calibrate import calibrate
 from udaseg.cli.commands.doctor import doctor
 from udaseg.cli.commands.eval import evaluate
 from udaseg.cli.commands.export import export
+from udaseg.cli.commands.features import features
 from udaseg.cli.commands.grid import grid
 from udaseg.cli.commands.info import info
 from udaseg.cli.commands.predict import predict
@@ -62,7 +63,7 @@ def _global_options(
 for _first in (prepare, train, adapt):
     app.command()(_first)
 app.command("eval")(evaluate)
-for _then in (predict, calibrate, doctor, report, grid, select, export, info, verify):
+for _then in (predict, calibrate, doctor, report, grid, features, select, export, info, verify):
     app.command()(_then)
 
 

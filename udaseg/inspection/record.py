@@ -13,6 +13,7 @@ from udaseg.documents import join_key
 from udaseg.errors import UsageError
 from udaseg.inspection.info import domain_text, method_text
 from udaseg.inspection.report_content import RunContent
+from udaseg.inspection.report_features import read_features
 from udaseg.recipe.load import load, to_dict
 from udaseg.recipe.schema import Recipe
 from udaseg.runs.records import parse_event, read_environment, read_status
@@ -45,6 +46,7 @@ def read_run(folder: Path, name: str, scored: str | None) -> RunContent:
             warnings.append(f"{file} is {'damaged' if (folder / file).is_file() else 'missing'}")
     metrics = _read_metrics(folder / "metrics.jsonl", warnings)
     evaluations = read_evaluations(folder, warnings)
+    features = read_features(folder, warnings)
     warnings += _status_warnings(status)
     warnings += _alarm_warnings(metrics)
     warnings += _log_warnings(_read_text(folder / "train.log"))
@@ -60,6 +62,7 @@ def read_run(folder: Path, name: str, scored: str | None) -> RunContent:
         cost=_cost(folder, status, recipe),
         environment={key: _EMPTY_VALUES.get(value, value) for key, value in _flatten(environment)},
         warnings=list(dict.fromkeys(warnings)),
+        features=features,
     )
 
 

@@ -4,10 +4,28 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from udaseg.figures.table import NumberTable
 from udaseg.runs.scores import Scores
 from udaseg.selection.temperature import ConfidenceHistogram
 
 Color = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class FeatureContent:
+    """What `udaseg features` found.
+
+    Attributes:
+        facts: Network and images.
+        picture: The features in the plane as a `data:` URI.
+        tables: Distances of classes, and how right pseudo-labels are.
+        notes: What to keep in mind, such as that target labels were looked at.
+    """
+
+    facts: Mapping[str, str]
+    picture: str
+    tables: Sequence[NumberTable]
+    notes: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -26,6 +44,7 @@ class RunContent:
         environment: Machine and packages.
         warnings: Problems that affect the reported numbers.
         reliability: Confidence on the evaluated images.
+        features: What `udaseg features` found, where it was run.
     """
 
     name: str
@@ -40,6 +59,7 @@ class RunContent:
     environment: Mapping[str, str] = field(default_factory=dict)
     warnings: Sequence[str] = ()
     reliability: ConfidenceHistogram | None = None
+    features: FeatureContent | None = None
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,14 @@ from pathlib import Path
 
 from udaseg.files import TEMPORARY_NAME, shared_folder
 
-_WRITTEN = ("eval/*", "previews", "stages/*", "stages/*/pseudo_labels", "checkpoints/best-*")
+_WRITTEN = (
+    "eval/*",
+    "features/*",
+    "previews",
+    "stages/*",
+    "stages/*/pseudo_labels",
+    "checkpoints/best-*",
+)
 """Folders below a run that hold files from `udaseg.files`, or links to checkpoints."""
 
 _LEFTOVER = re.compile(

@@ -1,0 +1,27 @@
+"""Prints what `udaseg.features` returns."""
+
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from udaseg.display.console import open_console, safe_text
+
+if TYPE_CHECKING:
+    from udaseg import Features
+
+
+def print_features(seen: "Features") -> None:
+    """Print facts, tables and notes."""
+    console = open_console(soft_wrap=True)
+    for name, fact in seen.facts.items():
+        console.print(safe_text(f"{name}: {fact}"))
+    for table in seen.tables:
+        shown = Table("class", title=safe_text(table.title), title_justify="left", title_style="")
+        for column in table.columns:
+            shown.add_column(safe_text(column), justify="right")
+        for name, texts in table.texts().items():
+            shown.add_row(safe_text(name), *texts.values())
+        open_console().print(shown)
+    for note in seen.notes:
+        console.print(safe_text(note))
+    console.print(safe_text(f"{seen.folder}: features.png, points.csv and the tables"))
