@@ -29,7 +29,9 @@ QUIRKS_OF_A_RELEASE = {
     "optimizer.repeated",
     "model.aspp_dilations",
     "source.data",
+    "source.resampling",
     "target.resize",
+    "target.resampling",
     *("steps", "source.crop", "target.crop", "batch.source", "batch.target"),
 }
 

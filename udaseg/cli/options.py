@@ -12,6 +12,7 @@ from udaseg.recipe.choices import Criterion, Precision
 
 OnMismatch = Literal["exclude", "resize", "fail"]
 CacheFormat = Literal["png", "raw"]
+Resampling = Literal["area", "bicubic"]
 Weights = Literal["student", "teacher"]
 TableFormat = Literal["table", "json"]
 ScoreFormat = Literal["table", "json", "csv", "md"]

@@ -204,7 +204,9 @@ def open_eval_data(
     dataset = open_run_data(recipe, name, root=Path(root))
     # images of another dataset may have another aspect ratio than those of training
     is_other_data = name != recipe.validation.data
-    return dataset, replace(options, resize=network_input_size(recipe), keep_shape=is_other_data)
+    size, resampling = network_input_size(recipe), recipe.target.resampling
+    options = replace(options, resize=size, resampling=resampling, keep_shape=is_other_data)
+    return dataset, options
 
 
 def variant_name(

@@ -330,7 +330,8 @@ def _target_images(recipe: Recipe, count: int, root: Path) -> list[Pixels]:
         return []
     size = network_input_size(recipe)
     return [
-        resize_image(image, input_size((image.shape[0], image.shape[1]), size)) for image in stored
+        resize_image(image, input_size(image.shape[:2], size), recipe.target.resampling)
+        for image in stored
     ]
 
 
@@ -358,6 +359,7 @@ def _origin(loaded: Model) -> dict[str, str]:
         "colors": json.dumps(document["colors"]),
         # (height, width), null where images kept their size
         "trained_size": json.dumps(network_input_size(loaded.recipe)),
+        "resampling": loaded.recipe.target.resampling,
         "recipe": loaded.recipe.name,
         "step": str(loaded.step),
         "weights": loaded.weights,

@@ -18,7 +18,7 @@ from udaseg.data.loading.threads import (
     batches_of_one_size,
     read_ahead,
 )
-from udaseg.data.loading.transforms import resize_image, resize_labels
+from udaseg.data.loading.transforms import Resampling, resize_image, resize_labels
 from udaseg.errors import UsageError
 from udaseg.inference.options import check_ranges
 from udaseg.inference.predictor import infer_batch
@@ -36,6 +36,7 @@ class InferenceOptions:
 
     Attributes:
         resize: (height, width) of the network's input; None keeps each image's size.
+        resampling: How images are resized, as in the recipe.
         keep_shape: Resize images of another aspect ratio to the pixel count of `resize`,
             undistorted.
         flip: Average with the mirrored image.
@@ -53,6 +54,7 @@ class InferenceOptions:
     window: Size | None = None
     release: bool = False
     batch: int | None = None
+    resampling: Resampling = "area"
 
     def __post_init__(self) -> None:
         check_ranges(window=self.window, batch=self.batch)
@@ -156,7 +158,7 @@ def _decode_sample(
     labels = read_train_ids(dataset.label_path(sample), dataset.held) if truth else None
     if options.release and labels is not None:
         labels = resize_labels(labels, RELEASE_SIZE)
-    resized = resize_image(image, options.input_size(image.shape[:2]))
+    resized = resize_image(image, options.input_size(image.shape[:2]), options.resampling)
     size = RELEASE_SIZE if options.release else (image if labels is None else labels).shape[:2]
     return _DecodedSample(sample, resized, size, labels)
 

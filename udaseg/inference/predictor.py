@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from udaseg.data.files.images import Pixels
 from udaseg.data.labels.classes import IGNORE, ClassSpace
-from udaseg.data.loading.transforms import resize_image
+from udaseg.data.loading.transforms import Resampling, resize_image
 from udaseg.errors import DataError
 from udaseg.inference.input_images import InputImage
 from udaseg.inference.sizes import Size, input_size, needs_tiles
@@ -60,6 +60,7 @@ class Predictor:
         logits: Also return the logits.
         batch: Images of one size per batch.
         bits: Bits of the values of 16-bit images; None if unknown.
+        resampling: How images are resized, as in the recipe.
     """
 
     network: nn.Module
@@ -70,6 +71,7 @@ class Predictor:
     logits: bool = False
     batch: int = 1
     bits: int | None = None
+    resampling: Resampling = "area"
 
     def prepare(self, image: InputImage) -> PreparedImage:
         """Turn an image upright and resize it to the network's input size."""
@@ -79,7 +81,7 @@ class Predictor:
                 f"{image.path}: {size[1]}x{size[0]} pixels are predicted in tiles, without logits; "
                 "leave logits out of --save"
             )
-        return PreparedImage(image, resize_image(image.upright(), size))
+        return PreparedImage(image, resize_image(image.upright(), size, self.resampling))
 
     def predict(self, images: Sequence[PreparedImage]) -> list[ImageLabels]:
         """Return the predictions of images of one input size, upright and at their own sizes."""

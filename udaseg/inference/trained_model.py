@@ -137,8 +137,10 @@ class Model(nn.Module):
         if temperature is None:
             temperature = read_temperature(self.checkpoint, self.weights) or 1.0
         options = TileOptions(self.device, window, flip, confidence=True, temperature=temperature)
-        size = network_input_size(self.recipe)
-        predictor = Predictor(self.segmenter, self.classes, size, options, abstain)
+        size, resampling = network_input_size(self.recipe), self.recipe.target.resampling
+        predictor = Predictor(
+            self.segmenter, self.classes, size, options, abstain, resampling=resampling
+        )
         (labels,) = predictor.predict([predictor.prepare(source)])
         return make_prediction(labels, source, self.classes)
 

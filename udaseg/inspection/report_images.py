@@ -118,7 +118,8 @@ def _evaluate_image(
     height, width = image.shape[:2]
     size = (height, width) if truth is None else (truth.shape[0], truth.shape[1])
     for name, run in runs.items():
-        resized = resize_image(image, input_size((height, width), network_input_size(run.recipe)))
+        input_px = input_size((height, width), network_input_size(run.recipe))
+        resized = resize_image(image, input_px, run.recipe.target.resampling)
         options = TileOptions(run.device, confidence=True)
         (prediction,) = infer_batch(run.segmenter, [resized], [size], options)
         labels, confidence = prediction.labels, prediction.confidence

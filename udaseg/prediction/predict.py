@@ -278,6 +278,7 @@ def _make_predictor(
         logits=kinds is not None and "logits" in kinds,
         batch=options.batch or (_BATCH_ON_GPU if model.device.type == "cuda" else 1),
         bits=options.bits or bits_of_run(model.recipe),
+        resampling=model.recipe.target.resampling,
     )
     return predictor, temperature
 

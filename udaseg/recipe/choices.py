@@ -22,5 +22,8 @@ HeadName = Literal["deeplab_v2", "deeplab_v3plus"]
 Sampling = Literal["uniform", "class_balanced", "rare_class"]
 """How images are sampled."""
 
+Resampling = Literal["area", "bicubic"]
+"""How images are resized."""
+
 Criterion = Literal["entropy", "infomax", "teacher", "flip", "source", "drift"]
 """Criterion that compares checkpoints without target labels."""

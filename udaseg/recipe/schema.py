@@ -13,7 +13,15 @@ from annotated_types import Ge, Gt, Interval, MinLen
 from pydantic import Field
 
 from udaseg.documents import Must
-from udaseg.recipe.choices import BatchNorm, Criterion, HeadName, Precision, Sampling, Size
+from udaseg.recipe.choices import (
+    BatchNorm,
+    Criterion,
+    HeadName,
+    Precision,
+    Resampling,
+    Sampling,
+    Size,
+)
 from udaseg.recipe.methods import Method
 from udaseg.validation import FileName
 
@@ -186,6 +194,11 @@ class Domain:
     bits: Annotated[int, Interval(ge=8, le=16)] | None = None
     """Bits that the values of 16-bit images use, such as 12; null takes what `prepare` found, or
     what the images of a folder use when a run opens it first, and the run stores it here.
+    """
+    resampling: Resampling = "area"
+    """How `resize` computes pixels: `area` averages (enlarging is bilinear); `bicubic` is that of
+    Pillow, as in the releases of DACS, RCCR and SPCL. The network reads images of any set like
+    those of the target.
     """
     sampling: Sampling = "uniform"
     """How images are sampled: `uniform`; for a source also `class_balanced` (by image-level class

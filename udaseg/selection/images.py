@@ -56,4 +56,5 @@ def source_images(recipe: Recipe, limit: int, root: Path) -> ImageSet:
 def network_input(model: Model, image: NDArray[np.uint8]) -> Tensor:
     """Return an image (1, 3, h, w) in [0, 1] at the size at which `predict` uses it."""
     size = untiled_input_size((image.shape[0], image.shape[1]), network_input_size(model.recipe))
-    return image_batch([resize_image(image, size)], model.device)
+    resized = resize_image(image, size, model.recipe.target.resampling)
+    return image_batch([resized], model.device)

@@ -109,7 +109,8 @@ def _load_teacher(candidate: Candidate, device: str) -> Model | None:
 
 
 def _miou(model: Model, images: ImageSet) -> float:
-    options = InferenceOptions(resize=network_input_size(model.recipe), keep_shape=True)
+    size, resampling = network_input_size(model.recipe), model.recipe.target.resampling
+    options = InferenceOptions(resize=size, keep_shape=True, resampling=resampling)
     return confusion_matrix(
         model.segmenter, model.classes, images.dataset, images.split, options, device=model.device
     ).mean_iou()

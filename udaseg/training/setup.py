@@ -236,7 +236,10 @@ def build_crop_source(spec: Domain, dataset: PreparedDataset, *, labelled: bool)
         spec.crop,
         spec.flip,
         labelled,
-        cache=open_cache(dataset, spec.split, spec.resize, labelled=labelled),
+        cache=open_cache(
+            dataset, spec.split, spec.resize, labelled=labelled, resampling=spec.resampling
+        ),
+        resampling=spec.resampling,
     )
 
 

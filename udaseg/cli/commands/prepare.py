@@ -51,6 +51,9 @@ def prepare(
     cache_format: Annotated[
         options.CacheFormat, typer.Option(help="raw loads faster and needs zstd.")
     ] = "png",
+    cache_resampling: Annotated[
+        options.Resampling, typer.Option(help="How the cache is resized, as in the recipe.")
+    ] = "area",
     verbose: options.Verbose = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -75,7 +78,9 @@ def prepare(
         seed=seed,
         size=size_px,
         workers=workers,
-        cache=None if cache_px is None else udaseg.CacheOptions(cache_px, cache_format),
+        cache=None
+        if cache_px is None
+        else udaseg.CacheOptions(cache_px, cache_format, cache_resampling),
     )
     failure = None
     try:

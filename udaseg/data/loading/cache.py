@@ -16,6 +16,7 @@ from udaseg.data.files.forms import has_form
 from udaseg.data.files.images import Pixels, read_bytes, read_image
 from udaseg.data.labels.read import read_train_ids
 from udaseg.data.loading.packed import import_zstd, unpack
+from udaseg.data.loading.transforms import Resampling
 from udaseg.errors import DataError, EnvironmentFault
 from udaseg.files import file_stamp, read_json
 
@@ -34,12 +35,14 @@ class Cache:
         size: (height, width).
         format: `png`, or `raw` (bytes compressed with zstd).
         stamps: Size and time of the cached files when the cache was opened, by image.
+        resampling: How the images were resized; part of the folder's name.
     """
 
     folder: Path
     size: tuple[int, int]
     format: CacheFormat
     stamps: Mapping[str, str] = field(default_factory=dict)
+    resampling: Resampling = "area"
 
     def image_path(self, sample: Sample) -> Path:
         """Return the path of the cached image of `sample`."""
@@ -96,9 +99,12 @@ class Cache:
         return pixels
 
 
-def cache_folder(dataset: PreparedDataset, size: tuple[int, int]) -> Path:
+def cache_folder(
+    dataset: PreparedDataset, size: tuple[int, int], resampling: Resampling = "area"
+) -> Path:
     """Return the folder of the cache of `size` (height, width), next to the index."""
-    return dataset.folder / f"cache-{size[1]}x{size[0]}"
+    ending = "" if resampling == "area" else f"-{resampling}"
+    return dataset.folder / f"cache-{size[1]}x{size[0]}{ending}"
 
 
 CacheRow = tuple[str, int, str | None, int]
@@ -119,7 +125,12 @@ def read_cache_manifest(folder: Path) -> dict[str, Any]:
 
 
 def open_cache(
-    dataset: PreparedDataset, split: str, size: tuple[int, int] | None, *, labelled: bool
+    dataset: PreparedDataset,
+    split: str,
+    size: tuple[int, int] | None,
+    *,
+    labelled: bool,
+    resampling: Resampling = "area",
 ) -> Cache | None:
     """Return the cache of a split at `size`; None if there is none, with a warning if it is stale.
 
@@ -128,19 +139,21 @@ def open_cache(
         split: All its images must be in the cache.
         size: (height, width); None disables the cache.
         labelled: Whether labels are needed; otherwise they are not checked.
+        resampling: How its images must have been resized.
     """
     if size is None or dataset.folder.resolve() == dataset.image_root.resolve():
         return None  # a plain folder belongs to the user and has no cache
-    folder = cache_folder(dataset, size)
+    folder = cache_folder(dataset, size, resampling)
     if not folder.is_dir():
         return None
-    advice = f"run `udaseg prepare {dataset.name} --cache {size[1]}x{size[0]}` again"
+    option = "" if resampling == "area" else f" --cache-resampling {resampling}"
+    advice = f"run `udaseg prepare {dataset.name} --cache {size[1]}x{size[0]}{option}` again"
     manifest = read_cache_manifest(folder)
     if not manifest:
         log.warning("%s: the cache is incomplete and is ignored; %s", folder, advice)
         return None
     rows = manifest["files"]
-    cache = Cache(folder, size, manifest["form"])
+    cache = Cache(folder, size, manifest["form"], resampling=resampling)
     stale = [
         sample.image
         for sample in dataset.split(split)

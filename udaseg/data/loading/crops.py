@@ -34,6 +34,7 @@ class CropSource:
         scale: Range of the random factor applied to height and width before the crop.
         sampling: All but `uniform` use the class counts of the index.
         cache: Cached images at `resize`, read instead of the files; pixels are identical.
+        resampling: How `resize` computes the pixels of images.
     """
 
     dataset: PreparedDataset
@@ -47,12 +48,16 @@ class CropSource:
     sampling: Sampling = "uniform"
     rare: RareClassSettings = field(default_factory=RareClassSettings)
     cache: Cache | None = None
+    resampling: transforms.Resampling = "area"
 
     def __post_init__(self) -> None:
         if self.labelled and self.pseudo_labels is not None:
             raise ValueError(f"labelled crops cannot use pseudo-labels, got {self.pseudo_labels}")
-        if self.cache is not None and self.cache.size != self.resize:
-            raise ValueError(f"the cache has size {self.cache.size}, not {self.resize}")
+        key = self.resize, self.resampling
+        if self.cache is not None and (self.cache.size, self.cache.resampling) != key:
+            raise ValueError(
+                f"the cache has size {self.cache.size}, {self.cache.resampling}: {key}"
+            )
 
     @property
     def samples(self) -> tuple[Sample, ...]:
@@ -76,7 +81,7 @@ class CropSource:
         image = self.dataset.read_image(sample)
         labels = self._read_labels(sample, image.shape) if self.labelled else None
         if self.resize is not None:
-            image = transforms.resize_image(image, self.resize)
+            image = transforms.resize_image(image, self.resize, self.resampling)
             labels = None if labels is None else transforms.resize_labels(labels, self.resize)
         return image, labels
 

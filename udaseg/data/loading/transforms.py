@@ -1,22 +1,30 @@
 """Resize, crop and mirror images and labels, as uint8 arrays."""
 
 import math
+from typing import Literal
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from udaseg.data.files.images import Pixels
 from udaseg.data.labels.classes import IGNORE
 
+Resampling = Literal["area", "bicubic"]
 
-def resize_image(image: Pixels, size: tuple[int, int]) -> Pixels:
+
+def resize_image(image: Pixels, size: tuple[int, int], resampling: Resampling = "area") -> Pixels:
     """Return `image` (H, W, 3) resized to `size` (height, width).
 
-    Shrinking averages, which keeps thin structures without aliasing; enlarging is bilinear.
+    With `area`, shrinking averages, which keeps thin structures without aliasing, and enlarging is
+    bilinear. `bicubic` is that of Pillow, which the released code of most methods uses.
     """
     height, width = size
     if image.shape[:2] == (height, width):
         return image
+    if resampling == "bicubic":
+        resized = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
+        return np.asarray(resized, np.uint8)
     shrinks = height * width < image.shape[0] * image.shape[1]
     interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     return np.asarray(cv2.resize(image, (width, height), interpolation=interpolation), np.uint8)

@@ -111,7 +111,12 @@ def _add_cache(report: PrepareReport, options: CacheOptions, workers: int) -> No
         )
     with LazyProgress(f"cache {report.name}") as on_progress:
         report.cache = write_cache(
-            report.dataset, options.size, options.format, workers=workers, on_progress=on_progress
+            report.dataset,
+            options.size,
+            options.format,
+            resampling=options.resampling,
+            workers=workers,
+            on_progress=on_progress,
         )
 
 

@@ -11,6 +11,7 @@ from udaseg.data.datasets.index import INDEX_NAME
 from udaseg.data.datasets.pairs import DatasetFiles
 from udaseg.data.files.forms import has_form
 from udaseg.data.loading.cache import CacheFormat
+from udaseg.data.loading.transforms import Resampling
 from udaseg.errors import UsageError
 from udaseg.files import file_stamp, one_or_more, read_json, sha256
 
@@ -62,12 +63,16 @@ class CacheOptions:
     Attributes:
         size: (height, width) of the cached images, like the recipe's `resize`.
         format: `png`, or `raw`: faster to read, needs zstd.
+        resampling: `area` or `bicubic`, like the recipe's `resampling`.
     """
 
     size: tuple[int, int]
     format: CacheFormat = "png"
+    resampling: Resampling = "area"
 
     def __post_init__(self) -> None:
+        if self.resampling not in get_args(Resampling):
+            raise UsageError(f"a cache is resampled by one of {', '.join(get_args(Resampling))}")
         if self.format not in get_args(CacheFormat):
             raise UsageError(f"a cache is one of {', '.join(get_args(CacheFormat))}")
         if min(self.size) < 1:

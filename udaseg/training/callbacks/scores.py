@@ -51,7 +51,7 @@ def _score_student(state: TrainingState) -> ConfusionMatrix:
                 data.classes,
                 data.validation,
                 spec.split,
-                InferenceOptions(resize=spec.resize),
+                InferenceOptions(resize=spec.resize, resampling=state.recipe.target.resampling),
                 device=state.setup.device,
             )
     except NotFiniteError as error:
