@@ -27,7 +27,7 @@ from udaseg.inference import run_data, trained_model
 from udaseg.models.segmenter import SegmenterOutput
 from udaseg.selection.images import choose_images
 
-OVERRIDES = ["validation.resize=null", "validation.data=city", "target.resize=null"]
+OVERRIDES = ["validation.resize=null", "validation.data=city", "source.resize=null"]
 
 
 class Colors(nn.Module):
@@ -130,6 +130,21 @@ def test_cells_have_the_class_at_their_centre_and_features_of_unit_length(tmp_pa
     assert len(set(seen.points.places[:, 0])) > 2, "points come from many images"
     again = look_at(stands_in(Colors()), images, points=5)
     assert np.array_equal(seen.points.places, again.points.places)
+
+
+def test_each_domain_is_seen_at_its_own_size(home, monkeypatch):
+    _, state = home
+    sizes = []
+
+    class Noting(Colors):
+        def forward(self, images):
+            sizes.append(tuple(images.shape[2:]))
+            return super().forward(images)
+
+    overrides = ["validation.resize=[8,12]", "validation.data=city", "source.resize=[32,48]"]
+    state["run"] = loaded_colors(overrides, Noting())
+    udaseg.features("run", options=udaseg.FeatureOptions(points=3, images=2))
+    assert sizes == [(32, 48)] * 2 + [(8, 12)] * 2
 
 
 def test_without_labels_the_predictions_are_the_classes(tmp_path):

@@ -13,10 +13,12 @@ from udaseg.data.datasets.index import Sample
 from udaseg.data.files.images import Pixels
 from udaseg.data.labels.classes import IGNORE, lookup_table
 from udaseg.data.labels.read import read_train_ids
-from udaseg.data.loading.transforms import resize_labels
+from udaseg.data.loading.transforms import resize_image, resize_labels
 from udaseg.evaluation.confusion import ConfusionMatrix
+from udaseg.inference.sizes import untiled_input_size
 from udaseg.inference.tiles import TileOptions, label_logits
 from udaseg.inference.trained_model import Model
+from udaseg.models.pixels import image_batch
 from udaseg.models.segmenter import SegmenterOutput, evaluation_mode
 from udaseg.selection.images import ImageSet, network_input
 
@@ -64,6 +66,7 @@ def look_at(
     model: Model,
     images: ImageSet,
     *,
+    read: Callable[[Model, Pixels], Tensor] = network_input,
     points: int,
     confidences: tuple[float, ...] = (),
     on_image: Callable[[], None] = lambda: None,
@@ -76,6 +79,7 @@ def look_at(
     Args:
         model: The network.
         images: With or without labels.
+        read: Makes the network's input (1, 3, h, w) of an image.
         points: Cells to keep of each class.
         confidences: Lowest confidences of pixels to compare with the truth; 0 counts all pixels.
         on_image: Called after each image.
@@ -88,16 +92,15 @@ def look_at(
     kept = _KeptCells(classes, points)
     with torch.no_grad(), evaluation_mode(model.segmenter):
         for index, sample in enumerate(samples):
-            output: SegmenterOutput = model.segmenter(
-                network_input(model, images.dataset.read_image(sample))
-            )
+            image = images.dataset.read_image(sample)
+            output: SegmenterOutput = model.segmenter(read(model, image))
             predicted = output.cell_logits()[0].argmax(0)
             truth = read_truth(model, images, sample) if labelled else None
             labels = predicted
             if truth is not None:
                 on_cells = resize_labels(truth, (predicted.shape[0], predicted.shape[1]))
                 labels = torch.from_numpy(on_cells).to(predicted.device).long()
-                _count_pixels(matrices, output.logits[0], truth, model.device)
+                _count_pixels(matrices, output.logits[0], truth, model)
             unit = F.normalize(output.features[0].float().flatten(1).T, dim=1)
             members = F.one_hot(labels.flatten().clamp_max(classes), classes + 1)[:, :classes]
             sums += (members.T.to(unit.dtype) @ unit).double().cpu()
@@ -116,12 +119,20 @@ def read_truth(model: Model, images: ImageSet, sample: Sample) -> Pixels:
     return np.frombuffer(table, np.uint8)[labels]
 
 
+def source_input(model: Model, image: Pixels) -> Tensor:
+    """Return an image (1, 3, h, w) in [0, 1] at the size at which source images were trained on."""
+    source = model.recipe.source
+    size = untiled_input_size((image.shape[0], image.shape[1]), source.resize)
+    return image_batch([resize_image(image, size, source.resampling)], model.device)
+
+
 def _count_pixels(
-    matrices: dict[float, ConfusionMatrix], logits: Tensor, truth: Pixels, device: torch.device
+    matrices: dict[float, ConfusionMatrix], logits: Tensor, truth: Pixels, model: Model
 ) -> None:
     """Compare the labels of all pixels with the truth, for each lowest confidence."""
-    size = truth.shape[0], truth.shape[1]
-    labels, confidence = label_logits(logits, size, TileOptions(device, confidence=True))
+    aligned = model.recipe.model.align_corners
+    options = TileOptions(model.device, confidence=True, align_corners=aligned)
+    labels, confidence = label_logits(logits, (truth.shape[0], truth.shape[1]), options)
     assert confidence is not None
     for limit, matrix in matrices.items():
         matrix.update(np.where(confidence >= limit, labels, np.uint8(IGNORE)), truth)

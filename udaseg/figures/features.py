@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from udaseg.data.files.images import write_png
 from udaseg.display.progress import WorkProgress
 from udaseg.errors import UsageError
 from udaseg.evaluation.evaluate import variant_name
-from udaseg.figures.cells import Domain, look_at
+from udaseg.figures.cells import Domain, look_at, source_input
 from udaseg.figures.distances import class_distances
 from udaseg.figures.images import target_images
 from udaseg.figures.plane import Plane, check_packages, plane_picture, to_plane
@@ -137,19 +138,9 @@ def features(
         raise UsageError(f"points must be at least 1, got {options.points}")
     path, root = Path(run), Path(options.root)
     model = trained_model.load(path, weights=options.weights, device=options.device)
-    source_set = source_images(model.recipe, options.images, root)
     target_set = target_images(model.recipe, data, split, options.images, root)
-    count = len(source_set.samples) + len(target_set.samples)
     confidences = _confidences(model)
-    with WorkProgress("features", count) as progress:
-        source = look_at(model, source_set, points=options.points, on_image=progress.advance)
-        target = look_at(
-            model,
-            target_set,
-            points=options.points,
-            confidences=tuple(confidences.values()),
-            on_image=progress.advance,
-        )
+    source, target = _look(model, target_set, tuple(confidences.values()), options)
     tables = [
         quality_table(title, model.classes.names, target.predictions[limit])
         for title, limit in confidences.items()
@@ -171,6 +162,16 @@ def features(
         _write(seen, model, source, target)
     log.info("features written to %s", seen.folder)
     return seen
+
+
+def _look(
+    model: Model, target: ImageSet, confidences: tuple[float, ...], options: FeatureOptions
+) -> tuple[Domain, Domain]:
+    """Return what the network makes of source and target."""
+    source = source_images(model.recipe, options.images, Path(options.root))
+    with WorkProgress("features", len(source.samples) + len(target.samples)) as progress:
+        look = partial(look_at, model, points=options.points, on_image=progress.advance)
+        return look(source, read=source_input), look(target, confidences=confidences)
 
 
 def _folder(path: Path, model: Model, target: ImageSet, options: FeatureOptions) -> Path:
