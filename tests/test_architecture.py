@@ -37,7 +37,8 @@ MAY_KNOW["selection"] = {*MAY_KNOW["evaluation"], "evaluation"}
 MAY_KNOW["training"] = {*MAY_KNOW["selection"], "failures", "signals", "methods", "selection"}
 MAY_KNOW["prediction"] = {*MAY_KNOW["inference"], "inference", "evaluation", "signals"}
 MAY_KNOW["figures"] = {*MAY_KNOW["selection"], "selection"}
-MAY_KNOW["inspection"] = {*MAY_KNOW["training"], "training", "figures"}
+MAY_KNOW["experiments"] = {*MAY_KNOW["training"], "training"}
+MAY_KNOW["inspection"] = {*MAY_KNOW["experiments"], "experiments", "figures"}
 MAY_KNOW["demo"] = {"errors", "text", "files", "display", "udaseg"}
 MAY_KNOW["cli"] = {"errors", "text", "display", "recipe", "demo", "udaseg"}
 

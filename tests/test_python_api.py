@@ -26,6 +26,7 @@ def _small(example):
     overrides = {key: ast.literal_eval(_literal(value)) for key, value in SMALL.items()}
     overrides = {**overrides, "machine.workers": 0, "machine.preview_every": 0}
     example = example.replace(', overrides={"machine.workers": 0}', "")
+    example = example.replace('{"steps": 500}', repr({"steps": 2, **overrides}))
     return example.replace("steps=500", f"steps=2, overrides={overrides}")
 
 
@@ -58,6 +59,7 @@ def test_the_page_has_every_public_function():
 
 def test_every_command_has_its_public_function():
     others = {"eval": "evaluate", "methods": "list_methods", "recipes": "list_recipes"}
+    others["table"] = "compare_runs"
     commands = [each.name or each.callback.__name__ for each in app.registered_commands]
     commands += [each.name for each in app.registered_groups]
     assert len(commands) > 10

@@ -33,6 +33,12 @@ if TYPE_CHECKING:
     from udaseg.evaluation.submission import Submission as Submission
     from udaseg.evaluation.submission import SubmissionOptions as SubmissionOptions
     from udaseg.evaluation.submission import submit as submit
+    from udaseg.experiments.compare import compare_runs as compare_runs
+    from udaseg.experiments.seeds import SeedRuns as SeedRuns
+    from udaseg.experiments.seeds import run_seeds as run_seeds
+    from udaseg.experiments.sweep import Sweep as Sweep
+    from udaseg.experiments.sweep import sweep as sweep
+    from udaseg.experiments.table import RunTable as RunTable
     from udaseg.figures.features import FeatureOptions as FeatureOptions
     from udaseg.figures.features import Features as Features
     from udaseg.figures.features import features as features
@@ -69,8 +75,6 @@ if TYPE_CHECKING:
     from udaseg.selection.select import Selection as Selection
     from udaseg.selection.select import SelectOptions as SelectOptions
     from udaseg.selection.select import select as select
-    from udaseg.training.seeds import SeedRuns as SeedRuns
-    from udaseg.training.seeds import run_seeds as run_seeds
     from udaseg.training.train import TrainOptions as TrainOptions
     from udaseg.training.train import adapt as adapt
     from udaseg.training.train import train as train
@@ -87,6 +91,10 @@ _NAMES = {
     "evaluation.score_predictions": ["score_predictions"],
     "evaluation.scores": ["ScoringOptions"],
     "evaluation.submission": ["Submission", "SubmissionOptions", "submit"],
+    "experiments.compare": ["compare_runs"],
+    "experiments.seeds": ["SeedRuns", "run_seeds"],
+    "experiments.sweep": ["Sweep", "sweep"],
+    "experiments.table": ["RunTable"],
     "figures.features": ["FeatureOptions", "Features", "features"],
     "figures.grid": ["GridOptions", "grid"],
     "inference.export": ["Exported", "export", "export_state_dict"],
@@ -107,7 +115,6 @@ _NAMES = {
     "runs.scores": ["Scores"],
     "selection.calibrate": ["Calibration", "calibrate"],
     "selection.select": ["SelectOptions", "Selection", "select"],
-    "training.seeds": ["SeedRuns", "run_seeds"],
     "training.train": ["TrainOptions", "adapt", "train"],
 }
 _MODULES = {name: f"udaseg.{module}" for module, names in _NAMES.items() for name in names}

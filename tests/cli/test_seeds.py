@@ -13,11 +13,11 @@ from tests.cli.test_fit import assert_same, tensors, without_checkpoints
 from tests.support.damage import flips
 from tests.support.toy import TINY
 from udaseg.errors import DivergedError, RecipeError
+from udaseg.experiments.seeds import SeedStatistics
 from udaseg.inspection.verify import verify as verified
 from udaseg.recipe.load import load
 from udaseg.recipe.request import Overrides, requested_recipe
 from udaseg.recipe.stages import recipe_digest
-from udaseg.training.seeds import SeedStatistics
 
 RECIPE = "toyland/dacs"
 

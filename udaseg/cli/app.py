@@ -12,17 +12,17 @@ from udaseg import __version__
 from udaseg.cli.commands.calibrate import calibrate
 from udaseg.cli.commands.doctor import doctor
 from udaseg.cli.commands.eval import evaluate
+from udaseg.cli.commands.experiments import sweep, table
 from udaseg.cli.commands.export import export
 from udaseg.cli.commands.features import features
 from udaseg.cli.commands.grid import grid
-from udaseg.cli.commands.info import info
+from udaseg.cli.commands.info import info, verify
 from udaseg.cli.commands.predict import predict
 from udaseg.cli.commands.prepare import prepare
 from udaseg.cli.commands.recipes import recipes_app
 from udaseg.cli.commands.report import report
 from udaseg.cli.commands.select import select
 from udaseg.cli.commands.train import adapt, train
-from udaseg.cli.commands.verify import verify
 from udaseg.cli.options import Quiet, Root, Verbose
 from udaseg.cli.verbosity import set_verbosity
 from udaseg.text import printable
@@ -63,7 +63,8 @@ def _global_options(
 for _first in (prepare, train, adapt):
     app.command()(_first)
 app.command("eval")(evaluate)
-for _then in (predict, calibrate, doctor, report, grid, features, select, export, info, verify):
+_COMMANDS = (predict, sweep, table, report, grid, features, calibrate, doctor, select, export)
+for _then in (*_COMMANDS, info, verify):
     app.command()(_then)
 
 

@@ -1,14 +1,15 @@
 """Count a confusion matrix in exact integers, and compute the scores from it."""
 
 import copy
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from udaseg.distributed import all_reduce_sum
+from udaseg.distributed import all_gather_object, all_reduce_sum
 
 _NUM_IDS = 256
 _MAX_EXACT_PIXELS = 2**24 - 1  # OpenCV counts in float32, which is exact below 2^24
@@ -26,6 +27,7 @@ class ConfusionMatrix:
     Attributes:
         table: (K + E, K + 1) int64 pixels. Rows are the truth, outside classes last; columns the
             prediction, the last one for pixels that were predicted as none of the K.
+        counted: For each image in order, which entries of its table are not 0, and these.
     """
 
     def __init__(self, num_classes: int, *, ignore: int = 255, num_outside: int = 0) -> None:
@@ -33,6 +35,7 @@ class ConfusionMatrix:
         self.ignore = ignore
         rows, columns = num_classes + num_outside, num_classes + 1
         self.table: NDArray[np.int64] = np.zeros((rows, columns), np.int64)
+        self.counted: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
 
     def update(
         self,
@@ -68,11 +71,25 @@ class ConfusionMatrix:
         known, unknown = pairs[: len(self.table)], pairs[len(self.table) :].sum()
         if unknown:
             raise ValueError(f"{unknown} pixels of the truth are of unknown classes")
-        self.table[:, :-1] += known[:, : self.num_classes]
-        self.table[:, -1] += known[:, self.num_classes :].sum(1)
+        others = known[:, self.num_classes :].sum(1, keepdims=True)
+        image = np.hstack([known[:, : self.num_classes], others])
+        self.table += image
+        entries = np.flatnonzero(image)
+        self.counted.append((entries, image.flat[entries]))
+
+    def images(self) -> Iterator["ConfusionMatrix"]:
+        """Yield the matrix of each image, in the order in which they were counted."""
+        outside = len(self.table) - self.num_classes
+        for entries, counts in self.counted:
+            image = ConfusionMatrix(self.num_classes, ignore=self.ignore, num_outside=outside)
+            image.table.flat[entries] = counts
+            yield image
 
     def with_outside(self, chosen: Sequence[int]) -> "ConfusionMatrix":
-        """Return a matrix with these outside classes as classes that were never predicted."""
+        """Return a matrix with these outside classes as classes that were never predicted.
+
+        Like `without_truth`, it knows nothing of single images.
+        """
         rows = [*range(self.num_classes), *(self.num_classes + index for index in chosen)]
         whole = ConfusionMatrix(len(rows), ignore=self.ignore)
         whole.table[:, : self.num_classes] = self.table[rows, :-1]
@@ -81,14 +98,21 @@ class ConfusionMatrix:
 
     def without_truth(self, classes: Sequence[int]) -> "ConfusionMatrix":
         """Return a matrix that ignores the pixels of these true classes."""
-        part = copy.deepcopy(self)
+        part = copy.copy(self)
+        part.table, part.counted = self.table.copy(), []
         part.table[list(classes)] = 0
         return part
 
     def all_reduce_sum(self, device: torch.device) -> "ConfusionMatrix":
-        """Return the counts summed over all processes; they are exchanged through `device`."""
-        together = copy.deepcopy(self)
-        table = torch.from_numpy(together.table).to(device)
+        """Return the counts summed over all processes; they are exchanged through `device`.
+
+        The images stand in the order in which the processes take turns.
+        """
+        together = copy.copy(self)
+        by_rank = all_gather_object(self.counted)
+        turns = itertools.zip_longest(*by_rank)
+        together.counted = [image for turn in turns for image in turn if image is not None]
+        table = torch.from_numpy(self.table).to(device)
         together.table = all_reduce_sum(table).cpu().numpy()
         return together
 

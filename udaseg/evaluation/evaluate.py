@@ -31,6 +31,7 @@ from udaseg.inference.windows import Network
 from udaseg.models.segmenter import evaluation_mode
 from udaseg.recipe.schema import Recipe
 from udaseg.runs.folder import run_folder_of
+from udaseg.runs.image_counts import IMAGES_FILE
 from udaseg.runs.leftovers import writing_in_run
 from udaseg.runs.score_matrix import ScoreMatrix
 from udaseg.runs.scores import Scores
@@ -231,7 +232,11 @@ def variant_name(
 
 
 def write_scores(folder: Path, scores: Scores) -> None:
-    """Write `scores.json` and `scores.csv` into `folder`."""
+    """Write `scores.json`, `scores.csv` and `images.csv` into `folder`."""
+    if scores.images is None:
+        (folder / IMAGES_FILE).unlink(missing_ok=True)  # of an earlier evaluation
+    else:
+        write_text(folder / IMAGES_FILE, scores.images.to_csv())
     write_json(folder / "scores.json", scores.to_json())
     write_text(folder / "scores.csv", scores.to_csv())
 

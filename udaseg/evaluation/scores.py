@@ -14,6 +14,7 @@ from udaseg.errors import UsageError
 from udaseg.evaluation import protocols
 from udaseg.evaluation.confusion import ConfusionMatrix
 from udaseg.inference.pipeline import RELEASE_SIZE
+from udaseg.runs.image_counts import ImageCounts
 from udaseg.runs.scores import Scores
 from udaseg.text import format_size, percent
 
@@ -94,7 +95,31 @@ def summarise(
         pixel_accuracy=scored.matrix.pixel_accuracy(),
         confusion=scored.matrix.counts.tolist(),
         notes=notes,
+        images=_image_counts(applied, matrix, classes.names, dataset, split),
     )
+
+
+def _image_counts(
+    convention: int | None,
+    matrix: ConfusionMatrix,
+    names: tuple[str, ...],
+    dataset: PreparedDataset,
+    split: str,
+) -> ImageCounts | None:
+    """Return the counts of each image of a split; None if others were counted."""
+    assert dataset.classes is not None
+    truth, samples = dataset.classes.names, dataset.split(split)
+    if len(matrix.counted) != len(samples):
+        return None
+    each = [
+        protocols.score_under_convention(convention, image, names, truth)
+        for image in matrix.images()
+    ]
+    right = np.array([np.diag(image.matrix.counts) for image in each])
+    predicted = np.array([image.matrix.counts.sum(0) for image in each])
+    true = np.array([image.matrix.truth for image in each])
+    images = tuple(sample.image for sample in samples)
+    return ImageCounts(images, each[0].names, right, true + predicted - right, true)
 
 
 def check_protocol(names: Sequence[str], scoring: ScoringOptions) -> None:

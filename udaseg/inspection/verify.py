@@ -13,9 +13,9 @@ from udaseg.recipe.schema import Recipe
 from udaseg.recipe.stages import determining_values, recipe_digest
 from udaseg.runs.checkpoint import load_checkpoint
 from udaseg.runs.folder import read_num_processes
+from udaseg.runs.groups import run_groups
 from udaseg.runs.records import parse_event, read_status
 from udaseg.runs.scores import read_evaluations
-from udaseg.training.seeds import SUMMARY
 
 _FILES = ("command.txt", "environment.json", "status.json", "metrics.jsonl", "train.log")
 _MAX_PROBLEMS = 10
@@ -91,10 +91,10 @@ class Verification:
 
 
 def verify(run: str | os.PathLike[str]) -> Verification:
-    """Check a run, or all runs in a folder of seeds.
+    """Check a run, or all runs in a folder of seeds or of a sweep.
 
     Args:
-        run: Run folder, or the folder of a training with several seeds.
+        run: Run folder, or the folder of several seeds or of a sweep.
 
     Returns:
         The result of each check. A check that fails raises nothing; `raise_if_failed` does.
@@ -107,9 +107,7 @@ def verify(run: str | os.PathLike[str]) -> Verification:
         verification.ok, [check.message for check in verification.failed]
     """
     path = Path(run)
-    folders = [path]
-    if (path / SUMMARY).is_file():
-        folders = [recipe.parent for recipe in sorted(path.glob("s*/recipe.yaml"))]
+    folders = [folder for group in run_groups(path) for folder in group.runs]
     if not folders or not all((folder / "recipe.yaml").is_file() for folder in folders):
         raise errors.UsageError(f"{path}: is not a run folder (no recipe.yaml)")
     return Verification(tuple(itertools.chain.from_iterable(map(_check_run, folders))))

@@ -4,11 +4,12 @@ import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from udaseg.files import parse_json, plain_json
+from udaseg.runs.image_counts import ImageCounts
 from udaseg.text import percent
 
 
@@ -25,6 +26,7 @@ class Scores:
         pixel_accuracy: Accuracy over all labelled pixels.
         confusion: Rows are ground truth, columns are predictions.
         notes: Sentences to show below the table.
+        images: Counts of each image; None if they are not known, as for scores from a file.
 
     Example:
         scores = udaseg.evaluate("runs/city-rccr", data="my_val.yaml")
@@ -40,6 +42,7 @@ class Scores:
     pixel_accuracy: float
     confusion: Sequence[Sequence[int]]
     notes: Sequence[str] = ()
+    images: ImageCounts | None = field(default=None, repr=False, compare=False)
 
     @property
     def class_names(self) -> tuple[str, ...]:

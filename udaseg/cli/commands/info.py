@@ -1,4 +1,9 @@
-"""The `udaseg info` command."""
+"""The `udaseg info` and `udaseg verify` commands."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from udaseg.cli.options import OutputFormat, Quiet, Run, Verbose
 from udaseg.cli.verbosity import set_verbosity
@@ -26,3 +31,21 @@ def info(
         lines = content if isinstance(content, list) else [content]
         table.add_row(safe_text(title, style="bold"), safe_text("\n".join(lines)))
     open_console().print(table)
+
+
+def verify(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.", show_default=False)],
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Check that a run is complete, unchanged and scores as expected."""
+    set_verbosity(verbose, quiet)
+    import udaseg
+    from udaseg.display.console import open_console, safe_text
+
+    verification = udaseg.verify(run=run)
+    console = open_console(soft_wrap=True)
+    for check in verification.checks:
+        if check.outcome == "passed":
+            console.print(safe_text(f"{check.run}: {check.message}"))
+    verification.raise_if_failed()

@@ -13,7 +13,8 @@ from udaseg.cli import options
 from udaseg.cli.verbosity import set_verbosity
 from udaseg.errors import UsageError
 
-_TENSORBOARD = {None: None, True: "require", False: "never"}
+TENSORBOARD = {None: None, True: "require", False: "never"}
+"""`machine.tensorboard` by the option."""
 
 
 def _training_command(
@@ -65,7 +66,7 @@ def _training_command(
             device,
             precision,
             workers,
-            tensorboard=_TENSORBOARD[tensorboard],
+            tensorboard=TENSORBOARD[tensorboard],
             keep_best=keep_best,
             compile=compiled,
             deterministic=deterministic,
@@ -84,7 +85,7 @@ def _training_command(
             dry_run=dry_run,
             fit_memory=fit,
             source_only=name == "train",
-            command=_command_line(),
+            command=command_line(),
             recipe_path=path,
             on_finish=print_run,
         )
@@ -107,7 +108,8 @@ def _training_command(
     return command
 
 
-def _command_line() -> list[str]:
+def command_line() -> list[str]:
+    """Return the command of the user, with torchrun if it was started by it."""
     processes = os.environ.get("WORLD_SIZE", "1")
     if processes == "1":
         return ["udaseg", *sys.argv[1:]]

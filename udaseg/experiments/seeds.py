@@ -14,13 +14,13 @@ from udaseg.recipe.request import Overrides
 from udaseg.recipe.schema import Recipe
 from udaseg.recipe.stages import recipe_digest
 from udaseg.runs.folder import default_run_folder
+from udaseg.runs.groups import SEEDS_FILE
 from udaseg.runs.run import Run
 from udaseg.runs.scores import Scores, find_score_files, read_scores
 from udaseg.training.memory import empty_cache
 from udaseg.training.train import StrPath, TrainOptions, adapt, path_text, read_recipe
 
 log = logging.getLogger(__name__)
-SUMMARY = "seeds.json"
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class SeedRuns:
     @property
     def summary_path(self) -> Path:
         """The file with the statistics."""
-        return self.path / SUMMARY
+        return self.path / SEEDS_FILE
 
     @property
     def scored(self) -> dict[int, Scores]:
@@ -98,12 +98,12 @@ class SeedRuns:
     @property
     def means(self) -> dict[str, SeedStatistics]:
         """Each mean IoU over the seeds, by name."""
-        return _statistics_by_name([scores.means for scores in self.scored.values()])
+        return statistics_by_name([scores.means for scores in self.scored.values()])
 
     @property
     def iou(self) -> dict[str, SeedStatistics]:
         """The IoU of each class over the seeds, by name."""
-        return _statistics_by_name([scores.iou for scores in self.scored.values()])
+        return statistics_by_name([scores.iou for scores in self.scored.values()])
 
     def raise_if_failed(self) -> None:
         """Raise an error with all reasons if a seed diverged.
@@ -240,7 +240,7 @@ def _summarise(
     return result
 
 
-def _statistics_by_name(runs: Sequence[Mapping[str, float]]) -> dict[str, SeedStatistics]:
+def statistics_by_name(runs: Sequence[Mapping[str, float]]) -> dict[str, SeedStatistics]:
     """Return the statistics of every score that some run has."""
     names = dict.fromkeys(name for run in runs for name in run)
     return {name: SeedStatistics(tuple(run.get(name, math.nan) for run in runs)) for name in names}

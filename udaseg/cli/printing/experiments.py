@@ -1,0 +1,77 @@
+"""Prints what `udaseg.sweep` and `udaseg.compare_runs` return."""
+
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from udaseg.display.console import open_console, print_line, safe_text
+
+if TYPE_CHECKING:
+    from udaseg import RunTable, Sweep
+
+_MIN_WIDTH = 110
+
+
+def print_table(table: "RunTable", output_format: str = "table") -> None:
+    """Print a table of runs as `table`, `md`, `csv` or `latex`."""
+    match output_format:
+        case "csv":
+            print_line(table.to_csv())
+        case "md":
+            print_line(table.to_markdown())
+        case "latex":
+            print_line(table.to_latex())
+        case _:
+            console = open_console()
+            if not console.is_terminal:
+                console.width = max(console.width, _MIN_WIDTH)
+            console.print(_score_table(table))
+            if table.baseline is not None:
+                console.print(_difference_table(table))
+            for note in table.notes:
+                console.print(safe_text(note), soft_wrap=True)
+
+
+def print_sweep(sweep: "Sweep", output_format: str) -> None:
+    """Print the table of a sweep and where its files are."""
+    if sweep.table is None:
+        print_line("nothing was scored: the recipe has no validation data")
+    else:
+        print_table(sweep.table, output_format)
+    if output_format == "table":
+        print_line(f"{len(sweep.settings)} settings: {sweep.path}")
+        if sweep.curve is not None:
+            print_line(f"curve: {sweep.curve}")
+
+
+def print_settings(sweep: "Sweep") -> None:
+    """Print the name and the folder of each setting."""
+    for setting in sweep.settings:
+        print_line(f"{setting.name}: {sweep.path / setting.folder}")
+
+
+def _score_table(table: "RunTable") -> Table:
+    """Return a row for each class and mean, and a column for each method."""
+    shown = Table(title="IoU %", title_justify="left")
+    shown.add_column("class")
+    for method in table.methods:
+        shown.add_column(safe_text(method.name), justify="right", overflow="fold")
+    means = {name for method in table.methods for name in method.means}
+    for name in table.score_names:
+        cells = (" ± ".join(filter(None, table.texts(each, name, 2))) for each in table.methods)
+        shown.add_row(*map(safe_text, (name, *cells)), style="bold" if name in means else None)
+    return shown
+
+
+def _difference_table(table: "RunTable") -> Table:
+    """Return a row for each method but the baseline, and a column for each mean."""
+    title = f"points above {table.baseline}, and their 95 % interval"
+    shown = Table(title=safe_text(title), title_justify="left")
+    shown.add_column("method", overflow="fold")
+    means = list(table.methods[0].means)
+    for name in means:
+        shown.add_column(safe_text(name), justify="right")
+    for method in table.methods[1:]:
+        cells = (table.difference_text(method, name, 2) for name in means)
+        shown.add_row(*map(safe_text, (method.name, *cells)))
+    return shown

@@ -1,0 +1,1 @@
+"""Several runs: seeds, sweeps, and tables that compare them."""

@@ -1,0 +1,60 @@
+"""Folders of several runs: of the seeds of a recipe, and of the settings of a sweep."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Required
+
+from typing_extensions import TypedDict
+
+from udaseg.files import read_json
+
+SEEDS_FILE = "seeds.json"
+SWEEP_FILE = "sweep.json"
+
+
+class Setting(TypedDict, total=False):
+    """A setting in `sweep.json`; more keys describe it for people."""
+
+    name: Required[str]
+    folder: Required[str]
+
+
+class SweepRecord(TypedDict):
+    """`sweep.json`: the settings in the order of the table."""
+
+    settings: list[Setting]
+
+
+@dataclass(frozen=True)
+class RunGroup:
+    """Runs that differ only in their seeds.
+
+    Attributes:
+        name: Name of the setting in its sweep; None without a sweep.
+        folder: The folder of the runs, or the run itself.
+        runs: The run folders, by seed.
+    """
+
+    name: str | None
+    folder: Path
+    runs: tuple[Path, ...]
+
+
+def run_groups(path: Path) -> list[RunGroup]:
+    """Return the runs of a run folder, of a folder of seeds, or of each setting of a sweep.
+
+    Settings without a run are left out; so is everything that is no run.
+    """
+    settings: list[dict[str, Any]] = read_json(path / SWEEP_FILE, SweepRecord).get("settings", [])
+    if settings:
+        groups = [_seeds(path / each["folder"], each["name"]) for each in settings]
+        return [group for group in groups if group.runs]
+    if (path / SEEDS_FILE).is_file():
+        return [_seeds(path, None)]
+    return [RunGroup(None, path, (path,) if (path / "recipe.yaml").is_file() else ())]
+
+
+def _seeds(folder: Path, name: str | None) -> RunGroup:
+    runs = [recipe.parent for recipe in folder.glob("s*/recipe.yaml")]
+    by_seed = sorted(runs, key=lambda run: (len(run.name), run.name))
+    return RunGroup(name, folder, tuple(by_seed))
