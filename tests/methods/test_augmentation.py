@@ -57,10 +57,10 @@ def _alone(image, change):
     return image
 
 
-def _as_kornia(image, change):
+def as_kornia(image, adjustments, sigma):
     """Return one (3, H, W) image as kornia 0.4 changes it, pixel by pixel, in float64."""
     pixels = image.permute(1, 2, 0).double().numpy()
-    for kind, amount in change.adjustments:
+    for kind, amount in adjustments:
         if kind == augmentation.BRIGHTNESS:
             pixels = pixels + (amount - 1)
         elif kind == augmentation.CONTRAST:
@@ -73,9 +73,9 @@ def _as_kornia(image, change):
                 hsv[..., 0] = (hsv[..., 0] + amount) % 1
             pixels = np.apply_along_axis(lambda pixel: colorsys.hsv_to_rgb(*pixel), 2, hsv)
         pixels = pixels.clip(0, 1)
-    if change.sigma is not None:
+    if sigma is not None:
         border = cv2.BORDER_REFLECT_101  # the edge itself is not repeated
-        pixels = cv2.GaussianBlur(pixels, (11, 11), change.sigma, borderType=border)
+        pixels = cv2.GaussianBlur(pixels, (11, 11), sigma, borderType=border)
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
@@ -88,7 +88,9 @@ def test_kornias_operations_in_random_orders_with_mirrored_edges(together):
     changes = [_random_change(numbers, sigma=sigma) for sigma in (None, 0.5, 1.15, None, None, 0.8)]
     changes[4] = Change([], None)
     changed = change_images(images, changes, together=together, kind="kornia_0_4")
-    expected = torch.stack([_as_kornia(*each) for each in zip(images, changes, strict=True)])
+    expected = torch.stack(
+        [as_kornia(image, *each) for image, each in zip(images, changes, strict=True)]
+    )
     assert (changed - expected).abs().max() < 1e-5
     assert torch.equal(changed[4], images[4])
     other = change_images(images, changes, together=together)

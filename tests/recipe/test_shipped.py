@@ -27,7 +27,9 @@ NAMES = [f"{path.parent.name}/{path.stem}" for path in FILES]
 QUIRKS_OF_A_RELEASE = {
     "optimizer.backbone_lr_mult",
     "optimizer.repeated",
+    "model.align_corners",
     "model.aspp_dilations",
+    "model.ceil_pool",
     "source.data",
     "source.resampling",
     "target.resize",

@@ -280,15 +280,18 @@ def gaussian_blur(
     return images
 
 
-def fourier_style(content: Tensor, style: Tensor, *, band: float) -> Tensor:
+def fourier_style(
+    content: Tensor, style: Tensor, *, band: float, window: Literal["numpy", "torch"] = "numpy"
+) -> Tensor:
     """Return images `content` (B, 3, H, W) with the low-frequency amplitude of `style`.
 
-    The window covers floor(min(H, W) * band) frequencies on each side of frequency 0, the mean,
-    which is always included. `style` is resized to `content`. The result is float32 and not
-    clamped, as published.
+    With b = floor(min(H, W) * band), the window `numpy` has the frequencies -b..b in both
+    directions, so always 0, the mean. `torch` has -b..b-1: with b = 0, it has none, and images
+    keep their amplitude. `style` is resized to `content`. The result is float32 and not clamped, as
+    published.
 
     Reference:
-        Yang and Soatto, FDA (2020), with the centred window of the numpy code.
+        Yang and Soatto, FDA (2020); the windows of its numpy and of its torch code.
     """
     height, width = content.shape[-2:]
     with torch.autocast(content.device.type, enabled=False):
@@ -296,17 +299,18 @@ def fourier_style(content: Tensor, style: Tensor, *, band: float) -> Tensor:
             style = F.interpolate(style, (height, width), mode="bilinear", align_corners=False)
         spectrum = torch.fft.fft2(content.float())
         reach = math.floor(min(height, width) * band)
-        low_rows = _low_frequencies(height, reach, content.device)[:, None]
-        low = low_rows & _low_frequencies(width, reach, content.device)
+        above = reach if window == "numpy" else reach - 1
+        low_rows = _low_frequencies(height, reach, above, content.device)[:, None]
+        low = low_rows & _low_frequencies(width, reach, above, content.device)
         amplitude = torch.where(low, torch.fft.fft2(style.float()).abs(), spectrum.abs())
         styled: Tensor = torch.fft.ifft2(torch.polar(amplitude, spectrum.angle())).real
         return styled.contiguous(memory_format=torch.channels_last)
 
 
-def _low_frequencies(size: int, reach: int, device: torch.device) -> Tensor:
-    """Return a mask of the `size` frequencies, in FFT order, that are at most `reach` from 0."""
+def _low_frequencies(size: int, below: int, above: int, device: torch.device) -> Tensor:
+    """Return a mask of the `size` frequencies, in FFT order, from -`below` to `above`."""
     number = torch.arange(size, device=device)
-    return torch.minimum(number, size - number) <= reach
+    return (number <= above) | (size - number <= below)
 
 
 def generator_for(seed: int, purpose: str) -> torch.Generator:

@@ -142,6 +142,22 @@ class EntropyMinimization(RunMethod):
     """Low frequencies of the source's spectrum, as a share of the shorter side, that get the
     target's amplitude; 0.01 is the smallest of FDA's three. Null leaves source images unchanged.
     """
+    window: Literal["numpy", "torch"] = "numpy"
+    """With b = floor(shorter side x band), the low frequencies are -b..b (`numpy`), or -b..b-1, so
+    none for b = 0 (`torch`, which trains the published models).
+    """
+    start: Annotated[float, Interval(ge=0, lt=1)] = 0.0
+    """Share of the steps (of the stage) after which the entropy counts; 0.5 in FDA's release: step
+    50000 of 100000.
+    """
+    max_entropy: Annotated[float, Gt(0)] | None = None
+    """Divisor of the entropy; null is ln K, its maximum for K classes. 2.9444 in FDA's release,
+    close to ln 19.
+    """
+    at: Literal["cells", "pixels"] = "cells"
+    """Take the entropy of each cell of the logits, as FDA, or of each pixel after enlarging them to
+    the image, as ADVENT's release.
+    """
 
 
 @dataclass(frozen=True)

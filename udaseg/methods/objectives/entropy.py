@@ -12,6 +12,7 @@ from udaseg.methods.augmentation import fourier_style
 from udaseg.methods.objectives.objective import LossReport, Objective
 from udaseg.methods.pixel_loss import count_labelled, pixel_loss
 from udaseg.models.segmenter import Segmenter
+from udaseg.models.upsampling import upsample
 from udaseg.recipe.methods import EntropyMinimization as EntropySpec
 
 _ROOT_EPS = 1e-8
@@ -24,8 +25,7 @@ class EntropyMinimization(Objective):
         spec: Settings of the penalty and of the style of source images; see `fourier_style`.
 
     Reference:
-        Vu et al., ADVENT (2019), MinEnt; Yang and Soatto, FDA (2020). Differs: the entropy is taken
-        at the logits' resolution, as FDA does; ADVENT upsamples them first.
+        Vu et al., ADVENT (2019), MinEnt; Yang and Soatto, FDA (2020).
     """
 
     def __init__(self, student: Segmenter, spec: EntropySpec) -> None:
@@ -37,27 +37,32 @@ class EntropyMinimization(Objective):
         source, target = self.source_images(batch), self.target_images(batch)
         if self.spec.band is not None:
             partner = torch.arange(len(source), device=source.device) % len(target)
-            source = fourier_style(source, target[partner], band=self.spec.band)
+            source = fourier_style(
+                source, target[partner], band=self.spec.band, window=self.spec.window
+            )
         labels = batch.source_labels
         labelled = sums.reduce(labelled=count_labelled(labels))["labelled"]
-        logits = self.student(source).logits
-        supervised = pixel_loss(
-            logits, labels, num_labelled=labelled, align_corners=self.student.align_corners
-        )
+        logits: Tensor = self.student(source).logits
+        aligned = self.student.align_corners
+        supervised = pixel_loss(logits, labels, num_labelled=labelled, align_corners=aligned)
         yield LossReport.of({"source": supervised}, is_last=False)
 
-        entropy = normalised_entropy(self.student(target).logits)
+        logits = self.student(target).logits
+        if self.spec.at == "pixels":
+            logits = upsample(logits.float(), target.shape[-2:], align_corners=aligned)
+        entropy = normalised_entropy(logits, self.spec.max_entropy)
         penalty = entropy
         if self.spec.power is not None:
             penalty = (entropy.square() + _ROOT_EPS) ** self.spec.power
+        weight = self.spec.weight if batch.progress >= self.spec.start else 0.0
         figures = {"uncertainty": entropy.detach().mean()}
-        yield LossReport.of({"entropy": self.spec.weight * penalty.mean()}, figures=figures)
+        yield LossReport.of({"entropy": weight * penalty.mean()}, figures=figures)
 
 
-def normalised_entropy(logits: Tensor) -> Tensor:
-    """Return the entropy of each cell of (B, K, h, w) logits divided by log(K), its maximum.
+def normalised_entropy(logits: Tensor, maximum: float | None = None) -> Tensor:
+    """Return the entropy of each cell of (B, K, h, w) logits divided by `maximum`, or else log(K).
 
     Finite values of any size give a finite gradient.
     """
     logs = logits.float().log_softmax(1)
-    return -(logs.exp() * logs).sum(1) / math.log(logits.shape[1])
+    return -(logs.exp() * logs).sum(1) / (maximum or math.log(logits.shape[1]))
