@@ -59,7 +59,7 @@ def to_plane(vectors: NDArray[np.float32]) -> Plane:
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
-    pca = PCA(min(_TSNE_INPUTS, *vectors.shape), svd_solver="full")
+    pca = PCA(min(_TSNE_INPUTS, *vectors.shape), random_state=0)
     reduced = pca.fit_transform(vectors.astype(np.float64))
     tsne = TSNE(
         perplexity=min(_PERPLEXITY, (len(vectors) - 1) / 3),
