@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from udaseg.inference.export import Exported as Exported
     from udaseg.inference.export import export as export
     from udaseg.inference.export import export_state_dict as export_state_dict
+    from udaseg.inference.import_checkpoint import import_checkpoint as import_checkpoint
     from udaseg.inference.pipeline import InferenceOptions as InferenceOptions
     from udaseg.inference.prediction import Prediction as Prediction
     from udaseg.inference.trained_model import Model as Model
@@ -98,6 +99,7 @@ _NAMES = {
     "figures.features": ["FeatureOptions", "Features", "features"],
     "figures.grid": ["GridOptions", "grid"],
     "inference.export": ["Exported", "export", "export_state_dict"],
+    "inference.import_checkpoint": ["import_checkpoint"],
     "inference.pipeline": ["InferenceOptions"],
     "inference.prediction": ["Prediction"],
     "inference.trained_model": ["Model", "load"],

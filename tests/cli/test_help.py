@@ -12,7 +12,7 @@ from udaseg.cli.app import app
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 COMMANDS = ["prepare", "train", "adapt", "eval", "predict", "info", "demo", "methods", "recipes"]
-COMMANDS += ["doctor", "report", "grid", "features", "select", "export", "verify"]
+COMMANDS += ["doctor", "report", "grid", "features", "select", "export", "import", "verify"]
 HEAVY = ("torch", "torchvision", "cv2", "numpy", "PIL", "timm", "jinja2")
 
 

@@ -13,7 +13,7 @@ from udaseg.cli.commands.calibrate import calibrate
 from udaseg.cli.commands.doctor import doctor
 from udaseg.cli.commands.eval import evaluate
 from udaseg.cli.commands.experiments import sweep, table
-from udaseg.cli.commands.export import export
+from udaseg.cli.commands.export import export, import_checkpoint
 from udaseg.cli.commands.features import features
 from udaseg.cli.commands.grid import grid
 from udaseg.cli.commands.info import info, verify
@@ -66,6 +66,7 @@ app.command("eval")(evaluate)
 _COMMANDS = (predict, sweep, table, report, grid, features, calibrate, doctor, select, export)
 for _then in (*_COMMANDS, info, verify):
     app.command()(_then)
+app.command("import")(import_checkpoint)
 
 
 @app.command()

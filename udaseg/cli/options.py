@@ -151,3 +151,13 @@ def parse_seeds(text: str) -> tuple[int, ...]:
             f"--seeds must be different whole numbers separated by commas, as 0,1,2, got {text}"
         )
     return tuple(map(int, words))
+
+
+def parse_dilations(text: str) -> tuple[int, ...]:
+    """Return the dilations of a comma-separated list."""
+    words = text.split(",")
+    if not all(re.fullmatch("[1-9][0-9]{0,3}", word) for word in words):
+        raise UsageError(
+            f"--dilations must be whole numbers from 1, separated by commas, as 6,12, got {text}"
+        )
+    return tuple(map(int, words))

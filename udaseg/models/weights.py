@@ -4,6 +4,7 @@ import logging
 import shlex
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -29,8 +30,12 @@ _COUNTER = "num_batches_tracked"
 """Counters of batch norms, which older files lack."""
 
 
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a safetensors file or of a saved state dict."""
+def read_weights_file(path: Path) -> Any:
+    """Return what a safetensors file, or a file of `torch.save`, holds: tensors and plain values.
+
+    Raises:
+        CheckpointError: It is missing, unreadable, or holds other things.
+    """
     if path.is_dir():
         raise CheckpointError(f"{path}: is a folder, not a weights file; {_advice(path)}")
     if not path.is_file():
@@ -38,11 +43,16 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
-        loaded = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251 (a reader)
+        return torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251 (a reader)
     except (*UNREADABLE_TENSORS, SafetensorError) as error:
         raise CheckpointError(
             f"{path}: not readable as weights: {why_unreadable(error)}"
         ) from error
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file or of a saved state dict."""
+    loaded = read_weights_file(path)
     if isinstance(loaded, dict) and {"objective", "optimizer"} <= loaded.keys():
         raise CheckpointError(f"{path}: is a checkpoint, not a weights file; {_advice(path)}")
     if isinstance(loaded, dict) and {"feature_extractor", "classifier"} <= loaded.keys():
@@ -142,14 +152,15 @@ def load_into(
 
 def _unwrapped(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """Return tensors by names without wrappers, if more of these are names of the network."""
-    plain = {_without_wrappers(name): value for name, value in tensors.items()}
+    plain = {without_wrappers(name): value for name, value in tensors.items()}
     is_better = len(plain.keys() & state.keys()) > len(tensors.keys() & state.keys())
     return plain if is_better and len(plain) == len(tensors) else tensors
 
 
-def _without_wrappers(name: str) -> str:
+def without_wrappers(name: str) -> str:
+    """Return the name of a tensor without what other tools put before it."""
     first, _, rest = name.partition(".")
-    return _without_wrappers(rest) if first in _WRAPPERS and rest else name
+    return without_wrappers(rest) if first in _WRAPPERS and rest else name
 
 
 def _share_without(names: Iterable[str], matched: Collection[str]) -> float:

@@ -1,4 +1,4 @@
-"""The `udaseg export` command."""
+"""The `udaseg export` and `udaseg import` commands: networks to and from other software."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,6 +12,7 @@ from udaseg.cli.options import (
     Run,
     Verbose,
     WeightsOption,
+    parse_dilations,
     refuse_options,
 )
 from udaseg.cli.verbosity import set_verbosity
@@ -74,3 +75,57 @@ def export(
     console.print(safe_text(f"{exported.path}: {megabytes:.1f} MB, {signature}"))
     if exported.comparison is not None:
         console.print(safe_text(exported.comparison.summary()))
+
+
+def import_checkpoint(
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE",
+            help="Checkpoint of the released code of RCCR, DACS, AdaptSegNet, ADVENT, FDA or SPCL.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder. Default: runs/imported-FILE.")
+    ] = None,
+    recipe: Annotated[
+        str,
+        typer.Option(help="Recipe of what the network was trained on and how large images are."),
+    ] = "gta5_cityscapes/source_only",
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATA",
+            help="Data set, or dataset YAML, with the classes of the outputs. Default: cityscapes "
+            "for 19, synthia for 16.",
+        ),
+    ] = None,
+    dilations: Annotated[
+        str | None,
+        typer.Option(
+            metavar="6,12",
+            help="Dilations of the classifier that are added. Default: 6,12, for SPCL 6,12,18,24; "
+            "give 6,12,18,24 for ADVENT and FDA.",
+        ),
+    ] = None,
+    overwrite: Overwrite = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make a run of a checkpoint of released code, for eval, predict and --init."""
+    set_verbosity(verbose, quiet)
+    import udaseg
+    from udaseg.display.console import open_console, safe_text
+
+    run = udaseg.import_checkpoint(
+        checkpoint,
+        out=out,
+        recipe=recipe,
+        classes=classes,
+        dilations=None if dilations is None else parse_dilations(dilations),
+        overwrite=overwrite,
+    )
+    model = run.recipe.model
+    facts = f"{model.backbone}, {model.input} images, dilations {list(model.aspp_dilations)}"
+    open_console(soft_wrap=True).print(safe_text(f"{run.path}: {facts}"))
