@@ -17,6 +17,7 @@ import udaseg
 from tests.cli.running import udaseg as command
 from tests.cli.test_report import write_city, write_run
 from tests.support.colors import COLORS, loaded_colors, random_labels
+from tests.support.small import small_segmenter
 from udaseg.errors import DataError, EnvironmentFault
 from udaseg.evaluation.confusion import ConfusionMatrix
 from udaseg.figures import plane
@@ -132,6 +133,25 @@ def test_cells_have_the_class_at_their_centre_and_features_of_unit_length(tmp_pa
     assert np.array_equal(seen.points.places, again.points.places)
 
 
+def test_points_are_the_last_feature_map_of_a_network(tmp_path):
+    network = small_segmenter(classes=3, projector=False).train()
+    images = choose_images(write_city(tmp_path), "val", 2)
+    seen = look_at(stands_in(network), images, points=3).points
+    assert network.training, "a loaded model keeps its mode"
+    network.eval()
+    for vector, (image, row, column), guess in zip(
+        seen.vectors, seen.places, seen.predicted, strict=True
+    ):
+        path = tmp_path / "images" / images.samples[image].image
+        pixels = torch.from_numpy(np.asarray(Image.open(path)).copy()).permute(2, 0, 1)[None] / 255
+        with torch.no_grad():
+            maps = network.backbone((pixels - network.mean) / network.std)
+            logits = network.head(maps)[0, :, row, column]
+        feature = maps[-1][0, :, row, column]
+        assert np.allclose(vector, feature / feature.square().sum().sqrt(), atol=1e-6)
+        assert guess == logits.argmax()
+
+
 def test_each_domain_is_seen_at_its_own_size(home, monkeypatch):
     _, state = home
     sizes = []
@@ -245,7 +265,10 @@ def test_stored_pseudo_labels_are_compared_with_the_training_labels(home):
         labels[labels == 1] = 0 if index else 1
         half = labels[::2, ::2]  # as stages write them: at the size of the network's input
         Image.fromarray(half).save(stage / f"{sample.image}.png")
-    seen = udaseg.features("run", options=udaseg.FeatureOptions(points=3))
+    options = udaseg.FeatureOptions(points=3)
+    assert len(udaseg.features("run", options=options).pseudo_labels) == 2, "they are not complete"
+    stage.with_suffix(".json").write_text("{}")
+    seen = udaseg.features("run", options=options)
     stored = seen.pseudo_labels[-1]
     assert stored.title.startswith("pseudo-labels of stage 3-self_distillation, toyland-target")
     assert stored.rows["car"]["labelled"] == 0

@@ -47,7 +47,8 @@ def stored_quality(model: Model, run: Path, limit: int, root: Path) -> list[Numb
     They are compared with labels of the training images of the target, at the size of these labels;
     without such labels there is nothing to compare.
     """
-    folders = sorted(run.glob("stages/*/pseudo_labels"))
+    # the file is written when all of them are
+    folders = [path.with_suffix("") for path in sorted(run.glob("stages/*/pseudo_labels.json"))]
     if not folders:
         return []
     target = model.recipe.target
