@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from torch.nn.functional import avg_pool2d
 
 import udaseg
 from tests.support.colors import loaded_colors, painted, random_labels
@@ -23,8 +24,10 @@ from udaseg.data.files.images import write_png
 from udaseg.data.open import open_dataset
 from udaseg.errors import DataError
 from udaseg.evaluation.score_predictions import count_predictions
+from udaseg.figures.cells import look_at
 from udaseg.inference import export, trained_model
 from udaseg.inspection.report_images import render_report_images
+from udaseg.models.segmenter import SegmenterOutput
 from udaseg.selection.candidates import Candidate, EvaluationSets
 from udaseg.selection.images import ImageSet
 from udaseg.selection.measure import compute_criteria
@@ -158,6 +161,37 @@ def test_report(world):
     assert vars(one.reliability["run"]).keys() == vars(other.reliability["run"]).keys()
     for part, value in vars(one.reliability["run"]).items():
         np.testing.assert_array_equal(value, vars(other.reliability["run"])[part])
+
+
+def test_grid(world):
+    def pixels(name):
+        options = udaseg.GridOptions(images=3, titles=("run",), width=40, root="data")
+        path = udaseg.grid(f"runs/{name}", data=name, out=f"{name}.png", options=options)
+        return np.asarray(Image.open(path))
+
+    one, other = _of_both(pixels)
+    np.testing.assert_array_equal(one, other)
+
+
+def test_features(world):
+    class WithFeatures(ByPlace):
+        feature_channels = 3
+
+        def forward(self, images):
+            logits = super().forward(images).logits
+            return SegmenterOutput(logits, avg_pool2d(images, 8), None)
+
+    model = loaded_colors(["validation.resize=null"], network=WithFeatures())
+
+    def look(name):
+        return look_at(model, ImageSet(world.sets[name], "val"), points=3, confidences=(0.0,))
+
+    one, other = _of_both(look)
+    for part in ("sums", "cells"):
+        np.testing.assert_array_equal(getattr(one, part), getattr(other, part))
+    for part, value in vars(one.points).items():
+        np.testing.assert_array_equal(value, vars(other.points)[part])
+    np.testing.assert_array_equal(one.predictions[0.0].table, other.predictions[0.0].table)
 
 
 def test_select(world):
