@@ -167,6 +167,11 @@ def test_info_names_the_stages(whole, tmp_path):
              "target: {resize: null, crop: [8, 64], scale: [1, 1], flip: true, batch: 2}}]"],
             "self_distillation uses no source images",
         ),
+        (
+            ["method.stages=[{name: a, share: 1, lr_mult: 1, schedule_stop: 1, "
+             "target_jitter: {strength: 0.5, hue: 0.2}, objective: {kind: source_only}}]"],
+            "target_jitter: must be left out: source_only uses no target images",
+        ),
         (["source.crop=[24, 64]", "target.crop=[24, 64]"], "one cell of the discriminator"),
     ],
 )  # fmt: skip

@@ -17,13 +17,14 @@ from udaseg.methods.views import PSEUDO_LABELLED
 from udaseg.models.discriminator import Discriminator
 from udaseg.recipe.methods import Adversarial as AdversarialSpec
 from udaseg.recipe.methods import EntropyMinimization as EntropySpec
+from udaseg.recipe.methods import PrototypeAlignment as AlignmentSpec
 
 ADVERSARIAL = AdversarialSpec("adversarial", "softmax", 0.01, 1.0, discriminator_lr=1e-4)
 
 
 def alignment(student):
     contrast = PrototypeContrast(PROTOTYPES, num_classes=5, channels=8, second_view=PSEUDO_LABELLED)
-    return PrototypeAlignment(student, contrast)
+    return PrototypeAlignment(student, contrast, AlignmentSpec("prototype_alignment", PROTOTYPES))
 
 
 MAKERS = {

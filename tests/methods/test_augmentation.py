@@ -25,7 +25,7 @@ from udaseg.methods.augmentation import (
 )
 from udaseg.methods.build import build_objective
 from udaseg.methods.objectives.source_only import SourceOnly
-from udaseg.recipe.methods import SourceJitter, StrongAugmentation
+from udaseg.recipe.methods import ColorJitter, StrongAugmentation
 from udaseg.recipe.stages import stages_of
 
 
@@ -182,7 +182,7 @@ def test_a_seed_gives_each_image_of_all_ranks_its_numbers(monkeypatch, rank):
 def test_the_jitter_of_the_source_draws_four_numbers_and_an_order_for_each_image():
     images, numbers = _images(), _generator(7)
     for image, jittered in zip(
-        images, color_jitter(images, _generator(7), SourceJitter(0.5, 0.2)), strict=True
+        images, color_jitter(images, _generator(7), ColorJitter(0.5, 0.2)), strict=True
     ):
         draws = torch.rand(4, generator=numbers).tolist()
         amounts = [*(1 + 0.5 * (2 * draw - 1) for draw in draws[:3]), 0.2 * (2 * draws[3] - 1)]
@@ -270,46 +270,52 @@ def test_strong_augmentation_happens_as_often_as_asked():
 
 def test_jitter_of_no_strength_changes_nothing():
     images = _images()
-    same = color_jitter(images, _generator(), SourceJitter(0.0, 0.0))
+    same = color_jitter(images, _generator(), ColorJitter(0.0, 0.0))
     assert torch.allclose(same, images, atol=1e-5)
 
 
 def test_jitter_is_drawn_for_each_image_alone_and_stays_in_range():
     images = _images(1).expand(4, -1, -1, -1).clone()
     for seed in range(10):
-        jittered = color_jitter(images, _generator(seed), SourceJitter(0.5, 0.2))
+        jittered = color_jitter(images, _generator(seed), ColorJitter(0.5, 0.2))
         assert jittered.min() >= 0
         assert jittered.max() <= 1 + 1e-6
         assert len({round(float(image.sum()), 4) for image in jittered}) == 4
-        again = color_jitter(images, _generator(seed), SourceJitter(0.5, 0.2))
+        again = color_jitter(images, _generator(seed), ColorJitter(0.5, 0.2))
         assert torch.equal(jittered, again)
 
 
 def test_hue_turns_colours_and_leaves_grey_alone():
     grey = torch.full((1, 3, 4, 4), 0.4)
-    assert torch.allclose(color_jitter(grey, _generator(), SourceJitter(0.0, 0.5)), grey, atol=1e-5)
+    assert torch.allclose(color_jitter(grey, _generator(), ColorJitter(0.0, 0.5)), grey, atol=1e-5)
     red = torch.zeros(1, 3, 4, 4)
     red[:, 0] = 1.0
-    turned = color_jitter(red, _generator(), SourceJitter(0.0, 0.2))
+    turned = color_jitter(red, _generator(), ColorJitter(0.0, 0.2))
     assert turned.amax() == pytest.approx(1.0, abs=1e-4), "hue keeps the value"
     assert not torch.allclose(turned, red, atol=1e-2)
 
 
-def test_an_objective_jitters_the_source_of_a_step_and_only_when_it_is_told_to():
+def test_an_objective_jitters_a_domain_only_when_it_is_told_to():
     objective, batch = SourceOnly(small_segmenter(projector=False)), _batch()
     plain = objective.source_images(batch)
     assert torch.equal(plain, batch.source_images.float() / 255)
-    objective.source_jitter = SourceJitter(0.5, 0.2)
+    objective.source_jitter = ColorJitter(0.5, 0.2)
     jittered = objective.source_images(batch)
     assert torch.equal(jittered, objective.source_images(batch))
     assert not torch.allclose(jittered, plain, atol=1e-2)
     other = objective.source_images(_batch(step=1))
     assert not torch.equal(other, jittered)
+    assert torch.equal(objective.target_images(batch), batch.target_images.float() / 255)
+    objective.target_jitter, objective.source_jitter = objective.source_jitter, None
+    assert torch.equal(objective.source_images(batch), plain)
+    target = batch.target_images.float() / 255
+    assert not torch.allclose(objective.target_images(batch), target, atol=1e-2)
 
 
-def test_spcl_jitters_the_source_in_its_two_stages_that_see_one():
-    recipe = shipped("toyland/spcl")
-    jitters = [
-        build_objective(recipe, 13, stage=stage).source_jitter for stage in stages_of(recipe)
-    ]
-    assert jitters == [SourceJitter(0.5, 0.2), SourceJitter(0.5, 0.2), None]
+@pytest.mark.parametrize("name", ["spcl", "spcl_release"])
+def test_spcl_jitters_the_source_where_there_is_one_and_else_the_target(name):
+    recipe = shipped(f"toyland/{name}")
+    objectives = [build_objective(recipe, 13, stage=stage) for stage in stages_of(recipe)]
+    jitter = ColorJitter(0.5, 0.2)
+    assert [each.source_jitter for each in objectives] == [jitter, jitter, None]
+    assert [each.target_jitter for each in objectives] == [None, None, jitter]

@@ -37,6 +37,19 @@ def test_streaming_quantiles_equal_the_exact_ones_to_one_bin(seed, quantile):
     assert quantiles[4] == 0
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 7, 10, 1001, 1002])
+def test_the_released_rank_is_that_of_numpys_rounding(count):
+    confidence = torch.arange(count) / (count + 1) + 1e-5
+    histogram = confidence_histogram(torch.zeros(count, dtype=torch.long), confidence, 1)
+    ranks = {
+        "released": min(count - 1, round(count * 0.5)),  # half to even, as numpy
+        "lower": (count - 1) // 2,
+    }
+    for rank, position in ranks.items():
+        found = confidence_thresholds(histogram, quantile=0.5, cap=1.0, rank=rank)
+        assert 0 <= confidence[position].item() - found.item() <= 1 / BINS
+
+
 def test_thresholds_are_capped_and_a_class_that_was_never_predicted_has_0():
     confidence = torch.tensor([0.99, 1.0, 0.98, 0.3])
     histogram = confidence_histogram(torch.tensor([0, 0, 0, 1]), confidence, 3)

@@ -1,11 +1,13 @@
 """The passes read ahead, batch and write in threads: same numbers as a plain loop, nothing left."""
 
 import threading
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -16,6 +18,7 @@ from udaseg.data.labels.classes import IGNORE
 from udaseg.data.labels.read import read_train_ids
 from udaseg.data.loading.crops import CropSource
 from udaseg.data.loading.threads import OrderedWork
+from udaseg.data.loading.transforms import resize_image
 from udaseg.errors import DataError
 from udaseg.methods import passes
 from udaseg.methods.contrast.prototypes import image_means
@@ -104,6 +107,27 @@ def test_confidence_is_that_of_a_plain_loop(dataset, target):
             expected[int(label), min(int(value * passes.BINS), passes.BINS - 1)] += 1
     assert torch.equal(counts, expected)
     assert done == [(number, len(SIZES)) for number in range(1, len(SIZES) + 1)]
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+def test_labels_of_smaller_images_have_the_size_of_the_files(dataset, target, tmp_path, aligned):
+    student, size = small_segmenter(), (8, 16)
+    student.align_corners = aligned
+    seen = replace(target, resize=size)
+    counts = passes.collect_confidence(student, seen, CLASSES, CPU, _nothing, at_file_size=True)
+    assert counts.sum() == sum(rows * columns for rows, columns in SIZES)
+    passes.write_pseudo_labels(
+        student, seen, torch.zeros(CLASSES), tmp_path, CPU, _nothing, at_file_size=True
+    )
+    with evaluation_mode(student), torch.no_grad():
+        for sample, written in zip(
+            dataset.split("train"), _written(tmp_path, dataset), strict=True
+        ):
+            small = resize_image(read_image(dataset.image_path(sample)), size)
+            logits = student(torch.from_numpy(small).permute(2, 0, 1)[None].float() / 255).logits
+            stored = (sample.height, sample.width)
+            wide = F.interpolate(logits, stored, mode="bilinear", align_corners=aligned)
+            assert (written == wide.argmax(1)[0].numpy()).mean() > 0.99
 
 
 def _written(folder, dataset):

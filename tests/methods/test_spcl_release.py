@@ -1,12 +1,19 @@
-"""The contrast of `spcl` and `spcl_release` over several steps, against naive loops."""
+"""The losses of `spcl_release`, and the contrast of both over several steps, written out."""
+
+import functools
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from tests.support.small import shipped
+from udaseg.data.loading.batches import Batch
+from udaseg.distributed import RankSums
+from udaseg.methods.build import build_objective
 from udaseg.methods.contrast.prototypes import PrototypeContrast
 from udaseg.methods.views import PSEUDO_LABELLED, SOURCE, CellView, Views
 from udaseg.recipe.methods import PrototypeAlignment, Staged
+from udaseg.recipe.stages import stages_of
 
 CLASSES, CHANNELS = 4, 6
 
@@ -81,3 +88,154 @@ def test_losses_and_prototypes_follow_the_formulas_over_several_steps(method):
         assert contrast(views).item() == pytest.approx(expected.item(), abs=1e-5)
         contrast.update(views)
         assert torch.allclose(contrast.prototypes.means.double(), torch.stack(means), atol=1e-5)
+
+
+RELEASE = [
+    f"{key}={value}"
+    for key, value in {
+        "model.backbone": "resnet18",
+        "model.weights": "random",
+        "source.crop": "[64, 96]",
+        "target.crop": "[64, 96]",
+        "steps": 10,
+    }.items()
+]
+
+
+@functools.cache
+def _losses(stage_number, *overrides):
+    """Return the losses of a stage on a fixed batch, and what the network saw and gave."""
+    recipe = shipped("gta5_cityscapes/spcl_release", [*RELEASE, *overrides])
+    stage = stages_of(recipe)[stage_number]
+    objective = build_objective(recipe, CLASSES, stage=stage).train()
+    with torch.no_grad():
+        for weight in objective.student.head.parameters():
+            weight.mul_(30)  # logits that differ from cell to cell
+    if stage_number == 1:
+        _start_prototypes(objective)
+    seen = []
+    objective.student.register_forward_hook(
+        lambda _, given, output: seen.append((given[0].detach(), output))
+    )
+    reports = list(objective.passes(_fixed_batch(), RankSums()))
+    return [report.parts for report in reports], seen, objective
+
+
+def _start_prototypes(objective):
+    prototypes = objective.contrast.prototypes
+    shape = prototypes.means.shape
+    start = torch.randn(*shape, generator=torch.Generator().manual_seed(9))
+    prototypes.initialise(start / start.norm(dim=1, keepdim=True), torch.ones(shape[0]).bool())
+
+
+def _fixed_batch():
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randint(0, 256, (2, 2, 3, 64, 96), generator=generator).byte()
+    labels = torch.randint(0, CLASSES, (2, 2, 8, 12), generator=generator)
+    labels = labels.repeat_interleave(8, 2).repeat_interleave(8, 3).byte()
+    labels[:, :, :9] = 255
+    return Batch(3, 0.3, 5, images[0], labels[0], images[1], labels[1])
+
+
+def _pixel_loss(output, labels, temperature):
+    wide = F.interpolate(output.logits, (64, 96), mode="bilinear", align_corners=True)
+    return F.cross_entropy(wide / temperature, labels.long(), ignore_index=255)
+
+
+def _bce(discriminator, output, temperature, domain):
+    wide = F.interpolate(output.logits, (64, 96), mode="bilinear", align_corners=True)
+    verdict = discriminator((wide / temperature).softmax(1))
+    return F.binary_cross_entropy_with_logits(verdict, torch.full_like(verdict, domain))
+
+
+def _cell_labels(labels):
+    return labels[:, ::8, ::8].long()
+
+
+def _contrast(output, labels, means):
+    units = F.normalize(output.features, dim=1)
+    scores = torch.einsum("bchw,kc->bkhw", units, means) / 100
+    return F.cross_entropy(scores, labels, ignore_index=255)
+
+
+def test_losses_of_the_first_stage_on_a_fixed_batch():
+    (first, second), [(_, source), (_, target)], objective = _losses(0)
+    judge = objective.discriminator
+    expected = _pixel_loss(source, _fixed_batch().source_labels, 1.8)
+    assert first["source"].item() == pytest.approx(expected.item(), rel=1e-5)
+    half = _bce(judge, source, 1.8, 0.0) / 2
+    assert first["discriminator"].item() == pytest.approx(half.item(), rel=1e-5)
+    guilt = 0.001 * _bce(judge, target, 1.0, 0.0)
+    assert second["adversarial"].item() == pytest.approx(guilt.item(), rel=1e-5)
+    half = _bce(judge, target, 1.0, 1.0) / 2
+    assert second["discriminator"].item() == pytest.approx(half.item(), rel=1e-5)
+
+
+def test_losses_of_the_second_stage_on_a_fixed_batch():
+    (first, second), [(_, source), (_, target)], objective = _losses(1)
+    batch = _fixed_batch()
+    expected = _pixel_loss(source, batch.source_labels, 1.8)
+    assert first["source"].item() == pytest.approx(expected.item(), rel=1e-5)
+    labels = _cell_labels(batch.source_labels)
+    right = labels.masked_fill(source.logits.argmax(1) != labels, 255)
+    units, before = F.normalize(source.features, dim=1), objective.contrast.prototypes.means
+    members = F.one_hot(right.clamp_max(CLASSES), CLASSES + 1)[..., :CLASSES].float()
+    sums = torch.einsum("bchw,bhwk->kc", units, members)
+    means = 0.1 * before + 0.9 * sums / members.sum((0, 1, 2)).clamp_min(1)[:, None]
+    expected = _contrast(source, right, means)
+    assert first["prototypes"].item() == pytest.approx(expected.item(), rel=1e-6)
+    expected = _contrast(target, _cell_labels(batch.pseudo_labels), means)
+    assert second["prototypes"].item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_loss_of_the_third_stage_on_a_fixed_batch():
+    (only,), [(_, target)], _ = _losses(2)
+    expected = _pixel_loss(target, _fixed_batch().pseudo_labels, 1.0)
+    assert only["target"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_colours_of_the_source_are_changed_and_those_of_the_target_in_the_last_stage(number):
+    _, seen, _ = _losses(number)
+    batch = _fixed_batch()
+    plain = [batch.source_images, batch.target_images][2 - len(seen) :]
+    changed = [
+        not torch.allclose(images, stored.float() / 255, atol=1e-3)
+        for (images, _), stored in zip(seen, plain, strict=True)
+    ]
+    assert changed == ([True] if number == 2 else [True, False])
+
+
+@pytest.mark.parametrize(
+    ("number", "override", "part"),
+    [
+        (0, "model.align_corners=false", "source"),
+        (0, "method.stages.warm_up.objective.target_temperature=null", "adversarial"),
+        (0, "method.stages.warm_up.objective.temperature=1", "source"),
+        (1, "model.align_corners=false", "source"),
+        (1, "method.stages.contrast.objective.temperature=1", "source"),
+        (1, "method.stages.contrast.objective.prototypes.temperature=0.1", "prototypes"),
+        (1, "method.stages.contrast.objective.prototypes.momentum=0.999", "prototypes"),
+        (1, "method.stages.contrast.objective.prototypes.normalise=true", "prototypes"),
+        (2, "model.align_corners=false", "target"),
+        (2, "method.stages.self_distillation.target_jitter=null", "target"),
+    ],
+)
+def test_each_field_of_the_release_changes_a_loss(number, override, part):
+    released, other = (
+        sum(parts[part].item() for parts in _losses(number, *words)[0] if part in parts)
+        for words in ([], [override])
+    )
+    assert other != pytest.approx(released, rel=2e-6)
+
+
+def test_the_contrast_can_be_that_of_one_domain():
+    both, seen, _ = _losses(1)
+    key = "method.stages.contrast.objective.contrast_on"
+    source, seen_of_source, _ = _losses(1, f"{key}=source")
+    assert [set(parts) for parts in source] == [{"source", "prototypes"}]
+    assert source[0]["prototypes"].item() == both[0]["prototypes"].item()
+    assert len(seen_of_source) == 1 < len(seen)
+    target, *_ = _losses(1, f"{key}=target")
+    assert [set(parts) for parts in target] == [{"source"}, {"prototypes"}]
+    assert target[1]["prototypes"].item() == both[1]["prototypes"].item()

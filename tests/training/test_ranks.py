@@ -30,8 +30,9 @@ from udaseg.methods.objectives.entropy import EntropyMinimization
 from udaseg.methods.teacher import Teacher
 from udaseg.models import compiling
 from udaseg.recipe.methods import Adversarial as AdversarialSpec
+from udaseg.recipe.methods import ColorJitter
 from udaseg.recipe.methods import EntropyMinimization as EntropySpec
-from udaseg.recipe.methods import SourceJitter
+from udaseg.recipe.methods import PrototypeAlignment as AlignmentSpec
 from udaseg.recipe.schema import Machine
 from udaseg.signals import StopSignal
 from udaseg.training.setup import distribute
@@ -59,7 +60,7 @@ def _mean_teaching(**changes):
     """Return RCCR with a teacher that uses batch statistics."""
     objective = _objective(_regional(cells_per_view=15, weight=0.5), **changes)
     objective.teacher = Teacher(objective.student, momentum=0.99, batch_statistics=True)
-    objective.source_jitter = SourceJitter(0.2, 0.1)
+    objective.source_jitter = ColorJitter(0.2, 0.1)
     return objective.train()
 
 
@@ -86,7 +87,9 @@ OBJECTIVES = {
         regularizers={"regional": _regional(), "prototypes": _prototypes("mixed")}
     ),
     "spcl, contrast": lambda: PrototypeAlignment(
-        small_segmenter(projector=False), _prototypes("pseudo_labelled")
+        small_segmenter(projector=False),
+        _prototypes("pseudo_labelled"),
+        AlignmentSpec("prototype_alignment", PROTOTYPES, temperature=1.8),
     ).train(),
     "sepico": _semantic,
     "advent": _adversarial,

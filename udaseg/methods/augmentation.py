@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from udaseg.distributed import slice_for_rank, to_device
-from udaseg.recipe.methods import SourceJitter, StrongAugmentation
+from udaseg.recipe.methods import ColorJitter, StrongAugmentation
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 
@@ -64,7 +64,7 @@ def strong_augment(images: Tensor, generator: torch.Generator, spec: StrongAugme
     return change_images(images, changes, together=images.is_cuda, kind=spec.kind)
 
 
-def color_jitter(images: Tensor, generator: torch.Generator, spec: SourceJitter) -> Tensor:
+def color_jitter(images: Tensor, generator: torch.Generator, spec: ColorJitter) -> Tensor:
     """Return (B, 3, H, W) images in [0, 1] with colour jitter, drawn separately for each image.
 
     The result is channels last.

@@ -65,7 +65,7 @@ def build_objective(
     sizes = {"num_classes": num_classes, "channels": student.feature_channels}
     regularizers = {name: _build_regularizer(name, spec, **sizes) for name, spec in terms.items()}
     objective = _build_objective(method, student, regularizers, num_classes)
-    objective.source_jitter = stage.source_jitter
+    objective.source_jitter, objective.target_jitter = stage.source_jitter, stage.target_jitter
     return objective
 
 
@@ -101,7 +101,7 @@ def _build_objective(
                 channels=student.feature_channels,
                 second_view=PSEUDO_LABELLED,
             )
-            return PrototypeAlignment(student, contrast)
+            return PrototypeAlignment(student, contrast, method)
         case specs.SelfDistillation():
             return SelfDistillation(student)
         case _:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -77,13 +78,18 @@ def collect_confidence(
     num_classes: int,
     device: torch.device,
     on_progress: ProgressCallback,
+    *,
+    at_file_size: bool = False,
 ) -> Tensor:
-    """Return a histogram (K, BINS) of the confidence in each predicted class; read no label."""
+    """Return a histogram (K, BINS) of the confidence in each predicted class; read no label.
+
+    Pixels are counted at the size at which `target` reads images, or at that of their files.
+    """
     counts = torch.zeros(num_classes, BINS, dtype=torch.int64, device=device)
 
     def add(read: _ReadSample, output: SegmenterOutput) -> None:
         labels, confidence = pseudo_labels(
-            output.logits, read.image.shape[:2], align_corners=student.align_corners
+            output.logits, read.size(at_file_size), align_corners=student.align_corners
         )
         counts.add_(confidence_histogram(labels, confidence, num_classes))
 
@@ -101,18 +107,28 @@ def confidence_histogram(labels: Tensor, confidence: Tensor, num_classes: int) -
     return counts.view(num_classes, BINS)
 
 
-def confidence_thresholds(histogram: Tensor, *, quantile: float, cap: float) -> Tensor:
+def confidence_thresholds(
+    histogram: Tensor,
+    *,
+    quantile: float,
+    cap: float,
+    rank: Literal["lower", "released"] = "lower",
+) -> Tensor:
     """Return min(quantile, cap) of each class, (K,) float64; 0 if it was never predicted.
 
-    The quantile is the lower edge of its bin.
+    The quantile is the lower edge of its bin. `rank` is that of `PseudoLabelling`.
 
     Reference:
         Xie et al., SPCL (2021), pseudo-labels: median and 0.9.
     """
     reached = histogram.cumsum(1)
     total = reached[:, -1]
-    # rounded down, as for a lower median; the smallest bin that holds this position is returned
-    position = ((total - 1).clamp_min(0).double() * quantile).floor().long()
+    last = (total - 1).clamp_min(0)
+    if rank == "released":  # as numpy rounds, half to even
+        position = torch.minimum((total.double() * quantile).round().long(), last)
+    else:
+        position = (last.double() * quantile).floor().long()
+    # the smallest bin that holds this position
     bins = (reached <= position[:, None]).sum(1).clamp_max(BINS - 1)
     return torch.where(total > 0, bins.double() / BINS, 0.0).clamp_max(cap)
 
@@ -125,11 +141,13 @@ def write_pseudo_labels(
     folder: Path,
     device: torch.device,
     on_progress: ProgressCallback,
+    *,
+    at_file_size: bool = False,
 ) -> Tensor:
     """Write a pseudo-label PNG for each target image; return the kept pixels of each class (K,).
 
-    The PNGs have the size at which `target` reads images. A pixel below its class's threshold
-    becomes `IGNORE`.
+    The PNGs have the size at which `target` reads images, or that of their files. A pixel below its
+    class's threshold becomes `IGNORE`.
     """
     pixels = torch.zeros(IGNORE + 1, dtype=torch.int64)
     limits = to_device(thresholds.double(), device)
@@ -141,7 +159,7 @@ def write_pseudo_labels(
 
     def label(read: _ReadSample, output: SegmenterOutput) -> None:
         (predicted,), (confidence,) = pseudo_labels(
-            output.logits, read.image.shape[:2], align_corners=student.align_corners
+            output.logits, read.size(at_file_size), align_corners=student.align_corners
         )
         labels = threshold_labels(predicted, confidence, limits)
         writing.submit(partial(write, read.sample, _copy_to_host(labels)))
@@ -166,6 +184,11 @@ class _ReadSample:
     sample: Sample
     image: Pixels
     labels: Pixels | None
+
+    def size(self, at_file_size: bool) -> tuple[int, int]:
+        """Return the (height, width) of the image as it was read, or of its upright file."""
+        sample = self.sample
+        return (sample.height, sample.width) if at_file_size else self.image.shape[:2]
 
 
 def _for_each_image(

@@ -119,10 +119,14 @@ class Adversarial(RunMethod):
     """Weight of the adversarial term; 0.001 in AdvEnt and SPCL."""
     temperature: Annotated[float, Gt(0)]
     """Divides the logits of both domains before softmax and cross-entropy; 1 in AdvEnt, 1.8 in
-    SPCL, whose release divides only those of the source, for the discriminator.
+    SPCL.
     """
     discriminator_lr: Annotated[float, Gt(0)]
     """Learning rate of the discriminator, 1e-4 in AdvEnt and SPCL; Adam with betas 0.9 and 0.99."""
+    target_temperature: Annotated[float, Gt(0)] | None = None
+    """Divides the target's logits instead of `temperature`; 1 in SPCL's release. Null takes
+    `temperature`.
+    """
 
 
 @dataclass(frozen=True)
@@ -167,6 +171,12 @@ class PrototypeAlignment:
     kind: Literal["prototype_alignment"]
     prototypes: Prototypes
     """The contrast; its prototypes are initialised by a pass over the source."""
+    temperature: Annotated[float, Gt(0)] = 1.0
+    """Divides the source's logits in the cross-entropy; 1.8 in SPCL, as in its first stage."""
+    contrast_on: Literal["both", "source", "target"] = "both"
+    """Whose cells are pulled to the prototypes: `both`, as in SPCL, or those of one domain, for
+    ablation. The prototypes come from the source in any case.
+    """
 
 
 @dataclass(frozen=True)
@@ -189,6 +199,15 @@ class PseudoLabelling:
     """A class keeps the pixels at or above this quantile of its confidence; 0.5 in SPCL."""
     cap: Annotated[float, Interval(ge=0, le=1)]
     """Upper limit of the threshold; 0.9 in SPCL."""
+    rank: Literal["lower", "released"] = "lower"
+    """Position of the quantile q among n sorted values, from 0: `lower` rounds (n - 1) q down;
+    `released` rounds n q to the nearest, for the median the upper of the two middle ones, as in
+    SPCL's release.
+    """
+    resize: Size | None = None
+    """(height, width) of the images that are labelled; their labels then have the size of the
+    files. [512, 1024] in SPCL's release. Null labels images as the stage reads them.
+    """
 
 
 @dataclass(frozen=True)
@@ -208,8 +227,8 @@ class StageTarget:
 
 
 @dataclass(frozen=True)
-class SourceJitter:
-    """Colour jitter of the source images."""
+class ColorJitter:
+    """Colour jitter of the images of a domain, drawn for each image."""
 
     strength: Annotated[float, Interval(ge=0, le=1)]
     """Brightness, contrast and saturation factors are in [1 - strength, 1 + strength]; 0.5 in
@@ -237,8 +256,12 @@ class StageSpec:
     """What is minimised."""
     source_sampling: Sampling | None = None
     """As `source.sampling`, which null uses; `class_balanced` in SPCL's release."""
-    source_jitter: SourceJitter | None = None
+    source_jitter: ColorJitter | None = None
     """Colour jitter of source images; null for no jitter."""
+    target_jitter: ColorJitter | None = None
+    """Colour jitter of target images; null for no jitter. In the last stage of SPCL as for the
+    source.
+    """
     batch_norm: BatchNorm | None = None
     """As in `model`; null keeps that of the model. SPCL: `frozen`, and `train` in the last."""
     pseudo_labels: PseudoLabelling | None = None

@@ -110,8 +110,9 @@ def _unused_settings(stage: StageSpec, key: str) -> Problems:
     if isinstance(stage.objective, methods.RunMethod) and stage.objective.target_statistics:
         problem = "must be left out: set it for the whole run, as method.target_statistics"
         yield f"{key}.objective.target_statistics", problem
-    if stage.target is not None and kind == "source_only":
-        yield f"{key}.target", f"must be left out: {kind} uses no target images"
+    for name in ("target", "target_jitter"):
+        if getattr(stage, name) is not None and kind == "source_only":
+            yield f"{key}.{name}", f"must be left out: {kind} uses no target images"
     for name in ("source_jitter", "source_sampling"):
         if getattr(stage, name) is not None and kind == "self_distillation":
             yield f"{key}.{name}", f"must be left out: {kind} uses no source images"

@@ -10,9 +10,9 @@ from typing import Any
 from udaseg.recipe.choices import BatchNorm, Sampling
 from udaseg.recipe.load import to_dict
 from udaseg.recipe.methods import (
+    ColorJitter,
     Objective,
     PseudoLabelling,
-    SourceJitter,
     SourceOnly,
     Staged,
     StageSpec,
@@ -43,7 +43,8 @@ class Stage:
     schedule_stop: float = 1.0
     source_sampling: Sampling = "uniform"
     """As the stage says, else as `source.sampling` of the recipe says."""
-    source_jitter: SourceJitter | None = None
+    source_jitter: ColorJitter | None = None
+    target_jitter: ColorJitter | None = None
     batch_norm: BatchNorm | None = None
     pseudo_labels: PseudoLabelling | None = None
     target: StageTarget | None = None
@@ -115,6 +116,7 @@ def _stage(recipe: Recipe, number: int, stage: StageSpec, begin: int, end: int) 
         stage.schedule_stop,
         sampling,
         stage.source_jitter,
+        stage.target_jitter,
         stage.batch_norm,
         stage.pseudo_labels,
         stage.target,

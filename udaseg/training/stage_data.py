@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from udaseg.data.datasets.index import PreparedDataset, Sample, evenly_spaced_indices
+from udaseg.data.loading.cache import open_cache
 from udaseg.data.loading.pseudo_labels import pseudo_labels_digest
 from udaseg.display.progress import WorkProgress
 from udaseg.distributed import all_ranks, on_rank_zero, world_size
@@ -109,15 +110,20 @@ def _make_pseudo_labels(
     student_digest, num_images = _network_digest(student), len(crops.samples)
     if (digest := _finished_digest(marker, labels, student_digest, crops.samples)) is not None:
         return digest
-    crops = replace(crops, scale=(1.0, 1.0))
+    if (size := settings.resize) is not None:
+        cache = open_cache(crops.dataset, crops.split, size, labelled=False)
+        crops = replace(crops, resize=size, cache=cache)
+    resized = size is not None
     with _pass_over("confidence on the target", num_images, stop, context) as on_image:
-        histogram = passes.collect_confidence(student, crops, len(classes), setup.device, on_image)
+        histogram = passes.collect_confidence(
+            student, crops, len(classes), setup.device, on_image, at_file_size=resized
+        )
     thresholds = passes.confidence_thresholds(
-        histogram, quantile=settings.quantile, cap=settings.cap
+        histogram, quantile=settings.quantile, cap=settings.cap, rank=settings.rank
     )
     with _pass_over("pseudo-labels of the target", num_images, stop, context) as on_image:
         kept = passes.write_pseudo_labels(
-            student, crops, thresholds, labels, setup.device, on_image
+            student, crops, thresholds, labels, setup.device, on_image, at_file_size=resized
         )
     digest = pseudo_labels_digest(labels, crops.samples)
     if digest is None:

@@ -35,7 +35,7 @@ class Adversarial(Objective):
 
     Reference:
         Tsai et al., AdaptSegNet (2018); Vu et al., ADVENT (2019); Xie et al., SPCL (2021), stage 1.
-        Differs: one level; SPCL's release divides only source logits for the discriminator.
+        Differs: one level.
     """
 
     def __init__(self, student: Segmenter, discriminator: nn.Module, spec: AdversarialSpec) -> None:
@@ -50,7 +50,7 @@ class Adversarial(Objective):
         """
         source_images, target_images = self.source_images(batch), self.target_images(batch)
         labelled = sums.reduce(labelled=count_labelled(batch.source_labels))["labelled"]
-        source = self._logits(source_images)
+        source = self._logits(source_images, self.spec.temperature)
         parts = {
             "source": pixel_loss(
                 source,
@@ -62,7 +62,7 @@ class Adversarial(Objective):
         }
         yield LossReport.of(parts, is_last=False)
 
-        target = self._logits(target_images)
+        target = self._logits(target_images, self.spec.target_temperature or self.spec.temperature)
         target_map = self._output_map(target, target_images)
         constants = {name: part.detach() for name, part in self.discriminator.named_parameters()}
         domain_logits = functional_call(self.discriminator, constants, (target_map,))
@@ -74,10 +74,10 @@ class Adversarial(Objective):
             parts, figures={"uncertainty": normalised_entropy(target.detach()).mean()}
         )
 
-    def _logits(self, images: Tensor) -> Tensor:
+    def _logits(self, images: Tensor, temperature: float) -> Tensor:
         """Return the student's logits divided by the temperature, in float32."""
         logits: Tensor = self.student(images).logits
-        return logits.float() / self.spec.temperature
+        return logits.float() / temperature
 
     def _discriminator_loss(self, logits: Tensor, images: Tensor, domain: float) -> Tensor:
         return _domain_loss(self.discriminator(self._output_map(logits.detach(), images)), domain)

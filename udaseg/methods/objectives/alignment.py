@@ -20,6 +20,7 @@ from udaseg.methods.views import (
     student_view,
 )
 from udaseg.models.segmenter import Segmenter, SegmenterOutput
+from udaseg.recipe.methods import PrototypeAlignment as AlignmentSpec
 
 
 class PrototypeAlignment(Objective):
@@ -27,13 +28,17 @@ class PrototypeAlignment(Objective):
 
     Args:
         contrast: The regularizer; its second view must be `PSEUDO_LABELLED`.
+        spec: Temperature of the cross-entropy, and whose cells are contrasted.
 
     Reference:
         Xie et al., SPCL (2021), stage 2.
     """
 
-    def __init__(self, student: Segmenter, contrast: PrototypeContrast) -> None:
+    def __init__(
+        self, student: Segmenter, contrast: PrototypeContrast, spec: AlignmentSpec
+    ) -> None:
         super().__init__(student)
+        self.spec = spec
         self.regularizers = nn.ModuleDict({"prototypes": contrast})
 
     @property
@@ -60,16 +65,19 @@ class PrototypeAlignment(Objective):
         views.by_name[SOURCE] = labelled_view(output, batch.source_labels)
         parts = {
             "source": pixel_loss(
-                output.logits,
+                output.logits.float() / self.spec.temperature,
                 batch.source_labels,
                 num_labelled=labelled,
                 align_corners=self.student.align_corners,
-            ),
-            "prototypes": self.contrast.view_loss(SOURCE, views),
+            )
         }
-        yield LossReport.of(parts, views=views, is_last=False)
-
+        domains = self.spec.contrast_on
+        if domains != "target":
+            parts["prototypes"] = self.contrast.view_loss(SOURCE, views)
+        yield LossReport.of(parts, views=views, is_last=domains == "source")
         views.drop_graphs()
+        if domains == "source":
+            return
         output = self.student(self.target_images(batch))
         views.by_name[PSEUDO_LABELLED] = student_view(output, labels)
         parts = {"prototypes": self.contrast.view_loss(PSEUDO_LABELLED, views)}

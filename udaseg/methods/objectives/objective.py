@@ -15,7 +15,7 @@ from udaseg.methods.augmentation import color_jitter, generator_for
 from udaseg.methods.views import Views
 from udaseg.models.pixels import to_unit_range
 from udaseg.models.segmenter import Segmenter
-from udaseg.recipe.methods import SourceJitter
+from udaseg.recipe.methods import ColorJitter
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,11 @@ class Objective(nn.Module, ABC):
 
     Attributes:
         source_jitter: Colour jitter of the source images; None applies none.
+        target_jitter: The same for the target images.
     """
 
-    source_jitter: SourceJitter | None = None
+    source_jitter: ColorJitter | None = None
+    target_jitter: ColorJitter | None = None
 
     def __init__(self, student: Segmenter) -> None:
         super().__init__()
@@ -80,17 +82,19 @@ class Objective(nn.Module, ABC):
         """Update the state of the objective after the optimiser step; by default there is none."""
 
     def target_images(self, batch: Batch) -> Tensor:
-        """Return the batch's target images (B, 3, H, W) in [0, 1]."""
+        """Return the batch's target images (B, 3, H, W) in [0, 1], with jitter if configured."""
         if batch.target_images is None:
             raise ValueError(f"{type(self).__name__} needs target images in the batch")
-        return to_unit_range(batch.target_images)
+        return _jittered(batch.target_images, batch.seed, "target", self.target_jitter)
 
     def source_images(self, batch: Batch) -> Tensor:
         """Return the batch's source images (B, 3, H, W) in [0, 1], with jitter if configured."""
-        images = to_unit_range(batch.source_images)
-        if self.source_jitter is None:
-            return images
-        return color_jitter(images, generator_for(batch.seed, "source"), self.source_jitter)
+        return _jittered(batch.source_images, batch.seed, "source", self.source_jitter)
+
+
+def _jittered(images: Tensor, seed: int, domain: str, jitter: ColorJitter | None) -> Tensor:
+    images = to_unit_range(images)
+    return images if jitter is None else color_jitter(images, generator_for(seed, domain), jitter)
 
 
 def add_reports(first: LossReport, second: LossReport) -> LossReport:
