@@ -44,10 +44,9 @@ def read_batch(step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 recipe = udaseg.load_recipe("toyland/rccr")
 spec = recipe.method.regional
-channels = spec.projector.channels
-student = build_segmenter(recipe.model, len(source.classes), projector_channels=channels)
+student = build_segmenter(recipe.model, len(source.classes), projector=spec.projector)
 teacher = copy.deepcopy(student).eval().requires_grad_(False)
-regularizer = RegionalContrast(spec, channels=channels)
+regularizer = RegionalContrast(spec, channels=spec.projector.channels)
 optimizer = torch.optim.AdamW(student.parameters(), 1e-3)
 
 for step in range(STEPS):

@@ -16,6 +16,7 @@ from udaseg.methods.contrast.regional import RegionalContrast
 from udaseg.methods.contrast.regularizer import PerViewRegularizer, Regularizer
 from udaseg.methods.contrast.semantic import SemanticContrast
 from udaseg.methods.views import (
+    AUGMENTED,
     CUTMIX,
     MIXED,
     PSEUDO_LABELLED,
@@ -34,6 +35,7 @@ from udaseg.methods.views import (
 from udaseg.recipe.contrast import Projector, Prototypes, Regional, Semantic
 
 __all__ = [
+    "AUGMENTED",
     "CUTMIX",
     "IGNORE",
     "MIXED",

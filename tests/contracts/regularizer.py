@@ -55,6 +55,7 @@ def _view(need, generator, *, ignored):
         confidence,
         label_confidence=confidence if need.view == MIXED else None,
         square=square if need.view == CUTMIX else None,
+        from_target=square if need.options.get("from_target") else None,
     )
 
 

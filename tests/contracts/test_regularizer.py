@@ -21,6 +21,18 @@ class TestRegionalWithoutMomentumHead(RegularizerContract):
         return RegionalContrast(spec, channels=EMBEDDING)
 
 
+class TestRegionalOnMixedImages(RegularizerContract):
+    def make(self):
+        spec = replace(REGIONAL, min_confidence=0.2, image="classmix")
+        return RegionalContrast(spec, channels=EMBEDDING)
+
+
+class TestRegionalOnTargetImages(RegularizerContract):
+    def make(self):
+        spec = replace(REGIONAL, min_confidence=0.2, image="target", region_size=2)
+        return RegionalContrast(spec, channels=EMBEDDING)
+
+
 class TestPrototypes(RegularizerContract):
     def make(self):
         return PrototypeContrast(PROTOTYPES, num_classes=CLASSES, channels=CHANNELS)
@@ -73,4 +85,8 @@ def test_every_built_in_regularizer_is_a_member_here():
 @pytest.mark.parametrize("option", ["image", "batch"])
 def test_the_options_of_a_need_reach_its_view(option):
     regularizer = RegionalContrast(replace(REGIONAL, square_per=option), channels=EMBEDDING)
-    assert regularizer.needs[0].options == {"square_per": option, "square_corner": "all"}
+    assert regularizer.needs[0].options == {
+        "square_per": option,
+        "square_corner": "all",
+        "square_share": (0.0, 1.0),
+    }

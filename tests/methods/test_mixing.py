@@ -101,6 +101,17 @@ def test_one_square_a_batch_or_one_an_image():
     assert any(not torch.equal(per_image[0], image) for image in per_image)
 
 
+@pytest.mark.parametrize("share", [(0.25, 0.25), (0.25, 1.0), (1.0, 1.0)])
+def test_the_range_of_the_share_bounds_the_side(share):
+    sides = [
+        int(square_mask(1, (64, 96), 8, _generator(seed), per="image", share=share).sum()) ** 0.5
+        for seed in range(60)
+    ]
+    assert min(sides) >= 8 * share[0] ** 0.5
+    assert max(sides) <= 8 * share[1] ** 0.5
+    assert (len(set(sides)) == 1) == (share[0] == share[1])
+
+
 def test_square_area_is_uniform_on_average():
     areas = [
         square_mask(1, (512, 512), 8, _generator(seed), per="image").float().mean().item()

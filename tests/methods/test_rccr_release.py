@@ -98,7 +98,9 @@ class Naive:
         spec = self.spec.regional
         cells = SIDE // STRIDE
         generator = generator_for(batch.seed, "cutmix")
-        square = square_mask(2, (SIDE, SIDE), STRIDE, generator, per=spec.square_per)
+        square = square_mask(
+            2, (SIDE, SIDE), STRIDE, generator, per=spec.square_per, corner=spec.square_corner
+        )
         pixels = square.repeat_interleave(STRIDE, 1).repeat_interleave(STRIDE, 2)
         images = source.clone()
         for b in range(2):
@@ -132,12 +134,12 @@ class Naive:
                         continue
                     query = seen.embeddings[b, :, y, x].double()
                     positive = (query @ taught.embeddings[b, :, y, x].double()) / spec.temperature
-                    others = [
-                        query @ vector / spec.temperature
-                        for vector, label in rows
-                        if label != int(guessed[b, y, x])
-                    ]
-                    terms.append(torch.logsumexp(torch.stack([positive, *others]), 0) - positive)
+                    scores = torch.stack([query @ row for row, _ in rows]) / spec.temperature
+                    counted = torch.tensor([label != int(guessed[b, y, x]) for _, label in rows])
+                    top = torch.maximum(positive, scores.max())
+                    own, others = (positive - top).exp(), (scores - top).exp()[counted].sum()
+                    share = own / (own + others + spec.epsilon)
+                    terms.append(-(share + spec.epsilon).log())
         self.anchors = len(terms)
         mean = torch.stack(terms).mean() if terms else 0.0 * seen.embeddings.sum()
         return spec.weight * math.exp(-5 * (1 - math.sqrt(batch.progress))) * mean

@@ -18,7 +18,7 @@ from udaseg.methods.objectives.objective import LossReport
 from udaseg.methods.objectives.self_training import SelfTraining
 from udaseg.methods.objectives.source_only import SourceOnly
 from udaseg.methods.teacher import Teacher
-from udaseg.methods.views import CUTMIX, MIXED, SOURCE, TARGET, Need, Views
+from udaseg.methods.views import AUGMENTED, CUTMIX, MIXED, SOURCE, TARGET, Need, Views
 from udaseg.recipe.methods import Mixing, StrongAugmentation
 from udaseg.recipe.methods import SelfTraining as SelfTrainingSpec
 from udaseg.recipe.methods import Teacher as TeacherSpec
@@ -192,6 +192,50 @@ def test_passes_that_nobody_asked_for_are_not_made(monkeypatch):
         monkeypatch.setattr(objective.student, "forward", counted)
         objective(_batch())
     assert calls == [False, False, False, False, True]
+
+
+def _striped():
+    """Return a batch with one class in each column of cells, so that half of them are pasted."""
+    columns = (torch.arange(48) // 8 % CLASSES).to(torch.uint8)
+    return replace(_batch(), source_labels=columns.expand(2, 32, 48).clone())
+
+
+@pytest.mark.parametrize(("image", "passes"), [("cutmix", 3), ("classmix", 2), ("target", 3)])
+def test_each_image_of_the_contrast_teaches_the_student_in_a_pass_of_its_own_or_in_the_mixed(
+    image, passes, monkeypatch
+):
+    objective = _objective(_regional(image=image))
+    calls = []
+    plain = objective.student.forward
+    monkeypatch.setattr(
+        objective.student,
+        "forward",
+        lambda images, **kw: calls.append(images) or plain(images, **kw),
+    )
+    report = objective(_striped())
+    report.parts["regional"].backward()
+    assert len(calls) == passes
+    assert report.parts["regional"].item() > 0
+    assert objective.student.projector.layers[0].weight.grad.abs().sum() > 0
+    objective.after_step(0, report)
+    assert len(objective.regularizers["regional"].bank) > 0
+
+
+def test_a_mixed_image_shows_the_target_in_cells_without_a_pasted_pixel():
+    objective = _objective(_regional(image="classmix"))
+    report = objective(_striped())
+    mixed, of_source = report.views[MIXED], _striped().source_labels[:, ::8, ::8].long()
+    pasted = ~mixed.from_target
+    assert torch.equal(mixed.labels[pasted], of_source[pasted])
+    assert torch.equal(mixed.label_confidence == 1, pasted)
+    assert 0 < mixed.from_target.sum() < mixed.from_target.numel()
+
+
+def test_the_target_image_has_the_labels_and_confidence_of_the_teacher():
+    objective = _objective(_regional(image="target"))
+    views = objective(_batch()).views
+    assert torch.equal(views[AUGMENTED].labels, views[TARGET].predictions)
+    assert torch.equal(views[AUGMENTED].label_confidence, views[TARGET].confidence)
 
 
 def test_a_second_term_makes_the_first_ones_passes_but_not_its_projections(monkeypatch):

@@ -6,6 +6,7 @@ import torch
 from udaseg.errors import CheckpointError, EnvironmentFault, RecipeError
 from udaseg.models.backbones.build import build_backbone
 from udaseg.models.segmenter import build_segmenter
+from udaseg.recipe.contrast import Projector as ProjectorSpec
 from udaseg.recipe.schema import Model
 
 MODULE = """
@@ -70,7 +71,7 @@ def test_a_backbone_of_another_package_is_built_by_its_name(install):
 def test_it_trains_with_every_head(install, head):
     install()
     spec = Model("thin", 8, "random", "train", head, (1, 2), head_channels=8)
-    network = build_segmenter(spec, 5, projector_channels=4)
+    network = build_segmenter(spec, 5, projector=ProjectorSpec(channels=4, trainable=True))
     assert (network.output_stride, network.feature_channels) == (8, 6)
     assert network.mean.flatten().tolist() == [0.5] * 3
     for network.recompute in (False, True):

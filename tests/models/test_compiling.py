@@ -111,10 +111,10 @@ def pair(tmp_path_factory):
 def _small_setup(pair, name, index, monkeypatch):
     """Return the setup of a stage of a recipe with a network of two layers, compiled."""
 
-    def build_small(_spec, num_classes, *, projector_channels=None):
+    def build_small(_spec, num_classes, *, projector=None):
         network = small_segmenter(classes=num_classes, projector=False)
-        if projector_channels is not None:
-            network.projector = Projector(network.feature_channels, projector_channels)
+        if projector is not None:
+            network.projector = Projector.from_spec(projector, network.feature_channels)
         return network
 
     monkeypatch.setattr("udaseg.methods.build.build_segmenter", build_small)

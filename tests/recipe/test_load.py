@@ -288,6 +288,11 @@ MESSAGES = [
         "[2, 1]",
         "method.augmentation.blur_sigma: must be [LOWEST, HIGHEST], got [2.0, 1.0]",
     ),
+    (
+        f"{REGIONAL}.square_share",
+        "[0.5, 0.25]",
+        f"{REGIONAL}.square_share: must be [LOWEST, HIGHEST], got [0.5, 0.25]",
+    ),
     ("expected", "{miou: [-1, 5]}", "expected.miou[0]: must be in [0, 100], got -1"),
     ("expected", "{miou: [6, 5]}", "expected.miou: must be [LOWEST, HIGHEST], got [6.0, 5.0]"),
     ("packages", "[a b]", "packages[0]: must be the name of a package, got 'a b'"),

@@ -166,8 +166,13 @@ def test_the_projector_is_in_the_optimiser_exactly_when_it_is_trainable(trainabl
 def test_learning_rates_are_the_recipes():
     recipe = small(load(FOLDER / "gta5_cityscapes" / "rccr_release.yaml"))
     trainer = build_optimizer(recipe, build_objective(recipe, 19))
-    rates = {group["name"]: group["base_lr"] for group in trainer.param_groups}
-    assert rates == {"backbone": pytest.approx(7.5e-4), "head": pytest.approx(2.5e-3)}
+    rates = {group["name"]: (group["base_lr"], group["times"]) for group in trainer.param_groups}
+    assert rates == {
+        "backbone": (2.5e-4, 1),
+        "backbone_3": (2.5e-4, 3),
+        "backbone_4": (2.5e-4, 4),
+        "head": (pytest.approx(2.5e-3), 1),
+    }
 
 
 def test_a_forgotten_parameter_is_a_fault_of_ours_that_is_noticed():

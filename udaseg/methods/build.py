@@ -56,7 +56,7 @@ def build_objective(
     student = build_segmenter(
         model,
         num_classes,
-        projector_channels=heads[0].channels if heads else None,
+        projector=heads[0] if heads else None,
     )
     if init is not None:
         load_student(student, init, model, classes or init.classes["names"])
@@ -116,7 +116,7 @@ def _build_regularizer(
         return _build_plugin_regularizer(name, spec, num_classes=num_classes, channels=channels)
     match spec:
         case Regional():
-            return RegionalContrast(spec, channels=spec.projector.channels)
+            return RegionalContrast(spec, channels=spec.projector.embedding_channels(channels))
         case Prototypes():
             return PrototypeContrast(spec, num_classes=num_classes, channels=channels)
         case Semantic():

@@ -43,13 +43,15 @@ def square_mask(
     *,
     per: Literal["image", "batch"],
     corner: Literal["all", "released"] = "all",
+    share: tuple[float, float] = (0.0, 1.0),
 ) -> Tensor:
     """Return a mask (B, h, w) of one random square of cells for each image, on the CPU.
 
-    The side is floor(shorter side of the image * sqrt(u)) with u uniform, rounded down to whole
-    cells, but at least one cell. The corner is uniform on the grid, which has h = ceil(H / stride)
-    rows; only whole cells are in the square. With `corner` released, squares never touch the last
-    row and column of whole cells (unless they are as large as the image), as in RCCR's release.
+    The side is floor(shorter side of the image * sqrt(u)) with u uniform in `share`, rounded down
+    to whole cells, but at least one cell. The corner is uniform on the grid, which has h = ceil(H /
+    stride) rows; only whole cells are in the square. With `corner` released, squares never touch
+    the last row and column of whole cells (unless they are as large as the image), as in RCCR's
+    release.
     Squares are drawn for the images of all ranks, or one for all of them with `per` batch.
 
     Reference:
@@ -62,8 +64,9 @@ def square_mask(
     total, rank_slice = slice_for_rank(batch)
     mask = torch.zeros((total, *cells), dtype=torch.bool)
     for image in range(1 if per == "batch" else total):
-        share, down, right = torch.rand(3, generator=generator).tolist()
-        side = min(max(1, int(min(size) * share**0.5) // stride), *whole)
+        drawn, down, right = torch.rand(3, generator=generator).tolist()
+        area = share[0] + (share[1] - share[0]) * drawn
+        side = min(max(1, int(min(size) * area**0.5) // stride), *whole)
         places = [length - side + (corner == "all") for length in whole]
         top = min(int(down * places[0]), whole[0] - side)
         left = min(int(right * places[1]), whole[1] - side)

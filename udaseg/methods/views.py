@@ -8,7 +8,7 @@ batch-norm statistics, so the order is part of the result.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Literal, NewType
+from typing import Any, NewType
 
 import torch
 import torch.nn.functional as F
@@ -27,12 +27,16 @@ SOURCE = View("source")
 """The student on source images, with their labels."""
 
 MIXED = View("mixed")
-"""The student on ClassMix images, with mixed labels and the teacher's confidence in them."""
+"""The student on ClassMix images, with mixed labels and the teacher's confidence in them. Option
+`from_target`: true also finds the cells that show the target alone."""
 
 CUTMIX = View("cutmix")
 """The student on source images with a pasted square of the target. Labels come from the source
-outside the square and from the teacher inside. Options `square_per` and `square_corner`: those
-of `square_mask`."""
+outside the square and from the teacher inside. Options `square_per`, `square_corner` and
+`square_share`: those of `square_mask`."""
+
+AUGMENTED = View("augmented")
+"""The student on target images after jitter and blur, with the teacher's labels and confidence."""
 
 TARGET = View("target")
 """The teacher on plain target images; no gradient."""
@@ -58,7 +62,7 @@ class Need:
 
     view: View
     embed: bool = False
-    options: Mapping[str, object] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,8 @@ class CellView:
         label_confidence: (B, h, w) in [0, 1], confidence of the teacher in `labels`, 1 where they
             come from the source; None if all labels count.
         square: (B, h, w) bool on the CPU, the cells of the pasted square; None in other views.
+        from_target: (B, h, w) bool, the cells that show the target alone; only in `MIXED`, if a
+            need asks for it.
     """
 
     features: Tensor
@@ -83,6 +89,7 @@ class CellView:
     confidence: Tensor
     label_confidence: Tensor | None = None
     square: Tensor | None = None
+    from_target: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -92,6 +99,7 @@ class CellLabels:
     labels: Tensor
     label_confidence: Tensor | None = None
     square: Tensor | None = None
+    from_target: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -164,6 +172,12 @@ class StepContext:
     target_labels: Tensor
     target_confidence: Tensor
 
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of cells."""
+        height, width = self.target_output.features.shape[-2:]
+        return height, width
+
     @cached_property
     def target_view(self) -> CellView:
         """The teacher's view of the target images."""
@@ -192,22 +206,33 @@ def merge_needs(needs: Iterable[Need]) -> dict[View, Need]:
 
 
 def _cutmix(context: StepContext, need: Need) -> StudentInput:
-    source, stride = context.source, context.student.output_stride
+    source, stride, options = context.source, context.student.output_stride, need.options
     size = (source.shape[-2], source.shape[-1])
     generator = generator_for(context.batch.seed, "cutmix")
-    per: Literal["image", "batch"] = "image"
-    if need.options.get("square_per") == "batch":
-        per = "batch"
-    corner: Literal["all", "released"] = "all"
-    if need.options.get("square_corner") == "released":
-        corner = "released"
-    square = square_mask(len(source), size, stride, generator, per=per, corner=corner)
+    square = square_mask(
+        len(source),
+        size,
+        stride,
+        generator,
+        per=options.get("square_per", "image"),
+        corner=options.get("square_corner", "all"),
+        share=options.get("square_share", (0.0, 1.0)),
+    )
     pixels = to_device(cells_to_pixels(square, size, stride), source.device)
+    # a network whose pooling rounds up has a row and a column of cells more
+    more = [have - own for have, own in zip(context.grid, square.shape[1:], strict=True)]
+    square = F.pad(square, (0, more[1], 0, more[0]))
     images = context.augment(paste(pixels, context.target, source), generator)
     source_labels = labels_on_cells(context.batch.source_labels, context.target_output)
     on_device = to_device(square, source.device)
     labels = paste(on_device, context.target_view.predictions, source_labels)
     return StudentInput(images, CellLabels(labels, square=square))
+
+
+def _augmented(context: StepContext, _need: Need) -> StudentInput:
+    images = context.augment(context.target, generator_for(context.batch.seed, "augmented"))
+    taught = context.target_view
+    return StudentInput(images, CellLabels(taught.predictions, taught.confidence))
 
 
 @torch.no_grad()
@@ -226,7 +251,10 @@ TEACHER_MAKERS: Mapping[View, Callable[[StepContext, Need], CellView]] = {
 }
 """How self-training makes each view without a graph."""
 
-STUDENT_MAKERS: Mapping[View, Callable[[StepContext, Need], StudentInput]] = {CUTMIX: _cutmix}
+STUDENT_MAKERS: Mapping[View, Callable[[StepContext, Need], StudentInput]] = {
+    CUTMIX: _cutmix,
+    AUGMENTED: _augmented,
+}
 """What self-training shows the student, in this order, after `SOURCE` and `MIXED`."""
 
 SELF_TRAINING_VIEWS = (*TEACHER_MAKERS, SOURCE, MIXED, *STUDENT_MAKERS)
@@ -245,6 +273,11 @@ def on_cells(values: Tensor, grid: Sequence[int]) -> Tensor:
     return F.interpolate(values[:, None], tuple(grid), mode="nearest")[:, 0]
 
 
+def cells_without(mask: Tensor, grid: Sequence[int]) -> Tensor:
+    """Return the cells (B, h, w) of a grid in which no pixel of a mask (B, H, W) is true."""
+    return F.adaptive_max_pool2d(mask[:, None].float(), tuple(grid))[:, 0] == 0
+
+
 def labelled_view(segmented: SegmenterOutput, labels: Tensor) -> CellView:
     """Return an output on the grid of cells, with (B, H, W) labels."""
     return cell_view(segmented, labels_on_cells(labels, segmented))
@@ -253,7 +286,12 @@ def labelled_view(segmented: SegmenterOutput, labels: Tensor) -> CellView:
 def student_view(segmented: SegmenterOutput, labels: CellLabels) -> CellView:
     """Return an output of the student on the grid of cells."""
     view = cell_view(segmented, labels.labels)
-    return replace(view, label_confidence=labels.label_confidence, square=labels.square)
+    return replace(
+        view,
+        label_confidence=labels.label_confidence,
+        square=labels.square,
+        from_target=labels.from_target,
+    )
 
 
 def flatten_cells(maps: Tensor) -> Tensor:

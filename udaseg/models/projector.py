@@ -1,7 +1,11 @@
 """Unit vectors with a bounded gradient, and the projection head that makes them."""
 
+from typing import Literal, Self
+
 import torch
 from torch import Tensor, nn
+
+from udaseg.recipe.contrast import Projector as ProjectorSpec
 
 LENGTH_EPS = 1e-4
 """Added to a length in quadrature, so that a zero vector has a gradient of at most 1e4."""
@@ -34,6 +38,8 @@ class Projector(nn.Module):
     Args:
         channels: Channels of the features.
         embedding: Channels of the embedding.
+        kind: `mlp`; `linear`, a single convolution; `none`, the features at unit length.
+        hidden: Channels between the convolutions of `mlp`; None takes `channels`.
 
     Reference:
         Zhou et al., RCCR (2022).
@@ -46,13 +52,33 @@ class Projector(nn.Module):
         ((2, 64, 8, 16), True)
     """
 
-    def __init__(self, channels: int, embedding: int) -> None:
+    def __init__(
+        self,
+        channels: int,
+        embedding: int,
+        *,
+        kind: Literal["mlp", "linear", "none"] = "mlp",
+        hidden: int | None = None,
+    ) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Conv2d(channels, channels, 1),
-            nn.ReLU(inplace=True),
-            ExactConv2d(channels, embedding, 1),
-        )
+        width = channels if hidden is None else hidden
+        self.layers: nn.Module
+        match kind:
+            case "mlp":
+                self.layers = nn.Sequential(
+                    nn.Conv2d(channels, width, 1),
+                    nn.ReLU(inplace=True),
+                    ExactConv2d(width, embedding, 1),
+                )
+            case "linear":
+                self.layers = ExactConv2d(channels, embedding, 1)
+            case "none":
+                self.layers = nn.Identity()
+
+    @classmethod
+    def from_spec(cls, spec: ProjectorSpec, channels: int) -> Self:
+        """Return the head of a recipe, for features of `channels` channels."""
+        return cls(channels, spec.channels, kind=spec.kind, hidden=spec.hidden)
 
     def forward(self, features: Tensor) -> Tensor:
         """Return (B, D, h, w) float32 unit vectors of (B, C, h, w) features."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from udaseg.errors import CheckpointError
 from udaseg.models.segmenter import Segmenter, build_segmenter
 from udaseg.models.weights import read_weights_file, without_wrappers
+from udaseg.recipe.contrast import Projector
 from udaseg.recipe.schema import Model
 
 _BACKBONES = {6: "resnet50", 23: "resnet101"}
@@ -156,11 +157,13 @@ def _network(path: Path, model: Model, state: Mapping[str, Tensor]) -> Segmenter
         for name, value in state.items()
         if name.startswith(theirs)
     }
-    embedding = given.get("projector.layers.2.bias")
+    embedding, head = given.get("projector.layers.2.bias"), None
+    if embedding is not None:
+        head = Projector(channels=len(embedding), trainable=False)
     network = build_segmenter(
         replace(model, weights="random"),
         len(state["conv2d_list.0.bias"]),
-        projector_channels=None if embedding is None else len(embedding),
+        projector=head,
     )
     tensors = network.state_dict()
     wrong = [

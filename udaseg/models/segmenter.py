@@ -17,6 +17,7 @@ from udaseg.models.checkpointing import checkpointed
 from udaseg.models.heads.head import head_class
 from udaseg.models.norm_counters import count_together
 from udaseg.models.projector import Projector
+from udaseg.recipe.contrast import Projector as ProjectorSpec
 from udaseg.recipe.load import expand_path
 from udaseg.recipe.schema import Model
 
@@ -201,14 +202,14 @@ def evaluation_mode(network: nn.Module) -> Iterator[None]:
 
 
 def build_segmenter(
-    spec: Model, num_classes: int, *, projector_channels: int | None = None
+    spec: Model, num_classes: int, *, projector: ProjectorSpec | None = None
 ) -> Segmenter:
     """Return the network of a recipe, with the backbone's weights loaded.
 
     Args:
         spec: The section `model` of the recipe.
         num_classes: Number of outputs.
-        projector_channels: Channels of the embedding; None for no projector.
+        projector: Its projection head, a `udaseg.contrast.Projector`; None for no head.
 
     Raises:
         RecipeError: The backbone is unknown.
@@ -248,13 +249,13 @@ def build_segmenter(
             weights_partial=spec.weights_partial,
         ),
     )
-    head, projector = head_type.from_spec(spec, backbone, num_classes), None
-    if projector_channels is not None:
-        projector = Projector(backbone.channels[-1], projector_channels)
+    head, built = head_type.from_spec(spec, backbone, num_classes), None
+    if projector is not None:
+        built = Projector.from_spec(projector, backbone.channels[-1])
     return Segmenter(
         backbone,
         head,
         batch_norm=spec.batch_norm,
-        projector=projector,
+        projector=built,
         align_corners=spec.align_corners,
     )

@@ -13,7 +13,19 @@ class Projector:
     channels: Annotated[int, Ge(1)]
     """Dimension of the embedding; 128 in RCCR, 512 in SePiCo."""
     trainable: bool
-    """False keeps the random initialisation, as in RCCR's release."""
+    """False keeps the random initialisation, as in RCCR's release, where student and teacher so
+    have the same constant head.
+    """
+    kind: Literal["mlp", "linear", "none"] = "mlp"
+    """`mlp`, two layers as in RCCR; `linear`, one; `none`, the features themselves at unit length,
+    which leaves `channels` and `trainable` without effect.
+    """
+    hidden: Annotated[int, Ge(1)] | None = None
+    """Channels between the two layers of `mlp`; null, as in RCCR, takes those of the features."""
+
+    def embedding_channels(self, features: int) -> int:
+        """Return the dimension of the embedding of features of `features` channels."""
+        return features if self.kind == "none" else self.channels
 
 
 @dataclass(frozen=True)
@@ -33,9 +45,13 @@ class Regional:
     bank_steps: Annotated[int, Ge(1)]
     """Steps whose cells the memory bank holds, including the current one; 3 in RCCR's release."""
     cells_per_view: Annotated[int, Ge(1)]
-    """Random cells of each view, over all ranks, that a step adds to the bank; 4000 as released."""
+    """Random regions of each view, over all ranks, that a step adds to the bank; 4000 in RCCR's
+    release.
+    """
     region_size: Annotated[int, Ge(1)]
-    """Side of a region in cells, average-pooled; 1 in RCCR's release."""
+    """Side of a region in cells, average-pooled, for anchors, positives and bank rows; 1, a single
+    cell, in RCCR's release.
+    """
     square_per: Literal["image", "batch"]
     """One CutMix square per `image`, or per `batch` as in RCCR's release."""
     keep_ignored: bool
@@ -51,6 +67,21 @@ class Regional:
     square_corner: Literal["all", "released"] = "all"
     """Places of the CutMix square: `all`, or `released` without the last row and column of cells,
     which a square never touches in RCCR's release.
+    """
+    square_share: tuple[
+        Annotated[float, Interval(ge=0, le=1)], Annotated[float, Interval(ge=0, le=1)]
+    ] = (0.0, 1.0)
+    """Range of the area of the CutMix square, as a share of the largest square in the crop; [0, 1]
+    in RCCR's release.
+    """
+    image: Literal["cutmix", "classmix", "target"] = "cutmix"
+    """The augmented image of the student: `cutmix`, the source with a square of the target, as in
+    RCCR; for ablation `classmix`, the mixed image of self-training, with anchors where whole cells
+    show the target; or `target`, the target image itself after jitter and blur.
+    """
+    epsilon: Annotated[float, Ge(0)] = 0.0
+    """Added to the denominator and inside the logarithm of the loss; 1e-8 in RCCR's release, which
+    limits an anchor's loss to 18.42 and so drops anchors whose positive is far below the negatives.
     """
 
 

@@ -68,6 +68,8 @@ def _expected(recipe: Recipe) -> Problems:
     if isinstance(recipe.method, SelfTraining):
         sigma = recipe.method.augmentation.blur_sigma
         yield from _unless_rising("method.augmentation.blur_sigma", sigma)
+        if (regional := recipe.method.regional) is not None:
+            yield from _unless_rising("method.regional.square_share", regional.square_share)
 
 
 def _projectors(recipe: Recipe) -> Problems:

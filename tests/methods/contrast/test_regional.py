@@ -20,7 +20,7 @@ def _case(seed, regions=37, rows=90, channels=8, classes=5):
     generator = torch.Generator().manual_seed(seed)
 
     def vectors(count):
-        return to_unit_length(torch.randn(count, channels, generator=generator))
+        return torch.randn(count, channels, generator=generator)
 
     def labels(count):
         return torch.randint(0, classes, (count,), generator=generator)
@@ -31,16 +31,18 @@ def _case(seed, regions=37, rows=90, channels=8, classes=5):
 
 def _naive(queries, keys, labels, bank, bank_labels, temperature, keep):
     """Compute the loss with nested loops over queries and bank rows, in float64."""
-    total, count = queries.double().new_zeros(()), 0
+    queries, keys, bank = (part.double() for part in (queries, keys, bank))
+    queries, keys, bank = (part / part.norm(dim=1, keepdim=True) for part in (queries, keys, bank))
+    total, count = queries.new_zeros(()), 0
     for index in range(len(queries)):
         if not keep[index]:
             continue
-        query = queries[index].double()
-        positive = torch.exp(query @ keys[index].double() / temperature)
-        others = queries.double().new_zeros(())
+        query = queries[index]
+        positive = torch.exp(query @ keys[index] / temperature)
+        others = queries.new_zeros(())
         for row in range(len(bank)):
             if bank_labels[row] not in (labels[index], EMPTY):
-                others = others + torch.exp(query @ bank[row].double() / temperature)
+                others = others + torch.exp(query @ bank[row] / temperature)
         total = total - torch.log(positive / (positive + others))
         count += 1
     return total / max(1, count)
@@ -141,7 +143,7 @@ def test_rows_of_the_anchors_class_do_not_change_the_loss():
     queries, keys, labels, bank, bank_labels, _ = _case(0)
     labels[:] = 2
     before = regional_loss(queries, keys, labels, bank, bank_labels, temperature=0.1)
-    bank[bank_labels == 2] = to_unit_length(torch.randn(int((bank_labels == 2).sum()), 8))
+    bank[bank_labels == 2] = torch.randn(int((bank_labels == 2).sum()), 8)
     assert regional_loss(queries, keys, labels, bank, bank_labels, temperature=0.1) == before
 
 

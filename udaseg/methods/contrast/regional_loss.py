@@ -7,6 +7,7 @@ from torch import Tensor
 
 from udaseg.methods.contrast.memory_bank import EMPTY
 from udaseg.methods.fused import float32_products, with_gradient
+from udaseg.models.projector import to_unit_length
 
 _CHUNKS_CPU = 256, 8192
 """Queries and bank rows to compute at once: the scores of a chunk fit in the cache."""
@@ -24,17 +25,25 @@ def regional_loss(
     *,
     temperature: float,
     keep: Tensor | None = None,
+    epsilon: float = 0.0,
 ) -> Tensor:
     """Return the mean InfoNCE of the queries with their keys against bank rows of other classes.
 
+    With p and n_j the similarities of a query to its key and to the counted rows over the
+    temperature, and m the largest of p and of the similarities to all rows, its loss is -log(s +
+    epsilon), s = e^(p - m) / (e^(p - m) + sum_j e^(n_j - m) + epsilon). With an epsilon it is at
+    most -log(epsilon), 18.42 for 1e-8: a query whose key lies far below the negatives keeps this
+    loss and loses its gradient. Without, the loss has no limit and the gradient stays.
+
     Args:
-        queries: (R, D) unit vectors; the only input with a gradient.
-        keys: (R, D) unit vectors; row i is the positive of query i.
+        queries: (R, D), normalised to unit length here; the only input with a gradient.
+        keys: (R, D), normalised here; row i is the positive of query i.
         labels: (R,) int64; bank rows with the label of the query are not negatives.
-        bank: (M, D) unit vectors.
-        bank_labels: (M,) int64; rows labelled `EMPTY` (-1) are never negatives.
+        bank: (M, D), normalised here.
+        bank_labels: (M,) int64; rows labelled `EMPTY` (-1) take no part, m included.
         temperature: Divides every similarity; above 0.
         keep: (R,) bool, the queries to count; None counts all.
+        epsilon: 0, or 1e-8 as in RCCR's release.
 
     Returns:
         A scalar; exactly 0, with a graph, if no query is counted.
@@ -43,9 +52,14 @@ def regional_loss(
         ValueError: Shapes do not match, or the temperature is not above 0.
 
     Reference:
-        Zhou et al., RCCR (2022), L_con. Differs: logsumexp instead of an epsilon of 1e-8.
+        Zhou et al., RCCR (2022), L_con. Differs: no epsilon by default; the m of the release leaves
+        out the bank rows after the first 2,000.
     """
-    total, count = regional_sum(queries, keys, labels, bank, bank_labels, temperature, keep)
+    query_RD = to_unit_length(queries)
+    key_RD, bank_MD = to_unit_length(keys.detach()), to_unit_length(bank.detach())
+    total, count = regional_sum(
+        query_RD, key_RD, labels, bank_MD, bank_labels, temperature, keep, epsilon
+    )
     return total / count.clamp_min(1)
 
 
@@ -57,8 +71,12 @@ def regional_sum(
     bank_labels: Tensor,
     temperature: float,
     keep: Tensor | None,
+    epsilon: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """Return the sum over counted queries and the count; see `regional_loss`."""
+    """Return the sum over counted queries and the count; see `regional_loss`.
+
+    Here queries, keys and bank are unit vectors already.
+    """
     if queries.shape != keys.shape or labels.shape != queries.shape[:1]:
         shapes = tuple(queries.shape), tuple(keys.shape), tuple(labels.shape)
         raise ValueError(f"queries, keys (R, D) and labels (R,) do not match: {shapes}")
@@ -71,10 +89,9 @@ def regional_sum(
         raise ValueError(f"temperature must be above 0, got {temperature}")
     if keep is None:
         keep = torch.ones_like(labels, dtype=torch.bool)
-    chunks = _CHUNKS_GPU if queries.is_cuda else _CHUNKS_CPU
     with torch.no_grad(), float32_products(queries.device):
         total, gradient = _sum_and_gradient(
-            queries, keys, labels, bank, bank_labels, temperature, keep, chunks
+            queries, keys, labels, bank, bank_labels, temperature, keep, epsilon
         )
     return with_gradient(total, gradient, queries), keep.sum()
 
@@ -87,25 +104,70 @@ def _sum_and_gradient(
     bank_labels: Tensor,
     temperature: float,
     keep: Tensor,
-    chunks: tuple[int, int],
+    epsilon: float,
 ) -> tuple[Tensor, Tensor]:
-    """Return the sum and its gradient, (shares . negatives - (1 - share of the key) key) / t."""
+    """Return the sum and its gradient."""
     query_RD, key_RD, label_R, weight_R = queries.float(), keys.float(), labels, keep.float()
     rows = _counted_indices(keep)
     if rows is not None:
         query_RD, key_RD, label_R = query_RD[rows], key_RD[rows], label_R[rows]
         weight_R = weight_R[rows]
+    compare = _losses_with_epsilon if epsilon > 0 else _losses
     scaled_RD = query_RD / temperature
-    positive_R = (scaled_RD * key_RD).sum(1)
-    level_R, gradient_RD = _compare_with_bank(
-        scaled_RD, label_R, positive_R, bank, bank_labels, chunks
-    )
-    total = ((level_R - positive_R) * weight_R).sum()
-    gradient_RD.addcmul_((positive_R - level_R).expm1_()[:, None], key_RD)
+    loss_R, gradient_RD = compare(scaled_RD, key_RD, label_R, bank, bank_labels, epsilon)
+    total = (loss_R * weight_R).sum()
     gradient_RD.mul_((weight_R / temperature)[:, None])
     if rows is not None:
         gradient_RD = gradient_RD.new_zeros(queries.shape).index_copy_(0, rows, gradient_RD)
     return total, gradient_RD
+
+
+def _losses(
+    scaled: Tensor, keys: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor, _: float
+) -> tuple[Tensor, Tensor]:
+    """Return the losses (R,) without an epsilon, and their gradients (R, D) by `scaled`.
+
+    The gradient is shares . negatives - (1 - share of the key) key.
+    """
+    positive_R = (scaled * keys).sum(1)
+    level_R, gradient_RD = _compare_with_bank(scaled, labels, positive_R, bank, bank_labels)
+    gradient_RD.addcmul_((positive_R - level_R).expm1()[:, None], keys)
+    return level_R - positive_R, gradient_RD
+
+
+def _losses_with_epsilon(
+    scaled: Tensor, keys: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor, epsilon: float
+) -> tuple[Tensor, Tensor]:
+    """Return the losses (R,) with an epsilon, and their gradients (R, D) by `scaled`.
+
+    With e_j = e^(n_j - m), N their sum and Z = e^(p - m) + N + epsilon, the gradient is s / (s +
+    epsilon) / Z times (sum_j e_j row_j - (N + epsilon) key + epsilon (the key or row of m)).
+    """
+    loss_R, gradient_RD = scaled.new_empty(len(scaled)), torch.empty_like(scaled)
+    bank_MD, empty_M = bank.float(), bank_labels == EMPTY
+    chunk = max(1, math.prod(_chunks(scaled)) // max(1, len(bank)))
+    for start in range(0, len(scaled), chunk):
+        part = slice(start, start + chunk)
+        key_rD, positive_r = keys[part], (scaled[part] * keys[part]).sum(1)
+        score_rM = (scaled[part] @ bank_MD.T).masked_fill_(empty_M, -math.inf)
+        highest_r, row_r = score_rM.max(1)
+        top_r = highest_r.maximum(positive_r)
+        score_rM.masked_fill_(bank_labels == labels[part, None], -math.inf)
+        score_rM.sub_(top_r[:, None]).exp_()
+        negative_r = score_rM.sum(1)
+        own_r = (positive_r - top_r).exp_()
+        total_r = own_r + negative_r + epsilon
+        share_r = own_r / total_r
+        loss_R[part] = (share_r + epsilon).log().neg_()
+        top_rD = torch.where((highest_r > positive_r)[:, None], bank_MD[row_r], key_rD)
+        gradient_rD = torch.addmm(epsilon * top_rD, score_rM, bank_MD)
+        gradient_rD.addcmul_((negative_r + epsilon)[:, None], key_rD, value=-1)
+        gradient_RD[part] = gradient_rD * (share_r / (share_r + epsilon) / total_r)[:, None]
+    return loss_R, gradient_RD
+
+
+def _chunks(queries: Tensor) -> tuple[int, int]:
+    return _CHUNKS_GPU if queries.is_cuda else _CHUNKS_CPU
 
 
 def _compare_with_bank(
@@ -114,7 +176,6 @@ def _compare_with_bank(
     positives: Tensor,
     bank: Tensor,
     bank_labels: Tensor,
-    chunks: tuple[int, int],
 ) -> tuple[Tensor, Tensor]:
     """Return logsumexp (R,) of the scores of positive and negatives, and shares . negatives (R, D).
 
@@ -122,7 +183,7 @@ def _compare_with_bank(
     with a running maximum that starts at the score of the positive. Two products per chunk are
     enough, and no tensor of size R x M is stored.
     """
-    chunk, bank_chunk = chunks
+    chunk, bank_chunk = _chunks(scaled)
     top_R, total_R, weighted_RD = (
         positives.clone(),
         torch.ones_like(positives),

@@ -33,6 +33,7 @@ from udaseg.methods.views import (
     StudentInput,
     View,
     Views,
+    cells_without,
     labels_on_cells,
     merge_needs,
     on_cells,
@@ -245,9 +246,11 @@ def _student_inputs(
         source_labels = CellLabels(labels)
     if MIXED in needs:
         sure = context.target_confidence.masked_fill(mixed.mask, 1.0)
+        shows = needs[MIXED].options.get("from_target", False)
         mixed_labels = CellLabels(
             labels_on_cells(mixed.labels, context.target_output),
-            on_cells(sure, context.target_output.features.shape[-2:]),
+            on_cells(sure, context.grid),
+            from_target=cells_without(mixed.mask, context.grid) if shows else None,
         )
     return {
         SOURCE: StudentInput(context.source, source_labels),
