@@ -3,8 +3,11 @@
 import csv
 import io
 import json
+import re
+import shlex
 import shutil
 import statistics
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +17,7 @@ from tests.support.toy import TINY
 from udaseg.errors import DivergedError
 from udaseg.recipe.load import load
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 SMALL = [*TINY, "machine.workers=0", "machine.preview_every=0", "machine.tensorboard=never"]
 LR = "optimizer.lr=1e-3,1e-2"
 
@@ -165,3 +169,14 @@ def test_the_folder_of_other_runs_is_refused(root, swept, tmp_path):
     out = swept[0] / "lr=1e-3"
     output = udaseg(*words(root, out, "toyland/source_only", LR), cwd=tmp_path, expect=2)
     assert "is a run or a folder of seeds; use another --out for a sweep" in output.stderr
+
+
+def test_every_sweep_of_the_page_is_one_that_the_command_accepts(tmp_path, monkeypatch):
+    monkeypatch.setattr("udaseg.experiments.sweep.run_seeds", lambda *_, **__: None)
+    page = (REPOSITORY / "docs" / "ablations.md").read_text(encoding="utf-8")
+    blocks = "\n".join(re.findall(r"^```sh\n(.*?)^```$", page, re.MULTILINE | re.DOTALL))
+    commands = [line for line in blocks.replace("\\\n", "").splitlines() if " sweep " in line]
+    assert len(commands) >= 4
+    for command in commands:
+        found = udaseg(*shlex.split(command, comments=True)[1:], "--dry-run", cwd=tmp_path)
+        assert len(found.stdout.splitlines()) > 1

@@ -2,13 +2,17 @@
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
-from tests.evaluation.test_scores_class_spaces import NINETEEN, SIXTEEN
+from tests.evaluation.test_scores_class_spaces import NINETEEN, SIXTEEN, Reads, space
+from tests.support.ranks import found_by_each, joined
 from udaseg.data.datasets.index import PreparedDataset, Sample
 from udaseg.evaluation import confusion
 from udaseg.evaluation.confusion import ConfusionMatrix
-from udaseg.evaluation.evaluate import empty_matrix, write_scores
+from udaseg.evaluation.evaluate import confusion_matrix, empty_matrix, write_scores
 from udaseg.evaluation.scores import ScoringOptions, summarise
+from udaseg.inference.pipeline import InferenceOptions
 from udaseg.runs.image_counts import read_image_counts
 
 SIZE = (4, 40)
@@ -89,8 +93,6 @@ def test_counts_of_an_earlier_evaluation_do_not_stay_beside_scores_without_any(t
 
 
 def test_images_of_several_processes_stand_in_the_order_of_the_split(monkeypatch):
-    import torch
-
     truths = [np.full((1, number + 1), number, np.uint8) for number in range(5)]
     ranks = [ConfusionMatrix(5) for _ in range(2)]
     for number, truth in enumerate(truths):
@@ -105,3 +107,38 @@ def test_images_of_several_processes_stand_in_the_order_of_the_split(monkeypatch
     ]
     assert sum(image.table for image in together.images()).tolist() == together.table.tolist()
     assert len(ranks[0].counted) == 3
+
+
+def _images(folder):
+    """Return a data set of five images whose red channel is the prediction."""
+    rng = np.random.default_rng(2)
+    (folder / "l").mkdir(exist_ok=True)
+    for number in range(5):
+        prediction, truth = rng.integers(0, 4, (2, 8, 8), dtype=np.uint8)
+        Image.fromarray(np.stack([prediction] * 3, 2)).save(folder / f"{number}.png")
+        Image.fromarray(truth).save(folder / f"l/{number}.png")
+    samples = tuple(Sample(f"{n}.png", f"l/{n}.png", 8, 8) for n in range(5))
+    return PreparedDataset("city", folder, folder, space("abcd"), {"val": samples})
+
+
+def _evaluate(folder):
+    data, options = _images(folder), InferenceOptions()
+    classes, device = space("abcd"), torch.device("cpu")
+    matrix = confusion_matrix(Reads(4), classes, data, "val", options, device=device)
+    return summarise(matrix, classes, data, "val", {}).images
+
+
+def _on_rank(number, folder):
+    with joined(number, folder, 2):
+        (folder / str(number)).mkdir()
+        counts = _evaluate(folder / str(number))
+        torch.save(torch.from_numpy(counts.union), folder / f"{number}.pt")
+
+
+@pytest.mark.slow
+def test_two_processes_know_the_counts_of_all_images(tmp_path):
+    (tmp_path / "alone").mkdir()
+    alone = _evaluate(tmp_path / "alone")
+    assert len({tuple(row) for row in alone.union.tolist()}) == 5
+    for union in found_by_each(_on_rank, tmp_path, 2):
+        assert union.tolist() == alone.union.tolist()

@@ -149,6 +149,21 @@ def test_every_format_has_the_same_numbers(runs):
     assert {line.count("&") for line in lines} == {5}
 
 
+def test_rows_with_other_classes_are_compared_by_the_names_of_the_classes(runs, tmp_path):
+    run = write_run(tmp_path / "run", 0.9, recipe="toyland/rccr")
+    for name in ("scores.json", "images.csv"):
+        path = run / "eval/city-val" / name
+        path.write_text(path.read_text().replace("sky_|", "hill"))
+    table = compare_runs([run], baseline=runs / "base")
+    assert table.score_names == ("road", "sky_|", "train", "hill", "mIoU")
+    row = table.methods[1]
+    assert set(row.differences) == {"road", "mIoU"}
+    assert row.differences["road"].interval[0] > 0.2
+    cells = table.to_markdown().splitlines()[3].split(" | ")
+    assert cells[2:4] == ["-", "-"]
+    assert cells[4] == f"{100 * row.iou['hill'].mean:.2f}"
+
+
 def test_special_characters_of_latex_are_escaped(tmp_path):
     settings = [{"name": "a_b={x: 5 %}\\~^$#&", "folder": "f"}]
     (tmp_path / "sweep.json").write_text(json.dumps({"settings": settings}))

@@ -111,15 +111,14 @@ def _image_counts(
     truth, samples = dataset.classes.names, dataset.split(split)
     if len(matrix.counted) != len(samples):
         return None
-    each = [
-        protocols.score_under_convention(convention, image, names, truth)
-        for image in matrix.images()
-    ]
-    right = np.array([np.diag(image.matrix.counts) for image in each])
-    predicted = np.array([image.matrix.counts.sum(0) for image in each])
-    true = np.array([image.matrix.truth for image in each])
+    rows = []
+    for image in matrix.images():
+        scored = protocols.score_under_convention(convention, image, names, truth)
+        counts = scored.matrix.counts
+        rows.append((np.diag(counts).copy(), counts.sum(0), scored.matrix.truth))
+    right, predicted, true = map(np.array, zip(*rows, strict=True))
     images = tuple(sample.image for sample in samples)
-    return ImageCounts(images, each[0].names, right, true + predicted - right, true)
+    return ImageCounts(images, scored.names, right, true + predicted - right, true)
 
 
 def check_protocol(names: Sequence[str], scoring: ScoringOptions) -> None:
