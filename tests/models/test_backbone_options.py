@@ -94,3 +94,13 @@ def test_a_recipe_has_the_settings():
     assert body.bgr
     rates = [body.rest[layer][0].conv2.dilation[0] for layer in (1, 2)]
     assert rates == [1, 2]
+
+
+@pytest.mark.parametrize("ceil_pool", [False, True])
+@pytest.mark.parametrize("output_stride", [8, 16, 32])
+def test_the_grid_of_an_image_is_known_before_it_is_seen(output_stride, ceil_pool):
+    backbone = resnet("resnet18", output_stride=output_stride, ceil_pool=ceil_pool)
+    for rows, columns in [(64, 65), (66, 67), (97, 90), (33, 128)]:
+        with torch.no_grad():
+            *_, last = backbone(torch.rand(1, 3, rows, columns))
+        assert backbone.grid((rows, columns)) == tuple(last.shape[-2:])

@@ -51,8 +51,7 @@ class PrototypeAlignment(Objective):
     def passes(self, batch: Batch, sums: RankSums) -> Iterator[LossReport]:
         """Yield the losses of the source, then the contrast of the pseudo-labelled target."""
         assert batch.pseudo_labels is not None
-        stride = self.student.output_stride
-        grid = [-(-side // stride) for side in batch.pseudo_labels.shape[-2:]]
+        grid = self.student.backbone.grid(batch.pseudo_labels.shape[-2:])
         labels = CellLabels(on_cells(batch.pseudo_labels.float(), grid).long())
         views = Views(batch.step, batch.progress, batch.seed, {}, {PSEUDO_LABELLED: labels})
         labelled = reduce_with_counts(

@@ -56,6 +56,7 @@ class Backbone(nn.Module, ABC):
             stride. Maps of a dilated network have the same stride.
         mean: Means of the channels that the weights expect, for RGB in [0, 1].
         std: Standard deviations of the channels that the weights expect.
+        ceil_pool: Whether the maps are larger than said above, because the pooling rounds up.
         bgr: Whether `forward` takes the channels as blue, green, red, after `mean` and `std`.
 
     Example:
@@ -81,10 +82,19 @@ class Backbone(nn.Module, ABC):
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     bgr: bool = False
+    ceil_pool: bool = False
 
     @abstractmethod
     def forward(self, images: Tensor) -> list[Tensor]:
         """Return the feature maps of (B, 3, H, W) normalised images, finest first."""
+
+    def grid(self, size: Sequence[int]) -> tuple[int, int]:
+        """Return rows and columns of the last map of images of a size (height, width)."""
+        stride = self.strides[-1]
+        if self.ceil_pool:  # after the pooling a side of s has (s + 1) // 2 // 2 + 1 cells
+            size, stride = [(side + 1) // 4 + 1 for side in size], stride // 4
+        rows, columns = (-(-side // stride) for side in size)
+        return rows, columns
 
     def forward_checkpointed(self, images: Tensor) -> list[Tensor]:
         """Return the same maps; store only some activations and recompute the others.

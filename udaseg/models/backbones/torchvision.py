@@ -46,13 +46,15 @@ def build(
         dilate(stages[stride_8:stride_16], 2)
     if name.startswith("resnet"):
         _follow(options, stages, network)
-    return SequentialBackbone(
+    backbone = SequentialBackbone(
         nn.Sequential(*stages[:low]),
         nn.Sequential(*stages[low:stride_32]),
         ends=at_levels([end - low for end in ends], levels),
         channels=at_levels([_last_channels(stages[end - 1]) for end in ends], levels),
         strides=at_levels([min(stride, output_stride) for stride in (4, 8, 16, 32)], levels),
     )
+    backbone.ceil_pool = options.ceil_pool
+    return backbone
 
 
 def dilate(stages: Iterable[nn.Module], rate: int) -> None:
