@@ -280,8 +280,8 @@ def _type_problem(annotation: Any, node: Node) -> str:
         length = len(numbers) if Ellipsis in of else len(of)
         return f"{problem}; write [{', '.join((numbers * length)[:length])}]"
     if typing.get_origin(expected) is not Literal:
-        is_simple = expected in _TYPE_NAMES
-        return f"{problem}{documents.why_not(expected, node)}" if is_simple else problem
+        simple = next((each for each in _members(annotation) if each in _TYPE_NAMES), None)
+        return f"{problem}{documents.why_not(simple, node)}" if simple else problem
     options = typing.get_args(expected)
     if all(isinstance(option, int) for option in options):
         return f"{problem}{documents.why_not(int, node)}"

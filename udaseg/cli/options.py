@@ -29,7 +29,10 @@ RecipeArguments = Annotated[
         show_default=False,
     ),
 ]
-Source = Annotated[str | None, typer.Option(help="Name of a prepared data set, or dataset YAML.")]
+Source = Annotated[
+    list[str] | None,
+    typer.Option(help="Name of a prepared data set, or dataset YAML; repeat it for several."),
+]
 Target = Annotated[
     str | None, typer.Option(help="Name of a prepared data set, dataset YAML, or image folder.")
 ]

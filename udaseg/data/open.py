@@ -64,6 +64,11 @@ def hold_files(dataset: PreparedDataset, split: str, *, labelled: bool) -> None:
     plain folder have none; they are read now, once. Labels are held by their content alone, because
     `prepare` gives them the time of the label that they are made from.
     """
+    for part in dataset.parts:
+        _hold_files(part, split, labelled=labelled)
+
+
+def _hold_files(dataset: PreparedDataset, split: str, *, labelled: bool) -> None:
     manifest = find_manifest(dataset.folder)
     recorded = {
         str(base / file.path): HeldFile(file.stamp, file.sha256, "when the data set was prepared")

@@ -18,7 +18,7 @@ from udaseg.runs.groups import SEEDS_FILE
 from udaseg.runs.run import Run
 from udaseg.runs.scores import Scores, find_score_files, read_scores
 from udaseg.training.memory import empty_cache
-from udaseg.training.train import StrPath, TrainOptions, adapt, path_text, read_recipe
+from udaseg.training.train import StrPath, TrainOptions, adapt, path_text, read_recipe, source_text
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +122,7 @@ def run_seeds(
     seeds: Sequence[int],
     recipe: StrPath | Recipe = "rccr",
     *,
-    source: StrPath | None = None,
+    source: StrPath | Sequence[StrPath] | None = None,
     target: StrPath | None = None,
     steps: int | None = None,
     overrides: Mapping[str, object] | None = None,
@@ -152,7 +152,7 @@ def run_seeds(
         raise UsageError("--seeds runs in one process; start torchrun once for each --seed")
     if options.resume is not None:
         raise UsageError("--seeds cannot be combined with --resume; the same call again continues")
-    changes = Overrides(path_text(source), path_text(target), steps=steps)
+    changes = Overrides(source_text(source), path_text(target), steps=steps)
     chosen, path = read_recipe(recipe, changes, overrides, options)
     single_run = default_run_folder(chosen)
     name = single_run.name.removesuffix(f"-s{chosen.seed}")

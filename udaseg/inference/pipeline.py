@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from udaseg.data.datasets.index import PreparedDataset, Sample
 from udaseg.data.files.images import Pixels
-from udaseg.data.labels.read import read_train_ids
 from udaseg.data.loading.threads import (
     ITEMS_AHEAD,
     Limit,
@@ -155,7 +154,7 @@ def _decode_sample(
 ) -> _DecodedSample:
     """Read an image, resized to the network's input size, and its labels if `truth`."""
     image = dataset.read_image(sample)
-    labels = read_train_ids(dataset.label_path(sample), dataset.held) if truth else None
+    labels = dataset.read_labels(sample) if truth else None
     if options.release and labels is not None:
         labels = resize_labels(labels, RELEASE_SIZE)
     resized = resize_image(image, options.input_size(image.shape[:2]), options.resampling)

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from udaseg.data.datasets.index import PreparedDataset
+from udaseg.data.datasets.joined import join_datasets
 from udaseg.data.open import open_dataset
 from udaseg.recipe.schema import Recipe
 
@@ -13,6 +14,11 @@ def bits_of_run(recipe: Recipe) -> int | None:
     return recipe.target.bits or recipe.source.bits
 
 
+def open_source(recipe: Recipe, *, root: Path) -> PreparedDataset:
+    """Return the source of a run, of several data sets as one; see `open_run_data`."""
+    return join_datasets([open_run_data(recipe, name, root=root) for name in recipe.source.sets])
+
+
 def open_run_data(recipe: Recipe, data: str, *, root: Path) -> PreparedDataset:
     """Return the data set that `data` means, to be read as the run of `recipe` reads it.
 
@@ -20,6 +26,6 @@ def open_run_data(recipe: Recipe, data: str, *, root: Path) -> PreparedDataset:
     found, and what no `prepare` has seen by the bits of the run. See `open_dataset`.
     """
     dataset = open_dataset(data, root=root)
-    own = [domain.bits for domain in (recipe.target, recipe.source) if domain.data == data]
+    own = [domain.bits for domain in (recipe.target, recipe.source) if data in domain.sets]
     known = next((bits for bits in (*own, dataset.bits) if bits is not None), None)
     return replace(dataset, bits=bits_of_run(recipe) if known is None else known)

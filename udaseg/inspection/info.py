@@ -12,7 +12,7 @@ from torch import Tensor
 from udaseg.errors import CheckpointError, EnvironmentFault, RecipeError
 from udaseg.recipe.load import from_dict, load
 from udaseg.recipe.methods import SelfTraining, regularizer_specs
-from udaseg.recipe.schema import Domain, Recipe, Validation
+from udaseg.recipe.schema import Domain, Recipe, Source, Validation
 from udaseg.recipe.stages import stages_of
 from udaseg.runs.best import read_record
 from udaseg.runs.checkpoint import Checkpoint, find_checkpoint, list_manifests, step_of
@@ -236,9 +236,11 @@ def domain_text(domain: Domain | Validation) -> str:
     """Return a data set, its split, and the size of its images and crops."""
     if domain.data is None:
         return "nothing"
-    parts = [domain.data, domain.split]
-    if domain.resize is not None:
-        parts.append(f"resized to {format_size(domain.resize)}")
+    sets = domain.sets if isinstance(domain, Domain) else (domain.data,)
+    parts = [" + ".join(sets), domain.split]
+    sizes = domain.sizes if isinstance(domain, Source) else (domain.resize,)
+    if any(sizes):
+        parts.append(f"resized to {' and '.join(map(format_size, dict.fromkeys(sizes)))}")
     if isinstance(domain, Domain):
         parts.append(f"crops of {format_size(domain.crop)}")
     return ", ".join(parts)

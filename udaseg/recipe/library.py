@@ -1,11 +1,11 @@
 """The shipped recipes: their folder, their names, and which one a user means."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from udaseg.documents import DocumentKind, MappingNode, ScalarNode, read_document
+from udaseg.documents import DocumentKind, ListNode, MappingNode, ScalarNode, read_document
 from udaseg.errors import EnvironmentFault, RecipeError, UsageError
 from udaseg.text import did_you_mean, shortened
 
@@ -99,14 +99,16 @@ def list_methods() -> dict[str, str]:
     return summaries
 
 
-def choose_recipe(method: str, source: str | None = None, target: str | None = None) -> Path:
+def choose_recipe(
+    method: str, source: str | Sequence[str] | None = None, target: str | None = None
+) -> Path:
     """Return the shipped recipe of a method that fits the data best.
 
     Preference: the same pair, then the same source, then the default pair, then any other.
 
     Args:
         method: File name without suffix.
-        source: The user's source data; None means GTA5.
+        source: The user's source data, of several sets the first counts; None means GTA5.
         target: The user's target data; None means Cityscapes.
 
     Raises:
@@ -120,7 +122,8 @@ def choose_recipe(method: str, source: str | None = None, target: str | None = N
         raise UsageError(
             f"no method '{shortened(method)}'; {instead}available: {', '.join(sorted(known))}"
         )
-    requested_pair = (source or DEFAULT_SOURCE, target or DEFAULT_TARGET)
+    first = source if isinstance(source, str) or not source else source[0]
+    requested_pair = (first or DEFAULT_SOURCE, target or DEFAULT_TARGET)
 
     def distance(entry: RecipeEntry) -> tuple[bool, bool, bool, str]:
         # the folder is named after the pair; a release may read its source as another set
@@ -155,7 +158,11 @@ def recipe_of_method(path: Path, method: str) -> Path:
     return path.parent / f"{method}.yaml"
 
 
-def data_names(path: Path) -> tuple[str | None, str | None]:
+DataNames = tuple[str | tuple[str, ...] | None, str | tuple[str, ...] | None]
+"""The data of source and target, of which a source may have several."""
+
+
+def data_names(path: Path) -> DataNames:
     """Return `source.data` and `target.data` of a recipe; None for what cannot be read."""
     try:
         root = read_document(path, RECIPE).root
@@ -164,9 +171,11 @@ def data_names(path: Path) -> tuple[str | None, str | None]:
     return _data_name(root, "source"), _data_name(root, "target")
 
 
-def _data_name(node: object, name: str) -> str | None:
+def _data_name(node: object, name: str) -> str | tuple[str, ...] | None:
     for key in (name, "data"):
         node = node.entries.get(key, ("", None))[1] if isinstance(node, MappingNode) else None
+    if isinstance(node, ListNode):
+        return tuple(item.text for item in node.items if isinstance(item, ScalarNode))
     return node.text if isinstance(node, ScalarNode) else None
 
 

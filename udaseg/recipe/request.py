@@ -9,7 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from udaseg.errors import UsageError
-from udaseg.recipe.library import choose_recipe, data_names, find_recipe, recipe_of_method
+from udaseg.recipe.library import (
+    DataNames,
+    choose_recipe,
+    data_names,
+    find_recipe,
+    recipe_of_method,
+)
 from udaseg.recipe.load import dump, load
 from udaseg.recipe.schema import Recipe
 from udaseg.recipe.stages import numeric_settings
@@ -26,7 +32,7 @@ class Overrides:
     `steps` their keys, the others keys of `machine`.
     """
 
-    source: str | None = None
+    source: str | list[str] | None = None
     target: str | None = None
     seed: int | None = None
     steps: int | None = None
@@ -48,9 +54,12 @@ class Overrides:
             "seed": ["seed"],
             "steps": ["steps"],
         }
+        several = self.source if isinstance(self.source, list) else [self.source]
+        source = several[0] if len(several) == 1 else several
+        values = {**vars(self), "source": source}
         return [
             f"{key}={_json(key, value)}"
-            for name, value in vars(self).items()
+            for name, value in values.items()
             if value is not None
             for key in keys.get(name, [f"machine.{name}"])
         ]
@@ -70,9 +79,7 @@ def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
     return (recipes[0] if recipes else None), overrides
 
 
-def validates_other_data(
-    recipe: Recipe, file_data: tuple[str | None, str | None], words: Sequence[str]
-) -> bool:
+def validates_other_data(recipe: Recipe, file_data: DataNames, words: Sequence[str]) -> bool:
     """Return whether the recipe validates on other data than the user trains on.
 
     The user's own target may have no labels, and a score on the target of the recipe file would
@@ -150,7 +157,7 @@ def changed_recipe(recipe: Recipe, overrides: Sequence[str], origin: Path) -> Re
 
 def _without_stale_parts(
     recipe: Recipe,
-    file_data: tuple[str | None, str | None],
+    file_data: DataNames,
     original: Callable[[], Recipe],
     overrides: Sequence[str],
 ) -> Recipe:
@@ -169,9 +176,7 @@ def _without_stale_parts(
     return recipe
 
 
-def _without_other_bits(
-    recipe: Recipe, file_data: tuple[str | None, str | None], overrides: Sequence[str]
-) -> Recipe:
+def _without_other_bits(recipe: Recipe, file_data: DataNames, overrides: Sequence[str]) -> Recipe:
     """Return a recipe without the bits of images that overrides replace by other data."""
     for name, before in zip(("source", "target"), file_data, strict=True):
         domain = getattr(recipe, name)

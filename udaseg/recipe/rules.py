@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from udaseg.recipe import methods
 from udaseg.recipe.methods import SelfTraining, Staged, StageSpec
-from udaseg.recipe.schema import RESNETS, Recipe
+from udaseg.recipe.schema import RESNETS, Recipe, Source
 
 Problems = Iterator[tuple[str, str]]
 """(dotted key, what it must be) of every value that contradicts another one."""
@@ -28,6 +28,7 @@ def _domains(recipe: Recipe) -> Problems:
     holds = recipe.source.sampling != "rare_class" or least <= pixels
     must = f"at most {pixels}, the pixels of a crop"
     yield from _unless(holds, "source.rare_class.min_crop_pixels", must, least)
+    yield from _several_sets(recipe.source)
     sampling = recipe.target.sampling
     must = "uniform, because the classes of target images are unknown"
     yield from _unless(sampling == "uniform", "target.sampling", must, sampling)
@@ -45,6 +46,23 @@ def _networks(recipe: Recipe) -> Problems:
     holds = model.backbone in RESNETS[1:] or model.stride_in == "3x3"
     must = f"3x3 for {model.backbone}: only {', '.join(RESNETS[1:])} have bottlenecks"
     yield from _unless(holds, "model.stride_in", must, model.stride_in)
+
+
+def _several_sets(source: Source) -> Problems:
+    """Yield what does not fit to the number of data sets of a source."""
+    count, listed = len(source.sets), source.data if isinstance(source.data, tuple) else None
+    holds = listed is None or len(set(listed)) == len(listed) > 1
+    yield from _unless(holds, "source.data", "one data set, or different ones", list(listed or ()))
+    for name in ("resize_each", "shares"):
+        given = len(getattr(source, name))
+        must = (
+            f"one for each of the {count} data sets" if count > 1 else "left out with one data set"
+        )
+        fits = not given or given == count > 1
+        yield from _unless(fits, f"source.{name}", must, given)
+    holds = count == 1 or source.bits is None
+    must = "null with several data sets; write `bits` in the YAML of the set"
+    yield from _unless(holds, "source.bits", must, source.bits)
 
 
 def _machine(recipe: Recipe) -> Problems:

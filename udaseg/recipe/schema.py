@@ -177,8 +177,10 @@ class RareClass:
 class Domain:
     """Images of one domain and how they are cut for training."""
 
-    data: str
-    """Name of a prepared data set, dataset YAML, or (target only) a folder of images."""
+    data: str | tuple[str, ...]
+    """Name of a prepared data set, or dataset YAML; for a target also a folder of images, for a
+    source also a list of several data sets, which are read as one.
+    """
     split: str
     """The split to read."""
     resize: Size | None
@@ -206,6 +208,36 @@ class Domain:
     """
     rare_class: RareClass = field(default_factory=RareClass)
     """Settings of `rare_class`."""
+
+    @property
+    def sets(self) -> tuple[str, ...]:
+        """The data sets, of which there are several only in a source."""
+        return (self.data,) if isinstance(self.data, str) else self.data
+
+
+@dataclass(frozen=True)
+class Source(Domain):
+    """Labelled images and how they are cut for training."""
+
+    resize_each: tuple[Size | None, ...] = ()
+    """`resize` for each of several data sets, in their order; [] uses `resize` for all."""
+    shares: tuple[Annotated[int, Ge(1)], ...] = ()
+    """Images drawn in turn from each of several data sets: with [3, 1], three of four are of the
+    first. [] draws from all as if they were one set, so a larger one more often.
+    """
+
+    @property
+    def sizes(self) -> tuple[Size | None, ...]:
+        """The `resize` of each data set."""
+        return self.resize_each or (self.resize,) * len(self.sets)
+
+
+@dataclass(frozen=True)
+class Target(Domain):
+    """Unlabelled images and how they are cut for training."""
+
+    data: str
+    """Name of a prepared data set, dataset YAML, or a folder of images."""
 
 
 @dataclass(frozen=True)
@@ -279,9 +311,9 @@ class Recipe:
     """All randomness is derived from it, the step and the index of the image."""
     steps: Annotated[int, Ge(1)]
     """Number of optimizer steps; 250000 in the releases of DACS and RCCR, 100000 in SPCL's."""
-    source: Domain
+    source: Source
     """Labelled images."""
-    target: Domain
+    target: Target
     """Unlabelled images; their labels are never read."""
     validation: Validation
     """Images that are scored at the end."""

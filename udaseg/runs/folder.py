@@ -42,8 +42,10 @@ _PACKAGES = ("udaseg", "torch", "torchvision", "numpy", "opencv-python-headless"
 def default_run_folder(recipe: Recipe) -> Path:
     """Return runs/<source>-<target>-<name>-s<seed>."""
     source, target = (
-        Path(data).name.removesuffix(".yaml").removesuffix(".yml") or "data"
-        for data in (recipe.source.data, recipe.target.data)
+        "+".join(
+            Path(data).name.removesuffix(".yaml").removesuffix(".yml") or "data" for data in sets
+        )
+        for sets in (recipe.source.sets, recipe.target.sets)
     )
     return Path("runs") / f"{source}-{target}-{recipe.name}-s{recipe.seed}"
 

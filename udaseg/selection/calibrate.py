@@ -15,7 +15,6 @@ from torch import Tensor
 
 from udaseg import __version__
 from udaseg.data.labels.classes import IGNORE, lookup_table
-from udaseg.data.labels.read import read_train_ids
 from udaseg.display.progress import WorkProgress
 from udaseg.errors import DataError, UsageError
 from udaseg.inference import trained_model
@@ -187,7 +186,7 @@ def _labelled_pixels(model: Model, images: ImageSet) -> _PixelSample:
 
     def measure(index: int, count: int) -> tuple[Tensor, Tensor]:
         sample = images.samples[index]
-        truth = table[read_train_ids(dataset.label_path(sample))]
+        truth = table[dataset.read_labels(sample)]
         rows, columns = _choose_pixels(truth != IGNORE, count, seed=index)
         pixels = network_input(model, dataset.read_image(sample))
         logits = predict_logits(model.segmenter, pixels)

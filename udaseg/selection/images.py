@@ -11,7 +11,7 @@ from torch import Tensor
 from udaseg.data.datasets.index import PreparedDataset, Sample, evenly_spaced_indices
 from udaseg.data.loading.transforms import resize_image
 from udaseg.errors import DataError, UsageError
-from udaseg.inference.run_data import open_run_data
+from udaseg.inference.run_data import open_source
 from udaseg.inference.sizes import network_input_size, untiled_input_size
 from udaseg.inference.trained_model import Model
 from udaseg.models.pixels import image_batch
@@ -48,7 +48,7 @@ def choose_images(dataset: PreparedDataset, split: str, limit: int) -> ImageSet:
 
 def source_images(recipe: Recipe, limit: int, root: Path) -> ImageSet:
     """Return images of the recipe's source, from its `val` split if there is one."""
-    dataset = open_run_data(recipe, recipe.source.data, root=root)
+    dataset = open_source(recipe, root=root)
     split = "val" if dataset.splits.get("val") else recipe.source.split
     return choose_images(dataset, split, limit)
 

@@ -9,10 +9,11 @@ from pathlib import Path
 import torch
 
 from udaseg.data.datasets.index import PreparedDataset, Sample
+from udaseg.data.labels.classes import ClassSpace
 from udaseg.display.console import open_console, safe_text
 from udaseg.distributed import world_size
 from udaseg.errors import DataError
-from udaseg.recipe.schema import Recipe
+from udaseg.recipe.schema import Recipe, Source
 from udaseg.recipe.stages import Stage, stages_of
 from udaseg.text import bits_text
 from udaseg.training.footprint import Footprint, estimate_footprint
@@ -30,8 +31,7 @@ def print_plan(
     samples = setup.batches.source.samples
     rows = {
         "recipe": f"{recipe_path} ({recipe.name}, seed {recipe.seed})",
-        "source": f"{source.name}: {len(samples)} images, {len(data.classes)} classes"
-        + _bits_note(source),
+        **_source_rows(recipe.source, source),
     }
     if target is not None:
         target_samples = target.split(recipe.target.split)
@@ -41,7 +41,8 @@ def print_plan(
     if validation is not None:
         split = recipe.validation.split
         rows["scored on"] = f"{validation.name} {split}: {len(validation.split(split))} images"
-    _warn_of_aspect_ratio("source", recipe.source.resize, samples)
+    for part, size in enumerate(recipe.source.sizes):
+        _warn_of_aspect_ratio("source", size, [each for each in samples if each.part == part])
     _warn_of_slow_device(recipe, setup.device)
     rows |= _class_rows(source, samples, target, validation)
     model, stages = recipe.model, stages_of(recipe)
@@ -61,8 +62,30 @@ def print_plan(
     _print_rows([*rows.items(), ("run", str(folder))])
 
 
+def _source_rows(spec: Source, source: PreparedDataset) -> dict[str, str]:
+    """Return what a source is and, of several data sets, what each of them adds."""
+    assert source.classes is not None
+    samples, count = source.split(spec.split), len(source.classes)
+    rows = {"source": f"{source.name}: {len(samples)} images, {count} classes{_bits_note(source)}"}
+    if len(source.parts) > 1:
+        counts = [f"{len(part.split(spec.split))} of {part.name}" for part in source.parts]
+        drawn = f"in turns of {', '.join(map(str, spec.shares))}" if spec.shares else "as one set"
+        lacking = [
+            f"not in {part.name}: {', '.join(names)}"
+            for part in source.parts
+            if part.classes and (names := _lacking(source.classes, part.classes))
+        ]
+        rows["drawn"] = "; ".join([f"{', '.join(counts)}, {drawn}", *lacking])
+    return rows
+
+
+def _lacking(classes: ClassSpace, part: ClassSpace) -> list[str]:
+    return [name for name in classes.names if name not in part.names]
+
+
 def _bits_note(dataset: PreparedDataset) -> str:
-    return f"; 16-bit images {bits_text(dataset.bits)}" if dataset.bits else ""
+    bits = {part.bits: None for part in dataset.parts if part.bits}
+    return f"; 16-bit images {' and '.join(map(bits_text, bits))}" if bits else ""
 
 
 def _print_rows(rows: Iterable[tuple[str, str]]) -> None:

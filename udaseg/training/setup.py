@@ -24,7 +24,7 @@ from udaseg.errors import DataError, EnvironmentFault
 from udaseg.methods.build import apply_machine_options, build_objective
 from udaseg.methods.objectives.objective import Objective
 from udaseg.methods.sync_norm import sync_batch_norms
-from udaseg.recipe.schema import Domain, Machine, Recipe
+from udaseg.recipe.schema import Domain, Machine, Recipe, Source
 from udaseg.recipe.stages import Stage, stages_of
 from udaseg.runs.checkpoint import Checkpoint, SavesState
 from udaseg.selection.candidates import EvaluationSets
@@ -224,6 +224,8 @@ def worker_count(requested: int, device: torch.device) -> int:
 
 def build_crop_source(spec: Domain, dataset: PreparedDataset, *, labelled: bool) -> CropSource:
     """Return the training crops of one domain, from a cache of that size if there is one."""
+    if len(dataset.parts) > 1:
+        return _joined_crops(spec, dataset)
     if labelled and any(sample.label is None for sample in dataset.split(spec.split)):
         raise DataError(
             f"{dataset.name}: split '{spec.split}' has images without labels; "
@@ -240,6 +242,26 @@ def build_crop_source(spec: Domain, dataset: PreparedDataset, *, labelled: bool)
             dataset, spec.split, spec.resize, labelled=labelled, resampling=spec.resampling
         ),
         resampling=spec.resampling,
+    )
+
+
+def _joined_crops(spec: Domain, dataset: PreparedDataset) -> CropSource:
+    """Return the crops of several labelled data sets, each read at its own size."""
+    assert isinstance(spec, Source)
+    dataset.split(spec.split)  # an error that names all sets, if one has no such split
+    parts = tuple(
+        build_crop_source(replace(spec, resize=size), part, labelled=True)
+        for size, part in zip(spec.sizes, dataset.parts, strict=True)
+    )
+    return CropSource(
+        dataset,
+        spec.split,
+        None,
+        spec.crop,
+        spec.flip,
+        labelled=True,
+        parts=parts,
+        shares=spec.shares,
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from udaseg.data.datasets.index import PreparedDataset
+from udaseg.data.datasets.joined import join_datasets
 from udaseg.data.files.bit_depth import bits_of_files
 from udaseg.data.open import hold_files, open_dataset
 from udaseg.display.progress import LazyProgress
@@ -76,7 +77,7 @@ class TrainOptions:
 def train(
     recipe: StrPath | Recipe = "source_only",
     *,
-    source: StrPath | None = None,
+    source: StrPath | Sequence[StrPath] | None = None,
     target: StrPath | None = None,
     steps: int | None = None,
     seed: int | None = None,
@@ -93,14 +94,14 @@ def train(
         run = udaseg.train(source="my_city.yaml", steps=20_000)
     """
     options = replace(options or TrainOptions(), source_only=True)
-    changes = Overrides(path_text(source), path_text(target), seed, steps)
+    changes = Overrides(source_text(source), path_text(target), seed, steps)
     return _train_recipe(recipe, changes, overrides, out, options, "udaseg.train")
 
 
 def adapt(
     recipe: StrPath | Recipe = "rccr",
     *,
-    source: StrPath | None = None,
+    source: StrPath | Sequence[StrPath] | None = None,
     target: StrPath | None = None,
     steps: int | None = None,
     seed: int | None = None,
@@ -117,7 +118,7 @@ def adapt(
     Args:
         recipe: A method such as `rccr`, for the data given here; a shipped recipe such as
             `toyland/rccr`; a recipe file; or a `Recipe`.
-        source: Labelled images: a prepared name or a dataset YAML.
+        source: Labelled images: a prepared name or a dataset YAML, or a list of several.
         target: Unlabelled images: a prepared name, a dataset YAML or a folder of images.
         steps: Number of optimizer steps.
         seed: Random seed.
@@ -140,9 +141,16 @@ def adapt(
         run.scores, run.checkpoints
         udaseg.adapt(options=udaseg.TrainOptions(resume=run))
     """
-    changes = Overrides(path_text(source), path_text(target), seed, steps)
+    changes = Overrides(source_text(source), path_text(target), seed, steps)
     options = options or TrainOptions()
     return _train_recipe(recipe, changes, overrides, out, options, "udaseg.adapt")
+
+
+def source_text(source: StrPath | Sequence[StrPath] | None) -> str | list[str] | None:
+    """Return a source, or several, as text."""
+    if source is None or isinstance(source, str | os.PathLike):
+        return path_text(source)
+    return [os.fspath(name) for name in source]
 
 
 def path_text(path: StrPath | None) -> str | None:
@@ -258,20 +266,21 @@ def _open_data(recipe: Recipe, root: Path) -> tuple[Recipe, RunData, EvaluationS
     The recipe that is returned has the bits of 16-bit images, which are decided here.
     """
     with local_rank_zero_first():
-        source = open_dataset(recipe.source.data, root=root)
+        sources = [open_dataset(name, root=root) for name in recipe.source.sets]
         target = open_dataset(recipe.target.data, root=root) if adapts(recipe) else None
-    source, domain = _with_bits(source, recipe.source)
-    recipe = replace(recipe, source=domain)
+    sources = [_with_bits(each, recipe.source) for each in sources]
+    if len(sources) == 1:  # the bits of several sets are in their indexes
+        recipe = replace(recipe, source=replace(recipe.source, bits=sources[0].bits or None))
     if target is not None:
-        target, domain = _with_bits(target, recipe.target)
-        recipe = replace(recipe, target=domain)
+        target = _with_bits(target, recipe.target)
+        recipe = replace(recipe, target=replace(recipe.target, bits=target.bits or None))
     with local_rank_zero_first():
         validation = _open_validation(recipe, root)
         uses_tensorboard(recipe.machine.tensorboard)  # an error if required but not installed
         criterion_sets = open_criterion_sets(recipe, root)
     if validation is None:
         recipe = replace(recipe, validation=replace(recipe.validation, data=None))
-    return recipe, RunData(source, target, validation), criterion_sets
+    return recipe, RunData(join_datasets(sources), target, validation), criterion_sets
 
 
 def _open_validation(recipe: Recipe, root: Path) -> PreparedDataset | None:
@@ -291,12 +300,12 @@ def _open_validation(recipe: Recipe, root: Path) -> PreparedDataset | None:
     return validation
 
 
-def _with_bits(dataset: PreparedDataset, domain: Domain) -> tuple[PreparedDataset, Domain]:
-    """Return both with the bits of 16-bit images: the recipe's, else those found in the images."""
+def _with_bits(dataset: PreparedDataset, domain: Domain) -> PreparedDataset:
+    """Return it with the bits of 16-bit images: the recipe's, else those found in the images."""
     bits = dataset.bits if domain.bits is None else domain.bits
     if bits is None:  # a plain folder; all ranks must read it in the same way
         bits = on_rank_zero(lambda: _find_bits(dataset))
-    return replace(dataset, bits=bits), replace(domain, bits=bits or None)
+    return replace(dataset, bits=bits)
 
 
 def _find_bits(dataset: PreparedDataset) -> int:

@@ -58,7 +58,7 @@ def _training_command(
         from udaseg.recipe.request import Overrides, requested_recipe
 
         everyday = Overrides(
-            source,
+            source or None,
             target,
             seed,
             steps,

@@ -11,6 +11,7 @@ from udaseg.data.files.held import HeldFiles, read_held
 from udaseg.data.files.images import Pixels, read_stored_image
 from udaseg.data.files.orientation import to_upright, turned_size
 from udaseg.data.labels.classes import ClassSpace
+from udaseg.data.labels.read import read_train_ids
 from udaseg.errors import DataError
 from udaseg.text import shortened
 
@@ -31,6 +32,7 @@ class Sample:
         width: Width of the upright image in pixels.
         class_pixels: Number of pixels per class in the label, by train id; empty without a label.
         orientation: EXIF orientation of the image file, 1 to 8. The label is upright.
+        part: Which of the data sets it is of, where several are read as one.
     """
 
     image: str
@@ -39,6 +41,7 @@ class Sample:
     width: int
     class_pixels: tuple[int, ...] = ()
     orientation: int = 1
+    part: int = 0
 
     @property
     def stored_size(self) -> tuple[int, int]:
@@ -71,6 +74,11 @@ class PreparedDataset:
     bits: int | None = None
     held: HeldFiles = field(default_factory=dict, compare=False, repr=False)
 
+    @property
+    def parts(self) -> tuple["PreparedDataset", ...]:
+        """The data sets that are read as this one."""
+        return (self,)
+
     def image_path(self, sample: Sample) -> Path:
         """Return the absolute path of the image of `sample`."""
         return self.image_root / sample.image
@@ -100,6 +108,14 @@ class PreparedDataset:
                 f"{sample.orientation}, so its label may not match; run `udaseg prepare` again"
             )
         return to_upright(pixels, orientation)
+
+    def read_labels(self, sample: Sample) -> Pixels:
+        """Return the label of `sample`, (H, W) uint8 train ids of `classes`.
+
+        Raises:
+            DataError: The sample has no label, or it cannot be read.
+        """
+        return read_train_ids(self.label_path(sample), self.held)
 
     def split(self, name: str) -> tuple[Sample, ...]:
         """Return the samples of split `name`.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from udaseg.data.files.images import Pixels
 from udaseg.data.loading.crops import CropSource
-from udaseg.data.loading.sampling import SamplingOrder
+from udaseg.data.loading.sampling import MixedOrder, SamplingOrder, sampling_order
 from udaseg.errors import DataChanged, DataError
 from udaseg.files import sha256
 
@@ -114,12 +114,12 @@ class TrainingBatches:
             raise ValueError(f"the target must be sampled uniformly, got {target.sampling}")
         self.source, self.target, self.options = source, target, options
         # for each domain with images: their order and the size of its part of a batch
-        self._domains: dict[str, tuple[SamplingOrder, int]] = {}
+        self._domains: dict[str, tuple[SamplingOrder | MixedOrder, int]] = {}
         self.classes_never_drawn: tuple[int, ...] = ()
         if source is not None:
-            order = SamplingOrder(source, seed=options.seed, domain=0)
-            self._domains["source"] = (order, options.batch_source)
-            self.classes_never_drawn = order.classes_never_drawn
+            source_order = sampling_order(source, seed=options.seed, domain=0)
+            self._domains["source"] = (source_order, options.batch_source)
+            self.classes_never_drawn = source_order.classes_never_drawn
         if target is not None:
             order = SamplingOrder(target, seed=options.seed, domain=1)
             self._domains["target"] = (order, options.batch_target)
@@ -165,7 +165,7 @@ class TrainingBatches:
         return range(first, first + size)
 
     def _read_crop(
-        self, order: SamplingOrder, number: int, skipped: list[str]
+        self, order: SamplingOrder | MixedOrder, number: int, skipped: list[str]
     ) -> tuple[Pixels, Pixels | None]:
         """Return the crop of one draw; with `skip`, replace an image that cannot be used.
 

@@ -1,6 +1,6 @@
 """Random crops of one domain: read, check, resize, crop and mirror images."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from udaseg.data.datasets.index import PreparedDataset, Sample
+from udaseg.data.datasets.joined import JoinedDataset
 from udaseg.data.files.images import Pixels
 from udaseg.data.labels.read import read_train_ids
 from udaseg.data.loading import transforms
@@ -35,6 +36,9 @@ class CropSource:
         sampling: All but `uniform` use the class counts of the index.
         cache: Cached images at `resize`, read instead of the files; pixels are identical.
         resampling: How `resize` computes the pixels of images.
+        parts: For several data sets read as one, how to read each of them: with its own `resize`
+            and `cache`, which are then not used here.
+        shares: Images drawn in turn from each of them; () draws from all as from one set.
     """
 
     dataset: PreparedDataset
@@ -49,6 +53,8 @@ class CropSource:
     rare: RareClassSettings = field(default_factory=RareClassSettings)
     cache: Cache | None = None
     resampling: transforms.Resampling = "area"
+    parts: tuple["CropSource", ...] = ()
+    shares: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.labelled and self.pseudo_labels is not None:
@@ -75,6 +81,9 @@ class CropSource:
 
     def read(self, sample: Sample) -> tuple[Pixels, Pixels | None]:
         """Return the whole image (H, W, 3) at `resize` and, when labelled, its labels (H, W)."""
+        if isinstance(self.dataset, JoinedDataset):
+            image, labels = self.parts[sample.part].read(sample)
+            return image, None if labels is None else self.dataset.with_own_ids(labels, sample)
         cached = None if self.cache is None else self.cache.load(sample, labelled=self.labelled)
         if cached is not None:
             return cached
@@ -117,7 +126,7 @@ class CropSource:
     def _read_labels(self, sample: Sample, shape: tuple[int, ...]) -> Pixels:
         """Return the label of an image of `shape`; reject one that a loss could not use."""
         path = self.dataset.label_path(sample)
-        labels = read_train_ids(path, self.dataset.held)
+        labels = self.dataset.read_labels(sample)
         if labels.shape != shape[:2]:
             raise DataError(
                 f"{self.dataset.image_path(sample)}: image {shape[1]}x{shape[0]}, "
@@ -142,6 +151,14 @@ class CropSource:
             raise DataError(
                 f"{path}: not a readable pseudo-label; continue with --resume to recreate it"
             ) from error
+
+    def of_each_part(self) -> "tuple[CropSource, ...]":
+        """Return the crops of each of several data sets read as one, with the classes of all."""
+        assert isinstance(self.dataset, JoinedDataset)
+        return tuple(
+            replace(self, dataset=self.dataset.only(part), shares=())
+            for part in range(len(self.parts))
+        )
 
     def class_counts(self) -> NDArray[np.int64]:
         """Return the number of pixels of each class in each sample's label, (N, K)."""

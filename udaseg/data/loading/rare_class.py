@@ -52,6 +52,7 @@ class RareClassImages:
 
     Attributes:
         probabilities: (K,) probability of each class.
+        classes: Classes that are drawn.
         unavailable_classes: Classes that have pixels, but not enough in any image.
     """
 
@@ -63,6 +64,7 @@ class RareClassImages:
         self.unavailable_classes = tuple(np.flatnonzero((total > 0) & ~eligible).tolist())
         self._images = [np.flatnonzero(column) for column in enough.T]
         self._classes = np.flatnonzero(eligible)
+        self.classes = frozenset(self._classes.tolist())
         self._cumulative = np.cumsum(self.probabilities[self._classes])
 
     def draw(self, rng: np.random.Generator) -> tuple[int, int]:

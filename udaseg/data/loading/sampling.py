@@ -10,7 +10,10 @@ from udaseg.data.datasets.index import Sample
 from udaseg.data.loading.crops import CropSource
 
 # suffixes of random keys for purposes other than the crop
-_KEY_RARE, _KEY_REPLACEMENT = 1, 2
+_KEY_RARE, _KEY_REPLACEMENT, _KEY_TURN = 1, 2, 3
+
+_FIRST_PART = 2
+"""Number of the domain of the first of several data sets; source and target have 0 and 1."""
 
 SUB_EPOCH = 3000
 """Draws before the counts are reset, as in the released code of SPCL."""
@@ -57,6 +60,11 @@ class SamplingOrder:
             self._epoch, self._order = epoch, self._epoch_order(epoch)
         return Draw(samples[self._order[position]], key)
 
+    @property
+    def classes_drawn(self) -> frozenset[int]:
+        """The classes that rare-class sampling draws."""
+        return frozenset() if self._rare is None else self._rare.classes
+
     def _epoch_order(self, epoch: int) -> NDArray[np.int64]:
         if self._class_present is not None:
             return balanced_order(self._class_present, seed=self._seed, sub_epoch=epoch)
@@ -70,6 +78,44 @@ class SamplingOrder:
         if self._rare is not None and draw.train_id is not None:
             return replace(draw, sample=samples[self._rare.draw_image(draw.train_id, rng)])
         return replace(draw, sample=samples[rng.integers(len(samples))])
+
+
+class MixedOrder:
+    """The draws of several data sets, each with its share of every turn.
+
+    A turn has as many draws as the shares add up to, in an order of its own. The draws of each set
+    are those of `SamplingOrder` for that set alone, with its own class counts.
+    """
+
+    def __init__(self, crops: CropSource, *, seed: int, domain: int) -> None:
+        self.crops = crops
+        self._key, self._shares = (seed, domain), crops.shares
+        self._orders = [
+            SamplingOrder(part, seed=seed, domain=_FIRST_PART + number)
+            for number, part in enumerate(crops.of_each_part())
+        ]
+        drawn = frozenset().union(*(order.classes_drawn for order in self._orders))
+        never = {each for order in self._orders for each in order.classes_never_drawn}
+        self.classes_never_drawn = tuple(sorted(never - drawn))
+
+    def draw(self, number: int) -> Draw:
+        """Return draw `number`."""
+        turn, position = divmod(number, sum(self._shares))
+        rng = np.random.default_rng([*self._key, turn, _KEY_TURN])
+        parts = rng.permutation(np.repeat(np.arange(len(self._shares)), self._shares))
+        part = int(parts[position])
+        earlier = int((parts[:position] == part).sum())
+        return self._orders[part].draw(turn * self._shares[part] + earlier)
+
+    def replacement(self, draw: Draw, attempt: int) -> Draw:
+        """Return a replacement of the same data set; see `SamplingOrder.replacement`."""
+        return self._orders[draw.sample.part].replacement(draw, attempt)
+
+
+def sampling_order(crops: CropSource, *, seed: int, domain: int) -> SamplingOrder | MixedOrder:
+    """Return the draws of a domain."""
+    order = MixedOrder if crops.shares else SamplingOrder
+    return order(crops, seed=seed, domain=domain)
 
 
 def balanced_order(

@@ -83,11 +83,10 @@ def iterate_batches(
 
 def _log_caches(dataset: TrainingBatches) -> None:
     for domain, crops in (("source", dataset.source), ("target", dataset.target)):
-        if crops is not None and crops.cache is not None:
-            height, width = crops.cache.size
-            log.info(
-                "%s images of %dx%d are read from %s", domain, width, height, crops.cache.folder
-            )
+        for cache in () if crops is None else (part.cache for part in crops.parts or (crops,)):
+            if cache is not None:
+                height, width = cache.size
+                log.info("%s images of %dx%d are read from %s", domain, width, height, cache.folder)
 
 
 class WorkerLost(Exception):
