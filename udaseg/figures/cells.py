@@ -12,7 +12,6 @@ from torch import Tensor
 from udaseg.data.datasets.index import Sample
 from udaseg.data.files.images import Pixels
 from udaseg.data.labels.classes import IGNORE, lookup_table
-from udaseg.data.labels.read import read_train_ids
 from udaseg.data.loading.transforms import resize_image, resize_labels
 from udaseg.evaluation.confusion import ConfusionMatrix
 from udaseg.inference.sizes import untiled_input_size
@@ -66,7 +65,9 @@ def look_at(
     model: Model,
     images: ImageSet,
     *,
-    read: Callable[[Model, Pixels], Tensor] = network_input,
+    read: Callable[[Model, Pixels, Sample], Tensor] = lambda model, image, _: network_input(
+        model, image
+    ),
     points: int,
     confidences: tuple[float, ...] = (),
     on_image: Callable[[], None] = lambda: None,
@@ -93,7 +94,7 @@ def look_at(
     with torch.no_grad(), evaluation_mode(model.segmenter):
         for index, sample in enumerate(samples):
             image = images.dataset.read_image(sample)
-            output: SegmenterOutput = model.segmenter(read(model, image))
+            output: SegmenterOutput = model.segmenter(read(model, image, sample))
             predicted = output.cell_logits()[0].argmax(0)
             truth = read_truth(model, images, sample) if labelled else None
             labels = predicted
@@ -115,14 +116,14 @@ def read_truth(model: Model, images: ImageSet, sample: Sample) -> Pixels:
     """Return the label (H, W) of an image in the classes of the network, others ignored."""
     assert images.dataset.classes is not None
     table = lookup_table(images.dataset.classes.train_ids_in(model.classes))
-    labels = read_train_ids(images.dataset.label_path(sample), images.dataset.held)
-    return np.frombuffer(table, np.uint8)[labels]
+    return np.frombuffer(table, np.uint8)[images.dataset.read_labels(sample)]
 
 
-def source_input(model: Model, image: Pixels) -> Tensor:
+def source_input(model: Model, image: Pixels, sample: Sample) -> Tensor:
     """Return an image (1, 3, h, w) in [0, 1] at the size at which source images were trained on."""
     source = model.recipe.source
-    size = untiled_input_size((image.shape[0], image.shape[1]), source.resize)
+    trained = source.sizes[sample.part]
+    size = untiled_input_size((image.shape[0], image.shape[1]), trained)
     return image_batch([resize_image(image, size, source.resampling)], model.device)
 
 

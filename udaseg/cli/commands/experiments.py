@@ -60,7 +60,7 @@ def sweep(
     from udaseg.recipe.request import Overrides, requested_recipe
 
     everyday = Overrides(
-        source,
+        source or None,
         target,
         None,
         steps,
