@@ -94,6 +94,14 @@ def test_a_new_kind_drops_what_only_the_old_one_has_and_nothing_that_is_given():
         ("method.stages.fourth=null", "method.stages: has no 'fourth'"),
         (f"{CONTRAST}.share.x=1", f"{CONTRAST}.share is a value, not a section"),
         (f"{CONTRAST}.shar=1", "shar: unknown key; did you mean 'share'?"),
+        (
+            "method.prototypes.temperature=1",
+            "unknown key of staged; did you mean 'method.stages.NAME.objective.prototypes'?",
+        ),
+        (
+            f"{CONTRAST}.discriminator_lr=1",
+            "unknown key; did you mean 'method.stages.NAME.objective.discriminator_lr'?",
+        ),
         (f"{CONTRAST}.share=2", "method.stages: must be shares that add up to 1, got 2.6"),
         (f"{CONTRAST}.share=-2", "method.stages[1].share: must be above 0"),
         ("source.crop.first=1", "source.crop: is a list without names"),

@@ -1,6 +1,7 @@
 """Suggests the key that was probably meant by an unknown key of a recipe."""
 
 import operator
+import re
 import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
@@ -51,6 +52,9 @@ _FOREIGN_NAMES = {
 }
 
 
+_ITEM = "NAME"  # stands for the name of a stage
+
+
 def key_hint(word: str, section: str, options: Sequence[str], written: Sequence[str]) -> str | None:
     """Return the key that was probably meant.
 
@@ -88,6 +92,7 @@ def _similarity(word: str, option: str) -> float:
 
 def _key_in_other_section(name: str, section: str) -> str | None:
     """Return the dotted key ending in `name` that shares most parents with `section`."""
+    section = re.sub(r"\[[0-9]+\]", f".{_ITEM}", section)
     section_parts = section.split(".")
     own_path = join_key(section, name)
     paths = [p for p in schema_keys() if p.rpartition(".")[2] == name and p != own_path]
@@ -113,4 +118,5 @@ def _keys(annotation: object, path: str) -> Iterator[str]:
             yield from _keys(hints[part.name], key)
     else:
         for member in typing.get_args(annotation):
-            yield from _keys(member, path)
+            is_item = typing.get_origin(annotation) is tuple and is_dataclass(member)
+            yield from _keys(member, join_key(path, _ITEM) if is_item else path)
