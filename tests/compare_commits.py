@@ -46,8 +46,10 @@ def tiny_words(path: Path) -> list[str]:
 
     The file is read as plain YAML, so a recipe of any version will do.
     """
-    method = yaml.safe_load(path.read_text(encoding="utf-8"))["method"]
-    words = list(TINY)
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    method, words = values["method"], list(TINY)
+    if values["source"].get("sampling") == "rare_class":
+        words += ["source.rare_class.min_pixels=30", "source.rare_class.min_crop_pixels=10"]
     if "mixing" in method:
         words.append("method.mixing.confidence=0.1")
     if "regional" in method:

@@ -1,11 +1,20 @@
 """ClassMix, CutMix squares and the strong augmentation, on small hand-made maps and over seeds."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
 from udaseg.data.labels.classes import IGNORE
-from udaseg.methods.mixing import cells_to_pixels, class_mask, paste, square_mask
+from udaseg.methods.mixing import (
+    balanced_crop,
+    cells_to_pixels,
+    class_mask,
+    paste,
+    square_mask,
+)
+from udaseg.recipe.methods import TargetCrop
 
 
 def _generator(seed=0):
@@ -118,3 +127,55 @@ def test_square_area_is_uniform_on_average():
         for seed in range(500)
     ]
     assert np.mean(areas) == pytest.approx(0.5, abs=0.04)
+
+
+def test_each_image_is_given_half_of_the_classes_of_the_batch():
+    for seed in range(20):
+        labels = torch.randint(0, 3, (2, 4, 4), generator=_generator(seed)).to(torch.uint8)
+        labels[1] += 3
+        labels[1, 0] = IGNORE
+        present = sorted({*labels.flatten().tolist()} - {IGNORE})
+        numbers = torch.rand((2, 8), generator=_generator(seed))
+        mask = class_mask(labels, 7, _generator(seed), ignore_is_class=False, classes_of="batch")
+        for label, number, chosen in zip(labels, numbers, mask, strict=True):
+            half = sorted(present, key=lambda c: number[c])[: -(-len(present) // 2)]
+            expected = torch.isin(label, torch.tensor(half, dtype=torch.uint8))
+            assert torch.equal(chosen, expected)
+
+
+def _scores(label, corners, size, max_share):
+    """Return the rule of the class-balanced crop for each corner."""
+    scores = []
+    for top, left in corners:
+        window = label[top : top + size[0], left : left + size[1]]
+        counts = [int((window == value).sum()) for value in window.unique()]
+        unbalanced = max(counts) / sum(counts) >= max_share
+        scores.append(0.0 if unbalanced else sum(math.log(count) for count in counts))
+    return scores
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_crop_with_the_most_balanced_classes_is_taken(seed):
+    size, spec = (4, 5), TargetCrop(tries=6, max_share=0.75)
+    # few classes, so that some crops have one class and some scores are equal
+    blocks = torch.randint(0, 3, (3, 3, 4), generator=_generator(seed))
+    labels = blocks.repeat_interleave(3, 1).repeat_interleave(3, 2).to(torch.uint8)
+    images = torch.rand(3, 3, 9, 12, generator=_generator(seed))
+    draws = torch.rand((3, 6, 2), generator=_generator(seed))
+    crops = balanced_crop(images, labels, size, 3, _generator(seed), spec)
+    for image, label, drawn, crop in zip(images, labels, draws, crops, strict=True):
+        # every place of a 9x12 image: 6 of the top, 8 of the left
+        corners = [(int(down * 6), int(right * 8)) for down, right in drawn.tolist()]
+        scores = _scores(label, corners, size, 0.75)
+        # sums in another order may round to another best; without a balanced crop it is the first
+        close = max(scores) - 1e-5
+        best = [corner for corner, score in zip(corners, scores, strict=True) if score >= close]
+        best = best if max(scores) > 0 else corners[:1]
+        windows = (image[:, top : top + 4, left : left + 5] for top, left in best)
+        assert any(torch.equal(crop, window) for window in windows)
+
+
+def test_a_crop_as_large_as_the_image_is_the_image():
+    images, labels = torch.rand(2, 3, 4, 5), torch.zeros(2, 4, 5, dtype=torch.uint8)
+    spec = TargetCrop(tries=2)
+    assert torch.equal(balanced_crop(images, labels, (4, 5), 3, _generator(), spec), images)

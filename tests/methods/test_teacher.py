@@ -9,6 +9,20 @@ from tests.support.small import small_segmenter
 from udaseg.methods.teacher import Teacher
 
 
+@pytest.mark.parametrize(("ramp", "kept"), [("from_zero", 0.0), ("from_half", 0.5)])
+def test_the_first_update_keeps_none_or_half_of_the_teacher(ramp, kept):
+    student = small_segmenter()
+    teacher = Teacher(student, momentum=0.9, batch_statistics=False, ramp=ramp)
+    before = [parameter.clone() for parameter in teacher.network.parameters()]
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.add_(1.0)
+    teacher.update(student, 0)
+    after = zip(before, teacher.network.parameters(), student.parameters(), strict=True)
+    for old, mine, new in after:
+        assert torch.allclose(mine, kept * old + (1 - kept) * new, atol=1e-6)
+
+
 def test_first_step_copies_the_student_and_later_steps_average():
     student = small_segmenter()
     teacher = Teacher(student, momentum=0.9, batch_statistics=False)

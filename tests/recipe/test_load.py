@@ -318,6 +318,10 @@ OVERRIDES = [
     (("source.crop=[1",), "not YAML"),
     (("optimizer.lr=-1",), "override optimizer.lr=-1: optimizer.lr: must be above 0"),
     (("name=a\x1b[31m",), "U+001B"),
+    (
+        ("method.target_crop.tries=10", "target.crop=[512, 500]"),
+        "target.crop: must be at least [512, 512], source.crop, of which method.target_crop takes",
+    ),
     (("machine.device=" + "[" * 50_000,), "32 levels"),
 ]
 

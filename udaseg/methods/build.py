@@ -84,6 +84,7 @@ def _build_objective(
                     student,
                     momentum=teacher.momentum,
                     batch_statistics=teacher.batch_statistics,
+                    ramp=teacher.ramp,
                 ),
                 num_classes=num_classes,
                 regularizers=regularizers,

@@ -5,17 +5,26 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from udaseg.distributed import slice_for_rank, to_device
+from udaseg.distributed import all_reduce_sum, slice_for_rank, to_device
+from udaseg.methods.pixel_loss import count_classes
+from udaseg.recipe.methods import TargetCrop
 
 
 def class_mask(
-    labels: Tensor, num_classes: int, generator: torch.Generator, *, ignore_is_class: bool
+    labels: Tensor,
+    num_classes: int,
+    generator: torch.Generator,
+    *,
+    ignore_is_class: bool,
+    classes_of: Literal["image", "batch"] = "image",
 ) -> Tensor:
     """Return a mask (B, H, W) of the pixels of half of each image's classes, chosen at random.
 
     Of n classes present, ceil(n / 2) are chosen with all their pixels. With `ignore_is_class`,
-    `IGNORE` may be chosen like a class, as in the released DACS. Random numbers are drawn for the
-    images of all ranks, so they do not depend on how the images are distributed over ranks.
+    `IGNORE` may be chosen like a class, as in the released DACS. With `classes_of` batch, each
+    image is given half of the classes of all images of all ranks, as in DAFormer. Random numbers
+    are drawn for the images of all ranks, so they do not depend on how the images are distributed
+    over ranks.
 
     Reference:
         Olsson et al., ClassMix (2021).
@@ -24,6 +33,8 @@ def class_mask(
     classes = torch.arange(num_classes + 1, dtype=labels.dtype, device=labels.device)
     # no scatter: it sorts all pixels on a GPU that must be deterministic
     present = (slots[:, None] ^ classes[:, None]).amin(2) == 0
+    if classes_of == "batch":
+        present = (all_reduce_sum(present.sum(0, keepdim=True)) > 0).expand_as(present)
     total, rank_slice = slice_for_rank(len(labels))
     order = torch.rand((total, num_classes + 1), generator=generator)[rank_slice].argsort(1)
     place = order.argsort(1)
@@ -72,6 +83,58 @@ def square_mask(
         left = min(int(right * places[1]), whole[1] - side)
         mask[image, top : top + side, left : left + side] = True
     return mask[:1].expand(batch, -1, -1).clone() if per == "batch" else mask[rank_slice]
+
+
+def balanced_crop(
+    images: Tensor,
+    labels: Tensor,
+    size: tuple[int, int],
+    num_classes: int,
+    generator: torch.Generator,
+    spec: TargetCrop,
+) -> Tensor:
+    """Return the crop of each image, of `spec.tries` random ones, with the most balanced classes.
+
+    The score of a crop is the sum of ln(pixels) over its classes, and 0 if one of them has
+    `max_share` of its pixels or more; the first of equal crops is taken. Corners are drawn for the
+    images of all ranks.
+
+    Args:
+        images: (B, 3, H, W).
+        labels: (B, H, W) uint8 without `IGNORE`.
+        size: (h, w) of the crops in pixels, at most those of the images.
+        num_classes: K.
+        generator: Of the corners.
+        spec: Number of crops, at least 1, and `max_share`.
+
+    Returns:
+        (B, 3, h, w).
+
+    Reference:
+        Xie et al., SePiCo (2023), class-balanced cropping.
+    """
+    height, width = size
+    room = torch.tensor([labels.shape[1] - height + 1, labels.shape[2] - width + 1])
+    total, rank_slice = slice_for_rank(len(images))
+    draws = torch.rand((total, spec.tries, 2), generator=generator)[rank_slice]
+    corners = (draws * room).long().minimum(room - 1)
+    counts = torch.stack(
+        [
+            count_classes(image[top : top + height, left : left + width], num_classes)
+            for image, drawn in zip(labels, corners.tolist(), strict=True)
+            for top, left in drawn
+        ]
+    ).view(len(images), spec.tries, num_classes)
+    balanced = counts.amax(2) < spec.max_share * height * width
+    score = counts.clamp_min(1).log().sum(2) * balanced
+    best = score == score.amax(1, keepdim=True)
+    # the first of the best; read by the device alone
+    place = (best & (best.cumsum(1) == 1)).long()[..., None]
+    corner = (to_device(corners, labels.device) * place).sum(1)
+    rows = corner[:, :1] + torch.arange(height, device=labels.device)
+    columns = corner[:, 1:] + torch.arange(width, device=labels.device)
+    tall = images.gather(2, rows[:, None, :, None].expand(-1, 3, -1, images.shape[3]))
+    return tall.gather(3, columns[:, None, None].expand(-1, 3, height, -1))
 
 
 def cells_to_pixels(mask: Tensor, size: tuple[int, int], stride: int) -> Tensor:

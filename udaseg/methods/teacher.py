@@ -3,7 +3,7 @@
 import contextlib
 import copy
 from collections.abc import Iterator, Sequence
-from typing import Self
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ class Teacher(nn.Module):
     Args:
         student: The initial weights are copied from it.
         momentum: phi <- a phi + (1 - a) theta with a = min(1 - 1/(step + 1), momentum).
+        ramp: `from_half` has step + 2 instead, as DAFormer, so the first update keeps half of phi.
         batch_statistics: Normalise by the statistics of the batch instead of the running ones, as
             in the released DACS. Forward passes never change the running statistics. Norms that are
             frozen in the student are frozen here too, because its weights only fit the frozen
@@ -28,9 +29,17 @@ class Teacher(nn.Module):
         Tarvainen and Valpola, mean teachers (2017), with the ramp of DACS (2021).
     """
 
-    def __init__(self, student: Segmenter, *, momentum: float, batch_statistics: bool) -> None:
+    def __init__(
+        self,
+        student: Segmenter,
+        *,
+        momentum: float,
+        batch_statistics: bool,
+        ramp: Literal["from_zero", "from_half"] = "from_zero",
+    ) -> None:
         super().__init__()
         self.momentum = momentum
+        self._first = 1 if ramp == "from_zero" else 2
         self.batch_statistics = batch_statistics
         self.network = copy.deepcopy(student).requires_grad_(False)
         # not subclasses: they may do more with a weight than one convolution or product
@@ -59,7 +68,7 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def update(self, student: Segmenter, step: int) -> None:
         """Update the moving average after optimiser step `step` (from 0)."""
-        keep = min(1 - 1 / (step + 1), self.momentum)
+        keep = min(1 - 1 / (step + self._first), self.momentum)
         averages, counters = _floats_and_integers(self.network)
         values, counts = _floats_and_integers(student)
         torch._foreach_lerp_(averages, values, 1 - keep)

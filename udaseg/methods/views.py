@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from udaseg.data.labels.classes import IGNORE
 from udaseg.data.loading.batches import Batch
 from udaseg.distributed import to_device
 from udaseg.errors import UdasegError
@@ -36,7 +37,8 @@ outside the square and from the teacher inside. Options `square_per`, `square_co
 `square_share`: those of `square_mask`."""
 
 AUGMENTED = View("augmented")
-"""The student on target images after jitter and blur, with the teacher's labels and confidence."""
+"""The student on target images after jitter and blur, with the teacher's labels and confidence.
+Rows that are not trained on, `StepContext.ignore_rows`, have no label."""
 
 TARGET = View("target")
 """The teacher on plain target images; no gradient."""
@@ -57,12 +59,17 @@ class Need:
 
     Attributes:
         embed: Whether it needs embeddings, which need a projection head.
-        options: How to make the view; two regularizers cannot ask for different values.
+        options: How to make the view; two regularizers cannot ask for different values. With
+            `label_share`, a label on a cell is the class of this share of its pixels, or none; see
+            `labels_on_cells`.
+        start: First step that needs it. Before, the step may lack the view or its embeddings. Only
+            for needs of a `PerViewRegularizer`.
     """
 
     view: View
     embed: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
+    start: int = 0
 
 
 @dataclass(frozen=True)
@@ -160,6 +167,7 @@ class StepContext:
         target_output: Output of the teacher.
         target_labels: (B, H, W) uint8, the teacher's pseudo-labels.
         target_confidence: (B, H, W), the teacher's probability of its pseudo-labels.
+        ignore_rows: (top, bottom) rows of the target whose pseudo-labels are not trained on.
     """
 
     batch: Batch
@@ -171,6 +179,7 @@ class StepContext:
     target_output: SegmenterOutput
     target_labels: Tensor
     target_confidence: Tensor
+    ignore_rows: tuple[int, int] = (0, 0)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -201,7 +210,8 @@ def merge_needs(needs: Iterable[Need]) -> dict[View, Need]:
                     f"{name}={earlier.options[name]}; they cannot be combined"
                 )
         options = {**earlier.options, **need.options}
-        merged[need.view] = Need(need.view, earlier.embed or need.embed, options)
+        start = min(earlier.start, need.start)
+        merged[need.view] = Need(need.view, earlier.embed or need.embed, options, start)
     return merged
 
 
@@ -229,10 +239,16 @@ def _cutmix(context: StepContext, need: Need) -> StudentInput:
     return StudentInput(images, CellLabels(labels, square=square))
 
 
-def _augmented(context: StepContext, _need: Need) -> StudentInput:
+def _augmented(context: StepContext, need: Need) -> StudentInput:
     images = context.augment(context.target, generator_for(context.batch.seed, "augmented"))
-    taught = context.target_view
-    return StudentInput(images, CellLabels(taught.predictions, taught.confidence))
+    taught, (top, bottom) = context.target_view, context.ignore_rows
+    labels, share = taught.predictions, need.options.get("label_share")
+    if share is not None or top > 0 or bottom > 0:
+        trusted = context.target_labels.clone()
+        trusted[:, :top] = IGNORE
+        trusted[:, trusted.shape[1] - bottom :] = IGNORE
+        labels = labels_on_cells(trusted, context.target_output, share)
+    return StudentInput(images, CellLabels(labels, taught.confidence))
 
 
 @torch.no_grad()
@@ -245,7 +261,9 @@ def _target_by_student_head(context: StepContext, _need: Need) -> CellView:
 TEACHER_MAKERS: Mapping[View, Callable[[StepContext, Need], CellView]] = {
     TARGET: lambda context, _need: context.target_view,
     TEACHER_SOURCE: lambda context, need: labelled_view(
-        context.teacher(context.source, embed=need.embed), context.batch.source_labels
+        context.teacher(context.source, embed=need.embed),
+        context.batch.source_labels,
+        need.options.get("label_share"),
     ),
     TARGET_BY_STUDENT_HEAD: _target_by_student_head,
 }
@@ -255,17 +273,31 @@ STUDENT_MAKERS: Mapping[View, Callable[[StepContext, Need], StudentInput]] = {
     CUTMIX: _cutmix,
     AUGMENTED: _augmented,
 }
-"""What self-training shows the student, in this order, after `SOURCE` and `MIXED`."""
+"""What self-training shows the student, besides `SOURCE` and `MIXED`, if it is needed."""
 
 SELF_TRAINING_VIEWS = (*TEACHER_MAKERS, SOURCE, MIXED, *STUDENT_MAKERS)
 
-STUDENT_VIEWS = (SOURCE, MIXED, *STUDENT_MAKERS, PSEUDO_LABELLED)
+_FIRST = (SOURCE, AUGMENTED, MIXED)
+STUDENT_VIEWS = tuple(dict.fromkeys((*_FIRST, *STUDENT_MAKERS, PSEUDO_LABELLED)))
 """The views with a graph, in the order in which a step makes them."""
 
 
-def labels_on_cells(labels: Tensor, segmented: SegmenterOutput) -> Tensor:
-    """Return (B, H, W) labels resized to the grid of cells by nearest neighbour, int64."""
-    return on_cells(labels.float(), segmented.features.shape[-2:]).long()
+def labels_on_cells(
+    labels: Tensor, segmented: SegmenterOutput, share: float | None = None
+) -> Tensor:
+    """Return (B, H, W) labels on the grid of cells, int64.
+
+    Without a `share` they are resized by nearest neighbour. With one, a cell has the class, or
+    `IGNORE`, of most of its pixels, and `IGNORE` if that is less than this share of them.
+    """
+    grid = segmented.features.shape[-2:]
+    if share is None:
+        return on_cells(labels.float(), grid).long()
+    classes = torch.arange(segmented.logits.shape[1] + 1, device=labels.device)
+    # IGNORE, the largest label, becomes class K
+    member = labels.clamp(max=len(classes) - 1)[:, None] == classes[:, None, None]
+    most, label = F.adaptive_avg_pool2d(member.float(), (grid[0], grid[1])).max(1)
+    return label.masked_fill_((most < share) | (label == len(classes) - 1), IGNORE)
 
 
 def on_cells(values: Tensor, grid: Sequence[int]) -> Tensor:
@@ -278,9 +310,11 @@ def cells_without(mask: Tensor, grid: Sequence[int]) -> Tensor:
     return F.adaptive_max_pool2d(mask[:, None].float(), tuple(grid))[:, 0] == 0
 
 
-def labelled_view(segmented: SegmenterOutput, labels: Tensor) -> CellView:
-    """Return an output on the grid of cells, with (B, H, W) labels."""
-    return cell_view(segmented, labels_on_cells(labels, segmented))
+def labelled_view(
+    segmented: SegmenterOutput, labels: Tensor, share: float | None = None
+) -> CellView:
+    """Return an output on the grid of cells, with (B, H, W) labels; see `labels_on_cells`."""
+    return cell_view(segmented, labels_on_cells(labels, segmented, share))
 
 
 def student_view(segmented: SegmenterOutput, labels: CellLabels) -> CellView:

@@ -126,6 +126,23 @@ class Semantic:
     """Dimension of the embedding; 512 in SePiCo."""
     start: Annotated[int, Ge(0)] = 0
     """First step with contrast; 3000 in SePiCo. The statistics are updated from step 0."""
+    second_view: Literal["mixed", "target"] = "mixed"
+    """What is contrasted beside source images: `mixed` images, or target images with jitter and
+    blur and the teacher's labels, as in SePiCo's release. `target` is another pass of the student,
+    which is only made from `start` on.
+    """
+    label_share: Annotated[float, Interval(gt=0.5, le=1)] | None = None
+    """A cell has the class of at least this share of its pixels, or none; 0.75 in SePiCo's release.
+    Null takes the label of one pixel.
+    """
+    mean_weight: Annotated[float, Ge(0)] = 0.0
+    """Weight, times `weight`, of the term on the mean embedding of a view; 1 in SePiCo's release,
+    where it hardly differs from a constant.
+    """
+    unseen: Literal["left_out", "zero"] = "left_out"
+    """Classes that have not occurred yet: `left_out`; or `zero`, as in SePiCo's release, with mean
+    and variance 0 and a bank that starts with a row of zeros.
+    """
 
     @property
     def projector(self) -> Projector:

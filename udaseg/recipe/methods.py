@@ -23,6 +23,10 @@ class Teacher:
     """Normalise by the batch, as in DACS's release, instead of by the student's running statistics,
     which do not match the averaged weights. `model.batch_norm: frozen` overrides this.
     """
+    ramp: Literal["from_zero", "from_half"] = "from_zero"
+    """`from_zero`, as in DACS, becomes the student at the first update; `from_half`, as in DAFormer
+    and SePiCo, has a = min(1 - 1/(step + 2), momentum), so that update keeps half of the teacher.
+    """
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,30 @@ class Mixing:
     """
     share_over: Literal["batch", "image"]
     """Compute this share over the whole `batch`, as in DACS, or each `image`."""
+    classes_of: Literal["image", "batch"] = "image"
+    """An image is given half of its own classes, as in DACS, or half of those in the whole `batch`,
+    as in DAFormer and SePiCo.
+    """
+    ignore_rows: tuple[Annotated[int, Ge(0)], Annotated[int, Ge(0)]] = (0, 0)
+    """(top, bottom) rows of target images whose labels are not trained on; [15, 120] in DAFormer
+    and SePiCo, for the upper edge and the car's hood in Cityscapes.
+    """
+
+
+@dataclass(frozen=True)
+class TargetCrop:
+    """A crop of the target images that the teacher's labels choose, as in SePiCo's release.
+
+    The teacher labels whole target images. Of some random crops it takes the one with the most
+    balanced classes, the largest sum of ln(pixels) over its classes, and labels it again.
+    """
+
+    tries: Annotated[int, Ge(0)] = 0
+    """Random crops to choose from, each as large as `source.crop`, out of a larger `target.crop`;
+    10 in SePiCo's release, whose `target.crop` is the whole image. 0 chooses no crop.
+    """
+    max_share: Annotated[float, Interval(gt=0, le=1)] = 0.75
+    """A crop in which one class has this share, or more, is the worst; 0.75 in SePiCo's release."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +124,14 @@ class SelfTraining(RunMethod):
     """What is done to mixed images."""
     mix_weight: Annotated[float, Ge(0)]
     """Weight of the loss on the mixed image; 1 in DACS."""
+    augment_source: bool = False
+    """Jitter and blur the source images of the student too, as in SePiCo's release."""
+    source_mean: Literal["labelled", "all"] = "labelled"
+    """Pixels that the mean loss on source images divides by: those with a class, or `all`, as in
+    DAFormer and SePiCo.
+    """
+    target_crop: TargetCrop = field(default_factory=TargetCrop)
+    """A crop of the target images by the teacher's labels; off by default."""
     regional: Regional | None = None
     """Contrast of RCCR; leave it out for plain DACS."""
     prototypes: Prototypes | None = None

@@ -169,7 +169,13 @@ def _mixing(recipe: Recipe) -> Problems:
         problem = f"must equal batch.source: {must}, got {batch.target} and {batch.source}"
         yield "batch.target", problem
     same = "the same as source.crop: source pixels are pasted onto target images"
-    yield from _unless(crop == recipe.target.crop, "target.crop", same, recipe.target.crop)
+    whole = recipe.target.crop
+    if recipe.method.target_crop.tries == 0:
+        yield from _unless(crop == whole, "target.crop", same, whole)
+    else:
+        holds = crop[0] <= whole[0] and crop[1] <= whole[1]
+        must = f"at least {list(crop)}, source.crop, of which method.target_crop takes a part"
+        yield from _unless(holds, "target.crop", must, list(whole))
     if (regional := recipe.method.regional) is not None:
         most = min(crop) // recipe.model.output_stride
         fits = f"at most {most} cells, the crop's shorter side"

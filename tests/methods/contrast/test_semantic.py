@@ -103,6 +103,17 @@ def test_before_its_start_it_learns_and_asks_for_nothing():
     assert term(replace(_views(), step=1)).item() > 0
 
 
+def test_a_view_without_labels_has_no_loss():
+    term = SemanticContrast(
+        replace(SEMANTIC, channels=CHANNELS, mean_weight=1.0), num_classes=CLASSES
+    )
+    views = _views()
+    void = torch.full_like(views[MIXED].labels, 255)
+    views.by_name[MIXED] = replace(views[MIXED], labels=void)
+    assert term.view_loss(MIXED, views).item() == 0
+    assert term.view_loss(SOURCE, views).item() != 0
+
+
 def test_missing_views_embeddings_and_rows_are_told():
     term, view = _term("prototype"), _view(0)
     with pytest.raises(UdasegError, match="teacher"):

@@ -91,6 +91,8 @@ class ClassStatistics(nn.Module):
         channels: D.
         momentum: Factor on the old weight at an update, in [0, 1].
         bank_rows: L, batch means to keep for each class; 0 keeps none.
+        zero_row: The bank of each class starts with one row of zeros, which its first L batches
+            fill up and then replace, as in SePiCo's release; otherwise it starts empty.
 
     Attributes:
         means: (K, D) float32, not scaled to unit length.
@@ -106,7 +108,7 @@ class ClassStatistics(nn.Module):
 
     Reference:
         Xie et al., SePiCo (2023): cumulative, momentum 1; a bank of 200 batch means a class.
-        Differs: the momentum is an addition; the bank starts empty, not with a zero row per class.
+        Differs: the momentum is an addition.
     """
 
     means: Tensor
@@ -118,7 +120,13 @@ class ClassStatistics(nn.Module):
     filled: Tensor
 
     def __init__(
-        self, num_classes: int, channels: int, *, momentum: float, bank_rows: int = 0
+        self,
+        num_classes: int,
+        channels: int,
+        *,
+        momentum: float,
+        bank_rows: int = 0,
+        zero_row: bool = False,
     ) -> None:
         super().__init__()
         if not 0 <= momentum <= 1:
@@ -132,8 +140,9 @@ class ClassStatistics(nn.Module):
         self.register_buffer("counts", torch.zeros(num_classes, dtype=torch.float64))
         self.register_buffer("seen", torch.zeros(num_classes, dtype=torch.bool))
         self.register_buffer("rows", torch.zeros(num_classes, bank_rows, channels))
-        self.register_buffer("cursor", torch.zeros(num_classes, dtype=torch.int64))
-        self.register_buffer("filled", torch.zeros(num_classes, dtype=torch.int64))
+        filled = torch.full((num_classes,), int(zero_row and bank_rows > 0))
+        self.register_buffer("cursor", filled % max(1, bank_rows))
+        self.register_buffer("filled", filled)
 
     @torch.no_grad()
     def preview_update(self, embeddings: Tensor, labels: Tensor) -> Self:

@@ -16,7 +16,7 @@ from udaseg.methods.contrast.regularizer import (
     Regularizer,
     reduce_with_counts,
 )
-from udaseg.methods.mixing import class_mask, paste
+from udaseg.methods.mixing import balanced_crop, class_mask, paste
 from udaseg.methods.objectives.entropy import normalised_entropy
 from udaseg.methods.objectives.objective import LossReport, Objective
 from udaseg.methods.pixel_loss import count_classes, count_labelled, pixel_loss, pseudo_labels
@@ -25,6 +25,7 @@ from udaseg.methods.views import (
     MIXED,
     SOURCE,
     STUDENT_MAKERS,
+    STUDENT_VIEWS,
     TARGET,
     TEACHER_MAKERS,
     CellLabels,
@@ -86,9 +87,9 @@ class SelfTraining(Objective):
 
     def passes(self, batch: Batch, sums: RankSums) -> Iterator[LossReport]:
         """Yield the losses of each view of the student, in the order of `STUDENT_VIEWS`."""
-        context, needs = self._teach(batch), self._needs()
+        context, needs = self._teach(batch), self._needs(batch.step)
         mixed = self._mix(context)
-        inputs = _student_inputs(context, mixed, needs)
+        inputs = self._student_inputs(context, mixed, needs)
         order = list(inputs)
         views = _views_of_teacher(context, needs, inputs)
         share, totals, monitored = self._sum_over_ranks(context, views, sums)
@@ -100,22 +101,9 @@ class SelfTraining(Objective):
             if given.labels is not None:
                 views.by_name[view] = student_view(output, given.labels)
             if view == SOURCE:
-                parts["source"] = pixel_loss(
-                    output.logits,
-                    batch.source_labels,
-                    num_labelled=totals["labelled"],
-                    align_corners=self.student.align_corners,
-                )
+                parts["source"] = self._source_loss(output, batch, totals["labelled"])
             elif view == MIXED:
-                weight = share.masked_fill(mixed.mask, 1.0)
-                loss = pixel_loss(
-                    output.logits,
-                    mixed.labels,
-                    weight,
-                    mean_over="all",
-                    align_corners=self.student.align_corners,
-                )
-                parts["mixed"] = self.spec.mix_weight * loss
+                parts["mixed"] = self._mixed_loss(output, mixed, share)
             for name, loss in self._regularizer_losses(view, views, last=order[-1]):
                 parts[name] = parts[name] + loss if name in parts else loss
             if self._is_compared_with_later(number, order):
@@ -129,10 +117,32 @@ class SelfTraining(Objective):
             parts = {}
             views.drop_graphs()
 
+    def _source_loss(self, output: SegmenterOutput, batch: Batch, labelled: Tensor) -> Tensor:
+        return pixel_loss(
+            output.logits,
+            batch.source_labels,
+            mean_over=self.spec.source_mean,
+            num_labelled=labelled,
+            align_corners=self.student.align_corners,
+        )
+
+    def _mixed_loss(self, output: SegmenterOutput, mixed: Mixed, share: Tensor) -> Tensor:
+        weight = self._without_ignored_rows(share, mixed).masked_fill(mixed.mask, 1.0)
+        loss = pixel_loss(
+            output.logits,
+            mixed.labels,
+            weight,
+            mean_over="all",
+            align_corners=self.student.align_corners,
+        )
+        return self.spec.mix_weight * loss
+
     def _teach(self, batch: Batch) -> StepContext:
         """Return the images of the step and what the teacher says about the target."""
         source, target = self.source_images(batch), self.target_images(batch)
-        need = self._needs().get(TARGET)
+        if self.spec.target_crop.tries > 0:
+            target = self._chosen_crop(target, batch)
+        need = self._needs(batch.step).get(TARGET)
         output: SegmenterOutput = self.teacher(target, embed=need is not None and need.embed)
         labels, confidence = pseudo_labels(
             output.logits, target.shape[-2:], align_corners=self.student.align_corners
@@ -147,7 +157,29 @@ class SelfTraining(Objective):
             target_output=output,
             target_labels=labels,
             target_confidence=confidence,
+            ignore_rows=self.spec.mixing.ignore_rows,
         )
+
+    def _chosen_crop(self, images: Tensor, batch: Batch) -> Tensor:
+        """Return crops of the target, as large as the source's, that its labels choose."""
+        labels, _ = pseudo_labels(
+            self.teacher(images).logits,
+            images.shape[-2:],
+            align_corners=self.student.align_corners,
+        )
+        generator, spec = generator_for(batch.seed, "crop"), self.spec.target_crop
+        height, width = batch.source_labels.shape[1:]
+        return balanced_crop(images, labels, (height, width), self.num_classes, generator, spec)
+
+    def _without_ignored_rows(self, share: Tensor, mixed: Mixed) -> Tensor:
+        """Return the weight of target pixels: `share`, and 0 in rows that are not trained on."""
+        (top, bottom), height = self.spec.mixing.ignore_rows, mixed.mask.shape[1]
+        if top == bottom == 0:
+            return share
+        weight = share.expand(-1, height, -1).clone()
+        weight[:, :top] = 0
+        weight[:, height - bottom :] = 0
+        return weight
 
     def _sum_over_ranks(
         self, context: StepContext, views: Views, sums: RankSums
@@ -202,12 +234,15 @@ class SelfTraining(Objective):
     def _named_regularizers(self) -> list[tuple[str, Regularizer]]:
         return list(self.regularizers.items())  # type: ignore[arg-type]  # all regularizers
 
-    def _needs(self) -> dict[View, Need]:
-        return merge_needs(need for _, term in self._named_regularizers() for need in term.needs)
+    def _needs(self, step: int) -> dict[View, Need]:
+        """Return what the regularizers need in a step."""
+        terms = self._named_regularizers()
+        needed = (need for _, term in terms for need in term.needs if need.start <= step)
+        return merge_needs(needed)
 
     def _check_needs(self) -> None:
         """Refuse regularizers that ask for what the step cannot give."""
-        self._needs()
+        merge_needs(need for _, term in self._named_regularizers() for need in term.needs)
         for name, term in self._named_regularizers():
             if self.student.projector is None and any(need.embed for need in term.needs):
                 raise UdasegError(
@@ -228,6 +263,7 @@ class SelfTraining(Objective):
             self.num_classes,
             generator,
             ignore_is_class=self.spec.mixing.ignore_is_class,
+            classes_of=self.spec.mixing.classes_of,
         )
         images = self._augment(paste(mask, context.source, context.target), generator)
         return Mixed(images, paste(mask, labels, context.target_labels), mask)
@@ -235,32 +271,38 @@ class SelfTraining(Objective):
     def _augment(self, images: Tensor, generator: torch.Generator) -> Tensor:
         return strong_augment(images, generator, self.spec.augmentation)
 
-
-def _student_inputs(
-    context: StepContext, mixed: Mixed, needs: Mapping[View, Need]
-) -> dict[View, StudentInput]:
-    """Return what the student sees, in order, with labels for the views that are needed."""
-    source_labels = mixed_labels = None
-    if SOURCE in needs:
-        labels = labels_on_cells(context.batch.source_labels, context.target_output)
-        source_labels = CellLabels(labels)
-    if MIXED in needs:
-        sure = context.target_confidence.masked_fill(mixed.mask, 1.0)
-        shows = needs[MIXED].options.get("from_target", False)
-        mixed_labels = CellLabels(
-            labels_on_cells(mixed.labels, context.target_output),
-            on_cells(sure, context.grid),
-            from_target=cells_without(mixed.mask, context.grid) if shows else None,
-        )
-    return {
-        SOURCE: StudentInput(context.source, source_labels),
-        MIXED: StudentInput(mixed.images, mixed_labels),
-        **{
-            view: make(context, needs[view])
-            for view, make in STUDENT_MAKERS.items()
-            if view in needs
-        },
-    }
+    def _student_inputs(
+        self, context: StepContext, mixed: Mixed, needs: Mapping[View, Need]
+    ) -> dict[View, StudentInput]:
+        """Return what the student sees, in order, with labels for the views that are needed."""
+        images = context.source
+        if self.spec.augment_source:
+            images = self._augment(images, generator_for(context.batch.seed, "source"))
+        source_labels = mixed_labels = None
+        output = context.target_output
+        if SOURCE in needs:
+            share = needs[SOURCE].options.get("label_share")
+            labels = labels_on_cells(context.batch.source_labels, output, share)
+            source_labels = CellLabels(labels)
+        if MIXED in needs:
+            options = needs[MIXED].options
+            sure = context.target_confidence.masked_fill(mixed.mask, 1.0)
+            shows = options.get("from_target", False)
+            mixed_labels = CellLabels(
+                labels_on_cells(mixed.labels, output, options.get("label_share")),
+                on_cells(sure, context.grid),
+                from_target=cells_without(mixed.mask, context.grid) if shows else None,
+            )
+        inputs = {
+            SOURCE: StudentInput(images, source_labels),
+            MIXED: StudentInput(mixed.images, mixed_labels),
+            **{
+                view: make(context, needs[view])
+                for view, make in STUDENT_MAKERS.items()
+                if view in needs
+            },
+        }
+        return {view: inputs[view] for view in STUDENT_VIEWS if view in inputs}
 
 
 def _views_of_teacher(
