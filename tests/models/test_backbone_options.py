@@ -76,9 +76,10 @@ def test_caffe_images_are_bgr_in_255_less_a_mean():
         ("mobilenet_v2", "ceil_pool=true", "false for mobilenet_v2: only resnet18"),
         ("mobilenet_v2", "first_dilation=previous", "own for mobilenet_v2: only resnet18"),
         ("resnet18", "stride_in=1x1", "3x3 for resnet18: only resnet50, resnet101"),
+        ("resnet101", "input=caffe", "imagenet with model.weights=imagenet"),
     ],
 )
-def test_a_backbone_without_the_setting_is_refused(backbone, setting, shown):
+def test_a_setting_that_the_backbone_or_its_weights_lack_is_refused(backbone, setting, shown):
     words = [f"model.backbone={backbone}", f"model.{setting}"]
     with pytest.raises(RecipeError, match=shown):
         load(find_recipe("gta5_cityscapes/rccr"), overrides=words)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from udaseg.models.backbones.backbone import Backbone as Backbone
+    from udaseg.models.backbones.backbone import BackboneOptions as BackboneOptions
     from udaseg.models.backbones.build import build_backbone as build_backbone
     from udaseg.models.discriminator import Discriminator as Discriminator
     from udaseg.models.heads.deeplab_v2 import DeepLabV2 as DeepLabV2
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "Backbone": "udaseg.models.backbones.backbone",
+    "BackboneOptions": "udaseg.models.backbones.backbone",
     "DeepLabV2": "udaseg.models.heads.deeplab_v2",
     "DeepLabV3Plus": "udaseg.models.heads.deeplab_v3plus",
     "Discriminator": "udaseg.models.discriminator",

@@ -33,6 +33,14 @@ class BackboneOptions:
 
     `first_dilation`, `ceil_pool` and `stride_in` are for torchvision's ResNets, `stride_in` for
     those with bottlenecks.
+
+    Example:
+        >>> import torch
+        >>> from udaseg.models import BackboneOptions, build_backbone
+        >>> options = BackboneOptions(ceil_pool=True)
+        >>> body = build_backbone("resnet18", output_stride=8, weights="random", options=options)
+        >>> tuple(body(torch.zeros(1, 3, 128, 256))[-1].shape)
+        (1, 512, 17, 33)
     """
 
     first_dilation: Literal["own", "previous"] = "own"
