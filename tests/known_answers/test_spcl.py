@@ -33,11 +33,10 @@ NEAR = 2e-6  # at temperature 100 a loss hardly depends on anything
 class Given(nn.Module):
     """A network that returns the outputs it was given, one after the other."""
 
-    output_stride = 8
-
     def __init__(self, *outputs, align_corners=RELEASE.model.align_corners):
         super().__init__()
         self._outputs, self.align_corners = iter(outputs), align_corners
+        self.backbone = SimpleNamespace(grid=lambda size: [-(-side // 8) for side in size])
 
     def forward(self, images):
         return next(self._outputs)

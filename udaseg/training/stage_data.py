@@ -111,7 +111,9 @@ def _make_pseudo_labels(
     if (digest := _finished_digest(marker, labels, student_digest, crops.samples)) is not None:
         return digest
     if (size := settings.resize) is not None:
-        cache = open_cache(crops.dataset, crops.split, size, labelled=False)
+        cache = open_cache(
+            crops.dataset, crops.split, size, labelled=False, resampling=crops.resampling
+        )
         crops = replace(crops, resize=size, cache=cache)
     resized = size is not None
     with _pass_over("confidence on the target", num_images, stop, context) as on_image:
