@@ -94,12 +94,28 @@ def recorded_classes(folder: Path) -> ClassSpace | None:
 
 
 def match_predictions(folder: Path, samples: Sequence[Sample]) -> list[Path]:
-    """Return the prediction of each image, from anywhere below a folder.
+    """Return the prediction of each image as `find_predictions`, which must all be there."""
+    found = _candidates(folder, samples)
+    missing = [image for image, paths in found.items() if not paths]
+    _refuse(folder, "no prediction", missing, len(samples))
+    _refuse_several(folder, found)
+    return [found[sample.image][0] for sample in samples]
+
+
+def find_predictions(folder: Path, samples: Sequence[Sample]) -> dict[str, Path]:
+    """Return the prediction of each image that has one, from anywhere below a folder, by image.
 
     Files match an image by name: the same stem, or for the naming schemes of Cityscapes, ACDC and
     Dark Zurich the same city or drive, sequence and frame, with any suffix. If images in several
     folders share a name, the folder names must agree as far as both paths have them.
     """
+    found = _candidates(folder, samples)
+    _refuse_several(folder, found)
+    return {image: paths[0] for image, paths in found.items() if paths}
+
+
+def _candidates(folder: Path, samples: Sequence[Sample]) -> dict[str, list[Path]]:
+    """Return all files that may be the prediction of each image."""
     paths_by_key: dict[str, list[Path]] = defaultdict(list)
     for path in find_files(folder, "**/*.png"):
         paths_by_key[name_key(path.stem)].append(path)
@@ -115,18 +131,19 @@ def match_predictions(folder: Path, samples: Sequence[Sample]) -> list[Path]:
         if key_counts[key] > 1 or len(paths) > 1:
             paths = [path for path in paths if _paths_agree(path.relative_to(folder), image)]
         found[sample.image] = paths
-    missing = [image for image, paths in found.items() if not paths]
-    ambiguous = [image for image, paths in found.items() if len(paths) > 1]
-    for problem, images, hint in (
-        ("no prediction", missing, ""),
-        ("several predictions", ambiguous, "; give the folder of one kind of mask"),
-    ):
-        if images:
-            listed = ", ".join(images[:_MAX_LISTED]) + (" ..." if len(images) > _MAX_LISTED else "")
-            raise DataError(
-                f"{folder}: {problem} for {len(images)} of {len(samples)} images: {listed}{hint}"
-            )
-    return [found[sample.image][0] for sample in samples]
+    return found
+
+
+def _refuse_several(folder: Path, found: dict[str, list[Path]]) -> None:
+    several = [image for image, paths in found.items() if len(paths) > 1]
+    hint = "; give the folder of one kind of mask"
+    _refuse(folder, "several predictions", several, len(found), hint)
+
+
+def _refuse(folder: Path, problem: str, images: list[str], total: int, hint: str = "") -> None:
+    if images:
+        listed = ", ".join(images[:_MAX_LISTED]) + (" ..." if len(images) > _MAX_LISTED else "")
+        raise DataError(f"{folder}: {problem} for {len(images)} of {total} images: {listed}{hint}")
 
 
 def name_key(stem: str) -> str:
@@ -143,13 +160,16 @@ def read_prediction(path: Path) -> Pixels:
     return ids.astype(np.uint8, copy=False)
 
 
-def read_upright_prediction(path: Path, sample: Sample, size: tuple[int, int]) -> Pixels:
+def read_upright_prediction(
+    path: Path, sample: Sample, size: tuple[int, int], owner: str = "the truth"
+) -> Pixels:
     """Return the ids of a prediction, (H, W) uint8, turned upright with its image.
 
     Args:
         path: The PNG, in the orientation of the stored image.
         sample: The image.
         size: (height, width) that the upright prediction must have.
+        owner: What has this size, for messages.
     """
     ids, turned = read_prediction(path), sample.orientation != 1
     if turned and png_pixel_format(read_bytes(path)).endswith("palette"):
@@ -160,7 +180,7 @@ def read_upright_prediction(path: Path, sample: Sample, size: tuple[int, int]) -
         )
     stored = turned_size(size, sample.orientation)
     if ids.shape != stored:
-        where = f"{sample.image} as stored" if turned else "the truth"
+        where = f"{sample.image} as stored" if turned else owner
         raise DataError(
             f"{path}: has size {format_size(ids.shape)}, but {where} has {format_size(stored)}"
         )

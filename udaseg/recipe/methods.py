@@ -229,11 +229,11 @@ StageObjective = (
 
 @dataclass(frozen=True)
 class PseudoLabelling:
-    """Pseudo-labels of the whole target, computed once before a stage."""
+    """Pseudo-labels of the whole target, computed once before a stage, or those of a folder."""
 
-    quantile: Annotated[float, Interval(ge=0, le=1)]
+    quantile: Annotated[float, Interval(ge=0, le=1)] | None = None
     """A class keeps the pixels at or above this quantile of its confidence; 0.5 in SPCL."""
-    cap: Annotated[float, Interval(ge=0, le=1)]
+    cap: Annotated[float, Interval(ge=0, le=1)] | None = None
     """Upper limit of the threshold; 0.9 in SPCL."""
     rank: Literal["lower", "released"] = "lower"
     """Position of the quantile q among n sorted values, from 0: `lower` rounds (n - 1) q down;
@@ -243,6 +243,15 @@ class PseudoLabelling:
     resize: Size | None = None
     """(height, width) of the images that are labelled; their labels then have the size of the
     files. [512, 1024] in SPCL's release. Null labels images as the stage reads them.
+    """
+    folder: str | None = None
+    """Folder with a PNG for each image, of any tool, instead of the student's own labels. An image
+    without one, and pixels of 255, are not trained on. `${VAR}` and `~` are replaced.
+    """
+    ids: Literal["train", "label"] = "train"
+    """What the PNGs of `folder` hold: `train` ids, which are positions in the classes of a
+    `prediction.json` in or next to the folder, else of the target, else of the source; or the
+    `label` ids of Cityscapes.
     """
 
 

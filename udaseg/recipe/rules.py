@@ -148,9 +148,24 @@ def _stage_labels(stage: StageSpec, number: int, key: str) -> Problems:
         yield f"{key}.pseudo_labels", "must be given: this objective trains on pseudo-labels"
     if not needs_labels and stage.pseudo_labels is not None:
         yield f"{key}.pseudo_labels", "must be left out: this objective uses no pseudo-labels"
-    if needs_labels and number == 0:
+    labels = stage.pseudo_labels
+    given = labels is not None and labels.folder is not None
+    if needs_labels and number == 0 and not (stage.objective.kind == "self_distillation" and given):
         problem = "must not come first: no earlier stage can create its pseudo-labels"
-        yield f"{key}.objective", problem
+        may = "; only self_distillation may, with labels of another tool (pseudo_labels.folder)"
+        yield f"{key}.objective", problem + may
+    if labels is not None:
+        yield from _label_settings(labels, f"{key}.pseudo_labels")
+
+
+def _label_settings(labels: methods.PseudoLabelling, key: str) -> Problems:
+    """Yield settings that labels of the student lack, or that labels of a folder have too many."""
+    for name in ("quantile", "cap", "resize"):
+        value = getattr(labels, name)
+        if labels.folder is not None and value is not None:
+            yield f"{key}.{name}", "must be left out (null): the labels are those of the folder"
+        if labels.folder is None and value is None and name != "resize":
+            yield f"{key}.{name}", "must be given, or else a folder of labels"
 
 
 def _target_statistics(recipe: Recipe) -> Problems:

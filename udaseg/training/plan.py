@@ -26,9 +26,8 @@ def print_plan(
     recipe: Recipe, recipe_path: str, setup: TrainingSetup, data: RunData, folder: Path
 ) -> None:
     """Print the plan to stderr: data, network, steps and run folder."""
-    assert setup.batches.source is not None
     source, target, validation = data.source, data.target, data.validation
-    samples = setup.batches.source.samples
+    samples = source.split(recipe.source.split)
     rows = {
         "recipe": f"{recipe_path} ({recipe.name}, seed {recipe.seed})",
         **_source_rows(recipe.source, source),

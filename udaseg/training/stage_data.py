@@ -18,18 +18,27 @@ from udaseg.data.datasets.index import PreparedDataset, Sample, evenly_spaced_in
 from udaseg.data.loading.cache import open_cache
 from udaseg.data.loading.pseudo_labels import pseudo_labels_digest
 from udaseg.display.progress import WorkProgress
-from udaseg.distributed import all_ranks, on_rank_zero, world_size
+from udaseg.distributed import all_ranks, all_reduce_sum, on_rank_zero, rank, world_size
 from udaseg.errors import CheckpointError, DataError, Interrupted
+from udaseg.evaluation.given_labels import GivenLabels, find_given_labels, write_given_labels
 from udaseg.files import read_json, write_json
 from udaseg.methods import passes
 from udaseg.methods.objectives.alignment import PrototypeAlignment
 from udaseg.methods.objectives.self_training import SelfTraining
 from udaseg.methods.target_statistics import adapt_batch_norms
+from udaseg.recipe.load import expand_path
+from udaseg.recipe.methods import PseudoLabelling
 from udaseg.recipe.schema import Recipe
 from udaseg.recipe.stages import Stage, stages_of
 from udaseg.runs.checkpoint import Checkpoint, newest_checkpoint
 from udaseg.signals import StopSignal
-from udaseg.training.setup import RunContext, TrainingSetup, build_crop_source, build_setup
+from udaseg.training.setup import (
+    RunContext,
+    RunData,
+    TrainingSetup,
+    build_crop_source,
+    build_setup,
+)
 
 log = logging.getLogger(__name__)
 _CHECKPOINT_FOLDER = "checkpoint"
@@ -63,16 +72,13 @@ def open_stage(
 
     If no step of the stage was done, prototypes are computed; otherwise a checkpoint restores them.
     """
-    assert stage.folder is not None
     recipe, data, folder = context.recipe, context.data, context.folder
     previous = _checkpoint_before(folder, recipe, stage)
-    labels = folder / stage.folder / _LABEL_FOLDER if stage.pseudo_labels is not None else None
+    labels = label_folder(folder, stage)
     setup = build_setup(
         recipe, data.source, data.target, init=previous, stage=stage, pseudo_labels=labels
     )
-    digests: dict[str, str] = {}
-    if labels is not None:
-        digests[_LABEL_FOLDER] = _make_pseudo_labels(context, setup, labels, stop)
+    digests = make_labels(context, setup, stop)
     if is_new and isinstance(setup.objective, PrototypeAlignment):
         _initialise_prototypes(context, setup, setup.objective, stop)
     return setup, digests
@@ -99,17 +105,52 @@ def _initialise_prototypes(
         )
 
 
-def _make_pseudo_labels(
+def label_folder(folder: Path, stage: Stage) -> Path | None:
+    """Return the folder of a stage's pseudo-labels in a run folder; None if it uses none."""
+    if stage.pseudo_labels is None:
+        return None
+    assert stage.folder is not None
+    return folder / stage.folder / _LABEL_FOLDER
+
+
+def refuse_missing_labels(recipe: Recipe, data: RunData) -> None:
+    """Refuse a folder of pseudo-labels that a stage could not use, before the run begins."""
+    for stage in stages_of(recipe):
+        if stage.pseudo_labels is not None and stage.pseudo_labels.folder is not None:
+            _given_labels(stage.pseudo_labels, recipe, data)
+
+
+def make_labels(context: RunContext, setup: TrainingSetup, stop: StopSignal) -> dict[str, str]:
+    """Return the digest of a stage's pseudo-labels; make them unless they exist unchanged."""
+    labels, settings = label_folder(context.folder, setup.stage), setup.stage.pseudo_labels
+    if labels is None or settings is None:
+        return {}
+    crops, student = setup.batches.target, setup.objective.student
+    assert crops is not None
+    marker, is_given = labels.parent / _MARKER, settings.folder is not None
+    origin = f"folder {settings.folder}" if is_given else _network_digest(student)
+    if (digest := _finished_digest(marker, labels, origin, crops.samples)) is not None:
+        return {_LABEL_FOLDER: digest}
+    make = _copy_labels if is_given else _label_target
+    entries = make(context, setup, labels, stop)
+    digest = pseudo_labels_digest(labels, crops.samples)
+    if digest is None:
+        raise DataError(f"{labels}: pseudo-labels were deleted while they were written")
+    facts = {"student": origin, "digest": digest, "images": len(crops.samples)}
+    on_rank_zero(lambda: write_json(marker, {**facts, "classes": entries}))
+    return {_LABEL_FOLDER: digest}
+
+
+def _label_target(
     context: RunContext, setup: TrainingSetup, labels: Path, stop: StopSignal
-) -> str:
-    """Return the digest of the pseudo-labels; compute them unless they exist unchanged."""
+) -> dict[str, dict[str, float]]:
+    """Write the student's labels of the target; return threshold and pixels of each class."""
     classes = context.data.classes
     crops, settings = setup.batches.target, setup.stage.pseudo_labels
     assert crops is not None and settings is not None
-    marker, student = labels.parent / _MARKER, setup.objective.student
-    student_digest, num_images = _network_digest(student), len(crops.samples)
-    if (digest := _finished_digest(marker, labels, student_digest, crops.samples)) is not None:
-        return digest
+    assert settings.quantile is not None and settings.cap is not None
+    student, num_images = setup.objective.student, len(crops.samples)
+    crops = replace(crops, scale=(1.0, 1.0))
     if (size := settings.resize) is not None:
         cache = open_cache(
             crops.dataset, crops.split, size, labelled=False, resampling=crops.resampling
@@ -127,37 +168,65 @@ def _make_pseudo_labels(
         kept = passes.write_pseudo_labels(
             student, crops, thresholds, labels, setup.device, on_image, at_file_size=resized
         )
-    digest = pseudo_labels_digest(labels, crops.samples)
-    if digest is None:
-        raise DataError(f"{labels}: pseudo-labels were deleted while they were written")
     predicted = histogram.sum(1)
     rows = zip(classes.names, thresholds.tolist(), predicted.tolist(), kept.tolist(), strict=True)
     entries = {
         name: {"threshold": threshold, "predicted_pixels": count, "kept_pixels": kept_count}
         for name, threshold, count, kept_count in rows
     }
-    facts = {"student": student_digest, "digest": digest, "images": num_images}
-    on_rank_zero(lambda: write_json(marker, {**facts, "classes": entries}))
     share = float(kept.sum()) / max(1, int(predicted.sum()))
     log.info("%.1f %% of the target pixels have a pseudo-label", 100 * share)
     if unpredicted := [name for name, entry in entries.items() if not entry["predicted_pixels"]]:
         log.warning(
             "never predicted on the target, so without pseudo-labels: %s", ", ".join(unpredicted)
         )
-    return digest
+    return entries
+
+
+def _copy_labels(
+    context: RunContext, setup: TrainingSetup, labels: Path, stop: StopSignal
+) -> dict[str, dict[str, float]]:
+    """Write the labels of a folder as those of the run; return the pixels of each class."""
+    crops, settings, classes = setup.batches.target, setup.stage.pseudo_labels, context.data.classes
+    assert crops is not None and settings is not None
+    given, total = _given_labels(settings, context.recipe, context.data), len(crops.samples)
+    log.info("%d of %d images have a pseudo-label in %s", len(given.files), total, settings.folder)
+    own = crops.samples[rank() :: world_size()]
+    with _pass_over("pseudo-labels of the folder", total, stop, context) as on_image:
+        pixels = write_given_labels(
+            given, own, labels, len(classes), lambda done: on_image(done, total)
+        )
+    kept = all_reduce_sum(torch.from_numpy(pixels)).tolist()
+    if not any(kept):
+        raise DataError(
+            f"{settings.folder}: no pixel has a class of the network ({', '.join(classes.names)}), "
+            "so there is nothing to train on"
+        )
+    return {name: {"kept_pixels": count} for name, count in zip(classes.names, kept, strict=True)}
+
+
+def _given_labels(settings: PseudoLabelling, recipe: Recipe, data: RunData) -> GivenLabels:
+    assert settings.folder is not None and data.target is not None
+    return find_given_labels(
+        Path(expand_path(settings.folder)),
+        settings.ids,
+        data.target,
+        recipe.target.split,
+        data.classes,
+    )
 
 
 def _finished_digest(
-    marker: Path, labels: Path, student: str, samples: Sequence[Sample]
+    marker: Path, labels: Path, origin: str, samples: Sequence[Sample]
 ) -> str | None:
-    """Return the digest of pseudo-labels that this student has written; None to compute them."""
+    """Return the digest of pseudo-labels of this origin; None to make them."""
     stored = on_rank_zero(lambda: read_json(marker))
-    if stored.get("student") != student:
+    if stored.get("student") != origin:
         return None
     digest = pseudo_labels_digest(labels, samples)
     if all_ranks(digest is not None and digest == stored.get("digest")):
         return digest
-    log.warning("%s: pseudo-labels are missing or changed; computing them again", labels)
+    log.warning("%s: pseudo-labels are missing or changed; making them again", labels)
     return None
 
 

@@ -33,7 +33,7 @@ from udaseg.training.guards import Guard
 from udaseg.training.loop import run_steps
 from udaseg.training.resume import restore
 from udaseg.training.setup import RunContext, TrainingSetup
-from udaseg.training.stage_data import adapt_batch_norm, open_stage
+from udaseg.training.stage_data import adapt_batch_norm, make_labels, open_stage
 
 log = logging.getLogger(__name__)
 
@@ -130,7 +130,7 @@ class Runner:
             assert self.setup is not None
             _refuse_changed_files(checkpoint, self.setup.batches.digests())
         for stage in stages_of(recipe)[stage_at(recipe, self._done).index :]:
-            digests = self._open_stage(stage) if stage.index > 0 else {}
+            digests = self._open_stage(stage)
             self._refuse_different_files(digests)
             if checkpoint is not None and (checkpoint.step > stage.begin or stage.index == 0):
                 self._restore(checkpoint, digests)
@@ -139,7 +139,10 @@ class Runner:
         self._adapt_batch_norm()
 
     def _open_stage(self, stage: Stage) -> dict[str, str]:
-        """Build the setup of a stage after the first, and return the digests of its files."""
+        """Build the setup of a stage, if it is not the first; return the digests of its files."""
+        if stage.index == 0:
+            assert self.setup is not None
+            return make_labels(self.context, self.setup, self._stop)
         # free the network, gradients and moments of the previous stage
         self.setup = self._state = None
         log.info(

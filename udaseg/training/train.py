@@ -19,7 +19,7 @@ from udaseg.inference.run_data import open_run_data
 from udaseg.recipe.load import from_dict, load, to_dict
 from udaseg.recipe.request import Overrides, changed_recipe, override_words, requested_recipe
 from udaseg.recipe.schema import Domain, Recipe
-from udaseg.recipe.stages import adapts
+from udaseg.recipe.stages import adapts, stages_of
 from udaseg.runs import folder as folder_module
 from udaseg.runs.checkpoint import Checkpoint, find_checkpoint
 from udaseg.runs.leftovers import writing_in_run
@@ -36,6 +36,7 @@ from udaseg.training.resume import (
     refuse_different_settings,
 )
 from udaseg.training.setup import RunContext, RunData, build_setup, chosen_kernels
+from udaseg.training.stage_data import label_folder, refuse_missing_labels
 from udaseg.training.stages import Runner
 
 log = logging.getLogger(__name__)
@@ -225,7 +226,13 @@ def _train(recipe: Recipe, folder: Path, options: TrainOptions) -> None:
     refuse_different_settings(recipe)
     recipe, data, criterion_sets = _open_data(recipe, Path(options.root))
     start = _start_checkpoint(options, folder)
-    setup = build_setup(recipe, data.source, data.target, init=start)
+    if options.resume is None:  # a resumed run has its own copy
+        refuse_missing_labels(recipe, data)
+    first = stages_of(recipe)[0]
+    labels = label_folder(folder, first)
+    setup = build_setup(
+        recipe, data.source, data.target, init=start, stage=first, pseudo_labels=labels
+    )
     if rank() == 0:
         print_plan(recipe, str(options.recipe_path), setup, data, folder)
     if options.dry_run:

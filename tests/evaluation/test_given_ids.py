@@ -1,0 +1,69 @@
+"""What the ids in a folder of pseudo-labels mean."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+from udaseg.data.datasets.index import PreparedDataset, Sample
+from udaseg.data.labels.classes import ClassSpace
+from udaseg.errors import DataError
+from udaseg.evaluation.given_labels import find_given_labels
+
+
+def space(*names):
+    return ClassSpace(names, ((0, 0, 0),) * len(names))
+
+
+NETWORK = space("road", "sky", "car")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), np.array([[0, 1, 2, 255]], np.uint8))
+    return tmp_path
+
+
+def read(folder, ids="train", classes=None, orientation=1, size=(1, 4)):
+    sample = Sample("x/a.jpg", None, *size, orientation=orientation)
+    split = {"train": (sample, Sample("x/b.jpg", None, 2, 2))}
+    target = PreparedDataset("t", folder / "t", folder / "i", classes, split)
+    given = find_given_labels(folder, ids, target, "train", NETWORK)
+    assert (given.read(split["train"][1]) == 255).all()
+    return given.read(sample).ravel().tolist()
+
+
+def test_positions_in_the_classes_of_the_network(folder):
+    assert read(folder) == [0, 1, 2, 255]
+
+
+def test_positions_in_the_classes_of_the_target_by_name(folder):
+    assert read(folder, classes=space("car", "tree", "road")) == [2, 255, 0, 255]
+
+
+def test_positions_in_the_classes_that_were_written_beside_them(folder):
+    facts = {"classes": {"names": ["sky", "car", "road"]}}
+    (folder / "prediction.json").write_text(json.dumps(facts))
+    assert read(folder, classes=space("car", "tree", "road")) == [1, 2, 0, 255]
+
+
+def test_label_ids_of_cityscapes(folder):
+    cv2.imwrite(str(folder / "a.png"), np.array([[7, 26, 23, 8, 0, 200, 255]], np.uint8))
+    with pytest.raises(DataError, match="holds 200, which are no label ids"):
+        read(folder, "label", size=(1, 7))
+    cv2.imwrite(str(folder / "a.png"), np.array([[7, 26, 23, 8, 0, 255]], np.uint8))
+    assert read(folder, "label", size=(1, 6)) == [0, 2, 1, 255, 255, 255]
+
+
+def test_a_turned_image_has_labels_as_its_file_is_stored(folder):
+    cv2.imwrite(str(folder / "a.png"), np.array([[0, 1], [2, 255], [1, 1]], np.uint8))
+    # turned by a quarter to the right: the left column, from below, is the first row
+    assert read(folder, orientation=6, size=(2, 3)) == [1, 2, 0, 1, 255, 1]
+
+
+def test_two_files_of_an_image_are_refused(folder):
+    (folder / "x").mkdir()
+    cv2.imwrite(str(folder / "x" / "a.png"), np.zeros((1, 4), np.uint8))
+    with pytest.raises(DataError, match="several predictions for 1 of 2 images"):
+        read(folder)
