@@ -47,6 +47,8 @@ SIZES = [(24, 40), (24, 40), (32, 32)]
 class ByPlace(nn.Module):
     """Add to the colours what depends on the place."""
 
+    align_corners = False
+
     def forward(self, images):
         height, width = images.shape[-2:]
         down = torch.linspace(0, 3, height)[:, None].expand(height, width)

@@ -109,6 +109,16 @@ def test_labels_that_no_crop_shows_are_told_of_once(root, tmp_path):
     assert [list(line.get("alarms", {})) for line in lines] == [[], [], ["nothing_learnt"]]
 
 
+def test_the_option_is_repeated_for_several_sources(root, tmp_path):
+    yaml = source(tmp_path, [0, 1], "[road, mud]")
+    words = ("toyland/source_only", "--source", "toyland", "--source", yaml, "--root", root)
+    output = udaseg("train", *words, "--dry-run", *TINY, cwd=tmp_path)
+    assert f"  data: [toyland, {yaml}]" in output.stdout.replace('"', "")
+    assert "  drawn  6 of toyland, 2 of own, as one set; not in toyland: mud; not in own: " in (
+        output.stderr
+    )
+
+
 @pytest.mark.parametrize(("norms", "told"), [([0.0], 1), ([0.0, 1e-9], 0), ([float("nan")], 0)])
 def test_a_gradient_of_0_is_told_after_50_steps_and_not_again(norms, told, root, caplog):
     classes = open_dataset("toyland", root=root).classes

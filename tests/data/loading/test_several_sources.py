@@ -22,6 +22,7 @@ from udaseg.data.prepare.prepare import prepare_dataset
 from udaseg.errors import DataChanged, DataError, RecipeError
 from udaseg.inference.pipeline import InferenceOptions, _decode_sample
 from udaseg.inference.run_data import open_source
+from udaseg.inspection.info import domain_text
 from udaseg.recipe.load import dump, load
 from udaseg.recipe.request import Overrides, requested_recipe
 from udaseg.runs.folder import default_run_folder
@@ -306,6 +307,7 @@ def train(root, tmp_path):
     return udaseg.train(
         "toyland/source_only",
         source=["game", "film"],
+        target="game",
         steps=2,
         overrides={
             **{key: yaml.safe_load(value) for key, value in (word.split("=", 1) for word in TINY)},
@@ -331,6 +333,10 @@ def test_a_run_trains_on_all_of_them_and_resumes(root, tmp_path, capsys):
         printed
     )
     assert udaseg.load(run).classes.names == tuple(BOTH)
+    assert domain_text(run.recipe.source) == "game + film, train, crops of 32x32"
+    chosen = udaseg.select(run, options=udaseg.SelectOptions(images=9, root=root, device="cpu"))
+    assert chosen.sets.source.dataset.name == "game+film"
+    assert all(candidate.values["source"] is not None for candidate in chosen.candidates)
     for name in ("pt", "json"):
         (run.path / f"checkpoints/step-000002.{name}").unlink()
     udaseg.train(options=TrainOptions(root=root, resume=run))
