@@ -22,10 +22,10 @@ from udaseg.models.projector import to_unit_length
 RANKS, CLASSES, CHANNELS, SIDE, STEPS = 2, 5, 8, 4, 4
 
 
-def _regional():
+def _regional(**changes):
     # odd, and fewer than available: the ranks contribute different numbers of rows
-    cells = 2 * RANKS * SIDE * SIDE - 11
-    spec = replace(REGIONAL, min_confidence=0.3, bank_steps=2, cells_per_view=cells)
+    cells = 2 * RANKS * SIDE * SIDE // changes.get("region_size", 1) ** 2 - 3
+    spec = replace(REGIONAL, min_confidence=0.3, bank_steps=2, cells_per_view=cells, **changes)
     return RegionalContrast(spec, channels=CHANNELS)
 
 
@@ -40,6 +40,8 @@ def _semantic(variant, **changes):
 
 TERMS = {
     "regional": _regional,
+    "regional of 2x2 cells": functools.partial(_regional, region_size=2, epsilon=1e-8),
+    "regional on mixed images": functools.partial(_regional, image="classmix"),
     "prototypes": _prototypes,
     "prototypes as released": functools.partial(
         _prototypes, momentum=0.1, absent="fade", normalise=False, temperature=100.0
@@ -80,6 +82,7 @@ def _views(step, part):
     students = {name: _part(_view(step, name), part, True) for name in (SOURCE, MIXED, CUTMIX)}
     teachers = {name: _part(_view(step, name), part, False) for name in (TARGET, TEACHER_SOURCE)}
     students[CUTMIX] = replace(students[CUTMIX], square=square[part])
+    students[MIXED] = replace(students[MIXED], from_target=square[part])
     return Views(step, step / STEPS, 7, {**students, **teachers})
 
 
