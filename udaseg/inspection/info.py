@@ -238,9 +238,11 @@ def domain_text(domain: Domain | Validation) -> str:
         return "nothing"
     sets = domain.sets if isinstance(domain, Domain) else (domain.data,)
     parts = [" + ".join(sets), domain.split]
-    sizes = domain.sizes if isinstance(domain, Source) else (domain.resize,)
-    if any(sizes):
-        parts.append(f"resized to {' and '.join(map(format_size, dict.fromkeys(sizes)))}")
+    if isinstance(domain, Source) and domain.resize_each:
+        sizes = " and ".join(map(format_size, domain.sizes))
+        parts.append(f"sizes {sizes}")
+    elif domain.resize is not None:
+        parts.append(f"resized to {format_size(domain.resize)}")
     if isinstance(domain, Domain):
         parts.append(f"crops of {format_size(domain.crop)}")
     return ", ".join(parts)

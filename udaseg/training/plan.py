@@ -36,12 +36,17 @@ def print_plan(
         target_samples = target.split(recipe.target.split)
         rows["target"] = f"{target.name}: {len(target_samples)} images, labels unused"
         rows["target"] += _bits_note(target)
-        _warn_of_aspect_ratio("target", recipe.target.resize, target_samples)
+        _warn_of_aspect_ratio("target", "target.resize", recipe.target.resize, target_samples)
     if validation is not None:
         split = recipe.validation.split
         rows["scored on"] = f"{validation.name} {split}: {len(validation.split(split))} images"
-    for part, size in enumerate(recipe.source.sizes):
-        _warn_of_aspect_ratio("source", size, [each for each in samples if each.part == part])
+    for number, size in enumerate(recipe.source.sizes):
+        of_part = [sample for sample in samples if sample.part == number]
+        if len(source.parts) == 1:
+            _warn_of_aspect_ratio("source", "source.resize", size, of_part)
+        else:
+            name = source.parts[number].name
+            _warn_of_aspect_ratio(name, f"source.resize_each[{number}]", size, of_part)
     _warn_of_slow_device(recipe, setup.device)
     rows |= _class_rows(source, samples, target, validation)
     model, stages = recipe.model, stages_of(recipe)
@@ -104,7 +109,7 @@ def _warn_of_slow_device(recipe: Recipe, device: torch.device) -> None:
 
 
 def _warn_of_aspect_ratio(
-    domain: str, resize: tuple[int, int] | None, samples: Sequence[Sample]
+    name: str, key: str, resize: tuple[int, int] | None, samples: Sequence[Sample]
 ) -> None:
     """Warn if the recipe's resize changes the aspect ratio of the images."""
     if resize is None:
@@ -113,10 +118,9 @@ def _warn_of_aspect_ratio(
     distorted = [s for s in samples if not 0.9 < s.width / s.height / aspect < 1.1]
     if distorted:
         log.warning(
-            f"{len(distorted)} of {len(samples)} {domain} images have another aspect ratio than "
-            f"{domain}.resize={list(resize)} (the first is {distorted[0].width}x"
-            f"{distorted[0].height}) and are distorted; set {domain}.resize=[HEIGHT, WIDTH] to "
-            "keep their aspect ratio"
+            f"{len(distorted)} of {len(samples)} {name} images have another aspect ratio than "
+            f"{key}={list(resize)} (the first is {distorted[0].width}x{distorted[0].height}) and "
+            f"are distorted; set {key} to another [HEIGHT, WIDTH] to keep their aspect ratio"
         )
 
 

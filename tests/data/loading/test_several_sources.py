@@ -312,6 +312,7 @@ def train(root, tmp_path):
         overrides={
             **{key: yaml.safe_load(value) for key, value in (word.split("=", 1) for word in TINY)},
             "source.shares": [1, 1],
+            "source.resize_each": [None, [24, 48]],
             "source.crop": [32, 32],
             "target.crop": [32, 32],
             "model.backbone": "timm:test_efficientnet",
@@ -324,16 +325,21 @@ def train(root, tmp_path):
     )
 
 
-def test_a_run_trains_on_all_of_them_and_resumes(root, tmp_path, capsys):
+def test_a_run_trains_on_all_of_them_and_resumes(root, tmp_path, capsys, caplog):
     run = train(root, tmp_path)
     whole = tensors(run.path)
     printed = capsys.readouterr().err
+    distorted = "3 of 3 film images have another aspect ratio than source.resize_each[1]=[24, 48]"
+    assert distorted in caplog.text
     assert "source  game+film: 9 images, 4 classes" in printed
     assert "drawn  6 of game, 3 of film, in turns of 1, 1; not in game: bus; not in film: car" in (
         printed
     )
     assert udaseg.load(run).classes.names == tuple(BOTH)
-    assert domain_text(run.recipe.source) == "game + film, train, crops of 32x32"
+    assert (
+        domain_text(run.recipe.source)
+        == "game + film, train, sizes as stored and 48x24, crops of 32x32"
+    )
     chosen = udaseg.select(run, options=udaseg.SelectOptions(images=9, root=root, device="cpu"))
     assert chosen.sets.source.dataset.name == "game+film"
     assert all(candidate.values["source"] is not None for candidate in chosen.candidates)
