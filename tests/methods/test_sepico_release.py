@@ -17,6 +17,7 @@ from udaseg.data.loading.batches import Batch
 from udaseg.methods import build
 from udaseg.methods.augmentation import generator_for, strong_augment
 from udaseg.methods.mixing import balanced_crop, class_mask
+from udaseg.models.projector import Projector
 
 CLASSES, SIDE, STRIDE, STEPS, START = 6, 64, 8, 3, 1
 HEAT = 0.2
@@ -182,6 +183,7 @@ def _on_cells(labels):
 def _objective(monkeypatch, *changes):
     torch.manual_seed(0)
     network = small_segmenter(classes=CLASSES)
+    network.projector = Projector(8, 4, kind="norm")
     monkeypatch.setattr(build, "build_segmenter", lambda *_, **__: network)
     settings = dict(word.split("=", 1) for word in (*SETTINGS, *changes))
     words = [f"{key}={value}" for key, value in settings.items()]

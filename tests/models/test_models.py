@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from tests.support.small import small_segmenter
+from tests.support.small import shipped, small_segmenter
 from udaseg.errors import CheckpointError, RecipeError
 from udaseg.models.backbones.build import build_backbone
 from udaseg.models.heads.deeplab_v2 import DeepLabV2
@@ -106,6 +106,23 @@ def test_a_head_gives_float32_logits_and_the_projector_ends_in_float32_under_aut
         vectors = projector(last)
     assert hidden.dtype == torch.bfloat16
     assert torch.equal(vectors, to_unit_length(projector.layers[2](hidden.float())))
+
+
+def test_the_head_of_sepicos_release_normalises_after_each_layer():
+    torch.manual_seed(0)
+    spec = shipped("toyland/sepico_release", ["method.semantic.channels=5"]).method.semantic
+    head, features = Projector.from_spec(spec.projector, 6), torch.randn(2, 6, 3, 4)
+    first, second = (part for part in head.modules() if isinstance(part, nn.Conv2d))
+    found = features
+    for layer in (first, second):
+        found = torch.einsum("bchw,dc->bdhw", found, layer.weight[:, :, 0, 0])
+        centred = found - found.mean((0, 2, 3), keepdim=True)
+        variance = centred.square().mean((0, 2, 3), keepdim=True)
+        found = (centred / (variance + 1e-5).sqrt()).relu()
+    found = found / found.norm(dim=1, keepdim=True)
+    assert torch.allclose(head(features), found, atol=1e-4)
+    ours = Projector.from_spec(shipped("toyland/sepico").method.semantic.projector, 6)
+    assert not any(isinstance(part, nn.BatchNorm2d) for part in ours.modules())
 
 
 @pytest.mark.parametrize("kind", ["deeplab_v2", "deeplab_v3plus", "projector"])

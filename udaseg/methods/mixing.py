@@ -108,7 +108,7 @@ def balanced_crop(
         spec: Number of crops, at least 1, and `max_share`.
 
     Returns:
-        (B, 3, h, w).
+        (B, 3, h, w), channels last.
 
     Reference:
         Xie et al., SePiCo (2023), class-balanced cropping.
@@ -134,7 +134,8 @@ def balanced_crop(
     rows = corner[:, :1] + torch.arange(height, device=labels.device)
     columns = corner[:, 1:] + torch.arange(width, device=labels.device)
     tall = images.gather(2, rows[:, None, :, None].expand(-1, 3, -1, images.shape[3]))
-    return tall.gather(3, columns[:, None, None].expand(-1, 3, height, -1))
+    crops = tall.gather(3, columns[:, None, None].expand(-1, 3, height, -1))
+    return crops.contiguous(memory_format=torch.channels_last)
 
 
 def cells_to_pixels(mask: Tensor, size: tuple[int, int], stride: int) -> Tensor:

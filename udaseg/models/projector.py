@@ -38,11 +38,12 @@ class Projector(nn.Module):
     Args:
         channels: Channels of the features.
         embedding: Channels of the embedding.
-        kind: `mlp`; `linear`, a single convolution; `none`, the features at unit length.
-        hidden: Channels between the convolutions of `mlp`; None takes `channels`.
+        kind: `mlp`; `norm`, a batch norm and ReLU after each convolution; `linear`, a single
+            convolution; `none`, the features at unit length.
+        hidden: Channels between the convolutions of `mlp` and `norm`; None takes `channels`.
 
     Reference:
-        Zhou et al., RCCR (2022).
+        Zhou et al., RCCR (2022); Xie et al., SePiCo (2023), whose release has `norm`.
 
     Example:
         >>> import torch
@@ -57,7 +58,7 @@ class Projector(nn.Module):
         channels: int,
         embedding: int,
         *,
-        kind: Literal["mlp", "linear", "none"] = "mlp",
+        kind: Literal["mlp", "norm", "linear", "none"] = "mlp",
         hidden: int | None = None,
     ) -> None:
         super().__init__()
@@ -69,6 +70,15 @@ class Projector(nn.Module):
                     nn.Conv2d(channels, width, 1),
                     nn.ReLU(inplace=True),
                     ExactConv2d(width, embedding, 1),
+                )
+            case "norm":
+                self.layers = nn.Sequential(
+                    nn.Conv2d(channels, width, 1, bias=False),
+                    nn.BatchNorm2d(width),
+                    nn.ReLU(inplace=True),
+                    ExactConv2d(width, embedding, 1, bias=False),
+                    nn.BatchNorm2d(embedding),
+                    nn.ReLU(inplace=True),
                 )
             case "linear":
                 self.layers = ExactConv2d(channels, embedding, 1)

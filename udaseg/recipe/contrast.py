@@ -16,12 +16,13 @@ class Projector:
     """False keeps the random initialisation, as in RCCR's release, where student and teacher so
     have the same constant head.
     """
-    kind: Literal["mlp", "linear", "none"] = "mlp"
-    """`mlp`, two layers as in RCCR; `linear`, one; `none`, the features themselves at unit length,
-    which leaves `channels` and `trainable` without effect.
+    kind: Literal["mlp", "norm", "linear", "none"] = "mlp"
+    """`mlp`, two layers as in RCCR; `norm`, two layers with batch norm and ReLU after each, as in
+    SePiCo's release; `linear`, one; `none`, the features themselves at unit length, which leaves
+    `channels` and `trainable` without effect.
     """
     hidden: Annotated[int, Ge(1)] | None = None
-    """Channels between the two layers of `mlp`; null, as in RCCR, takes those of the features."""
+    """Channels between the two layers; null, as in RCCR, takes those of the features."""
 
     def embedding_channels(self, features: int) -> int:
         """Return the dimension of the embedding of features of `features` channels."""
@@ -126,6 +127,10 @@ class Semantic:
     """Dimension of the embedding; 512 in SePiCo."""
     start: Annotated[int, Ge(0)] = 0
     """First step with contrast; 3000 in SePiCo. The statistics are updated from step 0."""
+    head: Literal["mlp", "norm"] = "mlp"
+    """The projection head: `mlp`, two layers; or `norm`, two layers with batch norm and ReLU after
+    each, as in SePiCo's release.
+    """
     second_view: Literal["mixed", "target"] = "mixed"
     """What is contrasted beside source images: `mixed` images, or target images with jitter and
     blur and the teacher's labels, as in SePiCo's release. `target` is another pass of the student,
@@ -147,7 +152,7 @@ class Semantic:
     @property
     def projector(self) -> Projector:
         """The projection head."""
-        return Projector(channels=self.channels, trainable=True)
+        return Projector(channels=self.channels, trainable=True, kind=self.head)
 
 
 RegularizerSpec = Regional | Prototypes | Semantic
