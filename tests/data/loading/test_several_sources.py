@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -180,6 +181,20 @@ def test_a_batch_with_shares_is_a_function_of_its_step(recipe, root):
     for step in (17, 2, 9):
         assert first[step].source_images.equal(again[step].source_images)
     assert [Counter(name for name, _ in drawn(first)[:60])[name] for name in CLASSES] == [40, 20]
+
+
+def test_two_processes_draw_what_one_draws(recipe, root):
+    spec = replace(recipe.source, shares=(2, 1))
+    whole = batches_of(replace(recipe, source=spec), root, batch=4)
+    halves = [
+        TrainingBatches(
+            whole.source, None, replace(whole.options, batch_source=2, rank=rank, world_size=2)
+        )
+        for rank in range(2)
+    ]
+    for step in range(6):
+        images = torch.cat([half[step].source_images for half in halves])
+        assert images.equal(whole[step].source_images)
 
 
 @pytest.mark.parametrize("shares", [(), (1, 1)])
