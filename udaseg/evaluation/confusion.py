@@ -27,7 +27,8 @@ class ConfusionMatrix:
     Attributes:
         table: (K + E, K + 1) int64 pixels. Rows are the truth, outside classes last; columns the
             prediction, the last one for pixels that were predicted as none of the K.
-        counted: For each image in order, which entries of its table are not 0, and these.
+        counted: For each image in order, which entries of its table are not 0, and these: int64,
+            as bytes, which are a quarter of two arrays.
     """
 
     def __init__(self, num_classes: int, *, ignore: int = 255, num_outside: int = 0) -> None:
@@ -35,7 +36,7 @@ class ConfusionMatrix:
         self.ignore = ignore
         rows, columns = num_classes + num_outside, num_classes + 1
         self.table: NDArray[np.int64] = np.zeros((rows, columns), np.int64)
-        self.counted: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
+        self.counted: list[bytes] = []
 
     def update(
         self,
@@ -75,12 +76,13 @@ class ConfusionMatrix:
         image = np.hstack([known[:, : self.num_classes], others])
         self.table += image
         entries = np.flatnonzero(image)
-        self.counted.append((entries, image.flat[entries]))
+        self.counted.append(np.stack([entries, image.flat[entries]]).tobytes())
 
     def images(self) -> Iterator["ConfusionMatrix"]:
         """Yield the matrix of each image, in the order in which they were counted."""
         outside = len(self.table) - self.num_classes
-        for entries, counts in self.counted:
+        for counted in self.counted:
+            entries, counts = np.frombuffer(counted, np.int64).reshape(2, -1)
             image = ConfusionMatrix(self.num_classes, ignore=self.ignore, num_outside=outside)
             image.table.flat[entries] = counts
             yield image
