@@ -13,6 +13,7 @@ from tests.support.small import shipped
 from tests.support.toy import TINY
 from udaseg.methods.start import load_student
 from udaseg.models.segmenter import build_segmenter
+from udaseg.recipe.contrast import Projector
 from udaseg.runs.checkpoint import Checkpoint
 
 LAST_LAYER = {"deeplab_v3plus": "head.classify.", "deeplab_v2": "head.branches."}
@@ -68,6 +69,25 @@ def test_the_last_layer_keeps_classes_by_name_and_all_else_is_kept(head, names):
         for row, of in enumerate(names):
             expected = old[name]["abc".index(of)] if of in "abc" else new[name][row]
             assert torch.equal(value[row], expected), (name, of)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "kept"),
+    [("mlp", "mlp", True), (None, "mlp", False), ("linear", "mlp", False), ("mlp", "none", True)],
+)
+def test_a_projection_head_of_another_kind_begins_anew(before, after, kept, caplog):
+    caplog.set_level("INFO")
+    spec = shipped("toyland/source_only", ["model.weights=random", "model.head_channels=16"]).model
+    heads = [kind and Projector(channels=4, trainable=True, kind=kind) for kind in (before, after)]
+    old, network = (build_segmenter(spec, 2, projector=head) for head in heads)
+    own = {name: value.clone() for name, value in network.projector.state_dict().items()}
+    objective = {f"student.{name}": value for name, value in old.state_dict().items()}
+    init = Checkpoint("a.pt", 7, {}, {"names": ["a", "b"]}, {}, objective, {})
+    load_student(network, init, spec, ["a", "b"])
+    expected = old.projector.state_dict() if kept else own
+    for name, value in network.projector.state_dict().items():
+        assert torch.equal(value, expected[name]), name
+    assert ("begins anew" in caplog.text) == (not kept)
 
 
 def test_a_run_starts_from_a_network_of_other_classes(harbour, root, finished, tmp_path):

@@ -21,7 +21,7 @@ def load_student(student: Segmenter, init: Checkpoint, spec: Model, classes: Seq
     Of the last layer, classes of both lists keep their weights; the others begin anew.
 
     Args:
-        student: The network to change; its projector begins anew if `init` has none.
+        student: The network to change; its projector begins anew if `init` has none like it.
         init: A checkpoint of the same network.
         spec: The section `model` of the recipe.
         classes: Names of the student's classes.
@@ -35,8 +35,13 @@ def load_student(student: Segmenter, init: Checkpoint, spec: Model, classes: Seq
         for name, axis in _class_axes(student, spec, len(classes)).items():
             if name in tensors:
                 tensors[name] = _with_classes(state[name], tensors[name], axis, classes, names)
-    missing = [name for name in state if name not in tensors and not name.startswith("projector.")]
-    shared = {name: value for name, value in tensors.items() if name in state}
+    projector = [name for name in state if name.startswith("projector.")]
+    keeps_projector = all(
+        name in tensors and tensors[name].shape == state[name].shape for name in projector
+    )
+    anew = () if keeps_projector else projector
+    missing = [name for name in state if name not in tensors and name not in anew]
+    shared = {name: value for name, value in tensors.items() if name in state and name not in anew}
     mismatched = [name for name, value in shared.items() if state[name].shape != value.shape]
     if missing or mismatched:
         raise CheckpointError(
@@ -49,8 +54,8 @@ def load_student(student: Segmenter, init: Checkpoint, spec: Model, classes: Seq
     log.info("started from the student of %s, step %d", init.path, init.step)
     if names != list(classes):
         log.info("its classes differ: %s", _class_report(classes, names))
-    if student.projector is not None and not any(name.startswith("projector.") for name in shared):
-        log.info("the projection head begins anew: the checkpoint has none")
+    if not keeps_projector:
+        log.info("the projection head begins anew: the checkpoint has none like it")
 
 
 def _class_axes(student: Segmenter, spec: Model, num_classes: int) -> dict[str, int]:
