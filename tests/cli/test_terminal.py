@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tests.support import files
 from tests.support.films import write_film
@@ -20,7 +21,8 @@ EVIL_YAML = '"' + EVIL_FILE.encode("unicode_escape").decode().replace("'", "''")
 GROUPS = {"recipes": ("ls", "cat", "cp", "schema")}
 COMMANDS = {
     *("prepare", "train", "adapt", "eval", "predict", "calibrate", "doctor", "report", "select"),
-    *("export", "info", "verify", "demo", "methods"),
+    *("export", "info", "verify", "demo", "methods", "grid", "features", "import", "sweep"),
+    "table",
 }
 
 
@@ -164,6 +166,39 @@ def test_export_refuses_to_overwrite(place):
 def test_export(place):
     pytest.importorskip("onnxruntime")
     assert "pwned" in place.said("export", place.run, "--root", place.root)
+
+
+def test_grid(place):
+    out = place.folder / f"grid{EVIL_FILE}.png"
+    said = place.said("grid", place.run, place.other, "--root", place.root, "--out", out)
+    assert "pwned" in said
+    assert "pwned" in place.said(
+        *("grid", place.run, "--root", place.root, "--pick", EVIL_FILE * 2), expect=3
+    )
+
+
+def test_features(place):
+    pytest.importorskip("sklearn")
+    assert "pwned" in place.said("features", place.run, "--root", place.root)
+
+
+@pytest.mark.parametrize("form", ["table", "csv", "md", "latex"])
+def test_table(place, form):
+    place.said("eval", place.other, "--root", place.root)
+    words = [place.run, place.other, "--baseline", place.other, "--format", form]
+    assert "pwned" in place.said("table", *words)
+
+
+def test_sweep(place):
+    options = [*place.options(), "--dry-run", "--out", place.folder / f"swept{EVIL_FILE}"]
+    recipe = ["toyland/dacs", "optimizer.momentum=0.5,0.6", "--target", place.target]
+    assert "pwned" in place.said("sweep", *recipe, *options)
+
+
+def test_import(place):
+    path = place.folder / f"old{EVIL_FILE}.pth"
+    torch.save({EVIL_FILE: torch.zeros(2), "layer5.conv2d_list.0.weight": torch.zeros(2)}, path)
+    assert "pwned" in place.said("import", path, expect=3)
 
 
 def test_info_and_verify(place):

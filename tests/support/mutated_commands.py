@@ -13,6 +13,7 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
+import torch
 
 from tests.support import files, mutations
 from tests.support.terminal import forbidden
@@ -96,6 +97,7 @@ class Place:
         self.at, self.pristine = folder / "at", folder / "pristine"
         self.at.mkdir(parents=True)
         _write_data(self.at)
+        torch.save({"model": {"layer5.conv2d_list.0.weight": torch.zeros(2)}}, self.at / "old.pth")
         for words in _first_commands():
             code, text = said(*words, cwd=self.at)
             assert code == 0, text
@@ -138,7 +140,12 @@ def _first_commands() -> list[list[object]]:
         ["eval", "run", "--save", "predictions"],
         ["calibrate", "run", "--images", 2],
         ["select", "run", "--images", 2],
+        ["features", "run", "--images", 2, "--points", 5],
+        ["sweep", "base.yaml", *_SWEEP, "--steps", 1, *SMALL, *data],
     ]
+
+
+_SWEEP = ["optimizer.momentum=0.5", "--seeds", 0, "--out", "swept"]
 
 
 @dataclass
@@ -255,6 +262,8 @@ _CHECKPOINTS = ["run/checkpoints/*"]
 _NEWEST = ["run/checkpoints/step-000002.pt"]
 _INIT = ["--init", _NEWEST[0]]
 _DOMAINS = ["source.data=own", "target.data=target", "validation.data=null"]
+_SWEPT_DATA = ["source.data=own", "target.data=target", "validation.data=own"]
+_SWEPT_DATA += ["validation.split=val"]
 _ONE_STEP = ["--out", "new", "--steps", 1, *SMALL, *_DOMAINS]
 
 COMMANDS: dict[str, list[Command]] = {
@@ -296,6 +305,26 @@ COMMANDS: dict[str, list[Command]] = {
     "export": [Command(["export", "run", "--images", 0], _RUN, _NEWEST)],
     "info": [Command(["info", "run"], _RUN, _NEWEST), Command(["info", "{file}"], _CHECKPOINTS)],
     "verify": [Command(["verify", "run"], _RUN, _NEWEST)],
+    "grid": [Command(["grid", "run", "--images", 1], [*_RUN, *_PREPARED, *_DATA], _NEWEST)],
+    "features": [
+        Command(
+            ["features", "run", "--images", 1, "--points", 5], [*_RUN, *_PREPARED, *_DATA], _NEWEST
+        ),
+        Command(["report", "run", "--images", 1], ["run/features/**/*"]),
+    ],
+    "import": [Command(["import", "{file}"], ["old.pth", *_CHECKPOINTS])],
+    "sweep": [
+        Command(
+            ["sweep", "base.yaml", *_SWEEP, "--steps", 1, *SMALL, *_SWEPT_DATA],
+            ["swept/*.json", "swept/**/*.json*", "swept/**/*.csv", "base.yaml"],
+        )
+    ],
+    "table": [
+        Command(
+            ["table", "swept", "run", "--baseline", "run"],
+            ["swept/**/*.json*", "swept/**/*.csv", "swept/**/*.yaml", *_RUN, "run/**/*.csv"],
+        )
+    ],
 }
 """Every command that reads files; `export` needs `without_exporter`."""
 

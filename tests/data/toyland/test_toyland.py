@@ -1,6 +1,9 @@
 """Toyland: two domains with the same structure, different appearance and reproducible scenes."""
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import cv2
@@ -11,7 +14,7 @@ from udaseg.data.labels.classes import IGNORE
 from udaseg.data.labels.tables import builtin_label_table
 from udaseg.data.toyland.city import Domain
 from udaseg.data.toyland.render import render
-from udaseg.data.toyland.writer import write
+from udaseg.data.toyland.writer import make_toyland, write
 from udaseg.errors import DataError
 
 COUNTS = {"source/train": 2, "source/val": 1, "target/train": 2, "target/val": 1}
@@ -192,11 +195,8 @@ def test_damaged_settings_are_named(tmp_path):
 
 
 def test_an_interrupted_write_leaves_nothing_behind(tmp_path):
-    def stop(done, total):
-        raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        write(tmp_path / "toyland", size=SMALL, counts=COUNTS, on_progress=stop)
+        write(tmp_path / "toyland", size=SMALL, counts=COUNTS, on_progress=_stop)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -215,3 +215,30 @@ def test_two_workers_write_what_one_writes(written, tmp_path):
     for name in _tree(folder):
         assert (tmp_path / "toyland" / name).read_bytes() == (folder / name).read_bytes()
     assert json.loads((folder / "toyland.json").read_text())["seed"] == 2
+
+
+@pytest.mark.slow
+def test_a_killed_writer_takes_its_workers_along_and_the_next_one_its_remains(tmp_path):
+    code = "import sys, pathlib; from udaseg.data.toyland.writer import make_toyland as make; "
+    code += "make(pathlib.Path(sys.argv[1]))"
+    process = subprocess.Popen([sys.executable, "-c", code, tmp_path])
+    _wait_until(lambda: len(list(tmp_path.glob(".toyland-*/*/train/images/*.png"))) > 3)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert children
+    process.kill()
+    process.wait()
+    _wait_until(lambda: not any(Path(f"/proc/{child}/cmdline").exists() for child in children))
+    with pytest.raises(KeyboardInterrupt):
+        make_toyland(tmp_path, on_progress=_stop)
+    assert [path.name for path in tmp_path.iterdir()] == [".toyland.lock"]
+
+
+def _stop(done, total):
+    raise KeyboardInterrupt
+
+
+def _wait_until(holds, seconds=60):
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.1)

@@ -5,9 +5,10 @@ import logging
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,8 @@ def make_toyland(
 ) -> None:
     """Write toyland below `root`, unless it already exists with the same seed and size."""
     with file_lock(root / ".toyland.lock"):
+        for leftover in root.glob(".toyland-*"):  # of a killed run
+            shutil.rmtree(leftover, ignore_errors=True)
         write(
             root / "toyland",
             seed=seed,
@@ -143,10 +146,23 @@ def _run(jobs: list[Job], workers: int) -> Iterator[None]:
         yield from map(_do, jobs)
         return
     # spawn: threads and GPU contexts of the parent do not survive a fork
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    context = get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
         with without_main_module():  # map starts the processes
             finished = pool.map(_do, jobs, chunksize=16)
         yield from finished
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent does, which a killed parent cannot ask for."""
+
+    def wait() -> None:
+        parent = parent_process()
+        assert parent is not None
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _do(job: Job) -> None:
