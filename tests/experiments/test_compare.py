@@ -157,11 +157,15 @@ def test_rows_with_other_classes_are_compared_by_the_names_of_the_classes(runs, 
     table = compare_runs([run], baseline=runs / "base")
     assert table.score_names == ("road", "sky_|", "train", "hill", "mIoU")
     row = table.methods[1]
-    assert set(row.differences) == {"road", "mIoU"}
+    assert set(row.differences) == {"road"}  # the two means are over other classes
     assert row.differences["road"].interval[0] > 0.2
-    cells = table.to_markdown().splitlines()[3].split(" | ")
+    cells = table.to_markdown().splitlines()[3].strip(" |").split(" | ")
     assert cells[2:4] == ["-", "-"]
-    assert cells[4] == f"{100 * row.iou['hill'].mean:.2f}"
+    assert cells[4:] == [f"{100 * row.iou['hill'].mean:.2f}", f"{100 * miou(run):.2f}", "-"]
+    assert (
+        "rccr: scored on other classes than source_only, without sky_| and with hill. Pixels of a "
+        "class that a network lacks are not scored, so the numbers of these rows are not comparable"
+    ) in table.notes
 
 
 def test_special_characters_of_latex_are_escaped(tmp_path):
@@ -195,6 +199,26 @@ def test_counts_that_do_not_give_the_scores_are_not_used(runs, tmp_path):
     path.write_text("\n".join(path.read_text().splitlines()[:-3]) + "\n")
     table = compare_runs([run], baseline=runs / "base")
     assert table.methods[1].differences["mIoU"].interval is None
+
+
+def test_there_is_no_interval_between_scores_by_other_labels(runs, tmp_path):
+    run = write_run(tmp_path / "run", 0.7)
+    path = run / "eval/city-val/images.csv"
+    lines = path.read_text().splitlines()
+    for row, change in ((1, 1), (3, -1)):  # a pixel of truth moves to another image
+        *rest, truth = lines[row].split(",")
+        lines[row] = ",".join([*rest, str(int(truth) + change)])
+    path.write_text("\n".join(lines) + "\n")
+    table = compare_runs([run], baseline=runs / "base")
+    assert table.methods[1].differences["mIoU"].interval is None
+    assert "images with the same labels" in table.notes[-1]
+
+
+def test_a_note_on_unreadable_scores_names_the_run(tmp_path):
+    runs = [write_run(tmp_path / name, 0.5, recipe=f"toyland/{name}") for name in ("dacs", "rccr")]
+    (runs[1] / "eval/city-val/scores.json").write_text("{")
+    notes = compare_runs(runs).notes
+    assert notes[-1].startswith(f"{runs[1]}: left out, city-val/scores.json cannot be read (")
 
 
 def test_the_evaluation_is_one_that_all_have(tmp_path):

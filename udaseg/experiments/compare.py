@@ -74,6 +74,7 @@ def compare_runs(
     if any(len(row.runs) > 1 for row in rows):
         notes.append("±: standard deviation over the seeds (n - 1)")
     methods = [_method(row) for row in rows]
+    notes += _class_notes(methods)
     if baseline is None:
         return RunTable(methods, chosen, notes=notes)
     pairs = zip(rows[1:], methods[1:], strict=True)
@@ -139,8 +140,9 @@ def _read_rows(groups: Sequence[RunGroup], evaluation: str, notes: list[str]) ->
     for group, name in zip(groups, _row_names(groups), strict=True):
         runs, scores, counts = [], [], []
         for run in group.runs:
-            path = find_score_files(run).get(evaluation)
-            read = None if path is None else read_scores(path, notes)
+            path, faults = find_score_files(run).get(evaluation), list[str]()
+            read = None if path is None else read_scores(path, faults)
+            notes += [f"{run}: left out, {fault}" for fault in faults]
             if path is None or read is None:
                 continue
             runs.append(Run(run))
@@ -196,6 +198,24 @@ def _protocol_notes(rows: Sequence[_Row]) -> list[str]:
     ]
 
 
+def _class_notes(methods: Sequence[MethodScores]) -> list[str]:
+    """Return a note for each row with other classes than the first: its scores are of others."""
+    first, notes = methods[0], []
+    for method in methods[1:]:
+        listed = {
+            "without": [name for name in first.iou if name in first.measured - method.measured],
+            "with": [name for name in method.iou if name in method.measured - first.measured],
+        }
+        parts = [f"{word} {', '.join(found)}" for word, found in listed.items() if found]
+        if parts:
+            notes.append(
+                f"{method.name}: scored on other classes than {first.name}, {' and '.join(parts)}. "
+                "Pixels of a class that a network lacks are not scored, so the numbers of these "
+                "rows are not comparable"
+            )
+    return notes
+
+
 def _paired(baseline: _Row, row: _Row) -> list[list[ImageCounts]] | None:
     """Return the counts of both rows; None unless all are known, for the same images."""
     both = [[each for each in one.counts if each is not None] for one in (baseline, row)]
@@ -203,17 +223,26 @@ def _paired(baseline: _Row, row: _Row) -> list[list[ImageCounts]] | None:
         return None
     images = {each.images for counts in both for each in counts}
     classes = [{each.classes for each in counts} for counts in both]
-    return both if len(images) == 1 and max(map(len, classes)) == 1 else None
+    same = len(images) == 1 and max(map(len, classes)) == 1
+    return both if same and _have_same_truth(both) else None
+
+
+def _have_same_truth(groups: Sequence[Sequence[ImageCounts]]) -> bool:
+    """Return whether the labels of the classes that all have were the same in each evaluation."""
+    counts = [each for group in groups for each in group]
+    shared = [name for name in counts[0].classes if all(name in each.classes for each in counts)]
+    truths = [each.truth[:, [each.classes.index(name) for name in shared]] for each in counts]
+    return all(np.array_equal(truths[0], truth) for truth in truths)
 
 
 def _differences(baseline: _Row, row: _Row) -> dict[str, Difference]:
     """Return the differences of the scores that both rows have."""
-    means = [{**_method(each).iou, **_method(each).means} for each in (baseline, row)]
+    first, second = _method(baseline), _method(row)
     intervals = _intervals(baseline, row)
     differences = {}
-    for name in means[0].keys() & means[1].keys():
-        before, after = means[0][name].mean, means[1][name].mean
-        if before is not None and after is not None:
+    for name in first.scores.keys() & second.scores.keys():
+        before, after = first.scores[name].mean, second.scores[name].mean
+        if before is not None and after is not None and first.is_comparable(second, name):
             differences[name] = Difference(after - before, intervals.get(name))
     return differences
 
@@ -245,6 +274,6 @@ def _interval_notes(rows: Sequence[_Row]) -> list[str]:
     if without:
         notes.append(
             f"no interval for {', '.join(without)}: not all runs have the counts of the same "
-            "images; score them again with `udaseg eval RUN`"
+            "images with the same labels; score them again with `udaseg eval RUN`"
         )
     return notes

@@ -11,6 +11,7 @@ from udaseg.experiments.seeds import SeedStatistics
 from udaseg.runs.run import Run
 
 _CSV = ["method", "score", "seeds", "mean_percent", "spread_percent"]
+_ALL_MEASURED = "mIoU"  # the mean over whatever classes were measured; others name their number
 _CSV_DIFFERENCE = ["difference_points", "low_points", "high_points"]
 _LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
     "\\": r"\textbackslash{}",
@@ -52,6 +53,15 @@ class MethodScores:
     def scores(self) -> dict[str, SeedStatistics]:
         """The scores of all classes, then the means."""
         return {**self.iou, **self.means}
+
+    @property
+    def measured(self) -> frozenset[str]:
+        """The classes that were measured with some seed."""
+        return frozenset(name for name, score in self.iou.items() if score.mean is not None)
+
+    def is_comparable(self, other: "MethodScores", name: str) -> bool:
+        """Return whether a score is over the same classes in both rows."""
+        return name != _ALL_MEASURED or self.measured == other.measured
 
 
 @dataclass(frozen=True)
@@ -132,8 +142,14 @@ class RunTable:
         return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"])
 
     def is_best(self, method: MethodScores, name: str) -> bool:
-        """Return whether no method has a higher mean of this score, of two or more."""
-        means = [each.scores[name].mean for each in self.methods if name in each.scores]
+        """Return whether no method has a higher mean of this score, of two or more.
+
+        None is the best where the score is over other classes in some rows.
+        """
+        rivals = [each for each in self.methods if name in each.scores]
+        if not all(method.is_comparable(each, name) for each in rivals):
+            return False
+        means = [each.scores[name].mean for each in rivals]
         known = [mean for mean in means if mean is not None]
         mine = method.scores[name].mean if name in method.scores else None
         return len(known) > 1 and mine is not None and mine == max(known)
