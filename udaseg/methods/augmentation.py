@@ -309,8 +309,10 @@ def fourier_style(
 
 def _low_frequencies(size: int, below: int, above: int, device: torch.device) -> Tensor:
     """Return a mask of the `size` frequencies, in FFT order, from -`below` to `above`."""
-    number = torch.arange(size, device=device)
-    return (number <= above) | (size - number <= below)
+    low = torch.zeros(size, dtype=torch.bool, device=device)
+    low[: above + 1] = True
+    low[size - below :] = True
+    return low
 
 
 def generator_for(seed: int, purpose: str) -> torch.Generator:
