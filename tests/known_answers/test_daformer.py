@@ -1,11 +1,26 @@
-"""DAFormer's release: the chance of a rare class, and its teacher. (Its mixing is in test_dacs.)"""
+"""DAFormer's release: the chance of a rare class, the weights of pseudo-labels, and its teacher.
+
+Its mixing is in test_dacs.
+"""
+
+from dataclasses import replace
+from unittest import mock
 
 import numpy as np
+import pytest
+import torch
 from torch import nn
 
 from tests.known_answers.reader import answer
+from tests.support.small import shipped
+from udaseg.data.labels.classes import IGNORE
+from udaseg.data.loading.batches import Batch
 from udaseg.data.loading.rare_class import class_probabilities
+from udaseg.methods.objectives import self_training
 from udaseg.methods.teacher import Teacher
+from udaseg.models.segmenter import SegmenterOutput
+
+METHOD = shipped("gta5_cityscapes/sepico_release").method  # of its base, DAFormer
 
 
 def test_rare_classes_are_drawn_as_often_as_there():
@@ -28,3 +43,49 @@ def test_the_teacher_follows_as_there_but_after_the_step():
         student.weight.data = case.tensor(f"student_{step}")
         teacher.update(student, step)
         case.expect(f"teacher_in_iteration_{step}", teacher.network.weight)
+
+
+class _Given(nn.Module):
+    """A network that returns the logits of the case for any images."""
+
+    align_corners, projector = False, None
+
+    def __init__(self, logits):
+        super().__init__()
+        self.logits = logits
+
+    def forward(self, images, *, embed=False):
+        return SegmenterOutput(self.logits, self.logits, None)
+
+
+def _target_labels_and_weights(case, **changes):
+    """Return labels and weights of the mixed loss in a step that pastes nothing."""
+    rows = case.constants["ignore_top"], case.constants["ignore_bottom"]
+    mixing = replace(METHOD.mixing, **{"ignore_rows": rows, **changes})
+    network = _Given(case.tensor("logits"))
+    objective = self_training.SelfTraining(
+        replace(METHOD, mixing=mixing), network, network, num_classes=7, regularizers={}
+    )
+    images = torch.zeros(2, 3, 24, 32, dtype=torch.uint8)
+    nothing = torch.full((2, 24, 32), IGNORE, dtype=torch.uint8)
+    unmixed = mock.patch.object(self_training, "class_mask", lambda *_, **__: nothing != IGNORE)
+    recorded = mock.patch.object(self_training, "pixel_loss", return_value=torch.ones(()))
+    with unmixed, recorded as loss:
+        objective(Batch(0, 0.0, 0, images, nothing, images))
+    _, ((_, labels, weights), _) = loss.call_args_list
+    return labels, weights.expand(labels.shape)
+
+
+def test_pseudo_labels_weigh_as_much_as_there_and_nothing_in_ignored_rows():
+    case = answer("daformer/pseudo_label_weight")
+    assert METHOD.mixing.confidence == case.constants["threshold"]
+    labels, weights = _target_labels_and_weights(case)
+    case.expect("pseudo_label", labels)
+    case.expect("weight", weights)
+    case.expect("largest_weight", weights.max())
+
+
+@pytest.mark.parametrize("changes", [{"share_over": "image"}, {"ignore_rows": (0, 0)}])
+def test_a_share_of_each_image_or_all_rows_weigh_otherwise(changes):
+    case = answer("daformer/pseudo_label_weight")
+    assert case.differs("weight", _target_labels_and_weights(case, **changes)[1], bound=0.01)

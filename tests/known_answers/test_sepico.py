@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from tests.known_answers.reader import answer
 from udaseg.methods.contrast.class_losses import bank_loss, distribution_loss, prototype_loss
@@ -45,25 +46,48 @@ def test_mean_variance_count_and_bank_after_updates(number):
         assert case.differs("bank_0", _oldest_first(ours))
 
 
+def _losses(held, temperature, *, more=0):
+    """Return the three losses by their names, with `more` channels that are 0 in all classes."""
+    means, variances, rows = (F.pad(x, (0, more)) for x in (held.means, held.variances, held.rows))
+    return {
+        "proto": lambda *cells: prototype_loss(*cells, means, held.seen, temperature=temperature),
+        "dist": lambda *cells: distribution_loss(
+            *cells, means, variances, held.seen, temperature=temperature
+        ),
+        "bank": lambda *cells: bank_loss(*cells, rows, held.filled, temperature=temperature),
+    }
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_values_and_gradients_of_the_three_losses(name):
     case = answer(name)
-    held, temperature = _statistics(case, 6), case.constants["temperature"]
-    losses = {
-        "proto": lambda *cells: prototype_loss(
-            *cells, held.means, held.seen, temperature=temperature
-        ),
-        "dist": lambda *cells: distribution_loss(
-            *cells, held.means, held.variances, held.seen, temperature=temperature
-        ),
-        "bank": lambda *cells: bank_loss(*cells, held.rows, held.filled, temperature=temperature),
-    }
+    losses = _losses(_statistics(case, 6), case.constants["temperature"])
     for kind, loss in losses.items():
         maps = case.tensor("embedding").requires_grad_()
         value = loss(maps.permute(0, 2, 3, 1).flatten(0, 2), case.tensor("label").long().flatten())
         value.backward()
         case.expect(kind, value)
         case.expect(f"{kind}_gradient_on_sphere", maps.grad)
+        assert case.differs(f"{kind}_gradient", maps.grad, bound=0.01)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_gradients_of_the_three_losses_where_the_length_is_free(name):
+    """The release scales in its head, so its loss has a gradient along the vector too.
+
+    Ours scales in the loss. A channel that is 0 in all classes takes up the length: of (e, 1), the
+    loss scales e by 1 / sqrt(2), and so does a temperature of t / sqrt(2) with each score. With g
+    the release's gradient, ours is g - e (e . g) / 2, and -(e . g) / 2 for the added channel.
+    """
+    case = answer(name)
+    losses = _losses(_statistics(case, 6), case.constants["temperature"] / 2**0.5, more=1)
+    embedding, labels = case.tensor("embedding"), case.tensor("label").long().flatten()
+    for kind, loss in losses.items():
+        maps = torch.cat([embedding, torch.ones_like(embedding[:, :1])], 1).requires_grad_()
+        value = loss(maps.permute(0, 2, 3, 1).flatten(0, 2), labels)
+        value.backward()
+        case.expect(kind, value)
+        case.expect(f"{kind}_gradient", maps.grad[:, :-1] - embedding * maps.grad[:, -1:])
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -1,5 +1,7 @@
 """SPCL's release: our functions with the fields of `spcl_release` give what its code gave."""
 
+import contextlib
+import itertools
 from dataclasses import replace
 from types import SimpleNamespace
 from unittest import mock
@@ -9,14 +11,14 @@ import pytest
 import torch
 from torch import nn
 
-from tests.known_answers.reader import answer
+from tests.known_answers.reader import answer, probe
 from tests.support.small import shipped
 from udaseg.data.loading.batches import Batch
 from udaseg.data.loading.sampling import balanced_order
 from udaseg.distributed import RankSums
 from udaseg.methods import passes
 from udaseg.methods.augmentation import Change, change_images
-from udaseg.methods.contrast.prototypes import PrototypeContrast
+from udaseg.methods.contrast.prototypes import PrototypeContrast, _correct_cells
 from udaseg.methods.objectives.adversarial import Adversarial
 from udaseg.methods.objectives.alignment import PrototypeAlignment
 from udaseg.methods.pixel_loss import pseudo_labels
@@ -75,15 +77,15 @@ def source_loss(case, temperature, aligned):
     return report.parts["source"], logits.grad
 
 
-@pytest.mark.parametrize("name", ["stage2_source_ce", "stage2_source_ce_same_size"])
+@pytest.mark.parametrize("name", ["spcl/stage2_source_ce", "spcl/stage2_source_ce_same_size"])
 def test_source_loss_of_the_second_stage(name):
-    case = answer(f"spcl/{name}")
+    case = answer(name)
     aligned, temperature = RELEASE.model.align_corners, CONTRAST.objective.temperature
     loss, gradient = source_loss(case, temperature, aligned)
     case.expect("loss", loss)
     case.expect("gradient", gradient)
     case.expect("loss_without_temperature", source_loss(case, 1.0, aligned)[0])
-    if name == "stage2_source_ce":
+    if name == "spcl/stage2_source_ce":
         loss, gradient = source_loss(case, temperature, False)
         case.expect("loss_corners_not_aligned", loss)
         case.expect("gradient_corners_not_aligned", gradient)
@@ -125,6 +127,9 @@ def test_three_steps_of_prototypes(changes):
         views.by_name[PSEUDO_LABELLED] = second_view(
             target, case.tensor(f"target_label_{step}").long()
         )
+        counted = _correct_cells(views[SOURCE])[1].view(2, 4, 6)
+        case.expect(f"source_label_{step}", counted)
+        assert case.differs(f"source_label_{step}", views[SOURCE].labels)
         loss = regularizer(views)
         loss.backward()
         regularizer.update(views)
@@ -149,10 +154,15 @@ def test_first_prototypes():
             seen = output(case.tensor(f"logits_{number}"), case.tensor(f"features_{number}"))
             act(SimpleNamespace(labels=labels), seen)
 
-    with mock.patch.object(passes, "_for_each_image", each_image):
+    with (
+        mock.patch.object(passes, "_for_each_image", each_image),
+        mock.patch.object(passes, "all_reduce_sum", side_effect=torch.clone) as over_ranks,
+    ):
         student = SimpleNamespace(feature_channels=16)
         means, seen = passes.collect_prototypes(student, None, 5, torch.device("cpu"), print)
     case.expect("prototypes", means.T)
+    ((_sums,), _), ((images,), _) = over_ranks.call_args_list
+    case.expect("images", images)
     assert seen.all()
 
 
@@ -200,27 +210,36 @@ def adversarial_case(spec):
             part.bias.copy_(case.tensor(f"bias_{name}"))
     source, target = (case.tensor(name).requires_grad_() for name in ("source", "target"))
     objective = Adversarial(Given(output(source), output(target)), discriminator, spec)
+    seen = []  # the discriminator's outputs: of the source, then twice of the target
+    discriminator.register_forward_hook(lambda *call: seen.append(call[-1]))
     reports = list(objective.passes(batch(case.tensor("label").byte()), RankSums()))
     sum(report.total for report in reports).backward()
-    return case, reports, (source, target), convolutions
+    return case, reports, (source, target), convolutions, seen
 
 
 def test_warm_up():
-    case, (first, second), (source, target), convolutions = adversarial_case(WARM_UP.objective)
+    case, (first, second), (source, target), convolutions, seen = adversarial_case(
+        WARM_UP.objective
+    )
     case.expect("source_loss", first.parts["source"])
     case.expect("discriminator_source_loss", first.parts["discriminator"])
     case.expect("adversarial_loss", second.parts["adversarial"])
     case.expect("discriminator_target_loss", second.parts["discriminator"])
     case.expect("source_gradient", source.grad)
     case.expect("target_gradient", target.grad)
-    case.expect("gradient_conv1", convolutions[0].weight.grad)
-    case.expect("gradient_classifier", convolutions[-1].weight.grad)
+    case.expect("target_gradient_probe", probe(target.grad.numpy()))
+    for name, part in (("conv1", convolutions[0]), ("classifier", convolutions[-1])):
+        case.expect(f"gradient_{name}", part.weight.grad)
+        case.expect(f"gradient_{name}_probe", probe(part.weight.grad.numpy()))
+    for name, found in zip(("source", "target", "target"), seen, strict=True):
+        case.expect(f"discriminator_of_{name}", found)
 
 
 def test_warm_up_with_one_temperature_is_another():
     spec = replace(WARM_UP.objective, target_temperature=None)
-    case, (_, second), *_ = adversarial_case(spec)
+    case, (_, second), *_, seen = adversarial_case(spec)
     assert case.differs("adversarial_loss", second.parts["adversarial"], bound=1e-4)
+    assert case.differs("discriminator_of_target", seen[-1], bound=1e-4)
 
 
 OPERATIONS = {"brightness": 0, "contrast": 1, "saturation": 2, "hue": 3}
@@ -240,10 +259,18 @@ def test_colour_jitter(operation):
     # Pillow works on whole numbers, and turns the hue in whole numbers too
     assert np.abs(levels - expected).max() <= (11 if name == "hue" else 1.01)
     assert np.abs(image[0].permute(1, 2, 0).numpy() * 255 - expected).max() > 20
+    if name == "brightness":  # one product, cut off
+        case.expect(operation, np.floor(levels + 1e-3))
 
 
-def test_class_balanced_order():
+@pytest.mark.parametrize("first", [0, 1])
+def test_class_balanced_order(first):
+    """From its second turn on, a class's list begins at entry 0 here, at entry 1 in the release."""
     case = answer("spcl/class_balanced_order")
+
+    def turns(images, cycle=itertools.cycle):
+        return itertools.chain(images, cycle(images[first:]))
+
     present = case.inputs["uniform"] < np.array(case.constants["rates"])
     case.expect("present", present.sum(0))
     choices, probabilities = iter(case.inputs["choice"]), []
@@ -255,15 +282,22 @@ def test_class_balanced_order():
     with (
         mock.patch("numpy.searchsorted", searchsorted),
         mock.patch("numpy.random.default_rng") as rng,
+        mock.patch("itertools.cycle", turns) if first else contextlib.nullcontext(),
     ):
         rng.return_value.permutation = lambda images: images
         rng.return_value.random = lambda: 0.5
         order = balanced_order(present, seed=0, sub_epoch=0)
     for draw in (0, 1, 2, 5, 10):  # before the list of a class is at its end
         case.expect(f"probability_{draw}", probabilities[draw])
+    case.expect("first_images", order[:18])
     draws = np.bincount(order, minlength=len(present))
-    case.expect("draws_of_an_image", draws, variation=True)
-    assert case.differs("draws_of_an_image", draws)
+    case.expect("draws_of_an_image", draws, variation=first == 0)
+    assert case.differs("draws_of_an_image", draws) == (first == 0)
+    for draw in (100, 1000, 2999):
+        if first == 1:
+            case.expect(f"probability_{draw}", probabilities[draw])
+        else:
+            assert case.differs(f"probability_{draw}", probabilities[draw], bound=0.01)
 
 
 def test_classifier():
