@@ -96,6 +96,17 @@ def test_the_same_command_again_trains_what_is_left(root, swept, tmp_path):
     assert "another recipe" in other.stderr
 
 
+def test_a_run_of_another_recipe_is_refused_before_the_first_run(root, swept, tmp_path):
+    out = shutil.copytree(swept[0], tmp_path / "out")
+    shutil.rmtree(out / "lr=1e-3")
+    record = (out / "sweep.json").read_bytes()
+    again = words(root, out, "toyland/source_only", LR, "--seeds", "0,1", steps=2)
+    output = udaseg(*again, cwd=tmp_path, expect=2)
+    assert "lr=1e-2/s0: is finished, but with another recipe" in output.stderr
+    assert not (out / "lr=1e-3").exists()
+    assert (out / "sweep.json").read_bytes() == record
+
+
 def test_table_reads_sweeps_seeds_and_runs_and_writes_each_format(swept, tmp_path):
     out, _ = swept
     markdown = udaseg("table", out, "--format", "md", "--baseline", out / "lr=1e-3", cwd=tmp_path)

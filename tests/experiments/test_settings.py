@@ -115,3 +115,19 @@ def test_a_wrong_combination_is_refused_before_any_run_and_repeated_names_too():
         combined([f"{REGIONAL}.temperature=1,-1"])
     with pytest.raises(UsageError, match="recipes of different names"):
         combined(recipes=("toyland/rccr", "gta5_cityscapes/rccr"))
+
+
+@pytest.mark.parametrize(
+    ("values", "each", "expected"),
+    [
+        (["optimizer.lr=0.01,1e-2"], (), "lr=1e-2: has the same settings as lr=0.01"),
+        ((), [f"{REGIONAL}.negative_sampling=true"], "has the same settings as rccr; leave one"),
+        (["name=x,y"], (), "name=y: has the same settings as name=x"),
+        (["seed=0,1"], (), "seed: give all seeds of a sweep with --seeds"),
+        (["seed=5"], (), "seed: give all seeds of a sweep with --seeds"),
+        ((), ["seed=5"], "seed: give all seeds of a sweep with --seeds"),
+    ],
+)
+def test_settings_that_would_train_the_same_network_twice_are_refused(values, each, expected):
+    with pytest.raises(UsageError, match=expected):
+        combined(values, each)

@@ -165,7 +165,27 @@ def run_seeds(
         first = replace(chosen, seed=seeds[0])
         adapt(first, out=_run_folder(folder, seeds[0]), options=options)
         return SeedRuns(folder, chosen, seeds, (), {})
+    if not options.overwrite:
+        refuse_other_recipes(seeds, chosen, folder)
     return _train_seeds(seeds, chosen, folder, options)
+
+
+def refuse_other_recipes(seeds: Sequence[int], recipe: Recipe, folder: Path) -> None:
+    """Refuse a folder of seeds in which a run was begun with other settings.
+
+    Raises:
+        UsageError: There is such a run.
+    """
+    for seed in seeds:
+        run = Run(_run_folder(folder, seed))
+        if not (run.path / "recipe.yaml").is_file():
+            continue
+        if recipe_digest(run.recipe) != recipe_digest(replace(recipe, seed=seed)):
+            state = "finished" if run.finished else "begun"
+            raise UsageError(
+                f"{run.path}: is {state}, but with another recipe; use another --out, or "
+                "--overwrite to train all seeds again"
+            )
 
 
 def _train_seeds(
@@ -200,13 +220,8 @@ def _train_seed(recipe: Recipe, folder: Path, options: TrainOptions) -> None:
     elif not run.finished:
         log.info("seed %d: resumes in %s", seed, folder)
         adapt(recipe, options=replace(options, resume=folder, init=None))
-    elif recipe_digest(run.recipe) == recipe_digest(recipe):
-        log.info("seed %d: finished already, in %s", seed, folder)
     else:
-        raise UsageError(
-            f"{folder}: is finished, but with another recipe; use another --out, or "
-            "--overwrite to train all seeds again"
-        )
+        log.info("seed %d: finished already, in %s", seed, folder)
 
 
 def _run_folder(folder: Path, seed: int) -> Path:

@@ -4,10 +4,11 @@ import hashlib
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from udaseg.errors import UsageError
+from udaseg.recipe.load import dump
 from udaseg.recipe.request import changed_recipe, override_words
 from udaseg.recipe.schema import Recipe
 from udaseg.text import shortened
@@ -86,7 +87,10 @@ def settings_of(
 
     Raises:
         RecipeError: A combination is wrong.
+        UsageError: Two settings have the same name or values, or the seed is one of the keys.
     """
+    if "seed" in {*values, *each}:
+        raise UsageError("seed: give all seeds of a sweep with --seeds, as --seeds 0,1,2")
     several = [key for key, options in values.items() if len(options) > 1]
     names = _short_names([*several, *each])
     alone = [(key, value) for key, options in each.items() for value in options]
@@ -107,7 +111,21 @@ def settings_of(
     if len({setting.folder for setting in settings}) < len(settings):
         listed = ", ".join(recipe.name for recipe, _ in recipes)
         raise UsageError(f"give recipes of different names and different changes, got {listed}")
+    _refuse_equal(settings)
     return tuple(settings)
+
+
+def _refuse_equal(settings: Sequence[SweepSetting]) -> None:
+    """Refuse settings that differ only in their names: they would be trained twice."""
+    known: dict[str, str] = {}
+    for setting in settings:
+        numbers = dump(replace(setting.recipe, name="same", seed=0, expected=None))
+        first = known.setdefault(numbers, setting.name)
+        if first != setting.name:
+            raise UsageError(
+                f"{shortened(setting.name)}: has the same settings as {shortened(first)}; leave "
+                "one of them out"
+            )
 
 
 def _split(text: str) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 from udaseg.errors import PartialError, UsageError
 from udaseg.experiments.compare import compare_runs
 from udaseg.experiments.curve import curve_svg
-from udaseg.experiments.seeds import SeedRuns, run_seeds
+from udaseg.experiments.seeds import SeedRuns, refuse_other_recipes, run_seeds
 from udaseg.experiments.settings import SweepSetting, Values, settings_of, split_values
 from udaseg.experiments.table import RunTable
 from udaseg.files import write_json, write_text
@@ -69,9 +69,9 @@ def sweep(
 ) -> Sweep:
     """Train all combinations of recipes and values with each seed, and compare their scores.
 
-    All recipes are checked before the first run. The same call again continues: finished runs are
-    skipped, an interrupted one is resumed. The folder of each setting is one of `run_seeds`. A seed
-    that diverges does not stop the others.
+    All recipes, and those of runs in `out`, are checked before the first run. The same call again
+    continues: finished runs are skipped, an interrupted one is resumed. The folder of each setting
+    is one of `run_seeds`. A seed that diverges does not stop the others.
 
     Args:
         recipes: One or several of what `adapt` takes.
@@ -109,6 +109,9 @@ def sweep(
     if options.dry_run:
         run_seeds(seeds, settings[0].recipe, out=folder / settings[0].folder, options=options)
         return Sweep(folder, settings)
+    if not options.overwrite:
+        for setting in settings:
+            refuse_other_recipes(seeds, setting.recipe, folder / setting.folder)
     runs: list[SeedRuns] = []
     _write_record(folder, settings, runs)
     for number, setting in enumerate(settings, 1):
