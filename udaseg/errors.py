@@ -39,6 +39,8 @@ def why_unreadable(error: Exception) -> str:
     """Return why `torch.load` refused a file, without torch's advice to trust the file."""
     if isinstance(error, UnpicklingError):
         return "it holds other things than tensors and plain values, which are not opened"
+    if isinstance(error, EOFError | LookupError):  # their texts are empty, or a byte
+        return "it is empty, damaged, or was not written by torch.save"
     return str(error).partition("\n")[0]
 
 

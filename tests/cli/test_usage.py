@@ -381,6 +381,26 @@ def test_wrong_words_are_refused_with_code_2(
 
 
 @pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["predict", ""], "the word after predict is empty; is a shell variable not set?"),
+        (["train", "--out", ""], "the word after --out is empty"),
+        (["adapt", "--target="], "--target= is empty; is a shell variable not set?"),
+        (["eval", "x", "--data", "a,"], "--data must be names separated by commas, as A,B, got a,"),
+        (["grid", "x", "--pick", ","], "--pick must be names separated by commas"),
+    ],
+)
+def test_an_empty_word_is_no_path(
+    commands: Commands, words: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 2
+    assert expected in capsys.readouterr().err
+    assert commands.calls == []
+
+
+@pytest.mark.parametrize(
     ("error", "code", "expected"),
     [
         (UsageError("wrong [red]words[/]"), 2, "error: wrong [red]words[/]\n"),

@@ -52,6 +52,13 @@ def test_wrappers_of_names_are_seen_through(tmp_path, resnet18, prefix, containe
     assert is_loaded(load(path), resnet18)
 
 
+@pytest.mark.parametrize("content", [b"", b"hello", b"\x80\x02"])
+def test_a_file_that_is_empty_or_text_is_told_to_be_so(tmp_path, content):
+    (tmp_path / "w.pth").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"it is empty, damaged, or was not written by torch"):
+        load(tmp_path / "w.pth")
+
+
 def test_a_file_without_the_counters_of_batch_norms_is_whole(tmp_path, resnet18):
     old = {name: value for name, value in resnet18.items() if "num_batches" not in name}
     assert is_loaded(load(saved(old, tmp_path / "w.pth")), resnet18)

@@ -2,6 +2,7 @@
 
 import errno
 import io
+import itertools
 import os
 import sys
 import time
@@ -52,6 +53,7 @@ def main(words: Sequence[str] | None = None) -> NoReturn:
 def _run(arguments: list[str], debug: bool) -> int | str | None:
     try:
         _refuse_torchrun(arguments)
+        _refuse_empty(arguments)
         # standalone, typer would print its messages itself, with some characters not escaped
         return app(args=arguments, prog_name="udaseg", standalone_mode=False) or 0
     except SystemExit as stop:
@@ -99,6 +101,16 @@ def _refuse_torchrun(arguments: Sequence[str]) -> None:
         raise UsageError(
             "torchrun works only with `udaseg train` and `udaseg adapt`; run it without torchrun"
         )
+
+
+def _refuse_empty(arguments: Sequence[str]) -> None:
+    """Refuse empty words: as a path, they would mean the current folder."""
+    for before, word in itertools.pairwise(["udaseg", *arguments]):
+        if not word or (word.startswith("--") and word.find("=") == len(word) - 1):
+            place = (
+                f"the word after {shortened(before)} is empty" if not word else f"{word} is empty"
+            )
+            raise UsageError(f"{place}; is a shell variable not set?")
 
 
 def _wait_for_torchrun(code: int) -> int:

@@ -156,6 +156,14 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     return tuple(map(int, words))
 
 
+def parse_names(option: str, text: str) -> tuple[str, ...]:
+    """Return the names of a comma-separated list; empty ones are refused."""
+    names = tuple(text.split(","))
+    if not all(name.strip() for name in names):
+        raise UsageError(f"{option} must be names separated by commas, as A,B, got {text}")
+    return names
+
+
 def parse_dilations(text: str) -> tuple[int, ...]:
     """Return the dilations of a comma-separated list."""
     words = text.split(",")

@@ -31,6 +31,8 @@ def open_dataset(data: str, *, root: Path) -> PreparedDataset:
             can be generated, or a folder of images without labels.
         root: The folder of data and prepared datasets.
     """
+    if not data:
+        raise DataError("the name of a data set is empty")  # as a folder, it would be this one
     if data.endswith((".yaml", ".yml")):
         report = prepare_with_last_options(data, root=root)
         if not report.unchanged:

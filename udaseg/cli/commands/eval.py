@@ -148,9 +148,8 @@ def evaluate(
             root=root,
         )
         if data is not None and "," in data:
-            matrix = udaseg.evaluate_each(
-                run, data.split(","), split=split or "val", options=evaluation
-            )
+            names = options.parse_names("--data", data)
+            matrix = udaseg.evaluate_each(run, names, split=split or "val", options=evaluation)
             print_matrix(matrix, output_format)
             _check_gate(matrix.average, fail_under)
             return

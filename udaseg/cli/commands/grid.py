@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from udaseg.cli.options import AnyDevice, Quiet, Root, Verbose, WeightsOption
+from udaseg.cli.options import AnyDevice, Quiet, Root, Verbose, WeightsOption, parse_names
 from udaseg.cli.verbosity import set_verbosity
 
 
@@ -58,7 +58,7 @@ def grid(
 
     options = udaseg.GridOptions(
         images=images,
-        pick=tuple(pick.split(",")) if pick else (),
+        pick=parse_names("--pick", pick) if pick else (),
         titles=tuple(titles.split(",")) if titles else None,
         width=width,
         weights=weights,
