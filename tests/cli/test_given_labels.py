@@ -52,7 +52,11 @@ def test_a_run_can_begin_with_them_and_reads_no_source_image(root, given, tmp_pa
     monkeypatch.setattr(PreparedDataset, "read_image", not_of_the_source)
     before = {path: path.read_bytes() for path in given.rglob("*.png")}
     out = tmp_path / "run"
-    adapt(root, given, out)
+    said = adapt(root, given, out).stderr
+    assert "% of the target pixels have a pseudo-label" in said
+    assert "warning: without pseudo-labels: road, sidewalk, building, pole," in " ".join(
+        said.split()
+    )
     assert {path: path.read_bytes() for path in given.rglob("*") if path.is_file()} == before
     folder = out / "stages" / "1-distil"
     first, *others = open_dataset("toyland-target", root=root).split("train")
@@ -103,6 +107,7 @@ def test_an_id_or_a_size_that_does_not_fit_is_named_with_its_file(root, given, t
     cv2.imwrite(str(path), labels)
     said = adapt(root, given, tmp_path / "ids", expect=3).stderr
     assert f"{path.name}: holds 13, which are no train ids" in said
+    assert not (tmp_path / "ids").exists()  # the stage of the labels may begin days later
     cv2.imwrite(str(path), labels[:, :64])
     said = " ".join(adapt(root, given, tmp_path / "size", expect=3).stderr.split())
     assert "has size 64x64, but the image has 128x64" in said

@@ -67,3 +67,12 @@ def test_two_files_of_an_image_are_refused(folder):
     cv2.imwrite(str(folder / "x" / "a.png"), np.zeros((1, 4), np.uint8))
     with pytest.raises(DataError, match="several predictions for 1 of 2 images"):
         read(folder)
+
+
+@pytest.mark.parametrize(("recorded", "ids"), [("train", "label"), ("label", "train")])
+def test_ids_that_the_folder_says_are_others_are_refused(folder, recorded, ids):
+    facts = {"ids": recorded, "classes": {"names": ["road", "sky", "car"]}}
+    (folder / "prediction.json").write_text(json.dumps(facts))
+    assert read(folder, recorded) == ([0, 1, 2, 255] if recorded == "train" else [255] * 4)
+    with pytest.raises(DataError, match=f"hold {recorded} ids, so they are not read as {ids} ids"):
+        read(folder, ids)

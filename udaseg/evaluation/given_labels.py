@@ -12,7 +12,6 @@ from udaseg.data.datasets.index import PreparedDataset, Sample
 from udaseg.data.files.images import Pixels
 from udaseg.data.labels.classes import IGNORE, ClassSpace
 from udaseg.data.labels.tables import Ids, builtin_label_table
-from udaseg.data.loading.pseudo_labels import write_pseudo_label
 from udaseg.data.loading.threads import read_ahead
 from udaseg.data.prepare.manifest import find_manifest
 from udaseg.errors import DataError
@@ -20,6 +19,7 @@ from udaseg.evaluation.prediction_files import (
     find_predictions,
     read_upright_prediction,
     recorded_classes,
+    refuse_other_ids,
 )
 
 _MAX_LISTED = 10
@@ -77,7 +77,8 @@ def find_given_labels(
 
     Raises:
         DataError: There is no such folder, no file belongs to an image, several files belong to
-            one, or a file is a label of the data set itself.
+            one, a file is a label of the data set itself, or the folder says that it holds other
+            ids.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder of pseudo-labels (pseudo_labels.folder)")
@@ -88,6 +89,7 @@ def find_given_labels(
             "there is nothing to train on"
         )
     _refuse_own_labels(files, target)
+    refuse_other_ids(folder, ids)
     known: frozenset[int] = frozenset()
     groups: Sequence[Sequence[int]]
     if ids == "label":
@@ -102,22 +104,29 @@ def find_given_labels(
     return GivenLabels(files, train_ids, known.union({IGNORE}, *groups), ids)
 
 
-def write_given_labels(
+def read_given_labels(
     given: GivenLabels,
     samples: Sequence[Sample],
-    folder: Path,
     num_classes: int,
     on_image: Callable[[int], None],
+    use: Callable[[Sample, Pixels], None] = lambda _sample, _labels: None,
 ) -> NDArray[np.int64]:
-    """Write the pseudo-label of each image; return the labelled pixels of each class, (K,)."""
+    """Read and `use` the label of each image; return the pixels of each class, (K + 1,).
 
-    def write(sample: Sample) -> NDArray[np.int64]:
+    The last number is of pixels without a class.
+
+    Raises:
+        DataError: A file cannot be read, has another size or an unknown id.
+    """
+
+    def read(sample: Sample) -> NDArray[np.int64]:
         labels = given.read(sample)
-        write_pseudo_label(folder, sample, labels)
-        return np.bincount(labels.ravel(), minlength=256)[:num_classes]
+        use(sample, labels)
+        counts = np.bincount(labels.ravel(), minlength=256)
+        return np.append(counts[:num_classes], counts[IGNORE])
 
-    pixels = np.zeros(num_classes, np.int64)
-    with contextlib.closing(read_ahead(write, samples)) as counts:
+    pixels = np.zeros(num_classes + 1, np.int64)
+    with contextlib.closing(read_ahead(read, samples)) as counts:
         for number, of_image in enumerate(counts, 1):
             pixels += of_image
             on_image(number)

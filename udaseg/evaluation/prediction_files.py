@@ -71,6 +71,7 @@ class _PredictionFacts(_Network):
     """What of the form of `prediction.json` is needed."""
 
     also_there: NotRequired[list[_Network]]
+    ids: NotRequired[str]
 
 
 def recorded_classes(folder: Path) -> ClassSpace | None:
@@ -79,16 +80,33 @@ def recorded_classes(folder: Path) -> ClassSpace | None:
     `udaseg predict` and `eval --save` write this file to record the meaning of train ids. After
     several `predict`s, it lists several networks.
     """
-    paths = [parent / PREDICTION_FILE for parent in (folder, folder.parent)]
-    path = next((path for path in paths if path.is_file()), None)
-    if path is None:
+    path, document = _recorded(folder)
+    if document is None:
         return None
+    names = document["classes"]["names"]
+    if any(entry["classes"]["names"] != names for entry in document.get("also_there", [])):
+        raise DataError(f"{path}: lists masks of networks with different classes")
+    return ClassSpace(tuple(names), tuple((0, 0, 0) for _ in names))
+
+
+def refuse_other_ids(folder: Path, ids: Ids) -> None:
+    """Refuse a folder whose `prediction.json` says that it holds the other kind of ids."""
+    path, document = _recorded(folder)
+    recorded = ids if document is None else document.get("ids", ids)
+    if recorded != ids:
+        raise DataError(
+            f"{path}: says that the PNGs hold {recorded} ids, so they are not read as {ids} ids"
+        )
+
+
+def _recorded(folder: Path) -> tuple[Path, _PredictionFacts | None]:
+    """Return the `prediction.json` in or next to a folder, and what it says; None without one."""
+    paths = [parent / PREDICTION_FILE for parent in (folder, folder.parent)]
+    path = next((path for path in paths if path.is_file()), paths[0])
+    if not path.is_file():
+        return path, None
     try:
-        document = parse_form(path.read_text(encoding="utf-8"), _PredictionFacts)
-        names = document["classes"]["names"]
-        if any(entry["classes"]["names"] != names for entry in document.get("also_there", [])):
-            raise DataError(f"{path}: lists masks of networks with different classes")
-        return ClassSpace(tuple(names), tuple((0, 0, 0) for _ in names))
+        return path, parse_form(path.read_text(encoding="utf-8"), _PredictionFacts)
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: does not name the predicted classes: {error}") from error
 

@@ -23,6 +23,7 @@ from udaseg.evaluation.prediction_files import (
     match_predictions,
     read_upright_prediction,
     recorded_classes,
+    refuse_other_ids,
 )
 from udaseg.evaluation.scores import ScoringOptions, check_protocol, summarise
 from udaseg.inference.pipeline import RELEASE_SIZE, check_release_sizes
@@ -160,6 +161,7 @@ def _unknown_ids_message(unknown_by_file: dict[Path, list[int]], ids: Ids, image
 
 def _prediction_classes(folder: Path, ids: Ids, dataset: PreparedDataset) -> ClassSpace:
     """Return the classes that the ids in a folder refer to."""
+    refuse_other_ids(folder, ids)
     if ids == "label":
         return builtin_label_table("cityscapes19").classes
     recorded = recorded_classes(folder)

@@ -5,6 +5,7 @@ here repeats the same passes; complete pseudo-labels are kept.
 """
 
 import contextlib
+import functools
 import hashlib
 import logging
 from collections.abc import Iterator, Sequence
@@ -16,11 +17,11 @@ from torch import nn
 
 from udaseg.data.datasets.index import PreparedDataset, Sample, evenly_spaced_indices
 from udaseg.data.loading.cache import open_cache
-from udaseg.data.loading.pseudo_labels import pseudo_labels_digest
-from udaseg.display.progress import WorkProgress
+from udaseg.data.loading.pseudo_labels import pseudo_labels_digest, write_pseudo_label
+from udaseg.display.progress import LazyProgress, WorkProgress
 from udaseg.distributed import all_ranks, all_reduce_sum, on_rank_zero, rank, world_size
 from udaseg.errors import CheckpointError, DataError, Interrupted
-from udaseg.evaluation.given_labels import GivenLabels, find_given_labels, write_given_labels
+from udaseg.evaluation.given_labels import GivenLabels, find_given_labels, read_given_labels
 from udaseg.files import read_json, write_json
 from udaseg.methods import passes
 from udaseg.methods.objectives.alignment import PrototypeAlignment
@@ -114,10 +115,24 @@ def label_folder(folder: Path, stage: Stage) -> Path | None:
 
 
 def refuse_missing_labels(recipe: Recipe, data: RunData) -> None:
-    """Refuse a folder of pseudo-labels that a stage could not use, before the run begins."""
+    """Refuse a folder of pseudo-labels that a stage could not use, before the run begins.
+
+    Its files are read once: a stage may begin days later.
+    """
     for stage in stages_of(recipe):
-        if stage.pseudo_labels is not None and stage.pseudo_labels.folder is not None:
-            _given_labels(stage.pseudo_labels, recipe, data)
+        settings = stage.pseudo_labels
+        if settings is not None and settings.folder is not None:
+            on_rank_zero(functools.partial(_read_once, settings, recipe, data))
+
+
+def _read_once(settings: PseudoLabelling, recipe: Recipe, data: RunData) -> None:
+    assert data.target is not None
+    given, samples = _given_labels(settings, recipe, data), data.target.split(recipe.target.split)
+    with LazyProgress(f"read {settings.folder}", "files") as on_progress:
+        pixels = read_given_labels(
+            given, samples, len(data.classes), lambda done: on_progress(done, len(samples))
+        )
+    _refuse_no_labels(settings, pixels.tolist(), data.classes.names)
 
 
 def make_labels(context: RunContext, setup: TrainingSetup, stop: StopSignal) -> dict[str, str]:
@@ -193,16 +208,28 @@ def _copy_labels(
     log.info("%d of %d images have a pseudo-label in %s", len(given.files), total, settings.folder)
     own = crops.samples[rank() :: world_size()]
     with _pass_over("pseudo-labels of the folder", total, stop, context) as on_image:
-        pixels = write_given_labels(
-            given, own, labels, len(classes), lambda done: on_image(done, total)
+        pixels = read_given_labels(
+            given,
+            own,
+            len(classes),
+            lambda done: on_image(done, total),
+            lambda sample, mask: write_pseudo_label(labels, sample, mask),
         )
     kept = all_reduce_sum(torch.from_numpy(pixels)).tolist()
-    if not any(kept):
+    _refuse_no_labels(settings, kept, classes.names)
+    share = 100 * sum(kept[:-1]) / max(1, sum(kept))
+    log.info("%.1f %% of the target pixels have a pseudo-label", share)
+    if without := [name for name, count in zip(classes.names, kept, strict=False) if not count]:
+        log.warning("without pseudo-labels: %s", ", ".join(without))
+    return {name: {"kept_pixels": count} for name, count in zip(classes.names, kept, strict=False)}
+
+
+def _refuse_no_labels(settings: PseudoLabelling, kept: Sequence[int], names: Sequence[str]) -> None:
+    if not any(kept[:-1]):
         raise DataError(
-            f"{settings.folder}: no pixel has a class of the network ({', '.join(classes.names)}), "
-            "so there is nothing to train on"
+            f"{settings.folder}: no pixel has a class of the network ({', '.join(names)}), so "
+            "there is nothing to train on"
         )
-    return {name: {"kept_pixels": count} for name, count in zip(classes.names, kept, strict=True)}
 
 
 def _given_labels(settings: PseudoLabelling, recipe: Recipe, data: RunData) -> GivenLabels:
