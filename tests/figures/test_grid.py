@@ -71,6 +71,13 @@ def test_images_can_be_named_and_runs_titled(home):
     assert not np.array_equal(titled, np.asarray(Image.open(folder / "named.png")))
 
 
+def test_a_picture_with_another_name_than_of_a_png_is_refused(home):
+    (home[0] / "folder.png").mkdir()
+    for name in ("a.jpg", "a", "folder.png"):
+        told = command("grid", "adapted", "--out", name, cwd=home[0], expect=2).stderr
+        assert f"{name}: the picture is a PNG; give a file named *.png" in told
+
+
 def test_without_labels_there_is_no_truth(home):
     folder, state = home
     state["city"] = write_city(folder / "bare", labelled=False)

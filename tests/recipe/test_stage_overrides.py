@@ -102,7 +102,11 @@ def test_a_new_kind_drops_what_only_the_old_one_has_and_nothing_that_is_given():
             f"{CONTRAST}.discriminator_lr=1",
             "unknown key; did you mean 'method.stages.NAME.objective.discriminator_lr'?",
         ),
-        (f"{CONTRAST}.share=2", "method.stages: must be shares that add up to 1, got 2.6"),
+        (
+            f"{CONTRAST}.share=2",
+            "must be shares that add up to 1 (method.stages.warm_up.share), got 2.6",
+        ),
+        ("method.stages.warm_up=null", "(method.stages.contrast.share), got 0.6\n"),
         (f"{CONTRAST}.share=-2", "method.stages[1].share: must be above 0"),
         ("source.crop.first=1", "source.crop: is a list without names"),
         (f"{CONTRAST}.objective.kind=prototypes", "must be one of"),

@@ -72,14 +72,16 @@ def grid(
         The file.
 
     Raises:
-        UsageError: There are not as many titles as runs.
+        UsageError: There are not as many titles as runs, or `out` is no name of a PNG.
         CheckpointError: A run has no such network.
         DataError: The data cannot be read, or no image has one of the names.
 
     Example:
         udaseg.grid(["runs/source_only", "runs/rccr"], out="figure.png")
     """
-    options, paths = options or GridOptions(), one_or_more(runs)
+    options, paths, path = options or GridOptions(), one_or_more(runs), Path(out)
+    if path.suffix.lower() != ".png" or path.is_dir():
+        raise UsageError(f"{path}: the picture is a PNG; give a file named *.png")
     titles = options.titles or names_of_runs([Path(path) for path in paths])
     if len(titles) != len(paths):
         raise UsageError(f"{len(paths)} runs need as many titles, got {len(titles)}")
@@ -99,7 +101,6 @@ def grid(
     sheet = comparison_sheet(rows, ["image", *titles, *(["truth"] if has_truth else [])])
     colors = _colors([model.classes for model in models])
     names = legend(list(colors), list(colors.values()), sheet.shape[1])
-    path = Path(out)
     write_png(path, np.vstack([sheet, names]))
     return path
 

@@ -32,8 +32,9 @@ Code the YAML extension), save it as `recipe.schema.json` and begin a recipe wit
 
 A key without a default must be written. Any key can be set on the command line:
 `udaseg adapt optimizer.lr=1e-4`. A stage is addressed by its name,
-`method.stages.warm_up.share=0.3`, and left out with `method.stages.warm_up=null`. A new `kind`
-drops the keys that only the old kind has: `method.stages.warm_up.objective.kind=source_only`.
+`method.stages.warm_up.share=0.3`, and left out with `method.stages.self_distillation=null`; then
+another stage takes over its share, as with `method.stages.contrast.share=0.6`. A new `kind` drops
+the keys that only the old kind has: `method.stages.warm_up.objective.kind=source_only`.
 """
 
 

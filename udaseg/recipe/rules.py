@@ -109,9 +109,9 @@ def _stages(recipe: Recipe) -> Problems:
     if not isinstance(recipe.method, Staged):
         return
     stages = recipe.method.stages
-    total = sum(stage.share for stage in stages)
-    yield from _unless(abs(total - 1) < 1e-6, "method.stages", "shares that add up to 1", total)
-    names = [stage.name for stage in stages]
+    total, names = sum(stage.share for stage in stages), [stage.name for stage in stages]
+    must = f"shares that add up to 1 (method.stages.{names[0]}.share)"
+    yield from _unless(abs(total - 1) < 1e-6, "method.stages", must, round(total, 6))
     for number, stage in enumerate(stages):
         key = f"method.stages[{number}]"
         is_unique = names.count(stage.name) == 1

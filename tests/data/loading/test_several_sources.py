@@ -142,6 +142,8 @@ def test_sets_that_cannot_be_one_source_are_refused(recipe, root, tmp_path):
     alien = write(tmp_path, "alien", ["mud", "slime", "void"])
     with pytest.raises(DataError, match=r"alien: its classes \(mud, slime, void\) have no name in"):
         join_datasets([game, alien])
+    with pytest.raises(DataError, match="game: is twice among the sources, perhaps by its name"):
+        join_datasets([game, replace(game)])
     with pytest.raises(DataError, match="film: has no labels"):
         join_datasets([game, replace(game, name="film", classes=None)])
     elsewhere = replace(recipe, source=replace(recipe.source, split="val"))

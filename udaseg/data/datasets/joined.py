@@ -68,10 +68,13 @@ def join_datasets(datasets: Sequence[PreparedDataset]) -> PreparedDataset:
     those that all of them have, with the samples of each in turn.
 
     Raises:
-        DataError: One has no labels, or no class in common with those before it.
+        DataError: One has no labels, or no class in common with those before it, or is there twice.
     """
     if len(datasets) == 1:
         return datasets[0]
+    names = [dataset.name for dataset in datasets]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise DataError(f"{twice[0]}: is twice among the sources, perhaps by its name and its YAML")
     classes, held = _all_classes(datasets), dict[str, HeldFile]()
     train_ids = [
         () if each.classes is None else each.classes.train_ids_in(classes) for each in datasets
