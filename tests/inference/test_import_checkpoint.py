@@ -250,6 +250,12 @@ def test_the_command_makes_a_run_that_predict_takes(tmp_path, monkeypatch):
     assert model.predict(image).ids.shape == SIZE
     again = CliRunner().invoke(app, ["import", "dacs.pth"])
     assert isinstance(again.exception, UsageError)
+    assert "exists already; use --overwrite to start again" in str(again.exception)
+    broken = network.state_dict()
+    broken["layer3.0.conv1.weight"][0] = float("nan")
+    torch.save(broken, "broken.pth")
+    with pytest.raises(CheckpointError, match="holds values that are not finite: backbone"):
+        udaseg.import_checkpoint("broken.pth", recipe="toyland/source_only")
 
 
 @pytest.mark.parametrize(

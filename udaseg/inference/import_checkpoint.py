@@ -59,7 +59,7 @@ def import_checkpoint(
     """
     path = Path(checkpoint)
     folder = Path("runs") / f"imported-{path.stem}" if out is None else Path(out)
-    refuse_existing_run(folder, overwrite=overwrite)
+    refuse_existing_run(folder, overwrite=overwrite, can_resume=False)
     spec = load(find_recipe(os.fspath(recipe)))
     network = read_released(path, dilations)
     space = _classes(path, network.num_classes, classes)
@@ -72,7 +72,7 @@ def import_checkpoint(
     )
     origin = Checkpoint(path, network.step, {}, {}, {}, {}, {}, sha256=sha256_of(path))
     with writer_lock(folder):
-        refuse_existing_run(folder, overwrite=overwrite)
+        refuse_existing_run(folder, overwrite=overwrite, can_resume=False)
         fill_run_folder(folder, spec, ("udaseg", "import", str(path)), init=origin)
         save_checkpoint(
             folder / "checkpoints",

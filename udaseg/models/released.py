@@ -149,7 +149,7 @@ def _network(path: Path, model: Model, state: Mapping[str, Tensor]) -> Segmenter
     """Return the network of a state dict.
 
     Raises:
-        CheckpointError: Tensors are missing, or have other shapes.
+        CheckpointError: Tensors are missing, have other shapes, or hold NaN or infinite values.
     """
     given = {
         own + name.removeprefix(theirs): value
@@ -175,5 +175,8 @@ def _network(path: Path, model: Model, state: Mapping[str, Tensor]) -> Segmenter
     if wrong:
         shown = ", ".join(wrong[:_SHOWN]) + (", …" if len(wrong) > _SHOWN else "")
         raise CheckpointError(f"{path}: lacks tensors of its network, or their shape: {shown}")
+    if broken := [name for name, value in given.items() if not bool(value.isfinite().all())]:
+        shown = ", ".join(broken[:_SHOWN])
+        raise CheckpointError(f"{path}: holds values that are not finite: {shown}")
     network.load_state_dict({name: given.get(name, value) for name, value in tensors.items()})
     return network

@@ -73,8 +73,11 @@ def names_of_runs(paths: Sequence[Path]) -> list[str]:
     return [str(path) for path in paths]
 
 
-def refuse_existing_run(folder: Path, *, overwrite: bool) -> None:
-    """Refuse a folder that a new run must not use; `overwrite` allows that of another run."""
+def refuse_existing_run(folder: Path, *, overwrite: bool, can_resume: bool = True) -> None:
+    """Refuse a folder that a new run must not use; `overwrite` allows that of another run.
+
+    The message names `--resume`, which an import does not have, only if `can_resume`.
+    """
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder}: is a file; choose another --out")
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
@@ -93,9 +96,10 @@ def refuse_existing_run(folder: Path, *, overwrite: bool) -> None:
     if overwrite:
         return
     if has_recipe:
+        resume = f"--resume {shlex.quote(str(folder))} to continue it, " if can_resume else ""
         raise UsageError(
-            f"{folder}: exists already; use --resume {shlex.quote(str(folder))} to continue "
-            "it, --overwrite to start again, or --out DIR for another folder"
+            f"{folder}: exists already; use {resume}--overwrite to start again, or --out DIR for "
+            "another folder"
         )
     raise UsageError(
         f"{folder}: is what is left of a run without its recipe.yaml, so it cannot be resumed; "
