@@ -1,14 +1,16 @@
 """Checkpoint faults: a few trials of each campaign of `make faults`."""
 
 import math
+import re
 
 import pytest
 import torch
 
 from tests.cli.running import udaseg
-from tests.support import crashes, files
+from tests.support import crashes, files, mutations
 from udaseg.errors import CheckpointError
 from udaseg.models.weights import read_state_dict
+from udaseg.runs.checkpoint import load_checkpoint
 
 
 def test_a_kill_while_saving_loses_nothing_that_was_told(tmp_path):
@@ -69,6 +71,19 @@ def test_commands_refuse_checkpoints_of_wrong_types(tmp_path, words, key, value)
     path.with_suffix(".json").unlink()
     output = udaseg(*words, path, cwd=tmp_path, expect=3)
     assert f"error: {path}: not a checkpoint as udaseg writes it: {key}" in output.stderr
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("kind", ["sparse", "complex", "on the meta device", "a quantized tensor"])
+def test_a_tensor_that_holds_no_plain_numbers_is_refused(tmp_path, kind):
+    path = crashes.saved(tmp_path, 1)
+    payload = torch.load(path, weights_only=True)
+    name = next(iter(payload["objective"]))
+    payload["objective"][name] = dict(mutations._TENSORS)[kind](payload["objective"][name])
+    torch.save(payload, path)
+    path.with_suffix(".json").unlink()
+    with pytest.raises(CheckpointError, match=re.escape(f"objective.{name}") + ".*plain numbers"):
+        load_checkpoint(path)
 
 
 class Hostile:

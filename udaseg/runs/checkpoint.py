@@ -69,6 +69,17 @@ def _one_color_each(classes: _Classes) -> _Classes:
     return classes
 
 
+def _with_plain_numbers(tensor: torch.Tensor) -> torch.Tensor:
+    """Refuse tensors without data, sparse, quantized and complex ones."""
+    is_dense = tensor.layout is torch.strided and not (tensor.is_quantized or tensor.is_meta)
+    if not is_dense or tensor.is_complex():
+        raise ValueError("must be a dense tensor of plain numbers")
+    return tensor
+
+
+_Tensor = Annotated[InstanceOf[torch.Tensor], AfterValidator(_with_plain_numbers)]
+
+
 class _Group(TypedDict, total=False):
     params: Required[list[_Count]]
     name: Required[str]
@@ -77,7 +88,7 @@ class _Group(TypedDict, total=False):
 
 
 class _Optimizer(TypedDict):
-    state: dict[int, dict[str, InstanceOf[torch.Tensor] | None]]
+    state: dict[int, dict[str, _Tensor | None]]
     param_groups: list[_Group]
 
 
@@ -90,7 +101,7 @@ class _Payload(TypedDict):
     step: _Count
     # early checkpoints of single-process runs lack this key
     processes: NotRequired[Annotated[int, Field(ge=1, lt=2**31)]]
-    objective: dict[str, InstanceOf[torch.Tensor]]
+    objective: dict[str, _Tensor]
     optimizer: _Optimizer
 
 

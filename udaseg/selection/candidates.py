@@ -72,6 +72,9 @@ def find_candidates(runs: Sequence[Path], *, all_checkpoints: bool) -> list[Cand
         manifests = reversed(list_manifests(run / "checkpoints"))
         paths = [manifest.with_suffix(".pt") for manifest in manifests]
         checkpoints = [path for path in paths if path.is_file()]
+        for path in paths:
+            if not path.is_file():
+                log.warning("%s: it has a manifest, but it is not there; it is left out", path)
         if not checkpoints:
             raise CheckpointError(f"{run}: no such run, or it holds no checkpoint")
         chosen = checkpoints if all_checkpoints or len(runs) == 1 else [find_checkpoint(run).path]
