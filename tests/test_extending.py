@@ -89,6 +89,7 @@ def adapt(house, data, *words, backbone="mobilenet_v2"):
     return (house / "run" / "metrics.jsonl").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_regularizer_touches_four_files(house, data):
     assert apply(house, "A regularizer") == [
         "udaseg/recipe/contrast.py",

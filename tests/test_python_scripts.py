@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.support.toy import TINY, toy_root
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -20,6 +22,7 @@ print("finished", run.finished)
 """
 
 
+@pytest.mark.slow
 def test_a_script_renders_and_trains_with_processes_and_runs_once(tmp_path):
     toy_root(tmp_path / "data")
     pairs = dict(word.split("=", 1) for word in TINY)

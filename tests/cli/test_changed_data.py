@@ -124,7 +124,10 @@ def test_what_is_restored_or_only_copied_goes_on_as_if_nothing_had_happened(home
     assert_same(tensors(home / "run"), whole)
 
 
-@pytest.mark.parametrize("change", ["target", "photos", "labels"])
+@pytest.mark.parametrize(
+    "change",
+    ["target", *(pytest.param(each, marks=pytest.mark.slow) for each in ("photos", "labels"))],
+)
 def test_every_file_that_a_run_reads_counts(home, change):
     words = ["--target", "photos"] if change == "photos" else []
     _stopped_after_two(home, *words)
@@ -171,7 +174,14 @@ def _manifest(path):
 
 @pytest.mark.parametrize(
     ("change", "bad"),
-    [("source", "fail"), *((change, "skip") for change in ("source", "photos", "labels", "gone"))],
+    [
+        ("source", "fail"),
+        *(
+            pytest.param(change, "skip", marks=pytest.mark.slow)
+            for change in ("source", "photos", "labels")
+        ),
+        ("gone", "skip"),
+    ],
 )
 def test_a_file_that_changes_under_a_run_ends_it_with_its_last_step_saved(
     home, monkeypatch, change, bad

@@ -12,11 +12,12 @@ def whole(root, tmp_path_factory):
     return golden(root, tmp_path_factory.mktemp("whole") / "run")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "stop",
     [
         Stop("save", group=True, number=signal.SIGTERM, workers=1),
-        pytest.param(Stop("eval", group=False, number=signal.SIGINT), marks=pytest.mark.slow),
+        Stop("eval", group=False, number=signal.SIGINT),
     ],
     ids=lambda stop: stop.phase,
 )

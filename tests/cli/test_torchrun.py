@@ -30,6 +30,7 @@ def whole(root, tmp_path_factory):
     return out, output
 
 
+@pytest.mark.slow
 def test_two_processes_make_one_run_and_speak_with_one_voice(whole):
     run, (out, err) = whole
     assert [line["step"] for line in lines(run)] == list(range(1, STEPS + 1))

@@ -566,7 +566,7 @@ def test_every_recipe_survives_being_printed_and_stored(monkeypatch: pytest.Monk
     monkeypatch.setattr(sys.modules["udaseg.recipe.load"], "recipe_problems", lambda recipe: [])
     install(monkeypatch, {("udaseg.regularizers", "gram.matrix no"): Gram})
     draw = random.Random(0)
-    for _ in range(500):
+    for _ in range(150):
         recipe = with_packages(replace(invented(Recipe, draw), packages=("torch",)))
         assert load(text=dump(recipe)) == recipe
         assert from_dict(to_dict(recipe)) == recipe

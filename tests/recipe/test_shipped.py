@@ -88,7 +88,7 @@ def test_a_recipe_begins_with_its_command_and_is_named_like_its_file(path):
 
 
 # recipes of one method differ between folders in their data and sizes only
-FAST = {"toyland", "gta5_cityscapes"}
+FAST = {"gta5_cityscapes"}
 STEPPED = [
     pytest.param(path, id=name, marks=[] if path.parent.name in FAST else pytest.mark.slow)
     for path, name in zip(FILES, NAMES, strict=True)

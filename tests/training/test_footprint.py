@@ -32,9 +32,14 @@ def real_peak(run):
     ("name", "words"),
     [
         ("toyland/rccr_spcl", []),
-        ("toyland/sepico", ["machine.activation_checkpointing=true"]),
+        pytest.param(
+            *("toyland/sepico", ["machine.activation_checkpointing=true"]), marks=pytest.mark.slow
+        ),
         ("toyland/advent", ["machine.micro_batches=2"]),
-        ("toyland/rccr", ["machine.precision=bf16", "optimizer.kind=sgd"]),
+        pytest.param(
+            *("toyland/rccr", ["machine.precision=bf16", "optimizer.kind=sgd"]),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=lambda part: part if isinstance(part, str) else " ".join(part),
 )
@@ -85,6 +90,7 @@ def test_each_way_of_saving_memory_saves_it(root):
         assert needs[name].student == needs["plain"].student
 
 
+@pytest.mark.slow
 def test_a_dry_run_prints_the_plan_of_memory_of_each_stage(root, tmp_path):
     words = ["adapt", "toyland/spcl", "--root", root, "--dry-run", *TINY]
     output = udaseg(*words, cwd=tmp_path).stderr

@@ -97,6 +97,7 @@ def test_a_first_step_that_does_not_fit_is_answered_with_figures(root, tmp_path,
         assert part in output.stderr
 
 
+@pytest.mark.slow
 def test_fit_halves_the_step_until_it_fits_and_the_run_resumes_exactly(root, tmp_path, spoil):
     words = [word for word in TINY if not word.startswith("batch.")]
     words = ["adapt", "toyland/dacs", "--root", root, "--steps", 2, "--batch", 4, *words, *OFTEN]
