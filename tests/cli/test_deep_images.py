@@ -87,6 +87,7 @@ def test_a_run_stores_the_bits_that_its_images_use(homes):
         assert read_index(home / "data/prepared/city").bits == (bits or 0)
 
 
+@pytest.mark.slow
 def test_the_plan_and_prepare_say_how_16_bits_are_read(homes):
     plan = ("--source", "city/city.yaml", "--target", "photos", "--dry-run", *TINY)
     for home, said in zip(homes, (0, 2), strict=True):
@@ -127,6 +128,7 @@ def test_predict_takes_the_bits_of_the_run(homes, tmp_path):
     assert json.loads((masks[1] / "prediction.json").read_text())["bits"] == 12
 
 
+@pytest.mark.slow
 def test_resume_and_another_target(homes):
     home = homes[1]
     udaseg("adapt", "--resume", "runs/a", cwd=home)

@@ -238,6 +238,7 @@ def starting_weights(finished, folder, step):
     return folder / f"step-{step:06d}.pt"
 
 
+@pytest.mark.slow
 def test_a_run_from_weights_that_goes_on_before_its_first_checkpoint_begins_with_them(
     root, finished, tmp_path
 ):

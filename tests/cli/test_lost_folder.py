@@ -37,6 +37,7 @@ def at_step(monkeypatch):
     return set_action
 
 
+@pytest.mark.slow
 def test_a_moved_folder_ends_the_run_and_goes_on_at_its_new_place(
     root, whole, tmp_path, at_step, monkeypatch
 ):

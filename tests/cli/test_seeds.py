@@ -101,6 +101,7 @@ def test_the_same_command_again_goes_on_with_what_is_left(root, three, tmp_path)
     assert "another recipe" in again.stderr
 
 
+@pytest.mark.slow
 def test_a_seed_that_was_stopped_before_its_first_checkpoint_begins_with_the_same_weights(
     root, three, tmp_path
 ):

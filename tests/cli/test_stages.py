@@ -85,6 +85,7 @@ def test_a_run_cut_off_in_any_stage_or_between_two_ends_where_the_whole_one_ends
     assert (out / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
 
 
+@pytest.mark.slow
 def test_pseudo_labels_that_are_lost_or_changed_are_made_again_exactly(root, whole, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(whole, out)
@@ -197,6 +198,7 @@ def test_source_only_can_take_the_place_of_the_adversarial_warm_up(root, tmp_pat
     assert json.loads((out / "status.json").read_text())["state"] == "done"
 
 
+@pytest.mark.slow
 def test_a_stage_begins_when_the_one_before_is_freed(root, tmp_path, monkeypatch):
     from udaseg.training import stages as stages_module
     from udaseg.training.setup import TrainingSetup

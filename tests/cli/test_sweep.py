@@ -142,6 +142,7 @@ def test_recipes_methods_and_single_changes_are_settings(root, tmp_path, monkeyp
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_leaves_the_others_theirs(root, tmp_path, monkeypatch):
     from udaseg.training.stages import Runner
 

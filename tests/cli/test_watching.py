@@ -94,6 +94,7 @@ def test_a_run_that_keeps_its_best_is_whole(watched, tmp_path):
     assert f"{STEPS + 3} lines of metrics" in output.stdout
 
 
+@pytest.mark.slow
 def test_a_device_that_is_too_full_to_compare_ends_no_run(watched, root, tmp_path, monkeypatch):
     real, steps = keep_best.compute_criteria, []
 
@@ -114,6 +115,7 @@ def test_a_device_that_is_too_full_to_compare_ends_no_run(watched, root, tmp_pat
     assert_same(tensors(out), tensors(watched))
 
 
+@pytest.mark.slow
 def test_images_that_cannot_be_read_for_comparing_end_the_run(root, tmp_path, monkeypatch):
     def broken(*_, **__):
         raise DataError("a.png: damaged")
@@ -186,6 +188,7 @@ def board(monkeypatch):
     return Writer
 
 
+@pytest.mark.slow
 def test_tensorboard_gets_every_number_of_the_metrics(root, tmp_path, board):
     out = tmp_path / "run"
     adapt(root, out, "machine.log_every=1", method="dacs", steps=2)

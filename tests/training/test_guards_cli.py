@@ -124,6 +124,7 @@ def test_fit_gives_up_where_one_image_does_not_fit(root, tmp_path, spoil):
     assert "use --fit" not in output.stderr
 
 
+@pytest.mark.slow
 def test_memory_that_runs_out_later_saves_the_run_which_goes_on_in_parts(
     root, tmp_path, monkeypatch
 ):

@@ -177,6 +177,7 @@ def test_numbers_of_numpy_are_numbers():
         read(source=b"toyland")
 
 
+@pytest.mark.slow
 def test_several_seeds_give_runs_and_statistics(root, tmp_path):
     words = {"target": "toyland-target", "source": "toyland", "steps": 1, "overrides": TINY}
     options = TrainOptions(root=root)

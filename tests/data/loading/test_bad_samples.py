@@ -310,6 +310,7 @@ def _fault_ends_the_run(pair, fault, workers, timeout):
 
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("fault", SAID)
+@pytest.mark.slow
 def test_a_worker_that_fails_is_named_with_its_files_and_ends_the_run(
     quick, pair, fault, workers, caplog
 ):
