@@ -361,6 +361,7 @@ def test_loader_processes_notice_it_too(home, monkeypatch, bad):
     assert f"and step {int(step)} is saved" in said
 
 
+@pytest.mark.slow
 def test_nothing_is_held_or_read_for_a_plan(home, monkeypatch):
     monkeypatch.setattr("udaseg.data.open.hold_now", None)
     _start(home, "--target", "photos", "--dry-run")

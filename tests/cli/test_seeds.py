@@ -81,6 +81,7 @@ def test_spread_leaves_out_what_was_not_measured_and_needs_two():
     assert SeedStatistics(()).to_json()["seeds"] == 0
 
 
+@pytest.mark.slow
 def test_the_same_command_again_goes_on_with_what_is_left(root, three, tmp_path):
     out = tmp_path / "seeds"
     shutil.copytree(three[0], out)

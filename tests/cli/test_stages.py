@@ -74,6 +74,7 @@ def test_pseudo_labels_are_pngs_with_rejected_pixels_and_their_thresholds_are_to
 @pytest.mark.parametrize(
     "step", [4, 9, *(pytest.param(step, marks=pytest.mark.slow) for step in (2, 6, 8))]
 )
+@pytest.mark.slow
 def test_a_run_cut_off_in_any_stage_or_between_two_ends_where_the_whole_one_ends(
     root, whole, tmp_path, step
 ):

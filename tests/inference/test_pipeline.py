@@ -150,7 +150,7 @@ def test_memory_does_not_grow_with_the_number_of_images(city):
 
     peak(3)
     few, many = peak(20), peak(120)
-    assert many - few < 20 * image.nbytes
+    assert many - few < 50 * image.nbytes  # counts and names, not 100 images
 
 
 class Keeping(Watching):

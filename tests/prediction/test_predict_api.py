@@ -89,6 +89,7 @@ def mask(path, out="masks", kind="ids"):
         (["--abstain", "0.4"], {"abstain": 0.4}),
     ],
 )
+@pytest.mark.slow
 def test_ids_and_confidence_are_those_of_the_masks_bit_for_bit(run, words, options):
     write_inputs()
     command("in", "--checkpoint", run, "--save", "ids,confidence", *words)

@@ -125,6 +125,7 @@ def test_classes_are_counted_on_every_fourth_row_and_column():
     assert class_counts(labels, 5).tolist() == expected
 
 
+@pytest.mark.slow
 def test_a_biased_teacher_of_a_real_run_is_noticed_and_a_sound_one_is_not():
     settings = {"steps": 150, "make": easy_batch, "lr": 3e-3}
     assert alarms_of(tiny_fit(objective=_objective(), **settings)) == []

@@ -90,6 +90,7 @@ def test_a_projection_head_of_another_kind_begins_anew(before, after, kept, capl
     assert ("begins anew" in caplog.text) == (not kept)
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_a_network_of_other_classes(harbour, root, finished, tmp_path):
     checkpoint = sorted((finished / "checkpoints").glob("step-*.pt"))[-1]
     for number, init in enumerate((finished, checkpoint)):

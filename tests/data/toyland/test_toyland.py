@@ -57,6 +57,7 @@ def test_image_and_label_have_the_size_and_the_types_asked_for(domain, size):
     assert (label.shape, label.dtype) == (size, np.uint8)
 
 
+@pytest.mark.slow
 def test_labels_hold_only_classes_and_the_ignored_value(many):
     values = set()
     for _, label in many["source"] + many["target"]:
