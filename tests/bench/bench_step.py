@@ -35,7 +35,7 @@ toy.toy_root(Path(sys.argv[1]))
 """
 
 CHILD = """
-import json, sys, tempfile, time
+import contextlib, json, sys, tempfile, time
 from dataclasses import replace
 from pathlib import Path
 import torch
@@ -49,6 +49,9 @@ from udaseg.training.step import compute_gradients
 
 method, root, precision, steps, saved, weights = sys.argv[1:]
 torch.set_num_threads(1)
+with contextlib.suppress(TypeError):  # as the training loop does, where it can take a number
+    from udaseg.data.files.images import keep_freed_memory
+    keep_freed_memory(2**31 - 1)
 words = ["machine.device=cpu", f"machine.precision={precision}", f"model.weights={weights}"]
 recipe = shipped(f"toyland/{method}", words)
 # the stage of SPCL that contrasts; other methods have one stage
