@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from tests.support.parity import blocky_batch
 from tests.support.small import shipped
-from udaseg.data.loading.batches import Batch
 from udaseg.methods import build
 from udaseg.models.backbones.sequential import SequentialBackbone
 from udaseg.models.heads.deeplab_v2 import DeepLabV2
@@ -73,15 +73,9 @@ def _network(spec, num_classes, *, projector):
 
 
 def _batch(step):
-    generator = torch.Generator().manual_seed(step)
-
-    def patches(count, low, high):
-        drawn = torch.randint(low, high, (2, count, 8, 8), generator=generator).float()
-        return F.interpolate(drawn, (SIDE, SIDE)).to(torch.uint8)
-
-    labels = patches(1, 0, CLASSES)[:, 0]
-    labels[:, :20] = VOID
-    return Batch(step, step / ALL_STEPS, step, patches(3, 0, 256), labels, patches(3, 0, 256))
+    return blocky_batch(
+        step, seed=step, steps=ALL_STEPS, classes=CLASSES, size=(SIDE, SIDE), void_rows=20
+    )
 
 
 class Draws:

@@ -11,9 +11,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.support.parity import assert_same_networks, blocky_batch, step_alike
 from tests.support.small import shipped, small_segmenter
 from udaseg.data.labels.classes import IGNORE
-from udaseg.data.loading.batches import Batch
 from udaseg.methods import build
 from udaseg.methods.augmentation import generator_for, strong_augment
 from udaseg.methods.mixing import class_mask, square_mask
@@ -27,15 +27,9 @@ SMALL = ["method.regional.cells_per_view=20", "method.teacher.momentum=0.7"]
 
 
 def _batch(step):
-    generator = torch.Generator().manual_seed(step)
-
-    def patches(count, low, high):
-        drawn = torch.randint(low, high, (2, count, 8, 8), generator=generator).float()
-        return F.interpolate(drawn, (SIDE, SIDE)).to(torch.uint8)
-
-    labels = patches(1, 0, CLASSES)[:, 0]
-    labels[:, :9] = IGNORE
-    return Batch(step, step / STEPS, 31 + step, patches(3, 0, 256), labels, patches(3, 0, 256))
+    return blocky_batch(
+        step, seed=31 + step, steps=STEPS, classes=CLASSES, size=(SIDE, SIDE), void_rows=9
+    )
 
 
 class Naive:
@@ -172,30 +166,11 @@ def test_losses_teacher_and_bank_follow_the_formulas_over_several_steps(name, mo
     anchors = []
     for step in range(STEPS):
         batch = _batch(step)
-        report, expected = objective(batch), naive.losses(batch)
-        assert set(report.parts) == set(expected)
-        for part, value in expected.items():
-            assert report.parts[part].item() == pytest.approx(value.item(), abs=1e-5), (step, part)
+        step_alike(objective, naive, rules, batch)
         anchors.append(naive.anchors)
-        for rule, total in zip(rules, (report.total, sum(expected.values())), strict=True):
-            rule.zero_grad()
-            total.backward()
-            rule.step()
-        objective.after_step(step, report)
-        naive.follow(step)
-        _same_networks(objective, naive)
+        assert_same_networks(objective, naive)
         _same_bank(objective.regularizers["regional"].bank, naive.pushed)
     assert sum(anchors) > 20, "the contrast saw next to no anchor"
-
-
-def _same_networks(objective, naive):
-    for ours, theirs in (
-        (objective.student, naive.student),
-        (objective.teacher.network, naive.teacher),
-    ):
-        weights = dict(theirs.named_parameters())
-        for name, weight in ours.named_parameters():
-            assert torch.allclose(weight, weights[name], atol=1e-5), name
 
 
 def _same_bank(bank, expected):

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.support.parity import assert_same_networks, blocks, step_alike
 from tests.support.small import shipped, small_segmenter
 from udaseg.data.labels.classes import IGNORE
 from udaseg.data.loading.batches import Batch
@@ -40,18 +41,14 @@ SETTINGS = [
 def _batch(step):
     generator = torch.Generator().manual_seed(step)
 
-    def patches(count, low, high, size, side):
-        shape = (2, count, size[0] // side, size[1] // side)
-        drawn = torch.randint(low, high, shape, generator=generator).float()
-        return F.interpolate(drawn, size).to(torch.uint8)
-
     # blocks that are no cells, and classes 4 and 5 in the last step alone
-    labels = patches(1, 0, 4 if step < STEPS - 1 else 6, (SIDE, SIDE), 16)[:, 0].roll(
-        (3, 5), (1, 2)
-    )
+    most = 4 if step < STEPS - 1 else 6
+    labels = blocks(generator, 1, 0, most, (SIDE, SIDE), 16)[:, 0].roll((3, 5), (1, 2))
     labels[:, :9] = IGNORE
-    images = patches(3, 0, 256, (SIDE, SIDE), 8)
-    return Batch(step, step / STEPS, 31 + step, images, labels, patches(3, 0, 256, (80, 96), 8))
+    images = blocks(generator, 3, 0, 256, (SIDE, SIDE))
+    return Batch(
+        step, step / STEPS, 31 + step, images, labels, blocks(generator, 3, 0, 256, (80, 96))
+    )
 
 
 class Released:
@@ -199,25 +196,8 @@ def test_losses_and_teacher_follow_the_release_over_several_steps(variant, monke
     networks = (objective.student, released.student)
     rules = [torch.optim.SGD(net.parameters(), lr=0.01) for net in networks]
     for step in range(STEPS):
-        batch = _batch(step)
-        report, expected = objective(batch), released.losses(batch)
-        assert set(report.parts) == set(expected)
-        for part, value in expected.items():
-            assert report.parts[part].item() == pytest.approx(value.item(), abs=1e-5), (step, part)
-        for rule, total in zip(rules, (report.total, sum(expected.values())), strict=True):
-            rule.zero_grad()
-            total.backward()
-            rule.step()
-        objective.after_step(step, report)
-        released.follow(step)
-        pairs = (
-            (objective.student, released.student),
-            (objective.teacher.network, released.teacher),
-        )
-        for ours, theirs in pairs:
-            weights = dict(theirs.named_parameters())
-            for name, weight in ours.named_parameters():
-                assert torch.allclose(weight, weights[name], atol=1e-5), (step, name)
+        step_alike(objective, released, rules, _batch(step))
+        assert_same_networks(objective, released)
     assert min(released.counted) > 10, "a contrast saw next to no cell"
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from tests.cli.running import udaseg
 from tests.support import files
 from tests.support.small import shipped
-from tests.support.toy import TINY, toy_pair, toy_root
+from tests.support.toy import TINY, toy_pair
 from udaseg.data.datasets.index import PreparedDataset
 from udaseg.data.files.images import read_image, write_png
 from udaseg.data.loading import cache_write
@@ -33,19 +33,6 @@ from udaseg.training.setup import build_batches
 
 SIZE = (48, 80)
 BOTH = ("png", "raw")
-
-
-@pytest.fixture(scope="module")
-def toys(tmp_path_factory):
-    """Prepare toyland once for all tests in this file."""
-    return toy_root(tmp_path_factory.mktemp("toys"))
-
-
-@pytest.fixture
-def root(toys, tmp_path):
-    """Copy the prepared datasets; the images are not copied."""
-    shutil.copytree(toys / "prepared", tmp_path / "prepared")
-    return tmp_path
 
 
 @pytest.fixture(autouse=True)

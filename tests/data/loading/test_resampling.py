@@ -1,6 +1,5 @@
 """Pixels of `resampling: bicubic` are those of the written-out filter; caches and inference too."""
 
-import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -9,7 +8,7 @@ import pytest
 
 import udaseg
 from tests.support.small import shipped
-from tests.support.toy import toy_pair, toy_root
+from tests.support.toy import toy_pair
 from udaseg.data.loading.cache import open_cache
 from udaseg.data.loading.cache_write import write_cache
 from udaseg.data.loading.transforms import resize_image
@@ -22,17 +21,6 @@ from udaseg.inference.predictor import Predictor
 from udaseg.training.setup import build_crop_source
 
 SIZE = (23, 51)
-
-
-@pytest.fixture(scope="module")
-def toys(tmp_path_factory):
-    return toy_root(tmp_path_factory.mktemp("toys"))
-
-
-@pytest.fixture
-def root(toys, tmp_path):
-    shutil.copytree(toys / "prepared", tmp_path / "prepared")
-    return tmp_path
 
 
 def cubic(distance):
