@@ -304,6 +304,12 @@ def is_null(node: Node) -> bool:
     return isinstance(node, ScalarNode) and not node.quoted and node.text in ("null", "~")
 
 
+def text_at(node: Node, name: str) -> str | None:
+    """Return the scalar at a key of a section, as written; None if there is none."""
+    child = node.entries.get(name, ("", None))[1] if isinstance(node, MappingNode) else None
+    return child.text if isinstance(child, ScalarNode) else None
+
+
 def scalar_value(node: ScalarNode | InvalidNode) -> object:
     """Return the value of a scalar: null, true or false, a number, or else its text.
 

@@ -183,7 +183,8 @@ class _Explanation:
             kinds = _kinds(place.annotation)
             members = {member.__name__: member for member in kinds.values()}
             if part in members:
-                if kinds.get(_kind_of(place.node), members[part]) is not members[part]:
+                kind = documents.text_at(place.node, "kind")
+                if kinds.get(kind, members[part]) is not members[part]:
                     return None
                 place = replace(place, annotation=members[part])
             elif part in kinds:
@@ -384,12 +385,6 @@ def _kinds(annotation: Any) -> dict[Any, type]:
     if not members or not all(is_dataclass(member) for member in members):
         return {}
     return {kind: member for member in members for kind in _own_kinds(member)}
-
-
-def _kind_of(node: Node) -> str | None:
-    """Return the `kind` that a section has."""
-    kind = node.entries.get("kind", ("", None))[1] if isinstance(node, MappingNode) else None
-    return kind.text if isinstance(kind, ScalarNode) else None
 
 
 def _own_kinds(cls: Any) -> tuple[Any, ...]:

@@ -214,7 +214,7 @@ def _index_of(
     items: documents.ListNode, name: str, key: list[str], position: str, problems: Problems
 ) -> int | None:
     """Return the index of the section of this `name` in the list at a key; None adds a problem."""
-    names = [_text_of(item, "name") for item in items.items]
+    names = [documents.text_at(item, "name") for item in items.items]
     if name in names:
         return names.index(name)
     known = [each for each in names if each is not None]
@@ -243,11 +243,6 @@ def _keys_of_kind(kind: str) -> frozenset[str]:
         if typing.get_args(typing.get_type_hints(cls).get("kind")) == (kind,)
     ]
     return frozenset(part.name for cls in chosen for part in fields(cls))
-
-
-def _text_of(node: documents.Node, name: str) -> str | None:
-    child = node.entries.get(name, ("", None))[1] if isinstance(node, MappingNode) else None
-    return child.text if isinstance(child, documents.ScalarNode) else None
 
 
 def _plain(value: object) -> object:
