@@ -227,7 +227,7 @@ def _crops(recipe: Recipe) -> Problems:
 def _repeated(recipe: Recipe) -> Problems:
     if recipe.optimizer.repeated == "released":
         kind, backbone = recipe.optimizer.kind, recipe.model.backbone
-        is_released = kind == "sgd" and backbone in ("resnet18", "resnet50", "resnet101")
+        is_released = kind == "sgd" and backbone in RESNETS
         must = "once: the releases list tensors of a ResNet several times, for SGD"
         got = f"released with {kind} and {backbone}"
         yield from _unless(is_released, "optimizer.repeated", must, got)

@@ -36,7 +36,7 @@ BACKBONES = {
 """The built-in backbones, each with the module in `udaseg/models/backbones/` that builds it."""
 
 RESNETS = ("resnet18", "resnet50", "resnet101")
-"""Backbones that `model.first_dilation` and `model.ceil_pool` can change."""
+"""Backbones for `model.first_dilation`, `model.ceil_pool` and `optimizer.repeated`."""
 
 TIMM_PREFIX = "timm:"
 """What the name of a backbone of timm begins with."""
