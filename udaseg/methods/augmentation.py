@@ -24,6 +24,8 @@ Adjustment = tuple[int, float]
 Kind = Literal["torchvision", "kornia_0_4"]
 """Whose operations; see `StrongAugmentation.kind`."""
 
+_Edges = Literal["replicate", "reflect"]
+
 _GREY = (0.2989, 0.587, 0.114)
 _BLUR_RADIUS = 5
 _ROUNDS, _NUMBERS = 7, 5
@@ -135,9 +137,7 @@ def _changed(images: Tensor, changes: Sequence[Change], kind: Kind, *, together:
     if not all(jittered):
         changed = torch.lerp(changed, images, plain[..., None, None])  # exact at 0 and 1
     if any(blurred):
-        edges: Literal["replicate", "reflect"] = "replicate"
-        if kind == "kornia_0_4":
-            edges = "reflect"
+        edges: _Edges = "reflect" if kind == "kornia_0_4" else "replicate"
         soft = gaussian_blur(changed, taps, convolve=together, edges=edges)
         changed = soft if all(blurred) else torch.lerp(soft, changed, sharp[..., None, None])
     return changed
@@ -257,7 +257,7 @@ def gaussian_blur(
     taps: Tensor,
     *,
     convolve: bool,
-    edges: Literal["replicate", "reflect"] = "replicate",
+    edges: _Edges = "replicate",
 ) -> Tensor:
     """Return (B, 3, H, W) images blurred with the (B, 11) `taps` of each.
 

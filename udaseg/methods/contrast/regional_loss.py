@@ -112,9 +112,11 @@ def _sum_and_gradient(
     if rows is not None:
         query_RD, key_RD, label_R = query_RD[rows], key_RD[rows], label_R[rows]
         weight_R = weight_R[rows]
-    compare = _losses_with_epsilon if epsilon > 0 else _losses
-    scaled_RD = query_RD / temperature
-    loss_R, gradient_RD = compare(scaled_RD, key_RD, label_R, bank, bank_labels, epsilon)
+    compared = query_RD / temperature, key_RD, label_R, bank, bank_labels
+    if epsilon > 0:
+        loss_R, gradient_RD = _losses_with_epsilon(*compared, epsilon)
+    else:
+        loss_R, gradient_RD = _losses(*compared)
     total = (loss_R * weight_R).sum()
     gradient_RD.mul_((weight_R / temperature)[:, None])
     if rows is not None:
@@ -123,7 +125,7 @@ def _sum_and_gradient(
 
 
 def _losses(
-    scaled: Tensor, keys: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor, _: float
+    scaled: Tensor, keys: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return the losses (R,) without an epsilon, and their gradients (R, D) by `scaled`.
 
