@@ -138,6 +138,14 @@ def balanced_crop(
     return crops.contiguous(memory_format=torch.channels_last)
 
 
+def fill_edge_rows(maps: Tensor, rows: tuple[int, int], value: int) -> Tensor:
+    """Return a copy of maps (B, H, W) with a value in the (top, bottom) `rows`."""
+    (top, bottom), filled = rows, maps.clone()
+    filled[:, :top] = value
+    filled[:, maps.shape[1] - bottom :] = value
+    return filled
+
+
 def cells_to_pixels(mask: Tensor, size: tuple[int, int], stride: int) -> Tensor:
     """Return a (B, h, w) mask of cells as a contiguous (B, H, W) mask of pixels."""
     pixels = mask.repeat_interleave(stride, 1).repeat_interleave(stride, 2)

@@ -19,7 +19,7 @@ from udaseg.data.loading.batches import Batch
 from udaseg.distributed import to_device
 from udaseg.errors import UdasegError
 from udaseg.methods.augmentation import generator_for
-from udaseg.methods.mixing import cells_to_pixels, paste, square_mask
+from udaseg.methods.mixing import cells_to_pixels, fill_edge_rows, paste, square_mask
 from udaseg.models.segmenter import Segmenter, SegmenterOutput
 
 View = NewType("View", str)
@@ -241,12 +241,10 @@ def _cutmix(context: StepContext, need: Need) -> StudentInput:
 
 def _augmented(context: StepContext, need: Need) -> StudentInput:
     images = context.augment(context.target, generator_for(context.batch.seed, "augmented"))
-    taught, (top, bottom) = context.target_view, context.ignore_rows
+    taught, rows = context.target_view, context.ignore_rows
     labels, share = taught.predictions, need.options.get("label_share")
-    if share is not None or top > 0 or bottom > 0:
-        trusted = context.target_labels.clone()
-        trusted[:, :top] = IGNORE
-        trusted[:, trusted.shape[1] - bottom :] = IGNORE
+    if share is not None or any(rows):
+        trusted = fill_edge_rows(context.target_labels, rows, IGNORE)
         labels = labels_on_cells(trusted, context.target_output, share)
     return StudentInput(images, CellLabels(labels, taught.confidence))
 

@@ -16,7 +16,7 @@ from udaseg.methods.contrast.regularizer import (
     Regularizer,
     reduce_with_counts,
 )
-from udaseg.methods.mixing import balanced_crop, class_mask, paste
+from udaseg.methods.mixing import balanced_crop, class_mask, fill_edge_rows, paste
 from udaseg.methods.objectives.entropy import normalised_entropy
 from udaseg.methods.objectives.objective import LossReport, Objective
 from udaseg.methods.pixel_loss import count_classes, count_labelled, pixel_loss, pseudo_labels
@@ -173,13 +173,10 @@ class SelfTraining(Objective):
 
     def _without_ignored_rows(self, share: Tensor, mixed: Mixed) -> Tensor:
         """Return the weight of target pixels: `share`, and 0 in rows that are not trained on."""
-        (top, bottom), height = self.spec.mixing.ignore_rows, mixed.mask.shape[1]
-        if top == bottom == 0:
+        rows = self.spec.mixing.ignore_rows
+        if not any(rows):
             return share
-        weight = share.expand(-1, height, -1).clone()
-        weight[:, :top] = 0
-        weight[:, height - bottom :] = 0
-        return weight
+        return fill_edge_rows(share.expand(-1, mixed.mask.shape[1], -1), rows, 0)
 
     def _sum_over_ranks(
         self, context: StepContext, views: Views, sums: RankSums
