@@ -1,7 +1,7 @@
 """`udaseg table`: the scores of several runs, by method and class, with their differences."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,6 +21,9 @@ from udaseg.runs.run import Run
 from udaseg.runs.scores import Scores, find_score_files, read_scores
 
 StrPath = str | os.PathLike[str]
+
+_Paired = list[list[ImageCounts]]
+"""Counts of the same images, by the runs of two rows."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +80,14 @@ def compare_runs(
     notes += _class_notes(methods)
     if baseline is None:
         return RunTable(methods, chosen, notes=notes)
-    pairs = zip(rows[1:], methods[1:], strict=True)
-    compared = [replace(each, differences=_differences(rows[0], row)) for row, each in pairs]
-    notes += _interval_notes(rows)
-    return RunTable([methods[0], *compared], chosen, rows[0].name, notes)
+    reference, *others = methods
+    paired = [_paired(rows[0], row) for row in rows[1:]]
+    compared = [
+        replace(other, differences=_differences(reference, other, counts))
+        for other, counts in zip(others, paired, strict=True)
+    ]
+    notes += _interval_notes(others, paired)
+    return RunTable([reference, *compared], chosen, reference.name, notes)
 
 
 def _merged(paths: Sequence[Path]) -> list[RunGroup]:
@@ -216,7 +223,7 @@ def _class_notes(methods: Sequence[MethodScores]) -> list[str]:
     return notes
 
 
-def _paired(baseline: _Row, row: _Row) -> list[list[ImageCounts]] | None:
+def _paired(baseline: _Row, row: _Row) -> _Paired | None:
     """Return the counts of both rows; None unless all are known, for the same images."""
     both = [[each for each in one.counts if each is not None] for one in (baseline, row)]
     if len(both[0]) < len(baseline.counts) or len(both[1]) < len(row.counts):
@@ -235,10 +242,11 @@ def _have_same_truth(groups: Sequence[Sequence[ImageCounts]]) -> bool:
     return all(np.array_equal(truths[0], truth) for truth in truths)
 
 
-def _differences(baseline: _Row, row: _Row) -> dict[str, Difference]:
+def _differences(
+    first: MethodScores, second: MethodScores, paired: _Paired | None
+) -> dict[str, Difference]:
     """Return the differences of the scores that both rows have."""
-    first, second = _method(baseline), _method(row)
-    intervals = _intervals(baseline, row)
+    intervals = {} if paired is None else _intervals(paired)
     differences = {}
     for name in first.scores.keys() & second.scores.keys():
         before, after = first.scores[name].mean, second.scores[name].mean
@@ -247,11 +255,8 @@ def _differences(baseline: _Row, row: _Row) -> dict[str, Difference]:
     return differences
 
 
-def _intervals(baseline: _Row, row: _Row) -> Mapping[str, tuple[float, float] | None]:
+def _intervals(paired: _Paired) -> dict[str, tuple[float, float] | None]:
     """Return the interval of the difference of each class and mean, where it can be computed."""
-    paired = _paired(baseline, row)
-    if paired is None:
-        return {}
     drawn = []
     for counts, iou_RK in zip(paired, resampled_iou(paired), strict=True):
         classes = counts[0].classes
@@ -262,11 +267,11 @@ def _intervals(baseline: _Row, row: _Row) -> Mapping[str, tuple[float, float] | 
     return {name: interval(drawn[1][name] - drawn[0][name]) for name in drawn[0].keys() & drawn[1]}
 
 
-def _interval_notes(rows: Sequence[_Row]) -> list[str]:
+def _interval_notes(others: Sequence[MethodScores], paired: Sequence[_Paired | None]) -> list[str]:
     """Return how to read the intervals, and which rows have none."""
-    without = [row.name for row in rows[1:] if _paired(rows[0], row) is None]
+    without = [row.name for row, counts in zip(others, paired, strict=True) if counts is None]
     notes = []
-    if len(without) < len(rows) - 1:
+    if len(without) < len(others):
         notes.append(
             f"[low, high]: 95 % of {RESAMPLES} resamples of the images, the same for both rows; "
             "the seeds are not resampled"
