@@ -1,9 +1,11 @@
-"""Files written whole or not at all, their digests, JSON, locks, and disk space."""
+"""Files written whole or not at all, their digests, JSON, CSV, locks, and disk space."""
 
 import contextlib
+import csv
 import errno
 import functools
 import hashlib
+import io
 import json
 import logging
 import math
@@ -11,7 +13,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -113,6 +115,13 @@ def plain_json(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+def csv_text(rows: Iterable[Iterable[object]]) -> str:
+    """Return rows as CSV, the same on every system."""
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows(rows)
+    return buffer.getvalue()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -54,6 +54,11 @@ def percent(value: float) -> str:
     return "-" if math.isnan(value) else f"{100 * value:.2f}"
 
 
+def markdown_cell(text: str) -> str:
+    """Return a text that does not end a cell of a Markdown table."""
+    return text.replace("|", "\\|")
+
+
 def format_duration(seconds: float) -> str:
     """Return seconds as H:MM:SS."""
     minutes, remainder = divmod(round(seconds), 60)

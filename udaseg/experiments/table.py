@@ -1,14 +1,14 @@
 """A table of methods and classes, as Markdown, CSV and LaTeX."""
 
-import csv
-import io
 import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from udaseg.experiments.seeds import SeedStatistics
+from udaseg.files import csv_text
 from udaseg.runs.run import Run
+from udaseg.text import markdown_cell
 
 _CSV = ["method", "score", "seeds", "mean_percent", "spread_percent"]
 _ALL_MEASURED = "mIoU"  # the mean over whatever classes were measured; others name their number
@@ -94,9 +94,7 @@ class RunTable:
 
     def to_csv(self) -> str:
         """Return a line for each method and score, in percent; empty where not measured."""
-        buffer = io.StringIO()
-        writer = csv.writer(buffer, lineterminator="\n")
-        writer.writerow([*_CSV, *_CSV_DIFFERENCE * (self.baseline is not None)])
+        lines = [[*_CSV, *_CSV_DIFFERENCE * (self.baseline is not None)]]
         for method in self.methods:
             for name, score in method.scores.items():
                 count = sum(not math.isnan(value) for value in score.values)
@@ -106,16 +104,16 @@ class RunTable:
                     low, high = (difference and difference.interval) or (None, None)
                     mean = None if difference is None else difference.mean
                     row += map(_percent, (mean, low, high))
-                writer.writerow(row)
-        return buffer.getvalue()
+                lines.append(row)
+        return csv_text(lines)
 
     def to_markdown(self) -> str:
         """Return a row for each method and a column for each class, in percent; best in bold."""
-        names = [name.replace("|", "\\|") for name in self.score_names]
+        names = map(markdown_cell, self.score_names)
         head = ["method", *names, *self._difference_titles()]
         lines = [f"| {' | '.join(head)} |", f"|---|{'---:|' * (len(head) - 1)}"]
         for method in self.methods:
-            cells = [method.name.replace("|", "\\|")]
+            cells = [markdown_cell(method.name)]
             for name in self.score_names:
                 mean, spread = self.texts(method, name, 2)
                 bold = f"**{mean}**" if self.is_best(method, name) else mean

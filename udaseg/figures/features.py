@@ -1,7 +1,5 @@
 """`udaseg features`: features of both domains in the plane, and what they say about classes."""
 
-import csv
-import io
 import logging
 import os
 from collections.abc import Sequence
@@ -22,7 +20,7 @@ from udaseg.figures.images import target_images
 from udaseg.figures.plane import Plane, check_packages, plane_picture, to_plane
 from udaseg.figures.pseudo_labels import quality_table, stored_quality
 from udaseg.figures.table import NumberTable
-from udaseg.files import write_atomic, write_json, write_text
+from udaseg.files import csv_text, write_atomic, write_json, write_text
 from udaseg.inference import trained_model
 from udaseg.inference.pipeline import InferenceOptions
 from udaseg.inference.trained_model import Model
@@ -232,10 +230,8 @@ def _write(seen: Features, model: Model, source: Domain, target: Domain) -> None
 
 def _points_csv(plane: Plane, model: Model, domains: Sequence[Domain]) -> str:
     """Return the points with image, cell, class and prediction, and their positions."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
     places = ("domain", "image", "row", "column", "class", "predicted")
-    writer.writerow([*places, "pca_1", "pca_2", "tsne_1", "tsne_2"])
+    lines: list[list[object]] = [[*places, "pca_1", "pca_2", "tsne_1", "tsne_2"]]
     positions = iter(np.hstack([plane.pca, plane.tsne]).tolist())
     names = model.classes.names
     for title, domain in zip(("source", "target"), domains, strict=True):
@@ -244,5 +240,5 @@ def _points_csv(plane: Plane, model: Model, domains: Sequence[Domain]) -> str:
         for (image, row, column), label, guess in rows:
             place = domain.images.samples[image].image, row, column
             numbers = (f"{value:.6g}" for value in next(positions))
-            writer.writerow([title, *place, names[label], names[guess], *numbers])
-    return buffer.getvalue()
+            lines.append([title, *place, names[label], names[guess], *numbers])
+    return csv_text(lines)

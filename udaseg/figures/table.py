@@ -1,10 +1,10 @@
 """Tables of numbers by class, for people and for files."""
 
-import csv
-import io
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+from udaseg.files import csv_text
 
 NumberRows = Mapping[str, Mapping[str, float]]
 
@@ -38,13 +38,11 @@ class NumberTable:
 
     def to_csv(self) -> str:
         """Return the numbers as CSV, empty where not measured."""
-        buffer = io.StringIO()
-        writer = csv.writer(buffer, lineterminator="\n")
-        writer.writerow(["class", *self.columns])
+        lines = [["class", *self.columns]]
         for name, row in self.rows.items():
             numbers = ("" if math.isnan(value) else f"{value:.6g}" for value in row.values())
-            writer.writerow([name, *numbers])
-        return buffer.getvalue()
+            lines.append([name, *numbers])
+        return csv_text(lines)
 
 
 def _number_text(value: float) -> str:

@@ -1,7 +1,5 @@
 """`udaseg predict`: the classes of images and videos in files, folders and patterns."""
 
-import csv
-import io
 import logging
 import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -16,7 +14,7 @@ from udaseg.data.files.video import VideoReader
 from udaseg.data.labels.classes import IGNORE, classes_to_dict
 from udaseg.data.labels.tables import label_ids
 from udaseg.errors import DataError, Interrupted
-from udaseg.files import one_or_more, write_json, write_text
+from udaseg.files import csv_text, one_or_more, write_json, write_text
 from udaseg.inference import trained_model
 from udaseg.inference.options import MaskKind
 from udaseg.inference.prediction import Prediction, make_prediction
@@ -320,11 +318,8 @@ def _write_failures(table: Path, failures: Sequence[tuple[Path, str]]) -> None:
     if not failures:
         table.unlink(missing_ok=True)
         return
-    buffer = io.StringIO()
-    rows = csv.writer(buffer, lineterminator="\n")
-    rows.writerow(["image", "reason"])
-    rows.writerows((_utf8_name(str(image)), _utf8_name(reason)) for image, reason in failures)
-    write_text(table, buffer.getvalue())
+    rows = [(_utf8_name(str(image)), _utf8_name(reason)) for image, reason in failures]
+    write_text(table, csv_text([("image", "reason"), *rows]))
 
 
 def _utf8_name(name: str) -> str:

@@ -1,13 +1,14 @@
 """Pixels of each class in each scored image, from which any mean IoU can be computed again."""
 
 import csv
-import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from udaseg.files import csv_text
 
 IMAGES_FILE = "images.csv"
 _COLUMNS = ("intersection", "union", "truth")
@@ -43,13 +44,13 @@ class ImageCounts:
 
     def to_csv(self) -> str:
         """Return a line for each image and each class that is in it or predicted in it."""
-        buffer = io.StringIO()
-        writer = csv.writer(buffer, lineterminator="\n")
-        writer.writerow(["image", "class", *_COLUMNS])
+        return csv_text(self._lines())
+
+    def _lines(self) -> Iterator[Sequence[object]]:
+        yield ["image", "class", *_COLUMNS]
         for row, column in np.argwhere(self.union > 0).tolist():
             counts = (int(getattr(self, name)[row, column]) for name in _COLUMNS)
-            writer.writerow([self.images[row], self.classes[column], *counts])
-        return buffer.getvalue()
+            yield [self.images[row], self.classes[column], *counts]
 
 
 def read_image_counts(path: Path, classes: tuple[str, ...]) -> ImageCounts | None:

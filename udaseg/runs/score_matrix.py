@@ -1,15 +1,13 @@
 """The scores of one run on several data sets, as one table."""
 
-import csv
-import io
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from udaseg.files import plain_json
+from udaseg.files import csv_text, plain_json
 from udaseg.runs.scores import Scores
-from udaseg.text import percent
+from udaseg.text import markdown_cell, percent
 
 AVERAGE = "average"
 
@@ -57,23 +55,21 @@ class ScoreMatrix:
 
     def to_csv(self) -> str:
         """Return the IoUs and means as CSV in percent, empty if not measured; protocols last."""
-        buffer = io.StringIO()
-        writer = csv.writer(buffer, lineterminator="\n")
-        writer.writerow(["iou_percent", *self.titles])
+        lines = [["iou_percent", *self.titles]]
         for name, row in (self.iou | self.means).items():
             numbers = ("" if math.isnan(value) else percent(value) for value in row.values())
-            writer.writerow([name, *numbers])
+            lines.append([name, *numbers])
         for scores in self.scores.values():
-            writer.writerow([f"# {scores.protocol_line}", *("" for _ in self.titles)])
-        return buffer.getvalue()
+            lines.append([f"# {scores.protocol_line}", *("" for _ in self.titles)])
+        return csv_text(lines)
 
     def to_markdown(self) -> str:
         """Return the IoUs and means as a Markdown table in percent, with the protocols."""
-        titles = ("IoU %", *(title.replace("|", "\\|") for title in self.titles))
+        titles = ("IoU %", *map(markdown_cell, self.titles))
         lines = [f"| {' | '.join(titles)} |", "|---" + "|---:" * len(self.titles) + "|"]
         for name, row in self.iou.items():
             numbers = (percent(row[title]) for title in self.titles)
-            lines.append(f"| {' | '.join((name.replace('|', chr(92) + '|'), *numbers))} |")
+            lines.append(f"| {' | '.join((markdown_cell(name), *numbers))} |")
         for name, row in self.means.items():
             numbers = (f"**{percent(row[title])}**" for title in self.titles)
             lines.append(f"| {' | '.join((f'**{name}**', *numbers))} |")

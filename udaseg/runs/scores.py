@@ -1,16 +1,14 @@
 """The scores of a run on a data set, as its folder stores them."""
 
-import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from udaseg.files import parse_json, plain_json
+from udaseg.files import csv_text, parse_json, plain_json
 from udaseg.runs.image_counts import ImageCounts
-from udaseg.text import percent
+from udaseg.text import markdown_cell, percent
 
 
 @dataclass(frozen=True)
@@ -79,21 +77,19 @@ class Scores:
 
     def to_csv(self) -> str:
         """Return the scores as CSV in percent, empty if not measured; the protocol comes last."""
-        buffer = io.StringIO()
-        writer = csv.writer(buffer, lineterminator="\n")
-        writer.writerow(["class", "iou_percent", "accuracy_percent", "truth_share_percent"])
+        lines = [["class", "iou_percent", "accuracy_percent", "truth_share_percent"]]
         for row in self._rows():
-            writer.writerow([row[0], *("" if part == "-" else part for part in row[1:])])
+            lines.append([row[0], *("" if part == "-" else part for part in row[1:])])
         for label, mean in self.means.items():
-            writer.writerow([label, "" if math.isnan(mean) else percent(mean), "", ""])
-        writer.writerow([f"# {self.protocol_line}", "", "", ""])
-        return buffer.getvalue()
+            lines.append([label, "" if math.isnan(mean) else percent(mean), "", ""])
+        lines.append([f"# {self.protocol_line}", "", "", ""])
+        return csv_text(lines)
 
     def to_markdown(self) -> str:
         """Return the scores as a Markdown table in percent, with protocol and notes."""
         lines = [self.protocol_line, "", "| class | IoU % | accuracy % | pixels % |"]
         lines.append("|---|---:|---:|---:|")
-        rows = [(name.replace("|", "\\|"), *numbers) for name, *numbers in self._rows()]
+        rows = [(markdown_cell(name), *numbers) for name, *numbers in self._rows()]
         lines += [f"| {' | '.join(row)} |" for row in rows]
         lines += [
             f"| **{label}** | **{percent(mean)}** | | |" for label, mean in self.means.items()
