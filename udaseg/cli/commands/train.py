@@ -71,7 +71,11 @@ def _training_command(
             compile=compiled,
             deterministic=deterministic,
         )
-        _refuse_with_resume(resume, out, init, overwrite)
+        if resume is not None:
+            options.refuse_options(
+                "--resume continues in the folder of the run",
+                {"--out": out is not None, "--init": init is not None, "--overwrite": overwrite},
+            )
         recipe, path = requested_recipe(words or [], everyday, default, method, resume)
         set_verbosity(verbose, quiet)
         import udaseg
@@ -116,15 +120,6 @@ def command_line() -> list[str]:
     hosts, per_host = (os.environ.get(f"{word}_WORLD_SIZE", "1") for word in ("GROUP", "LOCAL"))
     launcher = ["torchrun", f"--nnodes={hosts}", f"--nproc-per-node={per_host}", "-m", "udaseg"]
     return [*launcher, *sys.argv[1:]]
-
-
-def _refuse_with_resume(
-    resume: Path | None, out: Path | None, init: Path | None, overwrite: bool
-) -> None:
-    given = {"--out": out is not None, "--init": init is not None, "--overwrite": overwrite}
-    others = ", ".join(name for name, present in given.items() if present)
-    if resume is not None and others:
-        raise UsageError(f"--resume continues in the folder of the run; leave out {others}")
 
 
 train = _training_command(
