@@ -10,7 +10,6 @@ import numpy as np
 from udaseg.data.datasets.index import PreparedDataset, Sample
 from udaseg.data.files.images import Pixels
 from udaseg.data.labels.classes import IGNORE, ClassSpace
-from udaseg.data.labels.read import read_train_ids
 from udaseg.data.labels.tables import Ids, builtin_label_table, check_ids, label_ids
 from udaseg.data.loading.threads import read_ahead
 from udaseg.data.loading.transforms import resize_labels
@@ -115,7 +114,7 @@ def count_predictions(
     files = dict(zip(samples, match_predictions(folder, samples), strict=True))
 
     def read(sample: Sample) -> tuple[Pixels, Pixels]:
-        truth = read_train_ids(dataset.label_path(sample))
+        truth = dataset.read_labels(sample)
         truth = resize_labels(truth, RELEASE_SIZE) if release else truth
         size = (truth.shape[0], truth.shape[1])
         return read_upright_prediction(files[sample], sample, size), truth

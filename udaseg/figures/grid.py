@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from udaseg.data.datasets.index import PreparedDataset, Sample
 from udaseg.data.files.images import Pixels, write_png
 from udaseg.data.labels.classes import ClassSpace
-from udaseg.data.labels.read import read_train_ids
 from udaseg.data.loading.transforms import resize_image, resize_labels
 from udaseg.display.pictures import color_mask, comparison_sheet, legend
 from udaseg.display.progress import WorkProgress
@@ -113,7 +112,7 @@ def _row(
     size = max(1, round(image.shape[0] * width / image.shape[1])), width
     masks = [(model.predict(image, temperature=1.0).ids, model.classes) for model in models]
     if sample.label is not None and dataset.classes is not None:
-        masks.append((read_train_ids(dataset.label_path(sample)), dataset.classes))
+        masks.append((dataset.read_labels(sample), dataset.classes))
     colors = _colors([classes for _, classes in masks])
     pictures = [_painted(resize_labels(ids, size), classes, colors) for ids, classes in masks]
     return [resize_image(image, size), *pictures]

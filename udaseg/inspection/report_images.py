@@ -13,7 +13,6 @@ from PIL import Image
 from udaseg.data.datasets.index import PreparedDataset, Sample, evenly_spaced_indices
 from udaseg.data.files.images import Pixels
 from udaseg.data.labels.classes import IGNORE, ClassSpace, lookup_table
-from udaseg.data.labels.read import read_train_ids
 from udaseg.data.loading.transforms import resize_image, resize_labels
 from udaseg.display.progress import WorkProgress
 from udaseg.evaluation.confusion import ConfusionMatrix
@@ -114,7 +113,7 @@ def _evaluate_image(
     result = _EvaluatedImage(sample.image, shrink(image, mask=False))
     truth = None
     if dataset.classes is not None and sample.label is not None:
-        truth = read_train_ids(dataset.label_path(sample))
+        truth = dataset.read_labels(sample)
     height, width = image.shape[:2]
     size = (height, width) if truth is None else (truth.shape[0], truth.shape[1])
     for name, run in runs.items():
