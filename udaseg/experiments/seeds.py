@@ -154,9 +154,7 @@ def run_seeds(
         raise UsageError("--seeds cannot be combined with --resume; the same call again continues")
     changes = Overrides(source_text(source), path_text(target), steps=steps)
     chosen, path = read_recipe(recipe, changes, overrides, options)
-    single_run = default_run_folder(chosen)
-    name = single_run.name.removesuffix(f"-s{chosen.seed}")
-    folder = Path(out or single_run.with_name(f"{name}-seeds"))
+    folder = Path(out or default_run_folder(chosen, "seeds"))
     if (folder / "recipe.yaml").is_file():
         raise UsageError(f"{folder}: is a run of a single seed; use another --out for --seeds")
     command = options.command or ["udaseg.run_seeds"]

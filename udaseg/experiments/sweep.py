@@ -126,8 +126,7 @@ def _folder(recipe: Recipe | None, out: StrPath | None) -> Path:
     """Return the folder of a sweep of this recipe, or of several; that of a run is refused."""
     folder = Path("runs/sweep") if out is None else Path(out)
     if out is None and recipe is not None:
-        run = default_run_folder(recipe)
-        folder = run.with_name(f"{run.name.removesuffix(f'-s{recipe.seed}')}-sweep")
+        folder = default_run_folder(recipe, "sweep")
     if any((folder / name).is_file() for name in ("recipe.yaml", SEEDS_FILE)):
         raise UsageError(f"{folder}: is a run or a folder of seeds; use another --out for a sweep")
     return folder

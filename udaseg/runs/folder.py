@@ -39,15 +39,15 @@ _REPLACED = ".replaced.yaml"
 _PACKAGES = ("udaseg", "torch", "torchvision", "numpy", "opencv-python-headless", "timm")
 
 
-def default_run_folder(recipe: Recipe) -> Path:
-    """Return runs/<source>-<target>-<name>-s<seed>."""
+def default_run_folder(recipe: Recipe, ending: str | None = None) -> Path:
+    """Return runs/<source>-<target>-<name>-<ending>; None ends it with s<seed>."""
     source, target = (
         "+".join(
             Path(data).name.removesuffix(".yaml").removesuffix(".yml") or "data" for data in sets
         )
         for sets in (recipe.source.sets, recipe.target.sets)
     )
-    return Path("runs") / f"{source}-{target}-{recipe.name}-s{recipe.seed}"
+    return Path("runs") / f"{source}-{target}-{recipe.name}-{ending or f's{recipe.seed}'}"
 
 
 def run_folder_of(path: Path) -> Path:
