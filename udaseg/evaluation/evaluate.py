@@ -99,9 +99,13 @@ def evaluate(
     """
     options = options or EvaluationOptions()
     if isinstance(run, Model):
-        return _score(run, None, data, split, replace(options, weights=run.weights))
-    model = trained_model.load(Path(run), weights=options.weights, device=options.device)
-    return _score(model, Path(run), data, split, options)
+        path, model, options = None, run, replace(options, weights=run.weights)
+    else:
+        path = Path(run)
+        model = trained_model.load(path, weights=options.weights, device=options.device)
+    check_protocol(model.classes.names, options.scoring)
+    opened = open_eval_data(model.recipe, data, options.inference, options.root)
+    return _score(model, path, opened, split, options)
 
 
 def evaluate_each(
@@ -136,25 +140,29 @@ def evaluate_each(
         raise UsageError("several data sets: --save and --out are for one; name one data set")
     names = [os.fspath(name) for name in data]
     model = trained_model.load(Path(run), weights=options.weights, device=options.device)
-    sets = [open_run_data(model.recipe, name, root=Path(options.root)) for name in names]
-    for dataset in sets:
+    sets = [open_eval_data(model.recipe, name, options.inference, options.root) for name in names]
+    for dataset, _ in sets:
         empty_matrix(model.classes, dataset, split)  # refuses what cannot be scored
-    if len({dataset.name for dataset in sets}) < len(sets):
+    if len({dataset.name for dataset, _ in sets}) < len(sets):
         raise UsageError(f"the same data set is named twice: {', '.join(names)}")
-    scores = [_score(model, Path(run), name, split, options) for name in names]
-    return ScoreMatrix({each.name: score for each, score in zip(sets, scores, strict=True)})
+    check_protocol(model.classes.names, options.scoring)
+    return ScoreMatrix(
+        {opened[0].name: _score(model, Path(run), opened, split, options) for opened in sets}
+    )
 
 
 def _score(
     model: Model,
     path: Path | None,
-    data: str | os.PathLike[str] | None,
+    opened: tuple[PreparedDataset, InferenceOptions],
     split: str,
     options: EvaluationOptions,
 ) -> Scores:
-    """Return the scores of a model, and write them into the run of `path` if there is one."""
-    check_protocol(model.classes.names, options.scoring)
-    dataset, inference = open_eval_data(model.recipe, data, options.inference, options.root)
+    """Return the scores of a model, and write them into the run of `path` if there is one.
+
+    `opened` is what `open_eval_data` returns.
+    """
+    dataset, inference = opened
     if inference.release:
         pipeline.check_release_sizes(dataset, split)
     write = None
@@ -174,7 +182,8 @@ def _score(
     scores = summarise(
         matrix, model.classes, dataset, split, facts, options.scoring, release=inference.release
     )
-    folder, stack = options.scoring.out, contextlib.ExitStack()
+    folder = options.scoring.out
+    writing: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     if folder is None and path is not None:
         run_folder = run_folder_of(path)
         checkpoint = "" if path.resolve() == run_folder.resolve() else model.checkpoint.stem
@@ -182,9 +191,9 @@ def _score(
             f"{dataset.name}-{split}", options.weights, inference, options.scoring, checkpoint
         )
         folder = run_folder / "eval" / name
-        stack.enter_context(writing_in_run(run_folder))
+        writing = writing_in_run(run_folder)
     if folder is not None:
-        with stack:
+        with writing:
             write_scores(Path(folder), scores)
         log.info("scores written to %s", folder)
     return scores
