@@ -9,6 +9,7 @@ from typing_extensions import TypedDict
 from udaseg.figures.table import NumberTable
 from udaseg.files import read_json
 from udaseg.inspection.report_content import FeatureContent
+from udaseg.runs.scores import plain_first
 
 
 class _Table(TypedDict):
@@ -26,11 +27,10 @@ class _Record(TypedDict):
 
 def read_features(folder: Path, warnings: list[str]) -> FeatureContent | None:
     """Return the newest look at the features of a run; None without one that can be read."""
-    files = [path for path in (folder / "features").glob("*/features.json") if path.is_file()]
+    files = plain_first(folder / "features", "features.json")
     if not files:
         return None
-    # a `+` marks other weights or another checkpoint
-    path = min(files, key=lambda path: ("+" in path.parent.name, -path.stat().st_mtime))
+    path = files[0]
     document = read_json(path, _Record)
     try:
         picture = base64.b64encode((path.parent / "features.png").read_bytes()).decode()

@@ -104,10 +104,14 @@ class Scores:
 
 def find_score_files(folder: Path) -> dict[str, Path]:
     """Return the evaluations of a run by name: plain ones first, then the newest first."""
-    files = [path for path in (folder / "eval").glob("*/scores.json") if path.is_file()]
-    # a `+` marks options such as flip: these scores are not comparable with plain ones
-    files.sort(key=lambda path: ("+" in path.parent.name, -path.stat().st_mtime))
-    return {path.parent.name: path for path in files}
+    return {path.parent.name: path for path in plain_first(folder / "eval", "scores.json")}
+
+
+def plain_first(folder: Path, name: str) -> list[Path]:
+    """Return the files of a name in the folders in `folder`: plain ones first, then the newest."""
+    files = [path for path in folder.glob(f"*/{name}") if path.is_file()]
+    # a `+` marks other weights or options such as flip: these are not comparable with plain ones
+    return sorted(files, key=lambda path: ("+" in path.parent.name, -path.stat().st_mtime))
 
 
 def read_evaluations(folder: Path, warnings: list[str]) -> dict[str, Scores]:
