@@ -86,7 +86,7 @@ def look_at(
         on_image: Called after each image.
     """
     classes, samples = len(model.classes), images.samples
-    labelled = images.dataset.classes is not None and all(each.label for each in samples)
+    labelled = images.labelled
     sums = torch.zeros(classes, model.segmenter.feature_channels, dtype=torch.float64)
     counts = torch.zeros(classes, dtype=torch.int64)
     matrices = {limit: ConfusionMatrix(classes, ignore=IGNORE) for limit in confidences}

@@ -54,7 +54,7 @@ def stored_quality(model: Model, run: Path, limit: int, root: Path) -> list[Numb
     target = model.recipe.target
     dataset = open_run_data(model.recipe, target.data, root=root)
     images = choose_images(dataset, target.split, limit)
-    if dataset.classes is None or not all(sample.label for sample in images.samples):
+    if not images.labelled:
         return []
     tables = []
     for folder in folders:

@@ -30,6 +30,11 @@ class ImageSet:
         """The images."""
         return self.dataset.split(self.split)
 
+    @property
+    def labelled(self) -> bool:
+        """Whether all images have labels."""
+        return self.dataset.classes is not None and all(sample.label for sample in self.samples)
+
     def to_json(self) -> dict[str, Any]:
         """Return where the images are from, and how many they are."""
         return {"data": self.dataset.name, "split": self.split, "images": len(self.samples)}
