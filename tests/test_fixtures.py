@@ -321,7 +321,7 @@ def test_every_shipped_recipe_is_stored():
 
 
 GONE = {"  worker_timeout: 300", "  channels_last: true"}
-"""Settings that mean nothing any more."""
+"""Settings without a meaning today."""
 
 CORRECTED = ("/spcl", "_release")
 """Ends of the names of recipes whose values came closer to the method since."""

@@ -99,7 +99,7 @@ def _read(path):
 
 
 def _assert_same_files(folders, orientation, kinds=None):
-    """Compare the files of two folders; those of the first lie as stored unless for people."""
+    """Compare two folders; in the first, only masks for people are upright, the rest as stored."""
     one, other = (
         {
             path.relative_to(folder).with_suffix(""): path

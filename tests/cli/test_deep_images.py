@@ -1,4 +1,4 @@
-"""16-bit images of 12-bit cameras give what their 8-bit twins give, in every command."""
+"""16-bit images of 12-bit cameras give the same results as 8-bit copies, in every command."""
 
 import json
 import logging

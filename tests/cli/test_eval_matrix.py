@@ -21,7 +21,7 @@ TRUTH = np.repeat(np.arange(2, dtype=np.uint8), 32).reshape(8, 8)  # half road, 
 
 @pytest.fixture
 def home(monkeypatch, tmp_path):
-    """Provide a run and two data sets: one that it knows, one whose sky it takes for a car."""
+    """Provide a run and two data sets: one it predicts well, one whose sky it predicts as car."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run").mkdir()
     seen = np.where(TRUTH == 1, 2, TRUTH).astype(np.uint8)

@@ -41,7 +41,7 @@ class Colors(nn.Module):
 
 
 class Doubtful(Colors):
-    """Takes sky for road with little confidence, and is sure of all else."""
+    """Predicts road for sky with low confidence, and all else with high confidence."""
 
     def forward(self, images):
         road, sky, car = images.unbind(1)

@@ -14,7 +14,7 @@ WITHOUT_A_FUNCTION = {
     "mic/block_mask_odd_size_ratio_0.5",
     "mic/masked_consistency",
 }
-"""Of methods that udaseg does not have."""
+"""Cases of methods that udaseg does not have."""
 
 
 def test_all_cases_are_there() -> None:

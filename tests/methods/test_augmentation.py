@@ -58,7 +58,7 @@ def _alone(image, change):
 
 
 def as_kornia(image, adjustments, sigma):
-    """Return one (3, H, W) image as kornia 0.4 changes it, pixel by pixel, in float64."""
+    """Return one (3, H, W) image after kornia 0.4's operations, by pixel, in float64."""
     pixels = image.permute(1, 2, 0).double().numpy()
     for kind, amount in adjustments:
         if kind == augmentation.BRIGHTNESS:

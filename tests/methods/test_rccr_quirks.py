@@ -1,4 +1,4 @@
-"""Three steps of `rccr_release` follow RCCR's released rule; each of its quirks alone is told.
+"""Three steps of `rccr_release` equal RCCR's released rule; leaving out any quirk is detected.
 
 The rule is written out here in plain torch and float64 and uses nothing of udaseg. Both sides get
 the same random numbers; jitter and blur, which have tests of their own, are off.
@@ -79,7 +79,7 @@ def _batch(step):
 
 
 class Draws:
-    """The random numbers of a step, given to both sides."""
+    """The random numbers of a step, the same for both sides."""
 
     def __init__(self, step):
         generator = torch.Generator().manual_seed(90 + step)
@@ -251,7 +251,7 @@ def _objective(monkeypatch, overrides=()):
 
 
 def _one_step(recipe, objective, optimizer, step, monkeypatch):
-    """Return the losses of a step of udaseg, after which student and teacher have moved."""
+    """Run a step of udaseg, which updates student and teacher; return its losses."""
     set_learning_rate(optimizer, learning_rate_factor(step, ALL_STEPS, power=0.9, warmup=0))
     draws = Draws(step)
     with monkeypatch.context() as given:

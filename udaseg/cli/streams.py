@@ -27,7 +27,7 @@ class _Dropping(io.FileIO):
 
 
 def open_streams() -> None:
-    """Replace the standard streams of the process by such that never fail.
+    """Replace the standard streams of the process by streams that never fail.
 
     Names that the terminal cannot encode are escaped.
     """

@@ -206,7 +206,7 @@ def _protocol_notes(rows: Sequence[_Row]) -> list[str]:
 
 
 def _class_notes(methods: Sequence[MethodScores]) -> list[str]:
-    """Return a note for each row with other classes than the first: its scores are of others."""
+    """Return a note for each row whose classes, and so whose scores, are not those of the first."""
     first, notes = methods[0], []
     for method in methods[1:]:
         listed = {

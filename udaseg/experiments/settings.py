@@ -29,7 +29,7 @@ class SweepSetting:
         name: What tables call it, such as `temperature=0.1`.
         recipe: The recipe, with any seed.
         values: The values of the swept keys as written, by dotted key.
-        each: The override that stands alone, if any.
+        each: The single change from `--each`, if any.
     """
 
     name: str
@@ -82,8 +82,8 @@ def settings_of(
 
     Args:
         recipes: The recipes with the files to name in messages.
-        values: The values of each key as YAML. A key with one value is no part of the names.
-        each: Changes that are made alone; the first of these settings has none of them.
+        values: The values of each key as YAML. A key with one value does not appear in the names.
+        each: Changes to make one at a time; the first setting has none of them.
 
     Raises:
         RecipeError: A combination is wrong.

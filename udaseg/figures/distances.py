@@ -1,4 +1,4 @@
-"""How compact classes are, how far apart, and how far the domains lie from each other."""
+"""Distances within and between classes, and between the domains."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""How right pseudo-labels are, by class; this looks at labels of the target."""
+"""Accuracy of pseudo-labels by class; this uses target labels."""
 
 from collections.abc import Sequence
 from pathlib import Path

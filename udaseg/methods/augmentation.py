@@ -22,7 +22,7 @@ Adjustment = tuple[int, float]
 """What to adjust, and by how much: a factor of at least 0, or for `HUE` turns in [-0.5, 0.5]."""
 
 Kind = Literal["torchvision", "kornia_0_4"]
-"""Whose operations; see `StrongAugmentation.kind`."""
+"""The library whose operations are used; see `StrongAugmentation.kind`."""
 
 _Edges = Literal["replicate", "reflect"]
 

@@ -24,7 +24,7 @@ _CLASSIFIERS = {
     *("fc", "classifier", "aux_classifier", "head", "last_linear", "layer5", "layer6"),
     *("decode_head", "auxiliary_head", "proj_head"),
 }
-"""Parts of names of what stands on a backbone, which no backbone needs."""
+"""First names of heads and classifiers, which are no part of a backbone."""
 
 _COUNTER = "num_batches_tracked"
 """Counters of batch norms, which older files lack."""

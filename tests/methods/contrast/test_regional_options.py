@@ -73,7 +73,7 @@ def test_the_epsilon_has_the_value_and_gradient_of_its_rule(chunks, temperature,
 
 
 def test_a_hopeless_anchor_keeps_its_loss_and_loses_its_gradient_in_the_release_only():
-    """Its key is opposite, a negative lies on it: scores of -10 and 10 at a temperature of 0.1."""
+    """The key is opposite, a negative is equal: scores of -10 and 10 at a temperature of 0.1."""
     query = torch.tensor([[1.0, 0.0]])
     found = []
     for epsilon in (EPSILON, 0.0):
