@@ -27,7 +27,7 @@ def sweep(
     each: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="KEY=A,B,C", help="Make each of these changes alone; may be repeated."
+            metavar="KEY=A,B,C", help="Also train with each of these changes alone; repeatable."
         ),
     ] = None,
     seeds: options.Seeds = None,
