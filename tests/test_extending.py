@@ -139,7 +139,7 @@ def test_a_backbone_is_one_file_and_one_line(house, data):
 @pytest.mark.slow
 def test_a_head_is_one_file_and_one_word(house, data):
     apply(house, "A head")
-    adapt(house, data, "toyland/rccr", "model.head=linear")
+    adapt(house, data, "toyland/rccr", "model.head=two_layers")
 
 
 @pytest.mark.slow

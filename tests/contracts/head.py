@@ -15,6 +15,7 @@ LAYOUTS = {
     "dilated": ((6, 8, 10, 12), (4, 8, 8, 8)),
     "not dilated": ((6, 8, 10, 12), (4, 8, 16, 32)),
     "two maps": ((4, 16), (4, 16)),
+    "one stride": ((12, 12, 12, 12), (14, 14, 14, 14)),
     "one map": ((16,), (8,)),
 }
 """Channels and strides of the backbones that heads are tested with."""
@@ -83,7 +84,7 @@ class HeadContract:
         torch.manual_seed(0)
         other = self.make(Maps(*(at_levels(values, head.levels) for values in layout)))
         maps = backbone.maps()
-        assert torch.equal(head(maps), other([*at_levels(maps, head.levels)]))
+        assert torch.equal(head.eval()(maps), other.eval()([*at_levels(maps, head.levels)]))
 
     def test_it_leaves_the_maps_as_they_are(self, head, backbone):
         maps = backbone.maps()
@@ -93,6 +94,10 @@ class HeadContract:
 
     def test_it_trains_on_a_batch_of_one(self, head, backbone):
         assert head.train()(backbone.maps(batch=1)).isfinite().all()
+
+    def test_under_autocast_its_logits_are_float32(self, head, backbone):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert head.eval()(backbone.maps()).dtype == torch.float32
 
     def test_its_state_dict_is_all_of_it(self, head, backbone):
         torch.manual_seed(1)

@@ -1,20 +1,25 @@
 """Backbones, heads, the segmenter and weight loading."""
 
 import weakref
+from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from tests.contracts.head import Maps
 from tests.support.small import shipped, small_segmenter
 from udaseg.errors import CheckpointError, RecipeError
 from udaseg.models.backbones.build import build_backbone
 from udaseg.models.heads.deeplab_v2 import DeepLabV2
 from udaseg.models.heads.deeplab_v3plus import DeepLabV3Plus
+from udaseg.models.heads.head import head_class
 from udaseg.models.projector import Projector, to_unit_length
 from udaseg.models.segmenter import Segmenter
 from udaseg.models.weights import load_into, read_state_dict
+from udaseg.recipe.choices import HeadName
 
 
 @pytest.mark.parametrize("levels", [(-1,), (0, -1), (1, 2)])
@@ -125,16 +130,17 @@ def test_the_head_of_sepicos_release_normalises_after_each_layer():
     assert not any(isinstance(part, nn.BatchNorm2d) for part in ours.modules())
 
 
-@pytest.mark.parametrize("kind", ["deeplab_v2", "deeplab_v3plus", "projector"])
+@pytest.mark.parametrize("kind", [*get_args(HeadName), "projector"])
 def test_compiled_under_autocast_it_is_one_graph_with_the_same_bits(kind):
     torch.manual_seed(0)
     torch._dynamo.reset()
-    maps = [torch.randn(1, 6, 8, 12), torch.randn(1, 8, 2, 3)]
-    module, given = {
-        "deeplab_v2": (DeepLabV2((6, 8), 3, (1, 2)), maps),
-        "deeplab_v3plus": (DeepLabV3Plus((6, 8), 3, (2, 4), 16).eval(), maps),
-        "projector": (Projector(8, 5), maps[-1]),
-    }[kind]
+    given = [torch.randn(1, 6, 8, 12), torch.randn(1, 8, 4, 6)]
+    if kind == "projector":
+        module, given = Projector(8, 5), given[-1]
+    else:
+        body, spec = Maps((6, 8), (4, 8)), shipped("toyland/rccr").model
+        spec = replace(spec, aspp_dilations=(1, 2), head_channels=16)
+        module = head_class(kind).from_spec(spec, body, 3).eval()
     compiled = torch.compile(module, backend="eager", fullgraph=True)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(module(given), compiled(given))

@@ -17,6 +17,7 @@ from udaseg.recipe.contrast import Projector
 from udaseg.runs.checkpoint import Checkpoint
 
 LAST_LAYER = {"deeplab_v3plus": "head.classify.", "deeplab_v2": "head.branches."}
+LAST_LAYER |= dict.fromkeys(("daformer", "upsample", "pyramid", "linear"), "head.classify.")
 TOYLAND_ROAD, TOYLAND_SKY = 0, 8
 
 

@@ -16,7 +16,14 @@ Precision = Literal["fp32", "bf16"]
 BatchNorm = Literal["train", "affine_frozen", "frozen"]
 """Mode of the backbone's batch norms in training."""
 
-HeadName = Literal["deeplab_v2", "deeplab_v3plus"]
+HeadName = Literal[
+    "deeplab_v2",
+    "deeplab_v3plus",
+    "daformer",
+    "upsample",
+    "pyramid",
+    "linear",
+]
 """The built-in heads; each is a module in `udaseg/models/heads/`."""
 
 Sampling = Literal["uniform", "class_balanced", "rare_class"]

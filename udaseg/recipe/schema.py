@@ -77,13 +77,18 @@ class Model:
     scale and shift are not) or `frozen` (neither is updated).
     """
     head: HeadName
-    """The classifier on top of the backbone."""
+    """The classifier on top of the backbone: of DeepLab, DAFormer, VFM-UDA (`upsample`), VFM-UDA++
+    (`pyramid`), or of DINOv2's linear evaluation.
+    """
     aspp_dilations: Annotated[tuple[Annotated[int, Ge(1)], ...], MinLen(1)]
-    """Dilations of the head's 3x3 convolutions; [6, 12, 18, 24] in DeepLab-v2, [6, 12] in RCCR's
-    release.
+    """Dilations of the 3x3 convolutions of `deeplab_v2`, `deeplab_v3plus` and `daformer`;
+    [6, 12, 18, 24] in DeepLab-v2, [6, 12] in RCCR's release, [6, 12, 18] in DeepLab-v3+ and
+    DAFormer.
     """
     head_channels: Annotated[int, Ge(1)] = 256
-    """Width of the DeepLab-v3+ head; unused by DeepLab-v2."""
+    """Width of `deeplab_v3plus` and `daformer` (256 in DeepLab-v3+ and DAFormer), and of the first
+    layer of `upsample` and `pyramid` (half the backbone's channels in VFM-UDA and VFM-UDA++).
+    """
     align_corners: bool = False
     """Enlarge logits so that the outermost cells lie on the outermost pixels, in the losses, the
     pseudo-labels, predictions and exports; true in the releases of RCCR, DACS, SPCL, ADVENT and

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from udaseg.models.backbones.backbone import Backbone
 from udaseg.models.heads.head import Head
+from udaseg.models.heads.layers import conv, separable
 from udaseg.models.upsampling import upsample
 from udaseg.recipe.schema import Model
 
@@ -17,11 +18,12 @@ class DeepLabV3Plus(Head):
     """Atrous pooling with depthwise-separable convolutions, refined with the finest map.
 
     Args:
-        channels: Channels of the feature maps, of which the first, at stride 4, and the last are
-            used.
+        channels: Channels of the feature maps, of which the first and the last are used.
         num_classes: Number of outputs.
         dilations: Dilations of the separable 3x3 branches.
         width: Channels inside the head.
+
+    Logits are on the grid of the first map: stride 4 of most networks, the patch of a plain ViT.
 
     Reference:
         Chen et al., DeepLab-v3+ (2018). Differs: the image-pooling branch has no batch norm, so
@@ -47,14 +49,14 @@ class DeepLabV3Plus(Head):
         super().__init__()
         low, last = channels[0], channels[-1]
         low_width = max(8, min(48, width // 2))
-        self.point = _conv(last, width, 1)
+        self.point = conv(last, width, 1)
         self.branches = nn.ModuleList(
-            _separable(last, width, dilation=dilation) for dilation in dilations
+            separable(last, width, dilation=dilation) for dilation in dilations
         )
         self.pool = nn.Conv2d(last, width, 1)
-        self.project = _conv(width * (2 + len(dilations)), width, 1)
-        self.low = _conv(low, low_width, 1)
-        self.refine = _separable(width + low_width, width, dilation=1)
+        self.project = conv(width * (2 + len(dilations)), width, 1)
+        self.low = conv(low, low_width, 1)
+        self.refine = separable(width + low_width, width, dilation=1)
         self.classify = nn.Conv2d(width, num_classes, 1)
 
     @classmethod
@@ -75,20 +77,3 @@ class DeepLabV3Plus(Head):
 
 
 HEAD = DeepLabV3Plus
-
-
-def _conv(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False),
-        nn.BatchNorm2d(outputs),
-        nn.ReLU(inplace=True),
-    )
-
-
-def _separable(inputs: int, outputs: int, *, dilation: int) -> nn.Sequential:
-    depthwise = nn.Conv2d(
-        inputs, inputs, 3, padding=dilation, dilation=dilation, groups=inputs, bias=False
-    )
-    return nn.Sequential(
-        depthwise, nn.BatchNorm2d(inputs), nn.ReLU(inplace=True), *_conv(inputs, outputs, 1)
-    )
