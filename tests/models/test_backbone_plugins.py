@@ -67,6 +67,12 @@ def test_a_backbone_of_another_package_is_built_by_its_name(install):
     assert body.training
 
 
+def test_it_gets_the_older_word_for_its_own_weights(install):
+    """Packages were written when `imagenet` was the only one."""
+    install()
+    assert build_backbone("thin", output_stride=8, weights="pretrained").weights == "imagenet"
+
+
 @pytest.mark.parametrize("head", ["deeplab_v2", "deeplab_v3plus"])
 def test_it_trains_with_every_head(install, head):
     install()

@@ -52,6 +52,20 @@ def test_wrappers_of_names_are_seen_through(tmp_path, resnet18, prefix, containe
     assert is_loaded(load(path), resnet18)
 
 
+def test_a_file_is_read_once(tmp_path, resnet18, monkeypatch):
+    reads = []
+    original = torch.load
+
+    def load_and_note(path, **kwargs):
+        reads.append(path)
+        return original(path, **kwargs)
+
+    monkeypatch.setattr(torch, "load", load_and_note)
+    path = saved(resnet18, tmp_path / "w.pth")
+    assert is_loaded(load(path), resnet18)
+    assert reads == [path]
+
+
 @pytest.mark.parametrize("content", [b"", b"hello", b"\x80\x02"])
 def test_a_file_that_is_empty_or_text_is_told_to_be_so(tmp_path, content):
     (tmp_path / "w.pth").write_bytes(content)

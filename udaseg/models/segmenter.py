@@ -19,7 +19,7 @@ from udaseg.models.norm_counters import count_together
 from udaseg.models.projector import Projector
 from udaseg.recipe.contrast import Projector as ProjectorSpec
 from udaseg.recipe.load import expand_path
-from udaseg.recipe.schema import Model
+from udaseg.recipe.schema import NAMED_WEIGHTS, Model
 
 
 @dataclass(frozen=True)
@@ -218,7 +218,7 @@ def build_segmenter(
 
     Example:
         >>> from udaseg.models import build_segmenter
-        >>> from udaseg.recipe.schema import Model
+        >>> from udaseg.recipe.schema import NAMED_WEIGHTS, Model
         >>> spec = Model(
         ...     backbone="mobilenet_v2",
         ...     output_stride=16,
@@ -233,7 +233,7 @@ def build_segmenter(
         (16, 320)
     """
     weights = spec.weights
-    if weights not in ("imagenet", "random"):
+    if weights not in NAMED_WEIGHTS:
         weights = expand_path(weights)
     head_type = head_class(spec.head)
     backbone = build_backbone(

@@ -3,6 +3,7 @@
 import logging
 import shlex
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from udaseg.errors import UNREADABLE_TENSORS, CheckpointError, EnvironmentFault, why_unreadable
+from udaseg.errors import UNREADABLE_TENSORS, CheckpointError, why_unreadable
 
 log = logging.getLogger(__name__)
 _MAX_SHARE = 0.1
@@ -28,6 +29,25 @@ _CLASSIFIERS = {
 
 _COUNTER = "num_batches_tracked"
 """Counters of batch norms, which older files lack."""
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """The tensors of a weights file, which is read once.
+
+    Attributes:
+        path: The file, as the recipe names it.
+        tensors: Its tensors by name.
+        partial: Accept a file that lacks many of the network's tensors, or has many others.
+    """
+
+    path: str
+    tensors: Mapping[str, Tensor]
+    partial: bool = False
+
+    def load_into(self, network: nn.Module) -> str:
+        """Load the tensors into a network and return the report; see `load_into`."""
+        return load_into(network, self.tensors, origin=self.path, partial=self.partial)
 
 
 def read_weights_file(path: Path) -> Any:
@@ -176,11 +196,3 @@ def _share_without(names: Iterable[str], matched: Collection[str]) -> float:
 def _first_few(names: Sequence[str]) -> str:
     shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
     return f"{len(names)} ({shown})" if names else "0"
-
-
-def download_fault(name: str, error: OSError) -> EnvironmentFault:
-    """Return the fault of ImageNet weights that could not be downloaded."""
-    return EnvironmentFault(
-        f"model.weights: imagenet for {name} could not be downloaded ({error}); "
-        "copy the file to this machine and set model.weights=FILE"
-    )

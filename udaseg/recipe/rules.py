@@ -46,8 +46,8 @@ def _networks(recipe: Recipe) -> Problems:
     holds = model.backbone in RESNETS[1:] or model.stride_in == "3x3"
     must = f"3x3 for {model.backbone}: only {', '.join(RESNETS[1:])} have bottlenecks"
     yield from _unless(holds, "model.stride_in", must, model.stride_in)
-    holds = model.input == "imagenet" or model.weights != "imagenet"
-    must = "imagenet with model.weights=imagenet: these weights were trained so"
+    holds = model.input == "imagenet" or model.weights not in ("pretrained", "imagenet")
+    must = f"imagenet with model.weights={model.weights}: these weights were trained so"
     yield from _unless(holds, "model.input", must, model.input)
 
 

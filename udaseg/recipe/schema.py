@@ -41,6 +41,9 @@ RESNETS = ("resnet18", "resnet50", "resnet101")
 TIMM_PREFIX = "timm:"
 """What the name of a backbone of timm begins with."""
 
+NAMED_WEIGHTS = ("pretrained", "imagenet", "random")
+"""Values of `model.weights` that are no file; `imagenet` is an older word for `pretrained`."""
+
 PACKAGE_NAME = "^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$"
 
 
@@ -69,8 +72,9 @@ class Model:
     output_stride: Literal[8, 16, 32]
     """Input pixels per cell of the last feature map."""
     weights: str
-    """`imagenet`, `random`, or a file: safetensors or a state dict, also one of `udaseg export
-    --format state-dict`. It gives the backbone; `--init` gives backbone and head.
+    """`pretrained` (the network's own; `imagenet` is an older word for it), `random`, or a file:
+    safetensors or a state dict, also one of `udaseg export --format state-dict`. It gives the
+    backbone; `--init` gives backbone and head.
     """
     batch_norm: BatchNorm
     """Batch norm of the backbone in training: `train`, `affine_frozen` (statistics are updated,

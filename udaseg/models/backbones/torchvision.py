@@ -2,14 +2,14 @@
 
 import itertools
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from torch import nn
 
 from udaseg.errors import EnvironmentFault
 from udaseg.models.backbones.backbone import BackboneOptions, at_levels
 from udaseg.models.backbones.sequential import SequentialBackbone
-from udaseg.models.weights import download_fault, load_into, read_state_dict
+from udaseg.models.pretrained import fetching, say_where
+from udaseg.models.weights import WeightsFile
 
 _ENDS = {
     "resnet18": (5, 6, 7, 8),
@@ -25,7 +25,7 @@ def build(
     name: str,
     *,
     output_stride: int,
-    weights: str,
+    weights: str | WeightsFile,
     levels: Sequence[int] | None = None,
     options: BackboneOptions,
 ) -> SequentialBackbone:
@@ -33,7 +33,7 @@ def build(
 
     See `build_backbone`.
     """
-    network = _network(name, weights, options)
+    network = _network(name, weights)
     if name.startswith("resnet"):
         parts = ["conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"]
         stages = [getattr(network, part) for part in parts]
@@ -88,7 +88,7 @@ def _follow(options: BackboneOptions, layers: Sequence[nn.Module], network: nn.M
             module.conv1.stride, module.conv2.stride = module.conv2.stride, module.conv1.stride
 
 
-def _network(name: str, weights: str, options: BackboneOptions) -> nn.Module:
+def _network(name: str, weights: str | WeightsFile) -> nn.Module:
     """Return the classification network with its weights loaded."""
     try:
         from torchvision import models
@@ -99,15 +99,13 @@ def _network(name: str, weights: str, options: BackboneOptions) -> nn.Module:
             "install a matching pair: pip install --upgrade torch torchvision"
         ) from error
     network: nn.Module = models.get_model(name, weights=None)
-    if weights == "imagenet":
+    if isinstance(weights, WeightsFile):
+        weights.load_into(network)
+    elif weights == "pretrained":
         published = models.get_model_weights(name)["IMAGENET1K_V1"]
-        try:
+        say_where(name, published.url, megabytes=published.meta["_file_size"])
+        with fetching(name):
             network.load_state_dict(published.get_state_dict(progress=False))
-        except OSError as error:
-            raise download_fault(name, error) from error
-    elif weights != "random":
-        tensors = read_state_dict(Path(weights))
-        load_into(network, tensors, origin=weights, partial=options.weights_partial)
     return network
 
 
