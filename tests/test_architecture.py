@@ -11,10 +11,11 @@ import udaseg
 
 PACKAGE = Path(__file__).resolve().parents[1] / "udaseg"
 
-LEAVES = {"errors", "text", "files", "documents", "validation"}
+LEAVES = {"errors", "sizes", "text", "files", "documents", "validation"}
 MAY_KNOW = {
     "errors": set(),
-    "text": set(),
+    "sizes": set(),
+    "text": {"sizes"},
     "files": {"errors", "text"},
     "documents": {"errors", "text"},
     "validation": {"documents", "text"},
@@ -23,7 +24,7 @@ MAY_KNOW = {
     "distributed": {"errors"},
     "failures": {"errors", "distributed"},
     "signals": {"errors", "distributed"},
-    "recipe": {"errors", "text", "documents", "validation", "plugins"},
+    "recipe": {"errors", "sizes", "text", "documents", "validation", "plugins"},
     "data": {*LEAVES, "plugins", "display"},
     "models": {"errors", "text", "plugins", "recipe"},
     "runs": {*LEAVES, "recipe", "distributed"},
@@ -40,7 +41,7 @@ MAY_KNOW["figures"] = {*MAY_KNOW["selection"], "selection"}
 MAY_KNOW["experiments"] = {*MAY_KNOW["training"], "training"}
 MAY_KNOW["inspection"] = {*MAY_KNOW["experiments"], "experiments", "figures"}
 MAY_KNOW["demo"] = {"errors", "text", "files", "display", "udaseg"}
-MAY_KNOW["cli"] = {"errors", "text", "display", "recipe", "demo", "udaseg"}
+MAY_KNOW["cli"] = {"errors", "sizes", "text", "display", "recipe", "demo", "udaseg"}
 
 DATA_MAY_KNOW = {
     "files": set(),

@@ -76,6 +76,7 @@ if TYPE_CHECKING:
     from udaseg.selection.select import Selection as Selection
     from udaseg.selection.select import SelectOptions as SelectOptions
     from udaseg.selection.select import select as select
+    from udaseg.sizes import ShortSide as ShortSide
     from udaseg.training.train import TrainOptions as TrainOptions
     from udaseg.training.train import adapt as adapt
     from udaseg.training.train import train as train
@@ -117,6 +118,7 @@ _NAMES = {
     "runs.scores": ["Scores"],
     "selection.calibrate": ["Calibration", "calibrate"],
     "selection.select": ["SelectOptions", "Selection", "select"],
+    "sizes": ["ShortSide"],
     "training.train": ["TrainOptions", "adapt", "train"],
 }
 _MODULES = {name: f"udaseg.{module}" for module, names in _NAMES.items() for name in names}

@@ -5,6 +5,8 @@ import re
 from collections.abc import Sequence
 from difflib import get_close_matches
 
+from udaseg.sizes import Resize, ShortSide
+
 # Direction marks and invisible characters, which make a line look different from its content.
 _HIDDEN = "\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff"
 UNSAFE = re.compile(f"[^\t\n\r\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]|[{_HIDDEN}]")
@@ -66,8 +68,10 @@ def format_duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{remainder:02d}"
 
 
-def format_size(size: tuple[int, int] | None) -> str:
+def format_size(size: Resize | None) -> str:
     """Return (height, width) as "WxH"; "as stored" for None."""
+    if isinstance(size, ShortSide):
+        return f"short side {size.short_side}"
     return "as stored" if size is None else f"{size[1]}x{size[0]}"
 
 

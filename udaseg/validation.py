@@ -368,7 +368,8 @@ def _describe_type(expected: Any) -> str:
         plural = _TYPE_NAMES[of][1] if of in _TYPE_NAMES else "sections"
         has_length = origin is tuple and Ellipsis not in arguments
         return f"a list of {len(arguments)} {plural}" if has_length else f"a list of {plural}"
-    return "a section"
+    keys = [part.name for part in fields(expected)] if is_dataclass(expected) else []
+    return f"a section with {keys[0]}" if len(keys) == 1 else "a section"
 
 
 def _describe_node(node: Node) -> str:

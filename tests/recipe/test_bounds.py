@@ -2,6 +2,7 @@
 
 import json
 import re
+import types
 import typing
 from pathlib import Path
 
@@ -50,6 +51,11 @@ def bounds_of(annotation, path):
             is_pattern = isinstance(bound, FieldInfo) and bound.discriminator is None
             if is_pattern or isinstance(bound, Ge | Gt | Le | Lt | MinLen):
                 yield f"{path} {type(bound).__name__}"
-    if typing.get_origin(expected) is tuple:
-        for index, item in enumerate(typing.get_args(expected)):
-            yield from bounds_of(item, f"{path}[{index}]")
+    for member in typing.get_args(expected) if _is_union(expected) else (expected,):
+        for index, item in enumerate(typing.get_args(member)):
+            if typing.get_origin(member) is tuple:
+                yield from bounds_of(item, f"{path}[{index}]")
+
+
+def _is_union(annotation):
+    return typing.get_origin(annotation) in (typing.Union, types.UnionType)

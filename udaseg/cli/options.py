@@ -9,6 +9,7 @@ import typer
 
 from udaseg.errors import UsageError
 from udaseg.recipe.choices import Criterion, Precision
+from udaseg.sizes import Resize, ShortSide
 
 OnMismatch = Literal["exclude", "resize", "fail"]
 CacheFormat = Literal["png", "raw"]
@@ -119,9 +120,12 @@ def parse_height_width(option: str, text: str | None) -> tuple[int, int] | None:
     return _parse_pair(option, text, "HEIGHTxWIDTH in pixels, for example 512x1024")
 
 
-def parse_width_height(option: str, text: str | None) -> tuple[int, int] | None:
-    """Return (height, width) of an option written `WxH`, the usual order for image sizes."""
-    pair = _parse_pair(option, text, "WIDTHxHEIGHT in pixels, for example 1280x720")
+def parse_resize(option: str, text: str | None) -> Resize | None:
+    """Return the size of an option written `WxH`, the usual order for images, or its short side."""
+    if text is not None and re.fullmatch("[1-9][0-9]{0,5}", text):
+        return ShortSide(int(text))
+    expected = "WIDTHxHEIGHT or the short side in pixels, for example 1280x720 or 720"
+    pair = _parse_pair(option, text, expected)
     return None if pair is None else (pair[1], pair[0])
 
 

@@ -318,7 +318,7 @@ def _network_facts(
 ) -> dict[str, str]:
     """Return the network and its inference options for the protocol line."""
     size = format_size(pipeline.RELEASE_SIZE if options.release else options.resize)
-    if options.keep_shape and options.resize and not options.release:
+    if options.keep_shape and isinstance(options.resize, tuple) and not options.release:
         size += " or as many pixels"
     tiles = any(options.needs_tiles((sample.height, sample.width)) for sample in samples)
     facts = {

@@ -32,6 +32,7 @@ from udaseg.models.segmenter import Segmenter
 from udaseg.recipe.schema import Recipe
 from udaseg.runs.folder import run_folder_of
 from udaseg.runs.leftovers import writing_in_run
+from udaseg.sizes import plain_size
 
 log = logging.getLogger(__name__)
 _EXAMPLE_SHAPE = (2, 3, 128, 192)  # of the traced images; all axes but the channels are dynamic
@@ -357,8 +358,8 @@ def _origin(loaded: Model) -> dict[str, str]:
     return {
         "classes": json.dumps(document["names"]),
         "colors": json.dumps(document["colors"]),
-        # (height, width), null where images kept their size
-        "trained_size": json.dumps(network_input_size(loaded.recipe)),
+        # null where images kept their size
+        "trained_size": json.dumps(plain_size(network_input_size(loaded.recipe))),
         "resampling": loaded.recipe.target.resampling,
         "recipe": loaded.recipe.name,
         "step": str(loaded.step),

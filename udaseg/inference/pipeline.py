@@ -21,9 +21,10 @@ from udaseg.data.loading.transforms import Resampling, resize_image, resize_labe
 from udaseg.errors import UsageError
 from udaseg.inference.options import check_ranges
 from udaseg.inference.predictor import infer_batch
-from udaseg.inference.sizes import Size, input_size, needs_tiles
+from udaseg.inference.sizes import input_size, needs_tiles
 from udaseg.inference.tiles import TileOptions
 from udaseg.inference.windows import Network
+from udaseg.sizes import Resize, Size, resized
 
 RELEASE_SIZE = (512, 1024)
 _BATCH_ON_GPU = 4
@@ -34,7 +35,8 @@ class InferenceOptions:
     """Inference options, and the size at which labels are produced.
 
     Attributes:
-        resize: (height, width) of the network's input; None keeps each image's size.
+        resize: (height, width) of the network's input, or its shorter side; None keeps each image's
+            size.
         resampling: How images are resized, as in the recipe.
         keep_shape: Resize images of another aspect ratio to the pixel count of `resize`,
             undistorted.
@@ -46,7 +48,7 @@ class InferenceOptions:
         batch: Images per batch; None is 4 on a GPU and 1 elsewhere.
     """
 
-    resize: Size | None = None
+    resize: Resize | None = None
     keep_shape: bool = False
     flip: bool = False
     scales: tuple[float, ...] = (1.0,)
@@ -70,7 +72,7 @@ class InferenceOptions:
             return RELEASE_SIZE
         if self.keep_shape:
             return input_size(stored, self.resize)
-        return self.resize or stored
+        return resized(stored, self.resize)
 
 
 @dataclass(frozen=True)
@@ -157,9 +159,9 @@ def _decode_sample(
     labels = dataset.read_labels(sample) if truth else None
     if options.release and labels is not None:
         labels = resize_labels(labels, RELEASE_SIZE)
-    resized = resize_image(image, options.input_size(image.shape[:2]), options.resampling)
+    shown = resize_image(image, options.input_size(image.shape[:2]), options.resampling)
     size = RELEASE_SIZE if options.release else (image if labels is None else labels).shape[:2]
-    return _DecodedSample(sample, resized, size, labels)
+    return _DecodedSample(sample, shown, size, labels)
 
 
 def _input_shape(item: _DecodedSample) -> tuple[int, ...]:

@@ -13,10 +13,11 @@ from udaseg.data.labels.classes import IGNORE, ClassSpace
 from udaseg.data.loading.transforms import Resampling, resize_image
 from udaseg.errors import DataError
 from udaseg.inference.input_images import InputImage
-from udaseg.inference.sizes import Size, input_size, needs_tiles
+from udaseg.inference.sizes import input_size, needs_tiles
 from udaseg.inference.tiles import TileOptions, image_logits, label_in_tiles, label_logits
 from udaseg.inference.windows import Network
 from udaseg.models.segmenter import evaluation_mode
+from udaseg.sizes import Resize, Size
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Predictor:
     Attributes:
         network: On the device of `options`.
         classes: Outputs of the network.
-        trained_size: (height, width) of training and validation; None if images kept their size.
+        trained_size: That of training and validation; None if images kept their size.
         options: How to predict one image.
         abstain: Pixels with less confidence are ignored; needs confidence.
         logits: Also return the logits.
@@ -65,7 +66,7 @@ class Predictor:
 
     network: nn.Module
     classes: ClassSpace
-    trained_size: Size | None
+    trained_size: Resize | None
     options: TileOptions
     abstain: float | None = None
     logits: bool = False

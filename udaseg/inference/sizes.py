@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 
 from udaseg.recipe.schema import Recipe
-
-Size = tuple[int, int]
+from udaseg.sizes import Resize, ShortSide, Size, resized
 
 MAX_WHOLE_PIXELS = 2048 * 2048
 """Maximum pixels of one network input."""
@@ -12,23 +11,24 @@ MAX_WHOLE_PIXELS = 2048 * 2048
 _ASPECT_TOLERANCE = 0.02
 
 
-def input_size(stored: Size, trained: Size | None) -> Size:
+def input_size(stored: Size, trained: Resize | None) -> Size:
     """Return the network's input size (height, width) for an image.
 
     An image with the training aspect ratio (width / height within 2 %) gets exactly the training
     size. Any other keeps its aspect ratio and gets about the same number of pixels. Objects then
     appear about as large as in training, nothing is distorted, and time and memory are equal for
-    every image, even a strip of 10,000 x 1 pixels. `trained` is None if images kept their size.
+    every image, even a strip of 10,000 x 1 pixels. `trained` is None if images kept their size; one
+    shorter side for all, as in training, distorts nothing either.
     """
-    if trained is None:
-        return stored
+    if trained is None or isinstance(trained, ShortSide):
+        return resized(stored, trained)
     ratio = (stored[1] / stored[0]) / (trained[1] / trained[0])
     if abs(ratio - 1) <= _ASPECT_TOLERANCE:
         return trained
     return _scale_to_pixels(stored, trained[0] * trained[1])
 
 
-def untiled_input_size(stored: Size, trained: Size | None) -> Size:
+def untiled_input_size(stored: Size, trained: Resize | None) -> Size:
     """Return `input_size`, reduced to `MAX_WHOLE_PIXELS` for callers that do not use tiles."""
     size = input_size(stored, trained)
     return _scale_to_pixels(size, MAX_WHOLE_PIXELS) if needs_tiles(size) else size
@@ -45,7 +45,7 @@ def size_within(size: Size, side: int) -> Size:
     return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
 
 
-def network_input_size(recipe: Recipe) -> Size | None:
+def network_input_size(recipe: Recipe) -> Resize | None:
     """Return the recipe's input size for validation; without one, that of target images."""
     if recipe.validation.data is not None:
         return recipe.validation.resize

@@ -16,9 +16,9 @@ from torch import Tensor
 from udaseg.data.files.images import Pixels
 from udaseg.data.loading.transforms import resize_labels
 from udaseg.inference.labels import labels_from_logits
-from udaseg.inference.sizes import Size
 from udaseg.inference.windows import Network, predict_batch
 from udaseg.models.pixels import image_batch
+from udaseg.sizes import Size
 
 _CORE_PX = 1024
 _MARGIN_PX = 256

@@ -20,8 +20,8 @@ from udaseg.errors import DataError, EnvironmentFault, UsageError
 from udaseg.files import TEMPORARY_NAME, sha256, shared_folder
 from udaseg.inference.input_images import MAX_PIXELS
 from udaseg.inference.options import MASK_KINDS, UPRIGHT_KINDS, MaskKind
-from udaseg.inference.sizes import Size
 from udaseg.prediction.inputs import Inputs, is_video
+from udaseg.sizes import Size
 
 log = logging.getLogger(__name__)
 

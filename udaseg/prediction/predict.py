@@ -32,6 +32,7 @@ from udaseg.prediction.videos import frame_batches, predict_videos
 from udaseg.runs.calibration_file import read_temperature
 from udaseg.runs.folder import newest_finished_run
 from udaseg.signals import StopSignal
+from udaseg.sizes import plain_size
 from udaseg.text import printable
 
 log = logging.getLogger(__name__)
@@ -203,7 +204,7 @@ def _write_all(
         **facts,
         "ignore": IGNORE,
         "save": options.kinds,
-        "network_input": predictor.trained_size,
+        "network_input": plain_size(predictor.trained_size),
         "batch": predictor.batch,
         "udaseg": __version__,
         **({outputs.OTHER_NETWORKS: other_networks} if other_networks else {}),

@@ -1,14 +1,19 @@
 """Types that several parts of the package share; `typing.get_args` returns the words of a choice.
 
-Imports nothing of the package, so that the command line can show them at once.
+Imports nothing heavy, so that the command line can show them at once.
 """
 
 from typing import Annotated, Literal
 
 from annotated_types import Ge
 
+from udaseg.sizes import ShortSide
+
 Size = tuple[Annotated[int, Ge(1)], Annotated[int, Ge(1)]]
 """(height, width) in pixels."""
+
+Resize = Size | ShortSide
+"""The size of images before they are cut."""
 
 Precision = Literal["fp32", "bf16"]
 """Numeric precision of the network."""

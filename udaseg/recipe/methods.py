@@ -9,7 +9,7 @@ from annotated_types import Ge, Gt, Interval, MinLen
 from pydantic import Field
 
 from udaseg.documents import Must
-from udaseg.recipe.choices import BatchNorm, Sampling, Size
+from udaseg.recipe.choices import BatchNorm, Resize, Sampling, Size
 from udaseg.recipe.contrast import Prototypes, Regional, RegularizerSpec, Semantic
 
 
@@ -240,9 +240,10 @@ class PseudoLabelling:
     `released` rounds n q to the nearest, for the median the upper of the two middle ones, as in
     SPCL's release.
     """
-    resize: Size | None = None
-    """(height, width) of the images that are labelled; their labels then have the size of the
-    files. [512, 1024] in SPCL's release. Null labels images as the stage reads them.
+    resize: Resize | None = None
+    """(height, width) of the images that are labelled, or `{short_side: N}`; their labels then have
+    the size of the files. [512, 1024] in SPCL's release. Null labels images as the stage reads
+    them.
     """
     folder: str | None = None
     """Folder with a PNG for each image, of any tool, instead of the student's own labels. An image
@@ -259,8 +260,8 @@ class PseudoLabelling:
 class StageTarget:
     """Size and crop of target images in a stage, replacing those of the recipe."""
 
-    resize: Size | None
-    """(height, width) in pixels; null keeps the size of each file."""
+    resize: Resize | None
+    """(height, width) in pixels, or `{short_side: N}`; null keeps the size of each file."""
     crop: Size
     """(height, width) of the random crop."""
     scale: tuple[Annotated[float, Gt(0)], Annotated[float, Gt(0)]]

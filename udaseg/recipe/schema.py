@@ -19,6 +19,7 @@ from udaseg.recipe.choices import (
     HeadName,
     Precision,
     Resampling,
+    Resize,
     Sampling,
     Size,
 )
@@ -55,9 +56,9 @@ class Validation:
     """Name of a prepared data set, or dataset YAML; null disables validation."""
     split: str = "val"
     """The split to score."""
-    resize: Size | None = None
-    """(height, width) of the network's input; null keeps the size of each file. Scores are computed
-    at the size of the labels.
+    resize: Resize | None = None
+    """(height, width) of the network's input; `{short_side: N}` keeps the shape of each image; null
+    keeps the size of each file. Scores are computed at the size of the labels.
     """
 
 
@@ -192,9 +193,9 @@ class Domain:
     """
     split: str
     """The split to read."""
-    resize: Size | None
-    """(height, width) in pixels; null keeps the size of each file. For Cityscapes [512, 1024] in
-    DACS, null in RCCR's release.
+    resize: Resize | None
+    """(height, width) in pixels; `{short_side: N}` keeps the shape of each image; null keeps the
+    size of each file. For Cityscapes [512, 1024] in DACS, null in RCCR's release.
     """
     crop: Size
     """(height, width) of the random crop. A labelled image that is smaller is padded with ignored
@@ -228,7 +229,7 @@ class Domain:
 class Source(Domain):
     """Labelled images and how they are cut for training."""
 
-    resize_each: tuple[Size | None, ...] = ()
+    resize_each: tuple[Resize | None, ...] = ()
     """`resize` for each of several data sets, in their order; [] uses `resize` for all."""
     shares: tuple[Annotated[int, Ge(1)], ...] = ()
     """Images drawn in turn from each of several data sets: with [3, 1], three of four are of the
@@ -236,7 +237,7 @@ class Source(Domain):
     """
 
     @property
-    def sizes(self) -> tuple[Size | None, ...]:
+    def sizes(self) -> tuple[Resize | None, ...]:
         """The `resize` of each data set."""
         return self.resize_each or (self.resize,) * len(self.sets)
 

@@ -15,6 +15,7 @@ from udaseg.distributed import world_size
 from udaseg.errors import DataError
 from udaseg.recipe.schema import Recipe, Source
 from udaseg.recipe.stages import Stage, stages_of
+from udaseg.sizes import Resize, ShortSide, distorts, recipe_size
 from udaseg.text import bits_text
 from udaseg.training.footprint import Footprint, estimate_footprint
 from udaseg.training.setup import RunData, TrainingSetup, build_setup, class_totals
@@ -109,18 +110,18 @@ def _warn_of_slow_device(recipe: Recipe, device: torch.device) -> None:
 
 
 def _warn_of_aspect_ratio(
-    name: str, key: str, resize: tuple[int, int] | None, samples: Sequence[Sample]
+    name: str, key: str, resize: Resize | None, samples: Sequence[Sample]
 ) -> None:
     """Warn if the recipe's resize changes the aspect ratio of the images."""
-    if resize is None:
+    if resize is None or isinstance(resize, ShortSide):
         return
-    aspect = resize[1] / resize[0]
-    distorted = [s for s in samples if not 0.9 < s.width / s.height / aspect < 1.1]
+    distorted = [s for s in samples if distorts((s.height, s.width), resize)]
     if distorted:
         log.warning(
             f"{len(distorted)} of {len(samples)} {name} images have another aspect ratio than "
-            f"{key}={list(resize)} (the first is {distorted[0].width}x{distorted[0].height}) and "
-            f"are distorted; set {key} to another [HEIGHT, WIDTH] to keep their aspect ratio"
+            f"{key}={recipe_size(resize)} (the first is {distorted[0].width}x"
+            f"{distorted[0].height}) and are distorted; "
+            f"{key}={recipe_size(ShortSide(min(resize)))} keeps their aspect ratio"
         )
 
 

@@ -46,7 +46,10 @@ def prepare(
     workers: Annotated[int, typer.Option(help="Number of threads (-1: one per core).")] = -1,
     cache: Annotated[
         str | None,
-        typer.Option(metavar="WxH", help="Also cache the training images, resized to this size."),
+        typer.Option(
+            metavar="WxH|N",
+            help="Also cache the training images, of this size or with this short side.",
+        ),
     ] = None,
     cache_format: Annotated[
         options.CacheFormat, typer.Option(help="raw loads faster and needs zstd.")
@@ -59,7 +62,7 @@ def prepare(
 ) -> None:
     """Check and index data sets for training."""
     size_px = options.parse_height_width("--size", size)
-    cache_px = options.parse_width_height("--cache", cache)
+    cache_px = options.parse_resize("--cache", cache)
     if check_only and cache is not None:
         raise UsageError("--check-only writes nothing; leave out --cache")
     if verify and (check_only or cache is not None):

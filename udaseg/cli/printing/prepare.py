@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 from udaseg.display.console import safe_text
-from udaseg.text import bits_text
+from udaseg.sizes import recipe_size
+from udaseg.text import bits_text, format_size
 
 if TYPE_CHECKING:
     from udaseg import DataVerification, PrepareReport
@@ -110,9 +111,9 @@ def _listed_rows(report: "PrepareReport") -> Iterator[tuple[str, str]]:
 def _cache_row(report: "PrepareReport") -> str:
     assert report.cache is not None
     written, cache, size_mb = report.cache, report.cache.cache, report.cache.size_bytes / 1e6
-    height, width = cache.size
+    size = format_size(cache.size)
     row = (
-        f"{written.images} images of {width}x{height} with their labels as {cache.format}, "
+        f"{written.images} images of {size} with their labels as {cache.format}, "
         f"{size_mb:,.1f} MB ({size_mb / max(1, written.images):.2f} MB per image)"
     )
     if written.written:
@@ -121,7 +122,7 @@ def _cache_row(report: "PrepareReport") -> str:
         row += ", unchanged"
     if written.speedup is not None:
         row += f", read {written.speedup:.1f} times as fast as the original files"
-    return f"{row}; used by training with resize [{height}, {width}]"
+    return f"{row}; used by training with resize {recipe_size(cache.size)}"
 
 
 def print_unchanged(console: Console, result: "DataVerification") -> None:

@@ -19,6 +19,7 @@ from udaseg.data.loading.packed import import_zstd, unpack
 from udaseg.data.loading.transforms import Resampling
 from udaseg.errors import DataError, EnvironmentFault
 from udaseg.files import file_stamp, read_json
+from udaseg.sizes import Resize, ShortSide, Size, resized
 
 log = logging.getLogger(__name__)
 CacheFormat = Literal["png", "raw"]
@@ -29,17 +30,17 @@ _MAX_NAMES_SHOWN = 3
 
 @dataclass(frozen=True)
 class Cache:
-    """Cached images and labels of one size.
+    """Cached images and labels of one size, or of one shorter side.
 
     Attributes:
-        size: (height, width).
+        size: (height, width), or the shorter side.
         format: `png`, or `raw` (bytes compressed with zstd).
         stamps: Size and time of the cached files when the cache was opened, by image.
         resampling: How the images were resized; part of the folder's name.
     """
 
     folder: Path
-    size: tuple[int, int]
+    size: Resize
     format: CacheFormat
     stamps: Mapping[str, str] = field(default_factory=dict)
     resampling: Resampling = "area"
@@ -77,11 +78,14 @@ class Cache:
 
     def load_image(self, sample: Sample) -> Pixels:
         """Return the cached (H, W, 3) image of `sample`."""
-        return self._read(self.image_path(sample), (*self.size, 3))
+        return self._read(self.image_path(sample), (*self._size_of(sample), 3))
 
     def load_labels(self, sample: Sample) -> Pixels:
         """Return the cached (H, W) train ids of `sample`."""
-        return self._read(self.label_path(sample), self.size)
+        return self._read(self.label_path(sample), self._size_of(sample))
+
+    def _size_of(self, sample: Sample) -> Size:
+        return resized((sample.height, sample.width), self.size)
 
     def _read(self, path: Path, shape: tuple[int, ...]) -> Pixels:
         try:
@@ -99,12 +103,15 @@ class Cache:
         return pixels
 
 
-def cache_folder(
-    dataset: PreparedDataset, size: tuple[int, int], resampling: Resampling = "area"
-) -> Path:
-    """Return the folder of the cache of `size` (height, width), next to the index."""
+def cache_folder(dataset: PreparedDataset, size: Resize, resampling: Resampling = "area") -> Path:
+    """Return the folder of the cache of `size`, next to the index."""
     ending = "" if resampling == "area" else f"-{resampling}"
-    return dataset.folder / f"cache-{size[1]}x{size[0]}{ending}"
+    return dataset.folder / f"cache-{cache_word(size)}{ending}"
+
+
+def cache_word(size: Resize) -> str:
+    """Return a size as `udaseg prepare --cache` takes it: WIDTHxHEIGHT, or the shorter side."""
+    return str(size.short_side) if isinstance(size, ShortSide) else f"{size[1]}x{size[0]}"
 
 
 CacheRow = tuple[str, int, str | None, int]
@@ -127,7 +134,7 @@ def read_cache_manifest(folder: Path) -> dict[str, Any]:
 def open_cache(
     dataset: PreparedDataset,
     split: str,
-    size: tuple[int, int] | None,
+    size: Resize | None,
     *,
     labelled: bool,
     resampling: Resampling = "area",
@@ -137,7 +144,7 @@ def open_cache(
     Args:
         dataset: A prepared dataset.
         split: All its images must be in the cache.
-        size: (height, width); None disables the cache.
+        size: That of the images; None disables the cache.
         labelled: Whether labels are needed; otherwise they are not checked.
         resampling: How its images must have been resized.
     """
@@ -147,7 +154,7 @@ def open_cache(
     if not folder.is_dir():
         return None
     option = "" if resampling == "area" else f" --cache-resampling {resampling}"
-    advice = f"run `udaseg prepare {dataset.name} --cache {size[1]}x{size[0]}{option}` again"
+    advice = f"run `udaseg prepare {dataset.name} --cache {cache_word(size)}{option}` again"
     manifest = read_cache_manifest(folder)
     if not manifest:
         log.warning("%s: the cache is incomplete and is ignored; %s", folder, advice)

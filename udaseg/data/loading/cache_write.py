@@ -21,6 +21,7 @@ from udaseg.data.loading.cache import Cache, CacheFormat
 from udaseg.data.loading.crops import CropSource
 from udaseg.data.loading.packed import import_zstd, pack
 from udaseg.data.loading.transforms import Resampling
+from udaseg.sizes import Resize, plain_size
 
 CACHE_JOURNAL_NAME = f"journal-{caches.CACHE_VERSION}.jsonl"
 
@@ -51,7 +52,7 @@ class CacheReport:
 
 def write_cache(
     dataset: PreparedDataset,
-    size: tuple[int, int],
+    size: Resize,
     form: CacheFormat = "png",
     *,
     resampling: Resampling = "area",
@@ -65,7 +66,7 @@ def write_cache(
 
     Args:
         dataset: A prepared dataset.
-        size: (height, width), as in the recipe's `resize`.
+        size: (height, width) or the shorter side, as in the recipe's `resize`.
         form: `png`, or `raw`: four times faster to read, needs zstd.
         resampling: As in the recipe.
         workers: Threads; -1 uses one per core.
@@ -85,7 +86,8 @@ def write_cache(
             folder.mkdir(parents=True, exist_ok=True)
             writer.write_missing(rows, workers, on_progress)
             files.sync_to_disk()  # the manifest promises that all files are complete
-            document = {"version": caches.CACHE_VERSION, "form": form, "size": size, "files": rows}
+            plain = plain_size(size)
+            document = {"version": caches.CACHE_VERSION, "form": form, "size": plain, "files": rows}
             files.write_atomic(folder / caches.CACHE_MANIFEST_NAME, json.dumps(document).encode())
             writer.remove_other_files()
     return CacheReport(
@@ -161,7 +163,7 @@ class _Writer:
         size, labelled = self.cache.size, sample.label is not None
         resampling = self.cache.resampling
         return CropSource(
-            self.dataset, "", size, size, flip=False, labelled=labelled, resampling=resampling
+            self.dataset, "", size, (1, 1), flip=False, labelled=labelled, resampling=resampling
         )
 
     def _write_pixels(self, path: Path, pixels: Pixels | None) -> int:

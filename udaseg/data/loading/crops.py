@@ -17,6 +17,7 @@ from udaseg.data.loading.pseudo_labels import pseudo_label_path
 from udaseg.data.loading.rare_class import RareClassImages, RareClassSettings, rare_class_corner
 from udaseg.errors import DataError
 from udaseg.files import sha256
+from udaseg.sizes import Resize, resized
 
 Sampling = Literal["uniform", "class_balanced", "rare_class"]
 
@@ -26,7 +27,7 @@ class CropSource:
     """Random crops of one domain.
 
     Attributes:
-        resize: (height, width) before the crop; None keeps the file's size.
+        resize: Size before the crop; None keeps the file's size.
         crop: (height, width).
         flip: Mirror half of the crops.
         labelled: Whether to read labels; never for a target.
@@ -43,7 +44,7 @@ class CropSource:
 
     dataset: PreparedDataset
     split: str
-    resize: tuple[int, int] | None
+    resize: Resize | None
     crop: tuple[int, int]
     flip: bool
     labelled: bool
@@ -90,8 +91,9 @@ class CropSource:
         image = self.dataset.read_image(sample)
         labels = self._read_labels(sample, image.shape) if self.labelled else None
         if self.resize is not None:
-            image = transforms.resize_image(image, self.resize, self.resampling)
-            labels = None if labels is None else transforms.resize_labels(labels, self.resize)
+            size = resized((image.shape[0], image.shape[1]), self.resize)
+            image = transforms.resize_image(image, size, self.resampling)
+            labels = None if labels is None else transforms.resize_labels(labels, size)
         return image, labels
 
     def crop_image(

@@ -25,6 +25,7 @@ from udaseg.data.files.images import keep_freed_memory
 from udaseg.data.files.parallel import without_main_module
 from udaseg.data.loading.batches import Batch, TrainingBatches
 from udaseg.errors import DataChanged, DataError, EnvironmentFault
+from udaseg.text import format_size
 
 log = logging.getLogger(__name__)
 _START_METHOD: Final = "spawn"
@@ -85,8 +86,8 @@ def _log_caches(dataset: TrainingBatches) -> None:
     for domain, crops in (("source", dataset.source), ("target", dataset.target)):
         for cache in () if crops is None else (part.cache for part in crops.parts or (crops,)):
             if cache is not None:
-                height, width = cache.size
-                log.info("%s images of %dx%d are read from %s", domain, width, height, cache.folder)
+                size = format_size(cache.size)
+                log.info("%s images of %s are read from %s", domain, size, cache.folder)
 
 
 class WorkerLost(Exception):

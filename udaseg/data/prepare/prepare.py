@@ -28,6 +28,7 @@ from udaseg.data.toyland.writer import make_toyland
 from udaseg.display.progress import LazyProgress
 from udaseg.errors import DataError, UsageError
 from udaseg.files import disk_space, file_lock, sha256_of
+from udaseg.sizes import distorts
 from udaseg.text import format_size
 
 log = logging.getLogger(__name__)
@@ -97,9 +98,8 @@ def _prepare_one(name: str, root: Path, options: PrepareOptions) -> PrepareRepor
 
 
 def _add_cache(report: PrepareReport, options: CacheOptions, workers: int) -> None:
-    height, width = options.size
     samples = list(report.samples)
-    distorted = [s for s in samples if not 0.9 < s.width / s.height * height / width < 1.1]
+    distorted = [s for s in samples if distorts((s.height, s.width), options.size)]
     if distorted:
         log.warning(
             "--cache %s (width x height) changes the aspect ratio of %d of %d images, such as one "

@@ -14,6 +14,7 @@ from udaseg.data.loading.cache import CacheFormat
 from udaseg.data.loading.transforms import Resampling
 from udaseg.errors import UsageError
 from udaseg.files import file_stamp, one_or_more, read_json, sha256
+from udaseg.sizes import Resize, ShortSide
 
 Names = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 """One or several built-in names or dataset YAMLs."""
@@ -61,12 +62,12 @@ class CacheOptions:
     """The cache of training images that `prepare` writes.
 
     Attributes:
-        size: (height, width) of the cached images, like the recipe's `resize`.
+        size: (height, width) of the cached images, or a `ShortSide`, like the recipe's `resize`.
         format: `png`, or `raw`: faster to read, needs zstd.
         resampling: `area` or `bicubic`, like the recipe's `resampling`.
     """
 
-    size: tuple[int, int]
+    size: Resize
     format: CacheFormat = "png"
     resampling: Resampling = "area"
 
@@ -75,8 +76,9 @@ class CacheOptions:
             raise UsageError(f"a cache is resampled by one of {', '.join(get_args(Resampling))}")
         if self.format not in get_args(CacheFormat):
             raise UsageError(f"a cache is one of {', '.join(get_args(CacheFormat))}")
-        if min(self.size) < 1:
-            raise UsageError(f"a cache needs a size of at least 1 px, got {self.size}")
+        size = self.size
+        if (size.short_side if isinstance(size, ShortSide) else min(size)) < 1:
+            raise UsageError(f"a cache needs a size of at least 1 px, got {size}")
 
 
 @dataclass(frozen=True)
