@@ -63,6 +63,15 @@ class BackboneContract:
                 for channels, stride in zip(backbone.channels, strides, strict=True)
             ]
 
+    def test_it_numbers_its_blocks_in_the_order_of_images(self, backbone):
+        layers = [backbone.layer_of(name) for name, _ in backbone.named_parameters()]
+        assert set(layers) | {0} == {*range(backbone.depth + 1)}
+        assert list(backbone.stage_ends) == sorted(backbone.stage_ends)
+        assert backbone.stage_ends[-1] == backbone.depth
+
+    def test_it_names_parameters_without_decay(self, backbone):
+        assert backbone.undecayed <= {name for name, _ in backbone.named_parameters()}
+
     def test_every_parameter_learns(self, backbone):
         _weighted_sum(backbone.train()(images())).backward()
         still = [

@@ -5,7 +5,6 @@ import pytest
 from tests.support.campaign import tell
 from tests.support.mutated_commands import COMMANDS, Place, campaign, without_exporter
 
-pytest.importorskip("timm")
 # torch warns of sparse tensors in a checkpoint; a command only prints that
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 SEED, MANY, FEW = 0, 300, 20

@@ -77,7 +77,6 @@ def test_losses_gradients_and_statistics_are_the_same_bits(name, batch_norm):
 
 
 def test_a_timm_network_is_the_same_too():
-    pytest.importorskip("timm")
     plain = step(network("efficientnet_lite0"), size=(64, 64))
     again = step(network("efficientnet_lite0", recompute=True), size=(64, 64))
     assert unequal(plain, again) == []

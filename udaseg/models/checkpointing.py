@@ -6,8 +6,9 @@ pass, but their running statistics and counters do not change.
 """
 
 import contextlib
+import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -24,13 +25,31 @@ def checkpointed(module: nn.Module, inputs: Tensor | Sequence[Tensor]) -> Any:
     def call(*tensors: Tensor) -> Any:
         return module(tensors[0] if one else list(tensors))
 
+    # one by one: torch saves only tensors like those of an ordinary operation, not lists
+    return _recomputed(module, call, *([inputs] if one else inputs))
+
+
+def _recomputed(module: nn.Module, call: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
     return checkpoint(
         call,
-        # one by one: torch saves only tensors like those of an ordinary operation, not lists
-        *([inputs] if one else inputs),
+        *inputs,
         use_reentrant=False,
         context_fn=lambda: (contextlib.nullcontext(), frozen_statistics(module)),
+        **options,
     )
+
+
+@contextlib.contextmanager
+def checkpointed_parts(network: nn.Module, names: Iterable[str]) -> Iterator[None]:
+    """Make parts of a network, such as its blocks, store only their inputs in this context."""
+    parts = [network.get_submodule(name) for name in names]
+    for part in parts:
+        part.forward = functools.partial(_recomputed, part, part.forward)
+    try:
+        yield
+    finally:
+        for part in parts:
+            del part.forward  # uncovers that of the class
 
 
 def checkpointed_in_sequence(stages: nn.Module, features: Tensor) -> Tensor:

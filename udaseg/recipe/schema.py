@@ -67,11 +67,14 @@ class Model:
     """The network."""
 
     backbone: str
-    """`resnet101`, `mobilenet_v2` or another built-in one (`efficientnet_lite0` needs the extra
-    `lite`), `timm:NAME` (extra `timm`), or a name from another installed package.
+    """`resnet101`, `mobilenet_v2` or another built-in one (the ImageNet weights of
+    `efficientnet_lite0` need the extra `lite`), `timm:NAME`, or a name from another installed
+    package.
     """
     output_stride: Literal[8, 16, 32]
-    """Input pixels per cell of the last feature map."""
+    """Input pixels per cell of the last feature map. A network without dilation (VGG, PVTv2, Swin,
+    any ViT) keeps its own, which the plan prints.
+    """
     weights: str
     """`pretrained` (the network's own; `imagenet` is an older word for it), `random`, or a file:
     safetensors or a state dict, also one of `udaseg export --format state-dict`. It gives the

@@ -3,10 +3,12 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, TypeVar
 
 from torch import Tensor, nn
 
+from udaseg.models.backbones.blocks import find_blocks, layers_of_parameters
 from udaseg.models.checkpointing import checkpointed
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -14,6 +16,9 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 CAFFE_MEAN = (122.67891434 / 255, 116.66876762 / 255, 104.00698793 / 255)
 """Means of red, green and blue that weights converted from Caffe expect (DeepLab's release)."""
 CAFFE_STD = (1 / 255, 1 / 255, 1 / 255)
+
+_UNDECAYED = ("pos_embed", "_token", "position_bias_table", "cpb_mlp", "logit_scale")
+"""Parts of the names of parameters that timm's `no_weight_decay` lists, and of their like."""
 
 _T = TypeVar("_T")
 
@@ -30,6 +35,8 @@ class BackboneOptions:
         input: `imagenet` is what the backbone's own weights expect; `caffe` is BGR in [0, 255] less
             a mean.
         weights_partial: Accept a file that lacks many of the network's tensors, or has many others.
+        drop_path: Rate of stochastic depth of the last block; that of the first is 0, and it rises
+            in equal steps. For networks of timm.
 
     `first_dilation`, `ceil_pool` and `stride_in` are for torchvision's ResNets, `stride_in` for
     those with bottlenecks.
@@ -48,6 +55,7 @@ class BackboneOptions:
     stride_in: Literal["3x3", "1x1"] = "3x3"
     input: Literal["imagenet", "caffe"] = "imagenet"
     weights_partial: bool = False
+    drop_path: float = 0.0
 
 
 class Backbone(nn.Module, ABC):
@@ -66,6 +74,11 @@ class Backbone(nn.Module, ABC):
         std: Standard deviations of the channels that the weights expect.
         ceil_pool: Whether the maps are larger than said above, because the pooling rounds up.
         bgr: Whether `forward` takes the channels as blue, green, red, after `mean` and `std`.
+        stage_ends: Number of the last block of each stage, counted from 1; one stage for each map
+            that the network has, also for those that `levels` leaves out. Empty if unknown.
+        block_names: Names of the modules that are its blocks, in order.
+        depth: Number of blocks.
+        undecayed: Names of positions, tokens and the like, which weight decay leaves out.
 
     Example:
         >>> import torch
@@ -91,6 +104,7 @@ class Backbone(nn.Module, ABC):
     std: tuple[float, ...] = IMAGENET_STD
     bgr: bool = False
     ceil_pool: bool = False
+    stage_ends: tuple[int, ...] = ()
 
     @abstractmethod
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -103,6 +117,50 @@ class Backbone(nn.Module, ABC):
             size, stride = [(side + 1) // 4 + 1 for side in size], stride // 4
         rows, columns = (-(-side // stride) for side in size)
         return rows, columns
+
+    @cached_property
+    def block_names(self) -> tuple[str, ...]:
+        """Names of its blocks in order; those of its layers if it has no blocks."""
+        return find_blocks(self)
+
+    @cached_property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return len(self.block_names)
+
+    @cached_property
+    def undecayed(self) -> frozenset[str]:
+        """Names of the parameters that weight decay leaves out, beside norms and biases."""
+        names = [name for name, _ in self.named_parameters()]
+        return frozenset(name for name in names if any(part in name for part in _UNDECAYED))
+
+    def layer_of(self, name: str) -> int:
+        """Return the number of the block that a parameter belongs to.
+
+        It is 0 for what is before the first block (stem, patch embedding, positions, tokens), 1 to
+        `depth` for blocks, and `depth` for what is after the last.
+
+        Args:
+            name: As in `named_parameters()` of this backbone.
+
+        Raises:
+            KeyError: There is no such parameter.
+
+        Example:
+            >>> from udaseg.models import build_backbone
+            >>> backbone = build_backbone("resnet18", output_stride=8, weights="random")
+            >>> backbone.depth, backbone.stage_ends
+            (8, (2, 4, 6, 8))
+            >>> [backbone.layer_of(name) for name in ("low.0.weight", "rest.0.0.conv1.weight")]
+            [0, 3]
+        """
+        if name not in self._layers:  # adapters come later than the blocks
+            self._layers = layers_of_parameters(self, self.block_names)
+        return self._layers[name]
+
+    @cached_property
+    def _layers(self) -> dict[str, int]:
+        return {}
 
     def forward_checkpointed(self, images: Tensor) -> list[Tensor]:
         """Return the same maps; store only some activations and recompute the others.

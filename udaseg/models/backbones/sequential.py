@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from udaseg.models.backbones.backbone import Backbone
+from udaseg.models.backbones.blocks import blocks_up_to
 from udaseg.models.checkpointing import checkpointed_in_sequence
 
 
@@ -18,6 +19,8 @@ class SequentialBackbone(Backbone):
             three blocks. Other maps are freed as soon as the next block has read them.
         channels: Channels of each map.
         strides: Input pixels per cell of each map.
+        stages: The blocks of `rest` that lead to each map of the whole network; None if `ends` has
+            them all.
     """
 
     def __init__(
@@ -28,6 +31,7 @@ class SequentialBackbone(Backbone):
         ends: Sequence[int],
         channels: Sequence[int],
         strides: Sequence[int],
+        stages: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         # the names `low` and `rest` are part of the checkpoint format
@@ -36,6 +40,8 @@ class SequentialBackbone(Backbone):
         self.ends = tuple(ends)
         self.channels = tuple(channels)
         self.strides = tuple(strides)
+        parts = [f"rest.{end - 1}" if end else "low" for end in stages or ends]
+        self.stage_ends = tuple(blocks_up_to(self, self.block_names, part) for part in parts)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Return the feature maps of (B, 3, H, W) normalised images, finest first."""

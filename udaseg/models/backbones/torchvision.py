@@ -52,6 +52,7 @@ def build(
         ends=at_levels([end - low for end in ends], levels),
         channels=at_levels([_last_channels(stages[end - 1]) for end in ends], levels),
         strides=at_levels([min(stride, output_stride) for stride in (4, 8, 16, 32)], levels),
+        stages=[end - low for end in ends],
     )
     backbone.ceil_pool = options.ceil_pool
     return backbone
