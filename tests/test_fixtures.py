@@ -216,6 +216,7 @@ def test_predict_makes_the_stored_masks_again(finished, tmp_path):
     facts = [json.loads(each.pop("prediction.json")) for each in (here, stored)]
     assert len([facts.pop("checkpoint") for facts in facts]) == 2
     assert facts[0].pop("bits") is None  # of 16-bit images, which were all read as 16 bits before
+    assert facts[0].pop("ids") == {"color": "train", "ids": "train"}  # was not stored before
     assert facts[0] == facts[1]
     seen = set()
     for name, data in stored.items():

@@ -50,6 +50,7 @@ def test_every_kind_of_mask_is_written_in_the_stored_size(capsys):
     assert "1 images predicted: masks/color, masks/ids" in capsys.readouterr().out
     facts = json.loads(Path("masks/prediction.json").read_text())
     assert facts["classes"]["names"] == list(COLORS.names)
+    assert facts["ids"] == {"color": "train", "ids": "train"}
 
 
 def test_the_default_is_colours_and_ids_in_masks():

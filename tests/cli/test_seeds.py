@@ -12,8 +12,8 @@ from tests.cli.running import udaseg
 from tests.cli.test_fit import assert_same, tensors, without_checkpoints
 from tests.support.damage import flips
 from tests.support.toy import TINY
-from udaseg.errors import DivergedError, RecipeError
-from udaseg.experiments.seeds import SeedStatistics
+from udaseg.errors import DivergedError, RecipeError, UsageError
+from udaseg.experiments.seeds import SeedStatistics, run_seeds
 from udaseg.inspection.verify import verify as verified
 from udaseg.recipe.load import load
 from udaseg.recipe.request import Overrides, requested_recipe
@@ -140,10 +140,16 @@ def test_a_seed_that_diverges_leaves_the_others_theirs(root, tmp_path, monkeypat
         (["--seeds", "0,0"], "different whole numbers"),
         (["--seeds", "0;1"], "different whole numbers"),
         (["--seeds", "0,1", "--seed", "3"], "cannot be combined with --seed"),
+        (["--seeds", "0,1", "seed=3"], "cannot be combined with --seed or seed=N"),
     ],
 )
 def test_seeds_that_make_no_sense_are_refused(root, tmp_path, more, expected):
     assert expected in udaseg(*words(root, tmp_path / "x", *more), cwd=tmp_path, expect=2).stderr
+
+
+def test_an_override_of_the_seed_is_refused_in_python_too(root, tmp_path):
+    with pytest.raises(UsageError, match="seed: give it with the other seeds, not as an override"):
+        run_seeds([0, 1], RECIPE, overrides={"seed": 3}, out=tmp_path / "x")
 
 
 def test_several_processes_and_the_folder_of_one_run_are_refused(

@@ -62,6 +62,22 @@ def test_a_turned_image_has_labels_as_its_file_is_stored(folder):
     assert read(folder, orientation=6, size=(2, 3)) == [1, 2, 0, 1, 255, 1]
 
 
+@pytest.mark.parametrize("beside", [True, False])
+def test_predict_says_which_ids_the_folder_of_each_kind_holds(folder, beside):
+    label_ids = folder / "label-ids"
+    (folder / "ids").mkdir()
+    (folder / "a.png").rename(folder / "ids/a.png")
+    label_ids.mkdir()
+    cv2.imwrite(str(label_ids / "a.png"), np.array([[7, 26, 23, 8]], np.uint8))
+    ids = {"label-ids": "label"} if beside else {"ids": "train", "label-ids": "label"}
+    facts = {"ids": ids, "classes": {"names": ["road", "sky", "car"]}}
+    (folder / "prediction.json").write_text(json.dumps(facts))
+    assert read(folder / "ids") == [0, 1, 2, 255]  # an older file does not say what `ids` holds
+    assert read(label_ids, "label") == [0, 2, 1, 255]
+    with pytest.raises(DataError, match="hold label ids, so they are not read as train ids"):
+        read(label_ids)
+
+
 def test_two_files_of_an_image_are_refused(folder):
     (folder / "x").mkdir()
     cv2.imwrite(str(folder / "x" / "a.png"), np.zeros((1, 4), np.uint8))

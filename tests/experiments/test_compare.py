@@ -98,6 +98,23 @@ def test_single_runs_that_differ_only_in_the_seed_are_a_row(tmp_path):
     assert table.baseline is None
 
 
+def test_a_copied_run_is_counted_once_and_named(tmp_path, caplog):
+    def write(name, seed, digest):
+        run = write_run(tmp_path / name, 0.5, seed)
+        (run / "checkpoints").mkdir()
+        for step, sha256 in ((3, "1"), (7, digest)):  # the newest counts
+            facts = {"sha256": sha256}
+            (run / f"checkpoints/step-{step:06d}.json").write_text(json.dumps(facts))
+        return run
+
+    runs = [write("a", 1, "x"), write("b", 2, "x"), write("again", 1, "y"), write("copy", 1, "x")]
+    (row,) = compare_runs(runs).methods
+    assert [run.path.name for run in row.runs] == ["a", "again", "b"]
+    assert len(row.means["mIoU"].values) == 3
+    left_out = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert left_out == [f"{tmp_path / 'copy'}: left out, it is a copy of {tmp_path / 'a'}"]
+
+
 def test_a_sweep_is_a_row_for_each_setting_also_when_one_is_the_baseline(tmp_path):
     settings = [
         {"name": name, "folder": f"f{n}"} for n, name in enumerate(("lr=1", "lr=2", "lr=3"))

@@ -248,6 +248,9 @@ def test_the_command_makes_a_run_that_predict_takes(tmp_path, monkeypatch):
     assert "imported-dacs: resnet50, caffe images, dilations [6, 12]" in result.stdout
     model = udaseg.load("runs/imported-dacs", device="cpu")
     assert model.predict(image).ids.shape == SIZE
+    resumed = CliRunner().invoke(app, ["adapt", "--resume", "runs/imported-dacs"])
+    assert isinstance(resumed.exception, UsageError)
+    assert "start a new run from them with --init runs/imported-dacs" in str(resumed.exception)
     again = CliRunner().invoke(app, ["import", "dacs.pth"])
     assert isinstance(again.exception, UsageError)
     assert "exists already; use --overwrite to start again" in str(again.exception)

@@ -322,6 +322,10 @@ OVERRIDES = [
         ("method.target_crop.tries=10", "target.crop=[512, 500]"),
         "target.crop: must be at least [512, 512], source.crop, of which method.target_crop takes",
     ),
+    (
+        ("method.mixing.ignore_rows=[392, 120]",),
+        "method.mixing.ignore_rows: must be fewer rows than the 512 of a crop, got [392, 120]",
+    ),
     (("machine.device=" + "[" * 50_000,), "32 levels"),
 ]
 

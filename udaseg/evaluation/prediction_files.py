@@ -71,7 +71,7 @@ class _PredictionFacts(_Network):
     """What of the form of `prediction.json` is needed."""
 
     also_there: NotRequired[list[_Network]]
-    ids: NotRequired[str]
+    ids: NotRequired[str | dict[str, str]]
 
 
 def recorded_classes(folder: Path) -> ClassSpace | None:
@@ -93,6 +93,10 @@ def refuse_other_ids(folder: Path, ids: Ids) -> None:
     """Refuse a folder whose `prediction.json` says that it holds the other kind of ids."""
     path, document = _recorded(folder)
     recorded = ids if document is None else document.get("ids", ids)
+    if isinstance(recorded, dict):  # of `predict`, by the folders next to the file
+        kinds = set(recorded.values())
+        is_only = path.parent == folder and len(kinds) == 1
+        recorded = kinds.pop() if is_only else recorded.get(folder.name, ids)
     if recorded != ids:
         raise DataError(
             f"{path}: says that the PNGs hold {recorded} ids, so they are not read as {ids} ids"

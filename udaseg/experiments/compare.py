@@ -1,5 +1,6 @@
 """`udaseg table`: the scores of several runs, by method and class, with their differences."""
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,12 +15,14 @@ from udaseg.experiments.seeds import statistics_by_name
 from udaseg.experiments.table import Difference, MethodScores, RunTable
 from udaseg.files import one_or_more, read_json
 from udaseg.recipe.stages import recipe_digest
+from udaseg.runs.checkpoint import list_manifests
 from udaseg.runs.folder import START_FILE
 from udaseg.runs.groups import RunGroup, run_groups
 from udaseg.runs.image_counts import IMAGES_FILE, ImageCounts, read_image_counts
 from udaseg.runs.run import Run
 from udaseg.runs.scores import Scores, find_score_files, read_scores
 
+log = logging.getLogger(__name__)
 StrPath = str | os.PathLike[str]
 
 _Paired = list[list[ImageCounts]]
@@ -111,8 +114,21 @@ def _merged(paths: Sequence[Path]) -> list[RunGroup]:
 
 
 def _as_one(groups: Sequence[RunGroup]) -> RunGroup:
+    """Return the runs of all groups by seed, without copies of one of them."""
     runs = sorted((run for group in groups for run in group.runs), key=lambda r: Run(r).recipe.seed)
-    return replace(groups[0], runs=tuple(runs))
+    kept: dict[object, Path] = {}
+    for run in runs:
+        first = kept.setdefault(_content_of(run), run)
+        if first != run:
+            log.warning("%s: left out, it is a copy of %s", run, first)
+    return replace(groups[0], runs=tuple(kept.values()))
+
+
+def _content_of(run: Path) -> object:
+    """Return what is equal for copies of a run only; the path of a run without checkpoints."""
+    manifests = list_manifests(run / "checkpoints")
+    digest = read_json(manifests[0]).get("sha256") if manifests else None
+    return run if digest is None else (recipe_digest(Run(run).recipe), digest)
 
 
 def _method_key(run: Path) -> tuple[object, ...]:

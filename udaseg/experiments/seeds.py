@@ -148,6 +148,8 @@ def run_seeds(
     options, seeds = options or TrainOptions(), tuple(seeds)
     if not seeds or len(set(seeds)) < len(seeds):
         raise UsageError(f"give one or more different seeds, got {list(seeds)}")
+    if "seed" in (overrides or {}):
+        raise UsageError("seed: give it with the other seeds, not as an override")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError("--seeds runs in one process; start torchrun once for each --seed")
     if options.resume is not None:

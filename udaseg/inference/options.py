@@ -10,6 +10,9 @@ MASK_KINDS: tuple[MaskKind, ...] = get_args(MaskKind)
 UPRIGHT_KINDS: tuple[MaskKind, ...] = ("color", "overlay")
 """Masks for people, which are upright; all others have the orientation of the file."""
 
+IDS_OF: dict[MaskKind, str] = {"color": "train", "ids": "train", "label-ids": "label"}
+"""The ids that masks of these kinds hold, by the names of `udaseg.evaluate`."""
+
 
 def parse_mask_kind(option: str, word: str) -> MaskKind:
     """Return `word` as a kind of mask; `option` names it in the message."""

@@ -16,7 +16,7 @@ from udaseg.data.labels.tables import label_ids
 from udaseg.errors import DataError, Interrupted
 from udaseg.files import csv_text, one_or_more, write_json, write_text
 from udaseg.inference import trained_model
-from udaseg.inference.options import MaskKind
+from udaseg.inference.options import IDS_OF, MaskKind
 from udaseg.inference.prediction import Prediction, make_prediction
 from udaseg.inference.predictor import Predictor, PreparedImage
 from udaseg.inference.run_data import bits_of_run
@@ -204,6 +204,7 @@ def _write_all(
         **facts,
         "ignore": IGNORE,
         "save": options.kinds,
+        "ids": {kind: IDS_OF[kind] for kind in options.kinds if kind in IDS_OF},
         "network_input": plain_size(predictor.trained_size),
         "batch": predictor.batch,
         "udaseg": __version__,

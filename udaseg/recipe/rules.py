@@ -194,6 +194,9 @@ def _mixing(recipe: Recipe) -> Problems:
         holds = crop[0] <= whole[0] and crop[1] <= whole[1]
         must = f"at least {list(crop)}, source.crop, of which method.target_crop takes a part"
         yield from _unless(holds, "target.crop", must, list(whole))
+    rows = recipe.method.mixing.ignore_rows
+    must = f"fewer rows than the {crop[0]} of a crop"
+    yield from _unless(sum(rows) < crop[0], "method.mixing.ignore_rows", must, list(rows))
     if (regional := recipe.method.regional) is not None:
         most = min(crop) // recipe.model.output_stride
         fits = f"at most {most} cells, the crop's shorter side"

@@ -172,6 +172,12 @@ def write_origin(folder: Path, command: Sequence[str]) -> None:
         write_environment(folder)
 
 
+def is_imported(folder: Path) -> bool:
+    """Return whether `udaseg import` made the run, of weights without the state of a training."""
+    path = folder / "command.txt"
+    return path.is_file() and path.read_text(encoding="utf-8").startswith("udaseg import ")
+
+
 def is_torchrun_restart(folder: Path) -> bool:
     """Return whether torchrun restarted the command that created this run.
 

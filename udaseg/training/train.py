@@ -201,6 +201,11 @@ def _train_recipe(
         options.init is not None or options.overwrite or out is not None
     ):
         raise UsageError("--resume cannot be combined with --init, --overwrite or --out")
+    if options.resume is not None and folder_module.is_imported(Path(options.resume)):
+        raise UsageError(
+            f"{options.resume}: was made by `udaseg import` from weights alone, so there is no "
+            f"training to resume; start a new run from them with --init {options.resume}"
+        )
     chosen, path = read_recipe(recipe, changes, overrides, options)
     if options.source_only and (chosen.method.kind != "source_only" or adapts(chosen)):
         raise UsageError(

@@ -12,7 +12,7 @@ from tests.support.small import REGIONAL, small_segmenter
 from udaseg.methods.contrast import regional_loss as module
 from udaseg.methods.contrast.memory_bank import EMPTY
 from udaseg.methods.contrast.regional import RegionalContrast
-from udaseg.methods.contrast.regional_loss import regional_sum
+from udaseg.methods.contrast.regional_loss import regional_loss, regional_sum
 from udaseg.methods.views import (
     AUGMENTED,
     CUTMIX,
@@ -70,6 +70,24 @@ def test_the_epsilon_has_the_value_and_gradient_of_its_rule(chunks, temperature,
     plain, _ = regional_sum(queries, keys, labels, bank, bank_labels, temperature, keep)
     if temperature < 0.1:
         assert plain.item() != pytest.approx(expected.item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("epsilon", [0.0, EPSILON])
+def test_without_a_row_in_the_bank_the_loss_is_zero_and_has_a_graph(epsilon):
+    generator = torch.Generator().manual_seed(0)
+    queries, keys = _unit(5, generator).requires_grad_(), _unit(5, generator)
+    loss = regional_loss(
+        queries,
+        keys,
+        torch.arange(5),
+        torch.empty(0, 8),
+        torch.empty(0, dtype=torch.int64),
+        temperature=0.1,
+        epsilon=epsilon,
+    )
+    loss.backward()
+    assert loss.item() == 0
+    assert torch.equal(queries.grad, torch.zeros(5, 8))
 
 
 def test_a_hopeless_anchor_keeps_its_loss_and_loses_its_gradient_in_the_release_only():

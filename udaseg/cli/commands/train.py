@@ -94,8 +94,8 @@ def _training_command(
             on_finish=print_run,
         )
         if seeds is not None:
-            if seed is not None:
-                raise UsageError("--seeds cannot be combined with --seed")
+            if seed is not None or any(word.startswith("seed=") for word in words or []):
+                raise UsageError("--seeds cannot be combined with --seed or seed=N")
             several = options.parse_seeds(seeds)
             runs = udaseg.run_seeds(several, recipe=recipe, out=out, options=train_options)
             if not dry_run:

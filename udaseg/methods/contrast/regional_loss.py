@@ -46,7 +46,7 @@ def regional_loss(
         epsilon: 0, or 1e-8 as in RCCR's release.
 
     Returns:
-        A scalar; exactly 0, with a graph, if no query is counted.
+        A scalar; exactly 0, with a graph, if no query is counted or the bank has no row.
 
     Raises:
         ValueError: Shapes do not match, or the temperature is not above 0.
@@ -113,7 +113,7 @@ def _sum_and_gradient(
         query_RD, key_RD, label_R = query_RD[rows], key_RD[rows], label_R[rows]
         weight_R = weight_R[rows]
     compared = query_RD / temperature, key_RD, label_R, bank, bank_labels
-    if epsilon > 0:
+    if epsilon > 0 and len(bank):
         loss_R, gradient_RD = _losses_with_epsilon(*compared, epsilon)
     else:
         loss_R, gradient_RD = _losses(*compared)
