@@ -33,7 +33,7 @@ from udaseg.models.backbones.build import build_backbone
 from udaseg.models.heads.deeplab_v2 import DeepLabV2
 from udaseg.models.projector import to_unit_length
 from udaseg.models.segmenter import Segmenter
-from udaseg.training.optimizer import make_optimizer
+from udaseg.training.optimizer import make_optimizer, parameter_group
 
 ROUNDS = 5
 TEMPERATURE = 0.1
@@ -253,7 +253,10 @@ def main() -> None:
         foreach=False,
     )
     fused = make_optimizer(
-        "sgd", [("all", 1e-9, student.named_parameters())], momentum=0.9, weight_decay=5e-4
+        "sgd",
+        [parameter_group("all", 1e-9, student.named_parameters())],
+        momentum=0.9,
+        weight_decay=5e-4,
     )
     show("SGD step, DeepLab-v2 ResNet-101", *milliseconds(unfused.step, fused.step))
 

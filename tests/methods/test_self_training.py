@@ -22,7 +22,7 @@ from udaseg.methods.views import AUGMENTED, CUTMIX, MIXED, SOURCE, TARGET, Need,
 from udaseg.recipe.methods import Mixing, StrongAugmentation
 from udaseg.recipe.methods import SelfTraining as SelfTrainingSpec
 from udaseg.recipe.methods import Teacher as TeacherSpec
-from udaseg.training.optimizer import make_optimizer
+from udaseg.training.optimizer import make_optimizer, parameter_group
 
 CLASSES = 5
 
@@ -75,7 +75,9 @@ def _step(objective, trainer, batch):
 
 def _trainer(objective):
     named = [(n, p) for n, p in objective.named_parameters() if p.requires_grad]
-    return make_optimizer("sgd", [("all", 0.05, named)], momentum=0.9, weight_decay=0.0)
+    return make_optimizer(
+        "sgd", [parameter_group("all", 0.05, named)], momentum=0.9, weight_decay=0.0
+    )
 
 
 @pytest.mark.parametrize("method", ["source_only", "dacs", "rccr"])

@@ -12,7 +12,7 @@ from torch import nn
 from udaseg.errors import CheckpointError, EnvironmentFault
 from udaseg.runs import checkpoint as module
 from udaseg.runs.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
-from udaseg.training.optimizer import make_optimizer
+from udaseg.training.optimizer import make_optimizer, parameter_group
 from udaseg.training.resume import restore
 
 
@@ -20,7 +20,10 @@ def _trained(width=3):
     torch.manual_seed(0)
     network = nn.Linear(width, 2)
     trainer = make_optimizer(
-        "sgd", [("all", 0.1, network.named_parameters())], momentum=0.9, weight_decay=0.0
+        "sgd",
+        [parameter_group("all", 0.1, network.named_parameters())],
+        momentum=0.9,
+        weight_decay=0.0,
     )
     network(torch.ones(1, width)).sum().backward()
     trainer.step()
@@ -189,7 +192,7 @@ def test_another_network_is_refused_with_the_differences(tmp_path):
     network, _ = _trained()
     reordered = make_optimizer(
         "sgd",
-        [("all", 0.1, reversed(list(network.named_parameters())))],
+        [parameter_group("all", 0.1, reversed(list(network.named_parameters())))],
         momentum=0.9,
         weight_decay=0.0,
     )

@@ -20,7 +20,7 @@ from tests.support.injections import trained as train
 from tests.support.wrong_values import places
 from udaseg.errors import CheckpointError
 from udaseg.runs.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
-from udaseg.training.optimizer import make_optimizer
+from udaseg.training.optimizer import make_optimizer, parameter_group
 from udaseg.training.resume import restore
 
 KEEP = 2
@@ -36,7 +36,9 @@ def network(size: int = 3, step: int = 0) -> tuple[nn.Module, torch.optim.Optimi
     torch.manual_seed(0)
     made = nn.Sequential(nn.Linear(size, 2), nn.BatchNorm1d(2))
     named = list(made.named_parameters())
-    trainer = make_optimizer("adamw", [("all", 0.1, named)], momentum=0.9, weight_decay=0.0)
+    trainer = make_optimizer(
+        "adamw", [parameter_group("all", 0.1, named)], momentum=0.9, weight_decay=0.0
+    )
     made(torch.ones(2, size)).sum().backward()
     trainer.step()
     with torch.no_grad():

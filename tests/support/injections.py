@@ -19,7 +19,12 @@ from udaseg.signals import StopSignal
 from udaseg.training.callbacks.collapse import CHECK_INTERVAL, CollapseMonitor
 from udaseg.training.guards import Guard
 from udaseg.training.loop import run_steps
-from udaseg.training.optimizer import learning_rate_factor, make_optimizer, set_learning_rate
+from udaseg.training.optimizer import (
+    learning_rate_factor,
+    make_optimizer,
+    parameter_group,
+    set_learning_rate,
+)
 from udaseg.training.setup import TrainingSetup, one_process
 
 PASSING = (
@@ -90,7 +95,9 @@ def tiny_fit(*, objective=None, steps=8, seed=0, kind="adamw", lr=0.01, make=_ba
     """Return the training setup of a tiny run; `changes` are settings of its recipe."""
     objective = objective or rich_objective()
     named = [(n, p) for n, p in objective.named_parameters() if p.requires_grad]
-    trainer = make_optimizer(kind, [("all", lr, named)], momentum=0.9, weight_decay=0.01)
+    trainer = make_optimizer(
+        kind, [parameter_group("all", lr, named)], momentum=0.9, weight_decay=0.01
+    )
     recipe = replace(_recipe(), steps=steps)
     clip = changes.pop("clip_norm", None)
     recipe = replace(

@@ -1,6 +1,6 @@
 """Provide networks and recipes small enough for steps of milliseconds."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -56,6 +56,7 @@ def small_segmenter(
     seed: int = 0,
     batch_norm: Literal["train", "affine_frozen", "frozen"] = "train",
     head_norm: bool = False,
+    frozen: Collection[str] = (),
 ) -> Segmenter:
     """Return a two-layer network of stride 8 with batch norm, a head, and a projector."""
     torch.manual_seed(seed)
@@ -67,6 +68,7 @@ def small_segmenter(
         NormedHead(8, classes) if head_norm else DeepLabV2((8,), classes, (1, 2)),
         batch_norm=batch_norm,
         projector=Projector(8, 4) if projector else None,
+        frozen=frozen,
     )
 
 

@@ -78,8 +78,18 @@ def _adversarial():
     return Adversarial(student, discriminator, spec).train()
 
 
+def _partly_frozen():
+    """Return RCCR of which the first layer and its norm do not learn."""
+    frozen = ("low.0.weight", "low.0.bias", "low.1.weight", "low.1.bias")
+    objective = _objective(_regional(cells_per_view=15, weight=0.5))
+    objective.student = small_segmenter(frozen=frozen)
+    objective.teacher = Teacher(objective.student, momentum=0.99, batch_statistics=True)
+    return objective.train()
+
+
 OBJECTIVES = {
     "rccr": _mean_teaching,
+    "rccr, partly frozen": _partly_frozen,
     "rccr, a square a batch": lambda: _mean_teaching(
         regularizers={"regional": _regional(cells_per_view=7, square_per="batch")}
     ),

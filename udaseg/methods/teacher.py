@@ -17,7 +17,7 @@ class Teacher(nn.Module):
     """An exponential moving average of a student, including its projection head.
 
     Args:
-        student: The initial weights are copied from it.
+        student: The initial weights are copied from it. What does not learn is shared, not copied.
         momentum: phi <- a phi + (1 - a) theta with a = min(1 - 1/(step + 1), momentum).
         ramp: `from_half` has step + 2 instead, as DAFormer, so the first update keeps half of phi.
         batch_statistics: Normalise by the statistics of the batch instead of the running ones, as
@@ -41,7 +41,8 @@ class Teacher(nn.Module):
         self.momentum = momentum
         self._first = 1 if ramp == "from_zero" else 2
         self.batch_statistics = batch_statistics
-        self.network = copy.deepcopy(student).requires_grad_(False)
+        shared = {id(part): part for part in student.parameters() if not part.requires_grad}
+        self.network = copy.deepcopy(student, shared).requires_grad_(False)
         # not subclasses: they may do more with a weight than one convolution or product
         self._cast = [part for part in self.network.modules() if type(part) in _CAST_BY_AUTOCAST]
         self.train()
@@ -69,14 +70,19 @@ class Teacher(nn.Module):
     def update(self, student: Segmenter, step: int) -> None:
         """Update the moving average after optimiser step `step` (from 0)."""
         keep = min(1 - 1 / (step + self._first), self.momentum)
-        averages, counters = _floats_and_integers(self.network)
-        values, counts = _floats_and_integers(student)
+        floats: list[tuple[Tensor, Tensor]] = []
+        integers: list[tuple[Tensor, Tensor]] = []
+        for average, value in zip(_tensors(self.network), _tensors(student), strict=True):
+            if average is not value:  # shared
+                (floats if value.is_floating_point() else integers).append((average, value))
+        averages, values = zip(*floats, strict=True)
         torch._foreach_lerp_(averages, values, 1 - keep)
-        if counters:  # of batch norms; integers cannot be averaged
+        if integers:  # counters of batch norms, which cannot be averaged
+            counters, counts = zip(*integers, strict=True)
             torch._foreach_copy_(counters, counts)
 
 
-def _floats_and_integers(network: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+def _tensors(network: nn.Module) -> list[Tensor]:
     """Return parameters and buffers, each once; faster than the methods that also make names."""
     values = (
         value
@@ -84,11 +90,7 @@ def _floats_and_integers(network: nn.Module) -> tuple[list[Tensor], list[Tensor]
         for value in (*part._parameters.values(), *part._buffers.values())
         if value is not None
     )
-    floats: list[Tensor] = []
-    integers: list[Tensor] = []
-    for value in dict.fromkeys(values):
-        (floats if value.is_floating_point() else integers).append(value)
-    return floats, integers
+    return list(dict.fromkeys(values))
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """The segmentation network: normalisation, backbone, head, and an optional projection head."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -14,6 +14,7 @@ from udaseg.models import compiling
 from udaseg.models.backbones.backbone import Backbone, BackboneOptions
 from udaseg.models.backbones.build import build_backbone
 from udaseg.models.checkpointing import checkpointed
+from udaseg.models.freezing import freeze, frozen_parameters
 from udaseg.models.heads.head import head_class
 from udaseg.models.norm_counters import count_together
 from udaseg.models.projector import Projector
@@ -66,6 +67,8 @@ class Segmenter(nn.Module):
         projector: Maps (B, C, h, w) features to (B, D, h, w) unit vectors; not used at test time.
         align_corners: Whoever enlarges the logits puts the outermost cells on the outermost pixels;
             otherwise each cell is the centre of its pixels.
+        frozen: Names of the backbone's parameters that do not learn; a part of it that has no
+            others stays in evaluation mode.
 
     Attributes:
         recompute: Store only the inputs of blocks for the backward pass and recompute the other
@@ -95,6 +98,7 @@ class Segmenter(nn.Module):
         batch_norm: Literal["train", "affine_frozen", "frozen"] = "train",
         projector: nn.Module | None = None,
         align_corners: bool = False,
+        frozen: Collection[str] = (),
     ) -> None:
         super().__init__()
         self.register_buffer("mean", torch.tensor(backbone.mean).view(1, 3, 1, 1))
@@ -109,6 +113,7 @@ class Segmenter(nn.Module):
         if batch_norm != "train":
             for norm in self._backbone_norms():
                 norm.requires_grad_(False)
+        self._frozen_parts = freeze(backbone, frozen)
         self.train()
 
     def forward(self, images: Tensor, *, embed: bool = False) -> SegmenterOutput:
@@ -172,18 +177,24 @@ class Segmenter(nn.Module):
         return module(inputs)
 
     def train(self, mode: bool = True) -> Self:
-        """Set training mode; frozen batch norms stay in evaluation mode."""
+        """Set training mode; frozen parts and batch norms stay in evaluation mode."""
         super().train(mode)
-        for norm in self.frozen_norms():
-            norm.eval()
+        for part in (*self._frozen_parts, *self.frozen_norms()):
+            part.eval()
         return self
 
     def frozen_norms(self) -> list[nn.Module]:
         """Return the batch norms that use their running statistics in training too."""
-        return self._backbone_norms() if self.batch_norm == "frozen" else []
+        parts = [self.backbone] if self.batch_norm == "frozen" else self._frozen_parts
+        return _batch_norms(parts)
 
     def _backbone_norms(self) -> list[nn.Module]:
-        return [part for part in self.backbone.modules() if isinstance(part, nn.BatchNorm2d)]
+        return _batch_norms([self.backbone])
+
+
+def _batch_norms(modules: Iterable[nn.Module]) -> list[nn.Module]:
+    parts = (part for module in modules for part in module.modules())
+    return [part for part in parts if isinstance(part, nn.BatchNorm2d)]
 
 
 @contextlib.contextmanager
@@ -212,7 +223,7 @@ def build_segmenter(
         projector: Its projection head, a `udaseg.contrast.Projector`; None for no head.
 
     Raises:
-        RecipeError: The backbone is unknown.
+        RecipeError: The backbone is unknown, or has too few stages to freeze so many.
         CheckpointError: The weights file belongs to another network.
         EnvironmentFault: A package or the ImageNet weights are not available.
 
@@ -258,4 +269,5 @@ def build_segmenter(
         batch_norm=spec.batch_norm,
         projector=built,
         align_corners=spec.align_corners,
+        frozen=frozen_parameters(backbone, spec),
     )

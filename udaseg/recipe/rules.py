@@ -14,8 +14,11 @@ _DISCRIMINATOR_STRIDE = 32
 
 def recipe_problems(recipe: Recipe) -> list[tuple[str, str]]:
     """Return (dotted key, what it must be) for every value that contradicts another one."""
-    rules = (_domains, _networks, _machine, _expected, _stages, _projectors, _target_statistics)
-    return [problem for rule in (*rules, _mixing, _crops, _repeated) for problem in rule(recipe)]
+    rules = (
+        *(_domains, _networks, _machine, _expected, _stages, _projectors, _target_statistics),
+        *(_mixing, _crops, _repeated, _frozen),
+    )
+    return [problem for rule in rules for problem in rule(recipe)]
 
 
 def _domains(recipe: Recipe) -> Problems:
@@ -234,6 +237,36 @@ def _repeated(recipe: Recipe) -> Problems:
         must = "once: the releases list tensors of a ResNet several times, for SGD"
         got = f"released with {kind} and {backbone}"
         yield from _unless(is_released, "optimizer.repeated", must, got)
+
+
+def _frozen(recipe: Recipe) -> Problems:
+    """Yield what needs a part of the backbone to learn that does not."""
+    model, method = recipe.model, recipe.method
+    if model.train == "head" and model.frozen_stages > 0:
+        must = "0 with model.train=head, which freezes all stages"
+        yield from _unless(False, "model.frozen_stages", must, model.frozen_stages)
+    if model.train == "head" or model.frozen_stages > 0:
+        must = "0 with a frozen backbone, whose batch norms keep their statistics"
+        count = method.target_statistics
+        yield from _unless(count == 0, "method.target_statistics", must, count)
+    if model.train == "head" and (names := _contrasts(recipe)):
+        must = f"all with {', '.join(names)}, which teaches the backbone and not the head"
+        yield from _unless(False, "model.train", must, model.train)
+
+
+def _contrasts(recipe: Recipe) -> list[str]:
+    """Return the keys of all regularizers and of stages that contrast features."""
+    method, keys = recipe.method, []
+    parts: list[tuple[str, object]] = [("method", method)]
+    if isinstance(method, Staged):
+        stages = enumerate(method.stages)
+        parts = [(f"method.stages[{n}].objective", stage.objective) for n, stage in stages]
+    for key, part in parts:
+        if isinstance(part, SelfTraining):
+            keys += [f"{key}.{name}" for name in methods.regularizer_specs(part)]
+        elif isinstance(part, methods.PrototypeAlignment):
+            keys.append(f"{key}.prototypes")
+    return keys
 
 
 def _unless(holds: bool, key: str, must: str, value: object) -> Problems:

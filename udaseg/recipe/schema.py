@@ -122,6 +122,14 @@ class Model:
     """Dilation of the first block of a dilated layer of a ResNet: its `own` layer's, as in
     DeepLab-v2, or that of the `previous` layer, as in torchvision and SPCL's release.
     """
+    train: Literal["all", "head"] = "all"
+    """What learns: `all`, or the `head` alone. A part that does not learn is in evaluation mode and
+    keeps its batch-norm statistics; it needs no gradients, and the teacher shares it.
+    """
+    frozen_stages: Annotated[int, Ge(0)] = 0
+    """Stages of the backbone, from the images on, that do not learn, with the stem. With 1, a
+    ResNet keeps its stem and layer 1.
+    """
 
 
 @dataclass(frozen=True)
@@ -141,9 +149,11 @@ class Optimizer:
     weight_decay: Annotated[float, Ge(0)]
     """As defined by the optimizer."""
     power: Annotated[float, Ge(0)]
-    """The rate falls as (1 - step/steps) ** power."""
+    """The rate falls as (1 - step/steps) ** power: 1 is a straight line to 0, as in DAFormer and
+    VFM-UDA, 0.9 that of DeepLab.
+    """
     warmup: Annotated[int, Ge(0)] = 0
-    """Steps of linear increase from zero before that."""
+    """Steps of linear increase before that, from `warmup_floor` of the rate."""
     clip_norm: Annotated[float, Gt(0)] | None = None
     """Maximum gradient norm; null does not clip."""
     repeated: Literal["once", "released"] = "once"
@@ -151,6 +161,24 @@ class Optimizer:
     often as AdaptSegNet, ADVENT, FDA, DACS and RCCR list it for SGD: the stem once, the blocks of a
     ResNet three times, their shortcuts four times. In the long run, the rate is 3 or 4 times `lr`,
     and the momentum is its 3rd or 4th power.
+    """
+    layer_decay: Annotated[float, Interval(gt=0, le=1)] = 1.0
+    """Factor of the rate from one block of the backbone to the one below it: the last block has the
+    backbone's rate, the stem that times `layer_decay ** blocks`. 0.9 in VFM-UDA++; 1 is the same
+    rate for all, as in VFM-UDA.
+    """
+    decay_on: Literal["all", "matrices"] = "all"
+    """What `weight_decay` is for: `all` weights, as in VFM-UDA, or `matrices` alone: not norms,
+    biases, positions and tokens. DAFormer leaves out norms and positions.
+    """
+    warmup_floor: Annotated[float, Interval(ge=0, lt=1)] = 0.0
+    """Share of the rate at which `warmup` begins; 0 begins at 1 / (warmup + 1). 0.001 in VFM-UDA,
+    1e-6 in DAFormer.
+    """
+    scale_lr: Literal["none", "sqrt", "linear"] = "none"
+    """`lr` is for one labelled image a step: multiply it by the number of them in all processes, or
+    by its square root, as in VFM-UDA (5e-5 for the head). `none` takes `lr` as it is. The rate of a
+    discriminator is never scaled.
     """
 
 

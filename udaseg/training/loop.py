@@ -71,7 +71,11 @@ def _run_steps(
         torch.manual_seed(batch.seed + rank())
         stage_step, decay_steps = step - stage.begin, (steps - stage.begin) / stage.schedule_stop
         rate = learning_rate_factor(
-            stage_step, decay_steps, power=optimizer.power, warmup=optimizer.warmup
+            stage_step,
+            decay_steps,
+            power=optimizer.power,
+            warmup=optimizer.warmup,
+            floor=optimizer.warmup_floor,
         )
         set_learning_rate(setup.optimizer, rate)
         with _convert_out_of_memory(setup, guard, started_at):

@@ -1,13 +1,17 @@
 """Optimisers, and the learning rate as a function of the step, without scheduler state."""
 
+import math
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
 
+from udaseg.distributed import world_size
 from udaseg.methods.objectives.adversarial import Adversarial
 from udaseg.methods.objectives.objective import Objective
+from udaseg.models.backbones.backbone import Backbone
+from udaseg.models.segmenter import Segmenter
 from udaseg.recipe.schema import Optimizer as OptimizerSpec
 from udaseg.recipe.schema import Recipe
 from udaseg.recipe.stages import Stage, recipe_of_stage, stages_of
@@ -90,38 +94,45 @@ def build_discriminator_optimizer(
     named: Iterable[tuple[str, nn.Parameter]], lr: float
 ) -> torch.optim.Optimizer:
     """Return Adam with betas 0.9 and 0.99, as in the training of output-space discriminators."""
-    group = {"params": list(named), "lr": lr, "base_lr": lr, "name": "discriminator"}
+    group = parameter_group("discriminator", lr, named)
     return torch.optim.Adam([group], lr=0.0, betas=(0.9, 0.99), fused=True)
+
+
+def parameter_group(
+    name: str, rate: float, named: Iterable[tuple[str, nn.Parameter]], **settings: Any
+) -> dict[str, Any]:
+    """Return a group of an optimiser: its name, learning rate and named parameters."""
+    return {"params": list(named), "lr": rate, "base_lr": rate, "name": name, **settings}
 
 
 def make_optimizer(
     kind: Literal["sgd", "adamw"],
-    groups: Sequence[tuple[str, float, Iterable[tuple[str, nn.Parameter]]]],
+    groups: Iterable[dict[str, Any]],
     *,
     momentum: float,
     weight_decay: float,
 ) -> torch.optim.Optimizer:
-    """Return a fused optimiser over groups: name, learning rate and named parameters.
-
-    `momentum` is beta 1 of AdamW. Empty groups are dropped.
-    """
-    specs = [
-        {"params": parameters, "lr": rate, "base_lr": rate, "name": name}
-        for name, rate, named in groups
-        if (parameters := list(named))
-    ]
-    if kind == "sgd":
-        return torch.optim.SGD(
-            specs, lr=0.0, momentum=momentum, weight_decay=weight_decay, fused=True
+    """Return a fused optimiser over groups; `momentum` is beta 1 of AdamW."""
+    groups = list(groups)
+    if kind == "adamw":
+        return torch.optim.AdamW(
+            groups, lr=0.0, betas=(momentum, 0.999), weight_decay=weight_decay, fused=True
         )
-    return torch.optim.AdamW(
-        specs, lr=0.0, betas=(momentum, 0.999), weight_decay=weight_decay, fused=True
-    )
+    sgd = RepeatingSGD if any("times" in group for group in groups) else torch.optim.SGD
+    return sgd(groups, lr=0.0, momentum=momentum, weight_decay=weight_decay, fused=True)
 
 
-def learning_rate_factor(step: int, steps: float, *, power: float, warmup: int) -> float:
-    """Return the factor of the learning rate at `step`: linear warm-up times polynomial decay."""
+def learning_rate_factor(
+    step: int, steps: float, *, power: float, warmup: int, floor: float = 0.0
+) -> float:
+    """Return the factor of the learning rate at `step`: linear warm-up times polynomial decay.
+
+    The warm-up rises from `floor` at step 0 to 1 at step `warmup`; a floor of 0 stands for
+    1 / (warmup + 1), with which the first step moves too.
+    """
     rise = min(1.0, (step + 1) / (warmup + 1))
+    if floor > 0 and step < warmup:
+        rise = floor + (1 - floor) * step / warmup
     decay: float = (1 - step / steps) ** power
     return rise * decay
 
@@ -134,21 +145,12 @@ def set_learning_rate(optimizer: SavesState, factor: float) -> None:
 
 def build_optimizer(recipe: Recipe, objective: Objective, stage: Stage | None = None) -> SavesState:
     """Return the optimiser; it holds each trainable parameter exactly once."""
-    stage, student = stage or stages_of(recipe)[0], objective.student
+    stage = stage or stages_of(recipe)[0]
     spec = recipe_of_stage(recipe, stage).optimizer
-    backbone = _trained("backbone", student.backbone)
-    head = [*_trained("head", student.head), *_trained("projector", student.projector)]
-    backbone_rate, head_rate = spec.lr * spec.backbone_lr_mult, spec.lr * spec.head_lr_mult
-    first: torch.optim.Optimizer
-    if spec.repeated == "released":
-        first = _make_repeating(spec, backbone_rate, backbone, head_rate, head)
-    else:
-        first = make_optimizer(
-            spec.kind,
-            [("backbone", backbone_rate, backbone), ("head", head_rate, head)],
-            momentum=spec.momentum,
-            weight_decay=spec.weight_decay,
-        )
+    groups = _groups(spec, objective.student, rate_scale(spec, recipe.batch.source * world_size()))
+    first = make_optimizer(
+        spec.kind, groups, momentum=spec.momentum, weight_decay=spec.weight_decay
+    )
     combined: SavesState = first
     if isinstance(objective, Adversarial):
         named = objective.discriminator.named_parameters(prefix="discriminator")
@@ -161,34 +163,67 @@ def build_optimizer(recipe: Recipe, objective: Objective, stage: Stage | None = 
     return combined
 
 
-def _make_repeating(
-    spec: OptimizerSpec,
-    backbone_rate: float,
-    backbone: Iterable[tuple[str, nn.Parameter]],
-    head_rate: float,
-    head: Sequence[tuple[str, nn.Parameter]],
-) -> RepeatingSGD:
-    """Return SGD over the backbone in groups by how often the releases list a tensor, and the head.
+def rate_scale(spec: OptimizerSpec, images: int) -> float:
+    """Return the factor of the learning rate for `images` labelled images a step."""
+    return {"none": 1.0, "sqrt": math.sqrt(images), "linear": float(images)}[spec.scale_lr]
 
-    For each module in the stem or a layer, they list all parameters below it: one of
+
+class _Place(NamedTuple):
+    """What the parameters of a group have in common; groups are in the order of these values."""
+
+    in_head: bool
+    layer: int
+    """Of the backbone, see `Backbone.layer_of`; 0 where its layers have one rate."""
+    times: int
+    undecayed: bool
+
+
+def _groups(spec: OptimizerSpec, student: Segmenter, scale: float) -> list[dict[str, Any]]:
+    """Return the trained parameters of a network, grouped by rate, weight decay and repetition.
+
+    Groups that differ in weight decay alone share a name, which stands for a rate.
+    """
+    places: dict[_Place, list[tuple[str, nn.Parameter]]] = {}
+    for name, parameter in student.named_parameters():
+        if parameter.requires_grad:
+            place = _place(spec, student.backbone, name, parameter)
+            places.setdefault(place, []).append((name, parameter))
+    groups = []
+    for place, named in sorted(places.items()):
+        label, rate = _rate(spec, student.backbone, place)
+        settings: dict[str, Any] = {"times": place.times} if spec.repeated == "released" else {}
+        if place.undecayed:
+            settings["weight_decay"] = 0.0
+        groups.append(parameter_group(label, rate * scale, named, **settings))
+    return groups
+
+
+def _rate(spec: OptimizerSpec, backbone: Backbone, place: _Place) -> tuple[str, float]:
+    """Return the name of a group and its learning rate."""
+    if place.in_head:
+        return "head", spec.lr * spec.head_lr_mult
+    rate, label = spec.lr * spec.backbone_lr_mult, "backbone"
+    if spec.layer_decay < 1:
+        rate *= spec.layer_decay ** (backbone.depth - place.layer)
+        label = f"{label}_layer_{place.layer}"
+    return (label if place.times == 1 else f"{label}_{place.times}"), rate
+
+
+def _place(spec: OptimizerSpec, backbone: Backbone, name: str, parameter: nn.Parameter) -> _Place:
+    """Return where a parameter of a network belongs.
+
+    For each module in the stem or a layer, the releases list all parameters below it: one of
     `low.0.weight` (the stem) once, of `low.4.0.conv1.weight` (in layer 1, its block 0 and itself)
     three times, of `low.4.0.downsample.0.weight` four times.
     """
-    groups: dict[int, dict[str, Any]] = {}
-    for name, parameter in backbone:
-        times = name.count(".") - 2  # those of `backbone.low.`, and one before the parameter itself
-        name_of_group = "backbone" if times == 1 else f"backbone_{times}"
-        group = {"params": [], "lr": backbone_rate, "name": name_of_group, "times": times}
-        groups.setdefault(times, group)["params"].append((name, parameter))
-    specs = [groups[times] for times in sorted(groups)]
-    specs.append({"params": list(head), "lr": head_rate, "name": "head", "times": 1})
-    for each in specs:
-        each["base_lr"] = each["lr"]
-    return RepeatingSGD(
-        specs, lr=0.0, momentum=spec.momentum, weight_decay=spec.weight_decay, fused=True
+    part, _, inner = name.partition(".")
+    in_backbone = part == "backbone"
+    undecayed = parameter.ndim < 2
+    if in_backbone and spec.decay_on == "matrices":
+        undecayed = undecayed or inner in backbone.undecayed
+    return _Place(
+        in_head=not in_backbone,
+        layer=backbone.layer_of(inner) if in_backbone and spec.layer_decay < 1 else 0,
+        times=inner.count(".") - 1 if in_backbone and spec.repeated == "released" else 1,
+        undecayed=undecayed and spec.decay_on == "matrices",
     )
-
-
-def _trained(prefix: str, module: nn.Module | None) -> list[tuple[str, nn.Parameter]]:
-    named = () if module is None else module.named_parameters(prefix=prefix)
-    return [(name, parameter) for name, parameter in named if parameter.requires_grad]

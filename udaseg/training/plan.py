@@ -51,10 +51,9 @@ def print_plan(
     _warn_of_slow_device(recipe, setup.device)
     rows |= _class_rows(source, samples, target, validation)
     model, stages = recipe.model, stages_of(recipe)
-    parameters = sum(parameter.numel() for parameter in setup.objective.student.parameters())
     rows["network"] = (
         f"{model.backbone}, {model.head}, stride {model.output_stride}, "
-        f"{parameters / 1e6:.2f} M parameters, weights {model.weights}"
+        f"{_parameters_text(setup)}, weights {model.weights}"
     )
     images = f"{recipe.batch.source}" + ("" if target is None else f" + {recipe.batch.target}")
     per_process = f" in each of {world_size()} processes" if world_size() > 1 else ""
@@ -65,6 +64,15 @@ def print_plan(
     if len(stages) > 1:
         rows["stages"] = ", ".join(f"{stage.name} to step {stage.end}" for stage in stages)
     _print_rows([*rows.items(), ("run", str(folder))])
+
+
+def _parameters_text(setup: TrainingSetup) -> str:
+    """Return the number of parameters of the student, and how many of them are trained."""
+    parameters = list(setup.objective.student.parameters())
+    count = sum(parameter.numel() for parameter in parameters)
+    trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+    share = "all" if trained == count else f"{trained / 1e6:.2f} M"
+    return f"{count / 1e6:.2f} M parameters ({share} trained)"
 
 
 def _source_rows(spec: Source, source: PreparedDataset) -> dict[str, str]:

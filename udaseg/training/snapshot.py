@@ -14,6 +14,7 @@ from udaseg.runs.checkpoint import SavesState, all_finite
 class Snapshot:
     """A copy of objective and optimiser after `step` steps, in host memory.
 
+    Weights that two networks share are copied once.
     A GPU copies into page-locked memory while the host goes on. Torch keeps that memory of a
     snapshot that is freed, so the next one allocates none.
     """
@@ -79,9 +80,13 @@ def _to_host(state: Any) -> Any:
 
     Copies from a GPU are in page-locked memory, and unfinished when this returns.
     """
+    copies: dict[object, Tensor] = {}
 
     def copy(value: Tensor) -> Tensor:
-        return value.detach().to("cpu", copy=True, non_blocking=True)
+        key = value.untyped_storage()._cdata, value.storage_offset(), value.shape, value.stride()
+        if key not in copies:
+            copies[key] = value.detach().to("cpu", copy=True, non_blocking=True)
+        return copies[key]
 
     # a tuple that two groups share stays one object, so that equal checkpoints have equal sizes
     return tree_map_only(Tensor, copy, state, is_leaf=lambda value: isinstance(value, tuple))

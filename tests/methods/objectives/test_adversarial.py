@@ -16,7 +16,12 @@ from udaseg.methods.objectives.entropy import EntropyMinimization, normalised_en
 from udaseg.models.discriminator import Discriminator
 from udaseg.recipe.methods import Adversarial as AdversarialSpec
 from udaseg.recipe.methods import EntropyMinimization as EntropySpec
-from udaseg.training.optimizer import JointOptimizer, build_discriminator_optimizer, make_optimizer
+from udaseg.training.optimizer import (
+    JointOptimizer,
+    build_discriminator_optimizer,
+    make_optimizer,
+    parameter_group,
+)
 
 SIZE = (32, 64)
 
@@ -133,9 +138,11 @@ def test_two_optimisers_are_saved_and_restored_as_one():
     def build():
         objective = _adversarial()
         first = make_optimizer(
-            "sgd", [("all", 0.1, objective.student.named_parameters())], momentum=0.9,
+            "sgd",
+            [parameter_group("all", 0.1, objective.student.named_parameters())],
+            momentum=0.9,
             weight_decay=0.0,
-        )  # fmt: skip
+        )
         second = build_discriminator_optimizer(objective.discriminator.named_parameters(), 0.01)
         return objective, JointOptimizer([first, second])
 
