@@ -209,6 +209,10 @@ def _calibrate(world):
     udaseg.calibrate("runs/colors", on="source")
 
 
+def _calibrate_on_mixtures(world):
+    udaseg.calibrate("runs/colors", on="pseudo")
+
+
 def _check_of_export(world):
     images = export._target_images(world.model.recipe, 4, Path("data"))
     assert json.loads(export._origin(world.model)["trained_size"]) == {"short_side": 12}
@@ -219,7 +223,8 @@ def _check_of_export(world):
     "look",
     [
         *(_evaluate, _evaluate_by_name, _predict, _predict_files, _predict_in_tiles, _report),
-        *(_features, _features_of_the_source, _select, _calibrate, _check_of_export),
+        *(_features, _features_of_the_source, _select, _calibrate, _calibrate_on_mixtures),
+        _check_of_export,
     ],
 )
 def test_the_network_sees_each_image_in_its_shape(world, look):

@@ -8,6 +8,7 @@ import yaml
 from udaseg.errors import RecipeError
 from udaseg.recipe.load import dump, load
 from udaseg.recipe.request import load_recipe
+from udaseg.sizes import ShortSide
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes" / "gta5_cityscapes"
 SPCL, RCCR = RECIPES / "spcl.yaml", RECIPES / "rccr.yaml"
@@ -108,13 +109,23 @@ def test_a_new_kind_drops_what_only_the_old_one_has_and_nothing_that_is_given():
         ),
         ("method.stages.warm_up=null", "(method.stages.contrast.share), got 0.6\n"),
         (f"{CONTRAST}.share=-2", "method.stages[1].share: must be above 0"),
-        ("source.crop.first=1", "source.crop: is a list without names"),
+        ("source.crop.first=1", "source.crop: must be a list of 2 whole numbers, got a section"),
         (f"{CONTRAST}.objective.kind=prototypes", "must be one of"),
     ],
 )
 def test_a_wrong_key_of_a_stage_is_refused_and_quoted(override, expected):
     message = refused(SPCL, override)
     assert expected in message
+
+
+def test_an_item_without_a_name_is_not_addressed_and_a_list_of_values_becomes_a_section():
+    sizes = "source.resize_each=[{short_side: 64}, null]"
+    text = dump(load(SPCL, overrides=["source.data=[a, b]", sizes]))
+    with pytest.raises(RecipeError, match=r"resize_each: is a list without names"):
+        load(SPCL, text=text, overrides=["source.resize_each.first=1"])
+    recipe = load(SPCL, overrides=["target.resize=[64, 64]"])
+    recipe = load(SPCL, text=dump(recipe), overrides=["target.resize.short_side=48"])
+    assert recipe.target.resize == ShortSide(48)
 
 
 def test_two_overrides_of_a_stage_that_contradict_are_refused():

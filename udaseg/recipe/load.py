@@ -182,7 +182,10 @@ def _override_value(text: str, position: str, key: str, problems: Problems) -> d
 def _put(
     root: MappingNode, key: list[str], value: documents.Node, position: str, problems: Problems
 ) -> None:
-    """Set a key; a name below a list is that of an item, such as a stage."""
+    """Set a key; a name below a list of sections is that of an item, such as a stage.
+
+    A list of values, such as a size, is replaced by a section.
+    """
     section: MappingNode | documents.ListNode = root
     for depth, name in enumerate(key[:-1], 1):
         if isinstance(section, documents.ListNode):
@@ -190,7 +193,7 @@ def _put(
             child = None if index is None else section.items[index]
         else:
             child = section.entries.get(name, (position, None))[1]
-            if child is None or documents.is_null(child):
+            if child is None or documents.is_null(child) or _is_plain_list(child):
                 child = MappingNode({}, position)
                 section.entries[name] = (position, child)
         if child is None or isinstance(child, documents.InvalidNode):
@@ -208,6 +211,12 @@ def _put(
     index = _index_of(section, key[-1], key[:-1], position, problems)
     if index is not None:
         section.items[index : index + 1] = [] if documents.is_null(value) else [value]
+
+
+def _is_plain_list(node: documents.Node) -> bool:
+    return isinstance(node, documents.ListNode) and not any(
+        isinstance(item, MappingNode) for item in node.items
+    )
 
 
 def _index_of(

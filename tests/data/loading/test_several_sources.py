@@ -28,6 +28,7 @@ from udaseg.recipe.load import dump, load
 from udaseg.recipe.request import Overrides, requested_recipe
 from udaseg.runs.folder import default_run_folder
 from udaseg.selection.images import source_images
+from udaseg.sizes import ShortSide
 from udaseg.training.setup import build_crop_source
 from udaseg.training.train import TrainOptions
 
@@ -240,13 +241,14 @@ def test_a_bad_image_is_replaced_by_one_of_the_same_set(recipe, root):
 # sizes, caches, held files
 
 
-def test_each_set_has_its_own_size_and_cache(recipe, root):
-    spec = replace(recipe.source, resize_each=((20, 30), None))
+@pytest.mark.parametrize("size", [(20, 30), ShortSide(20)])
+def test_each_set_has_its_own_size_and_cache(recipe, root, size):
+    spec = replace(recipe.source, resize_each=(size, None))
     joined = open_source(recipe, root=root)
     plain = build_crop_source(spec, joined, labelled=True)
     shapes = [plain.read(sample)[1].shape for sample in joined.split("train")]
     assert shapes == [(20, 30)] * 6 + [(48, 48)] * 3
-    write_cache(joined.parts[0], (20, 30), workers=1)
+    write_cache(joined.parts[0], size, workers=1)
     cached = build_crop_source(spec, joined, labelled=True)
     assert [part.cache is not None for part in cached.parts] == [True, False]
     for sample in joined.split("train"):
