@@ -22,7 +22,16 @@ _WRAPPERS = ("module", "state_dict", "model", "backbone", "encoder", "Scale")
 """First parts of names that other tools add to those of a backbone."""
 
 _CLASSIFIERS = {
-    *("fc", "classifier", "aux_classifier", "head", "last_linear", "layer5", "layer6"),
+    *(
+        "fc",
+        "classifier",
+        "aux_classifier",
+        "head",
+        "pre_logits",
+        "last_linear",
+        "layer5",
+        "layer6",
+    ),
     *("decode_head", "auxiliary_head", "proj_head"),
 }
 """First names of heads and classifiers, which are no part of a backbone."""

