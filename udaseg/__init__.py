@@ -68,6 +68,7 @@ if TYPE_CHECKING:
     from udaseg.recipe.reference import recipe_schema as recipe_schema
     from udaseg.recipe.request import load_recipe as load_recipe
     from udaseg.recipe.schema import Recipe as Recipe
+    from udaseg.runs.base import base_weights as base_weights
     from udaseg.runs.run import Run as Run
     from udaseg.runs.score_matrix import ScoreMatrix as ScoreMatrix
     from udaseg.runs.scores import Scores as Scores
@@ -113,6 +114,7 @@ _NAMES = {
     "recipe.reference": ["recipe_reference", "recipe_schema"],
     "recipe.request": ["load_recipe"],
     "recipe.schema": ["Recipe"],
+    "runs.base": ["base_weights"],
     "runs.run": ["Run"],
     "runs.score_matrix": ["ScoreMatrix"],
     "runs.scores": ["Scores"],

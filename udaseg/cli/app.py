@@ -23,7 +23,7 @@ from udaseg.cli.commands.recipes import recipes_app
 from udaseg.cli.commands.report import report
 from udaseg.cli.commands.select import select
 from udaseg.cli.commands.train import adapt, train
-from udaseg.cli.options import Quiet, Root, Verbose
+from udaseg.cli.options import Quiet, Root, Verbose, with_base
 from udaseg.cli.verbosity import set_verbosity
 from udaseg.text import printable
 
@@ -60,12 +60,15 @@ def _global_options(
     """Adapt a segmentation network from labelled source images to unlabelled target images."""
 
 
-for _first in (prepare, train, adapt):
-    app.command()(_first)
-app.command("eval")(evaluate)
-_COMMANDS = (predict, sweep, table, report, grid, features, calibrate, doctor, select, export)
-for _then in (*_COMMANDS, info, verify):
-    app.command()(_then)
+app.command()(prepare)
+for _first in (train, adapt):
+    app.command()(with_base(_first))
+app.command("eval")(with_base(evaluate))
+_NETWORKS = (predict, report, grid, features, calibrate, select, export)
+for _then in (predict, sweep, table, report, grid, features, calibrate, doctor, select, export):
+    app.command()(with_base(_then) if _then in _NETWORKS else _then)
+for _last in (info, verify):
+    app.command()(_last)
 app.command("import")(import_checkpoint)
 
 

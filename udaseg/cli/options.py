@@ -1,7 +1,9 @@
 """Options that several commands share, and parsers of their values."""
 
+import functools
+import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -101,11 +103,37 @@ Window = Annotated[
     str | None,
     typer.Option(metavar="HxW", help="Predict in sliding windows of this size in pixels."),
 ]
+Base = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Base weights of runs with adapters, if the file is no longer where it was.",
+    ),
+]
 _RUN = typer.Argument(
     metavar="CHECKPOINT|RUN", help="Checkpoint file or run folder.", show_default=False
 )
 Run = Annotated[Path, _RUN]
 OptionalRun = Annotated[Path | None, _RUN]
+
+
+def with_base(command: Callable[..., None]) -> Callable[..., None]:
+    """Return a command with the option `--base`, for runs whose checkpoints hold adapters alone."""
+
+    @functools.wraps(command)
+    def whole(*words: object, base: Path | None = None, **others: object) -> None:
+        if base is None:
+            return command(*words, **others)
+        import udaseg
+
+        with udaseg.base_weights(base):
+            return command(*words, **others)
+
+    own = inspect.signature(command)
+    added = inspect.Parameter("base", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Base)
+    vars(whole)["__signature__"] = own.replace(parameters=[*own.parameters.values(), added])
+    whole.__annotations__ = {**command.__annotations__, "base": Base}
+    return whole
 
 
 def refuse_options(reason: str, given: Mapping[str, bool]) -> None:

@@ -2,7 +2,6 @@
 
 import math
 import os
-from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -20,9 +19,10 @@ from udaseg.inference.predictor import Predictor
 from udaseg.inference.run_data import bits_of_run
 from udaseg.inference.sizes import network_input_size
 from udaseg.inference.tiles import TileOptions
-from udaseg.models.segmenter import Segmenter, build_segmenter
+from udaseg.models.segmenter import Segmenter, merged_segmenter
 from udaseg.recipe.load import from_dict
 from udaseg.recipe.schema import Recipe
+from udaseg.runs.base import find_base
 from udaseg.runs.calibration_file import read_temperature
 from udaseg.runs.checkpoint import STUDENT_PREFIX, TEACHER_PREFIX, find_checkpoint, network_tensors
 
@@ -160,7 +160,7 @@ def load(
 
     Raises:
         CheckpointError: There is no checkpoint, it is damaged, it has no teacher, or its weights
-            are NaN or infinite.
+            are NaN or infinite; or the base weights of its adapters are missing or others.
         RecipeError: The recipe needs a package that is not installed, or the device is not valid.
         EnvironmentFault: There is no such device.
         UsageError: There are no such weights.
@@ -182,11 +182,10 @@ def load(
         tuple((int(red), int(green), int(blue)) for red, green, blue in colors),
     )
     target_device = resolve_device(str(device))
-    # all tensors come from the checkpoint, so no weights file is needed
-    network = build_segmenter(replace(recipe.model, weights="random"), len(classes))
     tensors = {key: value for key, value in tensors.items() if not key.startswith("projector.")}
+    base = None if checkpoint.base is None else str(find_base(checkpoint.base, checkpoint.path))
     try:
-        network.load_state_dict(tensors, strict=True)
+        network = merged_segmenter(recipe.model, len(classes), tensors, base=base)
     except RuntimeError as error:
         raise CheckpointError(
             f"{checkpoint.path}: does not match its own recipe: {error}"

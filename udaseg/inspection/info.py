@@ -14,6 +14,7 @@ from udaseg.recipe.load import from_dict, load
 from udaseg.recipe.methods import SelfTraining, regularizer_specs
 from udaseg.recipe.schema import Domain, Recipe, Source, Validation
 from udaseg.recipe.stages import stages_of
+from udaseg.runs.base import BaseWeights
 from udaseg.runs.best import read_record
 from udaseg.runs.checkpoint import Checkpoint, find_checkpoint, list_manifests, step_of
 from udaseg.runs.folder import run_folder_of
@@ -36,6 +37,7 @@ class CheckpointInfo:
         values: Number of stored values by owner, such as `student` or `memory of regional`.
         optimizer_values: Number of stored values of the optimiser.
         classes: Names of the network's classes.
+        base: The weights file that adapters need beside this one; None if it holds all.
     """
 
     path: Path
@@ -46,6 +48,7 @@ class CheckpointInfo:
     values: Mapping[str, int]
     optimizer_values: int
     classes: tuple[str, ...]
+    base: BaseWeights | None = None
 
 
 @dataclass(frozen=True)
@@ -184,6 +187,7 @@ def _checkpoint_info(checkpoint: Checkpoint) -> CheckpointInfo:
             if isinstance(value, Tensor)
         ),
         classes=tuple(checkpoint.classes["names"]),
+        base=checkpoint.base,
     )
 
 
@@ -253,6 +257,9 @@ def _network_rows(checkpoint: CheckpointInfo) -> dict[str, str | list[str]]:
     for owner, count in checkpoint.values.items():
         hint = f" (udaseg eval --weights {owner})" if owner in _NETWORKS else ""
         lines.append(f"{owner}: {count / 1e6:.2f} M values{hint}")
+    if (base := checkpoint.base) is not None:
+        where = "" if Path(base.path).is_file() else ", not there: give a copy with --base FILE"
+        lines.append(f"base: {base.path} ({base.size / 1e6:.1f} MB, SHA-256 {base.sha256}{where})")
     count = checkpoint.optimizer_values
     lines.append(f"optimiser: {count / 1e6:.2f} M values, so training can be resumed (--resume)")
     classes = f"{len(checkpoint.classes)}: {', '.join(checkpoint.classes)}"

@@ -16,7 +16,7 @@ from udaseg.methods.objectives.entropy import EntropyMinimization
 from udaseg.methods.objectives.objective import Objective
 from udaseg.methods.objectives.self_training import SelfTraining
 from udaseg.methods.objectives.source_only import SourceOnly
-from udaseg.methods.start import load_student
+from udaseg.methods.start import load_student, open_base
 from udaseg.methods.teacher import Teacher
 from udaseg.methods.views import PSEUDO_LABELLED
 from udaseg.models.discriminator import Discriminator
@@ -52,20 +52,21 @@ def build_objective(
     terms = specs.regularizer_specs(method) if isinstance(method, specs.SelfTraining) else {}
     # at most one regularizer brings a projection head; the recipe's rules check it
     heads = [head for term in terms.values() if (head := getattr(term, "projector", None))]
-    model = recipe_of_stage(recipe, stage).model
+    model, base = open_base(recipe_of_stage(recipe, stage).model)
     student = build_segmenter(
         model,
         num_classes,
         projector=heads[0] if heads else None,
     )
     if init is not None:
-        load_student(student, init, model, classes or init.classes["names"])
+        load_student(student, init, model, classes or init.classes["names"], base=base)
     if student.projector is not None:
         student.projector.requires_grad_(heads[0].trainable)
     sizes = {"num_classes": num_classes, "channels": student.feature_channels}
     regularizers = {name: _build_regularizer(name, spec, **sizes) for name, spec in terms.items()}
     objective = _build_objective(method, student, regularizers, num_classes)
     objective.source_jitter, objective.target_jitter = stage.source_jitter, stage.target_jitter
+    objective.base = base if student.backbone.base_names else None
     return objective
 
 

@@ -1,35 +1,69 @@
 """Start a student from the weights of a checkpoint, whose class list may be another."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from udaseg.errors import CheckpointError
+from udaseg.models.adapters import hold_base
 from udaseg.models.heads.head import head_class
-from udaseg.models.segmenter import Segmenter
-from udaseg.recipe.schema import Model
+from udaseg.models.segmenter import Segmenter, merged_segmenter
+from udaseg.recipe.load import expand_path, from_dict
+from udaseg.recipe.schema import NAMED_WEIGHTS, Model
+from udaseg.runs.base import BaseWeights, find_base, given_base, read_base
 from udaseg.runs.checkpoint import STUDENT_PREFIX, Checkpoint, network_tensors
 
 log = logging.getLogger(__name__)
+_ADAPTER = (".lora_a", ".lora_b")
+"""How the names of adapters end."""
 
 
-def load_student(student: Segmenter, init: Checkpoint, spec: Model, classes: Sequence[str]) -> None:
+def open_base(spec: Model) -> tuple[Model, BaseWeights | None]:
+    """Return the section `model` to build, and the file of its base weights if it has adapters.
+
+    Raises:
+        CheckpointError: The file is not there.
+    """
+    if spec.adapters is None or spec.weights in NAMED_WEIGHTS:
+        return spec, None
+    base = read_base(given_base() or Path(expand_path(spec.weights)))
+    return replace(spec, weights=base.path), base
+
+
+def load_student(
+    student: Segmenter,
+    init: Checkpoint,
+    spec: Model,
+    classes: Sequence[str],
+    *,
+    base: BaseWeights | None = None,
+) -> None:
     """Load the student of `init` into `student`, and log what was kept and what begins anew.
 
-    Of the last layer, classes of both lists keep their weights; the others begin anew.
+    Of the last layer, classes of both lists keep their weights; the others begin anew. Adapters go
+    on if both have the same ones and base; else those of `init` are merged, and new ones begin.
 
     Args:
         student: The network to change; its projector begins anew if `init` has none like it.
         init: A checkpoint of the same network.
         spec: The section `model` of the recipe.
         classes: Names of the student's classes.
+        base: The file of the base weights that the student has.
 
     Raises:
         CheckpointError: The checkpoint is of another network.
     """
-    tensors, state = network_tensors(init, STUDENT_PREFIX), student.state_dict()
+    tensors = network_tensors(init, STUDENT_PREFIX)
+    had_adapters = any(name.endswith(_ADAPTER) for name in tensors)
+    if had_adapters and not _continues(init, spec, base):
+        tensors, had_adapters = _merged(init, tensors), False
+    if init.base is None or not had_adapters:
+        hold_base(student)  # which is now that of `init`
+    state = student.state_dict()
     names = list(init.classes["names"])
     if names != list(classes):
         for name, axis in _class_axes(student, spec, len(classes)).items():
@@ -39,7 +73,8 @@ def load_student(student: Segmenter, init: Checkpoint, spec: Model, classes: Seq
     keeps_projector = all(
         name in tensors and tensors[name].shape == state[name].shape for name in projector
     )
-    anew = () if keeps_projector else projector
+    anew = [] if keeps_projector else projector
+    anew += [] if had_adapters else [name for name in state if name.endswith(_ADAPTER)]
     missing = [name for name in state if name not in tensors and name not in anew]
     shared = {name: value for name, value in tensors.items() if name in state and name not in anew}
     mismatched = [name for name, value in shared.items() if state[name].shape != value.shape]
@@ -56,6 +91,21 @@ def load_student(student: Segmenter, init: Checkpoint, spec: Model, classes: Seq
         log.info("its classes differ: %s", _class_report(classes, names))
     if not keeps_projector:
         log.info("the projection head begins anew: the checkpoint has none like it")
+
+
+def _continues(init: Checkpoint, spec: Model, base: BaseWeights | None) -> bool:
+    """Return whether a student of `spec` on `base` can go on with the adapters of `init`."""
+    has_base = init.base is None or init.base.same_as(base)
+    return has_base and from_dict(init.recipe).model.adapters == spec.adapters
+
+
+def _merged(init: Checkpoint, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of the student of `init`, its adapters merged into the base weights."""
+    projector = {name: value for name, value in tensors.items() if name.startswith("projector.")}
+    others = {name: value for name, value in tensors.items() if name not in projector}
+    base = None if init.base is None else str(find_base(init.base, init.path))
+    spec, count = from_dict(init.recipe).model, len(init.classes["names"])
+    return {**merged_segmenter(spec, count, others, base=base).state_dict(), **projector}
 
 
 def _class_axes(student: Segmenter, spec: Model, num_classes: int) -> dict[str, int]:

@@ -1,8 +1,8 @@
 """The segmentation network: normalisation, backbone, head, and an optional projection head."""
 
 import contextlib
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from udaseg.models import compiling
+from udaseg.models.adapters import add_adapters, merge_adapters
 from udaseg.models.backbones.backbone import Backbone, BackboneOptions
 from udaseg.models.backbones.build import build_backbone
 from udaseg.models.checkpointing import checkpointed
@@ -263,7 +264,7 @@ def build_segmenter(
     head, built = head_type.from_spec(spec, backbone, num_classes), None
     if projector is not None:
         built = Projector.from_spec(projector, backbone.channels[-1])
-    return Segmenter(
+    segmenter = Segmenter(
         backbone,
         head,
         batch_norm=spec.batch_norm,
@@ -271,3 +272,27 @@ def build_segmenter(
         align_corners=spec.align_corners,
         frozen=frozen_parameters(backbone, spec),
     )
+    if spec.adapters is not None:
+        add_adapters(backbone, spec.adapters)
+    return segmenter
+
+
+def merged_segmenter(
+    spec: Model, num_classes: int, tensors: Mapping[str, Tensor], *, base: str | None
+) -> Segmenter:
+    """Return the network of a checkpoint for use outside training, its adapters merged.
+
+    Args:
+        spec: The section `model` of its recipe.
+        num_classes: Number of outputs.
+        tensors: The tensors of a student or teacher, without its projector.
+        base: The weights file with the tensors that the checkpoint leaves out; None if it has all.
+
+    Raises:
+        RuntimeError: The tensors are not those of the network.
+        CheckpointError: The file is not readable.
+    """
+    network = build_segmenter(replace(spec, weights=base or "random"), num_classes)
+    network.load_state_dict(dict(tensors), strict=True)
+    merge_adapters(network)
+    return network

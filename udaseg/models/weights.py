@@ -139,6 +139,7 @@ def load_into(
 
     What other tools put before a name, such as `module.` or `backbone.`, is left out where that
     finds the tensors of the network. Half-precision tensors are converted to the network's type.
+    The network's attribute `names_in_file` has the names that matched, for adapters.
 
     Args:
         network: The network to change.
@@ -175,6 +176,7 @@ def load_into(
         )
     for name in matched:
         state[name].copy_(tensors[name])
+    network.names_in_file = frozenset(matched)  # type: ignore[assignment]  # no tensor or module
     log.info("weights %s: %s", origin, report)
     return report
 

@@ -16,7 +16,7 @@ def recipe_problems(recipe: Recipe) -> list[tuple[str, str]]:
     """Return (dotted key, what it must be) for every value that contradicts another one."""
     rules = (
         *(_domains, _networks, _machine, _expected, _stages, _projectors, _target_statistics),
-        *(_mixing, _crops, _repeated, _frozen),
+        *(_mixing, _crops, _repeated, _frozen, _adapters),
     )
     return [problem for rule in rules for problem in rule(recipe)]
 
@@ -267,6 +267,18 @@ def _contrasts(recipe: Recipe) -> list[str]:
         elif isinstance(part, methods.PrototypeAlignment):
             keys.append(f"{key}.prototypes")
     return keys
+
+
+def _adapters(recipe: Recipe) -> Problems:
+    """Yield adapters without their way of training, and the other way round."""
+    model = recipe.model
+    if model.train == "adapters" and model.adapters is None:
+        yield "model.adapters", "must be given with model.train=adapters; {} takes the defaults"
+    if model.train != "adapters" and model.adapters is not None:
+        yield "model.adapters", f"must be left out (null) with model.train={model.train}"
+    holds = model.train != "adapters" or model.frozen_stages == 0
+    must = "0 with model.train=adapters, which are in all stages"
+    yield from _unless(holds, "model.frozen_stages", must, model.frozen_stages)
 
 
 def _unless(holds: bool, key: str, must: str, value: object) -> Problems:

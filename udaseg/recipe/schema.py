@@ -63,6 +63,20 @@ class Validation:
 
 
 @dataclass(frozen=True)
+class Adapters:
+    """Low-rank adapters (LoRA, Hu et al. 2021) beside the frozen weights of the backbone."""
+
+    kind: Literal["lora"] = "lora"
+    """The only kind."""
+    rank: Annotated[int, Ge(1)] = 8
+    """Rank r of the matrices B A that are added to a weight; 8 in LoRA's experiments on GPT-2."""
+    alpha: Annotated[float, Gt(0)] = 16
+    """B A is multiplied by alpha / r."""
+    on: Annotated[tuple[Literal["attention", "mlp"], ...], MinLen(1)] = ("attention", "mlp")
+    """The blocks' parts whose linear layers get adapters."""
+
+
+@dataclass(frozen=True)
 class Model:
     """The network."""
 
@@ -122,14 +136,18 @@ class Model:
     """Dilation of the first block of a dilated layer of a ResNet: its `own` layer's, as in
     DeepLab-v2, or that of the `previous` layer, as in torchvision and SPCL's release.
     """
-    train: Literal["all", "head"] = "all"
-    """What learns: `all`, or the `head` alone. A part that does not learn is in evaluation mode and
-    keeps its batch-norm statistics; it needs no gradients, and the teacher shares it.
+    train: Literal["all", "head", "adapters"] = "all"
+    """What learns: `all`, the `head` alone, or `adapters`: these, the backbone's norms, the head;
+    then checkpoints leave out what a file of `weights` has, and name that file. A part that does
+    not learn is in evaluation mode and keeps its batch-norm statistics; it needs no gradients, and
+    the teacher shares it.
     """
     frozen_stages: Annotated[int, Ge(0)] = 0
     """Stages of the backbone, from the images on, that do not learn, with the stem. With 1, a
     ResNet keeps its stem and layer 1.
     """
+    adapters: Adapters | None = None
+    """Low-rank adapters of the backbone, for `train: adapters`; `{}` takes the defaults."""
 
 
 @dataclass(frozen=True)

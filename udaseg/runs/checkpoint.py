@@ -9,7 +9,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Annotated, Any, NotRequired, Protocol, Required
 
@@ -28,6 +28,7 @@ from udaseg.errors import (
     why_unreadable,
 )
 from udaseg.files import mismatch, parse_json, sha256_of
+from udaseg.runs.base import BaseWeights
 
 log = logging.getLogger(__name__)
 FORMAT = 1
@@ -45,6 +46,8 @@ class Checkpoint:
         files: Digests of the file names and of the content of each domain.
         objective: State of student, teacher and regularizers.
         processes: Number of training processes; each uses the batch size of the recipe.
+        base: The weights file with the tensors of the networks that are not in `objective`; None if
+            it has all.
     """
 
     path: Path
@@ -56,6 +59,7 @@ class Checkpoint:
     optimizer: dict[str, Any]
     processes: int = 1
     sha256: str = ""
+    base: BaseWeights | None = None
 
 
 class _Classes(TypedDict):
@@ -92,6 +96,12 @@ class _Optimizer(TypedDict):
     param_groups: list[_Group]
 
 
+class _Base(TypedDict):
+    path: str
+    size: _Count
+    sha256: str
+
+
 class _Payload(TypedDict):
     """The content of a checkpoint file but `format`, as `udaseg.files.mismatch` checks it."""
 
@@ -101,6 +111,7 @@ class _Payload(TypedDict):
     step: _Count
     # early checkpoints of single-process runs lack this key
     processes: NotRequired[Annotated[int, Field(ge=1, lt=2**31)]]
+    base: NotRequired[_Base]
     objective: dict[str, _Tensor]
     optimizer: _Optimizer
 
@@ -144,8 +155,10 @@ def save_checkpoint(
     """Write the checkpoint of `step`, then delete all but the newest `keep` up to that step.
 
     Checkpoints of later steps are not deleted. They are damaged, or the run would not repeat their
-    steps; if they counted, they would displace the only readable ones.
+    steps; if they counted, they would displace the only readable ones. If the state of `objective`
+    leaves out what a weights file has, its attribute `base` names the file.
     """
+    base: BaseWeights | None = getattr(objective, "base", None)
     payload = {
         "format": FORMAT,
         "recipe": recipe,
@@ -155,6 +168,7 @@ def save_checkpoint(
         "processes": world_size(),
         "objective": objective.state_dict(),
         "optimizer": optimizer.state_dict(),
+        **({} if base is None else {"base": asdict(base)}),
     }
     if refused := list(_unloadable_paths(payload, "checkpoint")):
         raise TypeError(f"not loadable with weights_only: {', '.join(refused[:5])}")
@@ -233,10 +247,13 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path}: checkpoint format {number}, this version reads {FORMAT}")
     if problem := mismatch(payload, _Payload):
         raise CheckpointError(f"{path}: not a checkpoint as udaseg writes it: {problem}")
+    values = {key: payload[key] for key in _Payload.__annotations__ if key in payload}
+    if "base" in values:
+        values["base"] = BaseWeights(**values["base"])
     return Checkpoint(
         path=path,
         sha256=sha256_of(path) if manifest is None else str(manifest["sha256"]),
-        **{key: payload[key] for key in _Payload.__annotations__ if key in payload},
+        **values,
     )
 
 

@@ -37,6 +37,7 @@ class Footprint:
         gradients: Gradients of the trained weights.
         activations: Peak of everything else that a step holds until the end of the backward pass.
         guard: Copies of all buffers, for undoing a step that is not finite.
+        base: Weights of student and teacher that checkpoints leave out; see `model.adapters`.
     """
 
     student: int
@@ -46,6 +47,7 @@ class Footprint:
     gradients: int
     activations: int
     guard: int
+    base: int = 0
 
     def total(self) -> int:
         """Return the peak memory on the device in bytes."""
@@ -62,10 +64,12 @@ def estimate_footprint(setup: TrainingSetup) -> Footprint:
     The estimated step is the last of the run, when every loss term is active.
     """
     objective = setup.objective
-    parts = {"teacher": 0, "memories": 0, "student": 0}
+    parts = {"teacher": 0, "memories": 0, "student": 0, "base": 0}
+    saved = objective.state_dict().keys()
     for name, value in _state(objective).items():
         kind = {"teacher": "teacher", "regularizers": "memories"}.get(name.partition(".")[0])
-        parts[kind or "student"] += value.nbytes
+        left_out = isinstance(value, nn.Parameter) and name not in saved
+        parts["base" if left_out else kind or "student"] += value.nbytes
     trained = sum(part.nbytes for part in objective.parameters() if part.requires_grad)
     return Footprint(
         **parts,

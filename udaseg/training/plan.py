@@ -198,7 +198,12 @@ def print_memory_plan(recipe: Recipe, first: TrainingSetup, data: RunData) -> No
 
 def _format_memory(memory: Footprint, stage: str | None, device: torch.device) -> str:
     """Return the memory that training needs as text: the sum and its parts."""
-    labels = {"memories": "banks and prototypes", "moments": "optimiser", "guard": "rollback copy"}
+    labels = {
+        "memories": "banks and prototypes",
+        "moments": "optimiser",
+        "guard": "rollback copy",
+        "base": "base weights",
+    }
     parts = ", ".join(
         f"{labels.get(name, name)} {_format_bytes(size)}"
         for name, size in vars(memory).items()

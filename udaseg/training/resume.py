@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from udaseg.distributed import all_gather_object, differences_between_ranks, rank, world_size
 from udaseg.errors import CheckpointError, EnvironmentFault, RecipeError
 from udaseg.files import read_json, sha256_of
+from udaseg.models.adapters import hold_base
 from udaseg.recipe.load import from_dict, load, to_dict
 from udaseg.recipe.schema import Recipe
 from udaseg.recipe.stages import determining_values
 from udaseg.runs import checkpoint as checkpoints
 from udaseg.runs import folder as folder_module
+from udaseg.runs.base import BaseWeights
 from udaseg.runs.checkpoint import Checkpoint, SavesState
 from udaseg.runs.records import Start
 
@@ -145,8 +147,29 @@ def load_start_checkpoint(folder: Path) -> Checkpoint | None:
     return checkpoints.load_checkpoint(path)
 
 
+def _match_base(checkpoint: Checkpoint, objective: nn.Module) -> None:
+    """Have the state of the objective leave out what that of the checkpoint leaves out.
+
+    The checkpoint of a run with --init may have all, though its recipe names a file.
+
+    Raises:
+        CheckpointError: The base weights of the checkpoint are those of another file.
+    """
+    base: BaseWeights | None = getattr(objective, "base", None)
+    if checkpoint.base is None and base is not None:
+        hold_base(objective)
+        objective.base = None  # type: ignore[assignment]  # no tensor or module
+    elif checkpoint.base is not None and not checkpoint.base.same_as(base):
+        raise CheckpointError(
+            f"{checkpoint.path}: was trained on the base weights {checkpoint.base.path}, whose "
+            f"content is another now; give the file of {checkpoint.base.size} bytes with SHA-256 "
+            f"{checkpoint.base.sha256} by --base FILE"
+        )
+
+
 def restore(checkpoint: Checkpoint, objective: nn.Module, optimizer: SavesState) -> int:
     """Load `checkpoint` into an objective and its optimiser, strictly; return the next step."""
+    _match_base(checkpoint, objective)
     state = objective.state_dict()
     differences = [f"missing {name}" for name in state if name not in checkpoint.objective]
     for name, value in checkpoint.objective.items():

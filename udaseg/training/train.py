@@ -21,6 +21,7 @@ from udaseg.recipe.request import Overrides, changed_recipe, override_words, req
 from udaseg.recipe.schema import Domain, Recipe
 from udaseg.recipe.stages import adapts, stages_of
 from udaseg.runs import folder as folder_module
+from udaseg.runs.base import find_base
 from udaseg.runs.checkpoint import Checkpoint, find_checkpoint
 from udaseg.runs.leftovers import writing_in_run
 from udaseg.runs.run import Run
@@ -231,6 +232,7 @@ def _train(recipe: Recipe, folder: Path, options: TrainOptions) -> None:
     refuse_different_settings(recipe)
     recipe, data, criterion_sets = _open_data(recipe, Path(options.root))
     start = _start_checkpoint(options, folder)
+    recipe = _on_base_of(recipe, start) if options.resume is None else recipe
     if options.resume is None:  # a resumed run has its own copy
         refuse_missing_labels(recipe, data)
     first = stages_of(recipe)[0]
@@ -344,6 +346,14 @@ def _start_checkpoint(options: TrainOptions, folder: Path) -> Checkpoint | None:
     if options.resume is not None:
         return load_start_checkpoint(folder)
     return None if options.init is None else find_checkpoint(Path(options.init))
+
+
+def _on_base_of(recipe: Recipe, start: Checkpoint | None) -> Recipe:
+    """Return the recipe of a run with adapters on the base weights of the run it starts from."""
+    if recipe.model.adapters is None or start is None or start.base is None:
+        return recipe
+    weights = str(find_base(start.base, start.path))
+    return replace(recipe, model=replace(recipe.model, weights=weights))
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from udaseg.methods.views import Views
 from udaseg.models.pixels import to_unit_range
 from udaseg.models.segmenter import Segmenter
 from udaseg.recipe.methods import ColorJitter
+from udaseg.runs.base import BaseWeights
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,12 @@ class Objective(nn.Module, ABC):
     Attributes:
         source_jitter: Colour jitter of the source images; None applies none.
         target_jitter: The same for the target images.
+        base: The weights file with the parameters that the state leaves out; None if it has all.
     """
 
     source_jitter: ColorJitter | None = None
     target_jitter: ColorJitter | None = None
+    base: BaseWeights | None = None
 
     def __init__(self, student: Segmenter) -> None:
         super().__init__()

@@ -79,6 +79,7 @@ class Backbone(nn.Module, ABC):
         block_names: Names of the modules that are its blocks, in order.
         depth: Number of blocks.
         undecayed: Names of positions, tokens and the like, which weight decay leaves out.
+        base_names: Frozen parameters that a weights file has, so that `state_dict` leaves them out.
 
     Example:
         >>> import torch
@@ -105,6 +106,7 @@ class Backbone(nn.Module, ABC):
     bgr: bool = False
     ceil_pool: bool = False
     stage_ends: tuple[int, ...] = ()
+    base_names: frozenset[str] = frozenset()
 
     @abstractmethod
     def forward(self, images: Tensor) -> list[Tensor]:
