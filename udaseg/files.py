@@ -41,14 +41,28 @@ def parse_json(text: str) -> Any:
 
     Raises:
         ValueError: It is not JSON, or is nested too deeply, or a number in it is not finite or too
-            large for 64 bits, so that converting it would fail somewhere else.
+            large for 64 bits, or a text in it is half a character, so that using it would fail
+            somewhere else.
     """
     try:
-        return json.loads(  # noqa: TID251  # the reader
+        value = json.loads(  # noqa: TID251  # the reader
             text, parse_int=_whole_number, parse_float=_number, parse_constant=_number
         )
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+    if "\\ud" in text or "\\uD" in text:
+        _refuse_half_characters(value)
+    return value
+
+
+def _refuse_half_characters(value: object) -> None:
+    """Refuse surrogates that no path can hold; those of names that are not UTF-8 are kept."""
+    text = json.dumps(value, ensure_ascii=False)
+    try:
+        text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as error:
+        half = text[error.start].encode("unicode_escape").decode()
+        raise ValueError(f"a text has half a character, {half}") from error
 
 
 def _whole_number(text: str) -> int:

@@ -47,6 +47,7 @@ def run(tmp_path_factory):
     folder = unpack_run("rccr", tmp_path_factory.mktemp("runs") / "rccr")
     for path in folder.glob("checkpoints/*"):
         path.unlink()
+    (folder / "checkpoints/x.pt").touch()  # whose digest is compared with that of the calibration
     for name, document in FILES.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(json.dumps(document))
@@ -123,6 +124,10 @@ def test_no_wrong_value_in_any_place_is_an_unexpected_error(run, name):
     [
         ("metrics.jsonl", '{"step": 1e400}'),
         ("metrics.jsonl", '{"step": 1, "losses": []}'),
+        ("metrics.jsonl", '{"step": 1, "losses": {"total": 1e308}}'),
+        ("metrics.jsonl", '{"step": 1, "losses": {"a": 1.7e308, "b": -1.7e308}}'),
+        ("metrics.jsonl", '{"step": 9000000000000000000, "losses": {"a": 1}}'),
+        ("init.json", '{"checkpoint": "\\ud800", "sha256": "y", "step": 3}'),
         ("metrics.jsonl", '{"step": 1, "lr": {"head": []}, "alarms": "x"}'),
         ("status.json", '{"state": "done", "unix_time": 1e400, "seconds": "x", "counts": [1]}'),
         ("status.json", '{"state": [], "seconds": -1e400}'),
@@ -148,10 +153,17 @@ def test_a_damaged_file_is_told_of(run, tmp_path):
     assert "status.json is damaged" in page
 
 
-@pytest.mark.parametrize("text", ["1e400", "-1e400", "NaN", "Infinity", "9" * 19, "[" * 9999, "x"])
+@pytest.mark.parametrize(
+    "text", ["1e400", "-1e400", "NaN", "Infinity", "9" * 19, "[" * 9999, "x", r'["\uD800"]']
+)
 def test_json_that_no_number_of_python_or_numpy_can_hold_is_refused(text):
     with pytest.raises(ValueError):
         parse_json(text)
+
+
+def test_names_that_are_not_utf_8_and_whole_characters_are_read_from_json():
+    for name in ("\udcff.png", "\U0001f600"):
+        assert parse_json(json.dumps({"file": name})) == {"file": name}
 
 
 def test_values_of_a_form_are_not_converted():

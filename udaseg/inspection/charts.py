@@ -52,7 +52,8 @@ class _Axis:
 
     def __init__(self, low: float, high: float, start: float, end: float) -> None:
         is_wide = high - low > 1e-12 * max(1.0, abs(high))
-        self.low, self.high = (low, high) if is_wide else (low - 0.5, high + 0.5)
+        margin = 0.0 if is_wide else max(0.5, abs(high) * 1e-9)  # 1e308 + 0.5 is 1e308
+        self.low, self.high = low - margin, high + margin
         self._start, self._end = start, end
 
     def pixel(self, value: float) -> float:
@@ -71,7 +72,7 @@ def line_chart(
     colors: Mapping[str, Color] | None = None,
     styles: Sequence[str] = (),
 ) -> Chart | None:
-    """Return lines over steps, with gaps at non-finite values; None without a finite value.
+    """Return lines over steps, with gaps at values that cannot be drawn; None if there is no other.
 
     Args:
         title: Title of the chart.
@@ -82,7 +83,7 @@ def line_chart(
         styles: All line names on the page, so that a name has the same style in every chart.
     """
     xs = [x for points in lines.values() for x, _ in points]
-    ys = [y for points in lines.values() for _, y in points if math.isfinite(y)]
+    ys = [y for points in lines.values() for _, y in points if _can_be_drawn(y)]
     if not ys:
         return None
     low, high = span or (min(0.0, min(ys)) if min(ys) < max(ys) / 4 else min(ys), max(ys))
@@ -91,7 +92,7 @@ def line_chart(
     positions = list(styles or lines)
     drawn, last_values = [], []
     for name, points in lines.items():
-        groups = itertools.groupby(points, lambda point: math.isfinite(point[1]))
+        groups = itertools.groupby(points, lambda point: _can_be_drawn(point[1]))
         segments = [list(group) for is_finite, group in groups if is_finite]
         pixels = [[(x_axis.pixel(x), y_axis.pixel(y)) for x, y in segment] for segment in segments]
         css_class = f"line s{positions.index(name) % _STYLE_COUNT}"
@@ -146,6 +147,11 @@ def _bar_chart(
         left = _LEFT + index * width
         drawn.append(Bar(left + 0.5, top, width - 1, _BOTTOM - top, tooltip))
     return Chart(title, description, x_axis.ticks(), y_axis.ticks(), lines, drawn)
+
+
+def _can_be_drawn(value: float) -> bool:
+    """Return whether differences of such values are finite too; a NaN is not below anything."""
+    return abs(value) < 1e300
 
 
 def _ticks(low: float, high: float) -> list[float]:
