@@ -17,7 +17,7 @@ from udaseg.models.heads.head import head_class
 from udaseg.models.heads.linear import LinearHead
 from udaseg.models.heads.pyramid import PyramidHead
 from udaseg.models.heads.upsample import UpsampleHead
-from udaseg.models.segmenter import Segmenter
+from udaseg.models.segmenter import Segmenter, build_segmenter
 from udaseg.recipe.choices import HeadName
 
 
@@ -167,3 +167,57 @@ def test_an_onnx_file_of_each_head_agrees_at_two_sizes(name, tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (2, 97, 130, 3), dtype=np.uint8)
     found = compare_with_torch(module, tmp_path / "head.onnx", [*noise], on_real_images=False)
     assert found.relative < 1e-4
+
+
+REAL = {"resnet18": (4, 4), "timm:test_convnext": (4, 4), "timm:test_vit": (16, 4)}
+"""Strides of the finest maps of real backbones, and of the logits of heads that enlarge most."""
+
+
+@pytest.mark.parametrize("backbone", REAL)
+@pytest.mark.parametrize("name", get_args(HeadName))
+def test_each_head_learns_on_a_cnn_a_convnext_and_a_vit(name, backbone):
+    torch.manual_seed(0)
+    spec = replace(
+        shipped("toyland/rccr").model,
+        backbone=backbone,
+        output_stride=32,
+        weights="random",
+        head=name,
+        aspp_dilations=(1, 2),
+        head_channels=16,
+    )
+    network = build_segmenter(spec, 5)
+    images, last = torch.rand(2, 3, 80, 112), network.output_stride
+    logits = network(images).logits
+    stride = {
+        **dict.fromkeys(("deeplab_v2", "linear"), last),
+        **dict.fromkeys(("deeplab_v3plus", "daformer"), REAL[backbone][0]),
+        "upsample": last / 4,
+        "pyramid": REAL[backbone][1],
+    }[name]
+    cells = [
+        -(-side // last) * 4 if name == "upsample" else -(-side // stride) for side in (80, 112)
+    ]
+    assert logits.shape == (2, 5, *cells)
+    logits.square().mean().backward()
+    first = next(network.backbone.parameters())
+    assert all(value.grad.any() for value in (first, *network.head.parameters()))
+
+
+@pytest.mark.parametrize("name", ["daformer", "pyramid"])
+def test_activation_checkpointing_of_a_head_changes_no_bit(name):
+    found = []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        body = small_segmenter(projector=False).backbone
+        spec = replace(shipped("toyland/rccr").model, aspp_dilations=(1, 2), head_channels=16)
+        network = Segmenter(body, head_class(name).from_spec(spec, body, 5))
+        network.recompute = recompute
+        network(torch.rand(2, 3, 64, 96)).logits.square().mean().backward()
+        state = {
+            **network.state_dict(),
+            **{f"grad {n}": p.grad for n, p in network.named_parameters()},
+        }
+        found.append(state)
+    plain, checkpointed = found
+    assert [key for key in plain if not torch.equal(plain[key], checkpointed[key])] == []
