@@ -26,12 +26,12 @@ from tests.make_fixtures import (
     tensors_of,
     unpack_run,
 )
-from udaseg.recipe.library import list_recipes
+from udaseg.recipe.library import OWN_FOLDER, list_recipes
 from udaseg.recipe.load import dump, from_dict, load, to_dict
 
 GOLDEN = json.loads((FIXTURES / "golden.json").read_text(encoding="utf-8"))
 ENDS = json.loads((FIXTURES / "runs" / "ends.json").read_text(encoding="utf-8"))
-SHIPPED = {entry.name: entry.path for entry in list_recipes()}
+SHIPPED = {entry.name: entry.path for entry in list_recipes() if entry.folder != OWN_FOLDER}
 STORED = {
     f"{path.parent.name}/{path.stem}": path
     for path in sorted((FIXTURES / "recipes_resolved").glob("*/*.yaml"))

@@ -61,6 +61,13 @@ class Must:
 
 
 @dataclass(frozen=True)
+class IfMissing:
+    """Says at a field, in its `Annotated`, how to give its value when it is missing."""
+
+    advice: str
+
+
+@dataclass(frozen=True)
 class ScalarNode:
     """A scalar as written, without quotes; a quoted or block scalar is always text."""
 

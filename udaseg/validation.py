@@ -91,7 +91,7 @@ def validate(
     After a problem it is None, unless unknown keys are the only problems.
 
     Args:
-        cls: The dataclass. Its annotations are those that pydantic knows, and `Must`.
+        cls: The dataclass. Its annotations are those that pydantic knows, `Must` and `IfMissing`.
         document: The document; every error becomes a problem of it.
         key: Dotted key of `document.root`; "" for the whole file.
         key_hint: Returns the key that was probably meant.
@@ -226,8 +226,10 @@ class _Explanation:
     def _problem(self, error: Any, place: _Place) -> str:
         kind, node = error["type"], place.node
         if place.is_missing:
-            must = _must(field_type(place.annotation).constraints)
-            return f"is missing: {must or _annotation_text(place.annotation)}"
+            noted = field_type(place.annotation).constraints
+            advice = [each.advice for each in noted if isinstance(each, documents.IfMissing)]
+            needed = _must(noted) or _annotation_text(place.annotation)
+            return "; ".join([f"is missing: {needed}", *advice])
         if "error" in error.get("ctx", {}) and not field_type(place.annotation).constraints:
             return str(error["ctx"]["error"])
         if place.is_unknown and isinstance(node, MappingNode):

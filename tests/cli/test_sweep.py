@@ -139,6 +139,10 @@ def test_recipes_methods_and_single_changes_are_settings(root, tmp_path, monkeyp
     pair = ["--source", "toyland", "--target", "toyland-target", "source_only", "dacs", "--dry-run"]
     lines = udaseg(*words(root, tmp_path / "x", *pair), cwd=tmp_path).stdout.splitlines()
     assert lines == [f"{name}: {tmp_path / 'x' / name}" for name in ("source_only", "dacs")]
+    networks = ["--network", "light", "--network", "standard"]
+    lines = udaseg(*words(root, tmp_path / "x", *pair, *networks), cwd=tmp_path).stdout.splitlines()
+    names = ["source_only-light", "source_only-standard", "dacs-light", "dacs-standard"]
+    assert [line.partition(": ")[0] for line in lines] == names
     assert not (tmp_path / "x").exists()
 
 

@@ -161,6 +161,14 @@ def test_adapt_takes_words_and_options_in_any_order(commands: Commands) -> None:
     assert (options.dry_run, options.overwrite) == (True, False)
 
 
+def test_a_network_is_put_over_the_recipe(commands: Commands) -> None:
+    given = called(commands, "adapt", "toyland/dacs", "--network", "light", "steps=5")
+    light = recipes_folder() / "networks" / "light.yaml"
+    dacs = recipes_folder() / "toyland" / "dacs.yaml"
+    assert given["recipe"] == load(dacs, overrides=["steps=5"], network=light)
+    assert str(given["options"].recipe_path) == f"{dacs} with {light}"
+
+
 @pytest.mark.parametrize("command", ["train", "adapt"])
 def test_the_command_words_are_passed_on(
     commands: Commands, command: str, monkeypatch: pytest.MonkeyPatch
@@ -484,6 +492,9 @@ def test_recipes_are_listed_shown_and_copied(
     assert "\ngta5_cityscapes/rccr  " in f"\n{shown('recipes', 'ls')}".replace("   ", "  ")
     assert "rccr" in shown("methods")
     assert shown("recipes", "cat", "gta5_cityscapes/rccr") == SHIPPED.read_text()
+    light = recipes_folder() / "networks" / "light.yaml"
+    assert "\nnetworks/light  " in f"\n{shown('recipes', 'ls')}"
+    assert shown("recipes", "cat", "networks/light") == light.read_text()
     copy = tmp_path / "rccr.yaml"
     assert shown("recipes", "cp", "gta5_cityscapes/rccr", str(tmp_path)) == f"{copy}\n"
     assert copy.read_bytes() == SHIPPED.read_bytes()

@@ -9,6 +9,7 @@ from udaseg.recipe.library import (
     choose_recipe,
     find_recipe,
     list_methods,
+    list_networks,
     list_recipes,
     recipes_folder,
 )
@@ -41,6 +42,9 @@ def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_shipped_recipes_are_listed_with_a_summary() -> None:
     entries = {entry.name: entry for entry in list_recipes()}
     assert entries["gta5_cityscapes/rccr"].path == SHIPPED
+    assert not {entry.folder for entry in entries.values()} & {"networks", "datasets"}
+    entries |= {entry.name: entry for entry in list_networks()}
+    assert {"networks/light", "networks/standard", "own/light"} <= entries.keys()
     for entry in entries.values():
         assert entry.summary
         assert not entry.summary.startswith("udaseg")
@@ -75,6 +79,23 @@ def test_an_unknown_method_is_refused_with_the_known_ones(library: Path) -> None
 
 def test_methods_are_listed_once_each(library: Path) -> None:
     assert list_methods() == {name: f"About {name}." for name in ("dacs", "rccr", "spcl")}
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "folder"),
+    [
+        ("my_city.yaml", "photos", "own"),
+        ("toyland", "photos", "toyland"),
+        ("my_city.yaml", "cityscapes", "gta5_cityscapes"),
+        (None, "photos", "gta5_cityscapes"),
+        ("my_city.yaml", None, "gta5_cityscapes"),
+    ],
+)
+def test_own_recipes_are_for_a_source_and_a_target_that_no_recipe_has(
+    source: str | None, target: str | None, folder: str
+) -> None:
+    assert choose_recipe("rccr", source, target).parent.name == folder
+    assert not {"light", "standard"} & list_methods().keys()
 
 
 def test_a_recipe_is_found_by_path_and_by_name(library: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from tests.support.entry_points import Gram, GramSpec, install
+from tests.support.own import own_data
 from udaseg.errors import RecipeError
 from udaseg.recipe.extensions import with_packages
 from udaseg.recipe.library import list_recipes
@@ -578,7 +579,7 @@ def test_every_recipe_survives_being_printed_and_stored(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("path", [entry.path for entry in list_recipes()], ids=str)
 def test_a_shipped_recipe_survives_being_printed_and_stored(path: Path) -> None:
-    recipe = load(path)
+    recipe = load(path, overrides=own_data(path))
     assert load(text=dump(recipe)) == recipe
     assert from_dict(to_dict(recipe)) == recipe
 

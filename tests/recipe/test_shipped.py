@@ -1,18 +1,19 @@
 """Every shipped recipe loads, states its command, builds a small network, and makes one step."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from tests.support.own import own_data
 from tests.support.toy import toy_pair, toy_root
 from udaseg.data.loading.pseudo_labels import write_pseudo_label
 from udaseg.distributed import resolve_device
 from udaseg.errors import EnvironmentFault
 from udaseg.methods.build import build_objective
-from udaseg.recipe.load import load
+from udaseg.recipe.library import list_networks, list_recipes, recipes_folder
+from udaseg.recipe.load import load as load_file
 from udaseg.recipe.methods import Staged, StageTarget
 from udaseg.recipe.schema import BatchSize, Domain, Machine, RareClass, Recipe
 from udaseg.recipe.stages import adapts, stages_of
@@ -21,9 +22,11 @@ from udaseg.training.loop import run_steps
 from udaseg.training.optimizer import build_optimizer
 from udaseg.training.setup import build_setup
 
-FOLDER = Path(__file__).resolve().parents[2] / "recipes"
-FILES = sorted(path for path in FOLDER.glob("*/*.yaml") if path.parent.name != "datasets")
+FOLDER = recipes_folder()
+FILES = [entry.path for entry in list_recipes()]
 NAMES = [f"{path.parent.name}/{path.stem}" for path in FILES]
+OWN_NETWORKS = {"light": "light", "standard": "standard"}
+"""The recipes of `own/` that have the network of a file, and no other method than `rccr`."""
 QUIRKS_OF_A_RELEASE = {
     "optimizer.backbone_lr_mult",
     "optimizer.repeated",
@@ -40,6 +43,10 @@ QUIRKS_OF_A_RELEASE = {
     *("source.rare_class.min_pixels", "source.rare_class.min_crop_pixels", "model.batch_norm"),
     *(f"optimizer.{name}" for name in ("kind", "lr", "weight_decay", "power", "warmup")),
 }
+
+
+def load(path):
+    return load_file(path, overrides=own_data(path))
 
 
 def small(recipe: Recipe) -> Recipe:
@@ -82,7 +89,8 @@ def test_a_recipe_begins_with_its_command_and_is_named_like_its_file(path):
     first, second = path.read_text().splitlines()[:2]
     recipe = load(path)
     verb = "adapt" if adapts(recipe) else "train"
-    assert first == f"# udaseg {verb} {path.parent.name}/{path.stem}"
+    data = " --source my_city.yaml --target my_photos/" * (path.parent.name == "own")
+    assert first == f"# udaseg {verb} {path.parent.name}/{path.stem}{data}"
     assert second.startswith("# ")
     assert recipe.name == path.stem
 
@@ -142,7 +150,19 @@ def test_recipes_of_a_folder_agree_on_all_but_name_and_method(folder):
     for name, leaves in plain.items():
         allowed = QUIRKS_OF_A_RELEASE if name.endswith("_release") else set()
         different = {key for key in leaves if leaves[key] != plain["source_only"][key]}
+        if folder.name == "own" and name in OWN_NETWORKS:
+            allowed = {key for key in leaves if key.startswith(("model.", "optimizer."))}
+            allowed |= {"source.crop", "target.crop", "steps"}
         assert different <= allowed, f"{name}: {different}"
+
+
+@pytest.mark.parametrize(("name", "network"), OWN_NETWORKS.items())
+def test_a_network_of_own_is_rccr_with_that_network(name, network):
+    own = FOLDER / "own" / "rccr.yaml"
+    files = {entry.method: entry.path for entry in list_networks()}
+    rccr = load_file(own, overrides=own_data(own), network=files[network])
+    recipe = load(FOLDER / "own" / f"{name}.yaml")
+    assert replace(recipe, steps=rccr.steps, name=rccr.name) == rccr
 
 
 def _leaves(value: object, prefix: str = "") -> dict[str, object]:

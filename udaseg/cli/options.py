@@ -39,6 +39,14 @@ Source = Annotated[
 Target = Annotated[
     str | None, typer.Option(help="Name of a prepared data set, dataset YAML, or image folder.")
 ]
+_NETWORK_HELP = "Network of recipes/networks/, or a file like them, to put over the recipe"
+Network = Annotated[
+    str | None, typer.Option(metavar="NAME", help=f"{_NETWORK_HELP} (`udaseg recipes ls`).")
+]
+Networks = Annotated[
+    list[str] | None,
+    typer.Option("--network", metavar="NAME", help=f"{_NETWORK_HELP}; repeat it for several."),
+]
 Out = Annotated[Path | None, typer.Option(help="Run folder. Default: a new one in runs/.")]
 Seed = Annotated[int | None, typer.Option(help="Random seed.")]
 Seeds = Annotated[

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from udaseg.errors import DivergedError, Interrupted, PartialError, UsageError
 from udaseg.files import write_json
-from udaseg.recipe.request import Overrides
 from udaseg.recipe.schema import Recipe
 from udaseg.recipe.stages import recipe_digest
 from udaseg.runs.folder import default_run_folder
@@ -18,7 +17,7 @@ from udaseg.runs.groups import SEEDS_FILE
 from udaseg.runs.run import Run
 from udaseg.runs.scores import Scores, find_score_files, read_scores
 from udaseg.training.memory import empty_cache
-from udaseg.training.train import StrPath, TrainOptions, adapt, path_text, read_recipe, source_text
+from udaseg.training.train import StrPath, TrainOptions, adapt, everyday_options, read_recipe
 
 log = logging.getLogger(__name__)
 
@@ -125,6 +124,7 @@ def run_seeds(
     source: StrPath | Sequence[StrPath] | None = None,
     target: StrPath | None = None,
     steps: int | None = None,
+    network: StrPath | None = None,
     overrides: Mapping[str, object] | None = None,
     out: StrPath | None = None,
     options: TrainOptions | None = None,
@@ -154,7 +154,7 @@ def run_seeds(
         raise UsageError("--seeds runs in one process; start torchrun once for each --seed")
     if options.resume is not None:
         raise UsageError("--seeds cannot be combined with --resume; the same call again continues")
-    changes = Overrides(source_text(source), path_text(target), steps=steps)
+    changes = everyday_options(source, target, steps, network=network)
     chosen, path = read_recipe(recipe, changes, overrides, options)
     folder = Path(out or default_run_folder(chosen, "seeds"))
     if (folder / "recipe.yaml").is_file():

@@ -1,5 +1,6 @@
 """`udaseg sweep`: train a recipe with several values and seeds, and compare the scores."""
 
+import itertools
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -14,11 +15,10 @@ from udaseg.experiments.seeds import SeedRuns, refuse_other_recipes, run_seeds
 from udaseg.experiments.settings import SweepSetting, Values, settings_of, split_values
 from udaseg.experiments.table import RunTable
 from udaseg.files import write_json, write_text
-from udaseg.recipe.request import Overrides
 from udaseg.recipe.schema import Recipe
 from udaseg.runs.folder import default_run_folder
 from udaseg.runs.groups import SEEDS_FILE, SWEEP_FILE
-from udaseg.training.train import StrPath, TrainOptions, read_recipe
+from udaseg.training.train import StrPath, TrainOptions, everyday_options, read_recipe
 
 log = logging.getLogger(__name__)
 CURVE = "curve.svg"
@@ -63,6 +63,7 @@ def sweep(
     *,
     each: Values = (),
     seeds: Sequence[int] | None = None,
+    network: StrPath | Sequence[StrPath] | None = None,
     overrides: Mapping[str, object] | None = None,
     out: StrPath | None = None,
     options: TrainOptions | None = None,
@@ -80,6 +81,7 @@ def sweep(
         each: Changes, written in the same way, that are made one at a time, beside the recipe as
             it is.
         seeds: Seeds of each setting; None takes that of the first recipe.
+        network: A network that is put over each recipe, or several: each recipe with each of them.
         overrides: Other settings, by dotted name, for all runs.
         out: Folder of all runs; None takes one below `runs/`.
         options: Data, weights and start of the runs. `dry_run` shows the plan of the first.
@@ -102,7 +104,12 @@ def sweep(
     several = [recipes] if isinstance(recipes, str | os.PathLike | Recipe) else list(recipes)
     if not several:
         raise UsageError("give one or more recipes")
-    chosen = [read_recipe(recipe, Overrides(), overrides, options) for recipe in several]
+    networks = (
+        [network] if network is None or isinstance(network, str | os.PathLike) else [*network]
+    )
+    changes = [everyday_options(network=each) for each in networks]
+    pairs = itertools.product(several, changes)
+    chosen = [read_recipe(recipe, change, overrides, options) for recipe, change in pairs]
     settings = settings_of(chosen, split_values(values), split_values(each))
     seeds = tuple(seeds) if seeds is not None else (chosen[0][0].seed,)
     folder = _folder(chosen[0][0] if len(chosen) == 1 else None, out)

@@ -12,15 +12,25 @@ from udaseg.text import did_you_mean, shortened
 RECIPE = DocumentKind(
     "recipe", RecipeError, 1_000_000, 5_000, "; `udaseg recipes ls` lists the shipped recipes"
 )
+NETWORK = DocumentKind(
+    "network file", RecipeError, 100_000, 500, "; `udaseg recipes ls` lists the shipped networks"
+)
 DEFAULT_SOURCE = "gta5"
 DEFAULT_TARGET = "cityscapes"
 _DEFAULT_FOLDER = "gta5_cityscapes"
-_DATASETS = "datasets"  # dataset declarations of recipes, in a folder beside them
+OWN_FOLDER = "own"
+"""Folder of the recipes for data of the user, which name no data."""
+_NETWORKS = "networks"
+_NO_RECIPES = ("datasets", _NETWORKS)  # folders of other files beside those of recipes
+
+
+DataNames = tuple[str | tuple[str, ...] | None, str | tuple[str, ...] | None]
+"""The data of source and target, of which a source may have several."""
 
 
 @dataclass(frozen=True)
 class RecipeEntry:
-    """A shipped recipe.
+    """A shipped recipe, or a shipped network file.
 
     Attributes:
         name: `<source>_<target>/<method>`, as the user types it.
@@ -55,9 +65,14 @@ def recipes_folder() -> Path:
 def list_recipes() -> list[RecipeEntry]:
     """Return all shipped recipes, sorted by name."""
     paths = sorted(
-        path for path in recipes_folder().glob("*/*.yaml") if path.parent.name != _DATASETS
+        path for path in recipes_folder().glob("*/*.yaml") if path.parent.name not in _NO_RECIPES
     )
-    return [RecipeEntry(f"{p.parent.name}/{p.stem}", p, _summary(p)) for p in paths]
+    return list(map(_entry, paths))
+
+
+def list_networks() -> list[RecipeEntry]:
+    """Return all shipped network files, sorted by name, which is `networks/<network>`."""
+    return list(map(_entry, sorted((recipes_folder() / _NETWORKS).glob("*.yaml"))))
 
 
 def find_recipe(word: str | os.PathLike[str]) -> Path:
@@ -67,19 +82,19 @@ def find_recipe(word: str | os.PathLike[str]) -> Path:
         RecipeError: There is no such file and no such shipped recipe.
     """
     word = os.fspath(word)
-    try:
-        if Path(word).is_file():
-            return Path(word)
+    if _exists(word):
         if Path(word).is_dir():
             raise RecipeError(
                 f"{word}: is a folder; use --resume {shortened(word)} to continue a run"
             )
-    except (OSError, ValueError):  # the name is too long or contains NUL
-        pass
+        return Path(word)
     known = {entry.name: entry for entry in list_recipes()}
     name = word.removesuffix(".yaml")
     if name in known:
         return known[name].path
+    if name in {entry.name for entry in list_networks()}:
+        network = name.removeprefix(f"{_NETWORKS}/")
+        raise RecipeError(f"{word}: is a network; use --network {network} beside a recipe")
     by_method = {entry.method: entry.name for entry in reversed(known.values())}
     hint = did_you_mean(name, [*known, *by_method])
     hint = by_method.get(hint or "", hint)
@@ -90,9 +105,38 @@ def find_recipe(word: str | os.PathLike[str]) -> Path:
     )
 
 
+def find_network(word: str | os.PathLike[str]) -> Path:
+    """Return the network file for a path or for the name of a shipped network.
+
+    Raises:
+        RecipeError: There is no such file and no such shipped network.
+    """
+    word = os.fspath(word)
+    if _exists(word) and Path(word).is_file():
+        return Path(word)
+    known = {entry.method: entry.path for entry in list_networks()}
+    name = word.removesuffix(".yaml").removeprefix(f"{_NETWORKS}/")
+    if name in known:
+        return known[name]
+    hint = did_you_mean(name, list(known))
+    instead = f"did you mean '{hint}'? " if hint else ""
+    raise RecipeError(
+        f"{shortened(word)}: no such network file or shipped network; {instead}"
+        f"available: {', '.join(known)}"
+    )
+
+
+def _exists(word: str) -> bool:
+    try:
+        return Path(word).exists()
+    except (OSError, ValueError):  # the name is too long or contains NUL
+        return False
+
+
 def list_methods() -> dict[str, str]:
     """Return the summary of each shipped method, preferably from the default pair."""
-    entries = sorted(list_recipes(), key=lambda e: (e.folder != _DEFAULT_FOLDER, e.name))
+    entries = [entry for entry in list_recipes() if entry.folder != OWN_FOLDER]
+    entries.sort(key=lambda e: (e.folder != _DEFAULT_FOLDER, e.name))
     summaries: dict[str, str] = {}
     for entry in entries:
         summaries.setdefault(entry.method, entry.summary)
@@ -104,7 +148,8 @@ def choose_recipe(
 ) -> Path:
     """Return the shipped recipe of a method that fits the data best.
 
-    Preference: the same pair, then the same source, then the default pair, then any other.
+    Preference: the same pair, then the same source, then the default pair, then any other. If no
+    recipe has the source or the target, both of which the user names, it is that of `own/`.
 
     Args:
         method: File name without suffix.
@@ -115,6 +160,8 @@ def choose_recipe(
         UsageError: No shipped recipe has this method.
     """
     entries = [entry for entry in list_recipes() if entry.method == method]
+    own = [entry for entry in entries if entry.folder == OWN_FOLDER]
+    entries = [entry for entry in entries if entry.folder != OWN_FOLDER]
     if not entries:
         known = list_methods()
         hint = did_you_mean(method, list(known))
@@ -126,14 +173,25 @@ def choose_recipe(
     requested_pair = (first or DEFAULT_SOURCE, target or DEFAULT_TARGET)
 
     def distance(entry: RecipeEntry) -> tuple[bool, bool, bool, str]:
-        # the folder is named after the pair; a release may read its source as another set
-        pairs = data_names(entry.path), tuple(entry.folder.split("_", 1))
-        sources = [pair[0] for pair in pairs]
+        sources = [pair[0] for pair in _pairs(entry)]
         other_source = requested_pair[0] not in sources
         default = entry.folder == _DEFAULT_FOLDER
-        return requested_pair not in pairs, other_source, not default, entry.name
+        return requested_pair not in _pairs(entry), other_source, not default, entry.name
 
+    known_data = {name for entry in entries for pair in _pairs(entry) for name in pair}
+    is_given = first is not None and (target is not None or method == "source_only")
+    if own and is_given and not known_data & ({first, target} - {None}):
+        return own[0].path
     return min(entries, key=distance).path
+
+
+def _pairs(entry: RecipeEntry) -> tuple[DataNames, DataNames]:
+    """Return source and target as the recipe and as its folder name them.
+
+    A release may read its source as another set.
+    """
+    source, _, target = entry.folder.partition("_")
+    return data_names(entry.path), (source, target)
 
 
 def recipe_of_method(path: Path, method: str) -> Path:
@@ -158,10 +216,6 @@ def recipe_of_method(path: Path, method: str) -> Path:
     return path.parent / f"{method}.yaml"
 
 
-DataNames = tuple[str | tuple[str, ...] | None, str | tuple[str, ...] | None]
-"""The data of source and target, of which a source may have several."""
-
-
 def data_names(path: Path) -> DataNames:
     """Return `source.data` and `target.data` of a recipe; None for what cannot be read."""
     try:
@@ -177,6 +231,10 @@ def _data_name(node: object, name: str) -> str | tuple[str, ...] | None:
     if isinstance(node, ListNode):
         return tuple(item.text for item in node.items if isinstance(item, ScalarNode))
     return node.text if isinstance(node, ScalarNode) else None
+
+
+def _entry(path: Path) -> RecipeEntry:
+    return RecipeEntry(f"{path.parent.name}/{path.stem}", path, _summary(path))
 
 
 def _summary(path: Path) -> str:

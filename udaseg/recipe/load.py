@@ -17,6 +17,7 @@ from udaseg.recipe.extensions import plugin_settings, report_missing_packages, w
 from udaseg.recipe.hints import key_hint
 from udaseg.recipe.library import RECIPE
 from udaseg.recipe.methods import SelfTraining
+from udaseg.recipe.network import read_network
 from udaseg.recipe.retired import drop_retired
 from udaseg.recipe.rules import recipe_problems
 from udaseg.recipe.schema import Recipe
@@ -34,6 +35,7 @@ def load(
     overrides: Sequence[str] = (),
     *,
     stored: bool = False,
+    network: Path | None = None,
 ) -> Recipe:
     """Return the recipe of a file, or of `text`, with `overrides` applied.
 
@@ -44,6 +46,7 @@ def load(
             a key of a missing section creates it. A stage is named by its `name`, and a new `kind`
             drops the keys that only the old one has.
         stored: The recipe is that of a run, in which settings that are gone are dropped.
+        network: A network file, put over the recipe before `overrides`.
 
     Raises:
         RecipeError: The recipe is wrong; the message lists all errors, one per line, as
@@ -57,8 +60,12 @@ def load(
     document = documents.parse_document(path, text, RECIPE)
     if stored:
         drop_retired(document, stored=True)
+    other = None if network is None else read_network(network)
+    if other is not None:
+        other.put_over(document.root)
     _override(document.root, overrides, document.problems)
-    return _recipe(document, f"{shortened(str(path), 300)}:1:1")
+    recipe = _recipe(document, f"{shortened(str(path), 300)}:1:1")
+    return recipe if other is None else other.limit_warmup(recipe, overrides)
 
 
 def to_dict(recipe: Recipe) -> dict[str, Any]:

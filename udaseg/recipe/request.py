@@ -2,6 +2,7 @@
 
 import functools
 import json
+import logging
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -10,9 +11,11 @@ from pathlib import Path
 
 from udaseg.errors import UsageError
 from udaseg.recipe.library import (
+    OWN_FOLDER,
     DataNames,
     choose_recipe,
     data_names,
+    find_network,
     find_recipe,
     recipe_of_method,
 )
@@ -21,6 +24,7 @@ from udaseg.recipe.schema import Recipe
 from udaseg.recipe.stages import numeric_settings
 from udaseg.text import shortened
 
+log = logging.getLogger(__name__)
 _KEY = re.compile(r"[\w-]+(\.[\w-]+)*")
 
 
@@ -29,7 +33,8 @@ class Overrides:
     """Command-line options that override a recipe; None changes nothing.
 
     `source`, `target` and `batch` are `source.data`, `target.data` and both batch sizes, `seed` and
-    `steps` their keys, the others keys of `machine`.
+    `steps` their keys, `network` is a network file or the name of one, the others keys of
+    `machine`.
     """
 
     source: str | list[str] | None = None
@@ -44,6 +49,7 @@ class Overrides:
     keep_best: str | None = None
     compile: bool | None = None
     deterministic: bool | None = None
+    network: str | None = None
 
     def overrides(self) -> list[str]:
         """Return the options as `KEY=VALUE`; text is quoted, so that it is read as text."""
@@ -60,7 +66,7 @@ class Overrides:
         return [
             f"{key}={_json(key, value)}"
             for name, value in values.items()
-            if value is not None
+            if value is not None and name != "network"
             for key in keys.get(name, [f"machine.{name}"])
         ]
 
@@ -93,7 +99,7 @@ def validates_other_data(recipe: Recipe, file_data: DataNames, words: Sequence[s
     """
     if recipe.validation.data is None:
         return False
-    if any(word.startswith(("validation=", "validation.data=")) for word in words):
+    if _sets(words, "validation", "data"):
         return False
     file_source, file_target = file_data
     other_source = recipe.method.kind == "source_only" and recipe.source.data != file_source
@@ -107,24 +113,27 @@ def requested_recipe(
     method: str | None = None,
     resume: Path | None = None,
 ) -> tuple[Recipe, Path]:
-    """Return the recipe that the user requests, and its file.
+    """Return the recipe that the user requests, and its file, or both files of one with a network.
 
     Args:
         arguments: RECIPE and `KEY=VALUE` arguments in any order.
-        options: Options that become overrides.
+        options: Options that become overrides, and the network.
         default_method: Method if neither RECIPE nor `method` is given.
         method: The value of `--method`.
         resume: Run folder whose recipe is continued.
 
     Raises:
         UsageError: The arguments contradict each other.
-        RecipeError: The recipe or an override is wrong.
+        RecipeError: The recipe, the network file or an override is wrong.
     """
-    named, overrides = split_arguments(arguments)
+    named, words = split_arguments(arguments)
+    overrides = [*options.overrides(), *words]
     if resume is not None:
-        if named is not None or method is not None:
-            other = shortened(named) if named is not None else "--method"
-            raise UsageError(f"--resume uses the recipe of the run; leave out {other}")
+        given = {"--method": method, "--network": options.network}
+        others = [shortened(named)] if named is not None else []
+        others += [option for option, value in given.items() if value is not None]
+        if others:
+            raise UsageError(f"--resume uses the recipe of the run; leave out {others[0]}")
         path = resume / "recipe.yaml"
         if not path.is_file():
             raise UsageError(
@@ -134,23 +143,76 @@ def requested_recipe(
             )
     elif named is None:
         path = choose_recipe(method or default_method, options.source, options.target)
+        if path.parent.name == OWN_FOLDER:
+            path, options, overrides = _suited(path, options, overrides)
     else:
         path = find_recipe(named)
         path = recipe_of_method(path, method) if method is not None else path
-    overrides = [*options.overrides(), *overrides]
+    network = None if options.network is None else find_network(options.network)
     stored = resume is not None
-    recipe = load(path, overrides=overrides, stored=stored)
+    recipe = load(path, overrides=overrides, stored=stored, network=network)
     original = functools.partial(load, path, stored=stored)
-    return _without_stale_parts(recipe, data_names(path), original, overrides), path
+    recipe = _without_stale_parts(recipe, data_names(path), original, overrides)
+    return recipe, path if network is None else Path(f"{path} with {network}")
 
 
-def changed_recipe(recipe: Recipe, overrides: Sequence[str], origin: Path) -> Recipe:
+def _suited(
+    path: Path, options: Overrides, overrides: list[str]
+) -> tuple[Path, Overrides, list[str]]:
+    """Return the recipe in `own/`, options and overrides that suit the machine, and say which."""
+    source = options.source if isinstance(options.source, str) else (options.source or [""])[0]
+    if options.target is None and not _sets(overrides, "target", "data"):
+        # a run on the source alone; its labels may be scored
+        overrides = [*overrides, f"target.data={_json('target.data', source)}"]
+    if options.network is not None:
+        return path, options, overrides
+    device = options.device or next(
+        (word.partition("=")[2] for word in overrides if word.startswith("machine.device=")), "auto"
+    )
+    has_gpu = _has_gpu(device)
+    network, machine = ("standard", "a GPU") if has_gpu else ("light", "a CPU")
+    if path.stem == "rccr":
+        path = path.with_name(f"{network}.yaml")
+        words = f"{OWN_FOLDER}/{network}"
+    elif has_gpu:
+        words = f"{OWN_FOLDER}/{path.stem}"
+    else:
+        options = replace(options, network=network)
+        words = f"{OWN_FOLDER}/{path.stem} --network {network}"
+    log.info(
+        "%s has no recipe of its own, so this run takes %s, which suits %s; choose another network "
+        "with --network, or name a recipe",
+        shortened(source),
+        words,
+        machine,
+    )
+    return path, options, overrides
+
+
+def _has_gpu(device: str) -> bool:
+    """Return whether a run on this `machine.device` has a GPU."""
+    if device != "auto":
+        return device.startswith("cuda")
+    import torch  # the one thing here that needs it
+
+    return torch.cuda.is_available()
+
+
+def changed_recipe(
+    recipe: Recipe, overrides: Sequence[str], origin: Path, network: Path | None = None
+) -> Recipe:
     """Return a recipe with `KEY=VALUE` overrides, by the rules for overrides of a recipe file.
 
+    Args:
+        recipe: The recipe.
+        overrides: The overrides.
+        origin: What messages call the recipe.
+        network: A network file, put over the recipe first.
+
     Raises:
-        RecipeError: An override is wrong; `origin` names the recipe in the message.
+        RecipeError: The network file or an override is wrong.
     """
-    changed = load(origin, text=dump(recipe), overrides=overrides)
+    changed = load(origin, text=dump(recipe), overrides=overrides, network=network)
     file_data = (recipe.source.data, recipe.target.data)
     return _without_stale_parts(changed, file_data, lambda: recipe, overrides)
 
@@ -163,9 +225,11 @@ def _without_stale_parts(
 ) -> Recipe:
     """Return a recipe without what overrides void: validation data, bits, the expected score."""
     recipe = _without_other_bits(recipe, file_data, overrides)
-    if validates_other_data(recipe, file_data, overrides):
+    oracle = recipe.source.data == recipe.target.data  # the labels of the target are trained on
+    is_own = file_data == (None, None) and not _sets(overrides, "validation", "data")
+    if validates_other_data(recipe, file_data, overrides) or (is_own and oracle):
         own = replace(recipe.validation, data=None)
-        if recipe.source.data == recipe.target.data:  # an oracle, whose labels are trained on
+        if oracle:
             own = replace(own, data=recipe.target.data, resize=recipe.source.resize)
         recipe = replace(recipe, validation=own)
     if recipe.expected is not None and not any(word.startswith("expected") for word in overrides):
@@ -180,29 +244,39 @@ def _without_other_bits(recipe: Recipe, file_data: DataNames, overrides: Sequenc
     """Return a recipe without the bits of images that overrides replace by other data."""
     for name, before in zip(("source", "target"), file_data, strict=True):
         domain = getattr(recipe, name)
-        is_given = any(word.startswith((f"{name}=", f"{name}.bits=")) for word in overrides)
-        if domain.data != before and not is_given:
+        if domain.data != before and not _sets(overrides, name, "bits"):
             recipe = replace(recipe, **{name: replace(domain, bits=None)})
     return recipe
 
 
+def _sets(overrides: Sequence[str], section: str, key: str) -> bool:
+    """Return whether an override sets the key of the section, or the whole section."""
+    return any(word.startswith((f"{section}=", f"{section}.{key}=")) for word in overrides)
+
+
 def load_recipe(
-    recipe: str | os.PathLike[str], *, overrides: Mapping[str, object] | None = None
+    recipe: str | os.PathLike[str],
+    *,
+    overrides: Mapping[str, object] | None = None,
+    network: str | os.PathLike[str] | None = None,
 ) -> Recipe:
     """Return a recipe, checked and with every field.
 
     Args:
         recipe: A shipped recipe such as `toyland/rccr`, or a recipe file.
         overrides: Settings that replace those of the recipe, by dotted name.
+        network: A shipped network such as `light`, or a network file, put over the recipe before
+            `overrides`.
 
     Raises:
-        RecipeError: There is no such recipe, or it is wrong; all errors are listed.
+        RecipeError: There is no such recipe or network, or it is wrong; all errors are listed.
 
     Example:
         recipe = udaseg.load_recipe("toyland/rccr", overrides={"optimizer.lr": 1e-4})
         udaseg.adapt(recipe)
     """
-    return load(find_recipe(os.fspath(recipe)), overrides=override_words(overrides or {}))
+    file = None if network is None else find_network(network)
+    return load(find_recipe(recipe), network=file, overrides=override_words(overrides or {}))
 
 
 def override_words(overrides: Mapping[str, object]) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Interval, MinLen
 from pydantic import Field
 
-from udaseg.documents import Must
+from udaseg.documents import IfMissing, Must
 from udaseg.recipe.choices import (
     BatchNorm,
     Criterion,
@@ -236,7 +236,7 @@ class RareClass:
 class Domain:
     """Images of one domain and how they are cut for training."""
 
-    data: str | tuple[str, ...]
+    data: Annotated[str | tuple[str, ...], IfMissing("give it with --source NAME, or YAML")]
     """Name of a prepared data set, or dataset YAML; for a target also a folder of images, for a
     source also a list of several data sets, which are read as one.
     """
@@ -295,7 +295,7 @@ class Source(Domain):
 class Target(Domain):
     """Unlabelled images and how they are cut for training."""
 
-    data: str
+    data: Annotated[str, IfMissing("give it with --target NAME, YAML, or folder of images")]
     """Name of a prepared data set, dataset YAML, or a folder of images."""
 
 

@@ -16,6 +16,7 @@ from udaseg.distributed import local_rank_zero_first, on_rank_zero, rank, world_
 from udaseg.errors import UsageError
 from udaseg.failures import process_group
 from udaseg.inference.run_data import open_run_data
+from udaseg.recipe.library import find_network
 from udaseg.recipe.load import from_dict, load, to_dict
 from udaseg.recipe.request import Overrides, changed_recipe, override_words, requested_recipe
 from udaseg.recipe.schema import Domain, Recipe
@@ -83,6 +84,7 @@ def train(
     target: StrPath | None = None,
     steps: int | None = None,
     seed: int | None = None,
+    network: StrPath | None = None,
     overrides: Mapping[str, object] | None = None,
     out: StrPath | None = None,
     options: TrainOptions | None = None,
@@ -96,7 +98,7 @@ def train(
         run = udaseg.train(source="my_city.yaml", steps=20_000)
     """
     options = replace(options or TrainOptions(), source_only=True)
-    changes = Overrides(source_text(source), path_text(target), seed, steps)
+    changes = everyday_options(source, target, steps, seed, network)
     return _train_recipe(recipe, changes, overrides, out, options, "udaseg.train")
 
 
@@ -107,6 +109,7 @@ def adapt(
     target: StrPath | None = None,
     steps: int | None = None,
     seed: int | None = None,
+    network: StrPath | None = None,
     overrides: Mapping[str, object] | None = None,
     out: StrPath | None = None,
     options: TrainOptions | None = None,
@@ -124,6 +127,7 @@ def adapt(
         target: Unlabelled images: a prepared name, a dataset YAML or a folder of images.
         steps: Number of optimizer steps.
         seed: Random seed.
+        network: A shipped network such as `dinov2_small`, or a network file, put over the recipe.
         overrides: Other settings, by dotted name: `{"optimizer.lr": 1e-4}`.
         out: Run folder; None takes one below `runs/`.
         options: Data, weights and start of the run. With `resume`, the recipe is that of the run.
@@ -143,20 +147,27 @@ def adapt(
         run.scores, run.checkpoints
         udaseg.adapt(options=udaseg.TrainOptions(resume=run))
     """
-    changes = Overrides(source_text(source), path_text(target), seed, steps)
+    changes = everyday_options(source, target, steps, seed, network)
     options = options or TrainOptions()
     return _train_recipe(recipe, changes, overrides, out, options, "udaseg.adapt")
 
 
-def source_text(source: StrPath | Sequence[StrPath] | None) -> str | list[str] | None:
-    """Return a source, or several, as text."""
+def everyday_options(
+    source: StrPath | Sequence[StrPath] | None = None,
+    target: StrPath | None = None,
+    steps: int | None = None,
+    seed: int | None = None,
+    network: StrPath | None = None,
+) -> Overrides:
+    """Return the options of the command line for these arguments of `adapt`."""
     if source is None or isinstance(source, str | os.PathLike):
-        return path_text(source)
-    return [os.fspath(name) for name in source]
+        sources: str | list[str] | None = _path_text(source)
+    else:
+        sources = [os.fspath(name) for name in source]
+    return Overrides(sources, _path_text(target), seed, steps, network=_path_text(network))
 
 
-def path_text(path: StrPath | None) -> str | None:
-    """Return a path as text."""
+def _path_text(path: StrPath | None) -> str | None:
     return None if path is None else os.fspath(path)
 
 
@@ -171,8 +182,10 @@ def read_recipe(
     if isinstance(recipe, Recipe):
         path = Path(options.recipe_path or recipe.name)
         words = [*changes.overrides(), *words]
-        if words:
-            return changed_recipe(recipe, words, path), path
+        network = None if changes.network is None else find_network(changes.network)
+        if words or network is not None:
+            changed = changed_recipe(recipe, words, path, network)
+            return changed, path if network is None else Path(f"{path} with {network}")
         return from_dict(to_dict(recipe), str(path)), path  # checks values set with `replace`
     name = os.fspath(recipe)
     if options.resume is not None:

@@ -1,5 +1,7 @@
 """The `udaseg sweep` and `udaseg table` commands."""
 
+import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -31,6 +33,7 @@ def sweep(
         ),
     ] = None,
     seeds: options.Seeds = None,
+    network: options.Networks = None,
     source: options.Source = None,
     target: options.Target = None,
     out: Annotated[
@@ -77,12 +80,13 @@ def sweep(
     names = [word for word in given if word not in swept]
     if not names:
         raise UsageError("Missing argument 'RECIPE'; `udaseg recipes ls` lists the shipped ones")
-    methods = list_methods()
-    recipes = [
-        requested_recipe([] if name in methods else [name], everyday, name)[0] for name in names
-    ]
     numbers = None if seeds is None else options.parse_seeds(seeds)
     set_verbosity(verbose, quiet)
+    methods = list_methods()
+    recipes, networks = [], [*(network or ())] or [None]
+    for name, chosen in itertools.product(names, networks):
+        named, changed = [] if name in methods else [name], replace(everyday, network=chosen)
+        recipes.append(requested_recipe(named, changed, name)[0])
     import udaseg
     from udaseg.cli.printing.experiments import print_settings, print_sweep
 

@@ -31,6 +31,7 @@ def _training_command(
             str | None,
             typer.Option(help=f"Method, see `udaseg methods`. Default: {default}."),
         ] = None,
+        network: options.Network = None,
         source: options.Source = None,
         target: options.Target = None,
         out: options.Out = None,
@@ -70,14 +71,15 @@ def _training_command(
             keep_best=keep_best,
             compile=compiled,
             deterministic=deterministic,
+            network=network,
         )
         if resume is not None:
             options.refuse_options(
                 "--resume continues in the folder of the run",
                 {"--out": out is not None, "--init": init is not None, "--overwrite": overwrite},
             )
-        recipe, path = requested_recipe(words or [], everyday, default, method, resume)
         set_verbosity(verbose, quiet)
+        recipe, path = requested_recipe(words or [], everyday, default, method, resume)
         import udaseg
         from udaseg.cli.printing.training import print_recipe, print_run, print_seeds
 
