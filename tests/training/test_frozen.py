@@ -78,7 +78,9 @@ def test_teacher_and_rollback_copy_hold_the_frozen_part_once():
     student, teacher = objective.student.backbone, objective.teacher.network.backbone
     assert [one is two for one, two in zip(student.parameters(), teacher.parameters(), strict=True)]
     run = tiny_fit(objective=objective, steps=1)
+    writes = [part._version for part in teacher.parameters()]
     trained(run)
+    assert [part._version for part in teacher.parameters()] == writes
     copy = Snapshot(1, objective, run.optimizer)
     held = list(copy._objective.values())
     storages = {value.untyped_storage()._cdata: value.nbytes for value in held}

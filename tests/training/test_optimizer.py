@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.support.injections import plain_objective, tiny_fit, trained
 from tests.support.small import shipped
 from udaseg.methods.objectives.source_only import SourceOnly
 from udaseg.models.backbones.backbone import Backbone
@@ -180,6 +181,18 @@ def test_a_power_of_1_falls_on_a_straight_line_after_warm_up():
     rates = [learning_rate_factor(step, 40, power=1, warmup=4, floor=0.5) for step in range(40)]
     assert rates[4:] == pytest.approx([1 - step / 40 for step in range(4, 40)])
     assert rates[:4] == pytest.approx([(0.5 + 0.125 * step) * (1 - step / 40) for step in range(4)])
+
+
+def test_the_loop_sets_the_rate_of_each_step():
+    run = tiny_fit(objective=plain_objective(), steps=3, lr=2.0)
+    changes = {"warmup": 2, "warmup_floor": 0.25, "power": 1.0}
+    recipe = replace(run.recipe, optimizer=replace(run.recipe.optimizer, **changes))
+    rates = []
+    trained(
+        replace(run, recipe=recipe),
+        on_step=lambda *_: rates.append(run.optimizer.param_groups[0]["lr"]),
+    )
+    assert rates == pytest.approx([2 * 0.25, 2 * 0.625 * 2 / 3, 2 / 3])
 
 
 @pytest.mark.parametrize(("rule", "factor"), [("none", 1), ("sqrt", 6**0.5), ("linear", 6)])
