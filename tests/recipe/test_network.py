@@ -100,6 +100,8 @@ def test_the_warm_up_of_a_network_is_at_most_a_tenth_of_the_steps(mine: Path) ->
     assert warmup("steps=90") == 9
     assert warmup("steps=9000") == 70
     assert warmup("steps=90", "optimizer.warmup=60") == 60
+    spcl = load(find_recipe("toyland/spcl"), network=mine)
+    assert spcl.optimizer.warmup == 10  # the shortest stage has 100 of 500 steps
 
 
 FOLDERS = sorted({entry.folder for entry in list_recipes()})

@@ -25,7 +25,7 @@ from udaseg.training.setup import build_setup
 FOLDER = recipes_folder()
 FILES = [entry.path for entry in list_recipes()]
 NAMES = [f"{path.parent.name}/{path.stem}" for path in FILES]
-OWN_NETWORKS = {"light": "light", "standard": "standard"}
+OWN_NETWORKS = {"light": "light", "standard": "standard", "foundation": "dinov2_small"}
 """The recipes of `own/` that have the network of a file, and no other method than `rccr`."""
 QUIRKS_OF_A_RELEASE = {
     "optimizer.backbone_lr_mult",
@@ -49,8 +49,8 @@ def load(path):
     return load_file(path, overrides=own_data(path))
 
 
-def small(recipe: Recipe) -> Recipe:
-    """Return the recipe with a light backbone, tiny crops and one step."""
+def small(recipe: Recipe, backbone: str = "resnet18") -> Recipe:
+    """Return the recipe with a light backbone, tiny crops and one step, which is not warmed up."""
 
     def cut(domain: Domain) -> Domain:
         rare = RareClass(min_pixels=30, min_crop_pixels=10)
@@ -70,7 +70,8 @@ def small(recipe: Recipe) -> Recipe:
         source=cut(recipe.source),
         target=cut(recipe.target),
         batch=BatchSize(2, 2),
-        model=replace(recipe.model, backbone="resnet18", weights="random", output_stride=16),
+        model=replace(recipe.model, backbone=backbone, weights="random", output_stride=16),
+        optimizer=replace(recipe.optimizer, warmup=0),
         machine=Machine(device="cpu", workers=0),
     )
 
@@ -105,7 +106,20 @@ STEPPED = [
 
 @pytest.mark.parametrize("path", STEPPED)
 def test_a_recipe_builds_small_and_each_of_its_stages_steps_once(path, pair, tmp_path):
-    recipe = small(load(path))
+    _step_each_stage(small(load(path)), pair, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", ["dinov2_small", "dinov2_large_lora", "convnext_small"])
+@pytest.mark.parametrize("path", [path for path in FILES if path.parent.name == "toyland"])
+def test_each_method_steps_with_each_kind_of_network(path, network, pair, tmp_path):
+    files = {entry.method: entry.path for entry in list_networks()}
+    recipe = load_file(path, network=files[network])
+    light = "timm:test_convnext" if network == "convnext_small" else "timm:test_vit"
+    _step_each_stage(small(recipe, light), pair, tmp_path)
+
+
+def _step_each_stage(recipe, pair, tmp_path):
     source, target = pair
     for stage in stages_of(recipe):
         labels = None

@@ -16,6 +16,7 @@ from udaseg.documents import ListNode, MappingNode, Node, ScalarNode, plain_valu
 from udaseg.recipe.choices import Size
 from udaseg.recipe.hints import key_hint
 from udaseg.recipe.library import NETWORK
+from udaseg.recipe.methods import Staged, stage_ends
 from udaseg.recipe.schema import Model, Optimizer, Recipe
 from udaseg.validation import validate
 
@@ -80,10 +81,17 @@ class Network:
                 domain.entries["crop"] = (position, _list_node(self.crop.fit(sides), position))
 
     def limit_warmup(self, recipe: Recipe, overrides: Sequence[str]) -> Recipe:
-        """Return the recipe with a warm-up of at most a tenth of its steps, unless overridden."""
+        """Return the recipe with a warm-up of at most a tenth of its steps, unless overridden.
+
+        In a staged method, where each stage warms up, it is a tenth of the shortest stage.
+        """
         if any(word.startswith(("optimizer=", "optimizer.warmup=")) for word in overrides):
             return recipe
-        warmup = min(recipe.optimizer.warmup, recipe.steps // _WARMUP_PART)
+        ends = [recipe.steps]
+        if isinstance(recipe.method, Staged):
+            ends = [*stage_ends(recipe.method, recipe.steps)]
+        least = min(end - start for start, end in zip([0, *ends], ends, strict=False))
+        warmup = min(recipe.optimizer.warmup, least // _WARMUP_PART)
         return replace(recipe, optimizer=replace(recipe.optimizer, warmup=warmup))
 
 
