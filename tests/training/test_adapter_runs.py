@@ -11,6 +11,7 @@ from tests.cli.running import udaseg as command
 from tests.cli.test_fit import assert_same, tensors
 from udaseg.errors import CheckpointError, RecipeError
 from udaseg.files import sha256_of
+from udaseg.models import compiling
 from udaseg.models.backbones.build import build_backbone
 from udaseg.models.segmenter import build_segmenter
 from udaseg.runs.checkpoint import load_checkpoint
@@ -242,3 +243,84 @@ def test_info_says_which_base_a_checkpoint_needs(run, file):
     size = file.stat().st_size / 1e6
     shown = info.to_json()["weights"]
     assert f"base: {file} ({size:.1f} MB, SHA-256 {sha256_of(file)})" in shown
+
+
+@pytest.mark.slow
+def test_pretrained_weights_of_timm_are_a_file_that_checkpoints_name(
+    root, file, tmp_path, monkeypatch
+):
+    asked = []
+
+    def download(repository, name):
+        asked.append((repository, name))
+        return str(file)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    run = adapt("source_only", out=tmp_path / "run", root=root, **{"model.weights": "pretrained"})
+    assert set(asked) == {("timm/test_vit.r160_in1k", "model.safetensors")}
+    assert run.recipe.model.weights == "pretrained"
+    checkpoint = load_checkpoint(run.checkpoints[-1])
+    assert checkpoint.base.path == str(file)
+    del asked[:]
+    udaseg.load(run)
+    assert asked == []  # the checkpoint names the file
+    adapt(out=None, root=root, resume=run.path)
+
+
+@pytest.mark.slow
+def test_recomputed_activations_change_no_bit(run, root, file, tmp_path):
+    changes = {"model.weights": str(file), "machine.activation_checkpointing": True}
+    again = adapt(out=tmp_path / "run", root=root, **changes)
+    assert_same(tensors(again.path), tensors(run.path))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
+def test_compiled_networks_learn_the_same(run, root, file, tmp_path, monkeypatch):
+    monkeypatch.setattr(compiling, "BACKEND", "aot_eager")
+    torch._dynamo.reset()
+    changes = {"model.weights": str(file), "machine.compile": True, "optimizer.lr": 1e-4}
+    compiled = adapt(out=tmp_path / "run", root=root, **changes)
+    plain = adapt(out=tmp_path / "plain", root=root, **{**changes, "machine.compile": False})
+    ours, theirs = (load_checkpoint(each.checkpoints[-1]).objective for each in (compiled, plain))
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        torch.testing.assert_close(value, theirs[name], rtol=1e-3, atol=1e-5, msg=name)
+
+
+@pytest.mark.slow
+def test_in_bf16_student_and_teacher_learn_in_float32(root, file, tmp_path):
+    changes = {"model.weights": str(file), "machine.precision": "bf16"}
+    run = adapt(out=tmp_path / "run", root=root, **changes)
+    saved = load_checkpoint(run.checkpoints[-1]).objective
+    for network in ("student.", "teacher.network."):
+        lora = {n: v for n, v in saved.items() if n.startswith(network) and n.endswith("lora_b")}
+        assert len(lora) == 6 * 4  # attention and mlp have two layers in each of six blocks
+        assert all(value.dtype == torch.float32 and value.any() for value in lora.values())
+
+
+@pytest.mark.slow
+def test_the_stages_of_a_run_share_the_base(root, file, tmp_path):
+    changes = {"model.weights": str(file), "steps": 6}
+    run = adapt("spcl", out=tmp_path / "run", root=root, **changes)
+    whole, paths = tensors(run.path), sorted(run.path.glob("**/step-*.pt"))
+    assert len(paths) > 2
+    for path in paths:
+        checkpoint = load_checkpoint(path)
+        assert checkpoint.base.path == str(file)
+        assert "student.backbone.network.pos_embed" not in checkpoint.objective
+    for path in run.checkpoints:
+        if path.stem == "step-000006":
+            path.unlink()
+            path.with_suffix(".json").unlink()
+    adapt(out=None, root=root, resume=run.path)
+    assert_same(tensors(run.path), whole)
+
+
+@pytest.mark.slow
+def test_other_commands_read_such_runs(run, root, tmp_path):
+    options = udaseg.SelectOptions(images=1, root=root, device="cpu")
+    assert udaseg.select([run], options=options)
+    assert udaseg.calibrate(run, images=1, root=root, device="cpu").temperature > 0
+    assert udaseg.report(run, root=root, device="cpu", images=1, out=tmp_path / "report.html")
+    assert udaseg.verify(run)

@@ -19,6 +19,7 @@ from udaseg.methods.objectives.source_only import SourceOnly
 from udaseg.methods.start import load_student, open_base
 from udaseg.methods.teacher import Teacher
 from udaseg.methods.views import PSEUDO_LABELLED
+from udaseg.models.adapters import hold_base
 from udaseg.models.discriminator import Discriminator
 from udaseg.models.segmenter import Segmenter, build_segmenter
 from udaseg.plugins import find_plugin
@@ -58,6 +59,8 @@ def build_objective(
         num_classes,
         projector=heads[0] if heads else None,
     )
+    if base is None:
+        hold_base(student)
     if init is not None:
         load_student(student, init, model, classes or init.classes["names"], base=base)
     if student.projector is not None:

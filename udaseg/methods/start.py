@@ -11,9 +11,10 @@ from torch import Tensor
 from udaseg.errors import CheckpointError
 from udaseg.models.adapters import hold_base
 from udaseg.models.heads.head import head_class
+from udaseg.models.pretrained import fetch_timm_file
 from udaseg.models.segmenter import Segmenter, merged_segmenter
 from udaseg.recipe.load import expand_path, from_dict
-from udaseg.recipe.schema import NAMED_WEIGHTS, Model
+from udaseg.recipe.schema import NAMED_WEIGHTS, TIMM_PREFIX, Model
 from udaseg.runs.base import BaseWeights, find_base, given_base, read_base
 from udaseg.runs.checkpoint import STUDENT_PREFIX, Checkpoint, network_tensors
 
@@ -25,13 +26,27 @@ _ADAPTER = (".lora_a", ".lora_b")
 def open_base(spec: Model) -> tuple[Model, BaseWeights | None]:
     """Return the section `model` to build, and the file of its base weights if it has adapters.
 
+    `pretrained` weights of timm become their file, which a checkpoint can name.
+
     Raises:
         CheckpointError: The file is not there.
+        EnvironmentFault: The `pretrained` weights could not be downloaded.
     """
-    if spec.adapters is None or spec.weights in NAMED_WEIGHTS:
+    if spec.adapters is None or spec.weights == "random":
         return spec, None
-    base = read_base(given_base() or Path(expand_path(spec.weights)))
+    file = given_base() or _weights_file(spec)
+    if file is None:
+        return spec, None
+    base = read_base(file)
     return replace(spec, weights=base.path), base
+
+
+def _weights_file(spec: Model) -> Path | None:
+    if spec.weights not in NAMED_WEIGHTS:
+        return Path(expand_path(spec.weights))
+    if spec.backbone.startswith(TIMM_PREFIX):
+        return fetch_timm_file(spec.backbone.removeprefix(TIMM_PREFIX))
+    return None
 
 
 def load_student(

@@ -3,11 +3,14 @@
 import contextlib
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from udaseg.errors import EnvironmentFault, RecipeError
 
 log = logging.getLogger(__name__)
+_HUB_FILE = "model.safetensors"
+"""What the file of a network is called on the hub of timm's weights."""
 
 _WRONG_NAME = (RuntimeError, ValueError, TypeError, AssertionError, LookupError, AttributeError)
 """What timm raises for a network that it cannot build, with or without weights."""
@@ -33,6 +36,33 @@ def name_own_weights(name: str, served: Any) -> None:
             "random to train from scratch"
         )
     say_where(name, place, licence=served.license)
+
+
+def fetch_timm_file(name: str) -> Path | None:
+    """Return the file with a timm network's own weights, which is fetched unless it is here.
+
+    None if timm knows no such network, or its hub has no such file; `name` is without `timm:`.
+
+    Raises:
+        RecipeError: timm has no weights for this network.
+        EnvironmentFault: The file could not be downloaded.
+    """
+    import timm
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    served = timm.get_pretrained_cfg(name)
+    name_own_weights(f"timm:{name}", served)
+    if served is None or not served.hf_hub_id:
+        return None
+    try:
+        with fetching(f"timm:{name}"):
+            return Path(hf_hub_download(served.hf_hub_id, served.hf_hub_filename or _HUB_FILE))
+    except EnvironmentFault as fault:
+        is_there = isinstance(fault.__cause__, LocalEntryNotFoundError)
+        if isinstance(fault.__cause__, EntryNotFoundError) and not is_there:
+            return None
+        raise
 
 
 def say_where(
