@@ -35,7 +35,7 @@ from udaseg.runs.leftovers import writing_in_run
 from udaseg.sizes import plain_size
 
 log = logging.getLogger(__name__)
-_EXAMPLE_SHAPE = (2, 3, 128, 192)  # of the traced images; all axes but the channels are dynamic
+_EXAMPLE_SHAPE = (2, 3, 130, 194)  # of the traced images; all axes but the channels are dynamic
 _MIN_AGREEMENT = 0.995
 _MAX_DIFFERENCE = 1e-3  # relative to the largest logit
 _NUM_NOISE_IMAGES = 3

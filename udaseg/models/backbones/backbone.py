@@ -117,7 +117,7 @@ class Backbone(nn.Module, ABC):
         stride = self.strides[-1]
         if self.ceil_pool:  # after the pooling a side of s has (s + 1) // 2 // 2 + 1 cells
             size, stride = [(side + 1) // 4 + 1 for side in size], stride // 4
-        rows, columns = (-(-side // stride) for side in size)
+        rows, columns = (divided_up(side, stride) for side in size)
         return rows, columns
 
     @cached_property
@@ -172,6 +172,14 @@ class Backbone(nn.Module, ABC):
         """
         maps: list[Tensor] = checkpointed(self, images)
         return maps
+
+
+def divided_up(side: int, by: int) -> int:
+    """Return a length divided by another one and rounded up.
+
+    ONNX rounds negative quotients up, not down as Python, so none occurs here.
+    """
+    return (side + by - 1) // by
 
 
 def at_levels(values: Sequence[_T], levels: Sequence[int] | None) -> tuple[_T, ...]:

@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
+from timm.layers.pos_embed_sincos import RotaryEmbeddingDinoV3
 from timm.models import is_model_in_modules
 from torch import Tensor
 
-from udaseg.models.backbones.backbone import Backbone, at_levels
+from udaseg.models.backbones.backbone import Backbone, at_levels, divided_up
 from udaseg.models.backbones.create_timm import create_timm
 from udaseg.models.checkpointing import checkpointed_parts
 
@@ -46,9 +48,11 @@ class PlainViT(Backbone):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Return the feature maps of (B, 3, H, W) normalised images, the earliest first."""
-        rows, columns = (-(-side // self.patch) * self.patch for side in images.shape[-2:])
-        if (rows, columns) != tuple(images.shape[-2:]):
-            images = F.interpolate(images, (rows, columns), mode="bilinear", align_corners=False)
+        size = tuple(images.shape[-2:])
+        whole = tuple(divided_up(side, self.patch) * self.patch for side in size)
+        # an exported graph is for all sizes
+        if whole != size or torch.compiler.is_exporting():
+            images = F.interpolate(images, whole, mode="bilinear", align_corners=False)
         maps: list[Tensor] = self.network.forward_intermediates(
             images, indices=self.indices, norm=True, intermediates_only=True
         )
@@ -70,4 +74,19 @@ def create_plain(name: str, *, pretrained: bool, drop_path: float) -> Any:
     options = {"dynamic_img_size": True}
     network = create_timm(name, pretrained=pretrained, drop_path=drop_path, options=options)
     network.prune_intermediate_layers(1, prune_norm=False, prune_head=True)
+    rope = getattr(network, "rope", None)
+    if type(rope) is RotaryEmbeddingDinoV3:
+        rope.__class__ = _Rope
     return network
+
+
+class _Rope(RotaryEmbeddingDinoV3):
+    """Rotary positions of DINOv3; timm's own make an exported graph one for a single grid."""
+
+    def get_embed(self, shape: list[int] | None = None, dtype: torch.dtype | None = None) -> Tensor:
+        """Return (rows * columns, 2 * dim) sines and cosines of a grid of (rows, columns)."""
+        if shape is None or not torch.compiler.is_exporting():
+            return super().get_embed(shape, dtype)
+        sides = [(torch.arange(side, dtype=torch.float32) + 0.5) / side for side in shape]
+        cells = torch.stack(torch.meshgrid(*sides, indexing="ij"), -1).flatten(0, 1)
+        return torch.cat(self._get_pos_embed_from_coords(2 * cells - 1), -1)

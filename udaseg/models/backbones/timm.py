@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from udaseg.errors import EnvironmentFault, RecipeError
-from udaseg.models.backbones.backbone import Backbone, BackboneOptions, at_levels
+from udaseg.models.backbones.backbone import Backbone, BackboneOptions, at_levels, divided_up
 from udaseg.models.backbones.blocks import blocks_up_to
 from udaseg.models.backbones.create_timm import create_timm
 from udaseg.models.backbones.plain_vit import PlainViT, create_plain, is_plain
@@ -83,7 +83,7 @@ class TimmBackbone(Backbone):
         """Return the feature maps of (B, 3, H, W) normalised images, finest first."""
         size = images.shape[-2:]
         if self.multiple > 1:
-            below, right = (-side % self.multiple for side in size)
+            below, right = (divided_up(side, self.multiple) * self.multiple - side for side in size)
             images = F.pad(images, (0, right, 0, below))
         maps = self.network(images)
         maps = [maps[position] for position in self.used]
@@ -91,7 +91,7 @@ class TimmBackbone(Backbone):
             maps = [each.permute(0, 3, 1, 2) for each in maps]
         if self.multiple == 1:
             return maps
-        cells = [[-(-side // stride) for side in size] for stride in self.strides]
+        cells = [[divided_up(side, stride) for side in size] for stride in self.strides]
         return [
             each[..., :rows, :columns] for each, (rows, columns) in zip(maps, cells, strict=True)
         ]
@@ -139,7 +139,7 @@ class TimmBackbone(Backbone):
         finally:
             self.train()
         return [tuple(each.shape) for each in maps] == [
-            (1, channels, *(-(-side // stride) for side in size))
+            (1, channels, *(divided_up(side, stride) for side in size))
             for channels, stride in zip(self.channels, self.strides, strict=True)
         ]
 
