@@ -8,8 +8,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from tests.support.adapted import TinyViT, adapted_segmenter, trained_a_little
+from tests.support.small import shipped
 from udaseg.errors import RecipeError
+from udaseg.methods.build import build_objective
 from udaseg.methods.teacher import Teacher
+from udaseg.models import segmenter as segmenters
 from udaseg.models.adapters import LowRankLinear, add_adapters, merge_adapters
 from udaseg.models.backbones.sequential import SequentialBackbone
 from udaseg.models.weights import load_into
@@ -109,12 +112,17 @@ def test_a_backbone_without_such_layers_is_refused():
         add_adapters(body, Adapters())
 
 
-def loaded_from_file(*missing):
-    """Return a backbone with adapters, of which a file has all tensors but some."""
+def with_names_in_file(*missing):
+    """Return a backbone whose weights, but some, are from a file."""
     torch.manual_seed(1)
     file = {name: value for name, value in TinyViT().state_dict().items() if name not in missing}
     body = TinyViT()
     load_into(body, file, origin="file")
+    return body
+
+
+def loaded_from_file(*missing):
+    body = with_names_in_file(*missing)
     add_adapters(body, Adapters())
     return body
 
@@ -176,3 +184,17 @@ def test_head_and_projector_start_as_they_do_without_adapters():
         return torch.cat([value.flatten() for value in state.values()])
 
     assert torch.equal(starts(), starts(adapters=None))
+
+
+@pytest.mark.parametrize(("weights", "left_out"), [("random", False), ("file", True)])
+def test_a_run_leaves_out_only_what_a_file_that_it_can_name_has(
+    monkeypatch, tmp_path, weights, left_out
+):
+    """Here the weights came from somewhere, but only a file can be named by a checkpoint."""
+    (tmp_path / "w.safetensors").write_bytes(b"read by the network itself")
+    words = ["model.train=adapters", "model.adapters.rank=2", "model.head=deeplab_v2"]
+    words.append(f"model.weights={tmp_path / 'w.safetensors' if left_out else weights}")
+    monkeypatch.setattr(segmenters, "build_backbone", lambda *_, **__: with_names_in_file())
+    objective = build_objective(shipped("toyland/source_only", words), 5)
+    assert (objective.base is not None) == left_out
+    assert ("student.backbone.tokens" not in objective.state_dict()) == left_out

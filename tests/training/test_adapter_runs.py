@@ -9,12 +9,15 @@ from safetensors.torch import load_file, save_file
 import udaseg
 from tests.cli.running import udaseg as command
 from tests.cli.test_fit import assert_same, tensors
+from tests.support.toy import toy_pair
 from udaseg.errors import CheckpointError, RecipeError
 from udaseg.files import sha256_of
 from udaseg.models import compiling
 from udaseg.models.backbones.build import build_backbone
 from udaseg.models.segmenter import build_segmenter
 from udaseg.runs.checkpoint import load_checkpoint
+from udaseg.training.footprint import estimate_footprint
+from udaseg.training.setup import build_setup
 from udaseg.training.train import TrainOptions
 
 TINY = {
@@ -158,7 +161,9 @@ def test_a_moved_base_is_asked_for_and_taken_from_base(run, root, file, tmp_path
 @pytest.mark.slow
 def test_another_file_is_refused(run, root, file, tmp_path):
     other = tmp_path / "other.safetensors"
-    save_file({**load_file(file), "cls_token": torch.zeros(1)}, other)
+    given = load_file(file)
+    save_file({**given, "pos_embed": torch.zeros_like(given["pos_embed"])}, other)
+    assert other.stat().st_size == file.stat().st_size
     weights, out = tmp_path / "w.safetensors", tmp_path / "run"
     weights.write_bytes(file.read_bytes())
     copy = adapt(out=out, root=root, **{"steps": 1, "model.weights": str(weights)})
@@ -300,6 +305,15 @@ def test_in_bf16_student_and_teacher_learn_in_float32(root, file, tmp_path):
 
 
 @pytest.mark.slow
+def test_the_onnx_file_agrees_with_torch(run, root, tmp_path):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    comparison = udaseg.export(run, out=tmp_path / "model.onnx", root=root, images=1).comparison
+    assert comparison.on_real_images
+    assert comparison.relative < 1e-4
+
+
+@pytest.mark.slow
 def test_the_stages_of_a_run_share_the_base(root, file, tmp_path):
     changes = {"model.weights": str(file), "steps": 6}
     run = adapt("spcl", out=tmp_path / "run", root=root, **changes)
@@ -324,3 +338,35 @@ def test_other_commands_read_such_runs(run, root, tmp_path):
     assert udaseg.calibrate(run, images=1, root=root, device="cpu").temperature > 0
     assert udaseg.report(run, root=root, device="cpu", images=1, out=tmp_path / "report.html")
     assert udaseg.verify(run)
+
+
+@pytest.mark.slow
+def test_the_memory_plan_counts_the_base_once_and_not_in_checkpoints(run, root, file):
+    needs = estimate_footprint(build_setup(run.recipe, *toy_pair(root)))
+    checkpoint = load_checkpoint(run.checkpoints[-1])
+    left_out = {
+        name: value
+        for name, value in load_file(file).items()
+        if f"student.backbone.network.{name}" not in checkpoint.objective
+    }
+    assert needs.base == sum(value.nbytes for value in left_out.values())
+    names = [name for name in checkpoint.objective if name.startswith("teacher.")]
+    shared = checkpoint.objective["teacher.network.backbone.network.cls_token"].nbytes
+    own = sum(checkpoint.objective[name].nbytes for name in names)
+    assert needs.teacher == own - shared  # the file lacks this token, but nobody trains it
+    assert needs.total() - needs.checkpoint_size() >= needs.base
+
+
+@pytest.mark.slow
+def test_adapters_have_the_rate_of_their_block(root, file, tmp_path):
+    changes = {"optimizer.kind": "adamw", "optimizer.layer_decay": 0.5, "steps": 1}
+    run = adapt(
+        "source_only", out=tmp_path / "run", root=root, **{**changes, "model.weights": str(file)}
+    )
+    groups = load_checkpoint(run.checkpoints[-1]).optimizer["param_groups"]
+    rates = {name: group["base_lr"] for group in groups for name in group["param_names"]}
+    spec = run.recipe.optimizer
+    for block in range(6):
+        name = f"backbone.network.blocks.{block}.attn.qkv.lora_b"
+        expected = spec.lr * spec.backbone_lr_mult * 0.5 ** (5 - block)
+        assert rates[name] == pytest.approx(expected)
