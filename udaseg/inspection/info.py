@@ -217,7 +217,7 @@ def _recipe_rows(recipe: Recipe) -> dict[str, str]:
         "source": domain_text(recipe.source),
         "target": domain_text(recipe.target),
         "batch": f"{batch.source} source and {batch.target} target images",
-        "network": f"{model.backbone}, {model.head}, stride {model.output_stride}, "
+        "network": f"{model.backbone}, {model.head}, output_stride {model.output_stride}, "
         f"initialised from {model.weights} weights",
     }
     if recipe.validation.data is not None:

@@ -259,6 +259,7 @@ def build_segmenter(
             stride_in=spec.stride_in,
             input=spec.input,
             weights_partial=spec.weights_partial,
+            drop_path=spec.drop_path,
         ),
     )
     head, built = head_type.from_spec(spec, backbone, num_classes), None

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from udaseg.recipe import methods
 from udaseg.recipe.methods import SelfTraining, Staged, StageSpec
-from udaseg.recipe.schema import RESNETS, Recipe, Source
+from udaseg.recipe.schema import BACKBONES, RESNETS, TIMM_PREFIX, Recipe, Source
 
 Problems = Iterator[tuple[str, str]]
 """(dotted key, what it must be) of every value that contradicts another one."""
@@ -52,6 +52,9 @@ def _networks(recipe: Recipe) -> Problems:
     holds = model.input == "imagenet" or model.weights not in ("pretrained", "imagenet")
     must = f"imagenet with model.weights={model.weights}: these weights were trained so"
     yield from _unless(holds, "model.input", must, model.input)
+    from_timm = model.backbone.startswith(TIMM_PREFIX) or BACKBONES.get(model.backbone) == "timm"
+    must = f"0 for {model.backbone}: only networks of timm have it"
+    yield from _unless(from_timm or model.drop_path == 0, "model.drop_path", must, model.drop_path)
 
 
 def _several_sets(source: Source) -> Problems:

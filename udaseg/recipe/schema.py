@@ -136,6 +136,11 @@ class Model:
     """Dilation of the first block of a dilated layer of a ResNet: its `own` layer's, as in
     DeepLab-v2, or that of the `previous` layer, as in torchvision and SPCL's release.
     """
+    drop_path: Annotated[float, Interval(ge=0, lt=1)] = 0.0
+    """Stochastic depth: in training, each image skips the last block of the backbone with this
+    probability, the first with 0, and those between with rising ones; 0.1 for MiT-B5 in DAFormer.
+    For networks of timm that have it.
+    """
     train: Literal["all", "head", "adapters"] = "all"
     """What learns: `all`, the `head` alone, or `adapters`: these, the backbone's norms, the head;
     then checkpoints leave out what a file of `weights` has, and name that file. A part that does

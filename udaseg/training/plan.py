@@ -52,7 +52,7 @@ def print_plan(
     rows |= _class_rows(source, samples, target, validation)
     model, stages = recipe.model, stages_of(recipe)
     rows["network"] = (
-        f"{model.backbone}, {model.head}, stride {model.output_stride}, "
+        f"{model.backbone}, {model.head}, {_stride_text(setup)}, "
         f"{_parameters_text(setup)}, weights {model.weights}"
     )
     images = f"{recipe.batch.source}" + ("" if target is None else f" + {recipe.batch.target}")
@@ -64,6 +64,14 @@ def print_plan(
     if len(stages) > 1:
         rows["stages"] = ", ".join(f"{stage.name} to step {stage.end}" for stage in stages)
     _print_rows([*rows.items(), ("run", str(folder))])
+
+
+def _stride_text(setup: TrainingSetup) -> str:
+    """Return the stride of the network, and why it is not the one that the recipe wishes."""
+    own, wished = setup.objective.student.output_stride, setup.recipe.model.output_stride
+    if own == wished:
+        return f"stride {own}"
+    return f"stride {own} (its own: without dilation, it cannot have model.output_stride={wished})"
 
 
 def _parameters_text(setup: TrainingSetup) -> str:

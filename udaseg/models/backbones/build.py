@@ -47,7 +47,7 @@ def build_backbone(
         name: One of `BACKBONES`, `timm:` and a name of timm, or a name in the entry points
             `udaseg.backbones` of an installed package. Such an entry point is called as
             `build(output_stride=..., weights=...)`, and returns a `Backbone`.
-        output_stride: 8, 16 or 32.
+        output_stride: 8, 16 or 32: a wish. A network without dilation keeps its own; see `strides`.
         weights: `pretrained` asks torchvision or timm for the network's own weights (`imagenet` is
             an older word for it); `random`; or the path of a weights file: one of the network's
             own package or release, or of `udaseg export --format state-dict`.

@@ -16,7 +16,7 @@ def plugin_backbone(plugin: Plugin, *, output_stride: int, weights: str) -> Back
     build = plugin.load()
     try:
         network = build(output_stride=output_stride, weights=weights)
-        problem = _contract_problem(network, output_stride)
+        problem = _contract_problem(network)
     except UdasegError:
         raise
     except Exception as error:
@@ -28,17 +28,17 @@ def plugin_backbone(plugin: Plugin, *, output_stride: int, weights: str) -> Back
     return checked
 
 
-def _contract_problem(network: object, output_stride: int) -> str | None:
+def _contract_problem(network: object) -> str | None:
     """Return how a network breaks the contract of `Backbone`, or None if it keeps it.
 
     The network computes the maps of one small image, in evaluation mode.
     """
     if not isinstance(network, Backbone):
         return f"is a {type(network).__name__}, not a udaseg.models.Backbone"
-    return _attribute_problem(network, output_stride) or _map_problem(network)
+    return _attribute_problem(network) or _map_problem(network)
 
 
-def _attribute_problem(network: Backbone, output_stride: int) -> str | None:
+def _attribute_problem(network: Backbone) -> str | None:
     for name in ("channels", "strides"):
         values = getattr(network, name, None)
         if not isinstance(values, tuple) or not values:
@@ -50,8 +50,6 @@ def _attribute_problem(network: Backbone, output_stride: int) -> str | None:
         return f"has {len(channels)} channels, but {len(strides)} strides"
     if list(strides) != sorted(strides):
         return f"has strides {strides}, which must not fall: the finest map is the first"
-    if strides[-1] != output_stride:
-        return f"has strides {strides}, but the output stride {output_stride} was asked for"
     for name in ("mean", "std"):
         if len(getattr(network, name)) != 3:
             return f"has `{name}` {getattr(network, name)}, which must be three numbers"
