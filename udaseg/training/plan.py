@@ -21,6 +21,7 @@ from udaseg.training.footprint import Footprint, estimate_footprint
 from udaseg.training.setup import RunData, TrainingSetup, build_setup, class_totals
 
 log = logging.getLogger(__name__)
+_MANY_PARAMETERS = 10_000_000
 
 
 def print_plan(
@@ -48,7 +49,7 @@ def print_plan(
         else:
             name = source.parts[number].name
             _warn_of_aspect_ratio(name, f"source.resize_each[{number}]", size, of_part)
-    _warn_of_slow_device(recipe, setup.device)
+    _warn_of_slow_device(setup)
     rows |= _class_rows(source, samples, target, validation)
     model, stages = recipe.model, stages_of(recipe)
     rows["network"] = (
@@ -115,13 +116,14 @@ def _print_rows(rows: Iterable[tuple[str, str]]) -> None:
         console.print(safe_text(f"{key:>10}  {value}"))
 
 
-def _warn_of_slow_device(recipe: Recipe, device: torch.device) -> None:
-    if device.type == "cpu" and recipe.model.backbone.startswith("resnet"):
+def _warn_of_slow_device(setup: TrainingSetup) -> None:
+    parameters = sum(part.numel() for part in setup.objective.student.parameters())
+    if setup.device.type == "cpu" and parameters > _MANY_PARAMETERS:
         log.warning(
             "%d steps of %s on a CPU take very long; use a GPU. For a quick test: "
-            "steps=500 model.backbone=mobilenet_v2 model.output_stride=16",
-            recipe.steps,
-            recipe.model.backbone,
+            "--network light --steps 500",
+            setup.recipe.steps,
+            setup.recipe.model.backbone,
         )
 
 
