@@ -45,3 +45,9 @@ def test_without_a_network_they_are_named_and_refused_with_advice(
 def test_a_network_without_weights_is_refused_before_anything_is_asked():
     with pytest.raises(RecipeError, match=r"has no pretrained weights of timm:efficientnet_lite1"):
         build_backbone("timm:efficientnet_lite1", output_stride=32, weights="pretrained")
+
+
+@pytest.mark.parametrize(("tag", "mean"), [("augreg_in21k", 0.5), ("dino", 0.485)])
+def test_images_are_normalised_as_the_weights_of_a_tag_expect(tag, mean):
+    name = f"timm:vit_small_patch16_224.{tag}"
+    assert build_backbone(name, output_stride=16, weights="random").mean[0] == mean

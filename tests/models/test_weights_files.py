@@ -140,3 +140,13 @@ def test_an_exported_network_keeps_its_images(tmp_path, written):
     assert torch.equal(loaded.low[0].weight, backbone.low[0].weight)
     with pytest.raises(CheckpointError, match=f"another range; set model.input={written}"):
         load(path, input=other)
+
+
+def test_an_exported_network_brings_its_normalisation(tmp_path):
+    """That of timm's weights differs from tag to tag, for the same network."""
+    backbone = build_backbone("resnet18", output_stride=8, weights="random")
+    tensors = {f"backbone.{name}": value for name, value in backbone.state_dict().items()}
+    tensors |= {name: torch.full((1, 3, 1, 1), 0.5) for name in ("mean", "std")}
+    save_file(tensors, tmp_path / "own.safetensors")
+    loaded = load(tmp_path / "own.safetensors")
+    assert loaded.mean == loaded.std == (0.5, 0.5, 0.5)

@@ -16,7 +16,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from tests.support.entry_points import Gram, GramSpec, install
-from tests.support.own import own_data
+from tests.support.own_recipes import own_data
 from udaseg.errors import RecipeError
 from udaseg.recipe.extensions import with_packages
 from udaseg.recipe.library import list_recipes

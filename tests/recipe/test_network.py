@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import udaseg
-from tests.support.own import own_data
+from tests.support.own_recipes import own_data
 from udaseg.errors import RecipeError, UsageError
 from udaseg.recipe.library import find_network, find_recipe, list_networks, list_recipes
 from udaseg.recipe.load import dump, load

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.support.own import own_data
+from tests.support.own_recipes import own_data
 from tests.support.toy import toy_pair, toy_root
 from udaseg.data.loading.pseudo_labels import write_pseudo_label
 from udaseg.distributed import resolve_device

@@ -175,7 +175,7 @@ def write_origin(folder: Path, command: Sequence[str]) -> None:
 def is_imported(folder: Path) -> bool:
     """Return whether `udaseg import` made the run, of weights without the state of a training."""
     path = folder / "command.txt"
-    return path.is_file() and path.read_text(encoding="utf-8").startswith("udaseg import ")
+    return path.is_file() and path.read_bytes().startswith(b"udaseg import ")
 
 
 def is_torchrun_restart(folder: Path) -> bool:

@@ -57,7 +57,10 @@ def test_the_plan_has_the_stride_that_the_network_has(home):
     words = [word for word in words if not word.startswith(("model.backbone", "model.output"))]
     vit = ["model.backbone=timm:test_vit", "model.output_stride=8"]
     said = udaseg("adapt", *words, *vit, cwd=home).stderr
-    assert "timm:test_vit, deeplab_v3plus, stride 16 (its own: without dilation, it cannot have" in said
+    assert (
+        "timm:test_vit, deeplab_v3plus, stride 16 (its own: without dilation, it cannot have"
+        in said
+    )
     assert "take very long" not in said
     cnn = ["model.backbone=resnet50", "model.output_stride=8"]
     said = udaseg("adapt", *words, *cnn, cwd=home).stderr
