@@ -34,6 +34,21 @@ TINY = [
 """Overrides that make any shipped recipe small enough for a step in well under a second."""
 
 
+SMALL = {
+    "source.crop": (64, 64),
+    "target.crop": [64, 64],
+    "source.resize": None,
+    "target.resize": None,
+    "validation.resize": None,
+    "batch": {"source": 2, "target": 2},
+    "machine.device": "cpu",
+    "machine.checkpoint_every": 1,
+    "machine.log_every": 1,
+    "machine.tensorboard": "never",
+}
+"""Overrides of the Python API that make each step of a toyland run small, and written."""
+
+
 def make_default_toyland_tiny() -> None:
     """Make `prepare toyland` in this process render the tiny toyland."""
     writer.DEFAULT_COUNTS.update(COUNTS)

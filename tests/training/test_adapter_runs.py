@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 import udaseg
 from tests.cli.running import udaseg as command
 from tests.cli.test_fit import assert_same, tensors
-from tests.support.toy import toy_pair
+from tests.support.toy import SMALL, toy_pair
 from udaseg.errors import CheckpointError, RecipeError
 from udaseg.files import sha256_of
 from udaseg.models import compiling
@@ -21,22 +21,13 @@ from udaseg.training.setup import build_setup
 from udaseg.training.train import TrainOptions
 
 TINY = {
-    "source.crop": (64, 64),
-    "target.crop": [64, 64],
-    "source.resize": None,
-    "target.resize": None,
-    "validation.resize": None,
+    **SMALL,
     "model.backbone": "timm:test_vit",
     "model.output_stride": 16,
     "model.head": "deeplab_v2",
     "model.train": "adapters",
     "model.adapters": {"rank": 2},
     "optimizer.lr": 0.01,
-    "batch": {"source": 2, "target": 2},
-    "machine.device": "cpu",
-    "machine.checkpoint_every": 1,
-    "machine.log_every": 1,
-    "machine.tensorboard": "never",
 }
 
 

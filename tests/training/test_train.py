@@ -9,6 +9,7 @@ import pytest
 
 import udaseg
 from tests.cli.test_fit import assert_same, tensors, without_checkpoints
+from tests.support.toy import SMALL
 from udaseg.errors import EnvironmentFault, RecipeError, UsageError
 from udaseg.recipe.library import find_recipe
 from udaseg.recipe.load import dump, load
@@ -17,19 +18,10 @@ from udaseg.training.resume import refuse_different_settings
 from udaseg.training.train import TrainOptions, read_recipe
 
 TINY = {
-    "source.crop": (64, 64),
-    "target.crop": [64, 64],
-    "source.resize": None,
-    "target.resize": None,
-    "validation.resize": None,
+    **SMALL,
     "model.backbone": "timm:test_efficientnet",
     "model.weights": "random",
     "model.head_channels": 16,
-    "batch": {"source": 2, "target": 2},
-    "machine.device": "cpu",
-    "machine.checkpoint_every": 1,
-    "machine.log_every": 1,
-    "machine.tensorboard": "never",
 }
 
 
