@@ -1,4 +1,4 @@
-"""Layers that several heads are made of."""
+"""Layers that several heads share."""
 
 from torch import nn
 
