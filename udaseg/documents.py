@@ -311,9 +311,16 @@ def is_null(node: Node) -> bool:
     return isinstance(node, ScalarNode) and not node.quoted and node.text in ("null", "~")
 
 
+def node_at(node: Node | None, *names: str) -> Node | None:
+    """Return what a section has at a key, or sections at a path of keys; None if there is none."""
+    for name in names:
+        node = node.entries.get(name, ("", None))[1] if isinstance(node, MappingNode) else None
+    return node
+
+
 def text_at(node: Node, name: str) -> str | None:
     """Return the scalar at a key of a section, as written; None if there is none."""
-    child = node.entries.get(name, ("", None))[1] if isinstance(node, MappingNode) else None
+    child = node_at(node, name)
     return child.text if isinstance(child, ScalarNode) else None
 
 

@@ -3,7 +3,7 @@
 from typing import Literal, get_args
 
 from udaseg.errors import UsageError
-from udaseg.text import did_you_mean
+from udaseg.text import suggestion
 
 MaskKind = Literal["color", "ids", "label-ids", "overlay", "confidence", "logits"]
 MASK_KINDS: tuple[MaskKind, ...] = get_args(MaskKind)
@@ -19,8 +19,7 @@ def parse_mask_kind(option: str, word: str) -> MaskKind:
     for kind in MASK_KINDS:
         if kind == word:
             return kind
-    hint = did_you_mean(word, MASK_KINDS)
-    instead = f"; did you mean '{hint}'?" if hint else ""
+    instead = suggestion(word, MASK_KINDS)
     raise UsageError(f"{option} must be any of {', '.join(MASK_KINDS)}, got '{word}'{instead}")
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from udaseg.documents import DocumentKind, ListNode, MappingNode, ScalarNode, read_document
+from udaseg.documents import DocumentKind, ListNode, Node, ScalarNode, node_at, read_document
 from udaseg.errors import EnvironmentFault, RecipeError, UsageError
 from udaseg.text import did_you_mean, shortened
 
@@ -97,8 +97,7 @@ def find_recipe(word: str | os.PathLike[str]) -> Path:
         raise RecipeError(f"{word}: is a network; use --network {network} beside a recipe")
     by_method = {entry.method: entry.name for entry in reversed(known.values())}
     hint = did_you_mean(name, [*known, *by_method])
-    hint = by_method.get(hint or "", hint)
-    instead = f"did you mean '{hint}'? " if hint else ""
+    instead = _instead(by_method.get(hint or "", hint))
     raise RecipeError(
         f"{shortened(word)}: no such file or shipped recipe; {instead}"
         "`udaseg recipes ls` lists the shipped ones"
@@ -118,12 +117,15 @@ def find_network(word: str | os.PathLike[str]) -> Path:
     name = word.removesuffix(".yaml").removeprefix(f"{_NETWORKS}/")
     if name in known:
         return known[name]
-    hint = did_you_mean(name, list(known))
-    instead = f"did you mean '{hint}'? " if hint else ""
     raise RecipeError(
-        f"{shortened(word)}: no such network file or shipped network; {instead}"
+        f"{shortened(word)}: no such network file or shipped network; "
+        f"{_instead(did_you_mean(name, list(known)))}"
         f"available: {', '.join(known)}"
     )
+
+
+def _instead(hint: str | None) -> str:
+    return f"did you mean '{hint}'? " if hint else ""
 
 
 def _exists(word: str) -> bool:
@@ -164,21 +166,22 @@ def choose_recipe(
     entries = [entry for entry in entries if entry.folder != OWN_FOLDER]
     if not entries:
         known = list_methods()
-        hint = did_you_mean(method, list(known))
-        instead = f"did you mean '{hint}'? " if hint else ""
+        instead = _instead(did_you_mean(method, list(known)))
         raise UsageError(
             f"no method '{shortened(method)}'; {instead}available: {', '.join(sorted(known))}"
         )
     first = source if isinstance(source, str) or not source else source[0]
     requested_pair = (first or DEFAULT_SOURCE, target or DEFAULT_TARGET)
 
-    def distance(entry: RecipeEntry) -> tuple[bool, bool, bool, str]:
-        sources = [pair[0] for pair in _pairs(entry)]
-        other_source = requested_pair[0] not in sources
-        default = entry.folder == _DEFAULT_FOLDER
-        return requested_pair not in _pairs(entry), other_source, not default, entry.name
+    pairs = {entry.name: _pairs(entry) for entry in entries}
 
-    known_data = {name for entry in entries for pair in _pairs(entry) for name in pair}
+    def distance(entry: RecipeEntry) -> tuple[bool, bool, bool, str]:
+        known = pairs[entry.name]
+        other_source = requested_pair[0] not in [pair[0] for pair in known]
+        default = entry.folder == _DEFAULT_FOLDER
+        return requested_pair not in known, other_source, not default, entry.name
+
+    known_data = {name for both in pairs.values() for pair in both for name in pair}
     is_given = first is not None and (target is not None or method == "source_only")
     if own and is_given and not known_data & ({first, target} - {None}):
         return own[0].path
@@ -207,8 +210,7 @@ def recipe_of_method(path: Path, method: str) -> Path:
         )
     known = sorted(other.stem for other in path.parent.glob("*.yaml"))
     if method not in known:
-        hint = did_you_mean(method, known)
-        instead = f"did you mean '{hint}'? " if hint else ""
+        instead = _instead(did_you_mean(method, known))
         raise UsageError(
             f"no method '{shortened(method)}' in {path.parent.name}; {instead}"
             f"available: {', '.join(known)}"
@@ -225,9 +227,8 @@ def data_names(path: Path) -> DataNames:
     return _data_name(root, "source"), _data_name(root, "target")
 
 
-def _data_name(node: object, name: str) -> str | tuple[str, ...] | None:
-    for key in (name, "data"):
-        node = node.entries.get(key, ("", None))[1] if isinstance(node, MappingNode) else None
+def _data_name(root: Node, name: str) -> str | tuple[str, ...] | None:
+    node = node_at(root, name, "data")
     if isinstance(node, ListNode):
         return tuple(item.text for item in node.items if isinstance(item, ScalarNode))
     return node.text if isinstance(node, ScalarNode) else None

@@ -65,7 +65,14 @@ def load(
         other.put_over(document.root)
     _override(document.root, overrides, document.problems)
     recipe = _recipe(document, f"{shortened(str(path), 300)}:1:1")
-    return recipe if other is None else other.limit_warmup(recipe, overrides)
+    if other is None or sets_key(overrides, "optimizer", "warmup"):
+        return recipe
+    return other.limit_warmup(recipe)
+
+
+def sets_key(overrides: Sequence[str], section: str, key: str) -> bool:
+    """Return whether one of the `KEY=VALUE` sets the key of the section, or the whole section."""
+    return any(word.startswith((f"{section}=", f"{section}.{key}=")) for word in overrides)
 
 
 def to_dict(recipe: Recipe) -> dict[str, Any]:

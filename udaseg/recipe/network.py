@@ -5,14 +5,21 @@ of a recipe may be with it. Those shipped are in `recipes/networks/`.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 from annotated_types import Ge
 
-from udaseg.documents import ListNode, MappingNode, Node, ScalarNode, plain_value, read_document
+from udaseg.documents import (
+    ListNode,
+    MappingNode,
+    ScalarNode,
+    node_at,
+    plain_value,
+    read_document,
+)
 from udaseg.recipe.choices import Size
 from udaseg.recipe.hints import key_hint
 from udaseg.recipe.library import NETWORK
@@ -80,13 +87,11 @@ class Network:
             if len(sides) == 2 and all(type(side) is int and side > 0 for side in sides):
                 domain.entries["crop"] = (position, _list_node(self.crop.fit(sides), position))
 
-    def limit_warmup(self, recipe: Recipe, overrides: Sequence[str]) -> Recipe:
-        """Return the recipe with a warm-up of at most a tenth of its steps, unless overridden.
+    def limit_warmup(self, recipe: Recipe) -> Recipe:
+        """Return the recipe with a warm-up of at most a tenth of its steps.
 
         In a staged method, where each stage warms up, it is a tenth of the shortest stage.
         """
-        if any(word.startswith(("optimizer=", "optimizer.warmup=")) for word in overrides):
-            return recipe
         ends = [recipe.steps]
         if isinstance(recipe.method, Staged):
             ends = [*stage_ends(recipe.method, recipe.steps)]
@@ -111,17 +116,12 @@ def read_network(path: Path) -> Network:
 
 def _domains(recipe: MappingNode) -> Iterator[MappingNode]:
     """Yield the sections that have a crop: source, target, and the targets of stages."""
-    stages = _entries(_entries(recipe).get("method", ("", None))[1]).get("stages", ("", None))[1]
-    holders: list[Node] = [recipe, *(stages.items if isinstance(stages, ListNode) else ())]
-    for holder in holders:
+    stages = node_at(recipe, "method", "stages")
+    for holder in [recipe, *(stages.items if isinstance(stages, ListNode) else ())]:
         for name in ("source", "target"):
-            _, domain = _entries(holder).get(name, ("", None))
+            domain = node_at(holder, name)
             if isinstance(domain, MappingNode):
                 yield domain
-
-
-def _entries(node: Node | None) -> dict[str, tuple[str, Node]]:
-    return node.entries if isinstance(node, MappingNode) else {}
 
 
 def _list_node(numbers: list[int], position: str) -> ListNode:

@@ -19,7 +19,7 @@ from udaseg.recipe.library import (
     find_recipe,
     recipe_of_method,
 )
-from udaseg.recipe.load import dump, load
+from udaseg.recipe.load import dump, load, sets_key
 from udaseg.recipe.schema import Recipe
 from udaseg.recipe.stages import numeric_settings
 from udaseg.text import shortened
@@ -99,7 +99,7 @@ def validates_other_data(recipe: Recipe, file_data: DataNames, words: Sequence[s
     """
     if recipe.validation.data is None:
         return False
-    if _sets(words, "validation", "data"):
+    if sets_key(words, "validation", "data"):
         return False
     file_source, file_target = file_data
     other_source = recipe.method.kind == "source_only" and recipe.source.data != file_source
@@ -153,7 +153,12 @@ def requested_recipe(
     recipe = load(path, overrides=overrides, stored=stored, network=network)
     original = functools.partial(load, path, stored=stored)
     recipe = _without_stale_parts(recipe, data_names(path), original, overrides)
-    return recipe, path if network is None else Path(f"{path} with {network}")
+    return recipe, name_origin(path, network)
+
+
+def name_origin(path: Path, network: Path | None) -> Path:
+    """Return what messages call a recipe: its file, or both files of one with a network."""
+    return path if network is None else Path(f"{path} with {network}")
 
 
 def _suited(
@@ -161,7 +166,7 @@ def _suited(
 ) -> tuple[Path, Overrides, list[str]]:
     """Return the recipe in `own/`, options and overrides that suit the machine, and say which."""
     source = options.source if isinstance(options.source, str) else (options.source or [""])[0]
-    if options.target is None and not _sets(overrides, "target", "data"):
+    if options.target is None and not sets_key(overrides, "target", "data"):
         # a run on the source alone; its labels may be scored
         overrides = [*overrides, f"target.data={_json('target.data', source)}"]
     if options.network is not None:
@@ -226,7 +231,7 @@ def _without_stale_parts(
     """Return a recipe without what overrides void: validation data, bits, the expected score."""
     recipe = _without_other_bits(recipe, file_data, overrides)
     oracle = recipe.source.data == recipe.target.data  # the labels of the target are trained on
-    is_own = file_data == (None, None) and not _sets(overrides, "validation", "data")
+    is_own = file_data == (None, None) and not sets_key(overrides, "validation", "data")
     if validates_other_data(recipe, file_data, overrides) or (is_own and oracle):
         own = replace(recipe.validation, data=None)
         if oracle:
@@ -244,14 +249,9 @@ def _without_other_bits(recipe: Recipe, file_data: DataNames, overrides: Sequenc
     """Return a recipe without the bits of images that overrides replace by other data."""
     for name, before in zip(("source", "target"), file_data, strict=True):
         domain = getattr(recipe, name)
-        if domain.data != before and not _sets(overrides, name, "bits"):
+        if domain.data != before and not sets_key(overrides, name, "bits"):
             recipe = replace(recipe, **{name: replace(domain, bits=None)})
     return recipe
-
-
-def _sets(overrides: Sequence[str], section: str, key: str) -> bool:
-    """Return whether an override sets the key of the section, or the whole section."""
-    return any(word.startswith((f"{section}=", f"{section}.{key}=")) for word in overrides)
 
 
 def load_recipe(

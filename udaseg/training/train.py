@@ -18,7 +18,13 @@ from udaseg.failures import process_group
 from udaseg.inference.run_data import open_run_data
 from udaseg.recipe.library import find_network
 from udaseg.recipe.load import from_dict, load, to_dict
-from udaseg.recipe.request import Overrides, changed_recipe, override_words, requested_recipe
+from udaseg.recipe.request import (
+    Overrides,
+    changed_recipe,
+    name_origin,
+    override_words,
+    requested_recipe,
+)
 from udaseg.recipe.schema import Domain, Recipe
 from udaseg.recipe.stages import adapts, stages_of
 from udaseg.runs import folder as folder_module
@@ -184,8 +190,7 @@ def read_recipe(
         words = [*changes.overrides(), *words]
         network = None if changes.network is None else find_network(changes.network)
         if words or network is not None:
-            changed = changed_recipe(recipe, words, path, network)
-            return changed, path if network is None else Path(f"{path} with {network}")
+            return changed_recipe(recipe, words, path, network), name_origin(path, network)
         return from_dict(to_dict(recipe), str(path)), path  # checks values set with `replace`
     name = os.fspath(recipe)
     if options.resume is not None:
