@@ -60,15 +60,15 @@ def _global_options(
     """Adapt a segmentation network from labelled source images to unlabelled target images."""
 
 
-app.command()(prepare)
-for _first in (train, adapt):
-    app.command()(with_base(_first))
+for _first in (prepare, with_base(train), with_base(adapt)):
+    app.command()(_first)
 app.command("eval")(with_base(evaluate))
-_NETWORKS = (predict, report, grid, features, calibrate, select, export)
-for _then in (predict, sweep, table, report, grid, features, calibrate, doctor, select, export):
-    app.command()(with_base(_then) if _then in _NETWORKS else _then)
-for _last in (info, verify):
-    app.command()(_last)
+_COMMANDS = (
+    *(with_base(predict), sweep, table, with_base(report), with_base(grid), with_base(features)),
+    *(with_base(calibrate), doctor, with_base(select), with_base(export), info, verify),
+)
+for _then in _COMMANDS:
+    app.command()(_then)
 app.command("import")(import_checkpoint)
 
 

@@ -230,7 +230,7 @@ def build_segmenter(
 
     Example:
         >>> from udaseg.models import build_segmenter
-        >>> from udaseg.recipe.schema import NAMED_WEIGHTS, Model
+        >>> from udaseg.recipe.schema import Model
         >>> spec = Model(
         ...     backbone="mobilenet_v2",
         ...     output_stride=16,

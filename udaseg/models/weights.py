@@ -22,19 +22,10 @@ _WRAPPERS = ("module", "state_dict", "model", "backbone", "encoder", "Scale")
 """First parts of names that other tools add to those of a backbone."""
 
 _CLASSIFIERS = {
-    *(
-        "fc",
-        "classifier",
-        "aux_classifier",
-        "head",
-        "pre_logits",
-        "last_linear",
-        "layer5",
-        "layer6",
-    ),
-    *("decode_head", "auxiliary_head", "proj_head"),
+    *("fc", "classifier", "aux_classifier", "head", "pre_logits", "last_linear"),
+    *("layer5", "layer6", "decode_head", "auxiliary_head", "proj_head"),
 }
-"""First names of heads and classifiers, which are no part of a backbone."""
+"""Parts of the names of heads and classifiers, which no backbone needs."""
 
 _COUNTER = "num_batches_tracked"
 """Counters of batch norms, which older files lack."""
@@ -183,9 +174,15 @@ def load_into(
 
 def _unwrapped(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """Return tensors by names without wrappers, if more of these are names of the network."""
-    plain = {without_wrappers(name): value for name, value in tensors.items()}
+    plain = plainly_named(tensors)
     is_better = len(plain.keys() & state.keys()) > len(tensors.keys() & state.keys())
-    return plain if is_better and len(plain) == len(tensors) else tensors
+    return plain if is_better else tensors
+
+
+def plainly_named(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Return tensors by names without what other tools put before them, if these still differ."""
+    plain = {without_wrappers(name): value for name, value in tensors.items()}
+    return plain if len(plain) == len(tensors) else tensors
 
 
 def without_wrappers(name: str) -> str:

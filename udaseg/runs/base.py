@@ -28,6 +28,11 @@ class BaseWeights:
     size: int
     sha256: str
 
+    @property
+    def advice(self) -> str:
+        """How to give the file where it is not found."""
+        return f"give the file of {self.size} bytes with SHA-256 {self.sha256} by --base FILE"
+
     def same_as(self, other: "BaseWeights | None") -> bool:
         """Return whether the content is the same."""
         return other is not None and self.sha256 == other.sha256
@@ -92,8 +97,8 @@ def find_base(base: BaseWeights, origin: Path) -> Path:
             return path
     problem = "has another content" if paths[0].is_file() else "is not there"
     raise CheckpointError(
-        f"{origin}: holds adapters without their base weights, and {paths[0]} {problem}; give the "
-        f"file of {base.size} bytes with SHA-256 {base.sha256} by --base FILE"
+        f"{origin}: holds adapters without their base weights, and {paths[0]} {problem}; "
+        f"{base.advice}"
     )
 
 

@@ -218,12 +218,12 @@ def _place(spec: OptimizerSpec, backbone: Backbone, name: str, parameter: nn.Par
     """
     part, _, inner = name.partition(".")
     in_backbone = part == "backbone"
-    undecayed = parameter.ndim < 2
-    if in_backbone and spec.decay_on == "matrices":
-        undecayed = undecayed or inner in backbone.undecayed
+    undecayed = spec.decay_on == "matrices" and (
+        parameter.ndim < 2 or (in_backbone and inner in backbone.undecayed)
+    )
     return _Place(
         in_head=not in_backbone,
         layer=backbone.layer_of(inner) if in_backbone and spec.layer_decay < 1 else 0,
         times=inner.count(".") - 1 if in_backbone and spec.repeated == "released" else 1,
-        undecayed=undecayed and spec.decay_on == "matrices",
+        undecayed=undecayed,
     )

@@ -162,8 +162,7 @@ def _match_base(checkpoint: Checkpoint, objective: nn.Module) -> None:
     elif checkpoint.base is not None and not checkpoint.base.same_as(base):
         raise CheckpointError(
             f"{checkpoint.path}: was trained on the base weights {checkpoint.base.path}, whose "
-            f"content is another now; give the file of {checkpoint.base.size} bytes with SHA-256 "
-            f"{checkpoint.base.sha256} by --base FILE"
+            f"content is another now; {checkpoint.base.advice}"
         )
 
 

@@ -120,6 +120,11 @@ class Backbone(nn.Module, ABC):
         rows, columns = (divided_up(side, stride) for side in size)
         return rows, columns
 
+    def map_sizes(self, size: Sequence[int]) -> list[tuple[int, int]]:
+        """Return rows and columns of each map of images of a size, if `ceil_pool` is not set."""
+        height, width = size
+        return [(divided_up(height, each), divided_up(width, each)) for each in self.strides]
+
     @cached_property
     def block_names(self) -> tuple[str, ...]:
         """Names of its blocks in order; those of its layers if it has no blocks."""

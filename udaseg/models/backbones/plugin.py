@@ -66,11 +66,11 @@ def _map_problem(network: Backbone) -> str | None:
         return "does not return a list of tensors"
     if len(maps) != len(network.channels):
         return f"returns {len(maps)} maps, but has {len(network.channels)} channels"
-    for number, (each, channels, stride) in enumerate(
-        zip(maps, network.channels, network.strides, strict=True), 1
+    sizes = network.map_sizes((_SIZE, _SIZE))
+    for number, (each, channels, cells) in enumerate(
+        zip(maps, network.channels, sizes, strict=True), 1
     ):
-        side = -(-_SIZE // stride)
-        expected = (1, channels, side, side)
+        expected = (1, channels, *cells)
         if tuple(each.shape) != expected:
             return (
                 f"returns map {number} of an image of {_SIZE}x{_SIZE} as {tuple(each.shape)}, "

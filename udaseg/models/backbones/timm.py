@@ -91,10 +91,8 @@ class TimmBackbone(Backbone):
             maps = [each.permute(0, 3, 1, 2) for each in maps]
         if self.multiple == 1:
             return maps
-        cells = [[divided_up(side, stride) for side in size] for stride in self.strides]
-        return [
-            each[..., :rows, :columns] for each, (rows, columns) in zip(maps, cells, strict=True)
-        ]
+        sizes = zip(maps, self.map_sizes(size), strict=True)
+        return [each[..., :rows, :columns] for each, (rows, columns) in sizes]
 
     def forward_checkpointed(self, images: Tensor) -> list[Tensor]:
         """Return the same maps; store only the inputs of blocks for the backward pass."""
@@ -138,10 +136,8 @@ class TimmBackbone(Backbone):
             return False
         finally:
             self.train()
-        return [tuple(each.shape) for each in maps] == [
-            (1, channels, *(divided_up(side, stride) for side in size))
-            for channels, stride in zip(self.channels, self.strides, strict=True)
-        ]
+        promised = zip(self.channels, self.map_sizes(size), strict=True)
+        return [tuple(each.shape) for each in maps] == [(1, c, *cells) for c, cells in promised]
 
 
 def build(

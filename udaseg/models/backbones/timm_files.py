@@ -11,7 +11,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from udaseg.models.weights import WeightsFile, load_into, without_wrappers
+from udaseg.models.weights import WeightsFile, load_into, plainly_named
 
 _CHUNK = re.compile(r"^blocks\.\d+\.(\d+\.)")
 """DINOv2's training code cuts its blocks into chunks, and numbers them through."""
@@ -34,7 +34,7 @@ def load_timm_file(network: nn.Module, name: str, file: WeightsFile) -> str:
     Raises:
         CheckpointError: They belong to another network.
     """
-    tensors = _without_chunks(_plain(file.tensors))
+    tensors = _without_chunks(plainly_named(file.tensors))
     state = network.state_dict()
     named = _named_as(state, tensors)
     if not all(key in named and named[key].shape == value.shape for key, value in state.items()):
@@ -42,13 +42,7 @@ def load_timm_file(network: nn.Module, name: str, file: WeightsFile) -> str:
     return load_into(network, named, origin=file.path, partial=file.partial)
 
 
-def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors by names without what other tools put before them."""
-    plain = {without_wrappers(key): value for key, value in tensors.items()}
-    return plain if len(plain) == len(tensors) else dict(tensors)
-
-
-def _without_chunks(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _without_chunks(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     blocks = [key for key in tensors if key.startswith("blocks.")]
     if not blocks or not all(_CHUNK.match(key) for key in blocks):
         return tensors
@@ -64,7 +58,9 @@ def _named_as(state: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dic
     return {names.get(key.replace(".", "_"), key): value for key, value in tensors.items()}
 
 
-def _converted(tensors: dict[str, Tensor], network: nn.Module, name: str) -> dict[str, Tensor]:
+def _converted(
+    tensors: Mapping[str, Tensor], network: nn.Module, name: str
+) -> Mapping[str, Tensor]:
     """Return tensors by timm's names; unchanged if timm cannot make sense of them."""
     module = sys.modules[timm.models.model_entrypoint(name.partition(".")[0]).__module__]
     convert: Any = next((getattr(module, key) for key in _FILTERS if hasattr(module, key)), None)
