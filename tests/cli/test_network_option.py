@@ -66,3 +66,10 @@ def test_the_plan_has_the_stride_that_the_network_has(home):
     said = udaseg("adapt", *words, *cnn, cwd=home).stderr
     assert "resnet50, deeplab_v3plus, stride 8, " in said
     assert "warning: 40000 steps of resnet50 on a CPU take very long" in said
+
+
+def test_a_run_has_one_network(tmp_path):
+    words = ["toyland/rccr", "--network", "light", "--network", "standard"]
+    said = udaseg("adapt", *words, cwd=tmp_path, expect=2).stderr
+    assert "--network is given 2 times (light, standard)" in said
+    assert "`udaseg sweep` compares several" in said

@@ -113,9 +113,10 @@ def test_entry_points_are_read_only_for_plug_ins(installed):
     assert set(installed) == {REGULARIZER}
 
 
-def test_the_package_of_a_backbone_is_noted_and_an_unknown_one_is_left_to_the_models(installed):
+def test_the_package_of_a_backbone_is_noted_and_an_unknown_one_is_refused(installed):
     assert load(text=DACS, overrides=["model.backbone=sick"]).packages == ("udaseg-gram",)
-    assert load(text=DACS, overrides=["model.backbone=healthy"]).packages == ()
+    message = refused(DACS, ["model.backbone=sik"])
+    assert "model.backbone: unknown 'sik'; did you mean 'sick'? choose one of resnet18" in message
 
 
 def test_a_package_that_is_missing_is_named_at_its_line_and_its_names_are_no_second_error(

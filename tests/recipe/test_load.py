@@ -568,7 +568,9 @@ def invented(annotation: Any, draw: random.Random) -> Any:
 
 def test_every_recipe_survives_being_printed_and_stored(monkeypatch: pytest.MonkeyPatch) -> None:
     # checks are off: every value of the right type must survive
-    monkeypatch.setattr(sys.modules["udaseg.recipe.load"], "recipe_problems", lambda recipe: [])
+    module = sys.modules["udaseg.recipe.load"]
+    monkeypatch.setattr(module, "recipe_problems", lambda recipe: [])
+    monkeypatch.setattr(module, "unknown_backbone", lambda name: None)
     install(monkeypatch, {("udaseg.regularizers", "gram.matrix no"): Gram})
     draw = random.Random(0)
     for _ in range(150):

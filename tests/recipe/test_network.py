@@ -51,7 +51,7 @@ def mine(tmp_path: Path) -> Path:
         ([360, 480], [350, 476]),
         ([1024, 2048], [518, 1022]),
         ([14, 28], [14, 28]),
-        ([13, 15], [14, 14]),  # no crop is smaller than one patch
+        ([13, 15], [13, 14]),  # a crop below one patch stays as it is
     ],
 )
 def test_a_crop_is_cut_to_the_limit_and_rounded_down_to_the_multiple(
@@ -135,6 +135,11 @@ def test_a_network_file_begins_with_its_command_and_a_summary(path: Path) -> Non
         ("  lr: 1.0e-4\n", "  lr: -1\n", r"net\.yaml:11:7: optimizer\.lr: must be above 0"),
         ("  lr: 1.0e-4\n", "", r"net\.yaml:9:1: optimizer\.lr: is missing"),
         ("  multiple: 14", "  multiple: 0", r"crop\.multiple: must be at least 1, got 0"),
+        (
+            "  multiple: 14",
+            "  multiple: 101",
+            r"net\.yaml:19:3: crop\.most: must be at least crop\.multiple \(101\) a side, got",
+        ),
         ("optimizer:", "optimiser:", r"optimiser: unknown key; did you mean 'optimizer'"),
         ("crop:", "steps: 4\ncrop:", r"steps: unknown key; known keys: model, optimizer, crop"),
         ("model:", "model: 3\nother:", r"model: must be a section"),
@@ -145,6 +150,28 @@ def test_a_wrong_network_file_is_refused_with_line_and_reason(
 ) -> None:
     mine.write_text(MINE.replace(old, new, 1))
     with pytest.raises(RecipeError, match=expected):
+        load(find_recipe("toyland/rccr"), network=mine)
+
+
+def test_a_recipe_is_no_network(mine: Path) -> None:
+    mine.write_text(dump(load(find_recipe("toyland/rccr"))))
+    for given in ("toyland/rccr", mine):
+        with pytest.raises(RecipeError, match=f"^{given}: is a recipe, not a network; name it"):
+            load(find_recipe("toyland/rccr"), network=find_network(given))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("resnet500", r"unknown 'resnet500'; did you mean 'resnet50'\? choose one of resnet18, "),
+        ("'timm:'", r"write a name of timm after timm:, such as timm:convnext_tiny"),
+    ],
+)
+def test_an_unknown_backbone_is_refused_where_it_is_written(
+    mine: Path, name: str, expected: str
+) -> None:
+    mine.write_text(MINE.replace("resnet18", name))
+    with pytest.raises(RecipeError, match=rf"^.*net\.yaml:3:3: model\.backbone: {expected}"):
         load(find_recipe("toyland/rccr"), network=mine)
 
 

@@ -12,6 +12,7 @@ import typer
 from udaseg.errors import UsageError
 from udaseg.recipe.choices import Criterion, Precision
 from udaseg.sizes import Resize, ShortSide
+from udaseg.text import shortened
 
 OnMismatch = Literal["exclude", "resize", "fail"]
 CacheFormat = Literal["png", "raw"]
@@ -41,7 +42,8 @@ Target = Annotated[
 ]
 _NETWORK_HELP = "Network of recipes/networks/, or a file like them, to put over the recipe"
 Network = Annotated[
-    str | None, typer.Option(metavar="NAME", help=f"{_NETWORK_HELP} (`udaseg recipes ls`).")
+    list[str] | None,
+    typer.Option("--network", metavar="NAME", help=f"{_NETWORK_HELP} (`udaseg recipes ls`)."),
 ]
 Networks = Annotated[
     list[str] | None,
@@ -149,6 +151,16 @@ def refuse_options(reason: str, given: Mapping[str, bool]) -> None:
     others = [name for name, is_given in given.items() if is_given]
     if others:
         raise UsageError(f"{reason}; leave out {', '.join(others)}")
+
+
+def one_network(given: list[str] | None) -> str | None:
+    """Return the only value of `--network`, if any."""
+    if given and len(given) > 1:
+        raise UsageError(
+            f"--network is given {len(given)} times ({', '.join(map(shortened, given))}); "
+            "a run has one network, and `udaseg sweep` compares several"
+        )
+    return given[0] if given else None
 
 
 def parse_height_width(option: str, text: str | None) -> tuple[int, int] | None:

@@ -11,7 +11,7 @@ from udaseg.errors import EnvironmentFault
 from udaseg.recipe.hints import key_hint
 from udaseg.recipe.methods import SelfTraining, built_in_regularizers
 from udaseg.recipe.schema import BACKBONES, PACKAGE_NAME, TIMM_PREFIX, Recipe
-from udaseg.text import did_you_mean
+from udaseg.text import did_you_mean, shortened
 from udaseg.validation import field_type, validate
 
 if TYPE_CHECKING:
@@ -122,6 +122,24 @@ def _unknown_regularizer(name: str) -> str:
     if hint in built_in:
         meant = f"; a built-in one is written as method.{hint}"
     return f"no installed package has this regularizer{meant}"
+
+
+def unknown_backbone(name: str) -> str | None:
+    """Return the error for a backbone that is neither built in nor of an installed package.
+
+    None if it is known, or a name of timm, which is asked when the network is built.
+    """
+    if name == TIMM_PREFIX:
+        return f"write a name of timm after {TIMM_PREFIX}, such as {TIMM_PREFIX}convnext_tiny"
+    if name in BACKBONES or name.startswith(TIMM_PREFIX) or _backbone(name) is not None:
+        return None
+    from udaseg.plugins import list_plugins
+
+    others = [plugin.name for plugin in list_plugins("udaseg.backbones")]
+    hint = did_you_mean(name, [*BACKBONES, *others])
+    meant = "" if hint is None else f"did you mean '{hint}'? "
+    listed = ", ".join([*BACKBONES, f"{TIMM_PREFIX}NAME"])
+    return f"unknown '{shortened(name)}'; {meant}choose one of {listed}"
 
 
 def with_packages(recipe: Recipe) -> Recipe:

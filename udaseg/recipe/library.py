@@ -117,11 +117,18 @@ def find_network(word: str | os.PathLike[str]) -> Path:
     name = word.removesuffix(".yaml").removeprefix(f"{_NETWORKS}/")
     if name in known:
         return known[name]
+    if name in {entry.name for entry in list_recipes()}:
+        raise RecipeError(is_a_recipe(word))
     raise RecipeError(
         f"{shortened(word)}: no such network file or shipped network; "
         f"{_instead(did_you_mean(name, list(known)))}"
         f"available: {', '.join(known)}"
     )
+
+
+def is_a_recipe(word: str) -> str:
+    """Return the error for a recipe where a network is needed."""
+    return f"{shortened(word, 300)}: is a recipe, not a network; name it without --network"
 
 
 def _instead(hint: str | None) -> str:

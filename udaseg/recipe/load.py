@@ -13,7 +13,12 @@ from typing import Any, cast
 from udaseg import documents
 from udaseg.documents import Document, MappingNode, Problems
 from udaseg.errors import RecipeError
-from udaseg.recipe.extensions import plugin_settings, report_missing_packages, with_packages
+from udaseg.recipe.extensions import (
+    plugin_settings,
+    report_missing_packages,
+    unknown_backbone,
+    with_packages,
+)
 from udaseg.recipe.hints import key_hint
 from udaseg.recipe.library import RECIPE
 from udaseg.recipe.methods import SelfTraining
@@ -146,6 +151,9 @@ def _recipe(document: Document, position: str) -> Recipe:
         raise document.problems.failure()
     if isinstance(recipe.method, SelfTraining):
         recipe = replace(recipe, method=replace(recipe.method, regularizers=settings))
+    unknown = None if packages_missing else unknown_backbone(recipe.model.backbone)
+    if unknown is not None:
+        document.add("model.backbone", unknown)
     for key, problem in recipe_problems(recipe):
         document.add(key, problem)
     document.problems.raise_if_any()

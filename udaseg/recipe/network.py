@@ -20,9 +20,10 @@ from udaseg.documents import (
     plain_value,
     read_document,
 )
+from udaseg.errors import RecipeError
 from udaseg.recipe.choices import Size
 from udaseg.recipe.hints import key_hint
-from udaseg.recipe.library import NETWORK
+from udaseg.recipe.library import NETWORK, is_a_recipe
 from udaseg.recipe.methods import Staged, stage_ends
 from udaseg.recipe.schema import Model, Optimizer, Recipe
 from udaseg.validation import validate
@@ -37,7 +38,7 @@ class CropLimit:
     most: Size
     """(height, width) of the largest crop; smaller ones of a recipe stay as they are."""
     multiple: Annotated[int, Ge(1)]
-    """Sides are rounded down to a multiple of this, such as the patch of a ViT."""
+    """Sides are rounded down to a multiple of this, such as the patch of a ViT, but not to 0."""
 
     def fit(self, crop: list[int]) -> list[int]:
         """Return the (height, width) of a crop within the limit.
@@ -46,7 +47,7 @@ class CropLimit:
             CropLimit(most=(518, 518), multiple=14).fit([360, 640])  # [350, 518]
         """
         sides = map(min, crop, self.most)
-        return [max(side // self.multiple, 1) * self.multiple for side in sides]
+        return [side // self.multiple * self.multiple or side for side in sides]
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,12 @@ def read_network(path: Path) -> Network:
             `FILE:LINE:COL: KEY: what`.
     """
     document = read_document(path, NETWORK)
+    if "method" in document.root.entries:
+        raise RecipeError(is_a_recipe(str(path)))
     spec = validate(_NetworkSpec, document, key_hint=key_hint, yaml_1_1=True)
+    if spec is not None and min(spec.crop.most) < spec.crop.multiple:
+        must = f"at least crop.multiple ({spec.crop.multiple}) a side"
+        document.add("crop.most", f"must be {must}, got {list(spec.crop.most)}")
     document.problems.raise_if_any()
     assert spec is not None
     return Network(path.stem, spec.crop, document.root)

@@ -276,7 +276,10 @@ def _adapters(recipe: Recipe) -> Problems:
     """Yield adapters without their way of training, and the other way round."""
     model = recipe.model
     if model.train == "adapters" and model.adapters is None:
-        yield "model.adapters", "must be given with model.train=adapters; {} takes the defaults"
+        yield (
+            "model.adapters",
+            "must be given with model.train=adapters; add model.adapters={}, the defaults",
+        )
     if model.train != "adapters" and model.adapters is not None:
         yield "model.adapters", f"must be left out (null) with model.train={model.train}"
     holds = model.train != "adapters" or model.frozen_stages == 0

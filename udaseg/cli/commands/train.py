@@ -71,7 +71,7 @@ def _training_command(
             keep_best=keep_best,
             compile=compiled,
             deterministic=deterministic,
-            network=network,
+            network=options.one_network(network),
         )
         if resume is not None:
             options.refuse_options(

@@ -26,9 +26,9 @@ from udaseg.models.weights import (
     own_backbone,
     read_state_dict,
 )
-from udaseg.plugins import find_plugin, list_plugins
+from udaseg.plugins import find_plugin
+from udaseg.recipe.extensions import unknown_backbone
 from udaseg.recipe.schema import BACKBONES, NAMED_WEIGHTS, TIMM_PREFIX
-from udaseg.text import did_you_mean
 
 _DEFAULT = BackboneOptions()
 
@@ -140,8 +140,4 @@ def _build_named(
         path = weights.path if isinstance(weights, WeightsFile) else weights
         path = "imagenet" if path == "pretrained" else path
         return plugin_backbone(plugin, output_stride=output_stride, weights=path)
-    known = [*BACKBONES, *(each.name for each in list_plugins("udaseg.backbones"))]
-    hint = did_you_mean(name, known)
-    meant = "" if hint is None else f"did you mean '{hint}'? "
-    listed = ", ".join([*BACKBONES, f"{TIMM_PREFIX}NAME"])
-    raise RecipeError(f"model.backbone: unknown '{name}'; {meant}choose one of {listed}")
+    raise RecipeError(f"model.backbone: {unknown_backbone(name)}")
