@@ -250,3 +250,22 @@ def test_each_parameter_of_a_network_is_trained_once_at_the_rate_of_its_layer(ba
         rate = None if layer <= first else pytest.approx(0.005 * 0.5 ** (body.depth - layer))
         assert rates.get(f"backbone.{name}") == rate, name
     assert body.undecayed <= set(layers)
+
+
+def test_a_parameter_whose_first_gradient_comes_late_starts_its_momentum_then():
+    """As in torch's SGD of single tensors: the first momentum is the first gradient."""
+    early, late = (torch.nn.Parameter(torch.full((3,), value)) for value in (1.0, 2.0))
+    twins = [torch.nn.Parameter(part.detach().clone()) for part in (early, late)]
+    groups = [parameter_group("all", 0.1, [("early", early), ("late", late)])]
+    fused = make_optimizer("sgd", groups, momentum=0.9, weight_decay=0.01)
+    plain = torch.optim.SGD(twins, lr=0.1, momentum=0.9, weight_decay=0.01, foreach=False)
+    set_learning_rate(fused, 1.0)
+    for step in range(4):
+        early.grad = torch.full((3,), 0.5)
+        late.grad = None if step < 2 else torch.full((3,), -0.25)
+        for twin, part in zip(twins, (early, late), strict=True):
+            twin.grad = part.grad
+        fused.step()
+        plain.step()
+        for twin, part in zip(twins, (early, late), strict=True):
+            torch.testing.assert_close(part, twin, rtol=1e-6, atol=0)

@@ -13,7 +13,7 @@ from udaseg.methods.objectives.source_only import SourceOnly
 from udaseg.models.backbones.sequential import SequentialBackbone
 from udaseg.models.heads.deeplab_v2 import DeepLabV2
 from udaseg.models.segmenter import Segmenter
-from udaseg.training.optimizer import build_optimizer, set_learning_rate
+from udaseg.training.optimizer import LateSGD, build_optimizer, set_learning_rate
 
 DACS = "gta5_cityscapes/dacs"
 
@@ -109,7 +109,7 @@ def test_the_state_is_saved_and_loaded():
 
 def test_by_default_each_tensor_takes_one_step():
     _, optimizer = _trained()
-    assert type(optimizer) is torch.optim.SGD
+    assert type(optimizer) is LateSGD
     assert [group["name"] for group in optimizer.param_groups] == ["backbone", "head"]
 
 

@@ -14,6 +14,7 @@ from udaseg.errors import EnvironmentFault, RecipeError, UsageError
 from udaseg.recipe.library import find_recipe
 from udaseg.recipe.load import dump, load
 from udaseg.recipe.request import Overrides, requested_recipe
+from udaseg.runs.best import warm_up_folder
 from udaseg.training.resume import refuse_different_settings
 from udaseg.training.train import TrainOptions, read_recipe
 
@@ -51,6 +52,21 @@ def test_a_run_has_its_recipe_its_checkpoints_and_its_scores(run):
     assert (run.path / "command.txt").read_text() == "udaseg.adapt\n"
     assert repr(run) == f"Run({str(run.path)!r})"
     assert udaseg.Run(os.fspath(run)) == udaseg.Run(run) == run
+
+
+def test_the_checkpoint_at_the_end_of_the_warm_up_is_kept(root, tmp_path):
+    sets, options = {"source": "toyland", "target": "toyland-target"}, TrainOptions(root=root)
+    changes = {**TINY, "method.warm_up": 0.4, "validation.data": None}
+    warm = tmp_path / "warm"
+    run = udaseg.adapt("dacs", **sets, steps=4, overrides=changes, out=warm, options=options)
+    assert [path.name for path in run.checkpoints] == ["step-000003.pt", "step-000004.pt"]
+    kept = udaseg.load(warm_up_folder(warm))
+    assert kept.step == 2
+    changes = {**TINY, "machine.keep_checkpoints": 4, "validation.data": None}
+    plain = tmp_path / "plain"
+    udaseg.adapt("source_only", **sets, steps=4, overrides=changes, out=plain, options=options)
+    of_plain = udaseg.load(plain / "checkpoints/step-000002.pt").segmenter.state_dict()
+    assert_same(kept.segmenter.state_dict(), of_plain)
 
 
 def test_nothing_is_printed_to_stdout_and_finished_runs_are_told(run, root, tmp_path, capsys):

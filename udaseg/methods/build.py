@@ -67,7 +67,7 @@ def build_objective(
         student.projector.requires_grad_(heads[0].trainable)
     sizes = {"num_classes": num_classes, "channels": student.feature_channels}
     regularizers = {name: _build_regularizer(name, spec, **sizes) for name, spec in terms.items()}
-    objective = _build_objective(method, student, regularizers, num_classes)
+    objective = _build_objective(method, student, regularizers, num_classes, recipe.steps)
     objective.source_jitter, objective.target_jitter = stage.source_jitter, stage.target_jitter
     objective.base = base if student.backbone.base_names else None
     return objective
@@ -78,6 +78,7 @@ def _build_objective(
     student: Segmenter,
     regularizers: Mapping[str, Regularizer],
     num_classes: int,
+    steps: int,
 ) -> Objective:
     match method:
         case specs.SelfTraining(teacher=teacher):
@@ -92,6 +93,7 @@ def _build_objective(
                 ),
                 num_classes=num_classes,
                 regularizers=regularizers,
+                steps=steps,
             )
         case specs.SourceOnly():
             return SourceOnly(student)

@@ -69,7 +69,15 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def update(self, student: Segmenter, step: int) -> None:
         """Update the moving average after optimiser step `step` (from 0)."""
-        keep = min(1 - 1 / (step + self._first), self.momentum)
+        self._average(student, min(1 - 1 / (step + self._first), self.momentum))
+
+    @torch.no_grad()
+    def copy(self, student: Segmenter) -> None:
+        """Become the student, bit for bit."""
+        self._average(student, keep=0.0)
+
+    def _average(self, student: Segmenter, keep: float) -> None:
+        """Keep this share of the average, and take the rest from the student."""
         floats: list[tuple[Tensor, Tensor]] = []
         integers: list[tuple[Tensor, Tensor]] = []
         for average, value in zip(_tensors(self.network), _tensors(student), strict=True):

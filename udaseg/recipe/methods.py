@@ -140,6 +140,12 @@ class SelfTraining(RunMethod):
     """Contrast of SePiCo. Of all regularizers, only one can have a projector."""
     regularizers: Mapping[str, Any] = field(default_factory=dict)
     """Settings of regularizers of other installed packages, by their name."""
+    warm_up: Annotated[float, Interval(ge=0, le=1)] = 0.0
+    """Share of the steps that train on the source alone, as `source_only` does. Then the teacher
+    starts as the student, all else begins, and its steps are counted from there; the learning rate
+    goes on. 0 in DACS; a network that is good from the start is hurt by labels of a teacher that is
+    not.
+    """
 
 
 @dataclass(frozen=True)
@@ -350,6 +356,11 @@ def regularizer_specs(method: SelfTraining) -> dict[str, Any]:
     return {name: spec for name, spec in built_in.items() if spec is not None} | dict(
         method.regularizers
     )
+
+
+def warm_up_steps(method: Method | Objective, steps: int) -> int:
+    """Return how many of the `steps` of a run train on the source alone before anything else."""
+    return round(method.warm_up * steps) if isinstance(method, SelfTraining) else 0
 
 
 def stage_ends(method: Staged, steps: int) -> tuple[int, ...]:

@@ -1,4 +1,7 @@
-"""The checkpoints that a criterion chose: `checkpoints/best-NAME/` of a run."""
+"""Checkpoints of a run that are kept: those that a criterion chose, and that of the warm-up.
+
+They are in folders of their own, `checkpoints/best-NAME/` and `checkpoints/warm_up/`.
+"""
 
 import os
 import shutil
@@ -14,6 +17,14 @@ BEST_RECORD = "best.json"
 def best_folder(run: Path, criterion: str) -> Path:
     """Return the folder of a run's best checkpoint by a criterion."""
     return run / "checkpoints" / f"best-{criterion}"
+
+
+def warm_up_folder(run: Path) -> Path:
+    """Return the folder of the checkpoint at the end of a run's warm-up on the source alone.
+
+    It exists once a run with `method.warm_up` has done the warm-up.
+    """
+    return run / "checkpoints" / "warm_up"
 
 
 def read_record(run: Path, criterion: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ _WRITTEN = (
     "stages/*",
     "stages/*/pseudo_labels",
     "checkpoints/best-*",
+    "checkpoints/warm_up",
 )
 """Folders below a run that hold files from `udaseg.files`, or links to checkpoints."""
 

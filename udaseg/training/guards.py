@@ -21,6 +21,7 @@ from typing import Literal
 from udaseg.distributed import all_gather_object
 from udaseg.errors import DivergedError
 from udaseg.methods.objectives.objective import LossReport
+from udaseg.recipe.methods import warm_up_steps
 from udaseg.training.scalars import mean_scalars
 from udaseg.training.setup import TrainingSetup
 from udaseg.training.snapshot import BufferCopy, Snapshot, state_is_finite
@@ -149,8 +150,10 @@ class Guard:
 
     def is_check_due(self, done: int) -> bool:
         """Return whether the state after `done` steps must be checked and copied."""
-        checkpoint = self.setup.recipe.machine.checkpoint_every
-        if checkpoint and done % checkpoint == 0:
+        recipe = self.setup.recipe
+        checkpoint = recipe.machine.checkpoint_every
+        is_saved = checkpoint and done % checkpoint == 0
+        if is_saved or done == warm_up_steps(recipe.method, recipe.steps):
             return True
         every = CHECK_INTERVAL if self.setup.device.type == "cpu" else CHECK_INTERVAL_CUDA
         return done % every == 0

@@ -63,7 +63,24 @@ class JointOptimizer:
             offset, first = end, last
 
 
-class RepeatingSGD(torch.optim.SGD):
+class LateSGD(torch.optim.SGD):
+    """SGD that takes a parameter whose first gradient comes later than those of others.
+
+    Torch's fused SGD fails at it: it expects a momentum for all of them, or for none.
+    """
+
+    def step(self) -> None:  # type: ignore[override]  # no closure
+        """Update the parameters of all groups."""
+        parts = [part for group in self.param_groups for part in group["params"]]
+        late = [part for part in parts if part.grad is not None and part not in self.state]
+        if self.state:
+            for part in late:
+                # the momentum of the first step is then the gradient, as always
+                self.state[part]["momentum_buffer"] = torch.zeros_like(part.grad)
+        super().step()
+
+
+class RepeatingSGD(LateSGD):
     """SGD that takes as many steps for a group, with one gradient, as the group's `times` says.
 
     A loop over parameters, as in the torch of 2020, does this for a tensor that is listed n times.
@@ -118,7 +135,7 @@ def make_optimizer(
         return torch.optim.AdamW(
             groups, lr=0.0, betas=(momentum, 0.999), weight_decay=weight_decay, fused=True
         )
-    sgd = RepeatingSGD if any("times" in group for group in groups) else torch.optim.SGD
+    sgd = RepeatingSGD if any("times" in group for group in groups) else LateSGD
     return sgd(groups, lr=0.0, momentum=momentum, weight_decay=weight_decay, fused=True)
 
 

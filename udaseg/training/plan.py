@@ -13,6 +13,7 @@ from udaseg.data.labels.classes import ClassSpace
 from udaseg.display.console import open_console, safe_text
 from udaseg.distributed import world_size
 from udaseg.errors import DataError
+from udaseg.recipe.methods import warm_up_steps
 from udaseg.recipe.schema import Recipe, Source
 from udaseg.recipe.stages import Stage, stages_of
 from udaseg.sizes import Resize, ShortSide, distorts, recipe_size
@@ -62,6 +63,8 @@ def print_plan(
         f"{recipe.steps} of {images} images{per_process} on {setup.device}, "
         f"{recipe.machine.precision}"
     )
+    if warm_up := warm_up_steps(recipe.method, recipe.steps):
+        rows["warm-up"] = f"the first {warm_up} of these steps on the source alone"
     if len(stages) > 1:
         rows["stages"] = ", ".join(f"{stage.name} to step {stage.end}" for stage in stages)
     _print_rows([*rows.items(), ("run", str(folder))])

@@ -1,7 +1,7 @@
 """Mean-teacher self-training on mixed images, with optional regularizers."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -42,6 +42,7 @@ from udaseg.methods.views import (
 )
 from udaseg.models.segmenter import Segmenter, SegmenterOutput
 from udaseg.recipe.methods import SelfTraining as SelfTrainingSpec
+from udaseg.recipe.methods import warm_up_steps
 
 _COUNT_STRIDE = 4
 
@@ -64,6 +65,7 @@ class SelfTraining(Objective):
         teacher: Moving average of the student.
         num_classes: K.
         regularizers: By name; the name identifies the loss and the state.
+        steps: Steps of the run, of which the warm-up is a share.
 
     Reference:
         Tranheden et al., DACS (2021); Zhou et al., RCCR (2022) for the CutMix view.
@@ -77,16 +79,25 @@ class SelfTraining(Objective):
         *,
         num_classes: int,
         regularizers: Mapping[str, Regularizer],
+        steps: int = 0,
     ) -> None:
         super().__init__(student)
         self.spec = spec
         self.teacher = teacher
         self.num_classes = num_classes
         self.regularizers = nn.ModuleDict(regularizers)
+        self.warm_up_steps, self._steps = warm_up_steps(spec, steps), steps
         self._check_needs()
 
     def passes(self, batch: Batch, sums: RankSums) -> Iterator[LossReport]:
-        """Yield the losses of each view of the student, in the order of `STUDENT_VIEWS`."""
+        """Yield the losses of each view of the student, in the order of `STUDENT_VIEWS`.
+
+        In the warm-up, there is one view, of the source, and no other loss.
+        """
+        if batch.step < self.warm_up_steps:
+            yield self._warm_up_pass(batch, sums)
+            return
+        batch = self._since_warm_up(batch)
         context, needs = self._teach(batch), self._needs(batch.step)
         mixed = self._mix(context)
         inputs = self._student_inputs(context, mixed, needs)
@@ -116,6 +127,25 @@ class SelfTraining(Objective):
             )
             parts = {}
             views.drop_graphs()
+
+    def _warm_up_pass(self, batch: Batch, sums: RankSums) -> LossReport:
+        """Return the loss on the source, as `SourceOnly` has it."""
+        labelled = sums.reduce(labelled=count_labelled(batch.source_labels))["labelled"]
+        output = self.student(self._source_input(batch, self.source_images(batch)))
+        return LossReport.of({"source": self._source_loss(output, batch, labelled)})
+
+    def _since_warm_up(self, batch: Batch) -> Batch:
+        """Return the batch with steps and progress counted from the end of the warm-up."""
+        if self.warm_up_steps == 0:
+            return batch
+        step = batch.step - self.warm_up_steps
+        return replace(batch, step=step, progress=step / (self._steps - self.warm_up_steps))
+
+    def _source_input(self, batch: Batch, images: Tensor) -> Tensor:
+        """Return source images as the student sees them, augmented if so configured."""
+        if not self.spec.augment_source:
+            return images
+        return self._augment(images, generator_for(batch.seed, "source"))
 
     def _source_loss(self, output: SegmenterOutput, batch: Batch, labelled: Tensor) -> Tensor:
         return pixel_loss(
@@ -222,8 +252,11 @@ class SelfTraining(Objective):
 
     @torch.no_grad()
     def after_step(self, step: int, report: LossReport) -> None:
-        """Update the teacher and the regularizers."""
-        self.teacher.update(self.student, step)
+        """Update the teacher and the regularizers; in the warm-up, the teacher is the student."""
+        if step < self.warm_up_steps:
+            self.teacher.copy(self.student)
+            return
+        self.teacher.update(self.student, step - self.warm_up_steps)
         if report.views is not None:
             for _, term in self._named_regularizers():
                 term.update(report.views)
@@ -272,9 +305,7 @@ class SelfTraining(Objective):
         self, context: StepContext, mixed: Mixed, needs: Mapping[View, Need]
     ) -> dict[View, StudentInput]:
         """Return what the student sees, in order, with labels for the views that are needed."""
-        images = context.source
-        if self.spec.augment_source:
-            images = self._augment(images, generator_for(context.batch.seed, "source"))
+        images = self._source_input(context.batch, context.source)
         source_labels = mixed_labels = None
         output = context.target_output
         if SOURCE in needs:

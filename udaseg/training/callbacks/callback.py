@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 from udaseg.data.files.images import Pixels
 from udaseg.distributed import rank, without_peers
 from udaseg.methods.objectives.objective import LossReport
+from udaseg.recipe.methods import warm_up_steps
 from udaseg.recipe.schema import Recipe
 from udaseg.recipe.stages import Stage
 from udaseg.runs.status import RunStatus
@@ -93,6 +94,11 @@ class TrainingState:
     def stage(self) -> Stage:
         """The stage that is trained."""
         return self.setup.stage
+
+    @property
+    def warm_up_end(self) -> int:
+        """Steps of the warm-up, from the start of the run; 0 without one."""
+        return warm_up_steps(self.stage.objective, self.recipe.steps)
 
     def write_event(self, event: Mapping[str, object]) -> None:
         """Give the loggers a line of metrics."""

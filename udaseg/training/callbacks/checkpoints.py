@@ -6,6 +6,7 @@ from udaseg.data.labels.classes import classes_to_dict
 from udaseg.distributed import on_rank_zero, world_size
 from udaseg.errors import DataChanged, DivergedError
 from udaseg.recipe.load import to_dict
+from udaseg.runs.best import warm_up_folder
 from udaseg.runs.checkpoint import save_checkpoint
 from udaseg.training.callbacks.callback import Callback, TrainingState
 from udaseg.training.memory import OutOfMemory
@@ -16,6 +17,7 @@ from udaseg.training.stage_data import stage_checkpoint_folder
 class Checkpoints(Callback):
     """Saves the state every `machine.checkpoint_every` steps and at the end of the steps.
 
+    That at the end of a warm-up is also kept for ever, in a folder of its own.
     The end may be a signal, or an error after which the state is intact: memory ran out, or a file
     of the data changed.
     """
@@ -33,6 +35,9 @@ class Checkpoints(Callback):
 
     def on_step(self, state: TrainingState) -> None:
         """Save the state if it is due."""
+        if state.step == state.warm_up_end:
+            # before the other, so that a run that resumes after the warm-up has it
+            _save(state, warm_up_folder(state.context.folder))
         interval = state.recipe.machine.checkpoint_every
         if interval and state.step % interval == 0:
             self._save(state)

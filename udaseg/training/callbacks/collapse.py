@@ -153,7 +153,9 @@ class CollapseWatch(Callback):
 
     def begin(self, state: TrainingState) -> None:
         """Count from the first step to come."""
-        self._monitor = CollapseMonitor(state.context.data.classes.names, state.step)
+        # there are no pseudo-labels in a warm-up
+        first = max(state.step, state.warm_up_end)
+        self._monitor = CollapseMonitor(state.context.data.classes.names, first)
         self._shares, self.alarms = {}, []
         self._begin, self._learns = state.step, False
 
