@@ -1,0 +1,82 @@
+"""The list of measurements: its jobs, its results and its tables."""
+
+import itertools
+import json
+
+import pytest
+
+from tests.bench import measure
+from tests.support.toy import TINY, toy_root
+
+
+def result(name, miou, **more):
+    words = {job.name: list(job.words) for job in measure.all_jobs()}[name]
+    iou = {"road": miou + 10, "bicyclist": miou - 10}
+    return {"name": name, "words": words, "miou": miou, "iou": iou, "minutes": 10.0, **more}
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    file = tmp_path / "results.jsonl"
+    monkeypatch.setattr(measure, "RESULTS", file)
+
+    def write(*lines):
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    return write
+
+
+def test_each_part_has_the_words_of_the_parts_before_it():
+    rows = [*measure.GROUPS["parts"].rows.values()]
+    assert len(rows) == 9
+    assert rows[0] == ("synstreet_camvid/source_only",)
+    for shorter, longer in itertools.pairwise(rows[1:]):
+        assert longer[: len(shorter)] == shorter and len(longer) > len(shorter)
+
+
+def test_a_result_counts_only_for_the_words_it_was_measured_with(results):
+    same, other = result("light/dacs/0", 35.0), result("light/rccr/0", 36.0)
+    other["words"] = [*other["words"], "optimizer.lr=1e-3"]
+    results(same, other)
+    assert measure.read_results() == [same]
+
+
+def test_a_table_has_means_spreads_and_differences_over_shared_seeds():
+    warm = {"teacher": {"miou": 51.0}, "warm": {"miou": 44.0}}
+    results = [
+        result("parts/source_only/0", 40.0),
+        result("parts/source_only/1", 42.0),
+        result("parts/warm_self_training/0", 46.0, **warm),
+        result("parts/warm_self_training/1", 50.0, **warm),
+        result("parts/masking/1", 51.0, **warm),
+        result("light/dacs/0", 99.0),
+    ]
+    lines = measure.table("parts", results).splitlines()
+    assert "| source_only | 2 | 41.0 | 1.4 | 51.0 |  |  |  |  | 10.0 |" in lines
+    assert (
+        "| warm_self_training | 2 | 48.0 | 2.8 | 58.0 | +7.0 | +7.0 | 51.0 | 44.0 | 10.0 |" in lines
+    )
+    assert "| masking | 1 | 51.0 |  | 61.0 | +9.0 | +1.0 | 51.0 | 44.0 | 10.0 |" in lines
+    assert "| road | 51.0 | 58.0 | 61.0 |" in lines
+    assert measure.table("toyland", results) == ""
+
+
+@pytest.mark.slow
+def test_jobs_are_trained_scored_written_down_and_not_repeated(
+    results, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("UDASEG_DATA", str(toy_root(tmp_path / "data")))
+    monkeypatch.setattr(measure, "RUNS", tmp_path / "runs")
+    rows = {"dacs": ("toyland/dacs",), "missing": ("toyland/missing",)}
+    group = measure.Group("tiny", ("--steps=2", *TINY), rows, (0,))
+    monkeypatch.setattr(measure, "GROUPS", {"tiny": group})
+    monkeypatch.setattr("sys.argv", ["measure"])
+    measure.main()
+    (line,) = measure.read_results()
+    assert line["target"] == "toyland-target" and line["threads"] == 1
+    assert len(line["iou"]) == 13 and len(line["teacher"]["iou"]) == 13
+    assert {"entropy", "infomax", "flip", "source", "drift", "collapsed"} < line["criteria"].keys()
+    assert "tiny/missing/0: failed with code 2" in capsys.readouterr().out
+    measure.main()
+    assert "tiny/dacs/0" not in capsys.readouterr().out
+    assert measure.read_results() == [line]
