@@ -72,11 +72,14 @@ if TYPE_CHECKING:
     from udaseg.runs.run import Run as Run
     from udaseg.runs.score_matrix import ScoreMatrix as ScoreMatrix
     from udaseg.runs.scores import Scores as Scores
+    from udaseg.runs.worth import Worth as Worth
     from udaseg.selection.calibrate import Calibration as Calibration
     from udaseg.selection.calibrate import calibrate as calibrate
     from udaseg.selection.select import Selection as Selection
     from udaseg.selection.select import SelectOptions as SelectOptions
     from udaseg.selection.select import select as select
+    from udaseg.selection.worth import WorthOptions as WorthOptions
+    from udaseg.selection.worth import worth_it as worth_it
     from udaseg.sizes import ShortSide as ShortSide
     from udaseg.training.train import TrainOptions as TrainOptions
     from udaseg.training.train import adapt as adapt
@@ -118,8 +121,10 @@ _NAMES = {
     "runs.run": ["Run"],
     "runs.score_matrix": ["ScoreMatrix"],
     "runs.scores": ["Scores"],
+    "runs.worth": ["Worth"],
     "selection.calibrate": ["Calibration", "calibrate"],
     "selection.select": ["SelectOptions", "Selection", "select"],
+    "selection.worth": ["WorthOptions", "worth_it"],
     "sizes": ["ShortSide"],
     "training.train": ["TrainOptions", "adapt", "train"],
 }

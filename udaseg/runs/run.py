@@ -10,6 +10,7 @@ from udaseg.recipe.schema import Recipe
 from udaseg.runs.checkpoint import list_manifests
 from udaseg.runs.records import read_status
 from udaseg.runs.scores import Scores, read_evaluations
+from udaseg.runs.worth import Worth, read_worth
 
 
 @dataclass(frozen=True, repr=False)
@@ -70,3 +71,8 @@ class Run(os.PathLike[str]):
         if problems:
             raise DataError(f"{self.path}: {problems[0]}; run `udaseg eval` again")
         return scores
+
+    @property
+    def worth(self) -> Worth | None:
+        """Whether the adaptation was worth it; None if it was not compared, see `worth_it`."""
+        return read_worth(self.path)

@@ -31,6 +31,7 @@ class Candidate:
         mean_rank: Mean over the criteria that voted.
         collapsed: Predicts one class for nearly all of the target. Entropy and agreement with
             mirror images favour such a network, so it is selected only if there is no other.
+        shares: Share of each class in the pixels that it predicts on the target, 0 to 1.
     """
 
     run: Path
@@ -40,6 +41,7 @@ class Candidate:
     oracle: float | None = None
     mean_rank: float = math.nan
     collapsed: bool = False
+    shares: dict[str, float] = field(default_factory=dict)
 
     @property
     def name(self) -> str:

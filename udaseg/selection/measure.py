@@ -45,7 +45,8 @@ def compute_criteria(
         criteria: Names of the criteria; passes that only other criteria need are skipped.
     """
     values, predicted = _criteria_on_target(candidate, model, sets, device, criteria)
-    candidate.collapsed = float(predicted.max() / predicted.sum()) > _COLLAPSE_SHARE
+    candidate.shares = _by_name(predicted, model.classes)
+    candidate.collapsed = max(candidate.shares.values()) > _COLLAPSE_SHARE
     if sets.source is not None:
         if "source" in criteria:
             values["source"] = _miou(model, sets.source)
@@ -114,6 +115,16 @@ def _miou(model: Model, images: ImageSet) -> float:
     return confusion_matrix(
         model.segmenter, model.classes, images.dataset, images.split, options, device=model.device
     ).mean_iou()
+
+
+def source_shares(source: ImageSet, classes: ClassSpace) -> dict[str, float]:
+    """Return the share of each class of a network in the source's labels; empty if not counted."""
+    counts = _source_prior(source, classes)
+    return _by_name(counts, classes) if bool(counts.any()) else {}
+
+
+def _by_name(counts: Tensor, classes: ClassSpace) -> dict[str, float]:
+    return dict(zip(classes.names, (counts / counts.sum()).tolist(), strict=True))
 
 
 def _source_prior(source: ImageSet, classes: ClassSpace) -> Tensor:

@@ -29,6 +29,7 @@ from udaseg.training.callbacks.build import build_callbacks
 from udaseg.training.callbacks.callback import Dispatcher, TrainingState
 from udaseg.training.callbacks.checkpoints import write_checkpoint
 from udaseg.training.callbacks.scores import write_final_scores
+from udaseg.training.callbacks.worth import write_worth_of_run
 from udaseg.training.guards import Guard
 from udaseg.training.loop import run_steps
 from udaseg.training.resume import restore
@@ -105,7 +106,9 @@ class Runner:
     def _train_and_score(self) -> tuple[float, Scores] | tuple[None, None]:
         try:
             self._train_stages()
-            return self._score()
+            outcome = self._score()
+            self._compare()
+            return outcome
         except DataChanged as error:
             raise DataChanged(f"{error}; {self._advice_on_changed_data()}") from error
 
@@ -262,6 +265,15 @@ class Runner:
         message = f"trained, not scored; continue with --resume {context.folder}"
         with self._stop.interruptible(message):
             return write_final_scores(self._state)
+
+    def _compare(self) -> None:
+        """Compare the trained student with that at the end of the warm-up, if there was one."""
+        assert self._state is not None
+        with self._stop.interruptible(
+            "trained, not compared with the network before the adaptation; continue with --resume "
+            f"{self.context.folder}"
+        ):
+            write_worth_of_run(self._state)
 
 
 def _refuse_changed_files(checkpoint: Checkpoint, digests: Mapping[str, str]) -> None:

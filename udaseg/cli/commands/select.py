@@ -7,8 +7,10 @@ import typer
 from rich.table import Table
 
 from udaseg.cli import options
+from udaseg.cli.printing.worth import print_worth
 from udaseg.cli.verbosity import set_verbosity
 from udaseg.display.console import open_console, print_json, print_line, safe_text
+from udaseg.errors import UsageError
 
 if TYPE_CHECKING:
     from udaseg import Selection
@@ -33,6 +35,22 @@ def select(
         bool, typer.Option("--every", help="Compare all checkpoints of several runs.")
     ] = False,
     images: Annotated[int, typer.Option(min=1, help="Maximum images per data set.")] = 50,
+    worth_it: Annotated[
+        bool,
+        typer.Option(
+            "--worth-it",
+            help="Instead, say whether the adapted network of one run is better than before its "
+            "adaptation.",
+        ),
+    ] = False,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN",
+            help="With --worth-it: a run trained on the source alone. Default: the warm-up of the "
+            "run.",
+        ),
+    ] = None,
     oracle: Annotated[
         bool,
         typer.Option("--oracle", help="Also score with target labels; the output is marked."),
@@ -48,6 +66,21 @@ def select(
     set_verbosity(verbose, quiet)
     import udaseg
 
+    if worth_it:
+        if len(runs) > 1:
+            raise UsageError("--worth-it compares one run; give the other one with --baseline")
+        options.refuse_options(
+            "--worth-it compares two students without target labels",
+            {"--every": every, "--oracle": oracle, "--weights": weights != "student"},
+        )
+        comparing = udaseg.WorthOptions(images=images, device=device, root=root)
+        worth = udaseg.worth_it(
+            runs[0], baseline=baseline, data=data, split=split, options=comparing
+        )
+        print_worth(worth, output_format)
+        return
+    if baseline is not None:
+        raise UsageError("--baseline needs --worth-it")
     comparison = udaseg.SelectOptions(
         oracle=oracle,
         all_checkpoints=every,

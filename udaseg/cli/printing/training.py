@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from udaseg.cli.printing.scores import print_scores
+from udaseg.cli.printing.worth import print_worth
 from udaseg.display.console import open_console, safe_text
+from udaseg.recipe.stages import adapts
 from udaseg.text import percent
 
 if TYPE_CHECKING:
@@ -20,10 +22,15 @@ def print_run(run: "Run", scores: "Scores | None") -> None:
         print_scores(scores)
     recipe, console = run.recipe, open_console(soft_wrap=True)
     path = shlex.quote(str(run.path))
+    worth = run.worth
+    if worth is not None:
+        print_worth(worth)
     console.print(safe_text(f"{recipe.name}: done, in {path}"))
     if recipe.validation.data is not None:
         console.print(safe_text(f"  udaseg eval {path}"))
     console.print(safe_text(f"  udaseg predict IMAGES --checkpoint {path}"))
+    if worth is None and adapts(recipe):
+        console.print(safe_text(f"  udaseg select --worth-it {path} --baseline SOURCE_ONLY_RUN"))
 
 
 def print_recipe(recipe: "Recipe") -> None:

@@ -1,0 +1,131 @@
+"""`worth.json`: whether the adapted network of a run is better than one that was not adapted."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import TypeAdapter
+
+from udaseg.files import plain_json, write_json
+from udaseg.runs.leftovers import writing_in_run
+
+WORTH_FILE = "worth.json"
+Verdict = Literal["better", "worse", "unclear", "unknown"]
+Network = Literal["adapted", "baseline"]
+
+
+@dataclass(frozen=True)
+class ComparedNetwork:
+    """One of the two networks of a comparison.
+
+    Attributes:
+        checkpoint: Its file; relative to the run folder if it is in it.
+        step: Number of training steps.
+        sha256: Digest of the file.
+        collapsed: Whether it predicts one class for nearly all of the target.
+        shares: Share of each class in the pixels that it predicts on the target, 0 to 1.
+    """
+
+    checkpoint: str
+    step: int
+    sha256: str
+    collapsed: bool
+    shares: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class ComparedCriterion:
+    """What a criterion without target labels says of both networks.
+
+    Attributes:
+        name: As in `udaseg select`.
+        better: Whether `lower` or `higher` values are better.
+        adapted: Value of the adapted network; None if it could not be computed.
+        baseline: Value of the other network.
+        prefers: The network with the better value; None if they differ too little.
+    """
+
+    name: str
+    better: Literal["lower", "higher"]
+    adapted: float | None
+    baseline: float | None
+    prefers: Network | None
+
+
+@dataclass(frozen=True)
+class Worth:
+    """Whether an adaptation was worth it, by criteria that need no target labels.
+
+    Attributes:
+        verdict: `better` or `worse` than the baseline, `unclear` if the criteria disagree, or
+            `unknown` without a baseline.
+        reason: A sentence about the verdict.
+        criteria: The values of both networks; empty if `unknown`.
+        lost: Classes that the adapted network hardly predicts any more.
+        found: Classes that only the adapted network predicts as often as can be expected.
+        adapted: The adapted network; None if `unknown`.
+        baseline: The network before the adaptation, or of the run to compare with.
+        target: Data, split and number of the images that both were compared on.
+        source: The same of the source; None if it was not available.
+
+    Example:
+        worth = udaseg.worth_it("runs/city-rccr", baseline="runs/city-source_only")
+        worth.verdict, worth.reason, [row.prefers for row in worth.criteria]
+    """
+
+    verdict: Verdict
+    reason: str
+    criteria: Sequence[ComparedCriterion] = ()
+    lost: Sequence[str] = ()
+    found: Sequence[str] = ()
+    adapted: ComparedNetwork | None = None
+    baseline: ComparedNetwork | None = None
+    target: Mapping[str, Any] = field(default_factory=dict)
+    source: Mapping[str, Any] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the comparison as a JSON object, as `worth.json` stores it."""
+        document: dict[str, Any] = plain_json(asdict(self))
+        return document
+
+
+_STORED = TypeAdapter(Worth)
+
+
+def unknown_worth(run: Path) -> Worth:
+    """Return the verdict on a run without anything to compare with, and how to get one."""
+    return Worth(
+        "unknown",
+        "there is nothing to compare the adapted network with: train on the source alone, then "
+        f"`udaseg select --worth-it {shlex.quote(str(run))} --baseline SOURCE_ONLY_RUN`; a run "
+        "with method.warm_up=0.25 keeps its own network before the adaptation",
+    )
+
+
+def write_worth(run: Path, worth: Worth) -> Path:
+    """Store a comparison in a run; return the file."""
+    with writing_in_run(run):
+        write_json(run / WORTH_FILE, worth.to_json())
+    return run / WORTH_FILE
+
+
+def read_worth(run: Path, sha256: str | None = None) -> Worth | None:
+    """Return the comparison that a run stores; None if there is none, or it is damaged.
+
+    Args:
+        run: The run folder.
+        sha256: Digest of the adapted network that the comparison must be about; None takes any.
+    """
+    try:
+        worth = _STORED.validate_json((run / WORTH_FILE).read_bytes(), strict=True)
+    except (OSError, ValueError):
+        return None
+    if (
+        worth.adapted is None
+        or worth.baseline is None
+        or sha256 not in (None, worth.adapted.sha256)
+    ):
+        return None
+    return worth

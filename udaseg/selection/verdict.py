@@ -1,0 +1,100 @@
+"""The rule of `udaseg select --worth-it`: from the numbers of two networks to a verdict."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from udaseg.runs.worth import ComparedCriterion, Network, Verdict, Worth
+
+WEIGHTS = {"entropy": 0.5, "infomax": 1.0, "flip": 0.5, "source": 0.5, "drift": 1.0}
+"""Say of each criterion. That of `teacher` has none: before the adaptation, the teacher is the
+student. Any confident network wins by `entropy`, and agreement with mirror images says little."""
+
+CLASSES_WEIGHT = 1.0
+"""Say of the classes that one of the networks has lost."""
+
+SMALLEST_CHANGE = {"entropy": 0.01, "infomax": 0.01, "flip": 0.01, "source": 0.01, "drift": 0.005}
+"""Differences below these have no say."""
+
+CLEAR = 0.25
+"""Part of the whole say by which one side must be ahead for a verdict."""
+
+LOST_BELOW = 0.25
+"""A class is lost if a network predicts less than this part of what can be expected: the share of
+the class in the source or in the predictions of the other network, whichever is smaller."""
+
+SMALLEST_SHARE = 2e-4
+"""Classes of which less can be expected are not counted."""
+
+
+def judge(worth: Worth) -> Worth:
+    """Return a comparison with its verdict, from the numbers that it stores.
+
+    Each criterion has its say for the network with the better value, and so have the classes that
+    one of them has lost. A network that has collapsed to one class, or that tells the classes apart
+    less well (`infomax`), is never the better one, however sure it is.
+
+    Args:
+        worth: Needs the values of `criteria`, both networks and `source`; the rest is replaced.
+    """
+    assert worth.adapted is not None
+    assert worth.baseline is not None
+    ours, theirs = worth.adapted.shares, worth.baseline.shares
+    expected = (worth.source or {}).get("shares", {})
+    lost, found = (_lost(ours, theirs, expected), _lost(theirs, ours, expected))
+    rows = [replace(row, prefers=_preferred(row)) for row in worth.criteria]
+    say = dict.fromkeys(("adapted", "baseline"), 0.0)
+    for row in rows:
+        if row.prefers is not None:
+            say[row.prefers] += WEIGHTS[row.name]
+    if len(lost) != len(found):
+        say["adapted" if len(found) > len(lost) else "baseline"] += CLASSES_WEIGHT
+    known = [row for row in rows if row.adapted is not None and row.baseline is not None]
+    whole = CLASSES_WEIGHT + sum(WEIGHTS[row.name] for row in known)
+    lead = (say["adapted"] - say["baseline"]) / whole
+    tells_less = any(row.name == "infomax" and row.prefers == "baseline" for row in rows)
+    verdict: Verdict = "unclear"
+    if worth.adapted.collapsed != worth.baseline.collapsed:
+        verdict = "worse" if worth.adapted.collapsed else "better"
+    elif lead >= CLEAR and not tells_less and not worth.adapted.collapsed:
+        verdict = "better"
+    elif lead <= -CLEAR:
+        verdict = "worse"
+    judged = replace(worth, verdict=verdict, criteria=rows, lost=lost, found=found)
+    return replace(judged, reason=_reason(judged))
+
+
+def _preferred(row: ComparedCriterion) -> Network | None:
+    if row.adapted is None or row.baseline is None:
+        return None
+    gain = row.adapted - row.baseline if row.better == "higher" else row.baseline - row.adapted
+    if abs(gain) < SMALLEST_CHANGE[row.name]:
+        return None
+    return "adapted" if gain > 0 else "baseline"
+
+
+def _lost(
+    shares: Mapping[str, float], others: Mapping[str, float], expected: Mapping[str, float]
+) -> list[str]:
+    """Return the classes that a network hardly predicts, though the other one and the source do."""
+    floors = {name: min(share, expected.get(name, share)) for name, share in others.items()}
+    return [
+        name
+        for name, floor in floors.items()
+        if floor >= SMALLEST_SHARE and shares[name] < LOST_BELOW * floor
+    ]
+
+
+def _reason(worth: Worth) -> str:
+    """Return the sentence about a verdict."""
+    for network, name in ((worth.adapted, "adapted network"), (worth.baseline, "baseline")):
+        if network is not None and network.collapsed:
+            return f"the {name} predicts almost only one class"
+    parts = []
+    for side, name in (("adapted", "adapted network"), ("baseline", "baseline")):
+        names = [row.name for row in worth.criteria if row.prefers == side]
+        parts.append(f"{' and '.join(names) or 'no criterion'} for the {name}")
+    if worth.lost:
+        parts.append(f"the adapted network has lost {' and '.join(worth.lost)}")
+    if worth.found:
+        parts.append(f"the adapted network has found {' and '.join(worth.found)}")
+    return ", ".join(parts)
