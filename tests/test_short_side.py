@@ -241,7 +241,7 @@ def test_no_image_is_distorted_and_the_warning_of_those_that_are_says_how(world,
     assert "3 of 4 target images have another aspect ratio than target.resize=[12, 20]" in (
         caplog.text
     )
-    assert "target.resize={short_side: 12} keeps their aspect ratio" in caplog.text
+    assert "'target.resize={short_side: 12}' keeps their aspect ratio" in caplog.text
 
 
 @pytest.mark.slow

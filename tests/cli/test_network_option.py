@@ -1,13 +1,21 @@
 """`adapt --network` and data of the user: what a run says about its recipe and network."""
 
+import itertools
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import torch
 
 from tests.cli.running import udaseg
 from tests.support import files
+from tests.support.small import shipped
 from tests.support.toy import TINY
+from udaseg.models.segmenter import build_segmenter
 from udaseg.recipe.library import find_network, find_recipe
 from udaseg.recipe.load import load
+from udaseg.training.plan import _warn_of_slow_device
 
 SMALL = [*(word for word in TINY if "valid" not in word), "machine.workers=0", "--dry-run"]
 
@@ -61,11 +69,43 @@ def test_the_plan_has_the_stride_that_the_network_has(home):
         "timm:test_vit, deeplab_v3plus, stride 16 (its own: without dilation, it cannot have"
         in said
     )
-    assert "take very long" not in said
     cnn = ["model.backbone=resnet50", "model.output_stride=8"]
     said = udaseg("adapt", *words, *cnn, cwd=home).stderr
     assert "resnet50, deeplab_v3plus, stride 8, " in said
-    assert "warning: 40000 steps of resnet50 on a CPU take very long" in said
+
+
+@pytest.mark.parametrize(
+    ("backbone", "device", "steps", "expected"),
+    [
+        ("mobilenet_v2", "cpu", 224, ""),
+        ("mobilenet_v2", "meta", 2250, ""),
+        ("mobilenet_v2", "cpu", 2250, "use a GPU, or fewer steps: --steps 56 takes about an hour"),
+        ("resnet50", "cpu", 2250, "use a GPU, --network light, or fewer steps: --steps 56 takes"),
+    ],
+)
+def test_the_plan_warns_of_a_long_run_on_a_cpu(
+    monkeypatch, caplog, backbone, device, steps, expected
+):
+    """A forward pass of an image of 32x32 takes a second of this clock.
+
+    A step has 4 images of 64x64, each as long as 4 forward passes: 64 s. 225 steps are 4 hours.
+    """
+    monkeypatch.setattr("time.perf_counter", itertools.count().__next__)
+    recipe = shipped("toyland/dacs", [*TINY[:-3], "model.weights=random", f"steps={steps}"])
+    recipe = replace(recipe, model=replace(recipe.model, backbone=backbone))
+    images = {f"{domain}_images": (2, 3, 64, 64) for domain in ("source", "target")}
+    setup = SimpleNamespace(
+        recipe=recipe,
+        device=torch.device(device),
+        objective=SimpleNamespace(student=build_segmenter(recipe.model, 3)),
+        batches=SimpleNamespace(shapes=lambda: {**images, "source_labels": (2, 64, 64)}),
+    )
+    setup.objective.student.backbone.eval()
+    modes = [part.training for part in setup.objective.student.modules()]
+    _warn_of_slow_device(setup)
+    assert [part.training for part in setup.objective.student.modules()] == modes
+    long = f"{steps} steps of {backbone} take about 40 hours on this CPU; "
+    assert (long + expected in caplog.text) if expected else not caplog.text
 
 
 def test_a_run_has_one_network(tmp_path):

@@ -2,6 +2,9 @@
 
 import gc
 import logging
+import math
+import shlex
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +16,7 @@ from udaseg.data.labels.classes import ClassSpace
 from udaseg.display.console import open_console, safe_text
 from udaseg.distributed import world_size
 from udaseg.errors import DataError
+from udaseg.models.segmenter import evaluation_mode
 from udaseg.recipe.methods import warm_up_steps
 from udaseg.recipe.schema import Recipe, Source
 from udaseg.recipe.stages import Stage, stages_of
@@ -22,7 +26,14 @@ from udaseg.training.footprint import Footprint, estimate_footprint
 from udaseg.training.setup import RunData, TrainingSetup, build_setup, class_totals
 
 log = logging.getLogger(__name__)
+_HOUR_S = 3600
+_LONG_S = 4 * _HOUR_S
+"""A run on a CPU that takes longer is warned of."""
 _MANY_PARAMETERS = 10_000_000
+_FORWARD_PASSES = 4
+"""What an image of a step costs, in forward passes: one and its backward pass of twice that, and
+the teacher or another view.
+"""
 
 
 def print_plan(
@@ -120,14 +131,38 @@ def _print_rows(rows: Iterable[tuple[str, str]]) -> None:
 
 
 def _warn_of_slow_device(setup: TrainingSetup) -> None:
+    """Warn of a run on a CPU that takes many hours, by the time of a forward pass."""
+    steps = setup.recipe.steps
+    if setup.device.type != "cpu" or (seconds := steps * _step_seconds(setup)) < _LONG_S:
+        return
     parameters = sum(part.numel() for part in setup.objective.student.parameters())
-    if setup.device.type == "cpu" and parameters > _MANY_PARAMETERS:
-        log.warning(
-            "%d steps of %s on a CPU take very long; use a GPU. For a quick test: "
-            "--network light --steps 500",
-            setup.recipe.steps,
-            setup.recipe.model.backbone,
-        )
+    smaller = "--network light, " if parameters > _MANY_PARAMETERS else ""
+    of_an_hour = max(1, round(steps * _HOUR_S / seconds))
+    log.warning(
+        "%d steps of %s take about %d hours on this CPU; use a GPU, %sor fewer steps: "
+        "--steps %d takes about an hour",
+        steps,
+        setup.recipe.model.backbone,
+        round(seconds / _HOUR_S),
+        smaller,
+        of_an_hour,
+    )
+
+
+def _step_seconds(setup: TrainingSetup) -> float:
+    """Return about how long a step takes on this CPU: that of an image of half the crop's sides."""
+    student, shapes = setup.objective.student, setup.batches.shapes()
+    batches = [shape for name, shape in shapes.items() if name.endswith("_images")]
+    images = sum(count for count, *_ in batches)
+    sides = [max(side // 2, student.output_stride) for side in batches[-1][2:]]
+    seconds = []
+    with torch.no_grad(), evaluation_mode(student):
+        for _ in range(2):  # the first pass also prepares kernels
+            begin = time.perf_counter()
+            student(torch.zeros(1, 3, *sides))
+            seconds.append(time.perf_counter() - begin)
+    crop = math.prod(batches[-1][2:]) / math.prod(sides)
+    return min(seconds) * crop * images * _FORWARD_PASSES
 
 
 def _warn_of_aspect_ratio(
@@ -142,7 +177,8 @@ def _warn_of_aspect_ratio(
             f"{len(distorted)} of {len(samples)} {name} images have another aspect ratio than "
             f"{key}={recipe_size(resize)} (the first is {distorted[0].width}x"
             f"{distorted[0].height}) and are distorted; "
-            f"{key}={recipe_size(ShortSide(min(resize)))} keeps their aspect ratio"
+            f"{shlex.quote(f'{key}={recipe_size(ShortSide(min(resize)))}')} keeps their aspect "
+            "ratio"
         )
 
 
