@@ -155,6 +155,13 @@ def all_jobs() -> list[Job]:
     ]
 
 
+def source_only(job: Job) -> Job:
+    """Return the job of source-only training with the group and the seed of a job."""
+    group, _, seed = job.name.split("/")
+    (found,) = (each for each in all_jobs() if each.name == f"{group}/source_only/{seed}")
+    return found
+
+
 def read_results() -> list[Result]:
     """Return the finished jobs whose words are still those of the list."""
     words = {job.name: list(job.words) for job in all_jobs()}
@@ -208,12 +215,8 @@ class Worker:
     def _result(self, job: Job) -> Result:
         """Return the line of a trained job; scores are in percent."""
         folder = job.folder
-        checkpoint = newest(folder / "checkpoints")
-        warm = newest(folder / "checkpoints" / "warm_up")
-        compared = [checkpoint] if warm is None else [checkpoint, warm]
-        document = self._json(job, "select", *map(str, compared))
-        keys = (*document["criteria"], "collapsed")
-        criteria = [{key: row[key] for key in keys} for row in document["candidates"]]
+        document = self._json(job, "select", str(newest(folder / "checkpoints")))
+        (criteria,) = document["candidates"]
         (scores,) = (folder / "eval").glob("*-val/scores.json")
         result = {
             "name": job.name,
@@ -226,14 +229,27 @@ class Worker:
             "threads": read(folder / "environment.json")["threads"],
             "at_once": self.at_once,
             **percents(read(scores)),
-            "criteria": criteria[0],
+            "criteria": {key: criteria[key] for key in (*document["criteria"], "collapsed")},
         }
-        if criteria[0]["teacher"] is not None:
+        if criteria["teacher"] is not None:
             result["teacher"] = percents(self._json(job, "eval", str(folder), "--weights=teacher"))
+        warm = newest(folder / "checkpoints" / "warm_up")
         if warm is not None:
-            scored = percents(self._json(job, "eval", str(warm)))
-            result["warm"] = {**scored, "criteria": criteria[1]}
-        return result
+            result["warm"] = percents(self._json(job, "eval", str(warm)))
+        worth = self._worth(job)
+        return result | ({"worth": worth} if worth else {})
+
+    def _worth(self, job: Job) -> Result:
+        """Return the comparison with the warm network, else with source-only training; or {}."""
+        file, before = job.folder / "worth.json", source_only(job)
+        is_done = before != job and read(before.folder / "status.json").get("state") == "done"
+        if not file.is_file() and is_done:
+            words = ("--worth-it", str(job.folder), "--baseline", str(before.folder))
+            self._command(job, "select", *words)
+        worth = read(file)
+        for network in ("adapted", "baseline") if worth else ():
+            worth[network]["checkpoint"] = Path(worth[network]["checkpoint"]).name
+        return worth
 
     def _json(self, job: Job, *words: str) -> Result:
         with job.folder.with_suffix(".json").open("w+", encoding="utf-8") as file:
@@ -320,7 +336,12 @@ def table(name: str, results: Iterable[Result]) -> str:
 
 def _score_lines(rows: dict[str, dict[int, Result]], chained: bool) -> list[str]:
     heads = ["", "seeds", "mIoU", "spread", f"without {', '.join(RARE)}", "against the first"]
-    heads += ["against the one before"] * chained + ["teacher", "after warm-up", "minutes"]
+    heads += ["against the one before"] * chained + [
+        "teacher",
+        "after warm-up",
+        "worth it?",
+        "minutes",
+    ]
     lines = [_line(heads), _line(["---", *["---:"] * (len(heads) - 1)])]
     first = before = next(iter(rows.values()))
     for row, seeds in rows.items():
@@ -333,6 +354,9 @@ def _score_lines(rows: dict[str, dict[int, Result]], chained: bool) -> list[str]
         cells += [
             _mean(seeds, lambda each, key=key: each[key]["miou"]) for key in ("teacher", "warm")
         ]
+        cells.append(
+            ", ".join(each["worth"]["verdict"] for each in seeds.values() if "worth" in each)
+        )
         cells.append(_mean(seeds, lambda each: each["minutes"]))
         lines.append(_line(cells))
         before = seeds

@@ -42,7 +42,7 @@ def test_a_result_counts_only_for_the_words_it_was_measured_with(results):
 
 
 def test_a_table_has_means_spreads_and_differences_over_shared_seeds():
-    warm = {"teacher": {"miou": 51.0}, "warm": {"miou": 44.0}}
+    warm = {"teacher": {"miou": 51.0}, "warm": {"miou": 44.0}, "worth": {"verdict": "better"}}
     results = [
         result("parts/source_only/0", 40.0),
         result("parts/source_only/1", 42.0),
@@ -52,11 +52,10 @@ def test_a_table_has_means_spreads_and_differences_over_shared_seeds():
         result("light/dacs/0", 99.0),
     ]
     lines = measure.table("parts", results).splitlines()
-    assert "| source_only | 2 | 41.0 | 1.4 | 51.0 |  |  |  |  | 10.0 |" in lines
-    assert (
-        "| warm_self_training | 2 | 48.0 | 2.8 | 58.0 | +7.0 | +7.0 | 51.0 | 44.0 | 10.0 |" in lines
-    )
-    assert "| masking | 1 | 51.0 |  | 61.0 | +9.0 | +1.0 | 51.0 | 44.0 | 10.0 |" in lines
+    assert "| source_only | 2 | 41.0 | 1.4 | 51.0 |  |  |  |  |  | 10.0 |" in lines
+    two = "| warm_self_training | 2 | 48.0 | 2.8 | 58.0 | +7.0 | +7.0 | 51.0 | 44.0 | better, better |"
+    assert f"{two} 10.0 |" in lines
+    assert "| masking | 1 | 51.0 |  | 61.0 | +9.0 | +1.0 | 51.0 | 44.0 | better | 10.0 |" in lines
     assert "| road | 51.0 | 58.0 | 61.0 |" in lines
     assert measure.table("toyland", results) == ""
 
@@ -67,16 +66,18 @@ def test_jobs_are_trained_scored_written_down_and_not_repeated(
 ):
     monkeypatch.setenv("UDASEG_DATA", str(toy_root(tmp_path / "data")))
     monkeypatch.setattr(measure, "RUNS", tmp_path / "runs")
-    rows = {"dacs": ("toyland/dacs",), "missing": ("toyland/missing",)}
+    names = ("source_only", "dacs", "missing")
+    rows = {name: (f"toyland/{name}",) for name in names}
     group = measure.Group("tiny", ("--steps=2", *TINY), rows, (0,))
     monkeypatch.setattr(measure, "GROUPS", {"tiny": group})
     monkeypatch.setattr("sys.argv", ["measure"])
     measure.main()
-    (line,) = measure.read_results()
+    before, line = measure.read_results()
+    assert "worth" not in before and line["worth"]["verdict"] in ("better", "worse", "unclear")
     assert line["target"] == "toyland-target" and line["threads"] == 1
     assert len(line["iou"]) == 13 and len(line["teacher"]["iou"]) == 13
     assert {"entropy", "infomax", "flip", "source", "drift", "collapsed"} < line["criteria"].keys()
     assert "tiny/missing/0: failed with code 2" in capsys.readouterr().out
     measure.main()
     assert "tiny/dacs/0" not in capsys.readouterr().out
-    assert measure.read_results() == [line]
+    assert measure.read_results() == [before, line]
