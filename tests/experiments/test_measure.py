@@ -53,8 +53,9 @@ def test_a_table_has_means_spreads_and_differences_over_shared_seeds():
     ]
     lines = measure.table("parts", results).splitlines()
     assert "| source_only | 2 | 41.0 | 1.4 | 51.0 |  |  |  |  |  | 10.0 |" in lines
-    two = "| warm_self_training | 2 | 48.0 | 2.8 | 58.0 | +7.0 | +7.0 | 51.0 | 44.0 | better, better |"
-    assert f"{two} 10.0 |" in lines
+    warm_row = next(line for line in lines if line.startswith("| warm_self_training"))
+    assert warm_row.split(" | ")[1:6] == ["2", "48.0", "2.8", "58.0", "+7.0"]
+    assert warm_row.split(" | ")[6:] == ["+7.0", "51.0", "44.0", "better, better", "10.0 |"]
     assert "| masking | 1 | 51.0 |  | 61.0 | +9.0 | +1.0 | 51.0 | 44.0 | better | 10.0 |" in lines
     assert "| road | 51.0 | 58.0 | 61.0 |" in lines
     assert measure.table("toyland", results) == ""
