@@ -74,6 +74,7 @@ def count_step(case: Case, *, ranks: int = 1) -> FakeCuda:
         watch, done = CollapseWatch(), setup.stage.end - _STEPS_TO_END
         names = [f"class {number}" for number in range(CLASSES)]
         state: Any = SimpleNamespace(step=done, dropped=None, wants_line=False, gradient_norm=1.0)
+        state.warm_up_end = 0
         state.context = SimpleNamespace(data=SimpleNamespace(classes=SimpleNamespace(names=names)))
         watch.begin(state)
 

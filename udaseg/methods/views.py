@@ -40,6 +40,9 @@ AUGMENTED = View("augmented")
 """The student on target images after jitter and blur, with the teacher's labels and confidence.
 Rows that are not trained on, `StepContext.ignore_rows`, have no label."""
 
+MASKED = View("masked")
+"""The student on target images after jitter and blur of which parts are hidden; see `masking`."""
+
 TARGET = View("target")
 """The teacher on plain target images; no gradient."""
 
@@ -276,7 +279,7 @@ STUDENT_MAKERS: Mapping[View, Callable[[StepContext, Need], StudentInput]] = {
 SELF_TRAINING_VIEWS = (*TEACHER_MAKERS, SOURCE, MIXED, *STUDENT_MAKERS)
 
 _FIRST = (SOURCE, AUGMENTED, MIXED)
-STUDENT_VIEWS = tuple(dict.fromkeys((*_FIRST, *STUDENT_MAKERS, PSEUDO_LABELLED)))
+STUDENT_VIEWS = tuple(dict.fromkeys((*_FIRST, *STUDENT_MAKERS, MASKED, PSEUDO_LABELLED)))
 """The views with a graph, in the order in which a step makes them."""
 
 

@@ -95,6 +95,26 @@ class TargetCrop:
 
 
 @dataclass(frozen=True)
+class Masking:
+    """Masked image consistency: the student labels target images of which parts are hidden.
+
+    It learns the teacher's labels of the whole image, with the weights of target pixels in mixed
+    images; MIC.
+    """
+
+    kind: Literal["block"]
+    """What is hidden: square blocks of the image, which get the mean colour (MIC)."""
+    size: Annotated[int, Ge(1)] = 64
+    """Side of a block in pixels; 64 in MIC for crops of 1024, 32 for crops of 512."""
+    ratio: Annotated[float, Interval(ge=0, le=1)] = 0.7
+    """Share of the blocks that is hidden, at random; 0.7 in MIC."""
+    weight: Annotated[float, Ge(0)] = 1.0
+    """Weight of the loss; 1 in MIC."""
+    ramp: Annotated[float, Interval(ge=0, le=1)] = 0.0
+    """Share of the steps, after the warm-up, in which the weight rises from 0; 0 in MIC."""
+
+
+@dataclass(frozen=True)
 class RunMethod:
     """Settings of a method for the whole run."""
 
@@ -146,6 +166,8 @@ class SelfTraining(RunMethod):
     goes on. 0 in DACS; a network that is good from the start is hurt by labels of a teacher that is
     not.
     """
+    masking: Masking | None = None
+    """A further pass of the student on masked target images, as in MIC."""
 
 
 @dataclass(frozen=True)
@@ -343,7 +365,8 @@ def built_in_regularizers() -> tuple[str, ...]:
     """
     hints, names = typing.get_type_hints(SelfTraining), []
     for part in fields(SelfTraining):
-        sections = [each for each in typing.get_args(hints[part.name]) if is_dataclass(each)]
+        members = typing.get_args(hints[part.name])
+        sections = [each for each in members if is_dataclass(each) and each is not Masking]
         if sections and not set(sections) <= set(typing.get_args(RegularizerSpec)):
             raise TypeError(f"recipe/contrast.py: add {part.name}'s class to RegularizerSpec")
         names += [part.name] * bool(sections)

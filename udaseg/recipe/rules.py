@@ -203,6 +203,9 @@ def _mixing(recipe: Recipe) -> Problems:
     rows = recipe.method.mixing.ignore_rows
     must = f"fewer rows than the {crop[0]} of a crop"
     yield from _unless(sum(rows) < crop[0], "method.mixing.ignore_rows", must, list(rows))
+    if (masking := recipe.method.masking) is not None:
+        must = f"at most {min(crop)}, the shorter side of a crop"
+        yield from _unless(masking.size <= min(crop), "method.masking.size", must, masking.size)
     if (regional := recipe.method.regional) is not None:
         most = min(crop) // recipe.model.output_stride
         fits = f"at most {most} cells, the crop's shorter side"

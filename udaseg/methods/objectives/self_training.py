@@ -16,12 +16,14 @@ from udaseg.methods.contrast.regularizer import (
     Regularizer,
     reduce_with_counts,
 )
+from udaseg.methods.masking import masked_input
 from udaseg.methods.mixing import balanced_crop, class_mask, fill_edge_rows, paste
 from udaseg.methods.objectives.entropy import normalised_entropy
 from udaseg.methods.objectives.objective import LossReport, Objective
 from udaseg.methods.pixel_loss import count_classes, count_labelled, pixel_loss, pseudo_labels
 from udaseg.methods.teacher import Teacher
 from udaseg.methods.views import (
+    MASKED,
     MIXED,
     SOURCE,
     STUDENT_MAKERS,
@@ -104,6 +106,7 @@ class SelfTraining(Objective):
         order = list(inputs)
         views = _views_of_teacher(context, needs, inputs)
         share, totals, monitored = self._sum_over_ranks(context, views, sums)
+        weight = self._without_ignored_rows(share, context.target_labels)
 
         parts: dict[str, Tensor] = {}
         for number, (view, given) in enumerate(inputs.items()):
@@ -114,7 +117,9 @@ class SelfTraining(Objective):
             if view == SOURCE:
                 parts["source"] = self._source_loss(output, batch, totals["labelled"])
             elif view == MIXED:
-                parts["mixed"] = self._mixed_loss(output, mixed, share)
+                parts["mixed"] = self._mixed_loss(output, mixed, weight)
+            elif view == MASKED:
+                parts["masked"] = self._masked_loss(output, context, weight)
             for name, loss in self._regularizer_losses(view, views, last=order[-1]):
                 parts[name] = parts[name] + loss if name in parts else loss
             if self._is_compared_with_later(number, order):
@@ -156,16 +161,25 @@ class SelfTraining(Objective):
             align_corners=self.student.align_corners,
         )
 
-    def _mixed_loss(self, output: SegmenterOutput, mixed: Mixed, share: Tensor) -> Tensor:
-        weight = self._without_ignored_rows(share, mixed).masked_fill(mixed.mask, 1.0)
-        loss = pixel_loss(
+    def _mixed_loss(self, output: SegmenterOutput, mixed: Mixed, weight: Tensor) -> Tensor:
+        loss = self._target_loss(output, mixed.labels, weight.masked_fill(mixed.mask, 1.0))
+        return self.spec.mix_weight * loss
+
+    def _masked_loss(self, output: SegmenterOutput, context: StepContext, weight: Tensor) -> Tensor:
+        spec = self.spec.masking
+        assert spec is not None
+        loss = self._target_loss(output, context.target_labels, weight)
+        return spec.weight * _rise(context.batch.progress, spec.ramp) * loss
+
+    def _target_loss(self, output: SegmenterOutput, labels: Tensor, weight: Tensor) -> Tensor:
+        """Return the mean over all pixels of the cross-entropy with the teacher's labels."""
+        return pixel_loss(
             output.logits,
-            mixed.labels,
+            labels,
             weight,
             mean_over="all",
             align_corners=self.student.align_corners,
         )
-        return self.spec.mix_weight * loss
 
     def _teach(self, batch: Batch) -> StepContext:
         """Return the images of the step and what the teacher says about the target."""
@@ -201,12 +215,10 @@ class SelfTraining(Objective):
         height, width = batch.source_labels.shape[1:]
         return balanced_crop(images, labels, (height, width), self.num_classes, generator, spec)
 
-    def _without_ignored_rows(self, share: Tensor, mixed: Mixed) -> Tensor:
+    def _without_ignored_rows(self, share: Tensor, labels: Tensor) -> Tensor:
         """Return the weight of target pixels: `share`, and 0 in rows that are not trained on."""
-        rows = self.spec.mixing.ignore_rows
-        if not any(rows):
-            return share
-        return fill_edge_rows(share.expand(-1, mixed.mask.shape[1], -1), rows, 0)
+        rows, weight = self.spec.mixing.ignore_rows, share.expand(labels.shape)
+        return fill_edge_rows(weight, rows, 0) if any(rows) else weight
 
     def _sum_over_ranks(
         self, context: StepContext, views: Views, sums: RankSums
@@ -330,6 +342,8 @@ class SelfTraining(Objective):
                 if view in needs
             },
         }
+        if self.spec.masking is not None:
+            inputs[MASKED] = masked_input(context, self.spec.masking)
         return {view: inputs[view] for view in STUDENT_VIEWS if view in inputs}
 
 
@@ -360,6 +374,11 @@ def _figures(context: StepContext, share: Tensor, counts: Tensor) -> dict[str, T
         # at the resolution of the logits, where the cost is negligible
         "uncertainty": normalised_entropy(context.target_output.logits).mean(),
     }
+
+
+def _rise(progress: float, share: float) -> float:
+    """Return the factor of a weight that rises from 0 to 1 in this share of the steps."""
+    return 1.0 if progress >= share else progress / share
 
 
 def _checked_loss(name: str, loss: object) -> Tensor:
