@@ -10,6 +10,7 @@ from tests.cli.test_fit import adapt, assert_same, tensors
 from tests.support.toy import TINY
 from udaseg.errors import DataError
 from udaseg.recipe.load import load
+from udaseg.runs.best import warm_up_folder
 from udaseg.training import stage_data
 
 
@@ -29,6 +30,8 @@ def test_weights_are_source_only_s_and_statistics_the_target_s(root, whole, tmp_
     different = {name for name in plain if not torch.equal(plain[name], adapted[name])}
     assert different
     assert all(name.rpartition(".")[2].startswith(("running", "num_b")) for name in different)
+    before = torch.load(warm_up_folder(whole) / "step-000003.pt", weights_only=True)
+    assert_same(before["objective"], {name: plain[name] for name in before["objective"]})
 
 
 def test_a_finished_run_that_is_resumed_ends_the_same(root, whole, tmp_path):

@@ -13,6 +13,7 @@ from udaseg.methods.objectives.source_only import SourceOnly
 from udaseg.methods.teacher import Teacher
 from udaseg.recipe.methods import Mixing, StrongAugmentation, warm_up_steps
 from udaseg.recipe.methods import SelfTraining as Spec
+from udaseg.recipe.methods import SourceOnly as SourceOnlySpec
 from udaseg.recipe.methods import Teacher as TeacherSpec
 
 SPEC = Spec(
@@ -76,3 +77,9 @@ def test_what_follows_is_a_run_of_its_own_from_the_warm_student_with_the_same_op
 @pytest.mark.parametrize(("share", "steps", "expected"), [(0.263, 950, 250), (0, 9, 0), (1, 9, 9)])
 def test_the_share_is_rounded_to_steps(share, steps, expected):
     assert warm_up_steps(replace(SPEC, warm_up=share), steps) == expected
+
+
+@pytest.mark.parametrize(("statistics", "expected"), [(0, 0), (200, 9)])
+def test_adabn_is_a_warm_up_before_the_statistics_of_the_target(statistics, expected):
+    spec = SourceOnlySpec(kind="source_only", target_statistics=statistics)
+    assert warm_up_steps(spec, 9) == expected

@@ -382,7 +382,12 @@ def regularizer_specs(method: SelfTraining) -> dict[str, Any]:
 
 
 def warm_up_steps(method: Method | Objective, steps: int) -> int:
-    """Return how many of the `steps` of a run train on the source alone before anything else."""
+    """Return how many of the `steps` of a run train on the source alone before anything else.
+
+    All of them do where `target_statistics` alone adapt the network, as in AdaBN.
+    """
+    if isinstance(method, SourceOnly):
+        return steps if method.target_statistics else 0
     return round(method.warm_up * steps) if isinstance(method, SelfTraining) else 0
 
 

@@ -22,7 +22,7 @@ def best_folder(run: Path, criterion: str) -> Path:
 def warm_up_folder(run: Path) -> Path:
     """Return the folder of the checkpoint at the end of a run's warm-up on the source alone.
 
-    It exists once a run with `method.warm_up` has done the warm-up.
+    It exists once a run with `method.warm_up`, or one of AdaBN, has done these steps.
     """
     return run / "checkpoints" / "warm_up"
 
