@@ -19,6 +19,7 @@ from udaseg.errors import CheckpointError
 from udaseg.inference import run_data, trained_model
 from udaseg.inspection import report as report_module
 from udaseg.recipe.load import dump
+from udaseg.runs.worth import ComparedNetwork, Worth, write_worth
 
 OVERRIDES = ["validation.resize=null", "validation.data=city"]
 
@@ -113,6 +114,17 @@ def test_the_page_says_what_was_run_and_what_came_of_it(home):
         *("packages.torch", "look out", "backbone: mobilenet_v2", "loss, total"),
     ):
         assert expected in text, expected
+
+
+def test_the_verdict_on_the_adaptation_is_shown(home):
+    text = report(home, "adapted", "--images", 0)[1].read_text()
+    assert "<strong>adapted: unknown</strong>" in text
+    assert "select --worth-it adapted --baseline SOURCE_ONLY_RUN" in text
+    networks = [ComparedNetwork("a.pt", step, "", False, {}) for step in (30, 10)]
+    write_worth(home["path"] / "adapted", Worth("worse", "drift says so", [], [], [], *networks))
+    text = report(home, "adapted", "--images", 0)[1].read_text()
+    assert "<strong>adapted: worse</strong> (drift says so)" in text
+    assert "the adaptation made the network worse: drift says so" in text
 
 
 def test_cost_is_told_over_all_starts_where_it_was_counted(home):

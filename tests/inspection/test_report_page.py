@@ -26,6 +26,7 @@ from udaseg.inspection.report_content import (
 from udaseg.inspection.report_images import mask_uri, photo_uri, shrink
 from udaseg.inspection.report_page import TEMPLATES, report_page
 from udaseg.runs.scores import Scores
+from udaseg.runs.worth import ComparedCriterion, ComparedNetwork, Worth
 from udaseg.selection.temperature import ConfidenceHistogram
 
 EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>&amp;\x00\x1b[31m\udcff"
@@ -98,6 +99,12 @@ def run(name="rccr", **more):
     return RunContent(name=name, scores=scores(), metrics=events, **more)
 
 
+def worth(text, verdict="worse"):
+    networks = [ComparedNetwork(text, step, text, False, {text: 1.0}) for step in (7, 3)]
+    rows = [ComparedCriterion(text, "lower", 0.25, None, "baseline")]
+    return Worth(verdict, text, rows, [text], [text], *networks)
+
+
 def page(*runs, **more):
     colors = {"road": (128, 64, 128), "car": (0, 0, 142)}
     given = runs or (run(reliability=reliability()),)
@@ -123,11 +130,23 @@ def evil_page():
         features=FeatureContent(
             {EVIL: EVIL}, "data:,", [NumberTable(EVIL, {EVIL: {EVIL: 0.5}})], [EVIL]
         ),
+        worth=worth(EVIL),
     )
     shots = [ExampleImage(EVIL, EVIL, [ImageLayer(EVIL, 'x" onerror="alert(3)', True)])]
     return PageContent(
         EVIL, [bad, run()], True, {EVIL: (1, 2, 3)}, shots, EVIL, [EVIL], created=EVIL
     )
+
+
+def test_the_verdict_is_the_first_section():
+    text = report_page(page(run("a", worth=worth("entropy")), run("b")))
+    assert re.search("<h2>(.*?)</h2>", text)[1] == "Worth it"
+    first = text[text.index('id="s-worth-it"') : text.index('id="s-scores"')]
+    assert "<strong>a: worse</strong> (entropy)" in first
+    cells = re.findall("<td[^>]*>(.*?)</td>", first)
+    assert cells == ["lower", "0.250", "-", "baseline"]
+    assert "step 7 against entropy" in first
+    assert 'id="s-worth-it"' not in report_page(page(run("b")))
 
 
 def test_hostile_text_stays_text_wherever_it_stands():

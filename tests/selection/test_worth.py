@@ -14,7 +14,7 @@ from tests.cli.test_select import Constant, Unsure, write_city
 from tests.support.colors import COLORS, ColorNetwork, loaded_colors
 from udaseg.data.datasets.index import PreparedDataset
 from udaseg.data.labels.classes import ClassSpace
-from udaseg.errors import DataError, NotFiniteError, UsageError
+from udaseg.errors import CheckpointError, DataError, NotFiniteError, UsageError
 from udaseg.inference import run_data, trained_model
 from udaseg.inference.trained_model import Model
 from udaseg.runs.best import warm_up_folder
@@ -40,12 +40,16 @@ class Home:
 
     def load(self, path, *, weights="student", device="auto"):
         assert weights == "student"
-        network, step = self.networks[path.name]
-        folder = path if path.name == "warm_up" else path / "checkpoints"
+        folder = path.parent if path.suffix else path  # what was compared is loaded by its file
+        name = folder.parent.name if folder.name == "checkpoints" else folder.name
+        if name not in self.networks:
+            raise CheckpointError(f"{path}: no such run or checkpoint")
+        network, step = self.networks[name]
+        folder = warm_up_folder(Path("run")) if name == "warm_up" else Path(name) / "checkpoints"
         file = folder / f"step-{step:06d}.pt"
         recipe = loaded_colors(["validation.resize=null"]).recipe
-        digest, device = f"digest of {path.name}", torch.device("cpu")
-        return Model(network, self.classes[path.name], recipe, step, file, device, sha256=digest)
+        digest, device = f"digest of {name} {step}", torch.device("cpu")
+        return Model(network, self.classes[name], recipe, step, file, device, sha256=digest)
 
 
 @pytest.fixture
@@ -91,7 +95,7 @@ def test_the_warm_network_of_the_run_is_the_baseline(home):
     assert worth.source["images"] == 3
     assert sum(worth.source["shares"].values()) == pytest.approx(1)
     assert package.Run("run").worth == worth
-    assert read_worth(home.path / "run", "digest of run") == worth
+    assert read_worth(home.path / "run", "digest of run 40") == worth
     assert read_worth(home.path / "run", "digest of a later network") is None
 
 
@@ -178,7 +182,7 @@ def test_a_damaged_file_is_no_verdict(home, change):
 def test_the_command_prints_the_verdict_and_the_values(home):
     home.add_warm_up(Unsure())
     output = udaseg("select", "run", "--worth-it", cwd=home.path)
-    assert "worth it? better: entropy and infomax for the adapted network" in output.stdout
+    assert "worth it? better: entropy, infomax for the adapted network" in output.stdout
     assert "baseline: step 10, checkpoints/warm_up/step-000010.pt" in output.stdout
     (row,) = (line.split() for line in output.stdout.splitlines() if line.startswith("source"))
     assert row == ["source", "↑", "1.000", "1.000", "-"]
@@ -203,3 +207,110 @@ def test_the_command_says_how_to_get_a_verdict(home):
 )
 def test_options_that_contradict_are_refused(home, words, told):
     assert told in udaseg("select", *words, cwd=home.path, expect=2).stderr
+
+
+EVAL = ("eval", "run", "--data", "toyland-target", "--split", "train")
+
+
+@pytest.fixture
+def worse(home):
+    """Provide a run that its adaptation made worse, and that says so."""
+    home.add_warm_up(ColorNetwork())
+    home.networks["run"] = Wrong(), 40
+    assert package.worth_it("run").verdict == "worse"
+    return home
+
+
+def test_eval_scores_the_network_before_the_adaptation_beside_one_that_got_worse(worse):
+    output = udaseg(*EVAL, "--format", "json", cwd=worse.path)
+    scores = json.loads(output.stdout)
+    assert scores["means"]["mIoU"] < 0.5
+    assert scores["before_adaptation"]["means"]["mIoU"] == 1
+    assert scores["before_adaptation"]["protocol"]["weights"] == (
+        "student at step 10, before the adaptation"
+    )
+    assert "the adaptation made it worse than run/checkpoints/warm_up/" in output.stderr
+    # the adapted network's are kept, and gate
+    (kept,) = (worse.path / "run/eval").iterdir()
+    assert json.loads((kept / "scores.json").read_text())["means"] == scores["means"]
+    udaseg(*EVAL, "--fail-under", 50, cwd=worse.path, expect=7)
+    for words in ((), ("--format", "md")):
+        text = " ".join(udaseg(*EVAL, *words, cwd=worse.path).stdout.split())
+        assert text.count("weights student at step 40") == 1
+        assert text.count("weights student at step 10, before the adaptation") == 1
+
+
+def test_eval_of_several_sets_has_both_networks_too(worse):
+    words = ("eval", "run", "--data", "toyland-target,toyland-target2", "--split", "train")
+    worse.cities["toyland-target2"] = write_city(worse.path, "again", "train", 2)
+    for more in ((), ("--format", "md")):
+        text = " ".join(udaseg(*words, *more, cwd=worse.path).stdout.split())
+        assert text.count("before the adaptation") == 2
+    both = json.loads(udaseg(*words, "--format", "json", cwd=worse.path).stdout)
+    assert both["data"]["again"]["before_adaptation"]["means"]["mIoU"] == 1
+    assert both["average"]["mIoU"] < 0.5
+
+
+def test_eval_scores_one_network_where_no_verdict_says_worse(worse):
+    worse.networks["run"] = Wrong(), 41  # trained on since
+    assert "before" not in udaseg(*EVAL, "--format", "json", cwd=worse.path).stdout
+    worse.networks["run"] = ColorNetwork(), 40
+    worse.add_warm_up(Unsure())
+    assert package.worth_it("run").verdict == "better"
+    assert "before" not in udaseg(*EVAL, "--format", "json", cwd=worse.path).stdout
+
+
+def test_eval_goes_on_without_the_network_before(worse):
+    del worse.networks["warm_up"]
+    output = udaseg(*EVAL, "--format", "json", cwd=worse.path)
+    assert "before_adaptation" not in json.loads(output.stdout)
+    assert "the network before the adaptation is not scored" in output.stderr
+
+
+def predicted(home, *words):
+    """Predict an image of the target; return the settings of the masks, and what was told."""
+    image = next((home.path / "toyland-target/images").iterdir())
+    command = ("predict", image, "--checkpoint", "run", "--overwrite", *words)
+    output = udaseg(*command, cwd=home.path)
+    return json.loads((home.path / "masks/prediction.json").read_text()), output.stderr
+
+
+def test_predict_takes_the_adapted_network_and_warns(worse):
+    settings, told = predicted(worse)
+    assert settings["step"] == 40
+    assert "worth" not in settings
+    assert "the adaptation made it worse than checkpoints/warm_up/step-000010.pt" in told
+    assert "--weights better takes that one" in told
+
+
+def test_predict_can_follow_the_verdict(worse):
+    settings, told = predicted(worse, "--weights", "better")
+    assert (settings["step"], settings["weights"]) == (10, "student")
+    assert settings["worth"] == {"verdict": "worse", "network": "baseline"}
+    assert "worth it? worse" in told
+    worse.add_warm_up(Unsure())
+    worse.networks["run"] = ColorNetwork(), 40
+    package.worth_it("run")
+    settings, _ = predicted(worse, "--weights", "better")
+    assert settings["step"] == 40
+    assert settings["worth"] == {"verdict": "better", "network": "adapted"}
+
+
+def test_predict_without_a_verdict_takes_the_adapted_network_and_says_so(worse):
+    (worse.path / "run/worth.json").unlink()
+    settings, told = predicted(worse, "--weights", "better")
+    assert settings["step"] == 40
+    assert settings["worth"] == {"verdict": "unknown", "network": "adapted"}
+    assert "worth it? unknown" in told
+    assert "worth" not in predicted(worse)[1]
+
+
+def test_predict_refuses_another_network_than_the_one_that_was_compared(worse):
+    worse.add_warm_up(Unsure())
+    worse.networks["warm_up"] = Unsure(), 11
+    image = next((worse.path / "toyland-target/images").iterdir())
+    words = ("predict", image, "--checkpoint", "run", "--weights", "better")
+    output = udaseg(*words, cwd=worse.path, expect=3)
+    assert "is not the network that run/checkpoints/step-000040.pt was compared with" in (
+        output.stderr
+    )

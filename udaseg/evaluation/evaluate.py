@@ -16,7 +16,7 @@ from udaseg.data.labels.tables import Ids, check_ids
 from udaseg.data.loading.threads import Limit, OrderedWork
 from udaseg.display.progress import WorkProgress
 from udaseg.distributed import rank, world_size
-from udaseg.errors import DataError, UsageError
+from udaseg.errors import CheckpointError, DataError, UsageError
 from udaseg.evaluation.confusion import ConfusionMatrix
 from udaseg.evaluation.prediction_files import prediction_writer
 from udaseg.evaluation.protocols import classes_only_in_truth
@@ -85,7 +85,8 @@ def evaluate(
         options: How to score it.
 
     Returns:
-        Scores at the size of the labels.
+        Scores at the size of the labels. If the run says that the adaptation made the network worse
+        (see `worth_it`), its `before` has those of the network before.
 
     Raises:
         UsageError: The network lacks the classes of the protocol or convention, or `release` or
@@ -105,7 +106,8 @@ def evaluate(
         model = trained_model.load(path, weights=options.weights, device=options.device)
     check_protocol(model.classes.names, options.scoring)
     opened = open_eval_data(model.recipe, data, options.inference, options.root)
-    return _score(model, path, opened, split, options)
+    scores = _score(model, path, opened, split, options)
+    return replace(scores, before=_score_before(model, data, split, options))
 
 
 def evaluate_each(
@@ -146,9 +148,12 @@ def evaluate_each(
     if len({dataset.name for dataset, _ in sets}) < len(sets):
         raise UsageError(f"the same data set is named twice: {', '.join(names)}")
     check_protocol(model.classes.names, options.scoring)
-    return ScoreMatrix(
-        {opened[0].name: _score(model, Path(run), opened, split, options) for opened in sets}
-    )
+    matrix = {}
+    for name, opened in zip(names, sets, strict=True):
+        scores = _score(model, Path(run), opened, split, options)
+        before = _score_before(model, name, split, options)
+        matrix[opened[0].name] = replace(scores, before=before)
+    return ScoreMatrix(matrix)
 
 
 def _score(
@@ -197,6 +202,39 @@ def _score(
             write_scores(Path(folder), scores)
         log.info("scores written to %s", folder)
     return scores
+
+
+def _score_before(
+    model: Model,
+    data: str | os.PathLike[str] | None,
+    split: str,
+    options: EvaluationOptions,
+) -> Scores | None:
+    """Return the scores of the network that a model is worse than, by its run; None if it is not.
+
+    They are written nowhere.
+    """
+    worth = trained_model.stored_worth(model)
+    if worth is None or worth.verdict != "worse":
+        return None
+    try:
+        before = trained_model.load_baseline(worth, model)
+    except CheckpointError as error:
+        log.warning("the network before the adaptation is not scored: %s", error)
+        return None
+    log.warning(
+        "%s: the adaptation made it worse than %s, by criteria without target labels (%s); both "
+        "are scored",
+        model.checkpoint,
+        before.checkpoint,
+        worth.reason,
+    )
+    scoring = replace(options.scoring, out=None)
+    options = replace(options, weights="student", scoring=scoring, save=None)
+    opened = open_eval_data(before.recipe, data, options.inference, options.root)
+    scores = _score(before, None, opened, split, options)
+    weights = f"{scores.protocol['weights']}, before the adaptation"
+    return replace(scores, protocol={**scores.protocol, "weights": weights})
 
 
 def open_eval_data(

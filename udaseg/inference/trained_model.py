@@ -25,6 +25,8 @@ from udaseg.recipe.schema import Recipe
 from udaseg.runs.base import find_base
 from udaseg.runs.calibration_file import read_temperature
 from udaseg.runs.checkpoint import STUDENT_PREFIX, TEACHER_PREFIX, find_checkpoint, network_tensors
+from udaseg.runs.folder import run_folder_of
+from udaseg.runs.worth import Worth, read_worth
 
 
 class Model(nn.Module):
@@ -201,3 +203,25 @@ def load(
         sha256=checkpoint.sha256,
         weights=weights,
     )
+
+
+def stored_worth(model: Model) -> Worth | None:
+    """Return what the run of a model stores of the comparison of this very network, if any."""
+    return read_worth(run_folder_of(model.checkpoint), model.sha256)
+
+
+def load_baseline(worth: Worth, model: Model) -> Model:
+    """Return the network that a model was compared with, on the device of the model.
+
+    Raises:
+        CheckpointError: It is gone, or it is another one now.
+    """
+    assert worth.baseline is not None
+    path = run_folder_of(model.checkpoint) / worth.baseline.checkpoint
+    baseline = load(path, device=model.device)
+    if baseline.sha256 != worth.baseline.sha256:
+        raise CheckpointError(
+            f"{path}: is not the network that {model.checkpoint} was compared with; run `udaseg "
+            "select --worth-it` again"
+        )
+    return baseline

@@ -21,6 +21,7 @@ from udaseg.runs.folder import run_folder_of
 from udaseg.runs.records import read_status
 from udaseg.runs.scores import Scores, read_evaluations
 from udaseg.runs.status import read_cost
+from udaseg.runs.worth import Worth, read_worth
 from udaseg.text import format_duration, format_size, percent
 
 _NETWORKS = ("student", "teacher")
@@ -76,6 +77,7 @@ class RunInfo:
         best: The checkpoints that `keep_best` stored.
         scores: The readable evaluations of the run, by name.
         cost: Time, images and memory of the training; empty if they are not recorded.
+        worth: Whether the adaptation was worth it; None if it was not compared.
     """
 
     path: Path
@@ -87,6 +89,7 @@ class RunInfo:
     best: tuple[BestCheckpoint, ...]
     scores: Mapping[str, Scores]
     cost: Mapping[str, Any]
+    worth: Worth | None = None
 
     def to_json(self) -> dict[str, str | list[str]]:
         """Return everything as text, by title, in display order."""
@@ -111,6 +114,8 @@ class RunInfo:
             rows["best"] = [_best_text(best) for best in self.best]
         if self.scores:
             rows["scores"] = [_score_text(name, scores) for name, scores in self.scores.items()]
+        if self.worth is not None:
+            rows["worth it?"] = f"{self.worth.verdict}: {self.worth.reason}"
         if self.cost:
             rows["cost"] = (
                 f"{format_duration(self.cost['seconds'])} for {self.cost['step']} steps, at most "
@@ -162,6 +167,7 @@ def info(run: str | os.PathLike[str]) -> RunInfo:
         best=_best_checkpoints(folder),
         scores=read_evaluations(folder, []),
         cost=read_cost(folder),
+        worth=read_worth(folder),
     )
 
 

@@ -16,9 +16,11 @@ from udaseg.inspection.report_content import RunContent
 from udaseg.inspection.report_features import read_features
 from udaseg.recipe.load import load, to_dict
 from udaseg.recipe.schema import Recipe
+from udaseg.recipe.stages import adapts
 from udaseg.runs.records import parse_event, read_environment, read_status
 from udaseg.runs.scores import read_evaluations
 from udaseg.runs.status import read_cost
+from udaseg.runs.worth import read_worth, unknown_worth
 from udaseg.text import format_duration
 
 _LOGGED_PATTERN = re.compile(r"^\S+ \S+ (?:WARNING|ERROR) \S+: (.*)$", re.MULTILINE)
@@ -47,6 +49,9 @@ def read_run(folder: Path, name: str, scored: str | None) -> RunContent:
     metrics = _read_metrics(folder / "metrics.jsonl", warnings)
     evaluations = read_evaluations(folder, warnings)
     features = read_features(folder, warnings)
+    worth = read_worth(folder) or (unknown_worth(folder) if adapts(recipe) else None)
+    if worth is not None and worth.verdict == "worse":
+        warnings.append(f"the adaptation made the network worse: {worth.reason}")
     warnings += _status_warnings(status)
     warnings += _alarm_warnings(metrics)
     warnings += _log_warnings(_read_text(folder / "train.log"))
@@ -63,6 +68,7 @@ def read_run(folder: Path, name: str, scored: str | None) -> RunContent:
         environment={key: _EMPTY_VALUES.get(value, value) for key, value in _flatten(environment)},
         warnings=list(dict.fromkeys(warnings)),
         features=features,
+        worth=worth,
     )
 
 

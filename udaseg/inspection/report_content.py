@@ -6,6 +6,7 @@ from typing import Any
 
 from udaseg.figures.table import NumberTable
 from udaseg.runs.scores import Scores
+from udaseg.runs.worth import Worth
 from udaseg.selection.temperature import ConfidenceHistogram
 
 Color = tuple[int, int, int]
@@ -45,6 +46,7 @@ class RunContent:
         warnings: Problems that affect the reported numbers.
         reliability: Confidence on the evaluated images.
         features: What `udaseg features` found, where it was run.
+        worth: Whether the adaptation was worth it; None if there was none.
     """
 
     name: str
@@ -60,6 +62,7 @@ class RunContent:
     warnings: Sequence[str] = ()
     reliability: ConfidenceHistogram | None = None
     features: FeatureContent | None = None
+    worth: Worth | None = None
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ class PredictOptions:
         video: Container for `color` and `overlay` of a video: `mp4`, `webm`, `avi` or `frames`.
         overwrite: Overwrite existing masks; all of them are removed before the first is written.
         resume: Keep existing intact masks, if the same network made them with the same options.
-        weights: `student` or `teacher`; a `Model` has its own.
+        weights: `student`, `teacher`, or `better`: the student, or the network that it was compared
+            with if `worth_it` found it to be worse. A `Model` has its own.
         device: Device to compute on; a `Model` stays where it is.
         flip: Average with the mirrored image.
         window: Sliding window (height, width) over the network's input.

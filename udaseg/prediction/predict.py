@@ -31,6 +31,7 @@ from udaseg.prediction.outputs import Job
 from udaseg.prediction.videos import frame_batches, predict_videos
 from udaseg.runs.calibration_file import read_temperature
 from udaseg.runs.folder import newest_finished_run
+from udaseg.runs.worth import unknown_worth
 from udaseg.signals import StopSignal
 from udaseg.sizes import plain_size
 from udaseg.text import printable
@@ -149,7 +150,7 @@ def predict(
     resolved = resolve_inputs(one_or_more(inputs))
     if out is not None:
         return _write_all(resolved, model, Path(out), options)
-    predictor, _ = _make_predictor(_load_model(model, options), options, kinds=None)
+    predictor, _ = _make_predictor(_load_model(model, options)[0], options, kinds=None)
     return _stream(resolved.images, predictor)
 
 
@@ -194,12 +195,10 @@ def _write_all(
     jobs = outputs.plan_outputs(inputs, out, options.kinds, video=options.video)
     if not (options.overwrite or options.resume):
         outputs.refuse_existing(jobs, out)
-    loaded = _load_model(model, options)
+    loaded, choice = _load_model(model, options)
     predictor, temperature = _make_predictor(loaded, options, options.kinds)
     facts = _mask_settings(loaded, options, temperature)
-    other_networks = outputs.find_other_networks(
-        out / _SETTINGS, facts, jobs, resume=options.resume
-    )
+    others = outputs.find_other_networks(out / _SETTINGS, facts, jobs, resume=options.resume)
     settings = {
         **facts,
         "ignore": IGNORE,
@@ -208,7 +207,8 @@ def _write_all(
         "network_input": plain_size(predictor.trained_size),
         "batch": predictor.batch,
         "udaseg": __version__,
-        **({outputs.OTHER_NETWORKS: other_networks} if other_networks else {}),
+        **choice,
+        **({outputs.OTHER_NETWORKS: others} if others else {}),
     }
     outcome = Outcome()
     images = [job for job in jobs if job.record is None]
@@ -240,11 +240,34 @@ def _write_all(
     )
 
 
-def _load_model(model: _Network, options: PredictOptions) -> Model:
+def _load_model(model: _Network, options: PredictOptions) -> tuple[Model, dict[str, Any]]:
+    """Return the network to predict with, and how it was chosen if that depends on a verdict.
+
+    A network that is worse than before its adaptation is told.
+    """
     if isinstance(model, Model):
-        return model
+        return model, {}
     run = newest_finished_run(Path("runs")) if model is None else Path(model)
-    return trained_model.load(run, weights=options.weights, device=options.device)
+    follow = options.weights == "better"
+    weights = "student" if follow else options.weights
+    loaded = trained_model.load(run, weights=weights, device=options.device)
+    worth = trained_model.stored_worth(loaded) or unknown_worth(run)
+    if not follow:
+        if worth.verdict == "worse" and worth.baseline is not None:
+            log.warning(
+                "%s: the adaptation made it worse than %s, by criteria without target labels (%s); "
+                "--weights better takes that one",
+                loaded.checkpoint,
+                worth.baseline.checkpoint,
+                worth.reason,
+            )
+        return loaded, {}
+    chosen = "baseline" if worth.verdict == "worse" else "adapted"
+    level = logging.INFO if worth.verdict in ("better", "unclear") else logging.WARNING
+    told = "worth it? %s (%s): the %s network is used"
+    log.log(level, told, worth.verdict, worth.reason, chosen)
+    network = trained_model.load_baseline(worth, loaded) if chosen == "baseline" else loaded
+    return network, {"worth": {"verdict": worth.verdict, "network": chosen}}
 
 
 def _make_predictor(

@@ -47,6 +47,12 @@ class ScoreMatrix:
         """Titles of the columns with numbers."""
         return (*self.scores, AVERAGE)
 
+    @property
+    def before(self) -> "ScoreMatrix | None":
+        """The scores of the network before the adaptation, where that is better; see `Scores`."""
+        scores = {name: each.before for name, each in self.scores.items() if each.before}
+        return ScoreMatrix(scores) if scores else None
+
     def to_json(self) -> dict[str, Any]:
         """Return the JSON of the scores of each data set by its name, and the averages."""
         data = {name: scores.to_json() for name, scores in self.scores.items()}
@@ -73,7 +79,8 @@ class ScoreMatrix:
         for name, row in self.means.items():
             numbers = (f"**{percent(row[title])}**" for title in self.titles)
             lines.append(f"| {' | '.join((f'**{name}**', *numbers))} |")
-        return "\n".join([*lines, "", *(each.protocol_line for each in self.scores.values())])
+        lines += ["", *(each.protocol_line for each in self.scores.values())]
+        return "\n".join([*lines, *(["", self.before.to_markdown()] if self.before else [])])
 
 
 def _table(columns: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:

@@ -91,10 +91,8 @@ def _reason(worth: Worth) -> str:
             return f"the {name} predicts almost only one class"
     parts = []
     for side, name in (("adapted", "adapted network"), ("baseline", "baseline")):
-        names = [row.name for row in worth.criteria if row.prefers == side]
-        parts.append(f"{' and '.join(names) or 'no criterion'} for the {name}")
-    if worth.lost:
-        parts.append(f"the adapted network has lost {' and '.join(worth.lost)}")
-    if worth.found:
-        parts.append(f"the adapted network has found {' and '.join(worth.found)}")
-    return ", ".join(parts)
+        criteria = ", ".join(row.name for row in worth.criteria if row.prefers == side)
+        parts += [f"{criteria} for the {name}"] if criteria else []
+    for word, classes in (("lost", worth.lost), ("found", worth.found)):
+        parts += [f"the adapted network has {word} {', '.join(classes)}"] if classes else []
+    return "; ".join(parts) or "they hardly differ"

@@ -13,7 +13,6 @@ from udaseg.cli.options import (
     Overwrite,
     Quiet,
     Verbose,
-    WeightsOption,
     Window,
     parse_height_width,
 )
@@ -67,7 +66,13 @@ def predict(
         bool,
         typer.Option("--uncalibrated", help="Ignore the calibration saved by `udaseg calibrate`."),
     ] = False,
-    weights: WeightsOption = "student",
+    weights: Annotated[
+        Literal["student", "teacher", "better"],
+        typer.Option(
+            help="Use the weights of the student or the teacher; better: the student, or the "
+            "network before its adaptation if `udaseg select --worth-it` found that to be better."
+        ),
+    ] = "student",
     device: AnyDevice = "auto",
     batch: Annotated[
         int | None,

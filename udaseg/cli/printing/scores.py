@@ -1,6 +1,7 @@
 """Prints what `udaseg.evaluate`, `udaseg.score_predictions` and `udaseg.submit` return."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
 
 from rich.table import Table
 
@@ -10,21 +11,26 @@ from udaseg.text import format_size, percent
 if TYPE_CHECKING:
     from udaseg import ScoreMatrix, Scores, Submission
 
+_Shown = TypeVar("_Shown", "Scores", "ScoreMatrix")
+
 
 def print_scores(scores: "Scores", output_format: str = "table") -> None:
     """Print scores as `table`, `json`, `csv` or `md`."""
-    _print(scores, score_table(scores), output_format)
+    _print(scores, score_table, output_format)
 
 
 def print_matrix(matrix: "ScoreMatrix", output_format: str) -> None:
     """Print the scores on several data sets as `table`, `json`, `csv` or `md`."""
-    _print(matrix, matrix_table(matrix), output_format)
+    _print(matrix, matrix_table, output_format)
 
 
-def _print(scores: "Scores | ScoreMatrix", table: Table, output_format: str) -> None:
+def _print(scores: _Shown, table: Callable[[_Shown], Table], output_format: str) -> None:
+    """Print scores, with those of the network before the adaptation if there are any."""
     match output_format:
         case "table":
-            open_console().print(table)
+            open_console().print(table(scores))
+            if scores.before is not None:
+                open_console().print(table(scores.before))
         case "json":
             print_json(scores.to_json())
         case "csv":
