@@ -27,6 +27,10 @@ class Teacher:
     """`from_zero`, as in DACS, becomes the student at the first update; `from_half`, as in DAFormer
     and SePiCo, has a = min(1 - 1/(step + 2), momentum), so that update keeps half of the teacher.
     """
+    mirror: bool = False
+    """Label a target image by the mean of the probabilities for it and for its mirror image, as in
+    VFM-UDA; a second pass of the teacher.
+    """
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from udaseg.methods.mixing import balanced_crop, class_mask, fill_edge_rows, pas
 from udaseg.methods.objectives.entropy import normalised_entropy
 from udaseg.methods.objectives.objective import LossReport, Objective
 from udaseg.methods.pixel_loss import count_classes, count_labelled, pixel_loss, pseudo_labels
+from udaseg.methods.target_labels import ask_teacher
 from udaseg.methods.teacher import Teacher
 from udaseg.methods.views import (
     MASKED,
@@ -62,7 +63,7 @@ class SelfTraining(Objective):
     """Mean-teacher self-training on ClassMix images, with optional regularizers.
 
     Args:
-        spec: Its sections for the teacher and the regularizers are not read here.
+        spec: Its sections for the regularizers are not read here.
         student: The network to adapt.
         teacher: Moving average of the student.
         num_classes: K.
@@ -187,7 +188,8 @@ class SelfTraining(Objective):
         if self.spec.target_crop.tries > 0:
             target = self._chosen_crop(target, batch)
         need = self._needs(batch.step).get(TARGET)
-        output: SegmenterOutput = self.teacher(target, embed=need is not None and need.embed)
+        embed, mirror = need is not None and need.embed, self.spec.teacher.mirror
+        output = ask_teacher(self.teacher, target, embed=embed, mirror=mirror)
         labels, confidence = pseudo_labels(
             output.logits, target.shape[-2:], align_corners=self.student.align_corners
         )
