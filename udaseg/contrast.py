@@ -9,7 +9,9 @@ its memory after the optimizer step. The pure functions are in `udaseg.losses`.
 from udaseg.data.labels.classes import IGNORE
 from udaseg.distributed import all_reduce_sum, mean_divisor
 from udaseg.losses import bank_loss, distribution_loss, prototype_loss, regional_loss
+from udaseg.methods.contrast.anchors import AnchorContrast
 from udaseg.methods.contrast.class_statistics import ClassStatistics
+from udaseg.methods.contrast.feature_distance import FrozenDistance
 from udaseg.methods.contrast.memory_bank import MemoryBank
 from udaseg.methods.contrast.prototypes import ClassPrototypes, PrototypeContrast
 from udaseg.methods.contrast.regional import RegionalContrast
@@ -32,7 +34,7 @@ from udaseg.methods.views import (
     flatten_cells,
     labels_on_cells,
 )
-from udaseg.recipe.contrast import Projector, Prototypes, Regional, Semantic
+from udaseg.recipe.contrast import FeatureDistance, Projector, Prototypes, Regional, Semantic
 
 __all__ = [
     "AUGMENTED",
@@ -44,9 +46,12 @@ __all__ = [
     "TARGET",
     "TARGET_BY_STUDENT_HEAD",
     "TEACHER_SOURCE",
+    "AnchorContrast",
     "CellView",
     "ClassPrototypes",
     "ClassStatistics",
+    "FeatureDistance",
+    "FrozenDistance",
     "MemoryBank",
     "Need",
     "PerViewRegularizer",

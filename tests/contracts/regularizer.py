@@ -31,7 +31,12 @@ def make_views(regularizer, *, step=0, ignored=False, progress=0.5):
         # each view has its own numbers, whatever the order of the needs
         generator = torch.Generator().manual_seed(1000 * step + sum(map(ord, need.view)))
         by_name[need.view] = _view(need, generator, ignored=ignored)
-    return Views(step, progress, 7 + step, by_name)
+    shown = [need.view for need in regularizer.needs if need.options.get("images")]
+    images = {
+        view: torch.rand(2, 3, 8, 12, generator=torch.Generator().manual_seed(step))
+        for view in shown
+    }
+    return Views(step, progress, 7 + step, by_name, images=images)
 
 
 def _view(need, generator, *, ignored):

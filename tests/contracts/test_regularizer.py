@@ -1,13 +1,17 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from tests.contracts.regularizer import CHANNELS, CLASSES, EMBEDDING, RegularizerContract
 from tests.support.small import PROTOTYPES, REGIONAL, SEMANTIC
+from udaseg.methods.contrast.anchors import AnchorContrast
+from udaseg.methods.contrast.feature_distance import FrozenDistance
 from udaseg.methods.contrast.prototypes import PrototypeContrast
 from udaseg.methods.contrast.regional import RegionalContrast
 from udaseg.methods.contrast.semantic import SemanticContrast
 from udaseg.methods.views import PSEUDO_LABELLED
+from udaseg.recipe.contrast import FeatureDistance
 
 
 class TestRegional(RegularizerContract):
@@ -44,6 +48,27 @@ class TestPrototypesOfAlignment(RegularizerContract):
         return PrototypeContrast(
             spec, num_classes=CLASSES, channels=CHANNELS, second_view=PSEUDO_LABELLED
         )
+
+
+class TestAnchors(RegularizerContract):
+    def make(self):
+        term = AnchorContrast(PROTOTYPES, num_classes=CLASSES, channels=CHANNELS)
+        means = torch.randn(CLASSES, CHANNELS, generator=torch.Generator().manual_seed(3))
+        term.prototypes.initialise(means, torch.ones(CLASSES, dtype=torch.bool))
+        return term
+
+
+class TestCosineDistance(RegularizerContract):
+    spec = FeatureDistance("cosine", weight=0.1)
+
+    def make(self):
+        torch.manual_seed(3)
+        frozen = torch.nn.Conv2d(3, CHANNELS, 2, stride=2).requires_grad_(False)
+        return FrozenDistance(self.spec, frozen, channels=CHANNELS, things=(1, 3))
+
+
+class TestDistanceOfThings(TestCosineDistance):
+    spec = FeatureDistance("thing_class", weight=0.005)
 
 
 class _Semantic(RegularizerContract):

@@ -14,11 +14,15 @@ from torch import nn
 from tests.known_answers.reader import answer
 from tests.support.small import shipped
 from udaseg.data.labels.classes import IGNORE
+from udaseg.data.labels.tables import builtin_label_table
 from udaseg.data.loading.batches import Batch
 from udaseg.data.loading.rare_class import class_probabilities
+from udaseg.methods.contrast.feature_distance import FrozenDistance, thing_classes
 from udaseg.methods.objectives import self_training
 from udaseg.methods.teacher import Teacher
+from udaseg.methods.views import SOURCE, Views, labelled_view
 from udaseg.models.segmenter import SegmenterOutput
+from udaseg.recipe.contrast import FeatureDistance
 
 METHOD = shipped("gta5_cityscapes/sepico_release").method  # of its base, DAFormer
 
@@ -89,3 +93,37 @@ def test_pseudo_labels_weigh_as_much_as_there_and_nothing_in_ignored_rows():
 def test_a_share_of_each_image_or_all_rows_weigh_otherwise(changes):
     case = answer("daformer/pseudo_label_weight")
     assert case.differs("weight", _target_labels_and_weights(case, **changes)[1], bound=0.01)
+
+
+def _distance_of_things(case, labels):
+    """Return the term on the features of the case, its labels on cells, and the features."""
+    student = case.tensor("student").requires_grad_()
+    spec = FeatureDistance("thing_class", weight=case.constants["weight"])
+    assert spec.share == case.constants["min_ratio"]
+    things = thing_classes(spec, builtin_label_table("cityscapes19").classes.names)
+    assert list(things) == case.constants["classes"]
+    frozen = nn.Identity()  # it is shown the features
+    term = FrozenDistance(spec, frozen, channels=8, things=things)
+    output = SegmenterOutput(torch.zeros(2, 19, 4, 6), student, None)
+    view = labelled_view(output, labels, term.needs[0].options["label_share"])
+    views = Views(0, 0.0, 0, {SOURCE: view}, images={SOURCE: case.tensor("imagenet")})
+    return term(views), view.labels, student
+
+
+def test_the_distance_of_things_is_that_of_the_release():
+    case = answer("daformer/feature_distance")
+    loss, cells, student = _distance_of_things(case, case.tensor("label"))
+    loss.backward()
+    case.expect("label_on_cells", cells)
+    case.expect("mask", sum(cells == thing for thing in case.constants["classes"]))
+    case.expect("loss", loss)
+    case.expect("gradient", student.grad)
+
+
+def test_without_a_thing_the_distance_is_0_where_the_release_has_nan():
+    case = answer("daformer/feature_distance")
+    case.expect("loss_of_no_cell_is_nan", 1)
+    loss, _, student = _distance_of_things(case, torch.zeros_like(case.tensor("label")))
+    loss.backward()
+    assert loss == 0
+    case.expect("largest_gradient_of_no_cell", student.grad.abs().max())

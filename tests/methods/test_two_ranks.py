@@ -12,12 +12,15 @@ import torch.multiprocessing
 
 from tests.support.ranks import found_by_each, joined
 from tests.support.small import PROTOTYPES, REGIONAL, SEMANTIC
+from udaseg.methods.contrast.anchors import AnchorContrast
+from udaseg.methods.contrast.feature_distance import FrozenDistance
 from udaseg.methods.contrast.prototypes import PrototypeContrast
 from udaseg.methods.contrast.regional import RegionalContrast
 from udaseg.methods.contrast.semantic import SemanticContrast
 from udaseg.methods.pixel_loss import pixel_loss
 from udaseg.methods.views import CUTMIX, MIXED, SOURCE, TARGET, TEACHER_SOURCE, CellView, Views
 from udaseg.models.projector import to_unit_length
+from udaseg.recipe.contrast import FeatureDistance
 
 RANKS, CLASSES, CHANNELS, SIDE, STEPS = 2, 5, 8, 4, 4
 
@@ -38,6 +41,20 @@ def _semantic(variant, **changes):
     return SemanticContrast(replace(SEMANTIC, variant=variant, **changes), num_classes=CLASSES)
 
 
+def _anchors():
+    term = AnchorContrast(PROTOTYPES, num_classes=CLASSES, channels=CHANNELS)
+    means = torch.randn(CLASSES, CHANNELS, generator=torch.Generator().manual_seed(3))
+    term.prototypes.initialise(means, torch.arange(CLASSES) != 2)
+    return term
+
+
+def _distance(kind):
+    torch.manual_seed(3)
+    frozen = torch.nn.Conv2d(3, CHANNELS, 1).requires_grad_(False)
+    spec = FeatureDistance(kind, weight=0.5)
+    return FrozenDistance(spec, frozen, channels=CHANNELS, things=(1, 3))
+
+
 TERMS = {
     "regional": _regional,
     "regional of 2x2 cells": functools.partial(_regional, region_size=2, epsilon=1e-8),
@@ -46,6 +63,9 @@ TERMS = {
     "prototypes as released": functools.partial(
         _prototypes, momentum=0.1, absent="fade", normalise=False, temperature=100.0
     ),
+    "anchors": _anchors,
+    "cosine distance": functools.partial(_distance, "cosine"),
+    "distance of things": functools.partial(_distance, "thing_class"),
     "semantic means": functools.partial(_semantic, "prototype"),
     "semantic bank": functools.partial(_semantic, "bank"),
     "semantic distributions": functools.partial(_semantic, "distribution"),
@@ -83,7 +103,10 @@ def _views(step, part):
     teachers = {name: _part(_view(step, name), part, False) for name in (TARGET, TEACHER_SOURCE)}
     students[CUTMIX] = replace(students[CUTMIX], square=square[part])
     students[MIXED] = replace(students[MIXED], from_target=square[part])
-    return Views(step, step / STEPS, 7, {**students, **teachers})
+    generator = torch.Generator().manual_seed(step)
+    images = torch.rand(2 * RANKS, 3, SIDE, SIDE, generator=generator)[part]
+    shown = {SOURCE: images, MIXED: images / 2}
+    return Views(step, step / STEPS, 7, {**students, **teachers}, images=shown)
 
 
 def _run(name, part):
@@ -164,8 +187,11 @@ def test_a_term_reduces_its_memory_once_a_step_and_counts_that_nobody_summed_bef
         counts -= 1  # the source's are summed with the prototypes
     if name == "semantic as released":
         counts *= 3  # the cells that have a class, and their mean embedding
+    if name == "cosine distance":
+        counts = 0  # all cells count
+    has_memory = name not in ("anchors", "cosine distance", "distance of things")
     for results in ranks:
-        assert results["reductions"][name] == STEPS * (1 + counts)
+        assert results["reductions"][name] == STEPS * (has_memory + counts)
 
 
 def test_the_mean_of_pixels_is_over_all_ranks(ranks):

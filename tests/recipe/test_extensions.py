@@ -161,7 +161,7 @@ def test_a_regularizer_without_frozen_settings_is_a_fault_of_its_package(monkeyp
 
 
 def test_built_in_regularizers_come_first_in_the_order_of_their_fields(installed):
-    assert built_in_regularizers() == ("regional", "prototypes", "semantic")
+    assert built_in_regularizers() == (*("regional", "prototypes", "semantic", "feature_distance"),)
     both = load(
         RECIPES / "rccr_spcl.yaml",
         overrides=["method.regularizers={gram: {weight: 1, kind: linear}}"],

@@ -1,11 +1,14 @@
 """Build the objective of a stage from a recipe: network, loss terms and memories."""
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import assert_never
 
 import torch
 
 from udaseg.errors import EnvironmentFault
+from udaseg.methods.contrast.anchors import AnchorContrast
+from udaseg.methods.contrast.feature_distance import FrozenDistance, thing_classes
 from udaseg.methods.contrast.prototypes import PrototypeContrast
 from udaseg.methods.contrast.regional import RegionalContrast
 from udaseg.methods.contrast.regularizer import Regularizer
@@ -16,15 +19,22 @@ from udaseg.methods.objectives.entropy import EntropyMinimization
 from udaseg.methods.objectives.objective import Objective
 from udaseg.methods.objectives.self_training import SelfTraining
 from udaseg.methods.objectives.source_only import SourceOnly
-from udaseg.methods.start import load_student, open_base
+from udaseg.methods.start import load_student, open_base, segmenter_as_given
 from udaseg.methods.teacher import Teacher
 from udaseg.methods.views import PSEUDO_LABELLED
 from udaseg.models.adapters import hold_base
 from udaseg.models.discriminator import Discriminator
+from udaseg.models.frozen import FrozenBackbone
 from udaseg.models.segmenter import Segmenter, build_segmenter
 from udaseg.plugins import find_plugin
 from udaseg.recipe import methods as specs
-from udaseg.recipe.contrast import Prototypes, Regional, RegularizerSpec, Semantic
+from udaseg.recipe.contrast import (
+    FeatureDistance,
+    Prototypes,
+    Regional,
+    RegularizerSpec,
+    Semantic,
+)
 from udaseg.recipe.schema import Machine, Recipe
 from udaseg.recipe.stages import Stage, recipe_of_stage, stages_of
 from udaseg.runs.checkpoint import Checkpoint
@@ -66,7 +76,10 @@ def build_objective(
     if student.projector is not None:
         student.projector.requires_grad_(heads[0].trainable)
     sizes = {"num_classes": num_classes, "channels": student.feature_channels}
-    regularizers = {name: _build_regularizer(name, spec, **sizes) for name, spec in terms.items()}
+    distance = functools.partial(_build_distance, recipe, student, classes or ())
+    regularizers = {
+        name: _build_regularizer(name, spec, distance, **sizes) for name, spec in terms.items()
+    }
     objective = _build_objective(method, student, regularizers, num_classes, recipe.steps)
     objective.source_jitter, objective.target_jitter = stage.source_jitter, stage.target_jitter
     objective.base = base if student.backbone.base_names else None
@@ -115,8 +128,23 @@ def _build_objective(
             assert_never(method)
 
 
+def _build_distance(
+    recipe: Recipe, student: Segmenter, classes: Sequence[str], spec: FeatureDistance
+) -> FrozenDistance:
+    """Return the distance of a student to the frozen backbone, which shares the base weights."""
+    frozen = FrozenBackbone(segmenter_as_given(recipe))
+    frozen.share(student.backbone)
+    things = thing_classes(spec, classes)
+    return FrozenDistance(spec, frozen, channels=student.feature_channels, things=things)
+
+
 def _build_regularizer(
-    name: str, spec: RegularizerSpec | object, *, num_classes: int, channels: int
+    name: str,
+    spec: RegularizerSpec | object,
+    distance: Callable[[FeatureDistance], FrozenDistance],
+    *,
+    num_classes: int,
+    channels: int,
 ) -> Regularizer:
     """Return a regularizer for features of `channels` channels."""
     if not isinstance(spec, RegularizerSpec):
@@ -124,10 +152,14 @@ def _build_regularizer(
     match spec:
         case Regional():
             return RegionalContrast(spec, channels=spec.projector.embedding_channels(channels))
+        case Prototypes(anchor="frozen"):
+            return AnchorContrast(spec, num_classes=num_classes, channels=channels)
         case Prototypes():
             return PrototypeContrast(spec, num_classes=num_classes, channels=channels)
         case Semantic():
             return SemanticContrast(spec, num_classes=num_classes)
+        case FeatureDistance():
+            return distance(spec)
         case _:
             assert_never(spec)
 
@@ -155,6 +187,9 @@ def apply_machine_options(objective: Objective, machine: Machine) -> None:
     """Set the memory layout, recomputation and compilation of an objective's networks."""
     objective.student.recompute = machine.activation_checkpointing
     objective.student.to(memory_format=torch.channels_last)
+    for part in objective.modules():
+        if isinstance(part, FrozenBackbone):
+            part.to(memory_format=torch.channels_last)
     if machine.compile:
         objective.student.enable_compile("training")
     if isinstance(objective, SelfTraining):

@@ -21,9 +21,9 @@ from udaseg.data.loading import threads
 from udaseg.data.loading.crops import CropSource
 from udaseg.data.loading.pseudo_labels import write_pseudo_label
 from udaseg.distributed import all_reduce_sum, rank, to_device, world_size
-from udaseg.methods.contrast.prototypes import image_means
+from udaseg.methods.contrast.prototypes import class_sums, image_means
 from udaseg.methods.pixel_loss import pseudo_labels
-from udaseg.methods.views import labelled_view
+from udaseg.methods.views import flatten_cells, labelled_view, labels_on_cells
 from udaseg.models.pixels import image_batch
 from udaseg.models.segmenter import Segmenter, SegmenterOutput, evaluation_mode
 
@@ -69,6 +69,36 @@ def collect_prototypes(
     _for_each_image(add, student, source, device, on_progress)
     total, count = all_reduce_sum(sums.cpu()), all_reduce_sum(images.cpu())
     return total / count.clamp_min(1)[:, None], count > 0
+
+
+@torch.no_grad()
+def collect_anchors(
+    network: Segmenter,
+    source: CropSource,
+    samples: Sequence[Sample],
+    num_classes: int,
+    device: torch.device,
+    on_progress: ProgressCallback,
+) -> tuple[Tensor, Tensor]:
+    """Return the mean unit features (K, D) float64 of labelled source images, and seen (K,).
+
+    The mean is over all cells of the class. Crops and mirroring of `source` are not applied.
+    """
+    # float64, so a pass that is split over processes gives the same means
+    shape = num_classes, network.feature_channels + 1
+    totals = torch.zeros(shape, dtype=torch.float64, device=device)
+
+    def add(read: _ReadSample, output: SegmenterOutput) -> None:
+        assert read.labels is not None
+        labels = to_device(torch.from_numpy(read.labels)[None], device)
+        rows, cells = flatten_cells(output.features), labels_on_cells(labels, output).flatten()
+        sums, counts = class_sums(rows, cells, num_classes)
+        totals.add_(torch.cat([sums, counts[:, None]], 1))
+
+    _for_each_image(add, network, source, device, on_progress, samples)
+    total = all_reduce_sum(totals.cpu())
+    count = total[:, -1:]
+    return total[:, :-1] / count.clamp_min(1), count[:, 0] > 0
 
 
 @torch.no_grad()
@@ -197,12 +227,17 @@ def _for_each_image(
     crops: CropSource,
     device: torch.device,
     on_progress: ProgressCallback,
+    samples: Sequence[Sample] | None = None,
 ) -> None:
-    """Call `act` with each image of this rank and the student's output for it, a batch of one."""
+    """Call `act` with each image of this rank and the student's output for it, a batch of one.
+
+    The images are `samples`, by default all.
+    """
     batch_size, done = _BATCH_SIZES.get(device.type, 1), 0
+    samples = crops.samples if samples is None else samples
     reading = threads.read_ahead(
         lambda sample: _ReadSample(sample, *crops.read(sample)),
-        crops.samples[rank() :: world_size()],
+        samples[rank() :: world_size()],
         threads.Limit(threads.ITEMS_AHEAD + batch_size),
     )
     batches = threads.batches_of_one_size(
@@ -215,7 +250,7 @@ def _for_each_image(
             for read, logits, features in zip(batch, *maps, strict=True):
                 act(read, SegmenterOutput(logits, features, None))
                 done += 1
-                on_progress(done, len(crops.samples))
+                on_progress(done, len(samples))
 
 
 def _copy_to_host(labels: Tensor) -> Callable[[], Tensor]:

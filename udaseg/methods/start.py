@@ -10,11 +10,12 @@ from torch import Tensor
 
 from udaseg.errors import CheckpointError
 from udaseg.models.adapters import hold_base
+from udaseg.models.frozen import frozen_segmenter
 from udaseg.models.heads.head import head_class
 from udaseg.models.pretrained import fetch_timm_file
-from udaseg.models.segmenter import Segmenter, merged_segmenter
+from udaseg.models.segmenter import Segmenter, backbone_of, merged_segmenter
 from udaseg.recipe.load import expand_path, from_dict
-from udaseg.recipe.schema import NAMED_WEIGHTS, TIMM_PREFIX, Model
+from udaseg.recipe.schema import NAMED_WEIGHTS, TIMM_PREFIX, Model, Recipe
 from udaseg.runs.base import BaseWeights, find_base, given_base, read_base
 from udaseg.runs.checkpoint import STUDENT_PREFIX, Checkpoint, network_tensors
 
@@ -39,6 +40,17 @@ def open_base(spec: Model) -> tuple[Model, BaseWeights | None]:
         return spec, None
     base = read_base(file)
     return replace(spec, weights=base.path), base
+
+
+def segmenter_as_given(recipe: Recipe) -> Segmenter:
+    """Return the student's backbone as its weights gave it, without `--init` and adapters.
+
+    Its logits are its last map. No random number of others changes.
+    """
+    model, _ = open_base(recipe.model)
+    with torch.random.fork_rng(devices=()):
+        torch.default_generator.manual_seed(recipe.seed)  # as the student's random weights
+        return frozen_segmenter(backbone_of(model))
 
 
 def _weights_file(spec: Model) -> Path | None:

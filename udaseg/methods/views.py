@@ -64,7 +64,7 @@ class Need:
         embed: Whether it needs embeddings, which need a projection head.
         options: How to make the view; two regularizers cannot ask for different values. With
             `label_share`, a label on a cell is the class of this share of its pixels, or none; see
-            `labels_on_cells`.
+            `labels_on_cells`; with `images`, `Views.images` has what the student is shown.
         start: First step that needs it. Before, the step may lack the view or its embeddings. Only
             for needs of a `PerViewRegularizer`.
     """
@@ -136,6 +136,7 @@ class Views:
         labels: Labels of the student's views, which are known before its passes.
         totals: `Regularizer.local_counts`, summed over ranks, by regularizer; empty in a single
             process.
+        images: (B, 3, H, W) in [0, 1], what the student is shown in views whose need asks for them.
     """
 
     step: int
@@ -144,6 +145,7 @@ class Views:
     by_name: dict[View, CellView]
     labels: Mapping[View, CellLabels] = field(default_factory=dict)
     totals: dict[object, Tensor] = field(default_factory=dict)
+    images: Mapping[View, Tensor] = field(default_factory=dict)
 
     def __getitem__(self, view: View) -> CellView:
         if view not in self.by_name:

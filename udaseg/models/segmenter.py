@@ -244,25 +244,8 @@ def build_segmenter(
         >>> network.output_stride, network.feature_channels
         (16, 320)
     """
-    weights = spec.weights
-    if weights not in NAMED_WEIGHTS:
-        weights = expand_path(weights)
-    head_type = head_class(spec.head)
-    backbone = build_backbone(
-        spec.backbone,
-        output_stride=spec.output_stride,
-        weights=weights,
-        levels=head_type.levels,
-        options=BackboneOptions(
-            first_dilation=spec.first_dilation,
-            ceil_pool=spec.ceil_pool,
-            stride_in=spec.stride_in,
-            input=spec.input,
-            weights_partial=spec.weights_partial,
-            drop_path=spec.drop_path,
-        ),
-    )
-    head, built = head_type.from_spec(spec, backbone, num_classes), None
+    backbone, built = backbone_of(spec), None
+    head = head_class(spec.head).from_spec(spec, backbone, num_classes)
     if projector is not None:
         built = Projector.from_spec(projector, backbone.channels[-1])
     segmenter = Segmenter(
@@ -276,6 +259,30 @@ def build_segmenter(
     if spec.adapters is not None:
         add_adapters(backbone, spec.adapters)
     return segmenter
+
+
+def backbone_of(spec: Model) -> Backbone:
+    """Return the backbone of a recipe with its weights loaded, without adapters.
+
+    It raises what `build_segmenter` raises.
+    """
+    weights = spec.weights
+    if weights not in NAMED_WEIGHTS:
+        weights = expand_path(weights)
+    return build_backbone(
+        spec.backbone,
+        output_stride=spec.output_stride,
+        weights=weights,
+        levels=head_class(spec.head).levels,
+        options=BackboneOptions(
+            first_dilation=spec.first_dilation,
+            ceil_pool=spec.ceil_pool,
+            stride_in=spec.stride_in,
+            input=spec.input,
+            weights_partial=spec.weights_partial,
+            drop_path=spec.drop_path,
+        ),
+    )
 
 
 def merged_segmenter(

@@ -1,5 +1,6 @@
 """Read pretrained weights and report what matched, so that no random start goes unnoticed."""
 
+import hashlib
 import logging
 import shlex
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -204,3 +205,14 @@ def _share_without(names: Iterable[str], matched: Collection[str]) -> float:
 def _first_few(names: Sequence[str]) -> str:
     shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
     return f"{len(names)} ({shown})" if names else "0"
+
+
+def state_digest(network: nn.Module) -> str:
+    """Return the SHA-256 of a network's weights and buffers."""
+    digest = hashlib.sha256()
+    for name, value in network.state_dict().items():
+        digest.update(name.encode())
+        digest.update(
+            value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        )
+    return digest.hexdigest()

@@ -104,6 +104,41 @@ class Prototypes:
     """Minimum confidence of the teacher for a cell of a mixed image to count; 0.9 is the upper
     limit of SPCL's thresholds. Only in self-training: the stages of SPCL have their own.
     """
+    anchor: Literal["source", "frozen"] = "source"
+    """What cells are pulled to: prototypes that follow the `source`, as in SPCL; or `frozen` ones,
+    the mean unit features of each class over source images in the backbone as its weights file or
+    library gave it, before any `--init`, which never change; the direction of arXiv 2605.03365.
+    They take all labelled source cells, not only those that are predicted correctly, and `momentum`
+    and `absent` are without effect. Only in self-training.
+    """
+    anchor_images: Annotated[int, Ge(1)] = 500
+    """Source images, chosen by the seed of the run, for the means of `frozen`; ours."""
+
+
+@dataclass(frozen=True)
+class FeatureDistance:
+    """Distance of the student's last feature map to that of a frozen network for the same images.
+
+    The frozen network is the student's backbone as its weights file or library gave it, before any
+    `--init`.
+    """
+
+    kind: Literal["cosine", "thing_class"]
+    """`cosine`, as in VFM-UDA++ (arXiv 2503.10685): two trained layers, then 0.9 of 1 - cosine and
+    0.1 of a smooth L1 distance, over all cells of source and mixed images. `thing_class`, as in
+    DAFormer (arXiv 2111.14887): the L2 distance, over source cells of countable things.
+    """
+    weight: Annotated[float, Ge(0)]
+    """Weight of the term of each view; 0.1 in VFM-UDA++, 0.005 in DAFormer."""
+    share: Annotated[float, Interval(gt=0.5, le=1)] = 0.75
+    """A source cell has the class of at least this share of its pixels, or none, in all
+    regularizers; 0.75 in DAFormer. Used only by `thing_class`.
+    """
+    classes: tuple[str, ...] | None = None
+    """Names of the source's classes that are things; null takes those of Cityscapes that the source
+    has, as in DAFormer: traffic light and sign, person, rider, and six kinds of vehicles. Used only
+    by `thing_class`.
+    """
 
 
 @dataclass(frozen=True)
@@ -155,5 +190,5 @@ class Semantic:
         return Projector(channels=self.channels, trainable=True, kind=self.head)
 
 
-RegularizerSpec = Regional | Prototypes | Semantic
+RegularizerSpec = Regional | Prototypes | Semantic | FeatureDistance
 """The settings of a built-in regularizer. One that needs a projection head has a `projector`."""

@@ -10,7 +10,13 @@ from pydantic import Field
 
 from udaseg.documents import Must
 from udaseg.recipe.choices import BatchNorm, Resize, Sampling, Size
-from udaseg.recipe.contrast import Prototypes, Regional, RegularizerSpec, Semantic
+from udaseg.recipe.contrast import (
+    FeatureDistance,
+    Prototypes,
+    Regional,
+    RegularizerSpec,
+    Semantic,
+)
 
 
 @dataclass(frozen=True)
@@ -164,6 +170,8 @@ class SelfTraining(RunMethod):
     """Contrast of SePiCo. Of all regularizers, only one can have a projector."""
     regularizers: Mapping[str, Any] = field(default_factory=dict)
     """Settings of regularizers of other installed packages, by their name."""
+    feature_distance: FeatureDistance | None = None
+    """Distance to the features of the frozen backbone, as in VFM-UDA++ or DAFormer."""
     warm_up: Annotated[float, Interval(ge=0, le=1)] = 0.0
     """Share of the steps that train on the source alone, as `source_only` does. Then the teacher
     starts as the student, all else begins, and its steps are counted from there; the learning rate

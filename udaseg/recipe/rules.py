@@ -139,6 +139,10 @@ def _unused_settings(stage: StageSpec, key: str) -> Problems:
     if isinstance(stage.objective, methods.RunMethod) and stage.objective.target_statistics:
         problem = "must be left out: set it for the whole run, as method.target_statistics"
         yield f"{key}.objective.target_statistics", problem
+    if isinstance(stage.objective, methods.PrototypeAlignment):
+        anchor = stage.objective.prototypes.anchor
+        must = "source in a stage; self-training has frozen ones"
+        yield from _unless(anchor == "source", f"{key}.objective.prototypes.anchor", must, anchor)
     for name in ("target", "target_jitter"):
         if getattr(stage, name) is not None and kind == "source_only":
             yield f"{key}.{name}", f"must be left out: {kind} uses no target images"

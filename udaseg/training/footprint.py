@@ -37,7 +37,8 @@ class Footprint:
         gradients: Gradients of the trained weights.
         activations: Peak of everything else that a step holds until the end of the backward pass.
         guard: Copies of all buffers, for undoing a step that is not finite.
-        base: Weights of student and teacher that checkpoints leave out; see `model.adapters`.
+        base: Weights that checkpoints leave out: of student and teacher with `model.adapters`, and
+            of the frozen backbone.
     """
 
     student: int

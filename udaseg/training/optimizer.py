@@ -11,7 +11,6 @@ from udaseg.distributed import world_size
 from udaseg.methods.objectives.adversarial import Adversarial
 from udaseg.methods.objectives.objective import Objective
 from udaseg.models.backbones.backbone import Backbone
-from udaseg.models.segmenter import Segmenter
 from udaseg.recipe.schema import Optimizer as OptimizerSpec
 from udaseg.recipe.schema import Recipe
 from udaseg.recipe.stages import Stage, recipe_of_stage, stages_of
@@ -164,7 +163,7 @@ def build_optimizer(recipe: Recipe, objective: Objective, stage: Stage | None = 
     """Return the optimiser; it holds each trainable parameter exactly once."""
     stage = stage or stages_of(recipe)[0]
     spec = recipe_of_stage(recipe, stage).optimizer
-    groups = _groups(spec, objective.student, rate_scale(spec, recipe.batch.source * world_size()))
+    groups = _groups(spec, objective, rate_scale(spec, recipe.batch.source * world_size()))
     first = make_optimizer(
         spec.kind, groups, momentum=spec.momentum, weight_decay=spec.weight_decay
     )
@@ -195,13 +194,18 @@ class _Place(NamedTuple):
     undecayed: bool
 
 
-def _groups(spec: OptimizerSpec, student: Segmenter, scale: float) -> list[dict[str, Any]]:
-    """Return the trained parameters of a network, grouped by rate, weight decay and repetition.
+def _groups(spec: OptimizerSpec, objective: Objective, scale: float) -> list[dict[str, Any]]:
+    """Return the trained parameters of the student and of regularizers.
 
+    They are grouped by rate, weight decay and repetition; those of regularizers with the head's.
     Groups that differ in weight decay alone share a name, which stands for a rate.
     """
-    places: dict[_Place, list[tuple[str, nn.Parameter]]] = {}
-    for name, parameter in student.named_parameters():
+    student, places = objective.student, dict[_Place, list[tuple[str, nn.Parameter]]]()
+    regularizers = getattr(objective, "regularizers", nn.ModuleDict())
+    for name, parameter in (
+        *student.named_parameters(),
+        *regularizers.named_parameters(prefix="regularizers"),
+    ):
         if parameter.requires_grad:
             place = _place(spec, student.backbone, name, parameter)
             places.setdefault(place, []).append((name, parameter))

@@ -13,6 +13,7 @@ from udaseg.distributed import all_gather_object, differences_between_ranks, ran
 from udaseg.errors import CheckpointError, EnvironmentFault, RecipeError
 from udaseg.files import read_json, sha256_of
 from udaseg.models.adapters import hold_base
+from udaseg.models.frozen import FrozenBackbone
 from udaseg.recipe.load import from_dict, load, to_dict
 from udaseg.recipe.schema import Recipe
 from udaseg.recipe.stages import determining_values
@@ -158,6 +159,9 @@ def _match_base(checkpoint: Checkpoint, objective: nn.Module) -> None:
     base: BaseWeights | None = getattr(objective, "base", None)
     if checkpoint.base is None and base is not None:
         hold_base(objective)
+        for part in objective.modules():
+            if isinstance(part, FrozenBackbone):
+                part.unshare()
         objective.base = None  # type: ignore[assignment]  # no tensor or module
     elif checkpoint.base is not None and not checkpoint.base.same_as(base):
         raise CheckpointError(

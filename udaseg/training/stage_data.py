@@ -6,14 +6,12 @@ here repeats the same passes; complete pseudo-labels are kept.
 
 import contextlib
 import functools
-import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from udaseg.data.datasets.index import PreparedDataset, Sample, evenly_spaced_indices
 from udaseg.data.loading.cache import open_cache
@@ -24,9 +22,13 @@ from udaseg.errors import CheckpointError, DataError, Interrupted
 from udaseg.evaluation.given_labels import GivenLabels, find_given_labels, read_given_labels
 from udaseg.files import read_json, write_json
 from udaseg.methods import passes
+from udaseg.methods.augmentation import generator_for
+from udaseg.methods.contrast.anchors import AnchorContrast
 from udaseg.methods.objectives.alignment import PrototypeAlignment
 from udaseg.methods.objectives.self_training import SelfTraining
+from udaseg.methods.start import segmenter_as_given
 from udaseg.methods.target_statistics import adapt_batch_norms
+from udaseg.models.weights import state_digest
 from udaseg.recipe.load import expand_path
 from udaseg.recipe.methods import PseudoLabelling
 from udaseg.recipe.schema import Recipe
@@ -106,6 +108,31 @@ def _initialise_prototypes(
         )
 
 
+def make_anchors(context: RunContext, setup: TrainingSetup, stop: StopSignal) -> None:
+    """Set the frozen prototypes of a new run, if it has any, by a pass over source images."""
+    terms = getattr(setup.objective, "regularizers", {})
+    contrasts = [term for term in terms.values() if isinstance(term, AnchorContrast)]
+    source, classes, recipe = setup.batches.source, context.data.classes, context.recipe
+    if not contrasts or source is None:
+        return
+    network = segmenter_as_given(recipe).to(setup.device)
+    order = torch.randperm(len(source.samples), generator=generator_for(recipe.seed, "anchors"))
+    chosen = order[: contrasts[0].spec.anchor_images].tolist()
+    samples = [source.samples[number] for number in sorted(chosen)]
+    with _pass_over("anchors of the source", len(samples), stop, context) as on_image:
+        means, seen = passes.collect_anchors(
+            network, source, samples, len(classes), setup.device, on_image
+        )
+    contrasts[0].prototypes.initialise(means, seen)
+    if without := [name for name, has in zip(classes.names, seen.tolist(), strict=True) if not has]:
+        log.warning(
+            "not in the %d source images of method.prototypes.anchor_images, so without an anchor: "
+            "%s",
+            len(samples),
+            ", ".join(without),
+        )
+
+
 def label_folder(folder: Path, stage: Stage) -> Path | None:
     """Return the folder of a stage's pseudo-labels in a run folder; None if it uses none."""
     if stage.pseudo_labels is None:
@@ -143,7 +170,7 @@ def make_labels(context: RunContext, setup: TrainingSetup, stop: StopSignal) -> 
     crops, student = setup.batches.target, setup.objective.student
     assert crops is not None
     marker, is_given = labels.parent / _MARKER, settings.folder is not None
-    origin = f"folder {settings.folder}" if is_given else _network_digest(student)
+    origin = f"folder {settings.folder}" if is_given else state_digest(student)
     if (digest := _finished_digest(marker, labels, origin, crops.samples)) is not None:
         return {_LABEL_FOLDER: digest}
     make = _copy_labels if is_given else _label_target
@@ -281,17 +308,6 @@ def _pass_over(
                 )
 
         yield on_image
-
-
-def _network_digest(network: nn.Module) -> str:
-    """Return a digest of a network's weights and buffers."""
-    digest = hashlib.sha256()
-    for name, value in network.state_dict().items():
-        digest.update(name.encode())
-        digest.update(
-            value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
-        )
-    return digest.hexdigest()
 
 
 def adapt_batch_norm(

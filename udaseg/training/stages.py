@@ -34,7 +34,7 @@ from udaseg.training.guards import Guard
 from udaseg.training.loop import run_steps
 from udaseg.training.resume import restore
 from udaseg.training.setup import RunContext, TrainingSetup
-from udaseg.training.stage_data import adapt_batch_norm, make_labels, open_stage
+from udaseg.training.stage_data import adapt_batch_norm, make_anchors, make_labels, open_stage
 
 log = logging.getLogger(__name__)
 
@@ -145,6 +145,8 @@ class Runner:
         """Build the setup of a stage, if it is not the first; return the digests of its files."""
         if stage.index == 0:
             assert self.setup is not None
+            if self.context.checkpoint is None:
+                make_anchors(self.context, self.setup, self._stop)
             return make_labels(self.context, self.setup, self._stop)
         # free the network, gradients and moments of the previous stage
         self.setup = self._state = None

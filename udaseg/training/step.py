@@ -150,7 +150,7 @@ def merge_reports(reports: Sequence[LossReport]) -> LossReport:
 
 def _views_alone(report: LossReport) -> Views | None:
     """Return the views without what only the losses of a step need."""
-    return None if report.views is None else replace(report.views, labels={}, totals={})
+    return None if report.views is None else replace(report.views, labels={}, totals={}, images={})
 
 
 def _part_seed(seed: int, number: int) -> int:

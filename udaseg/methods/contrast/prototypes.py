@@ -189,7 +189,7 @@ class PrototypeContrast(PerViewRegularizer):
 
     def local_counts(self, views: Views) -> Tensor:
         """Return the cells of each class in the second view, (K,)."""
-        labels = self._sure_labels(views.labels[self.second_view])
+        labels = sure_labels(views.labels[self.second_view], self.spec.min_confidence)
         return count_classes(labels, len(self.prototypes.means))
 
     def update(self, views: Views) -> None:
@@ -202,12 +202,15 @@ class PrototypeContrast(PerViewRegularizer):
 
     def _sure_cells(self, view: CellView) -> tuple[Tensor, Tensor]:
         """Return flat features and labels; the label is 255 where the teacher is not sure."""
-        return flatten_cells(view.features), self._sure_labels(view).flatten()
+        labels = sure_labels(view, self.spec.min_confidence)
+        return flatten_cells(view.features), labels.flatten()
 
-    def _sure_labels(self, view: CellView | CellLabels) -> Tensor:
-        if view.label_confidence is None:
-            return view.labels
-        return view.labels.masked_fill(view.label_confidence < self.spec.min_confidence, IGNORE)
+
+def sure_labels(view: CellView | CellLabels, min_confidence: float) -> Tensor:
+    """Return the labels of a view, 255 where the teacher is less confident than this in them."""
+    if view.label_confidence is None:
+        return view.labels
+    return view.labels.masked_fill(view.label_confidence < min_confidence, IGNORE)
 
 
 def _correct_cells(view: CellView) -> tuple[Tensor, Tensor]:

@@ -364,7 +364,12 @@ def _views_of_teacher(
             if view in needs
         },
         {view: given.labels for view, given in inputs.items() if given.labels is not None},
+        images={view: inputs[view].images for view in inputs if _shows_images(needs.get(view))},
     )
+
+
+def _shows_images(need: Need | None) -> bool:
+    return need is not None and need.options.get("images", False)
 
 
 def _figures(context: StepContext, share: Tensor, counts: Tensor) -> dict[str, Tensor]:
