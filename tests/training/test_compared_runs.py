@@ -18,13 +18,14 @@ TINY = {
 }
 
 
-def adapted(root, out, warm_up):
+def adapted(root, out, recipe="dacs", **method):
+    changes = {f"method.{key}": value for key, value in method.items()}
     return udaseg.adapt(
-        "dacs",
+        recipe,
         source="toyland",
         target="toyland-target",
         steps=4,
-        overrides={**TINY, "method.warm_up": warm_up},
+        overrides={**TINY, **changes},
         out=out,
         options=TrainOptions(root=root),
     )
@@ -47,7 +48,15 @@ def test_the_warm_network_and_the_adapted_one_are_compared_as_select_does(root, 
 @pytest.mark.slow
 @pytest.mark.parametrize("warm_up", [0, 1])
 def test_without_anything_before_or_after_nothing_is_compared(root, tmp_path, warm_up):
-    assert adapted(root, tmp_path / "run", warm_up).worth is None
+    assert adapted(root, tmp_path / "run", warm_up=warm_up).worth is None
+
+
+@pytest.mark.slow
+def test_statistics_of_the_target_are_an_adaptation(root, tmp_path):
+    worth = adapted(root, tmp_path / "run", "adabn").worth
+    assert worth.baseline.step == worth.adapted.step == 4
+    assert worth.baseline.sha256 != worth.adapted.sha256
+    assert {row.prefers for row in worth.criteria} != {None}
 
 
 def test_a_comparison_that_fails_does_not_end_the_run(root, tmp_path, monkeypatch, caplog):

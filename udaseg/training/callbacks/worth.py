@@ -34,8 +34,10 @@ def write_worth_of_run(state: TrainingState) -> None:
 def _write(state: TrainingState) -> None:
     folder = state.context.folder
     warm_up = list_manifests(warm_up_folder(folder))
-    if not warm_up or step_of(warm_up[0]) >= state.step or state.context.data.target is None:
+    if not warm_up or state.context.data.target is None:
         return
+    if step_of(warm_up[0]) == state.step and state.recipe.method.target_statistics == 0:
+        return  # the run is its warm-up
     state.context.refuse_lost_folder()
     try:
         with without_peers():
