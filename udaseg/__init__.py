@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from udaseg.data.doctor.doctor import doctor as doctor
     from udaseg.data.doctor.findings import Finding as Finding
     from udaseg.data.doctor.statistics import SetStatistics as SetStatistics
+    from udaseg.data.prepare.listing import DatasetEntry as DatasetEntry
+    from udaseg.data.prepare.listing import list_datasets as list_datasets
     from udaseg.data.prepare.prepare import prepare as prepare
     from udaseg.data.prepare.report import PrepareReport as PrepareReport
     from udaseg.data.prepare.report import SomeDataFailed as SomeDataFailed
@@ -89,6 +91,7 @@ _NAMES = {
     "data.doctor.doctor": ["Diagnosis", "doctor"],
     "data.doctor.findings": ["Finding"],
     "data.doctor.statistics": ["SetStatistics"],
+    "data.prepare.listing": ["DatasetEntry", "list_datasets"],
     "data.prepare.prepare": ["prepare"],
     "data.prepare.report": ["PrepareReport", "SomeDataFailed"],
     "data.prepare.rules": ["CacheOptions", "PrepareOptions"],

@@ -61,6 +61,12 @@ def markdown_cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
+def count_text(count: int, noun: str, plural: str | None = None) -> str:
+    """Return a count with its noun, such as `no errors`, `1 error` or `1,000 errors`."""
+    number = f"{count:,}" if count else "no"
+    return f"{number} {noun if count == 1 else plural or f'{noun}s'}"
+
+
 def format_duration(seconds: float) -> str:
     """Return seconds as H:MM:SS."""
     minutes, remainder = divmod(round(seconds), 60)

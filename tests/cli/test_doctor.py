@@ -11,6 +11,7 @@ from tests.cli import running
 from tests.cli.running import udaseg
 from tests.support import sick
 from tests.support.sick import FAULTS, Patient
+from tests.support.terminal import on_terminal, plain
 from udaseg.text import printable
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -69,12 +70,18 @@ def test_a_clean_set_is_said_to_be_so(well):
     assert list(well.iterdir()) == [well / "set"]
 
 
-def test_all_that_is_wrong_is_shown_at_80_columns_and_the_exit_code_is_3(ill):
+def test_a_terminal_of_80_columns_gets_no_longer_lines(ill):
+    code, sent = on_terminal("doctor", "set/own.yaml", cwd=ill, width=80)
+    assert code == 3
+    result = plain(sent).partition("error: small")[0].partition("┌")[2]
+    assert 60 < max(map(len, result.splitlines())) <= 80
+
+
+def test_all_that_is_wrong_is_shown_whole_and_the_exit_code_is_3(ill):
     before = _tree(ill)
     output = udaseg("doctor", "set/own.yaml", cwd=ill, expect=3)
     assert _tree(ill) == before
     lines = output.stdout.splitlines()
-    assert max(map(len, lines)) <= 80
     assert [line for line in lines if line != line.rstrip()] == []
     assert output.stdout == printable(output.stdout)
     assert "a\\x1b[2Jb.png: control or invisible characters" in output.stdout

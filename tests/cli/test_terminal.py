@@ -18,7 +18,7 @@ EVIL = "a\x1b[45;5mb\x1b]0;pwned\x07c\x9b7md\u202ee\u200bf[link=http:x]g\rh\x08i
 EVIL_FILE = f"{EVIL}\nj"
 # written with escapes, as YAML allows
 EVIL_YAML = '"' + EVIL_FILE.encode("unicode_escape").decode().replace("'", "''") + '%d"'
-GROUPS = {"recipes": ("ls", "cat", "cp", "schema")}
+GROUPS = {"recipes": ("ls", "cat", "cp", "schema"), "datasets": ("ls",)}
 COMMANDS = {
     *("prepare", "train", "adapt", "eval", "predict", "calibrate", "doctor", "report", "select"),
     *("export", "info", "verify", "demo", "methods", "grid", "features", "import", "sweep"),
@@ -234,7 +234,9 @@ def test_every_command_is_driven():
     assert {group.name for group in app.registered_groups} == GROUPS.keys()
 
 
-@pytest.mark.parametrize("command", [*sorted(COMMANDS), *GROUPS, "recipes cat", "recipes cp"])
+@pytest.mark.parametrize(
+    "command", [*sorted(COMMANDS), *GROUPS, "recipes cat", "recipes cp", "datasets ls"]
+)
 def test_words_that_are_no_files_or_options(tmp_path, command):
     words = command.split()
     for more in (["--help"], [f"--{EVIL_FILE}"], [EVIL_FILE], [EVIL_FILE] * 2):

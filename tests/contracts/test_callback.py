@@ -245,12 +245,26 @@ def test_a_line_has_the_numbers_first_and_then_what_others_add(monkeypatch):
             events.append(event)
 
     events = []
-    told = dispatcher(Adds(), Metrics(), Reads(), log_every=2)
-    told.on_step(1, report(), 1.0)
-    told.on_step(2, report(), 3.0)
-    assert events[0] == {"stage": "warm_up", "more": 1}
+    told = dispatcher(Adds(), Metrics(), Reads(), log_every=4)
+    told.on_step(3, report(), 1.0)
+    told.on_step(4, report(), 3.0)
+    assert events[0] == {"stage": "warm_up", "more": 3}
     assert list(events[1]) == ["stage", "losses", "lr", "gradient_norm", "more"]
     assert events[1]["losses"]["total"] == 2.0
+
+
+def test_the_first_steps_have_a_line_so_that_a_run_is_seen_to_work():
+    class Sees(Callback):
+        def on_step(self, state):
+            if state.wants_line:
+                seen.append(state.step)
+
+    seen = []
+    told = dispatcher(Sees(), log_every=50)
+    for step in range(1, 51):
+        told.on_step(step, report(), 1.0)
+    last = told.state.recipe.steps
+    assert seen == [1, 2, 5, last, 10, 20, 50]
 
 
 def test_a_run_stops_at_a_collapse_once_the_step_is_recorded(monkeypatch):

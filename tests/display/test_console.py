@@ -3,7 +3,7 @@
 import pytest
 from rich.table import Table
 
-from udaseg.display.console import open_console, safe_text
+from udaseg.display.console import open_console, safe_text, show_table
 
 
 @pytest.mark.parametrize(
@@ -29,3 +29,14 @@ def test_a_table_with_an_escaped_name_stays_aligned(capsys):
     open_console().print(table)
     widths = {len(line) for line in capsys.readouterr().out.splitlines()}
     assert len(widths) == 1
+
+
+def test_a_table_in_a_pipe_is_neither_wrapped_nor_cut(capsys):
+    long, title = "a" * 300, "one " * 60
+    table = Table("IoU %", title=safe_text(title), caption=safe_text(f"note {title}"))
+    table.add_row(safe_text(long))
+    show_table(table)
+    printed = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert printed[0] == title.rstrip()
+    assert printed[-1] == f"note {title}".rstrip()
+    assert sum(long in line for line in printed) == 1

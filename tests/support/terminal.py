@@ -6,11 +6,12 @@ import pty
 import re
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest import mock
 
 from udaseg.cli.main import main
+from udaseg.cli.verbosity import set_verbosity
 
 # Our styles (bold, dim, italic, red, yellow, cyan, ...; none has a background or blinks), the moves
 # of a progress bar, and line ends.
@@ -29,14 +30,14 @@ def forbidden(sent: str) -> list[str]:
     return [rest[max(0, hit.start() - 60) : hit.end() + 20] for hit in _FORBIDDEN.finditer(rest)]
 
 
-def on_terminal(*words: object, cwd: Path) -> tuple[int, str]:
+def on_terminal(*words: object, cwd: Path, width: int = 120) -> tuple[int, str]:
     """Run the command line in this process with a terminal as stdout and stderr.
 
     Returns:
         The exit code, and all that the process sent to the terminal, also from C libraries.
     """
     received: list[bytes] = []
-    with _terminal(received), contextlib.chdir(cwd), _arguments(words):
+    with _terminal(received, width), contextlib.chdir(cwd), _arguments(words):
         try:
             main()
         except SystemExit as stopped:
@@ -45,18 +46,32 @@ def on_terminal(*words: object, cwd: Path) -> tuple[int, str]:
     return code, b"".join(received).decode("utf-8", "surrogateescape")
 
 
+def drawn_on_terminal(width: int, draw: Callable[[], None]) -> str:
+    """Return what `draw` sends to a terminal of this width that shows info messages."""
+    received: list[bytes] = []
+    with _terminal(received, width):
+        set_verbosity(False, False)
+        draw()
+    return b"".join(received).decode()
+
+
+def plain(sent: str) -> str:
+    """Return what was sent without our own styles, moves and returns."""
+    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]|\r", "", sent)
+
+
 def _arguments(words: tuple[object, ...]) -> contextlib.AbstractContextManager[object]:
     return mock.patch.object(sys, "argv", ["udaseg", *map(str, words)])
 
 
 @contextlib.contextmanager
-def _terminal(received: list[bytes]) -> Iterator[None]:
+def _terminal(received: list[bytes], width: int) -> Iterator[None]:
     """Make a new terminal stdout and stderr of this process; `received` gets what it is sent."""
     master, slave = pty.openpty()
     reader = threading.Thread(target=_read, args=(master, received))
     reader.start()
     kept = [os.dup(1), os.dup(2)]
-    environment = {"TERM": "xterm-256color", "COLUMNS": "120", "LINES": "40"}
+    environment = {"TERM": "xterm-256color", "COLUMNS": str(width), "LINES": "40"}
     try:
         os.dup2(slave, 1)
         os.dup2(slave, 2)

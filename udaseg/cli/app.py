@@ -9,7 +9,9 @@ from typing import Annotated
 import typer
 
 from udaseg import __version__
+from udaseg.cli.command import Command, Group
 from udaseg.cli.commands.calibrate import calibrate
+from udaseg.cli.commands.datasets import datasets_app
 from udaseg.cli.commands.doctor import doctor
 from udaseg.cli.commands.eval import evaluate
 from udaseg.cli.commands.experiments import sweep, table
@@ -23,19 +25,20 @@ from udaseg.cli.commands.recipes import recipes_app
 from udaseg.cli.commands.report import report
 from udaseg.cli.commands.select import select
 from udaseg.cli.commands.train import adapt, train
-from udaseg.cli.options import Quiet, Root, Verbose, with_base
+from udaseg.cli.options import OutputFormat, Quiet, Root, Verbose, with_base
 from udaseg.cli.verbosity import set_verbosity
 from udaseg.text import printable
 
 app = typer.Typer(
     name="udaseg",
+    cls=Group,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(recipes_app, name="recipes")
+app.add_typer(datasets_app, name="datasets")
 
 
 def _show_version(requested: bool) -> None:
@@ -49,7 +52,11 @@ def _global_options(
     version: Annotated[
         bool,
         typer.Option(
-            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+            "-V",
+            "--version",
+            callback=_show_version,
+            is_eager=True,
+            help="Show the version and exit.",
         ),
     ] = False,
     debug: Annotated[
@@ -61,18 +68,18 @@ def _global_options(
 
 
 for _first in (prepare, with_base(train), with_base(adapt)):
-    app.command()(_first)
-app.command("eval")(with_base(evaluate))
+    app.command(cls=Command)(_first)
+app.command("eval", cls=Command)(with_base(evaluate))
 _COMMANDS = (
     *(with_base(predict), sweep, table, with_base(report), with_base(grid), with_base(features)),
     *(with_base(calibrate), doctor, with_base(select), with_base(export), info, verify),
 )
 for _then in _COMMANDS:
-    app.command()(_then)
-app.command("import")(import_checkpoint)
+    app.command(cls=Command)(_then)
+app.command("import", cls=Command)(import_checkpoint)
 
 
-@app.command()
+@app.command(cls=Command)
 def demo(
     seed: Annotated[int, typer.Option(help="Random seed of the training.")] = 0,
     out: Annotated[Path, typer.Option(help="Output folder.")] = Path("runs/demo"),
@@ -87,12 +94,17 @@ def demo(
     demo(seed=seed, out=out, root=root)
 
 
-@app.command("methods")
-def show_methods() -> None:
+@app.command("methods", cls=Command)
+def show_methods(output_format: OutputFormat = "table") -> None:
     """List the methods that `--method` accepts."""
     import udaseg
 
     known = udaseg.list_methods()
+    if output_format == "json":
+        from udaseg.display.console import print_json
+
+        print_json(known)
+        return
     width = max(map(len, known), default=0)
     for name, summary in sorted(known.items()):
         typer.echo(printable(f"{name:{width}}  {summary}".rstrip()))

@@ -1,7 +1,6 @@
 """Turns the exceptions of commands into one message on stderr and an exit code."""
 
 import errno
-import io
 import itertools
 import os
 import sys
@@ -13,6 +12,7 @@ from typing import Any, NoReturn
 import typer
 
 from udaseg.cli.app import app
+from udaseg.cli.mistakes import command_line_message
 from udaseg.cli.streams import open_streams
 from udaseg.errors import EnvironmentFault, RankFailed, RecipeError, UdasegError, UsageError
 from udaseg.text import printable, shortened
@@ -76,14 +76,13 @@ def _run(arguments: list[str], debug: bool) -> int | str | None:
 
 def _describe(error: Exception, debug: bool) -> tuple[str, int]:
     """Return the message for an error, and the exit code."""
-    if isinstance(error, RecipeError):  # it begins with file:line:col, so that editors can jump
-        return str(error), error.exit_code
+    if isinstance(error, RecipeError):  # a line for each problem
+        lines = str(error).splitlines()
+        return "\n".join(f"error: {line}" for line in lines), error.exit_code
     if isinstance(error, UdasegError):
         return f"error: {error}", error.exit_code
     if isinstance(error, _CommandLineError):
-        shown = io.StringIO()
-        error.show(shown)
-        return shown.getvalue().rstrip("\n"), error.exit_code
+        return command_line_message(error), error.exit_code
     if isinstance(error, OSError) and error.errno in _MACHINE_FAULTS:
         path = f"{shortened(str(error.filename), 300)}: " if error.filename is not None else ""
         return f"error: {path}{_MACHINE_FAULTS[error.errno]}", EnvironmentFault.exit_code

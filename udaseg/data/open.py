@@ -18,7 +18,7 @@ from udaseg.data.prepare.rules import TOYLAND
 from udaseg.data.toyland.writer import make_toyland
 from udaseg.display.progress import LazyProgress
 from udaseg.errors import DataError
-from udaseg.text import suggestion
+from udaseg.text import count_text, suggestion
 
 log = logging.getLogger(__name__)
 
@@ -104,9 +104,11 @@ def open_image_folder(folder: Path) -> PreparedDataset:
             if header.loss:
                 reduced.append(f"{path}: {header.loss}")
     if bad:
-        raise DataError(f"{folder}: {len(bad)} images cannot be read:\n{format_first(bad)}")
+        raise DataError(
+            f"{folder}: {count_text(len(bad), 'image')} cannot be read:\n{format_first(bad)}"
+        )
     if reduced:
-        log.warning("%d images are read in part, such as %s", len(reduced), reduced[0])
+        log.warning("%s read in part, such as %s", count_text(len(reduced), "image"), reduced[0])
     name = folder.resolve().name or "images"
     return PreparedDataset(name, folder, folder.resolve(), None, {"train": tuple(samples)})
 

@@ -1,18 +1,36 @@
 """The console of the commands, and text that any terminal can show."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from udaseg.text import printable
 
+_PIPE_WIDTH = 100_000
+
 
 def open_console(*, stderr: bool = False, soft_wrap: bool = False) -> Console:
-    """Return a console that does not highlight numbers and paths."""
-    return Console(stderr=stderr, soft_wrap=soft_wrap, highlight=False)
+    """Return a console that does not highlight numbers and paths.
+
+    In a pipe or a file, nothing is wrapped or cut.
+    """
+    console = Console(stderr=stderr, soft_wrap=soft_wrap, highlight=False)
+    if not console.is_terminal:
+        console.width = _PIPE_WIDTH
+    return console
+
+
+def show_table(table: Table, console: Console | None = None) -> None:
+    """Print a table on stdout; title and caption may be longer than its lines."""
+    console = console or open_console()
+    title, caption, table.title, table.caption = table.title, table.caption, None, None
+    for part in (title, table, caption):
+        if part:
+            console.print(part)
 
 
 def print_line(text: str) -> None:
@@ -20,8 +38,8 @@ def print_line(text: str) -> None:
     open_console(soft_wrap=True).print(safe_text(text))
 
 
-def print_json(document: Mapping[str, Any]) -> None:
-    """Print an object as JSON on stdout."""
+def print_json(document: Mapping[str, Any] | Sequence[Any]) -> None:
+    """Print an object or a list as JSON on stdout."""
     print_line(json.dumps(document, indent=2))
 
 

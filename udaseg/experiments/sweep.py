@@ -18,6 +18,7 @@ from udaseg.files import write_json, write_text
 from udaseg.recipe.schema import Recipe
 from udaseg.runs.folder import default_run_folder
 from udaseg.runs.groups import SEEDS_FILE, SWEEP_FILE
+from udaseg.text import count_text
 from udaseg.training.train import StrPath, TrainOptions, everyday_options, read_recipe
 
 log = logging.getLogger(__name__)
@@ -54,7 +55,9 @@ class Sweep:
             for seed, reason in seeds.failed.items()
         ]
         if reasons:
-            raise PartialError(f"{len(reasons)} runs did not finish: {'; '.join(reasons)}")
+            raise PartialError(
+                f"{count_text(len(reasons), 'run')} did not finish: {'; '.join(reasons)}"
+            )
 
 
 def sweep(

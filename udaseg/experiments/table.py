@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from udaseg.experiments.seeds import SeedStatistics
 from udaseg.files import csv_text
@@ -91,6 +92,19 @@ class RunTable:
         classes = dict.fromkeys(name for method in self.methods for name in method.iou)
         means = dict.fromkeys(name for method in self.methods for name in method.means)
         return (*classes, *means)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything as a JSON object, as fractions; null where not measured."""
+        rows = [
+            {
+                "name": method.name,
+                "runs": [str(run.path) for run in method.runs],
+                "scores": {name: score.to_json() for name, score in method.scores.items()},
+                "differences": {name: vars(each) for name, each in method.differences.items()},
+            }
+            for method in self.methods
+        ]
+        return {**vars(self), "methods": rows, "notes": list(self.notes)}
 
     def to_csv(self) -> str:
         """Return a line for each method and score, in percent; empty where not measured."""

@@ -28,7 +28,7 @@ from udaseg.recipe.methods import SelfTraining
 from udaseg.runs.folder import run_folder_of
 from udaseg.runs.leftovers import writing_in_run
 from udaseg.selection.images import ImageSet, source_images
-from udaseg.text import percent
+from udaseg.text import count_text, percent
 
 log = logging.getLogger(__name__)
 
@@ -199,7 +199,7 @@ def _facts(model: Model, source: Domain, target: Domain, plane: Plane) -> dict[s
             (
                 domain.images.dataset.name,
                 domain.images.split,
-                f"{len(domain.images.samples)} images",
+                count_text(len(domain.images.samples), "image"),
                 f"{domain.cells.sum()} cells with a class",
             )
         )

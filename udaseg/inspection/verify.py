@@ -16,6 +16,7 @@ from udaseg.runs.folder import read_num_processes
 from udaseg.runs.groups import run_groups
 from udaseg.runs.records import parse_event, read_status
 from udaseg.runs.scores import read_evaluations
+from udaseg.text import count_text
 
 _FILES = ("command.txt", "environment.json", "status.json", "metrics.jsonl", "train.log")
 _MAX_PROBLEMS = 10
@@ -149,7 +150,7 @@ def _check_files(folder: Path) -> _Results:
 def _check_status(status: Mapping[str, Any], recipe: Recipe) -> _Results:
     state, step = status.get("state"), status.get("step")
     if state == "done" and step == recipe.steps:
-        yield "passed", f"finished, {recipe.steps} steps"
+        yield "passed", f"finished, {count_text(recipe.steps, 'step')}"
         return
     progress = f", step {step} of {recipe.steps}" if isinstance(step, int) else ""
     yield "incomplete", f"the run is not finished: {state}{progress}; continue with --resume"
@@ -169,7 +170,7 @@ def _check_metrics(folder: Path, recipe: Recipe, *, done: bool) -> _Results:
     elif done and (not events or events[-1]["step"] != recipe.steps):
         yield "incomplete", f"metrics.jsonl: ends before step {recipe.steps}"
     else:
-        yield "passed", f"{len(events)} lines of metrics"
+        yield "passed", f"{count_text(len(events), 'line')} of metrics"
 
 
 def _is_in_order(previous: Mapping[str, Any], event: Mapping[str, Any]) -> bool:
@@ -192,7 +193,7 @@ def _check_checkpoints(folder: Path, recipe: Recipe) -> _Results:
         if not path.with_suffix(".pt").is_file():
             yield "damaged", f"{path.with_suffix('.pt')}: is missing, but its manifest exists"
     if files and len(intact_steps) == len(files):
-        yield "passed", f"{len(files)} checkpoints match the digests in their manifests"
+        yield "passed", f"the digests of {count_text(len(files), 'checkpoint')} match"
     if recipe.steps not in intact_steps:
         yield "incomplete", f"no intact checkpoint of the last step, {recipe.steps}"
 

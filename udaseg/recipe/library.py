@@ -1,7 +1,7 @@
 """The shipped recipes: their folder, their names, and which one a user means."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,13 +95,30 @@ def find_recipe(word: str | os.PathLike[str]) -> Path:
     if name in {entry.name for entry in list_networks()}:
         network = name.removeprefix(f"{_NETWORKS}/")
         raise RecipeError(f"{word}: is a network; use --network {network} beside a recipe")
-    by_method = {entry.method: entry.name for entry in reversed(known.values())}
-    hint = did_you_mean(name, [*known, *by_method])
-    instead = _instead(by_method.get(hint or "", hint))
     raise RecipeError(
-        f"{shortened(word)}: no such file or shipped recipe; {instead}"
+        f"{shortened(word)}: no such file or shipped recipe; {_meant_recipe(name, known)}"
         "`udaseg recipes ls` lists the shipped ones"
     )
+
+
+def _meant_recipe(name: str, known: Mapping[str, RecipeEntry]) -> str:
+    """Return "did you mean …? " for a word that is near a recipe, a method or a folder."""
+    methods = list_methods()
+    folders = list(dict.fromkeys(entry.folder for entry in known.values()))
+    hint = did_you_mean(name, [*known, *methods, *folders])
+    if hint in methods:
+        return f"did you mean --method {hint}, or a recipe such as {_example(hint, known)}? "
+    if hint in folders:
+        names = [entry.method for entry in known.values() if entry.folder == hint]
+        return f"did you mean {hint}/METHOD, where METHOD is one of {', '.join(names)}? "
+    return _instead(hint)
+
+
+def _example(method: str, known: Mapping[str, RecipeEntry]) -> str:
+    """Return the recipe of a method for the default pair, or another one."""
+    names = [entry.name for entry in known.values() if entry.method == method]
+    default = f"{_DEFAULT_FOLDER}/{method}"
+    return default if default in names else names[0]
 
 
 def find_network(word: str | os.PathLike[str]) -> Path:

@@ -322,7 +322,7 @@ class Machine:
     workers: Annotated[int, Ge(-1)] = -1
     """Loader processes; -1 chooses automatically."""
     log_every: Annotated[int, Ge(1)] = 50
-    """Steps between metric log lines."""
+    """Steps between lines of metrics; steps 1, 2, 5, 10 and 20 have one too."""
     checkpoint_every: Annotated[int, Ge(0)] = 1000
     """Steps between checkpoints; 0 writes only the last."""
     keep_checkpoints: Annotated[int, Ge(2)] = 2

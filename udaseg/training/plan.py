@@ -21,7 +21,7 @@ from udaseg.recipe.methods import warm_up_steps
 from udaseg.recipe.schema import Recipe, Source
 from udaseg.recipe.stages import Stage, stages_of
 from udaseg.sizes import Resize, ShortSide, distorts, recipe_size
-from udaseg.text import bits_text
+from udaseg.text import bits_text, count_text
 from udaseg.training.footprint import Footprint, estimate_footprint
 from udaseg.training.setup import RunData, TrainingSetup, build_setup, class_totals
 
@@ -48,12 +48,14 @@ def print_plan(
     }
     if target is not None:
         target_samples = target.split(recipe.target.split)
-        rows["target"] = f"{target.name}: {len(target_samples)} images, labels unused"
+        rows["target"] = f"{target.name}: {count_text(len(target_samples), 'image')}, labels unused"
         rows["target"] += _bits_note(target)
         _warn_of_aspect_ratio("target", "target.resize", recipe.target.resize, target_samples)
     if validation is not None:
         split = recipe.validation.split
-        rows["scored on"] = f"{validation.name} {split}: {len(validation.split(split))} images"
+        rows["scored on"] = (
+            f"{validation.name} {split}: {count_text(len(validation.split(split)), 'image')}"
+        )
     for number, size in enumerate(recipe.source.sizes):
         of_part = [sample for sample in samples if sample.part == number]
         if len(source.parts) == 1:
@@ -102,7 +104,8 @@ def _source_rows(spec: Source, source: PreparedDataset) -> dict[str, str]:
     """Return what a source is and, of several data sets, what each of them adds."""
     assert source.classes is not None
     samples, count = source.split(spec.split), len(source.classes)
-    rows = {"source": f"{source.name}: {len(samples)} images, {count} classes{_bits_note(source)}"}
+    size = f"{count_text(len(samples), 'image')}, {count_text(count, 'class', 'classes')}"
+    rows = {"source": f"{source.name}: {size}{_bits_note(source)}"}
     if len(source.parts) > 1:
         counts = [f"{len(part.split(spec.split))} of {part.name}" for part in source.parts]
         drawn = f"in turns of {', '.join(map(str, spec.shares))}" if spec.shares else "as one set"

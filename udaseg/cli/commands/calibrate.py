@@ -8,7 +8,7 @@ from rich.table import Table
 
 from udaseg.cli import options
 from udaseg.cli.verbosity import set_verbosity
-from udaseg.display.console import open_console, print_json, print_line, safe_text
+from udaseg.display.console import print_json, print_line, safe_text, show_table
 from udaseg.text import percent
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def _print_calibration(calibration: "Calibration") -> None:
             label = row.description if stage == "before" else f"{statistics.pixels:,} of them"
             shares = (statistics.accuracy, statistics.confidence, statistics.error)
             table.add_row(safe_text(label), stage, *map(percent, shares), f"{statistics.nll:.3f}")
-    open_console().print(table)
+    show_table(table)
     for row in calibration.rows:
         if row.note:
             print_line(f"{row.description}: {row.note}")

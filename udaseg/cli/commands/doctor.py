@@ -5,9 +5,10 @@ from typing import Annotated
 
 import typer
 
-from udaseg.cli.options import Quiet, Root, Verbose
+from udaseg.cli.options import OutputFormat, Quiet, Root, Verbose
 from udaseg.cli.verbosity import set_verbosity
 from udaseg.errors import DataError
+from udaseg.text import count_text
 
 
 def doctor(
@@ -26,7 +27,7 @@ def doctor(
     split: Annotated[
         list[str] | None, typer.Option(metavar="SPLIT", help="Check only this split; repeatable.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    output_format: OutputFormat = "table",
     root: Root = Path("data"),
     workers: Annotated[int, typer.Option(help="Number of threads (-1: automatic).")] = -1,
     verbose: Verbose = False,
@@ -39,10 +40,10 @@ def doctor(
     diagnosis = udaseg.doctor(
         data=data, target=target, root=root, splits=split or [], workers=workers
     )
-    from udaseg.cli.printing.doctor import count_text, print_diagnosis
+    from udaseg.cli.printing.doctor import print_diagnosis
     from udaseg.display.console import open_console, print_json
 
-    if as_json:
+    if output_format == "json":
         print_json(diagnosis.to_dict())
     else:
         print_diagnosis(open_console(), diagnosis)

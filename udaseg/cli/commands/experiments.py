@@ -12,7 +12,7 @@ from udaseg.cli.commands.train import TENSORBOARD, command_line
 from udaseg.cli.verbosity import set_verbosity
 from udaseg.errors import UsageError
 
-RunTableFormat = Literal["table", "md", "csv", "latex"]
+RunTableFormat = Literal["table", "json", "md", "csv", "latex"]
 RunFormat = Annotated[RunTableFormat, typer.Option("--format", help="Output format.")]
 
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from udaseg.cli.options import AnyDevice, Quiet, Root, Run, Verbose, WeightsOption
+from udaseg.cli.options import AnyDevice, OutputFormat, Quiet, Root, Run, Verbose, WeightsOption
 from udaseg.cli.verbosity import set_verbosity
 
 
@@ -31,6 +31,7 @@ def features(
         Path | None, typer.Option(help="Folder of the files. Default: in the run folder.")
     ] = None,
     weights: WeightsOption = "student",
+    output_format: OutputFormat = "table",
     device: AnyDevice = "auto",
     root: Root = Path("data"),
     verbose: Verbose = False,
@@ -40,8 +41,13 @@ def features(
     set_verbosity(verbose, quiet)
     import udaseg
     from udaseg.cli.printing.features import print_features
+    from udaseg.display.console import print_json
 
     options = udaseg.FeatureOptions(
         images=images, points=points, weights=weights, out=out, device=device, root=root
     )
-    print_features(udaseg.features(run, data=data, split=split, options=options))
+    seen = udaseg.features(run, data=data, split=split, options=options)
+    if output_format == "json":
+        print_json(seen.to_json())
+    else:
+        print_features(seen)

@@ -20,7 +20,7 @@ def info(
     from rich.table import Table
 
     import udaseg
-    from udaseg.display.console import open_console, print_json, safe_text
+    from udaseg.display.console import print_json, safe_text, show_table
 
     rows = udaseg.info(run=run).to_json()
     if output_format == "json":
@@ -30,22 +30,25 @@ def info(
     for title, content in rows.items():
         lines = content if isinstance(content, list) else [content]
         table.add_row(safe_text(title, style="bold"), safe_text("\n".join(lines)))
-    open_console().print(table)
+    show_table(table)
 
 
 def verify(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.", show_default=False)],
+    output_format: OutputFormat = "table",
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
     """Check that a run is complete, unchanged and scores as expected."""
     set_verbosity(verbose, quiet)
     import udaseg
-    from udaseg.display.console import open_console, safe_text
+    from udaseg.display.console import print_json, print_line
 
     verification = udaseg.verify(run=run)
-    console = open_console(soft_wrap=True)
-    for check in verification.checks:
-        if check.outcome == "passed":
-            console.print(safe_text(f"{check.run}: {check.message}"))
+    if output_format == "json":
+        print_json([{**vars(check), "run": str(check.run)} for check in verification.checks])
+    else:
+        for check in verification.checks:
+            if check.outcome == "passed":
+                print_line(f"{check.run}: {check.message}")
     verification.raise_if_failed()

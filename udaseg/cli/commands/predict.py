@@ -3,13 +3,14 @@
 import shlex
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from udaseg.cli.options import (
     AnyDevice,
     Flip,
+    OutputFormat,
     Overwrite,
     Quiet,
     Verbose,
@@ -17,9 +18,9 @@ from udaseg.cli.options import (
     parse_height_width,
 )
 from udaseg.cli.verbosity import set_verbosity
-from udaseg.display.console import open_console, safe_text
+from udaseg.display.console import open_console, print_json, safe_text
 from udaseg.errors import PartialError
-from udaseg.text import percent
+from udaseg.text import count_text, percent
 
 if TYPE_CHECKING:
     from udaseg import PredictSummary
@@ -94,6 +95,7 @@ def predict(
     ] = False,
     flip: Flip = False,
     window: Window = None,
+    output_format: OutputFormat = "table",
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
@@ -117,7 +119,10 @@ def predict(
         bits=bits,
     )
     summary = udaseg.predict(inputs=inputs, model=checkpoint, out=out, options=options)
-    _print_summary(summary)
+    if output_format == "json":
+        print_json(_json_of_summary(summary))
+    else:
+        _print_summary(summary)
     if summary.failures:
         total = summary.image_inputs + summary.video_inputs
         noun = "inputs" if summary.video_inputs else "images"
@@ -127,13 +132,26 @@ def predict(
         )
 
 
+def _json_of_summary(summary: "PredictSummary") -> dict[str, Any]:
+    """Return what was written as a JSON object."""
+    return {
+        **vars(summary),
+        "folders": {kind: str(folder) for kind, folder in summary.folders.items()},
+        "failures": {str(path): reason for path, reason in summary.failures.items()},
+        "failures_file": str(summary.failures_file),
+        "pixels": dict(summary.pixels),
+        "shares": summary.shares(),
+    }
+
+
 def _print_summary(summary: "PredictSummary") -> None:
     """Print the output folders and the largest classes."""
     parts = []
     if summary.image_inputs:
-        parts.append(f"{summary.images} images predicted")
+        parts.append(f"{count_text(summary.images, 'image')} predicted")
     if summary.videos:
-        parts.append(f"{summary.videos} videos of {summary.frames} frames predicted")
+        frames = count_text(summary.frames, "frame")
+        parts.append(f"{count_text(summary.videos, 'video')} of {frames} predicted")
     if summary.kept:
         parts.append(f"{summary.kept} kept from an earlier run")
     folders = ", ".join(shlex.quote(str(folder)) for folder in summary.folders.values())

@@ -57,6 +57,7 @@ def prepare(
     cache_resampling: Annotated[
         options.Resampling, typer.Option(help="How the cache is resized, as in the recipe.")
     ] = "area",
+    output_format: options.OutputFormat = "table",
     verbose: options.Verbose = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -71,7 +72,7 @@ def prepare(
     import udaseg
 
     if verify:
-        _verify(names, root, workers)
+        _verify(names, root, workers, output_format)
         return
     prepare_options = udaseg.PrepareOptions(
         max_bad=max_bad,
@@ -90,17 +91,14 @@ def prepare(
         reports = udaseg.prepare(names=names, root=root, options=prepare_options)
     except udaseg.SomeDataFailed as error:
         failure, reports = error, error.finished
-    from udaseg.cli.printing.prepare import print_prepared
-    from udaseg.display.console import open_console
+    from udaseg.cli.printing.prepare import print_reports
 
-    console = open_console()
-    for report in reports:
-        print_prepared(console, report)
+    print_reports(reports, output_format)
     if failure is not None:
         raise failure
 
 
-def _verify(names: list[str], root: Path, workers: int) -> None:
+def _verify(names: list[str], root: Path, workers: int, output_format: str) -> None:
     import udaseg
 
     faults = []
@@ -109,13 +107,16 @@ def _verify(names: list[str], root: Path, workers: int) -> None:
     except udaseg.SomeDataFailed as error:
         results = error.finished
         faults.append(str(error))
-    from udaseg.cli.printing.prepare import format_changes, print_unchanged
-    from udaseg.display.console import open_console
+    from udaseg.cli.printing.prepare import format_changes, json_of_verification, print_unchanged
+    from udaseg.display.console import open_console, print_json
 
     console = open_console(soft_wrap=True)
-    for result in results:
-        if result.ok:
-            print_unchanged(console, result)
+    if output_format == "json":
+        print_json([json_of_verification(result) for result in results])
+    else:
+        for result in results:
+            if result.ok:
+                print_unchanged(console, result)
     faults = [*(format_changes(result) for result in results if not result.ok), *faults]
     if faults:
         raise DataError("\n\n".join(faults))

@@ -5,35 +5,64 @@ from typing import Annotated
 
 import typer
 
+from udaseg.cli.command import Command, Group
+from udaseg.cli.options import OutputFormat
+from udaseg.display.console import print_json
 from udaseg.errors import UsageError
-from udaseg.text import printable
+from udaseg.text import printable, shortened, suggestion
 
 Name = Annotated[
     str, typer.Argument(metavar="NAME", help="Name from `udaseg recipes ls`.", show_default=False)
 ]
 recipes_app = typer.Typer(
-    no_args_is_help=True, help="List, show or copy the shipped recipes and networks."
+    cls=Group, no_args_is_help=True, help="List, show or copy the shipped recipes and networks."
 )
 
 
-@recipes_app.command("ls")
-def show_recipes() -> None:
-    """List the shipped recipes, and the networks for --network."""
+@recipes_app.command("ls", cls=Command)
+def show_recipes(
+    folder: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="FOLDER",
+            help="List all of one folder, such as gta5_cityscapes or networks.",
+            show_default=False,
+        ),
+    ] = None,
+    output_format: OutputFormat = "table",
+) -> None:
+    """List the folders of recipes with their methods, or the recipes of one folder."""
     from udaseg.recipe.library import list_networks, list_recipes
 
-    entries = [*list_recipes(), *list_networks()]
-    width = max((len(entry.name) for entry in entries), default=0)
-    for entry in entries:
-        typer.echo(printable(f"{entry.name:{width}}  {entry.summary}".rstrip()))
+    folders: dict[str, dict[str, str]] = {}
+    for entry in (*list_recipes(), *list_networks()):
+        folders.setdefault(entry.folder, {})[entry.method] = entry.summary
+    if folder is not None and (folder := folder.rstrip("/")) not in folders:
+        raise UsageError(
+            f"{shortened(folder)}: no folder of recipes{suggestion(folder, list(folders))}; "
+            f"available: {', '.join(folders)}"
+        )
+    listed = folders if folder is None else {folder: folders[folder]}
+    recipes = {f"{name}/{method}": text for name in listed for method, text in listed[name].items()}
+    if output_format == "json":
+        print_json([{"name": name, "summary": text} for name, text in recipes.items()])
+        return
+    if folder is None:
+        recipes = {f"{name}/": ", ".join(methods) for name, methods in folders.items()}
+    width = max(map(len, recipes), default=0)
+    for name, text in recipes.items():
+        typer.echo(printable(f"{name:{width}}  {text}".rstrip()))
+    if folder is None:
+        typer.echo("\nA recipe is FOLDER/METHOD; `udaseg recipes ls FOLDER` describes each.")
 
 
-@recipes_app.command("cat")
+@recipes_app.command("cat", cls=Command)
 def show_recipe(name: Name) -> None:
     """Print a recipe, or a network file."""
     typer.echo(printable(_find(name).read_text(encoding="utf-8")), nl=False)
 
 
-@recipes_app.command("cp")
+@recipes_app.command("cp", cls=Command)
 def copy_recipe(
     name: Name,
     destination: Annotated[
@@ -60,7 +89,7 @@ def _find(name: str) -> Path:
     return find_network(name) if name.startswith("networks/") else find_recipe(name)
 
 
-@recipes_app.command("schema")
+@recipes_app.command("schema", cls=Command)
 def show_schema(
     markdown: Annotated[
         bool, typer.Option("--markdown", help="Describe every key on a page instead.")

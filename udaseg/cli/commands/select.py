@@ -9,13 +9,11 @@ from rich.table import Table
 from udaseg.cli import options
 from udaseg.cli.printing.worth import print_worth
 from udaseg.cli.verbosity import set_verbosity
-from udaseg.display.console import open_console, print_json, print_line, safe_text
+from udaseg.display.console import open_console, print_json, print_line, safe_text, show_table
 from udaseg.errors import UsageError
 
 if TYPE_CHECKING:
     from udaseg import Selection
-
-_MIN_WIDTH = 110
 
 
 def select(
@@ -98,12 +96,9 @@ def select(
 
 def _print_selection(selection: "Selection") -> None:
     """Print one row per candidate, with a star at each criterion's choice, and the choice."""
-    console = open_console()
-    if not console.is_terminal:
-        console.width = max(console.width, _MIN_WIDTH)
     if selection.warning is not None:
-        console.print(safe_text(selection.warning, style="bold red"), soft_wrap=True)
-    console.print(_candidate_table(selection))
+        open_console(soft_wrap=True).print(safe_text(selection.warning, style="bold red"))
+    show_table(_candidate_table(selection))
     collapsed = [candidate.name for candidate in selection.candidates if candidate.collapsed]
     if collapsed:
         print_line(f"predicts almost only one class, so not chosen: {', '.join(collapsed)}")

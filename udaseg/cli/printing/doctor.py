@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from udaseg.display.console import safe_text
+from udaseg.text import count_text
 
 if TYPE_CHECKING:
     from udaseg import Diagnosis, Finding, SetStatistics
@@ -155,8 +156,3 @@ def _amounts_text(finding: "Finding") -> str:
     more = f" and {len(names) - _MAX_AMOUNTS} more" if len(names) > _MAX_AMOUNTS else ""
     prefix = "" if finding.code != "unknown-id" else "id " if len(names) == 1 else "ids "
     return prefix + ", ".join(names[:_MAX_AMOUNTS]) + more
-
-
-def count_text(count: int, noun: str) -> str:
-    """Return a count with its noun, such as `no errors` or `1 error`."""
-    return f"{count} {noun}" if count == 1 else f"{count or 'no'} {noun}s"

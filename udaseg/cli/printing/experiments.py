@@ -4,17 +4,18 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from udaseg.display.console import open_console, print_line, safe_text
+from udaseg.display.console import print_json, print_line, safe_text, show_table
+from udaseg.text import count_text
 
 if TYPE_CHECKING:
     from udaseg import RunTable, Sweep
 
-_MIN_WIDTH = 110
-
 
 def print_table(table: "RunTable", output_format: str = "table") -> None:
-    """Print a table of runs as `table`, `md`, `csv` or `latex`."""
+    """Print a table of runs as `table`, `json`, `md`, `csv` or `latex`."""
     match output_format:
+        case "json":
+            print_json(table.to_json())
         case "csv":
             print_line(table.to_csv())
         case "md":
@@ -22,14 +23,11 @@ def print_table(table: "RunTable", output_format: str = "table") -> None:
         case "latex":
             print_line(table.to_latex())
         case _:
-            console = open_console()
-            if not console.is_terminal:
-                console.width = max(console.width, _MIN_WIDTH)
-            console.print(_score_table(table))
+            show_table(_score_table(table))
             if table.baseline is not None:
-                console.print(_difference_table(table))
+                show_table(_difference_table(table))
             for note in table.notes:
-                console.print(safe_text(note), soft_wrap=True)
+                print_line(note)
 
 
 def print_sweep(sweep: "Sweep", output_format: str) -> None:
@@ -39,7 +37,7 @@ def print_sweep(sweep: "Sweep", output_format: str) -> None:
     else:
         print_table(sweep.table, output_format)
     if output_format == "table":
-        print_line(f"{len(sweep.settings)} settings: {sweep.path}")
+        print_line(f"{count_text(len(sweep.settings), 'setting')}: {sweep.path}")
         if sweep.curve is not None:
             print_line(f"curve: {sweep.curve}")
 

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from udaseg.display.console import open_console, safe_text
+from udaseg.display.console import open_console, safe_text, show_table
 
 if TYPE_CHECKING:
     from udaseg import Features
@@ -21,7 +21,7 @@ def print_features(seen: "Features") -> None:
             shown.add_column(safe_text(column), justify="right")
         for name, texts in table.texts().items():
             shown.add_row(safe_text(name), *texts.values())
-        open_console().print(shown)
+        show_table(shown)
     for note in seen.notes:
         console.print(safe_text(note))
     console.print(safe_text(f"{seen.folder}: features.png, points.csv and the tables"))

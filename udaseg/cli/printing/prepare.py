@@ -1,15 +1,15 @@
 """Prints what `udaseg.prepare` and `udaseg.verify_data` return."""
 
 from collections import Counter
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
-from udaseg.display.console import safe_text
+from udaseg.display.console import open_console, print_json, print_line, safe_text, show_table
 from udaseg.sizes import recipe_size
-from udaseg.text import bits_text, format_size
+from udaseg.text import bits_text, count_text, format_size
 
 if TYPE_CHECKING:
     from udaseg import DataVerification, PrepareReport
@@ -17,6 +17,48 @@ if TYPE_CHECKING:
 _MAX_LINES = 5
 _MAX_CLASSES_UNREMARKABLE = 2  # with this many classes, labels with a single class are normal
 _MAX_CHANGES = 10
+
+
+def print_reports(reports: Sequence["PrepareReport"], output_format: str) -> None:
+    """Print what prepared data sets contain, as tables or as JSON, and what to do next."""
+    if output_format == "json":
+        print_json(list(map(_json_of_report, reports)))
+        return
+    console = open_console()
+    for report in reports:
+        print_prepared(console, report)
+    if next_command := _next_command(reports):
+        print_line(f"next: {next_command}")
+
+
+def _json_of_report(report: "PrepareReport") -> dict[str, Any]:
+    lists = ("bad", "excluded", "known", "blank", "missing", "reduced", "turned", "unlabelled")
+    return {
+        "name": report.name,
+        "folder": str(report.folder),
+        "images": report.counts,
+        "classes": list(report.classes),
+        "class_shares": report.class_shares,
+        **{name: list(getattr(report, name)) for name in lists},
+        "read": report.read,
+        "unchanged": report.unchanged,
+        "check_only": report.check_only,
+        "seconds": round(report.seconds, 1),
+    }
+
+
+def _next_command(reports: Sequence["PrepareReport"]) -> str:
+    """Return how to train on what was prepared; "" if files were only checked."""
+    if not reports or any(report.check_only for report in reports):
+        return ""
+    # as a source if it has training labels
+    targets = [each for each in reports if not each.classes or "train" in each.unlabelled]
+    sources = [each for each in reports if each not in targets]
+    first, last = reports[0], reports[-1]
+    if len(reports) > 1 and first in sources:  # the second is the target, whether labelled or not
+        return f"udaseg adapt --source {first.name} --target {last.name}"
+    source = sources[0].name if sources else "DATA"
+    return f"udaseg adapt --source {source} --target {targets[0].name if targets else 'DATA'}"
 
 
 def print_prepared(console: Console, report: "PrepareReport") -> None:
@@ -30,7 +72,7 @@ def print_prepared(console: Console, report: "PrepareReport") -> None:
     table.add_column(overflow="fold")
     for title, text in _rows(report):
         table.add_row(safe_text(title), safe_text(text))
-    console.print(table)
+    show_table(table, console)
 
 
 def _rows(report: "PrepareReport") -> Iterator[tuple[str, str]]:
@@ -48,11 +90,6 @@ def _rows(report: "PrepareReport") -> Iterator[tuple[str, str]]:
         yield "index in", str(report.folder)
     if report.cache is not None:
         yield "cache", _cache_row(report)
-    if not report.check_only:
-        # as a source if it has training labels
-        is_target = not report.classes or "train" in report.unlabelled
-        source, target = ("DATA", report.name) if is_target else (report.name, "DATA")
-        yield "next", f"udaseg adapt --source {source} --target {target}"
 
 
 def _split_row(report: "PrepareReport", split: str) -> str:
@@ -113,7 +150,7 @@ def _cache_row(report: "PrepareReport") -> str:
     written, cache, size_mb = report.cache, report.cache.cache, report.cache.size_bytes / 1e6
     size = format_size(cache.size)
     row = (
-        f"{written.images} images of {size} with their labels as {cache.format}, "
+        f"{count_text(written.images, 'image')} of {size} with their labels as {cache.format}, "
         f"{size_mb:,.1f} MB ({size_mb / max(1, written.images):.2f} MB per image)"
     )
     if written.written:
@@ -123,6 +160,12 @@ def _cache_row(report: "PrepareReport") -> str:
     if written.speedup is not None:
         row += f", read {written.speedup:.1f} times as fast as the original files"
     return f"{row}; used by training with resize {recipe_size(cache.size)}"
+
+
+def json_of_verification(result: "DataVerification") -> dict[str, Any]:
+    """Return what changed in a data set as a JSON object."""
+    changes = {"changed": list(result.changed), "missing": list(map(str, result.missing))}
+    return {"name": result.name, "files": result.files, "ok": result.ok, **changes}
 
 
 def print_unchanged(console: Console, result: "DataVerification") -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from rich.table import Table
 
-from udaseg.display.console import open_console, print_json, print_line, safe_text
+from udaseg.display.console import print_json, print_line, safe_text, show_table
 from udaseg.text import format_size, percent
 
 if TYPE_CHECKING:
@@ -28,9 +28,9 @@ def _print(scores: _Shown, table: Callable[[_Shown], Table], output_format: str)
     """Print scores, with those of the network before the adaptation if there are any."""
     match output_format:
         case "table":
-            open_console().print(table(scores))
+            show_table(table(scores))
             if scores.before is not None:
-                open_console().print(table(scores.before))
+                show_table(table(scores.before))
         case "json":
             print_json(scores.to_json())
         case "csv":

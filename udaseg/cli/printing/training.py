@@ -7,9 +7,9 @@ from rich.table import Table
 
 from udaseg.cli.printing.scores import print_scores
 from udaseg.cli.printing.worth import print_worth
-from udaseg.display.console import open_console, safe_text
+from udaseg.display.console import open_console, safe_text, show_table
 from udaseg.recipe.stages import adapts
-from udaseg.text import percent
+from udaseg.text import count_text, percent
 
 if TYPE_CHECKING:
     from udaseg import Run, Scores, SeedRuns
@@ -44,15 +44,15 @@ def print_seeds(seeds: "SeedRuns") -> None:
     """Print mean and spread over the seeds, for each class and each mean."""
     console = open_console(soft_wrap=True)
     if seeds.scored:
-        console.print(_seed_table(seeds))
+        show_table(_seed_table(seeds))
         console.print(safe_text("spread: standard deviation over the seeds (n - 1)"))
     else:
         console.print(safe_text("nothing was scored: the recipe has no validation data"))
-    console.print(safe_text(f"{len(seeds.runs)} seeds: {seeds.summary_path}"))
+    console.print(safe_text(f"{count_text(len(seeds.runs), 'seed')}: {seeds.summary_path}"))
 
 
 def _seed_table(seeds: "SeedRuns") -> Table:
-    title = f"IoU in percent over {len(seeds.scored)} seeds"
+    title = f"IoU in percent over {count_text(len(seeds.scored), 'seed')}"
     table = Table(title=title, title_justify="left")
     table.add_column("class")
     for name in ("mean", "spread", *(f"seed {seed}" for seed in seeds.scored)):

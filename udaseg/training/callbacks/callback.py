@@ -16,6 +16,9 @@ from udaseg.runs.status import RunStatus
 from udaseg.training.guards import DroppedStep
 from udaseg.training.setup import RunContext, TrainingSetup, images_per_step
 
+EARLY_STEPS = (1, 2, 5, 10, 20)
+"""Steps with a line of metrics besides those of `machine.log_every`, to see that a run works."""
+
 
 class Callback:
     """Something that happens beside training: it watches, shows, writes or saves.
@@ -64,8 +67,8 @@ class TrainingState:
         gradient_norm: Gradient norm of the step, before clipping.
         dropped: The step, if it was dropped, inside `on_step`.
         event: What a step has to say; `Metrics` turns it into a line of metrics.
-        wants_line: Whether the line of this step has the losses: at `machine.log_every`, at the
-            last step, or because a callback set it.
+        wants_line: Whether the line of this step has the losses: at `machine.log_every`, at
+            `EARLY_STEPS` and the last step, or because a callback set it.
     """
 
     context: RunContext
@@ -156,7 +159,7 @@ class Dispatcher:
         """Tell the callbacks that a step was done or dropped; `done` counts it."""
         state, recipe = self.state, self.state.recipe
         state.step, state.report, state.gradient_norm, state.event = done, report, gradient_norm, {}
-        is_due = done % recipe.machine.log_every == 0 or done == recipe.steps
+        is_due = done % recipe.machine.log_every == 0 or done in (*EARLY_STEPS, recipe.steps)
         state.wants_line = is_due or state.dropped is not None
         try:
             state.call_each(lambda callback: callback.on_step(state))

@@ -5,7 +5,10 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 
 from udaseg.display.progress import WorkProgress
-from udaseg.training.callbacks.callback import Callback, TrainingState
+from udaseg.training.callbacks.callback import EARLY_STEPS, Callback, TrainingState
+
+_BRIEF = ("total", "confident", "uncertainty")
+"""Of the losses, those that a bar shows."""
 
 
 class Progress(Callback):
@@ -28,6 +31,7 @@ class Progress(Callback):
                 unit="",
                 first=state.step,
                 line_interval=recipe.machine.log_every,
+                early_lines=EARLY_STEPS,
             )
         )
 
@@ -40,7 +44,9 @@ class Progress(Callback):
     def on_step(self, state: TrainingState) -> None:
         """Show the step, and its losses if it has a line of metrics."""
         assert self._bar is not None
-        self._bar.update(state.step, values=self._losses, images_per_item=state.images_per_step)
+        self._bar.update(
+            state.step, values=self._losses, brief=_BRIEF, images_per_item=state.images_per_step
+        )
         self._losses = None
 
     def end(self, state: TrainingState, error: BaseException | None) -> None:

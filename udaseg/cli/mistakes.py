@@ -1,0 +1,83 @@
+"""Messages about words that the command line cannot parse, with the word that was meant."""
+
+from typing import Any
+
+from udaseg.text import did_you_mean, shortened
+
+# Options of other tools -> what is written here; the first that the command has, or a KEY=VALUE.
+_FOREIGN = {
+    "--epochs": ("--steps",),
+    "--iterations": ("--steps",),
+    "--iters": ("--steps",),
+    "--max-iters": ("--steps",),
+    "--max-steps": ("--steps",),
+    "--imgsz": ("source.resize=[HEIGHT,WIDTH]", "--window"),
+    "--img-size": ("source.resize=[HEIGHT,WIDTH]", "--window"),
+    "--image-size": ("source.resize=[HEIGHT,WIDTH]", "--window"),
+    "--crop-size": ("source.crop=[HEIGHT,WIDTH]", "--window"),
+    "--lr": ("optimizer.lr=1e-4",),
+    "--learning-rate": ("optimizer.lr=1e-4",),
+    "--backbone": ("model.backbone=NAME",),
+    "--pretrained": ("model.weights=pretrained",),
+    "--weights": ("model.weights=FILE", "--checkpoint"),
+    "--ckpt": ("--checkpoint", "--init"),
+    "--checkpoint": ("--init",),
+    "--model": ("--network", "--checkpoint"),
+    "--config": ("RECIPE",),
+    "--cfg": ("RECIPE",),
+    "--recipe": ("RECIPE",),
+    "--data": ("--source", "IMAGES"),
+    "--dataset": ("--source", "--data"),
+    "--dataset-path": ("--root",),
+    "--data-dir": ("--root",),
+    "--input": ("IMAGES",),
+    "--images": ("IMAGES",),
+    "--name": ("--out",),
+    "--project": ("--out",),
+    "--work-dir": ("--out",),
+    "--output-dir": ("--out",),
+    "--save-dir": ("--out",),
+    "--num-workers": ("--workers",),
+    "--gpu": ("--device",),
+    "--gpus": ("--device",),
+    "--cuda": ("--device",),
+    "--amp": ("--precision",),
+    "--half": ("--precision",),
+    "--fp16": ("--precision",),
+    "--bf16": ("--precision",),
+    "--conf": ("--abstain",),
+    "--threshold": ("--abstain",),
+    "--tta": ("--flip",),
+    "--augment": ("--flip",),
+    "--stride": ("--window",),
+    "--force": ("--overwrite",),
+    "--exist-ok": ("--overwrite",),
+    "--load-from": ("--init",),
+}
+
+
+def command_line_message(error: Any) -> str:
+    """Return the message for words that typer cannot parse; what it says is kept, in one style."""
+    context = error.ctx
+    if type(error).__name__ == "NoArgsIsHelpError":
+        return str(error.format_message())
+    if hasattr(error, "option_name") and hasattr(error, "possibilities"):
+        message = f"no option {shortened(error.option_name)}{_instead(error.option_name, context)}"
+    else:
+        message = error.format_message().rstrip(".")
+    command = "udaseg" if context is None else context.command_path
+    link = " " if message.endswith("?") else "; "
+    return f"error: {message}{link}`{command} -h` shows what it takes"
+
+
+def _instead(name: str, context: Any) -> str:
+    """Return "; did you mean …?" for an option that the command lacks; "" without a guess."""
+    parameters = [] if context is None else context.command.params
+    options = [option for each in parameters for option in (*each.opts, *each.secondary_opts)]
+    words = [each.metavar or "" for each in parameters if each.param_type_name == "argument"]
+    for meant in _FOREIGN.get(name.lower().replace("_", "-"), ()):
+        word = "KEY=" if "=" in meant else meant
+        if meant in options or any(word in metavar for metavar in words):
+            return f"; did you mean {meant}?"
+    near = did_you_mean(name.lstrip("-"), [option.lstrip("-") for option in options])
+    return f"; did you mean --{near}?" if near else ""
