@@ -29,6 +29,7 @@ TINY = {
     "model.adapters": {"rank": 2},
     "optimizer.lr": 0.01,
 }
+SIZES = ("memory", "saved")
 
 
 def adapt(recipe="dacs", *, out, root, init=None, resume=None, **changes):
@@ -329,6 +330,31 @@ def test_other_commands_read_such_runs(run, root, tmp_path):
     assert udaseg.calibrate(run, images=1, root=root, device="cpu").temperature > 0
     assert udaseg.report(run, root=root, device="cpu", images=1, out=tmp_path / "report.html")
     assert udaseg.verify(run)
+
+
+@pytest.mark.slow
+def test_a_dry_run_needs_no_pretrained_weights_and_estimates_as_if_it_had_them(
+    root, file, tmp_path, monkeypatch, capfd
+):
+    """A run that has them downloads them to a file, which its checkpoints leave out."""
+    whole = load_file(file) | {"cls_token": torch.zeros(1, 1, 64)}
+    save_file(whole, tmp_path / "whole.safetensors")
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_: pytest.fail("asks for weights"))
+    lines = []
+    for weights in (str(tmp_path / "whole.safetensors"), "pretrained"):
+        udaseg.adapt(
+            "dacs",
+            source="toyland",
+            target="toyland-target",
+            overrides={**TINY, "model.weights": weights},
+            options=TrainOptions(root=root, dry_run=True),
+        )
+        plan = capfd.readouterr().err
+        assert f"weights {weights}" in plan
+        lines.append([line for line in plan.splitlines() if line.lstrip().startswith(SIZES)])
+    assert lines[0] == lines[1]
+    assert len(lines[0]) == 2
+    assert "base weights" in lines[0][0]
 
 
 @pytest.mark.slow

@@ -128,6 +128,18 @@ def hold_base(module: nn.Module) -> None:
             part.base_names = frozenset()
 
 
+def leave_out_frozen(module: nn.Module) -> None:
+    """Have the state dicts leave out all frozen weights of adapted networks.
+
+    That is what they do if these were read from a file, which is not read for an estimate.
+    """
+    for body in module.modules():
+        if isinstance(body, Backbone):
+            adapted = any(isinstance(part, LowRankLinear) for part in body.modules())
+            frozen = [name for name, value in body.named_parameters() if not value.requires_grad]
+            body.base_names = frozenset(frozen if adapted else ())
+
+
 def _adapt(part: nn.Linear, spec: Adapters) -> None:
     """Make a linear layer a `LowRankLinear`, with the start of the authors' code."""
     like = part.weight

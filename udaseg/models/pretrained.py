@@ -1,10 +1,16 @@
 """Weights that torchvision and timm serve: said before they are fetched, with a way out offline."""
 
 import contextlib
+import http.client
 import logging
+import socket
+import ssl
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from udaseg.errors import EnvironmentFault, RecipeError
 
@@ -12,30 +18,34 @@ log = logging.getLogger(__name__)
 _HUB_FILE = "model.safetensors"
 """What the file of a network is called on the hub of timm's weights."""
 
+_WAIT_S = 5
+"""How long a server may take to answer."""
+
 _WRONG_NAME = (RuntimeError, ValueError, TypeError, AssertionError, LookupError, AttributeError)
 """What timm raises for a network that it cannot build, with or without weights."""
 
 
-def name_own_weights(name: str, served: Any) -> None:
-    """Log what weights are about to be loaded, from where, and under which licence.
+def own_weights(name: str, served: Any) -> str:
+    """Log what weights are about to be loaded and under which licence, and return their URL.
 
     Args:
         name: The backbone of the recipe.
-        served: timm's `PretrainedCfg` of the network; None for a name that timm does not know.
+        served: timm's `PretrainedCfg` of the network, if it has one.
 
     Raises:
         RecipeError: timm has no weights for this network.
     """
-    if served is None:
-        return  # building the network says what is wrong with the name
-    hub, url = served.hf_hub_id, served.url
-    place = f"https://huggingface.co/{hub}" if hub else url
-    if not place:
+    from huggingface_hub import constants
+
+    hub = served and served.hf_hub_id
+    url = f"{constants.ENDPOINT}/{hub}" if hub else served and served.url
+    if not url:
         raise RecipeError(
             f"model.weights: timm has no pretrained weights of {name}; set model.weights=FILE, or "
             "random to train from scratch"
         )
-    say_where(name, place, licence=served.license)
+    say_where(name, url, licence=served.license)
+    return str(url)
 
 
 def fetch_timm_file(name: str) -> Path | None:
@@ -52,11 +62,13 @@ def fetch_timm_file(name: str) -> Path | None:
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     served = timm.get_pretrained_cfg(name)
-    name_own_weights(f"timm:{name}", served)
-    if served is None or not served.hf_hub_id:
+    if served is None:
+        return None  # building the network says what is wrong with the name
+    url = own_weights(f"timm:{name}", served)
+    if not served.hf_hub_id:
         return None
     try:
-        with fetching(f"timm:{name}"):
+        with fetching(f"timm:{name}", url):
             return Path(hf_hub_download(served.hf_hub_id, served.hf_hub_filename or _HUB_FILE))
     except EnvironmentFault as fault:
         is_there = isinstance(fault.__cause__, LocalEntryNotFoundError)
@@ -80,19 +92,47 @@ def say_where(
 
 
 @contextlib.contextmanager
-def fetching(name: str) -> Iterator[None]:
+def fetching(name: str, url: str) -> Iterator[None]:
     """Turn the errors of a download in this context into one with advice.
+
+    If the server of `url` does not answer, only what is on this machine already is taken, so that
+    the clients do not try again and again.
 
     Raises:
         EnvironmentFault: The weights could not be downloaded.
     """
+    from huggingface_hub import constants
+
+    was_offline, timeout = constants.HF_HUB_OFFLINE, socket.getdefaulttimeout()
+    reachable = was_offline or _answers(url)
+    if not reachable:
+        constants.HF_HUB_OFFLINE = True
+        socket.setdefaulttimeout(_WAIT_S)
     try:
         yield
     except _WRONG_NAME:
         raise
     except Exception as error:  # each client of a hub has its own errors
+        why = str(error).partition(". ")[0]
+        if not reachable:
+            why = f"{urlsplit(url).hostname} cannot be reached"
         raise EnvironmentFault(
-            f"model.weights: the pretrained weights of {name} could not be downloaded "
-            f"({str(error).partition('. ')[0]}); check the connection, or copy the file to this "
-            "machine and set model.weights=FILE"
+            f"model.weights: the pretrained weights of {name} could not be downloaded ({why}); "
+            "check the connection, or copy the file to this machine and set model.weights=FILE"
         ) from error
+    finally:
+        constants.HF_HUB_OFFLINE = was_offline
+        socket.setdefaulttimeout(timeout)
+
+
+def _answers(url: str) -> bool:
+    """Return whether the server of a URL answers, also through a proxy."""
+    try:
+        request = urllib.request.Request(url, method="HEAD")
+        urllib.request.urlopen(request, timeout=_WAIT_S).close()
+    except (urllib.error.HTTPError, http.client.HTTPException):
+        return True
+    except OSError as error:
+        # the client may trust other certificates
+        return isinstance(getattr(error, "reason", None), ssl.SSLError)
+    return True

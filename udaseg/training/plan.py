@@ -6,7 +6,6 @@ import math
 import shlex
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -23,7 +22,7 @@ from udaseg.recipe.stages import Stage, stages_of
 from udaseg.sizes import Resize, ShortSide, distorts, recipe_size
 from udaseg.text import bits_text, count_text
 from udaseg.training.footprint import Footprint, estimate_footprint
-from udaseg.training.setup import RunData, TrainingSetup, build_setup, class_totals
+from udaseg.training.setup import RunData, TrainingSetup, class_totals, estimated_setup
 
 log = logging.getLogger(__name__)
 _HOUR_S = 3600
@@ -272,16 +271,12 @@ def _stage_setups(
     recipe: Recipe, first: TrainingSetup, data: RunData
 ) -> Iterator[tuple[Stage, TrainingSetup]]:
     """Yield each stage with its training setup."""
-    # random weights have the same size
-    without_weights = replace(recipe, model=replace(recipe.model, weights="random"))
     for stage in stages_of(recipe):
         if stage.index == 0:
             yield stage, first
             continue
         labels = None if stage.pseudo_labels is None else Path("pseudo_labels")
-        setup = build_setup(
-            without_weights, data.source, data.target, stage=stage, pseudo_labels=labels
-        )
+        setup = estimated_setup(recipe, data.source, data.target, stage=stage, pseudo_labels=labels)
         yield stage, setup
         del setup
         gc.collect()

@@ -24,6 +24,7 @@ from udaseg.errors import DataError, EnvironmentFault
 from udaseg.methods.build import apply_machine_options, build_objective
 from udaseg.methods.objectives.objective import Objective
 from udaseg.methods.sync_norm import sync_batch_norms
+from udaseg.models.adapters import leave_out_frozen
 from udaseg.recipe.schema import Domain, Machine, Recipe, Source
 from udaseg.recipe.stages import Stage, stages_of
 from udaseg.runs.checkpoint import Checkpoint, SavesState
@@ -137,6 +138,20 @@ def build_setup(
         recipe=recipe,
         stage=stage,
     )
+
+
+def estimated_setup(
+    recipe: Recipe,
+    source: PreparedDataset,
+    target: PreparedDataset | None,
+    **options: Any,
+) -> TrainingSetup:
+    """Return a setup of the same size as that of `build_setup`, but with random weights."""
+    model = replace(recipe.model, weights="random")
+    setup = build_setup(replace(recipe, model=model), source, target, **options)
+    if recipe.model.weights != "random":
+        leave_out_frozen(setup.objective)
+    return setup
 
 
 def _source_classes(source: PreparedDataset, split: str) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ from udaseg.recipe.request import (
     override_words,
     requested_recipe,
 )
-from udaseg.recipe.schema import Domain, Recipe
+from udaseg.recipe.schema import NAMED_WEIGHTS, Domain, Recipe
 from udaseg.recipe.stages import adapts, stages_of
 from udaseg.runs import folder as folder_module
 from udaseg.runs.base import find_base
@@ -43,7 +43,7 @@ from udaseg.training.resume import (
     load_start_checkpoint,
     refuse_different_settings,
 )
-from udaseg.training.setup import RunContext, RunData, build_setup, chosen_kernels
+from udaseg.training.setup import RunContext, RunData, build_setup, chosen_kernels, estimated_setup
 from udaseg.training.stage_data import label_folder, refuse_missing_labels
 from udaseg.training.stages import Runner
 
@@ -255,9 +255,9 @@ def _train(recipe: Recipe, folder: Path, options: TrainOptions) -> None:
         refuse_missing_labels(recipe, data)
     first = stages_of(recipe)[0]
     labels = label_folder(folder, first)
-    setup = build_setup(
-        recipe, data.source, data.target, init=start, stage=first, pseudo_labels=labels
-    )
+    fetched = recipe.model.weights in NAMED_WEIGHTS
+    build = estimated_setup if options.dry_run and fetched else build_setup
+    setup = build(recipe, data.source, data.target, init=start, stage=first, pseudo_labels=labels)
     if rank() == 0:
         print_plan(recipe, str(options.recipe_path), setup, data, folder)
     if options.dry_run:

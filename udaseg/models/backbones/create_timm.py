@@ -6,7 +6,7 @@ from typing import Any
 import timm
 
 from udaseg.errors import EnvironmentFault, RecipeError
-from udaseg.models.pretrained import fetching, name_own_weights
+from udaseg.models.pretrained import fetching, own_weights
 from udaseg.text import did_you_mean
 
 
@@ -31,12 +31,12 @@ def create_timm(
         meant = "" if hint is None else f"; did you mean 'timm:{hint}'?"
         raise RecipeError(f"model.backbone: timm has no network '{name}'{meant}")
     options = {**options, "pretrained": pretrained, "drop_path_rate": drop_path}
-    if pretrained:
-        name_own_weights(f"timm:{name}", timm.get_pretrained_cfg(name))
     try:
-        with fetching(f"timm:{name}"):
+        if not pretrained:
             return _create(name, options)
-    except EnvironmentFault:
+        with fetching(f"timm:{name}", own_weights(f"timm:{name}", timm.get_pretrained_cfg(name))):
+            return _create(name, options)
+    except (EnvironmentFault, RecipeError):
         raise
     except Exception as error:
         if "drop_path_rate" in str(error):

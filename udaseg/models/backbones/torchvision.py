@@ -1,5 +1,7 @@
 """Backbones from torchvision: a classification network without its classifier, dilated."""
 
+import contextlib
+import io
 import itertools
 from collections.abc import Iterable, Sequence
 
@@ -105,7 +107,7 @@ def _network(name: str, weights: str | WeightsFile) -> nn.Module:
     elif weights == "pretrained":
         published = models.get_model_weights(name)["IMAGENET1K_V1"]
         say_where(name, published.url, megabytes=published.meta["_file_size"])
-        with fetching(name):
+        with fetching(name, published.url), contextlib.redirect_stderr(io.StringIO()):
             network.load_state_dict(published.get_state_dict(progress=False))
     return network
 
