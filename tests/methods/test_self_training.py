@@ -157,7 +157,7 @@ def test_without_confident_pixels_target_pixels_weigh_nothing():
 
 def test_share_over_the_batch_or_each_image():
     sure = torch.tensor([[[0.9, 0.9]], [[0.9, 0.1]]])
-    share = _objective(confidence=0.5)._confident_share(sure)
+    share = _objective(confidence=0.5).weights.share_of_images(sure)
     assert share.tolist() == [[[1.0]], [[0.5]]]
     for over, expected in (("image", [[[1.0]], [[0.5]]]), ("batch", [[[0.75]]])):
         objective = _objective(confidence=0.5, share_over=over)

@@ -205,14 +205,14 @@ def inject(run, place, at, value=float("nan")):
         )
 
     def on_weight():
-        real = objective._confident_share
+        real = objective.weights.share_of_images
 
         def share(sure):
             right = real(sure)
             wrong = once(lambda: spoilt(right))
             return right if wrong is None else wrong
 
-        objective._confident_share = share
+        objective.weights.share_of_images = share
 
     first = next(student.backbone.parameters())
     terms = getattr(objective, "regularizers", None)

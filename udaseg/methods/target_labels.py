@@ -1,13 +1,28 @@
 """What the teacher says of target images, and how much their pixels count."""
 
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from udaseg.data.labels.classes import IGNORE
+from udaseg.distributed import world_size
+from udaseg.methods.fused import float32_products
+from udaseg.methods.pixel_loss import count_classes
 from udaseg.methods.teacher import Teacher
 from udaseg.models.segmenter import SegmenterOutput
+from udaseg.recipe.methods import Mixing
+
+COUNT_STRIDE = 4
+"""Statistics of the classes are made from every fourth row and column."""
+
+REMEMBERED = ("histogram",)
+"""Names of the sums over ranks that a step adds to the state."""
+
+_BINS = 100
+_MOMENTUM = 0.99
 
 
 @torch.no_grad()
@@ -25,3 +40,92 @@ def ask_teacher(teacher: Teacher, images: Tensor, *, embed: bool, mirror: bool) 
     logs = [each.logits.float().log_softmax(1) for each in (output, mirrored)]
     mean = torch.logaddexp(logs[0], logs[1].flip(-1)) - math.log(2)
     return replace(output, logits=mean)
+
+
+class TargetWeights(nn.Module):
+    """How much target pixels count: the share of those that the teacher is sure of.
+
+    The share is that of all images, of the image of a pixel, or of the pixels of its pseudo-class.
+    A pixel of a class is sure at the class's own limit: the quantile of its confidence in the steps
+    before, or `mixing.confidence` if that is lower, or if the class was never predicted. The
+    quantile is read from a histogram of 100 bins that fades by 0.99 a step, and rounded down to the
+    start of a bin.
+
+    Args:
+        spec: Says of what the share is, and when a pixel is sure.
+        num_classes: K.
+    """
+
+    histogram: Tensor
+
+    def __init__(self, spec: Mixing, num_classes: int) -> None:
+        super().__init__()
+        self.spec, self.num_classes = spec, num_classes
+        if spec.share_over == "class":
+            self.register_buffer("histogram", torch.zeros(num_classes, _BINS))
+
+    def limits(self) -> Tensor:
+        """Return the confidence at which a pixel of each class is sure, (K,)."""
+        upwards = torch.ones(_BINS, _BINS, device=self.histogram.device).triu()
+        with float32_products(self.histogram.device):
+            below = self.histogram @ upwards  # cumsum has no deterministic form on a GPU
+        total = below[:, -1:]
+        bins = (below < self.spec.class_quantile * total).sum(1, keepdim=True)
+        lowest = torch.where(total > 0, bins / _BINS, 1.0)[:, 0]
+        return lowest.clamp(max=self.spec.confidence)
+
+    def share_of_images(self, confidence: Tensor) -> Tensor:
+        """Return the share of sure pixels (B, 1, 1) of each image (B, H, W)."""
+        return (confidence >= self.spec.confidence).float().mean((1, 2), keepdim=True)
+
+    def numbers(self, labels: Tensor, confidence: Tensor) -> dict[str, Tensor]:
+        """Return what has to be summed over ranks, for labels and confidence (B, H, W)."""
+        if self.spec.share_over == "image":
+            return {}
+        if self.spec.share_over == "batch":
+            return {"share": self.share_of_images(confidence).mean(0, keepdim=True)}
+        sure = torch.where(confidence >= self.limits()[labels.long()], labels, IGNORE)
+        # image by image, because each pixel has a number for each class
+        return {
+            "pixels": _sum_of(count_classes(image, self.num_classes) for image in labels),
+            "sure": _sum_of(count_classes(image, self.num_classes) for image in sure),
+            "histogram": _class_histogram(labels, confidence, self.num_classes),
+        }
+
+    def weight(self, labels: Tensor, confidence: Tensor, totals: Mapping[str, Tensor]) -> Tensor:
+        """Return the weight of each pixel from `numbers` summed over ranks.
+
+        It is (B, 1, 1) of each image, (1, 1, 1) of all, or (B, H, W) of the pixels of classes.
+        """
+        match self.spec.share_over:
+            case "batch":
+                return (totals["share"] / world_size()).float()
+            case "image":
+                return self.share_of_images(confidence)
+            case "class":
+                shares = totals["sure"].double() / totals["pixels"].clamp_min(1)
+                return shares.float()[labels.long()]
+
+    def update(self, totals: Mapping[str, Tensor]) -> None:
+        """Remember the confidence of a step, from those `numbers` that are `REMEMBERED`."""
+        if self.spec.share_over == "class":
+            self.histogram.mul_(_MOMENTUM).add_(totals["histogram"].float())
+
+
+def _sum_of(counts: Iterable[Tensor]) -> Tensor:
+    return torch.stack(list(counts)).sum(0)
+
+
+def _class_histogram(labels: Tensor, confidence: Tensor, num_classes: int) -> Tensor:
+    """Return how often each class has a confidence in each bin, (K, bins)."""
+    device = labels.device
+    classes, bins = (torch.arange(count, device=device) for count in (num_classes, _BINS))
+    every = (..., slice(None, None, COUNT_STRIDE), slice(None, None, COUNT_STRIDE))
+    places = (confidence[every] * _BINS).long().clamp(max=_BINS - 1).flatten(1)
+    counts = []
+    with float32_products(device):
+        # products of ones, because counting at indices is atomic or sorted on a GPU
+        for found, place in zip(labels[every].flatten(1), places, strict=True):
+            is_class = (found == classes[:, None]).float()
+            counts.append(is_class @ (place[:, None] == bins).float())
+    return _sum_of(counts)

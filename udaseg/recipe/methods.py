@@ -76,8 +76,10 @@ class Mixing:
     """A target pixel is confident at or above this probability; the share of confident pixels is
     the weight of all target pixels. 0.968 in DACS.
     """
-    share_over: Literal["batch", "image"]
-    """Compute this share over the whole `batch`, as in DACS, or each `image`."""
+    share_over: Literal["batch", "image", "class"]
+    """Compute this share over the whole `batch`, as in DACS, each `image`, or the pixels of each
+    pseudo-`class` in the batch, of which then more are confident: see `class_quantile`.
+    """
     classes_of: Literal["image", "batch"] = "image"
     """An image is given half of its own classes, as in DACS, or half of those in the whole `batch`,
     as in DAFormer and SePiCo.
@@ -85,6 +87,10 @@ class Mixing:
     ignore_rows: tuple[Annotated[int, Ge(0)], Annotated[int, Ge(0)]] = (0, 0)
     """(top, bottom) rows of target images whose labels are not trained on; [15, 120] in DAFormer
     and SePiCo, for the upper edge and the car's hood in Cityscapes.
+    """
+    class_quantile: Annotated[float, Interval(ge=0, le=1)] = 0.8
+    """With `share_over: class`, a pixel is confident at or above this quantile of the confidence of
+    its class in the steps before, or at `confidence` if that is lower. Not published.
     """
 
 

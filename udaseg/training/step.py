@@ -145,7 +145,12 @@ def merge_reports(reports: Sequence[LossReport]) -> LossReport:
         figures=_map_tensors(mean, *(report.figures for report in reports)),
         views=_map_tensors(lambda *parts: torch.cat(parts), *map(_views_alone, reports)),
         predicted_counts=torch.stack(counts).sum(0) if len(counts) == len(reports) else None,
+        seen=_map_tensors(_sum, *(report.seen for report in reports)),
     )
+
+
+def _sum(*values: Tensor) -> Tensor:
+    return torch.stack(values).sum(0)
 
 
 def _views_alone(report: LossReport) -> Views | None:

@@ -30,6 +30,7 @@ class LossReport:
         predicted_counts: (K,) int64, target pixels that the teacher assigned to each class, counted
             in every fourth row and column; None without a teacher.
         is_last: Whether no backward pass of the step follows.
+        seen: Sums over the images of all ranks, by name, that `after_step` remembers.
     """
 
     total: Tensor
@@ -38,6 +39,7 @@ class LossReport:
     views: Views | None = None
     predicted_counts: Tensor | None = None
     is_last: bool = True
+    seen: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, parts: Mapping[str, Tensor], **rest: Any) -> Self:
@@ -113,4 +115,5 @@ def add_reports(first: LossReport, second: LossReport) -> LossReport:
             second.predicted_counts if first.predicted_counts is None else first.predicted_counts
         ),
         is_last=second.is_last,
+        seen=first.seen or second.seen,
     )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from udaseg.data.loading.batches import Batch
-from udaseg.distributed import RankSums, world_size
+from udaseg.distributed import RankSums
 from udaseg.errors import UdasegError
 from udaseg.methods.augmentation import generator_for, strong_augment
 from udaseg.methods.contrast.regularizer import (
@@ -21,7 +21,7 @@ from udaseg.methods.mixing import balanced_crop, class_mask, fill_edge_rows, pas
 from udaseg.methods.objectives.entropy import normalised_entropy
 from udaseg.methods.objectives.objective import LossReport, Objective
 from udaseg.methods.pixel_loss import count_classes, count_labelled, pixel_loss, pseudo_labels
-from udaseg.methods.target_labels import ask_teacher
+from udaseg.methods.target_labels import COUNT_STRIDE, REMEMBERED, TargetWeights, ask_teacher
 from udaseg.methods.teacher import Teacher
 from udaseg.methods.views import (
     MASKED,
@@ -46,8 +46,6 @@ from udaseg.methods.views import (
 from udaseg.models.segmenter import Segmenter, SegmenterOutput
 from udaseg.recipe.methods import SelfTraining as SelfTrainingSpec
 from udaseg.recipe.methods import warm_up_steps
-
-_COUNT_STRIDE = 4
 
 
 @dataclass(frozen=True)
@@ -87,6 +85,7 @@ class SelfTraining(Objective):
         super().__init__(student)
         self.spec = spec
         self.teacher = teacher
+        self.weights = TargetWeights(spec.mixing, num_classes)
         self.num_classes = num_classes
         self.regularizers = nn.ModuleDict(regularizers)
         self.warm_up_steps, self._steps = warm_up_steps(spec, steps), steps
@@ -106,8 +105,8 @@ class SelfTraining(Objective):
         inputs = self._student_inputs(context, mixed, needs)
         order = list(inputs)
         views = _views_of_teacher(context, needs, inputs)
-        share, totals, monitored = self._sum_over_ranks(context, views, sums)
-        weight = self._without_ignored_rows(share, context.target_labels)
+        weight, totals, monitored = self._sum_over_ranks(context, views, sums)
+        weight = self._without_ignored_rows(weight, context.target_labels)
 
         parts: dict[str, Tensor] = {}
         for number, (view, given) in enumerate(inputs.items()):
@@ -217,32 +216,32 @@ class SelfTraining(Objective):
         height, width = batch.source_labels.shape[1:]
         return balanced_crop(images, labels, (height, width), self.num_classes, generator, spec)
 
-    def _without_ignored_rows(self, share: Tensor, labels: Tensor) -> Tensor:
-        """Return the weight of target pixels: `share`, and 0 in rows that are not trained on."""
-        rows, weight = self.spec.mixing.ignore_rows, share.expand(labels.shape)
+    def _without_ignored_rows(self, weight: Tensor, labels: Tensor) -> Tensor:
+        """Return the weight of each pixel of (B, H, W) labels, 0 in rows not trained on."""
+        rows, weight = self.spec.mixing.ignore_rows, weight.expand(labels.shape)
         return fill_edge_rows(weight, rows, 0) if any(rows) else weight
 
     def _sum_over_ranks(
         self, context: StepContext, views: Views, sums: RankSums
     ) -> tuple[Tensor, Mapping[str, Tensor], dict[str, Any]]:
-        """Return the confident share, the sums over ranks, and what is monitored.
+        """Return the weight of target pixels, the sums over ranks, and what reports have.
 
-        The share is (B, 1, 1) of each image or (1, 1, 1) of all.
+        The weight has the shape of that of `TargetWeights`.
         """
+        given = context.target_labels, context.target_confidence
         predicted = class_counts(context.target_labels, self.num_classes)
-        share = self._confident_share(context.target_confidence)
         totals = reduce_with_counts(
             sums,
             views,
             dict(self._named_regularizers()),
             labelled=count_labelled(context.batch.source_labels),
             predicted=predicted,
-            share=share.mean(0, keepdim=True),
+            **self.weights.numbers(*given),
         )
-        if self.spec.mixing.share_over == "batch":
-            share = (totals["share"] / world_size()).float()
-        figures = _figures(context, share, totals["predicted"])
-        return share, totals, {"figures": figures, "predicted_counts": predicted}
+        weight = self.weights.weight(*given, totals)
+        figures = _figures(context, weight, totals)
+        seen = {name: totals[name] for name in REMEMBERED if name in totals}
+        return weight, totals, {"figures": figures, "predicted_counts": predicted, "seen": seen}
 
     def _regularizer_losses(
         self, view: View, views: Views, *, last: View
@@ -271,6 +270,7 @@ class SelfTraining(Objective):
             self.teacher.copy(self.student)
             return
         self.teacher.update(self.student, step - self.warm_up_steps)
+        self.weights.update(report.seen)
         if report.views is not None:
             for _, term in self._named_regularizers():
                 term.update(report.views)
@@ -293,10 +293,6 @@ class SelfTraining(Objective):
                     f"the regularizer '{name}' needs embeddings, but its settings have no "
                     "field `projector`, so the network has no projection head"
                 )
-
-    def _confident_share(self, confidence: Tensor) -> Tensor:
-        """Return the share of confident pixels of each image, (B, 1, 1)."""
-        return (confidence >= self.spec.mixing.confidence).float().mean((1, 2), keepdim=True)
 
     def _mix(self, context: StepContext) -> Mixed:
         """Paste half of the source's classes onto the target."""
@@ -372,10 +368,15 @@ def _shows_images(need: Need | None) -> bool:
     return need is not None and need.options.get("images", False)
 
 
-def _figures(context: StepContext, share: Tensor, counts: Tensor) -> dict[str, Tensor]:
-    """Return what is monitored of the teacher; `counts` are `class_counts` of all ranks."""
+def _figures(
+    context: StepContext, weight: Tensor, totals: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return what is monitored of the teacher, from sums over ranks."""
+    counts, confident = totals["predicted"], weight.mean()
+    if "sure" in totals:
+        confident = (totals["sure"].sum() / totals["pixels"].sum()).float()
     return {
-        "confident": share.mean(),
+        "confident": confident,
         "confidence": context.target_confidence.mean(),
         "top_class": (counts.max() / counts.sum()).float(),
         # at the resolution of the logits, where the cost is negligible
@@ -397,4 +398,4 @@ def _checked_loss(name: str, loss: object) -> Tensor:
 
 def class_counts(labels: Tensor, num_classes: int) -> Tensor:
     """Return the pixels of each class in every fourth row and column of (B, H, W) labels, (K,)."""
-    return count_classes(labels[:, ::_COUNT_STRIDE, ::_COUNT_STRIDE], num_classes)
+    return count_classes(labels[:, ::COUNT_STRIDE, ::COUNT_STRIDE], num_classes)
