@@ -74,6 +74,17 @@ def test_what_follows_is_a_run_of_its_own_from_the_warm_student_with_the_same_op
     assert _same(warm.state_dict(), later.state_dict())
 
 
+def test_the_weight_of_mixed_images_rises_in_the_share_of_the_steps_after_the_warm_up():
+    objective = _objective(0.5, steps=20)
+    objective.spec = replace(objective.spec, mix_ramp=0.4, mix_weight=2.0)
+    losses = []
+    for step in (10, 11, 14, 19):  # 0, 1, 4 and 9 of 10
+        same_images = replace(_batch(), step=step, progress=step / 20)
+        losses.append(objective(same_images).parts["mixed"].item())
+    assert losses[2] > 0
+    assert losses == pytest.approx([0, losses[2] / 4, losses[2], losses[2]])
+
+
 @pytest.mark.parametrize(("share", "steps", "expected"), [(0.263, 950, 250), (0, 9, 0), (1, 9, 9)])
 def test_the_share_is_rounded_to_steps(share, steps, expected):
     assert warm_up_steps(replace(SPEC, warm_up=share), steps) == expected

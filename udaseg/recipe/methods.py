@@ -186,6 +186,10 @@ class SelfTraining(RunMethod):
     """
     masking: Masking | None = None
     """A further pass of the student on masked target images, as in MIC."""
+    mix_ramp: Annotated[float, Interval(ge=0, le=1)] = 0.0
+    """Share of the steps, after the warm-up, in which the weight of the loss on mixed images rises
+    from 0 to `mix_weight`; 0 in DACS.
+    """
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,7 @@ class SelfTraining(Objective):
             if view == SOURCE:
                 parts["source"] = self._source_loss(output, batch, totals["labelled"])
             elif view == MIXED:
-                parts["mixed"] = self._mixed_loss(output, mixed, weight)
+                parts["mixed"] = self._mixed_loss(output, context, mixed, weight)
             elif view == MASKED:
                 parts["masked"] = self._masked_loss(output, context, weight)
             for name, loss in self._regularizer_losses(view, views, last=order[-1]):
@@ -161,9 +161,12 @@ class SelfTraining(Objective):
             align_corners=self.student.align_corners,
         )
 
-    def _mixed_loss(self, output: SegmenterOutput, mixed: Mixed, weight: Tensor) -> Tensor:
+    def _mixed_loss(
+        self, output: SegmenterOutput, context: StepContext, mixed: Mixed, weight: Tensor
+    ) -> Tensor:
         loss = self._target_loss(output, mixed.labels, weight.masked_fill(mixed.mask, 1.0))
-        return self.spec.mix_weight * loss
+        rise = _rise(context.batch.progress, self.spec.mix_ramp)
+        return self.spec.mix_weight * rise * loss
 
     def _masked_loss(self, output: SegmenterOutput, context: StepContext, weight: Tensor) -> Tensor:
         spec = self.spec.masking
