@@ -173,7 +173,11 @@ def test_what_cannot_be_left_out_is_asked_for(tmp_path, missing):
             "label_fromat: ids",
             "5: label_fromat: unknown key; did you mean 'lab",
         ),
-        ("ids\n", "id\n", "5: label_format: must be ids, rgb or synthia, got 'id'"),
+        (
+            "ids\n",
+            "id\n",
+            "5: label_format: must be ids, rgb, synthia, coco, ",
+        ),
         ("cityscapes19", "cityscape19", "6: classes: no table 'cityscape19'; did you mean 'citysc"),
         ("name: my_city", "name: ../x", "1: name: must be letters, digits"),
         ("name: my_city", "name: 7", "1: name: must be letters, digits"),

@@ -103,7 +103,8 @@ def test_colours_become_one_number_each(saved):
     ],
 )
 def test_a_form_that_cannot_hold_ids_is_refused_by_name(saved, mode, label_format, said):
-    path = saved(files.coded(Image.new(mode, (3, 2)), "PNG"))
+    color = (1, 2) if mode == "LA" else (1, 2, 3, 4)[: len(mode)] if len(mode) > 1 else 1
+    path = saved(files.coded(Image.new(mode, (3, 2), color), "PNG"))
     with pytest.raises(DataError, match=said) as caught:
         read_label_ids(path, label_format)
     assert str(path) in str(caught.value)

@@ -142,14 +142,18 @@ def test_entry_points_are_read_for_other_names_only(plugin, monkeypatch, tmp_pat
     assert set(looked_up) == {GROUP}
 
 
+LISTED = "ids, rgb, synthia, coco, labelme, cvat, label_studio"
+LAST = "cityscapes_polygons"
+
+
 @pytest.mark.parametrize(
     ("written", "installed", "said"),
     [
-        ("npi", True, "must be ids, rgb, synthia or npy, got 'npi'; did you mean 'npy'?"),
-        ("npy", False, "must be ids, rgb or synthia, got 'npy'"),
-        ("id", False, "must be ids, rgb or synthia, got 'id'; did you mean 'ids'?"),
-        ("3", True, "must be ids, rgb, synthia or npy, got 3"),
-        ("[ids]", True, "must be ids, rgb, synthia or npy, got ['ids']"),
+        ("npi", True, f"must be {LISTED}, {LAST} or npy, got 'npi'; did you mean 'npy'?"),
+        ("npy", False, f"must be {LISTED} or {LAST}, got 'npy'"),
+        ("id", False, f"must be {LISTED} or {LAST}, got 'id'; did you mean 'ids'?"),
+        ("3", True, f"must be {LISTED}, {LAST} or npy, got 3"),
+        ("[ids]", True, f"must be {LISTED}, {LAST} or npy, got ['ids']"),
     ],
 )
 def test_an_unknown_format_is_refused_with_its_line(plugin, own, written, installed, said):

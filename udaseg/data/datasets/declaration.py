@@ -11,12 +11,15 @@ from annotated_types import Interval, MinLen
 from pydantic import AfterValidator
 
 from udaseg import documents
+from udaseg.data.labels.class_files import with_listed_classes
 from udaseg.data.labels.formats import (
     BUILT_IN,
     LabelPackage,
     format_package,
+    object_format,
     unknown_format_message,
 )
+from udaseg.data.labels.names import parse_name_table
 from udaseg.data.labels.tables import (
     DATASET_YAML,
     Classes,
@@ -73,7 +76,8 @@ class Declaration:
         images: Glob per split, or one for all images under "".
         labels: Glob per split likewise; splits without one have no labels.
         stem_endings: Endings to remove from file stems before matching images and labels.
-        label_format: How labels store ids: ids, rgb, synthia, or a format of another package.
+        label_format: How labels store ids or objects: the name of a built-in format, or of one of
+            another package.
         table: Meaning of the labels; None without labels.
         splits: Rule per split: a list file, a fraction, a folder name, or name patterns.
         about: Title, home, licence, download and size, as given in the YAML.
@@ -246,15 +250,16 @@ def read_declaration(
     for name in written.exclude:
         if name not in rules:
             document.add("exclude", unknown_rule_message(name, rules))
+    root = _root(written, path, document, builtin or written.base is not None)
     declaration = Declaration(
         name=written.name,
         path=path,
-        root=_root(written, path, document, builtin or written.base is not None),
+        root=root,
         images=images,
         labels=labels,
         stem_endings=_stem_endings(written.match),
         label_format=label_format,
-        table=_table(written, document, label_format) if labels else None,
+        table=_table(written, document, label_format, path, root) if labels else None,
         splits=_splits(written, images, document),
         about={key: getattr(written, key) for key in _ABOUT if key in document.root.entries},
         folders=tuple(written.folders),
@@ -306,11 +311,19 @@ def _label_format(
     return "ids", None
 
 
-def _table(written: _Written, document: Document, label_format: str) -> LabelTable | None:
+def _table(
+    written: _Written, document: Document, label_format: str, path: Path, root: Path | None
+) -> LabelTable | None:
     if written.classes is None:
         document.add("labels", "labels need 'classes': a table's name or a list")
         return None
-    return parse_label_table(written, document, label_format)
+    objects = object_format(label_format)
+    ids_from = "name" if objects else "color" if label_format == "rgb" else "position"
+    folders = [written_in for written_in in (path.parent, root) if written_in is not None]
+    listed = with_listed_classes(written, folders, document, ids_from=ids_from)
+    if objects is not None:
+        return parse_name_table(listed, document, label_format, objects.unscored)
+    return parse_label_table(listed, document, label_format)
 
 
 def _with_base(document: Document) -> Document:

@@ -2,16 +2,17 @@
 
 import fnmatch
 import hashlib
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from udaseg.data.datasets.declaration import Declaration
 from udaseg.data.datasets.layouts import match_layout
-from udaseg.data.files.find import find_files, static_prefix
+from udaseg.data.datasets.shared_files import SharedFiles
+from udaseg.data.files.find import find_files, static_prefix, wildcard_text
 from udaseg.data.files.images import IMAGE_SUFFIXES
+from udaseg.data.labels.formats import label_suffixes
 from udaseg.errors import DataError
 
 
@@ -23,11 +24,14 @@ class Pair:
         key: The name by which both are matched; also the name of the prepared label.
         image: The image file.
         label: The label file; None in an unlabelled split.
+        entry: Position of the image in a label file of several images; None if the label file is
+            about this image only.
     """
 
     key: str
     image: Path
     label: Path | None
+    entry: int | None = None
 
 
 _LINES = {
@@ -94,6 +98,7 @@ class _Pairing:
         self.declaration, self.folder = declaration, folder
         self.files = DatasetFiles()
         self.unlabelled: list[Pair] = []
+        self.shared = SharedFiles(declaration.label_format, declaration.stem_endings)
 
     def run(self) -> DatasetFiles:
         images, labels = self.declaration.images, self.declaration.labels
@@ -110,6 +115,7 @@ class _Pairing:
             globs = ", ".join(images.values())
             path = self.declaration.path
             raise DataError(f"{path}: no image below {self.folder} matches {globs}")
+        self.shared.warn_of_unused()
         for split, pairs in self.files.splits.items():
             self.files.splits[split] = list(self._without_excluded(pairs))
         return self.files
@@ -152,8 +158,7 @@ class _Pairing:
                 )
             images = {pair.key: pair.image for pair in self.files.splits[split]}
             # labels of other splits may be in the same folder, so extra labels are not a fault here
-            found = self._labels_by_key(label_glob)
-            self.files.splits[split] = self._match_by_key(images, found, label_glob, None)
+            self.files.splits[split] = self._match(images, label_glob, pattern, extra_labels=True)
 
     def _pair_globs(self, pattern: str, label_pattern: str | None) -> list[Pair] | None:
         """Return the pairs of an image glob and a label glob, or None without any image."""
@@ -164,30 +169,62 @@ class _Pairing:
         images = self._images_by_key(pattern)
         if not images:
             return None
-        labels = self._labels_by_key(label_pattern)
-        return self._match_by_key(images, labels, label_pattern, pattern)
+        return self._match(images, label_pattern, pattern, extra_labels=False)
 
-    def _match_by_key(
-        self,
-        images: Mapping[str, Path],
-        labels: Mapping[str, Path],
-        label_pattern: str,
-        pattern: str | None,
+    def _match(
+        self, images: Mapping[str, Path], label_pattern: str, pattern: str, *, extra_labels: bool
     ) -> list[Pair]:
-        """Return the pairs with the same key, and list the other files as unpaired."""
-        if images and not labels:
+        """Return the pairs of images and labels, and list the other files as unpaired.
+
+        Labels without an image are unpaired unless there may be `extra_labels`.
+        """
+        labels: dict[str, tuple[Path, int | None]] = {}
+        if self.shared.reader is not None:
+            paths = find_files(self.folder, label_pattern)
+            labels.update(self.shared.match(paths, images, self.folder))
+            extra_labels = True  # a file often lists the images of all splits
+        else:
+            paths = list((found := self._labels_by_key(label_pattern)).values())
+            if not set(images) & set(found):  # they are nested differently
+                images, found = self._renamed(images, found, (pattern, label_pattern))
+            labels.update((key, (path, None)) for key, path in found.items())
+        if images and not paths:
             self.files.label_globs_without_match.append(label_pattern)
-        if not set(images) & set(labels):
-            # names can be unique even if images and labels are nested differently
-            images, labels = _by_file_name(images), _by_file_name(labels)
         for key, path in images.items():
             if key not in labels:
                 self._add_unpaired("image-without-label", path, label_pattern)
                 self.unlabelled.append(Pair(key, path, None))
-        for key, path in labels.items() if pattern is not None else ():
+        for key, (path, _) in labels.items() if not extra_labels else ():
             if key not in images:
-                self._add_unpaired("label-without-image", path, str(pattern))
-        return [Pair(key, path, labels[key]) for key, path in images.items() if key in labels]
+                self._add_unpaired("label-without-image", path, pattern)
+        return [Pair(key, path, *labels[key]) for key, path in images.items() if key in labels]
+
+    def _renamed(
+        self, images: Mapping[str, Path], labels: Mapping[str, Path], globs: tuple[str, str]
+    ) -> tuple[dict[str, Path], dict[str, Path]]:
+        """Return images and labels by their names or, if names repeat, by their wildcards' texts.
+
+        If these differ, too, files whose names repeat are listed as unpaired.
+        """
+        sides = (images, labels)
+        by_name = [_grouped(side, [Path(key).name for key in side]) for side in sides]
+        by_text = [
+            _grouped(side, [self._wildcard_text(glob, path) for path in side.values()])
+            for side, glob in zip(sides, globs, strict=True)
+        ]
+        is_unique = all(len(paths) == 1 for side in by_name for paths in side.values())
+        chosen = by_name if is_unique or not set(by_text[0]) & set(by_text[1]) else by_text
+        for paths in (paths for side in chosen for paths in side.values() if len(paths) > 1):
+            for path, other in zip(paths, (*paths[1:], paths[0]), strict=True):
+                self._add_unpaired("duplicate-stem", path, f"the same name as {other}")
+        first, second = (
+            {key: paths[0] for key, paths in side.items() if len(paths) == 1} for side in chosen
+        )
+        return first, second
+
+    def _wildcard_text(self, glob: str, path: Path) -> str:
+        text = wildcard_text(glob, PurePosixPath(path.relative_to(self.folder)))
+        return self._without_endings(text)
 
     def _add_unpaired(self, code: str, path: Path, note: str) -> None:
         self.files.unpaired.append(FoundFile(code, path, note))
@@ -196,9 +233,13 @@ class _Pairing:
         return self._files_by_key(pattern, _find_images(self.folder, pattern))
 
     def _labels_by_key(self, pattern: str) -> dict[str, Path]:
-        # only a built-in format is certain to be an image
-        find = _find_images if self.declaration.label_package is None else find_files
-        return self._files_by_key(pattern, find(self.folder, pattern))
+        suffixes, paths = (
+            label_suffixes(self.declaration.label_format),
+            find_files(self.folder, pattern),
+        )
+        if suffixes is not None:
+            paths = [path for path in paths if path.suffix.lower() in suffixes]
+        return self._files_by_key(pattern, paths)
 
     def _files_by_key(self, pattern: str, paths: Iterable[Path]) -> dict[str, Path]:
         """Return files by key: the path below the pattern's fixed folders, without endings.
@@ -209,15 +250,17 @@ class _Pairing:
         start = self.folder / static_prefix(pattern)
         groups: dict[str, list[Path]] = {}
         for path in paths:
-            stem = path.stem
-            for ending in self.declaration.stem_endings:
-                stem = stem.removesuffix(ending)
-            key = (path.relative_to(start).parent / stem).as_posix()
+            key = (path.relative_to(start).parent / self._without_endings(path.stem)).as_posix()
             groups.setdefault(key, []).append(path)
         for first, *others in groups.values():
             for path in others:
                 self._add_unpaired("duplicate-stem", path, f"the same name as {first.name}")
         return {key: group[0] for key, group in groups.items()}
+
+    def _without_endings(self, stem: str) -> str:
+        for ending in self.declaration.stem_endings:
+            stem = stem.removesuffix(ending)
+        return stem
 
     def _select_split(self, pairs: list[Pair], split: str, start: float) -> list[Pair]:
         """Return the pairs of a split; a fraction begins at `start`."""
@@ -263,13 +306,11 @@ def _find_images(folder: Path, pattern: str) -> list[Path]:
     return [path for path in find_files(folder, pattern) if path.suffix.lower() in IMAGE_SUFFIXES]
 
 
-def _by_file_name(keyed: Mapping[str, Path]) -> dict[str, Path]:
-    counts = Counter(Path(key).name for key in keyed)
-    return {
-        (name if counts[name] == 1 else key): path
-        for key, path in keyed.items()
-        for name in [Path(key).name]
-    }
+def _grouped(keyed: Mapping[str, Path], names: Sequence[str]) -> dict[str, list[Path]]:
+    groups: dict[str, list[Path]] = {}
+    for name, path in zip(names, keyed.values(), strict=True):
+        groups.setdefault(name, []).append(path)
+    return groups
 
 
 def _name_matches(pair: Pair, patterns: tuple[str, ...]) -> bool:

@@ -18,9 +18,11 @@ from udaseg.data.files.bit_depth import bits_of_values, largest_value
 from udaseg.data.files.images import read_values, to_uint8
 from udaseg.data.files.orientation import orientation_of, to_upright
 from udaseg.data.labels.classes import IGNORE
+from udaseg.data.labels.formats import object_format
 from udaseg.data.labels.read import read_train_ids
-from udaseg.data.prepare.convert import ReadLabel, read_label
-from udaseg.data.prepare.manifest import read_with_fingerprint
+from udaseg.data.labels.tables import LabelId
+from udaseg.data.prepare.convert import LabelSource, ReadLabel, read_label
+from udaseg.data.prepare.manifest import Fingerprint, read_with_fingerprint
 from udaseg.errors import DataError
 from udaseg.text import format_size
 
@@ -73,7 +75,7 @@ class InspectedImage:
     peak: int | None = None
     pixels: NDArray[np.int64] | None = None
     ignored: int = 0
-    unknown_ids: Mapping[int, int] = field(default_factory=dict)
+    unknown_ids: Mapping[LabelId, int] = field(default_factory=dict)
 
 
 def inspect_image(item: SubjectImage, subject: Subject) -> InspectedImage:
@@ -212,8 +214,7 @@ def _label_faults(result: InspectedImage, path: Path) -> Iterator[tuple[str, str
     """Yield code and note of each fault of the label; add its statistics to the result."""
     subject, item = result.subject, result.item
     try:
-        data, stamp = read_with_fingerprint(path, path.parent)
-        labels, unknown, either_way = _read_label(path, data, result)
+        (labels, unknown, either_way), stamp = _read_label(path, result)
     except DataError as error:
         note = _without_path(error, path)
         code = "damaged" if "cannot be decoded" in note else "label-form"
@@ -224,7 +225,8 @@ def _label_faults(result: InspectedImage, path: Path) -> Iterator[tuple[str, str
         more = ", ..." if len(unknown) > _IDS_SHOWN else ""
         shown = ", ".join(subject.id_name(number) for number in list(unknown)[:_IDS_SHOWN])
         yield "unknown-id", f"id {shown}{more}"
-    yield from _suffix_fault(path, data)
+    if not _need_not_be_an_image(subject):
+        yield from _suffix_fault(path, _start_of(path))
     if result.size is not None and labels.shape != result.size:
         rotated = ", rotated" if labels.shape == result.size[::-1] else ""
         sizes = f"label {format_size(labels.shape)}, image {format_size(result.size)}{rotated}"
@@ -251,27 +253,38 @@ def _label_faults(result: InspectedImage, path: Path) -> Iterator[tuple[str, str
 def _unreadable_label_fault(path: Path, subject: Subject) -> tuple[str, str] | None:
     """Return code and note of the fault that keeps a label file from being read, or None."""
     fault = file_fault(path)
+    is_about_images = fault is not None and fault[0] in ("not-an-image", "damaged", "too-large")
+    return None if is_about_images and _need_not_be_an_image(subject) else fault
+
+
+def _need_not_be_an_image(subject: Subject) -> bool:
     declaration = subject.declaration
-    need_not_be_an_image = declaration is not None and declaration.label_package is not None
-    if need_not_be_an_image and fault and fault[0] in ("not-an-image", "damaged", "too-large"):
-        return None
-    return fault
+    return declaration is not None and (
+        declaration.label_package is not None or object_format(declaration.label_format) is not None
+    )
 
 
-def _read_label(path: Path, data: bytes, result: InspectedImage) -> ReadLabel:
+def _start_of(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(_HEADER_BYTES)
+
+
+def _read_label(path: Path, result: InspectedImage) -> tuple[ReadLabel, Fingerprint]:
     """Return a label in its original form or, of a prepared data set, as train ids."""
     subject = result.subject
     if subject.declaration is not None:
         size = result.size or (0, 0)  # of an image that cannot be read, which has no orientation
-        return read_label(path, data, subject.declaration, size, result.orientation)
+        source = LabelSource(path, result.item.entry, path.parent)
+        return read_label(source, subject.declaration, size, result.orientation)
+    data, stamp = read_with_fingerprint(path, path.parent)
     assert subject.classes is not None
     headers.refuse_damaged_image(path, data)
     labels = read_train_ids(path)
     is_unknown = (labels >= len(subject.classes)) & (labels != IGNORE)
     values, counts = np.unique(labels[is_unknown], return_counts=True)
     labels[is_unknown] = IGNORE
-    unknown = dict(zip(values.tolist(), counts.tolist(), strict=True))
-    return ReadLabel(labels, unknown, either_way=False)
+    unknown: dict[LabelId, int] = dict(zip(values.tolist(), counts.tolist(), strict=True))
+    return ReadLabel(labels, unknown, either_way=False), stamp
 
 
 def _without_path(error: Exception, path: Path) -> str:

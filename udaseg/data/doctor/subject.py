@@ -14,6 +14,7 @@ from udaseg.data.datasets.pairs import DatasetFiles, find_pairs
 from udaseg.data.doctor.findings import Findings
 from udaseg.data.files.find import static_prefix
 from udaseg.data.labels.classes import ClassSpace
+from udaseg.data.labels.tables import LabelId
 from udaseg.data.open import find_images, open_dataset
 from udaseg.data.prepare.locate import find_dataset_folder, prepared_folder
 from udaseg.data.prepare.manifest import find_manifest
@@ -32,6 +33,7 @@ class SubjectImage:
         index_entry: The entry of both in the index; None if there is no index.
         image_sha256: Digest of the image when it was prepared; None if unknown.
         label_sha256: Digest of the prepared label; None if unknown.
+        entry: See `Pair`.
     """
 
     split: str
@@ -40,6 +42,7 @@ class SubjectImage:
     index_entry: Sample | None = None
     image_sha256: str | None = None
     label_sha256: str | None = None
+    entry: int | None = None
 
     @property
     def is_training(self) -> bool:
@@ -81,8 +84,8 @@ class Subject:
         """The splits that have images, in their order."""
         return tuple(dict.fromkeys(item.split for item in self.items))
 
-    def id_name(self, number: int) -> str:
-        """Return an id as the declaration writes it: a number or a colour."""
+    def id_name(self, number: LabelId) -> str:
+        """Return an id as the declaration writes it: a number, a colour or a label."""
         return format_id(number, self.declaration.label_format if self.declaration else None)
 
 
@@ -156,7 +159,7 @@ def _open_declared(declaration: Declaration, folder: Path, role: Role) -> Subjec
     declaration = match_layout(declaration, folder)
     pairs = find_pairs(declaration, folder)
     items = tuple(
-        SubjectImage(split, pair.image, pair.label)
+        SubjectImage(split, pair.image, pair.label, entry=pair.entry)
         for split, split_pairs in pairs.splits.items()
         for pair in split_pairs
     )

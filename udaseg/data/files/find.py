@@ -3,6 +3,7 @@
 import fnmatch
 import itertools
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -26,6 +27,32 @@ def static_prefix(pattern: str) -> str:
     """Return the folders of a pattern before its first wildcard, POSIX style."""
     folders = _parts(pattern)[:-1]
     return "/".join(itertools.takewhile(lambda part: not set(part) & set("*?["), folders))
+
+
+def wildcard_text(pattern: str, path: PurePosixPath) -> str:
+    """Return what the wildcards of a pattern stand for in a path that it matches, joined by `/`.
+
+    The suffix is left out: `*/images/*.png` and `Urban/images/0.png` give `Urban/0`.
+    """
+    *folders, name = _parts(pattern)
+    expression = "".join(
+        "((?:[^/]+/)*)" if part == "**" else f"{_part_expression(part)}/" for part in folders
+    )
+    expression += _part_expression("*" if name == "**" else PurePosixPath(name).stem)
+    match = re.fullmatch(expression, path.with_suffix("").as_posix(), re.IGNORECASE)
+    texts = () if match is None else match.groups()
+    return "/".join(text.strip("/") for text in texts if text.strip("/"))
+
+
+def _part_expression(part: str) -> str:
+    """Return a regular expression for a part of a pattern, with a group for each wildcard."""
+    pieces = re.split(r"(\*|\?|\[[^\]]+\])", part)
+    for index in range(1, len(pieces), 2):
+        wildcard = pieces[index]
+        inside = {"*": "[^/]*", "?": "[^/]"}.get(wildcard, wildcard.replace("[!", "[^"))
+        pieces[index] = f"({inside})"
+    pieces[::2] = map(re.escape, pieces[::2])
+    return "".join(pieces)
 
 
 def _parts(pattern: str) -> tuple[str, ...]:

@@ -8,7 +8,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from udaseg.data.files.images import IMAGE_SUFFIXES
 from udaseg.data.labels import ids, rgb, synthia
+from udaseg.data.labels.objects import cityscapes, coco, cvat, label_studio, labelme
+from udaseg.data.labels.objects.shared import ObjectReader
 from udaseg.errors import DataError, EnvironmentFault, UdasegError
 from udaseg.plugins import Plugin, find_plugin, list_plugins
 from udaseg.text import suggestion
@@ -18,11 +21,50 @@ LabelReader = Callable[[Path, bytes], NDArray[Any]]
 
 GROUP: Literal["udaseg.label_formats"] = "udaseg.label_formats"
 
-BUILT_IN: Mapping[str, LabelReader] = {
-    "ids": ids.read,
-    "rgb": rgb.read,
-    "synthia": synthia.read,
+_OF_IDS: Mapping[str, tuple[LabelReader, tuple[str, ...]]] = {
+    "ids": (ids.read, (*IMAGE_SUFFIXES, ".gif", ".npy")),
+    "rgb": (rgb.read, (*IMAGE_SUFFIXES, ".gif")),
+    "synthia": (synthia.read, IMAGE_SUFFIXES),
 }
+
+
+class ObjectFormat(NamedTuple):
+    """A format whose labels are named objects instead of ids.
+
+    Attributes:
+        read: Its reader.
+        suffix: Suffix of its files.
+        shared: Whether a file is about several images.
+        unscored: Labels that belong to no class unless the classes name them.
+    """
+
+    read: ObjectReader
+    suffix: str = ".json"
+    shared: bool = False
+    unscored: tuple[str, ...] = ()
+
+
+_OF_OBJECTS: Mapping[str, ObjectFormat] = {
+    "coco": ObjectFormat(coco.read, shared=True),
+    "labelme": ObjectFormat(labelme.read),
+    "cvat": ObjectFormat(cvat.read, ".xml", shared=True),
+    "label_studio": ObjectFormat(label_studio.read, shared=True),
+    "cityscapes_polygons": ObjectFormat(cityscapes.read, unscored=cityscapes.UNSCORED),
+}
+BUILT_IN = (*_OF_IDS, *_OF_OBJECTS)
+"""The names of the formats that need no other package."""
+
+
+def object_format(name: str) -> ObjectFormat | None:
+    """Return a format of named objects; None for a format of ids."""
+    return _OF_OBJECTS.get(name)
+
+
+def label_suffixes(name: str) -> tuple[str, ...] | None:
+    """Return the suffixes of the label files of a format; None for that of a package."""
+    if name in _OF_OBJECTS:
+        return (_OF_OBJECTS[name].suffix,)
+    return _OF_IDS[name][1] if name in _OF_IDS else None
 
 
 class LabelPackage(NamedTuple):
@@ -49,13 +91,13 @@ def format_package(name: str) -> LabelPackage | None:
 
 @cache
 def label_reader(name: str) -> LabelReader:
-    """Return the reader of a label format.
+    """Return the reader of a label format of ids.
 
     Raises:
         EnvironmentFault: Nothing reads the format, or its package cannot be imported.
     """
-    if name in BUILT_IN:
-        return BUILT_IN[name]
+    if name in _OF_IDS:
+        return _OF_IDS[name][0]
     plugin = find_plugin(GROUP, name)
     if plugin is None:
         raise EnvironmentFault(f"label_format {unknown_format_message(name)}")

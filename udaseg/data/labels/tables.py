@@ -22,6 +22,8 @@ Color = tuple[int, int, int]
 _Byte = Annotated[int, Interval(ge=0, le=255)]
 _WrittenColor = Annotated[tuple[_Byte, _Byte, _Byte], Must("a color, three numbers from 0 to 255")]
 WrittenId = int | Color
+LabelId = int | str
+"""An id in a label file, or the label of a named object."""
 _Id = Annotated[int | _WrittenColor, Must("an id, a whole number")]
 _IdOrName = Annotated[_Id | str, Must("an id, a whole number")]
 _Ids = Annotated[list[_Id] | int, Must("a list of ids")]
@@ -41,13 +43,14 @@ class ClassEntry:
     colors: Annotated[list[_WrittenColor], Must("a list of colors")] | None = None
     """More colours in label files."""
     of: Annotated[list[str], Must("a list of class names of the table")] | None = None
-    """Classes of `table` that this class consists of; the one with its name by default."""
+    """Classes of `table` that this class consists of, or labels of named objects; the one with its
+    name by default."""
 
 
 _Entry = Annotated[str | ClassEntry, Must("a name or {name, ids, color}")]
 Classes = Annotated[
-    str | Annotated[list[_Entry], Len(1, 254)],
-    Must("a table's name or a list of 1 to 254 classes"),
+    str | Annotated[list[_Entry], Len(1, 254)] | Annotated[dict[str, str | int], Len(1, 254)],
+    Must("a table's name, a file, a list of 1 to 254 classes, or a mapping from id to name"),
 ]
 
 
@@ -56,7 +59,8 @@ class LabelDescription:
     """What label files mean: a table's name, or a list of classes."""
 
     classes: Classes
-    """A table's name, or a list of classes."""
+    """A table's name, a list of classes, a mapping from id to name, or a file of an annotation
+    tool."""
     table: Annotated[str, Must("the name of a table")] | None = None
     """The table whose classes the entries of `classes` merge."""
     ignore: Annotated[list[_IdOrName] | int | str, Must("a list of ids")] = field(
@@ -78,11 +82,15 @@ class LabelTable:
         classes: The class space.
         ids: Raw ids of each class; colours as r << 16 | g << 8 | b.
         ignore: Known ids that belong to no class.
+        labels: Labels of each class; empty if label files have ids.
+        ignored_labels: Known labels that belong to no class.
     """
 
     classes: ClassSpace
     ids: tuple[tuple[int, ...], ...]
     ignore: frozenset[int]
+    labels: tuple[tuple[str, ...], ...] = ()
+    ignored_labels: frozenset[str] = frozenset()
 
 
 def builtin_label_table(name: str) -> LabelTable:
@@ -94,6 +102,19 @@ def builtin_label_table(name: str) -> LabelTable:
     if name not in _table_names():
         raise DataError(_unknown_table_message(name))
     return _read_table(name)[0]
+
+
+def named_table(name: str, document: Document) -> LabelTable | None:
+    """Return the built-in table that `classes` names; None after a problem."""
+    if name in _table_names():
+        return _read_table(name)[0]
+    document.add("classes", _unknown_table_message(name))
+    return None
+
+
+def default_color(index: int) -> Color:
+    """Return the colour of the class at a position if its declaration gives none."""
+    return 37 * index % 256, 91 * index % 256, 151 * index % 256
 
 
 def parse_label_table(
@@ -109,6 +130,7 @@ def parse_label_table(
             problem = "only applies to a list of classes; here 'classes' already names a table"
             document.add("table", problem)
         return _named_table(written.classes, "classes", written.ignore, document, label_format)
+    assert not isinstance(written.classes, dict)  # `with_listed_classes` made a list of it
     before = len(document.problems.lines)
     base = None
     if written.table is not None:
@@ -236,8 +258,7 @@ def _parse_class(
     if entry.of is not None:
         problem = "refers to classes of a 'table', but no table is given"
         document.add(f"{key}.of", problem)
-    fallback = (37 * index % 256, 91 * index % 256, 151 * index % 256)
-    color = entry.color or fallback
+    color = entry.color or default_color(index)
     if label_format != "rgb":
         ids = index if entry.ids is None else entry.ids
         return entry.name, color, tuple(_packed(_listed(ids)))

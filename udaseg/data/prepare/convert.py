@@ -22,9 +22,11 @@ from udaseg.data.files.images import read_values, refuse_more_bits, write_png
 from udaseg.data.files.orientation import Size, orientation_of, turned_size
 from udaseg.data.files.parallel import map_in_threads
 from udaseg.data.labels.classes import IGNORE
-from udaseg.data.labels.formats import BUILT_IN, format_package
+from udaseg.data.labels.formats import BUILT_IN, format_package, object_format
+from udaseg.data.labels.objects.drawing import NamedLabels
+from udaseg.data.labels.objects.shared import read_shared
 from udaseg.data.labels.read import read_label_ids
-from udaseg.data.labels.tables import LabelTable
+from udaseg.data.labels.tables import LabelId, LabelTable
 from udaseg.data.labels.turned import upright_label
 from udaseg.data.prepare.manifest import Fingerprint, Row, read_with_fingerprint
 from udaseg.data.prepare.report import ReadResult, unknown_ids_message
@@ -54,7 +56,7 @@ class ConvertedPair:
 
     row: Row | None = None
     problem: str | None = None
-    unknown_ids: Mapping[int, int] = field(default_factory=dict)
+    unknown_ids: Mapping[LabelId, int] = field(default_factory=dict)
     reused: bool = False
     either_way: int = 0
 
@@ -81,8 +83,8 @@ def convert_pair(
         sample = Sample(image_stamp.path, None, height, width, orientation=orientation)
         if pair.label is None:
             return ConvertedPair(replace(row, sample=sample))
-        data, label_stamp = read_with_fingerprint(pair.label, folder)
-        label = read_label(pair.label, data, declaration, (height, width), orientation)
+        source = LabelSource(pair.label, pair.entry, folder)
+        label, label_stamp = read_label(source, declaration, (height, width), orientation)
     except DataError as error:
         return ConvertedPair(problem=str(error))
     labels, unknown = label.train_ids, label.unknown_ids
@@ -108,32 +110,56 @@ def convert_pair(
     return ConvertedPair(replace(row, prepared=prepared, sample=sample), unknown_ids=unknown)
 
 
+class LabelSource(NamedTuple):
+    """Where the label of an image is: a file below `folder`, and its entry there; see `Pair`."""
+
+    path: Path
+    entry: int | None
+    folder: Path
+
+
 class ReadLabel(NamedTuple):
     """A label, turned upright with its image.
 
     Attributes:
         train_ids: (H, W), `IGNORE` for unknown ids.
-        unknown_ids: Pixels of each id that the table does not list.
+        unknown_ids: Pixels of each id, or named label, that the table does not list.
         either_way: Whether the orientation is unknown; the label is not turned then.
     """
 
     train_ids: NDArray[np.uint8]
-    unknown_ids: dict[int, int]
+    unknown_ids: Mapping[LabelId, int]
     either_way: bool
 
 
 def read_label(
-    path: Path, data: bytes, declaration: Declaration, image: Size, orientation: int
-) -> ReadLabel:
-    """Return the label in `data` for an image of an upright size (height, width)."""
-    assert declaration.table is not None
-    ids = read_label_ids(path, declaration.label_format, data=data)
-    labels, unknown = to_train_ids(ids, declaration.table)
-    if orientation_of(data) != 1:  # it was turned by its own orientation, so it is upright
-        return ReadLabel(labels, unknown, either_way=False)
+    source: LabelSource, declaration: Declaration, image: Size, orientation: int
+) -> tuple[ReadLabel, Fingerprint]:
+    """Return the label of an image of an upright size (height, width), and that of its file."""
+    path, table, objects = source.path, declaration.table, object_format(declaration.label_format)
+    assert table is not None
+    unknown: dict[LabelId, int] = {}
+    if objects is None:
+        data, stamp = read_with_fingerprint(path, source.folder)
+        ids = read_label_ids(path, declaration.label_format, data=data)
+        labels, unknown_ids = to_train_ids(ids, table)
+        unknown.update(unknown_ids.items())
+        if orientation_of(data) != 1:  # it was turned by its own orientation, so it is upright
+            return ReadLabel(labels, unknown, either_way=False), stamp
+    else:
+        if source.entry is not None:
+            shared = read_shared(path, objects.read)
+            name = path.relative_to(source.folder).as_posix()
+            stamp = Fingerprint(name, shared.size, shared.mtime_ns, shared.sha256)
+            labelled = shared.images[source.entry]
+        else:
+            data, stamp = read_with_fingerprint(path, source.folder)
+            (labelled,) = objects.read(path, data)
+        labels, unknown_labels = labels_to_train_ids(labelled.draw(labelled.size or image), table)
+        unknown.update(unknown_labels.items())
     upright = upright_label(labels, image, orientation, declaration.label_orientation)
     either_way = upright is None
-    return ReadLabel(labels if upright is None else upright, unknown, either_way)
+    return ReadLabel(labels if upright is None else upright, unknown, either_way), stamp
 
 
 def _write_label(into: Path, name: str, labels: NDArray[np.uint8], mtime_ns: int) -> Fingerprint:
@@ -164,6 +190,22 @@ def to_train_ids(ids: NDArray[Any], table: LabelTable) -> tuple[NDArray[np.uint8
     values, counts = np.unique(ids[is_unknown], return_counts=True)
     labels[is_unknown] = IGNORE
     return labels, dict(zip(values.tolist(), counts.tolist(), strict=True))
+
+
+def labels_to_train_ids(
+    drawn: NamedLabels, table: LabelTable
+) -> tuple[NDArray[np.uint8], dict[str, int]]:
+    """Return (H, W) train ids, `IGNORE` for unknown labels, and the pixels of each of those."""
+    train_ids = {label: index for index, labels in enumerate(table.labels) for label in labels}
+    train_ids |= dict.fromkeys(table.ignored_labels, IGNORE)
+    lookup = np.array([train_ids.get(name, IGNORE) for name in drawn.names], np.uint8)
+    counts = np.bincount(drawn.positions.ravel(), minlength=len(drawn.names)).tolist()
+    unknown = {
+        name: count
+        for name, count in zip(drawn.names, counts, strict=True)
+        if count and name not in train_ids
+    }
+    return lookup[drawn.positions], unknown
 
 
 @lru_cache(maxsize=4)
@@ -202,8 +244,8 @@ def read_all(
     _require_label_package(declaration)
     jobs = [(pair, split) for split, members in pairs.splits.items() for pair in members]
     result = ReadResult(bad=list(map(str, pairs.unpaired)))
-    unknown: Counter[int] = Counter()
-    first_unknown: dict[int, Path] = {}
+    unknown: Counter[LabelId] = Counter()
+    first_unknown: dict[LabelId, Path] = {}
     label_folder = None if workspace is None else workspace.temporary_folder
 
     def read(job: tuple[Pair, str]) -> ConvertedPair:

@@ -11,6 +11,7 @@ from udaseg.data.datasets.catalog import DOCUMENTS, resolve_declaration
 from udaseg.data.datasets.declaration import Declaration, unknown_rule_message
 from udaseg.data.datasets.index import read_index
 from udaseg.data.datasets.pairs import DatasetFiles, find_pairs
+from udaseg.data.labels.objects.shared import forget_shared
 from udaseg.data.loading.cache_write import write_cache
 from udaseg.data.prepare import locate, rules
 from udaseg.data.prepare.convert import read_all
@@ -141,7 +142,10 @@ def prepare_dataset(
     options = options or PrepareOptions()
     declaration = _with_exclusions(find_declaration(name, root), options.exclude)
     preparation = _Preparation(declaration, root, options, on_progress, on_unpack)
-    report = preparation.check() if options.check_only else preparation.run()
+    try:
+        report = preparation.check() if options.check_only else preparation.run()
+    finally:
+        forget_shared()
     locate.warn_of_new_archives(declaration, root)
     report.expected = declaration.expected_counts
     report.seconds = time.monotonic() - started

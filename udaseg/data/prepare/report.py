@@ -10,6 +10,8 @@ from udaseg.data.datasets.declaration import Declaration
 from udaseg.data.datasets.index import PreparedDataset, Sample
 from udaseg.data.datasets.pairs import DatasetFiles
 from udaseg.data.files.bit_depth import bits_of_values
+from udaseg.data.labels.formats import object_format
+from udaseg.data.labels.tables import LabelId
 from udaseg.data.loading.cache_write import CacheReport
 from udaseg.data.prepare.manifest import Row
 from udaseg.data.prepare.rules import PrepareOptions
@@ -173,16 +175,16 @@ def reduced_images(folder: Path, rows: Sequence[Row]) -> list[str]:
 
 
 def unknown_ids_message(
-    declaration: Declaration, unknown: Mapping[int, int], first: Mapping[int, Path]
+    declaration: Declaration, unknown: Mapping[LabelId, int], first: Mapping[LabelId, Path]
 ) -> str:
     """Return the message about ids that the table does not define.
 
     Args:
         declaration: The declaration of the dataset.
-        unknown: Number of pixels of each such id.
-        first: The first label that has the id.
+        unknown: Number of pixels of each such id or named label.
+        first: The first label file that has it.
     """
-    lines = []
+    lines, kind = [], "ids" if object_format(declaration.label_format) is None else "objects"
     for number, count in sorted(unknown.items(), key=lambda item: -item[1]):
         shown = format_id(number, declaration.label_format)
         lines.append(f"{shown}: {count} pixels, first in {first[number]}")
@@ -194,7 +196,7 @@ def unknown_ids_message(
     else:
         advice = "add them to a class, or list them in 'ignore' of the dataset YAML"
     return (
-        f"{declaration.name}: labels contain ids that are in no class and not in 'ignore':\n"
+        f"{declaration.name}: labels contain {kind} that are in no class and not in 'ignore':\n"
         f"{format_first(lines)}\n  {advice}"
     )
 
@@ -212,9 +214,9 @@ def _either_way_message(declaration: Declaration, images: Sequence[str]) -> str:
     )
 
 
-def format_id(number: int, label_format: str | None) -> str:
-    """Return an id as a declaration writes it: a number or, in the format `rgb`, a colour."""
-    if label_format != "rgb":
+def format_id(number: LabelId, label_format: str | None) -> str:
+    """Return an id as a declaration writes it: a number, a label, or the colour of format `rgb`."""
+    if isinstance(number, str) or label_format != "rgb":
         return str(number)
     return str([number >> 16, number >> 8 & 255, number & 255])
 

@@ -131,7 +131,9 @@ def conversion_digest(declaration: Declaration, folder: Path, options: PrepareOp
     classes = None if table is None else (table.classes, table.ids, sorted(table.ignore))
     facts = (_CONVERSION, folder.resolve(), options.on_mismatch, classes, declaration.label_format)
     declared = (declaration.bits, declaration.label_orientation)
-    more = (part for part in declared if part is not None)
+    more: list[object] = [part for part in declared if part is not None]
+    if table is not None and table.labels:
+        more += [table.labels, sorted(table.ignored_labels)]
     return _digest(repr((*facts, *(declaration.label_package or ()), *more)))
 
 

@@ -1,0 +1,1 @@
+"""Label formats of annotation tools, whose labels are named objects instead of ids."""
