@@ -34,6 +34,16 @@ def test_weights_are_source_only_s_and_statistics_the_target_s(root, whole, tmp_
     assert_same(before["objective"], {name: plain[name] for name in before["objective"]})
 
 
+def test_scores_of_the_network_before_the_statistics_have_a_name_of_their_own(
+    root, whole, tmp_path
+):
+    for checkpoint in ("warm_up", "step-000003.pt"):  # both of the same step
+        path = whole / "checkpoints" / checkpoint
+        udaseg("eval", path, "--root", root, cwd=tmp_path)
+    names = {path.name for path in (whole / "eval").iterdir()}
+    assert names >= {"toyland-target-val+warm_up", "toyland-target-val+step-000003"}
+
+
 def test_a_finished_run_that_is_resumed_ends_the_same(root, whole, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(whole, out)

@@ -30,6 +30,7 @@ from udaseg.inference.trained_model import Model
 from udaseg.inference.windows import Network
 from udaseg.models.segmenter import evaluation_mode
 from udaseg.recipe.schema import Recipe
+from udaseg.runs.best import warm_up_folder
 from udaseg.runs.folder import run_folder_of
 from udaseg.runs.image_counts import IMAGES_FILE
 from udaseg.runs.leftovers import writing_in_run
@@ -192,6 +193,8 @@ def _score(
     if folder is None and path is not None:
         run_folder = run_folder_of(path)
         checkpoint = "" if path.resolve() == run_folder.resolve() else model.checkpoint.stem
+        if model.checkpoint.parent.name == warm_up_folder(run_folder).name:
+            checkpoint = "warm_up"  # its step may be that of another checkpoint
         name = variant_name(
             f"{dataset.name}-{split}", options.weights, inference, options.scoring, checkpoint
         )
