@@ -109,8 +109,8 @@ def test_a_recipe_is_found_by_path_and_by_name(library: Path, tmp_path: Path) ->
     ("word", "expected"),
     [
         ("toylnd/rccr", "did you mean 'toyland/rccr'"),
-        ("rccr", "did you mean 'gta5_.*/rccr'"),
-        ("rcrc", "did you mean 'gta5_.*/rccr'"),
+        ("rccr", "did you mean --method rccr, or a recipe such as gta5_.*/rccr"),
+        ("rcrc", "did you mean --method rccr, or a recipe such as gta5_.*/rccr"),
         ("quite/else", "`udaseg recipes ls`"),
         ("x" * 5000, "`udaseg recipes ls`"),
         ("a\0b", "`udaseg recipes ls`"),
