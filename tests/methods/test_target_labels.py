@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from tests.methods.test_self_training import CLASSES, _batch, _objective, _step, _trainer
+from udaseg.methods.objectives.self_training import SelfTraining
 from udaseg.methods.pixel_loss import pseudo_labels
 from udaseg.methods.target_labels import TargetWeights
 from udaseg.methods.views import cell_view
 from udaseg.models.pixels import to_unit_range
-from udaseg.recipe.methods import Mixing
+from udaseg.recipe.methods import Mixing, Prior
 from udaseg.training.step import merge_reports
 
 
@@ -135,3 +136,88 @@ def test_the_confidence_of_classes_is_part_of_a_checkpoint():
     assert torch.equal(twin.weights.limits(), objective.weights.limits())
     assert twin(_batch(1)).total == objective(_batch(1)).total
     assert "weights.histogram" not in _objective().state_dict()
+
+
+def _corrected(towards, exponent=0.5):
+    prior = Prior(exponent=exponent, towards=towards, momentum=0.9)
+    objective = _objective()
+    spec = replace(objective.spec, teacher=replace(objective.spec.teacher, prior=prior))
+    teacher = objective.teacher
+    objective = SelfTraining(
+        spec, objective.student, teacher, num_classes=CLASSES, regularizers={}, steps=9
+    )
+    return _sharp(objective.train())
+
+
+def _classes_of(batch):
+    """Return the share of each class among the labels that are counted."""
+    labels = batch.source_labels[:, ::4, ::4]
+    return (
+        torch.stack([(labels == number).sum() for number in range(CLASSES)]) / labels.ne(255).sum()
+    )
+
+
+@pytest.mark.parametrize("towards", ["uniform", "source"])
+def test_probabilities_are_divided_by_their_means_of_the_steps_before(towards):
+    objective = _corrected(towards)
+    trainer, batches = _trainer(objective), [_batch(step, size=(40, 56)) for step in range(3)]
+    said, in_source = [], []
+    for batch in batches[:2]:
+        logits = objective.teacher(to_unit_range(batch.target_images)).logits
+        said.append(logits.softmax(1).mean((0, 2, 3)))
+        in_source.append(_classes_of(batch))
+        _step(objective, trainer, batch)
+    # the first mean is that of the first step, the second that of both: 1 - 1/(step + 1) < 0.9
+    factor = (sum(said) / 2) ** -0.5
+    if towards == "source":
+        factor = factor * (sum(in_source) / 2) ** 0.5
+    plain = objective.teacher(to_unit_range(batches[2].target_images)).logits.softmax(1)
+    expected = plain * factor.view(1, -1, 1, 1)
+    expected = expected / expected.sum(1, keepdim=True)
+    context = objective._teach(batches[2])
+    torch.testing.assert_close(context.target_output.logits.softmax(1), expected)
+    labels, confidence = pseudo_labels(expected.log(), (40, 56))
+    assert torch.equal(context.target_labels, labels)
+    torch.testing.assert_close(context.target_confidence, confidence)
+    assert (labels != pseudo_labels(plain.log(), (40, 56))[0]).any(), "the correction counts"
+
+
+def test_the_first_step_and_the_exponent_0_correct_nothing():
+    for exponent, steps in ((1.0, 0), (0.0, 2)):
+        objective = _corrected("source", exponent)
+        trainer = _trainer(objective)
+        for step in range(steps):
+            _step(objective, trainer, _batch(step))
+        plain = objective.teacher(to_unit_range(_batch(5).target_images)).logits
+        found = objective._teach(_batch(5)).target_output.logits
+        torch.testing.assert_close(found.softmax(1), plain.softmax(1))
+
+
+def test_a_source_without_a_labelled_pixel_and_a_class_never_said_stay_finite():
+    objective = _corrected("source")
+    with torch.no_grad():
+        for branch in objective.teacher.network.head.branches:
+            branch.bias.copy_(torch.tensor([0.0, 0, 0, 0, -1e4]))
+    void = replace(_batch(), source_labels=torch.full((2, 32, 48), 255, dtype=torch.uint8))
+    before = objective.prior.of_source.clone()
+    objective.after_step(0, objective(void))
+    assert torch.equal(objective.prior.of_source, before)
+    assert objective.prior.of_teacher[4] == 0
+    assert objective._teach(_batch(1)).target_output.logits.isfinite().all()
+
+
+def test_ranks_and_checkpoints_remember_the_means():
+    objective, twin = _corrected("source"), _corrected("source")
+    output, labels = objective._teach(_batch()).target_output, _batch().source_labels
+    whole = objective.prior.numbers(output, labels)
+    halves = [
+        objective.prior.numbers(replace(output, logits=output.logits[part]), labels[part])
+        for part in (slice(1), slice(1, 2))
+    ]
+    for name, value in whole.items():
+        torch.testing.assert_close(halves[0][name] + halves[1][name], value)
+    objective.prior.update(whole, step=0)
+    twin.load_state_dict(objective.state_dict())
+    assert torch.equal(twin.prior.of_teacher, objective.prior.of_teacher)
+    assert torch.equal(twin.prior.of_source, objective.prior.of_source)
+    assert twin.prior.of_teacher.sum().item() == pytest.approx(1)

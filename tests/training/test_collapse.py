@@ -7,7 +7,7 @@ from tests.methods.test_self_training import _objective
 from tests.support.injections import alarms_of, biased, easy_batch, tiny_fit
 from udaseg.data.labels.classes import IGNORE
 from udaseg.methods.objectives.objective import LossReport
-from udaseg.methods.objectives.self_training import class_counts
+from udaseg.methods.target_labels import class_counts
 from udaseg.training.callbacks.collapse import CHECK_INTERVAL, CollapseMonitor
 
 NAMES = ("road", "sky", "car", "pole")

@@ -13,14 +13,13 @@ from udaseg.methods.fused import float32_products
 from udaseg.methods.pixel_loss import count_classes
 from udaseg.methods.teacher import Teacher
 from udaseg.models.segmenter import SegmenterOutput
-from udaseg.recipe.methods import Mixing
+from udaseg.recipe.methods import Mixing, Prior
 
-COUNT_STRIDE = 4
-"""Statistics of the classes are made from every fourth row and column."""
-
-REMEMBERED = ("histogram",)
+REMEMBERED = ("histogram", "probability", "source_classes")
 """Names of the sums over ranks that a step adds to the state."""
 
+_RAREST = 1e-4
+_STRIDE = 4
 _BINS = 100
 _MOMENTUM = 0.99
 
@@ -40,6 +39,61 @@ def ask_teacher(teacher: Teacher, images: Tensor, *, embed: bool, mirror: bool) 
     logs = [each.logits.float().log_softmax(1) for each in (output, mirrored)]
     mean = torch.logaddexp(logs[0], logs[1].flip(-1)) - math.log(2)
     return replace(output, logits=mean)
+
+
+class ClassPrior(nn.Module):
+    """Corrects the teacher's probabilities for how often it says each class.
+
+    The probability of class k becomes p / m^e, or p (s / m)^e towards the source, renormalised. m
+    is the running mean of the teacher's uncorrected probability of k over the cells of all images,
+    s the running share of k among the source's labels; neither counts as less than 0.0001. Both are
+    those of the steps before, so the first step corrects nothing.
+
+    Args:
+        spec: The exponent e, where to, and the momentum of the means.
+        num_classes: K.
+    """
+
+    of_teacher: Tensor
+    of_source: Tensor
+
+    def __init__(self, spec: Prior, num_classes: int) -> None:
+        super().__init__()
+        self.spec, self.num_classes = spec, num_classes
+        self.register_buffer("of_teacher", torch.full((num_classes,), 1 / num_classes))
+        if spec.towards == "source":
+            self.register_buffer("of_source", self.of_teacher.clone())
+
+    def corrected(self, output: SegmenterOutput) -> SegmenterOutput:
+        """Return an output of the teacher whose logits are those of corrected probabilities."""
+        return replace(output, logits=output.logits.float() + self._shift())
+
+    def numbers(self, corrected: SegmenterOutput, source_labels: Tensor) -> dict[str, Tensor]:
+        """Return what has to be summed over ranks, for an output that `corrected` returned."""
+        probability = (corrected.logits - self._shift()).softmax(1).sum((0, 2, 3))
+        numbers = {"probability": probability}
+        if self.spec.towards == "source":
+            numbers["source_classes"] = class_counts(source_labels, self.num_classes)
+        return numbers
+
+    def update(self, totals: Mapping[str, Tensor], step: int) -> None:
+        """Remember the classes of a step, from `numbers` summed over ranks."""
+        keep = min(1 - 1 / (step + 1), self.spec.momentum)
+        means = {"probability": self.of_teacher}
+        if self.spec.towards == "source":
+            means["source_classes"] = self.of_source
+        for name, mean in means.items():
+            counts = totals[name].double()
+            share = (counts / counts.sum().clamp_min(1e-9)).float()
+            # without a labelled pixel, nothing is learnt of the source
+            mean.lerp_(torch.where(counts.sum() > 0, share, mean), 1 - keep)
+
+    def _shift(self) -> Tensor:
+        """Return what is added to the logits, (1, K, 1, 1)."""
+        shift = -self.of_teacher.clamp_min(_RAREST).log()
+        if self.spec.towards == "source":
+            shift = shift + self.of_source.clamp_min(_RAREST).log()
+        return self.spec.exponent * shift.view(1, -1, 1, 1)
 
 
 class TargetWeights(nn.Module):
@@ -112,6 +166,11 @@ class TargetWeights(nn.Module):
             self.histogram.mul_(_MOMENTUM).add_(totals["histogram"].float())
 
 
+def class_counts(labels: Tensor, num_classes: int) -> Tensor:
+    """Return the pixels of each class in every fourth row and column of (B, H, W) labels, (K,)."""
+    return count_classes(labels[:, ::_STRIDE, ::_STRIDE], num_classes)
+
+
 def _sum_of(counts: Iterable[Tensor]) -> Tensor:
     return torch.stack(list(counts)).sum(0)
 
@@ -120,7 +179,7 @@ def _class_histogram(labels: Tensor, confidence: Tensor, num_classes: int) -> Te
     """Return how often each class has a confidence in each bin, (K, bins)."""
     device = labels.device
     classes, bins = (torch.arange(count, device=device) for count in (num_classes, _BINS))
-    every = (..., slice(None, None, COUNT_STRIDE), slice(None, None, COUNT_STRIDE))
+    every = (..., slice(None, None, _STRIDE), slice(None, None, _STRIDE))
     places = (confidence[every] * _BINS).long().clamp(max=_BINS - 1).flatten(1)
     counts = []
     with float32_products(device):

@@ -20,6 +20,25 @@ from udaseg.recipe.contrast import (
 
 
 @dataclass(frozen=True)
+class Prior:
+    """A correction of the teacher's probabilities for how often it says each class.
+
+    The probability of a class is divided by (its running mean) ^ `exponent`, so rare classes gain
+    at their borders. Not published for this use.
+    """
+
+    exponent: Annotated[float, Interval(ge=0, le=1)]
+    """0 corrects nothing, 1 all of it; 0.25 in our measurements."""
+    towards: Literal["uniform", "source"]
+    """`uniform` takes all classes to be equally frequent, and after many steps takes from large
+    ones. `source` also multiplies by (running share of the class in the source's labels) ^
+    `exponent`, so classes that the teacher says as often as they are in the source stay.
+    """
+    momentum: Annotated[float, Interval(ge=0, le=1)] = 0.99
+    """m <- a m + (1 - a) x with a = min(1 - 1/(step + 1), momentum), for both running means."""
+
+
+@dataclass(frozen=True)
 class Teacher:
     """The mean teacher."""
 
@@ -36,6 +55,10 @@ class Teacher:
     mirror: bool = False
     """Label a target image by the mean of the probabilities for it and for its mirror image, as in
     VFM-UDA; a second pass of the teacher.
+    """
+    prior: Prior | None = None
+    """Correct the probabilities for the frequencies of the classes; off by default. Pseudo-labels
+    and their confidence come from the corrected ones.
     """
 
 

@@ -20,8 +20,14 @@ from udaseg.methods.masking import masked_input
 from udaseg.methods.mixing import balanced_crop, class_mask, fill_edge_rows, paste
 from udaseg.methods.objectives.entropy import normalised_entropy
 from udaseg.methods.objectives.objective import LossReport, Objective
-from udaseg.methods.pixel_loss import count_classes, count_labelled, pixel_loss, pseudo_labels
-from udaseg.methods.target_labels import COUNT_STRIDE, REMEMBERED, TargetWeights, ask_teacher
+from udaseg.methods.pixel_loss import count_labelled, pixel_loss, pseudo_labels
+from udaseg.methods.target_labels import (
+    REMEMBERED,
+    ClassPrior,
+    TargetWeights,
+    ask_teacher,
+    class_counts,
+)
 from udaseg.methods.teacher import Teacher
 from udaseg.methods.views import (
     MASKED,
@@ -86,6 +92,8 @@ class SelfTraining(Objective):
         self.spec = spec
         self.teacher = teacher
         self.weights = TargetWeights(spec.mixing, num_classes)
+        prior = spec.teacher.prior
+        self.prior = None if prior is None else ClassPrior(prior, num_classes)
         self.num_classes = num_classes
         self.regularizers = nn.ModuleDict(regularizers)
         self.warm_up_steps, self._steps = warm_up_steps(spec, steps), steps
@@ -192,6 +200,8 @@ class SelfTraining(Objective):
         need = self._needs(batch.step).get(TARGET)
         embed, mirror = need is not None and need.embed, self.spec.teacher.mirror
         output = ask_teacher(self.teacher, target, embed=embed, mirror=mirror)
+        if self.prior is not None:
+            output = self.prior.corrected(output)
         labels, confidence = pseudo_labels(
             output.logits, target.shape[-2:], align_corners=self.student.align_corners
         )
@@ -232,14 +242,18 @@ class SelfTraining(Objective):
         The weight has the shape of that of `TargetWeights`.
         """
         given = context.target_labels, context.target_confidence
+        source_labels = context.batch.source_labels
         predicted = class_counts(context.target_labels, self.num_classes)
+        numbers = self.weights.numbers(*given)
+        if self.prior is not None:
+            numbers |= self.prior.numbers(context.target_output, source_labels)
         totals = reduce_with_counts(
             sums,
             views,
             dict(self._named_regularizers()),
-            labelled=count_labelled(context.batch.source_labels),
+            labelled=count_labelled(source_labels),
             predicted=predicted,
-            **self.weights.numbers(*given),
+            **numbers,
         )
         weight = self.weights.weight(*given, totals)
         figures = _figures(context, weight, totals)
@@ -272,8 +286,11 @@ class SelfTraining(Objective):
         if step < self.warm_up_steps:
             self.teacher.copy(self.student)
             return
-        self.teacher.update(self.student, step - self.warm_up_steps)
+        step -= self.warm_up_steps
+        self.teacher.update(self.student, step)
         self.weights.update(report.seen)
+        if self.prior is not None:
+            self.prior.update(report.seen, step)
         if report.views is not None:
             for _, term in self._named_regularizers():
                 term.update(report.views)
@@ -397,8 +414,3 @@ def _checked_loss(name: str, loss: object) -> Tensor:
         what = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
         raise UdasegError(f"the regularizer '{name}' must return a scalar tensor, got {what}")
     return loss
-
-
-def class_counts(labels: Tensor, num_classes: int) -> Tensor:
-    """Return the pixels of each class in every fourth row and column of (B, H, W) labels, (K,)."""
-    return count_classes(labels[:, ::COUNT_STRIDE, ::COUNT_STRIDE], num_classes)
