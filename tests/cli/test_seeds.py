@@ -216,7 +216,7 @@ def test_a_score_is_held_against_what_the_recipe_expects(one):
         ("unfinished", 3, "not finished: interrupted, step 1 of 2"),
         ("recipe edited", 3, "another recipe"),
         ("recipe broken", 2, "steps"),
-        ("no recipe", 2, "is not a run folder"),
+        ("no recipe", 3, "is not a run folder"),
         ("no scores", 3, "no scores.json"),
     ],
 )

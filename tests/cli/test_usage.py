@@ -17,6 +17,7 @@ import pytest
 
 import udaseg
 from tests.runs.test_scores import SCORES
+from tests.support import files
 from udaseg.cli.main import main
 from udaseg.errors import DataError, GateError, Interrupted, RecipeError, UsageError
 from udaseg.evaluation.servers import SERVERS
@@ -368,7 +369,6 @@ def test_info_and_demo_are_called(commands: Commands) -> None:
         ("adapt a.yaml b.yaml", "at most one RECIPE"),
         ("adapt stepps=5", "did you mean 'steps'?"),
         ("adapt --steps 5 steps=6", "contradicts"),
-        ("adapt --resume .", "not a run folder"),
         ("adapt --resume . --init c.pt --overwrite", "leave out --init, --overwrite"),
         ("adapt -v -q", "-v and -q contradict each other"),
         ("train --method nosuch", "no method 'nosuch'"),
@@ -555,3 +555,26 @@ def test_a_terminal_that_knows_ascii_only_is_no_error() -> None:
     assert result.returncode == 2
     assert ".yaml: no such file" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("missing", ["nowhere", "empty"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        *("eval RUN", "predict photos --checkpoint RUN", "info RUN", "report RUN", "select RUN"),
+        *("export RUN", "calibrate RUN", "features RUN", "grid RUN", "verify RUN", "table RUN"),
+        *("adapt --resume RUN", "report . --baseline RUN"),
+    ],
+)
+def test_a_missing_run_ends_every_command_with_code_3(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: str,
+    missing: str,
+) -> None:
+    (tmp_path / "empty").mkdir()
+    files.put(tmp_path / "photos/a.png", files.image_png())
+    monkeypatch.chdir(tmp_path)
+    code, err = failed(capsys, *words.replace("RUN", missing).split())
+    assert (code, missing in err) == (3, True), err

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from udaseg.errors import DataError, UsageError
+from udaseg.errors import CheckpointError, DataError, UsageError
 from udaseg.evaluation.evaluate import write_scores
 from udaseg.experiments.compare import compare_runs
 from udaseg.recipe.library import find_recipe
@@ -260,8 +260,8 @@ def test_the_evaluation_is_one_that_all_have(tmp_path):
 
 
 def test_what_is_no_run_is_refused(tmp_path):
-    with pytest.raises(UsageError, match="is not a run folder, nor one of seeds or of a sweep"):
+    with pytest.raises(CheckpointError, match="is not a run folder, nor one of seeds"):
         compare_runs(tmp_path)
     (tmp_path / "sweep.json").write_text('{"settings": [{"name": 3}]}')
-    with pytest.raises(UsageError, match="is not a run folder"):
+    with pytest.raises(CheckpointError, match="is not a run folder"):
         compare_runs(tmp_path)

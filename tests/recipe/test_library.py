@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from udaseg.errors import RecipeError, UsageError
+from udaseg.errors import CheckpointError, RecipeError, UsageError
 from udaseg.recipe.library import (
     choose_recipe,
     find_recipe,
@@ -220,7 +220,7 @@ def test_method_beside_a_file_of_ones_own_is_refused(library: Path, tmp_path: Pa
 def test_resume_takes_the_recipe_of_the_run(library: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
-    with pytest.raises(UsageError, match="not a run folder"):
+    with pytest.raises(CheckpointError, match="not a run folder"):
         requested_recipe([], Overrides(), "rccr", resume=run)
     written = load(SHIPPED, overrides=["steps=5", "target.data=photos", "validation.data=null"])
     (run / "recipe.yaml").write_text(dump(written))

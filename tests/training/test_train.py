@@ -10,7 +10,7 @@ import pytest
 import udaseg
 from tests.cli.test_fit import assert_same, tensors, without_checkpoints
 from tests.support.toy import SMALL
-from udaseg.errors import EnvironmentFault, RecipeError, UsageError
+from udaseg.errors import CheckpointError, EnvironmentFault, RecipeError, UsageError
 from udaseg.recipe.library import find_recipe
 from udaseg.recipe.load import dump, load
 from udaseg.recipe.request import Overrides, requested_recipe
@@ -153,7 +153,7 @@ def test_a_relative_path_with_an_equals_sign_is_a_path(tmp_path, monkeypatch):
         ({"overrides": {"optimizer/lr=": 1}}, UsageError, "write dotted names"),
         ({"overrides": {"optimizer.lr": object()}}, UsageError, "optimizer.lr"),
         ({"recipe": "dacs", "options": TrainOptions(resume="runs/x")}, UsageError, "leave out"),
-        ({"options": TrainOptions(resume="runs/x")}, UsageError, "not a run folder"),
+        ({"options": TrainOptions(resume="runs/x")}, CheckpointError, "not a run folder"),
     ],
 )
 def test_misuse_is_named(words, error, expected):

@@ -67,11 +67,12 @@ def _global_options(
     """Adapt a segmentation network from labelled source images to unlabelled target images."""
 
 
-for _first in (prepare, with_base(train), with_base(adapt)):
+for _first in (prepare, with_base(train, trains=True), with_base(adapt, trains=True)):
     app.command(cls=Command)(_first)
 app.command("eval", cls=Command)(with_base(evaluate))
 _COMMANDS = (
-    *(with_base(predict), sweep, table, with_base(report), with_base(grid), with_base(features)),
+    *(with_base(predict), with_base(sweep, trains=True), table, with_base(report)),
+    *(with_base(grid), with_base(features)),
     *(with_base(calibrate), doctor, with_base(select), with_base(export), info, verify),
 )
 for _then in _COMMANDS:

@@ -4,6 +4,7 @@ import functools
 import inspect
 import re
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -127,8 +128,16 @@ Run = Annotated[Path, _RUN]
 OptionalRun = Annotated[Path | None, _RUN]
 
 
-def with_base(command: Callable[..., None]) -> Callable[..., None]:
-    """Return a command with the option `--base`, for runs whose checkpoints hold adapters alone."""
+_idle_base: ContextVar[Path | None] = ContextVar("idle_base", default=None)
+"""The file of `--base`, unless a run that the command names has adapters."""
+
+
+def with_base(command: Callable[..., None], *, trains: bool = False) -> Callable[..., None]:
+    """Return a command with the option `--base`, for runs whose checkpoints hold adapters alone.
+
+    It is refused if no run that the command names has adapters. A command that trains calls
+    `refuse_idle_base` when it knows what it trains.
+    """
 
     @functools.wraps(command)
     def whole(*words: object, base: Path | None = None, **others: object) -> None:
@@ -137,13 +146,48 @@ def with_base(command: Callable[..., None]) -> Callable[..., None]:
         import udaseg
 
         with udaseg.base_weights(base):
-            return command(*words, **others)
+            paths = [each for value in others.values() for each in _paths(value)]
+            token = _idle_base.set(None if any(map(_has_adapters, paths)) else base)
+            try:
+                if not trains:
+                    refuse_idle_base()
+                return command(*words, **others)
+            finally:
+                _idle_base.reset(token)
 
     own = inspect.signature(command)
     added = inspect.Parameter("base", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Base)
     vars(whole)["__signature__"] = own.replace(parameters=[*own.parameters.values(), added])
     whole.__annotations__ = {**command.__annotations__, "base": Base}
     return whole
+
+
+def refuse_idle_base(*, has_adapters: bool = False) -> None:
+    """Raise a `UsageError` if `--base` is given and neither a run nor what is trained has adapters.
+
+    Args:
+        has_adapters: What is trained has some.
+    """
+    base = _idle_base.get()
+    if base is not None and not has_adapters:
+        raise UsageError(
+            f"--base {shortened(str(base), 300)}: only runs with adapters (model.adapters) have "
+            "base weights, and there is none here; leave out --base"
+        )
+
+
+def _paths(value: object) -> list[Path]:
+    values = value if isinstance(value, list | tuple) else [value]
+    return [each for each in values if isinstance(each, Path)]
+
+
+def _has_adapters(path: Path) -> bool:
+    """Return whether a path is a run with adapters, or in one."""
+    import udaseg
+
+    around = (path, *path.absolute().parents)
+    run = next((folder for folder in around if (folder / "recipe.yaml").is_file()), None)
+    return run is not None and udaseg.Run(run).recipe.model.adapters is not None
 
 
 def refuse_options(reason: str, given: Mapping[str, bool]) -> None:

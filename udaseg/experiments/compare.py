@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from udaseg.errors import DataError, UsageError
+from udaseg.errors import CheckpointError, DataError, UsageError
 from udaseg.evaluation.protocols import class_positions_by_protocol
 from udaseg.experiments.bootstrap import RESAMPLES, interval, mean_of_classes, resampled_iou
 from udaseg.experiments.seeds import statistics_by_name
@@ -58,7 +58,8 @@ def compare_runs(
             the newest plain one that all runs have.
 
     Raises:
-        UsageError: A path is no run, or the baseline has several methods.
+        CheckpointError: A path is no run.
+        UsageError: The baseline has several methods.
         RecipeError: The recipe of a run cannot be loaded.
         DataError: The runs have no evaluation in common.
 
@@ -99,7 +100,7 @@ def _merged(paths: Sequence[Path]) -> list[RunGroup]:
     for path in paths:
         groups = run_groups(path)
         if not any(group.runs for group in groups):
-            raise UsageError(
+            raise CheckpointError(
                 f"{path}: is not a run folder, nor one of seeds or of a sweep; a table takes run "
                 "folders, not checkpoints"
             )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from udaseg.documents import join_key
-from udaseg.errors import UsageError
+from udaseg.errors import CheckpointError
 from udaseg.inspection.info import domain_text, method_text
 from udaseg.inspection.report_content import RunContent
 from udaseg.inspection.report_features import read_features
@@ -39,7 +39,7 @@ def read_run(folder: Path, name: str, scored: str | None) -> RunContent:
     """
     recipe_path = folder / "recipe.yaml"
     if not recipe_path.is_file():
-        raise UsageError(f"{folder}: is not a run folder (no recipe.yaml)")
+        raise CheckpointError(f"{folder}: is not a run folder (no recipe.yaml)")
     recipe = load(recipe_path, stored=True)
     warnings: list[str] = []
     status, environment = read_status(folder), read_environment(folder)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from udaseg import __version__
-from udaseg.errors import DataError, NotFiniteError, UdasegError, UsageError
+from udaseg.errors import CheckpointError, DataError, NotFiniteError, UdasegError, UsageError
 from udaseg.files import one_or_more, write_text
 from udaseg.inference import trained_model
 from udaseg.inference.run_data import open_run_data
@@ -51,7 +51,7 @@ def report(
         The page, one file that loads nothing.
 
     Raises:
-        UsageError: A path is not a run folder.
+        CheckpointError: A path is not a run folder.
         RecipeError: The recipe of a run cannot be loaded, or needs a package that is missing.
 
     Example:
@@ -64,7 +64,7 @@ def report(
     folders = given if baseline is None else [Path(baseline), *given]
     for folder in folders:
         if not folder.is_dir():
-            raise UsageError(
+            raise CheckpointError(
                 f"{folder}: is not a run folder; a report takes run folders, not checkpoints"
             )
     folders = list({folder.resolve(): folder for folder in folders}.values())

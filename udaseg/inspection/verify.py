@@ -101,7 +101,7 @@ def verify(run: str | os.PathLike[str]) -> Verification:
         The result of each check. A check that fails raises nothing; `raise_if_failed` does.
 
     Raises:
-        UsageError: The path is not a run.
+        CheckpointError: The path is not a run.
 
     Example:
         verification = udaseg.verify("runs/city-rccr")
@@ -110,7 +110,7 @@ def verify(run: str | os.PathLike[str]) -> Verification:
     path = Path(run)
     folders = [folder for group in run_groups(path) for folder in group.runs]
     if not folders or not all((folder / "recipe.yaml").is_file() for folder in folders):
-        raise errors.UsageError(f"{path}: is not a run folder (no recipe.yaml)")
+        raise errors.CheckpointError(f"{path}: is not a run folder (no recipe.yaml)")
     return Verification(tuple(itertools.chain.from_iterable(map(_check_run, folders))))
 
 

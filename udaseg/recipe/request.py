@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from udaseg.errors import UsageError
+from udaseg.errors import CheckpointError, UsageError
 from udaseg.recipe.library import (
     OWN_FOLDER,
     DataNames,
@@ -124,6 +124,7 @@ def requested_recipe(
 
     Raises:
         UsageError: The arguments contradict each other.
+        CheckpointError: There is no run to resume.
         RecipeError: The recipe, the network file or an override is wrong.
     """
     named, words = split_arguments(arguments)
@@ -136,7 +137,7 @@ def requested_recipe(
             raise UsageError(f"--resume uses the recipe of the run; leave out {others[0]}")
         path = resume / "recipe.yaml"
         if not path.is_file():
-            raise UsageError(
+            raise CheckpointError(
                 f"{shortened(str(resume), 300)}: not a run folder, it has no recipe.yaml; start "
                 "the run again with its recipe and --out, or use --init CHECKPOINT to start a new "
                 "run from weights"

@@ -15,11 +15,11 @@ from udaseg.files import read_json, sha256_of
 from udaseg.models.adapters import hold_base
 from udaseg.models.frozen import FrozenBackbone
 from udaseg.recipe.load import from_dict, load, to_dict
-from udaseg.recipe.schema import Recipe
+from udaseg.recipe.schema import NAMED_WEIGHTS, Recipe
 from udaseg.recipe.stages import determining_values
 from udaseg.runs import checkpoint as checkpoints
 from udaseg.runs import folder as folder_module
-from udaseg.runs.base import BaseWeights
+from udaseg.runs.base import BaseWeights, find_base
 from udaseg.runs.checkpoint import Checkpoint, SavesState
 from udaseg.runs.records import Start
 
@@ -54,6 +54,19 @@ def find_resume_checkpoint(folder: Path, recipe: Recipe) -> Checkpoint | None:
     if rank() == 0:
         _adopt_settings(folder, before, processes, recipe)
     return checkpoint
+
+
+def refuse_lost_base(folder: Path, recipe: Recipe) -> None:
+    """Refuse to resume a run with adapters whose weights file is no longer the one it had.
+
+    Raises:
+        CheckpointError: The file is missing or has another content; the message has its SHA-256.
+    """
+    if recipe.model.adapters is None or recipe.model.weights in NAMED_WEIGHTS:
+        return
+    checkpoint = checkpoints.newest_checkpoint(folder / "checkpoints")
+    if checkpoint is not None and checkpoint.base is not None:
+        find_base(checkpoint.base, checkpoint.path)
 
 
 def _adopt_settings(folder: Path, before: Recipe, processes: int, now: Recipe) -> None:

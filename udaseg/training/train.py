@@ -42,6 +42,7 @@ from udaseg.training.resume import (
     find_resume_checkpoint,
     load_start_checkpoint,
     refuse_different_settings,
+    refuse_lost_base,
 )
 from udaseg.training.setup import RunContext, RunData, build_setup, chosen_kernels, estimated_setup
 from udaseg.training.stage_data import label_folder, refuse_missing_labels
@@ -250,9 +251,11 @@ def _train(recipe: Recipe, folder: Path, options: TrainOptions) -> None:
     refuse_different_settings(recipe)
     recipe, data, criterion_sets = _open_data(recipe, Path(options.root))
     start = _start_checkpoint(options, folder)
-    recipe = _on_base_of(recipe, start) if options.resume is None else recipe
-    if options.resume is None:  # a resumed run has its own copy
-        refuse_missing_labels(recipe, data)
+    if options.resume is None:
+        recipe = _on_base_of(recipe, start)
+        refuse_missing_labels(recipe, data)  # a resumed run has its own copy
+    else:
+        refuse_lost_base(folder, recipe)
     first = stages_of(recipe)[0]
     labels = label_folder(folder, first)
     fetched = recipe.model.weights in NAMED_WEIGHTS

@@ -75,9 +75,8 @@ def sweep(
         compile=compiled,
         deterministic=deterministic,
     )
-    given = words or []
-    swept = [word for word in given if "=" in word and "/" not in word.partition("=")[0]]
-    names = [word for word in given if word not in swept]
+    swept = [word for word in words or () if "=" in word and "/" not in word.partition("=")[0]]
+    names = [word for word in words or () if word not in swept]
     if not names:
         raise UsageError("Missing argument 'RECIPE'; `udaseg recipes ls` lists the shipped ones")
     numbers = None if seeds is None else options.parse_seeds(seeds)
@@ -87,6 +86,9 @@ def sweep(
     for name, chosen in itertools.product(names, networks):
         named, changed = [] if name in methods else [name], replace(everyday, network=chosen)
         recipes.append(requested_recipe(named, changed, name)[0])
+    varied = any("adapters" in word for word in (*swept, *(each or ())))
+    given = any(recipe.model.adapters is not None for recipe in recipes)
+    options.refuse_idle_base(has_adapters=varied or given)
     import udaseg
     from udaseg.cli.printing.experiments import print_settings, print_sweep
 

@@ -80,6 +80,7 @@ def _training_command(
             )
         set_verbosity(verbose, quiet)
         recipe, path = requested_recipe(words or [], everyday, default, method, resume)
+        options.refuse_idle_base(has_adapters=recipe.model.adapters is not None)
         import udaseg
         from udaseg.cli.printing.training import print_recipe, print_run, print_seeds
 
