@@ -80,7 +80,7 @@ class Wrong(nn.Module):
 
 
 def test_the_warm_network_of_the_run_is_the_baseline(home):
-    home.add_warm_up(Unsure())
+    home.add_warm_up(Wrong())
     worth = package.worth_it("run")
     assert worth.verdict == "better"
     assert worth.adapted.step == 40
@@ -89,11 +89,13 @@ def test_the_warm_network_of_the_run_is_the_baseline(home):
     assert worth.baseline.checkpoint == "checkpoints/warm_up/step-000010.pt"
     values = {row.name: (row.adapted, row.baseline) for row in worth.criteria}
     assert list(values) == ["entropy", "infomax", "flip", "source", "drift"]
-    assert values["source"] == (1, 1)
+    assert values["source"][0] == 1 > values["source"][1]
     assert values["entropy"][0] < 0.01 < values["entropy"][1]
     assert worth.target == {"data": "toyland-target", "split": "train", "images": 4}
     assert worth.source["images"] == 3
     assert sum(worth.source["shares"].values()) == pytest.approx(1)
+    assert worth.adapted.source_iou == {"road": 1, "sky": 1, "car": 1}
+    assert worth.baseline.source_iou["sky"] < 1
     assert package.Run("run").worth == worth
     assert read_worth(home.path / "run", "digest of run 40") == worth
     assert read_worth(home.path / "run", "digest of a later network") is None
@@ -109,9 +111,9 @@ def test_a_network_that_got_worse_is_told(home):
 
 
 def test_any_other_run_can_be_the_baseline(home):
-    home.add("plain", Unsure(), home.path / "plain", step=50)
+    home.add("plain", Wrong(), home.path / "plain", step=50)
+    assert package.worth_it("run", baseline="plain").verdict == "better"
     worth = package.worth_it("run", baseline="plain", options=package.WorthOptions(images=2))
-    assert worth.verdict == "better"
     assert worth.baseline.checkpoint == str(home.path / "plain/checkpoints/step-000050.pt")
     assert worth.target["images"] == worth.source["images"] == 2
 
@@ -144,6 +146,7 @@ def test_without_the_source_the_other_criteria_decide(home, caplog):
         worth = package.worth_it("run")
     assert worth.source is None
     assert [row.name for row in worth.criteria if row.adapted is None] == ["source", "drift"]
+    assert worth.adapted.source_iou == {}
     assert worth.verdict == "better"
 
 
@@ -180,12 +183,13 @@ def test_a_damaged_file_is_no_verdict(home, change):
 
 
 def test_the_command_prints_the_verdict_and_the_values(home):
-    home.add_warm_up(Unsure())
+    home.add_warm_up(Wrong())
     output = udaseg("select", "run", "--worth-it", cwd=home.path)
-    assert "worth it? better: entropy, infomax for the adapted network" in output.stdout
+    told = "worth it? better: entropy, infomax, source, drift for the adapted network\n"
+    assert told in output.stdout
     assert "baseline: step 10, checkpoints/warm_up/step-000010.pt" in output.stdout
     (row,) = (line.split() for line in output.stdout.splitlines() if line.startswith("source"))
-    assert row == ["source", "↑", "1.000", "1.000", "-"]
+    assert row[:3] + row[4:] == ["source", "↑", "1.000", "adapted"]
     output = udaseg("select", "run", "--worth-it", "--format", "json", "-q", cwd=home.path)
     assert json.loads(output.stdout) == json.loads((home.path / "run/worth.json").read_text())
     assert output.stderr == ""
@@ -255,7 +259,7 @@ def test_eval_scores_one_network_where_no_verdict_says_worse(worse):
     worse.networks["run"] = Wrong(), 41  # trained on since
     assert "before" not in udaseg(*EVAL, "--format", "json", cwd=worse.path).stdout
     worse.networks["run"] = ColorNetwork(), 40
-    worse.add_warm_up(Unsure())
+    worse.add_warm_up(Wrong())
     assert package.worth_it("run").verdict == "better"
     assert "before" not in udaseg(*EVAL, "--format", "json", cwd=worse.path).stdout
 
@@ -288,7 +292,7 @@ def test_predict_can_follow_the_verdict(worse):
     assert (settings["step"], settings["weights"]) == (10, "student")
     assert settings["worth"] == {"verdict": "worse", "network": "baseline"}
     assert "worth it? worse" in told
-    worse.add_warm_up(Unsure())
+    worse.add_warm_up(Wrong())
     worse.networks["run"] = ColorNetwork(), 40
     package.worth_it("run")
     settings, _ = predicted(worse, "--weights", "better")

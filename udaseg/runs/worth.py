@@ -26,6 +26,7 @@ class ComparedNetwork:
         sha256: Digest of the file.
         collapsed: Whether it predicts one class for nearly all of the target.
         shares: Share of each class in the pixels that it predicts on the target, 0 to 1.
+        source_iou: IoU on the source of each class that has labels there; empty without a source.
     """
 
     checkpoint: str
@@ -33,6 +34,7 @@ class ComparedNetwork:
     sha256: str
     collapsed: bool
     shares: Mapping[str, float]
+    source_iou: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ class Candidate:
         collapsed: Predicts one class for nearly all of the target. Entropy and agreement with
             mirror images favour such a network, so it is selected only if there is no other.
         shares: Share of each class in the pixels that it predicts on the target, 0 to 1.
+        source_iou: IoU on the source of each class that has labels there.
     """
 
     run: Path
@@ -42,6 +43,7 @@ class Candidate:
     mean_rank: float = math.nan
     collapsed: bool = False
     shares: dict[str, float] = field(default_factory=dict)
+    source_iou: dict[str, float] = field(default_factory=dict)
 
     @property
     def name(self) -> str:

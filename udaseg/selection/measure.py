@@ -1,5 +1,6 @@
 """Compute the criteria of `udaseg select` for one candidate."""
 
+import math
 from collections.abc import Collection
 from functools import partial
 
@@ -49,13 +50,16 @@ def compute_criteria(
     candidate.collapsed = max(candidate.shares.values()) > _COLLAPSE_SHARE
     if sets.source is not None:
         if "source" in criteria:
-            values["source"] = _miou(model, sets.source)
+            matrix = _confusion(model, sets.source)
+            values["source"] = matrix.mean_iou()
+            ious = zip(model.classes.names, matrix.iou().tolist(), strict=True)
+            candidate.source_iou = {name: iou for name, iou in ious if not math.isnan(iou)}
         prior = _source_prior(sets.source, model.classes)
         if bool(prior.any()):
             values["drift"] = measures.prior_drift(predicted, prior)
     candidate.values = dict.fromkeys(_ALL_CRITERIA) | values
     if sets.labelled is not None:
-        candidate.oracle = _miou(model, sets.labelled)
+        candidate.oracle = _confusion(model, sets.labelled).mean_iou()
 
 
 def _criteria_on_target(
@@ -109,12 +113,12 @@ def _load_teacher(candidate: Candidate, device: str) -> Model | None:
         return None
 
 
-def _miou(model: Model, images: ImageSet) -> float:
+def _confusion(model: Model, images: ImageSet) -> ConfusionMatrix:
     size, resampling = network_input_size(model.recipe), model.recipe.target.resampling
     options = InferenceOptions(resize=size, keep_shape=True, resampling=resampling)
     return confusion_matrix(
         model.segmenter, model.classes, images.dataset, images.split, options, device=model.device
-    ).mean_iou()
+    )
 
 
 def source_shares(source: ImageSet, classes: ClassSpace) -> dict[str, float]:

@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from udaseg.runs.worth import ComparedCriterion, Network, Verdict, Worth
+from udaseg.runs.worth import ComparedCriterion, ComparedNetwork, Network, Verdict, Worth
 
-WEIGHTS = {"entropy": 0.5, "infomax": 1.0, "flip": 0.5, "source": 0.5, "drift": 1.0}
-"""Say of each criterion. That of `teacher` has none: before the adaptation, the teacher is the
-student. Any confident network wins by `entropy`, and agreement with mirror images says little."""
+WEIGHTS = {"entropy": 0.5, "infomax": 1.0, "flip": 0.0, "source": 0.0, "drift": 2.0}
+"""Say of each criterion. `flip` and `source` are shown but have none: between networks, they do not
+follow the quality on the target. That of `teacher` is not computed: before the adaptation, the
+teacher is the student."""
 
 CLASSES_WEIGHT = 1.0
 """Say of the classes that one of the networks has lost."""
@@ -15,8 +16,8 @@ CLASSES_WEIGHT = 1.0
 SMALLEST_CHANGE = {"entropy": 0.01, "infomax": 0.01, "flip": 0.01, "source": 0.01, "drift": 0.005}
 """Differences below these have no say."""
 
-CLEAR = 0.25
-"""Part of the whole say by which one side must be ahead for a verdict."""
+CLEAR = 0.5
+"""Part of the whole say by which one side must lead for a verdict: no criterion has it alone."""
 
 LOST_BELOW = 0.25
 """A class is lost if a network predicts less than this part of what can be expected: the share of
@@ -25,40 +26,46 @@ the class in the source or in the predictions of the other network, whichever is
 SMALLEST_SHARE = 2e-4
 """Classes of which less can be expected are not counted."""
 
+KNOWN_FROM = 0.3
+"""A class can only be lost if the other network knows it: IoU on the source. The few pixels of a
+class that it does not know are mostly wrong."""
+
 
 def judge(worth: Worth) -> Worth:
     """Return a comparison with its verdict, from the numbers that it stores.
 
-    Each criterion has its say for the network with the better value, and so have the classes that
-    one of them has lost. A network that has collapsed to one class, or that tells the classes apart
-    less well (`infomax`), is never the better one, however sure it is.
+    Each criterion has its say for the network with the better value, and so have the known classes
+    that one of them has lost. A network that has collapsed to one class, or that tells the classes
+    apart less well (`infomax`), is never the better one, and to be sure (`entropy`) then counts for
+    nothing.
 
     Args:
         worth: Needs the values of `criteria`, both networks and `source`; the rest is replaced.
     """
     assert worth.adapted is not None
     assert worth.baseline is not None
-    ours, theirs = worth.adapted.shares, worth.baseline.shares
     expected = (worth.source or {}).get("shares", {})
-    lost, found = (_lost(ours, theirs, expected), _lost(theirs, ours, expected))
+    lost = _lost(worth.adapted, worth.baseline, expected)
+    found = _lost(worth.baseline, worth.adapted, expected)
     rows = [replace(row, prefers=_preferred(row)) for row in worth.criteria]
+    by_information = next((row.prefers for row in rows if row.name == "infomax"), None)
     say = dict.fromkeys(("adapted", "baseline"), 0.0)
     for row in rows:
-        if row.prefers is not None:
+        is_only_sure = row.name == "entropy" and by_information not in (None, row.prefers)
+        if row.prefers is not None and not is_only_sure:
             say[row.prefers] += WEIGHTS[row.name]
     if len(lost) != len(found):
         say["adapted" if len(found) > len(lost) else "baseline"] += CLASSES_WEIGHT
     known = [row for row in rows if row.adapted is not None and row.baseline is not None]
     whole = CLASSES_WEIGHT + sum(WEIGHTS[row.name] for row in known)
     lead = (say["adapted"] - say["baseline"]) / whole
-    tells_less = any(row.name == "infomax" and row.prefers == "baseline" for row in rows)
     verdict: Verdict = "unclear"
     if worth.adapted.collapsed != worth.baseline.collapsed:
         verdict = "worse" if worth.adapted.collapsed else "better"
-    elif lead >= CLEAR and not tells_less and not worth.adapted.collapsed:
-        verdict = "better"
     elif lead <= -CLEAR:
         verdict = "worse"
+    elif lead >= CLEAR and by_information != "baseline" and not worth.adapted.collapsed:
+        verdict = "better"
     judged = replace(worth, verdict=verdict, criteria=rows, lost=lost, found=found)
     return replace(judged, reason=_reason(judged))
 
@@ -73,14 +80,16 @@ def _preferred(row: ComparedCriterion) -> Network | None:
 
 
 def _lost(
-    shares: Mapping[str, float], others: Mapping[str, float], expected: Mapping[str, float]
+    network: ComparedNetwork, other: ComparedNetwork, expected: Mapping[str, float]
 ) -> list[str]:
     """Return the classes that a network hardly predicts, though the other one and the source do."""
-    floors = {name: min(share, expected.get(name, share)) for name, share in others.items()}
+    floors = {name: min(other.shares[name], share) for name, share in expected.items()}
     return [
         name
         for name, floor in floors.items()
-        if floor >= SMALLEST_SHARE and shares[name] < LOST_BELOW * floor
+        if floor >= SMALLEST_SHARE
+        and other.source_iou.get(name, 0) >= KNOWN_FROM
+        and network.shares[name] < LOST_BELOW * floor
     ]
 
 

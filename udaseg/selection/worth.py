@@ -142,5 +142,10 @@ def _described(model: Model, candidate: Candidate, folder: Path) -> ComparedNetw
     if path.is_relative_to(folder.absolute()):
         path = path.relative_to(folder.absolute())
     return ComparedNetwork(
-        str(path), model.step, model.sha256, candidate.collapsed, candidate.shares
+        checkpoint=str(path),
+        step=model.step,
+        sha256=model.sha256,
+        collapsed=candidate.collapsed,
+        shares=candidate.shares,
+        source_iou=candidate.source_iou,
     )
