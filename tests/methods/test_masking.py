@@ -7,10 +7,17 @@ import torch
 from torch import nn
 
 from tests.methods.test_self_training import _batch, _objective
+from tests.support.small import shipped
+from tests.support.toy import TINY
+from udaseg.errors import RecipeError
 from udaseg.methods import masking as masking_module
 from udaseg.methods.augmentation import generator_for
-from udaseg.methods.masking import hidden_blocks
+from udaseg.methods.build import build_objective
+from udaseg.methods.masking import hidden_blocks, masked_input
+from udaseg.models.backbones.build import build_backbone
+from udaseg.models.heads.deeplab_v2 import DeepLabV2
 from udaseg.models.pixels import to_unit_range
+from udaseg.models.segmenter import Segmenter
 from udaseg.recipe.methods import Masking
 
 BLOCKS = Masking(kind="block", size=8)
@@ -102,3 +109,38 @@ def test_ranks_hide_what_one_process_hides(monkeypatch):
         monkeypatch.setattr(masking_module, "slice_for_rank", lambda count, p=part: (2 * count, p))
         own = hidden_blocks(2, (32, 48), 8, 0.5, torch.Generator().manual_seed(3))
         assert torch.equal(own, whole[part])
+
+
+def _vit(patch=16):
+    torch.manual_seed(0)
+    body = build_backbone("timm:test_vit", output_stride=patch, weights="random")
+    return Segmenter(body, DeepLabV2(body.channels, 5, (1, 2)))
+
+
+@pytest.mark.parametrize("size", [(48, 64), (40, 57)])
+def test_hidden_tokens_are_that_of_an_empty_patch_and_others_stay(size):
+    network, tokens = _vit(), []
+    objective = masking(_objective(), kind="token", ratio=0.5)
+    objective.student = network.train()
+    network.backbone.network.patch_embed.register_forward_hook(lambda *of: tokens.append(of[2]))
+    batch = _batch(size=size)
+    context = replace(objective._teach(batch), student=network)
+    network(masked_input(context, objective.spec.masking).images)
+    network(objective._augment(context.target, generator_for(batch.seed, "masked")))
+    masked, whole = tokens
+    hidden = (masked == network.backbone.network.patch_embed.proj.bias).all(-1)
+    assert 0.1 < hidden.float().mean() < 0.9
+    assert masked.shape == whole.shape == (2, 3, 4, 64)
+    torch.testing.assert_close(masked[~hidden], whole[~hidden])
+    assert (masked[hidden] != whole[hidden]).any(-1).all()
+
+
+def test_tokens_of_a_network_without_any_are_refused():
+    with pytest.raises(RecipeError, match="kind: must be block for mobilenet_v2, got token: only"):
+        build_objective(shipped("toyland/dacs", [*TINY, "method.masking={kind: token}"]), 5)
+
+
+def test_blocks_larger_than_a_crop_are_refused_but_tokens_have_their_own_size():
+    shipped("gta5_cityscapes/dacs", ["method.masking={kind: token, size: 600}"])
+    with pytest.raises(RecipeError, match="size: must be at most 512, the shorter side of a crop"):
+        shipped("gta5_cityscapes/dacs", ["method.masking={kind: block, size: 600}"])

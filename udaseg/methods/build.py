@@ -6,7 +6,7 @@ from typing import assert_never
 
 import torch
 
-from udaseg.errors import EnvironmentFault
+from udaseg.errors import EnvironmentFault, RecipeError
 from udaseg.methods.contrast.anchors import AnchorContrast
 from udaseg.methods.contrast.feature_distance import FrozenDistance, thing_classes
 from udaseg.methods.contrast.prototypes import PrototypeContrast
@@ -69,6 +69,7 @@ def build_objective(
         num_classes,
         projector=heads[0] if heads else None,
     )
+    _refuse_tokens(method, student, model.backbone)
     if base is None:
         hold_base(student)
     if init is not None:
@@ -84,6 +85,16 @@ def build_objective(
     objective.source_jitter, objective.target_jitter = stage.source_jitter, stage.target_jitter
     objective.base = base if student.backbone.base_names else None
     return objective
+
+
+def _refuse_tokens(method: specs.Objective, student: Segmenter, backbone: str) -> None:
+    """Refuse a recipe that hides tokens of a network that has none."""
+    masking = method.masking if isinstance(method, specs.SelfTraining) else None
+    if masking is not None and masking.kind == "token" and not student.backbone.has_tokens:
+        raise RecipeError(
+            f"method.masking.kind: must be block for {backbone}, got token: only plain ViTs, such "
+            "as timm:vit_small_patch14_dinov2, have tokens that can be hidden"
+        )
 
 
 def _build_objective(

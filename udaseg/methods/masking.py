@@ -1,20 +1,31 @@
 """Masked image consistency: the student labels a target image of which it sees only parts."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from udaseg.distributed import slice_for_rank, to_device
 from udaseg.methods.augmentation import generator_for
 from udaseg.methods.views import StepContext, StudentInput
+from udaseg.models.backbones.backbone import divided_up
 from udaseg.recipe.methods import Masking
 
 
 def masked_input(context: StepContext, spec: Masking) -> StudentInput:
-    """Return the target images of a step after strong augmentation, with hidden blocks."""
-    generator = generator_for(context.batch.seed, "masked")
+    """Return the target images of a step after strong augmentation, with hidden blocks or tokens.
+
+    For tokens, images whose sides are no multiples of the patch are enlarged to the next ones, as
+    the network would do.
+    """
+    generator, side = generator_for(context.batch.seed, "masked"), spec.size
     images = context.augment(context.target, generator)
+    if spec.kind == "token":
+        side = context.student.output_stride
+        whole = [divided_up(length, side) * side for length in images.shape[-2:]]
+        if whole != list(images.shape[-2:]):
+            images = F.interpolate(images, whole, mode="bilinear", align_corners=False)
     height, width = images.shape[-2:]
-    hidden = hidden_blocks(len(images), (height, width), spec.size, spec.ratio, generator)
+    hidden = hidden_blocks(len(images), (height, width), side, spec.ratio, generator)
     return StudentInput(hide(images, hidden, context.student.mean), None)
 
 
@@ -57,6 +68,7 @@ def hidden_blocks(
 def hide(images: Tensor, hidden: Tensor, color: Tensor) -> Tensor:
     """Return images (B, 3, H, W) with a color (1, 3, 1, 1) at the pixels of a mask (B, H, W).
 
-    In the mean colour of a network, hidden pixels are exactly 0 once it has normalised them.
+    In the mean colour of a network, hidden pixels are exactly 0 once it has normalised them, and
+    the token of a patch of them is the bias of the patch embedding.
     """
     return torch.where(to_device(hidden, images.device)[:, None], color, images)

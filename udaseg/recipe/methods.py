@@ -141,12 +141,14 @@ class Masking:
     images; MIC.
     """
 
-    kind: Literal["block"]
-    """What is hidden: square blocks of the image, which get the mean colour (MIC)."""
+    kind: Literal["block", "token"]
+    """What is hidden: square blocks of the image, which get the mean colour (MIC), or tokens of a
+    plain ViT, which become those of an empty patch before positions are added (VFM-UDA).
+    """
     size: Annotated[int, Ge(1)] = 64
     """Side of a block in pixels; 64 in MIC for crops of 1024, 32 for crops of 512."""
     ratio: Annotated[float, Interval(ge=0, le=1)] = 0.7
-    """Share of the blocks that is hidden, at random; 0.7 in MIC."""
+    """Share of blocks or tokens that is hidden, at random; 0.7 in MIC and VFM-UDA."""
     weight: Annotated[float, Ge(0)] = 1.0
     """Weight of the loss; 1 in MIC."""
     ramp: Annotated[float, Interval(ge=0, le=1)] = 0.0

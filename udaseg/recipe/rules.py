@@ -209,7 +209,8 @@ def _mixing(recipe: Recipe) -> Problems:
     yield from _unless(sum(rows) < crop[0], "method.mixing.ignore_rows", must, list(rows))
     if (masking := recipe.method.masking) is not None:
         must = f"at most {min(crop)}, the shorter side of a crop"
-        yield from _unless(masking.size <= min(crop), "method.masking.size", must, masking.size)
+        holds = masking.kind == "token" or masking.size <= min(crop)
+        yield from _unless(holds, "method.masking.size", must, masking.size)
     if (regional := recipe.method.regional) is not None:
         most = min(crop) // recipe.model.output_stride
         fits = f"at most {most} cells, the crop's shorter side"

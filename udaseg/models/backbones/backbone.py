@@ -72,6 +72,8 @@ class Backbone(nn.Module, ABC):
             stride. Maps of a dilated network have the same stride.
         mean: Means of the channels that the weights expect, for RGB in [0, 1].
         std: Standard deviations of the channels that the weights expect.
+        has_tokens: Whether it is a ViT whose maps have a cell for each patch of its input, of side
+            `strides[-1]`.
         ceil_pool: Whether the maps are larger than said above, because the pooling rounds up.
         bgr: Whether `forward` takes the channels as blue, green, red, after `mean` and `std`.
         stage_ends: Number of the last block of each stage, counted from 1; one stage for each map
@@ -105,6 +107,7 @@ class Backbone(nn.Module, ABC):
     std: tuple[float, ...] = IMAGENET_STD
     bgr: bool = False
     ceil_pool: bool = False
+    has_tokens: bool = False
     stage_ends: tuple[int, ...] = ()
     base_names: frozenset[str] = frozenset()
 

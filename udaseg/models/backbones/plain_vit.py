@@ -33,6 +33,8 @@ class PlainViT(Backbone):
         levels: Positions of the maps to return; None for all four.
     """
 
+    has_tokens = True
+
     def __init__(self, network: Any, *, levels: Sequence[int] | None = None) -> None:
         super().__init__()
         # this name is part of the checkpoint format
