@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from udaseg.display.progress import WorkProgress
+from udaseg.errors import RecipeError
 from udaseg.files import write_json
 from udaseg.runs.status import RunStatus, log_to_file
 from udaseg.training.callbacks.metrics import MetricsFile
@@ -157,3 +158,9 @@ def test_an_error_leaves_its_traceback_in_the_log_and_goes_on(tmp_path):
     text = (tmp_path / "train.log").read_text()
     assert "Traceback" in text
     assert "ZeroDivisionError" in text
+
+
+def test_a_refused_resume_leaves_no_trace_in_the_log(tmp_path):
+    with pytest.raises(RecipeError), log_to_file(tmp_path / "train.log"):
+        raise RecipeError("--resume needs the same settings")
+    assert (tmp_path / "train.log").read_text() == ""

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from udaseg.errors import CheckpointError, EnvironmentFault, RecipeError
+from udaseg.models.backbones.build import build_backbone
 from udaseg.recipe.load import from_dict, load
 from udaseg.recipe.methods import SelfTraining, regularizer_specs
-from udaseg.recipe.schema import Domain, Recipe, Source, Validation
-from udaseg.recipe.stages import stages_of
+from udaseg.recipe.schema import BACKBONES, TIMM_PREFIX, Domain, Recipe, Source, Validation
+from udaseg.recipe.stages import adapts, stages_of
 from udaseg.runs.base import BaseWeights
 from udaseg.runs.best import read_record
 from udaseg.runs.checkpoint import Checkpoint, find_checkpoint, list_manifests, step_of
@@ -78,6 +80,8 @@ class RunInfo:
         scores: The readable evaluations of the run, by name.
         cost: Time, images and memory of the training; empty if they are not recorded.
         worth: Whether the adaptation was worth it; None if it was not compared.
+        stride: Input pixels per cell of the network's last map, which need not be that of the
+            recipe; None if it is not known.
     """
 
     path: Path
@@ -90,6 +94,7 @@ class RunInfo:
     scores: Mapping[str, Scores]
     cost: Mapping[str, Any]
     worth: Worth | None = None
+    stride: int | None = None
 
     def to_json(self) -> dict[str, str | list[str]]:
         """Return everything as text, by title, in display order."""
@@ -103,7 +108,7 @@ class RunInfo:
         if self.recipe is None:
             rows["recipe"] = f"cannot be loaded: {self.recipe_problem}"
         else:
-            rows |= _recipe_rows(self.recipe)
+            rows |= _recipe_rows(self.recipe, self.stride)
         if self.checkpoint is not None:
             rows |= _network_rows(self.checkpoint)
         if self.status is not None:
@@ -168,7 +173,26 @@ def info(run: str | os.PathLike[str]) -> RunInfo:
         scores=read_evaluations(folder, []),
         cost=read_cost(folder),
         worth=read_worth(folder),
+        stride=None if recipe is None else _own_stride(recipe),
     )
+
+
+def _own_stride(recipe: Recipe) -> int | None:
+    """Return the stride of the network, which need not be that of the recipe.
+
+    None for a network of another package, which is not run for that, or that cannot be built.
+    """
+    model = recipe.model
+    if model.backbone not in BACKBONES and not model.backbone.startswith(TIMM_PREFIX):
+        return None
+    try:
+        with torch.device("meta"):
+            body = build_backbone(
+                model.backbone, output_stride=model.output_stride, weights="random"
+            )
+    except (RecipeError, EnvironmentFault):
+        return None
+    return body.strides[-1]
 
 
 def _checkpoint_info(checkpoint: Checkpoint) -> CheckpointInfo:
@@ -216,14 +240,15 @@ def _checkpoint_rows(checkpoint: CheckpointInfo) -> dict[str, str | list[str]]:
     }
 
 
-def _recipe_rows(recipe: Recipe) -> dict[str, str]:
+def _recipe_rows(recipe: Recipe, stride: int | None) -> dict[str, str]:
     model, batch = recipe.model, recipe.batch
     rows = {
         "recipe": f"{recipe.name}, seed {recipe.seed}, method {method_text(recipe)}",
         "source": domain_text(recipe.source),
-        "target": domain_text(recipe.target),
-        "batch": f"{batch.source} source and {batch.target} target images",
-        "network": f"{model.backbone}, {model.head}, output_stride {model.output_stride}, "
+        "target": target_text(recipe),
+        "batch": f"{batch.source} source"
+        + (f" and {batch.target} target images" if adapts(recipe) else " images"),
+        "network": f"{model.backbone}, {model.head}, stride {stride or model.output_stride}, "
         f"initialised from {model.weights} weights",
     }
     if recipe.validation.data is not None:
@@ -240,6 +265,11 @@ def method_text(recipe: Recipe) -> str:
     method = recipe.method
     terms = regularizer_specs(method) if isinstance(method, SelfTraining) else {}
     return " + ".join([method.kind, *terms])
+
+
+def target_text(recipe: Recipe) -> str:
+    """Return the target of a run, which one on the source alone has not."""
+    return domain_text(recipe.target) if adapts(recipe) else "none: trained on the source alone"
 
 
 def domain_text(domain: Domain | Validation) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from udaseg.documents import join_key
 from udaseg.errors import CheckpointError
-from udaseg.inspection.info import domain_text, method_text
+from udaseg.inspection.info import domain_text, method_text, target_text
 from udaseg.inspection.report_content import RunContent
 from udaseg.inspection.report_features import read_features
 from udaseg.recipe.load import load, to_dict
@@ -91,7 +91,7 @@ def _facts(folder: Path, recipe: Recipe, status: Mapping[str, Any]) -> dict[str,
         "recipe": recipe.name,
         "method": method_text(recipe),
         "source": domain_text(recipe.source),
-        "target (unlabelled)": domain_text(recipe.target),
+        "target (unlabelled)": target_text(recipe),
         "scored on": domain_text(recipe.validation),
         "network": f"{model.backbone}, {model.head}, {model.weights}",
         "steps": str(recipe.steps),
@@ -107,12 +107,14 @@ def _cost(folder: Path, status: Mapping[str, Any], recipe: Recipe) -> dict[str, 
     if recorded:
         seconds = max(1e-9, recorded["seconds"])
         cost["training, all starts"] = f"{format_duration(seconds)} for {recorded['step']} steps"
-        cost["images/s, source and target"] = f"{recorded['images'] / seconds:.1f}"
+        which = "source and target" if adapts(recipe) else "source"
+        cost[f"images/s, {which}"] = f"{recorded['images'] / seconds:.1f}"
         memory = recorded["peak_memory_mib"]
         cost["peak memory"] = f"{memory} MiB of {recorded['peak_memory_of']}"
     if "seconds" in status:
         cost["last start, with scoring"] = format_duration(status["seconds"])
-    cost["images a step"] = f"{recipe.batch.source} + {recipe.batch.target}"
+    target = f" + {recipe.batch.target}" if adapts(recipe) else ""
+    cost["images a step"] = f"{recipe.batch.source}{target}"
     return cost
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+from udaseg.errors import RecipeError
 from udaseg.files import read_json, write_json
 from udaseg.runs.records import Cost, Status
 from udaseg.text import printable
@@ -53,7 +54,10 @@ class _Formatter(logging.Formatter):
 
 @contextlib.contextmanager
 def log_to_file(path: Path) -> Iterator[None]:
-    """Append all log messages of the package to `path`, and the traceback of an error."""
+    """Append all log messages of the package to `path`, and the traceback of an error.
+
+    A `RecipeError` is none of the run: it refuses a resume with other settings.
+    """
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     handler.setLevel(logging.INFO)
@@ -62,6 +66,8 @@ def log_to_file(path: Path) -> Iterator[None]:
         logger.addHandler(handler)
         try:
             yield
+        except RecipeError:
+            raise
         except Exception as error:
             exc_info = (type(error), error, error.__traceback__)
             handler.emit(

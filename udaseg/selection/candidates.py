@@ -10,6 +10,7 @@ from udaseg.errors import CheckpointError, DataError, UsageError
 from udaseg.inference.run_data import open_run_data
 from udaseg.recipe.load import from_dict
 from udaseg.recipe.schema import Recipe
+from udaseg.recipe.stages import adapts
 from udaseg.runs.checkpoint import Checkpoint, find_checkpoint, list_manifests
 from udaseg.selection.images import ImageSet, choose_images, source_images
 
@@ -122,8 +123,12 @@ def open_evaluation_sets(
 
 
 def check_comparable(candidates: Sequence[Candidate], *, same_target: bool) -> Recipe:
-    """Refuse candidates that cannot be compared; set their steps and return the first recipe."""
+    """Refuse candidates that cannot be compared; set their steps and return a recipe of them.
+
+    It is the first that adapts to a target, or the first if none does.
+    """
     first: Checkpoint | None = None
+    adapted: tuple[Checkpoint, Recipe] | None = None
     for candidate in candidates:
         checkpoint = find_checkpoint(candidate.checkpoint)
         candidate.step = checkpoint.step
@@ -133,11 +138,15 @@ def check_comparable(candidates: Sequence[Candidate], *, same_target: bool) -> R
                 f"{checkpoint.path}: its classes differ from those of {first.path}; only networks "
                 "with the same classes can be compared"
             )
-        target, first_target = (other.recipe["target"]["data"] for other in (checkpoint, first))
+        recipe = from_dict(checkpoint.recipe)
+        if not adapts(recipe):
+            continue
+        other, model = adapted = adapted or (checkpoint, recipe)
+        target, first_target = recipe.target.data, model.target.data
         if same_target and target != first_target:
             raise UsageError(
-                f"{checkpoint.path}: was adapted to {target}, {first.path} to {first_target}; "
+                f"{checkpoint.path}: was adapted to {target}, {other.path} to {first_target}; "
                 "choose the images to compare them on with --data"
             )
     assert first is not None
-    return from_dict(first.recipe)
+    return from_dict(first.recipe) if adapted is None else adapted[1]
