@@ -7,6 +7,8 @@ import pytest
 
 from tests.bench import measure
 from tests.support.toy import TINY, toy_root
+from udaseg.recipe.request import Overrides, requested_recipe
+from udaseg.recipe.stages import adapts
 
 
 def result(name, miou, **more):
@@ -32,6 +34,17 @@ def test_each_part_has_the_words_of_the_parts_before_it():
     assert rows[0] == ("synstreet_camvid/source_only",)
     for shorter, longer in itertools.pairwise(rows[1:]):
         assert longer[: len(shorter)] == shorter and len(longer) > len(shorter)
+
+
+def test_the_words_of_each_job_describe_a_recipe():
+    for job in measure.all_jobs():
+        if job.name.endswith("/0"):
+            options = dict(word[2:].split("=") for word in job.words if word.startswith("--"))
+            words = [word for word in job.words if not word.startswith("--")]
+            changes = Overrides(network=options.get("network"), steps=int(options["steps"]))
+            recipe, _ = requested_recipe(words, changes, job.name)
+            assert recipe.steps == int(options["steps"])
+            assert adapts(recipe) == ("source_only" not in job.name)
 
 
 def test_a_result_counts_only_for_the_words_it_was_measured_with(results):
