@@ -147,7 +147,10 @@ def test_ids_of_no_class_are_errors_and_named(city, capsys):
             "12x8, but the truth has 24x16",
         ),
         (lambda saved: (saved / "1.png").write_bytes(b"no png"), "1.png"),
-        (lambda saved: put(saved, "1.png", np.zeros((16, 24, 3), np.uint8)), "needs one channel"),
+        (
+            lambda saved: put(saved, "1.png", np.eye(3, dtype=np.uint8)[[[0] * 24] * 16]),
+            "needs one channel",
+        ),
     ],
 )
 def test_files_that_cannot_be_scored_are_named(city, capsys, spoil, message):

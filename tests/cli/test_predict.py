@@ -47,7 +47,7 @@ def test_every_kind_of_mask_is_written_in_the_stored_size(capsys):
         middle = (painted(labels).astype(int) + np.array(COLORS.colors)[labels]) / 2
         assert np.abs(np.asarray(blend) - middle).max() <= 1
     assert (ids_of("masks/confidence/a.png") == 255).all()
-    assert "1 images predicted: masks/color, masks/ids" in capsys.readouterr().out
+    assert "1 image predicted: masks/color, masks/ids" in capsys.readouterr().out
     facts = json.loads(Path("masks/prediction.json").read_text())
     assert facts["classes"]["names"] == list(COLORS.names)
     assert facts["ids"] == {"color": "train", "ids": "train"}

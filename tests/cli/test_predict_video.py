@@ -89,7 +89,7 @@ def test_every_frame_gets_its_ids_and_the_colours_are_a_video(capsys):
     record = json.loads(Path("masks/videos/film.avi.json").read_text())
     assert record["frames"] == 5
     assert record["size"] == [32, 48]
-    assert "1 videos of 5 frames predicted" in capsys.readouterr().out
+    assert "1 video of 5 frames predicted" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("form", ["webm", "avi", "frames"])

@@ -24,7 +24,7 @@ from udaseg.data.files.video import VideoReader
 from udaseg.errors import DataError, UsageError
 from udaseg.inference import trained_model
 from udaseg.inference.options import MASK_KINDS
-from udaseg.prediction.options import VIDEO_FORMATS
+from udaseg.prediction.options import LABEL_FILES, VIDEO_FORMATS
 from udaseg.runs.calibration_file import write_calibration
 
 
@@ -297,11 +297,16 @@ def test_kinds_are_names_or_one_text():
     assert udaseg.PredictOptions(save="ids,color,ids").kinds == ("ids", "color")
     assert udaseg.PredictOptions(save=["ids", "color"]).kinds == ("ids", "color")
     assert udaseg.PredictOptions().kinds == ("color", "ids")
+    options = udaseg.PredictOptions(save="cvat,color,coco,cvat")
+    assert (options.kinds, options.label_files) == (("color", "ids"), ("cvat", "coco"))
 
 
 def test_the_command_offers_exactly_the_kinds_and_containers_that_there_are():
     (save,) = inspect.signature(predict_command).parameters["save"].annotation.__metadata__
-    assert save.help == f"Outputs, comma-separated: {', '.join(MASK_KINDS)}."
+    masks, tools = ", ".join(MASK_KINDS), ", ".join(LABEL_FILES)
+    assert save.help == (
+        f"Outputs, comma-separated: {masks}, and files of annotation tools: {tools}."
+    )
     assert get_args(VideoFormat) == VIDEO_FORMATS
 
 

@@ -2,9 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from udaseg.errors import UsageError
-from udaseg.inference.options import MaskKind, check_ranges, parse_mask_kind
+from udaseg.inference.options import MASK_KINDS, MaskKind, check_ranges
+from udaseg.text import suggestion
+
+LabelFile = Literal["coco", "labelme", "label-studio", "cvat"]
+LABEL_FILES: tuple[LabelFile, ...] = get_args(LabelFile)
+"""Files of annotation tools that masks can be written to."""
 
 VIDEO_FORMATS = ("mp4", "webm", "avi", "frames")
 
@@ -15,7 +21,8 @@ class PredictOptions:
 
     Attributes:
         save: Kinds of mask to write, as names or as one text with commas: `color`, `ids`,
-            `label-ids`, `overlay`, `confidence`, `logits`.
+            `label-ids`, `overlay`, `confidence`, `logits`. Files of annotation tools, `coco`,
+            `labelme`, `label-studio` and `cvat`, are written from `ids`, which are saved, too.
         video: Container for `color` and `overlay` of a video: `mp4`, `webm`, `avi` or `frames`.
         overwrite: Overwrite existing masks; all of them are removed before the first is written.
         resume: Keep existing intact masks, if the same network made them with the same options.
@@ -53,7 +60,11 @@ class PredictOptions:
     bits: int | None = None
 
     def __post_init__(self) -> None:
-        _ = self.kinds  # refuses unknown ones
+        for word in self._words:
+            if word not in (*MASK_KINDS, *LABEL_FILES):
+                known = (*MASK_KINDS, *LABEL_FILES)
+                instead = suggestion(word, known)
+                raise UsageError(f"--save must be any of {', '.join(known)}, got '{word}'{instead}")
         if self.video not in VIDEO_FORMATS:
             raise UsageError(f"--video must be any of {', '.join(VIDEO_FORMATS)}, got {self.video}")
         if self.overwrite and self.resume:
@@ -65,7 +76,17 @@ class PredictOptions:
         check_ranges(window=self.window, batch=self.batch, abstain=self.abstain)
 
     @property
-    def kinds(self) -> tuple[MaskKind, ...]:
-        """The kinds of mask in `save`, without repetitions."""
+    def _words(self) -> tuple[str, ...]:
         words = self.save.split(",") if isinstance(self.save, str) else self.save
-        return tuple(parse_mask_kind("--save", word) for word in dict.fromkeys(words))
+        return tuple(dict.fromkeys(words))
+
+    @property
+    def kinds(self) -> tuple[MaskKind, ...]:
+        """The kinds of mask in `save`, without repetitions, and `ids` for label files."""
+        words = (*self._words, *(["ids"] if self.label_files else []))
+        return tuple(kind for word in dict.fromkeys(words) for kind in MASK_KINDS if kind == word)
+
+    @property
+    def label_files(self) -> tuple[LabelFile, ...]:
+        """The files of annotation tools in `save`."""
+        return tuple(kind for word in self._words for kind in LABEL_FILES if kind == word)

@@ -88,8 +88,7 @@ def plan_outputs(
         kinds: Kinds of mask.
         video: Suffix of colour videos, or `frames` to write frames there too.
     """
-    parents = [*(str(path.parent) for path in inputs.images), *map(str, inputs.folders)]
-    base = Path(os.path.commonpath(parents))
+    base = shared_folder_of(inputs)
     images = sorted(inputs.images, key=lambda path: (is_video(path), path))
     stems = {_fold_case(image): _stem_key(image) for image in images}
     counts = Counter(stems.values())
@@ -107,6 +106,12 @@ def plan_outputs(
     jobs = _without_shared_outputs(images, job)
     _refuse_mixing_with_inputs(jobs, inputs, out)
     return jobs
+
+
+def shared_folder_of(inputs: Inputs) -> Path:
+    """Return the deepest folder that all inputs are in."""
+    parents = [*(str(path.parent) for path in inputs.images), *map(str, inputs.folders)]
+    return Path(os.path.commonpath(parents))
 
 
 def _output_name(image: Path, stem: str, tag: str, kind: MaskKind, video: str) -> str:

@@ -26,6 +26,7 @@ from udaseg.inference.trained_model import Model
 from udaseg.prediction import outputs
 from udaseg.prediction.images import Outcome, image_batches, predict_images, warn_of_few_bits
 from udaseg.prediction.inputs import Inputs, is_video, resolve_inputs
+from udaseg.prediction.label_files import label_file_path, write_label_files
 from udaseg.prediction.options import PredictOptions
 from udaseg.prediction.outputs import Job
 from udaseg.prediction.videos import frame_batches, predict_videos
@@ -51,7 +52,7 @@ class PredictSummary:
     """What `predict` has written.
 
     Attributes:
-        folders: Folder of each kind of mask.
+        folders: Folder of each kind of mask, and the file, or folder, of each annotation tool.
         image_inputs: Number of images that the inputs name.
         video_inputs: Number of videos that the inputs name.
         images: Number of images predicted.
@@ -201,9 +202,7 @@ def _write_all(
     others = outputs.find_other_networks(out / _SETTINGS, facts, jobs, resume=options.resume)
     settings = {
         **facts,
-        "ignore": IGNORE,
-        "save": options.kinds,
-        "ids": {kind: IDS_OF[kind] for kind in options.kinds if kind in IDS_OF},
+        **_saved_settings(options),
         "network_input": plain_size(predictor.trained_size),
         "batch": predictor.batch,
         "udaseg": __version__,
@@ -221,12 +220,15 @@ def _write_all(
             if images:
                 predict_images(images, predictor, outcome, stop, resume=options.resume)
             predict_videos(videos, predictor, outcome, stop, out, resume=options.resume)
+            if stop.number is None:
+                base = outputs.shared_folder_of(inputs)
+                write_label_files(options.label_files, images, base, out, loaded.classes)
         finally:  # also when the machine fails in between
             _write_failures(out / _FAILURES, outcome.failures)
     warn_of_few_bits(outcome, predictor)
     _raise_if_incomplete(jobs, outcome, stop, out / _FAILURES, overwrite=options.overwrite)
     return PredictSummary(
-        folders={kind: out / kind for kind in options.kinds},
+        folders=_saved_paths(options, out),
         image_inputs=len(images),
         video_inputs=len(videos),
         images=len(jobs) - outcome.kept - len(outcome.failures) - outcome.videos,
@@ -336,6 +338,22 @@ def _mask_settings(
         "bits": options.bits or bits_of_run(model.recipe),
         "classes": classes_to_dict(model.classes),
     }
+
+
+def _saved_settings(options: PredictOptions) -> dict[str, Any]:
+    """Return what is saved and the meaning of its ids, as JSON values."""
+    return {
+        "ignore": IGNORE,
+        "save": [*options.kinds, *options.label_files],
+        "ids": {kind: IDS_OF[kind] for kind in options.kinds if kind in IDS_OF},
+    }
+
+
+def _saved_paths(options: PredictOptions, out: Path) -> dict[str, Path]:
+    """Return the folder of each kind of mask, and the files of annotation tools."""
+    paths: dict[str, Path] = {kind: out / kind for kind in options.kinds}
+    paths.update((kind, label_file_path(kind, out)) for kind in options.label_files)
+    return paths
 
 
 def _write_failures(table: Path, failures: Sequence[tuple[Path, str]]) -> None:

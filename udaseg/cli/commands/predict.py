@@ -47,7 +47,8 @@ def predict(
     save: Annotated[
         str,
         typer.Option(
-            help="Outputs, comma-separated: color, ids, label-ids, overlay, confidence, logits."
+            help="Outputs, comma-separated: color, ids, label-ids, overlay, confidence, logits, "
+            "and files of annotation tools: coco, labelme, label-studio, cvat."
         ),
     ] = "color,ids",
     video: Annotated[

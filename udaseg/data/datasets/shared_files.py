@@ -33,9 +33,10 @@ class SharedFiles:
     ) -> dict[str, tuple[Path, int]]:
         """Return the file and the position in it for the key of each image that is listed.
 
-        An entry means the image whose path below `folder` ends with its name or, if there is none,
-        with the last parts of its name. The suffix does not count. If several images do, or several
-        entries mean one image, a warning names them, and none is taken.
+        An entry means the image whose key is its name or, if there is none, whose path below
+        `folder` ends with its name, or with the last parts of its name. The suffix does not count.
+        If several images do, or several entries mean one image, a warning names them, and none is
+        taken.
         """
         assert self.reader is not None
         tails: dict[tuple[str, ...], list[str]] = {}
@@ -43,6 +44,7 @@ class SharedFiles:
             parts = self._parts(image.relative_to(folder).as_posix())
             for start in range(len(parts)):
                 tails.setdefault(parts[start:], []).append(key)
+        tails |= {PurePosixPath(key).parts: [key] for key in images}
         entries: dict[str, list[tuple[Path, int]]] = {}
         for path in paths:
             for position, listed in enumerate(read_shared(path, self.reader).images):
