@@ -1,5 +1,7 @@
 """At its end, a run is compared with its network before the adaptation."""
 
+import logging
+
 import pytest
 
 import udaseg
@@ -31,8 +33,11 @@ def adapted(root, out, recipe="dacs", **method):
     )
 
 
-def test_the_warm_network_and_the_adapted_one_are_compared_as_select_does(root, tmp_path):
-    run = adapted(root, tmp_path / "run", warm_up=0.5)
+def test_the_warm_network_and_the_adapted_one_are_compared_as_select_does(root, tmp_path, caplog):
+    with caplog.at_level(logging.INFO, "udaseg"):
+        run = adapted(root, tmp_path / "run", warm_up=0.5)
+    assert "select run 2 1/1 images" in caplog.text
+    assert "another command also writes" not in caplog.text
     stored = run.worth
     assert (stored.baseline.step, stored.adapted.step) == (2, 4)
     assert stored.adapted.sha256 == udaseg.load(run).sha256

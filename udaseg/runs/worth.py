@@ -9,7 +9,6 @@ from typing import Any, Literal
 from pydantic import TypeAdapter
 
 from udaseg.files import plain_json, write_json
-from udaseg.runs.leftovers import writing_in_run
 
 WORTH_FILE = "worth.json"
 Verdict = Literal["better", "worse", "unclear", "unknown"]
@@ -107,9 +106,8 @@ def unknown_worth(run: Path) -> Worth:
 
 
 def write_worth(run: Path, worth: Worth) -> Path:
-    """Store a comparison in a run; return the file."""
-    with writing_in_run(run):
-        write_json(run / WORTH_FILE, worth.to_json())
+    """Store a comparison in a run, which the caller shares with others; return the file."""
+    write_json(run / WORTH_FILE, worth.to_json())
     return run / WORTH_FILE
 
 

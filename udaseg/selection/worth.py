@@ -13,6 +13,7 @@ from udaseg.inference import trained_model
 from udaseg.inference.trained_model import Model
 from udaseg.runs.best import warm_up_folder
 from udaseg.runs.folder import run_folder_of
+from udaseg.runs.leftovers import writing_in_run
 from udaseg.runs.worth import ComparedCriterion, ComparedNetwork, Worth, unknown_worth, write_worth
 from udaseg.selection.candidates import Candidate, EvaluationSets, open_evaluation_sets
 from udaseg.selection.criteria import CRITERIA
@@ -94,7 +95,8 @@ def worth_it(
         root=Path(options.root),
     )
     worth = compare_networks(adapted, before, sets, folder)
-    log.info("written to %s", write_worth(folder, worth))
+    with writing_in_run(folder):
+        log.info("written to %s", write_worth(folder, worth))
     return worth
 
 
