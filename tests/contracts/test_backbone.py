@@ -8,7 +8,7 @@ from tests.support.small import small_segmenter
 from udaseg.models.backbones.build import build_backbone
 from udaseg.recipe.schema import BACKBONES
 
-LARGE = {"resnet50", "resnet101", "mobilenet_v3_large", "efficientnet_lite0"}
+LARGE = {"resnet50", "resnet101", "mobilenet_v3_large", "vgg16", "vgg16_bn", "efficientnet_lite0"}
 MEMBERS = [
     pytest.param(name, marks=pytest.mark.slow if name in LARGE else [])
     for name in [*BACKBONES, "timm:test_efficientnet"]

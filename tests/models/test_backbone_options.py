@@ -38,6 +38,29 @@ def test_the_previous_first_dilation_is_that_of_torchvision(output_stride, dilat
     assert (own - found).abs().max() > 0.01 * found.abs().max()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vgg16", "vgg16_bn"])
+def test_a_vgg_is_torchvisions_and_dilated_has_no_late_pooling(name, tmp_path):
+    """As in AdaptSegNet's code: at stride 8, conv5 has dilation 2, and two poolings are gone."""
+    layers = list(getattr(torchvision.models.vgg, name)().features.eval())
+    state = nn.Sequential(*layers).state_dict()
+    torch.save({f"features.{key}": value for key, value in state.items()}, tmp_path / "vgg.pth")
+    images = torch.randn(2, 3, 64, 96)
+    weights = str(tmp_path / "vgg.pth")
+    with torch.no_grad():
+        whole = build_backbone(name, output_stride=32, weights=weights).eval()(images)
+        assert torch.equal(whole[-1], nn.Sequential(*layers)(images))
+        poolings = [at for at, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d)]
+        assert torch.equal(whole[0], nn.Sequential(*layers[: poolings[2]])(images))
+        for layer in layers[poolings[3] :]:
+            if isinstance(layer, nn.Conv2d):
+                layer.dilation = layer.padding = (2, 2)
+        kept = [layer for at, layer in enumerate(layers) if at not in poolings[3:]]
+        dilated = build_backbone(name, output_stride=8, weights=weights).eval()(images)
+        assert torch.equal(dilated[-1], nn.Sequential(*kept)(images))
+    assert dilated[-1].shape == (2, 512, 8, 12)
+
+
 @pytest.mark.parametrize(("ceil", "cells"), [(True, 65), (False, 64)])
 def test_pooling_that_rounds_up_gives_65_cells(ceil, cells):
     with torch.no_grad():

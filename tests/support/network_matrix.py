@@ -12,7 +12,7 @@ FAMILIES = {
     "ResNet": ("resnet18", "resnet50", "timm:resnet26"),
     "MobileNet": ("mobilenet_v2", "mobilenet_v3_large", "timm:mobilenetv4_conv_small"),
     "EfficientNet-Lite": ("efficientnet_lite0",),
-    "VGG": ("timm:vgg11_bn",),
+    "VGG": ("vgg16", "vgg16_bn", "timm:vgg11_bn"),
     "ConvNeXt": ("timm:convnext_tiny", "timm:convnextv2_atto"),
     "ConvNeXt, DINOv3": ("timm:convnext_tiny.dinov3_lvd1689m",),
     "PVTv2": ("timm:pvt_v2_b0",),

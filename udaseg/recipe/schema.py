@@ -32,6 +32,8 @@ BACKBONES = {
     "resnet101": "torchvision",
     "mobilenet_v2": "torchvision",
     "mobilenet_v3_large": "torchvision",
+    "vgg16": "torchvision",
+    "vgg16_bn": "torchvision",
     "efficientnet_lite0": "timm",
 }
 """The built-in backbones, each with the module in `udaseg/models/backbones/` that builds it."""

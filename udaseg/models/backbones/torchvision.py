@@ -5,6 +5,7 @@ import io
 import itertools
 from collections.abc import Iterable, Sequence
 
+import torch
 from torch import nn
 
 from udaseg.errors import EnvironmentFault
@@ -19,8 +20,11 @@ _ENDS = {
     "resnet101": (5, 6, 7, 8),
     "mobilenet_v2": (4, 7, 14, 18),
     "mobilenet_v3_large": (4, 7, 13, 17),
+    "vgg16": (16, 23, 30, 31),
+    "vgg16_bn": (23, 33, 43, 44),
 }
-"""Number of stages up to the maps at strides 4, 8, 16 and 32."""
+"""Number of stages up to the maps at strides 4, 8, 16 and 32; a VGG's last stage is a pooling."""
+_VGGS = ("vgg16", "vgg16_bn")
 
 
 def build(
@@ -48,11 +52,13 @@ def build(
         dilate(stages[stride_8:stride_16], 2)
     if name.startswith("resnet"):
         _follow(options, stages, network)
+    elif name in _VGGS:
+        _round_up(stages)
     backbone = SequentialBackbone(
         nn.Sequential(*stages[:low]),
         nn.Sequential(*stages[low:stride_32]),
         ends=at_levels([end - low for end in ends], levels),
-        channels=at_levels([_last_channels(stages[end - 1]) for end in ends], levels),
+        channels=at_levels([_last_channels(stages[:end]) for end in ends], levels),
         strides=at_levels([min(stride, output_stride) for stride in (4, 8, 16, 32)], levels),
         stages=[end - low for end in ends],
     )
@@ -63,7 +69,7 @@ def build(
 def dilate(stages: Iterable[nn.Module], rate: int) -> None:
     """Set all strides in `stages` to 1 and dilate spatial convolutions by `rate`, in place.
 
-    All blocks get the same rate, including the first, as in DeepLab-v2.
+    All blocks get the same rate, including the first, as in DeepLab-v2. Poolings pass all cells on.
     """
     for module in itertools.chain.from_iterable(stage.modules() for stage in stages):
         if isinstance(module, nn.Conv2d):
@@ -72,6 +78,15 @@ def dilate(stages: Iterable[nn.Module], rate: int) -> None:
             if height > 1:
                 module.dilation = (rate, rate)
                 module.padding = (rate * (height // 2), rate * (width // 2))
+        elif isinstance(module, nn.MaxPool2d):
+            module.kernel_size = module.stride = 1
+
+
+def _round_up(stages: Iterable[nn.Module]) -> None:
+    """Have the poolings of a VGG round sizes up, as in Caffe, where its weights are from."""
+    for module in stages:
+        if isinstance(module, nn.MaxPool2d):
+            module.ceil_mode = True
 
 
 def _follow(options: BackboneOptions, layers: Sequence[nn.Module], network: nn.Module) -> None:
@@ -101,18 +116,36 @@ def _network(name: str, weights: str | WeightsFile) -> nn.Module:
             f"torchvision does not match this version of torch ({error}); "
             "install a matching pair: pip install --upgrade torch torchvision"
         ) from error
-    network: nn.Module = models.get_model(name, weights=None)
+    network: nn.Module = _vgg(name) if name in _VGGS else models.get_model(name, weights=None)
     if isinstance(weights, WeightsFile):
         weights.load_into(network)
     elif weights == "pretrained":
         published = models.get_model_weights(name)["IMAGENET1K_V1"]
         say_where(name, published.url, megabytes=published.meta["_file_size"])
         with fetching(name, published.url), contextlib.redirect_stderr(io.StringIO()):
-            network.load_state_dict(published.get_state_dict(progress=False))
+            tensors = published.get_state_dict(progress=False)
+        known = network.state_dict()
+        network.load_state_dict({key: value for key, value in tensors.items() if key in known})
     return network
 
 
-def _last_channels(stage: nn.Module) -> int:
-    norms = [module for module in stage.modules() if isinstance(module, nn.BatchNorm2d)]
-    # the last norm of a ResNet stage may belong to a shortcut, which has the width of the block
-    return norms[-1].num_features
+def _vgg(name: str) -> nn.Module:
+    """Return a VGG without its classifier, which would take seconds to initialise."""
+    from torchvision import models
+
+    with torch.device("meta"):
+        network: nn.Module = models.get_model(name, weights=None)
+    network.classifier = nn.Identity()
+    for part in network.to_empty(device="cpu").modules():
+        if isinstance(part, nn.Conv2d | nn.BatchNorm2d):
+            part.reset_parameters()
+        if isinstance(part, nn.Conv2d):  # as torchvision
+            nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.zeros_(part.bias)  # type: ignore[arg-type]  # it has one
+    return network
+
+
+def _last_channels(stages: Iterable[nn.Module]) -> int:
+    parts = itertools.chain.from_iterable(stage.modules() for stage in stages)
+    # the last one of a ResNet may belong to a shortcut, which has the width of the block
+    return [part for part in parts if isinstance(part, nn.Conv2d)][-1].out_channels
