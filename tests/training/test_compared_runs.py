@@ -5,6 +5,7 @@ import logging
 import pytest
 
 import udaseg
+from tests.support.torchrun import adapt_words, torchrun
 from tests.support.toy import SMALL
 from udaseg.runs.worth import read_worth
 from udaseg.training.callbacks import worth as of_run
@@ -54,6 +55,17 @@ def test_the_warm_network_and_the_adapted_one_are_compared_as_select_does(root, 
 @pytest.mark.parametrize("warm_up", [0, 1])
 def test_without_anything_before_or_after_nothing_is_compared(root, tmp_path, warm_up):
     assert adapted(root, tmp_path / "run", warm_up=warm_up).worth is None
+
+
+@pytest.mark.slow
+def test_the_first_of_two_processes_compares_alone(root, tmp_path):
+    run = tmp_path / "run"
+    out, _ = torchrun(*adapt_words(root, run, "method.warm_up=0.5", method="dacs"), cwd=tmp_path)
+    assert out.count("worth it?") == 1
+    stored = read_worth(run)
+    again = udaseg.worth_it(run, options=udaseg.WorthOptions(images=1, root=root))
+    for row, other in zip(again.criteria, stored.criteria, strict=True):
+        assert (row.adapted, row.baseline) == pytest.approx((other.adapted, other.baseline))
 
 
 @pytest.mark.slow
