@@ -118,6 +118,26 @@ def test_fit_halves_the_step_until_it_fits_and_the_run_resumes_exactly(root, tmp
     assert_same(tensors(out), tensors(given))
 
 
+@pytest.mark.slow
+def test_fit_halves_a_step_after_the_warm_up_before_the_first_step(root, tmp_path, monkeypatch):
+    real = step.compute_gradients
+    full = torch.OutOfMemoryError("CUDA out of memory.")
+    monkeypatch.setattr(
+        "udaseg.training.loop.compute_gradients",
+        lambda run, batch, sums: (
+            real(run, batch, sums)
+            if batch.step < 2 or run.recipe.machine.micro_batches > 1
+            else (_ for _ in ()).throw(full)
+        ),
+    )
+    words = [*QUIET, "method.warm_up=0.5"]
+    output = adapt(root, tmp_path / "run", *words, "--fit", method="dacs", steps=4)
+    assert "trying 2 micro-batches of 1 + 1" in output.stderr
+    given = [*words, "machine.micro_batches=2"]
+    adapt(root, tmp_path / "given", *given, method="dacs", steps=4)
+    assert_same(tensors(tmp_path / "run"), tensors(tmp_path / "given"))
+
+
 def test_fit_gives_up_where_one_image_does_not_fit(root, tmp_path, spoil):
     spoil(*range(9), error=torch.OutOfMemoryError("CUDA out of memory."))
     output = adapt(root, tmp_path / "run", *QUIET, "--fit", method="dacs", expect=5)

@@ -27,10 +27,11 @@ from udaseg.methods.contrast.semantic import SemanticContrast
 from udaseg.methods.objectives.adversarial import Adversarial
 from udaseg.methods.objectives.alignment import PrototypeAlignment
 from udaseg.methods.objectives.entropy import EntropyMinimization
+from udaseg.methods.objectives.self_training import SelfTraining
 from udaseg.methods.teacher import Teacher
 from udaseg.models import compiling
 from udaseg.recipe.methods import Adversarial as AdversarialSpec
-from udaseg.recipe.methods import ColorJitter
+from udaseg.recipe.methods import ColorJitter, Masking, Prior
 from udaseg.recipe.methods import EntropyMinimization as EntropySpec
 from udaseg.recipe.methods import PrototypeAlignment as AlignmentSpec
 from udaseg.recipe.schema import Machine
@@ -70,6 +71,24 @@ def _semantic():
     return _mean_teaching(share_over="image", regularizers={"semantic": term})
 
 
+def _warmed_up():
+    """Return RCCR after a warm-up, with every option of self-training."""
+    student = small_segmenter()
+    teacher = Teacher(student, momentum=0.99, batch_statistics=True)
+    spec = _objective(share_over="class").spec
+    spec = replace(
+        spec,
+        teacher=replace(spec.teacher, mirror=True, prior=Prior(0.5, "source")),
+        warm_up=0.4,
+        mix_ramp=0.5,
+        masking=Masking("block", size=8, ramp=0.5),
+    )
+    terms = {"regional": _regional(cells_per_view=15, ramp=True)}
+    return SelfTraining(
+        spec, student, teacher, num_classes=5, regularizers=terms, steps=STEPS
+    ).train()
+
+
 def _adversarial():
     torch.manual_seed(1)
     student = small_segmenter(projector=False)
@@ -101,6 +120,7 @@ OBJECTIVES = {
         _prototypes("pseudo_labelled"),
         AlignmentSpec("prototype_alignment", PROTOTYPES, temperature=1.8),
     ).train(),
+    "rccr after a warm-up": _warmed_up,
     "sepico": _semantic,
     "advent": _adversarial,
     "fda": lambda: EntropyMinimization(
@@ -129,7 +149,7 @@ def _run(name, part, *, recompute=False, compiled=False):
 
     def on_step(_, report):
         parts = [report.total, *report.parts.values(), *report.figures.values()]
-        losses.append(torch.stack([part.detach() for part in parts]))
+        losses.extend(part.detach() for part in parts)
 
     trained(run, on_step=on_step)
     return torch.stack(losses), everything(run)

@@ -51,6 +51,20 @@ def run_steps(
             return done
 
 
+def try_step(setup: TrainingSetup, step: int) -> None:
+    """Compute the gradients of a step and undo it.
+
+    Raises:
+        FirstStepOutOfMemory: It does not fit in memory; nothing was changed.
+    """
+    guard = Guard(setup)
+    setup.objective.train()
+    with _convert_out_of_memory(setup, guard, started_at=step):
+        guard.begin_step(step)
+        compute_gradients(setup, setup.batches[step], RankSums())
+    guard.undo()
+
+
 def _run_steps(
     setup: TrainingSetup,
     first: int,
@@ -82,6 +96,8 @@ def _run_steps(
             guard.begin_step(step)
             sums = RankSums(**_signals(stop, setup.device))
             report = compute_gradients(setup, batch, sums)
+            for part in setup.objective.idle_parameters(stage_step):
+                part.grad = None
             norm, stops = _read(_clip_gradient(trained, optimizer.clip_norm), sums, stop)
             if guard.accepts(norm):
                 setup.optimizer.step()

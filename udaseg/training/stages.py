@@ -31,7 +31,7 @@ from udaseg.training.callbacks.checkpoints import write_checkpoint
 from udaseg.training.callbacks.scores import write_final_scores
 from udaseg.training.callbacks.worth import write_worth_of_run
 from udaseg.training.guards import Guard
-from udaseg.training.loop import run_steps
+from udaseg.training.loop import run_steps, try_step
 from udaseg.training.resume import restore
 from udaseg.training.setup import RunContext, TrainingSetup
 from udaseg.training.stage_data import adapt_batch_norm, make_anchors, make_labels, open_stage
@@ -200,6 +200,9 @@ class Runner:
             )
             self._state = state
             try:
+                if self.context.fit_memory and self._done < state.warm_up_end < state.stage.end:
+                    # the steps of a warm-up need less memory than those after it
+                    try_step(self.setup, state.warm_up_end)
                 if self._done < self.setup.stage.end:
                     self._train_steps(state)
                 return

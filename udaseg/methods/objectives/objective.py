@@ -2,7 +2,7 @@
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -85,6 +85,13 @@ class Objective(nn.Module, ABC):
 
     def after_step(self, step: int, report: LossReport) -> None:
         """Update the state of the objective after the optimiser step; by default there is none."""
+
+    def idle_parameters(self, step: int) -> Iterable[nn.Parameter]:  # noqa: ARG002 (one contract)
+        """Return the parameters that no loss of this step reaches, so that it changes none of them.
+
+        Over several ranks, their gradients would be 0, and weight decay would change them.
+        """
+        return ()
 
     def target_images(self, batch: Batch) -> Tensor:
         """Return the batch's target images (B, 3, H, W) in [0, 1], with jitter if configured."""

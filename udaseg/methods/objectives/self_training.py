@@ -280,6 +280,17 @@ class SelfTraining(Objective):
             if not isinstance(term, PerViewRegularizer) and (views := term.student_views())
         )
 
+    def idle_parameters(self, step: int) -> Iterator[nn.Parameter]:
+        """Return those of projection head and regularizers, in steps that do not use them."""
+        idle: list[nn.Module | None] = []
+        if step < self.warm_up_steps:
+            idle = [self.student.projector, *self.regularizers.values()]
+        else:
+            needs = self._needs(step - self.warm_up_steps)
+            if not any(need.embed for view, need in needs.items() if view in STUDENT_VIEWS):
+                idle = [self.student.projector]
+        return (part for module in idle if module is not None for part in module.parameters())
+
     @torch.no_grad()
     def after_step(self, step: int, report: LossReport) -> None:
         """Update the teacher and the regularizers; in the warm-up, the teacher is the student."""
