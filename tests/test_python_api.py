@@ -59,7 +59,7 @@ def test_the_page_has_every_public_function():
 
 def test_every_command_has_its_public_function():
     others = {"eval": "evaluate", "methods": "list_methods", "recipes": "list_recipes"}
-    others |= {"datasets": "list_datasets"}
+    others |= {"datasets": "list_datasets", "init": "init_dataset"}
     others |= {"table": "compare_runs", "import": "import_checkpoint"}
     commands = [each.name or each.callback.__name__ for each in app.registered_commands]
     commands += [each.name for each in app.registered_groups]

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from udaseg.data.doctor.doctor import doctor as doctor
     from udaseg.data.doctor.findings import Finding as Finding
     from udaseg.data.doctor.statistics import SetStatistics as SetStatistics
+    from udaseg.data.prepare.init import InitReport as InitReport
+    from udaseg.data.prepare.init import init_dataset as init_dataset
     from udaseg.data.prepare.listing import DatasetEntry as DatasetEntry
     from udaseg.data.prepare.listing import list_datasets as list_datasets
     from udaseg.data.prepare.prepare import prepare as prepare
@@ -91,6 +93,7 @@ _NAMES = {
     "data.doctor.doctor": ["Diagnosis", "doctor"],
     "data.doctor.findings": ["Finding"],
     "data.doctor.statistics": ["SetStatistics"],
+    "data.prepare.init": ["InitReport", "init_dataset"],
     "data.prepare.listing": ["DatasetEntry", "list_datasets"],
     "data.prepare.prepare": ["prepare"],
     "data.prepare.report": ["PrepareReport", "SomeDataFailed"],

@@ -19,7 +19,7 @@ from udaseg.cli.examples import EXAMPLES
 REPOSITORY = Path(__file__).resolve().parents[2]
 COMMANDS = ["prepare", "train", "adapt", "eval", "predict", "info", "demo", "methods", "recipes"]
 COMMANDS += ["doctor", "report", "grid", "features", "select", "export", "import", "verify"]
-COMMANDS += ["datasets", "sweep", "table", "calibrate"]
+COMMANDS += ["init", "datasets", "sweep", "table", "calibrate"]
 HEAVY = ("torch", "torchvision", "cv2", "numpy", "PIL", "timm", "jinja2")
 
 

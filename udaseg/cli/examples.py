@@ -1,6 +1,10 @@
 """The examples in the help of each command."""
 
 EXAMPLES = {
+    "init": (
+        "udaseg init my_city images/ labels/",
+        "udaseg init my_city images/ annotations/instances.json",
+    ),
     "prepare": (
         "udaseg prepare gta5 cityscapes",
         "udaseg prepare my_city.yaml --check-only",

@@ -1,5 +1,6 @@
-"""The `udaseg prepare` command."""
+"""The commands `udaseg prepare` and `udaseg init`."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +9,7 @@ import typer
 from udaseg.cli import options
 from udaseg.cli.verbosity import set_verbosity
 from udaseg.errors import DataError, UsageError
+from udaseg.text import count_text
 
 
 def prepare(
@@ -96,6 +98,53 @@ def prepare(
     print_reports(reports, output_format)
     if failure is not None:
         raise failure
+
+
+def init(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="Name of the data set.", show_default=False)
+    ],
+    images: Annotated[
+        Path, typer.Argument(metavar="IMAGES", help="Folder of the images.", show_default=False)
+    ],
+    labels: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="LABELS",
+            help="Folder of the labels, or the file of all labels. Without it, there are none.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", "--output", metavar="FILE", help="The YAML. Default: NAME.yaml."
+        ),
+    ] = None,
+    overwrite: options.Overwrite = False,
+    verbose: options.Verbose = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Write a dataset YAML for your images and labels, to be checked."""
+    set_verbosity(verbose, quiet)
+    import udaseg
+
+    report = udaseg.init_dataset(
+        name=name, images=images, labels=labels, out=out, overwrite=overwrite
+    )
+    from udaseg.display.console import open_console, safe_text
+
+    counts = ", ".join(f"{split} {count}" for split, count in report.counts.items())
+    found = "without labels"
+    if report.label_format is not None:
+        found = f"labels {report.label_format}, {count_text(report.classes, 'class', 'classes')}"
+    console = open_console(soft_wrap=True)
+    console.print(safe_text(f"{report.path}: images {counts}; {found}"))
+    if report.unpaired:
+        files = count_text(report.unpaired, "image or label", "images and labels")
+        console.print(safe_text(f"{files} without a partner; `udaseg prepare` names them"))
+    file = shlex.quote(str(report.path))
+    console.print(safe_text(f"next: check the classes in {file}, then udaseg prepare {file}"))
 
 
 def _verify(names: list[str], root: Path, workers: int, output_format: str) -> None:

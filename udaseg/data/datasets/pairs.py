@@ -164,7 +164,7 @@ class _Pairing:
         """Return the pairs of an image glob and a label glob, or None without any image."""
         if label_pattern is None:
             start = self.folder / static_prefix(pattern)
-            paths = _find_images(self.folder, pattern)
+            paths = matching_images(self.folder, pattern)
             return [Pair(path.relative_to(start).as_posix(), path, None) for path in paths] or None
         images = self._images_by_key(pattern)
         if not images:
@@ -230,7 +230,7 @@ class _Pairing:
         self.files.unpaired.append(FoundFile(code, path, note))
 
     def _images_by_key(self, pattern: str) -> dict[str, Path]:
-        return self._files_by_key(pattern, _find_images(self.folder, pattern))
+        return self._files_by_key(pattern, matching_images(self.folder, pattern))
 
     def _labels_by_key(self, pattern: str) -> dict[str, Path]:
         suffixes, paths = (
@@ -302,7 +302,8 @@ class _Pairing:
         return list(dict.fromkeys(by_name[name] for name in names if name in by_name))
 
 
-def _find_images(folder: Path, pattern: str) -> list[Path]:
+def matching_images(folder: Path, pattern: str) -> list[Path]:
+    """Return the images below a folder that match a pattern, by their suffix."""
     return [path for path in find_files(folder, pattern) if path.suffix.lower() in IMAGE_SUFFIXES]
 
 

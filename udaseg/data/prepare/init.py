@@ -1,0 +1,269 @@
+"""`udaseg init`: a dataset YAML for the images and labels of folders."""
+
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from udaseg.data.datasets.catalog import builtin_names
+from udaseg.data.datasets.declaration import read_declaration
+from udaseg.data.datasets.pairs import find_pairs, matching_images
+from udaseg.data.files.find import find_files
+from udaseg.data.labels.formats import object_format
+from udaseg.data.labels.objects.drawing import BACKGROUND
+from udaseg.data.labels.objects.shared import forget_shared
+from udaseg.data.prepare.label_guess import (
+    CLASS_FILES,
+    LabelGroup,
+    group_labels,
+    is_label_file,
+    known_table,
+    sample_content,
+    sample_shared,
+)
+from udaseg.errors import DataError, UsageError
+from udaseg.files import write_text
+from udaseg.text import count_text, percent
+
+_PLAIN = re.compile(r"[A-Za-z_/][A-Za-z0-9 _./*-]*")
+_WORDS = ("true", "false", "null", "yes", "no", "on", "off", "y", "n")
+_VOID = 255
+_FEW_IMAGES = 20
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+_LOSSY = (".jpg", ".jpeg")
+_SPLITS = ("train", "training", "val", "valid", "validation", "test", "testing")
+_Path = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class InitReport:
+    """The dataset YAML that `init_dataset` wrote.
+
+    Attributes:
+        path: The YAML.
+        counts: Number of images of each split that have a label, or of all without labels.
+        unpaired: Number of images and labels without a partner.
+        label_format: The format of the labels; None without labels.
+        classes: Number of classes.
+    """
+
+    path: Path
+    counts: dict[str, int]
+    unpaired: int
+    label_format: str | None
+    classes: int
+
+
+def init_dataset(
+    name: str,
+    images: _Path,
+    labels: _Path | None = None,
+    *,
+    out: _Path | None = None,
+    overwrite: bool = False,
+) -> InitReport:
+    """Write a dataset YAML for images and labels, guessed from the files; it has comments to check.
+
+    It says how images and labels match, the format of the labels, the classes that a sample of at
+    most 50 labels has, and splits. Classes that no file names are called `class_ID`: rename them.
+
+    Args:
+        name: Name of the data set.
+        images: Folder of the images, in any nesting.
+        labels: Folder of the labels, or the file that lists them all; None without labels.
+        out: The YAML; `NAME.yaml` in the current folder by default.
+        overwrite: Replace an existing YAML.
+
+    Returns:
+        What was found.
+
+    Raises:
+        UsageError: The YAML exists.
+        DataError: A folder has no images or labels, none match, or no format fits.
+
+    Example:
+        report = udaseg.init_dataset("my_city", "images/", "labels/")
+        report.path, report.counts
+    """
+    if name in builtin_names():
+        raise UsageError(f"'{name}' is a built-in data set; choose another name")
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"a name has letters, digits, '.', '_' and '-', got '{name}'")
+    path = Path(f"{name}.yaml" if out is None else out)
+    if path.exists() and not overwrite:
+        raise UsageError(f"{path}: exists; use --overwrite to replace it, or --out FILE")
+    folders = [Path(images), *([] if labels is None else [Path(labels)])]
+    for folder in folders:
+        if not folder.exists():
+            raise DataError(f"{folder}: does not exist")
+    root = _shared_root(path.parent, folders)
+    lines = [f"name: {_text(name)}"]
+    if root != path.parent.resolve():
+        lines.append(f"root: {_text(str(root))}")
+    pictures = matching_images(folders[0], "**/*")
+    if not pictures:
+        raise DataError(f"{folders[0]}: contains no images")
+    guess = None if labels is None else _LabelGuess(pictures, folders[1], root)
+    lines.append(f"images: {_text(_glob(folders[0], pictures, root, guess))}")
+    lines += [] if guess is None else guess.lines(path.parent.resolve())
+    lines.append(_splits(pictures) if guess is not None else "splits: {train: 1.0}")
+    seen = count_text(len(pictures), "image")
+    lines.insert(0, f"# Guessed by `udaseg init` from {seen}; check it.")
+    write_text(path, "\n".join([*lines, ""]))
+    try:
+        return _report(path, guess)
+    finally:
+        forget_shared()
+
+
+def _report(path: Path, guess: "_LabelGuess | None") -> InitReport:
+    """Return what the declaration in the YAML finds."""
+    declaration = read_declaration(path)
+    assert declaration.root is not None
+    pairs = find_pairs(declaration, declaration.root)
+    return InitReport(
+        path,
+        {split: len(members) for split, members in pairs.splits.items()},
+        len(pairs.unpaired),
+        None if guess is None else guess.content.label_format,
+        0 if declaration.table is None else len(declaration.table.classes),
+    )
+
+
+def _shared_root(parent: Path, folders: Sequence[Path]) -> Path:
+    """Return the folder of the YAML or, if not all files are below it, one that has them all."""
+    parent = parent.resolve()
+    resolved = [folder.resolve() for folder in folders]
+    if all(folder.is_relative_to(parent) for folder in resolved):
+        return parent
+    tops = [folder.parent if folder.is_file() else folder for folder in resolved]
+    return Path(os.path.commonpath(tops))
+
+
+def _glob(folder: Path, pictures: Sequence[Path], root: Path, guess: "_LabelGuess | None") -> str:
+    suffixes = {path.suffix.lower() for path in pictures}
+    labels = set() if guess is None else {path.resolve() for path in guess.files}
+    if labels & {path.resolve() for path in pictures}:  # in one folder, told apart by the suffix
+        suffixes = {path.suffix.lower() for path in pictures if path.resolve() not in labels}
+    name = f"*{suffixes.pop()}" if len(suffixes) == 1 else "*"
+    return _relative(folder, root, f"**/{name}")
+
+
+def _relative(folder: Path, root: Path, below: str = "") -> str:
+    return (folder.resolve().relative_to(root) / below).as_posix()
+
+
+def _splits(pictures: Sequence[Path]) -> str:
+    folders = Path(os.path.commonpath([path.resolve().parent for path in pictures]))
+    firsts = {path.resolve().relative_to(folders).parts[0] for path in pictures}
+    named = [name for name in _SPLITS if name in firsts]
+    short = {"training": "train", "valid": "val", "validation": "val", "testing": "test"}
+    if "train" in {short.get(name, name) for name in named}:
+        rules = ", ".join(f"{short.get(name, name)}: {name}" for name in named)
+        return f"splits: {{{rules}}}   # folders"
+    if len(pictures) < _FEW_IMAGES:
+        return "splits: {train: 1.0}   # too few images to hold some out"
+    return "splits: {train: 0.9, val: 0.1}   # or a list file, a folder name, or name patterns"
+
+
+def _text(value: str) -> str:
+    """Return a YAML scalar."""
+    plain = _PLAIN.fullmatch(value) and value.lower() not in _WORDS and value == value.strip()
+    return value if plain else json.dumps(value, ensure_ascii=False)
+
+
+class _LabelGuess:
+    """What the labels in a folder, or in one file, seem to be."""
+
+    def __init__(self, pictures: Sequence[Path], place: Path, root: Path) -> None:
+        self.place, self.root = place, root
+        self.group: LabelGroup | None = None
+        if place.is_file():
+            self.files, self.content = [place], sample_shared(place)
+            return
+        below = find_files(place, "**/*")
+        self.files = [path for path in below if is_label_file(path)]
+        if not self.files:
+            known = "images, .npy, .json or .xml"
+            raise DataError(f"{place}: contains no label files ({known})")
+        own = {path.resolve() for path in pictures}
+        labels = [path for path in self.files if path.resolve() not in own]
+        if not labels:  # images and labels are in one folder
+            labels = [path for path in self.files if path.suffix.lower() not in _LOSSY]
+            pictures = [path for path in pictures if path.suffix.lower() in _LOSSY]
+            if not labels or not pictures:
+                raise DataError(f"{place}: move labels to a folder without images")
+        self.group = group_labels(pictures, labels)
+        if self.group is not None:
+            self.files = list(self.group.paths.values())
+            self.content = sample_content(self.group.paths)
+        elif len(labels) <= len(_SPLITS):
+            self.files, self.content = [labels[0]], sample_shared(labels[0])
+        else:
+            raise DataError(
+                f"{place}: no label has the name of an image; there are {labels[0].name} and "
+                f"{pictures[0].name}. Names must begin alike"
+            )
+
+    def lines(self, folder: Path) -> Iterator[str]:
+        """Yield the lines of the YAML, which is in `folder`."""
+        content, group = self.content, self.group
+        if group is None:
+            below = "" if self.place.is_file() else f"**/*{self.files[0].suffix}"
+            yield f"labels: {_text(_relative(self.place, self.root, below))}"
+        else:
+            names = f"**/*{group.label_ending}{group.suffix}"
+            yield f"labels: {_text(_relative(self.place, self.root, names))}"
+            endings = [each for each in (group.image_ending, group.label_ending) if each]
+            if endings:
+                listed = ", ".join(map(json.dumps, endings))
+                yield f"match: {{strip: [{listed}]}}   # endings of names"
+        yield f"label_format: {content.label_format}"
+        yield from self._classes(folder, "" if group is None else group.label_ending)
+
+    def _classes(self, folder: Path, ending: str) -> Iterator[str]:
+        content = self.content
+        if table := known_table(content, ending):
+            yield f"classes: {table}   # the table whose classes the labels have"
+            return
+        top = self.place.parent if self.place.is_file() else self.place
+        for place in dict.fromkeys([top, top.parent, folder, self.root]):
+            for name in CLASS_FILES:
+                if (place / name).is_file():
+                    yield f"classes: {_text(os.path.relpath(place / name, folder))}"
+                    return
+        if object_format(content.label_format) is not None:
+            yield from self._named_classes()
+        else:
+            yield from self._numbered_classes()
+
+    def _named_classes(self) -> Iterator[str]:
+        yield "classes:"
+        share = percent(self.content.share(BACKGROUND))
+        comment = f"{share} % of the pixels have no object; without this class they are ignored"
+        yield f"  - {BACKGROUND}   # {comment}"
+        for label, _ in self.content.pixels.most_common():
+            if label != BACKGROUND:
+                yield f"  - {_text(str(label))}   # {percent(self.content.share(label))} %"
+
+    def _numbered_classes(self) -> Iterator[str]:
+        content = self.content
+        is_color = content.label_format == "rgb"
+        numbers = sorted(int(number) for number in content.pixels)
+        void = [number for number in numbers if number == _VOID and len(numbers) > 2]
+        binary = numbers == [0, _VOID] and not is_color
+        yield "classes:   # rename them; `ids` may list several ids for one class"
+        for number in numbers:
+            if number in void and not is_color:
+                continue
+            share = f"# {percent(content.share(number))} % of the pixels"
+            if is_color:
+                color = [number >> 16, number >> 8 & 255, number & 255]
+                yield f"  - {{name: color_{number:06x}, color: {color}}}   {share}"
+            else:
+                name = {0: BACKGROUND, _VOID: "foreground"}[number] if binary else f"class_{number}"
+                yield f"  - {{name: {name}, ids: [{number}]}}   {share}"
+        if void and not is_color:
+            yield f"ignore: [{_VOID}]   # {percent(content.share(_VOID))} % of the pixels"
