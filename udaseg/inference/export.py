@@ -139,7 +139,7 @@ def export(
         The file, and how well it agrees with torch.
 
     Raises:
-        UsageError: The file exists.
+        UsageError: The file exists, or an ONNX file of this network would be for one image size.
         CheckpointError: There is no checkpoint, it has no such weights, or the network's weights or
             outputs are NaN or infinite.
         EnvironmentFault: A package is missing, or the file disagrees with torch and was discarded.
@@ -156,6 +156,7 @@ def export(
     path = _output_path(run, "model.onnx", out, overwrite=overwrite)
     loaded = trained_model.load(Path(run), weights=weights, device="cpu")
     network = loaded.segmenter.to(memory_format=torch.contiguous_format)
+    _refuse_one_size(network, loaded.recipe)
     module = ExportModule(network, uint8=pixels == "uint8", argmax=argmax).eval()
     path.parent.mkdir(parents=True, exist_ok=True)
     comparison = None
@@ -221,6 +222,16 @@ def export_state_dict(
     tensors = {name: value.contiguous() for name, value in state.items()}
     write_atomic(path, save(tensors, _origin(loaded)))
     return path
+
+
+def _refuse_one_size(network: Segmenter, recipe: Recipe) -> None:
+    """Refuse a network whose ONNX file would be for images of the size that it was traced with."""
+    if network.backbone.one_size_onnx:
+        raise UsageError(
+            f"{recipe.model.backbone}: the windows of a Swin are fixed to one image size in an "
+            "ONNX file; write its weights with --format state-dict, predict with `udaseg predict`, "
+            "or train another network for ONNX: ConvNeXt, PVTv2, a ViT, or any CNN"
+        )
 
 
 def _output_path(

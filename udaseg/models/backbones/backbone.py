@@ -51,6 +51,7 @@ class BackboneOptions:
     """
 
     first_dilation: Literal["own", "previous"] = "own"
+    one_size_onnx: bool = False
     ceil_pool: bool = False
     stride_in: Literal["3x3", "1x1"] = "3x3"
     input: Literal["imagenet", "caffe"] = "imagenet"
@@ -74,6 +75,7 @@ class Backbone(nn.Module, ABC):
         std: Standard deviations of the channels that the weights expect.
         has_tokens: Whether it is a ViT whose maps have a cell for each patch of its input, of side
             `strides[-1]`.
+        one_size_onnx: Whether an ONNX file of it would be for images of one size only.
         ceil_pool: Whether the maps are larger than said above, because the pooling rounds up.
         bgr: Whether `forward` takes the channels as blue, green, red, after `mean` and `std`.
         stage_ends: Number of the last block of each stage, counted from 1; one stage for each map

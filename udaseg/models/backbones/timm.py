@@ -165,9 +165,14 @@ def build(
     elif isinstance(weights, WeightsFile):
         load_timm_file(network, network_name, weights)
     try:
-        return PlainViT(network, levels=levels) if plain else TimmBackbone(network, levels=levels)
+        if plain:
+            return PlainViT(network, levels=levels)
+        backbone = TimmBackbone(network, levels=levels)
     except RecipeError as error:
         raise RecipeError(f"model.backbone: timm:{network_name} {error}") from error
+    # timm computes the masks of the windows while it is traced
+    backbone.one_size_onnx = is_model_in_modules(network_name, _SWIN)
+    return backbone
 
 
 def _features(name: str, output_stride: int, pretrained: bool, drop_path: float) -> Any:
