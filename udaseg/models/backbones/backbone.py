@@ -51,7 +51,6 @@ class BackboneOptions:
     """
 
     first_dilation: Literal["own", "previous"] = "own"
-    one_size_onnx: bool = False
     ceil_pool: bool = False
     stride_in: Literal["3x3", "1x1"] = "3x3"
     input: Literal["imagenet", "caffe"] = "imagenet"
@@ -108,6 +107,7 @@ class Backbone(nn.Module, ABC):
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     bgr: bool = False
+    one_size_onnx: bool = False
     ceil_pool: bool = False
     has_tokens: bool = False
     stage_ends: tuple[int, ...] = ()
