@@ -8,9 +8,10 @@ import torch
 
 from tests.cli.running import udaseg
 from tests.make_fixtures import unpack_run
+from tests.support.small import shipped
 from udaseg.errors import CheckpointError, RecipeError, UsageError
 from udaseg.files import sha256_of
-from udaseg.inspection.info import info
+from udaseg.inspection.info import info, method_text
 from udaseg.inspection.record import read_run
 from udaseg.inspection.report import report
 from udaseg.inspection.verify import verify
@@ -170,3 +171,9 @@ def test_a_page_shows_each_alarm_once_and_the_first_warnings_of_a_long_log(copy)
     warnings = read_run(copy, "run", None).warnings
     assert warnings[0] == "step 2: all is road (raised 2 times)"
     assert warnings[-2:] == ["warning 19", "and 10 more warnings in train.log"]
+
+
+def test_a_method_names_its_masks_and_its_warm_up():
+    words = ["steps=10", "method.warm_up=0.5", "method.masking={kind: block}"]
+    said = method_text(shipped("toyland/rccr", words))
+    assert said == "self_training + regional + masking, after 5 steps on the source alone"

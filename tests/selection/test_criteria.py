@@ -2,12 +2,17 @@
 
 import math
 import random
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from tests.support.small import shipped
 from udaseg.evaluation.confusion import ConfusionMatrix
+from udaseg.selection import measure
+from udaseg.selection.candidates import Candidate
 from udaseg.selection.criteria import (
     CRITERIA,
     mean_entropy,
@@ -107,6 +112,16 @@ def test_a_criterion_with_a_gap_has_no_vote():
     assert voted == ["entropy", "source"]
     assert mean == [1.5, 1.5]
     assert mean_ranks({"teacher": [None, None]}) == ([], [])
+
+
+@pytest.mark.parametrize(("share", "step", "asked"), [(0.5, 5, 0), (0.5, 6, 1), (0.0, 5, 1)])
+def test_a_teacher_that_is_the_student_says_nothing(share, step, asked, monkeypatch):
+    loaded = []
+    monkeypatch.setattr(measure.trained_model, "load", lambda path, **_: loaded.append(path))
+    recipe = shipped("toyland/dacs", [f"method.warm_up={share}", "steps=10"])
+    candidate = Candidate(Path("run"), Path("checkpoint"), step)
+    measure._load_teacher(candidate, SimpleNamespace(recipe=recipe, step=step), "cpu")
+    assert len(loaded) == asked
 
 
 def test_the_best_of_most_criteria_wins_the_vote():

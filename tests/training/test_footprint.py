@@ -37,6 +37,15 @@ def real_peak(run):
         ),
         ("toyland/advent", ["machine.micro_batches=2"]),
         pytest.param(
+            "toyland/dacs",
+            [
+                *("method.warm_up=0.5", "method.masking={kind: block, size: 16}"),
+                *("method.teacher.mirror=true", "method.mixing.share_over=class"),
+                "method.teacher.prior={exponent: 0.25, towards: source}",
+            ],
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
             *("toyland/rccr", ["machine.precision=bf16", "optimizer.kind=sgd"]),
             marks=pytest.mark.slow,
         ),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -265,3 +266,37 @@ def test_an_oracle_is_scored_if_its_set_has_labels_to_score(root, capsys, caplog
     assert "scored on  toyland val: 2 images" in plan()
     assert "scored on" not in plan(**{"validation.split": "none"})
     assert "toyland has no labelled split 'none', so the run is not scored" in caplog.text
+
+
+@pytest.mark.slow
+def test_a_run_with_all_options_of_self_training_is_resumed_in_and_after_its_warm_up(
+    root, tmp_path
+):
+    changes = {
+        **TINY,
+        "method.warm_up": 0.5,
+        "method.mix_ramp": 0.5,
+        "method.teacher.mirror": True,
+        "method.teacher.prior": {"exponent": 0.25, "towards": "source"},
+        "method.mixing.share_over": "class",
+        "method.masking": {"kind": "block", "size": 16},
+        "machine.micro_batches": 2,
+        "machine.activation_checkpointing": True,
+        "machine.keep_checkpoints": 4,
+        "validation.data": None,
+    }
+    sets, options = {"source": "toyland", "target": "toyland-target"}, TrainOptions(root=root)
+    whole = udaseg.adapt(
+        "rccr", **sets, steps=4, overrides=changes, out=tmp_path / "run", options=options
+    )
+    expected, warm = tensors(whole.path), warm_up_folder(whole.path) / "step-000002.pt"
+    of_warm_up = udaseg.load(warm).segmenter.state_dict()
+    for kept in (3, 1):
+        for step in range(kept + 1, 5):
+            for kind in ("pt", "json"):
+                (whole.path / f"checkpoints/step-{step:06d}.{kind}").unlink()
+        if kept == 1:
+            shutil.rmtree(warm.parent)
+        udaseg.adapt(options=TrainOptions(root=root, resume=whole))
+        assert_same(tensors(whole.path), expected)
+    assert_same(udaseg.load(warm).segmenter.state_dict(), of_warm_up)

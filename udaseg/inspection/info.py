@@ -13,7 +13,7 @@ from torch import Tensor
 from udaseg.errors import CheckpointError, EnvironmentFault, RecipeError
 from udaseg.models.backbones.build import build_backbone
 from udaseg.recipe.load import from_dict, load
-from udaseg.recipe.methods import SelfTraining, regularizer_specs
+from udaseg.recipe.methods import SelfTraining, regularizer_specs, warm_up_steps
 from udaseg.recipe.schema import BACKBONES, TIMM_PREFIX, Domain, Recipe, Source, Validation
 from udaseg.recipe.stages import adapts, stages_of
 from udaseg.runs.base import BaseWeights
@@ -262,9 +262,12 @@ def method_text(recipe: Recipe) -> str:
     if stages[0].name is not None:
         parts = [f"{stage.name} ({stage.objective.kind}) to {stage.end}" for stage in stages]
         return f"{recipe.method.kind}: {', '.join(parts)}"
-    method = recipe.method
-    terms = regularizer_specs(method) if isinstance(method, SelfTraining) else {}
-    return " + ".join([method.kind, *terms])
+    method, terms = recipe.method, list[str]()
+    if isinstance(method, SelfTraining):
+        terms = [*regularizer_specs(method), *(["masking"] if method.masking else [])]
+    warm_up = warm_up_steps(method, recipe.steps)
+    after = f", after {warm_up} steps on the source alone" if warm_up else ""
+    return " + ".join([method.kind, *terms]) + after
 
 
 def target_text(recipe: Recipe) -> str:

@@ -19,6 +19,7 @@ from udaseg.inference.pipeline import InferenceOptions
 from udaseg.inference.sizes import network_input_size
 from udaseg.inference.trained_model import Model
 from udaseg.inference.windows import predict_logits
+from udaseg.recipe.methods import warm_up_steps
 from udaseg.selection import criteria as measures
 from udaseg.selection.candidates import Candidate, EvaluationSets
 from udaseg.selection.images import ImageSet, network_input
@@ -70,7 +71,7 @@ def _criteria_on_target(
     requested: Collection[str],
 ) -> tuple[dict[str, float | None], Tensor]:
     """Return the criteria from unlabelled images, and the (K,) predicted pixels of each class."""
-    teacher = _load_teacher(candidate, device) if "teacher" in requested else None
+    teacher = _load_teacher(candidate, model, device) if "teacher" in requested else None
     dataset, classes = sets.target.dataset, len(model.classes)
     to_labels = partial(labels_from_logits, align_corners=model.recipe.model.align_corners)
     pixels = []
@@ -104,7 +105,11 @@ def _criteria_on_target(
     return values, torch.from_numpy(predicted)
 
 
-def _load_teacher(candidate: Candidate, device: str) -> Model | None:
+def _load_teacher(candidate: Candidate, student: Model, device: str) -> Model | None:
+    """Return the teacher of a checkpoint; None if it has none, or one that is the student."""
+    warm_up = warm_up_steps(student.recipe.method, student.recipe.steps)
+    if warm_up and student.step <= warm_up:
+        return None
     try:
         return trained_model.load(candidate.checkpoint, weights="teacher", device=device)
     except NotFiniteError:
