@@ -192,6 +192,8 @@ class Worker:
             line = json.dumps(self._result(job))
             with self._writing, RESULTS.open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
+            for old in sorted((job.folder / "checkpoints").glob("step-*"))[:-2]:
+                old.unlink()  # the newest checkpoint and its manifest stay; a ViT's takes 300 MB
             say(f"{job.name}: mIoU {json.loads(line)['miou']:.1f}")
         except Stopped:
             say(f"{job.name}: not finished; run this again to go on")
