@@ -16,6 +16,7 @@ from udaseg.data.files.orientation import to_upright
 from udaseg.data.labels.classes import IGNORE, ClassSpace
 from udaseg.data.labels.read import read_train_ids
 from udaseg.data.prepare.prepare import prepare_dataset
+from udaseg.errors import EnvironmentFault
 from udaseg.prediction.label_files import write_label_files
 from udaseg.prediction.outputs import Job
 
@@ -158,3 +159,39 @@ def test_the_command_writes_them_after_the_masks(tmp_path, masks, monkeypatch):
     options = udaseg.PredictOptions(save="coco,labelme", resume=True)
     assert udaseg.predict("photos", small_model(), out="new", options=options).kept == 3
     assert Path("new/coco.json").read_bytes() == before
+
+
+def test_geotiffs_need_their_extra(tmp_path, masks, monkeypatch):
+    import udaseg
+
+    monkeypatch.setattr("udaseg.prediction.geotiffs.find_spec", lambda _: None)
+    options = udaseg.PredictOptions(save="geotiff")
+    with pytest.raises(EnvironmentFault, match=r"needs rasterio: pip install 'udaseg\[geo\]'"):
+        udaseg.predict(tmp_path / "photos", "no_run", out=tmp_path / "new", options=options)
+    assert not (tmp_path / "new").exists()
+
+
+def test_geotiffs_are_opened_in_the_same_place(tmp_path, masks, caplog):
+    rasterio = pytest.importorskip("rasterio")
+    from rasterio.transform import Affine
+
+    jobs, _ = masks
+    transform = Affine(0.1, 0, 481000.5, 0, -0.1, 5531000.25)
+    photo, mask = tmp_path / "photos/city/potsdam.TIF", tmp_path / "masks/ids/city/potsdam.png"
+    photo.parent.mkdir()
+    kind = {"driver": "GTiff", "dtype": "uint8", "count": 3, "height": 20, "width": 30}
+    with rasterio.open(photo, "w", crs="EPSG:25833", transform=transform, **kind) as file:
+        file.write(np.moveaxis(files.noise(*SIZE, 5), 2, 0))
+    ids = _masks()["deep/a.png"]
+    write_png(mask, ids.astype(np.uint8))
+    plain = tmp_path / "photos/plain.tif"
+    files.put(plain, files.coded(Image.fromarray(files.noise(*SIZE, 6)), "TIFF"))
+    more = [Job(photo, {"ids": mask}), Job(plain, {"ids": mask})]
+    _write(tmp_path, [*jobs, *more], "geotiff")
+    (written,) = (tmp_path / "masks/geotiff").rglob("*.*")
+    assert written == tmp_path / "masks/geotiff/city/potsdam.tif"
+    with rasterio.open(written) as file, rasterio.open(photo) as image:
+        assert (file.crs, file.transform, file.bounds) == (image.crs, transform, image.bounds)
+        assert (file.nodata, file.colormap(1)[2]) == (IGNORE, (200, 0, 30, 255))
+        np.testing.assert_array_equal(file.read(1), ids)
+    assert "4 images have no place on earth" in caplog.text

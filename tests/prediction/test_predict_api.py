@@ -304,9 +304,7 @@ def test_kinds_are_names_or_one_text():
 def test_the_command_offers_exactly_the_kinds_and_containers_that_there_are():
     (save,) = inspect.signature(predict_command).parameters["save"].annotation.__metadata__
     masks, tools = ", ".join(MASK_KINDS), ", ".join(LABEL_FILES)
-    assert save.help == (
-        f"Outputs, comma-separated: {masks}, and files of annotation tools: {tools}."
-    )
+    assert save.help == (f"Outputs, comma-separated: {masks}, and files of tools: {tools}.")
     assert get_args(VideoFormat) == VIDEO_FORMATS
 
 

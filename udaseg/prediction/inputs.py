@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NoReturn
 
+from udaseg.data.files.headers import HEIC_SUFFIXES
 from udaseg.data.files.images import IMAGE_SUFFIXES
 from udaseg.data.files.video import VIDEO_SUFFIXES
 from udaseg.errors import DataError
@@ -100,7 +101,11 @@ def _images_below(folder: Path) -> list[Path]:
     if others:
         listed = ", ".join(f"{suffix} ({count})" for suffix, count in others.most_common(5))
         log.warning(
-            "%s: skipped %d files with unsupported extensions: %s", folder, others.total(), listed
+            "%s: skipped %d files with unsupported extensions: %s%s",
+            folder,
+            others.total(),
+            listed,
+            " (pip install 'udaseg[heic]' reads HEIC)" if set(others) & set(HEIC_SUFFIXES) else "",
         )
     return images
 

@@ -26,6 +26,7 @@ from udaseg.data.labels.objects.label_studio import encode_brush
 from udaseg.data.labels.tables import default_color
 from udaseg.files import open_atomic, write_text
 from udaseg.inference.input_images import MAX_PIXELS
+from udaseg.prediction.geotiffs import write_geotiffs
 from udaseg.prediction.options import LabelFile
 from udaseg.prediction.outputs import Job
 
@@ -42,14 +43,14 @@ class _LabelledImage(NamedTuple):
 
 
 def label_file_path(kind: LabelFile, out: Path) -> Path:
-    """Return the file of a kind below `out`; for labelme, the folder of its files."""
+    """Return the file of a kind below `out`; for labelme and geotiff, the folder of its files."""
     match kind:
         case "coco" | "label-studio":
             return out / f"{kind}.json"
         case "cvat":
             return out / "cvat.zip"
-        case "labelme":
-            return out / "labelme"
+        case "labelme" | "geotiff":
+            return out / kind
         case _:
             assert_never(kind)
 
@@ -84,6 +85,8 @@ def write_label_files(
             case "labelme":
                 for image in images:
                     _write_labelme(image, classes, path / f"{image.stem}.json")
+            case "geotiff":
+                write_geotiffs(jobs, path, out / "ids", classes)
             case _:
                 assert_never(kind)
 

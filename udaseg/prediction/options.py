@@ -8,9 +8,9 @@ from udaseg.errors import UsageError
 from udaseg.inference.options import MASK_KINDS, MaskKind, check_ranges
 from udaseg.text import suggestion
 
-LabelFile = Literal["coco", "labelme", "label-studio", "cvat"]
+LabelFile = Literal["coco", "labelme", "label-studio", "cvat", "geotiff"]
 LABEL_FILES: tuple[LabelFile, ...] = get_args(LabelFile)
-"""Files of annotation tools that masks can be written to."""
+"""Files of annotation tools, and of maps, that masks can be written to."""
 
 VIDEO_FORMATS = ("mp4", "webm", "avi", "frames")
 
@@ -22,7 +22,8 @@ class PredictOptions:
     Attributes:
         save: Kinds of mask to write, as names or as one text with commas: `color`, `ids`,
             `label-ids`, `overlay`, `confidence`, `logits`. Files of annotation tools, `coco`,
-            `labelme`, `label-studio` and `cvat`, are written from `ids`, which are saved, too.
+            `labelme`, `label-studio` and `cvat`, and `geotiff` for images that are GeoTIFFs, are
+            written from `ids`, which are saved, too.
         video: Container for `color` and `overlay` of a video: `mp4`, `webm`, `avi` or `frames`.
         overwrite: Overwrite existing masks; all of them are removed before the first is written.
         resume: Keep existing intact masks, if the same network made them with the same options.

@@ -24,6 +24,7 @@ from udaseg.inference.sizes import network_input_size
 from udaseg.inference.tiles import TileOptions
 from udaseg.inference.trained_model import Model
 from udaseg.prediction import outputs
+from udaseg.prediction.geotiffs import require_rasterio
 from udaseg.prediction.images import Outcome, image_batches, predict_images, warn_of_few_bits
 from udaseg.prediction.inputs import Inputs, is_video, resolve_inputs
 from udaseg.prediction.label_files import label_file_path, write_label_files
@@ -150,6 +151,8 @@ def predict(
     options = options or PredictOptions()
     resolved = resolve_inputs(one_or_more(inputs))
     if out is not None:
+        if "geotiff" in options.label_files:
+            require_rasterio()
         return _write_all(resolved, model, Path(out), options)
     predictor, _ = _make_predictor(_load_model(model, options)[0], options, kinds=None)
     return _stream(resolved.images, predictor)

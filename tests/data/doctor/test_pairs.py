@@ -128,9 +128,9 @@ def test_a_target_is_not_judged_by_training_labels_that_are_never_read(pair, tmp
 def test_a_source_without_labels_is_an_error_and_a_folder_can_be_a_target(pair, tmp_path):
     photos = tmp_path / "photos"
     shutil.copytree(tmp_path / "target/train/images", photos / "a/b")
-    (photos / "holiday.HEIC").write_bytes(b"1")
+    (photos / "holiday.CR2").write_bytes(b"1")
     report = doctor(str(tmp_path / "source/own.yaml"), target=str(photos), root=tmp_path)
-    assert _told(report) == [("other-file", "target", [photos / "holiday.HEIC"])]
+    assert _told(report) == [("other-file", "target", [photos / "holiday.CR2"])]
     report = doctor(str(tmp_path / "target/own.yaml"), target=str(photos), root=tmp_path)
     errors = [finding.code for finding in report.with_severity("error")]
     assert errors == ["source-unlabelled"]

@@ -8,8 +8,18 @@ import pytest
 from PIL import Image
 
 from tests.support import files
-from udaseg.data.files.images import image_header, read_image, read_values
+from udaseg.data.files import headers
+from udaseg.data.files.images import (
+    IMAGE_SUFFIXES,
+    image_header,
+    image_orientation,
+    read_image,
+    read_values,
+)
+from udaseg.data.labels.read import read_label_ids
+from udaseg.data.open import find_images
 from udaseg.errors import DataError
+from udaseg.prediction.inputs import resolve_inputs
 
 COLORS = files.noise(12, 16)
 SMOOTH = cv2.resize(files.noise(8, 12), (96, 64), interpolation=cv2.INTER_CUBIC)
@@ -209,3 +219,57 @@ def test_a_link_to_a_device_is_no_broken_link(tmp_path):
     path.symlink_to("/dev/zero")
     with pytest.raises(DataError, match=r"zero\.png: is not a regular file"):
         read_image(path)
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_avif_is_read_upright(saved, orientation):
+    if ".avif" not in IMAGE_SUFFIXES:
+        pytest.skip("this Pillow does not read AVIF")
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = files.coded(Image.fromarray(SMOOTH), "AVIF", quality=100, exif=exif)
+    path = saved(data, "x.AVIF")
+    assert image_orientation(path) == orientation
+    assert (image_header(path).height, image_header(path).width) == SMOOTH.shape[:2]
+    turns = {1: 0, 3: 2, 6: 3, 8: 1}[orientation]
+    upright = np.rot90(SMOOTH, turns)
+    difference = np.abs(read_image(path).astype(int) - upright)
+    assert difference.mean() < 3
+    assert find_images(path.parent) == [path]
+    with pytest.raises(DataError, match="AVIF and HEIC change ids"):
+        read_label_ids(path, "ids")
+
+
+def test_jpeg_2000_is_read_with_all_its_bits(saved):
+    if ".jp2" not in IMAGE_SUFFIXES:
+        pytest.skip("this Pillow does not read JPEG 2000")
+    path = saved(files.coded(Image.fromarray(SMOOTH), "JPEG2000"), "x.jp2")
+    np.testing.assert_array_equal(read_image(path), SMOOTH)
+    deep = (SMOOTH[..., 0].astype(np.uint16) << 4) + 3
+    path = saved(files.coded(Image.fromarray(deep), "JPEG2000"), "deep.jp2")
+    np.testing.assert_array_equal(read_values(path), deep[..., None].repeat(3, 2))
+    assert len(find_images(path.parent)) == 2
+    ids = np.random.default_rng(0).integers(0, 34, (20, 30), np.uint8)
+    path = saved(files.coded(Image.fromarray(ids), "JPEG2000"), "ids.jp2")
+    np.testing.assert_array_equal(read_label_ids(path, "ids"), ids)
+
+
+def test_heic_is_read_with_its_extra(saved):
+    heif = pytest.importorskip("pillow_heif")
+    headers.reads_heic()
+    path = saved(files.coded(Image.fromarray(SMOOTH), "HEIF", quality=90), "x.HEIC")
+    decoded = np.asarray(heif.read_heif(path))
+    np.testing.assert_array_equal(read_image(path), decoded)
+    assert np.abs(decoded.astype(int) - SMOOTH).mean() < 10
+    assert find_images(path.parent) == [path]
+
+
+def test_heic_without_its_extra_names_it(saved, monkeypatch, caplog):
+    monkeypatch.setattr(headers, "reads_heic", lambda: False)
+    path = saved(b"\0\0\0\x1cftypheic\0\0\0\0mif1heic", "x.heic")
+    with pytest.raises(DataError, match=r"is HEIC, which `pip install 'udaseg\[heic\]'` reads"):
+        image_header(path)
+    monkeypatch.setattr("udaseg.prediction.inputs.IMAGE_SUFFIXES", (".png",))
+    saved(files.image_png(), "x.png")
+    resolve_inputs([str(path.parent)])
+    assert ".heic (1) (pip install 'udaseg[heic]' reads HEIC)" in caplog.text

@@ -48,7 +48,7 @@ def predict(
         str,
         typer.Option(
             help="Outputs, comma-separated: color, ids, label-ids, overlay, confidence, logits, "
-            "and files of annotation tools: coco, labelme, label-studio, cvat."
+            "and files of tools: coco, labelme, label-studio, cvat, geotiff."
         ),
     ] = "color,ids",
     video: Annotated[

@@ -5,6 +5,8 @@ import struct
 import warnings
 import zlib
 from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,6 +21,7 @@ MAX_PIXELS = 100_000_000
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
+HEIC_SUFFIXES = (".heic", ".heif")
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_COLORS = {0: "gray", 2: "RGB", 3: "palette", 4: "gray with alpha", 6: "RGBA"}
 _HEADER_BYTES = 25  # of a PNG, up to the bits of its values
@@ -76,15 +79,41 @@ def read_header(path: Path, file: BinaryIO, max_pixels: int = MAX_PIXELS) -> Hea
     return header
 
 
+def is_boxed(start: bytes) -> bool:
+    """Return whether a file begins like AVIF or HEIC, which only Pillow reads here."""
+    return start[4:8] == b"ftyp"
+
+
+@cache
+def reads_heic() -> bool:
+    """Return whether the extra `heic` is installed; Pillow then reads HEIC, turned upright."""
+    if find_spec("pillow_heif") is None:
+        return False
+    from pillow_heif import register_heif_opener
+
+    register_heif_opener()
+    return True
+
+
+def open_picture(file: BinaryIO) -> Image.Image:
+    """Return what Pillow opens, also HEIC if the extra is installed."""
+    if is_boxed(file.read(12)):
+        reads_heic()
+    file.seek(0)
+    return Image.open(file)
+
+
 def _read_by_pillow(path: Path, file: BinaryIO, max_pixels: int) -> Header:
     file.seek(0)
     try:
-        with Image.open(file) as opened:
+        with open_picture(file) as opened:
             width, height = opened.size
             return Header(height, width, loss=_loss_of_pages(getattr(opened, "n_frames", 1)))
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
         is_empty = file.seek(0, io.SEEK_END) == 0
         problem = "is empty" if is_empty else "is not a readable image"
+        if path.suffix.lower() in HEIC_SUFFIXES and not reads_heic():
+            problem = "is HEIC, which `pip install 'udaseg[heic]'` reads"
         raise DataError(f"{path}: {problem}") from error
     except Image.DecompressionBombError as error:
         raise DataError(f"{path}: more than {max_pixels:,} pixels") from error

@@ -3,16 +3,25 @@
 import ctypes
 import io
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, features
 
 from udaseg.data.files import jpeg, tiff
-from udaseg.data.files.headers import MAX_PIXELS, Header, read_header, refuse_damaged_image
+from udaseg.data.files.headers import (
+    HEIC_SUFFIXES,
+    MAX_PIXELS,
+    Header,
+    is_boxed,
+    open_picture,
+    read_header,
+    refuse_damaged_image,
+)
 from udaseg.data.files.orientation import (
     orientation_of,
     read_orientation,
@@ -25,7 +34,13 @@ from udaseg.files import write_atomic
 Pixels = NDArray[np.uint8]
 _T = TypeVar("_T")
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+IMAGE_SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"),
+    *((".avif",) if features.check("avif") else ()),
+    *((".jp2",) if features.check("jpg_2000") else ()),
+    *(HEIC_SUFFIXES if find_spec("pillow_heif") is not None else ()),
+)
+"""The suffixes of images that this installation reads."""
 
 # glibc's malloc.h; larger blocks are always returned
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -116,6 +131,8 @@ def read_values(
         raise DataError(f"{path}: {header.problem}")
     if data.startswith(tiff.SIGNATURES):
         return _decode_tiff(path, data, header.bits)
+    if is_boxed(data):
+        return decode_as_stored(path, data, in_color=True)[1]
     # decoding directly to RGB saves a pass over the image
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_ANYDEPTH
     return decode(path, jpeg.without_end(data) if data.startswith(jpeg.START) else data, flags)
@@ -240,7 +257,7 @@ def decode(path: Path, data: bytes, flags: int) -> NDArray[Any]:
 def decode_as_stored(path: Path, data: bytes, *, in_color: bool) -> tuple[str, NDArray[Any]]:
     """Return Pillow's mode and the stored values, or RGB colours if `in_color`."""
     try:
-        with Image.open(io.BytesIO(without_orientation(data))) as opened:
+        with open_picture(io.BytesIO(without_orientation(data))) as opened:
             mode = opened.mode
             if in_color:
                 return mode, np.asarray(opened.convert("RGB"))

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from udaseg.data.files import jpeg, tiff
-from udaseg.data.files.headers import PNG_SIGNATURE
+from udaseg.data.files.headers import PNG_SIGNATURE, is_boxed, open_picture
 
 Size = tuple[int, int]
 
@@ -22,11 +22,24 @@ _MIRRORED = (2, 3, 6, 7)
 def read_orientation(file: BinaryIO) -> int:
     """Return the EXIF orientation of the image in `file`, at position 0; 1 if it has none.
 
-    JPEG, PNG, WebP and TIFF have one; only parts of the file that come before or between its pixels
-    are read. A damaged tag counts as none.
+    JPEG, PNG, WebP, TIFF and AVIF have one; of all but AVIF, only parts of the file that come
+    before or between its pixels are read. A damaged tag counts as none.
     """
+    if is_boxed(file.read(12)):
+        return _boxed_orientation(file)
+    file.seek(0)
     tag = _find_tag(file)
     return tag.value if tag is not None and tag.value in range(1, 9) else 1
+
+
+def _boxed_orientation(file: BinaryIO) -> int:
+    file.seek(0)
+    try:
+        with open_picture(file) as opened:
+            value = opened.getexif().get(_TAG, 1)
+    except (OSError, ValueError, SyntaxError):
+        return 1
+    return value if value in range(1, 9) else 1
 
 
 def orientation_of(data: bytes) -> int:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from udaseg.data.files.headers import is_boxed
 from udaseg.data.files.images import checked_bytes
 from udaseg.errors import DataError
 
@@ -11,3 +12,5 @@ def refuse_unusable_image(path: Path, data: bytes) -> None:
     checked_bytes(path, data)
     if data.startswith(b"\xff\xd8"):
         raise DataError(f"{path}: JPEG compression changes ids; store labels losslessly (PNG)")
+    if is_boxed(data):
+        raise DataError(f"{path}: AVIF and HEIC change ids; store labels losslessly (PNG)")
