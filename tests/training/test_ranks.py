@@ -22,6 +22,8 @@ from udaseg.data.labels.classes import IGNORE
 from udaseg.distributed import all_gather_object, all_ranks, on_rank_zero, without_peers, world_size
 from udaseg.errors import DataError, RankFailed
 from udaseg.methods.build import apply_machine_options
+from udaseg.methods.contrast.anchors import AnchorContrast
+from udaseg.methods.contrast.feature_distance import FrozenDistance
 from udaseg.methods.contrast.prototypes import PrototypeContrast
 from udaseg.methods.contrast.semantic import SemanticContrast
 from udaseg.methods.objectives.adversarial import Adversarial
@@ -30,6 +32,8 @@ from udaseg.methods.objectives.entropy import EntropyMinimization
 from udaseg.methods.objectives.self_training import SelfTraining
 from udaseg.methods.teacher import Teacher
 from udaseg.models import compiling
+from udaseg.models.frozen import FrozenBackbone, frozen_segmenter
+from udaseg.recipe.contrast import FeatureDistance
 from udaseg.recipe.methods import Adversarial as AdversarialSpec
 from udaseg.recipe.methods import ColorJitter, Masking, Prior
 from udaseg.recipe.methods import EntropyMinimization as EntropySpec
@@ -89,6 +93,19 @@ def _warmed_up():
     ).train()
 
 
+def _beside_a_frozen_one():
+    """Return self-training with fixed anchors and both distances to a frozen backbone."""
+    anchors = AnchorContrast(PROTOTYPES, num_classes=5, channels=8)
+    means = torch.randn(5, 8, generator=torch.Generator().manual_seed(3))
+    anchors.prototypes.initialise(means, torch.ones(5, dtype=torch.bool))
+    terms = {"anchors": anchors}
+    for kind in ("cosine", "thing_class"):
+        frozen = FrozenBackbone(frozen_segmenter(small_segmenter(seed=4).backbone))
+        spec = FeatureDistance(kind, weight=0.5)
+        terms[kind] = FrozenDistance(spec, frozen, channels=8, things=(0, 2))
+    return _mean_teaching(regularizers=terms)
+
+
 def _adversarial():
     torch.manual_seed(1)
     student = small_segmenter(projector=False)
@@ -122,6 +139,7 @@ OBJECTIVES = {
     ).train(),
     "rccr after a warm-up": _warmed_up,
     "sepico": _semantic,
+    "frozen backbone": _beside_a_frozen_one,
     "advent": _adversarial,
     "fda": lambda: EntropyMinimization(
         small_segmenter(projector=False), EntropySpec("entropy", weight=0.1, power=2.0, band=0.2)
