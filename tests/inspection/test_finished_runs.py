@@ -138,7 +138,7 @@ def test_verify_names_the_package_that_is_missing(unloadable):
     assert (check.name, check.outcome) == ("recipe", "unreadable")
     assert f"'{PACKAGE}'" in check.message
     output = udaseg("verify", unloadable, cwd=unloadable, expect=2)
-    assert output.stderr.startswith(f"{unloadable}/recipe.yaml:")
+    assert output.stderr.startswith(f"error: {unloadable}/recipe.yaml:")
     # the recipe of the checkpoint needs it, that of the run does not
     recipe = unloadable / "recipe.yaml"
     recipe.write_text(recipe.read_text().partition("packages:")[0])
