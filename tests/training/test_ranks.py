@@ -6,6 +6,7 @@ rank's images are mostly void, so a mean of the ranks' means would be wrong.
 
 import signal
 from dataclasses import replace
+from functools import partial
 from unittest import mock
 
 import pytest
@@ -17,7 +18,7 @@ from torch._dynamo.utils import counters
 from tests.methods.test_self_training import _objective, _regional
 from tests.support.injections import easy_batch, everything, tiny_fit, trained
 from tests.support.ranks import found_by_each, joined
-from tests.support.small import PROTOTYPES, SEMANTIC, small_segmenter
+from tests.support.small import PROTOTYPES, SEMANTIC, shipped, small_segmenter
 from udaseg.data.labels.classes import IGNORE
 from udaseg.distributed import all_gather_object, all_ranks, on_rank_zero, without_peers, world_size
 from udaseg.errors import DataError, RankFailed
@@ -33,6 +34,7 @@ from udaseg.methods.objectives.self_training import SelfTraining
 from udaseg.methods.teacher import Teacher
 from udaseg.models import compiling
 from udaseg.models.frozen import FrozenBackbone, frozen_segmenter
+from udaseg.models.segmenter import build_segmenter
 from udaseg.recipe.contrast import FeatureDistance
 from udaseg.recipe.methods import Adversarial as AdversarialSpec
 from udaseg.recipe.methods import ColorJitter, Masking, Prior
@@ -123,6 +125,22 @@ def _partly_frozen():
     return objective.train()
 
 
+def _on(backbone):
+    """Return RCCR on a network of timm, with layer norms, and a head with batch norms."""
+    words = [f"model.backbone=timm:{backbone}", "model.output_stride=32", "model.weights=random"]
+    recipe = shipped("toyland/rccr", [*words, "model.head=pyramid", "model.head_channels=8"])
+    objective = _objective(_regional(cells_per_view=15, weight=0.5))
+    torch.manual_seed(1)
+    spec = recipe.method.regional.projector
+    objective.student = build_segmenter(recipe.model, 5, projector=replace(spec, channels=4))
+    objective.teacher = Teacher(objective.student, momentum=0.99, batch_statistics=False)
+    return objective.train()
+
+
+LARGER = {"rccr, plain ViT": "test_vit", "rccr, ConvNeXt": "test_convnext"}
+"""Networks whose cells are larger than a whole image of the others; theirs is four times as large.
+"""
+
 OBJECTIVES = {
     "rccr": _mean_teaching,
     "rccr, partly frozen": _partly_frozen,
@@ -146,6 +164,8 @@ OBJECTIVES = {
     ).train(),
 }
 
+OBJECTIVES |= {name: partial(_on, backbone) for name, backbone in LARGER.items()}
+
 MADE_AGAIN = ("rccr", "spcl, contrast")
 
 
@@ -153,9 +173,12 @@ def _run(name, part, *, recompute=False, compiled=False):
     """Return the loss of each step, and all tensors after the last step."""
 
     def batches(step, seed):
-        whole = _global_batch(step, seed)
+        whole, factor = _global_batch(step, seed), 4 if name in LARGER else 1
         names = ("source_images", "source_labels", "target_images", "pseudo_labels")
-        return replace(whole, **{word: getattr(whole, word)[part] for word in names})
+        parts = {word: getattr(whole, word)[part] for word in names}
+        for word, each in parts.items():
+            parts[word] = each.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
+        return replace(whole, **parts)
 
     objective = OBJECTIVES[name]()
     objective.student.recompute = recompute
