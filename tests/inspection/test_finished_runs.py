@@ -9,7 +9,7 @@ import torch
 from tests.cli.running import udaseg
 from tests.make_fixtures import unpack_run
 from tests.support.small import shipped
-from udaseg.errors import CheckpointError, RecipeError, UsageError
+from udaseg.errors import CheckpointError, RecipeError
 from udaseg.files import sha256_of
 from udaseg.inspection.info import info, method_text
 from udaseg.inspection.record import read_run
@@ -158,7 +158,7 @@ def test_report_says_no_to_a_recipe_that_cannot_be_loaded(unloadable):
     with pytest.raises(RecipeError, match=PACKAGE):
         report(unloadable, images=0)
     (unloadable / "recipe.yaml").unlink()
-    with pytest.raises(UsageError, match=r"no recipe\.yaml"):
+    with pytest.raises(CheckpointError, match=r"no recipe\.yaml"):
         report(unloadable, images=0)
 
 
