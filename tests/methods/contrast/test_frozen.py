@@ -197,7 +197,8 @@ def test_names_of_things_must_be_classes_of_the_source():
     assert thing_classes(spec, ["road", "car", "train"]) == (1, 2)
     assert thing_classes(replace(spec, classes=("road",)), ["road", "car"]) == (0,)
     with pytest.raises(
-        RecipeError, match=r"the source has no thing of Cityscapes; name some of sky"
+        RecipeError,
+        match=r"the source has no thing of Cityscapes; name some of sky, tree, or leave",
     ):
         thing_classes(spec, ["sky", "tree"])
     with pytest.raises(

@@ -35,7 +35,7 @@ def thing_classes(spec: FeatureDistance, classes: Sequence[str]) -> tuple[int, .
         problem = f"has no {' or '.join(unknown)}" if unknown else "has no thing of Cityscapes"
         raise RecipeError(
             f"method.feature_distance.classes: the source {problem}; name some of "
-            f"{', '.join(classes)}"
+            f"{', '.join(classes)}, or leave the distance out by method.feature_distance=null"
         )
     return found
 
