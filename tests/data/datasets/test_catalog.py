@@ -31,6 +31,9 @@ PUBLISHED = {
     "dark-zurich": {"train": 2416, "train-twilight": 2920, "train-day": 3041, "val": 50},
     "gta5": {"train": 24966},
     "kitti-semantics": {"train": 200, "test": 200},
+    "loveda": {"train": 2522, "val": 1669, "test": 1796},
+    "loveda-rural": {"train": 1366, "val": 992, "test": 976},
+    "loveda-urban": {"train": 1156, "val": 677, "test": 820},
     "mapillary": {"train": 18000, "val": 2000},
     "synscapes": {"train": 25000},
     "synthia": {"train": 9400},
@@ -292,9 +295,10 @@ def test_two_archives_of_one_set_are_unpacked_into_one_folder(tmp_path):
 
 def test_the_yamls_of_the_repository_are_read(monkeypatch):
     monkeypatch.setenv("UDASEG_SYNSTREET2CAMVID", "/somewhere")
+    monkeypatch.setenv("UDASEG_ISPRS", "/elsewhere")
     folder = REPOSITORY / "recipes" / "datasets"
     names = [read_declaration(path).name for path in sorted(folder.glob("*.yaml"))]
-    assert {"camvid-drive", "synstreet"} <= set(names)
+    assert {"camvid-drive", "synstreet", "potsdam", "vaihingen"} <= set(names)
 
 
 def test_the_yamls_of_the_manual_are_read(tmp_path):
