@@ -20,9 +20,20 @@ EVIL_FILE = f"{EVIL}\nj"
 EVIL_YAML = '"' + EVIL_FILE.encode("unicode_escape").decode().replace("'", "''") + '%d"'
 GROUPS = {"recipes": ("ls", "cat", "cp", "schema"), "datasets": ("ls",)}
 COMMANDS = {
-    *("prepare", "train", "adapt", "eval", "predict", "calibrate", "doctor", "report", "select"),
+    *(
+        "init",
+        "prepare",
+        "train",
+        "adapt",
+        "eval",
+        "predict",
+        "calibrate",
+        "doctor",
+        "report",
+        "select",
+    ),
     *("export", "info", "verify", "demo", "methods", "grid", "features", "import", "sweep"),
-    "table",
+    *("init", "table"),
 }
 
 
@@ -222,6 +233,11 @@ def test_demo_refuses_a_folder(place, tmp_path):
 
 
 @pytest.mark.slow
+def test_init(place):
+    out = place.folder / f"new{EVIL_FILE}.yaml"
+    assert "pwned" in place.said("init", "city", place.target, "-o", out)
+
+
 def test_several_seeds(place):
     options = [*place.options(), "--target", place.target, "--seeds", "0,1"]
     out = place.folder / f"seeds{EVIL_FILE}"

@@ -199,6 +199,20 @@ def test_cvat_shapes_are_drawn_by_their_z_order():
     np.testing.assert_array_equal(coding.decode(coding.frPyObjects(runs, 4, 3)).T, part)
 
 
+def test_ellipses_and_turned_boxes_of_cvat_have_their_place_and_area():
+    pytest.importorskip("faster_coco_eval")
+    (image, _) = _read("cvat", _cvat(
+        '<ellipse label="e" cx="14.0" cy="20.0" rx="9.0" ry="5.0" rotation="90.0"/>',
+        '<box label="b" xtl="30.0" ytl="15.0" xbr="50.0" ybr="25.0" rotation="90.0"/>',
+    ))  # fmt: skip
+    drawn = _drawn(image)
+    for label, center, area, height in (("e", (14, 20), np.pi * 45, 18), ("b", (40, 20), 200, 20)):
+        ys, xs = np.nonzero(drawn == label)
+        assert abs(len(ys) - area) < 20
+        assert abs(np.ptp(ys) + 1 - height) < 2
+        assert (abs(xs.mean() + 0.5 - center[0]) < 0.7) & (abs(ys.mean() + 0.5 - center[1]) < 0.7)
+
+
 @pytest.mark.parametrize(
     ("data", "said"),
     [

@@ -75,7 +75,8 @@ class Tiff:
             return f"{name} TIFF is not read: store 8 or 16 bits"
         allowed = (1, 2) if photometric in _GREY else (4,) if photometric == _CMYK else (3, 4)
         if bands not in allowed:
-            return f"TIFF of {bands} bands is not read: store gray, RGB or RGBA"
+            advice = "such as three of the bands by `gdal_translate -b 1 -b 2 -b 3`"
+            return f"TIFF of {bands} bands is not read: store gray, RGB or RGBA, {advice}"
         is_plain = (photometric, bands) in ((1, 1), (2, 3), (2, 4))
         if bits > 8 and (not is_plain or self.value(_PLANES, 1) == _SEPARATE):
             return f"this kind of {bits}-bit TIFF is not read: store gray or interleaved RGB"
