@@ -18,7 +18,7 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $(READY)
 
-demo: $(READY) ## the main job on toyland: source only against RCCR, in minutes on a CPU
+demo: $(READY) ## source only, AdaBN and RCCR side by side on toyland, in minutes on a CPU
 	$(BIN)/udaseg demo
 
 # one process a core, one thread each: most tests are too small for more
