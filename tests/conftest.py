@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from tests.support.colors import loaded_colors
+from tests.support.loading import replace_load
 from tests.support.toy import toy_root
-from udaseg.inference import trained_model
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -47,4 +47,4 @@ def quiet() -> Iterator[None]:
 @pytest.fixture
 def colors(monkeypatch: pytest.MonkeyPatch, quiet: None) -> None:
     """Predict with a network that knows colours, and log nothing."""
-    monkeypatch.setattr(trained_model, "load", lambda path, **_: loaded_colors())
+    replace_load(monkeypatch, lambda path, **_: loaded_colors())

@@ -18,7 +18,7 @@ MAY_KNOW = {
     "text": {"sizes"},
     "files": {"errors", "text"},
     "documents": {"errors", "text"},
-    "validation": {"documents", "text"},
+    "validation": {"documents", "sizes", "text"},
     "plugins": {"errors"},
     "display": {"errors", "text"},
     "distributed": {"errors"},
@@ -41,7 +41,8 @@ MAY_KNOW["figures"] = {*MAY_KNOW["selection"], "selection"}
 MAY_KNOW["experiments"] = {*MAY_KNOW["training"], "training"}
 MAY_KNOW["inspection"] = {*MAY_KNOW["experiments"], "experiments", "figures"}
 MAY_KNOW["demo"] = {"errors", "text", "files", "display", "udaseg"}
-MAY_KNOW["cli"] = {"errors", "sizes", "text", "display", "recipe", "demo", "udaseg"}
+MAY_KNOW["preflight"] = {*LEAVES, "recipe", "data", "runs"}
+MAY_KNOW["cli"] = {"errors", "sizes", "text", "display", "recipe", "preflight", "demo", "udaseg"}
 
 DATA_MAY_KNOW = {
     "files": set(),
@@ -186,6 +187,9 @@ def test_no_public_name_is_the_name_of_a_submodule():
         ),
         ("udaseg.recipe.load", ["torch", "cv2", "numpy"]),
         ("udaseg.data.open", ["torch"]),
+        ("udaseg.preflight", ["torch"]),
+        ("udaseg.prediction.predict", ["torch"]),
+        ("udaseg.runs.run", ["torch"]),
         ("udaseg.models.backbones.build", ["torchvision", "timm"]),
         ("udaseg.display.progress", ["torch"]),
         ("udaseg.display.pictures", ["torch"]),

@@ -14,6 +14,7 @@ import udaseg
 from tests.cli.running import udaseg as command
 from tests.support import files
 from tests.support.colors import ColorNetwork, loaded_colors, painted, random_labels
+from tests.support.loading import replace_load
 from tests.support.small import shipped
 from tests.support.toy import TINY
 from udaseg.data.labels.read import read_train_ids
@@ -21,7 +22,7 @@ from udaseg.data.loading.cache_write import write_cache
 from udaseg.data.loading.pseudo_labels import pseudo_label_path
 from udaseg.data.open import open_dataset
 from udaseg.figures.cells import look_at, source_input
-from udaseg.inference import export, sizes, trained_model
+from udaseg.inference import export, sizes
 from udaseg.inspection.info import domain_text
 from udaseg.inspection.report_images import render_report_images
 from udaseg.models.segmenter import SegmenterOutput
@@ -90,7 +91,7 @@ def world(tmp_path_factory):
         model.checkpoint = Path("runs/colors/checkpoints/step-000007.pt")
         model.checkpoint.parent.mkdir(parents=True)
         model.checkpoint.write_bytes(b"weights")
-        patch.setattr(trained_model, "load", lambda *_, **__: model)
+        replace_load(patch, lambda *_, **__: model)
         data = open_dataset("mixed", root=Path("data"))
         yield SimpleNamespace(model=model, data=data, images=ImageSet(data, "val"))
 

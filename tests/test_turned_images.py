@@ -16,6 +16,7 @@ from torch.nn.functional import avg_pool2d
 
 import udaseg
 from tests.support.colors import loaded_colors, painted, random_labels
+from tests.support.loading import replace_load
 from tests.support.small import shipped
 from tests.support.toy import TINY
 from tests.support.turned import CONTAINERS, as_shown, write_twins
@@ -25,7 +26,7 @@ from udaseg.data.open import open_dataset
 from udaseg.errors import DataError
 from udaseg.evaluation.score_predictions import count_predictions
 from udaseg.figures.cells import look_at
-from udaseg.inference import export, trained_model
+from udaseg.inference import export
 from udaseg.inspection.report_images import render_report_images
 from udaseg.models.segmenter import SegmenterOutput
 from udaseg.selection.candidates import Candidate, EvaluationSets
@@ -74,7 +75,7 @@ def world(request, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         models = {name: _trained_on(name) for name in ("turned", "twin")}
-        patch.setattr(trained_model, "load", lambda path, **_: models[Path(path).parts[1]])
+        replace_load(patch, lambda path, **_: models[Path(path).parts[1]])
         udaseg.prepare(["turned.yaml", "twin.yaml"], root="data")
         sets = {name: open_dataset(name, root=Path("data")) for name in models}
         yield SimpleNamespace(orientation=orientation, sets=sets, models=models)

@@ -1,5 +1,6 @@
 """What `resize` can be: one size for all images, or one length for the shorter side of each."""
 
+import re
 from dataclasses import dataclass
 from typing import Annotated, TypeAlias
 
@@ -51,6 +52,15 @@ def recipe_size(resize: Resize) -> str:
     if isinstance(resize, ShortSide):
         return f"{{short_side: {resize.short_side}}}"
     return f"[{resize[0]}, {resize[1]}]"
+
+
+def size_advice(text: str, *, can_be_short: bool) -> str | None:
+    """Return a size that is written as WIDTHxHEIGHT, or as one number, as a recipe has it."""
+    if pair := re.fullmatch("([1-9][0-9]*) ?[xX×] ?([1-9][0-9]*)", text):
+        return f"[{pair[2]}, {pair[1]}], which is [HEIGHT, WIDTH], for {pair[1]}x{pair[2]} px"
+    if can_be_short and re.fullmatch("[1-9][0-9]*", text):
+        return f"{{short_side: {text}}}"
+    return None
 
 
 def distorts(stored: Size, resize: Resize | None) -> bool:

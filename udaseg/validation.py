@@ -22,6 +22,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from udaseg import documents
 from udaseg.documents import Document, MappingNode, Node, ScalarNode
+from udaseg.sizes import ShortSide, size_advice
 from udaseg.text import did_you_mean, shortened
 
 T = TypeVar("T")
@@ -278,6 +279,10 @@ def _type_problem(annotation: Any, node: Node) -> str:
     problem = f"must be {_annotation_text(annotation)}, got {_describe_node(node)}"
     if not isinstance(node, ScalarNode) or documents.is_null(node):
         return problem
+    members = list(_members(annotation))
+    is_size = any(typing.get_origin(each) is tuple for each in members)
+    if is_size and (advice := size_advice(node.text, can_be_short=ShortSide in members)):
+        return f"{problem}; write {advice}"
     if typing.get_origin(expected) is tuple and (numbers := re.findall("[0-9]+", node.text)):
         of = typing.get_args(expected)
         length = len(numbers) if Ellipsis in of else len(of)

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.support.colors import loaded_colors
-from udaseg.inference import trained_model
+from tests.support.loading import replace_load
 
 
 @pytest.fixture
@@ -11,5 +11,5 @@ def run(monkeypatch, tmp_path):
     """Load the colour network for every run, in an empty working folder."""
     monkeypatch.chdir(tmp_path)
     state = {"run": loaded_colors()}
-    monkeypatch.setattr(trained_model, "load", lambda path, **_: state["run"])
+    replace_load(monkeypatch, lambda path, **_: state["run"])
     return state

@@ -14,11 +14,12 @@ from torch import nn
 
 import udaseg
 from tests.support.colors import COLORS, loaded_colors, painted, random_labels
+from tests.support.loading import replace_load
 from udaseg.cli.commands.calibrate import LabelSource
 from udaseg.cli.main import main
 from udaseg.data.datasets.index import PreparedDataset, Sample
 from udaseg.errors import CheckpointError, DataError, UsageError
-from udaseg.inference import run_data, trained_model
+from udaseg.inference import run_data
 from udaseg.selection import calibrate as calibrate_module
 
 CHECKPOINT = Path("runs/colors/checkpoints/step-000007.pt")
@@ -71,7 +72,7 @@ def world(monkeypatch, tmp_path):
         state["asked"].append(options["weights"])
         return state["run"]
 
-    monkeypatch.setattr(trained_model, "load", load)
+    replace_load(monkeypatch, load)
     monkeypatch.setattr(run_data, "open_dataset", lambda name, root: sets[name])
     return SimpleNamespace(state=state, sets=sets)
 

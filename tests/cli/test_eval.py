@@ -11,6 +11,7 @@ from PIL import Image
 
 import udaseg
 from tests.support.colors import COLORS, ColorNetwork, loaded_colors, painted, random_labels
+from tests.support.loading import replace_load
 from udaseg.cli.main import main
 from udaseg.data.datasets.index import PreparedDataset, Sample
 from udaseg.data.labels.classes import ClassSpace
@@ -46,7 +47,7 @@ def given(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run").mkdir()
     state = {"run": loaded_colors(), "city": None}
-    monkeypatch.setattr(trained_model, "load", lambda path, **_: state["run"])
+    replace_load(monkeypatch, lambda path, **_: state["run"])
     monkeypatch.setattr(run_data, "open_dataset", lambda data, *, root: state["city"])
     return state
 
@@ -175,7 +176,7 @@ def test_scores_go_where_they_are_asked_to(given, tmp_path):
 
 def test_windows_flips_and_scales_are_in_the_protocol_line(given, tmp_path):
     given["city"] = write_city(tmp_path / "city", [random_labels(16, 16)])
-    assert evaluate("--flip", "--scales", "1.0,0.5", "--window", "8x12") == 0
+    assert evaluate("--flip", "--scales", "1.0,0.5", "--window", "[8, 12]") == 0
     protocol = scores_of("run/eval/city-val+flip+scales1.0,0.5+window12x8")["protocol"]
     assert protocol["flip"] == "yes"
     assert protocol["scales"] == "1.0 0.5"

@@ -13,8 +13,9 @@ import udaseg
 from tests.cli.running import udaseg as command
 from tests.cli.test_eval import write_city
 from tests.support.colors import loaded_colors, random_labels
+from tests.support.loading import replace_load
 from udaseg.errors import DataError, UsageError
-from udaseg.inference import run_data, trained_model
+from udaseg.inference import run_data
 
 TRUTH = np.repeat(np.arange(2, dtype=np.uint8), 32).reshape(8, 8)  # half road, half sky
 
@@ -29,7 +30,7 @@ def home(monkeypatch, tmp_path):
     night = write_city(tmp_path / "night", [random_labels(8, 8)], names=("road", "sky", "car"))
     sets = {"city": write_city(tmp_path / "city", [TRUTH]), "fog": fog}
     sets["night.yaml"] = replace(night, name="night")
-    monkeypatch.setattr(trained_model, "load", lambda path, **_: loaded_colors())
+    replace_load(monkeypatch, lambda path, **_: loaded_colors())
 
     def open_set(data, *, root):
         if data not in sets:

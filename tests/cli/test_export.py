@@ -10,10 +10,11 @@ import torch
 
 from tests.cli.running import udaseg
 from tests.support.colors import loaded_colors
+from tests.support.loading import replace_load
 from tests.support.small import small_segmenter
 from udaseg.data.labels.classes import ClassSpace
 from udaseg.errors import EnvironmentFault
-from udaseg.inference import export, trained_model
+from udaseg.inference import export
 from udaseg.inference.export import ExportModule, OnnxComparison, compare_with_torch
 from udaseg.inference.trained_model import Model
 
@@ -35,7 +36,7 @@ def loaded():
 @pytest.fixture
 def run(monkeypatch, tmp_path):
     (tmp_path / "run").mkdir()
-    monkeypatch.setattr(trained_model, "load", lambda path, **_: loaded())
+    replace_load(monkeypatch, lambda path, **_: loaded())
     return tmp_path
 
 
@@ -47,7 +48,7 @@ def exported(tmp_path_factory):
     home = tmp_path_factory.mktemp("home")
     (home / "run").mkdir()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trained_model, "load", lambda path, **_: loaded())
+        replace_load(patch, lambda path, **_: loaded())
         output = udaseg("export", "run", cwd=home)
     return home / "run" / "model.onnx", output
 

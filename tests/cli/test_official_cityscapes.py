@@ -13,10 +13,10 @@ from PIL import Image
 from torch import nn
 
 from tests.support.colors import loaded_colors
+from tests.support.loading import replace_load
 from udaseg.cli.main import main
 from udaseg.data.labels.tables import builtin_label_table
 from udaseg.evaluation.protocols import CITYSCAPES
-from udaseg.inference import trained_model
 
 TABLE = builtin_label_table("cityscapes19")
 IDS = np.array([entry[0] for entry in TABLE.ids], np.uint8)
@@ -110,7 +110,7 @@ def test_a_network_and_the_files_that_it_wrote_score_as_the_official_script_says
     rng = np.random.default_rng(1)
     write_layout(tmp_path, rng.integers(0, 19, (3, 32, 64)))
     run = loaded_colors(network=Reads(), classes=TABLE.classes)
-    monkeypatch.setattr(trained_model, "load", lambda path, **_: run)
+    replace_load(monkeypatch, lambda path, **_: run)
     data = declared(tmp_path)
     network = evaluated("run", "--data", data, "--save", "saved", "--ids", "label")
     theirs = official(*pairs(tmp_path, tmp_path / "saved"))

@@ -79,7 +79,7 @@ def test_a_large_image_is_seen_in_tiles_and_labelled_whole():
 
 def test_flips_and_windows_leave_a_per_pixel_network_unchanged():
     labels = write_image(Path("in/a.png"), random_labels(21, 35))
-    assert predict("in", "--save", "ids", "--flip", "--window", "8x16") == 0
+    assert predict("in", "--save", "ids", "--flip", "--window", "[8, 16]") == 0
     assert (ids_of("masks/ids/a.png") == labels).all()
 
 

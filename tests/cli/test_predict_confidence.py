@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from tests.support.colors import COLORS, loaded_colors, painted, random_labels
+from tests.support.loading import replace_load
 from tests.support.predicting import ids_of, predict
 from udaseg.errors import DataError, PartialError, UsageError
-from udaseg.inference import trained_model
 from udaseg.inference.labels import labels_from_logits
 from udaseg.runs.calibration_file import write_calibration
 
@@ -37,7 +37,7 @@ def run(monkeypatch, tmp_path):
     CHECKPOINT.parent.mkdir(parents=True)
     CHECKPOINT.write_bytes(b"weights")
     state = {"run": loaded_colors(network=Grey())}
-    monkeypatch.setattr(trained_model, "load", lambda path, **_: state["run"])
+    replace_load(monkeypatch, lambda path, **_: state["run"])
     return state
 
 

@@ -19,10 +19,10 @@ from PIL import Image
 from tests.support import predicting
 from tests.support.colors import COLORS, loaded_colors, painted, random_labels
 from tests.support.films import frames_of, turn, write_film
+from tests.support.loading import replace_load
 from tests.support.predicting import ids_of
 from udaseg.data.files.video import VideoReader
 from udaseg.errors import DataError, EnvironmentFault, Interrupted, PartialError, UsageError
-from udaseg.inference import trained_model
 
 
 class Nearest(torch.nn.Module):
@@ -43,7 +43,7 @@ class Nearest(torch.nn.Module):
 def run(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     state = {"run": loaded_colors(network=Nearest())}
-    monkeypatch.setattr(trained_model, "load", lambda path, **_: state["run"])
+    replace_load(monkeypatch, lambda path, **_: state["run"])
     return state
 
 

@@ -166,14 +166,14 @@ def test_toyland_is_made_and_both_its_halves_prepared(run, tmp_path, monkeypatch
         write(folder, seed=seed, size=size, counts=counts, on_progress=on_progress)
 
     monkeypatch.setattr("udaseg.data.toyland.writer.write", small)
-    code, out, _ = run("toyland", "--seed", 7, "--size", "64x96")
+    code, out, _ = run("toyland", "--seed", 7, "--size", "[64, 96]")
     assert code == 0
     assert calls == [(7, (64, 96))]
     assert "toyland: prepared in" in out
     assert "toyland-target: prepared in" in out
     assert "1 image, no labels, 96x64 (1)" in out
     assert read_index(tmp_path / "data/prepared/toyland-target").splits["val"][0].height == 64
-    code, _, err = run("toyland", "--seed", 8, "--size", "64x96")
+    code, _, err = run("toyland", "--seed", 8, "--size", "[64, 96]")
     assert code == 3
     assert err.count("other settings") == 1
 

@@ -13,10 +13,11 @@ from torch import nn
 from tests.cli.running import udaseg
 from tests.support.browser import Browser, needs_browser
 from tests.support.colors import COLORS, ColorNetwork, loaded_colors, painted, random_labels
+from tests.support.loading import replace_load
 from tests.support.small import shipped
 from udaseg.data.datasets.index import PreparedDataset, Sample
 from udaseg.errors import CheckpointError
-from udaseg.inference import run_data, trained_model
+from udaseg.inference import run_data
 from udaseg.inspection import report as report_module
 from udaseg.recipe.load import dump
 from udaseg.runs.worth import ComparedNetwork, Worth, write_worth
@@ -95,7 +96,7 @@ def home(monkeypatch, tmp_path):
             raise CheckpointError(f"{path}: holds no readable checkpoint")
         return loaded_colors(OVERRIDES, networks[path.name])
 
-    monkeypatch.setattr(trained_model, "load", load)
+    replace_load(monkeypatch, load)
     monkeypatch.setattr(run_data, "open_dataset", lambda data, *, root: cities["city"])
     return {"path": tmp_path, "networks": networks, "cities": cities}
 
@@ -256,7 +257,7 @@ def test_runs_of_one_name_are_told_apart(home):
 def test_what_is_no_run_is_refused(home):
     (home["path"] / "empty").mkdir()
     assert "no recipe.yaml" in report(home, "empty", expect=2)[0].stderr
-    assert "nowhere: is not a run folder" in report(home, "nowhere", expect=3)[0].stderr
+    assert "nowhere: no such run or checkpoint" in report(home, "nowhere", expect=3)[0].stderr
 
 
 def place_of(browser, selector, share=0.5):

@@ -185,7 +185,7 @@ def _expecting(run, low, high):
 def test_a_finished_run_is_whole_and_its_digest_is_told(one, three):
     output = verify(one).stdout
     assert "finished, 2 steps" in output
-    assert "1 checkpoints match the digests" in output
+    assert "the digests of 1 checkpoint match" in output
     assert recipe_digest(load(one / "recipe.yaml"))[:12] in output
     assert verify(three[0]).stdout.count("finished") == 3
 

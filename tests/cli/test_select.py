@@ -14,10 +14,11 @@ from torch import nn
 import udaseg as package
 from tests.cli.running import udaseg
 from tests.support.colors import COLORS, ColorNetwork, loaded_colors, painted, random_labels
+from tests.support.loading import replace_load
 from udaseg.data.datasets.index import PreparedDataset, Sample
 from udaseg.data.labels.classes import ClassSpace, classes_to_dict
 from udaseg.errors import CheckpointError, DataError
-from udaseg.inference import run_data, trained_model
+from udaseg.inference import run_data
 from udaseg.inference.trained_model import Model
 from udaseg.recipe.choices import Criterion
 from udaseg.recipe.load import to_dict
@@ -107,7 +108,7 @@ def home(monkeypatch, tmp_path):
             raise DataError(f"{data}: not prepared")
         return world.cities[data]
 
-    monkeypatch.setattr(trained_model, "load", load)
+    replace_load(monkeypatch, load)
     monkeypatch.setattr(candidates, "find_checkpoint", find_checkpoint)
     monkeypatch.setattr(run_data, "open_dataset", open_dataset)
     return world

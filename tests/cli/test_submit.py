@@ -13,13 +13,14 @@ from PIL import Image
 
 import udaseg
 from tests.support.colors import COLORS, ColorNetwork, loaded_colors, painted, random_labels
+from tests.support.loading import replace_load
 from udaseg.cli.commands.eval import TestServer as OfferedServer
 from udaseg.cli.main import main
 from udaseg.data.datasets.index import PreparedDataset, Sample
 from udaseg.data.labels.classes import ClassSpace
 from udaseg.errors import DataError, UsageError
 from udaseg.evaluation.servers import SERVERS, check_package, member_names
-from udaseg.inference import run_data, trained_model
+from udaseg.inference import run_data
 
 NAMES = {
     "cityscapes": "berlin/berlin_{:06d}_000019_leftImg8bit.png",
@@ -45,7 +46,7 @@ def given(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run").mkdir()
     state = {"run": loaded_colors(network=HalfSure())}
-    monkeypatch.setattr(trained_model, "load", lambda path, **_: state["run"])
+    replace_load(monkeypatch, lambda path, **_: state["run"])
     monkeypatch.setattr(run_data, "open_dataset", lambda data, *, root: state["city"])
     # tiny images keep the tests fast; the real sizes have their own test
     for name, server in SERVERS.items():

@@ -18,6 +18,7 @@ import pytest
 import udaseg
 from tests.runs.test_scores import SCORES
 from tests.support import files
+from udaseg import preflight
 from udaseg.cli.main import main
 from udaseg.errors import DataError, GateError, Interrupted, RecipeError, UsageError
 from udaseg.evaluation.servers import SERVERS
@@ -71,6 +72,8 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> Commands:
     for name in NAMES:
         module = "udaseg.demo" if name == "demo" else "udaseg"
         monkeypatch.setattr(f"{module}.{name}", getattr(fake, name), raising=False)
+    for name in ("check_runs", "check_networks", "check_training"):
+        monkeypatch.setattr(preflight, name, lambda *_, **__: None)
     monkeypatch.delenv("UDASEG_DATA", raising=False)
     return fake
 
@@ -114,7 +117,7 @@ def test_prepare_needs_only_a_name(commands: Commands) -> None:
 def test_prepare_takes_its_options(commands: Commands) -> None:
     commands.results["prepare"] = []
     words = "prepare toyland --root d --check-only --max-bad 3 --on-mismatch resize --seed 4"
-    more = "--size 64x128 --workers 2 --exclude a --exclude b"
+    more = "--size [64,128] --workers 2 --exclude a --exclude b"
     given = called(commands, *words.split(), *more.split())
     assert given["root"] == Path("d")
     assert given["options"] == udaseg.PrepareOptions(
@@ -219,7 +222,7 @@ def test_eval_needs_only_a_run(commands: Commands) -> None:
 def test_eval_takes_its_options(commands: Commands, capsys: pytest.CaptureFixture[str]) -> None:
     commands.results["evaluate"] = SCORES
     words = "eval r --data d --split s --weights teacher --flip --scales 0.5,1,1.25"
-    more = "--window 512x1024 --protocol 16 --format json --fail-under 43.5 --out o --device cpu"
+    more = "--window [512,1024] --protocol 16 --format json --fail-under 43.5 --out o --device cpu"
     given = called(commands, *words.split(), *more.split())
     options, inference, scoring = (
         given["options"],
@@ -349,8 +352,13 @@ def test_info_and_demo_are_called(commands: Commands) -> None:
         ("prepare", "Missing argument"),
         ("prepare x --on-mismatch maybe", "maybe"),
         ("prepare x --max-bad -1", "--max-bad"),
-        ("prepare x --size 12", "--size must be HEIGHTxWIDTH"),
-        ("prepare x --size 0x5", "--size must be HEIGHTxWIDTH"),
+        ("prepare x --size 12", "--size must be [HEIGHT, WIDTH]"),
+        ("prepare x --size 64x128", "was 64 high and 128 wide, and will be 64 wide and 128 high"),
+        ("predict x --window 512x1024", "write '[512, 1024]' or '[1024, 512]'"),
+        ("adapt source.resize=1280x720", "write [720, 1280], which is [HEIGHT, WIDTH]"),
+        ("adapt source.crop=512x1024", "write [1024, 512], which is [HEIGHT, WIDTH]"),
+        ("adapt source.resize=720", "write {short_side: 720}"),
+        ("prepare x --size 0x5", "--size must be [HEIGHT, WIDTH]"),
         ("adapt --stepps 5", "no option --stepps; did you mean --steps?"),
         ("adapt --epochs 3", "did you mean --steps?"),
         ("adapt --imgsz 640", "did you mean source.resize=[HEIGHT,WIDTH]?"),
@@ -378,7 +386,7 @@ def test_info_and_demo_are_called(commands: Commands) -> None:
         ("eval a --convention 13", "--convention must be 19 or 16"),
         ("eval a --scales 1,x", "--scales"),
         ("eval a --scales 99", "--scales must be between"),
-        ("eval a --window 5", "--window must be HEIGHTxWIDTH"),
+        ("eval a --window 5", "--window must be [HEIGHT, WIDTH]"),
         ("eval a --format xml", "xml"),
         ("eval a --weights best", "best"),
         ("eval a --ids color", "color"),

@@ -316,3 +316,34 @@ def test_a_run_of_stages_draws_what_each_of_them_learns_from(root, tmp_path):
     # no pseudo-labels in the warm-up, stored ones afterwards
     assert {wide[step] // 320 for step in range(1, 5)} == {3}
     assert {wide[step] // 320 for step in range(5, 11)} == {4}
+
+
+_opened: list[str] = []
+
+
+def _note_opened(event, arguments):
+    if event == "open" and str(arguments[0]).endswith(".pt"):
+        _opened.append(str(arguments[0]))
+
+
+sys.addaudithook(_note_opened)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["predict", "image.png"],
+        pytest.param(["eval", "RUN", "--root", "ROOT"], marks=pytest.mark.slow),
+        pytest.param(["export", "RUN", "--format", "state-dict"], marks=pytest.mark.slow),
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_command_opens_its_checkpoint_once(watched, root, tmp_path, words):
+    cv2.imwrite(str(tmp_path / "image.png"), np.zeros((32, 64, 3), np.uint8))
+    if words[0] == "predict":
+        words = [*words, "--checkpoint", "RUN"]
+    run = shutil.copytree(watched, tmp_path / "run")
+    given = [{"RUN": run, "ROOT": root}.get(word, word) for word in words]
+    _opened.clear()
+    udaseg(*given, cwd=tmp_path)
+    assert _opened == [str(run / f"checkpoints/step-{STEPS:06d}.pt")]

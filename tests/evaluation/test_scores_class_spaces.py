@@ -13,6 +13,7 @@ from PIL import Image
 from torch import nn
 
 from tests.support.colors import loaded_colors
+from tests.support.loading import replace_load
 from udaseg.cli.main import main
 from udaseg.data.datasets.index import PreparedDataset, Sample
 from udaseg.data.labels.classes import IGNORE, ClassSpace
@@ -22,7 +23,7 @@ from udaseg.evaluation.confusion import ConfusionMatrix
 from udaseg.evaluation.evaluate import confusion_matrix
 from udaseg.evaluation.protocols import CITYSCAPES, NOT_IN_16, SUBSETS, applicable_conventions
 from udaseg.evaluation.scores import ScoringOptions, check_protocol, summarise
-from udaseg.inference import run_data, trained_model
+from udaseg.inference import run_data
 from udaseg.inference.pipeline import InferenceOptions
 
 NINETEEN = builtin_label_table("cityscapes19").classes
@@ -146,7 +147,7 @@ def test_the_command_prints_the_convention_and_takes_the_other(tmp_path, monkeyp
     prediction, truth = drawn(8, 16)
     city = written(tmp_path, NINETEEN, prediction, truth)
     loaded = loaded_colors(network=Reads(16), classes=SIXTEEN)
-    monkeypatch.setattr(trained_model, "load", lambda path, **_: loaded)
+    replace_load(monkeypatch, lambda path, **_: loaded)
     monkeypatch.setattr(run_data, "open_dataset", lambda data, *, root: city)
     monkeypatch.chdir(tmp_path)
     texts = []

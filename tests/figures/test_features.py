@@ -17,6 +17,7 @@ import udaseg
 from tests.cli.running import udaseg as command
 from tests.cli.test_report import write_city, write_run
 from tests.support.colors import COLORS, loaded_colors, random_labels
+from tests.support.loading import replace_load
 from tests.support.small import small_segmenter
 from udaseg.errors import DataError, EnvironmentFault
 from udaseg.evaluation.confusion import ConfusionMatrix
@@ -24,7 +25,7 @@ from udaseg.figures import plane
 from udaseg.figures.cells import Domain, look_at
 from udaseg.figures.distances import class_distances
 from udaseg.figures.pseudo_labels import quality_table
-from udaseg.inference import run_data, trained_model
+from udaseg.inference import run_data
 from udaseg.models.segmenter import SegmenterOutput
 from udaseg.selection.images import choose_images
 
@@ -201,7 +202,7 @@ def home(monkeypatch, tmp_path):
     state["city"] = state["toyland-target"] = write_city(tmp_path / "b")
     (tmp_path / "run").mkdir()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(trained_model, "load", lambda path, **_: state["run"])
+    replace_load(monkeypatch, lambda path, **_: state["run"])
     monkeypatch.setattr(run_data, "open_dataset", lambda data, *, root: state[data])
     return tmp_path, state
 

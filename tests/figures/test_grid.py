@@ -9,8 +9,9 @@ import udaseg
 from tests.cli.running import udaseg as command
 from tests.cli.test_report import Mirrored, write_city
 from tests.support.colors import COLORS, ColorNetwork, loaded_colors, painted, random_labels
+from tests.support.loading import replace_load
 from udaseg.data.labels.classes import ClassSpace
-from udaseg.inference import run_data, trained_model
+from udaseg.inference import run_data
 
 GAP, TITLE = 6, 24  # of the sheet
 HEIGHT, WIDTH = 16, 24  # of the images, which are shown at their own size
@@ -28,7 +29,7 @@ def home(monkeypatch, tmp_path):
         overrides = ["validation.resize=null", "validation.data=city"]
         return loaded_colors(overrides, networks[str(path)], classes=state["classes"])
 
-    monkeypatch.setattr(trained_model, "load", load)
+    replace_load(monkeypatch, load)
     monkeypatch.setattr(run_data, "open_dataset", lambda data, *, root: state["city"])
     return tmp_path, state
 

@@ -16,13 +16,13 @@ import udaseg
 from tests.make_fixtures import unpack_run
 from tests.support.colors import COLORS, loaded_colors, painted, random_labels
 from tests.support.films import write_film
+from tests.support.loading import replace_load
 from tests.support.small import shipped, small_segmenter
 from udaseg.cli.commands.predict import VideoFormat
 from udaseg.cli.commands.predict import predict as predict_command
 from udaseg.cli.main import main
 from udaseg.data.files.video import VideoReader
 from udaseg.errors import DataError, UsageError
-from udaseg.inference import trained_model
 from udaseg.inference.options import MASK_KINDS
 from udaseg.prediction.options import LABEL_FILES, VIDEO_FORMATS
 from udaseg.runs.calibration_file import write_calibration
@@ -84,7 +84,7 @@ def mask(path, out="masks", kind="ids"):
     [
         ([], {}),
         (["--flip"], {"flip": True}),
-        (["--window", "64x96"], {"window": (64, 96)}),
+        (["--window", "[64, 96]"], {"window": (64, 96)}),
         (["--weights", "teacher"], {"weights": "teacher"}),
         (["--abstain", "0.4"], {"abstain": 0.4}),
     ],
@@ -260,7 +260,7 @@ def test_a_run_is_loaded_with_the_options_and_a_model_is_taken_as_it_is(monkeypa
         asked.append((run, options))
         return loaded_colors()
 
-    monkeypatch.setattr(trained_model, "load", load)
+    replace_load(monkeypatch, load)
     write_image("a.png", (8, 8))
     options = udaseg.PredictOptions(weights="teacher", device="cpu")
     list(udaseg.predict("a.png", "runs/colors", options=options))

@@ -143,7 +143,7 @@ WRONG_TYPE = [
     ("model.batch_norm", "frozn", "did you mean 'frozen'?"),
     ("model.output_stride", "12", "one of 8, 16, 32"),
     ("source.crop", "512", "write [512, 512]"),
-    ("source.crop", "512x256", "write [512, 256]"),
+    ("source.crop", "512x256", "write [256, 512], which is [HEIGHT, WIDTH]"),
     ("source.crop", "[512]", "a list of 2 whole numbers, got 1"),
     ("source.crop", "[512, 5.5]", "whole number"),
     ("source.crop", "{height: 1}", "got a section"),

@@ -12,10 +12,11 @@ import udaseg as package
 from tests.cli.running import udaseg
 from tests.cli.test_select import Constant, Unsure, write_city
 from tests.support.colors import COLORS, ColorNetwork, loaded_colors
+from tests.support.loading import replace_load
 from udaseg.data.datasets.index import PreparedDataset
 from udaseg.data.labels.classes import ClassSpace
 from udaseg.errors import CheckpointError, DataError, NotFiniteError, UsageError
-from udaseg.inference import run_data, trained_model
+from udaseg.inference import run_data
 from udaseg.inference.trained_model import Model
 from udaseg.runs.best import warm_up_folder
 from udaseg.runs.worth import read_worth
@@ -67,7 +68,7 @@ def home(monkeypatch, tmp_path):
 
     home = Home(tmp_path)
     home.cities = cities
-    monkeypatch.setattr(trained_model, "load", lambda path, **words: home.load(Path(path), **words))
+    replace_load(monkeypatch, lambda path, **words: home.load(Path(path), **words))
     monkeypatch.setattr(run_data, "open_dataset", open_dataset)
     return home
 

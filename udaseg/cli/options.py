@@ -75,7 +75,12 @@ Steps = Annotated[int | None, typer.Option(help="Number of optimizer steps.")]
 Batch = Annotated[int | None, typer.Option(help="Batch size per domain.")]
 Workers = Annotated[int | None, typer.Option(help="Data loader processes (-1: automatic).")]
 Resume = Annotated[
-    Path | None, typer.Option(metavar="RUN", help="Continue this run from its last checkpoint.")
+    Path | None,
+    typer.Option(
+        metavar="[RUN]",
+        help="Continue this run from its last checkpoint. Without RUN: the newest in runs/ that is "
+        "not done.",
+    ),
 ]
 Init = Annotated[
     Path | None,
@@ -112,7 +117,9 @@ Flip = Annotated[
 ]
 Window = Annotated[
     str | None,
-    typer.Option(metavar="HxW", help="Predict in sliding windows of this size in pixels."),
+    typer.Option(
+        metavar="[H,W]", help="Predict in sliding windows of this height and width in pixels."
+    ),
 ]
 Base = Annotated[
     Path | None,
@@ -207,27 +214,49 @@ def one_network(given: list[str] | None) -> str | None:
     return given[0] if given else None
 
 
+_SIDE = "([1-9][0-9]{0,5})"
+_LIST = re.compile(rf"\[ *{_SIDE} *, *{_SIDE} *\]")
+_WORD = re.compile(rf"{_SIDE}[xX]{_SIDE}")
+
+
 def parse_height_width(option: str, text: str | None) -> tuple[int, int] | None:
-    """Return (height, width) of an option written `HxW`."""
-    return _parse_pair(option, text, "HEIGHTxWIDTH in pixels, for example 512x1024")
+    """Return (height, width) of an option written as a list; a square may be written `512x512`.
+
+    Another word is refused for one release: it was HEIGHTxWIDTH, and will be WIDTHxHEIGHT, as in
+    all other options.
+    """
+    if text is None:
+        return None
+    if pair := _LIST.fullmatch(text):
+        return int(pair[1]), int(pair[2])
+    if pair := _WORD.fullmatch(text):
+        first, second = pair.groups()
+        if first == second:
+            return int(first), int(first)
+        raise UsageError(
+            f"{option} {text} was {first} high and {second} wide, and will be {first} wide and "
+            f"{second} high in the next release; write '[{first}, {second}]' or "
+            f"'[{second}, {first}]', which is [HEIGHT, WIDTH]"
+        )
+    raise UsageError(
+        f"{option} must be [HEIGHT, WIDTH] in pixels, for example '[512, 1024]', got {text}"
+    )
 
 
 def parse_resize(option: str, text: str | None) -> Resize | None:
-    """Return the size of an option written `WxH`, the usual order for images, or its short side."""
-    if text is not None and re.fullmatch("[1-9][0-9]{0,5}", text):
-        return ShortSide(int(text))
-    expected = "WIDTHxHEIGHT or the short side in pixels, for example 1280x720 or 720"
-    pair = _parse_pair(option, text, expected)
-    return None if pair is None else (pair[1], pair[0])
-
-
-def _parse_pair(option: str, text: str | None, expected: str) -> tuple[int, int] | None:
+    """Return the size of an option written `WxH` or as a list, or its short side."""
     if text is None:
         return None
-    match = re.fullmatch("([1-9][0-9]{0,5})x([1-9][0-9]{0,5})", text)
-    if match is None:
-        raise UsageError(f"{option} must be {expected}, got {text}")
-    return int(match[1]), int(match[2])
+    if re.fullmatch(_SIDE, text):
+        return ShortSide(int(text))
+    if pair := _LIST.fullmatch(text):
+        return int(pair[1]), int(pair[2])
+    if pair := _WORD.fullmatch(text):
+        return int(pair[2]), int(pair[1])
+    raise UsageError(
+        f"{option} must be WIDTHxHEIGHT, [HEIGHT, WIDTH] or the short side in pixels, for example "
+        f"1280x720 or 720, got {text}"
+    )
 
 
 def parse_scales(text: str) -> tuple[float, ...]:

@@ -12,7 +12,7 @@ from udaseg.data.files.orientation import turned_size
 from udaseg.data.files.parallel import map_in_threads
 from udaseg.data.prepare.locate import prepared_folder
 from udaseg.data.prepare.manifest import find_manifest
-from udaseg.data.prepare.prepare import prepare_with_last_options
+from udaseg.data.prepare.prepare import find_declaration, prepare_with_last_options
 from udaseg.data.prepare.report import format_first
 from udaseg.data.prepare.rules import TOYLAND
 from udaseg.data.toyland.writer import make_toyland
@@ -30,9 +30,11 @@ def open_dataset(data: str, *, root: Path) -> PreparedDataset:
         data: A prepared name, a dataset YAML (prepared now if necessary), a built-in name that
             can be generated, or a folder of images without labels.
         root: The folder of data and prepared datasets.
+
+    Raises:
+        DataError: There is no such data set, or it cannot be read.
     """
-    if not data:
-        raise DataError("the name of a data set is empty")  # as a folder, it would be this one
+    refuse_unknown(data, root=root)
     if data.endswith((".yaml", ".yml")):
         report = prepare_with_last_options(data, root=root)
         if not report.unchanged:
@@ -46,8 +48,22 @@ def open_dataset(data: str, *, root: Path) -> PreparedDataset:
             log.info("rendering toyland in %s", root / "toyland")
             make_toyland(root)
         return prepare_with_last_options(data, root=root).dataset
-    if Path(data).is_dir():
-        return open_image_folder(Path(data))
+    return open_image_folder(Path(data))
+
+
+def refuse_unknown(data: str, *, root: Path) -> None:
+    """Refuse the name of a data set that `open_dataset` does not find; reads no image.
+
+    Raises:
+        DataError: It is no prepared name, dataset YAML, set that can be generated, or folder.
+    """
+    if not data:
+        raise DataError("the name of a data set is empty")  # as a folder, it would be this one
+    if data.endswith((".yaml", ".yml")):
+        find_declaration(data, root)
+        return
+    if data in TOYLAND or prepared_folder(data, root) is not None or Path(data).is_dir():
+        return
     if data in builtin_names():
         raise DataError(f"{data}: not prepared below {root}; run `udaseg prepare {data}`")
     prepared = root / "prepared"

@@ -15,10 +15,10 @@ from udaseg.experiments.seeds import statistics_by_name
 from udaseg.experiments.table import Difference, MethodScores, RunTable
 from udaseg.files import one_or_more, read_json
 from udaseg.recipe.stages import recipe_digest
-from udaseg.runs.checkpoint import list_manifests
 from udaseg.runs.folder import START_FILE
 from udaseg.runs.groups import RunGroup, run_groups
 from udaseg.runs.image_counts import IMAGES_FILE, ImageCounts, read_image_counts
+from udaseg.runs.manifests import list_manifests
 from udaseg.runs.run import Run
 from udaseg.runs.scores import Scores, find_score_files, read_scores
 

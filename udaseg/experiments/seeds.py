@@ -9,11 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from udaseg.errors import DivergedError, Interrupted, PartialError, UsageError
-from udaseg.files import write_json
+from udaseg.files import read_json, write_json
 from udaseg.recipe.schema import Recipe
 from udaseg.recipe.stages import recipe_digest
-from udaseg.runs.folder import default_run_folder
+from udaseg.runs.folder import START_FILE, default_run_folder
 from udaseg.runs.groups import SEEDS_FILE
+from udaseg.runs.manifests import digest_of_newest
+from udaseg.runs.records import Start
 from udaseg.runs.run import Run
 from udaseg.runs.scores import Scores, find_score_files, read_scores
 from udaseg.training.memory import empty_cache
@@ -166,16 +168,20 @@ def run_seeds(
         adapt(first, out=_run_folder(folder, seeds[0]), options=options)
         return SeedRuns(folder, chosen, seeds, (), {})
     if not options.overwrite:
-        refuse_other_recipes(seeds, chosen, folder)
+        refuse_other_recipes(seeds, chosen, folder, options.init)
     return _train_seeds(seeds, chosen, folder, options)
 
 
-def refuse_other_recipes(seeds: Sequence[int], recipe: Recipe, folder: Path) -> None:
-    """Refuse a folder of seeds in which a run was begun with other settings.
+def refuse_other_recipes(
+    seeds: Sequence[int], recipe: Recipe, folder: Path, init: StrPath | None = None
+) -> None:
+    """Refuse a folder of seeds in which a run was begun with other settings or from other weights.
 
     Raises:
         UsageError: There is such a run.
+        CheckpointError: There is no checkpoint to start from.
     """
+    start = None if init is None else digest_of_newest(Path(init))
     for seed in seeds:
         run = Run(_run_folder(folder, seed))
         if not (run.path / "recipe.yaml").is_file():
@@ -186,6 +192,17 @@ def refuse_other_recipes(seeds: Sequence[int], recipe: Recipe, folder: Path) -> 
                 f"{run.path}: is {state}, but with another recipe; use another --out, or "
                 "--overwrite to train all seeds again"
             )
+        if read_json(run.path / START_FILE, Start).get("sha256") != start:
+            raise UsageError(
+                f"{run.path}: was begun {_start_text(run.path)}, not from this --init; use the "
+                "same one, another --out, or --overwrite to train all seeds again"
+            )
+
+
+def _start_text(run: Path) -> str:
+    """Return what a run started from."""
+    path = read_json(run / START_FILE, Start).get("checkpoint")
+    return "without --init" if path is None else f"from {path}"
 
 
 def _train_seeds(

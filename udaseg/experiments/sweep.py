@@ -121,7 +121,7 @@ def sweep(
         return Sweep(folder, settings)
     if not options.overwrite:
         for setting in settings:
-            refuse_other_recipes(seeds, setting.recipe, folder / setting.folder)
+            refuse_other_recipes(seeds, setting.recipe, folder / setting.folder, options.init)
     runs: list[SeedRuns] = []
     _write_record(folder, settings, runs)
     for number, setting in enumerate(settings, 1):

@@ -14,12 +14,10 @@ from torch import Tensor
 from udaseg.data.files.bit_depth import largest_value
 from udaseg.data.files.images import Pixels, read_bytes, read_values, to_uint8
 from udaseg.data.files.orientation import orientation_of, to_upright, turned_size
+from udaseg.inference.options import MAX_PIXELS
 
 ImageSource: TypeAlias = str | os.PathLike[str] | NDArray[np.uint8] | Image.Image | Tensor
 """What `Model.predict` takes: a file, an (H, W, 3) array, a Pillow image or a (3, H, W) tensor."""
-
-MAX_PIXELS = 150_000_000
-"""Maximum pixels of an image file to predict: 1.5 times the limit for training images."""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,9 @@ UPRIGHT_KINDS: tuple[MaskKind, ...] = ("color", "overlay")
 IDS_OF: dict[MaskKind, str] = {"color": "train", "ids": "train", "label-ids": "label"}
 """The ids that masks of these kinds hold, by the names of `udaseg.evaluate`."""
 
+MAX_PIXELS = 150_000_000
+"""Maximum pixels of an image file to predict: 1.5 times the limit for training images."""
+
 
 def parse_mask_kind(option: str, word: str) -> MaskKind:
     """Return `word` as a kind of mask; `option` names it in the message."""

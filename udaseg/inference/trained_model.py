@@ -25,7 +25,7 @@ from udaseg.recipe.schema import Recipe
 from udaseg.runs.base import find_base
 from udaseg.runs.calibration_file import read_temperature
 from udaseg.runs.checkpoint import STUDENT_PREFIX, TEACHER_PREFIX, find_checkpoint, network_tensors
-from udaseg.runs.folder import run_folder_of
+from udaseg.runs.folder import run_folder_of, with_located_data
 from udaseg.runs.worth import Worth, read_worth
 
 
@@ -177,7 +177,7 @@ def load(
     tensors = network_tensors(checkpoint, prefix)
     if not tensors:
         raise CheckpointError(f"{checkpoint.path}: holds no {weights}; use --weights student")
-    recipe = from_dict(checkpoint.recipe)
+    recipe = with_located_data(from_dict(checkpoint.recipe), run_folder_of(checkpoint.path))
     colors = checkpoint.classes["colors"]
     classes = ClassSpace(
         tuple(checkpoint.classes["names"]),

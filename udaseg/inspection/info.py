@@ -18,8 +18,9 @@ from udaseg.recipe.schema import BACKBONES, TIMM_PREFIX, Domain, Recipe, Source,
 from udaseg.recipe.stages import adapts, stages_of
 from udaseg.runs.base import BaseWeights
 from udaseg.runs.best import read_record
-from udaseg.runs.checkpoint import Checkpoint, find_checkpoint, list_manifests, step_of
+from udaseg.runs.checkpoint import Checkpoint, find_checkpoint
 from udaseg.runs.folder import run_folder_of
+from udaseg.runs.manifests import list_manifests, step_of
 from udaseg.runs.records import read_status
 from udaseg.runs.scores import Scores, read_evaluations
 from udaseg.runs.status import read_cost

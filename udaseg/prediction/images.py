@@ -18,9 +18,9 @@ from udaseg.data.labels.classes import IGNORE
 from udaseg.data.loading.threads import Limit, OrderedWork, batches_of_one_size, read_ahead
 from udaseg.display.progress import WorkProgress
 from udaseg.errors import DataError
-from udaseg.inference.input_images import MAX_PIXELS, InputImage, read_input_image
+from udaseg.inference.input_images import InputImage, read_input_image
 from udaseg.inference.masks import MaskContent, count_ids, mask_content, write_masks
-from udaseg.inference.options import MaskKind
+from udaseg.inference.options import MAX_PIXELS, MaskKind
 from udaseg.inference.predictor import Predictor, PreparedImage
 from udaseg.prediction.inputs import refuse_unsupported
 from udaseg.prediction.outputs import Job, masks_intact

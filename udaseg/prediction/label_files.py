@@ -25,7 +25,7 @@ from udaseg.data.labels.objects.drawing import BACKGROUND, Mask
 from udaseg.data.labels.objects.label_studio import encode_brush
 from udaseg.data.labels.tables import default_color
 from udaseg.files import open_atomic, write_text
-from udaseg.inference.input_images import MAX_PIXELS
+from udaseg.inference.options import MAX_PIXELS
 from udaseg.prediction.geotiffs import write_geotiffs
 from udaseg.prediction.options import LabelFile
 from udaseg.prediction.outputs import Job

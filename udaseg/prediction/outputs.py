@@ -18,8 +18,7 @@ from udaseg.data.files.forms import parse_form
 from udaseg.data.files.images import read_image
 from udaseg.errors import DataError, EnvironmentFault, UsageError
 from udaseg.files import TEMPORARY_NAME, sha256, shared_folder
-from udaseg.inference.input_images import MAX_PIXELS
-from udaseg.inference.options import MASK_KINDS, UPRIGHT_KINDS, MaskKind
+from udaseg.inference.options import MASK_KINDS, MAX_PIXELS, UPRIGHT_KINDS, MaskKind
 from udaseg.prediction.inputs import Inputs, is_video
 from udaseg.sizes import Size
 

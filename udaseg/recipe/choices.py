@@ -3,6 +3,7 @@
 Imports nothing heavy, so that the command line can show them at once.
 """
 
+import re
 from typing import Annotated, Literal
 
 from annotated_types import Ge
@@ -14,6 +15,12 @@ Size = tuple[Annotated[int, Ge(1)], Annotated[int, Ge(1)]]
 
 Resize = Size | ShortSide
 """The size of images before they are cut."""
+
+DEVICES = "auto, cpu, cuda or cuda:N"
+"""What `machine.device` and `--device` must be, in words."""
+
+DEVICE = re.compile("auto|cpu|(cuda|mps|xpu)(:[0-9]{1,3})?")
+"""What they can be."""
 
 Precision = Literal["fp32", "bf16"]
 """Numeric precision of the network."""

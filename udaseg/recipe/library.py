@@ -18,6 +18,7 @@ NETWORK = DocumentKind(
 DEFAULT_SOURCE = "gta5"
 DEFAULT_TARGET = "cityscapes"
 _DEFAULT_FOLDER = "gta5_cityscapes"
+_DEFAULT_METHOD = "rccr"
 OWN_FOLDER = "own"
 """Folder of the recipes for data of the user, which name no data."""
 _NETWORKS = "networks"
@@ -219,6 +220,13 @@ def _pairs(entry: RecipeEntry) -> tuple[DataNames, DataNames]:
     """
     source, _, target = entry.folder.partition("_")
     return data_names(entry.path), (source, target)
+
+
+def is_reversed_pair(source: str, target: str) -> bool:
+    """Return whether shipped recipes adapt the target to the source, and none the other way."""
+    entries = [entry for entry in list_recipes() if entry.method == _DEFAULT_METHOD]
+    pairs = {pair for entry in entries if entry.folder != OWN_FOLDER for pair in _pairs(entry)}
+    return (target, source) in pairs and (source, target) not in pairs
 
 
 def recipe_of_method(path: Path, method: str) -> Path:

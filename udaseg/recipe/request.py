@@ -17,11 +17,12 @@ from udaseg.recipe.library import (
     data_names,
     find_network,
     find_recipe,
+    is_reversed_pair,
     recipe_of_method,
 )
 from udaseg.recipe.load import dump, load, sets_key
 from udaseg.recipe.schema import Recipe
-from udaseg.recipe.stages import numeric_settings
+from udaseg.recipe.stages import adapts, numeric_settings
 from udaseg.text import shortened
 
 log = logging.getLogger(__name__)
@@ -154,7 +155,30 @@ def requested_recipe(
     recipe = load(path, overrides=overrides, stored=stored, network=network)
     original = functools.partial(load, path, stored=stored)
     recipe = _without_stale_parts(recipe, data_names(path), original, overrides)
+    if resume is None and adapts(recipe):
+        _warn_of_domains(recipe)
     return recipe, name_origin(path, network)
+
+
+def _warn_of_domains(recipe: Recipe) -> None:
+    """Warn of an adaptation from data to themselves, or in the wrong direction."""
+    target = recipe.target.sets[0]
+    for source in recipe.source.sets:
+        if source == target:
+            log.warning(
+                "source and target are both %s, so there is nothing to adapt to; give the images "
+                "of another domain with --target",
+                shortened(source),
+            )
+        elif is_reversed_pair(source, target):
+            log.warning(
+                "shipped recipes adapt %s to %s, and this run adapts %s to %s; are --source and "
+                "--target swapped?",
+                target,
+                source,
+                source,
+                target,
+            )
 
 
 def name_origin(path: Path, network: Path | None) -> Path:

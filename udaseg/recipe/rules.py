@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from udaseg.recipe import methods
+from udaseg.recipe.choices import DEVICE, DEVICES
 from udaseg.recipe.methods import SelfTraining, Staged, StageSpec
 from udaseg.recipe.schema import BACKBONES, RESNETS, TIMM_PREFIX, Recipe, Source
 
@@ -76,6 +77,8 @@ def _several_sets(source: Source) -> Problems:
 
 def _machine(recipe: Recipe) -> Problems:
     machine, batch = recipe.machine, recipe.batch
+    is_device = DEVICE.fullmatch(machine.device) is not None
+    yield from _unless(is_device, "machine.device", DEVICES, machine.device)
     compatible = not (machine.compile and machine.activation_checkpointing)
     must = "false with machine.activation_checkpointing: enable only one of them"
     yield from _unless(compatible, "machine.compile", must, "true")

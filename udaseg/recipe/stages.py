@@ -4,9 +4,10 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+from udaseg.errors import RecipeError
 from udaseg.recipe.choices import BatchNorm, Sampling
 from udaseg.recipe.load import to_dict
 from udaseg.recipe.methods import (
@@ -171,3 +172,39 @@ def determining_values(recipe: Recipe, processes: int) -> dict[str, object]:
         )
         method = replace(method, stages=stages)
     return numeric_settings(replace(recipe, batch=batch, method=method))
+
+
+def refuse_changed_settings(
+    path: Path, before: Recipe, processes: int, now: Recipe, processes_now: int
+) -> None:
+    """Refuse to resume with a recipe that differs in more than `machine` from that in `path`.
+
+    Raises:
+        RecipeError: It differs.
+    """
+    old = leaves(determining_values(before, processes))
+    new = leaves(determining_values(now, processes_now))
+    changed = [
+        f"{key} was {old.get(key)} and is now {new.get(key)}"
+        for key in sorted({*old, *new})
+        if old.get(key) != new.get(key)
+    ]
+    if not changed:
+        return
+    text = f"{path}: --resume needs the same settings, but " + "; ".join(changed)
+    if processes != processes_now:
+        raise RecipeError(
+            f"{text}, counting the images of all processes ({processes} before, {processes_now} "
+            f"now). Start {processes} processes again, or set batch.source and batch.target so "
+            "that a step has as many images as before"
+        )
+    raise RecipeError(f"{text}. Start a new run with --init instead")
+
+
+def leaves(value: object, prefix: str = "") -> dict[str, object]:
+    """Return the values of nested dictionaries by their dotted keys."""
+    if not isinstance(value, dict):
+        return {prefix[1:]: value}
+    return {
+        key: leaf for name in value for key, leaf in leaves(value[name], f"{prefix}.{name}").items()
+    }

@@ -5,6 +5,7 @@ A checkpoint is `step-000600.pt` (tensors and plain values only) and its manifes
 checkpoint without one.
 """
 
+import hashlib
 import json
 import logging
 import os
@@ -29,6 +30,12 @@ from udaseg.errors import (
 )
 from udaseg.files import mismatch, parse_json, sha256_of
 from udaseg.runs.base import BaseWeights
+from udaseg.runs.manifests import (
+    checkpoint_folder,
+    list_manifests,
+    refuse_without_checkpoint,
+    step_of,
+)
 
 log = logging.getLogger(__name__)
 FORMAT = 1
@@ -233,10 +240,13 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path}: no such checkpoint") from error
     if manifest is not None and size != manifest["size"]:
         raise CheckpointError(f"{path}: damaged: {size} bytes, expected {manifest['size']}")
-    if manifest is not None and sha256_of(path) != manifest["sha256"]:
-        raise CheckpointError(f"{path}: damaged: SHA-256 differs from its manifest")
     try:
-        payload = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251 (the reader)
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if manifest is not None and digest != manifest["sha256"]:
+                raise CheckpointError(f"{path}: damaged: SHA-256 differs from its manifest")
+            file.seek(0)
+            payload = torch.load(file, map_location="cpu", weights_only=True)  # noqa: TID251
     except UNREADABLE_TENSORS as error:
         problem = why_unreadable(error)
         raise CheckpointError(f"{path}: not a readable checkpoint: {problem}") from error
@@ -250,11 +260,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     values = {key: payload[key] for key in _Payload.__annotations__ if key in payload}
     if "base" in values:
         values["base"] = BaseWeights(**values["base"])
-    return Checkpoint(
-        path=path,
-        sha256=sha256_of(path) if manifest is None else str(manifest["sha256"]),
-        **values,
-    )
+    return Checkpoint(path=path, sha256=digest, **values)
 
 
 def newest_checkpoint(folder: Path) -> Checkpoint | None:
@@ -265,17 +271,6 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
         except CheckpointError as error:
             log.warning("%s; trying the previous checkpoint", error)
     return None
-
-
-def list_manifests(folder: Path) -> list[Path]:
-    """Return the checkpoint manifests in `folder`, newest step first, including damaged ones."""
-    paths = [path for path in folder.glob("step-*.json") if path.stem[5:].isdigit()]
-    return sorted(paths, key=step_of, reverse=True)
-
-
-def step_of(path: Path) -> int:
-    """Return the step in the file name of a checkpoint or its manifest."""
-    return int(path.stem[5:])
 
 
 def _read_manifest(path: Path) -> dict[str, Any] | None:
@@ -305,10 +300,8 @@ def find_checkpoint(path: Path) -> Checkpoint:
     """Return the checkpoint at `path`: the file, or the newest complete one of a run folder."""
     if path.is_file():
         return load_checkpoint(path)
-    if not path.exists():
-        raise CheckpointError(f"{path}: no such run or checkpoint")
-    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    checkpoint = newest_checkpoint(folder)
+    refuse_without_checkpoint(path)
+    checkpoint = newest_checkpoint(checkpoint_folder(path))
     if checkpoint is None:
         raise CheckpointError(f"{path}: holds no readable checkpoint")
     return checkpoint

@@ -9,13 +9,12 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from udaseg.distributed import world_size
 from udaseg.errors import EnvironmentFault, UsageError
 from udaseg.files import (
     TEMPORARY_NAME,
@@ -26,12 +25,21 @@ from udaseg.files import (
 )
 from udaseg.recipe.load import dump
 from udaseg.recipe.schema import Recipe
-from udaseg.runs.checkpoint import Checkpoint, list_manifests
+from udaseg.runs.manifests import list_manifests
 from udaseg.runs.records import read_environment, read_status
+
+if TYPE_CHECKING:
+    from udaseg.runs.checkpoint import Checkpoint
 
 log = logging.getLogger(__name__)
 START_FILE = "init.json"
 """The checkpoint that a run started from: file, SHA-256 and step."""
+
+IMPORTED = (
+    "{run}: was made by `udaseg import` from weights alone, so there is no training to resume; "
+    "start a new run from them with --init {run}"
+)
+"""The message for the resume of an imported run."""
 
 _LOCK = "writer.lock"
 _REPLACED = ".replaced.yaml"
@@ -125,7 +133,8 @@ def fill_run_folder(
     recipe: Recipe,
     command: Sequence[str],
     *,
-    init: Checkpoint | None = None,
+    init: "Checkpoint | None" = None,
+    data: Mapping[str, str] | None = None,
 ) -> None:
     """Replace all but the lock of a run folder by what is needed to repeat the run.
 
@@ -137,6 +146,7 @@ def fill_run_folder(
         recipe: What is trained.
         command: Command line of the user.
         init: The checkpoint that the run starts from.
+        data: Absolute paths of the data that the recipe names by a path.
 
     Raises:
         EnvironmentFault: The folder cannot be written.
@@ -156,7 +166,7 @@ def fill_run_folder(
         if init is not None:
             start = {"checkpoint": str(init.path.absolute()), "sha256": init.sha256}
             write_json(folder / START_FILE, {**start, "step": init.step})
-        write_origin(folder, command)
+        write_origin(folder, command, data)
         write_recipe(folder, recipe)
     except OSError as error:
         raise EnvironmentFault(
@@ -164,12 +174,14 @@ def fill_run_folder(
         ) from error
 
 
-def write_origin(folder: Path, command: Sequence[str]) -> None:
+def write_origin(
+    folder: Path, command: Sequence[str], data: Mapping[str, str] | None = None
+) -> None:
     """Write `command.txt` and `environment.json` of a run, unless they exist."""
     if not (folder / "command.txt").is_file():
         write_text(folder / "command.txt", shlex.join(command) + "\n")
     if not (folder / "environment.json").is_file():
-        write_environment(folder)
+        write_environment(folder, data)
 
 
 def is_imported(folder: Path) -> bool:
@@ -239,8 +251,12 @@ def _is_same(path: Path, file: os.stat_result) -> bool:
         return False
 
 
-def write_environment(folder: Path) -> None:
+def write_environment(folder: Path, data: Mapping[str, str] | None = None) -> None:
     """Write what is needed to repeat a run on this machine to `environment.json`."""
+    import torch  # whether a folder can be used is known without it
+
+    from udaseg.distributed import world_size
+
     packages = {}
     for name in _PACKAGES:
         with contextlib.suppress(PackageNotFoundError):
@@ -251,6 +267,7 @@ def write_environment(folder: Path) -> None:
         "processor": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "processes": world_size(),
+        "data": data or read_environment(folder).get("data", {}),
         "launch": _launch_id(),
         "threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
@@ -341,3 +358,41 @@ def newest_finished_run(folder: Path) -> Path:
             "or train one with `udaseg adapt` or `udaseg demo`"
         )
     return max(finished)[1]
+
+
+def located(name: str, run: Path) -> str:
+    """Return the path of data as the run found it, if the name means nothing in this folder.
+
+    Args:
+        name: Data in the recipe of the run.
+        run: Its folder.
+    """
+    paths: dict[str, str] = read_environment(run).get("data", {})
+    found = paths.get(name, name)
+    return name if Path(name).exists() or not Path(found).exists() else found
+
+
+def with_located_data(recipe: Recipe, run: Path) -> Recipe:
+    """Return the recipe of a run with its data where they are; see `located`."""
+
+    def each(data: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+        if isinstance(data, tuple):
+            return tuple(located(name, run) for name in data)
+        return None if data is None else located(data, run)
+
+    sections = {
+        name: replace(section, data=each(section.data))
+        for name in ("source", "target", "validation")
+        if (section := getattr(recipe, name)).data is not None
+    }
+    return replace(recipe, **sections)
+
+
+def with_data_names(recipe: Recipe, named: Recipe) -> Recipe:
+    """Return a recipe with the data of another one, but for data that it no longer has."""
+    sections = {
+        name: replace(section, data=getattr(named, name).data)
+        for name in ("source", "target", "validation")
+        if (section := getattr(recipe, name)).data is not None
+    }
+    return replace(recipe, **sections)

@@ -35,6 +35,7 @@ class Environment(TypedDict, total=False):
 
     processes: PositiveInt
     launch: str | None
+    data: dict[str, str]
 
 
 class Cost(TypedDict):

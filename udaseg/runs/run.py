@@ -7,7 +7,7 @@ from pathlib import Path
 from udaseg.errors import DataError
 from udaseg.recipe.load import load
 from udaseg.recipe.schema import Recipe
-from udaseg.runs.checkpoint import list_manifests
+from udaseg.runs.manifests import list_manifests
 from udaseg.runs.records import read_status
 from udaseg.runs.scores import Scores, read_evaluations
 from udaseg.runs.worth import Worth, read_worth

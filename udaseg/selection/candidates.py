@@ -11,7 +11,9 @@ from udaseg.inference.run_data import open_run_data
 from udaseg.recipe.load import from_dict
 from udaseg.recipe.schema import Recipe
 from udaseg.recipe.stages import adapts
-from udaseg.runs.checkpoint import Checkpoint, find_checkpoint, list_manifests
+from udaseg.runs.checkpoint import Checkpoint, find_checkpoint
+from udaseg.runs.folder import run_folder_of, with_located_data
+from udaseg.runs.manifests import list_manifests
 from udaseg.selection.images import ImageSet, choose_images, source_images
 
 log = logging.getLogger(__name__)
@@ -149,4 +151,5 @@ def check_comparable(candidates: Sequence[Candidate], *, same_target: bool) -> R
                 "choose the images to compare them on with --data"
             )
     assert first is not None
-    return from_dict(first.recipe) if adapted is None else adapted[1]
+    chosen, recipe = adapted or (first, from_dict(first.recipe))
+    return with_located_data(recipe, run_folder_of(chosen.path))

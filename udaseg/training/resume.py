@@ -16,11 +16,12 @@ from udaseg.models.adapters import hold_base
 from udaseg.models.frozen import FrozenBackbone
 from udaseg.recipe.load import from_dict, load, to_dict
 from udaseg.recipe.schema import NAMED_WEIGHTS, Recipe
-from udaseg.recipe.stages import determining_values
+from udaseg.recipe.stages import leaves, refuse_changed_settings
 from udaseg.runs import checkpoint as checkpoints
 from udaseg.runs import folder as folder_module
 from udaseg.runs.base import BaseWeights, find_base
 from udaseg.runs.checkpoint import Checkpoint, SavesState
+from udaseg.runs.manifests import list_manifests
 from udaseg.runs.records import Start
 
 log = logging.getLogger(__name__)
@@ -33,14 +34,14 @@ def find_resume_checkpoint(folder: Path, recipe: Recipe) -> Checkpoint | None:
     processes = folder_module.read_num_processes(folder)
     if processes is None:
         processes = world_size() if checkpoint is None else checkpoint.processes
-    _refuse_changed_settings(folder / "recipe.yaml", before, processes, recipe)
+    refuse_changed_settings(folder / "recipe.yaml", before, processes, recipe, world_size())
     steps = all_gather_object(None if checkpoint is None else checkpoint.step)
     if len(set(steps)) > 1:
         raise EnvironmentFault(
             f"{folder}: the processes see checkpoints of different steps, {steps}; put the run "
             "folder on a file system that all hosts share"
         )
-    if checkpoint is None and (unreadable := checkpoints.list_manifests(folder / "checkpoints")):
+    if checkpoint is None and (unreadable := list_manifests(folder / "checkpoints")):
         names = ", ".join(path.with_suffix(".pt").name for path in unreadable)
         raise CheckpointError(
             f"{folder / 'checkpoints'}: none of the checkpoints can be read ({names}); replace "
@@ -50,7 +51,7 @@ def find_resume_checkpoint(folder: Path, recipe: Recipe) -> Checkpoint | None:
         log.warning("%s: no checkpoint was written yet; starting at step 0", folder)
     else:
         stored = from_dict(checkpoint.recipe)
-        _refuse_changed_settings(checkpoint.path, stored, checkpoint.processes, recipe)
+        refuse_changed_settings(checkpoint.path, stored, checkpoint.processes, recipe, world_size())
     if rank() == 0:
         _adopt_settings(folder, before, processes, recipe)
     return checkpoint
@@ -89,41 +90,9 @@ def _adopt_settings(folder: Path, before: Recipe, processes: int, now: Recipe) -
         folder_module.write_recipe(folder, now)
 
 
-def _refuse_changed_settings(path: Path, before: Recipe, processes: int, now: Recipe) -> None:
-    """Refuse to resume with a recipe that differs in more than `machine` from that in `path`."""
-    old = _leaves(determining_values(before, processes))
-    new = _leaves(determining_values(now, world_size()))
-    changed = [
-        f"{key} was {old.get(key)} and is now {new.get(key)}"
-        for key in sorted({*old, *new})
-        if old.get(key) != new.get(key)
-    ]
-    if not changed:
-        return
-    text = f"{path}: --resume needs the same settings, but " + "; ".join(changed)
-    if processes != world_size():
-        raise RecipeError(
-            f"{text}, counting the images of all processes ({processes} before, {world_size()} "
-            f"now). Start {processes} processes again, or set batch.source and batch.target so "
-            "that a step has as many images as before"
-        )
-    raise RecipeError(f"{text}. Start a new run with --init instead")
-
-
-def _leaves(value: object, prefix: str = "") -> dict[str, object]:
-    """Return the values of nested dictionaries by their dotted keys."""
-    if not isinstance(value, dict):
-        return {prefix[1:]: value}
-    return {
-        key: leaf
-        for name in value
-        for key, leaf in _leaves(value[name], f"{prefix}.{name}").items()
-    }
-
-
 def refuse_different_settings(recipe: Recipe) -> None:
     """Refuse a run whose processes have different settings; which device and loaders may differ."""
-    values = _leaves(to_dict(recipe))
+    values = leaves(to_dict(recipe))
     for own in ("machine.device", "machine.workers"):
         del values[own]
     if differences := differences_between_ranks(values):
@@ -139,7 +108,7 @@ def load_start_checkpoint(folder: Path) -> Checkpoint | None:
     None if the run starts from its recipe's weights, or has its own checkpoint.
     """
     start = folder / folder_module.START_FILE
-    if not start.is_file() or checkpoints.list_manifests(folder / "checkpoints"):
+    if not start.is_file() or list_manifests(folder / "checkpoints"):
         return None
     stored = read_json(start, Start)
     if not stored:

@@ -11,6 +11,7 @@ from udaseg.data.datasets.index import PreparedDataset
 from udaseg.data.datasets.joined import join_datasets
 from udaseg.data.files.bit_depth import bits_of_files
 from udaseg.data.open import hold_files, open_dataset
+from udaseg.data.prepare.locate import prepared_folder
 from udaseg.display.progress import LazyProgress
 from udaseg.distributed import local_rank_zero_first, on_rank_zero, rank, world_size
 from udaseg.errors import UsageError
@@ -30,6 +31,7 @@ from udaseg.recipe.stages import adapts, stages_of
 from udaseg.runs import folder as folder_module
 from udaseg.runs.base import find_base
 from udaseg.runs.checkpoint import Checkpoint, find_checkpoint
+from udaseg.runs.folder import with_data_names, with_located_data
 from udaseg.runs.leftovers import writing_in_run
 from udaseg.runs.run import Run
 from udaseg.runs.scores import Scores
@@ -222,10 +224,7 @@ def _train_recipe(
     ):
         raise UsageError("--resume cannot be combined with --init, --overwrite or --out")
     if options.resume is not None and folder_module.is_imported(Path(options.resume)):
-        raise UsageError(
-            f"{options.resume}: was made by `udaseg import` from weights alone, so there is no "
-            f"training to resume; start a new run from them with --init {options.resume}"
-        )
+        raise UsageError(folder_module.IMPORTED.format(run=options.resume))
     chosen, path = read_recipe(recipe, changes, overrides, options)
     if options.source_only and (chosen.method.kind != "source_only" or adapts(chosen)):
         raise UsageError(
@@ -249,7 +248,9 @@ def _train(recipe: Recipe, folder: Path, options: TrainOptions) -> None:
         )
     recipe, options = _resume_after_restart(recipe, folder, options)
     refuse_different_settings(recipe)
-    recipe, data, criterion_sets = _open_data(recipe, Path(options.root))
+    located = recipe if options.resume is None else with_located_data(recipe, folder)
+    opened, data, criterion_sets = _open_data(located, Path(options.root))
+    recipe = with_data_names(opened, recipe)
     start = _start_checkpoint(options, folder)
     if options.resume is None:
         recipe = _on_base_of(recipe, start)
@@ -316,6 +317,16 @@ def _open_data(recipe: Recipe, root: Path) -> tuple[Recipe, RunData, EvaluationS
     if validation is None:
         recipe = replace(recipe, validation=replace(recipe.validation, data=None))
     return recipe, RunData(join_datasets(sources), target, validation), criterion_sets
+
+
+def _data_paths(recipe: Recipe, root: Path) -> dict[str, str]:
+    """Return the absolute paths of the data that the recipe names by a path."""
+    scored = () if recipe.validation.data is None else (recipe.validation.data,)
+    return {
+        name: str(Path(name).absolute())
+        for name in (*recipe.source.sets, *recipe.target.sets, *scored)
+        if Path(name).exists() and prepared_folder(name, root) is None
+    }
 
 
 def _open_validation(recipe: Recipe, root: Path) -> PreparedDataset | None:
@@ -393,7 +404,13 @@ def _claimed(
         if options.resume is None:
             # again: another process may have begun and ended a run since
             folder_module.refuse_existing_run(folder, overwrite=options.overwrite)
-            folder_module.fill_run_folder(folder, recipe, options.command or (), init=start)
+            folder_module.fill_run_folder(
+                folder,
+                recipe,
+                options.command or (),
+                init=start,
+                data=_data_paths(recipe, Path(options.root)),
+            )
         stack.enter_context(writing_in_run(folder))
         stack.enter_context(log_to_file(folder / "train.log"))
         return is_here

@@ -34,6 +34,9 @@ def calibrate(
 ) -> None:
     """Calibrate the confidence of predictions without target labels."""
     set_verbosity(verbose, quiet)
+    from udaseg.preflight import check_networks
+
+    check_networks(run, device=device, root=root)
     import udaseg
 
     calibration = udaseg.calibrate(

@@ -84,6 +84,10 @@ def evaluate(
     factors = options.parse_scales(scales)
     window_size = options.parse_height_width("--window", window)
     set_verbosity(verbose, quiet)
+    from udaseg.preflight import check_networks
+
+    for name in (data or "").split(",") if data else [None]:
+        check_networks(run, device=device, data=name, root=root)
     import udaseg
     from udaseg.cli.printing.scores import print_matrix, print_scores, print_submission
 

@@ -89,6 +89,9 @@ def sweep(
     varied = any("adapters" in word for word in (*swept, *(each or ())))
     given = any(recipe.model.adapters is not None for recipe in recipes)
     options.refuse_idle_base(has_adapters=varied or given)
+    from udaseg.preflight import check_networks
+
+    check_networks(init, root=root)
     import udaseg
     from udaseg.cli.printing.experiments import print_settings, print_sweep
 
@@ -131,6 +134,9 @@ def table(
     output_format: RunFormat = "table",
 ) -> None:
     """Compare the scores of runs by method and class, over seeds."""
+    from udaseg.preflight import check_runs
+
+    check_runs(*runs, baseline)
     import udaseg
     from udaseg.cli.printing.experiments import print_table
 

@@ -50,6 +50,9 @@ def export(
 ) -> None:
     """Export the network to ONNX for any image size and check it, or export its weights."""
     set_verbosity(verbose, quiet)
+    from udaseg.preflight import check_networks
+
+    check_networks(run, root=root)
     import udaseg
     from udaseg.display.console import open_console, safe_text
 

@@ -39,6 +39,9 @@ def features(
 ) -> None:
     """Draw features of both domains (PCA, t-SNE) and measure distances of classes."""
     set_verbosity(verbose, quiet)
+    from udaseg.preflight import check_networks
+
+    check_networks(run, device=device, data=data, root=root)
     import udaseg
     from udaseg.cli.printing.features import print_features
     from udaseg.display.console import print_json

@@ -53,6 +53,9 @@ def grid(
 ) -> None:
     """Write images, the masks of runs and the truth, side by side, as one PNG."""
     set_verbosity(verbose, quiet)
+    from udaseg.preflight import check_networks
+
+    check_networks(*runs, device=device, data=data, root=root)
     import udaseg
     from udaseg.display.console import print_line
 

@@ -19,6 +19,10 @@ def info(
     set_verbosity(verbose, quiet)
     from rich.table import Table
 
+    from udaseg.preflight import check_runs
+
+    check_runs(run)
+
     import udaseg
     from udaseg.display.console import print_json, safe_text, show_table
 
@@ -41,6 +45,9 @@ def verify(
 ) -> None:
     """Check that a run is complete, unchanged and scores as expected."""
     set_verbosity(verbose, quiet)
+    from udaseg.preflight import check_runs
+
+    check_runs(run)
     import udaseg
     from udaseg.display.console import print_json, print_line
 

@@ -103,6 +103,9 @@ def predict(
     """Write a mask for each image and each video frame."""
     window_px = parse_height_width("--window", window)
     set_verbosity(verbose, quiet)
+    from udaseg.preflight import check_networks
+
+    check_networks(device=device, root=Path())
     import udaseg
 
     options = udaseg.PredictOptions(

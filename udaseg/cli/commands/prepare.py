@@ -43,7 +43,7 @@ def prepare(
     ] = None,
     seed: Annotated[int, typer.Option(help="Random seed of toyland.")] = 0,
     size: Annotated[
-        str | None, typer.Option(metavar="HxW", help="Size of the toyland images.")
+        str | None, typer.Option(metavar="[H,W]", help="Height and width of the toyland images.")
     ] = None,
     workers: Annotated[int, typer.Option(help="Number of threads (-1: one per core).")] = -1,
     cache: Annotated[

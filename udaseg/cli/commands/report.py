@@ -37,6 +37,10 @@ def report(
 ) -> None:
     """Write an HTML report of a run, or of several runs compared."""
     set_verbosity(verbose, quiet)
+    from udaseg.preflight import check_networks, check_runs
+
+    check_runs(*runs, baseline)
+    check_networks(device=device, root=root)
     import udaseg
     from udaseg.display.console import print_line
 

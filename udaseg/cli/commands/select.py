@@ -62,6 +62,9 @@ def select(
 ) -> None:
     """Choose the best checkpoint or run without target labels."""
     set_verbosity(verbose, quiet)
+    from udaseg.preflight import check_networks
+
+    check_networks(*runs, device=device, data=data, root=root)
     import udaseg
 
     if worth_it:

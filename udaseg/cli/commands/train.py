@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from udaseg.cli import options
+from udaseg.cli.command import NEWEST
 from udaseg.cli.verbosity import set_verbosity
 from udaseg.errors import UsageError
 
@@ -56,6 +57,7 @@ def _training_command(
         quiet: options.Quiet = False,
     ) -> None:
         # the recipe's schema is not needed for --help
+        from udaseg.preflight import newest_unfinished_run
         from udaseg.recipe.request import Overrides, requested_recipe
 
         everyday = Overrides(
@@ -79,8 +81,22 @@ def _training_command(
                 {"--out": out is not None, "--init": init is not None, "--overwrite": overwrite},
             )
         set_verbosity(verbose, quiet)
+        if resume == NEWEST and not resume.exists():
+            resume = newest_unfinished_run(Path("runs"))
         recipe, path = requested_recipe(words or [], everyday, default, method, resume)
         options.refuse_idle_base(has_adapters=recipe.model.adapters is not None)
+        from udaseg.preflight import check_training
+
+        if not dry_run:
+            check_training(
+                recipe,
+                root=root,
+                out=out,
+                several=seeds is not None,
+                resume=resume,
+                init=init,
+                overwrite=overwrite,
+            )
         import udaseg
         from udaseg.cli.printing.training import print_recipe, print_run, print_seeds
 

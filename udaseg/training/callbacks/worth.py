@@ -9,7 +9,8 @@ from udaseg.inference import trained_model
 from udaseg.inference.trained_model import Model
 from udaseg.models.segmenter import evaluation_mode
 from udaseg.runs.best import warm_up_folder
-from udaseg.runs.checkpoint import checkpoint_path, list_manifests, step_of
+from udaseg.runs.checkpoint import checkpoint_path
+from udaseg.runs.manifests import list_manifests, step_of
 from udaseg.runs.worth import Worth, write_worth
 from udaseg.selection.candidates import EvaluationSets
 from udaseg.selection.images import choose_images

@@ -1,0 +1,156 @@
+"""What can be known without torch is refused without it: torch takes seconds to import."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import udaseg
+from tests.support import files
+from udaseg.cli.main import main
+from udaseg.recipe.library import recipes_folder
+from udaseg.recipe.load import dump, load
+from udaseg.recipe.request import Overrides, requested_recipe
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+TOY = ["toyland/rccr", "--source", "toyland", "--target", "photos"]
+
+REFUSED = [
+    (["info", "nope"], 3, "nope: no such run or checkpoint"),
+    (["verify", "nope"], 3, "nope: no such run or checkpoint"),
+    (["eval", "nope"], 3, "nope: no such run or checkpoint"),
+    (["eval", "empty"], 3, "empty: holds no readable checkpoint"),
+    (["eval", "."], 3, "name one of its runs: run"),
+    (["report", "nope"], 3, "nope: no such run or checkpoint"),
+    (["report", "run", "--baseline", "nope"], 3, "nope: no such run or checkpoint"),
+    (["table", "run", "nope"], 3, "nope: no such run or checkpoint"),
+    (["select", "nope"], 3, "nope: no such run or checkpoint"),
+    (["calibrate", "nope"], 3, "nope: no such run or checkpoint"),
+    (["export", "nope"], 3, "nope: no such run or checkpoint"),
+    (["features", "nope"], 3, "nope: no such run or checkpoint"),
+    (["grid", "nope"], 3, "nope: no such run or checkpoint"),
+    (["grid", "photos", "--device", "gpu"], 2, "--device must be auto, cpu, cuda or cuda:N"),
+    (["predict", "nope.png"], 3, "nope.png: does not exist"),
+    (["predict", "empty"], 3, "empty"),
+    (["predict", "photos"], 2, "no finished run found"),
+    (["predict", "photos", "--model", "nope"], 3, "nope: no such run or checkpoint"),
+    (["predict", "photos", "--device", "gpu"], 2, "--device must be auto, cpu, cuda or cuda:N"),
+    (["predict", "photos", "--model", "run", "-o", "done"], 2, "--overwrite"),
+    (["adapt"], 3, "gta5: not prepared below data; run `udaseg prepare gta5`"),
+    (["adapt", "--device", "gpu"], 2, "must be auto, cpu, cuda or cuda:N, got gpu"),
+    (["adapt", "--method", "rccl"], 2, "did you mean 'rccr'?"),
+    (["adapt", "--network", "lite"], 2, "light"),
+    (["adapt", "model.backbone=resnet500"], 2, "resnet50"),
+    (["adapt", *TOY, "--out", "run"], 2, "run: exists already"),
+    (["adapt", *TOY, "--out", "photos"], 2, "photos: is not a run folder"),
+    (["adapt", *TOY, "--init", "nope"], 3, "nope: no such run or checkpoint"),
+    (["adapt", *TOY, "model.weights=nope.pth"], 3, "nope.pth: no such weights file"),
+    (["adapt", "toyland/rccr", "--target", "nope"], 3, "nope: no prepared dataset"),
+    (["adapt", "--resume", "nope"], 2, "nope: not a run folder"),
+    (["adapt", "--resume", "run", "--steps", "3"], 2, "steps was 500 and is now 3"),
+    (["sweep", "toyland/rccr", "--init", "nope"], 3, "nope: no such run or checkpoint"),
+    (["doctor", "nope"], 3, "nope: no prepared dataset"),
+    (["prepare", "GTA"], 3, "did you mean 'gta5'?"),
+]
+
+_RUN = """
+import contextlib, io, json, sys
+for name in ("torch", "torchvision", "timm"):
+    sys.modules[name] = None
+from udaseg.cli.main import main
+results = []
+for words in json.loads(sys.argv[1]):
+    stderr = io.StringIO()
+    with contextlib.redirect_stderr(stderr):
+        try:
+            main(words)
+        except SystemExit as stop:
+            results.append([stop.code, stderr.getvalue()])
+print(json.dumps(results))
+"""
+
+
+@pytest.fixture(scope="module")
+def refusals(tmp_path_factory):
+    """Return code and stderr of each command, in a process that has no torch."""
+    home = tmp_path_factory.mktemp("home")
+    (home / "empty").mkdir()
+    files.put(home / "photos/0.png", files.image_png(32, 32, 0))
+    (home / "run/checkpoints").mkdir(parents=True)
+    (home / "run/checkpoints/step-000001.json").touch()
+    recipe = load(recipes_folder() / "toyland/rccr.yaml", overrides=["target.data=photos"])
+    (home / "run/recipe.yaml").write_text(dump(recipe))
+    files.put(home / "done/ids/0.png", files.gray_png(np.zeros((32, 32), int)))
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    environment.pop("UDASEG_DATA", None)
+    commands = json.dumps([words for words, _, _ in REFUSED])
+    result = subprocess.run(
+        [sys.executable, "-c", _RUN, commands],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=home,
+        env=environment,
+    )
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+@pytest.mark.parametrize("number", range(len(REFUSED)), ids=lambda n: " ".join(REFUSED[n][0]))
+def test_what_can_be_known_without_torch_is_refused_without_it(refusals, number):
+    _, code, message = REFUSED[number]
+    given, stderr = refusals[number]
+    assert (given, message in stderr) == (code, True), stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--source", "gta5", "--target", "gta5"], "source and target are both gta5"),
+        (["--source", "cityscapes", "--target", "gta5"], "are --source and --target swapped?"),
+        (["toyland/dacs", "--source", "toyland-target", "--target", "toyland"], "swapped?"),
+        (["--source", "gta5", "--target", "cityscapes"], ""),
+        (["--source", "acdc", "--target", "bdd100k"], ""),
+    ],
+)
+def test_domains_that_are_swapped_or_the_same_are_warned_of(words, message, caplog):
+    named, options = ([words[0]], words[1:]) if "/" in words[0] else ([], words)
+    requested_recipe(named, Overrides(source=options[1], target=options[3]), "rccr")
+    warnings = [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
+    assert len(warnings) == bool(message)
+    assert message in "".join(warnings)
+
+
+def test_an_oracle_is_not_warned_of(caplog):
+    requested_recipe([], Overrides(source="cityscapes", target="cityscapes"), "source_only")
+    assert not caplog.records
+
+
+def test_resume_without_a_run_takes_the_newest_that_is_not_done(tmp_path, monkeypatch, capsys):
+    recipe = dump(load(recipes_folder() / "toyland/rccr.yaml"))
+    for name, state, time in (("a", "interrupted", 3.0), ("b", "failed", 5.0), ("c", "done", 9.0)):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "recipe.yaml").write_text(recipe)
+        status = {"state": state, "unix_time": time}
+        (tmp_path / "runs" / name / "status.json").write_text(json.dumps(status))
+    monkeypatch.chdir(tmp_path)
+    resumed = []
+    monkeypatch.setattr(udaseg, "adapt", lambda **given: resumed.append(given["options"].resume))
+    for words in (["--resume"], ["--resume", "-v"], ["--resume", "machine.workers=0"]):
+        with pytest.raises(SystemExit) as stop:
+            main(["adapt", "--root", str(tmp_path), *words])
+        assert stop.value.code == 0, capsys.readouterr().err
+    assert resumed == [Path("runs/b")] * 3
+    assert "resuming runs/b" in capsys.readouterr().err
+    (tmp_path / "runs/a/status.json").unlink()
+    (tmp_path / "runs/b/status.json").unlink()
+    for name in "ab":
+        (tmp_path / "runs" / name / "recipe.yaml").unlink()
+    with pytest.raises(SystemExit) as stop:
+        main(["adapt", "--resume"])
+    assert stop.value.code == 2
+    assert "no run to resume" in capsys.readouterr().err

@@ -1,0 +1,279 @@
+"""The predictions of a network: one after another, or written as masks."""
+
+import logging
+import os
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
+from itertools import groupby
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from udaseg import __version__
+from udaseg.data.files.video import VideoReader
+from udaseg.data.labels.classes import IGNORE, classes_to_dict
+from udaseg.data.labels.tables import label_ids
+from udaseg.errors import DataError, Interrupted
+from udaseg.files import csv_text, write_json, write_text
+from udaseg.inference import trained_model
+from udaseg.inference.options import IDS_OF, MaskKind
+from udaseg.inference.prediction import Prediction, make_prediction
+from udaseg.inference.predictor import Predictor, PreparedImage
+from udaseg.inference.run_data import bits_of_run
+from udaseg.inference.sizes import network_input_size
+from udaseg.inference.tiles import TileOptions
+from udaseg.inference.trained_model import Model
+from udaseg.prediction import outputs
+from udaseg.prediction.images import Outcome, image_batches, predict_images, warn_of_few_bits
+from udaseg.prediction.inputs import Inputs, is_video
+from udaseg.prediction.label_files import label_file_path, write_label_files
+from udaseg.prediction.options import PredictOptions
+from udaseg.prediction.outputs import Job
+from udaseg.prediction.videos import frame_batches, predict_videos
+from udaseg.runs.calibration_file import read_temperature
+from udaseg.runs.worth import unknown_worth
+from udaseg.signals import StopSignal
+from udaseg.sizes import plain_size
+from udaseg.text import printable
+
+log = logging.getLogger(__name__)
+_FAILURES = "failures.csv"
+_SETTINGS = "prediction.json"
+_BATCH_ON_GPU = 8
+Network: TypeAlias = Model | str | os.PathLike[str]
+"""A network, or a run or checkpoint to load."""
+
+
+def stream(paths: Sequence[Path], model: Network, options: PredictOptions) -> Iterator[Prediction]:
+    """Return an iterator over the predictions of images and videos; the network is loaded now."""
+    predictor, _ = _make_predictor(_load_model(model, options)[0], options, kinds=None)
+    return _stream(paths, predictor)
+
+
+def _stream(paths: Sequence[Path], predictor: Predictor) -> Iterator[Prediction]:
+    """Yield the prediction of each image and each video frame, in order.
+
+    The images of a batch are read before the first of their predictions is yielded; further images
+    are read ahead in threads.
+    """
+    readable, outcome = False, Outcome()
+    with closing(_prepared_batches(paths, predictor, outcome)) as batches:
+        for batch in batches:
+            predictions = predictor.predict(batch)
+            for item in batch:
+                readable = True
+                yield make_prediction(predictions.pop(0), item.image, predictor.classes)
+    warn_of_few_bits(outcome, predictor)
+    if not readable:
+        raise DataError(f"none of {len(paths)} inputs could be predicted; the log has the reasons")
+
+
+def _prepared_batches(
+    paths: Sequence[Path], predictor: Predictor, outcome: Outcome
+) -> Generator[list[PreparedImage], None, None]:
+    for are_videos, group in groupby(paths, is_video):
+        if not are_videos:
+            jobs = [Job(path, {}) for path in group]
+            yield from image_batches(jobs, predictor, outcome)
+            continue
+        for path in group:
+            try:
+                with VideoReader(path) as video:
+                    yield from frame_batches(video, path, predictor)
+            except DataError as error:
+                outcome.skip(path, str(error))
+
+
+def write_all(
+    jobs: Sequence[Job], inputs: Inputs, model: Network, out: Path, options: PredictOptions
+) -> dict[str, Any]:
+    """Write the masks of all jobs and return the values of a `PredictSummary`."""
+    loaded, choice = _load_model(model, options)
+    predictor, temperature = _make_predictor(loaded, options, options.kinds)
+    facts = _mask_settings(loaded, options, temperature)
+    others = outputs.find_other_networks(out / _SETTINGS, facts, jobs, resume=options.resume)
+    settings = {
+        **facts,
+        **_saved_settings(options),
+        "network_input": plain_size(predictor.trained_size),
+        "batch": predictor.batch,
+        "udaseg": __version__,
+        **choice,
+        **({outputs.OTHER_NETWORKS: others} if others else {}),
+    }
+    outcome = Outcome()
+    images = [job for job in jobs if job.record is None]
+    videos = [job for job in jobs if job.record is not None]
+    with outputs.convert_write_errors(out), StopSignal() as stop, outputs.output_lock(out, jobs):
+        if options.overwrite:
+            outputs.remove_masks(jobs)
+        write_json(out / _SETTINGS, settings)
+        try:
+            if images:
+                predict_images(images, predictor, outcome, stop, resume=options.resume)
+            predict_videos(videos, predictor, outcome, stop, out, resume=options.resume)
+            if stop.number is None:
+                base = outputs.shared_folder_of(inputs)
+                write_label_files(options.label_files, images, base, out, loaded.classes)
+        finally:  # also when the machine fails in between
+            _write_failures(out / _FAILURES, outcome.failures)
+    warn_of_few_bits(outcome, predictor)
+    _raise_if_incomplete(jobs, outcome, stop, out / _FAILURES, overwrite=options.overwrite)
+    return {
+        "folders": _saved_paths(options, out),
+        "image_inputs": len(images),
+        "video_inputs": len(videos),
+        "images": len(jobs) - outcome.kept - len(outcome.failures) - outcome.videos,
+        "videos": outcome.videos,
+        "frames": outcome.frames,
+        "kept": outcome.kept,
+        "failures": dict(outcome.failures),
+        "failures_file": out / _FAILURES,
+        "pixels": dict(zip(loaded.classes.names, outcome.pixels.tolist(), strict=False)),
+        "abstained": int(outcome.pixels[IGNORE]),
+    }
+
+
+def _load_model(model: Network, options: PredictOptions) -> tuple[Model, dict[str, Any]]:
+    """Return the network to predict with, and how it was chosen if that depends on a verdict.
+
+    A network that is worse than before its adaptation is told.
+    """
+    if isinstance(model, Model):
+        return model, {}
+    run = Path(model)
+    follow = options.weights == "better"
+    weights = "student" if follow else options.weights
+    loaded = trained_model.load(run, weights=weights, device=options.device)
+    worth = trained_model.stored_worth(loaded) or unknown_worth(run)
+    if not follow:
+        if worth.verdict == "worse" and worth.baseline is not None:
+            log.warning(
+                "%s: the adaptation made it worse than %s, by criteria without target labels (%s); "
+                "--weights better takes that one",
+                loaded.checkpoint,
+                worth.baseline.checkpoint,
+                worth.reason,
+            )
+        return loaded, {}
+    chosen = "baseline" if worth.verdict == "worse" else "adapted"
+    level = logging.INFO if worth.verdict in ("better", "unclear") else logging.WARNING
+    told = "worth it? %s (%s): the %s network is used"
+    log.log(level, told, worth.verdict, worth.reason, chosen)
+    network = trained_model.load_baseline(worth, loaded) if chosen == "baseline" else loaded
+    return network, {"worth": {"verdict": worth.verdict, "network": chosen}}
+
+
+def _make_predictor(
+    model: Model, options: PredictOptions, kinds: Sequence[MaskKind] | None
+) -> tuple[Predictor, float | None]:
+    """Return the predictor of these options and the run's temperature; log both.
+
+    It predicts confidence only if the masks of `kinds` need it; for None, always.
+    """
+    if kinds is not None and "label-ids" in kinds:
+        label_ids(model.classes)  # raises for classes without label ids
+    log.info("%s, step %d, %s", model.checkpoint, model.step, model.weights)
+    confidence = kinds is None or "confidence" in kinds or options.abstain is not None
+    temperature = None
+    if confidence and options.calibrated:
+        temperature = read_temperature(model.checkpoint, model.weights)
+    if confidence:
+        _log_calibration(temperature, options)
+    predictor = Predictor(
+        model.segmenter,
+        model.classes,
+        network_input_size(model.recipe),
+        TileOptions(
+            model.device,
+            window=options.window,
+            flip=options.flip,
+            confidence=confidence,
+            temperature=temperature or 1.0,
+        ),
+        options.abstain,
+        logits=kinds is not None and "logits" in kinds,
+        batch=options.batch or (_BATCH_ON_GPU if model.device.type == "cuda" else 1),
+        bits=options.bits or bits_of_run(model.recipe),
+        resampling=model.recipe.target.resampling,
+    )
+    return predictor, temperature
+
+
+def _log_calibration(temperature: float | None, options: PredictOptions) -> None:
+    if temperature is None:
+        reason = "`udaseg calibrate` was not run for this checkpoint"
+        log.info(
+            "confidence is not calibrated: %s", reason if options.calibrated else "--uncalibrated"
+        )
+        return
+    log.info("confidence uses the run's temperature %.3f", temperature)
+    if options.flip or options.window is not None:
+        log.warning(
+            "the temperature was fitted without flip and window; with them it may not be accurate"
+        )
+
+
+def _mask_settings(
+    model: Model, options: PredictOptions, temperature: float | None
+) -> dict[str, Any]:
+    """Return the settings that the masks depend on, as JSON values."""
+    return {
+        "weights": model.weights,
+        "checkpoint": str(model.checkpoint.resolve()),
+        "step": model.step,
+        "checkpoint_sha256": model.sha256,
+        "flip": options.flip,
+        "window": None if options.window is None else list(options.window),
+        "temperature": temperature,
+        "abstain": options.abstain,
+        "bits": options.bits or bits_of_run(model.recipe),
+        "classes": classes_to_dict(model.classes),
+    }
+
+
+def _saved_settings(options: PredictOptions) -> dict[str, Any]:
+    """Return what is saved and the meaning of its ids, as JSON values."""
+    return {
+        "ignore": IGNORE,
+        "save": [*options.kinds, *options.label_files],
+        "ids": {kind: IDS_OF[kind] for kind in options.kinds if kind in IDS_OF},
+    }
+
+
+def _saved_paths(options: PredictOptions, out: Path) -> dict[str, Path]:
+    """Return the folder of each kind of mask, and the files of annotation tools."""
+    paths: dict[str, Path] = {kind: out / kind for kind in options.kinds}
+    paths.update((kind, label_file_path(kind, out)) for kind in options.label_files)
+    return paths
+
+
+def _write_failures(table: Path, failures: Sequence[tuple[Path, str]]) -> None:
+    """Write the failures to a CSV file; remove the file if there are none."""
+    if not failures:
+        table.unlink(missing_ok=True)
+        return
+    rows = [(_utf8_name(str(image)), _utf8_name(reason)) for image, reason in failures]
+    write_text(table, csv_text([("image", "reason"), *rows]))
+
+
+def _utf8_name(name: str) -> str:
+    """Return a name that can be written as UTF-8, whatever its bytes in the file system."""
+    return printable(name.encode("utf-8", "backslashreplace").decode("utf-8"))
+
+
+def _raise_if_incomplete(
+    jobs: Sequence[Job], outcome: Outcome, stop: StopSignal, failures_file: Path, *, overwrite: bool
+) -> None:
+    """Raise an error if a signal was received before the end, or if every input failed."""
+    noun = "images" if all(job.record is None for job in jobs) else "inputs"
+    if stop.number is not None and outcome.done < len(jobs):
+        replaced_option = " instead of --overwrite" if overwrite else ""
+        raise Interrupted(
+            f"stopped after {outcome.done} of {len(jobs)} {noun}; their masks are complete. "
+            f"Continue with the same command and --resume{replaced_option}",
+            stop.number,
+        )
+    if len(outcome.failures) == len(jobs):
+        raise DataError(
+            f"none of {len(jobs)} {noun} could be predicted; see {failures_file} for the reasons"
+        )

@@ -1,0 +1,139 @@
+"""What the command line refuses before it imports torch, which takes seconds.
+
+The functions that do the work check the same again; these come first where a user waits.
+"""
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from udaseg.data.open import refuse_unknown
+from udaseg.errors import CheckpointError, UsageError
+from udaseg.recipe.choices import DEVICE, DEVICES
+from udaseg.recipe.load import load
+from udaseg.recipe.schema import NAMED_WEIGHTS, Recipe
+from udaseg.recipe.stages import adapts, refuse_changed_settings
+from udaseg.runs import folder as run_folders
+from udaseg.runs.base import given_base
+from udaseg.runs.folder import with_located_data
+from udaseg.runs.manifests import refuse_missing_run, refuse_without_checkpoint
+from udaseg.runs.records import read_status
+from udaseg.text import shortened
+
+log = logging.getLogger(__name__)
+
+
+def check_runs(*runs: Path | None) -> None:
+    """Refuse runs and checkpoints that do not exist.
+
+    Raises:
+        CheckpointError: There is nothing of that name.
+    """
+    for run in runs:
+        if run is not None:
+            refuse_missing_run(run)
+
+
+def check_networks(
+    *runs: Path | None, device: str = "auto", data: str | None = None, root: Path
+) -> None:
+    """Refuse what a command that runs a network cannot use.
+
+    Args:
+        runs: Runs or checkpoints; None is left out.
+        device: The value of `--device`.
+        data: The data set that is named, if any.
+        root: Folder of the prepared data sets.
+
+    Raises:
+        CheckpointError: There is no such run, or it has no checkpoint.
+        DataError: There is no such data set.
+        UsageError: There is no such kind of device.
+    """
+    if not DEVICE.fullmatch(device):
+        raise UsageError(f"--device must be {DEVICES}, got {shortened(device)}")
+    for run in runs:
+        if run is not None:
+            refuse_without_checkpoint(run)
+    if data is not None:
+        refuse_unknown(data, root=root)
+
+
+def check_training(
+    recipe: Recipe,
+    *,
+    root: Path,
+    out: Path | None = None,
+    resume: Path | None = None,
+    init: Path | None = None,
+    overwrite: bool = False,
+    several: bool = False,
+) -> None:
+    """Refuse a training whose data, weights or run folder cannot be used.
+
+    Args:
+        recipe: What is trained.
+        root: Folder of the prepared data sets.
+        out: The folder of a new run; None takes the default.
+        resume: The run that is continued.
+        init: The checkpoint to start from.
+        overwrite: Whether a run in the folder may be replaced.
+        several: Whether `out` is a folder of several runs, which may exist.
+
+    Raises:
+        UsageError: The run folder is taken, or what is resumed is no run.
+        RecipeError: A resumed run would change its settings.
+        CheckpointError: A file of weights or a checkpoint is missing.
+        DataError: A data set is missing.
+    """
+    folder = out or run_folders.default_run_folder(recipe)
+    if resume is not None:
+        _check_resume(recipe, resume)
+    elif not several and not run_folders.is_torchrun_restart(folder):
+        run_folders.refuse_existing_run(folder, overwrite=overwrite)
+    if init is not None:
+        refuse_without_checkpoint(init)
+    elif resume is None:
+        _check_weights(recipe)
+    for name in _data_sets(recipe if resume is None else with_located_data(recipe, resume)):
+        refuse_unknown(name, root=root)
+
+
+def newest_unfinished_run(folder: Path) -> Path:
+    """Return the run below `folder` that was written last and is not done; log its name.
+
+    Raises:
+        UsageError: There is none.
+    """
+    started = []
+    for recipe in [*folder.glob("*/recipe.yaml"), *folder.glob("*/*/recipe.yaml")]:
+        status = read_status(recipe.parent)
+        if status.get("state") != "done" and not run_folders.is_imported(recipe.parent):
+            started.append((status.get("unix_time", recipe.stat().st_mtime), recipe.parent))
+    if not started:
+        raise UsageError(f"{folder}/: no run to resume; name one with --resume RUN")
+    newest = max(started)[1]
+    log.info("resuming %s", newest)
+    return newest
+
+
+def _check_resume(recipe: Recipe, run: Path) -> None:
+    if run_folders.is_imported(run):
+        raise UsageError(run_folders.IMPORTED.format(run=run))
+    path, now = run / "recipe.yaml", int(os.environ.get("WORLD_SIZE", "1"))
+    before = run_folders.read_num_processes(run) or now
+    refuse_changed_settings(path, load(path, stored=True), before, recipe, now)
+
+
+def _check_weights(recipe: Recipe) -> None:
+    weights = recipe.model.weights
+    if weights not in NAMED_WEIGHTS and given_base() is None and not Path(weights).is_file():
+        raise CheckpointError(f"{weights}: no such weights file")
+
+
+def _data_sets(recipe: Recipe) -> Sequence[str]:
+    """Return the names of all data sets that a run reads, each once."""
+    targets = recipe.target.sets if adapts(recipe) else ()
+    scored = () if recipe.validation.data is None else (recipe.validation.data,)
+    return tuple(dict.fromkeys((*recipe.source.sets, *targets, *scored)))
