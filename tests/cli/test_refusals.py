@@ -50,7 +50,7 @@ REFUSED = [
     (["adapt", *TOY, "--init", "nope"], 3, "nope: no such run or checkpoint"),
     (["adapt", *TOY, "model.weights=nope.pth"], 3, "nope.pth: no such weights file"),
     (["adapt", "toyland/rccr", "--target", "nope"], 3, "nope: no prepared dataset"),
-    (["adapt", "--resume", "nope"], 2, "nope: not a run folder"),
+    (["adapt", "--resume", "nope"], 3, "nope: not a run folder"),
     (["adapt", "--resume", "run", "--steps", "3"], 2, "steps was 500 and is now 3"),
     (["sweep", "toyland/rccr", "--init", "nope"], 3, "nope: no such run or checkpoint"),
     (["doctor", "nope"], 3, "nope: no prepared dataset"),

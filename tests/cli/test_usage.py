@@ -150,6 +150,7 @@ def test_adapt_needs_nothing(commands: Commands) -> None:
         "dry_run": False,
         "fit_memory": False,
         "source_only": False,
+        "timed": False,
     }
 
 
@@ -378,6 +379,7 @@ def test_info_and_demo_are_called(commands: Commands) -> None:
         ("adapt stepps=5", "did you mean 'steps'?"),
         ("adapt --steps 5 steps=6", "contradicts"),
         ("adapt --resume . --init c.pt --overwrite", "leave out --init, --overwrite"),
+        ("adapt --time", "--time needs --dry-run"),
         ("adapt -v -q", "-v and -q contradict each other"),
         ("train --method nosuch", "no method 'nosuch'"),
         ("eval", "Missing argument"),

@@ -30,7 +30,7 @@ def predict(
         video,
         uncalibrated=not calibrated,
         weights=weights,
-        window=None if window is None else f"{window[0]}x{window[1]}",
+        window=None if window is None else f"[{window[0]}, {window[1]}]",
         **{"device": "cpu", **options},
     )
 

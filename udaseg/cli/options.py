@@ -103,7 +103,14 @@ KeepBest = Annotated[
     typer.Option(help="Also keep the best checkpoint by this criterion (needs no target labels)."),
 ]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Print the recipe and the plan, then exit.")
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Print the recipe and the plan, then exit. Needs no prepared data, writes nothing.",
+    ),
+]
+Timed = Annotated[
+    bool, typer.Option("--time", help="With --dry-run: time a few steps and estimate the run.")
 ]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Verbose output.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Only print warnings and errors.")]

@@ -3,29 +3,37 @@
 import gc
 import logging
 import math
+import os
 import shlex
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from udaseg.data.datasets.index import PreparedDataset, Sample
+from udaseg.data.datasets.joined import join_datasets
 from udaseg.data.labels.classes import ClassSpace
+from udaseg.data.loading.batches import Batch
+from udaseg.data.open import open_dataset
+from udaseg.data.prepare.planned import is_stand_in, planned_dataset
 from udaseg.display.console import open_console, safe_text
 from udaseg.distributed import world_size
 from udaseg.errors import DataError
 from udaseg.models.segmenter import evaluation_mode
 from udaseg.recipe.methods import warm_up_steps
 from udaseg.recipe.schema import Recipe, Source
-from udaseg.recipe.stages import Stage, stages_of
+from udaseg.recipe.stages import Stage, adapts, stages_of
 from udaseg.sizes import Resize, ShortSide, distorts, recipe_size
-from udaseg.text import bits_text, count_text
+from udaseg.text import bits_text, count_text, format_duration
 from udaseg.training.footprint import Footprint, estimate_footprint
 from udaseg.training.setup import RunData, TrainingSetup, class_totals, estimated_setup
+from udaseg.training.step import compute_gradients
 
 log = logging.getLogger(__name__)
 _HOUR_S = 3600
+_TIMED_STEPS = 2
 _LONG_S = 4 * _HOUR_S
 """A run on a CPU that takes longer is warned of."""
 _MANY_PARAMETERS = 10_000_000
@@ -79,7 +87,15 @@ def print_plan(
         rows["warm-up"] = f"the first {warm_up} of these steps on the source alone"
     if len(stages) > 1:
         rows["stages"] = ", ".join(f"{stage.name} to step {stage.end}" for stage in stages)
+    if assumed := [each.name for each in _datasets(data) if is_stand_in(each)]:
+        names = ", ".join(dict.fromkeys(assumed))
+        rows["assumed"] = f"{names}: not prepared; published numbers and sizes of images"
     _print_rows([*rows.items(), ("run", str(folder))])
+
+
+def _datasets(data: RunData) -> list[PreparedDataset]:
+    others = [each for each in (data.target, data.validation) if each is not None]
+    return [*data.source.parts, *others]
 
 
 def _stride_text(setup: TrainingSetup) -> str:
@@ -240,6 +256,12 @@ def print_memory_plan(recipe: Recipe, first: TrainingSetup, data: RunData) -> No
             log.warning("memory cannot be estimated: %s", str(error).partition("\n")[0])
             return
         rows.append(("memory", _format_memory(memory, stage.name, setup.device)))
+        if memory.total() > _memory_of_machine(setup.device):
+            log.warning(
+                "this needs more memory than %s has; use smaller crops or batches, --fit, or "
+                "machine.micro_batches=2",
+                "this machine" if setup.device.type == "cpu" else str(setup.device),
+            )
     excluded = "excludes kernel workspaces, fragmentation and device context"
     rows.append(("", f"estimated from tensor sizes; {excluded}"))
     size = _format_bytes(memory.checkpoint_size())
@@ -260,9 +282,7 @@ def _format_memory(memory: Footprint, stage: str | None, device: torch.device) -
         for name, size in vars(memory).items()
         if size >= 2**17
     )
-    capacity = ""
-    if device.type == "cuda":
-        capacity = f" of {_format_bytes(torch.cuda.get_device_properties(device).total_memory)}"
+    capacity = f" of {_format_bytes(_memory_of_machine(device))}"
     prefix = "" if stage is None else f"stage {stage}: "
     return f"{prefix}{_format_bytes(memory.total())}{capacity} on {device}: {parts}"
 
@@ -285,3 +305,59 @@ def _stage_setups(
 def _format_bytes(count: int) -> str:
     """Return bytes as GiB, or as MiB below 0.5 GiB."""
     return f"{count / 2**30:.2f} GiB" if count >= 2**29 else f"{count / 2**20:.1f} MiB"
+
+
+def _memory_of_machine(device: torch.device) -> int:
+    """Return the bytes of memory of a device, or of this host."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def print_time_plan(setup: TrainingSetup) -> None:
+    """Time a few steps of the first stage and print to stderr what the run takes.
+
+    The setup must not be trained afterwards: its statistics have seen images of noise.
+    """
+    seconds, steps = _timed_seconds(setup), setup.recipe.steps
+    duration = format_duration(seconds * steps)
+    text = f"{seconds:.3g} s a step on {setup.device}, {duration} for {steps:,} steps"
+    _print_rows([("time", f"{text}; timed without reading images, scores and checkpoints")])
+
+
+def _timed_seconds(setup: TrainingSetup) -> float:
+    """Return the seconds of forward and backward pass of the last step, on images of noise."""
+    generator = torch.Generator().manual_seed(0)
+    tensors: dict[str, Any] = {
+        name: torch.zeros(size, dtype=torch.uint8)
+        if name.endswith("_labels")
+        else torch.randint(256, size, dtype=torch.uint8, generator=generator)
+        for name, size in setup.batches.shapes().items()
+    }
+    step, seconds = len(setup.batches) - 1, []
+    batch = Batch(step=step, progress=1.0, seed=0, **{"target_images": None, **tensors})
+    for _ in range(1 + _TIMED_STEPS):  # the first prepares kernels
+        begin = time.perf_counter()
+        compute_gradients(setup, batch.to(setup.device))
+        if setup.device.type == "cuda":
+            torch.cuda.synchronize(setup.device)
+        seconds.append(time.perf_counter() - begin)
+    return min(seconds[1:])
+
+
+def planned_data(recipe: Recipe, root: Path) -> tuple[Recipe, RunData]:
+    """Return the data of a run for its plan, and its recipe as it would be trained.
+
+    Nothing is written. Built-in data sets that are not prepared have their published sizes.
+    """
+
+    def opened(name: str) -> PreparedDataset:
+        return planned_dataset(name, root=root) or open_dataset(name, root=root)
+
+    sources = [opened(name) for name in recipe.source.sets]
+    target = opened(recipe.target.data) if adapts(recipe) else None
+    data, validation = recipe.validation.data, None
+    if data is not None:
+        validation = opened(data)
+        validation.split(recipe.validation.split)
+    return recipe, RunData(join_datasets(sources), target, validation)

@@ -39,7 +39,7 @@ from udaseg.runs.status import log_to_file
 from udaseg.selection.candidates import EvaluationSets
 from udaseg.training.callbacks.keep_best import open_criterion_sets
 from udaseg.training.callbacks.tensorboard import uses_tensorboard
-from udaseg.training.plan import print_memory_plan, print_plan
+from udaseg.training.plan import planned_data, print_memory_plan, print_plan, print_time_plan
 from udaseg.training.resume import (
     find_resume_checkpoint,
     load_start_checkpoint,
@@ -66,12 +66,13 @@ class TrainOptions:
         resume: Continue the run in this folder, with its recipe.
         init: Start from the student of this run or checkpoint.
         overwrite: Replace an existing run.
-        dry_run: Show only the plan and the memory estimate.
+        dry_run: Show only the plan and the memory estimate; needs no prepared data, writes nothing.
         fit_memory: Split steps into micro-batches until they fit in memory.
         source_only: Refuse a recipe that uses target images; `train` sets it.
         command: Command line of the user, stored in the run; None stores the Python function.
         recipe_path: File of a `Recipe`, for messages.
         on_finish: Called in the first process with each finished run and its final scores, if any.
+        timed: With `dry_run`, also time a few steps.
     """
 
     root: StrPath = "data"
@@ -84,6 +85,7 @@ class TrainOptions:
     command: Sequence[str] | None = None
     recipe_path: StrPath | None = None
     on_finish: Callable[[Run, Scores | None], None] | None = None
+    timed: bool = False
 
 
 def train(
@@ -249,7 +251,11 @@ def _train(recipe: Recipe, folder: Path, options: TrainOptions) -> None:
     recipe, options = _resume_after_restart(recipe, folder, options)
     refuse_different_settings(recipe)
     located = recipe if options.resume is None else with_located_data(recipe, folder)
-    opened, data, criterion_sets = _open_data(located, Path(options.root))
+    criterion_sets = None
+    if options.dry_run:
+        opened, data = planned_data(located, Path(options.root))
+    else:
+        opened, data, criterion_sets = _open_data(located, Path(options.root))
     recipe = with_data_names(opened, recipe)
     start = _start_checkpoint(options, folder)
     if options.resume is None:
@@ -267,6 +273,8 @@ def _train(recipe: Recipe, folder: Path, options: TrainOptions) -> None:
     if options.dry_run:
         if rank() == 0:
             print_memory_plan(recipe, setup, data)
+            if options.timed:
+                print_time_plan(setup)
         return
     with _claimed(folder, recipe, options, start) as is_here:
         checkpoint = None if options.resume is None else find_resume_checkpoint(folder, recipe)

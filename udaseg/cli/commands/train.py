@@ -53,6 +53,7 @@ def _training_command(
         keep_best: options.KeepBest = None,
         tensorboard: options.TensorBoard = None,
         dry_run: options.DryRun = False,
+        timed: options.Timed = False,
         verbose: options.Verbose = False,
         quiet: options.Quiet = False,
     ) -> None:
@@ -80,6 +81,8 @@ def _training_command(
                 "--resume continues in the folder of the run",
                 {"--out": out is not None, "--init": init is not None, "--overwrite": overwrite},
             )
+        if timed and not dry_run:
+            raise UsageError("--time needs --dry-run")
         set_verbosity(verbose, quiet)
         if resume == NEWEST and not resume.exists():
             resume = newest_unfinished_run(Path("runs"))
@@ -111,6 +114,7 @@ def _training_command(
             command=command_line(),
             recipe_path=path,
             on_finish=print_run,
+            timed=timed,
         )
         if seeds is not None:
             if seed is not None or any(word.startswith("seed=") for word in words or []):
