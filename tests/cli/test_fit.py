@@ -484,7 +484,7 @@ def test_info_tells_what_a_run_is(finished, tmp_path):
         (["adapt", "toyland/rccr", "model.weights=none.pth"], 3, "no such weights"),
         (["adapt", "toyland/rccr", "model.backbone=resnet9"], 2, "resnet18"),
         (["adapt", "toyland/rccr", "--init", "nowhere"], 3, "no such run"),
-        (["adapt", "--resume", "nowhere"], 2, "recipe.yaml"),
+        (["adapt", "--resume", "nowhere"], 3, "recipe.yaml"),
         (["eval", "nowhere"], 3, "no such run"),
         (["predict", "nowhere.png", "--checkpoint", "nowhere"], 3, "does not exist"),
         (["info", "nowhere"], 3, "no such run"),

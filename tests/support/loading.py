@@ -17,10 +17,11 @@ def replace_load(patch: pytest.MonkeyPatch, load: Callable[..., Any]) -> None:
 
 
 def accept_any_run(patch: pytest.MonkeyPatch) -> None:
-    """Refuse no run that does not exist."""
+    """Refuse no run, and no data set, that does not exist."""
     for module, name in (
         (preflight, "refuse_missing_run"),
         (preflight, "refuse_without_checkpoint"),
+        (preflight, "refuse_unknown"),
         (predict_module, "refuse_without_checkpoint"),
     ):
-        patch.setattr(module, name, lambda _: None)
+        patch.setattr(module, name, lambda *_, **__: None)
