@@ -10,7 +10,7 @@ from udaseg.data.files.images import read_image
 from udaseg.data.labels.classes import IGNORE, ClassSpace
 from udaseg.errors import EnvironmentFault
 from udaseg.files import open_atomic
-from udaseg.inference.input_images import MAX_PIXELS
+from udaseg.inference.options import MAX_PIXELS
 from udaseg.prediction.outputs import Job
 
 log = logging.getLogger(__name__)
