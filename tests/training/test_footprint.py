@@ -15,7 +15,9 @@ from udaseg.training.step import compute_gradients
 
 
 def dry_run(root, name, *words):
-    recipe = shipped(name, [*TINY, *words])
+    given = {word.partition("=")[0] for word in words}
+    tiny = [word for word in TINY if word.partition("=")[0] not in given]
+    recipe = shipped(name, [*tiny, *words])
     source, target = toy_pair(root)
     return build_setup(recipe, source, target if adapts(recipe) else None)
 
