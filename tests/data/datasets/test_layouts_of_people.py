@@ -253,3 +253,33 @@ def test_a_class_list_that_cannot_be_read_is_refused(tmp_path, classes, said):
     text = "images: i/*\nlabels: l/*\nlabel_format: labelme\n\nclasses: "
     with pytest.raises(DataError, match=said):
         _prepare(tmp_path, f"{text}{classes}\n")
+
+
+def test_names_with_other_endings_are_told_how_to_match(tmp_path):
+    _images(tmp_path, "i/00_img.png", "i/01_img.png")
+    for name in ("00_mask", "01_mask"):
+        files.put(tmp_path / f"l/{name}.png", files.gray_png(np.ones(SIZE, int)))
+    text = "images: i/*\nlabels: l/*\nclasses: [a, b]\n"
+    with pytest.raises(DataError) as caught:
+        _prepare(tmp_path, text)
+    (advice,) = [line for line in str(caught.value).splitlines() if "match:" in line]
+    assert advice.endswith("write `match: {strip: [_img, _mask]}`")
+    assert "--max-bad" not in str(caught.value)
+    assert _prepare(tmp_path, f"{text}match: {{strip: [_img, _mask]}}\n").counts == {"train": 2}
+
+
+def test_labels_that_are_all_wrong_are_named_once(tmp_path):
+    _images(tmp_path, *(f"{folder}/{number}.png" for folder in "il" for number in range(3)))
+    with pytest.raises(DataError) as caught:
+        _prepare(tmp_path, "images: i/*\nlabels: l/*\nclasses: [a, b]\n")
+    first, advice = str(caught.value).splitlines()
+    assert first.startswith(f"own: none of the 3 files can be used, such as {tmp_path}/l/")
+    assert first.endswith("use label_format rgb for colour-coded labels")
+    assert advice == "  fix them; no other file would be left"
+
+
+def test_a_glob_of_labels_without_a_match_says_what_is_there(tmp_path):
+    _images(tmp_path, "i/0.png")
+    files.put(tmp_path / "l/0.npy", b"x")
+    with pytest.raises(DataError, match=r"no label matches l/\*.png\n  files there: .npy \(1\)\n"):
+        _prepare(tmp_path, "images: i/*\nlabels: l/*.png\nclasses: [a, b]\n")

@@ -3,6 +3,7 @@
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,10 +12,12 @@ from udaseg.data.datasets.catalog import DOCUMENTS, resolve_declaration
 from udaseg.data.datasets.declaration import Declaration, unknown_rule_message
 from udaseg.data.datasets.index import read_index
 from udaseg.data.datasets.pairs import DatasetFiles, find_pairs
+from udaseg.data.files.find import find_files, static_prefix
 from udaseg.data.labels.objects.shared import forget_shared
 from udaseg.data.loading.cache_write import write_cache
 from udaseg.data.prepare import locate, rules
 from udaseg.data.prepare.convert import read_all
+from udaseg.data.prepare.label_guess import group_labels
 from udaseg.data.prepare.manifest import LabelReader, read_manifest, recorded_package
 from udaseg.data.prepare.report import (
     Faults,
@@ -230,11 +233,15 @@ class _Preparation:
                     f"{locate.download_instructions(declaration, self.root)}\n"
                     "  or, for an unlabelled target, use the folder of the images instead"
                 )
+            else:
+                advice = f"{_files_there(folder, pairs.label_globs_without_match)}{advice}"
             globs = ", ".join(pairs.label_globs_without_match)
             raise DataError(
                 f"{declaration.name}: {folder} has images, but no label matches {globs}\n{advice}"
             )
-        check_bad_files(declaration.name, list(map(str, pairs.unpaired)), self.options.max_bad)
+        hint = "" if any(pairs.splits.values()) else _matching_hint(pairs)
+        bad = list(map(str, pairs.unpaired))
+        check_bad_files(declaration.name, bad, self.options.max_bad, hint=hint)
         return pairs
 
     def _stored_report(self) -> PrepareReport | None:
@@ -305,6 +312,30 @@ class _Preparation:
             f"{owner}, prepared in {final}; choose another `name` in {declaration.path.name}, or "
             f"delete {final} if the other set is no longer needed"
         )
+
+
+def _files_there(folder: Path, globs: Sequence[str]) -> str:
+    """Return a line with the kinds of files that the folders of globs have; empty for none."""
+    counts = Counter(
+        path.suffix or "no suffix"
+        for glob in globs
+        for path in find_files(folder / static_prefix(glob), "**/*")
+    )
+    listed = ", ".join(f"{suffix} ({count})" for suffix, count in counts.most_common(5))
+    return f"  files there: {listed}\n" if listed else ""
+
+
+def _matching_hint(pairs: DatasetFiles) -> str:
+    """Return how names that differ only in their endings match; empty if they do not."""
+    images = [each.path for each in pairs.unpaired if each.code == "image-without-label"]
+    labels = [each.path for each in pairs.unpaired if each.code == "label-without-image"]
+    group = group_labels(images, labels) if images and labels else None
+    if group is None:
+        return ""
+    endings = ", ".join(filter(None, (group.image_ending, group.label_ending)))
+    return (
+        f"names of images and labels differ in their endings: write `match: {{strip: [{endings}]}}`"
+    )
 
 
 def _is_gone(path: Path) -> bool:

@@ -138,7 +138,7 @@ def build_report(
         if row.sample is not None:
             samples[row.split].append(row.sample)
     excluded = [*map(str, pairs.excluded), *(row.excluded for row in result.rows if row.excluded)]
-    check_bad_files(name, result.bad, options.max_bad)
+    check_bad_files(name, result.bad, options.max_bad, nothing_left=not result.rows)
     for split, split_samples in samples.items():
         if not split_samples:
             left_out = format_first([*excluded, *result.bad])
@@ -221,14 +221,30 @@ def format_id(number: LabelId, label_format: str | None) -> str:
     return str([number >> 16, number >> 8 & 255, number & 255])
 
 
-def check_bad_files(name: str, bad: Sequence[str], max_bad: int) -> None:
-    """Raise an error if more files are unusable than may be left out."""
-    if len(bad) > max_bad:
-        files, pronoun = ("1 file", "it") if len(bad) == 1 else (f"{len(bad)} files", "them")
-        raise DataError(
-            f"{name}: {files} cannot be used:\n{format_first(bad)}\n"
-            f"  fix or remove {pronoun}, or leave {pronoun} out with --max-bad {len(bad)}"
-        )
+def check_bad_files(
+    name: str, bad: Sequence[str], max_bad: int, *, nothing_left: bool = False, hint: str = ""
+) -> None:
+    """Raise an error if more files are unusable than may be left out.
+
+    Args:
+        name: Name of the data set.
+        bad: The files, each with the reason.
+        max_bad: Maximum number of files to leave out.
+        nothing_left: Whether no file would be left without them.
+        hint: What to do instead of leaving them out.
+    """
+    if len(bad) <= max_bad:
+        return
+    files, pronoun = ("1 file", "it") if len(bad) == 1 else (f"{len(bad)} files", "them")
+    advice = hint or f"fix or remove {pronoun}, or leave {pronoun} out with --max-bad {len(bad)}"
+    reasons = {line.partition(": ")[2] for line in bad}
+    if nothing_left:
+        advice = "fix them; no other file would be left"
+        if len(reasons) == 1 and len(bad) > 1:
+            raise DataError(
+                f"{name}: none of the {files} can be used, such as {bad[0]}\n  {advice}"
+            )
+    raise DataError(f"{name}: {files} cannot be used:\n{format_first(bad)}\n  {advice}")
 
 
 def format_first(lines: Sequence[str]) -> str:
