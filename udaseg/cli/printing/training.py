@@ -28,6 +28,7 @@ def print_run(run: "Run", scores: "Scores | None") -> None:
     console.print(safe_text(f"{recipe.name}: done, in {path}"))
     if recipe.validation.data is not None:
         console.print(safe_text(f"  udaseg eval {path}"))
+    console.print(safe_text(f"  udaseg report {path}"))
     console.print(safe_text(f"  udaseg predict IMAGES --checkpoint {path}"))
     if worth is None and adapts(recipe):
         console.print(safe_text(f"  udaseg select --worth-it {path} --baseline SOURCE_ONLY_RUN"))
