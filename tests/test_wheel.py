@@ -1,6 +1,7 @@
 """What the wheel and the source distribution contain, and what their metadata say."""
 
 import email
+import re
 import subprocess
 import sys
 import tarfile
@@ -60,7 +61,15 @@ def test_docs_examples_and_tests_are_in_the_source_distribution(built):
         tracked = [path for path in tracked if "__pycache__" not in path.parts]
         missing = {path.relative_to(REPOSITORY).as_posix() for path in tracked} - names
         assert not missing
-    for name in ("README.md", "ARCHITECTURE.md", "CHANGELOG.md", "LICENSE", "Makefile"):
+    for name in (
+        "README.md",
+        "ARCHITECTURE.md",
+        "CHANGELOG.md",
+        "LICENSE",
+        "Makefile",
+        "CITATION.cff",
+        "mkdocs.yml",
+    ):
         assert name in names
 
 
@@ -69,7 +78,15 @@ def test_the_metadata_name_every_extra_and_show_the_readme(built):
         (name,) = [name for name in opened.namelist() if name.endswith("/METADATA")]
         metadata = email.message_from_string(opened.read(name).decode("utf-8"))
     assert metadata["Description-Content-Type"] == "text/markdown"
-    assert metadata.get_payload() == (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    address = PROJECT["urls"]["Repository"]
+    shown = metadata.get_payload()
+    assert f"]({address}/blob/main/docs/datasets.md" in shown
+    assert not re.findall(r"\]\((?!https:|#)", shown)
+    assert (
+        shown.replace(f"]({address}/blob/main/", "](").replace(f"]({address}/raw/main/", "](")
+        == readme
+    )
     assert set(metadata.get_all("Provides-Extra")) == set(PROJECT["optional-dependencies"])
     requirements = metadata.get_all("Requires-Dist")
     assert len([each for each in requirements if "extra ==" not in each]) == len(
