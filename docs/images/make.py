@@ -1,0 +1,103 @@
+"""Makes the pictures of the docs, with the tool itself: `python docs/images/make.py [--root DATA]`.
+
+`terminal.svg` shows what `udaseg adapt` prints in a terminal, by rich's own export;
+`adaptation.jpg` shows masks of toyland before and after. Both take minutes on a CPU.
+"""
+
+import argparse
+import io
+import os
+import pty
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+from rich.console import Console
+from rich.text import Text
+
+HERE = Path(__file__).resolve().parent
+COLUMNS = 110
+_CONTROL = re.compile(r"\x1b\[(\d*)A|\x1b\[2K|\x1b\[\?\d+[hl]|\r|\n")
+
+
+def main() -> None:
+    """Make the pictures that the command line names, or all."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "names", nargs="*", choices=["terminal", "adaptation"], help="all by default"
+    )
+    parser.add_argument("--root", type=Path, default=Path("data"), help="folder of prepared data")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        if "terminal" in (arguments.names or ["terminal"]):
+            record_terminal(arguments.root, Path(folder))
+        if "adaptation" in (arguments.names or ["adaptation"]):
+            draw_adaptation(arguments.root, Path(folder))
+
+
+def record_terminal(root: Path, folder: Path) -> None:
+    """Write what a short adaptation between the toy cities prints, as `terminal.svg`."""
+    shown = "udaseg adapt toyland/rccr --steps 100"
+    words = [*shlex.split(shown)[1:], "--root", root, "--out", folder / "toyland-rccr-s0"]
+    screen = run_in_terminal([sys.executable, "-m", "udaseg", *map(str, words)])
+    console = Console(record=True, width=COLUMNS, file=io.StringIO())
+    console.print(Text(f"$ {shown}", style="bold"))
+    console.print(Text.from_ansi(screen.replace(f"{folder}/", "runs/")))
+    console.save_svg(str(HERE / "terminal.svg"), title="udaseg")
+
+
+def run_in_terminal(command: list[str]) -> str:
+    """Run a command in a terminal, and return the lines that are left on its screen."""
+    master, slave = pty.openpty()
+    variables = {**os.environ, "COLUMNS": str(COLUMNS), "LINES": "60", "TERM": "xterm-256color"}
+    process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, env=variables)
+    os.close(slave)
+    written = b""
+    while True:
+        try:
+            written += os.read(master, 65536)
+        except OSError:  # the command has ended
+            break
+    if process.wait() != 0:
+        raise SystemExit(written.decode(errors="replace"))
+    return left_on_screen(written.decode())
+
+
+def left_on_screen(written: str) -> str:
+    """Return the last state of the lines that a command writes, erases and writes again."""
+    lines, row, start = [""], 0, 0
+    for match in _CONTROL.finditer(written):
+        lines[row] += written[start : match.start()]
+        start = match.end()
+        if match[1] is not None:
+            row = max(row - int(match[1] or 1), 0)
+        elif match[0] == "\x1b[2K":
+            lines[row] = ""
+        elif match[0] == "\n":
+            row += 1
+            lines += [""] * (row == len(lines))
+    return "\n".join(lines).rstrip()
+
+
+def draw_adaptation(root: Path, folder: Path) -> None:
+    """Write images, masks of a source-only and an adapted network, and truth: `adaptation.jpg`."""
+    runs = [folder / "source_only", folder / "rccr"]
+    for command, run in zip(("train", "adapt"), runs, strict=True):
+        udaseg(command, f"toyland/{run.name}", "--root", root, "--out", run)
+    udaseg("grid", *runs, "--root", root, "--out", folder / "grid.png")
+    with Image.open(folder / "grid.png") as picture:
+        picture.thumbnail((1240, 1240))
+        picture.convert("RGB").save(HERE / "adaptation.jpg", quality=82)
+
+
+def udaseg(*words: object) -> None:
+    """Run a command of udaseg."""
+    subprocess.run([sys.executable, "-m", "udaseg", *map(str, words)], check=True)
+
+
+if __name__ == "__main__":
+    main()
