@@ -119,12 +119,12 @@ def test_the_page_says_what_was_run_and_what_came_of_it(home):
 
 def test_the_verdict_on_the_adaptation_is_shown(home):
     text = report(home, "adapted", "--images", 0)[1].read_text()
-    assert "<strong>adapted: unknown</strong>" in text
+    assert "Not known whether adaptation helped" in text
     assert "select --worth-it adapted --baseline SOURCE_ONLY_RUN" in text
     networks = [ComparedNetwork("a.pt", step, "", False, {}) for step in (30, 10)]
     write_worth(home["path"] / "adapted", Worth("worse", "drift says so", [], [], [], *networks))
     text = report(home, "adapted", "--images", 0)[1].read_text()
-    assert "<strong>adapted: worse</strong> (drift says so)" in text
+    assert "Without target labels: worse (drift says so)." in text
     assert "the adaptation made the network worse: drift says so" in text
 
 
@@ -164,13 +164,13 @@ def test_a_baseline_is_the_first_column_and_the_others_have_points(home):
 
 def test_pictures_show_every_run_and_the_worst_come_last(home):
     _, page = report(home, "plain", "--images", 4, "--out", "adapted/report.html")
-    names = re.findall(r"<h3>(\d)\.png<small> ([^<]*)</small>", page.read_text())
+    names = re.findall(r"<h3[^>]*>(\d)\.png<small> ([^<]*)</small>", page.read_text())
     assert len(names) == 4
     assert [name for name, why in names if "worst" not in why] == ["0", "3"]
     scores = [float(re.search(r"([0-9.]+) %", why)[1]) for _, why in names[2:]]
     assert scores == sorted(scores)
     assert max(scores) < 100  # the image with only road is correct, so it is not among the worst
-    assert all("mIoU of plain" in why for _, why in names)
+    assert all("mIoU " in why for _, why in names)
 
 
 def test_pictures_are_the_labels_in_class_colours(home):
@@ -197,7 +197,7 @@ def test_a_target_without_labels_has_pictures_and_a_histogram(home, tmp_path):
     home["cities"]["city"] = write_city(tmp_path / "bare", labelled=False)
     _, page = report(home, "adapted", "--images", 2)
     text = page.read_text()
-    assert "mean confidence of adapted" in text
+    assert "mean confidence 9" in text
     assert "share of pixels by confidence" in text
     assert "accuracy by confidence" not in text
     assert 'data-title="truth"' not in text
@@ -293,7 +293,7 @@ def test_in_a_browser_it_loads_quietly_shows_its_images_and_the_slider_moves(hom
         assert {address.partition(":")[0] for address in browser.asked} == {"file", "data"}
         assert [a for a in browser.asked if a.startswith("file")] == [page.resolve().as_uri()]
         sizes = browser.run("[...document.images].map((i) => [i.naturalWidth, i.naturalHeight])")
-        assert sizes == [[24, 16]] * 12
+        assert sizes == [[24, 16]] * 18  # photo, truth, two predictions and their confidence
         assert browser.run("document.querySelectorAll('article.shot canvas').length") == 3
         label = browser.run("document.querySelector('canvas').getAttribute('aria-label')")
         assert label == "0.png: plain on the left, adapted on the right"
@@ -306,7 +306,7 @@ def test_in_a_browser_it_loads_quietly_shows_its_images_and_the_slider_moves(hom
         adapted, plain = (
             tuple(colors[labels[row, column]].tolist()) for labels in (truth, truth[:, ::-1])
         )
-        value = "document.querySelector('input[type=range]').value"
+        value = "document.querySelector('.stage input').value"
         middle = place_of(browser, "canvas")
         browser.drag(middle, place_of(browser, "canvas", 0.02))
         assert float(browser.run(value)) < 5
@@ -314,7 +314,7 @@ def test_in_a_browser_it_loads_quietly_shows_its_images_and_the_slider_moves(hom
         browser.drag(middle, place_of(browser, "canvas", 0.98))
         assert float(browser.run(value)) > 95
         assert pixel(browser, row, column) == plain
-        browser.run("document.querySelector('input[type=range]').focus()")
+        browser.run("document.querySelector('.stage input').focus()")
         before = float(browser.run(value))
         browser.press("ArrowLeft")
         assert float(browser.run(value)) == before - 1

@@ -25,6 +25,7 @@ from udaseg.inspection.report_content import (
 )
 from udaseg.inspection.report_images import mask_uri, photo_uri, shrink
 from udaseg.inspection.report_page import TEMPLATES, report_page
+from udaseg.inspection.summary import summarize
 from udaseg.runs.scores import Scores
 from udaseg.runs.worth import ComparedCriterion, ComparedNetwork, Worth
 from udaseg.selection.temperature import ConfidenceHistogram
@@ -138,15 +139,65 @@ def evil_page():
     )
 
 
-def test_the_verdict_is_the_first_section():
-    text = report_page(page(run("a", worth=worth("entropy")), run("b")))
-    assert re.search("<h2>(.*?)</h2>", text)[1] == "Worth it"
-    first = text[text.index('id="s-worth-it"') : text.index('id="s-scores"')]
-    assert "<strong>a: worse</strong> (entropy)" in first
-    cells = re.findall("<td[^>]*>(.*?)</td>", first)
+def test_the_result_is_the_first_section():
+    text = report_page(page(run("a", worth=worth("entropy `x`")), run("b")))
+    assert re.search("<h2>(.*?)</h2>", text)[1] == "Result"
+    first = text[text.index('id="s-result"') : text.index('id="s-images"')]
+    assert ">Adaptation probably made it worse<" in first
+    assert "Without target labels: worse (entropy <code>x</code>)." in first
+    assert first.count("<h3>") == 2
+    criteria = text[text.index('id="s-without-labels"') :]
+    cells = re.findall("<td[^>]*>(.*?)</td>", criteria)[:4]
     assert cells == ["lower", "0.250", "-", "baseline"]
-    assert "step 7 against entropy" in first
-    assert 'id="s-worth-it"' not in report_page(page(run("b")))
+    assert "a: step 7 against entropy" in criteria
+    assert 'id="s-without-labels"' not in report_page(page(run("b")))
+
+
+def test_the_result_has_the_score_the_gain_and_the_classes_won_and_lost():
+    base, other = run("base"), run("new", worth=worth("x", "better"), cost={"peak memory": "9 MiB"})
+    other = dataclasses.replace(other, scores=scores((0.75, 0.15)))
+    first, second = summarize(page(base, other, has_baseline=True))
+    assert (first.verdict, first.against, first.score) == ("", "", 0.375)
+    assert (second.verdict, second.tone) == ("Adaptation helped", "gain")
+    assert (second.score, second.points) == (pytest.approx(0.45), pytest.approx(7.5))
+    assert second.won == {"road": pytest.approx(25)}
+    assert second.lost == {"car": pytest.approx(-10)}
+    text = report_page(page(base, other, has_baseline=True))
+    first = text[text.index('id="s-result"') : text.index('id="s-images"')]
+    for expected in ("+7.50", "45.00", "road +25.0", "car -10.0", "9 MiB", "against base"):
+        assert expected in first, expected
+
+
+@pytest.mark.parametrize(
+    ("points", "own", "verdict"),
+    [
+        (1, "better", "Adaptation helped"),
+        (0.2, "better", "Adaptation made little difference"),
+        (-1, "better", "Adaptation made it worse"),  # labels count more than criteria
+        (1, None, "Better than base"),
+        (-1, None, "Worse than base"),
+    ],
+)
+def test_labels_decide_the_verdict(points, own, verdict):
+    new = run("new", worth=None if own is None else worth("x", own))
+    iou = (0.5 + points / 100, 0.25 + points / 100)
+    new = dataclasses.replace(new, scores=scores(iou))
+    (_, summary) = summarize(page(run("base"), new, has_baseline=True))
+    assert summary.verdict == verdict
+    # one run has the network without the adaptation instead of a baseline
+    alone = dataclasses.replace(new, before=scores(), after=scores(iou))
+    (summary,) = summarize(page(alone))
+    assert summary.points == pytest.approx(points)
+    assert summary.against == "without adaptation"
+    assert "against without adaptation, green" in report_page(page(alone))
+
+
+def test_a_bar_has_what_was_gained_or_lost_in_another_colour():
+    base, other = run("base"), RunContent("new", scores=scores((0.75, 0.15)))
+    text = report_page(page(base, other, has_baseline=True))
+    assert '<rect class="won" x="50.0" width="25.0"' in text
+    assert '<rect class="missed" x="15.0" width="10.0"' in text
+    assert 'rect class="won"' not in report_page(page(base, other))
 
 
 def test_hostile_text_stays_text_wherever_it_stands():
@@ -182,7 +233,7 @@ def test_every_link_leads_to_a_section_and_ids_are_unique():
     assert len(set(ids)) == len(ids)
     links = {given["href"][1:] for tag, given in reader.elements if tag == "a"}
     assert links <= set(ids)
-    assert len(links) == 5
+    assert len(links) == 6
 
 
 def test_only_our_script_may_run():

@@ -3,7 +3,7 @@
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,14 +14,16 @@ from udaseg.inference import trained_model
 from udaseg.inference.run_data import open_run_data
 from udaseg.inference.trained_model import Model
 from udaseg.inspection.record import read_run
-from udaseg.inspection.report_content import Color, PageContent
+from udaseg.inspection.report_content import Color, PageContent, RunContent
 from udaseg.inspection.report_images import ReportImages, render_report_images
 from udaseg.inspection.report_page import report_page
+from udaseg.inspection.summary import WITHOUT_ADAPTATION
 from udaseg.runs.folder import names_of_runs
 from udaseg.runs.leftovers import writing_in_run
 from udaseg.runs.scores import find_score_files
 
 log = logging.getLogger(__name__)
+_PREDICTION, _ADAPTED = "prediction", "adapted"
 
 
 def report(
@@ -72,16 +74,14 @@ def report(
     contents = list(map(read_run, folders, names, _shown_evaluations(folders)))
     warnings: list[str] = []
     loaded = _load_networks(names, folders, device, warnings)
-    pictures = _render_images(loaded, images, scan, Path(root), warnings)
+    shown = _shown_networks(loaded, contents, warnings) if images else loaded
+    pictures = _render_images(shown, images, scan, Path(root), warnings)
     colors: dict[str, Color] = {}
     for model in loaded.values():  # if networks disagree, the colour of the first one counts
         colors = dict(zip(model.classes.names, model.classes.colors, strict=True)) | colors
     page = PageContent(
         title=" and ".join(names) if len(names) < 3 else f"{len(names)} runs",
-        runs=[
-            replace(content, reliability=pictures.reliability.get(content.name))
-            for content in contents
-        ],
+        runs=_with_results(contents, pictures),
         has_baseline=baseline is not None and len(names) > 1,
         colors=colors,
         examples=pictures.examples,
@@ -118,8 +118,38 @@ def _load_networks(
     return loaded
 
 
+def _shown_networks(
+    loaded: dict[str, Model], contents: Sequence[RunContent], warnings: list[str]
+) -> dict[str, Model]:
+    """Return the networks by the name to show; for one run also the one it was compared with."""
+    if len(contents) > 1 or not loaded:
+        return loaded
+    (model,) = loaded.values()
+    worth = contents[0].worth
+    if worth is not None and worth.baseline is not None:
+        try:
+            return {WITHOUT_ADAPTATION: trained_model.load_baseline(worth, model), _ADAPTED: model}
+        except UdasegError as error:
+            log.warning("%s", error)
+            warnings.append(f"no comparison with the network {WITHOUT_ADAPTATION}: {error}")
+    return {_PREDICTION: model}
+
+
+def _with_results(contents: Sequence[RunContent], pictures: ReportImages) -> list[RunContent]:
+    """Return the runs with what their networks did on the evaluated images."""
+    if len(contents) > 1:
+        return [
+            replace(content, reliability=pictures.reliability.get(content.name))
+            for content in contents
+        ]
+    own = next(reversed(pictures.reliability), "")
+    before, after = map(pictures.scores.get, (WITHOUT_ADAPTATION, own))
+    reliability = pictures.reliability.get(own)
+    return [replace(contents[0], reliability=reliability, before=before, after=after)]
+
+
 def _render_images(
-    loaded: Mapping[str, Model], images: int, scan: int, root: Path, warnings: list[str]
+    loaded: dict[str, Model], images: int, scan: int, root: Path, warnings: list[str]
 ) -> ReportImages:
     """Predict the last run's validation images, or its unlabelled target without any."""
     if not images or not loaded:

@@ -47,6 +47,8 @@ class RunContent:
         reliability: Confidence on the evaluated images.
         features: What `udaseg features` found, where it was run.
         worth: Whether the adaptation was worth it; None if there was none.
+        before: Scores of the network without the adaptation, on the images of the page.
+        after: Scores of the run on the same images.
     """
 
     name: str
@@ -63,14 +65,16 @@ class RunContent:
     reliability: ConfidenceHistogram | None = None
     features: FeatureContent | None = None
     worth: Worth | None = None
+    before: Scores | None = None
+    after: Scores | None = None
 
 
 @dataclass(frozen=True)
 class ImageLayer:
-    """One layer of an example image: photo, prediction or ground truth.
+    """One layer of an example image: photo, prediction, ground truth or confidence.
 
     Attributes:
-        title: `image`, a run's name, or `truth`.
+        title: `image`, a run's name, `truth`, or `confidence`.
         uri: The picture as a `data:` URI.
         is_mask: Whether it shows class colours, in which a class can be highlighted.
     """

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from udaseg.inspection.charts import histogram, reliability_chart
 from udaseg.inspection.curves import metric_curves
 from udaseg.inspection.report_content import PageContent
+from udaseg.inspection.summary import WITHOUT_ADAPTATION, summarize
 from udaseg.text import percent
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -43,6 +45,7 @@ def report_page(page: PageContent, *, max_bytes: int = MAX_PAGE_BYTES) -> str:
             for run in page.runs
             if run.reliability is not None and run.reliability.pixels.any()
         ],
+        "summaries": summarize(page),
         "curves": metric_curves(page.runs, page.colors),
         "protocol_differences": _protocol_differences(page),
         "recipe_differences": _differences(run.settings for run in page.runs if run.settings),
@@ -73,10 +76,19 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         finalize=lambda value: f"{value:.6g}" if isinstance(value, float) else value,
     )
-    environment.globals |= {"rows": _rows, "nan": math.nan}
-    environment.filters["percent"] = percent
+    environment.globals |= {
+        "rows": _rows,
+        "nan": math.nan,
+        "without_adaptation": WITHOUT_ADAPTATION,
+    }
+    environment.filters |= {"percent": percent, "code": _with_code}
     environment.tests["measured"] = math.isfinite
     return environment
+
+
+def _with_code(text: str) -> Markup:
+    """Return a text as HTML in which commands in backticks are code."""
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def _rows(columns: Iterable[Mapping[str, _Value]], default: _Value) -> dict[str, list[_Value]]:

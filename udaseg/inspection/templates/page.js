@@ -4,6 +4,7 @@
   const DIM = 0.18;
   const shots = [];
   let highlighted = null;
+  let opacity = 1;
   document.documentElement.classList.add("scripted");
 
   const colors = new Map();
@@ -19,7 +20,12 @@
     canvas.width = width;
     canvas.height = height;
     const context = canvas.getContext("2d", { willReadFrequently: true });
+    if (layer.mask && opacity < 1 && highlighted === null) {
+      context.drawImage(photo.image, 0, 0, width, height);
+      context.globalAlpha = opacity;
+    }
     context.drawImage(layer.image, 0, 0);
+    context.globalAlpha = 1;
     const color = layer.mask && highlighted !== null ? colors.get(highlighted) : undefined;
     if (color === undefined) return canvas;
     const original = context.getImageData(0, 0, width, height);
@@ -131,6 +137,12 @@
   for (const button of document.querySelectorAll("button[data-lift]")) {
     button.setAttribute("aria-pressed", "false");
     button.addEventListener("click", () => toggleHighlight(button.dataset.lift));
+  }
+  for (const range of document.querySelectorAll("input[data-opacity]")) {
+    range.addEventListener("input", () => {
+      opacity = Number(range.value) / 100;
+      for (const redraw of shots) redraw();
+    });
   }
   document.querySelectorAll("article.shot").forEach(makeShot);
 })();

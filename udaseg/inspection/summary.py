@@ -1,0 +1,138 @@
+"""The first section of a report: what came of a run, in the numbers that one looks for first."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from udaseg.inspection.report_content import PageContent, RunContent
+from udaseg.runs.scores import Scores
+
+LEVEL_POINTS = 0.5
+"""Mean IoUs closer than this, in points, count as the same."""
+
+CLASS_POINTS = 1.0
+"""A class is won or lost from this change of its IoU on, in points."""
+
+WITHOUT_ADAPTATION = "without adaptation"
+_GUESSES = {
+    "better": "Adaptation probably helped",
+    "worse": "Adaptation probably made it worse",
+    "unclear": "Unclear whether adaptation helped",
+    "unknown": "Not known whether adaptation helped",
+}
+_TONES: Mapping[str, Literal["gain", "loss", "same"]] = {"better": "gain", "worse": "loss"}
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What came of one run.
+
+    Attributes:
+        name: Name of the run.
+        task: What was run, in a line; empty if the page does not know.
+        verdict: Whether it helped, in a few words; empty if there is nothing to compare with.
+        tone: Whether that is good or bad.
+        reasons: Sentences that the verdict is based on.
+        measure: Name of the mean IoU, such as `mIoU-19`.
+        score: The mean IoU as a fraction; NaN without scores.
+        points: Its change against `against`, in points; NaN if it was not measured.
+        against: What the run is compared with; empty without a comparison.
+        won: Classes that are better by `CLASS_POINTS` or more, best first, with the change.
+        lost: Classes that are worse by as much, worst first.
+        cost: Time and memory.
+    """
+
+    name: str
+    task: str = ""
+    verdict: str = ""
+    tone: Literal["gain", "loss", "same"] = "same"
+    reasons: list[str] = field(default_factory=list)
+    measure: str = "mIoU"
+    score: float = math.nan
+    points: float = math.nan
+    against: str = ""
+    won: Mapping[str, float] = field(default_factory=dict)
+    lost: Mapping[str, float] = field(default_factory=dict)
+    cost: Mapping[str, str] = field(default_factory=dict)
+
+
+def summarize(page: PageContent) -> list[Summary]:
+    """Return the summary of each run of a page, in their order."""
+    baseline = page.runs[0] if page.has_baseline else None
+    return [_summary(run, None if run is baseline else baseline) for run in page.runs]
+
+
+def _summary(run: RunContent, baseline: RunContent | None) -> Summary:
+    before, after, against = run.before, run.after, WITHOUT_ADAPTATION
+    if baseline is not None:
+        before, after, against = baseline.scores, run.scores, baseline.name
+    changes = _changes(before, after)
+    points = math.nan
+    if before is not None and after is not None:
+        points = 100 * (after.miou - before.miou)
+    is_measured = math.isfinite(points)
+    verdict, tone = "", "same"
+    if is_measured:
+        adapted = run.worth is not None and (baseline is None or baseline.worth is None)
+        verdict, tone = _measured(points, "" if adapted else against)
+    elif run.worth is not None:
+        verdict, tone = _GUESSES[run.worth.verdict], _TONES.get(run.worth.verdict, "same")
+    shown = run.scores or after
+    return Summary(
+        run.name,
+        task=_task(run.facts),
+        verdict=verdict,
+        tone=tone,
+        reasons=_reasons(run, after if is_measured else None),
+        measure="mIoU" if shown is None else next(iter(shown.means), "mIoU"),
+        score=math.nan if shown is None else shown.miou,
+        points=points,
+        against=against if is_measured else "",
+        won={name: change for name, change in changes.items() if change >= CLASS_POINTS},
+        lost={name: changes[name] for name in reversed(changes) if changes[name] <= -CLASS_POINTS},
+        cost={
+            key: run.cost[key] for key in ("training, all starts", "peak memory") if key in run.cost
+        },
+    )
+
+
+def _measured(points: float, against: str) -> tuple[str, Literal["gain", "loss", "same"]]:
+    """Return the verdict of labels; `against` is empty if only the adaptation differs."""
+    if points >= LEVEL_POINTS:
+        return (f"Better than {against}" if against else "Adaptation helped"), "gain"
+    if points <= -LEVEL_POINTS:
+        return (f"Worse than {against}" if against else "Adaptation made it worse"), "loss"
+    return (f"As good as {against}" if against else "Adaptation made little difference"), "same"
+
+
+def _reasons(run: RunContent, measured_on: Scores | None) -> list[str]:
+    reasons = []
+    if measured_on is not None:
+        keys = ("data", "split", "images")
+        where = [measured_on.protocol[key] for key in keys if key in measured_on.protocol]
+        reasons.append(f"Measured with labels: {', '.join(where)}.")
+    if run.worth is not None and (measured_on is None or run.worth.verdict != "unknown"):
+        reasons.append(f"Without target labels: {run.worth.verdict} ({run.worth.reason}).")
+    return reasons
+
+
+def _changes(before: Scores | None, after: Scores | None) -> dict[str, float]:
+    """Return the change of the IoU of each class that both have, in points, best first."""
+    if before is None or after is None:
+        return {}
+    points = {
+        name: 100 * (after.iou[name] - value)
+        for name, value in before.iou.items()
+        if name in after.iou
+    }
+    measured = {name: change for name, change in points.items() if math.isfinite(change)}
+    return dict(sorted(measured.items(), key=lambda item: -item[1]))
+
+
+def _task(facts: Mapping[str, str]) -> str:
+    if "method" not in facts:
+        return ""
+    source, target = (facts[key].partition(",")[0] for key in ("source", "target (unlabelled)"))
+    data = source if target.startswith("none") else f"{source} to {target}"
+    return f"{facts['method']} · {data} · {facts['network']} · {facts['steps']} steps"
