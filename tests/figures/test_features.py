@@ -289,7 +289,7 @@ def test_the_report_shows_the_newest_look_and_says_that_labels_were_looked_at(ho
     command("features", "seen", "--points", 3, "--out", "seen/features/city-val", cwd=folder)
     command("report", "seen", "--images", 0, cwd=folder)
     text = page.read_text()
-    section = text[text.index('id="s-features"') : text.index('id="s-confusion"')]
+    section = text[text.index('id="s-features"') : text.index('id="s-what-was-run"')]
     picture = base64.b64decode(re.search('src="data:image/png;base64,([^"]*)"', section)[1])
     assert picture == (folder / "seen/features/city-val/features.png").read_bytes()
     assert "Labels of the target were looked at" in section
@@ -300,7 +300,10 @@ def test_the_report_shows_the_newest_look_and_says_that_labels_were_looked_at(ho
     assert f">{float(rows['road']['within']):.4f}</td>" in section
     (folder / "seen/features/city-val/features.json").write_text('{"facts": {"a": 1}}')
     command("report", "seen", "--images", 0, cwd=folder)
-    assert "features/city-val cannot be read; run `udaseg features` again" in page.read_text()
+    assert (
+        "features/city-val cannot be read; run <code>udaseg features</code> again"
+        in page.read_text()
+    )
 
 
 def test_without_scikit_learn_it_says_what_to_install(home, monkeypatch):

@@ -195,8 +195,8 @@ def test_labels_decide_the_verdict(points, own, verdict):
 def test_a_bar_has_what_was_gained_or_lost_in_another_colour():
     base, other = run("base"), RunContent("new", scores=scores((0.75, 0.15)))
     text = report_page(page(base, other, has_baseline=True))
-    assert '<rect class="won" x="50.0" width="25.0"' in text
-    assert '<rect class="missed" x="15.0" width="10.0"' in text
+    assert '<rect class="won" x="50" width="25"' in text
+    assert '<rect class="missed" x="15" width="10"' in text
     assert 'rect class="won"' not in report_page(page(base, other))
 
 

@@ -21,7 +21,8 @@ _GUESSES = {
     "unclear": "Unclear whether adaptation helped",
     "unknown": "Not known whether adaptation helped",
 }
-_TONES: Mapping[str, Literal["gain", "loss", "same"]] = {"better": "gain", "worse": "loss"}
+Tone = Literal["gain", "loss", "same"]
+_TONES: Mapping[str, Tone] = {"better": "gain", "worse": "loss"}
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Summary:
     name: str
     task: str = ""
     verdict: str = ""
-    tone: Literal["gain", "loss", "same"] = "same"
+    tone: Tone = "same"
     reasons: list[str] = field(default_factory=list)
     measure: str = "mIoU"
     score: float = math.nan
@@ -72,7 +73,8 @@ def _summary(run: RunContent, baseline: RunContent | None) -> Summary:
     if before is not None and after is not None:
         points = 100 * (after.miou - before.miou)
     is_measured = math.isfinite(points)
-    verdict, tone = "", "same"
+    verdict = ""
+    tone: Tone = "same"
     if is_measured:
         adapted = run.worth is not None and (baseline is None or baseline.worth is None)
         verdict, tone = _measured(points, "" if adapted else against)
@@ -97,7 +99,7 @@ def _summary(run: RunContent, baseline: RunContent | None) -> Summary:
     )
 
 
-def _measured(points: float, against: str) -> tuple[str, Literal["gain", "loss", "same"]]:
+def _measured(points: float, against: str) -> tuple[str, Tone]:
     """Return the verdict of labels; `against` is empty if only the adaptation differs."""
     if points >= LEVEL_POINTS:
         return (f"Better than {against}" if against else "Adaptation helped"), "gain"
@@ -109,9 +111,9 @@ def _measured(points: float, against: str) -> tuple[str, Literal["gain", "loss",
 def _reasons(run: RunContent, measured_on: Scores | None) -> list[str]:
     reasons = []
     if measured_on is not None:
-        keys = ("data", "split", "images")
-        where = [measured_on.protocol[key] for key in keys if key in measured_on.protocol]
-        reasons.append(f"Measured with labels: {', '.join(where)}.")
+        protocol = {"images": "all", "data": "the data", **measured_on.protocol}
+        where = ", ".join(protocol[key] for key in ("data", "split") if key in protocol)
+        reasons.append(f"Measured with labels on {protocol['images']} images of {where}.")
     if run.worth is not None and (measured_on is None or run.worth.verdict != "unknown"):
         reasons.append(f"Without target labels: {run.worth.verdict} ({run.worth.reason}).")
     return reasons
