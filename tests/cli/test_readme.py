@@ -1,4 +1,4 @@
-"""Every command of the README works as written, on tiny data in the real layouts."""
+"""Every command of the README, then of the page of all commands, works as written, on tiny data."""
 
 import re
 import shlex
@@ -12,8 +12,10 @@ from tests.cli.running import udaseg
 from tests.support.toy import TINY, toy_root
 from udaseg.data.files.images import write_png
 
-README = Path(__file__).resolve().parents[2] / "README.md"
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+REPOSITORY = Path(__file__).resolve().parents[2]
+PAGES = (REPOSITORY / "README.md", REPOSITORY / "docs" / "commands.md")
+TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", TEXT, re.DOTALL)
 COMMANDS = [
     line.split("#")[0].strip()
     for kind, block in BLOCKS
