@@ -46,7 +46,9 @@ def record_terminal(root: Path, folder: Path) -> None:
     screen = run_in_terminal([sys.executable, "-m", "udaseg", *map(str, words)])
     console = Console(record=True, width=COLUMNS, file=io.StringIO())
     console.print(Text(f"$ {shown}", style="bold"))
-    console.print(Text.from_ansi(screen.replace(f"{folder}/", "runs/")))
+    console.print(
+        Text.from_ansi(screen.replace(f"{folder}/", "runs/").replace(f"{HERE.parents[1]}/", ""))
+    )
     console.save_svg(str(HERE / "terminal.svg"), title="udaseg")
 
 
