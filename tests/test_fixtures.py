@@ -322,7 +322,11 @@ NEWER = ("/daformer", "/mic", "/foundation")
 
 
 def test_every_shipped_recipe_is_stored_but_for_newer_ones():
-    assert {name for name in SHIPPED if not name.endswith(NEWER)} == STORED.keys()
+    assert {
+        name
+        for name in SHIPPED
+        if not name.endswith(NEWER) and not name.startswith("loveda_urban_rural/")
+    } == STORED.keys()
 
 
 GONE = {"  worker_timeout: 300", "  channels_last: true"}

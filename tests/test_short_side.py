@@ -153,7 +153,7 @@ def test_prepare_takes_a_short_side_and_says_how_training_uses_it(world):
         "short_side": 8
     }
     wrong = command("prepare", "m.yaml", "--cache", "8.5", cwd=Path.cwd(), expect=2)
-    assert "WIDTHxHEIGHT or the short side in pixels" in wrong.stderr
+    assert "WIDTHxHEIGHT, [HEIGHT, WIDTH] or the short side in pixels" in wrong.stderr
 
 
 def _evaluate(world):

@@ -49,6 +49,7 @@ class ByPlace(nn.Module):
     """Add to the colours what depends on the place."""
 
     align_corners = False
+    backbone = SimpleNamespace(one_size_onnx=False)
 
     def forward(self, images):
         height, width = images.shape[-2:]

@@ -8,10 +8,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from udaseg.data.open import refuse_unknown
 from udaseg.errors import CheckpointError, UsageError
 from udaseg.recipe.choices import DEVICE, DEVICES
-from udaseg.recipe.load import load
+from udaseg.recipe.load import expand_path, load
 from udaseg.recipe.schema import NAMED_WEIGHTS, Recipe
 from udaseg.recipe.stages import adapts, refuse_changed_settings
 from udaseg.runs import folder as run_folders
@@ -57,7 +56,7 @@ def check_networks(
         if run is not None:
             refuse_without_checkpoint(run)
     if data is not None:
-        refuse_unknown(data, root=root)
+        refuse_unknown_data(data, root)
 
 
 def check_training(
@@ -97,7 +96,7 @@ def check_training(
     elif resume is None:
         _check_weights(recipe)
     for name in _data_sets(recipe if resume is None else with_located_data(recipe, resume)):
-        refuse_unknown(name, root=root)
+        refuse_unknown_data(name, root)
 
 
 def newest_unfinished_run(folder: Path) -> Path:
@@ -128,8 +127,23 @@ def _check_resume(recipe: Recipe, run: Path) -> None:
 
 def _check_weights(recipe: Recipe) -> None:
     weights = recipe.model.weights
-    if weights not in NAMED_WEIGHTS and given_base() is None and not Path(weights).is_file():
-        raise CheckpointError(f"{weights}: no such weights file")
+    if weights in NAMED_WEIGHTS or given_base() is not None:
+        return
+    path = Path(expand_path(weights))
+    if not path.exists():  # what is no weights file is refused where it is read, with advice
+        raise CheckpointError(f"{path}: no such weights file")
+
+
+def refuse_unknown_data(name: str, root: Path) -> None:
+    """Refuse a data set that does not exist.
+
+    Raises:
+        DataError: There is none of that name.
+    """
+    # imported here: a wrong word or recipe is refused before anything that reads images
+    from udaseg.data.open import refuse_unknown
+
+    refuse_unknown(name, root=root)
 
 
 def _data_sets(recipe: Recipe) -> Sequence[str]:

@@ -181,7 +181,7 @@ def test_the_yaml_overrides_what_prepare_would_decide(tmp_path):
     )
     yaml = files.dataset_yaml(home / "city", YAML + "bits: 10\n", "city.yaml")
     with pytest.raises(
-        DataError, match=r"4 files cannot be used(.|\n)*0\.png: its values reach 4\d+"
+        DataError, match=r"none of the 4 files can be used(.|\n)*0\.png: its values reach 4\d+"
     ):
         prepare_dataset(str(yaml), root=home)
     files.dataset_yaml(home / "city", YAML + "bits: 17\n", "city.yaml")

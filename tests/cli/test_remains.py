@@ -74,7 +74,7 @@ def test_a_run_without_its_recipe_is_started_again_by_overwrite_alone(root, run)
     said = train(root, run, expect=2)
     assert "use --overwrite to start again" in said
     assert "--resume" not in said
-    said = udaseg("train", "--resume", run, "--root", root, cwd=run.parent, expect=2).stderr
+    said = udaseg("train", "--resume", run, "--root", root, cwd=run.parent, expect=3).stderr
     assert "start the run again with its recipe and --out" in said
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
     train(root, run, "--overwrite")

@@ -117,12 +117,12 @@ def test_table_reads_sweeps_seeds_and_runs_and_writes_each_format(swept, tmp_pat
     assert latex.count("\\\\\n") == 3
     missing = udaseg("table", out, "--scores", "x", cwd=tmp_path, expect=3)
     assert "too few runs with scores of x" in missing.stderr
-    refused = udaseg("table", out / "table.md", cwd=tmp_path, expect=2)
+    refused = udaseg("table", out / "table.md", cwd=tmp_path, expect=3)
     assert "a table takes run folders" in refused.stderr
 
 
 def test_verify_checks_all_runs_of_a_sweep(swept, tmp_path):
-    assert udaseg("verify", swept[0], cwd=tmp_path).stdout.count("finished, 1 steps") == 4
+    assert udaseg("verify", swept[0], cwd=tmp_path).stdout.count("finished, 1 step") == 4
 
 
 def test_recipes_methods_and_single_changes_are_settings(root, tmp_path, monkeypatch):

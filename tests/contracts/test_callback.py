@@ -157,7 +157,7 @@ class Notes(Callback):
 def dispatcher(*callbacks, **machine):
     """Return a dispatcher of callbacks that do not use the setup."""
     settings = {"log_every": 1, "stop_on_collapse": False, **machine}
-    stage = SimpleNamespace(name="warm_up", begin=0, end=9)
+    stage = SimpleNamespace(name="warm_up", begin=0, end=9, objective=None)
     setup = SimpleNamespace(
         recipe=SimpleNamespace(steps=9, machine=SimpleNamespace(**settings)),
         stage=stage,

@@ -21,7 +21,7 @@ def accept_any_run(patch: pytest.MonkeyPatch) -> None:
     for module, name in (
         (preflight, "refuse_missing_run"),
         (preflight, "refuse_without_checkpoint"),
-        (preflight, "refuse_unknown"),
+        (preflight, "refuse_unknown_data"),
         (predict_module, "refuse_without_checkpoint"),
     ):
         patch.setattr(module, name, lambda *_, **__: None)

@@ -7,6 +7,7 @@ import os
 import shlex
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -345,6 +346,21 @@ def _timed_seconds(setup: TrainingSetup) -> float:
     return min(seconds[1:])
 
 
+def scored_data(validation: PreparedDataset, recipe: Recipe) -> PreparedDataset | None:
+    """Return the data to score if it has labels; None for a target that is the source without any.
+
+    Raises:
+        DataError: The split does not exist.
+    """
+    name, split = recipe.validation.data, recipe.validation.split
+    labelled = any(sample.label is not None for sample in validation.splits.get(split, ()))
+    if not labelled and recipe.source.data == recipe.target.data == name:
+        log.warning("%s has no labelled split '%s', so the run is not scored", name, split)
+        return None
+    validation.split(split)
+    return validation
+
+
 def planned_data(recipe: Recipe, root: Path) -> tuple[Recipe, RunData]:
     """Return the data of a run for its plan, and its recipe as it would be trained.
 
@@ -358,6 +374,7 @@ def planned_data(recipe: Recipe, root: Path) -> tuple[Recipe, RunData]:
     target = opened(recipe.target.data) if adapts(recipe) else None
     data, validation = recipe.validation.data, None
     if data is not None:
-        validation = opened(data)
-        validation.split(recipe.validation.split)
+        validation = scored_data(opened(data), recipe)
+        if validation is None:
+            recipe = replace(recipe, validation=replace(recipe.validation, data=None))
     return recipe, RunData(join_datasets(sources), target, validation)

@@ -39,7 +39,13 @@ from udaseg.runs.status import log_to_file
 from udaseg.selection.candidates import EvaluationSets
 from udaseg.training.callbacks.keep_best import open_criterion_sets
 from udaseg.training.callbacks.tensorboard import uses_tensorboard
-from udaseg.training.plan import planned_data, print_memory_plan, print_plan, print_time_plan
+from udaseg.training.plan import (
+    planned_data,
+    print_memory_plan,
+    print_plan,
+    print_time_plan,
+    scored_data,
+)
 from udaseg.training.resume import (
     find_resume_checkpoint,
     load_start_checkpoint,
@@ -342,16 +348,10 @@ def _open_validation(recipe: Recipe, root: Path) -> PreparedDataset | None:
 
     A run whose target is its source is scored on that set by default, if it has labels for it.
     """
-    data, split = recipe.validation.data, recipe.validation.split
+    data = recipe.validation.data
     if data is None:
         return None
-    validation = open_run_data(recipe, data, root=root)
-    labelled = any(sample.label is not None for sample in validation.splits.get(split, ()))
-    if not labelled and recipe.source.data == recipe.target.data == data:
-        log.warning("%s has no labelled split '%s', so the run is not scored", data, split)
-        return None
-    validation.split(split)  # an error if it does not exist
-    return validation
+    return scored_data(open_run_data(recipe, data, root=root), recipe)
 
 
 def _with_bits(dataset: PreparedDataset, domain: Domain) -> PreparedDataset:

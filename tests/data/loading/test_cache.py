@@ -336,7 +336,7 @@ def test_the_command_makes_it_and_prints_its_size(root, toys, form):
         again = udaseg(*words, cwd=root).stdout
         fast = r"unchanged, read \d+\.\d times as fast as the original files; used by training"
         assert re.search(fast, again)
-        for wrong in ("80x", "0", "0x48", "80x48x3", "80X48"):
+        for wrong in ("80x", "0", "0x48", "80x48x3"):
             output = udaseg("prepare", "toyland", "--cache", wrong, cwd=root, expect=2)
             assert "WIDTHxHEIGHT" in output.stderr
         udaseg("prepare", "toyland", "--check-only", "--cache", "8x8", cwd=root, expect=2)
