@@ -125,6 +125,12 @@ class Declaration:
         """Whether it is in the catalog."""
         return self.root is None and self.base is None
 
+    def without_endings(self, stem: str) -> str:
+        """Return the stem of a file's name without the endings that do not count in matching."""
+        for ending in self.stem_endings:
+            stem = stem.removesuffix(ending)
+        return stem
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Strip:

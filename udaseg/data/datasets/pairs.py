@@ -98,7 +98,7 @@ class _Pairing:
         self.declaration, self.folder = declaration, folder
         self.files = DatasetFiles()
         self.unlabelled: list[Pair] = []
-        self.shared = SharedFiles(declaration.label_format, declaration.stem_endings)
+        self.shared = SharedFiles(declaration)
 
     def run(self) -> DatasetFiles:
         images, labels = self.declaration.images, self.declaration.labels
@@ -224,7 +224,7 @@ class _Pairing:
 
     def _wildcard_text(self, glob: str, path: Path) -> str:
         text = wildcard_text(glob, PurePosixPath(path.relative_to(self.folder)))
-        return self._without_endings(text)
+        return self.declaration.without_endings(text)
 
     def _add_unpaired(self, code: str, path: Path, note: str) -> None:
         self.files.unpaired.append(FoundFile(code, path, note))
@@ -250,17 +250,13 @@ class _Pairing:
         start = self.folder / static_prefix(pattern)
         groups: dict[str, list[Path]] = {}
         for path in paths:
-            key = (path.relative_to(start).parent / self._without_endings(path.stem)).as_posix()
+            stem = self.declaration.without_endings(path.stem)
+            key = (path.relative_to(start).parent / stem).as_posix()
             groups.setdefault(key, []).append(path)
         for first, *others in groups.values():
             for path in others:
                 self._add_unpaired("duplicate-stem", path, f"the same name as {first.name}")
         return {key: group[0] for key, group in groups.items()}
-
-    def _without_endings(self, stem: str) -> str:
-        for ending in self.declaration.stem_endings:
-            stem = stem.removesuffix(ending)
-        return stem
 
     def _select_split(self, pairs: list[Pair], split: str, start: float) -> list[Pair]:
         """Return the pairs of a split; a fraction begins at `start`."""

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
+from udaseg.data.datasets.declaration import Declaration
 from udaseg.data.labels.formats import object_format
 from udaseg.data.labels.objects.shared import read_shared
 
@@ -14,17 +15,16 @@ class SharedFiles:
     """The label files of a data set, if each is about several images.
 
     Args:
-        label_format: Their format.
-        stem_endings: Endings to remove from file stems before matching.
+        declaration: Their format, and the endings of names that do not count.
 
     Attributes:
         reader: Reads a file; None if a label file is about one image.
     """
 
-    def __init__(self, label_format: str, stem_endings: Sequence[str]) -> None:
-        found = object_format(label_format)
+    def __init__(self, declaration: Declaration) -> None:
+        found = object_format(declaration.label_format)
         self.reader = found.read if found is not None and found.shared else None
-        self._endings = stem_endings
+        self._declaration = declaration
         self._listed: dict[tuple[Path, int], str] = {}
         self._used: set[tuple[Path, int]] = set()
 
@@ -87,7 +87,4 @@ class SharedFiles:
 
     def _parts(self, name: str) -> tuple[str, ...]:
         path = PurePosixPath(name.replace("\\", "/"))
-        stem = path.stem
-        for ending in self._endings:
-            stem = stem.removesuffix(ending)
-        return (*path.parts[:-1], stem)
+        return (*path.parts[:-1], self._declaration.without_endings(path.stem))

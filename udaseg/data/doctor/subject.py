@@ -203,15 +203,15 @@ def add_pairing_findings(
         counts: Mapping[str, int] = Counter(item.split for item in subject.items)
     else:
         counts = {split: len(split_pairs) for split, split_pairs in pairs.splits.items()}
-        endings = declaration.stem_endings
-        covered = {_stem(path, endings) for path in folders_named_as_images}
+        covered = {declaration.without_endings(path.stem) for path in folders_named_as_images}
         for glob in pairs.label_globs_without_match:
             findings.add("no-labels", role, None, glob)
         for code, path, note in pairs.unpaired:
             is_unmatched = code in ("image-without-label", "label-without-image")
             # a glob without any match is one fault, not one per image
             if is_unmatched and (
-                note in pairs.label_globs_without_match or _stem(path, endings) in covered
+                note in pairs.label_globs_without_match
+                or declaration.without_endings(path.stem) in covered
             ):
                 continue
             findings.add(code, role, path, "" if is_unmatched else note)
@@ -224,10 +224,3 @@ def add_pairing_findings(
         count = counts.get(split, 0)
         if count and not published - len(subject.left_out) <= count <= published:
             findings.add("count-differs", role, None, f"{split}: {count:,} of {published:,}")
-
-
-def _stem(path: Path, endings: tuple[str, ...]) -> str:
-    stem = path.stem
-    for ending in endings:
-        stem = stem.removesuffix(ending)
-    return stem
