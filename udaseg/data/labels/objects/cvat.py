@@ -1,14 +1,10 @@
 """Label format `cvat`: the shapes of all images in one XML file ("CVAT for images 1.1")."""
 
 import io
-import math
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-
-import cv2
-import numpy as np
 
 from udaseg.data.files.orientation import Size
 from udaseg.data.labels.objects.drawing import (
@@ -16,10 +12,12 @@ from udaseg.data.labels.objects.drawing import (
     LabelledImage,
     Mask,
     draw_areas,
+    ellipse_mask,
     explained,
     place,
     polygon_mask,
     runs_mask,
+    turned_mask,
 )
 from udaseg.errors import DataError
 
@@ -76,19 +74,16 @@ def _draw(path: Path, kind: str, shape: Mapping[str, str], size: Size) -> Mask:
             part = runs_mask(runs, (height, width))
             return place(part, int(shape["top"]), int(shape["left"]), size)
         if kind == "box":
-            return polygon_mask([_box_corners(shape)], size)
+            return _box_mask(shape, size)
         center = (float(shape["cx"]), float(shape["cy"]))
-        axes = (2 * float(shape["rx"]), 2 * float(shape["ry"]))
-        canvas = np.zeros(size, np.uint8)
-        cv2.ellipse(canvas, (center, axes, float(shape.get("rotation", "0"))), 1, cv2.FILLED)
-        return canvas.astype(np.bool_)
+        radii = (float(shape["rx"]), float(shape["ry"]))
+        return ellipse_mask(center, radii, float(shape.get("rotation", "0")), size)
 
 
-def _box_corners(shape: Mapping[str, str]) -> list[float]:
+def _box_mask(shape: Mapping[str, str], size: Size) -> Mask:
+    """Return the pixels of a box, which is turned about its center."""
     left, top, right, bottom = (float(shape[key]) for key in ("xtl", "ytl", "xbr", "ybr"))
     x, y = (left + right) / 2, (top + bottom) / 2
-    angle = math.radians(float(shape.get("rotation", "0")))
-    cos, sin = math.cos(angle), math.sin(angle)
     w, h = right - x, bottom - y
     corners = [(-w, -h), (w, -h), (w, h), (-w, h)]
-    return [part for u, v in corners for part in (x + u * cos - v * sin, y + u * sin + v * cos)]
+    return turned_mask(corners, (x, y), float(shape.get("rotation", "0")), size)

@@ -1,11 +1,13 @@
 """Draw the objects of an image, and the errors of label files that cannot be understood."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -72,6 +74,33 @@ def polygon_mask(polygons: Sequence[Sequence[float]], size: Size) -> Mask:
     if not corners:
         return np.zeros(size, np.bool_)
     return np.asarray(coco.decode(coco.merge(coco.frPyObjects(corners, *size))), np.bool_)
+
+
+def turned_mask(
+    corners: Sequence[tuple[float, float]], about: tuple[float, float], degrees: float, size: Size
+) -> Mask:
+    """Return the pixels of a polygon that is turned about a point.
+
+    Args:
+        corners: (x, y) of each corner before it is turned, relative to the point.
+        about: The point.
+        degrees: The angle, clockwise.
+        size: (height, width) of the image.
+    """
+    x, y = about
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    turned = [(x + u * cos - v * sin, y + u * sin + v * cos) for u, v in corners]
+    return polygon_mask([[part for corner in turned for part in corner]], size)
+
+
+def ellipse_mask(
+    center: tuple[float, float], radii: tuple[float, float], degrees: float, size: Size
+) -> Mask:
+    """Return the pixels of an ellipse that is turned about its center, clockwise."""
+    canvas = np.zeros(size, np.uint8)
+    axes = (2 * radii[0], 2 * radii[1])
+    cv2.ellipse(canvas, (center, axes, degrees), 1, cv2.FILLED)
+    return canvas.astype(np.bool_)
 
 
 def runs_mask(counts: Sequence[int], size: Size) -> Mask:

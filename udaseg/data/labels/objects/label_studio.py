@@ -1,6 +1,5 @@
 """Label format `label_studio`: the tasks of a project in one JSON file."""
 
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -8,7 +7,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,9 +18,11 @@ from udaseg.data.labels.objects.drawing import (
     LabelledImage,
     Mask,
     draw_areas,
+    ellipse_mask,
     explained,
     polygon_mask,
     read_document,
+    turned_mask,
 )
 from udaseg.errors import DataError
 
@@ -108,9 +108,11 @@ def _draw(path: Path, number: int, value: Mapping[str, Any], size: Size) -> Mask
                 corners = [part for x, y in value["points"] for part in _pixels(x, y, size)]
                 return polygon_mask([corners], size)
             case "radiusX":
-                return _ellipse_mask(value, size)
+                radii = _pixels(value["radiusX"], value["radiusY"], size)
+                center = _pixels(value["x"], value["y"], size)
+                return ellipse_mask(center, radii, float(value.get("rotation", 0)), size)
             case _:
-                return polygon_mask([_box_corners(value, size)], size)
+                return _box_mask(value, size)
 
 
 def _pixels(x: float, y: float, size: Size) -> tuple[float, float]:
@@ -118,23 +120,12 @@ def _pixels(x: float, y: float, size: Size) -> tuple[float, float]:
     return x * size[1] / 100, y * size[0] / 100
 
 
-def _box_corners(value: Mapping[str, Any], size: Size) -> list[float]:
-    """Return the corners of a rectangle, which is turned about its upper left corner."""
-    left, top = _pixels(value["x"], value["y"], size)
+def _box_mask(value: Mapping[str, Any], size: Size) -> Mask:
+    """Return the pixels of a rectangle, which is turned about its upper left corner."""
+    corner = _pixels(value["x"], value["y"], size)
     width, height = _pixels(value["width"], value["height"], size)
-    angle = math.radians(value.get("rotation", 0))
-    cos, sin = math.cos(angle), math.sin(angle)
     corners = [(0.0, 0.0), (width, 0.0), (width, height), (0.0, height)]
-    turned = [(left + u * cos - v * sin, top + u * sin + v * cos) for u, v in corners]
-    return [part for corner in turned for part in corner]
-
-
-def _ellipse_mask(value: Mapping[str, Any], size: Size) -> Mask:
-    axes = _pixels(2 * value["radiusX"], 2 * value["radiusY"], size)
-    canvas = np.zeros(size, np.uint8)
-    center = _pixels(value["x"], value["y"], size)
-    cv2.ellipse(canvas, (center, axes, float(value.get("rotation", 0))), 1, cv2.FILLED)
-    return canvas.astype(np.bool_)
+    return turned_mask(corners, corner, value.get("rotation", 0), size)
 
 
 def decode_brush(rle: Sequence[int]) -> NDArray[np.uint8]:
