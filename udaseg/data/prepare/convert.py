@@ -199,12 +199,8 @@ def labels_to_train_ids(
     train_ids = {label: index for index, labels in enumerate(table.labels) for label in labels}
     train_ids |= dict.fromkeys(table.ignored_labels, IGNORE)
     lookup = np.array([train_ids.get(name, IGNORE) for name in drawn.names], np.uint8)
-    counts = np.bincount(drawn.positions.ravel(), minlength=len(drawn.names)).tolist()
-    unknown = {
-        name: count
-        for name, count in zip(drawn.names, counts, strict=True)
-        if count and name not in train_ids
-    }
+    pixels = drawn.pixels().items()
+    unknown = {name: count for name, count in pixels if count and name not in train_ids}
     return lookup[drawn.positions], unknown
 
 

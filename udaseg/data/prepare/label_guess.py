@@ -6,17 +6,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from os.path import commonprefix
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from udaseg.data.files.images import IMAGE_SUFFIXES, image_size, read_bytes
 from udaseg.data.labels.formats import label_suffixes, object_format
-from udaseg.data.labels.objects.drawing import BACKGROUND, NamedLabels, read_document
+from udaseg.data.labels.objects.drawing import BACKGROUND, read_document
 from udaseg.data.labels.objects.shared import read_shared
 from udaseg.data.labels.read import read_label_ids
-from udaseg.data.labels.tables import builtin_label_table
+from udaseg.data.labels.tables import LabelId, builtin_label_table
 from udaseg.errors import DataError
 
+_T = TypeVar("_T")
 MAX_SAMPLE = 50
 _MAX_IDS = 254
 _ENDING = re.compile(r"[_\-. ][A-Za-z][\w\-. ]*$")
@@ -51,9 +53,9 @@ class LabelContent:
     """
 
     label_format: str
-    pixels: Counter[int | str] = field(default_factory=Counter)
+    pixels: Counter[LabelId] = field(default_factory=Counter)
 
-    def share(self, number: int | str) -> float:
+    def share(self, number: LabelId) -> float:
         """Return the share of the pixels that an id or a label has."""
         return self.pixels[number] / max(1, self.pixels.total())
 
@@ -140,8 +142,7 @@ def sample_content(pairs: Mapping[Path, Path]) -> LabelContent:
     Raises:
         DataError: The files are in no format that is read.
     """
-    items = list(pairs.items())
-    chosen = items[:: max(1, len(items) // MAX_SAMPLE)][:MAX_SAMPLE]
+    chosen = _sampled(list(pairs.items()))
     first = chosen[0][1]
     if first.suffix.lower() in (".json", ".xml"):
         label_format = file_format(first)
@@ -151,7 +152,7 @@ def sample_content(pairs: Mapping[Path, Path]) -> LabelContent:
         content = LabelContent(label_format)
         for image, label in chosen:
             for labelled in found.read(label, read_bytes(label)):
-                _count_drawn(content, labelled.draw(labelled.size or image_size(image)))
+                content.pixels.update(labelled.draw(labelled.size or image_size(image)).pixels())
         return content
     return _sample_ids([label for _, label in chosen])
 
@@ -167,16 +168,15 @@ def sample_shared(path: Path) -> LabelContent:
     if label_format is None or found is None or not found.shared:
         raise DataError(f"{path}: is not a file of COCO, CVAT for images or Label Studio")
     content = LabelContent(label_format)
-    images = read_shared(path, found.read).images
-    for labelled in images[:: max(1, len(images) // MAX_SAMPLE)][:MAX_SAMPLE]:
+    for labelled in _sampled(read_shared(path, found.read).images):
         if labelled.size is not None:
-            _count_drawn(content, labelled.draw(labelled.size))
+            content.pixels.update(labelled.draw(labelled.size).pixels())
     return content
 
 
-def _count_drawn(content: LabelContent, drawn: NamedLabels) -> None:
-    counts = np.bincount(drawn.positions.ravel(), minlength=len(drawn.names)).tolist()
-    content.pixels.update(dict(zip(drawn.names, counts, strict=True)))
+def _sampled(items: Sequence[_T]) -> Sequence[_T]:
+    """Return at most `MAX_SAMPLE` of the items, at equal distances."""
+    return items[:: max(1, len(items) // MAX_SAMPLE)][:MAX_SAMPLE]
 
 
 def _sample_ids(labels: Sequence[Path]) -> LabelContent:
@@ -213,24 +213,26 @@ _MIN_KNOWN = 5
 
 
 def known_table(content: LabelContent, label_ending: str) -> str | None:
-    """Return the built-in table that the labels are made for; None if it is not clear.
+    """Return the built-in table whose classes the labels have; None if none fits for certain.
 
-    Ids do not tell what they mean, but the names of the published files do, and colours and names.
+    Several tables use the same ids, so ids count only if the files are named as the published ones
+    are. Colours and names of objects identify a table by themselves.
     """
-    ending = label_ending.lower()
+    ending, has_objects = label_ending.lower(), object_format(content.label_format) is not None
     if "labeltrainids" in ending:
         name = "trainids19"
     elif content.label_format == "rgb":
         name = "camvid-colors"
-    elif "labelids" in ending or object_format(content.label_format) is not None:
+    elif "labelids" in ending or has_objects:
         name = "cityscapes19"
     else:
         return None
     table = builtin_label_table(name)
-    if object_format(content.label_format) is None:
-        groups: Sequence[Iterable[int | str]] = table.ids
-        known: set[int | str] = {*table.ignore, *(number for ids in table.ids for number in ids)}
+    if has_objects:
+        groups: Sequence[Iterable[LabelId]] = [[name] for name in table.classes.names]
+        known: set[LabelId] = {*table.classes.names, BACKGROUND}
     else:
-        groups, known = [[each] for each in table.classes.names], {*table.classes.names, BACKGROUND}
+        groups = table.ids
+        known = {*table.ignore, *(number for ids in table.ids for number in ids)}
     occurring = sum(not content.pixels.keys().isdisjoint(group) for group in groups)
     return name if occurring >= _MIN_KNOWN and content.pixels.keys() <= known else None

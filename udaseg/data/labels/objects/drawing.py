@@ -31,6 +31,11 @@ class NamedLabels(NamedTuple):
     positions: NDArray[np.uint16]
     names: tuple[str, ...]
 
+    def pixels(self) -> dict[str, int]:
+        """Return the number of pixels of each label."""
+        counts = np.bincount(self.positions.ravel(), minlength=len(self.names))
+        return dict(zip(self.names, counts.tolist(), strict=True))
+
 
 @dataclass(frozen=True)
 class LabelledImage:
