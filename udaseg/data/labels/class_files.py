@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from udaseg.data.labels.tables import ClassEntry, Color, LabelDescription, WrittenId
+from udaseg.data.labels.tables import ClassEntry, Color, LabelDescription, WrittenId, listed
 from udaseg.documents import Document
 from udaseg.files import parse_json
 
@@ -48,7 +48,7 @@ def with_listed_classes(
         return replace(written, classes=["unknown"], ignore=[])
     if ids_from != "position":
         entries = [replace(entry, ids=None) for entry in entries]
-    ignore = written.ignore if isinstance(written.ignore, list) else [written.ignore]
+    ignore: list[WrittenId | str] = listed(written.ignore)
     kept = [entry for entry in entries if entry.name not in ignore]
     if not 1 <= len(kept) <= 254:
         document.add("classes", f"must have 1 to 254 classes, got {len(kept)}")
@@ -61,7 +61,7 @@ def with_listed_classes(
 def _ids_of(entry: ClassEntry, ids_from: str) -> list[WrittenId]:
     if ids_from == "color":
         return [] if entry.color is None else [entry.color]
-    return [entry.ids] if isinstance(entry.ids, int) else [*(entry.ids or [])]
+    return listed(entry.ids)
 
 
 def _from_mapping(classes: Mapping[str, object]) -> Iterable[ClassEntry]:

@@ -7,7 +7,9 @@ from udaseg.data.labels.tables import (
     LabelDescription,
     LabelTable,
     default_color,
+    listed,
     named_table,
+    report_repeated_names,
 )
 from udaseg.documents import Document
 
@@ -38,17 +40,14 @@ def parse_name_table(
                 problem = f"label '{name}' belongs to both {owners[name]} and {entry.name}"
                 document.add(f"classes[{index}]", problem)
             owners[name] = entry.name
-    ignored = written.ignore if isinstance(written.ignore, list) else [written.ignore]
+    ignored = listed(written.ignore)
     for label in ignored:
         if not isinstance(label, str):
             document.add("ignore", f"must have labels, which are text, got {label}; quote it")
         elif label in owners:
             document.add("ignore", f"label '{label}' belongs to {owners[label]}")
     names = [entry.name for entry in entries]
-    for name in dict.fromkeys(name for name in names if names.count(name) > 1):
-        document.add(
-            "classes", f"the name '{name}' is given twice; one class may have several labels"
-        )
+    report_repeated_names(names, "labels", document)
     if len(document.problems.lines) > before:
         return None
     colors = (entry.color or default_color(index) for index, entry in enumerate(entries))

@@ -104,11 +104,11 @@ def builtin_label_table(name: str) -> LabelTable:
     return _read_table(name)[0]
 
 
-def named_table(name: str, document: Document) -> LabelTable | None:
-    """Return the built-in table that `classes` names; None after a problem."""
+def named_table(name: str, document: Document, key: str = "classes") -> LabelTable | None:
+    """Return the built-in table that a key of a document names; None after a problem."""
     if name in _table_names():
         return _read_table(name)[0]
-    document.add("classes", _unknown_table_message(name))
+    document.add(key, _unknown_table_message(name))
     return None
 
 
@@ -151,15 +151,20 @@ def parse_label_table(
                 document.add(f"classes[{index}]", problem)
             owners[number] = name
     names = [name for name, _, _ in classes]
-    for name in dict.fromkeys(name for name in names if names.count(name) > 1):
-        problem = f"the name '{name}' is given twice; one class may have several ids"
-        document.add("classes", problem)
+    report_repeated_names(names, "ids", document)
     if base is not None and len(document.problems.lines) == before:
         _check_unused_classes(str(written.table), base, {*owners, *ignore}, document)
     if len(document.problems.lines) > before:
         return None
     colors = tuple(color for _, color, _ in classes)
     return LabelTable(ClassSpace(tuple(names), colors), tuple(ids for _, _, ids in classes), ignore)
+
+
+def report_repeated_names(names: Sequence[str], several: str, document: Document) -> None:
+    """Add a problem for each class that is listed twice; `several` is what one class may have."""
+    for name in dict.fromkeys(name for name in names if names.count(name) > 1):
+        problem = f"the name '{name}' is given twice; one class may have several {several}"
+        document.add("classes", problem)
 
 
 def _ignored_ids(
@@ -169,7 +174,7 @@ def _ignored_ids(
     document: Document,
 ) -> frozenset[int]:
     """Return the ids to ignore: listed ids, ids of listed classes, and those the table ignores."""
-    entries: list[WrittenId | str] = _listed(ignore)
+    entries: list[WrittenId | str] = listed(ignore)
     names = [entry for entry in entries if isinstance(entry, str)]
     ids = set(_packed(entry for entry in entries if not isinstance(entry, str)))
     if base is None:
@@ -227,10 +232,10 @@ def _named_table(
     document: Document,
     label_format: str,
 ) -> LabelTable | None:
-    if name not in _table_names():
-        document.add(key, _unknown_table_message(name))
+    known = named_table(name, document, key)
+    if known is None:
         return None
-    known, table_format = _read_table(name)
+    table_format = _read_table(name)[1]
     ids, ignore = known.ids, known.ignore
     if table_format == "rgb" and label_format != "rgb":
         document.add(key, f"{name} is a table of colours; it needs label_format rgb")
@@ -261,7 +266,7 @@ def _parse_class(
     color = entry.color or default_color(index)
     if label_format != "rgb":
         ids = index if entry.ids is None else entry.ids
-        return entry.name, color, tuple(_packed(_listed(ids)))
+        return entry.name, color, tuple(_packed(listed(ids)))
     colors = [*([] if entry.color is None else [entry.color]), *(entry.colors or [])]
     if not colors:
         document.add(key, f"{entry.name}: label_format rgb needs a color")
@@ -275,14 +280,15 @@ def _merged_class(
     own = entry.ids is not None or entry.colors is not None
     names = entry.of if entry.of is not None else [] if own else [entry.name]
     table_ids = [number for name in names for number in _ids_of_class(base, name, key, document)]
-    more: Sequence[WrittenId] = entry.colors or [] if label_format == "rgb" else _listed(entry.ids)
+    more: Sequence[WrittenId] = entry.colors or [] if label_format == "rgb" else listed(entry.ids)
     table_colors = dict(zip(base.classes.names, base.classes.colors, strict=True))
     fallback = next((table_colors[name] for name in names if name in table_colors), (0, 0, 0))
     ids = dict.fromkeys([*table_ids, *_packed(more)])
     return entry.name, entry.color or fallback, tuple(ids)
 
 
-def _listed(value: list[T] | T | None) -> list[T]:
+def listed(value: list[T] | T | None) -> list[T]:
+    """Return a value that may be written without a list as a list; an empty one for None."""
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
@@ -297,7 +303,12 @@ def _pack(color: Color) -> int:
 def _id_text(number: int, label_format: str) -> str:
     if label_format != "rgb":
         return f"id {number}"
-    return f"color {[number >> 16, number >> 8 & 255, number & 255]}"
+    return f"color {color_text(number)}"
+
+
+def color_text(number: int) -> str:
+    """Return the colour r << 16 | g << 8 | b as a declaration writes it."""
+    return str([number >> 16, number >> 8 & 255, number & 255])
 
 
 Ids = Literal["train", "label"]

@@ -14,6 +14,7 @@ from udaseg.data.files.find import find_files
 from udaseg.data.labels.formats import object_format
 from udaseg.data.labels.objects.drawing import BACKGROUND
 from udaseg.data.labels.objects.shared import forget_shared
+from udaseg.data.labels.tables import color_text
 from udaseg.data.prepare.label_guess import (
     CLASS_FILES,
     LabelGroup,
@@ -260,7 +261,7 @@ class _LabelGuess:
                 continue
             share = f"# {percent(content.share(number))} % of the pixels"
             if is_color:
-                color = [number >> 16, number >> 8 & 255, number & 255]
+                color = color_text(number)
                 yield f"  - {{name: color_{number:06x}, color: {color}}}   {share}"
             else:
                 name = {0: BACKGROUND, _VOID: "foreground"}[number] if binary else f"class_{number}"

@@ -11,7 +11,7 @@ from udaseg.data.datasets.index import PreparedDataset, Sample
 from udaseg.data.datasets.pairs import DatasetFiles
 from udaseg.data.files.bit_depth import bits_of_values
 from udaseg.data.labels.formats import object_format
-from udaseg.data.labels.tables import LabelId
+from udaseg.data.labels.tables import LabelId, color_text
 from udaseg.data.loading.cache_write import CacheReport
 from udaseg.data.prepare.manifest import Row
 from udaseg.data.prepare.rules import PrepareOptions
@@ -218,7 +218,7 @@ def format_id(number: LabelId, label_format: str | None) -> str:
     """Return an id as a declaration writes it: a number, a label, or the colour of format `rgb`."""
     if isinstance(number, str) or label_format != "rgb":
         return str(number)
-    return str([number >> 16, number >> 8 & 255, number & 255])
+    return color_text(number)
 
 
 def check_bad_files(

@@ -1,5 +1,6 @@
 """Label format `cityscapes_polygons`: the polygons of an image in a JSON file of their own."""
 
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,10 @@ from udaseg.data.labels.objects.drawing import (
     explained,
     read_document,
 )
+from udaseg.data.labels.tables import builtin_label_table
 
 _GROUP, _NOT_DRAWN = "group", "license plate"
 
-CLASSES = (
-    *("road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign"),
-    *("vegetation", "terrain", "sky", "person", "rider", "car", "truck", "bus", "train"),
-    *("motorcycle", "bicycle"),
-)
 UNSCORED = (
     *("unlabeled", "ego vehicle", "rectification border", "out of roi", "static", "dynamic"),
     *("ground", "parking", "rail track", "guard rail", "bridge", "tunnel", "polegroup"),
@@ -41,19 +38,19 @@ def read(path: Path, data: bytes) -> list[LabelledImage]:
         DataError: The file is not in the format of Cityscapes.
     """
     document = read_document(path, data)
+    known = {*builtin_label_table("cityscapes19").classes.names, *UNSCORED}
     with explained(path, "is not a file of Cityscapes polygons"):
         size = (int(document["imgHeight"]), int(document["imgWidth"]))
         objects = [
-            (_label(str(each["label"])), [(float(x), float(y)) for x, y in each["polygon"]])
+            (_label(str(each["label"]), known), [(float(x), float(y)) for x, y in each["polygon"]])
             for each in document["objects"]
             if not each.get("deleted")
         ]
     return [LabelledImage((path.stem,), size, partial(_draw, path, objects))]
 
 
-def _label(name: str) -> str:
-    known = name in CLASSES or name in UNSCORED
-    return name.removesuffix(_GROUP) if not known and name != _GROUP else name
+def _label(name: str, known: Collection[str]) -> str:
+    return name.removesuffix(_GROUP) if name not in known and name != _GROUP else name
 
 
 def _draw(path: Path, objects: list[tuple[str, list[Any]]], size: Size) -> NamedLabels:
