@@ -41,12 +41,8 @@ class AnchorContrast(PerViewRegularizer):
         super().__init__()
         self.spec = spec
         self.needs = (Need(SOURCE), Need(MIXED))
-        self.prototypes = ClassPrototypes(
-            num_classes,
-            channels,
-            momentum=spec.momentum,
-            absent=spec.absent,
-            normalise=spec.normalise,
+        self.prototypes = ClassPrototypes.from_spec(
+            spec, num_classes=num_classes, channels=channels
         )
 
     def view_loss(self, view: View, views: Views) -> Tensor:

@@ -1,6 +1,6 @@
 """SPCL: pull pixels towards the prototype of their class, the mean source feature."""
 
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -88,6 +88,17 @@ class ClassPrototypes(nn.Module):
         self.register_buffer("means", torch.zeros(num_classes, channels))
         self.register_buffer("seen", torch.zeros(num_classes, dtype=torch.bool))
 
+    @classmethod
+    def from_spec(cls, spec: Prototypes, *, num_classes: int, channels: int) -> Self:
+        """Return the prototypes that a recipe describes."""
+        return cls(
+            num_classes,
+            channels,
+            momentum=spec.momentum,
+            absent=spec.absent,
+            normalise=spec.normalise,
+        )
+
     @torch.no_grad()
     def initialise(self, means: Tensor, seen: Tensor) -> None:
         """Set the initial prototypes, from a pass over the source."""
@@ -167,12 +178,8 @@ class PrototypeContrast(PerViewRegularizer):
         self.spec = spec
         self.second_view = second_view
         self.needs = (Need(SOURCE), Need(second_view))
-        self.prototypes = ClassPrototypes(
-            num_classes,
-            channels,
-            momentum=spec.momentum,
-            absent=spec.absent,
-            normalise=spec.normalise,
+        self.prototypes = ClassPrototypes.from_spec(
+            spec, num_classes=num_classes, channels=channels
         )
         self._prototypes_of_step: ValueOfStep[tuple[Tensor, Tensor, Tensor]] = ValueOfStep()
 
