@@ -1,7 +1,6 @@
 """Build the objective of a stage from a recipe: network, loss terms and memories."""
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import assert_never
 
 import torch
@@ -76,10 +75,10 @@ def build_objective(
         load_student(student, init, model, classes or init.classes["names"], base=base)
     if student.projector is not None:
         student.projector.requires_grad_(heads[0].trainable)
-    sizes = {"num_classes": num_classes, "channels": student.feature_channels}
-    distance = functools.partial(_build_distance, recipe, student, classes or ())
+    names = classes or ()
     regularizers = {
-        name: _build_regularizer(name, spec, distance, **sizes) for name, spec in terms.items()
+        name: _build_regularizer(name, spec, recipe, student, num_classes, names)
+        for name, spec in terms.items()
     }
     objective = _build_objective(method, student, regularizers, num_classes, recipe.steps)
     objective.source_jitter, objective.target_jitter = stage.source_jitter, stage.target_jitter
@@ -140,7 +139,7 @@ def _build_objective(
 
 
 def _build_distance(
-    recipe: Recipe, student: Segmenter, classes: Sequence[str], spec: FeatureDistance
+    spec: FeatureDistance, recipe: Recipe, student: Segmenter, classes: Sequence[str]
 ) -> FrozenDistance:
     """Return the distance of a student to the frozen backbone, which shares the base weights."""
     frozen = FrozenBackbone(segmenter_as_given(recipe))
@@ -152,12 +151,13 @@ def _build_distance(
 def _build_regularizer(
     name: str,
     spec: RegularizerSpec | object,
-    distance: Callable[[FeatureDistance], FrozenDistance],
-    *,
+    recipe: Recipe,
+    student: Segmenter,
     num_classes: int,
-    channels: int,
+    classes: Sequence[str],
 ) -> Regularizer:
-    """Return a regularizer for features of `channels` channels."""
+    """Return a regularizer for the features of a student; `classes` are names, if known."""
+    channels = student.feature_channels
     if not isinstance(spec, RegularizerSpec):
         return _build_plugin_regularizer(name, spec, num_classes=num_classes, channels=channels)
     match spec:
@@ -170,7 +170,7 @@ def _build_regularizer(
         case Semantic():
             return SemanticContrast(spec, num_classes=num_classes)
         case FeatureDistance():
-            return distance(spec)
+            return _build_distance(spec, recipe, student, classes)
         case _:
             assert_never(spec)
 
