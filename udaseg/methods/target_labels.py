@@ -160,6 +160,12 @@ class TargetWeights(nn.Module):
                 shares = totals["sure"].double() / totals["pixels"].clamp_min(1)
                 return shares.float()[labels.long()]
 
+    def sure_share(self, weight: Tensor, totals: Mapping[str, Tensor]) -> Tensor:
+        """Return the share of sure pixels that is reported, from `weight` and its totals."""
+        if self.spec.share_over == "class":
+            return (totals["sure"].sum() / totals["pixels"].sum()).float()
+        return weight.mean()
+
     def update(self, totals: Mapping[str, Tensor]) -> None:
         """Remember the confidence of a step, from those `numbers` that are `REMEMBERED`."""
         if self.spec.share_over == "class":

@@ -256,7 +256,8 @@ class SelfTraining(Objective):
             **numbers,
         )
         weight = self.weights.weight(*given, totals)
-        figures = _figures(context, weight, totals)
+        sure = self.weights.sure_share(weight, totals)
+        figures = _figures(context, sure, totals["predicted"])
         seen = {name: totals[name] for name in REMEMBERED if name in totals}
         return weight, totals, {"figures": figures, "predicted_counts": predicted, "seen": seen}
 
@@ -399,15 +400,10 @@ def _shows_images(need: Need | None) -> bool:
     return need is not None and need.options.get("images", False)
 
 
-def _figures(
-    context: StepContext, weight: Tensor, totals: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """Return what is monitored of the teacher, from sums over ranks."""
-    counts, confident = totals["predicted"], weight.mean()
-    if "sure" in totals:
-        confident = (totals["sure"].sum() / totals["pixels"].sum()).float()
+def _figures(context: StepContext, sure: Tensor, counts: Tensor) -> dict[str, Tensor]:
+    """Return what is monitored of the teacher; `counts` are `class_counts` of all ranks."""
     return {
-        "confident": confident,
+        "confident": sure,
         "confidence": context.target_confidence.mean(),
         "top_class": (counts.max() / counts.sum()).float(),
         # at the resolution of the logits, where the cost is negligible
