@@ -55,20 +55,11 @@ def collect_prototypes(
     Reference:
         Xie et al., SPCL (2021), initialisation.
     """
-    # float64, so a pass that is split over processes gives the same prototypes
-    sums = torch.zeros(num_classes, student.feature_channels, dtype=torch.float64, device=device)
-    images = torch.zeros(num_classes, dtype=torch.float64, device=device)
 
-    def add(read: _ReadSample, output: SegmenterOutput) -> None:
-        assert read.labels is not None
-        labels = to_device(torch.from_numpy(read.labels)[None], device)
-        means, present = image_means(labelled_view(output, labels), num_classes)
-        sums.add_(means)
-        images.add_(present)
+    def of_image(output: SegmenterOutput, labels: Tensor) -> tuple[Tensor, Tensor]:
+        return image_means(labelled_view(output, labels), num_classes)
 
-    _for_each_image(add, student, source, device, on_progress)
-    total, count = all_reduce_sum(sums.cpu()), all_reduce_sum(images.cpu())
-    return total / count.clamp_min(1)[:, None], count > 0
+    return _class_means(of_image, student, source, source.samples, num_classes, device, on_progress)
 
 
 @torch.no_grad()
@@ -84,21 +75,42 @@ def collect_anchors(
 
     The mean is over all cells of the class. Crops and mirroring of `source` are not applied.
     """
+
+    def of_image(output: SegmenterOutput, labels: Tensor) -> tuple[Tensor, Tensor]:
+        cells = labels_on_cells(labels, output).flatten()
+        return class_sums(flatten_cells(output.features), cells, num_classes)
+
+    return _class_means(of_image, network, source, samples, num_classes, device, on_progress)
+
+
+def _class_means(
+    of_image: Callable[[SegmenterOutput, Tensor], tuple[Tensor, Tensor]],
+    network: Segmenter,
+    source: CropSource,
+    samples: Sequence[Sample],
+    num_classes: int,
+    device: torch.device,
+    on_progress: ProgressCallback,
+) -> tuple[Tensor, Tensor]:
+    """Return the mean (K, D) float64 of each class over labelled images, and seen (K,).
+
+    `of_image` returns the sum (K, D) and the number (K,) that an image adds to its classes.
+    """
     # float64, so a pass that is split over processes gives the same means
-    shape = num_classes, network.feature_channels + 1
-    totals = torch.zeros(shape, dtype=torch.float64, device=device)
+    shape = num_classes, network.feature_channels
+    sums = torch.zeros(shape, dtype=torch.float64, device=device)
+    counts = torch.zeros(num_classes, dtype=torch.float64, device=device)
 
     def add(read: _ReadSample, output: SegmenterOutput) -> None:
         assert read.labels is not None
         labels = to_device(torch.from_numpy(read.labels)[None], device)
-        rows, cells = flatten_cells(output.features), labels_on_cells(labels, output).flatten()
-        sums, counts = class_sums(rows, cells, num_classes)
-        totals.add_(torch.cat([sums, counts[:, None]], 1))
+        more_sums, more_counts = of_image(output, labels)
+        sums.add_(more_sums)
+        counts.add_(more_counts)
 
     _for_each_image(add, network, source, device, on_progress, samples)
-    total = all_reduce_sum(totals.cpu())
-    count = total[:, -1:]
-    return total[:, :-1] / count.clamp_min(1), count[:, 0] > 0
+    total, count = all_reduce_sum(sums.cpu()), all_reduce_sum(counts.cpu())
+    return total / count.clamp_min(1)[:, None], count > 0
 
 
 @torch.no_grad()
