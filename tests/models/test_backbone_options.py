@@ -126,5 +126,6 @@ def test_the_grid_of_an_image_is_known_before_it_is_seen(output_stride, ceil_poo
     backbone = resnet("resnet18", output_stride=output_stride, ceil_pool=ceil_pool)
     for rows, columns in [(64, 65), (66, 67), (97, 90), (33, 128)]:
         with torch.no_grad():
-            *_, last = backbone(torch.rand(1, 3, rows, columns))
-        assert backbone.grid((rows, columns)) == tuple(last.shape[-2:])
+            maps = backbone(torch.rand(1, 3, rows, columns))
+        assert backbone.map_sizes((rows, columns)) == [each.shape[-2:] for each in maps]
+        assert backbone.grid((rows, columns)) == tuple(maps[-1].shape[-2:])

@@ -119,16 +119,15 @@ class Backbone(nn.Module, ABC):
 
     def grid(self, size: Sequence[int]) -> tuple[int, int]:
         """Return rows and columns of the last map of images of a size (height, width)."""
-        stride = self.strides[-1]
-        if self.ceil_pool:  # after the pooling a side of s has (s + 1) // 2 // 2 + 1 cells
-            size, stride = [(side + 1) // 4 + 1 for side in size], stride // 4
-        rows, columns = (divided_up(side, stride) for side in size)
-        return rows, columns
+        return self.map_sizes(size)[-1]
 
     def map_sizes(self, size: Sequence[int]) -> list[tuple[int, int]]:
-        """Return rows and columns of each map of images of a size, if `ceil_pool` is not set."""
-        height, width = size
-        return [(divided_up(height, each), divided_up(width, each)) for each in self.strides]
+        """Return rows and columns of each map of images of a size (height, width)."""
+        (height, width), strides = size, self.strides
+        if self.ceil_pool:  # after the pooling a side of s has (s + 1) // 2 // 2 + 1 cells
+            height, width = ((side + 1) // 4 + 1 for side in size)
+            strides = tuple(stride // 4 for stride in strides)
+        return [(divided_up(height, each), divided_up(width, each)) for each in strides]
 
     @cached_property
     def block_names(self) -> tuple[str, ...]:
