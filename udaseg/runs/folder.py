@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from udaseg.runs.checkpoint import Checkpoint
 
 log = logging.getLogger(__name__)
+_Data = str | tuple[str, ...]
+"""The data of a section of a recipe."""
+
 START_FILE = "init.json"
 """The checkpoint that a run started from: file, SHA-256 and step."""
 
@@ -375,23 +378,28 @@ def located(name: str, run: Path) -> str:
 def with_located_data(recipe: Recipe, run: Path) -> Recipe:
     """Return the recipe of a run with its data where they are; see `located`."""
 
-    def each(data: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+    def where(_: str, data: _Data) -> _Data:
         if isinstance(data, tuple):
             return tuple(located(name, run) for name in data)
-        return None if data is None else located(data, run)
+        return located(data, run)
 
-    sections = {
-        name: replace(section, data=each(section.data))
-        for name in ("source", "target", "validation")
-        if (section := getattr(recipe, name)).data is not None
-    }
-    return replace(recipe, **sections)
+    return _with_data(recipe, where)
 
 
 def with_data_names(recipe: Recipe, named: Recipe) -> Recipe:
     """Return a recipe with the data of another one, but for data that it no longer has."""
+    return _with_data(recipe, lambda section, _: getattr(named, section).data)
+
+
+def _with_data(recipe: Recipe, change: Callable[[str, _Data], _Data]) -> Recipe:
+    """Return a recipe whose sections that name data have what `change` returns for them.
+
+    Args:
+        recipe: Stays as it is.
+        change: From the name of a section and its data to other data.
+    """
     sections = {
-        name: replace(section, data=getattr(named, name).data)
+        name: replace(section, data=change(name, section.data))
         for name in ("source", "target", "validation")
         if (section := getattr(recipe, name)).data is not None
     }
