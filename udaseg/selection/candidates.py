@@ -135,11 +135,9 @@ def check_comparable(candidates: Sequence[Candidate], *, same_target: bool) -> R
         checkpoint = find_checkpoint(candidate.checkpoint)
         candidate.step = checkpoint.step
         first = first or checkpoint
-        if checkpoint.classes["names"] != first.classes["names"]:
-            raise UsageError(
-                f"{checkpoint.path}: its classes differ from those of {first.path}; only networks "
-                "with the same classes can be compared"
-            )
+        refuse_other_classes(
+            checkpoint.path, checkpoint.classes["names"], first.path, first.classes["names"]
+        )
         recipe = from_dict(checkpoint.recipe)
         if not adapts(recipe):
             continue
@@ -153,3 +151,18 @@ def check_comparable(candidates: Sequence[Candidate], *, same_target: bool) -> R
     assert first is not None
     chosen, recipe = adapted or (first, from_dict(first.recipe))
     return with_located_data(recipe, run_folder_of(chosen.path))
+
+
+def refuse_other_classes(
+    path: Path, names: Sequence[str], other: Path, other_names: Sequence[str]
+) -> None:
+    """Refuse to compare networks of other classes; the paths are those of their checkpoints.
+
+    Raises:
+        UsageError: The classes differ.
+    """
+    if list(names) != list(other_names):
+        raise UsageError(
+            f"{path}: its classes differ from those of {other}; only networks with the same "
+            "classes can be compared"
+        )

@@ -8,14 +8,18 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from udaseg.errors import UsageError
 from udaseg.inference import trained_model
 from udaseg.inference.trained_model import Model
 from udaseg.runs.best import warm_up_folder
 from udaseg.runs.folder import run_folder_of
 from udaseg.runs.leftovers import writing_in_run
 from udaseg.runs.worth import ComparedCriterion, ComparedNetwork, Worth, unknown_worth, write_worth
-from udaseg.selection.candidates import Candidate, EvaluationSets, open_evaluation_sets
+from udaseg.selection.candidates import (
+    Candidate,
+    EvaluationSets,
+    open_evaluation_sets,
+    refuse_other_classes,
+)
 from udaseg.selection.criteria import CRITERIA
 from udaseg.selection.measure import compute_criteria, source_shares
 from udaseg.selection.verdict import WEIGHTS, judge
@@ -81,11 +85,9 @@ def worth_it(
     if baseline is None and not other.is_dir():
         return unknown_worth(folder)
     before = trained_model.load(other, device=options.device)
-    if before.classes.names != adapted.classes.names:
-        raise UsageError(
-            f"{before.checkpoint}: its classes differ from those of {adapted.checkpoint}; only "
-            "networks with the same classes can be compared"
-        )
+    refuse_other_classes(
+        before.checkpoint, before.classes.names, adapted.checkpoint, adapted.classes.names
+    )
     sets = open_evaluation_sets(
         adapted.recipe,
         None if data is None else os.fspath(data),
