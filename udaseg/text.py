@@ -51,6 +51,11 @@ def suggestion(word: str, options: Sequence[str]) -> str:
     return f"; did you mean '{hint}'?" if hint else ""
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message; its type if it has none."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
 def percent(value: float) -> str:
     """Return a fraction as percent with two digits; `-` if it was not measured."""
     return "-" if math.isnan(value) else f"{100 * value:.2f}"

@@ -53,7 +53,11 @@ def choose_images(dataset: PreparedDataset, split: str, limit: int) -> ImageSet:
 
 def source_images(recipe: Recipe, limit: int, root: Path) -> ImageSet:
     """Return images of the recipe's source, from its `val` split if there is one."""
-    dataset = open_source(recipe, root=root)
+    return choose_source_images(open_source(recipe, root=root), recipe, limit)
+
+
+def choose_source_images(dataset: PreparedDataset, recipe: Recipe, limit: int) -> ImageSet:
+    """Return images of the opened source, as `source_images`."""
     split = "val" if dataset.splits.get("val") else recipe.source.split
     return choose_images(dataset, split, limit)
 

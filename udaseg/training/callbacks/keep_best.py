@@ -17,6 +17,7 @@ from udaseg.runs.checkpoint import checkpoint_path
 from udaseg.selection.candidates import Candidate, EvaluationSets, open_evaluation_sets
 from udaseg.selection.criteria import CRITERIA
 from udaseg.selection.measure import compute_criteria
+from udaseg.text import first_line
 from udaseg.training.callbacks.callback import Callback, TrainingState
 from udaseg.training.memory import DEVICE_ERRORS
 from udaseg.training.setup import TrainingSetup
@@ -75,8 +76,9 @@ class KeepBest(Callback):
         try:
             value = self.consider(state.setup, path, state.step)
         except (NotFiniteError, *DEVICE_ERRORS) as error:
-            message = str(error).strip().partition("\n")[0] or type(error).__name__
-            log.warning("%s: no further checkpoints are compared in this run (%s)", path, message)
+            log.warning(
+                "%s: no further checkpoints are compared in this run (%s)", path, first_line(error)
+            )
             self._is_disabled = True
             return
         state.write_event({"select": {self.criterion: value}})

@@ -4,17 +4,17 @@ import logging
 
 from udaseg.distributed import on_rank_zero, without_peers
 from udaseg.errors import CheckpointError, DataError
-from udaseg.files import read_json
 from udaseg.inference import trained_model
 from udaseg.inference.trained_model import Model
 from udaseg.models.segmenter import evaluation_mode
 from udaseg.runs.best import warm_up_folder
 from udaseg.runs.checkpoint import checkpoint_path
-from udaseg.runs.manifests import list_manifests, step_of
+from udaseg.runs.manifests import digest_of_newest, list_manifests, step_of
 from udaseg.runs.worth import Worth, write_worth
 from udaseg.selection.candidates import EvaluationSets
-from udaseg.selection.images import choose_images
+from udaseg.selection.images import choose_images, choose_source_images
 from udaseg.selection.worth import compare_networks
+from udaseg.text import first_line
 from udaseg.training.callbacks.callback import TrainingState
 from udaseg.training.memory import DEVICE_ERRORS
 
@@ -44,11 +44,10 @@ def _write(state: TrainingState) -> None:
         with without_peers():
             worth = _compare(state)
     except (CheckpointError, DataError, *DEVICE_ERRORS) as error:
-        message = str(error).strip().partition("\n")[0] or type(error).__name__
         log.warning(
             "the adapted network was not compared with the one before the adaptation (%s); do so "
             "with `udaseg select --worth-it %s`",
-            message,
+            first_line(error),
             folder,
         )
         return
@@ -65,7 +64,7 @@ def _compare(state: TrainingState) -> Worth:
         state.step,
         path,
         state.setup.device,
-        sha256=str(read_json(path.with_suffix(".json")).get("sha256", "")),
+        sha256=digest_of_newest(path),
     )
     before = trained_model.load(warm_up_folder(context.folder), device=state.setup.device)
     with evaluation_mode(student):
@@ -78,9 +77,8 @@ def _choose_sets(state: TrainingState) -> EvaluationSets:
     assert data.target is not None
     trained = recipe.steps * recipe.batch.target
     count = min(_MAX_IMAGES, max(1, trained // _TRAINED_PER_IMAGE))
-    split = "val" if data.source.splits.get("val") else recipe.source.split
     return EvaluationSets(
         choose_images(data.target, recipe.target.split, count),
-        choose_images(data.source, split, count),
+        choose_source_images(data.source, recipe, count),
         None,
     )
