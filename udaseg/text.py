@@ -51,6 +51,11 @@ def suggestion(word: str, options: Sequence[str]) -> str:
     return f"; did you mean '{hint}'?" if hint else ""
 
 
+def instead(hint: str | None) -> str:
+    """Return "did you mean '…'? ", to put before a list of what there is; "" without a hint."""
+    return f"did you mean '{hint}'? " if hint else ""
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message; its type if it has none."""
     return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -11,7 +11,7 @@ from udaseg.errors import EnvironmentFault
 from udaseg.recipe.hints import key_hint
 from udaseg.recipe.methods import SelfTraining, built_in_regularizers
 from udaseg.recipe.schema import BACKBONES, PACKAGE_NAME, TIMM_PREFIX, Recipe
-from udaseg.text import did_you_mean, shortened
+from udaseg.text import did_you_mean, instead, shortened
 from udaseg.validation import field_type, validate
 
 if TYPE_CHECKING:
@@ -136,8 +136,7 @@ def unknown_backbone(name: str) -> str | None:
     from udaseg.plugins import list_plugins
 
     others = [plugin.name for plugin in list_plugins("udaseg.backbones")]
-    hint = did_you_mean(name, [*BACKBONES, *others])
-    meant = "" if hint is None else f"did you mean '{hint}'? "
+    meant = instead(did_you_mean(name, [*BACKBONES, *others]))
     listed = ", ".join([*BACKBONES, f"{TIMM_PREFIX}NAME"])
     return f"unknown '{shortened(name)}'; {meant}choose one of {listed}"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from udaseg.documents import DocumentKind, ListNode, Node, ScalarNode, node_at, read_document
 from udaseg.errors import EnvironmentFault, RecipeError, UsageError
-from udaseg.text import did_you_mean, shortened
+from udaseg.text import did_you_mean, instead, shortened
 
 RECIPE = DocumentKind(
     "recipe", RecipeError, 1_000_000, 5_000, "; `udaseg recipes ls` lists the shipped recipes"
@@ -112,7 +112,7 @@ def _meant_recipe(name: str, known: Mapping[str, RecipeEntry]) -> str:
     if hint in folders:
         names = [entry.method for entry in known.values() if entry.folder == hint]
         return f"did you mean {hint}/METHOD, where METHOD is one of {', '.join(names)}? "
-    return _instead(hint)
+    return instead(hint)
 
 
 def _example(method: str, known: Mapping[str, RecipeEntry]) -> str:
@@ -139,7 +139,7 @@ def find_network(word: str | os.PathLike[str]) -> Path:
         raise RecipeError(is_a_recipe(word))
     raise RecipeError(
         f"{shortened(word)}: no such network file or shipped network; "
-        f"{_instead(did_you_mean(name, list(known)))}"
+        f"{instead(did_you_mean(name, list(known)))}"
         f"available: {', '.join(known)}"
     )
 
@@ -147,10 +147,6 @@ def find_network(word: str | os.PathLike[str]) -> Path:
 def is_a_recipe(word: str) -> str:
     """Return the error for a recipe where a network is needed."""
     return f"{shortened(word, 300)}: is a recipe, not a network; name it without --network"
-
-
-def _instead(hint: str | None) -> str:
-    return f"did you mean '{hint}'? " if hint else ""
 
 
 def _exists(word: str) -> bool:
@@ -191,9 +187,9 @@ def choose_recipe(
     entries = [entry for entry in entries if entry.folder != OWN_FOLDER]
     if not entries:
         known = list_methods()
-        instead = _instead(did_you_mean(method, list(known)))
+        meant = instead(did_you_mean(method, list(known)))
         raise UsageError(
-            f"no method '{shortened(method)}'; {instead}available: {', '.join(sorted(known))}"
+            f"no method '{shortened(method)}'; {meant}available: {', '.join(sorted(known))}"
         )
     first = source if isinstance(source, str) or not source else source[0]
     requested_pair = (first or DEFAULT_SOURCE, target or DEFAULT_TARGET)
@@ -242,9 +238,9 @@ def recipe_of_method(path: Path, method: str) -> Path:
         )
     known = sorted(other.stem for other in path.parent.glob("*.yaml"))
     if method not in known:
-        instead = _instead(did_you_mean(method, known))
+        meant = instead(did_you_mean(method, known))
         raise UsageError(
-            f"no method '{shortened(method)}' in {path.parent.name}; {instead}"
+            f"no method '{shortened(method)}' in {path.parent.name}; {meant}"
             f"available: {', '.join(known)}"
         )
     return path.parent / f"{method}.yaml"
