@@ -144,7 +144,7 @@ def merge_reports(reports: Sequence[LossReport]) -> LossReport:
         parts=_map_tensors(mean, *(report.parts for report in reports)),
         figures=_map_tensors(mean, *(report.figures for report in reports)),
         views=_map_tensors(lambda *parts: torch.cat(parts), *map(_views_alone, reports)),
-        predicted_counts=torch.stack(counts).sum(0) if len(counts) == len(reports) else None,
+        predicted_counts=_sum(*counts) if len(counts) == len(reports) else None,
         seen=_map_tensors(_sum, *(report.seen for report in reports)),
     )
 
