@@ -32,7 +32,7 @@ def _sharp(objective):
     return objective
 
 
-def test_a_mirrored_teacher_says_the_mean_of_both_probabilities():
+def test_a_mirrored_teacher_gives_the_mean_of_both_probabilities():
     objective = _sharp(labelling(_objective(), mirror=True))
     images = to_unit_range(_batch().target_images)
     plain, mirrored = (
@@ -45,7 +45,7 @@ def test_a_mirrored_teacher_says_the_mean_of_both_probabilities():
     assert torch.equal(context.target_labels, labels)
     torch.testing.assert_close(context.target_confidence, confidence)
     assert (labels != pseudo_labels(plain.log(), (32, 48))[0]).any(), "the mirror image counts"
-    # of a mirrored image, it says the mirror image of what it says
+    # for a mirrored image, its output is the mirror image of that for the image
     turned = replace(_batch(), target_images=_batch().target_images.flip(-1))
     again = objective._teach(turned).target_output.logits
     torch.testing.assert_close(again.flip(-1), context.target_output.logits)
@@ -56,7 +56,7 @@ def test_a_mirrored_teacher_says_the_mean_of_both_probabilities():
 PER_CLASS = Mixing(ignore_is_class=False, confidence=0.9, share_over="class", class_quantile=0.8)
 
 
-def _told(seed, batch=4):
+def _labels_and_confidence(seed, batch=4):
     """Return labels and confidence; class 0 is sure, class 3 is not, and class 4 is absent."""
     numbers = np.random.default_rng(seed)
     labels = numbers.integers(0, CLASSES - 1, (batch, 64, 96)).astype(np.uint8)
@@ -68,9 +68,9 @@ def _told(seed, batch=4):
 def test_a_class_is_sure_at_its_own_quantile_of_the_steps_before_and_at_most_the_limit():
     weights = TargetWeights(PER_CLASS, CLASSES)
     assert torch.equal(weights.limits(), torch.full((CLASSES,), 0.9)), "nothing was seen yet"
-    seen = [_told(seed) for seed in range(5)]
-    for told in seen:
-        weights.update(weights.numbers(*told))
+    seen = [_labels_and_confidence(seed) for seed in range(5)]
+    for given in seen:
+        weights.update(weights.numbers(*given))
     for number, limit in enumerate(weights.limits().tolist()):
         of_class = [confidence[labels == number].numpy() for labels, confidence in seen]
         values = np.concatenate(of_class)
@@ -81,8 +81,8 @@ def test_a_class_is_sure_at_its_own_quantile_of_the_steps_before_and_at_most_the
 
 def test_a_pixel_weighs_as_much_as_the_share_of_sure_pixels_of_its_class():
     weights = TargetWeights(PER_CLASS, CLASSES)
-    weights.update(weights.numbers(*_told(0)))
-    labels, confidence = _told(1)
+    weights.update(weights.numbers(*_labels_and_confidence(0)))
+    labels, confidence = _labels_and_confidence(1)
     found = weights.weight(labels, confidence, weights.numbers(labels, confidence))
     limits = weights.limits()
     for number in range(CLASSES - 1):
@@ -93,15 +93,15 @@ def test_a_pixel_weighs_as_much_as_the_share_of_sure_pixels_of_its_class():
 
 
 def test_ranks_weigh_and_remember_as_one_process():
-    told = _told(1)
-    halves = [[part[rank::2] for part in told] for rank in range(2)]
+    given = _labels_and_confidence(1)
+    halves = [[part[rank::2] for part in given] for rank in range(2)]
     one, two = TargetWeights(PER_CLASS, CLASSES), TargetWeights(PER_CLASS, CLASSES)
     for each in (one, two):
-        each.update(each.numbers(*_told(0)))
-    whole, (first, second) = one.numbers(*told), [two.numbers(*half) for half in halves]
+        each.update(each.numbers(*_labels_and_confidence(0)))
+    whole, (first, second) = one.numbers(*given), [two.numbers(*half) for half in halves]
     sums = {name: first[name].double() + second[name].double() for name in first}
     for rank, half in enumerate(halves):
-        expected = one.weight(*told, whole)[rank::2]
+        expected = one.weight(*given, whole)[rank::2]
         assert torch.equal(two.weight(*half, sums), expected)
     one.update(whole)
     two.update(sums)
@@ -193,7 +193,7 @@ def test_the_first_step_and_the_exponent_0_correct_nothing():
         torch.testing.assert_close(found.softmax(1), plain.softmax(1))
 
 
-def test_a_source_without_a_labelled_pixel_and_a_class_never_said_stay_finite():
+def test_a_source_without_a_labelled_pixel_and_a_class_never_predicted_stay_finite():
     objective = _corrected("source")
     with torch.no_grad():
         for branch in objective.teacher.network.head.branches:

@@ -102,7 +102,7 @@ def test_the_warm_network_of_the_run_is_the_baseline(home):
     assert read_worth(home.path / "run", "digest of a later network") is None
 
 
-def test_a_network_that_got_worse_is_told(home):
+def test_a_network_that_got_worse_gets_that_verdict(home):
     home.add_warm_up(ColorNetwork())
     home.networks["run"] = Wrong(), 40
     assert package.worth_it("run").verdict == "worse"
@@ -186,8 +186,8 @@ def test_a_damaged_file_is_no_verdict(home, change):
 def test_the_command_prints_the_verdict_and_the_values(home):
     home.add_warm_up(Wrong())
     output = udaseg("select", "run", "--worth-it", cwd=home.path)
-    told = "worth it? better: entropy, infomax, source, drift for the adapted network\n"
-    assert told in output.stdout
+    verdict = "worth it? better: entropy, infomax, source, drift for the adapted network\n"
+    assert verdict in output.stdout
     assert "baseline: step 10, checkpoints/warm_up/step-000010.pt" in output.stdout
     (row,) = (line.split() for line in output.stdout.splitlines() if line.startswith("source"))
     assert row[:3] + row[4:] == ["source", "↑", "1.000", "adapted"]
@@ -202,7 +202,7 @@ def test_the_command_says_how_to_get_a_verdict(home):
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "advice"),
     [
         (["run", "other", "--worth-it"], "give the other one with --baseline"),
         (["run", "--baseline", "plain"], "--baseline needs --worth-it"),
@@ -210,8 +210,8 @@ def test_the_command_says_how_to_get_a_verdict(home):
         (["run", "--worth-it", "--weights", "teacher"], "leave out --weights"),
     ],
 )
-def test_options_that_contradict_are_refused(home, words, told):
-    assert told in udaseg("select", *words, cwd=home.path, expect=2).stderr
+def test_options_that_contradict_are_refused(home, words, advice):
+    assert advice in udaseg("select", *words, cwd=home.path, expect=2).stderr
 
 
 EVAL = ("eval", "run", "--data", "toyland-target", "--split", "train")
@@ -273,7 +273,7 @@ def test_eval_goes_on_without_the_network_before(worse):
 
 
 def predicted(home, *words):
-    """Predict an image of the target; return the settings of the masks, and what was told."""
+    """Predict an image of the target; return the settings of the masks, and the messages."""
     image = next((home.path / "toyland-target/images").iterdir())
     command = ("predict", image, "--checkpoint", "run", "--overwrite", *words)
     output = udaseg(*command, cwd=home.path)
@@ -281,18 +281,18 @@ def predicted(home, *words):
 
 
 def test_predict_takes_the_adapted_network_and_warns(worse):
-    settings, told = predicted(worse)
+    settings, messages = predicted(worse)
     assert settings["step"] == 40
     assert "worth" not in settings
-    assert "the adaptation made it worse than checkpoints/warm_up/step-000010.pt" in told
-    assert "--weights better takes that one" in told
+    assert "the adaptation made it worse than checkpoints/warm_up/step-000010.pt" in messages
+    assert "--weights better takes that one" in messages
 
 
 def test_predict_can_follow_the_verdict(worse):
-    settings, told = predicted(worse, "--weights", "better")
+    settings, messages = predicted(worse, "--weights", "better")
     assert (settings["step"], settings["weights"]) == (10, "student")
     assert settings["worth"] == {"verdict": "worse", "network": "baseline"}
-    assert "worth it? worse" in told
+    assert "worth it? worse" in messages
     worse.add_warm_up(Wrong())
     worse.networks["run"] = ColorNetwork(), 40
     package.worth_it("run")
@@ -303,10 +303,10 @@ def test_predict_can_follow_the_verdict(worse):
 
 def test_predict_without_a_verdict_takes_the_adapted_network_and_says_so(worse):
     (worse.path / "run/worth.json").unlink()
-    settings, told = predicted(worse, "--weights", "better")
+    settings, messages = predicted(worse, "--weights", "better")
     assert settings["step"] == 40
     assert settings["worth"] == {"verdict": "unknown", "network": "adapted"}
-    assert "worth it? unknown" in told
+    assert "worth it? unknown" in messages
     assert "worth" not in predicted(worse)[1]
 
 

@@ -54,7 +54,7 @@ def real_peak(run):
     ],
     ids=lambda part: part if isinstance(part, str) else " ".join(part),
 )
-def test_the_reckoned_peak_is_that_of_a_real_step(root, name, words):
+def test_the_estimated_peak_is_that_of_a_real_step(root, name, words):
     run = dry_run(root, name, *words)
     before = {key: value.clone() for key, value in run.objective.state_dict().items()}
     estimated = peak_step_memory(run)

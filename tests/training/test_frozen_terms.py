@@ -1,4 +1,4 @@
-"""Runs with a frozen backbone beside the student: what is saved, resumed, shared and reckoned."""
+"""Runs with a frozen backbone beside the student: what is saved, resumed, shared and estimated."""
 
 import pytest
 import torch
@@ -116,7 +116,7 @@ def test_another_weights_file_is_refused_at_a_resume(root, changes, file, tmp_pa
         adapt(out=None, root=root, resume=run.path)
 
 
-def test_memory_is_reckoned_as_it_is_used(run, root):
+def test_the_estimate_of_memory_is_what_is_used(run, root):
     setup = build_setup(run.recipe, *toy_pair(root))
     assert peak_step_memory(setup) == pytest.approx(real_peak(setup), rel=0.01)
     frozen = setup.objective.regularizers["feature_distance"].frozen
