@@ -70,12 +70,11 @@ class LateSGD(torch.optim.SGD):
 
     def step(self) -> None:  # type: ignore[override]  # no closure
         """Update the parameters of all groups."""
-        parts = [part for group in self.param_groups for part in group["params"]]
-        late = [part for part in parts if part.grad is not None and part not in self.state]
         if self.state:
-            for part in late:
-                # the momentum of the first step is then the gradient, as always
-                self.state[part]["momentum_buffer"] = torch.zeros_like(part.grad)
+            for part in [part for group in self.param_groups for part in group["params"]]:
+                if part.grad is not None and part not in self.state:
+                    # the momentum of its first step is then the gradient, as in torch
+                    self.state[part]["momentum_buffer"] = torch.zeros_like(part.grad)
         super().step()
 
 
