@@ -1,4 +1,4 @@
-"""What the teacher says of target images, and how much their pixels count."""
+"""The teacher's output for target images, and how much their pixels count."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -26,7 +26,7 @@ _MOMENTUM = 0.99
 
 @torch.no_grad()
 def ask_teacher(teacher: Teacher, images: Tensor, *, embed: bool, mirror: bool) -> SegmenterOutput:
-    """Return what the teacher says of images (B, 3, H, W) in [0, 1].
+    """Return the teacher's output for images (B, 3, H, W) in [0, 1].
 
     With `mirror`, the logits are the logarithm of the mean of the probabilities that it gives to
     each cell of the images and of their mirror images; features and embeddings are those of the
@@ -42,7 +42,7 @@ def ask_teacher(teacher: Teacher, images: Tensor, *, embed: bool, mirror: bool) 
 
 
 class ClassPrior(nn.Module):
-    """Corrects the teacher's probabilities for how often it says each class.
+    """Corrects the teacher's probabilities for how often it predicts each class.
 
     The probability of class k becomes p / m^e, or p (s / m)^e towards the source, renormalised. m
     is the running mean of the teacher's uncorrected probability of k over the cells of all images,

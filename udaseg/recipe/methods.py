@@ -21,7 +21,7 @@ from udaseg.recipe.contrast import (
 
 @dataclass(frozen=True)
 class Prior:
-    """A correction of the teacher's probabilities for how often it says each class.
+    """A correction of the teacher's probabilities for how often it predicts each class.
 
     The probability of a class is divided by (its running mean) ^ `exponent`, so rare classes gain
     at their borders. Not published for this use.
@@ -32,7 +32,7 @@ class Prior:
     towards: Literal["uniform", "source"]
     """`uniform` takes all classes to be equally frequent, and after many steps takes from large
     ones. `source` also multiplies by (running share of the class in the source's labels) ^
-    `exponent`, so classes that the teacher says as often as they are in the source stay.
+    `exponent`, so classes that the teacher predicts as often as they are in the source stay.
     """
     momentum: Annotated[float, Interval(ge=0, le=1)] = 0.99
     """m <- a m + (1 - a) x with a = min(1 - 1/(step + 1), momentum), for both running means."""

@@ -6,18 +6,18 @@ from dataclasses import replace
 from udaseg.runs.worth import ComparedCriterion, ComparedNetwork, Network, Verdict, Worth
 
 WEIGHTS = {"entropy": 0.5, "infomax": 1.0, "flip": 0.0, "source": 0.0, "drift": 2.0}
-"""Say of each criterion. `flip` and `source` are shown but have none: between networks, they do not
-follow the quality on the target. That of `teacher` is not computed: before the adaptation, the
+"""Weight of each criterion. `flip` and `source` are shown but do not count: between networks, they
+do not follow the quality on the target. `teacher` is not computed: before the adaptation, the
 teacher is the student."""
 
 CLASSES_WEIGHT = 1.0
-"""Say of the classes that one of the networks has lost."""
+"""Weight of the classes that one of the networks has lost."""
 
 SMALLEST_CHANGE = {"entropy": 0.01, "infomax": 0.01, "flip": 0.01, "source": 0.01, "drift": 0.005}
-"""Differences below these have no say."""
+"""Smaller differences do not count."""
 
 CLEAR = 0.5
-"""Part of the whole say by which one side must lead for a verdict: no criterion has it alone."""
+"""Lead, as a share of all weights, that a verdict needs: no criterion reaches it alone."""
 
 LOST_BELOW = 0.25
 """A class is lost if a network predicts less than this part of what can be expected: the share of
@@ -34,10 +34,10 @@ class that it does not know are mostly wrong."""
 def judge(worth: Worth) -> Worth:
     """Return a comparison with its verdict, from the numbers that it stores.
 
-    Each criterion has its say for the network with the better value, and so have the known classes
-    that one of them has lost. A network that has collapsed to one class, or that tells the classes
-    apart less well (`infomax`), is never the better one, and to be sure (`entropy`) then counts for
-    nothing.
+    The weight of each criterion goes to the network with the better value, and that of the classes
+    to the network that has lost fewer known ones. A network that has collapsed to one class, or
+    that tells the classes apart less well (`infomax`), is never the better one, and its lower
+    `entropy` then does not count.
 
     Args:
         worth: Needs the values of `criteria`, both networks and `source`; the rest is replaced.
@@ -49,16 +49,16 @@ def judge(worth: Worth) -> Worth:
     found = _lost(worth.baseline, worth.adapted, expected)
     rows = [replace(row, prefers=_preferred(row)) for row in worth.criteria]
     by_information = next((row.prefers for row in rows if row.name == "infomax"), None)
-    say = dict.fromkeys(("adapted", "baseline"), 0.0)
+    votes = dict.fromkeys(("adapted", "baseline"), 0.0)
     for row in rows:
         is_only_sure = row.name == "entropy" and by_information not in (None, row.prefers)
         if row.prefers is not None and not is_only_sure:
-            say[row.prefers] += WEIGHTS[row.name]
+            votes[row.prefers] += WEIGHTS[row.name]
     if len(lost) != len(found):
-        say["adapted" if len(found) > len(lost) else "baseline"] += CLASSES_WEIGHT
+        votes["adapted" if len(found) > len(lost) else "baseline"] += CLASSES_WEIGHT
     known = [row for row in rows if row.adapted is not None and row.baseline is not None]
-    whole = CLASSES_WEIGHT + sum(WEIGHTS[row.name] for row in known)
-    lead = (say["adapted"] - say["baseline"]) / whole
+    total = CLASSES_WEIGHT + sum(WEIGHTS[row.name] for row in known)
+    lead = (votes["adapted"] - votes["baseline"]) / total
     verdict: Verdict = "unclear"
     if worth.adapted.collapsed != worth.baseline.collapsed:
         verdict = "worse" if worth.adapted.collapsed else "better"

@@ -193,7 +193,7 @@ class SelfTraining(Objective):
         )
 
     def _teach(self, batch: Batch) -> StepContext:
-        """Return the images of the step and what the teacher says about the target."""
+        """Return the images of the step and the teacher's labels of the target."""
         source, target = self.source_images(batch), self.target_images(batch)
         if self.spec.target_crop.tries > 0:
             target = self._chosen_crop(target, batch)
