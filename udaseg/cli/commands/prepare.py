@@ -117,9 +117,7 @@ def init(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out", "-o", "--output", metavar="FILE", help="The YAML. Default: NAME.yaml."
-        ),
+        typer.Option(metavar="FILE", help="The YAML. Default: NAME.yaml."),
     ] = None,
     overwrite: options.Overwrite = False,
     verbose: options.Verbose = False,
