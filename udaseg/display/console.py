@@ -24,9 +24,9 @@ def open_console(*, stderr: bool = False, soft_wrap: bool = False) -> Console:
     return console
 
 
-def show_table(table: Table, console: Console | None = None) -> None:
+def show_table(table: Table) -> None:
     """Print a table on stdout; title and caption may be longer than its lines."""
-    console = console or open_console()
+    console = open_console()
     title, caption, table.title, table.caption = table.title, table.caption, None, None
     for part in (title, table, caption):
         if part:

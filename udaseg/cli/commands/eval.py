@@ -86,7 +86,7 @@ def evaluate(
     set_verbosity(verbose, quiet)
     from udaseg.preflight import check_networks
 
-    for name in (data or "").split(",") if data else [None]:
+    for name in data.split(",") if data else [None]:
         check_networks(run, device=device, data=name, root=root)
     import udaseg
     from udaseg.cli.printing.scores import print_matrix, print_scores, print_submission

@@ -18,7 +18,7 @@ from udaseg.cli.options import (
     parse_height_width,
 )
 from udaseg.cli.verbosity import set_verbosity
-from udaseg.display.console import open_console, print_json, safe_text
+from udaseg.display.console import print_json, print_line
 from udaseg.errors import PartialError
 from udaseg.text import count_text, percent
 
@@ -159,10 +159,9 @@ def _print_summary(summary: "PredictSummary") -> None:
     if summary.kept:
         parts.append(f"{summary.kept} kept from an earlier run")
     folders = ", ".join(shlex.quote(str(folder)) for folder in summary.folders.values())
-    console = open_console(soft_wrap=True)
-    console.print(safe_text(f"{', '.join(parts)}: {folders}"))
+    print_line(f"{', '.join(parts)}: {folders}")
     if summary.images or summary.videos:
-        console.print(safe_text(f"pixels: {_format_class_shares(summary)}"))
+        print_line(f"pixels: {_format_class_shares(summary)}")
 
 
 def _format_class_shares(summary: "PredictSummary") -> str:

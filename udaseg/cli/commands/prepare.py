@@ -130,19 +130,18 @@ def init(
     report = udaseg.init_dataset(
         name=name, images=images, labels=labels, out=out, overwrite=overwrite
     )
-    from udaseg.display.console import open_console, safe_text
+    from udaseg.display.console import print_line
 
     counts = ", ".join(f"{split} {count}" for split, count in report.counts.items())
     found = "without labels"
     if report.label_format is not None:
         found = f"labels {report.label_format}, {count_text(report.classes, 'class', 'classes')}"
-    console = open_console(soft_wrap=True)
-    console.print(safe_text(f"{report.path}: images {counts}; {found}"))
+    print_line(f"{report.path}: images {counts}; {found}")
     if report.unpaired:
         files = count_text(report.unpaired, "image or label", "images and labels")
-        console.print(safe_text(f"{files} without a partner; `udaseg prepare` names them"))
+        print_line(f"{files} without a partner; `udaseg prepare` names them")
     file = shlex.quote(str(report.path))
-    console.print(safe_text(f"next: check the classes in {file}, then udaseg prepare {file}"))
+    print_line(f"next: check the classes in {file}, then udaseg prepare {file}")
 
 
 def _verify(names: list[str], root: Path, workers: int, output_format: str) -> None:
@@ -155,15 +154,14 @@ def _verify(names: list[str], root: Path, workers: int, output_format: str) -> N
         results = error.finished
         faults.append(str(error))
     from udaseg.cli.printing.prepare import format_changes, json_of_verification, print_unchanged
-    from udaseg.display.console import open_console, print_json
+    from udaseg.display.console import print_json
 
-    console = open_console(soft_wrap=True)
     if output_format == "json":
         print_json([json_of_verification(result) for result in results])
     else:
         for result in results:
             if result.ok:
-                print_unchanged(console, result)
+                print_unchanged(result)
     faults = [*(format_changes(result) for result in results if not result.ok), *faults]
     if faults:
         raise DataError("\n\n".join(faults))

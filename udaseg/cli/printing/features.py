@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from udaseg.display.console import open_console, safe_text, show_table
+from udaseg.display.console import print_line, safe_text, show_table
 
 if TYPE_CHECKING:
     from udaseg import Features
@@ -12,9 +12,8 @@ if TYPE_CHECKING:
 
 def print_features(seen: "Features") -> None:
     """Print facts, tables and notes."""
-    console = open_console(soft_wrap=True)
     for name, fact in seen.facts.items():
-        console.print(safe_text(f"{name}: {fact}"))
+        print_line(f"{name}: {fact}")
     for table in seen.tables:
         shown = Table("class", title=safe_text(table.title), title_justify="left", title_style="")
         for column in table.columns:
@@ -23,5 +22,5 @@ def print_features(seen: "Features") -> None:
             shown.add_row(safe_text(name), *texts.values())
         show_table(shown)
     for note in seen.notes:
-        console.print(safe_text(note))
-    console.print(safe_text(f"{seen.folder}: features.png, points.csv and the tables"))
+        print_line(note)
+    print_line(f"{seen.folder}: features.png, points.csv and the tables")

@@ -4,10 +4,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
 
-from udaseg.display.console import open_console, print_json, print_line, safe_text, show_table
+from udaseg.display.console import print_json, print_line, safe_text, show_table
 from udaseg.sizes import recipe_size
 from udaseg.text import bits_text, count_text, format_size
 
@@ -24,9 +23,8 @@ def print_reports(reports: Sequence["PrepareReport"], output_format: str) -> Non
     if output_format == "json":
         print_json(list(map(_json_of_report, reports)))
         return
-    console = open_console()
     for report in reports:
-        print_prepared(console, report)
+        print_prepared(report)
     if next_command := _next_command(reports):
         print_line(f"next: {next_command}")
 
@@ -61,7 +59,7 @@ def _next_command(reports: Sequence["PrepareReport"]) -> str:
     return f"udaseg adapt --source {source} --target {targets[0].name if targets else 'DATA'}"
 
 
-def print_prepared(console: Console, report: "PrepareReport") -> None:
+def print_prepared(report: "PrepareReport") -> None:
     """Print a table of what a prepared data set contains."""
     state = "unchanged" if report.unchanged else "checked" if report.check_only else "prepared"
     title = f"{report.name}: {state} in {report.seconds:.1f} s"
@@ -72,7 +70,7 @@ def print_prepared(console: Console, report: "PrepareReport") -> None:
     table.add_column(overflow="fold")
     for title, text in _rows(report):
         table.add_row(safe_text(title), safe_text(text))
-    show_table(table, console)
+    show_table(table)
 
 
 def _rows(report: "PrepareReport") -> Iterator[tuple[str, str]]:
@@ -168,13 +166,11 @@ def json_of_verification(result: "DataVerification") -> dict[str, Any]:
     return {"name": result.name, "files": result.files, "ok": result.ok, **changes}
 
 
-def print_unchanged(console: Console, result: "DataVerification") -> None:
+def print_unchanged(result: "DataVerification") -> None:
     """Print that all files of a data set are unchanged."""
-    text = f"{result.name}: all {result.files:,} files unchanged ({result.seconds:.1f} s)"
-    console.print(safe_text(text))
+    print_line(f"{result.name}: all {result.files:,} files unchanged ({result.seconds:.1f} s)")
     if result.missing_package is not None:
-        text = f"  new labels need package {result.missing_package}, which is not installed"
-        console.print(safe_text(text))
+        print_line(f"  new labels need package {result.missing_package}, which is not installed")
 
 
 def format_changes(result: "DataVerification") -> str:

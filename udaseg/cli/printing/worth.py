@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from udaseg.display.console import open_console, print_json, print_line, safe_text
+from udaseg.display.console import print_json, print_line, safe_text, show_table
 
 if TYPE_CHECKING:
     from udaseg import Worth
@@ -18,7 +18,7 @@ def print_worth(worth: "Worth", output_format: str = "table") -> None:
     print_line(f"worth it? {worth.verdict}: {worth.reason}")
     if worth.adapted is None or worth.baseline is None:
         return
-    open_console().print(_criteria_table(worth))
+    show_table(_criteria_table(worth))
     for name, network in (("adapted", worth.adapted), ("baseline", worth.baseline)):
         print_line(f"{name}: step {network.step}, {network.checkpoint}")
 
