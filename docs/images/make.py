@@ -1,7 +1,8 @@
 """Makes the pictures of the docs, with the tool itself: `python docs/images/make.py [--root DATA]`.
 
 `terminal.svg` shows what `udaseg adapt` prints in a terminal, by rich's own export;
-`adaptation.jpg` shows masks of toyland before and after. Both take minutes on a CPU.
+`adaptation.jpg` shows masks of toyland before and after; the one in the repository is older than
+this script, from the demo of an earlier version. Both take minutes on a CPU.
 """
 
 import argparse
