@@ -138,7 +138,7 @@ def refuse_unknown_data(name: str, root: Path) -> None:
     """Refuse a data set that does not exist.
 
     Raises:
-        DataError: There is none of that name.
+        DataError: There is no data set of that name.
     """
     # imported here: a wrong word or recipe is refused before anything that reads images
     from udaseg.data.open import refuse_unknown

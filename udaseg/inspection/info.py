@@ -272,7 +272,7 @@ def method_text(recipe: Recipe) -> str:
 
 
 def target_text(recipe: Recipe) -> str:
-    """Return the target of a run, which one on the source alone has not."""
+    """Return the target of a run, or that it has none."""
     return domain_text(recipe.target) if adapts(recipe) else "none: trained on the source alone"
 
 

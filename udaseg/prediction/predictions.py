@@ -136,7 +136,7 @@ def write_all(
 def _load_model(model: Network, options: PredictOptions) -> tuple[Model, dict[str, Any]]:
     """Return the network to predict with, and how it was chosen if that depends on a verdict.
 
-    A network that is worse than before its adaptation is told.
+    Warns about a network that its adaptation made worse.
     """
     if isinstance(model, Model):
         return model, {}
