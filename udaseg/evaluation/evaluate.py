@@ -108,7 +108,7 @@ def evaluate(
     check_protocol(model.classes.names, options.scoring)
     opened = open_eval_data(model.recipe, data, options.inference, options.root)
     scores = _score(model, path, opened, split, options)
-    return replace(scores, before=_score_before(model, data, split, options))
+    return replace(scores, before=_score_before(_load_before(model), data, split, options))
 
 
 def evaluate_each(
@@ -149,10 +149,10 @@ def evaluate_each(
     if len({dataset.name for dataset, _ in sets}) < len(sets):
         raise UsageError(f"the same data set is named twice: {', '.join(names)}")
     check_protocol(model.classes.names, options.scoring)
-    matrix = {}
+    matrix, network_before = {}, _load_before(model)
     for name, opened in zip(names, sets, strict=True):
         scores = _score(model, Path(run), opened, split, options)
-        before = _score_before(model, name, split, options)
+        before = _score_before(network_before, name, split, options)
         matrix[opened[0].name] = replace(scores, before=before)
     return ScoreMatrix(matrix)
 
@@ -207,15 +207,10 @@ def _score(
     return scores
 
 
-def _score_before(
-    model: Model,
-    data: str | os.PathLike[str] | None,
-    split: str,
-    options: EvaluationOptions,
-) -> Scores | None:
-    """Return the scores of the network that a model is worse than, by its run; None if it is not.
+def _load_before(model: Model) -> Model | None:
+    """Return the network that a model is worse than, by its run; log a warning about the model.
 
-    They are written nowhere.
+    Returns None if the model is not worse, or if that network is gone.
     """
     worth = trained_model.stored_worth(model)
     if worth is None or worth.verdict != "worse":
@@ -232,6 +227,18 @@ def _score_before(
         before.checkpoint,
         worth.reason,
     )
+    return before
+
+
+def _score_before(
+    before: Model | None,
+    data: str | os.PathLike[str] | None,
+    split: str,
+    options: EvaluationOptions,
+) -> Scores | None:
+    """Return the scores of the network before an adaptation, if any; they are written nowhere."""
+    if before is None:
+        return None
     scoring = replace(options.scoring, out=None)
     options = replace(options, weights="student", scoring=scoring, save=None)
     opened = open_eval_data(before.recipe, data, options.inference, options.root)
