@@ -1,5 +1,6 @@
 """Kinds of mask, and ranges of options that several functions take. Imports nothing heavy."""
 
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 from udaseg.errors import UsageError
@@ -22,8 +23,13 @@ def parse_mask_kind(option: str, word: str) -> MaskKind:
     for kind in MASK_KINDS:
         if kind == word:
             return kind
-    instead = suggestion(word, MASK_KINDS)
-    raise UsageError(f"{option} must be any of {', '.join(MASK_KINDS)}, got '{word}'{instead}")
+    raise UsageError(unknown_kind_message(option, word, MASK_KINDS))
+
+
+def unknown_kind_message(option: str, word: str, known: Sequence[str]) -> str:
+    """Return the message about a word that is none of the known kinds."""
+    instead = suggestion(word, known)
+    return f"{option} must be any of {', '.join(known)}, got '{word}'{instead}"
 
 
 def check_ranges(

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from udaseg.errors import UsageError
-from udaseg.inference.options import MASK_KINDS, MaskKind, check_ranges
-from udaseg.text import suggestion
+from udaseg.inference.options import MASK_KINDS, MaskKind, check_ranges, unknown_kind_message
 
 LabelFile = Literal["coco", "labelme", "label-studio", "cvat", "geotiff"]
 LABEL_FILES: tuple[LabelFile, ...] = get_args(LabelFile)
@@ -61,11 +60,10 @@ class PredictOptions:
     bits: int | None = None
 
     def __post_init__(self) -> None:
+        known = (*MASK_KINDS, *LABEL_FILES)
         for word in self._words:
-            if word not in (*MASK_KINDS, *LABEL_FILES):
-                known = (*MASK_KINDS, *LABEL_FILES)
-                instead = suggestion(word, known)
-                raise UsageError(f"--save must be any of {', '.join(known)}, got '{word}'{instead}")
+            if word not in known:
+                raise UsageError(unknown_kind_message("--save", word, known))
         if self.video not in VIDEO_FORMATS:
             raise UsageError(f"--video must be any of {', '.join(VIDEO_FORMATS)}, got {self.video}")
         if self.overwrite and self.resume:
