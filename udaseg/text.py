@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from difflib import get_close_matches
 
@@ -75,6 +76,11 @@ def count_text(count: int, noun: str, plural: str | None = None) -> str:
     """Return a count with its noun, such as `no errors`, `1 error` or `1,000 errors`."""
     number = f"{count:,}" if count else "no"
     return f"{number} {noun if count == 1 else plural or f'{noun}s'}"
+
+
+def most_common_text(counts: Counter[str]) -> str:
+    """Return the five most common words with their counts, such as `.txt (3), .xml (1)`."""
+    return ", ".join(f"{word} ({count})" for word, count in counts.most_common(5))
 
 
 def format_duration(seconds: float) -> str:

@@ -13,6 +13,7 @@ from udaseg.data.files.headers import HEIC_SUFFIXES
 from udaseg.data.files.images import IMAGE_SUFFIXES
 from udaseg.data.files.video import VIDEO_SUFFIXES
 from udaseg.errors import DataError
+from udaseg.text import most_common_text
 
 log = logging.getLogger(__name__)
 _WILDCARDS = "*?["
@@ -99,12 +100,11 @@ def _images_below(folder: Path) -> list[Path]:
     if links:
         log.warning("%s: %d links to folders were not followed", folder, links)
     if others:
-        listed = ", ".join(f"{suffix} ({count})" for suffix, count in others.most_common(5))
         log.warning(
             "%s: skipped %d files with unsupported extensions: %s%s",
             folder,
             others.total(),
-            listed,
+            most_common_text(others),
             " (pip install 'udaseg[heic]' reads HEIC)" if set(others) & set(HEIC_SUFFIXES) else "",
         )
     return images

@@ -33,7 +33,7 @@ from udaseg.display.progress import LazyProgress
 from udaseg.errors import DataError, UsageError
 from udaseg.files import disk_space, file_lock, sha256_of
 from udaseg.sizes import distorts
-from udaseg.text import format_size
+from udaseg.text import format_size, most_common_text
 
 log = logging.getLogger(__name__)
 OnProgress = Callable[[int, int], None]
@@ -321,8 +321,7 @@ def _files_there(folder: Path, globs: Sequence[str]) -> str:
         for glob in globs
         for path in find_files(folder / static_prefix(glob), "**/*")
     )
-    listed = ", ".join(f"{suffix} ({count})" for suffix, count in counts.most_common(5))
-    return f"  files there: {listed}\n" if listed else ""
+    return f"  files there: {most_common_text(counts)}\n" if counts else ""
 
 
 def _matching_hint(pairs: DatasetFiles) -> str:
