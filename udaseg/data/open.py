@@ -34,12 +34,12 @@ def open_dataset(data: str, *, root: Path) -> PreparedDataset:
     Raises:
         DataError: There is no such data set, or it cannot be read.
     """
-    refuse_unknown(data, root=root)
     if data.endswith((".yaml", ".yml")):
         report = prepare_with_last_options(data, root=root)
         if not report.unchanged:
             log.info("prepared %s in %s", data, report.dataset.folder)
         return report.dataset
+    refuse_unknown(data, root=root)
     folder = prepared_folder(data, root)
     if folder is not None:
         return read_index(folder)
