@@ -184,7 +184,8 @@ class _Pairing:
             labels.update(self.shared.match(paths, images, self.folder))
             extra_labels = True  # a file often lists the images of all splits
         else:
-            paths = list((found := self._labels_by_key(label_pattern)).values())
+            found = self._labels_by_key(label_pattern)
+            paths = list(found.values())
             if not set(images) & set(found):  # they are nested differently
                 images, found = self._renamed(images, found, (pattern, label_pattern))
             labels.update((key, (path, None)) for key, path in found.items())
@@ -233,10 +234,8 @@ class _Pairing:
         return self._files_by_key(pattern, matching_images(self.folder, pattern))
 
     def _labels_by_key(self, pattern: str) -> dict[str, Path]:
-        suffixes, paths = (
-            label_suffixes(self.declaration.label_format),
-            find_files(self.folder, pattern),
-        )
+        suffixes = label_suffixes(self.declaration.label_format)
+        paths = find_files(self.folder, pattern)
         if suffixes is not None:
             paths = [path for path in paths if path.suffix.lower() in suffixes]
         return self._files_by_key(pattern, paths)
