@@ -159,7 +159,8 @@ def test_first_prototypes():
         mock.patch.object(passes, "all_reduce_sum", side_effect=torch.clone) as over_ranks,
     ):
         student = SimpleNamespace(feature_channels=16)
-        means, seen = passes.collect_prototypes(student, None, 5, torch.device("cpu"), print)
+        source = SimpleNamespace(samples=())
+        means, seen = passes.collect_prototypes(student, source, 5, torch.device("cpu"), print)
     case.expect("prototypes", means.T)
     ((_sums,), _), ((images,), _) = over_ranks.call_args_list
     case.expect("images", images)
