@@ -94,7 +94,7 @@ def test_a_run_folder_holds_all_that_is_needed_to_run_it_again(finished):
     assert (finished / "command.txt").read_text().startswith("udaseg adapt")
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_resumed_run_ends_where_the_undisturbed_one_ends(root, finished, tmp_path, workers):
     """Stop after four of six steps, resume, and compare every tensor bit for bit."""
     out = tmp_path / "run"

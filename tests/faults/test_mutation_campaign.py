@@ -9,6 +9,7 @@ from tests.support.mutated_commands import COMMANDS, Place, campaign, without_ex
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 SEED, MANY, FEW = 0, 300, 20
 FIVE = {"grid", "features", "import", "sweep", "table"}
+FAST = ("eval", "info", "predict", "prepare")
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,10 @@ def test_mutated_inputs(place, command):
     assert told.wrong == []
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    "command",
+    [each if each in FAST else pytest.param(each, marks=pytest.mark.slow) for each in COMMANDS],
+)
 def test_a_few_mutated_inputs(place, command):
     with without_exporter():
         number = 5 if command in FIVE else FEW

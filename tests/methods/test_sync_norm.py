@@ -96,6 +96,7 @@ def ranks(tmp_path_factory):
     return found_by_each(_rank, tmp_path_factory.mktemp("ranks"), RANKS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "kind"), [*[(name, 0) for name in CASES], *[(name, 1) for name in COMPILED]]
 )

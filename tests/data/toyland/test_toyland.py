@@ -65,6 +65,7 @@ def test_labels_hold_only_classes_and_the_ignored_value(many):
     assert values == {*range(len(CLASSES)), IGNORE}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("domain", DOMAINS)
 def test_every_class_occurs_in_at_least_15_percent_of_the_images(many, domain):
     present = np.array([[(y == k).any() for k in range(len(CLASSES))] for _, y in many[domain]])
