@@ -14,7 +14,7 @@ from udaseg.recipe.stages import adapts
 def result(name, miou, **more):
     words = {job.name: list(job.words) for job in measure.all_jobs()}[name]
     iou = {"road": miou + 10, "bicyclist": miou - 10}
-    return {"name": name, "words": words, "miou": miou, "iou": iou, "minutes": 10.0, **more}
+    return {"name": name, "words": words, "miou": miou, "iou": iou, "cpu_minutes": 10.0, **more}
 
 
 @pytest.fixture

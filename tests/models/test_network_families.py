@@ -28,7 +28,7 @@ SETTINGS = [
 ]
 
 
-TRIED = ("ResNet", "MobileNet", "PVTv2", "ViT, DINOv2")
+TRIED = tuple(FAMILIES)
 
 
 @pytest.fixture(scope="module", params=[FAMILIES[family][0] for family in TRIED], ids=TRIED)
