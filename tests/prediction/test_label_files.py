@@ -138,6 +138,29 @@ def test_cvat(tmp_path, masks):
     _assert_equal({name: order[ids] for name, ids in read.items()}, upright)
 
 
+def test_datumaro_reads_the_masks_for_cvat(tmp_path, masks):
+    """CVAT reads an uploaded "Segmentation mask 1.1" with this library."""
+    datumaro = pytest.importorskip("datumaro", reason="needs pip install datumaro")
+    jobs, upright = masks
+    _write(tmp_path, jobs, "cvat")
+    with zipfile.ZipFile(tmp_path / "masks/cvat.zip") as archive:
+        archive.extractall(tmp_path / "cvat")
+    dataset = datumaro.Dataset.import_from(str(tmp_path / "cvat"), "voc_segmentation")
+    labels = [each.name for each in dataset.categories()[datumaro.AnnotationType.label]]
+    read = {}
+    for item in dataset:
+        ids = np.full(upright[_name(upright, item.id)].shape, NAMES.index("background"))
+        for mask in item.annotations:
+            ids[mask.image.astype(bool)] = NAMES.index(labels[mask.label])
+        read[_name(upright, item.id)] = ids
+    _assert_equal(read, upright)
+
+
+def _name(names, stem):
+    (name,) = (each for each in names if Path(each).with_suffix("").as_posix() == stem)
+    return name
+
+
 def test_the_command_writes_them_after_the_masks(tmp_path, masks, monkeypatch):
     import udaseg
     from tests.prediction.test_predict_api import small_model

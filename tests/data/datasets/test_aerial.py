@@ -69,7 +69,7 @@ COLORS = [(255, 255, 255), (0, 0, 255), (0, 255, 255), (0, 255, 0), (255, 255, 0
         (
             "vaihingen",
             "top/top_mosaic_09cm_area{}.tif",
-            "gts_for_participants/top_mosaic_09cm_area{}.tif",
+            "ISPRS_semantic_labeling_Vaihingen_ground_truth_COMPLETE/top_mosaic_09cm_area{}.tif",
             ("1", "37", "38"),
         ),
     ],
