@@ -22,6 +22,7 @@ from udaseg.errors import DataError, EnvironmentFault, Interrupted, PartialError
 from udaseg.evaluation.prediction_files import recorded_classes
 from udaseg.prediction import outputs
 from udaseg.prediction.inputs import Inputs
+from udaseg.prediction.plan import plan_outputs
 
 pytestmark = pytest.mark.usefixtures("run")
 
@@ -130,15 +131,13 @@ def test_a_mask_where_another_needs_a_folder_gets_a_name_of_its_own():
 
 def test_videos_whose_names_differ_in_case_share_no_output():
     names = ["A.mov", "a.mov", "b.mov", "b.mov.frames/1.png"]
-    images = tuple(Path("in") / name for name in names)
+    images = tuple(f"in/{name}" for name in names)
     inputs = Inputs(images, (Path("in"),))
-    jobs = outputs.plan_outputs(inputs, Path("masks"), ["ids", "color"])
-    found = [str(path).lower() for job in jobs for path in job.outputs]
+    written = list(plan_outputs(inputs, Path("masks"), ["ids", "color"]).all_outputs())
+    found = [path.lower() for path in written]
     assert len(set(found)) == len(found) == 1 * 2 + 3 * 3
     assert "masks/ids/b.mov.frames" not in found
-    assert {"masks/ids/A.mov.frames", "masks/color/A.mp4", "masks/videos/A.mov.json"} <= {
-        str(path) for job in jobs for path in job.outputs
-    }
+    assert {"masks/ids/A.mov.frames", "masks/color/A.mp4", "masks/videos/A.mov.json"} <= {*written}
 
 
 @pytest.mark.parametrize(

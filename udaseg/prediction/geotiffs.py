@@ -11,7 +11,7 @@ from udaseg.data.labels.classes import IGNORE, ClassSpace
 from udaseg.errors import EnvironmentFault
 from udaseg.files import open_atomic
 from udaseg.inference.options import MAX_PIXELS
-from udaseg.prediction.outputs import Job
+from udaseg.prediction.plan import Job
 
 log = logging.getLogger(__name__)
 _SUFFIXES = (".tif", ".tiff")

@@ -23,7 +23,8 @@ from udaseg.inference.masks import MaskContent, count_ids, mask_content, write_m
 from udaseg.inference.options import MAX_PIXELS, MaskKind
 from udaseg.inference.predictor import Predictor, PreparedImage
 from udaseg.prediction.inputs import refuse_unsupported
-from udaseg.prediction.outputs import Job, masks_intact
+from udaseg.prediction.outputs import masks_intact
+from udaseg.prediction.plan import Job, Plan
 from udaseg.signals import StopSignal
 from udaseg.text import printable
 
@@ -81,7 +82,7 @@ class _SkippedImage:
 
 
 def predict_images(
-    jobs: Sequence[Job],
+    plan: Plan,
     predictor: Predictor,
     outcome: Outcome,
     stop: StopSignal,
@@ -89,7 +90,6 @@ def predict_images(
     resume: bool,
 ) -> None:
     """Predict the images until the end or a signal; `outcome` receives the results."""
-    masks: dict[Path | None, dict[MaskKind, Path]] = {job.image: job.masks for job in jobs}
 
     def after_image() -> None:
         progress.update(outcome.done)
@@ -97,17 +97,18 @@ def predict_images(
             raise StopRequested
 
     def write(image: InputImage, content: MaskContent) -> None:
-        write_masks(masks[image.path], image.pixels, content, predictor.classes)
+        masks = plan.job(str(image.path)).masks
+        write_masks(masks, image.pixels, content, predictor.classes)
         outcome.pixels += count_ids(content.labels)
 
     with (
-        WorkProgress("predict", len(jobs)) as progress,
-        closing(image_batches(jobs, predictor, outcome, after_image, resume=resume)) as batches,
+        WorkProgress("predict", len(plan)) as progress,
+        closing(image_batches(plan, predictor, outcome, after_image, resume=resume)) as batches,
         OrderedWork(_WRITE_LIMIT) as writing,
         suppress(StopRequested),
     ):
         for batch in batches:
-            queue_masks(batch, predictor, jobs[0].masks, write, writing)
+            queue_masks(batch, predictor, plan.kinds, write, writing)
             outcome.done += len(batch)
             progress.update(outcome.done)
             del batch  # free large images before waiting for the next
@@ -128,7 +129,7 @@ def warn_of_few_bits(outcome: Outcome, predictor: Predictor) -> None:
 
 
 def image_batches(
-    jobs: Sequence[Job],
+    jobs: Iterable[Job],
     predictor: Predictor,
     outcome: Outcome,
     after_image: Callable[[], None] = lambda: None,

@@ -32,17 +32,22 @@ class Inputs:
 
     Attributes:
         images: Absolute paths of images and videos in the order of the inputs, those of a folder or
-            pattern sorted; without duplicates.
+            pattern sorted; without duplicates. They are texts, which take less memory than `Path`.
         folders: The input folders; nothing may be written into them.
     """
 
-    images: tuple[Path, ...]
+    images: tuple[str, ...]
     folders: tuple[Path, ...]
 
 
-def is_video(path: Path) -> bool:
+def is_video(path: str) -> bool:
     """Return whether a file name has a video suffix."""
-    return path.suffix.lower() in VIDEO_SUFFIXES
+    return _suffix(path) in VIDEO_SUFFIXES
+
+
+def sort_key(path: str) -> str:
+    """Return what sorts paths by their folders and names, as `Path` is sorted."""
+    return path.replace(os.sep, "\0")
 
 
 def refuse_unsupported(path: Path) -> None:
@@ -60,7 +65,7 @@ def resolve_inputs(arguments: Sequence[str]) -> Inputs:
     links to folders and hidden files are skipped. A file that is named explicitly is always
     included.
     """
-    images: dict[Path, None] = {}  # a set that keeps the order
+    images: dict[str, None] = {}  # a set that keeps the order
     folders = []
     for argument in arguments:
         exists = os.path.lexists(argument)
@@ -69,10 +74,10 @@ def resolve_inputs(arguments: Sequence[str]) -> Inputs:
             problem = "no file matches" if _is_pattern(argument) else "does not exist"
             raise DataError(f"{argument}: {problem}; give images, videos, folders or patterns")
         for match in matches:
-            path = Path(os.path.abspath(match))  # noqa: PTH100  # does not resolve links
-            if path.is_dir():
-                folders.append(path)
-                images |= dict.fromkeys(sorted(_images_below(path)))
+            path = os.path.abspath(match)  # does not resolve links
+            if Path(path).is_dir():
+                folders.append(Path(path))
+                images |= dict.fromkeys(sorted(_images_below(path), key=sort_key))
             else:
                 images[path] = None
     if not images:
@@ -82,19 +87,18 @@ def resolve_inputs(arguments: Sequence[str]) -> Inputs:
     return Inputs(tuple(images), tuple(folders))
 
 
-def _images_below(folder: Path) -> list[Path]:
+def _images_below(folder: str) -> list[str]:
     """Return the images and videos below a folder; log what is skipped, except hidden entries."""
     images, others, links = [], Counter[str](), 0
     for parent, folders, files in os.walk(folder, onerror=_refuse_unlistable):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         links += sum(Path(parent, name).is_symlink() for name in folders)
-        for name in sorted(files):
-            path = Path(parent, name)
-            suffix = path.suffix.lower()
+        for name in files:
+            suffix = _suffix(name)
             if name.startswith("."):
                 continue
             if suffix in IMAGE_SUFFIXES or suffix in VIDEO_SUFFIXES:
-                images.append(path)
+                images.append(os.path.join(parent, name))
             else:
                 others[suffix or "no suffix"] += 1
     if links:
@@ -108,6 +112,10 @@ def _images_below(folder: Path) -> list[Path]:
             " (pip install 'udaseg[heic]' reads HEIC)" if set(others) & set(HEIC_SUFFIXES) else "",
         )
     return images
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
 
 
 def _refuse_unlistable(error: OSError) -> NoReturn:

@@ -28,7 +28,7 @@ from udaseg.files import open_atomic, write_text
 from udaseg.inference.options import MAX_PIXELS
 from udaseg.prediction.geotiffs import write_geotiffs
 from udaseg.prediction.options import LabelFile
-from udaseg.prediction.outputs import Job
+from udaseg.prediction.plan import Job
 
 _BLACK = (0, 0, 0)
 

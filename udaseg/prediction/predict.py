@@ -10,7 +10,8 @@ from udaseg.files import one_or_more
 from udaseg.prediction.geotiffs import require_rasterio
 from udaseg.prediction.inputs import resolve_inputs
 from udaseg.prediction.options import PredictOptions
-from udaseg.prediction.outputs import plan_outputs, refuse_existing
+from udaseg.prediction.outputs import refuse_existing
+from udaseg.prediction.plan import plan_outputs
 from udaseg.runs.folder import newest_finished_run
 from udaseg.runs.manifests import refuse_without_checkpoint
 
@@ -126,13 +127,15 @@ def predict(
     """
     options = options or PredictOptions()
     resolved = resolve_inputs(one_or_more(inputs))
-    jobs = None
+    plan = None
     if out is not None:
         if "geotiff" in options.label_files:
             require_rasterio()
-        jobs = plan_outputs(resolved, Path(out), options.kinds, video=options.video)
-        if not (options.overwrite or options.resume):
-            refuse_existing(jobs, Path(out))
+        plan = plan_outputs(resolved, Path(out), options.kinds, video=options.video)
+        if options.resume:
+            plan = plan.missing_first()
+        elif not options.overwrite:
+            refuse_existing(plan)
     if model is None:
         model = newest_finished_run(Path("runs"))
     if isinstance(model, str | os.PathLike):
@@ -140,6 +143,6 @@ def predict(
     # what is wrong so far is refused before torch is imported, which takes seconds
     from udaseg.prediction.predictions import stream, write_all
 
-    if jobs is None or out is None:
+    if plan is None:
         return stream(resolved.images, model, options)
-    return PredictSummary(**write_all(jobs, resolved, model, Path(out), options))
+    return PredictSummary(**write_all(plan, model, options))

@@ -24,10 +24,10 @@ from udaseg.inference.tiles import TileOptions
 from udaseg.inference.trained_model import Model
 from udaseg.prediction import outputs
 from udaseg.prediction.images import Outcome, image_batches, predict_images, warn_of_few_bits
-from udaseg.prediction.inputs import Inputs, is_video
+from udaseg.prediction.inputs import is_video
 from udaseg.prediction.label_files import label_file_path, write_label_files
 from udaseg.prediction.options import PredictOptions
-from udaseg.prediction.outputs import Job
+from udaseg.prediction.plan import Job, Plan
 from udaseg.prediction.videos import frame_batches, predict_videos
 from udaseg.runs.calibration_file import read_temperature
 from udaseg.runs.worth import unknown_worth
@@ -43,13 +43,13 @@ Network: TypeAlias = Model | str | os.PathLike[str]
 """A network, or a run or checkpoint to load."""
 
 
-def stream(paths: Sequence[Path], model: Network, options: PredictOptions) -> Iterator[Prediction]:
+def stream(paths: Sequence[str], model: Network, options: PredictOptions) -> Iterator[Prediction]:
     """Return an iterator over the predictions of images and videos; the network is loaded now."""
     predictor, _ = _make_predictor(_load_model(model, options)[0], options, kinds=None)
     return _stream(paths, predictor)
 
 
-def _stream(paths: Sequence[Path], predictor: Predictor) -> Iterator[Prediction]:
+def _stream(paths: Sequence[str], predictor: Predictor) -> Iterator[Prediction]:
     """Yield the prediction of each image and each video frame, in order.
 
     The images of a batch are read before the first of their predictions is yielded; further images
@@ -68,14 +68,14 @@ def _stream(paths: Sequence[Path], predictor: Predictor) -> Iterator[Prediction]
 
 
 def _prepared_batches(
-    paths: Sequence[Path], predictor: Predictor, outcome: Outcome
+    paths: Sequence[str], predictor: Predictor, outcome: Outcome
 ) -> Generator[list[PreparedImage], None, None]:
     for are_videos, group in groupby(paths, is_video):
         if not are_videos:
-            jobs = [Job(path, {}) for path in group]
+            jobs = (Job(Path(path), {}) for path in group)
             yield from image_batches(jobs, predictor, outcome)
             continue
-        for path in group:
+        for path in map(Path, group):
             try:
                 with VideoReader(path) as video:
                     yield from frame_batches(video, path, predictor)
@@ -83,14 +83,13 @@ def _prepared_batches(
                 outcome.skip(path, str(error))
 
 
-def write_all(
-    jobs: Sequence[Job], inputs: Inputs, model: Network, out: Path, options: PredictOptions
-) -> dict[str, Any]:
+def write_all(plan: Plan, model: Network, options: PredictOptions) -> dict[str, Any]:
     """Write the masks of all jobs and return the values of a `PredictSummary`."""
+    out = plan.out
     loaded, choice = _load_model(model, options)
     predictor, temperature = _make_predictor(loaded, options, options.kinds)
     facts = _mask_settings(loaded, options, temperature)
-    others = outputs.find_other_networks(out / _SETTINGS, facts, jobs, resume=options.resume)
+    others = outputs.find_other_networks(out / _SETTINGS, facts, plan, resume=options.resume)
     settings = {
         **facts,
         **_saved_settings(options),
@@ -101,28 +100,27 @@ def write_all(
         **({outputs.OTHER_NETWORKS: others} if others else {}),
     }
     outcome = Outcome()
-    images = [job for job in jobs if job.record is None]
-    videos = [job for job in jobs if job.record is not None]
-    with outputs.convert_write_errors(out), StopSignal() as stop, outputs.output_lock(out, jobs):
+    images, videos = plan.split()
+    with outputs.convert_write_errors(out), StopSignal() as stop, outputs.output_lock(plan):
         if options.overwrite:
-            outputs.remove_masks(jobs)
+            outputs.remove_masks(plan)
         write_json(out / _SETTINGS, settings)
         try:
             if images:
                 predict_images(images, predictor, outcome, stop, resume=options.resume)
             predict_videos(videos, predictor, outcome, stop, out, resume=options.resume)
             if stop.number is None:
-                base = outputs.shared_folder_of(inputs)
+                base = Path(plan.base)
                 write_label_files(options.label_files, images, base, out, loaded.classes)
         finally:  # also when the machine fails in between
             _write_failures(out / _FAILURES, outcome.failures)
     warn_of_few_bits(outcome, predictor)
-    _raise_if_incomplete(jobs, outcome, stop, out / _FAILURES, overwrite=options.overwrite)
+    _raise_if_incomplete(plan, outcome, stop, out / _FAILURES, overwrite=options.overwrite)
     return {
         "folders": _saved_paths(options, out),
         "image_inputs": len(images),
         "video_inputs": len(videos),
-        "images": len(jobs) - outcome.kept - len(outcome.failures) - outcome.videos,
+        "images": len(plan) - outcome.kept - len(outcome.failures) - outcome.videos,
         "videos": outcome.videos,
         "frames": outcome.frames,
         "kept": outcome.kept,
@@ -262,18 +260,18 @@ def _utf8_name(name: str) -> str:
 
 
 def _raise_if_incomplete(
-    jobs: Sequence[Job], outcome: Outcome, stop: StopSignal, failures_file: Path, *, overwrite: bool
+    plan: Plan, outcome: Outcome, stop: StopSignal, failures_file: Path, *, overwrite: bool
 ) -> None:
     """Raise an error if a signal was received before the end, or if every input failed."""
-    noun = "images" if all(job.record is None for job in jobs) else "inputs"
-    if stop.number is not None and outcome.done < len(jobs):
+    noun = "inputs" if any(map(is_video, plan.inputs)) else "images"
+    if stop.number is not None and outcome.done < len(plan):
         replaced_option = " instead of --overwrite" if overwrite else ""
         raise Interrupted(
-            f"stopped after {outcome.done} of {len(jobs)} {noun}; their masks are complete. "
+            f"stopped after {outcome.done} of {len(plan)} {noun}; their masks are complete. "
             f"Continue with the same command and --resume{replaced_option}",
             stop.number,
         )
-    if len(outcome.failures) == len(jobs):
+    if len(outcome.failures) == len(plan):
         raise DataError(
-            f"none of {len(jobs)} {noun} could be predicted; see {failures_file} for the reasons"
+            f"none of {len(plan)} {noun} could be predicted; see {failures_file} for the reasons"
         )

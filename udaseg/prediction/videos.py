@@ -27,7 +27,8 @@ from udaseg.inference.masks import MaskContent, blend_colors, count_ids, write_m
 from udaseg.inference.options import MaskKind
 from udaseg.inference.predictor import Predictor, PreparedImage
 from udaseg.prediction.images import Outcome, StopRequested, queue_masks
-from udaseg.prediction.outputs import TEMPORARY_PREFIX, Job, file_suffix, remove_frames
+from udaseg.prediction.outputs import TEMPORARY_PREFIX, remove_frames
+from udaseg.prediction.plan import Job, file_suffix
 from udaseg.signals import StopSignal
 
 log = logging.getLogger(__name__)
