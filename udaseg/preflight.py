@@ -11,6 +11,7 @@ from pathlib import Path
 from udaseg.errors import CheckpointError, UsageError
 from udaseg.recipe.choices import DEVICE, DEVICES
 from udaseg.recipe.load import expand_path, load
+from udaseg.recipe.loggers import chosen_loggers
 from udaseg.recipe.schema import NAMED_WEIGHTS, Recipe
 from udaseg.recipe.stages import adapts, refuse_changed_settings
 from udaseg.runs import folder as run_folders
@@ -85,6 +86,7 @@ def check_training(
         RecipeError: A resumed run would change its settings.
         CheckpointError: A file of weights or a checkpoint is missing.
         DataError: A data set is missing.
+        EnvironmentFault: A logger is not installed.
     """
     folder = out or run_folders.default_run_folder(recipe)
     if resume is not None:
@@ -95,6 +97,7 @@ def check_training(
         refuse_without_checkpoint(init)
     elif resume is None:
         _check_weights(recipe)
+    chosen_loggers(recipe.machine)
     for name in _data_sets(recipe if resume is None else with_located_data(recipe, resume)):
         refuse_unknown_data(name, root)
 

@@ -42,7 +42,7 @@ _NETWORK = {
     "optimizer.lr": 1e-4,
     "machine.device": "cpu",
     "machine.preview_every": 0,
-    "machine.tensorboard": "never",
+    "machine.loggers": [],
 }
 
 

@@ -18,7 +18,7 @@ from udaseg.errors import DivergedError
 from udaseg.recipe.load import load
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-SMALL = [*TINY, "machine.workers=0", "machine.preview_every=0", "machine.tensorboard=never"]
+SMALL = [*TINY, "machine.workers=0", "machine.preview_every=0", "machine.loggers=[]"]
 LR = "optimizer.lr=1e-3,1e-2"
 
 

@@ -14,9 +14,11 @@ import torch
 from tests.cli.running import udaseg
 from tests.cli.test_fit import adapt, assert_same, tensors
 from udaseg.errors import DataError
+from udaseg.recipe import loggers
 from udaseg.runs.checkpoint import load_checkpoint
 from udaseg.runs.status import read_cost
-from udaseg.training.callbacks import collapse, keep_best, tensorboard
+from udaseg.training.callbacks import collapse, keep_best
+from udaseg.training.callbacks.loggers import tensorboard
 from udaseg.training.callbacks.metrics import MetricsFile
 
 OFTEN = ["machine.checkpoint_every=2", "machine.log_every=1", "machine.preview_every=2"]
@@ -29,7 +31,7 @@ def watched(root, tmp_path_factory):
     out = tmp_path_factory.mktemp("watched") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(collapse, "CHECK_INTERVAL", 2)
-        words = [*OFTEN, "--keep-best", "infomax", "--no-tensorboard"]
+        words = [*OFTEN, "--keep-best", "infomax", "--logger", "none"]
         adapt(root, out, *words, method="dacs", steps=STEPS)
     return out
 
@@ -66,7 +68,7 @@ def test_what_a_run_cost_adds_up_over_its_starts(watched, root, tmp_path):
     (out / "cost.json").write_text(json.dumps(before))
     for kind in ("pt", "json"):
         (out / "checkpoints" / f"step-000006.{kind}").unlink()
-    udaseg("adapt", "--resume", out, "--root", root, "--no-tensorboard", cwd=tmp_path)
+    udaseg("adapt", "--resume", out, "--root", root, "--logger", "none", cwd=tmp_path)
     again = read_cost(out)
     assert 1000 < again["seconds"] < 2000
     assert again["images"] == 16 + 2 * 4
@@ -106,7 +108,7 @@ def test_a_device_that_is_too_full_to_compare_ends_no_run(watched, root, tmp_pat
 
     monkeypatch.setattr(keep_best, "compute_criteria", measured)
     out = tmp_path / "run"
-    words = [*OFTEN, "--keep-best", "infomax", "--no-tensorboard"]
+    words = [*OFTEN, "--keep-best", "infomax", "--logger", "none"]
     output = adapt(root, out, *words, method="dacs", steps=STEPS)
     assert output.stderr.count("no further checkpoints are compared in this run") == 1
     assert "Tried to allocate 2.00 GiB.)" in output.stderr
@@ -121,7 +123,7 @@ def test_images_that_cannot_be_read_for_comparing_end_the_run(root, tmp_path, mo
         raise DataError("a.png: damaged")
 
     monkeypatch.setattr(keep_best, "compute_criteria", broken)
-    words = [*OFTEN, "--keep-best", "infomax", "--no-tensorboard"]
+    words = [*OFTEN, "--keep-best", "infomax", "--logger", "none"]
     output = adapt(root, tmp_path / "run", *words, method="dacs", steps=2, expect=3)
     assert "a.png: damaged" in output.stderr
 
@@ -150,7 +152,7 @@ def test_a_resumed_run_keeps_what_the_undisturbed_one_keeps(watched, root, tmp_p
 
 def test_watching_changes_no_tensor(watched, root, tmp_path):
     out = tmp_path / "run"
-    words = ["machine.checkpoint_every=2", "machine.preview_every=0", "--no-tensorboard"]
+    words = ["machine.checkpoint_every=2", "machine.preview_every=0", "--logger", "none"]
     adapt(root, out, *words, method="dacs", steps=STEPS)
     assert not (out / "previews").exists()
     assert_same(tensors(out), tensors(watched))
@@ -183,7 +185,7 @@ def board(monkeypatch):
     package = ModuleType("torch.utils.tensorboard")
     package.SummaryWriter = Writer
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", package)
-    monkeypatch.setattr(tensorboard, "is_installed", lambda: True)
+    monkeypatch.setattr(loggers, "is_installed", lambda _: True)
     Writer.instances = []
     return Writer
 
@@ -205,14 +207,9 @@ def test_tensorboard_gets_every_number_of_the_metrics(root, tmp_path, board):
     assert len(board.instances) == 1  # no steps were left to train
 
 
-def test_without_the_package_the_option_is_refused_and_the_default_is_silent(
-    root, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(tensorboard, "is_installed", lambda: False)
+def test_without_the_package_the_default_is_silent(root, tmp_path, monkeypatch):
+    monkeypatch.setattr(loggers, "is_installed", lambda _: False)
     out = tmp_path / "run"
-    output = adapt(root, out, "--tensorboard", method="dacs", steps=1, expect=5)
-    assert "pip install 'udaseg[tensorboard]'" in output.stderr
-    assert not out.exists()
     output = adapt(root, out, method="dacs", steps=1)
     assert "ensor" not in output.stderr.replace("tensors", "")
     assert not (out / "tensorboard").exists()
@@ -307,7 +304,7 @@ def test_a_damaged_record_of_the_cost_counts_as_none(tmp_path):
 @pytest.mark.slow
 def test_a_run_of_stages_draws_what_each_of_them_learns_from(root, tmp_path):
     out = tmp_path / "run"
-    words = ["machine.preview_every=1", "validation.data=null", "--no-tensorboard"]
+    words = ["machine.preview_every=1", "validation.data=null", "--logger", "none"]
     adapt(root, out, *words, method="spcl", steps=10)
     wide = {
         int(path.stem[5:]): cv2.imread(str(path)).shape[1] for path in (out / "previews").iterdir()

@@ -28,7 +28,7 @@ WORDS = [
     *(word for word in TINY if not word.startswith("model.backbone")),
     *("model.backbone=timm:test_efficientnet", "model.head_channels=16", f"steps={STEPS}"),
     *("machine.log_every=1", "machine.preview_every=1", "machine.checkpoint_every=2"),
-    *("machine.validate_every=1", "machine.keep_best=infomax", "machine.tensorboard=never"),
+    *("machine.validate_every=1", "machine.keep_best=infomax", "machine.loggers=[]"),
 ]
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.contracts.callback import CallbackContract
+from tests.support.text_record import TextRecord
 from udaseg import distributed
 from udaseg.errors import DivergedError
 from udaseg.methods.objectives.objective import LossReport
@@ -18,11 +19,12 @@ from udaseg.training.callbacks.checkpoints import Checkpoints
 from udaseg.training.callbacks.collapse import CollapseWatch, StopOnCollapse
 from udaseg.training.callbacks.cost import Cost
 from udaseg.training.callbacks.keep_best import KeepBest
+from udaseg.training.callbacks.loggers.record import RecordLogger
+from udaseg.training.callbacks.loggers.tensorboard import TensorBoard
 from udaseg.training.callbacks.metrics import Metrics, MetricsFile
 from udaseg.training.callbacks.previews import Previews
 from udaseg.training.callbacks.progress import Progress
 from udaseg.training.callbacks.scores import ValidationScores
-from udaseg.training.callbacks.tensorboard import TensorBoard
 
 
 @pytest.mark.slow  # TestAll has it in the fast tier
@@ -77,6 +79,14 @@ class TestTensorBoard(CallbackContract):
     def files(self, folder):
         # the names of the files hold times
         return {path.name for path in folder.iterdir()}
+
+
+@pytest.mark.slow
+class TestRecordLogger(CallbackContract):
+    kind = RecordLogger
+
+    def make(self, context):
+        return (Metrics(), MetricsFile(context.folder), TextRecord(context.folder))
 
 
 @pytest.mark.slow  # TestAll has it in the fast tier

@@ -24,7 +24,7 @@ pytestmark = [
 SETTINGS = [
     *(word for word in TINY if not word.startswith(("model.backbone", "model.output_stride"))),
     *("model.output_stride=32", "model.head=deeplab_v3plus", "model.head_channels=8"),
-    *("steps=1", "validation.data=null", "machine.tensorboard=never", "machine.preview_every=0"),
+    *("steps=1", "validation.data=null", "machine.loggers=[]", "machine.preview_every=0"),
 ]
 
 

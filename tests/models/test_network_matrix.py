@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 SETTINGS = [
     *(word for word in TINY if not word.startswith(("model.backbone", "model.output_stride"))),
     *("model.output_stride=32", "model.head=daformer", "model.head_channels=16", "steps=2"),
-    *("validation.data=null", "machine.checkpoint_every=1", "machine.tensorboard=never"),
+    *("validation.data=null", "machine.checkpoint_every=1", "machine.loggers=[]"),
 ]
 """The head reads every map. Crops of 64 x 64 are no multiple of a patch of 14."""
 

@@ -701,3 +701,23 @@ def test_only_home_and_braced_variables_are_expanded(
     monkeypatch.setenv("DATA", "/big")
     monkeypatch.setenv("NESTED", "${DATA}")
     assert expand_path(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("auto", None), ("require", ("tensorboard",)), ("never", ())]
+)
+def test_the_old_key_of_tensorboard_says_which_loggers_there_are(
+    old: str, new: tuple[str, ...] | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    end = section_end(line_of("machine"))
+    lines = [line for line in BASE if line != "  loggers: null"]
+    text = "\n".join([*lines[: end - 1], f"  tensorboard: {old}", *lines[end - 1 :]])
+    assert load(text=text).machine.loggers == new
+    assert ("is now machine.loggers=[" in caplog.text) == (new is not None)
+    caplog.clear()
+    stored = to_dict(load(RCCR))
+    del stored["machine"]["loggers"]
+    stored["machine"]["tensorboard"] = old
+    assert from_dict(stored).machine.loggers == new
+    assert caplog.text == ""
+    assert "machine.tensorboard: unknown key" in refused(text.replace(f": {old}", ": maybe"))

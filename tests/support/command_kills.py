@@ -19,7 +19,7 @@ from tests.support.toy import TINY
 from udaseg.runs.leftovers import _LEFTOVER
 
 _CONTEXT = get_context("fork")
-_SMALL = [*TINY, "machine.checkpoint_every=1", "machine.tensorboard=never", "machine.workers=0"]
+_SMALL = [*TINY, "machine.checkpoint_every=1", "machine.loggers=[]", "machine.workers=0"]
 
 
 def train(root: Path, run: Path, *, resume: bool = False, **options: Any) -> None:

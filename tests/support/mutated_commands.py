@@ -26,7 +26,7 @@ SMALL = [
     *("model.weights=random", "batch.source=2", "batch.target=2", "machine.device=cpu"),
     *("source.crop=[32, 32]", "target.crop=[32, 32]", "source.resize=null", "target.resize=null"),
     *("validation.resize=null", "machine.workers=0", "machine.log_every=1"),
-    *("machine.preview_every=0", "machine.tensorboard=never"),
+    *("machine.preview_every=0", "machine.loggers=[]"),
 ]
 YAML = """\
 name: own

@@ -44,7 +44,7 @@ SMALL = {
     "machine.device": "cpu",
     "machine.checkpoint_every": 1,
     "machine.log_every": 1,
-    "machine.tensorboard": "never",
+    "machine.loggers": [],
 }
 """Overrides of the Python API that make each step of a toyland run small, and written."""
 

@@ -33,7 +33,7 @@ GROUPS = {
         *("--device", "--precision", "--workers", "--compile", "--deterministic", "--fit"),
     ),
     "Run and output": (
-        *("--out", "--save", "--resume", "--overwrite", "--tensorboard", "--dry-run", "--time"),
+        *("--out", "--save", "--resume", "--overwrite", "--logger", "--dry-run", "--time"),
         *("--format", "--verbose", "--quiet", "--help"),
     ),
 }

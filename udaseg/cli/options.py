@@ -2,8 +2,9 @@
 
 import functools
 import inspect
+import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,6 +15,8 @@ from udaseg.errors import UsageError
 from udaseg.recipe.choices import Criterion, Precision
 from udaseg.sizes import Resize, ShortSide
 from udaseg.text import shortened
+
+log = logging.getLogger(__name__)
 
 OnMismatch = Literal["exclude", "resize", "fail"]
 CacheFormat = Literal["png", "raw"]
@@ -90,14 +93,17 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Overwrite existing
 FitMemory = Annotated[
     bool, typer.Option("--fit", help="Split steps into micro-batches until they fit in memory.")
 ]
-TensorBoard = Annotated[
-    bool | None,
+Loggers = Annotated[
+    list[str] | None,
     typer.Option(
-        "--tensorboard/--no-tensorboard",
-        help="Write TensorBoard logs. Default: if its package is installed.",
+        "--logger",
+        metavar="NAME",
+        help="Write metrics and previews for tensorboard, wandb or mlflow; repeat it for several; "
+        "none for none. Default: tensorboard, if it is installed.",
         show_default=False,
     ),
 ]
+TensorBoard = Annotated[bool | None, typer.Option("--tensorboard/--no-tensorboard", hidden=True)]
 KeepBest = Annotated[
     Criterion | None,
     typer.Option(help="Also keep the best checkpoint by this criterion (needs no target labels)."),
@@ -219,6 +225,21 @@ def one_network(given: list[str] | None) -> str | None:
             "a run has one network, and `udaseg sweep` compares several"
         )
     return given[0] if given else None
+
+
+def chosen_loggers(names: Sequence[str] | None, tensorboard: bool | None) -> list[str] | None:
+    """Return `machine.loggers` by the values of `--logger` and the old `--tensorboard`."""
+    if tensorboard is not None:
+        old, new = ("--tensorboard", "tensorboard") if tensorboard else ("--no-tensorboard", "none")
+        log.warning("%s is now --logger %s; the old option will be removed", old, new)
+        names = [*(names or []), new]
+    if not names:
+        return None
+    if "none" not in names:
+        return list(dict.fromkeys(names))
+    if len(set(names)) > 1:
+        raise UsageError("--logger none cannot be combined with another --logger")
+    return []
 
 
 _SIDE = "([1-9][0-9]{0,5})"

@@ -44,5 +44,8 @@ Sampling = Literal["uniform", "class_balanced", "rare_class"]
 Resampling = Literal["area", "bicubic"]
 """How images are resized."""
 
+Logger = Literal["tensorboard", "wandb", "mlflow"]
+"""A program that shows the metrics of runs; also the name of its package and of udaseg's extra."""
+
 Criterion = Literal["entropy", "infomax", "teacher", "flip", "source", "drift"]
 """Criterion that compares checkpoints without target labels."""

@@ -46,7 +46,7 @@ class Overrides:
     device: str | None = None
     precision: str | None = None
     workers: int | None = None
-    tensorboard: str | None = None
+    loggers: list[str] | None = None
     keep_best: str | None = None
     compile: bool | None = None
     deterministic: bool | None = None

@@ -17,6 +17,7 @@ from udaseg.recipe.choices import (
     BatchNorm,
     Criterion,
     HeadName,
+    Logger,
     Precision,
     Resampling,
     Resize,
@@ -357,9 +358,9 @@ class Machine:
     """
     preview_every: Annotated[int, Ge(0)] = 1000
     """Steps between preview pictures of the predictions, at most 20 per run; 0 for none."""
-    tensorboard: Literal["auto", "require", "never"] = "auto"
-    """`auto` logs to TensorBoard if it is installed, `require` fails if it is not, `never` does not
-    log.
+    loggers: tuple[Logger, ...] | None = None
+    """Programs that get the metrics and previews, such as [tensorboard, wandb]; null is TensorBoard
+    if it is installed, [] is none.
     """
     keep_best: Criterion | None = None
     """Also keep the best checkpoint by this criterion of `udaseg select`, computed on unlabelled

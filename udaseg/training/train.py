@@ -19,6 +19,7 @@ from udaseg.failures import process_group
 from udaseg.inference.run_data import open_run_data
 from udaseg.recipe.library import find_network
 from udaseg.recipe.load import from_dict, load, to_dict
+from udaseg.recipe.loggers import chosen_loggers
 from udaseg.recipe.request import (
     Overrides,
     changed_recipe,
@@ -38,7 +39,6 @@ from udaseg.runs.scores import Scores
 from udaseg.runs.status import log_to_file
 from udaseg.selection.candidates import EvaluationSets
 from udaseg.training.callbacks.keep_best import open_criterion_sets
-from udaseg.training.callbacks.tensorboard import uses_tensorboard
 from udaseg.training.plan import (
     planned_data,
     print_memory_plan,
@@ -256,6 +256,7 @@ def _train(recipe: Recipe, folder: Path, options: TrainOptions) -> None:
         )
     recipe, options = _resume_after_restart(recipe, folder, options)
     refuse_different_settings(recipe)
+    chosen_loggers(recipe.machine)  # an error if one is not installed
     located = recipe if options.resume is None else with_located_data(recipe, folder)
     criterion_sets = None
     if options.dry_run:
@@ -326,7 +327,6 @@ def _open_data(recipe: Recipe, root: Path) -> tuple[Recipe, RunData, EvaluationS
         recipe = replace(recipe, target=replace(recipe.target, bits=target.bits or None))
     with local_rank_zero_first():
         validation = _open_validation(recipe, root)
-        uses_tensorboard(recipe.machine.tensorboard)  # an error if required but not installed
         criterion_sets = open_criterion_sets(recipe, root)
     if validation is None:
         recipe = replace(recipe, validation=replace(recipe.validation, data=None))

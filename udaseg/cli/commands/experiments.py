@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from udaseg.cli import options
-from udaseg.cli.commands.train import TENSORBOARD, command_line
+from udaseg.cli.commands.train import command_line
 from udaseg.cli.verbosity import set_verbosity
 from udaseg.errors import UsageError
 
@@ -49,6 +49,7 @@ def sweep(
     overwrite: options.Overwrite = False,
     compiled: options.Compile = None,
     deterministic: options.Deterministic = None,
+    logger: options.Loggers = None,
     tensorboard: options.TensorBoard = None,
     output_format: RunFormat = "table",
     dry_run: Annotated[
@@ -62,6 +63,7 @@ def sweep(
     from udaseg.recipe.library import list_methods
     from udaseg.recipe.request import Overrides, requested_recipe
 
+    set_verbosity(verbose, quiet)
     everyday = Overrides(
         source or None,
         target,
@@ -71,7 +73,7 @@ def sweep(
         device,
         precision,
         workers,
-        tensorboard=TENSORBOARD[tensorboard],
+        loggers=options.chosen_loggers(logger, tensorboard),
         compile=compiled,
         deterministic=deterministic,
     )
@@ -80,7 +82,6 @@ def sweep(
     if not names:
         raise UsageError("Missing argument 'RECIPE'; `udaseg recipes ls` lists the shipped ones")
     numbers = None if seeds is None else options.parse_seeds(seeds)
-    set_verbosity(verbose, quiet)
     methods = list_methods()
     recipes, networks = [], [*(network or ())] or [None]
     for name, chosen in itertools.product(names, networks):

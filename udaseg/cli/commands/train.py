@@ -14,9 +14,6 @@ from udaseg.cli.command import NEWEST
 from udaseg.cli.verbosity import set_verbosity
 from udaseg.errors import UsageError
 
-TENSORBOARD = {None: None, True: "require", False: "never"}
-"""`machine.tensorboard` by the option."""
-
 
 def _training_command(
     name: Literal["train", "adapt"], default: str, summary: str
@@ -51,6 +48,7 @@ def _training_command(
         compiled: options.Compile = None,
         deterministic: options.Deterministic = None,
         keep_best: options.KeepBest = None,
+        logger: options.Loggers = None,
         tensorboard: options.TensorBoard = None,
         dry_run: options.DryRun = False,
         timed: options.Timed = False,
@@ -61,6 +59,7 @@ def _training_command(
         from udaseg.preflight import newest_unfinished_run
         from udaseg.recipe.request import Overrides, requested_recipe
 
+        set_verbosity(verbose, quiet)
         everyday = Overrides(
             source or None,
             target,
@@ -70,7 +69,7 @@ def _training_command(
             device,
             precision,
             workers,
-            tensorboard=TENSORBOARD[tensorboard],
+            loggers=options.chosen_loggers(logger, tensorboard),
             keep_best=keep_best,
             compile=compiled,
             deterministic=deterministic,
@@ -83,7 +82,6 @@ def _training_command(
             )
         if timed and not dry_run:
             raise UsageError("--time needs --dry-run")
-        set_verbosity(verbose, quiet)
         if resume == NEWEST and not resume.exists():
             resume = newest_unfinished_run(Path("runs"))
         recipe, path = requested_recipe(words or [], everyday, default, method, resume)

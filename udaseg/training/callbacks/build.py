@@ -1,16 +1,29 @@
 """The list of all callbacks of a run."""
 
+from collections.abc import Callable
+from pathlib import Path
+
+from udaseg.recipe.choices import Logger
+from udaseg.recipe.loggers import chosen_loggers
 from udaseg.training.callbacks.callback import Callback
 from udaseg.training.callbacks.checkpoints import Checkpoints
 from udaseg.training.callbacks.collapse import CollapseWatch, StopOnCollapse
 from udaseg.training.callbacks.cost import Cost
 from udaseg.training.callbacks.keep_best import KeepBest
+from udaseg.training.callbacks.loggers.mlflow import MLflow
+from udaseg.training.callbacks.loggers.tensorboard import TensorBoard
+from udaseg.training.callbacks.loggers.wandb import WandB
 from udaseg.training.callbacks.metrics import Metrics, MetricsFile
 from udaseg.training.callbacks.previews import Previews
 from udaseg.training.callbacks.progress import Progress
 from udaseg.training.callbacks.scores import ValidationScores
-from udaseg.training.callbacks.tensorboard import TensorBoard, uses_tensorboard
 from udaseg.training.setup import RunContext
+
+_LOGGERS: dict[Logger, Callable[[Path], Callback]] = {
+    "tensorboard": TensorBoard,
+    "wandb": WandB,
+    "mlflow": MLflow,
+}
 
 
 def build_callbacks(context: RunContext) -> tuple[Callback, ...]:
@@ -28,7 +41,7 @@ def build_callbacks(context: RunContext) -> tuple[Callback, ...]:
         ValidationScores() if context.data.validation is not None else None,
         Metrics(),  # the callbacks above add to the line that it gives to the loggers
         MetricsFile(folder),
-        TensorBoard(folder) if uses_tensorboard(machine.tensorboard) else None,
+        *(_LOGGERS[name](folder) for name in chosen_loggers(machine)),
         Previews(recipe, classes, folder),
         Progress(),
         StopOnCollapse(watch) if machine.stop_on_collapse else None,  # once the step is recorded

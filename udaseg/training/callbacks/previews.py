@@ -46,7 +46,7 @@ class Previews(Callback):
     ranks = "zero"
 
     def __init__(self, recipe: Recipe, classes: ClassSpace, folder: Path) -> None:
-        self._classes, self._folder = classes, folder / FOLDER
+        self._classes, self._run = classes, folder
         self._steps, interval = recipe.steps, recipe.machine.preview_every
         self._interval = max(interval, math.ceil(recipe.steps / _MAX_PREVIEWS)) if interval else 0
 
@@ -64,7 +64,7 @@ class Previews(Callback):
 
         A failure only disables the previews; the run continues.
         """
-        path = self._folder / f"step-{done:06d}.png"
+        path = preview_path(self._run, done)
         try:
             sheet = _draw_sheet(setup, self._classes)
             write_png(path, sheet)
@@ -73,6 +73,17 @@ class Previews(Callback):
             self._interval = 0
             return None
         return sheet
+
+
+def preview_path(run: Path, step: int) -> Path:
+    """Return the file of the preview after `step` steps."""
+    return run / FOLDER / f"step-{step:06d}.png"
+
+
+def preview_steps(run: Path) -> list[int]:
+    """Return the steps of the previews of a run, ascending."""
+    names = (path.stem.removeprefix("step-") for path in (run / FOLDER).glob("step-*.png"))
+    return sorted(int(name) for name in names if name.isdecimal())
 
 
 def _draw_sheet(setup: TrainingSetup, classes: ClassSpace) -> Pixels:

@@ -1,38 +1,17 @@
-"""Write a run's metrics and previews for TensorBoard, if its package is installed."""
+"""TensorBoard: its files in the run folder."""
 
-import importlib.util
 import logging
-import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from udaseg.data.files.images import Pixels
-from udaseg.errors import EnvironmentFault
 from udaseg.training.callbacks.callback import Callback, TrainingState
+from udaseg.training.callbacks.loggers.record import scalars
 
 log = logging.getLogger(__name__)
 FOLDER = "tensorboard"
-
-
-def uses_tensorboard(mode: Literal["auto", "require", "never"]) -> bool:
-    """Return whether a run writes for TensorBoard; raise if it must but cannot."""
-    if mode == "never":
-        return False
-    available = is_installed()
-    if mode == "require" and not available:
-        raise EnvironmentFault(
-            "--tensorboard needs the package `tensorboard`, which is not installed; "
-            "run pip install 'udaseg[tensorboard]', or omit the option: metrics.jsonl and "
-            "`udaseg report` have the same numbers"
-        )
-    return available
-
-
-def is_installed() -> bool:
-    """Return whether the tensorboard package is installed."""
-    return importlib.util.find_spec("tensorboard") is not None
 
 
 class TensorBoard(Callback):
@@ -77,18 +56,6 @@ class TensorBoard(Callback):
         if self._writer is not None:
             self._writer.close()
             self._writer = None
-
-
-def scalars(event: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """Yield the finite numbers of an event by tag, such as `losses/total`."""
-    for name, value in event.items():
-        if name == "dropped":
-            continue
-        parts = value.items() if isinstance(value, Mapping) else [("", value)]
-        for part, number in parts:
-            if isinstance(number, int | float) and math.isfinite(number):
-                # TensorBoard groups by the first part
-                yield (f"{name}/{part}" if part else f"run/{name}"), float(number)
 
 
 def _open_writer(folder: Path, purge: int) -> Any:

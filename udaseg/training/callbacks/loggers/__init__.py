@@ -1,0 +1,1 @@
+"""Other programs that get the metrics and previews of a run."""
