@@ -1,8 +1,8 @@
 """Makes the pictures of the docs, with the tool itself: `python docs/images/make.py [--root DATA]`.
 
 `terminal.svg` shows what `udaseg adapt` prints in a terminal, by rich's own export;
-`adaptation.jpg` shows masks of toyland before and after; the one in the repository is older than
-this script, from the demo of an earlier version. Both take minutes on a CPU.
+`adaptation.jpg` is the picture of `udaseg demo`: masks of the networks before and after adaptation.
+Both take minutes on a CPU.
 """
 
 import argparse
@@ -87,13 +87,10 @@ def left_on_screen(written: str) -> str:
 
 
 def draw_adaptation(root: Path, folder: Path) -> None:
-    """Write images, masks of a source-only and an adapted network, and truth: `adaptation.jpg`."""
-    runs = [folder / "source_only", folder / "rccr"]
-    for command, run in zip(("train", "adapt"), runs, strict=True):
-        udaseg(command, f"toyland/{run.name}", "--root", root, "--out", run)
-    udaseg("grid", *runs, "--root", root, "--out", folder / "grid.png")
-    with Image.open(folder / "grid.png") as picture:
-        picture.thumbnail((1240, 1240))
+    """Write the picture of the demo as `adaptation.jpg`."""
+    udaseg("demo", "--root", root, "--out", folder / "demo")
+    with Image.open(folder / "demo" / "side_by_side.png") as picture:
+        picture.thumbnail((1400, 1400))
         picture.convert("RGB").save(HERE / "adaptation.jpg", quality=82)
 
 
