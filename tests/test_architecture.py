@@ -33,10 +33,10 @@ MAY_KNOW = {
 }
 MAY_KNOW["losses"] = {"methods"}
 MAY_KNOW["contrast"] = {"losses", "methods", "recipe", "data", "distributed"}
-MAY_KNOW["evaluation"] = {*MAY_KNOW["inference"], "inference"}
+MAY_KNOW["evaluation"] = {*MAY_KNOW["inference"], "inference", "failures"}
 MAY_KNOW["selection"] = {*MAY_KNOW["evaluation"], "evaluation"}
-MAY_KNOW["training"] = {*MAY_KNOW["selection"], "failures", "signals", "methods", "selection"}
-MAY_KNOW["prediction"] = {*MAY_KNOW["inference"], "inference", "evaluation", "signals"}
+MAY_KNOW["training"] = {*MAY_KNOW["selection"], "signals", "methods", "selection"}
+MAY_KNOW["prediction"] = {*MAY_KNOW["evaluation"], "evaluation", "signals"}
 MAY_KNOW["figures"] = {*MAY_KNOW["selection"], "selection"}
 MAY_KNOW["experiments"] = {*MAY_KNOW["training"], "training"}
 MAY_KNOW["inspection"] = {*MAY_KNOW["experiments"], "experiments", "figures"}

@@ -23,6 +23,9 @@ T = TypeVar("T")
 COLLECTIVE_TIMEOUT = timedelta(minutes=15)
 """Longest wait of a rank for the others in one operation; long enough for a slow first batch."""
 
+SHARES_TIMEOUT = timedelta(days=7)
+"""The same where each rank works through its share alone; a rank that ends is noticed at once."""
+
 _without_peers = False
 
 

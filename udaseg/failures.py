@@ -82,7 +82,7 @@ _reporter: FailureReporter | None = None
 
 
 @contextlib.contextmanager
-def process_group(device: str) -> Iterator[None]:
+def process_group(device: str, timeout: timedelta = COLLECTIVE_TIMEOUT) -> Iterator[None]:
     """Join the processes that torchrun started; do nothing without torchrun.
 
     An error on one rank ends all ranks. One rank reports it; on the others it becomes
@@ -91,6 +91,7 @@ def process_group(device: str) -> Iterator[None]:
     Args:
         device: Name of the device, which may be invalid; see `resolve_device`. With GPUs, each
             process gets the one of its local rank.
+        timeout: Longest wait of a rank for the others, once all have joined.
     """
     global _reporter
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or is_initialized():
@@ -103,9 +104,7 @@ def process_group(device: str) -> Iterator[None]:
         torch.cuda.set_device(min(local_rank(), torch.cuda.device_count() - 1))
     # gloo carries flags, counts and objects of the host, so that they do not wait for a GPU
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-    dist.init_process_group(
-        backend, store=store, rank=number, world_size=size, timeout=COLLECTIVE_TIMEOUT
-    )
+    dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=timeout)
     # torch does not export PrefixStore
     _reporter = FailureReporter(dist.PrefixStore("udaseg", store))  # type: ignore[attr-defined]
     with report_once():

@@ -17,24 +17,29 @@ FEW, MANY = 1000, 100_000
 WORK = """
 import sys, time
 from pathlib import Path
-import torch
-from tests.support.colors import loaded_colors
 from udaseg.cli.main import main
-from udaseg.inference import trained_model
-from udaseg.prediction import images, predict
+from udaseg.prediction import predict
 
-torch.set_num_threads(1)
-trained_model.load = lambda path, **_: loaded_colors()
-predict.refuse_without_checkpoint = lambda _: None
-write, started = images.write_masks, []
+started = []
 
-def noted(*content):
-    write(*content)
-    started.append(time.process_time()) if not started else None
+def import_torch(_):  # called where the command imports it
+    import torch
+    from tests.support.colors import loaded_colors
+    from udaseg.inference import trained_model
+    from udaseg.prediction import images
 
-images.write_masks = noted
+    torch.set_num_threads(1)
+    trained_model.load, write = lambda path, **_: loaded_colors(), images.write_masks
+
+    def noted(*content):
+        write(*content)
+        started or started.append(time.process_time())
+
+    images.write_masks = noted
+
+predict.refuse_without_checkpoint = import_torch
 try:
-    main(["predict", *sys.argv[1:], "--checkpoint", "x", "--device", "cpu", "-q"])
+    main(["predict", *sys.argv[1:], "--checkpoint", "x", "--save", "ids", "--device", "cpu", "-q"])
 finally:
     status = Path("/proc/self/status").read_text()
     print("peak", int(status.split("VmHWM:")[1].split()[0]), "first", started[0])

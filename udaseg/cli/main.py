@@ -20,6 +20,7 @@ from udaseg.text import printable, shortened
 _CommandLineError: Any = typer.BadParameter.__base__
 """What typer raises for words that it cannot parse; it exports only this one of its subclasses."""
 
+_SHARED_COMMANDS = (["train"], ["adapt"], ["eval"], ["predict"])
 _SIGNAL_CODE_BASE = 128
 _SIGNAL_WAIT_S, _FAILURE_WAIT_S = 2.0, 10.0
 
@@ -96,9 +97,10 @@ def _describe(error: Exception, debug: bool) -> tuple[str, int]:
 
 def _refuse_torchrun(arguments: Sequence[str]) -> None:
     """Refuse commands that every process would run in full, overwriting the same files."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and arguments[:1] not in (["train"], ["adapt"]):
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and arguments[:1] not in _SHARED_COMMANDS:
         raise UsageError(
-            "torchrun works only with `udaseg train` and `udaseg adapt`; run it without torchrun"
+            "torchrun works only with `udaseg train`, `adapt`, `eval` and `predict`; run this "
+            "without torchrun"
         )
 
 

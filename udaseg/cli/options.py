@@ -287,6 +287,16 @@ def parse_resize(option: str, text: str | None) -> Resize | None:
     )
 
 
+def parse_shard(text: str | None) -> tuple[int, int] | None:
+    """Return (I, N) of an option written `I/N`."""
+    if text is None:
+        return None
+    pair = re.fullmatch(r"([0-9]{1,6})/([1-9][0-9]{0,5})", text)
+    if pair is None:
+        raise UsageError(f"--shard must be I/N, for example 1/4, got {shortened(text)}")
+    return int(pair[1]), int(pair[2])
+
+
 def parse_scales(text: str) -> tuple[float, ...]:
     """Return the scales of a comma-separated list."""
     words = text.split(",")

@@ -34,7 +34,9 @@ def open_streams() -> None:
     _open_closed_descriptors()
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if stream is None:  # it was closed before the start
+        if name == "stdout" and os.environ.get("RANK", "0") != "0":  # rank 0 prints the results
+            sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+        elif stream is None:  # it was closed before the start
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
         elif stream is getattr(sys, f"__{name}__"):
             writer = io.TextIOWrapper(

@@ -8,8 +8,8 @@ import typer
 from udaseg.errors import UsageError
 from udaseg.text import printable
 
-_LOADER_LOGGER = "udaseg.data.loading.workers"
-"""Logger whose warnings concern files that only this process reads."""
+_FILE_LOGGERS = ("udaseg.data.loading.workers", "udaseg.prediction.images")
+"""Loggers whose warnings concern files that only this process reads."""
 
 
 class _StderrHandler(logging.Handler):
@@ -20,10 +20,10 @@ class _StderrHandler(logging.Handler):
         super().__init__(level if self._rank == 0 else max(level, logging.WARNING))
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Pass all records of rank 0, and the loader's warnings of the other ranks."""
+        """Pass all records of rank 0, and warnings about their files of the other ranks."""
         if self._rank == 0:
             return True
-        return record.name == _LOADER_LOGGER and record.levelno >= logging.WARNING
+        return record.name in _FILE_LOGGERS and record.levelno >= logging.WARNING
 
     def emit(self, record: logging.LogRecord) -> None:
         level = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""

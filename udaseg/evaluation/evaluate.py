@@ -15,12 +15,13 @@ from udaseg.data.labels.classes import IGNORE, ClassSpace, lookup_table
 from udaseg.data.labels.tables import Ids, check_ids
 from udaseg.data.loading.threads import Limit, OrderedWork
 from udaseg.display.progress import WorkProgress
-from udaseg.distributed import rank, world_size
+from udaseg.distributed import SHARES_TIMEOUT, on_rank_zero, rank, world_size
 from udaseg.errors import CheckpointError, DataError, UsageError
 from udaseg.evaluation.confusion import ConfusionMatrix
 from udaseg.evaluation.prediction_files import prediction_writer
 from udaseg.evaluation.protocols import classes_only_in_truth
 from udaseg.evaluation.scores import PUBLISHED_SCORING, ScoringOptions, check_protocol, summarise
+from udaseg.failures import process_group
 from udaseg.files import write_json, write_text
 from udaseg.inference import pipeline, trained_model
 from udaseg.inference.pipeline import InferenceOptions, SamplePrediction
@@ -75,7 +76,8 @@ def evaluate(
 ) -> Scores:
     """Return the scores of a run or checkpoint on labelled images, and write them into the run.
 
-    Scores of a loaded model, whose weights may have changed, are written only to `scoring.out`.
+    Scores of a loaded model, whose weights may have changed, are written only to `scoring.out`. The
+    processes of torchrun share the images, and each returns the scores of all.
 
     Args:
         run: Run folder, checkpoint, or a loaded model, which is scored with its own weights, on its
@@ -101,10 +103,19 @@ def evaluate(
     """
     options = options or EvaluationOptions()
     if isinstance(run, Model):
-        path, model, options = None, run, replace(options, weights=run.weights)
-    else:
-        path = Path(run)
-        model = trained_model.load(path, weights=options.weights, device=options.device)
+        return _evaluate(run, None, data, split, replace(options, weights=run.weights))
+    with process_group(options.device, SHARES_TIMEOUT):
+        model = trained_model.load(Path(run), weights=options.weights, device=options.device)
+        return _evaluate(model, Path(run), data, split, options)
+
+
+def _evaluate(
+    model: Model,
+    path: Path | None,
+    data: str | os.PathLike[str] | None,
+    split: str,
+    options: EvaluationOptions,
+) -> Scores:
     check_protocol(model.classes.names, options.scoring)
     opened = open_eval_data(model.recipe, data, options.inference, options.root)
     scores = _score(model, path, opened, split, options)
@@ -141,8 +152,14 @@ def evaluate_each(
     options = options or EvaluationOptions()
     if options.save is not None or options.scoring.out is not None:
         raise UsageError("several data sets: --save and --out are for one; name one data set")
-    names = [os.fspath(name) for name in data]
-    model = trained_model.load(Path(run), weights=options.weights, device=options.device)
+    with process_group(options.device, SHARES_TIMEOUT):
+        return _evaluate_each(Path(run), [os.fspath(name) for name in data], split, options)
+
+
+def _evaluate_each(
+    run: Path, names: Sequence[str], split: str, options: EvaluationOptions
+) -> ScoreMatrix:
+    model = trained_model.load(run, weights=options.weights, device=options.device)
     sets = [open_eval_data(model.recipe, name, options.inference, options.root) for name in names]
     for dataset, _ in sets:
         empty_matrix(model.classes, dataset, split)  # refuses what cannot be scored
@@ -151,7 +168,7 @@ def evaluate_each(
     check_protocol(model.classes.names, options.scoring)
     matrix, network_before = {}, _load_before(model)
     for name, opened in zip(names, sets, strict=True):
-        scores = _score(model, Path(run), opened, split, options)
+        scores = _score(model, run, opened, split, options)
         before = _score_before(network_before, name, split, options)
         matrix[opened[0].name] = replace(scores, before=before)
     return ScoreMatrix(matrix)
@@ -201,10 +218,16 @@ def _score(
         folder = run_folder / "eval" / name
         writing = writing_in_run(run_folder)
     if folder is not None:
-        with writing:
-            write_scores(Path(folder), scores)
+        on_rank_zero(partial(_write_locked, Path(folder), scores, writing))
         log.info("scores written to %s", folder)
     return scores
+
+
+def _write_locked(
+    folder: Path, scores: Scores, writing: contextlib.AbstractContextManager[None]
+) -> None:
+    with writing:
+        write_scores(folder, scores)
 
 
 def _load_before(model: Model) -> Model | None:

@@ -18,6 +18,7 @@ from udaseg.data.files.orientation import to_stored, to_upright, turned_size
 from udaseg.data.labels.classes import IGNORE, ClassSpace
 from udaseg.data.labels.read import read_label_ids
 from udaseg.data.labels.tables import Ids, stored_id_table
+from udaseg.distributed import on_rank_zero
 from udaseg.errors import DataError, UsageError
 from udaseg.files import write_json
 from udaseg.inference.pipeline import SamplePrediction
@@ -36,11 +37,18 @@ def prediction_writer(
 
     The PNGs have the orientation of the stored images. The folder must not contain PNGs.
     """
-    if folder.exists() and (not folder.is_dir() or find_files(folder, "**/*.png")):
-        raise UsageError(f"{folder}: already contains files; --save needs a new or empty folder")
     names = prediction_names(dataset.split(split))
     table = np.frombuffer(stored_id_table(classes, ids), np.uint8)
-    write_json(folder / PREDICTION_FILE, {"ids": ids, "classes": {"names": list(classes.names)}})
+
+    def start() -> None:
+        if folder.exists() and (not folder.is_dir() or find_files(folder, "**/*.png")):
+            raise UsageError(
+                f"{folder}: already contains files; --save needs a new or empty folder"
+            )
+        facts = {"ids": ids, "classes": {"names": list(classes.names)}}
+        write_json(folder / PREDICTION_FILE, facts)
+
+    on_rank_zero(start)
 
     def write(prediction: SamplePrediction) -> None:
         ids = np.asarray(cv2.LUT(prediction.labels, table), np.uint8)

@@ -17,12 +17,13 @@ from udaseg.data.files.orientation import turned_size
 from udaseg.data.labels.classes import IGNORE
 from udaseg.data.loading.threads import Limit, OrderedWork, batches_of_one_size, read_ahead
 from udaseg.display.progress import WorkProgress
+from udaseg.distributed import all_gather_object
 from udaseg.errors import DataError
 from udaseg.inference.input_images import InputImage, read_input_image
 from udaseg.inference.masks import MaskContent, count_ids, mask_content, write_masks
 from udaseg.inference.options import MAX_PIXELS, MaskKind
 from udaseg.inference.predictor import Predictor, PreparedImage
-from udaseg.prediction.inputs import refuse_unsupported
+from udaseg.prediction.inputs import refuse_unsupported, sort_key
 from udaseg.prediction.outputs import masks_intact
 from udaseg.prediction.plan import Job, Plan
 from udaseg.signals import StopSignal
@@ -57,6 +58,20 @@ class Outcome:
     frames: int = 0
     videos: int = 0
     peaks: list[int] = field(default_factory=list)
+
+    def of_all_processes(self) -> "Outcome":
+        """Return the results of all processes together; all of them must call it."""
+        total = Outcome()
+        for each in all_gather_object(self):
+            total.pixels += each.pixels
+            total.failures += each.failures
+            total.kept += each.kept
+            total.done += each.done
+            total.frames += each.frames
+            total.videos += each.videos
+            total.peaks += each.peaks
+        total.failures.sort(key=lambda failure: sort_key(str(failure[0])))
+        return total
 
     def skip(self, path: Path, fault: str | None) -> None:
         """Count an input that has a fault, which is logged, or else whose masks exist already."""

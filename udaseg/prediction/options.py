@@ -11,6 +11,7 @@ LabelFile = Literal["coco", "labelme", "label-studio", "cvat", "geotiff"]
 LABEL_FILES: tuple[LabelFile, ...] = get_args(LabelFile)
 """Files of annotation tools, and of maps, that masks can be written to."""
 
+_WHOLE_FILES = ("coco", "label-studio", "cvat")
 VIDEO_FORMATS = ("mp4", "webm", "avi", "frames")
 
 
@@ -34,12 +35,13 @@ class PredictOptions:
         abstain: Pixels with less confidence become ignore; None keeps all.
         calibrated: Use the temperature saved by `udaseg calibrate`, if there is one.
         batch: Images of one size per batch; None chooses.
+        shard: (I, N): predict only every Nth input, from the Ith on; other commands do the others.
         bits: Bits that the values of 16-bit images use, 8 to 16; None takes those of the run, or 16
             if it has seen no such images.
 
     Raises:
-        UsageError: A kind or container does not exist, `abstain` is not between 0 and 1, or both
-            `overwrite` and `resume` are given.
+        UsageError: A kind or container does not exist, `abstain` is not between 0 and 1, options
+            contradict each other, or a file of all images is to be written from a shard.
 
     Example:
         options = udaseg.PredictOptions(save=("ids", "overlay"), flip=True)
@@ -58,6 +60,7 @@ class PredictOptions:
     calibrated: bool = True
     batch: int | None = None
     bits: int | None = None
+    shard: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         known = (*MASK_KINDS, *LABEL_FILES)
@@ -70,9 +73,29 @@ class PredictOptions:
             raise UsageError(
                 "--overwrite replaces existing masks, --resume keeps them; give only one"
             )
+        if self.shard is not None:
+            self._check_shard(*self.shard)
         if self.bits is not None and not 8 <= self.bits <= 16:
             raise UsageError(f"--bits must be 8 to 16, got {self.bits}")
         check_ranges(window=self.window, batch=self.batch, abstain=self.abstain)
+
+    def _check_shard(self, number: int, count: int) -> None:
+        if not 1 <= number <= count:
+            raise UsageError(
+                f"--shard must be from 1/{count} to {count}/{count}, got {number}/{count}"
+            )
+        if self.overwrite:
+            raise UsageError(
+                "--overwrite replaces the masks of all images, --shard writes those of some; "
+                "choose a new --out"
+            )
+        whole = [kind for kind in self.label_files if kind in _WHOLE_FILES]
+        if whole:
+            raise UsageError(
+                f"--save {','.join(whole)} is one file of all images, which a shard has not; save "
+                "ids, and once all shards are done, repeat the command without --shard and with "
+                f"--resume --save ids,{','.join(whole)}"
+            )
 
     @property
     def _words(self) -> tuple[str, ...]:

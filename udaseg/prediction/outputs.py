@@ -39,7 +39,7 @@ def refuse_existing(plan: Plan) -> None:
 
 
 def find_other_networks(
-    path: Path, facts: Mapping[str, Any], plan: Plan, *, resume: bool
+    path: Path, facts: Mapping[str, Any], plan: Plan, *, mixing_option: str | None
 ) -> list[Any]:
     """Return the settings of other networks whose masks stay in the folder, and warn of them.
 
@@ -47,21 +47,25 @@ def find_other_networks(
         path: Settings file of the previous command; the caller replaces it.
         facts: Settings of this command.
         plan: Jobs of this command; their masks do not count, because all of them are replaced.
-        resume: Raise a `UsageError` for other settings instead.
+        mixing_option: Option with which other settings are refused, because masks of both would be
+            taken for those of one network.
     """
     previous = _read_previous_settings(path)
     earlier_facts = list(previous.pop(OTHER_NETWORKS, []))
     changed = ", ".join(key for key in facts if previous and previous.get(key) != facts[key])
-    if resume:
+    if mixing_option is not None:
+        remedy = "Use --overwrite or another --out"
+        if mixing_option == "--shard":
+            remedy = "Use another --out"
         if changed:
             raise UsageError(
                 f"{path.parent}: its masks were made with a different {changed}; "
-                "--resume would mix both. Use --overwrite or another --out"
+                f"{mixing_option} would mix both. {remedy}"
             )
         if earlier_facts:
             raise UsageError(
-                f"{path.parent}: contains masks of several networks, so --resume "
-                "cannot know which to keep. Use --overwrite or another --out"
+                f"{path.parent}: contains masks of several networks, so {mixing_option} "
+                f"cannot know which to keep. {remedy}"
             )
         return []
     if not (changed or earlier_facts) or (other := _other_mask(plan)) is None:

@@ -95,7 +95,8 @@ def predict(
 
     With `out`, masks have the size and orientation of the stored image; those of a video have the
     size and orientation of its displayed frames. Inputs that cannot be read are listed in
-    `failures.csv` and in the result.
+    `failures.csv` and in the result. The processes of torchrun share the inputs, and each returns
+    the result of all.
 
     The network sees everything upright, at its training resolution.
 
@@ -132,9 +133,10 @@ def predict(
         if "geotiff" in options.label_files:
             require_rasterio()
         plan = plan_outputs(resolved, Path(out), options.kinds, video=options.video)
-        if options.resume:
-            plan = plan.missing_first()
-        elif not options.overwrite:
+        if options.shard is not None:
+            number, count = options.shard
+            plan = plan[number - 1 :: count]
+        if not (options.overwrite or options.resume):
             refuse_existing(plan)
     if model is None:
         model = newest_finished_run(Path("runs"))

@@ -3,7 +3,8 @@
 import logging
 import os
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager, nullcontext
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -12,8 +13,17 @@ from udaseg import __version__
 from udaseg.data.files.video import VideoReader
 from udaseg.data.labels.classes import IGNORE, classes_to_dict
 from udaseg.data.labels.tables import label_ids
+from udaseg.distributed import (
+    SHARES_TIMEOUT,
+    barrier,
+    differences_between_ranks,
+    on_rank_zero,
+    rank,
+    world_size,
+)
 from udaseg.errors import DataError, Interrupted
-from udaseg.files import csv_text, write_json, write_text
+from udaseg.failures import process_group
+from udaseg.files import csv_text, sha256, write_json, write_text
 from udaseg.inference import trained_model
 from udaseg.inference.options import IDS_OF, MaskKind
 from udaseg.inference.prediction import Prediction, make_prediction
@@ -36,7 +46,6 @@ from udaseg.sizes import plain_size
 from udaseg.text import printable
 
 log = logging.getLogger(__name__)
-_FAILURES = "failures.csv"
 _SETTINGS = "prediction.json"
 _BATCH_ON_GPU = 8
 Network: TypeAlias = Model | str | os.PathLike[str]
@@ -84,12 +93,22 @@ def _prepared_batches(
 
 
 def write_all(plan: Plan, model: Network, options: PredictOptions) -> dict[str, Any]:
-    """Write the masks of all jobs and return the values of a `PredictSummary`."""
-    out = plan.out
+    """Write the masks of all jobs and return the values of a `PredictSummary`.
+
+    The processes of torchrun share the jobs; each returns the values of all.
+    """
+    if isinstance(model, Model):
+        return _write_all(plan, model, options)
+    with process_group(options.device, SHARES_TIMEOUT):
+        return _write_all(plan, model, options)
+
+
+def _write_all(plan: Plan, model: Network, options: PredictOptions) -> dict[str, Any]:
+    _refuse_different_inputs(plan)
+    out, failures_file = plan.out, _failures_file(plan.out, options)
     loaded, choice = _load_model(model, options)
     predictor, temperature = _make_predictor(loaded, options, options.kinds)
     facts = _mask_settings(loaded, options, temperature)
-    others = outputs.find_other_networks(out / _SETTINGS, facts, plan, resume=options.resume)
     settings = {
         **facts,
         **_saved_settings(options),
@@ -97,25 +116,30 @@ def write_all(plan: Plan, model: Network, options: PredictOptions) -> dict[str, 
         "batch": predictor.batch,
         "udaseg": __version__,
         **choice,
-        **({outputs.OTHER_NETWORKS: others} if others else {}),
     }
-    outcome = Outcome()
+    outcome, share = Outcome(), plan[rank() :: world_size()]
     images, videos = plan.split()
-    with outputs.convert_write_errors(out), StopSignal() as stop, outputs.output_lock(plan):
-        if options.overwrite:
-            outputs.remove_masks(plan)
-        write_json(out / _SETTINGS, settings)
+    with (
+        outputs.convert_write_errors(out),
+        StopSignal() as stop,
+        _claimed_folder(plan, settings, facts, options),
+    ):
+        own_images, own_videos = (share.missing_first() if options.resume else share).split()
         try:
-            if images:
-                predict_images(images, predictor, outcome, stop, resume=options.resume)
-            predict_videos(videos, predictor, outcome, stop, out, resume=options.resume)
-            if stop.number is None:
-                base = Path(plan.base)
-                write_label_files(options.label_files, images, base, out, loaded.classes)
+            if own_images:
+                predict_images(own_images, predictor, outcome, stop, resume=options.resume)
+            predict_videos(own_videos, predictor, outcome, stop, out, resume=options.resume)
+            is_stopped = stop.stop_requested()
+            outcome = outcome.of_all_processes()
+            if not is_stopped:
+                files, base = options.label_files, Path(plan.base)
+                on_rank_zero(partial(write_label_files, files, images, base, out, loaded.classes))
         finally:  # also when the machine fails in between
-            _write_failures(out / _FAILURES, outcome.failures)
-    warn_of_few_bits(outcome, predictor)
-    _raise_if_incomplete(plan, outcome, stop, out / _FAILURES, overwrite=options.overwrite)
+            if rank() == 0:
+                _write_failures(failures_file, outcome.failures)
+    if rank() == 0:
+        warn_of_few_bits(outcome, predictor)
+    _raise_if_incomplete(plan, outcome, stop, failures_file, overwrite=options.overwrite)
     return {
         "folders": _saved_paths(options, out),
         "image_inputs": len(images),
@@ -125,10 +149,42 @@ def write_all(plan: Plan, model: Network, options: PredictOptions) -> dict[str, 
         "frames": outcome.frames,
         "kept": outcome.kept,
         "failures": dict(outcome.failures),
-        "failures_file": out / _FAILURES,
+        "failures_file": failures_file,
         "pixels": dict(zip(loaded.classes.names, outcome.pixels.tolist(), strict=False)),
         "abstained": int(outcome.pixels[IGNORE]),
     }
+
+
+def _refuse_different_inputs(plan: Plan) -> None:
+    """Raise a `DataError` if the processes, perhaps on several hosts, do not see the same files."""
+    names = sha256("\0".join(plan.inputs).encode("utf-8", "surrogateescape"))
+    seen = f"{len(plan)} ({names[:8]})"
+    if differences := differences_between_ranks({"the number of inputs (digest)": seen}):
+        raise DataError(
+            f"the processes see different files: {differences}. Give all of them the same files "
+            "under the same paths"
+        )
+
+
+@contextmanager
+def _claimed_folder(
+    plan: Plan, settings: dict[str, Any], facts: dict[str, Any], options: PredictOptions
+) -> Iterator[None]:
+    """Make the output folder ready, and hold its lock; only rank 0 does, the others wait."""
+    path = plan.out / _SETTINGS
+
+    def find_others() -> list[Any]:
+        mixing = "--resume" if options.resume else "--shard" if options.shard else None
+        return outputs.find_other_networks(path, facts, plan, mixing_option=mixing)
+
+    others = on_rank_zero(find_others)
+    with outputs.output_lock(plan) if rank() == 0 else nullcontext():
+        if rank() == 0:
+            if options.overwrite:
+                outputs.remove_masks(plan)
+            write_json(path, {**settings, **({outputs.OTHER_NETWORKS: others} if others else {})})
+        barrier()
+        yield
 
 
 def _load_model(model: Network, options: PredictOptions) -> tuple[Model, dict[str, Any]]:
@@ -245,6 +301,13 @@ def _saved_paths(options: PredictOptions, out: Path) -> dict[str, Path]:
     return paths
 
 
+def _failures_file(out: Path, options: PredictOptions) -> Path:
+    if options.shard is None:
+        return out / "failures.csv"
+    number, count = options.shard
+    return out / f"failures-{number}-of-{count}.csv"
+
+
 def _write_failures(table: Path, failures: Sequence[tuple[Path, str]]) -> None:
     """Write the failures to a CSV file; remove the file if there are none."""
     if not failures:
@@ -271,7 +334,7 @@ def _raise_if_incomplete(
             f"Continue with the same command and --resume{replaced_option}",
             stop.number,
         )
-    if len(outcome.failures) == len(plan):
+    if plan and len(outcome.failures) == len(plan):
         raise DataError(
             f"none of {len(plan)} {noun} could be predicted; see {failures_file} for the reasons"
         )

@@ -1,5 +1,6 @@
 """The `udaseg eval` command: score a run or prediction files, or package predictions."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
@@ -81,6 +82,8 @@ def evaluate(
     quiet: options.Quiet = False,
 ) -> None:
     """Score a run, a checkpoint or predictions on labelled images."""
+    if os.environ.get("WORLD_SIZE", "1") != "1" and (predictions or submit):
+        raise UsageError("--predictions and --submit need one process; run them without torchrun")
     factors = options.parse_scales(scales)
     window_size = options.parse_height_width("--window", window)
     set_verbosity(verbose, quiet)

@@ -16,6 +16,7 @@ from udaseg.cli.options import (
     Verbose,
     Window,
     parse_height_width,
+    parse_shard,
 )
 from udaseg.cli.verbosity import set_verbosity
 from udaseg.display.console import print_json, print_line
@@ -90,6 +91,13 @@ def predict(
             "images that the run was trained on, otherwise 16.",
         ),
     ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Predict only every Nth input, from the Ith on, such as 1/4; for job schedulers.",
+        ),
+    ] = None,
     overwrite: Overwrite = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Keep existing masks and write only the missing ones.")
@@ -121,6 +129,7 @@ def predict(
         calibrated=not uncalibrated,
         batch=batch,
         bits=bits,
+        shard=parse_shard(shard),
     )
     summary = udaseg.predict(inputs=inputs, model=checkpoint, out=out, options=options)
     if output_format == "json":
@@ -151,7 +160,7 @@ def _json_of_summary(summary: "PredictSummary") -> dict[str, Any]:
 def _print_summary(summary: "PredictSummary") -> None:
     """Print the output folders and the largest classes."""
     parts = []
-    if summary.image_inputs:
+    if summary.image_inputs or not summary.video_inputs:
         parts.append(f"{count_text(summary.images, 'image')} predicted")
     if summary.videos:
         frames = count_text(summary.frames, "frame")
