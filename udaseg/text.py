@@ -102,6 +102,11 @@ def bits_text(bits: int) -> str:
     return f"read as {bits} bits, 0 to {2**bits - 1}"
 
 
+def bands_text(bands: Sequence[int]) -> str:
+    """Return how TIFFs of these three bands are read."""
+    return f"bands {', '.join(map(str, bands))} as red, green and blue"
+
+
 def file_size(size: int) -> str:
     """Return a number of bytes in readable form, such as 1.5 GB."""
     for unit, factor in (("GB", 10**9), ("MB", 10**6)):

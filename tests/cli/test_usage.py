@@ -291,6 +291,7 @@ def test_predict_needs_only_images(commands: Commands) -> None:
         "calibrated": True,
         "batch": None,
         "bits": None,
+        "bands": None,
         "shard": None,
         "weights": "student",
         "device": "auto",

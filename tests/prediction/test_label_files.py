@@ -187,7 +187,7 @@ def test_the_command_writes_them_after_the_masks(tmp_path, masks, monkeypatch):
 def test_geotiffs_need_their_extra(tmp_path, masks, monkeypatch):
     import udaseg
 
-    monkeypatch.setattr("udaseg.prediction.geotiffs.find_spec", lambda _: None)
+    monkeypatch.setattr("udaseg.data.files.bands.find_spec", lambda _: None)
     options = udaseg.PredictOptions(save="geotiff")
     with pytest.raises(EnvironmentFault, match=r"needs rasterio: pip install 'udaseg\[geo\]'"):
         udaseg.predict(tmp_path / "photos", "no_run", out=tmp_path / "new", options=options)

@@ -297,6 +297,18 @@ def parse_shard(text: str | None) -> tuple[int, int] | None:
     return int(pair[1]), int(pair[2])
 
 
+def parse_bands(text: str | None) -> tuple[int, int, int] | None:
+    """Return the bands of an option written `0,1,2`."""
+    if text is None:
+        return None
+    three = re.fullmatch(r"([0-9]{1,4}),([0-9]{1,4}),([0-9]{1,4})", text)
+    if three is None:
+        raise UsageError(
+            f"--bands must be three of the bands, the first is 0, as 0,1,2, got {shortened(text)}"
+        )
+    return int(three[1]), int(three[2]), int(three[3])
+
+
 def parse_scales(text: str) -> tuple[float, ...]:
     """Return the scales of a comma-separated list."""
     words = text.split(",")

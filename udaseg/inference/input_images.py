@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 from torch import Tensor
 
+from udaseg.data.files.bands import Bands
 from udaseg.data.files.bit_depth import largest_value
 from udaseg.data.files.images import Pixels, read_bytes, read_values, to_uint8
 from udaseg.data.files.orientation import orientation_of, to_upright, turned_size
@@ -48,21 +49,23 @@ class InputImage:
         return turned_size((self.pixels.shape[0], self.pixels.shape[1]), self.orientation)
 
 
-def read_input_image(path: Path, bits: int | None = None) -> InputImage:
-    """Return the image in a file; `bits` are those of 16-bit images, see `to_uint8`."""
+def read_input_image(path: Path, bits: int | None = None, bands: Bands | None = None) -> InputImage:
+    """Return the image in a file; for `bits` see `to_uint8`, for `bands` `read_values`."""
     data = read_bytes(path)
-    values = read_values(path, data=data, max_pixels=MAX_PIXELS)
+    values = read_values(path, data=data, max_pixels=MAX_PIXELS, bands=bands)
     pixels, peak = to_uint8(path, values, bits), largest_value(values)
     return InputImage(pixels, orientation_of(data), path, peak=peak)
 
 
-def to_input_image(source: ImageSource, bits: int | None = None) -> InputImage:
+def to_input_image(
+    source: ImageSource, bits: int | None = None, bands: Bands | None = None
+) -> InputImage:
     """Return the image that a path, array, Pillow image or tensor contains.
 
-    `bits` are those of 16-bit files and Pillow images, see `to_uint8`.
+    `bits` are those of 16-bit files and Pillow images, see `to_uint8`, `bands` those of files.
     """
     if isinstance(source, str | os.PathLike):
-        return read_input_image(Path(source), bits)
+        return read_input_image(Path(source), bits, bands)
     if isinstance(source, Image.Image):
         return _from_pillow(source, bits)
     if isinstance(source, Tensor):

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from udaseg.data.files.bands import Bands
 from udaseg.data.files.images import Pixels
 from udaseg.data.labels.classes import IGNORE, ClassSpace
 from udaseg.data.loading.transforms import Resampling, resize_image
@@ -61,6 +62,7 @@ class Predictor:
         logits: Also return the logits.
         batch: Images of one size per batch.
         bits: Bits of the values of 16-bit images; None if unknown.
+        bands: The bands of TIFFs that are read; None for gray, RGB or RGBA.
         resampling: How images are resized, as in the recipe.
     """
 
@@ -72,6 +74,7 @@ class Predictor:
     logits: bool = False
     batch: int = 1
     bits: int | None = None
+    bands: Bands | None = None
     resampling: Resampling = "area"
 
     def prepare(self, image: InputImage) -> PreparedImage:

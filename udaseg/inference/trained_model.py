@@ -16,7 +16,7 @@ from udaseg.inference.input_images import ImageSource, to_input_image
 from udaseg.inference.options import check_ranges
 from udaseg.inference.prediction import Prediction, make_prediction
 from udaseg.inference.predictor import Predictor
-from udaseg.inference.run_data import bits_of_run
+from udaseg.inference.run_data import bands_of_run, bits_of_run
 from udaseg.inference.sizes import network_input_size
 from udaseg.inference.tiles import TileOptions
 from udaseg.models.segmenter import Segmenter, merged_segmenter
@@ -135,7 +135,8 @@ class Model(nn.Module):
         check_ranges(window=window, abstain=abstain)
         if temperature is not None and not 0 < temperature < math.inf:
             raise UsageError(f"temperature must be above 0, got {temperature}")
-        source = to_input_image(image, bits_of_run(self.recipe))
+        bits, bands = bits_of_run(self.recipe), bands_of_run(self.recipe)
+        source = to_input_image(image, bits, bands)
         if temperature is None:
             temperature = read_temperature(self.checkpoint, self.weights) or 1.0
         options = TileOptions(self.device, window, flip, confidence=True, temperature=temperature)

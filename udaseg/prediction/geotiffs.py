@@ -3,24 +3,16 @@
 import logging
 import warnings
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 from udaseg.data.files.images import read_image
 from udaseg.data.labels.classes import IGNORE, ClassSpace
-from udaseg.errors import EnvironmentFault
 from udaseg.files import open_atomic
 from udaseg.inference.options import MAX_PIXELS
 from udaseg.prediction.plan import Job
 
 log = logging.getLogger(__name__)
 _SUFFIXES = (".tif", ".tiff")
-
-
-def require_rasterio() -> None:
-    """Raise an `EnvironmentFault` without the package that writes GeoTIFFs."""
-    if find_spec("rasterio") is None:
-        raise EnvironmentFault("--save geotiff needs rasterio: pip install 'udaseg[geo]'")
 
 
 def write_geotiffs(jobs: Sequence[Job], folder: Path, ids: Path, classes: ClassSpace) -> None:

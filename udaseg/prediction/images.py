@@ -211,15 +211,15 @@ def _pixels(item: PreparedImage) -> int:
 def _load_image(job: Job, *, predictor: Predictor, resume: bool) -> PreparedImage | _SkippedImage:
     try:
         refuse_unsupported(job.image)
-        header = image_header(job.image, max_pixels=MAX_PIXELS)
+        header = image_header(job.image, max_pixels=MAX_PIXELS, bands=predictor.bands)
         if resume:
             size = (header.height, header.width)
             upright = turned_size(size, image_orientation(job.image))
             if masks_intact(job.masks, size, upright):
                 return _SkippedImage(job.image)
-        prepared = predictor.prepare(read_input_image(job.image, predictor.bits))
+        prepared = predictor.prepare(read_input_image(job.image, predictor.bits, predictor.bands))
     except DataError as error:
         return _SkippedImage(job.image, str(error))
-    if header.loss:
+    if header.loss and predictor.bands is None:  # bands that are chosen were logged once
         log.warning("%s: %s", job.image, header.loss)
     return prepared

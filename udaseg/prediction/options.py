@@ -35,6 +35,8 @@ class PredictOptions:
         abstain: Pixels with less confidence become ignore; None keeps all.
         calibrated: Use the temperature saved by `udaseg calibrate`, if there is one.
         batch: Images of one size per batch; None chooses.
+        bands: Three bands of TIFFs that are read as red, green and blue, the first is 0; None takes
+            those of the run, or gray, RGB or RGBA.
         shard: (I, N): predict only every Nth input, from the Ith on; other commands do the others.
         bits: Bits that the values of 16-bit images use, 8 to 16; None takes those of the run, or 16
             if it has seen no such images.
@@ -60,6 +62,7 @@ class PredictOptions:
     calibrated: bool = True
     batch: int | None = None
     bits: int | None = None
+    bands: tuple[int, int, int] | None = None
     shard: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
@@ -77,6 +80,8 @@ class PredictOptions:
             self._check_shard(*self.shard)
         if self.bits is not None and not 8 <= self.bits <= 16:
             raise UsageError(f"--bits must be 8 to 16, got {self.bits}")
+        if self.bands is not None and (len(self.bands) != 3 or min(self.bands) < 0):
+            raise UsageError(f"--bands must be three whole numbers from 0, got {self.bands}")
         check_ranges(window=self.window, batch=self.batch, abstain=self.abstain)
 
     def _check_shard(self, number: int, count: int) -> None:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, overload
 
+from udaseg.data.files.bands import require_rasterio
 from udaseg.files import one_or_more
-from udaseg.prediction.geotiffs import require_rasterio
 from udaseg.prediction.inputs import resolve_inputs
 from udaseg.prediction.options import PredictOptions
 from udaseg.prediction.outputs import refuse_existing
@@ -131,7 +131,7 @@ def predict(
     plan = None
     if out is not None:
         if "geotiff" in options.label_files:
-            require_rasterio()
+            require_rasterio("--save geotiff")
         plan = plan_outputs(resolved, Path(out), options.kinds, video=options.video)
         if options.shard is not None:
             number, count = options.shard

@@ -28,7 +28,7 @@ from udaseg.inference import trained_model
 from udaseg.inference.options import IDS_OF, MaskKind
 from udaseg.inference.prediction import Prediction, make_prediction
 from udaseg.inference.predictor import Predictor, PreparedImage
-from udaseg.inference.run_data import bits_of_run
+from udaseg.inference.run_data import bands_of_run, bits_of_run
 from udaseg.inference.sizes import network_input_size
 from udaseg.inference.tiles import TileOptions
 from udaseg.inference.trained_model import Model
@@ -43,7 +43,7 @@ from udaseg.runs.calibration_file import read_temperature
 from udaseg.runs.worth import unknown_worth
 from udaseg.signals import StopSignal
 from udaseg.sizes import plain_size
-from udaseg.text import printable
+from udaseg.text import bands_text, printable
 
 log = logging.getLogger(__name__)
 _SETTINGS = "prediction.json"
@@ -227,6 +227,9 @@ def _make_predictor(
     if kinds is not None and "label-ids" in kinds:
         label_ids(model.classes)  # raises for classes without label ids
     log.info("%s, step %d, %s", model.checkpoint, model.step, model.weights)
+    bands = options.bands or bands_of_run(model.recipe)
+    if bands is not None:
+        log.info("TIFFs are read with %s; other bands are left out", bands_text(bands))
     confidence = kinds is None or "confidence" in kinds or options.abstain is not None
     temperature = None
     if confidence and options.calibrated:
@@ -248,6 +251,7 @@ def _make_predictor(
         logits=kinds is not None and "logits" in kinds,
         batch=options.batch or (_BATCH_ON_GPU if model.device.type == "cuda" else 1),
         bits=options.bits or bits_of_run(model.recipe),
+        bands=bands,
         resampling=model.recipe.target.resampling,
     )
     return predictor, temperature
@@ -277,12 +281,17 @@ def _mask_settings(
         "step": model.step,
         "checkpoint_sha256": model.sha256,
         "flip": options.flip,
-        "window": None if options.window is None else list(options.window),
+        "window": _as_list(options.window),
         "temperature": temperature,
         "abstain": options.abstain,
         "bits": options.bits or bits_of_run(model.recipe),
+        "bands": _as_list(options.bands or bands_of_run(model.recipe)),
         "classes": classes_to_dict(model.classes),
     }
+
+
+def _as_list(numbers: Sequence[int] | None) -> list[int] | None:
+    return None if numbers is None else list(numbers)
 
 
 def _saved_settings(options: PredictOptions) -> dict[str, Any]:

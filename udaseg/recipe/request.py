@@ -254,7 +254,7 @@ def _without_stale_parts(
     overrides: Sequence[str],
 ) -> Recipe:
     """Return a recipe without what overrides void: validation data, bits, the expected score."""
-    recipe = _without_other_bits(recipe, file_data, overrides)
+    recipe = _without_other_forms(recipe, file_data, overrides)
     oracle = recipe.source.data == recipe.target.data  # the labels of the target are trained on
     is_own = file_data == (None, None) and not sets_key(overrides, "validation", "data")
     if validates_other_data(recipe, file_data, overrides) or (is_own and oracle):
@@ -270,12 +270,13 @@ def _without_stale_parts(
     return recipe
 
 
-def _without_other_bits(recipe: Recipe, file_data: DataNames, overrides: Sequence[str]) -> Recipe:
-    """Return a recipe without the bits of images that overrides replace by other data."""
+def _without_other_forms(recipe: Recipe, file_data: DataNames, overrides: Sequence[str]) -> Recipe:
+    """Return a recipe without bits and bands of images that overrides replace by other data."""
     for name, before in zip(("source", "target"), file_data, strict=True):
-        domain = getattr(recipe, name)
-        if domain.data != before and not sets_key(overrides, name, "bits"):
-            recipe = replace(recipe, **{name: replace(domain, bits=None)})
+        for key in ("bits", "bands"):
+            domain = getattr(recipe, name)
+            if domain.data != before and not sets_key(overrides, name, key):
+                recipe = replace(recipe, **{name: replace(domain, **{key: None})})
     return recipe
 
 

@@ -70,9 +70,10 @@ def _several_sets(source: Source) -> Problems:
         )
         fits = not given or given == count > 1
         yield from _unless(fits, f"source.{name}", must, given)
-    holds = count == 1 or source.bits is None
-    must = "null with several data sets; write `bits` in the YAML of the set"
-    yield from _unless(holds, "source.bits", must, source.bits)
+    for name in ("bits", "bands"):
+        holds = count == 1 or getattr(source, name) is None
+        must = f"null with several data sets; write `{name}` in the YAML of the set"
+        yield from _unless(holds, f"source.{name}", must, getattr(source, name))
 
 
 def _machine(recipe: Recipe) -> Problems:

@@ -240,6 +240,9 @@ class RareClass:
     """Minimum pixels of the class in its crop, after `resize`."""
 
 
+_Band = Annotated[int, Ge(0)]
+
+
 @dataclass(frozen=True)
 class Domain:
     """Images of one domain and how they are cut for training."""
@@ -263,6 +266,10 @@ class Domain:
     bits: Annotated[int, Interval(ge=8, le=16)] | None = None
     """Bits that the values of 16-bit images use, such as 12; null takes what `prepare` found, or
     what the images of a folder use when a run opens it first, and the run stores it here.
+    """
+    bands: tuple[_Band, _Band, _Band] | None = None
+    """Three bands of TIFFs that are read as red, green and blue; the first band is 0. null takes
+    those of the dataset YAML, and the run stores them here.
     """
     resampling: Resampling = "area"
     """How `resize` computes pixels: `area` averages (enlarging is bilinear); `bicubic` is that of

@@ -27,7 +27,7 @@ from udaseg.recipe.methods import warm_up_steps
 from udaseg.recipe.schema import Recipe, Source
 from udaseg.recipe.stages import Stage, adapts, stages_of
 from udaseg.sizes import Resize, ShortSide, distorts, recipe_size
-from udaseg.text import bits_text, count_text, format_duration
+from udaseg.text import bands_text, bits_text, count_text, format_duration
 from udaseg.training.footprint import Footprint, estimate_footprint
 from udaseg.training.setup import RunData, TrainingSetup, class_totals, estimated_setup
 from udaseg.training.step import compute_gradients
@@ -57,7 +57,7 @@ def print_plan(
     if target is not None:
         target_samples = target.split(recipe.target.split)
         rows["target"] = f"{target.name}: {count_text(len(target_samples), 'image')}, labels unused"
-        rows["target"] += _bits_note(target)
+        rows["target"] += _form_note(target)
         _warn_of_aspect_ratio("target", "target.resize", recipe.target.resize, target_samples)
     if validation is not None:
         split = recipe.validation.split
@@ -121,7 +121,7 @@ def _source_rows(spec: Source, source: PreparedDataset) -> dict[str, str]:
     assert source.classes is not None
     samples, count = source.split(spec.split), len(source.classes)
     size = f"{count_text(len(samples), 'image')}, {count_text(count, 'class', 'classes')}"
-    rows = {"source": f"{source.name}: {size}{_bits_note(source)}"}
+    rows = {"source": f"{source.name}: {size}{_form_note(source)}"}
     if len(source.parts) > 1:
         counts = [f"{len(part.split(spec.split))} of {part.name}" for part in source.parts]
         drawn = f"in turns of {', '.join(map(str, spec.shares))}" if spec.shares else "as one set"
@@ -138,9 +138,11 @@ def _lacking(classes: ClassSpace, part: ClassSpace) -> list[str]:
     return [name for name in classes.names if name not in part.names]
 
 
-def _bits_note(dataset: PreparedDataset) -> str:
+def _form_note(dataset: PreparedDataset) -> str:
     bits = {part.bits: None for part in dataset.parts if part.bits}
-    return f"; 16-bit images {' and '.join(map(bits_text, bits))}" if bits else ""
+    note = f"; 16-bit images {' and '.join(map(bits_text, bits))}" if bits else ""
+    bands = {part.bands: None for part in dataset.parts if part.bands}
+    return note + "".join(f"; {bands_text(each)}" for each in bands)
 
 
 def _print_rows(rows: Iterable[tuple[str, str]]) -> None:

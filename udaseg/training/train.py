@@ -314,17 +314,19 @@ def _resume_after_restart(
 def _open_data(recipe: Recipe, root: Path) -> tuple[Recipe, RunData, EvaluationSets | None]:
     """Return the data sets of a run, and the images that checkpoints are compared on, if any.
 
-    The recipe that is returned has the bits of 16-bit images, which are decided here.
+    The recipe that is returned has the bits of 16-bit images, which are decided here, and bands.
     """
     with local_rank_zero_first():
         sources = [open_dataset(name, root=root) for name in recipe.source.sets]
         target = open_dataset(recipe.target.data, root=root) if adapts(recipe) else None
-    sources = [_with_bits(each, recipe.source) for each in sources]
-    if len(sources) == 1:  # the bits of several sets are in their indexes
-        recipe = replace(recipe, source=replace(recipe.source, bits=sources[0].bits or None))
+    sources = [_with_form(each, recipe.source) for each in sources]
+    if len(sources) == 1:  # those of several sets are in their indexes
+        bits, bands = sources[0].bits or None, sources[0].bands
+        recipe = replace(recipe, source=replace(recipe.source, bits=bits, bands=bands))
     if target is not None:
-        target = _with_bits(target, recipe.target)
-        recipe = replace(recipe, target=replace(recipe.target, bits=target.bits or None))
+        target = _with_form(target, recipe.target)
+        bits, bands = target.bits or None, target.bands
+        recipe = replace(recipe, target=replace(recipe.target, bits=bits, bands=bands))
     with local_rank_zero_first():
         validation = _open_validation(recipe, root)
         criterion_sets = open_criterion_sets(recipe, root)
@@ -354,8 +356,9 @@ def _open_validation(recipe: Recipe, root: Path) -> PreparedDataset | None:
     return scored_data(open_run_data(recipe, data, root=root), recipe)
 
 
-def _with_bits(dataset: PreparedDataset, domain: Domain) -> PreparedDataset:
-    """Return it with the bits of 16-bit images: the recipe's, else those found in the images."""
+def _with_form(dataset: PreparedDataset, domain: Domain) -> PreparedDataset:
+    """Return it with bands and bits: the recipe's, else its own, or the bits of its images."""
+    dataset = replace(dataset, bands=domain.bands or dataset.bands)
     bits = dataset.bits if domain.bits is None else domain.bits
     if bits is None:  # a plain folder; all ranks must read it in the same way
         bits = on_rank_zero(lambda: _find_bits(dataset))
@@ -365,7 +368,8 @@ def _with_bits(dataset: PreparedDataset, domain: Domain) -> PreparedDataset:
 def _find_bits(dataset: PreparedDataset) -> int:
     samples = [sample for split in dataset.splits.values() for sample in split]
     with LazyProgress(f"16-bit images of {dataset.name}") as progress:
-        return bits_of_files([dataset.image_path(sample) for sample in samples], progress)
+        paths = [dataset.image_path(sample) for sample in samples]
+        return bits_of_files(paths, progress, dataset.bands)
 
 
 def _hold_data(recipe: Recipe, data: RunData) -> None:

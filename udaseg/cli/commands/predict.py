@@ -15,6 +15,7 @@ from udaseg.cli.options import (
     Quiet,
     Verbose,
     Window,
+    parse_bands,
     parse_height_width,
     parse_shard,
 )
@@ -91,6 +92,14 @@ def predict(
             "images that the run was trained on, otherwise 16.",
         ),
     ] = None,
+    bands: Annotated[
+        str | None,
+        typer.Option(
+            metavar="R,G,B",
+            help="Three bands of TIFFs with more of them, from 0, such as 3,2,1. Default: those of "
+            "the images that the run was trained on.",
+        ),
+    ] = None,
     shard: Annotated[
         str | None,
         typer.Option(
@@ -129,6 +138,7 @@ def predict(
         calibrated=not uncalibrated,
         batch=batch,
         bits=bits,
+        bands=parse_bands(bands),
         shard=parse_shard(shard),
     )
     summary = udaseg.predict(inputs=inputs, model=checkpoint, out=out, options=options)

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from udaseg.display.console import print_json, print_line, safe_text, show_table
 from udaseg.sizes import recipe_size
-from udaseg.text import bits_text, count_text, format_size
+from udaseg.text import bands_text, bits_text, count_text, format_size
 
 if TYPE_CHECKING:
     from udaseg import DataVerification, PrepareReport
@@ -83,6 +83,8 @@ def _rows(report: "PrepareReport") -> Iterator[tuple[str, str]]:
     yield from _listed_rows(report)
     if report.dataset.bits:
         yield "16-bit images", bits_text(report.dataset.bits)
+    if report.dataset.bands:
+        yield "TIFFs", f"read with {bands_text(report.dataset.bands)}"
     yield "images in", str(report.dataset.image_root)
     if not report.check_only:
         yield "index in", str(report.folder)

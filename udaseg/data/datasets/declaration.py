@@ -11,6 +11,7 @@ from annotated_types import Interval, MinLen
 from pydantic import AfterValidator
 
 from udaseg import documents
+from udaseg.data.files.bands import Bands
 from udaseg.data.labels.class_files import with_listed_classes
 from udaseg.data.labels.formats import (
     BUILT_IN,
@@ -90,6 +91,7 @@ class Declaration:
         layouts: Alternative layouts to try if `images` matches no files.
         label_package: The package that reads `label_format`; None for a built-in format.
         bits: Bits that the values of 16-bit images use; None if `prepare` decides.
+        bands: The bands of TIFFs that are red, green and blue; None for gray, RGB or RGBA.
         label_orientation: Orientation of labels of turned images, if their size does not decide:
             `stored` or `upright`; None if it is not declared.
     """
@@ -113,6 +115,7 @@ class Declaration:
     layouts: tuple[Layout, ...] = ()
     label_package: LabelPackage | None = None
     bits: int | None = None
+    bands: Bands | None = None
     label_orientation: LabelOrientation | None = None
 
     @property
@@ -148,6 +151,7 @@ _Glob = Annotated[str, AfterValidator(_below_root), Must("a glob below the root"
 _Globs = Annotated[dict[str, _Glob] | _Glob, Must("a glob below the root, or one per split")]
 _INHERITED = ""  # no glob
 _Match = Annotated[Literal["stem"] | _Strip, Must("`stem` or `{strip: [ENDING, ...]}`")]
+_Band = Annotated[int, Interval(ge=0)]
 _Strings = Annotated[list[str], Must("a list of strings")]
 
 
@@ -189,6 +193,10 @@ class _Written(_About, LabelDescription):
     match: _Match = "stem"
     label_format: Any = "ids"
     bits: Annotated[int, Interval(ge=8, le=16), Must("a whole number from 8 to 16")] | None = None
+    bands: (
+        Annotated[tuple[_Band, _Band, _Band], Must("three whole numbers from 0, as [0, 1, 2]")]
+        | None
+    ) = None
     orientation: Annotated[LabelOrientation, Must("`stored` or `upright`")] | None = None
     classes: Classes | None = None  # type: ignore[assignment]  # required only with labels
     splits: Annotated[
@@ -277,6 +285,7 @@ def read_declaration(
         layouts=_layouts(written, document),
         label_package=label_package,
         bits=written.bits,
+        bands=written.bands,
         label_orientation=written.orientation,
     )
     document.problems.raise_if_any()

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
+from udaseg.data.files.bands import Bands
 from udaseg.data.files.forms import parse_form, refuse_other_form
 from udaseg.data.files.held import HeldFiles, read_held
 from udaseg.data.files.images import Pixels, read_stored_image
@@ -62,6 +63,7 @@ class PreparedDataset:
         blank_images: Images of a single colour; they stay in the splits.
         bits: Bits that the values of its 16-bit images use, 8 to 16; `NO_DEEP_IMAGES` if it has
             none, None if unknown.
+        bands: The bands of its TIFFs that are read; None for gray, RGB or RGBA.
         held: Files that must be what they were; see `udaseg.data.open.hold_files`.
     """
 
@@ -72,6 +74,7 @@ class PreparedDataset:
     splits: Mapping[str, tuple[Sample, ...]]
     blank_images: frozenset[str] = frozenset()
     bits: int | None = None
+    bands: Bands | None = None
     held: HeldFiles = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -101,7 +104,7 @@ class PreparedDataset:
         """
         path = self.image_path(sample)
         data = read_held(path, self.held)
-        pixels, orientation = read_stored_image(path, bits=self.bits, data=data)
+        pixels, orientation = read_stored_image(path, bits=self.bits, bands=self.bands, data=data)
         if orientation != sample.orientation:
             raise DataError(
                 f"{path}: has EXIF orientation {orientation}, but was prepared with "
@@ -157,6 +160,7 @@ def index_document(dataset: PreparedDataset) -> dict[str, Any]:
         },
         "blank": sorted(dataset.blank_images),
         "bits": dataset.bits,
+        "bands": dataset.bands,
     }
 
 
@@ -178,6 +182,7 @@ class _Index(TypedDict):
     splits: dict[str, list[_Row | _RowOfFormat1]]
     blank: NotRequired[list[str]]  # this and the next were added after the format was fixed
     bits: NotRequired[int]
+    bands: NotRequired[tuple[int, int, int] | None]
 
 
 def read_index(folder: Path) -> PreparedDataset:
@@ -227,6 +232,7 @@ def _parse_index(document: dict[str, Any], folder: Path) -> PreparedDataset:
             raise ValueError(f"{sample.image} has no such orientation")
     if (bits := document.get("bits")) not in (None, 0, *range(8, 17)):
         raise ValueError(f"no image has {bits} bits")
+    bands = document.get("bands")
     return PreparedDataset(
         name=document["name"],
         folder=folder,
@@ -235,6 +241,7 @@ def _parse_index(document: dict[str, Any], folder: Path) -> PreparedDataset:
         splits=splits,
         blank_images=frozenset(document.get("blank", [])),
         bits=bits,
+        bands=None if bands is None else (bands[0], bands[1], bands[2]),
     )
 
 

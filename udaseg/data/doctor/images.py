@@ -144,7 +144,7 @@ def _image_faults(result: InspectedImage) -> Iterator[tuple[str, str]]:
     item, path = result.item, result.item.image
     try:
         data, stamp = read_with_fingerprint(path, path.parent)
-        values = read_values(path, data=data)
+        values = read_values(path, data=data, bands=result.subject.bands)
         result.orientation = orientation_of(data)
     except DataError as error:
         yield file_fault(path) or ("damaged", _without_path(error, path))

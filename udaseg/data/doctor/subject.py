@@ -12,6 +12,7 @@ from udaseg.data.datasets.index import PreparedDataset, Sample, read_index
 from udaseg.data.datasets.layouts import match_layout
 from udaseg.data.datasets.pairs import DatasetFiles, find_pairs
 from udaseg.data.doctor.findings import Findings
+from udaseg.data.files.bands import Bands
 from udaseg.data.files.find import static_prefix
 from udaseg.data.labels.classes import ClassSpace
 from udaseg.data.labels.tables import LabelId
@@ -64,6 +65,7 @@ class Subject:
         checked_folders: Folders in which the names of all files are checked.
         expected: Published number of images of each split, if known.
         bits: Bits that 16-bit images are read by; None if `prepare` or a run decides.
+        bands: The bands of TIFFs that are read; None for gray, RGB or RGBA.
     """
 
     role: Role
@@ -78,6 +80,7 @@ class Subject:
     checked_folders: tuple[Path, ...] = ()
     expected: Mapping[str, int] = field(default_factory=dict)
     bits: int | None = None
+    bands: Bands | None = None
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -146,6 +149,7 @@ def _open_prepared(dataset: PreparedDataset, role: Role) -> Subject:
         left_out=(*stored["bad"], *stored["excluded"]),
         expected=read_builtin(dataset.name).expected_counts if is_builtin else {},
         bits=dataset.bits or None,
+        bands=dataset.bands,
     )
 
 
@@ -176,6 +180,7 @@ def _open_declared(declaration: Declaration, folder: Path, role: Role) -> Subjec
         checked_folders=tuple(dict.fromkeys(folder / static_prefix(glob) for glob in globs)),
         expected=declaration.expected_counts,
         bits=declaration.bits,
+        bands=declaration.bands,
     )
 
 

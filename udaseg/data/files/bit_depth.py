@@ -5,11 +5,13 @@ This is decided for a whole data set, never for one image: a dark image has smal
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from udaseg.data.files.bands import Bands
 from udaseg.data.files.images import image_header, read_values
 from udaseg.data.files.parallel import map_in_threads
 from udaseg.errors import DataError
@@ -33,7 +35,9 @@ def bits_of_values(peaks: Iterable[int]) -> int:
 
 
 def bits_of_files(
-    paths: Sequence[Path], on_progress: Callable[[int, int], None] | None = None
+    paths: Sequence[Path],
+    on_progress: Callable[[int, int], None] | None = None,
+    bands: Bands | None = None,
 ) -> int:
     """Return the bits that the 16-bit images among `paths` use; see `bits_of_values`.
 
@@ -42,7 +46,8 @@ def bits_of_files(
     """
     deep = [path for path in paths if is_deep(path)]
     bits = NO_DEEP_IMAGES
-    with closing(map_in_threads(_largest_value, deep, -1, on_progress)) as found:
+    largest = partial(_largest_value, bands=bands)
+    with closing(map_in_threads(largest, deep, -1, on_progress)) as found:
         for _, peak in found:
             bits = max(bits, bits_of_values(() if peak is None else (peak,)))
             if bits == FULL_BITS:
@@ -55,9 +60,9 @@ def largest_value(values: NDArray[np.uint8] | NDArray[np.uint16]) -> int | None:
     return None if values.dtype == np.uint8 else int(values.max())
 
 
-def _largest_value(path: Path) -> int | None:
+def _largest_value(path: Path, bands: Bands | None) -> int | None:
     try:
-        return largest_value(read_values(path))
+        return largest_value(read_values(path, bands=bands))
     except DataError:
         return None
 

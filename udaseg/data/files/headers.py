@@ -13,6 +13,7 @@ from typing import BinaryIO
 from PIL import Image, UnidentifiedImageError
 
 from udaseg.data.files import jpeg, tiff
+from udaseg.data.files.bands import Bands
 from udaseg.errors import DataError
 
 MAX_PIXELS = 100_000_000
@@ -47,13 +48,16 @@ class Header:
     problem: str = ""
 
 
-def read_header(path: Path, file: BinaryIO, max_pixels: int = MAX_PIXELS) -> Header:
+def read_header(
+    path: Path, file: BinaryIO, max_pixels: int = MAX_PIXELS, bands: Bands | None = None
+) -> Header:
     """Return what the header of the image in `file` says, without decoding it.
 
     Args:
         path: Name for error messages.
         file: The open file, at position 0.
         max_pixels: Maximum number of pixels, at most 178 million.
+        bands: The bands of a TIFF that are read; None for gray, RGB or RGBA.
     """
     start = file.read(_HEADER_BYTES)
     if start.startswith(PNG_SIGNATURE) and len(start) == _HEADER_BYTES and start[12:16] == b"IHDR":
@@ -66,8 +70,8 @@ def read_header(path: Path, file: BinaryIO, max_pixels: int = MAX_PIXELS) -> Hea
         )
     elif start.startswith(tiff.SIGNATURES):
         page = tiff.read_tiff(path, file)
-        loss = ", ".join(filter(None, (page.loss(), _loss_of_pages(page.pages))))
-        header = Header(*page.size, page.bits, loss, page.problem())
+        loss = ", ".join(filter(None, (page.loss(bands), _loss_of_pages(page.pages))))
+        header = Header(*page.size, page.bits, loss, page.problem(bands))
     else:
         header = _read_by_pillow(path, file, max_pixels)
     if header.width * header.height > max_pixels:

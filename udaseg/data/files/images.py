@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, features
 
 from udaseg.data.files import jpeg, tiff
+from udaseg.data.files.bands import Bands, read_bands
 from udaseg.data.files.headers import (
     HEIC_SUFFIXES,
     MAX_PIXELS,
@@ -62,9 +63,9 @@ def read_bytes(path: Path) -> bytes:
     return data
 
 
-def image_header(path: Path, *, max_pixels: int = MAX_PIXELS) -> Header:
-    """Return what the header of an image says."""
-    return _read_start(path, lambda file: read_header(path, file, max_pixels))
+def image_header(path: Path, *, max_pixels: int = MAX_PIXELS, bands: Bands | None = None) -> Header:
+    """Return what the header of an image says; `bands` as in `read_values`."""
+    return _read_start(path, lambda file: read_header(path, file, max_pixels, bands))
 
 
 def image_size(path: Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
@@ -104,6 +105,7 @@ def read_stored_image(
     data: bytes | None = None,
     max_pixels: int = MAX_PIXELS,
     bits: int | None = None,
+    bands: Bands | None = None,
 ) -> tuple[Pixels, int]:
     """Return an image as stored, (H, W, 3) uint8 RGB, and its EXIF orientation, 1 to 8.
 
@@ -114,22 +116,32 @@ def read_stored_image(
         data: Content of the file, if already read.
         max_pixels: Maximum number of pixels, checked before decoding.
         bits: Bits that the values of 16-bit images use; see `to_uint8`.
+        bands: Those of a TIFF that are read; see `read_values`.
     """
     data = read_bytes(path) if data is None else data
-    values = read_values(path, data=data, max_pixels=max_pixels)
+    values = read_values(path, data=data, max_pixels=max_pixels, bands=bands)
     return to_uint8(path, values, bits), orientation_of(data)
 
 
 def read_values(
-    path: Path, *, data: bytes | None = None, max_pixels: int = MAX_PIXELS
+    path: Path,
+    *,
+    data: bytes | None = None,
+    max_pixels: int = MAX_PIXELS,
+    bands: Bands | None = None,
 ) -> NDArray[np.uint8] | NDArray[np.uint16]:
-    """Return the values of an image as stored, (H, W, 3) RGB, uint8 or uint16."""
+    """Return the values of an image as stored, (H, W, 3) RGB, uint8 or uint16.
+
+    Of a TIFF, `bands` are read as red, green and blue; other files have no others.
+    """
     data = read_bytes(path) if data is None else data
-    header = read_header(path, io.BytesIO(data), max_pixels)
+    header = read_header(path, io.BytesIO(data), max_pixels, bands)
     refuse_damaged_image(path, data)
     if header.problem:
         raise DataError(f"{path}: {header.problem}")
     if data.startswith(tiff.SIGNATURES):
+        if bands is not None:
+            return read_bands(path, data, bands)
         return _decode_tiff(path, data, header.bits)
     if is_boxed(data):
         return decode_as_stored(path, data, in_color=True)[1]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from udaseg.data.files import jpeg
+from udaseg.data.files.bands import Bands
 from udaseg.errors import DataError
 
 SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -66,29 +67,38 @@ class Tiff:
         """Values of each pixel."""
         return self.value(_BANDS, 1)
 
-    def problem(self) -> str:
-        """Return why the pixels are not read as an image, or an empty string."""
+    def problem(self, chosen: Bands | None = None) -> str:
+        """Return why the pixels, or the chosen bands, are not read as an image, or ""."""
         bits, bands, photometric = self.bits, self.bands, self.value(_PHOTOMETRIC, 1)
         number = self.value(_FORMAT, 1)
         if number not in _UNSIGNED or bits > 16:
             name = f"{_FORMATS.get(number, 'uint')}{bits}"
             return f"{name} TIFF is not read: store 8 or 16 bits"
+        if chosen is not None and max(chosen) >= bands:
+            return f"has {bands} bands, from 0 to {bands - 1}, but `bands` names {max(chosen)}"
+        if chosen is not None:
+            return "" if bits in (8, 16) else f"bands of {bits} bits are not read: store 8 or 16"
         allowed = (1, 2) if photometric in _GREY else (4,) if photometric == _CMYK else (3, 4)
         if bands not in allowed:
-            advice = "such as three of the bands by `gdal_translate -b 1 -b 2 -b 3`"
-            return f"TIFF of {bands} bands is not read: store gray, RGB or RGBA, {advice}"
+            return (
+                f"TIFF of {bands} bands is not read: name three of them: `bands: [0, 1, 2]` in the "
+                "dataset YAML, target.bands=[0,1,2] for a folder, `predict --bands 0,1,2`"
+            )
         is_plain = (photometric, bands) in ((1, 1), (2, 3), (2, 4))
         if bits > 8 and (not is_plain or self.value(_PLANES, 1) == _SEPARATE):
             return f"this kind of {bits}-bit TIFF is not read: store gray or interleaved RGB"
         return ""
 
-    def loss(self) -> str:
-        """Return what the first page has that an RGB image lacks, or an empty string."""
+    def loss(self, chosen: Bands | None = None) -> str:
+        """Return what the first page has that an RGB image, or the chosen bands, lack, or ""."""
+        if chosen is not None:
+            others = ", ".join(str(band) for band in range(self.bands) if band not in chosen)
+            return f"has {self.bands} bands; left out: {others}" if others else ""
         if self.value(_PHOTOMETRIC, 1) == _CMYK:
             return CMYK_LOSS
         colors = 1 if self.value(_PHOTOMETRIC, 1) in _GREY else 3
         if self.bands > colors and self.value(_EXTRA, 0) not in _ALPHA:
-            return f"has {self.bands} bands, of which the last is not read"
+            return f"has {self.bands} bands, of which the last is not read (`bands` chooses others)"
         return ""
 
     def is_complete(self, data: bytes) -> bool:

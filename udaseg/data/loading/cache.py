@@ -205,9 +205,10 @@ def is_up_to_date(
 
 
 def stamp_of_image(dataset: PreparedDataset, sample: Sample) -> str:
-    """Return a text that changes with the image file, and with how its 16 bits are read."""
+    """Return a text that changes with the image file, and with how its bits and bands are read."""
     stamp = file_stamp(dataset.image_path(sample))
-    return f"{stamp} {dataset.bits}" if dataset.bits else stamp
+    read = (*([dataset.bits] if dataset.bits else []), *([dataset.bands] if dataset.bands else []))
+    return " ".join(map(str, (stamp, *read)))
 
 
 def _file_size(path: Path) -> int:

@@ -72,9 +72,11 @@ def convert_pair(
     """Read and check a pair; write its label below `into` unless that is None."""
     try:
         data, image_stamp = read_with_fingerprint(pair.image, folder)
-        image, orientation = read_values(pair.image, data=data), orientation_of(data)
+        image = read_values(pair.image, data=data, bands=declaration.bands)
+        orientation, header = orientation_of(data), io.BytesIO(data)
         height, width = turned_size((image.shape[0], image.shape[1]), orientation)
-        peak, loss = largest_value(image), read_header(pair.image, io.BytesIO(data)).loss
+        loss = read_header(pair.image, header, bands=declaration.bands).loss
+        peak = largest_value(image)
         if peak is not None:
             refuse_more_bits(pair.image, peak, declaration.bits or FULL_BITS)
         row = Row(

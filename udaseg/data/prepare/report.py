@@ -155,6 +155,7 @@ def build_report(
         {split: tuple(split_samples) for split, split_samples in samples.items()},
         frozenset(blank),
         declaration.bits or bits_of_values(row.peak for row in result.rows if row.peak is not None),
+        declaration.bands,
     )
     return PrepareReport(
         dataset,

@@ -130,7 +130,7 @@ def conversion_digest(declaration: Declaration, folder: Path, options: PrepareOp
     table = declaration.table
     classes = None if table is None else (table.classes, table.ids, sorted(table.ignore))
     facts = (_CONVERSION, folder.resolve(), options.on_mismatch, classes, declaration.label_format)
-    declared = (declaration.bits, declaration.label_orientation)
+    declared = (declaration.bits, declaration.bands, declaration.label_orientation)
     more: list[object] = [part for part in declared if part is not None]
     if table is not None and table.labels:
         more += [table.labels, sorted(table.ignored_labels)]
