@@ -42,7 +42,7 @@ def test_all_three_are_compared_and_adabn_is_what_rccr_has_to_beat(calls, tmp_pa
     said = " ".join(capsys.readouterr().out.split())
     assert "mIoU │ 20.00 │ 30.00 │ 28.00" in said
     assert "20.0 without adaptation, 30.0 (+10.0)" in said
-    assert "28.0 with RCCR too, -2.0 points against AdaBN" in said
+    assert "28.0 with RCCR too (-2.0 compared with AdaBN)" in said
     summary = json.loads((out / "summary.json").read_text())
     assert [summary[name]["miou"] for name in ("source_only", "adabn", "rccr")] == [0.2, 0.3, 0.28]
     assert (summary["seed"], summary["steps"]) == (3, 500)

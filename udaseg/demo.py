@@ -106,7 +106,7 @@ def _conclusion(
     return (
         f"On the unlabelled target, mIoU is {before:.1f} without adaptation, {plain:.1f} "
         f"({plain - before:+.1f}) with batch-norm statistics of the target alone (AdaBN), and "
-        f"{after:.1f} with RCCR too, {after - plain:+.1f} points against AdaBN. "
+        f"{after:.1f} with RCCR too ({after - plain:+.1f} compared with AdaBN). "
         f"This took {seconds:.0f} s.\n"
         f"Picture: {picture} (image | {' | '.join(_TITLES.values())} | truth)\n"
         f"Summary: {summary}\n"

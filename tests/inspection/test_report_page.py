@@ -144,12 +144,12 @@ def test_the_result_is_the_first_section():
     assert re.search("<h2>(.*?)</h2>", text)[1] == "Result"
     first = text[text.index('id="s-result"') : text.index('id="s-images"')]
     assert ">Adaptation probably made it worse<" in first
-    assert "Without target labels: worse (entropy <code>x</code>)." in first
+    assert "Verdict without target labels: worse; entropy <code>x</code>." in first
     assert first.count("<h3>") == 2
     criteria = text[text.index('id="s-without-labels"') :]
     cells = re.findall("<td[^>]*>(.*?)</td>", criteria)[:4]
     assert cells == ["lower", "0.250", "-", "baseline"]
-    assert "a: step 7 against entropy" in criteria
+    assert "a: step 7 (adapted) and entropy" in criteria
     assert 'id="s-without-labels"' not in report_page(page(run("b")))
 
 
@@ -157,14 +157,14 @@ def test_the_result_has_the_score_the_gain_and_the_classes_won_and_lost():
     base, other = run("base"), run("new", worth=worth("x", "better"), cost={"peak memory": "9 MiB"})
     other = dataclasses.replace(other, scores=scores((0.75, 0.15)))
     first, second = summarize(page(base, other, has_baseline=True))
-    assert (first.verdict, first.against, first.score) == ("", "", 0.375)
+    assert (first.verdict, first.change, first.score) == ("", "", 0.375)
     assert (second.verdict, second.tone) == ("Adaptation helped", "gain")
     assert (second.score, second.points) == (pytest.approx(0.45), pytest.approx(7.5))
     assert second.won == {"road": pytest.approx(25)}
     assert second.lost == {"car": pytest.approx(-10)}
     text = report_page(page(base, other, has_baseline=True))
     first = text[text.index('id="s-result"') : text.index('id="s-images"')]
-    for expected in ("+7.50", "45.00", "road +25.0", "car -10.0", "9 MiB", "against base"):
+    for expected in ("+7.50", "45.00", "road +25.0", "car -10.0", "9 MiB", "change from base"):
         assert expected in first, expected
 
 
@@ -188,8 +188,8 @@ def test_labels_decide_the_verdict(points, own, verdict):
     alone = dataclasses.replace(new, before=scores(), after=scores(iou))
     (summary,) = summarize(page(alone))
     assert summary.points == pytest.approx(points)
-    assert summary.against == "without adaptation"
-    assert "against without adaptation, green" in report_page(page(alone))
+    assert summary.change == "change by adaptation"
+    assert "in brackets the change by adaptation in points" in report_page(page(alone))
 
 
 def test_a_bar_has_what_was_gained_or_lost_in_another_colour():

@@ -25,13 +25,13 @@ def test_a_run_on_the_source_alone_has_no_target(tmp_path):
     assert rows["batch"] == "4 source images"
     content = read_run(alone, "alone", None)
     assert content.facts["target (unlabelled)"] == "none: trained on the source alone"
-    assert content.cost["images a step"] == "4"
+    assert content.cost["images per step"] == "4 of the source"
     rows = udaseg.info(adapted).to_json()
     assert rows["target"].startswith("toyland-target, train")
     assert rows["batch"] == "4 source and 4 target images"
     content = read_run(adapted, "adapted", None)
     assert content.facts["target (unlabelled)"].startswith("toyland-target, train")
-    assert content.cost["images a step"] == "4 + 4"
+    assert content.cost["images per step"] == "4 of the source and 4 of the target"
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def test_all_criteria_decide():
     assert worth(SAME, GOOD).verdict == "worse"
     assert preferred(worth(SAME, GOOD)) == dict.fromkeys(BETTER, "baseline")
     assert worth(SAME, SAME).verdict == "unclear"
-    assert worth(SAME, SAME).reason == "they hardly differ"
+    assert worth(SAME, SAME).reason == "the two networks hardly differ"
 
 
 @pytest.mark.parametrize("name", list(BETTER))
@@ -61,7 +61,8 @@ def test_what_the_source_and_mirror_images_say_is_shown_and_does_not_count():
     }
     assert judged.verdict == "better"
     assert judged.reason == (
-        "entropy, infomax, drift for the adapted network; flip, source for the baseline"
+        "the adapted network is better by entropy, infomax, drift; "
+        "the baseline is better by flip, source"
     )
 
 
@@ -90,9 +91,10 @@ def test_known_classes_that_vanish_are_named_and_count():
     assert worth(ours=kept).lost == []
     judged = worth(ours=lost)
     assert (judged.lost, judged.found) == (["sign"], [])
-    assert judged.reason == "the adapted network has lost sign"
+    assert judged.reason == "the adapted network hardly predicts sign any more"
     judged = worth(theirs=lost)
     assert (judged.lost, judged.found) == ([], ["sign"])
+    assert judged.reason == "the baseline hardly predicts sign"
     # the other network predicts too much of it, says the source
     assert worth(ours=lost, expected={**SHARES, "sign": 0.005}).lost == []
     # the other network did not know it: IoU on the source below 0.3

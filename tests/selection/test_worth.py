@@ -186,8 +186,8 @@ def test_a_damaged_file_is_no_verdict(home, change):
 def test_the_command_prints_the_verdict_and_the_values(home):
     home.add_warm_up(Wrong())
     output = udaseg("select", "run", "--worth-it", cwd=home.path)
-    verdict = "worth it? better: entropy, infomax, source, drift for the adapted network\n"
-    assert verdict in output.stdout
+    question, reason = "Was the adaptation worth it?", "entropy, infomax, source, drift"
+    assert f"{question} Yes: the adapted network is better by {reason}\n" in output.stdout
     assert "baseline: step 10, checkpoints/warm_up/step-000010.pt" in output.stdout
     (row,) = (line.split() for line in output.stdout.splitlines() if line.startswith("source"))
     assert row[:3] + row[4:] == ["source", "↑", "1.000", "adapted"]
@@ -198,7 +198,7 @@ def test_the_command_prints_the_verdict_and_the_values(home):
 
 def test_the_command_says_how_to_get_a_verdict(home):
     output = udaseg("select", "run", "--worth-it", cwd=home.path)
-    assert output.stdout.startswith("worth it? unknown: there is nothing to compare")
+    assert output.stdout.startswith("Was the adaptation worth it? Unknown: there is")
 
 
 @pytest.mark.parametrize(
@@ -292,7 +292,8 @@ def test_predict_can_follow_the_verdict(worse):
     settings, messages = predicted(worse, "--weights", "better")
     assert (settings["step"], settings["weights"]) == (10, "student")
     assert settings["worth"] == {"verdict": "worse", "network": "baseline"}
-    assert "worth it? worse" in messages
+    assert "the verdict on the adaptation is worse (the baseline is better by" in messages
+    assert "so the baseline network is used" in messages
     worse.add_warm_up(Wrong())
     worse.networks["run"] = ColorNetwork(), 40
     package.worth_it("run")
@@ -306,7 +307,8 @@ def test_predict_without_a_verdict_takes_the_adapted_network_and_says_so(worse):
     settings, messages = predicted(worse, "--weights", "better")
     assert settings["step"] == 40
     assert settings["worth"] == {"verdict": "unknown", "network": "adapted"}
-    assert "worth it? unknown" in messages
+    assert "the verdict on the adaptation is unknown (there is nothing" in messages
+    assert "so the adapted network is used" in messages
     assert "worth" not in predicted(worse)[1]
 
 

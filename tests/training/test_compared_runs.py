@@ -61,7 +61,7 @@ def test_without_anything_before_or_after_nothing_is_compared(root, tmp_path, wa
 def test_the_first_of_two_processes_compares_alone(root, tmp_path):
     run = tmp_path / "run"
     out, _ = torchrun(*adapt_words(root, run, "method.warm_up=0.5", method="dacs"), cwd=tmp_path)
-    assert out.count("worth it?") == 1
+    assert out.count("Was the adaptation worth it?") == 1
     stored = read_worth(run)
     again = udaseg.worth_it(run, options=udaseg.WorthOptions(images=1, root=root))
     for row, other in zip(again.criteria, stored.criteria, strict=True):

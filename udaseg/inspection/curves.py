@@ -15,7 +15,7 @@ _TITLES = {
     "confident": "share of confident target pixels",
     "confidence": "mean confidence of the pseudo-labels",
     "top_class": "share of the most frequent pseudo-label",
-    "uncertainty": "mean entropy of the target's labels (1 is a uniform guess)",
+    "uncertainty": "mean entropy of the pseudo-labels (1 is a uniform guess)",
     "oracle_miou": "mIoU on labelled target images (for reporting only; never used for selection)",
     "gradient_norm": "gradient norm before clipping",
     "pseudo_labels": "share of each class in the pseudo-labels",

@@ -26,7 +26,7 @@ from udaseg.text import format_duration
 _LOGGED_PATTERN = re.compile(r"^\S+ \S+ (?:WARNING|ERROR) \S+: (.*)$", re.MULTILINE)
 _MAX_LOG_WARNINGS = 20
 _MAX_TEXT_LENGTH = 20_000_000
-_EMPTY_VALUES = {"[]": "none", "null": "none"}
+_EMPTY_VALUES = ("[]", "null")
 
 
 def read_run(folder: Path, name: str, scored: str | None) -> RunContent:
@@ -65,7 +65,11 @@ def read_run(folder: Path, name: str, scored: str | None) -> RunContent:
         evaluations={key: scores.means for key, scores in evaluations.items()},
         metrics=metrics,
         cost=_cost(folder, status, recipe),
-        environment={key: _EMPTY_VALUES.get(value, value) for key, value in _flatten(environment)},
+        environment={
+            key.removeprefix("packages."): value
+            for key, value in _flatten(environment)
+            if value not in _EMPTY_VALUES
+        },
         warnings=list(dict.fromkeys(warnings)),
         features=features,
         worth=worth,
@@ -106,15 +110,14 @@ def _cost(folder: Path, status: Mapping[str, Any], recipe: Recipe) -> dict[str, 
     cost, recorded = {}, read_cost(folder)
     if recorded:
         seconds = max(1e-9, recorded["seconds"])
-        cost["training, all starts"] = f"{format_duration(seconds)} for {recorded['step']} steps"
-        which = "source and target" if adapts(recipe) else "source"
-        cost[f"images/s, {which}"] = f"{recorded['images'] / seconds:.1f}"
+        cost["training time"] = f"{format_duration(seconds)} for {recorded['step']} steps"
+        cost["images per second"] = f"{recorded['images'] / seconds:.1f}"
         memory = recorded["peak_memory_mib"]
-        cost["peak memory"] = f"{memory} MiB of {recorded['peak_memory_of']}"
+        cost["peak memory"] = f"{memory} MiB ({recorded['peak_memory_of']})"
     if "seconds" in status:
-        cost["last start, with scoring"] = format_duration(status["seconds"])
-    target = f" + {recipe.batch.target}" if adapts(recipe) else ""
-    cost["images a step"] = f"{recipe.batch.source}{target}"
+        cost["last start with scoring"] = format_duration(status["seconds"])
+    target = f" and {recipe.batch.target} of the target" if adapts(recipe) else ""
+    cost["images per step"] = f"{recipe.batch.source} of the source{target}"
     return cost
 
 

@@ -48,7 +48,7 @@ class _EvaluatedImage:
         for title, labels, classes in self.masks:
             layers.append(ImageLayer(title, mask_uri(labels, classes.colors), is_mask=True))
         for name, confidence in self.confidences.items():
-            title = f"confidence of {name}" if len(self.confidences) > 1 else "confidence"
+            title = f"confidence, {name}" if len(self.confidences) > 1 else "confidence"
             layers.append(ImageLayer(title, confidence_uri(confidence), is_mask=False))
         return ExampleImage(self.name, reason, layers)
 
@@ -100,18 +100,18 @@ def render_report_images(
             progress.advance()
     labelled = dataset.classes is not None and all(sample.label is not None for sample in chosen)
     measure = "mIoU" if labelled else "mean confidence"
-    measure += f" of {list(runs)[-1]}" if len(runs) > 1 else ""
+    last = f" ({list(runs)[-1]})" if len(runs) > 1 else ""
     spaced = evenly_spaced_indices(len(evaluated), max(1, show // 2))
     others = [index for index in range(len(evaluated)) if index not in spaced]
     worst = sorted(others, key=lambda index: np.nan_to_num(evaluated[index].score, nan=2.0))
     examples = []
     for index in [*spaced, *worst[: max(0, show - len(spaced))]]:
         prefix = "" if index in spaced else "among the worst: "
-        reason = f"{prefix}{measure} {percent(evaluated[index].score)} %"
+        reason = f"{prefix}{measure} {percent(evaluated[index].score)} %{last}"
         examples.append(evaluated[index].example(reason))
     caption = (
         f"{len(chosen)} of {len(samples)} images of {dataset.name}, {split}, were evaluated. "
-        f"Shown are evenly spaced images, then those with the lowest {measure}."
+        f"Shown are evenly spaced images, then those with the lowest {measure}{last}."
     )
     where = {"data": dataset.name, "split": split, "images": f"{len(chosen)} of {len(samples)}"}
     scores = {name: _scores(matrices[name], run.classes, where) for name, run in runs.items()}

@@ -15,7 +15,7 @@ from markupsafe import Markup, escape
 from udaseg.inspection.charts import histogram, reliability_chart
 from udaseg.inspection.curves import metric_curves
 from udaseg.inspection.report_content import PageContent
-from udaseg.inspection.summary import WITHOUT_ADAPTATION, summarize
+from udaseg.inspection.summary import WITHOUT_ADAPTATION, change_text, summarize
 from udaseg.text import percent
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -80,6 +80,7 @@ def _environment() -> Environment:
         "rows": _rows,
         "nan": math.nan,
         "without_adaptation": WITHOUT_ADAPTATION,
+        "change_text": change_text,
     }
     environment.filters |= {"percent": percent, "code": _with_code}
     environment.tests["measured"] = math.isfinite

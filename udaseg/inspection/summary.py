@@ -37,8 +37,8 @@ class Summary:
         reasons: Sentences that the verdict is based on.
         measure: Name of the mean IoU, such as `mIoU-19`.
         score: The mean IoU as a fraction; NaN without scores.
-        points: Its change against `against`, in points; NaN if it was not measured.
-        against: What the run is compared with; empty without a comparison.
+        points: Its change, in points; NaN if it was not measured.
+        change: What the change is due to or compared with; empty without a comparison.
         won: Classes that are better by `CLASS_POINTS` or more, best first, with the change.
         lost: Classes that are worse by as much, worst first.
         cost: Time and memory.
@@ -52,7 +52,7 @@ class Summary:
     measure: str = "mIoU"
     score: float = math.nan
     points: float = math.nan
-    against: str = ""
+    change: str = ""
     won: Mapping[str, float] = field(default_factory=dict)
     lost: Mapping[str, float] = field(default_factory=dict)
     cost: Mapping[str, str] = field(default_factory=dict)
@@ -90,13 +90,16 @@ def _summary(run: RunContent, baseline: RunContent | None) -> Summary:
         measure="mIoU" if shown is None else next(iter(shown.means), "mIoU"),
         score=math.nan if shown is None else shown.miou,
         points=points,
-        against=against if is_measured else "",
+        change=change_text(against) if is_measured else "",
         won={name: change for name, change in changes.items() if change >= CLASS_POINTS},
         lost={name: changes[name] for name in reversed(changes) if changes[name] <= -CLASS_POINTS},
-        cost={
-            key: run.cost[key] for key in ("training, all starts", "peak memory") if key in run.cost
-        },
+        cost={key: run.cost[key] for key in ("training time", "peak memory") if key in run.cost},
     )
+
+
+def change_text(other: str) -> str:
+    """Return the words for a change from another network to that of a run."""
+    return "change by adaptation" if other == WITHOUT_ADAPTATION else f"change from {other}"
 
 
 def _measured(points: float, against: str) -> tuple[str, Tone]:
@@ -113,9 +116,10 @@ def _reasons(run: RunContent, measured_on: Scores | None) -> list[str]:
     if measured_on is not None:
         protocol = {"images": "all", "data": "the data", **measured_on.protocol}
         where = ", ".join(protocol[key] for key in ("data", "split") if key in protocol)
-        reasons.append(f"Measured with labels on {protocol['images']} images of {where}.")
+        images = protocol["images"]
+        reasons.append(f"The change is measured with labels, on {images} images of {where}.")
     if run.worth is not None and (measured_on is None or run.worth.verdict != "unknown"):
-        reasons.append(f"Without target labels: {run.worth.verdict} ({run.worth.reason}).")
+        reasons.append(f"Verdict without target labels: {run.worth.verdict}; {run.worth.reason}.")
     return reasons
 
 

@@ -211,8 +211,8 @@ def _load_model(model: Network, options: PredictOptions) -> tuple[Model, dict[st
         return loaded, {}
     chosen = "baseline" if worth.verdict == "worse" else "adapted"
     level = logging.INFO if worth.verdict in ("better", "unclear") else logging.WARNING
-    told = "worth it? %s (%s): the %s network is used"
-    log.log(level, told, worth.verdict, worth.reason, chosen)
+    message = "the verdict on the adaptation is %s (%s), so the %s network is used"
+    log.log(level, message, worth.verdict, worth.reason, chosen)
     network = trained_model.load_baseline(worth, loaded) if chosen == "baseline" else loaded
     return network, {"worth": {"verdict": worth.verdict, "network": chosen}}
 

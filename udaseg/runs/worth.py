@@ -99,7 +99,7 @@ def unknown_worth(run: Path) -> Worth:
     """Return the verdict on a run without anything to compare with, and how to get one."""
     return Worth(
         "unknown",
-        "there is nothing to compare the adapted network with: train on the source alone, then "
+        "there is nothing to compare the adapted network with. Train on the source alone, then run "
         f"`udaseg select --worth-it {shlex.quote(str(run))} --baseline SOURCE_ONLY_RUN`; a run "
         "with method.warm_up=0.25 keeps its own network before the adaptation",
     )

@@ -101,7 +101,9 @@ def _reason(worth: Worth) -> str:
     parts = []
     for side, name in (("adapted", "adapted network"), ("baseline", "baseline")):
         criteria = ", ".join(row.name for row in worth.criteria if row.prefers == side)
-        parts += [f"{criteria} for the {name}"] if criteria else []
-    for word, classes in (("lost", worth.lost), ("found", worth.found)):
-        parts += [f"the adapted network has {word} {', '.join(classes)}"] if classes else []
-    return "; ".join(parts) or "they hardly differ"
+        parts += [f"the {name} is better by {criteria}"] if criteria else []
+    if worth.lost:
+        parts.append(f"the adapted network hardly predicts {', '.join(worth.lost)} any more")
+    if worth.found:
+        parts.append(f"the baseline hardly predicts {', '.join(worth.found)}")
+    return "; ".join(parts) or "the two networks hardly differ"

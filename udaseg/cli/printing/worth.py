@@ -9,13 +9,15 @@ from udaseg.display.console import print_json, print_line, safe_text, show_table
 if TYPE_CHECKING:
     from udaseg import Worth
 
+_ANSWERS = {"better": "Yes", "worse": "No", "unclear": "Unclear", "unknown": "Unknown"}
+
 
 def print_worth(worth: "Worth", output_format: str = "table") -> None:
     """Print a comparison of an adapted network with another one as `table` or `json`."""
     if output_format == "json":
         print_json(worth.to_json())
         return
-    print_line(f"worth it? {worth.verdict}: {worth.reason}")
+    print_line(f"Was the adaptation worth it? {_ANSWERS[worth.verdict]}: {worth.reason}")
     if worth.adapted is None or worth.baseline is None:
         return
     show_table(_criteria_table(worth))
