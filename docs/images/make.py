@@ -2,11 +2,13 @@
 
 `terminal.svg` shows what `udaseg adapt` prints in a terminal, by rich's own export;
 `adaptation.jpg` is the picture of `udaseg demo`: masks of the networks before and after adaptation.
-Both take minutes on a CPU.
+Both take minutes on a CPU. `report-*.png` shows the report of a run of toyland, which `--run`
+names, in chromium.
 """
 
 import argparse
 import io
+import itertools
 import os
 import pty
 import re
@@ -29,15 +31,21 @@ def main() -> None:
     """Make the pictures that the command line names, or all."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "names", nargs="*", choices=["terminal", "adaptation"], help="all by default"
+        "names",
+        nargs="*",
+        choices=["terminal", "adaptation", "report"],
+        help="all by default, but for the report without --run",
     )
     parser.add_argument("--root", type=Path, default=Path("data"), help="folder of prepared data")
+    parser.add_argument("--run", type=Path, help="run of toyland whose report is shown")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         if "terminal" in (arguments.names or ["terminal"]):
             record_terminal(arguments.root, Path(folder))
         if "adaptation" in (arguments.names or ["adaptation"]):
             draw_adaptation(arguments.root, Path(folder))
+        if arguments.run is not None and "report" in (arguments.names or ["report"]):
+            show_report(arguments.run, arguments.root, Path(folder))
 
 
 def record_terminal(root: Path, folder: Path) -> None:
@@ -92,6 +100,23 @@ def draw_adaptation(root: Path, folder: Path) -> None:
     with Image.open(folder / "demo" / "side_by_side.png") as picture:
         picture.thumbnail((1400, 1400))
         picture.convert("RGB").save(HERE / "adaptation.jpg", quality=82)
+
+
+def show_report(run: Path, root: Path, folder: Path) -> None:
+    """Write the top of the report of a run at three widths, light and dark: `report-*.png`."""
+    sys.path.insert(0, str(HERE.parents[1]))
+    from tests.support.browser import Browser
+
+    page = folder / "report.html"
+    udaseg("report", run, "--root", root, "--out", page)
+    for width, mode in itertools.product((1400, 800, 400), ("light", "dark")):
+        path, profile = HERE / f"report-{width}-{mode}.png", folder / f"{width}-{mode}"
+        with Browser(profile, width=width, height=1300, dark=mode == "dark") as browser:
+            browser.open(page)
+            browser.picture(path)
+        with Image.open(path) as picture:
+            colors = picture.convert("RGB").quantize(128, dither=Image.Dither.NONE)
+        colors.save(path, optimize=True)
 
 
 def udaseg(*words: object) -> None:
